@@ -1,0 +1,82 @@
+"""Engines generate: token ids in; token ids, their log-probabilities and a finish reason out.
+
+Every engine is one file here with a class that has the shape of `Engine`, and one line in `load_engine`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from evals.errors import UserError
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample. `temperature` 0 is greedy. `max_tokens` is never guessed: the caller says it."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and the seeds of its completions: len(seeds) of them share the prompt's prefill."""
+
+    prompt_ids: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response.
+
+    `token_ids` includes the end-of-sequence token when there is one. `logprobs` has one entry per token: the
+    log-probability of that token under the temperature-scaled distribution before top-p cuts it (None where an engine
+    cannot tell). `seconds` is the time from the start of `generate` to the last token.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    finish_reason: FinishReason
+    seconds: float
+    weight_version: str = ""
+
+
+class Output(NamedTuple):
+    request: int
+    """index into the requests"""
+    repeat: int
+    """index into that request's seeds"""
+    completion: Completion
+
+
+class Engine(Protocol):
+    tokenizer: Any
+    """a Hugging Face tokenizer"""
+    max_context: int
+    """longest prompt + completion in tokens"""
+    eos_ids: frozenset[int]
+    """every id that ends a sequence"""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
+        """Yield every completion as it finishes, in no particular order; each (request, repeat) exactly once.
+
+        Raises UserError for a prompt that does not fit the context: prompts are refused, never truncated.
+        A completion's tokens depend on its prompt, its seed and the weights, not on what else is in the batch
+        (up to float rounding).
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def load_engine(name: str, model: str, **options: Any) -> Engine:
+    """The engine called `name` over the model folder or hub id `model`."""
+    if name == "hf":
+        from evals.engines.hf import HFEngine
+
+        return HFEngine.load(model, **options)
+    raise UserError(f"unknown engine {name!r}. Known: hf.")

@@ -1,0 +1,99 @@
+"""Items: one problem with its reference answer, read from parquet or JSONL (verl's schema or columns by name)."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evals.errors import UserError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem. `prompt` is the bare problem: a prompt preset is applied when it is asked, never baked in."""
+
+    id: str
+    prompt: str
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)  # level, subject, source, ... : whatever reports group by
+
+
+def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Rows of a .jsonl, .jsonl.gz or .parquet file, in file order.
+
+    Raises UserError for a missing file, an unknown ending, or a line that is not a JSON object (with its number).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Expected a .jsonl, .jsonl.gz or .parquet file.")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as parquet:
+                for batch in parquet.iter_batches(batch_size=1024):
+                    yield from batch.to_pylist()
+        except (OSError, ValueError) as e:
+            raise UserError(f"{path}: not a readable parquet file ({e}).") from e
+        return
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise UserError(f"{path}: unknown kind of file. Expected .jsonl, .jsonl.gz or .parquet.")
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as e:
+                raise UserError(f"{path}, line {number}: not valid JSON ({e}).") from e
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
+            yield row
+
+
+def read_items(path: str | Path, prompt: str = "prompt", answer: str = "answer") -> list[Item]:
+    """Items of a file in verl's schema (prompt as chat, reward_model.ground_truth) or with plain columns by name.
+
+    Raises UserError naming the file, the row and the missing column; a file without a row is an error too.
+    """
+    items = [_item(path, number, row, prompt, answer) for number, row in enumerate(read_rows(path))]
+    if not items:
+        raise UserError(f"{path}: the file has no rows.")
+    return items
+
+
+def _item(path: str | Path, number: int, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
+    def column(name: str) -> Any:
+        if row.get(name) is None:
+            raise UserError(f"{path}, row {number}: no column {name!r}. The row has: {', '.join(sorted(row))}.")
+        return row[name]
+
+    asked = column(prompt)
+    if isinstance(asked, list):  # verl: a chat; the problem is what the user says
+        asked = "\n\n".join(str(m["content"]) for m in asked if m.get("role") == "user")
+    if "reward_model" in row and answer not in row:
+        reference = (row["reward_model"] or {}).get("ground_truth")
+        if reference is None:
+            raise UserError(f"{path}, row {number}: reward_model has no 'ground_truth'.")
+    else:
+        reference = column(answer)
+    extra = dict(row.get("extra_info") or {})
+    known = {prompt, answer, "reward_model", "extra_info"}
+    meta = {**{k: v for k, v in row.items() if k not in known and isinstance(v, str | int | float | bool)}, **extra}
+    name = row.get("id", extra.get("id", extra.get("index")))
+    return Item(str(name) if name is not None else item_id(asked), str(asked), str(reference), meta)
+
+
+def item_id(text: str) -> str:
+    """A stable id for a problem that has none: the first 16 hex digits of the SHA-256 of its text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on nothing but `parts` (run seed, item, repeat, step, ...)."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
