@@ -29,7 +29,9 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
             if e.errno != 28:  # ENOSPC; other I/O errors are unexpected here and keep their traceback
                 raise
             where = f" while writing {e.filename}" if e.filename else ""
-            print(f"error: the disk is full{where}. Free some space, then start the same command again.", file=sys.stderr)
+            print(
+                f"error: the disk is full{where}. Free some space, then start the same command again.", file=sys.stderr
+            )
             return 1
 
     return wrapped
