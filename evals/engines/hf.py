@@ -55,7 +55,7 @@ class HFEngine:
     def _decode(
         self, wave: list[tuple[int, int]], requests: Sequence[Request], sampling: Sampling, started: float
     ) -> Iterator[Output]:
-        """Decode one wave: (request, repeat) pairs that share a batch. B rows, P distinct prompts, S cached positions."""
+        """Decode one wave: (request, repeat) pairs in a batch. B rows, P distinct prompts, S cached positions."""
         device = next(self.model.parameters()).device
         prompts = list(dict.fromkeys(request for request, _ in wave))
         mask_PS, logits_PV, cache = self._prefill([requests[i].prompt_ids for i in prompts], device)
@@ -86,11 +86,9 @@ class HFEngine:
                 if ended_B[row] or position + 1 == sampling.max_tokens:
                     done_B[row] = True
                     reason: FinishReason = "stop" if ended_B[row] else "length"
+                    taken = tuple(ids.pop(key)), tuple(logps.pop(key))
                     seconds = time.perf_counter() - started
-                    yield Output(
-                        *key,
-                        Completion(tuple(ids.pop(key)), tuple(logps.pop(key)), reason, seconds, self.weight_version),
-                    )
+                    yield Output(key[0], key[1], Completion(*taken, reason, seconds, self.weight_version))
             if done_B.all():
                 return
             if (~done_B).mean() < COMPACT_BELOW:
@@ -112,7 +110,7 @@ class HFEngine:
             position_B = position_B + 1
 
     def _prefill(self, prompts: list[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Run each distinct prompt once, padded on the left. Returns the mask [P, S], last logits [P, V] and the cache."""
+        """Run each distinct prompt once, padded on the left: its mask [P, S], last logits [P, V] and the cache."""
         longest = max(map(len, prompts))
         ids_PS = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask_PS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -138,7 +136,7 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized or end > self._buffers[0].shape[-2]:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             grown = [x.new_empty(*x.shape[:-2], 2 * end, x.shape[-1]) for x in (key_states, value_states)]
-            if used:
+            if self.keys is not None and self.values is not None:
                 grown[0][..., :used, :], grown[1][..., :used, :] = self.keys, self.values
             self._buffers = grown
         keys, values = self._buffers
@@ -166,7 +164,7 @@ def _waves(order: list[int], requests: Sequence[Request], size: int) -> Iterator
 
 
 def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
-    """[len(seeds), count] uniform numbers in [0, 1), float64; a row depends on its own seed only (Philox, by counter)."""
+    """[len(seeds), count] uniform numbers in [0, 1), float64; a row depends on its own seed only (Philox)."""
     return np.stack([np.random.Generator(np.random.Philox(key=seed)).random(count) for seed in seeds])
 
 
@@ -222,8 +220,8 @@ def check_fits(prompt_tokens: int, max_tokens: int, max_context: int, what: str)
         raise UserError(f"{what} is empty: it has no tokens.")
     if prompt_tokens + max_tokens > max_context:
         raise UserError(
-            f"{what} has {prompt_tokens} tokens and max_tokens is {max_tokens}, together more than the model's context of "
-            f"{max_context}. Lower max_tokens or leave the prompt out."
+            f"{what} has {prompt_tokens} tokens and max_tokens is {max_tokens}, together more than the model's context "
+            f"of {max_context}. Lower max_tokens or leave the prompt out."
         )
 
 
@@ -240,7 +238,7 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
     folder = str(Path(model).expanduser()) if looks_local else model
     if looks_local and not (Path(folder) / "config.json").is_file():
         raise UserError(
-            f"{model}: not a model folder (no config.json in it). Expected a Hugging Face folder or a hub id."
+            f"{model}: not a model folder (no config.json in it). Expected a Hugging Face folder, or a hub id."
         )
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -251,7 +249,8 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as e:
         raise UserError(_cannot_load(model, "tokenizer", looks_local, e)) from e
-    return loaded.to(device), tokenizer
+    loaded.to(device)  # type: ignore[call-arg]  (the stub of the library's decorator loses `self`)
+    return loaded, tokenizer
 
 
 def _cannot_load(model: str, part: str, local: bool, error: Exception) -> str:

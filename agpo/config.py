@@ -1,0 +1,304 @@
+"""Configuration of a training run: typed, one docstring per key; a YAML recipe under dotted overrides."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from agpo.objective import PRESETS, Objective, resolve
+from evals.errors import UserError
+from evals.grading.math import GRADERS
+from evals.prompts import PRESETS as PROMPTS
+
+PACKAGE = Path(__file__).parent
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+class DataConfig(_Section):
+    """Where problems come from. `data=PATH` on the command line sets `path`."""
+
+    path: str = "arith"
+    """a .parquet or .jsonl file (verl's schema, or columns by name), or `arith`: procedural chain arithmetic"""
+    prompt_column: str = "prompt"
+    """column with the problem"""
+    answer_column: str = "answer"
+    """column with the reference answer"""
+    size: int = Field(default=4096, ge=1)
+    """number of problems to make, for `arith`"""
+
+
+class RolloutConfig(_Section):
+    """How completions are sampled."""
+
+    prompts_per_step: int = Field(default=32, ge=1)
+    """prompts of a step (the paper's train batch size)"""
+    samples_per_prompt: int = Field(default=8, ge=2)
+    """group size G; a group of one has no advantage"""
+    temperature: float = Field(default=1.0, gt=0)
+    """of sampling and of the policy's log-probabilities alike"""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """below 1 the sampled distribution is not the policy's: the ratio is then off"""
+    max_tokens: int = Field(default=64, ge=1)
+    """longest response, in tokens"""
+    max_sequences: int = Field(default=256, ge=1)
+    """sequences decoded together; memory against speed"""
+
+
+class UpdateConfig(_Section):
+    """How the policy is updated."""
+
+    prompts_per_minibatch: int = Field(default=8, ge=1)
+    """groups of one optimizer update (the paper's mini-batch size)"""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """padded tokens that go through the model at once; never changes a result beyond rounding"""
+    lr: float = Field(default=1e-6, gt=0)
+    """peak learning rate of AdamW"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays"""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """shape of the learning rate after the warm-up, over all updates of the run"""
+    warmup_updates: int = Field(default=0, ge=0)
+    """updates until the peak learning rate; clipped ones count"""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """gradient clipping by global norm; 0 is off"""
+    max_refused: int = Field(default=10, ge=0)
+    """stop after this many updates with a loss or gradient that is not finite"""
+
+
+class EvalConfig(_Section):
+    """Evaluation during training, into the same store."""
+
+    bench: str = ""
+    """name of a benchmark of `python -m evals.run --list`; empty: none"""
+    data: str = ""
+    """local file of the benchmark; empty: as the benchmark loads by default"""
+    every: int = Field(default=0, ge=0)
+    """evaluate every this many steps besides before the first and after the last; 0: only those two"""
+    size: int = Field(default=256, ge=1)
+    """problems, a seeded sample"""
+    n: int = Field(default=1, ge=1)
+    """completions per problem"""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy"""
+    max_tokens: int = Field(default=0, ge=0)
+    """0: as in rollout"""
+
+
+class CheckpointConfig(_Section):
+    """When the run is saved. A killed run continues from its last checkpoint, exactly."""
+
+    every: int = Field(default=10, ge=1)
+    """steps between checkpoints"""
+    keep: int = Field(default=2, ge=1)
+    """how many of the latest to keep; the last step's is always kept"""
+
+
+class HardwareConfig(_Section):
+    """What the recipe needs; checked before anything is loaded."""
+
+    gpus: int = Field(default=0, ge=0)
+    """GPUs in this process"""
+    gpu_memory_gib: int = Field(default=0, ge=0)
+    """memory of each"""
+
+
+class TrainConfig(_Section):
+    """A training run."""
+
+    name: str = "run"
+    """a label for tables and figures"""
+    model: str = "tiny"
+    """a Hugging Face folder or hub id, or `tiny`: the start model that comes with the package"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of the weights; auto is float32 on a CPU and bfloat16 on a GPU"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 leaves torch's choice"""
+    data: DataConfig = DataConfig()
+    prompt: str = "arith"
+    """prompt preset, see `evals/prompts.py`"""
+    reward: str = "math"
+    """grader of a response, see `evals/grading`"""
+    objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
+    """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/objective.py`"""
+    rollout: RolloutConfig = RolloutConfig()
+    update: UpdateConfig = UpdateConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    steps: int = Field(default=100, ge=1)
+    """rollout batches"""
+    seed: int = Field(default=0, ge=0)
+    """decides the order of the data and every sampled token"""
+    out: str = "runs"
+    """folder that gets a sub-folder per run, with checkpoints and the picture"""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _data_as_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objective(cls, value: Any) -> Any:
+        value = {"preset": value} if isinstance(value, str) else {"preset": "agpo", **value}
+        objective_of(value)  # raises ValueError for a wrong knob
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt(cls, value: str) -> str:
+        return _one_of(value, PROMPTS, "prompt preset")
+
+    @field_validator("reward")
+    @classmethod
+    def _reward(cls, value: str) -> str:
+        return _one_of(value, GRADERS, "reward")
+
+    @model_validator(mode="after")
+    def _whole_minibatches(self) -> "TrainConfig":
+        prompts, part = self.rollout.prompts_per_step, self.update.prompts_per_minibatch
+        if prompts % part:
+            raise ValueError(
+                f"rollout.prompts_per_step ({prompts}) must be a multiple of update.prompts_per_minibatch ({part}): "
+                "mini-batches are made of whole groups."
+            )
+        return self
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.rollout.prompts_per_step // self.update.prompts_per_minibatch
+
+
+def objective_of(chosen: Mapping[str, Any]) -> Objective:
+    """The Objective of a configuration's `objective` section. Raises ValueError naming the wrong key or value."""
+    knobs = {name: value for name, value in chosen.items() if name != "preset"}
+    allowed = {field.name: str(field.type) for field in fields(Objective)}
+    for name, value in knobs.items():
+        if name not in allowed:
+            raise ValueError(f"objective has no knob {name!r}.{_did_you_mean(name, allowed)}")
+        _check_knob(name, value)
+    return resolve(str(chosen["preset"]), **knobs)
+
+
+def _check_knob(name: str, value: Any) -> None:
+    """Objective is a plain dataclass: its types are checked here, where users write them."""
+    from typing import get_args, get_type_hints
+
+    from pydantic import TypeAdapter
+
+    hint = get_type_hints(Objective)[name]
+    try:
+        TypeAdapter(hint).validate_python(value, strict=not (hint is float or float in get_args(hint)))
+    except ValidationError as e:
+        raise ValueError(f"objective.{name}={value!r}: {e.errors()[0]['msg']}.") from e
+
+
+def recipes() -> dict[str, Path]:
+    """Shipped recipes by name."""
+    return {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.yaml"))}
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The configuration of a recipe (a shipped name or a YAML file) with `key.path=value` overrides on top.
+
+    Raises UserError for an unknown recipe, a key that does not exist (with the nearest one), or a wrong value.
+    """
+    shipped = recipes()
+    path = shipped.get(recipe) or Path(recipe)
+    if not path.is_file():
+        raise UserError(f"unknown recipe {recipe!r}. Shipped: {', '.join(shipped)}. A YAML file of your own works too.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(e).split())}).") from e
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(tree).__name__}.")
+    for override in overrides:
+        _apply(tree, override)
+    return make_config(tree, str(path))
+
+
+def make_config(tree: Mapping[str, Any], where: str) -> TrainConfig:
+    """Validate a tree of keys. Raises UserError with one line per mistake."""
+    try:
+        return TrainConfig.model_validate(dict(tree))
+    except ValidationError as e:
+        raise UserError(f"configuration ({where}): " + "; ".join(_explain(error) for error in e.errors())) from e
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise UserError(f"override {override!r}: expected key=value, e.g. update.lr=1e-6.")
+    try:
+        value = _number(yaml.safe_load(text))
+    except yaml.YAMLError as e:
+        raise UserError(f"override {override!r}: the value is not valid YAML.") from e
+    *path, last = key.split(".")
+    node = tree
+    for part in path:
+        below = node.get(part)
+        if isinstance(below, str) and part in ("objective", "data"):  # the short forms of these sections
+            below = {"preset" if part == "objective" else "path": below}
+        node[part] = below if isinstance(below, dict) else {}
+        node = node[part]
+    if not path and key in ("objective", "data") and isinstance(value, str) and isinstance(node.get(key), dict):
+        node[key] = {**node[key], "preset" if key == "objective" else "path": value}
+    else:
+        node[last] = value
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-6 as text (it wants 1.0e-6); people do not."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"no key {key!r}.{_did_you_mean(key, dict(all_keys()))}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], Mapping | BaseModel) else f" (got {error['input']!r})"
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _did_you_mean(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = near or [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
+    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+
+
+def _one_of(value: str, known: Mapping[str, Any], what: str) -> str:
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}")
+    return value
+
+
+def all_keys(section: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, description with the default) of everything that can be set, for --keys."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from all_keys(kind, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+            yield f"{prefix}{name}", f"{field.description or ''} [{default}]"
+    if section is TrainConfig:
+        for field in fields(Objective):
+            yield f"objective.{field.name}", f"[{field.default}; presets: {', '.join(PRESETS)}]"

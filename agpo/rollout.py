@@ -1,0 +1,74 @@
+"""Rollouts: draw prompts, sample completions, grade them while others still decode, form groups."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from agpo.batch import Group, Sample
+from evals.engines import Completion, Engine, Request, Sampling
+from evals.engines.hf import check_fits
+from evals.errors import UserError
+from evals.grading import Verdict
+from evals.items import Item, derive_seed
+from evals.prompts import encode
+
+
+def draw(items: Sequence[Item], seed: int, step: int, count: int) -> list[Item]:
+    """The `count` different items of a step: a function of (seed, step) alone, so that a resumed run draws the same.
+
+    An epoch is a fresh permutation, cut into whole steps; what is left over waits for another epoch's order.
+    """
+    steps_per_epoch = len(items) // count
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"the data has {len(items)} problems, fewer than rollout.prompts_per_step={count}. "
+            "Lower it (and update.prompts_per_minibatch) or give more data."
+        )
+    epoch, at = divmod(step, steps_per_epoch)
+    order = np.random.Generator(np.random.Philox(key=derive_seed(seed, "epoch", epoch))).permutation(len(items))
+    return [items[i] for i in order[at * count : (at + 1) * count]]
+
+
+def rollout(
+    engine: Engine,
+    grader: Any,
+    items: Sequence[Item],
+    *,
+    preset: str,
+    samples_per_prompt: int,
+    sampling: Sampling,
+    seed: int,
+    step: int,
+) -> list[Group]:
+    """One group per item, in the order of the items. Sample k of an item has the seed (run seed, step, item, k)."""
+    prompts = [encode(preset, item.prompt, engine.tokenizer) for item in items]
+    requests = [
+        Request(ids, tuple(derive_seed(seed, "rollout", step, item.id, k) for k in range(samples_per_prompt)))
+        for item, ids in zip(items, prompts, strict=True)
+    ]
+    graded: dict[tuple[int, int], tuple[Completion, str, Future[Verdict]]] = {}
+    for at, repeat, completion in engine.generate(requests, sampling):
+        text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        graded[at, repeat] = (completion, text, grader.submit(text, items[at].answer))
+
+    def sample(at: int, repeat: int) -> Sample:
+        completion, text, verdict = graded[at, repeat]
+        return Sample(completion, text, verdict.result(), verdict.result().reward, requests[at].seeds[repeat])
+
+    return [
+        Group(item, prompts[at], tuple(sample(at, repeat) for repeat in range(samples_per_prompt)))
+        for at, item in enumerate(items)
+    ]
+
+
+def check_prompts(items: Sequence[Item], preset: str, engine: Engine, max_tokens: int) -> None:
+    """Refuse at the start what would fail at step 57: a prompt that leaves no room for an answer, or a doubled id."""
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise UserError(f"the data has the id {item.id!r} twice. Ids must differ: samples are stored under them.")
+        seen.add(item.id)
+        prompt_tokens = len(encode(preset, item.prompt, engine.tokenizer))
+        check_fits(prompt_tokens, max_tokens, engine.max_context, f"problem {item.id!r} with prompt {preset!r}")

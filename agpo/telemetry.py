@@ -1,0 +1,149 @@
+"""What a step is measured by, and the live table it is shown in."""
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from agpo.batch import Group, MiniBatch, raw_rewards
+from agpo.objective import live_groups
+from agpo.policy import Update
+
+COLUMNS = (
+    ("step", "step", "{:.0f}"),
+    ("reward", "reward/mean", "{:.3f}"),
+    ("live groups", "groups/live", "{:.0f}"),
+    ("tokens", "tokens/response_mean", "{:.1f}"),
+    ("right", "tokens/right_mean", "{:.1f}"),
+    ("wrong", "tokens/wrong_mean", "{:.1f}"),
+    ("entropy", "entropy", "{:.3f}"),
+    ("loss", "loss/raw", "{:+.4f}"),
+    ("clipped", "clip/clipped_updates", "{:.0f}"),
+    ("grad norm", "grad_norm", "{:.2f}"),
+    ("tokens/s", "speed/tokens_per_second", "{:.0f}"),
+    ("left", "speed/seconds_left", "{}"),
+)
+ROWS_SHOWN = 12
+
+
+def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Sequence[Update]) -> dict[str, float]:
+    """The metrics of one step. A mean over nothing is left out, not 0.
+
+    `entropy` is minus the mean log-probability of all sampled tokens: an unbiased estimate of the policy's entropy at
+    the sampling temperature, in nats, over masked and clipped groups too, for which nothing else is computed.
+    """
+    samples = [sample for group in groups for sample in group.samples]
+    rewards_GN = raw_rewards(groups)
+    live_G = live_groups(rewards_GN)
+    logps = [x for s in samples for x in s.completion.logprobs or ()]
+    norms = [u.grad_norm for u in updates if u.grad_norm is not None and not u.refused]
+    drift = [u.ratio_deviation for u in updates if u.ratio_deviation is not None]
+    live_tokens, all_tokens = sum(m.live_tokens for m in plan), sum(m.response_tokens for m in plan)
+    run_tokens = sum(u.tokens_run for u in updates)
+    whole = sum(len(g.prompt_ids) * len(g.samples) for g in groups) + all_tokens
+    metrics = {
+        "reward/mean": _mean([s.reward for s in samples if s.reward is not None]),
+        "tokens/response_mean": _mean([len(s.completion.token_ids) for s in samples]),
+        "tokens/right_mean": _mean([len(s.completion.token_ids) for s in samples if s.verdict.outcome == "right"]),
+        "tokens/wrong_mean": _mean(
+            [len(s.completion.token_ids) for s in samples if s.verdict.outcome in ("wrong", "no_answer")]
+        ),
+        "tokens/truncated": _mean([float(s.completion.finish_reason == "length") for s in samples]),
+        "samples/unscored": float(sum(s.reward is None for s in samples)),
+        "samples/no_answer": float(sum(s.verdict.outcome == "no_answer" for s in samples)),
+        "groups/live": float(live_G.sum()),
+        "groups/masked": float((~live_G).sum()),
+        "groups/all_right": float(((rewards_GN == 1).all(1) & ~live_G).sum()),
+        "groups/all_wrong": float(((rewards_GN == 0).all(1) & ~live_G).sum()),
+        "groups/live_token_share": live_tokens / all_tokens if all_tokens else None,
+        "entropy": -_total(logps) / len(logps) if logps else None,
+        "loss/raw": _mean([u.decision.value for u, m in zip(updates, plan, strict=True) if m.rows]),
+        "loss/value": _mean([u.decision.loss for u, m in zip(updates, plan, strict=True) if m.rows]),
+        "clip/clipped_updates": float(
+            sum(u.decision.clipped and bool(m.rows) for u, m in zip(updates, plan, strict=True))
+        ),
+        "clip/ties": float(sum(u.decision.tie for u in updates)),
+        "updates/made": float(sum(u.stepped for u in updates)),
+        "updates/refused": float(sum(u.refused for u in updates)),
+        "ratio/deviation": _mean(drift),
+        "grad_norm": _mean(norms),
+        "saved/tokens": float(whole - run_tokens),
+        "saved/share": 1 - run_tokens / whole if whole else None,
+    }
+    return {name: float(value) for name, value in metrics.items() if value is not None}
+
+
+def _total(values: Sequence[float]) -> float:
+    return float(sum(values))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return _total(numbers) / len(numbers) if numbers else None
+
+
+class Progress:
+    """The live table on a terminal; one line per step where the output is a file or a pipe."""
+
+    def __init__(self, console: Console, steps: int, first: int):
+        self.console, self.steps, self.first = console, steps, first
+        self.started = time.perf_counter()
+        self.rows: list[dict[str, float | str]] = []
+        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> "Progress":
+        if self.live:
+            self.live.start()
+        else:
+            self.console.print(_header())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+            self.console.print(self._table())
+
+    def seconds_left(self, done: int) -> float:
+        """From the mean time of the steps this process made."""
+        return (time.perf_counter() - self.started) / max(done - self.first, 1) * (self.steps - done)
+
+    def show(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics after `done` steps."""
+        row = {**metrics, "step": done, "speed/seconds_left": _clock(self.seconds_left(done))}
+        self.rows.append(row)
+        if self.live:
+            self.live.update(self._table())
+        else:
+            self.console.print(_line(row), highlight=False)
+
+    def _table(self) -> Table:
+        done = self.rows[-1]["step"] if self.rows else self.first
+        table = Table(title=f"step {done} of {self.steps}", title_justify="left")
+        for title, _, _ in COLUMNS:
+            table.add_column(title, justify="right", no_wrap=True)
+        for row in self.rows[-ROWS_SHOWN:]:
+            table.add_row(*(_cell(row, name, form) for _, name, form in COLUMNS))
+        return table
+
+
+def _cell(row: Mapping[str, float | str], name: str, form: str) -> str:
+    return form.format(row[name]) if name in row else "-"
+
+
+def _header() -> str:
+    return " ".join(f"{title:>11}" for title, _, _ in COLUMNS)
+
+
+def _line(row: Mapping[str, float | str]) -> str:
+    return " ".join(f"{_cell(row, name, form):>11}" for _, name, form in COLUMNS)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

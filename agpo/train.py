@@ -1,0 +1,422 @@
+"""`python -m agpo.train`: rollouts -> rewards -> AGPO updates -> checkpoints.
+
+The loop is `train`. What an update does is in `policy.update`, what it optimises in `objective`.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from agpo.config import PACKAGE, TrainConfig, all_keys, load_config, make_config, objective_of, recipes
+from evals.errors import UserError, command
+
+# Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
+
+
+@dataclass
+class Run:
+    """A run that is set up: everything `train` needs, and how far it has got."""
+
+    config: TrainConfig
+    id: str
+    folder: Path
+    store: Any
+    policy: Any
+    engine: Any
+    items: list[Any]
+    done: int
+    """steps that are finished"""
+
+
+def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
+    """Run the remaining steps. Leaves a checkpoint of the last finished step, also when `stop` says so."""
+    from agpo import checkpoint
+    from agpo.batch import plan_step
+    from agpo.policy import update
+    from agpo.rollout import draw, rollout
+    from agpo.telemetry import Progress, step_metrics
+    from evals.engines import Sampling
+    from evals.grading.math import Grader
+
+    config, policy, objective = run.config, run.policy, objective_of(run.config.objective)
+    sampling = Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p)
+    refused = 0
+    with Grader(config.reward) as grader, Progress(console, config.steps, run.done) as progress:
+        while run.done < config.steps and not stop():
+            step, started = run.done, time.perf_counter()
+            run.engine.weight_version = f"{run.id}/step-{step}"
+            groups = rollout(
+                run.engine,
+                grader,
+                draw(run.items, config.seed, step, config.rollout.prompts_per_step),
+                preset=config.prompt,
+                samples_per_prompt=config.rollout.samples_per_prompt,
+                sampling=sampling,
+                seed=config.seed,
+                step=step,
+            )
+            sampled = time.perf_counter()
+            plan = plan_step(groups, objective, config.update.prompts_per_minibatch, config.rollout.max_tokens)
+            updates, on_policy = [], True
+            for minibatch in plan:
+                updates.append(
+                    update(
+                        policy,
+                        minibatch,
+                        objective,
+                        on_policy=on_policy,
+                        temperature=config.rollout.temperature,
+                        micro_batch_tokens=config.update.micro_batch_tokens,
+                        max_grad_norm=config.update.max_grad_norm,
+                    )
+                )
+                on_policy = on_policy and not updates[-1].stepped
+            run.done += 1
+            metrics = step_metrics(groups, plan, updates)
+            took = time.perf_counter() - started
+            metrics["speed/step_seconds"], metrics["speed/rollout_seconds"] = took, sampled - started
+            metrics["speed/tokens_per_second"] = sum(m.response_tokens for m in plan) / took
+            metrics["lr"] = policy.schedule.get_last_lr()[0]
+            run.store.log_samples(run.id, sample_rows(groups, run.done, config.prompt))
+            run.store.log_metrics(run.id, run.done, metrics)
+            progress.show(run.done, metrics)
+            refused += int(metrics["updates/refused"])
+            if refused > config.update.max_refused:
+                raise UserError(
+                    f"{refused} updates had a loss or gradient that is not finite, more than update.max_refused="
+                    f"{config.update.max_refused}. Lower update.lr, or resume from the last checkpoint in {run.folder}."
+                )
+            due = config.eval.every and run.done % config.eval.every == 0 and run.done < config.steps
+            if due:
+                evaluate_policy(run, grader)
+            if run.done % config.checkpoint.every == 0 or run.done == config.steps or stop():
+                save_checkpoint(run)
+                checkpoint.prune(run.folder, config.checkpoint.keep)
+
+
+def sample_rows(groups: Sequence[Any], step: int, preset: str) -> list[Any]:
+    """The rows of one step for the results store: every completion with its tokens and verdict."""
+    from evals.store import SampleRow
+
+    return [
+        SampleRow(
+            split="train",
+            item=group.item.id,
+            repeat=repeat,
+            step=step,
+            prompt=group.item.prompt,
+            response=sample.text,
+            token_ids=sample.completion.token_ids,
+            logprobs=sample.completion.logprobs,
+            finish_reason=sample.completion.finish_reason,
+            outcome=sample.verdict.outcome,
+            path=sample.verdict.path,
+            answer=sample.verdict.answer,
+            reference=group.item.answer,
+            reward=sample.reward,
+            seed=sample.seed,
+            seconds=sample.completion.seconds,
+            weight_version=sample.completion.weight_version,
+            meta=dict(group.item.meta),
+        )
+        for group in groups
+        for repeat, sample in enumerate(group.samples)
+    ]
+
+
+def save_checkpoint(run: Run) -> Path:
+    from agpo import checkpoint
+
+    config = run.config
+    label = {
+        "run": run.id,
+        "name": config.name,
+        "method": config.objective["preset"],
+        "model": config.model,
+        "seed": config.seed,
+    }
+    path = checkpoint.save(run.folder, run.done, run.policy, config.model_dump(mode="json"), label)
+    run.store.add_artifact(run.id, "checkpoint", path)
+    return path
+
+
+def evaluate_policy(run: Run, grader: Any) -> Any | None:
+    """Evaluate the current weights on the configured benchmark; None where there is none. Resume finds it done."""
+    from evals.benches import BENCHES
+    from evals.engines import Sampling
+    from evals.harness import evaluate
+
+    wanted = run.config.eval
+    if not wanted.bench:
+        return None
+    bench = BENCHES[wanted.bench]
+    run.engine.weight_version = f"{run.id}/step-{run.done}"
+    summary = evaluate(
+        run.engine,
+        bench,
+        bench.load(wanted.data or None),
+        store=run.store,
+        run_id=run.id,
+        split=f"eval/{wanted.bench}",
+        step=run.done,
+        sampling=Sampling(wanted.max_tokens or run.config.rollout.max_tokens, wanted.temperature),
+        n=wanted.n,
+        limit=wanted.size,
+        preset=run.config.prompt,
+        seed=run.config.seed,
+        grader=grader,
+    )
+    run.store.log_metrics(run.id, run.done, {"eval/pass1": summary.pass1, "eval/tokens_mean": summary.tokens_mean})
+    return summary
+
+
+def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | None, run_id: str | None) -> Run:
+    """Load everything; a fresh run, or the continuation of `run_id` from a checkpoint."""
+    import torch
+
+    from agpo import checkpoint
+    from agpo.policy import Policy, check_head
+    from agpo.rollout import check_prompts
+    from evals.engines.hf import HFEngine, load_model
+    from evals.store import Store
+
+    check_hardware(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    items = load_items(config)
+    objective = objective_of(config.objective)
+    start = str(checkpoint_path or model_path(config.model))
+    model, tokenizer = load_model(start, device=config.device, dtype=config.dtype)
+    model.eval()  # no dropout: the ratio of the first update must be 1
+    check_head(model)
+    engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    check_prompts(items, config.prompt, engine, config.rollout.max_tokens)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.update.lr,
+        betas=config.update.betas,
+        weight_decay=config.update.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config))
+    reference = None
+    if objective.beta:
+        first, _ = load_model(model_path(config.model), device=config.device, dtype=config.dtype)
+        reference = (first if checkpoint_path else deepcopy(model)).eval().requires_grad_(False)
+    policy = Policy(model, tokenizer, optimizer, schedule, reference)
+    done = 0
+    if checkpoint_path:
+        state = checkpoint.read_state(checkpoint_path)
+        checkpoint.restore(checkpoint_path, policy, state)
+        done = state["step"]
+    store = Store.open(store_url)
+    if run_id:
+        store.resume_run(run_id)
+        store.truncate(run_id, done)  # what came after the checkpoint is made again, the same
+    else:
+        run_id = store.start_run(
+            "train",
+            config.name,
+            method=config.objective["preset"],
+            model=config.model,
+            seed=config.seed,
+            config=config.model_dump(mode="json"),
+        )
+    folder = Path(config.out) / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return Run(config, run_id, folder, store, policy, engine, items, done)
+
+
+def lr_factor(config: TrainConfig) -> Callable[[int], float]:
+    """Factor on the learning rate at the k-th update of the run (k from 0), warm-up included."""
+    import math
+
+    warmup, total = config.update.warmup_updates, config.steps * config.updates_per_step
+
+    def factor(k: int) -> float:
+        if k < warmup:
+            return (k + 1) / warmup
+        share = (k - warmup) / max(total - warmup, 1)
+        if config.update.schedule == "linear":
+            return max(0.0, 1.0 - share)
+        if config.update.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        return 1.0
+
+    return factor
+
+
+def model_path(model: str) -> str:
+    """The folder of a model that comes with the package, or the name as it is."""
+    shipped = PACKAGE / "models" / model
+    return str(shipped) if (shipped / "config.json").is_file() else model
+
+
+def load_items(config: TrainConfig) -> list[Any]:
+    from evals.benches import arith
+    from evals.items import read_items
+
+    if config.data.path == "arith":
+        return arith.items("train", config.data.size, config.seed)
+    return read_items(config.data.path, config.data.prompt_column, config.data.answer_column)
+
+
+def check_hardware(config: TrainConfig) -> None:
+    """Say at once that this machine cannot run the recipe. Raises UserError."""
+    import torch
+
+    needed = config.hardware
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < needed.gpus:
+        raise UserError(
+            f"recipe {config.name!r} needs {needed.gpus} GPUs with {needed.gpu_memory_gib} GiB each; this machine has "
+            f"{found}. Run it where they are, look at it with --dry-run, or try --recipe tiny. hardware.gpus=0 insists."
+        )
+    for i in range(needed.gpus):
+        memory = torch.cuda.get_device_properties(i).total_memory >> 30
+        if memory < needed.gpu_memory_gib * 0.9:
+            raise UserError(
+                f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB of memory on each GPU; GPU {i} has {memory}."
+            )
+
+
+def find_resume(what: str, out: str) -> tuple[TrainConfig, Path, str]:
+    """(config, checkpoint, run id) to continue from: a run id, its folder, a checkpoint folder, or `latest`."""
+    from agpo import checkpoint
+
+    path = Path(what)
+    if what == "latest":
+        folders = [p for p in Path(out).glob("*") if checkpoint.checkpoints(p)]
+        if not folders:
+            raise UserError(f"nothing to resume: no run with a checkpoint in {out}/.")
+        path = max(folders, key=lambda p: checkpoint.checkpoints(p)[-1].stat().st_mtime)
+    elif not path.exists():
+        path = Path(out) / what
+    if not path.is_dir():
+        raise UserError(f"nothing to resume: {what} is neither a run in {out}/ nor a folder.")
+    if (path / "trainer").is_dir():
+        saved = path
+    elif found := checkpoint.checkpoints(path):
+        saved = found[-1]
+    else:
+        raise UserError(f"nothing to resume: {path} has no complete checkpoint. Start the run again without --resume.")
+    state = checkpoint.read_state(saved)
+    run_id = json.loads((saved / "agpo_run.json").read_text())["run"]
+    return make_config(state["config"], str(saved)), saved, run_id
+
+
+@contextmanager
+def stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C or SIGTERM lets the step finish, so that what is saved is exact; a second Ctrl-C leaves at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt("the last checkpoint is intact")
+        seen.append(number)
+        console.print("stopping after this step; once more to leave at once")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m agpo.train",
+        description="Train with AGPO or an ablation of it. Without arguments: a tiny model learns arithmetic on the CPU.",
+        epilog="examples:\n"
+        "  python -m agpo.train\n"
+        "  python -m agpo.train objective=grpo seed=1 steps=50\n"
+        "  python -m agpo.train --recipe smollm2-135m model=/path/to/SmolLM2 data=data/math/train.parquet\n"
+        "  python -m agpo.train --resume latest",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="set a key of the recipe; --keys lists them")
+    parser.add_argument("--recipe", default="tiny", help=f"{', '.join(recipes())}, or a YAML file (default: tiny)")
+    parser.add_argument("--resume", metavar="RUN", help="continue a run: its id, its folder, a checkpoint, or `latest`")
+    parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
+    parser.add_argument("--keys", action="store_true", help="list every key with its meaning and default, then exit")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration, then exit")
+    return parser.parse_intermixed_args(argv)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    console = Console()
+    if args.keys:
+        for key, about in all_keys():
+            console.print(
+                f"[bold]{key}[/]  {about}".replace("[", r"\[").replace(r"\[bold]", "[bold]").replace(r"\[/]", "[/]")
+            )
+        return 0
+    if args.resume:
+        if args.overrides:
+            raise UserError("--resume takes the configuration of the checkpoint: key=value cannot be given with it.")
+        config, saved, run_id = find_resume(args.resume, "runs")
+    else:
+        config, saved, run_id = load_config(args.recipe, args.overrides), None, None
+    if args.dry_run:
+        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False, end="")
+        return 0
+    run = set_up(config, args.store, saved, run_id)
+    return drive(run, console)
+
+
+def drive(run: Run, console: Console) -> int:
+    """Train with an evaluation before and after, and end with the picture. Marks the run's status whatever happens."""
+    from evals.figures import curves
+    from evals.grading.math import Grader
+
+    console.print(
+        f"run {run.id}: {run.config.name}, objective {run.config.objective['preset']}, seed {run.config.seed}"
+    )
+    status = "failed"
+    try:
+        with stop_on_signal(console) as stop:
+            with Grader(run.config.reward) as grader:
+                before = evaluate_policy(run, grader) if run.done == 0 else None
+            _show("before", before, console)
+            train(run, console, stop)
+            if run.done < run.config.steps:
+                status = "interrupted"
+                again = f"python -m agpo.train --resume {run.folder}"
+                console.print(f"stopped after step {run.done} of {run.config.steps}, saved. Continue with:\n  {again}")
+                return 130
+            with Grader(run.config.reward) as grader:
+                _show("after", evaluate_policy(run, grader), console)
+        picture = curves(run.store, [run.id], run.folder / "curves.png")
+        run.store.add_artifact(run.id, "figure", picture)
+        console.print(f"curves      {picture}\ncheckpoint  {run.folder}/checkpoints\nstore       {run.store.url}")
+        status = "done"
+        return 0
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        run.store.finish_run(run.id, status)
+        run.store.close()
+
+
+def _show(when: str, summary: Any | None, console: Console) -> None:
+    if summary is not None:
+        console.print(f"{when:>6}: {summary.line()}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
