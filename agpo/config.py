@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from agpo.objective import PRESETS, Objective, resolve
 from evals.errors import UserError
-from evals.grading.math import GRADERS
+from evals.grading.grader import GRADERS
 from evals.prompts import PRESETS as PROMPTS
 
 PACKAGE = Path(__file__).parent

@@ -47,7 +47,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     from agpo.rollout import draw, rollout
     from agpo.telemetry import Progress, step_metrics
     from evals.engines import Sampling
-    from evals.grading.math import Grader
+    from evals.grading.grader import Grader
 
     config, policy, objective = run.config, run.policy, objective_of(run.config.objective)
     sampling = Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p)
@@ -381,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def drive(run: Run, console: Console) -> int:
     """Train with an evaluation before and after, and end with the picture. Marks the run's status whatever happens."""
     from evals.figures import curves
-    from evals.grading.math import Grader
+    from evals.grading.grader import Grader
 
     console.print(
         f"run {run.id}: {run.config.name}, objective {run.config.objective['preset']}, seed {run.config.seed}"

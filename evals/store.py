@@ -1,7 +1,7 @@
-"""The results store: every run, its metrics, every completion and every file it made, in one SQL database.
+"""The results store: every run, metric, completion and artifact of curation, training and evaluation, in one database.
 
-SQLite in WAL mode by default, PostgreSQL by URL. Several processes may write at once. When a `log_*` call returns, its
-rows are committed and synced: killing the process, or the power, loses nothing that was reported as written.
+SQLite in WAL mode by default, PostgreSQL by URL. What a `log_*` call has returned for survives a killed process. Writes
+are upserts on natural keys, so that a retried or repeated write leaves one row.
 """
 
 import contextlib

@@ -1,0 +1,43 @@
+"""Chain arithmetic, made on the spot by reasoning-gym: sums and differences of one-digit numbers, e.g. 3+5-2."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Literal
+
+from evals.items import Item, derive_seed
+
+HELD_OUT_OF = 10
+"""one expression in this many is held out; a hash of the expression decides, so no seed can mix the sides"""
+
+
+def items(
+    split: Literal["train", "heldout"], size: int, seed: int = 0, min_terms: int = 3, max_terms: int = 5
+) -> list[Item]:
+    """`size` different problems of a side. The same arguments give the same problems in the same order."""
+    chosen: dict[str, Item] = {}
+    for expression, answer in _expressions(derive_seed("arith", split, seed), min_terms, max_terms):
+        if held_out(expression) == (split == "heldout") and expression not in chosen:
+            meta = {"terms": 1 + sum(c in "+-" for c in expression), "source": "reasoning-gym chain_sum"}
+            chosen[expression] = Item(expression, expression, answer, meta)
+            if len(chosen) == size:
+                break
+    return list(chosen.values())
+
+
+def held_out(expression: str) -> bool:
+    return int.from_bytes(hashlib.sha256(expression.encode()).digest()[:4], "big") % HELD_OUT_OF == 0
+
+
+def _expressions(seed: int, min_terms: int, max_terms: int) -> Iterator[tuple[str, str]]:
+    """An endless stream of (expression without spaces, answer)."""
+    # The generator's own module: importing the whole of reasoning-gym takes seconds.
+    from reasoning_gym.arithmetic.chain_sum import ChainSumConfig, ChainSumDataset
+
+    block = 1024
+    while True:
+        config = ChainSumConfig(
+            min_terms=min_terms, max_terms=max_terms, min_digits=1, max_digits=1, seed=seed % 2**31, size=block
+        )
+        for row in ChainSumDataset(config):
+            yield row["metadata"]["expression"].replace(" ", ""), row["answer"]
+        seed = derive_seed(seed, "next")

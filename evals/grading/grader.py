@@ -1,0 +1,199 @@
+"""Graders: `submit` a response and a reference, get a future `Verdict`. Any thread; no signals; a hang costs one worker.
+
+A grader is one line in `GRADERS`.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import lru_cache
+
+from evals.errors import UserError
+from evals.grading import Verdict
+from evals.grading.math import extract_answer, same_string
+
+GRADERS: dict[str, Callable[[str, str], "Verdict | str"]] = {}
+"""name -> function (response, reference) -> a Verdict, or the answer that a worker has to compare by math-verify"""
+
+START_SECONDS = 120.0
+"""for a worker to import sympy on a machine that is busy"""
+
+
+def math(text: str, reference: str) -> Verdict | str:
+    """Last box; equal strings are right at once; otherwise math-verify decides."""
+    answer, where = extract_answer(text)
+    if answer is None:
+        return Verdict("no_answer", where)
+    boxed, _ = extract_answer(reference)
+    return Verdict("right", "box:string", answer) if same_string(answer, boxed or reference) else answer
+
+
+def exact(text: str, reference: str) -> Verdict | str:
+    """Last box, or the whole response where there is none; right when the strings are equal up to spacing."""
+    answer, where = extract_answer(text)
+    if answer is None and where == "none":
+        answer, where = text.strip() or None, "text"
+    if answer is None:
+        return Verdict("no_answer", where)
+    return Verdict("right" if same_string(answer, reference) else "wrong", f"{where}:string", answer)
+
+
+GRADERS.update(math=math, exact=exact)
+
+
+class Grader:
+    """A context manager around worker processes, which are started when first needed.
+
+    `seconds` is the wall-clock limit of one comparison. An overrun kills the worker and the comparison is tried once
+    more in a fresh one; a second overrun is a Verdict "timeout", a second death of the worker "error": neither is
+    scorable, neither is a wrong answer.
+    """
+
+    def __init__(self, name: str = "math", *, workers: int | None = None, seconds: float = 5.0):
+        if name not in GRADERS:
+            raise UserError(f"unknown grader {name!r}. Known: {', '.join(GRADERS)}.")
+        self.name = name
+        self.seconds = seconds
+        self.restarts = 0
+        """workers that had to be killed or died"""
+        self._first_look = GRADERS[name]
+        self._tasks: queue.Queue[tuple[str, str, Future[Verdict]] | None] = queue.Queue(maxsize=10_000)
+        self._size = workers or min(2, os.cpu_count() or 1)
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, str], Future[Verdict]] = {}
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def submit(self, text: str, reference: str) -> "Future[Verdict]":
+        """The verdict on a whole response. Blocks only when 10,000 comparisons are waiting."""
+        look = self._first_look(text, reference)
+        if isinstance(look, Verdict):
+            done: Future[Verdict] = Future()
+            done.set_result(look)
+            return done
+        key = (look, extract_answer(reference)[0] or reference)
+        with self._lock:  # the samples of a group repeat each other's answers
+            if key not in self._known:
+                if len(self._known) > 100_000:
+                    self._known.clear()
+                self._known[key] = Future()
+                self._start()
+                self._tasks.put((*key, self._known[key]))
+            return self._known[key]
+
+    def grade(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
+        """Verdicts of (response, reference) pairs, in order."""
+        return [future.result() for future in [self.submit(*pair) for pair in pairs]]
+
+    def _start(self) -> None:
+        if not self._threads:
+            self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(self._size)]
+            for thread in self._threads:
+                thread.start()
+
+    def _serve(self) -> None:
+        """One thread owns one worker process for its whole life."""
+        worker: _Worker | None = None
+        while (task := self._tasks.get()) is not None:
+            answer, reference, future = task
+            for attempt in (1, 2):
+                try:
+                    worker = worker or _Worker()
+                    reply = worker.ask(answer, reference, self.seconds)
+                    break
+                except (TimeoutError, ConnectionError) as e:
+                    if worker is not None:
+                        worker.kill()
+                    worker = None
+                    self.restarts += 1
+                    reply = {"timeout" if isinstance(e, TimeoutError) else "error": f"{e} ({attempt} of 2 tries)"}
+            future.set_result(_verdict(answer, reply))
+        if worker is not None:
+            worker.kill()
+
+
+def _verdict(answer: str, reply: dict) -> Verdict:
+    if "equal" in reply:
+        return Verdict("right" if reply["equal"] else "wrong", "box:math_verify", answer)
+    if "timeout" in reply:
+        return Verdict("timeout", "box:math_verify", answer, reply["timeout"])
+    return Verdict("error", "box:math_verify", answer, reply["error"])
+
+
+class _Worker:
+    """One process of `evals.grading.worker`."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "evals.grading.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=_import_root(),
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        self._rest = b""
+        try:
+            self._read(START_SECONDS)
+        except (TimeoutError, ConnectionError):
+            self.kill()
+            raise
+
+    def ask(self, answer: str, reference: str, seconds: float) -> dict:
+        """Raises TimeoutError when it overruns, ConnectionError when the process is gone."""
+        assert self.process.stdin is not None
+        line = json.dumps({"answer": answer, "reference": reference}) + "\n"
+        try:
+            self.process.stdin.write(line.encode())
+            self.process.stdin.flush()
+        except OSError as e:
+            raise ConnectionError("the grading worker died") from e
+        return self._read(seconds)
+
+    def _read(self, seconds: float) -> dict:
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._rest:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
+                raise TimeoutError(f"no verdict within {seconds:g} s")
+            chunk = os.read(self.process.stdout.fileno(), 65536)
+            if not chunk:
+                raise ConnectionError(f"the grading worker died (exit code {self.process.wait()})")
+            self._rest += chunk
+        line, self._rest = self._rest.split(b"\n", 1)
+        return json.loads(line)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+@lru_cache
+def _import_root() -> str:
+    """The folder that holds the package `evals`, so that a worker finds it wherever the command was started."""
+    import evals
+
+    return os.path.dirname(os.path.dirname(os.path.abspath(evals.__file__)))
