@@ -152,6 +152,23 @@ class SampleRow:
             object.__setattr__(self, "response_tokens", len(self.token_ids))
 
 
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """A `SampleRow` without its texts and tokens."""
+
+    split: str
+    item: str
+    repeat: int
+    step: int
+    response_tokens: int
+    finish_reason: str
+    outcome: str
+    path: str
+    reward: float | None
+    seconds: float
+    meta: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class RunRow:
     """One run as it is in the store now."""
@@ -411,12 +428,12 @@ class Store:
         for row in self._stream(query, run_id, split, step):
             yield _sample_row(row)
 
-    def outcomes(self, run_id: str, *, split: str | None = None, step: int | None = None) -> Iterator[dict[str, Any]]:
-        """As `samples`, without texts and tokens: what statistics need (see evals.stats.frame)."""
+    def outcomes(self, run_id: str, *, split: str | None = None, step: int | None = None) -> Iterator[OutcomeRow]:
+        """As `samples`, without texts and tokens: what evals.stats needs, many times faster to read."""
         names = ("split", "item", "repeat", "step", "response_tokens", "finish_reason", "outcome", "path", "reward")
         query = sa.select(*(samples_table.c[n] for n in (*names, "seconds", "meta")))
         for row in self._stream(query, run_id, split, step):
-            yield {**row, "meta": json.loads(row["meta"])}
+            yield OutcomeRow(**{**row, "meta": json.loads(row["meta"])})
 
     def _stream(
         self, query: sa.Select[Any], run_id: str, split: str | None, step: int | None

@@ -1,0 +1,195 @@
+"""Pictures of training: curves of one or more runs, and one figure per metric with a line per method."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot: no display, no global state, safe in threads
+from matplotlib.ticker import MaxNLocator
+
+from evals.store import RunRow, Store
+
+FIGURES = {  # file name -> metric, axis label; the paper's Figures 1 to 6
+    "entropy": ("entropy", "entropy (nats per token)"),
+    "response_tokens": ("tokens/response_mean", "mean response length (tokens)"),
+    "reward": ("reward/mean", "mean reward"),
+}
+METHOD_COLOURS = {  # a method has the same colour in every picture (Okabe and Ito: safe for the colour-blind)
+    "agpo": "#0072B2",
+    "grpo": "#D55E00",
+    "agpo_no_mask": "#009E73",
+    "agpo_no_clip": "#CC79A7",
+    "dapo": "#E69F00",
+    "dr_grpo": "#56B4E9",
+}
+OTHER_COLOURS = ("#000000", "#8C564B", "#7F7F7F", "#BCBD22", "#17BECF")
+INK, FAINT = "#222222", "#666666"
+
+
+def curves(store: Store, run_ids: Sequence[str], out: Path) -> Path:
+    """Draw reward, response tokens, entropy and the live groups and clipped updates of the runs into one PNG.
+
+    Runs without a metric leave its panel with a word in place of a line. Returns `out`.
+    """
+    runs = [store.find_run(run_id) for run_id in run_ids]
+    names = ["reward/mean", "tokens/response_mean", "tokens/right_mean", "tokens/wrong_mean", "entropy"]
+    names += ["groups/live", "clip/clipped_updates", "eval/pass1"]
+    tables = {run.id: _series(store, run.id, names) for run in runs}
+    colours = _colours([_label(run, runs) for run in runs])
+    figure = Figure(figsize=(11, 7.2), layout="constrained")
+    (reward, tokens), (entropy, groups) = figure.subplots(2, 2)
+    for run in runs:
+        label, table = _label(run, runs), tables[run.id]
+        colour = colours[label]
+        _line(reward, table.get("reward/mean"), label if len(runs) > 1 else "training", colour)
+        if "eval/pass1" in table:
+            held_out = table["eval/pass1"]
+            text = "held-out Pass@1" if run is runs[0] else None
+            reward.plot(held_out.index, held_out, "D", color=INK, mfc=colour, ms=8, label=text, zorder=4)
+        _line(tokens, table.get("tokens/response_mean"), label if len(runs) > 1 else "all", colour)
+        if len(runs) == 1:  # with several runs this would be too many lines to read
+            _line(tokens, table.get("tokens/right_mean"), "right answers", "#009E73", thin=True)
+            _line(tokens, table.get("tokens/wrong_mean"), "wrong answers", "#D55E00", thin=True)
+        _line(entropy, table.get("entropy"), label, colour)
+        _line(groups, table.get("groups/live"), "live groups" if run is runs[0] else None, colour)
+        clipped = table.get("clip/clipped_updates")
+        if clipped is not None:
+            text = "clipped updates" if run is runs[0] else None
+            groups.vlines(clipped.index, 0, clipped, color=INK, alpha=0.35, lw=1.6, label=text)
+    _finish(reward, "Reward", "mean reward", unit=True)
+    _finish(tokens, "Response length", "tokens")
+    _finish(entropy, "Entropy", "nats per token")
+    _finish(groups, "Groups with a signal, updates clipped", "count per step")
+    groups.set_ylim(bottom=0)
+    if len(runs) == 1:
+        run = runs[0]
+        title = " · ".join(part for part in (run.name, run.method, Path(run.model).name, f"seed {run.seed}") if part)
+    else:
+        title = f"{len(runs)} runs"
+    figure.suptitle(title, fontsize=14, fontweight="bold", color=INK)
+    figure.supxlabel("step   (faint: as measured; bold: running mean)", fontsize=9, color=FAINT)
+    return _save(figure, out)
+
+
+def figures(store: Store, out: Path) -> list[Path]:
+    """Draw every figure of `FIGURES` for each task (recipe and model) that has training runs with data.
+
+    One line per method: the mean over its seeds, over the steps that all of them reached, in a band from the lowest to
+    the highest seed. Returns the PNGs; none when no training run has metrics.
+    """
+    tasks: dict[tuple[str, str], list[RunRow]] = {}
+    for run in store.runs("train"):
+        if run.last_step is not None:
+            tasks.setdefault((run.name, run.model), []).append(run)
+    paths = []
+    for (name, model), runs in tasks.items():
+        colours = _colours([run.method or run.name for run in runs])
+        tables = {run.id: _series(store, run.id, [metric for metric, _ in FIGURES.values()]) for run in runs}
+        for figure_name, (metric, axis) in FIGURES.items():
+            figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+            axes = figure.subplots()
+            for method, colour in colours.items():
+                seeds = [tables[run.id] for run in runs if (run.method or run.name) == method]
+                _band(axes, [t[metric] for t in seeds if metric in t], method, colour)
+            if not axes.lines:
+                continue
+            _finish(axes, f"{name}, {Path(model).name}" if model else name, axis, unit=metric == "reward/mean")
+            caption = "mean over seeds, band from lowest to highest; running mean"
+            figure.supxlabel(f"step   ({caption})", fontsize=8.5, color=FAINT)
+            several = len(tasks) > 1
+            stem = f"{figure_name}-{_slug(f'{name}-{Path(model).name}')}" if several else figure_name
+            paths.append(_save(figure, _free(out / f"{stem}.png", paths)))
+    return paths
+
+
+def _series(store: Store, run_id: str, names: list[str]) -> dict[str, pd.Series]:
+    """Metric name -> its values by step; a metric without a number is left out."""
+    points: dict[str, dict[int, float]] = {}
+    for step, name, value in store.metrics(run_id, names):
+        if math.isfinite(value):
+            points.setdefault(name, {})[step] = value
+    return {name: pd.Series(values) for name, values in points.items()}
+
+
+def _smooth(series: pd.Series) -> pd.Series:
+    """A centred running mean over about a twentieth of the run: steps are noisy, trends are what is looked for."""
+    window = len(series) // 40 * 2 + 1
+    return pd.Series(series.rolling(window, center=True, min_periods=1).mean())
+
+
+def _line(axes: Axes, series: pd.Series | None, label: str | None, colour: str, thin: bool = False) -> None:
+    if series is None:
+        return
+    smooth = _smooth(series)
+    if not thin:
+        axes.plot(series.index, series, color=colour, alpha=0.25, lw=1)
+    marker = "o" if len(series) == 1 else None
+    axes.plot(smooth.index, smooth, color=colour, lw=1.3 if thin else 2.2, label=label, marker=marker)
+
+
+def _band(axes: Axes, seeds: list[pd.Series], method: str, colour: str) -> None:
+    table = pd.concat([_smooth(s) for s in seeds], axis=1).dropna() if seeds else pd.DataFrame()
+    if table.empty:  # nothing logged, or the seeds have no step in common
+        return
+    label = f"{method} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+    marker = "o" if len(table) == 1 else None
+    axes.plot(table.index, table.mean(axis=1), color=colour, lw=2.2, label=label, marker=marker)
+    if len(seeds) > 1:
+        axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.18, lw=0)
+
+
+def _finish(axes: Axes, title: str, ylabel: str, unit: bool = False) -> None:
+    axes.set_title(title, loc="left", fontsize=11.5, color=INK)
+    axes.set_ylabel(ylabel, color=FAINT)
+    axes.grid(axis="y", color="#dddddd", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#aaaaaa")
+    axes.tick_params(colors=FAINT)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if unit:
+        axes.set_ylim(-0.02, 1.02)
+    if not axes.lines:
+        axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color=FAINT)
+    elif axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _label(run: RunRow, runs: Sequence[RunRow]) -> str:
+    label = run.method or run.name
+    alike = sum((other.method or other.name) == label for other in runs) > 1
+    return f"{label} seed {run.seed} ({run.id[-6:]})" if alike else label
+
+
+def _colours(labels: Sequence[str]) -> dict[str, str]:
+    """A colour per distinct label: the method's own, else one that no other label has."""
+    distinct = list(dict.fromkeys(labels))
+    fixed = {label: METHOD_COLOURS[label] for label in distinct if label in METHOD_COLOURS}
+    spare = [c for c in (*METHOD_COLOURS.values(), *OTHER_COLOURS) if c not in fixed.values()]
+    others = [label for label in distinct if label not in fixed]
+    found = {**fixed, **{label: spare[i % len(spare)] for i, label in enumerate(others)}}
+    return {label: found[label] for label in distinct}
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.").lower()
+
+
+def _free(path: Path, taken: list[Path]) -> Path:
+    """`path`, numbered where an earlier task of this call has the same slug."""
+    number, free = 2, path
+    while free in taken:
+        free, number = path.with_stem(f"{path.stem}-{number}"), number + 1
+    return free
+
+
+def _save(figure: Figure, out: Path) -> Path:
+    """Write beside and rename, so that a reader never sees half a picture."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    figure.savefig(partial, format="png", dpi=150, facecolor="white")
+    partial.replace(out)
+    return out
