@@ -53,7 +53,7 @@ def curves(store: Store, run_ids: Sequence[str], out: Path) -> Path:
         if len(runs) == 1:  # with several runs this would be too many lines to read
             _line(tokens, table.get("tokens/right_mean"), "right answers", "#009E73", thin=True)
             _line(tokens, table.get("tokens/wrong_mean"), "wrong answers", "#D55E00", thin=True)
-        _line(entropy, table.get("entropy"), label, colour)
+        _line(entropy, table.get("entropy"), label if len(runs) > 1 else None, colour)
         _line(groups, table.get("groups/live"), "live groups" if run is runs[0] else None, colour)
         clipped = table.get("clip/clipped_updates")
         if clipped is not None:
@@ -66,7 +66,8 @@ def curves(store: Store, run_ids: Sequence[str], out: Path) -> Path:
     groups.set_ylim(bottom=0)
     if len(runs) == 1:
         run = runs[0]
-        title = " · ".join(part for part in (run.name, run.method, Path(run.model).name, f"seed {run.seed}") if part)
+        parts = dict.fromkeys((run.name, run.method, Path(run.model).name, f"seed {run.seed}"))
+        title = " · ".join(part for part in parts if part)
     else:
         title = f"{len(runs)} runs"
     figure.suptitle(title, fontsize=14, fontweight="bold", color=INK)
@@ -96,7 +97,12 @@ def figures(store: Store, out: Path) -> list[Path]:
                 _band(axes, [t[metric] for t in seeds if metric in t], method, colour)
             if not axes.lines:
                 continue
-            _finish(axes, f"{name}, {Path(model).name}" if model else name, axis, unit=metric == "reward/mean")
+            _finish(
+                axes,
+                name if Path(model).name in ("", name) else f"{name}, {Path(model).name}",
+                axis,
+                unit=metric == "reward/mean",
+            )
             caption = "mean over seeds, band from lowest to highest; running mean"
             figure.supxlabel(f"step   ({caption})", fontsize=8.5, color=FAINT)
             several = len(tasks) > 1
