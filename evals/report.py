@@ -37,7 +37,7 @@ class Row:
     method: str
     setting: str
     status: str
-    summaries: tuple[Summary, ...]
+    summaries: Sequence[Summary]
 
     def numbers(self, quantity: str) -> list[float]:
         """The runs' "pass1" (in percent) or "tokens_mean"; a run without a scorable sample has none."""

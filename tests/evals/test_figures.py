@@ -1,0 +1,84 @@
+"""Figures are real PNGs drawn from a real store; what is drawn is read back from the axes."""
+
+import matplotlib.image
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+import evals.figures as figures_module
+from evals.figures import curves, figures
+from evals.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "agpo.db") as opened:
+        yield opened
+
+
+def train(store, method, seed, steps=10, name="tiny", **metrics):
+    run_id = store.start_run("train", name, method=method, model="m", seed=seed, config={})
+    for step in range(1, steps + 1):
+        store.log_metrics(run_id, step, metrics or {"reward/mean": seed / 10, "entropy": 0.5, "groups/live": 3})
+    return run_id
+
+
+def is_picture(path) -> bool:
+    image = matplotlib.image.imread(path)
+    return image.shape[0] > 300 and image.std() > 0.01
+
+
+def test_curves_of_one_run_and_of_several(store, tmp_path):
+    first, second = train(store, "agpo", 1), train(store, "agpo", 2)
+    store.log_metrics(first, 10, {"eval/pass1": 0.7})
+    for runs in ([first], [first, second]):
+        out = tmp_path / "deep" / f"{len(runs)}.png"
+        assert curves(store, runs, out) == out
+        assert is_picture(out)
+        assert [p.name for p in out.parent.iterdir() if "partial" in p.name] == []
+
+
+def test_curves_of_a_run_that_has_logged_nothing(store, tmp_path):
+    assert is_picture(curves(store, [train(store, "agpo", 0, steps=0)], tmp_path / "a.png"))
+
+
+def test_one_figure_per_metric_and_only_where_there_is_data(store, tmp_path):
+    train(store, "agpo", 0)
+    train(store, "dead", 0, steps=0)
+    assert [p.name for p in figures(store, tmp_path)] == ["entropy.png", "reward.png"]
+    train(store, "agpo", 0, name="other", **{"tokens/response_mean": 5.0})
+    paths = figures(store, tmp_path)
+    assert [p.name for p in paths] == ["entropy-tiny-m.png", "reward-tiny-m.png", "response_tokens-other-m.png"]
+    assert all(map(is_picture, paths))
+
+
+def test_tasks_whose_names_look_alike_do_not_overwrite_each_other(store, tmp_path):
+    train(store, "agpo", 0, name="a b", entropy=1.0)
+    train(store, "agpo", 0, name="a/b", entropy=1.0)
+    assert [p.name for p in figures(store, tmp_path)] == ["entropy-a-b-m.png", "entropy-a-b-m-2.png"]
+
+
+def test_a_band_is_the_mean_between_lowest_and_highest_over_shared_steps():
+    axes = Figure().subplots()
+    seeds = [pd.Series([0.0, 1.0, 9.0], index=[1, 2, 3]), pd.Series([2.0, 5.0], index=[1, 2])]
+    figures_module._band(axes, seeds, "agpo", "#000000")
+    (line,) = axes.lines
+    assert line.get_label() == "agpo (2 seeds)"
+    assert list(line.get_xdata()) == [1, 2]  # step 3 was reached by one seed only
+    assert list(line.get_ydata()) == [1.0, 3.0]
+    (band,) = axes.collections
+    box = band.get_datalim(axes.transData)
+    assert (box.y0, box.y1) == (0.0, 5.0)
+
+
+def test_smoothing_keeps_a_straight_line_and_short_runs_as_they_are():
+    line = pd.Series(range(100), dtype=float)
+    assert figures_module._smooth(line)[10:90].equals(line[10:90])
+    short = pd.Series([1.0, 5.0, 2.0])
+    assert figures_module._smooth(short).equals(short)
+
+
+def test_methods_keep_their_colour_and_never_share_one():
+    both = figures_module._colours(["agpo", "grpo", "mine", "yours"])
+    assert both["agpo"] == figures_module._colours(["mine", "agpo"])["agpo"]
+    assert len(set(both.values())) == 4
