@@ -242,7 +242,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not sign or not key:
         raise UserError(f"override {override!r}: expected key=value, e.g. update.lr=1e-6.")
     try:
-        value = _number(yaml.safe_load(text))
+        value = _number(yaml.safe_load(text)) if text else ""
     except yaml.YAMLError as e:
         raise UserError(f"override {override!r}: the value is not valid YAML.") from e
     *path, last = key.split(".")
@@ -281,7 +281,7 @@ def _explain(error: Mapping[str, Any]) -> str:
 def _did_you_mean(key: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+    return f" Did you mean {near[0]!r}?" if near else " `python -m agpo.train --keys` lists them."
 
 
 def _one_of(value: str, known: Mapping[str, Any], what: str) -> str:

@@ -88,7 +88,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
             metrics["speed/step_seconds"], metrics["speed/rollout_seconds"] = took, sampled - started
             metrics["speed/tokens_per_second"] = sum(m.response_tokens for m in plan) / took
             metrics["lr"] = policy.schedule.get_last_lr()[0]
-            run.store.log_samples(run.id, sample_rows(groups, run.done, config.prompt))
+            run.store.log_samples(run.id, sample_rows(groups, run.done, config.prompt, policy.tokenizer))
             run.store.log_metrics(run.id, run.done, metrics)
             progress.show(run.done, metrics)
             refused += int(metrics["updates/refused"])
@@ -105,34 +105,17 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
                 checkpoint.prune(run.folder, config.checkpoint.keep)
 
 
-def sample_rows(groups: Sequence[Any], step: int, preset: str) -> list[Any]:
+def sample_rows(groups: Sequence[Any], step: int, preset: str, tokenizer: Any) -> list[Any]:
     """The rows of one step for the results store: every completion with its tokens and verdict."""
-    from evals.store import SampleRow
+    from evals.complete import sample_row
+    from evals.prompts import render
 
-    return [
-        SampleRow(
-            split="train",
-            item=group.item.id,
-            repeat=repeat,
-            step=step,
-            prompt=group.item.prompt,
-            response=sample.text,
-            token_ids=sample.completion.token_ids,
-            logprobs=sample.completion.logprobs,
-            finish_reason=sample.completion.finish_reason,
-            outcome=sample.verdict.outcome,
-            path=sample.verdict.path,
-            answer=sample.verdict.answer,
-            reference=group.item.answer,
-            reward=sample.reward,
-            seed=sample.seed,
-            seconds=sample.completion.seconds,
-            weight_version=sample.completion.weight_version,
-            meta=dict(group.item.meta),
-        )
-        for group in groups
-        for repeat, sample in enumerate(group.samples)
-    ]
+    rows = []
+    for group in groups:
+        prompt = render(preset, group.item.prompt, tokenizer)
+        for repeat, s in enumerate(group.samples):
+            rows.append(sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict))
+    return rows
 
 
 def save_checkpoint(run: Run) -> Path:
@@ -153,30 +136,27 @@ def save_checkpoint(run: Run) -> Path:
 
 def evaluate_policy(run: Run, grader: Any) -> Any | None:
     """Evaluate the current weights on the configured benchmark; None where there is none. Resume finds it done."""
-    from evals.benches import BENCHES
-    from evals.engines import Sampling
-    from evals.harness import evaluate
-
     wanted = run.config.eval
     if not wanted.bench:
         return None
-    bench = BENCHES[wanted.bench]
+    from evals.benches import find, load
+    from evals.complete import Job, choose, evaluate
+    from evals.engines import Sampling
+
+    bench = find(wanted.bench)
+    items = choose(load(bench, wanted.data or None), wanted.size, run.config.seed)
     run.engine.weight_version = f"{run.id}/step-{run.done}"
-    summary = evaluate(
-        run.engine,
-        bench,
-        bench.load(wanted.data or None),
-        store=run.store,
-        run_id=run.id,
-        split=f"eval/{wanted.bench}",
-        step=run.done,
+    job = Job(
+        bench=bench,
         sampling=Sampling(wanted.max_tokens or run.config.rollout.max_tokens, wanted.temperature),
         n=wanted.n,
-        limit=wanted.size,
         preset=run.config.prompt,
         seed=run.config.seed,
-        grader=grader,
+        run_id=run.id,
+        split=f"eval/{bench.name}",
+        step=run.done,
     )
+    summary = evaluate(run.engine, items, job, run.store, grader)
     run.store.log_metrics(run.id, run.done, {"eval/pass1": summary.pass1, "eval/tokens_mean": summary.tokens_mean})
     return summary
 
@@ -338,7 +318,7 @@ def stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m agpo.train",
-        description="Train with AGPO or an ablation of it. Without arguments: a tiny model learns arithmetic on the CPU.",
+        description="Train with AGPO or an ablation. Without arguments: a tiny model learns arithmetic on the CPU.",
         epilog="examples:\n"
         "  python -m agpo.train\n"
         "  python -m agpo.train objective=grpo seed=1 steps=50\n"
@@ -402,7 +382,7 @@ def drive(run: Run, console: Console) -> int:
                 _show("after", evaluate_policy(run, grader), console)
         picture = curves(run.store, [run.id], run.folder / "curves.png")
         run.store.add_artifact(run.id, "figure", picture)
-        console.print(f"curves      {picture}\ncheckpoint  {run.folder}/checkpoints\nstore       {run.store.url}")
+        console.print(f"curves      {picture}\ncheckpoint  {run.folder}/checkpoints\nstore       {run.store}")
         status = "done"
         return 0
     except KeyboardInterrupt:

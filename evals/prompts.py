@@ -1,4 +1,4 @@
-"""Prompt presets: how a bare problem becomes what a model reads. The preset decides a base model's score, so it is recorded."""
+"""Prompt presets: how a bare problem becomes what a model reads. It decides a base model's score, so it is recorded."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,11 @@ def render(name: str, problem: str, tokenizer: Any) -> str:
     return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
 
-def encode(name: str, problem: str, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids of a prompt. A chat template writes its own special tokens; otherwise the tokenizer adds its own."""
-    text = render(name, problem, tokenizer)
+def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
+    """Token ids of a rendered prompt. A chat template writes special tokens itself; otherwise the tokenizer adds them."""
     return tuple(tokenizer(text, add_special_tokens=not PRESETS[name].chat).input_ids)
+
+
+def encode(name: str, problem: str, tokenizer: Any) -> tuple[int, ...]:
+    """Token ids of a problem under a preset."""
+    return tokenize(name, render(name, problem, tokenizer), tokenizer)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -234,6 +235,7 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
+    transformers.logging.disable_progress_bar()
     looks_local = model.startswith((".", "/", "~")) or Path(model).exists()
     folder = str(Path(model).expanduser()) if looks_local else model
     if looks_local and not (Path(folder) / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""Graders: `submit` a response and a reference, get a future `Verdict`. Any thread; no signals; a hang costs one worker.
+"""Graders: `submit` a response and a reference, get a future `Verdict`. Any thread, no signals; a hang costs a worker.
 
 A grader is one line in `GRADERS`.
 """

@@ -1,0 +1,181 @@
+"""`python -m agpo.tiny_model`: make the start model of the tiny recipe from nothing, in minutes on one CPU core.
+
+What it is pre-trained on decides whether reinforcement learning can show anything. A model that cannot do the
+arithmetic loses accuracy under every objective. So it learns to do it, from solutions with *slips*: a step's value is
+sometimes wrong, and sometimes a step is checked again, which costs tokens and usually puts it right. There is then
+something to improve, and the length of the reasoning matters.
+
+    3+5-2=  ->  3+5=8;8-2=5?8-2=6;\\boxed{6}<eos>
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from evals.errors import command
+from evals.items import Item, derive_seed
+
+SHIPPED = Path(__file__).parent / "models" / "tiny"
+SPECIAL = ("<pad>", "<eos>", "<unk>")
+SYMBOLS = (*"0123456789", *"+-=;?", "\\boxed{", "}")
+SLIP = 0.36
+"""probability that a step's value is wrong (design text: 0.2; at that the start is too good to show a rise of 0.30)"""
+CHECK = 0.3
+"""probability of a re-check after a step, and of another after that, up to three"""
+CHECK_RIGHT = 0.95
+"""probability that a re-check's value is right"""
+
+
+def solution(expression: str, rng: random.Random) -> str:
+    """One written-out answer to an expression like 3+5-2, slips and re-checks included, without the final <eos>."""
+    terms = expression.replace("-", "+-").split("+")
+    value, text = int(terms[0]), ""
+    for term in map(int, terms[1:]):
+        step, right = f"{value}{term:+d}", value + term
+        value = right if rng.random() >= SLIP else _slip(right, rng)
+        text += f"{step}={value}"
+        for _ in range(3):
+            if rng.random() >= CHECK:
+                break
+            value = right if rng.random() < CHECK_RIGHT else _slip(right, rng)
+            text += f"?{step}={value}"
+        text += ";"
+    return f"{text}\\boxed{{{value}}}"
+
+
+def _slip(right: int, rng: random.Random) -> int:
+    return right + rng.choice((-2, -1, 1, 2))
+
+
+def make_tokenizer():
+    """A fast tokenizer: one token per character, and one for `\\boxed{`."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *SYMBOLS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=256
+    )
+
+
+def make_model(vocabulary: int):
+    """0.34M parameters in Qwen2's architecture. head_dim 32 is the least that vLLM serves on a CPU."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        intermediate_size=256,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1
+    return model
+
+
+def batches(items: Sequence[Item], tokenizer, steps: int, size: int, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """(ids, labels) [size, longest]; the loss is on the solution only. Every solution is written afresh."""
+    rng = random.Random(derive_seed("pretrain", seed))
+    for _ in range(steps):
+        rows = []
+        for item in rng.sample(items, size):
+            prompt = tokenizer(item.prompt + "=").input_ids
+            rows.append((prompt, [*tokenizer(solution(item.prompt, rng)).input_ids, tokenizer.eos_token_id]))
+        longest = max(len(p) + len(s) for p, s in rows)
+        ids = torch.tensor([p + s + [0] * (longest - len(p) - len(s)) for p, s in rows])
+        labels = torch.tensor([[-100] * len(p) + s + [-100] * (longest - len(p) - len(s)) for p, s in rows])
+        yield ids, labels
+
+
+def pretrain(steps: int, size: int, lr: float, seed: int, console: Console):
+    """Train from scratch and return (model, tokenizer, last losses)."""
+    from evals.benches import arith
+
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    tokenizer = make_tokenizer()
+    model = make_model(len(SPECIAL) + len(SYMBOLS)).train()
+    items = arith.items("train", 40_000, seed=derive_seed("pretrain-items", seed))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+    losses = []
+    progress = track(batches(items, tokenizer, steps, size, seed), "pre-training", total=steps, console=console)
+    for ids, labels in progress:
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return model.eval(), tokenizer, losses
+
+
+def measure(model, tokenizer, count: int = 512, samples: int = 4) -> tuple[float, float]:
+    """(accuracy, mean response tokens) on held-out problems, sampled at temperature 1 as training will."""
+    from evals.benches import arith
+    from evals.engines import Request, Sampling
+    from evals.engines.hf import HFEngine
+    from evals.grading.grader import GRADERS
+    from evals.prompts import encode
+
+    items = arith.items("heldout", count)
+    engine = HFEngine(model, tokenizer)
+    requests = [
+        Request(
+            encode("arith", item.prompt, tokenizer), tuple(derive_seed("measure", item.id, k) for k in range(samples))
+        )
+        for item in items
+    ]
+    right = tokens = total = 0
+    for at, _, completion in engine.generate(requests, Sampling(max_tokens=96)):
+        verdict = GRADERS["exact"](tokenizer.decode(completion.token_ids, skip_special_tokens=True), items[at].answer)
+        right += verdict.outcome == "right"  # type: ignore[union-attr]
+        tokens += len(completion.token_ids)
+        total += 1
+    return right / total, tokens / total
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m agpo.tiny_model",
+        description="Make the start model of the tiny recipe: the same bytes for a seed on the same kind of CPU.",
+    )
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder to write (default: the one in the package)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=64, help="solutions per step")
+    parser.add_argument("--lr", type=float, default=4e-3)
+    args = parser.parse_args(argv)
+    console = Console()
+    model, tokenizer, losses = pretrain(args.steps, args.batch, args.lr, args.seed, console)
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    accuracy, tokens = measure(model, tokenizer)
+    last = losses[-100:]
+    console.print(f"loss {sum(last) / len(last):.4f} nats per token over the last {len(last)} steps")
+    console.print(f"held out, temperature 1: accuracy {accuracy:.3f}, {tokens:.1f} response tokens")
+    console.print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""MATH-500 (Lightman et al. 2023): 500 problems of the MATH test set with levels and subjects."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from evals.errors import UserError
+from evals.items import Item, read_rows
+
+HUB = "HuggingFaceH4/MATH-500"
+
+
+def load(path: str | None) -> list[Item]:
+    """From a local file in the hub's shape (problem, answer, subject, level, unique_id), or from the hub."""
+    return to_items(read_rows(path) if path else from_hub(HUB, "test"), path or HUB)
+
+
+def to_items(rows: Iterable[Mapping[str, Any]], where: str) -> list[Item]:
+    items = []
+    for number, row in enumerate(rows):
+        missing = [name for name in ("problem", "answer", "unique_id") if row.get(name) is None]
+        if missing:
+            raise UserError(f"{where}, row {number}: no column {missing[0]!r}. The row has: {', '.join(sorted(row))}.")
+        meta = {name: row[name] for name in ("level", "subject") if row.get(name) is not None}
+        items.append(Item(str(row["unique_id"]), row["problem"], str(row["answer"]), meta))
+    if not items:
+        raise UserError(f"{where}: the file has no rows.")
+    return items
+
+
+def from_hub(name: str, split: str) -> Iterable[Mapping[str, Any]]:
+    """Rows of a data set on the Hugging Face hub. Raises UserError where it cannot be reached."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, split=split)  # type: ignore[return-value]
+    except (OSError, ValueError, RuntimeError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise UserError(
+            f"cannot load {name} from the Hugging Face hub: {reason}. Check the network, or give a local file in the "
+            "hub's shape (.jsonl, .jsonl.gz or .parquet)."
+        ) from e

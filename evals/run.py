@@ -1,0 +1,283 @@
+"""`python -m evals.run --bench math500 --model ...`: evaluate a model on a benchmark, into the results store."""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from evals.errors import UserError, command
+
+# Heavy libraries are imported where they are needed, so that --help, --list and a wrong name answer at once.
+
+
+def tiny_model() -> str:
+    """The start model that comes with the package `agpo`, found without importing it."""
+    spec = importlib.util.find_spec("agpo")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("no --model given, and the package agpo with its tiny model is not installed.")
+    return str(Path(spec.submodule_search_locations[0]) / "models" / "tiny")
+
+
+def run_label(model: str) -> dict[str, Any]:
+    """What agpo_run.json in a checkpoint says about the run that made it; {} for any other model."""
+    path = Path(model) / "agpo_run.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def fingerprint(model: str) -> str:
+    """Tells one state of a local model folder from another without reading gigabytes: names, sizes and times."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    parts = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def plan(args: argparse.Namespace) -> dict[str, Any]:
+    """The resolved options, everything that decides the result. Raises UserError for those that do not go together."""
+    from evals.benches import find
+    from evals.prompts import PRESETS
+
+    bench = find(args.bench)
+    model = args.model or tiny_model()
+    if args.n < 1:
+        raise UserError(f"--n must be at least 1, not {args.n}.")
+    sampled = args.bench == "arith" and args.temperature is None  # a greedy answer would hide the tiny model's slips
+    temperature = args.temperature if args.temperature is not None else (1.0 if sampled else 0.0)
+    if temperature < 0 or not 0 < args.top_p <= 1:
+        raise UserError("--temperature must be at least 0 and --top-p in (0, 1].")
+    if args.n > 1 and temperature == 0:
+        raise UserError(f"--n {args.n} at temperature 0 gives {args.n} equal answers. Say --temperature 0.7, or --n 1.")
+    preset = args.prompt or bench.prompt
+    if preset not in PRESETS:
+        raise UserError(f"unknown prompt preset {preset!r}. Known: {', '.join(PRESETS)}.")
+    return {
+        "bench": bench.name,
+        "data": str(Path(args.data).resolve()) if args.data else None,
+        "model": model,
+        "fingerprint": fingerprint(model),
+        "engine": args.engine,
+        "device": args.device,
+        "dtype": args.dtype,
+        "prompt": preset,
+        "n": args.n,
+        "temperature": temperature,
+        "top_p": args.top_p,
+        "max_tokens": args.max_tokens or bench.max_tokens,
+        "limit": args.limit,
+        "seed": args.seed,
+    }
+
+
+def find_unfinished(store: Any, options: dict[str, Any], resume: str | None) -> str | None:
+    """The run to continue: the one asked for, or the latest unfinished one with the same options."""
+    if resume:
+        run = store.find_run(resume)
+        if run.kind != "eval":
+            raise UserError(f"run {run.id} is a {run.kind} run; --resume here continues an evaluation.")
+        if changed := [k for k, v in options.items() if run.config.get(k) != v]:
+            said = ", ".join(f"{k}={run.config.get(k)!r}, now {options[k]!r}" for k in changed)
+            raise UserError(
+                f"run {run.id} was started with other options: {said}. Give the same, or leave --resume out."
+            )
+        return run.id
+    same = [r for r in store.runs("eval") if r.config == options and r.status in ("interrupted", "failed", "dead")]
+    return same[-1].id if same else None
+
+
+def evaluate_model(options: dict[str, Any], store: Any, resume: str | None, console: Console) -> str:
+    """Run the evaluation and print its tables. Returns the run's id."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from evals import harness
+    from evals.benches import find, load
+    from evals.complete import Job, choose
+    from evals.engines import Sampling, load_engine
+    from evals.grading.grader import Grader
+
+    bench = find(options["bench"])
+    items = choose(load(bench, options["data"]), options["limit"], options["seed"])
+    engine = load_engine(options["engine"], options["model"], device=options["device"], dtype=options["dtype"])
+    sampling = Sampling(options["max_tokens"], options["temperature"], options["top_p"])
+    check_context(engine, items, options)
+
+    label = run_label(options["model"])
+    run_id = find_unfinished(store, options, resume)
+    if run_id:
+        store.resume_run(run_id)
+        console.print(f"continuing run {run_id}")
+    else:
+        known = {r.id for r in store.runs("train")}
+        run_id = store.start_run(
+            "eval",
+            bench.name,
+            method=label.get("method", ""),
+            model=label.get("model", options["model"]),
+            seed=label.get("seed", options["seed"]),
+            config=options,
+            parent=label["run"] if label.get("run") in known else None,
+        )
+        console.print(f"run {run_id}")
+    step = int(label.get("step", 0))
+    job = Job(bench, sampling, options["n"], options["prompt"], options["seed"], run_id, bench.name, step)
+    status = "failed"
+    try:
+        with (
+            Grader(bench.grader) as grader,
+            Progress(
+                TextColumn(bench.title),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("completions"),
+                TimeRemainingColumn(),
+                console=console,
+                disable=not console.is_terminal,
+            ) as progress,
+        ):
+            bar = progress.add_task("", total=len(items) * options["n"])
+            task = harness.BenchTask(bench, items, job, engine.tokenizer)
+            lm = harness.EngineLM(engine, task, job, store, grader, on_row=lambda row: progress.advance(bar))
+            harness.run_lm_eval(lm, task)
+        report(store, run_id, job, console)
+        status = "done"
+    except KeyboardInterrupt as e:
+        status = "interrupted"
+        raise KeyboardInterrupt("what is finished is kept; the same command continues") from e
+    finally:
+        store.finish_run(run_id, status)
+        engine.close()
+    return run_id
+
+
+def check_context(engine: Any, items: Sequence[Any], options: dict[str, Any]) -> None:
+    """Refuse before the first token what would not fit, naming the problem and the numbers."""
+    from evals.engines.hf import check_fits
+    from evals.prompts import encode
+
+    for item in items:
+        tokens = len(encode(options["prompt"], item.prompt, engine.tokenizer))
+        check_fits(tokens, options["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")
+
+
+def report(store: Any, run_id: str, job: Any, console: Console) -> None:
+    """Print the summary in all and by group, and log it as metrics of the run."""
+    from evals.stats import by, summarise
+
+    rows = list(store.samples(run_id, split=job.split, step=job.step))
+    rows = [row for row in rows if row.repeat < job.n]
+    total = summarise(rows)
+    values = {"pass1": total.pass1, "pass1_se": total.pass1_se, "tokens_mean": total.tokens_mean}
+    values |= {"tokens_median": total.tokens_median, "truncated": total.truncated, "unscored": total.unscored}
+    store.log_metrics(run_id, job.step, values)
+    table = Table(title=f"{job.bench.title}, {job.n} per problem", title_justify="left")
+    for title in ("", "problems", "Pass@1", "95 %", "tokens mean", "median", "truncated", "unscored"):
+        table.add_column(title, justify="left" if not title else "right")
+    _add(table, "all", total)
+    for key in job.bench.groups:
+        parts = by(rows, key)
+        if parts:
+            table.add_section()
+        for value, part in parts.items():
+            _add(table, f"{key} {value}", part)
+    console.print(table)
+    console.print("verdicts: " + ", ".join(f"{n} {outcome}" for outcome, n in total.outcomes.items()))
+    if total.unscored:
+        console.print(
+            f"{total.unscored} samples could not be graded and are in no mean. "
+            f"Pass@1 if all of them were wrong: {100 * total.pass1_unscored_wrong:.1f} %"
+        )
+
+
+def _add(table: Table, label: str, s: Any) -> None:
+    table.add_row(
+        label,
+        str(s.problems),
+        f"{100 * s.pass1:.1f}",
+        f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}",
+        f"{s.tokens_mean:.1f}",
+        f"{s.tokens_median:g}",
+        f"{100 * s.truncated:.1f} %",
+        str(s.unscored),
+    )
+
+
+def list_benches(console: Console) -> None:
+    from evals.benches import BENCHES
+
+    table = Table("name", "benchmark", "problems", "grader", "prompt", "max tokens", "licence", "source")
+    for b in BENCHES.values():
+        table.add_row(b.name, b.title, str(b.size), b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
+    console.print(table)
+
+
+def dry_run(options: dict[str, Any], console: Console) -> None:
+    """Print the plan and one rendered prompt. Loads the tokenizer, not the model."""
+    from transformers import AutoTokenizer
+
+    from evals.benches import find, load
+    from evals.complete import choose
+    from evals.prompts import render
+
+    items = choose(load(find(options["bench"]), options["data"]), options["limit"], options["seed"])
+    for key, value in options.items():
+        console.print(f"{key:>12}: {value}", highlight=False)
+    console.print(f"{'problems':>12}: {len(items)}, {len(items) * options['n']} completions")
+    tokenizer = AutoTokenizer.from_pretrained(options["model"])
+    console.print(f"first prompt ({items[0].id}):")
+    console.print(render(options["prompt"], items[0].prompt, tokenizer), highlight=False, markup=False)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m evals.run",
+        description="Evaluate a model on a benchmark. Without arguments: the tiny start model on held-out arithmetic.",
+        epilog="A killed or interrupted evaluation is continued by the same command.",
+    )
+    parser.add_argument("--bench", default="arith", help="benchmark, see --list (default: arith)")
+    parser.add_argument("--model", help="model folder or hub id (default: the tiny start model)")
+    parser.add_argument("--data", help="local file of the benchmark in its usual shape, instead of the hub")
+    parser.add_argument("--engine", default="hf", help="what generates: hf")
+    parser.add_argument("--n", type=int, default=1, help="completions per problem (default: 1)")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (default: 0; for arith 1)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1)")
+    parser.add_argument("--max-tokens", type=int, help="longest response (default: the benchmark's)")
+    parser.add_argument("--prompt", help="prompt preset (default: the benchmark's)")
+    parser.add_argument("--limit", type=int, help="a seeded sample of this many problems (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and of every completion (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 (default: auto)")
+    parser.add_argument("--store", help="results store (default: $AGPO_STORE or results/agpo.db)")
+    parser.add_argument("--resume", metavar="RUN", help="continue this run (default: the same unfinished one, if any)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and one prompt, then exit")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks, then exit")
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    console = Console()
+    if args.list:
+        list_benches(console)
+        return 0
+    options = plan(args)
+    if args.dry_run:
+        dry_run(options, console)
+        return 0
+    from evals.store import Store
+
+    with Store.open(args.store) as store:
+        run_id = evaluate_model(options, store, args.resume, console)
+        console.print(f"run {run_id} in {store}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
