@@ -6,7 +6,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,14 +17,13 @@ from rich.table import Table
 
 from evals.errors import command
 from evals.stats import Summary, summarise
-from evals.store import RunRow, Store
+from evals.store import OutcomeRow, RunRow, Store
 
 SETTINGS = {  # config key of an evaluation -> how it reads in a table; results under different ones are not averaged
     "temperature": "T={}",
     "top_p": "top-p {}",
     "max_tokens": "max {} tokens",
-    "preset": "prompt {}",
-    "step": "step {}",
+    "prompt": "prompt {}",
 }
 
 
@@ -63,13 +62,21 @@ def rows(store: Store) -> list[Row]:
         parent = parents.get(run.parent or "")
         model = run.model or (parent.model if parent else "")
         method = run.method or (parent.method if parent else "")
-        summary = summarise(store.outcomes(run.id))
+        steps: set[int] = set()
+        summary = summarise(_noting_steps(store.outcomes(run.id), steps))
         size = f"{summary.problems} problems x {summary.samples / summary.problems:.3g}"
+        size += "".join(f", step {step}" for step in sorted(steps) if step)  # checkpoints of a run are not its seeds
         told = [text.format(run.config[k]) for k, text in SETTINGS.items() if run.config.get(k) is not None]
         status = "" if run.status == "done" else run.status
         key = (run.name, model, method, ", ".join([size, *told]), status)
         groups.setdefault(key, []).append(summary)
     return [Row(*key, tuple(summaries)) for key, summaries in sorted(groups.items())]
+
+
+def _noting_steps(samples: Iterable[OutcomeRow], steps: set[int]) -> Iterator[OutcomeRow]:
+    for sample in samples:
+        steps.add(sample.step)
+        yield sample
 
 
 def tables(store: Store, style: str, console: Console) -> None:

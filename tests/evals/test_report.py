@@ -16,12 +16,14 @@ def path(tmp_path, monkeypatch):
     return tmp_path / "agpo.db"
 
 
-def add_eval(store, rewards, *, bench="math500", method="agpo", model="org/qwen", seed=0, status="done", **config):
+def add_eval(
+    store, rewards, *, bench="math500", method="agpo", model="org/qwen", seed=0, status="done", step=0, **config
+):
     """An eval run with one sample per reward; the i-th response is 10 * (i + 1) tokens long."""
     run_id = store.start_run("eval", bench, method=method, model=model, seed=seed, config=config)
     outcome = {1.0: "right", 0.0: "wrong", None: "timeout"}
     samples = [
-        SampleRow("test", f"i{i}", 0, 0, "p", "r", (1,) * (10 * (i + 1)), None, "stop", outcome[r], "box",
+        SampleRow("test", f"i{i}", 0, step, "p", "r", (1,) * (10 * (i + 1)), None, "stop", outcome[r], "box",
                   None, "1", r, 0, 0.1)
         for i, r in enumerate(rewards)
     ]  # fmt: skip
@@ -78,8 +80,9 @@ def test_what_cannot_be_compared_is_not_averaged(path):
         add_eval(store, [1.0, 0.0], max_tokens=256, status="interrupted")
         add_eval(store, [1.0, 0.0], max_tokens=256, bench="gsm8k")
         add_eval(store, [1.0, 0.0], max_tokens=256, method="grpo")
+        add_eval(store, [1.0, 0.0], max_tokens=256, step=100)  # another checkpoint
         found = rows(store)
-    assert [len(row.summaries) for row in found] == [1] * 6
+    assert [len(row.summaries) for row in found] == [1] * 7
 
 
 def test_each_benchmark_has_its_own_pair_of_tables(capsys, path):
