@@ -58,7 +58,8 @@ def curves(store: Store, run_ids: Sequence[str], out: Path) -> Path:
         clipped = table.get("clip/clipped_updates")
         if clipped is not None:
             text = "clipped updates" if run is runs[0] else None
-            groups.vlines(clipped.index, 0, clipped, color=INK, alpha=0.35, lw=1.6, label=text)
+            shade = INK if len(runs) == 1 else colour
+            groups.vlines(clipped.index, 0, clipped, color=shade, alpha=0.35, lw=1.6, label=text)
     _finish(reward, "Reward", "mean reward", unit=True)
     _finish(tokens, "Response length", "tokens")
     _finish(entropy, "Entropy", "nats per token")
