@@ -38,7 +38,7 @@ def save(folder: Path, step: int, policy: Policy, config: Mapping[str, Any], run
         policy.tokenizer.save_pretrained(building)
         tensors, numbers = _flatten(policy.optimizer.state_dict())
         save_file(tensors, trainer / "optimizer.safetensors")
-        state = {"format": FORMAT, "step": step, "config": config, "optimizer": numbers, "updates": _updates(policy)}
+        state = {"format": FORMAT, "step": step, "config": config, "optimizer": numbers, "updates": policy.updates}
         (trainer / "state.json").write_text(json.dumps(state, indent=1))
         (building / "agpo_run.json").write_text(json.dumps({**run, "step": step}, indent=1))
         for path in building.rglob("*"):
@@ -81,15 +81,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def restore(checkpoint: Path, policy: Policy, state: Mapping[str, Any]) -> None:
-    """Load optimizer and schedule into a policy whose model was loaded from the same checkpoint."""
+    """Load the optimizer and the count of updates into a policy whose model was loaded from the same checkpoint."""
     tensors = load_file(checkpoint / "trainer" / "optimizer.safetensors")
     policy.optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
-    policy.schedule.load_state_dict({**policy.schedule.state_dict(), **state["updates"]})
-
-
-def _updates(policy: Policy) -> dict[str, Any]:
-    kept = ("last_epoch", "_step_count", "_last_lr")
-    return {name: value for name, value in policy.schedule.state_dict().items() if name in kept}
+    policy.updates = state["updates"]
 
 
 def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The policy: a causal model with its optimizer, log-probabilities of sampled tokens, the update of a mini-batch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,8 +31,11 @@ class Policy:
     model: Any
     tokenizer: Any
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    lr_at: Callable[[int], float]
+    """learning rate of the k-th update of the run, from 0"""
     reference: Any | None = None
+    updates: int = 0
+    """updates so far, clipped ones included: the schedule goes on through them"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ def update(
     if scales and not objective.entropy_coef:  # what has f' = 0 adds nothing to the gradient: it is not run at all
         wanted = [i for i in wanted if scales[i] > 0]
 
+    for group in policy.optimizer.param_groups:
+        group["lr"] = policy.lr_at(policy.updates)
     policy.optimizer.zero_grad(set_to_none=True)
     seen = _Sums()
     for part in micro_batches(rows, wanted, micro_batch_tokens):
@@ -100,7 +105,7 @@ def update(
 
     decision, after = _decide(minibatch, objective, on_policy, scales, seen)
     report = _apply(policy, decision, after, objective, max_grad_norm, seen)
-    policy.schedule.step()
+    policy.updates += 1
     return report
 
 

@@ -5,6 +5,7 @@ The loop is `train`. What an update does is in `policy.update`, what it optimise
 
 import argparse
 import json
+import math
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ import yaml
 from rich.console import Console
 
 from agpo.config import PACKAGE, TrainConfig, all_keys, load_config, make_config, objective_of, recipes
+from evals.console import make_console
 from evals.errors import UserError, command
 
 # Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
@@ -87,7 +89,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
             took = time.perf_counter() - started
             metrics["speed/step_seconds"], metrics["speed/rollout_seconds"] = took, sampled - started
             metrics["speed/tokens_per_second"] = sum(m.response_tokens for m in plan) / took
-            metrics["lr"] = policy.schedule.get_last_lr()[0]
+            metrics["lr"] = policy.optimizer.param_groups[0]["lr"]
             run.store.log_samples(run.id, sample_rows(groups, run.done, config.prompt, policy.tokenizer))
             run.store.log_metrics(run.id, run.done, metrics)
             progress.show(run.done, metrics)
@@ -188,12 +190,11 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
         betas=config.update.betas,
         weight_decay=config.update.weight_decay,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config))
     reference = None
     if objective.beta:
         first, _ = load_model(model_path(config.model), device=config.device, dtype=config.dtype)
         reference = (first if checkpoint_path else deepcopy(model)).eval().requires_grad_(False)
-    policy = Policy(model, tokenizer, optimizer, schedule, reference)
+    policy = Policy(model, tokenizer, optimizer, lr_schedule(config), reference)
     done = 0
     if checkpoint_path:
         state = checkpoint.read_state(checkpoint_path)
@@ -218,23 +219,21 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     return Run(config, run_id, folder, store, policy, engine, items, done)
 
 
-def lr_factor(config: TrainConfig) -> Callable[[int], float]:
-    """Factor on the learning rate at the k-th update of the run (k from 0), warm-up included."""
-    import math
+def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
+    """Learning rate of the k-th update of the run (from 0): linear warm-up, then constant, linear or cosine to 0."""
+    peak, warmup, total = config.update.lr, config.update.warmup_updates, config.steps * config.updates_per_step
 
-    warmup, total = config.update.warmup_updates, config.steps * config.updates_per_step
-
-    def factor(k: int) -> float:
+    def lr_at(k: int) -> float:
         if k < warmup:
-            return (k + 1) / warmup
-        share = (k - warmup) / max(total - warmup, 1)
+            return peak * (k + 1) / warmup
+        share = min((k - warmup) / max(total - warmup, 1), 1.0)
         if config.update.schedule == "linear":
-            return max(0.0, 1.0 - share)
+            return peak * (1.0 - share)
         if config.update.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-        return 1.0
+            return peak * 0.5 * (1.0 + math.cos(math.pi * share))
+        return peak
 
-    return factor
+    return lr_at
 
 
 def model_path(model: str) -> str:
@@ -338,7 +337,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    console = Console()
+    console = make_console()
     if args.keys:
         for key, about in all_keys():
             console.print(

@@ -4,13 +4,14 @@ lm-eval supplies its evaluation loop, filters and result format. What it would d
 repeats that share a prefill) happens underneath, in the rows that `complete` records.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.evaluator import simple_evaluate
+from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from evals.benches import Bench
@@ -20,6 +21,8 @@ from evals.grading.grader import Grader
 from evals.items import Item
 from evals.prompts import render
 from evals.store import SampleRow, Store
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its hints are about its own command line
 
 
 class Response(str):
@@ -148,9 +151,12 @@ class EngineLM(TemplateLM):
 
 
 def run_lm_eval(lm: EngineLM, task: BenchTask) -> dict[str, Any]:
-    """lm-eval's own evaluation loop over our task and LM; its result dictionary."""
-    # The default TaskManager scans 13,000 files of built-in tasks; ours is given as an object.
-    manager = TaskManager(include_defaults=False)
-    results = simple_evaluate(model=lm, tasks=[task], bootstrap_iters=0, task_manager=manager)
+    """lm-eval's evaluation loop over our task and LM; its result dictionary.
+
+    `evaluate` and not `simple_evaluate`, which reseeds this process and scans the machine. The default TaskManager
+    would read 13,000 files of built-in tasks; ours is given as an object.
+    """
+    task.set_config(key="num_fewshot", value=0)
+    results = evaluate(lm=lm, task_dict=TaskManager(include_defaults=False).load([task]), bootstrap_iters=0)
     assert results is not None  # None is for ranks other than 0
     return dict(results)

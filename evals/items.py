@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,20 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
             yield row
+
+
+def hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
+    """Rows of a data set on the Hugging Face hub. Raises UserError where it cannot be reached."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, split=split)  # type: ignore[return-value]
+    except (OSError, ValueError, RuntimeError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise UserError(
+            f"cannot load {name} from the Hugging Face hub: {reason}. Check the network, or give a local file in the "
+            "hub's shape (.jsonl, .jsonl.gz or .parquet)."
+        ) from e
 
 
 def read_items(path: str | Path, prompt: str = "prompt", answer: str = "answer") -> list[Item]:

@@ -65,7 +65,7 @@ def render(name: str, problem: str, tokenizer: Any) -> str:
 
 
 def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids of a rendered prompt. A chat template writes special tokens itself; otherwise the tokenizer adds them."""
+    """Token ids of a rendered prompt. A chat template writes its special tokens; otherwise the tokenizer does."""
     return tuple(tokenizer(text, add_special_tokens=not PRESETS[name].chat).input_ids)
 
 

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from evals.console import make_console
 from evals.errors import UserError, command
 
 # Heavy libraries are imported where they are needed, so that --help, --list and a wrong name answer at once.
@@ -96,6 +98,7 @@ def evaluate_model(options: dict[str, Any], store: Any, resume: str | None, cons
     """Run the evaluation and print its tables. Returns the run's id."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars count the requests it builds; ours counts completions
     from evals import harness
     from evals.benches import find, load
     from evals.complete import Job, choose
@@ -263,7 +266,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    console = Console()
+    console = make_console()
     if args.list:
         list_benches(console)
         return 0

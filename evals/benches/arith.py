@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Literal
 
+from evals.errors import UserError
 from evals.items import Item, derive_seed
 
 HELD_OUT_OF = 10
@@ -13,14 +14,25 @@ HELD_OUT_OF = 10
 def items(
     split: Literal["train", "heldout"], size: int, seed: int = 0, min_terms: int = 3, max_terms: int = 5
 ) -> list[Item]:
-    """`size` different problems of a side. The same arguments give the same problems in the same order."""
+    """`size` different problems of a side. The same arguments give the same problems in the same order.
+
+    Raises UserError when there are not that many: three one-digit terms make about 4,000.
+    """
     chosen: dict[str, Item] = {}
+    in_vain = 0
     for expression, answer in _expressions(derive_seed("arith", split, seed), min_terms, max_terms):
         if held_out(expression) == (split == "heldout") and expression not in chosen:
             meta = {"terms": 1 + sum(c in "+-" for c in expression), "source": "reasoning-gym chain_sum"}
             chosen[expression] = Item(expression, expression, answer, meta)
+            in_vain = 0
             if len(chosen) == size:
                 break
+        in_vain += 1
+        if in_vain > 100_000:
+            raise UserError(
+                f"arith: found only {len(chosen)} different {split} problems of {min_terms} to {max_terms} terms, "
+                f"{size} were asked for. Ask for fewer, or for longer ones."
+            )
     return list(chosen.values())
 
 

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evals.errors import UserError
-from evals.items import Item, read_rows
+from evals.items import Item, hub_rows, read_rows
 
 HUB = "HuggingFaceH4/MATH-500"
 
 
 def load(path: str | None) -> list[Item]:
     """From a local file in the hub's shape (problem, answer, subject, level, unique_id), or from the hub."""
-    return to_items(read_rows(path) if path else from_hub(HUB, "test"), path or HUB)
+    return to_items(read_rows(path) if path else hub_rows(HUB, "test"), path or HUB)
 
 
 def to_items(rows: Iterable[Mapping[str, Any]], where: str) -> list[Item]:
@@ -25,17 +25,3 @@ def to_items(rows: Iterable[Mapping[str, Any]], where: str) -> list[Item]:
     if not items:
         raise UserError(f"{where}: the file has no rows.")
     return items
-
-
-def from_hub(name: str, split: str) -> Iterable[Mapping[str, Any]]:
-    """Rows of a data set on the Hugging Face hub. Raises UserError where it cannot be reached."""
-    from datasets import load_dataset
-
-    try:
-        return load_dataset(name, split=split)  # type: ignore[return-value]
-    except (OSError, ValueError, RuntimeError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise UserError(
-            f"cannot load {name} from the Hugging Face hub: {reason}. Check the network, or give a local file in the "
-            "hub's shape (.jsonl, .jsonl.gz or .parquet)."
-        ) from e

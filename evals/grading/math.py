@@ -7,7 +7,8 @@ runs in a worker process that can be killed (`evals.grading.grader`).
 import re
 from collections.abc import Iterator
 
-BOX = re.compile(r"\\f?box(?:ed)?\s*(?=\{)")
+BOX = re.compile(r"\\f?box(?:ed)?(?:\s*(?=\{)|\s+(?P<bare>[^\s{}$\\]+))")
+"""a box with braces, or the bare form `\\boxed 9` that two solutions of MATH's train set have"""
 
 
 def extract_answer(text: str) -> tuple[str | None, str]:
@@ -32,7 +33,11 @@ def _boxes(text: str) -> Iterator[str | None]:
     """Content of every outermost box in order; None for one that never closes."""
     end = 0
     for match in BOX.finditer(text):
-        if match.end() < end:  # inside the box before
+        if match.end() <= end:  # inside the box before
+            continue
+        if match["bare"]:
+            end = match.end()
+            yield match["bare"].rstrip(".,;")
             continue
         depth, at = 0, match.end()
         while at < len(text):
