@@ -1,4 +1,4 @@
-"""Sources: where problems come from. One function each, which yields kept and dropped rows, and one line in `SOURCES`."""
+"""Sources: where problems come from. One function each, yielding kept and dropped rows, and a line in `SOURCES`."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
