@@ -63,8 +63,9 @@ def rollout(
     ]
 
 
-def check_prompts(items: Sequence[Item], preset: str, engine: Engine, max_tokens: int) -> None:
-    """Refuse at the start what would fail at step 57: a prompt that leaves no room for an answer, or a doubled id."""
+def check_prompts(items: Sequence[Item], preset: str, engine: Engine, max_tokens: int, per_step: int) -> None:
+    """Refuse at the start what would fail at step 57: too few problems, a doubled id, a prompt that leaves no room."""
+    draw(items, 0, 0, per_step)
     seen: set[str] = set()
     for item in items:
         if item.id in seen:

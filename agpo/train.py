@@ -37,6 +37,7 @@ class Run:
     policy: Any
     engine: Any
     items: list[Any]
+    eval_items: list[Any]
     done: int
     """steps that are finished"""
 
@@ -130,6 +131,7 @@ def save_checkpoint(run: Run) -> Path:
         "method": config.objective["preset"],
         "model": config.model,
         "seed": config.seed,
+        "store": str(run.store),
     }
     path = checkpoint.save(run.folder, run.done, run.policy, config.model_dump(mode="json"), label)
     run.store.add_artifact(run.id, "checkpoint", path)
@@ -141,12 +143,11 @@ def evaluate_policy(run: Run, grader: Any) -> Any | None:
     wanted = run.config.eval
     if not wanted.bench:
         return None
-    from evals.benches import find, load
-    from evals.complete import Job, choose, evaluate
+    from evals.benches import find
+    from evals.complete import Job, evaluate
     from evals.engines import Sampling
 
     bench = find(wanted.bench)
-    items = choose(load(bench, wanted.data or None), wanted.size, run.config.seed)
     run.engine.weight_version = f"{run.id}/step-{run.done}"
     job = Job(
         bench=bench,
@@ -158,7 +159,7 @@ def evaluate_policy(run: Run, grader: Any) -> Any | None:
         split=f"eval/{bench.name}",
         step=run.done,
     )
-    summary = evaluate(run.engine, items, job, run.store, grader)
+    summary = evaluate(run.engine, run.eval_items, job, run.store, grader)
     run.store.log_metrics(run.id, run.done, {"eval/pass1": summary.pass1, "eval/tokens_mean": summary.tokens_mean})
     return summary
 
@@ -176,14 +177,14 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     check_hardware(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    items = load_items(config)
+    items, eval_items = load_items(config), load_eval_items(config)
     objective = objective_of(config.objective)
     start = str(checkpoint_path or model_path(config.model))
     model, tokenizer = load_model(start, device=config.device, dtype=config.dtype)
     model.eval()  # no dropout: the ratio of the first update must be 1
     check_head(model)
     engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
-    check_prompts(items, config.prompt, engine, config.rollout.max_tokens)
+    check_prompts(items, config.prompt, engine, config.rollout.max_tokens, config.rollout.prompts_per_step)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.update.lr,
@@ -216,7 +217,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     folder = Path(config.out) / run_id
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    return Run(config, run_id, folder, store, policy, engine, items, done)
+    return Run(config, run_id, folder, store, policy, engine, items, eval_items, done)
 
 
 def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
@@ -251,6 +252,15 @@ def load_items(config: TrainConfig) -> list[Any]:
     return read_items(config.data.path, config.data.prompt_column, config.data.answer_column)
 
 
+def load_eval_items(config: TrainConfig) -> list[Any]:
+    from evals.benches import find, load
+    from evals.complete import choose
+
+    if not config.eval.bench:
+        return []
+    return choose(load(find(config.eval.bench), config.eval.data or None), config.eval.size, config.seed)
+
+
 def check_hardware(config: TrainConfig) -> None:
     """Say at once that this machine cannot run the recipe. Raises UserError."""
     import torch
@@ -270,8 +280,8 @@ def check_hardware(config: TrainConfig) -> None:
             )
 
 
-def find_resume(what: str, out: str) -> tuple[TrainConfig, Path, str]:
-    """(config, checkpoint, run id) to continue from: a run id, its folder, a checkpoint folder, or `latest`."""
+def find_resume(what: str, out: str) -> tuple[TrainConfig, Path, dict[str, Any]]:
+    """(config, checkpoint, its agpo_run.json) to continue from: a run id, its folder, a checkpoint, or `latest`."""
     from agpo import checkpoint
 
     path = Path(what)
@@ -291,8 +301,7 @@ def find_resume(what: str, out: str) -> tuple[TrainConfig, Path, str]:
     else:
         raise UserError(f"nothing to resume: {path} has no complete checkpoint. Start the run again without --resume.")
     state = checkpoint.read_state(saved)
-    run_id = json.loads((saved / "agpo_run.json").read_text())["run"]
-    return make_config(state["config"], str(saved)), saved, run_id
+    return make_config(state["config"], str(saved)), saved, json.loads((saved / "agpo_run.json").read_text())
 
 
 @contextmanager
@@ -347,13 +356,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.resume:
         if args.overrides:
             raise UserError("--resume takes the configuration of the checkpoint: key=value cannot be given with it.")
-        config, saved, run_id = find_resume(args.resume, "runs")
+        config, saved, label = find_resume(args.resume, "runs")
     else:
-        config, saved, run_id = load_config(args.recipe, args.overrides), None, None
+        config, saved, label = load_config(args.recipe, args.overrides), None, {}
     if args.dry_run:
         console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False, end="")
         return 0
-    run = set_up(config, args.store, saved, run_id)
+    run = set_up(config, args.store or label.get("store"), saved, label.get("run"))
     return drive(run, console)
 
 

@@ -23,6 +23,9 @@ COMPACT_BELOW = (
 )
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+
+
 class HFEngine:
     """See `evals.engines.Engine`. The model may be shared with a trainer: its weights are read at every call."""
 
@@ -247,6 +250,9 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
         loaded = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as e:
         raise UserError(_cannot_load(model, "model", looks_local, e)) from e
+    if looks_local and not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+        # the library would make an empty tokenizer, which turns every prompt into nothing
+        raise UserError(_cannot_load(model, "tokenizer", True, FileNotFoundError("none of its files is there")))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as e:

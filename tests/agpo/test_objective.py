@@ -145,7 +145,7 @@ def test_kept_dead_group_dilutes_the_mean():
 
 
 def test_at_ratio_one_the_clip_keeps_the_updates_that_shorten():
-    """Design section 4: L is proportional to -sum A n, positive exactly when wrong answers are longer than right ones."""
+    """L is proportional to -sum A n: positive exactly when wrong answers are longer than right ones."""
     rewards = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     for right, wrong, clipped in ((3, 5, False), (5, 3, True), (4, 4, True)):
         lengths = torch.tensor([right, right, wrong, wrong])

@@ -1,0 +1,260 @@
+"""`python -m agpo.train` as a user runs it: real processes, a real model, a real store."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from agpo.train import find_resume
+from evals.errors import UserError
+from evals.store import Store
+
+SMALL = (
+    "steps=6",
+    "rollout.prompts_per_step=8",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_tokens=48",
+    "update.prompts_per_minibatch=4",
+    "eval.size=16",
+    "eval.n=1",
+    "checkpoint.every=2",
+    "data.size=64",
+    "threads=1",
+)
+
+
+def train(folder: Path, *args: str, **options):
+    """Start the command in `folder`. One thread: the bits of a sum depend on how it is split."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment.pop("AGPO_STORE", None)
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "agpo.train", *args],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def finish(process) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = (folder / "runs").iterdir()
+    return found
+
+
+def stored(folder: Path):
+    """Everything that a run left in its store, without clocks and speeds."""
+    with Store.open(folder / "results/agpo.db") as store:
+        (run,) = store.runs("train")
+        rows = [
+            (r.split, r.step, r.item, r.repeat, r.token_ids, r.logprobs, r.outcome, r.reward, r.seed)
+            for r in store.samples(run.id, with_tokens=True)
+        ]
+        metrics = [m for m in store.metrics(run.id) if not m[1].startswith("speed/")]
+        return run, rows, metrics
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, output = finish(train(folder, *SMALL))
+    assert code == 0, output
+    return folder, output
+
+
+def test_a_run_leaves_checkpoint_picture_metrics_and_every_completion(undisturbed):
+    folder, output = undisturbed
+    assert "before: Pass@1" in output
+    assert "after: Pass@1" in output
+    run, rows, metrics = stored(folder)
+    assert run.status == "done"
+    assert len([r for r in rows if r[0] == "train"]) == 6 * 8 * 4
+    assert len([r for r in rows if r[0] == "eval/arith"]) == 2 * 16
+    names = {name for _, name, _ in metrics}
+    assert {"reward/mean", "entropy", "groups/live", "loss/raw", "clip/clipped_updates", "eval/pass1"} <= names
+    assert (run_folder(folder) / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for step in (4, 6):  # the last two are kept
+        checkpoint = run_folder(folder) / "checkpoints" / f"step-{step:06d}"
+        assert json.loads((checkpoint / "agpo_run.json").read_text())["run"] == run.id
+    assert not (run_folder(folder) / "checkpoints" / "step-000002").exists()
+
+
+def test_the_checkpoint_is_an_ordinary_folder(undisturbed):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint = run_folder(undisturbed[0]) / "checkpoints" / "step-000006"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    assert AutoTokenizer.from_pretrained(checkpoint)("3+5=").input_ids
+    saved = load_file(checkpoint / "model.safetensors")
+    assert all((model.state_dict()[name] == x).all() for name, x in saved.items())
+
+
+def wait_for_step(process, step: int) -> None:
+    for line in process.stdout:
+        if re.match(rf"\s+{step}\s", line):
+            return
+    raise AssertionError(f"the run ended before step {step}")
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_kill_9_and_resume_end_with_the_same_bits_and_rows(undisturbed, tmp_path, step):
+    process = train(tmp_path, *SMALL)
+    wait_for_step(process, step)
+    time.sleep(0.1)  # into the next step
+    process.kill()
+    process.communicate()
+    left = list((tmp_path / "runs").glob("*/checkpoints/step-*"))
+    if not left:  # killed before the first checkpoint: said so, and a new run is the way on
+        code, output = finish(train(tmp_path, "--resume", "latest"))
+        assert code == 2
+        assert "nothing to resume" in output
+        return
+    code, output = finish(train(tmp_path, "--resume", "latest"))
+    assert code == 0, output
+    ours, theirs = (run_folder(f) / "checkpoints/step-000006" for f in (tmp_path, undisturbed[0]))
+    for file in ("model.safetensors", "trainer/optimizer.safetensors"):
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes()
+    (_, rows, metrics), (_, expected_rows, expected_metrics) = stored(tmp_path), stored(undisturbed[0])
+    assert rows == expected_rows
+    assert metrics == expected_metrics
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(undisturbed, tmp_path):
+    process = train(tmp_path, *SMALL)
+    wait_for_step(process, 2)
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+    command = re.search(r"python -m agpo.train (--resume \S+)", output)
+    assert command, output
+    assert stored(tmp_path)[0].status == "interrupted"
+    code, output = finish(train(tmp_path, *command[1].split()))
+    assert code == 0, output
+    ours, theirs = (run_folder(f) / "checkpoints/step-000006" for f in (tmp_path, undisturbed[0]))
+    assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    assert stored(tmp_path)[1] == stored(undisturbed[0])[1]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["data=none.parquet"], "none.parquet: no such file"),
+        (["data=bad.jsonl"], "bad.jsonl, row 0: no column 'prompt'"),
+        (["data=two.jsonl", "reward=math"], "fewer than rollout.prompts_per_step"),
+        (["data=long.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "context of 256"),
+        (["data=twice.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "the id '1' twice"),
+        (["model=nowhere/at/all/really"], "cannot load"),
+        (["model=./empty"], "no config.json"),
+        (["model=./bare"], "cannot load the tokenizer"),
+        (["prompt=qwen-boxed"], "chat template"),
+        (["eval.bench=nothing"], "unknown benchmark 'nothing'"),
+        (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt"),
+        (["update.lr=fast"], "update.lr"),
+        (["update.larning_rate=1"], "no key 'update.larning_rate'"),
+        (["--recipe", "nope"], "unknown recipe 'nope'"),
+        (["--recipe", "qwen2.5-7b-math"], "needs 8 GPUs"),
+        (["--resume", "nope"], "nothing to resume"),
+        (["objective.aggregation=sequence_mean"], "rounding noise"),
+        (["--store", "newer.db"], "newer version"),
+    ],
+)
+def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, args, words):
+    from agpo.train import model_path
+
+    write(tmp_path / "bad.jsonl", '{"question": "1+1", "answer": "2"}\n')
+    write(tmp_path / "two.jsonl", '{"prompt": "1+1", "answer": "2"}\n{"prompt": "1+2", "answer": "3"}\n')
+    write(tmp_path / "long.jsonl", json.dumps({"prompt": "1+" * 150 + "1", "answer": "2"}) + "\n")
+    write(
+        tmp_path / "twice.jsonl", '{"prompt": "1+1", "answer": "2", "id": 1}\n{"prompt": "2", "answer": "2", "id": 1}\n'
+    )
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        (tmp_path / "bare" / name).write_bytes((Path(model_path("tiny")) / name).read_bytes())
+    if "newer.db" in args:
+        import sqlite3
+
+        Store.open(tmp_path / "newer.db").close()
+        with sqlite3.connect(tmp_path / "newer.db") as database:
+            database.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = {p for p in tmp_path.rglob("*") if "results" not in p.parts}
+    code, output = finish(train(tmp_path, *args))
+    assert code == 2, output
+    assert words in output
+    assert "Traceback" not in output
+    left = {p for p in tmp_path.rglob("*") if "results" not in p.parts} - before
+    assert not [p for p in left if p.is_file()], left
+
+
+def test_resume_refuses_overrides_and_folders_that_are_no_checkpoint(undisturbed, tmp_path):
+    folder = run_folder(undisturbed[0])
+    code, output = finish(train(tmp_path, "--resume", str(folder), "steps=9"))
+    assert (code, "cannot be given" in output) == (2, True)
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        find_resume(str(tmp_path), "runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_tiny_recipe_raises_the_reward_by_030(tmp_path, seed):
+    """The demo's promise, each of three seeds: the mean reward rises by at least 0.30 from where it starts."""
+    code, output = finish(train(tmp_path, f"seed={seed}", "threads=1"))
+    assert code == 0, output
+    with Store.open(tmp_path / "results/agpo.db") as store:
+        (run,) = store.runs("train")
+        reward = [value for _, _, value in store.metrics(run.id, ["reward/mean"])]
+        held_out = [value for _, _, value in store.metrics(run.id, ["eval/pass1"])]
+    assert sum(reward[-5:]) / 5 - sum(reward[:5]) / 5 >= 0.30
+    assert held_out[-1] - held_out[0] >= 0.25
+
+
+@pytest.mark.slow
+def test_a_real_language_model_trains_on_real_problems(tmp_path, smollm2, data):
+    """SmolLM2-135M on GSM8K, graded by math-verify, and the checkpoint loads again."""
+    import gzip
+
+    with gzip.open(data / "gsm8k/train.jsonl.gz", "rt") as lines:
+        rows = [json.loads(line) for _, line in zip(range(16), lines, strict=False)]
+    with (tmp_path / "gsm8k.jsonl").open("w") as out:
+        for row in rows:
+            out.write(json.dumps({"prompt": row["question"], "answer": row["answer"].split("####")[1].strip()}) + "\n")
+    code, output = finish(
+        train(
+            tmp_path,
+            "--recipe",
+            "smollm2-135m",
+            f"model={smollm2}",
+            "data=gsm8k.jsonl",
+            "steps=2",
+            "rollout.prompts_per_step=4",
+            "rollout.samples_per_prompt=4",
+            "rollout.max_tokens=48",
+            "update.prompts_per_minibatch=2",
+            "objective=grpo",
+        )
+    )
+    assert code == 0, output
+    _, rows, _ = stored(tmp_path)
+    assert len(rows) == 2 * 4 * 4
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(run_folder(tmp_path) / "checkpoints/step-000002")
