@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from agpo.train import find_resume
+from agpo.train import find_resume, main, model_path
 from evals.errors import UserError
 from evals.store import Store
 
@@ -177,9 +177,7 @@ def write(path: Path, text: str) -> Path:
         (["--store", "newer.db"], "newer version"),
     ],
 )
-def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, args, words):
-    from agpo.train import model_path
-
+def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, args, words):
     write(tmp_path / "bad.jsonl", '{"question": "1+1", "answer": "2"}\n')
     write(tmp_path / "two.jsonl", '{"prompt": "1+1", "answer": "2"}\n{"prompt": "1+2", "answer": "3"}\n')
     write(tmp_path / "long.jsonl", json.dumps({"prompt": "1+" * 150 + "1", "answer": "2"}) + "\n")
@@ -197,10 +195,12 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, args, words
         with sqlite3.connect(tmp_path / "newer.db") as database:
             database.execute("UPDATE alembic_version SET version_num = '9999'")
     before = {p for p in tmp_path.rglob("*") if "results" not in p.parts}
-    code, output = finish(train(tmp_path, *args))
-    assert code == 2, output
-    assert words in output
-    assert "Traceback" not in output
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGPO_STORE", raising=False)
+    assert main(args) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert len(told.strip().splitlines()) == 1
     left = {p for p in tmp_path.rglob("*") if "results" not in p.parts} - before
     assert not [p for p in left if p.is_file()], left
 
