@@ -162,7 +162,7 @@ def _finish(axes: Axes, title: str, ylabel: str, unit: bool = False) -> None:
     if not axes.lines:
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color=FAINT)
     elif axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="best")
 
 
 def _label(run: RunRow, runs: Sequence[RunRow]) -> str:

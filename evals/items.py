@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path}: unknown kind of file. Expected .jsonl, .jsonl.gz or .parquet.")
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_readable(path, lines), 1):
             if not line.strip():
                 continue
             try:
@@ -53,6 +54,13 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
             yield row
+
+
+def _readable(path: Path, lines: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        yield from lines
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise UserError(f"{path}: not a readable gzip file ({e}).") from e
 
 
 def hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:

@@ -18,10 +18,10 @@ from transformers.cache_utils import DynamicLayer
 from evals.engines import Completion, FinishReason, Output, Request, Sampling
 from evals.errors import UserError
 
-COMPACT_BELOW = (
-    0.8  # drop finished rows from the batch when fewer than this share is still decoding: a copy of the cache
-)
-
+COMPACT_BELOW = 0.8
+"""finished rows leave the batch, at the price of a copy of the cache, when fewer than this share still decodes"""
+CACHE_BYTES = 4 << 30
+"""most memory for keys and values of sequences that decode together on a CPU; a GPU gives half of what is free"""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 
@@ -49,11 +49,26 @@ class HFEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         for number, request in enumerate(requests):
             check_fits(len(request.prompt_ids), sampling.max_tokens, self.max_context, f"prompt {number}")
+        if not requests:
+            return
         started = time.perf_counter()
+        longest = max(len(request.prompt_ids) for request in requests) + sampling.max_tokens
+        size = max(1, min(self.max_sequences, self._cache_bytes() // (longest * self._token_bytes())))
         # Prompts of one length side by side: less padding. Stable, so that equal calls make equal batches.
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
-        for wave in _waves(order, requests, self.max_sequences):
+        for wave in _waves(order, requests, size):
             yield from self._decode(wave, requests, sampling, started)
+
+    def _token_bytes(self) -> int:
+        """Keys and values of one token in all layers; buffers that grow by doubling may hold twice that."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
+
+    def _cache_bytes(self) -> int:
+        device = next(self.model.parameters()).device
+        return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CACHE_BYTES
 
     @torch.inference_mode()
     def _decode(

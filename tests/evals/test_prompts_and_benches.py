@@ -1,0 +1,150 @@
+"""Prompt presets, benchmarks, and reading items from files."""
+
+import gzip
+import json
+
+import pytest
+
+from evals.benches import BENCHES, arith, find, load
+from evals.errors import UserError
+from evals.grading.grader import GRADERS
+from evals.items import Item, derive_seed, read_items
+from evals.prompts import PRESETS, encode, render
+
+
+class Chat:
+    """A tokenizer's face towards prompts: a chat template that writes its own special token, one id per character."""
+
+    chat_template = "<template>"
+
+    def apply_chat_template(self, chat, tokenize, add_generation_prompt):
+        assert add_generation_prompt
+        assert not tokenize
+        return "<s>" + "".join(f"[{m['role']}]{m['content']}" for m in chat) + "[assistant]"
+
+    def __call__(self, text, add_special_tokens):
+        ids = [0] * add_special_tokens + [ord(c) for c in text]
+        return type("Encoding", (), {"input_ids": ids})()
+
+
+def test_presets_render_literally():
+    problem = r"Find $\frac{1}{2}$ of {x}"
+    boxed = r"Please reason step by step, and put your final answer within \boxed{}."
+    assert render("qwen25-math-cot", problem, Chat()) == f"<s>[system]{boxed}[user]{problem}[assistant]"
+    assert render("r1", "1+1", Chat()).count("[system]") == 0
+    assert render("verl-math", "1+1?", Chat()).endswith(
+        r"[user]1+1? Let's think step by step and output the final answer within \boxed{}.[assistant]"
+    )
+    assert render("none", problem, Chat()) == problem
+    assert render("arith", "3+5-2", Chat()) == "3+5-2="
+
+
+def test_no_doubled_special_token():
+    assert encode("qwen-boxed", "1", Chat()).count(0) == 0  # the template wrote it
+    assert encode("none", "1", Chat())[0] == 0
+
+
+def test_a_chat_preset_without_a_template_names_those_that_work():
+    plain = Chat()
+    plain.chat_template = None
+    with pytest.raises(UserError, match=r"has none\. Presets that work without: .*none.*arith"):
+        render("qwen-boxed", "1+1", plain)
+    with pytest.raises(UserError, match="unknown prompt preset 'gpt'"):
+        render("gpt", "1+1", plain)
+
+
+def test_every_bench_names_a_grader_and_a_preset_that_exist():
+    for bench in BENCHES.values():
+        assert bench.grader in GRADERS
+        assert bench.prompt in PRESETS
+    with pytest.raises(UserError, match=r"unknown benchmark 'aime'.*math500"):
+        find("aime")
+
+
+def test_math500_from_its_file(data):
+    items = load(find("math500"), str(data / "math500/test.jsonl.gz"))
+    assert len(items) == len({item.id for item in items}) == 500
+    assert {item.meta["level"] for item in items} == {1, 2, 3, 4, 5}
+    assert len({item.meta["subject"] for item in items}) == 7
+
+
+def test_math500_through_the_data_folder(data, tmp_path, monkeypatch):
+    (tmp_path / "math500.jsonl.gz").write_bytes((data / "math500/test.jsonl.gz").read_bytes())
+    monkeypatch.setenv("AGPO_DATA", str(tmp_path))
+    assert len(load(find("math500"), None)) == 500
+
+
+def test_a_file_of_another_shape_is_named_with_row_and_column(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"problem": "1+1", "answer": "2", "unique_id": "a"}\n{"problem": "1+1", "unique_id": "b"}\n')
+    with pytest.raises(UserError, match=r"x\.jsonl, row 1: no column 'answer'"):
+        load(find("math500"), str(path))
+
+
+def test_without_a_network_the_hub_is_one_clear_message(monkeypatch):
+    monkeypatch.delenv("AGPO_DATA", raising=False)
+    with pytest.raises(UserError, match=r"cannot load HuggingFaceH4/MATH-500 .* give a local file"):
+        load(find("math500"), None)
+
+
+def test_arith_sides_are_disjoint_repeatable_and_right():
+    train, heldout = arith.items("train", 2000, seed=3), arith.items("heldout", 500, seed=3)
+    assert train == arith.items("train", 2000, seed=3)
+    assert train != arith.items("train", 2000, seed=4)
+    assert not {i.id for i in train} & {i.id for i in heldout}
+    assert not {i.id for i in arith.items("train", 2000, seed=9)} & {i.id for i in heldout}
+    for item in train + heldout:
+        terms = item.prompt.replace("-", "+-").split("+")
+        assert sum(map(int, terms)) == int(item.answer)
+        assert 3 <= len(terms) == item.meta["terms"] <= 5
+
+
+def test_arith_says_when_there_are_not_that_many():
+    with pytest.raises(UserError, match="found only"):
+        arith.items("heldout", 10_000, min_terms=2, max_terms=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"prompt": "1"\n', "line 1: not valid JSON"),
+        ("a.jsonl", b"[1]\n", "expected a JSON object, found list"),
+        ("a.jsonl", b'{"prompt": "1"}\n', "no column 'answer'"),
+        ("a.jsonl", b'{"prompt": null, "answer": "1"}\n', "no column 'prompt'"),
+        ("a.jsonl", b"\xff\xfe\n", "line 1: not valid JSON"),
+        ("a.jsonl", b"", "has no rows"),
+        ("a.jsonl.gz", gzip.compress(b""), "has no rows"),
+        ("a.jsonl.gz", b"not gzip", "not a readable gzip file"),
+        ("a.parquet", b"not parquet", "not a readable parquet file"),
+        ("a.csv", b"prompt,answer", "unknown kind of file"),
+        (None, None, "no such file"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, words):
+    path = tmp_path / (name or "none.jsonl")
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_items(path)
+
+
+def test_items_of_plain_columns_and_of_verls_schema(tmp_path):
+    path = tmp_path / "a.jsonl"
+    verl = {
+        "data_source": "lighteval/MATH",
+        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1"}],
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "extra_info": {"index": 7, "level": 3},
+    }
+    path.write_text(json.dumps(verl) + "\n")
+    assert read_items(path) == [Item("7", "1+1", "2", {"data_source": "lighteval/MATH", "index": 7, "level": 3})]
+    path.write_text('{"q": "1+1", "a": 2, "source": "x"}\n')
+    (item,) = read_items(path, prompt="q", answer="a")
+    assert (item.prompt, item.answer, item.meta) == ("1+1", "2", {"source": "x"})
+    assert len(item.id) == 16
+
+
+def test_seeds_depend_on_every_part_and_nothing_else():
+    assert derive_seed(1, "a", 2) == derive_seed(1, "a", 2)
+    assert len({derive_seed(1, "a", 2), derive_seed(1, "a", 3), derive_seed(11, "a", 2), derive_seed(1, "a2")}) == 4
+    assert 0 <= derive_seed("x") < 2**63
