@@ -49,6 +49,8 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
 
     bench = find(args.bench)
     model = args.model or tiny_model()
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit must be at least 1, not {args.limit}.")
     if args.n < 1:
         raise UserError(f"--n must be at least 1, not {args.n}.")
     sampled = args.bench == "arith" and args.temperature is None  # a greedy answer would hide the tiny model's slips
