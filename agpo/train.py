@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from agpo.config import PACKAGE, TrainConfig, all_keys, load_config, make_config, objective_of, recipes
+from agpo.config import NOT_BUILT, PACKAGE, TrainConfig, all_keys, load_config, make_config, objective_of, recipes
 from evals.console import make_console
 from evals.errors import UserError, command
 
@@ -262,9 +262,11 @@ def load_eval_items(config: TrainConfig) -> list[Any]:
 
 
 def check_hardware(config: TrainConfig) -> None:
-    """Say at once that this machine cannot run the recipe. Raises UserError."""
+    """Say at once that this recipe cannot run here. Raises UserError."""
     import torch
 
+    if config.reward in NOT_BUILT:
+        raise UserError(f"reward {config.reward!r} is not built yet: {NOT_BUILT[config.reward]}.")
     needed = config.hardware
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found < needed.gpus:

@@ -42,8 +42,9 @@ def build(options: Options, out: Path, *, strict: bool = False) -> dict[str, Any
     if out.exists() and not (out / "manifest.json").is_file() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not a data set built by this command. Choose another --out.")
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}.*.tmp"):  # of a build that was killed
+        shutil.rmtree(left, ignore_errors=True)
     building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir()
         export.verl_parquet(kept, source, building / "train.parquet")
@@ -54,8 +55,12 @@ def build(options: Options, out: Path, *, strict: bool = False) -> dict[str, Any
             json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         if out.exists():
-            shutil.rmtree(out)
-        os.replace(building, out)
+            old = out.with_name(f".{out.name}.old.{os.getpid()}.tmp")
+            os.replace(out, old)
+            os.replace(building, out)
+            shutil.rmtree(old)
+        else:
+            os.replace(building, out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return content
@@ -104,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = find(args.source)
     if args.input and not source.needs_input:
         raise UserError(f"source {args.source!r} makes its problems itself: --input does not go with it.")
+    if args.size < 1:
+        raise UserError(f"--size must be at least 1, not {args.size}.")
     options = Options(args.source, args.input, args.min_level, args.size, args.seed)
     out = args.out or Path("data") / args.source
     from evals.store import Store

@@ -68,6 +68,7 @@ def math(options: Options) -> Iterator[Problem | Dropped]:
     The answer is the last balanced \\boxed{} of the solution.
     """
     where = options.input or MATH_HUB
+    first_seen: dict[str, int] = {}
     for number, row in enumerate(rows_of(where)):
         missing = [name for name in ("problem", "level", "solution") if not isinstance(row.get(name), str)]
         text = str(row.get("problem") or "")
@@ -86,6 +87,10 @@ def math(options: Options) -> Iterator[Problem | Dropped]:
             reason = {"empty": "empty \\boxed{}", "none": "no \\boxed{}", "unclosed": "unclosed \\boxed{}"}[found]
             yield Dropped(number, "answer in the solution", reason, text[:200])
             continue
+        if text in first_seen:
+            yield Dropped(number, "not seen before", f"the same problem as row {first_seen[text]}", text[:200])
+            continue
+        first_seen[text] = number
         meta = {"level": int(level[1]), "subject": str(row.get("type") or ""), "row": number}
         yield Problem(item_id(text), text, answer, meta)
 
@@ -117,7 +122,7 @@ def steps_of(options: Options) -> tuple[str, ...]:
 SOURCES: dict[str, Source] = {
     "math": Source(
         math,
-        ("well-formed", "level known", "level >= {min_level}", "answer in the solution"),
+        ("well-formed", "level known", "level >= {min_level}", "answer in the solution", "not seen before"),
         "lighteval/MATH",
         "math",
         "MIT",

@@ -1,0 +1,114 @@
+"""Recipes, overrides, and the messages for wrong ones."""
+
+import pytest
+import yaml
+
+from agpo.config import all_keys, load_config, make_config, objective_of, recipes
+from agpo.train import lr_schedule, main
+from evals.errors import UserError
+
+
+def test_every_recipe_is_valid():
+    assert set(recipes()) == {"tiny", "smollm2-135m", "qwen2.5-7b-math", "qwen2.5-14b-math", "r1-distill-7b-code"}
+    for name in recipes():
+        assert load_config(name).name == name
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-7b-math", "qwen2.5-14b-math", "r1-distill-7b-code"])
+def test_paper_recipes_have_the_papers_settings(name):
+    config = load_config(name)
+    assert (config.rollout.prompts_per_step, config.rollout.samples_per_prompt) == (32, 8)
+    assert (config.update.prompts_per_minibatch, config.update.lr) == (8, 1e-6)
+    assert config.rollout.temperature == 1.0
+    objective = objective_of(config.objective)
+    assert config.reward == ("code" if "code" in name else "math")
+    assert (objective.beta, objective.clip, objective.masked_groups) == (0.0, "max0", "mask")
+
+
+def test_overrides():
+    config = load_config(
+        "tiny",
+        ["update.lr=3e-5", "objective=grpo", "objective.eps_high=0.28", "data=x.parquet", "seed=7", "eval.bench="],
+    )
+    assert config.update.lr == 3e-5
+    assert config.objective == {"preset": "grpo", "eps_high": 0.28}
+    assert config.data.path == "x.parquet"
+    assert config.seed == 7
+    assert config.eval.bench == ""
+    assert objective_of(config.objective).clip == "none"
+
+
+def test_a_checkpoints_configuration_reads_back():
+    config = load_config("smollm2-135m", ["objective.clip_scope=group"])
+    assert make_config(config.model_dump(mode="json"), "test") == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["update.learning_rate=1"], "no key 'update.learning_rate'"),
+        (["lr=1e-6"], "Did you mean 'update.lr'"),
+        (["objective.clip_scop=group"], "Did you mean 'clip_scope'"),
+        (["objective=ppo"], "unknown objective 'ppo'"),
+        (["objective.eps_low=wide"], "objective.eps_low='wide'"),
+        (["objective.clip_scope=batch"], "'mini_batch', 'group', 'sequence', 'token' or 'micro_batch'"),
+        (["rollout.samples_per_prompt=1"], "greater than or equal to 2"),
+        (["rollout.prompts_per_step=30"], "multiple of update.prompts_per_minibatch"),
+        (["steps=many"], "steps: Input should be a valid integer"),
+        (["prompt=gpt"], "unknown prompt preset 'gpt'"),
+        (["reward=llm"], "unknown reward 'llm'"),
+        (["update.lr"], "expected key=value"),
+        (["update.lr=[1"], "not valid YAML"),
+        (["objective.masked_groups=resample"], "not built yet"),
+    ],
+)
+def test_wrong_overrides_say_what_and_what_instead(overrides, words):
+    with pytest.raises(UserError) as error:
+        load_config("tiny", overrides)
+    assert words in str(error.value)
+
+
+def test_code_rewards_are_refused_until_they_are_built(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--recipe", "r1-distill-7b-code", "hardware.gpus=0"]) == 2
+    assert "reward 'code' is not built yet" in capsys.readouterr().err
+
+
+def test_recipes_of_ones_own(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"name": "own", "model": "x", "objective": "dr_grpo"}))
+    assert load_config(str(own)).objective == {"preset": "dr_grpo"}
+    own.write_text("name: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_config(str(own))
+    own.write_text("just text")
+    with pytest.raises(UserError, match="expected keys and values"):
+        load_config(str(own))
+    with pytest.raises(UserError, match=r"unknown recipe 'none'.*tiny"):
+        load_config("none")
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("linear", 0.01), ("cosine", 0.0003)])
+def test_learning_rate_schedules(schedule, last):
+    config = load_config(
+        "tiny", [f"update.schedule={schedule}", "update.warmup_updates=4", "update.lr=1.0", "steps=26"]
+    )
+    lr_at = lr_schedule(config)
+    assert [lr_at(k) for k in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert lr_at(103) == pytest.approx(last, rel=0.2)
+    assert all(0 <= lr_at(k) <= 1 for k in range(200))
+
+
+def test_help_keys_and_dry_run_print_and_run_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--dry-run", "--recipe", "qwen2.5-14b-math", "seed=3"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["seed"] == 3
+    assert main(["--keys"]) == 0
+    printed = capsys.readouterr().out
+    for key, about in all_keys():
+        assert key in printed
+        assert about.strip()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "python -m agpo.train --resume latest" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
