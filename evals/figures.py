@@ -63,7 +63,7 @@ def curves(store: Store, run_ids: Sequence[str], out: Path) -> Path:
     _finish(reward, "Reward", "mean reward", unit=True)
     _finish(tokens, "Response length", "tokens")
     _finish(entropy, "Entropy", "nats per token")
-    _finish(groups, "Groups with a signal, updates clipped", "count per step")
+    _finish(groups, "Groups with a signal, updates clipped", "count per step", legend="center left")
     groups.set_ylim(bottom=0)
     if len(runs) == 1:
         run = runs[0]
@@ -148,7 +148,7 @@ def _band(axes: Axes, seeds: list[pd.Series], method: str, colour: str) -> None:
         axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.18, lw=0)
 
 
-def _finish(axes: Axes, title: str, ylabel: str, unit: bool = False) -> None:
+def _finish(axes: Axes, title: str, ylabel: str, unit: bool = False, legend: str = "best") -> None:
     axes.set_title(title, loc="left", fontsize=11.5, color=INK)
     axes.set_ylabel(ylabel, color=FAINT)
     axes.grid(axis="y", color="#dddddd", lw=0.8)
@@ -162,7 +162,7 @@ def _finish(axes: Axes, title: str, ylabel: str, unit: bool = False) -> None:
     if not axes.lines:
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color=FAINT)
     elif axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="best")
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc=legend)
 
 
 def _label(run: RunRow, runs: Sequence[RunRow]) -> str:
