@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no display, no global state, safe in threads
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import LegendLocType
 
 from evals.store import RunRow, Store
 
@@ -148,7 +149,7 @@ def _band(axes: Axes, seeds: list[pd.Series], method: str, colour: str) -> None:
         axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.18, lw=0)
 
 
-def _finish(axes: Axes, title: str, ylabel: str, unit: bool = False, legend: str = "best") -> None:
+def _finish(axes: Axes, title: str, ylabel: str, unit: bool = False, legend: LegendLocType = "best") -> None:
     axes.set_title(title, loc="left", fontsize=11.5, color=INK)
     axes.set_ylabel(ylabel, color=FAINT)
     axes.grid(axis="y", color="#dddddd", lw=0.8)

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import evals.store as store_module
+from evals import database
 from evals.errors import UserError
 from evals.store import SampleRow, Store, unpack
 
@@ -257,7 +258,7 @@ WRITER = """
 
 def test_kill_9_loses_nothing_that_was_confirmed_and_the_run_shows_as_dead(tmp_path):
     path = tmp_path / "agpo.db"
-    root = str(Path(store_module.__file__).parents[1])
+    root = str(Path(database.__file__).parents[1])
     writer = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(WRITER), str(path), root], stdout=subprocess.PIPE, text=True
     )
@@ -299,17 +300,17 @@ def test_a_forked_child_writes_with_its_own_connection(store, run):
 
 def test_the_tables_are_those_of_the_migrations(store):
     with store._transaction() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), store_module.schema) == []
+        assert compare_metadata(MigrationContext.configure(connection), database.schema) == []
     config = Config()
-    config.set_main_option("script_location", str(store_module.MIGRATIONS))
-    assert ScriptDirectory.from_config(config).get_current_head() == store_module.SCHEMA
+    config.set_main_option("script_location", str(database.MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_current_head() == database.SCHEMA
 
 
 def test_the_schema_compiles_for_postgresql():
     from sqlalchemy.dialects import postgresql
 
     text = "".join(
-        str(sa.schema.CreateTable(t).compile(dialect=postgresql.dialect())) for t in store_module.schema.sorted_tables
+        str(sa.schema.CreateTable(t).compile(dialect=postgresql.dialect())) for t in database.schema.sorted_tables
     )
     assert "BIGSERIAL" in text
     assert "BYTEA" in text
@@ -333,13 +334,13 @@ def test_an_older_store_is_migrated_and_keeps_its_rows(tmp_path, monkeypatch):
         run_id = old.start_run("eval", "math500", config={})
         old.log_samples(run_id, [ROW])
     later = tmp_path / "with space and %" / "migrations"
-    shutil.copytree(store_module.MIGRATIONS, later)
+    shutil.copytree(database.MIGRATIONS, later)
     (later / "versions" / "0002_note.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\nrevision = '0002'\ndown_revision = '0001'\n\n\n"
         "def upgrade():\n    op.add_column('runs', sa.Column('note', sa.Text))\n"
     )
-    monkeypatch.setattr(store_module, "MIGRATIONS", later)
-    monkeypatch.setattr(store_module, "SCHEMA", "0002")
+    monkeypatch.setattr(database, "MIGRATIONS", later)
+    monkeypatch.setattr(database, "SCHEMA", "0002")
     with Store.open(path) as new:
         assert list(new.samples(run_id, with_tokens=True)) == [ROW]
     with sqlite3.connect(path) as raw:
@@ -353,14 +354,14 @@ def test_a_failing_migration_leaves_the_store_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "agpo.db"
     Store.open(path).close()
     later = tmp_path / "migrations"
-    shutil.copytree(store_module.MIGRATIONS, later)
+    shutil.copytree(database.MIGRATIONS, later)
     (later / "versions" / "0002_bad.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\nrevision = '0002'\ndown_revision = '0001'\n\n\n"
         "def upgrade():\n    op.add_column('runs', sa.Column('note', sa.Text))\n    raise RuntimeError('half way')\n"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "MIGRATIONS", later)
-        patch.setattr(store_module, "SCHEMA", "0002")
+        patch.setattr(database, "MIGRATIONS", later)
+        patch.setattr(database, "SCHEMA", "0002")
         with pytest.raises(RuntimeError, match="half way"):
             Store.open(path)
     with Store.open(path) as again, sqlite3.connect(path) as raw:
@@ -437,7 +438,7 @@ def test_urls_that_cannot_be_a_store(url):
 def test_a_locked_store_says_so(store, run, monkeypatch):
     with sqlite3.connect(store.path) as blocker:
         blocker.execute("BEGIN IMMEDIATE")
-        monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.1)
+        monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
         with Store.open(store.path) as second, pytest.raises(UserError, match="locked"):
             second.log_metrics(run, 0, {"x": 1})
 
