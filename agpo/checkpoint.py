@@ -6,6 +6,7 @@
     trainer/optimizer.safetensors, trainer/state.json   what --resume needs
 """
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agpo.policy import Policy
@@ -48,6 +50,10 @@ def save(folder: Path, step: int, policy: Policy, config: Mapping[str, Any], run
             shutil.rmtree(target)
         os.replace(building, target)
         _sync(target.parent)
+    except SafetensorError as e:  # the library wraps the operating system's error in a text
+        if "os error 28" not in str(e):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from e
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,69 +42,81 @@ class Run:
 
 
 def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
-    """Run the remaining steps. Leaves a checkpoint of the last finished step, also when `stop` says so."""
+    """Run the remaining steps. However it ends, the last finished step has a checkpoint."""
     from agpo import checkpoint
+    from agpo.telemetry import Progress
+    from evals.grading.grader import Grader
+
+    config = run.config
+    refused, saved = 0.0, None
+    with Grader(config.reward) as grader, Progress(console, config.steps, run.done) as progress:
+        while run.done < config.steps and not stop():
+            metrics = train_step(run, grader)
+            progress.show(run.done, metrics)
+            refused += metrics["updates/refused"]
+            if refused > config.update.max_refused:
+                raise UserError(
+                    f"{refused:.0f} updates had a loss or gradient that is not finite, more than update.max_refused="
+                    f"{config.update.max_refused}. Lower update.lr, or resume from the last checkpoint in {run.folder}."
+                )
+            if config.eval.every and run.done % config.eval.every == 0 and run.done < config.steps:
+                evaluate_policy(run)
+            if run.done % config.checkpoint.every == 0:
+                save_checkpoint(run)
+                checkpoint.prune(run.folder, config.checkpoint.keep)
+                saved = run.done
+        if saved != run.done:
+            save_checkpoint(run)
+            checkpoint.prune(run.folder, config.checkpoint.keep)
+
+
+def train_step(run: Run, grader: Any) -> dict[str, float]:
+    """One step: sample and grade, plan, update, record. Returns its metrics."""
     from agpo.batch import plan_step
     from agpo.policy import update
     from agpo.rollout import draw, rollout
-    from agpo.telemetry import Progress, step_metrics
+    from agpo.telemetry import step_metrics
     from evals.engines import Sampling
-    from evals.grading.grader import Grader
 
-    config, policy, objective = run.config, run.policy, objective_of(run.config.objective)
-    sampling = Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p)
-    refused = 0
-    with Grader(config.reward) as grader, Progress(console, config.steps, run.done) as progress:
-        while run.done < config.steps and not stop():
-            step, started = run.done, time.perf_counter()
-            run.engine.weight_version = f"{run.id}/step-{step}"
-            groups = rollout(
-                run.engine,
-                grader,
-                draw(run.items, config.seed, step, config.rollout.prompts_per_step),
-                preset=config.prompt,
-                samples_per_prompt=config.rollout.samples_per_prompt,
-                sampling=sampling,
-                seed=config.seed,
-                step=step,
-            )
-            sampled = time.perf_counter()
-            plan = plan_step(groups, objective, config.update.prompts_per_minibatch, config.rollout.max_tokens)
-            updates, on_policy = [], True
-            for minibatch in plan:
-                updates.append(
-                    update(
-                        policy,
-                        minibatch,
-                        objective,
-                        on_policy=on_policy,
-                        temperature=config.rollout.temperature,
-                        micro_batch_tokens=config.update.micro_batch_tokens,
-                        max_grad_norm=config.update.max_grad_norm,
-                    )
-                )
-                on_policy = on_policy and not updates[-1].stepped
-            run.done += 1
-            metrics = step_metrics(groups, plan, updates)
-            took = time.perf_counter() - started
-            metrics["speed/step_seconds"], metrics["speed/rollout_seconds"] = took, sampled - started
-            metrics["speed/tokens_per_second"] = sum(m.response_tokens for m in plan) / took
-            metrics["lr"] = policy.optimizer.param_groups[0]["lr"]
-            run.store.log_samples(run.id, sample_rows(groups, run.done, config.prompt, policy.tokenizer))
-            run.store.log_metrics(run.id, run.done, metrics)
-            progress.show(run.done, metrics)
-            refused += int(metrics["updates/refused"])
-            if refused > config.update.max_refused:
-                raise UserError(
-                    f"{refused} updates had a loss or gradient that is not finite, more than update.max_refused="
-                    f"{config.update.max_refused}. Lower update.lr, or resume from the last checkpoint in {run.folder}."
-                )
-            due = config.eval.every and run.done % config.eval.every == 0 and run.done < config.steps
-            if due:
-                evaluate_policy(run, grader)
-            if run.done % config.checkpoint.every == 0 or run.done == config.steps or stop():
-                save_checkpoint(run)
-                checkpoint.prune(run.folder, config.checkpoint.keep)
+    config, step, started = run.config, run.done, time.perf_counter()
+    objective = objective_of(config.objective)
+    run.engine.weight_version = f"{run.id}/step-{step}"
+    groups = rollout(
+        run.engine,
+        grader,
+        draw(run.items, config.seed, step, config.rollout.prompts_per_step),
+        preset=config.prompt,
+        samples_per_prompt=config.rollout.samples_per_prompt,
+        sampling=Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p),
+        seed=config.seed,
+        step=step,
+    )
+    sampled = time.perf_counter()
+    plan = plan_step(groups, objective, config.update.prompts_per_minibatch, config.rollout.max_tokens)
+    updates = []
+    for minibatch in plan:
+        done = update(
+            run.policy,
+            minibatch,
+            objective,
+            on_policy=not any(earlier.stepped for earlier in updates),
+            temperature=config.rollout.temperature,
+            micro_batch_tokens=config.update.micro_batch_tokens,
+            max_grad_norm=config.update.max_grad_norm,
+        )
+        updates.append(done)
+    run.done += 1
+    took = time.perf_counter() - started
+    metrics = {
+        **step_metrics(groups, plan, updates),
+        "lr": run.policy.optimizer.param_groups[0]["lr"],
+        "speed/step_seconds": took,
+        "speed/rollout_seconds": sampled - started,
+        "speed/tokens_per_second": sum(m.response_tokens for m in plan) / took,
+    }
+    run.store.log_samples(run.id, sample_rows(groups, run.done, config.prompt, run.policy.tokenizer))
+    run.store.log_metrics(run.id, run.done, metrics)
+    return metrics
 
 
 def sample_rows(groups: Sequence[Any], step: int, preset: str, tokenizer: Any) -> list[Any]:
@@ -138,14 +149,15 @@ def save_checkpoint(run: Run) -> Path:
     return path
 
 
-def evaluate_policy(run: Run, grader: Any) -> Any | None:
-    """Evaluate the current weights on the configured benchmark; None where there is none. Resume finds it done."""
+def evaluate_policy(run: Run) -> Any | None:
+    """Evaluate the current weights on the configured benchmark; None where there is none. What is done stays done."""
     wanted = run.config.eval
     if not wanted.bench:
         return None
     from evals.benches import find
     from evals.complete import Job, evaluate
     from evals.engines import Sampling
+    from evals.grading.grader import Grader
 
     bench = find(wanted.bench)
     run.engine.weight_version = f"{run.id}/step-{run.done}"
@@ -159,7 +171,8 @@ def evaluate_policy(run: Run, grader: Any) -> Any | None:
         split=f"eval/{bench.name}",
         step=run.done,
     )
-    summary = evaluate(run.engine, run.eval_items, job, run.store, grader)
+    with Grader(bench.grader) as grader:
+        summary = evaluate(run.engine, run.eval_items, job, run.store, grader)
     run.store.log_metrics(run.id, run.done, {"eval/pass1": summary.pass1, "eval/tokens_mean": summary.tokens_mean})
     return summary
 
@@ -192,9 +205,9 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
         weight_decay=config.update.weight_decay,
     )
     reference = None
-    if objective.beta:
+    if objective.beta:  # the start model, whatever checkpoint the run goes on from
         first, _ = load_model(model_path(config.model), device=config.device, dtype=config.dtype)
-        reference = (first if checkpoint_path else deepcopy(model)).eval().requires_grad_(False)
+        reference = first.eval().requires_grad_(False)
     policy = Policy(model, tokenizer, optimizer, lr_schedule(config), reference)
     done = 0
     if checkpoint_path:
@@ -371,25 +384,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def drive(run: Run, console: Console) -> int:
     """Train with an evaluation before and after, and end with the picture. Marks the run's status whatever happens."""
     from evals.figures import curves
-    from evals.grading.grader import Grader
 
-    console.print(
-        f"run {run.id}: {run.config.name}, objective {run.config.objective['preset']}, seed {run.config.seed}"
-    )
-    status = "failed"
+    config, status = run.config, "failed"
     try:
         with stop_on_signal(console) as stop:
-            with Grader(run.config.reward) as grader:
-                before = evaluate_policy(run, grader) if run.done == 0 else None
-            _show("before", before, console)
+            console.print(f"run {run.id}: {config.name}, objective {config.objective['preset']}, seed {config.seed}")
+            _show("before", evaluate_policy(run) if run.done == 0 else None, console)
             train(run, console, stop)
             if run.done < run.config.steps:
                 status = "interrupted"
                 again = f"python -m agpo.train --resume {run.folder}"
                 console.print(f"stopped after step {run.done} of {run.config.steps}, saved. Continue with:\n  {again}")
                 return 130
-            with Grader(run.config.reward) as grader:
-                _show("after", evaluate_policy(run, grader), console)
+            _show("after", evaluate_policy(run), console)
         picture = curves(run.store, [run.id], run.folder / "curves.png")
         run.store.add_artifact(run.id, "figure", picture)
         console.print(f"curves      {picture}\ncheckpoint  {run.folder}/checkpoints\nstore       {run.store}")

@@ -258,3 +258,48 @@ def test_a_real_language_model_trains_on_real_problems(tmp_path, smollm2, data):
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.from_pretrained(run_folder(tmp_path) / "checkpoints/step-000002")
+
+
+def test_ctrl_c_before_the_first_step_can_be_resumed_too(undisturbed, tmp_path):
+    process = train(tmp_path, *SMALL, "eval.size=400", "eval.n=8")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("run "):
+            break
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+    code, output = finish(train(tmp_path, "--resume", "latest"))
+    assert code == 0, output
+    ours, theirs = (run_folder(f) / "checkpoints/step-000006" for f in (tmp_path, undisturbed[0]))
+    assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a small file system")
+def test_a_full_disk_is_one_clear_message_and_leaves_no_half_checkpoint(tmp_path):
+    """A real one: 3 MB in a mount namespace of its own, where the store fits and a checkpoint does not."""
+    small = tmp_path / "small"
+    small.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=3m tmpfs {small} && cd {small} && "
+        f"{sys.executable} -m agpo.train {' '.join(SMALL)} eval.bench= ; code=$?; find . ; exit $code"
+    )
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+    if "unshare" in done.stderr and not os.environ.get("CI"):
+        pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
+    assert done.returncode in (1, 2), done.stdout + done.stderr
+    assert "disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "step-" not in done.stdout
+
+
+def test_the_evaluation_uses_the_benchmarks_grader_and_the_training_its_own(undisturbed, tmp_path):
+    code, output = finish(train(tmp_path, *SMALL, "reward=math", "steps=1"))
+    assert code == 0, output
+    with Store.open(tmp_path / "results/agpo.db") as store:
+        (run,) = store.runs("train")
+        paths = {split: {r.path for r in store.samples(run.id, split=split)} for split in ("train", "eval/arith")}
+    assert "box:math_verify" in paths["train"]
+    assert "box:math_verify" not in paths["eval/arith"]
