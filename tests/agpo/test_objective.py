@@ -115,11 +115,15 @@ def test_value_and_gradient_equal_the_reference(objective, dtype):
         assert report.live_groups == sum(len(set(g)) > 1 for g in rewards.tolist())
 
 
-def test_dead_group_of_rewards_that_round_has_advantage_exactly_zero():
-    rewards = torch.full((1, 8), 0.2, dtype=torch.float32)
-    for preset in PRESETS.values():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [3, 5, 6, 7, 8, 10])
+def test_dead_group_of_rewards_that_round_has_advantage_exactly_zero(size, dtype):
+    """0.2 - mean(0.2, ...) is often not 0, and divided by a std that is not 0 either it would be a gradient."""
+    for reward in (0.2, 0.1, 0.7, 1 / 3):
+        rewards = torch.full((1, size), reward, dtype=dtype)
         assert not live_groups(rewards).any()
-        assert torch.equal(advantages(rewards, preset), torch.zeros(1, 8, dtype=torch.float64))
+        for preset in PRESETS.values():
+            assert torch.equal(advantages(rewards, preset), torch.zeros(1, size, dtype=torch.float64))
 
 
 def test_a_masked_group_is_the_same_as_no_group():

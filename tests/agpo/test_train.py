@@ -123,6 +123,8 @@ def test_kill_9_and_resume_end_with_the_same_bits_and_rows(undisturbed, tmp_path
         assert code == 2
         assert "nothing to resume" in output
         return
+    with Store.open(tmp_path / "results/agpo.db") as store:  # a step that will not be made again goes away
+        store.log_metrics(store.runs("train")[0].id, 99, {"stale": 1.0})
     code, output = finish(train(tmp_path, "--resume", "latest"))
     assert code == 0, output
     ours, theirs = (run_folder(f) / "checkpoints/step-000006" for f in (tmp_path, undisturbed[0]))
