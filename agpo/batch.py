@@ -71,8 +71,6 @@ class MiniBatch:
     groups: int
     live_groups: int
     live_tokens: int
-    response_tokens: int
-    """of all its groups, the masked ones included"""
     at_ratio_1: Decision
     """L and what the clip says of it while the policy has not moved (no KL term): known before any forward pass"""
 
@@ -137,7 +135,6 @@ def _minibatch(groups: Sequence[Group], objective: Objective, max_tokens: int) -
         groups=len(groups),
         live_groups=int(live_G.sum()),
         live_tokens=int((lengths_B.reshape(rewards_GN.shape) * (live_G[:, None] & ~rewards_GN.isnan())).sum()),
-        response_tokens=int(lengths_B.sum()),
         at_ratio_1=clip_decision(float(loss_B.sum()), float(loss_B.abs().sum()), objective),
     )
 

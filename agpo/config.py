@@ -50,6 +50,8 @@ class RolloutConfig(_Section):
     """below 1 the sampled distribution is not the policy's: the ratio is then off"""
     max_tokens: int = Field(default=64, ge=1)
     """longest response, in tokens"""
+    resample_rounds: int = Field(default=4, ge=1)
+    """for masked_groups resample: at most this many further rounds of prompts in a step"""
     max_sequences: int = Field(default=256, ge=1)
     """sequences decoded together; memory against speed"""
 
@@ -155,9 +157,7 @@ class TrainConfig(_Section):
     @classmethod
     def _objective(cls, value: Any) -> Any:
         value = {"preset": value} if isinstance(value, str) else {"preset": "agpo", **value}
-        chosen = objective_of(value)  # raises ValueError for a wrong knob
-        if chosen.masked_groups == "resample":
-            raise ValueError("masked_groups resample (and with it the preset dapo) is not built yet. Use mask or keep.")
+        objective_of(value)  # raises ValueError for a wrong knob
         return value
 
     @field_validator("prompt")

@@ -1,12 +1,13 @@
 """Rollouts: draw prompts, sample completions, grade them while others still decode, form groups."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
-from agpo.batch import Group, Sample
+from agpo.batch import Group, Sample, raw_rewards
+from agpo.objective import live_groups
 from evals.engines import Completion, Engine, Request, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
@@ -29,6 +30,43 @@ def draw(items: Sequence[Item], seed: int, step: int, count: int) -> list[Item]:
     epoch, at = divmod(step, steps_per_epoch)
     order = np.random.Generator(np.random.Philox(key=derive_seed(seed, "epoch", epoch))).permutation(len(items))
     return [items[i] for i in order[at * count : (at + 1) * count]]
+
+
+def draw_more(items: Sequence[Item], seed: int, step: int, attempt: int, count: int, seen: set[str]) -> list[Item]:
+    """Up to `count` further items for a step, none of those in `seen`: a function of its arguments alone, too."""
+    key = derive_seed(seed, "resample", step, attempt)
+    order = np.random.Generator(np.random.Philox(key=key)).permutation(len(items))
+    return [items[i] for i in order if items[i].id not in seen][:count]
+
+
+def resample(
+    groups: list[Group],
+    sample: Callable[[list[Item]], list[Group]],
+    items: Sequence[Item],
+    *,
+    seed: int,
+    step: int,
+    rounds: int,
+) -> tuple[list[Group], list[Group]]:
+    """DAPO's dynamic sampling (Yu et al. 2025, section 3.2): replace dead groups by those of other prompts.
+
+    Returns (as many groups as there were, live ones first as far as they go; every group that was sampled). After
+    `rounds` further rounds, or when the data has no other prompt, dead groups fill the places: they are masked.
+    """
+    wanted, sampled = len(groups), list(groups)
+    for attempt in range(rounds):
+        missing = wanted - sum(is_live(group) for group in sampled)
+        more = (
+            draw_more(items, seed, step, attempt, missing, {group.item.id for group in sampled}) if missing > 0 else []
+        )
+        if not more:
+            break
+        sampled += sample(more)
+    return sorted(sampled, key=lambda group: not is_live(group))[:wanted], sampled
+
+
+def is_live(group: Group) -> bool:
+    return bool(live_groups(raw_rewards([group]))[0])
 
 
 def rollout(

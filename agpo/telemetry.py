@@ -30,7 +30,7 @@ ROWS_SHOWN = 12
 
 
 def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Sequence[Update]) -> dict[str, float]:
-    """The metrics of one step. A mean over nothing is left out, not 0.
+    """The metrics of one step, over every group that was sampled. A mean over nothing is left out, not 0.
 
     `entropy` is minus the mean log-probability of all sampled tokens: an unbiased estimate of the policy's entropy at
     the sampling temperature, in nats, over masked and clipped groups too, for which nothing else is computed.
@@ -41,7 +41,8 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     logps = [x for s in samples for x in s.completion.logprobs or ()]
     norms = [u.grad_norm for u in updates if u.grad_norm is not None and not u.refused]
     drift = [u.ratio_deviation for u in updates if u.ratio_deviation is not None]
-    live_tokens, all_tokens = sum(m.live_tokens for m in plan), sum(m.response_tokens for m in plan)
+    live_tokens = sum(m.live_tokens for m in plan)
+    all_tokens = sum(len(s.completion.token_ids) for s in samples)
     run_tokens = sum(u.tokens_run for u in updates)
     whole = sum(len(g.prompt_ids) * len(g.samples) for g in groups) + all_tokens
     metrics = {

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +75,27 @@ def train_step(run: Run, grader: Any) -> dict[str, float]:
     """One step: sample and grade, plan, update, record. Returns its metrics."""
     from agpo.batch import plan_step
     from agpo.policy import update
-    from agpo.rollout import draw, rollout
+    from agpo.rollout import draw, resample, rollout
     from agpo.telemetry import step_metrics
     from evals.engines import Sampling
 
     config, step, started = run.config, run.done, time.perf_counter()
     objective = objective_of(config.objective)
     run.engine.weight_version = f"{run.id}/step-{step}"
-    groups = rollout(
+    sample = partial(
+        rollout,
         run.engine,
         grader,
-        draw(run.items, config.seed, step, config.rollout.prompts_per_step),
         preset=config.prompt,
         samples_per_prompt=config.rollout.samples_per_prompt,
         sampling=Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p),
         seed=config.seed,
         step=step,
     )
+    groups = everything = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
+    if objective.masked_groups == "resample":
+        rounds = config.rollout.resample_rounds
+        groups, everything = resample(groups, sample, run.items, seed=config.seed, step=step, rounds=rounds)
     sampled = time.perf_counter()
     plan = plan_step(groups, objective, config.update.prompts_per_minibatch, config.rollout.max_tokens)
     updates = []
@@ -108,13 +113,13 @@ def train_step(run: Run, grader: Any) -> dict[str, float]:
     run.done += 1
     took = time.perf_counter() - started
     metrics = {
-        **step_metrics(groups, plan, updates),
+        **step_metrics(everything, plan, updates),
         "lr": run.policy.optimizer.param_groups[0]["lr"],
         "speed/step_seconds": took,
         "speed/rollout_seconds": sampled - started,
-        "speed/tokens_per_second": sum(m.response_tokens for m in plan) / took,
+        "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
     }
-    run.store.log_samples(run.id, sample_rows(groups, run.done, config.prompt, run.policy.tokenizer))
+    run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer))
     run.store.log_metrics(run.id, run.done, metrics)
     return metrics
 

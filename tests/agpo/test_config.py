@@ -59,7 +59,6 @@ def test_a_checkpoints_configuration_reads_back():
         (["reward=llm"], "unknown reward 'llm'"),
         (["update.lr"], "expected key=value"),
         (["update.lr=[1"], "not valid YAML"),
-        (["objective.masked_groups=resample"], "not built yet"),
     ],
 )
 def test_wrong_overrides_say_what_and_what_instead(overrides, words):

@@ -1,0 +1,88 @@
+"""Drawing prompts, sampling groups, and replacing dead ones."""
+
+import pytest
+
+from agpo.batch import raw_rewards
+from agpo.objective import live_groups
+from agpo.rollout import draw, draw_more, is_live, resample, rollout
+from evals.benches import arith
+from evals.engines import Sampling
+from evals.engines.hf import HFEngine
+from evals.errors import UserError
+from evals.grading.grader import Grader
+from evals.items import Item
+
+ITEMS = [Item(str(i), f"{i}", "0") for i in range(50)]
+
+
+def ids(items):
+    return [item.id for item in items]
+
+
+def test_a_step_draws_the_same_whatever_came_before():
+    assert draw(ITEMS, 1, 7, 8) == draw(ITEMS, 1, 7, 8)
+    assert draw(ITEMS, 1, 7, 8) != draw(ITEMS, 2, 7, 8)
+
+
+def test_an_epoch_draws_no_item_twice_and_the_next_one_another_order():
+    first = [i for step in range(6) for i in ids(draw(ITEMS, 0, step, 8))]
+    second = [i for step in range(6, 12) for i in ids(draw(ITEMS, 0, step, 8))]
+    assert len(set(first)) == len(set(second)) == 48
+    assert first != second
+    seen = {i for step in range(60) for i in ids(draw(ITEMS, 0, step, 8))}
+    assert seen == set(ids(ITEMS))  # what one epoch leaves over, another one takes
+
+
+def test_too_few_problems_are_refused():
+    with pytest.raises(UserError, match="has 50 problems, fewer than"):
+        draw(ITEMS, 0, 0, 51)
+
+
+def test_further_draws_avoid_what_the_step_has_seen():
+    seen = set(ids(draw(ITEMS, 0, 3, 8)))
+    more = draw_more(ITEMS, 0, 3, 0, 10, seen)
+    assert len(set(ids(more))) == 10
+    assert not set(ids(more)) & seen
+    assert draw_more(ITEMS, 0, 3, 1, 10, seen) != more
+    assert len(draw_more(ITEMS, 0, 3, 0, 100, seen)) == 42
+
+
+@pytest.fixture(scope="module")
+def sample(tiny):
+    engine = HFEngine.load(tiny)
+    with Grader("exact") as grader:
+        yield lambda items: rollout(
+            engine, grader, items, preset="arith", samples_per_prompt=3, sampling=Sampling(64), seed=0, step=0
+        )
+
+
+def test_groups_come_in_the_order_of_the_items_with_verdicts_and_seeds(sample):
+    items = arith.items("train", 6)
+    groups = sample(items)
+    assert [group.item for group in groups] == items
+    assert len({s.seed for g in groups for s in g.samples}) == 18
+    for group in groups:
+        for one in group.samples:
+            assert (one.verdict.outcome == "right") == (one.verdict.answer == group.item.answer)
+            assert one.reward == float(one.verdict.outcome == "right")
+            assert len(one.completion.logprobs) == len(one.completion.token_ids)
+
+
+def test_dead_groups_are_replaced_by_live_ones_of_other_prompts(sample):
+    items = arith.items("train", 200)
+    groups = sample(items[:8])
+    assert not all(map(is_live, groups))
+    kept, everything = resample(groups, sample, items, seed=0, step=0, rounds=10)
+    assert len(kept) == 8
+    assert live_groups(raw_rewards(kept)).all()
+    assert everything[:8] == groups
+    assert len({group.item.id for group in everything}) == len(everything) > 8
+    assert [g for g in kept if g in groups] == [g for g in groups if is_live(g)]
+
+
+def test_when_there_is_nothing_else_dead_groups_keep_their_places(sample):
+    items = arith.items("train", 8)
+    groups = sample(items)
+    kept, everything = resample(groups, sample, items, seed=0, step=0, rounds=3)
+    assert everything == groups
+    assert sorted(ids(g.item for g in kept)) == sorted(ids(items))
