@@ -133,7 +133,9 @@ class TrainConfig(_Section):
     prompt: str = "arith"
     """prompt preset, see `evals/prompts.py`"""
     reward: str = "math"
-    """grader of a response, see `evals/grading`"""
+    """a grader (math, exact), or `module:function` of one's own: (text, item) -> a number, or None for not scorable"""
+    reward_range: tuple[float, float] = (0.0, 1.0)
+    """what a reward function of one's own may return; anything else stops the run"""
     objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
     """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/objective.py`"""
     rollout: RolloutConfig = RolloutConfig()
@@ -168,7 +170,7 @@ class TrainConfig(_Section):
     @field_validator("reward")
     @classmethod
     def _reward(cls, value: str) -> str:
-        return value if value in NOT_BUILT else _one_of(value, GRADERS, "reward")
+        return value if value in NOT_BUILT or ":" in value else _one_of(value, GRADERS, "reward")
 
     @model_validator(mode="after")
     def _whole_minibatches(self) -> "TrainConfig":

@@ -89,7 +89,7 @@ def rollout(
     graded: dict[tuple[int, int], tuple[Completion, str, Future[Verdict]]] = {}
     for at, repeat, completion in engine.generate(requests, sampling):
         text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        graded[at, repeat] = (completion, text, grader.submit(text, items[at].answer))
+        graded[at, repeat] = (completion, text, grader.submit(text, items[at]))
 
     def sample(at: int, repeat: int) -> Sample:
         completion, text, verdict = graded[at, repeat]

@@ -46,11 +46,14 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     """Run the remaining steps. However it ends, the last finished step has a checkpoint."""
     from agpo import checkpoint
     from agpo.telemetry import Progress
-    from evals.grading.grader import Grader
+    from evals.grading.grader import open_grader
 
     config = run.config
     refused, saved = 0.0, None
-    with Grader(config.reward) as grader, Progress(console, config.steps, run.done) as progress:
+    with (
+        open_grader(config.reward, config.reward_range) as grader,
+        Progress(console, config.steps, run.done) as progress,
+    ):
         while run.done < config.steps and not stop():
             metrics = train_step(run, grader)
             progress.show(run.done, metrics)
@@ -190,9 +193,12 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from agpo.policy import Policy, check_head
     from agpo.rollout import check_prompts
     from evals.engines.hf import HFEngine, load_model
+    from evals.grading.grader import open_grader
     from evals.store import Store
 
     check_hardware(config)
+    with open_grader(config.reward, config.reward_range):
+        pass  # a reward that cannot be loaded is said before a model is
     if config.threads:
         torch.set_num_threads(config.threads)
     items, eval_items = load_items(config), load_eval_items(config)

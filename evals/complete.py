@@ -83,7 +83,7 @@ def complete(
             text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
             seed = requests[at].seeds[which]
             row = partial(sample_row, item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
-            record(row, grader.submit(text, item.answer))
+            record(row, grader.submit(text, item))
     return rows
 
 

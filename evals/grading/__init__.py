@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Outcome = Literal["right", "wrong", "no_answer", "timeout", "error"]
+Outcome = Literal["right", "wrong", "no_answer", "scored", "timeout", "error"]
+"""scored: a reward function of one's own gave something between right and wrong"""
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,17 @@ class Verdict:
     """the answer that was extracted from the response"""
     detail: str = ""
     """for timeout and error: what happened"""
+    score: float | None = None
+    """the number a reward function gave; graders leave it to the outcome"""
 
     @property
     def scorable(self) -> bool:
         """False for a timeout or an error: such a sample is left out and counted, it is not a wrong answer."""
-        return self.outcome in ("right", "wrong", "no_answer")
+        return self.outcome not in ("timeout", "error")
 
     @property
     def reward(self) -> float | None:
-        """1 for right, 0 for wrong or no answer (the paper's text swaps them by a slip), None if not scorable."""
-        return None if not self.scorable else float(self.outcome == "right")
+        """The score, else 1 if right and 0 if not (the paper's text swaps them by a slip); None: not scorable."""
+        if not self.scorable:
+            return None
+        return self.score if self.score is not None else float(self.outcome == "right")

@@ -1,4 +1,4 @@
-"""Graders: `submit` a response and a reference, get a future `Verdict`. Any thread, no signals; a hang costs a worker.
+"""Graders: `submit` a response and its item, get a future `Verdict`. Any thread, no signals; a hang costs a worker.
 
 A grader is one line in `GRADERS`.
 """
@@ -18,7 +18,9 @@ from functools import lru_cache
 
 from evals.errors import UserError
 from evals.grading import Verdict
+from evals.grading.function import FunctionGrader
 from evals.grading.math import extract_answer, same_string
+from evals.items import Item
 
 START_SECONDS = 120.0
 """for a worker to import sympy on a machine that is busy"""
@@ -45,6 +47,11 @@ def exact(text: str, reference: str) -> Verdict | str:
 
 GRADERS: dict[str, Callable[[str, str], Verdict | str]] = {"math": math, "exact": exact}
 """name -> function (response, reference) -> a Verdict, or the answer that a worker has to compare by math-verify"""
+
+
+def open_grader(name: str, span: tuple[float, float] = (0.0, 1.0)) -> "Grader | FunctionGrader":
+    """The grader called `name`, or the reward function `module:function` with numbers in `span`."""
+    return FunctionGrader(name, span) if ":" in name else Grader(name)
 
 
 class Grader:
@@ -79,8 +86,12 @@ class Grader:
             thread.join()
         self._threads = []
 
-    def submit(self, text: str, reference: str) -> "Future[Verdict]":
+    def submit(self, text: str, item: Item) -> "Future[Verdict]":
         """The verdict on a whole response. Blocks only when 10,000 comparisons are waiting."""
+        return self.compare(text, item.answer)
+
+    def compare(self, text: str, reference: str) -> "Future[Verdict]":
+        """`submit` for a reference without an item."""
         look = self._first_look(text, reference)
         if isinstance(look, Verdict):
             done: Future[Verdict] = Future()
@@ -98,7 +109,7 @@ class Grader:
 
     def grade(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         """Verdicts of (response, reference) pairs, in order."""
-        return [future.result() for future in [self.submit(*pair) for pair in pairs]]
+        return [future.result() for future in [self.compare(*pair) for pair in pairs]]
 
     def _start(self) -> None:
         if not self._threads:

@@ -177,6 +177,7 @@ def write(path: Path, text: str) -> Path:
         (["--resume", "nope"], "nothing to resume"),
         (["objective.aggregation=sequence_mean"], "rounding noise"),
         (["--store", "newer.db"], "newer version"),
+        (["reward=nowhere:f"], "no module 'nowhere'"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, args, words):

@@ -159,8 +159,8 @@ def test_references_written_another_way_go_through_math_verify(grader, data):
 
 def test_a_hang_costs_two_workers_and_not_the_run():
     with Grader("math", workers=1, seconds=1.0) as grader:
-        hang = grader.submit(r"\boxed{9^{9^{9^9}}}", "3")
-        after = grader.submit(r"\boxed{2+1}", "3")
+        hang = grader.compare(r"\boxed{9^{9^{9^9}}}", "3")
+        after = grader.compare(r"\boxed{2+1}", "3")
         assert hang.result().outcome == "timeout"
         assert hang.result().reward is None
         assert not hang.result().scorable
@@ -214,14 +214,14 @@ def test_a_worker_that_is_killed_in_mid_job_is_replaced():
         raise AssertionError("no worker was started")
 
     with Grader("math", workers=1, seconds=60.0) as grader:
-        assert grader.submit(r"\boxed{1+1}", "2").result().outcome == "right"
-        hang = grader.submit(r"\boxed{9^{9^{9^9}}}", "3")
+        assert grader.compare(r"\boxed{1+1}", "2").result().outcome == "right"
+        hang = grader.compare(r"\boxed{9^{9^{9^9}}}", "3")
         first = new_worker()
         os.kill(first, signal.SIGKILL)
         os.kill(new_worker(first), signal.SIGKILL)
         assert hang.result().outcome == "error"
         assert hang.result().reward is None
-        assert grader.submit(r"\boxed{2+1}", "3").result().outcome == "right"
+        assert grader.compare(r"\boxed{2+1}", "3").result().outcome == "right"
         assert grader.restarts == 2
 
 
@@ -230,7 +230,7 @@ def test_an_owner_that_is_killed_leaves_no_worker():
     code = (
         "import time; from evals.grading.grader import Grader\n"
         "g = Grader('math', workers=1, seconds=60)\n"
-        r"g.submit(r'\boxed{1+1}', '2').result(); g.submit(r'\boxed{9^{9^{9^9}}}', '3')" + "\n"
+        r"g.compare(r'\boxed{1+1}', '2').result(); g.compare(r'\boxed{9^{9^{9^9}}}', '3')" + "\n"
         "print('up', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -249,8 +249,8 @@ def test_an_owner_that_is_killed_leaves_no_worker():
 
 
 def test_equal_answers_are_compared_once(grader):
-    first = grader.submit(r"\boxed{3+4}", "7")
-    assert grader.submit(r"so again \boxed{3+4}", "7") is first
+    first = grader.compare(r"\boxed{3+4}", "7")
+    assert grader.compare(r"so again \boxed{3+4}", "7") is first
 
 
 def test_exact_grader():

@@ -1,0 +1,69 @@
+"""What the documentation shows does run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from agpo.objective import minibatch_loss
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+def test_the_loop_of_ones_own_runs():
+    """docs/method.md, with a table of logits for a model and an optimizer that would move on a zero gradient."""
+    (code,) = blocks("method.md", "python")
+    lengths = [12, 40, 33, 9]
+    logits = torch.zeros(sum(lengths), 5, requires_grad=True)
+
+    def model_log_probs(*_):
+        return logits.log_softmax(-1)[:, 0]
+
+    optimizer = torch.optim.AdamW([logits], lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    names = {"model_log_probs": model_log_probs, "optimizer": optimizer, "schedule": schedule}
+    names["old_logp_T"] = model_log_probs().detach()
+    run = compile(code, "docs/method.md", "exec")
+    exec(run, names)
+    assert names["minibatch_loss"] is minibatch_loss
+    assert names["report"].live_groups == 1
+    assert bool(logits.detach().any()) is (names["report"].scale > 0)
+
+
+def test_the_own_task_runs(tmp_path):
+    """docs/own-task.md word for word, with more problems and fewer steps."""
+    from evals.benches import arith
+
+    (shown,) = blocks("own-task.md", "json")
+    assert set(json.loads(shown.splitlines()[0])) == {"question", "solution"}
+    (function,) = blocks("own-task.md", "python")
+    command = next(line for line in (DOCS / "own-task.md").read_text().splitlines() if line.startswith("python -m"))
+    rows = [{"question": item.prompt, "solution": item.answer} for item in arith.items("train", 40)]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "brief.py").write_text(function)
+    words = command.split()
+    assert words[:3] == ["python", "-m", "agpo.train"]
+    done = subprocess.run(
+        [sys.executable, *words[1:], "steps=2", "eval.bench=", "threads=1"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "AGPO_STORE": str(tmp_path / "store.db")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    from evals.store import Store
+
+    with Store.open(tmp_path / "store.db") as store:
+        (run,) = store.runs("train")
+        rewards = {row.reward for row in store.samples(run.id)}
+    assert 0.0 in rewards
+    assert any(0.1 <= reward < 1.0 for reward in rewards)
