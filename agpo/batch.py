@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from agpo.logprobs import Layout
 from agpo.objective import (
     Decision,
     Objective,
@@ -49,7 +50,8 @@ class Row:
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    old_logp: tuple[float, ...]
+    engine_logp: tuple[float, ...]
+    """log-probabilities of the response tokens as the engine that sampled them says"""
     group: int
     """number of its group within the mini-batch"""
     advantage: float
@@ -57,6 +59,8 @@ class Row:
     """w of each of its tokens (`sequence_weights`)"""
     scale_at_ratio_1: float
     """f' of its unit if the policy has not moved since the tokens were sampled; 0: the update does not need it"""
+    old_logp: tuple[float, ...] | None = None
+    """the same log-probabilities as the trainer saw them before it moved; None: the engine's are as good"""
 
     @property
     def tokens(self) -> int:
@@ -68,7 +72,8 @@ class MiniBatch:
     """The counted sequences of some whole groups, for one optimizer update."""
 
     rows: tuple[Row, ...]
-    groups: int
+    groups: tuple[int, ...]
+    """which groups of the step, masked ones included"""
     live_groups: int
     live_tokens: int
     at_ratio_1: Decision
@@ -78,17 +83,36 @@ class MiniBatch:
 def plan_step(
     groups: Sequence[Group], objective: Objective, prompts_per_minibatch: int, max_tokens: int
 ) -> list[MiniBatch]:
-    """Cut a step's groups into mini-batches of whole groups, in order. Masked groups keep their slot and cost nothing.
+    """Cut a step's groups into mini-batches of whole groups. Masked groups keep their slot and cost nothing.
 
     `max_tokens` is the longest answer that was allowed (for the overlong penalty and Dr. GRPO's constant).
     """
     if objective.aggregation == "constant" and objective.norm_length is None:
         objective = replace(objective, norm_length=max_tokens)
-    starts = range(0, len(groups), prompts_per_minibatch)
-    return [_minibatch(groups[start : start + prompts_per_minibatch], objective, max_tokens) for start in starts]
+    live_G = live_groups(raw_rewards(groups)).tolist()
+    tokens_G = [
+        live * sum(len(sample.completion.token_ids) for sample in group.samples)
+        for group, live in zip(groups, live_G, strict=True)
+    ]
+    return [_minibatch(groups, places, objective, max_tokens) for places in balance(tokens_G, prompts_per_minibatch)]
 
 
-def _minibatch(groups: Sequence[Group], objective: Objective, max_tokens: int) -> MiniBatch:
+def balance(costs: Sequence[int], size: int) -> list[list[int]]:
+    """Cut the indices of `costs` into parts of `size` with sums as equal as the largest-first rule makes them.
+
+    A function of the costs alone, so that every rank cuts alike; within a part the order is kept. A last part may be
+    smaller.
+    """
+    parts: list[list[int]] = [[] for _ in range(-(-len(costs) // size))]
+    room = [min(size, len(costs) - at * size) for at in range(len(parts))]
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        open_parts = [at for at in range(len(parts)) if len(parts[at]) < room[at]]
+        parts[min(open_parts, key=lambda at: sum(costs[j] for j in parts[at]))].append(i)
+    return [sorted(part) for part in parts]
+
+
+def _minibatch(step: Sequence[Group], places: Sequence[int], objective: Objective, max_tokens: int) -> MiniBatch:
+    groups = [step[place] for place in places]
     samples = [sample for group in groups for sample in group.samples]
     lengths_B = torch.tensor([len(sample.completion.token_ids) for sample in samples])
     cut_B = torch.tensor([sample.completion.finish_reason != "stop" for sample in samples])
@@ -121,7 +145,7 @@ def _minibatch(groups: Sequence[Group], objective: Objective, max_tokens: int) -
         Row(
             prompt_ids=groups[int(group_B[i])].prompt_ids,
             response_ids=tokens_of[i],
-            old_logp=samples[i].completion.logprobs or (),
+            engine_logp=samples[i].completion.logprobs or (),
             group=int(group_B[i]),
             advantage=float(advantage_B[i]),
             weight=float(weight_B[i]),
@@ -132,7 +156,7 @@ def _minibatch(groups: Sequence[Group], objective: Objective, max_tokens: int) -
     )
     return MiniBatch(
         rows=rows,
-        groups=len(groups),
+        groups=tuple(places),
         live_groups=int(live_G.sum()),
         live_tokens=int((lengths_B.reshape(rewards_GN.shape) * (live_G[:, None] & ~rewards_GN.isnan())).sum()),
         at_ratio_1=clip_decision(float(loss_B.sum()), float(loss_B.abs().sum()), objective),
@@ -152,15 +176,33 @@ def overlong_penalty(lengths_B: torch.Tensor, max_tokens: int, buffer: int) -> t
     return ((lengths_B.double() - (max_tokens - buffer)) / buffer).clamp(0.0, 1.0)
 
 
-def micro_batches(rows: Sequence[Row], wanted: Iterable[int], budget: int) -> list[list[int]]:
-    """Cut the wanted rows (by index) into parts of rows x longest <= `budget` tokens, longest first.
+def micro_batches(rows: Sequence[Row], wanted: Iterable[int], budget: int, layout: Layout = "packed") -> list[list[int]]:
+    """Cut the wanted rows (by index) into parts of at most `budget` tokens.
 
-    A row longer than the budget is a part of its own. The cut never changes a result beyond float rounding.
+    Packed, the samples of a prompt lie together and pay for it once in a part; padded, a part costs its longest row
+    times its rows. A row longer than the budget is a part of its own. The cut never changes a result beyond rounding.
     """
+    if layout == "packed":
+        longest: dict[tuple[int, ...], int] = {}
+        wanted = list(wanted)
+        for i in wanted:
+            longest[rows[i].prompt_ids] = max(longest.get(rows[i].prompt_ids, 0), rows[i].tokens)
+        order = sorted(wanted, key=lambda i: (-longest[rows[i].prompt_ids], rows[i].group, -rows[i].tokens))
+    else:
+        order = sorted(wanted, key=lambda i: -rows[i].tokens)
     parts: list[list[int]] = []
-    for i in sorted(wanted, key=lambda i: -rows[i].tokens):
-        if parts and (len(parts[-1]) + 1) * rows[parts[-1][0]].tokens <= budget:
+    used = 0
+    for i in order:
+        row = rows[i]
+        cost = row.tokens
+        if parts and layout == "packed" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
+            cost = len(row.response_ids)
+        elif parts and layout == "padded":
+            cost = rows[parts[-1][0]].tokens
+        if parts and used + cost <= budget:
             parts[-1].append(i)
+            used += cost
         else:
             parts.append([i])
+            used = row.tokens
     return parts

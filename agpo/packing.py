@@ -1,0 +1,163 @@
+"""Sequences packed into one row without padding, the prompt of a group once for all its samples.
+
+    [prompt a][response a1][response a2]...[prompt b][response b1]...        P packed tokens
+
+Every layer but attention works on single tokens, so it runs on the P packed tokens as they are. Attention runs on
+slots: for each sequence its own [prompt | response], gathered from the packed queries, keys and values, so that a
+response sees exactly what it would see alone. Positions start at 0 in every sequence. The log-probabilities are those
+of separate sequences to within the rounding of a sum.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "agpo_packed"
+"""of the attention below in transformers' registry; no mask is registered under it, so models build none"""
+
+BLOCK = 8
+"""sequences of an attention block, at least; a block ends where padding to its longest would waste a fifth"""
+
+
+class Sequence_(Protocol):
+    """What is packed: see `agpo.batch.Row`."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]: ...
+    @property
+    def response_ids(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class Packed:
+    """P packed tokens of B sequences, X attention slots, T response tokens in the order of the sequences."""
+
+    ids_P: torch.Tensor
+    position_P: torch.Tensor
+    predict_T: torch.Tensor
+    """packed index whose hidden state predicts the response token"""
+    target_T: torch.Tensor
+    slot_token_X: torch.Tensor
+    """packed index of the token in each attention slot; a slot of padding, after its sequence, repeats a token"""
+    token_slot_P: torch.Tensor
+    """the slot whose output a packed token takes; a prompt's are those of the first sequence that has it"""
+    blocks: tuple[tuple[int, int], ...]
+    """(sequences, slots of each) of the attention blocks, in slot order"""
+
+    def to(self, device: torch.device) -> "Packed":
+        tensors = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
+        return Packed(**tensors, blocks=self.blocks)
+
+
+def pack(rows: Sequence[Sequence_]) -> Packed:
+    """Pack sequences; those with the same prompt share it."""
+    prompt_at: dict[tuple[int, ...], int] = {}
+    ids: list[Sequence[int]] = []
+    positions, predict, spans = [], [], []
+    end = 0
+    for row in rows:
+        prompt, response = row.prompt_ids, row.response_ids
+        first = prompt not in prompt_at
+        if first:
+            prompt_at[prompt] = end
+            ids.append(prompt)
+            positions.append(np.arange(len(prompt)))
+            end += len(prompt)
+        start = prompt_at[prompt]
+        ids.append(response)
+        positions.append(np.arange(len(prompt), len(prompt) + len(response)))
+        predict.append(np.r_[start + len(prompt) - 1, end : end + len(response) - 1])
+        spans.append((np.r_[start : start + len(prompt), end : end + len(response)], len(prompt) if not first else 0))
+        end += len(response)
+
+    token_slot_P = np.zeros(end, dtype=np.int64)
+    slot_tokens, blocks, used = [], [], 0
+    for block in _blocks([len(tokens) for tokens, _ in spans]):
+        longest = len(spans[block[0]][0])
+        blocks.append((len(block), longest))
+        for i in block:
+            tokens, shared = spans[i]
+            slot_tokens.append(np.pad(tokens, (0, longest - len(tokens)), mode="edge"))
+            token_slot_P[tokens[shared:]] = used + np.arange(shared, len(tokens))
+            used += longest
+    return Packed(
+        ids_P=torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.int64) for part in ids])),
+        position_P=torch.from_numpy(np.concatenate(positions)),
+        predict_T=torch.from_numpy(np.concatenate(predict)),
+        target_T=torch.tensor([token for row in rows for token in row.response_ids]),
+        slot_token_X=torch.from_numpy(np.concatenate(slot_tokens)),
+        token_slot_P=torch.from_numpy(token_slot_P),
+        blocks=tuple(blocks),
+    )
+
+
+def _blocks(lengths: Sequence[int]) -> list[list[int]]:
+    """Cut the sequences, longest first, into blocks that attend together."""
+    blocks: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if blocks and (len(blocks[-1]) < BLOCK or lengths[i] >= 0.8 * lengths[blocks[-1][0]]):
+            blocks[-1].append(i)
+        else:
+            blocks.append([i])
+    return blocks
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    packed: Packed | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of each sequence over its own slots: [1, heads, P, D] in, [1, P, heads, D] out."""
+    if packed is None:
+        raise ValueError(f"attention {NAME!r} wants the keyword `packed`, which this model does not hand down.")
+    if sliding_window and sliding_window < max(longest for _, longest in packed.blocks):
+        raise ValueError("packed attention is full: a sequence is longer than the model's sliding window.")
+    query_HXD, key_KXD, value_KXD = (x[0].index_select(1, packed.slot_token_X) for x in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    parts, start = [], 0
+    for sequences, longest in packed.blocks:
+        end = start + sequences * longest
+        q, k, v = (
+            x[:, start:end].unflatten(1, (sequences, longest)).transpose(0, 1) for x in (query_HXD, key_KXD, value_KXD)
+        )
+        out_BHSD = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        parts.append(out_BHSD.transpose(1, 2).flatten(0, 1))
+        start = end
+    out_XHD = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out_XHD.index_select(0, packed.token_slot_P)[None], None
+
+
+AttentionInterface.register(NAME, packed_attention)
+
+
+@contextmanager
+def attention_of(model: Any, name: str = NAME) -> Iterator[None]:
+    """Let the model use the attention called `name`; in backward too, where gradient checkpointing runs it again."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def packed_hidden(model: Any, packed: Packed) -> torch.Tensor:
+    """[T, H] last hidden states that predict the response tokens; called within `attention_of(model)`."""
+    out = model.base_model(
+        input_ids=packed.ids_P[None], position_ids=packed.position_P[None], use_cache=False, packed=packed
+    )
+    return out.last_hidden_state[0].index_select(0, packed.predict_T)
