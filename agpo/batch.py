@@ -17,6 +17,7 @@ from agpo.objective import (
     counted,
     live_groups,
     sequence_weights,
+    shaped_rewards,
     unit_shapes,
 )
 from evals.engines import Completion
@@ -118,14 +119,8 @@ def _minibatch(step: Sequence[Group], places: Sequence[int], objective: Objectiv
     cut_B = torch.tensor([sample.completion.finish_reason != "stop" for sample in samples])
     rewards_GN = raw_rewards(groups)
     live_G = live_groups(rewards_GN)
-    counted_B = counted(rewards_GN, live_G, objective).reshape(-1)
-    if objective.overlong == "mask":
-        counted_B &= ~cut_B
-    shaped_GN = rewards_GN
-    if objective.overlong == "soft_penalty":
-        shaped_GN = rewards_GN - overlong_penalty(lengths_B, max_tokens, objective.overlong_buffer).reshape_as(
-            rewards_GN
-        )
+    counted_B = counted(rewards_GN, live_G, objective, cut_B).reshape(-1)
+    shaped_GN = shaped_rewards(rewards_GN, lengths_B, max_tokens, objective)
     advantage_B = advantages(shaped_GN, objective, live_G).reshape(-1)
     weight_B = sequence_weights(lengths_B, counted_B, objective)
 
@@ -169,11 +164,6 @@ def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
         [[float("nan") if s.reward is None else s.reward for s in group.samples] for group in groups],
         dtype=torch.float64,
     )
-
-
-def overlong_penalty(lengths_B: torch.Tensor, max_tokens: int, buffer: int) -> torch.Tensor:
-    """[B] DAPO's soft length penalty (Yu et al. 2025, Eq. 13): 0 up to max_tokens - buffer, then linear to 1."""
-    return ((lengths_B.double() - (max_tokens - buffer)) / buffer).clamp(0.0, 1.0)
 
 
 def micro_batches(rows: Sequence[Row], wanted: Iterable[int], budget: int, layout: Layout = "packed") -> list[list[int]]:

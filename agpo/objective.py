@@ -1,6 +1,7 @@
-"""The paper in pure tensor functions: advantages, live groups, surrogate, weights, the clip.
+"""The paper in pure tensor functions: advantages, live groups, surrogate, weights, and all of it in one call.
 
-Every engine (our own loop, several ranks, verl) calls these; nothing here knows about models or optimizers.
+The knobs are in `agpo/presets.py`, the clip is in `agpo/clip.py`; both are importable from here. Every engine (our own
+loop, several ranks, verl) calls these; nothing here knows about models or optimizers.
 Shapes: G groups, N samples per group, B = G * N sequences in group order, T packed response tokens of all sequences.
 
     A_i    = (r_i - mean_g) / (std_g + eps)                                       Eq. 4   `advantages`
@@ -11,107 +12,57 @@ Shapes: G groups, N samples per group, B = G * N sequences in group order, T pac
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
+
+from agpo.clip import (
+    TIE,
+    Decision,
+    clip_decision,
+    shape,
+    shaped_loss,
+    unit_shapes,
+    units,
+    weighted_sums,
+    where_counted,
+)
+from agpo.presets import PRESETS, Objective, resolve
+
+__all__ = [
+    "PRESETS",
+    "TIE",
+    "Decision",
+    "LossReport",
+    "Objective",
+    "advantages",
+    "clip_decision",
+    "counted",
+    "live_groups",
+    "logp_gap",
+    "minibatch_loss",
+    "overlong_penalty",
+    "resolve",
+    "sequence_weights",
+    "shape",
+    "shaped_loss",
+    "shaped_rewards",
+    "tis_weights",
+    "token_losses",
+    "unit_shapes",
+    "units",
+    "weighted_sums",
+]
 
 LIVE_SPREAD = 1e-6
 """a group is live when the spread of its raw rewards is over this; never tested through std, whose rounding lies"""
 
-TIE = 1e-6
-"""L counts as positive only above TIE * sum_it w_it |l_it|: nearer to zero its sign is the order of summation"""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The knobs of the loss. They are orthogonal; a preset is a few of them. Defaults are AGPO as the paper has it."""
-
-    advantage_std: Literal["sample", "population", "none"] = "sample"
-    """what the advantage is divided by: sample std (verl), population std, or nothing (Dr. GRPO)"""
-    advantage_sign: Literal["both", "negative"] = "both"
-    """negative: A = -1 below the best of the group and 0 at it (negative sample reinforcement, Zhu et al. 2025)"""
-    ratio: Literal["token", "sequence"] = "token"
-    """rho of each token, or one geometric mean per sequence (GSPO)"""
-    surrogate: Literal["ppo", "cispo"] = "ppo"
-    """ppo: min of the plain and the clipped; cispo: the clipped ratio is a constant weight on grad log pi"""
-    eps_low: float = 0.2
-    eps_high: float = 0.2
-    dual_clip: float | None = None
-    """upper bound on rho for A < 0 (Ye et al. 2020); verl applies 3.0 silently"""
-    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
-    """1 / live tokens; 1 / (live sequences * length); 1 / (live sequences * norm_length) (Dr. GRPO)"""
-    norm_length: int | None = None
-    """for aggregation constant: the length to divide by; None is the longest sequence of the mini-batch"""
-    beta: float = 0.0
-    """weight of the KL to the reference (k3 estimator), inside L as in Eq. 5"""
-    entropy_coef: float = 0.0
-    """weight of an entropy bonus, outside the clip"""
-    masked_groups: Literal["mask", "keep", "resample"] = "mask"
-    """groups that are not live: leave out of everything (AGPO), keep with A = 0 (GRPO), draw other prompts (DAPO)"""
-    clip: Literal["none", "max0", "softplus", "exp"] = "max0"
-    """f, the shape of the loss: L itself (GRPO), max(0, L) (AGPO), log(1 + e^L), e^L (the paper's future work)"""
-    clip_scope: Literal["mini_batch", "group", "sequence", "token", "micro_batch"] = "mini_batch"
-    """what f is applied to; micro_batch depends on how the batch is cut and is there to reproduce such patches"""
-    on_clip: Literal["skip_step", "zero_grad"] = "skip_step"
-    """a clipped update leaves the optimizer alone, or steps it with a zero gradient (AdamW then still moves)"""
-    overlong: Literal["keep", "mask", "soft_penalty"] = "keep"
-    """answers cut by max_tokens: as they are, out of the loss, or with DAPO's length penalty on the reward"""
-    overlong_buffer: int = 0
-    """for soft_penalty: the penalty grows from 0 to 1 over the last this many tokens"""
-    allow_degenerate_clip: bool = False
-    """allow the clip where L is exactly 0 at ratio 1, so that its sign is rounding noise"""
-
-    def __post_init__(self) -> None:
-        if self.eps_low < 0 or self.eps_high < 0:
-            raise ValueError(f"eps_low and eps_high must be at least 0, not {self.eps_low} and {self.eps_high}.")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip must be greater than 1 (verl uses 3), not {self.dual_clip}.")
-        if self.norm_length is not None and self.norm_length < 1:
-            raise ValueError(f"norm_length must be at least 1, not {self.norm_length}.")
-        if (self.overlong == "soft_penalty") != (self.overlong_buffer > 0):
-            raise ValueError("overlong: soft_penalty goes with overlong_buffer > 0, and only with it.")
-        if self.allow_degenerate_clip or self.clip != "max0":
-            return
-        equal_weights = self.aggregation == "sequence_mean" and self.advantage_sign == "both"
-        if equal_weights and self.clip_scope in ("mini_batch", "group"):
-            raise ValueError(
-                f"clip max0 at {self.clip_scope} scope with aggregation sequence_mean: the advantages of a whole group "
-                "sum to 0, so at ratio 1 the loss is exactly 0 and the sign the clip decides on is rounding noise. Use "
-                "aggregation token_mean, or clip none, or say allow_degenerate_clip: true."
-            )
-        if self.advantage_sign == "negative":
-            raise ValueError(
-                "clip max0 with advantage_sign negative: every term of the loss is positive, so the clip never acts. "
-                "Use clip none, or say allow_degenerate_clip: true."
-            )
-
-
-PRESETS: dict[str, Objective] = {
-    "agpo": Objective(),
-    "agpo_no_mask": Objective(masked_groups="keep"),
-    "agpo_no_clip": Objective(clip="none"),
-    "grpo": Objective(masked_groups="keep", clip="none"),
-    "dr_grpo": Objective(masked_groups="keep", clip="none", advantage_std="none", aggregation="constant"),
-    "dapo": Objective(masked_groups="resample", clip="none", eps_high=0.28),
-    "gspo": Objective(
-        masked_groups="keep", clip="none", ratio="sequence", aggregation="sequence_mean", eps_low=3e-4, eps_high=4e-4
-    ),
-    "cispo": Objective(masked_groups="keep", clip="none", surrogate="cispo", eps_low=1.0, eps_high=0.28),
-    "nsr": Objective(masked_groups="keep", clip="none", advantage_sign="negative"),
-}
-
-
-def resolve(objective: "str | Objective", **overrides: object) -> Objective:
-    """The Objective of a preset's name, with single knobs replaced. Raises ValueError naming what is wrong."""
-    if isinstance(objective, str):
-        if objective not in PRESETS:
-            raise ValueError(f"unknown objective {objective!r}. Presets: {', '.join(PRESETS)}.")
-        objective = PRESETS[objective]
-    return replace(objective, **overrides) if overrides else objective  # type: ignore[arg-type]
+LOG_RATIO_BOUND = 20.0
+"""a log-ratio is bounded at +- this before exp, as verl does, so that a stray token cannot overflow"""
 
 
 def live_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
     """[G] bool: max(reward) - min(reward) > 1e-6 over the scorable (not NaN) samples, at least two of them."""
+    rewards_GN = rewards_GN.double()
     scorable_GN = ~rewards_GN.isnan()
     highest_G = rewards_GN.masked_fill(~scorable_GN, -math.inf).amax(1)
     lowest_G = rewards_GN.masked_fill(~scorable_GN, math.inf).amin(1)
@@ -143,15 +94,56 @@ def advantages(
     return torch.where(scorable_GN & live_G[:, None], a_GN, 0.0)
 
 
+def overlong_penalty(lengths_B: torch.Tensor, max_tokens: int, buffer: int | None = None) -> torch.Tensor:
+    """[B] float64 in [0, 1], DAPO's soft length penalty (Yu et al. 2025, Eq. 13).
+
+    0 up to max_tokens - buffer, then linear to 1 at max_tokens. `buffer` None is a fifth of max_tokens.
+    """
+    buffer = max(1, max_tokens // 5) if buffer is None else buffer
+    if buffer > max_tokens:
+        raise ValueError(f"overlong_buffer is {buffer} tokens, more than the {max_tokens} an answer may have.")
+    return ((lengths_B.double() - (max_tokens - buffer)) / buffer).clamp(0.0, 1.0)
+
+
+def shaped_rewards(
+    rewards_GN: torch.Tensor, lengths_B: torch.Tensor, max_tokens: int | None, objective: Objective
+) -> torch.Tensor:
+    """[G, N] what the advantage is made of: the raw reward, less the length penalty where the objective has one.
+
+    Which groups are live is always tested on the raw rewards (pass it to `advantages`).
+    """
+    if objective.overlong != "soft_penalty":
+        return rewards_GN
+    if max_tokens is None:
+        raise ValueError("the objective has overlong soft_penalty: give max_tokens, the longest answer allowed.")
+    penalty_B = objective.overlong_penalty * overlong_penalty(lengths_B, max_tokens, objective.overlong_buffer)
+    return rewards_GN.double() - penalty_B.reshape(rewards_GN.shape)
+
+
+def counted(
+    rewards_GN: torch.Tensor, live_G: torch.Tensor, objective: Objective, cut_B: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[G, N] bool: samples in the loss and its mean: scorable, and of a live group unless masked groups are kept.
+
+    With overlong mask also not `cut_B`, answers that max_tokens cut; they still count in their group's mean reward.
+    """
+    counted_GN = ~rewards_GN.isnan()
+    if objective.masked_groups != "keep":
+        counted_GN = counted_GN & live_G[:, None]
+    if objective.overlong == "mask" and cut_B is not None:
+        counted_GN = counted_GN & ~cut_B.reshape(counted_GN.shape)
+    return counted_GN
+
+
 def sequence_weights(lengths_B: torch.Tensor, counted_B: torch.Tensor, objective: Objective) -> torch.Tensor:
     """[B] float64: w of each token of sequence i. Sequences that do not count (masked, not scorable, empty) get 0.
 
-    Normalisers are of the whole mini-batch, so micro-batches and ranks only have to sum.
+    Normalisers are of the whole mini-batch, so micro-batches and ranks only have to sum: give all of its sequences.
     """
     n_B = lengths_B.double() * counted_B
     sequences = (n_B > 0).sum().clamp(min=1).double()
     if objective.aggregation == "token_mean":
-        return counted_B.double() / n_B.sum().clamp(min=1)
+        return (n_B > 0).double() / n_B.sum().clamp(min=1)
     if objective.aggregation == "sequence_mean":
         return torch.where(n_B > 0, 1.0 / (sequences * n_B.clamp(min=1)), 0.0)
     norm = objective.norm_length or max(int(n_B.max().item()), 1) if n_B.numel() else 1
@@ -165,17 +157,21 @@ def token_losses(
     lengths_B: torch.Tensor,
     objective: Objective,
     ref_logp_T: torch.Tensor | None = None,
+    *,
+    tis_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[T] l_it, the surrogate of Eq. 5 with its sign turned, plus beta times the KL to the reference where given.
 
-    `lengths_B` sums to T. The log-ratio is bounded at +-20 as verl does, so that a stray token cannot overflow.
+    `lengths_B` sums to T. `tis_T` are weights on the surrogate (`tis_weights`), not on the KL; no gradient goes through
+    them. The result is float32 at least: in bfloat16 a ratio of 1.002 is 1.
     """
-    log_ratio_T = (logp_T - old_logp_T).clamp(-20.0, 20.0)
+    dtype = torch.promote_types(logp_T.dtype, torch.float32)
+    logp_T, old_logp_T, advantage_T = logp_T.to(dtype), old_logp_T.to(dtype), advantage_T.to(dtype)
+    log_ratio_T = logp_T - old_logp_T
     if objective.ratio == "sequence":
         log_ratio_T = _sequence_mean(log_ratio_T, lengths_B)
-    ratio_T = log_ratio_T.exp()
+    ratio_T = log_ratio_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
     bounded_T = ratio_T.clamp(1.0 - objective.eps_low, 1.0 + objective.eps_high)
-    advantage_T = advantage_T.to(logp_T.dtype)
     if objective.surrogate == "cispo":
         # exp(x - sg(x)) is 1 with gradient grad x: the value stays a ratio, the gradient is that of log pi.
         loss_T = -bounded_T.detach() * advantage_T * (logp_T - logp_T.detach()).exp()
@@ -184,8 +180,10 @@ def token_losses(
         if objective.dual_clip is not None:
             capped_T = torch.minimum(loss_T, -objective.dual_clip * advantage_T)
             loss_T = torch.where(advantage_T < 0, capped_T, loss_T)
+    if tis_T is not None:
+        loss_T = loss_T * tis_T.detach().to(dtype)
     if objective.beta and ref_logp_T is not None:
-        gap_T = (ref_logp_T - logp_T).clamp(-20.0, 20.0)
+        gap_T = (ref_logp_T.detach().to(dtype) - logp_T).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         loss_T = loss_T + objective.beta * (gap_T.exp() - gap_T - 1.0)  # k3 (Schulman, "Approximating KL divergence")
     return loss_T
 
@@ -197,44 +195,30 @@ def _sequence_mean(x_T: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
     return (sum_B / lengths_B.clamp(min=1))[sequence_T]
 
 
-def shape(value_U: torch.Tensor, magnitude_U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
-    """(f(L), f'(L)) [U] float64 of the units' losses L and magnitudes sum w |l|."""
-    if objective.clip == "none":
-        loss_U, scale_U = value_U, torch.ones_like(value_U)
-    elif objective.clip == "softplus":
-        loss_U, scale_U = torch.nn.functional.softplus(value_U), value_U.sigmoid()
-    elif objective.clip == "exp":
-        loss_U = scale_U = value_U.exp()
-    else:
-        scale_U = (value_U > TIE * magnitude_U).double()
-        loss_U = torch.where(scale_U > 0, value_U, 0.0)
-    return loss_U, scale_U
+def tis_weights(old_logp_T: torch.Tensor, engine_logp_T: torch.Tensor, cap: float) -> torch.Tensor:
+    """[T] min(pi_old / pi_engine, cap), detached: truncated importance sampling for tokens of another engine.
 
+    An engine's kernels, and its weights' precision, give other log-probabilities than the trainer's for the same
+    parameters, so its samples are off-policy (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You
+    Off-Policy RL Training"). `old_logp_T` are the trainer's at the time of sampling, `engine_logp_T` the engine's.
+    The log of the ratio is bounded at +-20.
 
-@dataclass(frozen=True)
-class Decision:
-    """What f says of one summed loss."""
-
-    value: float
-    """L"""
-    loss: float
-    """f(L)"""
-    scale: float
-    """f'(L), what the gradient of L is multiplied by"""
-    clipped: bool
-    """f is max0 and L is not positive: no update"""
-    tie: bool
-    """clipped, and L is within rounding of 0"""
-
-
-def clip_decision(value: float, magnitude: float, objective: Objective) -> Decision:
-    """Decide on the summed loss L = sum w l (`value`) and sum w |l| (`magnitude`), float64, agreed by all ranks.
-
-    Every engine calls this one function, so that one process, several ranks and verl decide alike.
+    Raises:
+        ValueError: cap below 1, which would shrink tokens on which both agree.
     """
-    loss, scale = shape(torch.tensor(value).double(), torch.tensor(magnitude).double(), objective)
-    clipped = objective.clip == "max0" and not scale
-    return Decision(value, float(loss), float(scale), clipped, clipped and value >= -TIE * magnitude)
+    if not cap >= 1:
+        raise ValueError(f"cap must be at least 1 (verl uses 2, TRL 3), not {cap}.")
+    log_ratio_T = old_logp_T.detach() - engine_logp_T.detach().to(old_logp_T.device)
+    return log_ratio_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp().clamp(max=cap)
+
+
+def logp_gap(engine_logp_T: torch.Tensor, trainer_logp_T: torch.Tensor) -> tuple[float, float]:
+    """(mean, max) of |engine - trainer| over sampled tokens, in nats: how far the engine's policy is from ours.
+
+    Both at the parameters that sampled. (0, 0) without tokens; NaN where one of them is NaN.
+    """
+    gap_T = (engine_logp_T.detach().double() - trainer_logp_T.detach().double().to(engine_logp_T.device)).abs()
+    return (float(gap_T.mean()), float(gap_T.max())) if len(gap_T) else (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -244,12 +228,14 @@ class LossReport:
     value: float
     """L, before f"""
     scale: float
-    """f'(L); for scopes below the mini-batch its mean over the units, by weight. 0: there is nothing to update"""
+    """f'(L); for scopes below the mini-batch its mean over the units, by weight. 0: L has no gradient"""
     clipped: bool
     """f is max0 and nothing of L was positive"""
     live_groups: int
     live_tokens: int
     """scorable tokens of the live groups"""
+    update: bool
+    """there is a gradient to step on: scale is not 0, or there is an entropy bonus, which is outside the clip"""
 
 
 def minibatch_loss(
@@ -261,121 +247,122 @@ def minibatch_loss(
     *,
     ref_logp_T: torch.Tensor | None = None,
     entropy_T: torch.Tensor | None = None,
+    tis_T: torch.Tensor | None = None,
+    cut_B: torch.Tensor | None = None,
+    max_tokens: int | None = None,
 ) -> tuple[torch.Tensor, LossReport]:
     """The whole objective of one mini-batch in one call, for a training loop of one's own.
 
     Args:
         logp_T: [T] log-probabilities of the sampled tokens under the policy, with gradient; sequences in group order.
-        old_logp_T: [T] the same when they were sampled.
+            Compute them in float32: the ratio is their difference.
+        old_logp_T: [T] the same when they were sampled. `logp_T.detach()` for the first update after sampling.
         lengths_B: [B] tokens of each sequence, B = G * N, summing to T. 0 is allowed (an aborted completion).
-        rewards_GN: [G, N] raw task rewards; NaN marks a sample that is not scorable.
-        objective: a preset's name or an `Objective`. clip_scope micro_batch is the whole call here.
+        rewards_GN: [G, N] raw task rewards, of any dtype; NaN marks a sample that is not scorable. N is at least 2.
+        objective: a preset's name or an `Objective`. clip_scope micro_batch is the whole call here, and masked_groups
+            resample is mask: the resampling happens before, and what is still not live is left out.
         ref_logp_T, entropy_T: [T], needed when beta or entropy_coef is not 0.
+        tis_T: [T] weights on the surrogate of each token, see `tis_weights`.
+        cut_B: [B] bool, sequences that max_tokens cut; needed for overlong mask.
+        max_tokens: the longest answer allowed; needed for overlong soft_penalty, used by aggregation constant.
 
     Returns:
         (loss, report). `loss` is a scalar to call backward on: f(L), whose gradient is f'(L) grad L and so exactly 0
-        when clipped (minus the entropy bonus, which is outside the clip). Skip the optimizer step when
-        `report.clipped`: AdamW moves on a zero gradient too.
+        when clipped (minus the entropy bonus, which is outside the clip). Step the optimizer only when `report.update`:
+        AdamW moves on a zero gradient too.
 
     Raises:
-        ValueError: shapes that do not agree, an unknown preset, a missing ref_logp_T or entropy_T.
+        ValueError: shapes that do not agree, groups of one, infinite rewards, a log-probability of a counted token that
+            is not finite, an unknown preset, or something that the objective needs and that is missing.
     """
     objective = resolve(objective)
-    rewards_GN, lengths_B = rewards_GN.to(logp_T.device), lengths_B.to(logp_T.device)
-    _check_shapes(logp_T, old_logp_T, lengths_B, rewards_GN, objective, ref_logp_T, entropy_T)
+    device, samples = logp_T.device, rewards_GN.shape[-1] if rewards_GN.ndim else 0
+    tokens = {"logp_T": logp_T, "old_logp_T": old_logp_T, "ref_logp_T": ref_logp_T, "entropy_T": entropy_T}
+    tokens = {name: x_T.to(device) for name, x_T in {**tokens, "tis_T": tis_T}.items() if x_T is not None}
+    rewards_GN, lengths_B = rewards_GN.detach().to(device), lengths_B.to(device)
+    cut_B = None if cut_B is None else cut_B.to(device)
+    _check_shapes(tokens, lengths_B, rewards_GN, cut_B)
+    _check_needs(objective, tokens, cut_B)
+    if objective.aggregation == "constant" and objective.norm_length is None and max_tokens is not None:
+        objective = replace(objective, norm_length=max_tokens)
     live_G = live_groups(rewards_GN)
-    counted_GN = counted(rewards_GN, live_G, objective)
-    advantage_B = advantages(rewards_GN, objective, live_G).reshape(-1)
-    weight_B = sequence_weights(lengths_B, counted_GN.reshape(-1), objective)
+    counted_B = counted(rewards_GN, live_G, objective, cut_B).reshape(-1)
+    shaped_GN = shaped_rewards(rewards_GN, lengths_B, max_tokens, objective)
+    advantage_B = advantages(shaped_GN, objective, live_G).reshape(-1)
+    weight_B = sequence_weights(lengths_B, counted_B, objective)
 
-    sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=logp_T.device), lengths_B)
+    sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B)
     weight_T = weight_B[sequence_T]
-    loss_T = token_losses(logp_T, old_logp_T.detach(), advantage_B[sequence_T], lengths_B, objective, ref_logp_T)
-    loss, scale = shaped_loss(loss_T, weight_T, units(sequence_T, rewards_GN.shape[1], objective), objective)
-    if objective.entropy_coef and entropy_T is not None:
-        loss = loss - objective.entropy_coef * (weight_T * _where_counted(entropy_T, weight_T)).sum()
+    for name, x_T in tokens.items():
+        _check_counted(name, x_T, weight_T, sequence_T, samples)
+    tokens = {name: where_counted(x_T, weight_T) for name, x_T in tokens.items()}
+    loss_T = token_losses(
+        tokens["logp_T"],
+        tokens["old_logp_T"].detach(),
+        advantage_B[sequence_T],
+        lengths_B,
+        objective,
+        tokens.get("ref_logp_T"),
+        tis_T=tokens.get("tis_T"),
+    )
+    loss, scale = shaped_loss(loss_T, weight_T, units(sequence_T, samples, objective), objective)
+    if objective.entropy_coef:
+        loss = loss - objective.entropy_coef * (weight_T * tokens["entropy_T"]).sum()
     report = LossReport(
         value=weighted_sums(loss_T, weight_T)[0],
         scale=scale,
         clipped=objective.clip == "max0" and scale == 0.0,
         live_groups=int(live_G.sum()),
         live_tokens=int((lengths_B.reshape(rewards_GN.shape) * (live_G[:, None] & ~rewards_GN.isnan())).sum()),
+        update=scale != 0.0 or bool(objective.entropy_coef and (weight_T > 0).any()),
     )
-    return loss.to(logp_T.dtype), report
+    return loss.to(loss_T.dtype), report
 
 
-def counted(rewards_GN: torch.Tensor, live_G: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """[G, N] bool: samples in the loss and its mean: scorable, and of a live group unless masked groups are kept."""
-    scorable_GN = ~rewards_GN.isnan()
-    return scorable_GN if objective.masked_groups == "keep" else scorable_GN & live_G[:, None]
-
-
-def units(sequence_T: torch.Tensor, samples_per_group: int, objective: Objective) -> torch.Tensor:
-    """[T] number of the unit that f is applied to, for each token."""
-    if objective.clip_scope == "token":
-        return torch.arange(len(sequence_T), device=sequence_T.device)
-    if objective.clip_scope == "sequence":
-        return sequence_T
-    if objective.clip_scope == "group":
-        return sequence_T // samples_per_group
-    return torch.zeros_like(sequence_T)
-
-
-def weighted_sums(loss_T: torch.Tensor, weight_T: torch.Tensor) -> tuple[float, float]:
-    """(sum w l, sum w |l|) in float64, without gradient: `clip_decision` wants them summed over all parts."""
-    weighted_T = weight_T * _where_counted(loss_T.detach().double(), weight_T)
-    return float(weighted_T.sum()), float(weighted_T.abs().sum())
-
-
-def _where_counted(x_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
-    """0 for a token out of the mean: it must not reach it even as 0 * inf."""
-    return torch.where(weight_T > 0, x_T, torch.zeros((), dtype=x_T.dtype, device=x_T.device))
-
-
-def unit_shapes(
-    value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, objective: Objective
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(f(L_u), f'(L_u)) [U] for the units of `unit_T`, from each token's w * l and w (float64, no gradient).
-
-    Where everything is one unit f sees L itself. A smaller unit is judged on its own mean loss L_u / W_u and enters
-    with its weight: W_u f(L_u / W_u), so that the size of a unit does not change how f looks at it.
-    A unit without weight has no part: both are 0.
-    """
-    zeros_U = weight_T.new_zeros(int(unit_T.max()) + 1 if len(unit_T) else 1)
-    weight_U = zeros_U.index_add(0, unit_T, weight_T)
-    whole = objective.clip_scope in ("mini_batch", "micro_batch")
-    norm_U = torch.where((weight_U > 0) & (not whole), weight_U, 1.0)
-    value_U = zeros_U.index_add(0, unit_T, value_T) / norm_U
-    magnitude_U = zeros_U.index_add(0, unit_T, value_T.abs()) / norm_U
-    shaped_U, scale_U = shape(value_U, magnitude_U, objective)
-    return torch.where(weight_U > 0, shaped_U * norm_U, 0.0), torch.where(weight_U > 0, scale_U, 0.0)
-
-
-def shaped_loss(
-    loss_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, objective: Objective
-) -> tuple[torch.Tensor, float]:
-    """sum_u f(L_u) with gradient sum_u f'(L_u) grad L_u, and the mean of f' over the units, by weight."""
-    weighted_T = weight_T * _where_counted(loss_T, weight_T).double()
-    shaped_U, scale_U = unit_shapes(weighted_T.detach(), weight_T, unit_T, objective)
-    scaled = (weighted_T * scale_U[unit_T]).sum()
-    total = weight_T.sum()
-    scale = float((weight_T * scale_U[unit_T]).sum() / total) if total > 0 else 0.0
-    return scaled - scaled.detach() + shaped_U.sum(), scale
-
-
-def _check_shapes(logp_T, old_logp_T, lengths_B, rewards_GN, objective, ref_logp_T, entropy_T) -> None:
+def _check_shapes(
+    tokens: dict[str, torch.Tensor], lengths_B: torch.Tensor, rewards_GN: torch.Tensor, cut_B: torch.Tensor | None
+) -> None:
     if rewards_GN.ndim != 2:
         raise ValueError(f"rewards_GN must be [groups, samples], not of shape {tuple(rewards_GN.shape)}.")
+    if rewards_GN.shape[1] < 2:
+        raise ValueError(
+            f"rewards_GN has {rewards_GN.shape[1]} samples per group: an advantage relative to the group needs two."
+        )
+    if rewards_GN.isinf().any():
+        raise ValueError("rewards_GN holds infinite rewards. A sample that could not be scored is NaN, not infinite.")
     if lengths_B.shape != (rewards_GN.numel(),):
         raise ValueError(
             f"lengths_B must hold G * N = {rewards_GN.numel()} lengths in group order, not {tuple(lengths_B.shape)}."
         )
-    tokens = int(lengths_B.sum())
-    named = {"logp_T": logp_T, "old_logp_T": old_logp_T, "ref_logp_T": ref_logp_T, "entropy_T": entropy_T}
-    for name, x in named.items():
-        if x is not None and x.shape != (tokens,):
-            raise ValueError(f"{name} must hold sum(lengths_B) = {tokens} tokens, not {tuple(x.shape)}.")
-    if objective.beta and ref_logp_T is None:
+    if lengths_B.is_floating_point() or lengths_B.dtype == torch.bool or (lengths_B < 0).any():
+        raise ValueError(f"lengths_B must hold integers of at least 0, not {lengths_B.dtype} {lengths_B.tolist()[:8]}.")
+    if cut_B is not None and (cut_B.shape != lengths_B.shape or cut_B.dtype != torch.bool):
+        raise ValueError(f"cut_B must hold {len(lengths_B)} booleans, not {cut_B.dtype} {tuple(cut_B.shape)}.")
+    expected = int(lengths_B.sum())
+    for name, x_T in tokens.items():
+        if x_T.shape != (expected,):
+            raise ValueError(f"{name} must hold sum(lengths_B) = {expected} tokens, not {tuple(x_T.shape)}.")
+
+
+def _check_needs(objective: Objective, tokens: dict[str, torch.Tensor], cut_B: torch.Tensor | None) -> None:
+    if objective.beta and "ref_logp_T" not in tokens:
         raise ValueError("the objective has beta > 0: give ref_logp_T, the reference model's log-probabilities.")
-    if objective.entropy_coef and entropy_T is None:
+    if objective.entropy_coef and "entropy_T" not in tokens:
         raise ValueError("the objective has entropy_coef > 0: give entropy_T, the policy's entropy at each token.")
+    if objective.overlong == "mask" and cut_B is None:
+        raise ValueError("the objective has overlong mask: give cut_B, which sequences max_tokens cut.")
+
+
+def _check_counted(
+    name: str, x_T: torch.Tensor, weight_T: torch.Tensor, sequence_T: torch.Tensor, samples: int
+) -> None:
+    """Raise for the first counted token whose value is not finite, or is a weight below 0."""
+    wrong_T = ~x_T.isfinite() | (x_T < 0) if name == "tis_T" else ~x_T.isfinite()
+    wrong_T = wrong_T & (weight_T > 0)
+    if wrong_T.any():
+        at = int(wrong_T.nonzero()[0])
+        group, sample = divmod(int(sequence_T[at]), samples)
+        raise ValueError(
+            f"{name} is {float(x_T[at].detach())} at token {at} (group {group}, sample {sample}), which counts in the "
+            "loss. Skip this update and look at the model; a reward of NaN leaves a sample out."
+        )

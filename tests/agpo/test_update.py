@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agpo.batch import Group, Row, Sample, micro_batches, overlong_penalty, plan_step
-from agpo.objective import PRESETS, Objective, minibatch_loss
+from agpo.batch import Group, Row, Sample, micro_batches, plan_step
+from agpo.objective import PRESETS, Objective, minibatch_loss, overlong_penalty
 from agpo.policy import Policy, log_probs, update
 from agpo.tiny_model import make_model
 from evals.engines import Completion

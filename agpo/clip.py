@@ -1,0 +1,115 @@
+"""The clip: f on the loss of a declared scope, in pure functions (second case of Eq. 6).
+
+T packed tokens, U units that f is applied to: the mini-batch, groups, sequences or tokens. Sums are float64.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from agpo.presets import Objective
+
+TIE = 1e-6
+"""L counts as positive only above TIE * sum_it w_it |l_it|: nearer to zero its sign is the order of summation"""
+
+
+def units(sequence_T: torch.Tensor, samples_per_group: int, objective: Objective) -> torch.Tensor:
+    """[T] number of the unit that f is applied to, for each token. clip_scope micro_batch: all that is given."""
+    if _whole(objective):
+        return torch.zeros_like(sequence_T)
+    if objective.clip_scope == "token":
+        return torch.arange(len(sequence_T), device=sequence_T.device)
+    return sequence_T if objective.clip_scope == "sequence" else sequence_T // samples_per_group
+
+
+def _whole(objective: Objective) -> bool:
+    """f sees the loss of everything at once, or is the identity, to which the scope makes no difference."""
+    return objective.clip_scope in ("mini_batch", "micro_batch") or objective.clip == "none"
+
+
+def weighted_sums(loss_T: torch.Tensor, weight_T: torch.Tensor) -> tuple[float, float]:
+    """(sum w l, sum w |l|) in float64, without gradient: `clip_decision` wants them summed over all parts."""
+    weighted_T = weight_T * where_counted(loss_T.detach().double(), weight_T)
+    return float(weighted_T.sum()), float(weighted_T.abs().sum())
+
+
+def where_counted(x_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
+    """x, and 0 for a token out of the mean: it must not reach it, or the gradient, even as 0 * NaN."""
+    return torch.where(weight_T > 0, x_T, torch.zeros((), dtype=x_T.dtype, device=x_T.device))
+
+
+def shape(value_U: torch.Tensor, magnitude_U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
+    """(f(L), f'(L)) [U] float64 of the units' losses L and magnitudes sum w |l|.
+
+    Magnitude 0 (no live token, no KL) has no gradient, so f' is 0 whatever f is: there is nothing to update. A loss
+    that is not finite gives NaN for both: it must be refused, and never pass for a clipped one.
+    """
+    if objective.clip == "none":
+        loss_U, scale_U = value_U, torch.ones_like(value_U)
+    elif objective.clip == "softplus":
+        loss_U, scale_U = torch.nn.functional.softplus(value_U), value_U.sigmoid()
+    elif objective.clip == "exp":
+        loss_U = scale_U = value_U.exp()
+    else:
+        scale_U = (value_U > TIE * magnitude_U).double()
+        loss_U = torch.where(scale_U > 0, value_U, 0.0)
+    finite_U = value_U.isfinite() & magnitude_U.isfinite()
+    scale_U = torch.where(magnitude_U > 0, scale_U, 0.0)
+    return torch.where(finite_U, loss_U, math.nan), torch.where(finite_U, scale_U, math.nan)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What f says of one summed loss."""
+
+    value: float
+    """L"""
+    loss: float
+    """f(L)"""
+    scale: float
+    """f'(L), what the gradient of L is multiplied by; NaN: L is not finite, refuse the update"""
+    clipped: bool
+    """f is max0 and L is not positive: no update"""
+    tie: bool
+    """clipped, and L is within rounding of 0"""
+
+
+def clip_decision(value: float, magnitude: float, objective: Objective) -> Decision:
+    """Decide on the summed loss L = sum w l (`value`) and sum w |l| (`magnitude`), float64, agreed by all ranks.
+
+    Every engine calls this one function, so that one process, several ranks and verl decide alike.
+    """
+    loss, scale = shape(torch.tensor(value).double(), torch.tensor(magnitude).double(), objective)
+    clipped = objective.clip == "max0" and float(scale) == 0.0
+    return Decision(value, float(loss), float(scale), clipped, clipped and value >= -TIE * magnitude)
+
+
+def unit_shapes(
+    value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, objective: Objective
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(f(L_u), f'(L_u)) [U] for the units of `unit_T`, from each token's w * l and w (float64, no gradient).
+
+    Where everything is one unit f sees L itself. A smaller unit is judged on its own mean loss L_u / W_u and enters
+    with its weight: W_u f(L_u / W_u), so that the size of a unit does not change how f looks at it.
+    A unit without weight has no part: both are 0.
+    """
+    zeros_U = weight_T.new_zeros(int(unit_T.max()) + 1 if len(unit_T) else 1)
+    weight_U = zeros_U.index_add(0, unit_T, weight_T)
+    norm_U = torch.where((weight_U > 0) & (not _whole(objective)), weight_U, 1.0)
+    value_U = zeros_U.index_add(0, unit_T, value_T) / norm_U
+    magnitude_U = zeros_U.index_add(0, unit_T, value_T.abs()) / norm_U
+    shaped_U, scale_U = shape(value_U, magnitude_U, objective)
+    return torch.where(weight_U > 0, shaped_U * norm_U, 0.0), torch.where(weight_U > 0, scale_U, 0.0)
+
+
+def shaped_loss(
+    loss_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, objective: Objective
+) -> tuple[torch.Tensor, float]:
+    """sum_u f(L_u) with gradient sum_u f'(L_u) grad L_u, and the mean of f' over the units, by weight."""
+    weighted_T = weight_T * where_counted(loss_T, weight_T).double()
+    shaped_U, scale_U = unit_shapes(weighted_T.detach(), weight_T, unit_T, objective)
+    scaled = (weighted_T * scale_U[unit_T]).sum()
+    total = weight_T.sum()
+    scale = float((weight_T * scale_U[unit_T]).sum() / total) if total > 0 else 0.0
+    return scaled - scaled.detach() + shaped_U.sum(), scale

@@ -1,0 +1,153 @@
+"""The knobs of the objective, the combinations that make no sense, and the presets: each is a few lines of data.
+
+What the knobs do to tensors is in `agpo/objective.py`. docs/method.md has the table with sources.
+"""
+
+import difflib
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The knobs of the loss. They are orthogonal; a preset is a few of them. Defaults are AGPO as the paper has it.
+
+    Raises ValueError for a value or a combination that cannot mean what it says.
+    """
+
+    advantage_std: Literal["sample", "population", "none"] = "sample"
+    """what the advantage is divided by: sample std (verl), population std, or nothing (Dr. GRPO)"""
+    advantage_sign: Literal["both", "negative"] = "both"
+    """negative: A = -1 below the best of the group and 0 at it (negative sample reinforcement, Zhu et al. 2025)"""
+    ratio: Literal["token", "sequence"] = "token"
+    """rho of each token, or one geometric mean per sequence (GSPO)"""
+    surrogate: Literal["ppo", "cispo"] = "ppo"
+    """ppo: min of the plain and the clipped; cispo: the clipped ratio is a constant weight on grad log pi"""
+    eps_low: float = 0.2
+    eps_high: float = 0.2
+    dual_clip: float | None = None
+    """upper bound on rho for A < 0 (Ye et al. 2020); verl applies 3.0 silently"""
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    """1 / live tokens; 1 / (live sequences * length); 1 / (live sequences * norm_length) (Dr. GRPO)"""
+    norm_length: int | None = None
+    """for aggregation constant: the length to divide by. None: the longest answer the trainer allows, and in
+    `minibatch_loss` its max_tokens or else the longest sequence there"""
+    beta: float = 0.0
+    """weight of the KL to the reference (k3 estimator), inside L as in Eq. 5"""
+    entropy_coef: float = 0.0
+    """weight of an entropy bonus, outside the clip"""
+    masked_groups: Literal["mask", "keep", "resample"] = "mask"
+    """groups that are not live: leave out of everything (AGPO), keep with A = 0 (GRPO), draw other prompts (DAPO)"""
+    clip: Literal["none", "max0", "softplus", "exp"] = "max0"
+    """f, the shape of the loss: L itself (GRPO), max(0, L) (AGPO), log(1 + e^L), e^L (the paper's future work)"""
+    clip_scope: Literal["mini_batch", "group", "sequence", "token", "micro_batch"] = "mini_batch"
+    """what f is applied to; micro_batch depends on how the batch is cut and is there to reproduce such patches"""
+    on_clip: Literal["skip_step", "zero_grad"] = "skip_step"
+    """a clipped update leaves the optimizer alone, or steps it with a zero gradient (AdamW then still moves)"""
+    overlong: Literal["keep", "mask", "soft_penalty"] = "keep"
+    """answers cut by max_tokens: as they are, out of the loss, or with DAPO's length penalty on the reward"""
+    overlong_buffer: int | None = None
+    """for soft_penalty: the penalty grows over the last this many of max_tokens. None: a fifth of them, as in DAPO"""
+    overlong_penalty: float = 1.0
+    """for soft_penalty: what is subtracted from the reward at max_tokens. DAPO's 1 goes with rewards of -1 and 1"""
+    allow_degenerate_clip: bool = False
+    """allow a clip whose sign is rounding noise, or one that never acts"""
+
+    def __post_init__(self) -> None:
+        _check_values(self)
+        _check_combination(self)
+        if self.clip == "max0" and not self.allow_degenerate_clip:
+            _check_clip(self)
+
+
+def _check_values(o: Objective) -> None:
+    for field in fields(o):
+        value, choices = getattr(o, field.name), get_args(field.type)
+        if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
+            raise ValueError(f"{field.name} must be one of {', '.join(choices)}, not {value!r}.")
+    for name in ("eps_low", "eps_high", "beta", "entropy_coef", "overlong_penalty"):
+        if not getattr(o, name) >= 0:  # NaN too
+            raise ValueError(f"{name} must be at least 0, not {getattr(o, name)}.")
+    if o.dual_clip is not None and not o.dual_clip > 1:
+        raise ValueError(f"dual_clip must be greater than 1 (verl uses 3), not {o.dual_clip}.")
+    for name in ("norm_length", "overlong_buffer"):
+        value = getattr(o, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1 token, not {value}.")
+
+
+def _check_combination(o: Objective) -> None:
+    """Knobs that contradict each other or would be ignored without a word."""
+    if o.overlong_buffer is not None and o.overlong != "soft_penalty":
+        raise ValueError(f"overlong_buffer is for overlong soft_penalty, and overlong is {o.overlong}.")
+    if o.surrogate == "cispo" and o.dual_clip is not None:
+        raise ValueError(
+            "dual_clip bounds the ratio of the ppo surrogate. In cispo the ratio is already a bounded weight: "
+            "set eps_high (its upper bound is 1 + eps_high)."
+        )
+    if o.advantage_sign == "negative" and o.advantage_std != "none":
+        raise ValueError(
+            f"advantage_sign negative makes A -1 or 0, which no std divides: advantage_std {o.advantage_std} would be "
+            "ignored. Set advantage_std none with it."
+        )
+    if o.ratio == "sequence" and o.clip_scope == "token" and o.clip != "none" and not o.beta:
+        raise ValueError(
+            "with ratio sequence all tokens of a sequence have the same loss, so clip_scope token is clip_scope "
+            "sequence. Say sequence."
+        )
+
+
+def _check_clip(o: Objective) -> None:
+    """Combinations in which max(0, L) decides on noise or on nothing."""
+    if o.advantage_sign == "negative":
+        raise ValueError(
+            "clip max0 with advantage_sign negative: every term of the loss is positive, so the clip never acts. "
+            "Use clip none, or say allow_degenerate_clip: true."
+        )
+    if o.aggregation == "sequence_mean" and o.clip_scope in ("mini_batch", "group", "micro_batch"):
+        raise ValueError(
+            f"clip max0 at {o.clip_scope} scope with aggregation sequence_mean: the advantages of a whole group "
+            "sum to 0, so at ratio 1 the loss is exactly 0 and the sign the clip decides on is rounding noise. Use "
+            "aggregation token_mean, or clip none, or say allow_degenerate_clip: true."
+        )
+
+
+_GRPO = Objective(masked_groups="keep", clip="none")
+"""the paper's baseline: verl's token mean, no KL, no dual clip"""
+
+PRESETS: dict[str, Objective] = {
+    "agpo": Objective(),
+    "agpo_no_mask": Objective(masked_groups="keep"),
+    "agpo_no_clip": Objective(clip="none"),
+    "grpo": _GRPO,
+    # Liu et al. 2025 (arXiv 2503.20783): no std, and sums divided by a constant instead of the length.
+    "dr_grpo": replace(_GRPO, advantage_std="none", aggregation="constant"),
+    # Yu et al. 2025 (arXiv 2503.14476): 20,480 tokens with a buffer of 4,096; their penalty of 1 goes with rewards of
+    # -1 and 1, so it is a half of it on 0 and 1.
+    "dapo": replace(_GRPO, masked_groups="resample", eps_high=0.28, overlong="soft_penalty", overlong_penalty=0.5),
+    # Zheng et al. 2025 (arXiv 2507.18071), section 5.1 for the clip range.
+    "gspo": replace(_GRPO, ratio="sequence", aggregation="sequence_mean", eps_low=3e-4, eps_high=4e-4),
+    # MiniMax 2025 (arXiv 2506.13585): no lower bound. The upper one is not in the paper; 5 is that of ScaleRL
+    # (Khatri et al. 2025, arXiv 2510.13786), which TRL recommends too.
+    "cispo": replace(_GRPO, surrogate="cispo", eps_low=1.0, eps_high=4.0),
+    # Zhu et al. 2025 (arXiv 2506.01347); their code has A = -1 for wrong and 0 for right answers in the ppo surrogate.
+    "nsr": replace(_GRPO, advantage_sign="negative", advantage_std="none"),
+}
+
+
+def resolve(objective: "str | Objective", **overrides: object) -> Objective:
+    """The Objective of a preset's name, with single knobs replaced. Raises ValueError naming what is wrong."""
+    if isinstance(objective, str):
+        if objective not in PRESETS:
+            raise ValueError(f"unknown objective {objective!r}. Presets: {', '.join(PRESETS)}.")
+        objective = PRESETS[objective]
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective must be a preset's name or an Objective, not {type(objective).__name__}.")
+    knobs = [field.name for field in fields(Objective)]
+    for name in overrides:
+        if name not in knobs:
+            near = difflib.get_close_matches(name, knobs, n=1)
+            raise ValueError(
+                f"objective has no knob {name!r}. " + (f"Did you mean {near[0]!r}?" if near else f"{knobs}")
+            )
+    return replace(objective, **overrides) if overrides else objective  # type: ignore[arg-type]
