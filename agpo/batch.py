@@ -166,7 +166,9 @@ def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
     )
 
 
-def micro_batches(rows: Sequence[Row], wanted: Iterable[int], budget: int, layout: Layout = "packed") -> list[list[int]]:
+def micro_batches(
+    rows: Sequence[Row], wanted: Iterable[int], budget: int, layout: Layout = "packed"
+) -> list[list[int]]:
     """Cut the wanted rows (by index) into parts of at most `budget` tokens.
 
     Packed, the samples of a prompt lie together and pay for it once in a part; padded, a part costs its longest row

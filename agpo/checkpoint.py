@@ -38,7 +38,7 @@ def save(folder: Path, step: int, policy: Policy, config: Mapping[str, Any], run
     try:
         policy.model.save_pretrained(building)
         policy.tokenizer.save_pretrained(building)
-        tensors, numbers = _flatten(policy.optimizer.state_dict())
+        tensors, numbers = _flatten(policy.trained.optimizer.state_dict())
         save_file(tensors, trainer / "optimizer.safetensors")
         state = {"format": FORMAT, "step": step, "config": config, "optimizer": numbers, "updates": policy.updates}
         (trainer / "state.json").write_text(json.dumps(state, indent=1))
@@ -89,7 +89,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def restore(checkpoint: Path, policy: Policy, state: Mapping[str, Any]) -> None:
     """Load the optimizer and the count of updates into a policy whose model was loaded from the same checkpoint."""
     tensors = load_file(checkpoint / "trainer" / "optimizer.safetensors")
-    policy.optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
+    policy.trained.optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
     policy.updates = state["updates"]
 
 

@@ -3,13 +3,14 @@
 The logits of a chunk of tokens exist while that chunk is looked at, in forward and once more in backward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch.nn.functional import linear
 
-from agpo.packing import Packed, Sequence_, attention_of, pack, packed_hidden
+from agpo.packing import NAME, Sequence_, pack, packed_hidden
 from evals.errors import UserError
 
 Layout = Literal["packed", "padded"]
@@ -30,7 +31,7 @@ def log_probs(
     device = next(model.parameters()).device
     if layout == "packed":
         packed = pack(rows).to(device)
-        with attention_of(model):
+        with attention_of(model, layout):
             hidden_TH, target_T = packed_hidden(model, packed), packed.target_T
     else:
         hidden_TH, target_T = _padded_hidden(model, rows, device)
@@ -38,6 +39,19 @@ def log_probs(
     bias = getattr(head, "bias", None)
     logp_T, entropy_T = _SampledLogProbs.apply(hidden_TH, head.weight, bias, target_T, temperature or 1.0, entropy)
     return logp_T, entropy_T
+
+
+@contextmanager
+def attention_of(model: Any, layout: Layout) -> Iterator[None]:
+    """Let the model attend as the layout wants; around backward too, where gradient checkpointing runs it again."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    if layout == "packed":
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def _padded_hidden(model: Any, rows: Sequence[Sequence_], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,13 +135,14 @@ def _logits(hidden_CH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tens
 
 
 @torch.no_grad()
-def choose_layout(model: Any) -> Layout:
-    """How this model's sequences can be run, found out by running some.
+def choose_layout(model: Any, longest: int) -> Layout:
+    """How this model's sequences of up to `longest` tokens can be run, found out by running some.
 
     Raises UserError for a model whose logits are not its output embedding of the last hidden state (soft caps, logit
     scales), which chunks would not reproduce.
     """
-    size = model.config.get_text_config().vocab_size
+    config = model.config.get_text_config()
+    size, window = config.vocab_size, getattr(config, "sliding_window", None)
     rows = [_Probe(tuple(3 + x % (size - 3) for x in p), tuple(3 + x % (size - 3) for x in r)) for p, r in _PROBES]
     device = next(model.parameters()).device
     wanted = []
@@ -136,7 +151,10 @@ def choose_layout(model: Any) -> Layout:
         logp_TV = logits_SV[len(row.prompt_ids) - 1 : -1].float().log_softmax(-1)
         wanted.append(logp_TV.gather(1, torch.tensor(row.response_ids, device=device)[:, None])[:, 0])
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-    for layout in ("packed", "padded"):
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    slides = bool(window) and window < longest and "sliding_attention" in kinds
+    layouts: tuple[Layout, ...] = ("padded",) if slides else ("packed", "padded")
+    for layout in layouts:
         try:
             found = log_probs(model, rows, 1.0, layout)[0]
         except (ValueError, TypeError, RuntimeError, AttributeError):

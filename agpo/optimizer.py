@@ -1,9 +1,12 @@
 """AdamW over float32 numbers, whatever the precision of the model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from agpo.model import has_lora
 
 FLOAT32_OR_MORE = (torch.float32, torch.float64)
 
@@ -19,8 +22,10 @@ class Trained:
     optimizer: torch.optim.Optimizer
     parameters: list[torch.nn.Parameter]
     """what has gradients and is stepped on"""
-    masters: dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]
-    """by the parameter's name: the model's half-precision parameter and its float32 master"""
+    masters: list[tuple[torch.nn.Parameter, torch.nn.Parameter]]
+    """the model's half-precision parameters with their float32 masters"""
+    exported: bool = True
+    """the model's folder holds the parameters as they are; else a checkpoint must keep them (masters, adapters)"""
 
     def step(self) -> None:
         self.optimizer.step()
@@ -30,7 +35,7 @@ class Trained:
     @torch.no_grad()
     def write_back(self) -> None:
         """Round the masters into the model."""
-        for weight, master in self.masters.values():
+        for weight, master in self.masters:
             weight.copy_(master)
 
 
@@ -38,19 +43,42 @@ def make_trained(
     model: Any, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0
 ) -> Trained:
     """AdamW over the model's trainable parameters; half-precision ones get float32 masters, moments and gradients."""
-    parameters, masters = [], {}
-    for name, weight in model.named_parameters():
-        if not weight.requires_grad:
-            continue
+    parameters, masters = [], []
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trainable:
         if weight.dtype in FLOAT32_OR_MORE:
             parameters.append(weight)
             continue
         master = torch.nn.Parameter(weight.detach().float())
-        masters[name] = (weight, master)
+        masters.append((weight, master))
         parameters.append(master)
         weight.register_post_accumulate_grad_hook(_into(master))
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-    return Trained(optimizer, parameters, masters)
+    exported = not masters and not has_lora(model)
+    return Trained(optimizer, parameters, masters, exported)
+
+
+def state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What exact resume needs: tensors by name (moments, and parameters that no model folder holds) and plain numbers."""
+    saved = trained.optimizer.state_dict()
+    tensors = {f"{i}.{name}": x for i, slots in saved["state"].items() for name, x in slots.items()}
+    if not trained.exported:
+        tensors |= {f"{i}.parameter": p.detach() for i, p in enumerate(trained.parameters)}
+    return tensors, {"param_groups": saved["param_groups"]}
+
+
+@torch.no_grad()
+def restore(trained: Trained, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> None:
+    """The inverse of `state`, into an optimizer over a model of the same shape."""
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for key, x in tensors.items():
+        i, name = key.split(".", 1)
+        if name == "parameter":
+            trained.parameters[int(i)].copy_(x)
+        else:
+            slots.setdefault(int(i), {})[name] = x
+    trained.optimizer.load_state_dict({"state": slots, **numbers})
+    trained.write_back()
 
 
 def _into(master: torch.nn.Parameter):

@@ -8,8 +8,7 @@ response sees exactly what it would see alone. Positions start at 0 in every seq
 of separate sequences to within the rounding of a sum.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -143,20 +142,8 @@ def packed_attention(
 AttentionInterface.register(NAME, packed_attention)
 
 
-@contextmanager
-def attention_of(model: Any, name: str = NAME) -> Iterator[None]:
-    """Let the model use the attention called `name`; in backward too, where gradient checkpointing runs it again."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
 def packed_hidden(model: Any, packed: Packed) -> torch.Tensor:
-    """[T, H] last hidden states that predict the response tokens; called within `attention_of(model)`."""
+    """[T, H] last hidden states that predict the response tokens; called where the model's attention is `NAME`."""
     out = model.base_model(
         input_ids=packed.ids_P[None], position_ids=packed.position_P[None], use_cache=False, packed=packed
     )

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from agpo.batch import MiniBatch, Row, micro_batches
-from agpo.logprobs import Layout, log_probs
+from agpo.logprobs import Layout, attention_of, log_probs
+from agpo.model import checkpointing
 from agpo.objective import (
     Decision,
     Objective,
@@ -22,7 +23,6 @@ from agpo.objective import (
     weighted_sums,
 )
 from agpo.optimizer import Trained
-from agpo.packing import attention_of
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Policy:
     """learning rate of the k-th update of the run, from 0"""
     reference: Any | None = None
     layout: Layout = "packed"
+    """how its sequences are run, see `agpo.logprobs.choose_layout`"""
     updates: int = 0
     """updates so far, clipped ones included: the schedule goes on through them"""
 
@@ -89,7 +90,7 @@ def update(
         group["lr"] = policy.lr_at(policy.updates)
     policy.trained.optimizer.zero_grad(set_to_none=True)
     cut = partial(micro_batches, rows, budget=settings.micro_batch_tokens, layout=policy.layout)
-    with attention_of(policy.model):
+    with attention_of(policy.model, policy.layout), checkpointing(policy.model):
         scales = _scales_before_gradient(rows, objective, known, cut(wanted), losses)
         if scales and not objective.entropy_coef:  # what has f' = 0 adds nothing to the gradient: it is not run at all
             wanted = [i for i in wanted if scales[i] > 0]
@@ -146,7 +147,7 @@ def _scales_before_gradient(
     # A row that does not run has l = 0: its weight counts in its unit, its loss adds nothing.
     ran = {i for part in parts for i in part}
     still = [i for i in range(len(rows)) if i not in ran]
-    units = [torch.tensor([0 if whole else rows[i].group for i in still])]
+    units = [torch.tensor([0 if whole else rows[i].group for i in still], dtype=torch.long)]
     values = [torch.zeros(len(still), dtype=torch.float64)]
     weights = [torch.tensor([rows[i].weight * len(rows[i].response_ids) for i in still], dtype=torch.float64)]
     with torch.no_grad():
@@ -274,7 +275,7 @@ def _losses(policy: Policy, objective: Objective, settings: Settings, on_policy:
     tis_T = None if settings.tis_cap is None else tis_weights(old_logp_T, engine_logp_T, settings.tis_cap)
     ref_logp_T = None
     if objective.beta and policy.reference is not None:
-        with torch.no_grad(), attention_of(policy.reference):
+        with torch.no_grad():
             ref_logp_T = run(policy.reference)[0]
     advantage_T = torch.tensor([row.advantage for row in rows], device=device)[sequence_T]
     weight_T = torch.tensor([row.weight for row in rows], dtype=torch.float64, device=device)[sequence_T]

@@ -77,7 +77,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
 def train_step(run: Run, grader: Any) -> dict[str, float]:
     """One step: sample and grade, plan, update, record. Returns its metrics."""
     from agpo.batch import plan_step
-    from agpo.policy import update
+    from agpo.policy import Settings, update
     from agpo.rollout import draw, resample, rollout
     from agpo.telemetry import step_metrics
     from evals.engines import Sampling
@@ -101,23 +101,22 @@ def train_step(run: Run, grader: Any) -> dict[str, float]:
         groups, everything = resample(groups, sample, run.items, seed=config.seed, step=step, rounds=rounds)
     sampled = time.perf_counter()
     plan = plan_step(groups, objective, config.update.prompts_per_minibatch, config.rollout.max_tokens)
+    settings = Settings(config.rollout.temperature, config.update.micro_batch_tokens, config.update.max_grad_norm)
     updates = []
     for minibatch in plan:
         done = update(
             run.policy,
             minibatch,
             objective,
+            settings,
             on_policy=not any(earlier.stepped for earlier in updates),
-            temperature=config.rollout.temperature,
-            micro_batch_tokens=config.update.micro_batch_tokens,
-            max_grad_norm=config.update.max_grad_norm,
         )
         updates.append(done)
     run.done += 1
     took = time.perf_counter() - started
     metrics = {
         **step_metrics(everything, plan, updates),
-        "lr": run.policy.optimizer.param_groups[0]["lr"],
+        "lr": run.policy.trained.optimizer.param_groups[0]["lr"],
         "speed/step_seconds": took,
         "speed/rollout_seconds": sampled - started,
         "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
@@ -190,7 +189,9 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     import torch
 
     from agpo import checkpoint
-    from agpo.policy import Policy, check_head
+    from agpo.logprobs import choose_layout
+    from agpo.optimizer import make_trained
+    from agpo.policy import Policy
     from agpo.rollout import check_prompts
     from evals.engines.hf import HFEngine, load_model
     from evals.grading.grader import open_grader
@@ -206,20 +207,16 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     start = str(checkpoint_path or model_path(config.model))
     model, tokenizer = load_model(start, device=config.device, dtype=config.dtype)
     model.eval()  # no dropout: the ratio of the first update must be 1
-    check_head(model)
     engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
     check_prompts(items, config.prompt, engine, config.rollout.max_tokens, config.rollout.prompts_per_step)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.update.lr,
-        betas=config.update.betas,
-        weight_decay=config.update.weight_decay,
+    trained = make_trained(
+        model, lr=config.update.lr, betas=config.update.betas, weight_decay=config.update.weight_decay
     )
     reference = None
     if objective.beta:  # the start model, whatever checkpoint the run goes on from
         first, _ = load_model(model_path(config.model), device=config.device, dtype=config.dtype)
         reference = first.eval().requires_grad_(False)
-    policy = Policy(model, tokenizer, optimizer, lr_schedule(config), reference)
+    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, choose_layout(model))
     done = 0
     if checkpoint_path:
         state = checkpoint.read_state(checkpoint_path)

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agpo.batch import Group, Row, Sample, micro_batches, plan_step
+from agpo.batch import Group, Row, Sample, balance, micro_batches, plan_step
+from agpo.logprobs import log_probs
 from agpo.objective import PRESETS, Objective, minibatch_loss, overlong_penalty
-from agpo.policy import Policy, log_probs, update
+from agpo.optimizer import Trained
+from agpo.policy import Policy, Settings, tokens_of, update, with_old_logps
 from agpo.tiny_model import make_model
 from evals.engines import Completion
 from evals.grading import Verdict
@@ -45,21 +47,18 @@ def make_groups(model, rewards, seed=0, longest=9):
 REWARDS = [[1, 0, 0, 1], [1, 1, 1, 1], [0, 1, None, 0], [0.2, 0.2, 0.2, 0.2]]
 
 
+def sgd(model):
+    """lr 1 and no momentum make the step the gradient."""
+    return Trained(torch.optim.SGD(model.parameters(), lr=1.0), list(model.parameters()), [])
+
+
 def gradient_of(model, groups, objective, on_policy, budget, start):
-    """(gradient by parameter, update) of one SGD step: lr 1 and no momentum make the step the gradient."""
+    """(gradient by parameter, update) of one SGD step."""
     model = deepcopy(model)
-    policy = Policy(model, None, torch.optim.SGD(model.parameters(), lr=1.0), lambda k: 1.0, deepcopy(start))
+    policy = Policy(model, None, sgd(model), lambda k: 1.0, deepcopy(start))
     (minibatch,) = plan_step(groups, objective, len(groups), 16)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    done = update(
-        policy,
-        minibatch,
-        objective,
-        on_policy=on_policy,
-        temperature=1.0,
-        micro_batch_tokens=budget,
-        max_grad_norm=0.0,
-    )
+    done = update(policy, minibatch, objective, Settings(micro_batch_tokens=budget), on_policy=on_policy)
     return {name: before[name] - p.detach() for name, p in model.named_parameters()}, done
 
 
@@ -165,17 +164,17 @@ def test_a_clipped_update_costs_nothing_and_changes_nothing(start):
     groups = find_seed(start, clipped=True)
     model = deepcopy(start)
     optimizer = adamw(model)
-    policy = Policy(model, None, optimizer, lambda k: 1e-3)
+    policy = Policy(model, None, Trained(optimizer, list(model.parameters()), []), lambda k: 1e-3)
     before, state = deepcopy(model.state_dict()), deepcopy(optimizer.state_dict())
     (minibatch,) = plan_step(groups, PRESETS["agpo"], 4, 16)
-    knobs = {"temperature": 1.0, "micro_batch_tokens": 100, "max_grad_norm": 1.0}
-    done = update(policy, minibatch, PRESETS["agpo"], on_policy=True, **knobs)
+    settings = Settings(micro_batch_tokens=100, max_grad_norm=1.0)
+    done = update(policy, minibatch, PRESETS["agpo"], settings, on_policy=True)
     assert (done.stepped, done.tokens_run, policy.updates) == (False, 0, 1)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     after = optimizer.state_dict()["state"]
     assert all(torch.equal(after[i]["exp_avg"], slots["exp_avg"]) for i, slots in state["state"].items())
     # off policy the forward pass runs, and still nothing changes
-    done = update(policy, minibatch, PRESETS["agpo"], on_policy=False, **knobs)
+    done = update(policy, minibatch, PRESETS["agpo"], settings, on_policy=False)
     assert not done.stepped
     assert done.tokens_run > 0
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
@@ -185,13 +184,11 @@ def test_on_clip_zero_grad_still_moves_adamw(start):
     """The literal reading of max(0, L): a zero gradient, and moments and decay go on (documented difference)."""
     groups = find_seed(start, clipped=True)
     model = deepcopy(start)
-    policy = Policy(model, None, adamw(model), lambda k: 1e-3)
+    policy = Policy(model, None, Trained(adamw(model), list(model.parameters()), []), lambda k: 1e-3)
     before = deepcopy(model.state_dict())
     objective = replace(PRESETS["agpo"], on_clip="zero_grad")
     (minibatch,) = plan_step(groups, objective, 4, 16)
-    done = update(
-        policy, minibatch, objective, on_policy=True, temperature=1.0, micro_batch_tokens=100, max_grad_norm=1.0
-    )
+    done = update(policy, minibatch, objective, Settings(micro_batch_tokens=100, max_grad_norm=1.0), on_policy=True)
     assert done.stepped
     assert done.tokens_run == 0
     assert any(not torch.equal(x, before[name]) for name, x in model.state_dict().items())
@@ -203,7 +200,8 @@ def test_masked_groups_are_never_run(start):
     assert {row.group for row in minibatch.rows} == {0, 2}
     assert len(minibatch.rows) == 7  # the one that is not scorable is out too
     _, done = gradient_of(start, groups, PRESETS["agpo_no_clip"], True, 60, start)
-    assert done.tokens_run == sum(row.tokens for row in minibatch.rows)
+    prompts = sum(len(groups[i].prompt_ids) for i in (0, 2))
+    assert done.tokens_run == prompts + sum(len(row.response_ids) for row in minibatch.rows if row.advantage)
     (kept,) = plan_step(groups, PRESETS["grpo"], 4, 16)
     assert len(kept.rows) == 15
 
@@ -212,43 +210,84 @@ def test_a_loss_that_is_not_finite_is_refused(start):
     model = deepcopy(start)
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
-    policy = Policy(model, None, torch.optim.SGD(model.parameters(), lr=1.0), lambda k: 1.0)
+    policy = Policy(model, None, sgd(model), lambda k: 1.0)
     before = deepcopy(model.state_dict())
     (minibatch,) = plan_step(make_groups(start, REWARDS), PRESETS["grpo"], 4, 16)
-    done = update(
-        policy, minibatch, PRESETS["grpo"], on_policy=False, temperature=1.0, micro_batch_tokens=100, max_grad_norm=1.0
-    )
+    done = update(policy, minibatch, PRESETS["grpo"], Settings(max_grad_norm=1.0), on_policy=False)
     assert done.refused
     assert not done.stepped
     assert all(torch.equal(x, before[n]) for n, x in model.state_dict().items() if n != "model.norm.weight")
 
 
-def test_log_probs_do_not_depend_on_padding_or_chunks(start, monkeypatch):
-    rows = [
-        Row(g.prompt_ids, s.completion.token_ids, (), 0, 0.0, 1.0, 1.0)
-        for g in make_groups(start, REWARDS)
-        for s in g.samples
-    ]
-    whole, entropy = log_probs(start, rows, 0.7)
-    alone = torch.cat([log_probs(start, [row], 0.7)[0] for row in rows])
-    assert torch.allclose(whole, alone, atol=1e-5)
-    whole.sum().backward()
-    gradient = start.lm_head.weight.grad.clone()
-    start.zero_grad(set_to_none=True)
-    monkeypatch.setattr("agpo.policy.LOGITS_AT_ONCE", 5 * VOCABULARY)
-    chunked, chunked_entropy = log_probs(start, rows, 0.7)
-    chunked.sum().backward()
-    assert torch.allclose(chunked, whole)
-    assert torch.allclose(chunked_entropy, entropy)
-    assert torch.allclose(start.lm_head.weight.grad, gradient, atol=1e-4)
-    start.zero_grad(set_to_none=True)
+def test_a_row_without_advantage_counts_in_the_mean_and_never_runs(start):
+    """GRPO keeps dead groups in its mean; their gradient is exactly 0, so running them would change nothing."""
+    groups = make_groups(start, REWARDS, seed=3)
+    (kept,) = plan_step(groups, PRESETS["grpo"], 4, 16)
+    (masked,) = plan_step(groups, PRESETS["agpo_no_clip"], 4, 16)
+    assert kept.rows[0].weight < masked.rows[0].weight
+    _, grpo = gradient_of(start, groups, PRESETS["grpo"], False, 60, start)
+    _, agpo = gradient_of(start, groups, PRESETS["agpo_no_clip"], False, 60, start)
+    _, with_kl = gradient_of(start, groups, replace(PRESETS["grpo"], beta=0.1), False, 60, start)
+    assert grpo.tokens_run == agpo.tokens_run < with_kl.tokens_run
 
 
-def test_micro_batches_hold_every_wanted_row_once_and_keep_the_budget(start):
-    rows = [Row((1,) * n, (1,), (), 0, 0.0, 1.0, 1.0) for n in (5, 3, 9, 1, 9, 2)]
-    parts = micro_batches(rows, [0, 1, 2, 4, 5], 12)
-    assert sorted(i for part in parts for i in part) == [0, 1, 2, 4, 5]
-    assert all(len(part) == 1 or len(part) * max(rows[i].tokens for i in part) <= 12 for part in parts)
+def test_mini_batches_are_whole_groups_balanced_by_length(start):
+    rewards = [[1, 0], [0, 0], [1, 0], [0, 1], [1, 1], [0, 1], [1, 0], [0, 1]]
+    groups = make_groups(start, rewards, longest=40)
+    plan = plan_step(groups, PRESETS["agpo"], 2, 64)
+    assert sorted(place for m in plan for place in m.groups) == list(range(8))
+    assert [len(m.groups) for m in plan] == [2, 2, 2, 2]
+    assert balance([5, 9, 1, 7, 0, 8], 2) == [[1, 4], [2, 5], [0, 3]]
+    assert balance([1, 1, 1], 2) == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_micro_batches_hold_every_wanted_row_once_and_keep_the_budget(layout):
+    prompts = (5, 3, 9, 3, 9, 2, 3)
+    rows = [Row((n,) * n, (1,) * (1 + i), (), 0, 0.0, 1.0, 1.0) for i, n in enumerate(prompts)]
+    parts = micro_batches(rows, [0, 1, 2, 3, 4, 6], 14, layout)
+    assert sorted(i for part in parts for i in part) == [0, 1, 2, 3, 4, 6]
+    padded = {part[0]: len(part) * max(rows[i].tokens for i in part) for part in parts}
+    cost = padded if layout == "padded" else {part[0]: tokens_of([rows[i] for i in part], layout) for part in parts}
+    assert all(len(part) == 1 or cost[part[0]] <= 14 for part in parts)
+    assert any(len(part) > 1 for part in parts)
+
+
+def test_old_log_probabilities_are_those_of_the_policy_before_it_moves(start):
+    """For an engine with other rounding: engine_logp stays what the engine said, the ratio is against the trainer's."""
+    groups = make_groups(start, REWARDS, seed=3)
+    (minibatch,) = plan_step(groups, PRESETS["grpo"], 4, 16)
+    off = tuple(replace(row, engine_logp=tuple(x - 0.5 for x in row.engine_logp)) for row in minibatch.rows)
+    policy = Policy(deepcopy(start), None, sgd(start), lambda k: 1.0)
+    rows = with_old_logps(policy, off, Settings(micro_batch_tokens=30))
+    for row, true in zip(rows, minibatch.rows, strict=True):
+        assert row.old_logp == pytest.approx(true.engine_logp, abs=1e-5)
+        assert row.engine_logp != row.old_logp
+
+
+def updated_with(start, shift, tis_cap):
+    """(parameters after one step, update) where the engine's log-probabilities are off by `shift`."""
+    groups = make_groups(start, REWARDS, seed=3)
+    (minibatch,) = plan_step(groups, PRESETS["agpo_no_clip"], 4, 16)
+    rows = tuple(replace(row, engine_logp=tuple(x + shift for x in row.engine_logp)) for row in minibatch.rows)
+    model = deepcopy(start)
+    policy = Policy(model, None, sgd(model), lambda k: 1.0)
+    settings = Settings(micro_batch_tokens=50, tis_cap=tis_cap)
+    done = update(policy, replace(minibatch, rows=rows), PRESETS["agpo_no_clip"], settings, on_policy=True)
+    return [p.detach() - q for p, q in zip(model.parameters(), start.parameters(), strict=True)], done
+
+
+def test_the_gap_to_the_engine_is_measured_and_corrected_on_request(start):
+    straight, done = updated_with(start, 0.0, None)
+    assert done.gap is not None
+    assert max(done.gap) < 1e-5
+    shifted, done = updated_with(start, 0.2, None)
+    assert done.gap == pytest.approx((0.2, 0.2), abs=1e-5)
+    assert all(torch.allclose(a, b) for a, b in zip(straight, shifted, strict=True))
+    corrected, done = updated_with(start, 0.2, 2.0)  # the engine thought them likelier: each counts exp(-0.2)
+    assert all(torch.allclose(a * 0.8187308, b, atol=1e-6) for a, b in zip(straight, corrected, strict=True))
+    capped, done = updated_with(start, -5.0, 2.0)
+    assert all(torch.allclose(a * 2, b, atol=1e-6) for a, b in zip(straight, capped, strict=True))
 
 
 def test_overlong_answers(start):

@@ -1,0 +1,103 @@
+"""What is done to a loaded model before it is trained: no dropout, optionally LoRA, gradient checkpointing, Liger."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from evals.errors import UserError
+
+if TYPE_CHECKING:
+    from agpo.config import LoraConfig
+
+ADAPTER = "default"
+
+
+def prepare(model: Any, *, lora: "LoraConfig", gradient_checkpointing: bool = False, liger: bool = False) -> None:
+    """Change the model in place. Raises UserError for what it or this machine cannot do."""
+    no_dropout(model)
+    if liger:
+        use_liger(model)
+    if lora.rank:
+        add_lora(model, lora)
+    if gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UserError(
+                f"{type(model).__name__} has no gradient checkpointing: set update.gradient_checkpointing=false."
+            )
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.eval()
+
+
+def no_dropout(model: Any) -> None:
+    """The ratio of the first update must be 1, so sampled tokens must be seen by the same function as when sampled."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):  # how attention modules keep theirs
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+@contextmanager
+def checkpointing(model: Any) -> Iterator[None]:
+    """Gradient checkpointing works in training mode only, and generation only outside it."""
+    if not getattr(model, "is_gradient_checkpointing", False):
+        yield
+        return
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+def add_lora(model: Any, lora: "LoraConfig") -> None:
+    """Freeze the model and put trainable low-rank adapters, in float32, on its linear layers (Hu et al. 2021)."""
+    import peft
+
+    targets = lora.targets if lora.targets == "all-linear" else [t.strip() for t in lora.targets.split(",")]
+    model.requires_grad_(False)
+    try:
+        wanted = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
+        peft.inject_adapter_in_model(wanted, model, ADAPTER)
+    except ValueError as e:
+        raise UserError(f"lora.targets={lora.targets!r} does not fit {type(model).__name__}: {e}") from e
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    if has_lora(model.get_output_embeddings()):
+        raise UserError(
+            "lora.targets names the output embedding, which is run in chunks and takes no adapter. Leave it out."
+        )
+
+
+def has_lora(model: Any) -> bool:
+    return any("lora_" in name for name, _ in model.named_parameters())
+
+
+@torch.no_grad()
+def exported_weights(model: Any) -> Mapping[str, torch.Tensor] | None:
+    """Weights of an ordinary model with the adapters merged in, for `save_pretrained`; None: the model's own."""
+    if not has_lora(model):
+        return None
+    weights = {k: x for k, x in model.state_dict().items() if "lora_" not in k}
+    for name, module in model.named_modules():
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
+            weight = module.base_layer.weight
+            merged = weight.float() + module.get_delta_weight(ADAPTER).float()
+            weights[f"{name}.base_layer.weight"] = merged.to(weight.dtype)
+    return {k.replace(".base_layer.", "."): x for k, x in weights.items()}
+
+
+def use_liger(model: Any) -> None:
+    """Fused RMSNorm, rotary embedding and SwiGLU on a GPU. Its fused loss is not used: ours needs log-probabilities."""
+    if next(model.parameters()).device.type != "cuda":
+        raise UserError("update.liger needs a GPU: Liger's kernels are written in Triton. Set update.liger=false.")
+    try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    except ImportError as e:
+        raise UserError("update.liger needs the package: pip install liger-kernel.") from e
+    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)

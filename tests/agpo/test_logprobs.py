@@ -1,0 +1,174 @@
+"""Packed sequences with shared prompts and chunked log-probabilities, against one plain pass per sequence."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from agpo import logprobs
+from agpo.logprobs import choose_layout, log_probs
+from agpo.model import no_dropout
+from agpo.packing import pack
+from evals.errors import UserError
+
+VOCABULARY = 61
+COMMON = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+FAMILIES = {
+    "qwen2": {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "llama": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
+    "qwen3": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 32},
+    "mistral": {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8},
+    "phi": {"num_attention_heads": 2, "num_key_value_heads": 2},  # its output embedding has a bias
+    "gpt_neox": {"num_attention_heads": 2},
+}
+
+
+@dataclass(frozen=True)
+class Sequence:
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+
+def make(family, **more):
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family], **more})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # far from uniform, so that a wrong token is seen
+            p.add_(0.2 * torch.randn_like(p))
+    no_dropout(model)
+    return model
+
+
+def sequences(seed=0, prompts=(3, 1, 9), samples=3, longest=14):
+    g = torch.Generator().manual_seed(seed)
+
+    def ids(n):
+        return tuple(torch.randint(VOCABULARY, (n,), generator=g).tolist())
+
+    asked = [ids(n) for n in prompts]
+    lengths = torch.randint(1, longest, (samples * len(asked),), generator=g).tolist()
+    rows = [Sequence(asked[i // samples], ids(n)) for i, n in enumerate(lengths)]
+    return [rows[i] for i in torch.randperm(len(rows), generator=g)]  # a prompt's samples need not be neighbours
+
+
+def plain(model, rows, temperature=1.0):
+    """([T], [T]) one sequence at a time, with the whole logits."""
+    logps, entropies = [], []
+    for row in rows:
+        logits = model(torch.tensor([row.prompt_ids + row.response_ids]), use_cache=False).logits[0]
+        logp = (logits[len(row.prompt_ids) - 1 : -1] / temperature).log_softmax(-1)
+        logps.append(logp.gather(1, torch.tensor(row.response_ids)[:, None])[:, 0])
+        entropies.append(-(logp.exp() * logp).sum(-1))
+    return torch.cat(logps), torch.cat(entropies)
+
+
+def gradients(model, loss):
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mistral"])
+def test_values_and_gradients_are_those_of_separate_sequences(family, layout, monkeypatch):
+    monkeypatch.setitem(logprobs.LOGITS_AT_ONCE, "cpu", 7 * VOCABULARY)  # several chunks, the last one ragged
+    model = make(family).double()
+    rows = sequences()
+    weight_T = torch.randn(2, sum(len(row.response_ids) for row in rows), dtype=torch.float64)
+    for temperature in (1.0, 0.7):
+        wanted = plain(model, rows, temperature)
+        found = log_probs(model, rows, temperature, layout, entropy=True)
+        for a, b in zip(found, wanted, strict=True):
+            assert torch.allclose(a, b, atol=1e-10)
+        mine = gradients(model, sum((w * x).sum() for w, x in zip(weight_T, found, strict=True)))
+        theirs = gradients(model, sum((w * x).sum() for w, x in zip(weight_T, wanted, strict=True)))
+        assert mine.keys() == theirs.keys()
+        for name, gradient in theirs.items():
+            # RMSNorm computes in float32 whatever it is given; the models with LayerNorm are exact.
+            tolerance = 1e-9 if family in ("phi", "gpt_neox") else 1e-5 * float(gradient.abs().max())
+            assert torch.allclose(mine[name], gradient, atol=tolerance), name
+
+
+def test_a_prompt_runs_once_for_all_its_samples():
+    rows = sequences()
+    packed = pack(rows)
+    assert len(packed.ids_P) == 3 + 1 + 9 + sum(len(row.response_ids) for row in rows)
+    assert packed.target_T.tolist() == [token for row in rows for token in row.response_ids]
+    assert sum(count for count, _ in packed.blocks) == len(rows)
+
+
+def test_the_cut_into_attention_blocks_changes_nothing(monkeypatch):
+    model, rows = make("llama"), sequences(samples=12, longest=40)
+    whole = log_probs(model, rows, 1.0)[0]
+    assert len(pack(rows).blocks) > 1
+    monkeypatch.setattr("agpo.packing.BLOCK", 10_000)
+    assert len(pack(rows).blocks) == 1
+    assert torch.allclose(log_probs(model, rows, 1.0)[0], whole, atol=1e-5)
+
+
+def test_no_logits_of_all_tokens_ever_exist(monkeypatch):
+    seen = []
+    linear = logprobs.linear
+    monkeypatch.setattr(logprobs, "linear", lambda *a: seen.append(linear(*a)) or seen[-1])
+    monkeypatch.setitem(logprobs.LOGITS_AT_ONCE, "cpu", 5 * VOCABULARY)
+    model = make("llama")
+    log_probs(model, sequences(), 1.0)[0].sum().backward()
+    assert max(len(x) for x in seen) == 5
+
+
+def test_half_precision_gives_float32_log_probabilities_near_the_exact_ones():
+    model, rows = make("llama"), sequences()
+    exact = log_probs(model, rows, 1.0)[0].detach()
+    half = log_probs(model.bfloat16(), rows, 1.0)[0].detach()
+    assert half.dtype == torch.float32
+    assert float((half - exact).abs().mean()) < 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layout_is_found_by_trying(family):
+    model = make(family)
+    before = model.config._attn_implementation
+    assert choose_layout(model, 16) == ("padded" if family == "mistral" else "packed")
+    assert model.config._attn_implementation == before
+
+
+def test_a_model_with_a_sliding_window_is_exact_in_the_layout_chosen():
+    model = make("mistral")
+    rows = sequences(prompts=(3, 12))
+    assert torch.allclose(log_probs(model, rows, 1.0, choose_layout(model, 30))[0], plain(model, rows)[0], atol=1e-4)
+    assert choose_layout(model, 8) == "packed"  # nothing is longer than the window
+    with pytest.raises(ValueError, match="sliding window"):
+        log_probs(model, rows, 1.0, "packed")
+
+
+def test_attention_that_cannot_be_replaced_is_padded():
+    model = make("llama")
+    model.config._attn_implementation = "eager"
+    for layer in model.model.layers:  # as a model whose attention does not look at the registry
+        layer.self_attn.forward = _own_attention(layer.self_attn)
+    assert choose_layout(model, 16) == "padded"
+
+
+def _own_attention(module):
+    forward = type(module).forward
+
+    def own(*args, **kwargs):
+        kwargs.pop("packed", None)
+        before, module.config._attn_implementation = module.config._attn_implementation, "sdpa"
+        try:
+            return forward(module, *args, **kwargs)
+        finally:
+            module.config._attn_implementation = before
+
+    return own
+
+
+def test_logits_that_are_changed_after_the_head_are_refused():
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gemma2", **COMMON, num_attention_heads=2, num_key_value_heads=2, head_dim=32)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.config.final_logit_softcapping = 0.5
+    with pytest.raises(UserError, match="soft cap"):
+        choose_layout(model, 16)
