@@ -62,7 +62,7 @@ class UpdateConfig(_Section):
     prompts_per_minibatch: int = Field(default=8, ge=1)
     """groups of one optimizer update (the paper's mini-batch size)"""
     micro_batch_tokens: int = Field(default=8192, ge=1)
-    """padded tokens that go through the model at once; never changes a result beyond rounding"""
+    """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
     lr: float = Field(default=1e-6, gt=0)
     """peak learning rate of AdamW"""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -75,8 +75,34 @@ class UpdateConfig(_Section):
     """updates until the peak learning rate; clipped ones count"""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """gradient clipping by global norm; 0 is off"""
+    gradient_checkpointing: bool = False
+    """keep only each layer's input for the backward pass and run the layer again: less memory, a third more time"""
+    liger: bool = False
+    """Liger's fused kernels, on a GPU (`pip install liger-kernel`)"""
     max_refused: int = Field(default=10, ge=0)
     """stop after this many updates with a loss or gradient that is not finite"""
+
+
+class LoraConfig(_Section):
+    """Train low-rank adapters (peft) instead of all weights; checkpoints have them merged in."""
+
+    rank: int = Field(default=0, ge=0)
+    """0: train all weights"""
+    alpha: float = Field(default=32.0, gt=0)
+    """the adapters' product is scaled by alpha / rank"""
+    targets: str = "all-linear"
+    """linear layers by the end of their name, e.g. q_proj,v_proj; all-linear: all but the output embedding"""
+
+
+class MismatchConfig(_Section):
+    """Log-probabilities of another engine than the trainer's own differ from the trainer's; measured at every step."""
+
+    correct: Literal["none", "tis"] = "none"
+    """tis: weigh each token by min(pi_trainer / pi_engine, cap) (truncated importance sampling)"""
+    cap: float = Field(default=2.0, ge=1)
+    """largest weight of tis"""
+    max_gap: float = Field(default=0.0, ge=0)
+    """stop when the mean |log pi_engine - log pi_trainer| is over this; 0: 0.02 in float32, 0.2 in half precision"""
 
 
 class EvalConfig(_Section):
@@ -140,6 +166,8 @@ class TrainConfig(_Section):
     """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/objective.py`"""
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
+    mismatch: MismatchConfig = MismatchConfig()
+    lora: LoraConfig = LoraConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     hardware: HardwareConfig = HardwareConfig()

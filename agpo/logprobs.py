@@ -24,9 +24,9 @@ LOGITS_AT_ONCE = {"cpu": 1 << 23, "cuda": 1 << 26}
 def log_probs(
     model: Any, rows: Sequence[Sequence_], temperature: float, layout: Layout = "packed", *, entropy: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """([T], [T] or None): log pi of the response tokens, in row order, under softmax(logits / temperature); entropy there.
+    """([T], [T] or None): log pi of the response tokens, in row order, and the entropy there.
 
-    float32 for a model in half precision, else in the model's precision. Differentiable where gradient is on.
+    Under softmax(logits / temperature). float32 for a model in half precision, else in the model's precision. Differentiable where gradient is on.
     """
     device = next(model.parameters()).device
     if layout == "packed":

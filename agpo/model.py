@@ -97,7 +97,7 @@ def use_liger(model: Any) -> None:
     if next(model.parameters()).device.type != "cuda":
         raise UserError("update.liger needs a GPU: Liger's kernels are written in Triton. Set update.liger=false.")
     try:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance  # type: ignore[import-not-found]
     except ImportError as e:
         raise UserError("update.liger needs the package: pip install liger-kernel.") from e
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)

@@ -59,7 +59,7 @@ def make_trained(
 
 
 def state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What exact resume needs: tensors by name (moments, and parameters that no model folder holds) and plain numbers."""
+    """What exact resume needs: tensors by name (moments, and parameters that no model folder holds), plain numbers."""
     saved = trained.optimizer.state_dict()
     tensors = {f"{i}.{name}": x for i, slots in saved["state"].items() for name, x in slots.items()}
     if not trained.exported:

@@ -43,11 +43,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class Settings:
-    """What an update needs to know besides the objective; none of it changes a result beyond rounding but the last two."""
+    """What an update needs to know besides the objective."""
 
     temperature: float = 1.0
     micro_batch_tokens: int = 8192
-    """prompt and response tokens that go through the model at once"""
+    """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
     max_grad_norm: float = 0.0
     """0: no gradient clipping"""
     tis_cap: float | None = None
@@ -111,7 +111,7 @@ def update(
             seen.add(batch, kept)
             if whole and not scales and number == len(parts) and not _summed(seen, objective).scale:
                 break  # L is complete and clipped: the last backward pass would be thrown away
-            if objective.entropy_coef:
+            if objective.entropy_coef and batch.entropy_T is not None:
                 loss = loss - objective.entropy_coef * (batch.weight_T * batch.entropy_T).sum()
             loss.backward()
 
@@ -162,7 +162,7 @@ def _scales_before_gradient(
 
 
 def _count_still(rows: Sequence[Row], objective: Objective, scales: list[float] | None, seen: "_Sums") -> None:
-    """Add the units of rows without gradient, which did not run, to the mean of f': their l is 0 whatever the policy."""
+    """Add the rows without gradient, which did not run, to the mean of f': their l is 0 whatever the policy."""
     moving = set(rows_with_gradient(rows, objective))
     for i, row in enumerate(rows):
         if i not in moving:

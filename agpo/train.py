@@ -216,7 +216,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if objective.beta:  # the start model, whatever checkpoint the run goes on from
         first, _ = load_model(model_path(config.model), device=config.device, dtype=config.dtype)
         reference = first.eval().requires_grad_(False)
-    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, choose_layout(model))
+    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, choose_layout(model, engine.max_context))
     done = 0
     if checkpoint_path:
         state = checkpoint.read_state(checkpoint_path)
