@@ -88,7 +88,7 @@ class LoraConfig(_Section):
 
     rank: int = Field(default=0, ge=0)
     """0: train all weights"""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, ge=1)
     """the adapters' product is scaled by alpha / rank"""
     targets: str = "all-linear"
     """linear layers by the end of their name, e.g. q_proj,v_proj; all-linear: all but the output embedding"""

@@ -26,7 +26,8 @@ def log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """([T], [T] or None): log pi of the response tokens, in row order, and the entropy there.
 
-    Under softmax(logits / temperature). float32 for a model in half precision, else in the model's precision. Differentiable where gradient is on.
+    Under softmax(logits / temperature). float32 for a model in half precision, else in the model's precision.
+    Differentiable where gradient is on.
     """
     device = next(model.parameters()).device
     if layout == "packed":

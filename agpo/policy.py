@@ -267,7 +267,8 @@ def _losses(policy: Policy, objective: Objective, settings: Settings, on_policy:
     device = logp_T.device
     lengths_B = torch.tensor([len(row.response_ids) for row in rows], device=device)
     sequence_T = torch.repeat_interleave(torch.arange(len(rows), device=device), lengths_B)
-    engine_logp_T = old_logp_T = torch.tensor([x for row in rows for x in row.engine_logp], device=device)
+    engine_logp_T = torch.tensor([x for row in rows for x in row.engine_logp], device=device)
+    old_logp_T = engine_logp_T
     if on_policy:  # exactly 1, not the engine's number to within rounding
         old_logp_T = logp_T.detach()
     elif any(row.old_logp is not None for row in rows):
@@ -281,7 +282,7 @@ def _losses(policy: Policy, objective: Objective, settings: Settings, on_policy:
     weight_T = torch.tensor([row.weight for row in rows], dtype=torch.float64, device=device)[sequence_T]
     loss_T = token_losses(logp_T, old_logp_T, advantage_T, lengths_B, objective, ref_logp_T, tis_T=tis_T)
     deviation_T = (logp_T.detach() - old_logp_T).exp().sub(1).abs()
-    gap = logp_gap(engine_logp_T, logp_T.detach()) if on_policy else None
+    gap = logp_gap(engine_logp_T, logp_T) if on_policy and len(engine_logp_T) else None
     return _Losses(loss_T, weight_T, sequence_T, entropy_T, deviation_T, tokens_of(rows, policy.layout), gap)
 
 

@@ -5,51 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from groups import REWARDS, make_groups, sgd
 
-from agpo.batch import Group, Row, Sample, balance, micro_batches, plan_step
-from agpo.logprobs import log_probs
+from agpo.batch import Row, balance, micro_batches, plan_step
 from agpo.objective import PRESETS, Objective, minibatch_loss, overlong_penalty
 from agpo.optimizer import Trained
 from agpo.policy import Policy, Settings, tokens_of, update, with_old_logps
-from agpo.tiny_model import make_model
-from evals.engines import Completion
-from evals.grading import Verdict
-from evals.items import Item
-
-VOCABULARY = 21
-
-
-@pytest.fixture(scope="module")
-def start():
-    torch.manual_seed(0)
-    return make_model(VOCABULARY).eval()
-
-
-def make_groups(model, rewards, seed=0, longest=9):
-    """Groups of random tokens with their true log-probabilities under `model`; rewards [G][N], None = not scorable."""
-    g = torch.Generator().manual_seed(seed)
-    groups = []
-    for number, group_rewards in enumerate(rewards):
-        prompt = tuple(torch.randint(3, VOCABULARY, (2 + number,), generator=g).tolist())
-        samples = []
-        for reward in group_rewards:
-            length = int(torch.randint(1, longest, (1,), generator=g))
-            ids = tuple(torch.randint(3, VOCABULARY, (length,), generator=g).tolist())
-            row = Row(prompt, ids, (), 0, 0.0, 1.0, 1.0)
-            with torch.no_grad():
-                logp = tuple(log_probs(model, [row], 1.0)[0].tolist())
-            outcome = "error" if reward is None else "right" if reward == 1 else "wrong"
-            samples.append(Sample(Completion(ids, logp, "stop", 0.0), "", Verdict(outcome, "test"), reward, 0))
-        groups.append(Group(Item(str(number), "", ""), prompt, tuple(samples)))
-    return groups
-
-
-REWARDS = [[1, 0, 0, 1], [1, 1, 1, 1], [0, 1, None, 0], [0.2, 0.2, 0.2, 0.2]]
-
-
-def sgd(model):
-    """lr 1 and no momentum make the step the gradient."""
-    return Trained(torch.optim.SGD(model.parameters(), lr=1.0), list(model.parameters()), [])
 
 
 def gradient_of(model, groups, objective, on_policy, budget, start):

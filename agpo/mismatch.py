@@ -1,0 +1,68 @@
+"""Another engine's log-probabilities against the trainer's: measured at every step, an error when far apart."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from agpo.batch import MiniBatch, micro_batches
+from agpo.objective import Objective, logp_gap
+from agpo.policy import Policy, Settings, rows_with_gradient, with_old_logps
+from evals.errors import UserError
+
+MAX_GAP = {torch.float32: 0.02, torch.float64: 0.02}
+"""largest mean gap in nats that rounding explains, by the trainer's precision"""
+MAX_GAP_HALF = 0.2
+"""bfloat16 logits of size 20 are off by 0.05 on average"""
+
+
+def against_trainer(
+    policy: Policy, plan: Sequence[MiniBatch], objective: Objective, settings: Settings
+) -> tuple[list[MiniBatch], tuple[float, float] | None]:
+    """The plan with the trainer's own log-probabilities on the rows that will run, and the gap (mean, max) on them.
+
+    For engines that do not sample from the trainer's own model in this process. Where no row will run, one
+    micro-batch is looked at all the same: weights that went stale must not hide behind clipped updates.
+    """
+    measured: list[MiniBatch] = []
+    moves = False  # whether the policy may have moved before this mini-batch
+    for minibatch in plan:
+        moves = moves or not minibatch.at_ratio_1.clipped or bool(objective.beta or settings.tis_cap)
+        rows = list(minibatch.rows)
+        wanted = rows_with_gradient(rows, objective) if moves else []
+        for i, row in zip(wanted, with_old_logps(policy, [rows[i] for i in wanted], settings), strict=True):
+            rows[i] = row
+        measured.append(replace(minibatch, rows=tuple(rows)))
+    seen = [row for minibatch in measured for row in minibatch.rows if row.old_logp is not None]
+    if not seen:
+        rows = [row for minibatch in plan for row in minibatch.rows]
+        parts = micro_batches(rows, range(len(rows)), settings.micro_batch_tokens, policy.layout)
+        seen = list(with_old_logps(policy, [rows[i] for i in parts[0]], settings)) if parts else []
+    return measured, gap_of(seen)
+
+
+def gap_of(rows: Sequence[Any]) -> tuple[float, float] | None:
+    """(mean, max) of |engine - trainer| over the tokens of rows that have both; None: there are none."""
+    both = [row for row in rows if row.engine_logp and row.old_logp is not None]
+    if not both:
+        return None
+    engine_T = torch.tensor([x for row in both for x in row.engine_logp])
+    return logp_gap(engine_T, torch.tensor([x for row in both for x in row.old_logp or ()]))
+
+
+def check_gap(gap: tuple[float, float] | None, dtype: torch.dtype, limit: float = 0.0) -> None:
+    """Raise UserError when the mean gap is over `limit`; 0: what rounding in `dtype` explains.
+
+    A gap that is not a number comes from a loss that is not one either, and such an update is refused.
+    """
+    limit = limit or MAX_GAP.get(dtype, MAX_GAP_HALF)
+    if gap is None or not gap[0] > limit:
+        return
+    raise UserError(
+        f"the engine's log-probabilities of the sampled tokens are not the trainer's: mean gap {gap[0]:.3g}, largest "
+        f"{gap[1]:.3g} nats; up to {limit:g} is taken for rounding. Usual causes: weights of the engine that were not "
+        "synced (or a prefix cache that was not reset after a sync), log-probabilities before the temperature is "
+        "applied, or after top-p cut the distribution, another precision. mismatch.max_gap sets the bound; "
+        "mismatch.correct=tis weighs the tokens for a gap that cannot be helped."
+    )

@@ -1,0 +1,13 @@
+"""A model of the shipped architecture with random weights."""
+
+import pytest
+import torch
+from groups import VOCABULARY
+
+from agpo.tiny_model import make_model
+
+
+@pytest.fixture(scope="module")
+def start():
+    torch.manual_seed(0)
+    return make_model(VOCABULARY).eval()
