@@ -1,0 +1,77 @@
+"""The plan of a step in a table: what every update will do, and what it costs, before anything is computed."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from agpo.batch import Group, MiniBatch, Row, micro_batches
+from agpo.logprobs import Layout
+from agpo.objective import Objective
+from agpo.policy import Settings, rows_with_gradient, tokens_of
+
+
+def explain(
+    groups: Sequence[Group], plan: Sequence[MiniBatch], objective: Objective, settings: Settings, layout: Layout
+) -> tuple[Table, list[str]]:
+    """(a row per mini-batch, sentences that sum it up)."""
+    table = Table(title="plan of the step", title_justify="left")
+    for title in ("update", "groups", "live", "sequences", "L at ratio 1", "tokens to run", "micro-batches", "what happens"):
+        table.add_column(title, justify="left" if title == "what happens" else "right")
+    moved, least, most = False, 0, 0
+    for number, minibatch in enumerate(plan, 1):
+        known = not moved and not objective.beta and settings.tis_cap is None
+        wanted = _wanted(minibatch, objective, known)
+        parts = micro_batches(minibatch.rows, wanted, settings.micro_batch_tokens, layout)
+        tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for part in parts)
+        least, most = least + (tokens if known else 0), most + tokens
+        fate = _fate(minibatch, objective, known)
+        moved = moved or bool(tokens)
+        table.add_row(
+            str(number),
+            str(len(minibatch.groups)),
+            str(minibatch.live_groups),
+            f"{len(minibatch.rows):,}",
+            f"{minibatch.at_ratio_1.value:+.4f}" if known else "unknown",
+            f"{tokens:,}",
+            str(len(parts)),
+            fate,
+        )
+    whole = sum(len(g.prompt_ids) + len(s.completion.token_ids) for g in groups for s in g.samples)
+    return table, _sentences(whole, least, most, plan, layout)
+
+
+def _wanted(minibatch: MiniBatch, objective: Objective, known: bool) -> list[int]:
+    rows: Sequence[Row] = minibatch.rows
+    wanted = rows_with_gradient(rows, objective)
+    if known and not objective.entropy_coef and objective.clip_scope != "micro_batch":
+        wanted = [i for i in wanted if rows[i].scale_at_ratio_1 > 0]
+    return wanted
+
+
+def _fate(minibatch: MiniBatch, objective: Objective, known: bool) -> str:
+    if not minibatch.rows:
+        return "no live group: nothing to run, nothing moves"
+    if not known:
+        return "L is known after the forward pass" if objective.clip == "max0" else "update"
+    if not _wanted(minibatch, objective, known):
+        tie = ", a tie" if minibatch.at_ratio_1.tie else ""
+        return f"clipped{tie}: L is not positive, so it is not run"
+    return "update"
+
+
+def _sentences(whole: int, least: int, most: int, plan: Sequence[MiniBatch], layout: Layout) -> list[str]:
+    live, groups = sum(m.live_groups for m in plan), sum(len(m.groups) for m in plan)
+    sequences = sum(len(m.rows) for m in plan)
+    shared = "a prompt once for its samples" if layout == "packed" else "padded: this model's attention cannot be packed"
+    lines = [
+        f"{live} of {groups} groups are live; {sequences:,} sequences count in the loss.",
+        f"All samples with their prompts are {whole:,} tokens; the updates run at most {most:,} ({shared}).",
+    ]
+    if least != most:
+        lines.append(
+            f"{most - least:,} of these belong to updates after the first, where the ratio is not 1: what f says of L is "
+            "known after their forward pass."
+        )
+    if whole:
+        lines.append(f"Saved at least: {whole - most:,} tokens, {100 * (1 - most / whole):.0f} %.")
+    return lines
