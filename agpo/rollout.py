@@ -90,6 +90,7 @@ def rollout(
     for at, repeat, completion in engine.generate(requests, sampling):
         text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
         graded[at, repeat] = (completion, text, grader.submit(text, items[at]))
+    grader.flush()
 
     def sample(at: int, repeat: int) -> Sample:
         completion, text, verdict = graded[at, repeat]
