@@ -148,7 +148,7 @@ def main() -> None:
     if not args.trl_python:
         parser.error("--trl-python is needed: TRL wants an environment of its own, see --help")
     sys.path.insert(0, str(ROOT))
-    from agpo.train import model_path
+    from agpo.setup import model_path
     from evals.benches import arith
 
     items = arith.items("train", 256)
