@@ -4,6 +4,9 @@
     config.json, model.safetensors, tokenizer files     what transformers, vLLM and lm-eval load
     agpo_run.json                                       which run, method and step made it
     trainer/optimizer.safetensors, trainer/state.json   what --resume needs
+<run folder>/checkpoints/best.json                      which one is the best, where checkpoint.best names a measure
+
+`prepare` copies the weights; what it returns writes them, in the thread of a `Writer`, while training goes on.
 """
 
 import errno
@@ -11,43 +14,69 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from agpo import optimizer
+from agpo.model import exported_weights
 from agpo.policy import Policy
 from evals.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+"""of trainer/state.json: 2 records what the data were"""
 
 
-def save(folder: Path, step: int, policy: Policy, config: Mapping[str, Any], run: Mapping[str, Any]) -> Path:
-    """Write checkpoints/step-N under the run's folder and return it. `step` is the number of finished steps.
+def prepare(
+    folder: Path, step: int, policy: Policy, state: Mapping[str, Any], run: Mapping[str, Any]
+) -> Callable[[], Path]:
+    """Copy the policy as it is now to CPU memory; calling the result writes checkpoints/step-N under the run's folder.
 
-    Everything goes into a temporary folder that is renamed at the end: a checkpoint that exists is complete.
+    `step` is the number of finished steps, `state` goes into trainer/state.json and `run` into agpo_run.json. It takes
+    as much memory as the weights and the optimizer's state until it is written.
     """
-    target = folder / "checkpoints" / f"step-{step:06d}"
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    exported = exported_weights(policy.model) or policy.model.state_dict()
+    weights = {name: _copied(x, copies) for name, x in exported.items()}
+    slots, numbers = optimizer.state(policy.trained)
+    moments = {name: _copied(x, copies) for name, x in slots.items()}
+    state = {"format": FORMAT, "step": step, **state, "optimizer": numbers, "updates": policy.updates}
+
+    def fill(building: Path) -> None:
+        policy.model.save_pretrained(building, state_dict=weights)
+        policy.tokenizer.save_pretrained(building)
+        (building / "trainer").mkdir()
+        save_file(moments, building / "trainer" / "optimizer.safetensors")
+        (building / "trainer" / "state.json").write_text(json.dumps(state, indent=1))
+        (building / "agpo_run.json").write_text(json.dumps({**run, "step": step}, indent=1))
+
+    return lambda: _write_whole(folder / "checkpoints" / f"step-{step:06d}", fill)
+
+
+def _copied(x: torch.Tensor, copies: dict[tuple[int, torch.Size], torch.Tensor]) -> torch.Tensor:
+    """A copy in CPU memory; tensors that share their memory (tied embeddings) share the copy too."""
+    key = (x.data_ptr(), x.shape)
+    if x.numel() == 0 or key not in copies:
+        copies[key] = x.detach().to("cpu", copy=True).contiguous()
+    return copies[key]
+
+
+def _write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Fill a temporary folder, sync it and rename it to `target`: a checkpoint that exists is complete."""
     building = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)
-    trainer = building / "trainer"
-    trainer.mkdir(parents=True)
+    building.mkdir(parents=True)
     try:
-        policy.model.save_pretrained(building)
-        policy.tokenizer.save_pretrained(building)
-        tensors, numbers = _flatten(policy.trained.optimizer.state_dict())
-        save_file(tensors, trainer / "optimizer.safetensors")
-        state = {"format": FORMAT, "step": step, "config": config, "optimizer": numbers, "updates": policy.updates}
-        (trainer / "state.json").write_text(json.dumps(state, indent=1))
-        (building / "agpo_run.json").write_text(json.dumps({**run, "step": step}, indent=1))
+        fill(building)
         for path in building.rglob("*"):
             if path.is_file():
                 _sync(path)
-        if target.exists():  # the same step again after a resume: the same content
-            shutil.rmtree(target)
         os.replace(building, target)
         _sync(target.parent)
     except SafetensorError as e:  # the library wraps the operating system's error in a text
@@ -59,15 +88,89 @@ def save(folder: Path, step: int, policy: Policy, config: Mapping[str, Any], run
     return target
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the latest `keep` checkpoints."""
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+class Writer:
+    """One thread that writes, one thing at a time. What goes wrong in it is raised at the next call, never lost."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Any] | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except Exception as e:
+            if error is None:
+                raise
+            error.add_note(f"writing the last checkpoint failed as well: {type(e).__name__}: {e}")
+        finally:
+            self._thread.shutdown()
+
+    def start(self, job: Callable[[], Any]) -> None:
+        """Do `job` in the background, after the one before it."""
+        self.wait()
+        self._pending = self._thread.submit(job)
+
+    def check(self) -> None:
+        """Raise what the job raised, if it has ended."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the job has ended. Raises what it raised, once."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def mark_best(folder: Path, step: int, facts: Mapping[str, Any]) -> list[Path]:
+    """Name the checkpoint of `step` the best one: `facts` (by which measure, its value) go to best.json and its label.
+
+    Returns the checkpoints whose agpo_run.json was changed: this one, and the one that was the best before.
+    """
+    changed = []
+    for path in checkpoints(folder):
+        label = json.loads((path / "agpo_run.json").read_text())
+        wanted = {name: value for name, value in label.items() if name != "best"}
+        if path.name == f"step-{step:06d}":
+            wanted["best"] = dict(facts)
+        if wanted != label:
+            _write_text(path / "agpo_run.json", json.dumps(wanted, indent=1))
+            changed.append(path)
+    best = {"checkpoint": f"step-{step:06d}", "step": step, **facts}
+    _write_text(folder / "checkpoints" / "best.json", json.dumps(best, indent=1))
+    return changed
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """best.json of a run's folder, None where no checkpoint has been named the best."""
+    path = folder / "checkpoints" / "best.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def surplus(folder: Path, keep: int) -> list[Path]:
+    """The checkpoints that are neither among the latest `keep` nor the best."""
+    best = (read_best(folder) or {}).get("checkpoint")
+    return [path for path in checkpoints(folder)[:-keep] if path.name != best]
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run's folder, oldest first."""
     return sorted(p for p in (folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name))
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """What a killed process had begun to write."""
+    for path in [*(folder / "checkpoints").glob(".*.tmp"), *(folder / "checkpoints").glob("step-*/.*.tmp")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -77,10 +180,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise UserError(
             f"{checkpoint}: not a training checkpoint (no trainer/state.json in it), so it cannot be resumed."
         )
-    state = json.loads(path.read_text())
-    if state["format"] != FORMAT:
+    try:
+        state = json.loads(path.read_text())
+        found = state["format"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: not the state of a checkpoint ({e!r}). Resume from another checkpoint.") from e
+    if found != FORMAT:
         raise UserError(
-            f"{checkpoint}: written in checkpoint format {state['format']}, this version reads {FORMAT}. "
+            f"{checkpoint}: written in checkpoint format {found}, this version reads {FORMAT}. "
             "Resume with the version that wrote it."
         )
     return state
@@ -88,23 +195,22 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def restore(checkpoint: Path, policy: Policy, state: Mapping[str, Any]) -> None:
     """Load the optimizer and the count of updates into a policy whose model was loaded from the same checkpoint."""
-    tensors = load_file(checkpoint / "trainer" / "optimizer.safetensors")
-    policy.trained.optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
+    path = checkpoint / "trainer" / "optimizer.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise UserError(f"{path}: cannot be read ({e}). Resume from another checkpoint.") from e
+    optimizer.restore(policy.trained, tensors, state["optimizer"])
     policy.updates = state["updates"]
 
 
-def _flatten(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors of an optimizer's state by `<parameter>.<name>`, and its groups, which are plain numbers."""
-    tensors = {f"{i}.{name}": x.contiguous() for i, slots in state["state"].items() for name, x in slots.items()}
-    return tensors, {"param_groups": state["param_groups"]}
-
-
-def _unflatten(tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> dict[str, Any]:
-    slots: dict[int, dict[str, torch.Tensor]] = {}
-    for key, x in tensors.items():
-        i, name = key.split(".", 1)
-        slots.setdefault(int(i), {})[name] = x
-    return {"state": slots, **numbers}
+def _write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    building.write_text(text)
+    _sync(building)
+    os.replace(building, path)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

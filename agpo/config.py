@@ -1,6 +1,8 @@
 """Configuration of a training run: typed, one docstring per key; a YAML recipe under dotted overrides."""
 
+import copy
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from agpo.objective import PRESETS, Objective, resolve
+from agpo.trackers import TRACKERS
 from evals.errors import UserError
 from evals.grading.grader import GRADERS
 from evals.prompts import PRESETS as PROMPTS
@@ -105,13 +108,34 @@ class MismatchConfig(_Section):
     """stop when the mean |log pi_engine - log pi_trainer| is over this; 0: 0.02 in float32, 0.2 in half precision"""
 
 
+class RewardConfig(_Section):
+    """One of several rewards. `rewards.NAME=math` on the command line sets `reward`."""
+
+    reward: str
+    """a grader (math, exact), or `module:function`"""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """its factor in the sum; 0 logs it only"""
+    range: tuple[float, float] = (0.0, 1.0)
+    """what a function of one's own may return"""
+
+    @field_validator("reward")
+    @classmethod
+    def _reward(cls, value: str) -> str:
+        return _known_reward(value)
+
+    @field_validator("range")
+    @classmethod
+    def _range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _low_high(value)
+
+
 class EvalConfig(_Section):
     """Evaluation during training, into the same store."""
 
     bench: str = ""
-    """name of a benchmark of `python -m evals.run --list`; empty: none"""
+    """benchmarks of `python -m evals.run --list`, several with commas or as a list; empty: none"""
     data: str = ""
-    """local file of the benchmark; empty: as the benchmark loads by default"""
+    """local file of the benchmark; empty, as for several: as the benchmark loads by default"""
     every: int = Field(default=0, ge=0)
     """evaluate every this many steps besides before the first and after the last; 0: only those two"""
     size: int = Field(default=256, ge=1)
@@ -123,6 +147,21 @@ class EvalConfig(_Section):
     max_tokens: int = Field(default=0, ge=0)
     """0: as in rollout"""
 
+    @field_validator("bench", mode="before")
+    @classmethod
+    def _bench(cls, value: Any) -> Any:
+        return _with_commas(value)
+
+    @property
+    def benches(self) -> list[str]:
+        return self.bench.split(",") if self.bench else []
+
+    @model_validator(mode="after")
+    def _one_file(self) -> "EvalConfig":
+        if self.data and len(self.benches) > 1:
+            raise ValueError("data is the file of one benchmark; for several, $AGPO_DATA names a folder with theirs.")
+        return self
+
 
 class CheckpointConfig(_Section):
     """When the run is saved. A killed run continues from its last checkpoint, exactly."""
@@ -131,6 +170,8 @@ class CheckpointConfig(_Section):
     """steps between checkpoints"""
     keep: int = Field(default=2, ge=1)
     """how many of the latest to keep; the last step's is always kept"""
+    best: str = ""
+    """keep the best one too, by a measure of the evaluations: eval/pass1 (the first benchmark's) or eval/BENCH/pass1"""
 
 
 class HardwareConfig(_Section):
@@ -162,6 +203,8 @@ class TrainConfig(_Section):
     """a grader (math, exact), or `module:function` of one's own: (text, item) -> a number, or None for not scorable"""
     reward_range: tuple[float, float] = (0.0, 1.0)
     """what a reward function of one's own may return; anything else stops the run"""
+    rewards: dict[str, RewardConfig] = Field(default_factory=dict)
+    """several by name in place of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
     objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
     """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/objective.py`"""
     rollout: RolloutConfig = RolloutConfig()
@@ -175,6 +218,8 @@ class TrainConfig(_Section):
     """rollout batches"""
     seed: int = Field(default=0, ge=0)
     """decides the order of the data and every sampled token"""
+    trackers: tuple[str, ...] = ()
+    """also log to these: tensorboard, wandb, mlflow, trackio"""
     out: str = "runs"
     """folder that gets a sub-folder per run, with checkpoints and the picture"""
 
@@ -198,7 +243,41 @@ class TrainConfig(_Section):
     @field_validator("reward")
     @classmethod
     def _reward(cls, value: str) -> str:
-        return value if value in NOT_BUILT or ":" in value else _one_of(value, GRADERS, "reward")
+        return _known_reward(value)
+
+    @field_validator("reward_range")
+    @classmethod
+    def _range(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return _low_high(value)
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _rewards(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for name in value:
+            if not re.fullmatch(r"[\w-]+", str(name)) or name == "mean":
+                raise ValueError(
+                    f"{name!r} cannot name a reward: it is logged as reward/{name}. Letters, digits, - and _."
+                )
+        return {name: {"reward": what} if isinstance(what, str) else what for name, what in value.items()}
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        names = [name for name in _with_commas(value).split(",") if name]
+        return tuple(_one_of(name, TRACKERS, "tracker") for name in names)
+
+    @model_validator(mode="after")
+    def _measure_of_the_best(self) -> "TrainConfig":
+        measures = ["eval/pass1", *(f"eval/{name}/pass1" for name in self.eval.benches)]
+        if self.checkpoint.best and not (self.eval.benches and self.eval.every):
+            raise ValueError("checkpoint.best needs evaluations to choose by: set eval.bench and eval.every.")
+        if self.checkpoint.best and self.checkpoint.best not in measures:
+            raise ValueError(
+                f"checkpoint.best={self.checkpoint.best!r} is not measured. There is: {', '.join(measures)}."
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_minibatches(self) -> "TrainConfig":
@@ -213,6 +292,22 @@ class TrainConfig(_Section):
     @property
     def updates_per_step(self) -> int:
         return self.rollout.prompts_per_step // self.update.prompts_per_minibatch
+
+
+def _known_reward(value: str) -> str:
+    return value if value in NOT_BUILT or ":" in value else _one_of(value, GRADERS, "reward")
+
+
+def _low_high(value: tuple[float, float]) -> tuple[float, float]:
+    if not value[0] < value[1]:
+        raise ValueError("the lower end must come first, and differ from the upper")
+    return value
+
+
+def _with_commas(value: Any) -> Any:
+    """A list, or a text with commas, as a text with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
 
 
 def objective_of(chosen: Mapping[str, Any]) -> Objective:
@@ -259,15 +354,16 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(e).split())}).") from e
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected keys and values, found {type(tree).__name__}.")
+    return make_config(tree, str(path), overrides)
+
+
+def make_config(tree: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Validate a tree of keys under overrides. Raises UserError with one line per mistake."""
+    tree = copy.deepcopy(dict(tree))
     for override in overrides:
         _apply(tree, override)
-    return make_config(tree, str(path))
-
-
-def make_config(tree: Mapping[str, Any], where: str) -> TrainConfig:
-    """Validate a tree of keys. Raises UserError with one line per mistake."""
     try:
-        return TrainConfig.model_validate(dict(tree))
+        return TrainConfig.model_validate(tree)
     except ValidationError as e:
         raise UserError(f"configuration ({where}): " + "; ".join(_explain(error) for error in e.errors())) from e
 
@@ -286,6 +382,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         below = node.get(part)
         if isinstance(below, str) and part in ("objective", "data"):  # the short forms of these sections
             below = {"preset" if part == "objective" else "path": below}
+        elif isinstance(below, str) and path[0] == "rewards":
+            below = {"reward": below}
         node[part] = below if isinstance(below, dict) else {}
         node = node[part]
     if not path and key in ("objective", "data") and isinstance(value, str) and isinstance(node.get(key), dict):

@@ -15,7 +15,16 @@ def explain(
 ) -> tuple[Table, list[str]]:
     """(a row per mini-batch, sentences that sum it up)."""
     table = Table(title="plan of the step", title_justify="left")
-    for title in ("update", "groups", "live", "sequences", "L at ratio 1", "tokens to run", "micro-batches", "what happens"):
+    for title in (
+        "update",
+        "groups",
+        "live",
+        "sequences",
+        "L at ratio 1",
+        "tokens to run",
+        "micro-batches",
+        "what happens",
+    ):
         table.add_column(title, justify="left" if title == "what happens" else "right")
     moved, least, most = False, 0, 0
     for number, minibatch in enumerate(plan, 1):
@@ -62,7 +71,9 @@ def _fate(minibatch: MiniBatch, objective: Objective, known: bool) -> str:
 def _sentences(whole: int, least: int, most: int, plan: Sequence[MiniBatch], layout: Layout) -> list[str]:
     live, groups = sum(m.live_groups for m in plan), sum(len(m.groups) for m in plan)
     sequences = sum(len(m.rows) for m in plan)
-    shared = "a prompt once for its samples" if layout == "packed" else "padded: this model's attention cannot be packed"
+    shared = (
+        "a prompt once for its samples" if layout == "packed" else "padded: this model's attention cannot be packed"
+    )
     lines = [
         f"{live} of {groups} groups are live; {sequences:,} sequences count in the loss.",
         f"All samples with their prompts are {whole:,} tokens; the updates run at most {most:,} ({shared}).",

@@ -9,7 +9,6 @@ import numpy as np
 from agpo.batch import Group, Sample, raw_rewards
 from agpo.objective import live_groups
 from evals.engines import Completion, Engine, Request, Sampling
-from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
@@ -90,6 +89,7 @@ def rollout(
     for at, repeat, completion in engine.generate(requests, sampling):
         text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
         graded[at, repeat] = (completion, text, grader.submit(text, items[at]))
+    grader.flush()
 
     def sample(at: int, repeat: int) -> Sample:
         completion, text, verdict = graded[at, repeat]
@@ -109,5 +109,17 @@ def check_prompts(items: Sequence[Item], preset: str, engine: Engine, max_tokens
         if item.id in seen:
             raise UserError(f"the data has the id {item.id!r} twice. Ids must differ: samples are stored under them.")
         seen.add(item.id)
-        prompt_tokens = len(encode(preset, item.prompt, engine.tokenizer))
-        check_fits(prompt_tokens, max_tokens, engine.max_context, f"problem {item.id!r} with prompt {preset!r}")
+        check_room(item, preset, engine, max_tokens, "the data", "rollout.max_tokens")
+
+
+def check_room(item: Item, preset: str, engine: Engine, max_tokens: int, where: str, key: str) -> None:
+    """Refuse a problem whose answer could grow over the end of the model's position table."""
+    prompt_tokens = len(encode(preset, item.prompt, engine.tokenizer))
+    if prompt_tokens == 0:
+        raise UserError(f"{where}: problem {item.id!r} is empty: with prompt={preset} it has no tokens.")
+    if prompt_tokens + max_tokens > engine.max_context:
+        raise UserError(
+            f"{where}: problem {item.id!r} has {prompt_tokens} tokens with prompt={preset}, and an answer may have "
+            f"{max_tokens} more: together over the model's context of {engine.max_context}. Lower {key}, or leave the "
+            "problem out."
+        )

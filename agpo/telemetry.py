@@ -1,7 +1,8 @@
-"""What a step is measured by, and the live table it is shown in."""
+"""What a step is measured by, the live table it is shown in, and plain words where the numbers need them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -38,12 +39,17 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     samples = [sample for group in groups for sample in group.samples]
     rewards_GN = raw_rewards(groups)
     live_G = live_groups(rewards_GN)
+    dead = [{s.verdict.outcome for s in group.samples} for group, live in zip(groups, live_G, strict=True) if not live]
     logps = [x for s in samples for x in s.completion.logprobs or ()]
     norms = [u.grad_norm for u in updates if u.grad_norm is not None and not u.refused]
     drift = [u.ratio_deviation for u in updates if u.ratio_deviation is not None]
     live_tokens = sum(m.live_tokens for m in plan)
     all_tokens = sum(len(s.completion.token_ids) for s in samples)
     run_tokens = sum(u.tokens_run for u in updates)
+    parts: dict[str, list[float | None]] = {}
+    for s in samples:
+        for name, value in s.verdict.parts.items():
+            parts.setdefault(name, []).append(value)
     whole = sum(len(g.prompt_ids) * len(g.samples) for g in groups) + all_tokens
     metrics = {
         "reward/mean": _mean([s.reward for s in samples if s.reward is not None]),
@@ -57,8 +63,8 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
         "samples/no_answer": float(sum(s.verdict.outcome == "no_answer" for s in samples)),
         "groups/live": float(live_G.sum()),
         "groups/masked": float((~live_G).sum()),
-        "groups/all_right": float(((rewards_GN == 1).all(1) & ~live_G).sum()),
-        "groups/all_wrong": float(((rewards_GN == 0).all(1) & ~live_G).sum()),
+        "groups/all_right": float(sum(outcomes == {"right"} for outcomes in dead)),
+        "groups/all_wrong": float(sum(outcomes <= {"wrong", "no_answer"} for outcomes in dead)),
         "groups/live_token_share": live_tokens / all_tokens if all_tokens else None,
         "entropy": -_total(logps) / len(logps) if logps else None,
         "loss/raw": _mean([u.decision.value for u, m in zip(updates, plan, strict=True) if m.rows]),
@@ -68,11 +74,14 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
         ),
         "clip/ties": float(sum(u.decision.tie for u in updates)),
         "updates/made": float(sum(u.stepped for u in updates)),
+        "updates/dead": float(sum(not m.rows for m in plan)),
         "updates/refused": float(sum(u.refused for u in updates)),
         "ratio/deviation": _mean(drift),
         "grad_norm": _mean(norms),
         "saved/tokens": float(whole - run_tokens),
+        "saved/of_tokens": float(whole),
         "saved/share": 1 - run_tokens / whole if whole else None,
+        **{f"reward/{name}": _mean(values) for name, values in parts.items()},
     }
     return {name: float(value) for name, value in metrics.items() if value is not None}
 
@@ -84,6 +93,84 @@ def _total(values: Sequence[float]) -> float:
 def _mean(values: Sequence[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
     return _total(numbers) / len(numbers) if numbers else None
+
+
+PATIENCE = 5
+"""steps without a live group until the run says that there is nothing left to learn"""
+
+
+@dataclass
+class Tally:
+    """Sums over the steps of a run. A resumed run makes them from the store, so that it counts and says the same."""
+
+    made: float = 0.0
+    clipped: float = 0.0
+    dead: float = 0.0
+    refused: float = 0.0
+    saved_tokens: float = 0.0
+    of_tokens: float = 0.0
+    dead_steps: int = 0
+    """in a row, up to now"""
+    said: bool = False
+    """that there is nothing left to learn"""
+
+    @classmethod
+    def of(cls, metrics: Iterable[tuple[int, str, float]]) -> "Tally":
+        """From the rows of a run in the store."""
+        steps: dict[int, dict[str, float]] = {}
+        for step, name, value in metrics:
+            steps.setdefault(step, {})[name] = value
+        tally = cls()
+        for step in sorted(steps):
+            if "groups/live" in steps[step]:
+                tally.add(step, steps[step])
+        return tally
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Count a step; what there is to say about it."""
+        self.made += metrics["updates/made"]
+        self.clipped += metrics["clip/clipped_updates"]
+        self.dead += metrics["updates/dead"]
+        self.refused += metrics["updates/refused"]
+        self.saved_tokens += metrics["saved/tokens"]
+        self.of_tokens += metrics["saved/of_tokens"]
+        if metrics["groups/live"]:
+            self.dead_steps = 0
+            return []
+        self.dead_steps += 1
+        if self.said:
+            return []
+        right, wrong = metrics["groups/all_right"], metrics["groups/all_wrong"]
+        other = metrics["groups/masked"] - right - wrong
+        told = [f"step {step}: no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"]
+        if other:
+            told[0] += f", {other:.0f} otherwise alike or with too few scorable samples"
+        if self.dead_steps == PATIENCE:
+            self.said = True
+            told.append(
+                f"{PATIENCE} steps in a row without a live group: nothing left to learn. {_advice(right, wrong, other)}"
+            )
+        return told
+
+    def line(self) -> str:
+        """One line for the end of a run."""
+        share = 100 * self.saved_tokens / self.of_tokens if self.of_tokens else 0.0
+        return (
+            f"updates     {self.made:.0f} made, {self.clipped:.0f} clipped, {self.dead:.0f} without a live group, "
+            f"{self.refused:.0f} refused; "
+            f"{self.saved_tokens:,.0f} of {self.of_tokens:,.0f} tokens ({share:.0f} %) not run"
+        )
+
+
+def _advice(right: float, wrong: float, other: float) -> str:
+    if other > right + wrong:
+        return "Check the reward: it gives all samples of a prompt the same number, or cannot score them."
+    if right >= wrong:
+        return "The problems are solved: give harder ones."
+    return (
+        "The problems are out of reach: give easier ones, more samples per prompt (rollout.samples_per_prompt) or "
+        "longer answers (rollout.max_tokens), and check prompt and reward on the stored responses."
+    )
 
 
 class Progress:
@@ -98,8 +185,6 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self.live:
             self.live.start()
-        else:
-            self.console.print(_header())
         return self
 
     def __exit__(
@@ -120,6 +205,8 @@ class Progress:
         if self.live:
             self.live.update(self._table())
         else:
+            if len(self.rows) == 1:
+                self.console.print(_header())
             self.console.print(_line(row), highlight=False)
 
     def _table(self) -> Table:

@@ -30,7 +30,8 @@ def ours(objective: str, prompts: list[str], answers: list[str], model: str) -> 
     import tempfile
 
     from agpo.config import load_config
-    from agpo.train import set_up, train_step
+    from agpo.setup import set_up
+    from agpo.step import train_step
     from evals.grading.grader import Grader
 
     with tempfile.TemporaryDirectory() as folder:
@@ -148,7 +149,7 @@ def main() -> None:
     if not args.trl_python:
         parser.error("--trl-python is needed: TRL wants an environment of its own, see --help")
     sys.path.insert(0, str(ROOT))
-    from agpo.train import model_path
+    from agpo.setup import model_path
     from evals.benches import arith
 
     items = arith.items("train", 256)

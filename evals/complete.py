@@ -150,7 +150,7 @@ def sample_row(
         seed=seed,
         seconds=completion.seconds,
         weight_version=completion.weight_version,
-        meta=dict(item.meta),
+        meta={**item.meta, **({"rewards": dict(verdict.parts)} if verdict.parts else {})},
     )
 
 

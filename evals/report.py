@@ -24,6 +24,7 @@ SETTINGS = {  # config key of an evaluation -> how it reads in a table; results 
     "top_p": "top-p {}",
     "max_tokens": "max {} tokens",
     "prompt": "prompt {}",
+    "selected_on_test": "selected_on_test ({})",
 }
 
 

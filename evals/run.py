@@ -62,7 +62,9 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     preset = args.prompt or bench.prompt
     if preset not in PRESETS:
         raise UserError(f"unknown prompt preset {preset!r}. Known: {', '.join(PRESETS)}.")
+    selected = run_label(model).get("best", {}).get("selected_on_test")
     return {
+        **({"selected_on_test": selected} if selected else {}),
         "bench": bench.name,
         "data": str(Path(args.data).resolve()) if args.data else None,
         "model": model,

@@ -388,6 +388,13 @@ class Store:
         with self._transaction(write=True) as connection:
             connection.execute(self._upsert(artifacts_table, ["run_id", "path"]), [row])
 
+    def remove_artifacts(self, run_id: str, paths: Iterable[str | Path]) -> None:
+        """Forget files or folders of the run that are about to be deleted."""
+        c = artifacts_table.c
+        gone = [str(Path(path).absolute()) for path in paths]
+        with self._transaction(write=True) as connection:
+            connection.execute(artifacts_table.delete().where(c.run_id == run_id, c.path.in_(gone)))
+
     def artifacts(self, run_id: str) -> list[Artifact]:
         c = artifacts_table.c
         with self._transaction() as connection:

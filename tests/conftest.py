@@ -24,7 +24,7 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> str:
     """The start model that comes with the package."""
-    from agpo.train import model_path
+    from agpo.setup import model_path
 
     return model_path("tiny")
 

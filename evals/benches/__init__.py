@@ -26,6 +26,8 @@ class Bench:
     """meta keys that reports break it down by"""
     licence: str
     source: str
+    test_set: bool = True
+    """results of a checkpoint that was chosen by it are labelled selected_on_test; False: held out to choose by"""
 
 
 BENCHES: dict[str, Bench] = {
@@ -54,6 +56,7 @@ BENCHES: dict[str, Bench] = {
             groups=("terms",),
             licence="Apache-2.0",
             source="made by reasoning-gym",
+            test_set=False,
         ),
     )
 }

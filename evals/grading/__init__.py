@@ -1,6 +1,7 @@
 """Grading: a completion's text and a reference answer in, a `Verdict` out. Errors never become rewards."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Outcome = Literal["right", "wrong", "no_answer", "scored", "timeout", "error"]
@@ -20,6 +21,8 @@ class Verdict:
     """for timeout and error: what happened"""
     score: float | None = None
     """the number a reward function gave; graders leave it to the outcome"""
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    """of a sum of several rewards: each one by its name, None where it could not tell"""
 
     @property
     def scorable(self) -> bool:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ from evals.errors import UserError
 from evals.grading import Verdict
 from evals.grading.function import FunctionGrader
 from evals.grading.math import extract_answer, same_string
+from evals.grading.weighted import WeightedGrader
 from evals.items import Item
 
 START_SECONDS = 120.0
@@ -52,6 +53,11 @@ GRADERS: dict[str, Callable[[str, str], Verdict | str]] = {"math": math, "exact"
 def open_grader(name: str, span: tuple[float, float] = (0.0, 1.0)) -> "Grader | FunctionGrader":
     """The grader called `name`, or the reward function `module:function` with numbers in `span`."""
     return FunctionGrader(name, span) if ":" in name else Grader(name)
+
+
+def open_rewards(parts: Mapping[str, tuple[str, float, tuple[float, float]]]) -> WeightedGrader:
+    """The weighted sum of several rewards: name -> (grader or `module:function`, weight, range)."""
+    return WeightedGrader({name: (open_grader(what, span), weight) for name, (what, weight, span) in parts.items()})
 
 
 class Grader:
@@ -89,6 +95,9 @@ class Grader:
     def submit(self, text: str, item: Item) -> "Future[Verdict]":
         """The verdict on a whole response. Blocks only when 10,000 comparisons are waiting."""
         return self.compare(text, item.answer)
+
+    def flush(self) -> None:
+        """Everything of a rollout has been submitted: nothing here waits for that."""
 
     def compare(self, text: str, reference: str) -> "Future[Verdict]":
         """`submit` for a reference without an item."""

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from agpo.config import all_keys, load_config, make_config, objective_of, recipes
-from agpo.train import lr_schedule, main
+from agpo.setup import lr_schedule
+from agpo.train import main
 from evals.errors import UserError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from agpo.train import find_resume, main, model_path
-from evals.errors import UserError
+from agpo.setup import model_path
+from agpo.train import main
 from evals.store import Store
 
 SMALL = (
@@ -206,14 +206,6 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch
     assert len(told.strip().splitlines()) == 1
     left = {p for p in tmp_path.rglob("*") if "results" not in p.parts} - before
     assert not [p for p in left if p.is_file()], left
-
-
-def test_resume_refuses_overrides_and_folders_that_are_no_checkpoint(undisturbed, tmp_path):
-    folder = run_folder(undisturbed[0])
-    code, output = finish(train(tmp_path, "--resume", str(folder), "steps=9"))
-    assert (code, "cannot be given" in output) == (2, True)
-    with pytest.raises(UserError, match="no complete checkpoint"):
-        find_resume(str(tmp_path), "runs")
 
 
 @pytest.mark.slow

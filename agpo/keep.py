@@ -1,0 +1,125 @@
+"""What a run keeps in its folder: checkpoints, which of them is the best, the batches of refused updates."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from agpo import checkpoint
+from agpo.batch import Group, MiniBatch
+from agpo.policy import Update
+from agpo.setup import Run, selected_on_test
+
+
+def save_checkpoint(run: Run, writer: checkpoint.Writer) -> None:
+    """Copy the policy now and write it in the background; not twice for one step."""
+    if run.saved == run.done:
+        return
+    config = run.config
+    label = {
+        "run": run.id,
+        "name": config.name,
+        "method": config.objective["preset"],
+        "model": config.model,
+        "seed": config.seed,
+        "store": str(run.store),
+    }
+    state = {"config": config.model_dump(mode="json"), "data": run.data}
+    writer.wait()  # one copy of the weights at a time
+    write = checkpoint.prepare(run.folder, run.done, run.policy, state, label)
+
+    def job() -> None:
+        run.store.add_artifact(run.id, "checkpoint", write())
+        prune(run)
+
+    run.saved = run.done
+    writer.start(job)
+
+
+def prune(run: Run) -> None:
+    """Remove the checkpoints that are neither the latest nor the best, from the store first."""
+    old = checkpoint.surplus(run.folder, run.config.checkpoint.keep)
+    run.store.remove_artifacts(run.id, old)
+    for path in old:
+        shutil.rmtree(path)
+
+
+def settle_best(run: Run, writer: checkpoint.Writer) -> None:
+    """Name the best of the steps that have a checkpoint, and of this one, which gets one then. The first of equals.
+
+    It follows from the store and the folder alone, so that a resumed run comes to the same.
+    """
+    measure = run.config.checkpoint.best
+    if not measure:
+        return
+    writer.wait()
+    kept = {run.done, *(checkpoint.step_of(path) for path in checkpoint.checkpoints(run.folder))}
+    kept.discard(0)  # the start model is not something that the run made
+    values = {step: value for step, _, value in run.store.metrics(run.id, [measure]) if step in kept and value == value}
+    if not values:
+        return
+    best = max(values, key=lambda step: (values[step], -step))
+    if best == run.done:
+        save_checkpoint(run, writer)
+    facts = {"measure": measure, "value": values[best], "selected_on_test": selected_on_test(run.config)}
+
+    def job() -> None:
+        for path in checkpoint.mark_best(run.folder, best, facts):
+            run.store.add_artifact(run.id, "checkpoint", path)
+        kind = "best checkpoint" + (", selected_on_test" if facts["selected_on_test"] else "")
+        run.store.add_artifact(run.id, kind, run.folder / "checkpoints" / "best.json")
+        prune(run)
+
+    writer.start(job)
+
+
+def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group], done: Update) -> str:
+    """Keep the batch of an update whose loss or gradient was not finite. Returns a line that says where."""
+    path = run.folder / "refused" / f"step-{run.done:06d}-update-{k}.json"
+    path.parent.mkdir(exist_ok=True)
+    whole = {
+        "step": run.done,
+        "update": k,
+        "weights": f"{run.id}/step-{run.done - 1}",
+        "loss": done.decision.value,
+        "grad_norm": done.grad_norm,
+        "groups": [
+            {
+                "item": group.item.id,
+                "prompt": group.item.prompt,
+                "reference": group.item.answer,
+                "prompt_ids": group.prompt_ids,
+                "samples": [
+                    {
+                        "response": s.text,
+                        "token_ids": s.completion.token_ids,
+                        "logprobs": s.completion.logprobs,
+                        "finish_reason": s.completion.finish_reason,
+                        "reward": s.reward,
+                        "outcome": s.verdict.outcome,
+                        "seed": s.seed,
+                    }
+                    for s in group.samples
+                ],
+            }
+            for group in groups
+        ],
+        "rows": [asdict(row) for row in minibatch.rows],
+    }
+    path.write_text(json.dumps(_json_numbers(whole), indent=1))
+    run.store.add_artifact(run.id, "refused update", path)
+    return (
+        f"step {run.done}, update {k}: refused, its loss ({done.decision.value:g}) or gradient norm "
+        f"({done.grad_norm if done.grad_norm is not None else math.nan:g}) is not finite. The batch is in {path}"
+    )
+
+
+def _json_numbers(value: Any) -> Any:
+    """The same with numbers that JSON does not have as texts: "nan", "inf"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _json_numbers(one) for key, one in value.items()}
+    return [_json_numbers(one) for one in value] if isinstance(value, list | tuple) else value

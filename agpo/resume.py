@@ -1,0 +1,77 @@
+"""Going on with a run: which checkpoint, and which keys may differ from those it was started with."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agpo import checkpoint
+from agpo.config import TrainConfig, load_config, make_config
+from evals.errors import UserError
+
+FREE = ("out", "steps", "checkpoint", "eval", "trackers", "hardware", "update.max_refused", "data")
+"""sections and keys that no number of the training depends on; the problems of `data` are compared by their hash"""
+ROUNDING = ("threads", "device", "rollout.max_sequences", "update.micro_batch_tokens")
+"""those that change a result by float rounding only: taken, and said"""
+
+
+def find_resume(what: str, out: str) -> tuple[TrainConfig, Path, dict[str, Any]]:
+    """(config, checkpoint, its agpo_run.json) to continue from: a run id, its folder, a checkpoint, or `latest`."""
+    path = Path(what)
+    if what == "latest":
+        folders = [p for p in Path(out).glob("*") if checkpoint.checkpoints(p)]
+        if not folders:
+            raise UserError(
+                f"nothing to resume: no run with a checkpoint in {out}/. For another folder say out=FOLDER."
+            )
+        path = max(folders, key=lambda p: checkpoint.checkpoints(p)[-1].stat().st_mtime)
+    elif not path.exists():
+        path = Path(out) / what
+    if not path.is_dir():
+        raise UserError(f"nothing to resume: {what} is neither a run in {out}/ nor a folder.")
+    if (path / "trainer").is_dir():
+        saved = path
+    elif found := checkpoint.checkpoints(path):
+        saved = found[-1]
+    else:
+        raise UserError(f"nothing to resume: {path} has no complete checkpoint. Start the run again without --resume.")
+    state = checkpoint.read_state(saved)
+    label = saved / "agpo_run.json"
+    if not label.is_file():
+        raise UserError(f"nothing to resume: {saved} has no agpo_run.json, which says what run made it.")
+    return make_config(state["config"], str(saved)), saved, json.loads(label.read_text())
+
+
+def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) -> tuple[TrainConfig, list[str]]:
+    """(the configuration to go on with, the keys among ROUNDING that differ): the saved one under what is asked for.
+
+    Raises UserError with every key that differs and would make it another run.
+    """
+    if recipe is not None:
+        wanted = load_config(recipe, overrides)
+    else:
+        wanted = make_config(saved.model_dump(mode="json"), "--resume", overrides)
+    before, after = dict(_flat(saved.model_dump(mode="json"))), dict(_flat(wanted.model_dump(mode="json")))
+    differ = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    free = [key for key in FREE if key != "steps" or saved.update.schedule == "constant"]
+    other = [key for key in differ if not _among(key, (*free, *ROUNDING))]
+    if other:
+        said = "; ".join(f"{key}={before.get(key)!r} in the checkpoint, {after.get(key)!r} now" for key in other)
+        why = " (the learning-rate schedule depends on steps)" if other == ["steps"] else ""
+        raise UserError(
+            f"--resume goes on with the same training, and these keys would change its numbers: {said}{why}. "
+            "Leave them as they were, or start a new run from the checkpoint with model=CHECKPOINT."
+        )
+    return wanted, [key for key in differ if _among(key, ROUNDING)]
+
+
+def _among(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

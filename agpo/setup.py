@@ -1,0 +1,255 @@
+"""Setting a run up: everything that is loaded and checked before the first step."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agpo.config import NOT_BUILT, PACKAGE, TrainConfig, objective_of
+from evals.errors import UserError
+
+# Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
+
+
+@dataclass
+class Run:
+    """A run that is set up: everything `train` needs, and how far it has got."""
+
+    config: TrainConfig
+    id: str
+    folder: Path
+    store: Any
+    policy: Any
+    engine: Any
+    items: list[Any]
+    benches: list[tuple[Any, list[Any]]]
+    """the benchmarks of `eval.bench` with the problems that are asked"""
+    data: str
+    """hash of `items`: a checkpoint goes on with the same problems or not at all"""
+    done: int = 0
+    """steps that are finished"""
+    saved: int | None = None
+    """the step of the last checkpoint"""
+
+
+def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | None, run_id: str | None) -> Run:
+    """Load everything; a fresh run, or the continuation of `run_id` from a checkpoint."""
+    import torch
+
+    from agpo import checkpoint
+    from agpo.logprobs import choose_layout
+    from agpo.model import prepare
+    from agpo.optimizer import make_trained
+    from agpo.policy import Policy
+    from agpo.rollout import check_prompts
+    from agpo.trackers import check_installed
+    from evals.engines.hf import HFEngine
+    from evals.store import Store
+
+    check_machine(config)
+    check_installed(config.trackers)
+    with open_reward(config):
+        pass  # a reward that cannot be loaded is said before a model is
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    items, benches = load_items(config), load_benches(config)
+    state = checkpoint.read_state(checkpoint_path) if checkpoint_path else None
+    data = fingerprint(items)
+    if state and state["data"] != data:
+        raise UserError(
+            f"the problems of data={config.data.path} are not those that the checkpoint was trained on. Give the same "
+            "file, or start a new run from the checkpoint with model=CHECKPOINT."
+        )
+    # Adapters sit on the start model: a checkpoint's folder has them merged in, its trainer/ folder apart.
+    start = model_path(config.model) if config.lora.rank or not checkpoint_path else str(checkpoint_path)
+    model, tokenizer = load(start, config)
+    torch.manual_seed(config.seed)  # adapters start at random
+    update = config.update
+    prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
+    engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    check_prompts(items, config.prompt, engine, config.rollout.max_tokens, config.rollout.prompts_per_step)
+    for bench, asked in benches:
+        check_bench(bench.name, asked, config, engine)
+    trained = make_trained(model, lr=update.lr, betas=update.betas, weight_decay=update.weight_decay)
+    reference = None
+    if objective_of(config.objective).beta:  # the start model, whatever checkpoint the run goes on from
+        reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
+    layout = choose_layout(model, engine.max_context)
+    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, layout)
+    if checkpoint_path and state:
+        checkpoint.restore(checkpoint_path, policy, state)
+    run = Run(config, run_id or "", Path(config.out), Store.open(store_url), policy, engine, items, benches, data)
+    if run_id and checkpoint_path and state:
+        _go_on(run, checkpoint_path, state["step"])
+    else:
+        run.id = run.store.start_run(
+            "train",
+            config.name,
+            method=config.objective["preset"],
+            model=config.model,
+            seed=config.seed,
+            config=recorded(config),
+        )
+        run.folder = Path(config.out) / run.id
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return run
+
+
+def _go_on(run: Run, saved: Path, step: int) -> None:
+    """Put the store and the run's folder back to where they were at the checkpoint; what came after is made again."""
+    from agpo import checkpoint
+
+    run.store.resume_run(run.id)
+    run.done = run.saved = step
+    run.folder = saved.parent.parent if saved.parent.name == "checkpoints" else Path(run.config.out) / run.id
+    run.store.truncate(run.id, step)
+    checkpoint.remove_unfinished(run.folder)
+    later = [path for path in checkpoint.checkpoints(run.folder) if checkpoint.step_of(path) > step]
+    run.store.remove_artifacts(run.id, later)
+    for path in later:
+        shutil.rmtree(path)
+
+
+def recorded(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses."""
+    on_test = selected_on_test(config)
+    return {**config.model_dump(mode="json"), **({"selected_on_test": on_test} if on_test else {})}
+
+
+def selected_on_test(config: TrainConfig) -> str:
+    """The name of the test set that `checkpoint.best` chooses by; empty for held-out data, which is there for that."""
+    from evals.benches import find
+
+    if not config.checkpoint.best:
+        return ""
+    named = config.checkpoint.best.split("/")[1:-1]
+    bench = find(named[0] if named else config.eval.benches[0])
+    return bench.name if bench.test_set else ""
+
+
+def open_reward(config: TrainConfig) -> Any:
+    """The grader of `reward`, or of the weighted sum of `rewards`."""
+    from evals.grading.grader import open_grader, open_rewards
+
+    if not config.rewards:
+        return open_grader(config.reward, config.reward_range)
+    return open_rewards({name: (one.reward, one.weight, one.range) for name, one in config.rewards.items()})
+
+
+def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
+    """Learning rate of the k-th update of the run (from 0): linear warm-up, then constant, linear or cosine to 0."""
+    peak, warmup, total = config.update.lr, config.update.warmup_updates, config.steps * config.updates_per_step
+
+    def lr_at(k: int) -> float:
+        if k < warmup:
+            return peak * (k + 1) / warmup
+        share = min((k - warmup) / max(total - warmup, 1), 1.0)
+        if config.update.schedule == "linear":
+            return peak * (1.0 - share)
+        if config.update.schedule == "cosine":
+            return peak * 0.5 * (1.0 + math.cos(math.pi * share))
+        return peak
+
+    return lr_at
+
+
+def model_path(model: str) -> str:
+    """The folder of a model that comes with the package, or the name as it is."""
+    shipped = PACKAGE / "models" / model
+    return str(shipped) if (shipped / "config.json").is_file() else model
+
+
+def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
+    """(model, tokenizer) on the configured device."""
+    from safetensors import SafetensorError
+
+    from evals.engines.hf import load_model
+
+    try:
+        return load_model(model, device=config.device, dtype=config.dtype)
+    except SafetensorError as e:
+        raise UserError(
+            f"cannot load the model of {model}: a *.safetensors file is damaged ({e}). Copy it again."
+        ) from e
+
+
+def load_items(config: TrainConfig) -> list[Any]:
+    from evals.benches import arith
+    from evals.items import read_items
+
+    if config.data.path == "arith":
+        return arith.items("train", config.data.size, config.seed)
+    return read_items(config.data.path, config.data.prompt_column, config.data.answer_column)
+
+
+def fingerprint(items: Sequence[Any]) -> str:
+    """Hash of the problems: everything that the order of the data, a prompt or a reward depends on."""
+    digest = hashlib.sha256()
+    for item in items:
+        whole = [item.id, item.prompt, item.answer, dict(item.meta)]
+        digest.update(json.dumps(whole, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def load_benches(config: TrainConfig) -> list[tuple[Any, list[Any]]]:
+    from evals.benches import find, load
+    from evals.complete import choose
+
+    benches = [find(name) for name in config.eval.benches]
+    data, size, seed = config.eval.data or None, config.eval.size, config.seed
+    return [(bench, choose(load(bench, data), size, seed)) for bench in benches]
+
+
+def check_bench(name: str, items: Sequence[Any], config: TrainConfig, engine: Any) -> None:
+    """Refuse at the start a benchmark's problem that leaves no room for its answer."""
+    from agpo.rollout import check_room
+
+    max_tokens = config.eval.max_tokens or config.rollout.max_tokens
+    key = "eval.max_tokens" if config.eval.max_tokens else "rollout.max_tokens, or set eval.max_tokens"
+    for item in items:
+        check_room(item, config.prompt, engine, max_tokens, f"eval.bench={name}", key)
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Say at once that this recipe cannot run here. Raises UserError."""
+    import torch
+
+    for reward in [one.reward for one in config.rewards.values()] or [config.reward]:
+        if reward in NOT_BUILT:
+            raise UserError(f"reward {reward!r} is not built yet: {NOT_BUILT[reward]}.")
+    check_ranks(int(os.environ.get("WORLD_SIZE", "1") or 1), config.update.prompts_per_minibatch)
+    needed = config.hardware
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < needed.gpus:
+        raise UserError(
+            f"recipe {config.name!r} needs {needed.gpus} GPUs with {needed.gpu_memory_gib} GiB each; this machine has "
+            f"{found}. Run it where they are, look at it with --dry-run, or try --recipe tiny. hardware.gpus=0 insists."
+        )
+    for i in range(needed.gpus):
+        memory = torch.cuda.get_device_properties(i).total_memory >> 30
+        if memory < needed.gpu_memory_gib * 0.9:
+            raise UserError(
+                f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB of memory on each GPU; GPU {i} has {memory}."
+            )
+
+
+def check_ranks(ranks: int, groups: int) -> None:
+    """One process trains for now; and a mini-batch is cut into whole groups, so that more ranks would have nothing."""
+    if ranks > groups:
+        raise UserError(
+            f"WORLD_SIZE={ranks} ranks for mini-batches of {groups} groups: a group is never split, so that "
+            f"{ranks - groups} ranks would have nothing to do. Start fewer, or raise update.prompts_per_minibatch."
+        )
+    if ranks > 1:
+        raise UserError(
+            f"WORLD_SIZE={ranks}: training runs in one process for now. Start it as `python -m agpo.train`, without "
+            "torchrun and with WORLD_SIZE unset."
+        )

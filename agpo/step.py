@@ -1,0 +1,108 @@
+"""One step of training: sample and grade, plan, update, record."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from agpo.batch import Group, MiniBatch, plan_step
+from agpo.config import TrainConfig, objective_of
+from agpo.keep import save_refused
+from agpo.mismatch import against_trainer, check_gap
+from agpo.objective import Objective
+from agpo.policy import Settings, Update, update
+from agpo.rollout import draw, resample, rollout
+from agpo.setup import Run
+from agpo.telemetry import step_metrics
+from evals.complete import sample_row
+from evals.engines import Sampling
+from evals.prompts import render
+
+
+def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dict[str, float]:
+    """Make the next step of the run and record it in the store. Returns its metrics."""
+    config, started = run.config, time.perf_counter()
+    groups, everything = sample_groups(run, grader)
+    sampled = time.perf_counter()
+    plan = plan_of(groups, config)
+    updates, gap = update_policy(run, plan, objective_of(config.objective), settings_of(config))
+    run.done += 1
+    took = time.perf_counter() - started
+    metrics = {
+        **step_metrics(everything, plan, updates),
+        **({"mismatch/gap_mean": gap[0], "mismatch/gap_max": gap[1]} if gap else {}),
+        "lr": run.policy.trained.optimizer.param_groups[0]["lr"],
+        "speed/step_seconds": took,
+        "speed/rollout_seconds": sampled - started,
+        "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
+    }
+    run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer))
+    run.store.log_metrics(run.id, run.done, metrics)
+    for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
+        if done.refused:
+            say(save_refused(run, k, minibatch, [groups[place] for place in minibatch.groups], done))
+    return metrics
+
+
+def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
+    """(the groups of the next step, every group that was sampled for it), graded."""
+    config, step = run.config, run.done
+    run.engine.weight_version = f"{run.id}/step-{step}"
+    sample = partial(
+        rollout,
+        run.engine,
+        grader,
+        preset=config.prompt,
+        samples_per_prompt=config.rollout.samples_per_prompt,
+        sampling=Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p),
+        seed=config.seed,
+        step=step,
+    )
+    groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
+    if objective_of(config.objective).masked_groups != "resample":
+        return groups, groups
+    return resample(groups, sample, run.items, seed=config.seed, step=step, rounds=config.rollout.resample_rounds)
+
+
+def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:
+    objective = objective_of(config.objective)
+    return plan_step(groups, objective, config.update.prompts_per_minibatch, config.rollout.max_tokens)
+
+
+def settings_of(config: TrainConfig) -> Settings:
+    return Settings(
+        temperature=config.rollout.temperature,
+        micro_batch_tokens=config.update.micro_batch_tokens,
+        max_grad_norm=config.update.max_grad_norm,
+        tis_cap=config.mismatch.cap if config.mismatch.correct == "tis" else None,
+    )
+
+
+def update_policy(
+    run: Run, plan: Sequence[MiniBatch], objective: Objective, settings: Settings
+) -> tuple[list[Update], tuple[float, float] | None]:
+    """(what happened to each mini-batch, mean and largest gap between the engine's log-probabilities and ours)."""
+    policy, limit = run.policy, run.config.mismatch.max_gap
+    gap = None
+    # An engine that samples from this very model differs by the rounding of sums: its numbers are as good as ours.
+    if getattr(run.engine, "model", None) is not policy.model:
+        plan, gap = against_trainer(policy, plan, objective, settings)
+        check_gap(gap, policy.model.dtype, limit)
+    updates: list[Update] = []
+    for minibatch in plan:
+        on_policy = not any(earlier.stepped for earlier in updates)
+        updates.append(update(policy, minibatch, objective, settings, on_policy=on_policy))
+        if gap is None and updates[-1].gap is not None:
+            gap = updates[-1].gap
+            check_gap(gap, policy.model.dtype, limit)
+    return updates, gap
+
+
+def sample_rows(groups: Sequence[Any], step: int, preset: str, tokenizer: Any) -> list[Any]:
+    """The rows of one step for the results store: every completion with its tokens and verdict."""
+    rows = []
+    for group in groups:
+        prompt = render(preset, group.item.prompt, tokenizer)
+        for repeat, s in enumerate(group.samples):
+            rows.append(sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict))
+    return rows

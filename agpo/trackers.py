@@ -1,0 +1,179 @@
+"""Experiment trackers on request: one small function each, none required. The results store has it all without them.
+
+A tracker is a context manager that yields `log(step, values)`, and a line in `TRACKERS`. A resumed run goes on in the
+same run of the tracker. What fails in one while training is counted, said once and never stops or changes the run.
+"""
+
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+
+from evals.errors import UserError
+
+Log = Callable[[int, Mapping[str, float]], None]
+PROJECT = "agpo"
+
+
+@dataclass(frozen=True)
+class About:
+    """The run that is tracked."""
+
+    id: str
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    done: int
+    """finished steps; more than 0 where the run is resumed"""
+
+
+@contextmanager
+def tensorboard(about: About) -> Iterator[Log]:
+    """Event files in <run folder>/tensorboard. What a killed process wrote beyond its checkpoint is hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(about.folder / "tensorboard"), purge_step=about.done + 1 if about.done else None) as writer:
+
+        def log(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        yield log
+
+
+@contextmanager
+def wandb(about: About) -> Iterator[Log]:
+    """Weights & Biases, with its own WANDB_* variables. Steps that a resumed run makes again are there already."""
+    import wandb
+
+    run = wandb.init(
+        id=about.id,
+        name=about.name,
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        dir=str(about.folder),
+        config=dict(about.config),
+        resume="allow",
+        settings=wandb.Settings(console="off", silent=True),
+    )
+    with run:
+        yield lambda step, values: run.log(dict(values), step=step)
+
+
+@contextmanager
+def mlflow(about: About) -> Iterator[Log]:
+    """MLflow, with its own MLFLOW_* variables. Steps that a resumed run makes again are there already."""
+    import time
+
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    client = MlflowClient()
+    project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+    experiment = client.get_experiment_by_name(project)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(project)
+    found = client.search_runs([experiment_id], f"tags.agpo_run = '{about.id}'")
+    if found:
+        run_id = found[0].info.run_id
+        client.update_run(run_id, "RUNNING")
+    else:
+        run_id = client.create_run(experiment_id, run_name=about.name, tags={"agpo_run": about.id}).info.run_id
+        client.log_dict(run_id, dict(about.config), "config.json")
+    last: dict[str, int] = {}
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        for name in values if found else ():
+            if name not in last:
+                last[name] = max((m.step for m in client.get_metric_history(run_id, name)), default=-1)
+        now = int(time.time() * 1000)
+        new = [Metric(name, value, now, step) for name, value in values.items() if step > last.get(name, -1)]
+        if new:
+            client.log_batch(run_id, new)
+
+    try:
+        yield log
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)
+
+
+@contextmanager
+def trackio(about: About) -> Iterator[Log]:
+    """trackio, in its own local database (TRACKIO_DIR)."""
+    import trackio  # pyright: ignore[reportMissingImports]  (not among the packages of the developers)
+
+    project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+    trackio.init(project=project, name=about.id, config=dict(about.config), resume="allow")
+    yield lambda step, values: trackio.log(dict(values), step=step)
+    trackio.finish()
+
+
+TRACKERS: dict[str, Callable[[About], AbstractContextManager[Log]]] = {
+    "tensorboard": tensorboard,
+    "wandb": wandb,
+    "mlflow": mlflow,
+    "trackio": trackio,
+}
+"""the name, which is also that of the package to install -> the function"""
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raises UserError with the command that installs what is missing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"tracker {missing[0]!r} needs a package that is not installed: pip install {' '.join(missing)}. "
+            "Or leave it out: the results store has the same numbers."
+        )
+
+
+class Trackers:
+    """The trackers of a run, open."""
+
+    def __init__(self, names: Sequence[str], about: About, console: Console):
+        self.names, self.about, self.console = names, about, console
+        self.failures: Counter[str] = Counter()
+        self._logs: dict[str, Log] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Trackers":
+        """Raises UserError where one cannot be started."""
+        for name in self.names:
+            try:
+                self._logs[name] = self._open.enter_context(TRACKERS[name](self.about))
+            except Exception as e:
+                self._open.close()
+                raise UserError(
+                    f"tracker {name!r} could not be started: {type(e).__name__}: {e}. Put that right, or leave it out: "
+                    "the results store has the same numbers."
+                ) from e
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._open.__exit__(kind, error, trace)
+        except Exception as e:  # noqa: BLE001  a tracker's failure is never the run's
+            self._failed("trackers", e)
+        for name, times in self.failures.items():
+            self.console.print(f"tracker {name} failed {times} times; the results store is complete", style="yellow")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, log in self._logs.items():
+            try:
+                log(step, values)
+            except Exception as e:  # noqa: BLE001  a tracker's failure is never the run's
+                self._failed(name, e)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        self.failures[name] += 1
+        if self.failures[name] == 1:
+            self.console.print(f"tracker {name} failed: {type(error).__name__}: {error}", style="yellow", markup=False)
