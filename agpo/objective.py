@@ -24,7 +24,6 @@ from agpo.clip import (
     unit_shapes,
     units,
     weighted_sums,
-    where_counted,
 )
 from agpo.presets import PRESETS, Objective, resolve
 
@@ -291,16 +290,19 @@ def minibatch_loss(
     advantage_B = advantages(shaped_GN, objective, live_G).reshape(-1)
     weight_B = sequence_weights(lengths_B, counted_B, objective)
 
-    sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B)
-    weight_T = weight_B[sequence_T]
+    # Only what counts is computed with, so that a masked group is to the bit the same as no group.
+    kept_B = (weight_B > 0).nonzero()[:, 0]
+    every_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B)
+    kept_T = (weight_B > 0)[every_T]
+    sequence_T, weight_T, advantage_T = every_T[kept_T], weight_B[every_T[kept_T]], advantage_B[every_T[kept_T]]
+    tokens = {name: x_T[kept_T] for name, x_T in tokens.items()}
     for name, x_T in tokens.items():
-        _check_counted(name, x_T, weight_T, sequence_T, samples)
-    tokens = {name: where_counted(x_T, weight_T) for name, x_T in tokens.items()}
+        _check_counted(name, x_T, sequence_T, samples)
     loss_T = token_losses(
         tokens["logp_T"],
         tokens["old_logp_T"].detach(),
-        advantage_B[sequence_T],
-        lengths_B,
+        advantage_T,
+        lengths_B[kept_B],
         objective,
         tokens.get("ref_logp_T"),
         tis_T=tokens.get("tis_T"),
@@ -314,7 +316,7 @@ def minibatch_loss(
         clipped=objective.clip == "max0" and scale == 0.0,
         live_groups=int(live_G.sum()),
         live_tokens=int((lengths_B.reshape(rewards_GN.shape) * (live_G[:, None] & ~rewards_GN.isnan())).sum()),
-        update=scale != 0.0 or bool(objective.entropy_coef and (weight_T > 0).any()),
+        update=scale != 0.0 or bool(objective.entropy_coef and len(weight_T)),
     )
     return loss.to(loss_T.dtype), report
 
@@ -353,16 +355,13 @@ def _check_needs(objective: Objective, tokens: dict[str, torch.Tensor], cut_B: t
         raise ValueError("the objective has overlong mask: give cut_B, which sequences max_tokens cut.")
 
 
-def _check_counted(
-    name: str, x_T: torch.Tensor, weight_T: torch.Tensor, sequence_T: torch.Tensor, samples: int
-) -> None:
+def _check_counted(name: str, x_T: torch.Tensor, sequence_T: torch.Tensor, samples: int) -> None:
     """Raise for the first counted token whose value is not finite, or is a weight below 0."""
     wrong_T = ~x_T.isfinite() | (x_T < 0) if name == "tis_T" else ~x_T.isfinite()
-    wrong_T = wrong_T & (weight_T > 0)
     if wrong_T.any():
         at = int(wrong_T.nonzero()[0])
         group, sample = divmod(int(sequence_T[at]), samples)
         raise ValueError(
-            f"{name} is {float(x_T[at].detach())} at token {at} (group {group}, sample {sample}), which counts in the "
+            f"{name} is {float(x_T[at].detach())} at a token of group {group}, sample {sample}, which counts in the "
             "loss. Skip this update and look at the model; a reward of NaN leaves a sample out."
         )
