@@ -80,7 +80,8 @@ def clip_decision(value: float, magnitude: float, objective: Objective) -> Decis
 
     Every engine calls this one function, so that one process, several ranks and verl decide alike.
     """
-    loss, scale = shape(torch.tensor(value).double(), torch.tensor(magnitude).double(), objective)
+    both = torch.tensor([value, magnitude], dtype=torch.float64)
+    loss, scale = shape(both[0], both[1], objective)
     clipped = objective.clip == "max0" and float(scale) == 0.0
     return Decision(value, float(loss), float(scale), clipped, clipped and value >= -TIE * magnitude)
 
