@@ -272,7 +272,7 @@ def minibatch_loss(
 
     Raises:
         ValueError: shapes that do not agree, groups of one, infinite rewards, a log-probability of a counted token that
-            is not finite, an unknown preset, or something that the objective needs and that is missing.
+            is not finite, an f(L) that overflows, an unknown preset, something missing that the objective needs.
     """
     objective = resolve(objective)
     device, samples = logp_T.device, rewards_GN.shape[-1] if rewards_GN.ndim else 0
@@ -308,6 +308,10 @@ def minibatch_loss(
         tis_T=tokens.get("tis_T"),
     )
     loss, scale = shaped_loss(loss_T, weight_T, units(sequence_T, samples, objective), objective)
+    if not math.isfinite(scale):
+        raise ValueError(
+            f"f(L) with clip {objective.clip} overflows at L = {weighted_sums(loss_T, weight_T)[0]:.3g}. dual_clip bounds L."
+        )
     if objective.entropy_coef:
         loss = loss - objective.entropy_coef * (weight_T * tokens["entropy_T"]).sum()
     report = LossReport(

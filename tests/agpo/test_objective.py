@@ -469,6 +469,15 @@ def test_bad_input_is_named(changes, words):
         changed(**changes)
 
 
+def test_an_exponential_that_overflows_is_not_returned_as_a_loss():
+    logp, old, lengths, rewards = problem(0)
+    rewards[:] = torch.tensor([1.0, 0, 0, 1])
+    with pytest.raises(ValueError, match="dual_clip bounds L"):
+        minibatch_loss(logp + 15, old, lengths, rewards, Objective(clip="exp"))
+    loss, _ = minibatch_loss(logp + 15, old, lengths, rewards, Objective(clip="exp", dual_clip=3.0))
+    assert math.isfinite(loss.item())
+
+
 def test_the_place_of_a_bad_log_probability_is_named():
     logp, old, lengths, rewards = problem(0)
     rewards[:] = torch.tensor([1.0, 0, 0, 1])
