@@ -60,12 +60,12 @@ LOG_RATIO_BOUND = 20.0
 
 
 def live_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
-    """[G] bool: max(reward) - min(reward) > 1e-6 over the scorable (not NaN) samples, at least two of them."""
+    """[G] bool: max(reward) - min(reward) > 1e-6 over the scorable (not NaN) samples, which takes two of them."""
     rewards_GN = rewards_GN.double()
     scorable_GN = ~rewards_GN.isnan()
     highest_G = rewards_GN.masked_fill(~scorable_GN, -math.inf).amax(1)
     lowest_G = rewards_GN.masked_fill(~scorable_GN, math.inf).amin(1)
-    return (scorable_GN.sum(1) >= 2) & (highest_G - lowest_G > LIVE_SPREAD)
+    return highest_G - lowest_G > LIVE_SPREAD  # without a scorable sample it is -inf
 
 
 def advantages(
@@ -308,14 +308,13 @@ def minibatch_loss(
         tis_T=tokens.get("tis_T"),
     )
     loss, scale = shaped_loss(loss_T, weight_T, units(sequence_T, samples, objective), objective)
+    value = weighted_sums(loss_T, weight_T)[0]
     if not math.isfinite(scale):
-        raise ValueError(
-            f"f(L) with clip {objective.clip} overflows at L = {weighted_sums(loss_T, weight_T)[0]:.3g}. dual_clip bounds L."
-        )
+        raise ValueError(f"f(L) with clip {objective.clip} overflows: L is {value:.3g}. dual_clip bounds it.")
     if objective.entropy_coef:
         loss = loss - objective.entropy_coef * (weight_T * tokens["entropy_T"]).sum()
     report = LossReport(
-        value=weighted_sums(loss_T, weight_T)[0],
+        value=value,
         scale=scale,
         clipped=objective.clip == "max0" and scale == 0.0,
         live_groups=int(live_G.sum()),

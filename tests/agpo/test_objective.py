@@ -316,6 +316,18 @@ def test_nsr_trains_on_the_wrong_answers_only():
     assert a.tolist() == [[0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
 
 
+def test_the_constant_length_is_the_knob_or_the_longest_allowed_or_the_longest_that_counts():
+    lengths, counted_B = torch.tensor([3, 9, 5, 0]), torch.tensor([True, False, True, True])
+    objective = resolve("dr_grpo")
+    assert sequence_weights(lengths, counted_B, objective).tolist() == [1 / 10, 0, 1 / 10, 0]
+    assert sequence_weights(lengths, counted_B, replace(objective, norm_length=20)).tolist() == [1 / 40, 0, 1 / 40, 0]
+    logp, old, lengths, rewards = problem(1)
+    whole, _ = minibatch_loss(logp, old, lengths, rewards, replace(objective, norm_length=20))
+    allowed, _ = minibatch_loss(logp, old, lengths, rewards, objective, max_tokens=20)
+    longest, _ = minibatch_loss(logp, old, lengths, rewards, objective)
+    assert whole.item() == allowed.item() == pytest.approx(longest.item() * int(lengths.max()) / 20)
+
+
 def test_overlong_answers():
     """DAPO's Eq. 13 with its own numbers, and the mask, which leaves the group's mean reward alone."""
     lengths = torch.tensor([16_384, 18_432, 20_480, 100])
@@ -472,7 +484,7 @@ def test_bad_input_is_named(changes, words):
 def test_an_exponential_that_overflows_is_not_returned_as_a_loss():
     logp, old, lengths, rewards = problem(0)
     rewards[:] = torch.tensor([1.0, 0, 0, 1])
-    with pytest.raises(ValueError, match="dual_clip bounds L"):
+    with pytest.raises(ValueError, match="dual_clip bounds it"):
         minibatch_loss(logp + 15, old, lengths, rewards, Objective(clip="exp"))
     loss, _ = minibatch_loss(logp + 15, old, lengths, rewards, Objective(clip="exp", dual_clip=3.0))
     assert math.isfinite(loss.item())
