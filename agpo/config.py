@@ -137,7 +137,7 @@ class TrainConfig(_Section):
     reward_range: tuple[float, float] = (0.0, 1.0)
     """what a reward function of one's own may return; anything else stops the run"""
     objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
-    """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/objective.py`"""
+    """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/presets.py`"""
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
     eval: EvalConfig = EvalConfig()

@@ -30,14 +30,11 @@ def gloo(world: int, split: str, folder: Path) -> list[dict]:
     """Every case's results on each rank, from `world` processes that meet over a file."""
     folder.mkdir()
     meet = (folder / "meet").as_uri()
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}  # a host name may not resolve
     ranks = [
         subprocess.Popen(
             [sys.executable, WORKER, str(rank), str(world), split, meet, folder / f"{rank}.pt"],
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
-            },
+            env={**loopback, **os.environ, "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
         )
