@@ -213,7 +213,9 @@ def test_ties_count_as_clipped_whatever_the_order_of_summation():
     assert clip_decision(-1e-9, 1.0, objective).tie
     assert not clip_decision(2e-6, 1.0, objective).clipped
     assert clip_decision(-0.5, 1.0, objective).clipped
-    assert not clip_decision(-0.5, 1.0, objective).tie
+    assert not clip_decision(-1e-4, 1.0, objective).tie
+    assert clip_decision(5e-6, 10.0, objective).tie, "the bound goes with the size of what was summed"
+    assert not clip_decision(5e-7, 0.1, objective).clipped
     assert clip_decision(0.0, 0.0, objective).clipped
     assert not clip_decision(0.0, 1.0, PRESETS["grpo"]).clipped
 
@@ -238,6 +240,12 @@ def test_every_permutation_and_partition_of_a_tied_sum_decides_alike():
         decisions.add((decision.clipped, decision.tie, decision.scale))
     assert len(signs) > 1, "the sign did not depend on the order: this test shows nothing"
     assert decisions == {(True, True, 0.0)}
+
+
+def test_decisions_are_made_in_float64():
+    for clip, slope in (("softplus", 1 / (1 + math.exp(-0.1))), ("exp", math.exp(0.1))):
+        assert clip_decision(0.1, 1.0, Objective(clip=clip)).scale == pytest.approx(slope, rel=1e-15)
+    assert not clip_decision(1.1e-6 * 1e300, 1e300, PRESETS["agpo"]).clipped
 
 
 @pytest.mark.parametrize("clip", ["none", "max0", "softplus", "exp"])
@@ -333,6 +341,7 @@ def test_overlong_answers():
     lengths = torch.tensor([16_384, 18_432, 20_480, 100])
     assert overlong_penalty(lengths, 20_480).tolist() == overlong_penalty(lengths, 20_480, 4_096).tolist()
     assert overlong_penalty(lengths, 20_480).tolist() == [0.0, 0.5, 1.0, 0.0]
+    assert overlong_penalty(lengths, 16_384 // 2, 10).tolist() == [1.0, 1.0, 1.0, 0.0]
     with pytest.raises(ValueError, match="overlong_buffer is 7 tokens"):
         overlong_penalty(lengths, 6, 7)
     logp, old, lengths, rewards = problem(1, groups=1)
@@ -346,6 +355,31 @@ def test_overlong_answers():
     expected = -torch.minimum(rho * a_T, rho.clamp(0.8, 1.2) * a_T)[kept].mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert report.live_tokens == int(lengths.sum())
+
+
+def test_the_length_penalty_does_not_make_a_group_live_or_dead():
+    logp = torch.full((13,), -1.0, requires_grad=True)
+    objective = resolve("grpo", overlong="soft_penalty", overlong_buffer=2, overlong_penalty=1.0)
+    lengths = torch.tensor([6, 2, 5, 0])
+    _, report = minibatch_loss(logp, logp, lengths, torch.ones(1, 4), objective, max_tokens=6)
+    assert (report.live_groups, report.update) == (0, False)
+    # The right one is as long as to lose its reward: all have 0, and the group is live with A = 0.
+    rewards = torch.tensor([[1.0, 0, 0, 0]])
+    lengths = torch.tensor([6, 2, 3, 2])
+    loss, report = minibatch_loss(logp, logp, lengths, rewards, objective, max_tokens=6)
+    assert (report.live_groups, report.live_tokens, loss.item()) == (1, 13, 0.0)
+
+
+def test_no_gradient_goes_through_anything_but_the_policy():
+    logp, old, lengths, rewards = problem(2)
+    objective = resolve("grpo", beta=0.1)
+    others = [x.clone().requires_grad_() for x in (old, rewards, old - 0.1, torch.ones_like(old))]
+    loss, _ = minibatch_loss(logp, others[0], lengths, others[1], objective, ref_logp_T=others[2], tis_T=others[3])
+    loss.backward()
+    assert logp.grad.any()
+    assert all(x.grad is None for x in others)
+    itself, _ = minibatch_loss(logp, logp, lengths, rewards, "grpo")
+    assert torch.autograd.grad(itself, logp)[0].any(), "the policy's own tensor as old_logp_T is a constant too"
 
 
 def test_the_entropy_bonus_is_outside_the_clip():
