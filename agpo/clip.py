@@ -30,11 +30,11 @@ def _whole(objective: Objective) -> bool:
 
 def weighted_sums(loss_T: torch.Tensor, weight_T: torch.Tensor) -> tuple[float, float]:
     """(sum w l, sum w |l|) in float64, without gradient: `clip_decision` wants them summed over all parts."""
-    weighted_T = weight_T * where_counted(loss_T.detach().double(), weight_T)
+    weighted_T = weight_T * _where_counted(loss_T.detach().double(), weight_T)
     return float(weighted_T.sum()), float(weighted_T.abs().sum())
 
 
-def where_counted(x_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
+def _where_counted(x_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
     """x, and 0 for a token out of the mean: it must not reach it, or the gradient, even as 0 * NaN."""
     return torch.where(weight_T > 0, x_T, torch.zeros((), dtype=x_T.dtype, device=x_T.device))
 
@@ -80,7 +80,8 @@ def clip_decision(value: float, magnitude: float, objective: Objective) -> Decis
 
     Every engine calls this one function, so that one process, several ranks and verl decide alike.
     """
-    loss, scale = shape(torch.tensor(value).double(), torch.tensor(magnitude).double(), objective)
+    both = torch.tensor([value, magnitude], dtype=torch.float64)
+    loss, scale = shape(both[0], both[1], objective)
     clipped = objective.clip == "max0" and float(scale) == 0.0
     return Decision(value, float(loss), float(scale), clipped, clipped and value >= -TIE * magnitude)
 
@@ -107,7 +108,7 @@ def shaped_loss(
     loss_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, objective: Objective
 ) -> tuple[torch.Tensor, float]:
     """sum_u f(L_u) with gradient sum_u f'(L_u) grad L_u, and the mean of f' over the units, by weight."""
-    weighted_T = weight_T * where_counted(loss_T, weight_T).double()
+    weighted_T = weight_T * _where_counted(loss_T, weight_T).double()
     shaped_U, scale_U = unit_shapes(weighted_T.detach(), weight_T, unit_T, objective)
     scaled = (weighted_T * scale_U[unit_T]).sum()
     total = weight_T.sum()

@@ -206,7 +206,7 @@ class TrainConfig(_Section):
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
     """several by name in place of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
     objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
-    """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/objective.py`"""
+    """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/presets.py`"""
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
     mismatch: MismatchConfig = MismatchConfig()

@@ -24,7 +24,6 @@ from agpo.clip import (
     unit_shapes,
     units,
     weighted_sums,
-    where_counted,
 )
 from agpo.presets import PRESETS, Objective, resolve
 
@@ -61,12 +60,12 @@ LOG_RATIO_BOUND = 20.0
 
 
 def live_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
-    """[G] bool: max(reward) - min(reward) > 1e-6 over the scorable (not NaN) samples, at least two of them."""
+    """[G] bool: max(reward) - min(reward) > 1e-6 over the scorable (not NaN) samples, which takes two of them."""
     rewards_GN = rewards_GN.double()
     scorable_GN = ~rewards_GN.isnan()
     highest_G = rewards_GN.masked_fill(~scorable_GN, -math.inf).amax(1)
     lowest_G = rewards_GN.masked_fill(~scorable_GN, math.inf).amin(1)
-    return (scorable_GN.sum(1) >= 2) & (highest_G - lowest_G > LIVE_SPREAD)
+    return highest_G - lowest_G > LIVE_SPREAD  # without a scorable sample it is -inf
 
 
 def advantages(
@@ -273,7 +272,7 @@ def minibatch_loss(
 
     Raises:
         ValueError: shapes that do not agree, groups of one, infinite rewards, a log-probability of a counted token that
-            is not finite, an unknown preset, or something that the objective needs and that is missing.
+            is not finite, an f(L) that overflows, an unknown preset, something missing that the objective needs.
     """
     objective = resolve(objective)
     device, samples = logp_T.device, rewards_GN.shape[-1] if rewards_GN.ndim else 0
@@ -291,30 +290,36 @@ def minibatch_loss(
     advantage_B = advantages(shaped_GN, objective, live_G).reshape(-1)
     weight_B = sequence_weights(lengths_B, counted_B, objective)
 
-    sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B)
-    weight_T = weight_B[sequence_T]
+    # Only what counts is computed with, so that a masked group is to the bit the same as no group.
+    kept_B = (weight_B > 0).nonzero()[:, 0]
+    every_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B)
+    kept_T = (weight_B > 0)[every_T]
+    sequence_T, weight_T, advantage_T = every_T[kept_T], weight_B[every_T[kept_T]], advantage_B[every_T[kept_T]]
+    tokens = {name: x_T[kept_T] for name, x_T in tokens.items()}
     for name, x_T in tokens.items():
-        _check_counted(name, x_T, weight_T, sequence_T, samples)
-    tokens = {name: where_counted(x_T, weight_T) for name, x_T in tokens.items()}
+        _check_counted(name, x_T, sequence_T, samples)
     loss_T = token_losses(
         tokens["logp_T"],
         tokens["old_logp_T"].detach(),
-        advantage_B[sequence_T],
-        lengths_B,
+        advantage_T,
+        lengths_B[kept_B],
         objective,
         tokens.get("ref_logp_T"),
         tis_T=tokens.get("tis_T"),
     )
     loss, scale = shaped_loss(loss_T, weight_T, units(sequence_T, samples, objective), objective)
+    value = weighted_sums(loss_T, weight_T)[0]
+    if not math.isfinite(scale):
+        raise ValueError(f"f(L) with clip {objective.clip} overflows: L is {value:.3g}. dual_clip bounds it.")
     if objective.entropy_coef:
         loss = loss - objective.entropy_coef * (weight_T * tokens["entropy_T"]).sum()
     report = LossReport(
-        value=weighted_sums(loss_T, weight_T)[0],
+        value=value,
         scale=scale,
         clipped=objective.clip == "max0" and scale == 0.0,
         live_groups=int(live_G.sum()),
         live_tokens=int((lengths_B.reshape(rewards_GN.shape) * (live_G[:, None] & ~rewards_GN.isnan())).sum()),
-        update=scale != 0.0 or bool(objective.entropy_coef and (weight_T > 0).any()),
+        update=scale != 0.0 or bool(objective.entropy_coef and len(weight_T)),
     )
     return loss.to(loss_T.dtype), report
 
@@ -353,16 +358,13 @@ def _check_needs(objective: Objective, tokens: dict[str, torch.Tensor], cut_B: t
         raise ValueError("the objective has overlong mask: give cut_B, which sequences max_tokens cut.")
 
 
-def _check_counted(
-    name: str, x_T: torch.Tensor, weight_T: torch.Tensor, sequence_T: torch.Tensor, samples: int
-) -> None:
+def _check_counted(name: str, x_T: torch.Tensor, sequence_T: torch.Tensor, samples: int) -> None:
     """Raise for the first counted token whose value is not finite, or is a weight below 0."""
     wrong_T = ~x_T.isfinite() | (x_T < 0) if name == "tis_T" else ~x_T.isfinite()
-    wrong_T = wrong_T & (weight_T > 0)
     if wrong_T.any():
         at = int(wrong_T.nonzero()[0])
         group, sample = divmod(int(sequence_T[at]), samples)
         raise ValueError(
-            f"{name} is {float(x_T[at].detach())} at token {at} (group {group}, sample {sample}), which counts in the "
+            f"{name} is {float(x_T[at].detach())} at a token of group {group}, sample {sample}, which counts in the "
             "loss. Skip this update and look at the model; a reward of NaN leaves a sample out."
         )

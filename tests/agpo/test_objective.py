@@ -1,118 +1,122 @@
-"""The objective against an independent reference: 30 lines of plain Python loops that share no code with it."""
+"""The objective against an independent reference, and each of its promises by itself."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from objective_reference import SCOPES, by_hand, combinations, extras, name_of, problem
 
 from agpo.objective import (
     PRESETS,
     Objective,
     advantages,
     clip_decision,
+    counted,
     live_groups,
+    logp_gap,
     minibatch_loss,
+    overlong_penalty,
     resolve,
+    sequence_weights,
+    tis_weights,
+    token_losses,
+    weighted_sums,
 )
 
-
-def reference(logp, old, lengths, rewards, o, ref=None):
-    """(L before f, list of per-unit (mean loss, weight)) with Python loops over scalars; PPO surrogate, token ratio."""
-    tokens, start, flat = [], 0, [r for group in rewards for r in group]
-    live = []
-    for group in rewards:
-        known = [r for r in group if not math.isnan(r)]
-        live.append(len(known) > 1 and max(known) - min(known) > 1e-6)
-    size = len(rewards[0])
-    kept = [not math.isnan(r) and (o.masked_groups == "keep" or live[i // size]) for i, r in enumerate(flat)]
-    total = sum(n for n, k in zip(lengths, kept, strict=True) if k)
-    sequences = sum(1 for n, k in zip(lengths, kept, strict=True) if k and n)
-    for i, n in enumerate(lengths):
-        g = i // size
-        known = [r for r in rewards[g] if not math.isnan(r)]
-        mean = sum(known) / max(len(known), 1)
-        var = sum((r - mean) ** 2 for r in known) / max(len(known) - (o.advantage_std == "sample"), 1)
-        a = 0.0 if not live[g] or math.isnan(flat[i]) else (flat[i] - mean)
-        a = a if o.advantage_std == "none" else a / (math.sqrt(var) + 1e-6)
-        for t in range(start, start + n):
-            rho = torch.exp(logp[t] - old[t])
-            bounded = torch.clamp(rho, 1 - o.eps_low, 1 + o.eps_high)
-            loss = -torch.minimum(rho * a, bounded * a)
-            if o.dual_clip and a < 0:
-                loss = torch.minimum(loss, torch.as_tensor(-o.dual_clip * a, dtype=loss.dtype))
-            if ref is not None:
-                loss = loss + o.beta * (torch.exp(ref[t] - logp[t]) - (ref[t] - logp[t]) - 1)
-            w = {"token_mean": 1 / max(total, 1), "sequence_mean": 1 / max(sequences * n, 1)}.get(o.aggregation)
-            w = w if w is not None else 1 / (max(sequences, 1) * (o.norm_length or 1))
-            if kept[i]:
-                tokens.append((t, i, g, w, loss))
-        start += n
-    return tokens
+NAN = float("nan")
 
 
-def reference_loss(logp, old, lengths, rewards, o, ref=None):
-    """f at the declared scope, over the tokens of `reference`."""
-    tokens = reference(logp, old, lengths, rewards, o, ref)
-    unit = {"token": 0, "sequence": 1, "group": 2}.get(o.clip_scope)
-    units: dict[int, list] = {}
-    for token in tokens:
-        units.setdefault(token[unit] if unit is not None else -1, []).append(token)
-    total = logp.sum() * 0
-    for members in units.values():
-        whole = sum(w for *_, w, _ in members) if unit is not None else 1.0
-        x = sum(w * loss for *_, w, loss in members) / whole
-        f = {"none": lambda x: x, "max0": torch.relu, "softplus": torch.nn.functional.softplus, "exp": torch.exp}[
-            o.clip
-        ]
-        total = total + whole * f(x)
-    return total
-
-
-def problem(seed, dtype=torch.float64, groups=3, size=4, drift=0.3):
-    g = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 7, (groups * size,), generator=g)
-    old = -3 * torch.rand(int(lengths.sum()), generator=g, dtype=torch.float64)
-    logp = old + drift * torch.randn(len(old), generator=g, dtype=torch.float64)
-    rewards = (torch.rand(groups, size, generator=g) < 0.5).double()
-    return logp.to(dtype).requires_grad_(), old.to(dtype), lengths, rewards
-
-
-VARIANTS = [
-    replace(PRESETS["agpo"], clip=clip, clip_scope=scope, masked_groups=masked, advantage_std=std, aggregation=agg)
-    for clip in ("none", "max0", "softplus", "exp")
-    for scope in ("mini_batch", "group", "sequence", "token")
-    for masked, std, agg in (
-        ("mask", "sample", "token_mean"),
-        ("keep", "population", "constant"),
-        ("mask", "none", "token_mean"),
-    )
-] + [
-    Objective(aggregation="sequence_mean", clip="none"),
-    Objective(dual_clip=1.5, eps_low=0.1, eps_high=0.3),
-    Objective(beta=0.1, masked_groups="keep"),
-]
+def listed(given):
+    """The keywords of `minibatch_loss` under the names of the reference."""
+    short = {"ref_logp_T": "ref", "entropy_T": "entropy", "tis_T": "tis", "cut_B": "cut", "max_tokens": "max_tokens"}
+    return {short[name]: value for name, value in given.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(
-    "objective", VARIANTS, ids=lambda o: f"{o.clip}-{o.clip_scope}-{o.masked_groups}-{o.aggregation}"
-)
+@pytest.mark.parametrize("objective", [*PRESETS.values(), *SCOPES, *combinations(60)], ids=name_of)
 def test_value_and_gradient_equal_the_reference(objective, dtype):
-    objective = replace(objective, norm_length=7)
-    tolerance = {torch.float64: 1e-10, torch.float32: 2e-5}[dtype]
-    for seed in range(6):
-        logp, old, lengths, rewards = problem(seed, dtype)
-        ref = (old - 0.1).detach() if objective.beta else None
-        loss, report = minibatch_loss(logp, old, lengths, rewards, objective, ref_logp_T=ref)
-        expected = reference_loss(logp, old, lengths.tolist(), rewards.tolist(), objective, ref)
-        (gradient,) = torch.autograd.grad(loss, logp)
+    tolerance = {torch.float64: 1e-10, torch.float32: 3e-5}[dtype]
+    for seed in range(3):
+        logp, old, lengths, rewards = problem(seed, dtype, shortest=seed % 2)
+        if seed == 2:
+            rewards[0, 1], rewards[2] = NAN, 0.2
+        given = extras(objective, logp, old, lengths, seed)
+        loss, report = minibatch_loss(logp, old, lengths, rewards, objective, **given)
+        expected, value = by_hand(objective, logp, old, lengths.tolist(), rewards.tolist(), **listed(given))
+        (gradient,) = torch.autograd.grad(loss, logp, retain_graph=True)  # the entropy's graph is shared
         (wanted,) = torch.autograd.grad(expected, logp)
-        assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=tolerance, abs=tolerance)
+        assert loss.item() == pytest.approx(float(expected.detach()), rel=tolerance, abs=tolerance)
+        assert report.value == pytest.approx(float(torch.as_tensor(value).detach()), rel=tolerance, abs=tolerance)
         assert torch.allclose(gradient, wanted, rtol=tolerance, atol=tolerance)
-        assert report.live_groups == sum(len(set(g)) > 1 for g in rewards.tolist())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_weights_for_another_engine_multiply_the_surrogate_and_not_the_kl(preset):
+    logp, old, lengths, rewards = problem(4)
+    objective = resolve(preset, beta=0.1)
+    given = extras(objective, logp, old, lengths) | {"tis_T": torch.linspace(0.0, 2.0, len(old)).double()}
+    loss, _ = minibatch_loss(logp, old, lengths, rewards, objective, **given)
+    expected, _ = by_hand(objective, logp, old, lengths.tolist(), rewards.tolist(), **listed(given))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    (gradient,), (wanted,) = torch.autograd.grad(loss, logp), torch.autograd.grad(expected, logp)
+    assert torch.allclose(gradient, wanted, rtol=1e-10, atol=1e-12)
+    ones, _ = minibatch_loss(logp, old, lengths, rewards, objective, **given | {"tis_T": torch.ones_like(old)})
+    none, _ = minibatch_loss(logp, old, lengths, rewards, objective, **given | {"tis_T": None})
+    assert torch.equal(ones, none)
+
+
+def test_truncated_importance_weights():
+    old = torch.tensor([-1.0, -1.0, -1.0, 0.0, -90.0], requires_grad=True)
+    engine = torch.tensor([-1.0, -2.0, 0.0, -90.0, 0.0])
+    weights = tis_weights(old, engine, cap=2.0)
+    assert not weights.requires_grad
+    assert weights.tolist() == pytest.approx([1.0, 2.0, math.exp(-1), 2.0, math.exp(-20)])
+    assert tis_weights(old, torch.full((5,), -math.inf), cap=3.0).tolist() == [3.0] * 5
+    assert tis_weights(old[3:4], engine[3:4], cap=math.inf).item() == pytest.approx(math.exp(20), rel=1e-5)
+    for cap in (0.5, NAN):
+        with pytest.raises(ValueError, match="at least 1"):
+            tis_weights(old, engine, cap)
+
+
+def test_the_gap_to_another_engine():
+    assert logp_gap(torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -2.25])) == (0.375, 0.5)
+    assert logp_gap(torch.empty(0), torch.empty(0)) == (0.0, 0.0)
+    assert all(math.isnan(x) for x in logp_gap(torch.tensor([NAN, 0.0]), torch.zeros(2)))
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "beta"])
+@pytest.mark.parametrize("size", [1, 2, 4, 12])
+def test_micro_batches_of_any_size_only_sum(preset, size):
+    """The functions for cutting a mini-batch oneself give the loss, decision and gradient of one pass."""
+    objective = Objective(beta=0.1, masked_groups="keep") if preset == "beta" else PRESETS[preset]
+    logp, old, lengths, rewards = problem(6)
+    rewards[1] = 0.2
+    given = extras(objective, logp, old, lengths)
+    loss, report = minibatch_loss(logp, old, lengths, rewards, objective, **given)
+    (wanted,) = torch.autograd.grad(loss, logp)
+
+    objective = replace(objective, norm_length=given["max_tokens"])
+    live_G = live_groups(rewards)
+    weight_B = sequence_weights(lengths, counted(rewards, live_G, objective).reshape(-1), objective)
+    shaped = rewards
+    if objective.overlong == "soft_penalty":
+        shaped = rewards - objective.overlong_penalty * overlong_penalty(lengths, 6).reshape(rewards.shape)
+    advantage_B = advantages(shaped, objective, live_G).reshape(-1)
+    ends, value, magnitude = lengths.cumsum(0).tolist(), 0.0, 0.0
+    for first in range(0, 12, size):
+        part = slice(first, first + size)
+        here = slice(ends[first] - int(lengths[first]), ends[first + size - 1])
+        advantage_T = advantage_B[part].repeat_interleave(lengths[part])
+        weight_T = weight_B[part].repeat_interleave(lengths[part])
+        ref_T = given["ref_logp_T"][here] if objective.beta else None
+        loss_T = token_losses(logp[here], old[here], advantage_T, lengths[part], objective, ref_T)
+        (weight_T * loss_T).sum().backward()
+        value, magnitude = (x + y for x, y in zip((value, magnitude), weighted_sums(loss_T, weight_T), strict=True))
+    decision = clip_decision(value, magnitude, objective)
+    assert (decision.value, decision.scale) == pytest.approx((report.value, report.scale), rel=1e-12)
+    assert decision.clipped is report.clipped
+    assert torch.allclose(logp.grad * decision.scale, wanted, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -126,18 +130,38 @@ def test_dead_group_of_rewards_that_round_has_advantage_exactly_zero(size, dtype
             assert torch.equal(advantages(rewards, preset), torch.zeros(1, size, dtype=torch.float64))
 
 
-def test_a_masked_group_is_the_same_as_no_group():
-    logp, old, lengths, rewards = problem(1, groups=3)
-    rewards[1] = 1.0
-    with_it, report = minibatch_loss(logp, old, lengths, rewards, "agpo_no_clip")
-    (gradient,) = torch.autograd.grad(with_it, logp)
-    tokens = torch.repeat_interleave(torch.arange(12) // 4, lengths) != 1
-    kept = logp.detach()[tokens].requires_grad_()
-    without, _ = minibatch_loss(kept, old[tokens], lengths[torch.arange(12) // 4 != 1], rewards[[0, 2]], "agpo_no_clip")
-    assert torch.equal(with_it, without)
-    assert torch.equal(gradient[tokens], torch.autograd.grad(without, kept)[0])
-    assert not gradient[~tokens].any()
-    assert report.live_groups == len([g for g in rewards.tolist() if len(set(g)) > 1])
+def test_what_is_live():
+    rewards = [[1, 0], [1, 1], [1, NAN], [NAN, NAN], [0.5, 0.5 + 5e-7], [0.5, 0.5 + 2e-6]]
+    live = [True, False, False, False, False, True]
+    assert live_groups(torch.tensor(rewards, dtype=torch.float64)).tolist() == live
+    assert live_groups(torch.tensor([[1, 0], [1, 1]])).tolist() == [True, False]
+    assert live_groups(torch.tensor([[True, False], [True, True]])).tolist() == [True, False]
+
+
+def test_the_standard_deviations():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    for std, divisor in (("sample", 0.5), ("population", math.sqrt(3 / 16)), ("none", 1 - 1e-6)):
+        a = advantages(rewards, Objective(advantage_std=std))
+        assert a[0].tolist() == pytest.approx([0.75 / (divisor + 1e-6)] + [-0.25 / (divisor + 1e-6)] * 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("preset", ["agpo", "agpo_no_clip", "dapo"])
+def test_a_masked_group_is_the_same_as_no_group(preset):
+    """To the bit: value, gradient, decision; whatever its tokens, lengths and log-probabilities are."""
+    for seed in range(4):
+        logp, old, lengths, rewards = problem(seed)
+        rewards[0], rewards[2] = torch.tensor([1.0, 0, 0, 0]), torch.tensor([0.0, 1, 1, 0])
+        rewards[1] = 1.0
+        loss, report = minibatch_loss(logp, old, lengths, rewards, preset, max_tokens=6)
+        (gradient,) = torch.autograd.grad(loss, logp)
+        tokens = torch.repeat_interleave(torch.arange(12) // 4, lengths) != 1
+        few = logp.detach()[tokens].requires_grad_()
+        shorter = lengths[torch.arange(12) // 4 != 1]
+        without, alone = minibatch_loss(few, old[tokens], shorter, rewards[[0, 2]], preset, max_tokens=6)
+        assert torch.equal(loss, without)
+        assert report == alone
+        assert torch.equal(gradient[tokens], torch.autograd.grad(without, few)[0])
+        assert not gradient[~tokens].any()
 
 
 def test_kept_dead_group_dilutes_the_mean():
@@ -145,7 +169,7 @@ def test_kept_dead_group_dilutes_the_mean():
     rewards[0], rewards[1] = torch.tensor([1.0, 0, 0, 0]), 1.0
     masked, _ = minibatch_loss(logp, old, lengths, rewards, "agpo_no_clip")
     kept, _ = minibatch_loss(logp, old, lengths, rewards, "grpo")
-    assert float(kept) == pytest.approx(float(masked) * float(lengths[:4].sum() / lengths.sum()))
+    assert kept.item() == pytest.approx(masked.item() * float(lengths[:4].sum() / lengths.sum()))
 
 
 def test_at_ratio_one_the_clip_keeps_the_updates_that_shorten():
@@ -155,21 +179,31 @@ def test_at_ratio_one_the_clip_keeps_the_updates_that_shorten():
         lengths = torch.tensor([right, right, wrong, wrong])
         logp = torch.full((int(lengths.sum()),), -1.0, requires_grad=True)
         loss, report = minibatch_loss(logp, logp.detach(), lengths, rewards, "agpo")
-        assert report.clipped is clipped
-        assert (float(loss) > 0) is not clipped
+        assert (report.clipped, report.update) == (clipped, not clipped)
+        assert (loss.item() > 0) is not clipped
         (gradient,) = torch.autograd.grad(loss, logp)
         assert bool(gradient.any()) is not clipped
         assert report.scale == float(not clipped)
 
 
-def test_nothing_live_means_nothing_moves():
+@pytest.mark.parametrize("clip", ["none", "max0", "softplus", "exp"])
+@pytest.mark.parametrize("masked_groups", ["mask", "keep"])
+def test_nothing_live_means_nothing_moves(clip, masked_groups):
     logp, old, lengths, rewards = problem(3)
-    for preset in ("agpo", "agpo_no_clip"):
-        loss, report = minibatch_loss(logp, old, lengths, torch.ones_like(rewards), preset)
-        assert float(loss) == 0.0
-        assert report.scale == 0.0
-        assert report.live_tokens == 0
-        assert not torch.autograd.grad(loss, logp)[0].any()
+    objective = Objective(clip=clip, masked_groups=masked_groups)
+    loss, report = minibatch_loss(logp, old, lengths, torch.full_like(rewards, 0.2), objective)
+    assert (report.value, report.scale, report.live_groups, report.live_tokens) == (0.0, 0.0, 0, 0)
+    assert not report.update
+    assert not torch.autograd.grad(loss, logp)[0].any()
+    assert clip_decision(0.0, 0.0, objective).scale == 0.0
+
+
+def test_a_kl_term_moves_kept_dead_groups():
+    logp, old, lengths, rewards = problem(3)
+    objective = resolve("grpo", beta=0.1)
+    loss, report = minibatch_loss(logp, old, lengths, torch.ones_like(rewards), objective, ref_logp_T=old)
+    assert (report.scale, report.update) == (1.0, True)
+    assert torch.autograd.grad(loss, logp)[0].all()
 
 
 def test_ties_count_as_clipped_whatever_the_order_of_summation():
@@ -179,30 +213,76 @@ def test_ties_count_as_clipped_whatever_the_order_of_summation():
     assert clip_decision(-1e-9, 1.0, objective).tie
     assert not clip_decision(2e-6, 1.0, objective).clipped
     assert clip_decision(-0.5, 1.0, objective).clipped
-    assert not clip_decision(-0.5, 1.0, objective).tie
+    assert not clip_decision(-1e-4, 1.0, objective).tie
+    assert clip_decision(5e-6, 10.0, objective).tie, "the bound goes with the size of what was summed"
+    assert not clip_decision(5e-7, 0.1, objective).clipped
     assert clip_decision(0.0, 0.0, objective).clipped
+    assert not clip_decision(0.0, 1.0, PRESETS["grpo"]).clipped
+
+
+def test_every_permutation_and_partition_of_a_tied_sum_decides_alike():
+    """Right answers are as long as wrong ones, so L is 0, and the sign of its sum is that of the order and ranks."""
+    g = torch.Generator().manual_seed(0)
+    rewards, lengths = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0.3, 0.7, 0.2]]), torch.full((9,), 7)
+    objective = PRESETS["agpo"]
+    weight_B = sequence_weights(lengths, torch.ones(9, dtype=torch.bool), objective)
+    advantage_T = advantages(rewards, objective).reshape(-1).repeat_interleave(lengths)
+    logp_T, weight_T = -3 * torch.rand(63, generator=g).double(), weight_B.repeat_interleave(lengths)
+    loss_T = token_losses(logp_T, logp_T, advantage_T, lengths, objective)
+    signs, decisions = set(), set()
+    for _ in range(200):
+        order = torch.randperm(63, generator=g)
+        ranks = int(torch.randint(1, 5, (1,), generator=g))
+        parts = [weighted_sums(loss_T[part], weight_T[part]) for part in order.tensor_split(ranks)]
+        value, magnitude = (sum(part[k] for part in parts) for k in (0, 1))
+        signs.add(math.copysign(1, value) if value else 0)
+        decision = clip_decision(value, magnitude, objective)
+        decisions.add((decision.clipped, decision.tie, decision.scale))
+    assert len(signs) > 1, "the sign did not depend on the order: this test shows nothing"
+    assert decisions == {(True, True, 0.0)}
+
+
+def test_decisions_are_made_in_float64():
+    for clip, slope in (("softplus", 1 / (1 + math.exp(-0.1))), ("exp", math.exp(0.1))):
+        assert clip_decision(0.1, 1.0, Objective(clip=clip)).scale == pytest.approx(slope, rel=1e-15)
+    assert not clip_decision(1.1e-6 * 1e300, 1e300, PRESETS["agpo"]).clipped
+
+
+@pytest.mark.parametrize("clip", ["none", "max0", "softplus", "exp"])
+@pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_no_clip(clip, value):
+    """It is to be refused: passing for a clipped update it would be a silent 0."""
+    decision = clip_decision(value, abs(value), Objective(clip=clip))
+    assert math.isnan(decision.scale)
+    assert math.isnan(decision.loss)
+    assert not decision.clipped
+    assert not decision.tie
 
 
 def test_samples_that_are_not_scorable_leave_group_and_mean():
     logp, old, lengths, rewards = problem(5, groups=1, size=4)
-    rewards[0] = torch.tensor([1.0, 0.0, float("nan"), 0.0])
+    rewards[0] = torch.tensor([1.0, 0.0, NAN, 0.0])
     loss, report = minibatch_loss(logp, old, lengths, rewards, "agpo_no_clip")
     rows = torch.repeat_interleave(torch.arange(4), lengths) != 2
     few, _ = minibatch_loss(
         logp[rows], old[rows], lengths[[0, 1, 3]], torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64), "agpo_no_clip"
     )
-    assert float(loss) == pytest.approx(float(few), rel=1e-12)
+    assert loss.item() == pytest.approx(few.item(), rel=1e-12)
     assert report.live_tokens == int(lengths[[0, 1, 3]].sum())
 
 
-def test_a_loss_that_is_not_finite_in_a_masked_group_does_not_leak():
+@pytest.mark.parametrize("broken", [NAN, math.inf, -math.inf])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_not_finite_in_an_uncounted_sample_reaches_neither_loss_nor_gradient(preset, broken):
     logp, old, lengths, rewards = problem(7, groups=2)
-    rewards[0], rewards[1] = torch.tensor([1.0, 0, 0, 0]), 0.0
-    broken = logp.detach().clone()
-    broken[-1] = float("nan")
-    broken.requires_grad_()
-    loss, _ = minibatch_loss(broken, old, lengths, rewards, "agpo_no_clip")
-    assert math.isfinite(float(loss))
+    rewards[0], rewards[1] = torch.tensor([1.0, 0, 0, 0]), NAN
+    here = torch.repeat_interleave(torch.arange(8) // 4, lengths) == 1
+    whole, _ = minibatch_loss(logp, old, lengths, rewards, preset, max_tokens=6)
+    (wanted,) = torch.autograd.grad(whole, logp)
+    logp, old = logp.detach().masked_fill(here, broken).requires_grad_(), old.masked_fill(here, broken)
+    loss, _ = minibatch_loss(logp, old, lengths, rewards, preset, max_tokens=6)
+    assert torch.equal(loss, whole)
+    assert torch.equal(torch.autograd.grad(loss, logp)[0], wanted)
 
 
 def test_gspo_ratio_is_one_per_sequence():
@@ -211,22 +291,95 @@ def test_gspo_ratio_is_one_per_sequence():
     loss, _ = minibatch_loss(logp, old, lengths, rewards, objective)
     a = advantages(rewards, objective).reshape(-1)
     gap = torch.stack([d.mean() for d in (logp - old).split(lengths.tolist())])
-    assert float(loss) == pytest.approx(float(-(gap.exp() * a).mean()), rel=1e-9)
+    assert loss.item() == pytest.approx((-(gap.exp() * a).mean()).item(), rel=1e-9)
+
+
+def test_the_bound_on_the_log_ratio_is_on_what_is_exponentiated():
+    """A sequence's mean may be small where one token is far off; a token's own ratio stops at e^20."""
+    lengths, advantage = torch.tensor([2]), torch.tensor([-1.0, -1.0])
+    far = torch.tensor([-30.0, 30.0], dtype=torch.float64)
+    gspo = token_losses(far, torch.zeros(2).double(), advantage, lengths, PRESETS["gspo"])
+    assert gspo.tolist() == [1.0, 1.0]
+    plain = token_losses(far, torch.zeros(2).double(), advantage, lengths, PRESETS["grpo"])
+    assert plain.tolist() == pytest.approx([0.8, math.exp(20)])
+    kl = resolve("grpo", beta=1.0)
+    assert token_losses(far, far, advantage * 0, lengths, kl, far + 50).tolist() == pytest.approx(
+        [math.exp(20) - 21] * 2
+    )
 
 
 def test_cispo_has_the_gradient_of_log_pi_and_the_value_of_a_ratio():
-    logp, old, lengths, rewards = problem(2)
+    logp, old, lengths, rewards = problem(2, drift=1.5)
     loss, _ = minibatch_loss(logp, old, lengths, rewards, "cispo")
     a_T = torch.repeat_interleave(advantages(rewards, PRESETS["cispo"]).reshape(-1), lengths)
-    weight = (logp - old).exp().clamp(0.0, 1.28).detach()
-    assert float(loss) == pytest.approx(float(-(weight * a_T).mean()), rel=1e-9)
+    weight = (logp - old).exp().clamp(0.0, 5.0).detach()
+    assert (weight == 5.0).any()
+    assert loss.item() == pytest.approx(float(-(weight * a_T).mean()), rel=1e-9)
     (gradient,) = torch.autograd.grad(loss, logp)
     assert torch.allclose(gradient, -(weight * a_T) / len(logp))
 
 
 def test_nsr_trains_on_the_wrong_answers_only():
-    a = advantages(torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), PRESETS["nsr"])
-    assert a.tolist() == [[0.0, -1.0, -1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    a = advantages(torch.tensor([[1.0, 0.0, NAN, 1.0], [0.0, 0.0, 0.0, 0.0]]), PRESETS["nsr"])
+    assert a.tolist() == [[0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+
+
+def test_the_constant_length_is_the_knob_or_the_longest_allowed_or_the_longest_that_counts():
+    lengths, counted_B = torch.tensor([3, 9, 5, 0]), torch.tensor([True, False, True, True])
+    objective = resolve("dr_grpo")
+    assert sequence_weights(lengths, counted_B, objective).tolist() == [1 / 10, 0, 1 / 10, 0]
+    assert sequence_weights(lengths, counted_B, replace(objective, norm_length=20)).tolist() == [1 / 40, 0, 1 / 40, 0]
+    logp, old, lengths, rewards = problem(1)
+    whole, _ = minibatch_loss(logp, old, lengths, rewards, replace(objective, norm_length=20))
+    allowed, _ = minibatch_loss(logp, old, lengths, rewards, objective, max_tokens=20)
+    longest, _ = minibatch_loss(logp, old, lengths, rewards, objective)
+    assert whole.item() == allowed.item() == pytest.approx(longest.item() * int(lengths.max()) / 20)
+
+
+def test_overlong_answers():
+    """DAPO's Eq. 13 with its own numbers, and the mask, which leaves the group's mean reward alone."""
+    lengths = torch.tensor([16_384, 18_432, 20_480, 100])
+    assert overlong_penalty(lengths, 20_480).tolist() == overlong_penalty(lengths, 20_480, 4_096).tolist()
+    assert overlong_penalty(lengths, 20_480).tolist() == [0.0, 0.5, 1.0, 0.0]
+    assert overlong_penalty(lengths, 16_384 // 2, 10).tolist() == [1.0, 1.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="overlong_buffer is 7 tokens"):
+        overlong_penalty(lengths, 6, 7)
+    logp, old, lengths, rewards = problem(1, groups=1)
+    rewards[0] = torch.tensor([1.0, 0, 0, 1])
+    cut = torch.tensor([False, True, False, False])
+    objective = resolve("agpo_no_clip", overlong="mask")
+    loss, report = minibatch_loss(logp, old, lengths, rewards, objective, cut_B=cut)
+    a_T = advantages(rewards, objective).reshape(-1).repeat_interleave(lengths)
+    kept = (~cut).repeat_interleave(lengths)
+    rho = (logp - old).exp()
+    expected = -torch.minimum(rho * a_T, rho.clamp(0.8, 1.2) * a_T)[kept].mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert report.live_tokens == int(lengths.sum())
+
+
+def test_the_length_penalty_does_not_make_a_group_live_or_dead():
+    logp = torch.full((13,), -1.0, requires_grad=True)
+    objective = resolve("grpo", overlong="soft_penalty", overlong_buffer=2, overlong_penalty=1.0)
+    lengths = torch.tensor([6, 2, 5, 0])
+    _, report = minibatch_loss(logp, logp, lengths, torch.ones(1, 4), objective, max_tokens=6)
+    assert (report.live_groups, report.update) == (0, False)
+    # The right one is as long as to lose its reward: all have 0, and the group is live with A = 0.
+    rewards = torch.tensor([[1.0, 0, 0, 0]])
+    lengths = torch.tensor([6, 2, 3, 2])
+    loss, report = minibatch_loss(logp, logp, lengths, rewards, objective, max_tokens=6)
+    assert (report.live_groups, report.live_tokens, loss.item()) == (1, 13, 0.0)
+
+
+def test_no_gradient_goes_through_anything_but_the_policy():
+    logp, old, lengths, rewards = problem(2)
+    objective = resolve("grpo", beta=0.1)
+    others = [x.clone().requires_grad_() for x in (old, rewards, old - 0.1, torch.ones_like(old))]
+    loss, _ = minibatch_loss(logp, others[0], lengths, others[1], objective, ref_logp_T=others[2], tis_T=others[3])
+    loss.backward()
+    assert logp.grad.any()
+    assert all(x.grad is None for x in others)
+    itself, _ = minibatch_loss(logp, logp, lengths, rewards, "grpo")
+    assert torch.autograd.grad(itself, logp)[0].any(), "the policy's own tensor as old_logp_T is a constant too"
 
 
 def test_the_entropy_bonus_is_outside_the_clip():
@@ -235,63 +388,145 @@ def test_the_entropy_bonus_is_outside_the_clip():
     objective = replace(PRESETS["agpo"], entropy_coef=0.5)
     loss, report = minibatch_loss(logp, logp.detach(), lengths, rewards, objective, entropy_T=logp * 2)
     (gradient,) = torch.autograd.grad(loss, logp)
-    assert report.clipped
+    assert (report.clipped, report.scale, report.update) == (True, 0.0, True)
     assert torch.allclose(gradient, torch.full((16,), -0.5 * 2 / 16, dtype=torch.float64))
+    _, dead = minibatch_loss(logp, logp.detach(), lengths, torch.ones(1, 4), objective, entropy_T=logp * 2)
+    assert not dead.update
+
+
+@pytest.mark.parametrize("reduce", [torch.float16, torch.bfloat16])
+def test_half_precision_log_probabilities_are_computed_with_in_float32(reduce):
+    logp, old, lengths, rewards = problem(8)
+    rough, rough_old = logp.detach().to(reduce).requires_grad_(), old.to(reduce)
+    loss, _ = minibatch_loss(rough, rough_old, lengths, rewards, "agpo_no_clip")
+    exact, _ = minibatch_loss(rough.float(), rough_old.float(), lengths, rewards, "agpo_no_clip")
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, exact)
+    (gradient,) = torch.autograd.grad(loss, rough)
+    assert gradient.dtype == reduce
+    assert gradient.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8, torch.float16])
+def test_rewards_of_any_dtype(dtype):
+    logp, old, lengths, rewards = problem(9)
+    wanted, _ = minibatch_loss(logp, old, lengths, rewards, "agpo_no_clip")
+    loss, _ = minibatch_loss(logp, old, lengths.to(torch.int32), rewards.to(dtype), "agpo_no_clip")
+    assert torch.equal(loss, wanted)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_tokens_at_all(preset):
+    for groups, lengths in ((0, []), (1, [0, 0])):
+        logp = torch.empty(0, requires_grad=True)
+        rewards = torch.tensor([[1.0, 0.0]])[:groups]
+        lengths = torch.tensor(lengths, dtype=torch.long)
+        loss, report = minibatch_loss(logp, logp.detach(), lengths, rewards, preset, max_tokens=6)
+        loss.backward()
+        assert loss.item() == 0.0
+        assert not report.update
 
 
 @pytest.mark.parametrize(
     ("knobs", "words"),
     [
         ({"aggregation": "sequence_mean"}, "exactly 0"),
-        ({"advantage_sign": "negative"}, "never acts"),
+        ({"aggregation": "sequence_mean", "clip_scope": "group"}, "exactly 0"),
+        ({"aggregation": "sequence_mean", "clip_scope": "micro_batch"}, "exactly 0"),
+        ({"advantage_sign": "negative", "advantage_std": "none"}, "never acts"),
+        ({"advantage_sign": "negative", "clip": "none"}, "advantage_std sample would be ignored"),
+        ({"surrogate": "cispo", "dual_clip": 3.0}, "bounded weight"),
+        ({"ratio": "sequence", "clip_scope": "token"}, "Say sequence"),
         ({"dual_clip": 0.5}, "greater than 1"),
-        ({"overlong": "soft_penalty"}, "overlong_buffer"),
+        ({"dual_clip": NAN}, "greater than 1"),
+        ({"eps_low": -0.1}, "eps_low must be at least 0"),
+        ({"eps_high": NAN}, "eps_high must be at least 0"),
+        ({"beta": -0.1}, "beta must be at least 0"),
+        ({"entropy_coef": -0.1}, "entropy_coef must be at least 0"),
+        ({"norm_length": 0}, "norm_length must be at least 1"),
+        ({"overlong_buffer": 5}, "overlong is keep"),
+        ({"overlong": "soft_penalty", "overlong_buffer": 0}, "overlong_buffer must be at least 1"),
+        ({"clip": "relu"}, "clip must be one of none, max0"),
+        ({"clip_scope": "batch"}, "clip_scope must be one of mini_batch"),
+        ({"clip_scop": "group"}, "Did you mean 'clip_scope'"),
     ],
 )
-def test_degenerate_combinations_are_refused_with_the_reason(knobs, words):
+def test_what_cannot_mean_what_it_says_is_refused_with_the_reason(knobs, words):
     with pytest.raises(ValueError, match=words):
         resolve("agpo", **knobs)
 
 
-def test_a_degenerate_clip_can_be_insisted_on():
-    assert resolve("agpo", aggregation="sequence_mean", allow_degenerate_clip=True).clip == "max0"
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"aggregation": "sequence_mean", "allow_degenerate_clip": True},
+        {"advantage_sign": "negative", "advantage_std": "none", "allow_degenerate_clip": True},
+        {"aggregation": "sequence_mean", "clip_scope": "sequence"},
+        {"aggregation": "sequence_mean", "clip": "softplus"},
+        {"aggregation": "constant"},
+        {"ratio": "sequence", "clip_scope": "token", "beta": 0.1},
+        {"surrogate": "cispo"},
+    ],
+)
+def test_what_makes_sense_or_is_insisted_on_is_allowed(knobs):
+    assert all(getattr(resolve("agpo", **knobs), name) == value for name, value in knobs.items())
+
+
+def changed(**changes):
+    logp, old, lengths, rewards = problem(0)
+    given = {
+        "logp_T": logp,
+        "old_logp_T": old,
+        "lengths_B": lengths,
+        "rewards_GN": rewards,
+        "tis_T": torch.ones_like(old),
+    }
+    changes = {name: x(given[name]) if callable(x) else x for name, x in changes.items()}
+    return minibatch_loss(**given | changes)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("changes", "words"),
     [
-        (lambda p: (p[0], p[1], p[2][:-1], p[3]), "lengths_B"),
-        (lambda p: (p[0][:-1], p[1], p[2], p[3]), "logp_T"),
-        (lambda p: (p[0], p[1], p[2], p[3][0]), "rewards_GN"),
+        ({"lengths_B": lambda x: x[:-1]}, "lengths_B must hold G \\* N = 12"),
+        ({"lengths_B": lambda x: x.float()}, "integers of at least 0"),
+        ({"lengths_B": lambda x: x - 5}, "integers of at least 0"),
+        ({"logp_T": lambda x: x[:-1]}, "logp_T must hold sum\\(lengths_B\\)"),
+        ({"old_logp_T": lambda x: x[:, None]}, "old_logp_T must hold"),
+        ({"tis_T": torch.ones(3)}, "tis_T must hold"),
+        ({"rewards_GN": lambda x: x[0]}, "rewards_GN must be"),
+        ({"rewards_GN": lambda x: x.reshape(12, 1)}, "1 samples per group"),
+        ({"rewards_GN": lambda x: x.masked_fill(x == 1, math.inf)}, "infinite"),
+        ({"rewards_GN": lambda x: x.masked_fill(x == 0, -math.inf)}, "infinite"),
+        ({"logp_T": lambda x: x * NAN}, "logp_T is nan at a token"),
+        ({"old_logp_T": lambda x: x - math.inf}, "old_logp_T is -inf at a token"),
+        ({"tis_T": lambda x: -x}, "tis_T is -1"),
+        ({"objective": "ppo"}, "agpo_no_mask"),
+        ({"objective": {"preset": "agpo"}}, "not dict"),
+        ({"objective": Objective(beta=0.1)}, "give ref_logp_T"),
+        ({"objective": Objective(entropy_coef=0.1)}, "give entropy_T"),
+        ({"objective": Objective(overlong="mask")}, "give cut_B"),
+        ({"objective": Objective(overlong="mask"), "cut_B": torch.zeros(12)}, "12 booleans"),
+        ({"objective": "dapo"}, "give max_tokens"),
     ],
 )
-def test_shapes_that_disagree_are_named(change, words):
+def test_bad_input_is_named(changes, words):
     with pytest.raises(ValueError, match=words):
-        minibatch_loss(*change(problem(0)))
+        changed(**changes)
 
 
-def test_unknown_preset_lists_the_known():
-    with pytest.raises(ValueError, match="agpo_no_mask"):
-        minibatch_loss(*problem(0), "ppo")
+def test_an_exponential_that_overflows_is_not_returned_as_a_loss():
+    logp, old, lengths, rewards = problem(0)
+    rewards[:] = torch.tensor([1.0, 0, 0, 1])
+    with pytest.raises(ValueError, match="dual_clip bounds it"):
+        minibatch_loss(logp + 15, old, lengths, rewards, Objective(clip="exp"))
+    loss, _ = minibatch_loss(logp + 15, old, lengths, rewards, Objective(clip="exp", dual_clip=3.0))
+    assert math.isfinite(loss.item())
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.lists(st.sampled_from([0.0, 1.0, 0.2, math.nan]), min_size=3, max_size=3), min_size=1, max_size=4),
-    st.data(),
-)
-def test_property_finite_and_silent_where_it_must_be(rewards, data):
-    """Ragged lengths (0 too), dead groups, NaN rewards: always finite, no gradient outside live groups, f(L) >= 0."""
-    lengths = torch.tensor(data.draw(st.lists(st.integers(0, 4), min_size=3 * len(rewards), max_size=3 * len(rewards))))
-    logp = torch.linspace(-2, -0.1, int(lengths.sum()), dtype=torch.float64, requires_grad=True)
-    preset = data.draw(st.sampled_from(["agpo", "agpo_no_clip"]))
-    rewards = torch.tensor(rewards, dtype=torch.float64)
-    loss, report = minibatch_loss(logp, logp.detach() + 0.05, lengths, rewards, preset)
-    assert math.isfinite(float(loss))
-    assert preset != "agpo" or float(loss) >= 0
-    if len(logp):
-        (gradient,) = torch.autograd.grad(loss, logp, allow_unused=True)
-        group_T = torch.repeat_interleave(torch.arange(len(lengths)) // 3, lengths)
-        dead_T = ~live_groups(rewards)[group_T]
-        assert not gradient[dead_T].any()
-    assert report.live_groups == int(live_groups(rewards).sum())
+def test_the_place_of_a_bad_log_probability_is_named():
+    logp, old, lengths, rewards = problem(0)
+    rewards[:] = torch.tensor([1.0, 0, 0, 1])
+    old[int(lengths[:6].sum())] = NAN
+    with pytest.raises(ValueError, match=r"group 1, sample 2"):
+        minibatch_loss(logp, old, lengths, rewards)

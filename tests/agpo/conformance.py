@@ -1,0 +1,269 @@
+"""One table of mini-batches, and the engines that must do the same with each of them: an optimizer step, or none.
+
+An engine is a function from a case to a `Result`. The engines of several ranks are processes of this file:
+
+    python tests/agpo/conformance.py RANK WORLD SPLIT file:///tmp/meet out.pt
+"""
+
+import sys
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+
+from agpo.objective import (
+    PRESETS,
+    Decision,
+    Objective,
+    advantages,
+    clip_decision,
+    counted,
+    live_groups,
+    minibatch_loss,
+    sequence_weights,
+    token_losses,
+    weighted_sums,
+)
+from agpo.tiny_model import make_model
+
+VOCABULARY = 21
+LONGEST = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mini-batch. A clear difference of lengths decides the sign of L, at ratio 1 and near it."""
+
+    name: str
+    rewards: tuple[tuple[float | None, ...], ...]
+    lengths: tuple[tuple[int, ...], ...]
+    outcome: str
+    """kept: a step; clipped or dead: not even the optimizer's state may change"""
+    objective: Objective = PRESETS["agpo"]
+    drift: float = 0.0
+    """how far the parameters have moved since the tokens were sampled; 0: the ratio is 1"""
+
+
+KEPT, CLIPPED = (2, 9, 8, 3), (9, 2, 3, 8)  # lengths for rewards 1, 0, 0, 1
+MIXED, DEAD = (1, 0, 0, 1), (0.2, 0.2, 0.2, 0.2)
+CASES = [
+    Case("kept", (MIXED, (0, 1, 0, 0)), (KEPT, (8, 2, 6, 7)), "kept"),
+    Case("clipped", (MIXED, (0, 1, 0, 0)), (CLIPPED, (3, 11, 4, 2)), "clipped"),
+    Case("dead group of 0.2", (MIXED, DEAD), (KEPT, (12, 12, 11, 12)), "kept"),
+    Case("dead group of 0.2, clipped", (DEAD, MIXED), ((1, 1, 1, 1), CLIPPED), "clipped"),
+    Case("dead group of 0.2, kept in the mean", (MIXED, DEAD), (KEPT, (12, 12, 11, 12)), "kept", PRESETS["grpo"]),
+    Case("all dead", (DEAD, (1, 1, 1, 1)), (KEPT, CLIPPED), "dead"),
+    Case("all dead, kept in the mean", (DEAD, (1, 1, 1, 1)), (KEPT, CLIPPED), "dead", PRESETS["grpo"]),
+    Case("opposite signs, kept", (MIXED, MIXED), ((1, 12, 11, 2), (6, 4, 4, 6)), "kept"),
+    Case("opposite signs, clipped", (MIXED, MIXED), ((4, 6, 6, 4), (11, 1, 2, 12)), "clipped"),
+    Case("tie", (MIXED, (1, 1, 0, 1)), ((7, 7, 7, 7), (7, 7, 7, 7)), "clipped"),
+    Case("not scorable, aborted", ((1, 0, None, 1), (0, 1, 0, None)), ((2, 9, 5, 0), (9, 2, 0, 4)), "kept"),
+    Case("moved, kept", (MIXED, DEAD), (KEPT, CLIPPED), "kept", drift=0.05),
+    Case("moved, clipped", (MIXED, DEAD), (CLIPPED, KEPT), "clipped", drift=0.05),
+    Case("softplus", (MIXED, (0, 1, 0, 0)), (CLIPPED, (3, 11, 4, 2)), "kept", Objective(clip="softplus"), 0.05),
+    *(
+        Case(
+            f"{name}, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS[name], norm_length=LONGEST), 0.05
+        )
+        for name in ("dr_grpo", "dapo", "gspo", "cispo", "nsr")
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an engine did with a case."""
+
+    moved: torch.Tensor
+    """[parameters] float64, before minus after: the gradient of f(L) where a step was made (SGD, lr 1)"""
+    decision: dict
+    state_changed: bool
+    """of AdamW in the middle of a run, which the cases without a step get"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A case with its tokens."""
+
+    start: torch.nn.Module
+    """the parameters that sampled"""
+    model: torch.nn.Module
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    old_logp: list[torch.Tensor]
+    rewards_GN: torch.Tensor
+    lengths_B: torch.Tensor
+
+
+def make_batch(case: Case, dtype: torch.dtype) -> Batch:
+    torch.manual_seed(0)
+    start = make_model(VOCABULARY).eval().to(dtype)
+    model, g = deepcopy(start), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(case.drift * torch.randn(p.shape, generator=g).to(dtype))
+    lengths = [n for group in case.lengths for n in group]
+    prompts, responses = [], []
+    for k, group in enumerate(case.lengths):
+        prompts += [torch.randint(3, VOCABULARY, (3 + k,), generator=g).tolist()] * len(group)
+        responses += [torch.randint(3, VOCABULARY, (n,), generator=g).tolist() for n in group]
+    with torch.no_grad():
+        old = [log_probs(start, prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    rewards = [[float("nan") if r is None else r for r in group] for group in case.rewards]
+    return Batch(
+        start, model, prompts, responses, old, torch.tensor(rewards, dtype=torch.float64), torch.tensor(lengths)
+    )
+
+
+def log_probs(model: torch.nn.Module, prompt: list[int], response: list[int]) -> torch.Tensor:
+    logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return logits.gather(1, torch.tensor(response, dtype=torch.long)[:, None])[:, 0]
+
+
+def make_optimizer(case: Case, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """SGD, whose step is the gradient; for a case without a step AdamW with moments, which a zero gradient moves."""
+    if case.outcome == "kept":
+        return torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer, before = torch.optim.AdamW(model.parameters(), lr=1e-3), deepcopy(model.state_dict())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    model.load_state_dict(before)  # the moments stay, the ratio is what the case says
+    return optimizer
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+
+
+def observed(case: Case, model: torch.nn.Module, work) -> Result:
+    """Run `work(optimizer) -> decision` on the model and look at what changed."""
+    optimizer = make_optimizer(case, model)
+    before, state = flat(model), deepcopy(optimizer.state_dict()["state"])
+    decision = work(optimizer)
+    after = optimizer.state_dict()["state"]
+    changed = any(not torch.equal(after[i][name], x) for i, slots in state.items() for name, x in slots.items())
+    return Result(before - flat(model), decision, changed)
+
+
+def one_call(case: Case, dtype: torch.dtype = torch.float64) -> Result:
+    """`minibatch_loss` and the plain loop of docs/method.md."""
+    batch = make_batch(case, dtype)
+
+    def work(optimizer):
+        logp = [log_probs(batch.model, p, r) for p, r in zip(batch.prompts, batch.responses, strict=True)]
+        loss, report = minibatch_loss(
+            torch.cat(logp),
+            torch.cat(batch.old_logp),
+            batch.lengths_B,
+            batch.rewards_GN,
+            case.objective,
+            max_tokens=LONGEST,
+        )
+        if report.update:
+            loss.backward()
+            optimizer.step()
+        optimizer.zero_grad()
+        return {"value": report.value, "scale": report.scale, "clipped": report.clipped}
+
+    return observed(case, batch.model, work)
+
+
+def trainer(case: Case, micro_batch_tokens: int = 40) -> Result:
+    """`agpo.policy.update` on the plan of `agpo.batch`, in float32."""
+    from agpo.batch import Group, Sample, plan_step
+    from agpo.policy import Policy, update
+    from evals.engines import Completion
+    from evals.grading import Verdict
+    from evals.items import Item
+
+    batch = make_batch(case, torch.float32)
+    samples = []
+    for i, reward in enumerate(r for group in case.rewards for r in group):
+        outcome = "error" if reward is None else "right" if reward == 1 else "wrong"
+        completion = Completion(tuple(batch.responses[i]), tuple(batch.old_logp[i].tolist()), "stop", 0.0)
+        samples.append(Sample(completion, "", Verdict(outcome, "test"), reward, 0))
+    size = len(case.rewards[0])
+    groups = [
+        Group(Item(str(k), "", ""), tuple(batch.prompts[k * size]), tuple(samples[k * size : (k + 1) * size]))
+        for k in range(len(case.rewards))
+    ]
+
+    def work(optimizer):
+        lr = optimizer.param_groups[0]["lr"]
+        policy = Policy(batch.model, None, optimizer, lambda k: lr)
+        (minibatch,) = plan_step(groups, case.objective, len(groups), LONGEST)
+        done = update(
+            policy,
+            minibatch,
+            case.objective,
+            on_policy=case.drift == 0,
+            temperature=1.0,
+            micro_batch_tokens=micro_batch_tokens,
+            max_grad_norm=0.0,
+        )
+        return {"value": done.decision.value, "scale": done.decision.scale, "clipped": done.decision.clipped}
+
+    return observed(case, batch.model, work)
+
+
+def several_ranks(case: Case, rank: int, world: int, split: str) -> tuple[Result, float]:
+    """A data-parallel loop in the public functions: the result on this rank, and its own part of L."""
+    batch, objective = make_batch(case, torch.float64), case.objective
+    live_G = live_groups(batch.rewards_GN)
+    counted_B = counted(batch.rewards_GN, live_G, objective).reshape(-1)
+    weight_B = sequence_weights(
+        batch.lengths_B, counted_B, objective
+    )  # of the whole mini-batch, the same on every rank
+    advantage_B = advantages(batch.rewards_GN, objective, live_G).reshape(-1)
+    local = [0.0]
+
+    def work(optimizer) -> dict:
+        sums = torch.zeros(2, dtype=torch.float64)
+        for i in share(len(weight_B), rank, world, split):
+            if weight_B[i] > 0:
+                logp = log_probs(batch.model, batch.prompts[i], batch.responses[i])
+                weight_T, advantage_T = (x[i].expand(len(logp)) for x in (weight_B, advantage_B))
+                loss_T = token_losses(logp, batch.old_logp[i], advantage_T, batch.lengths_B[i : i + 1], objective)
+                (weight_T * loss_T).sum().backward()
+                sums += torch.tensor(weighted_sums(loss_T, weight_T), dtype=torch.float64)
+        local[0] = sums[0].item()
+        dist.all_reduce(sums)
+        decision: Decision = clip_decision(*sums.tolist(), objective)
+        if decision.scale:
+            for p in batch.model.parameters():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                dist.all_reduce(p.grad)
+                p.grad *= decision.scale
+            optimizer.step()
+        optimizer.zero_grad()
+        return asdict(decision)
+
+    return observed(case, batch.model, work), local[0]
+
+
+def share(sequences: int, rank: int, world: int, split: str) -> range:
+    """The sequences of a rank: whole groups (contiguous), or every world-th, which cuts groups apart."""
+    if split == "interleaved":
+        return range(rank, sequences, world)
+    bounds = [sequences * k // world for k in range(world + 1)]
+    return range(*list(pairwise(bounds))[rank])
+
+
+def main(rank: str, world: str, split: str, meet: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=meet, rank=int(rank), world_size=int(world))
+    results = {}
+    for case in CASES:
+        result, local = several_ranks(case, int(rank), int(world), split)
+        results[case.name] = {**vars(result), "local": local}
+    dist.barrier()
+    torch.save(results, out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
