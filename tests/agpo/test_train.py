@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from agpo.resume import find_resume
 from agpo.setup import model_path
 from agpo.train import main
-from evals.errors import UserError
 from evals.store import Store
 
 SMALL = (
