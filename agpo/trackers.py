@@ -107,7 +107,7 @@ def mlflow(about: About) -> Iterator[Log]:
 @contextmanager
 def trackio(about: About) -> Iterator[Log]:
     """trackio, in its own local database (TRACKIO_DIR)."""
-    import trackio  # pyright: ignore[reportMissingImports]  (not among the packages of the developers)
+    import trackio
 
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
     trackio.init(project=project, name=about.id, config=dict(about.config), resume="allow")

@@ -98,10 +98,6 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert steps[3]["eval/pass1"] == 0.75
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("trackio") is None,
-    reason="trackio wants an older pillow than the developers' packages have",
-)
 def test_trackio(tmp_path):
     """In a process of its own: it reads TRACKIO_DIR when it is imported."""
     script = f"""
