@@ -107,7 +107,7 @@ def mlflow(about: About) -> Iterator[Log]:
 @contextmanager
 def trackio(about: About) -> Iterator[Log]:
     """trackio, in its own local database (TRACKIO_DIR)."""
-    import trackio  # pyright: ignore[reportMissingImports]  (not among the packages of the developers)
+    import trackio
 
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
     trackio.init(project=project, name=about.id, config=dict(about.config), resume="allow")
@@ -121,7 +121,8 @@ TRACKERS: dict[str, Callable[[About], AbstractContextManager[Log]]] = {
     "mlflow": mlflow,
     "trackio": trackio,
 }
-"""the name, which is also that of the package to install -> the function"""
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
+"""what to install; the module has the tracker's name"""
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -129,8 +130,8 @@ def check_installed(names: Sequence[str]) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"tracker {missing[0]!r} needs a package that is not installed: pip install {' '.join(missing)}. "
-            "Or leave it out: the results store has the same numbers."
+            f"tracker {missing[0]!r} needs a package that is not installed: pip install "
+            f"{' '.join(PACKAGES[name] for name in missing)}. Or leave it out: the results store has the same numbers."
         )
 
 

@@ -1,0 +1,157 @@
+"""Each tracker writes for real, into files, and is read back with its own reader; none can hurt a run."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from rich.console import Console
+
+from agpo import trackers
+from agpo.trackers import TRACKERS, About, Trackers, check_installed
+from evals.errors import UserError
+
+
+def about(folder, done=0):
+    return About("261124-120000-abcdef", "mine", folder, {"steps": 4, "update": {"lr": 1e-4}}, done)
+
+
+def log(names, folder, steps, done=0):
+    """As training does: a step's metrics, then an evaluation's."""
+    with Trackers(names, about(folder, done), Console(file=sys.stdout)) as opened:
+        for step in steps:
+            opened.log(step, {"reward/mean": step / 10, "loss/raw": -0.5})
+        opened.log(steps[-1], {"eval/pass1": 0.75})
+    assert not opened.failures
+
+
+def test_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log(["tensorboard"], tmp_path, [1, 2, 3])
+    log(["tensorboard"], tmp_path, [3, 4], done=2)  # step 3 was written by the process that was killed
+    seen = EventAccumulator(str(tmp_path / "tensorboard"))
+    seen.Reload()
+    assert [(e.step, e.value) for e in seen.Scalars("reward/mean")] == [
+        (step, pytest.approx(step / 10)) for step in (1, 2, 3, 4)
+    ]
+    assert [e.step for e in seen.Scalars("eval/pass1")] == [4]
+
+
+def test_mlflow(tmp_path, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    log(["mlflow"], tmp_path, [1, 2, 3])
+    log(["mlflow"], tmp_path, [3, 4], done=2)
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("agpo").experiment_id])
+    assert (run.data.tags["agpo_run"], run.info.run_name, run.info.status) == (
+        "261124-120000-abcdef",
+        "mine",
+        "FINISHED",
+    )
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "reward/mean")] == [
+        (step, step / 10) for step in (1, 2, 3, 4)
+    ]
+    assert {m.step for m in client.get_metric_history(run.info.run_id, "eval/pass1")} == {3, 4}
+    with pytest.raises(ValueError, match="the run's own"), Trackers(["mlflow"], about(tmp_path), Console()):
+        raise ValueError("the run's own")
+    assert client.get_run(run.info.run_id).info.status == "FAILED"
+
+
+def records(raw: bytes, block: int = 32768, header: int = 7):
+    """The records of a LevelDB log, which an offline W&B run is: checksum, length and type before each part."""
+    at, parts = header, b""  # the first 7 bytes say what file it is
+    while at + header <= len(raw):
+        if block - at % block < header:  # the rest of a block that no header fits in
+            at += block - at % block
+            continue
+        length, kind = int.from_bytes(raw[at + 4 : at + 6], "little"), raw[at + 6]
+        parts += raw[at + header : at + header + length]
+        at += header + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    log(["wandb"], tmp_path, [1, 2, 3])
+    files = list(tmp_path.glob("wandb/offline-run-*/run-261124-120000-abcdef.wandb"))
+    assert len(files) == 1
+    steps = {}
+    for data in records(files[0].read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            row = {item.key or item.nested_key[-1]: json.loads(item.value_json) for item in record.history.item}
+            steps[row["_step"]] = row
+    assert {step: row["reward/mean"] for step, row in steps.items()} == {1: 0.1, 2: 0.2, 3: 0.3}
+    assert steps[3]["eval/pass1"] == 0.75
+
+
+def test_trackio(tmp_path):
+    """In a process of its own: it reads TRACKIO_DIR when it is imported."""
+    script = f"""
+import sys, os
+os.environ["TRACKIO_DIR"] = {str(tmp_path / "trackio")!r}
+from pathlib import Path
+from rich.console import Console
+from agpo.trackers import About, Trackers
+for done, steps in ((0, (1, 2, 3)), (3, (4,))):
+    with Trackers(["trackio"], About("run-1", "mine", Path("."), {{"steps": 4}}, done), Console()) as opened:
+        for step in steps:
+            opened.log(step, {{"reward/mean": step / 10}})
+    assert not opened.failures
+from trackio.sqlite_storage import SQLiteStorage
+rows = SQLiteStorage.get_logs("agpo", "run-1")
+assert [(row["step"], row["reward/mean"]) for row in rows] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)], rows
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_missing_package_is_said_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install mlflow-skinny"):
+        check_installed(["mlflow"])
+    check_installed([])
+
+
+def test_a_failing_tracker_is_said_once_counted_and_harms_nothing(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    @contextmanager
+    def unreachable(_):
+        def log(step, values):
+            seen.append(step)
+            raise ConnectionError("no network")
+
+        yield log
+        raise ConnectionError("no network at the end either")
+
+    monkeypatch.setitem(TRACKERS, "wandb", unreachable)
+    console = Console(file=sys.stdout, width=200)
+    with Trackers(["wandb", "tensorboard"], about(tmp_path), console) as opened:
+        for step in (1, 2, 3):
+            opened.log(step, {"reward/mean": 0.5})
+    printed = capsys.readouterr().out
+    assert seen == [1, 2, 3]
+    assert printed.count("tracker wandb failed: ConnectionError: no network") == 1
+    assert "tracker wandb failed 3 times" in printed
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_tracker_that_cannot_start_stops_the_run_before_it_begins(tmp_path, monkeypatch):
+    (tmp_path / "tensorboard").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="'tensorboard' could not be started"):
+        Trackers(["tensorboard"], about(tmp_path), Console()).__enter__()
+    assert trackers.PACKAGES.keys() == TRACKERS.keys()
