@@ -15,17 +15,9 @@ def explain(
 ) -> tuple[Table, list[str]]:
     """(a row per mini-batch, sentences that sum it up)."""
     table = Table(title="plan of the step", title_justify="left")
-    for title in (
-        "update",
-        "groups",
-        "live",
-        "sequences",
-        "L at ratio 1",
-        "tokens to run",
-        "micro-batches",
-        "what happens",
-    ):
-        table.add_column(title, justify="left" if title == "what happens" else "right")
+    for title in ("update", "groups", "live", "sequences", "L at ratio 1", "tokens to run", "micro-batches"):
+        table.add_column(title, justify="right")
+    table.add_column("what happens")
     moved, least, most = False, 0, 0
     for number, minibatch in enumerate(plan, 1):
         known = not moved and not objective.beta and settings.tis_cap is None
@@ -46,7 +38,7 @@ def explain(
             fate,
         )
     whole = sum(len(g.prompt_ids) + len(s.completion.token_ids) for g in groups for s in g.samples)
-    return table, _sentences(whole, least, most, plan, layout)
+    return table, _sentences(whole, least if objective.clip == "max0" else most, most, plan, layout)
 
 
 def _wanted(minibatch: MiniBatch, objective: Objective, known: bool) -> list[int]:
@@ -71,17 +63,15 @@ def _fate(minibatch: MiniBatch, objective: Objective, known: bool) -> str:
 def _sentences(whole: int, least: int, most: int, plan: Sequence[MiniBatch], layout: Layout) -> list[str]:
     live, groups = sum(m.live_groups for m in plan), sum(len(m.groups) for m in plan)
     sequences = sum(len(m.rows) for m in plan)
-    shared = (
-        "a prompt once for its samples" if layout == "packed" else "padded: this model's attention cannot be packed"
-    )
+    shared = "a prompt once for its samples" if layout == "packed" else "padded: its attention does not pack"
     lines = [
         f"{live} of {groups} groups are live; {sequences:,} sequences count in the loss.",
         f"All samples with their prompts are {whole:,} tokens; the updates run at most {most:,} ({shared}).",
     ]
     if least != most:
         lines.append(
-            f"{most - least:,} of these belong to updates after the first, where the ratio is not 1: what f says of L is "
-            "known after their forward pass."
+            f"{most - least:,} of these belong to updates after the first, where the ratio is not 1: whether they are "
+            "clipped is known after their forward pass."
         )
     if whole:
         lines.append(f"Saved at least: {whole - most:,} tokens, {100 * (1 - most / whole):.0f} %.")

@@ -175,7 +175,8 @@ def one_call(case: Case, dtype: torch.dtype = torch.float64) -> Result:
 def trainer(case: Case, micro_batch_tokens: int = 40) -> Result:
     """`agpo.policy.update` on the plan of `agpo.batch`, in float32."""
     from agpo.batch import Group, Sample, plan_step
-    from agpo.policy import Policy, update
+    from agpo.optimizer import Trained
+    from agpo.policy import Policy, Settings, update
     from evals.engines import Completion
     from evals.grading import Verdict
     from evals.items import Item
@@ -194,17 +195,11 @@ def trainer(case: Case, micro_batch_tokens: int = 40) -> Result:
 
     def work(optimizer):
         lr = optimizer.param_groups[0]["lr"]
-        policy = Policy(batch.model, None, optimizer, lambda k: lr)
+        trained = Trained(optimizer, list(batch.model.parameters()), [])
+        policy = Policy(batch.model, None, trained, lambda k: lr)
         (minibatch,) = plan_step(groups, case.objective, len(groups), LONGEST)
-        done = update(
-            policy,
-            minibatch,
-            case.objective,
-            on_policy=case.drift == 0,
-            temperature=1.0,
-            micro_batch_tokens=micro_batch_tokens,
-            max_grad_norm=0.0,
-        )
+        settings = Settings(micro_batch_tokens=micro_batch_tokens)
+        done = update(policy, minibatch, case.objective, settings, on_policy=case.drift == 0)
         return {"value": done.decision.value, "scale": done.decision.scale, "clipped": done.decision.clipped}
 
     return observed(case, batch.model, work)

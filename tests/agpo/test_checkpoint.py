@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from agpo import checkpoint
+from agpo.optimizer import make_trained
 from agpo.policy import Policy
 from evals.engines.hf import load_model
 from evals.errors import UserError
@@ -23,11 +24,11 @@ from evals.errors import UserError
 def policy(tiny):
     """The tiny model after one optimizer step, so that there are moments to save."""
     model, tokenizer = load_model(tiny, device="cpu")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    trained = make_trained(model, lr=1e-3)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    return Policy(model, tokenizer, optimizer, lambda k: 1e-3, updates=7)
+    trained.step()
+    return Policy(model, tokenizer, trained, lambda k: 1e-3, updates=7)
 
 
 def write(folder, step, policy):
@@ -36,21 +37,21 @@ def write(folder, step, policy):
 
 def test_what_is_written_is_the_policy_at_the_time_of_the_copy(policy, tmp_path):
     before = {name: x.clone() for name, x in policy.model.state_dict().items()}
-    moments = copy.deepcopy(policy.optimizer.state_dict()["state"])
+    moments = copy.deepcopy(policy.trained.optimizer.state_dict()["state"])
     later = checkpoint.prepare(tmp_path, 3, policy, {"config": {}, "data": "x"}, {"run": "r"})
     assert not (tmp_path / "checkpoints").exists()
     for parameter in policy.model.parameters():
         parameter.grad = torch.full_like(parameter, -2.0)
-    policy.optimizer.step()
+    policy.trained.step()
     policy.updates += 1
     path = later()
     assert path == tmp_path / "checkpoints/step-000003"
     saved, tokenizer = load_model(str(path), device="cpu")
     assert all(torch.equal(x, before[name]) for name, x in saved.state_dict().items())
-    again = Policy(saved, tokenizer, torch.optim.AdamW(saved.parameters(), lr=1e-3), lambda k: 1e-3)
+    again = Policy(saved, tokenizer, make_trained(saved, lr=1e-3), lambda k: 1e-3)
     checkpoint.restore(path, again, checkpoint.read_state(path))
     assert again.updates == 7
-    restored = again.optimizer.state_dict()["state"]
+    restored = again.trained.optimizer.state_dict()["state"]
     assert restored.keys() == moments.keys()
     for i, slots in moments.items():
         assert all(torch.equal(restored[i][name], slots[name]) for name in slots)
@@ -64,7 +65,7 @@ def test_tied_embeddings_are_copied_and_written_once(tmp_path):
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape, tie_word_embeddings=True))
     tokenizer = AutoTokenizer.from_pretrained(model_path("tiny"))
-    policy = Policy(model, tokenizer, torch.optim.AdamW(model.parameters()), lambda k: 1e-3)
+    policy = Policy(model, tokenizer, make_trained(model, lr=1e-3), lambda k: 1e-3)
     path = write(tmp_path, 1, policy)
     names = set(load_file(path / "model.safetensors"))
     assert "model.embed_tokens.weight" in names
@@ -127,10 +128,11 @@ LARGE = """
 import sys, pathlib, torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from agpo import checkpoint
+from agpo.optimizer import make_trained
 from agpo.policy import Policy
 folder, tokenizer = pathlib.Path(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[2])
 model = LlamaForCausalLM(LlamaConfig(vocab_size=100_000, hidden_size=512, intermediate_size=64, num_hidden_layers=1))
-policy = Policy(model, tokenizer, torch.optim.AdamW(model.parameters()), lambda k: 1e-3)
+policy = Policy(model, tokenizer, make_trained(model, lr=1e-3), lambda k: 1e-3)
 with checkpoint.Writer() as writer:
     for step in (1, 2):
         writer.start(checkpoint.prepare(folder, step, policy, {"config": {}, "data": "x"}, {"run": "r"}))
