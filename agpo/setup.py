@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     update = config.update
     prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
     engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    check_end(engine.eos_ids, model.get_output_embeddings().weight.shape[0], config.model)
     check_prompts(items, config.prompt, engine, config.rollout.max_tokens, config.rollout.prompts_per_step)
     for bench, asked in benches:
         check_bench(bench.name, asked, config, engine)
@@ -216,6 +217,15 @@ def check_bench(name: str, items: Sequence[Any], config: TrainConfig, engine: An
     key = "eval.max_tokens" if config.eval.max_tokens else "rollout.max_tokens, or set eval.max_tokens"
     for item in items:
         check_room(item, config.prompt, engine, max_tokens, f"eval.bench={name}", key)
+
+
+def check_end(eos_ids: Iterable[int], vocabulary: int, model: str) -> None:
+    """A model must be able to end its answers. For a tokenizer without an end the library may invent one."""
+    if min(eos_ids) >= vocabulary:
+        raise UserError(
+            f"{model}: its end-of-sequence id {min(eos_ids)} is outside its vocabulary of {vocabulary} tokens, so that "
+            "no answer could end. Set eos_token_id in generation_config.json to the id that ends an answer."
+        )
 
 
 def check_machine(config: TrainConfig) -> None:

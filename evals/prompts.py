@@ -66,7 +66,8 @@ def render(name: str, problem: str, tokenizer: Any) -> str:
 
 def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
     """Token ids of a rendered prompt. A chat template writes its special tokens; otherwise the tokenizer does."""
-    return tuple(tokenizer(text, add_special_tokens=not PRESETS[name].chat).input_ids)
+    # verbose=False: whoever asks checks the length against the model, and says more than the library's warning
+    return tuple(tokenizer(text, add_special_tokens=not PRESETS[name].chat, verbose=False).input_ids)
 
 
 def encode(name: str, problem: str, tokenizer: Any) -> tuple[int, ...]:

@@ -60,6 +60,9 @@ def test_a_checkpoints_configuration_reads_back():
         (["reward=llm"], "unknown reward 'llm'"),
         (["update.lr"], "expected key=value"),
         (["update.lr=[1"], "not valid YAML"),
+        (["rewards.right=llm"], "rewards.right.reward: unknown reward 'llm'"),
+        (["rewards.a b=math"], "'a b' cannot name a reward"),
+        (["rewards.right=math", "rewards.right.wieght=2"], "no key 'rewards.right.wieght'"),
     ],
 )
 def test_wrong_overrides_say_what_and_what_instead(overrides, words):
@@ -72,6 +75,32 @@ def test_code_rewards_are_refused_until_they_are_built(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert main(["--recipe", "r1-distill-7b-code", "hardware.gpus=0"]) == 2
     assert "reward 'code' is not built yet" in capsys.readouterr().err
+
+
+def test_several_rewards_benchmarks_and_trackers_in_their_short_and_long_forms(tmp_path):
+    short = load_config(
+        "tiny",
+        [
+            "rewards.right=math",
+            "rewards.right.weight=2",
+            "rewards.short=own:short",
+            "eval.bench=arith, math500",
+            "trackers=tensorboard,wandb",
+        ],
+    )
+    own = tmp_path / "own.yaml"
+    long = {
+        "rewards": {"right": {"reward": "math", "weight": 2}, "short": "own:short"},
+        "eval": {"bench": ["arith", "math500"]},
+        "trackers": ["tensorboard", "wandb"],
+    }
+    own.write_text(yaml.safe_dump(long))
+    assert load_config(str(own)).rewards == short.rewards
+    assert short.rewards["right"].weight == 2.0
+    assert load_config(str(own)).eval.benches == short.eval.benches == ["arith", "math500"]
+    assert load_config(str(own)).trackers == short.trackers == ("tensorboard", "wandb")
+    assert load_config("tiny", ["trackers=", "eval.bench="]).eval.benches == []
+    assert make_config(short.model_dump(mode="json"), "test") == short
 
 
 def test_recipes_of_ones_own(tmp_path):

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -156,6 +158,13 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+def without_end(model: Path) -> None:
+    """Take the end of sequence out of a model folder's configuration."""
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps({k: v for k, v in settings.items() if not k.startswith("eos_token")}))
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -178,6 +187,20 @@ def write(path: Path, text: str) -> Path:
         (["objective.aggregation=sequence_mean"], "rounding noise"),
         (["--store", "newer.db"], "newer version"),
         (["reward=nowhere:f"], "no module 'nowhere'"),
+        (["rewards.a=nowhere:f"], "no module 'nowhere'"),
+        (["rewards.mean=exact"], "'mean' cannot name a reward"),
+        (["rewards.a=exact", "rewards.a.weight=inf"], "rewards.a.weight"),
+        (["reward_range=[1,0]"], "the lower end must come first"),
+        (["rollout.max_tokens=400"], "Lower rollout.max_tokens"),
+        (["eval.max_tokens=400"], "eval.bench=arith: problem"),
+        (["eval.bench=arith,nothing"], "unknown benchmark 'nothing'"),
+        (["eval.bench=arith,math500", "eval.data=x.jsonl"], "data is the file of one benchmark"),
+        (["checkpoint.best=eval/pass1"], "set eval.bench and eval.every"),
+        (["checkpoint.best=eval/loss", "eval.every=1"], "There is: eval/pass1, eval/arith/pass1"),
+        (["trackers=excel"], "unknown tracker 'excel'"),
+        (["model=./no_weights"], "cannot load the model of ./no_weights"),
+        (["model=./damaged"], "a *.safetensors file is damaged"),
+        (["model=./endless"], "end-of-sequence id 20 is outside its vocabulary"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, args, words):
@@ -191,6 +214,16 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch
     (tmp_path / "bare").mkdir()
     for name in ("config.json", "model.safetensors", "generation_config.json"):
         (tmp_path / "bare" / name).write_bytes((Path(model_path("tiny")) / name).read_bytes())
+    for folder, without in (
+        ("no_weights", "model.safetensors"),
+        ("damaged", ""),
+        ("endless", "generation_config.json"),
+    ):
+        shutil.copytree(model_path("tiny"), tmp_path / folder, ignore=lambda _, names, no=without: {no} & {*names})
+    (tmp_path / "damaged/model.safetensors").write_bytes(
+        Path(model_path("tiny"), "model.safetensors").read_bytes()[:99]
+    )
+    without_end(tmp_path / "endless")
     if "newer.db" in args:
         import sqlite3
 
@@ -298,3 +331,87 @@ def test_the_evaluation_uses_the_benchmarks_grader_and_the_training_its_own(undi
         paths = {split: {r.path for r in store.samples(run.id, split=split)} for split in ("train", "eval/arith")}
     assert "box:math_verify" in paths["train"]
     assert "box:math_verify" not in paths["eval/arith"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [("2", "training runs in one process for now"), ("16", "16 ranks for mini-batches of 8 groups")],
+)
+def test_more_than_one_rank_is_refused_with_the_reason(tmp_path, monkeypatch, capsys, ranks, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    assert main([]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def start_here(tmp_path, monkeypatch, own: str = ""):
+    """This process in a folder of its own, with a module `own` for rewards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGPO_STORE", raising=False)
+    (tmp_path / "own.py").write_text(own)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+
+
+def test_a_refused_update_leaves_its_batch_and_the_run_goes_on_or_stops_as_declared(tmp_path, monkeypatch, capsys):
+    """A learning rate that throws the weights out of float32: every later update has no finite loss."""
+    start_here(tmp_path, monkeypatch)
+    wild = [*SMALL, "steps=2", "update.lr=1e30", "update.max_grad_norm=0", "objective=grpo", "eval.bench="]
+    assert main(wild) == 0
+    printed = capsys.readouterr().out
+    with Store.open(tmp_path / "results/agpo.db") as store:
+        (run,) = store.runs("train")
+        refused = sum(value for _, _, value in store.metrics(run.id, ["updates/refused"]))
+        stored = {a.path for a in store.artifacts(run.id) if a.kind == "refused update"}
+    files = sorted((tmp_path / "runs").glob("*/refused/*.json"))
+    assert len(files) == refused >= 1
+    assert stored == {str(path) for path in files}
+    assert all(str(path.relative_to(tmp_path)) in printed.replace("\n", "") for path in files)
+    assert f"{refused:.0f} refused" in printed
+    whole = json.loads(files[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert len(whole["groups"]) == 4
+    sample = whole["groups"][0]["samples"][0]
+    assert {"response", "token_ids", "logprobs", "reward", "outcome"} <= sample.keys()
+    assert {"advantage", "old_logp", "response_ids"} <= whole["rows"][0].keys()
+
+    assert main([*wild, "update.max_refused=0"]) == 2
+    assert "more than update.max_refused=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "words"), [("0.0", "give easier ones"), ("1.0", "give harder ones")])
+def test_a_run_with_nothing_left_to_learn_says_so_once(tmp_path, monkeypatch, capsys, value, words):
+    start_here(tmp_path, monkeypatch, f"def same(text, item): return {value}")
+    assert main([*SMALL, "steps=7", "reward=own:same", "eval.bench="]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("nothing left to learn") == 1
+    assert words in printed
+    assert f"step 1: no live group, so no update: {8 * float(value):.0f} all right" in printed
+    assert "0 made, 0 clipped, 14 without a live group, 0 refused" in printed
+    assert "(100 %) not run" in printed
+
+
+def test_a_reward_that_fails_now_and_then_is_masked_and_counted(tmp_path, monkeypatch, capsys):
+    own = """
+    def sometimes(text, item):
+        if len(text) % 3 == 0:
+            raise ConnectionError("busy")
+        return len(text) / 100
+    """
+    start_here(tmp_path, monkeypatch, textwrap.dedent(own))
+    assert main([*SMALL, "steps=1", "reward=own:sometimes", "eval.bench="]) == 0
+    with Store.open(tmp_path / "results/agpo.db") as store:
+        (run,) = store.runs("train")
+        rows = list(store.samples(run.id))
+        (unscored,) = [value for _, _, value in store.metrics(run.id, ["samples/unscored"])]
+    failed = [row for row in rows if row.outcome == "error"]
+    assert 0 < len(failed) == unscored < len(rows)
+    assert all(row.reward is None and len(row.response) % 3 == 0 for row in failed)
+
+
+def test_a_reward_outside_its_range_stops_the_run_and_marks_it_failed(tmp_path, monkeypatch, capsys):
+    start_here(tmp_path, monkeypatch, "def wild(text, item): return -1")
+    assert main([*SMALL, "steps=1", "reward=own:wild", "eval.bench="]) == 2
+    assert "returned -1.0, outside its range of 0.0 to 1.0" in capsys.readouterr().err
+    with Store.open(tmp_path / "results/agpo.db") as store:
+        assert store.runs("train")[0].status == "failed"
