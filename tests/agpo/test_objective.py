@@ -19,8 +19,10 @@ from agpo.objective import (
     overlong_penalty,
     resolve,
     sequence_weights,
+    shaped_loss,
     tis_weights,
     token_losses,
+    unit_shapes,
     weighted_sums,
 )
 
@@ -242,6 +244,49 @@ def test_every_permutation_and_partition_of_a_tied_sum_decides_alike():
     assert decisions == {(True, True, 0.0)}
 
 
+def test_a_tie_is_no_loss_and_is_judged_by_the_size_of_its_own_unit():
+    assert clip_decision(1e-9, 1.0, PRESETS["agpo"]).loss == 0.0
+    weight_T, unit_T = torch.full((4,), 0.005, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    loss_T = torch.tensor([1.0, -1 + 1e-6, 1.0, -1 + 4e-6], dtype=torch.float64)  # means of 5e-7 and 2e-6
+    shaped_U, scale_U = unit_shapes(weight_T * loss_T, weight_T, unit_T, Objective(clip_scope="group"))
+    assert scale_U.tolist() == [0.0, 1.0]
+    assert shaped_U.tolist() == pytest.approx([0.0, 0.01 * 2e-6], rel=1e-6)
+
+
+def test_without_a_clip_its_scope_makes_no_difference():
+    logp, old, lengths, rewards = problem(1)
+    rewards[1] = 0.2
+    whole = minibatch_loss(logp, old, lengths, rewards, "grpo")
+    for scope in ("group", "sequence", "token"):
+        assert minibatch_loss(logp, old, lengths, rewards, resolve("grpo", clip_scope=scope)) == whole
+
+
+def test_a_token_without_weight_is_not_in_the_sums_whatever_it_is():
+    loss_T = torch.tensor([NAN, 2.0, math.inf], requires_grad=True)
+    weight_T = torch.tensor([0.0, 0.5, 0.0], dtype=torch.float64)
+    assert weighted_sums(loss_T, weight_T) == (1.0, 1.0)
+    loss, scale = shaped_loss(loss_T, weight_T, torch.zeros(3, dtype=torch.long), PRESETS["agpo"])
+    assert (loss.item(), scale) == (1.0, 1.0)
+    assert torch.autograd.grad(loss, loss_T)[0].tolist() == [0.0, 0.5, 0.0]
+
+
+def test_the_presets_have_the_constants_of_their_papers():
+    """DAPO section 2 (a penalty of 1 on rewards of -1 and 1), GSPO section 5.1, ScaleRL for CISPO's upper bound."""
+    knobs = {
+        "agpo": (0.2, 0.2, "token_mean", "mask", "max0"),
+        "grpo": (0.2, 0.2, "token_mean", "keep", "none"),
+        "dapo": (0.2, 0.28, "token_mean", "resample", "none"),
+        "gspo": (3e-4, 4e-4, "sequence_mean", "keep", "none"),
+        "cispo": (1.0, 4.0, "token_mean", "keep", "none"),
+        "dr_grpo": (0.2, 0.2, "constant", "keep", "none"),
+    }
+    for name, wanted in knobs.items():
+        o = PRESETS[name]
+        assert (o.eps_low, o.eps_high, o.aggregation, o.masked_groups, o.clip) == wanted
+    assert (PRESETS["dapo"].overlong, PRESETS["dapo"].overlong_penalty) == ("soft_penalty", 0.5)
+    assert (PRESETS["dr_grpo"].advantage_std, PRESETS["dr_grpo"].overlong) == ("none", "keep")
+
+
 def test_decisions_are_made_in_float64():
     for clip, slope in (("softplus", 1 / (1 + math.exp(-0.1))), ("exp", math.exp(0.1))):
         assert clip_decision(0.1, 1.0, Objective(clip=clip)).scale == pytest.approx(slope, rel=1e-15)
@@ -392,141 +437,3 @@ def test_the_entropy_bonus_is_outside_the_clip():
     assert torch.allclose(gradient, torch.full((16,), -0.5 * 2 / 16, dtype=torch.float64))
     _, dead = minibatch_loss(logp, logp.detach(), lengths, torch.ones(1, 4), objective, entropy_T=logp * 2)
     assert not dead.update
-
-
-@pytest.mark.parametrize("reduce", [torch.float16, torch.bfloat16])
-def test_half_precision_log_probabilities_are_computed_with_in_float32(reduce):
-    logp, old, lengths, rewards = problem(8)
-    rough, rough_old = logp.detach().to(reduce).requires_grad_(), old.to(reduce)
-    loss, _ = minibatch_loss(rough, rough_old, lengths, rewards, "agpo_no_clip")
-    exact, _ = minibatch_loss(rough.float(), rough_old.float(), lengths, rewards, "agpo_no_clip")
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, exact)
-    (gradient,) = torch.autograd.grad(loss, rough)
-    assert gradient.dtype == reduce
-    assert gradient.any()
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8, torch.float16])
-def test_rewards_of_any_dtype(dtype):
-    logp, old, lengths, rewards = problem(9)
-    wanted, _ = minibatch_loss(logp, old, lengths, rewards, "agpo_no_clip")
-    loss, _ = minibatch_loss(logp, old, lengths.to(torch.int32), rewards.to(dtype), "agpo_no_clip")
-    assert torch.equal(loss, wanted)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_no_tokens_at_all(preset):
-    for groups, lengths in ((0, []), (1, [0, 0])):
-        logp = torch.empty(0, requires_grad=True)
-        rewards = torch.tensor([[1.0, 0.0]])[:groups]
-        lengths = torch.tensor(lengths, dtype=torch.long)
-        loss, report = minibatch_loss(logp, logp.detach(), lengths, rewards, preset, max_tokens=6)
-        loss.backward()
-        assert loss.item() == 0.0
-        assert not report.update
-
-
-@pytest.mark.parametrize(
-    ("knobs", "words"),
-    [
-        ({"aggregation": "sequence_mean"}, "exactly 0"),
-        ({"aggregation": "sequence_mean", "clip_scope": "group"}, "exactly 0"),
-        ({"aggregation": "sequence_mean", "clip_scope": "micro_batch"}, "exactly 0"),
-        ({"advantage_sign": "negative", "advantage_std": "none"}, "never acts"),
-        ({"advantage_sign": "negative", "clip": "none"}, "advantage_std sample would be ignored"),
-        ({"surrogate": "cispo", "dual_clip": 3.0}, "bounded weight"),
-        ({"ratio": "sequence", "clip_scope": "token"}, "Say sequence"),
-        ({"dual_clip": 0.5}, "greater than 1"),
-        ({"dual_clip": NAN}, "greater than 1"),
-        ({"eps_low": -0.1}, "eps_low must be at least 0"),
-        ({"eps_high": NAN}, "eps_high must be at least 0"),
-        ({"beta": -0.1}, "beta must be at least 0"),
-        ({"entropy_coef": -0.1}, "entropy_coef must be at least 0"),
-        ({"norm_length": 0}, "norm_length must be at least 1"),
-        ({"overlong_buffer": 5}, "overlong is keep"),
-        ({"overlong": "soft_penalty", "overlong_buffer": 0}, "overlong_buffer must be at least 1"),
-        ({"clip": "relu"}, "clip must be one of none, max0"),
-        ({"clip_scope": "batch"}, "clip_scope must be one of mini_batch"),
-        ({"clip_scop": "group"}, "Did you mean 'clip_scope'"),
-    ],
-)
-def test_what_cannot_mean_what_it_says_is_refused_with_the_reason(knobs, words):
-    with pytest.raises(ValueError, match=words):
-        resolve("agpo", **knobs)
-
-
-@pytest.mark.parametrize(
-    "knobs",
-    [
-        {"aggregation": "sequence_mean", "allow_degenerate_clip": True},
-        {"advantage_sign": "negative", "advantage_std": "none", "allow_degenerate_clip": True},
-        {"aggregation": "sequence_mean", "clip_scope": "sequence"},
-        {"aggregation": "sequence_mean", "clip": "softplus"},
-        {"aggregation": "constant"},
-        {"ratio": "sequence", "clip_scope": "token", "beta": 0.1},
-        {"surrogate": "cispo"},
-    ],
-)
-def test_what_makes_sense_or_is_insisted_on_is_allowed(knobs):
-    assert all(getattr(resolve("agpo", **knobs), name) == value for name, value in knobs.items())
-
-
-def changed(**changes):
-    logp, old, lengths, rewards = problem(0)
-    given = {
-        "logp_T": logp,
-        "old_logp_T": old,
-        "lengths_B": lengths,
-        "rewards_GN": rewards,
-        "tis_T": torch.ones_like(old),
-    }
-    changes = {name: x(given[name]) if callable(x) else x for name, x in changes.items()}
-    return minibatch_loss(**given | changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"lengths_B": lambda x: x[:-1]}, "lengths_B must hold G \\* N = 12"),
-        ({"lengths_B": lambda x: x.float()}, "integers of at least 0"),
-        ({"lengths_B": lambda x: x - 5}, "integers of at least 0"),
-        ({"logp_T": lambda x: x[:-1]}, "logp_T must hold sum\\(lengths_B\\)"),
-        ({"old_logp_T": lambda x: x[:, None]}, "old_logp_T must hold"),
-        ({"tis_T": torch.ones(3)}, "tis_T must hold"),
-        ({"rewards_GN": lambda x: x[0]}, "rewards_GN must be"),
-        ({"rewards_GN": lambda x: x.reshape(12, 1)}, "1 samples per group"),
-        ({"rewards_GN": lambda x: x.masked_fill(x == 1, math.inf)}, "infinite"),
-        ({"rewards_GN": lambda x: x.masked_fill(x == 0, -math.inf)}, "infinite"),
-        ({"logp_T": lambda x: x * NAN}, "logp_T is nan at a token"),
-        ({"old_logp_T": lambda x: x - math.inf}, "old_logp_T is -inf at a token"),
-        ({"tis_T": lambda x: -x}, "tis_T is -1"),
-        ({"objective": "ppo"}, "agpo_no_mask"),
-        ({"objective": {"preset": "agpo"}}, "not dict"),
-        ({"objective": Objective(beta=0.1)}, "give ref_logp_T"),
-        ({"objective": Objective(entropy_coef=0.1)}, "give entropy_T"),
-        ({"objective": Objective(overlong="mask")}, "give cut_B"),
-        ({"objective": Objective(overlong="mask"), "cut_B": torch.zeros(12)}, "12 booleans"),
-        ({"objective": "dapo"}, "give max_tokens"),
-    ],
-)
-def test_bad_input_is_named(changes, words):
-    with pytest.raises(ValueError, match=words):
-        changed(**changes)
-
-
-def test_an_exponential_that_overflows_is_not_returned_as_a_loss():
-    logp, old, lengths, rewards = problem(0)
-    rewards[:] = torch.tensor([1.0, 0, 0, 1])
-    with pytest.raises(ValueError, match="dual_clip bounds it"):
-        minibatch_loss(logp + 15, old, lengths, rewards, Objective(clip="exp"))
-    loss, _ = minibatch_loss(logp + 15, old, lengths, rewards, Objective(clip="exp", dual_clip=3.0))
-    assert math.isfinite(loss.item())
-
-
-def test_the_place_of_a_bad_log_probability_is_named():
-    logp, old, lengths, rewards = problem(0)
-    rewards[:] = torch.tensor([1.0, 0, 0, 1])
-    old[int(lengths[:6].sum())] = NAN
-    with pytest.raises(ValueError, match=r"group 1, sample 2"):
-        minibatch_loss(logp, old, lengths, rewards)
