@@ -93,7 +93,7 @@ def update(
     with attention_of(policy.model, policy.layout), checkpointing(policy.model):
         scales = _scales_before_gradient(rows, objective, known, cut(wanted), losses)
         if scales and not objective.entropy_coef:  # what has f' = 0 adds nothing to the gradient: it is not run at all
-            wanted = [i for i in wanted if scales[i] > 0]
+            wanted = [i for i in wanted if scales[i] != 0]  # NaN runs, and is refused
         whole = objective.clip_scope == "mini_batch"
         seen = _Sums()
         parts = cut(wanted)
@@ -117,7 +117,7 @@ def update(
 
     _count_still(rows, objective, scales, seen)
     decision, after = _decide(minibatch, objective, known, scales, seen)
-    report = _apply(policy, decision, after, objective, settings.max_grad_norm, seen)
+    report = _apply(policy, decision, after, objective, settings.max_grad_norm, seen, minibatch.live_tokens > 0)
     policy.updates += 1
     return report
 
@@ -191,7 +191,13 @@ def _decide(
 
 
 def _apply(
-    policy: Policy, decision: Decision, after: float, objective: Objective, max_grad_norm: float, seen: "_Sums"
+    policy: Policy,
+    decision: Decision,
+    after: float,
+    objective: Objective,
+    max_grad_norm: float,
+    seen: "_Sums",
+    live: bool,
 ) -> Update:
     """Scale the gradient, then step, skip or refuse."""
     trained, optimizer = policy.trained, policy.trained.optimizer
@@ -199,7 +205,7 @@ def _apply(
     report = partial(Update, decision, tokens_run=seen.tokens, ratio_deviation=deviation, gap=seen.gap())
     if decision.scale == 0.0 and not (objective.entropy_coef and seen.tokens):
         optimizer.zero_grad(set_to_none=True)
-        if decision.clipped and objective.on_clip == "zero_grad":  # AdamW moves on its moments all the same
+        if decision.clipped and live and objective.on_clip == "zero_grad":  # AdamW moves on its moments all the same
             for parameter in trained.parameters:
                 parameter.grad = torch.zeros_like(parameter)
             trained.step()

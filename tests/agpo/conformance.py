@@ -55,6 +55,7 @@ CASES = [
     Case("dead group of 0.2, clipped", (DEAD, MIXED), ((1, 1, 1, 1), CLIPPED), "clipped"),
     Case("dead group of 0.2, kept in the mean", (MIXED, DEAD), (KEPT, (12, 12, 11, 12)), "kept", PRESETS["grpo"]),
     Case("all dead", (DEAD, (1, 1, 1, 1)), (KEPT, CLIPPED), "dead"),
+    Case("all dead, zero_grad", (DEAD, (1, 1, 1, 1)), (KEPT, CLIPPED), "dead", Objective(on_clip="zero_grad")),
     Case("all dead, kept in the mean", (DEAD, (1, 1, 1, 1)), (KEPT, CLIPPED), "dead", PRESETS["grpo"]),
     Case("opposite signs, kept", (MIXED, MIXED), ((1, 12, 11, 2), (6, 4, 4, 6)), "kept"),
     Case("opposite signs, clipped", (MIXED, MIXED), ((4, 6, 6, 4), (11, 1, 2, 12)), "clipped"),
