@@ -380,9 +380,13 @@ def test_a_refused_update_leaves_its_batch_and_the_run_goes_on_or_stops_as_decla
 
 
 @pytest.mark.parametrize(("value", "words"), [("0.0", "give easier ones"), ("1.0", "give harder ones")])
-def test_a_run_with_nothing_left_to_learn_says_so_once(tmp_path, monkeypatch, capsys, value, words):
+def test_a_run_with_nothing_left_to_learn_says_so_once_over_its_resumes_too(
+    tmp_path, monkeypatch, capsys, value, words
+):
     start_here(tmp_path, monkeypatch, f"def same(text, item): return {value}")
-    assert main([*SMALL, "steps=7", "reward=own:same", "eval.bench="]) == 0
+    assert main([*SMALL, "steps=3", "reward=own:same", "eval.bench="]) == 0
+    for steps in (6, 7):
+        assert main(["--resume", "latest", f"steps={steps}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("nothing left to learn") == 1
     assert words in printed
