@@ -7,7 +7,8 @@ import torch
 from scipy.stats import chisquare
 
 from evals.engines import Request, Sampling, load_engine
-from evals.engines.hf import HFEngine, end_of_sequence_ids, nucleus, sample, uniforms
+from evals.engines.hf import HFEngine, end_of_sequence_ids
+from evals.engines.sampling import nucleus, sample, uniforms
 from evals.errors import UserError
 
 GREEDY = Sampling(max_tokens=24, temperature=0)
@@ -131,10 +132,17 @@ def test_end_of_sequence_ids_come_from_generation_config_and_tokenizer(engine):
 
 def test_nucleus_keeps_the_smallest_set_that_reaches_the_mass():
     p = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
-    assert nucleus(p, 0.7).tolist() == [[0.0, 0.5, 0.0, 0.25]]
-    assert nucleus(p, 0.5).tolist() == [[0.0, 0.5, 0.0, 0.0]]
-    tokens = {int(sample(p.log(), Sampling(1, 1.0, 0.7), torch.tensor([u]))[0]) for u in (0.0, 0.4, 0.6, 0.7, 0.999)}
-    assert tokens == {1, 3}
+
+    def kept(top_p, tried):
+        weight, order, found = nucleus(p, top_p, tried)
+        return dict(zip(order[weight > 0].tolist(), weight[weight > 0].tolist(), strict=True)), bool(found)
+
+    assert kept(0.7, 4) == kept(0.7, 2) == ({1: 0.5, 3: 0.25}, True)
+    assert kept(0.5, 4) == kept(0.5, 1) == ({1: 0.5}, True)
+    assert kept(0.7, 1)[1] is False
+    uniform = torch.tensor([0.0, 0.4, 0.6, 0.7, 0.999], dtype=torch.float64)
+    tokens, _ = sample(p.log().expand(5, -1), Sampling(1, 1.0, 0.7), uniform)
+    assert set(tokens.tolist()) == {1, 3}
 
 
 def test_uniforms_of_a_row_depend_on_its_seed_only():

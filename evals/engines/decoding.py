@@ -1,0 +1,330 @@
+"""Decoders: run a batch of prompts through a model, then their completions one token at a time.
+
+Two of them with one interface: `logits_BV` after construction, `step`, `keep`. `SharedPrompts` keeps the keys and values
+of a prompt once for all its completions; `AnyCache` serves models whose attention it does not know. Both ask the model
+itself for everything but the attention of a step, and read its weights at every call.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+PREFILL_TOKENS = 4096
+"""prompt tokens (padded) in one forward pass: more of them leave the processor's cache and need more memory"""
+FIRST_CAPACITY = 64
+"""response tokens that the cache has room for at first; it doubles when it is full"""
+PROMPTS_KEPT = 0.8
+"""prompts that nobody answers any more leave the cache when fewer than this share is still needed"""
+
+
+class Decoder(Protocol):
+    logits_BV: torch.Tensor
+    """logits of each row's first token"""
+
+    def step(self, token_B: torch.Tensor) -> torch.Tensor:
+        """Append a token to every row; the logits of the next one [B, V]."""
+        ...
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Make row i what row rows[i] was and forget the others."""
+        ...
+
+
+# -- prompts stored once ---------------------------------------------------------------------------------------------
+
+
+class SharedPrompts:
+    """Decode with a prompt's keys and values stored once, and its rows' own stored beside it.
+
+    B rows, P prompts, H key-value heads, R query heads for each of them, D head width, S positions of the longest
+    prompt, N most rows of one prompt. All rows started together, so that response positions need no mask.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray, max_tokens: int):
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.layers: list[PromptAndResponses] = []
+        logits_PV = self._prefill(prompts, max_tokens)
+        self.cache = DynamicCache()
+        self.cache.layers = list(self.layers)
+        self.prompt_of_row = prompt_of_row
+        self.logits_BV = logits_PV[torch.from_numpy(prompt_of_row).to(self.device)]
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        self.position_B = lengths[torch.from_numpy(prompt_of_row).to(self.device)]
+        longest = int(lengths.max())
+        pad_PS = torch.arange(longest, device=self.device) < (longest - lengths)[:, None]
+        minus_infinity = torch.zeros_like(pad_PS, dtype=model.dtype).masked_fill_(pad_PS, float("-inf"))
+        self.bias_P11S = minus_infinity[:, None, None] if pad_PS.any() else None
+        self._place()
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> torch.Tensor:
+        """Run the prompts, each padded on the left, and keep their keys and values; their last logits [P, V]."""
+        longest = max(map(len, prompts))
+        logits, at = [], 0
+        while at < len(prompts):
+            end = at + 1
+            while end < len(prompts) and max(map(len, prompts[at : end + 1])) * (end + 1 - at) <= PREFILL_TOKENS:
+                end += 1
+            cache = DynamicCache(config=self.model.config)
+            _, logits_CV = prefill(self.model, prompts[at:end], cache)
+            if not self.layers:
+                self.layers = [PromptAndResponses(part, len(prompts), longest, max_tokens) for part in cache.layers]
+            for layer, part in zip(self.layers, cache.layers, strict=True):
+                width = part.keys.shape[2]
+                layer.prompt_keys[at:end, :, longest - width :] = part.keys
+                layer.prompt_values[at:end, :, longest - width :] = part.values
+            logits.append(logits_CV)
+            at = end
+        return torch.cat(logits)
+
+    def _place(self) -> None:
+        """Give every row a place in the grid [P, N] of its prompt's rows; None where rows fill the grid in order."""
+        count_P = np.bincount(self.prompt_of_row, minlength=len(self.layers[0].prompt_keys))
+        self.most = int(count_P.max())
+        order = np.argsort(self.prompt_of_row, kind="stable")
+        place_B = np.empty(len(order), dtype=np.int64)
+        starts = np.cumsum(count_P) - count_P
+        place_B[order] = np.arange(len(order)) - np.repeat(starts, count_P) + np.repeat(
+            np.arange(len(count_P)) * self.most, count_P
+        )
+        in_order = len(place_B) == len(count_P) * self.most and (place_B == np.arange(len(place_B))).all()
+        self.place_B = None if in_order else torch.from_numpy(place_B).to(self.device)
+
+    def step(self, token_B: torch.Tensor) -> torch.Tensor:
+        with _attention_of(self):
+            out = self.model(
+                input_ids=token_B[:, None],
+                position_ids=self.position_B[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        self.position_B = self.position_B + 1
+        return out.logits[:, -1]
+
+    def keep(self, rows: np.ndarray) -> None:
+        moved = np.flatnonzero(rows != np.arange(len(rows)))
+        to, source = torch.from_numpy(moved).to(self.device), torch.from_numpy(rows[moved]).to(self.device)
+        for layer in self.layers:
+            layer.move(to, source)
+        self.position_B = self.position_B[torch.from_numpy(rows).to(self.device)]
+        self.prompt_of_row = self.prompt_of_row[rows]
+        needed, renumbered = np.unique(self.prompt_of_row, return_inverse=True)
+        if len(needed) < PROMPTS_KEPT * len(self.layers[0].prompt_keys):
+            self.prompt_of_row, needed_P = renumbered, torch.from_numpy(needed).to(self.device)
+            self.bias_P11S = None if self.bias_P11S is None else self.bias_P11S[needed_P]
+            for layer in self.layers:
+                layer.prompt_keys, layer.prompt_values = layer.prompt_keys[needed_P], layer.prompt_values[needed_P]
+        self._place()
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention of one new token per row: `query` [B, H * R, 1, D] scaled, over its prompt and the response's
+        `key` and `value` [B, H, t, D]. Returns [B, 1, H * R, D]."""
+        prompt_key, prompt_value = self.layers[layer].prompt_keys, self.layers[layer].prompt_values
+        B, H, t, D = key.shape
+        query = query.reshape(B, H, -1, D)
+        score_PHXS = self._by_prompt(query) @ prompt_key.transpose(2, 3)
+        if self.bias_P11S is not None:
+            score_PHXS += self.bias_P11S
+        # keys on the left: the library multiplies a few query columns faster than a few query rows
+        score_BHRt = (key @ query.transpose(2, 3)).transpose(2, 3)
+        scores = torch.cat([self._by_row(score_PHXS, query.shape[2]), score_BHRt], dim=-1)
+        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+        from_prompt = self._by_row(self._by_prompt(weights[..., :-t]) @ prompt_value, query.shape[2])
+        return torch.add(from_prompt, weights[..., -t:] @ value).reshape(B, 1, -1, value.shape[-1])
+
+    def _by_prompt(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, H, R, k] -> [P, H, N * R, k]: what the rows of a prompt ask stands in one matrix."""
+        if self.place_B is not None:
+            places = len(self.layers[0].prompt_keys) * self.most
+            x = x.new_zeros(places, *x.shape[1:]).index_copy_(0, self.place_B, x)
+        _, H, R, k = x.shape
+        return x.view(-1, self.most, H, R, k).transpose(1, 2).reshape(-1, H, self.most * R, k)
+
+    def _by_row(self, x: torch.Tensor, R: int) -> torch.Tensor:
+        """[P, H, N * R, k] -> [B, H, R, k], the inverse of `_by_prompt`."""
+        P, H, _, k = x.shape
+        x = x.view(P, H, self.most, R, k).transpose(1, 2).reshape(P * self.most, H, R, k)
+        return x if self.place_B is None else x.index_select(0, self.place_B)
+
+
+# -- caches ----------------------------------------------------------------------------------------------------------
+
+
+class GrowingLayer(DynamicLayer):
+    """A cache layer that appends in place: the library's own copies the whole cache for every new token.
+
+    Its buffers [B, H, capacity, D] double when they are full, up to `limit` positions.
+    """
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self.limit = limit
+        self._buffers: list[torch.Tensor] = []
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
+        rows, used = len(key_states), self.get_seq_length()
+        end = used + key_states.shape[-2]
+        if not self._buffers or end > self._buffers[0].shape[-2]:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            capacity = max(end, min(self.limit, max(FIRST_CAPACITY, 2 * end)))
+            grown = [x.new_empty(*x.shape[:-2], capacity, x.shape[-1]) for x in (key_states, value_states)]
+            for buffer, old in zip(grown, self._buffers, strict=False):
+                buffer[..., :used, :] = old[:rows, :, :used]
+            self._buffers = grown
+        keys, values = self._buffers
+        keys[:rows, :, used:end], values[:rows, :, used:end] = key_states, value_states
+        self.keys, self.values = keys[:rows, :, :end], values[:rows, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        end = self.get_seq_length()
+        self._buffers = [buffer[indices] for buffer in self._buffers]
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
+
+
+class PromptAndResponses(GrowingLayer):
+    """The responses' keys and values [B, H, t, D], and beside them those of the prompts [P, H, S, D]."""
+
+    def __init__(self, like: Any, prompts: int, longest: int, max_tokens: int):
+        super().__init__(max_tokens)
+        # zeros: padding is masked out of the scores, but its values are multiplied with the weight 0
+        self.prompt_keys, self.prompt_values = (
+            x.new_zeros(prompts, x.shape[1], longest, x.shape[3]) for x in (like.keys, like.values)
+        )
+
+    def move(self, to: torch.Tensor, source: torch.Tensor) -> None:
+        """Row to[i] becomes what row source[i] was. The rows beyond those in use are left as they are."""
+        used = self.get_seq_length()
+        for buffer in self._buffers:
+            rows = buffer[:, :, :used]
+            rows.index_copy_(0, to, rows.index_select(0, source))
+
+
+def prefill(model: Any, prompts: Sequence[Sequence[int]], cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run prompts, padded on the left to one length, into `cache`: their mask [P, S] and last logits [P, V]."""
+    device = next(model.parameters()).device
+    longest = max(map(len, prompts))
+    ids_PS = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask_PS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    out = model(
+        input_ids=ids_PS,
+        attention_mask=mask_PS,
+        position_ids=(mask_PS.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return mask_PS, out.logits[:, -1]
+
+
+# -- the attention of a step -----------------------------------------------------------------------------------------
+
+NAME = "evals_shared_prompts"
+_decoding: ContextVar[SharedPrompts] = ContextVar("_decoding")
+HARMLESS = {"position_ids", "use_cache", "is_causal", "output_attentions", "output_router_logits", "return_dict"}
+"""arguments of an attention function that change nothing for one new token over all that came before"""
+
+
+class NotPlainAttention(Exception):
+    """The model asks its attention for something that `SharedPrompts` does not do, a soft cap for example."""
+
+
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    asked = [name for name, argument in kwargs.items() if argument is not None and name not in HARMLESS]
+    if asked or attention_mask is not None:
+        raise NotPlainAttention(", ".join(asked) or "attention_mask")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _decoding.get().attend(module.layer_idx, query * scale, key, value), None
+
+
+AttentionInterface.register(NAME, _attend)
+
+
+@contextlib.contextmanager
+def _attention_of(decoder: SharedPrompts) -> Iterator[None]:
+    """The model's attention is ours for the time of one forward pass: others train and measure the same object."""
+    config = decoder.model.config
+    before, token = config._attn_implementation, _decoding.set(decoder)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _decoding.reset(token)
+
+
+@torch.inference_mode()
+def shares_prompts(model: Any) -> bool:
+    """Whether `SharedPrompts` serves the model: full attention in every layer, through transformers' interface.
+
+    What a model does with its cache and its mask is not declared anywhere, so it is tried: three steps, for prompts of
+    two lengths, must give the logits that `AnyCache` gives.
+    """
+    config = model.config
+    if not getattr(model, "_supports_attention_backend", False) or config.get_text_config() is not config:
+        return False
+    if config.sub_configs or any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
+        return False
+    ids = [i % config.vocab_size for i in range(5, 14)]
+    prompts, rows, steps = (ids[:4], ids[3:5]), np.array([0, 0, 1]), 3
+    try:
+        ours, theirs = SharedPrompts(model, prompts, rows, steps), AnyCache(model, prompts, rows, steps)
+        for at in range(steps):
+            token_B = torch.tensor(ids[at : at + len(rows)], device=ours.device)
+            got, wanted = ours.step(token_B).float(), theirs.step(token_B).float()
+            tolerance = 1e-3 if model.dtype == torch.float32 else 0.2  # of their spread; SmolLM2 in bfloat16: 0.07
+            if not (got - wanted).square().mean().sqrt() <= tolerance * wanted.std(-1).mean():
+                return False
+    except NotPlainAttention:
+        return False
+    return True
+
+
+# -- any model -------------------------------------------------------------------------------------------------------
+
+
+class AnyCache:
+    """Decode with the cache that the model's configuration asks for, every row with a copy of its prompt's."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray, max_tokens: int):
+        self.model = model
+        self.cache = DynamicCache(config=model.config)
+        limit = max(map(len, prompts)) + max_tokens
+        self.cache.layers = [GrowingLayer(limit) if type(x) is DynamicLayer else x for x in self.cache.layers]
+        self.mask_BS, self.logits_BV = prefill(model, prompts, self.cache)
+        self.position_B = self.mask_BS.sum(1)
+        self.keep(prompt_of_row)
+        self.logits_BV = self.logits_BV[torch.from_numpy(prompt_of_row).to(self.logits_BV.device)]
+
+    def step(self, token_B: torch.Tensor) -> torch.Tensor:
+        self.mask_BS = torch.cat([self.mask_BS, self.mask_BS.new_ones(len(token_B), 1)], dim=1)
+        out = self.model(
+            input_ids=token_B[:, None],
+            attention_mask=self.mask_BS,
+            position_ids=self.position_B[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.position_B = self.position_B + 1
+        return out.logits[:, -1]
+
+    def keep(self, rows: np.ndarray) -> None:
+        rows_B = torch.from_numpy(rows).to(self.mask_BS.device)
+        self.mask_BS, self.position_B = self.mask_BS[rows_B], self.position_B[rows_B]
+        for layer in self.cache.layers:
+            layer.batch_select_indices(rows_B)

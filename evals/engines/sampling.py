@@ -1,0 +1,110 @@
+"""Draw tokens from logits: one uniform number per row, the distribution function inverted at it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from evals.engines import Sampling
+
+CACHED_ELEMENTS = 1 << 18
+"""logits that a CPU looks at together: several passes over 1 MiB stay in its cache, over a whole batch they do not"""
+BLOCK = 256
+"""tokens whose probabilities are summed before the block that holds the sampled token is searched"""
+NUCLEUS_TRIED = 512
+"""most probable tokens in which the nucleus is looked for before the whole vocabulary is sorted"""
+
+
+def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
+    """[len(seeds), count] uniform numbers in [0, 1), float64; a row depends on its own seed only (Philox)."""
+    return np.stack([np.random.Generator(np.random.Philox(key=seed)).random(count) for seed in seeds])
+
+
+def sample(
+    logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token per row and its log-probability [B] under softmax(logits / temperature), before top-p.
+
+    Sampling inverts the distribution function at one uniform number (float64) per row, so that a row's token does not
+    depend on the other rows. Temperature 0 is the argmax, with the log-probability at temperature 1.
+    """
+    rows = max(1, CACHED_ELEMENTS // logits_BV.shape[1]) if logits_BV.device.type == "cpu" else len(logits_BV)
+    parts = [
+        _sample_rows(logits_BV[at : at + rows], sampling, None if uniform_B is None else uniform_B[at : at + rows])
+        for at in range(0, len(logits_BV), rows)
+    ]
+    tokens, logps = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logps)
+
+
+def _sample_rows(
+    logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scaled_BV = logits_BV.float()
+    greedy = sampling.temperature <= 0 or uniform_B is None
+    if not greedy and sampling.temperature != 1:
+        scaled_BV = scaled_BV / sampling.temperature
+    highest_B1 = scaled_BV.amax(-1, keepdim=True)
+    weight_BV = (scaled_BV - highest_B1).exp_()  # probabilities times a constant of the row
+    if greedy:
+        token_B = scaled_BV.argmax(-1)
+    elif sampling.top_p < 1:
+        token_B = _draw_from_nucleus(weight_BV, sampling.top_p, uniform_B)
+    else:
+        token_B = invert(weight_BV, uniform_B)
+    chosen_B1 = scaled_BV.gather(1, token_B[:, None]) - highest_B1
+    return token_B, (chosen_B1 - weight_BV.sum(-1, keepdim=True).log())[:, 0]
+
+
+def invert(weight_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+    """Per row the first index whose cumulated weight exceeds uniform * total: drawn in proportion to the weights [B].
+
+    The weights are not negative and need not sum to one; an index of weight 0 is never drawn. A long row is summed by
+    blocks, and only the block that the target falls in is cumulated (float64).
+    """
+    width = weight_BV.shape[1]
+    if width <= 2 * BLOCK:
+        cdf_BV = weight_BV.cumsum(-1, dtype=torch.float64)
+        return _first_above(cdf_BV, uniform_B[:, None] * cdf_BV[:, -1:])[:, 0]
+    if width % BLOCK:
+        weight_BV = torch.nn.functional.pad(weight_BV, (0, BLOCK - width % BLOCK))
+    weight_BNK = weight_BV.view(len(weight_BV), -1, BLOCK)
+    edges_BN = weight_BNK.sum(-1).cumsum(-1, dtype=torch.float64)
+    target_B1 = uniform_B[:, None] * edges_BN[:, -1:]
+    block_B1 = _first_above(edges_BN, target_B1)
+    start_B1 = edges_BN.gather(1, (block_B1 - 1).clamp(min=0)).masked_fill(block_B1 == 0, 0.0)
+    share_B1 = (target_B1 - start_B1) / (edges_BN.gather(1, block_B1) - start_B1)
+    inner_BK = weight_BNK.gather(1, block_B1[:, :, None].expand(-1, 1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
+    return (block_B1 * BLOCK + _first_above(inner_BK, share_B1 * inner_BK[:, -1:]))[:, 0]
+
+
+def _first_above(cdf_BV: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
+    """The first index of each row that exceeds the target [B, 1]; targets are below the row's last entry.
+
+    Rounding can lift a target to that last entry; it is then moved just under it, to an index that has weight.
+    """
+    below_B1 = torch.nextafter(cdf_BV[:, -1:], torch.zeros_like(target_B1))
+    return torch.searchsorted(cdf_BV, torch.minimum(target_B1, below_B1), right=True)
+
+
+def _draw_from_nucleus(weight_BV: torch.Tensor, top_p: float, uniform_B: torch.Tensor) -> torch.Tensor:
+    weight_BK, order_BK, found_B = nucleus(weight_BV, top_p, min(NUCLEUS_TRIED, weight_BV.shape[1]))
+    token_B = order_BK.gather(1, invert(weight_BK, uniform_B)[:, None])[:, 0]
+    wide = (~found_B).nonzero()[:, 0]  # whether a row is wide is its own affair: its token has no other cause
+    if len(wide):
+        weight_WV, order_WV, _ = nucleus(weight_BV[wide], top_p, weight_BV.shape[1])
+        token_B[wide] = order_WV.gather(1, invert(weight_WV, uniform_B[wide])[:, None])[:, 0]
+    return token_B
+
+
+def nucleus(weight_BV: torch.Tensor, top_p: float, tried: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The smallest set of most probable tokens whose mass reaches `top_p` (Holtzman et al., 2019).
+
+    Looked for among the `tried` (K) most probable tokens. Returns their weights [B, K], 0 outside the set, their ids
+    [B, K], and whether the set lies within them [B].
+    """
+    top_BK, order_BK = weight_BV.topk(tried, dim=-1)
+    mass_BK = top_BK.cumsum(-1, dtype=torch.float64)
+    wanted_B1 = top_p * weight_BV.sum(-1, keepdim=True).double()
+    found_B = (mass_BK[:, -1:] >= wanted_B1)[:, 0] | (tried == weight_BV.shape[1])
+    return top_BK.masked_fill(mass_BK - top_BK >= wanted_B1, 0.0), order_BK, found_B
