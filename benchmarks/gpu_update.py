@@ -1,13 +1,12 @@
 """The update on a GPU: tokens per second, model FLOP utilisation, peak memory, agreement with float32. NOT YET RUN.
 
-    python benchmarks/gpu_update.py [--layers 28] [--peak-tflops 989] [--trl]
+    python benchmarks/gpu_update.py [--layers 12] [--peak-tflops 989] [--trl]
 
-A model of Qwen2.5-7B's shape with random weights in bfloat16; 32 prompts x 8 completions of 1,024 tokens, 4 updates of 8
-prompts x 8, gradient checkpointing on. One 80 GB GPU does not hold 7B weights with float32 masters, gradients and moments
-(18 bytes a parameter): `--layers` cuts the depth, which leaves the utilisation of a layer as it is; the default, 12,
-fits. FLOPs are counted as 6 per parameter and token that runs, plus attention, without the recomputation of gradient
-checkpointing (so the number is model FLOP utilisation, not hardware utilisation). `--trl` adds TRL's own loss on the
-same shapes in the same process (needs TRL installed beside agpo).
+A model of Qwen2.5-7B's shape, random weights, bfloat16; the updates of 32 prompts x 8 completions of 1,024 tokens:
+8 prompts x 8 each, gradient checkpointing on. An 80 GB GPU does not hold 7B weights with float32 masters, gradients and
+moments (18 bytes a parameter): `--layers` cuts the depth, which leaves the utilisation of a layer as it is. FLOPs are
+counted as 6 per parameter and token that runs, plus attention, without what gradient checkpointing runs again (model
+FLOP utilisation). `--trl` adds TRL's log-probabilities on the same shapes in the same process (TRL beside agpo).
 """
 
 import argparse
@@ -143,9 +142,10 @@ def main() -> None:
         seconds.append(time.perf_counter() - began)
     median = statistics.median(seconds[1:])
     share = flops(model, tokens, len(batch.rows)) / median / (args.peak_tflops * 1e12)
+    speed = len(batch.rows) * RESPONSE / median
     print(
-        f"ours: {median:.2f} s an update of {len(batch.rows)} x {RESPONSE} tokens, {len(batch.rows) * RESPONSE / median:,.0f} "
-        f"response tokens/s, model FLOP utilisation {100 * share:.1f} %, "
+        f"ours: {median:.2f} s an update of {len(batch.rows)} x {RESPONSE} tokens, {speed:,.0f} response tokens/s, "
+        f"model FLOP utilisation {100 * share:.1f} %, "
         f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     )
     if args.trl:

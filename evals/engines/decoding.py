@@ -90,8 +90,8 @@ class SharedPrompts:
         order = np.argsort(self.prompt_of_row, kind="stable")
         place_B = np.empty(len(order), dtype=np.int64)
         starts = np.cumsum(count_P) - count_P
-        place_B[order] = np.arange(len(order)) - np.repeat(starts, count_P) + np.repeat(
-            np.arange(len(count_P)) * self.most, count_P
+        place_B[order] = (
+            np.arange(len(order)) - np.repeat(starts, count_P) + np.repeat(np.arange(len(count_P)) * self.most, count_P)
         )
         in_order = len(place_B) == len(count_P) * self.most and (place_B == np.arange(len(place_B))).all()
         self.place_B = None if in_order else torch.from_numpy(place_B).to(self.device)

@@ -63,9 +63,7 @@ class HFEngine:
     def _decoder(self) -> Callable[..., Decoder]:
         return SharedPrompts if shares_prompts(self.model) else AnyCache
 
-    def _waves(
-        self, order: list[int], requests: Sequence[Request], max_tokens: int
-    ) -> Iterator[list[tuple[int, int]]]:
+    def _waves(self, order: list[int], requests: Sequence[Request], max_tokens: int) -> Iterator[list[tuple[int, int]]]:
         """Batches of (request, repeat) pairs in the given order of requests, shortest prompts first.
 
         A batch has at most `max_sequences` pairs, and fewer where their keys and values would not fit the memory.
@@ -74,7 +72,9 @@ class HFEngine:
         wave: list[tuple[int, int]] = []
         for i in order:
             for repeat in range(len(requests[i].seeds)):
-                prompts = len({request for request, _ in wave} | {i}) if self._decoder is SharedPrompts else len(wave) + 1
+                prompts = (
+                    len({request for request, _ in wave} | {i}) if self._decoder is SharedPrompts else len(wave) + 1
+                )
                 tokens = (len(wave) + 1) * max_tokens + prompts * len(requests[i].prompt_ids)
                 if wave and (len(wave) == self.max_sequences or tokens > budget):
                     yield wave
