@@ -284,15 +284,15 @@ def shares_prompts(model: Any) -> bool:
     prompts, rows, steps = (ids[:4], ids[3:5]), np.array([0, 0, 1]), 3
     try:
         ours, theirs = SharedPrompts(model, prompts, rows, steps), AnyCache(model, prompts, rows, steps)
+        gaps = []
         for at in range(steps):
             token_B = torch.tensor(ids[at : at + len(rows)], device=ours.device)
             got, wanted = ours.step(token_B).float(), theirs.step(token_B).float()
-            tolerance = 1e-3 if model.dtype == torch.float32 else 0.2  # of their spread; SmolLM2 in bfloat16: 0.07
-            if not (got - wanted).square().mean().sqrt() <= tolerance * wanted.std(-1).mean():
-                return False
+            gaps.append((got - wanted).square().mean(-1).sqrt() / wanted.std(-1))
     except NotPlainAttention:
         return False
-    return True
+    # Half precision is chaotic on such nonsense: either side is up to 0.7 from float32, 0.1 in the median.
+    return bool(torch.cat(gaps).median() < (1e-3 if model.dtype == torch.float32 else 0.4))
 
 
 # -- any model -------------------------------------------------------------------------------------------------------
