@@ -8,13 +8,12 @@ import torch
 
 from agpo.batch import MiniBatch, micro_batches
 from agpo.objective import Objective, logp_gap
+from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Policy, Settings, rows_with_gradient, with_old_logps
 from evals.errors import UserError
 
-MAX_GAP = {torch.float32: 0.02, torch.float64: 0.02}
-"""largest mean gap in nats that rounding explains, by the trainer's precision"""
-MAX_GAP_HALF = 0.2
-"""bfloat16 logits of size 20 are off by 0.05 on average"""
+MAX_GAP, MAX_GAP_HALF = 0.02, 0.2
+"""largest mean gap in nats that rounding explains; in half precision logits of size 20 are off by 0.05 on average"""
 
 
 def against_trainer(
@@ -22,8 +21,8 @@ def against_trainer(
 ) -> tuple[list[MiniBatch], tuple[float, float] | None]:
     """The plan with the trainer's own log-probabilities on the rows that will run, and the gap (mean, max) on them.
 
-    For engines that do not sample from the trainer's own model in this process. Where no row will run, one
-    micro-batch is looked at all the same: weights that went stale must not hide behind clipped updates.
+    For engines that do not sample from the trainer's own model in this process, and in half precision. Where no row
+    will run, one micro-batch is looked at all the same: weights that went stale must not hide behind clipped updates.
     """
     measured: list[MiniBatch] = []
     moves = False  # whether the policy may have moved before this mini-batch
@@ -56,7 +55,7 @@ def check_gap(gap: tuple[float, float] | None, dtype: torch.dtype, limit: float 
 
     A gap that is not a number comes from a loss that is not one either, and such an update is refused.
     """
-    limit = limit or MAX_GAP.get(dtype, MAX_GAP_HALF)
+    limit = limit or (MAX_GAP if dtype in FLOAT32_OR_MORE else MAX_GAP_HALF)
     if gap is None or not gap[0] > limit:
         return
     raise UserError(
