@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -79,21 +80,29 @@ def records(raw: bytes, block: int = 32768, header: int = 7):
             parts = b""
 
 
-def test_wandb_offline(tmp_path, monkeypatch):
+def history(path):
+    """step -> the metrics of an offline W&B run."""
     from wandb.proto import wandb_internal_pb2
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    log(["wandb"], tmp_path, [1, 2, 3])
-    files = list(tmp_path.glob("wandb/offline-run-*/run-261124-120000-abcdef.wandb"))
-    assert len(files) == 1
     steps = {}
-    for data in records(files[0].read_bytes()):
+    for data in records(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             row = {item.key or item.nested_key[-1]: json.loads(item.value_json) for item in record.history.item}
             steps[row["_step"]] = row
+    return steps
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    log(["wandb"], tmp_path, [1, 2, 3])
+    files = list(tmp_path.glob("wandb/offline-run-*/run-261124-120000-abcdef.wandb"))
+    assert len(files) == 1
+    deadline = time.monotonic() + 60
+    while 3 not in (steps := history(files[0])) and time.monotonic() < deadline:
+        time.sleep(0.1)  # its own process has the last word on when the file is complete
     assert {step: row["reward/mean"] for step, row in steps.items()} == {1: 0.1, 2: 0.2, 3: 0.3}
     assert steps[3]["eval/pass1"] == 0.75
 
