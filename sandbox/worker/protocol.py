@@ -20,7 +20,7 @@ MAX_TO_OWNER = 64 << 20
 MAX_TEXT = 2_000
 
 _HEAD = struct.Struct("<IB")
-_RESULT = struct.Struct("<IBiQQQQIIII")
+_RESULT = struct.Struct("<IBBiQQQQIIII")
 
 # How a test ended, as the supervisor saw it.
 DONE, RAISED, EXITED, SIGNALLED, CPU, IDLE, WALL, OUTPUT = range(8)
@@ -32,9 +32,11 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one test. Only `index` to `rss_kb` are facts; the rest is what the program says."""
+    """What became of one test. `index` to `rss_kb` are facts; the rest is what the program says."""
 
     index: int
+    fresh: bool
+    """The runner had run no other test before."""
     end: int
     code: int
     """Exit code or signal number."""
@@ -105,6 +107,7 @@ def pack_result(result: Result) -> bytes:
     texts = [error, result.stdout, result.stderr, result.value]
     head = _RESULT.pack(
         result.index,
+        result.fresh,
         result.end,
         result.code,
         result.cpu_ns,
@@ -119,7 +122,7 @@ def pack_result(result: Result) -> bytes:
 def unpack_result(payload: bytes) -> Result:
     if len(payload) < _RESULT.size:
         raise ProtocolError(f"a result of {len(payload)} bytes")
-    index, end, code, cpu, wall, idle, rss, *lengths = _RESULT.unpack_from(payload)
+    index, fresh, end, code, cpu, wall, idle, rss, *lengths = _RESULT.unpack_from(payload)
     if _RESULT.size + sum(lengths) != len(payload) or end > OUTPUT:
         raise ProtocolError("a result whose lengths or fields do not add up")
     texts, at = [], _RESULT.size
@@ -127,4 +130,4 @@ def unpack_result(payload: bytes) -> Result:
         texts.append(payload[at : at + length])
         at += length
     error = texts[0].decode("utf-8", "replace")[:MAX_TEXT]
-    return Result(index, end, code, cpu, wall, idle, rss, error, texts[1], texts[2], texts[3])
+    return Result(index, bool(fresh), end, code, cpu, wall, idle, rss, error, texts[1], texts[2], texts[3])

@@ -134,7 +134,11 @@ class NotPlainData(Exception):
 def _run_call(call) -> None:
     with open(0, "rb", closefd=False) as given:
         args = json.loads(given.read())
-    text = json.dumps(_plain(call(*args), 0)).encode()
+    value = call(*args)
+    try:
+        text = json.dumps(_plain(value, 0)).encode()
+    except ValueError as e:  # an integer of more than 4,300 digits
+        raise NotPlainData(str(e)) from None
     os.lseek(_VALUE, 0, os.SEEK_SET)
     at = 0
     while at < len(text):

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     try:
         _Worker(options).serve()
-    except (OwnerGone, EOFError, BrokenPipeError):
+    except (OwnerGone, BrokenPipeError):
         pass
 
 
@@ -83,7 +83,7 @@ class _Worker:
     def __init__(self, options: argparse.Namespace):
         self.cgroup = cgroup.create(options.cgroup) if options.cgroup else None
         self.oom_file = cgroup.own_oom_file() if options.mode == "container" else ""
-        memory = f"{self.cgroup.path}/cgroup.procs" if self.cgroup else "own" if self.oom_file else ""
+        memory = f"{self.cgroup.path}/cgroup.procs" if self.cgroup else ""
         packages, sites = _packages(options)
         self.zygotes = {}
         self.report: dict = {}
@@ -99,7 +99,6 @@ class _Worker:
             self.poll.register(os.pidfd_open(options.owner), select.POLLIN)
         for z in self.zygotes.values():
             self.poll.register(z.commands, select.POLLIN)
-        self.read_owner = reader(_OWNER_IN)
         self.mode = options.mode
 
     def serve(self) -> None:
@@ -107,7 +106,7 @@ class _Worker:
             **self.report,
             "mode": self.mode,
             "python": "{}.{}.{}".format(*sys.version_info[:3]),
-            "memory": "cgroup" if self.cgroup or self.oom_file else "rlimit",
+            "memory": "cgroup" if self.cgroup else "rlimit",
             "cgroup": self.cgroup.path if self.cgroup else "",
         }
         write(_OWNER_OUT, frame(protocol.HELLO, json.dumps(hello).encode()))
@@ -117,7 +116,7 @@ class _Worker:
             spare = self.zygotes[""].spawn()
             while True:
                 self._wait(None)
-                kind, payload = read_frame(self.read_owner, protocol.MAX_TO_WORKER)
+                kind, payload = _from_owner()
                 if kind != protocol.JOB:  # a cancellation that crossed the end of its job
                     continue
                 chosen = self.zygotes["numpy" if _wants_numpy(payload) else ""]
@@ -143,7 +142,7 @@ class _Worker:
                 raise EOFError from None
             while True:
                 if self._wait(supervisor):
-                    kind, _ = read_frame(self.read_owner, protocol.MAX_TO_WORKER)
+                    kind, _ = _from_owner()
                     if kind == protocol.CANCEL:
                         break
                     raise ProtocolError("a job while another one runs")
@@ -208,6 +207,13 @@ class _Worker:
                 os.waitpid(z.pid, 0)
         if self.cgroup:
             self.cgroup.remove()
+
+
+def _from_owner() -> tuple[bytes, bytes]:
+    try:
+        return read_frame(reader(_OWNER_IN), protocol.MAX_TO_WORKER)
+    except EOFError:
+        raise OwnerGone from None
 
 
 def _packages(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:

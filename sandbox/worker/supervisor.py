@@ -30,6 +30,7 @@ class Jail:
     """Descriptor of the Landlock rule set for runners, or -1."""
     seccomp: bool
     memory_cgroup: bool
+    """A group of the worker's own bounds memory; else RLIMIT_DATA does."""
     proc: int
     """Descriptor of a /proc directory that shows the runner, or -1."""
     schedstat: bool
@@ -75,6 +76,7 @@ class _Tests:
     def run(self) -> None:
         reuse = self.header["isolation"] == "program"
         for index, given in enumerate(self.inputs):
+            fresh = self.runner is None
             runner = self.runner or self._start()
             self._lay_out(given)
             last = index == len(self.inputs) - 1
@@ -82,7 +84,7 @@ class _Tests:
             if not reuse or last or ended.end != protocol.DONE or ended.dirty:
                 ended = runner.finish(ended)
                 self.runner = None
-            result = self._collect(index, ended)
+            result = self._collect(index, fresh, ended)
             protocol.write(self.channel, protocol.frame(protocol.RESULT, protocol.pack_result(result)))
             if result.end != protocol.DONE and self.header["stop"]:
                 return
@@ -102,7 +104,7 @@ class _Tests:
         while at < len(given):
             at += os.pwrite(self.streams[0], given[at : at + (64 << 20)], at)
 
-    def _collect(self, index: int, ended: "_Ended") -> Result:
+    def _collect(self, index: int, fresh: bool, ended: "_Ended") -> Result:
         limit = self.header["output"]
         out, err, value = (os.fstat(fd).st_size for fd in self.streams[1:])
         end = ended.end
@@ -110,6 +112,7 @@ class _Tests:
             end, out, value = protocol.OUTPUT, min(out, _KEEP_STDERR), 0
         return Result(
             index=index,
+            fresh=fresh,
             end=end,
             code=ended.code,
             cpu_ns=ended.cpu_ns,

@@ -37,7 +37,7 @@ class Config:
     preload: str
     """A package to import on the first spawn, or ""."""
     memory_cgroup: str
-    """cgroup.procs file to enter, or "". In a container, "own"."""
+    """cgroup.procs file to enter, or ""."""
 
 
 def start(config: Config) -> tuple[int, socket.socket]:
@@ -57,7 +57,7 @@ def start(config: Config) -> tuple[int, socket.socket]:
         os.dup2(null, 0)
         os.dup2(null, 1)
         os.close(null)
-        if config.memory_cgroup not in ("", "own"):
+        if config.memory_cgroup:
             with open(config.memory_cgroup, "w") as f:
                 f.write(str(os.getpid()))
         if config.mode == "full":
