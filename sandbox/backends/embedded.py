@@ -8,6 +8,7 @@ limits alone, and no writable path at all.
 import contextlib
 import functools
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -83,11 +84,9 @@ class Embedded:
     def launch(self, slot: int) -> Worker:
         # Not a pipe: nobody would read it while a program runs.
         log = tempfile.TemporaryFile()
-        arguments = ["--mode", self.level, "--owner", str(os.getpid()), "--cgroup", f"{owner_tag()}-{slot}"]
-        for package in self.packages:
-            arguments += ["--package", package]
+        options = {"mode": self.level, "owner": os.getpid(), "cgroup": f"{owner_tag()}-{slot}", "packages": self.packages}
         process = subprocess.Popen(
-            [self.python, *PYTHON_FLAGS, str(WORKER), *arguments],
+            [self.python, *PYTHON_FLAGS, str(WORKER), json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -6,13 +6,12 @@ Named agpo-sandbox-<owner's pid>-<owner's start time>-<slot>, so that `sandbox.c
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PREFIX = "agpo-sandbox-"
 
 
-@dataclass(frozen=True)
-class Cgroup:
+class Cgroup(NamedTuple):
     path: str
     version: int
 

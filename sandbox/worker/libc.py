@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import platform
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -47,9 +46,9 @@ _SAME_EVERYWHERE = {
 
 def call(name: str, *args: int | bytes | ctypes.Array | ctypes.Structure | None) -> int:
     """A raw system call; raises OSError. Integers go as C longs, structures and buffers by reference."""
-    number = _SAME_EVERYWHERE.get(name) or _NUMBERS.get(platform.machine(), {}).get(name)
+    number = _SAME_EVERYWHERE.get(name) or _NUMBERS.get(os.uname().machine, {}).get(name)
     if number is None:
-        raise OSError(errno.ENOSYS, f"no number known for {name} on {platform.machine()}")
+        raise OSError(errno.ENOSYS, f"no number known for {name} on {os.uname().machine}")
     converted = [_c(a) for a in args]
     return _checked(_libc.syscall(ctypes.c_long(number), *converted), name)
 

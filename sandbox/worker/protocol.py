@@ -8,7 +8,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # owner -> worker
 JOB, CANCEL = b"J", b"X"
@@ -30,8 +30,7 @@ class ProtocolError(Exception):
     """The other side sent what no honest side sends, or went away in the middle."""
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What became of one test. `index` to `rss_kb` are facts; the rest is what the program says."""
 
     index: int

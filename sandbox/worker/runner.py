@@ -24,11 +24,10 @@ _VALUE = 13
 _MAIN_THREAD_STACK = 8 << 20
 
 
-def run(job: dict, code: types.CodeType, streams: list[int], control: int, ruleset: int) -> None:
+def run(job: dict, code: types.CodeType, state: dict, streams: list[int], control: int, ruleset: int) -> None:
     """Never returns. `streams`: descriptors for stdin, stdout, stderr and the returned value."""
     try:
         lock_down(job, streams, control, ruleset)
-        state = _remember(job["cwd"])
         call = None
         while os.read(CONTROL, 1) == b"g":
             for number in (0, 1, 2):
@@ -91,13 +90,16 @@ def lock_down(job: dict, streams: list[int], control: int, ruleset: int) -> None
         landlock.restrict(105)
         os.close(105)
     for kind, value in limits.items():
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (value, value) if hard == resource.RLIM_INFINITY else (min(value, hard),) * 2)
+        try:
+            resource.setrlimit(kind, (value, value))
+        except ValueError:  # a lower hard limit stands already
+            hard = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (hard, hard))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     threading.stack_size(_MAIN_THREAD_STACK)  # glibc would take RLIMIT_STACK, 256 MiB, for every thread
     if job["seccomp"]:
-        seccomp.install(seccomp.runner_filter(os.getpid(), shared_memory=not job["data"]))
+        seccomp.install(job["seccomp"])
 
 
 def _run_main(code: types.CodeType) -> None:
@@ -167,7 +169,8 @@ def _plain(value, depth: int):
     raise NotPlainData(f"the result holds a {kind.__name__}, which is not plain data")
 
 
-def _remember(cwd: str) -> dict:
+def remember(cwd: str) -> dict:
+    """What a fresh interpreter looks like; taken by the supervisor, once for all runners of a program."""
     return {
         "cwd": cwd,
         "builtins": dict(vars(builtins)),

@@ -6,7 +6,7 @@ architectures, so the low half of argument i is at 16 + 8 i.
 
 import ctypes
 import errno
-import platform
+import os
 import struct
 
 from sandbox.worker import libc, syscalls
@@ -30,20 +30,23 @@ Instruction = tuple[int, int, int, int]
 
 
 def supported() -> bool:
-    return platform.machine() in _ARCHES
+    return os.uname().machine in _ARCHES
 
 
-def runner_filter(pid: int, *, shared_memory: bool) -> list[Instruction]:
-    """For T, whose process id is `pid`. `shared_memory=False` where no cgroup counts it: RLIMIT_DATA does not."""
-    rules = _Rules(platform.machine())
+SELF = 0x7AC0FFEE  # stands for the process's own id, which is not known before it exists
+
+
+def runner_filter(*, shared_memory: bool, machine: str = "") -> list[Instruction]:
+    """For T. `shared_memory=False` where no cgroup counts such memory: RLIMIT_DATA does not."""
+    rules = _Rules(machine or os.uname().machine)
     for name in syscalls.ALLOWED:
         if name != "prlimit64":
             rules.allow(syscalls.ALLOWED[name])
     # prlimit64(pid 0 or itself, resource, NULL, old): new limits must be a null pointer, both halves of it.
-    rules.when(syscalls.ALLOWED["prlimit64"], [(_low(2), _JEQ, 0), (_high(2), _JEQ, 0), (_low(0), _JEQ, (0, pid))])
+    rules.when(syscalls.ALLOWED["prlimit64"], [(_low(2), _JEQ, 0), (_high(2), _JEQ, 0), (_low(0), _JEQ, (0, SELF))])
     rules.when(syscalls.FILTERED["clone"], [(_low(0), _JSET, CLONE_THREAD), (_low(0), "none of", _CLONE_NEW)])
     for name in ("kill", "tgkill"):
-        rules.when(syscalls.FILTERED[name], [(_low(0), _JEQ, (pid,))])
+        rules.when(syscalls.FILTERED[name], [(_low(0), _JEQ, (SELF,))])
     rules.when(syscalls.FILTERED["fcntl"], [(_low(1), _JEQ, _FCNTL)])
     rules.when(syscalls.FILTERED["ioctl"], [(_low(1), _JEQ, _IOCTL)])
     rules.when(syscalls.FILTERED["prctl"], [(_low(0), _JEQ, (_SET_NAME, _GET_NAME))])
@@ -57,9 +60,9 @@ def runner_filter(pid: int, *, shared_memory: bool) -> list[Instruction]:
     return rules.program()
 
 
-def supervisor_filter() -> list[Instruction]:
+def supervisor_filter(machine: str = "") -> list[Instruction]:
     """For P: what T may do, and what it takes to start, measure and end T. No sockets to anywhere, no files of others."""
-    rules = _Rules(platform.machine())
+    rules = _Rules(machine or os.uname().machine)
     for name, numbers in (syscalls.ALLOWED | syscalls.FILTERED | syscalls.SUPERVISOR).items():
         if name != "clone":
             rules.allow(numbers)
@@ -71,15 +74,20 @@ def supervisor_filter() -> list[Instruction]:
     return rules.program()
 
 
-def install(program: list[Instruction]) -> None:
+def assemble(program: list[Instruction]) -> bytes:
+    """The bytes that the kernel takes. Once per worker: it takes longer than a fork."""
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
+
+
+def install(code: bytes) -> None:
     """Lock the calling thread and its children in for good. PR_SET_NO_NEW_PRIVS must have been set."""
-    code = b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
+    code = code.replace(struct.pack("<I", SELF), struct.pack("<I", os.getpid()))
     buffer = ctypes.create_string_buffer(code, len(code))
+    libc.call("seccomp", 1, 0, _SockFprog(len(code) // 8, ctypes.addressof(buffer)))  # SECCOMP_SET_MODE_FILTER
 
-    class SockFprog(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
-    libc.call("seccomp", 1, 0, SockFprog(len(program), ctypes.addressof(buffer)))  # SECCOMP_SET_MODE_FILTER
+class _SockFprog(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
 class _Rules:
@@ -117,18 +125,28 @@ class _Rules:
         ]
         if self.arch == _ARCHES["x86_64"][1]:
             start += [(_JGE, 0, 1, _X32_BIT), (_RET, 0, 0, _KILL)]
-        return start + self._search(sorted(self.blocks))
+        return start + _search(self._intervals())
 
-    def _search(self, numbers: list[int]) -> list[Instruction]:
-        if len(numbers) == 1:
-            block = self.blocks[numbers[0]]
-            return [(_JEQ, 0, len(block), numbers[0]), *block, (_RET, 0, 0, _EPERM)]
-        middle = len(numbers) // 2
-        below, above = self._search(numbers[:middle]), self._search(numbers[middle:])
-        if len(below) <= 255:
-            return [(_JGE, len(below), 0, numbers[middle]), *below, *above]
-        # A conditional jump reaches 255 instructions; an unconditional one (0x05) any number.
-        return [(_JGE, 0, 1, numbers[middle]), (0x05, 0, 0, len(below)), *below, *above]
+    def _intervals(self) -> list[tuple[int, list[Instruction]]]:
+        """(first number, decision), each up to the next one; neighbours with one decision are one interval."""
+        refuse: list[Instruction] = [(_RET, 0, 0, _EPERM)]
+        found = [(0, refuse)]
+        for number in sorted(self.blocks):
+            found += [(number, self.blocks[number]), (number + 1, refuse)]
+        found = [item for item, after in zip(found, [*found[1:], (-1, refuse)], strict=True) if item[0] != after[0]]
+        return [item for before, item in zip([(0, None), *found], found, strict=False) if item[1] != before[1]]
+
+
+def _search(intervals: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
+    if len(intervals) == 1:
+        return intervals[0][1]
+    middle = len(intervals) // 2
+    below, above = _search(intervals[:middle]), _search(intervals[middle:])
+    first = intervals[middle][0]
+    if len(below) <= 255:
+        return [(_JGE, len(below), 0, first), *below, *above]
+    # A conditional jump reaches 255 instructions; an unconditional one (0x05) any number.
+    return [(_JGE, 0, 1, first), (0x05, 0, 0, len(below)), *below, *above]
 
 
 def _condition(offset: int, test: int | str, value) -> list[Instruction]:

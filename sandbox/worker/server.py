@@ -4,7 +4,6 @@ It reads nothing of a program's output: it passes frames on whose length it has 
 hold what the jail must not touch, the memory cgroup. When the owner goes away, so does it, and all below it.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -14,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+from typing import NamedTuple
 
 from sandbox.worker import cgroup, libc, protocol, zygote
 from sandbox.worker.protocol import ProtocolError, frame, read_frame, reader, write
@@ -27,8 +27,21 @@ class OwnerGone(Exception):
     pass
 
 
+class Options(NamedTuple):
+    """Comes as one JSON argument."""
+
+    mode: str = "container"
+    """full, reduced or container"""
+    owner: int = 0
+    """Process to die with, beside the end of stdin."""
+    cgroup: str = ""
+    """Name of the memory cgroup to make, where possible."""
+    packages: tuple[str, ...] = ()
+    """Folders or files that programs may import."""
+
+
 def main(argv: list[str]) -> None:
-    options = _options(argv)
+    options = Options(**json.loads(argv[0])) if argv else Options()
     _restart_with_stack()
     sys.path[:] = [os.path.realpath(p) for p in sys.path if os.path.isdir(p)]
     # Frames have a descriptor of their own: a stray print must not be able to speak for the worker.
@@ -40,15 +53,6 @@ def main(argv: list[str]) -> None:
         _Worker(options).serve()
     except (OwnerGone, BrokenPipeError):
         pass
-
-
-def _options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="sandbox.worker")
-    parser.add_argument("--mode", choices=("full", "reduced", "container"), required=True)
-    parser.add_argument("--owner", type=int, default=0, help="process to die with, beside the end of stdin")
-    parser.add_argument("--cgroup", default="", help="name of the memory cgroup to make, where possible")
-    parser.add_argument("--package", action="append", default=[], help="folder or file that programs may import")
-    return parser.parse_args(argv)
 
 
 def _restart_with_stack() -> None:
@@ -80,7 +84,7 @@ class _Zygote:
 
 
 class _Worker:
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: Options):
         self.cgroup = cgroup.create(options.cgroup) if options.cgroup else None
         self.oom_file = cgroup.own_oom_file() if options.mode == "container" else ""
         memory = f"{self.cgroup.path}/cgroup.procs" if self.cgroup else ""
@@ -216,14 +220,14 @@ def _from_owner() -> tuple[bytes, bytes]:
         raise OwnerGone from None
 
 
-def _packages(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _packages(options: Options) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What programs may import beside the standard library, and the folders to search for it."""
     if options.mode == "container":
         import site
 
         sites = tuple(p for p in site.getsitepackages() if os.path.isdir(p))
         return sites, sites
-    packages = tuple(os.path.realpath(p) for p in options.package)
+    packages = tuple(os.path.realpath(p) for p in options.packages)
     return packages, tuple(dict.fromkeys(os.path.dirname(p) for p in packages))
 
 

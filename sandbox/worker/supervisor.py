@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sandbox.worker import libc, protocol, runner, seccomp, tmpfiles
 from sandbox.worker.protocol import Result
@@ -20,15 +20,16 @@ _KEEP_STDERR = 64 << 10
 _POLL_S = 0.2
 
 
-@dataclass(frozen=True)
-class Jail:
+class Jail(NamedTuple):
     """What the zygote's surroundings allow, found out once when it started."""
 
     mode: str
     """full (namespaces and a root of its own), container, reduced (nothing but what follows)"""
     rules: int
     """Descriptor of the Landlock rule set for runners, or -1."""
-    seccomp: bool
+    own_filter: bytes
+    """seccomp programs for this process and for runners; empty where the architecture has no table"""
+    runner_filter: bytes
     memory_cgroup: bool
     """A group of the worker's own bounds memory; else RLIMIT_DATA does."""
     proc: int
@@ -49,8 +50,8 @@ def run(channel: int, jail: Jail) -> None:
     libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
     libc.drop_capabilities()
-    if jail.seccomp:
-        seccomp.install(seccomp.supervisor_filter())
+    if jail.own_filter:
+        seccomp.install(jail.own_filter)
     kind, payload = protocol.read_frame(protocol.reader(channel), protocol.MAX_TO_WORKER)
     assert kind == protocol.JOB
     header, inputs = protocol.unpack_job(payload)
@@ -70,6 +71,7 @@ class _Tests:
     def __init__(self, channel: int, jail: Jail, header: dict, inputs: list[memoryview], code):
         self.channel, self.jail, self.header, self.inputs = channel, jail, header, inputs
         self.code = code
+        self.state = runner.remember(jail.cwd)
         self.runner: _Runner | None = None
         self.streams: list[int] = []
 
@@ -77,12 +79,12 @@ class _Tests:
         reuse = self.header["isolation"] == "program"
         for index, given in enumerate(self.inputs):
             fresh = self.runner is None
-            runner = self.runner or self._start()
+            running = self.runner or self._start()
             self._lay_out(given)
             last = index == len(self.inputs) - 1
-            ended = runner.test()
+            ended = running.test()
             if not reuse or last or ended.end != protocol.DONE or ended.dirty:
-                ended = runner.finish(ended)
+                ended = running.finish(ended)
                 self.runner = None
             result = self._collect(index, fresh, ended)
             protocol.write(self.channel, protocol.frame(protocol.RESULT, protocol.pack_result(result)))
@@ -93,7 +95,7 @@ class _Tests:
         for fd in self.streams:
             os.close(fd)
         self.streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr", "value")]
-        self.runner = _Runner(self.channel, self.jail, self.header, self.code, self.streams)
+        self.runner = _Runner(self.channel, self.jail, self.header, self.code, self.state, self.streams)
         return self.runner
 
     def _lay_out(self, given: memoryview) -> None:
@@ -126,29 +128,24 @@ class _Tests:
         )
 
 
-@dataclass
 class _Ended:
-    end: int
-    code: int = 0
-    cpu_ns: int = 0
-    wall_ns: int = 0
-    idle_ns: int = 0
-    rss_kb: int = 0
-    error: str = ""
-    dirty: bool = False
-    dead: bool = False
+    """How a test ended, filled in as it becomes known."""
+
+    def __init__(self, end: int, code: int = 0, error: str = "", dirty: bool = False, dead: bool = False):
+        self.end, self.code, self.error, self.dirty, self.dead = end, code, error, dirty, dead
+        self.cpu_ns = self.wall_ns = self.idle_ns = self.rss_kb = 0
 
 
 class _Runner:
     """One runner process and the clocks on it."""
 
-    def __init__(self, channel: int, jail: Jail, header: dict, code, streams: list[int]):
+    def __init__(self, channel: int, jail: Jail, header: dict, code, state: dict, streams: list[int]):
         self.channel, self.header, self.jail = channel, header, jail
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         job = self._job()
         self.pid = os.fork()
         if self.pid == 0:
-            runner.run(job, code, streams, theirs.fileno(), jail.rules)
+            runner.run(job, code, state, streams, theirs.fileno(), jail.rules)
         theirs.close()
         self.pidfd = os.pidfd_open(self.pid)
         self.clock = (~self.pid << 3) | 2  # CPUCLOCK_SCHED of that process: time.h has no call for it
@@ -162,14 +159,13 @@ class _Runner:
             "mode": header["mode"],
             "entry": header["entry"],
             "parent": os.getpid(),
-            "cwd": jail.cwd,
             "cpu_backstop": int(header["cpu_ns"] / 1e9 * tests) + 2,
             "output": header["output"],
             "files": header["files"],
             "address_space": header["address_space"],
             "nproc": header["threads"] + 4 if jail.own_uid else 0,
             "data": 0 if jail.memory_cgroup else header["memory"],
-            "seccomp": jail.seccomp,
+            "seccomp": jail.runner_filter,
         }
 
     def test(self) -> _Ended:

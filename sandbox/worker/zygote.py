@@ -13,21 +13,21 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sandbox.worker import jail, landlock, libc, seccomp, supervisor
 
 SPAWN, SWEEP = b"S", b"K"
 
-# What contest programs import, as far as importing it costs them more than it costs every fork.
+# What many programs import and what is here anyway. Not more: every module makes every fork slower, an extension module
+# most (dataclasses, fractions, datetime and traceback together double the price of a fork).
 _PRELUDE = (
-    "abc bisect collections collections.abc contextlib copy dataclasses enum fractions functools heapq io itertools json "
-    "math numbers operator os random re string sys threading time types typing atexit traceback _sitebuiltins"
+    "atexit bisect collections collections.abc contextlib copy enum functools heapq io itertools json math operator os "
+    "random re string sys threading time types typing _sitebuiltins"
 ).split()
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     mode: str
     """full, reduced or container"""
     packages: tuple[str, ...]
@@ -129,8 +129,12 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
             os.setresuid(jail.HOST_ID, jail.HOST_ID, jail.HOST_ID)
             libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.path.extend(config.sites)
-    for name in _PRELUDE:
-        importlib.import_module(name)
+    try:
+        for name in _PRELUDE:
+            importlib.import_module(name)
+    except ImportError as e:
+        where = os.path.dirname(os.__file__)
+        raise OSError(f"{e}: can uid {os.getuid()} read {where}? If not, give the backend another `python`") from e
     _add_site_builtins()
     scratch = "" if config.mode == "reduced" else "/tmp"
     version = landlock.abi()
@@ -141,7 +145,12 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
     room = supervisor.Jail(
         mode=config.mode,
         rules=rules,
-        seccomp=seccomp.supported(),
+        own_filter=seccomp.assemble(seccomp.supervisor_filter()) if seccomp.supported() else b"",
+        runner_filter=(
+            seccomp.assemble(seccomp.runner_filter(shared_memory=bool(config.memory_cgroup)))
+            if seccomp.supported()
+            else b""
+        ),
         memory_cgroup=bool(config.memory_cgroup),
         proc=proc,
         schedstat=_has_schedstat(proc),
@@ -149,7 +158,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         cwd=scratch or "/",
         own_uid=config.mode == "full",
     )
-    report = {"landlock": version, "seccomp": room.seccomp, "schedstat": room.schedstat, "proc": proc >= 0}
+    report = {"landlock": version, "seccomp": bool(room.runner_filter), "schedstat": room.schedstat, "proc": proc >= 0}
     commands.send(json.dumps(report).encode())
     loaded = not config.preload
     _freeze()
