@@ -23,11 +23,12 @@ GRACE_S = 20.0
 
 
 class WorkerFailure(Exception):
-    """No verdict: the worker died, hung or spoke nonsense. `compiling`: before the program was compiled."""
+    """No verdict: the worker died, hung or spoke nonsense. `compiling`: before the program was compiled.
+    `out_of_memory`: after the kernel had killed in its memory group."""
 
-    def __init__(self, why: str, compiling: bool = False):
+    def __init__(self, why: str, compiling: bool = False, out_of_memory: bool = False):
         super().__init__(why)
-        self.compiling = compiling
+        self.compiling, self.out_of_memory = compiling, out_of_memory
 
 
 class CompileError(Exception):
@@ -83,9 +84,7 @@ class Worker:
                     out_of_memory = True
                 elif kind == protocol.FAILED:
                     why = payload[: protocol.MAX_TEXT].decode("utf-8", "replace")
-                    if out_of_memory and compiled:
-                        why += "; the kernel had killed for want of memory"
-                    raise WorkerFailure(why, compiling=not compiled)
+                    raise WorkerFailure(why, compiling=not compiled, out_of_memory=out_of_memory)
                 elif kind == protocol.END:
                     running = False
                     return

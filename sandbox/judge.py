@@ -41,8 +41,7 @@ class _Task:
     key: str
     waiters: list[Future] = field(default_factory=list)
     attempts: int = 0
-    failures: list[str] = field(default_factory=list)
-    failed_compiling: int = 0
+    failures: list[WorkerFailure] = field(default_factory=list)
 
 
 class Sandbox:
@@ -226,21 +225,22 @@ class Sandbox:
 
     def _failed(self, task: _Task, failure: WorkerFailure) -> None:
         """Another attempt on another worker (this one is gone), or the verdict that there is none."""
-        task.failures.append(str(failure))
-        task.failed_compiling += failure.compiling
+        task.failures.append(failure)
         if task.attempts <= RETRIES:
             with self._lock:
                 self.retries += 1
             self._tasks.put(task)
             return
-        if task.failed_compiling == task.attempts and "compil" in task.failures[-1]:
-            # Three compilers died of it on fresh workers: that is the source's doing.
-            detail = f"the compiler does not survive it: {task.failures[-1]}"
-            self._finish(task, self._report([TestReport(Verdict.CE, detail)], len(task.problem.tests), task.attempts))
-            return
-        with self._lock:
-            self.sandbox_errors += 1
-        report = TestReport(Verdict.SE, f"{task.attempts} attempts failed: {'; '.join(dict.fromkeys(task.failures))}")
+        # What fails in the same way on three fresh workers is the program's doing where it can be.
+        if all(f.compiling for f in task.failures):
+            report = TestReport(Verdict.CE, f"the compiler does not survive it: {failure}")
+        elif all(f.out_of_memory for f in task.failures):
+            report = TestReport(Verdict.MLE, f"more than {task.program.limits.memory_mb} MB, three times: {failure}")
+        else:
+            with self._lock:
+                self.sandbox_errors += 1
+            why = "; ".join(dict.fromkeys(str(f) for f in task.failures))
+            report = TestReport(Verdict.SE, f"{task.attempts} attempts failed: {why}")
         self._finish(task, self._report([report], len(task.problem.tests), task.attempts))
 
     def _finish(self, task: _Task, report: Report | None = None, error: BaseException | None = None) -> None:

@@ -40,11 +40,11 @@ def enter_user_namespace() -> None:
     _write("/proc/self/gid_map", f"{INNER_ID} {gid} 1")
 
 
-def map_from_outside(proc: int) -> None:
-    """For root as owner: the process with that /proc folder has made a user namespace; give its one user an id that
-    owns nothing outside."""
+def map_from_outside(proc: int, pid: int) -> None:
+    """For root as owner: `pid` has made a user namespace; give its one user an id that owns nothing outside.
+    `proc`: descriptor of /proc."""
     for name in ("uid_map", "gid_map"):
-        with open(os.open(name, os.O_WRONLY, dir_fd=proc), "w") as f:
+        with open(os.open(f"{pid}/{name}", os.O_WRONLY, dir_fd=proc), "w") as f:
             f.write(f"{INNER_ID} {HOST_ID} 1")
 
 

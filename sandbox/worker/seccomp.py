@@ -7,6 +7,7 @@ architectures, so the low half of argument i is at 16 + 8 i.
 import ctypes
 import errno
 import os
+import signal
 import struct
 
 from sandbox.worker import libc, syscalls
@@ -45,8 +46,9 @@ def runner_filter(*, shared_memory: bool, machine: str = "") -> list[Instruction
     # prlimit64(pid 0 or itself, resource, NULL, old): new limits must be a null pointer, both halves of it.
     rules.when(syscalls.ALLOWED["prlimit64"], [(_low(2), _JEQ, 0), (_high(2), _JEQ, 0), (_low(0), _JEQ, (0, SELF))])
     rules.when(syscalls.FILTERED["clone"], [(_low(0), _JSET, CLONE_THREAD), (_low(0), "none of", _CLONE_NEW)])
-    for name in ("kill", "tgkill"):
-        rules.when(syscalls.FILTERED[name], [(_low(0), _JEQ, (SELF,))])
+    # Signals to itself, but not SIGKILL: whoever dies of that was killed from outside, and has no verdict.
+    rules.when(syscalls.FILTERED["kill"], [(_low(0), _JEQ, (SELF,)), (_low(1), "not", signal.SIGKILL)])
+    rules.when(syscalls.FILTERED["tgkill"], [(_low(0), _JEQ, (SELF,)), (_low(2), "not", signal.SIGKILL)])
     rules.when(syscalls.FILTERED["fcntl"], [(_low(1), _JEQ, _FCNTL)])
     rules.when(syscalls.FILTERED["ioctl"], [(_low(1), _JEQ, _IOCTL)])
     rules.when(syscalls.FILTERED["prctl"], [(_low(0), _JEQ, (_SET_NAME, _GET_NAME))])
@@ -154,6 +156,8 @@ def _condition(offset: int, test: int | str, value) -> list[Instruction]:
     load, refuse = (_LOAD, 0, 0, offset), (_RET, 0, 0, _EPERM)
     if test == "none of":
         return [load, (_JSET, 0, 1, value), refuse]
+    if test == "not":
+        return [load, (_JEQ, 0, 1, value), refuse]
     if test == "not all of":
         return [load, (0x54, 0, 0, value), (_JEQ, 0, 1, value), refuse]  # 0x54: A &= value
     values = value if isinstance(value, tuple) else (value,)

@@ -20,7 +20,9 @@ from sandbox.worker.protocol import ProtocolError, frame, read_frame, reader, wr
 
 _OWNER_IN, _OWNER_OUT = 0, 4
 _STACK = 256 << 20  # of a program's main thread; counts from exec on, so the worker starts itself again under it
-_CGROUP_ROOM = 96 << 20  # the zygote, the supervisor, the inputs' pages
+# On top of a program's memory: the zygote, the supervisor, and what a program can fill without it being its memory, namely
+# /tmp and its three streams. With less room the kernel might have to kill the supervisor, which would be no verdict.
+_CGROUP_ROOM = 192 << 20
 
 
 class OwnerGone(Exception):

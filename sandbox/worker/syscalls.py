@@ -92,7 +92,6 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "membarrier": (324, 283),
     "sched_yield": (24, 124),
     "sched_getaffinity": (204, 123),
-    "sched_setaffinity": (203, 122),
     "sched_getparam": (143, 121),
     "sched_getscheduler": (145, 120),
     "sched_get_priority_max": (146, 125),

@@ -74,15 +74,19 @@ def _gate(config: Config, commands: socket.socket) -> None:
     """Stays outside the pid namespace to start its process 1 and, as root, to map its user; then only waits."""
     root = os.getuid() == 0
     if not root:
+        libc.prctl(libc.PR_SET_DUMPABLE, 1)  # else its own /proc files belong to root
         jail.enter_user_namespace()
+        libc.prctl(libc.PR_SET_DUMPABLE, 0)
     else:
         os.setgroups([])
     jail.enter_other_namespaces()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # before the fork: the new root, without /proc, is ours as well
     pid = os.fork()
     if pid == 0:
         try:
             ours.close()
+            os.close(proc)
             _enter(config, commands, theirs if root else None)
         except BaseException as e:  # noqa: BLE001
             _report_failure(commands, e)
@@ -90,10 +94,9 @@ def _gate(config: Config, commands: socket.socket) -> None:
             os._exit(1)
     commands.close()
     theirs.close()
-    proc = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)  # now: the new root will be ours as well, without /proc
     if root and ours.recv(1):
         try:
-            jail.map_from_outside(proc)
+            jail.map_from_outside(proc, pid)
             ours.send(b"m")
         except OSError as e:
             ours.send(str(e).encode()[:200])
