@@ -9,7 +9,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import IO, Literal
 
 from sandbox.types import Program
@@ -36,10 +36,10 @@ class CompileError(Exception):
 
 
 class Worker:
-    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]):
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes], name: str = ""):
         assert process.stdin
         assert process.stdout
-        self.process, self.log = process, log
+        self.process, self.log, self.name = process, log, name
         self.to, self.back = process.stdin.fileno(), process.stdout.fileno()
         os.set_blocking(self.to, False)
         os.set_blocking(self.back, False)
@@ -52,7 +52,7 @@ class Worker:
 
     def run(
         self, program: Program, inputs: list[bytes], isolation: Literal["program", "test"], stop: bool
-    ) -> Iterator[tuple[protocol.Result, bool]]:
+    ) -> Generator[tuple[protocol.Result, bool], None, None]:
         """Results as they come, each with whether the kernel killed for want of memory since the one before.
 
         Leaving the iterator early ends the program. Raises CompileError or WorkerFailure.
@@ -71,8 +71,8 @@ class Worker:
                 self.deadline = time.monotonic() + header["wall_ns"] / 1e9 + GRACE_S
                 if kind == protocol.RESULT:
                     result = _result(payload)
-                    if result.index != expected or expected >= len(inputs):
-                        raise WorkerFailure(f"result {result.index} where {expected} was expected")
+                    if result.test != expected or expected >= len(inputs):
+                        raise WorkerFailure(f"result {result.test} where {expected} was expected")
                     expected += 1
                     yield result, out_of_memory
                     out_of_memory = False

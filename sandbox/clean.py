@@ -1,4 +1,4 @@
-"""`python -m sandbox.clean`: remove what a killed owner left: containers and memory cgroups. Processes end by themselves.
+"""`python -m sandbox.clean`: remove what a killed owner left, containers and cgroups. Processes end by themselves.
 
 Only what carries our label or name, was made on this host, and whose owner is dead (by process id and start time).
 """

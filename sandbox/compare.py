@@ -40,7 +40,7 @@ def difference_lcb(output: str, expected: str) -> str | None:
         if a == b:
             continue
         a_numbers, b_numbers = _decimals(a), _decimals(b)
-        # A list that holds NaN is unequal to itself here, as there; signalling NaNs, which raise there, are unequal too.
+        # A list that holds NaN is unequal to itself here, as there. A signalling NaN, which raises there, is unequal.
         if a_numbers is None or b_numbers is None or not _equal(a_numbers, b_numbers):
             return f"line {i}: {shown(a)} where {shown(b)} was expected"
     return None
@@ -97,7 +97,7 @@ def _close_numbers(a: str, b: str, tolerance: float) -> bool:
 
 
 def _numeric(token: str) -> bool:
-    """Digits, sign, point, exponent: Decimal would also take "nan", "Infinity", underscores and other scripts' digits."""
+    """Digits, sign, point, exponent: Decimal would also take "nan", underscores and other scripts' digits."""
     return bool(token) and all(c in "0123456789+-.eE" for c in token)
 
 
@@ -125,19 +125,20 @@ def _first_difference(got: Any, want: Any, tolerance: float, at: str = "the valu
                 return f"{where} has other keys than expected"
             stack += [(a[k], b[k], f"{where}[{shown(k)}]") for k in b]
         elif isinstance(a, float) or isinstance(b, float):
-            numbers = isinstance(a, int | float) and isinstance(b, int | float)
-            if a != b and not (numbers and tolerance and _close(_float(a), _float(b), tolerance)):
+            if a != b and not _close_values(a, b, tolerance):
                 return f"{where} is {shown(a)} where {shown(b)} was expected"
         elif a != b:
             return f"{where} is {shown(a)} where {shown(b)} was expected"
     return None
 
 
-def _float(x: float) -> float:
+def _close_values(a: Any, b: Any, tolerance: float) -> bool:
+    if not tolerance or not isinstance(a, int | float) or not isinstance(b, int | float):
+        return False
     try:
-        return float(x)
-    except OverflowError:
-        return math.inf
+        return _close(float(a), float(b), tolerance)
+    except OverflowError:  # an integer beyond the floats
+        return False
 
 
 def _stripped_lines(text: str) -> list[str]:

@@ -33,11 +33,15 @@ def main() -> int:
             print(f"{name:<20}not usable")
     print()
     for name, able in found:
-        for line in (*([able.reason] if able.reason else []), *able.notes, *([f"programs run on Python {able.python}"] if able.python else [])):
+        for line in (
+            *([able.reason] if able.reason else []),
+            *able.notes,
+            *([f"programs run on Python {able.python}"] if able.python else []),
+        ):
             print(f"{name}: {line}")
     usable = [name for name, able in found if able.secure]
     order = [name for name in ("docker", "embedded, full", "embedded, reduced") if name in usable]
-    print(f"\nbackend=\"auto\" takes: {order[0]}" if order else "\nno backend can hold a hostile program here")
+    print(f'\nbackend="auto" takes: {order[0]}' if order else "\nno backend can hold a hostile program here")
     return 0 if order else 1
 
 

@@ -6,7 +6,8 @@
     async for index, report in sandbox.judge(programs, problems): ...     # as they finish
     reports = await sandbox.judge(programs, problems)                     # or all, in order
 
-One thread per worker takes programs from a queue; nothing here depends on an event loop, so any loop or thread may judge.
+One thread per worker takes programs from a queue; nothing here depends on an event loop, so any loop or thread may
+judge.
 """
 
 import asyncio
@@ -83,7 +84,9 @@ class Sandbox:
                 raise SandboxError(
                     f"{backend.name} does not enforce {missing}: {self.capabilities.reason}. allow_unsafe=True insists."
                 )
-        workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+        workers = workers or len(
+            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        )
         if workers < 1:
             raise SandboxError(f"workers is {workers}; give 1 or more")
         self.workers = workers
@@ -148,7 +151,9 @@ class Sandbox:
         if isinstance(problems, Problem):
             problems = [problems] * len(programs)
         if len(programs) != len(problems):
-            raise SandboxError(f"{len(programs)} programs and {len(problems)} problems; give one each, or one problem for all")
+            raise SandboxError(
+                f"{len(programs)} programs and {len(problems)} problems; give one each, or one problem for all"
+            )
         for program, problem in zip(programs, problems, strict=True):
             if program.limits.memory_mb > self.backend.memory_mb:
                 raise SandboxError(
@@ -183,21 +188,21 @@ class Sandbox:
     def _start_thread(self) -> None:
         if len(self._threads) < min(self.workers, len(self._running)):
             slot = len(self._threads)
-            thread = threading.Thread(target=self._serve, args=(slot,), name=f"sandbox-{slot}", daemon=True)
+            thread = threading.Thread(target=self._serve, name=f"sandbox-{slot}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def _serve(self, slot: int) -> None:
+    def _serve(self) -> None:
         """One slot: keep a worker, take tasks."""
         worker: Worker | None = None
         try:
             while (task := self._tasks.get()) is not None and not self._closed:
-                worker = self._attempt(slot, worker, task)
+                worker = self._attempt(worker, task)
         finally:
             if worker:
                 self.backend.reap(worker)
 
-    def _attempt(self, slot: int, worker: Worker | None, task: _Task) -> Worker | None:
+    def _attempt(self, worker: Worker | None, task: _Task) -> Worker | None:
         """Judge one task; return the worker to go on with."""
         with self._lock:
             if all(f.cancelled() for f in task.waiters):
@@ -208,7 +213,7 @@ class Sandbox:
             if worker and (not worker.alive() or worker.programs >= _RECYCLE):
                 self.backend.reap(worker)
                 worker = None
-            worker = worker or self.backend.launch(slot)
+            worker = worker or self.backend.launch()
             tests = run.judge(worker, task.program, task.problem, task.settings)
         except WorkerFailure as e:
             if worker:

@@ -8,7 +8,7 @@ from typing import Literal
 from sandbox import compare, verdicts
 from sandbox.channel import CompileError, Worker, WorkerFailure
 from sandbox.errors import SandboxError
-from sandbox.types import Limits, Problem, Program, Report, Test, TestReport, Verdict
+from sandbox.types import Limits, Problem, Program, Test, TestReport, Verdict
 from sandbox.worker.protocol import Result
 
 
@@ -107,7 +107,9 @@ def _check(
     """Let the problem's checker decide on every test that ran to its end."""
     open_tests = [i for i, report in enumerate(reports) if report.verdict is Verdict.AC]
     given = [json.dumps([problem.tests[i].input, outputs[i], problem.tests[i].expected]).encode() for i in open_tests]
-    checker = Program(problem.checker, mode="call", entry="check", limits=Limits(cpu_s=30, memory_mb=program.limits.memory_mb))
+    checker = Program(
+        problem.checker, mode="call", entry="check", limits=Limits(cpu_s=30, memory_mb=program.limits.memory_mb)
+    )
     reports = list(reports)
     try:
         with closing(worker.run(checker, given, "program", False)) as results:

@@ -67,7 +67,17 @@ class Limits:
     """Kilobytes of source. More is CE."""
 
     def __post_init__(self):
-        for name in ("cpu_s", "idle_s", "wall_s", "memory_mb", "address_space_mb", "threads", "files", "output_mb", "source_kb"):
+        for name in (
+            "cpu_s",
+            "idle_s",
+            "wall_s",
+            "memory_mb",
+            "address_space_mb",
+            "threads",
+            "files",
+            "output_mb",
+            "source_kb",
+        ):
             value = getattr(self, name)
             if value is None and name in ("idle_s", "wall_s"):
                 continue
@@ -121,7 +131,7 @@ class Test:
 class Problem:
     tests: tuple[Test, ...]
     float_tolerance: float = 1e-6
-    """Relative and absolute, for numbers written with a point or an exponent on either side; 0: none. compat="real" only."""
+    """Relative and absolute, for numbers with a point or an exponent on either side; 0: none. compat="real" only."""
     checker: str = ""
     """Source of a Python program that defines `check(input, output, expected) -> bool`, for problems with many right
     answers. It is run in the sandbox, in a process of its own after the program's is dead. compat="real" only."""
@@ -129,7 +139,9 @@ class Problem:
     def __post_init__(self):
         object.__setattr__(self, "tests", tuple(self.tests))
         if not self.tests:
-            raise SandboxError("a problem without tests: nothing could fail, so nothing can pass. Give at least one Test")
+            raise SandboxError(
+                "a problem without tests: nothing could fail, so nothing can pass. Give at least one Test"
+            )
         if not 0 <= self.float_tolerance < 1:
             raise SandboxError(f"float_tolerance is {self.float_tolerance}; give a number from 0 up to 1")
 

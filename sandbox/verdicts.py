@@ -1,4 +1,4 @@
-"""From what happened to what it means: one test's result to one verdict. The only place where expected answers are read."""
+"""From what happened to what it means: one test's result to one verdict. Only here are expected answers read."""
 
 import signal
 
@@ -47,7 +47,9 @@ def _fate(result: Result, out_of_memory: bool, program: Program, compat: str) ->
     if end == protocol.IDLE:
         return Verdict.ILE, f"{result.idle_ns / 1e9:.2f} s idle, {result.wall_ns / 1e9:.2f} s by the clock"
     if end == protocol.WALL:
-        raise WorkerFailure(f"the machine is too busy: {cpu_s:.2f} s of CPU time in {result.wall_ns / 1e9:.0f} s by the clock")
+        raise WorkerFailure(
+            f"the machine is too busy: {cpu_s:.2f} s of CPU time in {result.wall_ns / 1e9:.0f} s by the clock"
+        )
     if end == protocol.SIGNALLED:
         if code == signal.SIGKILL:
             raise WorkerFailure("someone else killed the program's process")

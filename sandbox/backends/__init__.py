@@ -18,7 +18,7 @@ class Backend(Protocol):
         """What is really enforced, found out by trying it; slow the first time, remembered then."""
         ...
 
-    def launch(self, slot: int) -> Worker:
+    def launch(self) -> Worker:
         """Start one worker and wait until it is ready. Raises WorkerFailure."""
         ...
 

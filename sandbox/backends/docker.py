@@ -1,4 +1,4 @@
-"""The backend of containers: one warm, hardened container per slot, in which the worker locks its programs down further.
+"""The backend of containers: one warm, hardened container per slot, in which the worker locks programs down further.
 
 The worker adds its own seccomp filter and Landlock rules because an engine's defaults do not close everything: with
 `--network none` and the default profile of Docker 20.10, AF_VSOCK sockets and io_uring are open.
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from sandbox.backends import image, probe
-from sandbox.backends.embedded import ENVIRONMENT, owner_tag, start_ticks
+from sandbox.backends.embedded import ENVIRONMENT, LAUNCHES, owner_tag, start_ticks
 from sandbox.channel import Worker, WorkerFailure
 from sandbox.errors import SandboxError
 from sandbox.types import Capabilities
@@ -25,12 +25,11 @@ _ROOM_MB = 512  # in the container, for the worker, the zygotes and the pages of
 
 class Docker:
     def __init__(self, binary: str = "docker", *, runtime: str = "", base: str = image.BASE, memory_mb: int = 1024):
-        """`binary`: docker or podman. `runtime`: such as runsc, passed to the engine. `base`: image to build on when ours
-        is not there. `memory_mb`: the most that a program can be given; the container gets some more."""
+        """`binary`: docker or podman. `runtime`: such as runsc, passed to the engine. `base`: image to build on when
+        ours is not there. `memory_mb`: the most that a program can be given; the container gets some more."""
         self.name = binary
         self.binary, self.runtime, self.base = binary, runtime, base
         self.memory_mb = float(memory_mb)
-        self._count = 0
 
     def probe(self) -> Capabilities:
         return self._probed
@@ -45,7 +44,7 @@ class Docker:
             return Capabilities(self.name, "", reason=str(e))
         remove_leftovers(self.binary)
         try:
-            worker = self.launch(0)
+            worker = self.launch()
         except WorkerFailure as e:
             return Capabilities(self.name, "", reason=str(e))
         try:
@@ -54,21 +53,21 @@ class Docker:
             return Capabilities(self.name, "", reason=str(e))
         finally:
             self.reap(worker)
-        notes = [f"Landlock ABI {worker.hello['landlock']}" if worker.hello["landlock"] else "no Landlock in the container"]
+        notes = [
+            f"Landlock ABI {worker.hello['landlock']}" if worker.hello["landlock"] else "no Landlock in the container"
+        ]
         if self.runtime:
             notes.append(f"runtime {self.runtime}")
         return Capabilities(self.name, "container", held, words, tuple(notes), worker.hello["python"])
 
-    def launch(self, slot: int) -> Worker:
-        self._count += 1
-        name = f"agpo-sandbox-{owner_tag()}-{slot}-{self._count}"
-        log = tempfile.TemporaryFile()
+    def launch(self) -> Worker:
+        name = f"agpo-sandbox-{owner_tag()}-{next(LAUNCHES)}"
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         process = subprocess.Popen(
             [*self._command(name), image.tag()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
         )
-        process.args = [name]  # for reap
         try:
-            worker = Worker(process, log)
+            worker = Worker(process, log, name)
         except WorkerFailure:
             process.kill()
             process.wait()
@@ -81,10 +80,9 @@ class Docker:
 
     def reap(self, worker: Worker) -> None:
         """The worker ends when its stdin does, and --rm removes the container; if not, force it."""
-        (name,) = worker.process.args  # type: ignore[misc]
         worker.close()
         if worker.process.returncode != 0:
-            self._remove(name)
+            self._remove(worker.name)
 
     def _command(self, name: str) -> list[str]:
         memory = f"{round(self.memory_mb) + _ROOM_MB}m"
@@ -93,7 +91,16 @@ class Docker:
             command += ["--label", f"{LABEL}.{key}={value}"]
         command += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "65534:65534"]
         command += ["--memory", memory, "--memory-swap", memory, "--pids-limit", "128"]
-        command += ["--cpus", str(min(2, os.cpu_count() or 1)), "--tmpfs", _SCRATCH, "--ipc", "none", "--log-driver", "none"]
+        command += [
+            "--cpus",
+            str(min(2, os.cpu_count() or 1)),
+            "--tmpfs",
+            _SCRATCH,
+            "--ipc",
+            "none",
+            "--log-driver",
+            "none",
+        ]
         command += ["--ulimit", "core=0", "--ulimit", "nofile=256", "--ulimit", f"stack={256 << 20}"]
         for key, value in ENVIRONMENT.items():
             if key != "PATH":
@@ -109,7 +116,11 @@ class Docker:
     def _require_engine(self) -> None:
         try:
             done = subprocess.run(
-                [self.binary, "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, timeout=20, check=False
+                [self.binary, "version", "--format", "{{.Server.Version}}"],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
             )
         except FileNotFoundError:
             raise SandboxError(f"{self.binary} is not installed") from None

@@ -8,6 +8,7 @@ limits alone, and no writable path at all.
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from sandbox.types import Capabilities
 from sandbox.worker import cgroup
 
 WORKER = Path(__file__).parent.parent / "worker"
+LAUNCHES = itertools.count()  # tells the workers of one process apart, whichever Sandbox they belong to
 PACKAGES = ("numpy", "sortedcontainers")
 # Everything the environment of a program holds.
 ENVIRONMENT = {
@@ -56,13 +58,11 @@ class Embedded:
     def _probed(self) -> Capabilities:
         if sys.platform != "linux":
             return Capabilities(self.name, "", reason="needs Linux; on macOS use docker")
-        if sys.version_info < (3, 11):
-            return Capabilities(self.name, "", reason="needs Python 3.11 or later")
         why = []
         for level in ("full", "reduced") if self.level == "auto" else (self.level,):
             self.level = level
             try:
-                worker = self.launch(0)
+                worker = self.launch()
             except WorkerFailure as e:
                 why.append(f"{level}: {e}")
                 continue
@@ -74,17 +74,26 @@ class Embedded:
             finally:
                 self.reap(worker)
             return Capabilities(
-                self.name, level, held, "; ".join([*why, words] if words else why), _notes(worker.hello), worker.hello["python"]
+                self.name,
+                level,
+                held,
+                "; ".join([*why, words] if words else why),
+                _notes(worker.hello),
+                worker.hello["python"],
             )
         return Capabilities(self.name, "", reason="; ".join(why))
 
     def probe(self) -> Capabilities:
         return self._probed
 
-    def launch(self, slot: int) -> Worker:
-        # Not a pipe: nobody would read it while a program runs.
-        log = tempfile.TemporaryFile()
-        options = {"mode": self.level, "owner": os.getpid(), "cgroup": f"{owner_tag()}-{slot}", "packages": self.packages}
+    def launch(self) -> Worker:
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker. A pipe nobody would read while it runs
+        options = {
+            "mode": self.level,
+            "owner": os.getpid(),
+            "cgroup": f"{owner_tag()}-{next(LAUNCHES)}",
+            "packages": self.packages,
+        }
         process = subprocess.Popen(
             [self.python, *PYTHON_FLAGS, str(WORKER), json.dumps(options)],
             stdin=subprocess.PIPE,

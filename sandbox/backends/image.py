@@ -1,8 +1,8 @@
 """The image of the Docker backend's workers: from a base image, or without any registry from Debian's packages.
 
-    python -m sandbox.backends.image                      # on python:3.11-slim
-    python -m sandbox.backends.image --base my/python:3.12
-    python -m sandbox.backends.image --debootstrap        # as root, with debootstrap installed
+python -m sandbox.backends.image                      # on python:3.11-slim
+python -m sandbox.backends.image --base my/python:3.12
+python -m sandbox.backends.image --debootstrap        # as root, with debootstrap installed
 """
 
 import argparse
@@ -21,7 +21,14 @@ _HERE = Path(__file__).parent
 _WORKER = _HERE.parent / "worker"
 _DEBIAN_BASE = "agpo-sandbox-base:bookworm"
 _DEBIAN_PACKAGES = "python3-minimal,python3,python3-numpy,python3-sortedcontainers"
-_LEFT_OUT = ("./var/cache/apt", "./var/lib/apt/lists", "./usr/share/doc", "./usr/share/locale", "./usr/share/man", "./dev/*")
+_LEFT_OUT = (
+    "./var/cache/apt",
+    "./var/lib/apt/lists",
+    "./usr/share/doc",
+    "./usr/share/locale",
+    "./usr/share/man",
+    "./dev/*",
+)
 
 
 def tag() -> str:
@@ -94,10 +101,14 @@ def _last_line(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m sandbox.backends.image", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m sandbox.backends.image", description="Build the image of the sandbox's workers."
+    )
     parser.add_argument("--binary", default="docker", help="docker or podman")
     parser.add_argument("--base", default=BASE)
-    parser.add_argument("--debootstrap", action="store_true", help="make the base from Debian's packages, without a registry")
+    parser.add_argument(
+        "--debootstrap", action="store_true", help="make the base from Debian's packages, without a registry"
+    )
     args = parser.parse_args()
     try:
         base, network = (debian_base(args.binary), "none") if args.debootstrap else (args.base, "")

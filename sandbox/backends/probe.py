@@ -10,7 +10,7 @@ from sandbox.channel import Worker, WorkerFailure
 from sandbox.types import Limits, Program
 from sandbox.worker import protocol
 
-_ATTEMPTS = '''
+_ATTEMPTS = """
 import os, socket
 
 def works(attempt):
@@ -21,19 +21,20 @@ def works(attempt):
     return True
 
 def attempts(canary):
+    # vsock and netlink: what a container without a network still has
     families = [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, 40, 16]
     return {
-        "network": [f for f in families if works(lambda: socket.socket(f, socket.SOCK_STREAM if f != 16 else socket.SOCK_RAW))],
-        "files": [p for p in [canary, "/etc/passwd", "/proc/self/environ", "/proc/1/cmdline"] if works(lambda: open(p).close())]
+        "network": [f for f in families if works(lambda: socket.socket(f, 3 if f == 16 else 1))],
+        "files": [p for p in [canary, "/etc/passwd", "/proc/self/environ"] if works(lambda: open(p).close())]
         + [p for p in ["/", "/home", "/root", "/proc"] if works(lambda: os.listdir(p))]
-        + [p for p in ["/etc/agpo", "/usr/agpo", "/var/tmp/agpo", "/dev/shm/agpo"] if works(lambda: open(p, "w").close())],
+        + [p for p in ["/etc/agpo", "/var/tmp/agpo", "/dev/shm/agpo"] if works(lambda: open(p, "w").close())],
         "processes": (["fork"] if works(fork) else []) + (["kill"] if works(lambda: os.kill(os.getppid(), 0)) else []),
     }
 
 def fork():
     if os.fork() == 0:
         os._exit(0)
-'''
+"""
 _IO_URING = """
 import ctypes, platform
 ctypes.CDLL(None).syscall(425, 8, ctypes.create_string_buffer(256))

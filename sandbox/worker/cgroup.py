@@ -1,6 +1,6 @@
 """A memory cgroup of the worker's own, where this user may make one: version 2 delegated, or version 1 writable.
 
-Named agpo-sandbox-<owner's pid>-<owner's start time>-<slot>, so that `sandbox.clean` can tell whose is left over.
+Named agpo-sandbox-<owner's pid>-<owner's start time>-<number>, so that `sandbox.clean` can tell whose is left over.
 """
 
 import contextlib
@@ -61,8 +61,6 @@ def create(name: str) -> Cgroup | None:
         path = f"{parent}/{PREFIX}{name}"
         try:
             os.mkdir(path)
-        except FileExistsError:
-            pass
         except OSError:
             continue
         group = Cgroup(path, version)

@@ -17,7 +17,12 @@ INNER_ID = 1000
 HOST_ID = 65534  # what root's programs are on the outside: the overflow id, which owns nothing
 
 _ALL_BUT_USER = (
-    libc.CLONE_NEWNS | libc.CLONE_NEWNET | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS | libc.CLONE_NEWCGROUP | libc.CLONE_NEWPID
+    libc.CLONE_NEWNS
+    | libc.CLONE_NEWNET
+    | libc.CLONE_NEWIPC
+    | libc.CLONE_NEWUTS
+    | libc.CLONE_NEWCGROUP
+    | libc.CLONE_NEWPID
 )
 
 
@@ -60,7 +65,7 @@ def enter_other_namespaces() -> None:
 
 
 def detached_proc() -> int:
-    """A descriptor of a /proc of this pid namespace that is mounted nowhere, or -1: inside a container it is refused."""
+    """A descriptor of a /proc of this pid namespace that is mounted nowhere, or -1: in a container it is refused."""
     try:
         context = libc.call("fsopen", b"proc\0", 1)
         libc.call("fsconfig", context, libc.FSCONFIG_CMD_CREATE, None, None, 0)
@@ -84,9 +89,7 @@ def build_root(paths: list[str]) -> None:
         else:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
-        libc.call(
-            "move_mount", fd, b"\0", libc.AT_FDCWD, target.encode() + b"\0", libc.MOVE_MOUNT_F_EMPTY_PATH
-        )
+        libc.call("move_mount", fd, b"\0", libc.AT_FDCWD, target.encode() + b"\0", libc.MOVE_MOUNT_F_EMPTY_PATH)
         os.close(fd)
     for link in ("/lib", "/lib64"):  # where the loader looks for what an extension module needs
         if os.path.islink(link) and not os.path.lexists("/tmp" + link):
@@ -130,4 +133,3 @@ def _outermost(paths: list[str]) -> list[str]:
 def _write(path: str, text: str) -> None:
     with open(path, "w") as f:
         f.write(text)
-

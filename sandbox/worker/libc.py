@@ -54,7 +54,9 @@ def call(name: str, *args: int | bytes | ctypes.Array | ctypes.Structure | None)
 
 
 def prctl(option: int, value: int = 0) -> None:
-    _checked(_libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), "prctl")
+    _checked(
+        _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), "prctl"
+    )
 
 
 def unshare(flags: int) -> None:

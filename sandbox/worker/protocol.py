@@ -31,9 +31,9 @@ class ProtocolError(Exception):
 
 
 class Result(NamedTuple):
-    """What became of one test. `index` to `rss_kb` are facts; the rest is what the program says."""
+    """What became of one test. `test` to `rss_kb` are facts; the rest is what the program says."""
 
-    index: int
+    test: int
     fresh: bool
     """The runner had run no other test before."""
     end: int
@@ -105,7 +105,7 @@ def pack_result(result: Result) -> bytes:
     error = result.error.encode("utf-8", "replace")[:MAX_TEXT]
     texts = [error, result.stdout, result.stderr, result.value]
     head = _RESULT.pack(
-        result.index,
+        result.test,
         result.fresh,
         result.end,
         result.code,

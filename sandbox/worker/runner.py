@@ -148,7 +148,7 @@ def _run_call(call) -> None:
 
 
 def _plain(value, depth: int):
-    """JSON's own types. Tuples become lists, NumPy's numbers and arrays Python's; sets, deques and objects are refused."""
+    """JSON's own types. Tuples become lists, NumPy's numbers and arrays Python's; sets and objects are refused."""
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
@@ -184,8 +184,8 @@ def remember(cwd: str) -> dict:
 def _restore(state: dict) -> None:
     """Before each test: the streams, modules and settings of a fresh interpreter."""
     if vars(builtins) != state["builtins"]:
-        vars(builtins).clear()
-        vars(builtins).update(state["builtins"])
+        builtins.__dict__.clear()
+        builtins.__dict__.update(state["builtins"])
     sys.modules.pop("__main__", None)
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8")
     sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), "utf-8")

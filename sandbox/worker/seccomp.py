@@ -44,14 +44,14 @@ def runner_filter(*, shared_memory: bool, machine: str = "") -> list[Instruction
         if name != "prlimit64":
             rules.allow(syscalls.ALLOWED[name])
     # prlimit64(pid 0 or itself, resource, NULL, old): new limits must be a null pointer, both halves of it.
-    rules.when(syscalls.ALLOWED["prlimit64"], [(_low(2), _JEQ, 0), (_high(2), _JEQ, 0), (_low(0), _JEQ, (0, SELF))])
-    rules.when(syscalls.FILTERED["clone"], [(_low(0), _JSET, CLONE_THREAD), (_low(0), "none of", _CLONE_NEW)])
+    rules.when(syscalls.ALLOWED["prlimit64"], [(_low(2), "is", 0), (_high(2), "is", 0), (_low(0), "is", (0, SELF))])
+    rules.when(syscalls.FILTERED["clone"], [(_low(0), "any of", CLONE_THREAD), (_low(0), "none of", _CLONE_NEW)])
     # Signals to itself, but not SIGKILL: whoever dies of that was killed from outside, and has no verdict.
-    rules.when(syscalls.FILTERED["kill"], [(_low(0), _JEQ, (SELF,)), (_low(1), "not", signal.SIGKILL)])
-    rules.when(syscalls.FILTERED["tgkill"], [(_low(0), _JEQ, (SELF,)), (_low(2), "not", signal.SIGKILL)])
-    rules.when(syscalls.FILTERED["fcntl"], [(_low(1), _JEQ, _FCNTL)])
-    rules.when(syscalls.FILTERED["ioctl"], [(_low(1), _JEQ, _IOCTL)])
-    rules.when(syscalls.FILTERED["prctl"], [(_low(0), _JEQ, (_SET_NAME, _GET_NAME))])
+    rules.when(syscalls.FILTERED["kill"], [(_low(0), "is", (SELF,)), (_low(1), "not", signal.SIGKILL)])
+    rules.when(syscalls.FILTERED["tgkill"], [(_low(0), "is", (SELF,)), (_low(2), "not", signal.SIGKILL)])
+    rules.when(syscalls.FILTERED["fcntl"], [(_low(1), "is", _FCNTL)])
+    rules.when(syscalls.FILTERED["ioctl"], [(_low(1), "is", _IOCTL)])
+    rules.when(syscalls.FILTERED["prctl"], [(_low(0), "is", (_SET_NAME, _GET_NAME))])
     if shared_memory:
         rules.allow(syscalls.FILTERED["mmap"])
     else:
@@ -63,7 +63,7 @@ def runner_filter(*, shared_memory: bool, machine: str = "") -> list[Instruction
 
 
 def supervisor_filter(machine: str = "") -> list[Instruction]:
-    """For P: what T may do, and what it takes to start, measure and end T. No sockets to anywhere, no files of others."""
+    """For P: what T may do, and what it takes to start, measure and end T. No sockets to anywhere."""
     rules = _Rules(machine or os.uname().machine)
     for name, numbers in (syscalls.ALLOWED | syscalls.FILTERED | syscalls.SUPERVISOR).items():
         if name != "clone":
@@ -151,9 +151,10 @@ def _search(intervals: list[tuple[int, list[Instruction]]]) -> list[Instruction]
     return [(_JGE, 0, 1, first), (0x05, 0, 0, len(below)), *below, *above]
 
 
-def _condition(offset: int, test: int | str, value) -> list[Instruction]:
+def _condition(offset: int, test: str, value) -> list[Instruction]:
     """Instructions that fall through when the condition holds and return EPERM when not."""
-    load, refuse = (_LOAD, 0, 0, offset), (_RET, 0, 0, _EPERM)
+    load: Instruction = (_LOAD, 0, 0, offset)
+    refuse: Instruction = (_RET, 0, 0, _EPERM)
     if test == "none of":
         return [load, (_JSET, 0, 1, value), refuse]
     if test == "not":
@@ -161,7 +162,8 @@ def _condition(offset: int, test: int | str, value) -> list[Instruction]:
     if test == "not all of":
         return [load, (0x54, 0, 0, value), (_JEQ, 0, 1, value), refuse]  # 0x54: A &= value
     values = value if isinstance(value, tuple) else (value,)
-    tests = [(test, len(values) - i, 0, v) for i, v in enumerate(values)]
+    jump = _JSET if test == "any of" else _JEQ
+    tests: list[Instruction] = [(jump, len(values) - i, 0, v) for i, v in enumerate(values)]
     return [load, *tests, refuse]
 
 
@@ -171,4 +173,3 @@ def _low(argument: int) -> int:
 
 def _high(argument: int) -> int:
     return 20 + 8 * argument
-

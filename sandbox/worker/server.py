@@ -20,8 +20,8 @@ from sandbox.worker.protocol import ProtocolError, frame, read_frame, reader, wr
 
 _OWNER_IN, _OWNER_OUT = 0, 4
 _STACK = 256 << 20  # of a program's main thread; counts from exec on, so the worker starts itself again under it
-# On top of a program's memory: the zygote, the supervisor, and what a program can fill without it being its memory, namely
-# /tmp and its three streams. With less room the kernel might have to kill the supervisor, which would be no verdict.
+# On top of a program's memory: the zygote, the supervisor, and what a program can fill without it being its memory,
+# namely /tmp and its three streams. With less room the kernel might have to kill the supervisor, which is no verdict.
 _CGROUP_ROOM = 192 << 20
 
 
@@ -51,10 +51,8 @@ def main(argv: list[str]) -> None:
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the owner to act on
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
-    try:
+    with contextlib.suppress(OwnerGone, BrokenPipeError):
         _Worker(options).serve()
-    except (OwnerGone, BrokenPipeError):
-        pass
 
 
 def _restart_with_stack() -> None:

@@ -5,6 +5,7 @@ accounts when it is dead. Time in which the runner neither ran nor waited for a 
 of its own, so neither limit depends on how busy the machine is. Wall time is only a net under both.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -113,7 +114,7 @@ class _Tests:
         if max(out, err, value) > limit:
             end, out, value = protocol.OUTPUT, min(out, _KEEP_STDERR), 0
         return Result(
-            index=index,
+            test=index,
             fresh=fresh,
             end=end,
             code=ended.code,
@@ -170,7 +171,7 @@ class _Runner:
 
     def test(self) -> _Ended:
         """Let it run one test and see how that ends."""
-        start = last = time.monotonic_ns()
+        start = last = now = time.monotonic_ns()
         cpu = cpu_start = self.cpu_before
         delay, idle = self._delay(), 0
         limits = self.header
@@ -178,10 +179,8 @@ class _Runner:
         poll.register(self.pidfd, select.POLLIN)
         poll.register(self.control, select.POLLIN)
         poll.register(self.channel, select.POLLHUP)
-        try:
+        with contextlib.suppress(OSError):  # it is dying; the poll says how
             self.control.send(b"g")
-        except OSError:
-            pass  # it is dying; the poll says how
         ended = None
         while ended is None:
             left_s = (limits["cpu_ns"] - (cpu - cpu_start)) / 1e9

@@ -1,8 +1,8 @@
 """The system calls that a program may make, with their numbers. Anything else is refused.
 
-The list was measured: the honest corpus (tests/adversarial/honest_*.py, with NumPy and threads) under a filter that
-logs, then closed under the variants that another C library uses for the same thing (`open` beside `openat`, `stat`
-beside `newfstatat`). tests/sandbox/test_seccomp.py compares the numbers with the kernel's headers where they are installed.
+The list was measured: what the honest corpus (tests/adversarial/honest_*.py, with NumPy and threads) calls, by strace,
+then closed under the variants that another C library uses for the same thing (`open` beside `openat`, `stat` beside
+`newfstatat`). tests/sandbox/test_seccomp.py compares the numbers with the kernel's headers where they are installed.
 
 Missing on purpose: everything that creates a process, a socket, a descriptor of another process, shared memory or a
 lock that another worker could see; chmod, chown, utimes and xattrs, which Landlock does not cover.

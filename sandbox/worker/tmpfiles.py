@@ -33,7 +33,11 @@ def empty(path: str) -> None:
                                 os.rename(child, f".gone-{fresh}", src_dir_fd=inner, dst_dir_fd=top)
                                 break
                             except OSError as e:
-                                if e.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # the program took that name
+                                if e.errno not in (
+                                    errno.EEXIST,
+                                    errno.ENOTEMPTY,
+                                    errno.ENOTDIR,
+                                ):  # the program took that name
                                     raise
                 finally:
                     os.close(inner)

@@ -21,10 +21,10 @@ SPAWN, SWEEP = b"S", b"K"
 
 # What many programs import and what is here anyway. Not more: every module makes every fork slower, an extension module
 # most (dataclasses, fractions, datetime and traceback together double the price of a fork).
-_PRELUDE = (
-    "atexit bisect collections collections.abc contextlib copy enum functools heapq io itertools json math operator os "
-    "random re string sys threading time types typing _sitebuiltins"
-).split()
+_PRELUDE = """
+atexit bisect collections collections.abc contextlib copy enum functools heapq io itertools json math operator os random
+re string sys threading time types typing _sitebuiltins
+"""
 
 
 class Config(NamedTuple):
@@ -81,7 +81,9 @@ def _gate(config: Config, commands: socket.socket) -> None:
         os.setgroups([])
     jail.enter_other_namespaces()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # before the fork: the new root, without /proc, is ours as well
+    proc = os.open(
+        "/proc", os.O_RDONLY | os.O_DIRECTORY
+    )  # before the fork: the new root, without /proc, is ours as well
     pid = os.fork()
     if pid == 0:
         try:
@@ -133,7 +135,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
             libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.path.extend(config.sites)
     try:
-        for name in _PRELUDE:
+        for name in _PRELUDE.split():
             importlib.import_module(name)
     except ImportError as e:
         where = os.path.dirname(os.__file__)
@@ -209,8 +211,8 @@ def _add_site_builtins() -> None:
     import builtins
 
     quitter = sys.modules["_sitebuiltins"].Quitter
-    vars(builtins)["exit"] = quitter("exit", "Ctrl-D (i.e. EOF)")
-    vars(builtins)["quit"] = quitter("quit", "Ctrl-D (i.e. EOF)")
+    builtins.__dict__["exit"] = quitter("exit", "Ctrl-D (i.e. EOF)")
+    builtins.__dict__["quit"] = quitter("quit", "Ctrl-D (i.e. EOF)")
 
 
 def _has_schedstat(proc: int) -> bool:

@@ -7,6 +7,7 @@ alone (no bridge, no iptables). Its image is made from Debian's packages, withou
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 
 from sandbox.backends import image
 from sandbox.backends.embedded import Embedded
+
+sys.path.insert(0, str(Path(__file__).parent))  # for sandbox_helpers
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +76,10 @@ def _answers(host: str) -> bool:
     if not shutil.which("docker"):
         return False
     environment = {**os.environ, **({"DOCKER_HOST": host} if host else {})}
-    return subprocess.run(["docker", "info"], capture_output=True, timeout=30, check=False, env=environment).returncode == 0
+    return (
+        subprocess.run(["docker", "info"], capture_output=True, timeout=30, check=False, env=environment).returncode
+        == 0
+    )
 
 
 def _wait_for(host: str, engine: subprocess.Popen, log: Path) -> None:

@@ -110,7 +110,9 @@ class Owner:
             if int(fields[1]) == os.getpid():
                 children.append(pid)
         mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if "overlay" not in line]
-        mounts = [line for line in mounts if "/docker" not in line and "containerd" not in line and "/exec/" not in line]
+        mounts = [
+            line for line in mounts if "/docker" not in line and "containerd" not in line and "/exec/" not in line
+        ]
         return {"children": len(children), "descriptors": len(os.listdir("/proc/self/fd")), "mounts": mounts}
 
     def _listen(self) -> tuple[int, list[str]]:
@@ -192,7 +194,7 @@ def main() -> int:
             if not skip:
                 todo += [(name, program, problem, about)] * (2 if about.get("twice") == "yes" else 1)
         results: dict[str, str | None] = {}
-        for (name, program, problem, about) in todo:
+        for name, program, problem, about in todo:
             if about.get("twice") == "yes":  # in the same worker, one after the other
                 results[name] = results.get(name) or wrong(name, about, sandbox.judge_sync([program], problem)[0])
         rest = [t for t in todo if t[3].get("twice") != "yes"]

@@ -148,7 +148,11 @@ def test_several_right_answers(box):
     assert judge(box, "print(2, 2)", problem).detail == "token 1: '2' where '1' was expected"
 
 
-CHECKER = "def check(input, output, expected):\n    a, b = map(int, output.split())\n    return a + b == int(input) and a <= int(expected)"
+CHECKER = """
+def check(input, output, expected):
+    a, b = map(int, output.split())
+    return a + b == int(input) and a <= int(expected)
+"""
 
 
 def test_a_checker_decides(box):
@@ -231,7 +235,11 @@ def test_bad_calls_are_refused_with_a_message(box, embedded):
         judge(box, ADD, Problem([Test([1], "1")]))
     with pytest.raises(SandboxError, match="not plain JSON"):
         judge(box, "def f(x): pass", Problem([Test([{1}], 1)]), mode="call", entry="f")
-    for kwargs, message in (({"isolation": "none"}, "isolation"), ({"compat": "x"}, "compat"), ({"workers": -1}, "workers")):
+    for kwargs, message in (
+        ({"isolation": "none"}, "isolation"),
+        ({"compat": "x"}, "compat"),
+        ({"workers": -1}, "workers"),
+    ):
         with pytest.raises(SandboxError, match=message):
             Sandbox(embedded, **kwargs)
     with pytest.raises(SandboxError, match="unknown backend 'chroot'"):
@@ -272,7 +280,9 @@ def test_expected_answers_never_cross_the_channel(embedded, monkeypatch):
     write = Worker._write
     monkeypatch.setattr(Worker, "_write", lambda self, data: (sent.append(bytes(data)), write(self, data))[1])
     with Sandbox(embedded, workers=1) as sandbox:
-        (report,) = sandbox.judge_sync([Program("print(input())")], Problem([Test("given-4711", "answer-0815", ("answer-0816",))]))
+        (report,) = sandbox.judge_sync(
+            [Program("print(input())")], Problem([Test("given-4711", "answer-0815", ("answer-0816",))])
+        )
     assert report.verdict == "WA"
     assert b"given-4711" in b"".join(sent)
     assert b"answer-08" not in b"".join(sent)

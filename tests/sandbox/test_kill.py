@@ -9,80 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from sandbox_helpers import ADD, ROOT, SLOW, SUM, alive, groups, levels, parent, start_owner, tree, wait_until
 
 from sandbox import Limits, Problem, Program, Sandbox, Test
 from sandbox.backends.embedded import owner_tag
 from sandbox.worker import cgroup
-
-ADD = "a, b = map(int, input().split())\nprint(a + b)"
-SUM = Problem([Test("1 2\n", "3")])
-SLOW = "import time\ntime.sleep(1.5)\nprint(3)"
-ROOT = Path(__file__).parent.parent.parent
-
-
-def tree(pid: int) -> dict[int, str]:
-    """Descendants of a process with their command lines."""
-    parents = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            stat = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if stat[0] != "Z":
-            parents[int(entry)] = int(stat[1])
-    found: dict[int, str] = {}
-    level = {pid}
-    while level:
-        level = {child for child, parent in parents.items() if parent in level}
-        for child in level:
-            try:
-                found[child] = Path(f"/proc/{child}/cmdline").read_text()
-            except OSError:
-                found[child] = ""
-    return found
-
-
-def wait_until(condition, within_s: float = 10.0) -> bool:
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def groups(tag: str) -> list[str]:
-    return [
-        f"{parent}/{name}"
-        for parent, _ in cgroup.parents()
-        for name in os.listdir(parent)
-        if name.startswith(cgroup.PREFIX + tag)
-    ]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def levels(pid: int) -> list[int]:
-    """The chain of processes from the worker down to the program: worker, gate, zygote, supervisor, runner."""
-    chain = []
-    while True:
-        below = [child for child in tree(pid) if _parent(child) == pid]
-        if not below:
-            return chain
-        pid = max(below, key=lambda child: len(tree(child)))
-        chain.append(pid)
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return -1
 
 
 @pytest.mark.parametrize("level", range(5), ids=["worker", "gate", "zygote", "supervisor", "runner"])
@@ -109,7 +40,7 @@ def _new_workers(before: set[int]) -> list[int]:
     found: list[int] = []
 
     def look() -> bool:
-        found[:] = [p for p in tree(os.getpid()) if p not in before and _parent(p) == os.getpid()]
+        found[:] = [p for p in tree(os.getpid()) if p not in before and parent(p) == os.getpid()]
         return bool(found)
 
     assert wait_until(look)
@@ -123,7 +54,12 @@ def test_a_worker_that_always_dies_is_an_error_and_not_a_wrong_answer(embedded):
     def kill():
         while not stop.is_set():
             for pid, command in tree(os.getpid()).items():
-                if pid not in before and _parent(pid) == os.getpid() and "sandbox/worker" in command and len(levels(pid)) > 3:
+                if (
+                    pid not in before
+                    and parent(pid) == os.getpid()
+                    and "sandbox/worker" in command
+                    and len(levels(pid)) > 3
+                ):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
 
@@ -144,30 +80,6 @@ def test_a_worker_that_always_dies_is_an_error_and_not_a_wrong_answer(embedded):
     assert again.passed
 
 
-OWNER = """
-import os, sys
-from sandbox import *
-from sandbox.backends.docker import Docker
-from sandbox.backends.embedded import Embedded, owner_tag
-backend = Docker() if sys.argv[1] == "docker" else Embedded("full")
-with Sandbox(backend, workers=2) as box:
-    box.judge_sync([Program("print(3)")], Problem([Test("", "3")]))
-    print(owner_tag(), flush=True)
-    box.judge_sync([Program(f"while True: pass  # {i}", limits=Limits(cpu_s=600)) for i in range(2)], Problem([Test("", "3")]))
-"""
-
-
-def start_owner(backend: str) -> tuple[subprocess.Popen, str]:
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, backend], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert owner.stdout
-    tag = owner.stdout.readline().strip()
-    assert tag
-    time.sleep(0.7)
-    return owner, tag
-
-
 def test_nothing_stays_of_a_killed_owner(embedded):
     mounts = Path("/proc/self/mounts").read_text()
     owner, tag = start_owner("embedded")
@@ -183,7 +95,7 @@ def test_nothing_stays_of_a_killed_owner(embedded):
 def test_clean_removes_the_cgroup_of_a_worker_killed_with_its_owner(embedded):
     owner, tag = start_owner("embedded")
     had_groups = bool(groups(tag))
-    workers = [pid for pid in tree(owner.pid) if _parent(pid) == owner.pid]
+    workers = [pid for pid in tree(owner.pid) if parent(pid) == owner.pid]
     for pid in [owner.pid, *workers]:
         os.kill(pid, signal.SIGKILL)
     owner.wait()

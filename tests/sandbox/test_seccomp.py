@@ -101,7 +101,9 @@ def test_shared_memory_where_a_cgroup_counts_it(machine):
 
 
 @machines
-@pytest.mark.parametrize("make", [seccomp.supervisor_filter, lambda machine: seccomp.runner_filter(shared_memory=True, machine=machine)])
+@pytest.mark.parametrize(
+    "make", [seccomp.supervisor_filter, lambda machine: seccomp.runner_filter(shared_memory=True, machine=machine)]
+)
 def test_other_architectures_are_killed(machine, make):
     program = make(machine=machine)
     for arch in (0x40000003, 0x40000028, 0):  # i386, arm, nonsense
