@@ -61,9 +61,9 @@ LCB = """
 import contextlib, io, json, sys, time
 from lcb_runner.evaluation.compute_code_generation_metrics import evaluate_generations
 job = json.load(sys.stdin)
-with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+with contextlib.redirect_stdout(io.StringIO()):  # not stderr: the runner needs its descriptor
     start = time.perf_counter()
-    results, _ = evaluate_generations(job["samples"], job["generations"], num_process_evaluate=job["workers"], timeout=6)
+    results, _ = evaluate_generations(job["samples"], job["generations"], False, job["workers"], timeout=6)
     seconds = time.perf_counter() - start
 assert all(r is True for result in results.values() for one in result for r in one), results
 print(seconds)

@@ -152,6 +152,7 @@ class _Runner:
         self.clock = (~self.pid << 3) | 2  # CPUCLOCK_SCHED of that process: time.h has no call for it
         self.processors = len(os.sched_getaffinity(0))
         self.cpu_before = 0
+        self.delay_before = 0  # when last looked at: most tests are over before the first look
 
     def _job(self) -> dict:
         header, jail = self.header, self.jail
@@ -173,7 +174,7 @@ class _Runner:
         """Let it run one test and see how that ends."""
         start = last = now = time.monotonic_ns()
         cpu = cpu_start = self.cpu_before
-        delay, idle = self._delay(), 0
+        idle = 0
         limits = self.header
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
@@ -198,8 +199,8 @@ class _Runner:
             if ended is None:
                 delay_now = self._delay()
                 if self.jail.schedstat:
-                    idle += max(0, (now - last) - (cpu_now - cpu) - max(0, delay_now - delay))
-                delay = delay_now
+                    idle += max(0, (now - last) - (cpu_now - cpu) - max(0, delay_now - self.delay_before))
+                self.delay_before = delay_now
                 if cpu_now - cpu_start > limits["cpu_ns"]:
                     ended = _Ended(protocol.CPU)
                 elif idle > limits["idle_ns"]:
