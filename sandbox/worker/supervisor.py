@@ -93,6 +93,8 @@ class _Tests:
                 return
 
     def _start(self) -> "_Runner":
+        if self.streams and self.jail.scratch:
+            tmpfiles.empty(self.jail.scratch)  # a fresh process finds no files of the one before
         for fd in self.streams:
             os.close(fd)
         self.streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr", "value")]
