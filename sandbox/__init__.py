@@ -1,1 +1,19 @@
-"""Will run programs that a model wrote, and judge them. Imports nothing of the other packages. Not built yet."""
+"""Runs programs that a model wrote, and judges them. Imports nothing of the other packages. See docs/sandbox.md."""
+
+from sandbox.errors import SandboxError
+from sandbox.judge import Judging, Sandbox
+from sandbox.types import Capabilities, Limits, Problem, Program, Report, Test, TestReport, Verdict
+
+__all__ = [
+    "Capabilities",
+    "Judging",
+    "Limits",
+    "Problem",
+    "Program",
+    "Report",
+    "Sandbox",
+    "SandboxError",
+    "Test",
+    "TestReport",
+    "Verdict",
+]

@@ -1,0 +1,170 @@
+"""The backend of containers: one warm, hardened container per slot, in which the worker locks programs down further.
+
+The worker adds its own seccomp filter and Landlock rules because an engine's defaults do not close everything: with
+`--network none` and the default profile of Docker 20.10, AF_VSOCK sockets and io_uring are open.
+"""
+
+import contextlib
+import functools
+import os
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+from sandbox.backends import image, probe
+from sandbox.backends.embedded import ENVIRONMENT, LAUNCHES, owner_tag, start_ticks
+from sandbox.channel import Worker, WorkerFailure
+from sandbox.errors import SandboxError
+from sandbox.types import Capabilities
+
+LABEL = "agpo.sandbox"
+_SCRATCH = "/tmp:rw,nosuid,nodev,noexec,size=64m,nr_inodes=1000,mode=1777"
+_ROOM_MB = 512  # in the container, for the worker, the zygotes and the pages of inputs and outputs
+
+
+class Docker:
+    def __init__(self, binary: str = "docker", *, runtime: str = "", base: str = image.BASE, memory_mb: int = 1024):
+        """`binary`: docker or podman. `runtime`: such as runsc, passed to the engine. `base`: image to build on when
+        ours is not there. `memory_mb`: the most that a program can be given; the container gets some more."""
+        self.name = binary
+        self.binary, self.runtime, self.base = binary, runtime, base
+        self.memory_mb = float(memory_mb)
+
+    def probe(self) -> Capabilities:
+        return self._probed
+
+    @functools.cached_property
+    def _probed(self) -> Capabilities:
+        try:
+            self._require_engine()
+            if not image.exists(self.binary):
+                image.build(self.binary, self.base)
+        except SandboxError as e:
+            return Capabilities(self.name, "", reason=str(e))
+        remove_leftovers(self.binary)
+        try:
+            worker = self.launch()
+        except WorkerFailure as e:
+            return Capabilities(self.name, "", reason=str(e))
+        try:
+            held, words = probe.enforced(worker)
+        except WorkerFailure as e:
+            return Capabilities(self.name, "", reason=str(e))
+        finally:
+            self.reap(worker)
+        notes = [
+            f"Landlock ABI {worker.hello['landlock']}" if worker.hello["landlock"] else "no Landlock in the container"
+        ]
+        if self.runtime:
+            notes.append(f"runtime {self.runtime}")
+        return Capabilities(self.name, "container", held, words, tuple(notes), worker.hello["python"])
+
+    def launch(self) -> Worker:
+        name = f"agpo-sandbox-{owner_tag()}-{next(LAUNCHES)}"
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        process = subprocess.Popen(
+            [*self._command(name), image.tag()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+        )
+        try:
+            worker = Worker(process, log, name)
+        except WorkerFailure:
+            process.kill()
+            process.wait()
+            self._remove(name)
+            raise
+        if "failed" in worker.hello:
+            self.reap(worker)
+            raise WorkerFailure(worker.hello["failed"])
+        return worker
+
+    def reap(self, worker: Worker) -> None:
+        """The worker ends when its stdin does, and --rm removes the container; if not, force it."""
+        worker.close()
+        if worker.process.returncode != 0:
+            self._remove(worker.name)
+
+    def _command(self, name: str) -> list[str]:
+        memory = f"{round(self.memory_mb) + _ROOM_MB}m"
+        command = [self.binary, "run", "--rm", "--interactive", "--name", name, "--network", "none", "--read-only"]
+        for key, value in labels().items():
+            command += ["--label", f"{LABEL}.{key}={value}"]
+        command += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "65534:65534"]
+        command += ["--memory", memory, "--memory-swap", memory, "--pids-limit", "128"]
+        command += [
+            "--cpus",
+            str(min(2, os.cpu_count() or 1)),
+            "--tmpfs",
+            _SCRATCH,
+            "--ipc",
+            "none",
+            "--log-driver",
+            "none",
+        ]
+        command += ["--ulimit", "core=0", "--ulimit", "nofile=256", "--ulimit", f"stack={256 << 20}"]
+        for key, value in ENVIRONMENT.items():
+            if key != "PATH":
+                command += ["--env", f"{key}={value}"]
+        if self.runtime:
+            command += ["--runtime", self.runtime]
+        if self.binary == "podman":
+            # Without the first, podman wants to raise a limit it may not; cgroupfs needs no systemd.
+            command[1:1] = ["--cgroup-manager=cgroupfs", "--events-backend=none"]
+            command += ["--ulimit", "nproc=1024:1024"]
+        return command
+
+    def _require_engine(self) -> None:
+        try:
+            done = subprocess.run(
+                [self.binary, "version", "--format", "{{.Server.Version}}"],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise SandboxError(f"{self.binary} is not installed") from None
+        except subprocess.TimeoutExpired:
+            raise SandboxError(f"the {self.binary} engine does not answer within 20 s") from None
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            raise SandboxError(f"no {self.binary} engine answers: {lines[-1]}")
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run([self.binary, "rm", "--force", name], capture_output=True, timeout=30, check=False)
+
+
+def labels() -> dict[str, str]:
+    """Who owns a container, so that nobody else removes it."""
+    return {"host": socket.gethostname(), "boot": _boot(), "owner": owner_tag()}
+
+
+def remove_leftovers(binary: str = "docker") -> list[str]:
+    """Remove this host's containers whose owner is dead. Returns their names."""
+    form = "{{.Names}}\t" + "\t".join(f'{{{{.Label "{LABEL}.{key}"}}}}' for key in ("host", "boot", "owner"))
+    try:
+        done = subprocess.run(
+            [binary, "ps", "--all", "--filter", f"label={LABEL}.owner", "--format", form],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    removed = []
+    for line in done.stdout.splitlines():
+        name, host, boot, owner = line.split("\t")
+        pid, _, ticks = owner.partition("-")
+        dead = boot != _boot() or not pid.isdigit() or start_ticks(int(pid)) != ticks
+        if host == socket.gethostname() and dead:
+            subprocess.run([binary, "rm", "--force", name], capture_output=True, timeout=60, check=False)
+            removed.append(name)
+    return removed
+
+
+def _boot() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""

@@ -1,0 +1,148 @@
+"""The backend without dependencies: this machine's Python in namespaces of its own, under Landlock and seccomp.
+
+Two levels. `full`: user, mount, pid, network, IPC, UTS and cgroup namespaces, an own root, and what follows. `reduced`,
+where user namespaces are closed (inside most containers, under Ubuntu's AppArmor): Landlock, seccomp and resource
+limits alone, and no writable path at all.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sandbox.backends import probe
+from sandbox.channel import Worker, WorkerFailure
+from sandbox.errors import SandboxError
+from sandbox.types import Capabilities
+from sandbox.worker import cgroup
+
+WORKER = Path(__file__).parent.parent / "worker"
+LAUNCHES = itertools.count()  # tells the workers of one process apart, whichever Sandbox they belong to
+PACKAGES = ("numpy", "sortedcontainers")
+# Everything the environment of a program holds.
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+}
+# No site module, no user site, no script folder on the path, no bytecode. -I would ignore the hash seed.
+PYTHON_FLAGS = ("-s", "-S", "-P", "-B")
+
+
+class Embedded:
+    name = "embedded"
+
+    def __init__(self, level: str = "auto", python: str = "", packages: tuple[str, ...] = PACKAGES):
+        """`level`: auto, full or reduced. `python`: the interpreter of the programs; default, the one below this one's
+        virtual environment. `packages`: what they may import beside the standard library, where it is installed."""
+        if level not in ("auto", "full", "reduced"):
+            raise SandboxError(f"unknown level {level!r} of the embedded backend; give auto, full or reduced")
+        self.level = level
+        self.python = python or getattr(sys, "_base_executable", "") or sys.executable
+        self.packages = [path for name in packages for path in _locate(name)]
+        self.memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+    @functools.cached_property
+    def _probed(self) -> Capabilities:
+        if sys.platform != "linux":
+            return Capabilities(self.name, "", reason="needs Linux; on macOS use docker")
+        why = []
+        for level in ("full", "reduced") if self.level == "auto" else (self.level,):
+            self.level = level
+            try:
+                worker = self.launch()
+            except WorkerFailure as e:
+                why.append(f"{level}: {e}")
+                continue
+            try:
+                held, words = probe.enforced(worker)
+            except WorkerFailure as e:
+                why.append(f"{level}: {e}")
+                continue
+            finally:
+                self.reap(worker)
+            return Capabilities(
+                self.name,
+                level,
+                held,
+                "; ".join([*why, words] if words else why),
+                _notes(worker.hello),
+                worker.hello["python"],
+            )
+        return Capabilities(self.name, "", reason="; ".join(why))
+
+    def probe(self) -> Capabilities:
+        return self._probed
+
+    def launch(self) -> Worker:
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker. A pipe nobody would read while it runs
+        options = {
+            "mode": self.level,
+            "owner": os.getpid(),
+            "cgroup": f"{owner_tag()}-{next(LAUNCHES)}",
+            "packages": self.packages,
+        }
+        process = subprocess.Popen(
+            [self.python, *PYTHON_FLAGS, str(WORKER), json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=ENVIRONMENT,
+            cwd="/",
+        )
+        worker = Worker(process, log)
+        if "failed" in worker.hello:
+            self.reap(worker)
+            raise WorkerFailure(worker.hello["failed"])
+        return worker
+
+    def reap(self, worker: Worker) -> None:
+        worker.close()
+        if path := worker.hello.get("cgroup"):
+            cgroup.remove(path)
+
+
+def owner_tag() -> str:
+    """Names this process beyond the reuse of its number: its pid and its start in clock ticks after boot."""
+    return f"{os.getpid()}-{start_ticks(os.getpid())}"
+
+
+def start_ticks(pid: int) -> str:
+    """Field 22 of /proc/PID/stat, or "" when there is no such process."""
+    with contextlib.suppress(OSError):
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[19]
+    return ""
+
+
+def _locate(name: str) -> list[str]:
+    """The folder or file of an installed package and, beside it, the folder with its shared libraries."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.origin:
+        return []
+    origin = Path(spec.origin)
+    package = origin.parent if spec.submodule_search_locations else origin
+    libraries = package.parent / f"{name}.libs"
+    return [str(package), *([str(libraries)] if libraries.is_dir() else [])]
+
+
+def _notes(hello: dict) -> tuple[str, ...]:
+    notes = [
+        f"Landlock ABI {hello['landlock']}" if hello["landlock"] else "no Landlock",
+        "memory by cgroup" if hello["memory"] == "cgroup" else "memory by RLIMIT_DATA: no cgroup can be made here",
+    ]
+    if not hello["schedstat"]:
+        notes.append("waiting cannot be told from idling: wall time limits programs, with room for the load")
+    return tuple(notes)

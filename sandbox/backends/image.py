@@ -1,0 +1,123 @@
+"""The image of the Docker backend's workers: from a base image, or without any registry from Debian's packages.
+
+python -m sandbox.backends.image                      # on python:3.11-slim
+python -m sandbox.backends.image --base my/python:3.12
+python -m sandbox.backends.image --debootstrap        # as root, with debootstrap installed
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sandbox.errors import SandboxError
+
+BASE = "python:3.11-slim"
+_HERE = Path(__file__).parent
+_WORKER = _HERE.parent / "worker"
+_DEBIAN_BASE = "agpo-sandbox-base:bookworm"
+_DEBIAN_PACKAGES = "python3-minimal,python3,python3-numpy,python3-sortedcontainers"
+_LEFT_OUT = (
+    "./var/cache/apt",
+    "./var/lib/apt/lists",
+    "./usr/share/doc",
+    "./usr/share/locale",
+    "./usr/share/man",
+    "./dev/*",
+)
+
+
+def tag() -> str:
+    """Names the image after what is in it, so that an old one is never taken for the current one."""
+    digest = hashlib.sha256()
+    for path in [_HERE / "Dockerfile", *sorted(_WORKER.glob("*.py"))]:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return f"agpo-sandbox:{digest.hexdigest()[:12]}"
+
+
+def exists(binary: str = "docker") -> bool:
+    return _run([binary, "image", "inspect", tag()], timeout=30).returncode == 0
+
+
+def build(binary: str = "docker", base: str = BASE, network: str = "") -> str:
+    """Build the image on `base`; returns its tag. `network`: "none" where the base has the packages already."""
+    with tempfile.TemporaryDirectory(prefix="agpo-sandbox-image-") as folder:
+        shutil.copy(_HERE / "Dockerfile", folder)
+        shutil.copytree(_WORKER, Path(folder) / "sandbox/worker", ignore=shutil.ignore_patterns("__pycache__"))
+        for path in Path(folder).rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        command = [binary, "build", "--tag", tag(), "--build-arg", f"BASE={base}"]
+        command += ["--network", network] if network else []
+        done = _run([*command, folder], timeout=900)
+        if done.returncode and "buildx" in done.stderr:  # the builder of old: part of every client, where buildx is not
+            done = _run([*command, folder], timeout=900, DOCKER_BUILDKIT="0")
+    if done.returncode:
+        raise SandboxError(f"the image could not be built on {base}: {_last_line(done.stderr)}")
+    return tag()
+
+
+def debian_base(binary: str = "docker") -> str:
+    """Make a base image out of Debian's packages with debootstrap; needs root, and Debian's mirror. About a minute."""
+    if _run([binary, "image", "inspect", _DEBIAN_BASE], timeout=30).returncode == 0:
+        return _DEBIAN_BASE
+    if not shutil.which("debootstrap"):
+        raise SandboxError("debootstrap is not installed; on Debian or Ubuntu: apt-get install debootstrap")
+    if os.getuid():
+        raise SandboxError("debootstrap needs root; use a base image with --base instead")
+    with tempfile.TemporaryDirectory(prefix="agpo-debootstrap-") as folder:
+        done = _run(
+            ["debootstrap", "--variant=minbase", f"--include={_DEBIAN_PACKAGES}", "bookworm", folder], timeout=900
+        )
+        if done.returncode:
+            raise SandboxError(f"debootstrap failed: {_last_line(done.stderr or done.stdout)}")
+        excluded = [f"--exclude={path}" for path in _LEFT_OUT]
+        with subprocess.Popen(["tar", "-C", folder, *excluded, "-cf", "-", "."], stdout=subprocess.PIPE) as tar:
+            done = subprocess.run(
+                [binary, "import", "-", _DEBIAN_BASE], stdin=tar.stdout, capture_output=True, text=True, check=False
+            )
+        if done.returncode or tar.returncode:
+            raise SandboxError(f"the base image could not be imported: {_last_line(done.stderr)}")
+    return _DEBIAN_BASE
+
+
+def _run(command: list[str], timeout: float, **environment: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **environment}
+        )
+    except FileNotFoundError:
+        raise SandboxError(f"{command[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise SandboxError(f"`{' '.join(command[:3])}` did not answer within {timeout:.0f} s") from None
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "no message"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m sandbox.backends.image", description="Build the image of the sandbox's workers."
+    )
+    parser.add_argument("--binary", default="docker", help="docker or podman")
+    parser.add_argument("--base", default=BASE)
+    parser.add_argument(
+        "--debootstrap", action="store_true", help="make the base from Debian's packages, without a registry"
+    )
+    args = parser.parse_args()
+    try:
+        base, network = (debian_base(args.binary), "none") if args.debootstrap else (args.base, "")
+        print(build(args.binary, base, network))
+    except SandboxError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""`python -m sandbox.clean`: remove what a killed owner left, containers and cgroups. Processes end by themselves.
+
+Only what carries our label or name, was made on this host, and whose owner is dead (by process id and start time).
+"""
+
+import contextlib
+import os
+import signal
+import sys
+
+from sandbox.backends import docker
+from sandbox.backends.embedded import start_ticks
+from sandbox.worker import cgroup
+
+
+def cgroups() -> list[str]:
+    """Remove cgroups whose owner is dead, with the processes in them. Returns their paths."""
+    removed = []
+    for parent, _ in cgroup.parents():
+        for name in os.listdir(parent):
+            if not name.startswith(cgroup.PREFIX):
+                continue
+            pid, ticks, *_ = (*name.removeprefix(cgroup.PREFIX).split("-"), "", "")
+            if pid.isdigit() and start_ticks(int(pid)) == ticks:
+                continue
+            path = f"{parent}/{name}"
+            with contextlib.suppress(OSError), open(f"{path}/cgroup.procs") as members:
+                for member in members:
+                    os.kill(int(member), signal.SIGKILL)
+            if cgroup.remove(path):
+                removed.append(path)
+    return removed
+
+
+def main() -> int:
+    found = [f"cgroup {path}" for path in cgroups()] if sys.platform == "linux" else []
+    for binary in ("docker", "podman"):
+        found += [f"{binary} container {name}" for name in docker.remove_leftovers(binary)]
+    for line in found:
+        print(f"removed {line}")
+    print(f"{len(found)} leftovers removed" if found else "nothing left over")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Is the answer right? Runs in the owner's process only, on text and JSON that a hostile program wrote.
+
+compat="real" is what a contest's judge does: white space between tokens does not matter, numbers written with a point
+or an exponent may differ by the tolerance. compat="lcb" is LiveCodeBench's rule to the letter (lcb_runner/evaluation/
+testing_util.py at 28fef95), for numbers to compare with published ones.
+"""
+
+import json
+import math
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+SHOWN = 80
+_MAX_NUMBER = 400  # characters of a token worth reading as a number
+
+
+class BadValue(Exception):
+    """The returned value is not the JSON that an honest program's process writes."""
+
+
+def difference(output: str, expected: str, tolerance: float) -> str | None:
+    """None when printed `output` answers `expected`; else where they first differ (compat "real")."""
+    if output == expected:
+        return None
+    got, want = output.split(), expected.split()
+    for i, (a, b) in enumerate(zip(got, want, strict=False), 1):
+        if a != b and not _close_numbers(a, b, tolerance):
+            return f"token {i}: {shown(a)} where {shown(b)} was expected"
+    if len(got) != len(want):
+        return f"{len(got)} tokens where {len(want)} were expected"
+    return None
+
+
+def difference_lcb(output: str, expected: str) -> str | None:
+    """The same under LiveCodeBench's rule: equal lines after stripping, or lines of equal Decimals."""
+    got, want = _stripped_lines(output), _stripped_lines(expected)
+    if len(got) != len(want):
+        return f"{len(got)} lines where {len(want)} were expected"
+    for i, (a, b) in enumerate(zip(got, want, strict=True), 1):
+        if a == b:
+            continue
+        a_numbers, b_numbers = _decimals(a), _decimals(b)
+        # A list that holds NaN is unequal to itself here, as there. A signalling NaN, which raises there, is unequal.
+        if a_numbers is None or b_numbers is None or not _equal(a_numbers, b_numbers):
+            return f"line {i}: {shown(a)} where {shown(b)} was expected"
+    return None
+
+
+def value_difference(value: bytes, expected: Any, tolerance: float, compat: str) -> str | None:
+    """None when the returned `value`, JSON of hostile origin, answers `expected`. Raises BadValue when it is no JSON.
+
+    An answer much longer than the expected one is wrong whatever it says, so it is not taken apart: a hostile
+    16 MB of "[[],[],..." would become hundreds of megabytes.
+    """
+    want = plain(expected)
+    if len(value) > 16 * len(json.dumps(want)) + 4096:
+        return f"a value of {len(value)} bytes where about {len(json.dumps(want))} were expected"
+    got = parse(value)
+    if compat == "lcb":
+        return None if got == want else _first_difference(got, want, 0.0)
+    return _first_difference(got, want, tolerance)
+
+
+def parse(value: bytes) -> Any:
+    """JSON of hostile origin as plain data; BadValue when it is not."""
+    try:
+        return json.loads(value)  # refuses an int of more than 4,300 digits: converting one takes quadratic time
+    except (ValueError, RecursionError) as e:
+        raise BadValue(f"the returned value could not be read: {type(e).__name__}") from None
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, keys as text: what a value is after JSON."""
+    return json.loads(json.dumps(value))
+
+
+def shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return repr(text if len(text) <= SHOWN else text[: SHOWN // 2] + "…" + text[-SHOWN // 2 :])
+
+
+def _close_numbers(a: str, b: str, tolerance: float) -> bool:
+    """Two tokens that are one number. Integers on both sides must be equal exactly (1 and 01 and +1 are)."""
+    if len(a) > _MAX_NUMBER or len(b) > _MAX_NUMBER:
+        return False
+    if not (_numeric(a) and _numeric(b)):
+        return False
+    try:
+        x, y = Decimal(a), Decimal(b)
+    except InvalidOperation:
+        return False
+    if x == y:
+        return True
+    if not tolerance or not (_fractional(a) or _fractional(b)):
+        return False
+    return _close(float(x), float(y), tolerance)
+
+
+def _numeric(token: str) -> bool:
+    """Digits, sign, point, exponent: Decimal would also take "nan", underscores and other scripts' digits."""
+    return bool(token) and all(c in "0123456789+-.eE" for c in token)
+
+
+def _fractional(token: str) -> bool:
+    return any(c in token for c in ".eE")
+
+
+def _close(x: float, y: float, tolerance: float) -> bool:
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return False
+    return abs(x - y) <= tolerance * max(1.0, abs(y))
+
+
+def _first_difference(got: Any, want: Any, tolerance: float, at: str = "the value") -> str | None:
+    """Walks both at once. Both are plain data of bounded depth: `got` came through json.loads."""
+    stack = [(got, want, at)]
+    while stack:
+        a, b, where = stack.pop()
+        if isinstance(a, list) and isinstance(b, list):
+            if len(a) != len(b):
+                return f"{where} has {len(a)} elements where {len(b)} were expected"
+            stack += [(x, y, f"{where}[{i}]") for i, (x, y) in reversed(list(enumerate(zip(a, b, strict=True))))]
+        elif isinstance(a, dict) and isinstance(b, dict):
+            if a.keys() != b.keys():
+                return f"{where} has other keys than expected"
+            stack += [(a[k], b[k], f"{where}[{shown(k)}]") for k in b]
+        elif isinstance(a, float) or isinstance(b, float):
+            if a != b and not _close_values(a, b, tolerance):
+                return f"{where} is {shown(a)} where {shown(b)} was expected"
+        elif a != b:
+            return f"{where} is {shown(a)} where {shown(b)} was expected"
+    return None
+
+
+def _close_values(a: Any, b: Any, tolerance: float) -> bool:
+    if not tolerance or not isinstance(a, int | float) or not isinstance(b, int | float):
+        return False
+    try:
+        return _close(float(a), float(b), tolerance)
+    except OverflowError:  # an integer beyond the floats
+        return False
+
+
+def _stripped_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.strip().split("\n")]
+
+
+def _decimals(line: str) -> list[Decimal] | None:
+    try:
+        return [Decimal(token) for token in line.split()]
+    except InvalidOperation:
+        return None
+
+
+def _equal(a: list[Decimal], b: list[Decimal]) -> bool:
+    try:
+        return a == b
+    except InvalidOperation:
+        return False

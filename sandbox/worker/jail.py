@@ -1,0 +1,135 @@
+"""Namespaces and a root file system of the worker's own, from nothing but system calls.
+
+The new root holds, read-only, the standard library, the C libraries, the packages that were asked for and four devices;
+/tmp is a small file system in memory. There is no /proc, no /sys, no /etc, no shell. Mounts are made with the calls
+of Linux 5.12 (open_tree, mount_setattr, move_mount), so that the sources are held before anything covers them.
+"""
+
+import ctypes
+import os
+import sysconfig
+
+from sandbox.worker import libc
+
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+SCRATCH_MB, SCRATCH_INODES = 64, 1000
+INNER_ID = 1000
+HOST_ID = 65534  # what root's programs are on the outside: the overflow id, which owns nothing
+
+_ALL_BUT_USER = (
+    libc.CLONE_NEWNS
+    | libc.CLONE_NEWNET
+    | libc.CLONE_NEWIPC
+    | libc.CLONE_NEWUTS
+    | libc.CLONE_NEWCGROUP
+    | libc.CLONE_NEWPID
+)
+
+
+def python_paths() -> list[str]:
+    """Where this interpreter's standard library and the C libraries it has loaded lie, without symbolic links."""
+    paths = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    stdlib = tuple(paths)
+    with open("/proc/self/maps") as maps:
+        loaded = {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}
+    paths |= {os.path.dirname(path) for path in loaded if path.startswith("/") and not path.startswith(stdlib)}
+    return sorted(paths)
+
+
+def enter_user_namespace() -> None:
+    """For an ordinary owner, who has no rights outside: become INNER_ID with all rights inside."""
+    uid, gid = os.getuid(), os.getgid()
+    libc.unshare(libc.CLONE_NEWUSER)
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{INNER_ID} {uid} 1")
+    _write("/proc/self/gid_map", f"{INNER_ID} {gid} 1")
+
+
+def map_from_outside(proc: int, pid: int) -> None:
+    """For root as owner: `pid` has made a user namespace; give its one user an id that owns nothing outside.
+    `proc`: descriptor of /proc."""
+    for name in ("uid_map", "gid_map"):
+        with open(os.open(f"{pid}/{name}", os.O_WRONLY, dir_fd=proc), "w") as f:
+            f.write(f"{INNER_ID} {HOST_ID} 1")
+
+
+def become_inner() -> None:
+    os.setgroups([])
+    os.setresgid(INNER_ID, INNER_ID, INNER_ID)
+    os.setresuid(INNER_ID, INNER_ID, INNER_ID)
+
+
+def enter_other_namespaces() -> None:
+    """The next child is process 1 of the new pid namespace."""
+    libc.unshare(_ALL_BUT_USER)
+
+
+def detached_proc() -> int:
+    """A descriptor of a /proc of this pid namespace that is mounted nowhere, or -1: in a container it is refused."""
+    try:
+        context = libc.call("fsopen", b"proc\0", 1)
+        libc.call("fsconfig", context, libc.FSCONFIG_CMD_CREATE, None, None, 0)
+        fd = libc.call("fsmount", context, 1, libc.MS_RDONLY)
+        os.close(context)
+        return fd
+    except OSError:
+        return -1
+
+
+def build_root(paths: list[str]) -> None:
+    """Replace the root by one that holds `paths` (absolute, resolved), the devices and an empty /tmp."""
+    libc.mount("none", "/", "none", libc.MS_REC | libc.MS_PRIVATE)
+    held = [(path, _hold(path, libc.MS_RDONLY | libc.MS_NOSUID | libc.MS_NODEV)) for path in _outermost(paths)]
+    held += [(path, _hold(path, libc.MS_NOSUID | libc.MS_NOEXEC)) for path in DEVICES]
+    libc.mount("tmpfs", "/tmp", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "size=1m,mode=755")
+    for path, fd in held:
+        target = "/tmp" + path
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            os.makedirs(target, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+        libc.call("move_mount", fd, b"\0", libc.AT_FDCWD, target.encode() + b"\0", libc.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(fd)
+    for link in ("/lib", "/lib64"):  # where the loader looks for what an extension module needs
+        if os.path.islink(link) and not os.path.lexists("/tmp" + link):
+            os.symlink(os.readlink(link), "/tmp" + link)
+    os.makedirs("/tmp/tmp", exist_ok=True)
+    os.chdir("/tmp")
+    libc.call("pivot_root", b".\0", b".\0")
+    libc.umount(".", libc.MNT_DETACH)
+    os.chdir("/")
+    options = f"size={SCRATCH_MB}m,nr_inodes={SCRATCH_INODES},mode=1777"
+    libc.mount("tmpfs", "/tmp", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC, options)
+    _set_flags(libc.AT_FDCWD, b"/\0", 0, libc.MS_RDONLY)
+
+
+def _hold(path: str, flags: int) -> int:
+    """A detached copy of the mount at `path`."""
+    fd = libc.call(
+        "open_tree",
+        libc.AT_FDCWD,
+        path.encode() + b"\0",
+        libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE,
+    )
+    _set_flags(fd, b"\0", libc.AT_EMPTY_PATH | libc.AT_RECURSIVE, flags)
+    return fd
+
+
+def _set_flags(fd: int, path: bytes, at: int, flags: int) -> None:
+    attributes = (ctypes.c_uint64 * 4)(flags, 0, 0, 0)  # MOUNT_ATTR_* have the values of MS_*
+    libc.call("mount_setattr", fd, path, at, attributes, 32)
+
+
+def _outermost(paths: list[str]) -> list[str]:
+    """Without those that lie below another one."""
+    kept: list[str] = []
+    for path in sorted({os.path.realpath(p) for p in paths}):
+        if not any(path.startswith(outer + "/") for outer in kept):
+            kept.append(path)
+    return kept
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as f:
+        f.write(text)

@@ -1,0 +1,132 @@
+"""Frames between the owner, the worker and the supervisor: length u32, kind u8, payload. Little endian.
+
+Towards the worker the owner is trusted. Towards the owner nothing is: lengths are bounded before anything is read or
+allocated, the fields are fixed, and text is decoded with replacement. `Result` is the whole of what comes back.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+# owner -> worker
+JOB, CANCEL = b"J", b"X"
+# worker -> owner
+HELLO, COMPILED, COMPILE_ERROR, RESULT, OUT_OF_MEMORY, END, FAILED = b"H", b"C", b"S", b"R", b"O", b"E", b"F"
+
+MAX_TO_WORKER = 1 << 30
+MAX_TO_OWNER = 64 << 20
+MAX_TEXT = 2_000
+
+_HEAD = struct.Struct("<IB")
+_RESULT = struct.Struct("<IBBiQQQQIIII")
+
+# How a test ended, as the supervisor saw it.
+DONE, RAISED, EXITED, SIGNALLED, CPU, IDLE, WALL, OUTPUT = range(8)
+
+
+class ProtocolError(Exception):
+    """The other side sent what no honest side sends, or went away in the middle."""
+
+
+class Result(NamedTuple):
+    """What became of one test. `test` to `rss_kb` are facts; the rest is what the program says."""
+
+    test: int
+    fresh: bool
+    """The runner had run no other test before."""
+    end: int
+    code: int
+    """Exit code or signal number."""
+    cpu_ns: int
+    wall_ns: int
+    idle_ns: int
+    rss_kb: int
+    error: str
+    """Class and message of the exception, as the program's process told it."""
+    stdout: bytes
+    stderr: bytes
+    value: bytes
+    """JSON of the returned value, in call mode; not to be trusted to be JSON."""
+
+
+def frame(kind: bytes, payload: bytes = b"") -> bytes:
+    return _HEAD.pack(len(payload), kind[0]) + payload
+
+
+def read_frame(read: Callable[[int], bytes], limit: int) -> tuple[bytes, bytes]:
+    """The next frame; `read(n)` returns exactly n bytes or raises."""
+    length, kind = _HEAD.unpack(read(_HEAD.size))
+    if length > limit:
+        raise ProtocolError(f"a frame of {length} bytes where at most {limit} are allowed")
+    return bytes([kind]), read(length) if length else b""
+
+
+def reader(fd: int) -> Callable[[int], bytes]:
+    """`read` for a blocking descriptor; EOFError when the other side is gone."""
+
+    def read(n: int) -> bytes:
+        parts = []
+        while n:
+            part = os.read(fd, min(n, 1 << 20))
+            if not part:
+                raise EOFError
+            parts.append(part)
+            n -= len(part)
+        return b"".join(parts)
+
+    return read
+
+
+def write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def pack_job(header: dict, inputs: list[bytes]) -> bytes:
+    """The header goes as JSON with the lengths of the inputs in it, the inputs raw behind it."""
+    text = json.dumps({**header, "lengths": [len(i) for i in inputs]}).encode()
+    return b"".join([struct.pack("<I", len(text)), text, *inputs])
+
+
+def unpack_job(payload: bytes) -> tuple[dict, list[memoryview]]:
+    (n,) = struct.unpack_from("<I", payload)
+    header = json.loads(payload[4 : 4 + n])
+    view, at, inputs = memoryview(payload), 4 + n, []
+    for length in header["lengths"]:
+        inputs.append(view[at : at + length])
+        at += length
+    return header, inputs
+
+
+def pack_result(result: Result) -> bytes:
+    error = result.error.encode("utf-8", "replace")[:MAX_TEXT]
+    texts = [error, result.stdout, result.stderr, result.value]
+    head = _RESULT.pack(
+        result.test,
+        result.fresh,
+        result.end,
+        result.code,
+        result.cpu_ns,
+        result.wall_ns,
+        result.idle_ns,
+        result.rss_kb,
+        *(len(t) for t in texts),
+    )
+    return b"".join([head, *texts])
+
+
+def unpack_result(payload: bytes) -> Result:
+    if len(payload) < _RESULT.size:
+        raise ProtocolError(f"a result of {len(payload)} bytes")
+    index, fresh, end, code, cpu, wall, idle, rss, *lengths = _RESULT.unpack_from(payload)
+    if _RESULT.size + sum(lengths) != len(payload) or end > OUTPUT:
+        raise ProtocolError("a result whose lengths or fields do not add up")
+    texts, at = [], _RESULT.size
+    for length in lengths:
+        texts.append(payload[at : at + length])
+        at += length
+    error = texts[0].decode("utf-8", "replace")[:MAX_TEXT]
+    return Result(index, bool(fresh), end, code, cpu, wall, idle, rss, error, texts[1], texts[2], texts[3])

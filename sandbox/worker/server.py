@@ -1,0 +1,237 @@
+"""W: the worker of one slot. Takes a job from the owner, has a supervisor forked for it, relays what that says.
+
+It reads nothing of a program's output: it passes frames on whose length it has checked. It stays outside the jail to
+hold what the jail must not touch, the memory cgroup. When the owner goes away, so does it, and all below it.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+from typing import NamedTuple
+
+from sandbox.worker import cgroup, libc, protocol, zygote
+from sandbox.worker.protocol import ProtocolError, frame, read_frame, reader, write
+
+_OWNER_IN, _OWNER_OUT = 0, 4
+_STACK = 256 << 20  # of a program's main thread; counts from exec on, so the worker starts itself again under it
+# On top of a program's memory: the zygote, the supervisor, and what a program can fill without it being its memory,
+# namely /tmp and its three streams. With less room the kernel might have to kill the supervisor, which is no verdict.
+_CGROUP_ROOM = 192 << 20
+
+
+class OwnerGone(Exception):
+    pass
+
+
+class Options(NamedTuple):
+    """Comes as one JSON argument."""
+
+    mode: str = "container"
+    """full, reduced or container"""
+    owner: int = 0
+    """Process to die with, beside the end of stdin."""
+    cgroup: str = ""
+    """Name of the memory cgroup to make, where possible."""
+    packages: tuple[str, ...] = ()
+    """Folders or files that programs may import."""
+
+
+def main(argv: list[str]) -> None:
+    options = Options(**json.loads(argv[0])) if argv else Options()
+    _restart_with_stack()
+    sys.path[:] = [os.path.realpath(p) for p in sys.path if os.path.isdir(p)]
+    # Frames have a descriptor of their own: a stray print must not be able to speak for the worker.
+    os.dup2(1, _OWNER_OUT)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the owner to act on
+    libc.prctl(libc.PR_SET_DUMPABLE, 0)
+    with contextlib.suppress(OwnerGone, BrokenPipeError):
+        _Worker(options).serve()
+
+
+def _restart_with_stack() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if soft != _STACK and (hard == resource.RLIM_INFINITY or hard >= _STACK):
+        resource.setrlimit(resource.RLIMIT_STACK, (_STACK, hard))
+        os.execv(sys.executable, sys.orig_argv)
+
+
+class _Zygote:
+    def __init__(self, config: zygote.Config):
+        self.pid, self.commands = zygote.start(config)
+        text = self.commands.recv(4096)
+        self.report = json.loads(text) if text else {"failed": "the zygote died while it started"}
+
+    def spawn(self) -> socket.socket:
+        """A fresh supervisor that waits for its job on the socket returned."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            socket.send_fds(self.commands, [zygote.SPAWN], [theirs.fileno()])
+        finally:
+            theirs.close()
+        return ours
+
+    def sweep(self) -> None:
+        self.commands.send(zygote.SWEEP)
+        if self.commands.recv(16) != zygote.SWEEP:
+            raise ProtocolError("the zygote died")
+
+
+class _Worker:
+    def __init__(self, options: Options):
+        self.cgroup = cgroup.create(options.cgroup) if options.cgroup else None
+        self.oom_file = cgroup.own_oom_file() if options.mode == "container" else ""
+        memory = f"{self.cgroup.path}/cgroup.procs" if self.cgroup else ""
+        packages, sites = _packages(options)
+        self.zygotes = {}
+        self.report: dict = {}
+        for preload in ("", "numpy"):
+            config = zygote.Config(options.mode, packages, sites, preload, memory)
+            self.zygotes[preload] = _Zygote(config)
+            self.report = self.zygotes[preload].report
+            if "failed" in self.report:
+                break
+        self.poll = select.poll()
+        self.poll.register(_OWNER_IN, select.POLLIN)
+        if options.owner:
+            self.poll.register(os.pidfd_open(options.owner), select.POLLIN)
+        for z in self.zygotes.values():
+            self.poll.register(z.commands, select.POLLIN)
+        self.mode = options.mode
+
+    def serve(self) -> None:
+        hello = {
+            **self.report,
+            "mode": self.mode,
+            "python": "{}.{}.{}".format(*sys.version_info[:3]),
+            "memory": "cgroup" if self.cgroup else "rlimit",
+            "cgroup": self.cgroup.path if self.cgroup else "",
+        }
+        write(_OWNER_OUT, frame(protocol.HELLO, json.dumps(hello).encode()))
+        try:
+            if "failed" in self.report:
+                return
+            spare = self.zygotes[""].spawn()
+            while True:
+                self._wait(None)
+                kind, payload = _from_owner()
+                if kind != protocol.JOB:  # a cancellation that crossed the end of its job
+                    continue
+                chosen = self.zygotes["numpy" if _wants_numpy(payload) else ""]
+                supervisor = spare if chosen is self.zygotes[""] else chosen.spawn()
+                self._run(payload, supervisor)
+                del payload
+                chosen.sweep()
+                if supervisor is spare:
+                    spare = chosen.spawn()
+        finally:
+            self._close()
+
+    def _run(self, payload: bytes, supervisor: socket.socket) -> None:
+        """Relay one job's frames until its end, its supervisor's death, or a cancellation."""
+        compiled = False
+        ooms = self._ooms()
+        try:
+            self._limit_memory(payload)
+            read = reader(supervisor.fileno())
+            try:
+                write(supervisor.fileno(), frame(protocol.JOB, payload))
+            except BrokenPipeError:
+                raise EOFError from None
+            while True:
+                if self._wait(supervisor):
+                    kind, _ = _from_owner()
+                    if kind == protocol.CANCEL:
+                        break
+                    raise ProtocolError("a job while another one runs")
+                kind, body = read_frame(read, protocol.MAX_TO_OWNER)
+                compiled = compiled or kind == protocol.COMPILED
+                if kind == protocol.RESULT and (now := self._ooms()) != ooms:
+                    ooms = now
+                    write(_OWNER_OUT, frame(protocol.OUT_OF_MEMORY))
+                if kind == protocol.END:
+                    break
+                write(_OWNER_OUT, frame(kind, body))
+                if kind == protocol.COMPILE_ERROR:
+                    break
+        except (EOFError, ConnectionResetError):
+            if self._ooms() != ooms:
+                write(_OWNER_OUT, frame(protocol.OUT_OF_MEMORY))
+            why = b"running: the supervisor died" if compiled else b"compiling: the compiler died"
+            write(_OWNER_OUT, frame(protocol.FAILED, why))
+        except OSError as e:
+            write(_OWNER_OUT, frame(protocol.FAILED, f"worker: {e}".encode()))
+        finally:
+            supervisor.close()
+        write(_OWNER_OUT, frame(protocol.END))
+
+    def _wait(self, supervisor: socket.socket | None) -> bool:
+        """Until the owner (True) or the supervisor (False) has something to say."""
+        if supervisor:
+            self.poll.register(supervisor, select.POLLIN)
+        try:
+            ready = {fd for fd, _ in self.poll.poll()}
+        finally:
+            if supervisor:
+                self.poll.unregister(supervisor)
+        if _OWNER_IN in ready:
+            return True
+        if supervisor and supervisor.fileno() in ready:
+            return False
+        for z in self.zygotes.values():
+            if z.commands.fileno() in ready:
+                raise OwnerGone  # a zygote died: the owner sees our end and starts another worker
+        raise OwnerGone
+
+    def _limit_memory(self, payload: bytes) -> None:
+        if self.cgroup:
+            (n,) = struct.unpack_from("<I", payload)
+            header = json.loads(payload[4 : 4 + n])
+            inputs = sum(header["lengths"])
+            self.cgroup.set_memory(header["memory"] + 2 * inputs + _CGROUP_ROOM)
+
+    def _ooms(self) -> int:
+        if self.cgroup:
+            return self.cgroup.ooms()
+        return cgroup.oom_count(self.oom_file) if self.oom_file else 0
+
+    def _close(self) -> None:
+        for z in self.zygotes.values():
+            z.commands.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(z.pid, signal.SIGKILL)
+        for z in self.zygotes.values():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(z.pid, 0)
+        if self.cgroup:
+            self.cgroup.remove()
+
+
+def _from_owner() -> tuple[bytes, bytes]:
+    try:
+        return read_frame(reader(_OWNER_IN), protocol.MAX_TO_WORKER)
+    except EOFError:
+        raise OwnerGone from None
+
+
+def _packages(options: Options) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What programs may import beside the standard library, and the folders to search for it."""
+    if options.mode == "container":
+        import site
+
+        sites = tuple(p for p in site.getsitepackages() if os.path.isdir(p))
+        return sites, sites
+    packages = tuple(os.path.realpath(p) for p in options.packages)
+    return packages, tuple(dict.fromkeys(os.path.dirname(p) for p in packages))
+
+
+def _wants_numpy(payload: bytes) -> bool:
+    """A guess from the text: right or wrong, the program runs; a right one spares it the import."""
+    (n,) = struct.unpack_from("<I", payload)
+    return b"numpy" in payload[4 : 4 + n]

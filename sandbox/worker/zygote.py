@@ -1,0 +1,236 @@
+"""Z: a process in the jail with the usual modules imported, which forks one supervisor per program and nothing else.
+
+It never reads a job: what a program or an input was cannot be in the memory that the next program's process inherits.
+In `full` mode it is process 1 of its pid namespace, so its death takes everything below it along, and its kill(-1)
+between two programs leaves nothing alive.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+from typing import NamedTuple
+
+from sandbox.worker import jail, landlock, libc, seccomp, supervisor
+
+SPAWN, SWEEP = b"S", b"K"
+
+# What many programs import and what is here anyway. Not more: every module makes every fork slower, an extension module
+# most (dataclasses, fractions, datetime and traceback together double the price of a fork).
+_PRELUDE = """
+atexit bisect collections collections.abc contextlib copy enum functools heapq io itertools json math operator os random
+re string sys threading time types typing _sitebuiltins
+"""
+
+
+class Config(NamedTuple):
+    mode: str
+    """full, reduced or container"""
+    packages: tuple[str, ...]
+    """Folders and files below the site folders that programs may import."""
+    sites: tuple[str, ...]
+    """The site folders themselves."""
+    preload: str
+    """A package to import on the first spawn, or ""."""
+    memory_cgroup: str
+    """cgroup.procs file to enter, or ""."""
+
+
+def start(config: Config) -> tuple[int, socket.socket]:
+    """Fork a zygote. Returns the process to wait for and the socket for commands; the first message is its report."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return pid, ours
+    try:
+        ours.close()
+        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.close(null)
+        if config.memory_cgroup:
+            with open(config.memory_cgroup, "w") as f:
+                f.write(str(os.getpid()))
+        if config.mode == "full":
+            _gate(config, theirs)
+        else:
+            _serve(config, theirs, -1, [*jail.python_paths(), *config.packages])
+    except BaseException as e:  # noqa: BLE001 - the worker reports it and gives up this mode
+        _report_failure(theirs, e)
+    finally:
+        os._exit(1)
+
+
+def _gate(config: Config, commands: socket.socket) -> None:
+    """Stays outside the pid namespace to start its process 1 and, as root, to map its user; then only waits."""
+    root = os.getuid() == 0
+    if not root:
+        libc.prctl(libc.PR_SET_DUMPABLE, 1)  # else its own /proc files belong to root
+        jail.enter_user_namespace()
+        libc.prctl(libc.PR_SET_DUMPABLE, 0)
+    else:
+        os.setgroups([])
+    jail.enter_other_namespaces()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    proc = os.open(
+        "/proc", os.O_RDONLY | os.O_DIRECTORY
+    )  # before the fork: the new root, without /proc, is ours as well
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            os.close(proc)
+            _enter(config, commands, theirs if root else None)
+        except BaseException as e:  # noqa: BLE001
+            _report_failure(commands, e)
+        finally:
+            os._exit(1)
+    commands.close()
+    theirs.close()
+    if root and ours.recv(1):
+        try:
+            jail.map_from_outside(proc, pid)
+            ours.send(b"m")
+        except OSError as e:
+            ours.send(str(e).encode()[:200])
+    ours.close()
+    os.waitpid(pid, 0)
+    os._exit(0)
+
+
+def _enter(config: Config, commands: socket.socket, gate: socket.socket | None) -> None:
+    assert os.getpid() == 1
+    proc = jail.detached_proc()
+    readable = [*jail.python_paths(), *config.packages]
+    jail.build_root(readable)
+    if gate:
+        libc.unshare(libc.CLONE_NEWUSER)
+        gate.send(b"u")
+        if (answer := gate.recv(200)) != b"m":
+            raise OSError(f"the user namespace could not be mapped to an unprivileged id: {answer.decode()}")
+        gate.close()
+        jail.become_inner()
+    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
+    _serve(config, commands, proc, readable)
+
+
+def _serve(config: Config, commands: socket.socket, proc: int, readable: list[str]) -> None:
+    if config.mode != "full":
+        libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
+        with contextlib.suppress(OSError):
+            proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setresgid(jail.HOST_ID, jail.HOST_ID, jail.HOST_ID)
+            os.setresuid(jail.HOST_ID, jail.HOST_ID, jail.HOST_ID)
+            libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    sys.path.extend(config.sites)
+    try:
+        for name in _PRELUDE.split():
+            importlib.import_module(name)
+    except ImportError as e:
+        where = os.path.dirname(os.__file__)
+        raise OSError(f"{e}: can uid {os.getuid()} read {where}? If not, give the backend another `python`") from e
+    _add_site_builtins()
+    scratch = "" if config.mode == "reduced" else "/tmp"
+    version = landlock.abi()
+    rules = -1
+    if version:
+        write = ["/dev/null", *([scratch] if scratch else [])]
+        rules = landlock.ruleset(version, [*readable, *jail.DEVICES], write, list(config.sites))
+    room = supervisor.Jail(
+        mode=config.mode,
+        rules=rules,
+        own_filter=seccomp.assemble(seccomp.supervisor_filter()) if seccomp.supported() else b"",
+        runner_filter=(
+            seccomp.assemble(seccomp.runner_filter(shared_memory=bool(config.memory_cgroup)))
+            if seccomp.supported()
+            else b""
+        ),
+        memory_cgroup=bool(config.memory_cgroup),
+        proc=proc,
+        schedstat=_has_schedstat(proc),
+        scratch=scratch,
+        cwd=scratch or "/",
+        own_uid=config.mode == "full",
+    )
+    report = {"landlock": version, "seccomp": bool(room.runner_filter), "schedstat": room.schedstat, "proc": proc >= 0}
+    commands.send(json.dumps(report).encode())
+    loaded = not config.preload
+    _freeze()
+    children: list[int] = []
+    while True:
+        message, fds, _, _ = socket.recv_fds(commands, 16, 1)
+        if not message:
+            break
+        if message == SPAWN:
+            if not loaded:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(config.preload)
+                _freeze()
+                loaded = True
+            pid = os.fork()
+            if pid == 0:
+                commands.close()
+                supervisor.main(fds[0], room)
+            os.close(fds[0])
+            children.append(pid)
+        elif message == SWEEP:
+            _sweep(children)
+            children = []
+            commands.send(SWEEP)
+    os._exit(0)
+
+
+def _sweep(children: list[int]) -> None:
+    """End everything that the last program's supervisor left, and wait until it is gone."""
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if os.getpid() == 1:  # of our own pid namespace or of the container: -1 is everyone but us
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def _add_site_builtins() -> None:
+    """exit and quit, which the site module would have added; it is not loaded, as it reads paths and files."""
+    import builtins
+
+    quitter = sys.modules["_sitebuiltins"].Quitter
+    builtins.__dict__["exit"] = quitter("exit", "Ctrl-D (i.e. EOF)")
+    builtins.__dict__["quit"] = quitter("quit", "Ctrl-D (i.e. EOF)")
+
+
+def _has_schedstat(proc: int) -> bool:
+    if proc < 0:
+        return False
+    try:
+        with open(os.open(f"{os.getpid()}/schedstat", os.O_RDONLY, dir_fd=proc)) as f:
+            return len(f.read().split()) == 3
+    except OSError:
+        return False
+
+
+def _freeze() -> None:
+    """Keep the collector off what is there, so that the pages stay shared with every child."""
+    gc.collect()
+    gc.freeze()
+
+
+def _report_failure(commands: socket.socket, error: BaseException) -> None:
+    with contextlib.suppress(OSError):
+        commands.send(json.dumps({"failed": f"{type(error).__name__}: {error}"[:500]}).encode())

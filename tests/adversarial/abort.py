@@ -1,0 +1,5 @@
+# Aborts.
+# expect: RE
+
+import os
+os.abort()

@@ -1,0 +1,8 @@
+# Signals instead of work.
+# expect: TLE|ILE
+
+import signal
+signal.signal(signal.SIGALRM, lambda *a: None)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+while True:
+    signal.pause()

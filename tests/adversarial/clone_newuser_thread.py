@@ -1,0 +1,10 @@
+# A thread with a new namespace flag.
+# expect: AC
+
+import ctypes, platform
+def syscall(x86, arm, *args):
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.syscall(x86 if platform.machine() == "x86_64" else arm, *args), ctypes.get_errno()
+
+result, error = syscall(56, 220, 0x10000000 | 0x10000, 0, 0, 0, 0)
+print("ESCAPED" if result >= 0 else "held")

@@ -1,0 +1,5 @@
+# Sends the supervisor what no runner sends.
+# expect: RE
+
+import os
+os.write(3, bytes(range(256)) * 100)

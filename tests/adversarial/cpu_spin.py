@@ -1,0 +1,5 @@
+# Computes.
+# expect: TLE
+
+while True:
+    pass

@@ -1,0 +1,6 @@
+# Recursion without end.
+# expect: RE RecursionError
+
+def f(n):
+    return f(n + 1)
+f(0)

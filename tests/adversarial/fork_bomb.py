@@ -1,0 +1,6 @@
+# The classic.
+# expect: RE PermissionError
+
+import os
+while True:
+    os.fork()

@@ -1,0 +1,5 @@
+# Buffer readlines.
+# expect: AC
+
+import sys
+print("held" if sys.stdin.buffer.readlines() == [b"7\n"] else "?")

@@ -1,0 +1,5 @@
+# Buffer write.
+# expect: AC
+
+import sys
+sys.stdout.buffer.write(b"held\n")

@@ -1,0 +1,5 @@
+# Exit builtin.
+# expect: AC
+
+print("held")
+exit()

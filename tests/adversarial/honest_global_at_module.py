@@ -1,0 +1,10 @@
+# Global at module.
+# expect: AC
+
+global x
+x = 1
+def f():
+    global x
+    x += 1
+f()
+print("held" if x == 2 else "?")

@@ -1,0 +1,6 @@
+# Import main.
+# expect: AC
+
+import __main__
+value = 5
+print("held" if __main__.value == 5 else "?")

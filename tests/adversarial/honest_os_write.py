@@ -1,0 +1,5 @@
+# Os write.
+# expect: AC
+
+import os
+os.write(1, b"held\n")

@@ -1,0 +1,5 @@
+# Quit string.
+# expect: AC
+
+print("held")
+quit(0)

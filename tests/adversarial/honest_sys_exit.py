@@ -1,0 +1,6 @@
+# Sys exit.
+# expect: AC
+
+import sys
+print("held")
+sys.exit()

@@ -1,0 +1,10 @@
+# System V message queues.
+# expect: AC
+
+import ctypes, platform
+def syscall(x86, arm, *args):
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.syscall(x86 if platform.machine() == "x86_64" else arm, *args), ctypes.get_errno()
+
+result, error = syscall(68, 186, 0x4147, 0o1666)
+print("ESCAPED" if result >= 0 else "held")

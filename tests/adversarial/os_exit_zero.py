@@ -1,0 +1,5 @@
+# Leaves with success past every clean-up.
+# expect: WA
+
+import os
+os._exit(0)

@@ -1,0 +1,5 @@
+# Prints for ever.
+# expect: OLE
+
+while True:
+    print('x' * 1000)

@@ -1,0 +1,10 @@
+# Opens a performance counter.
+# expect: SV
+
+import ctypes, platform
+def syscall(x86, arm, *args):
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.syscall(x86 if platform.machine() == "x86_64" else arm, *args), ctypes.get_errno()
+
+result, error = syscall(298, 241, ctypes.create_string_buffer(128), 0, -1, -1, 0)
+print("ESCAPED" if result >= 0 else "held")

@@ -1,0 +1,13 @@
+# Opens /proc/PPID/cmdline.
+# expect: AC
+
+import os
+reached = []
+for pid in (os.getppid(), 1, os.getpid()):
+    for mode in ("rb", "ab"):
+        try:
+            open("/proc/{p}/cmdline".replace("{p}", str(pid)), mode).close()
+            reached.append(pid)
+        except OSError:
+            pass
+print("ESCAPED" if reached else "held")

@@ -1,0 +1,7 @@
+# Ignores SIGXCPU and computes on.
+# expect: TLE
+
+import signal
+signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+while True:
+    pass

@@ -1,0 +1,5 @@
+# Sleeps.
+# expect: ILE
+
+import time
+time.sleep(1000)

@@ -1,0 +1,3 @@
+# A hundred megabytes.
+# expect: CE
+# source: '#' * (100 << 20)

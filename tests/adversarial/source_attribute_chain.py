@@ -1,0 +1,3 @@
+# A chain of attributes.
+# expect: CE|RE
+# source: 'a' + '.a' * 50000

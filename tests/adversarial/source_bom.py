@@ -1,0 +1,3 @@
+# A byte order mark.
+# expect: AC|CE
+# source: '\ufeffprint("held")'

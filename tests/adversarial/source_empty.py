@@ -1,0 +1,3 @@
+# Nothing at all.
+# expect: WA
+# source: ''

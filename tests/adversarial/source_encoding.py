@@ -1,0 +1,3 @@
+# A declaration of an encoding that does not hold.
+# expect: AC
+# source: '# coding: utf-16\nprint("held")'

@@ -1,0 +1,3 @@
+# Blocks in blocks.
+# expect: CE
+# source: ''.join(' ' * i + 'if 1:\n' for i in range(200))

@@ -1,0 +1,3 @@
+# Nesting that overflows the parser.
+# expect: CE
+# source: '(' * 100000

@@ -1,0 +1,3 @@
+# Nested lists, closed.
+# expect: CE
+# source: '[' * 5000 + ']' * 5000

@@ -1,0 +1,3 @@
+# A null byte.
+# expect: CE
+# source: 'print(1)\x00'

@@ -1,0 +1,3 @@
+# Half a character.
+# expect: CE
+# source: 'print("\ud800")'

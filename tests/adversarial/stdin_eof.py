@@ -1,0 +1,5 @@
+# Reads on after the end.
+# expect: RE EOFError
+
+input()
+input()

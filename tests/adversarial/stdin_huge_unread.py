@@ -1,0 +1,5 @@
+# Never reads its input.
+# input: 'x' * (20 << 20)
+# expect: AC
+
+print("held")

@@ -1,0 +1,288 @@
+"""The public interface: what goes in, what comes out, and what is refused."""
+
+import asyncio
+import os
+import threading
+import time
+
+import pytest
+
+from sandbox import Limits, Problem, Program, Sandbox, SandboxError, Test, Verdict
+
+ADD = "a, b = map(int, input().split())\nprint(a + b)"
+SUMS = Problem([Test(f"{i} 2\n", str(i + 2)) for i in range(5)])
+QUICK = Limits(cpu_s=0.3, idle_s=0.3)
+
+
+@pytest.fixture(scope="module")
+def box(embedded):
+    with Sandbox(embedded, workers=2) as sandbox:
+        yield sandbox
+
+
+def judge(box, source, problem=SUMS, **kwargs):
+    (report,) = box.judge_sync([Program(source, **kwargs)], problem)
+    return report
+
+
+def test_reports_come_in_the_order_of_the_programs(box):
+    sources = [ADD, "print(0)", "print(", "while True: pass", "1/0"]
+    reports = box.judge_sync([Program(s, limits=QUICK) for s in sources], SUMS)
+    assert [r.verdict for r in reports] == ["AC", "WA", "CE", "TLE", "RE"]
+    assert reports[0].passed
+    assert reports[0].tests_passed == 5
+    assert reports[1].detail == "token 1: '0' where '2' was expected"
+    assert reports[2].detail.startswith("SyntaxError")
+    assert reports[4].detail == "ZeroDivisionError: division by zero"
+    assert "ZeroDivisionError" in reports[4].tests[0].stderr
+    assert [t.verdict for t in reports[1].tests] == ["WA"] + ["SKIPPED"] * 4
+    assert reports[0].backend == "embedded (full)"
+    assert reports[0].python.startswith("3.")
+
+
+def test_streams_as_programs_finish(box):
+    async def collect():
+        slow = "import time\ntime.sleep(0.25)\n" + ADD
+        order, verdicts = [], {}
+        async for index, report in box.judge([Program(slow), Program(ADD + "#1"), Program(ADD + "#2")], SUMS):
+            order.append(index)
+            verdicts[index] = report.verdict
+        return order, verdicts, await box.judge([Program(ADD + "#3"), Program("print(1)#3")], SUMS)
+
+    order, verdicts, reports = asyncio.run(collect())
+    assert order[-1] == 0
+    assert set(verdicts.values()) == {Verdict.AC}
+    assert [r.verdict for r in reports] == ["AC", "WA"]
+
+
+def test_several_event_loops_and_threads_share_one_sandbox(box):
+    verdicts = []
+
+    async def one(tag):
+        verdicts.extend(r.verdict for r in await box.judge([Program(f"{ADD}#{tag}-{i}") for i in range(5)], SUMS))
+
+    threads = [threading.Thread(target=lambda k=k: asyncio.run(one(k))) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == ["AC"] * 20
+
+
+def test_what_is_cancelled_is_not_run(embedded):
+    async def give_up(sandbox):
+        judging = sandbox.judge([Program(f"while True: pass  # {i}", limits=QUICK) for i in range(40)], SUMS)
+        async for _ in judging:
+            break
+
+    with Sandbox(embedded, workers=1) as sandbox:
+        asyncio.run(give_up(sandbox))
+        start = time.monotonic()
+        assert sandbox.judge_sync([Program(ADD)], SUMS)[0].passed
+        assert time.monotonic() - start < 10  # forty would take twelve seconds of CPU time at least
+
+
+def test_identical_programs_run_once_and_are_remembered(embedded):
+    with Sandbox(embedded, workers=2) as sandbox:
+        noisy = "import os\nprint(os.urandom(8).hex())"
+        problem = Problem([Test("", "never")])
+        first = sandbox.judge_sync([Program(noisy)] * 8, problem)
+        assert len({r.tests[0].stdout for r in first}) == 1
+        assert [r.cached for r in first] == [False] + [True] * 7
+        (again,) = sandbox.judge_sync([Program(noisy)], Problem([Test("", "never")]))
+        assert again.cached
+        assert again.tests[0].stdout == first[0].tests[0].stdout
+        (other,) = sandbox.judge_sync([Program(noisy)], Problem([Test("", "other")]))
+        assert not other.cached
+        (limited,) = sandbox.judge_sync([Program(noisy, limits=Limits(cpu_s=3))], problem)
+        assert not limited.cached
+    with Sandbox(embedded, workers=1, cache=0) as sandbox:
+        reports = [sandbox.judge_sync([Program(noisy)], problem)[0] for _ in range(2)]
+        assert len({r.tests[0].stdout for r in reports}) == 2
+
+
+def test_all_tests_when_asked(embedded):
+    source = "n = int(input().split()[0])\nprint(n + 2 if n != 1 else 0)"
+    with Sandbox(embedded, workers=1, stop_at_first_failure=False) as sandbox:
+        (report,) = sandbox.judge_sync([Program(source)], SUMS)
+    assert [t.verdict for t in report.tests] == ["AC", "WA", "AC", "AC", "AC"]
+    assert report.verdict == "WA"
+    assert report.tests_passed == 4
+
+
+@pytest.mark.parametrize("isolation", ["program", "test"])
+def test_what_only_fails_in_a_used_process_passes(embedded, isolation):
+    """A failure after other tests in the same process is only believed when it shows in a fresh process too."""
+    source = "import math, os\nassert not hasattr(math, 'used')\nmath.used = os.getpid()\n" + ADD
+    with Sandbox(embedded, workers=1, isolation=isolation) as sandbox:
+        (report,) = sandbox.judge_sync([Program(source)], SUMS)
+        assert report.passed, report
+        (wrong,) = sandbox.judge_sync([Program("n = int(input().split()[0])\nprint(n + (2 if n < 3 else 1))")], SUMS)
+    assert [t.verdict for t in wrong.tests] == ["AC", "AC", "AC", "WA", "SKIPPED"]
+
+
+def test_one_process_for_a_programs_tests_and_a_fresh_one_each(embedded):
+    source = "import math\nmath.seen = getattr(math, 'seen', 0) + 1\nprint(math.seen)"
+    with Sandbox(embedded, workers=1, isolation="program") as sandbox:
+        (report,) = sandbox.judge_sync([Program(source)], Problem([Test("", "1"), Test("", "2"), Test("", "3")]))
+        assert report.passed
+    with Sandbox(embedded, workers=1, isolation="test") as sandbox:
+        (report,) = sandbox.judge_sync([Program(source)], Problem([Test("", "1")] * 3))
+        assert report.passed
+
+
+def test_calls(box):
+    method = "class Solution:\n    def f(self, xs, k):\n        return [x * k for x in xs]"
+    problem = Problem([Test([[1, 2], 3], [3, 6]), Test([[], 1], [])])
+    assert judge(box, method, problem, mode="call", entry="Solution().f").passed
+    assert judge(box, "def f(xs, k): return tuple(x * k for x in xs)", problem, mode="call", entry="f").passed
+    missing = judge(box, method, problem, mode="call", entry="Solution().g")
+    assert missing.verdict == "RE"
+    assert missing.detail == "MissingEntryPoint: the program does not define Solution().g"
+    assert judge(box, "def f(xs, k): return {1}", problem, mode="call", entry="f").verdict == "BAD_RESULT"
+
+
+def test_several_right_answers(box):
+    problem = Problem([Test("", "1 2", also=("2 1",))])
+    assert judge(box, "print(2, 1)", problem).passed
+    assert judge(box, "print(2, 2)", problem).detail == "token 1: '2' where '1' was expected"
+
+
+CHECKER = """
+def check(input, output, expected):
+    a, b = map(int, output.split())
+    return a + b == int(input) and a <= int(expected)
+"""
+
+
+def test_a_checker_decides(box):
+    problem = Problem([Test("10", "7"), Test("12", "7")], checker=CHECKER)
+    split = "n = int(input())\nprint({}, n - {})"
+    assert judge(box, split.format(3, 3), problem).passed
+    wrong = judge(box, split.format(8, 8), problem)
+    assert (wrong.verdict, wrong.detail) == ("WA", "the checker says no")
+    # The checker's own failure is nobody's wrong answer.
+    broken = judge(box, "print('x')", problem)
+    assert broken.verdict == "SE"
+    assert "the checker failed: ValueError" in broken.detail
+    assert judge(box, split.format(3, 3), Problem([Test("10", "7")], checker="def check(")).verdict == "SE"
+
+
+def test_a_checker_of_returned_values(box):
+    problem = Problem([Test([4], [1, 3])], checker="def check(i, o, e):\n    return sorted(o) == e")
+    assert judge(box, "def f(n): return [3, 1]", problem, mode="call", entry="f").passed
+
+
+def test_the_rules_of_livecodebench(embedded):
+    with Sandbox(embedded, workers=1, compat="lcb") as sandbox:
+        lines = Problem([Test("", "1 2\n3")])
+        assert sandbox.judge_sync([Program("print(1,2)\nprint(3)")], lines)[0].passed
+        assert sandbox.judge_sync([Program("print(1)\nprint(2,3)")], lines)[0].verdict == "WA"
+        assert sandbox.judge_sync([Program("print(1,2)\nprint(3)\nexit(1)")], lines)[0].passed  # it catches SystemExit
+        assert sandbox.judge_sync([Program("print(1,2)\nprint(3.0000001)")], lines)[0].verdict == "WA"
+    with Sandbox(embedded, workers=1) as sandbox:
+        assert sandbox.judge_sync([Program("print(1)\nprint(2,3)")], lines)[0].passed
+        assert sandbox.judge_sync([Program("print(1,2)\nprint(3)\nexit(1)")], lines)[0].verdict == "RE"
+
+
+def test_cpu_time_is_the_limit_not_the_clock(box):
+    sleepy = "import time\ntime.sleep(0.6)\n" + ADD
+    assert judge(box, sleepy, limits=Limits(cpu_s=0.5, idle_s=5)).passed
+    tight = judge(box, sleepy, limits=Limits(cpu_s=0.5, idle_s=0.3))
+    assert tight.verdict == "ILE"
+    report = judge(box, "while True: pass", limits=Limits(cpu_s=0.4))
+    assert report.verdict == "TLE"
+    assert 0.4 <= report.tests[0].cpu_s < 0.8
+
+
+def test_limits_of_a_program_are_its_own(box):
+    grow = "x = bytearray(300 << 20)\nx[::4096] = b'x' * len(x[::4096])\nprint(len(x))"
+    problem = Problem([Test("", str(300 << 20))])
+    assert judge(box, grow, problem, limits=Limits(memory_mb=100)).verdict == "MLE"
+    assert judge(box, grow, problem, limits=Limits(memory_mb=600)).passed
+    much = "print('x' * 3_000_000)"
+    assert judge(box, much, limits=Limits(output_mb=1)).verdict == "OLE"
+    assert judge(box, much, limits=Limits(output_mb=4)).verdict == "WA"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Problem([]), "without tests"),
+        (lambda: Program("", mode="shell"), "unknown mode 'shell'"),  # type: ignore[arg-type]
+        (lambda: Program("", mode="call"), "entry point ''"),
+        (lambda: Program("", mode="call", entry="os.system"), "entry point 'os.system'"),
+        (lambda: Program("", entry="f"), "did you mean mode='call'"),
+        (lambda: Program(b"x"), "give a str"),  # type: ignore[arg-type]
+        (lambda: Limits(cpu_s=0), "cpu_s"),
+        (lambda: Limits(memory_mb=-1), "memory_mb"),
+        (lambda: Limits(output_mb=100), "output_mb"),
+        (lambda: Limits(cpu_s=float("nan")), "cpu_s"),
+        (lambda: Problem([Test("", "")], float_tolerance=2), "float_tolerance"),
+    ],
+)
+def test_bad_input_is_refused_with_a_message(make, message):
+    with pytest.raises(SandboxError, match=message.replace("(", "\\(")):
+        make()
+
+
+def test_bad_calls_are_refused_with_a_message(box, embedded):
+    with pytest.raises(SandboxError, match="2 programs and 1 problems"):
+        box.judge_sync([Program(ADD)] * 2, [SUMS])
+    with pytest.raises(SandboxError, match="memory_mb is 99999999"):
+        judge(box, ADD, limits=Limits(memory_mb=99_999_999))
+    with pytest.raises(SandboxError, match="in stdin mode give the text"):
+        judge(box, ADD, Problem([Test([1], "1")]))
+    with pytest.raises(SandboxError, match="not plain JSON"):
+        judge(box, "def f(x): pass", Problem([Test([{1}], 1)]), mode="call", entry="f")
+    for kwargs, message in (
+        ({"isolation": "none"}, "isolation"),
+        ({"compat": "x"}, "compat"),
+        ({"workers": -1}, "workers"),
+    ):
+        with pytest.raises(SandboxError, match=message):
+            Sandbox(embedded, **kwargs)
+    with pytest.raises(SandboxError, match="unknown backend 'chroot'"):
+        Sandbox("chroot")
+
+
+@pytest.mark.parametrize("source", ["x\0", "'\ud800'", "#" * (100 << 20), "(" * 100_000, "é" * 200_000])
+def test_what_cannot_be_source_does_not_compile_and_quickly(box, source):
+    start = time.monotonic()
+    assert judge(box, source).verdict == "CE"
+    assert time.monotonic() - start < 10
+
+
+def test_a_closed_sandbox_says_so(embedded):
+    sandbox = Sandbox(embedded, workers=1)
+    sandbox.close()
+    sandbox.close()
+    with pytest.raises(SandboxError, match="closed"):
+        sandbox.judge_sync([Program(ADD)], SUMS)
+
+
+def test_a_fork_of_the_owner_must_make_its_own(box):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            box.judge_sync([Program(ADD)], SUMS)
+        except SandboxError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_expected_answers_never_cross_the_channel(embedded, monkeypatch):
+    """Every byte that goes to the worker, looked through for the answer."""
+    from sandbox.channel import Worker
+
+    sent = []
+    write = Worker._write
+    monkeypatch.setattr(Worker, "_write", lambda self, data: (sent.append(bytes(data)), write(self, data))[1])
+    with Sandbox(embedded, workers=1) as sandbox:
+        (report,) = sandbox.judge_sync(
+            [Program("print(input())")], Problem([Test("given-4711", "answer-0815", ("answer-0816",))])
+        )
+    assert report.verdict == "WA"
+    assert b"given-4711" in b"".join(sent)
+    assert b"answer-08" not in b"".join(sent)

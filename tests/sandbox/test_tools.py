@@ -1,0 +1,120 @@
+"""The commands, the cleaning of /tmp, and what the documentation shows."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from sandbox_helpers import ROOT
+
+from sandbox import Limits, Problem, Program, Sandbox, SandboxError, Test, selfcheck
+from sandbox.backends.embedded import Embedded
+from sandbox.worker import tmpfiles
+
+
+def command(*words: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+    return subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, check=False, env=environment, **kwargs
+    )
+
+
+def test_doctor_tells_what_can_be_enforced_and_why_not(embedded):
+    done = command("sandbox.doctor")
+    assert done.returncode == 0, done.stderr
+    lines = {line[:20].strip(): line[20:].split() for line in done.stdout.splitlines()}
+    assert lines["embedded, full"] == ["yes"] * 5
+    assert lines["docker"] == ["not", "usable"]
+    assert "docker: no docker engine answers" in done.stdout or "docker: docker is not installed" in done.stdout
+    assert 'backend="auto" takes: embedded, full' in done.stdout
+
+
+def test_selfcheck_holds(embedded):
+    done = command("sandbox.selfcheck", "--backend", "full")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("ok ") for line in lines) == len(selfcheck.CHECKS)
+    assert lines[-1].startswith(f"{len(selfcheck.CHECKS)} of {len(selfcheck.CHECKS)} checks hold")
+
+
+def test_selfcheck_fails_when_one_check_does(embedded, monkeypatch, capsys):
+    false = selfcheck.Check("sockets are open", "AC", "import socket\nsocket.socket()\nprint(7)")
+    monkeypatch.setattr(selfcheck, "CHECKS", [false])
+    monkeypatch.setattr(sys, "argv", ["selfcheck", "--backend", "full"])
+    assert selfcheck.main() == 1
+    assert "FAILED  sockets are open: RE where AC was expected" in capsys.readouterr().out
+
+
+def test_clean_says_when_there_is_nothing(embedded):
+    command("sandbox.clean")
+    done = command("sandbox.clean")
+    assert done.stdout == "nothing left over\n"
+
+
+def test_what_is_not_enforced_is_refused_or_named(embedded, monkeypatch):
+    """A backend that lets programs into the network needs `allow_unsafe`, and every report says so."""
+    from dataclasses import replace
+
+    weak = Embedded("full")
+    found = replace(embedded.probe(), enforced=embedded.probe().enforced - {"network"}, reason="network reached: 2")
+    monkeypatch.setattr(Embedded, "probe", lambda self: found)
+    with pytest.raises(SandboxError, match="does not enforce network"):
+        Sandbox(weak)
+    with pytest.raises(SandboxError, match="does not enforce network"):
+        Sandbox("embedded")
+    with Sandbox(weak, workers=1, allow_unsafe=True) as sandbox:
+        (report,) = sandbox.judge_sync([Program("print(1)")], Problem([Test("", "1")]))
+    assert report.passed
+    assert report.backend == "embedded (full) UNSAFE: does not enforce network"
+
+
+def test_an_interpreter_that_cannot_be_started_is_a_reason(tmp_path):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho no such interpreter >&2\nexit 3\n")
+    script.chmod(0o755)
+    found = Embedded("full", python=str(script)).probe()
+    assert not found.level
+    assert "no such interpreter" in found.reason
+
+
+def test_emptying_a_folder_follows_no_link_and_knows_no_depth(tmp_path):
+    outside, top = tmp_path / "outside", tmp_path / "top"
+    outside.mkdir()
+    (outside / "file").write_text("kept")
+    top.mkdir()
+    (top / "link").symlink_to(outside)
+    (top / "a").mkdir()
+    (top / "a/link").symlink_to(outside)
+    (top / ".gone-1").mkdir()
+    (top / ".gone-1/x").mkdir()
+    (top / ".gone-2").write_text("a name that cleaning would take")
+    at = os.getcwd()
+    try:
+        os.chdir(top)
+        for _ in range(1500):
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(at)
+    (top / "closed").mkdir()
+    (top / "closed/in").mkdir()
+    (top / "closed/in").chmod(0)
+    (top / "closed").chmod(0)
+    tmpfiles.empty(str(top))
+    assert os.listdir(top) == []
+    assert (outside / "file").read_text() == "kept"
+
+
+def test_the_documented_example_runs(embedded, monkeypatch, capsys):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/sandbox.md").read_text(), re.DOTALL)
+    exec(compile(code, "docs/sandbox.md", "exec"), {})
+    assert capsys.readouterr().out.split() == ["AC", "2", "AC", "1"]
+
+
+def test_the_documented_limits_are_the_defaults():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", (ROOT / "docs/sandbox.md").read_text(), re.MULTILINE))
+    assert rows
+    for name, value in rows.items():
+        assert float(value) == getattr(Limits(), name), name
