@@ -208,8 +208,8 @@ class _Worker:
             (n,) = struct.unpack_from("<I", payload)
             header = json.loads(payload[4 : 4 + n])
             inputs = sum(header["lengths"])
+            inputs += -inputs % (8 << 20)  # in steps: setting the limit takes its time, and most jobs can keep it
             limit = header["memory"] + 2 * inputs + _CGROUP_ROOM
-            limit += -limit % (64 << 20)  # in steps, as setting it takes longer than a small program
             if limit != self.memory:
                 self.cgroup.set_memory(limit)
                 self.memory = limit
