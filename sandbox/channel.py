@@ -45,6 +45,7 @@ class Worker:
         os.set_blocking(self.back, False)
         self.deadline = time.monotonic() + HELLO_S
         self.programs = 0
+        self.frames = protocol.Frames(protocol.MAX_TO_OWNER)
         kind, payload = self._frame()
         if kind != protocol.HELLO:
             raise WorkerFailure("the worker did not introduce itself")
@@ -129,25 +130,24 @@ class Worker:
 
     def _frame(self, compiling: bool = False) -> tuple[bytes, bytes]:
         try:
-            return protocol.read_frame(self._read, protocol.MAX_TO_OWNER)
+            while (frame := self.frames.next()) is None:
+                self.frames.feed(self._read())
+            return frame
         except (ProtocolError, EOFError, OSError) as e:
             self.process.kill()
             words = self.last_words()
             raise WorkerFailure(f"{e or 'the worker went away'}{': ' + words if words else ''}", compiling) from None
 
-    def _read(self, n: int) -> bytes:
-        parts = []
-        while n:
+    def _read(self) -> bytes:
+        while True:
             try:
-                part = os.read(self.back, min(n, 1 << 20))
+                data = os.read(self.back, 1 << 18)
             except BlockingIOError:
                 self._await(self.back, select.POLLIN)
                 continue
-            if not part:
+            if not data:
                 raise EOFError("the worker went away")
-            parts.append(part)
-            n -= len(part)
-        return b"".join(parts)
+            return data
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)

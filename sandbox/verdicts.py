@@ -40,7 +40,7 @@ def _fate(result: Result, out_of_memory: bool, program: Program, compat: str) ->
         return Verdict.SV, "asked the kernel for what no honest program needs"
     if end == protocol.CPU or cpu_s > limits.cpu_s:
         return Verdict.TLE, f"{cpu_s:.2f} s of CPU time where {limits.cpu_s:g} s are allowed"
-    if out_of_memory:
+    if out_of_memory or result.rss_kb > limits.memory_mb << 10:  # the cgroup leaves room for more than the program
         return Verdict.MLE, f"more than {limits.memory_mb} MB"
     if end == protocol.OUTPUT:
         return Verdict.OLE, f"more than {limits.output_mb:g} MB of output"

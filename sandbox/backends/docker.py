@@ -19,7 +19,8 @@ from sandbox.errors import SandboxError
 from sandbox.types import Capabilities
 
 LABEL = "agpo.sandbox"
-_SCRATCH = "/tmp:rw,nosuid,nodev,noexec,size=64m,nr_inodes=1000,mode=1777"
+_SCRATCH = "/tmp:rw,nosuid,nodev,noexec,size=64m,mode=1777"
+_INODES = ",nr_inodes=1000"  # an option podman does not know
 _ROOM_MB = 512  # in the container, for the worker, the zygotes and the pages of inputs and outputs
 
 
@@ -95,7 +96,7 @@ class Docker:
             "--cpus",
             str(min(2, os.cpu_count() or 1)),
             "--tmpfs",
-            _SCRATCH,
+            _SCRATCH if self.binary == "podman" else _SCRATCH + _INODES,
             "--ipc",
             "none",
             "--log-driver",

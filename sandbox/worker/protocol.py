@@ -63,6 +63,31 @@ def read_frame(read: Callable[[int], bytes], limit: int) -> tuple[bytes, bytes]:
     return bytes([kind]), read(length) if length else b""
 
 
+class Frames:
+    """Cuts what arrives into frames, without a read of its own for every head and body."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.buffer = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        self.buffer += data
+
+    def next(self) -> tuple[bytes, bytes] | None:
+        """The next whole frame, or None until more has arrived."""
+        if len(self.buffer) < _HEAD.size:
+            return None
+        length, kind = _HEAD.unpack_from(self.buffer)
+        if length > self.limit:
+            raise ProtocolError(f"a frame of {length} bytes where at most {self.limit} are allowed")
+        end = _HEAD.size + length
+        if len(self.buffer) < end:
+            return None
+        payload = bytes(self.buffer[_HEAD.size : end])
+        del self.buffer[:end]
+        return bytes([kind]), payload
+
+
 def reader(fd: int) -> Callable[[int], bytes]:
     """`read` for a blocking descriptor; EOFError when the other side is gone."""
 
@@ -116,6 +141,11 @@ def pack_result(result: Result) -> bytes:
         *(len(t) for t in texts),
     )
     return b"".join([head, *texts])
+
+
+def was_killed(payload: bytes) -> bool:
+    """Without unpacking: the runner died of a signal."""
+    return len(payload) > 5 and payload[5] == SIGNALLED
 
 
 def unpack_result(payload: bytes) -> Result:

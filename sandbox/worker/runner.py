@@ -61,13 +61,10 @@ def lock_down(job: dict, streams: list[int], control: int, ruleset: int) -> None
     if os.getppid() != job["parent"]:
         os._exit(1)  # the supervisor died between fork and prctl
     limits = {
-        resource.RLIMIT_CORE: 0,
         resource.RLIMIT_CPU: job["cpu_backstop"],
         resource.RLIMIT_FSIZE: job["output"] + 1,
         resource.RLIMIT_NOFILE: job["files"],
         resource.RLIMIT_AS: job["address_space"],
-        resource.RLIMIT_MEMLOCK: 0,
-        resource.RLIMIT_MSGQUEUE: 0,
     }
     if job["nproc"]:
         limits[resource.RLIMIT_NPROC] = job["nproc"]
@@ -96,8 +93,6 @@ def lock_down(job: dict, streams: list[int], control: int, ruleset: int) -> None
         except ValueError:  # a lower hard limit stands already
             hard = resource.getrlimit(kind)[1]
             resource.setrlimit(kind, (hard, hard))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
     threading.stack_size(_MAIN_THREAD_STACK)  # glibc would take RLIMIT_STACK, 256 MiB, for every thread
     if job["seccomp"]:
         seccomp.install(job["seccomp"])
@@ -194,8 +189,6 @@ def _restore(state: dict, first: bool) -> None:
         io.BufferedWriter(io.FileIO(2, "w", closefd=False)), "utf-8", "backslashreplace", line_buffering=True
     )
     if first:
-        sys.argv = ["program.py"]
-        os.chdir(state["cwd"])
         return
     if vars(builtins) != state["builtins"]:
         builtins.__dict__.clear()

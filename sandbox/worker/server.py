@@ -25,6 +25,11 @@ _STACK = 256 << 20  # of a program's main thread; counts from exec on, so the wo
 _CGROUP_ROOM = 192 << 20
 
 
+# Results go to the owner together when they follow each other closely: in a container each write passes through three
+# processes of the engine.
+_TOGETHER_MS, _TOGETHER_BYTES = 10, 64 << 10
+
+
 class OwnerGone(Exception):
     pass
 
@@ -104,6 +109,7 @@ class _Worker:
         for z in self.zygotes.values():
             self.poll.register(z.commands, select.POLLIN)
         self.mode = options.mode
+        self.memory = 0
 
     def serve(self) -> None:
         hello = {
@@ -135,32 +141,41 @@ class _Worker:
 
     def _run(self, payload: bytes, supervisor: socket.socket) -> None:
         """Relay one job's frames until its end, its supervisor's death, or a cancellation."""
-        compiled = False
+        compiled = ended = False
         ooms = self._ooms()
+        frames, out = protocol.Frames(protocol.MAX_TO_OWNER), bytearray()
         try:
             self._limit_memory(payload)
-            read = reader(supervisor.fileno())
             try:
                 write(supervisor.fileno(), frame(protocol.JOB, payload))
             except BrokenPipeError:
                 raise EOFError from None
-            while True:
-                if self._wait(supervisor):
+            while not ended:
+                ready = self._wait(supervisor, _TOGETHER_MS if out else None)
+                if ready == "owner":
                     kind, _ = _from_owner()
                     if kind == protocol.CANCEL:
                         break
                     raise ProtocolError("a job while another one runs")
-                kind, body = read_frame(read, protocol.MAX_TO_OWNER)
-                compiled = compiled or kind == protocol.COMPILED
-                if kind == protocol.RESULT and (now := self._ooms()) != ooms:
-                    ooms = now
-                    write(_OWNER_OUT, frame(protocol.OUT_OF_MEMORY))
-                if kind == protocol.END:
-                    break
-                write(_OWNER_OUT, frame(kind, body))
-                if kind == protocol.COMPILE_ERROR:
-                    break
+                if ready == "supervisor":
+                    data = os.read(supervisor.fileno(), 1 << 18)
+                    if not data:
+                        raise EOFError
+                    frames.feed(data)
+                    while not ended and (found := frames.next()):
+                        kind, body = found
+                        compiled = compiled or kind == protocol.COMPILED
+                        ended = kind in (protocol.END, protocol.COMPILE_ERROR)
+                        if kind == protocol.RESULT and protocol.was_killed(body) and (now := self._ooms()) != ooms:
+                            ooms = now
+                            out += frame(protocol.OUT_OF_MEMORY)
+                        if kind != protocol.END:
+                            out += frame(kind, body)
+                if ended or not ready or len(out) > _TOGETHER_BYTES:
+                    write(_OWNER_OUT, bytes(out))
+                    out.clear()
         except (EOFError, ConnectionResetError):
+            write(_OWNER_OUT, bytes(out))
             if self._ooms() != ooms:
                 write(_OWNER_OUT, frame(protocol.OUT_OF_MEMORY))
             why = b"running: the supervisor died" if compiled else b"compiling: the compiler died"
@@ -171,30 +186,33 @@ class _Worker:
             supervisor.close()
         write(_OWNER_OUT, frame(protocol.END))
 
-    def _wait(self, supervisor: socket.socket | None) -> bool:
-        """Until the owner (True) or the supervisor (False) has something to say."""
+    def _wait(self, supervisor: socket.socket | None, timeout_ms: float | None = None) -> str:
+        """Until the "owner" or the "supervisor" has something to say, or "" when the time is over."""
         if supervisor:
             self.poll.register(supervisor, select.POLLIN)
         try:
-            ready = {fd for fd, _ in self.poll.poll()}
+            ready = {fd for fd, _ in self.poll.poll(timeout_ms)}
         finally:
             if supervisor:
                 self.poll.unregister(supervisor)
         if _OWNER_IN in ready:
-            return True
+            return "owner"
         if supervisor and supervisor.fileno() in ready:
-            return False
-        for z in self.zygotes.values():
-            if z.commands.fileno() in ready:
-                raise OwnerGone  # a zygote died: the owner sees our end and starts another worker
-        raise OwnerGone
+            return "supervisor"
+        if ready:
+            raise OwnerGone  # or a zygote died: the owner sees our end and starts another worker
+        return ""
 
     def _limit_memory(self, payload: bytes) -> None:
         if self.cgroup:
             (n,) = struct.unpack_from("<I", payload)
             header = json.loads(payload[4 : 4 + n])
             inputs = sum(header["lengths"])
-            self.cgroup.set_memory(header["memory"] + 2 * inputs + _CGROUP_ROOM)
+            inputs += -inputs % (8 << 20)  # in steps: setting the limit takes its time, and most jobs can keep it
+            limit = header["memory"] + 2 * inputs + _CGROUP_ROOM
+            if limit != self.memory:
+                self.cgroup.set_memory(limit)
+                self.memory = limit
 
     def _ooms(self) -> int:
         if self.cgroup:

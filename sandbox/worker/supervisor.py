@@ -74,34 +74,61 @@ class _Tests:
         self.code = code
         self.state = runner.remember(jail.cwd)
         self.runner: _Runner | None = None
-        self.streams: list[int] = []
+        self.used = False
 
     def run(self) -> None:
         reuse = self.header["isolation"] == "program"
         for index, given in enumerate(self.inputs):
             fresh = self.runner is None
-            running = self.runner or self._start()
-            self._lay_out(given)
+            running = self.runner or self._next()
+            running.lay_out(given)
             last = index == len(self.inputs) - 1
             ended = running.test()
             if not reuse or last or ended.end != protocol.DONE or ended.dirty:
                 ended = running.finish(ended)
                 self.runner = None
-            result = self._collect(index, fresh, ended)
+            result = running.collect(index, fresh, ended)
+            if self.runner is None:
+                running.forget()
             protocol.write(self.channel, protocol.frame(protocol.RESULT, protocol.pack_result(result)))
             if result.end != protocol.DONE and self.header["stop"]:
                 return
 
-    def _start(self) -> "_Runner":
-        if self.streams and self.jail.scratch:
+    def _next(self) -> "_Runner":
+        if self.used and self.jail.scratch:
             tmpfiles.empty(self.jail.scratch)  # a fresh process finds no files of the one before
-        for fd in self.streams:
-            os.close(fd)
-        self.streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr", "value")]
-        self.runner = _Runner(self.channel, self.jail, self.header, self.code, self.state, self.streams)
+        self.used = True
+        self.runner = _Runner(self.channel, self.jail, self.header, self.code, self.state)
         return self.runner
 
-    def _lay_out(self, given: memoryview) -> None:
+
+class _Ended:
+    """How a test ended, filled in as it becomes known."""
+
+    def __init__(self, end: int, code: int = 0, error: str = "", dirty: bool = False, dead: bool = False):
+        self.end, self.code, self.error, self.dirty, self.dead = end, code, error, dirty, dead
+        self.cpu_ns = self.wall_ns = self.idle_ns = self.rss_kb = 0
+
+
+class _Runner:
+    """One runner process and the clocks on it."""
+
+    def __init__(self, channel: int, jail: Jail, header: dict, code, state: dict):
+        self.channel, self.header, self.jail = channel, header, jail
+        self.streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr", "value")]
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        job = self._job()
+        self.pid = os.fork()
+        if self.pid == 0:
+            runner.run(job, code, state, self.streams, theirs.fileno(), jail.rules)
+        theirs.close()
+        self.pidfd = os.pidfd_open(self.pid)
+        self.clock = (~self.pid << 3) | 2  # CPUCLOCK_SCHED of that process: time.h has no call for it
+        self.processors = len(os.sched_getaffinity(0))
+        self.cpu_before = 0
+        self.delay_before = 0  # when last looked at: most tests are over before the first look
+
+    def lay_out(self, given: memoryview) -> None:
         for fd in self.streams:
             os.ftruncate(fd, 0)
             os.lseek(fd, 0, os.SEEK_SET)
@@ -109,7 +136,7 @@ class _Tests:
         while at < len(given):
             at += os.pwrite(self.streams[0], given[at : at + (64 << 20)], at)
 
-    def _collect(self, index: int, fresh: bool, ended: "_Ended") -> Result:
+    def collect(self, index: int, fresh: bool, ended: "_Ended") -> Result:
         limit = self.header["output"]
         out, err, value = (os.fstat(fd).st_size for fd in self.streams[1:])
         end = ended.end
@@ -130,31 +157,9 @@ class _Tests:
             value=_content(self.streams[3], value) if self.header["mode"] == "call" else b"",
         )
 
-
-class _Ended:
-    """How a test ended, filled in as it becomes known."""
-
-    def __init__(self, end: int, code: int = 0, error: str = "", dirty: bool = False, dead: bool = False):
-        self.end, self.code, self.error, self.dirty, self.dead = end, code, error, dirty, dead
-        self.cpu_ns = self.wall_ns = self.idle_ns = self.rss_kb = 0
-
-
-class _Runner:
-    """One runner process and the clocks on it."""
-
-    def __init__(self, channel: int, jail: Jail, header: dict, code, state: dict, streams: list[int]):
-        self.channel, self.header, self.jail = channel, header, jail
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        job = self._job()
-        self.pid = os.fork()
-        if self.pid == 0:
-            runner.run(job, code, state, streams, theirs.fileno(), jail.rules)
-        theirs.close()
-        self.pidfd = os.pidfd_open(self.pid)
-        self.clock = (~self.pid << 3) | 2  # CPUCLOCK_SCHED of that process: time.h has no call for it
-        self.processors = len(os.sched_getaffinity(0))
-        self.cpu_before = 0
-        self.delay_before = 0  # when last looked at: most tests are over before the first look
+    def forget(self) -> None:
+        for fd in self.streams:
+            os.close(fd)
 
     def _job(self) -> dict:
         header, jail = self.header, self.jail

@@ -1,9 +1,9 @@
 """The system calls that a program may make, with their numbers. Anything else is refused.
 
-The list was measured: under strace the honest corpus (tests/adversarial/honest_*.py, with NumPy and threads) makes 36
-different calls, and none of its calls but asyncio's socketpair is refused. To those were added the variants that another C
+The list was measured: under strace the honest corpus (tests/adversarial/honest_*.py, with NumPy and threads) makes
+36 different calls, and none but asyncio's socketpair is refused. To those were added the variants that another C
 library, Python or architecture uses for the same thing (`open` beside `openat`), and what Python's os, time and signal
-modules offer about the process itself. tests/sandbox/test_seccomp.py compares the numbers with the kernel's headers.
+offer about the process itself. tests/sandbox/test_seccomp.py compares the numbers with the kernel's headers.
 
 Missing on purpose: everything that creates a process, a socket, a descriptor of another process, shared memory or a
 lock that another worker could see; chmod, chown, utimes and xattrs, which Landlock does not cover.

@@ -10,6 +10,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -134,6 +135,10 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
             os.setresuid(jail.HOST_ID, jail.HOST_ID, jail.HOST_ID)
             libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.path.extend(config.sites)
+    sys.argv = ["program.py"]
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE):
+        resource.setrlimit(limit, (0, 0))
     try:
         for name in _PRELUDE.split():
             importlib.import_module(name)
@@ -142,6 +147,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         raise OSError(f"{e}: can uid {os.getuid()} read {where}? If not, give the backend another `python`") from e
     _add_site_builtins()
     scratch = "" if config.mode == "reduced" else "/tmp"
+    os.chdir(scratch or "/")
     version = landlock.abi()
     rules = -1
     if version:
