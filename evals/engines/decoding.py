@@ -1,8 +1,8 @@
 """Decoders: run a batch of prompts through a model, then their completions one token at a time.
 
-Two of them with one interface: `logits_BV` after construction, `step`, `keep`. `SharedPrompts` keeps the keys and values
-of a prompt once for all its completions; `AnyCache` serves models whose attention it does not know. Both ask the model
-itself for everything but the attention of a step, and read its weights at every call.
+Two of them with one interface. `SharedPrompts` keeps the keys and values of a prompt once for all its completions;
+`AnyCache` serves models whose attention it does not know. Both ask the model itself for everything but the attention
+of a step, and read its weights at every call.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from transformers.cache_utils import DynamicLayer
 
 PREFILL_TOKENS = 4096
 """prompt tokens (padded) in one forward pass: more of them leave the processor's cache and need more memory"""
-FIRST_CAPACITY = 64
-"""response tokens that the cache has room for at first; it doubles when it is full"""
+OPEN_POSITIONS = 16
+"""latest response positions that are written in place before they are joined to those before them"""
 PROMPTS_KEPT = 0.8
 """prompts that nobody answers any more leave the cache when fewer than this share is still needed"""
 
@@ -46,12 +46,12 @@ class SharedPrompts:
     prompt, N most rows of one prompt. All rows started together, so that response positions need no mask.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray, max_tokens: int):
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray):
         self.model = model
         self.device = next(model.parameters()).device
         self.layers: list[PromptAndResponses] = []
-        logits_PV = self._prefill(prompts, max_tokens)
-        self.cache = DynamicCache()
+        logits_PV = self._prefill(prompts)
+        self.cache: Any = DynamicCache()
         self.cache.layers = list(self.layers)
         self.prompt_of_row = prompt_of_row
         self.logits_BV = logits_PV[torch.from_numpy(prompt_of_row).to(self.device)]
@@ -63,7 +63,7 @@ class SharedPrompts:
         self.bias_P11S = minus_infinity[:, None, None] if pad_PS.any() else None
         self._place()
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> torch.Tensor:
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Run the prompts, each padded on the left, and keep their keys and values; their last logits [P, V]."""
         longest = max(map(len, prompts))
         logits, at = [], 0
@@ -71,21 +71,21 @@ class SharedPrompts:
             end = at + 1
             while end < len(prompts) and max(map(len, prompts[at : end + 1])) * (end + 1 - at) <= PREFILL_TOKENS:
                 end += 1
-            cache = DynamicCache(config=self.model.config)
+            cache: Any = DynamicCache(config=self.model.config)
             _, logits_CV = prefill(self.model, prompts[at:end], cache)
             if not self.layers:
-                self.layers = [PromptAndResponses(part, len(prompts), longest, max_tokens) for part in cache.layers]
+                self.layers = [PromptAndResponses(part, len(prompts), longest) for part in cache.layers]
             for layer, part in zip(self.layers, cache.layers, strict=True):
                 width = part.keys.shape[2]
-                layer.prompt_keys[at:end, :, longest - width :] = part.keys
-                layer.prompt_values[at:end, :, longest - width :] = part.values
+                for whole, x in zip(layer.prompt, (part.keys, part.values), strict=True):
+                    whole[at:end, :, longest - width :] = x
             logits.append(logits_CV)
             at = end
         return torch.cat(logits)
 
     def _place(self) -> None:
         """Give every row a place in the grid [P, N] of its prompt's rows; None where rows fill the grid in order."""
-        count_P = np.bincount(self.prompt_of_row, minlength=len(self.layers[0].prompt_keys))
+        count_P = np.bincount(self.prompt_of_row, minlength=len(self.layers[0].prompt[0]))
         self.most = int(count_P.max())
         order = np.argsort(self.prompt_of_row, kind="stable")
         place_B = np.empty(len(order), dtype=np.int64)
@@ -115,95 +115,108 @@ class SharedPrompts:
         self.position_B = self.position_B[torch.from_numpy(rows).to(self.device)]
         self.prompt_of_row = self.prompt_of_row[rows]
         needed, renumbered = np.unique(self.prompt_of_row, return_inverse=True)
-        if len(needed) < PROMPTS_KEPT * len(self.layers[0].prompt_keys):
+        if len(needed) < PROMPTS_KEPT * len(self.layers[0].prompt[0]):
             self.prompt_of_row, needed_P = renumbered, torch.from_numpy(needed).to(self.device)
             self.bias_P11S = None if self.bias_P11S is None else self.bias_P11S[needed_P]
             for layer in self.layers:
-                layer.prompt_keys, layer.prompt_values = layer.prompt_keys[needed_P], layer.prompt_values[needed_P]
+                layer.prompt = [x[needed_P] for x in layer.prompt]
         self._place()
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attention of one new token per row: `query` [B, H * R, 1, D] scaled, over its prompt and the response's
-        `key` and `value` [B, H, t, D]. Returns [B, 1, H * R, D]."""
-        prompt_key, prompt_value = self.layers[layer].prompt_keys, self.layers[layer].prompt_values
-        B, H, t, D = key.shape
-        query = query.reshape(B, H, -1, D)
-        score_PHXS = self._by_prompt(query) @ prompt_key.transpose(2, 3)
+        """Attention of one new token per row over its prompt, its closed blocks and the open block.
+
+        `query` [B, H * R, 1, D] is scaled; `key` and `value` [B, H, used, D] are the open block's. Returns
+        [B, 1, H * R, D]. Batched products of three dimensions: broadcasting over four costs more than the arithmetic.
+        """
+        B, H, _, D = key.shape
+        R = query.shape[1] // H
+        cached = self.layers[layer]
+        prompt_key, prompt_value = (x.flatten(0, 1) for x in cached.prompt)
+        blocks = [[x[:B].flatten(0, 1) for x in cached.closed]] if cached.closed else []
+        blocks.append([key.flatten(0, 1), value.flatten(0, 1)])
+        query_XRD = query.reshape(B * H, R, D)
+        from_prompt = _scores(self._by_prompt(query_XRD, H), prompt_key)
         if self.bias_P11S is not None:
-            score_PHXS += self.bias_P11S
-        # keys on the left: the library multiplies a few query columns faster than a few query rows
-        score_BHRt = (key @ query.transpose(2, 3)).transpose(2, 3)
-        scores = torch.cat([self._by_row(score_PHXS, query.shape[2]), score_BHRt], dim=-1)
-        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-        from_prompt = self._by_row(self._by_prompt(weights[..., :-t]) @ prompt_value, query.shape[2])
-        return torch.add(from_prompt, weights[..., -t:] @ value).reshape(B, 1, -1, value.shape[-1])
+            from_prompt.unflatten(0, (-1, H)).add_(self.bias_P11S)
+        scores = [self._by_row(from_prompt, H), *(_scores(query_XRD, k) for k, _ in blocks)]
+        weights = torch.cat(scores, dim=-1).softmax(-1, dtype=torch.float32).to(value.dtype)
+        weight, *rest = weights.split([x.shape[-1] for x in scores], dim=-1)
+        out_XRD = self._by_row(torch.bmm(self._by_prompt(weight, H), prompt_value), H)
+        for weight, (_, v) in zip(rest, blocks, strict=True):
+            out_XRD = torch.baddbmm(out_XRD, weight, v)
+        return out_XRD.view(B, 1, H * R, -1)
 
-    def _by_prompt(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, H, R, k] -> [P, H, N * R, k]: what the rows of a prompt ask stands in one matrix."""
+    def _by_prompt(self, x: torch.Tensor, H: int) -> torch.Tensor:
+        """[B * H, R, k] -> [P * H, N * R, k]: what the rows of a prompt ask stands in one matrix."""
+        _, R, k = x.shape
+        x = x.reshape(-1, H, R, k)
         if self.place_B is not None:
-            places = len(self.layers[0].prompt_keys) * self.most
-            x = x.new_zeros(places, *x.shape[1:]).index_copy_(0, self.place_B, x)
-        _, H, R, k = x.shape
-        return x.view(-1, self.most, H, R, k).transpose(1, 2).reshape(-1, H, self.most * R, k)
+            places = len(self.layers[0].prompt[0]) * self.most
+            x = x.new_zeros(places, H, R, k).index_copy_(0, self.place_B, x)
+        return x.view(-1, self.most, H, R, k).transpose(1, 2).reshape(-1, self.most * R, k)
 
-    def _by_row(self, x: torch.Tensor, R: int) -> torch.Tensor:
-        """[P, H, N * R, k] -> [B, H, R, k], the inverse of `_by_prompt`."""
-        P, H, _, k = x.shape
-        x = x.view(P, H, self.most, R, k).transpose(1, 2).reshape(P * self.most, H, R, k)
-        return x if self.place_B is None else x.index_select(0, self.place_B)
+    def _by_row(self, x: torch.Tensor, H: int) -> torch.Tensor:
+        """[P * H, N * R, k] -> [B * H, R, k], the inverse of `_by_prompt`."""
+        _, NR, k = x.shape
+        R = NR // self.most
+        x = x.view(-1, H, self.most, R, k).transpose(1, 2)
+        x = x.reshape(-1, H, R, k)
+        if self.place_B is not None:
+            x = x.index_select(0, self.place_B)
+        return x.reshape(-1, R, k)
+
+
+def _scores(query_XRD: torch.Tensor, key_XSD: torch.Tensor) -> torch.Tensor:
+    """query @ key^T [X, R, S]. In half precision a CPU is twice as fast with the long side on the left."""
+    if query_XRD.dtype == torch.float32:
+        return torch.bmm(query_XRD, key_XSD.transpose(1, 2))
+    return torch.bmm(key_XSD, query_XRD.transpose(1, 2)).transpose(1, 2)
 
 
 # -- caches ----------------------------------------------------------------------------------------------------------
 
 
-class GrowingLayer(DynamicLayer):
-    """A cache layer that appends in place: the library's own copies the whole cache for every new token.
+class PromptAndResponses(DynamicLayer):
+    """One layer's keys and values: of the prompts [P, H, S, D], and of what each row has answered so far.
 
-    Its buffers [B, H, capacity, D] double when they are full, up to `limit` positions.
+    The latest positions of the responses are written into an open block [B, H, OPEN_POSITIONS, D]. When it is full it
+    is joined to the closed ones [B, H, c, D]. A product over memory without gaps takes half the time of one over the
+    used part of a large buffer, and the library's copy of everything at every token is avoided.
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, like: Any, prompts: int, longest: int):
         super().__init__()
-        self.limit = limit
-        self._buffers: list[torch.Tensor] = []
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
-        rows, used = len(key_states), self.get_seq_length()
-        end = used + key_states.shape[-2]
-        if not self._buffers or end > self._buffers[0].shape[-2]:
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            capacity = max(end, min(self.limit, max(FIRST_CAPACITY, 2 * end)))
-            grown = [x.new_empty(*x.shape[:-2], capacity, x.shape[-1]) for x in (key_states, value_states)]
-            for buffer, old in zip(grown, self._buffers, strict=False):
-                buffer[..., :used, :] = old[:rows, :, :used]
-            self._buffers = grown
-        keys, values = self._buffers
-        keys[:rows, :, used:end], values[:rows, :, used:end] = key_states, value_states
-        self.keys, self.values = keys[:rows, :, :end], values[:rows, :, :end]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        end = self.get_seq_length()
-        self._buffers = [buffer[indices] for buffer in self._buffers]
-        self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
-
-
-class PromptAndResponses(GrowingLayer):
-    """The responses' keys and values [B, H, t, D], and beside them those of the prompts [P, H, S, D]."""
-
-    def __init__(self, like: Any, prompts: int, longest: int, max_tokens: int):
-        super().__init__(max_tokens)
         # zeros: padding is masked out of the scores, but its values are multiplied with the weight 0
-        self.prompt_keys, self.prompt_values = (
-            x.new_zeros(prompts, x.shape[1], longest, x.shape[3]) for x in (like.keys, like.values)
-        )
+        self.prompt = [x.new_zeros(prompts, x.shape[1], longest, x.shape[3]) for x in (like.keys, like.values)]
+        self.closed: list[torch.Tensor] = []
+        self.open: list[torch.Tensor] = []
+        self.used = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append a position [B, H, 1, D]; the open block's keys and values [B, H, used, D]."""
+        new, rows = (key_states, value_states), len(key_states)
+        if self.used == OPEN_POSITIONS:
+            closed = self.closed or [x[:, :, :0] for x in self.open]
+            self.closed = [torch.cat([c[:rows], x[:rows]], dim=2) for c, x in zip(closed, self.open, strict=True)]
+        if self.used in (0, OPEN_POSITIONS):
+            self.open = [x.new_empty(rows, x.shape[1], OPEN_POSITIONS, x.shape[3]) for x in new]
+            self.used = 0
+        for block, x in zip(self.open, new, strict=True):
+            block[:rows, :, self.used] = x[:, :, 0]
+        self.used += 1
+        keys, values = self.open
+        return keys[:rows, :, : self.used], values[:rows, :, : self.used]
+
+    def get_seq_length(self) -> int:
+        closed = self.closed[0].shape[2] if self.closed else 0
+        return self.prompt[0].shape[2] + closed + self.used
 
     def move(self, to: torch.Tensor, source: torch.Tensor) -> None:
         """Row to[i] becomes what row source[i] was. The rows beyond those in use are left as they are."""
-        used = self.get_seq_length()
-        for buffer in self._buffers:
-            rows = buffer[:, :, :used]
-            rows.index_copy_(0, to, rows.index_select(0, source))
+        for block in [*self.closed, *(x[:, :, : self.used] for x in self.open)]:
+            block.index_copy_(0, to, block.index_select(0, source))
 
 
 def prefill(model: Any, prompts: Sequence[Sequence[int]], cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -283,7 +296,7 @@ def shares_prompts(model: Any) -> bool:
     ids = [i % config.vocab_size for i in range(5, 14)]
     prompts, rows, steps = (ids[:4], ids[3:5]), np.array([0, 0, 1]), 3
     try:
-        ours, theirs = SharedPrompts(model, prompts, rows, steps), AnyCache(model, prompts, rows, steps)
+        ours, theirs = SharedPrompts(model, prompts, rows), AnyCache(model, prompts, rows)
         gaps = []
         for at in range(steps):
             token_B = torch.tensor(ids[at : at + len(rows)], device=ours.device)
@@ -301,11 +314,9 @@ def shares_prompts(model: Any) -> bool:
 class AnyCache:
     """Decode with the cache that the model's configuration asks for, every row with a copy of its prompt's."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray, max_tokens: int):
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray):
         self.model = model
-        self.cache = DynamicCache(config=model.config)
-        limit = max(map(len, prompts)) + max_tokens
-        self.cache.layers = [GrowingLayer(limit) if type(x) is DynamicLayer else x for x in self.cache.layers]
+        self.cache: Any = DynamicCache(config=model.config)
         self.mask_BS, self.logits_BV = prefill(model, prompts, self.cache)
         self.position_B = self.mask_BS.sum(1)
         self.keep(prompt_of_row)

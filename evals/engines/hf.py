@@ -21,7 +21,7 @@ from evals.engines.sampling import sample, uniforms
 from evals.errors import UserError
 
 COMPACT_BELOW = 0.8
-"""finished rows leave the batch, at the price of moving others in the cache, when fewer than this share still decodes"""
+"""finished rows leave the batch, and others move into their places, when fewer than this share still decodes"""
 CACHE_BYTES = 4 << 30
 """most memory for keys and values of sequences that decode together on a CPU; a GPU gives half of what is free"""
 
@@ -69,14 +69,13 @@ class HFEngine:
         A batch has at most `max_sequences` pairs, and fewer where their keys and values would not fit the memory.
         """
         budget = self._cache_bytes() // self._token_bytes()
+        shared = self._decoder is SharedPrompts
         wave: list[tuple[int, int]] = []
         for i in order:
             for repeat in range(len(requests[i].seeds)):
-                prompts = (
-                    len({request for request, _ in wave} | {i}) if self._decoder is SharedPrompts else len(wave) + 1
-                )
+                prompts = len({request for request, _ in wave} | {i}) if shared else len(wave) + 1
                 tokens = (len(wave) + 1) * max_tokens + prompts * len(requests[i].prompt_ids)
-                if wave and (len(wave) == self.max_sequences or tokens > budget):
+                if wave and (len(wave) >= self.max_sequences or tokens > budget):
                     yield wave
                     wave = []
                 wave.append((i, repeat))
@@ -104,7 +103,6 @@ class HFEngine:
             self.model,
             [requests[i].prompt_ids for i in prompts],
             np.array([number[request] for request, _ in wave]),
-            sampling.max_tokens,
         )
         logits_BV = decoder.logits_BV
         uniforms_WM = None
@@ -129,7 +127,8 @@ class HFEngine:
                 reason: FinishReason = "stop" if ended_B[row] else "length"
                 taken = tuple(ids_WM[at, : position + 1].tolist()), tuple(logps_WM[at, : position + 1].tolist())
                 seconds = time.perf_counter() - started
-                yield Output(*wave[at], Completion(*taken, reason, seconds, self.weight_version))
+                request, repeat = wave[at]
+                yield Output(request, repeat, Completion(*taken, reason, seconds, self.weight_version))
             running_B &= ~ended_B
             if last or not running_B.any():
                 return

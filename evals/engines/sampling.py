@@ -26,7 +26,8 @@ def sample(
     """One token per row and its log-probability [B] under softmax(logits / temperature), before top-p.
 
     Sampling inverts the distribution function at one uniform number (float64) per row, so that a row's token does not
-    depend on the other rows. Temperature 0 is the argmax, with the log-probability at temperature 1.
+    depend on the other rows. Without numbers (greedy, temperature 0) it is the argmax, with its log-probability at
+    temperature 1.
     """
     rows = max(1, CACHED_ELEMENTS // logits_BV.shape[1]) if logits_BV.device.type == "cpu" else len(logits_BV)
     parts = [
@@ -41,12 +42,11 @@ def _sample_rows(
     logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     scaled_BV = logits_BV.float()
-    greedy = sampling.temperature <= 0 or uniform_B is None
-    if not greedy and sampling.temperature != 1:
+    if sampling.temperature not in (0, 1):
         scaled_BV = scaled_BV / sampling.temperature
     highest_B1 = scaled_BV.amax(-1, keepdim=True)
     weight_BV = (scaled_BV - highest_B1).exp_()  # probabilities times a constant of the row
-    if greedy:
+    if uniform_B is None:
         token_B = scaled_BV.argmax(-1)
     elif sampling.top_p < 1:
         token_B = _draw_from_nucleus(weight_BV, sampling.top_p, uniform_B)
