@@ -6,8 +6,8 @@
 The two run in turn, in processes of their own, `--rounds` times; medians and their ratio are printed. TRL wants a
 virtual environment of its own: pip install torch==2.13.0 "trl==1.16.*".
 
-What a step is: `--prompts` x 8 samples at temperature 1, rewarded, then 4 optimizer updates. Weights are the same at the
-start; a learning rate of 1e-9 keeps the lengths the same throughout. Loading and the warm-up steps are not counted.
+What a step is: `--prompts` x 8 samples at temperature 1, rewarded, then 4 optimizer updates. Weights are the same at
+the start; a learning rate of 1e-9 keeps the lengths the same throughout. Loading and the warm-up steps are not counted.
 
 --lengths free    a response ends at its end-of-sequence token, or after --max-tokens
 --lengths fixed   nobody ends before --max-tokens: all responses are equally long
@@ -32,9 +32,9 @@ SAMPLES, UPDATES = 8, 4
 ROOT = Path(__file__).resolve().parent.parent
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 QUESTION = (
-    "Here is a chain of additions and subtractions of one-digit numbers. Work through it from left to right, write down "
-    "the value after each step, check every step once, and at the end give the value of the whole chain in a box, like "
-    "\\boxed{{7}}. The chain is {expression} and nothing else. Solution:"
+    "Here is a chain of additions and subtractions of one-digit numbers. Work through it from left to right, write "
+    "down the value after each step, check every step once, and at the end give the value of the whole chain in a "
+    "box, like \\boxed{{7}}. The chain is {expression} and nothing else. Solution:"
 )
 
 
@@ -238,8 +238,8 @@ def main() -> None:
         for side, python in sides.items():
             steps[side] += measure(python, side, task_of(args), args.threads)
     print(
-        f"{args.model}, {args.prompts} x {SAMPLES}, {args.lengths} lengths up to {args.max_tokens}, reward {args.reward}, "
-        f"{args.threads} thread(s), {args.rounds} rounds of {args.steps} steps in turn"
+        f"{args.model}, {args.prompts} x {SAMPLES}, {args.lengths} lengths up to {args.max_tokens}, "
+        f"reward {args.reward}, {args.threads} thread(s), {args.rounds} rounds of {args.steps} steps in turn"
     )
     base = statistics.median(step["seconds"] for step in steps["trl"])
     for side, seen in steps.items():
