@@ -15,6 +15,8 @@ import torch
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from evals.errors import UserError
+
 PREFILL_TOKENS = 4096
 """prompt tokens (padded) in one forward pass: more of them leave the processor's cache and need more memory"""
 OPEN_POSITIONS = 16
@@ -34,6 +36,14 @@ class Decoder(Protocol):
     def keep(self, rows: np.ndarray) -> None:
         """Make row i what row rows[i] was and forget the others."""
         ...
+
+
+def fill_holes(running_B: np.ndarray) -> np.ndarray:
+    """The rows that still run, the last of them moved into the places of those that do not: few rows move."""
+    rows = np.arange(running_B.sum())
+    holes = np.flatnonzero(~running_B[: len(rows)])
+    rows[holes] = len(rows) + np.flatnonzero(running_B[len(rows) :])
+    return rows
 
 
 # -- prompts stored once ---------------------------------------------------------------------------------------------
@@ -317,6 +327,11 @@ class AnyCache:
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray):
         self.model = model
         self.cache: Any = DynamicCache(config=model.config)
+        if not any(isinstance(layer, DynamicLayer) for layer in self.cache.layers):
+            raise UserError(
+                f"{type(model).__name__} has no attention layer: its state is not made of keys and "
+                "values, and the hf engine would forget all but the last token. Serve it with another engine."
+            )
         self.mask_BS, self.logits_BV = prefill(model, prompts, self.cache)
         self.position_B = self.mask_BS.sum(1)
         self.keep(prompt_of_row)
@@ -337,5 +352,4 @@ class AnyCache:
     def keep(self, rows: np.ndarray) -> None:
         rows_B = torch.from_numpy(rows).to(self.mask_BS.device)
         self.mask_BS, self.position_B = self.mask_BS[rows_B], self.position_B[rows_B]
-        for layer in self.cache.layers:
-            layer.batch_select_indices(rows_B)
+        self.cache.reorder_cache(rows_B)

@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from evals.engines import Completion, FinishReason, Output, Request, Sampling
-from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, shares_prompts
+from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, fill_holes, shares_prompts
 from evals.engines.sampling import sample, uniforms
 from evals.errors import UserError
 
@@ -138,14 +138,6 @@ class HFEngine:
                 member_B, running_B = member_B[rows], running_B[rows]
                 token_B = token_B[torch.from_numpy(rows).to(token_B.device)]
             logits_BV = decoder.step(token_B)
-
-
-def fill_holes(running_B: np.ndarray) -> np.ndarray:
-    """The rows that still run, the last of them moved into the places of those that do not: few rows move."""
-    rows = np.arange(running_B.sum())
-    holes = np.flatnonzero(~running_B[: len(rows)])
-    rows[holes] = len(rows) + np.flatnonzero(running_B[len(rows) :])
-    return rows
 
 
 def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: Any) -> frozenset[int]:

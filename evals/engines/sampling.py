@@ -11,8 +11,6 @@ CACHED_ELEMENTS = 1 << 18
 """logits that a CPU looks at together: several passes over 1 MiB stay in its cache, over a whole batch they do not"""
 BLOCK = 256
 """tokens whose probabilities are summed before the block that holds the sampled token is searched"""
-NUCLEUS_TRIED = 512
-"""most probable tokens in which the nucleus is looked for before the whole vocabulary is sorted"""
 
 
 def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
@@ -49,7 +47,7 @@ def _sample_rows(
     if uniform_B is None:
         token_B = scaled_BV.argmax(-1)
     elif sampling.top_p < 1:
-        token_B = _draw_from_nucleus(weight_BV, sampling.top_p, uniform_B)
+        token_B = invert(nucleus(weight_BV, sampling.top_p), uniform_B)
     else:
         token_B = invert(weight_BV, uniform_B)
     chosen_B1 = scaled_BV.gather(1, token_B[:, None]) - highest_B1
@@ -87,24 +85,19 @@ def _first_above(cdf_BV: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cdf_BV, torch.minimum(target_B1, below_B1), right=True)
 
 
-def _draw_from_nucleus(weight_BV: torch.Tensor, top_p: float, uniform_B: torch.Tensor) -> torch.Tensor:
-    weight_BK, order_BK, found_B = nucleus(weight_BV, top_p, min(NUCLEUS_TRIED, weight_BV.shape[1]))
-    token_B = order_BK.gather(1, invert(weight_BK, uniform_B)[:, None])[:, 0]
-    wide = (~found_B).nonzero()[:, 0]  # whether a row is wide is its own affair: its token has no other cause
-    if len(wide):
-        weight_WV, order_WV, _ = nucleus(weight_BV[wide], top_p, weight_BV.shape[1])
-        token_B[wide] = order_WV.gather(1, invert(weight_WV, uniform_B[wide])[:, None])[:, 0]
-    return token_B
+def nucleus(weight_BV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Zero all but the most probable tokens, as few as reach the share `top_p` of the mass (Holtzman et al., 2019).
 
-
-def nucleus(weight_BV: torch.Tensor, top_p: float, tried: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The smallest set of most probable tokens whose mass reaches `top_p` (Holtzman et al., 2019).
-
-    Looked for among the `tried` (K) most probable tokens. Returns their weights [B, K], 0 outside the set, their ids
-    [B, K], and whether the set lies within them [B].
+    Tokens as probable as the last one needed stay as well. No sorting: floats that are not negative are ordered as the
+    integers of the same bits, so the smallest weight to keep is found by halving that range, exactly.
     """
-    top_BK, order_BK = weight_BV.topk(tried, dim=-1)
-    mass_BK = top_BK.cumsum(-1, dtype=torch.float64)
-    wanted_B1 = top_p * weight_BV.sum(-1, keepdim=True).double()
-    found_B = (mass_BK[:, -1:] >= wanted_B1)[:, 0] | (tried == weight_BV.shape[1])
-    return top_BK.masked_fill(mass_BK - top_BK >= wanted_B1, 0.0), order_BK, found_B
+    wanted_B1 = top_p * weight_BV.sum(-1, keepdim=True)
+    keep_B1 = torch.zeros_like(wanted_B1, dtype=torch.int32)  # weights from here on reach the share
+    drop_B1 = weight_BV.amax(-1, keepdim=True).view(torch.int32) + 1  # weights from here on do not: there is none
+    kept_BV = torch.empty_like(weight_BV)
+    for _ in range(31):
+        middle_B1 = keep_B1 + (drop_B1 - keep_B1) // 2
+        torch.ge(weight_BV, middle_B1.view(torch.float32), out=kept_BV)  # into floats: masks of bool are slow here
+        enough_B1 = kept_BV.mul_(weight_BV).sum(-1, keepdim=True) >= wanted_B1
+        keep_B1, drop_B1 = torch.where(enough_B1, middle_B1, keep_B1), torch.where(enough_B1, drop_B1, middle_B1)
+    return torch.ge(weight_BV, keep_B1.view(torch.float32), out=kept_BV).mul_(weight_BV)

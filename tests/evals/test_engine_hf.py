@@ -7,8 +7,8 @@ import torch
 from scipy.stats import chisquare
 
 from evals.engines import Request, Sampling, load_engine
+from evals.engines.decoding import AnyCache, SharedPrompts
 from evals.engines.hf import HFEngine, end_of_sequence_ids
-from evals.engines.sampling import nucleus, sample, uniforms
 from evals.errors import UserError
 
 GREEDY = Sampling(max_tokens=24, temperature=0)
@@ -130,25 +130,6 @@ def test_end_of_sequence_ids_come_from_generation_config_and_tokenizer(engine):
         end_of_sequence_ids(type(config)(), without)
 
 
-def test_nucleus_keeps_the_smallest_set_that_reaches_the_mass():
-    p = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
-
-    def kept(top_p, tried):
-        weight, order, found = nucleus(p, top_p, tried)
-        return dict(zip(order[weight > 0].tolist(), weight[weight > 0].tolist(), strict=True)), bool(found)
-
-    assert kept(0.7, 4) == kept(0.7, 2) == ({1: 0.5, 3: 0.25}, True)
-    assert kept(0.5, 4) == kept(0.5, 1) == ({1: 0.5}, True)
-    assert kept(0.7, 1)[1] is False
-    uniform = torch.tensor([0.0, 0.4, 0.6, 0.7, 0.999], dtype=torch.float64)
-    tokens, _ = sample(p.log().expand(5, -1), Sampling(1, 1.0, 0.7), uniform)
-    assert set(tokens.tolist()) == {1, 3}
-
-
-def test_uniforms_of_a_row_depend_on_its_seed_only():
-    assert (uniforms([1, 2, 3], 5)[2] == uniforms([3], 9)[0, :5]).all()
-
-
 def test_prompts_that_do_not_fit_are_refused_with_the_numbers(engine):
     with pytest.raises(UserError, match=r"300 tokens and max_tokens is 10, .* of 256"):
         list(engine.generate([Request((5,) * 300, (0,))], Sampling(10)))
@@ -161,12 +142,15 @@ def test_nothing_asked_nothing_made(engine):
 
 
 def test_sequences_that_decode_together_keep_a_memory_budget(engine, monkeypatch):
-    """SmolLM2 with 2,048 new tokens would want 27 GB for 256 sequences at once."""
+    """SmolLM2 with 2,048 new tokens would want 24 GB for 256 sequences at once."""
     seen = []
-    monkeypatch.setattr(engine, "_cache_bytes", lambda: engine._token_bytes() * (4 + 20) * 3)
     monkeypatch.setattr(engine, "_decode", lambda wave, *rest: seen.append(len(wave)) or iter(()))
-    list(engine.generate(ask(engine, ["3+5="], range(8)), Sampling(20)))
-    assert seen == [3, 3, 2]
+    for decoder, tokens in ((SharedPrompts, 4 + 3 * 20), (AnyCache, 3 * (4 + 20))):
+        monkeypatch.setattr(engine, "_decoder", decoder)
+        for budget in (tokens, tokens - 1):
+            monkeypatch.setattr(engine, "_cache_bytes", lambda budget=budget: engine._token_bytes() * budget)
+            list(engine.generate(ask(engine, ["3+5="], range(8)), Sampling(20)))
+    assert seen == [3, 3, 2, 2, 2, 2, 2] * 2
 
 
 def test_unknown_engine_and_folders_that_are_no_model(tmp_path, tiny):
