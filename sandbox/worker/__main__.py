@@ -1,4 +1,4 @@
-"""`python -I -S .../sandbox/worker OPTIONS`: the worker, without the rest of the package in its memory."""
+"""`python -s -S -P -B .../sandbox/worker [JSON]`: the worker, without the rest of the package in its memory."""
 
 import os
 import sys

@@ -164,6 +164,7 @@ def test_ten_thousand_programs_leave_nothing(embedded):
     kinds = [ADD, "print(0)", "1/0", "print(", "open('/tmp/x', 'w').write('x' * 100000)", "import os\nos._exit(0)"]
     with Sandbox(embedded, workers=2, cache=0) as sandbox:
         sandbox.judge_sync([Program(f"{kind}#w{i}") for i in range(4) for kind in kinds], SUM)
+        time.sleep(1)  # until each worker has forked its next supervisor
         before = tables()
         expected = ["AC", "WA", "RE", "CE", "WA", "WA"]
         for batch in range(10):
