@@ -183,9 +183,14 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
         )
     try:
         config = AutoConfig.from_pretrained(folder)
-        loaded = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=getattr(torch, dtype))
+        loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  (the stub knows one result)
+            folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+        )
     except (OSError, ValueError) as e:
         raise UserError(_cannot_load(model, "model", looks_local, e)) from e
+    if missing := sorted(report["missing_keys"]):  # the library fills them with random numbers and goes on
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise UserError(_cannot_load(model, "model", looks_local, ValueError(f"it has no weights for {shown}")))
     if looks_local and not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
         # the library would make an empty tokenizer, which turns every prompt into nothing
         raise UserError(_cannot_load(model, "tokenizer", True, FileNotFoundError("none of its files is there")))

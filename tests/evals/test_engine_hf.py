@@ -1,5 +1,6 @@
 """The HF engine: exact where it is greedy, right in distribution where it samples, whatever shares the batch."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from scipy.stats import chisquare
 
 from evals.engines import Request, Sampling, load_engine
 from evals.engines.decoding import AnyCache, SharedPrompts
-from evals.engines.hf import HFEngine, end_of_sequence_ids
+from evals.engines.hf import HFEngine, end_of_sequence_ids, load_model
 from evals.errors import UserError
 
 GREEDY = Sampling(max_tokens=24, temperature=0)
@@ -160,3 +161,15 @@ def test_unknown_engine_and_folders_that_are_no_model(tmp_path, tiny):
         load_engine("hf", str(tmp_path))
     with pytest.raises(UserError, match="cannot load the model"):
         load_engine("hf", "nobody/nothing")
+
+
+def test_a_model_folder_without_some_of_its_weights_is_refused(tiny, tmp_path):
+    """The library would fill them with random numbers and go on."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"no weights for model\.layers\.1\.mlp\.up_proj"):
+        load_model(str(tmp_path / "model"), device="cpu")
