@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch.nn.functional import linear
 
 from agpo.packing import NAME, Sequence_, pack, packed_hidden
 from evals.errors import UserError
@@ -77,14 +76,19 @@ class _SampledLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_TH, weight_VH, bias_V, target_T, temperature: float, with_entropy: bool):  # type: ignore[override]
         logps, entropies, sums = [], [], []
-        for hidden_CH, target_C in _chunks(weight_VH, hidden_TH, target_T):
-            logits_CV = _logits(hidden_CH, weight_VH, bias_V, temperature)
-            sum_C = logits_CV.logsumexp(-1)
-            logps.append(logits_CV.gather(1, target_C[:, None])[:, 0] - sum_C)
-            sums.append(sum_C)
+        buffer_CV = _buffer(hidden_TH, weight_VH)
+        for hidden_CH, target_C in _chunks(hidden_TH, target_T, buffer_CV):
+            logits_CV = _logits(hidden_CH, weight_VH, bias_V, temperature, buffer_CV)
+            at_target_C = logits_CV.gather(1, target_C[:, None])[:, 0]
             if with_entropy:
+                sum_C = logits_CV.logsumexp(-1)
                 p_CV = (logits_CV - sum_C[:, None]).exp_()
                 entropies.append(sum_C - p_CV.mul_(logits_CV).sum(-1))
+            else:
+                most_C1 = logits_CV.amax(-1, keepdim=True)
+                sum_C = logits_CV.sub_(most_C1).exp_().sum(-1).log_() + most_C1[:, 0]
+            logps.append(at_target_C - sum_C)
+            sums.append(sum_C)
         entropy_T = torch.cat(entropies) if with_entropy else None
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, target_T, torch.cat(sums), entropy_T)
         ctx.temperature = temperature
@@ -98,17 +102,16 @@ class _SampledLogProbs(torch.autograd.Function):
         grad_hidden_TH = torch.empty_like(hidden_TH)
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=exact) if wants_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=exact) if wants_bias else None
-        start = 0
-        for hidden_CH, target_C in _chunks(weight_VH, hidden_TH, target_T):
+        start, buffer_CV = 0, _buffer(hidden_TH, weight_VH)
+        for hidden_CH, target_C in _chunks(hidden_TH, target_T, buffer_CV):
             part = slice(start, start + len(target_C))
             start += len(target_C)
-            logp_CV = _logits(hidden_CH, weight_VH, bias_V, ctx.temperature).sub_(sum_T[part, None])
-            p_CV = logp_CV.exp()
+            logp_CV = _logits(hidden_CH, weight_VH, bias_V, ctx.temperature, buffer_CV).sub_(sum_T[part, None])
             if entropy_T is not None and grad_entropy_T is not None:
-                slope_C1 = grad_entropy_T[part, None]
+                slope_C1, p_CV = grad_entropy_T[part, None], logp_CV.exp()
                 grad_CV = p_CV * (logp_CV + entropy_T[part, None]) * -slope_C1 - p_CV * grad_logp_T[part, None]
             else:
-                grad_CV = p_CV.mul_(-grad_logp_T[part, None])
+                grad_CV = logp_CV.exp_().mul_(-grad_logp_T[part, None])
             grad_CV.scatter_add_(1, target_C[:, None], grad_logp_T[part, None])
             grad_CV = grad_CV.div_(ctx.temperature).to(weight_VH.dtype)
             grad_hidden_TH[part] = grad_CV @ weight_VH
@@ -123,15 +126,32 @@ class _SampledLogProbs(torch.autograd.Function):
         return grad_hidden_TH, *grads, None, None, None
 
 
-def _chunks(weight_VH: torch.Tensor, hidden_TH: torch.Tensor, target_T: torch.Tensor):
+def _buffer(hidden_TH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
+    """Room for the logits of a chunk, [C, V]: one piece of memory for all chunks: nothing for an allocator to keep."""
     size = max(1, LOGITS_AT_ONCE.get(weight_VH.device.type, 1 << 26) // len(weight_VH))
-    return zip(hidden_TH.split(size), target_T.split(size), strict=True)
+    dtype = torch.promote_types(weight_VH.dtype, torch.float32)
+    return weight_VH.new_empty(min(size, len(hidden_TH)), len(weight_VH), dtype=dtype)
 
 
-def _logits(hidden_CH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None, temperature: float):
-    """[C, V] logits over the temperature, at least in float32, in memory of their own."""
-    logits_CV = linear(hidden_CH, weight_VH, bias_V)
-    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+def _chunks(hidden_TH: torch.Tensor, target_T: torch.Tensor, buffer_CV: torch.Tensor):
+    return zip(hidden_TH.split(len(buffer_CV)), target_T.split(len(buffer_CV)), strict=True)
+
+
+def _logits(
+    hidden_CH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    temperature: float,
+    buffer_CV: torch.Tensor,
+) -> torch.Tensor:
+    """[C, V] logits over the temperature, at least in float32, in the buffer."""
+    logits_CV = buffer_CV[: len(hidden_CH)]
+    if weight_VH.dtype == logits_CV.dtype:
+        torch.mm(hidden_CH, weight_VH.T, out=logits_CV)
+    else:
+        logits_CV.copy_(hidden_CH @ weight_VH.T)
+    if bias_V is not None:
+        logits_CV += bias_V
     return logits_CV if temperature == 1 else logits_CV.div_(temperature)
 
 

@@ -110,8 +110,8 @@ def test_the_cut_into_attention_blocks_changes_nothing(monkeypatch):
 
 def test_no_logits_of_all_tokens_ever_exist(monkeypatch):
     seen = []
-    linear = logprobs.linear
-    monkeypatch.setattr(logprobs, "linear", lambda *a: seen.append(linear(*a)) or seen[-1])
+    buffer = logprobs._buffer
+    monkeypatch.setattr(logprobs, "_buffer", lambda *a: seen.append(buffer(*a)) or seen[-1])
     monkeypatch.setitem(logprobs.LOGITS_AT_ONCE, "cpu", 5 * VOCABULARY)
     model = make("llama")
     log_probs(model, sequences(), 1.0)[0].sum().backward()
