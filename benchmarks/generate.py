@@ -37,9 +37,9 @@ def prompts_of(tokenizer: Any, tiny: bool) -> list[tuple[int, ...]]:
     for _ in range(PROMPTS):
         name, thing = draw.choice(names), draw.choice(things)
         text = (
-            f"{name} has {draw.randint(20, 99)} {thing} and gives {draw.randint(2, 19)} of them to a friend. On each "
-            f"of the next {draw.randint(2, 9)} days {name} buys {draw.randint(2, 30)} more {thing}. How many {thing} does "
-            f"{name} have at the end? Think step by step, and give the final answer as a number."
+            f"{name} has {draw.randint(20, 99)} {thing} and gives {draw.randint(2, 19)} of them to a friend. "
+            f"On each of the next {draw.randint(2, 9)} days {name} buys {draw.randint(2, 30)} more {thing}. "
+            f"How many {thing} does {name} have at the end? Think step by step, and give the final answer as a number."
         )
         chat = [{"role": "user", "content": text}]
         rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
