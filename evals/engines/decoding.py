@@ -97,12 +97,9 @@ class SharedPrompts:
         """Give every row a place in the grid [P, N] of its prompt's rows; None where rows fill the grid in order."""
         count_P = np.bincount(self.prompt_of_row, minlength=len(self.layers[0].prompt[0]))
         self.most = int(count_P.max())
-        order = np.argsort(self.prompt_of_row, kind="stable")
-        place_B = np.empty(len(order), dtype=np.int64)
-        starts = np.cumsum(count_P) - count_P
-        place_B[order] = (
-            np.arange(len(order)) - np.repeat(starts, count_P) + np.repeat(np.arange(len(count_P)) * self.most, count_P)
-        )
+        rank_B = np.empty(len(self.prompt_of_row), dtype=np.int64)
+        rank_B[np.argsort(self.prompt_of_row, kind="stable")] = np.concatenate([np.arange(n) for n in count_P])
+        place_B = self.prompt_of_row * self.most + rank_B
         in_order = len(place_B) == len(count_P) * self.most and (place_B == np.arange(len(place_B))).all()
         self.place_B = None if in_order else torch.from_numpy(place_B).to(self.device)
 
@@ -169,8 +166,7 @@ class SharedPrompts:
         """[P * H, N * R, k] -> [B * H, R, k], the inverse of `_by_prompt`."""
         _, NR, k = x.shape
         R = NR // self.most
-        x = x.view(-1, H, self.most, R, k).transpose(1, 2)
-        x = x.reshape(-1, H, R, k)
+        x = x.view(-1, H, self.most, R, k).transpose(1, 2).reshape(-1, H, R, k)
         if self.place_B is not None:
             x = x.index_select(0, self.place_B)
         return x.reshape(-1, R, k)
@@ -329,8 +325,8 @@ class AnyCache:
         self.cache: Any = DynamicCache(config=model.config)
         if not any(isinstance(layer, DynamicLayer) for layer in self.cache.layers):
             raise UserError(
-                f"{type(model).__name__} has no attention layer: its state is not made of keys and "
-                "values, and the hf engine would forget all but the last token. Serve it with another engine."
+                f"{type(model).__name__} has no attention layer: its state is not made of keys and values, and the hf "
+                "engine would forget all but the last token. Serve it with another engine."
             )
         self.mask_BS, self.logits_BV = prefill(model, prompts, self.cache)
         self.position_B = self.mask_BS.sum(1)

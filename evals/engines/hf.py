@@ -71,15 +71,17 @@ class HFEngine:
         budget = self._cache_bytes() // self._token_bytes()
         shared = self._decoder is SharedPrompts
         wave: list[tuple[int, int]] = []
-        for i in order:
-            for repeat in range(len(requests[i].seeds)):
-                prompts = len({request for request, _ in wave} | {i}) if shared else len(wave) + 1
-                tokens = (len(wave) + 1) * max_tokens + prompts * len(requests[i].prompt_ids)
-                if wave and (len(wave) >= self.max_sequences or tokens > budget):
-                    yield wave
-                    wave = []
-                wave.append((i, repeat))
-        yield wave
+        prompts = 0  # in the wave; without sharing every row has its own
+        for i, repeat in ((i, repeat) for i in order for repeat in range(len(requests[i].seeds))):
+            new = not shared or not wave or wave[-1][0] != i
+            tokens = (len(wave) + 1) * max_tokens + (prompts + new) * len(requests[i].prompt_ids)
+            if wave and (len(wave) >= self.max_sequences or tokens > budget):
+                yield wave
+                wave, prompts, new = [], 0, True
+            wave.append((i, repeat))
+            prompts += new
+        if wave:
+            yield wave
 
     def _token_bytes(self) -> int:
         """Keys and values of one token in all layers."""

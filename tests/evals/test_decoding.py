@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evals.engines import Request, Sampling, hf
-from evals.engines.decoding import AnyCache, SharedPrompts, fill_holes, shares_prompts
+from evals.engines.decoding import HARMLESS, AnyCache, SharedPrompts, fill_holes, shares_prompts
 from evals.engines.hf import HFEngine
 from evals.errors import UserError
 
@@ -67,6 +67,13 @@ def small(family):
 @pytest.fixture(scope="module")
 def tokenizer(tiny):
     return HFEngine.load(tiny).tokenizer
+
+
+def shapes(model):
+    """A list that grows with the shape of every input of the model."""
+    seen = []
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True)
+    return seen
 
 
 PROMPTS = [(5, 6, 7, 8, 9, 10, 11), (12,), (6, 6, 9, 13), (7, 5, 4, 3)]
@@ -149,23 +156,32 @@ def test_the_completions_of_a_prompt_share_its_prefill(family, tokenizer):
     model = small(family)
     engine = HFEngine(model, tokenizer)
     assert engine._decoder  # its trial is not counted
-    seen = []
-    hook = model.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
+    seen = shapes(model)
     list(engine.generate([Request(PROMPTS[0], tuple(range(9)))], Sampling(2)))
-    hook.remove()
-    assert seen[0] == (1, len(PROMPTS[0]))
-    assert seen[1:] == [(9, 1)]
+    assert seen == [(1, len(PROMPTS[0])), (9, 1)]
 
 
 def test_prompts_are_prefilled_in_parts_of_bounded_size(tokenizer, monkeypatch):
-    monkeypatch.setattr("evals.engines.decoding.PREFILL_TOKENS", 10)
     model = small("qwen2-tied")
     engine = HFEngine(model, tokenizer)
+    assert engine._decoder
+    monkeypatch.setattr("evals.engines.decoding.PREFILL_TOKENS", 10)
+    seen = shapes(model)
     got = {o.request: o.completion for o in engine.generate([Request(p, (0,)) for p in PROMPTS], Sampling(20, 0.0))}
     for i, prompt in enumerate(PROMPTS):
         assert got[i].token_ids == greedy(model, prompt, 20)
+    assert seen[:3] == [(2, 4), (1, 4), (1, 7)]  # the shortest first, at most ten tokens with their padding
+
+
+@pytest.mark.parametrize("family", ["qwen2-tied", "mistral-sliding"])
+def test_finished_rows_cost_nothing(family, tokenizer, monkeypatch):
+    model = small(family)
+    engine = HFEngine(model, tokenizer)
+    assert engine._decoder
+    monkeypatch.setattr(hf, "COMPACT_BELOW", 1.1)
+    seen = shapes(model)
+    outputs = list(engine.generate([Request(p, tuple(range(4))) for p in PROMPTS], Sampling(30, 3.0)))
+    assert sum(rows for rows, _ in seen[1:]) == sum(len(o.completion.token_ids) - 1 for o in outputs)
 
 
 @pytest.mark.parametrize("family", ["qwen2-tied", "mistral-sliding"])
@@ -234,6 +250,13 @@ def test_a_model_without_attention_is_refused(tokenizer):
     engine.model, engine.max_sequences, engine.max_context = model, 4, 99
     with pytest.raises(UserError, match="MambaForCausalLM has no attention layer"):
         list(engine.generate([Request((5, 6), (0,))], Sampling(2)))
+
+
+def test_a_window_longer_than_the_trial_is_seen_in_the_configuration(monkeypatch):
+    config = AutoConfig.for_model("mistral", **{**SMALL, "sliding_window": 50})
+    model = AutoModelForCausalLM.from_config(config)
+    monkeypatch.setattr("evals.engines.decoding.HARMLESS", {*HARMLESS, "sliding_window"})
+    assert not shares_prompts(model)
 
 
 @pytest.mark.slow

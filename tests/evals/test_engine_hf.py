@@ -140,6 +140,7 @@ def test_prompts_that_do_not_fit_are_refused_with_the_numbers(engine):
 
 def test_nothing_asked_nothing_made(engine):
     assert list(engine.generate([], Sampling(10))) == []
+    assert list(engine.generate([Request((5, 6), ())], Sampling(10))) == []
 
 
 def test_sequences_that_decode_together_keep_a_memory_budget(engine, monkeypatch):

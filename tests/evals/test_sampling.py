@@ -29,7 +29,9 @@ def test_inverting_by_blocks_is_inverting_the_whole_distribution_function(width)
 def test_an_index_without_weight_is_never_drawn(width):
     weight = torch.zeros(4, width)
     weight[:, [7, 250]] = torch.tensor([1e-30, 1.0])
-    edges = torch.tensor([0.0, 1e-31, 0.5, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    edges = torch.tensor(
+        [0.0, 1e-31, 0.5, 1.0], dtype=torch.float64
+    )  # 1 is what rounding can make of the largest number
     assert invert(weight, edges).tolist() == [7, 7, 250, 250]
 
 
@@ -88,3 +90,9 @@ def test_nucleus_is_what_sorting_finds(top_p, spread):
     assert differing.max() <= 1  # a token exactly at the edge, by float32 rounding
     assert (differing == 0).float().mean() >= 0.9
     assert nucleus(torch.tensor([[0.0, 1.0, 0.0]]), 0.5).tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_nucleus_tells_weights_apart_that_differ_in_their_last_bit():
+    weight = (1 + torch.randperm(100, generator=torch.Generator().manual_seed(0)) * 2.0**-23)[None]
+    assert (nucleus(weight, 0.5) > 0).sum() == 50
+    assert (nucleus(torch.ones(1, 10), 0.3) > 0).all()  # none of them is more probable than the others
