@@ -73,7 +73,7 @@ def invert(weight_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     start_B1 = edges_BN.gather(1, (block_B1 - 1).clamp(min=0)).masked_fill(block_B1 == 0, 0.0)
     share_B1 = (target_B1 - start_B1) / (edges_BN.gather(1, block_B1) - start_B1)
     inner_BK = weight_BNK.gather(1, block_B1[:, :, None].expand(-1, 1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
-    return (block_B1 * BLOCK + _first_above(inner_BK, share_B1 * inner_BK[:, -1:]))[:, 0]
+    return (block_B1 * BLOCK + _first_above(inner_BK, share_B1 * inner_BK[:, -1:]))[:, 0].clamp_(max=width - 1)
 
 
 def _first_above(cdf_BV: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,10 @@ def _first_above(cdf_BV: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
     Rounding can lift a target to that last entry; it is then moved just under it, to an index that has weight.
     """
     below_B1 = torch.nextafter(cdf_BV[:, -1:], torch.zeros_like(target_B1))
-    return torch.searchsorted(cdf_BV, torch.minimum(target_B1, below_B1), right=True)
+    index_B1 = torch.searchsorted(cdf_BV, torch.minimum(target_B1, below_B1), right=True)
+    # Weights that are no numbers are above nothing. Some token is drawn: its log-probability, which is no number
+    # either, says that the model is broken.
+    return index_B1.clamp_(max=cdf_BV.shape[1] - 1)
 
 
 def nucleus(weight_BV: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -22,7 +22,7 @@ class Chat:
         assert not tokenize
         return "<s>" + "".join(f"[{m['role']}]{m['content']}" for m in chat) + "[assistant]"
 
-    def __call__(self, text, add_special_tokens):
+    def __call__(self, text, add_special_tokens, **_):
         ids = [0] * add_special_tokens + [ord(c) for c in text]
         return type("Encoding", (), {"input_ids": ids})()
 

@@ -96,3 +96,10 @@ def test_nucleus_tells_weights_apart_that_differ_in_their_last_bit():
     weight = (1 + torch.randperm(100, generator=torch.Generator().manual_seed(0)) * 2.0**-23)[None]
     assert (nucleus(weight, 0.5) > 0).sum() == 50
     assert (nucleus(torch.ones(1, 10), 0.3) > 0).all()  # none of them is more probable than the others
+
+
+@pytest.mark.parametrize("width", [20, 50_000])
+def test_logits_that_are_no_numbers_give_a_token_whose_log_probability_is_none_either(width):
+    token_B, logp_B = sample(torch.full((2, width), float("nan")), Sampling(1), torch.tensor([0.1, 0.9]).double())
+    assert all(0 <= token < width for token in token_B.tolist())
+    assert logp_B.isnan().all()
