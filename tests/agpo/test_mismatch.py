@@ -50,7 +50,8 @@ def test_the_gap_is_at_rounding_after_every_sync_and_training_is_that_of_the_sha
     run, sync = run_with("objective=grpo")
     seen = list(steps(run, sync, 3))
     assert all(0 <= m["mismatch/gap_mean"] <= m["mismatch/gap_max"] < 1e-3 for m in seen)
-    shared = set_up(load_config("tiny", [*SMALL, "objective=grpo", f"out={tmp_path}/shared"]), f"{tmp_path}/shared.db", None, None)
+    config = load_config("tiny", [*SMALL, "objective=grpo", f"out={tmp_path}/shared"])
+    shared = set_up(config, f"{tmp_path}/shared.db", None, None)
     mine = list(steps(shared, lambda: None, 3))
     assert all(m["mismatch/gap_max"] < 1e-3 for m in mine)
     for ours, theirs in zip(mine, seen, strict=True):
