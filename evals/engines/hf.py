@@ -72,7 +72,8 @@ class HFEngine:
         shared = self._decoder is SharedPrompts
         wave: list[tuple[int, int]] = []
         prompts = 0  # in the wave; without sharing every row has its own
-        for i, repeat in ((at, k) for at in order for k in range(len(requests[at].seeds))):
+        pairs = ((request, repeat) for request in order for repeat in range(len(requests[request].seeds)))
+        for i, repeat in pairs:
             new = not shared or not wave or wave[-1][0] != i
             tokens = (len(wave) + 1) * max_tokens + (prompts + new) * len(requests[i].prompt_ids)
             if wave and (len(wave) >= self.max_sequences or tokens > budget):
