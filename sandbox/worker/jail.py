@@ -14,6 +14,8 @@ from sandbox.worker import libc
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 SCRATCH_MB, SCRATCH_INODES = 64, 1000
 INNER_ID = 1000
+FROM_TMP = "/outside"
+"""what lies below /tmp on the machine is put below this instead: the programs' own /tmp covers the other"""
 HOST_ID = 65534  # what root's programs are on the outside: the overflow id, which owns nothing
 
 _ALL_BUT_USER = (
@@ -76,6 +78,11 @@ def detached_proc() -> int:
         return -1
 
 
+def inside(path: str) -> str:
+    """Where an absolute, resolved path of the machine lies in the new root."""
+    return FROM_TMP + path if path.startswith("/tmp/") else path
+
+
 def build_root(paths: list[str]) -> None:
     """Replace the root by one that holds `paths` (absolute, resolved), the devices and an empty /tmp."""
     libc.mount("none", "/", "none", libc.MS_REC | libc.MS_PRIVATE)
@@ -83,7 +90,7 @@ def build_root(paths: list[str]) -> None:
     held += [(path, _hold(path, libc.MS_NOSUID | libc.MS_NOEXEC)) for path in DEVICES]
     libc.mount("tmpfs", "/tmp", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "size=1m,mode=755")
     for path, fd in held:
-        target = "/tmp" + path
+        target = "/tmp" + inside(path)
         if os.path.isdir(f"/proc/self/fd/{fd}"):
             os.makedirs(target, exist_ok=True)
         else:

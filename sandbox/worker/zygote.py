@@ -121,7 +121,8 @@ def _enter(config: Config, commands: socket.socket, gate: socket.socket | None) 
         gate.close()
         jail.become_inner()
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
-    _serve(config, commands, proc, readable)
+    config = config._replace(sites=tuple(map(jail.inside, config.sites)))
+    _serve(config, commands, proc, list(map(jail.inside, readable)))
 
 
 def _serve(config: Config, commands: socket.socket, proc: int, readable: list[str]) -> None:

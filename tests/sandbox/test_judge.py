@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -286,3 +288,20 @@ def test_expected_answers_never_cross_the_channel(embedded, monkeypatch):
     assert report.verdict == "WA"
     assert b"given-4711" in b"".join(sent)
     assert b"answer-08" not in b"".join(sent)
+
+
+def test_packages_of_an_environment_below_tmp_can_be_imported(embedded, monkeypatch):
+    """A checkout under /tmp is common on CI machines; the programs' own /tmp must not hide it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        package = Path(folder) / "package_below_tmp"
+        package.mkdir()
+        (package / "__init__.py").write_text("from package_below_tmp.part import answer\n")
+        (package / "part.py").write_text("answer = 42\n")
+        for path in (Path(folder), package, *package.iterdir()):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        monkeypatch.syspath_prepend(folder)
+        backend = type(embedded)(embedded.level, packages=("package_below_tmp",))
+        source = "import os, package_below_tmp\nprint(package_below_tmp.answer, os.listdir('/tmp'))"
+        with Sandbox(backend, workers=1) as box:
+            report = judge(box, source, Problem([Test("", "42 []")]))
+        assert report.verdict == "AC", report
