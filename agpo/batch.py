@@ -158,6 +158,11 @@ def _minibatch(step: Sequence[Group], places: Sequence[int], objective: Objectiv
     )
 
 
+def plain_tokens(groups: Sequence[Group]) -> int:
+    """Tokens of all samples, each with its prompt: what a trainer that saves nothing runs."""
+    return sum(len(g.prompt_ids) + len(s.completion.token_ids) for g in groups for s in g.samples)
+
+
 def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
     """[G, N] float64 rewards of the groups' samples; NaN where a sample is not scorable."""
     return torch.tensor(

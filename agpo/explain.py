@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from agpo.batch import Group, MiniBatch, Row, micro_batches
+from agpo.batch import Group, MiniBatch, micro_batches, plain_tokens
 from agpo.logprobs import Layout
 from agpo.objective import Objective
-from agpo.policy import Settings, rows_with_gradient, tokens_of
+from agpo.policy import Settings, known_at_ratio_1, may_move, rows_to_run, tokens_of
 
 
 def explain(
@@ -20,13 +20,12 @@ def explain(
     table.add_column("what happens")
     moved, least, most = False, 0, 0
     for number, minibatch in enumerate(plan, 1):
-        known = not moved and not objective.beta and settings.tis_cap is None
-        wanted = _wanted(minibatch, objective, known)
+        known = not moved and known_at_ratio_1(objective, settings)
+        wanted = rows_to_run(minibatch, objective, known)
         parts = micro_batches(minibatch.rows, wanted, settings.micro_batch_tokens, layout)
         tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for part in parts)
         least, most = least + (tokens if known else 0), most + tokens
-        fate = _fate(minibatch, objective, known)
-        moved = moved or bool(tokens)
+        moved = moved or may_move(minibatch, objective, known)
         table.add_row(
             str(number),
             str(len(minibatch.groups)),
@@ -35,26 +34,17 @@ def explain(
             f"{minibatch.at_ratio_1.value:+.4f}" if known else "unknown",
             f"{tokens:,}",
             str(len(parts)),
-            fate,
+            _fate(minibatch, objective, known, bool(wanted)),
         )
-    whole = sum(len(g.prompt_ids) + len(s.completion.token_ids) for g in groups for s in g.samples)
-    return table, _sentences(whole, least if objective.clip == "max0" else most, most, plan, layout)
+    return table, _sentences(plain_tokens(groups), least if objective.clip == "max0" else most, most, plan, layout)
 
 
-def _wanted(minibatch: MiniBatch, objective: Objective, known: bool) -> list[int]:
-    rows: Sequence[Row] = minibatch.rows
-    wanted = rows_with_gradient(rows, objective)
-    if known and not objective.entropy_coef and objective.clip_scope != "micro_batch":
-        wanted = [i for i in wanted if rows[i].scale_at_ratio_1 > 0]
-    return wanted
-
-
-def _fate(minibatch: MiniBatch, objective: Objective, known: bool) -> str:
-    if not minibatch.rows:
+def _fate(minibatch: MiniBatch, objective: Objective, known: bool, runs: bool) -> str:
+    if not minibatch.live_groups and not runs:
         return "no live group: nothing to run, nothing moves"
     if not known:
         return "L is known after the forward pass" if objective.clip == "max0" else "update"
-    if not _wanted(minibatch, objective, known):
+    if not runs:
         tie = ", a tie" if minibatch.at_ratio_1.tie else ""
         return f"clipped{tie}: L is not positive, so it is not run"
     return "update"

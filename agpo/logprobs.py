@@ -5,7 +5,7 @@ The logits of a chunk of tokens exist while that chunk is looked at, in forward 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -188,9 +188,9 @@ def choose_layout(model: Any, longest: int) -> Layout:
     )
 
 
-class _Probe:
-    def __init__(self, prompt_ids: tuple[int, ...], response_ids: tuple[int, ...]):
-        self.prompt_ids, self.response_ids = prompt_ids, response_ids
+class _Probe(NamedTuple):
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
 
 
 _PROBES = (((1, 2, 3), (4, 5)), ((1, 2, 3), (6, 7, 8, 9)), ((5, 4), (3, 2, 1)))

@@ -9,7 +9,7 @@ import torch
 from agpo.batch import MiniBatch, micro_batches
 from agpo.objective import Objective, logp_gap
 from agpo.optimizer import FLOAT32_OR_MORE
-from agpo.policy import Policy, Settings, rows_with_gradient, with_old_logps
+from agpo.policy import Policy, Settings, known_at_ratio_1, may_move, rows_to_run, with_old_logps
 from evals.errors import UserError
 
 MAX_GAP, MAX_GAP_HALF = 0.02, 0.2
@@ -27,9 +27,9 @@ def against_trainer(
     measured: list[MiniBatch] = []
     moves = False  # whether the policy may have moved before this mini-batch
     for minibatch in plan:
-        moves = moves or not minibatch.at_ratio_1.clipped or bool(objective.beta or settings.tis_cap)
-        rows = list(minibatch.rows)
-        wanted = rows_with_gradient(rows, objective) if moves else []
+        known = not moves and known_at_ratio_1(objective, settings)
+        moves = moves or may_move(minibatch, objective, known)
+        rows, wanted = list(minibatch.rows), rows_to_run(minibatch, objective, known)
         for i, row in zip(wanted, with_old_logps(policy, [rows[i] for i in wanted], settings), strict=True):
             rows[i] = row
         measured.append(replace(minibatch, rows=tuple(rows)))

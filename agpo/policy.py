@@ -84,15 +84,15 @@ def update(
     """
     rows = minibatch.rows
     losses = partial(_losses, policy, objective, settings, on_policy)
-    known = on_policy and not objective.beta and settings.tis_cap is None
-    wanted = rows_with_gradient(rows, objective)
+    known = on_policy and known_at_ratio_1(objective, settings)
+    wanted = rows_to_run(minibatch, objective, known)
     for group in policy.trained.optimizer.param_groups:
         group["lr"] = policy.lr_at(policy.updates)
     policy.trained.optimizer.zero_grad(set_to_none=True)
     cut = partial(micro_batches, rows, budget=settings.micro_batch_tokens, layout=policy.layout)
     with attention_of(policy.model, policy.layout), checkpointing(policy.model):
         scales = _scales_before_gradient(rows, objective, known, cut(wanted), losses)
-        if scales and not objective.entropy_coef:  # what has f' = 0 adds nothing to the gradient: it is not run at all
+        if scales and not known and not objective.entropy_coef:  # what has f' = 0 adds nothing to the gradient
             wanted = [i for i in wanted if scales[i] != 0]  # NaN runs, and is refused
         whole = objective.clip_scope == "mini_batch"
         seen = _Sums()
@@ -120,6 +120,28 @@ def update(
     report = _apply(policy, decision, after, objective, settings.max_grad_norm, seen, minibatch.live_tokens > 0)
     policy.updates += 1
     return report
+
+
+def known_at_ratio_1(objective: Objective, settings: Settings) -> bool:
+    """Nothing but rewards and lengths is in L while the policy has not moved: L needs no forward pass."""
+    return not objective.beta and settings.tis_cap is None
+
+
+def rows_to_run(minibatch: MiniBatch, objective: Objective, known: bool) -> list[int]:
+    """Indices of the rows that an update runs with gradient, as far as the plan tells.
+
+    `known`: the policy has not moved and L is known, so that a row whose unit has f' = 0 adds nothing and is left out.
+    """
+    wanted = rows_with_gradient(minibatch.rows, objective)
+    if known and not objective.entropy_coef and objective.clip_scope != "micro_batch":
+        wanted = [i for i in wanted if minibatch.rows[i].scale_at_ratio_1 != 0]
+    return wanted
+
+
+def may_move(minibatch: MiniBatch, objective: Objective, known: bool) -> bool:
+    """Whether its update can move the parameters: it runs something, or steps on a zero gradient."""
+    steps_on_zero = objective.on_clip == "zero_grad" and minibatch.live_tokens > 0
+    return steps_on_zero or bool(rows_to_run(minibatch, objective, known))
 
 
 def rows_with_gradient(rows: Sequence[Row], objective: Objective) -> list[int]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from agpo.batch import Group, MiniBatch, raw_rewards
+from agpo.batch import Group, MiniBatch, plain_tokens, raw_rewards
 from agpo.objective import live_groups
 from agpo.policy import Update
 
@@ -50,7 +50,7 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     for s in samples:
         for name, value in s.verdict.parts.items():
             parts.setdefault(name, []).append(value)
-    whole = sum(len(g.prompt_ids) * len(g.samples) for g in groups) + all_tokens
+    whole = plain_tokens(groups)
     metrics = {
         "reward/mean": _mean([s.reward for s in samples if s.reward is not None]),
         "tokens/response_mean": _mean([len(s.completion.token_ids) for s in samples]),

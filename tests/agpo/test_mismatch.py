@@ -4,9 +4,13 @@ from copy import deepcopy
 
 import pytest
 import torch
+from groups import make_groups, sgd
 
+from agpo.batch import plan_step
 from agpo.config import load_config
-from agpo.mismatch import check_gap
+from agpo.mismatch import against_trainer, check_gap
+from agpo.objective import Objective
+from agpo.policy import Policy, Settings
 from agpo.setup import open_reward, set_up
 from agpo.step import train_step
 from evals.engines.hf import HFEngine
@@ -85,6 +89,31 @@ def test_stale_weights_do_not_hide_behind_clipped_updates(run_with):
             pytest.fail("no update in 20 steps")
         with pytest.raises(UserError, match="not synced"):
             train_step(run, grader)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [Objective(clip_scope="sequence"), Objective(on_clip="zero_grad"), Objective(entropy_coef=0.01)],
+    ids=["scope", "zero_grad", "entropy"],
+)
+def test_what_moves_the_policy_though_the_sum_is_clipped_needs_the_trainers_numbers_after_it(start, objective):
+    """A sequence, a step on a zero gradient and an entropy bonus move it where L as a whole is not positive."""
+    groups = make_groups(start, [[1, 0, 0, 1], [0, 1, 1, 0]], seed=find_clipped(start))
+    plan = plan_step(groups, objective, 1, 16)
+    assert all(minibatch.at_ratio_1.clipped for minibatch in plan)
+    policy = Policy(deepcopy(start), None, sgd(start), lambda k: 1.0)
+    measured, gap = against_trainer(policy, plan, objective, Settings())
+    assert gap is not None
+    assert all(row.old_logp is not None for row in measured[1].rows)
+
+
+def find_clipped(start):
+    """A seed of `make_groups` for which both mini-batches of one group are clipped at ratio 1."""
+    for seed in range(50):
+        plan = plan_step(make_groups(start, [[1, 0, 0, 1], [0, 1, 1, 0]], seed=seed), Objective(), 1, 16)
+        if all(m.at_ratio_1.clipped and not m.at_ratio_1.tie for m in plan):
+            return seed
+    raise AssertionError("no such batch")
 
 
 def test_the_bound_and_the_correction_are_knobs(run_with):
