@@ -150,7 +150,7 @@ def sample_row(
         seed=seed,
         seconds=completion.seconds,
         weight_version=completion.weight_version,
-        meta={**item.meta, **({"rewards": dict(verdict.parts)} if verdict.parts else {})},
+        meta={**item.meta, **verdict.meta, **({"rewards": dict(verdict.parts)} if verdict.parts else {})},
     )
 
 

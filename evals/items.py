@@ -7,9 +7,23 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from evals.errors import UserError
+from sandbox import Limits, Problem
+
+
+@dataclass(frozen=True)
+class Code:
+    """How a program that answers a problem is run, and its tests, which may be megabytes: no sample stores them."""
+
+    problem: Problem
+    mode: Literal["stdin", "call"] = "stdin"
+    entry: str = ""
+    """call mode: `function` or `Class().method`"""
+    limits: Limits = field(default_factory=Limits)
+    starter: str = ""
+    """code that the problem gives and that an answer continues; prompts show it"""
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,8 @@ class Item:
     prompt: str
     answer: str
     meta: Mapping[str, Any] = field(default_factory=dict)  # level, subject, source, ... : whatever reports group by
+    code: Code | None = None
+    """what the grader "code" runs; None for a problem that wants no program"""
 
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Literal
 
+from evals.benches.bench import Bench
 from evals.errors import UserError
 from evals.items import Item, derive_seed
 
@@ -53,3 +54,18 @@ def _expressions(seed: int, min_terms: int, max_terms: int) -> Iterator[tuple[st
         for row in ChainSumDataset(config):
             yield row["metadata"]["expression"].replace(" ", ""), row["answer"]
         seed = derive_seed(seed, "next")
+
+
+BENCH = Bench(
+    name="arith",
+    title="chain arithmetic, held out",
+    load=lambda path: items("heldout", 512),
+    size=512,
+    grader="exact",
+    prompt="arith",
+    max_tokens=96,
+    groups=("terms",),
+    licence="Apache-2.0",
+    source="made by reasoning-gym",
+    test_set=False,
+)

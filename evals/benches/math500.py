@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from evals.benches.bench import Bench
 from evals.errors import UserError
 from evals.items import Item, hub_rows, read_rows
 
@@ -25,3 +26,17 @@ def to_items(rows: Iterable[Mapping[str, Any]], where: str) -> list[Item]:
     if not items:
         raise UserError(f"{where}: the file has no rows.")
     return items
+
+
+BENCH = Bench(
+    name="math500",
+    title="MATH-500",
+    load=load,
+    size=500,
+    grader="math",
+    prompt="qwen-boxed",
+    max_tokens=2048,
+    groups=("level", "subject"),
+    licence="MIT",
+    source=HUB,
+)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Outcome = Literal["right", "wrong", "no_answer", "scored", "timeout", "error"]
 """scored: a reward function of one's own gave something between right and wrong"""
@@ -23,6 +23,8 @@ class Verdict:
     """the number a reward function gave; graders leave it to the outcome"""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """of a sum of several rewards: each one by its name, None where it could not tell"""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """what a grader adds to the sample's meta in the store, e.g. the sandbox's verdict under each comparison"""
 
     @property
     def scorable(self) -> bool:

@@ -1,7 +1,6 @@
 """`--resume` under every option: to the bit after kill -9, with other keys where they are free, refused where not."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import command
 import pytest
 import yaml
 
@@ -57,17 +57,8 @@ def start(folder: Path, *args: str, **options) -> subprocess.Popen:
     tests = [{"problem": i.prompt, "answer": i.answer, "unique_id": i.id} for i in arith.items("heldout", 20, seed=1)]
     (folder / "bench" / "math500.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
     (folder / "own.py").write_text(OWN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "AGPO_DATA": str(folder / "bench")}
-    environment |= {"AGPO_STORE": str(folder / "store.db")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "agpo.train", *args],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
+    environment = {"AGPO_DATA": str(folder / "bench"), "AGPO_STORE": str(folder / "store.db")}
+    return command.start(folder, *args, environment=environment, **options)
 
 
 def finish(process: subprocess.Popen) -> str:

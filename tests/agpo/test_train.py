@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command import start as train
 from safetensors.torch import load_file
 
 from agpo.setup import model_path
@@ -30,22 +31,6 @@ SMALL = (
     "data.size=64",
     "threads=1",
 )
-
-
-def train(folder: Path, *args: str, **options):
-    """Start the command in `folder`. One thread: the bits of a sum depend on how it is split."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    environment.pop("AGPO_STORE", None)
-    folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "agpo.train", *args],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
 
 
 def finish(process) -> tuple[int, str]:

@@ -1,0 +1,40 @@
+"""What a benchmark is: one `Bench`, made in the file of its name and listed in `evals.benches.BENCHES`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from evals.items import Item
+
+
+@dataclass(frozen=True)
+class Option:
+    """A command-line option that one benchmark (or several) has, such as --release. Its value reaches `Bench.load`."""
+
+    name: str
+    about: str
+    default: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark: where its items come from, how they are asked and graded by default, and what to say about it."""
+
+    name: str
+    title: str
+    load: Callable[..., list[Item]]
+    """(path, **options): items from a local file, or from where the benchmark lives when the path is None; every option
+    as the text that was given, by name"""
+    size: int
+    grader: str
+    prompt: str
+    max_tokens: int
+    groups: tuple[str, ...]
+    """meta keys that reports break it down by"""
+    licence: str
+    source: str
+    test_set: bool = True
+    """results of a checkpoint that was chosen by it are labelled selected_on_test; False: held out to choose by"""
+    metric: str = "Pass@1"
+    options: tuple[Option, ...] = ()
+    notes: Callable[[Sequence[Item], Mapping[str, str]], list[str]] = lambda items, options: []
+    """(items, options): lines that the plan and the report say about this selection of problems"""
