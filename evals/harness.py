@@ -15,9 +15,8 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from evals.benches import Bench
-from evals.complete import Job, complete
+from evals.complete import Grader, Job, complete
 from evals.engines import Engine
-from evals.grading.grader import Grader
 from evals.items import Item
 from evals.prompts import render
 from evals.store import SampleRow, Store
