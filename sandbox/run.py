@@ -47,11 +47,14 @@ def judge(worker: Worker, program: Program, problem: Problem, settings: Settings
     """
     inputs = [encode_input(program, test) for test in problem.tests]
     ruled = {rule: _Ruled(rule, bool(problem.checker) and rule == "real") for rule in settings.rules}
+    if "lcb" in ruled and (why := compare.never_fed(program)):
+        waits = TestReport(Verdict.TLE, why)
+        ruled["lcb"].reports += [waits] * (1 if settings.stop else len(inputs))
     confirm = False
     at = 0
 
     def open_rules() -> list[_Ruled]:
-        return [one for one in ruled.values() if not (settings.stop and one.failed)]
+        return [one for one in ruled.values() if not (settings.stop and one.failed) and len(one.reports) < len(inputs)]
 
     while at < len(inputs) and open_rules():
         isolation = "test" if confirm else settings.isolation
