@@ -17,7 +17,7 @@ from evals.benches import Bench
 from evals.engines import Completion, Engine, Request, Sampling
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import render, tokenize
+from evals.prompts import opened_thoughts, render, tokenize
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
@@ -93,7 +93,7 @@ def complete(
             text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
             seed = requests[at].seeds[which]
             row = partial(sample_row, item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
-            record(row, grader.submit(text, item))
+            record(row, grader.submit(opened_thoughts(prompts[at]) + text, item))
     return rows
 
 

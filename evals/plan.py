@@ -144,5 +144,5 @@ def show_prompts(plans: Sequence[Plan], tokenizer: Any, console: Console) -> Non
     for plan in plans:
         item = plan.items[0]
         console.print(f"[bold]{plan.bench.title}[/], first prompt ({item.id}):", highlight=False)
-        text = render(plan.settings["prompt"], item.prompt, tokenizer)
+        text = render(plan.settings["prompt"], item, tokenizer)
         console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -57,6 +57,14 @@ def model_facts(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_model_notes(plans: Sequence[Plan], model: str, store: Any = None) -> None:
+    """Warn where the model may have seen the problems."""
+    from evals import contamination
+
+    for plan in plans:
+        plan.notes.extend(contamination.notes(model, run_label(model), plan.items, store))
+
+
 def find_unfinished(store: Any, config: dict[str, Any], resume: str | None) -> str | None:
     """The run to continue: the one asked for, or the latest unfinished one with the same configuration."""
     if resume:
@@ -144,7 +152,7 @@ def check_context(engine: Any, plan: Plan) -> None:
     from evals.prompts import encode
 
     for item in plan.items:
-        tokens = len(encode(plan.settings["prompt"], item.prompt, engine.tokenizer))
+        tokens = len(encode(plan.settings["prompt"], item, engine.tokenizer))
         check_fits(tokens, plan.settings["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")
 
 
@@ -250,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         from transformers import AutoTokenizer
 
+        add_model_notes(plans, model["model"])
         show(plans, model, console)
         show_prompts(plans, AutoTokenizer.from_pretrained(model["model"]), console)
         return 0
@@ -257,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from evals.store import Store
 
     with Store.open(args.store) as store:
+        add_model_notes(plans, model["model"], store)
         engine = load_engine(args.engine, model["model"], device=args.device, dtype=args.dtype)
         try:
             for plan in plans:
