@@ -143,7 +143,8 @@ class CodeGrader:
             return verdict
         code = item.code
         try:
-            judged = self._sandbox.submit(Program(program, code.mode, code.entry, code.limits), code.problem)
+            whole = Program(program, code.mode, code.entry, code.limits, code.prelude)
+            judged = self._sandbox.submit(whole, code.problem)
         except SandboxError as e:
             raise UserError(f"problem {item.id!r}: {e}") from e
         judged.add_done_callback(_then(verdict, lambda report: self._verdict(report, program, where)))
