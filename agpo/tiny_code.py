@@ -35,8 +35,8 @@ def make_tokenizer(special: tuple[str, ...]):
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary, merges=[], pad_token=pad, eos_token=eos, unk_token=unk, model_max_length=256
     )
-    long: list[str | AddedToken] = [AddedToken(symbol, normalized=False) for symbol in SYMBOLS if len(symbol) > 1]
-    tokenizer.add_tokens(long)
+    long = [AddedToken(symbol, normalized=False) for symbol in SYMBOLS if len(symbol) > 1]
+    tokenizer.add_tokens(long)  # type: ignore[arg-type]  transformers' AddedToken is this one
     return tokenizer
 
 
