@@ -212,7 +212,9 @@ class _Runner:
             if ended is None:
                 delay_now = self._delay()
                 if self.jail.schedstat:
-                    idle += max(0, (now - last) - (cpu_now - cpu) - max(0, delay_now - self.delay_before))
+                    idled = (now - last) - (cpu_now - cpu) - max(0, delay_now - self.delay_before)
+                    if idled > 0 and not wants_to_run(self.jail.proc, self.pid):
+                        idle += idled
                 self.delay_before = delay_now
                 if cpu_now - cpu_start > limits["cpu_ns"]:
                     ended = _Ended(protocol.CPU)
@@ -273,24 +275,40 @@ class _Runner:
 
 
 def run_delay(proc: int, pid: int) -> int:
-    total = 0
+    """Nanoseconds that the threads of a process have waited for a processor, told when each runs again."""
+    try:
+        return sum(int(text.split()[1]) for text in _of_tasks(proc, pid, "schedstat"))
+    except (IndexError, ValueError):
+        return 0
+
+
+def wants_to_run(proc: int, pid: int) -> bool:
+    """A thread runs, waits for a processor or for the disk: the time until it is next looked at is not idle.
+
+    run_delay does not have a wait that still goes on, which on a starved machine is seconds long.
+    """
+    return any(text.rpartition(") ")[2][:1] in ("R", "D") for text in _of_tasks(proc, pid, "stat"))
+
+
+def _of_tasks(proc: int, pid: int, name: str) -> list[str]:
+    """The /proc file `name` of every thread, as far as they can be read."""
     try:
         tasks = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
     except OSError:
-        return 0
+        return []
+    texts = []
     try:
         for task in os.listdir(tasks)[:100]:
             try:
-                fd = os.open(f"{task}/schedstat", os.O_RDONLY, dir_fd=tasks)
+                with open(os.open(f"{task}/{name}", os.O_RDONLY, dir_fd=tasks), errors="replace") as file:
+                    texts.append(file.read())
             except OSError:
                 continue
-            with open(fd) as f:
-                total += int(f.read().split()[1])
-    except (OSError, IndexError, ValueError):
+    except OSError:
         pass
     finally:
         os.close(tasks)
-    return total
+    return texts
 
 
 def _content(fd: int, size: int) -> bytes:

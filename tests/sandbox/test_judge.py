@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -397,3 +399,27 @@ def test_a_prelude_is_in_the_programs_namespace(embedded, isolation):
         reports = sandbox.judge_sync(programs, [problem, problem, numbers, numbers, problem, problem])
     assert [str(r.verdict) for r in reports] == ["AC", "RE", "AC", "RE", "CE", "CE"]
     assert "program.py, line 1" in reports[4].detail
+
+
+STARVED = """
+import os, subprocess, sys
+from sandbox import Limits, Problem, Program, Sandbox, Test
+from sandbox.backends.embedded import Embedded
+hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * os.cpu_count())]
+try:
+    os.nice(19)
+    burn = "import time\\nwhile time.process_time() < 0.5: pass\\nprint(3)"
+    with Sandbox(Embedded("full"), workers=1) as sandbox:
+        limits = Limits(cpu_s=2, idle_s=0.25, wall_s=600)
+        print(sandbox.judge_sync([Program(burn, limits=limits)], Problem([Test("", "3")]))[0])
+finally:
+    for hog in hogs:
+        hog.kill()
+"""
+
+
+@pytest.mark.slow
+def test_waiting_long_for_a_processor_is_not_idling(embedded):
+    """The kernel tells how long a thread has waited when it runs again; a look in between must not count as idle."""
+    told = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, timeout=500, check=True)
+    assert "verdict=<Verdict.AC" in told.stdout, told.stdout
