@@ -45,6 +45,20 @@ class HFEngine:
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         return cls(loaded.eval(), tokenizer, **options)
 
+    def load_weights(self, folder: str, *, version: str) -> None:
+        """Take the weights of another folder of the same model, e.g. a later checkpoint; tokenizer and all else stay.
+
+        Raises UserError where they are not weights of this model.
+        """
+        load_weights(self.model, folder)
+        self.weight_version = version
+
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, float, bool]]:
+        """See `evals.engines.scoring.score`."""
+        from evals.engines.scoring import score
+
+        return score(self.model, pairs, self.max_context)
+
     def close(self) -> None:
         del self.model
 
@@ -194,15 +208,46 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
     if missing := sorted(report["missing_keys"]):  # the library fills them with random numbers and goes on
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise UserError(_cannot_load(model, "model", looks_local, ValueError(f"it has no weights for {shown}")))
+    tokenizer = load_tokenizer(model)
+    loaded.to(device)  # type: ignore[call-arg]  (the stub of the library's decorator loses `self`)
+    return loaded, tokenizer
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a Hugging Face folder or hub id. Raises UserError where it cannot be had."""
+    looks_local = model.startswith((".", "/", "~")) or Path(model).exists()
+    folder = str(Path(model).expanduser()) if looks_local else model
     if looks_local and not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
         # the library would make an empty tokenizer, which turns every prompt into nothing
         raise UserError(_cannot_load(model, "tokenizer", True, FileNotFoundError("none of its files is there")))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as e:
         raise UserError(_cannot_load(model, "tokenizer", looks_local, e)) from e
-    loaded.to(device)  # type: ignore[call-arg]  (the stub of the library's decorator loses `self`)
-    return loaded, tokenizer
+
+
+@torch.no_grad()
+def load_weights(model: Any, folder: str) -> None:
+    """Copy the safetensors of a model folder into `model`. Raises UserError where names or shapes are others."""
+    from safetensors.torch import load_file
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: no *.safetensors in it. Expected a Hugging Face model folder.")
+    own = model.state_dict()
+    seen: set[int] = set()  # tied weights are one memory under several names; a folder has one of them
+    for file in files:
+        for name, x in load_file(file).items():
+            if name not in own or own[name].shape != x.shape:
+                there = f"of shape {tuple(own[name].shape)} in it" if name in own else "not in it"
+                raise UserError(
+                    f"{folder} holds other weights than the model that is loaded: {name} {tuple(x.shape)} is {there}. "
+                    "Evaluate it in a call of its own."
+                )
+            own[name].copy_(x)
+            seen.add(own[name].data_ptr())
+    if missing := [name for name, x in own.items() if x.data_ptr() not in seen and x.numel()]:
+        raise UserError(f"{folder} has no weights for {missing[0]}. Expected a complete Hugging Face model folder.")
 
 
 def _cannot_load(model: str, part: str, local: bool, error: Exception) -> str:
