@@ -60,6 +60,8 @@ class Engine(Protocol):
     """longest prompt + completion in tokens"""
     eos_ids: frozenset[int]
     """every id that ends a sequence"""
+    weight_version: str
+    """stamped on every completion; whoever changes the weights sets it"""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         """Yield every completion as it finishes, in no particular order; each (request, repeat) exactly once.
