@@ -9,6 +9,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from evals.errors import UserError
 
+
+class EngineError(UserError):
+    """An engine cannot be started, or stopped in the middle. What it had not finished counts as nothing."""
+
+
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -81,4 +86,8 @@ def load_engine(name: str, model: str, **options: Any) -> Engine:
         from evals.engines.hf import HFEngine
 
         return HFEngine.load(model, **options)
-    raise UserError(f"unknown engine {name!r}. Known: hf.")
+    if name == "vllm":
+        from evals.engines.vllm import VLLMEngine
+
+        return VLLMEngine.load(model, **options)
+    raise UserError(f"unknown engine {name!r}. Known: hf, vllm.")

@@ -111,7 +111,7 @@ def check_large_seeds_are_told_apart(subject: Subject) -> None:
 def check_any_end_of_sequence_stops_and_is_part_of_the_response(subject: Subject) -> None:
     assert len(subject.engine.eos_ids) == 2
     requests = ask(subject, EXPRESSIONS, range(24))
-    completions = list(complete(subject, requests, Sampling(96, temperature=2.5)).values())
+    completions = list(complete(subject, requests, Sampling(96, temperature=2)).values())
     last = {c.token_ids[-1] for c in completions if c.finish_reason == "stop"}
     assert last == subject.engine.eos_ids
     for completion in completions:
@@ -145,14 +145,14 @@ def check_nothing_asked_nothing_made(subject: Subject) -> None:
 
 
 def check_log_probabilities_are_the_models(subject: Subject) -> None:
-    """Of the sampled tokens, under the temperature-scaled distribution that is sampled from."""
+    """Of the sampled tokens, under the temperature-scaled distribution that is sampled from; of greedy ones, at 1."""
     requests = ask(subject, (*EXPRESSIONS[:2], LONG), range(3))
-    for sampling in (Sampling(40), Sampling(40, temperature=0.7)):
+    for sampling in (Sampling(40), Sampling(40, temperature=0.7), Sampling(40, temperature=0)):
         for (i, _), completion in complete(subject, requests, sampling).items():
             if subject.logprob_gap is None:
                 assert completion.logprobs is None
                 continue
-            expected = score(subject.reference, requests[i].prompt_ids, completion.token_ids, sampling.temperature)
+            expected = score(subject.reference, requests[i].prompt_ids, completion.token_ids, sampling.temperature or 1)
             assert completion.logprobs is not None
             assert torch.tensor(completion.logprobs) == pytest.approx(expected, abs=subject.logprob_gap)
 
