@@ -88,7 +88,7 @@ def complete(
     }
     missing = [(item, [k for k in range(job.n) if (item.id, k) not in known]) for item in items]
     todo = [(item, repeats) for item, repeats in missing if repeats]
-    prompts = [render(job.preset, item.prompt, engine.tokenizer) for item, _ in todo]
+    prompts = [render(job.preset, item, engine.tokenizer) for item, _ in todo]
     requests = [
         Request(
             tokenize(job.preset, prompt, engine.tokenizer),

@@ -63,7 +63,7 @@ class BenchTask(ConfigurableTask):
                 "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(docs)},
                 "test_split": "test",
                 "output_type": "generate_until",
-                "doc_to_text": lambda doc: render(job.preset, doc["problem"], tokenizer),
+                "doc_to_text": lambda doc: render(job.preset, items[doc["number"]], tokenizer),
                 "doc_to_target": lambda doc: doc["answer"],
                 "repeats": job.n,
                 # take_first, the default, would drop all repeats but one
