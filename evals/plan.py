@@ -160,7 +160,7 @@ def show_prompts(plans: Sequence[Plan | lm_eval_tasks.TaskPlan], tokenizer: Any,
     """Print the first prompt of each benchmark as the model would read it."""
     for plan in plans:
         if isinstance(plan, Plan):
-            name, text = plan.items[0].id, render(plan.settings["prompt"], plan.items[0].prompt, tokenizer)
+            name, text = plan.items[0].id, render(plan.settings["prompt"], plan.items[0], tokenizer)
         else:
             name, text = lm_eval_tasks.first_prompt(plan, tokenizer)
         console.print(f"[bold]{plan.title}[/], first prompt ({name}):", highlight=False)
