@@ -159,15 +159,9 @@ def show_notes(plan: Plan | lm_eval_tasks.TaskPlan, console: Console) -> None:
 def show_prompts(plans: Sequence[Plan | lm_eval_tasks.TaskPlan], tokenizer: Any, console: Console) -> None:
     """Print the first prompt of each benchmark as the model would read it."""
     for plan in plans:
-<<<<<<< HEAD
         if isinstance(plan, Plan):
             name, text = plan.items[0].id, render(plan.settings["prompt"], plan.items[0], tokenizer)
         else:
             name, text = lm_eval_tasks.first_prompt(plan, tokenizer)
         console.print(f"[bold]{plan.title}[/], first prompt ({name}):", highlight=False)
-=======
-        item = plan.items[0]
-        console.print(f"[bold]{plan.bench.title}[/], first prompt ({item.id}):", highlight=False)
-        text = render(plan.settings["prompt"], item, tokenizer)
->>>>>>> h-lcb
         console.print(text, highlight=False, markup=False, soft_wrap=True)
