@@ -157,7 +157,7 @@ def evaluate_all(
     plans: Sequence[Any], targets: Sequence[Target], args: argparse.Namespace, store: "Store", console: Console
 ) -> None:
     """Every benchmark on every target, one run in the store for each, and a table of all at the end."""
-    from evals.bench_run import evaluate_plan
+    from evals.bench_run import evaluate_plan, find_call, finished_outcome
     from evals.lm_eval_tasks import TaskPlan, evaluate_task
     from evals.tables import print_all
 
@@ -167,14 +167,20 @@ def evaluate_all(
             f"--resume names one run, and this would be {len(plans) * len(targets)}. Leave it out: the same command "
             "continues all of them."
         )
+    todo = [(target, plan) for target in targets for plan in plans]
+    facts = {target.path: facts_of(target, name, options) for target in targets}
+    call, finished = find_call(store, [{**facts[target.path], **plan.settings} for target, plan in todo])
     outcomes = []
     with engines(name, options) as engine_of:
-        for target in targets:
+        for number, (target, plan) in enumerate(todo):
+            if number in finished:
+                console.print(f"{plan.title}: run {finished[number]} is finished already", highlight=False)
+                outcomes.append(finished_outcome(plan.title, target, finished[number], store))
+                continue
+            one: Any = evaluate_task if isinstance(plan, TaskPlan) else evaluate_plan
+            known = {**facts[target.path], "call": call}
             engine = engine_of(target)
-            facts = facts_of(target, name, options)
-            for plan in plans:
-                one: Any = evaluate_task if isinstance(plan, TaskPlan) else evaluate_plan
-                outcomes.append(one(plan, target, facts, engine, store, console, args.resume, args.lm_eval_output))
+            outcomes.append(one(plan, target, known, engine, store, console, args.resume, args.lm_eval_output))
     if len(outcomes) > 1:
         print_all(outcomes, console)
 
