@@ -9,14 +9,6 @@ class UserError(Exception):
     """Something the user can put right. The text says what was wrong, what was expected and what to do."""
 
 
-class EngineError(UserError):
-    """A server did not answer some requests, after all retries. What it did answer was delivered before."""
-
-    def __init__(self, text: str, *, url: str, status: int | None, body: str, attempts: int):
-        super().__init__(text)
-        self.url, self.status, self.body, self.attempts = url, status, body, attempts
-
-
 def command(main: Callable[..., int | None]) -> Callable[..., int]:
     """Wrap a command's main(): user mistakes exit with 2 and one message, Ctrl-C with 130, a full disk with 1.
 

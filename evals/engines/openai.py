@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 from evals.engines import Completion, Output, Request, Sampling
 from evals.engines.openai_api import Answer, Dialect, payload
-from evals.engines.openai_fleet import Fleet, Limits, Server
+from evals.engines.openai_fleet import Fleet, Limits, RequestError, Server
 from evals.engines.openai_probe import discover
-from evals.errors import EngineError, UserError
+from evals.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def parse_model(text: str) -> tuple[list[str], str]:
         parts = urlsplit(url)
         if parts.username or parts.password or parts.query:
             raise UserError(
-                f"the server's address {parts.scheme}://{parts.hostname or ''} holds a user, a password or a query. They "
-                "would be stored with the results. Set $AGPO_API_KEY instead and leave them out."
+                f"the server's address {parts.scheme}://{parts.hostname or ''} holds a user, a password or a query. "
+                "They would be stored with the results. Set $AGPO_API_KEY instead and leave them out."
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"{url!r} is no server's address. Expected openai:http://HOST:PORT/v1#MODEL.")
@@ -136,7 +136,7 @@ class OpenAIEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         """As `Engine.generate`. Requests are sent in the order given, a bounded number at a time.
 
-        A request that fails after all retries ends nothing: the others are finished and delivered, then EngineError is
+        A request that fails after all retries ends nothing: the others are finished and delivered, then RequestError is
         raised. What would fail for every request (a refused key, no server left) or for many stops new ones at once.
         """
         for number, request in enumerate(requests):
@@ -186,7 +186,7 @@ class _Run:
         self.pairs = ((i, k) for i, request in enumerate(requests) for k in range(len(request.seeds)))
         self.results: queue.SimpleQueue[Output | BaseException | None] = queue.SimpleQueue()
         self.room = asyncio.Semaphore(workers + UNDELIVERED)
-        self.failed: list[tuple[int, EngineError]] = []
+        self.failed: list[tuple[int, RequestError]] = []
         self.repeats = _Repeats(requests, sampling)
         engine.identical = 0
         self.loop = asyncio.new_event_loop()
@@ -242,7 +242,7 @@ class _Run:
             asked = payload(engine.dialect, engine.model, request, request.seeds[k], sampling, engine.eos_ids)
             try:
                 answer = await fleet.ask(*asked)
-            except EngineError as e:
+            except RequestError as e:
                 self._failed(i, e, fleet)
                 self.room.release()
                 continue
@@ -251,17 +251,17 @@ class _Run:
             engine.identical = self.repeats.identical
             self.results.put(Output(i, k, completion))
 
-    def _failed(self, number: int, error: EngineError, fleet: Fleet) -> None:
+    def _failed(self, number: int, error: RequestError, fleet: Fleet) -> None:
         if not fleet.stopping:
             logger.warning("prompt %d failed, it will be reported at the end: %s", number, error)
         self.failed.append((number, error))
         if error.status in FATAL or not error.attempts or len(self.failed) >= MANY_FAILED:
             fleet.stop()
 
-    def _failure(self) -> EngineError:
+    def _failure(self) -> RequestError:
         number, first = self.failed[0]
         others = f" ({len(self.failed) - 1} more requests failed)" if len(self.failed) > 1 else ""
-        return EngineError(
+        return RequestError(
             f"prompt {number}: {first}{others}\nWhat was answered is kept; the same command asks for the rest.",
             url=first.url,
             status=first.status,
@@ -301,8 +301,8 @@ class _Repeats:
 
     def _text(self, when: str) -> str:
         return (
-            f"{self.identical} of {self.complete} prompts with several samples {when} got the same sample every time at "
-            f"temperature {self.sampling.temperature:g}, although each was asked with a seed of its own. The server (or a "
-            "proxy with a cache) seems to ignore the seeds or to use one of its own: such repeats are no independent "
+            f"{self.identical} of {self.complete} prompts with several samples {when} got the same sample every time "
+            f"at temperature {self.sampling.temperature:g}, although each was asked with a seed of its own. The server (or "
+            "a proxy with a cache) seems to ignore the seeds or to use one of its own: such repeats are no independent "
             "samples, and intervals and Pass@k made from them are wrong."
         )

@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
+from evals.engines import EngineError
 from evals.engines.openai_api import Answer, BadAnswer, answer
-from evals.errors import EngineError
 
 CONNECT_SECONDS = 10.0
 PROBE_SECONDS = 30.0
@@ -46,6 +46,14 @@ class Server:
     """why it is out; it comes back when it lists its models again"""
     ready_at: float = 0.0
     """it asked to be left alone until then (Retry-After), in time.monotonic()"""
+
+
+class RequestError(EngineError):
+    """A request got no completion after all retries: where it went, and what came back last (status None: nothing)."""
+
+    def __init__(self, text: str, *, url: str, status: int | None = None, body: str = "", attempts: int = 0):
+        super().__init__(text)
+        self.url, self.status, self.body, self.attempts = url, status, body, attempts
 
 
 class Failure(Exception):
@@ -124,7 +132,7 @@ class Fleet:
         return self._stopping.is_set()
 
     async def ask(self, endpoint: str, body: dict[str, Any]) -> Answer:
-        """One completion. Raises EngineError when the retries are used up."""
+        """One completion. Raises RequestError when the retries are used up."""
         started = time.monotonic()
         attempts, broken = 0, 0
         away_since: float | None = None
@@ -152,7 +160,7 @@ class Fleet:
     async def _acquire(self, avoid: Server | None) -> Server:
         """The server with the fewest requests, another one than `avoid` if there is. Waits while none can take one.
 
-        Raises EngineError when all of them have been away for longer than the patience.
+        Raises RequestError when all of them have been away for longer than the patience.
         """
         while True:
             now = time.monotonic()
@@ -246,21 +254,18 @@ class Fleet:
         self._changed.set()
         self._changed.clear()
 
-    def _unreachable(self, seconds: float) -> EngineError:
+    def _unreachable(self, seconds: float) -> RequestError:
         why = "\n".join(f"  {s.url}: {s.down}" for s in self.servers)
-        return EngineError(
+        return RequestError(
             f"no server of {self.model} has answered for {seconds:.0f} s (patience is {self.limits.patience:g} s):\n"
             f"{why}\nWhat was answered before is kept: start the server again, then the same command.",
             url=self.servers[0].url,
-            status=None,
-            body="",
-            attempts=0,
         )
 
-    def _error(self, url: str, failure: Failure, attempts: int, seconds: float) -> EngineError:
+    def _error(self, url: str, failure: Failure, attempts: int, seconds: float) -> RequestError:
         tried = "1 attempt" if attempts == 1 else f"{attempts} attempts in {seconds:.0f} s"
         said = f": {failure.body}" if failure.body else ""
-        return EngineError(
+        return RequestError(
             f"{url}: {failure} after {tried}{said}{_advice(failure.status)}",
             url=url,
             status=failure.status,

@@ -107,8 +107,8 @@ def _models(http: httpx.Client, url: str) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         kind = response.headers.get("content-type", "no content type")
         raise UserError(
-            f"{url}/models answers with HTTP {response.status_code} and no list of models ({kind}). Is it a server with "
-            "OpenAI's API, and the address its base URL (mostly ending in /v1)?"
+            f"{url}/models answers with HTTP {response.status_code} and no list of models ({kind}). Is it a "
+            "server with OpenAI's API, and the address its base URL (mostly ending in /v1)?"
         ) from None
 
 
@@ -159,6 +159,7 @@ class _Asker:
         """Raises BadAnswer where the server does not take the request this way, UserError where nothing will help."""
         endpoint, body = payload(dialect, self.model, request, 0, sampling, self.eos_ids)
         where = f"{self.url}/{endpoint}"
+        why = ""
         for attempt in range(BUSY_ATTEMPTS):
             if attempt:
                 time.sleep(2**attempt / 2)
@@ -244,8 +245,8 @@ def _what_is_missing(dialect: Dialect, logprobs: bool) -> list[str]:
     notes: list[str] = []
     if not dialect.ids_in:
         notes.append(
-            "prompts go as chat messages (or as text, for a preset without chat) and the server makes tokens of them: its "
-            "chat template decides what the model reads, and lengths are not checked before the first request"
+            "prompts go as chat messages (or as text, for a preset without chat) and the server makes tokens of them: "
+            "its chat template decides what the model reads, and lengths are not checked before the first request"
         )
     if not dialect.extensions:
         notes.append(
@@ -291,7 +292,8 @@ def _load_tokenizer(spec: str, model: str, root: str, notes: list[str]) -> tuple
             reasons.append(f"{name}: {(str(e).strip() or type(e).__name__).splitlines()[0]}")
     if spec != "auto":
         raise UserError(
-            f"cannot load the tokenizer {reasons[0]}. Give the folder or hub id of the served model, or none to send text."
+            f"cannot load the tokenizer {reasons[0]}. Give the folder or hub id of the served model, or none to send "
+            "text."
         )
     notes.append(
         f"no tokenizer of it is at hand ({'; '.join(reasons)}). The option tokenizer names its folder or hub id"
@@ -325,6 +327,6 @@ def _check_tokenizer(ask: _Asker, dialect: Dialect, tokenizer: Any) -> None:
         ours = tuple(tokenizer(TEXT).input_ids)
         if theirs is not None and theirs != ours:
             raise UserError(
-                f"the server and the tokenizer {tokenizer.name_or_path} make different tokens of {TEXT!r}: {theirs} there, "
-                f"{ours} here. Give the served model's own tokenizer (option tokenizer), or none to send text."
+                f"the server and the tokenizer {tokenizer.name_or_path} make different tokens of {TEXT!r}: {theirs} "
+                f"there, {ours} here. Give the served model's own tokenizer (option tokenizer), or none to send text."
             )
