@@ -49,15 +49,19 @@ def discover(
         if len(set(contexts)) > 1:
             notes.append(f"the servers have contexts of {', '.join(map(str, contexts))} tokens: the shortest counts")
         ours, eos_ids = _load_tokenizer(tokenizer, model, str(entries[first].get("root") or ""), notes)
-        ask = _Asker(http, first, model, eos_ids, min(timeout, FIRST_ANSWER_SECONDS))
-        dialect = _dialect(ask, ours, seeds)
+        dialects = {
+            url: _dialect(_Asker(http, url, model, eos_ids, min(timeout, FIRST_ANSWER_SECONDS)), ours, seeds, logprobs)
+            for url in entries
+        }
+        dialect = dialects[first]
+        for url, other in dialects.items():
+            if other != dialect:
+                raise UserError(
+                    f"the servers are not alike: {first} is {dialect}, {url} is {other}. Use equal servers."
+                )
         if ours is not None and not dialect.ids_in:
             notes.append("it takes no token ids: the local tokenizer is not used")
             ours, eos_ids = None, frozenset()
-        if ours is not None and dialect.extensions:
-            _check_tokenizer(ask, dialect, ours)
-        if logprobs and dialect.ids_out:
-            dialect = replace(dialect, logprobs=_logprob_kind(ask, dialect, ours))
         notes += _what_is_missing(dialect, logprobs)
     servers = [Server(url, down=down.get(url, "")) for url in urls]
     return Found(servers, model, dialect, ours, eos_ids, min(contexts, default=None), notes)
@@ -183,8 +187,16 @@ class _Asker:
         raise UserError(f"{where} lists its models and does not answer ({BUSY_ATTEMPTS} attempts): {why}")
 
 
-def _dialect(ask: _Asker, tokenizer: Any, seeds: bool) -> Dialect:
-    """The best way to ask this server: ids before messages before text, with vLLM's extensions before without."""
+def _dialect(ask: _Asker, tokenizer: Any, seeds: bool, logprobs: bool) -> Dialect:
+    """What a server takes and gives. Raises UserError where it answers in no way, or has another tokenizer."""
+    dialect = _way_to_ask(ask, tokenizer, seeds)
+    if dialect.ids_in and dialect.extensions:
+        _check_tokenizer(ask, dialect, tokenizer)
+    return replace(dialect, logprobs=_logprob_kind(ask, dialect, tokenizer) if logprobs and dialect.ids_out else "none")
+
+
+def _way_to_ask(ask: _Asker, tokenizer: Any, seeds: bool) -> Dialect:
+    """The best way that works: ids before messages before text, with vLLM's extensions before without."""
     ways: list[tuple[bool, Request]] = []
     if tokenizer is not None and (ids := tuple(tokenizer(TEXT).input_ids)):
         ways.append((True, Request(ids, (0,))))
