@@ -80,7 +80,7 @@ def rollout(
     step: int,
 ) -> list[Group]:
     """One group per item, in the order of the items. Sample k of an item has the seed (run seed, step, item, k)."""
-    prompts = [encode(preset, item.prompt, engine.tokenizer) for item in items]
+    prompts = [encode(preset, item, engine.tokenizer) for item in items]
     requests = [
         Request(ids, tuple(derive_seed(seed, "rollout", step, item.id, k) for k in range(samples_per_prompt)))
         for item, ids in zip(items, prompts, strict=True)
@@ -114,7 +114,7 @@ def check_prompts(items: Sequence[Item], preset: str, engine: Engine, max_tokens
 
 def check_room(item: Item, preset: str, engine: Engine, max_tokens: int, where: str, key: str) -> None:
     """Refuse a problem whose answer could grow over the end of the model's position table."""
-    prompt_tokens = len(encode(preset, item.prompt, engine.tokenizer))
+    prompt_tokens = len(encode(preset, item, engine.tokenizer))
     if prompt_tokens == 0:
         raise UserError(f"{where}: problem {item.id!r} is empty: with prompt={preset} it has no tokens.")
     if prompt_tokens + max_tokens > engine.max_context:

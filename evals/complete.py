@@ -59,10 +59,14 @@ class Job:
 
 def choose(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
     """A seeded sample of `limit` items in their own order (the first ones would be the easy subject); None is all."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    picked = np.random.default_rng(derive_seed("limit", seed)).choice(len(items), size=limit, replace=False)
-    return [items[i] for i in sorted(picked)]
+    return [items[i] for i in choose_indices(len(items), limit, seed)]
+
+
+def choose_indices(count: int, limit: int | None, seed: int) -> list[int]:
+    """`choose` for the numbers below `count`."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return sorted(np.random.default_rng(derive_seed("limit", seed)).choice(count, size=limit, replace=False).tolist())
 
 
 def complete(
@@ -84,7 +88,7 @@ def complete(
     }
     missing = [(item, [k for k in range(job.n) if (item.id, k) not in known]) for item in items]
     todo = [(item, repeats) for item, repeats in missing if repeats]
-    prompts = [render(job.preset, item.prompt, engine.tokenizer) for item, _ in todo]
+    prompts = [render(job.preset, item, engine.tokenizer) for item, _ in todo]
     requests = [
         Request(
             tokenize(job.preset, prompt, engine.tokenizer),
