@@ -129,10 +129,9 @@ class Core:
                     self.engine.step()
 
     def load(self, folder: str) -> None:
-        """Replace the weights by those of a folder; what the cache has of the old ones is forgotten."""
+        """Replace the weights by those of a folder. What the cache has of the old ones must be forgotten after it."""
         self.wake()
         self.engine.collective_rpc("load_folder", args=(folder,))
-        self.forget()
 
     def forget(self) -> None:
         """Empty the prefix cache: keys and values of a prompt are those of the weights that made them."""
