@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from evals import contamination
 from evals.benches import find, load
 from evals.complete import Job, choose, regrade
 from evals.engines import Engine, Sampling
@@ -49,6 +51,7 @@ def evaluate_plan(
     from evals import harness
     from evals.lm_eval_output import write_output
 
+    plan = with_model_notes(plan, target, store)
     bench, options = plan.bench, plan.settings
     check_context(engine, plan)
     show_notes(plan, console)
@@ -69,6 +72,11 @@ def evaluate_plan(
             write_output(results, lm, target.path, config, lm_eval_output, console)
     console.print(f"run {run_id} in {store}", highlight=False)
     return outcome
+
+
+def with_model_notes(plan: Plan, target: Target, store: "Store | None") -> Plan:
+    """The plan with warnings where this model may have seen the problems."""
+    return replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
 
 
 def finish(job: Job, target: Target, store: "Store", console: Console) -> Outcome:
@@ -218,6 +226,8 @@ def _lines(title: str, total: int, console: Console) -> Callable[[], None]:
 
 def check_context(engine: Engine, plan: Plan) -> None:
     """Refuse before the first token what would not fit, naming the problem and the numbers."""
+    if engine.tokenizer is None:
+        return  # the server counts
     for item in plan.items:
         tokens = len(encode(plan.settings["prompt"], item, engine.tokenizer))
         check_fits(tokens, plan.settings["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")

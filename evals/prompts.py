@@ -20,7 +20,7 @@ class Preset:
     about: str = ""
 
 
-# LiveCodeBench's own words (lcb_runner/prompts/code_generation.py at 28fef95), kept to the letter: scores depend on them.
+# LiveCodeBench's words (lcb_runner/prompts/code_generation.py at 28fef95), kept to the letter: scores depend on them.
 LCB_SYSTEM = (
     "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
     "correct Python program that matches the specification and passes all tests."
@@ -71,17 +71,18 @@ PRESETS: dict[str, Preset] = {
     "lcb-r1": Preset(
         "You will be given a question (problem specification) and will generate a correct Python program that matches "
         "the specification and passes all tests.\n\nQuestion: {problem}\n\n{format}\n\n",
-        about="LiveCodeBench's words for DeepSeek-R1 and its distillations, in their own chat template; no system prompt",
+        about="LiveCodeBench's words for DeepSeek-R1 and its distillations: chat template, no system prompt",
     ),
     "none": Preset("{problem}", chat=False, about="the bare problem"),
     "arith": Preset("{problem}=", chat=False, about="the tiny model's format: 3+5-2="),
 }
 
 
-def render(name: str, problem: str | Item, tokenizer: Any) -> str:
-    """The text of a prompt. A preset with {format} takes an Item, for its starter code; the others a text as well.
+def conversation(name: str, problem: str | Item) -> "str | tuple[dict[str, str], ...]":
+    """A prompt before any tokenizer: chat messages, or plain text where the preset is not for chat models.
 
-    Raises UserError for an unknown preset, or a chat preset without a chat template.
+    A preset with {format} takes an Item, for its starter code; the others a text as well. Raises UserError for an
+    unknown preset.
     """
     if name not in PRESETS:
         raise UserError(f"unknown prompt preset {name!r}. Known: {', '.join(PRESETS)}.")
@@ -92,15 +93,27 @@ def render(name: str, problem: str | Item, tokenizer: Any) -> str:
         user = preset.user.format(problem=problem)
     if not preset.chat:
         return user
+    system = () if preset.system is None else ({"role": "system", "content": preset.system.format()},)
+    return (*system, {"role": "user", "content": user})
+
+
+def render(name: str, problem: str | Item, tokenizer: Any) -> str:
+    """The text of a prompt as the model reads it; without a tokenizer its messages, one after the other.
+
+    Raises UserError for an unknown preset, or a chat preset without a chat template.
+    """
+    asked = conversation(name, problem)
+    if isinstance(asked, str):
+        return asked
+    if tokenizer is None:  # a server's own template will be applied
+        return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in asked)
     if not getattr(tokenizer, "chat_template", None):
         plain = ", ".join(other for other, p in PRESETS.items() if not p.chat)
         raise UserError(
             f"prompt preset {name!r} goes through a chat template and this model's tokenizer has none. "
             f"Presets that work without: {plain}."
         )
-    system = [] if preset.system is None else [{"role": "system", "content": preset.system.format()}]
-    chat = [*system, {"role": "user", "content": user}]
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(list(asked), tokenize=False, add_generation_prompt=True)
 
 
 def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
@@ -120,3 +133,11 @@ def code_format(item: Item) -> str:
     if starter:
         return f"{LCB_STARTER}\n```python\n{starter}\n```"
     return f"{LCB_STDIN}\n```python\n# YOUR CODE HERE\n```"
+
+
+def opened_thoughts(prompt: str) -> str:
+    """What a chat template has already written of the answer: "<think>\\n" where it opens the thoughts, else "".
+
+    A grader gets it before the response, so that thoughts which were cut off are not taken for an answer.
+    """
+    return "<think>\n" if prompt.rstrip().endswith("<think>") else ""

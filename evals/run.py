@@ -13,7 +13,7 @@ from rich.table import Table
 from evals.console import make_console
 from evals.errors import UserError, command
 from evals.models import Target, find_checkpoints, find_target
-from evals.plan import add_bench_options, make_plans, show, show_prompts
+from evals.plan import Plan, add_bench_options, make_plans, show, show_prompts
 
 if TYPE_CHECKING:
     from evals.engines import Engine
@@ -204,6 +204,7 @@ def list_benches(console: Console) -> None:
 
 def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) -> None:
     """Print the plan and one prompt of each benchmark. Loads a tokenizer and no model, and makes no store."""
+    from evals.bench_run import with_model_notes
     from evals.engines.hf import load_tokenizer
     from evals.store import Store
 
@@ -213,11 +214,13 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
             targets = find_targets(args, store)
     else:
         targets = find_targets(args, None)
+    plans = [with_model_notes(plan, targets[0], None) if isinstance(plan, Plan) else plan for plan in plans]
     show(plans, facts_of(targets[0], name, options), console)
     if len(targets) > 1:
         steps = ", ".join(str(target.step) for target in targets)
-        console.print(f"{'checkpoints':>12}: {len(targets)}, steps {steps}", highlight=False)
-    show_prompts(plans, load_tokenizer(options.get("tokenizer") or targets[0].path), console)
+        console.print(f"{'checkpoints':>14}: {len(targets)}, steps {steps}", highlight=False)
+    known = options.get("tokenizer") or (None if name == "openai" else targets[0].path)
+    show_prompts(plans, load_tokenizer(known) if known else None, console)
 
 
 @command
