@@ -115,6 +115,7 @@ class VLLMEngine:
         self.shapes = shapes
         self.weight_version = "unknown: a sync failed"  # until it did not
         self.backend.load(folder)
+        self.backend.forget()
         self.weight_version = version
 
     def _untied(self, weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,8 +188,8 @@ def plan(
         cache = cache or int(min(CACHE_BYTES, _available_memory() // 4, options.max_num_seqs * sequence + (64 << 20)))
         if cache < sequence:
             raise UserError(
-                f"the keys and values of one sequence of {max_model_len} tokens need {sequence / 2**30:.2f} GiB, and "
-                f"the cache has {cache / 2**30:.2f}. Lower max_model_len to what prompt and answer need, or raise "
+                f"the keys and values of one sequence of {max_model_len} tokens need {sequence / 2**20:,.1f} MiB, and "
+                f"the cache has {cache / 2**20:,.1f}. Lower max_model_len to what prompt and answer need, or raise "
                 "kv_cache_memory_bytes."
             )
     return Spec(
