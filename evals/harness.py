@@ -87,7 +87,7 @@ class BenchTask(ConfigurableTask):
         rows = [response.row for response in responses]
         rewards = [row.reward for row in rows if row.reward is not None]
         return {
-            "pass1": float(np.mean(rewards)) if rewards else 0.0,
+            **({"pass1": float(np.mean(rewards))} if rewards else {}),  # nothing scorable is not a wrong answer
             "response_tokens": float(np.mean([row.response_tokens for row in rows])),
             "truncated": float(np.mean([row.finish_reason == "length" for row in rows])),
         }

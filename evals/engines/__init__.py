@@ -9,6 +9,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from evals.errors import UserError
 
+
+class EngineError(UserError):
+    """An engine cannot be started, or stopped in the middle. What it had not finished counts as nothing."""
+
+
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -60,6 +65,8 @@ class Engine(Protocol):
     """longest prompt + completion in tokens"""
     eos_ids: frozenset[int]
     """every id that ends a sequence"""
+    weight_version: str
+    """stamped on every completion; whoever changes the weights sets it"""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         """Yield every completion as it finishes, in no particular order; each (request, repeat) exactly once.
@@ -79,4 +86,8 @@ def load_engine(name: str, model: str, **options: Any) -> Engine:
         from evals.engines.hf import HFEngine
 
         return HFEngine.load(model, **options)
-    raise UserError(f"unknown engine {name!r}. Known: hf.")
+    if name == "vllm":
+        from evals.engines.vllm import VLLMEngine
+
+        return VLLMEngine.load(model, **options)
+    raise UserError(f"unknown engine {name!r}. Known: hf, vllm.")
