@@ -1,12 +1,9 @@
-"""What the report says of graded programs: both rules, errata in and out, unbiased pass@k, disagreements."""
-
-import itertools
-import math
+"""What the report says of graded programs: both rules, errata in and out, disagreements."""
 
 import pytest
 from rich.console import Console
 
-from evals.code_report import SHOWN, code_report, disagreements, lines, pass_at_k, pass_at_ks
+from evals.code_report import SHOWN, code_report, disagreements, lines
 from evals.store import SampleRow
 
 
@@ -84,24 +81,12 @@ def test_nothing_to_say_of_rows_without_programs():
     assert code_report([sample("e", 0, None, None)]) == []
 
 
-@pytest.mark.parametrize("n", range(1, 7))
-def test_pass_at_k_is_the_share_of_all_draws_of_k(n):
-    for right, k in itertools.product(range(n + 1), range(1, n + 1)):
-        draws = list(itertools.combinations([1] * right + [0] * (n - right), k))
-        assert pass_at_k(n, right, k) == pytest.approx(sum(map(any, draws)) / len(draws))
-    for wrong in ((n, 0, n + 1), (n, n + 1, 1), (n, 0, 0)):
-        with pytest.raises(ValueError, match="pass@"):
-            pass_at_k(*wrong)
-
-
-def test_pass_at_k_of_many_samples_and_of_the_fewest_that_a_problem_has():
-    assert pass_at_k(1000, 1, 1000) == 1.0
-    assert pass_at_k(10_000, 3, 100) == pytest.approx(1 - math.prod(1 - 100 / (10_000 - i) for i in range(3)))
-    rows = [sample("a", k, "AC" if k == 0 else "WA", "WA") for k in range(6)]
-    rows += [sample("b", k, "AC" if k < 3 else "SE" if k == 5 else "WA", "WA") for k in range(6)]
-    found = pass_at_ks(rows)
-    assert list(found) == [1, 2, 4, 5]  # b has five that are scorable
-    assert found[1] == pytest.approx((1 / 6 + 3 / 5) / 2)
-    assert found[5] == pytest.approx((5 / 6 + 1) / 2)
-    assert "pass@4" in printed(rows)
-    assert pass_at_ks([sample("a", 0, "SE", "SE")]) == {}
+def test_pass_at_k_under_each_rule():
+    rows = [sample("a", k, "AC" if k == 0 else "WA", "WA") for k in range(4)]
+    rows += [sample("b", k, "AC", "AC") for k in range(4)]
+    real, lcb = (line.summary.pass_at for line in lines(rows))
+    assert real == {2: pytest.approx((1 / 2 + 1) / 2), 4: 1.0}
+    assert lcb == {2: 0.5, 4: 0.5}
+    text = printed(rows)
+    assert "pass@2" in text
+    assert "75.0 100.0" in text.replace("│ ", "")
