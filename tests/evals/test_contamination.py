@@ -67,6 +67,8 @@ def test_overlap_by_text_by_title_and_by_url():
         problem("9001", "Short text of nine words, all of it new.", title="add-to-each"),
         problem("abc900_c", "Something else entirely. " * 3 + BOILERPLATE),
         problem("abc900_d", "Fresh"),
+        problem("1873_A", "Old"),
+        problem("abc900_f", "Older", title="Sort"),
         problem("abc900_e", "Also   FRESH, and short!"),
     ]
     trained = [
@@ -74,11 +76,13 @@ def test_overlap_by_text_by_title_and_by_url():
         Item("1", "x", "", {"title": "Add to each"}),
         Item("2", "Yet another problem." + BOILERPLATE, ""),  # only what every problem says
         Item("3", "y", "", {"url": "https://atcoder.jp/contests/abc900/tasks/abc900_d/"}),
+        Item("3b", "z", "", {"url": "https://codeforces.com/problemset/problem/1873/A"}),
+        Item("3c", "w", "", {"title": "Sort"}),
         Item("4", "also fresh and short", ""),
         Item("9001", "a number as an id is no name", ""),
     ]
     found = overlap(items, trained)
-    assert set(found) == {"abc900_a", "9001", "abc900_d", "abc900_e"}
+    assert set(found) == {"abc900_a", "9001", "abc900_d", "abc900_e", "1873_A"}
     assert re.fullmatch(r"\d\d % of its 13-grams", found["abc900_a"])
     assert found["9001"] == "named 'Add to each' there"
     assert found["abc900_d"] == "named 'abc900_d' there"
@@ -127,6 +131,12 @@ def test_training_data_that_is_gone_is_said(trained, tmp_path):
     (note,) = contamination.notes(model, {}, [problem("a", LONG)])
     assert "could not be checked" in note
     assert "no such file" in note
+    (note,) = contamination.training_notes({"path": write(tmp_path / "t.jsonl", [{"q": "x"}])}, [problem("a", LONG)])
+    assert "row 0: no column 'prompt'" in note
+    (note,) = contamination.training_notes(
+        {"path": str(tmp_path / "t.jsonl"), "prompt_column": "q"}, [problem("x", "X")]
+    )
+    assert "holds 1 of the 1 problems" in note
 
 
 def test_the_run_that_made_a_model_is_found_in_the_store(tmp_path):
