@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from evals.engines import Completion, Engine, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import opened_thoughts, render, tokenize
+from evals.prompts import conversation, opened_thoughts, render, tokenize
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
@@ -90,11 +90,7 @@ def complete(
     todo = [(item, repeats) for item, repeats in missing if repeats]
     prompts = [render(job.preset, item, engine.tokenizer) for item, _ in todo]
     requests = [
-        Request(
-            tokenize(job.preset, prompt, engine.tokenizer),
-            tuple(derive_seed(job.seed, job.bench.name, item.id, k) for k in repeats),
-        )
-        for prompt, (item, repeats) in zip(prompts, todo, strict=True)
+        make_request(engine, job, item, prompt, repeats) for prompt, (item, repeats) in zip(prompts, todo, strict=True)
     ]
     with Recorder(store, job.run_id, on_row) as recorder:
         unjudged = {key for key, row in known.items() if row.outcome in UNJUDGED}
@@ -105,12 +101,27 @@ def complete(
             _grade_again(recorder, items, job, store, grader, unjudged)
         for at, which, completion in engine.generate(requests, job.sampling):
             item, repeats = todo[at]
-            text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+            text = response_text(completion, engine.tokenizer)
             seed = requests[at].seeds[which]
             row = ungraded_row(item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
             recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item))
         grader.flush()
     return recorder.rows
+
+
+def make_request(engine: Engine, job: Job, item: Item, prompt: str, repeats: Sequence[int]) -> Request:
+    """Token ids, or for a server whose tokenizer is not known the messages. Seeds come from (seed, benchmark, item,
+    repeat): never from a server or a library, which would give every repeat the same."""
+    seeds = tuple(derive_seed(job.seed, job.bench.name, item.id, k) for k in repeats)
+    if engine.tokenizer is None:
+        return Request((), seeds, conversation(job.preset, item))
+    return Request(tokenize(job.preset, prompt, engine.tokenizer), seeds)
+
+
+def response_text(completion: Completion, tokenizer: Any) -> str:
+    if completion.text is not None:
+        return completion.text
+    return tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
 
 def regrade(
@@ -140,7 +151,8 @@ def _grade_again(
                     f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "
                     "holds: its data changed. Give the same data (--data), or start a new run."
                 )
-            recorder.add(row, by_id[row.item], grader.submit(opened_thoughts(row.prompt) + row.response, by_id[row.item]))
+            text = opened_thoughts(row.prompt) + row.response
+            recorder.add(row, by_id[row.item], grader.submit(text, by_id[row.item]))
 
 
 class Recorder:
@@ -255,6 +267,7 @@ def ungraded_row(
         seconds=completion.seconds,
         weight_version=completion.weight_version,
         meta=dict(item.meta),
+        response_tokens=completion.n_tokens,
     )
 
 

@@ -78,10 +78,11 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def render(name: str, problem: str | Item, tokenizer: Any) -> str:
-    """The text of a prompt. A preset with {format} takes an Item, for its starter code; the others a text as well.
+def conversation(name: str, problem: str | Item) -> "str | tuple[dict[str, str], ...]":
+    """A prompt before any tokenizer: chat messages, or plain text where the preset is not for chat models.
 
-    Raises UserError for an unknown preset, or a chat preset without a chat template.
+    A preset with {format} takes an Item, for its starter code; the others a text as well. Raises UserError for an
+    unknown preset.
     """
     if name not in PRESETS:
         raise UserError(f"unknown prompt preset {name!r}. Known: {', '.join(PRESETS)}.")
@@ -92,15 +93,27 @@ def render(name: str, problem: str | Item, tokenizer: Any) -> str:
         user = preset.user.format(problem=problem)
     if not preset.chat:
         return user
+    system = () if preset.system is None else ({"role": "system", "content": preset.system.format()},)
+    return (*system, {"role": "user", "content": user})
+
+
+def render(name: str, problem: str | Item, tokenizer: Any) -> str:
+    """The text of a prompt as the model reads it; without a tokenizer its messages, one after the other.
+
+    Raises UserError for an unknown preset, or a chat preset without a chat template.
+    """
+    asked = conversation(name, problem)
+    if isinstance(asked, str):
+        return asked
+    if tokenizer is None:  # a server's own template will be applied
+        return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in asked)
     if not getattr(tokenizer, "chat_template", None):
         plain = ", ".join(other for other, p in PRESETS.items() if not p.chat)
         raise UserError(
             f"prompt preset {name!r} goes through a chat template and this model's tokenizer has none. "
             f"Presets that work without: {plain}."
         )
-    system = [] if preset.system is None else [{"role": "system", "content": preset.system.format()}]
-    chat = [*system, {"role": "user", "content": user}]
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(list(asked), tokenize=False, add_generation_prompt=True)
 
 
 def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
