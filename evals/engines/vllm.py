@@ -99,9 +99,9 @@ class VLLMEngine:
         with tempfile.TemporaryDirectory(prefix="agpo-sync-", dir=_memory_folder(size)) as folder:
             tensors = {name: x.detach().to("cpu").contiguous() for name, x in self._untied(weights).items()}
             save_file(tensors, Path(folder) / "model.safetensors")
-            self.load_weights(folder, version)
+            self.load_weights(folder, version=version)
 
-    def load_weights(self, folder: str, version: str) -> None:
+    def load_weights(self, folder: str, *, version: str) -> None:
         """Generate with the weights of another checkpoint folder of this model from now on."""
         shapes = self._untied(weight_shapes(folder))
         known = self._untied(self.shapes) or shapes

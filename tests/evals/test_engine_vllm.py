@@ -123,7 +123,7 @@ def test_weights_of_a_checkpoint_folder(subject, trained, tmp_path):
     moved(trained, 0)
     trained.save_pretrained(tmp_path, max_shard_size="500KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    subject.engine.load_weights(str(tmp_path), "saved")
+    subject.engine.load_weights(str(tmp_path), version="saved")
     assert gap(subject, trained) < 1e-4
 
 
