@@ -8,7 +8,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from evals.complete import UNGRADED, Recorder, ungraded_row
+from evals.complete import UNGRADED, Recorder, response_text, ungraded_row
 from evals.engines import Completion, Engine, Request, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
@@ -157,10 +157,12 @@ def sampling_of(arguments: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...]
 
 def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> tuple[str, Completion]:
     """The text before the first stop string, and the tokens up to and with it, which is where it would have ended."""
-    text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    text = response_text(completion, tokenizer)
     cut = postprocess_generated_text(text, list(until), None)
     if cut == text:
         return text, completion
+    if not completion.token_ids:  # a server's text: its count is that of the whole
+        return cut, dataclasses.replace(completion, finish_reason="stop")
     low, high = 0, len(completion.token_ids)
     while low < high:  # fewest tokens whose text holds a stop string
         middle = (low + high) // 2

@@ -203,6 +203,8 @@ def evaluate_task(
 
     for note in plan.notes:
         console.print(f"{plan.title}: {note}", highlight=False, markup=False)
+    if engine.tokenizer is None:
+        raise UserError(f"{plan.title}: tasks of lm-eval need the model's tokenizer, and this server's is not known.")
     check_chat(plan, engine.tokenizer)
     config = {**facts, **plan.settings, "notes": plan.notes}
     with stored_run(plan.title, target, config, store, console, resume) as run_id:

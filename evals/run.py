@@ -211,7 +211,9 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
     if len(targets) > 1:
         steps = ", ".join(str(target.step) for target in targets)
         console.print(f"{'checkpoints':>12}: {len(targets)}, steps {steps}", highlight=False)
-    show_prompts(plans, load_tokenizer(options.get("tokenizer") or targets[0].path), console)
+    path = targets[0].path
+    tokenizer = open_engine(name, path, options).tokenizer if name == "openai" else load_tokenizer(path)
+    show_prompts(plans, tokenizer, console)
 
 
 @command
