@@ -224,8 +224,8 @@ def _lines(title: str, total: int, console: Console) -> Callable[[], None]:
 
 def check_context(engine: Engine, plan: Plan) -> None:
     """Refuse before the first token what would not fit, naming the problem and the numbers."""
-    if engine.tokenizer is None:
-        return  # the server counts
+    if engine.tokenizer is None:  # the server counts
+        return
     for item in plan.items:
         tokens = len(encode(plan.settings["prompt"], item, engine.tokenizer))
         check_fits(tokens, plan.settings["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")

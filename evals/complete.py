@@ -18,7 +18,7 @@ from evals.engines import Completion, Engine, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import conversation, opened_thoughts, render, tokenize
+from evals.prompts import opened_thoughts, render, tokenize, words
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
@@ -90,7 +90,12 @@ def complete(
     todo = [(item, repeats) for item, repeats in missing if repeats]
     prompts = [render(job.preset, item, engine.tokenizer) for item, _ in todo]
     requests = [
-        make_request(engine, job, item, prompt, repeats) for prompt, (item, repeats) in zip(prompts, todo, strict=True)
+        Request(
+            tokenize(job.preset, prompt, engine.tokenizer),
+            tuple(derive_seed(job.seed, job.bench.name, item.id, k) for k in repeats),
+            words(job.preset, item) if engine.tokenizer is None else "",
+        )
+        for prompt, (item, repeats) in zip(prompts, todo, strict=True)
     ]
     with Recorder(store, job.run_id, on_row) as recorder:
         unjudged = {key for key, row in known.items() if row.outcome in UNJUDGED}
@@ -109,16 +114,8 @@ def complete(
     return recorder.rows
 
 
-def make_request(engine: Engine, job: Job, item: Item, prompt: str, repeats: Sequence[int]) -> Request:
-    """Token ids, or for a server whose tokenizer is not known the messages. Seeds come from (seed, benchmark, item,
-    repeat): never from a server or a library, which would give every repeat the same."""
-    seeds = tuple(derive_seed(job.seed, job.bench.name, item.id, k) for k in repeats)
-    if engine.tokenizer is None:
-        return Request((), seeds, conversation(job.preset, item))
-    return Request(tokenize(job.preset, prompt, engine.tokenizer), seeds)
-
-
 def response_text(completion: Completion, tokenizer: Any) -> str:
+    """What the engine says the text is, or the decoded ids."""
     if completion.text is not None:
         return completion.text
     return tokenizer.decode(completion.token_ids, skip_special_tokens=True)

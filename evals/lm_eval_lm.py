@@ -173,7 +173,7 @@ def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> t
     cut = postprocess_generated_text(text, list(until), None)
     if cut == text:
         return text, completion
-    if tokenizer is None:  # how many tokens that took is not known: the count stays that of the whole
+    if not completion.token_ids:  # a server's text: its count is that of the whole
         return cut, dataclasses.replace(completion, finish_reason="stop")
     low, high = 0, len(completion.token_ids)
     while low < high:  # fewest tokens whose text holds a stop string
@@ -185,7 +185,7 @@ def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> t
             low = middle + 1
     logprobs = None if completion.logprobs is None else completion.logprobs[:high]
     kept = completion.token_ids[:high]
-    return cut, dataclasses.replace(completion, token_ids=kept, n_tokens=high, logprobs=logprobs, finish_reason="stop")
+    return cut, dataclasses.replace(completion, token_ids=kept, logprobs=logprobs, finish_reason="stop")
 
 
 def scored_row(task: str, item: str, step: int, document: Mapping[str, Any]) -> SampleRow:

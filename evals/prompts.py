@@ -78,8 +78,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def conversation(name: str, problem: str | Item) -> "str | tuple[dict[str, str], ...]":
-    """A prompt before any tokenizer: chat messages, or plain text where the preset is not for chat models.
+def words(name: str, problem: str | Item) -> str | tuple[dict[str, str], ...]:
+    """What a preset says, before any chat template: the messages of a chat preset, the text of another.
 
     A preset with {format} takes an Item, for its starter code; the others a text as well. Raises UserError for an
     unknown preset.
@@ -93,31 +93,33 @@ def conversation(name: str, problem: str | Item) -> "str | tuple[dict[str, str],
         user = preset.user.format(problem=problem)
     if not preset.chat:
         return user
-    system = () if preset.system is None else ({"role": "system", "content": preset.system.format()},)
+    system = [] if preset.system is None else [{"role": "system", "content": preset.system.format()}]
     return (*system, {"role": "user", "content": user})
 
 
 def render(name: str, problem: str | Item, tokenizer: Any) -> str:
-    """The text of a prompt as the model reads it; without a tokenizer its messages, one after the other.
+    """The text of a prompt. Without a tokenizer (None) a server renders the messages: they are shown with their roles.
 
     Raises UserError for an unknown preset, or a chat preset without a chat template.
     """
-    asked = conversation(name, problem)
-    if isinstance(asked, str):
-        return asked
-    if tokenizer is None:  # a server's own template will be applied
-        return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in asked)
+    said = words(name, problem)
+    if isinstance(said, str):
+        return said
+    if tokenizer is None:
+        return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in said)
     if not getattr(tokenizer, "chat_template", None):
         plain = ", ".join(other for other, p in PRESETS.items() if not p.chat)
         raise UserError(
             f"prompt preset {name!r} goes through a chat template and this model's tokenizer has none. "
             f"Presets that work without: {plain}."
         )
-    return tokenizer.apply_chat_template(list(asked), tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(list(said), tokenize=False, add_generation_prompt=True)
 
 
 def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
     """Token ids of a rendered prompt. A chat template writes its special tokens; otherwise the tokenizer does."""
+    if tokenizer is None:
+        return ()
     # verbose=False: whoever asks checks the length against the model, and says more than the library's warning
     return tuple(tokenizer(text, add_special_tokens=not PRESETS[name].chat, verbose=False).input_ids)
 

@@ -60,7 +60,7 @@ class SampleRow:
     """the text the model was given, prompt preset applied"""
     response: str
     token_ids: tuple[int, ...]
-    """the response's tokens, end of sequence included; empty when read back without tokens"""
+    """the response's tokens, end of sequence included; empty where a server gives none, or when read back without"""
     logprobs: tuple[float, ...] | None
     finish_reason: str
     outcome: str
@@ -76,7 +76,7 @@ class SampleRow:
     meta: Mapping[str, Any] = field(default_factory=dict)
     """level, subject, source, ...: whatever reports group by"""
     response_tokens: int = -1
-    """length of the response; filled in from token_ids, where there are any"""
+    """length of the response; filled in from token_ids where not given"""
 
     def __post_init__(self) -> None:
         if self.response_tokens < 0:

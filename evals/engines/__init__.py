@@ -43,7 +43,7 @@ class Completion:
     `token_ids` includes the end-of-sequence token when there is one. `logprobs` has one entry per token: the
     log-probability of that token under the temperature-scaled distribution before top-p cuts it, of a greedy one at
     temperature 1 (None where an engine cannot tell). `seconds` is the time from the start of `generate` to the last
-    token. A server may give no ids: they are empty then, `text` is what it answered and `n_tokens` what it counted.
+    token. A server may give no ids: they are empty then, `text` is what it answered and `counted` its number of tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -53,12 +53,12 @@ class Completion:
     weight_version: str = ""
     text: str | None = None
     """None: decode the ids"""
-    n_tokens: int = -1
-    """response tokens; filled in from token_ids where there are any"""
+    counted: int = 0
+    """the server's number of tokens, where it gives no ids"""
 
-    def __post_init__(self) -> None:
-        if self.n_tokens < 0:
-            object.__setattr__(self, "n_tokens", len(self.token_ids))
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids) or self.counted
 
 
 class Output(NamedTuple):

@@ -174,7 +174,7 @@ class OpenAIEngine:
             self.weight_version,
             # with a tokenizer of ours, ids are decoded like those of any engine
             text=None if answer.token_ids and self.tokenizer is not None else answer.text,
-            n_tokens=answer.n_tokens,
+            counted=0 if answer.token_ids else answer.n_tokens,
         )
 
 

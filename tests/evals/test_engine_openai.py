@@ -587,3 +587,72 @@ def test_ctrl_c_ends_at_once_while_a_server_is_silent(tiny, tmp_path):
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
     assert errors.strip() == "interrupted"
+
+
+# -- the evaluation on top of it ---------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_by_messages_keeps_texts_and_the_servers_counts(tmp_path, monkeypatch, capsys):
+    """A hosted model: no tokenizer, no ids. The prompt is recorded as it was sent."""
+
+    def script(server, path, body, number):
+        assert path == "/v1/chat/completions"
+        problem = body["messages"][0]["content"].splitlines()[0]
+        return chat(body, f"{sum(map(int, re.findall('[+-]?[0-9]+', problem)))}")
+
+    from evals.run import main
+    from evals.store import Store
+
+    monkeypatch.chdir(tmp_path)
+    with FakeServer(script) as server:
+        model = ["--model", f"openai:{server.url}#m", "--engine-option", "tokenizer=none", "--prompt", "r1"]
+        plan = ["--bench", "arith", "--limit", "6", "--n", "2", *model]
+        assert main([*plan, "--dry-run"]) == 0
+        assert "[user]\n" in capsys.readouterr().out
+        assert main(plan) == 0
+    with Store.open("results/agpo.db") as store:
+        (found,) = store.runs("eval")
+        rows = list(store.samples(found.id, with_tokens=True))
+    assert len(rows) == 12
+    assert {(row.response_tokens, row.token_ids, row.logprobs) for row in rows} == {(7, (), None)}
+    assert {row.outcome for row in rows} == {"right"}
+    assert all(
+        row.prompt == f"[user]\n{row.item}\nPlease reason step by step" or row.prompt[:7] == "[user]\n" for row in rows
+    )
+
+
+def test_an_evaluation_goes_on_where_a_dead_server_ended_it(tmp_path, monkeypatch, tiny, capsys):
+    """Nothing is generated twice and nothing is lost: every completion was asked for once, over both calls."""
+    from evals.run import main
+    from evals.store import Store
+
+    monkeypatch.chdir(tmp_path)
+    options = [part for o in (f"tokenizer={tiny}", "patience=0.2", "concurrency=2") for part in ("--engine-option", o)]
+    answered: list[str] = []
+
+    def counting(limit):
+        def script(server, path, body, number):
+            if body["max_tokens"] > 16:  # not one of the start
+                if len(answered) >= limit:
+                    threading.Thread(target=server.kill).start()
+                    return Hang()
+                answered.append(f"{body['prompt']} {body['seed']}")
+            return vllm_like(server, path, body, number)
+
+        return script
+
+    with FakeServer(counting(15)) as first:
+        plan = ["--bench", "arith", "--limit", "20", "--n", "2", "--model", f"openai:{first.url}#m", *options]
+        assert main(plan) == 2
+    assert f"no server of m has answered for 0 s (patience is 0.2 s):\n  {first.url}" in capsys.readouterr().err
+    with Store.open("results/agpo.db") as store:
+        (run_of,) = store.runs("eval")
+        assert run_of.status == "failed"
+        assert len(list(store.outcomes(run_of.id))) == 15
+    with FakeServer(counting(1000), port=first.port):
+        assert main(plan) == 0
+    assert len(answered) == len(set(answered)) == 40
+    with Store.open("results/agpo.db") as store:
+        (run_of,) = store.runs("eval")
+        assert run_of.status == "done"
+        assert len(list(store.outcomes(run_of.id))) == 40
