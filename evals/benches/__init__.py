@@ -4,14 +4,41 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from evals.benches import arith, math500
+from evals.benches import (
+    aime24,
+    aime25,
+    amc23,
+    amc83,
+    arith,
+    gsm8k,
+    humaneval,
+    livecodebench,
+    math500,
+    math_val,
+    mbpp,
+)
 from evals.benches.bench import Bench, Option
 from evals.errors import UserError
 from evals.items import Item
 
 __all__ = ["BENCHES", "Bench", "Option", "find", "load"]
 
-BENCHES: dict[str, Bench] = {bench.name: bench for bench in (math500.BENCH, arith.BENCH)}
+BENCHES: dict[str, Bench] = {
+    bench.name: bench
+    for bench in (
+        math500.BENCH,
+        math_val.BENCH,
+        gsm8k.BENCH,
+        aime24.BENCH,
+        aime25.BENCH,
+        amc23.BENCH,
+        amc83.BENCH,
+        livecodebench.BENCH,
+        humaneval.BENCH,
+        mbpp.BENCH,
+        arith.BENCH,
+    )
+}
 
 
 def find(name: str) -> Bench:
