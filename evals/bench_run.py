@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from evals import contamination
 from evals.benches import find, load
 from evals.complete import Job, choose, regrade
 from evals.engines import Engine, Sampling
@@ -47,6 +49,7 @@ def evaluate_plan(
     from evals import harness
     from evals.lm_eval_output import write_output
 
+    plan = replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
     bench, options = plan.bench, plan.settings
     check_context(engine, plan)
     show_notes(plan, console)

@@ -18,7 +18,7 @@ from evals.engines import Completion, Engine, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import render, tokenize
+from evals.prompts import opened_thoughts, render, tokenize
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
@@ -108,7 +108,7 @@ def complete(
             text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
             seed = requests[at].seeds[which]
             row = ungraded_row(item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
-            recorder.add(row, item, grader.submit(text, item))
+            recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item))
         grader.flush()
     return recorder.rows
 
@@ -140,7 +140,7 @@ def _grade_again(
                     f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "
                     "holds: its data changed. Give the same data (--data), or start a new run."
                 )
-            recorder.add(row, by_id[row.item], grader.submit(row.response, by_id[row.item]))
+            recorder.add(row, by_id[row.item], grader.submit(opened_thoughts(row.prompt) + row.response, by_id[row.item]))
 
 
 class Recorder:

@@ -198,7 +198,9 @@ def list_benches(console: Console) -> None:
 
 def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) -> None:
     """Print the plan and one prompt of each benchmark. Loads a tokenizer and no model, and makes no store."""
+    from evals import contamination
     from evals.engines.hf import load_tokenizer
+    from evals.lm_eval_tasks import TaskPlan
     from evals.store import Store
 
     name, options = engine_name(args), engine_options(args)
@@ -208,6 +210,10 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
     else:
         targets = find_targets(args, None)
     show(plans, facts_of(targets[0], name, options), console)
+    for plan in plans:
+        if not isinstance(plan, TaskPlan):
+            for note in contamination.notes(targets[0].path, targets[0].label, plan.items):
+                console.print(note, highlight=False)
     if len(targets) > 1:
         steps = ", ".join(str(target.step) for target in targets)
         console.print(f"{'checkpoints':>12}: {len(targets)}, steps {steps}", highlight=False)
