@@ -12,10 +12,12 @@ from evals.benches import (
     arith,
     gsm8k,
     humaneval,
+    humaneval_plus,
     livecodebench,
     math500,
     math_val,
     mbpp,
+    mbpp_plus,
 )
 from evals.benches.bench import Bench, Option
 from evals.errors import UserError
@@ -35,7 +37,9 @@ BENCHES: dict[str, Bench] = {
         amc83.BENCH,
         livecodebench.BENCH,
         humaneval.BENCH,
+        humaneval_plus.BENCH,
         mbpp.BENCH,
+        mbpp_plus.BENCH,
         arith.BENCH,
     )
 }

@@ -158,7 +158,7 @@ def _cases(statements: Sequence[ast.stmt], names: Mapping[str, str], known: dict
                     raise _cannot(statement) from e
                 for one in sequence:
                     yield from _cases(statement.body, names, {**known, name: ast.Constant(one)})
-            case ast.Pass() | ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant()):
+            case ast.Pass() | ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant() | ast.Name()):
                 pass
             case _:
                 raise _cannot(statement)
@@ -169,6 +169,11 @@ def _cannot(node: ast.stmt | ast.expr) -> CannotConvert:
 
 
 def _put_in(node: ast.expr, known: Mapping[str, ast.expr]) -> ast.expr:
+    """The expression with these names replaced."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Load) and part.id in known:
+            raise _cannot(node)  # a comprehension that uses the name for something else
+
     class Names(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.expr:
             return copy.deepcopy(known[node.id]) if node.id in known else node
@@ -200,7 +205,7 @@ def _case(test: ast.expr, names: Mapping[str, str]) -> Case | None:
         case _ if _open(test, names):
             return Case(f"not not {_source(test, names)}", True)
     for node in ast.walk(test):
-        if isinstance(node, ast.comprehension | ast.Lambda | ast.NamedExpr):
+        if isinstance(node, _SCOPES) and _calls(node, names):  # called with names that only that scope has
             raise _cannot(test)
     return _checked(test, calls, names)
 
@@ -226,6 +231,7 @@ def _calls(node: ast.expr, names: Mapping[str, str]) -> list[ast.Call]:
     return [call for child in ast.iter_child_nodes(node) for call in _calls(child, names)]  # type: ignore[arg-type]
 
 
+_SCOPES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
 _PLAIN = ("tuple", "list", "set", "frozenset", "sorted", "dict", "int", "float", "str", "bool", "len")
 
 

@@ -32,7 +32,10 @@ def _item(name: str, row: Row, aime: bool) -> Item:
             row = Row({"problem": problem, "answer": model["ground_truth"]}, row.where)
         except (TypeError, KeyError) as e:
             raise row.wrong("prompt", "expected verl's schema, a chat and reward_model.ground_truth") from e
-    problem, answer = row.text("problem", "question"), row.number("answer")
+    problem, said = row.text("problem", "question"), row.column("answer")
+    if isinstance(said, str):  # an angle of AIME 2025
+        said = said.removesuffix("^\\circ")
+    answer = Row({"answer": said}, row.where).number("answer")
     if aime and not (answer.isdecimal() and int(answer) <= 999):
         raise row.wrong("answer", f"an AIME answer is an integer from 0 to 999, not {answer}")
     meta: dict[str, str | int] = {}

@@ -25,7 +25,9 @@ def to_item(row: Row) -> Item:
     """`answer` is the reference program. Raises UserError for a row whose tests cannot be taken apart."""
     task, prompt, entry = row.text("task_id"), row.text("prompt"), row.text("entry_point")
     try:
-        cases = RANDOM[task]() if task in RANDOM else cases_of(_check(row.text("test")), {"candidate": entry})
+        cases = (
+            RANDOM[task]() if task in RANDOM else cases_of(_check(row.text("test")), {"candidate": entry, entry: entry})
+        )
         if not cases:
             raise CannotConvert("no assert in it")
     except (CannotConvert, SyntaxError) as e:
@@ -54,8 +56,8 @@ def _check(test: str) -> list[ast.stmt]:
 
 
 # Four problems are tested on random inputs, which have to be drawn here: what is drawn must not be in the program's
-# process, as it is the answer or nearly. The draws are fixed, so that a verdict can be repeated; their distributions are
-# those of the originals (number 32 fixes its own, and these are the same).
+# process, as it is the answer or nearly. The draws are fixed, so that a verdict can be repeated; their distributions
+# are those of the originals (number 32 fixes its own, and these are the same).
 
 
 def _zeros() -> list[Case]:
@@ -93,7 +95,14 @@ def _shifted() -> list[Case]:
 def _sums() -> list[Case]:
     """HumanEval/53, with the five sums that its test begins with."""
     rng = random.Random(0)
-    pairs = [(0, 1), (1, 0), (2, 3), (5, 7), (7, 5), *((rng.randint(0, 1000), rng.randint(0, 1000)) for _ in range(100))]
+    pairs = [
+        (0, 1),
+        (1, 0),
+        (2, 3),
+        (5, 7),
+        (7, 5),
+        *((rng.randint(0, 1000), rng.randint(0, 1000)) for _ in range(100)),
+    ]
     return [Case(f"add({x}, {y})", x + y) for x, y in pairs]
 
 

@@ -80,7 +80,7 @@ _CLOSING = (")", "]", "}")
 
 
 def find_program(text: str, code: Code) -> tuple[str | None, str]:
-    """`extract_code`, and ("...", "continued") for a response that begins indented where the item has a head to continue.
+    """`extract_code`, and ("...", "continued") for an indented response where the item has a head to continue.
 
     The continuation ends before the first line that is not indented, as HumanEval's stop strings end it: what base
     models write after a function is not part of it.
