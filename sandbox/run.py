@@ -46,7 +46,9 @@ def judge(worker: Worker, program: Program, problem: Problem, settings: Settings
     Raises WorkerFailure when the worker fails; nothing is decided then.
     """
     inputs = [encode_input(program, test) for test in problem.tests]
-    ruled = {rule: _Ruled(rule, bool(problem.checker) and rule == "real") for rule in settings.rules}
+    # A checker is a rule of its own: of both rules only "real" knows it.
+    rules = settings.rules if len(settings.rules) == 1 or not problem.checker else ("real",)
+    ruled = {rule: _Ruled(rule, bool(problem.checker) and rule == "real") for rule in rules}
     confirm = False
     at = 0
 
