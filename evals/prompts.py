@@ -90,6 +90,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "none": Preset("{problem}", chat=False, about="the bare problem; for HumanEval the function to continue"),
     "arith": Preset("{problem}=", chat=False, about="the tiny model's format: 3+5-2="),
+    "tiny-code": Preset("{problem}:\n", chat=False, about="the tiny code model's format: add 3, times 2, square:"),
 }
 
 

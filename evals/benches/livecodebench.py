@@ -9,6 +9,7 @@ from typing import Any
 from evals.benches import lcb_facts, private_tests
 from evals.benches.bench import Bench, Option
 from evals.code_report import code_report
+from evals.code_tests import PRELUDE
 from evals.errors import UserError
 from evals.items import Code, Item, read_rows
 from sandbox import Limits, Problem, Test
@@ -176,7 +177,7 @@ def to_item(row: Mapping[str, Any], where: str, source: str) -> Item:
     name = str(row["question_id"])
     if name in lcb_facts.ERRATA:
         meta["errata"] = lcb_facts.ERRATA[name]
-    code = Code(Problem(tests), "call" if entry else "stdin", entry, LIMITS, row["starter_code"])
+    code = Code(Problem(tests), "call" if entry else "stdin", entry, LIMITS, row["starter_code"], PRELUDE)
     return Item(name, row["question_content"], "", meta, code)
 
 
