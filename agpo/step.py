@@ -105,7 +105,7 @@ def sample_rows(groups: Sequence[Any], step: int, preset: str, tokenizer: Any) -
     """The rows of one step for the results store: every completion with its tokens and verdict."""
     rows = []
     for group in groups:
-        prompt = render(preset, group.item.prompt, tokenizer)
+        prompt = render(preset, group.item, tokenizer)
         for repeat, s in enumerate(group.samples):
             rows.append(sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict))
     return rows

@@ -9,20 +9,30 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
 from evals.benches import Bench
 from evals.engines import Completion, Engine, Request, Sampling
 from evals.grading import Verdict
-from evals.grading.grader import Grader
 from evals.items import Item, derive_seed
-from evals.prompts import render, tokenize
+from evals.prompts import opened_thoughts, render, tokenize
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
 FLUSH_SECONDS = 0.5
 """a finished completion is in the store at most about this much later"""
+
+
+class Grader(Protocol):
+    """What is asked of a grader here (`evals.grading.grader.open_grader` opens one)."""
+
+    def submit(self, text: str, item: Item) -> "Future[Verdict]": ...
+
+    def flush(self) -> None:
+        """Everything has been submitted."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def complete(
             on_row(row)
     missing = [(item, [k for k in range(job.n) if (item.id, k) not in rows]) for item in items]
     todo = [(item, repeats) for item, repeats in missing if repeats]
-    prompts = [render(job.preset, item.prompt, engine.tokenizer) for item, _ in todo]
+    prompts = [render(job.preset, item, engine.tokenizer) for item, _ in todo]
     requests = [
         Request(
             tokenize(job.preset, prompt, engine.tokenizer),
@@ -83,7 +93,7 @@ def complete(
             text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
             seed = requests[at].seeds[which]
             row = partial(sample_row, item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
-            record(row, grader.submit(text, item))
+            record(row, grader.submit(opened_thoughts(prompts[at]) + text, item))
     return rows
 
 

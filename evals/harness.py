@@ -15,9 +15,8 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from evals.benches import Bench
-from evals.complete import Job, complete
+from evals.complete import Grader, Job, complete
 from evals.engines import Engine
-from evals.grading.grader import Grader
 from evals.items import Item
 from evals.prompts import render
 from evals.store import SampleRow, Store
@@ -64,7 +63,7 @@ class BenchTask(ConfigurableTask):
                 "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(docs)},
                 "test_split": "test",
                 "output_type": "generate_until",
-                "doc_to_text": lambda doc: render(job.preset, doc["problem"], tokenizer),
+                "doc_to_text": lambda doc: render(job.preset, items[doc["number"]], tokenizer),
                 "doc_to_target": lambda doc: doc["answer"],
                 "repeats": job.n,
                 # take_first, the default, would drop all repeats but one

@@ -4,17 +4,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.errors import UserError
+from evals.items import Item
 
 
 @dataclass(frozen=True)
 class Preset:
-    """`user` holds {problem}. With `chat` it goes through the model's own chat template, after `system` where given."""
+    """`user` holds {problem}, and {format} where it asks for a program: LiveCodeBench's words for the item's kind.
+
+    With `chat` it goes through the model's own chat template, after `system` where given.
+    """
 
     user: str
     chat: bool = True
     system: str | None = None
     about: str = ""
 
+
+# LiveCodeBench's words (lcb_runner/prompts/code_generation.py at 28fef95), kept to the letter: scores depend on them.
+LCB_SYSTEM = (
+    "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
+    "correct Python program that matches the specification and passes all tests."
+)
+LCB_STARTER = (
+    "You will use the following starter code to write the solution to the problem and enclose your code within "
+    "delimiters."
+)
+LCB_STDIN = (
+    "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on the sample "
+    "inputs). Enclose your code within delimiters as follows. Ensure that when the python program runs, it reads the "
+    "inputs, runs the algorithm and writes output to STDOUT."
+)
+LCB_QUESTION = (
+    "### Question:\n{problem}\n\n### Format: {format}\n\n### Answer: (use the provided format with backticks)\n\n"
+)
 
 PRESETS: dict[str, Preset] = {
     "qwen-boxed": Preset(
@@ -40,17 +62,34 @@ PRESETS: dict[str, Preset] = {
         chat=False,
         about="base models without a chat template",
     ),
+    "lcb-chat": Preset(LCB_QUESTION, system=LCB_SYSTEM, about="LiveCodeBench's generic prompt for chat models"),
+    "lcb-generic": Preset(
+        f"{LCB_SYSTEM}\n\n{LCB_QUESTION}",
+        chat=False,
+        about="the same words as plain text, for models without a chat template",
+    ),
+    "lcb-r1": Preset(
+        "You will be given a question (problem specification) and will generate a correct Python program that matches "
+        "the specification and passes all tests.\n\nQuestion: {problem}\n\n{format}\n\n",
+        about="LiveCodeBench's words for DeepSeek-R1 and its distillations: chat template, no system prompt",
+    ),
     "none": Preset("{problem}", chat=False, about="the bare problem"),
     "arith": Preset("{problem}=", chat=False, about="the tiny model's format: 3+5-2="),
 }
 
 
-def render(name: str, problem: str, tokenizer: Any) -> str:
-    """The text of a prompt. Raises UserError for an unknown preset, or a chat preset without a chat template."""
+def render(name: str, problem: str | Item, tokenizer: Any) -> str:
+    """The text of a prompt. A preset with {format} takes an Item, for its starter code; the others a text as well.
+
+    Raises UserError for an unknown preset, or a chat preset without a chat template.
+    """
     if name not in PRESETS:
         raise UserError(f"unknown prompt preset {name!r}. Known: {', '.join(PRESETS)}.")
     preset = PRESETS[name]
-    user = preset.user.format(problem=problem)
+    if isinstance(problem, Item):
+        user = preset.user.format(problem=problem.prompt, format=code_format(problem))
+    else:
+        user = preset.user.format(problem=problem)
     if not preset.chat:
         return user
     if not getattr(tokenizer, "chat_template", None):
@@ -70,6 +109,22 @@ def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=not PRESETS[name].chat, verbose=False).input_ids)
 
 
-def encode(name: str, problem: str, tokenizer: Any) -> tuple[int, ...]:
+def encode(name: str, problem: str | Item, tokenizer: Any) -> tuple[int, ...]:
     """Token ids of a problem under a preset."""
     return tokenize(name, render(name, problem, tokenizer), tokenizer)
+
+
+def code_format(item: Item) -> str:
+    """How LiveCodeBench asks for a program: one that continues the item's starter code, or one that reads stdin."""
+    starter = item.code.starter if item.code else ""
+    if starter:
+        return f"{LCB_STARTER}\n```python\n{starter}\n```"
+    return f"{LCB_STDIN}\n```python\n# YOUR CODE HERE\n```"
+
+
+def opened_thoughts(prompt: str) -> str:
+    """What a chat template has already written of the answer: "<think>\\n" where it opens the thoughts, else "".
+
+    A grader gets it before the response, so that thoughts which were cut off are not taken for an answer.
+    """
+    return "<think>\n" if prompt.rstrip().endswith("<think>") else ""

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from evals.console import make_console
 from evals.errors import UserError, command
+from evals.plan import Plan, add_bench_options, make_plans, show, show_notes, show_prompts
 
 # Heavy libraries are imported where they are needed, so that --help, --list and a wrong name answer at once.
 
@@ -42,81 +43,62 @@ def fingerprint(model: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def plan(args: argparse.Namespace) -> dict[str, Any]:
-    """The resolved options, everything that decides the result. Raises UserError for those that do not go together."""
-    from evals.benches import find
-    from evals.prompts import PRESETS
-
-    bench = find(args.bench)
+def model_facts(args: argparse.Namespace) -> dict[str, Any]:
+    """What the run's configuration says about the model and the engine."""
     model = args.model or tiny_model()
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit must be at least 1, not {args.limit}.")
-    if args.n < 1:
-        raise UserError(f"--n must be at least 1, not {args.n}.")
-    sampled = args.bench == "arith" and args.temperature is None  # a greedy answer would hide the tiny model's slips
-    temperature = args.temperature if args.temperature is not None else (1.0 if sampled else 0.0)
-    if temperature < 0 or not 0 < args.top_p <= 1:
-        raise UserError("--temperature must be at least 0 and --top-p in (0, 1].")
-    if args.n > 1 and temperature == 0:
-        raise UserError(f"--n {args.n} at temperature 0 gives {args.n} equal answers. Say --temperature 0.7, or --n 1.")
-    preset = args.prompt or bench.prompt
-    if preset not in PRESETS:
-        raise UserError(f"unknown prompt preset {preset!r}. Known: {', '.join(PRESETS)}.")
     selected = run_label(model).get("best", {}).get("selected_on_test")
     return {
         **({"selected_on_test": selected} if selected else {}),
-        "bench": bench.name,
-        "data": str(Path(args.data).resolve()) if args.data else None,
         "model": model,
         "fingerprint": fingerprint(model),
         "engine": args.engine,
         "device": args.device,
         "dtype": args.dtype,
-        "prompt": preset,
-        "n": args.n,
-        "temperature": temperature,
-        "top_p": args.top_p,
-        "max_tokens": args.max_tokens or bench.max_tokens,
-        "limit": args.limit,
-        "seed": args.seed,
     }
 
 
-def find_unfinished(store: Any, options: dict[str, Any], resume: str | None) -> str | None:
-    """The run to continue: the one asked for, or the latest unfinished one with the same options."""
+def add_model_notes(plans: Sequence[Plan], model: str, store: Any = None) -> None:
+    """Warn where the model may have seen the problems."""
+    from evals import contamination
+
+    for plan in plans:
+        plan.notes.extend(contamination.notes(model, run_label(model), plan.items, store))
+
+
+def find_unfinished(store: Any, config: dict[str, Any], resume: str | None) -> str | None:
+    """The run to continue: the one asked for, or the latest unfinished one with the same configuration."""
     if resume:
         run = store.find_run(resume)
         if run.kind != "eval":
             raise UserError(f"run {run.id} is a {run.kind} run; --resume here continues an evaluation.")
-        if changed := [k for k, v in options.items() if run.config.get(k) != v]:
-            said = ", ".join(f"{k}={run.config.get(k)!r}, now {options[k]!r}" for k in changed)
+        if changed := [k for k, v in config.items() if run.config.get(k) != v]:
+            said = ", ".join(f"{k}={run.config.get(k)!r}, now {config[k]!r}" for k in changed)
             raise UserError(
                 f"run {run.id} was started with other options: {said}. Give the same, or leave --resume out."
             )
         return run.id
-    same = [r for r in store.runs("eval") if r.config == options and r.status in ("interrupted", "failed", "dead")]
+    same = [r for r in store.runs("eval") if r.config == config and r.status in ("interrupted", "failed", "dead")]
     return same[-1].id if same else None
 
 
-def evaluate_model(options: dict[str, Any], store: Any, resume: str | None, console: Console) -> str:
-    """Run the evaluation and print its tables. Returns the run's id."""
+def evaluate_plan(
+    plan: Plan, model: dict[str, Any], engine: Any, store: Any, resume: str | None, console: Console
+) -> str:
+    """Run one benchmark and print its tables. Returns the run's id."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars count the requests it builds; ours counts completions
     from evals import harness
-    from evals.benches import find, load
-    from evals.complete import Job, choose
-    from evals.engines import Sampling, load_engine
-    from evals.grading.grader import Grader
+    from evals.complete import Job
+    from evals.engines import Sampling
+    from evals.grading.grader import open_grader
 
-    bench = find(options["bench"])
-    items = choose(load(bench, options["data"]), options["limit"], options["seed"])
-    engine = load_engine(options["engine"], options["model"], device=options["device"], dtype=options["dtype"])
+    bench, options = plan.bench, plan.settings
     sampling = Sampling(options["max_tokens"], options["temperature"], options["top_p"])
-    check_context(engine, items, options)
-
-    label = run_label(options["model"])
-    run_id = find_unfinished(store, options, resume)
+    check_context(engine, plan)
+    label = run_label(model["model"])
+    config = {**model, **options, "notes": plan.notes}
+    run_id = find_unfinished(store, config, resume)
     if run_id:
         store.resume_run(run_id)
         console.print(f"continuing run {run_id}")
@@ -126,18 +108,19 @@ def evaluate_model(options: dict[str, Any], store: Any, resume: str | None, cons
             "eval",
             bench.name,
             method=label.get("method", ""),
-            model=label.get("model", options["model"]),
+            model=label.get("model", model["model"]),
             seed=label.get("seed", options["seed"]),
-            config=options,
+            config=config,
             parent=label["run"] if label.get("run") in known else None,
         )
         console.print(f"run {run_id}")
+    show_notes(plan, console)
     step = int(label.get("step", 0))
     job = Job(bench, sampling, options["n"], options["prompt"], options["seed"], run_id, bench.name, step)
     status = "failed"
     try:
         with (
-            Grader(bench.grader) as grader,
+            open_grader(bench.grader) as grader,
             Progress(
                 TextColumn(bench.title),
                 BarColumn(),
@@ -148,29 +131,29 @@ def evaluate_model(options: dict[str, Any], store: Any, resume: str | None, cons
                 disable=not console.is_terminal,
             ) as progress,
         ):
-            bar = progress.add_task("", total=len(items) * options["n"])
-            task = harness.BenchTask(bench, items, job, engine.tokenizer)
+            bar = progress.add_task("", total=len(plan.items) * options["n"])
+            task = harness.BenchTask(bench, plan.items, job, engine.tokenizer)
             lm = harness.EngineLM(engine, task, job, store, grader, on_row=lambda row: progress.advance(bar))
             harness.run_lm_eval(lm, task)
         report(store, run_id, job, console)
+        show_notes(plan, console)
         status = "done"
     except KeyboardInterrupt as e:
         status = "interrupted"
         raise KeyboardInterrupt("what is finished is kept; the same command continues") from e
     finally:
         store.finish_run(run_id, status)
-        engine.close()
     return run_id
 
 
-def check_context(engine: Any, items: Sequence[Any], options: dict[str, Any]) -> None:
+def check_context(engine: Any, plan: Plan) -> None:
     """Refuse before the first token what would not fit, naming the problem and the numbers."""
     from evals.engines.hf import check_fits
     from evals.prompts import encode
 
-    for item in items:
-        tokens = len(encode(options["prompt"], item.prompt, engine.tokenizer))
-        check_fits(tokens, options["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")
+    for item in plan.items:
+        tokens = len(encode(plan.settings["prompt"], item, engine.tokenizer))
+        check_fits(tokens, plan.settings["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")
 
 
 def report(store: Any, run_id: str, job: Any, console: Console) -> None:
@@ -195,6 +178,8 @@ def report(store: Any, run_id: str, job: Any, console: Console) -> None:
             _add(table, f"{key} {value}", part)
     console.print(table)
     console.print("verdicts: " + ", ".join(f"{n} {outcome}" for outcome, n in total.outcomes.items()))
+    for part in job.bench.report(rows):
+        console.print(part, highlight=False)
     if total.unscored:
         console.print(
             f"{total.unscored} samples could not be graded and are in no mean. "
@@ -224,35 +209,26 @@ def list_benches(console: Console) -> None:
     console.print(table)
 
 
-def dry_run(options: dict[str, Any], console: Console) -> None:
-    """Print the plan and one rendered prompt. Loads the tokenizer, not the model."""
-    from transformers import AutoTokenizer
-
-    from evals.benches import find, load
-    from evals.complete import choose
-    from evals.prompts import render
-
-    items = choose(load(find(options["bench"]), options["data"]), options["limit"], options["seed"])
-    for key, value in options.items():
-        console.print(f"{key:>12}: {value}", highlight=False)
-    console.print(f"{'problems':>12}: {len(items)}, {len(items) * options['n']} completions")
-    tokenizer = AutoTokenizer.from_pretrained(options["model"])
-    console.print(f"first prompt ({items[0].id}):")
-    console.print(render(options["prompt"], items[0].prompt, tokenizer), highlight=False, markup=False)
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m evals.run",
         description="Evaluate a model on a benchmark. Without arguments: the tiny start model on held-out arithmetic.",
         epilog="A killed or interrupted evaluation is continued by the same command.",
     )
-    parser.add_argument("--bench", default="arith", help="benchmark, see --list (default: arith)")
+    parser.add_argument(
+        "--bench", action="append", help="benchmarks, see --list; several by commas or repeated (default: arith)"
+    )
     parser.add_argument("--model", help="model folder or hub id (default: the tiny start model)")
-    parser.add_argument("--data", help="local file of the benchmark in its usual shape, instead of the hub")
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[BENCH=]FILE",
+        help="local file of the benchmark in its usual shape, instead of the hub",
+    )
     parser.add_argument("--engine", default="hf", help="what generates: hf")
     parser.add_argument("--n", type=int, default=1, help="completions per problem (default: 1)")
-    parser.add_argument("--temperature", type=float, help="0 is greedy (default: 0; for arith 1)")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (default: the benchmark's)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1)")
     parser.add_argument("--max-tokens", type=int, help="longest response (default: the benchmark's)")
     parser.add_argument("--prompt", help="prompt preset (default: the benchmark's)")
@@ -264,7 +240,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="RUN", help="continue this run (default: the same unfinished one, if any)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and one prompt, then exit")
     parser.add_argument("--list", action="store_true", help="list the benchmarks, then exit")
-    return parser.parse_args(argv)
+    add_bench_options(parser)
+    args = parser.parse_args(argv)
+    args.bench = args.bench or ["arith"]
+    return args
 
 
 @command
@@ -274,15 +253,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         list_benches(console)
         return 0
-    options = plan(args)
+    plans = make_plans(args)
+    model = model_facts(args)
     if args.dry_run:
-        dry_run(options, console)
+        from transformers import AutoTokenizer
+
+        add_model_notes(plans, model["model"])
+        show(plans, model, console)
+        show_prompts(plans, AutoTokenizer.from_pretrained(model["model"]), console)
         return 0
+    from evals.engines import load_engine
     from evals.store import Store
 
     with Store.open(args.store) as store:
-        run_id = evaluate_model(options, store, args.resume, console)
-        console.print(f"run {run_id} in {store}")
+        add_model_notes(plans, model["model"], store)
+        engine = load_engine(args.engine, model["model"], device=args.device, dtype=args.dtype)
+        try:
+            for plan in plans:
+                run_id = evaluate_plan(plan, model, engine, store, args.resume, console)
+                console.print(f"run {run_id} in {store}")
+        finally:
+            engine.close()
     return 0
 
 

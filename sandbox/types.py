@@ -187,6 +187,13 @@ class Report:
     attempts: int = 1
     """More than 1: a sandbox error came first."""
     cached: bool = False
+    lcb: "Report | None" = None
+    """With compat="both", where this report is "real": the same run under LiveCodeBench's rule of comparison."""
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """By the rule of comparison: of this report, and of the other one that it carries."""
+        return {self.compat: self.verdict, **(self.lcb.verdicts if self.lcb else {})}
 
     @property
     def passed(self) -> bool:

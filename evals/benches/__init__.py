@@ -4,14 +4,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from evals.benches import arith, math500
+from evals.benches import arith, livecodebench, math500
 from evals.benches.bench import Bench, Option
 from evals.errors import UserError
 from evals.items import Item
 
 __all__ = ["BENCHES", "Bench", "Option", "find", "load"]
 
-BENCHES: dict[str, Bench] = {bench.name: bench for bench in (math500.BENCH, arith.BENCH)}
+BENCHES: dict[str, Bench] = {bench.name: bench for bench in (math500.BENCH, livecodebench.BENCH, arith.BENCH)}
 
 
 def find(name: str) -> Bench:

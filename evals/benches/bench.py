@@ -2,8 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from evals.items import Item
+
+if TYPE_CHECKING:  # rich and SQLAlchemy are not needed to say what there is
+    from rich.table import Table
+
+    from evals.store import SampleRow
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,13 @@ class Bench:
     """meta keys that reports break it down by"""
     licence: str
     source: str
+    temperature: float = 0.0
+    """how it is sampled unless the user says otherwise; 0 is greedy"""
     test_set: bool = True
     """results of a checkpoint that was chosen by it are labelled selected_on_test; False: held out to choose by"""
     metric: str = "Pass@1"
     options: tuple[Option, ...] = ()
     notes: Callable[[Sequence[Item], Mapping[str, str]], list[str]] = lambda items, options: []
     """(items, options): lines that the plan and the report say about this selection of problems"""
+    report: "Callable[[Sequence[SampleRow]], list[str | Table]]" = lambda rows: []
+    """(rows): what it alone has to say about its graded completions, printed below the summary: lines and tables"""

@@ -305,3 +305,41 @@ def test_packages_of_an_environment_below_tmp_can_be_imported(embedded, monkeypa
         with Sandbox(backend, workers=1) as box:
             report = judge(box, source, Problem([Test("", "42 []")]))
         assert report.verdict == "AC", report
+
+
+def test_both_rules_in_one_run(embedded):
+    """The same verdicts as two runs, and judging stops only when both rules have seen a failure."""
+    problem = Problem([Test("1", "1 2"), Test("2", "3"), Test("3", "0.5")])
+    head = "n = int(input())\n"
+    programs = [
+        Program(head + body)
+        for body in (
+            "print({1: '1 2', 2: 3, 3: 0.5}[n])",  # right under both
+            "print({1: '1\\n2', 2: 3, 3: 0.5}[n])",  # other lines
+            "print({1: '1\\n2', 2: 4, 3: 0.5}[n])",  # other lines, then wrong
+            "print({1: '1 2', 2: 3, 3: 0.5}[n])\nexit(1)",
+            "print({1: '1 2', 2: 3, 3: 0.50000001}[n])",
+            "print(4)",
+        )
+    ]
+    found = {}
+    for compat in ("real", "lcb", "both"):
+        for stop in (True, False):
+            with Sandbox(embedded, workers=1, compat=compat, stop_at_first_failure=stop) as sandbox:
+                found[compat, stop] = sandbox.judge_sync(programs, problem)
+    for stop in (True, False):
+        for real, lcb, both in zip(*(found[compat, stop] for compat in ("real", "lcb", "both")), strict=True):
+            assert both.verdicts == {"real": real.verdict, "lcb": lcb.verdict}
+            assert [t.verdict for t in both.tests] == [t.verdict for t in real.tests]
+            assert [t.verdict for t in both.lcb.tests] == [t.verdict for t in lcb.tests]
+            assert (both.detail, both.lcb.detail) == (real.detail, lcb.detail)
+    assert [str(r.verdict) for r in found["both", True]] == ["AC", "AC", "WA", "RE", "AC", "WA"]
+    assert [str(r.lcb.verdict) for r in found["both", True]] == ["AC", "WA", "WA", "AC", "WA", "WA"]
+    assert [str(t.verdict) for t in found["both", True][1].lcb.tests] == ["WA", "SKIPPED", "SKIPPED"]
+
+
+def test_under_both_rules_a_checker_is_for_the_real_one_alone(embedded):
+    problem = Problem([Test("10", "3 7")], checker="def check(i, o, e):\n    return sum(map(int, o.split())) == int(i)")
+    with Sandbox(embedded, workers=1, compat="both") as sandbox:
+        report = sandbox.judge_sync([Program("print(4, 6)")], problem)[0]
+    assert report.verdicts == {"real": "AC", "lcb": "WA"}

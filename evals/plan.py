@@ -1,0 +1,148 @@
+"""The plan of an evaluation: which benchmarks under which settings, resolved and checked before any model is loaded."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evals.benches import BENCHES, Bench, find, load
+from evals.complete import choose
+from evals.errors import UserError
+from evals.items import Item
+from evals.prompts import PRESETS, render
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One benchmark as it is going to be asked."""
+
+    bench: Bench
+    items: list[Item]
+    settings: dict[str, Any]
+    """everything but the model that decides the result; it goes into the run's configuration"""
+    notes: list[str]
+    """what the benchmark says about this selection of its problems"""
+
+
+def make_plans(args: argparse.Namespace) -> list[Plan]:
+    """Resolve the command line, one plan per benchmark. Raises UserError for what does not go together."""
+    names = [name for given in args.bench for name in given.split(",") if name]
+    benches = [find(name) for name in dict.fromkeys(names)]
+    data = data_files(args.data, benches)
+    own = own_options(args, benches)
+    settings = [settings_of(bench, args, data.get(bench.name), own[bench.name]) for bench in benches]
+    plans = []
+    for bench, chosen in zip(benches, settings, strict=True):
+        items = choose(load(bench, chosen["data"], chosen["options"]), chosen["limit"], chosen["seed"])
+        plans.append(Plan(bench, items, chosen, bench.notes(items, chosen["options"])))
+    return plans
+
+
+def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: dict[str, str]) -> dict[str, Any]:
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit must be at least 1, not {args.limit}.")
+    if args.n < 1:
+        raise UserError(f"--n must be at least 1, not {args.n}.")
+    if args.max_tokens is not None and args.max_tokens < 1:
+        raise UserError(f"--max-tokens must be at least 1, not {args.max_tokens}.")
+    temperature = bench.temperature if args.temperature is None else args.temperature
+    if temperature < 0 or not 0 < args.top_p <= 1:
+        raise UserError("--temperature must be at least 0 and --top-p in (0, 1].")
+    if args.n > 1 and temperature == 0:
+        raise UserError(
+            f"--n {args.n} at temperature 0 gives {args.n} equal answers ({bench.name}). "
+            "Say --temperature 0.7, or --n 1."
+        )
+    preset = args.prompt or bench.prompt
+    if preset not in PRESETS:
+        raise UserError(f"unknown prompt preset {preset!r}. Known: {', '.join(PRESETS)}.")
+    return {
+        "bench": bench.name,
+        "options": own,
+        "data": str(Path(data).resolve()) if data else None,
+        "prompt": preset,
+        "n": args.n,
+        "temperature": temperature,
+        "top_p": args.top_p,
+        "max_tokens": args.max_tokens or bench.max_tokens,
+        "limit": args.limit,
+        "seed": args.seed,
+    }
+
+
+def data_files(given: Sequence[str], benches: Sequence[Bench]) -> dict[str, str]:
+    """Benchmark -> file, from `--data name=path`, or `--data path` for a single benchmark."""
+    names = [bench.name for bench in benches]
+    files = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (equals and name in names):
+            if len(names) > 1:
+                raise UserError(
+                    f"--data {text}: with several benchmarks say which one it is for, name=path. "
+                    f"Chosen: {', '.join(names)}."
+                )
+            name, path = names[0], text
+        if name in files:
+            raise UserError(f"--data was given twice for {name}: {files[name]} and {path}.")
+        files[name] = path
+    return files
+
+
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
+    """The options that single benchmarks have, as options of the command."""
+    group = parser.add_argument_group("options of single benchmarks")
+    known: dict[str, tuple[str, str, list[str]]] = {}
+    for bench in BENCHES.values():
+        for option in bench.options:
+            about, default, having = known.setdefault(option.name, (option.about, option.default, []))
+            having.append(bench.name)
+    for name, (about, default, having) in known.items():
+        text = f"{', '.join(having)}: {about}" + (f" (default: {default})" if default else "")
+        group.add_argument(f"--{name}", dest=f"bench:{name}", metavar=name.upper(), help=text.replace("%", "%%"))
+
+
+def own_options(args: argparse.Namespace, benches: Sequence[Bench]) -> dict[str, dict[str, str]]:
+    """Benchmark -> its own options, given or default. Raises UserError for one that no chosen benchmark has."""
+    given = {key[len("bench:") :]: v for key, v in vars(args).items() if key.startswith("bench:") and v is not None}
+    for name in given:
+        if not any(option.name == name for bench in benches for option in bench.options):
+            having = [bench.name for bench in BENCHES.values() if any(o.name == name for o in bench.options)]
+            raise UserError(
+                f"--{name} is an option of {', '.join(having)}; chosen: {', '.join(bench.name for bench in benches)}."
+            )
+    return {bench.name: {o.name: given.get(o.name, o.default) for o in bench.options} for bench in benches}
+
+
+def show(plans: Sequence[Plan], about: dict[str, Any], console: Console) -> None:
+    """Print the settings of each benchmark and how much there is to do."""
+    for key, value in about.items():
+        console.print(f"{key:>12}: {value}", highlight=False, markup=False)
+    for plan in plans:
+        console.print(f"[bold]{plan.bench.title}[/]", highlight=False)
+        for key, value in plan.settings.items():
+            if key == "options":
+                for name, text in value.items():
+                    console.print(f"{name:>12}: {text}", highlight=False, markup=False)
+            else:
+                console.print(f"{key:>12}: {value}", highlight=False, markup=False)
+        count = len(plan.items)
+        console.print(f"{'problems':>12}: {count}, {count * plan.settings['n']} completions", highlight=False)
+        show_notes(plan, console)
+
+
+def show_notes(plan: Plan, console: Console) -> None:
+    for note in plan.notes:
+        console.print(f"{plan.bench.title}: {note}", highlight=False, markup=False)
+
+
+def show_prompts(plans: Sequence[Plan], tokenizer: Any, console: Console) -> None:
+    """Print the first prompt of each benchmark as the model would read it."""
+    for plan in plans:
+        item = plan.items[0]
+        console.print(f"[bold]{plan.bench.title}[/], first prompt ({item.id}):", highlight=False)
+        text = render(plan.settings["prompt"], item, tokenizer)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,65 @@
+"""What benchmarks bring to the command line: options of their own, notes, a report of their own."""
+
+import dataclasses
+
+import pytest
+
+from evals.benches import BENCHES, Option, arith
+from evals.run import main
+from evals.store import Store
+
+
+@pytest.fixture(autouse=True)
+def sides(monkeypatch, tmp_path):
+    """Two benchmarks with an option each and one in common; nothing is left behind in the list."""
+
+    def load(path, side, terms="3"):
+        return arith.items(side, 64, min_terms=int(terms), max_terms=int(terms))
+
+    side = Option("side", "which half of the problems", "heldout")
+    both = dataclasses.replace(
+        arith.BENCH,
+        name="sides",
+        title="two sides",
+        load=load,
+        options=(side, Option("terms", "how many terms", "3")),
+        notes=lambda items, options: [f"{len(items)} problems of side {options['side']}"],
+        report=lambda rows: [f"{len(rows)} rows of {rows[0].meta['terms']} terms"],
+    )
+    one = dataclasses.replace(both, name="one-side", options=(side,), notes=lambda items, options: [])
+    monkeypatch.setitem(BENCHES, "sides", both)
+    monkeypatch.setitem(BENCHES, "one-side", one)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGPO_STORE", raising=False)
+
+
+def test_options_reach_the_loader_and_the_store_with_the_notes(capsys, tiny):
+    assert main(["--bench", "sides", "--side", "train", "--terms", "4", "--limit", "5", "--model", tiny]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("5 problems of side train") == 2  # before the run and under the table
+    assert "5 rows of 4 terms" in printed
+    with Store.open() as store:
+        (run,) = store.runs("eval")
+        rows = list(store.samples(run.id))
+    assert run.config["options"] == {"side": "train", "terms": "4"}
+    assert run.config["notes"] == ["5 problems of side train"]
+    assert not any(arith.held_out(row.item) for row in rows)
+
+
+def test_defaults_are_recorded_too_and_each_benchmark_gets_its_own(capsys):
+    assert main(["--bench", "sides,one-side", "--side", "train", "--limit", "3", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("side: train") == 2
+    assert printed.count("terms: 3") == 1
+
+
+def test_an_option_that_no_chosen_benchmark_has_is_an_error(capsys):
+    assert main(["--bench", "one-side", "--terms", "4"]) == 2
+    assert "--terms is an option of sides; chosen: one-side" in capsys.readouterr().err
+
+
+def test_files_of_several_benchmarks_are_named(capsys, tmp_path):
+    assert main(["--bench", "sides,one-side", "--data", "x.jsonl"]) == 2
+    assert "name=path" in capsys.readouterr().err
+    assert main(["--bench", "sides", "--data", "a", "--data", "sides=b"]) == 2
+    assert "twice for sides" in capsys.readouterr().err
