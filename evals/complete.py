@@ -136,7 +136,8 @@ def _grade_again(
                     f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "
                     "holds: its data changed. Give the same data (--data), or start a new run."
                 )
-            recorder.add(row, by_id[row.item], grader.submit(opened_thoughts(row.prompt) + row.response, by_id[row.item]))
+            said = opened_thoughts(row.prompt) + row.response
+            recorder.add(row, by_id[row.item], grader.submit(said, by_id[row.item]))
 
 
 class Recorder:
