@@ -25,7 +25,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def main() -> None:
@@ -51,6 +50,7 @@ def main() -> None:
     if args.side:
         other_side(args)
         return
+    os.environ["TQDM_DISABLE"] = "1"  # not in the other sides: vLLM's bar divides by the time that tqdm has counted
     from evals.benches import find, load
     from evals.complete import Job, choose
     from evals.engines import Request, Sampling, load_engine
@@ -138,7 +138,8 @@ def whole_evaluation(engine: Any, items: Any, job: Any) -> int:
 
 def in_own_process(side: str, work: Path) -> list[tuple[float, float]]:
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--side", side, "--work", str(work)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
     return [tuple(pair) for pair in json.loads((work / "taken.json").read_text())]
 
 
