@@ -30,6 +30,8 @@ COLUMNS = (
 GAP = ("gap", "mismatch/gap_mean", "{:.1e}")
 """shown where the engine has weights of its own"""
 ROWS_SHOWN = 12
+PROGRAMS: tuple[str, ...] = ("AC", "WA", "RE", "TLE", "CE", "SE")
+"""the sandbox's verdicts that are counted in every step with programs, the others where there are some"""
 
 
 def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Sequence[Update]) -> dict[str, float]:
@@ -52,6 +54,8 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     for s in samples:
         for name, value in s.verdict.parts.items():
             parts.setdefault(name, []).append(value)
+    judged = [str(s.verdict.meta["real"]) for s in samples if "real" in s.verdict.meta]  # programs, by the sandbox
+    programs = {f"code/{verdict}": float(judged.count(verdict)) for verdict in (*PROGRAMS, *judged)} if judged else {}
     whole = plain_tokens(groups)
     metrics = {
         "reward/mean": _mean([s.reward for s in samples if s.reward is not None]),
@@ -84,6 +88,7 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
         "saved/of_tokens": float(whole),
         "saved/share": 1 - run_tokens / whole if whole else None,
         **{f"reward/{name}": _mean(values) for name, values in parts.items()},
+        **programs,
     }
     return {name: float(value) for name, value in metrics.items() if value is not None}
 

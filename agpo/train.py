@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from agpo.config import TrainConfig, all_keys, load_config, objective_of, recipes
-from agpo.setup import Run, open_reward, selected_on_test, set_up
+from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import UserError, command
 
@@ -80,7 +80,6 @@ def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
     from agpo.step import sync_engine
     from evals.complete import Job, evaluate
     from evals.engines import Sampling
-    from evals.grading.grader import Grader
 
     config, wanted = run.config, run.config.eval
     sync_engine(run)
@@ -98,7 +97,7 @@ def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
             split=f"eval/{bench.name}",
             step=run.done,
         )
-        with Grader(bench.grader) as grader:
+        with open_bench_grader(bench.grader, config) as grader:
             summary = evaluate(run.engine, items, job, run.store, grader)
         values = {"pass1": summary.pass1, "tokens_mean": summary.tokens_mean}
         metrics = {f"eval/{bench.name}/{name}": value for name, value in values.items()}

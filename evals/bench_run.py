@@ -1,6 +1,5 @@
 """One evaluation as a run in the store: begun or continued, recorded while it goes on, ended with its tables."""
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -47,7 +46,6 @@ def evaluate_plan(
     lm_eval_output: Path | None = None,
 ) -> Outcome:
     """Evaluate one benchmark, every completion into the store, and print its tables."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars count the requests it builds; ours counts completions
     from evals import harness
     from evals.lm_eval_output import write_output
 

@@ -10,7 +10,7 @@ from evals.store import SampleRow
 if TYPE_CHECKING:
     from rich.table import Table
 
-RULES = {"real": "any right output", "lcb": "LiveCodeBench's own rule"}
+RULES = {"real": "as a contest's judge", "lcb": "as LiveCodeBench's runner"}
 """the sandbox's rules of comparison (sandbox/compare.py); `SampleRow.meta` has a verdict under each"""
 SHOWN = 50
 """samples listed by name"""

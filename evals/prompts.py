@@ -73,8 +73,24 @@ PRESETS: dict[str, Preset] = {
         "the specification and passes all tests.\n\nQuestion: {problem}\n\n{format}\n\n",
         about="LiveCodeBench's words for DeepSeek-R1 and its distillations: chat template, no system prompt",
     ),
-    "none": Preset("{problem}", chat=False, about="the bare problem"),
+    "humaneval-chat": Preset(
+        "Complete this Python function. Give the whole function in one Python code block, with the imports and helpers "
+        "it needs.\n\n```python\n{problem}\n```",
+        about="HumanEval for chat models; base models continue the bare function: none",
+    ),
+    "mbpp-chat": Preset(
+        "You are an expert Python programmer, and here is your task: {problem}\n\n"
+        "Give the program in one Python code block.",
+        about="MBPP's own words, with the three tests, for chat models",
+    ),
+    "evalplus-chat": Preset(
+        "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
+        "```\n{problem}\n```",
+        about="EvalPlus's words for chat models",
+    ),
+    "none": Preset("{problem}", chat=False, about="the bare problem; for HumanEval the function to continue"),
     "arith": Preset("{problem}=", chat=False, about="the tiny model's format: 3+5-2="),
+    "tiny-code": Preset("{problem}:\n", chat=False, about="the tiny code model's format: add 3, times 2, square:"),
 }
 
 

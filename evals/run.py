@@ -1,6 +1,7 @@
 """`python -m evals.run --bench math500 --model ...`: evaluate models on benchmarks, into the results store."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -225,6 +226,8 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    # Bars of lm-eval and vLLM count requests; ours counts completions. tqdm reads this when it is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     args = arguments(argv)
     console = make_console()
     if args.list:

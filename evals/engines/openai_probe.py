@@ -189,13 +189,13 @@ class _Asker:
 
 def _dialect(ask: _Asker, tokenizer: Any, seeds: bool, logprobs: bool) -> Dialect:
     """What a server takes and gives. Raises UserError where it answers in no way, or has another tokenizer."""
-    dialect = _way_to_ask(ask, tokenizer, seeds)
-    if dialect.ids_in and dialect.extensions:
-        _check_tokenizer(ask, dialect, tokenizer)
-    return replace(dialect, logprobs=_logprob_kind(ask, dialect, tokenizer) if logprobs and dialect.ids_out else "none")
+    if tokenizer is not None:
+        _check_tokenizer(ask, tokenizer)
+    dialect, request = _way_to_ask(ask, tokenizer, seeds)
+    return replace(dialect, logprobs=_logprob_kind(ask, dialect, request) if logprobs and dialect.ids_out else "none")
 
 
-def _way_to_ask(ask: _Asker, tokenizer: Any, seeds: bool) -> Dialect:
+def _way_to_ask(ask: _Asker, tokenizer: Any, seeds: bool) -> tuple[Dialect, Request]:
     """The best way that works: ids before messages before text, with vLLM's extensions before without."""
     ways: list[tuple[bool, Request]] = []
     if tokenizer is not None and (ids := tuple(tokenizer(TEXT).input_ids)):
@@ -216,7 +216,7 @@ def _way_to_ask(ask: _Asker, tokenizer: Any, seeds: bool) -> Dialect:
             if ids_in and answered.prompt_ids not in (None, request.prompt_ids):
                 refused.append(f"{ask.url}/completions: it reads other tokens than the ids it is given")
                 continue
-            return replace(dialect, ids_out=answered.token_ids is not None)
+            return replace(dialect, ids_out=answered.token_ids is not None), request
     lines = "\n".join(f"  {line}" for line in refused)
     raise UserError(f"{ask.url} does not answer a small request for {ask.model}, whichever way it is asked:\n{lines}")
 
@@ -231,13 +231,10 @@ def _ask_in(ask: _Asker, dialect: Dialect, request: Request) -> tuple[Dialect, A
     return dialect, ask(dialect, request, Sampling(16))
 
 
-def _logprob_kind(ask: _Asker, dialect: Dialect, tokenizer: Any) -> LogprobKind:
+def _logprob_kind(ask: _Asker, dialect: Dialect, request: Request) -> LogprobKind:
     """Measured: halving the temperature doubles the distances between log-probabilities after it, not before it."""
-    if dialect.ids_in:
-        request, more = Request(tuple(tokenizer(TEXT).input_ids), (0,)), {"logprobs": 5}
-    else:
-        request = Request((), (0,), ({"role": "user", "content": TEXT},))
-        more = {"logprobs": True, "top_logprobs": 5}
+    chat = not dialect.ids_in and not isinstance(request.prompt, str)
+    more = {"logprobs": True, "top_logprobs": 5} if chat else {"logprobs": 5}
     try:
         at_1, at_half = (ask(dialect, request, Sampling(1, temperature=t), **more) for t in (1.0, 0.5))
     except BadAnswer:
@@ -332,10 +329,10 @@ def _tokenizer_of(name: str) -> tuple[Any, frozenset[int]]:
     return loaded, end_of_sequence_ids(config, loaded)
 
 
-def _check_tokenizer(ask: _Asker, dialect: Dialect, tokenizer: Any) -> None:
+def _check_tokenizer(ask: _Asker, tokenizer: Any) -> None:
     """A tokenizer of another model would turn every prompt into nonsense without an error."""
-    with suppress(BadAnswer):
-        theirs = ask(replace(dialect, ids_in=False), Request((), (0,), TEXT), Sampling(1)).prompt_ids
+    with suppress(BadAnswer):  # most servers do not tell the tokens of a text
+        theirs = ask(Dialect(ids_in=False, extensions=True), Request((), (0,), TEXT), Sampling(1)).prompt_ids
         ours = tuple(tokenizer(TEXT).input_ids)
         if theirs is not None and theirs != ours:
             raise UserError(

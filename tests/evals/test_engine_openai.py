@@ -584,7 +584,7 @@ def test_ctrl_c_ends_at_once_while_a_server_is_silent(tiny, tmp_path):
             assert child.poll() is None, child.communicate()[1]
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        _, errors = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=300)
     assert child.returncode == 130
     assert errors.strip() == "interrupted"
 
@@ -616,9 +616,7 @@ def test_an_evaluation_by_messages_keeps_texts_and_the_servers_counts(tmp_path, 
     assert len(rows) == 12
     assert {(row.response_tokens, row.token_ids, row.logprobs) for row in rows} == {(7, (), None)}
     assert {row.outcome for row in rows} == {"right"}
-    assert all(
-        row.prompt == f"[user]\n{row.item}\nPlease reason step by step" or row.prompt[:7] == "[user]\n" for row in rows
-    )
+    assert all(row.prompt.startswith("[user]\n") for row in rows)
 
 
 def test_an_evaluation_goes_on_where_a_dead_server_ended_it(tmp_path, monkeypatch, tiny, capsys):
