@@ -12,7 +12,7 @@ from evals.engines import Completion, Engine, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import encode
+from evals.prompts import encode, opened_thoughts, render, tokenize
 
 
 def draw(items: Sequence[Item], seed: int, step: int, count: int) -> list[Item]:
@@ -80,7 +80,8 @@ def rollout(
     step: int,
 ) -> list[Group]:
     """One group per item, in the order of the items. Sample k of an item has the seed (run seed, step, item, k)."""
-    prompts = [encode(preset, item, engine.tokenizer) for item in items]
+    texts = [render(preset, item, engine.tokenizer) for item in items]
+    prompts = [tokenize(preset, text, engine.tokenizer) for text in texts]
     requests = [
         Request(ids, tuple(derive_seed(seed, "rollout", step, item.id, k) for k in range(samples_per_prompt)))
         for item, ids in zip(items, prompts, strict=True)
@@ -88,7 +89,7 @@ def rollout(
     graded: dict[tuple[int, int], tuple[Completion, str, Future[Verdict]]] = {}
     for at, repeat, completion in engine.generate(requests, sampling):
         text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        graded[at, repeat] = (completion, text, grader.submit(text, items[at]))
+        graded[at, repeat] = (completion, text, grader.submit(opened_thoughts(texts[at]) + text, items[at]))
     grader.flush()
 
     def sample(at: int, repeat: int) -> Sample:

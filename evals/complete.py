@@ -18,7 +18,7 @@ from evals.engines import Completion, Engine, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import render, tokenize, words
+from evals.prompts import opened_thoughts, render, tokenize, words
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
@@ -109,7 +109,7 @@ def complete(
             text = response_text(completion, engine.tokenizer)
             seed = requests[at].seeds[which]
             row = ungraded_row(item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
-            recorder.add(row, item, grader.submit(text, item))
+            recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item))
         grader.flush()
     return recorder.rows
 
@@ -148,7 +148,8 @@ def _grade_again(
                     f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "
                     "holds: its data changed. Give the same data (--data), or start a new run."
                 )
-            recorder.add(row, by_id[row.item], grader.submit(row.response, by_id[row.item]))
+            text = opened_thoughts(row.prompt) + row.response
+            recorder.add(row, by_id[row.item], grader.submit(text, by_id[row.item]))
 
 
 class Recorder:

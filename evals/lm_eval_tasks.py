@@ -8,7 +8,6 @@ engines that can.
 import argparse
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,6 @@ def make_task_plan(bench: str, args: argparse.Namespace) -> TaskPlan:
 
 
 def _load(name: str, include_path: str | None) -> Mapping[str, Any]:
-    os.environ.setdefault("TQDM_DISABLE", "1")
     from lm_eval.tasks import TaskManager
 
     from evals import harness  # noqa: F401  (quiets lm-eval's hints about its own command line)
@@ -203,8 +201,6 @@ def evaluate_task(
 
     for note in plan.notes:
         console.print(f"{plan.title}: {note}", highlight=False, markup=False)
-    if engine.tokenizer is None:
-        raise UserError(f"{plan.title}: tasks of lm-eval need the model's tokenizer, and this server's is not known.")
     check_chat(plan, engine.tokenizer)
     config = {**facts, **plan.settings, "notes": plan.notes}
     with stored_run(plan.title, target, config, store, console, resume) as run_id:

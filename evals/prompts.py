@@ -20,7 +20,7 @@ class Preset:
     about: str = ""
 
 
-# LiveCodeBench's own words (lcb_runner/prompts/code_generation.py at 28fef95), kept to the letter: scores depend on them.
+# LiveCodeBench's words (lcb_runner/prompts/code_generation.py at 28fef95), kept to the letter: scores depend on them.
 LCB_SYSTEM = (
     "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
     "correct Python program that matches the specification and passes all tests."
@@ -71,10 +71,26 @@ PRESETS: dict[str, Preset] = {
     "lcb-r1": Preset(
         "You will be given a question (problem specification) and will generate a correct Python program that matches "
         "the specification and passes all tests.\n\nQuestion: {problem}\n\n{format}\n\n",
-        about="LiveCodeBench's words for DeepSeek-R1 and its distillations, in their own chat template; no system prompt",
+        about="LiveCodeBench's words for DeepSeek-R1 and its distillations: chat template, no system prompt",
     ),
-    "none": Preset("{problem}", chat=False, about="the bare problem"),
+    "humaneval-chat": Preset(
+        "Complete this Python function. Give the whole function in one Python code block, with the imports and helpers "
+        "it needs.\n\n```python\n{problem}\n```",
+        about="HumanEval for chat models; base models continue the bare function: none",
+    ),
+    "mbpp-chat": Preset(
+        "You are an expert Python programmer, and here is your task: {problem}\n\n"
+        "Give the program in one Python code block.",
+        about="MBPP's own words, with the three tests, for chat models",
+    ),
+    "evalplus-chat": Preset(
+        "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
+        "```\n{problem}\n```",
+        about="EvalPlus's words for chat models",
+    ),
+    "none": Preset("{problem}", chat=False, about="the bare problem; for HumanEval the function to continue"),
     "arith": Preset("{problem}=", chat=False, about="the tiny model's format: 3+5-2="),
+    "tiny-code": Preset("{problem}:\n", chat=False, about="the tiny code model's format: add 3, times 2, square:"),
 }
 
 
@@ -135,3 +151,11 @@ def code_format(item: Item) -> str:
     if starter:
         return f"{LCB_STARTER}\n```python\n{starter}\n```"
     return f"{LCB_STDIN}\n```python\n# YOUR CODE HERE\n```"
+
+
+def opened_thoughts(prompt: str) -> str:
+    """What a chat template has already written of the answer: "<think>\\n" where it opens the thoughts, else "".
+
+    A grader gets it before the response, so that thoughts which were cut off are not taken for an answer.
+    """
+    return "<think>\n" if prompt.rstrip().endswith("<think>") else ""

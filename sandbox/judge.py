@@ -54,7 +54,7 @@ class Sandbox:
         *,
         workers: int | None = None,
         isolation: Literal["program", "test"] = "program",
-        compat: Literal["real", "lcb"] = "real",
+        compat: Literal["real", "lcb", "both"] = "real",
         stop_at_first_failure: bool = True,
         cache: int = 10_000,
         allow_unsafe: bool = False,
@@ -65,15 +65,16 @@ class Sandbox:
         workers: programs judged at once; default, the processors available to this process.
         isolation: "program" runs a program's tests in one process and confirms whatever does not pass in a fresh one;
             "test" starts a fresh process for every test.
-        compat: "real" or "lcb", see compare.py.
+        compat: "real" or "lcb", see compare.py; "both": reports say "real" and carry the other one (`Report.lcb`;
+            None for a problem with a checker).
         cache: reports remembered, by content; 0 for none. Sandbox errors are never remembered.
         allow_unsafe: go on where the backend does not enforce everything. Every report says so.
         Raises SandboxError when no backend can hold a hostile program.
         """
         if isolation not in ("program", "test"):
             raise SandboxError(f"unknown isolation {isolation!r}; give 'program' or 'test'")
-        if compat not in ("real", "lcb"):
-            raise SandboxError(f"unknown compat {compat!r}; give 'real' or 'lcb'")
+        if compat not in ("real", "lcb", "both"):
+            raise SandboxError(f"unknown compat {compat!r}; give 'real', 'lcb' or 'both'")
         self.settings = Settings(isolation, compat, stop_at_first_failure)
         if isinstance(backend, str):
             self.backend, self.capabilities = choose(backend, allow_unsafe)
@@ -104,6 +105,10 @@ class Sandbox:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closed = False
+
+    def submit(self, program: Program, problem: Problem) -> "Future[Report]":
+        """Judge one program; the report is there when it is there."""
+        return self._submit([program], problem)[0]
 
     def judge(self, programs: Sequence[Program], problems: Problem | Sequence[Problem]) -> "Judging":
         """Judge programs[i] on problems[i], or all on one problem. Await the result, or iterate over it."""
@@ -167,7 +172,7 @@ class Sandbox:
     def _enqueue(self, program: Program, problem: Problem) -> "Future[Report]":
         future: Future[Report] = Future()
         if why := run.refused(program):
-            future.set_result(self._report([TestReport(Verdict.CE, why)], len(problem.tests)))
+            future.set_result(self._report(self._alike(TestReport(Verdict.CE, why)), len(problem.tests)))
             return future
         key = _key(program, problem, self.settings)
         with self._lock:
@@ -246,13 +251,13 @@ class Sandbox:
                 self.sandbox_errors += 1
             why = "; ".join(dict.fromkeys(str(f) for f in task.failures))
             report = TestReport(Verdict.SE, f"{task.attempts} attempts failed: {why}")
-        self._finish(task, self._report([report], len(task.problem.tests), task.attempts))
+        self._finish(task, self._report(self._alike(report), len(task.problem.tests), task.attempts))
 
     def _finish(self, task: _Task, report: Report | None = None, error: BaseException | None = None) -> None:
         with self._lock:
             self._running.pop(task.key, None)
             waiters = list(task.waiters)
-            if report and self._cache_size and report.verdict not in (Verdict.SE, Verdict.ILE):
+            if report and self._cache_size and not {Verdict.SE, Verdict.ILE} & set(report.verdicts.values()):
                 self._cache[task.key] = report
                 while len(self._cache) > self._cache_size:
                     self._cache.popitem(last=False)
@@ -263,21 +268,32 @@ class Sandbox:
                 elif report:
                     future.set_result(dataclasses.replace(report, cached=i > 0))
 
-    def _report(self, tests: list[TestReport], count: int, attempts: int = 1) -> Report:
-        tests = tests + [TestReport(Verdict.SKIPPED)] * (count - len(tests))
-        worst = next((t for t in tests if t.verdict is Verdict.SE), None)
-        worst = worst or next((t for t in tests if t.verdict is not Verdict.AC), tests[0])
-        return Report(
-            verdict=worst.verdict,
-            detail=worst.detail,
-            tests=tuple(tests),
-            cpu_s=sum(t.cpu_s for t in tests),
-            backend=self.label,
-            python=self.capabilities.python,
-            isolation=self.settings.isolation,
-            compat=self.settings.compat,
-            attempts=attempts,
-        )
+    def _alike(self, report: TestReport) -> dict[str, list[TestReport]]:
+        """Something that happened before any comparison: it is so under every rule."""
+        return {rule: [report] for rule in self.settings.rules}
+
+    def _report(self, ruled: dict[str, list[TestReport]], count: int, attempts: int = 1) -> Report:
+        """The report under the first rule, which carries the one under the other."""
+        made: list[Report] = []
+        for rule, tests in reversed(ruled.items()):
+            tests = tests + [TestReport(Verdict.SKIPPED)] * (count - len(tests))
+            worst = next((t for t in tests if t.verdict is Verdict.SE), None)
+            worst = worst or next((t for t in tests if t.verdict is not Verdict.AC), tests[0])
+            made.append(
+                Report(
+                    verdict=worst.verdict,
+                    detail=worst.detail,
+                    tests=tuple(tests),
+                    cpu_s=sum(t.cpu_s for t in tests),
+                    backend=self.label,
+                    python=self.capabilities.python,
+                    isolation=self.settings.isolation,
+                    compat=rule,
+                    attempts=attempts,
+                    lcb=made[0] if made else None,
+                )
+            )
+        return made[-1]
 
 
 class Judging:
@@ -312,6 +328,6 @@ class Judging:
 
 
 def _key(program: Program, problem: Problem, settings: Settings) -> str:
-    parts = [program.mode, program.entry, repr(program.limits), repr(settings), problem.digest]
+    parts = [program.mode, program.entry, program.prelude, repr(program.limits), repr(settings), problem.digest]
     text = "\0".join([*parts, program.source])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -2,7 +2,8 @@
 
 import json
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from sandbox import compare, verdicts
@@ -17,9 +18,14 @@ class Settings:
     isolation: Literal["program", "test"] = "program"
     """program: one process runs a program's tests, and what does not pass there is confirmed in a fresh one.
     test: a fresh process for every test."""
-    compat: Literal["real", "lcb"] = "real"
+    compat: Literal["real", "lcb", "both"] = "real"
+    """both: every output is compared under both rules; the program runs once"""
     stop: bool = True
-    """Stop at the first test that fails; the others are SKIPPED."""
+    """Stop at the first test that fails; the others are SKIPPED. Under "both": when each rule has failed one."""
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        return ("real", "lcb") if self.compat == "both" else (self.compat,)
 
 
 def refused(program: Program) -> str | None:
@@ -34,15 +40,25 @@ def refused(program: Program) -> str | None:
     return f"the source has {size >> 10} KB, where {limit} KB are allowed" if size > limit << 10 else None
 
 
-def judge(worker: Worker, program: Program, problem: Problem, settings: Settings) -> list[TestReport]:
-    """One report per test, in order. Raises WorkerFailure when the worker fails; nothing is decided then."""
-    checked = bool(problem.checker) and settings.compat == "real"
+def judge(worker: Worker, program: Program, problem: Problem, settings: Settings) -> dict[str, list[TestReport]]:
+    """One report per test, in order, by the rule of comparison.
+
+    Raises WorkerFailure when the worker fails; nothing is decided then.
+    """
     inputs = [encode_input(program, test) for test in problem.tests]
-    outputs: list[object] = []
-    reports: list[TestReport] = []
+    # A checker is a rule of its own: of both rules only "real" knows it.
+    rules = settings.rules if len(settings.rules) == 1 or not problem.checker else ("real",)
+    ruled = {rule: _Ruled(rule, bool(problem.checker) and rule == "real") for rule in rules}
+    if "lcb" in ruled and (why := compare.never_fed(program)):
+        waits = TestReport(Verdict.TLE, why)
+        ruled["lcb"].reports += [waits] * (1 if settings.stop else len(inputs))
     confirm = False
-    while len(reports) < len(inputs) and not (settings.stop and _failed(reports)):
-        at = len(reports)
+    at = 0
+
+    def open_rules() -> list[_Ruled]:
+        return [one for one in ruled.values() if not (settings.stop and one.failed) and len(one.reports) < len(inputs)]
+
+    while at < len(inputs) and open_rules():
         isolation = "test" if confirm else settings.isolation
         chunk = inputs[at : at + 1] if confirm else inputs[at:]
         confirm, got = False, False
@@ -50,25 +66,48 @@ def judge(worker: Worker, program: Program, problem: Problem, settings: Settings
             try:
                 for result, out_of_memory in results:
                     got = True
-                    test = problem.tests[len(reports)]
-                    report = verdicts.of(result, out_of_memory, program, problem, test, settings.compat)
-                    if report.verdict is not Verdict.AC and not result.fresh:
+                    of = partial(verdicts.of, result, out_of_memory, program, problem, problem.tests[at])
+                    found = [(one, of(one.rule)) for one in open_rules()]
+                    if not result.fresh and any(report.verdict is not Verdict.AC for _, report in found):
                         confirm = True  # other tests ran in that process before: it must fail in a fresh one as well
                         break
-                    if checked:
-                        report, output = _output(report, result, program)
-                        outputs.append(output)
-                    reports.append(report)
-                    if settings.stop and _failed(reports):
+                    for one, report in found:
+                        one.add(report, result, program)
+                    at += 1
+                    if not open_rules():
                         break
             except CompileError as e:
-                reports.append(TestReport(Verdict.CE, str(e)))
+                for one in open_rules():
+                    one.reports.append(TestReport(Verdict.CE, str(e)))
                 break
         if not got:
             raise WorkerFailure("a program ended without a result")
-    if checked:
-        reports = _check(worker, program, problem, reports, outputs)
-    return reports + [TestReport(Verdict.SKIPPED)] * (len(inputs) - len(reports))
+    for one in ruled.values():
+        if one.checked:
+            one.reports = _check(worker, program, problem, one.reports, one.outputs)
+    skipped = TestReport(Verdict.SKIPPED)
+    return {rule: one.reports + [skipped] * (len(inputs) - len(one.reports)) for rule, one in ruled.items()}
+
+
+@dataclass
+class _Ruled:
+    """What one rule of comparison has said so far."""
+
+    rule: str
+    checked: bool
+    """the problem's checker decides, after the program's end"""
+    reports: list[TestReport] = field(default_factory=list)
+    outputs: list[object] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.reports) and self.reports[-1].verdict is not Verdict.AC
+
+    def add(self, report: TestReport, result: Result, program: Program) -> None:
+        if self.checked:
+            report, output = _output(report, result, program)
+            self.outputs.append(output)
+        self.reports.append(report)
 
 
 def encode_input(program: Program, test: Test) -> bytes:
@@ -83,10 +122,6 @@ def encode_input(program: Program, test: Test) -> bytes:
         return json.dumps(test.input).encode()
     except (TypeError, ValueError, RecursionError) as e:
         raise SandboxError(f"a test's input is not plain JSON data: {e}") from None
-
-
-def _failed(reports: list[TestReport]) -> bool:
-    return bool(reports) and reports[-1].verdict is not Verdict.AC
 
 
 def _output(report: TestReport, result: Result, program: Program) -> tuple[TestReport, object]:

@@ -99,6 +99,8 @@ class Program:
     entry: str = ""
     """In call mode `function` or `Class().method`; the class gets a fresh object for every test."""
     limits: Limits = field(default_factory=Limits)
+    prelude: str = ""
+    """Source that is run first, in the same namespace: the imports that programs of this kind may take for granted."""
 
     def __post_init__(self):
         if self.mode not in ("stdin", "call"):
@@ -187,6 +189,13 @@ class Report:
     attempts: int = 1
     """More than 1: a sandbox error came first."""
     cached: bool = False
+    lcb: "Report | None" = None
+    """With compat="both", where this report is "real": the same run under LiveCodeBench's rule of comparison."""
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """By the rule of comparison: of this report, and of the other one that it carries."""
+        return {self.compat: self.verdict, **(self.lcb.verdicts if self.lcb else {})}
 
     @property
     def passed(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from evals.benches import lcb_facts, private_tests
 from evals.benches.bench import Bench, Option
 from evals.code_report import code_report
+from evals.code_tests import PRELUDE
 from evals.errors import UserError
 from evals.items import Code, Item, read_rows
 from sandbox import Limits, Problem, Test
@@ -17,9 +18,9 @@ HUB = "livecodebench/code_generation_lite"
 LIMITS = Limits(cpu_s=6.0)
 """the official runner's 6 s per test, here of processor time, so that verdicts do not depend on the machine's load"""
 COLUMNS = (
-    "question_title question_content platform question_id contest_id contest_date starter_code difficulty "
-    "public_test_cases private_test_cases metadata"
-).split()
+    *("question_title", "question_content", "platform", "question_id", "contest_id", "contest_date", "starter_code"),
+    *("difficulty", "public_test_cases", "private_test_cases", "metadata"),
+)
 
 Window = tuple[datetime.date, datetime.date]
 
@@ -54,7 +55,11 @@ def load(path: str | None, release: str, window: str) -> list[Item]:
         )
     whole = release if path is None or Path(path).is_dir() else None
     source = f"{where}, {_count(total, whole, release, files)}; {_in_window(len(rows), release, days)}"
-    return [to_item(row, f"{file.name}, problem {name!r}", source) for name, (file, row) in rows.items()]
+    items = []
+    for name in list(rows):
+        file, row = rows.pop(name)  # the encoded tests of the whole window are hundreds of megabytes
+        items.append(to_item(row, f"{file.name}, problem {name!r}", source))
+    return items
 
 
 def parse_window(text: str) -> Window:
@@ -69,8 +74,8 @@ def parse_window(text: str) -> Window:
         )
     except ValueError as e:
         raise UserError(
-            f"window {text!r}: expected START:END with dates such as {lcb_facts.PAPER_WINDOW}, one of them left out for "
-            "no bound, or all."
+            f"window {text!r}: expected START:END with dates like {lcb_facts.PAPER_WINDOW}; leave one of them out for "
+            "no bound, or say all."
         ) from e
     if days[0] > days[1]:
         raise UserError(f"window {text!r}: it ends before it starts.")
@@ -103,7 +108,7 @@ def _download(name: str) -> Path:
     try:
         return Path(hf_hub_download(HUB, name, repo_type="dataset"))
     except (OSError, ValueError) as e:  # httpx's and the hub's own errors are both of them
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        reason = str(e).strip().splitlines()[0].rstrip(".") if str(e).strip() else type(e).__name__
         raise UserError(
             f"cannot load {name} of {HUB} from the Hugging Face hub: {reason}. Check the network, or give --data: a "
             "folder with its files, or one file of its records (.jsonl, .jsonl.gz or .parquet)."
@@ -172,7 +177,7 @@ def to_item(row: Mapping[str, Any], where: str, source: str) -> Item:
     name = str(row["question_id"])
     if name in lcb_facts.ERRATA:
         meta["errata"] = lcb_facts.ERRATA[name]
-    code = Code(Problem(tests), "call" if entry else "stdin", entry, LIMITS, row["starter_code"])
+    code = Code(Problem(tests), "call" if entry else "stdin", entry, LIMITS, row["starter_code"], PRELUDE)
     return Item(name, row["question_content"], "", meta, code)
 
 
@@ -206,7 +211,7 @@ def notes(items: Sequence[Item], options: Mapping[str, str]) -> list[str]:
     """Release, window, counts, how good the tests are, and which problems are known to be faulty."""
     sources = dict.fromkeys(str(item.meta["source"]) for item in items)
     said = [
-        f"release {options['release']}, window {options['window']} by contest date, both days included. {source}."
+        f"{options['release']}, window {options['window']} by contest date, both days included. {source}."
         for source in sources
     ]
     weak = [item for item in items if not item.meta["private_tests"]]

@@ -1,6 +1,6 @@
 """Graders: `submit` a response and its item, get a future `Verdict`. Any thread, no signals; a hang costs a worker.
 
-A grader is one line in `GRADERS`.
+A grader that compares an answer with a reference is one line in `GRADERS`; programs have `evals.grading.code`.
 """
 
 import contextlib
@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import lru_cache
+from typing import Any
 
 from evals.errors import UserError
 from evals.grading import Verdict
+from evals.grading.code import CodeGrader
 from evals.grading.function import FunctionGrader
 from evals.grading.math import extract_answer, same_string
 from evals.grading.weighted import WeightedGrader
@@ -50,14 +52,29 @@ GRADERS: dict[str, Callable[[str, str], Verdict | str]] = {"math": math, "exact"
 """name -> function (response, reference) -> a Verdict, or the answer that a worker has to compare by math-verify"""
 
 
-def open_grader(name: str, span: tuple[float, float] = (0.0, 1.0)) -> "Grader | FunctionGrader":
-    """The grader called `name`, or the reward function `module:function` with numbers in `span`."""
-    return FunctionGrader(name, span) if ":" in name else Grader(name)
+NAMES = (*GRADERS, "code")
+"""what `open_grader` knows by name"""
 
 
-def open_rewards(parts: Mapping[str, tuple[str, float, tuple[float, float]]]) -> WeightedGrader:
+def open_grader(
+    name: str, span: tuple[float, float] = (0.0, 1.0), code: Mapping[str, Any] | None = None
+) -> "Grader | FunctionGrader | CodeGrader":
+    """The grader called `name`, or the reward function `module:function` with numbers in `span`.
+
+    `code`: keyword arguments of `CodeGrader`, for the grader "code".
+    """
+    if ":" in name:
+        return FunctionGrader(name, span)
+    return CodeGrader(**(code or {})) if name == "code" else Grader(name)
+
+
+def open_rewards(
+    parts: Mapping[str, tuple[str, float, tuple[float, float]]], code: Mapping[str, Any] | None = None
+) -> WeightedGrader:
     """The weighted sum of several rewards: name -> (grader or `module:function`, weight, range)."""
-    return WeightedGrader({name: (open_grader(what, span), weight) for name, (what, weight, span) in parts.items()})
+    return WeightedGrader(
+        {name: (open_grader(what, span, code), weight) for name, (what, weight, span) in parts.items()}
+    )
 
 
 class Grader:
@@ -70,7 +87,7 @@ class Grader:
 
     def __init__(self, name: str = "math", *, workers: int | None = None, seconds: float = 5.0):
         if name not in GRADERS:
-            raise UserError(f"unknown grader {name!r}. Known: {', '.join(GRADERS)}.")
+            raise UserError(f"unknown grader {name!r}. Known: {', '.join(NAMES)}.")
         self.name = name
         self.seconds = seconds
         self.restarts = 0

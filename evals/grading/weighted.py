@@ -56,9 +56,12 @@ class WeightedGrader:
     def _sum(self, verdicts: Mapping[str, Verdict]) -> Verdict:
         rewards = {name: verdict.reward for name, verdict in verdicts.items()}
         first = next(iter(verdicts.values()))
+        meta = {key: value for verdict in verdicts.values() for key, value in verdict.meta.items()}
         failed = [(name, verdict) for name, verdict in verdicts.items() if not verdict.scorable]
         if failed:
             name, verdict = failed[0]
-            return Verdict(verdict.outcome, f"{name}:{verdict.path}", first.answer, verdict.detail, parts=rewards)
+            return Verdict(
+                verdict.outcome, f"{name}:{verdict.path}", first.answer, verdict.detail, parts=rewards, meta=meta
+            )
         total = sum(weight * (rewards[name] or 0.0) for name, (_, weight) in self.parts.items())
-        return Verdict(first.outcome, first.path, first.answer, score=total, parts=rewards)
+        return Verdict(first.outcome, first.path, first.answer, score=total, parts=rewards, meta=meta)

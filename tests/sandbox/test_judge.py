@@ -305,3 +305,95 @@ def test_packages_of_an_environment_below_tmp_can_be_imported(embedded, monkeypa
         with Sandbox(backend, workers=1) as box:
             report = judge(box, source, Problem([Test("", "42 []")]))
         assert report.verdict == "AC", report
+
+
+def test_both_rules_in_one_run(embedded):
+    """The same verdicts as two runs, and judging stops only when both rules have seen a failure."""
+    problem = Problem([Test("1", "1 2"), Test("2", "3"), Test("3", "0.5")])
+    head = "n = int(input())\n"
+    programs = [
+        Program(head + body)
+        for body in (
+            "print({1: '1 2', 2: 3, 3: 0.5}[n])",  # right under both
+            "print({1: '1\\n2', 2: 3, 3: 0.5}[n])",  # other lines
+            "print({1: '1\\n2', 2: 4, 3: 0.5}[n])",  # other lines, then wrong
+            "print({1: '1 2', 2: 3, 3: 0.5}[n])\nexit(1)",
+            "print({1: '1 2', 2: 3, 3: 0.50000001}[n])",
+            "print(4)",
+        )
+    ]
+    found = {}
+    for compat in ("real", "lcb", "both"):
+        for stop in (True, False):
+            with Sandbox(embedded, workers=1, compat=compat, stop_at_first_failure=stop) as sandbox:
+                found[compat, stop] = sandbox.judge_sync(programs, problem)
+    for stop in (True, False):
+        for real, lcb, both in zip(*(found[compat, stop] for compat in ("real", "lcb", "both")), strict=True):
+            assert both.verdicts == {"real": real.verdict, "lcb": lcb.verdict}
+            assert [t.verdict for t in both.tests] == [t.verdict for t in real.tests]
+            assert [t.verdict for t in both.lcb.tests] == [t.verdict for t in lcb.tests]
+            assert (both.detail, both.lcb.detail) == (real.detail, lcb.detail)
+    assert [str(r.verdict) for r in found["both", True]] == ["AC", "AC", "WA", "RE", "AC", "WA"]
+    assert [str(r.lcb.verdict) for r in found["both", True]] == ["AC", "WA", "WA", "AC", "WA", "WA"]
+    assert [str(t.verdict) for t in found["both", True][1].lcb.tests] == ["WA", "SKIPPED", "SKIPPED"]
+
+
+def test_under_both_rules_a_checker_is_for_the_real_one_alone(embedded):
+    problem = Problem([Test("10", "3 7")], checker="def check(i, o, e):\n    return sum(map(int, o.split())) == int(i)")
+    with Sandbox(embedded, workers=1, compat="both") as sandbox:
+        report = sandbox.judge_sync([Program("print(4, 6)")], problem)[0]
+    assert report.verdicts == {"real": "AC", "lcb": "WA"}
+
+
+THREAD = "import threading, time\ndef main():\n    a, b = map(int, input().split())\n    {work}\n    print(a + b)\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "lcb"),
+    [
+        # Enough to do that the main thread is back before it prints: LiveCodeBench looks at that moment.
+        (THREAD.format(work="sum(range(3_000_000))") + "threading.Thread(target=main).start()", "WA"),
+        (THREAD.format(work="time.sleep(1)") + "threading.Thread(target=main).start()", "WA"),
+        # Done within the interpreter's switch interval, or waited for.
+        (THREAD.format(work="pass") + "threading.Thread(target=main).start()", "AC"),
+        (THREAD.format(work="sum(range(3_000_000))") + "t = threading.Thread(target=main)\nt.start()\nt.join()", "AC"),
+        ("a, b = map(int, open(0).read().split())\nprint(a + b)", "TLE"),
+        ("a, b = map(int, open( 0 , 'r').read().split())\nprint(a + b)", "TLE"),
+        ("a, b = map(int, input().split())  # not open(0)\nprint(a + b)", "AC"),
+    ],
+)
+def test_what_livecodebenchs_runner_does_to_honest_scripts(embedded, source, lcb):
+    for stop in (True, False):
+        with Sandbox(embedded, workers=1, compat="both", stop_at_first_failure=stop) as sandbox:
+            report = sandbox.judge_sync([Program(source)], Problem([Test("1 2\n", "3"), Test("3 4\n", "7")]))[0]
+        assert report.verdicts == {"real": "AC", "lcb": lcb}
+        assert [str(t.verdict) for t in report.lcb.tests] == [lcb, "SKIPPED" if stop and lcb != "AC" else lcb]
+
+
+def test_a_thread_that_never_ends_is_over_the_limit_though_livecodebench_does_not_look(embedded):
+    program = Program(
+        "import threading\nprint(3)\ndef f():\n    while True: pass\nthreading.Thread(target=f).start()",
+        limits=Limits(cpu_s=0.5),
+    )
+    with Sandbox(embedded, workers=1, compat="both") as sandbox:
+        assert sandbox.judge_sync([program], Problem([Test("", "3")]))[0].verdicts == {"real": "TLE", "lcb": "AC"}
+
+
+@pytest.mark.parametrize("isolation", ["program", "test"])
+def test_a_prelude_is_in_the_programs_namespace(embedded, isolation):
+    prelude = "from math import *\nfrom typing import *\nlimit = 1"
+    script = "from __future__ import annotations\nassert limit == 1\nlimit = 2\nprint(floor(float(input())))"
+    call = "class Solution:\n    def f(self, xs: List[int]) -> int:\n        return gcd(*xs)"
+    problem, numbers = Problem([Test("1.5", "1"), Test("2.5", "2")]), Problem([Test([[4, 6]], 2), Test([[9, 6]], 3)])
+    with Sandbox(embedded, workers=1, isolation=isolation) as sandbox:
+        programs = [
+            Program(script, prelude=prelude),
+            Program(script),
+            Program(call, "call", "Solution().f", prelude=prelude),
+            Program(call, "call", "Solution().f"),
+            Program("x = (", prelude=prelude),
+            Program(script, prelude="x = ("),
+        ]
+        reports = sandbox.judge_sync(programs, [problem, problem, numbers, numbers, problem, problem])
+    assert [str(r.verdict) for r in reports] == ["AC", "RE", "AC", "RE", "CE", "CE"]
+    assert "program.py, line 1" in reports[4].detail

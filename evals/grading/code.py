@@ -1,0 +1,214 @@
+"""Grading a program: the last complete fence of a response, run on the item's tests in the sandbox.
+
+`extract_code` is cheap and pure. `CodeGrader` has the shape of `evals.grading.grader.Grader`.
+"""
+
+import re
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Literal
+
+from evals.errors import UserError
+from evals.grading import Verdict
+from evals.items import Code, Item
+from sandbox import Program, Report, Sandbox, SandboxError
+from sandbox.backends import Backend
+
+PYTHON = ("python", "py", "python3")
+"""what the info string of a fence may begin with"""
+_FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)")
+_SHOWN = 500
+_CACHE = 2000
+"""reports that the sandbox remembers: far more than the duplicates of a group need, little enough to hold"""
+
+
+def extract_code(text: str) -> tuple[str | None, str]:
+    """(program, where from): the last complete fenced block after the thoughts.
+
+    Only what follows the last `</think>` is looked at; thoughts that never end hold no answer ("thinking"). Fences are
+    Markdown's: three or more backticks or tildes on a line of their own, closed by as many or more of the same kind,
+    indented or not. The last complete block marked python, py or python3 counts, else the last one without a mark; a
+    block marked as something else (text, bash, cpp) is no program.
+
+    ("...", "fence"); (None, "none") without such a block, (None, "unclosed") where the only one never closes: a program
+    that was cut off is not run, for what is left of it may pass by accident. (None, "empty"), (None, "thinking").
+    """
+    _, _, answer = text.rpartition("</think>")
+    if "<think>" in answer:
+        return None, "thinking"
+    marked: str | None = None
+    bare: str | None = None
+    unclosed = False
+    for info, block in _fences(answer):
+        kind = info.split()[0].lower() if info.split() else ""
+        if block is None:
+            unclosed = kind in ("", *PYTHON)
+        elif kind in PYTHON:
+            marked = block
+        elif not kind:
+            bare = block
+    found = marked if marked is not None else bare
+    if found is None:
+        return None, "unclosed" if unclosed else "none"
+    return (found, "fence") if found.strip() else (None, "empty")
+
+
+def _fences(text: str) -> list[tuple[str, str | None]]:
+    """(info string, content) of every fenced block in order; content None for one that never closes."""
+    blocks: list[tuple[str, str | None]] = []
+    opened: re.Match[str] | None = None
+    content: list[str] = []
+    for line in text.split("\n"):
+        line = line.removesuffix("\r")
+        fence = _FENCE.fullmatch(line)
+        if opened is None:
+            if fence:
+                opened, content = fence, []
+        elif fence and not fence["info"] and fence["mark"].startswith(opened["mark"]):
+            blocks.append((opened["info"], "\n".join(content)))
+            opened = None
+        else:
+            indent = opened["indent"]
+            content.append(line.removeprefix(indent) if indent else line)
+    if opened is not None:
+        blocks.append((opened["info"], None))
+    return blocks
+
+
+_CLOSING = (")", "]", "}")
+
+
+def find_program(text: str, code: Code) -> tuple[str | None, str]:
+    """`extract_code`, and ("...", "continued") for an indented response where the item has a head to continue.
+
+    The continuation ends before the first line that is not indented, as HumanEval's stop strings end it: what base
+    models write after a function is not part of it.
+    """
+    body = text.split("\n")
+    first = next((line for line in body if line.strip()), "")
+    if not code.completes or not first.startswith((" ", "\t")):
+        return extract_code(text)
+    kept: list[str] = []
+    for line in body:
+        if line.strip() and not line.startswith((" ", "\t", *_CLOSING)):
+            break
+        kept.append(line)
+    return "\n".join(kept).rstrip() + "\n", "continued"
+
+
+def assemble(program: str, where: str, code: Code) -> str:
+    """The source that runs: the answer with what the item puts around it."""
+    whole = code.completes + program if where == "continued" else program
+    return f"{whole}\n{code.after}" if code.after else whole
+
+
+class CodeGrader:
+    """Runs the program of a response on `item.code`'s tests, in the sandbox, on threads of its own.
+
+    One run gives two verdicts, one under each rule of comparison (sandbox/compare.py): `meta` has both. Equal programs
+    for one problem run once. Outcomes: "right", "wrong", "no_answer" (no program in the response), with `score`
+    "fraction" also "scored"; what the sandbox could not judge after its retries is an "error", and not scorable.
+    """
+
+    name = "code"
+
+    def __init__(
+        self,
+        *,
+        compat: Literal["real", "lcb"] = "real",
+        score: Literal["all", "fraction"] = "all",
+        isolation: Literal["program", "test"] = "program",
+        workers: int | None = None,
+        backend: str | Backend = "auto",
+        allow_unsafe: bool = False,
+    ):
+        """
+        compat: the rule that decides the outcome and the reward; the other one is reported beside it.
+        score: all: 1 when every test passes, else 0. fraction: the share of tests that pass; then all of them are run,
+            which costs as much as the slowest programs' failing tests.
+        isolation: program: one process for a program's tests, failures confirmed in a fresh one. test: one for each.
+        workers: programs judged at once; default, the processors available to this process.
+        Raises UserError where nothing can hold a hostile program.
+        """
+        if compat not in ("real", "lcb") or score not in ("all", "fraction"):
+            raise UserError(
+                f"grader code: compat={compat!r}, score={score!r}. Give compat real or lcb, score all or fraction."
+            )
+        self.compat, self.score = compat, score
+        try:
+            self._sandbox = Sandbox(
+                backend,
+                workers=workers,
+                isolation=isolation,
+                compat="both",
+                stop_at_first_failure=score == "all",
+                cache=_CACHE,
+                allow_unsafe=allow_unsafe,
+            )
+        except SandboxError as e:
+            raise UserError(f"grader code: {e}") from e
+        self.label = self._sandbox.label
+        """the backend and its level, which every verdict's meta names too"""
+
+    def __enter__(self) -> "CodeGrader":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._sandbox.close()
+
+    def submit(self, text: str, item: Item) -> "Future[Verdict]":
+        """The verdict on a whole response. Raises UserError for an item without tests, or with impossible ones."""
+        if item.code is None:
+            raise UserError(
+                f"problem {item.id!r} has no tests, so the grader code cannot judge an answer to it. Give data with "
+                'tests (reward_model.ground_truth: {"inputs": [...], "outputs": [...]}), or another grader.'
+            )
+        verdict: Future[Verdict] = Future()
+        program, where = find_program(text, item.code)
+        if program is None:
+            verdict.set_result(Verdict("no_answer", where, meta={"where": where}))
+            return verdict
+        code = item.code
+        try:
+            source = assemble(program, where, code)
+            whole = Program(source, code.mode, code.entry, code.limits, code.prelude)
+            judged = self._sandbox.submit(whole, code.problem)
+        except SandboxError as e:
+            raise UserError(f"problem {item.id!r}: {e}") from e
+        judged.add_done_callback(_then(verdict, lambda report: self._verdict(report, program, where)))
+        return verdict
+
+    def flush(self) -> None:
+        """Everything of a rollout has been submitted: nothing here waits for that."""
+
+    def _verdict(self, report: Report, program: str, where: str) -> Verdict:
+        deciding = report.lcb or report if self.compat == "lcb" else report  # a checker knows no rules
+        passed, tests = deciding.tests_passed, len(deciding.tests)
+        meta: dict[str, Any] = {
+            **{rule: str(verdict) for rule, verdict in report.verdicts.items()},
+            "tests": tests,
+            "tests_passed": passed,
+            "where": where,
+            "sandbox": report.backend,
+        }
+        path, detail = f"code:{deciding.verdict}", deciding.detail[:_SHOWN]
+        if deciding.verdict.is_error:
+            return Verdict("error", path, program, detail, meta=meta)
+        outcome = "right" if deciding.passed else "wrong"
+        if self.score == "all":
+            return Verdict(outcome, path, program, detail, meta=meta)
+        if 0 < passed < tests:
+            outcome = "scored"
+        return Verdict(outcome, path, program, detail, score=passed / tests, meta=meta)
+
+
+def _then(verdict: "Future[Verdict]", make: "Callable[[Report], Verdict]") -> "Callable[[Future[Report]], None]":
+    """A callback that turns a report into the verdict; whatever goes wrong reaches who asks for the verdict."""
+
+    def done(judged: "Future[Report]") -> None:
+        try:
+            verdict.set_result(make(judged.result()))
+        except BaseException as e:  # noqa: BLE001  raised where the verdict is asked for
+            verdict.set_exception(e)
+
+    return done
