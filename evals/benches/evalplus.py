@@ -63,7 +63,7 @@ class Plus:
     """defines `entry`"""
 
 
-def make_plus(plus: Plus, *, before: str = "", completes: str = "") -> Code:
+def make_plus(plus: Plus, *, prelude: str = "", completes: str = "") -> Code:
     """How a program is asked all inputs of a problem."""
     rule = ORACLES.get(plus.entry, "agrees(_, want, ATOL)")
     cases = []
@@ -77,8 +77,9 @@ def make_plus(plus: Plus, *, before: str = "", completes: str = "") -> Code:
         if plus.results is not None:
             check = check.replace("want", repr(plus.results[number]))
         cases.append(Case(call, check=check))
-    prelude = f"import math\n{plus.reference}\n{AGREES}"
-    return make_code(cases, checks=Checks(prelude, reference=plus.results is None), prelude=prelude, completes=completes)
+    oracle = f"import math\n{plus.reference}\n{AGREES}"
+    checks = Checks(oracle, reference=plus.results is None)
+    return make_code(cases, checks=checks, prelude=prelude, completes=completes)
 
 
 def plus_of(

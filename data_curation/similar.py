@@ -1,0 +1,191 @@
+"""Texts that are alike: MinHash signatures, pairs that share a band of them (LSH), shares of common n-grams.
+
+The signatures are datasketch's (`MinHash(scheme="affine32")`), computed for all texts at once instead of one by one; a
+test holds the two together. Every pair that the sketches propose is measured on the n-grams themselves: an estimate
+never decides.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_curation.text import Hashes, cores, distinct, grams, mix, tokens
+
+PERMUTATIONS = 128
+SEED = 1
+BUCKET = 500
+"""neighbours that a text is compared with in one bucket: thousands of copies of a template cost no quadratic time"""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of texts: two index arrays of equal length, and their score."""
+
+    left: np.ndarray
+    right: np.ndarray
+    score: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+
+def signatures(shingles: Hashes, permutations: int = PERMUTATIONS, seed: int = SEED) -> np.ndarray:
+    """[texts, permutations] uint32 MinHash signatures; a text without shingles has the largest value everywhere."""
+    from datasketch import MinHash
+
+    a_P, b_P = np.asarray(MinHash(num_perm=permutations, seed=seed, scheme="affine32").permutations, np.uint32)
+    hashed_H = _fmix32(shingles.values.astype(np.uint32))
+    out_PT = np.full((permutations, len(shingles)), np.iinfo(np.uint32).max, np.uint32)
+    filled = np.flatnonzero(np.diff(shingles.starts))
+    step = max(1, (1 << 15) // max(1, len(shingles.values) // max(1, len(filled))))  # texts whose shingles fit a cache
+
+    def fill(some: np.ndarray) -> None:
+        low, high = shingles.starts[some[0]], shingles.starts[some[-1] + 1]
+        begins = (shingles.starts[some] - low).astype(np.intp)
+        part_H = hashed_H[low:high]
+        for k in range(permutations):
+            out_PT[k, some] = np.minimum.reduceat(part_H * a_P[k] + b_P[k], begins)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        list(pool.map(fill, (filled[at : at + step] for at in range(0, len(filled), step))))
+    return np.ascontiguousarray(out_PT.T)
+
+
+def bands(threshold: float, permutations: int = PERMUTATIONS) -> tuple[int, int]:
+    """(bands, rows) for a Jaccard similarity: datasketch's choice, missing a pair weighed nine times a false one."""
+    from datasketch import MinHashLSH
+
+    lsh = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.1, 0.9))
+    return lsh.b, lsh.r
+
+
+def candidates(
+    signature_TP: np.ndarray, threshold: float, *, split: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (left < right) that agree in a band. With `split` only pairs across it: left < split <= right."""
+    count, rows = bands(threshold, signature_TP.shape[1])
+    found: list[np.ndarray] = []
+    texts = len(signature_TP)
+    for band in range(count):
+        key = np.zeros(texts, np.uint64)
+        for column in range(band * rows, (band + 1) * rows):
+            key = mix(key * np.uint64(31) + signature_TP[:, column].astype(np.uint64))
+        order = np.argsort(key, kind="stable")  # within a bucket in the order of the texts
+        sorted_key = key[order]
+        for offset in range(1, BUCKET):
+            same = np.flatnonzero(sorted_key[offset:] == sorted_key[:-offset])
+            if not len(same):
+                break
+            left, right = order[same], order[same + offset]
+            if split is not None:
+                across = (left < split) & (right >= split)
+                left, right = left[across], right[across]
+            found.append(left.astype(np.int64) * texts + right)
+    codes = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+    return codes // texts, codes % texts
+
+
+def near_pairs(texts: Sequence[str], threshold: float, shingle: int) -> Pairs:
+    """All pairs with a Jaccard similarity of at least `threshold` between their sets of token runs.
+
+    `shingle`: tokens per run. LSH may miss a pair near the threshold (at 0.8: about 1 in 10^4); it never adds one.
+    """
+    return near_pairs_of(tokens(texts), threshold, shingle)
+
+
+def near_pairs_of(found: Hashes, threshold: float, shingle: int) -> Pairs:
+    """`near_pairs` for texts that are tokens already."""
+    runs = grams(found, shingle)
+    left, right = candidates(signatures(runs), threshold)
+    return _measured(left, right, runs, threshold)
+
+
+def near_reference_pairs(texts: Sequence[str], references: Sequence[str], threshold: float, shingle: int) -> Pairs:
+    """As `near_pairs` between texts and references: `right` indexes the references."""
+    runs = grams(tokens([*texts, *references]), shingle)
+    left, right = candidates(signatures(runs), threshold, split=len(texts))
+    pairs = _measured(left, right, runs, threshold)
+    return Pairs(pairs.left, pairs.right - len(texts), pairs.score)
+
+
+def _measured(left: np.ndarray, right: np.ndarray, runs: Hashes, threshold: float) -> Pairs:
+    """The candidates whose Jaccard similarity, counted on their distinct n-grams, reaches the threshold."""
+    sets = {int(i): np.unique(runs.of(int(i))) for i in np.unique(np.concatenate((left, right)))}
+    score = np.zeros(len(left))
+    for at, (i, j) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
+        one, other = sets[i], sets[j]
+        fewer, more = sorted((len(one), len(other)))
+        if fewer and fewer >= threshold * more:  # the similarity cannot exceed the ratio of the sizes
+            common = len(np.intersect1d(one, other, assume_unique=True))
+            score[at] = common / (fewer + more - common)
+    keep = (score >= threshold) & (score > 0)
+    return Pairs(left[keep], right[keep], score[keep])
+
+
+@dataclass(frozen=True)
+class GramIndex:
+    """The n-grams of reference texts, to be asked which references share some with a text."""
+
+    n: int
+    values: np.ndarray
+    """[D] sorted distinct hashes of all references"""
+    begins: np.ndarray
+    """[D + 1] where each hash's references begin in `owners`"""
+    owners: np.ndarray
+    sizes: np.ndarray
+    """distinct n-grams of each reference"""
+    maybe: np.ndarray
+    """[2^22] whether a hash with these low bits occurs: most n-grams of a text are ruled out by one look"""
+
+    @classmethod
+    def build(cls, references: Sequence[str], n: int) -> "GramIndex":
+        sets = distinct(grams(tokens(references), n))
+        order = np.argsort(sets.values, kind="stable")
+        values, first = np.unique(sets.values[order], return_index=True)
+        maybe = np.zeros(_LOW + 1, bool)
+        maybe[values & np.uint64(_LOW)] = True
+        begins = np.append(first, len(order))
+        return cls(n, values, begins, sets.owners()[order], np.diff(sets.starts), maybe)
+
+    def pairs(self, texts: Sequence[str], ratio: float) -> Pairs:
+        """Pairs (text, reference) that share at least `ratio` of the n-grams of whichever has fewer of them."""
+        return self.pairs_of(tokens(texts), ratio)
+
+    def pairs_of(self, found: Hashes, ratio: float) -> Pairs:
+        """`pairs` for texts that are tokens already."""
+        runs = grams(found, self.n)
+        hit = np.flatnonzero(self.maybe[runs.values & np.uint64(_LOW)])
+        at = np.minimum(np.searchsorted(self.values, runs.values[hit]), len(self.values) - 1)
+        known = self.values[at] == runs.values[hit]
+        hit, at = hit[known], at[known]
+        text = np.searchsorted(runs.starts, hit, side="right") - 1
+        text, at = np.unique(np.stack([text, at]), axis=1) if len(at) else (text, at)  # an n-gram counts once per text
+        count = self.begins[at + 1] - self.begins[at]
+        reference = self.owners[np.repeat(self.begins[at], count) + _ranges(count)]
+        code, common = np.unique(np.repeat(text, count) * len(self.sizes) + reference, return_counts=True)
+        text, reference = code // len(self.sizes), code % len(self.sizes)
+        sizes = {int(i): len(np.unique(runs.of(int(i)))) for i in np.unique(text)}
+        smaller = np.minimum(np.array([sizes[int(i)] for i in text], np.int64), self.sizes[reference])
+        score = common / np.maximum(smaller, 1)
+        keep = score >= ratio
+        return Pairs(text[keep], reference[keep], score[keep])
+
+
+_LOW = (1 << 22) - 1
+
+
+def _ranges(counts: np.ndarray) -> np.ndarray:
+    """0..c-1 for every count c, end to end."""
+    total = int(counts.sum())
+    return np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _fmix32(values: np.ndarray) -> np.ndarray:
+    """The finaliser of MurmurHash3 (32 bits), with which datasketch begins."""
+    values = values ^ (values >> np.uint32(16))
+    values = values * np.uint32(0x85EBCA6B)
+    values = values ^ (values >> np.uint32(13))
+    values = values * np.uint32(0xC2B2AE35)
+    return values ^ (values >> np.uint32(16))
