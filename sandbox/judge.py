@@ -65,7 +65,8 @@ class Sandbox:
         workers: programs judged at once; default, the processors available to this process.
         isolation: "program" runs a program's tests in one process and confirms whatever does not pass in a fresh one;
             "test" starts a fresh process for every test.
-        compat: "real" or "lcb", see compare.py; "both": reports say "real" and carry the other one (`Report.lcb`).
+        compat: "real" or "lcb", see compare.py; "both": reports say "real" and carry the other one (`Report.lcb`;
+            None for a problem with a checker).
         cache: reports remembered, by content; 0 for none. Sandbox errors are never remembered.
         allow_unsafe: go on where the backend does not enforce everything. Every report says so.
         Raises SandboxError when no backend can hold a hostile program.
@@ -327,6 +328,6 @@ class Judging:
 
 
 def _key(program: Program, problem: Problem, settings: Settings) -> str:
-    parts = [program.mode, program.entry, repr(program.limits), repr(settings), problem.digest]
+    parts = [program.mode, program.entry, program.prelude, repr(program.limits), repr(settings), problem.digest]
     text = "\0".join([*parts, program.source])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -3,9 +3,9 @@
 Every engine is one file here with a class that has the shape of `Engine`, and one line in `load_engine`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from evals.errors import UserError
 
@@ -41,9 +41,9 @@ class Completion:
     """One sampled response.
 
     `token_ids` includes the end-of-sequence token when there is one. `logprobs` has one entry per token: the
-    log-probability of that token under the temperature-scaled distribution before top-p cuts it (None where an engine
-    cannot tell). `seconds` is the time from the start of `generate` to the last token. A server may give no ids: they
-    are empty then, `text` is what it answered and `n_tokens` what it counted.
+    log-probability of that token under the temperature-scaled distribution before top-p cuts it, of a greedy one at
+    temperature 1 (None where an engine cannot tell). `seconds` is the time from the start of `generate` to the last
+    token. A server may give no ids: they are empty then, `text` is what it answered and `counted` its number of tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -53,12 +53,12 @@ class Completion:
     weight_version: str = ""
     text: str | None = None
     """None: decode the ids"""
-    n_tokens: int = -1
-    """response tokens; filled in from token_ids where there are any"""
+    counted: int = 0
+    """the server's number of tokens, where it gives no ids"""
 
-    def __post_init__(self) -> None:
-        if self.n_tokens < 0:
-            object.__setattr__(self, "n_tokens", len(self.token_ids))
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids) or self.counted
 
 
 class Output(NamedTuple):
@@ -89,6 +89,21 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class OwnWeights(Protocol):
+    """What an engine offers besides whose weights are its own: a trainer's reach it only when they are sent."""
+
+    weight_version: str
+
+    def sync(self, weights: Mapping[str, Any], version: str) -> None:
+        """Generate with these tensors, named as in a checkpoint, from now on. Raises EngineError."""
+        ...
+
+    def sleep(self) -> None:
+        """Give a GPU's memory back until the next sync or generation."""
+        ...
 
 
 def load_engine(name: str, model: str, **options: Any) -> Engine:

@@ -45,6 +45,20 @@ class HFEngine:
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         return cls(loaded.eval(), tokenizer, **options)
 
+    def load_weights(self, folder: str, *, version: str) -> None:
+        """Take the weights of another folder of the same model, e.g. a later checkpoint; tokenizer and all else stay.
+
+        Raises UserError where they are not weights of this model.
+        """
+        load_weights(self.model, folder)
+        self.weight_version = version
+
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, float, bool]]:
+        """See `evals.engines.scoring.score`."""
+        from evals.engines.scoring import score
+
+        return score(self.model, pairs, self.max_context)
+
     def close(self) -> None:
         del self.model
 
@@ -232,6 +246,30 @@ def _find(model: str) -> tuple[str, bool]:
             f"{model}: not a model folder (no config.json in it). Expected a Hugging Face folder, or a hub id."
         )
     return folder, local
+
+
+@torch.no_grad()
+def load_weights(model: Any, folder: str) -> None:
+    """Copy the safetensors of a model folder into `model`. Raises UserError where names or shapes are others."""
+    from safetensors.torch import load_file
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: no *.safetensors in it. Expected a Hugging Face model folder.")
+    own = model.state_dict()
+    seen: set[int] = set()  # tied weights are one memory under several names; a folder has one of them
+    for file in files:
+        for name, x in load_file(file).items():
+            if name not in own or own[name].shape != x.shape:
+                there = f"of shape {tuple(own[name].shape)} in it" if name in own else "not in it"
+                raise UserError(
+                    f"{folder} holds other weights than the model that is loaded: {name} {tuple(x.shape)} is {there}. "
+                    "Evaluate it in a call of its own."
+                )
+            own[name].copy_(x)
+            seen.add(own[name].data_ptr())
+    if missing := [name for name, x in own.items() if x.data_ptr() not in seen and x.numel()]:
+        raise UserError(f"{folder} has no weights for {missing[0]}. Expected a complete Hugging Face model folder.")
 
 
 def _cannot_load(model: str, part: str, local: bool, error: Exception) -> str:

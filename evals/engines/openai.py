@@ -174,7 +174,7 @@ class OpenAIEngine:
             self.weight_version,
             # with a tokenizer of ours, ids are decoded like those of any engine
             text=None if answer.token_ids and self.tokenizer is not None else answer.text,
-            n_tokens=answer.n_tokens,
+            counted=0 if answer.token_ids else answer.n_tokens,
         )
 
 
@@ -301,8 +301,8 @@ class _Repeats:
 
     def _text(self, when: str) -> str:
         return (
-            f"{self.identical} of {self.complete} prompts with several samples {when} got the same sample every time "
-            f"at temperature {self.sampling.temperature:g}, although each was asked with a seed of its own. The server (or "
-            "a proxy with a cache) seems to ignore the seeds or to use one of its own: such repeats are no independent "
-            "samples, and intervals and Pass@k made from them are wrong."
+            f"{self.identical} of {self.complete} prompts with several samples {when} got equal samples at temperature "
+            f"{self.sampling.temperature:g}, although each was asked with a seed of its own. The server, or a cache "
+            "before it, seems to ignore seeds or to use one of its own: such repeats are no independent samples, and "
+            "intervals and Pass@k made from them are wrong."
         )

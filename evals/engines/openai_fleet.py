@@ -305,6 +305,6 @@ def describe(error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None:  # the operating system's word, where there is one, is the clearest
         if isinstance(cause, OSError) and cause.errno:
-            return cause.strerror or str(cause)
+            return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
         cause = cause.__cause__ or cause.__context__
     return str(error) or type(error).__name__

@@ -49,15 +49,19 @@ def discover(
         if len(set(contexts)) > 1:
             notes.append(f"the servers have contexts of {', '.join(map(str, contexts))} tokens: the shortest counts")
         ours, eos_ids = _load_tokenizer(tokenizer, model, str(entries[first].get("root") or ""), notes)
-        ask = _Asker(http, first, model, eos_ids, min(timeout, FIRST_ANSWER_SECONDS))
-        dialect = _dialect(ask, ours, seeds)
+        dialects = {
+            url: _dialect(_Asker(http, url, model, eos_ids, min(timeout, FIRST_ANSWER_SECONDS)), ours, seeds, logprobs)
+            for url in entries
+        }
+        dialect = dialects[first]
+        for url, other in dialects.items():
+            if other != dialect:
+                raise UserError(
+                    f"the servers are not alike: {first} is {dialect}, {url} is {other}. Use equal servers."
+                )
         if ours is not None and not dialect.ids_in:
             notes.append("it takes no token ids: the local tokenizer is not used")
             ours, eos_ids = None, frozenset()
-        if ours is not None and dialect.extensions:
-            _check_tokenizer(ask, dialect, ours)
-        if logprobs and dialect.ids_out:
-            dialect = replace(dialect, logprobs=_logprob_kind(ask, dialect, ours))
         notes += _what_is_missing(dialect, logprobs)
     servers = [Server(url, down=down.get(url, "")) for url in urls]
     return Found(servers, model, dialect, ours, eos_ids, min(contexts, default=None), notes)
@@ -183,8 +187,16 @@ class _Asker:
         raise UserError(f"{where} lists its models and does not answer ({BUSY_ATTEMPTS} attempts): {why}")
 
 
-def _dialect(ask: _Asker, tokenizer: Any, seeds: bool) -> Dialect:
-    """The best way to ask this server: ids before messages before text, with vLLM's extensions before without."""
+def _dialect(ask: _Asker, tokenizer: Any, seeds: bool, logprobs: bool) -> Dialect:
+    """What a server takes and gives. Raises UserError where it answers in no way, or has another tokenizer."""
+    if tokenizer is not None:
+        _check_tokenizer(ask, tokenizer)
+    dialect, request = _way_to_ask(ask, tokenizer, seeds)
+    return replace(dialect, logprobs=_logprob_kind(ask, dialect, request) if logprobs and dialect.ids_out else "none")
+
+
+def _way_to_ask(ask: _Asker, tokenizer: Any, seeds: bool) -> tuple[Dialect, Request]:
+    """The best way that works: ids before messages before text, with vLLM's extensions before without."""
     ways: list[tuple[bool, Request]] = []
     if tokenizer is not None and (ids := tuple(tokenizer(TEXT).input_ids)):
         ways.append((True, Request(ids, (0,))))
@@ -204,7 +216,7 @@ def _dialect(ask: _Asker, tokenizer: Any, seeds: bool) -> Dialect:
             if ids_in and answered.prompt_ids not in (None, request.prompt_ids):
                 refused.append(f"{ask.url}/completions: it reads other tokens than the ids it is given")
                 continue
-            return replace(dialect, ids_out=answered.token_ids is not None)
+            return replace(dialect, ids_out=answered.token_ids is not None), request
     lines = "\n".join(f"  {line}" for line in refused)
     raise UserError(f"{ask.url} does not answer a small request for {ask.model}, whichever way it is asked:\n{lines}")
 
@@ -219,13 +231,10 @@ def _ask_in(ask: _Asker, dialect: Dialect, request: Request) -> tuple[Dialect, A
     return dialect, ask(dialect, request, Sampling(16))
 
 
-def _logprob_kind(ask: _Asker, dialect: Dialect, tokenizer: Any) -> LogprobKind:
+def _logprob_kind(ask: _Asker, dialect: Dialect, request: Request) -> LogprobKind:
     """Measured: halving the temperature doubles the distances between log-probabilities after it, not before it."""
-    if dialect.ids_in:
-        request, more = Request(tuple(tokenizer(TEXT).input_ids), (0,)), {"logprobs": 5}
-    else:
-        request = Request((), (0,), ({"role": "user", "content": TEXT},))
-        more = {"logprobs": True, "top_logprobs": 5}
+    chat = not dialect.ids_in and not isinstance(request.prompt, str)
+    more = {"logprobs": True, "top_logprobs": 5} if chat else {"logprobs": 5}
     try:
         at_1, at_half = (ask(dialect, request, Sampling(1, temperature=t), **more) for t in (1.0, 0.5))
     except BadAnswer:
@@ -320,10 +329,10 @@ def _tokenizer_of(name: str) -> tuple[Any, frozenset[int]]:
     return loaded, end_of_sequence_ids(config, loaded)
 
 
-def _check_tokenizer(ask: _Asker, dialect: Dialect, tokenizer: Any) -> None:
+def _check_tokenizer(ask: _Asker, tokenizer: Any) -> None:
     """A tokenizer of another model would turn every prompt into nonsense without an error."""
-    with suppress(BadAnswer):
-        theirs = ask(replace(dialect, ids_in=False), Request((), (0,), TEXT), Sampling(1)).prompt_ids
+    with suppress(BadAnswer):  # most servers do not tell the tokens of a text
+        theirs = ask(Dialect(ids_in=False, extensions=True), Request((), (0,), TEXT), Sampling(1)).prompt_ids
         ours = tuple(tokenizer(TEXT).input_ids)
         if theirs is not None and theirs != ours:
             raise UserError(
