@@ -79,7 +79,7 @@ def test_functions_are_called():
     made = row(
         inputs=[f"{i}\n[1, {i}]" for i in range(5)], outputs=[f"{i + 1}" for i in range(5)], fn_name="Solution().f"
     )
-    problem = code_checks.problem_of(made)
+    problem = code_checks.code_of(made).problem
     assert problem.tests[2].input == [2, [1, 2]]
     right = row(
         inputs=[f"{i}\n2" for i in range(5)],
