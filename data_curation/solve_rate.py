@@ -242,6 +242,8 @@ def ask(items: Mapping[str, Row], options: SolveOptions, context: Context) -> tu
 
                 pending = part
                 for target in targets:
+                    if not pending:
+                        break
                     n = min(target, options.n)
                     job = Job(bench, sampling, n, options.prompt, options.seed, run_id, split)
                     made = complete(engine, pending, job, context.store, grader, advance)
