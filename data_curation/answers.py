@@ -8,6 +8,7 @@ from typing import Literal
 from data_curation.rows import Drop, Row, drop
 from data_curation.stage import Context, Options, Result
 from evals.grading.grader import Grader
+from evals.grading.math import extract_answer
 
 _PLAIN = re.compile(r"-?\d{1,18}")
 _ASKS = re.compile(
@@ -47,9 +48,6 @@ def run(rows: list[Row], options: AnswerOptions, context: Context) -> Result:
             if verdict is not None and not verdict.scorable:
                 drops.append(drop(row, "the grader fails on the answer", answer=row.answer[:200], how=verdict.detail))
                 continue
-            if verdict is not None and verdict.outcome == "no_answer":
-                drops.append(drop(row, "the answer breaks out of its box", answer=row.answer[:200]))
-                continue
             way = "string" if verdict is not None and verdict.outcome != "right" else "parsed"
             if way == "string" and options.unparsed == "drop":
                 drops.append(drop(row, "not parsed by math-verify", answer=row.answer[:200]))
@@ -64,6 +62,8 @@ def unfit(row: Row, options: AnswerOptions) -> str:
     """Why a problem or its answer cannot be trained on by a rule; "" where it can."""
     if not row.answer.strip(" ${}"):
         return "empty answer"
+    if extract_answer(rf"\boxed{{{row.answer}}}")[0] != row.answer:
+        return "the answer breaks out of its box"
     if options.proofs == "drop" and _PROOF.search(row.problem) and not _ASKS.search(row.problem):
         return "asks for a proof"
     if options.multi_part == "drop":

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from data_curation.rows import Drop, Row, drop
+from data_curation.rows import Drop, Row, drop, dumps
 from data_curation.stage import Context, Options, Result
 
 _SEVERAL = re.compile(
@@ -94,11 +94,11 @@ def judge(
 
     if not rows:
         return []
-    programs = [(at, kind, program) for at, row in enumerate(rows) for kind, program in programs_of(row)]
+    codes = [code_of(row) for row in rows]
+    programs = [(at, kind, one) for at, row in enumerate(rows) for kind, one in programs_of(row, codes[at])]
     try:
-        problems = [problem_of(row) for row in rows]
         with Sandbox(options.backend, workers=context.workers) as sandbox:
-            reports = sandbox.judge_sync([p for _, _, p in programs], [problems[at] for at, _, _ in programs])
+            reports = sandbox.judge_sync([p for _, _, p in programs], [codes[at].problem for at, _, _ in programs])
     except SandboxError as e:
         raise UserError(f"stage code: {e} Leave the programs out with --set code.run=false.") from e
     found: dict[int, dict[str, list[Any]]] = {}
@@ -123,33 +123,28 @@ def judge(
     return bad
 
 
-def problem_of(row: Row) -> Any:
-    """The sandbox's tests of a row: of a call, one JSON value per line of the input is an argument."""
-    import json
+def code_of(row: Row) -> Any:
+    """How a program that answers the problem is run (`evals.items.Code`), with twice the source's time for Python.
 
-    from evals.errors import UserError
-    from sandbox import Problem, Test
+    Raises UserError for tests that are none.
+    """
+    from evals.code_tests import read_code
+    from sandbox import Limits
 
     code = row.code or {}
     pairs = list(dict.fromkeys(zip(code["inputs"], code["outputs"], strict=True)))
-    if not code["fn_name"]:
-        return Problem(tuple(Test(given, printed) for given, printed in pairs))
-    try:
-        return Problem(
-            tuple(Test([json.loads(x) for x in g.rstrip("\n").split("\n")], json.loads(p)) for g, p in pairs)
-        )
-    except ValueError as e:
-        raise UserError(f"{row.id}: a test of a function is not JSON, one argument per line ({e}).") from e
+    tests = {"inputs": [given for given, _ in pairs], "outputs": [printed for _, printed in pairs]}
+    limits = Limits(cpu_s=2 * max(1.0, code["time_limit"] or 6.0), memory_mb=max(256, code["memory_mb"] or 1024))
+    return read_code(dumps({**tests, "fn_name": code["fn_name"]}), row.id, limits)
 
 
-def programs_of(row: Row) -> list[tuple[str, Any]]:
-    from sandbox import Limits, Program
+def programs_of(row: Row, how: Any) -> list[tuple[str, Any]]:
+    """("right" or "wrong", program) of a row."""
+    from sandbox import Program
 
     code = row.code or {}
-    limits = Limits(cpu_s=max(1.0, code["time_limit"] or 6.0) * 2, memory_mb=max(256, code["memory_mb"] or 1024))
-    mode = "call" if code["fn_name"] else "stdin"
     return [
-        (kind, Program(source, mode, code["fn_name"], limits))
+        (kind, Program(source, how.mode, how.entry, how.limits, how.prelude))
         for kind, sources in (("right", code["references"]), ("wrong", code["wrong"]))
         for source in sources
     ]

@@ -13,8 +13,8 @@ from data_curation.stage import Context, Options, Result
 
 
 class DecontaminateOptions(Options):
-    against: tuple[str, ...] = ("math500", "math_test", "aime24", "aime25", "amc", "gsm8k", "livecodebench")
-    """benchmarks of `python -m evals.run --list`"""
+    against: tuple[str, ...] = ("math500", "math_val", "aime24", "aime25", "amc23", "amc83", "gsm8k", "livecodebench")
+    """benchmarks of `python -m evals.run --list`; math_val is the MATH test set without MATH-500"""
     n: int = Field(default=13, ge=1)
     """tokens per n-gram"""
     ratio: float = Field(default=0.5, gt=0, le=1)
@@ -101,19 +101,21 @@ def find(rows: Sequence[Row], references: Sequence[Reference], options: Decontam
 
 
 def load_references(options: DecontaminateOptions, context: Context) -> list[Reference]:
-    """The problems of the benchmarks: from the given files, else as `evals.benches` loads them."""
+    """The problems of the benchmarks, as `evals.benches` loads them from the given files or from where they live.
+
+    A name that is no benchmark is taken for a file's, when there is one (--reference mine=FILE).
+    """
+    from evals.benches import BENCHES, load
     from evals.benches import find as find_bench
-    from evals.benches import load
 
     found: list[Reference] = []
     for name in options.against:
-        parts = ("math500", "math_val") if name == "math_test" and name not in context.references else (name,)
-        for part in parts:
-            given = context.references.get(part)
-            if given and part not in ("math500", "livecodebench"):
-                found += from_file(name, given)
-            else:
-                found += [Reference(name, item.id, item.prompt) for item in load(find_bench(part), given)]
+        given = context.references.get(name)
+        if name not in BENCHES and given:
+            found += from_file(name, given)
+            continue
+        more = {"math500": context.references.get("math500", "")} if name == "math_val" else None
+        found += [Reference(name, item.id, item.prompt) for item in load(find_bench(name), given, more)]
     return found
 
 

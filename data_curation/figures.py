@@ -50,7 +50,7 @@ def funnel(content: Mapping[str, Any]) -> Figure:
         axes.text(left + top * 0.01, at, f"{left:,}   {why}", va="center", fontsize=8, color=INK)
     axes.set_yticks(range(len(lines)), [name for name, _, _ in lines])
     axes.invert_yaxis()
-    axes.set_xlim(0, top * 1.75)
+    axes.set_xlim(0, top * 1.95)
     axes.set_xlabel("rows left")
     _plain(axes)
     return figure

@@ -209,8 +209,10 @@ def ask(items: Mapping[str, Row], options: SolveOptions, context: Context) -> tu
     engine = load_engine(options.engine, options.model, **options.engine_options)
     problems = {name: item_of(name, row) for name, row in items.items()}
     room = engine.max_context - options.max_tokens
-    lengths = {name: len(encode(options.prompt, item, engine.tokenizer)) for name, item in problems.items()}
-    unfit = {name: length for name, length in lengths.items() if length > room}
+    unfit: dict[str, int] = {}
+    if engine.tokenizer is not None:  # without one the server counts, and refuses
+        lengths = {name: len(encode(options.prompt, item, engine.tokenizer)) for name, item in problems.items()}
+        unfit = {name: length for name, length in lengths.items() if length > room}
     if unfit and len(unfit) == len(problems):
         raise UserError(
             f"solve_rate.max_tokens={options.max_tokens} leaves {room} of {engine.max_context} tokens of context for "
@@ -240,6 +242,8 @@ def ask(items: Mapping[str, Row], options: SolveOptions, context: Context) -> tu
 
                 pending = part
                 for target in targets:
+                    if not pending:
+                        break
                     n = min(target, options.n)
                     job = Job(bench, sampling, n, options.prompt, options.seed, run_id, split)
                     made = complete(engine, pending, job, context.store, grader, advance)
@@ -280,7 +284,7 @@ def find_run(store: Any, options: SolveOptions, grader: str) -> str:
 
     Neither the engine nor a server's address nor n nor the bounds are part of it: they do not change a completion.
     """
-    from evals.run import fingerprint
+    from evals.models import fingerprint
 
     model = options.model.split("#")[-1]
     config = {
@@ -300,13 +304,10 @@ def find_run(store: Any, options: SolveOptions, grader: str) -> str:
 
 
 def item_of(name: str, row: Row) -> Any:
-    from evals.items import Code, Item
+    from evals.items import Item
 
     if row.code is None:
         return Item(name, row.problem, row.answer, {"source": row.source})
-    from data_curation.code_checks import problem_of, programs_of
-    from sandbox import Limits
+    from data_curation.code_checks import code_of
 
-    limits = next((program.limits for _, program in programs_of(row)), Limits())
-    mode = "call" if row.code["fn_name"] else "stdin"
-    return Item(name, row.problem, "", {"source": row.source}, Code(problem_of(row), mode, row.code["fn_name"], limits))
+    return Item(name, row.problem, "", {"source": row.source}, code_of(row))
