@@ -3,7 +3,7 @@
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from agpo.objective import PRESETS, Objective, resolve
 from agpo.trackers import TRACKERS
+from evals.engines.vllm_options import VLLMOptions
 from evals.errors import UserError
-from evals.grading.grader import GRADERS
+from evals.grading.grader import NAMES as GRADER_NAMES
 from evals.prompts import PRESETS as PROMPTS
 
 PACKAGE = Path(__file__).parent
-
-NOT_BUILT = {"code": "it needs the sandbox for model-written programs"}
-"""rewards that a recipe may name and no run can have yet, with the reason"""
 
 
 class _Section(BaseModel):
@@ -31,13 +29,13 @@ class DataConfig(_Section):
     """Where problems come from. `data=PATH` on the command line sets `path`."""
 
     path: str = "arith"
-    """a .parquet or .jsonl file (verl's schema, or columns by name), or `arith`: procedural chain arithmetic"""
+    """a .parquet or .jsonl file (verl's schema, or columns by name), or made on the spot: `arith`, `tiny_code`"""
     prompt_column: str = "prompt"
     """column with the problem"""
     answer_column: str = "answer"
     """column with the reference answer"""
     size: int = Field(default=4096, ge=1)
-    """number of problems to make, for `arith`"""
+    """number of problems to make, for `arith` and `tiny_code`"""
 
 
 class RolloutConfig(_Section):
@@ -56,7 +54,7 @@ class RolloutConfig(_Section):
     resample_rounds: int = Field(default=4, ge=1)
     """for masked_groups resample: at most this many further rounds of prompts in a step"""
     max_sequences: int = Field(default=256, ge=1)
-    """sequences decoded together; memory against speed"""
+    """sequences decoded together by engine hf; memory against speed"""
 
 
 class UpdateConfig(_Section):
@@ -112,7 +110,7 @@ class RewardConfig(_Section):
     """One of several rewards. `rewards.NAME=math` on the command line sets `reward`."""
 
     reward: str
-    """a grader (math, exact), or `module:function`"""
+    """a grader (math, exact, code), or `module:function`"""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """its factor in the sum; 0 logs it only"""
     range: tuple[float, float] = (0.0, 1.0)
@@ -127,6 +125,27 @@ class RewardConfig(_Section):
     @classmethod
     def _range(cls, value: tuple[float, float]) -> tuple[float, float]:
         return _low_high(value)
+
+
+class CodeConfig(_Section):
+    """For the reward `code`: how programs are run and scored. The data's reference answers are then tests."""
+
+    score: Literal["all", "fraction"] = "all"
+    """all: 1 when every test passes, else 0; fraction: the share of tests that pass, which runs all of them"""
+    compat: Literal["real", "lcb"] = "real"
+    """the rule of comparison that decides: any right output, or LiveCodeBench's own rule; both are logged"""
+    isolation: Literal["program", "test"] = "program"
+    """program: one process for a program's tests, what fails there confirmed in a fresh one; test: one for each test"""
+    workers: int = Field(default=0, ge=0)
+    """programs judged at once; 0: the processors available to this process"""
+    backend: Literal["auto", "docker", "embedded"] = "auto"
+    """what holds the programs, see `python -m sandbox.doctor`"""
+    allow_unsafe: bool = False
+    """run programs also where the machine cannot hold a hostile one; every sample then says so"""
+    cpu_s: float = Field(default=6.0, gt=0)
+    """CPU seconds of a test, of all threads together (a file's tests; made ones bring their own)"""
+    memory_mb: int = Field(default=1024, ge=64)
+    """memory of a program (as for cpu_s)"""
 
 
 class EvalConfig(_Section):
@@ -200,13 +219,18 @@ class TrainConfig(_Section):
     prompt: str = "arith"
     """prompt preset, see `evals/prompts.py`"""
     reward: str = "math"
-    """a grader (math, exact), or `module:function` of one's own: (text, item) -> a number, or None for not scorable"""
+    """a grader (math, exact, code), or `module:function` of one's own: (text, item) -> a number, None: not scorable"""
     reward_range: tuple[float, float] = (0.0, 1.0)
     """what a reward function of one's own may return; anything else stops the run"""
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
     """several by name in place of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
+    code: CodeConfig = CodeConfig()
     objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
     """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/presets.py`"""
+    engine: Literal["hf", "vllm"] = "hf"
+    """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights after every step"""
+    vllm: VLLMOptions = VLLMOptions()
+    """options of engine vllm"""
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
     mismatch: MismatchConfig = MismatchConfig()
@@ -280,6 +304,17 @@ class TrainConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _vllm_beside_a_trainer(self) -> "TrainConfig":
+        if self.engine == "vllm" and self.vllm.in_process:
+            raise ValueError("vllm.in_process takes over the threads and the process group that the trainer needs.")
+        if self.engine == "vllm" and self.rollout.top_p < 1:
+            raise ValueError(
+                "engine=vllm tells no log-probabilities where rollout.top_p is below 1, so that weights which were not "
+                "synced would go unnoticed. Set rollout.top_p=1 or engine=hf."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_minibatches(self) -> "TrainConfig":
         prompts, part = self.rollout.prompts_per_step, self.update.prompts_per_minibatch
         if prompts % part:
@@ -290,12 +325,17 @@ class TrainConfig(_Section):
         return self
 
     @property
+    def graders(self) -> list[str]:
+        """What scores a completion: of `rewards`, else of `reward`."""
+        return [one.reward for one in self.rewards.values()] or [self.reward]
+
+    @property
     def updates_per_step(self) -> int:
         return self.rollout.prompts_per_step // self.update.prompts_per_minibatch
 
 
 def _known_reward(value: str) -> str:
-    return value if value in NOT_BUILT or ":" in value else _one_of(value, GRADERS, "reward")
+    return value if ":" in value else _one_of(value, GRADER_NAMES, "reward")
 
 
 def _low_high(value: tuple[float, float]) -> tuple[float, float]:
@@ -417,7 +457,7 @@ def _did_you_mean(key: str, known: Mapping[str, Any]) -> str:
     return f" Did you mean {near[0]!r}?" if near else " `python -m agpo.train --keys` lists them."
 
 
-def _one_of(value: str, known: Mapping[str, Any], what: str) -> str:
+def _one_of(value: str, known: Iterable[str], what: str) -> str:
     if value not in known:
         raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}")
     return value

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from agpo.config import NOT_BUILT, PACKAGE, TrainConfig, objective_of
+from agpo.config import PACKAGE, TrainConfig, objective_of
 from evals.errors import UserError
 
 # Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
@@ -73,7 +73,9 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     torch.manual_seed(config.seed)  # adapters start at random
     update = config.update
     prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
-    engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    engine: Any = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    if config.engine == "vllm" and config.vllm.max_model_len:  # the checks below are of what will generate
+        engine.max_context = min(engine.max_context, config.vllm.max_model_len)
     check_end(engine.eos_ids, model.get_output_embeddings().weight.shape[0], config.model)
     check_prompts(items, config.prompt, engine, config.rollout.max_tokens, config.rollout.prompts_per_step)
     for bench, asked in benches:
@@ -86,7 +88,10 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, layout)
     if checkpoint_path and state:
         checkpoint.restore(checkpoint_path, policy, state)
-    run = Run(config, run_id or "", Path(config.out), Store.open(store_url), policy, engine, items, benches, data)
+    store = Store.open(store_url)
+    if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
+        engine = start_vllm(config, start, model)
+    run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:
@@ -137,12 +142,26 @@ def selected_on_test(config: TrainConfig) -> str:
 
 
 def open_reward(config: TrainConfig) -> Any:
-    """The grader of `reward`, or of the weighted sum of `rewards`."""
+    """The grader of `reward`, or of the weighted sum of `rewards`. Raises UserError where programs cannot be held."""
     from evals.grading.grader import open_grader, open_rewards
 
+    code = {**_sandbox(config), "score": config.code.score, "compat": config.code.compat}
+    code["isolation"] = config.code.isolation
     if not config.rewards:
-        return open_grader(config.reward, config.reward_range)
-    return open_rewards({name: (one.reward, one.weight, one.range) for name, one in config.rewards.items()})
+        return open_grader(config.reward, config.reward_range, code)
+    return open_rewards({name: (one.reward, one.weight, one.range) for name, one in config.rewards.items()}, code)
+
+
+def open_bench_grader(name: str, config: TrainConfig) -> Any:
+    """The grader of a benchmark: its own verdicts, whatever the reward makes of them, in the sandbox of the run."""
+    from evals.grading.grader import open_grader
+
+    return open_grader(name, code=_sandbox(config))
+
+
+def _sandbox(config: TrainConfig) -> dict[str, Any]:
+    code = config.code
+    return {"backend": code.backend, "workers": code.workers or None, "allow_unsafe": code.allow_unsafe}
 
 
 def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
@@ -182,20 +201,40 @@ def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
         ) from e
 
 
-def load_items(config: TrainConfig) -> list[Any]:
-    from evals.benches import arith
-    from evals.items import read_items
+def start_vllm(config: TrainConfig, start: str, model: Any) -> Any:
+    """A vLLM engine for a trainer's model, on its device and in its precision. `start` is where the model came from."""
+    from evals.engines import load_engine
 
-    if config.data.path == "arith":
-        return arith.items("train", config.data.size, config.seed)
-    return read_items(config.data.path, config.data.prompt_column, config.data.answer_column)
+    dtype = str(model.dtype).removeprefix("torch.")
+    options = config.vllm.model_dump(exclude_defaults=True)
+    return load_engine("vllm", start, device=config.device, dtype=dtype, beside_trainer=True, **options)
+
+
+def load_items(config: TrainConfig) -> list[Any]:
+    from evals.benches import arith, tiny_code
+    from evals.items import read_items
+    from sandbox import Limits
+
+    if config.data.path in ("arith", "tiny_code"):
+        items = (arith if config.data.path == "arith" else tiny_code).items("train", config.data.size, config.seed)
+    else:
+        limits = Limits(config.code.cpu_s, memory_mb=config.code.memory_mb) if "code" in config.graders else None
+        items = read_items(config.data.path, config.data.prompt_column, config.data.answer_column, limits)
+    if "code" in config.graders and (without := next((item for item in items if item.code is None), None)):
+        raise UserError(
+            f"reward code needs tests, and data={config.data.path} has none (problem {without.id!r}). Give a file with "
+            'reward_model.ground_truth as JSON {"inputs": [...], "outputs": [...]}, or data=tiny_code.'
+        )
+    return items
 
 
 def fingerprint(items: Sequence[Any]) -> str:
     """Hash of the problems: everything that the order of the data, a prompt or a reward depends on."""
     digest = hashlib.sha256()
     for item in items:
-        whole = [item.id, item.prompt, item.answer, dict(item.meta)]
+        whole: list[Any] = [item.id, item.prompt, item.answer, dict(item.meta)]
+        if code := item.code:
+            whole.append([code.problem.digest, code.mode, code.entry, repr(code.limits), code.starter, code.prelude])
         digest.update(json.dumps(whole, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
 
@@ -232,10 +271,11 @@ def check_machine(config: TrainConfig) -> None:
     """Say at once that this recipe cannot run here. Raises UserError."""
     import torch
 
-    for reward in [one.reward for one in config.rewards.values()] or [config.reward]:
-        if reward in NOT_BUILT:
-            raise UserError(f"reward {reward!r} is not built yet: {NOT_BUILT[reward]}.")
     check_ranks(int(os.environ.get("WORLD_SIZE", "1") or 1), config.update.prompts_per_minibatch)
+    if config.engine == "vllm":
+        from evals.engines.vllm import check_machine as check_vllm
+
+        check_vllm(config.device)
     needed = config.hardware
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found < needed.gpus:

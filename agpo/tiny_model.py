@@ -1,4 +1,4 @@
-"""`python -m agpo.tiny_model`: make the start model of the tiny recipe from nothing, in minutes on one CPU core.
+"""`python -m agpo.tiny_model`: make the start models of the tiny recipes from nothing, in minutes on one CPU core.
 
 What it is pre-trained on decides whether reinforcement learning can show anything. A model that cannot do the
 arithmetic loses accuracy under every objective. So it learns to do it, from solutions with *slips*: a step's value is
@@ -6,21 +6,29 @@ sometimes wrong, and sometimes a step is checked again, which costs tokens and u
 something to improve, and the length of the reasoning matters.
 
     3+5-2=  ->  3+5=8;8-2=5?8-2=6;\\boxed{6}<eos>
+
+The other task, `--task code`, is in `agpo.tiny_code`.
 """
 
 import argparse
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
 from rich.progress import track
 
+from agpo import tiny_code
+from evals.benches import arith, find
+from evals.benches import tiny_code as tiny_code_bench
 from evals.console import make_console
 from evals.errors import command
 from evals.items import Item, derive_seed
+from evals.prompts import encode
 
 SHIPPED = Path(__file__).parent / "models" / "tiny"
 SPECIAL = ("<pad>", "<eos>", "<unk>")
@@ -54,30 +62,54 @@ def _slip(right: int, rng: random.Random) -> int:
     return right + rng.choice((-2, -1, 1, 2))
 
 
-def make_tokenizer():
-    """A fast tokenizer: one token per character, and one for `\\boxed{`."""
+@dataclass(frozen=True)
+class Task:
+    """What a tiny model is pre-trained on."""
+
+    bench: str
+    """the benchmark whose problems, prompt and grader it is for"""
+    solution: Callable[[str, random.Random], str]
+    """(problem, rng) -> a written-out answer, slips included"""
+    symbols: tuple[str, ...]
+    """its tokens"""
+    pattern: str
+    """regular expression of one token"""
+    width: int
+    heads: int
+    """of 32 each: the least that vLLM serves on a CPU"""
+    steps: int
+
+
+TASKS = {
+    "arith": Task("arith", solution, SYMBOLS, r"\\boxed\{|.", 96, 3, 4000),
+    "code": Task("tiny_code", tiny_code.solution, tiny_code.SYMBOLS, tiny_code.PATTERN, 64, 2, 3000),
+}
+
+
+def make_tokenizer(task: Task = TASKS["arith"]):
+    """A fast tokenizer: one token per symbol of the task."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *SYMBOLS))}
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *task.symbols))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(task.pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=256
     )
 
 
-def make_model(vocabulary: int):
-    """0.34M parameters in Qwen2's architecture. head_dim 32 is the least that vLLM serves on a CPU."""
+def make_model(task: Task):
+    """Qwen2's architecture with 0.34M parameters (arith) or 0.16M (code)."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=96,
+        vocab_size=len(SPECIAL) + len(task.symbols),
+        hidden_size=task.width,
         num_hidden_layers=3,
-        num_attention_heads=3,
-        num_key_value_heads=3,
+        num_attention_heads=task.heads,
+        num_key_value_heads=task.heads,
         intermediate_size=256,
         max_position_embeddings=256,
         tie_word_embeddings=True,
@@ -90,34 +122,40 @@ def make_model(vocabulary: int):
     return model
 
 
-def batches(items: Sequence[Item], tokenizer, steps: int, size: int, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:
+def batches(
+    items: Sequence[Item], task: Task, tokenizer, steps: int, size: int, seed: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
     """(ids, labels) [size, longest]; the loss is on the solution only. Every solution is written afresh."""
     rng = random.Random(derive_seed("pretrain", seed))
+    preset = find(task.bench).prompt
     for _ in range(steps):
         rows = []
         for item in rng.sample(items, size):
-            prompt = tokenizer(item.prompt + "=").input_ids
-            rows.append((prompt, [*tokenizer(solution(item.prompt, rng)).input_ids, tokenizer.eos_token_id]))
+            prompt = list(encode(preset, item, tokenizer))
+            rows.append((prompt, [*tokenizer(task.solution(item.prompt, rng)).input_ids, tokenizer.eos_token_id]))
         longest = max(len(p) + len(s) for p, s in rows)
         ids = torch.tensor([p + s + [0] * (longest - len(p) - len(s)) for p, s in rows])
         labels = torch.tensor([[-100] * len(p) + s + [-100] * (longest - len(p) - len(s)) for p, s in rows])
         yield ids, labels
 
 
-def pretrain(steps: int, size: int, lr: float, seed: int, console: Console):
-    """Train from scratch and return (model, tokenizer, last losses)."""
-    from evals.benches import arith
+def problems(task: Task, split: Literal["train", "heldout"], count: int, seed: int = 0) -> list[Item]:
+    return (arith if task.bench == "arith" else tiny_code_bench).items(split, count, seed=seed)
 
+
+def pretrain(task: Task, steps: int, size: int, lr: float, seed: int, console: Console):
+    """Train from scratch and return (model, tokenizer, last losses)."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    tokenizer = make_tokenizer()
-    model = make_model(len(SPECIAL) + len(SYMBOLS)).train()
-    items = arith.items("train", 40_000, seed=derive_seed("pretrain-items", seed))
+    tokenizer = make_tokenizer(task)
+    model = make_model(task).train()
+    items = problems(task, "train", 40_000, derive_seed("pretrain-items", seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     losses = []
-    progress = track(batches(items, tokenizer, steps, size, seed), "pre-training", total=steps, console=console)
+    made = batches(items, task, tokenizer, steps, size, seed)
+    progress = track(made, "pre-training", total=steps, console=console)
     for ids, labels in progress:
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
@@ -129,52 +167,55 @@ def pretrain(steps: int, size: int, lr: float, seed: int, console: Console):
     return model.eval(), tokenizer, losses
 
 
-def measure(model, tokenizer, count: int = 512, samples: int = 4) -> tuple[float, float]:
+def measure(task: Task, model, tokenizer, count: int = 512, samples: int = 4) -> tuple[float, float]:
     """(accuracy, mean response tokens) on held-out problems, sampled at temperature 1 as training will."""
-    from evals.benches import arith
     from evals.engines import Request, Sampling
     from evals.engines.hf import HFEngine
-    from evals.grading.grader import GRADERS
-    from evals.prompts import encode
+    from evals.grading.grader import open_grader
 
-    items = arith.items("heldout", count)
+    bench = find(task.bench)
+    items = problems(task, "heldout", count)
     engine = HFEngine(model, tokenizer)
     requests = [
         Request(
-            encode("arith", item.prompt, tokenizer), tuple(derive_seed("measure", item.id, k) for k in range(samples))
+            encode(bench.prompt, item, tokenizer), tuple(derive_seed("measure", item.id, k) for k in range(samples))
         )
         for item in items
     ]
-    right = tokens = total = 0
-    for at, _, completion in engine.generate(requests, Sampling(max_tokens=96)):
-        verdict = GRADERS["exact"](tokenizer.decode(completion.token_ids, skip_special_tokens=True), items[at].answer)
-        right += verdict.outcome == "right"  # type: ignore[union-attr]
-        tokens += len(completion.token_ids)
-        total += 1
-    return right / total, tokens / total
+    tokens, verdicts = 0, []
+    with open_grader(bench.grader) as grader:
+        for at, _, completion in engine.generate(requests, Sampling(max_tokens=bench.max_tokens)):
+            text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+            verdicts.append(grader.submit(text, items[at]))
+            tokens += len(completion.token_ids)
+        right = sum(verdict.result().outcome == "right" for verdict in verdicts)
+    return right / len(verdicts), tokens / len(verdicts)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m agpo.tiny_model",
-        description="Make the start model of the tiny recipe: the same bytes for a seed on the same kind of CPU.",
+        description="Make the start model of a tiny recipe: the same bytes for a seed on the same kind of CPU.",
     )
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder to write (default: the one in the package)")
+    parser.add_argument("--task", choices=TASKS, default="arith", help="of the recipe tiny (arith) or tiny-code (code)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: the one in the package)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, help="default: 4000 for arith, 3000 for code")
     parser.add_argument("--batch", type=int, default=64, help="solutions per step")
     parser.add_argument("--lr", type=float, default=4e-3)
     args = parser.parse_args(argv)
     console = make_console()
-    model, tokenizer, losses = pretrain(args.steps, args.batch, args.lr, args.seed, console)
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    accuracy, tokens = measure(model, tokenizer)
+    task = TASKS[args.task]
+    out = args.out or (SHIPPED if args.task == "arith" else SHIPPED.with_name("tiny-code"))
+    model, tokenizer, losses = pretrain(task, args.steps or task.steps, args.batch, args.lr, args.seed, console)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    accuracy, tokens = measure(task, model, tokenizer)
     last = losses[-100:]
     console.print(f"loss {sum(last) / len(last):.4f} nats per token over the last {len(last)} steps")
     console.print(f"held out, temperature 1: accuracy {accuracy:.3f}, {tokens:.1f} response tokens")
-    console.print(f"wrote {args.out}")
+    console.print(f"wrote {out}")
     return 0
 
 

@@ -18,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from agpo.config import TrainConfig, all_keys, load_config, objective_of, recipes
-from agpo.setup import Run, open_reward, selected_on_test, set_up
+from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import UserError, command
 
@@ -32,6 +32,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     from agpo.step import train_step
     from agpo.telemetry import Progress, Tally
     from agpo.trackers import About, Trackers
+    from evals.engines import OwnWeights
 
     config = run.config
     tally = Tally.of(run.store.metrics(run.id))
@@ -41,7 +42,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
         Writer() as writer,
         Trackers(config.trackers, about, console) as trackers,
         open_reward(config) as grader,
-        Progress(console, config.steps, run.done) as progress,
+        Progress(console, config.steps, run.done, gap=isinstance(run.engine, OwnWeights)) as progress,
     ):
         settle_best(run, writer)
         while True:
@@ -76,12 +77,12 @@ def evaluation_due(run: Run) -> bool:
 
 def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
     """Evaluate the current weights on the configured benchmarks; what the store has of this step already, stays."""
+    from agpo.step import sync_engine
     from evals.complete import Job, evaluate
     from evals.engines import Sampling
-    from evals.grading.grader import Grader
 
     config, wanted = run.config, run.config.eval
-    run.engine.weight_version = f"{run.id}/step-{run.done}"
+    sync_engine(run)
     known = {name for step, name, _ in run.store.metrics(run.id) if step == run.done}
     for number, (bench, items) in enumerate(run.benches):
         if f"eval/{bench.name}/pass1" in known:
@@ -96,7 +97,7 @@ def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
             split=f"eval/{bench.name}",
             step=run.done,
         )
-        with Grader(bench.grader) as grader:
+        with open_bench_grader(bench.grader, config) as grader:
             summary = evaluate(run.engine, items, job, run.store, grader)
         values = {"pass1": summary.pass1, "tokens_mean": summary.tokens_mean}
         metrics = {f"eval/{bench.name}/{name}": value for name, value in values.items()}
@@ -191,6 +192,7 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
         objective = objective_of(config.objective)
         table, lines = explain(groups, plan_of(groups, config), objective, settings_of(config), run.policy.layout)
         run.store.close()
+        run.engine.close()
     console.print(f"{config.name}, objective {config.objective['preset']}, seed {config.seed}: step {done + 1}")
     console.print(table)
     console.print("\n".join(lines), markup=False, highlight=False)
@@ -231,6 +233,7 @@ def drive(run: Run, console: Console) -> int:
     finally:
         run.store.finish_run(run.id, status)
         run.store.close()
+        run.engine.close()
 
 
 if __name__ == "__main__":

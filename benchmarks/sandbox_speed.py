@@ -1,6 +1,6 @@
 """Programs per second and CPU time per program of the sandbox, beside what people use today, interleaved.
 
-    python benchmarks/sandbox_speed.py --lcb CHECKOUT                # a checkout of github.com/LiveCodeBench/LiveCodeBench
+    python benchmarks/sandbox_speed.py --lcb CHECKOUT   # a checkout of github.com/LiveCodeBench/LiveCodeBench
     python benchmarks/sandbox_speed.py --lcb clone                   # clones it into a scratch folder first
     python benchmarks/sandbox_speed.py --docker --fusion http://127.0.0.1:8080     # a running SandboxFusion server
 

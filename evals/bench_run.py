@@ -1,6 +1,6 @@
 """One evaluation as a run in the store: begun or continued, recorded while it goes on, ended with its tables."""
 
-import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,15 +22,16 @@ from evals.grading.grader import open_grader
 from evals.models import Target
 from evals.plan import Plan, show_notes
 from evals.prompts import encode
-from evals.stats import problem_means
+from evals.stats import problem_means, summarise
 from evals.tables import Outcome, print_bench
 
 if TYPE_CHECKING:
     from evals.store import Store
 
-NOT_THE_RESULT = ("notes", "engine_options")
+NOT_THE_RESULT = ("notes", "engine_options", "call")
 """of a run's configuration: with others the same run goes on"""
 
+UNFINISHED = ("interrupted", "failed", "dead")
 LINE_SECONDS = 30.0
 
 
@@ -45,11 +46,10 @@ def evaluate_plan(
     lm_eval_output: Path | None = None,
 ) -> Outcome:
     """Evaluate one benchmark, every completion into the store, and print its tables."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars count the requests it builds; ours counts completions
     from evals import harness
     from evals.lm_eval_output import write_output
 
-    plan = replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
+    plan = with_model_notes(plan, target, store)
     bench, options = plan.bench, plan.settings
     check_context(engine, plan)
     show_notes(plan, console)
@@ -70,6 +70,11 @@ def evaluate_plan(
             write_output(results, lm, target.path, config, lm_eval_output, console)
     console.print(f"run {run_id} in {store}", highlight=False)
     return outcome
+
+
+def with_model_notes(plan: Plan, target: Target, store: "Store | None") -> Plan:
+    """The plan with warnings where this model may have seen the problems."""
+    return replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
 
 
 def finish(job: Job, target: Target, store: "Store", console: Console) -> Outcome:
@@ -136,12 +141,13 @@ def stored_run(
         store.finish_run(run_id, status)
 
 
+def deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a run's configuration, what decides its result."""
+    return {key: value for key, value in config.items() if key not in NOT_THE_RESULT}
+
+
 def find_unfinished(store: "Store", config: dict[str, Any], resume: str | None) -> str | None:
     """The run to continue: the one asked for, or the latest unfinished one with the same configuration."""
-
-    def deciding(whole: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in whole.items() if key not in NOT_THE_RESULT}
-
     if resume:
         run = store.find_run(resume)
         if run.kind != "eval":
@@ -152,9 +158,33 @@ def find_unfinished(store: "Store", config: dict[str, Any], resume: str | None) 
                 f"run {run.id} was started with other options: {said}. Give the same, or leave --resume out."
             )
         return run.id
-    unfinished = [r for r in store.runs("eval") if r.status in ("interrupted", "failed", "dead")]
-    same = [r for r in unfinished if deciding(r.config) == deciding(config)]
+    same = [r for r in store.runs("eval") if r.status in UNFINISHED and deciding(r.config) == deciding(config)]
     return same[-1].id if same else None
+
+
+def find_call(store: "Store", configs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[int, str]]:
+    """(what marks the runs of this call, index of a configuration -> the finished run it has already).
+
+    A call for several evaluations that was cut short is continued by the same command: what it finished is not made
+    again, also where it was killed between two of them. A call that is complete begins anew.
+    """
+    wanted = [deciding(config) for config in configs]
+    runs = [run for run in store.runs("eval") if run.config.get("call")]
+    latest = next((run for run in reversed(runs) if deciding(run.config) in wanted), None)
+    if latest is not None:
+        call = latest.config["call"]
+        members = [run for run in runs if run.config["call"] == call]
+        begun = all(deciding(run.config) in wanted for run in members) and call["runs"] == len(configs)
+        if begun and (len(members) < call["runs"] or any(run.status in UNFINISHED for run in members)):
+            done = {wanted.index(deciding(run.config)): run.id for run in members if run.status == "done"}
+            return call, done
+    return {"id": secrets.token_hex(4), "runs": len(configs)}, {}
+
+
+def finished_outcome(title: str, target: Target, run_id: str, store: "Store") -> Outcome:
+    """A run that an earlier, interrupted call has finished."""
+    rows = list(store.outcomes(run_id))
+    return Outcome(title, target.path, target.step, run_id, summarise(rows), problem_means(rows))
 
 
 @contextmanager
@@ -194,6 +224,8 @@ def _lines(title: str, total: int, console: Console) -> Callable[[], None]:
 
 def check_context(engine: Engine, plan: Plan) -> None:
     """Refuse before the first token what would not fit, naming the problem and the numbers."""
+    if engine.tokenizer is None:  # the server counts
+        return
     for item in plan.items:
         tokens = len(encode(plan.settings["prompt"], item, engine.tokenizer))
         check_fits(tokens, plan.settings["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")

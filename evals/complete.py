@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from evals.engines import Completion, Engine, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import opened_thoughts, render, tokenize
+from evals.prompts import opened_thoughts, render, tokenize, words
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
@@ -93,6 +93,7 @@ def complete(
         Request(
             tokenize(job.preset, prompt, engine.tokenizer),
             tuple(derive_seed(job.seed, job.bench.name, item.id, k) for k in repeats),
+            words(job.preset, item) if engine.tokenizer is None else "",
         )
         for prompt, (item, repeats) in zip(prompts, todo, strict=True)
     ]
@@ -105,12 +106,19 @@ def complete(
             _grade_again(recorder, items, job, store, grader, unjudged)
         for at, which, completion in engine.generate(requests, job.sampling):
             item, repeats = todo[at]
-            text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+            text = response_text(completion, engine.tokenizer)
             seed = requests[at].seeds[which]
             row = ungraded_row(item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
             recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item))
         grader.flush()
     return recorder.rows
+
+
+def response_text(completion: Completion, tokenizer: Any) -> str:
+    """What the engine says the text is, or the decoded ids."""
+    if completion.text is not None:
+        return completion.text
+    return tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
 
 def regrade(
@@ -140,7 +148,8 @@ def _grade_again(
                     f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "
                     "holds: its data changed. Give the same data (--data), or start a new run."
                 )
-            recorder.add(row, by_id[row.item], grader.submit(opened_thoughts(row.prompt) + row.response, by_id[row.item]))
+            text = opened_thoughts(row.prompt) + row.response
+            recorder.add(row, by_id[row.item], grader.submit(text, by_id[row.item]))
 
 
 class Recorder:
@@ -255,6 +264,7 @@ def ungraded_row(
         seconds=completion.seconds,
         weight_version=completion.weight_version,
         meta=dict(item.meta),
+        response_tokens=completion.n_tokens,
     )
 
 

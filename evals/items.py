@@ -5,7 +5,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +26,10 @@ class Code:
     """code that the problem gives and that an answer continues; prompts show it"""
     completes: str = ""
     """a response that begins indented is taken for the continuation of this: a function's head and its docstring"""
-    before: str = ""
-    """source in front of every fenced answer: what the problem itself imports and defines"""
     after: str = ""
     """source behind every answer: what the tests call"""
+    prelude: str = ""
+    """source that is run before an answer, in its namespace: imports and definitions that it may take for granted"""
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,24 @@ def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[dict[
         ) from e
 
 
-def read_items(path: str | Path, prompt: str = "prompt", answer: str = "answer") -> list[Item]:
+def read_items(
+    path: str | Path, prompt: str = "prompt", answer: str = "answer", limits: Limits | None = None
+) -> list[Item]:
     """Items of a file in verl's schema (prompt as chat, reward_model.ground_truth) or with plain columns by name.
 
+    limits: the reference answers are tests, as `read_code` reads them, and programs are run under these limits; the
+    item's own answer is then empty, for tests may be megabytes and every sample keeps its answer.
     Raises UserError naming the file, the row and the missing column; a file without a row is an error too.
     """
-    items = [_item(path, number, row, prompt, answer) for number, row in enumerate(read_rows(path))]
+    from evals.code_tests import read_code
+
+    items = []
+    for number, row in enumerate(read_rows(path)):
+        item = _item(path, number, row, prompt, answer)
+        if limits is not None:
+            code = read_code(item.answer, f"{path}, row {number}", limits, str(item.meta.get("starter_code") or ""))
+            item = replace(item, answer="", code=code)
+        items.append(item)
     if not items:
         raise UserError(f"{path}: the file has no rows.")
     return items

@@ -8,7 +8,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from evals.complete import UNGRADED, Recorder, ungraded_row
+from evals.complete import UNGRADED, Recorder, response_text, ungraded_row
 from evals.engines import Completion, Engine, Request, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
@@ -42,6 +42,8 @@ class TaskLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
+        if self.tokenizer is None:
+            return -1
         return self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else min(self.engine.eos_ids)
 
     @property
@@ -54,7 +56,7 @@ class TaskLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        return str(self.tokenizer.name_or_path).replace("/", "__")
+        return str(getattr(self.tokenizer, "name_or_path", "unknown")).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return chat_text(self.tokenizer, chat_history, add_generation_prompt)
@@ -95,9 +97,13 @@ class TaskLM(TemplateLM):
         for request, repeats in todo:
             prompt, task = request.args[0], request.task_name
             item = Item(self.item_id(task, request.doc_id, request.idx), prompt, "", {"task": task})
+            seeds = tuple(derive_seed(self.seed, task, item.id, k) for k in repeats)
+            if self.tokenizer is None:
+                made.append((item, Request((), seeds, prompt)))
+                continue
             ids = tuple(self.tok_encode(prompt))
             check_fits(len(ids), sampling.max_tokens, self.max_length, f"{task}, document {item.id}: the prompt")
-            made.append((item, Request(ids, tuple(derive_seed(self.seed, task, item.id, k) for k in repeats))))
+            made.append((item, Request(ids, seeds)))
         with Recorder(self.store, self.run_id) as recorder:
             for at, which, completion in self.engine.generate([request for _, request in made], sampling):
                 item, request = made[at]
@@ -109,15 +115,20 @@ class TaskLM(TemplateLM):
                 self.advance()
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        self._scorer()
         return super().loglikelihood(requests, disable_tqdm=True)
 
-    def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+    def _scorer(self) -> Any:
         score: Any = getattr(self.engine, "score", None)
         if score is None:
             raise UserError(
                 "this engine only generates, and the task scores given continuations (multiple choice or perplexity). "
                 "Use --engine hf for it."
             )
+        return score
+
+    def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+        score = self._scorer()
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for at, logp, greedy in score([(context, continuation) for _, context, continuation in requests]):
             found[at] = (logp, greedy)
@@ -125,6 +136,7 @@ class TaskLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         """Every token predicted once, with as much before it as the context holds."""
+        self._scorer()
         windows = []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
@@ -157,10 +169,12 @@ def sampling_of(arguments: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...]
 
 def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> tuple[str, Completion]:
     """The text before the first stop string, and the tokens up to and with it, which is where it would have ended."""
-    text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    text = response_text(completion, tokenizer)
     cut = postprocess_generated_text(text, list(until), None)
     if cut == text:
         return text, completion
+    if not completion.token_ids:  # a server's text: its count is that of the whole
+        return cut, dataclasses.replace(completion, finish_reason="stop")
     low, high = 0, len(completion.token_ids)
     while low < high:  # fewest tokens whose text holds a stop string
         middle = (low + high) // 2

@@ -8,7 +8,6 @@ engines that can.
 import argparse
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,6 @@ def make_task_plan(bench: str, args: argparse.Namespace) -> TaskPlan:
 
 
 def _load(name: str, include_path: str | None) -> Mapping[str, Any]:
-    os.environ.setdefault("TQDM_DISABLE", "1")
     from lm_eval.tasks import TaskManager
 
     from evals import harness  # noqa: F401  (quiets lm-eval's hints about its own command line)

@@ -1,6 +1,7 @@
 """`python -m evals.run --bench math500 --model ...`: evaluate models on benchmarks, into the results store."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from rich.table import Table
 from evals.console import make_console
 from evals.errors import UserError, command
 from evals.models import Target, find_checkpoints, find_target
-from evals.plan import add_bench_options, make_plans, show, show_prompts
+from evals.plan import Plan, add_bench_options, make_plans, show, show_prompts
 
 if TYPE_CHECKING:
     from evals.engines import Engine
@@ -157,7 +158,7 @@ def evaluate_all(
     plans: Sequence[Any], targets: Sequence[Target], args: argparse.Namespace, store: "Store", console: Console
 ) -> None:
     """Every benchmark on every target, one run in the store for each, and a table of all at the end."""
-    from evals.bench_run import evaluate_plan
+    from evals.bench_run import evaluate_plan, find_call, finished_outcome
     from evals.lm_eval_tasks import TaskPlan, evaluate_task
     from evals.tables import print_all
 
@@ -167,14 +168,20 @@ def evaluate_all(
             f"--resume names one run, and this would be {len(plans) * len(targets)}. Leave it out: the same command "
             "continues all of them."
         )
+    todo = [(target, plan) for target in targets for plan in plans]
+    facts = {target.path: facts_of(target, name, options) for target in targets}
+    call, finished = find_call(store, [{**facts[target.path], **plan.settings} for target, plan in todo])
     outcomes = []
     with engines(name, options) as engine_of:
-        for target in targets:
+        for number, (target, plan) in enumerate(todo):
+            if number in finished:
+                console.print(f"{plan.title}: run {finished[number]} is finished already", highlight=False)
+                outcomes.append(finished_outcome(plan.title, target, finished[number], store))
+                continue
+            one: Any = evaluate_task if isinstance(plan, TaskPlan) else evaluate_plan
+            known = {**facts[target.path], "call": call}
             engine = engine_of(target)
-            facts = facts_of(target, name, options)
-            for plan in plans:
-                one: Any = evaluate_task if isinstance(plan, TaskPlan) else evaluate_plan
-                outcomes.append(one(plan, target, facts, engine, store, console, args.resume, args.lm_eval_output))
+            outcomes.append(one(plan, target, known, engine, store, console, args.resume, args.lm_eval_output))
     if len(outcomes) > 1:
         print_all(outcomes, console)
 
@@ -198,9 +205,8 @@ def list_benches(console: Console) -> None:
 
 def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) -> None:
     """Print the plan and one prompt of each benchmark. Loads a tokenizer and no model, and makes no store."""
-    from evals import contamination
+    from evals.bench_run import with_model_notes
     from evals.engines.hf import load_tokenizer
-    from evals.lm_eval_tasks import TaskPlan
     from evals.store import Store
 
     name, options = engine_name(args), engine_options(args)
@@ -209,19 +215,19 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
             targets = find_targets(args, store)
     else:
         targets = find_targets(args, None)
+    plans = [with_model_notes(plan, targets[0], None) if isinstance(plan, Plan) else plan for plan in plans]
     show(plans, facts_of(targets[0], name, options), console)
-    for plan in plans:
-        if not isinstance(plan, TaskPlan):
-            for note in contamination.notes(targets[0].path, targets[0].label, plan.items):
-                console.print(note, highlight=False)
     if len(targets) > 1:
         steps = ", ".join(str(target.step) for target in targets)
-        console.print(f"{'checkpoints':>12}: {len(targets)}, steps {steps}", highlight=False)
-    show_prompts(plans, load_tokenizer(options.get("tokenizer") or targets[0].path), console)
+        console.print(f"{'checkpoints':>14}: {len(targets)}, steps {steps}", highlight=False)
+    known = options.get("tokenizer") or (None if name == "openai" else targets[0].path)
+    show_prompts(plans, load_tokenizer(known) if known else None, console)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    # Bars of lm-eval and vLLM count requests; ours counts completions. tqdm reads this when it is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     args = arguments(argv)
     console = make_console()
     if args.list:

@@ -176,6 +176,7 @@ def _header(program: Program, isolation: str, stop: bool) -> dict:
     blind_wall_s = max(2 * limits.cpu_s, limits.cpu_s + 4) if limits.wall_s is None else limits.wall_s
     return {
         "source": program.source,
+        "prelude": program.prelude,
         "mode": program.mode,
         "entry": program.entry,
         "isolation": isolation,

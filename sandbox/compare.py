@@ -2,15 +2,21 @@
 
 compat="real" is what a contest's judge does: white space between tokens does not matter, numbers written with a point
 or an exponent may differ by the tolerance. compat="lcb" is LiveCodeBench's rule to the letter (lcb_runner/evaluation/
-testing_util.py at 28fef95), for numbers to compare with published ones.
+testing_util.py at 28fef95), for numbers to compare with published ones. It also mirrors two things that its runner does
+to honest scripts, seen in published verdicts: output of threads that the main thread does not wait for is lost
+(verdicts.py), and open(0) is never fed (`never_fed`).
 """
 
 import json
 import math
+import re
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from sandbox.types import Program
+
 SHOWN = 80
+_OPENS_0 = re.compile(r"^[^#\n]*(?<![\w.])open\(\s*0\s*[,)]", re.MULTILINE)
 _MAX_NUMBER = 400  # characters of a token worth reading as a number
 
 
@@ -43,6 +49,14 @@ def difference_lcb(output: str, expected: str) -> str | None:
         # A list that holds NaN is unequal to itself here, as there. A signalling NaN, which raises there, is unequal.
         if a_numbers is None or b_numbers is None or not _equal(a_numbers, b_numbers):
             return f"line {i}: {shown(a)} where {shown(b)} was expected"
+    return None
+
+
+def never_fed(program: Program) -> str | None:
+    """Why LiveCodeBench's runner lets an honest script wait for input until its time is up: it puts a test's input in
+    place of sys.stdin, so that open(0) reads the runner's own. Told by the source, without taking it apart."""
+    if program.mode == "stdin" and _OPENS_0.search(program.source):
+        return "reads open(0), which LiveCodeBench's runner does not feed: it waits there until the time limit"
     return None
 
 

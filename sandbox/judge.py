@@ -328,6 +328,6 @@ class Judging:
 
 
 def _key(program: Program, problem: Problem, settings: Settings) -> str:
-    parts = [program.mode, program.entry, repr(program.limits), repr(settings), problem.digest]
+    parts = [program.mode, program.entry, program.prelude, repr(program.limits), repr(settings), problem.digest]
     text = "\0".join([*parts, program.source])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -49,11 +49,14 @@ def judge(worker: Worker, program: Program, problem: Problem, settings: Settings
     # A checker is a rule of its own: of both rules only "real" knows it.
     rules = settings.rules if len(settings.rules) == 1 or not problem.checker else ("real",)
     ruled = {rule: _Ruled(rule, bool(problem.checker) and rule == "real") for rule in rules}
+    if "lcb" in ruled and (why := compare.never_fed(program)):
+        waits = TestReport(Verdict.TLE, why)
+        ruled["lcb"].reports += [waits] * (1 if settings.stop else len(inputs))
     confirm = False
     at = 0
 
     def open_rules() -> list[_Ruled]:
-        return [one for one in ruled.values() if not (settings.stop and one.failed)]
+        return [one for one in ruled.values() if not (settings.stop and one.failed) and len(one.reports) < len(inputs)]
 
     while at < len(inputs) and open_rules():
         isolation = "test" if confirm else settings.isolation

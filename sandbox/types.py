@@ -99,6 +99,8 @@ class Program:
     entry: str = ""
     """In call mode `function` or `Class().method`; the class gets a fresh object for every test."""
     limits: Limits = field(default_factory=Limits)
+    prelude: str = ""
+    """Source that is run first, in the same namespace: the imports that programs of this kind may take for granted."""
 
     def __post_init__(self):
         if self.mode not in ("stdin", "call"):

@@ -18,6 +18,7 @@ from evals.benches import (
     math_val,
     mbpp,
     mbpp_plus,
+    tiny_code,
 )
 from evals.benches.bench import Bench, Option
 from evals.errors import UserError
@@ -41,6 +42,7 @@ BENCHES: dict[str, Bench] = {
         mbpp.BENCH,
         mbpp_plus.BENCH,
         arith.BENCH,
+        tiny_code.BENCH,
     )
 }
 

@@ -57,7 +57,7 @@ def make_code(
     *,
     checks: Checks | None = None,
     setup: str = "",
-    before: str = "",
+    prelude: str = "",
     completes: str = "",
     limits: Limits | None = None,
 ) -> Code:
@@ -73,7 +73,7 @@ def make_code(
         entry=RUN,
         limits=limits or Limits(),
         completes=completes,
-        before=before,
+        prelude=prelude,
         after=_runner(setup),
     )
 

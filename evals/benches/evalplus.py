@@ -78,7 +78,7 @@ def make_plus(plus: Plus, *, before: str = "", completes: str = "") -> Code:
             check = check.replace("want", repr(plus.results[number]))
         cases.append(Case(call, check=check))
     prelude = f"import math\n{plus.reference}\n{AGREES}"
-    return make_code(cases, checks=Checks(prelude, reference=plus.results is None), before=before, completes=completes)
+    return make_code(cases, checks=Checks(prelude, reference=plus.results is None), prelude=prelude, completes=completes)
 
 
 def plus_of(

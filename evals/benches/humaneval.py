@@ -32,7 +32,7 @@ def to_item(row: Row) -> Item:
             raise CannotConvert("no assert in it")
     except (CannotConvert, SyntaxError) as e:
         raise row.wrong("test", str(e)) from e
-    code = make_code(cases, checks=Checks(imports_of(cases)), before=given(prompt, entry, row), completes=prompt)
+    code = make_code(cases, checks=Checks(imports_of(cases)), prelude=given(prompt, entry, row), completes=prompt)
     return Item(task, prompt, prompt + row.text("canonical_solution"), code=code)
 
 

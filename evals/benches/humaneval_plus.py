@@ -17,7 +17,7 @@ def load(path: str | None) -> list[Item]:
 def to_item(row: Row) -> Item:
     task, prompt, entry = row.text("task_id"), row.text("prompt"), row.text("entry_point")
     reference = prompt + row.text("canonical_solution")
-    code = make_plus(plus_of(row, entry, reference), before=given(prompt, entry, row), completes=prompt)
+    code = make_plus(plus_of(row, entry, reference), prelude=given(prompt, entry, row), completes=prompt)
     return Item(task, prompt, reference, code=code)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from evals.benches import lcb_facts, private_tests
 from evals.benches.bench import Bench, Option
 from evals.code_report import code_report
+from evals.code_tests import PRELUDE
 from evals.errors import UserError
 from evals.items import Code, Item, read_rows
 from sandbox import Limits, Problem, Test
@@ -54,7 +55,11 @@ def load(path: str | None, release: str, window: str) -> list[Item]:
         )
     whole = release if path is None or Path(path).is_dir() else None
     source = f"{where}, {_count(total, whole, release, files)}; {_in_window(len(rows), release, days)}"
-    return [to_item(row, f"{file.name}, problem {name!r}", source) for name, (file, row) in rows.items()]
+    items = []
+    for name in list(rows):
+        file, row = rows.pop(name)  # the encoded tests of the whole window are hundreds of megabytes
+        items.append(to_item(row, f"{file.name}, problem {name!r}", source))
+    return items
 
 
 def parse_window(text: str) -> Window:
@@ -172,7 +177,7 @@ def to_item(row: Mapping[str, Any], where: str, source: str) -> Item:
     name = str(row["question_id"])
     if name in lcb_facts.ERRATA:
         meta["errata"] = lcb_facts.ERRATA[name]
-    code = Code(Problem(tests), "call" if entry else "stdin", entry, LIMITS, row["starter_code"])
+    code = Code(Problem(tests), "call" if entry else "stdin", entry, LIMITS, row["starter_code"], PRELUDE)
     return Item(name, row["question_content"], "", meta, code)
 
 

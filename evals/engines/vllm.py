@@ -99,9 +99,9 @@ class VLLMEngine:
         with tempfile.TemporaryDirectory(prefix="agpo-sync-", dir=_memory_folder(size)) as folder:
             tensors = {name: x.detach().to("cpu").contiguous() for name, x in self._untied(weights).items()}
             save_file(tensors, Path(folder) / "model.safetensors")
-            self.load_weights(folder, version)
+            self.load_weights(folder, version=version)
 
-    def load_weights(self, folder: str, version: str) -> None:
+    def load_weights(self, folder: str, *, version: str) -> None:
         """Generate with the weights of another checkpoint folder of this model from now on."""
         shapes = self._untied(weight_shapes(folder))
         known = self._untied(self.shapes) or shapes
@@ -115,6 +115,7 @@ class VLLMEngine:
         self.shapes = shapes
         self.weight_version = "unknown: a sync failed"  # until it did not
         self.backend.load(folder)
+        self.backend.forget()
         self.weight_version = version
 
     def _untied(self, weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,8 +188,8 @@ def plan(
         cache = cache or int(min(CACHE_BYTES, _available_memory() // 4, options.max_num_seqs * sequence + (64 << 20)))
         if cache < sequence:
             raise UserError(
-                f"the keys and values of one sequence of {max_model_len} tokens need {sequence / 2**30:.2f} GiB, and "
-                f"the cache has {cache / 2**30:.2f}. Lower max_model_len to what prompt and answer need, or raise "
+                f"the keys and values of one sequence of {max_model_len} tokens need {sequence / 2**20:,.1f} MiB, and "
+                f"the cache has {cache / 2**20:,.1f}. Lower max_model_len to what prompt and answer need, or raise "
                 "kv_cache_memory_bytes."
             )
     return Spec(

@@ -62,9 +62,11 @@ def generate(core: Any, connection: Connection, inbox: Any, requests: Any, sampl
         if time.monotonic() - sent > 0.02:
             connection.send(("outputs", ready))
             ready, sent = [], time.monotonic()
-        if not inbox.empty():  # nothing but "give up" comes in the middle
-            inbox.get()
+        if not inbox.empty():  # "give up" or "close"
             stream.close()
+            if inbox.get()[0] == "close":
+                core.close()
+                leave()
             return
     connection.send(("outputs", ready))
 

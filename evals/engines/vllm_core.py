@@ -16,6 +16,8 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are the user's and the scheduler's to give
 }
 """before vllm is imported; what the user has set stays, but for the first"""
+PREFILL_TOKENS = 4096
+"""prompt tokens that a CPU runs in one step, where no prompt is longer"""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Core:
         }
         if not spec.on_gpu:
             arguments["block_size"] = 32  # its default there, 128, wastes the cache on short sequences
+            # A prompt cut in two fails with a seed there: vLLM 0.32 takes back the token it drew after the first part,
+            # and torch's generators on a CPU cannot go back ("CPU Generator does not use offset").
+            arguments["enable_chunked_prefill"] = False
+            arguments["max_num_batched_tokens"] = max(spec.max_model_len, PREFILL_TOKENS)
         try:
             self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
             # Some configurations (a head's width on a CPU) fail only where something is computed.
@@ -123,10 +129,9 @@ class Core:
                     self.engine.step()
 
     def load(self, folder: str) -> None:
-        """Replace the weights by those of a folder; what the cache has of the old ones is forgotten."""
+        """Replace the weights by those of a folder. What the cache has of the old ones must be forgotten after it."""
         self.wake()
         self.engine.collective_rpc("load_folder", args=(folder,))
-        self.forget()
 
     def forget(self) -> None:
         """Empty the prefix cache: keys and values of a prompt are those of the weights that made them."""

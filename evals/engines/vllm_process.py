@@ -71,7 +71,7 @@ class Processes:
                 child.expect("done")
             raise
         except BaseException:  # a message may be half read: nothing more can be asked
-            self.close()
+            self._kill()
             raise
 
     def load(self, folder: str) -> None:
@@ -91,8 +91,14 @@ class Processes:
 
     def close(self) -> None:
         for child in self.children:
-            child.close()
-        self.children = []
+            child.ask_to_end()
+        for child in self.children:
+            child.wait()
+        self._kill()
+
+    def _kill(self) -> None:
+        for child in self.children:
+            child.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -132,7 +138,7 @@ class _Child:
         except (EOFError, ConnectionResetError) as e:
             raise self._died() from e
         if what == "failed":
-            raise EngineError(rest[0])
+            raise EngineError(f"{rest[0]} (its log: {self._keep_log()})")
         return (what, *rest)
 
     def expect(self, wanted: str) -> None:
@@ -152,17 +158,30 @@ class _Child:
             how = "without saying why"
         hint = " The system kills the largest process when memory runs out." if code == -signal.SIGKILL else ""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        said = f" It said last: {' | '.join(lines[-LAST_WORDS:])}" if lines else ""
+        said = f" It said last: {' | '.join(lines[-LAST_WORDS:])} (all of it: {self._keep_log()})" if lines else ""
         return EngineError(
             f"the vLLM process ended {how}.{hint} What it had finished is recorded, nothing else counts as answered: "
             f"the same command continues an evaluation, --resume a training run.{said}"
         )
 
-    def close(self) -> None:
+    def _keep_log(self) -> Path:
+        """A copy of the log that stays when the engine is gone."""
+        handle, kept = tempfile.mkstemp(prefix="agpo-vllm-", suffix=".log")
+        os.close(handle)
+        return Path(shutil.copyfile(self.log, kept))
+
+    def ask_to_end(self) -> None:
         with contextlib.suppress(OSError):
             self.connection.send(("close",))
+
+    def wait(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(CLOSE_SECONDS)
+
+    def kill(self) -> None:
+        """With vLLM's own workers, which may outlive it."""
+        if self.connection.closed:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -75,7 +75,6 @@ def _fences(text: str) -> list[tuple[str, str | None]]:
     return blocks
 
 
-_FUTURE = re.compile(r"from\s+__future__\s+import\s.*")
 _CLOSING = (")", "]", "}")
 
 
@@ -98,15 +97,9 @@ def find_program(text: str, code: Code) -> tuple[str | None, str]:
 
 
 def assemble(program: str, where: str, code: Code) -> str:
-    """The source that runs: the answer with what the item puts around it. Imports from __future__ stay first."""
-    if where == "continued":
-        return f"{code.completes}{program}\n{code.after}"
-    if not code.before:
-        return f"{program}\n{code.after}" if code.after else program
-    lines = program.split("\n")
-    future = [line for line in lines if _FUTURE.fullmatch(line)]
-    rest = [line for line in lines if not _FUTURE.fullmatch(line)]
-    return "\n".join([*future, code.before, *rest, code.after])
+    """The source that runs: the answer with what the item puts around it."""
+    whole = code.completes + program if where == "continued" else program
+    return f"{whole}\n{code.after}" if code.after else whole
 
 
 class CodeGrader:
@@ -178,7 +171,8 @@ class CodeGrader:
         code = item.code
         try:
             source = assemble(program, where, code)
-            judged = self._sandbox.submit(Program(source, code.mode, code.entry, code.limits), code.problem)
+            whole = Program(source, code.mode, code.entry, code.limits, code.prelude)
+            judged = self._sandbox.submit(whole, code.problem)
         except SandboxError as e:
             raise UserError(f"problem {item.id!r}: {e}") from e
         judged.add_done_callback(_then(verdict, lambda report: self._verdict(report, program, where)))

@@ -20,7 +20,7 @@ MAX_TO_OWNER = 64 << 20
 MAX_TEXT = 2_000
 
 _HEAD = struct.Struct("<IB")
-_RESULT = struct.Struct("<IBBiQQQQIIII")
+_RESULT = struct.Struct("<IBBiqQQQQIIII")
 
 # How a test ended, as the supervisor saw it.
 DONE, RAISED, EXITED, SIGNALLED, CPU, IDLE, WALL, OUTPUT = range(8)
@@ -39,6 +39,8 @@ class Result(NamedTuple):
     end: int
     code: int
     """Exit code or signal number."""
+    main_stdout: int
+    """Bytes of standard output when the main thread was done and others went on; -1: no others, or it never was."""
     cpu_ns: int
     wall_ns: int
     idle_ns: int
@@ -134,6 +136,7 @@ def pack_result(result: Result) -> bytes:
         result.fresh,
         result.end,
         result.code,
+        result.main_stdout,
         result.cpu_ns,
         result.wall_ns,
         result.idle_ns,
@@ -151,7 +154,7 @@ def was_killed(payload: bytes) -> bool:
 def unpack_result(payload: bytes) -> Result:
     if len(payload) < _RESULT.size:
         raise ProtocolError(f"a result of {len(payload)} bytes")
-    index, fresh, end, code, cpu, wall, idle, rss, *lengths = _RESULT.unpack_from(payload)
+    index, fresh, end, code, main, cpu, wall, idle, rss, *lengths = _RESULT.unpack_from(payload)
     if _RESULT.size + sum(lengths) != len(payload) or end > OUTPUT:
         raise ProtocolError("a result whose lengths or fields do not add up")
     texts, at = [], _RESULT.size
@@ -159,4 +162,4 @@ def unpack_result(payload: bytes) -> Result:
         texts.append(payload[at : at + length])
         at += length
     error = texts[0].decode("utf-8", "replace")[:MAX_TEXT]
-    return Result(index, bool(fresh), end, code, cpu, wall, idle, rss, error, texts[1], texts[2], texts[3])
+    return Result(index, bool(fresh), end, code, main, cpu, wall, idle, rss, error, texts[1], texts[2], texts[3])

@@ -6,6 +6,7 @@ of a fresh interpreter, also when one process runs several tests of a program.
 """
 
 import builtins
+import contextlib
 import gc
 import io
 import json
@@ -14,6 +15,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 import types
 
 from sandbox.worker import landlock, libc, seccomp
@@ -22,9 +24,11 @@ CONTROL = 3
 _KEPT = 10  # descriptors 10, 11, 12 keep the streams for the next test, 13 the value
 _VALUE = 13
 _MAIN_THREAD_STACK = 8 << 20
+_HEAD_START_S = 0.005
+_MOST_WAIT_S = 0.5
 
 
-def run(job: dict, code: types.CodeType, state: dict, streams: list[int], control: int, ruleset: int) -> None:
+def run(job: dict, code: list[types.CodeType], state: dict, streams: list[int], control: int, ruleset: int) -> None:
     """Never returns. `streams`: descriptors for stdin, stdout, stderr and the returned value."""
     try:
         lock_down(job, streams, control, ruleset)
@@ -47,6 +51,8 @@ def run(job: dict, code: types.CodeType, state: dict, streams: list[int], contro
                 kind, text = "x", _describe(e)
             else:
                 kind, text = "k", ""
+            if kind != "x" and job["mode"] == "stdin":
+                _tell_of_threads()
             dirty = not _settle()
             _answer(kind, text, dirty)
             if dirty:
@@ -98,19 +104,21 @@ def lock_down(job: dict, streams: list[int], control: int, ruleset: int) -> None
         seccomp.install(job["seccomp"])
 
 
-def _run_main(code: types.CodeType) -> None:
+def _run_main(code: list[types.CodeType]) -> None:
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main
-    exec(code, main.__dict__)
+    for part in code:
+        exec(part, main.__dict__)
 
 
-def _entry(code: types.CodeType, entry: str):
+def _entry(code: list[types.CodeType], entry: str):
     """The callable that `entry` names: `function` or `Class().method`, with a fresh object for every test."""
     module = types.ModuleType("solution")
     module.__dict__["__builtins__"] = builtins
     sys.modules["solution"] = module
-    exec(code, module.__dict__)
+    for part in code:
+        exec(part, module.__dict__)
     owner, _, method = entry.rpartition("().")
     name = owner or method
     if not hasattr(module, name) or (owner and not hasattr(getattr(module, name), method)):
@@ -204,6 +212,35 @@ def _restore(state: dict, first: bool) -> None:
     os.chdir(state["cwd"])
     if not gc.isenabled():
         gc.enable()
+
+
+def _tell_of_threads() -> None:
+    """The main thread is done: where threads go on that an interpreter waits for, say how much is printed by now.
+
+    LiveCodeBench's runner goes by that. A thread just started keeps the interpreter's lock for the switch interval
+    before the main thread goes on and ends: here that much of its CPU time, so that a busy machine changes nothing.
+    """
+    try:
+        if threading.active_count() == 1:
+            return
+        others = [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]
+        if not others:
+            return
+        until = time.monotonic() + _MOST_WAIT_S
+        with contextlib.suppress(OSError):
+            while time.monotonic() < until and any(t.is_alive() and _cpu_s(t) < _HEAD_START_S for t in others):
+                time.sleep(0.0002)
+        sys.stdout.flush()
+        _answer("m", str(os.fstat(1).st_size), True)
+    except BaseException:  # noqa: BLE001 - a program may have broken any of it
+        pass
+
+
+def _cpu_s(thread: threading.Thread) -> float:
+    """pthread_getcpuclockid would crash for a thread that has just ended."""
+    return time.clock_gettime(
+        (~(thread.native_id or 0) << 3) | 6
+    )  # CPUCLOCK_SCHED of one thread; OSError when it is dead
 
 
 def _settle() -> bool:

@@ -57,7 +57,8 @@ def run(channel: int, jail: Jail) -> None:
     assert kind == protocol.JOB
     header, inputs = protocol.unpack_job(payload)
     try:
-        code = compile(header["source"], "program.py", "exec", dont_inherit=True, optimize=0)
+        sources = {"prelude.py": header["prelude"], "program.py": header["source"]}
+        code = [compile(text, name, "exec", dont_inherit=True, optimize=0) for name, text in sources.items() if text]
     except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as e:
         protocol.write(channel, protocol.frame(protocol.COMPILE_ERROR, f"{type(e).__name__}: {e}".encode()[:2000]))
         return
@@ -107,6 +108,7 @@ class _Ended:
 
     def __init__(self, end: int, code: int = 0, error: str = "", dirty: bool = False, dead: bool = False):
         self.end, self.code, self.error, self.dirty, self.dead = end, code, error, dirty, dead
+        self.main_stdout = -1
         self.cpu_ns = self.wall_ns = self.idle_ns = self.rss_kb = 0
 
 
@@ -147,6 +149,7 @@ class _Runner:
             fresh=fresh,
             end=end,
             code=ended.code,
+            main_stdout=ended.main_stdout,
             cpu_ns=ended.cpu_ns,
             wall_ns=ended.wall_ns,
             idle_ns=ended.idle_ns,
@@ -190,6 +193,7 @@ class _Runner:
         with contextlib.suppress(OSError):  # it is dying; the poll says how
             self.control.send(b"g")
         ended = None
+        main_stdout = -1
         while ended is None:
             left_s = (limits["cpu_ns"] - (cpu - cpu_start)) / 1e9
             ready = dict(poll.poll(1000 * max(0.001, min(_POLL_S, left_s / self.processors))))
@@ -198,7 +202,9 @@ class _Runner:
                 os._exit(0)  # the owner lost interest: the runner dies with us
             if self.control.fileno() in ready:
                 ended = self._answer()
-                if ended is None:  # it closed its end: only its death will tell
+                if isinstance(ended, int):  # the main thread is done; the test goes on
+                    main_stdout, ended = ended, None
+                elif ended is None:  # it closed its end: only its death will tell
                     poll.unregister(self.control)
             elif self.pidfd in ready:
                 ended = _Ended(protocol.EXITED, dead=True)
@@ -215,6 +221,7 @@ class _Runner:
                 elif now - start > limits["wall_ns" if self.jail.schedstat else "blind_wall_ns"]:
                     ended = _Ended(protocol.WALL if self.jail.schedstat else protocol.IDLE)
             last, cpu = now, cpu_now
+        ended.main_stdout = main_stdout
         ended.wall_ns, ended.idle_ns, ended.cpu_ns = now - start, idle, cpu - cpu_start
         self.cpu_before = cpu
         return ended
@@ -233,8 +240,9 @@ class _Runner:
         ended.rss_kb = usage.ru_maxrss
         return ended
 
-    def _answer(self) -> _Ended | None:
-        """What the runner says about the test; it may say anything."""
+    def _answer(self) -> _Ended | int | None:
+        """What the runner says about the test; it may say anything. An int: how much was printed at the main thread's
+        end, while other threads went on."""
         try:
             text = self.control.recv(4096, socket.MSG_DONTWAIT)
         except OSError:
@@ -243,6 +251,8 @@ class _Runner:
             return None
         kind, dirty = text[:1], text[1:2] != b"c"
         said = text[4:1004].decode("utf-8", "replace")
+        if kind == b"m" and said.isascii() and said.isdigit():
+            return min(int(said[:12]), self.header["output"])
         if kind == b"k":
             return _Ended(protocol.DONE, dirty=dirty)
         if kind == b"e" and said.isascii() and said.isdigit():

@@ -176,7 +176,7 @@ def check_top_p_keeps_the_nucleus_and_says_what_its_log_probabilities_are(subjec
 
 def check_completions_stream(subject: Subject) -> None:
     """The first is handed over while others are still decoded; `seconds` says when each was finished."""
-    requests, sampling = ask(subject, [*EXPRESSIONS, LONG], range(8)), Sampling(150, temperature=1.5)
+    requests, sampling = ask(subject, [*EXPRESSIONS, LONG] * 20, range(8)), Sampling(150, temperature=1.5)
     started, first = time.perf_counter(), 0.0
     seconds = []
     for output in subject.engine.generate(requests, sampling):

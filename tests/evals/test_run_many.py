@@ -104,10 +104,11 @@ def test_kill_9_at_several_moments_and_several_benchmarks(folder, tiny):
     assert 0 < killed_at[0][0] <= 512
     assert killed_at[1][0] == 512
     assert 0 < killed_at[1][1] <= 200
+    outputs = {}
     for where in ("killed", "whole"):
         process = start(folder / where, *args)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+        outputs[where], _ = process.communicate(timeout=300)
+        assert process.returncode == 0, outputs[where]
     killed, whole = runs(folder / "killed/store.db"), runs(folder / "whole/store.db")
     assert {name: status for name, (status, _, _) in killed.items()} == {
         "arith": "done",
@@ -117,8 +118,8 @@ def test_kill_9_at_several_moments_and_several_benchmarks(folder, tiny):
         assert killed[name][1] == samples
         assert killed[name][2] == metrics
     with Store.open(folder / "killed/store.db") as store:
-        # arith was finished before the second kill: the last call made a run of its own for it, or none was left over
-        assert all(run.status == "done" for run in store.runs("eval"))
+        assert len(store.runs("eval")) == 2  # what was finished before the second kill was not made again
+    assert "is finished already" in outputs["killed"]
 
 
 def test_an_engine_that_fails_in_the_middle_fails_the_run_and_the_same_command_goes_on(folder, tiny, monkeypatch):
@@ -140,6 +141,21 @@ def test_an_engine_that_fails_in_the_middle_fails_the_run_and_the_same_command_g
     assert main(args) == 0
     status, samples, _ = runs()["arith"]
     assert (status, len(samples), asked) == ("done", 40, [40, 27])
+
+
+def test_a_call_that_died_between_two_benchmarks_goes_on_and_a_complete_one_begins_anew(folder, tiny, monkeypatch):
+    write_tasks(folder)
+    args = ["--bench", "arith,lm_eval:own_choose", "--include-path", "tasks", "--model", tiny, "--limit", "6"]
+    from evals.lm_eval_tasks import evaluate_task
+
+    monkeypatch.setattr("evals.lm_eval_tasks.evaluate_task", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(args)
+    monkeypatch.setattr("evals.lm_eval_tasks.evaluate_task", evaluate_task)
+    for runs_there in (2, 4):
+        assert main(args) == 0
+        with Store.open() as store:
+            assert len(store.runs("eval")) == runs_there
 
 
 def test_several_benchmarks_end_with_one_table(tiny, capsys, folder):
@@ -230,7 +246,7 @@ def test_weights_of_another_model_are_refused(folder, tiny):
     with pytest.raises(UserError, match="holds other weights"):
         engine.load_weights(str(folder / "other"), version="x")
     (folder / "bare").mkdir()
-    with pytest.raises(UserError, match="no \\*.safetensors"):
+    with pytest.raises(UserError, match=r"no \*\.safetensors"):
         engine.load_weights(str(folder / "bare"), version="x")
 
 
@@ -318,7 +334,7 @@ def test_regrade_grades_stored_completions_without_a_model(tiny, monkeypatch, ca
     status, after, again = runs()["arith"]
     assert (status, after, again) == ("done", before, metrics)
     with Store.open() as store:
-        assert list(store.samples(run.id, with_tokens=True))[0].token_ids == rows[0].token_ids
+        assert next(iter(store.samples(run.id, with_tokens=True))).token_ids == rows[0].token_ids
 
 
 def test_regrade_of_what_is_no_evaluation(folder, capsys):

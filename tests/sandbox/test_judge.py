@@ -343,3 +343,57 @@ def test_under_both_rules_a_checker_is_for_the_real_one_alone(embedded):
     with Sandbox(embedded, workers=1, compat="both") as sandbox:
         report = sandbox.judge_sync([Program("print(4, 6)")], problem)[0]
     assert report.verdicts == {"real": "AC", "lcb": "WA"}
+
+
+THREAD = "import threading, time\ndef main():\n    a, b = map(int, input().split())\n    {work}\n    print(a + b)\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "lcb"),
+    [
+        # Enough to do that the main thread is back before it prints: LiveCodeBench looks at that moment.
+        (THREAD.format(work="sum(range(3_000_000))") + "threading.Thread(target=main).start()", "WA"),
+        (THREAD.format(work="time.sleep(1)") + "threading.Thread(target=main).start()", "WA"),
+        # Done within the interpreter's switch interval, or waited for.
+        (THREAD.format(work="pass") + "threading.Thread(target=main).start()", "AC"),
+        (THREAD.format(work="sum(range(3_000_000))") + "t = threading.Thread(target=main)\nt.start()\nt.join()", "AC"),
+        ("a, b = map(int, open(0).read().split())\nprint(a + b)", "TLE"),
+        ("a, b = map(int, open( 0 , 'r').read().split())\nprint(a + b)", "TLE"),
+        ("a, b = map(int, input().split())  # not open(0)\nprint(a + b)", "AC"),
+    ],
+)
+def test_what_livecodebenchs_runner_does_to_honest_scripts(embedded, source, lcb):
+    for stop in (True, False):
+        with Sandbox(embedded, workers=1, compat="both", stop_at_first_failure=stop) as sandbox:
+            report = sandbox.judge_sync([Program(source)], Problem([Test("1 2\n", "3"), Test("3 4\n", "7")]))[0]
+        assert report.verdicts == {"real": "AC", "lcb": lcb}
+        assert [str(t.verdict) for t in report.lcb.tests] == [lcb, "SKIPPED" if stop and lcb != "AC" else lcb]
+
+
+def test_a_thread_that_never_ends_is_over_the_limit_though_livecodebench_does_not_look(embedded):
+    program = Program(
+        "import threading\nprint(3)\ndef f():\n    while True: pass\nthreading.Thread(target=f).start()",
+        limits=Limits(cpu_s=0.5),
+    )
+    with Sandbox(embedded, workers=1, compat="both") as sandbox:
+        assert sandbox.judge_sync([program], Problem([Test("", "3")]))[0].verdicts == {"real": "TLE", "lcb": "AC"}
+
+
+@pytest.mark.parametrize("isolation", ["program", "test"])
+def test_a_prelude_is_in_the_programs_namespace(embedded, isolation):
+    prelude = "from math import *\nfrom typing import *\nlimit = 1"
+    script = "from __future__ import annotations\nassert limit == 1\nlimit = 2\nprint(floor(float(input())))"
+    call = "class Solution:\n    def f(self, xs: List[int]) -> int:\n        return gcd(*xs)"
+    problem, numbers = Problem([Test("1.5", "1"), Test("2.5", "2")]), Problem([Test([[4, 6]], 2), Test([[9, 6]], 3)])
+    with Sandbox(embedded, workers=1, isolation=isolation) as sandbox:
+        programs = [
+            Program(script, prelude=prelude),
+            Program(script),
+            Program(call, "call", "Solution().f", prelude=prelude),
+            Program(call, "call", "Solution().f"),
+            Program("x = (", prelude=prelude),
+            Program(script, prelude="x = ("),
+        ]
+        reports = sandbox.judge_sync(programs, [problem, problem, numbers, numbers, problem, problem])
+    assert [str(r.verdict) for r in reports] == ["AC", "RE", "AC", "RE", "CE", "CE"]
+    assert "program.py, line 1" in reports[4].detail

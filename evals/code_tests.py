@@ -1,0 +1,71 @@
+"""Tests of programs as training files carry them, and what those programs may take for granted."""
+
+import json
+from typing import Any
+
+from evals.errors import UserError
+from evals.items import Code
+from sandbox import Limits, Problem, Test
+
+_STARRED = (
+    *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),
+    *("itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"),
+)
+PRELUDE = "".join(
+    [
+        *(f"from {module} import *\n" for module in _STARRED),
+        f"import {', '.join(_STARRED)}\n",
+        "sys.setrecursionlimit(50000)",
+    ]
+)
+"""The modules that LiveCodeBench's runner imports before every program, in its order, and its recursion limit
+(lcb_runner/evaluation/testing_util.py at 28fef95). Answers to LeetCode's problems take them for granted."""
+
+
+def read_code(text: str, where: str, limits: Limits | None = None, starter: str = "") -> Code:
+    """Tests in verl's form: JSON {"inputs": [...], "outputs": [...], "fn_name"?: name}.
+
+    Without fn_name, inputs are texts for standard input and outputs texts. With it, an input is the list of arguments
+    or text with one JSON value per line, an output a value or its JSON text; `fn_name` is a method of Solution where
+    the starter code has that class, else a function, unless it says `Class().method` itself.
+    Raises UserError naming `where`.
+    """
+    shape = 'expected tests as JSON: {"inputs": [...], "outputs": [...]} and for functions "fn_name"'
+    try:
+        tests = json.loads(text)
+        inputs, outputs, name = tests["inputs"], tests["outputs"], tests.get("fn_name") or ""
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{where}: {shape} ({type(e).__name__}: {str(e)[:200]}).") from e
+    if not (isinstance(inputs, list) and isinstance(outputs, list) and len(inputs) == len(outputs) and inputs):
+        raise UserError(f"{where}: {shape}, two lists of the same length with at least one test.")
+    try:
+        if name:
+            pairs = [(_arguments(i), _value(o)) for i, o in zip(inputs, outputs, strict=True)]
+        else:
+            pairs = [(_text(i), _text(o)) for i, o in zip(inputs, outputs, strict=True)]
+    except ValueError as e:
+        raise UserError(f"{where}: {shape}; {e}.") from e
+    entry = f"Solution().{name}" if name and "." not in name and "class Solution" in starter else name
+    problem = Problem(tuple(Test(given, wanted) for given, wanted in pairs))
+    return Code(problem, "call" if name else "stdin", entry, limits or Limits(), starter, PRELUDE)
+
+
+def _text(value: Any) -> str:
+    """Of standard input or output; APPS has lists of lines too."""
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return "\n".join(value)
+    if not isinstance(value, str):
+        raise ValueError(f"without fn_name a test is text, not a {type(value).__name__}")
+    return value
+
+
+def _arguments(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        value = [json.loads(line) for line in value.rstrip("\n").split("\n")]
+    if not isinstance(value, list):
+        raise ValueError(f"arguments are a list, not a {type(value).__name__}")
+    return value
+
+
+def _value(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
