@@ -63,8 +63,8 @@ class Plus:
     """defines `entry`"""
 
 
-def make_plus(plus: Plus, *, before: str = "", completes: str = "") -> Code:
-    """How a program is asked all inputs of a problem."""
+def make_plus(plus: Plus, *, prelude: str = "", completes: str = "") -> Code:
+    """How a program is asked all inputs of a problem. prelude: what it may take for granted; never the reference."""
     rule = ORACLES.get(plus.entry, "agrees(_, want, ATOL)")
     cases = []
     for number, given in enumerate(plus.inputs):
@@ -77,8 +77,8 @@ def make_plus(plus: Plus, *, before: str = "", completes: str = "") -> Code:
         if plus.results is not None:
             check = check.replace("want", repr(plus.results[number]))
         cases.append(Case(call, check=check))
-    prelude = f"import math\n{plus.reference}\n{AGREES}"
-    return make_code(cases, checks=Checks(prelude, reference=plus.results is None), prelude=prelude, completes=completes)
+    checks = Checks(f"import math\n{plus.reference}\n{AGREES}", reference=plus.results is None)
+    return make_code(cases, checks=checks, prelude=prelude, completes=completes)
 
 
 def plus_of(

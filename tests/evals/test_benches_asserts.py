@@ -135,6 +135,6 @@ def test_what_cannot_be_taken_apart_is_refused(text):
 
 def test_expected_values_are_not_in_what_the_program_is_given():
     code = make_code([Case("f(1)", "needle-a"), Case("f(2)", check="_ == 'needle-b'")], setup="x = 1")
-    given = code.before + code.after + code.completes + json.dumps([test.input for test in code.problem.tests])
+    given = code.prelude + code.after + code.completes + json.dumps([test.input for test in code.problem.tests])
     assert "needle" not in given
     assert "needle-a" in json.dumps([test.expected for test in code.problem.tests])

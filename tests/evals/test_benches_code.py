@@ -36,11 +36,14 @@ def grade(grader, item, *responses):
     return [v.result().outcome for v in [grader.submit(response, item) for response in responses]]
 
 
-def test_the_lcb_rule_does_not_speak_where_a_checker_does(grader):
-    verdict = grader.submit(fenced(HALF), humaneval_item(CLOSE)).result()
-    assert (verdict.outcome, verdict.meta["real"]) == ("right", "AC")
-    assert "lcb" not in verdict.meta
-    assert grader.submit(fenced(HALF), humaneval_item(EXACT)).result().meta["lcb"] == "AC"
+def test_the_lcb_rule_has_nothing_to_say_here():
+    """Neither beside the verdict nor, where it is asked for, instead of it."""
+    for compat in ("real", "lcb"):
+        with CodeGrader(compat=compat) as grader:
+            for test in (EXACT, CLOSE):
+                right, broken = (grader.submit(fenced(x), humaneval_item(test)).result() for x in (HALF, "def half(:"))
+                assert (right.outcome, right.meta["real"], broken.meta["real"]) == ("right", "AC", "CE")
+                assert "lcb" not in right.meta | broken.meta
 
 
 # HumanEval: records of our own
@@ -171,9 +174,9 @@ def test_what_is_taken_for_a_continuation():
     assert find_program(fenced(HALF), code) == (HALF, "fence")
     assert find_program("    x\n", Code(code.problem)) == (None, "none")
     assert assemble("    return 1\n", "continued", code).startswith(PROMPT + "    return 1\n\n")
-    assert assemble(HALF, "fence", code).startswith(code.before + "\n" + HALF)
-    assert "def helper" in code.before
-    assert "def half" not in code.before
+    assert assemble(HALF, "fence", code) == f"{HALF}\n{code.after}"
+    assert "def helper" in code.prelude
+    assert "def half" not in code.prelude
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_mbpp_runs_the_setup_with_the_programs_own_classes(grader):
     assert grade(grader, item, fenced(item.answer), fenced(lists)) == ["right", "wrong"]
     assert grade(grader, item, fenced("def swap(p):\n    return (8, 7)")) == ["wrong"]  # no Pair
     assert item.prompt.endswith("pass these tests:\n\n" + "\n".join(PAIRS["test_list"]))
-    assert (item.id, item.code.before) == ("Mbpp/12", "")
+    assert (item.id, item.code.prelude) == ("Mbpp/12", "")
 
 
 def test_mbpp_takes_its_test_split(tmp_path):
@@ -288,9 +291,10 @@ def test_evalplus_in_both_shapes(grader, row):
         "def mean(xs):\n    return sum(xs) // len(xs) if xs else 0.0",
         "def mean(xs):\n    return [sum(xs) / len(xs)] if xs else 0.0",
         "def mean(xs):\n    return (sum(xs) + 1e-3) / len(xs) if xs else 0.0",
+        "x = 'the reference is nowhere here'",
     ]
     assert grade(grader, item, *map(fenced, right)) == ["right"] * 2
-    assert grade(grader, item, *map(fenced, wrong)) == ["wrong"] * 4
+    assert grade(grader, item, *map(fenced, wrong)) == ["wrong"] * 5
     assert grade(grader, item, *(fenced(text.replace("NAME", "mean")) for text in CHEATS.values())) == ["wrong"] * len(
         CHEATS
     )
