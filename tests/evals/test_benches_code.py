@@ -439,9 +439,9 @@ def wrong_constant(item: Item) -> str:
         case tuple():
             wrong = (*value, 0)
         case set():
-            wrong = {*value, "x"}
+            wrong = {*value, "another"}
         case dict():
-            wrong = {**value, "x": 0}
+            wrong = {**value, "another": 0}
         case _:
             wrong = 0
     assert encode(wrong) != expected
