@@ -28,7 +28,7 @@ class SolveOptions(Options):
     sources: tuple[str, ...] = ()
     """whose problems are asked, the others go on as they are; empty: all"""
     engine: str = "hf"
-    """hf, vllm, openai"""
+    """hf, vllm, openai, ray"""
     model: str = ""
     """folder or hub id; for openai URL[,URL...]#MODEL"""
     engine_options: dict[str, Any] = Field(default_factory=dict)
@@ -206,7 +206,12 @@ def ask(items: Mapping[str, Row], options: SolveOptions, context: Context) -> tu
     if grader_name == "auto":
         grader_name = "code" if any(row.code is not None for row in items.values()) else "math"
     run_id = find_run(context.store, options, grader_name)
-    engine = load_engine(options.engine, options.model, **options.engine_options)
+    if options.engine == "ray":
+        from data_curation.ray_engine import RayEngine
+
+        engine: Any = RayEngine(options.model, **options.engine_options)
+    else:
+        engine = load_engine(options.engine, options.model, **options.engine_options)
     problems = {name: item_of(name, row) for name, row in items.items()}
     room = engine.max_context - options.max_tokens
     unfit: dict[str, int] = {}
