@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from agpo.config import load_config
-from agpo.setup import fingerprint, load_items, open_reward, set_up
+from agpo.setup import fingerprint, load_items, model_path, open_reward, set_up
 from agpo.step import train_step
 from agpo.tiny_code import SLIP, SYMBOLS, solution
-from agpo.tiny_model import TASKS, make_tokenizer
+from agpo.tiny_model import TASKS
 from agpo.train import main
 from evals.benches import tiny_code
 from evals.code_tests import read_code
@@ -212,11 +212,14 @@ def test_the_tiny_task_is_what_its_tests_check():
     """Without slips every solution passes, and the tokenizer writes what it reads."""
     import random
 
+    from transformers import AutoTokenizer
+
     class NoSlips(random.Random):
         def random(self):
             return max(super().random(), SLIP)
 
-    rng, tokenizer = NoSlips(0), make_tokenizer(TASKS["code"])
+    rng, tokenizer = NoSlips(0), AutoTokenizer.from_pretrained(model_path("tiny-code"))
+    assert tokenizer.get_vocab() == TASKS["code"].tokenizer().get_vocab()
     items = tiny_code.items("heldout", 40)
     with CodeGrader(backend="embedded", workers=1) as grader:
         texts = [solution(item.prompt, rng) for item in items]
