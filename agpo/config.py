@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from agpo.objective import PRESETS, Objective, resolve
 from agpo.trackers import TRACKERS
+from evals.engines.vllm_options import VLLMOptions
 from evals.errors import UserError
 from evals.grading.grader import NAMES as GRADER_NAMES
 from evals.prompts import PRESETS as PROMPTS
@@ -53,7 +54,7 @@ class RolloutConfig(_Section):
     resample_rounds: int = Field(default=4, ge=1)
     """for masked_groups resample: at most this many further rounds of prompts in a step"""
     max_sequences: int = Field(default=256, ge=1)
-    """sequences decoded together; memory against speed"""
+    """sequences decoded together by engine hf; memory against speed"""
 
 
 class UpdateConfig(_Section):
@@ -226,6 +227,10 @@ class TrainConfig(_Section):
     code: CodeConfig = CodeConfig()
     objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
     """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/presets.py`"""
+    engine: Literal["hf", "vllm"] = "hf"
+    """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights after every step"""
+    vllm: VLLMOptions = VLLMOptions()
+    """options of engine vllm"""
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
     mismatch: MismatchConfig = MismatchConfig()
@@ -295,6 +300,17 @@ class TrainConfig(_Section):
         if self.checkpoint.best and self.checkpoint.best not in measures:
             raise ValueError(
                 f"checkpoint.best={self.checkpoint.best!r} is not measured. There is: {', '.join(measures)}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_beside_a_trainer(self) -> "TrainConfig":
+        if self.engine == "vllm" and self.vllm.in_process:
+            raise ValueError("vllm.in_process takes over the threads and the process group that the trainer needs.")
+        if self.engine == "vllm" and self.rollout.top_p < 1:
+            raise ValueError(
+                "engine=vllm tells no log-probabilities where rollout.top_p is below 1, so that weights which were not "
+                "synced would go unnoticed. Set rollout.top_p=1 or engine=hf."
             )
         return self
 

@@ -73,7 +73,9 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     torch.manual_seed(config.seed)  # adapters start at random
     update = config.update
     prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
-    engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    engine: Any = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    if config.engine == "vllm" and config.vllm.max_model_len:  # the checks below are of what will generate
+        engine.max_context = min(engine.max_context, config.vllm.max_model_len)
     check_end(engine.eos_ids, model.get_output_embeddings().weight.shape[0], config.model)
     check_prompts(items, config.prompt, engine, config.rollout.max_tokens, config.rollout.prompts_per_step)
     for bench, asked in benches:
@@ -86,7 +88,10 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, layout)
     if checkpoint_path and state:
         checkpoint.restore(checkpoint_path, policy, state)
-    run = Run(config, run_id or "", Path(config.out), Store.open(store_url), policy, engine, items, benches, data)
+    store = Store.open(store_url)
+    if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
+        engine = start_vllm(config, start, model)
+    run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:
@@ -97,6 +102,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
             model=config.model,
             seed=config.seed,
             config=recorded(config),
+            parent=curation_run(config.data.path, run.store),
         )
         run.folder = Path(config.out) / run.id
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -120,9 +126,27 @@ def _go_on(run: Run, saved: Path, step: int) -> None:
 
 
 def recorded(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses."""
+    """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses, and
+    the id of the manifest of its data."""
     on_test = selected_on_test(config)
-    return {**config.model_dump(mode="json"), **({"selected_on_test": on_test} if on_test else {})}
+    manifest = curation(config.data.path, "manifest.json").get("id")
+    more = {"selected_on_test": on_test, "data_manifest": manifest}
+    return {**config.model_dump(mode="json"), **{name: value for name, value in more.items() if value}}
+
+
+def curation(path: str, name: str) -> dict[str, Any]:
+    """A JSON file that `data_curation.build` left beside the training data; {} where there is none."""
+    try:
+        found = json.loads((Path(path).parent / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def curation_run(path: str, store: Any) -> str | None:
+    """The run that built the training data, where this store knows it."""
+    run = curation(path, "build.json").get("run")
+    return run if run in {known.id for known in store.runs("curation")} else None
 
 
 def selected_on_test(config: TrainConfig) -> str:
@@ -196,6 +220,15 @@ def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
         ) from e
 
 
+def start_vllm(config: TrainConfig, start: str, model: Any) -> Any:
+    """A vLLM engine for a trainer's model, on its device and in its precision. `start` is where the model came from."""
+    from evals.engines import load_engine
+
+    dtype = str(model.dtype).removeprefix("torch.")
+    options = config.vllm.model_dump(exclude_defaults=True)
+    return load_engine("vllm", start, device=config.device, dtype=dtype, beside_trainer=True, **options)
+
+
 def load_items(config: TrainConfig) -> list[Any]:
     from evals.benches import arith, tiny_code
     from evals.items import read_items
@@ -258,6 +291,10 @@ def check_machine(config: TrainConfig) -> None:
     import torch
 
     check_ranks(int(os.environ.get("WORLD_SIZE", "1") or 1), config.update.prompts_per_minibatch)
+    if config.engine == "vllm":
+        from evals.engines.vllm import check_machine as check_vllm
+
+        check_vllm(config.device)
     needed = config.hardware
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found < needed.gpus:

@@ -9,6 +9,7 @@ from agpo.batch import Group, MiniBatch, plan_step
 from agpo.config import TrainConfig, objective_of
 from agpo.keep import save_refused
 from agpo.mismatch import against_trainer, check_gap
+from agpo.model import exported_weights
 from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update, update
@@ -16,7 +17,7 @@ from agpo.rollout import draw, resample, rollout
 from agpo.setup import Run
 from agpo.telemetry import step_metrics
 from evals.complete import sample_row
-from evals.engines import Sampling
+from evals.engines import OwnWeights, Sampling
 from evals.prompts import render
 
 
@@ -26,6 +27,8 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
     groups, everything = sample_groups(run, grader)
     sampled = time.perf_counter()
     plan = plan_of(groups, config)
+    if isinstance(run.engine, OwnWeights):
+        run.engine.sleep()  # the update needs the memory
     updates, gap = update_policy(run, plan, objective_of(config.objective), settings_of(config))
     run.done += 1
     took = time.perf_counter() - started
@@ -48,7 +51,7 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
 def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
     """(the groups of the next step, every group that was sampled for it), graded."""
     config, step = run.config, run.done
-    run.engine.weight_version = f"{run.id}/step-{step}"
+    sync_engine(run)
     sample = partial(
         rollout,
         run.engine,
@@ -63,6 +66,15 @@ def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
     if objective_of(config.objective).masked_groups != "resample":
         return groups, groups
     return resample(groups, sample, run.items, seed=config.seed, step=step, rounds=config.rollout.resample_rounds)
+
+
+def sync_engine(run: Run) -> None:
+    """Let the engine generate with the policy as it is now, and stamp its completions with that."""
+    version = f"{run.id}/step-{run.done}"
+    if isinstance(run.engine, OwnWeights) and run.engine.weight_version != version:
+        model = run.policy.model
+        run.engine.sync(exported_weights(model) or model.state_dict(), version)
+    run.engine.weight_version = version
 
 
 def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:

@@ -27,6 +27,8 @@ COLUMNS = (
     ("tokens/s", "speed/tokens_per_second", "{:.0f}"),
     ("left", "speed/seconds_left", "{}"),
 )
+GAP = ("gap", "mismatch/gap_mean", "{:.1e}")
+"""shown where the engine has weights of its own"""
 ROWS_SHOWN = 12
 PROGRAMS: tuple[str, ...] = ("AC", "WA", "RE", "TLE", "CE", "SE")
 """the sandbox's verdicts that are counted in every step with programs, the others where there are some"""
@@ -181,7 +183,8 @@ def _advice(right: float, wrong: float, other: float) -> str:
 class Progress:
     """The live table on a terminal; one line per step where the output is a file or a pipe."""
 
-    def __init__(self, console: Console, steps: int, first: int):
+    def __init__(self, console: Console, steps: int, first: int, *, gap: bool = False):
+        self.columns = (*COLUMNS[:-2], GAP, *COLUMNS[-2:]) if gap else COLUMNS
         self.console, self.steps, self.first = console, steps, first
         self.started = time.perf_counter()
         self.rows: list[dict[str, float | str]] = []
@@ -211,29 +214,24 @@ class Progress:
             self.live.update(self._table())
         else:
             if len(self.rows) == 1:
-                self.console.print(_header())
-            self.console.print(_line(row), highlight=False)
+                self.console.print(" ".join(f"{title:>11}" for title, _, _ in self.columns))
+            self.console.print(self._line(row), highlight=False)
 
     def _table(self) -> Table:
         done = self.rows[-1]["step"] if self.rows else self.first
         table = Table(title=f"step {done} of {self.steps}", title_justify="left")
-        for title, _, _ in COLUMNS:
+        for title, _, _ in self.columns:
             table.add_column(title, justify="right", no_wrap=True)
         for row in self.rows[-ROWS_SHOWN:]:
-            table.add_row(*(_cell(row, name, form) for _, name, form in COLUMNS))
+            table.add_row(*(_cell(row, name, form) for _, name, form in self.columns))
         return table
+
+    def _line(self, row: Mapping[str, float | str]) -> str:
+        return " ".join(f"{_cell(row, name, form):>11}" for _, name, form in self.columns)
 
 
 def _cell(row: Mapping[str, float | str], name: str, form: str) -> str:
     return form.format(row[name]) if name in row else "-"
-
-
-def _header() -> str:
-    return " ".join(f"{title:>11}" for title, _, _ in COLUMNS)
-
-
-def _line(row: Mapping[str, float | str]) -> str:
-    return " ".join(f"{_cell(row, name, form):>11}" for _, name, form in COLUMNS)
 
 
 def _clock(seconds: float) -> str:

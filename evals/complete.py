@@ -3,26 +3,33 @@
 lm-eval's Task and LM classes, which `python -m evals.run` goes through, lie on top of it in `evals.harness`.
 """
 
+import queue
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from evals.benches import Bench
 from evals.engines import Completion, Engine, Request, Sampling
+from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import opened_thoughts, render, tokenize
+from evals.prompts import opened_thoughts, render, tokenize, words
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
 FLUSH_SECONDS = 0.5
 """a finished completion is in the store at most about this much later"""
+
+
+UNGRADED = "ungraded"
+"""the outcome of a completion that has no verdict yet"""
+UNJUDGED = (UNGRADED, "error")
+"""outcomes that say nothing about the completion: it is graded again when it is asked for again"""
 
 
 class Grader(Protocol):
@@ -52,10 +59,14 @@ class Job:
 
 def choose(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
     """A seeded sample of `limit` items in their own order (the first ones would be the easy subject); None is all."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    picked = np.random.default_rng(derive_seed("limit", seed)).choice(len(items), size=limit, replace=False)
-    return [items[i] for i in sorted(picked)]
+    return [items[i] for i in choose_indices(len(items), limit, seed)]
+
+
+def choose_indices(count: int, limit: int | None, seed: int) -> list[int]:
+    """`choose` for the numbers below `count`."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return sorted(np.random.default_rng(derive_seed("limit", seed)).choice(count, size=limit, replace=False).tolist())
 
 
 def complete(
@@ -69,65 +80,211 @@ def complete(
     """All `job.n` completions of every item, by (item id, repeat): those in the store, and the others, made now.
 
     A completion's seed comes from (seed, benchmark, item, repeat), so that more repeats later keep the first ones. It
-    is graded as soon as it is there and written with its verdict; whatever ends this early keeps what was written.
+    is written as soon as it is there, with its verdict or before it; whatever ends this early keeps what was written.
+    What the store has without a verdict, or with a grader's failure for one, is graded again. Completions of other
+    problems in the same run and split are left alone.
     """
-    rows = {
-        (r.item, r.repeat): r for r in store.samples(job.run_id, split=job.split, step=job.step) if r.repeat < job.n
-    }
-    for row in rows.values():
-        if on_row:
-            on_row(row)
-    missing = [(item, [k for k in range(job.n) if (item.id, k) not in rows]) for item in items]
+    asked = {item.id for item in items}
+    stored = store.samples(job.run_id, split=job.split, step=job.step)
+    known = {(row.item, row.repeat): row for row in stored if row.repeat < job.n and row.item in asked}
+    missing = [(item, [k for k in range(job.n) if (item.id, k) not in known]) for item in items]
     todo = [(item, repeats) for item, repeats in missing if repeats]
     prompts = [render(job.preset, item, engine.tokenizer) for item, _ in todo]
     requests = [
         Request(
             tokenize(job.preset, prompt, engine.tokenizer),
             tuple(derive_seed(job.seed, job.bench.name, item.id, k) for k in repeats),
+            words(job.preset, item) if engine.tokenizer is None else "",
         )
         for prompt, (item, repeats) in zip(prompts, todo, strict=True)
     ]
-    with _recorder(store, job.run_id, rows, on_row) as record:
+    with Recorder(store, job.run_id, on_row) as recorder:
+        unjudged = {key for key, row in known.items() if row.outcome in UNJUDGED}
+        for key, row in known.items():
+            if key not in unjudged:
+                recorder.keep(row)
+        if unjudged:
+            _grade_again(recorder, items, job, store, grader, unjudged)
         for at, which, completion in engine.generate(requests, job.sampling):
             item, repeats = todo[at]
-            text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+            text = response_text(completion, engine.tokenizer)
             seed = requests[at].seeds[which]
-            row = partial(sample_row, item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
-            record(row, grader.submit(opened_thoughts(prompts[at]) + text, item))
-    return rows
+            row = ungraded_row(item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
+            recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item))
+        grader.flush()
+    return recorder.rows
 
 
-@contextmanager
-def _recorder(
-    store: Store, run_id: str, rows: dict[tuple[str, int], SampleRow], on_row: Callable[[SampleRow], None] | None
-) -> Iterator[Callable[[Callable[[Verdict], SampleRow], "Future[Verdict]"], None]]:
-    """Collects completions that are being graded and writes them in small batches; on an early end, what is graded."""
-    waiting: list[tuple[Callable[[Verdict], SampleRow], Future[Verdict]]] = []
-    last = time.monotonic()
+def response_text(completion: Completion, tokenizer: Any) -> str:
+    """What the engine says the text is, or the decoded ids."""
+    if completion.text is not None:
+        return completion.text
+    return tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
-    def flush(wait: bool) -> None:
-        nonlocal last, waiting
-        ready = [pair for pair in waiting if wait or pair[1].done()]
-        waiting = [] if wait else [pair for pair in waiting if not pair[1].done()]
-        made = [row(verdict.result()) for row, verdict in ready]
-        store.log_samples(run_id, made)
-        for row in made:
-            rows[row.item, row.repeat] = row
-            if on_row:
-                on_row(row)
-        last = time.monotonic()
 
-    def record(row: Callable[[Verdict], SampleRow], verdict: "Future[Verdict]") -> None:
-        waiting.append((row, verdict))
-        if time.monotonic() - last > FLUSH_SECONDS:
-            flush(wait=False)
+def regrade(
+    items: Sequence[Item], job: Job, store: Store, grader: Grader, on_row: Callable[[SampleRow], None] | None = None
+) -> dict[tuple[str, int], SampleRow]:
+    """Grade the stored completions of a run anew, without generating any. Raises UserError for an unknown problem."""
+    with Recorder(store, job.run_id, on_row) as recorder:
+        _grade_again(recorder, items, job, store, grader, None)
+        grader.flush()
+    return recorder.rows
 
-    try:
-        yield record
-    except BaseException:
-        flush(wait=False)
-        raise
-    flush(wait=True)
+
+def _grade_again(
+    recorder: "Recorder",
+    items: Sequence[Item],
+    job: Job,
+    store: Store,
+    grader: Grader,
+    only: set[tuple[str, int]] | None,
+) -> None:
+    by_id = {item.id: item for item in items}
+    # with tokens: a row is written whole
+    for row in store.samples(job.run_id, split=job.split, step=job.step, with_tokens=True):
+        if only is None or (row.item, row.repeat) in only:
+            if row.item not in by_id:
+                raise UserError(
+                    f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "
+                    "holds: its data changed. Give the same data (--data), or start a new run."
+                )
+            text = opened_thoughts(row.prompt) + row.response
+            recorder.add(row, by_id[row.item], grader.submit(text, by_id[row.item]))
+
+
+class Recorder:
+    """Writes completions to the store in a thread of its own, in batches, while the engine goes on.
+
+    A row is written with its verdict; one whose grading takes longer is written without it first. What goes wrong in
+    the thread (the disk, a reward function) is raised at the next `add` or at the end. After an early end everything
+    that was added is in the store, graded or not.
+    """
+
+    def __init__(self, store: Store, run_id: str, on_row: Callable[[SampleRow], None] | None = None):
+        self.store, self.run_id, self.on_row = store, run_id, on_row
+        self.rows: dict[tuple[str, int], SampleRow] = {}
+        """(item, repeat) -> row, complete when the context is left"""
+        self._waiting: list[tuple[SampleRow, Item, Future[Verdict] | None]] = []
+        self._new: queue.SimpleQueue[tuple[SampleRow, Item, Future[Verdict] | None] | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._written: set[tuple[str, int]] = set()
+        self._wait = True
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    def __enter__(self) -> "Recorder":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._wait = error is None
+        self._new.put(None)
+        self._thread.join()
+        if self._error is not None:
+            if error is None:
+                raise self._error
+            error.add_note(f"recording failed as well: {type(self._error).__name__}: {self._error}")
+
+    def keep(self, row: SampleRow) -> None:
+        """A row that is in the store already."""
+        self.rows[row.item, row.repeat] = row
+        if self.on_row:
+            self.on_row(row)
+
+    def add(self, row: SampleRow, item: Item, verdict: "Future[Verdict] | None") -> None:
+        """A row without a verdict, and the verdict to come; None: nobody here grades it."""
+        if self._error is not None:
+            raise self._error
+        self._new.put((row, item, verdict))
+
+    def _run(self) -> None:
+        try:
+            open_ = True
+            while open_:
+                open_ = self._collect()
+                self._write()
+            while self._waiting and self._wait:
+                wait([verdict for _, _, verdict in self._waiting if verdict is not None], timeout=FLUSH_SECONDS)
+                self._write()
+        except BaseException as e:  # noqa: BLE001  raised where the recorder is used
+            self._error = e
+
+    def _collect(self) -> bool:
+        """Take what is added within FLUSH_SECONDS. False: nothing more will come."""
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                new = self._new.get(timeout=left)
+            except queue.Empty:
+                break
+            if new is None:
+                return False
+            self._waiting.append(new)
+        return True
+
+    def _write(self) -> None:
+        done, waiting = [], []
+        early: list[SampleRow] = []
+        for row, item, verdict in self._waiting:
+            key = (row.item, row.repeat)
+            if verdict is None:
+                done.append(row)
+            elif verdict.done():
+                done.append(graded(row, item, verdict.result()))
+            else:
+                waiting.append((row, item, verdict))
+                if key not in self._written:
+                    early.append(row)
+        self.store.log_samples(self.run_id, early + done)
+        self._written.update((row.item, row.repeat) for row in early)
+        for row in done:
+            self.keep(row)
+        self._waiting = waiting
+
+
+def ungraded_row(
+    item: Item, repeat: int, prompt: str, text: str, completion: Completion, seed: int, split: str, step: int
+) -> SampleRow:
+    """The store's row of a completion before its verdict."""
+    return SampleRow(
+        split=split,
+        item=item.id,
+        repeat=repeat,
+        step=step,
+        prompt=prompt,
+        response=text,
+        token_ids=completion.token_ids,
+        logprobs=completion.logprobs,
+        finish_reason=completion.finish_reason,
+        outcome=UNGRADED,
+        path="",
+        answer=None,
+        reference=item.answer,
+        reward=None,
+        seed=seed,
+        seconds=completion.seconds,
+        weight_version=completion.weight_version,
+        meta=dict(item.meta),
+        response_tokens=completion.n_tokens,
+    )
+
+
+def graded(row: SampleRow, item: Item, verdict: Verdict) -> SampleRow:
+    """The row with a verdict."""
+    return replace(
+        row,
+        outcome=verdict.outcome,
+        path=verdict.path,
+        answer=verdict.answer,
+        reference=item.answer,
+        reward=verdict.reward,
+        meta={
+            **item.meta,
+            **verdict.meta,
+            **({"rewards": dict(verdict.parts)} if verdict.parts else {}),
+            **({"detail": verdict.detail} if verdict.detail else {}),
+        },
+    )
 
 
 def sample_row(
@@ -142,26 +299,7 @@ def sample_row(
     verdict: Verdict,
 ) -> SampleRow:
     """The store's row of one graded completion."""
-    return SampleRow(
-        split=split,
-        item=item.id,
-        repeat=repeat,
-        step=step,
-        prompt=prompt,
-        response=text,
-        token_ids=completion.token_ids,
-        logprobs=completion.logprobs,
-        finish_reason=completion.finish_reason,
-        outcome=verdict.outcome,
-        path=verdict.path,
-        answer=verdict.answer,
-        reference=item.answer,
-        reward=verdict.reward,
-        seed=seed,
-        seconds=completion.seconds,
-        weight_version=completion.weight_version,
-        meta={**item.meta, **verdict.meta, **({"rewards": dict(verdict.parts)} if verdict.parts else {})},
-    )
+    return graded(ungraded_row(item, repeat, prompt, text, completion, seed, split, step), item, verdict)
 
 
 def evaluate(engine: Engine, items: Sequence[Item], job: Job, store: Store, grader: Grader) -> Summary:

@@ -4,18 +4,22 @@ import datetime
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError
-from evals.items import Item, read_items
+from evals.items import Item, read_rows
 
 NGRAM = 13
 """words; 8, common elsewhere, flags every tenth problem for its boilerplate"""
 SHARE = 0.5
 """of a problem's n-grams in one training problem, from which on it counts as seen"""
+
+
+_TOLD = ("id", "question_id", "title", "url", "link", "contest_date", "date")
+"""columns of a training set that say where a problem is from"""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def training_notes(training: Mapping[str, Any], items: Sequence[Item]) -> list[s
     if not path or path == "arith":
         return []
     try:
-        trained = read_items(path, training.get("prompt_column", "prompt"), training.get("answer_column", "answer"))
+        trained = list(_trained(path, training.get("prompt_column") or "prompt"))
     except UserError as e:
         return [f"warning: whether the training data holds these problems could not be checked: {e}"]
     said = []
@@ -111,9 +115,11 @@ def overlap(items: Sequence[Item], trained: Iterable[Item]) -> dict[str, str]:
     by_gram: dict[tuple[str, ...], list[str]] = {}
     sizes: dict[str, int] = {}
     for item in items:
-        for name in (item.id, item.meta.get("title")):
-            if name and not str(name).isdigit():  # a bare number is some other set's id as well
-                by_name[_plain(str(name))] = item.id
+        title = _plain(str(item.meta.get("title") or ""))
+        if title.count("-") >= 2:  # "Sort" is the title of many problems
+            by_name[title] = item.id
+        if not item.id.isdigit():  # a bare number is some other set's id as well
+            by_name[_plain(item.id)] = item.id
         grams = _grams(item.prompt)
         sizes[item.id] = len(grams)
         for gram in grams:
@@ -130,10 +136,25 @@ def overlap(items: Sequence[Item], trained: Iterable[Item]) -> dict[str, str]:
     return found
 
 
+def _trained(path: str, column: str) -> Iterator[Item]:
+    """The problems of a training file, without their answers: tests can be megabytes each."""
+    for number, row in enumerate(read_rows(path)):
+        asked = row.get(column)
+        if isinstance(asked, list):  # verl: a chat
+            asked = "\n\n".join(str(message["content"]) for message in asked if message.get("role") == "user")
+        if asked is None:
+            raise UserError(f"{path}, row {number}: no column {column!r}. The row has: {', '.join(sorted(row))}.")
+        meta = {**{k: v for k, v in row.items() if isinstance(v, str | int)}, **(row.get("extra_info") or {})}
+        yield Item(str(meta.get("id", number)), str(asked), "", {k: meta[k] for k in _TOLD if meta.get(k) is not None})
+
+
 def _names_of(item: Item) -> list[str]:
-    """What a training row says of where it is from. Paths of URLs name contests and problems too."""
-    texts = [item.id, *(str(v) for k, v in item.meta.items() if k in ("id", "question_id", "title", "url", "link"))]
-    return [part for text in texts for part in [text, text.rstrip("/").rsplit("/", 1)[-1]] if part]
+    """What a training row says of where it is from. The last parts of a URL name the problem: .../1873/A, .../slug/."""
+    names = [item.id]
+    for text in (str(item.meta[k]) for k in ("id", "question_id", "title", "url", "link") if k in item.meta):
+        parts = [part for part in text.split("/") if part]
+        names += [text, *parts[-1:], "_".join(parts[-2:])]
+    return names
 
 
 def _date_of(item: Item) -> str:

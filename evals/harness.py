@@ -87,7 +87,7 @@ class BenchTask(ConfigurableTask):
         rows = [response.row for response in responses]
         rewards = [row.reward for row in rows if row.reward is not None]
         return {
-            "pass1": float(np.mean(rewards)) if rewards else 0.0,
+            **({"pass1": float(np.mean(rewards))} if rewards else {}),  # nothing scorable is not a wrong answer
             "response_tokens": float(np.mean([row.response_tokens for row in rows])),
             "truncated": float(np.mean([row.finish_reason == "length" for row in rows])),
         }
@@ -118,7 +118,7 @@ class EngineLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return min(self.engine.eos_ids)
+        return min(self.engine.eos_ids, default=0)
 
     @property
     def max_length(self) -> int:
@@ -126,7 +126,7 @@ class EngineLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        return str(self.tokenizer.name_or_path).replace("/", "__")
+        return str(getattr(self.tokenizer, "name_or_path", "")).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         return self.tokenizer(string, add_special_tokens=bool(add_special_tokens)).input_ids

@@ -24,8 +24,12 @@ class Code:
     limits: Limits = field(default_factory=Limits)
     starter: str = ""
     """code that the problem gives and that an answer continues; prompts show it"""
+    completes: str = ""
+    """a response that begins indented is taken for the continuation of this: a function's head and its docstring"""
+    after: str = ""
+    """source behind every answer: what the tests call"""
     prelude: str = ""
-    """source that is run before an answer, in its namespace: imports it may take for granted"""
+    """source that is run before an answer, in its namespace: imports and definitions that it may take for granted"""
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,12 @@ def _readable(path: Path, lines: Iterable[bytes]) -> Iterator[bytes]:
         raise UserError(f"{path}: not a readable gzip file ({e}).") from e
 
 
-def hub_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
+def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[dict[str, Any]]:
     """Rows of a data set on the Hugging Face hub. Raises UserError where it cannot be reached."""
     from datasets import load_dataset
 
     try:
-        return load_dataset(name, split=split)  # type: ignore[return-value]
+        return load_dataset(name, config, split=split)  # type: ignore[return-value]
     except (OSError, ValueError, RuntimeError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from evals import lm_eval_tasks
 from evals.benches import BENCHES, Bench, find, load
 from evals.complete import choose
 from evals.errors import UserError
@@ -26,24 +27,35 @@ class Plan:
     notes: list[str]
     """what the benchmark says about this selection of its problems"""
 
+    @property
+    def title(self) -> str:
+        return self.bench.title
 
-def make_plans(args: argparse.Namespace) -> list[Plan]:
+
+def make_plans(args: argparse.Namespace) -> list[Plan | lm_eval_tasks.TaskPlan]:
     """Resolve the command line, one plan per benchmark. Raises UserError for what does not go together."""
-    names = [name for given in args.bench for name in given.split(",") if name]
-    benches = [find(name) for name in dict.fromkeys(names)]
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit must be at least 1, not {args.limit}.")
+    names = list(dict.fromkeys(name for given in args.bench for name in given.split(",") if name))
+    tasks = [name for name in names if name.startswith(lm_eval_tasks.PREFIX)]
+    benches = [find(name) for name in names if name not in tasks]
+    if not tasks:
+        lm_eval_tasks.check_unused(args)
     data = data_files(args.data, benches)
     own = own_options(args, benches)
     settings = [settings_of(bench, args, data.get(bench.name), own[bench.name]) for bench in benches]
-    plans = []
+    plans: dict[str, Plan | lm_eval_tasks.TaskPlan] = {}
     for bench, chosen in zip(benches, settings, strict=True):
         items = choose(load(bench, chosen["data"], chosen["options"]), chosen["limit"], chosen["seed"])
-        plans.append(Plan(bench, items, chosen, bench.notes(items, chosen["options"])))
-    return plans
+        if not items:
+            raise UserError(f"{bench.name}: no problem is left under these options: {chosen['options']}.")
+        plans[bench.name] = Plan(bench, items, chosen, bench.notes(items, chosen["options"]))
+    for name in tasks:
+        plans[name] = lm_eval_tasks.make_task_plan(name, args)
+    return [plans[name] for name in names]
 
 
 def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: dict[str, str]) -> dict[str, Any]:
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit must be at least 1, not {args.limit}.")
     if args.n < 1:
         raise UserError(f"--n must be at least 1, not {args.n}.")
     if args.max_tokens is not None and args.max_tokens < 1:
@@ -76,10 +88,12 @@ def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: d
 def data_files(given: Sequence[str], benches: Sequence[Bench]) -> dict[str, str]:
     """Benchmark -> file, from `--data name=path`, or `--data path` for a single benchmark."""
     names = [bench.name for bench in benches]
-    files = {}
+    files: dict[str, str] = {}
     for text in given:
         name, equals, path = text.partition("=")
         if not (equals and name in names):
+            if not names:
+                raise UserError(f"--data {text}: a task of lm-eval names its own data.")
             if len(names) > 1:
                 raise UserError(
                     f"--data {text}: with several benchmarks say which one it is for, name=path. "
@@ -94,6 +108,7 @@ def data_files(given: Sequence[str], benches: Sequence[Bench]) -> dict[str, str]
 
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
     """The options that single benchmarks have, as options of the command."""
+    lm_eval_tasks.add_options(parser)
     group = parser.add_argument_group("options of single benchmarks")
     known: dict[str, tuple[str, str, list[str]]] = {}
     for bench in BENCHES.values():
@@ -117,32 +132,36 @@ def own_options(args: argparse.Namespace, benches: Sequence[Bench]) -> dict[str,
     return {bench.name: {o.name: given.get(o.name, o.default) for o in bench.options} for bench in benches}
 
 
-def show(plans: Sequence[Plan], about: dict[str, Any], console: Console) -> None:
+def show(plans: Sequence[Plan | lm_eval_tasks.TaskPlan], about: dict[str, Any], console: Console) -> None:
     """Print the settings of each benchmark and how much there is to do."""
+
+    def line(key: str, value: Any) -> None:
+        console.print(f"{key:>14}: {value}", highlight=False, markup=False)
+
     for key, value in about.items():
-        console.print(f"{key:>12}: {value}", highlight=False, markup=False)
+        line(key, value)
     for plan in plans:
-        console.print(f"[bold]{plan.bench.title}[/]", highlight=False)
+        console.print(f"[bold]{plan.title}[/]", highlight=False)
         for key, value in plan.settings.items():
-            if key == "options":
-                for name, text in value.items():
-                    console.print(f"{name:>12}: {text}", highlight=False, markup=False)
-            else:
-                console.print(f"{key:>12}: {value}", highlight=False, markup=False)
-        count = len(plan.items)
-        console.print(f"{'problems':>12}: {count}, {count * plan.settings['n']} completions", highlight=False)
+            for name, one in value.items() if key == "options" else [(key, value)]:
+                line(name, one)
+        if isinstance(plan, Plan):
+            count = len(plan.items)
+            line("problems", f"{count}, {count * plan.settings['n']} completions")
         show_notes(plan, console)
 
 
-def show_notes(plan: Plan, console: Console) -> None:
+def show_notes(plan: Plan | lm_eval_tasks.TaskPlan, console: Console) -> None:
     for note in plan.notes:
-        console.print(f"{plan.bench.title}: {note}", highlight=False, markup=False)
+        console.print(f"{plan.title}: {note}", highlight=False, markup=False)
 
 
-def show_prompts(plans: Sequence[Plan], tokenizer: Any, console: Console) -> None:
+def show_prompts(plans: Sequence[Plan | lm_eval_tasks.TaskPlan], tokenizer: Any, console: Console) -> None:
     """Print the first prompt of each benchmark as the model would read it."""
     for plan in plans:
-        item = plan.items[0]
-        console.print(f"[bold]{plan.bench.title}[/], first prompt ({item.id}):", highlight=False)
-        text = render(plan.settings["prompt"], item, tokenizer)
+        if isinstance(plan, Plan):
+            name, text = plan.items[0].id, render(plan.settings["prompt"], plan.items[0], tokenizer)
+        else:
+            name, text = lm_eval_tasks.first_prompt(plan, tokenizer)
+        console.print(f"[bold]{plan.title}[/], first prompt ({name}):", highlight=False)
         console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -73,16 +73,32 @@ PRESETS: dict[str, Preset] = {
         "the specification and passes all tests.\n\nQuestion: {problem}\n\n{format}\n\n",
         about="LiveCodeBench's words for DeepSeek-R1 and its distillations: chat template, no system prompt",
     ),
-    "none": Preset("{problem}", chat=False, about="the bare problem"),
+    "humaneval-chat": Preset(
+        "Complete this Python function. Give the whole function in one Python code block, with the imports and helpers "
+        "it needs.\n\n```python\n{problem}\n```",
+        about="HumanEval for chat models; base models continue the bare function: none",
+    ),
+    "mbpp-chat": Preset(
+        "You are an expert Python programmer, and here is your task: {problem}\n\n"
+        "Give the program in one Python code block.",
+        about="MBPP's own words, with the three tests, for chat models",
+    ),
+    "evalplus-chat": Preset(
+        "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
+        "```\n{problem}\n```",
+        about="EvalPlus's words for chat models",
+    ),
+    "none": Preset("{problem}", chat=False, about="the bare problem; for HumanEval the function to continue"),
     "arith": Preset("{problem}=", chat=False, about="the tiny model's format: 3+5-2="),
     "tiny-code": Preset("{problem}:\n", chat=False, about="the tiny code model's format: add 3, times 2, square:"),
 }
 
 
-def render(name: str, problem: str | Item, tokenizer: Any) -> str:
-    """The text of a prompt. A preset with {format} takes an Item, for its starter code; the others a text as well.
+def words(name: str, problem: str | Item) -> str | tuple[dict[str, str], ...]:
+    """What a preset says, before any chat template: the messages of a chat preset, the text of another.
 
-    Raises UserError for an unknown preset, or a chat preset without a chat template.
+    A preset with {format} takes an Item, for its starter code; the others a text as well. Raises UserError for an
+    unknown preset.
     """
     if name not in PRESETS:
         raise UserError(f"unknown prompt preset {name!r}. Known: {', '.join(PRESETS)}.")
@@ -93,19 +109,33 @@ def render(name: str, problem: str | Item, tokenizer: Any) -> str:
         user = preset.user.format(problem=problem)
     if not preset.chat:
         return user
+    system = [] if preset.system is None else [{"role": "system", "content": preset.system.format()}]
+    return (*system, {"role": "user", "content": user})
+
+
+def render(name: str, problem: str | Item, tokenizer: Any) -> str:
+    """The text of a prompt. Without a tokenizer (None) a server renders the messages: they are shown with their roles.
+
+    Raises UserError for an unknown preset, or a chat preset without a chat template.
+    """
+    said = words(name, problem)
+    if isinstance(said, str):
+        return said
+    if tokenizer is None:
+        return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in said)
     if not getattr(tokenizer, "chat_template", None):
         plain = ", ".join(other for other, p in PRESETS.items() if not p.chat)
         raise UserError(
             f"prompt preset {name!r} goes through a chat template and this model's tokenizer has none. "
             f"Presets that work without: {plain}."
         )
-    system = [] if preset.system is None else [{"role": "system", "content": preset.system.format()}]
-    chat = [*system, {"role": "user", "content": user}]
-    return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(list(said), tokenize=False, add_generation_prompt=True)
 
 
 def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
     """Token ids of a rendered prompt. A chat template writes its special tokens; otherwise the tokenizer does."""
+    if tokenizer is None:
+        return ()
     # verbose=False: whoever asks checks the length against the model, and says more than the library's warning
     return tuple(tokenizer(text, add_special_tokens=not PRESETS[name].chat, verbose=False).input_ids)
 

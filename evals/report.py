@@ -98,8 +98,19 @@ def tables(store: Store, style: str, console: Console) -> None:
             (1, "pass1", f"{bench} (Pass@1, %)", 1),
             (2, "tokens_mean", "Average response tokens", 0),
         ):
-            header = ["Model", "Method", title, "95 % interval", "Truncated", "Setting"]
+            several = number == 1 and any(s.pass_at for row in of_bench for s in row.summaries)
+            header = [
+                "Model",
+                "Method",
+                title,
+                "95 % interval",
+                *(["pass@k"] if several else []),
+                "Truncated",
+                "Setting",
+            ]
             lines = [_cells(row, quantity, digits) for row in of_bench]
+            if several:
+                lines = [[*line[:4], _pass_at(row), *line[4:]] for line, row in zip(lines, of_bench, strict=True)]
             caption = f"Table {number}: " + ("accuracy" if number == 1 else "response length") + f" on {bench}"
             _print_table(header, lines, caption, style, console)
         for row in of_bench:
@@ -120,6 +131,12 @@ def _cells(row: Row, quantity: str, digits: int) -> list[str]:
     truncated = f"{100 * fmean(s.truncated for s in row.summaries):.1f} %"
     setting = row.setting + (f" ({row.status})" if row.status else "")
     return [_short(row.model) or "-", row.method or "-", value, between, truncated, setting]
+
+
+def _pass_at(row: Row) -> str:
+    """pass@2, @4, ... in percent, the mean over runs."""
+    ks = sorted(set.intersection(*(set(s.pass_at) for s in row.summaries)))
+    return ", ".join(f"@{k} {100 * fmean(s.pass_at[k] for s in row.summaries):.1f}" for k in ks)
 
 
 def _warn_unscored(row: Row, console: Console | None) -> None:

@@ -1,244 +1,86 @@
-"""`python -m evals.run --bench math500 --model ...`: evaluate a model on a benchmark, into the results store."""
+"""`python -m evals.run --bench math500 --model ...`: evaluate models on benchmarks, into the results store."""
 
 import argparse
-import hashlib
-import importlib.util
-import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from evals.console import make_console
 from evals.errors import UserError, command
-from evals.plan import Plan, add_bench_options, make_plans, show, show_notes, show_prompts
+from evals.models import Target, find_checkpoints, find_target
+from evals.plan import Plan, add_bench_options, make_plans, show, show_prompts
+
+if TYPE_CHECKING:
+    from evals.engines import Engine
+    from evals.store import Store
 
 # Heavy libraries are imported where they are needed, so that --help, --list and a wrong name answer at once.
 
-
-def tiny_model() -> str:
-    """The start model that comes with the package `agpo`, found without importing it."""
-    spec = importlib.util.find_spec("agpo")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("no --model given, and the package agpo with its tiny model is not installed.")
-    return str(Path(spec.submodule_search_locations[0]) / "models" / "tiny")
-
-
-def run_label(model: str) -> dict[str, Any]:
-    """What agpo_run.json in a checkpoint says about the run that made it; {} for any other model."""
-    path = Path(model) / "agpo_run.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def fingerprint(model: str) -> str:
-    """Tells one state of a local model folder from another without reading gigabytes: names, sizes and times."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    parts = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir() if p.is_file())
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def model_facts(args: argparse.Namespace) -> dict[str, Any]:
-    """What the run's configuration says about the model and the engine."""
-    model = args.model or tiny_model()
-    selected = run_label(model).get("best", {}).get("selected_on_test")
-    return {
-        **({"selected_on_test": selected} if selected else {}),
-        "model": model,
-        "fingerprint": fingerprint(model),
-        "engine": args.engine,
-        "device": args.device,
-        "dtype": args.dtype,
-    }
-
-
-def add_model_notes(plans: Sequence[Plan], model: str, store: Any = None) -> None:
-    """Warn where the model may have seen the problems."""
-    from evals import contamination
-
-    for plan in plans:
-        plan.notes.extend(contamination.notes(model, run_label(model), plan.items, store))
-
-
-def find_unfinished(store: Any, config: dict[str, Any], resume: str | None) -> str | None:
-    """The run to continue: the one asked for, or the latest unfinished one with the same configuration."""
-    if resume:
-        run = store.find_run(resume)
-        if run.kind != "eval":
-            raise UserError(f"run {run.id} is a {run.kind} run; --resume here continues an evaluation.")
-        if changed := [k for k, v in config.items() if run.config.get(k) != v]:
-            said = ", ".join(f"{k}={run.config.get(k)!r}, now {config[k]!r}" for k in changed)
-            raise UserError(
-                f"run {run.id} was started with other options: {said}. Give the same, or leave --resume out."
-            )
-        return run.id
-    same = [r for r in store.runs("eval") if r.config == config and r.status in ("interrupted", "failed", "dead")]
-    return same[-1].id if same else None
-
-
-def evaluate_plan(
-    plan: Plan, model: dict[str, Any], engine: Any, store: Any, resume: str | None, console: Console
-) -> str:
-    """Run one benchmark and print its tables. Returns the run's id."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars count the requests it builds; ours counts completions
-    from evals import harness
-    from evals.complete import Job
-    from evals.engines import Sampling
-    from evals.grading.grader import open_grader
-
-    bench, options = plan.bench, plan.settings
-    sampling = Sampling(options["max_tokens"], options["temperature"], options["top_p"])
-    check_context(engine, plan)
-    label = run_label(model["model"])
-    config = {**model, **options, "notes": plan.notes}
-    run_id = find_unfinished(store, config, resume)
-    if run_id:
-        store.resume_run(run_id)
-        console.print(f"continuing run {run_id}")
-    else:
-        known = {r.id for r in store.runs("train")}
-        run_id = store.start_run(
-            "eval",
-            bench.name,
-            method=label.get("method", ""),
-            model=label.get("model", model["model"]),
-            seed=label.get("seed", options["seed"]),
-            config=config,
-            parent=label["run"] if label.get("run") in known else None,
-        )
-        console.print(f"run {run_id}")
-    show_notes(plan, console)
-    step = int(label.get("step", 0))
-    job = Job(bench, sampling, options["n"], options["prompt"], options["seed"], run_id, bench.name, step)
-    status = "failed"
-    try:
-        with (
-            open_grader(bench.grader) as grader,
-            Progress(
-                TextColumn(bench.title),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("completions"),
-                TimeRemainingColumn(),
-                console=console,
-                disable=not console.is_terminal,
-            ) as progress,
-        ):
-            bar = progress.add_task("", total=len(plan.items) * options["n"])
-            task = harness.BenchTask(bench, plan.items, job, engine.tokenizer)
-            lm = harness.EngineLM(engine, task, job, store, grader, on_row=lambda row: progress.advance(bar))
-            harness.run_lm_eval(lm, task)
-        report(store, run_id, job, console)
-        show_notes(plan, console)
-        status = "done"
-    except KeyboardInterrupt as e:
-        status = "interrupted"
-        raise KeyboardInterrupt("what is finished is kept; the same command continues") from e
-    finally:
-        store.finish_run(run_id, status)
-    return run_id
-
-
-def check_context(engine: Any, plan: Plan) -> None:
-    """Refuse before the first token what would not fit, naming the problem and the numbers."""
-    from evals.engines.hf import check_fits
-    from evals.prompts import encode
-
-    for item in plan.items:
-        tokens = len(encode(plan.settings["prompt"], item, engine.tokenizer))
-        check_fits(tokens, plan.settings["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")
-
-
-def report(store: Any, run_id: str, job: Any, console: Console) -> None:
-    """Print the summary in all and by group, and log it as metrics of the run."""
-    from evals.stats import by, summarise
-
-    rows = list(store.samples(run_id, split=job.split, step=job.step))
-    rows = [row for row in rows if row.repeat < job.n]
-    total = summarise(rows)
-    values = {"pass1": total.pass1, "pass1_se": total.pass1_se, "tokens_mean": total.tokens_mean}
-    values |= {"tokens_median": total.tokens_median, "truncated": total.truncated, "unscored": total.unscored}
-    store.log_metrics(run_id, job.step, values)
-    table = Table(title=f"{job.bench.title}, {job.n} per problem", title_justify="left")
-    for title in ("", "problems", "Pass@1", "95 %", "tokens mean", "median", "truncated", "unscored"):
-        table.add_column(title, justify="left" if not title else "right")
-    _add(table, "all", total)
-    for key in job.bench.groups:
-        parts = by(rows, key)
-        if parts:
-            table.add_section()
-        for value, part in parts.items():
-            _add(table, f"{key} {value}", part)
-    console.print(table)
-    console.print("verdicts: " + ", ".join(f"{n} {outcome}" for outcome, n in total.outcomes.items()))
-    for part in job.bench.report(rows):
-        console.print(part, highlight=False)
-    if total.unscored:
-        console.print(
-            f"{total.unscored} samples could not be graded and are in no mean. "
-            f"Pass@1 if all of them were wrong: {100 * total.pass1_unscored_wrong:.1f} %"
-        )
-
-
-def _add(table: Table, label: str, s: Any) -> None:
-    table.add_row(
-        label,
-        str(s.problems),
-        f"{100 * s.pass1:.1f}",
-        f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}",
-        f"{s.tokens_mean:.1f}",
-        f"{s.tokens_median:g}",
-        f"{100 * s.truncated:.1f} %",
-        str(s.unscored),
-    )
-
-
-def list_benches(console: Console) -> None:
-    from evals.benches import BENCHES
-
-    table = Table("name", "benchmark", "problems", "grader", "prompt", "max tokens", "licence", "source")
-    for b in BENCHES.values():
-        table.add_row(b.name, b.title, str(b.size), b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
-    console.print(table)
+NAMED_ENGINE_OPTIONS = {
+    "device": "hf: auto, cpu, cuda, ...",
+    "dtype": "hf, vllm: auto, float32, bfloat16",
+    "tensor_parallel_size": "vllm: GPUs that share one copy of the model",
+    "data_parallel_size": "vllm: copies of the model",
+    "gpu_memory_utilization": "vllm: share of a GPU's memory",
+    "max_model_len": "vllm: longest prompt + completion in tokens",
+    "tokenizer": "openai: folder or hub id of the served model's tokenizer",
+    "concurrency": "openai: requests in flight",
+}
+"""options of engines that have a name of their own on the command line; --engine-option takes any"""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m evals.run",
-        description="Evaluate a model on a benchmark. Without arguments: the tiny start model on held-out arithmetic.",
+        description="Evaluate a model on benchmarks. Without arguments: the tiny start model on held-out arithmetic.",
         epilog="A killed or interrupted evaluation is continued by the same command.",
     )
-    parser.add_argument(
-        "--bench", action="append", help="benchmarks, see --list; several by commas or repeated (default: arith)"
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--bench",
+        action="append",
+        help="benchmarks, see --list, or lm_eval:<task>; several by commas or repeated (default: arith)",
     )
-    parser.add_argument("--model", help="model folder or hub id (default: the tiny start model)")
-    parser.add_argument(
+    what.add_argument(
+        "--model",
+        help="model folder, hub id, or openai:<base url>#<model>; with --checkpoints a training run's folder or id "
+        "(default: the tiny start model)",
+    )
+    what.add_argument("--checkpoints", help="of a training run: all, or a list of steps, best, latest; e.g. 20,best")
+    what.add_argument(
         "--data",
         action="append",
         default=[],
         metavar="[BENCH=]FILE",
         help="local file of the benchmark in its usual shape, instead of the hub",
     )
-    parser.add_argument("--engine", default="hf", help="what generates: hf")
-    parser.add_argument("--n", type=int, default=1, help="completions per problem (default: 1)")
-    parser.add_argument("--temperature", type=float, help="0 is greedy (default: the benchmark's)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1)")
-    parser.add_argument("--max-tokens", type=int, help="longest response (default: the benchmark's)")
-    parser.add_argument("--prompt", help="prompt preset (default: the benchmark's)")
-    parser.add_argument("--limit", type=int, help="a seeded sample of this many problems (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample and of every completion (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 (default: auto)")
-    parser.add_argument("--store", help="results store (default: $AGPO_STORE or results/agpo.db)")
-    parser.add_argument("--resume", metavar="RUN", help="continue this run (default: the same unfinished one, if any)")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and one prompt, then exit")
+    what.add_argument("--limit", type=int, help="a seeded sample of this many problems (default: all)")
+    how = parser.add_argument_group("how it is asked")
+    how.add_argument("--n", type=int, default=1, help="completions per problem (default: 1)")
+    how.add_argument("--temperature", type=float, help="0 is greedy (default: the benchmark's)")
+    how.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1)")
+    how.add_argument("--max-tokens", type=int, help="longest response (default: the benchmark's)")
+    how.add_argument("--prompt", help="prompt preset (default: the benchmark's)")
+    how.add_argument("--seed", type=int, default=0, help="of the sample and of every completion (default: 0)")
+    engine = parser.add_argument_group("what generates")
+    engine.add_argument("--engine", help="hf, vllm or openai (default: hf; openai where --model begins so)")
+    for name, about in NAMED_ENGINE_OPTIONS.items():
+        engine.add_argument(f"--{name.replace('_', '-')}", help=about, metavar="VALUE")
+    engine.add_argument(
+        "--engine-option", action="append", default=[], metavar="KEY=VALUE", help="any other option of the engine"
+    )
+    record = parser.add_argument_group("where it goes")
+    record.add_argument("--store", help="results store (default: $AGPO_STORE or results/agpo.db)")
+    record.add_argument("--resume", metavar="RUN", help="continue this run (default: the same unfinished one, if any)")
+    record.add_argument("--regrade", metavar="RUN", help="grade a run's stored completions again; generates nothing")
+    record.add_argument("--lm-eval-output", type=Path, metavar="DIR", help="also write lm-eval's own JSON files there")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and one prompt of each, then exit")
     parser.add_argument("--list", action="store_true", help="list the benchmarks, then exit")
     add_bench_options(parser)
     args = parser.parse_args(argv)
@@ -246,34 +88,169 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the engine that were given: those with a name, and --engine-option key=value, read as YAML."""
+    import yaml
+
+    given = {name: value for name in NAMED_ENGINE_OPTIONS if (value := getattr(args, name)) is not None}
+    for text in args.engine_option:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--engine-option {text}: expected KEY=VALUE, e.g. max_num_seqs=64.")
+        given[key.strip().replace("-", "_")] = value
+    return {key: yaml.safe_load(value) for key, value in given.items()}
+
+
+def engine_name(args: argparse.Namespace) -> str:
+    served = (args.model or "").startswith("openai:")
+    if served and args.engine not in (None, "openai"):
+        raise UserError(f"--model {args.model} is a server's: it goes with --engine openai, not {args.engine}.")
+    return "openai" if served else args.engine or "hf"
+
+
+def open_engine(name: str, model: str, options: dict[str, Any]) -> "Engine":
+    from evals.engines import load_engine
+
+    try:
+        return load_engine(name, model.removeprefix("openai:"), **options)
+    except TypeError as e:
+        unknown = [option for option in options if f"unexpected keyword argument '{option}'" in str(e)]
+        if not unknown:
+            raise
+        raise UserError(f"the engine {name} has no option {unknown[0]!r}.") from e
+
+
+@contextmanager
+def engines(name: str, options: dict[str, Any]) -> Iterator[Any]:
+    """A function from a target to an engine with its weights: one engine, whose weights are changed where it can."""
+    engine: Any = None
+    loaded = ""
+
+    def get(target: Target) -> Any:
+        nonlocal engine, loaded
+        if engine is not None and loaded != target.path:
+            if hasattr(engine, "load_weights"):
+                engine.load_weights(target.path, version=target.path)
+            else:
+                engine.close()
+                engine = None
+        if engine is None:
+            engine = open_engine(name, target.path, options)
+        loaded = target.path
+        return engine
+
+    try:
+        yield get
+    finally:
+        if engine is not None:
+            engine.close()
+
+
+def find_targets(args: argparse.Namespace, store: "Store | None") -> list[Target]:
+    if not args.checkpoints:
+        return [find_target(args.model)]
+    if not args.model:
+        raise UserError("--checkpoints wants --model: the folder of a training run, or its id in the store.")
+    return find_checkpoints(args.model, args.checkpoints, store)
+
+
+def evaluate_all(
+    plans: Sequence[Any], targets: Sequence[Target], args: argparse.Namespace, store: "Store", console: Console
+) -> None:
+    """Every benchmark on every target, one run in the store for each, and a table of all at the end."""
+    from evals.bench_run import evaluate_plan, find_call, finished_outcome
+    from evals.lm_eval_tasks import TaskPlan, evaluate_task
+    from evals.tables import print_all
+
+    name, options = engine_name(args), engine_options(args)
+    if args.resume and len(plans) * len(targets) > 1:
+        raise UserError(
+            f"--resume names one run, and this would be {len(plans) * len(targets)}. Leave it out: the same command "
+            "continues all of them."
+        )
+    todo = [(target, plan) for target in targets for plan in plans]
+    facts = {target.path: facts_of(target, name, options) for target in targets}
+    call, finished = find_call(store, [{**facts[target.path], **plan.settings} for target, plan in todo])
+    outcomes = []
+    with engines(name, options) as engine_of:
+        for number, (target, plan) in enumerate(todo):
+            if number in finished:
+                console.print(f"{plan.title}: run {finished[number]} is finished already", highlight=False)
+                outcomes.append(finished_outcome(plan.title, target, finished[number], store))
+                continue
+            one: Any = evaluate_task if isinstance(plan, TaskPlan) else evaluate_plan
+            known = {**facts[target.path], "call": call}
+            engine = engine_of(target)
+            outcomes.append(one(plan, target, known, engine, store, console, args.resume, args.lm_eval_output))
+    if len(outcomes) > 1:
+        print_all(outcomes, console)
+
+
+def facts_of(target: Target, engine: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What a run's configuration says of model and engine. The precision decides results, other options do not."""
+    others = {key: value for key, value in options.items() if key != "dtype"}
+    return {**target.facts(), "engine": engine, "dtype": options.get("dtype", "auto"), "engine_options": others}
+
+
+def list_benches(console: Console) -> None:
+    from evals.benches import BENCHES
+
+    table = Table("name", "benchmark", "problems", "metric", "grader", "prompt", "max tokens", "licence", "source")
+    for b in BENCHES.values():
+        row = (b.name, b.title, str(b.size), b.metric, b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
+        table.add_row(*row)
+    console.print(table)
+    console.print("and lm_eval:<task> for any task of lm-eval", highlight=False)
+
+
+def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) -> None:
+    """Print the plan and one prompt of each benchmark. Loads a tokenizer and no model, and makes no store."""
+    from evals.bench_run import with_model_notes
+    from evals.engines.hf import load_tokenizer
+    from evals.store import Store
+
+    name, options = engine_name(args), engine_options(args)
+    if args.checkpoints and not Path(args.model or "").is_dir():
+        with Store.open(args.store) as store:
+            targets = find_targets(args, store)
+    else:
+        targets = find_targets(args, None)
+    plans = [with_model_notes(plan, targets[0], None) if isinstance(plan, Plan) else plan for plan in plans]
+    show(plans, facts_of(targets[0], name, options), console)
+    if len(targets) > 1:
+        steps = ", ".join(str(target.step) for target in targets)
+        console.print(f"{'checkpoints':>14}: {len(targets)}, steps {steps}", highlight=False)
+    path = targets[0].path
+    # only the server can say whose tokenizer renders its prompts
+    tokenizer = open_engine(name, path, options).tokenizer if name == "openai" else load_tokenizer(path)
+    show_prompts(plans, tokenizer, console)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
+    # Bars of lm-eval and vLLM count requests; ours counts completions. tqdm reads this when it is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     args = arguments(argv)
     console = make_console()
     if args.list:
         list_benches(console)
         return 0
-    plans = make_plans(args)
-    model = model_facts(args)
-    if args.dry_run:
-        from transformers import AutoTokenizer
+    if args.regrade:
+        from evals.bench_run import regrade_run
+        from evals.store import Store
 
-        add_model_notes(plans, model["model"])
-        show(plans, model, console)
-        show_prompts(plans, AutoTokenizer.from_pretrained(model["model"]), console)
+        with Store.open(args.store) as store:
+            regrade_run(args.regrade, store, console)
         return 0
-    from evals.engines import load_engine
+    plans = make_plans(args)
+    engine_options(args)  # a mistake in them is said before anything is loaded
+    if args.dry_run:
+        dry_run(args, plans, console)
+        return 0
     from evals.store import Store
 
     with Store.open(args.store) as store:
-        add_model_notes(plans, model["model"], store)
-        engine = load_engine(args.engine, model["model"], device=args.device, dtype=args.dtype)
-        try:
-            for plan in plans:
-                run_id = evaluate_plan(plan, model, engine, store, args.resume, console)
-                console.print(f"run {run_id} in {store}")
-        finally:
-            engine.close()
+        evaluate_all(plans, find_targets(args, store), args, store, console)
     return 0
 
 

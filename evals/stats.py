@@ -6,7 +6,7 @@ means. Samples that are not scorable are left out and counted.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -56,6 +56,9 @@ class Summary:
     truncated: float
     """share of samples that were cut at max_tokens"""
     outcomes: dict[str, int] = field(default_factory=dict)
+    pass_at: dict[int, float] = field(default_factory=dict)
+    """k -> pass@k for k = 2, 4, 8, ...: the chance that one of k samples is right (Chen et al. 2021, Eq. 1, unbiased),
+    over the problems with k scorable samples or more; empty where rewards are not 0 or 1"""
 
     def line(self) -> str:
         """One line for a console."""
@@ -102,7 +105,40 @@ def summarise(samples: Iterable[Graded]) -> Summary:
         tokens_median=float(np.median(np.concatenate(list(tokens.values())))) if tokens else math.nan,
         truncated=cut / total if total else math.nan,
         outcomes=dict(outcomes.most_common()),
+        pass_at=pass_at_k(list(rewards.values())),
     )
+
+
+def pass_at_k(rewards: Sequence[Sequence[float]]) -> dict[int, float]:
+    """k -> mean over problems of 1 - C(n - c, k) / C(n, k), c right ones of a problem's n, for k in powers of two."""
+    if any(reward not in (0.0, 1.0) for samples in rewards for reward in samples):
+        return {}
+    counts = [(len(samples), int(sum(samples))) for samples in rewards]
+    found = {}
+    k = 2
+    while k <= max((n for n, _ in counts), default=0):
+        found[k] = float(np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for n, c in counts if n >= k]))
+        k *= 2
+    return found
+
+
+def problem_means(samples: Iterable[Graded]) -> dict[str, float]:
+    """Problem -> mean reward of its scorable samples."""
+    rewards: dict[str, list[float]] = {}
+    for sample in samples:
+        if sample.reward is not None:
+            rewards.setdefault(sample.item, []).append(sample.reward)
+    return {item: float(np.mean(values)) for item, values in rewards.items()}
+
+
+def paired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[float, float, float]:
+    """(b - a, its 95 % interval) over the problems that both have: each problem is compared with itself.
+
+    Two intervals side by side, or a z test of two independent means, would throw away that the problems are the same.
+    """
+    common = sorted(a.keys() & b.keys())
+    differences = np.array([b[item] - a[item] for item in common])
+    return (_mean(differences), *bootstrap_mean(differences))
 
 
 def by(samples: Sequence[Graded], key: str) -> dict[str, Summary]:

@@ -60,7 +60,7 @@ class SampleRow:
     """the text the model was given, prompt preset applied"""
     response: str
     token_ids: tuple[int, ...]
-    """the response's tokens, end of sequence included; empty when read back without tokens"""
+    """the response's tokens, end of sequence included; empty where a server gives none, or when read back without"""
     logprobs: tuple[float, ...] | None
     finish_reason: str
     outcome: str
@@ -76,7 +76,7 @@ class SampleRow:
     meta: Mapping[str, Any] = field(default_factory=dict)
     """level, subject, source, ...: whatever reports group by"""
     response_tokens: int = -1
-    """length of the response; filled in from token_ids"""
+    """length of the response; filled in from token_ids where not given"""
 
     def __post_init__(self) -> None:
         if self.response_tokens < 0:
@@ -460,7 +460,7 @@ def _sample_values(run_id: str, row: SampleRow) -> dict[str, Any]:
         "item": _text(row.item),
         "repeat": row.repeat,
         "step": row.step,
-        "response_tokens": len(row.token_ids),
+        "response_tokens": row.response_tokens,
         "finish_reason": row.finish_reason,
         "outcome": row.outcome,
         "path": row.path,

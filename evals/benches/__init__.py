@@ -4,7 +4,22 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from evals.benches import arith, livecodebench, math500, tiny_code
+from evals.benches import (
+    aime24,
+    aime25,
+    amc23,
+    amc83,
+    arith,
+    gsm8k,
+    humaneval,
+    humaneval_plus,
+    livecodebench,
+    math500,
+    math_val,
+    mbpp,
+    mbpp_plus,
+    tiny_code,
+)
 from evals.benches.bench import Bench, Option
 from evals.errors import UserError
 from evals.items import Item
@@ -12,7 +27,23 @@ from evals.items import Item
 __all__ = ["BENCHES", "Bench", "Option", "find", "load"]
 
 BENCHES: dict[str, Bench] = {
-    bench.name: bench for bench in (math500.BENCH, livecodebench.BENCH, arith.BENCH, tiny_code.BENCH)
+    bench.name: bench
+    for bench in (
+        math500.BENCH,
+        math_val.BENCH,
+        gsm8k.BENCH,
+        aime24.BENCH,
+        aime25.BENCH,
+        amc23.BENCH,
+        amc83.BENCH,
+        livecodebench.BENCH,
+        humaneval.BENCH,
+        humaneval_plus.BENCH,
+        mbpp.BENCH,
+        mbpp_plus.BENCH,
+        arith.BENCH,
+        tiny_code.BENCH,
+    )
 }
 
 

@@ -3,11 +3,16 @@
 Every engine is one file here with a class that has the shape of `Engine`, and one line in `load_engine`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from evals.errors import UserError
+
+
+class EngineError(UserError):
+    """An engine cannot be started, or stopped in the middle. What it had not finished counts as nothing."""
+
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -27,6 +32,8 @@ class Request:
 
     prompt_ids: tuple[int, ...]
     seeds: tuple[int, ...]
+    prompt: "str | tuple[dict[str, str], ...]" = ""
+    """for an engine without a tokenizer, in place of the ids: text, or chat messages with role and content"""
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,9 @@ class Completion:
     """One sampled response.
 
     `token_ids` includes the end-of-sequence token when there is one. `logprobs` has one entry per token: the
-    log-probability of that token under the temperature-scaled distribution before top-p cuts it (None where an engine
-    cannot tell). `seconds` is the time from the start of `generate` to the last token.
+    log-probability of that token under the temperature-scaled distribution before top-p cuts it, of a greedy one at
+    temperature 1 (None where an engine cannot tell). `seconds` is the time from the start of `generate` to the last
+    token. A server may give no ids: they are empty then, `text` is what it answered and `counted` its number of tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -43,6 +51,14 @@ class Completion:
     finish_reason: FinishReason
     seconds: float
     weight_version: str = ""
+    text: str | None = None
+    """None: decode the ids"""
+    counted: int = 0
+    """the server's number of tokens, where it gives no ids"""
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids) or self.counted
 
 
 class Output(NamedTuple):
@@ -55,11 +71,13 @@ class Output(NamedTuple):
 
 class Engine(Protocol):
     tokenizer: Any
-    """a Hugging Face tokenizer"""
+    """a Hugging Face tokenizer; None: requests carry `prompt`, completions `text`"""
     max_context: int
     """longest prompt + completion in tokens"""
     eos_ids: frozenset[int]
     """every id that ends a sequence"""
+    weight_version: str
+    """stamped on every completion; whoever changes the weights sets it"""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         """Yield every completion as it finishes, in no particular order; each (request, repeat) exactly once.
@@ -73,10 +91,33 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class OwnWeights(Protocol):
+    """What an engine offers besides whose weights are its own: a trainer's reach it only when they are sent."""
+
+    weight_version: str
+
+    def sync(self, weights: Mapping[str, Any], version: str) -> None:
+        """Generate with these tensors, named as in a checkpoint, from now on. Raises EngineError."""
+        ...
+
+    def sleep(self) -> None:
+        """Give a GPU's memory back until the next sync or generation."""
+        ...
+
+
 def load_engine(name: str, model: str, **options: Any) -> Engine:
-    """The engine called `name` over the model folder or hub id `model`."""
+    """The engine called `name` over the model folder or hub id `model`; for `openai` it is `URL[,URL...]#MODEL`."""
     if name == "hf":
         from evals.engines.hf import HFEngine
 
         return HFEngine.load(model, **options)
-    raise UserError(f"unknown engine {name!r}. Known: hf.")
+    if name == "vllm":
+        from evals.engines.vllm import VLLMEngine
+
+        return VLLMEngine.load(model, **options)
+    if name == "openai":
+        from evals.engines.openai import OpenAIEngine
+
+        return OpenAIEngine.load(model, **options)
+    raise UserError(f"unknown engine {name!r}. Known: hf, vllm, openai.")

@@ -45,6 +45,20 @@ class HFEngine:
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         return cls(loaded.eval(), tokenizer, **options)
 
+    def load_weights(self, folder: str, *, version: str) -> None:
+        """Take the weights of another folder of the same model, e.g. a later checkpoint; tokenizer and all else stay.
+
+        Raises UserError where they are not weights of this model.
+        """
+        load_weights(self.model, folder)
+        self.weight_version = version
+
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, float, bool]]:
+        """See `evals.engines.scoring.score`."""
+        from evals.engines.scoring import score
+
+        return score(self.model, pairs, self.max_context)
+
     def close(self) -> None:
         del self.model
 
@@ -85,11 +99,7 @@ class HFEngine:
             yield wave
 
     def _token_bytes(self) -> int:
-        """Keys and values of one token in all layers."""
-        config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * config.num_hidden_layers * heads * width * self.model.dtype.itemsize
+        return cache_bytes_per_token(self.model.config, self.model.dtype.itemsize)
 
     def _cache_bytes(self) -> int:
         device = next(self.model.parameters()).device
@@ -157,6 +167,14 @@ def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: A
     return frozenset(map(int, ids))
 
 
+def cache_bytes_per_token(config: Any, item_bytes: int) -> int:
+    """Keys and values of one token in all layers."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * item_bytes
+
+
 def check_fits(prompt_tokens: int, max_tokens: int, max_context: int, what: str) -> None:
     """Refuse a prompt that leaves no room for its answer. Cutting it silently would change the question."""
     if prompt_tokens == 0:
@@ -178,31 +196,80 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     transformers.logging.disable_progress_bar()
-    looks_local = model.startswith((".", "/", "~")) or Path(model).exists()
-    folder = str(Path(model).expanduser()) if looks_local else model
-    if looks_local and not (Path(folder) / "config.json").is_file():
-        raise UserError(
-            f"{model}: not a model folder (no config.json in it). Expected a Hugging Face folder, or a hub id."
-        )
+    folder, local = _find(model)
     try:
         config = AutoConfig.from_pretrained(folder)
         loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  (the stub knows one result)
             folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True
         )
     except (OSError, ValueError) as e:
-        raise UserError(_cannot_load(model, "model", looks_local, e)) from e
+        raise UserError(_cannot_load(model, "model", local, e)) from e
     if missing := sorted(report["missing_keys"]):  # the library fills them with random numbers and goes on
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise UserError(_cannot_load(model, "model", looks_local, ValueError(f"it has no weights for {shown}")))
-    if looks_local and not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(_cannot_load(model, "model", local, ValueError(f"it has no weights for {shown}")))
+    tokenizer = load_tokenizer(model)
+    loaded.to(device)  # type: ignore[call-arg]  (the stub of the library's decorator loses `self`)
+    return loaded, tokenizer
+
+
+def load_config(model: str) -> tuple[Any, GenerationConfig | None]:
+    """(config, generation config or None) of a folder or hub id, without its weights. Raises UserError."""
+    folder, local = _find(model)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as e:
+        raise UserError(_cannot_load(model, "model", local, e)) from e
+    try:
+        return config, GenerationConfig.from_pretrained(folder)
+    except OSError:  # a model need not have one; transformers then makes it from the config
+        return config, GenerationConfig.from_model_config(config)
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a folder or hub id. Raises UserError."""
+    folder, local = _find(model)
+    if local and not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
         # the library would make an empty tokenizer, which turns every prompt into nothing
         raise UserError(_cannot_load(model, "tokenizer", True, FileNotFoundError("none of its files is there")))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as e:
-        raise UserError(_cannot_load(model, "tokenizer", looks_local, e)) from e
-    loaded.to(device)  # type: ignore[call-arg]  (the stub of the library's decorator loses `self`)
-    return loaded, tokenizer
+        raise UserError(_cannot_load(model, "tokenizer", local, e)) from e
+
+
+def _find(model: str) -> tuple[str, bool]:
+    """(folder or hub id, whether it is a folder). Raises UserError for a folder that is no model."""
+    local = model.startswith((".", "/", "~")) or Path(model).exists()
+    folder = str(Path(model).expanduser()) if local else model
+    if local and not (Path(folder) / "config.json").is_file():
+        raise UserError(
+            f"{model}: not a model folder (no config.json in it). Expected a Hugging Face folder, or a hub id."
+        )
+    return folder, local
+
+
+@torch.no_grad()
+def load_weights(model: Any, folder: str) -> None:
+    """Copy the safetensors of a model folder into `model`. Raises UserError where names or shapes are others."""
+    from safetensors.torch import load_file
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: no *.safetensors in it. Expected a Hugging Face model folder.")
+    own = model.state_dict()
+    seen: set[int] = set()  # tied weights are one memory under several names; a folder has one of them
+    for file in files:
+        for name, x in load_file(file).items():
+            if name not in own or own[name].shape != x.shape:
+                there = f"of shape {tuple(own[name].shape)} in it" if name in own else "not in it"
+                raise UserError(
+                    f"{folder} holds other weights than the model that is loaded: {name} {tuple(x.shape)} is {there}. "
+                    "Evaluate it in a call of its own."
+                )
+            own[name].copy_(x)
+            seen.add(own[name].data_ptr())
+    if missing := [name for name, x in own.items() if x.data_ptr() not in seen and x.numel()]:
+        raise UserError(f"{folder} has no weights for {missing[0]}. Expected a complete Hugging Face model folder.")
 
 
 def _cannot_load(model: str, part: str, local: bool, error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from evals.errors import UserError
 from evals.grading import Verdict
-from evals.items import Item
+from evals.items import Code, Item
 from sandbox import Program, Report, Sandbox, SandboxError
 from sandbox.backends import Backend
 
@@ -75,6 +75,33 @@ def _fences(text: str) -> list[tuple[str, str | None]]:
     return blocks
 
 
+_CLOSING = (")", "]", "}")
+
+
+def find_program(text: str, code: Code) -> tuple[str | None, str]:
+    """`extract_code`, and ("...", "continued") for an indented response where the item has a head to continue.
+
+    The continuation ends before the first line that is not indented, as HumanEval's stop strings end it: what base
+    models write after a function is not part of it.
+    """
+    body = text.split("\n")
+    first = next((line for line in body if line.strip()), "")
+    if not code.completes or not first.startswith((" ", "\t")):
+        return extract_code(text)
+    kept: list[str] = []
+    for line in body:
+        if line.strip() and not line.startswith((" ", "\t", *_CLOSING)):
+            break
+        kept.append(line)
+    return "\n".join(kept).rstrip() + "\n", "continued"
+
+
+def assemble(program: str, where: str, code: Code) -> str:
+    """The source that runs: the answer with what the item puts around it."""
+    whole = code.completes + program if where == "continued" else program
+    return f"{whole}\n{code.after}" if code.after else whole
+
+
 class CodeGrader:
     """Runs the program of a response on `item.code`'s tests, in the sandbox, on threads of its own.
 
@@ -137,13 +164,14 @@ class CodeGrader:
                 'tests (reward_model.ground_truth: {"inputs": [...], "outputs": [...]}), or another grader.'
             )
         verdict: Future[Verdict] = Future()
-        program, where = extract_code(text)
+        program, where = find_program(text, item.code)
         if program is None:
             verdict.set_result(Verdict("no_answer", where, meta={"where": where}))
             return verdict
         code = item.code
         try:
-            whole = Program(program, code.mode, code.entry, code.limits, code.prelude)
+            source = assemble(program, where, code)
+            whole = Program(source, code.mode, code.entry, code.limits, code.prelude)
             judged = self._sandbox.submit(whole, code.problem)
         except SandboxError as e:
             raise UserError(f"problem {item.id!r}: {e}") from e
@@ -154,8 +182,7 @@ class CodeGrader:
         """Everything of a rollout has been submitted: nothing here waits for that."""
 
     def _verdict(self, report: Report, program: str, where: str) -> Verdict:
-        deciding = report.lcb if self.compat == "lcb" else report
-        assert deciding is not None
+        deciding = report.lcb or report if self.compat == "lcb" else report  # Problem.lcb may say no
         passed, tests = deciding.tests_passed, len(deciding.tests)
         meta: dict[str, Any] = {
             **{rule: str(verdict) for rule, verdict in report.verdicts.items()},

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engine_conformance import CHECKS, Subject, make_model, reference
 from scipy.stats import chisquare
 
 from evals.engines import Request, Sampling, load_engine
@@ -18,6 +19,17 @@ GREEDY = Sampling(max_tokens=24, temperature=0)
 @pytest.fixture(scope="module")
 def engine(tiny):
     return HFEngine.load(tiny)
+
+
+@pytest.fixture(scope="module")
+def subject(tiny, tmp_path_factory):
+    model = make_model(tmp_path_factory.mktemp("conformance"), tiny)
+    return Subject(HFEngine.load(model), reference(model))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_conformance(check, subject):
+    check(subject)
 
 
 def ask(engine, prompts, seeds=(0,)):

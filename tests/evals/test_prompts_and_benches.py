@@ -7,7 +7,7 @@ import pytest
 
 from evals.benches import BENCHES, arith, find, load
 from evals.errors import UserError
-from evals.grading.grader import GRADERS
+from evals.grading.grader import NAMES
 from evals.items import Item, derive_seed, read_items
 from evals.prompts import PRESETS, encode, render
 
@@ -55,7 +55,7 @@ def test_a_chat_preset_without_a_template_names_those_that_work():
 
 def test_every_bench_names_a_grader_and_a_preset_that_exist():
     for bench in BENCHES.values():
-        assert bench.grader in GRADERS
+        assert bench.grader in NAMES
         assert bench.prompt in PRESETS
     with pytest.raises(UserError, match=r"unknown benchmark 'aime'.*math500"):
         find("aime")

@@ -1,8 +1,8 @@
 """Programs per second and CPU time per program of the sandbox, beside what people use today, interleaved.
 
-    python benchmarks/sandbox.py --lcb CHECKOUT                # a checkout of github.com/LiveCodeBench/LiveCodeBench
-    python benchmarks/sandbox.py --lcb clone                   # clones it into a scratch folder first
-    python benchmarks/sandbox.py --docker --fusion http://127.0.0.1:8080     # a running SandboxFusion server
+    python benchmarks/sandbox_speed.py --lcb CHECKOUT   # a checkout of github.com/LiveCodeBench/LiveCodeBench
+    python benchmarks/sandbox_speed.py --lcb clone                   # clones it into a scratch folder first
+    python benchmarks/sandbox_speed.py --docker --fusion http://127.0.0.1:8080     # a running SandboxFusion server
 
 Every contender judges the same trivial programs (a + b), all different, on the same tests, with the same number of
 workers; rounds are interleaved and medians reported. Starting workers is not counted: they are warm in training.

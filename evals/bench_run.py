@@ -1,0 +1,231 @@
+"""One evaluation as a run in the store: begun or continued, recorded while it goes on, ended with its tables."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from evals import contamination
+from evals.benches import find, load
+from evals.complete import Job, choose, regrade
+from evals.engines import Engine, Sampling
+from evals.engines.hf import check_fits
+from evals.errors import UserError
+from evals.grading.grader import open_grader
+from evals.models import Target
+from evals.plan import Plan, show_notes
+from evals.prompts import encode
+from evals.stats import problem_means, summarise
+from evals.tables import Outcome, print_bench
+
+if TYPE_CHECKING:
+    from evals.store import Store
+
+NOT_THE_RESULT = ("notes", "engine_options", "call")
+"""of a run's configuration: with others the same run goes on"""
+
+UNFINISHED = ("interrupted", "failed", "dead")
+LINE_SECONDS = 30.0
+
+
+def evaluate_plan(
+    plan: Plan,
+    target: Target,
+    facts: dict[str, Any],
+    engine: Engine,
+    store: "Store",
+    console: Console,
+    resume: str | None = None,
+    lm_eval_output: Path | None = None,
+) -> Outcome:
+    """Evaluate one benchmark, every completion into the store, and print its tables."""
+    from evals import harness
+    from evals.lm_eval_output import write_output
+
+    plan = with_model_notes(plan, target, store)
+    bench, options = plan.bench, plan.settings
+    check_context(engine, plan)
+    show_notes(plan, console)
+    sampling = Sampling(options["max_tokens"], options["temperature"], options["top_p"])
+    config = {**facts, **options, "notes": plan.notes}
+    with stored_run(bench.name, target, config, store, console, resume) as run_id:
+        job = Job(bench, sampling, options["n"], options["prompt"], options["seed"], run_id, bench.name, target.step)
+        task = harness.BenchTask(bench, plan.items, job, engine.tokenizer)
+        with (
+            open_grader(bench.grader) as grader,
+            progress_bar(bench.title, len(plan.items) * job.n, console) as advance,
+        ):
+            lm = harness.EngineLM(engine, task, job, store, grader, on_row=lambda row: advance())
+            results = harness.run_lm_eval(lm, task)
+        outcome = finish(job, target, store, console)
+        show_notes(plan, console)
+        if lm_eval_output:
+            write_output(results, lm, target.path, config, lm_eval_output, console)
+    console.print(f"run {run_id} in {store}", highlight=False)
+    return outcome
+
+
+def with_model_notes(plan: Plan, target: Target, store: "Store | None") -> Plan:
+    """The plan with warnings where this model may have seen the problems."""
+    return replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
+
+
+def finish(job: Job, target: Target, store: "Store", console: Console) -> Outcome:
+    """Print the summary of a run's completions, and log it as metrics of the run."""
+    rows = [row for row in store.samples(job.run_id, split=job.split, step=job.step) if row.repeat < job.n]
+    total = print_bench(rows, job.bench, job.n, console)
+    values = {"pass1": total.pass1, "pass1_se": total.pass1_se, "tokens_mean": total.tokens_mean}
+    values |= {"tokens_median": total.tokens_median, "truncated": total.truncated, "unscored": total.unscored}
+    values |= {f"pass{k}": value for k, value in total.pass_at.items()}
+    store.log_metrics(job.run_id, job.step, values)
+    return Outcome(job.bench.title, target.path, job.step, job.run_id, total, problem_means(rows))
+
+
+def regrade_run(wanted: str, store: "Store", console: Console) -> None:
+    """Grade a run's stored completions again, by the graders as they are now. Nothing is generated."""
+    run = store.find_run(wanted)
+    if run.kind != "eval" or run.name != run.config.get("bench") or run.name.startswith("lm_eval:"):
+        raise UserError(f"run {run.id} ({run.kind} {run.name}) is not an evaluation by a benchmark of ours.")
+    bench, config = find(run.name), run.config
+    items = choose(load(bench, config["data"], config.get("options")), config["limit"], config["seed"])
+    (step,) = {row.step for row in store.outcomes(run.id)} or {0}
+    sampling = Sampling(config["max_tokens"], config["temperature"], config["top_p"])
+    job = Job(bench, sampling, config["n"], config["prompt"], config["seed"], run.id, bench.name, step)
+    store.resume_run(run.id)
+    try:
+        with open_grader(bench.grader) as grader, progress_bar("grading", run.samples, console) as advance:
+            regrade(items, job, store, grader, lambda row: advance())
+        finish(job, Target(config["model"], {}), store, console)
+    finally:
+        # it is as complete as it was
+        store.finish_run(run.id, run.status if run.status in ("done", "failed") else "interrupted")
+    console.print(f"run {run.id} in {store}", highlight=False)
+
+
+@contextmanager
+def stored_run(
+    name: str, target: Target, config: dict[str, Any], store: "Store", console: Console, resume: str | None
+) -> Iterator[str]:
+    """The id of a run that is begun, or continued where the same one was not finished; its status at the end."""
+    run_id = find_unfinished(store, config, resume)
+    if run_id:
+        store.resume_run(run_id)
+        console.print(f"continuing run {run_id}")
+    else:
+        label = target.label
+        run_id = store.start_run(
+            "eval",
+            name,
+            method=label.get("method", ""),
+            model=label.get("model", target.path),
+            seed=label.get("seed", config["seed"]),
+            config=config,
+            parent=label["run"] if label.get("run") in {r.id for r in store.runs("train")} else None,
+        )
+        console.print(f"run {run_id}")
+    status = "failed"
+    try:
+        yield run_id
+        status = "done"
+    except KeyboardInterrupt as e:
+        status = "interrupted"
+        raise KeyboardInterrupt("what is finished is kept; the same command continues") from e
+    finally:
+        store.finish_run(run_id, status)
+
+
+def deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a run's configuration, what decides its result."""
+    return {key: value for key, value in config.items() if key not in NOT_THE_RESULT}
+
+
+def find_unfinished(store: "Store", config: dict[str, Any], resume: str | None) -> str | None:
+    """The run to continue: the one asked for, or the latest unfinished one with the same configuration."""
+    if resume:
+        run = store.find_run(resume)
+        if run.kind != "eval":
+            raise UserError(f"run {run.id} is a {run.kind} run; --resume here continues an evaluation.")
+        if changed := [k for k, v in deciding(config).items() if run.config.get(k) != v]:
+            said = ", ".join(f"{k}={run.config.get(k)!r}, now {config[k]!r}" for k in changed)
+            raise UserError(
+                f"run {run.id} was started with other options: {said}. Give the same, or leave --resume out."
+            )
+        return run.id
+    same = [r for r in store.runs("eval") if r.status in UNFINISHED and deciding(r.config) == deciding(config)]
+    return same[-1].id if same else None
+
+
+def find_call(store: "Store", configs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[int, str]]:
+    """(what marks the runs of this call, index of a configuration -> the finished run it has already).
+
+    A call for several evaluations that was cut short is continued by the same command: what it finished is not made
+    again, also where it was killed between two of them. A call that is complete begins anew.
+    """
+    wanted = [deciding(config) for config in configs]
+    runs = [run for run in store.runs("eval") if run.config.get("call")]
+    latest = next((run for run in reversed(runs) if deciding(run.config) in wanted), None)
+    if latest is not None:
+        call = latest.config["call"]
+        members = [run for run in runs if run.config["call"] == call]
+        begun = all(deciding(run.config) in wanted for run in members) and call["runs"] == len(configs)
+        if begun and (len(members) < call["runs"] or any(run.status in UNFINISHED for run in members)):
+            done = {wanted.index(deciding(run.config)): run.id for run in members if run.status == "done"}
+            return call, done
+    return {"id": secrets.token_hex(4), "runs": len(configs)}, {}
+
+
+def finished_outcome(title: str, target: Target, run_id: str, store: "Store") -> Outcome:
+    """A run that an earlier, interrupted call has finished."""
+    rows = list(store.outcomes(run_id))
+    return Outcome(title, target.path, target.step, run_id, summarise(rows), problem_means(rows))
+
+
+@contextmanager
+def progress_bar(title: str, total: int, console: Console) -> Iterator[Callable[[], None]]:
+    """A function that counts one completion: a bar with the time left; in a file or a pipe, a line now and then."""
+    if not console.is_terminal:
+        yield _lines(title, total, console)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("completions"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        bar = progress.add_task(title, total=total)
+        yield lambda: progress.advance(bar)
+
+
+def _lines(title: str, total: int, console: Console) -> Callable[[], None]:
+    done, started = 0, time.monotonic()
+    said = started
+
+    def advance() -> None:
+        nonlocal done, said
+        done += 1
+        now = time.monotonic()
+        if now - said >= LINE_SECONDS:
+            said = now
+            left = timedelta(seconds=round((total - done) * (now - started) / done))
+            console.print(f"{title}: {done} of {total} completions, {left} left", highlight=False)
+
+    return advance
+
+
+def check_context(engine: Engine, plan: Plan) -> None:
+    """Refuse before the first token what would not fit, naming the problem and the numbers."""
+    if engine.tokenizer is None:  # the server counts
+        return
+    for item in plan.items:
+        tokens = len(encode(plan.settings["prompt"], item, engine.tokenizer))
+        check_fits(tokens, plan.settings["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")

@@ -1,0 +1,310 @@
+"""Tests that are Python asserts, taken apart: what runs with the program, and what is compared where it cannot reach.
+
+`assert f(1) == 2` run beside f is a test that f can pass by ending the process, by returning an object that equals
+everything, or by patching. So only the call `f(1)` goes to the program's process. Its value comes out as data
+(values.py) and is compared with 2 in the owner's process. An assert that says something else of the value, such as
+`abs(f(1) - 0.33) < 1e-6`, is evaluated on the value by a checker: in the sandbox, in a process of its own, after the
+program is dead.
+"""
+
+import ast
+import builtins
+import copy
+import inspect
+import math
+import operator
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evals.benches import values
+from evals.items import Code
+from sandbox import Limits, Problem, Test
+
+RUN = "__run_test__"
+_LITERALS = {"inf": math.inf, "nan": math.nan}
+_VALUES = (
+    f"from typing import Any\n\n{inspect.getsource(values.encode)}\n\n{inspect.getsource(values.decode)}\n\n"
+    "LITERALS = {'inf': float('inf'), 'nan': float('nan')}\n"
+)
+
+
+class CannotConvert(Exception):
+    """An assert, or a statement around it, that cannot be taken apart; the message says which."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to ask of a program. `call`: the expression that is evaluated in it. Its value must be `want`; or, with
+    `check`, that expression must hold where `_` is the value and `want` what `call` gives under `Checks.prelude`."""
+
+    call: str
+    want: Any = None
+    check: str = ""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What the checks of a problem need: source that is run before them, and whether `want` is computed by it."""
+
+    prelude: str = ""
+    reference: bool = False
+
+
+def make_code(
+    cases: Sequence[Case],
+    *,
+    checks: Checks | None = None,
+    setup: str = "",
+    prelude: str = "",
+    completes: str = "",
+    limits: Limits | None = None,
+) -> Code:
+    """How a program is asked all cases. setup: source that runs after the program, for the calls to use.
+
+    Without a check in any case the owner compares, exactly as == does on numbers, texts, tuples, lists, sets and dicts.
+    """
+    checked = any(case.check for case in cases)
+    tests = tuple(Test([case.call], _expected(case, checked)) for case in cases)
+    return Code(
+        Problem(tests, float_tolerance=0, checker=_checker(checks or Checks()) if checked else "", lcb=False),
+        mode="call",
+        entry=RUN,
+        limits=limits or Limits(),
+        completes=completes,
+        prelude=prelude,
+        after=_runner(setup),
+    )
+
+
+def _expected(case: Case, checked: bool) -> Any:
+    if case.check:
+        return {"check": case.check}
+    return {"value": values.encode(case.want)} if checked else values.encode(case.want)
+
+
+def _runner(setup: str) -> str:
+    """Source behind a program: evaluates an expression among the program's names and gives its value as data.
+
+    The rest lives in a namespace of its own, for honest programs call their variables list or json.
+    """
+    return (
+        f"{setup}\n\n__values__ = {{}}\nexec({_VALUES!r}, __values__)\n"
+        f"def {RUN}(expression):\n"
+        "    return __values__['encode'](eval(expression, globals(), __values__['LITERALS']))\n"
+    )
+
+
+def _checker(checks: Checks) -> str:
+    """Source of `check` (sandbox.Problem.checker).
+
+    What fails in the prelude or the reference is an error; what fails on a program's value is a wrong value.
+    """
+    want = "        names['want'] = eval(input[0], scope, values['LITERALS'])\n" if checks.reference else ""
+    return (
+        f"values, scope = {{}}, {{}}\nexec({_VALUES!r}, values)\nexec({checks.prelude!r}, scope)\n"
+        "def check(input, output, expected):\n"
+        "    names = {}\n"
+        "    if 'check' in expected:\n"
+        "        names.update(values['LITERALS'])\n"
+        f"{want}"
+        "    try:\n"
+        "        names['_'] = values['decode'](output)\n"
+        "        if 'value' in expected:\n"
+        "            return bool(names['_'] == values['decode'](expected['value']))\n"
+        "        return bool(eval(expected['check'], {**scope, **names}))\n"
+        "    except Exception:\n"
+        "        return False\n"
+    )
+
+
+def imports_of(cases: Sequence[Case]) -> str:
+    """Import statements for the modules of the standard library that the checks name."""
+    names = {
+        node.id
+        for case in cases
+        if case.check
+        for node in ast.walk(ast.parse(case.check))
+        if isinstance(node, ast.Name)
+    }
+    return "".join(f"import {name}\n" for name in sorted(names & sys.stdlib_module_names))
+
+
+def cases_of(statements: Sequence[ast.stmt], names: Mapping[str, str]) -> list[Case]:
+    """The asserts of some straight code as cases.
+
+    names: what is under test, as it is called there -> as the program calls it.
+
+    Assignments are put in where their names are used; `for` over constants is unrolled; asserts of a constant say
+    nothing and are left out. Raises CannotConvert.
+    """
+    return list(_cases(statements, names, {}))
+
+
+def _cases(statements: Sequence[ast.stmt], names: Mapping[str, str], known: dict[str, ast.expr]) -> Iterator[Case]:
+    for statement in statements:
+        match statement:
+            case ast.Assert():
+                case_ = _case(_put_in(statement.test, known), names)
+                if case_ is not None:
+                    yield case_
+            case ast.Assign(targets=[ast.Name(id=name)]) if not _calls(statement.value, names):
+                known[name] = _put_in(statement.value, known)
+            case ast.For(target=ast.Name(id=name), orelse=[]):
+                try:
+                    sequence = list(constant(_put_in(statement.iter, known)))
+                except (ValueError, TypeError) as e:
+                    raise _cannot(statement) from e
+                for one in sequence:
+                    yield from _cases(statement.body, names, {**known, name: ast.Constant(one)})
+            case ast.Pass() | ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant() | ast.Name()):
+                pass
+            case _:
+                raise _cannot(statement)
+
+
+def _cannot(node: ast.stmt | ast.expr) -> CannotConvert:
+    return CannotConvert(f"cannot take apart {ast.unparse(node).splitlines()[0][:100]!r}")
+
+
+def _put_in(node: ast.expr, known: Mapping[str, ast.expr]) -> ast.expr:
+    """The expression with these names replaced."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Load) and part.id in known:
+            raise _cannot(node)  # a comprehension that uses the name for something else
+
+    class Names(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.expr:
+            return copy.deepcopy(known[node.id]) if node.id in known else node
+
+    return ast.fix_missing_locations(Names().visit(copy.deepcopy(node)))
+
+
+def _case(test: ast.expr, names: Mapping[str, str]) -> Case | None:
+    calls = _calls(test, names)
+    if not calls:
+        try:
+            if constant(test):
+                return None
+        except ValueError:
+            pass
+        raise _cannot(test)
+    match test:
+        case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+            for side, other in ((left, right), (right, left)):
+                if _open(side, names):
+                    if _open(other, names):  # compares the program with itself: nothing to hide
+                        return Case(_source(test, names), True)
+                    try:
+                        return Case(_source(side, names), constant(other))
+                    except ValueError:
+                        pass
+        case ast.UnaryOp(op=ast.Not(), operand=operand) if _open(operand, names):
+            return Case(f"not not {_source(operand, names)}", False)
+        case _ if _open(test, names):
+            return Case(f"not not {_source(test, names)}", True)
+    for node in ast.walk(test):
+        if isinstance(node, _SCOPES) and _calls(node, names):  # called with names that only that scope has
+            raise _cannot(test)
+    return _checked(test, calls, names)
+
+
+def _checked(test: ast.expr, calls: list[ast.Call], names: Mapping[str, str]) -> Case:
+    """The assert with the value of each call in its place."""
+
+    class Values(ast.NodeTransformer):
+        def visit_Call(self, node: ast.Call) -> ast.expr:
+            if node not in calls:
+                return self.generic_visit(node)  # type: ignore[return-value]
+            place = f"_[{calls.index(node)}]" if len(calls) > 1 else "_"
+            return ast.parse(place, mode="eval").body
+
+    asked = ", ".join(_source(call, names) for call in calls)
+    return Case(f"({asked})" if len(calls) > 1 else asked, check=ast.unparse(Values().visit(test)))
+
+
+def _calls(node: ast.expr, names: Mapping[str, str]) -> list[ast.Call]:
+    """The outermost calls of what is under test."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+        return [node]
+    return [call for child in ast.iter_child_nodes(node) for call in _calls(child, names)]  # type: ignore[arg-type]
+
+
+_SCOPES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
+_PLAIN = ("tuple", "list", "set", "frozenset", "sorted", "dict", "int", "float", "str", "bool", "len")
+
+
+def _open(node: ast.expr, names: Mapping[str, str]) -> bool:
+    """A call of what is under test, perhaps inside builtins: nothing in it is an answer, so the program may see it."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return False
+    if node.func.id in names:
+        return True
+    return node.func.id in _PLAIN and len(node.args) == 1 and not node.keywords and _open(node.args[0], names)
+
+
+def _source(node: ast.expr, names: Mapping[str, str]) -> str:
+    return ast.unparse(_put_in(node, {name: ast.Name(real) for name, real in names.items()}))
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+_CALLS = (*_PLAIN, "complex", "range", "abs", "round", "sum", "min", "max")
+
+
+def constant(node: ast.expr) -> Any:
+    """The value of an expression of literals, arithmetic and a few builtins. Raises ValueError for any other.
+
+    Like ast.literal_eval it runs nothing of the file it comes from.
+    """
+    try:
+        return _constant(node)
+    except (TypeError, ArithmeticError, RecursionError, MemoryError) as e:
+        raise ValueError(f"no constant: {e}") from e
+
+
+def _constant(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name) if name in _LITERALS:
+            return _LITERALS[name]
+        case ast.Tuple(elts=parts):
+            return tuple(map(_constant, parts))
+        case ast.List(elts=parts):
+            return list(map(_constant, parts))
+        case ast.Set(elts=parts):
+            return set(map(_constant, parts))
+        case ast.Dict(keys=keys, values=parts) if None not in keys:
+            return {_constant(key): _constant(part) for key, part in zip(keys, parts, strict=True) if key is not None}
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_constant(operand)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            return +_constant(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            a, b = _constant(left), _constant(right)
+            _check_size(op, a, b)
+            return _OPERATORS[type(op)](a, b)
+        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in _CALLS:
+            given = list(map(_constant, parts))
+            if name == "range" and any(abs(one) > 100_000 for one in given):
+                raise ValueError("too long a range")
+            return getattr(builtins, name)(*given)
+    raise ValueError(f"no constant: {ast.unparse(node)[:80]}")
+
+
+def _check_size(op: ast.operator, a: Any, b: Any) -> None:
+    """Refuse what would take long or fill the memory."""
+    numbers = isinstance(a, int | float | complex) and isinstance(b, int | float | complex)
+    if isinstance(op, ast.Pow) and not (numbers and abs(a) < 1e6 and abs(b) < 1000):
+        raise ValueError("too large a power")
+    if isinstance(op, ast.Mult) and not numbers and not all(not isinstance(x, int) or x < 100_000 for x in (a, b)):
+        raise ValueError("too long a sequence")

@@ -1,0 +1,53 @@
+"""Competition problems with a number for an answer, as AIME and AMC come in several shapes: shared by their files."""
+
+import re
+
+from evals.benches.rows import Row, rows
+from evals.errors import UserError
+from evals.items import Item, item_id
+
+_URL = re.compile(r"/(?P<year>\d{4})_(?P<kind>AIME|AMC)_(?P<which>I{1,2}|1[02][AB])_Problems/Problem_(?P<number>\d+)")
+
+
+def load(name: str, path: str | None, hub: str, split: str, *, aime: bool = False) -> list[Item]:
+    """Items of a file or of the hub: columns problem (or question) and answer, or verl's schema.
+
+    meta has, where the row knows it: contest ("2024 AIME I"), difficulty (rounded). aime: answers must be integers from
+    0 to 999. Raises UserError for a row that is not one, and for a problem that is there twice.
+    """
+    items: dict[str, Item] = {}
+    for row in rows(path, hub, split):
+        item = _item(name, row, aime)
+        if item.id in items:
+            raise UserError(f"{row.where}: the problem {item.id} is there twice.")
+        items[item.id] = item
+    return list(items.values())
+
+
+def _item(name: str, row: Row, aime: bool) -> Item:
+    if row.get("reward_model") is not None:  # verl's schema
+        chat, model = row.column("prompt"), row.column("reward_model")
+        try:
+            problem = "\n\n".join(message["content"] for message in chat if message["role"] == "user")
+            row = Row({"problem": problem, "answer": model["ground_truth"]}, row.where)
+        except (TypeError, KeyError) as e:
+            raise row.wrong("prompt", "expected verl's schema, a chat and reward_model.ground_truth") from e
+    problem, said = row.text("problem", "question"), row.column("answer")
+    if isinstance(said, str):  # an angle of AIME 2025
+        said = said.removesuffix("^\\circ")
+    answer = Row({"answer": said}, row.where).number("answer")
+    if aime and not (answer.isdecimal() and int(answer) <= 999):
+        raise row.wrong("answer", f"an AIME answer is an integer from 0 to 999, not {answer}")
+    meta: dict[str, str | int] = {}
+    place = _URL.search(str(row.get("url") or ""))
+    contest, number = None, None
+    if place:
+        contest, number = f"{place['year']} {place['kind']} {place['which']}", place["number"]
+    elif row.get("aime_number") is not None and row.get("year") is not None:
+        contest, number = f"{row.get('year')} AIME {'I' * int(row.number('aime_number'))}", row.get("problem_number")
+    if contest:
+        meta["contest"] = contest
+    if row.get("difficulty") is not None:
+        meta["difficulty"] = round(float(row.number("difficulty")))
+    known = f"{contest} {number}" if contest and number is not None else item_id(problem)
+    return Item(f"{name}/{known}", problem, answer, meta)

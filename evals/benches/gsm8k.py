@@ -1,0 +1,34 @@
+"""GSM8K (Cobbe et al. 2021): grade-school word problems, the test set; answers are integers behind "####"."""
+
+from evals.benches.bench import Bench
+from evals.benches.rows import Row, rows
+from evals.items import Item, item_id
+
+HUB = "openai/gsm8k"
+
+
+def load(path: str | None) -> list[Item]:
+    """From a local file in the hub's shape (question, answer), or from the hub (config main, split test)."""
+    return [to_item(row) for row in rows(path, HUB, "test", ["main"])]
+
+
+def to_item(row: Row) -> Item:
+    question, solution = row.text("question"), row.text("answer")
+    _, mark, answer = solution.rpartition("####")
+    if not mark:
+        raise row.wrong("answer", f'no "#### N" at the end of {solution[-60:]!r}')
+    return Item(item_id(question), question, Row({"answer": answer.strip()}, row.where).number("answer"))
+
+
+BENCH = Bench(
+    name="gsm8k",
+    title="GSM8K",
+    load=load,
+    size=1319,
+    grader="math",
+    prompt="qwen-boxed",
+    max_tokens=1024,
+    groups=(),
+    licence="MIT",
+    source=HUB,
+)

@@ -1,0 +1,88 @@
+"""The MATH test set (Hendrycks et al. 2021) without MATH-500: 4,500 problems to choose checkpoints by."""
+
+import os
+from pathlib import Path
+
+from evals.benches import math500
+from evals.benches.bench import Bench, Option
+from evals.benches.rows import Row, rows
+from evals.errors import UserError
+from evals.grading.math import extract_answer
+from evals.items import Item, item_id
+
+HUB = "EleutherAI/hendrycks_math"
+CONFIGS = (
+    *("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra"),
+    "precalculus",
+)
+TEST, HELD_BACK = 5000, 500
+
+
+def load(path: str | None, math500: str = "") -> list[Item]:
+    """The MATH test set in the hub's shape (problem, level, type, solution) minus the problems of MATH-500.
+
+    Statements are compared as they are, up to spacing. Raises UserError unless the first has 5,000 problems, the second
+    500, and all 500 are among the 5,000: a validation set that holds test problems is worse than none.
+    """
+    second = math500 or (_beside(path) if path else None)
+    items = [to_item(row) for row in rows(path, HUB, "test", CONFIGS)]
+    held_back = _statements(second)
+    where, other = path or HUB, second or "MATH-500"
+    known = {_plain(item.prompt) for item in items}
+    if len(items) != TEST or len(known) != TEST:
+        raise UserError(f"{where}: {len(known)} different problems; the MATH test set has {TEST:,}.")
+    if len(held_back) != HELD_BACK:
+        raise UserError(f"{other}: {len(held_back)} different problems; MATH-500 has {HELD_BACK}.")
+    if missing := held_back - known:
+        raise UserError(
+            f"{len(missing)} of the {HELD_BACK} problems of {other} are not in {where}, so they cannot be taken out of "
+            f"it; the first: {min(missing)[:100]!r}. Give the MATH test set, and MATH-500 by --math500."
+        )
+    return [item for item in items if _plain(item.prompt) not in held_back]
+
+
+def to_item(row: Row) -> Item:
+    problem, solution = row.text("problem"), row.text("solution")
+    answer, _ = extract_answer(solution)
+    if answer is None:
+        raise row.wrong("solution", "no \\boxed{} answer in it")
+    level = row.text("level").removeprefix("Level ")
+    meta: dict[str, str | int] = {"subject": row.text("type", "subject")}
+    if level.isdecimal():  # "Level ?" exists
+        meta["level"] = int(level)
+    return Item(item_id(problem), problem, answer, meta)
+
+
+def _statements(path: str | None) -> set[str]:
+    return {_plain(row.text("problem")) for row in rows(path, math500.HUB, "test")}
+
+
+def _beside(path: str) -> str | None:
+    """MATH-500 as math500.jsonl[.gz] or .parquet in the folder of the other file, or in $AGPO_DATA."""
+    folders = [Path(path).parent, *([Path(os.environ["AGPO_DATA"])] if os.environ.get("AGPO_DATA") else [])]
+    names = ("math500.jsonl", "math500.jsonl.gz", "math500.parquet")
+    return next((str(folder / name) for folder in folders for name in names if (folder / name).is_file()), None)
+
+
+def _plain(problem: str) -> str:
+    return " ".join(problem.split())
+
+
+BENCH = Bench(
+    name="math_val",
+    title="MATH test without MATH-500",
+    load=load,
+    size=TEST - HELD_BACK,
+    grader="math",
+    prompt="qwen-boxed",
+    max_tokens=2048,
+    groups=("level", "subject"),
+    licence="MIT",
+    source=f"{HUB} minus {math500.HUB}",
+    test_set=False,
+    options=(
+        Option(
+            "math500", "file of MATH-500, whose problems are left out; else math500.* beside --data, else the hub", ""
+        ),
+    ),
+)

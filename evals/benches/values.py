@@ -1,0 +1,58 @@
+"""Python values as JSON and back, so that a tuple is no list and a set is a set on the way out of a sandbox.
+
+The two functions need nothing around them: their source goes into the programs that run there.
+"""
+
+from typing import Any
+
+
+def encode(value: Any) -> Any:
+    """JSON data for a value. Equal values of one kind have equal codes, whatever the order of a set or a dict.
+
+    What has no code (an object, a generator) stays as it is: the sandbox refuses to write it.
+    """
+    import json
+
+    def key(code: Any) -> Any:  # {True} == {1} == {1.0}
+        return int(code) if isinstance(code, bool) or (isinstance(code, float) and code.is_integer()) else code
+
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return {"int": hex(value)} if value.bit_length() > 8000 else value  # JSON's digits are limited
+    if isinstance(value, list):
+        return [encode(one) for one in value]
+    if isinstance(value, tuple):
+        return {"tuple": [encode(one) for one in value]}
+    if isinstance(value, set | frozenset):
+        return {"set": sorted((key(encode(one)) for one in value), key=json.dumps)}
+    if isinstance(value, dict):
+        pairs = [[key(encode(name)), encode(one)] for name, one in value.items()]
+        return {"dict": sorted(pairs, key=lambda pair: json.dumps(pair[0]))}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    return value
+
+
+def decode(code: Any) -> Any:
+    """The value of a code. Raises ValueError or TypeError for what `encode` does not write."""
+    if isinstance(code, list):
+        return [decode(one) for one in code]
+    if not isinstance(code, dict):
+        return code
+    ((kind, body),) = code.items()
+    if kind == "int":
+        return int(body, 16)
+    if kind == "tuple":
+        return tuple(decode(one) for one in body)
+    if kind == "set":
+        return {frozenset(one) if isinstance(one, set) else one for one in map(decode, body)}
+    if kind == "dict":
+        return {decode(name): decode(one) for name, one in body}
+    if kind == "complex":
+        return complex(*body)
+    if kind == "bytes":
+        return bytes.fromhex(body)
+    raise ValueError(f"no code for a value: {kind}")

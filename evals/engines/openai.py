@@ -1,0 +1,308 @@
+"""The openai engine: any server that speaks OpenAI's API (vLLM, SGLang, TGI, a hosted model), or several of them.
+
+Token ids go in and come out where the server knows how; where it does not, chat messages or text do, and what that
+disables is said at the start. See docs/engines-openai.md.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from evals.engines import Completion, Output, Request, Sampling
+from evals.engines.openai_api import Answer, Dialect, payload
+from evals.engines.openai_fleet import Fleet, Limits, RequestError, Server
+from evals.engines.openai_probe import discover
+from evals.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+UNDELIVERED = 256
+"""completions that may wait for a slow caller before no more requests are sent"""
+MANY_FAILED = 8
+"""requests that fail for reasons of their own before the others are not tried any more"""
+FATAL = (401, 403, 404)
+"""what every request would get"""
+SAME_TOKENS = 8
+"""equal samples shorter than this are no surprise"""
+UNKNOWN_CONTEXT = sys.maxsize
+
+
+def parse_model(text: str) -> tuple[list[str], str]:
+    """(base URLs, model) of `URL[,URL...]#MODEL`, with or without `openai:` before it; the model may be left out.
+
+    A URL without a path gets /v1. Raises UserError for anything else, and for a password in a URL.
+    """
+    listed, _, model = text.removeprefix("openai:").partition("#")
+    urls: list[str] = []
+    for url in (part.strip() for part in listed.split(",")):
+        parts = urlsplit(url)
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                f"the server's address {parts.scheme}://{parts.hostname or ''} holds a user, a password or a query. "
+                "They would be stored with the results. Set $AGPO_API_KEY instead and leave them out."
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{url!r} is no server's address. Expected openai:http://HOST:PORT/v1#MODEL.")
+        urls.append(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}")
+    if len(set(urls)) < len(urls):
+        raise UserError(f"a server's address is given twice: {listed}.")
+    return urls, model
+
+
+class OpenAIEngine:
+    """See `evals.engines.Engine`. Each completion is a request of its own, with its own seed."""
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        model: str,
+        dialect: Dialect,
+        limits: Limits,
+        *,
+        tokenizer: Any,
+        eos_ids: frozenset[int],
+        max_context: int,
+        notes: Sequence[str] = (),
+    ):
+        self.servers, self.model, self.dialect, self.limits = servers, model, dialect, limits
+        self.tokenizer, self.eos_ids, self.max_context = tokenizer, eos_ids, max_context
+        self.weight_version = ""
+        self.notes = tuple(notes)
+        """what this server does not give, and what that disables"""
+        self.identical = 0
+        """prompts of the last `generate` whose samples were all the same"""
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        tokenizer: str = "auto",
+        max_context: int | None = None,
+        concurrency: int = 64,
+        timeout: float = 3600,
+        attempts: int = 5,
+        patience: float = 300,
+        wait: float = 10,
+        seeds: bool = True,
+        logprobs: bool = True,
+    ) -> "OpenAIEngine":
+        """Find out what the servers of `URL[,URL...]#MODEL` can do. docs/engines-openai.md explains the options.
+
+        Raises UserError: no server answers, none of this model, another tokenizer than ours, a refused key.
+        """
+        for name, value, least in (
+            ("concurrency", concurrency, 1),
+            ("timeout", timeout, 1e-3),
+            ("attempts", attempts, 1),
+            ("patience", patience, 0),
+            ("wait", wait, 0),
+            ("max_context", max_context or 1, 1),
+        ):
+            if value < least:
+                raise UserError(f"the engine's option {name} must be at least {least:g}, not {value:g}.")
+        urls, name = parse_model(model)
+        found = discover(urls, name, tokenizer=tokenizer, wait=wait, timeout=timeout, seeds=seeds, logprobs=logprobs)
+        context = max_context or found.max_context
+        notes = list(found.notes)
+        if context is None:
+            notes.append(
+                "it does not say how long its context is: a prompt that does not fit is refused by the server when its "
+                "turn comes, not before the first request. The option max_context tells it."
+            )
+        for note in notes:
+            logger.warning("%s: %s", found.model, note)
+        return cls(
+            found.servers,
+            found.model,
+            found.dialect,
+            Limits(concurrency, timeout, attempts, patience),
+            tokenizer=found.tokenizer,
+            eos_ids=found.eos_ids,
+            max_context=context or UNKNOWN_CONTEXT,
+            notes=notes,
+        )
+
+    def close(self) -> None:
+        """Nothing is open between calls."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
+        """As `Engine.generate`. Requests are sent in the order given, a bounded number at a time.
+
+        A request that fails after all retries ends nothing: the others are finished and delivered, then RequestError is
+        raised. What would fail for every request (a refused key, no server left) or for many stops new ones at once.
+        """
+        for number, request in enumerate(requests):
+            self._check(request, sampling, f"prompt {number}")
+        total = sum(len(request.seeds) for request in requests)
+        if not total:
+            return
+        run = _Run(self, requests, sampling, min(total, self.limits.concurrency * len(self.servers)))
+        try:
+            yield from run.outputs()
+        finally:
+            run.end()
+
+    def _check(self, request: Request, sampling: Sampling, what: str) -> None:
+        from evals.engines.hf import check_fits
+
+        if self.tokenizer is not None:
+            check_fits(len(request.prompt_ids), sampling.max_tokens, self.max_context, what)
+            return
+        if not request.prompt:
+            raise UserError(f"{what} is empty: an engine without a tokenizer needs `prompt`, chat messages or a text.")
+        if sampling.max_tokens >= self.max_context:
+            raise UserError(
+                f"max_tokens is {sampling.max_tokens}, which leaves no room for a prompt in the model's context of "
+                f"{self.max_context}. Lower max_tokens."
+            )
+
+    def completion(self, answer: Answer, sampling: Sampling, seconds: float) -> Completion:
+        logprobs = answer.logprobs if answer.token_ids and self.dialect.gives_logprobs(sampling) else None
+        return Completion(
+            answer.token_ids or (),
+            logprobs,
+            answer.finish_reason,
+            seconds,
+            self.weight_version,
+            # with a tokenizer of ours, ids are decoded like those of any engine
+            text=None if answer.token_ids and self.tokenizer is not None else answer.text,
+            counted=0 if answer.token_ids else answer.n_tokens,
+        )
+
+
+class _Run:
+    """One call of `generate`: an event loop in a thread, which goes on asking while the caller does its own work."""
+
+    def __init__(self, engine: OpenAIEngine, requests: Sequence[Request], sampling: Sampling, workers: int):
+        self.engine, self.requests, self.sampling, self.workers = engine, requests, sampling, workers
+        self.pairs = ((i, k) for i, request in enumerate(requests) for k in range(len(request.seeds)))
+        self.results: queue.SimpleQueue[Output | BaseException | None] = queue.SimpleQueue()
+        self.room = asyncio.Semaphore(workers + UNDELIVERED)
+        self.failed: list[tuple[int, RequestError]] = []
+        self.repeats = _Repeats(requests, sampling)
+        engine.identical = 0
+        self.loop = asyncio.new_event_loop()
+        self.task = self.loop.create_task(self._run())
+        # a daemon, so that a caller that never comes back for the rest cannot hold up the end of the process
+        self.thread = threading.Thread(target=self._drive, name="openai-engine", daemon=True)
+
+    def outputs(self) -> Iterator[Output]:
+        self.thread.start()
+        while (result := self.results.get()) is not None:
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+            with contextlib.suppress(RuntimeError):  # all is asked and the loop closed
+                self.loop.call_soon_threadsafe(self.room.release)
+
+    def end(self) -> None:
+        """Give up what is still at the servers (a closed connection tells vLLM to stop decoding) and wait for that."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.task.cancel)
+        self.thread.join()
+
+    def _drive(self) -> None:
+        try:
+            self.loop.run_until_complete(self.task)
+        except asyncio.CancelledError:
+            pass
+        except BaseException as e:  # noqa: BLE001  (raised in the caller's thread)
+            self.results.put(e.exceptions[0] if isinstance(e, BaseExceptionGroup) else e)
+        finally:
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+            self.results.put(None)
+
+    async def _run(self) -> None:
+        engine, self.started = self.engine, time.perf_counter()
+        async with Fleet(engine.servers, engine.model, engine.limits) as fleet, asyncio.TaskGroup() as group:
+            for _ in range(self.workers):
+                group.create_task(self._worker(fleet))
+        self.repeats.conclude()
+        if self.failed:
+            raise self._failure()
+
+    async def _worker(self, fleet: Fleet) -> None:
+        """Takes the next completion that nobody has taken; a fixed number of workers, however long the list is."""
+        engine, sampling = self.engine, self.sampling
+        while not fleet.stopping:
+            await self.room.acquire()
+            if fleet.stopping or (pair := next(self.pairs, None)) is None:
+                return
+            i, k = pair
+            request = self.requests[i]
+            asked = payload(engine.dialect, engine.model, request, request.seeds[k], sampling, engine.eos_ids)
+            try:
+                answer = await fleet.ask(*asked)
+            except RequestError as e:
+                self._failed(i, e, fleet)
+                self.room.release()
+                continue
+            completion = engine.completion(answer, sampling, time.perf_counter() - self.started)
+            self.repeats.add(i, completion)
+            engine.identical = self.repeats.identical
+            self.results.put(Output(i, k, completion))
+
+    def _failed(self, number: int, error: RequestError, fleet: Fleet) -> None:
+        if not fleet.stopping:
+            logger.warning("prompt %d failed, it will be reported at the end: %s", number, error)
+        self.failed.append((number, error))
+        if error.status in FATAL or not error.attempts or len(self.failed) >= MANY_FAILED:
+            fleet.stop()
+
+    def _failure(self) -> RequestError:
+        number, first = self.failed[0]
+        others = f" ({len(self.failed) - 1} more requests failed)" if len(self.failed) > 1 else ""
+        return RequestError(
+            f"prompt {number}: {first}{others}\nWhat was answered is kept; the same command asks for the rest.",
+            url=first.url,
+            status=first.status,
+            body=first.body,
+            attempts=first.attempts,
+        )
+
+
+class _Repeats:
+    """Watches whether the samples of a prompt differ: a server that ignores seeds, or pins one, would hide it."""
+
+    def __init__(self, requests: Sequence[Request], sampling: Sampling):
+        self.requests, self.sampling = requests, sampling
+        self.open: dict[int, tuple[int, int, int]] = {}
+        """of prompts that are being answered: hash of the first sample, how many came, how many equal the first"""
+        self.identical, self.complete, self.warned = 0, 0, False
+
+    def add(self, number: int, completion: Completion) -> None:
+        seeds = self.requests[number].seeds
+        if self.sampling.temperature == 0 or not 1 < len(set(seeds)) == len(seeds):
+            return
+        this = hash(completion.token_ids or completion.text)
+        first, came, same = self.open.pop(number, (this, 0, 0))
+        came, same = came + 1, same + (this == first and completion.n_tokens >= SAME_TOKENS)
+        if came < len(seeds):
+            self.open[number] = (first, came, same)
+            return
+        self.complete += 1
+        self.identical += same == came
+        if not self.warned and self.identical >= 3 and 2 * self.identical >= self.complete:
+            self.warned = True
+            logger.warning(self._text("so far"))
+
+    def conclude(self) -> None:
+        if self.identical:
+            logger.warning(self._text("in all"))
+
+    def _text(self, when: str) -> str:
+        return (
+            f"{self.identical} of {self.complete} prompts with several samples {when} got equal samples at temperature "
+            f"{self.sampling.temperature:g}, although each was asked with a seed of its own. The server, or a cache "
+            "before it, seems to ignore seeds or to use one of its own: such repeats are no independent samples, and "
+            "intervals and Pass@k made from them are wrong."
+        )

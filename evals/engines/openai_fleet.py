@@ -1,0 +1,310 @@
+"""Several servers as one: which of them gets the next request, which is out, what a failure means."""
+
+import asyncio
+import contextlib
+import email.utils
+import json
+import os
+import random
+import socket
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from evals.engines import EngineError
+from evals.engines.openai_api import Answer, BadAnswer, answer
+
+CONNECT_SECONDS = 10.0
+PROBE_SECONDS = 30.0
+"""how long a server may take to list its models before it counts as down"""
+BACKOFF = (0.5, 30.0)
+"""seconds before the second attempt, and the most: doubled each time, with jitter"""
+BODY_SHOWN = 600
+
+
+@dataclass(frozen=True)
+class Limits:
+    concurrency: int
+    """requests at one server at the same time"""
+    timeout: float
+    """seconds until one request counts as lost"""
+    attempts: int
+    """how often a request may fail by an error, a timeout or nonsense"""
+    patience: float
+    """seconds that servers may be away or refuse by overload before the request fails"""
+
+
+@dataclass(eq=False)
+class Server:
+    url: str
+    in_flight: int = 0
+    down: str = ""
+    """why it is out; it comes back when it lists its models again"""
+    ready_at: float = 0.0
+    """it asked to be left alone until then (Retry-After), in time.monotonic()"""
+
+
+class RequestError(EngineError):
+    """A request got no completion after all retries: where it went, and what came back last (status None: nothing)."""
+
+    def __init__(self, text: str, *, url: str, status: int | None = None, body: str = "", attempts: int = 0):
+        super().__init__(text)
+        self.url, self.status, self.body, self.attempts = url, status, body, attempts
+
+
+class Failure(Exception):
+    """One attempt failed. `kind`: final (asking again is no use), away (time helps), broken (it may be the request)."""
+
+    def __init__(self, kind: str, text: str, *, status: int | None = None, body: str = "", wait: float = 0.0):
+        super().__init__(text)
+        self.kind, self.status, self.body, self.wait = kind, status, body, wait
+
+
+def api_key() -> str:
+    return (os.environ.get("AGPO_API_KEY") or os.environ.get("OPENAI_API_KEY") or "").strip()
+
+
+def scrub(text: str) -> str:
+    """The text without the key, which some servers repeat in their errors, and no longer than is useful."""
+    key = api_key()
+    text = text.replace(key, "[key]") if key else text
+    return text if len(text) <= BODY_SHOWN else f"{text[:BODY_SHOWN]}... ({len(text)} characters)"
+
+
+def headers() -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if (key := api_key()) else {}
+
+
+def _client(limits: Limits) -> httpx.AsyncClient:
+    # A machine that vanishes sends nothing: without keep-alive probes a request to it would wait for the whole timeout.
+    # A transport of our own makes httpx ignore the proxies of the environment, so only where there are none.
+    probes = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, name):
+            probes.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    pool = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    direct = not urllib.request.getproxies()
+    return httpx.AsyncClient(
+        headers=headers(),
+        timeout=httpx.Timeout(limits.timeout, connect=CONNECT_SECONDS, pool=None),
+        limits=pool,
+        transport=httpx.AsyncHTTPTransport(limits=pool, socket_options=probes) if direct else None,
+    )
+
+
+@dataclass
+class Fleet:
+    """Use as an async context manager, in one event loop."""
+
+    servers: Sequence[Server]
+    model: str
+    limits: Limits
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _probes: set[asyncio.Task[None]] = field(default_factory=set)
+    _away_since: float | None = None
+
+    async def __aenter__(self) -> "Fleet":
+        self._http = _client(self.limits)
+        for server in self.servers:
+            server.in_flight = 0
+            if server.down:
+                self._take_out(server, server.down)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for probe in self._probes:
+            probe.cancel()
+        await asyncio.gather(*self._probes, return_exceptions=True)
+        await self._http.aclose()
+
+    def stop(self) -> None:
+        """What is at a server now may finish; nothing is retried."""
+        self._stopping.set()
+        self._wake()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    async def ask(self, endpoint: str, body: dict[str, Any]) -> Answer:
+        """One completion. Raises RequestError when the retries are used up."""
+        started = time.monotonic()
+        attempts, broken = 0, 0
+        away_since: float | None = None
+        server: Server | None = None
+        while True:
+            server = await self._acquire(server)
+            try:
+                return await self._post(server, endpoint, body)
+            except Failure as e:
+                failure = e
+            finally:
+                server.in_flight -= 1
+                self._wake()
+            attempts += 1
+            broken += failure.kind == "broken"
+            now = time.monotonic()
+            away_since = None if failure.kind != "away" else now if away_since is None else away_since
+            over = away_since is not None and now + failure.wait - away_since > self.limits.patience
+            if failure.kind == "final" or broken >= self.limits.attempts or over or self.stopping:
+                raise self._error(f"{server.url}/{endpoint}", failure, attempts, now - started)
+            if not failure.wait:  # otherwise the server itself is set aside for that long
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), _backoff(attempts))
+
+    async def _acquire(self, avoid: Server | None) -> Server:
+        """The server with the fewest requests, another one than `avoid` if there is. Waits while none can take one.
+
+        Raises RequestError when all of them have been away for longer than the patience.
+        """
+        while True:
+            now = time.monotonic()
+            up = [s for s in self.servers if not s.down and s.ready_at <= now]
+            free = [s for s in up if s.in_flight < self.limits.concurrency]
+            if free:
+                server = min(free, key=lambda s: (s is avoid, s.in_flight))
+                server.in_flight += 1
+                return server
+            away = self._away_since
+            if (self.stopping and not up) or (away is not None and now - away > self.limits.patience):
+                raise self._unreachable(now - (away or now))
+            until = [s.ready_at for s in self.servers if not s.down and s.ready_at > now]
+            if away is not None:
+                until.append(away + self.limits.patience)
+            with contextlib.suppress(TimeoutError):
+                # a little later for each, so that those who waited for one moment do not come all at once
+                await asyncio.wait_for(
+                    self._changed.wait(), min(until) - now + random.uniform(0, 0.2) if until else None
+                )
+
+    async def _post(self, server: Server, endpoint: str, body: dict[str, Any]) -> Answer:
+        try:
+            response = await self._http.post(f"{server.url}/{endpoint}", json=body)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as e:
+            self._take_out(server, describe(e))
+            raise Failure("away", describe(e)) from e
+        except (httpx.TransportError, httpx.DecodingError) as e:
+            # cut off or silent: the server tells whether it is there, while the request goes on elsewhere
+            self._take_out(server, describe(e))
+            silent = f"no answer in {self.limits.timeout:g} s" if isinstance(e, httpx.ReadTimeout) else describe(e)
+            raise Failure("broken", silent) from e
+        if response.status_code != 200:
+            raise self._refused(server, response)
+        try:
+            return answer(json.loads(response.content))
+        except (ValueError, BadAnswer) as e:
+            what = str(e) if isinstance(e, BadAnswer) else "it is not JSON"
+            raise Failure("broken", f"no completion: {what}", status=200, body=scrub(response.text)) from e
+
+    def _refused(self, server: Server, response: httpx.Response) -> Failure:
+        status, body = response.status_code, scrub(response.text)
+        text = f"HTTP {status}"
+        if status in (429, 502, 503, 504):
+            wait = retry_after(response)
+            if wait:
+                server.ready_at = max(server.ready_at, time.monotonic() + wait)
+            return Failure("away", text, status=status, body=body, wait=wait)
+        if status in (408, 409, 425) or status >= 500:
+            return Failure("broken", text, status=status, body=body)
+        return Failure("final", text, status=status, body=body)
+
+    def _take_out(self, server: Server, why: str) -> None:
+        """No new requests for this server until it lists its models again."""
+        server.down = why
+        if all(s.down for s in self.servers) and self._away_since is None:
+            self._away_since = time.monotonic()
+        if not any(probe.get_name() == server.url for probe in self._probes):
+            probe = asyncio.create_task(self._probe(server), name=server.url)
+            self._probes.add(probe)
+            probe.add_done_callback(self._probes.discard)
+
+    async def _probe(self, server: Server) -> None:
+        attempt = 0
+        while True:
+            why = await self._is_down(server)
+            if not why:
+                break
+            server.down = why
+            attempt += 1
+            await asyncio.sleep(_backoff(attempt))
+        server.down = ""
+        self._away_since = None
+        self._wake()
+
+    async def _is_down(self, server: Server) -> str:
+        """Why this server cannot be used, "" if it can."""
+        try:
+            response = await self._http.get(f"{server.url}/models", timeout=PROBE_SECONDS)
+        except httpx.HTTPError as e:
+            return describe(e)
+        if response.status_code >= 500 or response.status_code == 429:
+            return f"HTTP {response.status_code}"
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            names = [m["id"] for m in response.json()["data"]]
+            if self.model not in names:
+                return f"it now serves {', '.join(names[:5])}, not {self.model}"
+        return ""
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed.clear()
+
+    def _unreachable(self, seconds: float) -> RequestError:
+        why = "\n".join(f"  {s.url}: {s.down}" for s in self.servers)
+        return RequestError(
+            f"no server of {self.model} has answered for {seconds:.0f} s (patience is {self.limits.patience:g} s):\n"
+            f"{why}\nWhat was answered before is kept: start the server again, then the same command.",
+            url=self.servers[0].url,
+        )
+
+    def _error(self, url: str, failure: Failure, attempts: int, seconds: float) -> RequestError:
+        tried = "1 attempt" if attempts == 1 else f"{attempts} attempts in {seconds:.0f} s"
+        said = f": {failure.body}" if failure.body else ""
+        return RequestError(
+            f"{url}: {failure} after {tried}{said}{_advice(failure.status)}",
+            url=url,
+            status=failure.status,
+            body=failure.body,
+            attempts=attempts,
+        )
+
+
+def _advice(status: int | None) -> str:
+    if status in (401, 403):
+        return f"\nThe key comes from $AGPO_API_KEY or $OPENAI_API_KEY; {'one is' if api_key() else 'none is'} set."
+    if status == 429:
+        return "\nAsk for less at once (concurrency), or give more patience."
+    return ""
+
+
+def _backoff(attempt: int) -> float:
+    """Seconds before attempt + 1: between half and all of a doubling time."""
+    first, most = BACKOFF
+    return min(most, first * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+
+
+def retry_after(response: httpx.Response) -> float:
+    """Seconds of a Retry-After header, given in seconds or as a date; 0 where there is none."""
+    value = response.headers.get("retry-after", "").strip()
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return 0.0
+
+
+def describe(error: Exception) -> str:
+    """One line about a failed connection."""
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"no connection in {CONNECT_SECONDS:g} s"
+    cause: BaseException | None = error
+    while cause is not None:  # the operating system's word, where there is one, is the clearest
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__

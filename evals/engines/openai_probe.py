@@ -1,0 +1,341 @@
+"""Before the first request: which servers are there, what they serve, and what they take and give."""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from evals.engines import Request, Sampling
+from evals.engines.openai_api import Answer, BadAnswer, Dialect, LogprobKind, answer, payload
+from evals.engines.openai_fleet import CONNECT_SECONDS, PROBE_SECONDS, Server, api_key, describe, headers, scrub
+from evals.errors import UserError
+
+TEXT = "What is 12+7-3? 12+7=19; 19-3=16"
+CONTEXT_KEYS = ("max_model_len", "context_length", "context_window", "max_context_length")
+FIRST_ANSWER_SECONDS = 300.0
+"""a server that sleeps when nobody asks may load its model first"""
+BUSY_ATTEMPTS = 5
+NOT_THIS_WAY = (400, 404, 405, 415, 422, 501)
+
+
+@dataclass(frozen=True)
+class Found:
+    servers: list[Server]
+    model: str
+    dialect: Dialect
+    tokenizer: Any
+    """None where prompts go as messages or text"""
+    eos_ids: frozenset[int]
+    max_context: int | None
+    notes: list[str]
+
+
+def discover(
+    urls: Sequence[str], model: str, *, tokenizer: str, wait: float, timeout: float, seeds: bool, logprobs: bool
+) -> Found:
+    """Ask every server for its models, and one of them for a few tokens. Raises UserError where that cannot work."""
+    with httpx.Client(headers=headers(), timeout=httpx.Timeout(PROBE_SECONDS, connect=CONNECT_SECONDS)) as http:
+        listed, down = _wait_for_any(http, urls, model, wait)
+        model = model or _only_model(listed)
+        entries = {url: _entry(url, models, model) for url, models in listed.items()}
+        first = next(iter(entries))
+        contexts = [n for url, entry in entries.items() if (n := _context(http, url, entry)) is not None]
+        notes = [f"{url} is down ({why}); it is used as soon as it answers" for url, why in down.items()]
+        if len(set(contexts)) > 1:
+            notes.append(f"the servers have contexts of {', '.join(map(str, contexts))} tokens: the shortest counts")
+        ours, eos_ids = _load_tokenizer(tokenizer, model, str(entries[first].get("root") or ""), notes)
+        dialects = {
+            url: _dialect(_Asker(http, url, model, eos_ids, min(timeout, FIRST_ANSWER_SECONDS)), ours, seeds, logprobs)
+            for url in entries
+        }
+        dialect = dialects[first]
+        for url, other in dialects.items():
+            if other != dialect:
+                raise UserError(
+                    f"the servers are not alike: {first} is {dialect}, {url} is {other}. Use equal servers."
+                )
+        if ours is not None and not dialect.ids_in:
+            notes.append("it takes no token ids: the local tokenizer is not used")
+            ours, eos_ids = None, frozenset()
+        notes += _what_is_missing(dialect, logprobs)
+    servers = [Server(url, down=down.get(url, "")) for url in urls]
+    return Found(servers, model, dialect, ours, eos_ids, min(contexts, default=None), notes)
+
+
+# Which servers, which model
+
+
+def _wait_for_any(
+    http: httpx.Client, urls: Sequence[str], model: str, wait: float
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """(models of each server that answers, why not of each that does not). Waits until one answers."""
+    until = time.monotonic() + wait
+    while True:
+        listed: dict[str, list[dict[str, Any]]] = {}
+        down: dict[str, str] = {}
+        for url in urls:
+            try:
+                listed[url] = _models(http, url)
+            except httpx.HTTPError as e:
+                down[url] = describe(e)
+        if listed:
+            return listed, down
+        if time.monotonic() >= until:
+            lines = "\n".join(f"  GET {url}/models: {why}" for url, why in down.items())
+            port = httpx.URL(urls[0]).port or 8000
+            raise UserError(
+                f"no server answers; tried for {wait:g} s:\n{lines}\nCheck the address, or start one, for example\n"
+                f"  vllm serve {model or 'MODEL'} --port {port}\n"
+                "A server that is still loading its model is waited for with the engine's option wait (seconds)."
+            )
+        time.sleep(min(1.0, max(0.0, until - time.monotonic())))
+
+
+def _models(http: httpx.Client, url: str) -> list[dict[str, Any]]:
+    """What GET /models lists; [] where the server has no such page."""
+    response = http.get(f"{url}/models")
+    if response.status_code in (401, 403):
+        raise _refused_key(url, response)
+    if response.status_code in (404, 405):
+        return []
+    if response.status_code >= 500 or response.status_code == 429:
+        raise httpx.HTTPError(f"HTTP {response.status_code}")
+    try:
+        models = response.json()["data"]
+        return [m for m in models if isinstance(m["id"], str)]
+    except (ValueError, KeyError, TypeError):
+        kind = response.headers.get("content-type", "no content type")
+        raise UserError(
+            f"{url}/models answers with HTTP {response.status_code} and no list of models ({kind}). Is it a "
+            "server with OpenAI's API, and the address its base URL (mostly ending in /v1)?"
+        ) from None
+
+
+def _only_model(listed: dict[str, list[dict[str, Any]]]) -> str:
+    names = sorted({m["id"] for models in listed.values() for m in models})
+    if len(names) == 1:
+        return names[0]
+    what = f"serve {', '.join(names[:20])}" if names else "list no models"
+    raise UserError(f"no model is named, and the servers {what}. Say URL#MODEL.")
+
+
+def _entry(url: str, models: list[dict[str, Any]], model: str) -> dict[str, Any]:
+    for entry in models:
+        if entry["id"] == model:
+            return entry
+    if not models:
+        return {}
+    names = [m["id"] for m in models]
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    raise UserError(f"{url} does not serve {model!r}. It serves: {', '.join(names[:20])}{more}.")
+
+
+def _context(http: httpx.Client, url: str, entry: dict[str, Any]) -> int | None:
+    for key in CONTEXT_KEYS:
+        if isinstance(entry.get(key), int) and entry[key] > 0:
+            return entry[key]
+    if api_key() and url.startswith("https://"):
+        return None  # a hosted model: the page below is one of TGI's
+    with suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+        return int(http.get(f"{url.removesuffix('/v1')}/info").json()["max_total_tokens"])
+    return None
+
+
+# What it takes and gives
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """Asks one server for a completion."""
+
+    http: httpx.Client
+    url: str
+    model: str
+    eos_ids: frozenset[int]
+    timeout: float
+
+    def __call__(self, dialect: Dialect, request: Request, sampling: Sampling, **more: Any) -> Answer:
+        """Raises BadAnswer where the server does not take the request this way, UserError where nothing will help."""
+        endpoint, body = payload(dialect, self.model, request, 0, sampling, self.eos_ids)
+        where = f"{self.url}/{endpoint}"
+        why = ""
+        for attempt in range(BUSY_ATTEMPTS):
+            if attempt:
+                time.sleep(2**attempt / 2)
+            try:
+                response = self.http.post(where, json={**body, **more}, timeout=self.timeout)
+            except httpx.HTTPError as e:
+                why = describe(e)
+                continue
+            if response.status_code in (401, 403):
+                raise _refused_key(where, response)
+            if response.status_code == 200:
+                try:
+                    return answer(json.loads(response.content))
+                except ValueError:
+                    raise BadAnswer(f"{where}: HTTP 200 that is not JSON: {scrub(response.text)}") from None
+                except BadAnswer as e:
+                    raise BadAnswer(f"{where}: HTTP 200, but {e}: {scrub(response.text)}") from None
+            why = f"HTTP {response.status_code}: {scrub(response.text)}"
+            if response.status_code in NOT_THIS_WAY:
+                raise BadAnswer(f"{where}: {why}")
+        raise UserError(f"{where} lists its models and does not answer ({BUSY_ATTEMPTS} attempts): {why}")
+
+
+def _dialect(ask: _Asker, tokenizer: Any, seeds: bool, logprobs: bool) -> Dialect:
+    """What a server takes and gives. Raises UserError where it answers in no way, or has another tokenizer."""
+    if tokenizer is not None:
+        _check_tokenizer(ask, tokenizer)
+    dialect, request = _way_to_ask(ask, tokenizer, seeds)
+    return replace(dialect, logprobs=_logprob_kind(ask, dialect, request) if logprobs and dialect.ids_out else "none")
+
+
+def _way_to_ask(ask: _Asker, tokenizer: Any, seeds: bool) -> tuple[Dialect, Request]:
+    """The best way that works: ids before messages before text, with vLLM's extensions before without."""
+    ways: list[tuple[bool, Request]] = []
+    if tokenizer is not None and (ids := tuple(tokenizer(TEXT).input_ids)):
+        ways.append((True, Request(ids, (0,))))
+    ways.append((False, Request((), (0,), ({"role": "user", "content": TEXT},))))
+    ways.append((False, Request((), (0,), TEXT)))
+    refused: list[str] = []
+    for ids_in, request in ways:
+        for extensions in (True, False):
+            dialect = Dialect(ids_in, extensions, seeds=seeds)
+            try:
+                got = _ask_in(ask, dialect, request)
+            except BadAnswer as e:
+                if str(e) not in refused:
+                    refused.append(str(e))
+                continue
+            dialect, answered = got
+            if ids_in and answered.prompt_ids not in (None, request.prompt_ids):
+                refused.append(f"{ask.url}/completions: it reads other tokens than the ids it is given")
+                continue
+            return replace(dialect, ids_out=answered.token_ids is not None), request
+    lines = "\n".join(f"  {line}" for line in refused)
+    raise UserError(f"{ask.url} does not answer a small request for {ask.model}, whichever way it is asked:\n{lines}")
+
+
+def _ask_in(ask: _Asker, dialect: Dialect, request: Request) -> tuple[Dialect, Answer]:
+    try:
+        return dialect, ask(dialect, request, Sampling(16))
+    except BadAnswer as e:
+        if "max_completion_tokens" not in str(e):  # OpenAI's own reasoning models know the limit under this name only
+            raise
+    dialect = replace(dialect, limit="max_completion_tokens")
+    return dialect, ask(dialect, request, Sampling(16))
+
+
+def _logprob_kind(ask: _Asker, dialect: Dialect, request: Request) -> LogprobKind:
+    """Measured: halving the temperature doubles the distances between log-probabilities after it, not before it."""
+    chat = not dialect.ids_in and not isinstance(request.prompt, str)
+    more = {"logprobs": True, "top_logprobs": 5} if chat else {"logprobs": 5}
+    try:
+        at_1, at_half = (ask(dialect, request, Sampling(1, temperature=t), **more) for t in (1.0, 0.5))
+    except BadAnswer:
+        return "none"
+    common = sorted(at_1.top_logprobs.keys() & at_half.top_logprobs.keys())
+    if at_1.logprobs is None or len(common) < 2 or max(at_1.top_logprobs.values()) > 1e-3:
+        return "none"  # above 0 they are logits
+    highest, lowest = (f(common, key=at_1.top_logprobs.__getitem__) for f in (max, min))
+    apart = at_1.top_logprobs[highest] - at_1.top_logprobs[lowest]
+    if apart < 0.05:
+        return "none"
+    ratio = (at_half.top_logprobs[highest] - at_half.top_logprobs[lowest]) / apart
+    return "raw" if 0.8 < ratio < 1.25 else "processed" if 1.6 < ratio < 2.5 else "none"
+
+
+def _what_is_missing(dialect: Dialect, logprobs: bool) -> list[str]:
+    notes: list[str] = []
+    if not dialect.ids_in:
+        notes.append(
+            "prompts go as chat messages (or as text, for a preset without chat) and the server makes tokens of them: "
+            "its chat template decides what the model reads, and lengths are not checked before the first request"
+        )
+    if not dialect.extensions:
+        notes.append(
+            "it takes OpenAI's own fields only: top_k, min_p and repetition penalties are whatever its defaults say"
+        )
+    if not dialect.ids_out:
+        notes.append(
+            "it gives no token ids: responses are stored as text with the server's count of tokens, without "
+            "log-probabilities; they cannot be trained on"
+        )
+    elif logprobs and dialect.logprobs == "none":
+        notes.append("it gives no log-probabilities: none are stored, and it cannot be compared with a trainer")
+    elif dialect.logprobs == "raw":
+        notes.append(
+            "its log-probabilities are those before temperature: they are stored at temperature 0 and 1 only "
+            "(vLLM: --logprobs-mode processed_logprobs)"
+        )
+    if not dialect.seeds:
+        notes.append("no seeds are sent: samples cannot be made again")
+    return notes
+
+
+def _refused_key(where: str, response: httpx.Response) -> UserError:
+    return UserError(
+        f"{where}: HTTP {response.status_code}: {scrub(response.text)}\nThe key comes from $AGPO_API_KEY or "
+        f"$OPENAI_API_KEY; {'one is' if api_key() else 'none is'} set."
+    )
+
+
+# The tokenizer
+
+
+def _load_tokenizer(spec: str, model: str, root: str, notes: list[str]) -> tuple[Any, frozenset[int]]:
+    """(tokenizer, end-of-sequence ids), or (None, none) where there is none. `auto` tries what the server names."""
+    if spec == "none":
+        return None, frozenset()
+    names = [spec] if spec != "auto" else list(dict.fromkeys(name for name in (root, model) if name))
+    reasons: list[str] = []
+    for name in names:
+        try:
+            return _tokenizer_of(name)
+        except (OSError, ValueError, KeyError) as e:
+            reasons.append(f"{name}: {(str(e).strip() or type(e).__name__).splitlines()[0]}")
+    if spec != "auto":
+        raise UserError(
+            f"cannot load the tokenizer {reasons[0]}. Give the folder or hub id of the served model, or none to send "
+            "text."
+        )
+    notes.append(
+        f"no tokenizer of it is at hand ({'; '.join(reasons)}). The option tokenizer names its folder or hub id"
+    )
+    return None, frozenset()
+
+
+def _tokenizer_of(name: str) -> tuple[Any, frozenset[int]]:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from evals.engines.hf import TOKENIZER_FILES, end_of_sequence_ids
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+            raise FileNotFoundError("the folder has no tokenizer files")
+        name = str(folder)
+    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError("no such folder, and not the form of a hub id")
+    loaded = AutoTokenizer.from_pretrained(name)
+    config = None
+    with suppress(OSError):
+        config = GenerationConfig.from_pretrained(name)
+    return loaded, end_of_sequence_ids(config, loaded)
+
+
+def _check_tokenizer(ask: _Asker, tokenizer: Any) -> None:
+    """A tokenizer of another model would turn every prompt into nonsense without an error."""
+    with suppress(BadAnswer):  # most servers do not tell the tokens of a text
+        theirs = ask(Dialect(ids_in=False, extensions=True), Request((), (0,), TEXT), Sampling(1)).prompt_ids
+        ours = tuple(tokenizer(TEXT).input_ids)
+        if theirs is not None and theirs != ours:
+            raise UserError(
+                f"the server and the tokenizer {tokenizer.name_or_path} make different tokens of {TEXT!r}: {theirs} "
+                f"there, {ours} here. Give the served model's own tokenizer (option tokenizer), or none to send text."
+            )

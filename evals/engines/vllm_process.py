@@ -1,0 +1,188 @@
+"""vLLM in processes of their own, one for each copy of the model, with the methods of `Core`.
+
+A child is started with a socket. To it go ("generate", requests, sampling), ("give up",), ("load", folder), ("sleep",),
+("forget",) and ("close",); back come ("ready",) once, ("outputs", [...]), ("done",) after each request, and ("failed",
+text), after which it is gone. A child that dies is an EngineError with what it said last.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from evals.engines import EngineError, Output, Request, Sampling
+from evals.engines.vllm_core import Spec, set_environment
+
+CLOSE_SECONDS = 10
+"""patience with a child that was asked to end"""
+LAST_WORDS = 5
+"""lines of its output that an error quotes"""
+
+
+class Processes:
+    """The copies of the model. `environments` has one set of variables for each."""
+
+    def __init__(self, spec: Spec, environments: Sequence[Mapping[str, str]]):
+        self.folder = Path(tempfile.mkdtemp(prefix="agpo-vllm-"))
+        self.children: list[_Child] = []
+        try:
+            for number, environment in enumerate(environments):
+                self.children.append(_Child(spec, environment, self.folder / f"vllm-{number}.log"))
+            for child in self.children:
+                child.expect("ready")
+        except BaseException:
+            self.close()
+            raise
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
+        """Deal the requests out, heaviest first to the lightest child, and merge what comes back."""
+        shares: list[list[int]] = [[] for _ in self.children]
+        load = [0] * len(self.children)
+        for at in sorted(range(len(requests)), key=lambda i: -len(requests[i].seeds)):
+            to = load.index(min(load))
+            shares[to].append(at)
+            load[to] += len(requests[at].seeds)
+        busy: dict[Connection, tuple[_Child, list[int]]] = {}
+        try:
+            for child, share in zip(self.children, shares, strict=True):
+                if share:
+                    child.send("generate", [requests[i] for i in sorted(share)], sampling)
+                    busy[child.connection] = (child, sorted(share))
+            while busy:
+                for connection in wait(list(busy)):
+                    child, share = busy[connection]  # type: ignore[index]
+                    what, *rest = child.receive()
+                    if what == "done":
+                        del busy[child.connection]
+                    else:
+                        yield from (Output(share[at], repeat, completion) for at, repeat, completion in rest[0])
+        except GeneratorExit:
+            for child, _ in busy.values():
+                child.send("give up")
+            for child, _ in busy.values():
+                child.expect("done")
+            raise
+        except BaseException:  # a message may be half read: nothing more can be asked
+            self._kill()
+            raise
+
+    def load(self, folder: str) -> None:
+        self._all("load", folder)
+
+    def forget(self) -> None:
+        self._all("forget")
+
+    def sleep(self) -> None:
+        self._all("sleep")
+
+    def _all(self, *message: Any) -> None:
+        for child in self.children:
+            child.send(*message)
+        for child in self.children:
+            child.expect("done")
+
+    def close(self) -> None:
+        for child in self.children:
+            child.ask_to_end()
+        for child in self.children:
+            child.wait()
+        self._kill()
+
+    def _kill(self) -> None:
+        for child in self.children:
+            child.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Child:
+    def __init__(self, spec: Spec, environment: Mapping[str, str], log: Path):
+        self.log = log
+        self.connection, theirs = Pipe()
+        whole = {**os.environ, **environment}
+        set_environment(whole)
+        command = [sys.executable, "-m", "evals.engines.vllm_child", str(theirs.fileno())]
+        root = str(Path(__file__).resolve().parents[2])
+        whole["PYTHONPATH"] = os.pathsep.join(p for p in (root, whole.get("PYTHONPATH")) if p)
+        with open(log, "wb") as output, theirs:
+            self.process = subprocess.Popen(
+                command,
+                env=whole,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C does not reach it, and it can be ended with its workers
+            )
+        self.send(spec, sys.path)
+
+    def send(self, *message: Any) -> None:
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError) as e:
+            raise self._died() from e
+        except OSError as e:  # closed after a failure
+            raise EngineError("the vLLM engine was closed. Start it again.") from e
+
+    def receive(self) -> tuple[Any, ...]:
+        """The next message. Raises EngineError where it is a failure or there is none to come."""
+        try:
+            what, *rest = self.connection.recv()
+        except (EOFError, ConnectionResetError) as e:
+            raise self._died() from e
+        if what == "failed":
+            raise EngineError(f"{rest[0]} (its log: {self._keep_log()})")
+        return (what, *rest)
+
+    def expect(self, wanted: str) -> None:
+        """Skip messages until this one: the outputs of a generation that was given up are nobody's."""
+        while self.receive()[0] != wanted:
+            pass
+
+    def _died(self) -> EngineError:
+        try:
+            code = self.process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        how = f"with exit code {code}"
+        if code is not None and code < 0:
+            how = f"by signal {-code} ({signal.Signals(-code).name})"
+        elif code is None:
+            how = "without saying why"
+        hint = " The system kills the largest process when memory runs out." if code == -signal.SIGKILL else ""
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        said = f" It said last: {' | '.join(lines[-LAST_WORDS:])} (all of it: {self._keep_log()})" if lines else ""
+        return EngineError(
+            f"the vLLM process ended {how}.{hint} What it had finished is recorded, nothing else counts as answered: "
+            f"the same command continues an evaluation, --resume a training run.{said}"
+        )
+
+    def _keep_log(self) -> Path:
+        """A copy of the log that stays when the engine is gone."""
+        handle, kept = tempfile.mkstemp(prefix="agpo-vllm-", suffix=".log")
+        os.close(handle)
+        return Path(shutil.copyfile(self.log, kept))
+
+    def ask_to_end(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.send(("close",))
+
+    def wait(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(CLOSE_SECONDS)
+
+    def kill(self) -> None:
+        """With vLLM's own workers, which may outlive it."""
+        if self.connection.closed:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.connection.close()

@@ -1,0 +1,220 @@
+"""Any of our engines as an LM for lm-eval's own tasks: their requests in, texts and log-probabilities out."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from evals.complete import UNGRADED, Recorder, response_text, ungraded_row
+from evals.engines import Completion, Engine, Request, Sampling
+from evals.engines.hf import check_fits
+from evals.errors import UserError
+from evals.items import Item, derive_seed
+from evals.lm_eval_tasks import DEFAULT_MAX_TOKENS, chat_text
+from evals.store import SampleRow, Store
+
+
+class TaskLM(TemplateLM):
+    """Generates into the store; a response that is there is not made again. Texts end before a stop string.
+
+    Scores need an engine with `score`. Prompts that do not fit are refused, where lm-eval's own models cut them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        indices: Mapping[str, Sequence[int] | None],
+        store: Store,
+        run_id: str,
+        step: int,
+        seed: int,
+        advance: Callable[[], None],
+    ):
+        super().__init__()
+        self.engine, self.indices, self.store, self.run_id = engine, indices, store, run_id
+        self.step, self.seed, self.advance = step, seed, advance
+        self.tokenizer = engine.tokenizer
+        self.rows: dict[tuple[str, str, int], SampleRow] = {}
+        """(task, item, repeat) -> what was generated"""
+
+    @property
+    def eot_token_id(self) -> int:
+        if self.tokenizer is None:
+            return -1
+        return self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else min(self.engine.eos_ids)
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.eot_token_id
+
+    @property
+    def max_length(self) -> int:
+        return self.engine.max_context
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(getattr(self.tokenizer, "name_or_path", "unknown")).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return chat_text(self.tokenizer, chat_history, add_generation_prompt)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """As the tokenizer does by itself, but never a second beginning-of-sequence token after a chat template's."""
+        if add_special_tokens is None:
+            begin = self.tokenizer.bos_token
+            add_special_tokens = not (begin and string.startswith(begin))
+        return self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False).input_ids
+
+    def item_id(self, task: str, doc_id: int, number: int = 0) -> str:
+        """The document's place in the whole task, so that a sample of it and all of it agree."""
+        chosen = self.indices.get(task)
+        return str(chosen[doc_id] if chosen is not None else doc_id) + (f"/{number}" if number else "")
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        seen: dict[int, int] = {}  # lm-eval repeats a request by cloning it: the k-th clone is repeat k
+        keys = []
+        by_sampling: dict[tuple[Sampling, tuple[str, ...]], dict[int, tuple[Any, list[int]]]] = {}
+        known = {(r.split, r.item, r.repeat): r for r in self.store.samples(self.run_id, step=self.step)}
+        for request in requests:
+            repeat = seen[id(request)] = seen.get(id(request), -1) + 1
+            key = (request.task_name, self.item_id(request.task_name, request.doc_id, request.idx), repeat)
+            keys.append(key)
+            if key in known:
+                self.rows[key] = known[key]
+                self.advance()
+            else:
+                group = by_sampling.setdefault(sampling_of(request.args[1]), {})
+                group.setdefault(id(request), (request, []))[1].append(repeat)
+        for (sampling, until), group in by_sampling.items():
+            self._generate(list(group.values()), sampling, until)
+        return [self.rows[key].response for key in keys]
+
+    def _generate(self, todo: list[tuple[Any, list[int]]], sampling: Sampling, until: tuple[str, ...]) -> None:
+        made = []
+        for request, repeats in todo:
+            prompt, task = request.args[0], request.task_name
+            item = Item(self.item_id(task, request.doc_id, request.idx), prompt, "", {"task": task})
+            seeds = tuple(derive_seed(self.seed, task, item.id, k) for k in repeats)
+            if self.tokenizer is None:
+                made.append((item, Request((), seeds, prompt)))
+                continue
+            ids = tuple(self.tok_encode(prompt))
+            check_fits(len(ids), sampling.max_tokens, self.max_length, f"{task}, document {item.id}: the prompt")
+            made.append((item, Request(ids, seeds)))
+        with Recorder(self.store, self.run_id) as recorder:
+            for at, which, completion in self.engine.generate([request for _, request in made], sampling):
+                item, request = made[at]
+                text, completion = stop_at(completion, until, self.tokenizer)
+                task, repeat = item.meta["task"], todo[at][1][which]
+                row = ungraded_row(item, repeat, item.prompt, text, completion, request.seeds[which], task, self.step)
+                self.rows[task, item.id, repeat] = row
+                recorder.add(row, item, None)
+                self.advance()
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        self._scorer()
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _scorer(self) -> Any:
+        score: Any = getattr(self.engine, "score", None)
+        if score is None:
+            raise UserError(
+                "this engine only generates, and the task scores given continuations (multiple choice or perplexity). "
+                "Use --engine hf for it."
+            )
+        return score
+
+    def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+        score = self._scorer()
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for at, logp, greedy in score([(context, continuation) for _, context, continuation in requests]):
+            found[at] = (logp, greedy)
+        return found
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+        """Every token predicted once, with as much before it as the context holds."""
+        self._scorer()
+        windows = []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            for pair in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
+                windows.append((number, *make_disjoint_window(pair)))
+        totals = [0.0] * len(requests)
+        for (number, *_), (logp, _) in zip(windows, self._loglikelihood_tokens(windows), strict=True):
+            totals[number] += logp
+        return totals
+
+    def rows_of(self, task: str, document: Mapping[str, Any]) -> list[SampleRow]:
+        """The rows of a document that lm-eval has judged: its responses, or for a scored one the choice it made."""
+        item = str(document["doc_id"])
+        made = [row for (t, i, _), row in self.rows.items() if t == task and i.split("/")[0] == item]
+        return made or [scored_row(task, item, self.step, document)]
+
+
+def sampling_of(arguments: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...]]:
+    """lm-eval's generation arguments as ours, and the stop strings, which are cut from the finished text."""
+    given: Any = normalize_gen_kwargs(dict(arguments), default_max_gen_toks=DEFAULT_MAX_TOKENS)
+    known = {"until", "max_gen_toks", "temperature", "top_p", "do_sample"}
+    ignored = {k: v for k, v in given.items() if k not in known and k not in ("top_k", "num_beams", "seed")}
+    if given.get("top_k", 0) not in (0, -1) or given.get("num_beams", 1) != 1 or ignored:
+        names = ", ".join(k for k in given if k not in known)
+        raise UserError(f"the task asks for generation options that our engines do not have: {names}.")
+    temperature = float(given["temperature"]) if given["do_sample"] else 0.0
+    until = tuple(stop for stop in given["until"] if stop)
+    return Sampling(given["max_gen_toks"], temperature, float(given.get("top_p", 1.0))), until
+
+
+def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> tuple[str, Completion]:
+    """The text before the first stop string, and the tokens up to and with it, which is where it would have ended."""
+    text = response_text(completion, tokenizer)
+    cut = postprocess_generated_text(text, list(until), None)
+    if cut == text:
+        return text, completion
+    if not completion.token_ids:  # a server's text: its count is that of the whole
+        return cut, dataclasses.replace(completion, finish_reason="stop")
+    low, high = 0, len(completion.token_ids)
+    while low < high:  # fewest tokens whose text holds a stop string
+        middle = (low + high) // 2
+        part = tokenizer.decode(completion.token_ids[:middle], skip_special_tokens=True)
+        if any(stop in part for stop in until):
+            high = middle
+        else:
+            low = middle + 1
+    logprobs = None if completion.logprobs is None else completion.logprobs[:high]
+    kept = completion.token_ids[:high]
+    return cut, dataclasses.replace(completion, token_ids=kept, logprobs=logprobs, finish_reason="stop")
+
+
+def scored_row(task: str, item: str, step: int, document: Mapping[str, Any]) -> SampleRow:
+    """The row of a document whose continuations were scored: the most likely one is the response."""
+    arguments = document["arguments"]
+    scores = [_score(response) for response in document["filtered_resps"]]
+    best = max(range(len(scores)), key=scores.__getitem__) if len(arguments[0]) > 1 else 0
+    return SampleRow(
+        split=task,
+        item=item,
+        repeat=0,
+        step=step,
+        prompt=str(arguments[best][0]),
+        response=str(arguments[best][1]) if len(arguments[best]) > 1 else "",
+        token_ids=(),
+        logprobs=None,
+        finish_reason="scored",
+        outcome=UNGRADED,
+        path="lm_eval",
+        answer=None,
+        reference="",
+        reward=None,
+        seed=0,
+        seconds=0.0,
+        meta={"task": task, "scores": scores},
+    )
+
+
+def _score(response: Any) -> float:
+    while isinstance(response, list | tuple):
+        response = response[0]
+    return float(response)

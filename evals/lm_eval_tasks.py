@@ -1,0 +1,300 @@
+"""`--bench lm_eval:<task>`: any task of lm-eval over our engines, every response in the store.
+
+Prompts, filters and metrics are lm-eval's. Generation goes through our engines, so responses have tokens, seeds and
+finish reasons, and a killed run goes on; scoring given continuations (multiple choice, perplexity) is asked of the
+engines that can.
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from evals.complete import choose_indices
+from evals.errors import UserError
+from evals.models import Target
+from evals.tables import Outcome
+
+if TYPE_CHECKING:
+    from evals.store import Store
+
+PREFIX = "lm_eval:"
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """A task or group of lm-eval as it is going to be asked."""
+
+    loaded: Mapping[str, Any]
+    """what lm-eval's TaskManager.load returned"""
+    indices: Mapping[str, list[int] | None]
+    """task -> the documents that are asked; None: all"""
+    settings: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def title(self) -> str:
+        return self.settings["bench"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tasks of lm-eval (--bench lm_eval:<task>)")
+    group.add_argument("--include-path", metavar="DIR", help="folder with more tasks, as YAML files")
+    group.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt (default: the task's)")
+    group.add_argument("--apply-chat-template", action="store_true", default=None, help="prompts through the template")
+
+
+def check_unused(args: argparse.Namespace) -> None:
+    """Raise UserError where an option of lm-eval's tasks is given and no such task is chosen."""
+    for name in ("include_path", "num_fewshot", "apply_chat_template"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is an option of lm-eval's tasks (--bench lm_eval:<task>).")
+
+
+def make_task_plan(bench: str, args: argparse.Namespace) -> TaskPlan:
+    """Load a task and its data. Raises UserError for a task that is not there, and for options it does not take."""
+    if args.n != 1:
+        raise UserError(f"{bench}: a task of lm-eval says itself how often it asks (`repeats`); leave --n out.")
+    if args.prompt:
+        raise UserError(f"{bench}: a task of lm-eval brings its own prompt; leave --prompt out.")
+    settings = {
+        "bench": bench,
+        "include_path": str(Path(args.include_path).resolve()) if args.include_path else None,
+        "num_fewshot": args.num_fewshot,
+        "apply_chat_template": bool(args.apply_chat_template),
+        "n": 1,
+        "temperature": args.temperature,
+        "top_p": None if args.top_p == 1 else args.top_p,
+        "max_tokens": args.max_tokens,
+        "limit": args.limit,
+        "seed": args.seed,
+    }
+    loaded = _load(bench.removeprefix(PREFIX), settings["include_path"])
+    notes = []
+    indices: dict[str, list[int] | None] = {}
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UserError(
+                f"{bench}: {name} runs programs that the model wrote, and lm-eval has no sandbox for them. "
+                "Choose one of our own code benchmarks (--list)."
+            )
+        notes += _configure(name, task, settings)
+        count = len(task.eval_docs)
+        chosen = choose_indices(count, args.limit, args.seed)
+        indices[name] = None if len(chosen) == count else chosen
+        notes.append(f"{name}: {len(chosen)} of {count} documents, {task.OUTPUT_TYPE}, {task.config.num_fewshot}-shot")
+    return TaskPlan(loaded, indices, settings, notes)
+
+
+def _load(name: str, include_path: str | None) -> Mapping[str, Any]:
+    from lm_eval.tasks import TaskManager
+
+    from evals import harness  # noqa: F401  (quiets lm-eval's hints about its own command line)
+
+    if include_path and not Path(include_path).is_dir():
+        raise UserError(f"--include-path {include_path}: no such folder.")
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if name not in manager.all_tasks:
+        manager = TaskManager(include_path=include_path)  # reads thousands of files
+    if name not in manager.all_tasks:
+        near = [known for known in manager.all_tasks if name.lower() in known.lower()]
+        hint = f" Similar: {', '.join(near[:8])}." if near else ""
+        folder = f" and {include_path}" if include_path else ""
+        raise UserError(f"lm-eval{folder} has no task {name!r} that can be read.{hint}")
+    try:
+        return manager.load([name])
+    except Exception as e:  # a task's code and its data set raise anything
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise UserError(
+            f"cannot load lm-eval's task {name!r}: {type(e).__name__}: {reason}. Its data come from the Hugging Face "
+            "hub unless its YAML names local files."
+        ) from e
+
+
+def _configure(name: str, task: Any, settings: Mapping[str, Any]) -> list[str]:
+    """Apply the options to a task, as lm-eval's simple_evaluate does. Returns notes on what decides its score."""
+    notes = []
+    own = task.get_config("num_fewshot")
+    if settings["num_fewshot"] is not None and own != 0:  # 0: its author allows no examples
+        task.set_config(key="num_fewshot", value=settings["num_fewshot"])
+    elif own is None:
+        task.set_config(key="num_fewshot", value=0)
+    elif settings["num_fewshot"]:
+        notes.append(f"{name}: its configuration fixes 0 examples; --num-fewshot {settings['num_fewshot']} is ignored")
+    if task.OUTPUT_TYPE == "generate_until":
+        given = {"temperature": settings["temperature"], "top_p": settings["top_p"]}
+        given["max_gen_toks"] = settings["max_tokens"]
+        changes = {key: value for key, value in given.items() if value is not None}
+        if settings["temperature"] is not None:  # a do_sample: false of the task would silently make it greedy
+            changes["do_sample"] = settings["temperature"] > 0
+        if changes:
+            task.set_config(key="generation_kwargs", value=changes, update=True)
+        if not any(key in task.config.generation_kwargs for key in MAX_TOKENS):
+            notes.append(
+                f"{name}: sets no longest response, so lm-eval's {DEFAULT_MAX_TOKENS} tokens hold; --max-tokens"
+            )
+    return notes
+
+
+MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+DEFAULT_MAX_TOKENS = 256
+
+
+def first_prompt(plan: TaskPlan, tokenizer: Any) -> tuple[str, str]:
+    """(task, the text of its first request)."""
+    name, task = next(iter(plan.loaded["tasks"].items()))
+    chosen = plan.indices[name]
+    chat = plan.settings["apply_chat_template"]
+    check_chat(plan, tokenizer)
+    task.set_fewshot_seed(seed=plan.settings["seed"])
+    task.build_all_requests(
+        samples=chosen and chosen[:1],
+        limit=None if chosen else 1,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+        chat_template=(lambda history, add_generation_prompt=True: chat_text(tokenizer, history, add_generation_prompt))
+        if chat
+        else None,
+        tokenizer_name="",
+    )
+    return name, str(task.instances[0].args[0])
+
+
+def check_chat(plan: TaskPlan, tokenizer: Any) -> None:
+    if plan.settings["apply_chat_template"] and not getattr(tokenizer, "chat_template", None):
+        raise UserError(f"{plan.title}: --apply-chat-template, and this model's tokenizer has no chat template.")
+
+
+def chat_text(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    """A conversation as the model reads it; without the generation prompt the last message is to be continued."""
+    return tokenizer.apply_chat_template(
+        history,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
+    )
+
+
+def evaluate_task(
+    plan: TaskPlan,
+    target: Target,
+    facts: dict[str, Any],
+    engine: Any,
+    store: "Store",
+    console: Console,
+    resume: str | None = None,
+    lm_eval_output: Path | None = None,
+) -> Outcome:
+    """Evaluate one task or group of lm-eval into the store, and print its metrics."""
+    from lm_eval.evaluator import evaluate
+
+    from evals.bench_run import progress_bar, stored_run
+    from evals.lm_eval_lm import TaskLM
+    from evals.lm_eval_output import write_output
+    from evals.stats import problem_means, summarise
+
+    for note in plan.notes:
+        console.print(f"{plan.title}: {note}", highlight=False, markup=False)
+    check_chat(plan, engine.tokenizer)
+    config = {**facts, **plan.settings, "notes": plan.notes}
+    with stored_run(plan.title, target, config, store, console, resume) as run_id:
+        total = sum(_requests(task, plan.indices[name]) for name, task in plan.loaded["tasks"].items())
+        with progress_bar(plan.title, total, console) as advance:
+            lm = TaskLM(engine, plan.indices, store, run_id, target.step, plan.settings["seed"], advance)
+            for task in plan.loaded["tasks"].values():
+                task.set_fewshot_seed(seed=plan.settings["seed"])  # every checkpoint sees the same examples
+            some = {name: chosen for name, chosen in plan.indices.items() if chosen is not None}
+            results: Any = evaluate(
+                lm=lm,
+                task_dict=dict(plan.loaded),  # type: ignore[arg-type]
+                samples=some or None,
+                apply_chat_template=plan.settings["apply_chat_template"],
+                fewshot_as_multiturn=plan.settings["apply_chat_template"],
+            )
+        judge(results["samples"], lm, store, run_id)
+        rows = list(store.samples(run_id, step=target.step))
+        summary = summarise(rows)
+        store.log_metrics(run_id, target.step, _metrics(results) | {"pass1": summary.pass1})
+        _print(results, console)
+        console.print(summary.line(), highlight=False, markup=False)
+        if lm_eval_output:
+            write_output(results, lm, target.path, config, lm_eval_output, console)
+    console.print(f"run {run_id} in {store}", highlight=False)
+    return Outcome(plan.title, target.path, target.step, run_id, summary, problem_means(rows))
+
+
+def _requests(task: Any, chosen: Sequence[int] | None) -> int:
+    return (len(task.eval_docs) if chosen is None else len(chosen)) * (task.config.repeats or 1)
+
+
+def judge(samples: Mapping[str, Sequence[Mapping[str, Any]]], lm: Any, store: "Store", run_id: str) -> None:
+    """Give the rows of each task their verdicts: its first metric that is 0 or 1 for every document.
+
+    A task that has none (perplexity, BLEU, ...) has its metrics in the store and its responses without verdicts.
+    """
+    for task, documents in samples.items():
+        metric = _verdict_metric(documents)
+        wanted = metric[0] if metric else documents[0]["filter"]
+        rows = []
+        for document in documents:
+            if document["filter"] != wanted:
+                continue
+            for row in lm.rows_of(task, document):
+                reward = float(document[metric[1]]) if metric else None
+                outcome = "ungraded" if reward is None else "right" if reward else "wrong"
+                path = f"lm_eval:{metric[1]},{metric[0]}" if metric else "lm_eval"
+                answer = _text(document["filtered_resps"][0]) if row.token_ids else row.response
+                reference = _text(document["target"])
+                rows.append(
+                    dataclasses.replace(
+                        row, outcome=outcome, reward=reward, path=path, answer=answer, reference=reference
+                    )
+                )
+        store.log_samples(run_id, rows)
+
+
+def _verdict_metric(documents: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """(filter, metric) of the first metric that is 0 or 1 in every document, None where there is none."""
+    for filter_name in dict.fromkeys(d["filter"] for d in documents):
+        of_filter = [d for d in documents if d["filter"] == filter_name]
+        for metric in of_filter[0]["metrics"]:
+            if all(isinstance(d.get(metric), bool | int | float) and d[metric] in (0, 1) for d in of_filter):
+                return filter_name, metric
+    return None
+
+
+def _text(value: Any) -> str:
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    return str(value)
+
+
+def _metrics(results: Mapping[str, Any]) -> dict[str, float]:
+    """task/metric,filter -> value, of tasks and groups."""
+    found = {}
+    for name, values in {**results["results"], **results.get("groups", {})}.items():
+        for key, value in values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and key != "sample_len":
+                found[f"{name}/{key}"] = float(value)
+    return found
+
+
+def _print(results: Mapping[str, Any], console: Console) -> None:
+    table = Table("task", "metric", "filter", title="lm-eval", title_justify="left")
+    table.add_column("value", justify="right")
+    table.add_column("standard error", justify="right")
+    for name, values in {**results["results"], **results.get("groups", {})}.items():
+        for key, value in values.items():
+            metric, _, filter_name = key.partition(",")
+            if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = values.get(f"{metric}_stderr,{filter_name}", math.nan)
+            shown = f"{error:.4f}" if isinstance(error, float) and not math.isnan(error) else ""
+            table.add_row(name, metric, filter_name, f"{value:.4f}", shown)
+    console.print(table)

@@ -1,0 +1,118 @@
+"""Tables that an evaluation prints: one benchmark in all and by group, several at a glance, checkpoints of a run."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from evals.benches import Bench
+from evals.stats import Summary, by, paired, summarise
+from evals.store import SampleRow
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished evaluation, as the closing tables need it."""
+
+    title: str
+    model: str
+    step: int
+    run_id: str
+    summary: Summary
+    means: dict[str, float]
+    """problem -> share of its samples that are right"""
+
+
+def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Console) -> Summary:
+    """Print the summary in all and by the benchmark's groups, and what the benchmark itself has to say."""
+    total = summarise(rows)
+    table = Table(title=f"{bench.title}, {n} per problem", title_justify="left")
+    header = ["", *_header(bench.metric, total)]
+    for title in header:
+        table.add_column(title, justify="right" if title else "left")
+    table.add_row("all", *_cells(total, total))
+    for key in bench.groups:
+        parts = by(rows, key)
+        if parts:
+            table.add_section()
+        for value, part in parts.items():
+            table.add_row(f"{key} {value}", *_cells(part, total))
+    console.print(table)
+    console.print("verdicts: " + ", ".join(f"{n} {outcome}" for outcome, n in total.outcomes.items()))
+    for part in bench.report(rows):
+        console.print(part, highlight=False)
+    if total.unscored:
+        console.print(
+            f"{total.unscored} samples could not be graded and are in no mean. "
+            f"Pass@1 if all of them were wrong: {100 * total.pass1_unscored_wrong:.1f} %. "
+            "`python -m evals.run --regrade RUN` grades again what is stored."
+        )
+    return total
+
+
+def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
+    """Print one line per evaluation; of several checkpoints of one benchmark, the difference to the first too."""
+    checkpoints = len({o.model for o in outcomes}) > 1
+    table = Table(title="all evaluations of this call", title_justify="left")
+    table.add_column("benchmark")
+    if checkpoints:
+        table.add_column("step", justify="right")
+    for title in ("problems", "score", "95 %", *(["to the first"] if checkpoints else [])):
+        table.add_column(title, justify="right")
+    for title in ("tokens mean", "truncated", "unscored"):
+        table.add_column(title, justify="right")
+    table.add_column("run")
+    first: dict[str, Outcome] = {}
+    for outcome in sorted(outcomes, key=lambda o: [p.title for p in outcomes].index(o.title)):
+        if checkpoints and outcome.title not in first and first:
+            table.add_section()
+        start = first.setdefault(outcome.title, outcome)
+        problems, pass1, interval, mean, _, truncated, unscored = _cells(outcome.summary, None)
+        difference = "" if start is outcome else _difference(start, outcome)
+        table.add_row(
+            outcome.title,
+            *([str(outcome.step)] if checkpoints else []),
+            problems,
+            pass1,
+            interval,
+            *([difference] if checkpoints else []),
+            mean,
+            truncated,
+            unscored,
+            outcome.run_id,
+        )
+    console.print(table)
+    if checkpoints:
+        console.print("to the first: paired difference on the problems both have, with its 95 % interval")
+
+
+def _difference(start: Outcome, outcome: Outcome) -> str:
+    difference, low, high = paired(start.means, outcome.means)
+    return f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _header(metric: str, total: Summary) -> list[str]:
+    several = [f"pass@{k}" for k in total.pass_at]
+    return ["problems", metric, "95 %", *several, "tokens mean", "median", "truncated", "unscored"]
+
+
+def _cells(s: Summary, total: Summary | None) -> list[str]:
+    """The cells under `_header` of `total`, which says for which k there is a pass@k; None: for none."""
+    several = [f"{100 * s.pass_at[k]:.1f}" if k in s.pass_at else "" for k in (total.pass_at if total else ())]
+    return [
+        str(s.problems),
+        _percent(s.pass1),
+        "" if math.isnan(s.pass1_low) else f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}",
+        *several,
+        f"{s.tokens_mean:.1f}",
+        f"{s.tokens_median:g}",
+        f"{100 * s.truncated:.1f} %",
+        str(s.unscored),
+    ]
+
+
+def _percent(share: float) -> str:
+    """Without a scorable sample there is no score."""
+    return "-" if math.isnan(share) else f"{100 * share:.1f}"

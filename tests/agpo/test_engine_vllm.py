@@ -1,0 +1,140 @@
+"""Training with engine=vllm: synced weights are the trainer's, and what is left out of a sync raises the alarm."""
+
+import json
+import random
+
+import pytest
+import torch
+from command import start
+
+from agpo import setup
+from agpo.config import load_config
+from agpo.setup import open_reward, set_up
+from agpo.step import sync_engine, train_step
+from agpo.train import evaluate_policy
+from evals.console import make_console
+from evals.engines import load_engine
+from evals.errors import UserError
+from evals.store import Store
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+SMALL = [
+    "engine=vllm",
+    "objective=grpo",
+    "rollout.prompts_per_step=8",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_tokens=48",
+    "update.prompts_per_minibatch=4",
+    "update.lr=3e-3",
+    "eval.bench=",
+]
+
+
+@pytest.fixture(scope="module")
+def engine(vllm, tiny):
+    engine = load_engine("vllm", tiny)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def long_problems(tmp_path_factory):
+    """Prompts longer than a block of the prefix cache, the same in every step."""
+    path, draw = tmp_path_factory.mktemp("data") / "long.jsonl", random.Random(0)
+    rows = []
+    for _ in range(8):
+        terms = [draw.randint(0, 9) for _ in range(25)]
+        text = "".join(f"{draw.choice('+-')}{t}" for t in terms).lstrip("+")
+        rows.append({"prompt": text, "answer": str(sum(terms) % 7)})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def run_with(engine, monkeypatch, tmp_path):
+    """A run over the one engine of this file; the engine gets the start model's weights at its first sync."""
+    monkeypatch.setattr(setup, "start_vllm", lambda *_: engine)
+    engine.weight_version = ""
+    runs = []
+
+    def begin(*more):
+        run = set_up(load_config("tiny", [*SMALL, f"out={tmp_path}/runs", *more]), str(tmp_path / "s.db"), None, None)
+        runs.append(run)
+        return run
+
+    yield begin
+    for run in runs:
+        run.store.close()
+
+
+@pytest.mark.parametrize("more", [(), ("lora.rank=4", "lora.targets=q_proj,v_proj,down_proj")], ids=["all", "lora"])
+def test_the_gap_stays_at_rounding_and_completions_say_which_weights_made_them(run_with, long_problems, more):
+    run = run_with(f"data={long_problems}", *more)
+    before = run.policy.model.get_input_embeddings().weight.clone()
+    with open_reward(run.config) as grader:
+        seen = [train_step(run, grader) for _ in range(4)]
+    assert sum(m["updates/made"] for m in seen) >= 3
+    assert all(m["mismatch/gap_max"] < 1e-4 for m in seen)
+    assert more or not torch.equal(before, run.policy.model.get_input_embeddings().weight)
+    versions = {(row.step, row.weight_version) for row in run.store.samples(run.id)}
+    assert versions == {(step + 1, f"{run.id}/step-{step}") for step in range(4)}
+
+
+def test_a_sync_that_was_left_out_is_an_error_before_anything_moves(run_with, engine, monkeypatch):
+    run = run_with()
+    with open_reward(run.config) as grader:
+        train_step(run, grader)
+        moved = {name: x.clone() for name, x in run.policy.model.state_dict().items()}
+        monkeypatch.setattr(engine, "sync", lambda weights, version: None)
+        with pytest.raises(UserError, match=r"not synced"):
+            train_step(run, grader)
+    assert all(torch.equal(x, moved[name]) for name, x in run.policy.model.state_dict().items())
+    assert run.done == 1
+
+
+def test_a_prefix_cache_that_was_not_emptied_is_an_error(run_with, engine, long_problems, monkeypatch):
+    """The same long prompts in every step: their keys and values of the step before would be used again."""
+    run = run_with(f"data={long_problems}", "mismatch.max_gap=1e-3")
+    with open_reward(run.config) as grader:
+        train_step(run, grader)
+        monkeypatch.setattr(engine.backend, "forget", lambda: None)
+        with pytest.raises(UserError, match="prefix cache that was not reset"):  # noqa: PT012  whichever step shows it
+            for _ in range(3):
+                train_step(run, grader)
+
+
+def test_evaluation_during_training_asks_the_same_engine_with_the_weights_of_its_step(run_with, engine):
+    run = run_with("eval.bench=arith", "eval.size=8")
+    with open_reward(run.config) as grader:
+        train_step(run, grader)
+    evaluate_policy(run, make_console(), type("None", (), {"log": lambda *_: None}))
+    rows = list(run.store.samples(run.id, split="eval/arith"))
+    assert {row.weight_version for row in rows} == {f"{run.id}/step-1"}
+    synced = engine.weight_version
+    sync_engine(run)  # nothing moved since: no weights are sent
+    assert engine.weight_version == synced == f"{run.id}/step-1"
+
+
+def test_from_the_command_line_with_the_gap_on_every_line_and_resumed(vllm, tmp_path):
+    """Stopped after 2 of 3 steps and resumed, the third is that of a run without a stop, on one thread of a CPU."""
+    whole = start(tmp_path, *SMALL, "steps=3", "out=whole", "--store", "s.db")
+    said = whole.communicate(timeout=300)[0]
+    assert whole.returncode == 0, said
+    lines = said.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.split()[:1] == ["step"])
+    column = [" ".join(lines[at][k : k + 12].split()) for k in range(0, len(lines[at]), 12)].index("gap")
+    assert [0 < float(line.split()[column]) < 1e-4 for line in lines[at + 1 : at + 4]] == [True] * 3, said
+    for arguments in (["steps=2"], ["--resume", "latest", "steps=3"]):
+        overrides = SMALL if "steps=2" in arguments else []
+        part = start(tmp_path, *overrides, *arguments, "out=parts", "--store", "s.db")
+        said = part.communicate(timeout=300)[0]
+        assert part.returncode == 0, said
+    with Store.open(str(tmp_path / "s.db")) as store:
+        tokens = [
+            {(row.step, row.item, row.repeat): row.token_ids for row in store.samples(run.id)}
+            for run in store.runs("train")
+        ]
+    assert len(tokens) == 2
+    assert len(tokens[0]) == 3 * 8 * 4
+    assert tokens[0] == tokens[1]

