@@ -102,6 +102,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
             model=config.model,
             seed=config.seed,
             config=recorded(config),
+            parent=curation_run(config.data.path, run.store),
         )
         run.folder = Path(config.out) / run.id
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -125,9 +126,27 @@ def _go_on(run: Run, saved: Path, step: int) -> None:
 
 
 def recorded(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses."""
+    """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses, and
+    the id of the manifest of its data."""
     on_test = selected_on_test(config)
-    return {**config.model_dump(mode="json"), **({"selected_on_test": on_test} if on_test else {})}
+    manifest = curation(config.data.path, "manifest.json").get("id")
+    more = {"selected_on_test": on_test, "data_manifest": manifest}
+    return {**config.model_dump(mode="json"), **{name: value for name, value in more.items() if value}}
+
+
+def curation(path: str, name: str) -> dict[str, Any]:
+    """A JSON file that `data_curation.build` left beside the training data; {} where there is none."""
+    try:
+        found = json.loads((Path(path).parent / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def curation_run(path: str, store: Any) -> str | None:
+    """The run that built the training data, where this store knows it."""
+    run = curation(path, "build.json").get("run")
+    return run if run in {known.id for known in store.runs("curation")} else None
 
 
 def selected_on_test(config: TrainConfig) -> str:

@@ -1,57 +1,117 @@
-"""The manifest: what went in, what came out, and where every row that did not come out was lost."""
+"""The manifest: what went in, what came out, and where every row that did not come out was lost.
 
-import hashlib
+`content` depends on the inputs, options and versions alone: no times, no paths, no host. `id` is its hash. When a build
+ran, and which run of the results store it was, is in build.json.
+"""
+
 import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_curation.sources import MATH_HUB, Dropped, Options, Source, steps_of
+from data_curation.rows import Row, digest, sha256
+from data_curation.stage import Done
+from evals.errors import UserError
 
-FORMAT = 1
-
-
-def funnel(total: int, dropped: Sequence[Dropped], options: Options) -> list[dict[str, Any]]:
-    """One line per step: rows that passed it, rows it dropped, and why. The first line is what was read."""
-    lines: list[dict[str, Any]] = [{"step": "read", "rows": total, "dropped": 0, "reasons": {}}]
-    for step in steps_of(options):
-        reasons = Counter(drop.reason for drop in dropped if drop.step == step)
-        left = lines[-1]["rows"] - reasons.total()
-        lines.append({"step": step, "rows": left, "dropped": reasons.total(), "reasons": dict(reasons.most_common())})
-    return lines
+FORMAT = 2
+PACKAGES = ("agpo", "datasketch", "datasets", "math-verify", "numpy", "pyarrow", "reasoning-gym")
+WIDTH = 200
+"""characters per bar of the length histogram"""
 
 
 def build(
-    options: Options, source: Source, total: int, kept: int, dropped: Sequence[Dropped], output: Path
+    recipe: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]],
+    reads: Sequence[Done],
+    stages: Sequence[Done],
+    options: Mapping[str, Any],
+    rows: Sequence[Row],
+    out: Path,
 ) -> dict[str, Any]:
-    """The manifest's content. No time stamps: the same input and options give the same manifest."""
-    versions = {name: importlib.metadata.version(name) for name in ("agpo", "pyarrow", "datasets", "reasoning-gym")}
-    given = {"name": options.input or (MATH_HUB if source.needs_input else "made by reasoning-gym")}
-    if options.input and Path(options.input).is_file():
-        given |= {"name": Path(options.input).name, "sha256": sha256(Path(options.input))}
-    return {
+    """The manifest of the files in `out`."""
+    content = {
         "format": FORMAT,
-        "options": {name: value for name, value in asdict(options).items() if name != "input"},
-        "input": given,
-        "licence": source.licence,
-        "data_source": source.data_source,
-        "funnel": funnel(total, dropped, options),
-        "kept": kept,
-        "output": {"name": output.name, "sha256": sha256(output)},
-        "versions": versions,
+        "recipe": dict(recipe),
+        "sources": [{**about, **reading(done)} for about, done in zip(sources, reads, strict=True)],
+        "stages": [{"name": done.name, "options": options[done.name], **reading(done)} for done in stages],
+        "kept": len(rows),
+        "by source": count(row.source for row in rows),
+        "histograms": histograms(rows),
+        "files": {str(p.relative_to(out).as_posix()): sha256(p) for p in sorted(out.rglob("*")) if p.is_file()},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+    return {"id": digest(content)[:16], "content": content}
 
 
-def write_ledger(dropped: Sequence[Dropped], path: Path) -> None:
-    """One JSON line per dropped row."""
-    with path.open("w", encoding="utf-8") as file:
-        for drop in dropped:
-            file.write(json.dumps(asdict(drop), ensure_ascii=False) + "\n")
+def reading(done: Done) -> dict[str, Any]:
+    """A stage's line of the funnel: rows in and out, and how many were dropped for which reason."""
+    reasons: Counter[str] = Counter()
+    for line in done.ledger():
+        reasons[line["reason"]] += line["count"]
+    ordered = sorted(reasons.items(), key=lambda one: (-one[1], one[0]))
+    return {"in": done.counts["in"], "out": done.counts["out"], "reasons": dict(ordered), "facts": dict(done.facts)}
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def histograms(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """Level, subject, length in characters (by the bar's lower end) and solve rate, of the rows that have one."""
+    found = {
+        "level": count(str(row.meta["level"]) for row in rows if row.meta.get("level") is not None),
+        "subject": count(str(row.meta["subject"]) for row in rows if row.meta.get("subject")),
+        "length": {
+            str(start): n for start, n in sorted(Counter(len(row.problem) // WIDTH * WIDTH for row in rows).items())
+        },
+        "solve_rate": count(f"{row.meta['solve_rate']:.4f}" for row in rows if "solve_rate" in row.meta),
+    }
+    return {name: histogram for name, histogram in found.items() if histogram}
+
+
+def count(values: Any) -> dict[str, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+def load(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a data set's folder (or the file itself). Raises UserError."""
+    path = Path(folder)
+    path = path / "manifest.json" if path.is_dir() else path
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found["content"]["stages"], list) or not isinstance(found["id"], str):
+            raise ValueError("not of this format")
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file. Give the folder that data_curation.build wrote (--out).") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: not a manifest of this version of data_curation.build. Build the data again.") from e
+    return found
+
+
+def card(content: Mapping[str, Any]) -> str:
+    """The data card of a Hugging Face data set folder."""
+    licences = sorted({source["licence"] for source in content["sources"]})
+    lines = ["---", f"pretty_name: {content['recipe']['name']}", "license: other", "task_categories: [text-generation]"]
+    lines += ["configs:", "- config_name: default", "  data_files: data/*.parquet", "---", ""]
+    lines += [
+        f"# {content['recipe']['name']}",
+        "",
+        content["recipe"]["about"],
+        "",
+        f"{content['kept']:,} problems.",
+        "",
+    ]
+    lines += ["| source | rows read | kept | licence | SHA-256 |", "|---|---|---|---|---|"]
+    for source in content["sources"]:
+        kept = content["by source"].get(source["name"], 0)
+        lines.append(
+            f"| {source['name']} ({source['where']}) | {source['facts'].get('rows', 0):,} | {kept:,} "
+            f"| {source['licence']} | {source['sha256'][:16]} |"
+        )
+    lines += ["", "| stage | in | out | dropped because |", "|---|---|---|---|"]
+    for stage in content["stages"]:
+        why = "; ".join(f"{n:,} {reason}" for reason, n in stage["reasons"].items())
+        lines.append(f"| {stage['name']} | {stage['in']:,} | {stage['out']:,} | {why} |")
+    lines += ["", f"Licences of the parts: {', '.join(licences)}. Their authors' terms go on to hold.", ""]
+    lines += [
+        "Made by `python -m data_curation.build`; manifest.json beside this folder has options, hashes and versions."
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,141 +1,225 @@
-"""Sources: where problems come from. One function each, yielding kept and dropped rows, and a line in `SOURCES`."""
+"""Sources of mathematical problems: what a row of each looks like. One class of options and one function each."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from evals.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_curation.rows import Drop, Row
 from evals.grading.math import extract_answer
-from evals.items import hub_rows, item_id, read_rows
 
-MATH_HUB = "DigitalLearningGmbH/MATH-lighteval"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One row that is kept. The problem is bare: a prompt preset is applied when it is asked."""
-
-    id: str
-    problem: str
-    answer: str
-    meta: Mapping[str, Any] = field(default_factory=dict)
+CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """One row that is not, and why: the ledger's line."""
+class Source(BaseModel):
+    """What all sources have."""
 
-    row: int
-    """number in the input, from 0"""
-    step: str
-    """the step of the funnel that dropped it"""
-    reason: str
-    text: str
-    """the beginning of the problem"""
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """names its rows (`name:17`) and its stage; any word"""
+    path: str | None = None
+    """a file, a folder of files or a hub id; None: where the source lives on the hub"""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A source and what a manifest says of it."""
+class Kind:
+    """What is known of a kind of source."""
 
-    read: Callable[["Options"], Iterator[Problem | Dropped]]
-    steps: tuple[str, ...]
-    """the steps that may drop a row, in order; each is a line of the funnel"""
+    hub: str
+    licence: str
     data_source: str
     """verl's name for it, which selects verl's scorer"""
-    ability: str
-    licence: str
-    needs_input: bool
-    about: str
+    read: Callable[[Any, str, Mapping[str, Any]], Row | Drop]
+    """(options, row id, raw row) -> the row, or why it is none"""
+    split: str = "train"
+    subset: str | None = None
+    ability: str = "math"
 
 
-@dataclass(frozen=True)
-class Options:
-    """Everything the output depends on."""
+class Bad(Exception):
+    """A row lacks something or has it in another type."""
 
-    source: str
-    input: str | None = None
-    min_level: int = 3
-    size: int = 4096
+
+def text(raw: Mapping[str, Any], name: str) -> str:
+    """A column that has to be a text."""
+    if name not in raw:
+        raise Bad(f"no column {name!r}")
+    value = raw[name]
+    if not isinstance(value, str):
+        raise Bad(f"{name!r} is {'null' if value is None else type(value).__name__}, not text")
+    return value
+
+
+class MathSource(Source):
+    """MATH (Hendrycks et al. 2021) in the hub's shape: problem, level "Level N", type, solution."""
+
+    kind: Literal["math"]
+    levels: tuple[int, ...] = (3, 4, 5)
+    """levels to keep; the paper's are those > 2"""
+
+
+def read_math(options: MathSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+    """The answer is the last balanced \\boxed{} of the solution."""
+    problem, level, solution = text(raw, "problem"), text(raw, "level"), text(raw, "solution")
+    number = re.fullmatch(r"Level (\d+)", level)
+    if number is None:
+        return Drop(name, "level unknown", problem[:300], {"level": level})
+    if int(number[1]) not in options.levels:
+        return Drop(name, f"level {number[1]}", problem[:300])
+    answer, found = extract_answer(solution)
+    if answer is None:
+        reason = {"empty": "empty \\boxed{}", "none": "no \\boxed{}", "unclosed": "unclosed \\boxed{}"}[found]
+        return Drop(name, f"{reason} in the solution", problem[:300], {"solution": solution[-200:]})
+    return Row(name, options.name, problem, answer, {"level": int(number[1]), "subject": str(raw.get("type") or "")})
+
+
+class VerlSource(Source):
+    """verl's schema, as DAPO-Math-17k has it: prompt as a chat, reward_model.ground_truth."""
+
+    kind: Literal["dapo", "verl"]
+    languages: Literal["all", "no-chinese"] = "all"
+    """the paper says nothing about DAPO's 3,432 Chinese rows"""
+
+
+def read_verl(options: VerlSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+    chat = raw.get("prompt")
+    if not isinstance(chat, list | tuple) or not all(isinstance(m, dict) for m in chat):
+        raise Bad("'prompt' is not a chat" if "prompt" in raw else "no column 'prompt'")
+    said = [text(message, "content") for message in chat if message.get("role") == "user"]
+    if not said:
+        raise Bad("no user message in 'prompt'")
+    judged = raw.get("reward_model")
+    if not isinstance(judged, dict):
+        raise Bad("no column 'reward_model'" if judged is None else "'reward_model' is not a record")
+    problem, answer = "\n\n".join(said), judged.get("ground_truth")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if not isinstance(answer, str):
+        raise Bad("'reward_model.ground_truth' is not text")
+    if options.languages == "no-chinese" and CJK.search(problem):
+        return Drop(name, "Chinese", problem[:300])
+    extra = raw.get("extra_info")
+    kept = {k: v for k, v in extra.items() if k in ("level", "subject")} if isinstance(extra, dict) else {}
+    return Row(name, options.name, problem, answer, {k: v for k, v in kept.items() if isinstance(v, str | int)})
+
+
+class Gsm8kSource(Source):
+    """GSM8K (Cobbe et al. 2021): question, answer that ends in `#### N`."""
+
+    kind: Literal["gsm8k"]
+
+
+def read_gsm8k(options: Gsm8kSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+    problem, worked = text(raw, "question"), text(raw, "answer")
+    answer = worked.rpartition("####")[2].strip().replace(",", "") if "####" in worked else ""
+    if not answer:
+        return Drop(name, "no #### in the answer", problem[:300], {"answer": worked[-200:]})
+    return Row(name, options.name, problem, answer)
+
+
+class CompetitionSource(Source):
+    """AIME or AMC problems: problem, answer, and what else is there (year, url)."""
+
+    kind: Literal["aime", "amc"]
+
+
+def read_competition(options: CompetitionSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+    answer = raw.get("answer")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if not isinstance(answer, str):
+        raise Bad("'answer' is not text" if "answer" in raw else "no column 'answer'")
+    answer = re.sub(r"^(-?\d+)\.0$", r"\1", answer.strip())
+    if answer.isdigit():
+        answer = str(int(answer))  # AIME's 033 is 33
+    meta = {k: raw[k] for k in ("year", "url") if isinstance(raw.get(k), str | int)}
+    return Row(name, options.name, text(raw, "problem"), answer, meta)
+
+
+class TableSource(Source):
+    """Any JSONL or parquet: say which columns hold what."""
+
+    kind: Literal["table"]
+    path: str  # type: ignore[assignment]
+    problem: str = "problem"
+    """column of the problem"""
+    answer: str = "answer"
+    """column of the answer"""
+    meta: dict[str, str] = {}
+    """name here -> column there, e.g. {level: difficulty}"""
+    boxed: bool = False
+    """the answer is the last \\boxed{} of that column"""
+    split: str = "train"
+    subset: str | None = None
+    licence: str = "not stated"
+    data_source: str = "math_dapo"
+
+
+def read_table(options: TableSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+    problem, answer = text(raw, options.problem), raw.get(options.answer)
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if not isinstance(answer, str):
+        raise Bad(
+            f"{options.answer!r} is {'null' if answer is None else type(answer).__name__}, not text"
+            if options.answer in raw
+            else f"no column {options.answer!r}"
+        )
+    if options.boxed:
+        boxed, found = extract_answer(answer)
+        if boxed is None:
+            return Drop(name, f"no answer in a box ({found})", problem[:300])
+        answer = boxed
+    meta = {new: raw[old] for new, old in options.meta.items() if isinstance(raw.get(old), str | int | float)}
+    return Row(name, options.name, problem, answer, meta)
+
+
+class MadeSource(Source):
+    """Problems made on the spot by a generator of reasoning-gym; `arith` is the one the tiny recipe trains on."""
+
+    kind: Literal["arith", "reasoning-gym"]
+    size: int = Field(default=4096, ge=1)
     seed: int = 0
+    task: str = "chain_sum"
+    """reasoning-gym: name of the generator"""
+    options: dict[str, Any] = {}
+    """reasoning-gym: its own options"""
 
 
-def math(options: Options) -> Iterator[Problem | Dropped]:
-    """MATH train (Hendrycks et al. 2021) in the hub's shape: problem, level "Level N", type, solution.
+def make_rows(options: MadeSource) -> Iterator[Row]:
+    """Raises UserError for a generator or option that does not exist."""
+    from evals.errors import UserError
 
-    The answer is the last balanced \\boxed{} of the solution.
-    """
-    where = options.input or MATH_HUB
-    first_seen: dict[str, int] = {}
-    for number, row in enumerate(rows_of(where)):
-        missing = [name for name in ("problem", "level", "solution") if not isinstance(row.get(name), str)]
-        text = str(row.get("problem") or "")
-        if missing:
-            yield Dropped(number, "well-formed", f"no text in column {missing[0]!r}", text[:200])
-            continue
-        level = re.fullmatch(r"Level (\d+)", row["level"])
-        if level is None:
-            yield Dropped(number, "level known", f"unknown level {row['level']!r}", text[:200])
-            continue
-        if int(level[1]) < options.min_level:
-            yield Dropped(number, f"level >= {options.min_level}", f"level {level[1]}", text[:200])
-            continue
-        answer, found = extract_answer(row["solution"])
+    if options.kind == "arith":
+        from evals.benches import arith
+
+        for number, item in enumerate(arith.items("train", options.size, options.seed)):
+            yield Row(f"{options.name}:{number}", options.name, item.prompt, item.answer, dict(item.meta))
+        return
+    import reasoning_gym
+
+    try:
+        made = reasoning_gym.create_dataset(options.task, size=options.size, seed=options.seed, **options.options)
+    except (ValueError, TypeError, AssertionError) as e:
+        raise UserError(f"source {options.name!r}: reasoning-gym cannot make {options.task!r}: {e}") from e
+    for number, row in enumerate(made):
+        answer = row["answer"]
         if answer is None:
-            reason = {"empty": "empty \\boxed{}", "none": "no \\boxed{}", "unclosed": "unclosed \\boxed{}"}[found]
-            yield Dropped(number, "answer in the solution", reason, text[:200])
-            continue
-        if text in first_seen:
-            yield Dropped(number, "not seen before", f"the same problem as row {first_seen[text]}", text[:200])
-            continue
-        first_seen[text] = number
-        meta = {"level": int(level[1]), "subject": str(row.get("type") or ""), "row": number}
-        yield Problem(item_id(text), text, answer, meta)
+            continue  # judged by the generator's own scorer only; there is no reference to train on
+        meta = {"task": options.task, "difficulty": row["metadata"].get("difficulty", {})}
+        yield Row(f"{options.name}:{number}", options.name, row["question"], str(answer), meta)
 
 
-def arith(options: Options) -> Iterator[Problem | Dropped]:
-    """Chain arithmetic made by reasoning-gym: what the tiny recipe trains on."""
-    from evals.benches import arith as bench
-
-    for item in bench.items("train", options.size, options.seed):
-        yield Problem(item.id, item.prompt, item.answer, item.meta)
-
-
-def rows_of(where: str) -> Iterable[Mapping[str, Any]]:
-    """Rows of a local file, or of a data set on the hub when `where` looks like owner/name and no such file exists."""
-    if (
-        not Path(where).exists()
-        and re.fullmatch(r"[\w.-]+/[\w.-]+", where)
-        and not where.endswith((".gz", ".jsonl", ".parquet"))
-    ):
-        return hub_rows(where, "train")
-    return read_rows(where)
-
-
-def steps_of(options: Options) -> tuple[str, ...]:
-    """The funnel's lines for these options."""
-    return tuple(step.format(min_level=options.min_level) for step in SOURCES[options.source].steps)
-
-
-SOURCES: dict[str, Source] = {
-    "math": Source(
-        math,
-        ("well-formed", "level known", "level >= {min_level}", "answer in the solution", "not seen before"),
-        "lighteval/MATH",
-        "math",
-        "MIT",
-        True,
-        f"MATH train with a level of at least --min-level, from a file or the hub ({MATH_HUB})",
-    ),
-    "arith": Source(
-        arith, (), "arith", "math", "Apache-2.0", False, "chain arithmetic, --size problems made on the spot"
-    ),
+KINDS: dict[str, Kind] = {
+    "math": Kind("DigitalLearningGmbH/MATH-lighteval", "MIT", "lighteval/MATH", read_math),
+    "dapo": Kind("BytedTsinghua-SIA/DAPO-Math-17k", "Apache-2.0", "math_dapo", read_verl),
+    "verl": Kind("", "not stated", "math_dapo", read_verl),
+    "gsm8k": Kind("openai/gsm8k", "MIT", "openai/gsm8k", read_gsm8k, subset="main"),
+    "aime": Kind("HuggingFaceH4/aime_2024", "MIT", "math_dapo", read_competition),
+    "amc": Kind("AI-MO/aimo-validation-amc", "Apache-2.0", "math_dapo", read_competition),
+    "table": Kind("", "not stated", "math_dapo", read_table),
+    "arith": Kind("", "Apache-2.0", "arith", read_table),
+    "reasoning-gym": Kind("", "Apache-2.0", "reasoning_gym", read_table),
 }
-
-
-def find(name: str) -> Source:
-    if name not in SOURCES:
-        raise UserError(f"unknown source {name!r}. Known: {', '.join(SOURCES)}.")
-    return SOURCES[name]

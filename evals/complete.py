@@ -81,11 +81,12 @@ def complete(
 
     A completion's seed comes from (seed, benchmark, item, repeat), so that more repeats later keep the first ones. It
     is written as soon as it is there, with its verdict or before it; whatever ends this early keeps what was written.
-    What the store has without a verdict, or with a grader's failure for one, is graded again.
+    What the store has without a verdict, or with a grader's failure for one, is graded again. Completions of other
+    problems in the same run and split are left alone.
     """
-    known = {
-        (r.item, r.repeat): r for r in store.samples(job.run_id, split=job.split, step=job.step) if r.repeat < job.n
-    }
+    asked = {item.id for item in items}
+    stored = store.samples(job.run_id, split=job.split, step=job.step)
+    known = {(row.item, row.repeat): row for row in stored if row.repeat < job.n and row.item in asked}
     missing = [(item, [k for k in range(job.n) if (item.id, k) not in known]) for item in items]
     todo = [(item, repeats) for item, repeats in missing if repeats]
     prompts = [render(job.preset, item, engine.tokenizer) for item, _ in todo]

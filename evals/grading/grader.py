@@ -48,7 +48,13 @@ def exact(text: str, reference: str) -> Verdict | str:
     return Verdict("right" if same_string(answer, reference) else "wrong", f"{where}:string", answer)
 
 
-GRADERS: dict[str, Callable[[str, str], Verdict | str]] = {"math": math, "exact": exact}
+def math_verify(text: str, reference: str) -> Verdict | str:
+    """Last box; math-verify decides alone, also where the strings are equal: false says that it cannot parse them."""
+    answer, where = extract_answer(text)
+    return Verdict("no_answer", where) if answer is None else answer
+
+
+GRADERS: dict[str, Callable[[str, str], Verdict | str]] = {"math": math, "exact": exact, "math-verify": math_verify}
 """name -> function (response, reference) -> a Verdict, or the answer that a worker has to compare by math-verify"""
 
 

@@ -1,196 +1,311 @@
-"""`python -m data_curation.build`: counts, ledger, manifest, bytes, and what happens to bad rows and bad commands."""
+"""`python -m data_curation.build`: every row's fate, resuming, bytes, strictness, mistakes; explain and diff."""
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-from data_curation.build import build, main
-from data_curation.sources import Options
+from data_curation import build as command
+from data_curation import diff, explain, manifest, pipeline
+from data_curation.recipe import load
+from data_curation.stage import Context
 from evals.errors import UserError
 from evals.items import read_items
 from evals.store import Store
 
-
-def row(number: int, level: object = "Level 3", solution: object = "thus \\boxed{%d}", **changes):
-    solution = solution % number if isinstance(solution, str) and "%d" in solution else solution
-    return {"problem": f"Problem {number}?", "level": level, "type": "Algebra", "solution": solution, **changes}
-
-
-# One row per fate, in the shape of the hub's MATH.
-ROWS = [
-    row(0),
-    row(1, "Level 2"),
-    row(2, "Level ?"),
-    row(3, solution="so \\boxed{}"),
-    row(4, solution="no box"),
-    row(5, solution="open \\boxed{1"),
-    row(6, "Level 5", "first \\boxed{1}, then \\boxed{\\frac{1}{2}}"),
-    row(7, problem=None),
-    row(8, solution=["not", "text"]),
-    row(9, problem="Problem 0?"),
-    row(10, solution="our answer is $\\boxed 9$."),
-    row(11, problem="x" * 1_000_000),
-]
-KEPT = {"Problem 0?": "0", "Problem 6?": "\\frac{1}{2}", "Problem 10?": "9", "x" * 1_000_000: "11"}
-
-
-@pytest.fixture
-def source(tmp_path) -> Path:
-    path = tmp_path / "math.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
-    return path
+KEPT = {"math:0", "math:10", "table:2", "table:4"}
+FATES = {
+    "math:1": "level 2",
+    "math:2": "level unknown",
+    "math:3": "empty \\boxed{} in the solution",
+    "math:4": "no \\boxed{} in the solution",
+    "math:5": "unclosed \\boxed{} in the solution",
+    "math:7": "'problem' is null, not text",
+    "math:8": "'solution' is list, not text",
+    "math:12": "no column 'level'",
+    "math:14": "the same row again",
+    "math:15": "not UTF-8",
+    "math:16": "not JSON",
+    "math:17": "not a JSON object",
+    "math:11": "longer than 20,000 characters",
+    "math:9": "the same problem in this source",
+    "table:0": "the same problem in another source",
+    "math:6": "conflicting answers",
+    "table:1": "conflicting answers",
+    "table:3": "near duplicate",
+    "math:13": "in gsm8k",
+}
 
 
-def test_every_row_is_kept_or_listed_with_its_reason(source, tmp_path):
-    content = build(Options("math", str(source)), tmp_path / "out")
-    items = read_items(tmp_path / "out/train.parquet")
-    assert {item.prompt: item.answer for item in items} == KEPT
-    assert len({item.id for item in items}) == len(items)
-    ledger = [json.loads(line) for line in (tmp_path / "out/dropped.jsonl").read_text().splitlines()]
-    assert {drop["row"]: drop["reason"] for drop in ledger} == {
-        1: "level 2",
-        2: "unknown level 'Level ?'",
-        3: "empty \\boxed{}",
-        4: "no \\boxed{}",
-        5: "unclosed \\boxed{}",
-        7: "no text in column 'problem'",
-        8: "no text in column 'solution'",
-        9: "the same problem as row 0",
+def made(recipe: Path, out: Path, settings: tuple[str, ...] = (), skip: tuple[str, ...] = (), strict: bool = False):
+    context = Context(workers=1, references={"gsm8k": str(recipe.parent / "bench.jsonl")})
+    return pipeline.build(load(str(recipe), list(settings), {}, list(skip)), out, context, strict=strict)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Everything but the record of when it was built."""
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in sorted(out.rglob("*"))
+        if p.is_file() and p.name != "build.json"
     }
-    assert [(line["step"], line["rows"]) for line in content["funnel"]] == [
-        ("read", 12),
-        ("well-formed", 10),
-        ("level known", 9),
-        ("level >= 3", 8),
-        ("answer in the solution", 5),
-        ("not seen before", 4),
-    ]
+
+
+def ledger(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_every_row_is_kept_or_listed_with_its_reason(recipe, tmp_path):
+    content = made(recipe, tmp_path / "out")["content"]
+    items = read_items(tmp_path / "out/train.parquet")
+    assert {item.meta["row"] for item in items} == KEPT
+    assert {line["id"]: line["reason"] for line in ledger(tmp_path / "out")} == FATES
     assert content["kept"] == 4
-    assert len(content["input"]["sha256"]) == 64
-    assert json.loads((tmp_path / "out/manifest.json").read_text()) == content
-
-
-def test_the_parquet_has_verls_schema(source, tmp_path):
-    build(Options("math", str(source)), tmp_path / "out")
-    rows = pq.read_table(tmp_path / "out/train.parquet").to_pylist()
-    first = rows[0]
-    assert first["data_source"] == "lighteval/MATH"  # what verl's scorers know it as
-    assert first["prompt"] == [{"role": "user", "content": "Problem 0?"}]
-    assert first["reward_model"] == {"style": "rule", "ground_truth": "0"}
-    assert (first["extra_info"]["index"], first["extra_info"]["level"], first["ability"]) == (0, 3, "math")
-
-
-def test_the_same_input_gives_the_same_bytes(source, tmp_path):
-    for name in ("a", "b"):
-        build(Options("math", str(source)), tmp_path / name)
-    for file in ("train.parquet", "dropped.jsonl", "manifest.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
-def test_the_real_file(data, tmp_path):
-    content = build(Options("math", str(data / "math/train.jsonl.gz")), tmp_path / "out")
-    funnel = {line["step"]: line for line in content["funnel"]}
-    assert funnel["read"]["rows"] == 7500
-    assert funnel["level known"]["dropped"] == 2
-    assert funnel["level >= 3"]["rows"] == 5586
-    assert funnel["answer in the solution"]["reasons"] == {"empty \\boxed{}": 2}
-    assert content["kept"] == 5584
-    assert len(read_items(tmp_path / "out/train.parquet")) == 5584
-
-
-def test_arith_is_what_the_tiny_recipe_trains_on(tmp_path):
-    from evals.benches import arith
-
-    build(Options("arith", size=50, seed=3), tmp_path / "out")
-    built = read_items(tmp_path / "out/train.parquet")
-    assert [(i.id, i.prompt, i.answer) for i in built] == [
-        (i.id, i.prompt, i.answer) for i in arith.items("train", 50, 3)
+    assert content["by source"] == {"math": 2, "table": 2}
+    assert [(stage["name"], stage["in"], stage["out"]) for stage in content["stages"]] == [
+        ("normalise", 11, 10),
+        ("answers", 10, 10),
+        ("exact", 10, 6),
+        ("near", 6, 5),
+        ("decontaminate", 5, 4),
     ]
+    math, table = content["sources"]
+    assert (math["in"], math["out"], math["facts"]["malformed"], math["facts"]["rows repeated"]) == (18, 6, 6, 1)
+    assert math["facts"]["equal problems"] == 1  # in other letters
+    assert (math["where"], math["licence"], table["licence"]) == ("math.jsonl", "MIT", "not stated")
+    assert len(math["sha256"]) == len(table["sha256"]) == 64
+    assert content["histograms"]["level"] == {"3": 2}
 
 
-def test_strict_stops_at_a_malformed_row(source, tmp_path):
-    with pytest.raises(UserError, match=r"row 7: no text in column 'problem'"):
-        build(Options("math", str(source)), tmp_path / "out", strict=True)
+def test_the_manifest_is_the_hash_of_its_content_and_lists_the_files(recipe, tmp_path):
+    whole = made(recipe, tmp_path / "out")
+    assert json.loads((tmp_path / "out/manifest.json").read_text()) == whole
+    assert {name for name in files(tmp_path / "out") if not name.startswith("images")} - {"manifest.json"} == set(
+        whole["content"]["files"]
+    )
+    text = (tmp_path / "out/manifest.json").read_text()
+    assert str(tmp_path) not in text  # the same on every machine
+    assert {"funnel.png", "level.png", "length.png", "subject.png"} == {
+        p.name for p in (tmp_path / "out/images").iterdir()
+    }
+
+
+def test_the_same_inputs_give_the_same_bytes_anywhere(recipe, tmp_path):
+    made(recipe, tmp_path / "a/out")
+    made(recipe, tmp_path / "b/other")
+    assert files(tmp_path / "a/out") == files(tmp_path / "b/other")
+
+
+def made_now(out: Path) -> list[str]:
+    return json.loads((out / "build.json").read_text())["stages made now"]
+
+
+def test_only_what_depends_on_a_change_is_made_again(recipe, tmp_path):
+    out = tmp_path / "out"
+    made(recipe, out)
+    every = ["read-math", "read-table", "normalise", "answers", "exact", "near", "decontaminate"]
+    assert made_now(out) == every
+    before = files(out)
+    made(recipe, out)
+    assert made_now(out) == []
+    assert files(out) == before
+    made(recipe, out, ("near.threshold=0.75",))
+    assert made_now(out) == ["near"]  # its rows come out the same, so that what follows need not run
+    made(recipe, out, ("near.threshold=1",))
+    assert made_now(out) == ["near", "decontaminate"]
+    made(recipe, out, ("math.levels=[2, 3, 4, 5]",))
+    assert made_now(out) == ["read-math", "normalise", "answers", "exact", "near", "decontaminate"]
+    (tmp_path / "table.jsonl").write_text((tmp_path / "table.jsonl").read_text().replace("25", "26"))
+    made(recipe, out, ("math.levels=[2, 3, 4, 5]",))
+    assert made_now(out) == ["read-table", "normalise", "answers", "exact", "near", "decontaminate"]
+    assert len(list((tmp_path / ".out.stages").iterdir())) == 8  # the seven in use, and the lock
+
+
+def test_strict_stops_at_a_malformed_row(recipe, tmp_path):
+    with pytest.raises(UserError, match=r"math\.jsonl, math:7: 'problem' is null, not text\. Without --strict"):
+        made(recipe, tmp_path / "out", strict=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_foreign_folder_is_never_replaced(source, tmp_path):
+def test_a_foreign_folder_is_never_replaced(recipe, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="not a data set built by this command"):
-        build(Options("math", str(source)), tmp_path / "out")
+        made(recipe, tmp_path / "out")
     assert (tmp_path / "out" / "thesis.tex").read_text() == "x"
 
 
-def test_the_command_prints_the_funnel_and_records_the_run(source, tmp_path, monkeypatch, capsys):
+def test_a_data_set_without_a_row_is_not_written(recipe, tmp_path):
+    with pytest.raises(UserError, match="no row is left after normalise"):
+        made(recipe, tmp_path / "out", ("normalise.max_chars=5",))
+    assert not (tmp_path / "out").exists()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from data_curation import pipeline
+from data_curation.recipe import load
+from data_curation.stage import Context
+recipe, out, bench = sys.argv[1:]
+print("up", flush=True)
+pipeline.build(load(recipe, [], {}, []), Path(out), Context(workers=1, references={"gsm8k": bench}))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_ten_moments_gives_the_same_bytes(recipe, tmp_path):
+    """Each build is killed at a random moment and the next goes on; what they end with is an undisturbed build."""
+    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    pick = random.Random(0)
+    rows += [
+        {"q": f"What is {a} + {b} * {a}, written {c} times?", "a": a + b * a}
+        for a, b, c in ((pick.randrange(10**6), pick.randrange(10**6), pick.randrange(9)) for _ in range(6000))
+    ]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    started = time.monotonic()
+    made(recipe, tmp_path / "calm")
+    lasted = time.monotonic() - started
+    out = tmp_path / "killed"
+    arguments = [sys.executable, "-c", KILLED, str(recipe), str(out), str(tmp_path / "bench.jsonl")]
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, env=dict(os.environ))
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            process.wait(pick.uniform(0, lasted / 4))
+            assert process.returncode == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        if out.exists():
+            assert len(read_items(out / "train.parquet")) == manifest.load(out)["content"]["kept"]
+        if kills == 10:
+            break
+    assert kills == 10
+    made(recipe, out)
+    assert files(out) == files(tmp_path / "calm")
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
+    assert [p.name for p in (tmp_path / ".killed.stages").iterdir() if p.name.endswith(".tmp")] == []
+
+
+def test_two_builds_of_one_folder_do_not_mix(recipe, tmp_path):
+    with (
+        pipeline._alone(_made(tmp_path / ".out.stages"), tmp_path / "out"),
+        pytest.raises(UserError, match=r"another build of .*out is running"),
+    ):
+        made(recipe, tmp_path / "out")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_explain_says_what_happened_to_a_row(recipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    made(recipe, out)
+    for name, reason in FATES.items():
+        assert explain.explain(out, name)[0]["reason"] == reason
+    (kept,) = explain.explain(out, "table:2")
+    assert kept["fate"] == "kept"
+    assert [(p["right"], p["done"]) for p in kept["pairs"]] == [("table:3", "the first kept")]
+    (leaked,) = explain.explain(out, "a train of 12 wagons with 30 seats")
+    assert (leaked["id"], leaked["detail"]["item"]) == ("math:13", "gsm8k/0")
+    assert {one["id"] for one in explain.explain(out, "Another problem, about 3 apples")} == {"table:2", "table:3"}
+    assert explain.main(["math:13", "--data", str(out)]) == 0
+    assert "Say it in one word." in capsys.readouterr().out  # the other text
+    with pytest.raises(UserError, match="no row of"):
+        explain.explain(out, "math:99")
+
+
+def test_diff_says_what_changed_and_which_rows(recipe, tmp_path, capsys):
+    made(recipe, tmp_path / "a")
+    made(recipe, tmp_path / "b", ("near.threshold=1",), ("decontaminate",))
+    found = diff.diff(tmp_path / "a", tmp_path / "b")
+    assert not found["equal"]
+    assert ("near.threshold", 0.7, 1.0) in found["changed"]
+    assert found["kept"] == (4, 6, 4)
+    assert found["gone"] == {}
+    assert found["new"] == {"near: near duplicate": 1, "decontaminate: in gsm8k": 1}
+    assert diff.main([str(tmp_path / "a"), str(tmp_path / "a")]) == 0
+    assert "equal" in capsys.readouterr().out
+
+
+def test_the_command_prints_the_funnel_and_records_the_run(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AGPO_STORE", raising=False)
-    assert main(["--source", "math", "--input", str(source)]) == 0
+    assert command.main(["--recipe", "small.yaml", "--reference", "gsm8k=bench.jsonl"]) == 0
     printed = capsys.readouterr().out
-    assert "level >= 3" in printed
-    assert "kept 4 rows" in printed
+    assert "gsm8k: 1 of its 1 problems found in rows: 1 of math" in printed
+    assert "kept 4 rows (2 math, 2 table)" in printed
     with Store.open() as store:
         (run,) = store.runs("curation")
-        assert (run.name, run.status) == ("math", "done")
-        assert {name: v for _, name, v in store.metrics(run.id)}["rows/read"] == 12
-        assert {Path(a.path).name for a in store.artifacts(run.id)} == {
-            "train.parquet",
-            "dropped.jsonl",
-            "manifest.json",
-        }
+        assert (run.name, run.status) == ("small", "done")
+        assert json.loads((tmp_path / "data/small/build.json").read_text())["run"] == run.id
+        assert {name: v for _, name, v in store.metrics(run.id)}["rows/decontaminate"] == 4
+        (listed,) = [a for a in store.artifacts(run.id) if a.kind == "manifest"]
+        assert Path(listed.path) == tmp_path / "data/small/manifest.json"
+
+
+def test_without_arguments_it_makes_what_the_tiny_recipe_trains_on(tmp_path, monkeypatch, capsys):
+    from evals.benches import arith
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGPO_STORE", raising=False)
+    assert command.main(["--set", "arith.size=50", "--set", "arith.seed=3"]) == 0
+    built = read_items(tmp_path / "data/arith/train.parquet")
+    assert [(i.prompt, i.answer) for i in built] == [(i.prompt, i.answer) for i in arith.items("train", 50, 3)]
+
+
+def test_help_lists_the_recipes(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("math-paper", "math-only", "code-paper", "arith"))
+
+
+def test_a_dry_run_prints_every_option_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["--recipe", "math-paper", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "BytedTsinghua-SIA/DAPO-Math-17k" in printed
+    assert "'low': 0.5, 'high': 0.8" in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--source", "nothing"], "unknown source 'nothing'"),
-        (["--source", "math", "--input", "none.jsonl"], "none.jsonl: no such file"),
-        (["--source", "math", "--input", "broken.jsonl"], "broken.jsonl, line 2: not valid JSON"),
-        (["--source", "math", "--input", "other.jsonl"], "no row of other.jsonl passed"),
-        (["--source", "math", "--input", "x.csv"], "unknown kind of file"),
-        (["--source", "math"], "cannot load DigitalLearningGmbH/MATH-lighteval"),
-        (["--source", "arith", "--input", "x.jsonl"], "--input does not go with it"),
-        (["--source", "arith", "--size", "0"], "--size must be at least 1"),
+        (["--recipe", "nothing"], "unknown recipe 'nothing'. Known: arith, code-paper, math-only, math-paper"),
+        (["--recipe", "bad.yaml"], "unknown stage washing"),
+        (["--recipe", "small.yaml", "--input", "math=none.jsonl"], "none.jsonl: no such file"),
+        (["--recipe", "small.yaml", "--input", "math=x.csv"], "unknown kind of file"),
+        (["--recipe", "small.yaml", "--input", "other=x.jsonl"], "no source or stage 'other'"),
+        (["--recipe", "small.yaml", "--input", "x.jsonl"], "expected NAME=FILE"),
+        (["--recipe", "small.yaml", "--set", "near.threshold=2"], "less than or equal to 1"),
+        (["--recipe", "small.yaml", "--set", "near.tresh=2"], "tresh"),
+        (["--recipe", "small.yaml", "--set", "formats=csv"], "unknown format csv"),
+        (["--recipe", "small.yaml", "--skip", "solve_rate"], "this recipe has no such stage"),
+        (["--recipe", "math-only"], "cannot load DigitalLearningGmbH/MATH-lighteval"),
+        (["--set", "arith.size=0"], "greater than or equal to 1"),
+        (["--workers", "0"], "--workers must be at least 1"),
     ],
 )
-def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, args, words):
+def test_a_users_mistake_is_one_clear_line_and_exit_code_2(recipe, tmp_path, monkeypatch, capsys, args, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AGPO_STORE", raising=False)
-    (tmp_path / "broken.jsonl").write_text(json.dumps(ROWS[0]) + '\n{"problem": \n')
-    (tmp_path / "other.jsonl").write_text('{"question": "1+1", "answer": "2"}\n')
+    (tmp_path / "bad.yaml").write_text("sources: [{name: a, kind: arith}]\nstages: {washing: }\n")
     (tmp_path / "x.csv").write_text("problem,level\n")
-    assert main(args) == 2
+    assert command.main(args) == 2
     told = capsys.readouterr().err
     assert words in told
     assert len(told.strip().splitlines()) == 1
-    assert not (tmp_path / "data").exists()
-
-
-def test_kill_9_leaves_no_half_written_data_set(tmp_path):
-    """Killed at many moments of a build over an old one: the old or the new data set is there, whole."""
-    path = tmp_path / "math.jsonl"
-    path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(20_000)))
-    build(Options("math", str(path)), tmp_path / "out", strict=True)
-    code = (
-        "from pathlib import Path; from data_curation.build import build; from data_curation.sources import Options\n"
-        "import data_curation.export, data_curation.manifest, evals.items; print('up', flush=True)\n"
-        f"build(Options('math', {str(path)!r}), Path({str(tmp_path / 'out')!r}))"
-    )
-    for moment in (0.02, 0.1, 0.2, 0.3, 0.4):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=dict(os.environ))
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(moment)
-        process.kill()
-        process.wait()
-        if (tmp_path / "out").exists():
-            manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-            assert len(read_items(tmp_path / "out/train.parquet")) == manifest["kept"] == 20_000
-    build(Options("math", str(path)), tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    assert not (tmp_path / "data/small").exists()

@@ -1,0 +1,150 @@
+"""Stage `code`: programming problems whose tests can tell a right program from a wrong one in our sandbox."""
+
+import datetime
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from data_curation.rows import Drop, Row, drop, dumps
+from data_curation.stage import Context, Options, Result
+
+_SEVERAL = re.compile(
+    r"(?:any|multiple|several|many) (?:\w+ ){0,3}?(?:solutions?|answers?|of them|valid|correct)"
+    r"|(?:print|output|find|return) any\b|in any order|any of (?:them|these|the)\b",
+    re.I,
+)
+_INTERACTIVE = re.compile(
+    r"interactive (?:problem|task)|flush (?:the )?(?:output|stdout)|fflush|judge will (?:reply|respond)", re.I
+)
+
+
+class CodeOptions(Options):
+    min_tests: int = Field(default=5, ge=1)
+    """fewest different tests: with two or three a wrong program passes by luck"""
+    time_limit: Literal["required", "optional"] = "required"
+    several: Literal["drop", "keep"] = "drop"
+    """problems with several right answers, which comparing outputs calls wrong"""
+    before: str = "2024-10-01"
+    """contest date from which on problems do not go on; the evaluation window begins there. Empty: no limit"""
+    undated: Literal["keep", "drop"] = "keep"
+    run: bool = True
+    """run right and wrong programs in the sandbox, where the source has them"""
+    backend: str = "auto"
+    """the sandbox's: auto, docker, embedded"""
+
+    @field_validator("before", mode="before")
+    @classmethod
+    def _date(cls, value: Any) -> str:
+        text = str(value or "")
+        if text:
+            datetime.date.fromisoformat(text)
+        return text
+
+
+def run(rows: list[Row], options: CodeOptions, context: Context) -> Result:
+    drops: dict[str, Drop] = {}
+    for row in rows:
+        if row.code is not None and (reason := unfit(row, row.code, options)):
+            drops[row.id] = drop(row, reason[0], **reason[1])
+    left = [row for row in rows if row.id not in drops and row.code is not None]
+    facts: dict[str, Any] = {}
+    if options.run:
+        tried = [row for row in left if row.code and (row.code["references"] or row.code["wrong"])]
+        verdicts: Counter[str] = Counter()
+        for row, reason in judge(tried, options, context, verdicts):
+            drops[row.id] = drop(row, reason[0], **reason[1])
+        facts = {"programs": dict(sorted(verdicts.items())), "problems without programs": len(left) - len(tried)}
+    kept = [row for row in rows if row.id not in drops]
+    return Result(kept, [drops[row.id] for row in rows if row.id in drops], facts)
+
+
+def unfit(row: Row, code: Mapping[str, Any], options: CodeOptions) -> tuple[str, dict[str, Any]] | None:
+    """Why no reward can be computed for a problem, or why it may not be trained on; None where all is well."""
+    tests = len(set(zip(code["inputs"], code["outputs"], strict=True)))
+    if tests < options.min_tests:
+        return f"fewer than {options.min_tests} tests", {"tests": tests}
+    if options.time_limit == "required" and code["time_limit"] is None:
+        return "no time limit", {}
+    if code["interactive"] or _INTERACTIVE.search(row.problem):
+        return "interactive", {}
+    if code["file_io"]:
+        return "reads or writes files", {}
+    if options.several == "drop":
+        if code["checker"]:
+            return "several right answers (needs a checker)", {}
+        if found := _SEVERAL.search(row.problem):
+            return "several right answers (by its words)", {"words": found[0]}
+    if options.before:
+        if code["date"] >= options.before:
+            return f"from {options.before} or later", {"date": code["date"]}
+        if not code["date"] and options.undated == "drop":
+            return "no contest date", {}
+    return None
+
+
+def judge(
+    rows: Sequence[Row], options: CodeOptions, context: Context, verdicts: "Counter[str]"
+) -> list[tuple[Row, tuple[str, dict[str, Any]]]]:
+    """Run the programs that are said to pass and to fail. A sandbox that cannot judge is no verdict on the problem."""
+    from evals.errors import UserError
+    from sandbox import Sandbox, SandboxError
+
+    if not rows:
+        return []
+    codes = [code_of(row) for row in rows]
+    programs = [(at, kind, one) for at, row in enumerate(rows) for kind, one in programs_of(row, codes[at])]
+    try:
+        with Sandbox(options.backend, workers=context.workers) as sandbox:
+            reports = sandbox.judge_sync([p for _, _, p in programs], [codes[at].problem for at, _, _ in programs])
+    except SandboxError as e:
+        raise UserError(f"stage code: {e} Leave the programs out with --set code.run=false.") from e
+    found: dict[int, dict[str, list[Any]]] = {}
+    for (at, kind, _), report in zip(programs, reports, strict=True):
+        verdicts[f"{kind}: {report.verdict}"] += 1
+        found.setdefault(at, {"right": [], "wrong": []})[kind].append(report)
+    bad = []
+    for at, by_kind in sorted(found.items()):
+        right = [r for r in by_kind["right"] if not r.verdict.is_error]
+        wrong = [r for r in by_kind["wrong"] if not r.verdict.is_error]
+        if len(right) + len(wrong) < len(by_kind["right"]) + len(by_kind["wrong"]):
+            context.say(f"{rows[at].id}: the sandbox could not judge one of its programs")
+        if right and not any(r.passed for r in right):
+            bad.append(
+                (
+                    rows[at],
+                    ("no right program passes", {"verdict": str(right[0].verdict), "why": right[0].detail[:200]}),
+                )
+            )
+        elif wrong and all(r.passed for r in wrong):
+            bad.append((rows[at], ("every wrong program passes", {"wrong programs": len(wrong)})))
+    return bad
+
+
+def code_of(row: Row) -> Any:
+    """How a program that answers the problem is run (`evals.items.Code`), with twice the source's time for Python.
+
+    Raises UserError for tests that are none.
+    """
+    from evals.code_tests import read_code
+    from sandbox import Limits
+
+    code = row.code or {}
+    pairs = list(dict.fromkeys(zip(code["inputs"], code["outputs"], strict=True)))
+    tests = {"inputs": [given for given, _ in pairs], "outputs": [printed for _, printed in pairs]}
+    limits = Limits(cpu_s=2 * max(1.0, code["time_limit"] or 6.0), memory_mb=max(256, code["memory_mb"] or 1024))
+    return read_code(dumps({**tests, "fn_name": code["fn_name"]}), row.id, limits)
+
+
+def programs_of(row: Row, how: Any) -> list[tuple[str, Any]]:
+    """("right" or "wrong", program) of a row."""
+    from sandbox import Program
+
+    code = row.code or {}
+    return [
+        (kind, Program(source, how.mode, how.entry, how.limits, how.prelude))
+        for kind, sources in (("right", code["references"]), ("wrong", code["wrong"]))
+        for source in sources
+    ]

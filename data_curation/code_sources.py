@@ -1,0 +1,197 @@
+"""Sources of programming problems. Their tests and what goes with them are one record, `Row.code`:
+
+inputs, outputs: texts of standard input and output, as many of one as of the other. fn_name: what to call instead, with
+inputs of one JSON value per line; empty: a program that reads and prints. time_limit: seconds per test, None where the
+source does not say. memory_mb. references, wrong: Python programs that are said to pass and to fail. interactive,
+checker, file_io: what comparing outputs cannot judge. date: of the contest, YYYY-MM-DD, "" where unknown.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from data_curation.rows import Drop, Row
+from data_curation.sources import KINDS, Bad, Kind, Source, text
+
+PROGRAMS = 3
+"""reference programs, and wrong ones, that are kept of a problem"""
+PYTHON3 = 3
+"""code_contests: the language number of Python 3"""
+ORIGINS = ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "atcoder", "aizu")
+
+
+def record(
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    time_limit: float | None = None,
+    memory_mb: int | None = None,
+    fn_name: str = "",
+    references: Sequence[str] = (),
+    wrong: Sequence[str] = (),
+    interactive: bool = False,
+    checker: bool = False,
+    file_io: bool = False,
+    date: str = "",
+) -> dict[str, Any]:
+    """Raises Bad for tests that are no texts."""
+    if len(inputs) != len(outputs):
+        raise Bad(f"{len(inputs)} test inputs and {len(outputs)} outputs")
+    if not all(isinstance(one, str) for one in (*inputs, *outputs)):
+        raise Bad("a test's input or output is not text")
+    return {
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "time_limit": time_limit,
+        "memory_mb": memory_mb,
+        "fn_name": fn_name,
+        "references": list(references)[:PROGRAMS],
+        "wrong": list(wrong)[:PROGRAMS],
+        "interactive": interactive,
+        "checker": checker,
+        "file_io": file_io,
+        "date": date,
+    }
+
+
+class CodeforcesSource(Source):
+    """open-r1/codeforces: statements in parts, official tests, a checker where several answers are right."""
+
+    kind: Literal["codeforces"]
+
+
+def read_codeforces(options: CodeforcesSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+    examples = raw.get("examples") or []
+    tests = raw.get("official_tests") or []
+    if not isinstance(examples, list) or not isinstance(tests, list):
+        raise Bad("'examples' or 'official_tests' is not a list")
+    if not all(isinstance(test, dict) for test in (*examples, *tests)):
+        raise Bad("a test is not a record")
+    pairs = list(dict.fromkeys((text(test, "input"), text(test, "output")) for test in (*examples, *tests)))
+    parts = [text(raw, "description")]
+    for title, column in (("Input", "input_format"), ("Output", "output_format")):
+        if raw.get(column):
+            parts.append(f"{title}\n{text(raw, column)}")
+    parts += [f"Example\nInput:\n{test['input']}\nOutput:\n{test['output']}" for test in examples]
+    if raw.get("note"):
+        parts.append(f"Note\n{text(raw, 'note')}")
+    start = raw.get("contest_start")
+    date = datetime.datetime.fromtimestamp(start, datetime.UTC).date().isoformat() if isinstance(start, int) else ""
+    code = record(
+        [given for given, _ in pairs],
+        [printed for _, printed in pairs],
+        time_limit=_number(raw.get("time_limit")),
+        memory_mb=int(_number(raw.get("memory_limit")) or 0) or None,
+        interactive=bool(raw.get("interaction_format")),
+        checker=bool(raw.get("generated_checker")),
+        file_io=raw.get("input_mode") == "file",
+        date=date,
+    )
+    meta = {key: raw[key] for key in ("rating", "title") if isinstance(raw.get(key), str | int | float)}
+    if isinstance(raw.get("id"), str):
+        meta["url"] = "https://codeforces.com/problemset/problem/" + raw["id"]
+    return Row(name, options.name, "\n\n".join(parts), "", {**meta, "date": date}, code)
+
+
+class CodeContestsSource(Source):
+    """deepmind/code_contests (Li et al. 2022): tests, right and wrong programs."""
+
+    kind: Literal["code_contests"]
+    generated: bool = True
+    """also the tests that were made by changing inputs: agreement of right programs is all that vouches for them"""
+
+
+def read_code_contests(options: CodeContestsSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+    pairs: dict[tuple[str, str], None] = {}
+    for column in ("public_tests", "private_tests", "generated_tests")[: 3 if options.generated else 2]:
+        tests = raw.get(column) or {"input": [], "output": []}
+        if not isinstance(tests, dict) or not isinstance(tests.get("input"), list):
+            raise Bad(f"{column!r} is not a record of lists")
+        if len(tests["input"]) != len(tests.get("output") or []):
+            raise Bad(f"{column!r} has {len(tests['input'])} inputs and {len(tests.get('output') or [])} outputs")
+        pairs |= dict.fromkeys(zip(tests["input"], tests["output"], strict=True))
+    limit = raw.get("time_limit")
+    seconds = None
+    if isinstance(limit, dict):
+        seconds = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9 or None
+    code = record(
+        [given for given, _ in pairs],
+        [printed for _, printed in pairs],
+        time_limit=seconds,
+        memory_mb=(raw.get("memory_limit_bytes") or 0) // 2**20 or None,
+        references=_python(raw.get("solutions")),
+        wrong=_python(raw.get("incorrect_solutions")),
+        file_io=bool(raw.get("input_file") or raw.get("output_file")),
+    )
+    origin = raw.get("source")
+    meta: dict[str, Any] = {
+        "origin": ORIGINS[origin] if isinstance(origin, int) and origin < len(ORIGINS) else "unknown"
+    }
+    meta |= {new: raw[old] for new, old in (("rating", "cf_rating"), ("title", "name")) if raw.get(old)}
+    if raw.get("cf_contest_id"):
+        meta["url"] = f"https://codeforces.com/problemset/problem/{raw['cf_contest_id']}/{raw.get('cf_index')}"
+    return Row(name, options.name, text(raw, "description"), "", meta, code)
+
+
+class CodeTableSource(Source):
+    """Any JSONL or parquet with a statement and tests: {inputs, outputs}, or a list of {input, output}."""
+
+    kind: Literal["code-table"]
+    path: str  # type: ignore[assignment]
+    problem: str = "problem"
+    tests: str = "tests"
+    reference: str = ""
+    """column of a Python program that passes; empty: there is none"""
+    fn_name: str = ""
+    """column of the function to call; empty: programs read and print"""
+    date: str = ""
+    """column of the contest's date"""
+    time_limit: float | None = None
+    """seconds per test where the file has none"""
+    licence: str = "not stated"
+    data_source: str = "codecontests"
+    split: str = "train"
+    subset: str | None = None
+
+
+def read_code_table(options: CodeTableSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+    tests = raw.get(options.tests)
+    if isinstance(tests, dict):
+        inputs, outputs = tests.get("inputs"), tests.get("outputs")
+    elif isinstance(tests, list) and all(isinstance(test, dict) for test in tests):
+        inputs, outputs = ([test.get(side) for test in tests] for side in ("input", "output"))
+    else:
+        raise Bad(f"{options.tests!r} is neither {{inputs, outputs}} nor a list of {{input, output}}")
+    if not isinstance(inputs, list) or not isinstance(outputs, list):
+        raise Bad(f"{options.tests!r} has no lists 'inputs' and 'outputs'")
+    code = record(
+        inputs,
+        outputs,
+        time_limit=_number(raw.get("time_limit")) or options.time_limit,
+        fn_name=str(raw.get(options.fn_name) or "") if options.fn_name else "",
+        references=[raw[options.reference]] if options.reference and raw.get(options.reference) else [],
+        date=str(raw.get(options.date) or "")[:10] if options.date else "",
+    )
+    return Row(name, options.name, text(raw, options.problem), "", {"date": code["date"]}, code)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+
+
+def _python(programs: Any) -> list[str]:
+    """The Python 3 programs, shortest first: short ones are read and run faster, and equal ones fall together."""
+    if not isinstance(programs, dict):
+        return []
+    languages, sources = programs.get("language") or [], programs.get("solution") or []
+    found = {
+        s for kind, s in zip(languages, sources, strict=False) if kind in (PYTHON3, "PYTHON3") and isinstance(s, str)
+    }
+    return sorted(found, key=lambda source: (len(source), source))
+
+
+KINDS |= {
+    "codeforces": Kind("open-r1/codeforces", "CC-BY-4.0", "codeforces", read_codeforces, ability="code"),
+    "code_contests": Kind("deepmind/code_contests", "CC-BY-4.0", "codecontests", read_code_contests, ability="code"),
+    "code-table": Kind("", "not stated", "codecontests", read_code_table, ability="code"),
+}

@@ -1,0 +1,102 @@
+"""`python -m data_curation.explain ID-OR-TEXT --data data/math-paper`: what happened to a row, and why."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from data_curation import manifest
+from data_curation.dedupe import key
+from data_curation.rows import SHOWN, read_lines
+from evals.console import make_console
+from evals.errors import UserError, command
+
+MOST = 20
+"""rows that one text may fit"""
+
+
+def explain(folder: Path, what: str) -> list[dict[str, Any]]:
+    """What is known of the rows called `what` (`math:17`, or the id of the exports) or that begin with that text.
+
+    One record per row: id, fate ("kept", or the stage that dropped it), reason, detail, text, and the pairs it is in.
+    Raises UserError where nothing fits.
+    """
+    manifest.load(folder)
+    wanted = key(what)
+    found: dict[str, dict[str, Any]] = {}
+    for line in read_lines(folder / "ledger.jsonl"):
+        names = {line["id"], *(f"{line['id'].split(':')[0]}:{n}" for n in line.get("detail", {}).get("rows", ()))}
+        if what in names or same_text(wanted, line.get("text", "")):
+            found[line["id"]] = {
+                "id": line["id"],
+                "fate": f"dropped by {line['stage']}",
+                "reason": line["reason"],
+                "detail": line.get("detail", {}),
+                "text": line.get("text", ""),
+            }
+    for row in kept_rows(folder):
+        extra = row["extra_info"]
+        text = "\n\n".join(message["content"] for message in row["prompt"])
+        if what in (extra["id"], extra["row"]) or same_text(wanted, text):
+            meta = {k: v for k, v in extra.items() if v is not None and k not in ("split", "index", "row")}
+            found[extra["row"]] = {"id": extra["row"], "fate": "kept", "reason": "", "detail": meta, "text": text}
+    if not found:
+        raise UserError(
+            f"no row of {folder} is called {what!r} or begins with that text. Rows are called SOURCE:NUMBER, where the "
+            "number counts the rows of the source's file from 0; a text needs its first words, 12 letters at least."
+        )
+    if len(found) > MOST:
+        raise UserError(f"{len(found)} rows of {folder} begin with that text; give more of it.")
+    for record in found.values():
+        record["pairs"] = []
+    for line in read_lines(folder / "pairs.jsonl"):
+        for one in {line["left"], line["right"]} & set(found):
+            found[one]["pairs"].append(line)
+    return list(found.values())
+
+
+def kept_rows(folder: Path) -> Iterable[Mapping[str, Any]]:
+    path = folder / "train.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. This data set was built without the format verl.")
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024, columns=["prompt", "extra_info"]):
+            yield from batch.to_pylist()
+
+
+def same_text(wanted: str, text: str) -> bool:
+    """Whether a problem begins with the wanted text, of which the ledger may have only the beginning."""
+    have = key(text)
+    if len(wanted) < 12 or not have:
+        return False
+    return have.startswith(wanted) or (len(text) >= SHOWN and wanted.startswith(have))
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data_curation.explain", description="Say what happened to a row.")
+    parser.add_argument("what", help="SOURCE:NUMBER, the id of an export, or how the problem begins")
+    parser.add_argument("--data", type=Path, default=Path("data/math-paper"), help="folder of the data set")
+    args = parser.parse_args(argv)
+    console = make_console()
+    for record in explain(args.data, args.what):
+        console.print(f"[bold]{record['id']}[/]: {record['fate']}", highlight=False)
+        if record["reason"]:
+            console.print(f"  because: {record['reason']}", highlight=False, markup=False)
+        for name, value in record["detail"].items():
+            console.print(f"  {name}: {value}", highlight=False, markup=False)
+        console.print(f"  problem: {record['text']}", highlight=False, markup=False)
+        for line in record["pairs"]:
+            other = line["right"] if line["left"] == record["id"] else line["left"]
+            said = f"  {line['stage']}: {line['what']} of {other}, score {line['score']}, {line['done']}"
+            console.print(said, highlight=False, markup=False)
+            text = line["texts"][line["left"] == record["id"]]
+            console.print(f"    {text}", highlight=False, markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Pictures of a manifest: the funnel and the histograms, as PNG. Drawn from the numbers in the manifest alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+BLUE, ORANGE, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#666666"
+TITLES = {
+    "level": "level",
+    "subject": "subject",
+    "length": "length of the problem (characters)",
+    "solve_rate": "share of right tries",
+}
+
+
+def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    """funnel.png, and NAME.png for every histogram that the manifest has. Equal numbers give equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = [_save(funnel(content), folder / "funnel.png")]
+    for name, histogram in content["histograms"].items():
+        made.append(
+            _save(
+                bars(histogram, TITLES[name], f"{content['recipe']['name']}: {content['kept']:,} problems"),
+                folder / f"{name}.png",
+            )
+        )
+    for stage in content["stages"]:
+        if asked := stage["facts"].get("right of n"):
+            n = stage["facts"]["tries"]
+            title = f"{stage['facts']['model']}: right tries of {n}, all problems asked"
+            within = stage["facts"]["fractions within the bounds"]
+            made.append(_save(bars(asked, f"right of {n} (kept: {within})", title), folder / "solve_rate_all.png"))
+    return made
+
+
+def funnel(content: Mapping[str, Any]) -> Figure:
+    """Rows left after each stage, and what each dropped, with its most common reasons."""
+    lines: list[tuple[str, int, str]] = []
+    for source in content["sources"]:
+        lines.append((f"read {source['name']}", source["out"], _why(source["reasons"])))
+    lines += [(stage["name"], stage["out"], _why(stage["reasons"])) for stage in content["stages"]]
+    figure = Figure(figsize=(11, 0.6 + 0.55 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    top = max([sum(source["out"] for source in content["sources"]), 1])
+    for at, (name, left, why) in enumerate(lines):
+        axes.barh(at, left, color=ORANGE if name.startswith("read ") else BLUE, height=0.62)
+        axes.text(left + top * 0.01, at, f"{left:,}   {why}", va="center", fontsize=8, color=INK)
+    axes.set_yticks(range(len(lines)), [name for name, _, _ in lines])
+    axes.invert_yaxis()
+    axes.set_xlim(0, top * 1.95)
+    axes.set_xlabel("rows left")
+    _plain(axes)
+    return figure
+
+
+def _why(reasons: Mapping[str, int]) -> str:
+    few = list(reasons.items())[:2]
+    text = ", ".join(f"{n:,} {reason}" for reason, n in few) + (", ..." if len(reasons) > 2 else "")
+    return f"− {text}" if text else ""
+
+
+def bars(histogram: Mapping[str, int], label: str, title: str) -> Figure:
+    figure = Figure(figsize=(max(5.0, 0.28 * len(histogram) + 2), 3.2), layout="constrained")
+    axes = figure.subplots()
+    names = sorted(histogram, key=_order)
+    axes.bar(range(len(names)), [histogram[name] for name in names], color=BLUE, width=0.8)
+    step = max(1, len(names) // 14)
+    shown = range(0, len(names), step)
+    axes.set_xticks(list(shown), [names[i] for i in shown], rotation=45 if max(map(len, names)) > 5 else 0, ha="center")
+    axes.set_xlabel(label)
+    axes.set_ylabel("problems")
+    axes.set_title(title, fontsize=10, color=INK)
+    _plain(axes)
+    return figure
+
+
+def _order(name: str) -> tuple[float, str]:
+    try:
+        return float(name), ""
+    except ValueError:
+        return float("inf"), name
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=FAINT)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=150, metadata={"Software": None})  # the version of matplotlib is in no byte
+    return path

@@ -1,0 +1,165 @@
+"""A build from its recipe: sources, stages, exports, manifest; and what keeps it whole when it is killed."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_curation import (
+    answers,
+    code_checks,
+    decontaminate,
+    dedupe,
+    export,
+    figures,
+    manifest,
+    normalise,
+    rows,
+    similar,
+    solve_rate,
+    stage,
+    text,
+)
+from data_curation.read import cached, read_sources
+from data_curation.recipe import Recipe
+from data_curation.rows import write_lines
+from data_curation.stage import Context, Done
+from evals.errors import UserError
+from evals.grading import math
+
+
+def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, run_id: str = "") -> dict[str, Any]:
+    """Build `out` from a recipe and return its manifest.
+
+    What each stage made lies in the folder `.NAME.stages` beside `out`, so that a killed build goes on and a changed
+    option makes anew only what depends on it. `out` is made beside its place and renamed: it is whole or not there.
+    """
+
+    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+        raise UserError(f"{out} exists and is not a data set built by this command. Choose another --out.")
+    started = time.time()
+    work = out.parent / f".{out.name}.stages"
+    work.mkdir(parents=True, exist_ok=True)
+    with _alone(work, out):
+        reads, abouts = read_sources(recipe, work, context, strict)
+        done = run_stages(recipe, work, reads, context)
+        last = [row for one in (done[-1:] or reads) for row in one.rows()]
+        if not last:
+            where = next((one.name for one in (*reads, *done) if not one.counts["out"]), "the sources")
+            raise UserError(f"no row is left after {where}. Nothing written; {work} has the ledgers.")
+        building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+        for left in out.parent.glob(f".{out.name}.*.tmp"):  # of a build that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        building.mkdir()
+        try:
+            kinds = {source.name: source for source in recipe.sources}
+            export.write(last, recipe.formats, recipe.prompt, kinds, building)
+            write_lines((line for one in (*reads, *done) for line in one.ledger()), building / "ledger.jsonl")
+            write_lines(({"stage": one.name, **p} for one in done for p in one.pairs()), building / "pairs.jsonl")
+            about = recipe.model_dump(mode="json", include={"name", "about", "formats", "prompt"})
+            options = {name: recipe.options(name).model_dump(mode="json") for name in recipe.stages}
+            if "hf" in recipe.formats:
+                content = manifest.build(about, abouts, reads, done, options, last, building)["content"]
+                (building / "hf" / "README.md").write_text(manifest.card(content), encoding="utf-8")
+            whole = manifest.build(about, abouts, reads, done, options, last, building)
+            figures.draw(whole["content"], building / "images")
+            _write_json(building / "manifest.json", whole)
+            ended = {"run": run_id, "seconds": round(time.time() - started, 1), "finished": _now()}
+            now = [one.name for one in (*reads, *done) if not one.again]
+            _write_json(building / "build.json", {**ended, "stages made now": now})
+            _replace(building, out)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        current = {one.folder.name for one in (*reads, *done)}
+        for old in work.iterdir():
+            if old.is_dir() and old.name not in current:
+                shutil.rmtree(old)
+    return whole
+
+
+def run_stages(recipe: Recipe, work: Path, reads: Sequence[Done], context: Context) -> list[Done]:
+    """Run the recipe's stages on the rows of all sources, in the order of the sources."""
+
+    def rows_of(last: Sequence[Any]) -> list[Any]:
+        return [row for one in last for row in one.rows()]
+
+    done: list[Done] = []
+    last: Sequence[Done] = reads
+    for name in recipe.stages:
+        options = recipe.options(name)
+        make, parts = stage_function(name, options, context)
+        given = [one.hash for one in last]
+        entering = sum(one.counts["out"] for one in last)
+        begun = time.time()
+        one = stage.run(
+            work,
+            name,
+            [options.model_dump(mode="json"), given, *parts],
+            entering,
+            lambda: make(rows_of(last)),  # noqa: B023  called at once
+            10 + len(done),
+        )
+        took = "" if one.again else f" in {time.time() - begun:.1f} s"
+        context.say(f"{name}: {one.counts['out']:,} of {one.counts['in']:,} rows{took}" + cached(one))
+        done.append(one)
+        last = [one]
+    return done
+
+
+def stage_function(name: str, options: Any, context: Context) -> tuple[Any, list[Any]]:
+    """(function of the rows, what else than options and rows its result depends on)."""
+    from data_curation import (
+        stage,
+    )
+
+    functions = {
+        "normalise": (normalise.run, [normalise]),
+        "answers": (answers.run, [answers, math]),
+        "exact": (dedupe.exact, [dedupe, math]),
+        "near": (dedupe.near, [dedupe, similar, text, math]),
+        "code": (code_checks.run, [code_checks]),
+        "solve_rate": (solve_rate.run, [solve_rate]),
+    }
+    if name == "decontaminate":
+        references = decontaminate.load_references(options, context)
+        version = stage.code_version(rows, decontaminate, similar, text)
+        return (
+            lambda found: decontaminate.run(found, options, context, references),
+            [version, decontaminate.reference_hash(references)],
+        )
+    function, modules = functions[name]
+    return lambda found: function(found, options, context), [stage.code_version(rows, *modules)]
+
+
+@contextlib.contextmanager
+def _alone(work: Path, out: Path) -> Iterator[None]:
+    """One build of a folder at a time; the lock goes with the process."""
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise UserError(f"another build of {out} is running. Wait for it, or choose another --out.") from e
+        yield
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _replace(building: Path, out: Path) -> None:
+    if not out.exists():
+        os.replace(building, out)
+        return
+    old = out.with_name(f".{out.name}.old.{os.getpid()}.tmp")
+    os.replace(out, old)
+    os.replace(building, out)
+    shutil.rmtree(old)
+
+
+def _now() -> str:
+    return time.strftime("%FT%TZ", time.gmtime())

@@ -1,0 +1,143 @@
+"""Recipes: what a build is made of. Shipped ones are YAML files in data_curation/recipes, a user's is any such file."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_curation.answers import AnswerOptions
+from data_curation.code_checks import CodeOptions
+from data_curation.code_sources import CodeContestsSource, CodeforcesSource, CodeTableSource
+from data_curation.decontaminate import DecontaminateOptions
+from data_curation.dedupe import ExactOptions, NearOptions
+from data_curation.normalise import NormaliseOptions
+from data_curation.solve_rate import SolveOptions
+from data_curation.sources import (
+    CompetitionSource,
+    Gsm8kSource,
+    MadeSource,
+    MathSource,
+    TableSource,
+    VerlSource,
+)
+from data_curation.stage import Options
+from evals.errors import UserError
+
+FOLDER = Path(__file__).parent / "recipes"
+STAGES: dict[str, type[Options]] = {
+    "normalise": NormaliseOptions,
+    "answers": AnswerOptions,
+    "exact": ExactOptions,
+    "near": NearOptions,
+    "decontaminate": DecontaminateOptions,
+    "code": CodeOptions,
+    "solve_rate": SolveOptions,
+}
+"""in their usual order; a recipe names those it wants, in its own"""
+AnySource = Annotated[
+    MathSource
+    | VerlSource
+    | Gsm8kSource
+    | CompetitionSource
+    | TableSource
+    | MadeSource
+    | CodeforcesSource
+    | CodeContestsSource
+    | CodeTableSource,
+    Field(discriminator="kind"),
+]
+FORMATS = ("verl", "trl", "openrlhf", "slime", "hf")
+
+
+class Recipe(BaseModel):
+    """A build."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(pattern=r"^[\w.-]+$")
+    about: str = ""
+    sources: tuple[AnySource, ...] = Field(min_length=1)
+    """in order of preference: of two equal problems the one of the earlier source stays"""
+    stages: dict[str, dict[str, Any] | None]
+    """stage -> its options; what is left out has its default"""
+    formats: tuple[str, ...] = ("verl",)
+    """verl (train.parquet, which agpo.train reads too), trl, openrlhf, slime, hf"""
+    prompt: str = ""
+    """prompt preset that the exports other than verl's are for; empty: the bare problem"""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two sources have one name: {', '.join(names)}")
+        if unknown := set(self.stages) - set(STAGES):
+            raise ValueError(f"unknown stage {', '.join(sorted(unknown))}; known: {', '.join(STAGES)}")
+        if unknown := set(self.formats) - set(FORMATS):
+            raise ValueError(f"unknown format {', '.join(sorted(unknown))}; known: {', '.join(FORMATS)}")
+        for name in self.stages:
+            self.options(name)
+        return self
+
+    def options(self, stage: str) -> Any:
+        return STAGES[stage](**(self.stages[stage] or {}))
+
+
+def shipped() -> dict[str, str]:
+    """Recipe -> what it says about itself."""
+    return {path.stem: yaml.safe_load(path.read_text()).get("about", "") for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def load(name: str, settings: list[str], inputs: dict[str, str], skip: list[str]) -> Recipe:
+    """A recipe by name or file, with `stage.option=value` or `source.option=value` settings applied.
+
+    Raises UserError for anything that does not exist or does not fit.
+    """
+    path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml") or not path.is_file():
+            raise UserError(f"unknown recipe {name!r}. Known: {', '.join(shipped())}, or give a YAML file.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as e:
+        raise UserError(f"{path}: not valid YAML: {e}") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping with sources and stages.")
+    sources = {source.get("name"): source for source in content.get("sources", []) if isinstance(source, dict)}
+    stages = content.setdefault("stages", {})
+    for stage in skip:
+        if stage not in stages:
+            raise UserError(f"--skip {stage}: this recipe has no such stage. It has: {', '.join(stages)}.")
+        del stages[stage]
+    for source, place in inputs.items():
+        _section(sources, source, "--input")["path"] = place
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        section, dot, option = key.partition(".")
+        if not equals or (not dot and key not in ("formats", "prompt", "name")):
+            raise UserError(f"--set {setting}: expected STAGE.OPTION=VALUE, SOURCE.OPTION=VALUE or formats=verl,trl.")
+        parsed = yaml.safe_load(value)
+        if not dot:
+            content[key] = value.split(",") if key == "formats" else parsed
+        elif section in stages:
+            stages[section] = {**(stages[section] or {}), option: parsed}
+        else:
+            _section(sources, section, "--set")[option] = parsed
+    try:
+        return Recipe(**{"name": path.stem, **content})
+    except (ValidationError, TypeError) as e:
+        raise UserError(f"recipe {name}: {_said(e)}") from e
+
+
+def _section(sources: dict[Any, dict[str, Any]], name: str, where: str) -> dict[str, Any]:
+    if name not in sources:
+        raise UserError(f"{where} {name}: this recipe has no source or stage {name!r}. Sources: {', '.join(sources)}.")
+    return sources[name]
+
+
+def _said(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(str(p) for p in one['loc'])}: {one['msg']}" if one["loc"] else one["msg"] for one in error.errors()
+    )

@@ -1,0 +1,210 @@
+"""The solve-rate filter: bounds, verdicts, resuming at the completion, early stop, replay; over real models."""
+
+import pytest
+
+from data_curation import solve_rate
+from data_curation.rows import Row
+from data_curation.solve_rate import SolveOptions, Tally, bounds, decide
+from data_curation.stage import Context
+from evals.benches import arith
+from evals.engines.hf import HFEngine
+from evals.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("n", "low", "high", "expected"),
+    [
+        (16, 0.5, 0.8, (8, 12)),
+        (10, 0.5, 0.8, (5, 8)),
+        (8, 0.5, 0.8, (4, 6)),
+        (5, 0.2, 0.6, (1, 3)),
+        (3, 0.0, 1.0, (0, 3)),
+    ],
+)
+def test_both_ends_are_included_exactly(n, low, high, expected):
+    assert bounds(n, low, high) == expected  # 0.8 * 10 and 0.6 * 5 are no floats
+
+
+@pytest.mark.parametrize(
+    ("tally", "verdict"),
+    [
+        (Tally(8, 8), "keep"),
+        (Tally(12, 4), "keep"),
+        (Tally(7, 9), "low"),
+        (Tally(13, 3), "high"),
+        (Tally(0, 9), "low"),  # 7 more could all be right, and would not do
+        (Tally(0, 8), "open"),
+        (Tally(13, 0), "high"),
+        (Tally(8, 4), "keep"),  # 8 to 12 whatever comes
+        (Tally(8, 3), "open"),
+        (Tally(7, 8, 1), "open"),  # a try without a verdict is no wrong answer
+        (Tally(6, 9, 1), "low"),
+    ],
+)
+def test_a_verdict_is_given_when_nothing_can_change_it(tally, verdict):
+    assert decide(tally, 16, 0.5, 0.8) == verdict
+
+
+def test_bounds_that_no_fraction_meets_are_refused():
+    with pytest.raises(ValueError, match="no fraction with denominator n=2 lies in"):
+        SolveOptions(n=2, low=0.6, high=0.9)
+    with pytest.raises(ValueError, match="are one try"):
+        SolveOptions(n=4, temperature=0)
+
+
+ROWS = [Row(f"arith:{i}", "arith", item.prompt, item.answer) for i, item in enumerate(arith.items("train", 24, 5))]
+OTHERS = [Row("math:0", "math", "1+1", "2")]
+
+
+def options(model: str, **changes) -> SolveOptions:
+    base = {
+        "model": model,
+        "sources": ["arith"],
+        "prompt": "arith",
+        "grader": "exact",
+        "n": 4,
+        "low": 0.25,
+        "high": 0.75,
+    }
+    return SolveOptions(**{**base, "max_tokens": 64, "seed": 1, **changes})
+
+
+def completions(store) -> int:
+    return sum(run.samples for run in store.runs("curation"))
+
+
+def test_problems_between_the_bounds_go_on_with_their_numbers(tiny, store):
+    said = []
+    result = solve_rate.run(ROWS + OTHERS, options(tiny), Context(said.append, store=store))
+    assert "1/4 to 3/4 (0.25 to 0.75)" in said[0]
+    assert result.rows[-1] == OTHERS[0]  # of a source that is not asked
+    kept = result.rows[:-1]
+    assert kept
+    assert {one.reason for one in result.drops} <= {"solve rate below the bounds", "solve rate above the bounds"}
+    assert len(kept) + len(result.drops) == 24
+    assert completions(store) == 96
+    (run,) = store.runs("curation")
+    right = {row.id: 0 for row in ROWS}
+    names = {solve_rate.item_of("", row).prompt: row.id for row in ROWS}
+    for sample in store.samples(run.id):
+        right[names[sample.prompt.removesuffix("=")]] += sample.reward == 1.0
+    for row in kept:
+        assert row.meta["solve_right"] == right[row.id]
+        assert row.meta["solve_rate"] == right[row.id] / 4
+        assert row.meta["solve_low"] < row.meta["solve_rate"] < row.meta["solve_high"]  # Wilson's interval
+        assert 1 <= right[row.id] <= 3
+    for one in result.drops:
+        assert right[one.id] in (0, 4)
+        assert one.detail["solve_right"] == right[one.id]
+    assert sum(result.facts["right of n"].values()) == 24
+
+
+class Limited:
+    """The real engine, which dies after some completions."""
+
+    def __init__(self, engine, left: int):
+        self._engine, self._left = engine, left
+        self.tokenizer, self.max_context, self.eos_ids = engine.tokenizer, engine.max_context, engine.eos_ids
+        self.asked = 0
+
+    def generate(self, requests, sampling):
+        self.asked += sum(len(request.seeds) for request in requests)
+        for output in self._engine.generate(requests, sampling):
+            if self._left == 0:
+                raise RuntimeError("the machine is gone")
+            self._left -= 1
+            yield output
+
+    def close(self) -> None:
+        pass
+
+
+def test_it_goes_on_at_the_completion(tiny, store, monkeypatch):
+    calm = solve_rate.run(ROWS, options(tiny, seed=2), Context(store=store))
+    before = completions(store)
+    engine = HFEngine.load(tiny, device="cpu", max_sequences=4)
+    monkeypatch.setattr("evals.engines.load_engine", lambda *_, **__: Limited(engine, 5))
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        solve_rate.run(ROWS, options(tiny, seed=3), Context(store=store))
+    assert completions(store) == before + 5
+    second = Limited(engine, 10**6)
+    monkeypatch.setattr("evals.engines.load_engine", lambda *_, **__: second)
+    again = solve_rate.run(ROWS, options(tiny, seed=3), Context(store=store))
+    assert second.asked == 96 - 5
+    third = Limited(engine, 10**6)
+    monkeypatch.setattr("evals.engines.load_engine", lambda *_, **__: third)
+    assert solve_rate.run(ROWS, options(tiny, seed=3), Context(store=store)) == again
+    assert third.asked == 0
+    assert solve_rate.run(ROWS, options(tiny, seed=2), Context(store=store)) == calm
+
+
+def test_other_bounds_and_more_tries_use_what_is_there(tiny, store, monkeypatch):
+    solve_rate.run(ROWS, options(tiny), Context(store=store))
+    (run,) = store.runs("curation")
+
+    def no_engine(*_, **__):
+        raise AssertionError("a replay asks no model")
+
+    monkeypatch.setattr("evals.engines.load_engine", no_engine)
+    other = solve_rate.run(ROWS, options("", replay=run.id, low=0.0, high=1.0), Context(store=store))
+    assert len(other.rows) == 24
+    fewer = solve_rate.run(ROWS, options("", replay=run.id, n=2, low=0.5, high=0.5), Context(store=store))
+    assert {row.meta["solve_tries"] for row in fewer.rows} == {2}
+    with pytest.raises(UserError, match="no completions of 1 of 25 problems"):
+        solve_rate.run([*ROWS, Row("arith:99", "arith", "9+9", "18")], options("", replay=run.id), Context(store=store))
+    monkeypatch.undo()
+    solve_rate.run(ROWS, options(tiny, n=6), Context(store=store))
+    (run,) = store.runs("curation")
+    assert run.samples == 24 * 6
+
+
+def test_early_stop_asks_less_and_says_the_same(tiny, store):
+    some = ROWS[:8]
+    whole = solve_rate.run(some, options(tiny, n=8, low=0.4, high=0.6, seed=7), Context(store=store))
+    asked = completions(store)
+    early = options(tiny, n=8, low=0.4, high=0.6, seed=7, early_stop=True, round=2)
+    from evals.store import Store
+
+    with Store.open(store.path.with_name("early.db")) as other:
+        less = solve_rate.run(some, early, Context(store=other))
+        assert completions(other) < asked
+    assert [row.id for row in less.rows] == [row.id for row in whole.rows]
+    assert {one.id: one.reason for one in less.drops} == {one.id: one.reason for one in whole.drops}
+    assert less.facts["stopped early"] > 0
+
+
+def test_what_does_not_fit_the_context_is_listed(tiny, store):
+    long = Row("arith:100", "arith", "+".join(["1"] * 300), "300")
+    result = solve_rate.run([ROWS[0], long], options(tiny, low=0, high=1), Context(store=store))
+    assert {one.id: one.reason for one in result.drops} == {"arith:100": "does not fit the model's context"}
+
+
+def test_a_missing_model_or_source_is_said(store):
+    with pytest.raises(UserError, match="needs a model"):
+        solve_rate.run(ROWS, options(""), Context(store=store))
+    with pytest.raises(UserError, match="no rows of dapo"):
+        solve_rate.run(ROWS, options("", sources=["dapo"]), Context(store=store))
+
+
+@pytest.mark.slow
+def test_over_smollm2_by_the_command(smollm2, tmp_path, monkeypatch, capsys):
+    """The command that runs Qwen3-32B behind a server, on a CPU and a small scale."""
+    import json
+
+    from data_curation import build
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGPO_STORE", raising=False)
+    problems = [("What is 2 + 2?", "4"), ("What is 3 + 4?", "7"), ("What is 731 times 977?", "714187")]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"problem": p, "answer": a}) + "\n" for p, a in problems))
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nsources: [{name: t, kind: table, path: p.jsonl}]\n"
+        "stages: {solve_rate: {engine: hf, n: 4, low: 0.25, high: 1.0, max_tokens: 48, temperature: 0.8}}\n"
+    )
+    assert build.main(["--recipe", "r.yaml", "--set", f"solve_rate.model={smollm2}", "--set", "solve_rate.low=0"]) == 0
+    whole = json.loads((tmp_path / "data/r/manifest.json").read_text())
+    facts = whole["content"]["stages"][0]["facts"]
+    assert facts["problems asked"] == 3
+    assert sum(facts["right of n"].values()) == 3
+    assert (tmp_path / "data/r/images/solve_rate_all.png").is_file()
+    assert "4 tries express 0/4 to 4/4" in capsys.readouterr().out

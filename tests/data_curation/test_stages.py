@@ -1,0 +1,188 @@
+"""Normalise, answer checks, duplicates, decontamination: what goes on, what does not, and why."""
+
+import pytest
+
+from data_curation import answers, decontaminate, dedupe, normalise
+from data_curation.decontaminate import DecontaminateOptions, Reference
+from data_curation.dedupe import CONFLICT, FORM, NEAR, SIBLINGS, ExactOptions, NearOptions
+from data_curation.rows import Row
+from data_curation.stage import Context
+
+CONTEXT = Context(workers=1)
+DAPO = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+    "$Answer (without quotes) where $Answer is the answer to the problem.\n\n{}\n\nRemember to put your answer on its "
+    'own line after "Answer:".'
+)
+LONG = "A bag holds 12 red and 30 blue marbles and Ann draws marbles until she has two of one colour"
+
+
+def rows(*problems: tuple[str, str] | str, source: str = "a") -> list[Row]:
+    pairs = [one if isinstance(one, tuple) else (one, "1") for one in problems]
+    return [Row(f"{source}:{i}", source, problem, answer) for i, (problem, answer) in enumerate(pairs)]
+
+
+def fates(result) -> dict[str, str]:
+    return {one.id: one.reason for one in result.drops}
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean", "rule"),
+    [
+        ("Find \x0crac{1}{2}.", "Find \\frac{1}{2}.", "eaten backslash restored"),
+        ("is \\(\x08eta\\) or 2\times 3", "is \\(\\beta\\) or 2\\times 3", "eaten backslash restored"),
+        ("e\u0301", "\u00e9", "composed characters (NFC)"),
+        ("a\r\nb\rc", "a\nb\nc", "line ends"),
+        ("x\u200b+\x00y", "x+y", "invisible and control characters"),
+        (
+            DAPO.format("What is 1+1?"),
+            "What is 1+1?",
+            "prompt template taken off",
+        ),
+        (
+            "1+1? Let's think step by step and output the final answer within \\boxed{}.",
+            "1+1?",
+            "prompt template taken off",
+        ),
+        (
+            "求 1+1.\n让我们一步一步地思考。请以“Answer: \\boxed{<final_answer>}”的格式输出最终答案。",
+            "求 1+1.",
+            "prompt template taken off",
+        ),
+        ("  a \n b  ", "a\n b", "space at the ends"),
+        ("Tabs\tstay \\text{here}", "Tabs\tstay \\text{here}", None),
+    ],
+)
+def test_normalise_mends_what_means_the_same(raw, clean, rule):
+    text, rules = normalise.normalise(raw)
+    assert text == clean
+    assert (rule in rules) if rule else not rules
+
+
+def test_normalise_lists_what_is_empty_or_endless():
+    result = normalise.run(rows("fine", "\u200b \n", "x" * 1_000_000), normalise.NormaliseOptions(), CONTEXT)
+    assert [row.id for row in result.rows] == ["a:0"]
+    assert fates(result) == {"a:1": "empty problem", "a:2": "longer than 20,000 characters"}
+
+
+def test_answers_that_cannot_be_graded_do_not_go_on():
+    result = answers.run(
+        rows(
+            ("How many?", "12"),
+            ("How much?", "\\frac{1}{2}"),
+            ("Which day?", "\\text{Friday}"),
+            ("What?", " "),
+            ("What?", "{}"),
+            ("Prove that 2 is even.", "1"),
+            ("Prove that it converges and find its limit.", "3"),
+            ("Do this.\n(a) Find x.\n(b) Find y.", "3"),
+            ("Choose what is right: (A) 3 (B) 4 (C) 5", "\\text{(A)}"),
+            ("Given (1) x > 2 and (2) y > 3 and x + y = 9, what is x?", "5"),
+            ("What is it?", "5} and {6"),
+        ),
+        answers.AnswerOptions(),
+        CONTEXT,
+    )
+    assert fates(result) == {
+        "a:3": "empty answer",
+        "a:4": "empty answer",
+        "a:5": "asks for a proof",
+        "a:7": "asks for several parts",
+        "a:10": "the answer breaks out of its box",
+    }
+    assert len(result.rows) == 6
+    kept = answers.run(rows(("Prove that 2 is even.", "1")), answers.AnswerOptions(proofs="keep"), CONTEXT)
+    assert len(kept.rows) == 1
+
+
+def test_exact_keeps_the_first_and_quarantines_contradictions():
+    given = [
+        *rows(("What is  $x+1$?", "3"), ("other", "4"), ("clash", "5"), ("half?", "\\frac12"), source="a"),
+        *rows(("what is x + 1 ?", "3"), ("clash", "-1"), ("clash", "5"), ("half?", "0.5"), source="b"),
+    ]
+    result = dedupe.exact(given, ExactOptions(), CONTEXT)
+    assert [row.id for row in result.rows] == ["a:0", "a:1", "a:3"]
+    assert fates(result) == {
+        "b:0": "the same problem in another source",
+        "b:3": "the same problem in another source",
+        "a:2": CONFLICT,
+        "b:1": CONFLICT,
+        "b:2": CONFLICT,
+    }
+    (evidence,) = {str(d.detail["answers"]) for d in result.drops if d.reason == CONFLICT}
+    assert evidence == str({"a:2": "5", "b:1": "-1", "b:2": "5"})
+    assert result.facts["conflicting problems"] == 1
+    trusted = dedupe.exact(given, ExactOptions(trust=("a",)), CONTEXT)
+    assert [row.id for row in trusted.rows] == ["a:0", "a:1", "a:2", "a:3"]
+
+
+def test_near_tells_copies_from_siblings():
+    given = rows(
+        (f"{LONG}. What is the probability of red?", "7"),
+        (f"{LONG}, what is the probability of red now?", "7"),  # a copy
+        (f"{LONG.replace('30', '31')}. What is the probability of red?", "8"),  # another number, another answer
+        (f"{LONG}. What is the probability of red? The answer is in the form m/n, give the value of m + n.", "11"),
+        ("Something else altogether, about triangles with sides of 3, 4 and 5: what is its area?", "6"),
+        (
+            "Something else altogether, about triangles with sides of 3, 4 and 5, what is its area",
+            "7",
+        ),  # a wrong answer
+    )
+    result = dedupe.near(given, NearOptions(), CONTEXT)
+    assert [row.id for row in result.rows] == ["a:0", "a:2"]
+    assert fates(result) == {"a:1": NEAR, "a:3": FORM, "a:4": CONFLICT, "a:5": CONFLICT}
+    whats = {(p["left"], p["right"]): (p["what"], p["done"]) for p in result.pairs}
+    assert whats["a:0", "a:2"] == (SIBLINGS, "both kept")
+    assert whats["a:4", "a:5"] == (CONFLICT, "quarantined")
+    copy = next(p for p in result.pairs if (p["left"], p["right"]) == ("a:0", "a:1"))
+    assert copy["texts"] == [given[0].problem, given[1].problem]
+    assert 0.7 <= copy["score"] < 1
+    kept = dedupe.near(given, NearOptions(threshold=0.99), CONTEXT)
+    assert "a:1" in {row.id for row in kept.rows}
+
+
+def test_near_follows_chains_to_the_first():
+    chain = [LONG + " and so on" * k + "?" for k in range(4)]
+    result = dedupe.near(rows(*chain), NearOptions(threshold=0.75, shingle=2), CONTEXT)
+    assert [row.id for row in result.rows] == ["a:0"]
+    assert {one.detail["kept"] for one in result.drops} == {"a:0"}
+
+
+def test_decontamination_lists_both_texts_and_the_score():
+    leaked = f"{LONG}. What is the probability of red?"
+    given = rows(
+        leaked.replace("$", ""),
+        leaked + " Give the answer in lowest terms, and explain every step of what you did to find it.",
+        f"Ann has 12 red and 30 blue marbles. {LONG[:20]}",
+        "Short problem: 1+1?",
+        "What is 1 + 1?",
+    )
+    references = [
+        Reference("math500", "test/1", leaked),
+        Reference("amc", "7", "Short problem: $1 + 1$?"),
+        Reference("amc", "8", leaked.upper()),
+    ]
+    result = decontaminate.run(given, DecontaminateOptions(), CONTEXT, references)
+    assert [row.id for row in result.rows] == ["a:2", "a:4"]
+    assert fates(result) == {"a:0": "in amc and math500", "a:1": "in amc and math500", "a:3": "in amc"}
+    hit = next(p for p in result.pairs if (p["left"], p["right"]) == ("a:1", "math500/test/1"))
+    assert hit["texts"] == [given[1].problem, leaked]
+    assert hit["score"] == 1.0  # every 13-gram of the shorter text, whatever is added to it
+    assert "13-grams 1.00" in hit["what"]
+    assert result.facts["benchmarks"]["amc"] == {"problems": 2, "problems found": 2, "rows flagged": {"a": 3}}
+
+
+def test_reworded_problems_are_found_by_their_similarity():
+    one = (
+        "Ann walks 3 km north, then 4 km east, and she then walks 5 km back to where she was. How long, in km, was the "
+        "whole of the walk that Ann made on that day?"
+    )
+    other = (
+        "Ann walks 3 km north, then 4 km east, and then she walks 5 km back to where she was. How long in km was the "
+        "whole walk that Ann made on that day?"
+    )
+    options = DecontaminateOptions(similarity=0.6)
+    hits = decontaminate.run(rows(one), options, CONTEXT, [Reference("b", "1", other)])
+    assert [p["what"].split(" 0")[0] for p in hits.pairs] == ["3-gram Jaccard"]
+    strict = decontaminate.run(rows(one), DecontaminateOptions(similarity=0.95), CONTEXT, [Reference("b", "1", other)])
+    assert not strict.pairs
