@@ -1,11 +1,13 @@
 """HumanEval, MBPP and EvalPlus's sets, graded in the real sandbox: own records here, the real references below.
 
-The whole of the real sets: `AGPO_TEST_DATA=... pytest tests/evals/test_benches_code.py -m slow`.
+All references, and wrong values in their place, are tests of the marker slow. All mutants, all cheats and all of MBPP+,
+some minutes: `AGPO_TEST_WHOLE=1 AGPO_TEST_DATA=... pytest tests/evals/test_benches_code.py -m slow`.
 """
 
 import ast
 import copy
 import json
+import os
 import random
 import subprocess
 import sys
@@ -319,6 +321,8 @@ def test_a_reference_that_fails_is_no_wrong_answer(grader):
     ("name", "inputs", "rights", "wrongs"),
     [
         ("Diff", [[[1, 2], [2, 3]]], ["[3, 1]", "{1: 0, 3: 0}", "(1, 3)"], ["[1]", "None", "1"]),
+        ("pair", [[0]], ["(1, 2.0)", "(1.0, 2)"], ["(1, 2.0000001)", "[1, 2.0]"]),
+        ("floats", [[0]], ["(1.0, 2.0)", "(1.0, 2.0000001)"], ["(1.0, 2.001)", "[1.0, 2.0000001]", "(1.0,)"]),
         ("check_str", [["x"]], ["True", "__import__('re').match('x', 'x')"], ["None", "False"]),
         ("sum_div", [[8]], ["7", "0"], ["8"]),
         ("find_zero", [[[-2, 1]]], ["2", "2.0"], ["1.9", "'2'"]),
@@ -329,6 +333,8 @@ def test_a_reference_that_fails_is_no_wrong_answer(grader):
 def test_functions_with_more_than_one_right_answer(grader, name, inputs, rights, wrongs):
     reference = {
         "Diff": "return [1, 3]",
+        "pair": "return (1, 2.0)",
+        "floats": "return (1.0, 2.0)",
         "check_str": "return True",
         "sum_div": "return 7",
         "find_zero": "return 2.0",
@@ -382,6 +388,7 @@ def test_a_malformed_evalplus_row_is_named(row, words):
 
 SAMPLED, WHOLE = 12, 1
 EVERY = [SAMPLED, pytest.param(WHOLE, marks=pytest.mark.slow)]
+ASKED = [pytest.param(WHOLE, marks=pytest.mark.slow)] if os.environ.get("AGPO_TEST_WHOLE") else []
 
 
 def humaneval_items(data, every):
@@ -458,7 +465,7 @@ def test_wrong_constants_fail(data, grader, name, every):
     assert refuse(grader, items, map(wrong_constant, items)) == []
 
 
-@pytest.mark.parametrize("every", EVERY)
+@pytest.mark.parametrize("every", [SAMPLED, *ASKED])
 @pytest.mark.parametrize("name", ITEMS)
 def test_cheats_fail_on_real_problems(data, grader, name, every):
     items = ITEMS[name](data, {SAMPLED: 40, WHOLE: 1 if name == "humaneval" else 4}[every])
@@ -547,7 +554,7 @@ os.write(keep, answer.encode())
 """
 
 
-@pytest.mark.parametrize("every", EVERY)
+@pytest.mark.parametrize("every", [SAMPLED, *ASKED])
 @pytest.mark.parametrize("name", ITEMS)
 def test_mutants_are_judged_as_the_asserts_themselves_judge_them(data, grader, name, every):
     """The original asserts are run as they are, beside each mutant, in a plain process; then both must agree.
@@ -581,7 +588,7 @@ def test_mutants_are_judged_as_the_asserts_themselves_judge_them(data, grader, n
     assert sum(ours) < 0.2 * len(jobs)
 
 
-@pytest.mark.parametrize("every", [40, pytest.param(WHOLE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [40, *ASKED])
 def test_mbpp_plus_references_pass_and_wrong_constants_fail(data, grader, every):
     items = mbpp_plus.load(str(data / "mbpp/mbpp_plus.jsonl.gz"))[::every]
     verdicts = [(item.id, grader.submit(fenced(item.answer), item)) for item in items]
