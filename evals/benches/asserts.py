@@ -68,7 +68,7 @@ def make_code(
     checked = any(case.check for case in cases)
     tests = tuple(Test([case.call], _expected(case, checked)) for case in cases)
     return Code(
-        Problem(tests, float_tolerance=0, checker=_checker(checks or Checks()) if checked else ""),
+        Problem(tests, float_tolerance=0, checker=_checker(checks or Checks()) if checked else "", lcb=False),
         mode="call",
         entry=RUN,
         limits=limits or Limits(),

@@ -8,7 +8,7 @@ result is ever in the process of the program that is judged. How values are comp
 
 import ast
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evals.benches.asserts import CannotConvert, Case, Checks, constant, make_code
@@ -63,8 +63,8 @@ class Plus:
     """defines `entry`"""
 
 
-def make_plus(plus: Plus, *, before: str = "", completes: str = "") -> Code:
-    """How a program is asked all inputs of a problem."""
+def make_plus(plus: Plus, *, prelude: str = "", completes: str = "") -> Code:
+    """How a program is asked all inputs of a problem. prelude: what it may take for granted; never the reference."""
     rule = ORACLES.get(plus.entry, "agrees(_, want, ATOL)")
     cases = []
     for number, given in enumerate(plus.inputs):
@@ -77,8 +77,8 @@ def make_plus(plus: Plus, *, before: str = "", completes: str = "") -> Code:
         if plus.results is not None:
             check = check.replace("want", repr(plus.results[number]))
         cases.append(Case(call, check=check))
-    prelude = f"import math\n{plus.reference}\n{AGREES}"
-    return make_code(cases, checks=Checks(prelude, reference=plus.results is None), prelude=prelude, completes=completes)
+    checks = Checks(f"import math\n{plus.reference}\n{AGREES}", reference=plus.results is None)
+    return make_code(cases, checks=checks, prelude=prelude, completes=completes)
 
 
 def plus_of(
@@ -113,6 +113,13 @@ def plus_of(
     except (SyntaxError, ValueError) as e:
         raise row.wrong("canonical_solution", f"not Python: {e}") from e
     return Plus(entry, inputs, atol, reference=reference)
+
+
+def without(plus: Plus, left_out: Callable[[list[Any]], bool]) -> Plus:
+    """The tests without some inputs."""
+    kept = [number for number, given in enumerate(plus.inputs) if not left_out(given)]
+    results = None if plus.results is None else [plus.results[number] for number in kept]
+    return replace(plus, inputs=[plus.inputs[number] for number in kept], results=results)
 
 
 def _hub_plus(test: str, entry: str) -> Plus:

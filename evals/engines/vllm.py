@@ -24,8 +24,8 @@ from evals.errors import UserError
 SUPPORTED = "0.32"
 """the releases whose weight loading and log-probabilities were checked; other ones differ in both"""
 MAX_TEMPERATURE = 2
-CACHE_BYTES = 4 << 30
-"""most memory for keys and values on a CPU"""
+CACHE_BYTES = 2 << 30
+"""memory for keys and values on a CPU, more only where one sequence needs it"""
 
 
 class VLLMEngine:
@@ -185,7 +185,9 @@ def plan(
     cache = options.kv_cache_memory_bytes or None
     if not on_gpu:
         sequence = max_model_len * cache_bytes_per_token(config, getattr(torch, dtype).itemsize)
-        cache = cache or int(min(CACHE_BYTES, _available_memory() // 4, options.max_num_seqs * sequence + (64 << 20)))
+        cache = cache or int(
+            min(max(CACHE_BYTES, sequence), _available_memory() // 4, options.max_num_seqs * sequence + (64 << 20))
+        )
         if cache < sequence:
             raise UserError(
                 f"the keys and values of one sequence of {max_model_len} tokens need {sequence / 2**20:,.1f} MiB, and "

@@ -182,7 +182,7 @@ class CodeGrader:
         """Everything of a rollout has been submitted: nothing here waits for that."""
 
     def _verdict(self, report: Report, program: str, where: str) -> Verdict:
-        deciding = report.lcb or report if self.compat == "lcb" else report  # a checker knows no rules
+        deciding = report.lcb or report if self.compat == "lcb" else report  # Problem.lcb may say no
         passed, tests = deciding.tests_passed, len(deciding.tests)
         meta: dict[str, Any] = {
             **{rule: str(verdict) for rule, verdict in report.verdicts.items()},

@@ -10,7 +10,8 @@ from evals.errors import UserError
 
 
 def test_every_recipe_is_valid():
-    assert set(recipes()) == {"tiny", "smollm2-135m", "qwen2.5-7b-math", "qwen2.5-14b-math", "r1-distill-7b-code"}
+    paper = {"qwen2.5-7b-math", "qwen2.5-14b-math", "r1-distill-7b-code"}
+    assert set(recipes()) == {"tiny", "tiny-code", "smollm2-135m", *paper}
     for name in recipes():
         assert load_config(name).name == name
 
@@ -69,12 +70,6 @@ def test_wrong_overrides_say_what_and_what_instead(overrides, words):
     with pytest.raises(UserError) as error:
         load_config("tiny", overrides)
     assert words in str(error.value)
-
-
-def test_code_rewards_are_refused_until_they_are_built(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["--recipe", "r1-distill-7b-code", "hardware.gpus=0"]) == 2
-    assert "reward 'code' is not built yet" in capsys.readouterr().err
 
 
 def test_several_rewards_benchmarks_and_trackers_in_their_short_and_long_forms(tmp_path):

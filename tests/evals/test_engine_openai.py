@@ -439,20 +439,27 @@ def test_a_server_that_goes_away_ends_it_after_the_stated_time_and_keeps_what_wa
     assert "start the server again, then the same command" in str(error)
 
 
-def test_a_server_that_comes_back_is_used_again(engine_of):
-    with FakeServer() as server:
-        engine = engine_of(server, patience=30, concurrency=2)
+def test_a_server_that_comes_back_is_used_again(engine_of, monkeypatch):
+    """Each absence is measured for itself: an earlier one does not use up the patience."""
+    monkeypatch.setattr(openai_module, "UNDELIVERED", 10)
+    with FakeServer() as first:
+        servers = [first]
+        engine = engine_of(first, patience=2, concurrency=2)
         requests = asked(300)
-        completions, again = {}, None
+        completions = {}
         for output in engine.generate(requests, SAMPLING):
             completions[output.request, output.repeat] = output.completion
-            if len(completions) == 20:
-                server.kill()
-                again = FakeServer(port=server.port)
+            if len(completions) in (20, 120):
+                servers[-1].kill()
+                again = threading.Timer(0.5, lambda: servers.append(FakeServer(port=first.port)))
+                again.start()
+            if len(completions) == 100:
+                time.sleep(2.2)
+    for server in servers:
+        server.kill()
     assert right(requests, completions)
-    assert again is not None
-    again.kill()
-    assert len(again.posts) > 100
+    assert len(servers) == 3
+    assert all(server.posts for server in servers)
 
 
 def test_of_several_servers_a_dead_one_is_taken_out_and_comes_back(engine_of):
@@ -494,11 +501,11 @@ def test_the_least_loaded_server_gets_the_next_request(engine_of):
         return vllm_like(server, path, body, number)
 
     with FakeServer(slow) as one, FakeServer() as two:
-        engine = engine_of(one, two, concurrency=3)
-        for count, _ in enumerate(engine.generate(asked(60), SAMPLING), 1):
-            if count == 57:  # all but what the slow one holds
+        engine = engine_of(one, two, concurrency=20)
+        for count, _ in enumerate(engine.generate(asked(20), SAMPLING), 1):
+            if count == 10:  # all but what the slow one holds
                 free.set()
-    assert len(one.posts) == 3
+    assert len(one.posts) == len(two.posts) == 10
 
 
 # -- repeats ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Estimators against closed forms, scipy, and a simulation of coverage."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from evals.stats import bootstrap_mean, by, standard_error, summarise, wilson
+from evals.stats import bootstrap_mean, by, pass_at_k, standard_error, summarise, wilson
 from evals.store import OutcomeRow
 
 
@@ -102,3 +103,25 @@ def test_intervals_cover_the_truth_in_95_of_100_benchmarks():
     error = math.sqrt(0.95 * 0.05 / trials)
     assert covered_k4 / trials == pytest.approx(0.95, abs=3 * error)
     assert covered_k1 / trials == pytest.approx(0.95, abs=3 * error)
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=8), min_size=1, max_size=6))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(rewards):
+    """Chen et al.'s estimator against the counting of all k-subsets it stands for."""
+    found = pass_at_k(rewards)
+    longest = max(map(len, rewards))
+    assert list(found) == [k for k in (2, 4, 8) if k <= longest]
+    for k, value in found.items():
+        shares = [
+            np.mean([max(subset) for subset in itertools.combinations(samples, k)])
+            for samples in rewards
+            if len(samples) >= k
+        ]
+        assert value == pytest.approx(np.mean(shares))
+
+
+def test_pass_at_k_leaves_out_what_has_no_verdict_and_says_nothing_of_partial_rewards():
+    samples = [outcome("a", reward, repeat=k) for k, reward in enumerate([1.0, None, 0.0, None])]
+    samples += [outcome("b", 0.0, repeat=k) for k in range(4)]
+    assert summarise(samples).pass_at == {2: 0.5, 4: 0.0}  # a has two scorable samples, b four
+    assert summarise([*samples, outcome("c", 0.5)]).pass_at == {}

@@ -1,0 +1,241 @@
+"""Code rewards in training: tests from a file, verdicts from the sandbox, what the sandbox cannot judge left out."""
+
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from agpo.config import load_config
+from agpo.setup import fingerprint, load_items, model_path, open_reward, set_up
+from agpo.step import train_step
+from agpo.tiny_code import SLIP, SYMBOLS, solution
+from agpo.tiny_model import TASKS
+from agpo.train import main
+from evals.benches import tiny_code
+from evals.code_tests import read_code
+from evals.errors import UserError
+from evals.grading.code import CodeGrader, extract_code
+from evals.items import Code, read_items
+from sandbox import Limits, Test
+from sandbox.backends.embedded import Embedded
+
+SMALL = [
+    "rollout.prompts_per_step=4",
+    "rollout.samples_per_prompt=4",
+    "update.prompts_per_minibatch=2",
+    "steps=2",
+    "threads=1",
+    "eval.bench=",
+    "code.backend=embedded",
+    "code.workers=1",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _sandboxed():
+    found = Embedded().probe()
+    if not found.secure:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI cannot run the embedded backend: {found.reason}")
+        pytest.skip(f"no embedded sandbox here: {found.reason}")
+
+
+def rows(count=8):
+    """tiny_code's problems as a training file has them."""
+    made = []
+    for item in tiny_code.items("train", count):
+        tests = item.code.problem.tests
+        truth = {"inputs": [json.dumps(t.input[0]) for t in tests], "outputs": [json.dumps(t.expected) for t in tests]}
+        made.append(
+            {
+                "data_source": "tiny_code",
+                "prompt": [{"role": "user", "content": item.prompt}],
+                "ability": "code",
+                "reward_model": {"style": "rule", "ground_truth": json.dumps({**truth, "fn_name": "f"})},
+                "extra_info": {"index": len(made), "split": "train"},
+            }
+        )
+    return made
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.Table.from_pylist(rows()), path)
+    return path
+
+
+def test_tests_in_verls_schema(parquet):
+    items = read_items(parquet, limits=Limits(cpu_s=2))
+    made = tiny_code.items("train", 8)
+    assert [item.code.problem for item in items] == [item.code.problem for item in made]
+    assert {(item.code.mode, item.code.entry, item.code.limits.cpu_s, item.answer) for item in items} == {
+        ("call", "f", 2, "")
+    }
+    assert read_items(parquet)[0].code is None  # other rewards read the same column as text
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "entry", "first"),
+    [
+        ({"inputs": ["1 2\n"], "outputs": ["3\n"]}, "stdin", "", Test("1 2\n", "3\n")),
+        ({"inputs": [["1", "2"]], "outputs": [["3"]]}, "stdin", "", Test("1\n2", "3")),
+        ({"inputs": ["[1]\n2"], "outputs": ["3"], "fn_name": "f"}, "call", "f", Test([[1], 2], 3)),
+        ({"inputs": [[[1], 2]], "outputs": [3], "fn_name": "Solution().f"}, "call", "Solution().f", Test([[1], 2], 3)),
+    ],
+)
+def test_forms_of_tests(text, mode, entry, first):
+    code = read_code(json.dumps(text), "here")
+    assert (code.mode, code.entry, code.problem.tests) == (mode, entry, (first,))
+
+
+def test_a_method_where_the_starter_code_has_a_class():
+    text = json.dumps({"inputs": ["1"], "outputs": ["2"], "fn_name": "f"})
+    assert read_code(text, "here", starter="class Solution:\n    def f(self, x):").entry == "Solution().f"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "42",
+        "print(1)",
+        "[]",
+        '{"inputs": []}',
+        '{"inputs": [], "outputs": []}',
+        '{"inputs": ["1"], "outputs": ["1", "2"]}',
+        '{"inputs": [1], "outputs": ["1"]}',
+        '{"inputs": ["1 2"], "outputs": ["1"], "fn_name": "f"}',
+    ],
+)
+def test_what_is_no_list_of_tests_is_the_users_mistake(text):
+    with pytest.raises(UserError, match=r"train.parquet, row 7: expected tests as JSON"):
+        read_code(text, "train.parquet, row 7")
+
+
+def test_a_checkpoint_knows_the_tests_it_was_trained_on(parquet):
+    config = load_config("tiny-code", [f"data={parquet}"])
+    before = fingerprint(load_items(config))
+    assert fingerprint(load_items(config)) == before
+    assert fingerprint(load_items(load_config("tiny-code", [f"data={parquet}", "code.cpu_s=1"]))) != before
+    changed = rows()
+    truth = json.loads(changed[3]["reward_model"]["ground_truth"])
+    truth["outputs"][0] = "12345"
+    changed[3]["reward_model"]["ground_truth"] = json.dumps(truth)
+    pq.write_table(pa.Table.from_pylist(changed), parquet)
+    assert fingerprint(load_items(config)) != before
+
+
+def test_data_without_tests_is_refused_before_a_model_is_loaded(tmp_path, capsys):
+    path = tmp_path / "maths.jsonl"
+    path.write_text('{"prompt": "2+2", "answer": "4"}\n' * 4)
+    assert main(["--recipe", "tiny-code", f"data={path}", "model=nowhere", f"out={tmp_path}"]) == 2
+    assert "maths.jsonl, row 0: expected tests as JSON" in capsys.readouterr().err
+    assert main(["--recipe", "tiny-code", "data=arith", "model=nowhere", f"out={tmp_path}"]) == 2
+    assert "reward code needs tests, and data=arith has none" in capsys.readouterr().err
+
+
+def test_a_machine_that_cannot_hold_programs_is_said_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
+    assert main(["--recipe", "tiny-code", "code.backend=docker", "model=nowhere", f"out={tmp_path}"]) == 2
+    told = capsys.readouterr().err
+    assert "grader code: no backend can hold a hostile program here" in told
+    assert "sandbox.doctor" in told
+
+
+class Dying(Embedded):
+    """Its workers are real and, once told to, really killed before they judge anything."""
+
+    dying = False
+
+    def launch(self):
+        worker = super().launch()
+        if self.dying:
+            worker.process.kill()
+            worker.process.wait()
+        return worker
+
+
+def test_a_step_with_code_and_one_whose_sandbox_fails(parquet, tmp_path):
+    """What cannot be judged is left out: no reward, no update, and counted; the next step goes on."""
+    config = load_config("tiny-code", [*SMALL, f"data={parquet}", f"out={tmp_path}/runs"])
+    run = set_up(config, str(tmp_path / "s.db"), None, None)
+    before = {name: p.clone() for name, p in run.policy.model.named_parameters()}
+    sick = Dying("full")
+    with CodeGrader(backend=sick, workers=1) as grader:
+        sick.dying = True
+        failed = train_step(run, grader)
+        unmoved = all(p.equal(before[name]) for name, p in run.policy.model.named_parameters())
+        sick.dying = False
+        judged = train_step(run, grader)
+    assert failed["samples/unscored"] == failed["code/SE"] + failed["code/AC"]
+    assert failed["code/SE"] == 16 - failed["samples/no_answer"]
+    assert failed["updates/made"] == 0
+    assert unmoved
+    assert judged["code/SE"] == judged["samples/unscored"] == 0
+    assert judged["code/AC"] + judged["code/WA"] + judged["code/RE"] + judged["code/CE"] + judged["code/TLE"] <= 16
+    assert judged["reward/mean"] == pytest.approx(judged["code/AC"] / 16)
+    rows = list(run.store.samples(run.id, split="train", step=1))
+    assert {row.reward for row in rows if row.outcome == "error"} == {None}
+    run.store.close()
+
+
+def test_a_resumed_run_repeats_its_steps(parquet, tmp_path):
+    """Every token and reward of a run that was stopped after a step is that of one that was not."""
+    arguments = ["--recipe", "tiny-code", *SMALL, f"data={parquet}", "checkpoint.every=1"]
+    assert main([*arguments, f"out={tmp_path}/whole", "--store", f"{tmp_path}/whole.db"]) == 0
+    assert main([*arguments, "steps=1", f"out={tmp_path}/parts", "--store", f"{tmp_path}/parts.db"]) == 0
+    more = ["--resume", "latest", f"out={tmp_path}/parts", "steps=2", "--store", f"{tmp_path}/parts.db"]
+    assert main(more) == 0
+    assert samples(tmp_path / "whole.db") == samples(tmp_path / "parts.db")
+
+
+def samples(path):
+    from evals.store import Store
+
+    with Store.open(path) as store:
+        (run,) = store.runs()
+        found = [(r.step, r.item, r.repeat, r.token_ids, r.outcome, r.reward) for r in store.samples(run.id)]
+    assert found
+    return sorted(found)
+
+
+def test_the_options_reach_the_grader():
+    config = load_config("tiny-code", ["code.score=fraction", "code.compat=lcb", "code.isolation=test", *SMALL])
+    with open_reward(config) as grader:
+        assert (grader.score, grader.compat, grader.label) == ("fraction", "lcb", "embedded (full)")
+    assert isinstance(load_config("r1-distill-7b-code").reward, str)
+
+
+def test_the_tiny_task_is_what_its_tests_check():
+    """Without slips every solution passes, and the tokenizer writes what it reads."""
+    import random
+
+    from transformers import AutoTokenizer
+
+    class NoSlips(random.Random):
+        def random(self):
+            return max(super().random(), SLIP)
+
+    rng, tokenizer = NoSlips(0), AutoTokenizer.from_pretrained(model_path("tiny-code"))
+    assert tokenizer.get_vocab() == TASKS["code"].tokenizer().get_vocab()
+    items = tiny_code.items("heldout", 40)
+    with CodeGrader(backend="embedded", workers=1) as grader:
+        texts = [solution(item.prompt, rng) for item in items]
+        verdicts = [grader.submit(text, item) for text, item in zip(texts, items, strict=True)]
+        assert {v.result().path for v in verdicts} == {"code:AC"}
+    for text, item in zip(texts, items, strict=True):
+        whole = f"{item.prompt}:\n{text}"
+        ids = tokenizer(whole).input_ids
+        assert tokenizer.decode(ids) == whole
+        assert tokenizer.unk_token_id not in ids
+        assert extract_code(text)[1] == "fence"
+    assert len(SYMBOLS) == len(set(SYMBOLS))
+
+
+def test_the_two_sides_of_the_tiny_task_share_nothing():
+    train, held_out = ({item.prompt for item in tiny_code.items(side, 400)} for side in ("train", "heldout"))
+    assert not train & held_out
+    assert [i.id for i in tiny_code.items("train", 5, seed=3)] == [i.id for i in tiny_code.items("train", 5, seed=3)]
+    assert isinstance(tiny_code.items("train", 1)[0].code, Code)
