@@ -129,8 +129,8 @@ def datasketch(texts: list[str], against: list[list[str]]) -> dict:
     return {"dedupe s": time.perf_counter() - started, "near": sorted(near)}
 
 
-# open-r1's scripts/decontaminate.py: per benchmark a dictionary of n-grams, and a `map` over all rows that looks up each
-# of theirs, as text. It drops a row for any n-gram; here it counts them, so that it finds what ours finds.
+# open-r1's scripts/decontaminate.py: per benchmark a dictionary of n-grams, and a `map` over all rows that looks each
+# of theirs up, as text. It drops a row for any n-gram; here it counts them, so that it finds what ours finds.
 
 
 def open_r1(texts: list[str], against: list[list[str]]) -> dict:
