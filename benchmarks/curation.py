@@ -47,8 +47,8 @@ def lines(path: Path, *columns: str) -> list[str]:
     return [next(row[column] for column in columns if column in row) for row in rows]
 
 
-def load(data: Path, count: int) -> tuple[list[str], list[str]]:
-    """(problems to curate, problems of the benchmarks)."""
+def load(data: Path, count: int) -> tuple[list[str], list[list[str]]]:
+    """(problems to curate, problems of each benchmark)."""
     dapo = pq.read_table(data / "dapo/dapo-math-17k.parquet", columns=["prompt"]).to_pylist()
     texts = lines(data / "math/train.jsonl.gz", "problem") + [row["prompt"][0]["content"] for row in dapo]
     texts += lines(data / "gsm8k/train.jsonl.gz", "question") + lines(data / "aime/aime_1983_2023.jsonl.gz", "problem")
@@ -56,11 +56,16 @@ def load(data: Path, count: int) -> tuple[list[str], list[str]]:
     while len(texts) < count:
         texts.append(re.sub(r"\d+", lambda m: str(pick.randrange(10 ** len(m[0]))), texts[pick.randrange(33_000)]))
     aime25 = pq.read_table(data / "aime/aime25.parquet", columns=["prompt"]).to_pylist()
-    against = lines(data / "math/test.jsonl.gz", "problem") + lines(data / "gsm8k/test.jsonl.gz", "question")
-    against += lines(data / "aime/aime24.jsonl.gz", "problem") + lines(data / "amc/amc83.jsonl.gz", "problem")
-    against += [row["prompt"][0]["content"] for row in aime25]
     window = data / "livecodebench/release_v5_window_2024-10_2025-01.jsonl.gz"
-    return texts[:count], against + lines(window, "question_content")
+    against = [
+        lines(data / "math/test.jsonl.gz", "problem"),
+        lines(data / "gsm8k/test.jsonl.gz", "question"),
+        lines(data / "aime/aime24.jsonl.gz", "problem"),
+        [row["prompt"][0]["content"] for row in aime25],
+        lines(data / "amc/amc83.jsonl.gz", "problem"),
+        lines(window, "question_content"),
+    ]
+    return texts[:count], against
 
 
 def plain_tokens(text: str) -> list[str]:
@@ -76,14 +81,15 @@ def runs_of(words: list[str], n: int) -> set[tuple[str, ...]]:
 # Ours
 
 
-def ours(texts: list[str], against: list[str]) -> dict:
+def ours(texts: list[str], against: list[list[str]]) -> dict:
     from data_curation.similar import GramIndex, near_pairs_of
     from data_curation.text import tokens
 
     started = time.perf_counter()
     near = near_pairs_of(tokens(texts), JACCARD, SHINGLE)
     middle = time.perf_counter()
-    hits = GramIndex.build(against, N).pairs_of(tokens(texts), RATIO)  # tokens anew, as in a build
+    everything = [text for bench in against for text in bench]
+    hits = GramIndex.build(everything, N).pairs_of(tokens(texts), RATIO)  # tokens anew, as in a build
     ended = time.perf_counter()
     return {
         "dedupe s": middle - started,
@@ -105,7 +111,7 @@ def sketch(text: str):
     return minhash, found
 
 
-def datasketch(texts: list[str], against: list[str]) -> dict:
+def datasketch(texts: list[str], against: list[list[str]]) -> dict:
     from datasketch import MinHashLSH
 
     started = time.perf_counter()
@@ -123,36 +129,38 @@ def datasketch(texts: list[str], against: list[str]) -> dict:
     return {"dedupe s": time.perf_counter() - started, "near": sorted(near)}
 
 
-# open-r1's way: a dictionary from n-gram to problems of the benchmarks, and every row's n-grams looked up in it
+# open-r1's scripts/decontaminate.py: per benchmark a dictionary of n-grams, and a `map` over all rows that looks each
+# of theirs up, as text. It drops a row for any n-gram; here it counts them, so that it finds what ours finds.
 
 
-def open_r1_index(against: list[str]) -> tuple[dict, list[int]]:
-    lookup, sizes = defaultdict(set), []
-    for at, text in enumerate(against):
-        found = runs_of(plain_tokens(text), N)
-        sizes.append(len(found))
-        for run in found:
-            lookup[run].add(at)
-    return dict(lookup), sizes
+def open_r1(texts: list[str], against: list[list[str]]) -> dict:
+    from datasets import Dataset, disable_caching, disable_progress_bars
 
+    disable_caching()
+    disable_progress_bars()
 
-_INDEX: tuple[dict, list[int]] = ({}, [])
+    def word_ngrams(text: str) -> set[str]:
+        return {" ".join(run) for run in runs_of(plain_tokens(text), N)}
 
-
-def open_r1_look(job: tuple[int, str]) -> list[tuple[int, int]]:
-    at, text = job
-    lookup, sizes = _INDEX
-    found = runs_of(plain_tokens(text), N)
-    shared = Counter(other for run in found for other in lookup.get(run, ()))
-    return [(at, other) for other, n in shared.items() if n >= RATIO * min(len(found), sizes[other])]
-
-
-def open_r1(texts: list[str], against: list[str]) -> dict:
-    global _INDEX
     started = time.perf_counter()
-    _INDEX = open_r1_index(against)
-    with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:
-        hits = [hit for some in pool.imap(open_r1_look, enumerate(texts), chunksize=500) for hit in some]
+    rows = Dataset.from_dict({"problem": texts})
+    hits, before = [], 0
+    for bench in against:
+        lookup, sizes = defaultdict(set), []
+        for at, text in enumerate(bench):
+            found = word_ngrams(text)
+            sizes.append(len(found))
+            for ngram in found:
+                lookup[ngram].add(at)
+
+        def contaminated(row: dict, lookup: dict = lookup, sizes: list[int] = sizes) -> dict:
+            found = word_ngrams(row["problem"])
+            shared = Counter(other for ngram in found for other in lookup.get(ngram, ()))
+            return {"in": [other for other, n in shared.items() if n >= RATIO * min(len(found), sizes[other])]}
+
+        marked = rows.map(contaminated, num_proc=PROCESSES)
+        hits += [(at, before + other) for at, found in enumerate(marked["in"]) for other in found]
+        before += len(bench)
     return {"decontaminate s": time.perf_counter() - started, "hits": sorted(hits)}
 
 

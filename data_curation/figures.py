@@ -67,9 +67,15 @@ def bars(histogram: Mapping[str, int], label: str, title: str) -> Figure:
     axes = figure.subplots()
     names = sorted(histogram, key=_order)
     axes.bar(range(len(names)), [histogram[name] for name in names], color=BLUE, width=0.8)
-    step = max(1, len(names) // 14)
+    longest = max(map(len, names))
+    turned = longest > 7
+    step = max(1, -(-len(names) * (3 if turned else longest) // 60))  # as many labels as fit
     shown = range(0, len(names), step)
-    axes.set_xticks(list(shown), [names[i] for i in shown], rotation=45 if max(map(len, names)) > 5 else 0, ha="center")
+    axes.set_xticks(list(shown), [names[i] for i in shown])
+    if turned:
+        axes.tick_params("x", rotation=30)
+        for text in axes.get_xticklabels():
+            text.set_horizontalalignment("right")
     axes.set_xlabel(label)
     axes.set_ylabel("problems")
     axes.set_title(title, fontsize=10, color=INK)

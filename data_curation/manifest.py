@@ -17,8 +17,8 @@ from evals.errors import UserError
 
 FORMAT = 2
 PACKAGES = ("agpo", "datasketch", "datasets", "math-verify", "numpy", "pyarrow", "reasoning-gym")
-WIDTH = 200
-"""characters per bar of the length histogram"""
+WIDTH, LONGEST = 100, 2000
+"""characters per bar of the length histogram, and where its last bar begins"""
 
 
 def build(
@@ -60,7 +60,8 @@ def histograms(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
         "level": count(str(row.meta["level"]) for row in rows if row.meta.get("level") is not None),
         "subject": count(str(row.meta["subject"]) for row in rows if row.meta.get("subject")),
         "length": {
-            str(start): n for start, n in sorted(Counter(len(row.problem) // WIDTH * WIDTH for row in rows).items())
+            str(start): n
+            for start, n in sorted(Counter(min(len(row.problem), LONGEST) // WIDTH * WIDTH for row in rows).items())
         },
         "solve_rate": count(f"{row.meta['solve_rate']:.4f}" for row in rows if "solve_rate" in row.meta),
     }

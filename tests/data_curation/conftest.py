@@ -65,7 +65,7 @@ def recipe(tmp_path) -> Path:
             "answers": None,
             "exact": None,
             "near": None,
-            "decontaminate": {"against": ["gsm8k"]},
+            "decontaminate": {"against": ["held"]},
         },
         "formats": ["verl", "trl", "openrlhf", "slime", "hf"],
     }

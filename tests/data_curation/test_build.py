@@ -38,12 +38,12 @@ FATES = {
     "math:6": "conflicting answers",
     "table:1": "conflicting answers",
     "table:3": "near duplicate",
-    "math:13": "in gsm8k",
+    "math:13": "in held",
 }
 
 
 def made(recipe: Path, out: Path, settings: tuple[str, ...] = (), skip: tuple[str, ...] = (), strict: bool = False):
-    context = Context(workers=1, references={"gsm8k": str(recipe.parent / "bench.jsonl")})
+    context = Context(workers=1, references={"held": str(recipe.parent / "bench.jsonl")})
     return pipeline.build(load(str(recipe), list(settings), {}, list(skip)), out, context, strict=strict)
 
 
@@ -154,7 +154,7 @@ from data_curation.recipe import load
 from data_curation.stage import Context
 recipe, out, bench = sys.argv[1:]
 print("up", flush=True)
-pipeline.build(load(recipe, [], {}, []), Path(out), Context(workers=1, references={"gsm8k": bench}))
+pipeline.build(load(recipe, [], {}, []), Path(out), Context(workers=1, references={"held": bench}))
 """
 
 
@@ -218,7 +218,7 @@ def test_explain_says_what_happened_to_a_row(recipe, tmp_path, capsys):
     assert kept["fate"] == "kept"
     assert [(p["right"], p["done"]) for p in kept["pairs"]] == [("table:3", "the first kept")]
     (leaked,) = explain.explain(out, "a train of 12 wagons with 30 seats")
-    assert (leaked["id"], leaked["detail"]["item"]) == ("math:13", "gsm8k/0")
+    assert (leaked["id"], leaked["detail"]["item"]) == ("math:13", "held/0")
     assert {one["id"] for one in explain.explain(out, "Another problem, about 3 apples")} == {"table:2", "table:3"}
     assert explain.main(["math:13", "--data", str(out)]) == 0
     assert "Say it in one word." in capsys.readouterr().out  # the other text
@@ -234,7 +234,7 @@ def test_diff_says_what_changed_and_which_rows(recipe, tmp_path, capsys):
     assert ("near.threshold", 0.7, 1.0) in found["changed"]
     assert found["kept"] == (4, 6, 4)
     assert found["gone"] == {}
-    assert found["new"] == {"near: near duplicate": 1, "decontaminate: in gsm8k": 1}
+    assert found["new"] == {"near: near duplicate": 1, "decontaminate: in held": 1}
     assert diff.main([str(tmp_path / "a"), str(tmp_path / "a")]) == 0
     assert "equal" in capsys.readouterr().out
 
@@ -242,9 +242,9 @@ def test_diff_says_what_changed_and_which_rows(recipe, tmp_path, capsys):
 def test_the_command_prints_the_funnel_and_records_the_run(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AGPO_STORE", raising=False)
-    assert command.main(["--recipe", "small.yaml", "--reference", "gsm8k=bench.jsonl"]) == 0
+    assert command.main(["--recipe", "small.yaml", "--reference", "held=bench.jsonl"]) == 0
     printed = capsys.readouterr().out
-    assert "gsm8k: 1 of its 1 problems found in rows: 1 of math" in printed
+    assert "held: 1 of its 1 problems found in rows: 1 of math" in printed
     assert "kept 4 rows (2 math, 2 table)" in printed
     with Store.open() as store:
         (run,) = store.runs("curation")

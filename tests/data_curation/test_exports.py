@@ -15,7 +15,7 @@ from evals.items import item_id, read_items
 
 @pytest.fixture
 def out(recipe, tmp_path):
-    context = Context(workers=1, references={"gsm8k": str(tmp_path / "bench.jsonl")})
+    context = Context(workers=1, references={"held": str(tmp_path / "bench.jsonl")})
     pipeline.build(load(str(recipe), ["prompt=qwen-boxed"], {}, []), tmp_path / "out", context)
     return tmp_path / "out"
 
@@ -58,7 +58,7 @@ def test_a_hugging_face_folder_with_a_card(out):
     card = (out / "hf/README.md").read_text()
     assert card.startswith("---\n")
     assert "| math (math.jsonl) | 18 | 2 | MIT |" in card
-    assert "1 in gsm8k" in card
+    assert "1 in held" in card
 
 
 def test_programs_carry_their_tests(tmp_path):
