@@ -47,7 +47,7 @@ def read_code(text: str, where: str, limits: Limits | None = None, starter: str 
         raise UserError(f"{where}: {shape}; {e}.") from e
     entry = f"Solution().{name}" if name and "." not in name and "class Solution" in starter else name
     problem = Problem(tuple(Test(given, wanted) for given, wanted in pairs))
-    return Code(problem, "call" if name else "stdin", entry, limits or Limits(), starter, PRELUDE)
+    return Code(problem, "call" if name else "stdin", entry, limits or Limits(), starter, prelude=PRELUDE)
 
 
 def _text(value: Any) -> str:

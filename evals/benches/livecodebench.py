@@ -177,7 +177,7 @@ def to_item(row: Mapping[str, Any], where: str, source: str) -> Item:
     name = str(row["question_id"])
     if name in lcb_facts.ERRATA:
         meta["errata"] = lcb_facts.ERRATA[name]
-    code = Code(Problem(tests), "call" if entry else "stdin", entry, LIMITS, row["starter_code"], PRELUDE)
+    code = Code(Problem(tests), "call" if entry else "stdin", entry, LIMITS, row["starter_code"], prelude=PRELUDE)
     return Item(name, row["question_content"], "", meta, code)
 
 

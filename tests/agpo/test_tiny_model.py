@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from agpo.tiny_model import CHECK, CHECK_RIGHT, SHIPPED, SLIP, make_tokenizer, measure, solution
+from agpo.tiny_model import CHECK, CHECK_RIGHT, SHIPPED, SLIP, TASKS, make_tokenizer, measure, solution
 from evals.benches import arith
 from evals.grading.math import extract_answer
 
@@ -72,6 +72,6 @@ def test_the_shipped_model_is_small_ordinary_and_has_something_to_learn():
     assert model.config.model_type == "qwen2"
     assert model.config.hidden_size // model.config.num_attention_heads == 32  # the least that vLLM serves on a CPU
     assert model.config.tie_word_embeddings
-    accuracy, tokens = measure(model, tokenizer, count=256)
+    accuracy, tokens = measure(TASKS["arith"], model, tokenizer, count=256)
     assert 0.30 <= accuracy <= 0.43
     assert 28 <= tokens <= 42
