@@ -105,8 +105,9 @@ def test_no_program_is_no_answer(grader):
 
 def test_both_rules_from_one_run_and_the_option_decides(backend):
     item = Item("x", "", "", {}, Code(Problem((Test("", "1 2\n3"), Test("a", "0.5")))))
-    tokens = "print('1\\n2 3' if not __import__('sys').stdin.read() else 0.5)"  # right for a contest, other lines for LiveCodeBench
-    exits = "print('1 2\\n3' if not __import__('sys').stdin.read() else 0.5)\nexit(1)"  # LiveCodeBench does not look at exit codes
+    read = "import sys\nempty = not sys.stdin.read()\n"
+    tokens = read + "print('1\\n2 3' if empty else 0.5)"  # right for a contest, other lines for LiveCodeBench
+    exits = read + "print('1 2\\n3' if empty else 0.5)\nexit(1)"  # LiveCodeBench does not look at exit codes
     for compat, outcomes in {"real": ("right", "wrong"), "lcb": ("wrong", "right")}.items():
         with CodeGrader(backend=backend, workers=1, compat=compat) as grader:
             first, second = (grader.submit(fenced(one), item).result() for one in (tokens, exits))
