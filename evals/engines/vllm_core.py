@@ -93,6 +93,7 @@ class Core:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         """Yield completions (without a weight version) as they finish. What is given up is taken out of the engine."""
+        from vllm.outputs import RequestOutput  # type: ignore[import-not-found]
         from vllm.sampling_params import RequestOutputKind, SamplingParams  # type: ignore[import-not-found]
 
         started = time.perf_counter()
@@ -120,6 +121,7 @@ class Core:
                     running[name] = (at, repeat)
             while running:
                 for output in self.engine.step():
+                    assert isinstance(output, RequestOutput)  # and not what a pooling model gives
                     at, repeat = running.pop(output.request_id)
                     yield Output(at, repeat, _completion(output.outputs[0], time.perf_counter() - started))
         finally:
