@@ -14,6 +14,8 @@ LEVEL = 0.95
 UPPER = 0.5 + LEVEL / 2
 """the quantile of a two-sided interval's upper limit"""
 RESAMPLES = 10_000
+FEWEST = 8
+"""problems that must differ from the rest for their spread to be taken at its word"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def share(
     One 0/1 sample per problem: Wilson's interval. Otherwise Wilson's with the effective sample size p(1-p)/SE^2 and a t
     quantile of P - 1 degrees of freedom (Korn and Graubard 1998; Dean and Pagano 2015): the percentile bootstrap is too
     short for few problems. The effective size is at most the number of samples; of problems that all agree it is P.
+    Where fewer than 8 problems differ from the others (all right but five, say), those alone tell how much problems
+    vary, and the degrees of freedom are their number less one.
     """
     n = len(value_P)
     if not n:
@@ -79,7 +83,9 @@ def share(
     effective = p * (1 - p) / se**2
     if binary:
         effective = min(effective, samples)
-    return Estimate(p, *wilson(p * effective, effective, float(stdtrit(n - 1, UPPER))), se)
+    telling = n - max(int((value_P == 0).sum()), int((value_P == weight_P).sum()))
+    df = n - 1 if telling >= FEWEST else max(1, telling - 1)
+    return Estimate(p, *wilson(p * effective, effective, float(stdtrit(df, UPPER))), se)
 
 
 def mean(value_P: np.ndarray, weight_P: np.ndarray | None = None) -> Estimate:

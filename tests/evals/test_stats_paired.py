@@ -120,7 +120,7 @@ def test_only_problems_with_a_verdict_in_both_count():
 def test_holm_is_statsmodels():
     rng = np.random.default_rng(0)
     for size in (1, 2, 5, 12):
-        p_values = (rng.random(size) ** 4).tolist() + [0.01, 0.01, 1.0]
+        p_values = [*(rng.random(size) ** 4).tolist(), 0.01, 0.01, 1.0]
         assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
 
 
