@@ -12,13 +12,14 @@ from types import ModuleType
 
 from rich.console import Console
 
-from evals import draw, paper_tables, runs
+from evals import compare, draw, paper_tables, runs
 from evals.errors import command
 from evals.store import Store
 
 MODULES: tuple[ModuleType, ...] = (
     runs,
     paper_tables,
+    compare,
     draw,
 )
 """in the order in which --help lists their commands"""

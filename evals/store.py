@@ -379,6 +379,14 @@ class Store:
             for block in connection.execution_options(yield_per=10_000).execute(query).partitions():
                 yield from block
 
+    def parts(self, run_id: str) -> list[tuple[str, int, int]]:
+        """(split, step, samples) of what the run has stored, in this order."""
+        c = samples_table.c
+        query = sa.select(c.split, c.step, sa.func.count(c.id)).where(c.run_id == run_id)
+        with self._transaction() as connection:
+            found = connection.execute(query.group_by(c.split, c.step).order_by(c.split, c.step))
+            return [(split, step, count) for split, step, count in found]
+
     def _stream(
         self, query: sa.Select[Any], run_id: str, split: str | None, step: int | None
     ) -> Iterator[dict[str, Any]]:
