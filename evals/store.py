@@ -366,6 +366,19 @@ class Store:
         for row in self._stream(query, run_id, split, step):
             yield OutcomeRow(**{**row, "meta": json.loads(row["meta"])})
 
+    def columns(
+        self, run_id: str, names: Sequence[str], *, split: str | None = None, step: int | None = None
+    ) -> Iterator[Sequence[Any]]:
+        """As `outcomes`, but tuples of the named columns as they are in the table: a million samples take seconds."""
+        c = samples_table.c
+        query = sa.select(*(c[name] for name in names)).where(c.run_id == run_id).order_by(c.split, c.step, c.id)
+        for column, value in ((c.split, split), (c.step, step)):
+            if value is not None:
+                query = query.where(column == value)
+        with self._transaction() as connection:
+            for block in connection.execution_options(yield_per=10_000).execute(query).partitions():
+                yield from block
+
     def _stream(
         self, query: sa.Select[Any], run_id: str, split: str | None, step: int | None
     ) -> Iterator[dict[str, Any]]:
