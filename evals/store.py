@@ -341,18 +341,23 @@ class Store:
         light = [c for c in samples_table.c if with_tokens or c.name not in ("token_ids", "logprobs")]
         joined = samples_table.join(prompts_table, samples_table.c.prompt_id == prompts_table.c.id)
         query = sa.select(*light, prompts_table.c.text.label("prompt")).select_from(joined)
-        for row in self._stream(query, run_id, split, step):
+        for row in self.stream(query, run_id, split, step):
             yield sample_row(dict(row._mapping))
 
     def outcomes(self, run_id: str, *, split: str | None = None, step: int | None = None) -> Iterator[OutcomeRow]:
         """As `samples`, without texts and tokens: what evals.stats needs, many times faster to read."""
         names = ("split", "item", "repeat", "step", "response_tokens", "finish_reason", "outcome", "path", "reward")
         query = sa.select(*(samples_table.c[n] for n in (*names, "seconds", "meta", "id")))
-        for row in self._stream(query, run_id, split, step):
-            yield OutcomeRow(*row[:10], json.loads(row[10]))
+        for row in self.stream(query, run_id, split, step):
+            yield OutcomeRow(*row[:10], meta=json.loads(row[10]))
 
-    def _stream(self, query: sa.Select[Any], run_id: str, split: str | None, step: int | None) -> Iterator[Any]:
-        """The rows in order; after the loss of a server it goes on after the last one."""
+    def stream(
+        self, query: sa.Select[Any], run_id: str, split: str | None = None, step: int | None = None
+    ) -> Iterator[Any]:
+        """A query over a run's samples, their columns split, step and id among what it selects, in that order.
+
+        After the loss of a server it goes on after the last row.
+        """
         c = samples_table.c
         query = query.where(c.run_id == run_id).order_by(c.split, c.step, c.id)
         if split is not None:
