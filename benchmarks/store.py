@@ -196,8 +196,10 @@ def main() -> None:
             f"{arguments.store}: {rows:,} completions, {arguments.writers} writers, {os.cpu_count()} cores", flush=True
         )
         calls, busy, peak = sum(t[0] for t in told), sum(t[1] for t in told), max(t[2] for t in told)
-        print(f"writing: {wall:.0f} s, {rows / wall:,.0f} rows/s; {calls:.0f} s of the writers' {busy:.0f} s were in the "
-              f"store; peak memory of a writer {peak:.0f} MiB", flush=True)  # fmt: skip
+        print(
+            f"writing: {wall:.0f} s, {rows / wall:,.0f} rows/s; {calls:.0f} s of the writers' {busy:.0f} s in the store"
+        )
+        print(f"peak memory of a writer: {peak:.0f} MiB")
         print(f"size: {mib:,.0f} MiB, {mib * 2**20 / rows:,.0f} bytes a row", flush=True)
         for name, what in QUERIES.items():
             command = [sys.executable, __file__, "--query", name, url]

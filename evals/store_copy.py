@@ -93,10 +93,11 @@ def _copy_samples(source: Store, target: Store, run_id: str, advance: Callable[[
     while batch := list(islice(rows, BATCH)):
         values = [dict(zip((c.name for c in columns), row, strict=False)) for row in batch]
         found = [] if place is None else _page(target, columns, run_id, place, len(values))
-        if found and [_key(row) for row in found] == [_key(row) for row in values]:
+        if found and [_key(row) for row in found] == [_key(row) for row in values[: len(found)]]:
             last = found[-1]
             place = tuple(last[name] for name in IN_ORDER)
-            new = [row for row, old in zip(values, found, strict=True) if any(row[name] != old[name] for name in row)]
+            new = [row for row, old in zip(values, found, strict=False) if any(row[name] != old[name] for name in row)]
+            new += values[len(found) :]
         else:
             place, new = None, values
         texts = {row.prompt_id: row.text for row in batch}
