@@ -137,6 +137,17 @@ def test_samples_are_filtered_and_ordered(store, run):
     assert [s.item for s in store.samples(run, split="test", step=1)] == ["b", "a"]
 
 
+def test_columns_and_sizes_are_those_of_the_samples(store, run):
+    store.log_samples(run, [row(step=s, item=f"i{i}", token_ids=(1,) * (i + 1)) for s in (1, 0) for i in range(3)])
+    store.log_samples(run, [row(split="a", reward=None)])
+    assert list(store.columns(run, ["item", "step", "reward"], split="test")) == [
+        (f"i{i}", s, 1.0) for s in (0, 1) for i in range(3)
+    ]
+    assert list(store.columns(run, ["response_tokens"], step=1)) == [(1,), (2,), (3,)]
+    assert list(store.columns(run, ["reward"])) == [(None,), *[(1.0,)] * 6]
+    assert store.sizes(run) == [("a", 0, 1, 3), ("test", 0, 3, 6), ("test", 1, 3, 6)]
+
+
 def test_streaming_needs_no_sort_and_no_scan(store):
     """Ordered reads come from the index: at a million samples nothing is sorted or held in memory."""
     query = (
