@@ -12,7 +12,7 @@ from types import ModuleType
 
 from rich.console import Console
 
-from evals import draw, paper_tables, runs
+from evals import browse, draw, export, manage, paper_tables, runs
 from evals.errors import command
 from evals.store import Store
 
@@ -20,6 +20,9 @@ MODULES: tuple[ModuleType, ...] = (
     runs,
     paper_tables,
     draw,
+    export,
+    manage,
+    browse,
 )
 """in the order in which --help lists their commands"""
 
