@@ -14,12 +14,14 @@ from rich.console import Console
 
 from evals import draw, paper_tables, runs
 from evals.errors import command
+from evals.page import command as html
 from evals.store import Store
 
 MODULES: tuple[ModuleType, ...] = (
     runs,
     paper_tables,
     draw,
+    html,
 )
 """in the order in which --help lists their commands"""
 

@@ -366,6 +366,15 @@ class Store:
         for row in self._stream(query, run_id, split, step):
             yield OutcomeRow(**{**row, "meta": json.loads(row["meta"])})
 
+    def sizes(self, run_id: str) -> list[tuple[str, int, int, int]]:
+        """(split, step, samples, their response tokens) of everything the run has stored, in order; counted in the
+        database."""
+        c = samples_table.c
+        query = sa.select(c.split, c.step, sa.func.count(), sa.func.sum(c.response_tokens)).where(c.run_id == run_id)
+        with self._transaction() as connection:
+            rows = connection.execute(query.group_by(c.split, c.step).order_by(c.split, c.step))
+            return [(split, step, samples, int(tokens)) for split, step, samples, tokens in rows]
+
     def _stream(
         self, query: sa.Select[Any], run_id: str, split: str | None, step: int | None
     ) -> Iterator[dict[str, Any]]:
