@@ -1,7 +1,7 @@
 """What a training sample's advantage was, from its group's rewards and the run's configuration.
 
-The same plain formula as the trainer's (`A = (r - mean) / (std + 1e-6)` over a group's scorable samples); the arrows between
-the packages point the other way, so it stands here again, and a test holds the two together for every preset.
+The same plain formula as the trainer's (`A = (r - mean) / (std + 1e-6)` over a group's scorable samples). The arrows
+between the packages point the other way, so it stands here again, and a test holds the two together for every preset.
 """
 
 import math

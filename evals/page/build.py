@@ -12,12 +12,12 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from evals.page.choice import choose_runs, choose_samples, left_out, parts_of
-from evals.page.content import METRICS, colours, curves, evaluation_facts, run_facts, run_names
+from evals.page.choice import Part, choose_runs, choose_samples, left_out, parts_of
+from evals.page.content import METRICS, colours, curves, evaluation_facts, part_names, run_facts, run_names
 from evals.page.encode import Chunks
 from evals.page.lineage import lineage
 from evals.page.samples import Index, elements
-from evals.page.summary import Evaluation, differences, evaluations, percent
+from evals.page.summary import Evaluation, differences, evaluations, over_seeds, percent
 from evals.store import Store
 
 SAMPLES = 10_000
@@ -52,8 +52,8 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
     every = parts_of(store, runs)
     parts = [part for part in every if part.run.id in inside]
     found = list(evaluations(store, parts))
-    part_names = [f"{names[p.run.id]}, step {p.step}" if p.step or p.run.kind == "train" else names[p.run.id] for p in parts]
-    labels = dict(enumerate(part_names))
+    labels = part_names(parts, names)
+    benches, told, method_colours = _benches(found), differences(found, labels), colours(runs)
     chunks, index = Chunks(), Index()
     facts = [run_facts(run, names, store) for run in runs]
     artifacts = {run.id: store.artifacts(run.id) for run in runs}
@@ -65,17 +65,15 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
         content = {
             "schema": 1,
             "runs": facts,
-            "parts": [
-                {"key": p.key, "run": p.run.id, "split": p.split, "step": p.step, "samples": p.samples, "measured": p.measured, "bench": p.bench, "name": name}
-                for p, name in zip(parts, part_names, strict=True)
-            ],
+            "parts": [_part(part, name) for part, name in zip(parts, labels, strict=True)],
             "evaluations": evaluation_facts(found, labels),
             "panels": METRICS,
             "metrics": places,
-            "colours": colours(runs),
+            "colours": method_colours,
+            "pair": [told[0].a, told[0].b] if told else None,
             "lineage": lineage(runs, artifacts, found, names),
             "samples": index.as_json(),
-        }  # fmt: skip
+        }
         element = chunks.element(content)
         return element.replace(f'id="c{chunks.count - 1}"', 'id="index"')
 
@@ -88,10 +86,12 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
         style=_resource("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        benches=_benches(found),
+        benches={bench: _by_place(of) for bench, of in benches.items()},
+        seeds={bench: over_seeds(of) for bench, of in benches.items()},
+        colours=method_colours,
         part_names=labels,
         part_keys=[part.key for part in parts],
-        differences=differences(found, labels),
+        differences=told,
         runs=facts,
         chunks=_chain(metrics, elements(store, parts, shares, index, chunks)),
         index_element=index_element,
@@ -105,13 +105,13 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
     return Written(out, out.stat().st_size, chosen, left_out(parts, index.included))
 
 
-def module() -> str:
+def module(names: Sequence[str] = SCRIPTS) -> str:
     """The page's scripts, ordinary modules in files of their own, as one: each becomes a function that is called once.
 
     An inline module cannot import another, and a page opened as a file cannot fetch one.
     """
     parts = []
-    for name in SCRIPTS:
+    for name in names:
         text = IMPORT.sub(r"const \1 = $\2;", _resource(f"js/{name}.js"))
         exports = ", ".join(found[2] for found in EXPORT.finditer(text))
         text = EXPORT.sub(r"\1 \2", text)
@@ -123,12 +123,36 @@ def module() -> str:
     return whole
 
 
+def _part(part: Part, name: str) -> dict[str, Any]:
+    return {
+        "key": part.key,
+        "name": name,
+        "run": part.run.id,
+        "split": part.split,
+        "step": part.step,
+        "samples": part.samples,
+        "measured": part.measured,
+        "bench": part.bench,
+    }
+
+
 def _benches(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
-    """Benchmark -> its evaluations, in order of run and step."""
+    """Benchmark -> its evaluations: by method, seed and step."""
     benches: dict[str, list[Evaluation]] = {}
     for evaluation in found:
         benches.setdefault(evaluation.part.bench, []).append(evaluation)
+    for of_bench in benches.values():
+        of_bench.sort(
+            key=lambda e: (e.part.run.kind, e.part.run.method, e.part.run.seed, e.part.run.parent or "", e.part.step)
+        )
     return benches
+
+
+def _by_place(found: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
+    """The evaluations of evals.run, and those inside training."""
+    outside = [e for e in found if e.part.run.kind == "eval"]
+    inside = [e for e in found if e.part.run.kind != "eval"]
+    return [(place, of) for place, of in (("outside", outside), ("inside", inside)) if of]
 
 
 def _title(runs: Sequence[Any], wanted: Sequence[str]) -> str:

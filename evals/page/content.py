@@ -1,11 +1,14 @@
 """What the page shows besides samples: runs, curves, evaluations, configuration, versions."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import PurePath
 from typing import Any
 
 from evals.figures import METHOD_COLOURS, OTHER_COLOURS
+from evals.models import STEP
 from evals.page.advantage import rule_of
 from evals.page.choice import Part
 from evals.page.encode import Chunks
@@ -33,9 +36,9 @@ def run_names(runs: Sequence[RunRow]) -> dict[str, str]:
         elif run.kind == "curation":
             names[run.id] = f"data {run.name}"
         else:
-            parent = by_id.get(run.parent or "")
-            model = f"{parent.method or parent.name} seed {parent.seed}" if parent else short(run.model)
-            names[run.id] = f"{run.name} of {model}" if model else run.name
+            parent, step = by_id.get(run.parent or ""), STEP.fullmatch(short(str(run.config.get("model") or run.model)))
+            of = f"{parent.method or parent.name} seed {parent.seed}" if parent else short(run.model)
+            names[run.id] = f"{run.name}: {of}{f', step {int(step[1])}' if step and parent else ''}" if of else run.name
     tasks = {(run.name, run.model) for run in runs if run.kind == "train"}
     if len(tasks) > 1:
         for run in runs:
@@ -47,10 +50,27 @@ def run_names(runs: Sequence[RunRow]) -> dict[str, str]:
     return {id: f"{name} ({id[-6:]})" if count[name] > 1 else name for id, name in names.items()}
 
 
+def part_names(parts: Sequence[Part], names: Mapping[str, str]) -> list[str]:
+    """What the samples of each part are called. Within a benchmark no two evaluations have the same name."""
+    labels = []
+    for part in parts:
+        if part.run.kind == "eval":
+            of = names.get(part.run.parent or "") or short(part.run.model) or part.run.name
+            labels.append(f"{of}, step {part.step}" if part.step else of)
+        elif part.run.kind == "train":
+            labels.append(f"{names[part.run.id]}, step {part.step}{', in training' if part.measured else ''}")
+        else:
+            labels.append(names[part.run.id])
+    count = Counter((part.bench, label) for part, label in zip(parts, labels, strict=True))
+    return [
+        f"{label} ({part.run.id[-6:]})" if count[part.bench, label] > 1 else label
+        for part, label in zip(parts, labels, strict=True)
+    ]
+
+
 def short(model: str) -> str:
-    """A model folder's or hub id's last part, and the part before where that alone says little (".../step-100")."""
-    parts = [part for part in model.replace("\\", "/").split("/") if part]
-    return "/".join(parts[-2:]) if parts and parts[-1].startswith(("step-", "checkpoint-")) else "".join(parts[-1:])
+    """A model folder's or hub id's last part."""
+    return PurePath(model.replace("\\", "/")).name
 
 
 def colours(runs: Sequence[RunRow]) -> dict[str, str]:
@@ -150,7 +170,9 @@ def _clip_rate(counts: Mapping[str, list[list[Any]]]) -> list[list[Any]] | None:
     """Clipped updates among those that had a live group: of the made, the clipped and the refused."""
     if "clip/clipped_updates" not in counts:
         return None
-    made, refused = (dict(zip(*counts.get(name, [[], []]), strict=True)) for name in ("updates/made", "updates/refused"))
+    made, refused = (
+        dict(zip(*counts.get(name, [[], []]), strict=True)) for name in ("updates/made", "updates/refused")
+    )
     steps, clipped = counts["clip/clipped_updates"]
     rates = []
     for step, count in zip(steps, clipped, strict=True):
@@ -172,7 +194,7 @@ def _round(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def evaluation_facts(found: Sequence[Evaluation], names: Mapping[int, str]) -> list[dict[str, Any]]:
+def evaluation_facts(found: Sequence[Evaluation], names: Sequence[str]) -> list[dict[str, Any]]:
     """The evaluations as the curves need them: where they stand on a run's line."""
     return [
         {

@@ -1,4 +1,4 @@
-"""The samples of the page, in blocks: light columns for filtering, and texts that the page unpacks when they are read."""
+"""The samples of the page, in blocks: light columns to filter by, and texts that are unpacked when they are read."""
 
 import json
 import re

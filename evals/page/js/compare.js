@@ -28,6 +28,8 @@ export function showCompare(into) {
   const { query } = here();
   const given = (key) => data.partAt.get(query.get(key) ?? "") ?? -1;
   [state.a, state.b] = [given("a"), given("b")];
+  const [first, second] = data.pair ?? [];
+  if (state.a < 0 && state.b < 0 && pairs.includes(first) && comparable(first, second)) [state.a, state.b] = [first, second];
   if (!pairs.includes(state.a)) state.a = pairs.find((at) => data.parts[at].measured) ?? pairs[0];
   if (!comparable(state.a, state.b)) state.b = pairs.findLast((at) => at !== state.a && comparable(state.a, at));
   state.item = query.has("item") ? data.samples.items.indexOf(query.get("item")) : null;
@@ -126,7 +128,7 @@ function draw(into, pairs) {
     state.kind = null;
     draw(into, pairs);
   };
-  const options = (keep) => pairs.filter(keep).map((at) => [at, `${data.parts[at].bench}: ${data.parts[at].name}`]);
+  const options = (keep) => pairs.filter(keep).map((at) => [at, data.parts[at].name, data.parts[at].measured ? data.parts[at].bench : "rollouts"]);
   const detail = h("div", { class: "detail compare-detail" });
   const list = h("div", { class: "list plain-list", role: "group", "aria-label": "Problems" }, listed.slice(0, state.shown).map((p) => {
     const row = itemsOf(state.a).get(p.item)[0];

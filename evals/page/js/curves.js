@@ -71,8 +71,8 @@ function groupsOf(runs) {
 async function draw(state, runs, groups, legend, panels, hint) {
   const turn = (state.turn = (state.turn ?? 0) + 1);
   const entries = state.lines === "methods"
-    ? groups.map((group) => ({ ...group, name: group.runs.length > 1 ? `${group.name} (${group.runs.length} seeds)` : group.name, id: group.name }))
-    : groups.flatMap((group) => group.runs.map((run, i) => ({ id: run.id, name: run.title, colour: group.colour, dash: DASHES[i % DASHES.length], runs: [run] })));
+    ? groups.map((group) => ({ ...group, name: group.runs.length > 1 ? `${group.name} (${group.runs.length} seeds)` : group.name, id: group.name, short: group.name }))
+    : groups.flatMap((group) => group.runs.map((run, i) => ({ id: run.id, name: run.title, short: run.title, colour: group.colour, dash: DASHES[i % DASHES.length], runs: [run] })));
   legend.replaceChildren(...entries.map((entry) => h("button", {
     type: "button",
     "aria-pressed": String(!state.off.has(entry.id)),
@@ -108,7 +108,7 @@ async function draw(state, runs, groups, legend, panels, hint) {
   hint.textContent = [
     state.lines === "methods" ? "A line is the mean over a method's seeds, over the steps that all of them reached, in a band from the lowest to the highest." : "",
     state.smooth === "on" ? "Lines are running means over about a twentieth of the run; faint: as measured." : "",
-    "Squares on held-out Pass@1 are evaluations of checkpoints, with their 95 % interval.",
+    `Squares on held-out Pass@1 are evaluations of checkpoints by evals.run, ${state.lines === "methods" ? "the mean over seeds with the lowest and the highest" : "with their 95 % interval"}.`,
   ].filter(Boolean).join(" ");
   note(linkTo("curves", {
     x: state.x === "step" ? null : state.x,
@@ -126,7 +126,7 @@ function lineOf(entry, table, axis, smoothed) {
     const window = smoothed ? Math.floor(steps.length / 40) * 2 + 1 : 1;
     return { run, steps, values, smooth: smooth(values, window), xs: abscissa(run, steps, axis) };
   });
-  const base = { name: entry.name, colour: entry.colour, dash: entry.dash };
+  const base = { name: entry.short, colour: entry.colour, dash: entry.dash };
   if (!of.length) return { ...base, xs: [], ys: [] };
   if (of.length === 1) {
     const [{ xs, values, smooth: ys }] = of;
@@ -158,12 +158,23 @@ function abscissa(run, steps, axis) {
   });
 }
 
+/** Evaluations of checkpoints: each with its interval, or by method their mean with the lowest and the highest seed. */
 function marksOf(entries, axis) {
-  return data.evaluations.flatMap((evaluation) => {
+  const found = new Map();
+  for (const evaluation of data.evaluations) {
     const part = data.parts[evaluation.part];
-    const parent = data.run.get(part.run)?.parent;
-    const entry = data.run.get(part.run)?.kind === "eval" && entries.find(({ runs }) => runs.some((run) => run.id === parent));
-    if (!entry || evaluation.pass1 === null) return [];
-    return [{ name: evaluation.name, colour: entry.colour, x: abscissa(data.run.get(parent), [part.step], axis)[0], y: evaluation.pass1, low: evaluation.low, high: evaluation.high }];
+    const run = data.run.get(part.run);
+    const entry = run.kind === "eval" && entries.find(({ runs }) => runs.some((other) => other.id === run.parent));
+    if (!entry || evaluation.pass1 === null) continue;
+    const x = abscissa(data.run.get(run.parent), [part.step], axis)[0];
+    const key = entry.runs.length > 1 ? `${entry.name}\n${part.bench}\n${part.step}` : evaluation.part;
+    if (!found.has(key)) found.set(key, { name: `${part.bench}, ${entry.short}`, colour: entry.colour, xs: [], of: [] });
+    found.get(key).xs.push(x);
+    found.get(key).of.push(evaluation);
+  }
+  return [...found.values()].map(({ name, colour, xs, of }) => {
+    const scores = of.map((evaluation) => evaluation.pass1);
+    const [low, high] = of.length > 1 ? [Math.min(...scores), Math.max(...scores)] : [of[0].low, of[0].high];
+    return { name, colour, x: mean(xs), y: mean(scores), low, high };
   });
 }

@@ -47,13 +47,20 @@ export const plain = (x) => (Number.isFinite(x) ? String(+x.toFixed(3)) : "none"
 
 export const plural = (n, one, many = `${one}s`) => `${integer(n)} ${n === 1 ? one : many}`;
 
-/** A labelled <select>; options are [value, text]. */
+/** A labelled <select>; options are [value, text] or [value, text, group]. */
 export function select(label, options, value, change, attributes = {}) {
   const list = h(
     "select",
     { ...attributes, onchange: (event) => change(event.target.value) },
-    options.map(([key, text]) => h("option", { value: key, selected: String(key) === String(value) }, text)),
   );
+  const groups = new Map();
+  for (const [key, text, group] of options) {
+    if (group && !groups.has(group)) {
+      groups.set(group, h("optgroup", { label: group }));
+      list.append(groups.get(group));
+    }
+    (groups.get(group) ?? list).append(h("option", { value: key, selected: String(key) === String(value) }, text));
+  }
   return h("label", { class: "field" }, h("span", null, label), list);
 }
 

@@ -7,7 +7,7 @@ import { MATH_ENVIRONMENTS, mathOf } from "./tex.js";
 const LONGEST = 150_000;
 
 const BLOCK_MATH = new RegExp(
-  `\\$\\$([\\s\\S]+?)\\$\\$|\\\\\\[([\\s\\S]+?)\\\\\\]|(\\\\begin\\{(${MATH_ENVIRONMENTS})(\\*?)\\}[\\s\\S]+?\\\\end\\{\\4\\5\\})`,
+  `(?<!\\\\)\\$\\$([\\s\\S]+?)(?<!\\\\)\\$\\$|\\\\\\[([\\s\\S]+?)\\\\\\]|(\\\\begin\\{(${MATH_ENVIRONMENTS})(\\*?)\\}[\\s\\S]+?\\\\end\\{\\4\\5\\})`,
   "g",
 );
 const FENCE = /^[ \t]*(```+|~~~+)[ \t]*([\w+#.-]*)[^\n]*\n([\s\S]*?)(?:\n[ \t]*\1[ \t]*(?=\n|$)|$(?![\s\S]))/gm;
@@ -161,7 +161,7 @@ function inline(text, out) {
     } else if (special !== undefined) out.append(h("span", { class: "special" }, special));
     else if (box !== undefined) {
       const end = closing(text, at);
-      if (end < 0) {
+      if (end < 0 || !text.slice(at, end).trim()) {
         out.append(whole);
         continue;
       }

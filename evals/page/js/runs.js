@@ -85,7 +85,7 @@ function lineage() {
     const box = s("g", { class: `node in-${columns[node.column]}` },
       s("title", null, `${node.title}, ${node.detail}${node.sha256 ? `, sha256 ${node.sha256}` : ""}`),
       s("rect", { x, y: top, width: BOX.width, height: BOX.height, rx: 5 }),
-      colour && node.column === 1 ? s("rect", { x, y: top, width: 4, height: BOX.height, rx: 2, fill: colour, class: "stripe" }) : null,
+      colour && node.column === 1 ? s("rect", { x, y: top, width: 4, height: BOX.height, rx: 2, style: `--stripe:${colour}`, class: "stripe" }) : null,
       s("text", { class: "node-title", x: x + 12, y: top + 15 }, cut(node.title, 30)), s("text", { class: "node-detail", x: x + 12, y: top + 29 }, cut(node.detail, 34)));
     svg.append(node.run ? s("a", { href: `#run=${node.run}`, "aria-label": `${node.title}, ${node.detail}` }, box) : box);
   }

@@ -80,7 +80,7 @@ function drawFilters() {
     splits.length > 1 && select("Split", any("every split", splits.map((x) => [x, x])), filter.split, set("split")),
     steps.length > 1 && select("Step", any("every step", steps.map((x) => [x, x])), filter.step, set("step")),
     samples.outcomes.length > 1 && select("Verdict", any("every verdict", samples.outcomes.map((x) => [x, x.replaceAll("_", " ")])), filter.outcome, set("outcome")),
-    ...Object.entries(samples.facets).map(([key, values]) => select(key, any(`every ${key}`, values.map((value, code) => [code, String(value)]).sort(([, a], [, b]) => a.localeCompare(b, "en", { numeric: true }))), filter.facets[key] ?? "", (value) => {
+    ...Object.entries(samples.facets).map(([key, values]) => select(key[0].toUpperCase() + key.slice(1), any(`every ${key}`, values.map((value, code) => [code, String(value)]).sort(([, a], [, b]) => a.localeCompare(b, "en", { numeric: true }))), filter.facets[key] ?? "", (value) => {
       filter.facets[key] = value === "" ? "" : Number(value);
       refresh();
     })),
@@ -185,7 +185,7 @@ function rowElement(row, i, height) {
   h("span", { class: "what" }, data.heads[prompt[row]] || itemOf(row)),
   h("span", { class: "result" }, answer[row] ?? "no answer"),
   h("span", { class: "under" }, `${part.name} · sample ${repeat[row] + 1}`),
-  h("span", { class: "size" }, Number.isNaN(advantage[row]) ? (Number.isNaN(reward[row]) || reward[row] === 0 || reward[row] === 1 ? null : `r ${plain(reward[row])} · `) : `A ${signed(advantage[row])} · `, `${integer(tokens[row])}${isCut(row) ? " ✂" : ""}`));
+  h("span", { class: "size" }, Number.isNaN(advantage[row]) ? (Number.isNaN(reward[row]) || reward[row] === 0 || reward[row] === 1 ? null : `r ${plain(reward[row])} · `) : `A ${signed(advantage[row])} · `, `${integer(tokens[row])} tokens${isCut(row) ? " ✂" : ""}`));
 }
 
 function listKey(event) {

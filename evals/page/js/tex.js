@@ -60,7 +60,7 @@ const ALPHABETS = { __proto__: null,
   mathbf: { upper: 0x1d400, lower: 0x1d41a, digit: 0x1d7ce },
 };
 ALPHABETS.mathscr = ALPHABETS.mathcal;
-ALPHABETS.boldsymbol = ALPHABETS.bm = ALPHABETS.mathbf;
+ALPHABETS.boldsymbol = ALPHABETS.bold = ALPHABETS.bm = ALPHABETS.mathbf;
 ALPHABETS.Bbb = ALPHABETS.mathbb;
 const TABLES = { __proto__: null,
   matrix: ["", ""], pmatrix: ["(", ")"], bmatrix: ["[", "]"], Bmatrix: ["{", "}"], vmatrix: ["|", "|"], Vmatrix: ["‖", "‖"],
@@ -168,6 +168,7 @@ function scripts(p, base) {
     } else break;
   }
   if (!above && !below) return base;
+  if (above?.textContent === "∘" && !below) return m("mrow", null, base, m("mi", { mathvariant: "normal" }, "°"));
   const stacked = base.getAttribute("data-stack");
   const [sub, sup, both] = stacked ? ["munder", "mover", "munderover"] : ["msub", "msup", "msubsup"];
   if (above && below) return m(both, null, base, below, above);
@@ -295,11 +296,23 @@ function command(p, given, stop) {
     }
     case "substack": return inner(rawGroup(p));
     case "cancel": case "bcancel": case "xcancel": return m("mrow", { class: "struck" }, argument(p));
+    case "cancelto": {
+      const to = argument(p);
+      return m("msup", null, m("mrow", { class: "struck" }, argument(p)), to);
+    }
+    case "multicolumn": {
+      const width = Number(rawGroup(p));
+      need(width >= 1 && width <= 50);
+      rawGroup(p);
+      const cell = m("mrow", null, argument(p));
+      cell.setAttribute("data-columns", width);
+      return cell;
+    }
     case "phantom": case "hphantom": case "vphantom": return m("mphantom", null, argument(p));
     case "color": rawGroup(p); return null;
     case "textcolor": case "colorbox": rawGroup(p); return argument(p);
     case "tag": return m("mtext", null, `\u2003(${rawGroup(p)})`);
-    case "label": case "hspace": case "vspace": rawGroup(p); return null;
+    case "cline": case "label": case "hspace": case "vspace": rawGroup(p); return null;
     case "mathclap": case "smash": case "mathrlap": case "mathllap": return argument(p);
     case "hdots": case "dotso": case "dotsi": return m("mi", null, "…");
     case "begin": return environment(p);
@@ -376,7 +389,7 @@ function environment(p) {
     break;
   }
   if (rows.length > 1 && rows.at(-1).length === 1 && !rows.at(-1)[0].length) rows.pop();
-  const columns = spec.replace(/[^lcr]/g, "");
+  const columns = spec.replace(/@\{[^}]*\}/g, "").replace(/[^lcr]/g, "");
   const align = EQUATIONS.test(name) ? "equations" : LEFT_ALIGNED.has(name) ? "left" : columns || "center";
   const [open, close] = TABLES[name];
   const body = table(rows, align);
@@ -389,7 +402,10 @@ function table(rows, align) {
     if (align === "left" || align === "center") return align;
     return { l: "left", c: "center", r: "right" }[align[column]] ?? "center";
   };
-  const cells = (line) => line.map((nodes, column) => m("mtd", { class: `to-${side(column)}` }, ...nodes));
+  const cells = (line) => line.map((nodes, column) => {
+    const columns = nodes[0]?.getAttribute("data-columns");
+    return m("mtd", { class: `to-${side(column)}`, ...(columns ? { columnspan: columns } : null) }, ...nodes);
+  });
   const attributes = { class: align === "equations" ? "equations" : "table" };
   return m("mtable", attributes, ...rows.map((line) => m("mtr", null, ...cells(line))));
 }
