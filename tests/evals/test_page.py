@@ -1,5 +1,6 @@
 """The page in a real browser: everything a reader does with it, at every width, with hostile content in it."""
 
+import importlib
 import os
 import re
 import shutil
@@ -13,7 +14,10 @@ from evals.report import main
 from evals.stats import paired, problem_means
 from evals.store import Store
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test installs it")
+if os.environ.get("CI"):  # where a skip would hide what was not tested
+    sync_api = importlib.import_module("playwright.sync_api")
+else:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test installs it")
 expect = sync_api.expect
 
 pytestmark = pytest.mark.browser
