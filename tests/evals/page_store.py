@@ -150,7 +150,7 @@ def fill(store: Store, folder) -> dict[str, str]:
     for method in ("agpo", "grpo"):
         for seed in (0, 1):
             run = runs[f"{method}{seed}"] = add_training(store, method, seed, folder, parent=data)
-            for step, right in ((3, range(4)), (6, range(2, 10) if method == "grpo" else range(1, 6))):
+            for step, right in ((3, (2, 3)), (6, range(2, 10) if method == "grpo" else range(1, 6))):
                 name = f"{method}{seed}-{step}"
                 runs[name] = add_evaluation(store, set(right), parent=run, step=step, folder=folder)
     lone = runs["lone"] = store.start_run("eval", "math500", model="org/model", config={"bench": "math500", "n": 1})

@@ -158,7 +158,7 @@ def test_a_sample_is_rendered_and_shown_as_written(open_page):
     page.keyboard.press("Escape")
     assert page.locator(".sample").count() == 0
     page.fill("#search", "use a loop")
-    counted(page, "1 of")
+    expect(page.locator(".row .what")).to_have_text("What is program?")
     page.click(".row")
     page.keyboard.press("t")
     page.wait_for_selector(".sample pre.code")
@@ -179,6 +179,9 @@ def test_links_lead_to_samples_and_keys_step_through_the_list(open_page, made):
     again = open_page("#" + address.partition("#")[2])
     again.wait_for_selector(".sample")
     assert again.inner_text(".sample h2") == title
+    page.go_back()  # stepping through samples is one step of the history
+    expect(page.locator(".sample")).to_have_count(0)
+    assert page.url.endswith("#samples")
     lost = open_page("#sample=none~train~1~0~1")
     assert "not in the page" in lost.inner_text(".detail")
 

@@ -26,7 +26,9 @@ export function linkTo(view, query = {}) {
 
 export const sampleLink = (key) => `#sample=${encodeURIComponent(key)}`;
 
-/** Write the state into the address without a step in the history. */
-export function note(hash) {
-  if (location.hash !== hash) history.replaceState(null, "", hash);
+/** Write the state into the address; `step` makes it a step in the history, which Back undoes. */
+export function note(hash, step = false) {
+  if (location.hash === hash) return;
+  if (step) history.pushState(null, "", hash);
+  else history.replaceState(null, "", hash);
 }

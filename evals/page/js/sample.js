@@ -146,7 +146,7 @@ function elsewhere(row, go) {
       event.preventDefault();
       go(found.first);
     } }, data.parts[at].name), " ", h("span", { class: "dim" }, `${found.right} of ${found.of} right`), " ",
-    data.parts[at].measured && partOf(row).measured ? h("a", { class: "quiet", href: linkTo("compare", { a: partOf(row).key, b: data.parts[at].key, item: itemOf(row) }) }, "compare") : null))));
+    data.parts[at].measured === partOf(row).measured && data.parts[at].bench === partOf(row).bench ? h("a", { class: "quiet", href: linkTo("compare", { a: partOf(row).key, b: data.parts[at].key, item: itemOf(row) }) }, "compare") : null))));
 }
 
 function facts(row, texts, part) {

@@ -9,7 +9,7 @@ import { look, sampleView } from "./sample.js";
 const SPARE = 8; // rows drawn above and below what is in sight
 const MOST_ROWS = 200_000; // of a list: a browser's elements end at about 16 million pixels
 
-const state = { filter: null, rows: [], found: null, searching: 0, at: -1, open: -1, opening: 0 };
+const state = { filter: null, rows: [], found: null, searching: 0, shown: null, at: -1, open: -1, opening: 0 };
 let parts = null; // the elements of the view
 
 export function showSamples(into) {
@@ -19,14 +19,17 @@ export function showSamples(into) {
   }
   const { query, target } = here();
   if (target === null || !state.filter) state.filter = target === null ? fromQuery(query) : noFilter();
+  const same = state.shown === JSON.stringify(state.filter); // the reader comes back to the list: it stays where it was
+  state.shown = JSON.stringify(state.filter);
   if (!parts) build(into);
   drawFilters();
   if (target === null) {
     closeSample(false);
-    search();
+    if (same) drawRows();
+    else search();
     return;
   }
-  search();
+  if (!same) search();
   const row = rowOf(target);
   if (row >= 0) openRow(row, false);
   else {
@@ -44,7 +47,8 @@ function build(into) {
   };
   parts.list = h("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": "Samples", onscroll: () => requestAnimationFrame(drawRows), onkeydown: listKey }, parts.space);
   parts.layout = h("div", { class: "browser" }, h("div", { class: "list-side" }, parts.count, parts.list), parts.detail);
-  into.replaceChildren(parts.filters, parts.layout);
+  const partial = data.rows < data.parts.reduce((sum, part) => sum + part.samples, 0);
+  into.replaceChildren(parts.filters, ...(partial ? [h("p", { class: "foot partial" }, byId("left-out").textContent)] : []), parts.layout);
   parts.detail.replaceChildren(placeholder());
   new ResizeObserver(drawRows).observe(parts.list);
 }
@@ -146,8 +150,9 @@ function refresh(share = 1) {
   parts.count.textContent = whole === data.rows ? plural(whole, "sample") : `${integer(whole)} of ${plural(data.rows, "sample")}${searching}${cut}`;
   const height = rowHeight();
   parts.space.style.height = `${Math.max(1, state.rows.length) * height}px`;
-  if (state.open < 0 && share === 1) {
+  if (state.open < 0 && share === 1 && here().target === null) {
     parts.list.scrollTop = 0;
+    state.shown = JSON.stringify(state.filter);
     note(linkTo("samples", toQuery(state.filter)));
   }
   drawRows();
@@ -208,9 +213,10 @@ export function moveBy(by) {
 
 async function openRow(row, remember = true) {
   const turn = ++state.opening;
+  const fromList = state.open < 0;
   state.open = row;
   state.at = state.rows.indexOf(row);
-  if (remember) note(sampleLink(keyOf(row)));
+  if (remember) note(sampleLink(keyOf(row)), fromList);
   scrollTo(state.at);
   drawRows();
   const view = await sampleView(row, { go: openRow, redraw: () => openRow(row), close: () => closeSample(true), step: moveBy });
