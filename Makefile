@@ -45,10 +45,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	esac
 	@touch $@
 
-# Debian or Ubuntu, as root: a Docker engine for the sandbox's tests to start, and what makes its image without a registry.
+# Debian or Ubuntu, as root: a Docker engine for the sandbox's tests to start, what makes its image without a registry, and
+# a browser for the tests of the page.
 system-deps:
 	apt-get update -q
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends docker.io debootstrap
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends docker.io debootstrap chromium fonts-dejavu-core
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info

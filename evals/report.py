@@ -14,12 +14,14 @@ from rich.console import Console
 
 from evals import browse, draw, export, manage, paper_tables, runs
 from evals.errors import command
+from evals.page import command as html
 from evals.store import Store
 
 MODULES: tuple[ModuleType, ...] = (
     runs,
     paper_tables,
     draw,
+    html,
     export,
     manage,
     browse,
