@@ -12,7 +12,7 @@ from types import ModuleType
 
 from rich.console import Console
 
-from evals import draw, paper_tables, runs
+from evals import arms_report, draw, paper_tables, runs
 from evals.errors import command
 from evals.store import Store
 
@@ -20,6 +20,7 @@ MODULES: tuple[ModuleType, ...] = (
     runs,
     paper_tables,
     draw,
+    arms_report,
 )
 """in the order in which --help lists their commands"""
 
