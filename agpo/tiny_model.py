@@ -115,7 +115,7 @@ def make_tokenizer():
 TASKS = {
     "arith": Task("arith", solution, SYMBOLS, make_tokenizer, 96, 3, 4000),
     "arith-long": Task(
-        "arith_long", partial(solution, habits=LONG), SYMBOLS, make_tokenizer, 96, 3, 800, lr=2e-3, start="tiny"
+        "arith_long", partial(solution, habits=LONG), SYMBOLS, make_tokenizer, 96, 3, 500, lr=2e-3, start="tiny"
     ),
     "code": Task(
         "tiny_code", tiny_code.solution, tiny_code.SYMBOLS, partial(tiny_code.make_tokenizer, SPECIAL), 64, 2, 3000
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder to write (default: the one in the package)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="default: 4000 for arith, 800 for arith-long, 3000 for code")
+    parser.add_argument("--steps", type=int, help="default: 4000 for arith, 500 for arith-long, 3000 for code")
     parser.add_argument("--batch", type=int, default=64, help="solutions per step")
     parser.add_argument("--lr", type=float, help="default: 4e-3; 2e-3 for arith-long")
     args = parser.parse_args(argv)

@@ -9,7 +9,6 @@ import evals.figures as figures_module
 from evals.figures import curves, figures
 from evals.store import Store
 
-
 SCOPED = {"preset": "agpo", "clip_scope": "group"}
 
 
