@@ -27,6 +27,8 @@ AXES = {  # what two arms are made equal in -> how a table says it
 }
 """`passes` counts a generated token once and a token of an update three times: a forward pass, and a backward pass of
 about two"""
+SHARES = (0.5, 1.0)
+"""arms are compared where both have got to, and half-way there: curves that end alike may differ before"""
 QUANTITIES = ("pass1", "tokens", "entropy")
 METRICS = (
     "updates/made",
@@ -109,8 +111,10 @@ class Line:
 
     arm: str
     axis: str
+    share: float
+    """of the most that every compared run of the two arms has reached"""
     x: float
-    """the largest that every compared run of the two arms has reached"""
+    """how much that is"""
     differences: Mapping[str, Difference]
 
 
@@ -287,9 +291,11 @@ def lines_of(courses: Sequence[Course], baseline: str) -> Iterable[Line]:
             if pairs := pairs_of(courses, arm, baseline):
                 if any(axis not in course.axes for pair in pairs for course in pair):
                     continue
-                x = min(float(course.axes[axis].max()) for pair in pairs for course in pair)
+                most = min(float(course.axes[axis].max()) for pair in pairs for course in pair)
                 quantities = [q for q in QUANTITIES if not (axis == "accuracy" and q == "pass1")]
-                yield Line(arm, axis, x, {q: difference(pairs, q, axis, x) for q in quantities})
+                for share in (1.0,) if axis == "accuracy" else SHARES:
+                    x = share * most
+                    yield Line(arm, axis, share, x, {q: difference(pairs, q, axis, x) for q in quantities})
 
 
 def pairs_of(courses: Sequence[Course], arm: str, baseline: str) -> list[tuple[Course, Course]]:

@@ -74,7 +74,7 @@ def markdown(found: Comparison) -> list[str]:
         *facts_table(found),
     ]
     for axis, said in AXES.items():
-        rows = [line for line in found.lines if line.axis == axis]
+        rows = sorted((line for line in found.lines if line.axis == axis), key=lambda line: line.share)
         if not rows:
             continue
         quantities = list(rows[0].differences)
@@ -143,6 +143,7 @@ def comparison_rows(found: Comparison) -> list[dict[str, Any]]:
             "arm": line.arm,
             "baseline": found.baseline,
             "equal": line.axis,
+            "share": line.share,
             "at": line.x,
             "quantity": quantity,
             "seeds": d.seeds,

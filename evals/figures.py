@@ -167,8 +167,12 @@ def _arms(found: Comparison, arms: Sequence[str]) -> Figure:
     for arm, courses in by_arm.items():
         _path(last, courses, arm, colours[arm])
     _finish(last, "Held-out accuracy against length", "Pass@1, %", legend="none")
-    last.set_xlabel("response tokens   (o: the start, mean over seeds; faint: each seed)", color=FAINT, fontsize=9)
+    last.set_xlabel("response tokens", color=FAINT, fontsize=9)
     figure.suptitle(found.name, fontsize=14, fontweight="bold", color=INK)
+    caption = (
+        "mean over seeds, band from the lowest to the highest; running mean over steps. Last panel: from ●, thin: seeds"
+    )
+    figure.supxlabel(caption, fontsize=9, color=FAINT)
     return figure
 
 

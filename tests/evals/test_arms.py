@@ -46,7 +46,7 @@ def train(
     *,
     preset="agpo",
     lengths=None,
-    updates=4.0,
+    updates: float | list[float] = 4.0,
     response=10.0,
     every=2,
     status="done",
@@ -93,8 +93,8 @@ def train(
     return run
 
 
-def line(found, arm, axis):
-    return next(one for one in found.lines if (one.arm, one.axis) == (arm, axis))
+def line(found, arm, axis, share=1.0):
+    return next(one for one in found.lines if (one.arm, one.axis, one.share) == (arm, axis, share))
 
 
 def test_equal_steps_updates_tokens_compute_and_accuracy(store):
@@ -120,6 +120,8 @@ def test_equal_steps_updates_tokens_compute_and_accuracy(store):
     assert at("cpu") == (12, 0.75, 1.0)
     # equally good, at 0.75: agpo at its end, grpo halfway between its last evaluations
     assert at("accuracy", "tokens") == (0.75, 22.0, 35.0)
+    half = line(found, "agpo", "steps", 0.5)
+    assert (half.x, half.differences["tokens"].arm, half.differences["tokens"].baseline) == (3, 16.0, 25.0)
     assert "pass1" not in line(found, "agpo", "accuracy").differences
 
 
@@ -248,11 +250,12 @@ def test_the_command_writes_markdown_csv_and_pictures(store, capsys, tmp_path):
     text = (out / "arms.md").read_text()
     assert text.strip() in printed
     assert "### At equal optimizer updates made" in text
-    (row,) = [r for r in text.split("### At equal steps")[1].split("###")[0].splitlines() if r.startswith("| agpo |")]
+    _, row = [r for r in text.split("### At equal steps")[1].split("###")[0].splitlines() if r.startswith("| agpo |")]
     assert "| 100.0 | 50.0 | **+50.0 [+50.0, +50.0]**" in row
     with (out / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    (told,) = [r for r in rows if (r["arm"], r["equal"], r["quantity"]) == ("agpo", "steps", "pass1")]
+    wanted = ("agpo", "steps", "1.0", "pass1")
+    (told,) = [r for r in rows if (r["arm"], r["equal"], r["share"], r["quantity"]) == wanted]
     assert (float(told["difference"]), told["seeds"]) == (0.5, "3")
     assert len(list(csv.DictReader((out / "runs.csv").open()))) == 9
     for name in ("presets", "scopes"):
