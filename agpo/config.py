@@ -29,13 +29,13 @@ class DataConfig(_Section):
     """Where problems come from. `data=PATH` on the command line sets `path`."""
 
     path: str = "arith"
-    """a .parquet or .jsonl file (verl's schema, or columns by name), or made on the spot: `arith`, `tiny_code`"""
+    """a .parquet or .jsonl file (verl's schema, or columns by name), or made: `arith`, `arith_long`, `tiny_code`"""
     prompt_column: str = "prompt"
     """column with the problem"""
     answer_column: str = "answer"
     """column with the reference answer"""
     size: int = Field(default=4096, ge=1)
-    """number of problems to make, for `arith` and `tiny_code`"""
+    """number of problems to make, where they are made"""
 
 
 class RolloutConfig(_Section):

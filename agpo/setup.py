@@ -234,14 +234,17 @@ def load_items(config: TrainConfig) -> list[Any]:
     from evals.items import read_items
     from sandbox import Limits
 
-    if config.data.path in ("arith", "tiny_code"):
-        items = (arith if config.data.path == "arith" else tiny_code).items("train", config.data.size, config.seed)
+    path, size = config.data.path, config.data.size
+    if path in arith.TERMS:
+        items = arith.items("train", size, config.seed, *arith.TERMS[path])
+    elif path == "tiny_code":
+        items = tiny_code.items("train", size, config.seed)
     else:
         limits = Limits(config.code.cpu_s, memory_mb=config.code.memory_mb) if "code" in config.graders else None
-        items = read_items(config.data.path, config.data.prompt_column, config.data.answer_column, limits)
+        items = read_items(path, config.data.prompt_column, config.data.answer_column, limits)
     if "code" in config.graders and (without := next((item for item in items if item.code is None), None)):
         raise UserError(
-            f"reward code needs tests, and data={config.data.path} has none (problem {without.id!r}). Give a file with "
+            f"reward code needs tests, and data={path} has none (problem {without.id!r}). Give a file with "
             'reward_model.ground_truth as JSON {"inputs": [...], "outputs": [...]}, or data=tiny_code.'
         )
     return items
