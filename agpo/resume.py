@@ -9,7 +9,7 @@ from agpo import checkpoint
 from agpo.config import TrainConfig, load_config, make_config
 from evals.errors import UserError
 
-FREE = ("out", "steps", "checkpoint", "eval", "trackers", "hardware", "update.max_refused", "data")
+FREE = ("out", "steps", "checkpoint", "eval", "trackers", "hardware", "ranks", "update.max_refused", "data")
 """sections and keys that no number of the training depends on; the problems of `data` are compared by their hash"""
 ROUNDING = ("threads", "device", "vllm", "rollout.max_sequences", "update.micro_batch_tokens")
 """those that change a result by float rounding only: taken, and said"""
