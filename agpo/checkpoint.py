@@ -46,6 +46,9 @@ def prepare(
     and its result: rank 0 writes the model, each its part of the optimizer's state, into one folder that all see.
     """
     several = parallel.world() > 1
+    target = folder / "checkpoints" / f"step-{step:06d}"
+    if parallel.first():  # before the gathering below, after which the other ranks may write
+        shutil.rmtree(_building(target), ignore_errors=True)
     copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
     with parallel.whole(policy.plain, policy.model) as plain:
         exported = exported_weights(plain) or plain.state_dict()
@@ -60,12 +63,11 @@ def prepare(
         "updates": policy.updates,
         **({"ranks": parallel.world()} if several else {}),
     }
-    target = folder / "checkpoints" / f"step-{step:06d}"
 
     def fill(building: Path) -> None:
         policy.plain.save_pretrained(building, state_dict=weights)
         policy.tokenizer.save_pretrained(building)
-        (building / "trainer").mkdir()
+        (building / "trainer").mkdir(exist_ok=True)
         if several:
             parallel.save_shards(moments, building / "trainer" / "shards")
         else:
@@ -91,8 +93,7 @@ def _copied(x: torch.Tensor, copies: dict[tuple[int, torch.Size], torch.Tensor])
 def _write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
     """Fill a temporary folder, sync it and rename it to `target`: a checkpoint that exists is complete."""
     building = _building(target)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    building.mkdir(parents=True, exist_ok=True)  # another rank may have begun
     try:
         fill(building)
         for path in building.rglob("*"):
