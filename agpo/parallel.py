@@ -105,7 +105,7 @@ def _tell(error: BaseException, store: Any, number: int) -> int:
             file=sys.stderr,
         )
     elif isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error (rank {number}): {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
         print(f"\ninterrupted{': ' + str(error) if str(error) else ''}", file=sys.stderr)
     else:

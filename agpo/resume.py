@@ -7,6 +7,7 @@ from typing import Any
 
 from agpo import checkpoint
 from agpo.config import TrainConfig, load_config, make_config
+from agpo.parallel import started_with
 from evals.errors import UserError
 
 FREE = ("out", "steps", "checkpoint", "eval", "trackers", "hardware", "ranks", "update.max_refused", "data")
@@ -63,6 +64,17 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
             "Leave them as they were, or start a new run from the checkpoint with model=CHECKPOINT."
         )
     return wanted, [key for key in differ if _among(key, ROUNDING)]
+
+
+def other_ranks(saved: Path) -> str:
+    """What to say where the checkpoint was made by another number of ranks than go on; empty where it was not."""
+    before, now = checkpoint.read_state(saved).get("ranks", 1), started_with()[0]
+    if before == now:
+        return ""
+    return (
+        f"the checkpoint is of {before} rank{'s' * (before > 1)}, and {now} go{'es' * (now == 1)} on: results may differ "
+        "in rounding from the run without a stop"
+    )
 
 
 def _among(key: str, names: Sequence[str]) -> bool:

@@ -188,13 +188,15 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
             )
         return 0
     if args.resume:
-        from agpo.resume import continued, find_resume
+        from agpo.resume import continued, find_resume, other_ranks
 
         out = next((text[4:] for text in reversed(args.overrides) if text.startswith("out=")), "runs")
         config, saved, label = find_resume(args.resume, out)
         config, rounding = continued(config, args.recipe, args.overrides)
         if rounding:
             console.print(f"{', '.join(rounding)} changed: results may differ in rounding from the run without a stop")
+        if said := other_ranks(saved):
+            console.print(said)
     else:
         config, saved, label = load_config(args.recipe or "tiny", args.overrides), None, {}
     if args.dry_run:
