@@ -72,8 +72,8 @@ def other_ranks(saved: Path) -> str:
     if before == now:
         return ""
     return (
-        f"the checkpoint is of {before} rank{'s' * (before > 1)}, and {now} go{'es' * (now == 1)} on: results may differ "
-        "in rounding from the run without a stop"
+        f"the checkpoint is of {before} rank{'s' * (before > 1)}, and {now} go{'es' * (now == 1)} on: "
+        "results may differ in rounding from the run without a stop"
     )
 
 

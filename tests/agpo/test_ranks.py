@@ -1,4 +1,4 @@
-"""Several ranks do what one does: the same updates, rollouts, rows and checkpoints; they stop, fail and resume as one."""
+"""Several ranks do what one does: the same updates, rollouts, rows, checkpoints; they stop, fail and resume as one."""
 
 import json
 import os
