@@ -119,11 +119,12 @@ def weights(trained: Trained) -> torch.Tensor:
 def start_ranks(world: int, folder: Path) -> list[subprocess.Popen]:
     folder.mkdir(parents=True)
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}  # a host name may not resolve
-    here = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    here = Path(__file__).resolve()
+    path = os.pathsep.join([str(here.parent), str(here.parents[2])])
     return [
         subprocess.Popen(
             [sys.executable, __file__, str(rank), str(world), (folder / "meet").as_uri(), folder / f"{rank}.pt"],
-            env={**loopback, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": here},
+            env={**loopback, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             stderr=subprocess.PIPE,
             text=True,
         )
