@@ -31,8 +31,6 @@ T = TypeVar("T")
 
 SAY_SECONDS = 30
 """how long a rank that ends because of another waits for that one's message before it ends itself"""
-TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""variables with which torchrun tells a process its place"""
 
 _meeting: list[Any] = []
 """the key-value store through which the ranks met; torchrun keeps it, so that it outlives any of them"""
@@ -74,10 +72,16 @@ def one_voice() -> Iterator[None]:
     if started_with()[0] == 1:
         yield
         return
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that several ranks train, and {', '.join(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} not set. Start them with torchrun, or unset WORLD_SIZE."
+        )
     store, number, _ = next(dist.rendezvous("env://"))
     _meeting[:] = [store]
     try:
         yield
+        everyone(lambda: None)  # torchrun ends all when one ends with an error, and an interrupted run is one to it
     except BaseException as e:  # noqa: BLE001  told there
         raise SystemExit(_tell(e, store, number)) from None
     if dist.is_initialized():

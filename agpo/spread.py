@@ -35,8 +35,13 @@ def shared(engine: Engine) -> Iterator[Engine]:
 
 def serve(engine: Engine) -> None:
     """On the other ranks: answer this rank's part of what rank 0 asks, until it leaves `shared`."""
-    while (asked := from_first(lambda: None)) is not None:
+    while asked := _asked():
         _answer(engine, *asked)
+
+
+def _asked() -> tuple[Sequence[Request], Sampling] | None:
+    """What rank 0 asks next; None: nothing more."""
+    return from_first(lambda: None)
 
 
 def _answer(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Output]:

@@ -4,9 +4,9 @@
     python benchmarks/ranks.py memory [--ranks 1 2 4 8]     of the recipes for 7B and 14B; nothing is allocated
 
 traffic: `grpo` updates of the tiny model's shape, 8 groups x 8, all live, in one micro-batch a rank and in several.
-What is counted is the whole tensor of each all-gather and reduce-scatter; a ring moves (ranks - 1) / ranks of it through
-each rank. Time is that of an update, wall clock, as a ratio to one rank: ranks that share the processors of one machine
-cannot be faster than one that has them all.
+What is counted is the whole tensor of each all-gather and reduce-scatter; a ring moves (ranks - 1) / ranks of it
+through each rank. Time is that of an update, wall clock, as a ratio to one rank: ranks that share the processors of one
+machine cannot be faster than one that has them all.
 
 memory: parameters are counted on torch's meta device. Activations are what autograd saves of a layer there, for a
 micro-batch of the recipe in sequences of its longest answer; of attention, what a flash kernel keeps.
