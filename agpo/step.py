@@ -23,7 +23,7 @@ from evals.prompts import render
 
 def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dict[str, float]:
     """Make the next step of the run and record it in the store. Returns its metrics."""
-    config, started = run.config, time.perf_counter()
+    config, started, cpu = run.config, time.perf_counter(), time.process_time()
     groups, everything = sample_groups(run, grader)
     sampled = time.perf_counter()
     plan = plan_of(groups, config)
@@ -37,6 +37,9 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
         **({"mismatch/gap_mean": gap[0], "mismatch/gap_max": gap[1]} if gap else {}),
         "lr": run.policy.trained.optimizer.param_groups[0]["lr"],
         "speed/step_seconds": took,
+        # Of this process and all its threads: what other programs on the machine hardly change. Engines and graders in
+        # processes of their own are not in it.
+        "speed/cpu_seconds": time.process_time() - cpu,
         "speed/rollout_seconds": sampled - started,
         "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
     }

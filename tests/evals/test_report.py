@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from evals.report import main, rows
+from evals.paper_tables import rows
+from evals.report import main
 from evals.store import SampleRow, Store
 
 

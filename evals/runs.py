@@ -1,0 +1,92 @@
+"""`evals.report runs` and `show`: what the store holds, as a list, and one run in full."""
+
+import argparse
+import json
+from typing import Any
+
+from rich.console import Console
+
+from evals.layout import duration, print_table, short
+from evals.stats import summarise
+from evals.store import RunRow, Store
+
+
+def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("runs", parents=[shared], help="list the runs: id, method, model, seed, status, steps")
+    parser.set_defaults(run=lambda arguments, store, console: list_runs(store, console))
+    parser = commands.add_parser(
+        "show", parents=[shared], help="one run in full: configuration, versions, metrics, files"
+    )
+    parser.add_argument("wanted", metavar="run", help="its id, the beginning of its id, or its name")
+    parser.set_defaults(run=lambda arguments, store, console: show(store, arguments.wanted, console))
+
+
+def list_runs(store: Store, console: Console) -> None:
+    """Print one line per run, oldest first."""
+    found = store.runs()
+    if not found:
+        console.print(f"{store} holds no runs yet. `python -m agpo.train` makes the first one.", highlight=False)
+        return
+    header = ["Run", "Kind", "Name", "Method", "Model", "Seed", "Status", "Step", "Samples", "Started (UTC)"]
+    lines = [
+        [
+            run.id,
+            run.kind,
+            run.name,
+            run.method or "-",
+            short(run.model) or "-",
+            str(run.seed),
+            run.status,
+            "-" if run.last_step is None else str(run.last_step),
+            str(run.samples),
+            f"{run.started:%Y-%m-%d %H:%M}",
+        ]
+        for run in found
+    ]
+    print_table(header, lines, f"Runs in {store}", "rich", console)
+    if any(run.status == "dead" for run in found):
+        console.print("[dim]dead: it was running when its process was killed; it can be resumed.[/]")
+
+
+def show(store: Store, wanted: str, console: Console) -> None:
+    """Print all there is to know of one run."""
+    run = store.find_run(wanted)
+    took = "" if run.finished is None else f", took {duration((run.finished - run.started).total_seconds())}"
+    facts = {
+        "run": run.id,
+        "kind": run.kind,
+        "name": run.name,
+        "method": run.method,
+        "model": run.model,
+        "seed": run.seed,
+        "status": f"{run.status} (process {run.pid} on {run.host})" if run.status == "running" else run.status,
+        "started": f"{run.started:%Y-%m-%d %H:%M:%S} UTC{took}",
+        "parent": run.parent or "",
+        "children": ", ".join(child.id for child in store.runs(parent=run.id)),
+        "code": " ".join(f"{k} {v}" for k, v in run.code.items()),
+        "environment": ", ".join(f"{k} {v}" for k, v in run.environment.items()),
+        "samples": run.samples,
+    }
+    for name, value in facts.items():
+        if value != "":
+            console.print(f"{name:<12} {value}", markup=False, highlight=False)
+    console.print("config", markup=False)
+    console.print(json.dumps(run.config, indent=2), markup=False, highlight=False)
+    if run.kind == "eval" and run.samples:
+        console.print(summarise(store.outcomes(run.id)).line(), markup=False, highlight=False)
+    _show_metrics(store, run, console)
+    for artifact in store.artifacts(run.id):
+        text = f"{artifact.kind:<12} {artifact.path}  sha256 {artifact.sha256[:16]}"
+        console.print(text, markup=False, highlight=False)
+
+
+def _show_metrics(store: Store, run: RunRow, console: Console) -> None:
+    by_name: dict[str, list[tuple[int, float]]] = {}
+    for step, name, value in store.metrics(run.id):
+        by_name.setdefault(name, []).append((step, value))
+    if by_name:
+        lines = [
+            [name, str(len(values)), f"{values[0][1]:.4g}", f"{values[-1][1]:.4g}"]
+            for name, values in sorted(by_name.items())
+        ]
+        print_table(["Metric", "Steps", "First", "Last"], lines, "", "rich", console)
