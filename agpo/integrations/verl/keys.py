@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from pydantic import BaseModel
 from agpo.config import TrainConfig, objective_of
 from agpo.integrations.verl import NAME
 from agpo.integrations.verl.guards import check_objective
-from agpo.objective import Objective
 from agpo.setup import model_path
 from evals.errors import UserError
 from evals.prompts import PRESETS
@@ -91,8 +89,7 @@ def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict
     keys: dict[str, Any] = {
         # the plugin
         "trainer.v1.trainer_mode": NAME,
-        **{f"+agpo.objective.{name}": value for name, value in knobs(objective_of(config.objective)).items()},
-        "+agpo.objective.preset": config.objective["preset"],
+        **{f"+agpo.objective.{name}": value for name, value in config.objective.items()},
         "+agpo.tis_cap": config.mismatch.cap if config.mismatch.correct == "tis" else None,
         "+agpo.max_gap": config.mismatch.max_gap,
         "+agpo.max_refused": update.max_refused,
@@ -173,10 +170,6 @@ def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict
     }
     keys |= {key: value for ours, (key, value) in optional.items() if ours in chosen}
     return {**keys, **(on_a_cpu(config.hardware.gpus or 1) if rehearse else {})}
-
-
-def knobs(objective: Objective) -> dict[str, Any]:
-    return {field.name: getattr(objective, field.name) for field in fields(Objective)}
 
 
 def graders_of(benches: list[str]) -> dict[str, str]:
