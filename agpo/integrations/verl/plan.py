@@ -88,7 +88,7 @@ def plan_step(
         part_GN, live, lengths_B = rewards_GN[places], live_G[places], lengths_GN[places].reshape(-1)
         weight = sequence_weights(lengths_B, counted(part_GN, live, objective).reshape(-1), objective)
         advantage = advantages(part_GN, objective, live).reshape(-1)
-        loss = -advantage * weight * lengths_B  # at ratio 1 every token's loss is -A
+        loss = -advantage * (weight * lengths_B)  # at ratio 1 every token's loss is -A
         decision = clip_decision(float(loss.sum()), float(loss.abs().sum()), objective)
         run = []
         for at, place in enumerate(places):
