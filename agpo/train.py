@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from agpo.config import TrainConfig, all_keys, load_config, objective_of, recipes
+from agpo.integrations.verl import launch as verl_launch
 from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import UserError, command
@@ -166,6 +167,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keys", action="store_true", help="list every key with its meaning and default, then exit")
     parser.add_argument("--explain", action="store_true", help="print the plan of the next step, record nothing, exit")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration, then exit")
+    verl_launch.add_arguments(parser)
     return parser.parse_intermixed_args(argv)
 
 
@@ -187,6 +189,8 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
                 f"[bold]{key}[/]  {about}".replace("[", r"\[").replace(r"\[bold]", "[bold]").replace(r"\[/]", "[/]")
             )
         return 0
+    if args.engine == "verl":
+        return verl_launch.launch(args, console)
     if args.resume:
         from agpo.resume import continued, find_resume, other_ranks
 
