@@ -125,7 +125,7 @@ def measured(store: Store, run: RunRow) -> list[Measured]:
         parent = store.find_run(run.parent) if run.parent and not (run.method and run.model) else None
         method, model = run.method or (parent.method if parent else ""), run.model or (parent.model if parent else "")
         settings = {key: config[key] for key in SETTINGS if key in config}
-        return [Measured(run, run.name, *part, method, model, settings) for part in store.parts(run.id)]
+        return [Measured(run, run.name, *size[:3], method, model, settings) for size in store.sizes(run.id)]
     evaluation = config.get("eval") or {}
     settings = {
         "prompt": config.get("prompt"),
@@ -138,7 +138,7 @@ def measured(store: Store, run: RunRow) -> list[Measured]:
     settings = {key: value for key, value in settings.items() if value is not None}
     return [
         Measured(run, split.removeprefix(TRAINING), split, step, count, run.method, run.model, settings)
-        for split, step, count in store.parts(run.id)
+        for split, step, count, _ in store.sizes(run.id)
         if split.startswith(TRAINING)
     ]
 

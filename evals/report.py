@@ -12,8 +12,9 @@ from types import ModuleType
 
 from rich.console import Console
 
-from evals import compare, draw, paper_tables, runs
+from evals import arms_report, browse, compare, draw, export, manage, paper_tables, runs
 from evals.errors import command
+from evals.page import command as html
 from evals.store import Store
 
 MODULES: tuple[ModuleType, ...] = (
@@ -21,6 +22,11 @@ MODULES: tuple[ModuleType, ...] = (
     paper_tables,
     compare,
     draw,
+    arms_report,
+    html,
+    export,
+    manage,
+    browse,
 )
 """in the order in which --help lists their commands"""
 
