@@ -63,7 +63,7 @@ def problems(store: Store, one: Measured) -> list[Item]:
     """
     c = samples_table.c
     wanted: list[Any] = [c.item, prompts_table.c.text, c.meta, c.split, c.step, c.id]
-    query = sa.select(*wanted).select_from(samples_table.join(prompts_table, c.prompt_id == prompts_table.c.id))
+    query: Any = sa.select(*wanted).select_from(samples_table.join(prompts_table, c.prompt_id == prompts_table.c.id))
     asked: dict[str, tuple[str, str]] = {}
     for item, text, meta, *_ in store.stream(query, one.run.id, one.split, one.step):
         asked.setdefault(item, (text, meta))

@@ -127,7 +127,7 @@ def test_accuracy_on_problems_of_the_training_data_and_on_the_rest(store, capsys
 
 @pytest.mark.slow
 def test_math500_in_dapo(store, capsys, data):
-    """Real data: a handful of MATH-500's problems are in DAPO's set, whose prompts have a long template of their own."""
+    """Real data: a handful of MATH-500's problems are in DAPO's set, whose prompts have a long template."""
     import gzip
 
     with gzip.open(data / "math500/test.jsonl.gz", "rt") as lines:
