@@ -4,6 +4,7 @@ from evals.stats.at_k import maj_at_k, pass_at_k, powers_of_two
 from evals.stats.columns import Columns, Graded, columns, read_columns
 from evals.stats.intervals import (
     LEVEL,
+    RESAMPLES,
     Estimate,
     Parts,
     bootstrap_mean,
@@ -20,6 +21,7 @@ from evals.stats.summary import Summary, by, problem_means, summarise
 
 __all__ = [
     "LEVEL",
+    "RESAMPLES",
     "Columns",
     "Comparison",
     "Estimate",
