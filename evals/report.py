@@ -12,14 +12,17 @@ from types import ModuleType
 
 from rich.console import Console
 
-from evals import browse, draw, export, manage, paper_tables, runs
+from evals import arms_report, browse, draw, export, manage, paper_tables, runs
 from evals.errors import command
+from evals.page import command as html
 from evals.store import Store
 
 MODULES: tuple[ModuleType, ...] = (
     runs,
     paper_tables,
     draw,
+    arms_report,
+    html,
     export,
     manage,
     browse,
