@@ -8,7 +8,7 @@ import pytest
 
 from evals.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.postgres]
+pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.timeout(1200)]
 
 
 def test_train_evaluate_and_report_on_postgresql(postgres, tmp_path):
