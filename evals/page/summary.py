@@ -125,7 +125,7 @@ def differences(found: Sequence[Evaluation], names: Sequence[str]) -> list[Diffe
         best = "eval" if any(e.part.run.kind == "eval" for e in lasts) else "train"
         lasts = [e for e in lasts if e.part.run.kind == best]
         across = [(a, b) for a, b in combinations(lasts, 2) if not _only_seeds_differ(a, b)]
-        across.sort(key=lambda pair: pair[0].part.run.seed != pair[1].part.run.seed)
+        across = [(a, b) for a, b in across if a.part.run.seed == b.part.run.seed] or across
         within = [(family[0], family[-1]) for family in ordered if len(family) > 1]
         half = MOST_PAIRS // 2
         pairs = across[: max(half, MOST_PAIRS - len(within))] + within[: max(half, MOST_PAIRS - len(across))]
@@ -150,12 +150,12 @@ def _difference(a: Evaluation, b: Evaluation, names: Sequence[str]) -> Differenc
         text, clear = f"{second} and {first} do exactly alike on {on}", False
     elif low > 0 or high < 0:
         size = f"{abs(points):.1f} points {'more' if points > 0 else 'less'} than"
-        text = f"{second} scores {size} {first} on {on} (95 %: {low:+.1f} to {high:+.1f})"
+        text = f"{second} scores {size} {first} on {on} (95 %: {_signed(low)} to {_signed(high)})"
         clear = True
     else:
         text = (
-            f"{second} and {first} cannot be told apart: the difference on {on} is {points:+.1f} points, and its 95 % "
-            f"interval, {low:+.1f} to {high:+.1f}, has 0 in it"
+            f"{second} and {first} cannot be told apart: the difference on {on} is {_signed(points)} points, and its "
+            f"95 % interval, {_signed(low)} to {_signed(high)}, has 0 in it"
         )
         clear = False
     unlike = [key for key in SETTINGS if key != "n" and a.settings.get(key) != b.settings.get(key)]
@@ -166,6 +166,10 @@ def _difference(a: Evaluation, b: Evaluation, names: Sequence[str]) -> Differenc
             + ")"
         )
     return Difference(a.part.bench, a.place, b.place, f"{text}.", points, low, high, clear)
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "−")
 
 
 @dataclass(frozen=True)
