@@ -7,7 +7,8 @@ something to improve, and the length of the reasoning matters.
 
     3+5-2=  ->  3+5=8;8-2=5?8-2=6;\\boxed{6}<eos>
 
-The other task, `--task code`, is in `agpo.tiny_code`.
+`--task arith-long` goes on from that model: longer chains, a first value that is mostly wrong, and re-checks of which
+each is more reliable than the one before. The third task, `--task code`, is in `agpo.tiny_code`.
 """
 
 import argparse
@@ -42,18 +43,32 @@ CHECK_RIGHT = 0.95
 """probability that a re-check's value is right"""
 
 
-def solution(expression: str, rng: random.Random) -> str:
+@dataclass(frozen=True)
+class Habits:
+    """How solutions are written."""
+
+    slip: float = SLIP
+    check: float = CHECK
+    check_right: tuple[float, ...] = (CHECK_RIGHT,) * 3
+    """of the first re-check of a step, the second, ...; there are at most this many"""
+
+
+LONG = Habits(slip=0.65, check=0.4, check_right=(0.7, 0.85, 0.95))
+"""of task arith-long: without a re-check a step is wrong in two cases out of three, and each further one pays"""
+
+
+def solution(expression: str, rng: random.Random, habits: Habits = Habits()) -> str:
     """One written-out answer to an expression like 3+5-2, slips and re-checks included, without the final <eos>."""
     terms = expression.replace("-", "+-").split("+")
     value, text = int(terms[0]), ""
     for term in map(int, terms[1:]):
         step, right = f"{value}{term:+d}", value + term
-        value = right if rng.random() >= SLIP else _slip(right, rng)
+        value = right if rng.random() >= habits.slip else _slip(right, rng)
         text += f"{step}={value}"
-        for _ in range(3):
-            if rng.random() >= CHECK:
+        for reliable in habits.check_right:
+            if rng.random() >= habits.check:
                 break
-            value = right if rng.random() < CHECK_RIGHT else _slip(right, rng)
+            value = right if rng.random() < reliable else _slip(right, rng)
             text += f"?{step}={value}"
         text += ";"
     return f"{text}\\boxed{{{value}}}"
@@ -78,6 +93,9 @@ class Task:
     heads: int
     """of 32 each: the least that vLLM serves on a CPU"""
     steps: int
+    lr: float = 4e-3
+    start: str = ""
+    """the shipped model to go on from; empty: random weights"""
 
 
 def make_tokenizer():
@@ -96,6 +114,9 @@ def make_tokenizer():
 
 TASKS = {
     "arith": Task("arith", solution, SYMBOLS, make_tokenizer, 96, 3, 4000),
+    "arith-long": Task(
+        "arith_long", partial(solution, habits=LONG), SYMBOLS, make_tokenizer, 96, 3, 500, lr=2e-3, start="tiny"
+    ),
     "code": Task(
         "tiny_code", tiny_code.solution, tiny_code.SYMBOLS, partial(tiny_code.make_tokenizer, SPECIAL), 64, 2, 3000
     ),
@@ -142,7 +163,18 @@ def batches(
 
 
 def problems(task: Task, split: Literal["train", "heldout"], count: int, seed: int = 0) -> list[Item]:
-    return (arith if task.bench == "arith" else tiny_code_bench).items(split, count, seed=seed)
+    if task.bench == "tiny_code":
+        return tiny_code_bench.items(split, count, seed=seed)
+    return arith.items(split, count, seed, *arith.TERMS[task.bench])
+
+
+def start_of(task: Task):
+    """Random weights, or those of the shipped model that the task goes on from."""
+    from transformers import AutoModelForCausalLM
+
+    if task.start:
+        return AutoModelForCausalLM.from_pretrained(SHIPPED.with_name(task.start))
+    return make_model(len(SPECIAL) + len(task.symbols), task.width, task.heads)
 
 
 def pretrain(task: Task, steps: int, size: int, lr: float, seed: int, console: Console):
@@ -151,7 +183,7 @@ def pretrain(task: Task, steps: int, size: int, lr: float, seed: int, console: C
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     tokenizer = task.tokenizer()
-    model = make_model(len(SPECIAL) + len(task.symbols), task.width, task.heads).train()
+    model = start_of(task).train()
     items = problems(task, "train", 40_000, derive_seed("pretrain-items", seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
@@ -200,17 +232,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m agpo.tiny_model",
         description="Make the start model of a tiny recipe: the same bytes for a seed on the same kind of CPU.",
     )
-    parser.add_argument("--task", choices=TASKS, default="arith", help="of the recipe tiny (arith) or tiny-code (code)")
+    parser.add_argument(
+        "--task", choices=TASKS, default="arith", help="of the recipe tiny (arith), tiny-long (arith-long) or tiny-code"
+    )
     parser.add_argument("--out", type=Path, help="folder to write (default: the one in the package)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="default: 4000 for arith, 3000 for code")
+    parser.add_argument("--steps", type=int, help="default: 4000 for arith, 500 for arith-long, 3000 for code")
     parser.add_argument("--batch", type=int, default=64, help="solutions per step")
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--lr", type=float, help="default: 4e-3; 2e-3 for arith-long")
     args = parser.parse_args(argv)
     console = make_console()
     task = TASKS[args.task]
-    out = args.out or (SHIPPED if args.task == "arith" else SHIPPED.with_name("tiny-code"))
-    model, tokenizer, losses = pretrain(task, args.steps or task.steps, args.batch, args.lr, args.seed, console)
+    out = args.out or SHIPPED.with_name({"arith": "tiny", "arith-long": "tiny-long", "code": "tiny-code"}[args.task])
+    steps, lr = args.steps or task.steps, args.lr or task.lr
+    model, tokenizer, losses = pretrain(task, steps, args.batch, lr, args.seed, console)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     accuracy, tokens = measure(task, model, tokenizer)

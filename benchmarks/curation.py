@@ -134,7 +134,7 @@ def datasketch(texts: list[str], against: list[list[str]]) -> dict:
 
 
 def open_r1(texts: list[str], against: list[list[str]]) -> dict:
-    from datasets import Dataset, disable_caching, disable_progress_bars
+    from datasets import Dataset, Features, List, Value, disable_caching, disable_progress_bars
 
     disable_caching()
     disable_progress_bars()
@@ -144,6 +144,7 @@ def open_r1(texts: list[str], against: list[list[str]]) -> dict:
 
     started = time.perf_counter()
     rows = Dataset.from_dict({"problem": texts})
+    features = Features({"problem": Value("string"), "in": List(Value("int64"))})  # a part without any has no type
     hits, before = [], 0
     for bench in against:
         lookup, sizes = defaultdict(set), []
@@ -158,7 +159,7 @@ def open_r1(texts: list[str], against: list[list[str]]) -> dict:
             shared = Counter(other for ngram in found for other in lookup.get(ngram, ()))
             return {"in": [other for other, n in shared.items() if n >= RATIO * min(len(found), sizes[other])]}
 
-        marked = rows.map(contaminated, num_proc=PROCESSES)
+        marked = rows.map(contaminated, num_proc=PROCESSES, features=features)
         hits += [(at, before + other) for at, found in enumerate(marked["in"]) for other in found]
         before += len(bench)
     return {"decontaminate s": time.perf_counter() - started, "hits": sorted(hits)}

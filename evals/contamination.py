@@ -79,7 +79,7 @@ def training_notes(training: Mapping[str, Any], items: Sequence[Item]) -> list[s
     with a contest date in the span of the problems' dates are counted too.
     """
     path = str(training.get("path") or "")
-    if not path or path == "arith":
+    if path in ("", "arith", "arith_long"):
         return []
     try:
         trained = list(_trained(path, training.get("prompt_column") or "prompt"))

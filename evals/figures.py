@@ -4,19 +4,24 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no display, no global state, safe in threads
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LegendLocType
 
+from evals.arms import Comparison, Course, arm_of, order
 from evals.store import RunRow, Store
 
-FIGURES = {  # file name -> metric, axis label; the paper's Figures 1 to 6
+FIGURES = {  # file name -> metric, axis label; the first three are the paper's Figures 1 to 6
     "entropy": ("entropy", "entropy (nats per token)"),
     "response_tokens": ("tokens/response_mean", "mean response length (tokens)"),
     "reward": ("reward/mean", "mean reward"),
+    "live_groups": ("groups/live", "live groups per step"),
+    "clipped": ("clip/clipped_updates", "clipped updates per step"),
 }
 METHOD_COLOURS = {  # a method has the same colour in every picture (Okabe and Ito: safe for the colour-blind)
     "agpo": "#0072B2",
@@ -25,6 +30,10 @@ METHOD_COLOURS = {  # a method has the same colour in every picture (Okabe and I
     "agpo_no_clip": "#CC79A7",
     "dapo": "#E69F00",
     "dr_grpo": "#56B4E9",
+    "agpo clip_scope=group": "#E69F00",
+    "agpo clip_scope=sequence": "#56B4E9",
+    "agpo clip_scope=token": "#8C564B",
+    "agpo clip_scope=micro_batch": "#7F7F7F",
 }
 OTHER_COLOURS = ("#000000", "#8C564B", "#7F7F7F", "#BCBD22", "#17BECF")
 INK, FAINT = "#222222", "#666666"
@@ -89,13 +98,13 @@ def figures(store: Store, out: Path) -> list[Path]:
             tasks.setdefault((run.name, run.model), []).append(run)
     paths = []
     for (name, model), runs in tasks.items():
-        colours = _colours([run.method or run.name for run in runs])
+        colours = _colours([arm_of(run) for run in runs])
         tables = {run.id: _series(store, run.id, [metric for metric, _ in FIGURES.values()]) for run in runs}
         for figure_name, (metric, axis) in FIGURES.items():
             figure = Figure(figsize=(7.2, 4.4), layout="constrained")
             axes = figure.subplots()
             for method, colour in colours.items():
-                seeds = [tables[run.id] for run in runs if (run.method or run.name) == method]
+                seeds = [tables[run.id] for run in runs if arm_of(run) == method]
                 _band(axes, [t[metric] for t in seeds if metric in t], method, colour)
             if not axes.lines:
                 continue
@@ -111,6 +120,72 @@ def figures(store: Store, out: Path) -> list[Path]:
             stem = f"{figure_name}-{_slug(f'{name}-{Path(model).name}')}" if several else figure_name
             paths.append(_save(figure, _free(out / f"{stem}.png", paths)))
     return paths
+
+
+def arm_figures(found: Comparison, out: Path) -> list[Path]:
+    """Draw the arms of a comparison: its presets in one picture, the scopes of the clip in another. Returns the PNGs.
+
+    Panels: the paper's Figures 1 to 6 (entropy, response length, reward), then live groups, clipped updates, and how
+    held-out accuracy and response length move together. Lines are means over seeds, bands go from the lowest to the
+    highest seed.
+    """
+    presets = [arm for arm in found.arms if " " not in arm]
+    scopes = [arm for arm in found.arms if " " in arm]
+    pictures = {"presets": presets, "scopes": [found.baseline, *(["agpo"] if "agpo" in presets else []), *scopes]}
+    paths = []
+    for stem, arms in pictures.items():
+        if stem == "presets" or scopes:
+            paths.append(_save(_arms(found, sorted(dict.fromkeys(arms), key=order)), out / f"{stem}.png", dpi=100))
+    return paths
+
+
+def _arms(found: Comparison, arms: Sequence[str]) -> Figure:
+    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    colours = _colours(arms)
+    by_arm = {arm: [course for course in found.courses if course.arm == arm] for arm in arms}
+    for axes, (metric, label), title in zip(
+        panels,
+        (
+            ("entropy", "nats per token"),
+            ("tokens/response_mean", "tokens"),
+            ("reward/mean", "mean reward"),
+            ("groups/live", "per step"),
+            ("clip/clipped_updates", "per step"),
+        ),
+        ("Entropy", "Response length", "Training reward", "Live groups", "Clipped updates"),
+        strict=False,
+    ):
+        for arm, courses in by_arm.items():
+            seeds = [pd.Series(c.series[metric], index=range(1, len(c.series[metric]) + 1)) for c in courses]
+            _band(axes, [s.dropna() for s in seeds], arm, colours[arm])
+        _finish(
+            axes, title, label, unit=metric == "reward/mean", legend="none" if title != "Training reward" else "best"
+        )
+        axes.set_xlabel("step", color=FAINT, fontsize=9)
+    last = figure.axes[5]
+    for arm, courses in by_arm.items():
+        _path(last, courses, arm, colours[arm])
+    _finish(last, "Held-out accuracy against length", "Pass@1, %", legend="none")
+    last.set_xlabel("response tokens", color=FAINT, fontsize=9)
+    figure.suptitle(found.name, fontsize=14, fontweight="bold", color=INK)
+    caption = (
+        "mean over seeds, band from the lowest to the highest; running mean over steps. Last panel: from ●, thin: seeds"
+    )
+    figure.supxlabel(caption, fontsize=9, color=FAINT)
+    return figure
+
+
+def _path(axes: Axes, courses: Sequence[Course], arm: str, colour: str) -> None:
+    """How Pass@1 and response tokens move from evaluation to evaluation."""
+    for course in courses:
+        axes.plot(course.tokens.mean(1), 100 * course.pass1.mean(1), color=colour, lw=0.8, alpha=0.3)
+    common = min((len(course.pass1) for course in courses), default=0)
+    if common:
+        x = np.mean([course.tokens.mean(1)[:common] for course in courses], axis=0)
+        y = 100 * np.mean([course.pass1.mean(1)[:common] for course in courses], axis=0)
+        axes.plot(x, y, color=colour, lw=2.2, marker=".", label=arm)
+        axes.plot(x[:1], y[:1], "o", color=colour, ms=9)
 
 
 def _series(store: Store, run_id: str, names: list[str]) -> dict[str, pd.Series]:
@@ -149,7 +224,9 @@ def _band(axes: Axes, seeds: list[pd.Series], method: str, colour: str) -> None:
         axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.18, lw=0)
 
 
-def _finish(axes: Axes, title: str, ylabel: str, unit: bool = False, legend: LegendLocType = "best") -> None:
+def _finish(
+    axes: Axes, title: str, ylabel: str, unit: bool = False, legend: LegendLocType | Literal["none"] = "best"
+) -> None:
     axes.set_title(title, loc="left", fontsize=11.5, color=INK)
     axes.set_ylabel(ylabel, color=FAINT)
     axes.grid(axis="y", color="#dddddd", lw=0.8)
@@ -162,13 +239,13 @@ def _finish(axes: Axes, title: str, ylabel: str, unit: bool = False, legend: Leg
         axes.set_ylim(-0.02, 1.02)
     if not axes.lines:
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color=FAINT)
-    elif axes.get_legend_handles_labels()[1]:
+    elif legend != "none" and axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc=legend)
 
 
 def _label(run: RunRow, runs: Sequence[RunRow]) -> str:
-    label = run.method or run.name
-    alike = sum((other.method or other.name) == label for other in runs) > 1
+    label = arm_of(run)
+    alike = sum(arm_of(other) == label for other in runs) > 1
     return f"{label} seed {run.seed} ({run.id[-6:]})" if alike else label
 
 
@@ -194,10 +271,10 @@ def _free(path: Path, taken: list[Path]) -> Path:
     return free
 
 
-def _save(figure: Figure, out: Path) -> Path:
+def _save(figure: Figure, out: Path, dpi: int = 150) -> Path:
     """Write beside and rename, so that a reader never sees half a picture."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
-    figure.savefig(partial, format="png", dpi=150, facecolor="white")
+    figure.savefig(partial, format="png", dpi=dpi, facecolor="white")
     partial.replace(out)
     return out

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from rich.console import Console
 
-from evals import draw, paper_tables, runs
+from evals import arms_report, browse, draw, export, manage, paper_tables, runs
 from evals.errors import command
 from evals.page import command as html
 from evals.store import Store
@@ -21,7 +21,11 @@ MODULES: tuple[ModuleType, ...] = (
     runs,
     paper_tables,
     draw,
+    arms_report,
     html,
+    export,
+    manage,
+    browse,
 )
 """in the order in which --help lists their commands"""
 

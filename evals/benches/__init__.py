@@ -42,6 +42,7 @@ BENCHES: dict[str, Bench] = {
         mbpp.BENCH,
         mbpp_plus.BENCH,
         arith.BENCH,
+        arith.LONG,
         tiny_code.BENCH,
     )
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 from evals.benches.bench import Bench
@@ -10,6 +11,8 @@ from evals.items import Item, derive_seed
 
 HELD_OUT_OF = 10
 """one expression in this many is held out; a hash of the expression decides, so no seed can mix the sides"""
+TERMS = {"arith": (3, 5), "arith_long": (4, 6)}
+"""benchmark -> fewest and most terms of its problems"""
 
 
 def items(
@@ -69,4 +72,12 @@ BENCH = Bench(
     licence="Apache-2.0",
     source="made by reasoning-gym",
     test_set=False,
+)
+
+LONG = replace(
+    BENCH,
+    name="arith_long",
+    title="longer chain arithmetic, held out",
+    load=lambda path: items("heldout", 512, 0, *TERMS["arith_long"]),
+    max_tokens=128,
 )

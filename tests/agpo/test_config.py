@@ -11,7 +11,7 @@ from evals.errors import UserError
 
 def test_every_recipe_is_valid():
     paper = {"qwen2.5-7b-math", "qwen2.5-14b-math", "r1-distill-7b-code"}
-    assert set(recipes()) == {"tiny", "tiny-code", "smollm2-135m", *paper}
+    assert set(recipes()) == {"tiny", "tiny-code", "tiny-long", "smollm2-135m", *paper}
     for name in recipes():
         assert load_config(name).name == name
 

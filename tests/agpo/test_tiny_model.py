@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from agpo.tiny_model import CHECK, CHECK_RIGHT, SHIPPED, SLIP, TASKS, make_tokenizer, measure, solution
+import pytest
+
+from agpo.tiny_model import LONG, SHIPPED, TASKS, Habits, make_tokenizer, measure, solution
 from evals.benches import arith
 from evals.grading.math import extract_answer
 
@@ -25,24 +27,19 @@ def test_solutions_are_chains_whose_last_value_is_boxed():
         assert extract_answer(text) == (str(value), "box")
 
 
-def test_slips_and_checks_have_their_probabilities():
+@pytest.mark.parametrize("habits", [Habits(), LONG])
+def test_slips_and_checks_have_their_probabilities(habits):
     rng = random.Random(2)
-    first = right_first = checked = right_check = checks = 0
+    steps = []
     for item in arith.items("train", 4000):
-        for part in solution(item.prompt, rng).split(";")[:-1]:
+        for part in solution(item.prompt, rng, habits).split(";")[:-1]:
             stated = [STEP.fullmatch(s) for s in part.split("?")]
-            rights = [int(s[3]) == int(s[1]) + int(s[2]) for s in stated]
-            first += 1
-            right_first += rights[0]
-            checked += len(rights) > 1
-            checks += len(rights) - 1
-            right_check += sum(rights[1:])
-    for seen, of, probability in (
-        (first - right_first, first, SLIP),
-        (checked, first, CHECK),
-        (right_check, checks, CHECK_RIGHT),
-    ):
-        assert abs(seen / of - probability) < 4 * (probability * (1 - probability) / of) ** 0.5
+            steps.append([int(s[3]) == int(s[1]) + int(s[2]) for s in stated])
+    told = [([not rights[0] for rights in steps], habits.slip), ([len(rights) > 1 for rights in steps], habits.check)]
+    told += [([r[k] for r in steps if len(r) > k], right) for k, right in enumerate(habits.check_right, 1)]
+    assert max(map(len, steps)) == 1 + len(habits.check_right) == len(told) - 1
+    for seen, probability in told:
+        assert abs(sum(seen) / len(seen) - probability) < 4 * (probability * (1 - probability) / len(seen)) ** 0.5
 
 
 def test_tokenizer_round_trip():
@@ -64,14 +61,30 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     assert build(tmp_path / "a") == build(tmp_path / "b")
 
 
-def test_the_shipped_model_is_small_ordinary_and_has_something_to_learn():
+@pytest.mark.parametrize(
+    ("name", "task", "right", "length"),
+    [("tiny", "arith", (0.30, 0.43), (28, 42)), ("tiny-long", "arith-long", (0.15, 0.28), (44, 58))],
+)
+def test_the_shipped_models_are_small_ordinary_and_have_something_to_learn(name, task, right, length):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 2 << 20
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(SHIPPED), AutoTokenizer.from_pretrained(SHIPPED)
+    folder = SHIPPED.with_name(name)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 2 << 20
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.model_type == "qwen2"
     assert model.config.hidden_size // model.config.num_attention_heads == 32  # the least that vLLM serves on a CPU
     assert model.config.tie_word_embeddings
-    accuracy, tokens = measure(TASKS["arith"], model, tokenizer, count=256)
-    assert 0.30 <= accuracy <= 0.43
-    assert 28 <= tokens <= 42
+    accuracy, tokens = measure(TASKS[task], model, tokenizer, count=256)
+    assert right[0] <= accuracy <= right[1]
+    assert length[0] <= tokens <= length[1]
+
+
+def test_the_longer_task_goes_on_from_the_tiny_model_and_asks_longer_chains():
+    from agpo.config import load_config
+    from agpo.setup import load_items
+    from agpo.tiny_model import problems
+
+    assert TASKS["arith-long"].start == "tiny"
+    assert {item.meta["terms"] for item in load_items(load_config("tiny-long"))} == {4, 5, 6}
+    assert {item.meta["terms"] for item in problems(TASKS["arith-long"], "heldout", 200)} == {4, 5, 6}
+    assert {item.meta["terms"] for item in load_items(load_config("tiny"))} == {3, 4, 5}

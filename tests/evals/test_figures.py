@@ -9,6 +9,8 @@ import evals.figures as figures_module
 from evals.figures import curves, figures
 from evals.store import Store
 
+SCOPED = {"preset": "agpo", "clip_scope": "group"}
+
 
 @pytest.fixture
 def store(tmp_path):
@@ -45,10 +47,11 @@ def test_curves_of_a_run_that_has_logged_nothing(store, tmp_path):
 def test_one_figure_per_metric_and_only_where_there_is_data(store, tmp_path):
     train(store, "agpo", 0)
     train(store, "dead", 0, steps=0)
-    assert [p.name for p in figures(store, tmp_path)] == ["entropy.png", "reward.png"]
+    assert [p.name for p in figures(store, tmp_path)] == ["entropy.png", "reward.png", "live_groups.png"]
     train(store, "agpo", 0, name="other", **{"tokens/response_mean": 5.0})
     paths = figures(store, tmp_path)
-    assert [p.name for p in paths] == ["entropy-tiny-m.png", "reward-tiny-m.png", "response_tokens-other-m.png"]
+    tiny = ["entropy-tiny-m.png", "reward-tiny-m.png", "live_groups-tiny-m.png"]
+    assert [p.name for p in paths] == [*tiny, "response_tokens-other-m.png"]
     assert all(map(is_picture, paths))
 
 
@@ -69,6 +72,16 @@ def test_a_band_is_the_mean_between_lowest_and_highest_over_shared_steps():
     (band,) = axes.collections
     box = band.get_datalim(axes.transData)
     assert (box.y0, box.y1) == (0.0, 5.0)
+
+
+def test_scopes_of_the_clip_are_lines_of_their_own(store, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(figures_module, "_band", lambda axes, seeds, method, colour: seen.append((method, len(seeds))))
+    train(store, "agpo", 0, entropy=1.0)
+    run_id = store.start_run("train", "tiny", method="agpo", model="m", config={"objective": SCOPED})
+    store.log_metrics(run_id, 1, {"entropy": 1.0})
+    figures(store, tmp_path)
+    assert seen[:2] == [("agpo", 1), ("agpo clip_scope=group", 1)]
 
 
 def test_smoothing_keeps_a_straight_line_and_short_runs_as_they_are():

@@ -1,0 +1,398 @@
+"""Training runs of several objectives ("arms") compared: at equal steps, updates, tokens, compute and accuracy.
+
+Everything here is a function of what the store holds. A comparison is paired: the runs of a seed have the same
+problems, the same held-out problems and the same random numbers under every arm. The unit is the seed: a claim about a
+method is a claim about what it does with another seed, so its interval is that of the seeds' differences. The problems
+of a run only say how well that one run was measured.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from evals.errors import UserError
+from evals.stats import LEVEL, RESAMPLES
+from evals.store import RunRow, Store
+
+AXES = {  # what two arms are made equal in -> how a table says it
+    "steps": "steps",
+    "updates": "optimizer updates made",
+    "tokens": "tokens generated",
+    "passes": "tokens through the model",
+    "cpu": "CPU seconds",
+    "accuracy": "held-out Pass@1",
+}
+"""`passes` counts a generated token once and a token of an update three times: a forward pass, and a backward pass of
+about two"""
+SHARES = (0.5, 1.0)
+"""arms are compared where both have got to, and half-way there: curves that end alike may differ before"""
+QUANTITIES = ("pass1", "tokens", "entropy")
+METRICS = (
+    "updates/made",
+    "updates/dead",
+    "clip/clipped_updates",
+    "groups/live",
+    "groups/masked",
+    "tokens/response_mean",
+    "saved/tokens",
+    "saved/of_tokens",
+    "speed/cpu_seconds",
+    "entropy",
+    "grad_norm",
+    "reward/mean",
+)
+IRRELEVANT = ("objective", "seed", "name", "out", "checkpoint", "trackers", "hardware", "threads", "device")
+"""keys of a configuration in which runs that are compared may differ"""
+CUTS = ("update.micro_batch_tokens", "rollout.max_sequences")
+"""further ones, which change a result by rounding only (and what clip_scope micro_batch does)"""
+
+
+@dataclass(frozen=True)
+class Course:
+    """One run, at the M moments at which it was evaluated."""
+
+    arm: str
+    seed: int
+    run: str
+    axes: Mapping[str, np.ndarray]
+    """axis -> [M] how much of it the run had used up; "accuracy" is the best Pass@1 so far"""
+    pass1: np.ndarray
+    """[M, I] mean reward of each held-out problem"""
+    tokens: np.ndarray
+    """[M, I] mean response tokens of each"""
+    entropy: np.ndarray
+    """[M] nats per sampled token: the mean over the steps since the moment before"""
+    items: tuple[str, ...]
+    series: Mapping[str, np.ndarray]
+    """metric -> [steps]; nan where a step has none"""
+
+    def at(self, quantity: str, axis: str, x: float) -> np.ndarray:
+        """[I] (entropy: [1]) of a quantity when the run had used up x of the axis, on a line between evaluations.
+
+        Where nothing of the axis was used between two moments the first of them counts: with the axis "updates" the
+        policy was the same at both; with "accuracy" it is the first time that the run was that good.
+        """
+        values = getattr(self, quantity)
+        values = values[:, None] if values.ndim == 1 else values
+        at, first = np.unique(self.axes[axis], return_index=True)
+        return np.array([np.interp(x, at, column) for column in values[first].T])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm against the baseline over the seeds that both have."""
+
+    seeds: int
+    arm: float
+    baseline: float
+    mean: float
+    """arm - baseline"""
+    low: float
+    high: float
+    """95 %, Student's t over the seeds' differences: the interval of a claim about the method"""
+    low2: float
+    high2: float
+    """95 %, two-level bootstrap: seeds, and problems within each. nan for a quantity without problems"""
+
+    @property
+    def told(self) -> str:
+        """What the seeds' interval says."""
+        if math.isnan(self.low):
+            return "one seed"
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm against the baseline at an equal amount of one axis."""
+
+    arm: str
+    axis: str
+    share: float
+    """of the most that every compared run of the two arms has reached"""
+    x: float
+    """how much that is"""
+    differences: Mapping[str, Difference]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a store says about the arms of one experiment."""
+
+    name: str
+    baseline: str
+    courses: tuple[Course, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = field(default=())
+    """what is missing, in words"""
+
+    @property
+    def arms(self) -> list[str]:
+        return list(dict.fromkeys(course.arm for course in self.courses))
+
+
+def compare(store: Store, name: str, baseline: str = "grpo", where: Mapping[str, str] | None = None) -> Comparison:
+    """Compare the arms among the finished training runs of a name, with keys as `where` says.
+
+    Raises UserError when there is nothing to compare, or when the runs differ in more than objective and seed.
+    """
+    runs, notes = chosen_runs(store, name, where or {})
+    if baseline not in {arm_of(run) for run in runs}:
+        raise UserError(
+            f"no finished run of the baseline {baseline!r} among those named {name!r}; "
+            f"there is: {', '.join(sorted({arm_of(run) for run in runs}))}. --baseline names another."
+        )
+    courses = tuple(sorted((course_of(store, run) for run in runs), key=lambda c: (order(c.arm), c.arm, c.seed)))
+    return Comparison(name, baseline, courses, tuple(lines_of(courses, baseline)), tuple(notes))
+
+
+ORDER = ("grpo", "agpo", "agpo_no_clip", "agpo_no_mask")
+"""of the arms in tables; others follow"""
+
+
+def order(arm: str) -> int:
+    return ORDER.index(arm) if arm in ORDER else len(ORDER)
+
+
+def arm_of(run: RunRow) -> str:
+    """The preset of a run's objective, and the knobs that were turned: "agpo clip_scope=group"."""
+    objective = run.config.get("objective")
+    if not isinstance(objective, dict):
+        return run.method or run.name
+    knobs = [f"{key}={value}" for key, value in sorted(objective.items()) if key != "preset"]
+    return " ".join([str(objective.get("preset", run.method)), *knobs])
+
+
+def chosen_runs(store: Store, name: str, where: Mapping[str, str]) -> tuple[list[RunRow], list[str]]:
+    """(one finished run of each arm and seed, what there is to say about the others)."""
+    everything = store.runs("train", name=name)
+    if not everything:
+        names = sorted({run.name for run in store.runs("train")})
+        raise UserError(
+            f"{store} holds no training run named {name!r}"
+            + (f"; there is: {', '.join(names)}." if names else ".")
+            + " `python benchmarks/arms.py` makes the runs of a comparison."
+        )
+    fitting = [run for run in everything if all(_text(setting(run, key)) == value for key, value in where.items())]
+    if not fitting:
+        raise UserError(f"of {len(everything)} runs named {name!r} none has {_words(where)}.")
+    done = [run for run in fitting if run.status == "done"]
+    if not done:
+        states = ", ".join(f"{arm_of(run)} seed {run.seed} is {run.status}" for run in fitting[:8])
+        raise UserError(f"no run named {name!r} is finished yet: {states}. The same command of arms.py goes on.")
+    check_alike(done, name)
+    latest = {(arm_of(run), run.seed): run for run in done}  # runs come in the order they started
+    notes = []
+    if len(latest) < len(done):
+        notes.append(f"{len(done) - len(latest)} runs were made more than once; the latest of each counts.")
+    open_ = {(arm_of(run), run.seed): run for run in fitting if (arm_of(run), run.seed) not in latest}
+    for (arm, seed), run in sorted(open_.items()):
+        notes.append(f"{arm} seed {seed} is left out: {run.status} at step {run.last_step or 0}.")
+    return list(latest.values()), notes
+
+
+def check_alike(runs: Sequence[RunRow], name: str) -> None:
+    """Raises UserError when runs differ in a key that decides numbers, other than the objective and the seed."""
+    left_out = {*IRRELEVANT, "selected_on_test", "data_manifest"}
+    trees = [dict(_flat({k: v for k, v in run.config.items() if k not in left_out})) for run in runs]
+    differ = {}
+    for key in sorted({key for tree in trees for key in tree} - set(CUTS)):
+        values = sorted({_text(tree[key]) for tree in trees if key in tree})  # a key that older runs lack is new
+        if len(values) > 1:
+            differ[key] = values
+    if differ:
+        said = "; ".join(f"{key} is {' or '.join(values)}" for key, values in differ.items())
+        key, values = next(iter(differ.items()))
+        raise UserError(
+            f"the runs named {name!r} differ in more than objective and seed: {said}. Choose those to compare, for "
+            f"example with --where {key}={values[-1]}."
+        )
+
+
+def setting(run: RunRow, key: str) -> Any:
+    """The value of a dotted key of a run's configuration; None where it has none."""
+    return dict(_flat(run.config)).get(key)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _words(where: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in where.items())
+
+
+def course_of(store: Store, run: RunRow) -> Course:
+    """Read a run. Raises UserError where it was not evaluated."""
+    steps = max(int(run.config.get("steps", 0)), run.last_step or 0)
+    series = {name: np.full(steps, math.nan) for name in METRICS}
+    for step, name, value in store.metrics(run.id, METRICS):
+        if step >= 1:
+            series[name][step - 1] = value
+    bench = str(run.config.get("eval", {}).get("bench", "")).split(",")[0]
+    rewards: dict[int, dict[str, list[float]]] = {}
+    lengths: dict[int, dict[str, list[int]]] = {}
+    for sample in store.outcomes(run.id, split=f"eval/{bench}"):
+        lengths.setdefault(sample.step, {}).setdefault(sample.item, []).append(sample.response_tokens)
+        if sample.reward is not None:
+            rewards.setdefault(sample.step, {}).setdefault(sample.item, []).append(sample.reward)
+    moments = sorted(rewards)
+    if len(moments) < 2:
+        raise UserError(
+            f"run {run.id} ({arm_of(run)} seed {run.seed}) has {len(moments)} evaluations: at least two are needed. "
+            "Set eval.bench, and eval.every for points between."
+        )
+    items = tuple(sorted(set.intersection(*(set(rewards[moment]) for moment in moments))))
+    pass1 = np.array([[np.mean(rewards[moment][item]) for item in items] for moment in moments])
+    tokens = np.array([[np.mean(lengths[moment][item]) for item in items] for moment in moments])
+    axes = axes_of(series, moments, int(run.config.get("rollout", {}).get("samples_per_prompt", 1)))
+    axes["accuracy"] = np.maximum.accumulate(pass1.mean(1))
+    entropy = [
+        np.nanmean(series["entropy"][max(before, 0) : max(moment, 1)])
+        for before, moment in zip([0, *moments[:-1]], moments, strict=True)
+    ]
+    return Course(arm_of(run), run.seed, run.id, axes, pass1, tokens, np.array(entropy), items, series)
+
+
+def axes_of(series: Mapping[str, np.ndarray], moments: Sequence[int], samples_per_prompt: int) -> dict[str, np.ndarray]:
+    """Axis -> [M] its amount after each moment's steps; axes without their metrics (older runs) are left out."""
+    generated = (series["groups/live"] + series["groups/masked"]) * samples_per_prompt * series["tokens/response_mean"]
+    of_steps = {
+        "steps": np.ones_like(generated),
+        "updates": series["updates/made"],
+        "tokens": generated,
+        "passes": generated + 3 * (series["saved/of_tokens"] - series["saved/tokens"]),
+        "cpu": series["speed/cpu_seconds"],
+    }
+    at = np.array(moments)
+    return {
+        axis: np.concatenate([[0.0], np.cumsum(values)])[at]
+        for axis, values in of_steps.items()
+        if np.isfinite(values[: at[-1]]).all()
+    }
+
+
+def lines_of(courses: Sequence[Course], baseline: str) -> Iterable[Line]:
+    """Every other arm against the baseline on every axis that all of their runs have."""
+    arms = [arm for arm in dict.fromkeys(course.arm for course in courses) if arm != baseline]
+    for axis in AXES:
+        for arm in arms:
+            if pairs := pairs_of(courses, arm, baseline):
+                if any(axis not in course.axes for pair in pairs for course in pair):
+                    continue
+                most = min(float(course.axes[axis].max()) for pair in pairs for course in pair)
+                quantities = [q for q in QUANTITIES if not (axis == "accuracy" and q == "pass1")]
+                for share in (1.0,) if axis == "accuracy" else SHARES:
+                    x = share * most
+                    yield Line(arm, axis, share, x, {q: difference(pairs, q, axis, x) for q in quantities})
+
+
+def pairs_of(courses: Sequence[Course], arm: str, baseline: str) -> list[tuple[Course, Course]]:
+    """(the arm's run, the baseline's) of every seed that both have."""
+    theirs = {course.seed: course for course in courses if course.arm == baseline}
+    return [(course, theirs[course.seed]) for course in courses if course.arm == arm and course.seed in theirs]
+
+
+def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str, x: float) -> Difference:
+    """The arm's minus the baseline's quantity at x of the axis, over seeds, and problems within each seed."""
+    means, by_problem = [], []
+    for ours, theirs in pairs:
+        a, b = ours.at(quantity, axis, x), theirs.at(quantity, axis, x)
+        means.append((float(a.mean()), float(b.mean())))
+        if quantity == "entropy":
+            continue
+        if ours.items != theirs.items:
+            raise UserError(
+                f"runs {ours.run} and {theirs.run} of seed {ours.seed} were not asked the same held-out problems: they "
+                "cannot be compared problem by problem."
+            )
+        by_problem.append(a - b)
+    arm, base = np.array(means).T
+    low, high = t_interval(arm - base)
+    low2, high2 = two_level(by_problem) if by_problem else (math.nan, math.nan)
+    return Difference(
+        len(pairs), float(arm.mean()), float(base.mean()), float((arm - base).mean()), low, high, low2, high2
+    )
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a mean by Student's t; nan for fewer than two values."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = float(t.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def two_level(by_seed: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over seeds of each seed's mean over problems: both are drawn anew.
+
+    With few seeds it is too narrow (five seeds miss about a tenth of the spread), so it stands beside `t_interval`,
+    not in its place. nan for fewer than two seeds.
+    """
+    if len(by_seed) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    total = np.zeros(RESAMPLES)
+    which = rng.integers(len(by_seed), size=(RESAMPLES, len(by_seed)))
+    for place in range(len(by_seed)):
+        for number, values in enumerate(by_seed):
+            rows = np.flatnonzero(which[:, place] == number)
+            total[rows] += values[rng.integers(len(values), size=(len(rows), len(values)))].mean(1)
+    low, high = np.quantile(total / len(by_seed), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return float(low), float(high)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, standard deviation over seeds; nan for one)."""
+    numbers = np.array([value for value in values if not math.isnan(value)])
+    if not len(numbers):
+        return math.nan, math.nan
+    return float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan
+
+
+def facts(course: Course) -> dict[str, float]:
+    """What a run did and where it ended. "Last" is the mean over the last tenth of the steps."""
+    s = course.series
+    made, clipped, dead = (
+        float(np.nansum(s[name])) for name in ("updates/made", "clip/clipped_updates", "updates/dead")
+    )
+    accuracy = course.pass1.mean(1)
+    last = max(1, len(s["entropy"]) // 10)
+    return {
+        "updates made": made,
+        "clipped": clipped,
+        "no live group": dead,
+        "Pass@1 before": float(accuracy[0]),
+        "Pass@1 after": float(accuracy[-1]),
+        "fall from best": float(accuracy.max() - accuracy[-1]),
+        "response tokens before": float(course.tokens[0].mean()),
+        "response tokens after": float(course.tokens[-1].mean()),
+        "entropy, first": float(s["entropy"][0]),
+        "entropy, last": float(np.nanmean(s["entropy"][-last:])),
+        "live groups, last": float(np.nanmean(s["groups/live"][-last:])),
+        "reward step to step": step_noise(s["reward/mean"]),
+        "tokens generated": float(course.axes["tokens"][-1]),
+        "tokens through the model": float(course.axes["passes"][-1]),
+        "CPU seconds": float(course.axes["cpu"][-1]) if "cpu" in course.axes else math.nan,
+    }
+
+
+def step_noise(series: np.ndarray) -> float:
+    """Standard deviation of a series around its running mean over 11 steps: fluctuation, whatever the trend."""
+    if len(series) < 11:
+        return math.nan
+    smooth = np.convolve(series, np.full(11, 1 / 11), mode="valid")
+    return float(np.std(series[5:-5] - smooth, ddof=1))
