@@ -81,7 +81,7 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
     pieces = _template().generate(
         title=_title(runs, wanted),
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        store=str(store),
+        store=_place(store),
         chosen=chosen,
         style=_resource("page.css"),
         script=script,
@@ -153,6 +153,13 @@ def _by_place(found: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]
     outside = [e for e in found if e.part.run.kind == "eval"]
     inside = [e for e in found if e.part.run.kind != "eval"]
     return [(place, of) for place, of in (("outside", outside), ("inside", inside)) if of]
+
+
+def _place(store: Store) -> str:
+    """The store without the folders of whoever made the page, who may want to share it."""
+    if store.path is None:
+        return str(store)
+    return str(store.path.relative_to(Path.cwd()) if store.path.is_relative_to(Path.cwd()) else store.path.name)
 
 
 def _title(runs: Sequence[Any], wanted: Sequence[str]) -> str:
