@@ -12,7 +12,7 @@ from types import ModuleType
 
 from rich.console import Console
 
-from evals import arms_report, browse, draw, export, manage, paper_tables, runs
+from evals import arms_report, browse, compare, draw, export, manage, paper_tables, runs
 from evals.errors import command
 from evals.page import command as html
 from evals.store import Store
@@ -20,6 +20,7 @@ from evals.store import Store
 MODULES: tuple[ModuleType, ...] = (
     runs,
     paper_tables,
+    compare,
     draw,
     arms_report,
     html,

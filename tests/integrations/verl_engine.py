@@ -1,4 +1,4 @@
-"""verl's own FSDP2 engine under our mixin, on the cases of tests/agpo/conformance.py. Started by torchrun in verl's python.
+"""verl's own FSDP2 engine under our mixin, on the cases of tests/agpo/conformance.py. Started by torchrun.
 
     torchrun --nproc_per_node=2 tests/integrations/verl_engine.py FOLDER out.json
 
@@ -122,7 +122,12 @@ def reference(case, batch):
     """One call on the whole mini-batch, in float32 as the engine, and a plain step of SGD."""
     logp = [log_probs(batch.model, p, r) for p, r in zip(batch.prompts, batch.responses, strict=True)]
     loss, report = minibatch_loss(
-        torch.cat(logp), torch.cat(batch.old_logp), batch.lengths_B, batch.rewards_GN, case.objective, max_tokens=LONGEST
+        torch.cat(logp),
+        torch.cat(batch.old_logp),
+        batch.lengths_B,
+        batch.rewards_GN,
+        case.objective,
+        max_tokens=LONGEST,
     )
     before = flat(batch.model)
     if report.update:

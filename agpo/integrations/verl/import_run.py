@@ -20,7 +20,8 @@ from evals.errors import command
 from evals.store import SampleRow, Status, Store
 
 OURS = (
-    "reward/", "tokens/", "samples/", "groups/", "loss/", "clip/", "updates/", "saved/", "mismatch/", "entropy", "grad_norm"
+    "reward/", "tokens/", "samples/", "groups/", "loss/", "clip/", "updates/", "saved/", "mismatch/", "entropy",
+    "grad_norm",
 )  # fmt: skip
 """beginnings of the names that `measure` and the trainer write, which are those of a native run"""
 
@@ -238,7 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", help="the run's folder, runs/verl-...")
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
-    parser.add_argument("--status", choices=("done", "failed", "interrupted"), help="how it ended; default: by its steps")
+    parser.add_argument(
+        "--status", choices=("done", "failed", "interrupted"), help="how it ended; default: by its steps"
+    )
     args = parser.parse_args(argv)
     run = find_run(args.run)
     status = args.status

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -31,7 +31,10 @@ from agpo.integrations.verl import CPU
 from agpo.integrations.verl.keys import as_hydra, overrides
 from evals.errors import UserError
 from evals.items import Item
-from evals.prompts import PRESETS, words
+from evals.prompts import words
+
+if TYPE_CHECKING:
+    from evals.store import Status
 
 PYTHON_VARIABLE = "AGPO_VERL_PYTHON"
 STOP_SECONDS = 120
@@ -122,6 +125,7 @@ def environment_of(rehearse: bool) -> dict[str, str]:
             "VERL_PLATFORM": CPU,
             "OMP_NUM_THREADS": "1",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_worker_niceness": "0",  # 15 by default: on a laptop that does something else workers would starve
             "RAY_memory_usage_threshold": "0.99",  # Ray would kill our workers for what others have taken
         }
     return variables
@@ -244,7 +248,7 @@ def wait(process: "subprocess.Popen[bytes]", run: Path, store: str | None) -> in
                 fetch(run, store, None, None)
 
 
-def fetch(run: Path, store: str | None, status: str | None, console: Console | None) -> None:
+def fetch(run: Path, store: str | None, status: "Status | None", console: Console | None) -> None:
     """Import the results. Where the store's packages are missing here, say how to do it elsewhere."""
     try:
         from agpo.integrations.verl.import_run import import_run
@@ -252,8 +256,8 @@ def fetch(run: Path, store: str | None, status: str | None, console: Console | N
     except ModuleNotFoundError as e:
         if console is not None:
             console.print(
-                f"results are not imported: this environment has no {e.name}. Where agpo is installed in full: python -m "
-                f"agpo.integrations.verl.import_run {run}",
+                f"results are not imported: this environment has no {e.name}. Where agpo is installed in full: "
+                f"python -m agpo.integrations.verl.import_run {run}",
                 markup=False,
             )
         return

@@ -1,4 +1,7 @@
-"""`python -m agpo.integrations.verl.main key=value ...`: verl's main program, after the checks. Runs in verl's python."""
+"""`python -m agpo.integrations.verl.main key=value ...`: verl's main program after the checks, in verl's python."""
+
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
 
 import sys
 

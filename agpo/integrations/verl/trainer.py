@@ -1,9 +1,12 @@
 """verl's synchronous trainer with our plan between sampling and the update.
 
 What a step does differently: rewards are read before anything is computed; rows without a gradient (masked groups, rows
-with A = 0, mini-batches that the clip drops at ratio 1) leave the batch before the old log-probabilities and the update;
-mini-batches are whole groups; advantages and weights are ours. Everything sampled is in the metrics and the store.
+with A = 0, mini-batches that the clip drops at ratio 1) leave the batch before the old log-probabilities and the
+update; mini-batches are whole groups; advantages and weights are ours. Everything sampled is in metrics and store.
 """
+
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
 
 import json
 import math
@@ -227,7 +230,9 @@ class ClippedTrainer(PPOTrainerSync):
     def _val_metrics_update(self, data_sources: Any, sample_uids: Any, infos: Any, turns: Any, **kwargs: Any) -> Any:
         """verl's, on the answers that could be graded; the others are counted."""
         scorable = [i for i, reward in enumerate(infos["reward"]) if not math.isnan(reward)]
-        kept = {name: [values[i] for i in scorable] for name, values in infos.items() if len(values) == len(sample_uids)}
+        kept = {
+            name: [values[i] for i in scorable] for name, values in infos.items() if len(values) == len(sample_uids)
+        }
         sources, uids = [data_sources[i] for i in scorable], [sample_uids[i] for i in scorable]
         metrics = super()._val_metrics_update(sources, uids, kept, turns, **kwargs)
         return {**metrics, "val-aux/unscored": len(sample_uids) - len(scorable)}
@@ -276,9 +281,7 @@ def put_advantages(batch: KVBatchMeta, plan: Plan, lengths: list[int]) -> None:
         "advantages": over_tokens,
         "returns": over_tokens,
     }
-    tq.kv_batch_put(
-        keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch))
-    )
+    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch)))
 
 
 def measure_gap(batch: KVBatchMeta) -> tuple[float, float]:
@@ -287,5 +290,3 @@ def measure_gap(batch: KVBatchMeta) -> tuple[float, float]:
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
     seen = data["response_mask"].values().bool()
     return logp_gap(data["rollout_log_probs"].values()[seen], data["old_log_probs"].values()[seen])
-
-
