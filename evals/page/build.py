@@ -17,7 +17,7 @@ from evals.page.content import METRICS, colours, curves, evaluation_facts, part_
 from evals.page.encode import Chunks
 from evals.page.lineage import lineage
 from evals.page.samples import Index, elements
-from evals.page.summary import Evaluation, differences, evaluations, over_seeds, percent
+from evals.page.summary import Evaluation, differences, evaluations, over_seeds, percent, student_quantiles
 from evals.store import Store
 
 SAMPLES = 10_000
@@ -71,6 +71,7 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
             "metrics": places,
             "colours": method_colours,
             "pair": [told[0].a, told[0].b] if told else None,
+            "student": student_quantiles(),
             "lineage": lineage(runs, artifacts, found, names),
             "samples": index.as_json(),
         }

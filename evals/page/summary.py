@@ -209,5 +209,12 @@ def over_seeds(found: Sequence[Evaluation]) -> list[OverSeeds]:
     return rows
 
 
+def student_quantiles() -> list[float]:
+    """t's quantile of a two-sided 95 % interval for 1, 2, ... degrees of freedom; after the last it hardly changes."""
+    from scipy.special import stdtrit
+
+    return [round(float(stdtrit(df, 0.975)), 6) for df in range(1, 1001)]
+
+
 def percent(share: float, digits: int = 1) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.{digits}f}"
