@@ -268,7 +268,7 @@ def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console:
                 f"{v.tokens.value:.2f}",
             ]
         )
-    print_table(header, lines, f"Against A, {verdicts[0].a.label}", "rich", console)
+    print_table(header, lines, f"Against A, {verdicts[0].a.label}", console)
 
 
 def _names(v: Verdict) -> tuple[str, str]:

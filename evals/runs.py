@@ -61,7 +61,7 @@ def list_runs(store: Store, console: Console, status: str | None = None, **only:
         header.append("Tags")
     else:
         lines = [line[:-1] for line in lines]
-    print_table(header, lines, f"Runs in {store}", "rich", console)
+    print_table(header, lines, f"Runs in {store}", console)
     if any(run.status == "dead" for run in found):
         console.print("[dim]dead: it was running when its process was killed; it can be resumed.[/]")
 
@@ -108,4 +108,4 @@ def _show_metrics(store: Store, run: RunRow, console: Console) -> None:
             [name, str(len(values)), f"{values[0][1]:.4g}", f"{values[-1][1]:.4g}"]
             for name, values in sorted(by_name.items())
         ]
-        print_table(["Metric", "Steps", "First", "Last"], lines, "", "rich", console)
+        print_table(["Metric", "Steps", "First", "Last"], lines, "", console)
