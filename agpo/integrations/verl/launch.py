@@ -185,12 +185,12 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def rehearsal_model(folder: str, out: Path) -> Path:
-    """The tiny model with the token that verl's agent loop wants of Qwen's tokenizers, and that nothing here uses."""
+    """The tiny model with two tokens that verl's agent loop wants of Qwen's tokenizers, and that nothing here uses."""
     from transformers import AutoTokenizer
 
     shutil.copytree(folder, out)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.add_tokens(["<|im_end|>", "\n"])
     tokenizer.save_pretrained(out)
     return out
 

@@ -46,6 +46,11 @@ class BoundedReplayBuffer(ReplayBuffer):
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
         self._since = time.monotonic()
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
+        if not batch.keys:
+            raise RuntimeError(
+                f"no rollout of the {batch_size} prompts of this step ({partition_id}) has succeeded. The errors are "
+                "above in this log, as `Error in _run_prompt`."
+            )
         self.response_tokens = {key: tag["response_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)}
         return batch, metrics
 
