@@ -86,9 +86,8 @@ class ClippedTrainer(PPOTrainerSync):
         actor = config.actor_rollout_ref.actor
         self.minibatches = config.data.train_batch_size // actor.ppo_mini_batch_size
         self.multiple = 1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
-        self.half = plain["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"] is None or (
-            plain["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"]["param_dtype"] != "fp32"
-        )
+        mixed = plain["actor_rollout_ref"]["actor"]["fsdp_config"].get("mixed_precision") or {}
+        self.dtype = torch.float32 if mixed.get("param_dtype") == "fp32" else torch.bfloat16  # verl's default
         self.refused = 0
         self._sampled: Sampled | None = None
         self._pads: list[str] = []
@@ -180,8 +179,7 @@ class ClippedTrainer(PPOTrainerSync):
         if self.config.actor_rollout_ref.rollout.calculate_log_probs:
             gap = measure_gap(batch)
             metrics.update({"mismatch/gap_mean": gap[0], "mismatch/gap_max": gap[1]})
-            dtype = torch.bfloat16 if self.half else torch.float32
-            check_gap(gap, dtype, float(self.section.get("max_gap") or 0.0))
+            check_gap(gap, self.dtype, float(self.section.get("max_gap") or 0.0))
         return batch
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
