@@ -207,7 +207,7 @@ def test_verls_schema_takes_every_key(verl_python):
 @pytest.mark.slow
 def test_verl_does_not_start_with_a_setting_that_is_refused(in_verl, tmp_path):
     """Before Ray: the message, and exit code 2."""
-    words = keys.as_hydra(mapped()) + ["actor_rollout_ref.actor.shuffle=true", f"hydra.run.dir={tmp_path}"]
+    words = [*keys.as_hydra(mapped()), "actor_rollout_ref.actor.shuffle=true", f"hydra.run.dir={tmp_path}"]
     done = in_verl("-m", "agpo.integrations.verl.main", *words, seconds=600)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "error: actor_rollout_ref.actor.shuffle=True: the plugin needs False" in done.stderr
