@@ -7,6 +7,7 @@ import yaml
 
 from agpo.config import make_config
 from agpo.integrations.verl.import_run import import_run, main, read_metrics
+from agpo.integrations.verl.launch import rewind
 from evals.errors import UserError
 
 
@@ -122,6 +123,20 @@ def test_a_start_from_a_checkpoint_replaces_what_came_after_it(run):
     assert sorted(found) == [0, 1, 2]
     assert found[2]["reward/mean"] == 0.9
     assert found[2]["val-core/arith/reward/mean@1"] == 0.5
+
+
+def test_going_on_forgets_what_came_after_the_checkpoint(run, store):
+    """The next start makes step 2 again, with other prompts: nothing of the first one may stay beside it."""
+    first = import_run(run, store, "interrupted")
+    (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
+    rewind(run, store)
+    assert store.find_run(first.run).status == "running"
+    assert {row.step for row in store.samples(first.run)} == {0, 1}
+    write(run / "metrics" / "2.jsonl", [metrics(2, **{"reward/mean": 0.75})])
+    write(run / "samples" / "2.jsonl", [sample(2, "c", 0, 1.0)])
+    import_run(run, store, "done")
+    assert [row.item for row in store.samples(first.run, step=2)] == ["c"]
+    assert (2, "reward/mean", 0.75) in store.metrics(first.run)
 
 
 def test_checkpoints_are_found_by_the_evaluation(run, store):

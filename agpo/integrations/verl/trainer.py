@@ -46,6 +46,11 @@ class BoundedReplayBuffer(ReplayBuffer):
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
         self._since = time.monotonic()
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
+        if not batch.keys:
+            raise RuntimeError(
+                f"no rollout of the {batch_size} prompts of this step ({partition_id}) has succeeded. The errors are "
+                "above in this log, as `Error in _run_prompt`."
+            )
         self.response_tokens = {key: tag["response_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)}
         return batch, metrics
 
@@ -81,9 +86,8 @@ class ClippedTrainer(PPOTrainerSync):
         actor = config.actor_rollout_ref.actor
         self.minibatches = config.data.train_batch_size // actor.ppo_mini_batch_size
         self.multiple = 1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
-        self.half = plain["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"] is None or (
-            plain["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"]["param_dtype"] != "fp32"
-        )
+        mixed = plain["actor_rollout_ref"]["actor"]["fsdp_config"].get("mixed_precision") or {}
+        self.dtype = torch.float32 if mixed.get("param_dtype") == "fp32" else torch.bfloat16  # verl's default
         self.refused = 0
         self._sampled: Sampled | None = None
         self._pads: list[str] = []
@@ -175,8 +179,7 @@ class ClippedTrainer(PPOTrainerSync):
         if self.config.actor_rollout_ref.rollout.calculate_log_probs:
             gap = measure_gap(batch)
             metrics.update({"mismatch/gap_mean": gap[0], "mismatch/gap_max": gap[1]})
-            dtype = torch.bfloat16 if self.half else torch.float32
-            check_gap(gap, dtype, float(self.section.get("max_gap") or 0.0))
+            check_gap(gap, self.dtype, float(self.section.get("max_gap") or 0.0))
         return batch
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
