@@ -26,7 +26,7 @@ def test_train_evaluate_and_report_on_postgresql(postgres, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    run("agpo.train", "steps=3")
+    run("agpo.train", "steps=3", "eval.size=32", "eval.n=1")
     with Store.open(url) as store:
         (train,) = store.runs("train")
         assert (train.status, train.last_step) == ("done", 3)
