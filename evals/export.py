@@ -141,8 +141,9 @@ def sample_rows(store: Store, run: RunRow, split: str | None, tokens: bool) -> I
     for row in store.stream(query, run.id, split):
         values = {**row._mapping, **facts}
         if tokens:
-            values["token_ids"] = unpack(row.token_ids, "<i4")
-            values["logprobs"] = None if row.logprobs is None else unpack(row.logprobs, "<f4")
+            # lists: Arrow takes NumPy's numbers one by one, 18 times slower
+            values["token_ids"] = unpack(row.token_ids, "<i4").tolist()
+            values["logprobs"] = None if row.logprobs is None else unpack(row.logprobs, "<f4").tolist()
         yield values
 
 

@@ -13,6 +13,9 @@ from evals.database import artifacts_table, metrics_table, prompts_table, runs_t
 from evals.errors import UserError
 from evals.store import RunRow, Store
 
+SLICE = 2_000
+"""samples that are deleted in one transaction"""
+
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
@@ -73,23 +76,32 @@ def _listed(tags: Sequence[str]) -> str:
 
 
 def remove_runs(store: Store, run_ids: Sequence[str]) -> dict[str, int]:
-    """Delete runs with all that belongs to them, and the prompts that no run has any more, in one transaction.
+    """Delete runs with all that belongs to them, and the prompts that no run has any more.
 
-    Returns how many rows went, by table. Children must be among the runs: a run cannot go before them.
+    Returns how many rows went, by table. Children must be among the runs: a run cannot go before them. Samples go in
+    slices, so that other writers never wait for long; until the last one the runs' status is "removing".
     """
+    mark = runs_table.update().where(runs_table.c.id.in_(run_ids)).values(status="removing")
+    store.attempt(lambda connection: connection.execute(mark), write=True)
+    c = samples_table.c
+    some = sa.select(c.id).where(c.run_id.in_(run_ids)).limit(SLICE)
+    slice_ = samples_table.delete().where(c.id.in_(some))
+    samples = 0
+    while count := store.attempt(lambda connection: connection.execute(slice_).rowcount, write=True):
+        samples += count
 
-    def work(connection: sa.Connection) -> dict[str, int]:
-        owned = (samples_table, metrics_table, artifacts_table, tags_table)
+    def rest(connection: sa.Connection) -> dict[str, int]:
+        owned = (metrics_table, artifacts_table, tags_table)
         gone = {t.name: connection.execute(t.delete().where(t.c.run_id.in_(run_ids))).rowcount for t in owned}
         if connection.dialect.name == "postgresql":
             # A writer that found a prompt there has not written its samples yet. It has locked the table: wait for it.
             connection.execute(sa.text("LOCK TABLE prompts IN SHARE ROW EXCLUSIVE MODE"))
-        used = sa.exists().where(samples_table.c.prompt_id == prompts_table.c.id)
+        used = sa.exists().where(c.prompt_id == prompts_table.c.id)
         gone["prompts"] = connection.execute(prompts_table.delete().where(~used)).rowcount
         gone["runs"] = connection.execute(runs_table.delete().where(runs_table.c.id.in_(run_ids))).rowcount
         return gone
 
-    return store.attempt(work, write=True)
+    return {"samples": samples, **store.attempt(rest, write=True)}
 
 
 def remove(store: Store, wanted: Sequence[str], children: bool, yes: bool, console: Console) -> int:

@@ -87,8 +87,8 @@ class RunRow:
     environment: dict[str, Any]
     parent: str | None
     status: str
-    """running, done, failed, interrupted; copying: a copy that is not complete; or dead: it says running and its
-    process is gone from this machine"""
+    """running, done, failed, interrupted; copying, removing: a copy or a removal that is not complete; or dead: it says
+    running and its process is gone from this machine"""
     started: datetime
     finished: datetime | None
     host: str

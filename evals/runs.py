@@ -19,7 +19,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="only runs with this name; of an evaluation it is the benchmark")
     parser.add_argument("--method", help="only runs with this method, such as agpo")
     parser.add_argument("--tag", help="only runs with this tag")
-    parser.add_argument("--status", help="only runs that are running, done, failed, interrupted, copying or dead")
+    parser.add_argument("--status", help="only running, done, failed, interrupted, dead (copying, removing) runs")
     parser.set_defaults(
         run=lambda a, store, console: list_runs(
             store, console, a.status, kind=a.kind, name=a.name, method=a.method, tag=a.tag

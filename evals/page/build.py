@@ -17,7 +17,7 @@ from evals.page.content import METRICS, colours, curves, evaluation_facts, part_
 from evals.page.encode import Chunks
 from evals.page.lineage import lineage
 from evals.page.samples import Index, elements
-from evals.page.summary import Evaluation, differences, evaluations, over_seeds, percent
+from evals.page.summary import Evaluation, differences, evaluations, over_seeds, percent, student_quantiles
 from evals.store import Store
 
 SAMPLES = 10_000
@@ -71,6 +71,7 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
             "metrics": places,
             "colours": method_colours,
             "pair": [told[0].a, told[0].b] if told else None,
+            "student": student_quantiles(),
             "lineage": lineage(runs, artifacts, found, names),
             "samples": index.as_json(),
         }
@@ -81,7 +82,7 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
     pieces = _template().generate(
         title=_title(runs, wanted),
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        store=str(store),
+        store=_place(store),
         chosen=chosen,
         style=_resource("page.css"),
         script=script,
@@ -153,6 +154,13 @@ def _by_place(found: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]
     outside = [e for e in found if e.part.run.kind == "eval"]
     inside = [e for e in found if e.part.run.kind != "eval"]
     return [(place, of) for place, of in (("outside", outside), ("inside", inside)) if of]
+
+
+def _place(store: Store) -> str:
+    """The store without the folders of whoever made the page, who may want to share it."""
+    if store.path is None:
+        return str(store)
+    return str(store.path.relative_to(Path.cwd()) if store.path.is_relative_to(Path.cwd()) else store.path.name)
 
 
 def _title(runs: Sequence[Any], wanted: Sequence[str]) -> str:

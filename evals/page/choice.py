@@ -47,7 +47,8 @@ def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[
         filled = [run for run in every if run.samples or run.last_step is not None or run.status == "running"]
         kept = filled[-MOST_RUNS:]
         empty, older = len(every) - len(filled), len(filled) - len(kept)
-        said = f"Every run of the store, {len(kept)}" if not older else f"The latest {len(kept)} runs of the store"
+        all_of = "" if older or empty else "All "
+        said = f"{'The latest ' if older else all_of}{len(kept)} run{'s' * (len(kept) != 1)} of the store"
         if older:
             said += f"; {older} older {_are(older)} left out (--run names others)"
         if empty:

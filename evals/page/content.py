@@ -58,7 +58,7 @@ def part_names(parts: Sequence[Part], names: Mapping[str, str]) -> list[str]:
             of = names.get(part.run.parent or "") or short(part.run.model) or part.run.name
             labels.append(f"{of}, step {part.step}" if part.step else of)
         elif part.run.kind == "train":
-            labels.append(f"{names[part.run.id]}, step {part.step}{', in training' if part.measured else ''}")
+            labels.append(f"{names[part.run.id]}, step {part.step}{' (in training)' if part.measured else ''}")
         else:
             labels.append(names[part.run.id])
     count = Counter((part.bench, label) for part, label in zip(parts, labels, strict=True))

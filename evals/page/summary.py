@@ -34,6 +34,13 @@ class Evaluation:
     means: dict[str, float]
     settings: dict[str, Any]
 
+    @property
+    def asked(self) -> str:
+        """How it was asked, in words."""
+        named = {"n": "{} per problem", "max_tokens": "at most {} tokens", "prompt": "prompt {}", "top_p": "top-p {}"}
+        told = [named.get(key, key + " {}").format(value) for key, value in self.settings.items()]
+        return ", ".join(told)
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -99,7 +106,9 @@ def _settings(part: Part) -> dict[str, Any]:
 
 
 def differences(found: Sequence[Evaluation], names: Sequence[str]) -> list[Difference]:
-    """In words: each training run's last evaluation against its first, and the last ones of different runs.
+    """In words: the last evaluations of different runs, and each training run's last one against its first.
+
+    Different runs are compared by their evaluations inside training only where there are no others.
 
     names: what to call the evaluation at each place.
     """
@@ -112,12 +121,11 @@ def differences(found: Sequence[Evaluation], names: Sequence[str]) -> list[Diffe
                 run = e.part.run
                 families.setdefault((run.kind, run.parent or run.id if run.kind == "eval" else run.id), []).append(e)
         ordered = [sorted(family, key=lambda e: (e.part.step, e.place)) for _, family in sorted(families.items())]
-        across = [
-            (a, b)
-            for a, b in combinations([family[-1] for family in ordered], 2)
-            if a.part.run.kind == b.part.run.kind and not _only_seeds_differ(a, b)
-        ]
-        across.sort(key=lambda pair: pair[0].part.run.seed != pair[1].part.run.seed)
+        lasts = [family[-1] for family in ordered]
+        best = "eval" if any(e.part.run.kind == "eval" for e in lasts) else "train"
+        lasts = [e for e in lasts if e.part.run.kind == best]
+        across = [(a, b) for a, b in combinations(lasts, 2) if not _only_seeds_differ(a, b)]
+        across = [(a, b) for a, b in across if a.part.run.seed == b.part.run.seed] or across
         within = [(family[0], family[-1]) for family in ordered if len(family) > 1]
         half = MOST_PAIRS // 2
         pairs = across[: max(half, MOST_PAIRS - len(within))] + within[: max(half, MOST_PAIRS - len(across))]
@@ -142,12 +150,12 @@ def _difference(a: Evaluation, b: Evaluation, names: Sequence[str]) -> Differenc
         text, clear = f"{second} and {first} do exactly alike on {on}", False
     elif low > 0 or high < 0:
         size = f"{abs(points):.1f} points {'more' if points > 0 else 'less'} than"
-        text = f"{second} scores {size} {first} on {on} (95 %: {low:+.1f} to {high:+.1f})"
+        text = f"{second} scores {size} {first} on {on} (95 %: {_signed(low)} to {_signed(high)})"
         clear = True
     else:
         text = (
-            f"{second} and {first} cannot be told apart: the difference on {on} is {points:+.1f} points, and its 95 % "
-            f"interval, {low:+.1f} to {high:+.1f}, has 0 in it"
+            f"{second} and {first} cannot be told apart: the difference on {on} is {_signed(points)} points, and its "
+            f"95 % interval, {_signed(low)} to {_signed(high)}, has 0 in it"
         )
         clear = False
     unlike = [key for key in SETTINGS if key != "n" and a.settings.get(key) != b.settings.get(key)]
@@ -158,6 +166,10 @@ def _difference(a: Evaluation, b: Evaluation, names: Sequence[str]) -> Differenc
             + ")"
         )
     return Difference(a.part.bench, a.place, b.place, f"{text}.", points, low, high, clear)
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -190,11 +202,18 @@ def over_seeds(found: Sequence[Evaluation]) -> list[OverSeeds]:
     for (kind, method, _, step, *_), group in groups.items():
         pass1, tokens = [e.summary.pass1 for e in group], [e.summary.tokens_mean for e in group]
         if len(group) > 1:
-            name = f"{method}, step {step}{', in training' if kind == 'train' else ''}"
+            name = f"{method}, step {step}{' (in training)' if kind == 'train' else ''}"
             spread = stdev(pass1), fmean(tokens), stdev(tokens)
             truncated = fmean(e.summary.truncated for e in group)
             rows.append(OverSeeds(name, method, len(group), fmean(pass1), *spread, truncated))
     return rows
+
+
+def student_quantiles() -> list[float]:
+    """t's quantile of a two-sided 95 % interval for 1, 2, ... degrees of freedom; after the last it hardly changes."""
+    from scipy.special import stdtrit
+
+    return [round(float(stdtrit(df, 0.975)), 6) for df in range(1, 1001)]
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -54,7 +54,7 @@ CASES = [
     Case("agpo, softplus and KL", Objective(clip="softplus", beta=0.05)),
     Case("agpo, gradient checkpointing", PRESETS["agpo"], more="checkpointing"),
     Case("agpo, LoRA, AdamW", PRESETS["agpo"], "AdamW", more="lora"),
-    Case("agpo, bfloat16 with float32 masters, AdamW", PRESETS["agpo"], "AdamW", dtype=torch.bfloat16),
+    Case("agpo, bfloat16 with float32 masters", PRESETS["agpo"], dtype=torch.bfloat16),
 ]
 
 
@@ -88,10 +88,9 @@ def run(case: Case) -> Run:
     plain = parallel.split(model, half_masters=case.more != "lora")
     if reference is not None:
         parallel.split(reference, half_masters=False)
+    trained = make_trained(model, lr=1e-3, dtype=case.dtype)
     if case.optimizer == "SGD":
-        trained = Trained(torch.optim.SGD(model.parameters(), lr=0.3), list(model.parameters()), [])
-    else:
-        trained = make_trained(model, lr=1e-3, dtype=case.dtype)
+        trained = replace(trained, optimizer=torch.optim.SGD(trained.parameters, lr=0.3))
     policy = Policy(model, None, trained, lambda _: 0.3 if case.optimizer == "SGD" else 1e-3, reference, plain=plain)
     start, fates = weights(trained), []
     settings = Settings(micro_batch_tokens=case.budget, max_grad_norm=1.0)

@@ -53,15 +53,14 @@ def measured(tmp_path_factory) -> dict[int, list[dict[str, ranks.Run]]]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_five_updates_are_those_of_one_rank_to_rounding(measured, case, world):
     (one,), several = [r[case.name] for r in measured[1]], [r[case.name] for r in measured[world]]
-    scope = case.objective.clip_scope
     assert any(stepped for stepped, *_ in one.fates)
     for run in several:
         assert [fate[:2] for fate in run.fates] == [fate[:2] for fate in one.fates]
         assert [fate[2] for fate in run.fates] == pytest.approx([fate[2] for fate in one.fates], rel=1e-4, abs=1e-6)
         difference = float((run.weights - one.weights).abs().max())
         # AdamW divides a gradient by its size: where that is rounding, so is the direction of a step of lr.
-        bound = {"SGD": 5e-6, "AdamW": 1e-4}[case.optimizer] if case.dtype == torch.float32 else 6e-3
-        assert difference <= bound, (scope, difference, one.moved)
+        bound = {"SGD": 5e-7, "AdamW": 1e-5}[case.optimizer] if case.dtype == torch.float32 else 2e-3
+        assert difference <= bound
         assert one.moved > 20 * difference
         assert torch.equal(run.weights, several[0].weights)
         assert torch.equal(run.exported, several[0].exported)

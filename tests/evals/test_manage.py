@@ -4,6 +4,7 @@ import pytest
 import sqlalchemy as sa
 from full_store import fill, sample
 
+from evals import manage
 from evals.report import main
 from evals.store import Store
 
@@ -93,6 +94,27 @@ def test_rm_takes_the_run_and_leaves_the_rest(filled, report, tmp_path):
     assert {run.id for run in store.runs()} == {train, second}
     assert (list(store.samples(train, with_tokens=True)), list(store.samples(second)), store.metrics(train)) == rest
     assert prompts(store) == {f"What is {i} + {i}?" for i in range(6)}
+
+
+def test_rm_that_was_stopped_is_finished_by_the_same_command(filled, report, monkeypatch):
+    store, _, first, second = filled
+    monkeypatch.setattr(manage, "SLICE", 2)
+    attempt, calls = Store.attempt, []
+
+    def stopped(self, work, *, write=False):
+        calls.append(write)
+        if calls.count(True) == 4:
+            raise KeyboardInterrupt
+        return attempt(self, work, write=write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "attempt", stopped)
+        assert report("rm", first, "--yes")[0] == 130
+    half = store.find_run(first)
+    assert (half.status, half.samples) == ("removing", 2)
+    assert "deleted: 2 samples" in report("rm", first, "--yes")[1]
+    assert first not in {run.id for run in store.runs()}
+    assert store.find_run(second).samples == 6
 
 
 def test_rm_asks_and_no_means_no(filled, report, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from page_store import ATTACK, add_evaluation, fill, sample
 
 from evals.page.build import SCRIPTS, module, write_page
+from evals.page.summary import student_quantiles
 from evals.report import main
 from evals.stats import paired, problem_means
 from evals.store import Store
@@ -225,16 +226,19 @@ def test_two_runs_are_compared_problem_by_problem(open_page, made):
     assert (swapped["B better"], swapped["A better"]) == (1, 4)
 
 
-def test_the_interval_of_a_comparison_is_that_of_evals_stats(open_page, made):
+def test_the_interval_of_a_comparison_is_that_of_evals_stats(browser, made):
     with Store.open(made[0] / "store.db") as store:
-        means = [problem_means(store.outcomes(made[1][name])) for name in ("agpo0-6", "grpo0-6")]
-    expected = paired(*means)
-    page = open_page("#curves")
-    differences = [means[1][item] - means[0][item] for item in sorted(means[0])]
-    found = page.context.new_page().evaluate(
-        "differences => {" + module(SCRIPTS[:-1]) + "; return $compare.pairedInterval(differences) }", differences
-    )
-    assert found == pytest.approx(expected, abs=0.05)  # two bootstraps of ten problems
+        sides = [problem_means(store.outcomes(made[1][name])) for name in ("agpo0-6", "grpo0-6")]
+    several = [{str(i): (i * 7 % 5) / 4 for i in range(40)}, {str(i): (i * 3 % 5) / 4 for i in range(40)}]
+    page = browser.new_page()
+    for a, b in (sides, several, [several[0], several[0]], [sides[0], sides[0]]):
+        assert list(a) == list(b)
+        found = page.evaluate(
+            "([a, b, t]) => {" + module(SCRIPTS[:-1]) + "; return $compare.pairedInterval(a, b, t) }",
+            [list(a.values()), list(b.values()), student_quantiles()],
+        )
+        assert found == pytest.approx(paired(a, b), abs=1e-5)
+    page.close()
 
 
 def test_curves_have_a_shared_cursor_and_toggles(open_page):

@@ -8,7 +8,7 @@ import pytest
 
 from evals.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.postgres]
+pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.timeout(1200)]
 
 
 def test_train_evaluate_and_report_on_postgresql(postgres, tmp_path):
@@ -26,15 +26,16 @@ def test_train_evaluate_and_report_on_postgresql(postgres, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    run("agpo.train", "steps=3")
+    run("agpo.train", "steps=3", "eval.size=32", "eval.n=1")
     with Store.open(url) as store:
         (train,) = store.runs("train")
         assert (train.status, train.last_step) == ("done", 3)
         folder = tmp_path / "runs" / train.id
+        *_, checkpoint = (a.path for a in store.artifacts(train.id) if a.kind == "checkpoint")
         assert {step for step, name, _ in store.metrics(train.id) if name == "entropy"} == {1, 2, 3}
         assert {row.step for row in store.outcomes(train.id, split="train")} == {1, 2, 3}
         assert all(len(row.token_ids) == row.response_tokens for row in store.samples(train.id, with_tokens=True))
-    run("evals.run", "--model", str(folder / "checkpoints" / "step-3"), "--bench", "arith", "--limit", "20")
+    run("evals.run", "--model", checkpoint, "--bench", "arith", "--limit", "20")
     with Store.open(url) as store:
         (evaluation,) = store.runs("eval")
         assert (evaluation.status, evaluation.parent, evaluation.method) == ("done", train.id, "agpo")

@@ -24,7 +24,10 @@ CONFIG = {
     },
     "algorithm": {"use_kl_in_reward": False, "adv_estimator": "grpo", "filter_groups": {"enable": False}},
     "reward": {"reward_model": {"enable": False}},
-    "trainer": {"device": "cuda", "v1": {"trainer_mode": "agpo", "sync": {}, "separate_async": {"parameter_sync_step": 4}}},
+    "trainer": {
+        "device": "cuda",
+        "v1": {"trainer_mode": "agpo", "sync": {}, "separate_async": {"parameter_sync_step": 4}},
+    },
     "data": {"train_batch_size": 32},
 }
 

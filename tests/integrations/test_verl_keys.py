@@ -201,3 +201,14 @@ def test_verls_schema_takes_every_key(verl_python):
     for name, case in cases.items():
         for key, value in case.items():
             assert composed[name][key.lstrip("+")] == value, (name, key)
+
+
+@pytest.mark.verl
+@pytest.mark.slow
+def test_verl_does_not_start_with_a_setting_that_is_refused(in_verl, tmp_path):
+    """Before Ray: the message, and exit code 2."""
+    words = [*keys.as_hydra(mapped()), "actor_rollout_ref.actor.shuffle=true", f"hydra.run.dir={tmp_path}"]
+    done = in_verl("-m", "agpo.integrations.verl.main", *words, seconds=600)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "error: actor_rollout_ref.actor.shuffle=True: the plugin needs False" in done.stderr
+    assert "Traceback" not in done.stderr

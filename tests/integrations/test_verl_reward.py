@@ -24,11 +24,6 @@ def test_a_benchmark_has_its_own_grader():
     assert compute_score("other", "6", "6", {"id": "a"}, grader="math", benches={"arith": "exact"})["score"] == 0.0
 
 
-def test_thoughts_that_the_prompt_opened():
-    assert score("the box is \\boxed{6}", opened="<think>\n")["outcome"] == "no_answer"
-    assert score("hm</think> \\boxed{6}", opened="<think>\n")["outcome"] == "right"
-
-
 def test_what_cannot_be_graded_is_not_a_wrong_answer(monkeypatch, tmp_path):
     (tmp_path / "own_score.py").write_text(
         "def rate(text, item):\n"

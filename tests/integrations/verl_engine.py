@@ -1,4 +1,4 @@
-"""verl's own FSDP2 engine under our mixin, on the cases of tests/agpo/conformance.py. Started by torchrun in verl's python.
+"""verl's own FSDP2 engine under our mixin, on the cases of tests/agpo/conformance.py. Started by torchrun.
 
     torchrun --nproc_per_node=2 tests/integrations/verl_engine.py FOLDER out.json
 
@@ -25,11 +25,13 @@ from verl.workers.engine import EngineRegistry
 from agpo.integrations.verl.engine import clip_updates
 from agpo.integrations.verl.guards import check_objective
 from agpo.integrations.verl.plan import deal, plan_step
-from agpo.objective import minibatch_loss
+from agpo.objective import minibatch_loss, tis_weights
 from evals.errors import UserError
 
 CUTS = {"1 row": 1, "2 rows": 2, "40 tokens": None}
 LR = 0.5
+CORRECTED = [(case, 1.02) for case in CASES if case.name == "moved, kept"]
+"""with token weights against another engine's log-probabilities, and their cap"""
 
 
 def make_engine(folder, optimizer):
@@ -112,17 +114,33 @@ def rows_of(case, batch, rank, world, multiple):
         "response_mask": mask,
         "loss_mask": mask,
         "old_log_probs": nested(lambda i: batch.old_logp[i], torch.zeros(1)),
+        "rollout_log_probs": nested(lambda i: other_logp(batch, i), torch.zeros(1)),
         "agpo_advantage": torch.tensor([0.0 if i is None else plan.advantage_B[i] for i in mine], dtype=torch.float64),
         "agpo_weight": torch.tensor([0.5 if i is None else plan.weight_B[i] for i in mine], dtype=torch.float64),
     }
     return fields, plan
 
 
-def reference(case, batch):
+def other_logp(batch, i):
+    """What another engine said of a row's tokens."""
+    return batch.old_logp[i] + 0.05 * torch.randn(batch.old_logp[i].shape, generator=torch.Generator().manual_seed(i))
+
+
+def reference(case, batch, cap):
     """One call on the whole mini-batch, in float32 as the engine, and a plain step of SGD."""
     logp = [log_probs(batch.model, p, r) for p, r in zip(batch.prompts, batch.responses, strict=True)]
+    tis_T = None
+    if cap is not None:
+        others = [other_logp(batch, i) for i in range(len(batch.old_logp))]
+        tis_T = tis_weights(torch.cat(batch.old_logp), torch.cat(others), cap)
     loss, report = minibatch_loss(
-        torch.cat(logp), torch.cat(batch.old_logp), batch.lengths_B, batch.rewards_GN, case.objective, max_tokens=LONGEST
+        torch.cat(logp),
+        torch.cat(batch.old_logp),
+        batch.lengths_B,
+        batch.rewards_GN,
+        case.objective,
+        max_tokens=LONGEST,
+        tis_T=tis_T,
     )
     before = flat(batch.model)
     if report.update:
@@ -140,7 +158,7 @@ def main(folder, out):
     engines = {name: make_engine(folder, name) for name in ("SGD", "AdamW")}
     warm_up(engines["AdamW"])
     results, refused = [], []
-    for case in CASES:
+    for case, cap in [*((case, None) for case in CASES), *CORRECTED]:
         try:
             check_objective(case.objective)
         except UserError:
@@ -150,7 +168,7 @@ def main(folder, out):
             engine = engines["SGD" if case.outcome == "kept" else "AdamW"]
             batch = make_batch(case, torch.float32)
             load(engine, batch.model)
-            engine.objective = case.objective
+            engine.objective, engine.tis_cap = case.objective, cap
             before, state = flat_of(engine), state_of(engine)
             fields, plan = rows_of(case, batch, rank, world, rows or 1)
             decision = None
@@ -169,11 +187,11 @@ def main(folder, out):
                     engine.train_batch(tu.get_tensordict(fields, non_tensor_dict=settings), loss_function=None)
                 decision = engine.last
             after = flat_of(engine)
-            report, _, wanted = reference(case, batch)
+            report, _, wanted = reference(case, batch, cap)
             same = all(torch.equal(a, b) for a, b in zip(state, state_of(engine), strict=True))
             results.append(
                 {
-                    "case": case.name,
+                    "case": case.name + (", token weights" if cap else ""),
                     "outcome": case.outcome,
                     "ranks": world,
                     "cut": cut,

@@ -3,6 +3,9 @@
 Chosen by VERL_PLATFORM=agpo_cpu and never by itself. It must be registered before anything else of verl is imported.
 """
 
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
+
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager

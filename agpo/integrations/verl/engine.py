@@ -1,9 +1,12 @@
 """The loss of a micro-batch in our own functions, and the clip over a whole mini-batch, in verl's training engine.
 
-verl's engines share `BaseEngine.train_batch`: zero the gradient, forward and backward all micro-batches, step. The mixin
-puts the decision between the last backward pass and the step. Sums of loss are float64 and all-reduced over the data
-parallel group, so that every rank decides alike.
+verl's engines share `BaseEngine.train_batch`: zero the gradient, forward and backward all micro-batches, step. The
+mixin puts the decision between the last backward pass and the step. Sums of loss are float64 and all-reduced over the
+data parallel group, so that every rank decides alike.
 """
+
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
 
 import math
 from collections.abc import Callable
@@ -62,7 +65,8 @@ class ClippedEngine:
         outputs = self.forward_backward_batch(data, part, forward_only=False)
         total = sums.to(get_device_id())
         dist.all_reduce(total, group=group)
-        decision = clip_decision(*total.tolist(), self.objective)
+        value, magnitude = total.tolist()
+        decision = clip_decision(value, magnitude, self.objective)
         grad_norm, stepped = 0.0, False
         if math.isnan(decision.scale) or decision.scale == 0.0:
             self.optimizer_zero_grad()

@@ -1,4 +1,4 @@
-"""What is refused at the start, before anything is loaded: settings under which the update would not be what it says."""
+"""What is refused at the start, before anything is loaded: settings under which an update is not what it says."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -20,7 +20,9 @@ def check_version(found: str | None = None) -> None:
                 "python of an environment that has it."
             ) from None
     if found != VERL_VERSION:
-        raise UserError(f"verl {found} is installed; the plugin is for verl {VERL_VERSION}: pip install verl=={VERL_VERSION}.")
+        raise UserError(
+            f"verl {found} is installed; the plugin is for verl {VERL_VERSION}: pip install verl=={VERL_VERSION}."
+        )
 
 
 def check_objective(objective: Objective) -> None:
@@ -35,7 +37,9 @@ def check_objective(objective: Objective) -> None:
     for knob, (value, reason, matters) in wanted.items():
         found = getattr(objective, knob)
         if matters and found != value:
-            raise UserError(f"objective.{knob}={found} is not supported on verl ({reason}). Set {value}, or train natively.")
+            raise UserError(
+                f"objective.{knob}={found} is not supported on verl ({reason}). Set {value}, or train natively."
+            )
     if objective.masked_groups == "resample":
         raise UserError(
             "objective.masked_groups=resample is not supported on verl: its own algorithm.filter_groups draws other "
@@ -51,7 +55,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     allowed = ("fsdp2",) if device == "cpu" else ("fsdp2", "fsdp")
     if strategy not in allowed:
         raise UserError(
-            f"actor_rollout_ref.actor.strategy={strategy} is not tested with the plugin: its engine may step by itself, "
+            f"actor_rollout_ref.actor.strategy={strategy} is not tested with the plugin: its engine may step itself, "
             f"and with pipeline stages not every rank sees the loss. Use {' or '.join(allowed)}."
         )
     equal = {
@@ -104,15 +108,17 @@ def check_config(config: Mapping[str, Any]) -> None:
     prompts, part = config["data"]["train_batch_size"], actor["ppo_mini_batch_size"]
     if prompts % part:
         raise UserError(
-            f"data.train_batch_size={prompts} must be a multiple of actor_rollout_ref.actor.ppo_mini_batch_size={part}: "
-            "mini-batches are made of whole groups."
+            f"data.train_batch_size={prompts} must be a multiple of "
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={part}: mini-batches are made of whole groups."
         )
     if rollout["n"] < 2:
-        raise UserError(f"actor_rollout_ref.rollout.n={rollout['n']}: an advantage relative to the group needs two samples.")
+        raise UserError(
+            f"actor_rollout_ref.rollout.n={rollout['n']}: an advantage relative to the group needs two samples."
+        )
 
 
 def check_engine(engine: type, base: type) -> None:
-    """The clip goes between verl's backward and its step; an engine with a training step of its own would pass it by."""
+    """The clip goes between verl's backward and its step; an engine with a training step of its own would miss it."""
     own = next(cls for cls in engine.__mro__ if "train_batch" in vars(cls))
     if own is not base:
         raise UserError(

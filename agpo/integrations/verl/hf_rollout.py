@@ -3,6 +3,9 @@
 A replica has one server, a named Ray actor with a copy of the model; the adapter in the training worker pushes weights.
 """
 
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
+
 import asyncio
 import os
 from collections.abc import Iterable
@@ -50,7 +53,9 @@ class HFServer:
         self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
     ) -> TokenOutput:
         future: asyncio.Future[TokenOutput] = asyncio.get_running_loop().create_future()
-        how = tuple(sampling_params.get(name, off) for name, off in (("temperature", 1.0), ("top_p", 1.0), ("top_k", -1)))
+        how = tuple(
+            sampling_params.get(name, off) for name, off in (("temperature", 1.0), ("top_p", 1.0), ("top_k", -1))
+        )
         self.waiting.append((list(prompt_ids), how, future))
         if self.task is None or self.task.done():
             self.task = asyncio.create_task(self._work())
@@ -137,7 +142,9 @@ class HFReplica(RolloutReplica):
         name = server_name(self.replica_rank)
         options = {"name": name, "num_cpus": 0, "max_concurrency": self.max_concurrency}
         seed = self.config.seed + self.replica_rank
-        server = ray.remote(HFServer).options(**options).remote(self.model_config.path, self.config.response_length, seed)
+        server = (
+            ray.remote(HFServer).options(**options).remote(self.model_config.path, self.config.response_length, seed)
+        )
         await server.wake_up.remote()  # its model is loaded
         self.servers, self._server_handle, self._server_address = [server], server, name
 

@@ -7,20 +7,22 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agpo.config import TrainConfig
-from agpo.integrations.verl.launch import config_of, find_run, read_launch
+from agpo.integrations.verl.launch import config_of, find_run, last_checkpoint, numbered, read_launch
 from agpo.setup import curation_run, recorded
 from evals.console import make_console
 from evals.errors import command
 from evals.store import SampleRow, Status, Store
 
 OURS = (
-    "reward/", "tokens/", "samples/", "groups/", "loss/", "clip/", "updates/", "saved/", "mismatch/", "entropy", "grad_norm"
+    "reward/", "tokens/", "samples/", "groups/", "loss/", "clip/", "updates/", "saved/", "mismatch/", "entropy",
+    "grad_norm",
 )  # fmt: skip
 """beginnings of the names that `measure` and the trainer write, which are those of a native run"""
 
@@ -48,20 +50,17 @@ def import_run(run: Path, store: Store, status: Status | None = None) -> Importe
     metrics = read_metrics(run)
     for step, values in sorted(metrics.items()):
         store.log_metrics(run_id, step, named(values, config))
-    count = 0
-    for path in numbered(run / "samples"):
-        rows = [train_row(line, run_id) for line in lines(path)]
-        store.log_samples(run_id, rows)
-        count += len(rows)
-    for path in numbered(run / "validation"):
-        rows = [validation_row(line, run_id) for line in in_order(lines(path))]
-        store.log_samples(run_id, rows)
-        count += len(rows)
-        store.log_metrics(run_id, int(path.stem), mean_tokens(rows, config))
+    with unseen(run, run_id) as new:
+        for path in new("samples"):
+            store.log_samples(run_id, [train_row(line, run_id) for line in lines(path)])
+        for path in new("validation"):
+            rows = [validation_row(line, run_id) for line in in_order(lines(path))]
+            store.log_samples(run_id, rows)
+            store.log_metrics(run_id, int(path.stem), mean_tokens(rows, config))
     saved = export_checkpoints(run, run_id, config, store)
     if status is not None:
         store.finish_run(run_id, status)
-    return Imported(run_id, sum(step > 0 for step in metrics), count, saved)
+    return Imported(run_id, sum(step > 0 for step in metrics), store.find_run(run_id).samples, saved)
 
 
 def run_in(store: Store, run: Path, config: TrainConfig, written: dict[str, Any]) -> str:
@@ -84,17 +83,31 @@ def run_in(store: Store, run: Path, config: TrainConfig, written: dict[str, Any]
     return run_id
 
 
+@contextmanager
+def unseen(run: Path, run_id: str) -> Iterator[Callable[[str], Iterator[Path]]]:
+    """What gives the <step>.jsonl files of a folder that are new, or have changed, since the last look for this run."""
+    record = run / "imported.json"
+    known: dict[str, dict[str, str]] = json.loads(record.read_text()) if record.is_file() else {}
+    seen = known.setdefault(run_id, {})
+
+    def new(folder: str) -> Iterator[Path]:
+        for path in numbered(run / folder):
+            stat, name = path.stat(), f"{folder}/{path.name}"
+            mark = f"{stat.st_size} {stat.st_mtime_ns}"
+            if seen.get(name) != mark:
+                yield path
+                seen[name] = mark  # as it was before it was read
+
+    yield new
+    record.write_text(json.dumps(known))
+
+
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """JSON objects of a file that may still be written: a last line that is not whole is left for the next look."""
     with path.open(encoding="utf-8") as file:
         for text in file:
             if text.endswith("\n"):
                 yield json.loads(text)
-
-
-def numbered(folder: Path) -> list[Path]:
-    """<step>.jsonl files in order."""
-    return sorted((path for path in folder.glob("*.jsonl") if path.stem.isdigit()), key=lambda path: int(path.stem))
 
 
 def read_metrics(run: Path) -> dict[int, dict[str, float]]:
@@ -204,8 +217,7 @@ def export_checkpoints(run: Path, run_id: str, config: TrainConfig, store: Store
         if link.is_symlink() and not link.exists():  # verl keeps the latest ones only
             link.unlink()
             store.remove_artifacts(run_id, [link])
-    count, latest = 0, folder / "latest_checkpointed_iteration.txt"
-    whole = int(latest.read_text()) if latest.is_file() else 0  # a later one is still being written
+    count, whole = 0, last_checkpoint(run)  # a later one is still being written
     known = {artifact.path for artifact in store.artifacts(run_id)}
     for saved in folder.glob("global_step_*"):
         step, model = int(saved.name.removeprefix("global_step_")), saved / "actor" / "huggingface"
@@ -238,7 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", help="the run's folder, runs/verl-...")
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
-    parser.add_argument("--status", choices=("done", "failed", "interrupted"), help="how it ended; default: by its steps")
+    parser.add_argument(
+        "--status", choices=("done", "failed", "interrupted"), help="how it ended; default: by its steps"
+    )
     args = parser.parse_args(argv)
     run = find_run(args.run)
     status = args.status

@@ -71,7 +71,7 @@ def check_keys(config: TrainConfig, *, rehearse: bool) -> None:
     if not rehearse and config.update.micro_batch_tokens < longest:
         raise UserError(
             f"update.micro_batch_tokens={config.update.micro_batch_tokens}: verl does not cut a sequence, and one may "
-            f"have {longest} tokens ({MAX_PROMPT_TOKENS} of the prompt + rollout.max_tokens). Raise it to that at least."
+            f"have {longest} tokens ({MAX_PROMPT_TOKENS} of the prompt + rollout.max_tokens). Raise it to that."
         )
     check_objective(objective_of(config.objective))
 
@@ -186,6 +186,7 @@ def on_a_cpu(ranks: int) -> dict[str, Any]:
     """What makes a laptop do: one process where a cluster has many, no compilation, places instead of GPUs."""
     return {
         "trainer.device": "cpu",
+        "trainer.ray_wait_register_center_timeout": 1800,
         "trainer.n_gpus_per_node": ranks,
         "ray_kwargs.ray_init.num_cpus": 32,
         "+ray_kwargs.ray_init.num_gpus": ranks,

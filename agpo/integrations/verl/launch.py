@@ -18,10 +18,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -31,7 +32,10 @@ from agpo.integrations.verl import CPU
 from agpo.integrations.verl.keys import as_hydra, overrides
 from evals.errors import UserError
 from evals.items import Item
-from evals.prompts import PRESETS, words
+from evals.prompts import words
+
+if TYPE_CHECKING:
+    from evals.store import Status, Store
 
 PYTHON_VARIABLE = "AGPO_VERL_PYTHON"
 STOP_SECONDS = 120
@@ -80,6 +84,8 @@ def launch(args: argparse.Namespace, console: Console) -> int:
         run = find_run(args.resume)
         if args.overrides or args.recipe:
             raise UserError("--resume goes on with the configuration of the run; only --verl KEY=VALUE may be added.")
+        with open_store(args.store) as store:
+            rewind(run, store)
         return drive(run, read_launch(run), args, console)
     given = [*REHEARSAL, *args.overrides] if args.rehearse else args.overrides
     config = load_config(args.recipe or "qwen2.5-7b-math", given)
@@ -122,6 +128,7 @@ def environment_of(rehearse: bool) -> dict[str, str]:
             "VERL_PLATFORM": CPU,
             "OMP_NUM_THREADS": "1",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_worker_niceness": "0",  # 15 by default: on a laptop that does something else workers would starve
             "RAY_memory_usage_threshold": "0.99",  # Ray would kill our workers for what others have taken
         }
     return variables
@@ -178,12 +185,12 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def rehearsal_model(folder: str, out: Path) -> Path:
-    """The tiny model with the token that verl's agent loop wants of Qwen's tokenizers, and that nothing here uses."""
+    """The tiny model with two tokens that verl's agent loop wants of Qwen's tokenizers, and that nothing here uses."""
     from transformers import AutoTokenizer
 
     shutil.copytree(folder, out)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    tokenizer.add_tokens(["<|im_end|>", "\n"])
     tokenizer.save_pretrained(out)
     return out
 
@@ -202,6 +209,30 @@ def read_launch(run: Path) -> dict[str, Any]:
 def config_of(run: Path) -> TrainConfig:
     """The recipe that a run was started with."""
     return make_config(yaml.safe_load((run / "config.yaml").read_text()), str(run / "config.yaml"))
+
+
+def numbered(folder: Path) -> list[Path]:
+    """<step>.jsonl files in order."""
+    return sorted((path for path in folder.glob("*.jsonl") if path.stem.isdigit()), key=lambda path: int(path.stem))
+
+
+def last_checkpoint(run: Path) -> int:
+    """The step of the last whole checkpoint, 0 where there is none."""
+    latest = run / "checkpoints" / "latest_checkpointed_iteration.txt"
+    return int(latest.read_text()) if latest.is_file() else 0
+
+
+def rewind(run: Path, store: "Store | None") -> None:
+    """Forget what came after the last checkpoint, which a start from it makes again: in the folder and in the store."""
+    step = last_checkpoint(run)
+    for path in [*numbered(run / "samples"), *numbered(run / "validation")]:
+        if int(path.stem) > step:
+            path.unlink()
+    known = read_launch(run).get("runs", {}).get(str(store))
+    if store is not None and known:
+        if store.find_run(known).status != "running":
+            store.resume_run(known)
+        store.truncate(known, step)
 
 
 def drive(run: Path, written: Mapping[str, Any], args: argparse.Namespace, console: Console) -> int:
@@ -244,20 +275,32 @@ def wait(process: "subprocess.Popen[bytes]", run: Path, store: str | None) -> in
                 fetch(run, store, None, None)
 
 
-def fetch(run: Path, store: str | None, status: str | None, console: Console | None) -> None:
+def fetch(run: Path, store: str | None, status: "Status | None", console: Console | None) -> None:
     """Import the results. Where the store's packages are missing here, say how to do it elsewhere."""
-    try:
-        from agpo.integrations.verl.import_run import import_run
-        from evals.store import Store
-    except ModuleNotFoundError as e:
-        if console is not None:
+    with open_store(store) as opened:
+        if opened is not None:
+            from agpo.integrations.verl.import_run import import_run
+
+            found = import_run(run, opened, status)
+            if console is not None:
+                console.print(f"store       {opened}, run {found.run}: {found}", markup=False, highlight=False)
+        elif console is not None:
             console.print(
-                f"results are not imported: this environment has no {e.name}. Where agpo is installed in full: python -m "
-                f"agpo.integrations.verl.import_run {run}",
+                "results are not imported: SQLAlchemy or alembic is missing here. Where agpo is installed in full: "
+                f"python -m agpo.integrations.verl.import_run {run}",
                 markup=False,
             )
+
+
+@contextmanager
+def open_store(url: str | None) -> "Iterator[Store | None]":
+    """The results store, None in an environment without its packages."""
+    try:
+        from evals.store import Store
+    except ModuleNotFoundError as e:
+        if (e.name or "").split(".")[0] not in ("sqlalchemy", "alembic"):
+            raise
+        yield None
         return
-    with Store.open(store) as opened:
-        found = import_run(run, opened, status)
-        if console is not None:
-            console.print(f"store       {opened}, run {found.run}: {found}", markup=False, highlight=False)
+    with Store.open(url) as opened:
+        yield opened

@@ -1,5 +1,8 @@
 """Is the plugin there? Asserted in the driver and in every worker, with the reason where it is not."""
 
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
+
 import importlib
 import importlib.metadata
 import os

@@ -1,8 +1,8 @@
 """verl's custom reward function with our graders: `reward.custom_reward_function.path=pkg://agpo.integrations.verl.reward`.
 
 A verdict that a grader could not give is a score of NaN, which the trainer takes for "not scorable": the sample is left
-out of its group and counted. It is never 0, which would be a wrong answer. (An exception here would do as well: verl then
-has no such sample. But its tokens would be lost, and with them the chance to look at it.)
+out of its group and counted. It is never 0, which would be a wrong answer. An exception here would do as well, verl
+then has no such sample; but its tokens would be lost, and with them the chance to look at it.
 """
 
 import threading
@@ -32,7 +32,6 @@ def compute_score(
     grader: str = "math",
     span: tuple[float, float] = (0.0, 1.0),
     benches: dict[str, str] | None = None,
-    opened: str = "",
     **_: Any,
 ) -> dict[str, Any]:
     """{"score", "outcome", "path", "answer", "item"} of one response. Called by verl in threads of its own.
@@ -40,14 +39,13 @@ def compute_score(
     Args:
         grader: name of a grader, or `module:function` of one's own with numbers in `span`.
         benches: grader by `data_source`, for validation on benchmarks.
-        opened: what the chat template has already written of the answer ("<think>\\n"), see `opened_thoughts`.
     """
     info = dict(extra_info or {})
     name = str(info.get("id", info.get("index", ""))) or item_id(solution_str)
     item = Item(name, str(info.get("problem", "")), str(ground_truth), info)
     with _lock:
         opened_grader = _grader((benches or {}).get(data_source, grader), *map(float, span))
-    future = opened_grader.submit(opened + solution_str, item)
+    future = opened_grader.submit(solution_str, item)
     opened_grader.flush()
     verdict = future.result()
     score = float("nan") if verdict.reward is None else float(verdict.reward)
@@ -57,4 +55,5 @@ def compute_score(
         "path": verdict.path,
         "answer": verdict.answer or "",
         "item": name,
+        "bench": data_source,
     }

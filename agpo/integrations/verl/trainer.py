@@ -1,9 +1,12 @@
 """verl's synchronous trainer with our plan between sampling and the update.
 
 What a step does differently: rewards are read before anything is computed; rows without a gradient (masked groups, rows
-with A = 0, mini-batches that the clip drops at ratio 1) leave the batch before the old log-probabilities and the update;
-mini-batches are whole groups; advantages and weights are ours. Everything sampled is in the metrics and the store.
+with A = 0, mini-batches that the clip drops at ratio 1) leave the batch before the old log-probabilities and the
+update; mini-batches are whole groups; advantages and weights are ours. Everything sampled is in metrics and store.
 """
+
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
 
 import json
 import math
@@ -43,6 +46,11 @@ class BoundedReplayBuffer(ReplayBuffer):
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
         self._since = time.monotonic()
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
+        if not batch.keys:
+            raise RuntimeError(
+                f"no rollout of the {batch_size} prompts of this step ({partition_id}) has succeeded. The errors are "
+                "above in this log, as `Error in _run_prompt`."
+            )
         self.response_tokens = {key: tag["response_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)}
         return batch, metrics
 
@@ -78,9 +86,8 @@ class ClippedTrainer(PPOTrainerSync):
         actor = config.actor_rollout_ref.actor
         self.minibatches = config.data.train_batch_size // actor.ppo_mini_batch_size
         self.multiple = 1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
-        self.half = plain["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"] is None or (
-            plain["actor_rollout_ref"]["actor"]["fsdp_config"]["mixed_precision"]["param_dtype"] != "fp32"
-        )
+        mixed = plain["actor_rollout_ref"]["actor"]["fsdp_config"].get("mixed_precision") or {}
+        self.dtype = torch.float32 if mixed.get("param_dtype") == "fp32" else torch.bfloat16  # verl's default
         self.refused = 0
         self._sampled: Sampled | None = None
         self._pads: list[str] = []
@@ -172,8 +179,7 @@ class ClippedTrainer(PPOTrainerSync):
         if self.config.actor_rollout_ref.rollout.calculate_log_probs:
             gap = measure_gap(batch)
             metrics.update({"mismatch/gap_mean": gap[0], "mismatch/gap_max": gap[1]})
-            dtype = torch.bfloat16 if self.half else torch.float32
-            check_gap(gap, dtype, float(self.section.get("max_gap") or 0.0))
+            check_gap(gap, self.dtype, float(self.section.get("max_gap") or 0.0))
         return batch
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
@@ -227,7 +233,9 @@ class ClippedTrainer(PPOTrainerSync):
     def _val_metrics_update(self, data_sources: Any, sample_uids: Any, infos: Any, turns: Any, **kwargs: Any) -> Any:
         """verl's, on the answers that could be graded; the others are counted."""
         scorable = [i for i, reward in enumerate(infos["reward"]) if not math.isnan(reward)]
-        kept = {name: [values[i] for i in scorable] for name, values in infos.items() if len(values) == len(sample_uids)}
+        kept = {
+            name: [values[i] for i in scorable] for name, values in infos.items() if len(values) == len(sample_uids)
+        }
         sources, uids = [data_sources[i] for i in scorable], [sample_uids[i] for i in scorable]
         metrics = super()._val_metrics_update(sources, uids, kept, turns, **kwargs)
         return {**metrics, "val-aux/unscored": len(sample_uids) - len(scorable)}
@@ -276,9 +284,7 @@ def put_advantages(batch: KVBatchMeta, plan: Plan, lengths: list[int]) -> None:
         "advantages": over_tokens,
         "returns": over_tokens,
     }
-    tq.kv_batch_put(
-        keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch))
-    )
+    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch)))
 
 
 def measure_gap(batch: KVBatchMeta) -> tuple[float, float]:
@@ -287,5 +293,3 @@ def measure_gap(batch: KVBatchMeta) -> tuple[float, float]:
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
     seen = data["response_mask"].values().bool()
     return logp_gap(data["rollout_log_probs"].values()[seen], data["old_log_probs"].values()[seen])
-
-

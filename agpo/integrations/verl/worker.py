@@ -1,5 +1,8 @@
 """verl's actor worker with the clipped engine, and mini-batches of the sizes that the trainer planned."""
 
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -14,7 +14,6 @@ const KINDS = {
   alike: ["alike", "right as often in both, but not always"],
   unscored: ["not scored", "one of the two has no scorable sample"],
 };
-const RESAMPLES = 10_000;
 const SHOWN = 200; // problems listed at once
 const state = { a: -1, b: -1, kind: "better", item: null, view: "changes", shown: SHOWN };
 
@@ -78,34 +77,32 @@ function compared() {
   return found;
 }
 
-/** [mean, low, high] of the paired differences: percentile bootstrap over problems, as evals.stats.paired does it. */
-export function pairedInterval(differences) {
-  const n = differences.length;
+/**
+ * [b - a, its 95 % interval] of two columns of problem means, as evals.stats.paired has it: Bonett and Price (2012) for
+ * one 0/1 sample each, else Student's. `student`: quantiles for 1, 2, ... degrees of freedom, the last for all beyond.
+ */
+export function pairedInterval(a, b, student) {
+  const n = a.length;
+  const differences = b.map((x, i) => x - a[i]);
   const mean = differences.reduce((sum, d) => sum + d, 0) / n;
   if (n < 2) return [mean, NaN, NaN];
-  let seed = 2503;
-  const random = () => { // mulberry32: the same numbers at every visit
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-  const resamples = Math.max(1000, Math.min(RESAMPLES, Math.floor(2e7 / n)));
-  const means = new Float64Array(resamples);
-  for (let k = 0; k < resamples; k++) {
-    let sum = 0;
-    for (let i = 0; i < n; i++) sum += differences[(random() * n) | 0];
-    means[k] = sum / n;
+  const error = Math.sqrt(differences.reduce((sum, d) => sum + (d - mean) ** 2, 0) / (n - 1) / n);
+  const single = [...a, ...b].every((x) => x === 0 || x === 1);
+  const within = (x) => (Math.abs(mean) <= 1 ? Math.min(1, Math.max(-1, x)) : x);
+  if (!single && error > 0) {
+    const half = student[Math.min(n - 1, student.length) - 1] * error;
+    return [mean, within(mean - half), within(mean + half)];
   }
-  means.sort();
-  const at = (q) => means[Math.min(resamples - 1, Math.max(0, Math.round(q * (resamples - 1))))];
-  return [mean, at(0.025), at(0.975)];
+  const [up, down] = [1, -1].map((sign) => differences.filter((d) => sign * d > 0).length + 1);
+  const centre = (up - down) / (n + 2);
+  const half = 1.959964 * Math.sqrt(((up + down) / (n + 2) - centre ** 2) / (n + 2));
+  return [mean, within(centre - half), within(centre + half)];
 }
 
 function words(problems) {
   const scored = problems.filter((p) => p.a !== null && p.b !== null);
   if (scored.length < 2) return "Too few problems in common for a comparison.";
-  const [mean, low, high] = pairedInterval(scored.map((p) => p.b - p.a)).map((x) => 100 * x);
+  const [mean, low, high] = pairedInterval(scored.map((p) => p.a), scored.map((p) => p.b), data.student).map((x) => 100 * x);
   const range = `95 %: ${signed(low, 1)} to ${signed(high, 1)}`;
   const on = `on the ${plural(scored.length, "problem")} of this page that both have`;
   if (problems.every((p) => p.a === p.b)) return `A and B do exactly alike ${on}.`;

@@ -47,8 +47,9 @@ function build(into) {
   };
   parts.list = h("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": "Samples", onscroll: () => requestAnimationFrame(drawRows), onkeydown: listKey }, parts.space);
   parts.layout = h("div", { class: "browser" }, h("div", { class: "list-side" }, parts.count, parts.list), parts.detail);
-  const partial = data.rows < data.parts.reduce((sum, part) => sum + part.samples, 0);
-  into.replaceChildren(parts.filters, ...(partial ? [h("p", { class: "foot partial" }, byId("left-out").textContent)] : []), parts.layout);
+  const stored = data.parts.reduce((sum, part) => sum + part.samples, 0);
+  const partial = h("details", { class: "partial" }, h("summary", null, `${integer(data.rows)} of ${integer(stored)} samples are in this page`), h("p", null, byId("left-out").textContent));
+  into.replaceChildren(...[parts.filters, data.rows < stored && partial, parts.layout].filter(Boolean));
   parts.detail.replaceChildren(placeholder());
   new ResizeObserver(drawRows).observe(parts.list);
 }
