@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
     verdicts = [judge(sides[0], b, columns_a, b.read(store)) for b in sides[1:]]
     adjusted = holm([v.comparison.test.p for v in verdicts])
     for warning in warnings(sides):
-        console.print(warning, style="bold yellow", highlight=False, markup=False)
+        console.print(warning, style="bold yellow", highlight=False, markup=False, soft_wrap=True)
     if len(verdicts) == 1:
         lines = words(verdicts[0])
     else:
@@ -208,7 +208,7 @@ def verdict(c: Comparison, other: str = "", p: float | None = None) -> str:
     # the test is exact, the interval an approximation: they may part near the border
     if p is None and not math.isnan(d.low) and (d.low > 0 or d.high < 0) != found:
         conclusion += f" (on the border: the interval {'has' if found else 'leaves out'} 0)"
-    return f"{said}{interval}, p = {_p(p_shown)} ({how}): {conclusion}"
+    return f"{said}{interval}, p {_p(p_shown)} ({how}): {conclusion}"
 
 
 def tokens_words(v: Verdict, name_a: str, name_b: str) -> str:
@@ -231,11 +231,16 @@ def family_words(verdicts: Sequence[Verdict], adjusted: Sequence[float]) -> list
     found = [v for v, p in zip(verdicts, adjusted, strict=True) if p < SIGNIFICANT]
     better = [v for v in found if v.comparison.difference.value > 0]
     worse = [v for v in found if v.comparison.difference.value < 0]
+    names = [v.b.name for v in verdicts]
+
+    def named(v: Verdict) -> str:
+        return v.b.name if names.count(v.b.name) == 1 and v.b.name != v.a.name else v.b.label
+
     said = [f"A is {first.a.label} with {_percent(first.comparison.a)} % on {first.a.bench}."]
     said += [line for v in verdicts for line in _left_out(v)]
     for group, word in ((better, "better"), (worse, "worse")):
         if group:
-            said.append(f"Distinguishably {word} than A after Holm's correction: {', '.join(v.b.name for v in group)}.")
+            said.append(f"Distinguishably {word} than A after Holm's correction: {', '.join(named(v) for v in group)}.")
     if not found:
         said.append(f"None of the {len(verdicts)} is distinguishable from A after Holm's correction.")
     said.append(
@@ -261,7 +266,7 @@ def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console:
                 f"{_points(c.difference.low)} to {_points(c.difference.high)}"
                 if not math.isnan(c.difference.low)
                 else "",
-                _p(p) + (" *" if p < SIGNIFICANT else ""),
+                _p(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""),
                 f"{c.worse} / {c.better}",
                 f"{100 * c.detectable:.1f}" if c.detectable > 0 else "",
                 f"{v.summary_b.tokens_mean:.0f}",
@@ -317,4 +322,4 @@ def _points(share: float, plus: bool = False) -> str:
 
 
 def _p(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+    return "< 0.0001" if p < 0.0001 else f"= {p:.4f}" if p < 0.01 else f"= {p:.2f}"

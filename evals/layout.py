@@ -56,7 +56,7 @@ def latex(grid: Grid) -> str:
         return " & ".join("".join(LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
 
     blocks = ("\n".join(map(row, block)) for block in grid.blocks)
-    caption = row([" ".join([grid.caption, *grid.notes])]).removesuffix(r" \\")
+    caption = row([". ".join([grid.caption, *(note.removesuffix(".") for note in grid.notes)])]).removesuffix(r" \\")
     return "\n".join(
         [
             r"\begin{table}",

@@ -5,10 +5,11 @@ Table 1: Pass@1. Table 2: response tokens. Table 3: programs, under both rules o
 
 import argparse
 import csv
+import hashlib
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -54,6 +55,8 @@ class Result:
     """One evaluation."""
 
     total: Summary
+    problems: str
+    """a hash of their names"""
     rules: Mapping[str, Summary] = field(default_factory=dict)
     """of programs: the rule of comparison -> all of it under that rule"""
     groups: Mapping[str, Summary] = field(default_factory=dict)
@@ -108,18 +111,26 @@ def _estimate(s: Summary, quantity: str) -> Estimate:
 
 def rows(store: Store, bench: str | None = None) -> list[Row]:
     """The lines of the tables, from every eval run with completions. One run's samples are read at a time."""
-    groups: dict[tuple[str, str, str, str, str], list[Result]] = {}
+    groups: dict[tuple[str, str, str, str, str], dict[str, list[Result]]] = {}
     for run in store.runs("eval", name=bench):
         for one in measured(store, run) if run.samples else []:
             result = _result(store, one)
-            problems = result.total.problems
-            size = f"{problems} problems x {result.total.samples / problems:.3g}"
+            size = f"{result.total.problems} problems x {result.total.samples / result.total.problems:.3g}"
             size += f", step {one.step}" if one.step else ""  # checkpoints of a run are not its seeds
             told = [text.format(run.config[k]) for k, text in SETTINGS.items() if run.config.get(k) is not None]
             status = "" if run.status == "done" else run.status
             key = (one.bench, one.model, one.method, ", ".join([size, *told]), status)
-            groups.setdefault(key, []).append(result)
-    return [Row(*key, tuple(groups[key])) for key in sorted(groups, key=_order)]
+            groups.setdefault(key, {}).setdefault(result.problems, []).append(result)
+    found = []
+    for bench, model, method, setting, status in sorted(groups, key=_order):
+        parts = groups[bench, model, method, setting, status]
+        for (
+            problems,
+            results,
+        ) in parts.items():  # --limit with other seeds: other problems, whose mean would mix the two
+            which = f", problems {problems[:6]}" if len(parts) > 1 else ""
+            found.append(Row(bench, model, method, setting + which, status, tuple(results)))
+    return found
 
 
 def _order(key: tuple[str, str, str, str, str]) -> tuple[Any, ...]:
@@ -135,9 +146,15 @@ def _result(store: Store, one: Measured) -> Result:
     where = {"split": one.split, "step": one.step}
     first = next(store.outcomes(one.run.id, **where))
     if not any(rule in first.meta for rule in RULES):
-        return Result(summarise(one.read(store)))
+        columns = one.read(store)
+        return Result(summarise(columns), _names_hash(columns.items))
     outcomes = list(store.outcomes(one.run.id, **where))
-    return Result(summarise(outcomes), {rule: summarise(under(rule, outcomes)) for rule in RULES}, by(outcomes, GROUP))
+    rules = {rule: summarise(under(rule, outcomes)) for rule in RULES}
+    return Result(summarise(outcomes), _names_hash({row.item for row in outcomes}), rules, by(outcomes, GROUP))
+
+
+def _names_hash(items: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(items)).encode()).hexdigest()
 
 
 def tables(

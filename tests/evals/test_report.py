@@ -261,3 +261,18 @@ def test_a_benchmark_that_nothing_was_measured_on(capsys, path):
     with Store.open(path) as store:
         add_eval(store, [1.0, 0.0])
     assert "No evaluation on aime24 has completions" in report(capsys, path, "tables", "--bench", "aime24")
+
+
+def test_runs_on_other_problems_are_not_averaged(path):
+    """`--limit` draws other problems under another seed."""
+    with Store.open(path) as store:
+        for seed in (0, 1):
+            run_id = store.start_run("eval", "b", method="agpo", model="m", seed=seed, config={})
+            store.log_samples(run_id, [
+                SampleRow("b", f"i{i + seed}", 0, 0, "p", "r", (1,), None, "stop", "right", "", "1", "1", 1.0, 0, 0.1)
+                for i in range(3)
+            ])  # fmt: skip
+            store.finish_run(run_id, "done")
+        found = rows(store)
+    assert [len(row.results) for row in found] == [1, 1]
+    assert len({row.setting for row in found}) == 2
