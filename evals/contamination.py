@@ -82,7 +82,7 @@ def training_notes(training: Mapping[str, Any], items: Sequence[Item]) -> list[s
     if path in ("", "arith", "arith_long"):
         return []
     try:
-        trained = list(_trained(path, training.get("prompt_column") or "prompt"))
+        trained = list(training_items(path, training.get("prompt_column") or "prompt"))
     except UserError as e:
         return [f"warning: whether the training data holds these problems could not be checked: {e}"]
     said = []
@@ -136,7 +136,7 @@ def overlap(items: Sequence[Item], trained: Iterable[Item]) -> dict[str, str]:
     return found
 
 
-def _trained(path: str, column: str) -> Iterator[Item]:
+def training_items(path: str, column: str = "prompt") -> Iterator[Item]:
     """The problems of a training file, without their answers: tests can be megabytes each."""
     for number, row in enumerate(read_rows(path)):
         asked = row.get(column)

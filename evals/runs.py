@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
 
 from evals.layout import duration, print_table, short
-from evals.stats import summarise
+from evals.measured import measured
+from evals.run_statistics import print_statistics
 from evals.store import Kind, RunRow, Store
 
 
@@ -27,7 +29,13 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         "show", parents=[shared], help="one run in full: configuration, versions, metrics, files"
     )
     parser.add_argument("wanted", metavar="run", help="its id, the beginning of its id, its name, or a tag")
-    parser.set_defaults(run=lambda arguments, store, console: show(store, arguments.wanted, console))
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="PATH",
+        help="of the model's training data (or its folder, or train.parquet): accuracy on problems in it and on others",
+    )
+    parser.set_defaults(run=lambda a, store, console: show(store, a.wanted, console, a.manifest))
 
 
 def list_runs(store: Store, console: Console, status: str | None = None, **only: Any) -> None:
@@ -66,8 +74,11 @@ def list_runs(store: Store, console: Console, status: str | None = None, **only:
         console.print("[dim]dead: it was running when its process was killed; it can be resumed.[/]")
 
 
-def show(store: Store, wanted: str, console: Console) -> None:
-    """Print all there is to know of one run."""
+def show(store: Store, wanted: str, console: Console, training: Path | None = None) -> None:
+    """Print all there is to know of one run; of those that a training run makes, its last evaluation.
+
+    training: data to split an evaluation's problems by, as `evals.overlap.overlap` takes it.
+    """
     run = store.find_run(wanted)
     took = "" if run.finished is None else f", took {duration((run.finished - run.started).total_seconds())}"
     facts = {
@@ -91,8 +102,9 @@ def show(store: Store, wanted: str, console: Console) -> None:
             console.print(f"{name:<12} {value}", markup=False, highlight=False)
     console.print("config", markup=False)
     console.print(json.dumps(run.config, indent=2), markup=False, highlight=False)
-    if run.kind == "eval" and run.samples:
-        console.print(summarise(store.outcomes(run.id)).line(), markup=False, highlight=False)
+    if run.samples and run.kind != "curation":
+        for one in measured(store, run) if run.kind == "eval" else measured(store, run)[-1:]:
+            print_statistics(store, one, console, training)
     _show_metrics(store, run, console)
     for artifact in store.artifacts(run.id):
         text = f"{artifact.kind:<12} {artifact.path}  sha256 {artifact.sha256[:16]}"

@@ -160,7 +160,7 @@ def test_runs_without_evaluation_and_a_running_one(capsys, path):
 def test_show_an_evaluation(capsys, path):
     with Store.open(path) as store:
         run_id = add_eval(store, [1.0, 0.0])
-    assert "Pass@1 50.0 %" in report(capsys, path, "show", run_id)
+    assert "50.0 9.5 to 90.5" in " ".join(report(capsys, path, "show", run_id).split())
 
 
 def test_mistakes_end_with_one_message(capsys, path, tmp_path):

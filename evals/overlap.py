@@ -1,0 +1,95 @@
+"""Of an evaluation in the store: accuracy on the problems that are in a training set, and on the rest."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from evals import contamination
+from evals.database import prompts_table, samples_table
+from evals.errors import UserError
+from evals.items import Item
+from evals.measured import Measured
+from evals.stats import Columns, Summary, summarise
+from evals.store import Store
+
+COMMON = 0.2
+"""of all prompts: words in a row that more of them share are a template's, not a problem's"""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """An evaluation split by what the model was trained on."""
+
+    path: Path
+    seen: dict[str, str]
+    """problem -> why it counts as seen"""
+    on_seen: Summary
+    on_rest: Summary
+
+
+def overlap(store: Store, one: Measured, columns: Columns, training: Path) -> Overlap:
+    """training: train.parquet of `data_curation.build` (or any file of problems), its folder, or its manifest.json.
+
+    A problem counts as seen when a training problem has its id or title, or half of its 13-grams
+    (`evals.contamination.overlap`). Raises UserError for a file that cannot be read.
+    """
+    path = training_file(training)
+    seen = contamination.overlap(problems(store, one), contamination.training_items(str(path)))
+    rest = [item for item in columns.items if item not in seen]
+    return Overlap(path, seen, summarise(columns.of_items(seen)), summarise(columns.of_items(rest)))
+
+
+def training_file(path: Path) -> Path:
+    """The problems' file, where a folder or its manifest is given."""
+    folder = path if path.is_dir() else path.parent if path.name == "manifest.json" else None
+    if folder is None:
+        return path
+    found = folder / "train.parquet"
+    if not found.is_file():
+        raise UserError(f"{folder}: no train.parquet in it. Give the file with the training problems.")
+    return found
+
+
+def problems(store: Store, one: Measured) -> list[Item]:
+    """The evaluation's problems as they were asked, without what its prompts have in common.
+
+    The store has prompts with their preset around the problem. Words at the beginning and the end that all prompts
+    share are the preset's, and so are lines that a fifth of the prompts have.
+    """
+    c = samples_table.c
+    wanted: list[Any] = [c.item, prompts_table.c.text, c.meta, c.split, c.step, c.id]
+    query: Any = sa.select(*wanted).select_from(samples_table.join(prompts_table, c.prompt_id == prompts_table.c.id))
+    asked: dict[str, tuple[str, str]] = {}
+    for item, text, meta, *_ in store.stream(query, one.run.id, one.split, one.step):
+        asked.setdefault(item, (text, meta))
+    bare = without_template([text for text, _ in asked.values()])
+    return [Item(item, text, "", json.loads(meta)) for (item, (_, meta)), text in zip(asked.items(), bare, strict=True)]
+
+
+def without_template(prompts: Sequence[str]) -> list[str]:
+    """The prompts less the words that all begin and end with, and less the lines that are in many of them."""
+    if len(prompts) < 2:
+        return list(prompts)
+    words = [re.findall(r"\S+|\n", prompt) for prompt in prompts]
+    start, end = _shared(words), _shared([one[::-1] for one in words])
+    lines = [" ".join(one[start : len(one) - end]).split("\n") for one in words]
+    counts: dict[str, int] = {}
+    for one in lines:
+        for line in {line.strip() for line in one}:
+            counts[line] = counts.get(line, 0) + 1
+    most = max(1, COMMON * len(prompts))
+    return ["\n".join(line for line in one if counts[line.strip()] <= most) for one in lines]
+
+
+def _shared(texts: Sequence[Sequence[str]]) -> int:
+    """How many words all begin with; of the shortest at least one is left."""
+    shortest = min(map(len, texts))
+    for i in range(shortest):
+        if any(one[i] != texts[0][i] for one in texts):
+            return i
+    return max(0, shortest - 1)

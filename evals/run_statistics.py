@@ -1,0 +1,102 @@
+"""All statistics of one evaluation, as `evals.report show` prints them."""
+
+import math
+from pathlib import Path
+
+from rich.console import Console
+
+from evals.benches import BENCHES
+from evals.grading.math import normalise
+from evals.layout import Grid, print_grid
+from evals.measured import Measured
+from evals.stats import Columns, Summary, maj_at_k, powers_of_two, share, smallest_difference, summarise
+from evals.store import Store
+
+
+def print_statistics(store: Store, one: Measured, console: Console, training: Path | None = None) -> None:
+    """training: of the model; then accuracy on the problems that are in it and on the rest, too."""
+    columns = one.read(store)
+    summary = summarise(columns)
+    where = f" at step {one.step}" if one.step or one.run.kind == "train" else ""
+    lines = _lines(summary)
+    if not math.isnan(summary.pass1) and votes_make_sense(one):
+        lines[-1:-1] = majority(store, one, columns)
+    notes = []
+    if summary.unscored:
+        worst = f"{100 * summary.pass1_unscored_wrong:.1f} %"
+        notes.append(f"{summary.unscored} samples have no verdict; counted as wrong, Pass@1 is {worst}.")
+    caption = f"{one.bench}{where}: {summary.problems} problems, {summary.samples} samples"
+    print_grid(Grid(caption, ["", "", "95 % interval"], [lines], notes), console)
+    if training is not None:
+        print_overlap(store, one, columns, training, console)
+
+
+def votes_make_sense(one: Measured) -> bool:
+    """A program is not the same answer twice."""
+    bench = BENCHES.get(one.bench)
+    return bench is None or bench.grader != "code"
+
+
+def majority(store: Store, one: Measured, columns: Columns) -> list[list[str]]:
+    """Lines of maj@k, k = 4, 8, ...; none below four samples (maj@2 is Pass@1)."""
+    votes: dict[str, list[tuple[str | None, bool]]] = {}
+    if not columns.binary or columns.samples < 4 * len(columns.items):
+        return []
+    names = ("item", "answer", "reward")
+    for item, answer, reward in store.columns(one.run.id, names, split=one.split, step=one.step):
+        if reward is not None:
+            votes.setdefault(item, []).append((None if answer is None else normalise(answer), reward == 1))
+    lines = []
+    for k in powers_of_two(max(map(len, votes.values()), default=0))[1:]:
+        chances = maj_at_k(votes, k)
+        found = share(chances, samples=k * len(chances), binary=False)
+        lines.append([f"maj@{k}, %", *_apart(found.text(1, 100))])
+    return lines
+
+
+def _lines(s: Summary) -> list[list[str]]:
+    pass1 = "nothing scorable" if math.isnan(s.pass1) else f"{100 * s.pass1:.1f}"
+    interval = "" if math.isnan(s.pass1_low) else f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}"
+    lines = [["Pass@1, %", pass1, interval]]
+    if not math.isnan(s.pass1_se):
+        lines.append(["  standard error, points", f"{100 * s.pass1_se:.2f}", ""])
+    if not math.isnan(s.parts.within):
+        lines.append(["    from the draw of problems", f"{100 * s.parts.between:.2f}", ""])
+        lines.append(["    from the samples of each", f"{100 * s.parts.within:.2f}", ""])
+        if not math.isnan(s.parts.icc):
+            lines.append(["  share of variance between problems", f"{s.parts.icc:.2f}", ""])
+    lines += [[f"pass@{k}, %", *_apart(e.text(1, 100))] for k, e in s.pass_at_k.items()]
+    lines.append(["Pass@1 of finished responses, %", *_apart(s.pass1_finished.text(1, 100))])
+    lines.append(["truncated, %", *_apart(s.truncation.text(1, 100))])
+    low = "" if math.isnan(s.tokens_low) else f"{s.tokens_low:.1f} to {s.tokens_high:.1f}"
+    lines.append(["response tokens, mean", f"{s.tokens_mean:.1f}", low])
+    lines.append(["  median, 95th percentile", f"{s.tokens_median:g}, {s.tokens_p95:g}", ""])
+    lines.append(["  of right responses", *_apart(s.tokens_right.text(1))])
+    lines.append(["  of others", *_apart(s.tokens_wrong.text(1))])
+    lines.append(["  per right response", *_apart(s.tokens_per_solved.text(1))])
+    if s.pass1_se > 0:
+        # an unpaired comparison with a run like this one; a paired one sees less, by how much `compare` says
+        seen = smallest_difference(math.sqrt(2) * s.pass1_se, 2 * s.problems - 2)
+        lines.append(["smallest difference seen with 80 %, unpaired, points", f"{100 * seen:.1f}", ""])
+    return lines
+
+
+def print_overlap(store: Store, one: Measured, columns: Columns, training: Path, console: Console) -> None:
+    from evals.overlap import overlap
+
+    found = overlap(store, one, columns, training)
+    lines = [
+        [name, str(s.problems), f"{100 * s.pass1:.1f}" if not math.isnan(s.pass1) else "-",
+         f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}" if not math.isnan(s.pass1_low) else ""]
+        for name, s in (("in the training data", found.on_seen), ("the rest", found.on_rest))
+    ]  # fmt: skip
+    why = [f"{item}: {reason}" for item, reason in list(found.seen.items())[:20]]
+    more = [f"and {len(found.seen) - 20} more"] if len(found.seen) > 20 else []
+    header = ["", "Problems", "Pass@1, %", "95 % interval"]
+    print_grid(Grid(f"overlap with {found.path}", header, [lines], [*why, *more]), console)
+
+
+def _apart(text: str) -> list[str]:
+    """`73.2 (69.1 to 76.9)` as two cells."""
+    value, _, interval = text.partition(" (")
+    return [value, interval.removesuffix(")")]
