@@ -70,7 +70,7 @@ def test_killed_with_its_runs_the_same_command_goes_on(tmp_path):
             time.sleep(0.1)
     assert killed.status == "dead"
     plan = finish(start(tmp_path, *options, "--dry-run"))
-    assert re.search(rf"grpo seed 0: python -m agpo.train --resume \S+{killed.id}", plan)
+    assert re.search(rf"grpo seed 0: \S+ -m agpo.train --resume \S+{killed.id}", plan)
     printed = finish(start(tmp_path, *options))
     assert "2 of 2 runs are done" in printed
     with Store.open(tmp_path / "s.db") as store:
@@ -113,9 +113,11 @@ def test_a_run_that_fails_is_tried_again_and_then_said(tmp_path):
 
 
 def test_the_plan_of_the_full_size_experiment(tmp_path):
-    plan = finish(start(tmp_path, "--recipe", "qwen2.5-7b-math", "--seeds", "2-3", "--dry-run")).splitlines()
+    plan = finish(
+        start(tmp_path, "--recipe", "qwen2.5-7b-math", "--seeds", "2-3", "--dry-run", "--launch", "torchrun -x 8")
+    ).splitlines()
     assert len(plan) == 16
-    assert plan[0].startswith("grpo seed 2: python -m agpo.train --recipe qwen2.5-7b-math ")
+    assert plan[0].startswith("grpo seed 2: torchrun -x 8 -m agpo.train --recipe qwen2.5-7b-math ")
     scopes = [line for line in plan if "objective.clip_scope=group" in line]
     assert len(scopes) == 2
     assert all("update.micro_batch_tokens=2048" in line for line in plan if "clip_scope=micro_batch" in line)
