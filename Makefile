@@ -4,12 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint install install-dev system-deps clean
+.PHONY: demo test lint install install-dev venv-verl system-deps clean
 
 demo: install  ## train the tiny model on this CPU, evaluate before and after, draw the curves
 	$(BIN)/python -m agpo.train
 
-test: install-dev lint  ## everything that CI runs
+test: install-dev lint venv-verl  ## everything that CI runs
 	$(BIN)/python -m pytest
 
 lint: install-dev
@@ -45,10 +45,25 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	esac
 	@touch $@
 
-# Debian or Ubuntu, as root: a Docker engine for the sandbox's tests to start, and what makes its image without a registry.
+# verl in an environment of its own: it pins other versions. Ours goes in without its dependencies, which would undo
+# those pins; what a launch and the results store need of them is named here. Its tests run with its python.
+VERL_VENV ?= .venv-verl
+VERL_PIP  := $(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-verl.txt
+
+venv-verl: $(VERL_VENV)/.installed
+$(VERL_VENV)/.installed: pyproject.toml constraints-verl.txt
+	test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)
+	$(VERL_PIP) torch
+	$(VERL_PIP) verl==0.9.1 TransferQueue fastapi uvicorn cachetools 'math-verify[antlr4_9_3]'
+	$(VERL_PIP) SQLAlchemy alembic scipy
+	$(VERL_PIP) --no-deps -e .
+	@touch $@
+
+# Debian or Ubuntu, as root: a Docker engine for the sandbox's tests to start, what makes its image without a registry, and
+# a browser for the tests of the page.
 system-deps:
 	apt-get update -q
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends docker.io debootstrap
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends docker.io debootstrap chromium fonts-dejavu-core
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(VERL_VENV) .pytest_cache .ruff_cache build dist *.egg-info

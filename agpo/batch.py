@@ -3,8 +3,10 @@
 Everything a loss needs beyond log-probabilities is fixed here, before any forward pass, so that an engine only sums.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
@@ -158,6 +160,13 @@ def _minibatch(step: Sequence[Group], places: Sequence[int], objective: Objectiv
     )
 
 
+def idle_row(rows: Sequence[Row]) -> Row:
+    """Two tokens without weight: what a rank runs that has no row left while others have, since layers are gathered
+    and gradients summed by all ranks at once."""
+    prompt, response = rows[0].prompt_ids[:1], rows[0].response_ids[:1]
+    return Row(prompt, response, (0.0,), 0, 0.0, 0.0, 0.0, (0.0,))
+
+
 def plain_tokens(groups: Sequence[Group]) -> int:
     """Tokens of all samples, each with its prompt: what a trainer that saves nothing runs."""
     return sum(len(g.prompt_ids) + len(s.completion.token_ids) for g in groups for s in g.samples)
@@ -169,6 +178,30 @@ def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
         [[float("nan") if s.reward is None else s.reward for s in group.samples] for group in groups],
         dtype=torch.float64,
     )
+
+
+def rank_micro_batches(
+    rows: Sequence[Row], wanted: Iterable[int], budget: int, layout: Layout, rank: int, world: int
+) -> list[list[int]]:
+    """The micro-batches of one of `world` ranks: as many as each other rank has, [] where this one has nothing left.
+
+    The rows are dealt out in the order in which they are packed, in contiguous parts of about equal tokens, so that the
+    samples of a prompt stay together as far as that goes. A function of the rows alone: every rank deals alike.
+    """
+    if world == 1:
+        return micro_batches(rows, wanted, budget, layout)
+    order = [i for part in micro_batches(rows, wanted, sys.maxsize, layout) for i in part]
+    shared = [
+        layout == "packed" and at > 0 and rows[i].prompt_ids == rows[order[at - 1]].prompt_ids
+        for at, i in enumerate(order)
+    ]
+    costs = [len(rows[i].response_ids) if s else rows[i].tokens for i, s in zip(order, shared, strict=True)]
+    middles = [end - cost / 2 for end, cost in zip(accumulate(costs), costs, strict=True)]
+    shares: list[list[int]] = [[] for _ in range(world)]
+    for i, middle in zip(order, middles, strict=True):
+        shares[int(middle * world / sum(costs))].append(i)
+    cuts = [micro_batches(rows, share, budget, layout) for share in shares]
+    return cuts[rank] + [[]] * (max(map(len, cuts)) - len(cuts[rank]))
 
 
 def micro_batches(

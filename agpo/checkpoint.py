@@ -4,6 +4,8 @@
     config.json, model.safetensors, tokenizer files     what transformers, vLLM and lm-eval load
     agpo_run.json                                       which run, method and step made it
     trainer/optimizer.safetensors, trainer/state.json   what --resume needs
+    trainer/shards/                                     in place of optimizer.safetensors where several ranks trained:
+                                                        each has written its own part of it, as safetensors too
 <run folder>/checkpoints/best.json                      which one is the best, where checkpoint.best names a measure
 
 `prepare` copies the weights; what it returns writes them, in the thread of a `Writer`, while training goes on.
@@ -16,6 +18,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,13 +27,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from agpo import optimizer
+from agpo import optimizer, parallel
 from agpo.model import exported_weights
 from agpo.policy import Policy
 from evals.errors import UserError
 
-FORMAT = 2
-"""of trainer/state.json: 2 records what the data were"""
+FORMAT, SHARDED = 2, 3
+"""of trainer/state.json: 2 records what the data were, 3 says that the optimizer's state is in shards"""
 
 
 def prepare(
@@ -39,24 +42,44 @@ def prepare(
     """Copy the policy as it is now to CPU memory; calling the result writes checkpoints/step-N under the run's folder.
 
     `step` is the number of finished steps, `state` goes into trainer/state.json and `run` into agpo_run.json. It takes
-    as much memory as the weights and the optimizer's state until it is written.
+    as much memory as the weights and the optimizer's state until it is written. With several ranks all of them call it
+    and its result: rank 0 writes the model, each its part of the optimizer's state, into one folder that all see.
     """
+    several = parallel.world() > 1
+    target = folder / "checkpoints" / f"step-{step:06d}"
+    if parallel.first():  # before the gathering below, after which the other ranks may write
+        shutil.rmtree(_building(target), ignore_errors=True)
     copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    exported = exported_weights(policy.model) or policy.model.state_dict()
-    weights = {name: _copied(x, copies) for name, x in exported.items()}
+    with parallel.whole(policy.plain, policy.model) as plain:
+        exported = exported_weights(plain) or plain.state_dict()
+        weights = {name: _copied(x, copies) for name, x in exported.items()} if parallel.first() else {}
     slots, numbers = optimizer.state(policy.trained)
-    moments = {name: _copied(x, copies) for name, x in slots.items()}
-    state = {"format": FORMAT, "step": step, **state, "optimizer": numbers, "updates": policy.updates}
+    moments = {name: parallel.shard_on_cpu(x) if several else _copied(x, copies) for name, x in slots.items()}
+    state = {
+        "format": SHARDED if several else FORMAT,
+        "step": step,
+        **state,
+        "optimizer": numbers,
+        "updates": policy.updates,
+        **({"ranks": parallel.world()} if several else {}),
+    }
 
     def fill(building: Path) -> None:
-        policy.model.save_pretrained(building, state_dict=weights)
+        policy.plain.save_pretrained(building, state_dict=weights)
         policy.tokenizer.save_pretrained(building)
-        (building / "trainer").mkdir()
-        save_file(moments, building / "trainer" / "optimizer.safetensors")
+        (building / "trainer").mkdir(exist_ok=True)
+        if several:
+            parallel.save_shards(moments, building / "trainer" / "shards")
+        else:
+            save_file(moments, building / "trainer" / "optimizer.safetensors")
         (building / "trainer" / "state.json").write_text(json.dumps(state, indent=1))
         (building / "agpo_run.json").write_text(json.dumps({**run, "step": step}, indent=1))
 
-    return lambda: _write_whole(folder / "checkpoints" / f"step-{step:06d}", fill)
+    def take_part() -> Path:
+        parallel.save_shards(moments, _building(target) / "trainer" / "shards")
+        return target
+
+    return partial(_write_whole, target, fill) if parallel.first() else take_part
 
 
 def _copied(x: torch.Tensor, copies: dict[tuple[int, torch.Size], torch.Tensor]) -> torch.Tensor:
@@ -69,9 +92,8 @@ def _copied(x: torch.Tensor, copies: dict[tuple[int, torch.Size], torch.Tensor])
 
 def _write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
     """Fill a temporary folder, sync it and rename it to `target`: a checkpoint that exists is complete."""
-    building = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    building = _building(target)
+    building.mkdir(parents=True, exist_ok=True)  # another rank may have begun
     try:
         fill(building)
         for path in building.rglob("*"):
@@ -86,6 +108,11 @@ def _write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target
+
+
+def _building(target: Path) -> Path:
+    """Where it is written before it has its name; with several ranks the same on all of them."""
+    return target.with_name(f".{target.name}.{'ranks' if parallel.world() > 1 else os.getpid()}.tmp")
 
 
 class Writer:
@@ -185,9 +212,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         found = state["format"]
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path}: not the state of a checkpoint ({e!r}). Resume from another checkpoint.") from e
-    if found != FORMAT:
+    if found not in (FORMAT, SHARDED):
         raise UserError(
-            f"{checkpoint}: written in checkpoint format {found}, this version reads {FORMAT}. "
+            f"{checkpoint}: written in checkpoint format {found}, this version reads {FORMAT} and {SHARDED}. "
             "Resume with the version that wrote it."
         )
     return state
@@ -195,9 +222,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def restore(checkpoint: Path, policy: Policy, state: Mapping[str, Any]) -> None:
     """Load the optimizer and the count of updates into a policy whose model was loaded from the same checkpoint."""
-    path = checkpoint / "trainer" / "optimizer.safetensors"
+    sharded = state["format"] == SHARDED
+    path = checkpoint / "trainer" / ("shards" if sharded else "optimizer.safetensors")
     try:
-        tensors = load_file(path)
+        tensors = parallel.load_shards(path, policy.trained.parameters) if sharded else load_file(path)
     except (OSError, SafetensorError) as e:
         raise UserError(f"{path}: cannot be read ({e}). Resume from another checkpoint.") from e
     optimizer.restore(policy.trained, tensors, state["optimizer"])

@@ -95,12 +95,20 @@ def unit_shapes(
     with its weight: W_u f(L_u / W_u), so that the size of a unit does not change how f looks at it.
     A unit without weight has no part: both are 0.
     """
-    zeros_U = weight_T.new_zeros(int(unit_T.max()) + 1 if len(unit_T) else 1)
-    weight_U = zeros_U.index_add(0, unit_T, weight_T)
+    return shape_units(unit_sums(value_T, weight_T, unit_T, int(unit_T.max()) + 1 if len(unit_T) else 1), objective)
+
+
+def unit_sums(value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, count: int) -> torch.Tensor:
+    """[3, U] float64 sums of w l, w |l| and w over each of `count` units; of several parts they add up."""
+    zeros_U = weight_T.new_zeros(count)
+    return torch.stack([zeros_U.index_add(0, unit_T, x_T) for x_T in (value_T, value_T.abs(), weight_T)])
+
+
+def shape_units(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `unit_shapes` gives, from the sums of the units."""
+    value_U, magnitude_U, weight_U = sums_3U
     norm_U = torch.where((weight_U > 0) & (not _whole(objective)), weight_U, 1.0)
-    value_U = zeros_U.index_add(0, unit_T, value_T) / norm_U
-    magnitude_U = zeros_U.index_add(0, unit_T, value_T.abs()) / norm_U
-    shaped_U, scale_U = shape(value_U, magnitude_U, objective)
+    shaped_U, scale_U = shape(value_U / norm_U, magnitude_U / norm_U, objective)
     return torch.where(weight_U > 0, shaped_U * norm_U, 0.0), torch.where(weight_U > 0, scale_U, 0.0)
 
 

@@ -197,9 +197,16 @@ class HardwareConfig(_Section):
     """What the recipe needs; checked before anything is loaded."""
 
     gpus: int = Field(default=0, ge=0)
-    """GPUs in this process"""
+    """GPUs of the run, on all machines"""
     gpu_memory_gib: int = Field(default=0, ge=0)
     """memory of each"""
+
+
+class RanksConfig(_Section):
+    """Several processes that train together, started with torchrun."""
+
+    timeout_minutes: float = Field(default=30, gt=0)
+    """how long a rank waits for the others (a rollout may take longer on one than on another) before the run ends"""
 
 
 class TrainConfig(_Section):
@@ -238,6 +245,7 @@ class TrainConfig(_Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     hardware: HardwareConfig = HardwareConfig()
+    ranks: RanksConfig = RanksConfig()
     steps: int = Field(default=100, ge=1)
     """rollout batches"""
     seed: int = Field(default=0, ge=0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from agpo import checkpoint
+from agpo import checkpoint, parallel
 from agpo.batch import Group, MiniBatch
 from agpo.policy import Update
 from agpo.setup import Run, selected_on_test
@@ -31,8 +31,10 @@ def save_checkpoint(run: Run, writer: checkpoint.Writer) -> None:
     write = checkpoint.prepare(run.folder, run.done, run.policy, state, label)
 
     def job() -> None:
-        run.store.add_artifact(run.id, "checkpoint", write())
-        prune(run)
+        path = write()
+        if parallel.first():
+            run.store.add_artifact(run.id, "checkpoint", path)
+            prune(run)
 
     run.saved = run.done
     writer.start(job)
@@ -55,14 +57,14 @@ def settle_best(run: Run, writer: checkpoint.Writer) -> None:
     if not measure:
         return
     writer.wait()
-    kept = {run.done, *(checkpoint.step_of(path) for path in checkpoint.checkpoints(run.folder))}
-    kept.discard(0)  # the start model is not something that the run made
-    values = {step: value for step, _, value in run.store.metrics(run.id, [measure]) if step in kept and value == value}
+    values = parallel.from_first(lambda: _measured(run, measure))
     if not values:
         return
     best = max(values, key=lambda step: (values[step], -step))
     if best == run.done:
         save_checkpoint(run, writer)
+    if not parallel.first():
+        return
     facts = {"measure": measure, "value": values[best], "selected_on_test": selected_on_test(run.config)}
 
     def job() -> None:
@@ -73,6 +75,13 @@ def settle_best(run: Run, writer: checkpoint.Writer) -> None:
         prune(run)
 
     writer.start(job)
+
+
+def _measured(run: Run, measure: str) -> dict[int, float]:
+    """The measure of the steps that have a checkpoint, and of this one."""
+    kept = {run.done, *(checkpoint.step_of(path) for path in checkpoint.checkpoints(run.folder))}
+    kept.discard(0)  # the start model is not something that the run made
+    return {step: value for step, _, value in run.store.metrics(run.id, [measure]) if step in kept and value == value}
 
 
 def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group], done: Update) -> str:

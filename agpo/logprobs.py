@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from agpo.packing import NAME, Sequence_, pack, packed_hidden
+from agpo.parallel import as_forward
 from evals.errors import UserError
 
 Layout = Literal["packed", "padded"]
@@ -29,16 +30,19 @@ def log_probs(
     Differentiable where gradient is on.
     """
     device = next(model.parameters()).device
-    if layout == "packed":
-        packed = pack(rows).to(device)
-        with attention_of(model, layout):
-            hidden_TH, target_T = packed_hidden(model, packed), packed.target_T
-    else:
-        hidden_TH, target_T = _padded_hidden(model, rows, device)
-    head = model.get_output_embeddings()
-    bias = getattr(head, "bias", None)
-    logp_T, entropy_T = _SampledLogProbs.apply(hidden_TH, head.weight, bias, target_T, temperature or 1.0, entropy)
-    return logp_T, entropy_T
+
+    def work() -> tuple[torch.Tensor, torch.Tensor | None]:
+        if layout == "packed":
+            packed = pack(rows).to(device)
+            with attention_of(model, layout):
+                hidden_TH, target_T = packed_hidden(model, packed), packed.target_T
+        else:
+            hidden_TH, target_T = _padded_hidden(model, rows, device)
+        head = model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        return _SampledLogProbs.apply(hidden_TH, head.weight, bias, target_T, temperature or 1.0, entropy)
+
+    return as_forward(model, work)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from agpo.model import has_lora
+from agpo.parallel import shard_like
 
 FLOAT32_OR_MORE = (torch.float32, torch.float64)
 
@@ -40,9 +41,18 @@ class Trained:
 
 
 def make_trained(
-    model: Any, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0
+    model: Any,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    dtype: torch.dtype | None = None,
 ) -> Trained:
-    """AdamW over the model's trainable parameters; half-precision ones get float32 masters, moments and gradients."""
+    """AdamW over the model's trainable parameters; half-precision ones get float32 masters, moments and gradients.
+
+    `dtype`: of the model's folder, where its parameters here have another one (float32 shards of a half-precision
+    model, which are its masters).
+    """
     parameters, masters = [], []
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in trainable:
@@ -54,7 +64,7 @@ def make_trained(
         parameters.append(master)
         weight.register_post_accumulate_grad_hook(_into(master))
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-    exported = not masters and not has_lora(model)
+    exported = not masters and not has_lora(model) and dtype in (None, *FLOAT32_OR_MORE)
     return Trained(optimizer, parameters, masters, exported)
 
 
@@ -69,14 +79,14 @@ def state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 @torch.no_grad()
 def restore(trained: Trained, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> None:
-    """The inverse of `state`, into an optimizer over a model of the same shape."""
+    """The inverse of `state`, into an optimizer over a model of the same shape, however that is sharded."""
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for key, x in tensors.items():
         i, name = key.split(".", 1)
         if name == "parameter":
-            trained.parameters[int(i)].copy_(x)
+            trained.parameters[int(i)].copy_(shard_like(x, trained.parameters[int(i)]))
         else:
-            slots.setdefault(int(i), {})[name] = x
+            slots.setdefault(int(i), {})[name] = shard_like(x, trained.parameters[int(i)])
     trained.optimizer.load_state_dict({"state": slots, **numbers})
     trained.write_back()
 

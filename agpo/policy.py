@@ -1,14 +1,14 @@
 """The policy: a causal model with its optimizer, and the update of a mini-batch (Eq. 6)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from agpo.batch import MiniBatch, Row, micro_batches
+from agpo.batch import MiniBatch, Row, idle_row, rank_micro_batches
 from agpo.logprobs import Layout, attention_of, log_probs
 from agpo.model import checkpointing
 from agpo.objective import (
@@ -16,13 +16,15 @@ from agpo.objective import (
     Objective,
     clip_decision,
     logp_gap,
+    shape_units,
     shaped_loss,
     tis_weights,
     token_losses,
-    unit_shapes,
+    unit_sums,
     weighted_sums,
 )
 from agpo.optimizer import Trained
+from agpo.parallel import everyone, first, gather_no_more, largest, number_of, rank, summed, world
 
 
 @dataclass
@@ -39,6 +41,13 @@ class Policy:
     """how its sequences are run, see `agpo.logprobs.choose_layout`"""
     updates: int = 0
     """updates so far, clipped ones included: the schedule goes on through them"""
+    plain: Any = None
+    """the model to generate with and to export; with several ranks, where `model` is sharded, a copy of it that has
+    weights only inside `agpo.parallel.whole`"""
+
+    def __post_init__(self) -> None:
+        if self.plain is None:
+            self.plain = self.model
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,8 @@ def update(
 
     `on_policy`: the parameters have not moved since the tokens were sampled, so the ratio is exactly 1 and, without a
     KL term or a correction of the engine's log-probabilities, L is known and a clipped mini-batch never runs. The
-    learning-rate schedule advances in every case.
+    learning-rate schedule advances in every case. With several ranks each runs its part of the rows, and all of them
+    decide on the same sums.
     """
     rows = minibatch.rows
     losses = partial(_losses, policy, objective, settings, on_policy)
@@ -89,18 +99,18 @@ def update(
     for group in policy.trained.optimizer.param_groups:
         group["lr"] = policy.lr_at(policy.updates)
     policy.trained.optimizer.zero_grad(set_to_none=True)
-    cut = partial(micro_batches, rows, budget=settings.micro_batch_tokens, layout=policy.layout)
+    cut = partial(_rank_parts, policy, rows, budget=settings.micro_batch_tokens)
     with attention_of(policy.model, policy.layout), checkpointing(policy.model):
-        scales = _scales_before_gradient(rows, objective, known, cut(wanted), losses)
+        scales = _scales_before_gradient(rows, objective, known, wanted, cut, losses)
         if scales and not known and not objective.entropy_coef:  # what has f' = 0 adds nothing to the gradient
             wanted = [i for i in wanted if scales[i] != 0]  # NaN runs, and is refused
         whole = objective.clip_scope == "mini_batch"
         seen = _Sums()
         parts = cut(wanted)
         for number, part in enumerate(parts, 1):
-            batch = losses([rows[i] for i in part])
+            batch = losses(rows, part)
             if scales:
-                scale_T = batch.weight_T.new_tensor([scales[i] for i in part])[batch.sequence_T]
+                scale_T = batch.weight_T.new_tensor([scales[i] for i in part] or [0.0])[batch.sequence_T]
                 loss = (batch.weight_T * scale_T * batch.loss_T.double()).sum()
                 kept = float((batch.weight_T * scale_T).sum())
             elif whole:  # f' multiplies the gradient once L is complete
@@ -108,12 +118,16 @@ def update(
             else:
                 loss, scale = shaped_loss(batch.loss_T, batch.weight_T, _local_units(batch, objective), objective)
                 kept = scale * float(batch.weight_T.sum())
-            seen.add(batch, kept)
-            if whole and not scales and number == len(parts) and not _summed(seen, objective).scale:
-                break  # L is complete and clipped: the last backward pass would be thrown away
+            if part:
+                seen.add(batch, kept)
+            if number == len(parts):
+                seen = seen.over_ranks()
+                if whole and not scales and not _summed(seen, objective).scale:
+                    break  # L is complete and clipped: the last backward pass would be thrown away
             if objective.entropy_coef and batch.entropy_T is not None:
                 loss = loss - objective.entropy_coef * (batch.weight_T * batch.entropy_T).sum()
             loss.backward()
+    gather_no_more(policy.model)
 
     _count_still(rows, objective, scales, seen)
     decision, after = _decide(minibatch, objective, known, scales, seen)
@@ -154,7 +168,7 @@ def rows_with_gradient(rows: Sequence[Row], objective: Objective) -> list[int]:
 
 
 def _scales_before_gradient(
-    rows: Sequence[Row], objective: Objective, known: bool, parts: list[list[int]], losses: Any
+    rows: Sequence[Row], objective: Objective, known: bool, wanted: Sequence[int], cut: Any, losses: Any
 ) -> list[float] | None:
     """f' of each row's unit where it is known, or has to be, before the gradient. None: it is found along the way.
 
@@ -167,19 +181,22 @@ def _scales_before_gradient(
     if not rows or not (objective.clip_scope == "group" or (whole and objective.entropy_coef)):
         return None
     # A row that does not run has l = 0: its weight counts in its unit, its loss adds nothing.
-    ran = {i for part in parts for i in part}
-    still = [i for i in range(len(rows)) if i not in ran]
+    run = set(wanted)
+    still = [i for i in range(len(rows)) if i not in run and first()]  # counted by one rank
     units = [torch.tensor([0 if whole else rows[i].group for i in still], dtype=torch.long)]
     values = [torch.zeros(len(still), dtype=torch.float64)]
     weights = [torch.tensor([rows[i].weight * len(rows[i].response_ids) for i in still], dtype=torch.float64)]
     with torch.no_grad():
-        for part in parts:
-            batch = losses([rows[i] for i in part])
-            unit_B = torch.tensor([0 if whole else rows[i].group for i in part])
+        for part in cut(wanted):
+            batch = losses(rows, part)  # of weight 0 where the part is empty
+            unit_B = torch.tensor([0 if whole else rows[i].group for i in part] or [0])
             units.append(unit_B[batch.sequence_T.cpu()])
             values.append((batch.weight_T * batch.loss_T.double()).cpu())
             weights.append(batch.weight_T.cpu())
-    scale_U = unit_shapes(torch.cat(values), torch.cat(weights), torch.cat(units), objective)[1].tolist()
+    count = 1 if whole else 1 + max(row.group for row in rows)
+    sums_3U = unit_sums(torch.cat(values), torch.cat(weights), torch.cat(units), count)
+    sums_3U = torch.tensor(summed(sums_3U.flatten().tolist()), dtype=torch.float64).view(3, count)
+    scale_U = shape_units(sums_3U, objective)[1].tolist()
     return [scale_U[0 if whole else row.group] for row in rows]
 
 
@@ -237,7 +254,7 @@ def _apply(
         for parameter in trained.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(after)
-    norm = float(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf))
+    norm = number_of(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf))
     finite = math.isfinite(norm) and math.isfinite(decision.value)
     if finite:
         trained.step()
@@ -269,6 +286,17 @@ class _Sums:
         if batch.gap is not None:
             self.gaps.append((*batch.gap, len(batch.loss_T)))
 
+    def over_ranks(self) -> "_Sums":
+        """The sums of all ranks, on every rank."""
+        if world() == 1:
+            return self
+        tokens = sum(count for *_, count in self.gaps)
+        mine = (self.value, self.magnitude, self.kept, self.weight, self.drift, self.tokens, tokens)
+        gap = self.gap() or (0.0, 0.0)
+        *sums, run, measured, total = summed([*mine, gap[0] * tokens])
+        most = largest(gap[1])
+        return _Sums(*sums, tokens=int(run), gaps=[(total / measured, most, int(measured))] if measured else [])
+
     def gap(self) -> tuple[float, float] | None:
         tokens = sum(count for *_, count in self.gaps)
         if not tokens:
@@ -289,7 +317,21 @@ class _Losses:
     gap: tuple[float, float] | None
 
 
-def _losses(policy: Policy, objective: Objective, settings: Settings, on_policy: bool, rows: list[Row]) -> _Losses:
+def _rank_parts(policy: Policy, rows: Sequence[Row], wanted: Iterable[int], budget: int) -> list[list[int]]:
+    """This rank's micro-batches of the wanted rows; an empty one where only other ranks still have something to run."""
+    return rank_micro_batches(rows, wanted, budget, policy.layout, rank(), world())
+
+
+def _losses(
+    policy: Policy,
+    objective: Objective,
+    settings: Settings,
+    on_policy: bool,
+    all_rows: Sequence[Row],
+    part: Sequence[int],
+) -> _Losses:
+    """The losses of the rows of a part, or of a row without weight where it is empty."""
+    rows = [all_rows[i] for i in part] or [idle_row(all_rows)]
     run = partial(log_probs, rows=rows, temperature=settings.temperature, layout=policy.layout)
     logp_T, entropy_T = run(policy.model, entropy=objective.entropy_coef > 0)
     device = logp_T.device
@@ -329,11 +371,15 @@ def _local_units(batch: _Losses, objective: Objective) -> torch.Tensor:
 
 @torch.no_grad()
 def with_old_logps(policy: Policy, rows: Sequence[Row], settings: Settings) -> tuple[Row, ...]:
-    """The rows with `old_logp` as this policy, not yet moved, sees its own samples; for engines with other rounding."""
-    found: dict[int, tuple[float, ...]] = {}
-    for part in micro_batches(rows, range(len(rows)), settings.micro_batch_tokens, policy.layout):
-        chosen = [rows[i] for i in part]
+    """The rows with `old_logp` as this policy, not yet moved, sees its own samples; for engines with other rounding.
+
+    Each rank runs its part, and every rank gets them all.
+    """
+    mine: dict[int, tuple[float, ...]] = {}
+    for part in _rank_parts(policy, rows, range(len(rows)), settings.micro_batch_tokens):
+        chosen = [rows[i] for i in part] or [idle_row(rows)]
         logp_T = log_probs(policy.model, chosen, settings.temperature, policy.layout)[0]
         pieces = logp_T.split([len(row.response_ids) for row in chosen])
-        found |= {i: tuple(piece.tolist()) for i, piece in zip(part, pieces, strict=True)}
+        mine |= {i: tuple(piece.tolist()) for i, piece in zip(part, pieces[: len(part)], strict=True)}
+    found = {i: logp for part in everyone(lambda: mine) for i, logp in part.items()} if rows else {}
     return tuple(replace(row, old_logp=found[i]) for i, row in enumerate(rows))

@@ -7,9 +7,10 @@ from typing import Any
 
 from agpo import checkpoint
 from agpo.config import TrainConfig, load_config, make_config
+from agpo.parallel import started_with
 from evals.errors import UserError
 
-FREE = ("out", "steps", "checkpoint", "eval", "trackers", "hardware", "update.max_refused", "data")
+FREE = ("out", "steps", "checkpoint", "eval", "trackers", "hardware", "ranks", "update.max_refused", "data")
 """sections and keys that no number of the training depends on; the problems of `data` are compared by their hash"""
 ROUNDING = ("threads", "device", "vllm", "rollout.max_sequences", "update.micro_batch_tokens")
 """those that change a result by float rounding only: taken, and said"""
@@ -63,6 +64,17 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
             "Leave them as they were, or start a new run from the checkpoint with model=CHECKPOINT."
         )
     return wanted, [key for key in differ if _among(key, ROUNDING)]
+
+
+def other_ranks(saved: Path) -> str:
+    """What to say where the checkpoint was made by another number of ranks than go on; empty where it was not."""
+    before, now = checkpoint.read_state(saved).get("ranks", 1), started_with()[0]
+    if before == now:
+        return ""
+    return (
+        f"the checkpoint is of {before} rank{'s' * (before > 1)}, and {now} go{'es' * (now == 1)} on: "
+        "results may differ in rounding from the run without a stop"
+    )
 
 
 def _among(key: str, names: Sequence[str]) -> bool:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     """Load everything; a fresh run, or the continuation of `run_id` from a checkpoint."""
     import torch
 
-    from agpo import checkpoint
+    from agpo import checkpoint, parallel
     from agpo.logprobs import choose_layout
     from agpo.model import prepare
     from agpo.optimizer import make_trained
@@ -54,6 +53,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from evals.store import Store
 
     check_machine(config)
+    parallel.join(parallel.device_of(config.device), config.ranks.timeout_minutes)
     check_installed(config.trackers)
     with open_reward(config):
         pass  # a reward that cannot be loaded is said before a model is
@@ -80,57 +80,76 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     check_prompts(items, config.prompt, engine, config.rollout.max_tokens, config.rollout.prompts_per_step)
     for bench, asked in benches:
         check_bench(bench.name, asked, config, engine)
-    trained = make_trained(model, lr=update.lr, betas=update.betas, weight_decay=update.weight_decay)
+    layout = choose_layout(model, engine.max_context)
+    plain = parallel.split(model, half_masters=not config.lora.rank)
+    if plain is not model:
+        engine.model = plain
+    adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
+    trained = make_trained(model, **adamw, dtype=plain.dtype)
     reference = None
     if objective_of(config.objective).beta:  # the start model, whatever checkpoint the run goes on from
         reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
-    layout = choose_layout(model, engine.max_context)
-    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, layout)
+        parallel.split(reference, half_masters=False)
+    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, layout, plain=plain)
     if checkpoint_path and state:
         checkpoint.restore(checkpoint_path, policy, state)
-    store = Store.open(store_url)
+    store = Store.open(store_url) if parallel.first() else None
     if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
-        engine = start_vllm(config, start, model)
+        engine = start_vllm(config, start, plain)
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:
-        run.id = run.store.start_run(
-            "train",
-            config.name,
-            method=config.objective["preset"],
-            model=config.model,
-            seed=config.seed,
-            config=recorded(config),
-            parent=curation_run(config.data.path, run.store),
-        )
+        run.id = parallel.from_first(lambda: _begin(run))
         run.folder = Path(config.out) / run.id
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    if parallel.first():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return run
+
+
+def _begin(run: Run) -> str:
+    """Record a new run. Returns its id."""
+    config = run.config
+    return run.store.start_run(
+        "train",
+        config.name,
+        method=config.objective["preset"],
+        model=config.model,
+        seed=config.seed,
+        config=recorded(config),
+        parent=curation_run(config.data.path, run.store),
+    )
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:
     """Put the store and the run's folder back to where they were at the checkpoint; what came after is made again."""
-    from agpo import checkpoint
+    from agpo import checkpoint, parallel
 
-    run.store.resume_run(run.id)
     run.done = run.saved = step
     run.folder = saved.parent.parent if saved.parent.name == "checkpoints" else Path(run.config.out) / run.id
-    run.store.truncate(run.id, step)
-    checkpoint.remove_unfinished(run.folder)
-    later = [path for path in checkpoint.checkpoints(run.folder) if checkpoint.step_of(path) > step]
-    run.store.remove_artifacts(run.id, later)
-    for path in later:
-        shutil.rmtree(path)
+
+    def put_back() -> None:
+        run.store.resume_run(run.id)
+        run.store.truncate(run.id, step)
+        checkpoint.remove_unfinished(run.folder)
+        later = [path for path in checkpoint.checkpoints(run.folder) if checkpoint.step_of(path) > step]
+        run.store.remove_artifacts(run.id, later)
+        for path in later:
+            shutil.rmtree(path)
+
+    parallel.from_first(put_back)
 
 
 def recorded(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses, and
-    the id of the manifest of its data."""
+    """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses, the id
+    of the manifest of its data, and how many ranks trained where it was not one."""
+    from agpo.parallel import world
+
     on_test = selected_on_test(config)
     manifest = curation(config.data.path, "manifest.json").get("id")
-    more = {"selected_on_test": on_test, "data_manifest": manifest}
+    ranks = world()
+    more = {"selected_on_test": on_test, "data_manifest": manifest, "world_size": ranks if ranks > 1 else None}
     return {**config.model_dump(mode="json"), **{name: value for name, value in more.items() if value}}
 
 
@@ -179,8 +198,10 @@ def open_bench_grader(name: str, config: TrainConfig) -> Any:
 
 
 def _sandbox(config: TrainConfig) -> dict[str, Any]:
+    from agpo.parallel import workers_here
+
     code = config.code
-    return {"backend": code.backend, "workers": code.workers or None, "allow_unsafe": code.allow_unsafe}
+    return {"backend": code.backend, "workers": workers_here(code.workers), "allow_unsafe": code.allow_unsafe}
 
 
 def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
@@ -210,10 +231,11 @@ def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
     """(model, tokenizer) on the configured device."""
     from safetensors import SafetensorError
 
+    from agpo.parallel import device_of
     from evals.engines.hf import load_model
 
     try:
-        return load_model(model, device=config.device, dtype=config.dtype)
+        return load_model(model, device=device_of(config.device), dtype=config.dtype)
     except SafetensorError as e:
         raise UserError(
             f"cannot load the model of {model}: a *.safetensors file is damaged ({e}). Copy it again."
@@ -222,11 +244,12 @@ def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
 
 def start_vllm(config: TrainConfig, start: str, model: Any) -> Any:
     """A vLLM engine for a trainer's model, on its device and in its precision. `start` is where the model came from."""
+    from agpo.parallel import device_of
     from evals.engines import load_engine
 
     dtype = str(model.dtype).removeprefix("torch.")
     options = config.vllm.model_dump(exclude_defaults=True)
-    return load_engine("vllm", start, device=config.device, dtype=dtype, beside_trainer=True, **options)
+    return load_engine("vllm", start, device=device_of(config.device), dtype=dtype, beside_trainer=True, **options)
 
 
 def load_items(config: TrainConfig) -> list[Any]:
@@ -293,19 +316,23 @@ def check_machine(config: TrainConfig) -> None:
     """Say at once that this recipe cannot run here. Raises UserError."""
     import torch
 
-    check_ranks(int(os.environ.get("WORLD_SIZE", "1") or 1), config.update.prompts_per_minibatch)
+    from agpo.parallel import started_with
+
+    ranks, here, _ = started_with()
+    check_ranks(ranks, config)
     if config.engine == "vllm":
         from evals.engines.vllm import check_machine as check_vllm
 
         check_vllm(config.device)
     needed = config.hardware
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = torch.cuda.device_count() * (ranks // here) if torch.cuda.is_available() else 0
     if found < needed.gpus:
         raise UserError(
-            f"recipe {config.name!r} needs {needed.gpus} GPUs with {needed.gpu_memory_gib} GiB each; this machine has "
-            f"{found}. Run it where they are, look at it with --dry-run, or try --recipe tiny. hardware.gpus=0 insists."
+            f"recipe {config.name!r} needs {needed.gpus} GPUs with {needed.gpu_memory_gib} GiB each; "
+            f"there are {found}. Run it where they are, look at it with --dry-run, or try --recipe tiny. "
+            "hardware.gpus=0 insists."
         )
-    for i in range(needed.gpus):
+    for i in range(min(needed.gpus, torch.cuda.device_count())):
         memory = torch.cuda.get_device_properties(i).total_memory >> 30
         if memory < needed.gpu_memory_gib * 0.9:
             raise UserError(
@@ -313,15 +340,16 @@ def check_machine(config: TrainConfig) -> None:
             )
 
 
-def check_ranks(ranks: int, groups: int) -> None:
-    """One process trains for now; and a mini-batch is cut into whole groups, so that more ranks would have nothing."""
-    if ranks > groups:
+def check_ranks(ranks: int, config: TrainConfig) -> None:
+    """Every rank samples whole groups with an engine of its own."""
+    if ranks > config.rollout.prompts_per_step:
         raise UserError(
-            f"WORLD_SIZE={ranks} ranks for mini-batches of {groups} groups: a group is never split, so that "
-            f"{ranks - groups} ranks would have nothing to do. Start fewer, or raise update.prompts_per_minibatch."
+            f"{ranks} ranks for rollout.prompts_per_step={config.rollout.prompts_per_step}: a rank samples whole "
+            f"groups, so that {ranks - config.rollout.prompts_per_step} would have nothing to do. Start fewer, or "
+            "raise it."
         )
-    if ranks > 1:
+    if ranks > 1 and config.engine == "vllm" and config.vllm.tensor_parallel_size * config.vllm.data_parallel_size > 1:
         raise UserError(
-            f"WORLD_SIZE={ranks}: training runs in one process for now. Start it as `python -m agpo.train`, without "
-            "torchrun and with WORLD_SIZE unset."
+            f"engine=vllm with {ranks} ranks: each rank has one vLLM on its own GPU. Leave vllm.tensor_parallel_size "
+            "and vllm.data_parallel_size at 1, or train in one process."
         )

@@ -1,10 +1,12 @@
 """One step of training: sample and grade, plan, update, record."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from agpo import parallel
 from agpo.batch import Group, MiniBatch, plan_step
 from agpo.config import TrainConfig, objective_of
 from agpo.keep import save_refused
@@ -15,6 +17,7 @@ from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update, update
 from agpo.rollout import draw, resample, rollout
 from agpo.setup import Run
+from agpo.spread import sample_spread
 from agpo.telemetry import step_metrics
 from evals.complete import sample_row
 from evals.engines import OwnWeights, Sampling
@@ -27,8 +30,6 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
     groups, everything = sample_groups(run, grader)
     sampled = time.perf_counter()
     plan = plan_of(groups, config)
-    if isinstance(run.engine, OwnWeights):
-        run.engine.sleep()  # the update needs the memory
     updates, gap = update_policy(run, plan, objective_of(config.objective), settings_of(config))
     run.done += 1
     took = time.perf_counter() - started
@@ -43,6 +44,8 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
         "speed/rollout_seconds": sampled - started,
         "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
     }
+    if not parallel.first():
+        return metrics
     run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer))
     run.store.log_metrics(run.id, run.done, metrics)
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
@@ -54,8 +57,7 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
 def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
     """(the groups of the next step, every group that was sampled for it), graded."""
     config, step = run.config, run.done
-    sync_engine(run)
-    sample = partial(
+    here = partial(
         rollout,
         run.engine,
         grader,
@@ -65,18 +67,34 @@ def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
         seed=config.seed,
         step=step,
     )
-    groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
-    if objective_of(config.objective).masked_groups != "resample":
-        return groups, groups
-    return resample(groups, sample, run.items, seed=config.seed, step=step, rounds=config.rollout.resample_rounds)
+    with awake(run):
+        sample = partial(sample_spread, here)
+        groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
+        if objective_of(config.objective).masked_groups != "resample":
+            return groups, groups
+        return resample(groups, sample, run.items, seed=config.seed, step=step, rounds=config.rollout.resample_rounds)
+
+
+@contextmanager
+def awake(run: Run) -> Iterator[None]:
+    """The engine generates with the policy as it is now, and stamps its completions with that. After it, it gives back
+    the memory that an update needs."""
+    sync_engine(run)
+    yield
+    if isinstance(run.engine, OwnWeights):
+        run.engine.sleep()
+    else:
+        parallel.empty(run.policy.plain, run.policy.model)
 
 
 def sync_engine(run: Run) -> None:
-    """Let the engine generate with the policy as it is now, and stamp its completions with that."""
-    version = f"{run.id}/step-{run.done}"
-    if isinstance(run.engine, OwnWeights) and run.engine.weight_version != version:
-        model = run.policy.model
-        run.engine.sync(exported_weights(model) or model.state_dict(), version)
+    """Give the engine the weights that the policy has now."""
+    version, policy = f"{run.id}/step-{run.done}", run.policy
+    if not isinstance(run.engine, OwnWeights):
+        parallel.fill(policy.plain, policy.model)
+    elif run.engine.weight_version != version:
+        with parallel.whole(policy.plain, policy.model) as model:
+            run.engine.sync(exported_weights(model) or model.state_dict(), version)
     run.engine.weight_version = version
 
 
@@ -102,17 +120,17 @@ def update_policy(
     gap = None
     # An engine that samples from this very model differs by the rounding of sums: in float32 its numbers are as good as
     # ours; in half precision a ratio against them would be off by 5 % without any step.
-    same_model = getattr(run.engine, "model", None) is policy.model
-    if not same_model or policy.model.dtype not in FLOAT32_OR_MORE:
+    same_model, dtype = getattr(run.engine, "model", None) is policy.plain, policy.plain.dtype
+    if not same_model or dtype not in FLOAT32_OR_MORE:
         plan, gap = against_trainer(policy, plan, objective, settings)
-        check_gap(gap, policy.model.dtype, limit)
+        check_gap(gap, dtype, limit)
     updates: list[Update] = []
     for minibatch in plan:
         on_policy = not any(earlier.stepped for earlier in updates)
         updates.append(update(policy, minibatch, objective, settings, on_policy=on_policy))
         if gap is None and updates[-1].gap is not None:
             gap = updates[-1].gap
-            check_gap(gap, policy.model.dtype, limit)
+            check_gap(gap, dtype, limit)
     return updates, gap
 
 

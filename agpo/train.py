@@ -5,6 +5,7 @@ what it optimises in `objective`, what stays on disk in `keep`.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import yaml
 from rich.console import Console
 
 from agpo.config import TrainConfig, all_keys, load_config, objective_of, recipes
+from agpo.integrations.verl import launch as verl_launch
 from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import UserError, command
@@ -27,6 +29,7 @@ from evals.errors import UserError, command
 
 def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     """Run the remaining steps. When it ends well or is asked to stop, the last finished step has a checkpoint."""
+    from agpo import parallel
     from agpo.checkpoint import Writer
     from agpo.keep import save_checkpoint, settle_best
     from agpo.step import train_step
@@ -35,12 +38,17 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     from evals.engines import OwnWeights
 
     config = run.config
-    tally = Tally.of(run.store.metrics(run.id))
+    tally = Tally.of(parallel.from_first(lambda: run.store.metrics(run.id)))
+    trackers_here = config.trackers if parallel.first() else ()
+
+    def stopping() -> bool:  # a signal reaches the ranks one after the other: they stop after the same step
+        return parallel.largest(stop()) > 0
+
     say = partial(console.print, style="yellow", markup=False, highlight=False)
     about = About(run.id, config.name, run.folder, config.model_dump(mode="json"), run.done)
     with (
         Writer() as writer,
-        Trackers(config.trackers, about, console) as trackers,
+        Trackers(trackers_here, about, console) as trackers,
         open_reward(config) as grader,
         Progress(console, config.steps, run.done, gap=isinstance(run.engine, OwnWeights)) as progress,
     ):
@@ -48,10 +56,10 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
         while True:
             if run.done and (run.done % config.checkpoint.every == 0 or run.done == config.steps):
                 save_checkpoint(run, writer)
-            if evaluation_due(run) and (not stop() or run.done == config.steps):
+            if evaluation_due(run) and (not stopping() or run.done == config.steps):
                 evaluate_policy(run, console, trackers)
                 settle_best(run, writer)
-            if run.done >= config.steps or stop():
+            if run.done >= config.steps or stopping():
                 break
             metrics = train_step(run, grader, say)
             progress.show(run.done, metrics)
@@ -77,12 +85,24 @@ def evaluation_due(run: Run) -> bool:
 
 def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
     """Evaluate the current weights on the configured benchmarks; what the store has of this step already, stays."""
-    from agpo.step import sync_engine
+    from agpo import parallel
+    from agpo.spread import serve, shared
+    from agpo.step import awake
+
+    with awake(run):
+        if parallel.first():
+            with shared(run.engine) as engine:
+                evaluate_benches(run, engine, console, trackers)
+        else:
+            serve(run.engine)
+
+
+def evaluate_benches(run: Run, engine: Any, console: Console, trackers: Any) -> None:
+    """Ask `engine` the problems of every benchmark that the store does not have yet of this step."""
     from evals.complete import Job, evaluate
     from evals.engines import Sampling
 
     config, wanted = run.config, run.config.eval
-    sync_engine(run)
     known = {name for step, name, _ in run.store.metrics(run.id) if step == run.done}
     for number, (bench, items) in enumerate(run.benches):
         if f"eval/{bench.name}/pass1" in known:
@@ -98,7 +118,7 @@ def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
             step=run.done,
         )
         with open_bench_grader(bench.grader, config) as grader:
-            summary = evaluate(run.engine, items, job, run.store, grader)
+            summary = evaluate(engine, items, job, run.store, grader)
         values = {"pass1": summary.pass1, "tokens_mean": summary.tokens_mean}
         metrics = {f"eval/{bench.name}/{name}": value for name, value in values.items()}
         if number == 0:  # the short names, for figures and checkpoint.best
@@ -147,27 +167,40 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keys", action="store_true", help="list every key with its meaning and default, then exit")
     parser.add_argument("--explain", action="store_true", help="print the plan of the next step, record nothing, exit")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration, then exit")
+    verl_launch.add_arguments(parser)
     return parser.parse_intermixed_args(argv)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
-    console = make_console()
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        return run_command(args, make_console())
+    from agpo.parallel import one_voice
+
+    with one_voice():
+        return run_command(args, make_console() if os.environ["RANK"] == "0" else Console(quiet=True))
+
+
+def run_command(args: argparse.Namespace, console: Console) -> int:
     if args.keys:
         for key, about in all_keys():
             console.print(
                 f"[bold]{key}[/]  {about}".replace("[", r"\[").replace(r"\[bold]", "[bold]").replace(r"\[/]", "[/]")
             )
         return 0
+    if args.engine == "verl":
+        return verl_launch.launch(args, console)
     if args.resume:
-        from agpo.resume import continued, find_resume
+        from agpo.resume import continued, find_resume, other_ranks
 
         out = next((text[4:] for text in reversed(args.overrides) if text.startswith("out=")), "runs")
         config, saved, label = find_resume(args.resume, out)
         config, rounding = continued(config, args.recipe, args.overrides)
         if rounding:
             console.print(f"{', '.join(rounding)} changed: results may differ in rounding from the run without a stop")
+        if said := other_ranks(saved):
+            console.print(said)
     else:
         config, saved, label = load_config(args.recipe or "tiny", args.overrides), None, {}
     if args.dry_run:
@@ -182,8 +215,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Console) -> int:
     """Sample and grade the step after `done` steps and print its plan. The store and the runs stay as they are."""
     from agpo.explain import explain
+    from agpo.parallel import started_with
     from agpo.step import plan_of, sample_groups, settings_of
 
+    if started_with()[0] > 1:
+        raise UserError("--explain shows the plan of one process: start it without torchrun.")
     with TemporaryDirectory() as folder:
         run = set_up(config.model_copy(update={"out": folder}), f"{folder}/store.db", saved, None)
         run.done = done
@@ -202,12 +238,15 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
 def drive(run: Run, console: Console) -> int:
     """Train, and end with the picture. Marks the run's status whatever happens."""
     from agpo.checkpoint import read_best
+    from agpo.parallel import first, world
     from evals.figures import curves
 
     config, status = run.config, "failed"
     try:
         with stop_on_signal(console) as stop:
-            console.print(f"run {run.id}: {config.name}, objective {config.objective['preset']}, seed {config.seed}")
+            ranks = f", {world()} ranks" if world() > 1 else ""
+            about = f"{config.name}, objective {config.objective['preset']}, seed {config.seed}{ranks}"
+            console.print(f"run {run.id}: {about}")
             if on_test := selected_on_test(config):
                 console.print(
                     f"checkpoint.best chooses by {on_test}, a test set: what the best checkpoint scores is labelled "
@@ -219,6 +258,8 @@ def drive(run: Run, console: Console) -> int:
             again = f"python -m agpo.train --resume {run.folder}"
             console.print(f"stopped after step {run.done} of {run.config.steps}, saved. Continue with:\n  {again}")
             return 130
+        if not first():
+            return 0
         picture = curves(run.store, [run.id], run.folder / "curves.png")
         run.store.add_artifact(run.id, "figure", picture)
         console.print(f"curves      {picture}\ncheckpoint  {run.folder}/checkpoints\nstore       {run.store}")
@@ -231,8 +272,9 @@ def drive(run: Run, console: Console) -> int:
         status = "interrupted"
         raise
     finally:
-        run.store.finish_run(run.id, status)
-        run.store.close()
+        if first():
+            run.store.finish_run(run.id, status)
+            run.store.close()
         run.engine.close()
 
 

@@ -41,7 +41,7 @@ def leetcode(path: str) -> Iterator[tuple[Item, str]]:
                     except (ValueError, KeyError):
                         continue
         if tests:
-            code = Code(Problem(tuple(tests)), "call", row["entry_point"], Limits(cpu_s=6), "", row["prompt"])
+            code = Code(Problem(tuple(tests)), "call", row["entry_point"], Limits(cpu_s=6), prelude=row["prompt"])
             yield Item(str(row["task_id"]), row["task_id"], "", {}, code), row["completion"]
 
 

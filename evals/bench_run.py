@@ -1,20 +1,18 @@
 """One evaluation as a run in the store: begun or continued, recorded while it goes on, ended with its tables."""
 
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from evals import contamination
 from evals.benches import find, load
 from evals.complete import Job, choose, regrade
+from evals.console import progress_bar
 from evals.engines import Engine, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
@@ -32,7 +30,6 @@ NOT_THE_RESULT = ("notes", "engine_options", "call")
 """of a run's configuration: with others the same run goes on"""
 
 UNFINISHED = ("interrupted", "failed", "dead")
-LINE_SECONDS = 30.0
 
 
 def evaluate_plan(
@@ -185,41 +182,6 @@ def finished_outcome(title: str, target: Target, run_id: str, store: "Store") ->
     """A run that an earlier, interrupted call has finished."""
     rows = list(store.outcomes(run_id))
     return Outcome(title, target.path, target.step, run_id, summarise(rows), problem_means(rows))
-
-
-@contextmanager
-def progress_bar(title: str, total: int, console: Console) -> Iterator[Callable[[], None]]:
-    """A function that counts one completion: a bar with the time left; in a file or a pipe, a line now and then."""
-    if not console.is_terminal:
-        yield _lines(title, total, console)
-        return
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("completions"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    ) as progress:
-        bar = progress.add_task(title, total=total)
-        yield lambda: progress.advance(bar)
-
-
-def _lines(title: str, total: int, console: Console) -> Callable[[], None]:
-    done, started = 0, time.monotonic()
-    said = started
-
-    def advance() -> None:
-        nonlocal done, said
-        done += 1
-        now = time.monotonic()
-        if now - said >= LINE_SECONDS:
-            said = now
-            left = timedelta(seconds=round((total - done) * (now - started) / done))
-            console.print(f"{title}: {done} of {total} completions, {left} left", highlight=False)
-
-    return advance
 
 
 def check_context(engine: Engine, plan: Plan) -> None:

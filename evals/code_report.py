@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from evals.stats import Summary, summarise
-from evals.store import SampleRow
+from evals.store import OutcomeRow, SampleRow
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+Judged = TypeVar("Judged", SampleRow, OutcomeRow)
 
 RULES = {"real": "as a contest's judge", "lcb": "as LiveCodeBench's runner"}
 """the sandbox's rules of comparison (sandbox/compare.py); `SampleRow.meta` has a verdict under each"""
@@ -26,7 +28,7 @@ class Line:
     summary: Summary
 
 
-def under(rule: str, rows: Sequence[SampleRow]) -> list[SampleRow]:
+def under(rule: str, rows: Sequence[Judged]) -> list[Judged]:
     """The samples with the reward that this rule gives; a sample without its verdict keeps the reward it has."""
     verdicts = [row.meta.get(rule) for row in rows]
     return [

@@ -1,10 +1,54 @@
 """The console of every command."""
 
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_SECONDS = 30.0
+"""where there is no terminal: how often progress is printed"""
 
 
 def make_console() -> Console:
     """A rich console; where the output is a file or a pipe, wide enough that tables and lines do not wrap."""
     return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+@contextmanager
+def progress_bar(title: str, total: int, console: Console) -> Iterator[Callable[..., None]]:
+    """A function that counts a completion, or as many as it is told: a bar with the time left; in a file or a pipe, a
+    line now and then."""
+    if not console.is_terminal:
+        yield _lines(title, total, console)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("completions"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        bar = progress.add_task(title, total=total)
+        yield lambda count=1: progress.advance(bar, count)
+
+
+def _lines(title: str, total: int, console: Console) -> Callable[..., None]:
+    done, started = 0, time.monotonic()
+    said = started
+
+    def advance(count: int = 1) -> None:
+        nonlocal done, said
+        done += count
+        now = time.monotonic()
+        if now - said >= LINE_SECONDS:
+            said = now
+            left = timedelta(seconds=round((total - done) * (now - started) / done))
+            console.print(f"{title}: {done} of {total} completions, {left} left", highlight=False)
+
+    return advance

@@ -1,7 +1,10 @@
 """The database under the results store: its tables, its connections, and how a schema is brought up to date."""
 
+import math
 import sqlite3
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -9,11 +12,13 @@ from sqlalchemy import event, exc
 
 from evals.errors import UserError
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 """the newest revision in evals/migrations/store/versions"""
 MIGRATIONS = Path(__file__).parent / "migrations" / "store"
 BUSY_SECONDS = 60.0
 """how long a writer waits for the other writers of an SQLite store"""
+RETRY_SECONDS = 120.0
+"""how long a process that has a PostgreSQL store open goes on trying after it has lost the server"""
 
 # The schema as this code reads and writes it. Databases are made by the migrations; a test holds the two together.
 schema = sa.MetaData()
@@ -75,10 +80,11 @@ samples_table = sa.Table(
     sa.Column("answer", sa.Text),
     sa.Column("reference", sa.Text, nullable=False),
     sa.Column("response", sa.Text, nullable=False),
-    sa.Column("token_ids", sa.LargeBinary, nullable=False),  # see _pack
+    sa.Column("token_ids", sa.LargeBinary, nullable=False),  # see evals.rows.pack
     sa.Column("logprobs", sa.LargeBinary),
     sa.UniqueConstraint("run_id", "split", "item", "repeat", "step", name="samples_key"),
     sa.Index("samples_in_order", "run_id", "split", "step", "id"),
+    sa.Index("samples_prompt", "prompt_id"),  # which prompts nobody has any more, and who had this prompt
 )
 artifacts_table = sa.Table(
     "artifacts",
@@ -89,6 +95,12 @@ artifacts_table = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("added", sa.Double, nullable=False),
 )
+tags_table = sa.Table(
+    "tags",
+    schema,
+    sa.Column("run_id", sa.String(40), sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("tag", sa.String(64), primary_key=True),
+)
 
 
 def make_engine(url: str) -> sa.Engine:
@@ -98,7 +110,11 @@ def make_engine(url: str) -> sa.Engine:
         if dialect not in ("sqlite", "postgresql"):
             raise UserError(f"store URL {url!r}: expected an SQLite path or a postgresql+psycopg:// URL.")
         if dialect == "postgresql":
-            return sa.create_engine(parsed, pool_pre_ping=True)
+            # A network that swallows packets is noticed within a minute, not after the hours of the defaults.
+            wanted = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+            wanted |= {"tcp_user_timeout": 60_000, "application_name": "agpo"}
+            given = {name: value for name, value in wanted.items() if name not in parsed.query}
+            return sa.create_engine(parsed, pool_pre_ping=True, connect_args=given)
     except exc.ArgumentError as e:
         raise UserError(f"store URL {url!r}: {e}") from e
     except ModuleNotFoundError as e:
@@ -131,6 +147,17 @@ def make_engine(url: str) -> sa.Engine:
     return engine
 
 
+def with_password(url: str, ours: str | None) -> str:
+    """A URL as the store records it has *** for a password: it is taken from `ours`, where that is the same."""
+    if "://" not in url or sa.make_url(url).password != "***":
+        return url
+    if ours and "://" in ours and sa.make_url(ours).render_as_string() == sa.make_url(url).render_as_string():
+        return ours
+    raise UserError(
+        f"the store {url} was recorded without its password: give its whole URL with AGPO_STORE or --store."
+    )
+
+
 def _set_wal(connection: sqlite3.Connection) -> None:
     """WAL lets readers and a writer work at once. SQLite does not wait for its lock here, so we do."""
     deadline = time.monotonic() + BUSY_SECONDS
@@ -145,23 +172,79 @@ def _set_wal(connection: sqlite3.Connection) -> None:
 
 
 def schema_version(connection: sa.Connection, where: str) -> str | None:
-    """The revision of the store; None for an empty database."""
+    """The revision of the store; None for a database without one. Raises UserError if it holds something else."""
     tables = sa.inspect(connection).get_table_names()
-    if "alembic_version" in tables:
+    if "alembic_version" in tables and "samples" in tables:
         return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-    if tables and connection.dialect.name == "sqlite":
-        raise UserError(f"{where} is a database, but not a results store (it has the tables {', '.join(tables[:5])}).")
+    if connection.dialect.name == "sqlite":
+        foreign = tables
+    else:  # a database of a server may be shared, as long as no name is taken
+        foreign = [name for name in tables if name in schema.tables or name == "alembic_version"]
+        if (encoding := connection.execute(sa.text("SHOW server_encoding")).scalar()) != "UTF8":
+            raise UserError(
+                f"{where} has the encoding {encoding}, which cannot hold every text. Make a database for the results "
+                "store with: CREATE DATABASE agpo ENCODING 'UTF8' TEMPLATE template0"
+            )
+    if foreign:
+        raise UserError(f"{where} is a database, but not a results store (it has the tables {', '.join(foreign[:5])}).")
     return None
 
 
-def migrate(connection: sa.Connection) -> None:
+def migrate(connection: sa.Connection, to: str = "head") -> None:
     from alembic import command  # slow to import, and needed once in the life of a store
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, to)
+
+
+def trying(where: str) -> Callable[[exc.DBAPIError], bool]:
+    """A function that waits after a failure. True: it may pass, try again. False: it will not, or has lasted too long.
+
+    What may pass is the loss of a server (restart, failover, network) and a deadlock. A failure long after the one
+    before is a new one.
+    """
+    began = latest = -math.inf
+
+    def again(error: exc.DBAPIError) -> bool:
+        nonlocal began, latest
+        if not may_pass(error):
+            return False
+        now = time.monotonic()
+        if now - latest > 30:
+            began = now
+            if not deadlock(error):
+                told = f"the results store {where}: {explain(error)}. Trying again for up to {RETRY_SECONDS:.0f} s."
+                print(told, file=sys.stderr)
+        latest = now
+        if now - began > RETRY_SECONDS:
+            return False
+        time.sleep(min(2.0, 0.1 + (now - began) / 4))
+        return True
+
+    return again
+
+
+def may_pass(error: exc.DBAPIError) -> bool:
+    """Whether the same transaction may succeed a little later, on this server."""
+    if not hasattr(error.orig, "sqlstate"):  # SQLite waits for its locks itself
+        return False
+    state = _state(error)
+    if not state:  # no answer of the server
+        return error.connection_invalidated or isinstance(error, exc.OperationalError)
+    # 08 is the connection; 57P01 to 57P03: the server goes down or comes up
+    return deadlock(error) or state[:2] == "08" or state in ("57P01", "57P02", "57P03")
+
+
+def deadlock(error: exc.DBAPIError) -> bool:
+    """PostgreSQL ended this transaction for another one."""
+    return _state(error)[:2] == "40"
+
+
+def _state(error: exc.DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
 
 
 _SQLITE_REASONS = {
@@ -182,6 +265,15 @@ def explain(error: exc.DBAPIError) -> str | None:
     name = getattr(error.orig, "sqlite_errorname", None)
     if name is not None:
         return _SQLITE_REASONS.get("_".join(name.split("_")[:2]))  # SQLITE_READONLY_DIRECTORY is a READONLY
-    if isinstance(error, exc.OperationalError):  # PostgreSQL: no connection, disk full, server shut down
-        return str(error.orig).strip().splitlines()[0]
+    state = _state(error)
+    if state == "42501":
+        return f"{_first_line(error)}. Give the user of the URL the rights to create and write tables there."
+    if state == "25006":
+        return f"{_first_line(error)}: this is a standby or a read-only server. Give the URL of the primary."
+    if error.connection_invalidated or isinstance(error, exc.OperationalError):  # no connection, disk full, shutdown
+        return _first_line(error)
     return None
+
+
+def _first_line(error: exc.DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0].rstrip(".")

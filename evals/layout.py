@@ -1,22 +1,82 @@
-"""How the report prints: tables on the console or in Markdown, short names, durations."""
+"""How the report prints: tables on the console, in Markdown and in LaTeX, short names, durations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 
-def print_table(header: list[str], lines: list[list[str]], caption: str, style: str, console: Console) -> None:
-    if style == "md":
-        clean = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        rule = ["---"] * len(header)
-        print("\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *clean]) + f"\n\n{caption}\n")
-        return
-    table = Table(title=caption or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for line in lines:
-        table.add_row(*(cell.replace("[", "\\[") for cell in line))
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts."""
+
+    caption: str
+    header: Sequence[str]
+    blocks: Sequence[Sequence[Sequence[str]]]
+    """lines of cells; a rule is drawn between blocks"""
+    notes: Sequence[str] = field(default_factory=tuple)
+    """below the table"""
+
+
+def print_grid(grid: Grid, console: Console) -> None:
+    table = Table(title=grid.caption or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name in grid.header:
+        table.add_column(name.replace("[", "\\["), overflow="fold")
+    for block in grid.blocks:
+        for line in block:
+            table.add_row(*(cell.replace("[", "\\[") for cell in line))
+        table.add_section()
     console.print(table)
+    for note in grid.notes:
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def markdown(grid: Grid) -> str:
+    lines = [grid.header, ["---"] * len(grid.header), *(line for block in grid.blocks for line in block)]
+    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n\n".join([body, *([grid.caption] if grid.caption else []), *grid.notes]) + "\n"
+
+
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "<": "$<$",
+    ">": "$>$",
+    "±": r"$\pm$",
+}
+
+
+def latex(grid: Grid) -> str:
+    """A floating table; it wants the package booktabs."""
+
+    def row(cells: Sequence[str]) -> str:
+        return " & ".join("".join(LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
+
+    blocks = ("\n".join(map(row, block)) for block in grid.blocks)
+    caption = row([" ".join([grid.caption, *grid.notes])]).removesuffix(r" \\")
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\begin{{tabular}}{{ll{'r' * (len(grid.header) - 2)}}}",
+            r"\toprule",
+            row(grid.header),
+            r"\midrule",
+            "\n\\midrule\n".join(blocks),
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{caption}}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def print_table(header: Sequence[str], lines: Sequence[Sequence[str]], caption: str, console: Console) -> None:
+    print_grid(Grid(caption, header, [lines]), console)
 
 
 def short(model: str) -> str:

@@ -194,7 +194,8 @@ def evaluate_task(
     """Evaluate one task or group of lm-eval into the store, and print its metrics."""
     from lm_eval.evaluator import evaluate
 
-    from evals.bench_run import progress_bar, stored_run
+    from evals.bench_run import stored_run
+    from evals.console import progress_bar
     from evals.lm_eval_lm import TaskLM
     from evals.lm_eval_output import write_output
     from evals.stats import problem_means, summarise

@@ -1,19 +1,28 @@
-"""`evals.report tables`: the paper's tables from the store."""
+"""`evals.report tables`: the paper's tables from the store.
+
+Table 1: Pass@1. Table 2: response tokens. Table 3: programs, under both rules of comparison and by difficulty.
+"""
 
 import argparse
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
+from scipy.special import stdtrit
 
-from evals.layout import print_table, short
-from evals.stats import Summary, summarise
-from evals.store import OutcomeRow, Store
+from evals import paper
+from evals.code_report import RULES, under
+from evals.layout import Grid, latex, markdown, print_grid, short
+from evals.measured import Measured, measured
+from evals.stats import Estimate, Summary, by, summarise
+from evals.store import Store
 
 SETTINGS = {  # config key of an evaluation -> how it reads in a table; results under different ones are not averaged
     "temperature": "T={}",
@@ -22,155 +31,321 @@ SETTINGS = {  # config key of an evaluation -> how it reads in a table; results 
     "prompt": "prompt {}",
     "selected_on_test": "selected_on_test ({})",
 }
+FORMATS = ("rich", "md", "latex", "csv")
+GROUP = "difficulty"
+"""the meta key that Table 3 breaks programs down by"""
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("tables", parents=[shared], help="Table 1 (Pass@1) and Table 2 (response tokens)")
-    parser.add_argument("--format", choices=("rich", "md", "csv"), default="rich", help="console, Markdown or CSV")
-    parser.set_defaults(run=lambda arguments, store, console: tables(store, arguments.format, console))
+    parser = commands.add_parser(
+        "tables", parents=[shared], help="the paper's tables: Pass@1, response tokens, programs under both rules"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="rich", help="console, Markdown, LaTeX (booktabs) or CSV")
+    parser.add_argument("--paper", action="store_true", help="the paper's own numbers beside ours")
+    parser.add_argument("--bench", help="only this benchmark")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
+    parser.set_defaults(
+        run=lambda a, store, console: tables(store, a.format, console, with_paper=a.paper, bench=a.bench, out=a.out)
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation."""
+
+    total: Summary
+    rules: Mapping[str, Summary] = field(default_factory=dict)
+    """of programs: the rule of comparison -> all of it under that rule"""
+    groups: Mapping[str, Summary] = field(default_factory=dict)
+    """of programs: difficulty -> those problems, by the rule that decided the reward"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of Table 1 and of Table 2: a model and method on a benchmark under one setting, over its runs."""
+    """One line of a table: a model and method on a benchmark under one setting, over its runs."""
 
     bench: str
     model: str
     method: str
     setting: str
     status: str
-    summaries: Sequence[Summary]
+    results: Sequence[Result]
 
-    def numbers(self, quantity: str) -> list[float]:
-        """The runs' "pass1" (in percent) or "tokens_mean"; a run without a scorable sample has none."""
-        found = [getattr(s, quantity) * (100 if quantity == "pass1" else 1) for s in self.summaries]
-        return [x for x in found if not math.isnan(x)]
+    @property
+    def summaries(self) -> list[Summary]:
+        return [result.total for result in self.results]
 
-    def interval(self, quantity: str) -> tuple[float, float] | None:
-        """The 95 % interval of a single run; several runs show their spread in its place."""
-        if len(self.summaries) > 1:
-            return None
-        s = self.summaries[0]
-        low, high = (100 * s.pass1_low, 100 * s.pass1_high) if quantity == "pass1" else (s.tokens_low, s.tokens_high)
-        return None if math.isnan(low) else (low, high)
+    def estimate(self, quantity: str, rule: str = "", group: str = "") -> Estimate:
+        """The mean over runs of "pass1" or a number or `Estimate` of `Summary`.
+
+        The interval of a single run is over problems. Of several it is Student's over the runs: another seed on the
+        same problems; the standard error then is over runs too. Runs without a number are left out.
+        """
+        found = [e for s in self._chosen(rule, group) if not math.isnan((e := _estimate(s, quantity)).value)]
+        if len(found) < 2:
+            return found[0] if found else Estimate(math.nan)
+        value, se = fmean(e.value for e in found), stdev(e.value for e in found) / math.sqrt(len(found))
+        half = float(stdtrit(len(found) - 1, 0.975)) * se
+        high = min(1.0, value + half) if 0 <= value <= 1 and quantity != "tokens_mean" else value + half
+        return Estimate(value, max(0.0, value - half) if value >= 0 else value - half, high, se)
+
+    def _chosen(self, rule: str, group: str) -> list[Summary]:
+        if rule or group:
+            return [
+                part[name] for r in self.results if (name := rule or group) in (part := r.rules if rule else r.groups)
+            ]
+        return self.summaries
 
 
-def rows(store: Store) -> list[Row]:
+def _estimate(s: Summary, quantity: str) -> Estimate:
+    if quantity == "pass1":
+        return Estimate(s.pass1, s.pass1_low, s.pass1_high, s.pass1_se)
+    if quantity == "tokens_mean":
+        return Estimate(s.tokens_mean, s.tokens_low, s.tokens_high)
+    found = getattr(s, quantity)
+    return found if isinstance(found, Estimate) else Estimate(found)
+
+
+def rows(store: Store, bench: str | None = None) -> list[Row]:
     """The lines of the tables, from every eval run with completions. One run's samples are read at a time."""
-    parents = {run.id: run for run in store.runs()}
-    groups: dict[tuple[str, str, str, str, str], list[Summary]] = {}
-    for run in store.runs("eval"):
-        if not run.samples:
-            continue
-        parent = parents.get(run.parent or "")
-        model = run.model or (parent.model if parent else "")
-        method = run.method or (parent.method if parent else "")
-        steps: set[int] = set()
-        summary = summarise(_noting_steps(store.outcomes(run.id), steps))
-        size = f"{summary.problems} problems x {summary.samples / summary.problems:.3g}"
-        size += "".join(f", step {step}" for step in sorted(steps) if step)  # checkpoints of a run are not its seeds
-        told = [text.format(run.config[k]) for k, text in SETTINGS.items() if run.config.get(k) is not None]
-        status = "" if run.status == "done" else run.status
-        key = (run.name, model, method, ", ".join([size, *told]), status)
-        groups.setdefault(key, []).append(summary)
-    return [Row(*key, tuple(summaries)) for key, summaries in sorted(groups.items())]
+    groups: dict[tuple[str, str, str, str, str], list[Result]] = {}
+    for run in store.runs("eval", name=bench):
+        for one in measured(store, run) if run.samples else []:
+            result = _result(store, one)
+            problems = result.total.problems
+            size = f"{problems} problems x {result.total.samples / problems:.3g}"
+            size += f", step {one.step}" if one.step else ""  # checkpoints of a run are not its seeds
+            told = [text.format(run.config[k]) for k, text in SETTINGS.items() if run.config.get(k) is not None]
+            status = "" if run.status == "done" else run.status
+            key = (one.bench, one.model, one.method, ", ".join([size, *told]), status)
+            groups.setdefault(key, []).append(result)
+    return [Row(*key, tuple(groups[key])) for key in sorted(groups, key=_order)]
 
 
-def _noting_steps(samples: Iterable[OutcomeRow], steps: set[int]) -> Iterator[OutcomeRow]:
-    for sample in samples:
-        steps.add(sample.step)
-        yield sample
+def _order(key: tuple[str, str, str, str, str]) -> tuple[Any, ...]:
+    """By benchmark and model; methods as in the paper, others after them."""
+    bench, model, method, *rest = key
+    numbered = [[int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)] for text in rest]
+    at = paper.ORDER.index(method) if method in paper.ORDER else len(paper.ORDER)
+    return (bench, model, at, method, *numbered)
 
 
-def tables(store: Store, style: str, console: Console) -> None:
-    """Print Table 1 (Pass@1) and Table 2 (average response tokens) of each benchmark; CSV has one line per row."""
-    found = rows(store)
+def _result(store: Store, one: Measured) -> Result:
+    """Programs have verdicts under two rules in their meta; all else is read as columns, whatever its size."""
+    where = {"split": one.split, "step": one.step}
+    first = next(store.outcomes(one.run.id, **where))
+    if not any(rule in first.meta for rule in RULES):
+        return Result(summarise(one.read(store)))
+    outcomes = list(store.outcomes(one.run.id, **where))
+    return Result(summarise(outcomes), {rule: summarise(under(rule, outcomes)) for rule in RULES}, by(outcomes, GROUP))
+
+
+def tables(
+    store: Store,
+    style: str,
+    console: Console,
+    *,
+    with_paper: bool = False,
+    bench: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Print or write the tables of each benchmark. CSV has one line per row, and no table of the paper's numbers."""
+    found = rows(store, bench)
     if style == "csv":
-        print(_csv(found), end="")
+        _give(_csv(found), out, console)
         return
     if not found:
         console.print(
-            "No evaluation has completions yet. Make one with "
-            "`python -m evals.run --bench math500 --model <folder or hub id>`."
+            f"No evaluation {f'on {bench} ' if bench else ''}has completions yet. Make one with "
+            f"`python -m evals.run --bench {bench or 'math500'} --model <folder or hub id>`.",
+            highlight=False,
+            markup=False,
         )
         return
-    for bench in dict.fromkeys(row.bench for row in found):
-        of_bench = [row for row in found if row.bench == bench]
-        for number, quantity, title, digits in (
-            (1, "pass1", f"{bench} (Pass@1, %)", 1),
-            (2, "tokens_mean", "Average response tokens", 0),
-        ):
-            several = number == 1 and any(s.pass_at for row in of_bench for s in row.summaries)
-            header = [
-                "Model",
-                "Method",
-                title,
-                "95 % interval",
-                *(["pass@k"] if several else []),
-                "Truncated",
-                "Setting",
-            ]
-            lines = [_cells(row, quantity, digits) for row in of_bench]
-            if several:
-                lines = [[*line[:4], _pass_at(row), *line[4:]] for line, row in zip(lines, of_bench, strict=True)]
-            caption = f"Table {number}: " + ("accuracy" if number == 1 else "response length") + f" on {bench}"
-            print_table(header, lines, caption, style, console)
-        for row in of_bench:
-            _warn_unscored(row, console if style == "rich" else None)
-    if any(len(row.summaries) > 1 for row in found) and style == "rich":
-        console.print("[dim]± is the standard deviation over runs; a single run shows its interval over problems.[/]")
-
-
-def _cells(row: Row, quantity: str, digits: int) -> list[str]:
-    numbers, interval = row.numbers(quantity), row.interval(quantity)
-    if not numbers:
-        value = "nothing scorable"
-    elif len(numbers) == 1:
-        value = f"{numbers[0]:.{digits}f}"
-    else:
-        value = f"{fmean(numbers):.{digits}f} ± {stdev(numbers):.{digits}f} ({len(numbers)} runs)"
-    between = f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}" if interval and numbers else ""
-    truncated = f"{100 * fmean(s.truncated for s in row.summaries):.1f} %"
-    setting = row.setting + (f" ({row.status})" if row.status else "")
-    return [short(row.model) or "-", row.method or "-", value, between, truncated, setting]
-
-
-def _pass_at(row: Row) -> str:
-    """pass@2, @4, ... in percent, the mean over runs."""
-    ks = sorted(set.intersection(*(set(s.pass_at) for s in row.summaries)))
-    return ", ".join(f"@{k} {100 * fmean(s.pass_at[k] for s in row.summaries):.1f}" for k in ks)
-
-
-def _warn_unscored(row: Row, console: Console | None) -> None:
-    unscored = sum(s.unscored for s in row.summaries)
-    if not unscored:
+    grids = [
+        grid
+        for name in dict.fromkeys(row.bench for row in found)
+        for grid in _grids([row for row in found if row.bench == name], with_paper)
+    ]
+    if style != "rich":
+        write = markdown if style == "md" else latex
+        _give("\n".join(write(grid) for grid in grids), out, console)
         return
-    wrong = 100 * fmean(s.pass1_unscored_wrong for s in row.summaries)
-    text = (
-        f"{short(row.model)} {row.method}: {unscored} samples have no verdict and are left out; "
-        f"counted as wrong, Pass@1 is {wrong:.1f} %."
-    )
-    if console is None:
-        print(f"\n{text}")
-    else:
-        console.print(text, style="yellow", highlight=False)
+    written = io.StringIO()
+    for grid in grids:
+        print_grid(grid, Console(file=written, width=160) if out else console)
+    if out:
+        _give(written.getvalue(), out, console)
+
+
+def _give(text: str, out: Path | None, console: Console) -> None:
+    if out is None:
+        print(text, end="")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    console.print(f"{out}", highlight=False, markup=False)
+
+
+def _grids(found: Sequence[Row], with_paper: bool) -> list[Grid]:
+    """The tables of one benchmark."""
+    bench = found[0].bench
+    code = any(result.rules for row in found for result in row.results)
+    shared = [part for part in _setting(found[0]) if all(part in _setting(row) for row in found)]
+    differ = [", ".join(part for part in _setting(row) if part not in shared) for row in found]
+    asked = f" ({', '.join(shared)})" if shared else ""  # said once, not in every line
+    accuracy = _programs(found) if code else _accuracy(found)
+    made = []
+    for number, title, header, cells in (
+        (3 if code else 1, "accuracy", *accuracy),
+        (2, "response length", *_tokens(found)),
+    ):
+        theirs = paper.NUMBERS.get((bench, number), {}) if with_paper else {}
+        full = ["Model", "Method", *header, *(["Paper"] if theirs else []), *(["Setting"] if any(differ) else [])]
+        blocks: dict[str, list[list[str]]] = {}
+        for row, line, setting in zip(found, cells, differ, strict=True):
+            beside = [_paper_number(theirs, row)] if theirs else []
+            last = [setting] if any(differ) else []
+            line = [short(row.model) or "-", paper.method_name(row.method), *line, *beside, *last]
+            blocks.setdefault(row.model, []).append(line)
+        absent = _absent(theirs, found, len(full), 2 + len(header))
+        notes = _notes(found) if number != 2 else []
+        caption = f"Table {number}: {title} on {bench}{asked}"
+        made.append(Grid(caption, full, [*blocks.values(), *([absent] if absent else [])], notes))
+    return made
+
+
+def _accuracy(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    ks = sorted({k for row in found for s in row.summaries for k in s.pass_at})
+    header = ["Pass@1, %", "95 % interval", *(f"pass@{k}" for k in ks), "Truncated"]
+    lines = []
+    for row in found:
+        at_k = [[s.pass_at[k] for s in row.summaries if k in s.pass_at] for k in ks]
+        cells = [f"{100 * fmean(values):.1f}" if values else "" for values in at_k]
+        lines.append([*_value(row, "pass1", 1, 100), *cells, _truncated(row)])
+    return header, lines
+
+
+def _tokens(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    header = [
+        "Average response tokens",
+        "95 % interval",
+        "Median",
+        "95th %",
+        "Right",
+        "Wrong",
+        "Per solved",
+        "Truncated",
+    ]
+    rest = ("tokens_median", "tokens_p95", "tokens_right", "tokens_wrong", "tokens_per_solved")
+    return header, [
+        [*_value(row, "tokens_mean", 0, 1), *(_number(row.estimate(q).value, 0) for q in rest), _truncated(row)]
+        for row in found
+    ]
+
+
+def _programs(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    names = list(dict.fromkeys(name for row in found for r in row.results for name in r.groups))
+    names.sort(key=lambda name: {"easy": 0, "medium": 1, "hard": 2}.get(name, 3))
+    header = []
+    for rule in RULES:
+        header += [f"Pass@1, % (compat={rule})", "95 % interval"]
+    lines = []
+    for row in found:
+        cells = [cell for rule in RULES for cell in _value(row, "pass1", 1, 100, rule)]
+        cells += [_number(100 * row.estimate("pass1", group=name).value, 1) for name in names]
+        lines.append([*cells, _truncated(row)])
+    return [*header, *names, "Truncated"], lines
+
+
+def _value(row: Row, quantity: str, digits: int, scale: float, rule: str = "") -> list[str]:
+    """The number and its interval."""
+    e = row.estimate(quantity, rule)
+    if math.isnan(e.value):
+        return ["nothing scorable", ""]
+    interval = "" if math.isnan(e.low) else f"{scale * e.low:.{digits}f} to {scale * e.high:.{digits}f}"
+    over = f" over {len(row.results)} runs" if len(row.results) > 1 else ""
+    return [f"{scale * e.value:.{digits}f}", interval + over]
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _truncated(row: Row) -> str:
+    return f"{100 * row.estimate('truncated').value:.1f} %"
+
+
+def _setting(row: Row) -> list[str]:
+    return [*row.setting.split(", "), *([row.status] if row.status else [])]
+
+
+def _paper_number(theirs: Mapping[tuple[str, str], float], row: Row) -> str:
+    found = (v for (model, method), v in theirs.items() if method == row.method and paper.same_model(row.model, model))
+    return str(next(found, ""))
+
+
+def _absent(theirs: Mapping[tuple[str, str], float], found: Sequence[Row], width: int, at: int) -> list[list[str]]:
+    """Lines of the paper that the store has nothing for."""
+    lines = []
+    for (model, method), value in theirs.items():
+        if not any(method == row.method and paper.same_model(row.model, model) for row in found):
+            line = [model, paper.method_name(method), *[""] * (width - 2)]
+            line[at] = str(value)
+            lines.append(line)
+    return lines
+
+
+def _notes(found: Sequence[Row]) -> list[str]:
+    """What has to be said below the table."""
+    said = []
+    if any(len(row.results) > 1 for row in found):
+        said.append(
+            "An interval over runs is Student's over training seeds (or repeated evaluations) on the same problems; "
+            "one of a single run is over problems, for one training."
+        )
+    for row in found:
+        if unscored := sum(s.unscored for s in row.summaries):
+            wrong = 100 * fmean(s.pass1_unscored_wrong for s in row.summaries)
+            who = f"{short(row.model)} {row.method}".strip()
+            left_out = f"{unscored} samples have no verdict and are left out"
+            said.append(f"{who}: {left_out}; counted as wrong, Pass@1 is {wrong:.1f} %.")
+    return said
 
 
 def _csv(found: Sequence[Row]) -> str:
+    """Shares in percent. interval: what the limits are over, problems or runs."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    quantities = ("pass1", "tokens_mean")
-    names = [f"{q}{end}" for q in quantities for end in ("", "_sd", "_low", "_high")]
-    writer.writerow(["bench", "model", "method", "runs", *names, "truncated", "unscored", "setting", "status"])
+    quantities = {"pass1": 100, "tokens_mean": 1, "tokens_right": 1, "tokens_wrong": 1, "tokens_per_solved": 1}
+    names = [f"{q}{end}" for q in quantities for end in ("", "_low", "_high")]
+    rules = [f"pass1_{rule}{end}" for rule in RULES for end in ("", "_low", "_high")]
+    levels = list(dict.fromkeys(name for row in found for r in row.results for name in r.groups))
+    names += ["pass1_sd", "tokens_mean_sd", "tokens_median", "tokens_p95", "truncated", "unscored", *rules]
+    names += [f"pass1_{name}" for name in levels]
+    writer.writerow(["bench", "model", "method", "runs", "interval", *names, "setting", "status"])
     for row in found:
-        cells: list[float | str] = []
-        for quantity in quantities:
-            numbers, interval = row.numbers(quantity), row.interval(quantity)
-            cells.append(round(fmean(numbers), 4) if numbers else "")
-            cells.append(round(stdev(numbers), 4) if len(numbers) > 1 else "")
-            cells += [round(x, 4) for x in interval] if interval else ["", ""]
-        truncated = round(fmean(s.truncated for s in row.summaries), 6)
-        unscored = sum(s.unscored for s in row.summaries)
-        shared = [row.bench, row.model, row.method, len(row.summaries)]
-        writer.writerow([*shared, *cells, truncated, unscored, row.setting, row.status or "done"])
+        estimates = [(row.estimate(q), scale) for q, scale in quantities.items()]
+        by_rule = [(row.estimate("pass1", rule), 100) for rule in RULES]
+        runs = len(row.results)
+        spread = [
+            _cell(stdev(values), scale) if len(values := _values(row, q)) > 1 else ""
+            for q, scale in (("pass1", 100), ("tokens_mean", 1))
+        ]
+        cells: list[Any] = [row.bench, row.model, row.method, runs, "runs" if runs > 1 else "problems"]
+        cells += [_cell(x, scale) for e, scale in estimates for x in (e.value, e.low, e.high)]
+        cells += [*spread, *(_cell(row.estimate(q).value) for q in ("tokens_median", "tokens_p95", "truncated"))]
+        cells += [sum(s.unscored for s in row.summaries)]
+        cells += [_cell(x, scale) for e, scale in by_rule for x in (e.value, e.low, e.high)]
+        cells += [_cell(row.estimate("pass1", group=name).value, 100) for name in levels]
+        writer.writerow([*cells, row.setting, row.status or "done"])
     return out.getvalue()
+
+
+def _values(row: Row, quantity: str) -> list[float]:
+    """The number of each run that has one."""
+    return [v for s in row.summaries if not math.isnan(v := _estimate(s, quantity).value)]
+
+
+def _cell(x: float, scale: float = 1) -> float | str:
+    return "" if math.isnan(x) else round(scale * x, 6)

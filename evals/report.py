@@ -12,15 +12,21 @@ from types import ModuleType
 
 from rich.console import Console
 
-from evals import arms_report, draw, paper_tables, runs
+from evals import arms_report, browse, compare, draw, export, manage, paper_tables, runs
 from evals.errors import command
+from evals.page import command as html
 from evals.store import Store
 
 MODULES: tuple[ModuleType, ...] = (
     runs,
     paper_tables,
+    compare,
     draw,
     arms_report,
+    html,
+    export,
+    manage,
+    browse,
 )
 """in the order in which --help lists their commands"""
 

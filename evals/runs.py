@@ -2,28 +2,41 @@
 
 import argparse
 import json
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
 from evals.layout import duration, print_table, short
 from evals.stats import summarise
-from evals.store import RunRow, Store
+from evals.store import Kind, RunRow, Store
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("runs", parents=[shared], help="list the runs: id, method, model, seed, status, steps")
-    parser.set_defaults(run=lambda arguments, store, console: list_runs(store, console))
+    parser.add_argument("--kind", choices=get_args(Kind), help="only runs of this kind")
+    parser.add_argument("--name", help="only runs with this name; of an evaluation it is the benchmark")
+    parser.add_argument("--method", help="only runs with this method, such as agpo")
+    parser.add_argument("--tag", help="only runs with this tag")
+    parser.add_argument("--status", help="only running, done, failed, interrupted, dead (copying, removing) runs")
+    parser.set_defaults(
+        run=lambda a, store, console: list_runs(
+            store, console, a.status, kind=a.kind, name=a.name, method=a.method, tag=a.tag
+        )
+    )
     parser = commands.add_parser(
         "show", parents=[shared], help="one run in full: configuration, versions, metrics, files"
     )
-    parser.add_argument("wanted", metavar="run", help="its id, the beginning of its id, or its name")
+    parser.add_argument("wanted", metavar="run", help="its id, the beginning of its id, its name, or a tag")
     parser.set_defaults(run=lambda arguments, store, console: show(store, arguments.wanted, console))
 
 
-def list_runs(store: Store, console: Console) -> None:
-    """Print one line per run, oldest first."""
-    found = store.runs()
+def list_runs(store: Store, console: Console, status: str | None = None, **only: Any) -> None:
+    """Print one line per run, oldest first. only: as `Store.runs` takes it."""
+    found = [run for run in store.runs(**only) if status in (None, run.status)]
+    if not found and (status or any(only.values())):
+        asked = ", ".join(f"{name} {value}" for name, value in {**only, "status": status}.items() if value)
+        console.print(f"{store} holds no run with {asked}.", markup=False, highlight=False)
+        return
     if not found:
         console.print(f"{store} holds no runs yet. `python -m agpo.train` makes the first one.", highlight=False)
         return
@@ -40,10 +53,15 @@ def list_runs(store: Store, console: Console) -> None:
             "-" if run.last_step is None else str(run.last_step),
             str(run.samples),
             f"{run.started:%Y-%m-%d %H:%M}",
+            ", ".join(run.tags),
         ]
         for run in found
     ]
-    print_table(header, lines, f"Runs in {store}", "rich", console)
+    if any(run.tags for run in found):
+        header.append("Tags")
+    else:
+        lines = [line[:-1] for line in lines]
+    print_table(header, lines, f"Runs in {store}", console)
     if any(run.status == "dead" for run in found):
         console.print("[dim]dead: it was running when its process was killed; it can be resumed.[/]")
 
@@ -66,6 +84,7 @@ def show(store: Store, wanted: str, console: Console) -> None:
         "code": " ".join(f"{k} {v}" for k, v in run.code.items()),
         "environment": ", ".join(f"{k} {v}" for k, v in run.environment.items()),
         "samples": run.samples,
+        "tags": ", ".join(run.tags),
     }
     for name, value in facts.items():
         if value != "":
@@ -89,4 +108,4 @@ def _show_metrics(store: Store, run: RunRow, console: Console) -> None:
             [name, str(len(values)), f"{values[0][1]:.4g}", f"{values[-1][1]:.4g}"]
             for name, values in sorted(by_name.items())
         ]
-        print_table(["Metric", "Steps", "First", "Last"], lines, "", "rich", console)
+        print_table(["Metric", "Steps", "First", "Last"], lines, "", console)

@@ -2,28 +2,23 @@
 
 SQLite in WAL mode by default, PostgreSQL by URL. What a `log_*` call has returned for survives a killed process. Writes
 are upserts on natural keys, so that a retried or repeated write leaves one row.
+
+`python -m evals.store copy FROM TO` copies runs from one store to another.
 """
 
 import contextlib
-import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import secrets
 import socket
-import subprocess
 import sys
 import time
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
-import numpy as np
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
@@ -39,100 +34,33 @@ from evals.database import (
     runs_table,
     samples_table,
     schema_version,
+    tags_table,
 )
 from evals.errors import UserError
+from evals.provenance import code_version, environment, sha256, this_process
+from evals.rows import (
+    Artifact,
+    Kind,
+    OutcomeRow,
+    RunRow,
+    SampleRow,
+    Status,
+    clean_text,
+    prompt_id,
+    run_row,
+    sample_row,
+    sample_values,
+    to_json,
+    unpack,
+    when,
+)
+
+__all__ = ["Artifact", "Kind", "OutcomeRow", "RunRow", "SampleRow", "Status", "Store", "unpack"]
 
 DEFAULT = Path("results/agpo.db")
+SAMPLES_KEY = ["run_id", "split", "item", "repeat", "step"]
 
-Kind = Literal["curation", "train", "eval"]
-Status = Literal["done", "failed", "interrupted"]
-
-
-@dataclass(frozen=True)
-class SampleRow:
-    """One completion with its verdict. (split, item, repeat, step) names it within its run."""
-
-    split: str
-    item: str
-    repeat: int
-    step: int
-    prompt: str
-    """the text the model was given, prompt preset applied"""
-    response: str
-    token_ids: tuple[int, ...]
-    """the response's tokens, end of sequence included; empty where a server gives none, or when read back without"""
-    logprobs: tuple[float, ...] | None
-    finish_reason: str
-    outcome: str
-    path: str
-    """what decided the verdict"""
-    answer: str | None
-    reference: str
-    reward: float | None
-    """None: not scorable"""
-    seed: int
-    seconds: float
-    weight_version: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    """level, subject, source, ...: whatever reports group by"""
-    response_tokens: int = -1
-    """length of the response; filled in from token_ids where not given"""
-
-    def __post_init__(self) -> None:
-        if self.response_tokens < 0:
-            object.__setattr__(self, "response_tokens", len(self.token_ids))
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeRow:
-    """A `SampleRow` without its texts and tokens."""
-
-    split: str
-    item: str
-    repeat: int
-    step: int
-    response_tokens: int
-    finish_reason: str
-    outcome: str
-    path: str
-    reward: float | None
-    seconds: float
-    meta: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """One run as it is in the store now."""
-
-    id: str
-    kind: str
-    name: str
-    method: str
-    model: str
-    seed: int
-    config: dict[str, Any]
-    code: dict[str, Any]
-    environment: dict[str, Any]
-    parent: str | None
-    status: str
-    """running, done, failed, interrupted; or dead: it says running and its process is gone from this machine"""
-    started: datetime
-    finished: datetime | None
-    host: str
-    pid: int
-    last_step: int | None
-    """the last step that has a metric"""
-    samples: int
-    """how many completions it has stored"""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    run_id: str
-    path: str
-    kind: str
-    sha256: str
-    added: datetime
+T = TypeVar("T")
 
 
 class Store:
@@ -152,9 +80,8 @@ class Store:
         url: a database URL, or a path, which means SQLite; None: $AGPO_STORE, else results/agpo.db.
         Raises UserError: cannot be opened or made, written by a newer version, or not a store at all.
         """
-        if url is None:
-            url = os.environ.get("AGPO_STORE") or DEFAULT
-        store = cls(make_engine(str(url)))
+        ours = os.environ.get("AGPO_STORE")
+        store = cls(make_engine(database.with_password(str(url or ours or DEFAULT), ours)))
         try:
             store._check_schema()
         except BaseException:
@@ -172,7 +99,7 @@ class Store:
         self.close()
 
     def __str__(self) -> str:
-        """The path, or the URL without its password: what to show to people."""
+        """The path, or the URL without its password: what to show to people, and to record."""
         return str(self.path or self._engine.url.render_as_string())
 
     @property
@@ -186,26 +113,48 @@ class Store:
         return Path(self._engine.url.database or "") if self._engine.dialect.name == "sqlite" else None
 
     @contextlib.contextmanager
-    def _transaction(self, write: bool = False) -> Iterator[sa.Connection]:
+    def transaction(self, write: bool = False) -> Iterator[sa.Connection]:
         """One transaction, committed at the end. A failure of the database itself becomes a UserError."""
+        try:
+            with self._begin(write) as connection:
+                yield connection
+        except exc.DBAPIError as e:
+            self._tell(e)
+
+    def attempt(self, work: Callable[[sa.Connection], T], *, write: bool = False) -> T:
+        """The result of `work`, done in one transaction; after the loss of a server all of it again, for a while.
+
+        It may come to be done twice (the server was lost in the commit), so what it writes must be an upsert.
+        """
+        again = database.trying(str(self))
+        while True:
+            try:
+                with self._begin(write) as connection:
+                    return work(connection)
+            except exc.DBAPIError as e:
+                if not again(e):
+                    self._tell(e)
+
+    @contextlib.contextmanager
+    def _begin(self, write: bool = False) -> Iterator[sa.Connection]:
         if os.getpid() != self._pid:
             # Forked: the inherited connections are the parent's. Closing them here would end its locks, so keep them.
             self._left_to_parent, self._pid = self._engine.pool, os.getpid()
             self._engine.dispose(close=False)
-        try:
-            with self._engine.connect().execution_options(agpo_write=write) as connection, connection.begin():
-                yield connection
-        except exc.DBAPIError as e:
-            if (reason := explain(e)) is None:
-                raise
-            raise UserError(f"the results store {self}: {reason}") from e
+        with self._engine.connect().execution_options(agpo_write=write) as connection, connection.begin():
+            yield connection
+
+    def _tell(self, error: exc.DBAPIError) -> NoReturn:
+        if (reason := explain(error)) is None:
+            raise error
+        raise UserError(f"the results store {self}: {reason}") from error
 
     def _check_schema(self) -> None:
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             found = schema_version(connection, str(self))
         if found == database.SCHEMA:
             return
-        with self._transaction(write=True) as connection:
+        with self.transaction(write=True) as connection:
             if self._engine.dialect.name == "postgresql":  # SQLite's write transaction is a lock already
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(2503015952)"))
             found = schema_version(connection, str(self))  # another process may have been first
@@ -241,20 +190,19 @@ class Store:
         row = {
             "id": run_id,
             "kind": kind,
-            "name": _text(name),
-            "method": _text(method),
-            "model": _text(model),
+            "name": clean_text(name),
+            "method": clean_text(method),
+            "model": clean_text(model),
             "seed": seed,
-            "config": _json(config),
-            "code": _json(_code_version()),
-            "environment": _json(_environment()),
+            "config": to_json(config),
+            "code": to_json(code_version()),
+            "environment": to_json(environment()),
             "parent": parent,
             "status": "running",
             "started": time.time(),
-            **_this_process(),
+            **this_process(),
         }
-        with self._transaction(write=True) as connection:
-            connection.execute(runs_table.insert().values(row))
+        self.attempt(lambda connection: connection.execute(self.upsert(runs_table, ["id"]), [row]), write=True)
         return run_id
 
     def resume_run(self, run_id: str) -> None:
@@ -265,48 +213,75 @@ class Store:
                 f"run {run.id} is still running as process {run.pid} on {run.host}. Wait for it or stop it, then "
                 "resume. (If that machine is gone, set the run's status to 'interrupted' in the store.)"
             )
-        with self._transaction(write=True) as connection:
-            again = {"status": "running", "finished": None, **_this_process()}
-            connection.execute(runs_table.update().where(runs_table.c.id == run.id).values(again))
+        again = {"status": "running", "finished": None, **this_process()}
+        change = runs_table.update().where(runs_table.c.id == run.id).values(again)
+        self.attempt(lambda connection: connection.execute(change), write=True)
 
     def finish_run(self, run_id: str, status: Status) -> None:
         if status not in get_args(Status):
             raise ValueError(f"status {status!r}: expected one of {', '.join(get_args(Status))}")
-        with self._transaction(write=True) as connection:
-            ended = {"status": status, "finished": time.time()}
-            if connection.execute(runs_table.update().where(runs_table.c.id == run_id).values(ended)).rowcount != 1:
-                raise KeyError(f"no run {run_id!r} in {self}")
+        ended = {"status": status, "finished": time.time()}
+        change = runs_table.update().where(runs_table.c.id == run_id).values(ended)
+        if self.attempt(lambda connection: connection.execute(change).rowcount, write=True) != 1:
+            raise KeyError(f"no run {run_id!r} in {self}")
 
-    def find_run(self, prefix_or_name: str) -> RunRow:
-        """The one run with this id, or whose id begins so, or with this name. Raises UserError for none or several."""
+    def find_run(self, wanted: str) -> RunRow:
+        """The one run with this id, or whose id begins so, or with this name, or this tag.
+
+        Raises UserError for none or several.
+        """
+        found = self.find_runs(wanted)
+        if len(found) > 1:
+            several = "\n".join(f"  {r.id}  {r.kind} {r.name} {r.method}".rstrip() for r in found[-10:])
+            raise UserError(f"{wanted!r} fits {len(found)} runs; name one by its id:\n{several}")
+        return found[0]
+
+    def find_runs(self, wanted: str) -> list[RunRow]:
+        """The runs that a word names: by id, else the beginning of an id, else a name, else a tag. UserError: none."""
         c = runs_table.c
         for condition in (
-            c.id == prefix_or_name,
-            c.id.startswith(prefix_or_name, autoescape=True),
-            c.name == prefix_or_name,
+            c.id == wanted,
+            c.id.startswith(wanted, autoescape=True),
+            c.name == wanted,
+            c.id.in_(sa.select(tags_table.c.run_id).where(tags_table.c.tag == wanted)),
         ):
-            found = self._select_runs(condition)
-            if len(found) == 1:
-                return found[0]
-            if found:
-                several = "\n".join(f"  {r.id}  {r.kind} {r.name} {r.method}".rstrip() for r in found[-10:])
-                raise UserError(f"{prefix_or_name!r} fits {len(found)} runs; name one by its id:\n{several}")
-        raise UserError(f"no run {prefix_or_name!r} in {self}. `python -m evals.report runs` lists what is there.")
+            if found := self._select_runs(condition):
+                return found
+        raise UserError(f"no run {wanted!r} in {self}. `python -m evals.report runs` lists what is there.")
 
-    def runs(self, kind: Kind | None = None, *, name: str | None = None, parent: str | None = None) -> list[RunRow]:
+    def runs(
+        self,
+        kind: Kind | None = None,
+        *,
+        name: str | None = None,
+        parent: str | None = None,
+        method: str | None = None,
+        tag: str | None = None,
+    ) -> list[RunRow]:
         """Runs in the order they started."""
         c = runs_table.c
-        wanted = [(c.kind, kind), (c.name, name), (c.parent, parent)]
-        return self._select_runs(*(column == value for column, value in wanted if value is not None))
+        wanted = [(c.kind, kind), (c.name, name), (c.parent, parent), (c.method, method)]
+        conditions = [column == value for column, value in wanted if value is not None]
+        if tag is not None:
+            conditions.append(c.id.in_(sa.select(tags_table.c.run_id).where(tags_table.c.tag == tag)))
+        return self._select_runs(*conditions)
 
     def _select_runs(self, *conditions: sa.ColumnElement[bool]) -> list[RunRow]:
-        m, s = metrics_table.c, samples_table.c
-        last_step = sa.select(sa.func.max(m.step)).where(m.run_id == runs_table.c.id).scalar_subquery()
-        samples = sa.select(sa.func.count(s.id)).where(s.run_id == runs_table.c.id).scalar_subquery()
+        r, m, s = runs_table.c, metrics_table.c, samples_table.c
+        last_step = sa.select(sa.func.max(m.step)).where(m.run_id == r.id).scalar_subquery()
+        samples = sa.select(sa.func.count()).where(s.run_id == r.id).scalar_subquery()
         query = sa.select(runs_table, last_step.label("last_step"), samples.label("samples"))
-        with self._transaction() as connection:
-            rows = connection.execute(query.where(*conditions).order_by(runs_table.c.started, runs_table.c.id))
-            return [_run_row(dict(row)) for row in rows.mappings()]
+        query = query.where(*conditions).order_by(r.started, r.id)
+        tagged = sa.select(tags_table).where(tags_table.c.run_id.in_(sa.select(r.id).where(*conditions)))
+
+        def read(connection: sa.Connection) -> list[RunRow]:
+            tags: dict[str, list[str]] = {}
+            for run_id, tag in connection.execute(tagged):
+                tags.setdefault(run_id, []).append(tag)
+            rows = connection.execute(query).mappings()
+            return [run_row(dict(row), tags.get(row["id"], ())) for row in rows]
+
+        return self.attempt(read)
 
     # Metrics and samples
 
@@ -318,36 +293,46 @@ class Store:
             for name, v in sorted(numbers.items())
         ]
         if rows:
-            with self._transaction(write=True) as connection:
-                connection.execute(self._upsert(metrics_table, ["run_id", "step", "name"]), rows)
+            insert = self.upsert(metrics_table, ["run_id", "step", "name"])
+            self.attempt(lambda connection: connection.execute(insert, rows), write=True)
 
     def log_samples(self, run_id: str, rows: Sequence[SampleRow]) -> None:
         """Write samples in one transaction; one that is there already (same split, item, repeat, step) is replaced."""
-        if not rows:
+        prompts = {prompt_id(row.prompt): clean_text(row.prompt) for row in rows}
+        self.write_samples(prompts, [sample_values(run_id, row) for row in rows])
+
+    def write_samples(self, prompts: Mapping[str, str], values: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows of the table samples as they are, in one transaction. prompts: the text of each prompt_id."""
+        if not values:
             return
-        prompts = {_prompt_id(row.prompt): _text(row.prompt) for row in rows}
-        with self._transaction(write=True) as connection:
+
+        def write(connection: sa.Connection) -> None:
             # Sorted, so that two writers with prompts in common cannot wait for each other on PostgreSQL.
-            insert = self._insert(prompts_table).on_conflict_do_nothing()
+            insert = self.insert(prompts_table).on_conflict_do_nothing()
             connection.execute(insert, [{"id": key, "text": prompts[key]} for key in sorted(prompts)])
-            key = ["run_id", "split", "item", "repeat", "step"]
-            connection.execute(self._upsert(samples_table, key), [_sample_values(run_id, row) for row in rows])
+            connection.execute(self.upsert(samples_table, SAMPLES_KEY), values)
+
+        self.attempt(write, write=True)
 
     def truncate(self, run_id: str, after_step: int) -> None:
         """Delete the run's metrics and samples of steps beyond `after_step`, so that a resumed run writes them anew."""
-        with self._transaction(write=True) as connection:
+
+        def cut(connection: sa.Connection) -> None:
             for table in (metrics_table, samples_table):
                 beyond = (table.c.run_id == run_id) & (table.c.step > after_step)
                 connection.execute(table.delete().where(beyond))
 
+        self.attempt(cut, write=True)
+
     def metrics(self, run_id: str, names: Iterable[str] | None = None) -> list[tuple[int, str, float]]:
         """(step, name, value) in order of step; NaN where NaN was logged."""
         c = metrics_table.c
-        query = sa.select(c.step, c.name, c.value).where(c.run_id == run_id).order_by(c.step, c.name)
+        query = sa.select(c.step, c.name, c.value).where(c.run_id == run_id)
         if names is not None:
             query = query.where(c.name.in_(list(names)))
-        with self._transaction() as connection:
-            return [(s, n, math.nan if v is None else v) for s, n, v in connection.execute(query)]
+        found = self.attempt(lambda connection: connection.execute(query).all())
+        # sorted here: every database has its own order of names
+        return sorted((step, name, math.nan if value is None else value) for step, name, value in found)
 
     def samples(
         self, run_id: str, *, split: str | None = None, step: int | None = None, with_tokens: bool = False
@@ -356,216 +341,102 @@ class Store:
         light = [c for c in samples_table.c if with_tokens or c.name not in ("token_ids", "logprobs")]
         joined = samples_table.join(prompts_table, samples_table.c.prompt_id == prompts_table.c.id)
         query = sa.select(*light, prompts_table.c.text.label("prompt")).select_from(joined)
-        for row in self._stream(query, run_id, split, step):
-            yield _sample_row(row)
+        for row in self.stream(query, run_id, split, step):
+            yield sample_row(dict(row._mapping))
 
     def outcomes(self, run_id: str, *, split: str | None = None, step: int | None = None) -> Iterator[OutcomeRow]:
         """As `samples`, without texts and tokens: what evals.stats needs, many times faster to read."""
         names = ("split", "item", "repeat", "step", "response_tokens", "finish_reason", "outcome", "path", "reward")
-        query = sa.select(*(samples_table.c[n] for n in (*names, "seconds", "meta")))
-        for row in self._stream(query, run_id, split, step):
-            yield OutcomeRow(**{**row, "meta": json.loads(row["meta"])})
+        query = sa.select(*(samples_table.c[n] for n in (*names, "seconds", "meta", "id")))
+        for row in self.stream(query, run_id, split, step):
+            yield OutcomeRow(*row[:10], meta=json.loads(row[10]))
 
-    def _stream(
-        self, query: sa.Select[Any], run_id: str, split: str | None, step: int | None
-    ) -> Iterator[dict[str, Any]]:
+    def columns(
+        self, run_id: str, names: Sequence[str], *, split: str | None = None, step: int | None = None
+    ) -> Iterator[Sequence[Any]]:
+        """As `outcomes`, but tuples of the named columns as they are in the table: a million samples take seconds."""
+        more = [name for name in ("split", "step", "id") if name not in names]
+        query = sa.select(*(samples_table.c[name] for name in (*names, *more)))
+        for row in self.stream(query, run_id, split, step, fetch=10_000):
+            yield row[: len(names)]
+
+    def sizes(self, run_id: str) -> list[tuple[str, int, int, int]]:
+        """(split, step, samples, their response tokens) of everything the run has stored, in order; counted in the
+        database."""
+        c = samples_table.c
+        query = sa.select(c.split, c.step, sa.func.count(), sa.func.sum(c.response_tokens)).where(c.run_id == run_id)
+        query = query.group_by(c.split, c.step)
+        rows = self.attempt(lambda connection: connection.execute(query).all())
+        return sorted((split, step, samples, int(tokens)) for split, step, samples, tokens in rows)
+
+    def stream(
+        self,
+        query: sa.Select[Any],
+        run_id: str,
+        split: str | None = None,
+        step: int | None = None,
+        *,
+        fetch: int = 256,
+    ) -> Iterator[Any]:
+        """A query over a run's samples, their columns split, step and id among what it selects, in that order.
+
+        After the loss of a server it goes on after the last row.
+        """
         c = samples_table.c
         query = query.where(c.run_id == run_id).order_by(c.split, c.step, c.id)
         if split is not None:
             query = query.where(c.split == split)
         if step is not None:
             query = query.where(c.step == step)
-        with self._transaction() as connection:
-            for row in connection.execution_options(yield_per=256).execute(query).mappings():
-                yield dict(row)
+        again = database.trying(str(self))
+        rest = query
+        while True:
+            last = None
+            try:
+                with self._begin() as connection:
+                    for last in connection.execution_options(yield_per=fetch).execute(rest):
+                        yield last
+                return
+            except exc.DBAPIError as e:
+                if not again(e):
+                    self._tell(e)
+            if last is not None:
+                rest = query.where(sa.tuple_(c.split, c.step, c.id) > (last.split, last.step, last.id))
 
     # Artifacts
 
     def add_artifact(self, run_id: str, kind: str, path: str | Path) -> None:
         """Record a file or folder the run made, with its SHA-256 (a folder's is over its files' names and hashes)."""
         path = Path(path).absolute()
-        row = {"run_id": run_id, "path": str(path), "kind": kind, "sha256": _sha256(path), "added": time.time()}
-        with self._transaction(write=True) as connection:
-            connection.execute(self._upsert(artifacts_table, ["run_id", "path"]), [row])
+        row = {"run_id": run_id, "path": str(path), "kind": kind, "sha256": sha256(path), "added": time.time()}
+        insert = self.upsert(artifacts_table, ["run_id", "path"])
+        self.attempt(lambda connection: connection.execute(insert, [row]), write=True)
 
     def remove_artifacts(self, run_id: str, paths: Iterable[str | Path]) -> None:
         """Forget files or folders of the run that are about to be deleted."""
         c = artifacts_table.c
         gone = [str(Path(path).absolute()) for path in paths]
-        with self._transaction(write=True) as connection:
-            connection.execute(artifacts_table.delete().where(c.run_id == run_id, c.path.in_(gone)))
+        change = artifacts_table.delete().where(c.run_id == run_id, c.path.in_(gone))
+        self.attempt(lambda connection: connection.execute(change), write=True)
 
     def artifacts(self, run_id: str) -> list[Artifact]:
         c = artifacts_table.c
-        with self._transaction() as connection:
-            rows = connection.execute(
-                sa.select(artifacts_table).where(c.run_id == run_id).order_by(c.added, c.path)
-            ).mappings()
-            return [Artifact(**{**row, "added": _when(row["added"])}) for row in rows]
+        query = sa.select(artifacts_table).where(c.run_id == run_id).order_by(c.added, c.path)
+        rows = self.attempt(lambda connection: connection.execute(query).mappings().all())
+        return [Artifact(**{**row, "added": when(row["added"])}) for row in rows]
 
-    def _insert(self, table: sa.Table) -> Any:
+    # Statements
+
+    def insert(self, table: sa.Table) -> Any:
         return (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(table)
 
-    def _upsert(self, table: sa.Table, key: list[str]) -> Any:
-        insert = self._insert(table)
+    def upsert(self, table: sa.Table, key: list[str]) -> Any:
+        insert = self.insert(table)
         written = {c.name: insert.excluded[c.name] for c in table.c if c.name not in (*key, "id")}
         return insert.on_conflict_do_update(index_elements=key, set_=written)
 
 
-# Rows
+if __name__ == "__main__":
+    from evals.store_command import main
 
-
-def _text(text: str) -> str:
-    """Text that every database takes: NUL and lone surrogates become U+FFFD (token_ids keep what was sampled)."""
-    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(dict(value), default=_jsonable, sort_keys=True)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    raise TypeError(f"{type(value).__name__} cannot be stored as JSON: {value!r}")
-
-
-def _pack(values: Sequence[float], dtype: str) -> bytes:
-    """One byte that says how, then the little-endian numbers: 0 as they are, 1 zlib, where that is shorter."""
-    raw = np.asarray(values, dtype=dtype).tobytes()
-    small = zlib.compress(raw, 1)
-    return b"\1" + small if len(small) < len(raw) else b"\0" + raw
-
-
-def unpack(blob: bytes, dtype: Literal["<i4", "<f4"]) -> np.ndarray:
-    """The numbers of a token_ids ("<i4") or logprobs ("<f4") blob."""
-    raw = zlib.decompress(blob[1:]) if blob[0] == 1 else blob[1:]
-    return np.frombuffer(raw, dtype=dtype)
-
-
-def _prompt_id(prompt: str) -> str:
-    return hashlib.sha256(_text(prompt).encode()).hexdigest()[:32]
-
-
-def _sample_values(run_id: str, row: SampleRow) -> dict[str, Any]:
-    return {
-        "run_id": run_id,
-        "split": row.split,
-        "item": _text(row.item),
-        "repeat": row.repeat,
-        "step": row.step,
-        "response_tokens": row.response_tokens,
-        "finish_reason": row.finish_reason,
-        "outcome": row.outcome,
-        "path": row.path,
-        "reward": row.reward,
-        "seed": row.seed,
-        "seconds": row.seconds,
-        "weight_version": row.weight_version,
-        "prompt_id": _prompt_id(row.prompt),
-        "meta": _json(row.meta),
-        "answer": None if row.answer is None else _text(row.answer),
-        "reference": _text(row.reference),
-        "response": _text(row.response),
-        "token_ids": _pack(row.token_ids, "<i4"),
-        "logprobs": None if row.logprobs is None else _pack(row.logprobs, "<f4"),
-    }
-
-
-def _sample_row(row: dict[str, Any]) -> SampleRow:
-    for name in ("id", "run_id", "prompt_id"):
-        del row[name]
-    row["meta"] = json.loads(row["meta"])
-    tokens, logprobs = row.get("token_ids"), row.get("logprobs")
-    row["token_ids"] = () if tokens is None else tuple(unpack(tokens, "<i4").tolist())
-    row["logprobs"] = None if logprobs is None else tuple(unpack(logprobs, "<f4").tolist())
-    return SampleRow(**row)
-
-
-def _run_row(row: dict[str, Any]) -> RunRow:
-    pid_started = row.pop("pid_started")
-    if row["status"] == "running" and row["host"] == socket.gethostname() and _pid_started(row["pid"]) != pid_started:
-        row["status"] = "dead"
-    for name in ("config", "code", "environment"):
-        row[name] = json.loads(row[name])
-    row["started"] = _when(row["started"])
-    row["finished"] = None if row["finished"] is None else _when(row["finished"])
-    return RunRow(**row)
-
-
-def _when(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-# Where a run comes from
-
-
-def _this_process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": _pid_started(os.getpid()) or ""}
-
-
-def _pid_started(pid: int) -> str | None:
-    """When the process began, in the kernel's ticks; "" where only its existence can be told; None if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self/stat").exists():
-            return None
-    try:
-        os.kill(pid, 0)  # no /proc: macOS
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return ""
-
-
-def _code_version() -> dict[str, Any]:
-    """The package's version and, in a git checkout, the commit and whether tracked files differ from it."""
-    try:
-        version = importlib.metadata.version("agpo")
-    except importlib.metadata.PackageNotFoundError:
-        version = "not installed"
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return {"version": version}
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        return {
-            "version": version,
-            "commit": git("rev-parse", "HEAD"),
-            "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.SubprocessError):  # no git, no commit yet, someone else's checkout
-        return {"version": version}
-
-
-def _environment() -> dict[str, Any]:
-    versions = {}
-    for package in ("torch", "transformers", "lm_eval", "math-verify", "vllm"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    found = {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(), **versions}
-    torch = sys.modules.get("torch")  # asked only where the run uses it: importing it takes seconds
-    if torch is not None and torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_dir():
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    lines = [f"{_sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in sorted(path.rglob("*")) if p.is_file()]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    sys.exit(main())

@@ -83,6 +83,28 @@ def _package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server of our own, for the whole session (tests/evals/postgres.py)."""
+    try:
+        from postgres import start_or_skip
+    except ModuleNotFoundError as e:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no PostgreSQL server: {e}. pip install -e '.[dev]' installs one")
+    server = start_or_skip()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def store_url(request, tmp_path) -> str:
+    """A place for a store of one's own, on each database in turn."""
+    if request.param == "sqlite":
+        return str(tmp_path / "new" / "folder" / "agpo.db")
+    return request.getfixturevalue("postgres").new_store()
+
+
 @pytest.fixture
 def store(tmp_path):
     from evals.store import Store

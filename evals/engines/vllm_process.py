@@ -23,6 +23,8 @@ from evals.engines.vllm_core import Spec, set_environment
 
 CLOSE_SECONDS = 10
 """patience with a child that was asked to end"""
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""what tells a trainer's process its place among others, and would tell vLLM that it has one there too"""
 LAST_WORDS = 5
 """lines of its output that an error quotes"""
 
@@ -106,7 +108,7 @@ class _Child:
     def __init__(self, spec: Spec, environment: Mapping[str, str], log: Path):
         self.log = log
         self.connection, theirs = Pipe()
-        whole = {**os.environ, **environment}
+        whole = {name: value for name, value in os.environ.items() if name not in TORCHRUN} | dict(environment)
         set_environment(whole)
         command = [sys.executable, "-m", "evals.engines.vllm_child", str(theirs.fileno())]
         root = str(Path(__file__).resolve().parents[2])

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from agpo.objective import (
     PRESETS,
@@ -137,7 +138,12 @@ def make_optimizer(case: Case, model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+    return torch.cat([full(p.detach()).double().flatten() for p in model.parameters()])
+
+
+def full(x: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor that may be sharded over ranks."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def observed(case: Case, model: torch.nn.Module, work) -> Result:
@@ -146,7 +152,9 @@ def observed(case: Case, model: torch.nn.Module, work) -> Result:
     before, state = flat(model), deepcopy(optimizer.state_dict()["state"])
     decision = work(optimizer)
     after = optimizer.state_dict()["state"]
-    changed = any(not torch.equal(after[i][name], x) for i, slots in state.items() for name, x in slots.items())
+    changed = any(
+        not torch.equal(full(after[i][name]), full(x)) for i, slots in state.items() for name, x in slots.items()
+    )
     return Result(before - flat(model), decision, changed)
 
 
@@ -174,7 +182,8 @@ def one_call(case: Case, dtype: torch.dtype = torch.float64) -> Result:
 
 
 def trainer(case: Case, micro_batch_tokens: int = 40) -> Result:
-    """`agpo.policy.update` on the plan of `agpo.batch`, in float32."""
+    """`agpo.policy.update` on the plan of `agpo.batch`, in float32; where ranks have met, the model is sharded."""
+    from agpo import parallel
     from agpo.batch import Group, Sample, plan_step
     from agpo.optimizer import Trained
     from agpo.policy import Policy, Settings, update
@@ -183,6 +192,7 @@ def trainer(case: Case, micro_batch_tokens: int = 40) -> Result:
     from evals.items import Item
 
     batch = make_batch(case, torch.float32)
+    parallel.split(batch.model)
     samples = []
     for i, reward in enumerate(r for group in case.rewards for r in group):
         outcome = "error" if reward is None else "right" if reward == 1 else "wrong"
@@ -255,6 +265,8 @@ def main(rank: str, world: str, split: str, meet: str, out: str) -> None:
     for case in CASES:
         result, local = several_ranks(case, int(rank), int(world), split)
         results[case.name] = {**vars(result), "local": local}
+        if split == "contiguous":
+            results[case.name]["native"] = vars(trainer(case))
     dist.barrier()
     torch.save(results, out)
     dist.destroy_process_group()

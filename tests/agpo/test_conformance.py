@@ -123,6 +123,16 @@ def test_ranks(world, split, case, meeting):
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_native_engine_sharded_over_two_ranks(case, meeting):
+    """The trainer itself, its weights and gradients in FSDP2's shards: as one pass, and the same on both ranks."""
+    first, second = (rank[case.name]["native"] for rank in ranks_of(2, "contiguous", meeting))
+    compare(case, Result(**first), 2e-4)
+    assert first["decision"] == second["decision"]
+    assert torch.equal(first["moved"], second["moved"])
+
+
+@pytest.mark.distributed
 def test_ranks_of_opposite_local_signs_were_there(meeting):
     for name in ("opposite signs, kept", "opposite signs, clipped"):
         first, second = (rank[name]["local"] for rank in ranks_of(2, "contiguous", meeting))

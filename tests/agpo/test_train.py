@@ -15,8 +15,10 @@ import pytest
 from command import start as train
 from safetensors.torch import load_file
 
-from agpo.setup import model_path
+from agpo.config import load_config
+from agpo.setup import check_ranks, model_path
 from agpo.train import main
+from evals.errors import UserError
 from evals.store import Store
 
 SMALL = (
@@ -318,16 +320,24 @@ def test_the_evaluation_uses_the_benchmarks_grader_and_the_training_its_own(undi
     assert "box:math_verify" not in paths["eval/arith"]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "words"),
-    [("2", "training runs in one process for now"), ("16", "16 ranks for mini-batches of 8 groups")],
-)
-def test_more_than_one_rank_is_refused_with_the_reason(tmp_path, monkeypatch, capsys, ranks, words):
+def test_a_world_without_its_other_variables_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", ranks)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([]) == 2
-    assert words in capsys.readouterr().err
+    assert "RANK, MASTER_ADDR, MASTER_PORT are not set" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "keys", "words"),
+    [
+        (33, [], "33 ranks for rollout.prompts_per_step=32"),
+        (2, ["engine=vllm", "vllm.data_parallel_size=2"], "each rank has one vLLM"),
+    ],
+)
+def test_ranks_without_work_are_refused_with_the_reason(ranks, keys, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        check_ranks(ranks, load_config("tiny", keys))
 
 
 def start_here(tmp_path, monkeypatch, own: str = ""):

@@ -69,8 +69,13 @@ def test_seeds_are_averaged_with_their_spread_and_count(capsys, path):
         for seed, right in enumerate((4, 6, 8)):
             add_eval(store, [1.0] * right + [0.0] * (10 - right), seed=seed)
     (line,) = read_csv(capsys, path)
-    assert (line["runs"], line["pass1"], line["pass1_sd"], line["pass1_low"]) == ("3", "60.0", "20.0", "")
-    assert "60.0 ± 20.0 (3 runs)" in report(capsys, path, "tables")
+    # Student's interval of 40, 60, 80: 60 -+ 4.3027 * 20 / sqrt(3), no further than 100
+    assert (line["runs"], line["interval"], line["pass1"], line["pass1_sd"]) == ("3", "runs", "60.0", "20.0")
+    assert float(line["pass1_low"]) == pytest.approx(10.32, abs=0.01)
+    assert float(line["pass1_high"]) == 100.0
+    text = report(capsys, path, "tables")
+    assert "10.3 to 100.0 over 3 runs" in text
+    assert "An interval over runs is Student's" in text
 
 
 def test_what_cannot_be_compared_is_not_averaged(path):
@@ -95,8 +100,9 @@ def test_each_benchmark_has_its_own_pair_of_tables(capsys, path):
         assert f"accuracy on {bench}" in text
         assert f"response length on {bench}" in text
     markdown = report(capsys, path, "tables", "--format", "md")
-    assert "| org/qwen | grpo | 50.0 | " in markdown
-    assert len({line.count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+    assert "| org/qwen | GRPO | 50.0 | " in markdown
+    for table in markdown.split("\n\n"):
+        assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) <= 1
 
 
 def test_method_and_model_come_from_the_parent_where_the_evaluation_has_none(path):
@@ -164,5 +170,94 @@ def test_mistakes_end_with_one_message(capsys, path, tmp_path):
     assert main(["--store", str(tmp_path / "x.db")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(SystemExit) as exit_:
-        main(["tables", "--format", "latex"])
+        main(["tables", "--format", "word"])
     assert exit_.value.code == 2
+
+
+def test_the_layout_is_the_papers_with_its_numbers_beside(capsys, path):
+    with Store.open(path) as store:
+        add_eval(store, [1.0] * 3 + [0.0], method="agpo_no_mask", model="Qwen/Qwen2.5-7B")
+        add_eval(store, [1.0] * 3 + [0.0], method="agpo", model="Qwen/Qwen2.5-7B")
+        add_eval(store, [1.0] * 1 + [0.0] * 3, method="", model="Qwen/Qwen2.5-7B")
+        add_eval(store, [1.0] * 2 + [0.0] * 2, method="grpo", model="/models/qwen2.5-7b")
+        add_eval(store, [1.0] * 2 + [0.0] * 2, bench="gsm8k", method="grpo", model="Qwen/Qwen2.5-7B")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")]
+             for line in report(capsys, path, "tables", "--format", "md", "--paper", "--bench", "math500").splitlines()
+             if line.startswith("|")]  # fmt: skip
+    second = next(i for i, line in enumerate(lines) if "Average response tokens" in line)
+    first = [line for line in lines[:second] if "---" not in line]
+    assert first[0] == ["Model", "Method", "Pass@1, %", "95 % interval", "Truncated", "Paper"]
+    assert [(line[0], line[1], line[2], line[-1]) for line in first[1:]] == [
+        ("models/qwen2.5-7b", "GRPO", "50.0", "73.2"),
+        ("Qwen/Qwen2.5-7B", "base", "25.0", "44.0"),
+        ("Qwen/Qwen2.5-7B", "AGPO", "75.0", "74.6"),
+        ("Qwen/Qwen2.5-7B", "AGPO (w/o loss mask)", "75.0", "73.4"),
+        ("Qwen2.5-7B", "AGPO (w/o loss clip)", "", "73.0"),  # what the store has nothing for
+        ("Qwen2.5-14B", "base", "", "59.8"),
+        ("Qwen2.5-14B", "GRPO", "", "75.4"),
+        ("Qwen2.5-14B", "AGPO", "", "77.2"),
+        ("Qwen2.5-14B", "AGPO (w/o loss mask)", "", "75.0"),
+        ("Qwen2.5-14B", "AGPO (w/o loss clip)", "", "75.2"),
+    ]
+    assert ["Qwen/Qwen2.5-7B", "AGPO", "25"] in [line[:3] for line in lines]
+    assert "533.0" in [line[-1] for line in lines]
+    assert "Paper" not in report(capsys, path, "tables", "--paper", "--bench", "gsm8k")
+
+
+def test_the_papers_numbers_are_the_papers():
+    """Its text: from 73.2 to 74.6 at 7B, 1.8 percent more at 14B, 31 % more tokens for GRPO, 3 points on programs."""
+    from evals.paper import TABLE_1, TABLE_2, TABLE_3
+
+    assert TABLE_1["Qwen2.5-14B", "agpo"] - TABLE_1["Qwen2.5-14B", "grpo"] == pytest.approx(1.8)
+    assert round(100 * (TABLE_2["Qwen2.5-7B", "grpo"] / TABLE_2["Qwen2.5-7B", "agpo"] - 1)) == 31
+    code = list(TABLE_3.values())
+    assert code[2] - code[1] == pytest.approx(3.0)
+    assert (len(TABLE_1), len(TABLE_2)) == (10, 6)
+
+
+def test_programs_are_shown_under_both_rules_and_by_difficulty(capsys, path):
+    with Store.open(path) as store:
+        run_id = store.start_run(
+            "eval", "livecodebench", method="agpo", model="x/DeepSeek-R1-Distill-Qwen-7B", config={}
+        )
+        verdicts = [("AC", "AC", "easy"), ("AC", "WA", "easy"), ("WA", "WA", "hard"), ("AC", "AC", "hard")]
+        store.log_samples(run_id, [
+            SampleRow("t", f"i{i}", 0, 0, "p", "r", (1,), None, "stop", "right" if real == "AC" else "wrong", "", "",
+                      "", float(real == "AC"), 0, 0.1, meta={"real": real, "lcb": lcb, "difficulty": level})
+            for i, (real, lcb, level) in enumerate(verdicts)
+        ])  # fmt: skip
+        store.finish_run(run_id, "done")
+    (line,) = read_csv(capsys, path)
+    assert (line["pass1"], line["pass1_real"], line["pass1_lcb"]) == ("75.0", "75.0", "50.0")
+    assert (line["pass1_easy"], line["pass1_hard"]) == ("100.0", "50.0")
+    text = report(capsys, path, "tables", "--format", "md", "--paper")
+    assert "Table 3: accuracy on livecodebench" in text
+    assert "Table 1" not in text
+    assert "| 75.0 | 30.1 to 95.4 | 50.0 | 15.0 to 85.0 | 100.0 | 50.0 | 0.0 % | 43.1 |" in text
+
+
+def test_latex_and_files(capsys, path, tmp_path):
+    with Store.open(path) as store:
+        add_eval(store, [1.0, 0.0], method="agpo_no_mask", model="a_b/50%_model")
+    text = report(capsys, path, "tables", "--format", "latex")
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert r"a\_b/50\%\_model & AGPO (w/o loss mask) & 50.0 &" in text
+    assert len({line.count(" & ") for line in text.split(r"\end{tabular}")[0].splitlines() if " & " in line}) == 1
+    for style in ("rich", "md", "latex", "csv"):
+        out = tmp_path / "deep" / f"table.{style}"
+        said = report(capsys, path, "tables", "--format", style, "--out", str(out))
+        assert said.strip() == str(out)
+        assert "50.0" in out.read_text()
+
+
+def test_checkpoints_come_in_order_of_their_steps(path):
+    with Store.open(path) as store:
+        for step in (100, 20, 0):
+            add_eval(store, [1.0, 0.0], step=step)
+        assert ["step 100" in row.setting for row in rows(store)] == [False, False, True]
+
+
+def test_a_benchmark_that_nothing_was_measured_on(capsys, path):
+    with Store.open(path) as store:
+        add_eval(store, [1.0, 0.0])
+    assert "No evaluation on aime24 has completions" in report(capsys, path, "tables", "--bench", "aime24")

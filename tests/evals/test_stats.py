@@ -1,4 +1,4 @@
-"""Estimators against closed forms, scipy, and a simulation of coverage."""
+"""Estimates against closed forms, scipy, statsmodels and brute force. Coverage and power: test_stats_coverage.py."""
 
 import dataclasses
 import itertools
@@ -8,10 +8,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy import stats as scipy_stats
+from statsmodels.stats.proportion import proportion_confint
 
-from evals.stats import bootstrap_mean, by, pass_at_k, standard_error, summarise, wilson
-from evals.store import OutcomeRow
+from evals.stats import (
+    bootstrap_mean,
+    by,
+    columns,
+    decompose,
+    maj_at_k,
+    mean,
+    pass_at_k,
+    powers_of_two,
+    ratio,
+    read_columns,
+    share,
+    standard_error,
+    summarise,
+    wilson,
+)
+from evals.store import OutcomeRow, SampleRow, Store
 
 
 def outcome(item: str, reward: float | None, tokens: int = 10, finish: str = "stop", repeat: int = 0, **meta):
@@ -19,11 +35,26 @@ def outcome(item: str, reward: float | None, tokens: int = 10, finish: str = "st
     return OutcomeRow("test", item, repeat, 0, tokens, finish, verdict, "box", reward, 0.1, meta)
 
 
+def benchmark(problems: int, repeats: int, seed: int = 0, right: float = 0.6) -> list[OutcomeRow]:
+    """Problems of different difficulty, lengths that go with it."""
+    rng = np.random.default_rng(seed)
+    difficulty = rng.beta(2 * right, 2 * (1 - right), problems)
+    return [
+        outcome(f"i{i}", float(rng.random() < p), int(rng.lognormal(5 - p, 0.5)) + 1, repeat=k)
+        for i, p in enumerate(difficulty)
+        for k in range(repeats)
+    ]
+
+
+# Shares
+
+
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_is_scipys(pair):
+def test_wilson_is_scipys_and_statsmodels(pair):
     right, n = pair
-    expected = binomtest(right, n).proportion_ci(0.95, "wilson")
+    expected = scipy_stats.binomtest(right, n).proportion_ci(0.95, "wilson")
     assert wilson(right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson(right, n) == pytest.approx(proportion_confint(right, n, method="wilson"), abs=1e-12)
 
 
 def test_one_sample_per_problem_is_a_proportion():
@@ -39,7 +70,33 @@ def test_the_problem_is_the_unit_not_the_sample():
     four = summarise([outcome(f"i{i}", float(i < 30), repeat=r) for i in range(100) for r in range(4)])
     assert four.pass1 == pytest.approx(once.pass1)
     assert four.pass1_se == pytest.approx(once.pass1_se)
-    assert four.pass1_high - four.pass1_low == pytest.approx(once.pass1_high - once.pass1_low, rel=0.1)
+    assert four.pass1_high - four.pass1_low == pytest.approx(once.pass1_high - once.pass1_low, rel=0.03)
+    assert four.parts.icc == pytest.approx(1)
+    assert four.parts.within == 0
+
+
+def test_independent_samples_are_worth_as_much_as_problems():
+    """Problems that do not differ: the interval is near Wilson's over all samples, and never shorter."""
+    rng = np.random.default_rng(3)
+    means = rng.binomial(8, 0.7, 200) / 8
+    found = share(means, samples=1600)
+    low, high = wilson(float(means.sum() * 8), 1600)
+    assert found.high - found.low == pytest.approx(high - low, rel=0.1)
+    assert found.high - found.low >= (high - low) * 0.999
+
+
+def test_the_interval_of_several_samples_is_wilsons_with_the_effective_size():
+    few = [0.25, 0.5, 1.0, 0.75, 0.0, 1.0, 1.0, 0.25]
+    # twice as many tell all of it; of the eight only five differ from the three right ones
+    for means, df in ((np.array(few * 2), 15), (np.array(few), 4)):
+        found = share(means, samples=4 * len(means))
+        p, se = means.mean(), scipy_stats.sem(means)
+        q = scipy_stats.t.ppf(0.975, df)
+        # the limits solve (x - p)^2 = q^2 x (1 - x) / n, n = p (1 - p) / se^2
+        n = p * (1 - p) / se**2
+        for x in (found.low, found.high):
+            assert (x - p) ** 2 == pytest.approx(q**2 * x * (1 - x) / n)
+        assert found.se == pytest.approx(se)
 
 
 def test_problems_weigh_the_same_however_many_samples_they_have():
@@ -52,9 +109,42 @@ def test_unscorable_samples_are_left_out_and_counted():
     assert summary.pass1 == 0.5  # a: 1 of 1, b: 0 of 1; c has no verdict
     assert summary.pass1_unscored_wrong == pytest.approx((0.5 + 0 + 0) / 3)
     assert (summary.unscored, summary.problems, summary.samples) == (2, 3, 4)
+    assert summary.outcomes == {"timeout": 2, "right": 1, "wrong": 1}
     nothing = summarise([outcome("a", None)])
     assert math.isnan(nothing.pass1)
     assert nothing.tokens_mean == 10
+    assert nothing.line().startswith("nothing scorable")
+    assert summarise([]).line() == "no samples"
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_everything_right_or_wrong_is_not_certainty(reward):
+    summary = summarise([outcome(f"i{i}", reward, repeat=r) for i in range(20) for r in range(4)])
+    assert (summary.pass1_low, summary.pass1_high) == pytest.approx(wilson(20 * reward, 20))
+    assert reward in (summary.pass1_low, summary.pass1_high)  # not 1e-18 away from it
+
+
+def test_rewards_of_another_scale_get_students_interval():
+    values = [-1.0, 0.5, 2.0, 1.0, -0.5]
+    summary = summarise([outcome(f"i{i}", v) for i, v in enumerate(values)])
+    expected = scipy_stats.t.interval(0.95, 4, np.mean(values), scipy_stats.sem(values))
+    assert (summary.pass1_low, summary.pass1_high) == pytest.approx(expected)
+
+
+def test_the_variance_is_taken_apart_as_it_was_put_together():
+    """Simulated: problems with Beta(2, 1) chances, 6 samples each. Var(p) = 1/18, E[p(1-p)] = 1/6."""
+    rng = np.random.default_rng(0)
+    right = rng.binomial(6, rng.beta(2, 1, 60_000))
+    means = right / 6
+    parts = decompose(means, means * (1 - means) * 6 / 5, np.full(60_000, 6))
+    assert parts.icc == pytest.approx((1 / 18) / (1 / 18 + 1 / 6), abs=0.01)
+    assert parts.between == pytest.approx(math.sqrt(1 / 18 / 60_000), rel=0.02)
+    assert parts.within == pytest.approx(math.sqrt(1 / 6 / 6 / 60_000), rel=0.02)
+    assert math.hypot(parts.between, parts.within) == pytest.approx(standard_error(means))
+    assert math.isnan(summarise(benchmark(50, 1)).parts.within)  # one sample each cannot tell
+
+
+# Tokens and truncation
 
 
 def test_tokens_and_truncation():
@@ -62,21 +152,51 @@ def test_tokens_and_truncation():
     summary = summarise(rows)
     assert (summary.tokens_mean, summary.tokens_median, summary.truncated) == (35.0, 25.0, 0.25)
     assert summary.tokens_low < 35.0 < summary.tokens_high
+    assert summary.tokens_p95 == pytest.approx(np.quantile([10, 20, 30, 80], 0.95))
+    assert (summary.tokens_right.value, summary.tokens_wrong.value) == (15.0, 55.0)
+    assert summary.tokens_per_solved.value == 70.0  # 140 tokens, two right
+    assert (summary.truncation.low, summary.truncation.high) == pytest.approx(wilson(1, 4))
+    assert summary.pass1_finished.value == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("reward", [0.0, 1.0])
-def test_everything_right_or_wrong_is_not_certainty(reward):
-    summary = summarise([outcome(f"i{i}", reward, repeat=r) for i in range(20) for r in range(4)])
-    assert (summary.pass1_low, summary.pass1_high) == pytest.approx(wilson(20 * reward, 20))
+def test_means_of_unequal_sample_counts_are_over_samples():
+    """As pooled, with the linearised error that clusters by problem (here: the ratio of two means)."""
+    rows = benchmark(80, 3)[:-50]
+    tokens = np.array([r.response_tokens for r in rows], float)
+    summary = summarise(rows)
+    assert summary.tokens_mean == pytest.approx(tokens.mean())
+    sums = {i: [t.response_tokens for t in rows if t.item == i] for i in {r.item for r in rows}}
+    residuals = np.array([sum(v) - len(v) * tokens.mean() for v in sums.values()])
+    n = len(sums)
+    se = math.sqrt(n / (n - 1) * (residuals**2).sum()) / len(rows)
+    assert (summary.tokens_high - summary.tokens_low) / (2 * scipy_stats.t.ppf(0.975, n - 1)) == pytest.approx(
+        se, rel=0.1
+    )
 
 
-def test_groups_are_the_parts_of_the_whole():
-    rows = [outcome(f"i{i}", float(i % 3 == 0), i, level=f"Level {i % 4 + 1}") for i in range(40)]
-    parts = by(rows, "level")
-    assert list(parts) == ["Level 1", "Level 2", "Level 3", "Level 4"]
-    assert sum(part.problems for part in parts.values()) == 40
-    for level, part in parts.items():
-        assert dataclasses.asdict(part) == dataclasses.asdict(summarise([r for r in rows if r.meta["level"] == level]))
+def test_a_symmetric_mean_has_students_interval_and_a_skewed_one_leans():
+    values = np.array([1.0, 2, 3, 4, 5])
+    assert (mean(values).low, mean(values).high) == pytest.approx(
+        scipy_stats.t.interval(0.95, 4, 3.0, scipy_stats.sem(values))
+    )
+    skewed = np.random.default_rng(0).lognormal(0, 1, 50)
+    found = mean(skewed)
+    assert found.high - found.value > found.value - found.low
+    assert mean(np.full(5, 7.0)).low == 7.0
+
+
+def test_fiellers_ratio_solves_its_equation_and_has_no_upper_limit_near_a_zero():
+    rng = np.random.default_rng(0)
+    top, bottom = rng.lognormal(5, 0.5, 40), rng.binomial(1, 0.5, 40).astype(float)
+    found = ratio(top, bottom)
+    assert found.value == pytest.approx(top.sum() / bottom.sum())
+    for x in (found.low, found.high):  # the limits are where a t test of mean(top - x * bottom) = 0 gives p = 5 %
+        assert scipy_stats.ttest_1samp(top - x * bottom, 0).pvalue == pytest.approx(0.05)
+    few = np.zeros(40)
+    few[:2] = 1
+    assert ratio(top, few).high == math.inf
+    assert "no upper limit" in ratio(top, few).text()
+    assert ratio(top, np.zeros(40)).text() == "-"
 
 
 def test_the_bootstrap_is_seeded_and_close_to_the_normal_interval():
@@ -87,41 +207,119 @@ def test_the_bootstrap_is_seeded_and_close_to_the_normal_interval():
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
 
 
-def test_intervals_cover_the_truth_in_95_of_100_benchmarks():
-    """Simulated: problems of beta-distributed difficulty, K = 4 samples each. Within 3 simulation errors of 95 %."""
-    rng = np.random.default_rng(0)
-    trials, problems, repeats = 400, 200, 4
-    covered_k4 = covered_k1 = 0
-    for _ in range(trials):
-        difficulty = rng.beta(0.8, 0.6, problems)
-        means = rng.binomial(repeats, difficulty) / repeats
-        truth = 0.8 / 1.4
-        low, high = bootstrap_mean(means)
-        covered_k4 += low <= truth <= high
-        low, high = wilson(float(rng.binomial(1, difficulty).sum()), problems)
-        covered_k1 += low <= truth <= high
-    error = math.sqrt(0.95 * 0.05 / trials)
-    assert covered_k4 / trials == pytest.approx(0.95, abs=3 * error)
-    assert covered_k1 / trials == pytest.approx(0.95, abs=3 * error)
+@pytest.mark.parametrize(
+    "values", [np.random.default_rng(2).integers(-1, 2, 300), np.random.default_rng(2).random(300)]
+)
+def test_the_bootstrap_is_scipys(values):
+    """Drawn by counts where few values repeat, one by one elsewhere: the same distribution."""
+    values = values.astype(float)
+    expected = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=0)
+    low, high = expected.confidence_interval
+    assert bootstrap_mean(values) == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+# Groups and columns
+
+
+def same(a: object, b: object) -> bool:
+    """Equal, nan included."""
+    return repr(a) == repr(b)
+
+
+def test_groups_are_the_parts_of_the_whole():
+    rows = [outcome(f"i{i}", float(i % 3 == 0), i, level=f"Level {i % 4 + 1}") for i in range(40)]
+    parts = by(rows, "level")
+    assert list(parts) == ["Level 1", "Level 2", "Level 3", "Level 4"]
+    assert sum(part.problems for part in parts.values()) == 40
+    for level, part in parts.items():
+        alone = summarise([r for r in rows if r.meta["level"] == level])
+        assert same(dataclasses.asdict(part), dataclasses.asdict(alone))
+
+
+def test_the_store_gives_the_same_columns_as_its_rows(tmp_path):
+    with Store.open(tmp_path / "agpo.db") as store:
+        run_id = store.start_run("eval", "b", config={})
+        rows = [*benchmark(30, 3), outcome("i1", None, 5, "length", 7)]
+        samples = [
+            SampleRow("s", r.item, r.repeat, 0, "p", "text", (), None, r.finish_reason, r.outcome, "", None, "",
+                      r.reward, 0, 0.0, response_tokens=r.response_tokens)
+            for r in rows
+        ]  # fmt: skip
+        store.log_samples(run_id, samples)
+        store.log_samples(run_id, [dataclasses.replace(s, step=5, reward=0.0) for s in samples])
+        first, last = (read_columns(store, run_id, step=step) for step in (0, 5))
+        from_rows = summarise(store.outcomes(run_id, step=0))
+    assert same(summarise(first), from_rows)
+    assert same(summarise(first), summarise(rows))
+    assert summarise(last).pass1 == 0.0
+
+
+def test_taking_problems():
+    taken = columns(benchmark(10, 2)).of_items(["i3", "i7", "unknown"])
+    assert taken.items == ("i3", "i7")
+    assert taken.samples == 4
+    assert taken.means() == {i: np.mean([r.reward for r in benchmark(10, 2) if r.item == i]) for i in ("i3", "i7")}
+    assert taken.means(taken.tokens_S).keys() == {"i3", "i7"}
+
+
+# k samples
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=8), min_size=1, max_size=6))
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(rewards):
     """Chen et al.'s estimator against the counting of all k-subsets it stands for."""
-    found = pass_at_k(rewards)
-    longest = max(map(len, rewards))
-    assert list(found) == [k for k in (2, 4, 8) if k <= longest]
-    for k, value in found.items():
-        shares = [
-            np.mean([max(subset) for subset in itertools.combinations(samples, k)])
-            for samples in rewards
-            if len(samples) >= k
-        ]
-        assert value == pytest.approx(np.mean(shares))
+    n, right = np.array([len(r) for r in rewards]), np.array([sum(r) for r in rewards])
+    for k in range(1, max(n) + 1):
+        shares = [np.mean([max(s) for s in itertools.combinations(r, k)]) for r in rewards if len(r) >= k]
+        assert pass_at_k(n, right, k) == pytest.approx(np.array(shares))
+    rows = [outcome(f"i{i}", r, repeat=k) for i, one in enumerate(rewards) for k, r in enumerate(one)]
+    assert list(summarise(rows).pass_at) == powers_of_two(int(max(n))) == [k for k in (2, 4, 8) if k <= max(n)]
 
 
 def test_pass_at_k_leaves_out_what_has_no_verdict_and_says_nothing_of_partial_rewards():
     samples = [outcome("a", reward, repeat=k) for k, reward in enumerate([1.0, None, 0.0, None])]
     samples += [outcome("b", 0.0, repeat=k) for k in range(4)]
-    assert summarise(samples).pass_at == {2: 0.5, 4: 0.0}  # a has two scorable samples, b four
+    summary = summarise(samples)
+    assert summary.pass_at == {2: 0.5, 4: 0.0}  # a has two scorable samples, b four
+    assert summary.pass_at_k[2].low < 0.5 < summary.pass_at_k[2].high
     assert summarise([*samples, outcome("c", 0.5)]).pass_at == {}
+
+
+def majority(votes) -> float:
+    """The chance that a vote is won by a right answer, ties drawn by lot."""
+    counts: dict[str, int] = {}
+    for answer, right in votes:
+        if right or answer is not None:
+            counts["right!" if right else answer] = counts.get("right!" if right else answer, 0) + 1
+    winners = [a for a, c in counts.items() if c == max(counts.values())]
+    return winners.count("right!") / len(winners) if winners else 0.0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b", "c", "d", None]), st.booleans()).map(
+            lambda v: (v[0], v[1] and v[0] == "a")
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_maj_at_k_is_the_mean_over_all_subsets(samples):
+    samples = [(answer if answer != "a" or right else "e", right) for answer, right in samples]
+    for k in range(1, len(samples) + 1):
+        expected = np.mean([majority(subset) for subset in itertools.combinations(samples, k)])
+        assert maj_at_k({"p": samples}, k) == pytest.approx(np.array([expected]))
+
+
+def test_two_votes_are_worth_one_sample():
+    """They agree, or the lot decides between them: maj@2 is Pass@1 wherever every sample has an answer."""
+    votes = {"p": [("1", True), ("2", False), ("3", False), ("2", False), ("1", True)]}
+    assert maj_at_k(votes, 1) == pytest.approx(np.array([0.4]))
+    assert maj_at_k(votes, 2) == pytest.approx(np.array([0.4]))
+
+
+def test_maj_at_k_leaves_out_problems_with_fewer_samples():
+    votes = {"a": [("1", True)] * 4, "b": [("2", False), ("1", True)]}
+    assert maj_at_k(votes, 4) == pytest.approx(np.array([1.0]))
+    assert maj_at_k(votes, 2) == pytest.approx(np.array([1.0, 0.5]))
+    assert len(maj_at_k(votes, 8)) == 0

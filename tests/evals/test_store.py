@@ -1,28 +1,18 @@
-"""The results store with real processes, real kills and real database errors."""
+"""The results store, on SQLite and on a real PostgreSQL server: what is written is read, and errors are clear."""
 
 import dataclasses
 import math
-import multiprocessing
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
-import evals.store as store_module
 from evals import database
 from evals.errors import UserError
+from evals.rows import clean_text, pack
 from evals.store import SampleRow, Store, unpack
 
 ROW = SampleRow(
@@ -52,8 +42,15 @@ def row(**changes) -> SampleRow:
 
 
 @pytest.fixture
-def store(tmp_path):
-    with Store.open(tmp_path / "new" / "folder" / "agpo.db") as opened:
+def store(store_url):
+    """On SQLite and on PostgreSQL."""
+    with Store.open(store_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def sqlite_store(tmp_path):
+    with Store.open(tmp_path / "agpo.db") as opened:
         yield opened
 
 
@@ -79,12 +76,12 @@ def test_unscorable_and_missing_values_stay_missing(store, run):
 
 @given(st.lists(st.integers(0, 2**31 - 1), max_size=300))
 def test_tokens_survive_packing(ids):
-    assert tuple(unpack(store_module._pack(ids, "<i4"), "<i4").tolist()) == tuple(ids)
+    assert tuple(unpack(pack(ids, "<i4"), "<i4").tolist()) == tuple(ids)
 
 
 @given(st.text(st.characters(), max_size=50))
 def test_any_text_can_be_stored(text):
-    clean = store_module._text(text)
+    clean = clean_text(text)
     assert "\0" not in clean
     assert clean.encode().decode() == clean  # no lone surrogate is left
     assert len(clean) == len(text) or any(0xD800 <= ord(c) < 0xE000 for c in text)
@@ -113,8 +110,8 @@ def test_nan_and_infinity_survive(store, run):
     (_, _, nan), *others = store.metrics(run)
     assert math.isnan(nan)
     assert others == [(0, "b", math.inf), (0, "c", -math.inf)]
-    with sqlite3.connect(store.path) as raw:
-        assert raw.execute("SELECT value IS NULL FROM metrics WHERE name = 'a'").fetchone() == (1,)
+    with store.transaction() as connection:
+        assert connection.execute(sa.text("SELECT name FROM metrics WHERE value IS NULL")).scalars().all() == ["a"]
 
 
 def test_truncate_removes_later_steps_of_this_run_only(store, run):
@@ -140,12 +137,31 @@ def test_samples_are_filtered_and_ordered(store, run):
     assert [s.item for s in store.samples(run, split="test", step=1)] == ["b", "a"]
 
 
-def test_streaming_needs_no_sort_and_no_scan(store, run):
+def test_columns_and_sizes_are_those_of_the_samples(store, run):
+    store.log_samples(run, [row(step=s, item=f"i{i}", token_ids=(1,) * (i + 1)) for s in (1, 0) for i in range(3)])
+    store.log_samples(run, [row(split="a", reward=None)])
+    assert list(store.columns(run, ["item", "step", "reward"], split="test")) == [
+        (f"i{i}", s, 1.0) for s in (0, 1) for i in range(3)
+    ]
+    assert list(store.columns(run, ["response_tokens"], step=1)) == [(1,), (2,), (3,)]
+    assert list(store.columns(run, ["reward"])) == [(None,), *[(1.0,)] * 6]
+    assert store.sizes(run) == [("a", 0, 1, 3), ("test", 0, 3, 6), ("test", 1, 3, 6)]
+
+
+def test_streaming_needs_no_sort_and_no_scan(store):
     """Ordered reads come from the index: at a million samples nothing is sorted or held in memory."""
-    query = "EXPLAIN QUERY PLAN SELECT response FROM samples WHERE run_id = 'x' ORDER BY split, step, id"
-    with sqlite3.connect(store.path) as raw:
-        (plan,) = [line[3] for line in raw.execute(query)]
+    query = (
+        "SELECT response FROM samples WHERE run_id = 'x' AND (split, step, id) > ('a', 1, 1) ORDER BY split, step, id"
+    )
+    with store.transaction() as connection:
+        if store.path:
+            plan = str(connection.execute(sa.text(f"EXPLAIN QUERY PLAN {query}")).all())
+        else:
+            connection.execute(sa.text("SET enable_seqscan = off"))  # an empty table is scanned whatever there is
+            plan = str(connection.execute(sa.text(f"EXPLAIN {query}")).all()).replace("Index Scan using", "USING INDEX")
     assert "USING INDEX samples_in_order" in plan
+    assert "Sort" not in plan
+    assert "B-TREE" not in plan
 
 
 def test_writing_while_reading_does_not_wait(store, run):
@@ -207,168 +223,6 @@ def test_artifacts_have_the_hash_of_their_content(store, run, tmp_path):
     assert after["checkpoint"] != before["checkpoint"]
 
 
-# Several processes
-
-
-def _write_at_once(path: Path, worker: int, barrier) -> None:
-    barrier.wait()
-    with Store.open(path) as mine:  # all eight find no store and make it
-        run_id = mine.start_run("train", f"writer-{worker}", config={})
-        for step in range(10):
-            mine.log_metrics(run_id, step, {"x": step})
-            mine.log_samples(run_id, [row(step=step, repeat=r) for r in range(4)])
-
-
-def test_eight_processes_make_one_store_and_write_to_it(tmp_path):
-    path = tmp_path / "agpo.db"
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(8)
-    _run_all([context.Process(target=_write_at_once, args=(path, w, barrier)) for w in range(8)])
-    with Store.open(path) as store:
-        assert sorted(run.name for run in store.runs()) == [f"writer-{w}" for w in range(8)]
-        for run in store.runs():
-            assert [step for step, _, _ in store.metrics(run.id)] == list(range(10))
-            assert run.samples == 40
-
-
-def _run_all(processes) -> None:
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * len(processes)
-
-
-WRITER = """
-    import dataclasses, sys
-    sys.path[:0] = sys.argv[2:]
-    from evals.store import SampleRow, Store
-    store = Store.open(sys.argv[1])
-    run = store.start_run("train", "killed", config={})
-    print(run, flush=True)
-    step = 0
-    while True:
-        store.log_samples(run, [SampleRow("train", f"i{i}", 0, step, "p", "r" * 500, (1, 2), None, "stop", "right",
-                                          "box", "1", "1", 1.0, 0, 0.0) for i in range(8)])
-        store.log_metrics(run, step, {"x": step})
-        print(step, flush=True)
-        step += 1
-"""
-
-
-def test_kill_9_loses_nothing_that_was_confirmed_and_the_run_shows_as_dead(tmp_path):
-    path = tmp_path / "agpo.db"
-    root = str(Path(database.__file__).parents[1])
-    writer = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WRITER), str(path), root], stdout=subprocess.PIPE, text=True
-    )
-    assert writer.stdout is not None
-    run_id = writer.stdout.readline().strip()
-    confirmed = -1
-    while confirmed < 20:
-        confirmed = int(writer.stdout.readline())
-    with Store.open(path) as store:
-        assert store.find_run(run_id).status == "running"
-        with pytest.raises(UserError, match="still running"):
-            store.resume_run(run_id)
-    writer.send_signal(signal.SIGKILL)
-    rest = writer.communicate()[0].split("\n")[:-1]
-    confirmed = int(rest[-1]) if rest else confirmed
-    with Store.open(path) as store:
-        assert {step for step, _, _ in store.metrics(run_id)} >= set(range(confirmed + 1))
-        per_step: dict[int, int] = {}
-        for sample in store.samples(run_id):
-            per_step[sample.step] = per_step.get(sample.step, 0) + 1
-        assert set(per_step.values()) == {8}  # whole transactions or nothing
-        assert set(per_step) >= set(range(confirmed + 1))
-        assert store.find_run(run_id).status == "dead"
-        store.resume_run(run_id)
-        assert store.find_run(run_id).status == "running"
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_writes_with_its_own_connection(store, run):
-    store.log_metrics(run, 0, {"parent": 1})
-    child = multiprocessing.get_context("fork").Process(target=store.log_metrics, args=(run, 1, {"child": 1}))
-    _run_all([child])
-    store.log_metrics(run, 2, {"parent": 1})
-    assert [name for _, name, _ in store.metrics(run)] == ["parent", "child", "parent"]
-
-
-# Schema
-
-
-def test_the_tables_are_those_of_the_migrations(store):
-    with store._transaction() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), database.schema) == []
-    config = Config()
-    config.set_main_option("script_location", str(database.MIGRATIONS))
-    assert ScriptDirectory.from_config(config).get_current_head() == database.SCHEMA
-
-
-def test_the_schema_compiles_for_postgresql():
-    from sqlalchemy.dialects import postgresql
-
-    text = "".join(
-        str(sa.schema.CreateTable(t).compile(dialect=postgresql.dialect())) for t in database.schema.sorted_tables
-    )
-    assert "BIGSERIAL" in text
-    assert "BYTEA" in text
-
-
-def test_a_newer_store_is_refused(tmp_path):
-    path = tmp_path / "agpo.db"
-    Store.open(path).close()
-    with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(UserError, match=r"newer version of agpo.*9999.*Update agpo"):
-        Store.open(path)
-
-
-def test_an_older_store_is_migrated_and_keeps_its_rows(tmp_path, monkeypatch):
-    """A later version of the code: the same migrations and one more."""
-    import shutil
-
-    path = tmp_path / "agpo.db"
-    with Store.open(path) as old:
-        run_id = old.start_run("eval", "math500", config={})
-        old.log_samples(run_id, [ROW])
-    later = tmp_path / "with space and %" / "migrations"
-    shutil.copytree(database.MIGRATIONS, later)
-    (later / "versions" / "0002_note.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision = '0002'\ndown_revision = '0001'\n\n\n"
-        "def upgrade():\n    op.add_column('runs', sa.Column('note', sa.Text))\n"
-    )
-    monkeypatch.setattr(database, "MIGRATIONS", later)
-    monkeypatch.setattr(database, "SCHEMA", "0002")
-    with Store.open(path) as new:
-        assert list(new.samples(run_id, with_tokens=True)) == [ROW]
-    with sqlite3.connect(path) as raw:
-        assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
-        assert raw.execute("SELECT note FROM runs").fetchall() == [(None,)]
-
-
-def test_a_failing_migration_leaves_the_store_as_it_was(tmp_path, monkeypatch):
-    import shutil
-
-    path = tmp_path / "agpo.db"
-    Store.open(path).close()
-    later = tmp_path / "migrations"
-    shutil.copytree(database.MIGRATIONS, later)
-    (later / "versions" / "0002_bad.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\nrevision = '0002'\ndown_revision = '0001'\n\n\n"
-        "def upgrade():\n    op.add_column('runs', sa.Column('note', sa.Text))\n    raise RuntimeError('half way')\n"
-    )
-    with monkeypatch.context() as patch:
-        patch.setattr(database, "MIGRATIONS", later)
-        patch.setattr(database, "SCHEMA", "0002")
-        with pytest.raises(RuntimeError, match="half way"):
-            Store.open(path)
-    with Store.open(path) as again, sqlite3.connect(path) as raw:
-        assert again.runs() == []
-        assert "note" not in [column[1] for column in raw.execute("PRAGMA table_info(runs)")]
-
-
 # What can go wrong
 
 
@@ -401,8 +255,10 @@ def test_a_damaged_store(tmp_path):
         list(store.samples(run_id))
 
 
-def test_a_full_disk_is_one_clear_message(store, run):
+def test_a_full_disk_is_one_clear_message(sqlite_store):
     """SQLite's own page limit gives the error of a full disk; what was confirmed before stays."""
+    store = sqlite_store
+    run = store.start_run("eval", "x", config={})
     store.log_samples(run, [ROW])
 
     @sa.event.listens_for(store._engine, "begin")
@@ -435,12 +291,13 @@ def test_urls_that_cannot_be_a_store(url):
         Store.open(url)
 
 
-def test_a_locked_store_says_so(store, run, monkeypatch):
-    with sqlite3.connect(store.path) as blocker:
+def test_a_locked_store_says_so(sqlite_store, monkeypatch):
+    path = sqlite_store.path
+    with sqlite3.connect(path) as blocker:
         blocker.execute("BEGIN IMMEDIATE")
         monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
-        with Store.open(store.path) as second, pytest.raises(UserError, match="locked"):
-            second.log_metrics(run, 0, {"x": 1})
+        with Store.open(path) as second, pytest.raises(UserError, match="locked"):
+            second.log_metrics("run", 0, {"x": 1})
 
 
 def test_the_default_place(tmp_path, monkeypatch):
@@ -451,3 +308,49 @@ def test_the_default_place(tmp_path, monkeypatch):
     monkeypatch.setenv("AGPO_STORE", str(tmp_path / "b.db"))
     with Store.open() as store, Store.open(store.url) as same:
         assert store.path == same.path == tmp_path / "b.db"
+
+
+def test_a_long_name_is_refused_alike_on_each_database(store, run):
+    with pytest.raises(UserError, match=r"item 'xxx.*has 401 characters, and the results store takes 400"):
+        store.log_samples(run, [ROW, row(item="x" * 401)])
+    assert list(store.samples(run)) == []
+
+
+@pytest.mark.postgres
+def test_a_server_that_cannot_be_used_says_why(postgres, tmp_path):
+    def refusal(url: str) -> str:
+        with pytest.raises(UserError) as caught:
+            Store.open(url)
+        return str(caught.value)
+
+    assert "Connection refused" in refusal("postgresql+psycopg://someone:secret@127.0.0.1:1/agpo")
+    assert "secret" not in refusal("postgresql+psycopg://someone:secret@127.0.0.1:1/agpo")
+    assert 'database "nothing" does not exist' in refusal(postgres.url("nothing"))
+    assert "encoding LATIN1" in refusal(postgres.new_database("ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"))
+    other = postgres.new_database()
+    engine = sa.create_engine(other)
+    with engine.begin() as connection:  # such as MLflow's
+        connection.execute(sa.text("CREATE TABLE runs (run_uuid text); CREATE TABLE songs (title text)"))
+    assert "not a results store (it has the tables runs)" in refusal(other)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE runs; CREATE ROLE reader LOGIN"))
+    engine.dispose()
+    assert "permission denied" in refusal(other.replace("postgres@", "reader@"))
+    Store.open(other).close()  # beside the tables of others, where no name is taken
+    standby = f"{other}&options=-c%20default_transaction_read_only%3Don"
+    with Store.open(standby) as store, pytest.raises(UserError, match="primary"):
+        store.start_run("eval", "x", config={})
+
+
+def test_a_url_without_its_password_is_completed_from_the_environment(monkeypatch):
+    """Checkpoints record their store so."""
+    url = "postgresql+psycopg://me:***@localhost:1/agpo"
+    monkeypatch.delenv("AGPO_STORE", raising=False)
+    with pytest.raises(UserError, match="without its password"):
+        Store.open(url)
+    monkeypatch.setenv("AGPO_STORE", "postgresql+psycopg://me:secret@elsewhere:1/agpo")
+    with pytest.raises(UserError, match="without its password"):
+        Store.open(url)
+    whole = "postgresql+psycopg://me:secret@localhost:1/agpo"
+    assert database.with_password(url, whole) == whole
+    assert database.with_password("results/agpo.db", whole) == "results/agpo.db"

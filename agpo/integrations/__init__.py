@@ -1,0 +1,1 @@
+"""AGPO in other trainers. Nothing here is imported unless that trainer is there."""

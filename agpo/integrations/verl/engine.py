@@ -1,0 +1,92 @@
+"""The loss of a micro-batch in our own functions, and the clip over a whole mini-batch, in verl's training engine.
+
+verl's engines share `BaseEngine.train_batch`: zero the gradient, forward and backward all micro-batches, step. The
+mixin puts the decision between the last backward pass and the step. Sums of loss are float64 and all-reduced over the
+data parallel group, so that every rank decides alike.
+"""
+
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from verl.utils.device import get_device_id
+from verl.utils.tensordict_utils import maybe_fix_3d_position_ids
+from verl.workers.engine.base import BaseEngine
+from verl.workers.utils.padding import no_padding_2_padding
+
+from agpo.integrations.verl.guards import check_engine
+from agpo.objective import Objective, clip_decision, tis_weights, token_losses, weighted_sums
+
+
+def loss_part(
+    model_output: dict[str, Any], data: Any, objective: Objective, tis_cap: float | None
+) -> tuple[torch.Tensor, tuple[float, float]]:
+    """(sum w l with its gradient, (sum w l, sum w |l|)) of one micro-batch in verl's format.
+
+    Rows carry `agpo_advantage` and `agpo_weight` [B]; the weights are of the whole mini-batch, so parts only sum.
+    """
+    mask = data["response_mask"].to_padded_tensor(0).bool()  # [B, R]
+    logp_T = no_padding_2_padding(model_output["log_probs"], data)[mask]
+    old_T = data["old_log_probs"].to_padded_tensor(0.0)[mask]
+    lengths_B = mask.sum(1)
+    row_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=lengths_B.device), lengths_B)
+    weight_T, advantage_T = data["agpo_weight"][row_T], data["agpo_advantage"][row_T]
+    tis_T = tis_weights(old_T, data["rollout_log_probs"].to_padded_tensor(0.0)[mask], tis_cap) if tis_cap else None
+    loss_T = token_losses(logp_T, old_T, advantage_T, lengths_B, objective, tis_T=tis_T)
+    return (weight_T * loss_T).sum(), weighted_sums(loss_T, weight_T)
+
+
+class ClippedEngine:
+    """Mixin before an engine's class. `objective` and `tis_cap` are set by `clip_updates`."""
+
+    objective: Objective
+    tis_cap: float | None
+    last: dict[str, Any]
+    """what happened to the last mini-batch, the same on every rank"""
+
+    def train_batch(self: Any, data: Any, loss_function: Callable[..., Any]) -> Any:
+        """One mini-batch: an optimizer step, or none. verl's own loss function is not called."""
+        maybe_fix_3d_position_ids(data)
+        self.optimizer_zero_grad()
+        ranks, group = self.get_data_parallel_size(), self.get_data_parallel_group()
+        sums = torch.zeros(2, dtype=torch.float64)
+
+        def part(model_output: dict[str, Any], data: Any, dp_group: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:
+            loss, both = loss_part(model_output, data, self.objective, self.tis_cap)
+            sums.add_(torch.tensor(both, dtype=torch.float64))
+            return loss * ranks, {}  # gradients are averaged over the ranks
+
+        outputs = self.forward_backward_batch(data, part, forward_only=False)
+        total = sums.to(get_device_id())
+        dist.all_reduce(total, group=group)
+        value, magnitude = total.tolist()
+        decision = clip_decision(value, magnitude, self.objective)
+        grad_norm, stepped = 0.0, False
+        if math.isnan(decision.scale) or decision.scale == 0.0:
+            self.optimizer_zero_grad()
+        else:
+            if decision.scale != 1.0:
+                for p in self.module.parameters():
+                    if p.grad is not None:
+                        p.grad.mul_(decision.scale)
+            grad_norm = float(self.optimizer_step())  # verl drops a gradient whose norm is not finite
+            stepped = math.isfinite(grad_norm)
+        self.last = {**asdict(decision), "grad_norm": grad_norm, "stepped": stepped}
+        if self.is_mp_src_rank_with_outputs():
+            outputs["metrics"]["grad_norm"] = grad_norm
+        return outputs
+
+
+def clip_updates(engine: BaseEngine, objective: Objective, tis_cap: float | None = None) -> Any:
+    """Put the mixin before the class of an engine. Raises UserError for one whose training step is not verl's."""
+    check_engine(type(engine), BaseEngine)
+    engine.__class__ = type(f"Clipped{type(engine).__name__}", (ClippedEngine, type(engine)), {})
+    clipped: Any = engine
+    clipped.objective, clipped.tis_cap = objective, tis_cap
+    return clipped

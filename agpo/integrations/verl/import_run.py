@@ -1,0 +1,269 @@
+"""`python -m agpo.integrations.verl.import_run RUN`: a verl run's metrics, samples and checkpoints into our store.
+
+Harmless to repeat, and while the run goes on. Our own metric names are kept; verl's get the prefix `verl/`.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agpo.config import TrainConfig
+from agpo.integrations.verl.launch import config_of, find_run, last_checkpoint, numbered, read_launch
+from agpo.setup import curation_run, recorded
+from evals.console import make_console
+from evals.errors import command
+from evals.store import SampleRow, Status, Store
+
+OURS = (
+    "reward/", "tokens/", "samples/", "groups/", "loss/", "clip/", "updates/", "saved/", "mismatch/", "entropy",
+    "grad_norm",
+)  # fmt: skip
+"""beginnings of the names that `measure` and the trainer write, which are those of a native run"""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a look at a run's folder found."""
+
+    run: str
+    steps: int
+    samples: int
+    checkpoints: int
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps, {self.samples} samples, {self.checkpoints} checkpoints"
+
+
+def import_run(run: Path, store: Store, status: Status | None = None) -> Imported:
+    """Write what a run's folder has into the store, under one run id that the folder remembers.
+
+    status: how the run ended; None while it goes on.
+    """
+    config, written = config_of(run), read_launch(run)
+    run_id = run_in(store, run, config, written)
+    metrics = read_metrics(run)
+    for step, values in sorted(metrics.items()):
+        store.log_metrics(run_id, step, named(values, config))
+    with unseen(run, run_id) as new:
+        for path in new("samples"):
+            store.log_samples(run_id, [train_row(line, run_id) for line in lines(path)])
+        for path in new("validation"):
+            rows = [validation_row(line, run_id) for line in in_order(lines(path))]
+            store.log_samples(run_id, rows)
+            store.log_metrics(run_id, int(path.stem), mean_tokens(rows, config))
+    saved = export_checkpoints(run, run_id, config, store)
+    if status is not None:
+        store.finish_run(run_id, status)
+    return Imported(run_id, sum(step > 0 for step in metrics), store.find_run(run_id).samples, saved)
+
+
+def run_in(store: Store, run: Path, config: TrainConfig, written: dict[str, Any]) -> str:
+    """The id of this run in this store; started there at the first look."""
+    known = written.get("runs", {})
+    url = str(store)
+    if url in known and known[url] in {one.id for one in store.runs("train")}:
+        return known[url]
+    run_id = store.start_run(
+        "train",
+        config.name,
+        method=config.objective["preset"],
+        model=config.model,
+        seed=config.seed,
+        config={**recorded(config), "trainer": "verl", "folder": str(run)},
+        parent=curation_run(config.data.path, store),
+    )
+    whole = {**written, "runs": {**known, url: run_id}}
+    (run / "launch.json").write_text(json.dumps(whole, indent=1))
+    return run_id
+
+
+@contextmanager
+def unseen(run: Path, run_id: str) -> Iterator[Callable[[str], Iterator[Path]]]:
+    """What gives the <step>.jsonl files of a folder that are new, or have changed, since the last look for this run."""
+    record = run / "imported.json"
+    known: dict[str, dict[str, str]] = json.loads(record.read_text()) if record.is_file() else {}
+    seen = known.setdefault(run_id, {})
+
+    def new(folder: str) -> Iterator[Path]:
+        for path in numbered(run / folder):
+            stat, name = path.stat(), f"{folder}/{path.name}"
+            mark = f"{stat.st_size} {stat.st_mtime_ns}"
+            if seen.get(name) != mark:
+                yield path
+                seen[name] = mark  # as it was before it was read
+
+    yield new
+    record.write_text(json.dumps(known))
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """JSON objects of a file that may still be written: a last line that is not whole is left for the next look."""
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            if text.endswith("\n"):
+                yield json.loads(text)
+
+
+def read_metrics(run: Path) -> dict[int, dict[str, float]]:
+    """step -> metrics. A start that went on from a checkpoint replaces what an earlier one had of later steps."""
+    steps: dict[int, dict[str, float]] = {}
+    for path in sorted((run / "metrics").glob("*.jsonl")):
+        first = True
+        for line in lines(path):
+            if first:
+                steps = {step: values for step, values in steps.items() if step <= line["step"]}
+                first = False
+            steps.setdefault(line["step"], {}).update(line["data"])
+    return steps
+
+
+def named(values: dict[str, Any], config: TrainConfig) -> dict[str, float]:
+    """Metrics under our names where they mean the same, under verl/... otherwise; without what is not a number."""
+    named: dict[str, float] = {}
+    for name, value in values.items():
+        if not isinstance(value, int | float):
+            continue
+        named[name if name.startswith(OURS) else f"verl/{name}"] = float(value)
+    if "timing_s/step" in values:
+        named["speed/step_seconds"] = float(values["timing_s/step"])
+    if "actor/lr" in values:
+        named["lr"] = float(values["actor/lr"])
+    for number, bench in enumerate(config.eval.benches):
+        found = values.get(f"val-core/{bench}/reward/mean@{config.eval.n}")
+        if found is not None:
+            named |= {f"eval/{bench}/pass1": float(found)} | ({"eval/pass1": float(found)} if number == 0 else {})
+    return named
+
+
+def train_row(line: dict[str, Any], run_id: str) -> SampleRow:
+    logps = line["logprobs"]
+    return SampleRow(
+        split="train",
+        item=line["item"],
+        repeat=line["repeat"],
+        step=line["step"],
+        prompt=line["input"],
+        response=line["output"],
+        token_ids=tuple(line["token_ids"]),
+        logprobs=tuple(logps) if logps else None,
+        finish_reason=line["finish_reason"],
+        outcome=line["outcome"],
+        path=line["path"] or "",
+        answer=line["answer"],
+        reference=line["reference"],
+        reward=line["reward"],
+        seed=0,
+        seconds=0.0,
+        weight_version=f"{run_id}/step-{line['step'] - 1}",
+    )
+
+
+def in_order(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Validation lines with `repeat`, the number of the answer to a problem, which verl tells in the name of a row."""
+    for line in found:
+        yield {**line, "repeat": int(line["uid"].rsplit("_", 2)[1])}
+
+
+def validation_row(line: dict[str, Any], run_id: str) -> SampleRow:
+    """verl stores the text of a validation answer and not its tokens; how many they were, our trainer adds."""
+    reward = line["score"] if line["score"] is not None and not math.isnan(line["score"]) else None
+    return SampleRow(
+        split=f"eval/{line['bench']}",
+        item=line["item"],
+        repeat=line["repeat"],
+        step=line["step"],
+        prompt=line["input"],
+        response=line["output"],
+        token_ids=(),
+        logprobs=None,
+        finish_reason="",
+        outcome=line["outcome"],
+        path=line["path"],
+        answer=line["answer"],
+        reference=line["gts"] or "",
+        reward=reward,
+        seed=0,
+        seconds=0.0,
+        weight_version=f"{run_id}/step-{line['step']}",
+        response_tokens=max(line["response_tokens"], 0),
+    )
+
+
+def mean_tokens(rows: Sequence[SampleRow], config: TrainConfig) -> dict[str, float]:
+    """Mean response tokens of each benchmark, as a native evaluation logs them."""
+    means: dict[str, float] = {}
+    for number, bench in enumerate(config.eval.benches):
+        lengths = [row.response_tokens for row in rows if row.split == f"eval/{bench}"]
+        if lengths:
+            means[f"eval/{bench}/tokens_mean"] = sum(lengths) / len(lengths)
+            if number == 0:
+                means["eval/tokens_mean"] = means[f"eval/{bench}/tokens_mean"]
+    return means
+
+
+def export_checkpoints(run: Path, run_id: str, config: TrainConfig, store: Store) -> int:
+    """Name the model folders that verl has saved as a native run names its checkpoints, labelled with their run.
+
+    checkpoints/step-000020 is a link to checkpoints/global_step_20/actor/huggingface. Returns how many there are.
+    """
+    folder = run / "checkpoints"
+    for link in folder.glob("step-*"):
+        if link.is_symlink() and not link.exists():  # verl keeps the latest ones only
+            link.unlink()
+            store.remove_artifacts(run_id, [link])
+    count, whole = 0, last_checkpoint(run)  # a later one is still being written
+    known = {artifact.path for artifact in store.artifacts(run_id)}
+    for saved in folder.glob("global_step_*"):
+        step, model = int(saved.name.removeprefix("global_step_")), saved / "actor" / "huggingface"
+        if step > whole or not (model / "config.json").is_file():
+            continue
+        count += 1
+        link = folder / f"step-{step:06d}"
+        if not link.is_symlink():
+            link.symlink_to(model.relative_to(folder))
+        if str(link.absolute()) not in known:
+            label = {
+                "run": run_id,
+                "name": config.name,
+                "method": config.objective["preset"],
+                "model": config.model,
+                "seed": config.seed,
+                "store": str(store),
+                "step": step,
+            }
+            (model / "agpo_run.json").write_text(json.dumps(label, indent=1))
+            store.add_artifact(run_id, "checkpoint", link)
+    return count
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m agpo.integrations.verl.import_run",
+        description="Import the results of a verl run into the results store. Repeating it is harmless.",
+    )
+    parser.add_argument("run", help="the run's folder, runs/verl-...")
+    parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
+    parser.add_argument(
+        "--status", choices=("done", "failed", "interrupted"), help="how it ended; default: by its steps"
+    )
+    args = parser.parse_args(argv)
+    run = find_run(args.run)
+    status = args.status
+    if status is None:
+        last = max(read_metrics(run), default=0)
+        status = "done" if last >= config_of(run).steps else "interrupted"
+    with Store.open(args.store) as store:
+        found = import_run(run, store, status)
+        make_console().print(f"run {found.run} in {store}: {found}", markup=False, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

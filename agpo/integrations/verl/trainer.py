@@ -1,0 +1,295 @@
+"""verl's synchronous trainer with our plan between sampling and the update.
+
+What a step does differently: rewards are read before anything is computed; rows without a gradient (masked groups, rows
+with A = 0, mini-batches that the clip drops at ratio 1) leave the batch before the old log-probabilities and the
+update; mini-batches are whole groups; advantages and weights are ours. Everything sampled is in metrics and store.
+"""
+
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from agpo.integrations.verl import NAME
+from agpo.integrations.verl.guards import check_config, check_objective
+from agpo.integrations.verl.measure import Sampled, metrics_of
+from agpo.integrations.verl.plan import MiniBatch, Plan, deal, plan_step
+from agpo.integrations.verl.require import require_plugin
+from agpo.integrations.verl.worker import ClippedWorker, objective_in
+from agpo.mismatch import check_gap
+from agpo.objective import logp_gap
+
+
+class BoundedReplayBuffer(ReplayBuffer):
+    """verl's, which waits for rollouts for ever, with an end to it. `seconds` is set by the trainer."""
+
+    seconds = math.inf
+    _since = 0.0
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
+        self._since = time.monotonic()
+        batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
+        if not batch.keys:
+            raise RuntimeError(
+                f"no rollout of the {batch_size} prompts of this step ({partition_id}) has succeeded. The errors are "
+                "above in this log, as `Error in _run_prompt`."
+            )
+        self.response_tokens = {key: tag["response_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)}
+        return batch, metrics
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        if time.monotonic() - self._since > self.seconds:
+            counts = {
+                name: len(getattr(self, f"{name}_keys")[partition_id])
+                for name in ("pending", "running", "finished", "failure")
+            }
+            raise TimeoutError(
+                f"the rollouts of this step did not end within agpo.rollout_timeout_s={self.seconds:g}. Prompts: "
+                f"{counts}. A rollout server that died or hangs is above in this log, and in Ray's logs; raise the "
+                "bound where answers simply take longer."
+            )
+        return super()._wait_for_next_poll(partition_id, last_debug_time)
+
+
+@register_trainer(NAME)
+class ClippedTrainer(PPOTrainerSync):
+    """`trainer.v1.trainer_mode=agpo`. The configuration's section `agpo` has the objective and our bounds."""
+
+    def __init__(self, config: DictConfig):
+        require_plugin()
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        check_config(plain)
+        self.section: dict[str, Any] = plain["agpo"]
+        self.objective, self.tis_cap = objective_in(self.section)
+        check_objective(self.objective)
+        with open_dict(config):
+            # The base class compares with the literal: another name gets the replay buffer of the asynchronous modes.
+            config.trainer.v1.trainer_mode = "sync"
+            config.actor_rollout_ref.agpo = config.agpo  # workers see this part of the configuration only
+        actor = config.actor_rollout_ref.actor
+        self.minibatches = config.data.train_batch_size // actor.ppo_mini_batch_size
+        self.multiple = 1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
+        mixed = plain["actor_rollout_ref"]["actor"]["fsdp_config"].get("mixed_precision") or {}
+        self.dtype = torch.float32 if mixed.get("param_dtype") == "fp32" else torch.bfloat16  # verl's default
+        self.refused = 0
+        self._sampled: Sampled | None = None
+        self._pads: list[str] = []
+        super().__init__(config)
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        buffer = super()._build_replay_buffer()
+        buffer.__class__ = type("BoundedReplayBuffer", (BoundedReplayBuffer, type(buffer)), {})
+        bounded: Any = buffer
+        bounded.seconds = float(self.section["rollout_timeout_s"])
+        return bounded
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        with open_dict(self.config):  # our schedule counts updates, verl's steps
+            self.config.actor_rollout_ref.actor.optim.total_training_steps *= self.minibatches
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in (Role.ActorRollout, Role.ActorRolloutRef):
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(ClippedWorker)
+
+    def _step_once(self, metrics: dict[str, Any], timing_raw: dict[str, float], sample_batch_size: int) -> KVBatchMeta:
+        """verl's step on the rows that are run; what it returns is every sampled row, for metrics and clearing."""
+        batch = super()._step_once(metrics, timing_raw, sample_batch_size)
+        if self._pads:
+            tq.kv_clear(keys=self._pads, partition_id=batch.partition_id)
+        assert self._sampled is not None
+        metrics.update(metrics_of(self._sampled, self._plan, self._happened))
+        return self._everything
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], **_: Any) -> KVBatchMeta:
+        """Plan the step and return the rows to run, in the order in which verl deals them out to the ranks."""
+        self._everything = batch
+        self._sampled = read_sampled(batch, self.config.data.max_response_length)
+        self._plan = plan_step(
+            self._sampled.uids,
+            self._sampled.rewards,
+            self._sampled.lengths,
+            self.objective,
+            self.config.actor_rollout_ref.actor.ppo_mini_batch_size,
+            self.config.data.max_response_length,
+            known_at_ratio_1=self.tis_cap is None,
+        )
+        put_advantages(batch, self._plan, self._sampled.lengths)
+        self._happened: list[dict[str, Any] | None] = [None] * len(self._plan.minibatches)
+        cells = [self._cells(minibatch, batch) for minibatch in self._plan.minibatches]
+        self._sizes = [len(cell[0]) for cell in cells]
+        rows = [row for r in range(self._ranks()) for cell in cells for row in cell[r]]
+        wanted = [row for row in rows if row is not None]
+        run = KVBatchMeta(
+            partition_id=batch.partition_id,
+            keys=[batch.keys[row] for row in wanted],
+            tags=[batch.tags[row] for row in wanted],
+            extra_info=batch.extra_info,
+        )
+        return self._padded(run, rows)
+
+    def _ranks(self) -> int:
+        info = self.actor_rollout_wg._dispatch_info
+        if "actor" not in info:
+            info["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
+        return max(info["actor"]) + 1
+
+    def _cells(self, minibatch: MiniBatch, batch: KVBatchMeta) -> list[list[int | None]]:
+        """[rank] its rows of a mini-batch, as many for each; none where it is not run."""
+        rows = minibatch.rows if minibatch.run else ()
+        dealt = deal([batch.tags[row]["seq_len"] for row in rows], self._ranks(), self.multiple)
+        return [[None if i is None else rows[i] for i in part] for part in dealt]
+
+    def _padded(self, run: KVBatchMeta, rows: list[int | None]) -> KVBatchMeta:
+        """Put verl's padding rows, which have no response, where the plan has None."""
+        count, missing = len(run), rows.count(None)
+        self._pads = []
+        if not missing:
+            return run
+        # Up to a multiple of the wanted size there is exactly what is missing.
+        run = upsample_batch_to_divisible_size(run, count + missing, self.tokenizer.eos_token_id)
+        self._pads = list(run.keys[count:])
+        real, pads = iter(range(count)), iter(range(count, len(run)))
+        run.reorder([next(pads) if row is None else next(real) for row in rows])
+        return run
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        if not len(batch):
+            return batch
+        batch = super()._compute_old_log_prob(batch, metrics)
+        if self.config.actor_rollout_ref.rollout.calculate_log_probs:
+            gap = measure_gap(batch)
+            metrics.update({"mismatch/gap_mean": gap[0], "mismatch/gap_max": gap[1]})
+            check_gap(gap, self.dtype, float(self.section.get("max_gap") or 0.0))
+        return batch
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        return batch  # `_balance_batch` has put ours there
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        if not len(batch):
+            self.actor_rollout_wg.skip_updates(len(self._sizes))
+            return batch
+        batch.extra_info.update(
+            {
+                "agpo_rows": self._sizes,
+                "calculate_entropy": False,
+                "global_batch_size": len(batch),
+                "temperature": self.config.actor_rollout_ref.rollout.temperature,
+            }
+        )
+        output = self.actor_rollout_wg.update_actor(batch)["metrics"]
+        self._happened = output.pop("agpo")
+        metrics["perf/mfu/actor"] = output.pop("mfu")
+        metrics.update({name if "/" in name else f"actor/{name}": value for name, value in output.items()})
+        self.refused += sum(one is not None and is_refused(one) for one in self._happened)
+        if self.refused > self.section["max_refused"]:
+            raise RuntimeError(
+                f"{self.refused} updates had a loss or gradient that is not finite, more than "
+                f"agpo.max_refused={self.section['max_refused']}. Lower the learning rate, or look at the samples in "
+                f"{self.config.trainer.rollout_data_dir}."
+            )
+        return batch
+
+    def _compute_metrics(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> None:
+        """verl's metrics, on the samples that could be graded: one NaN would make all of its means NaN."""
+        assert self._sampled is not None
+        scorable = [i for i, reward in enumerate(self._sampled.rewards) if not math.isnan(reward)]
+        if scorable:
+            kept = KVBatchMeta(
+                partition_id=batch.partition_id,
+                keys=[batch.keys[i] for i in scorable],
+                tags=[batch.tags[i] for i in scorable],
+            )
+            super()._compute_metrics(kept, *args, **kwargs)
+
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict[str, float], rollout_data_dir: str) -> None:
+        """Every sample of the step as a line of JSON, with what our results store wants of it."""
+        assert self._sampled is not None
+        path = Path(rollout_data_dir) / f"{self.global_steps}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(line) for line in self._sampled.lines(self.tokenizer, self.global_steps)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _val_metrics_update(self, data_sources: Any, sample_uids: Any, infos: Any, turns: Any, **kwargs: Any) -> Any:
+        """verl's, on the answers that could be graded; the others are counted."""
+        scorable = [i for i, reward in enumerate(infos["reward"]) if not math.isnan(reward)]
+        kept = {
+            name: [values[i] for i in scorable] for name, values in infos.items() if len(values) == len(sample_uids)
+        }
+        sources, uids = [data_sources[i] for i in scorable], [sample_uids[i] for i in scorable]
+        metrics = super()._val_metrics_update(sources, uids, kept, turns, **kwargs)
+        return {**metrics, "val-aux/unscored": len(sample_uids) - len(scorable)}
+
+    def _dump_generations(self, *, reward_extra_infos_dict: Any, dump_path: str, **kwargs: Any) -> None:
+        lengths = getattr(self.replay_buffer, "response_tokens", {})
+        infos = dict(reward_extra_infos_dict)
+        infos["response_tokens"] = [lengths.get(key, -1) for key in infos["uid"]]
+        super()._dump_generations(reward_extra_infos_dict=infos, dump_path=dump_path, **kwargs)
+
+
+def is_refused(update: Mapping[str, Any]) -> bool:
+    """Its loss or gradient was not finite."""
+    return math.isnan(update["scale"]) or (not update["stepped"] and update["scale"] != 0.0)
+
+
+def read_sampled(batch: KVBatchMeta, max_tokens: int) -> Sampled:
+    """What the rollouts of a step left in the queue."""
+    fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "rollout_log_probs", "extra_info"]
+    fields += ["reward_model", "extra_fields", "data_source"]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    logps = data["rollout_log_probs"].unbind() if "rollout_log_probs" in data else [None] * len(batch)
+    return Sampled(
+        keys=list(batch.keys),
+        uids=[str(uid) for uid in data["uid"].tolist()],
+        prompts=[ids.tolist() for ids in data["prompts"].unbind()],
+        responses=[ids.tolist() for ids in data["responses"].unbind()],
+        lengths=[int(mask.sum()) for mask in data["response_mask"].unbind()],
+        rewards=[float(scores.double().sum()) for scores in data["rm_scores"].unbind()],
+        logps=[None if logp is None else logp.tolist() for logp in logps],
+        items=[str((extra or {}).get("id", (extra or {}).get("index", ""))) for extra in data["extra_info"].tolist()],
+        infos=[dict((extra or {}).get("reward_extra_info") or {}) for extra in data["extra_fields"].tolist()],
+        references=[str((model or {}).get("ground_truth")) for model in data["reward_model"].tolist()],
+        max_tokens=max_tokens,
+    )
+
+
+def put_advantages(batch: KVBatchMeta, plan: Plan, lengths: list[int]) -> None:
+    """Our numbers into the queue: [B] for our loss, and over the tokens for verl's metrics."""
+    mask = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+    over = [one.float() * a for one, a in zip(mask["response_mask"].unbind(), plan.advantage_B, strict=True)]
+    over_tokens = torch.nested.as_nested_tensor(over, layout=torch.jagged)
+    fields = {
+        "agpo_advantage": torch.tensor(plan.advantage_B, dtype=torch.float64),
+        "agpo_weight": torch.tensor(plan.weight_B, dtype=torch.float64),
+        "advantages": over_tokens,
+        "returns": over_tokens,
+    }
+    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch)))
+
+
+def measure_gap(batch: KVBatchMeta) -> tuple[float, float]:
+    """(mean, largest) |log pi_engine - log pi_trainer| over the sampled tokens that are run, in nats."""
+    fields = ["old_log_probs", "rollout_log_probs", "response_mask"]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    seen = data["response_mask"].values().bool()
+    return logp_gap(data["rollout_log_probs"].values()[seen], data["old_log_probs"].values()[seen])

@@ -1,0 +1,104 @@
+"""verl's actor worker with the clipped engine, and mini-batches of the sizes that the trainer planned."""
+
+# pyright: reportMissingImports=false
+# verl is in an environment of its own.
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tensordict import NonTensorData, TensorDict
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_name
+from verl.utils.distributed import initialize_global_process_group_ray
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from agpo.config import objective_of
+from agpo.integrations.verl.engine import clip_updates
+from agpo.integrations.verl.require import require_plugin
+from agpo.objective import Objective
+
+
+def objective_in(section: Mapping[str, Any]) -> tuple[Objective, float | None]:
+    """(objective, cap of token weights or None) of the configuration's section `agpo`."""
+    return objective_of(dict(section["objective"])), section.get("tis_cap")
+
+
+class ClippedTrainingWorker(TrainingWorker):
+    """One rank of the actor."""
+
+    def __init__(self, config: Any):
+        if get_device_name() == "cpu":
+            # verl asks for "cpu:gloo,cpu:gloo", which torch refuses; where there is a group already it asks for none.
+            initialize_global_process_group_ray(backend="cpu:gloo")
+        super().__init__(config)
+
+    def train_mini_batch(self, data: TensorDict) -> TensorDict | None:
+        """Updates on consecutive slices of this rank's rows. `agpo_rows` [mini-batches] says how many rows each has.
+
+        0 rows: nothing of it is run, and only the learning rate goes on. Returns metrics with `agpo`: for each
+        mini-batch what happened to it, None where it was not run.
+        """
+        sizes: list[int] = list(tu.pop(data, key="agpo_rows"))
+        if sum(sizes) != data.shape[0]:
+            raise RuntimeError(f"a rank got {data.shape[0]} rows for mini-batches of {sizes}: they must add up.")
+        happened: list[dict[str, Any] | None] = []
+        mfu: list[float] = []
+        metrics: dict[str, Any] = {}
+        at = 0
+        with self.engine.train_mode():
+            for size in sizes:
+                if size == 0:
+                    self.engine.lr_scheduler_step()
+                    happened.append(None)
+                    continue
+                part = tu.index_select_tensor_dict(data, torch.arange(at, at + size))
+                at += size
+                tu.assign_non_tensor(
+                    part,
+                    global_token_num=NonTensorData(self._all_lengths(part)),
+                    update_lr_scheduler=True,
+                    disable_auto_offload=True,
+                )
+                output = self.train_batch(part)
+                happened.append(self.engine.last)
+                if output is not None:
+                    metrics = dict(tu.get(output, "metrics"))
+                    mfu.append(metrics.get("mfu", 0.0))
+        if not self.engine.is_mp_src_rank_with_outputs():
+            return None
+        kept = {name: x for name, x in metrics.items() if name.startswith("perf/") or name == "lr"}
+        kept |= {"agpo": happened, "mfu": sum(mfu) / max(len(mfu), 1)}
+        return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": kept}).cpu()
+
+    def _all_lengths(self, part: TensorDict) -> list[int]:
+        """Tokens of each row of the mini-batch on all ranks: what verl counts operations by."""
+        group = self.engine.get_data_parallel_group()
+        found: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(found, part["input_ids"].offsets().diff().tolist(), group)
+        return [length for lengths in found for length in lengths]
+
+
+class ClippedWorker(ActorRolloutRefWorker):
+    """verl's worker for actor, rollout and reference. `config.agpo` is our section."""
+
+    actor_worker_cls = ClippedTrainingWorker
+
+    def __init__(self, config: Any, role: str, **kwargs: Any):
+        require_plugin()
+        super().__init__(config, role, **kwargs)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        super().init_model()
+        assert self.actor is not None
+        clip_updates(self.actor.engine, *objective_in(self.config.agpo))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def skip_updates(self, count: int) -> None:
+        """Go on with the learning rate through mini-batches of a step of which nothing is run."""
+        assert self.actor is not None
+        for _ in range(count):
+            self.actor.engine.lr_scheduler_step()

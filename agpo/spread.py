@@ -1,0 +1,73 @@
+"""Sampling spread over the ranks: groups of training, graded where they are sampled, and what evaluations ask."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from agpo.batch import Group
+from agpo.parallel import everyone, first, from_first, rank, world
+from evals.engines import Engine, Output, Request, Sampling
+from evals.items import Item
+
+
+def sample_spread(sample: Callable[[Sequence[Item]], list[Group]], items: Sequence[Item]) -> list[Group]:
+    """`sample(items)`, each rank on its own whole groups; all of them in the order of the items, on every rank.
+
+    A sample's seed does not depend on the rank, so that the groups are those of one process.
+    """
+    mine = items[rank() :: world()]
+    if world() == 1:
+        return sample(mine)
+    # Items stay where they are: they may carry megabytes of tests, and every rank has them.
+    parts = everyone(lambda: [(group.prompt_ids, group.samples) for group in sample(mine)])
+    return [Group(item, *parts[at % world()][at // world()]) for at, item in enumerate(items)]
+
+
+@contextmanager
+def shared(engine: Engine) -> Iterator[Engine]:
+    """On rank 0: the engines of all ranks as one, while the others are in `serve`."""
+    if world() == 1:
+        yield engine
+        return
+    yield _Engines(engine)
+    from_first(lambda: None)  # nothing more is asked; after an error the ranks end with it
+
+
+def serve(engine: Engine) -> None:
+    """On the other ranks: answer this rank's part of what rank 0 asks, until it leaves `shared`."""
+    while asked := _asked():
+        _answer(engine, *asked)
+
+
+def _asked() -> tuple[Sequence[Request], Sampling] | None:
+    """What rank 0 asks next; None: nothing more."""
+    return from_first(lambda: None)
+
+
+def _answer(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Output]:
+    """Every rank generates for its part of the requests; all outputs, on every rank."""
+    numbers = range(rank(), len(requests), world())
+    parts = everyone(
+        lambda: [
+            Output(numbers[at], repeat, completion)
+            for at, repeat, completion in engine.generate([requests[i] for i in numbers], sampling)
+        ]
+    )
+    return [output for part in parts for output in part]
+
+
+class _Engines:
+    """See `evals.engines.Engine`. Completions come when all ranks have theirs."""
+
+    def __init__(self, own: Engine):
+        self.own = own
+        self.tokenizer: Any = own.tokenizer
+        self.max_context, self.eos_ids, self.weight_version = own.max_context, own.eos_ids, own.weight_version
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
+        assert first()
+        if requests:
+            yield from _answer(self.own, *from_first(lambda: (list(requests), sampling)))
+
+    def close(self) -> None:
+        self.own.close()

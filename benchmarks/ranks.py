@@ -1,0 +1,272 @@
+"""What several ranks cost: bytes that collectives move, time of an update, and memory of a rank computed from shapes.
+
+    python benchmarks/ranks.py traffic [--ranks 1 2 4]      measured on this CPU over gloo, and the formula beside it
+    python benchmarks/ranks.py memory [--ranks 1 2 4 8]     of the recipes for 7B and 14B; nothing is allocated
+
+traffic: `grpo` updates of the tiny model's shape, 8 groups x 8, all live, in one micro-batch a rank and in several.
+What is counted is the whole tensor of each all-gather and reduce-scatter; a ring moves (ranks - 1) / ranks of it
+through each rank. Time is that of an update, wall clock, as a ratio to one rank: ranks that share the processors of one
+machine cannot be faster than one that has them all.
+
+memory: parameters are counted on torch's meta device. Activations are what autograd saves of a layer there, for a
+micro-batch of the recipe in sequences of its longest answer; of attention, what a flash kernel keeps.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GROUPS, SAMPLES, PROMPT, RESPONSE = 8, 8, 12, 40
+SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, of the models' public config.json
+    "qwen2.5-7b-math": (3584, 18_944, 28, 28, 4),
+    "qwen2.5-14b-math": (5120, 13_824, 48, 40, 8),
+}
+GIB = 2**30
+
+
+# -- traffic ---------------------------------------------------------------------------------------------------------
+
+
+def work(rank: int, world: int, meet: str, updates: int) -> None:
+    """One rank: updates with one and with several micro-batches; prints what it counted as JSON."""
+    import torch
+    import torch.distributed as dist
+
+    from agpo import parallel
+    from agpo.batch import plan_step
+    from agpo.objective import PRESETS
+    from agpo.optimizer import make_trained
+    from agpo.policy import Policy, Settings, update
+    from agpo.tiny_model import make_model
+
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
+    torch.manual_seed(0)
+    model = make_model(64).eval()
+    parameters = sum(p.numel() for p in model.parameters())
+    in_layers = sum(p.numel() for p in model.model.layers.parameters())
+    plain = parallel.split(model)
+    policy = Policy(model, None, make_trained(model, lr=1e-4), lambda _: 1e-4, plain=plain)
+    groups = random_groups(vocabulary=64)
+    found = {"parameters": parameters, "in_layers": in_layers, "micro_batches": {}}
+    for budget in (1 << 20, GROUPS * SAMPLES * RESPONSE // (4 * world)):
+        times, moved = [], {}
+        for _ in range(updates):
+            (minibatch,) = plan_step(groups, PRESETS["grpo"], GROUPS, RESPONSE)
+            counter, began = collectives(), time.perf_counter()
+            with counter:
+                update(policy, minibatch, PRESETS["grpo"], Settings(micro_batch_tokens=budget), on_policy=False)
+            times.append(time.perf_counter() - began)
+            moved = dict(counter.moved)
+        count = len(parts(minibatch.rows, budget, world))
+        found["micro_batches"][count] = {"seconds": statistics.median(times), **moved}
+    if rank == 0:
+        print(json.dumps(found))
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def parts(rows, budget: int, world: int):
+    from agpo.batch import rank_micro_batches
+
+    return rank_micro_batches(rows, range(len(rows)), budget, "packed", 0, world)
+
+
+def random_groups(vocabulary: int):
+    import torch
+
+    from agpo.batch import Group, Sample
+    from evals.engines import Completion
+    from evals.grading import Verdict
+    from evals.items import Item
+
+    g = torch.Generator().manual_seed(0)
+    groups = []
+    for k in range(GROUPS):
+        prompt = tuple(torch.randint(3, vocabulary, (PROMPT,), generator=g).tolist())
+        samples = []
+        for i in range(SAMPLES):
+            ids = tuple(torch.randint(3, vocabulary, (RESPONSE,), generator=g).tolist())
+            completion = Completion(ids, (-4.0,) * RESPONSE, "stop", 0.0)
+            samples.append(Sample(completion, "", Verdict("right" if i % 2 else "wrong", "random"), float(i % 2), 0))
+        groups.append(Group(Item(str(k), "", ""), prompt, tuple(samples)))
+    return groups
+
+
+def collectives():
+    """A context that adds up the bytes of the tensors that c10d's operations gather, scatter and reduce."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counter(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.moved: dict[str, int] = {}
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "c10d":
+                tensors = [x for arg in args for x in (arg if isinstance(arg, list) else [arg])]
+                sizes = [x.numel() * x.element_size() for x in tensors if isinstance(x, torch.Tensor)]
+                name = func._schema.name.removeprefix("c10d::").strip("_")
+                self.moved[name] = self.moved.get(name, 0) + max(sizes, default=0)
+            return func(*args, **(kwargs or {}))
+
+    return Counter()
+
+
+def traffic(worlds: list[int], updates: int) -> None:
+    first = None
+    print("| ranks | micro-batches | all-gather | by formula | reduce-scatter | by formula | all-reduce | time |")
+    print("|---|---|---|---|---|---|---|---|")
+    for world in worlds:
+        with tempfile.TemporaryDirectory() as folder:
+            environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            meet = (Path(folder) / "meet").as_uri()
+            command = [sys.executable, __file__, "work", "--meet", meet, "--updates", str(updates)]
+            processes = [
+                subprocess.Popen(
+                    [*command, "--rank", str(rank), "--world", str(world)],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                for rank in range(world)
+            ]
+            outputs = [process.communicate()[0] for process in processes]
+        found = json.loads(outputs[0])
+        for count, seen in found["micro_batches"].items():
+            first = first or seen["seconds"]
+            gathered = 4 * int(count) * (found["parameters"] + found["in_layers"]) if world > 1 else 0
+            scattered = 4 * int(count) * found["parameters"] if world > 1 else 0
+            columns = [
+                _mb(seen.get("allgather_base", 0)),
+                _mb(gathered),
+                _mb(seen.get("reduce_scatter_base", 0)),
+                _mb(scattered),
+                f"{sum(n for name, n in seen.items() if name.startswith('allreduce')):,} B",
+                f"{seen['seconds'] / first:.2f}",
+            ]
+            print(f"| {world} | {count} | {' | '.join(columns)} |")
+    print(f"\n{found['parameters']:,} parameters, {found['in_layers']:,} of them in layers; float32.")
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def saved_by(model, tokens: int, longest: int) -> int:
+    """Bytes that autograd keeps of a forward pass over `tokens` packed tokens, parameters not counted."""
+    import torch
+
+    from agpo import packing
+    from agpo.batch import Row
+    from agpo.logprobs import attention_of
+    from agpo.packing import pack, packed_hidden
+
+    class Flash(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v):  # type: ignore[override]
+            out = torch.empty_like(q)
+            ctx.save_for_backward(q, k, v, out)
+            return out
+
+    packing.scaled_dot_product_attention = lambda q, k, v, **_: Flash.apply(q, k, v)
+    rows = [Row((1, k), (2,) * (longest - 2), (), 0, 0.0, 1.0, 1.0) for k in range(tokens // longest)]
+    packed = pack(rows).to(torch.device("meta"))
+    own = {id(p) for p in model.parameters()} | {id(p.untyped_storage()) for p in model.parameters()}
+    sizes: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        root = x if x._base is None else x._base
+        if id(root) not in own:
+            sizes[id(root)] = (root.numel() * root.element_size(), root)  # kept, so that no other gets its id
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), attention_of(model, "packed"):
+        packed_hidden(model, packed)
+    return sum(size for size, _ in sizes.values())
+
+
+def memory(worlds: list[int]) -> None:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from agpo.config import load_config
+
+    parts = "float32 shards | gradients | AdamW | gathered | activations | checkpointed"
+    print(f"| recipe | ranks | {parts} | update | checkpointed | to sample |\n" + "|---" * 11 + "|")
+    for recipe, (hidden, intermediate, layers, heads, kv_heads) in SHAPES.items():
+        config = load_config(recipe)
+        shape = Qwen2Config(
+            vocab_size=152_064,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_hidden_layers=1,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=32_768,
+            tie_word_embeddings=False,
+        )
+        tokens, longest = config.update.micro_batch_tokens, config.rollout.max_tokens
+        counts, saved = [], []
+        for depth in (1, 2):
+            shape.num_hidden_layers, shape.layer_types = depth, ["full_attention"] * depth
+            with torch.device("meta"):
+                model = Qwen2ForCausalLM(shape).to(torch.bfloat16)
+            counts.append(sum(p.numel() for p in model.parameters()))
+            saved.append(saved_by(model, tokens, longest))
+        layer, layer_saved = counts[1] - counts[0], saved[1] - saved[0]
+        rest, rest_saved = counts[0] - layer, saved[0] - layer_saved
+        whole = rest + layers * layer
+        # Gathered in bfloat16: embedding and output matrix throughout, a layer and the next one; the gradients of the
+        # output matrix in float32 before they are cast, and of what is reduced in bfloat16 and once in float32.
+        gathered = 2 * rest + 2 * 2 * layer + 4 * rest // 2 + 6 * rest
+        activations = rest_saved + layers * layer_saved
+        checkpointed = rest_saved + layers * tokens * hidden * 2 + layer_saved
+        for world in worlds:
+            shards = [4 * whole / world, 4 * whole / world, 8 * whole / world]
+            if world == 1:  # nothing is gathered; bfloat16 weights beside float32 masters
+                shards[0] += 2 * whole
+            more = gathered if world > 1 else 4 * rest // 2
+            cells = [*shards, more, activations, checkpointed]
+            cells += [sum(shards) + more + activations, sum(shards) + more + checkpointed, 2 * whole]
+            print(f"| {recipe} ({whole / 1e9:.2f}B) | {world} | " + " | ".join(f"{c / GIB:.1f}" for c in cells) + " |")
+    print(
+        "\nGiB on each GPU. Logits (0.25 GiB), the cache of keys and values while sampling and what the allocator "
+        "loses come on top."
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["traffic", "memory", "work"])
+    parser.add_argument("--ranks", type=int, nargs="+")
+    parser.add_argument("--updates", type=int, default=5)
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--world", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--meet", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    if args.what == "work":
+        work(args.rank, args.world, args.meet, args.updates)
+    elif args.what == "traffic":
+        traffic(args.ranks or [1, 2, 4], args.updates)
+    else:
+        memory(args.ranks or [1, 2, 4, 8])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

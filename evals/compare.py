@@ -1,0 +1,320 @@
+"""`evals.report compare A B`: is one run better than another? In words, with the numbers that carry them."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from evals.errors import UserError
+from evals.layout import print_table
+from evals.measured import SETTINGS, Measured, evaluations_of, find_measured
+from evals.stats import Columns, Comparison, Estimate, Summary, compare, holm, ratio, summarise
+from evals.store import Store
+
+SIGNIFICANT = 0.05
+LOUD = ("prompt", "temperature", "top_p", "max_tokens", "engine", "dtype", "data", "options")
+"""settings whose difference may explain a difference of results by itself"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One run against the first, on the problems of both."""
+
+    a: Measured
+    b: Measured
+    summary_a: Summary
+    summary_b: Summary
+    comparison: Comparison
+    tokens: Estimate
+    """b's response tokens for each of a's, over the same problems"""
+    left_out: tuple[int, int]
+    """problems with a verdict that only a has, that only b has"""
+    only_a: tuple[str, ...]
+    """problems on which a's share of right samples is higher"""
+    only_b: tuple[str, ...]
+
+
+def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "compare",
+        parents=[shared],
+        help="is B better than A? paired, with an interval, a test and the smallest difference that could be seen",
+        description="Compare evaluations with the first one, on the same problems; several by Holm's correction.",
+    )
+    parser.add_argument(
+        "wanted",
+        nargs="+",
+        metavar="RUN[@STEP]",
+        help="an evaluation or a training run: its id, the beginning of its id, its name, or a method (grpo)",
+    )
+    parser.add_argument("--bench", help="which benchmark, where a run has several")
+    parser.add_argument(
+        "--checkpoints", metavar="all|STEPS", help="all evaluated steps of the training runs after the first"
+    )
+    parser.add_argument("--problems", action="store_true", help="name the problems that changed")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
+    sides = find_sides(store, arguments.wanted, arguments.bench, arguments.checkpoints)
+    columns_a = sides[0].read(store)
+    verdicts = [judge(sides[0], b, columns_a, b.read(store)) for b in sides[1:]]
+    adjusted = holm([v.comparison.test.p for v in verdicts])
+    for warning in warnings(sides):
+        console.print(warning, style="bold yellow", highlight=False, markup=False)
+    if len(verdicts) == 1:
+        lines = words(verdicts[0])
+    else:
+        _print_many(verdicts, adjusted, console)
+        lines = family_words(verdicts, adjusted)
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if arguments.problems:
+        for v in verdicts:
+            for side, names in ((v.a, v.only_a), (v.b, v.only_b)):
+                console.print(f"more often right by {side.label}:", *(names or ["none"]), highlight=False, markup=False)
+
+
+def find_sides(store: Store, wanted: Sequence[str], bench: str | None, checkpoints: str | None) -> list[Measured]:
+    """A and what is compared with it. Raises UserError where there is nothing to compare or nothing in common."""
+    if len(wanted) == 1 and not checkpoints:
+        raise UserError("compare wants two runs, or one training run with --checkpoints all.")
+    if bench is None:
+        bench = _only_bench(store, wanted)
+    first = wanted[:1] if len(wanted) > 1 else []
+    sides = [one for name in first for one in find_measured(store, name, bench)]
+    sides += [one for name in wanted[len(first) :] for one in find_measured(store, name, bench, checkpoints)]
+    keys = [(one.run.id, one.split, one.step) for one in sides]
+    if len(sides) > 2 and keys[0] in keys[1:]:  # the first one is a checkpoint of the run, too
+        sides = sides[:1] + [one for one, key in zip(sides[1:], keys[1:], strict=True) if key != keys[0]]
+    if len(sides) < 2:
+        raise UserError(f"{wanted[0]} was evaluated at one step only ({sides[0].step}): there is nothing to compare.")
+    if len(sides) == 2 and keys[0] == keys[1]:
+        raise UserError(f"{' and '.join(wanted)} are the same evaluation, run {sides[0].run.id}.")
+    for one in sides[1:]:
+        if one.bench != sides[0].bench:
+            raise UserError(
+                f"{sides[0].label} was measured on {sides[0].bench}, {one.label} on {one.bench}: not the same "
+                "problems. Say --bench, or name evaluations of one benchmark."
+            )
+    return sides
+
+
+def _only_bench(store: Store, wanted: Sequence[str]) -> str | None:
+    """The one benchmark on which everything that is named was evaluated, where there is just one."""
+    common: set[str] | None = None
+    for name in wanted:
+        found = {one.bench for one in evaluations_of(store, name.rpartition("@")[0] or name)}
+        common = found if common is None else common & found
+    return next(iter(common)) if common and len(common) == 1 else None
+
+
+def judge(a: Measured, b: Measured, columns_a: Columns, columns_b: Columns) -> Verdict:
+    """Raises UserError where no problem has a verdict in both."""
+    means_a, means_b = columns_a.means(), columns_b.means()
+    common = means_a.keys() & means_b.keys()
+    if not common:
+        why = next(
+            (f"{one.label} has no verdict at all" for one, means in ((a, means_a), (b, means_b)) if not means), ""
+        )
+        why = why or f"they have no problem in common ({_some(means_a)}; {_some(means_b)})"
+        raise UserError(f"{a.label} and {b.label} cannot be compared: {why}.")
+    ordered = [item for item in columns_a.items if item in common]
+    part_a, part_b = columns_a.of_items(common), columns_b.of_items(common)
+    comparison = compare(part_a, part_b)
+    tokens_a, tokens_b = part_a.means(part_a.tokens_S), part_b.means(part_b.tokens_S)
+    return Verdict(
+        a,
+        b,
+        summarise(part_a),
+        summarise(part_b),
+        comparison,
+        ratio(np.array([tokens_b[i] for i in ordered]), np.array([tokens_a[i] for i in ordered])),
+        (len(means_a) - len(common), len(means_b) - len(common)),
+        tuple(i for i in ordered if means_a[i] > means_b[i] + 1e-12),
+        tuple(i for i in ordered if means_b[i] > means_a[i] + 1e-12),
+    )
+
+
+def warnings(sides: Sequence[Measured]) -> list[str]:
+    """What differs besides the models, loudest first."""
+    a, said = sides[0], []
+    for b in sides[1:]:
+        keys = [key for key in SETTINGS if key in a.settings and key in b.settings]
+        differ = [key for key in keys if a.settings[key] != b.settings[key]]
+        if loud := [key for key in differ if key in LOUD]:
+            listed = "; ".join(f"{key} {a.settings[key]} and {b.settings[key]}" for key in loud)
+            said.append(
+                f"WARNING: {a.label} and {b.label} were asked differently: {listed}. "
+                "That may explain a difference by itself."
+            )
+        if quiet := [key for key in differ if key not in LOUD]:
+            listed = "; ".join(f"{key} {a.settings[key]} and {b.settings[key]}" for key in quiet)
+            said.append(f"note: {a.label} and {b.label} differ in {listed}.")
+        if (a.run.kind == "train") != (b.run.kind == "train"):
+            said.append(f"note: {next(s for s in (a, b) if s.run.kind == 'train').label} was measured during training.")
+    for one in sides:
+        if one.run.status != "done" and one.run.kind == "eval":
+            said.append(f"WARNING: {one.label} is {one.run.status}: it may lack problems that are still to come.")
+        if selected := one.run.config.get("selected_on_test"):
+            said.append(f"note: {one.label} was selected on {selected}: its score there is too high on average.")
+    return said
+
+
+def words(v: Verdict) -> list[str]:
+    """The verdict on two runs, in sentences."""
+    c = v.comparison
+    name_a, name_b = _names(v)
+    bootstrap = f"{_points(c.bootstrap[0])} to {_points(c.bootstrap[1])}"
+    finished = (s.pass1_finished.text(1, 100) for s in (v.summary_a, v.summary_b))
+    said = [
+        f"{v.b.bench}, {c.problems} problems that both have: A is {v.a.label}, B is {v.b.label}.",
+        *_left_out(v),
+        "",
+        f"{name_b} is {verdict(c, name_a)}.",
+        f"A {_percent(c.a)} %, B {_percent(c.b)} %; interval by a bootstrap over problems {bootstrap}.",
+        f"Problems: {_changes(v)}.",
+        *_detectable(c),
+        "",
+        tokens_words(v, name_a, name_b),
+        f"Truncated: A {_percent(v.summary_a.truncated)} %, B {_percent(v.summary_b.truncated)} %.",
+        "Pass@1 of finished responses: A {} %, B {} %.".format(*finished),
+    ]
+    for letter, s in (("A", v.summary_a), ("B", v.summary_b)):
+        if s.unscored:
+            said.append(f"{letter} has {s.unscored} samples without a verdict; they are in no mean.")
+    return said
+
+
+def verdict(c: Comparison, other: str = "", p: float | None = None) -> str:
+    """ "1.4 points better than GRPO, 95 % interval -0.9 to 3.7, p = 0.24 (...): not distinguishable at n = 500"."""
+    value = c.difference.value
+    size = f"{abs(100 * value):.1f} points"
+    than = f" than {other}" if other else ""
+    if round(abs(100 * value), 1) == 0:
+        said = f"level with {other}" if other else "level"
+    else:
+        said = f"{size} {'better' if value > 0 else 'worse'}{than}"
+    d = c.difference
+    interval = "" if math.isnan(d.low) else f", 95 % interval {_points(d.low)} to {_points(d.high)}"
+    p_shown = c.test.p if p is None else p
+    how = c.test.name if p is None else "Holm"
+    found = p_shown < SIGNIFICANT
+    conclusion = "distinguishable" if found else f"not distinguishable at n = {c.problems}"
+    # the test is exact, the interval an approximation: they may part near the border
+    if p is None and not math.isnan(d.low) and (d.low > 0 or d.high < 0) != found:
+        conclusion += f" (on the border: the interval {'has' if found else 'leaves out'} 0)"
+    return f"{said}{interval}, p = {_p(p_shown)} ({how}): {conclusion}"
+
+
+def tokens_words(v: Verdict, name_a: str, name_b: str) -> str:
+    """Response tokens of the two, with the interval of their ratio."""
+    a, b, r = v.summary_a.tokens_mean, v.summary_b.tokens_mean, v.tokens
+    if math.isnan(r.value) or math.isnan(r.low):
+        return f"Response tokens: A {a:.0f}, B {b:.0f}."
+    change, low, high = (100 * (x - 1) for x in (r.value, r.low, r.high))
+    found = low > 0 or high < 0
+    word = "more" if change > 0 else "fewer"
+    limits = sorted((low, high) if change > 0 else (-low, -high))
+    interval = f"95 % interval {limits[0]:.1f} to {limits[1]:.1f} % {word}"
+    told = f"{name_b} uses {abs(change):.1f} % {word} response tokens than {name_a} ({b:.0f} and {a:.0f}), {interval}"
+    return f"{told}: {'distinguishable' if found else 'not distinguishable'}."
+
+
+def family_words(verdicts: Sequence[Verdict], adjusted: Sequence[float]) -> list[str]:
+    """The verdict on several runs against the first."""
+    first = verdicts[0]
+    found = [v for v, p in zip(verdicts, adjusted, strict=True) if p < SIGNIFICANT]
+    better = [v for v in found if v.comparison.difference.value > 0]
+    worse = [v for v in found if v.comparison.difference.value < 0]
+    said = [f"A is {first.a.label} with {_percent(first.comparison.a)} % on {first.a.bench}."]
+    said += [line for v in verdicts for line in _left_out(v)]
+    for group, word in ((better, "better"), (worse, "worse")):
+        if group:
+            said.append(f"Distinguishably {word} than A after Holm's correction: {', '.join(v.b.name for v in group)}.")
+    if not found:
+        said.append(f"None of the {len(verdicts)} is distinguishable from A after Holm's correction.")
+    said.append(
+        "p is Holm's over all lines: the chance of any false claim among them is at most 5 %. The intervals are of "
+        "each line alone. The best of several is better by luck, too: measure it again on other problems."
+    )
+    return said
+
+
+def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console: Console) -> None:
+    header = ["B", "Run", "Problems", "Pass@1", "B - A, points", "95 % interval", "p (Holm)", "A only / B only",
+              "Seen with 80 %", "Tokens", "B / A"]  # fmt: skip
+    lines = []
+    for v, p in zip(verdicts, adjusted, strict=True):
+        c = v.comparison
+        lines.append(
+            [
+                v.b.name,
+                v.b.run.id,
+                str(c.problems),
+                _percent(c.b),
+                _points(c.difference.value, plus=True),
+                f"{_points(c.difference.low)} to {_points(c.difference.high)}"
+                if not math.isnan(c.difference.low)
+                else "",
+                _p(p) + (" *" if p < SIGNIFICANT else ""),
+                f"{c.worse} / {c.better}",
+                f"{100 * c.detectable:.1f}" if c.detectable > 0 else "",
+                f"{v.summary_b.tokens_mean:.0f}",
+                f"{v.tokens.value:.2f}",
+            ]
+        )
+    print_table(header, lines, f"Against A, {verdicts[0].a.label}", console)
+
+
+def _names(v: Verdict) -> tuple[str, str]:
+    return (v.a.name, v.b.name) if v.a.name != v.b.name else (f"A ({v.a.run.id})", f"B ({v.b.run.id})")
+
+
+def _left_out(v: Verdict) -> list[str]:
+    only_a, only_b = v.left_out
+    if not only_a and not only_b:
+        return []
+    alone = f"{only_a} with a verdict in {v.a.label} alone, {only_b} in {v.b.label}"
+    return [f"Reduced to common problems: left out are {alone}."]
+
+
+def _changes(v: Verdict) -> str:
+    c = v.comparison
+    if c.test.name.startswith("exact McNemar"):
+        both = round(c.a * c.problems) - c.worse
+        return f"only A right {c.worse}, only B right {c.better}, both right {both}, both wrong {c.same - both}"
+    return f"A more often right on {c.worse}, B on {c.better}, equally often on {c.same}"
+
+
+def _detectable(c: Comparison) -> list[str]:
+    if not c.detectable > 0:
+        return []
+    unpaired = (
+        ""
+        if math.isnan(c.detectable_unpaired)
+        else (f" ({100 * c.detectable_unpaired:.1f} if the problems had been different ones)")
+    )
+    seen = f"{100 * c.detectable:.1f} points"
+    return [f"The smallest difference that such a comparison finds in 80 of 100 repetitions: {seen}{unpaired}."]
+
+
+def _some(means: dict[str, float]) -> str:
+    few = list(means)[:3]
+    return f"{len(means)} such as {', '.join(few)}"
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _points(share: float, plus: bool = False) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:{'+' if plus else ''}.1f}"
+
+
+def _p(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"

@@ -1,0 +1,160 @@
+"""`evals.report tag` and `rm`: label runs, and delete runs with all that belongs to them."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from rich.console import Console
+
+from evals.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
+from evals.errors import UserError
+from evals.store import RunRow, Store
+
+SLICE = 2_000
+"""samples that are deleted in one transaction"""
+
+
+def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "tag", parents=[shared], help="give a run tags, by which it can be named; or take them"
+    )
+    parser.add_argument("wanted", metavar="run", help="its id, the beginning of its id, its name, or a tag")
+    parser.add_argument("tags", metavar="tag", nargs="+", help="letters, digits and ._-+/ only")
+    parser.add_argument("--remove", action="store_true", help="take the tags away")
+    parser.set_defaults(run=lambda a, store, console: tag(store, a.wanted, a.tags, a.remove, console))
+    parser = commands.add_parser("rm", parents=[shared], help="delete runs: metrics, completions, tags; files stay")
+    parser.add_argument("wanted", metavar="run", nargs="+", help="its id, the beginning of its id, its name, or a tag")
+    parser.add_argument("--children", action="store_true", help="and the runs made from them, such as evaluations")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.set_defaults(run=lambda a, store, console: remove(store, a.wanted, a.children, a.yes, console))
+
+
+def named(store: Store, words: Iterable[str]) -> list[RunRow]:
+    """The runs to change. A tag may name several; by id or name it must be one. Raises UserError."""
+    found: dict[str, RunRow] = {}
+    for word in words:
+        fits = store.find_runs(word)
+        if not all(word in run.tags for run in fits):
+            fits = [store.find_run(word)]
+        found |= {run.id: run for run in fits}
+    return list(found.values())
+
+
+def add_tags(store: Store, run_ids: Iterable[str], tags: Iterable[str]) -> None:
+    """Give the runs tags. Raises UserError for one that could not be written on a command line."""
+    tags = sorted(set(tags))
+    for text in tags:
+        if not re.fullmatch(r"[\w.+/-]{1,64}", text) or text.startswith("-"):
+            raise UserError(f"tag {text!r}: expected 1 to 64 letters, digits and ._-+/, the first one not a -.")
+    rows = [{"run_id": run_id, "tag": text} for run_id in run_ids for text in tags]
+    insert = store.insert(tags_table).on_conflict_do_nothing()
+    if rows:
+        store.attempt(lambda connection: connection.execute(insert, rows), write=True)
+
+
+def remove_tags(store: Store, run_ids: Iterable[str], tags: Iterable[str]) -> None:
+    c = tags_table.c
+    gone = tags_table.delete().where(c.run_id.in_(list(run_ids)), c.tag.in_(list(tags)))
+    store.attempt(lambda connection: connection.execute(gone), write=True)
+
+
+def tag(store: Store, wanted: str, tags: Sequence[str], take: bool, console: Console) -> None:
+    runs = named(store, [wanted])
+    if take and (unknown := set(tags) - {text for run in runs for text in run.tags}):
+        raise UserError(f"{wanted} has no tag {', '.join(sorted(unknown))}; it has: {_listed(runs[0].tags)}.")
+    (remove_tags if take else add_tags)(store, [run.id for run in runs], tags)
+    for run in runs:
+        now = store.find_run(run.id)
+        console.print(f"{now.id}  {now.name}: {_listed(now.tags)}", markup=False, highlight=False)
+
+
+def _listed(tags: Sequence[str]) -> str:
+    return ", ".join(tags) or "no tags"
+
+
+def remove_runs(store: Store, run_ids: Sequence[str]) -> dict[str, int]:
+    """Delete runs with all that belongs to them, and the prompts that no run has any more.
+
+    Returns how many rows went, by table. Children must be among the runs: a run cannot go before them. Samples go in
+    slices, so that other writers never wait for long; until the last one the runs' status is "removing".
+    """
+    mark = runs_table.update().where(runs_table.c.id.in_(run_ids)).values(status="removing")
+    store.attempt(lambda connection: connection.execute(mark), write=True)
+    c = samples_table.c
+    some = sa.select(c.id).where(c.run_id.in_(run_ids)).limit(SLICE)
+    slice_ = samples_table.delete().where(c.id.in_(some))
+    samples = 0
+    while count := store.attempt(lambda connection: connection.execute(slice_).rowcount, write=True):
+        samples += count
+
+    def rest(connection: sa.Connection) -> dict[str, int]:
+        owned = (metrics_table, artifacts_table, tags_table)
+        gone = {t.name: connection.execute(t.delete().where(t.c.run_id.in_(run_ids))).rowcount for t in owned}
+        if connection.dialect.name == "postgresql":
+            # A writer that found a prompt there has not written its samples yet. It has locked the table: wait for it.
+            connection.execute(sa.text("LOCK TABLE prompts IN SHARE ROW EXCLUSIVE MODE"))
+        used = sa.exists().where(c.prompt_id == prompts_table.c.id)
+        gone["prompts"] = connection.execute(prompts_table.delete().where(~used)).rowcount
+        gone["runs"] = connection.execute(runs_table.delete().where(runs_table.c.id.in_(run_ids))).rowcount
+        return gone
+
+    return {"samples": samples, **store.attempt(rest, write=True)}
+
+
+def remove(store: Store, wanted: Sequence[str], children: bool, yes: bool, console: Console) -> int:
+    """Tell what goes and what stays, ask, and delete. Returns the exit status."""
+    chosen = {run.id: run for run in named(store, wanted)}
+    below = [run for run in _descendants(store, chosen) if run.id not in chosen]
+    if below and not children:
+        raise UserError(
+            "these runs were made from what you want to delete:\n"
+            + "\n".join(f"  {run.id}  {run.kind} {run.name} (of {run.parent})" for run in below)
+            + "\nGive --children to delete them too."
+        )
+    runs = [*chosen.values(), *below]
+    for run in runs:
+        if run.status == "running":
+            raise UserError(
+                f"run {run.id} is running as process {run.pid} on {run.host}. Stop it first. (If that machine is gone, "
+                "set the run's status to 'interrupted' in the store.)"
+            )
+    say = console.print
+    say("To be deleted from the store:", highlight=False)
+    for run in runs:
+        text = f"  {run.id}  {run.kind} {run.name} {run.method}".rstrip() + f", {run.status}, {run.samples} completions"
+        say(text + (f", tags {', '.join(run.tags)}" if run.tags else ""), markup=False, highlight=False)
+    files = [(artifact, run) for run in runs for artifact in store.artifacts(run.id)]
+    if files:
+        say("To be left on the disk as they are:", highlight=False)
+        for artifact, _ in files:
+            say(f"  {artifact.path}  ({artifact.kind})", markup=False, highlight=False, soft_wrap=True)
+    if not yes and not _agreed(len(runs)):
+        say("nothing was deleted")
+        return 1
+    gone = remove_runs(store, [run.id for run in runs])
+    told = ", ".join(f"{count:,} {table}" for table, count in gone.items() if count)
+    say(f"deleted: {told}", highlight=False)
+    if store.path:
+        say(
+            f"The file keeps its size and uses the room again; `sqlite3 {store} VACUUM` makes it smaller.", markup=False
+        )
+    return 0
+
+
+def _agreed(count: int) -> bool:
+    if not sys.stdin.isatty():
+        raise UserError("nobody is there to ask: give --yes to delete.")
+    return input(f"Delete {count} run{'s' if count > 1 else ''}? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _descendants(store: Store, runs: Iterable[str]) -> list[RunRow]:
+    found: list[RunRow] = []
+    waiting = list(runs)
+    while waiting:
+        new = store.runs(parent=waiting.pop())
+        found += new
+        waiting += [run.id for run in new]
+    return list({run.id: run for run in found}.values())

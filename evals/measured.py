@@ -1,0 +1,153 @@
+"""Which evaluation a word on the command line means, and under which settings it was made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evals.errors import UserError
+from evals.stats import Columns, read_columns
+from evals.store import RunRow, Store
+
+TRAINING = "eval/"
+"""what the splits of evaluations during training begin with; the benchmark's name follows"""
+
+SETTINGS = ("prompt", "temperature", "top_p", "max_tokens", "engine", "dtype", "n", "limit", "data", "options")
+"""keys of an evaluation's configuration that may move its result"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model, measured once on one benchmark: an evaluation, or one of those that a training run makes."""
+
+    run: RunRow
+    bench: str
+    split: str
+    step: int
+    samples: int
+    method: str
+    model: str
+    settings: dict[str, Any]
+    """of `SETTINGS`, those that are known"""
+
+    @property
+    def name(self) -> str:
+        """For a sentence: the method in capitals (or the model), with the step of a checkpoint."""
+        named = paper_name(self.method) or self.model.rstrip("/").rsplit("/", 1)[-1] or self.run.id
+        return f"{named} at step {self.step}" if self.step or self.run.kind == "train" or self.run.parent else named
+
+    @property
+    def label(self) -> str:
+        """The name, and what finds it again."""
+        return f"{self.name} (run {self.run.id}{f'@{self.step}' if self.run.kind == 'train' else ''})"
+
+    def read(self, store: Store) -> Columns:
+        return read_columns(store, self.run.id, split=self.split, step=self.step)
+
+
+def paper_name(method: str) -> str:
+    """A method as the paper writes it."""
+    return {
+        "agpo_no_mask": "AGPO (w/o loss mask)",
+        "agpo_no_clip": "AGPO (w/o loss clip)",
+    }.get(method, method.upper().replace("_", "-"))
+
+
+def find_measured(
+    store: Store, wanted: str, bench: str | None = None, checkpoints: str | None = None
+) -> list[Measured]:
+    """The evaluation that `wanted` names: RUN or RUN@STEP, RUN as `Store.find_run` takes it, or the name of a method.
+
+    Of a training run: its evaluations by `evals.run`, and those during training where there are none; the last step
+    unless one is given. checkpoints: all its steps ("all") or a list of them. Raises UserError, listing what there is,
+    where nothing or more than one fits.
+    """
+    name, at, step_text = wanted.rpartition("@")
+    if not at:
+        name, step_text = wanted, ""
+    elif not step_text.isdigit():
+        raise UserError(f"{wanted!r}: expected RUN or RUN@STEP with a number, such as 261124-12@140.")
+    found = evaluations_of(store, name)
+    if bench:
+        found = [one for one in found if one.bench == bench]
+        if not found:
+            raise UserError(f"{name} has no evaluation on {bench}. There is: {_benches(evaluations_of(store, name))}.")
+    if not found:
+        raise UserError(
+            f"{name} has no evaluation with completions. Make one with "
+            "`python -m evals.run --bench math500 --model <folder or hub id>`."
+        )
+    if len({one.bench for one in found}) > 1:
+        raise UserError(f"{name} was evaluated on {_benches(found)}: say which with --bench.")
+    if checkpoints:
+        return _steps(found, name, checkpoints)
+    steps = sorted({one.step for one in found})
+    step = int(step_text) if step_text else steps[-1]
+    at_step = [one for one in found if one.step == step]
+    if not at_step:
+        raise UserError(f"{name} has no evaluation at step {step}. There are: {', '.join(map(str, steps))}.")
+    if len(at_step) > 1:
+        several = "\n".join(f"  {one.run.id}  {one.bench} {one.name}, {_short(one.settings)}" for one in at_step[-10:])
+        raise UserError(f"{wanted!r} fits {len(at_step)} evaluations; name one by its run:\n{several}")
+    return at_step
+
+
+def _steps(found: Sequence[Measured], name: str, wanted: str) -> list[Measured]:
+    """The latest evaluation of each step wanted, in order of step."""
+    by_step = {one.step: one for one in found}
+    if wanted == "all":
+        return [by_step[step] for step in sorted(by_step)]
+    words = [word.strip() for word in wanted.split(",")]
+    there = ", ".join(map(str, sorted(by_step)))
+    if bad := [word for word in words if not word.isdigit() or int(word) not in by_step]:
+        raise UserError(f"--checkpoints {wanted}: {name} has no evaluation at step {bad[0]!r}. Say all, or of {there}.")
+    return [by_step[step] for step in sorted({int(word) for word in words})]
+
+
+def evaluations_of(store: Store, name: str) -> list[Measured]:
+    """All evaluations that the name may mean."""
+    try:
+        run = store.find_run(name)
+    except UserError:
+        of_method = [one for run in store.runs("eval") if run.method == name for one in measured(store, run)]
+        if not of_method:
+            raise
+        return of_method
+    if run.kind == "curation":
+        raise UserError(f"run {run.id} is a curation run: it has no evaluation.")
+    children = [one for child in store.runs("eval", parent=run.id) for one in measured(store, child)]
+    return children or measured(store, run)
+
+
+def measured(store: Store, run: RunRow) -> list[Measured]:
+    """The evaluations in one run: one of an eval run (more only if it holds several steps), those during training."""
+    config = run.config
+    if run.kind == "eval":
+        parent = store.find_run(run.parent) if run.parent and not (run.method and run.model) else None
+        method, model = run.method or (parent.method if parent else ""), run.model or (parent.model if parent else "")
+        settings = {key: config[key] for key in SETTINGS if key in config}
+        return [Measured(run, run.name, *size[:3], method, model, settings) for size in store.sizes(run.id)]
+    evaluation = config.get("eval") or {}
+    settings = {
+        "prompt": config.get("prompt"),
+        "temperature": evaluation.get("temperature"),
+        "max_tokens": evaluation.get("max_tokens") or (config.get("rollout") or {}).get("max_tokens"),
+        "n": evaluation.get("n"),
+        "limit": evaluation.get("size"),
+        "engine": config.get("engine"),
+    }
+    settings = {key: value for key, value in settings.items() if value is not None}
+    return [
+        Measured(run, split.removeprefix(TRAINING), split, step, count, run.method, run.model, settings)
+        for split, step, count, _ in store.sizes(run.id)
+        if split.startswith(TRAINING)
+    ]
+
+
+def _benches(found: Sequence[Measured]) -> str:
+    return ", ".join(dict.fromkeys(one.bench for one in found)) or "none"
+
+
+def _short(settings: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {settings[key]}" for key in ("prompt", "temperature", "max_tokens", "n") if key in settings
+    )

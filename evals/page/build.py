@@ -1,0 +1,185 @@
+"""Write the page: template, styles and scripts from this folder, data from the store, block by block into one file."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from evals.page.choice import Part, choose_runs, choose_samples, left_out, parts_of
+from evals.page.content import METRICS, colours, curves, evaluation_facts, part_names, run_facts, run_names
+from evals.page.encode import Chunks
+from evals.page.lineage import lineage
+from evals.page.samples import Index, elements
+from evals.page.summary import Evaluation, differences, evaluations, over_seeds, percent, student_quantiles
+from evals.store import Store
+
+SAMPLES = 10_000
+"""completions in the page unless told otherwise: about 5 MB of short answers, 20 MB of long ones"""
+SCRIPTS = (  # in the order of their imports: together they are the page's one module
+    "dom", "data", "route", "highlight", "tex", "render", "diff", "filter", "chart",
+    "curves", "runs", "sample", "samples", "compare", "main",
+)  # fmt: skip
+IMPORT = re.compile(r"^import (\{[^}]*\}) from \"\./(\w+)\.js\";$", re.MULTILINE)
+EXPORT = re.compile(r"^export ((?:async )?function|const|class) (\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written, to tell on the console."""
+
+    path: Path
+    size: int
+    """bytes"""
+    runs: str
+    samples: str
+
+
+def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: int | None = SAMPLES) -> Written:
+    """Write the page of the runs into `out`, which is replaced only when it is complete.
+
+    wanted: ids, beginnings of ids or names of runs; none: the latest of the store. limit: about how many samples, None:
+    all. Texts are read and written block by block. Raises UserError for a run that is not there.
+    """
+    runs, inside, chosen = choose_runs(store, wanted)
+    names = run_names(runs)
+    every = parts_of(store, runs)
+    parts = [part for part in every if part.run.id in inside]
+    found = list(evaluations(store, parts))
+    labels = part_names(parts, names)
+    benches, told, method_colours = _benches(found), differences(found, labels), colours(runs)
+    chunks, index = Chunks(), Index()
+    facts = [run_facts(run, names, store) for run in runs]
+    artifacts = {run.id: store.artifacts(run.id) for run in runs}
+    metrics, places = curves(store, runs, every, chunks)
+    shares = choose_samples(parts, limit)
+
+    def index_element() -> str:
+        """Called by the template after the samples, when their index is complete."""
+        content = {
+            "schema": 1,
+            "runs": facts,
+            "parts": [_part(part, name) for part, name in zip(parts, labels, strict=True)],
+            "evaluations": evaluation_facts(found, labels),
+            "panels": METRICS,
+            "metrics": places,
+            "colours": method_colours,
+            "pair": [told[0].a, told[0].b] if told else None,
+            "student": student_quantiles(),
+            "lineage": lineage(runs, artifacts, found, names),
+            "samples": index.as_json(),
+        }
+        element = chunks.element(content)
+        return element.replace(f'id="c{chunks.count - 1}"', 'id="index"')
+
+    script = module()
+    pieces = _template().generate(
+        title=_title(runs, wanted),
+        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        store=_place(store),
+        chosen=chosen,
+        style=_resource("page.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        benches={bench: _by_place(of) for bench, of in benches.items()},
+        seeds={bench: over_seeds(of) for bench, of in benches.items()},
+        colours=method_colours,
+        part_names=labels,
+        part_keys=[part.key for part in parts],
+        differences=told,
+        runs=facts,
+        chunks=_chain(metrics, elements(store, parts, shares, index, chunks)),
+        index_element=index_element,
+        left_out=lambda: left_out(parts, index.included),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    with open(partial, "w", encoding="utf-8", errors="replace") as file:
+        file.writelines(pieces)
+    partial.replace(out)
+    return Written(out, out.stat().st_size, chosen, left_out(parts, index.included))
+
+
+def module(names: Sequence[str] = SCRIPTS) -> str:
+    """The page's scripts, ordinary modules in files of their own, as one: each becomes a function that is called once.
+
+    An inline module cannot import another, and a page opened as a file cannot fetch one.
+    """
+    parts = []
+    for name in names:
+        text = IMPORT.sub(r"const \1 = $\2;", _resource(f"js/{name}.js"))
+        exports = ", ".join(found[2] for found in EXPORT.finditer(text))
+        text = EXPORT.sub(r"\1 \2", text)
+        # The last one starts the page and awaits at its top.
+        parts.append(f"const ${name} = (() => {{\n{text}\nreturn {{ {exports} }};\n}})();" if exports else text)
+    whole = "\n".join(parts)
+    assert "</script" not in whole.lower()
+    assert "<!--" not in whole
+    return whole
+
+
+def _part(part: Part, name: str) -> dict[str, Any]:
+    return {
+        "key": part.key,
+        "name": name,
+        "run": part.run.id,
+        "split": part.split,
+        "step": part.step,
+        "samples": part.samples,
+        "measured": part.measured,
+        "bench": part.bench,
+    }
+
+
+def _benches(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
+    """Benchmark -> its evaluations: by method, seed and step."""
+    benches: dict[str, list[Evaluation]] = {}
+    for evaluation in found:
+        benches.setdefault(evaluation.part.bench, []).append(evaluation)
+    for of_bench in benches.values():
+        of_bench.sort(
+            key=lambda e: (e.part.run.kind, e.part.run.method, e.part.run.seed, e.part.run.parent or "", e.part.step)
+        )
+    return benches
+
+
+def _by_place(found: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
+    """The evaluations of evals.run, and those inside training."""
+    outside = [e for e in found if e.part.run.kind == "eval"]
+    inside = [e for e in found if e.part.run.kind != "eval"]
+    return [(place, of) for place, of in (("outside", outside), ("inside", inside)) if of]
+
+
+def _place(store: Store) -> str:
+    """The store without the folders of whoever made the page, who may want to share it."""
+    if store.path is None:
+        return str(store)
+    return str(store.path.relative_to(Path.cwd()) if store.path.is_relative_to(Path.cwd()) else store.path.name)
+
+
+def _title(runs: Sequence[Any], wanted: Sequence[str]) -> str:
+    if len(wanted) == 1:
+        return f"Run {wanted[0]}"
+    names = list(dict.fromkeys(run.name for run in runs if run.kind != "curation"))
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "") if names else "Results"
+
+
+def _chain(first: Sequence[str], then: Iterator[str]) -> Iterator[str]:
+    yield from first
+    yield from then
+
+
+def _resource(name: str) -> str:
+    return (files("evals.page") / name).read_text(encoding="utf-8")
+
+
+def _template() -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = percent
+    return environment.from_string(_resource("page.html.j2"))

@@ -1,0 +1,153 @@
+"""Which runs and which samples are in the page, and in words what was left out."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from evals.store import RunRow, Store
+
+MOST_RUNS = 40
+"""runs in the page when none was named"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The samples of one run, split and step."""
+
+    run: RunRow
+    split: str
+    step: int
+    samples: int
+    tokens: int
+
+    @property
+    def measured(self) -> bool:
+        """An evaluation; otherwise rollouts of training or completions of curation."""
+        return self.run.kind == "eval" or self.split.startswith("eval/")
+
+    @property
+    def key(self) -> str:
+        """What links name it by."""
+        return f"{self.run.id}~{self.split}~{self.step}"
+
+    @property
+    def bench(self) -> str:
+        return self.run.name if self.run.kind == "eval" else self.split.removeprefix("eval/")
+
+
+def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[str], str]:
+    """(runs in order of start, ids of those whose samples belong in the page, what to say of the choice).
+
+    Named runs bring what was made from them (evaluations of a training run) with its samples, and what they were made
+    from without. With none named: the latest `MOST_RUNS` that have something to show.
+    """
+    every = store.runs()
+    if not wanted:
+        filled = [run for run in every if run.samples or run.last_step is not None or run.status == "running"]
+        kept = filled[-MOST_RUNS:]
+        empty, older = len(every) - len(filled), len(filled) - len(kept)
+        all_of = "" if older or empty else "All "
+        said = f"{'The latest ' if older else all_of}{len(kept)} run{'s' * (len(kept) != 1)} of the store"
+        if older:
+            said += f"; {older} older {_are(older)} left out (--run names others)"
+        if empty:
+            said += f"; {empty} without metrics or samples {_are(empty)} left out"
+        return _with_ancestors(kept, every), {run.id for run in kept}, said + "."
+    named = {store.find_run(name).id for name in wanted}
+    inside = set(named)
+    for run in every:  # in order of start: a parent comes before its children
+        if run.parent in inside:
+            inside.add(run.id)
+    kept = _with_ancestors([run for run in every if run.id in inside], every)
+    said = f"{len(named)} named run{'s' * (len(named) > 1)}"
+    if more := len(inside) - len(named):
+        said += f", and {more} that {'were' if more > 1 else 'was'} made from {'them' if len(named) > 1 else 'it'}"
+    return kept, inside, f"{said}. The store has {len(every)} in all."
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _with_ancestors(runs: Sequence[RunRow], every: Sequence[RunRow]) -> list[RunRow]:
+    by_id = {run.id: run for run in every}
+    ids = {run.id for run in runs}
+    for run in runs:
+        while run.parent in by_id and run.parent not in ids:
+            run = by_id[run.parent]
+            ids.add(run.id)
+    return [run for run in every if run.id in ids]
+
+
+def parts_of(store: Store, runs: Iterable[RunRow]) -> list[Part]:
+    """Every part of the runs, evaluations before rollouts within a run."""
+    parts = [Part(run, *size) for run in runs for size in store.sizes(run.id)]
+    return sorted(parts, key=lambda p: (p.run.started, p.run.id, not p.measured, p.split, p.step))
+
+
+def choose_samples(parts: Sequence[Part], limit: int | None) -> list[float]:
+    """The share of each part's problems to take, so that the page has about `limit` samples; None: all.
+
+    Evaluations come first: they get half of the room or more. They are thinned by problem, the same problems in each,
+    so that they can still be compared; rollouts by step, from first to last, and then by group.
+    """
+    total = sum(p.samples for p in parts)
+    if limit is None or total <= limit:
+        return [1.0] * len(parts)
+    measured = sum(p.samples for p in parts if p.measured)
+    room = min(measured, max(limit // 2, limit - (total - measured)))
+    share = room / measured if measured else 0.0
+    shares = [share if p.measured else 0.0 for p in parts]
+    rollouts: dict[str, list[int]] = {}
+    for i, part in enumerate(parts):
+        if not part.measured:
+            rollouts.setdefault(part.run.id, []).append(i)
+    left = limit - room
+    by_size = sorted(rollouts.values(), key=lambda places: sum(parts[i].samples for i in places))
+    for done, places in enumerate(by_size):
+        budget = left // (len(by_size) - done)
+        left -= _thin(parts, places, budget, shares)
+    return shares
+
+
+def _thin(parts: Sequence[Part], places: Sequence[int], budget: int, shares: list[float]) -> int:
+    """Share `budget` samples among the steps of one run: whole steps, but at least eight of them. Returns its use."""
+    samples = sum(parts[i].samples for i in places)
+    if samples <= budget:
+        steps, share = list(places), 1.0
+    else:
+        mean = samples / len(places)
+        count = min(len(places), max(8, int(budget / mean)))
+        steps = [places[round(k * (len(places) - 1) / max(count - 1, 1))] for k in range(count)] if budget else []
+        share = min(1.0, budget / max(sum(parts[i].samples for i in steps), 1))
+    for i in steps:
+        shares[i] = share
+    return math.ceil(share * sum(parts[i].samples for i in steps))
+
+
+def take(items: Iterable[str], share: float) -> frozenset[str]:
+    """A share of the items, by their hash: of any two parts with the same items, the same ones."""
+    ranked = sorted(set(items), key=lambda item: hashlib.sha256(item.encode()).digest())
+    return frozenset(ranked[: math.floor(share * len(ranked) + 1e-9)] if share < 1 else ranked)
+
+
+def left_out(parts: Sequence[Part], included: Mapping[int, int]) -> str:
+    """In words: how many samples are in the page, and of what there is less than all."""
+    total, here = sum(p.samples for p in parts), sum(included.values())
+    if total == 0:
+        return "The runs have no samples yet."
+    if here == total:
+        return f"All {total:,} samples of these runs are in the page."
+    measured = [i for i, p in enumerate(parts) if p.measured]
+    rollouts = [i for i, p in enumerate(parts) if not p.measured]
+    told = [
+        f"{sum(included.get(i, 0) for i in of):,} of {sum(parts[i].samples for i in of):,} {what}"
+        for of, what in ((measured, "from evaluations"), (rollouts, "from rollouts"))
+        if of
+    ]
+    return (
+        f"{here:,} of {total:,} samples are in the page: {' and '.join(told)}. Evaluations are thinned by problem (the "
+        "same problems in each), rollouts by step and whole group. Scores, intervals and curves are over all of them. "
+        "--limit-samples N or all, and --run, choose more."
+    )

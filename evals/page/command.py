@@ -1,0 +1,53 @@
+"""`evals.report html`: everything about runs in one page that needs no network."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evals.errors import UserError
+from evals.store import Store
+
+OUT = Path("results/page.html")
+LARGE = 60 << 20
+"""bytes from which a browser takes seconds to open the page"""
+
+
+def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("html", parents=[shared], help="one HTML page: summary, curves, lineage, every sample")
+    parser.add_argument(
+        "--run",
+        action="append",
+        default=[],
+        metavar="RUN",
+        dest="runs",
+        help="a run by id, beginning of an id, or name, with the evaluations of it; repeatable (default: the latest)",
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: %(default)s)")
+    parser.add_argument(
+        "--limit-samples",
+        default="10000",
+        metavar="N",
+        help="about how many completions to include, or all (default: %(default)s); the page says what it left out",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
+    from evals.page.build import write_page  # Jinja2, scipy: not for --help
+
+    written = write_page(store, arguments.out, wanted=arguments.runs, limit=_limit(arguments.limit_samples))
+    console.print(written.runs, highlight=False)
+    console.print(written.samples, highlight=False)
+    if written.size > LARGE:
+        console.print("A browser takes some seconds to open a page of this size; --limit-samples makes it smaller.")
+    console.print(f"page        {written.path} ({written.size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+
+
+def _limit(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise UserError(f"--limit-samples {text}: expected a number, 0 for none, or all.")
+    return int(text)

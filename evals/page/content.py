@@ -1,0 +1,209 @@
+"""What the page shows besides samples: runs, curves, evaluations, configuration, versions."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import PurePath
+from typing import Any
+
+from evals.figures import METHOD_COLOURS, OTHER_COLOURS
+from evals.models import STEP
+from evals.page.advantage import rule_of
+from evals.page.choice import Part
+from evals.page.encode import Chunks
+from evals.page.summary import Evaluation
+from evals.store import RunRow, Store
+
+METRICS = (  # what the fixed panels show; the rest can be chosen
+    ("reward/mean", "Reward", "mean of the step's samples"),
+    ("tokens/response_mean", "Response length", "tokens, mean of the step's samples"),
+    ("entropy", "Entropy", "nats per token"),
+    ("groups/live", "Live groups", "groups with a signal, of a step's"),
+    ("clip/rate", "Clip rate", "share of the step's updates that the clip dropped"),
+    ("eval/pass1", "Held-out Pass@1", "evaluations during training"),
+)
+UPDATES = ("clip/clipped_updates", "updates/made", "updates/dead", "updates/refused")
+
+
+def run_names(runs: Sequence[RunRow]) -> dict[str, str]:
+    """A short name for each run; where two would have the same, the end of the id tells them apart."""
+    by_id = {run.id: run for run in runs}
+    names: dict[str, str] = {}
+    for run in runs:
+        if run.kind == "train":
+            names[run.id] = f"{run.method or run.name} seed {run.seed}"
+        elif run.kind == "curation":
+            names[run.id] = f"data {run.name}"
+        else:
+            parent, step = by_id.get(run.parent or ""), STEP.fullmatch(short(str(run.config.get("model") or run.model)))
+            of = f"{parent.method or parent.name} seed {parent.seed}" if parent else short(run.model)
+            names[run.id] = f"{run.name}: {of}{f', step {int(step[1])}' if step and parent else ''}" if of else run.name
+    tasks = {(run.name, run.model) for run in runs if run.kind == "train"}
+    if len(tasks) > 1:
+        for run in runs:
+            if run.kind == "train" and run.method:
+                names[run.id] = f"{run.name}: {names[run.id]}"
+    count: dict[str, int] = {}
+    for name in names.values():
+        count[name] = count.get(name, 0) + 1
+    return {id: f"{name} ({id[-6:]})" if count[name] > 1 else name for id, name in names.items()}
+
+
+def part_names(parts: Sequence[Part], names: Mapping[str, str]) -> list[str]:
+    """What the samples of each part are called. Within a benchmark no two evaluations have the same name."""
+    labels = []
+    for part in parts:
+        if part.run.kind == "eval":
+            of = names.get(part.run.parent or "") or short(part.run.model) or part.run.name
+            labels.append(f"{of}, step {part.step}" if part.step else of)
+        elif part.run.kind == "train":
+            labels.append(f"{names[part.run.id]}, step {part.step}{' (in training)' if part.measured else ''}")
+        else:
+            labels.append(names[part.run.id])
+    count = Counter((part.bench, label) for part, label in zip(parts, labels, strict=True))
+    return [
+        f"{label} ({part.run.id[-6:]})" if count[part.bench, label] > 1 else label
+        for part, label in zip(parts, labels, strict=True)
+    ]
+
+
+def short(model: str) -> str:
+    """A model folder's or hub id's last part."""
+    return PurePath(model.replace("\\", "/")).name
+
+
+def colours(runs: Sequence[RunRow]) -> dict[str, str]:
+    """Method -> its colour, as in the figures. Black would vanish on a dark page: it is not used."""
+    methods = list(dict.fromkeys(run.method or run.name for run in runs if run.kind == "train"))
+    fixed = {method: METHOD_COLOURS[method] for method in methods if method in METHOD_COLOURS}
+    spare = [c for c in (*METHOD_COLOURS.values(), *OTHER_COLOURS) if c not in fixed.values() and c != "#000000"]
+    others = [method for method in methods if method not in fixed]
+    return {**fixed, **{method: spare[i % len(spare)] for i, method in enumerate(others)}}
+
+
+def run_facts(run: RunRow, names: Mapping[str, str], store: Store) -> dict[str, Any]:
+    """One run as the page needs it."""
+    rule = rule_of(run.config) if run.kind == "train" else None
+    return {
+        "id": run.id,
+        "kind": run.kind,
+        "title": names[run.id],
+        "name": run.name,
+        "method": run.method,
+        "model": run.model,
+        "seed": run.seed,
+        "status": run.status,
+        "parent": run.parent,
+        "started": stamp(run.started),
+        "took": None if run.finished is None else (run.finished - run.started).total_seconds(),
+        "host": run.host,
+        "lastStep": run.last_step,
+        "steps": run.config.get("steps"),
+        "samples": run.samples,
+        "config": flat(run.config),
+        "code": flat(run.code),
+        "environment": flat(run.environment),
+        "advantage": rule.words() if rule else None,
+        "maskedGroups": masked_groups(run.config),
+        "artifacts": [
+            {"kind": a.kind, "path": a.path, "sha256": a.sha256, "added": stamp(a.added)}
+            for a in store.artifacts(run.id)
+        ],
+    }
+
+
+def masked_groups(config: Mapping[str, Any]) -> str:
+    """What the run does with a group without a signal: mask, keep or resample."""
+    objective = config.get("objective")
+    if not isinstance(objective, Mapping):
+        return ""
+    preset = str(objective.get("preset", ""))
+    default = {"dapo": "resample", "agpo": "mask", "agpo_no_clip": "mask"}.get(preset, "keep")
+    return str(objective.get("masked_groups", default))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys with dots; lists and what else is no mapping as it is."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def stamp(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M} UTC"
+
+
+def curves(
+    store: Store, runs: Sequence[RunRow], parts: Sequence[Part], chunks: Chunks
+) -> tuple[list[str], dict[str, Any]]:
+    """(elements with one metric each of all training runs, {metric: chunk number, ...}).
+
+    A metric is {run id: [[steps], [values]]}. `x/tokens` (sampled until then) and `x/hours` are other abscissas.
+    """
+    series: dict[str, dict[str, list[list[Any]]]] = {}
+    for run in runs:
+        if run.kind != "train":
+            continue
+        for step, name, value in store.metrics(run.id):
+            points = series.setdefault(name, {}).setdefault(run.id, [[], []])
+            points[0].append(step)
+            points[1].append(_round(value))
+        if rate := _clip_rate({name: series[name][run.id] for name in UPDATES if run.id in series.get(name, {})}):
+            series.setdefault("clip/rate", {})[run.id] = rate
+        sizes = sorted((p.step, p.tokens) for p in parts if p.run.id == run.id and not p.measured)
+        series.setdefault("x/tokens", {})[run.id] = _sums(sizes)
+        seconds = series.get("speed/step_seconds", {}).get(run.id, [[], []])
+        series.setdefault("x/hours", {})[run.id] = _sums([(s, (v or 0) / 3600) for s, v in zip(*seconds, strict=True)])
+    elements, places = [], {}
+    for name in sorted(series):
+        elements.append(chunks.element(series[name]))
+        places[name] = chunks.count - 1
+    return elements, places
+
+
+def _clip_rate(counts: Mapping[str, list[list[Any]]]) -> list[list[Any]] | None:
+    """Clipped updates among those that had a live group: of the made, the clipped and the refused."""
+    if "clip/clipped_updates" not in counts:
+        return None
+    made, refused = (
+        dict(zip(*counts.get(name, [[], []]), strict=True)) for name in ("updates/made", "updates/refused")
+    )
+    steps, clipped = counts["clip/clipped_updates"]
+    rates = []
+    for step, count in zip(steps, clipped, strict=True):
+        of = (count or 0) + (made.get(step) or 0) + (refused.get(step) or 0)
+        rates.append(_round(count / of) if of and count is not None else None)
+    return [list(steps), rates]
+
+
+def _sums(values: Sequence[tuple[int, float]]) -> list[list[Any]]:
+    total, steps, sums = 0.0, [], []
+    for step, value in values:
+        total += value
+        steps.append(step)
+        sums.append(_round(total))
+    return [steps, sums]
+
+
+def _round(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def evaluation_facts(found: Sequence[Evaluation], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The evaluations as the curves need them: where they stand on a run's line."""
+    return [
+        {
+            "part": e.place,
+            "name": names[e.place],
+            "bench": e.part.bench,
+            "pass1": e.summary.pass1,
+            "low": e.summary.pass1_low,
+            "high": e.summary.pass1_high,
+        }
+        for e in found
+    ]

@@ -1,0 +1,193 @@
+// Two evaluations on the same problems: which got better, which got worse, and what changed in the words.
+
+import { data, keyOf, textsOf } from "./data.js";
+import { wordDiff } from "./diff.js";
+import { h, integer, plural, segments, select, signed } from "./dom.js";
+import { here, linkTo, note, sampleLink } from "./route.js";
+import { textBlock, verdict } from "./sample.js";
+
+const KINDS = {
+  better: ["B better", "problems that B gets right more often"],
+  worse: ["A better", "problems that A gets right more often"],
+  right: ["both right", "every sample of both is right"],
+  wrong: ["both wrong", "no sample of either is right"],
+  alike: ["alike", "right as often in both, but not always"],
+  unscored: ["not scored", "one of the two has no scorable sample"],
+};
+const SHOWN = 200; // problems listed at once
+const state = { a: -1, b: -1, kind: "better", item: null, view: "changes", shown: SHOWN };
+
+export function showCompare(into) {
+  const choices = data.parts.flatMap((part, at) => (data.samples.included[at] ? [at] : []));
+  const pairs = choices.filter((at) => choices.some((other) => other !== at && comparable(at, other)));
+  if (!pairs.length) {
+    into.replaceChildren(h("p", { class: "empty" }, "There are no two sets of samples on the same problems here: evaluate a second model or checkpoint on one benchmark, or include more runs."));
+    return;
+  }
+  const { query } = here();
+  const given = (key) => data.partAt.get(query.get(key) ?? "") ?? -1;
+  [state.a, state.b] = [given("a"), given("b")];
+  const [first, second] = data.pair ?? [];
+  if (state.a < 0 && state.b < 0 && pairs.includes(first) && comparable(first, second)) [state.a, state.b] = [first, second];
+  if (!pairs.includes(state.a)) state.a = pairs.find((at) => data.parts[at].measured) ?? pairs[0];
+  if (!comparable(state.a, state.b)) state.b = pairs.findLast((at) => at !== state.a && comparable(state.a, at));
+  state.item = query.has("item") ? data.samples.items.indexOf(query.get("item")) : null;
+  state.kind = query.get("kind") in KINDS ? query.get("kind") : null;
+  draw(into, pairs);
+}
+
+const itemsAt = new Map();
+/** item -> rows of a part, in order of repeat. */
+function itemsOf(at) {
+  if (!itemsAt.size) {
+    const { item, part, repeat } = data.columns;
+    for (let row = 0; row < data.rows; row++) {
+      if (!itemsAt.has(part[row])) itemsAt.set(part[row], new Map());
+      const items = itemsAt.get(part[row]);
+      if (!items.has(item[row])) items.set(item[row], []);
+      items.get(item[row]).push(row);
+    }
+    for (const items of itemsAt.values()) for (const rows of items.values()) rows.sort((a, b) => repeat[a] - repeat[b]);
+  }
+  return itemsAt.get(at) ?? new Map();
+}
+
+function comparable(a, b) {
+  if (a < 0 || b < 0 || a === b || data.parts[a].bench !== data.parts[b].bench) return false;
+  const [small, large] = [itemsOf(a), itemsOf(b)];
+  for (const item of small.keys()) if (large.has(item)) return true;
+  return false;
+}
+
+function score(rows) {
+  const rewards = rows.map((row) => data.columns.reward[row]).filter((reward) => !Number.isNaN(reward));
+  return rewards.length ? rewards.reduce((sum, reward) => sum + reward, 0) / rewards.length : null;
+}
+
+/** Problems that both have: {item, a, b, kind}. */
+function compared() {
+  const found = [];
+  const right = itemsOf(state.b);
+  for (const [item, rows] of itemsOf(state.a)) {
+    if (!right.has(item)) continue;
+    const [a, b] = [score(rows), score(right.get(item))];
+    const kind = a === null || b === null ? "unscored" : b > a + 1e-9 ? "better" : a > b + 1e-9 ? "worse" : a >= 1 ? "right" : a <= 0 ? "wrong" : "alike";
+    found.push({ item, a, b, kind });
+  }
+  return found;
+}
+
+/**
+ * [b - a, its 95 % interval] of two columns of problem means, as evals.stats.paired has it: Bonett and Price (2012) for
+ * one 0/1 sample each, else Student's. `student`: quantiles for 1, 2, ... degrees of freedom, the last for all beyond.
+ */
+export function pairedInterval(a, b, student) {
+  const n = a.length;
+  const differences = b.map((x, i) => x - a[i]);
+  const mean = differences.reduce((sum, d) => sum + d, 0) / n;
+  if (n < 2) return [mean, NaN, NaN];
+  const error = Math.sqrt(differences.reduce((sum, d) => sum + (d - mean) ** 2, 0) / (n - 1) / n);
+  const single = [...a, ...b].every((x) => x === 0 || x === 1);
+  const within = (x) => (Math.abs(mean) <= 1 ? Math.min(1, Math.max(-1, x)) : x);
+  if (!single && error > 0) {
+    const half = student[Math.min(n - 1, student.length) - 1] * error;
+    return [mean, within(mean - half), within(mean + half)];
+  }
+  const [up, down] = [1, -1].map((sign) => differences.filter((d) => sign * d > 0).length + 1);
+  const centre = (up - down) / (n + 2);
+  const half = 1.959964 * Math.sqrt(((up + down) / (n + 2) - centre ** 2) / (n + 2));
+  return [mean, within(centre - half), within(centre + half)];
+}
+
+function words(problems) {
+  const scored = problems.filter((p) => p.a !== null && p.b !== null);
+  if (scored.length < 2) return "Too few problems in common for a comparison.";
+  const [mean, low, high] = pairedInterval(scored.map((p) => p.a), scored.map((p) => p.b), data.student).map((x) => 100 * x);
+  const range = `95 %: ${signed(low, 1)} to ${signed(high, 1)}`;
+  const on = `on the ${plural(scored.length, "problem")} of this page that both have`;
+  if (problems.every((p) => p.a === p.b)) return `A and B do exactly alike ${on}.`;
+  if (low > 0 || high < 0) return `B scores ${Math.abs(mean).toFixed(1)} points ${mean > 0 ? "more" : "less"} than A ${on} (${range}).`;
+  return `A and B cannot be told apart ${on}: the difference is ${signed(mean, 1)} points (${range}).`;
+}
+
+function draw(into, pairs) {
+  const problems = compared();
+  const counts = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, problems.filter((p) => p.kind === kind).length]));
+  if (!state.kind || !counts[state.kind]) {
+    const open = problems.find((p) => p.item === state.item);
+    state.kind = open?.kind ?? ["better", "worse", "alike", "wrong", "right", "unscored"].find((kind) => counts[kind]) ?? "better";
+  }
+  const listed = problems.filter((p) => p.kind === state.kind).sort((x, y) => Math.abs(y.b - y.a) - Math.abs(x.b - x.a) || x.item - y.item);
+  if (!listed.some((p) => p.item === state.item)) state.item = listed[0]?.item ?? null;
+  const choose = (key) => (value) => {
+    state[key] = Number(value);
+    if (!comparable(state.a, state.b)) state.b = pairs.find((at) => at !== state.a && comparable(state.a, at));
+    state.kind = null;
+    draw(into, pairs);
+  };
+  const options = (keep) => pairs.filter(keep).map((at) => [at, data.parts[at].name, data.parts[at].measured ? data.parts[at].bench : "rollouts"]);
+  const detail = h("div", { class: "detail compare-detail" });
+  const list = h("div", { class: "list plain-list", role: "group", "aria-label": "Problems" }, listed.slice(0, state.shown).map((p) => {
+    const row = itemsOf(state.a).get(p.item)[0];
+    return h("button", { type: "button", class: `row static${p.item === state.item ? " current" : ""}`, "aria-pressed": String(p.item === state.item), onclick: () => {
+      state.item = p.item;
+      draw(into, pairs);
+    } }, h("span", { class: "what" }, data.heads[data.columns.prompt[row]] || data.samples.items[p.item]), h("span", { class: "result" }, `${share(p.a)} → ${share(p.b)}`), h("span", { class: "under" }, data.samples.items[p.item]));
+  }), listed.length > state.shown ? h("button", { type: "button", class: "wide", onclick: () => {
+    state.shown += SHOWN;
+    draw(into, pairs);
+  } }, `Show more of ${integer(listed.length)}`) : null, listed.length ? null : h("p", { class: "empty" }, "No problem is like that."));
+  const before = into.querySelector(".list")?.scrollTop ?? 0;
+  into.replaceChildren(
+    h("div", { class: "bar-of-controls" },
+      select("A", options(() => true), state.a, choose("a")), select("B", options((at) => comparable(state.a, at)), state.b, choose("b")),
+      h("button", { type: "button", onclick: () => {
+        [state.a, state.b, state.kind] = [state.b, state.a, null];
+        draw(into, pairs);
+      } }, "Swap"),
+    ),
+    h("p", { class: "lead", role: "status" }, words(problems)),
+    h("div", { class: "kinds", role: "group", "aria-label": "Problems by what changed" }, Object.entries(KINDS).filter(([kind]) => counts[kind] || !["alike", "unscored"].includes(kind)).map(([kind, [text, about]]) => h("button", { type: "button", class: `kind ${kind}`, "aria-pressed": String(kind === state.kind), title: about, onclick: () => {
+      state.kind = kind;
+      state.shown = SHOWN;
+      draw(into, pairs);
+    } }, h("b", null, integer(counts[kind])), text))),
+    h("div", { class: "browser compare opened" }, h("div", { class: "list-side" }, list), detail),
+  );
+  list.scrollTop = before;
+  note(linkTo("compare", { a: data.parts[state.a].key, b: data.parts[state.b].key, kind: state.kind, item: state.item === null ? null : data.samples.items[state.item] }));
+  if (state.item !== null) drawPair(detail);
+}
+
+const share = (x) => (x === null ? "–" : Number.isInteger(x) ? String(x) : x.toFixed(2));
+
+async function drawPair(into) {
+  const item = state.item;
+  const sides = [itemsOf(state.a).get(item), itemsOf(state.b).get(item)];
+  const at = [0, 0];
+  async function fill() {
+    const rows = sides.map((side, i) => side[at[i]]);
+    const texts = await Promise.all(rows.map(textsOf));
+    if (state.item !== item) return;
+    const parts = state.view === "changes" ? wordDiff(texts[0].response, texts[1].response) : null;
+    const side = (i) => h("div", { class: "column" },
+      h("p", { class: "sub" }, h("b", { class: "side" }, i ? "B" : "A"), verdict(rows[i]), h("span", null, `${integer(data.columns.tokens[rows[i]])} tokens`),
+        sides[i].length > 1 ? select("sample", sides[i].map((row, k) => [k, `${data.columns.repeat[row] + 1} of ${sides[i].length}`]), at[i], (value) => {
+          at[i] = Number(value);
+          fill();
+        }) : null,
+        h("a", { href: sampleLink(keyOf(rows[i])) }, "open")),
+      h("p", { class: "dim" }, data.parts[i ? state.b : state.a].name, ` · answer ${texts[i].answer ?? "none"}`),
+      parts ? h("div", { class: "diff" }, parts.filter(([kind]) => kind === "same" || kind === (i ? "new" : "gone")).map(([kind, text]) => (kind === "same" ? text : h(i ? "ins" : "del", null, text)))) : textBlock(texts[i].response));
+    into.replaceChildren(
+      h("div", { class: "sample-bar" }, segments("Texts", [["changes", "What changed"], ["rendered", "Rendered"]], state.view, (value) => {
+        state.view = value;
+        fill();
+      })),
+      h("h2", null, data.samples.items[item]),
+      h("details", { class: "facts", open: true }, h("summary", null, "Problem"), textBlock(texts[0].prompt, true)),
+      h("p", { class: "dim" }, "Reference ", h("b", null, texts[0].reference || "tests")),
+      h("div", { class: "pair-columns" }, side(0), side(1)));
+  }
+  await fill();
+}

@@ -1,0 +1,155 @@
+// The page's data: chunks of compressed JSON in script elements, unpacked when they are needed.
+
+import { byId } from "./dom.js";
+
+/** Everything that is known before a text is read; filled by `load`. */
+export const data = { runs: [], parts: [], rows: 0, columns: {}, facets: {} };
+
+const KEPT = 6; // unpacked chunks of text in memory
+const kept = new Map();
+
+async function unpack(element) {
+  const packed = atob(element.textContent);
+  const bytes = new Uint8Array(packed.length);
+  for (let i = 0; i < packed.length; i++) bytes[i] = packed.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+/** A chunk by number, not kept. */
+export const readChunk = (number) => unpack(byId(`c${number}`));
+
+/** A chunk of texts by number; the last few stay in memory. */
+function keptChunk(number) {
+  const found = kept.get(number) ?? readChunk(number);
+  kept.delete(number);
+  kept.set(number, found);
+  if (kept.size > KEPT) kept.delete(kept.keys().next().value);
+  return found;
+}
+
+/** How many chunks of text are unpacked now. */
+export const keptChunks = () => kept.size;
+
+export async function load() {
+  Object.assign(data, await unpack(byId("index")));
+  const { blocks, promptBlocks, facets } = data.samples;
+  data.rows = blocks.reduce((sum, block) => sum + block.rows, 0);
+  data.run = new Map(data.runs.map((run) => [run.id, run]));
+  data.partAt = new Map(data.parts.map((part, at) => [part.key, at]));
+  const make = { part: Uint32Array, item: Uint32Array, repeat: Uint32Array, tokens: Uint32Array, finish: Uint8Array,
+    outcome: Uint8Array, path: Uint16Array, prompt: Uint32Array, reward: Float64Array, advantage: Float64Array };
+  for (const [name, kind] of Object.entries(make)) data.columns[name] = new kind(data.rows);
+  for (const name of ["answer", "reference"]) data.columns[name] = new Array(data.rows);
+  for (const name of Object.keys(facets)) data.facets[name] = new Int16Array(data.rows).fill(-1);
+  let at = 0;
+  for (const block of blocks) {
+    block.first = at;
+    const columns = await readChunk(block.columns);
+    for (const [name, column] of Object.entries(data.columns)) {
+      const numbers = column instanceof Float64Array;
+      for (let i = 0; i < block.rows; i++) column[at + i] = numbers ? columns[name][i] ?? NaN : columns[name][i];
+    }
+    for (const [name, column] of Object.entries(data.facets)) column.set(columns.facets[name] ?? [], at);
+    at += block.rows;
+  }
+  data.heads = [];
+  for (const block of promptBlocks) for (const head of await readChunk(block.heads)) data.heads.push(head);
+}
+
+/** The texts of a row: {prompt, response, answer, reference, meta, seed, seconds, weights}. */
+export async function textsOf(row) {
+  const block = blockOf(data.samples.blocks, row);
+  const number = data.columns.prompt[row];
+  const [texts, prompt] = await Promise.all([keptChunk(block.texts), promptText(number)]);
+  const i = row - block.first;
+  return { ...Object.fromEntries(Object.entries(texts).map(([name, column]) => [name, column[i]])), prompt };
+}
+
+async function promptText(number) {
+  const block = blockOf(data.samples.promptBlocks, number);
+  return (await keptChunk(block.texts))[number - block.first];
+}
+
+/** The block (with `first`) that holds the number. */
+function blockOf(blocks, number) {
+  let low = 0;
+  let high = blocks.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (blocks[middle].first <= number) low = middle;
+    else high = middle - 1;
+  }
+  return blocks[low];
+}
+
+/**
+ * Look for text in prompts, responses, answers and ids, one chunk in memory at a time. Calls `found(set of rows, share
+ * done)` after each chunk; stops when `wanted()` is false.
+ */
+export async function searchTexts(query, wanted, found) {
+  const needle = query.toLowerCase();
+  const has = (text) => text !== null && text !== undefined && text.toLowerCase().includes(needle);
+  const { blocks, promptBlocks, items } = data.samples;
+  const prompts = new Set();
+  const ids = new Set(items.flatMap((item, at) => (has(item) ? [at] : [])));
+  const rows = new Set();
+  for (const block of promptBlocks) {
+    const texts = await readChunk(block.texts);
+    if (!wanted()) return;
+    texts.forEach((text, i) => has(text) && prompts.add(block.first + i));
+  }
+  const { prompt, item } = data.columns;
+  for (const [done, block] of blocks.entries()) {
+    const texts = await readChunk(block.texts);
+    if (!wanted()) return;
+    for (let i = 0; i < block.rows; i++) {
+      const row = block.first + i;
+      if (prompts.has(prompt[row]) || ids.has(item[row]) || has(texts.response[i]) || has(texts.answer[i])) rows.add(row);
+    }
+    found(rows, (done + 1) / blocks.length);
+  }
+  if (!blocks.length) found(rows, 1);
+}
+
+/** What names a sample in a link. */
+export function keyOf(row) {
+  const { part, item, repeat } = data.columns;
+  return `${data.parts[part[row]].key}~${repeat[row]}~${data.samples.items[item[row]]}`;
+}
+
+/** The row of such a name, -1 where the page does not have it. */
+export function rowOf(key) {
+  const [run, split, step, repeat, ...rest] = key.split("~");
+  const part = data.partAt.get(`${run}~${split}~${step}`);
+  const item = data.samples.items.indexOf(rest.join("~"));
+  const { columns } = data;
+  for (let row = 0; row < data.rows; row++) {
+    if (columns.part[row] === part && columns.item[row] === item && columns.repeat[row] === Number(repeat)) return row;
+  }
+  return -1;
+}
+
+/** Rows of the same problem in the same part, in order of repeat. */
+export function groupOf(row) {
+  const { part, item, repeat } = data.columns;
+  const rows = [];
+  for (let other = 0; other < data.rows; other++) {
+    if (item[other] === item[row] && part[other] === part[row]) rows.push(other);
+  }
+  return rows.sort((a, b) => repeat[a] - repeat[b]);
+}
+
+export const partOf = (row) => data.parts[data.columns.part[row]];
+export const itemOf = (row) => data.samples.items[data.columns.item[row]];
+export const outcomeOf = (row) => data.samples.outcomes[data.columns.outcome[row]];
+export const isCut = (row) => data.samples.finishes[data.columns.finish[row]] === "length";
+
+/** right, wrong or none (not scorable): what a verdict amounts to. */
+export function standing(row) {
+  const reward = data.columns.reward[row];
+  if (Number.isNaN(reward)) return "none";
+  return outcomeOf(row) === "right" || reward >= 1 ? "right" : reward > 0 ? "part" : "wrong";
+}
+
+export const MARKS = { right: "✓", wrong: "✕", part: "◐", none: "?" };

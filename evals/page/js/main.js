@@ -1,0 +1,106 @@
+// Start: unpack the index, then show the view that the address names.
+
+import { showCompare } from "./compare.js";
+import { showCurves } from "./curves.js";
+import { load } from "./data.js";
+import { byId, h } from "./dom.js";
+import { here } from "./route.js";
+import { showRuns } from "./runs.js";
+import { closeSample, focusSearch, moveBy, showSamples, toggleLook } from "./samples.js";
+
+const VIEWS = ["overview", "curves", "samples", "compare", "runs"];
+const SHOW = { curves: showCurves, samples: showSamples, compare: showCompare, runs: showRuns };
+const THEMES = { auto: ["Auto", "as the system"], light: ["Light", "light"], dark: ["Dark", "dark"] };
+
+function show() {
+  const wanted = here().view;
+  const view = VIEWS.includes(wanted) ? wanted : "overview";
+  for (const section of document.querySelectorAll("[data-page]")) section.hidden = section.dataset.page !== view;
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.dataset.view === view) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.body.dataset.view = view;
+  SHOW[view]?.(byId(`view-${view}`));
+}
+
+function theme() {
+  const button = byId("theme");
+  const apply = (name) => {
+    if (name === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = name;
+    button.textContent = THEMES[name][0];
+    button.setAttribute("aria-label", `Colours: ${THEMES[name][1]}`);
+    button.dataset.now = name;
+  };
+  button.addEventListener("click", () => {
+    const names = Object.keys(THEMES);
+    const next = names[(names.indexOf(button.dataset.now) + 1) % names.length];
+    apply(next);
+    try {
+      localStorage.setItem("agpo-theme", next);
+    } catch { /* a browser may keep nothing for files */ }
+  });
+  let kept = null;
+  try {
+    kept = localStorage.getItem("agpo-theme");
+  } catch { /* as above */ }
+  apply(kept in THEMES ? kept : "auto");
+}
+
+function keys() {
+  const dialog = byId("keys");
+  byId("help").addEventListener("click", () => dialog.showModal());
+  byId("keys-close").addEventListener("click", () => dialog.close());
+  byId("skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    byId("content").focus();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
+    const writing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+    const samples = document.body.dataset.view === "samples";
+    if (event.key === "Escape") {
+      if (writing) event.target.blur();
+      else if (samples) closeSample();
+      return;
+    }
+    if (writing) return;
+    const number = Number(event.key);
+    if (event.key === "/") {
+      event.preventDefault();
+      if (!samples) location.hash = "samples";
+      setTimeout(focusSearch);
+    } else if (event.key === "?") dialog.showModal();
+    else if (number >= 1 && number <= VIEWS.length) location.hash = VIEWS[number - 1];
+    else if (samples && event.key === "j") moveBy(1);
+    else if (samples && event.key === "k") moveBy(-1);
+    else if (samples && event.key === "t") toggleLook();
+  });
+}
+
+function levels() {
+  for (const button of document.querySelectorAll("button[data-levels]")) {
+    const rows = byId(`levels-${button.dataset.levels}`);
+    rows.hidden = true;
+    button.setAttribute("aria-controls", rows.id);
+    button.addEventListener("click", () => {
+      rows.hidden = !rows.hidden;
+      button.setAttribute("aria-expanded", String(!rows.hidden));
+    });
+  }
+}
+
+theme();
+keys();
+levels();
+try {
+  await load();
+  addEventListener("hashchange", show);
+  show();
+  document.body.dataset.ready = "yes";
+} catch (error) {
+  byId("problem").hidden = false;
+  byId("problem").append("This page could not be read: ", h("code", null, String(error)), ". It needs a browser of 2023 or later, and the whole file.");
+  throw error;
+}

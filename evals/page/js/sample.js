@@ -1,0 +1,161 @@
+// One sample in full, and its group side by side.
+
+import { MARKS, data, groupOf, isCut, itemOf, keyOf, outcomeOf, partOf, standing, textsOf } from "./data.js";
+import { figure, h, integer, plain, plural, segments, signed } from "./dom.js";
+import { rendered, renderedPrompt } from "./render.js";
+import { linkTo, sampleLink } from "./route.js";
+
+/** How texts are shown: rendered or as written; stays from sample to sample. */
+export const look = { raw: false };
+
+export const verdict = (row) => h("span", { class: `verdict ${standing(row)}` }, h("span", { "aria-hidden": "true" }, MARKS[standing(row)]), ` ${outcomeOf(row).replaceAll("_", " ")}`);
+
+/** A text in its chosen look. */
+export function textBlock(text, isPrompt = false) {
+  if (look.raw) return h("pre", { class: "raw", tabindex: "0" }, text);
+  const body = h("div", { class: "prose" });
+  body.append(isPrompt ? renderedPrompt(text) : rendered(text));
+  return body;
+}
+
+/** Everything about a row, as an element. `go(row)` opens another one, `redraw()` this one anew. */
+export async function sampleView(row, { go, redraw, close, step }) {
+  const { columns } = data;
+  const texts = await textsOf(row);
+  const part = partOf(row);
+  const run = data.run.get(part.run);
+  const group = groupOf(row);
+  const title = h("h2", { tabindex: "-1", id: "sample-title" }, itemOf(row));
+  return h("article", { class: "sample", "aria-labelledby": "sample-title" },
+    h("div", { class: "sample-bar" },
+      h("button", { type: "button", class: "back", onclick: close, "aria-label": "Back to the list" }, "‹ List"),
+      h("div", { class: "steps" },
+        h("button", { type: "button", onclick: () => step(-1), "aria-label": "Previous sample (k)" }, "↑"),
+        h("button", { type: "button", onclick: () => step(1), "aria-label": "Next sample (j)" }, "↓"),
+      ),
+      segments("Texts", [["no", "Rendered"], ["yes", "As written"]], look.raw ? "yes" : "no", (value) => {
+        look.raw = value === "yes";
+        redraw();
+      }),
+      copyButton("Copy link", () => location.href.replace(/#.*/s, "") + sampleLink(keyOf(row))),
+    ),
+    title,
+    h("p", { class: "sub" }, verdict(row), isCut(row) ? h("span", { class: "badge warn" }, "truncated") : null,
+      h("span", null, h("b", null, integer(columns.tokens[row])), " tokens"),
+      h("span", null, "reward ", h("b", null, plain(columns.reward[row]))),
+      Number.isNaN(columns.advantage[row]) ? null : h("span", null, "advantage ", h("b", null, signed(columns.advantage[row]))),
+      h("a", { href: `#run=${run.id}` }, part.name),
+    ),
+    answers(row, texts),
+    h("section", null, h("h3", null, "Prompt"), textBlock(texts.prompt, true)),
+    h("section", null, h("h3", null, "Response", copyButton("Copy", () => texts.response)), texts.response ? textBlock(texts.response) : h("p", { class: "empty" }, "The response is empty.")),
+    groupSection(row, group, run, go),
+    elsewhere(row, go),
+    facts(row, texts, part),
+  );
+}
+
+function copyButton(label, text) {
+  return h("button", { type: "button", class: "quiet", onclick: async (event) => {
+    const button = event.currentTarget;
+    try {
+      await navigator.clipboard.writeText(text());
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Not allowed here";
+    }
+    setTimeout(() => (button.textContent = label), 1500);
+  } }, label);
+}
+
+function answers(row, texts) {
+  return h("dl", { class: "answers" },
+    h("div", { class: standing(row) }, h("dt", null, "Answer"), h("dd", null, texts.answer === null ? h("span", { class: "dim" }, "none found") : texts.answer)),
+    h("div", null, h("dt", null, "Reference"), h("dd", null, texts.reference || h("span", { class: "dim" }, "tests"))),
+    h("div", null, h("dt", null, "Decided by"), h("dd", null, data.samples.paths[data.columns.path[row]] || "–")),
+  );
+}
+
+function groupSection(row, group, run, go) {
+  if (group.length < 2) return null;
+  const { columns } = data;
+  const holder = h("div", { class: "side-by-side", hidden: true });
+  const training = group.some((other) => !Number.isNaN(columns.advantage[other]));
+  const rewards = group.map((other) => columns.reward[other]).filter((reward) => !Number.isNaN(reward));
+  const live = rewards.length > 1 && Math.max(...rewards) - Math.min(...rewards) > 1e-6;
+  const said = training
+    ? [`${run.advantage}, over the ${plural(rewards.length, "scorable sample")} of this group. `, live ? `The group is live: mean reward ${figure(rewards.reduce((a, b) => a + b, 0) / rewards.length)}.` : `The group is not live: its rewards are all alike, and every advantage is 0. ${{ mask: "This run leaves such groups out of the loss.", keep: "This run keeps such groups in the mean of the loss.", resample: "This run draws other prompts in place of such groups." }[run.maskedGroups] ?? ""}`]
+    : [`${rewards.filter((reward) => reward >= 1).length} of ${rewards.length} scorable samples are right.`];
+  const button = h("button", { type: "button", class: "wide", "aria-expanded": "false", onclick: async () => {
+    const open = holder.hidden;
+    button.setAttribute("aria-expanded", String(open));
+    button.textContent = open ? "Hide the responses" : "Show all responses side by side";
+    holder.hidden = !open;
+    if (open && !holder.childElementCount) {
+      for (const other of group) holder.append(await column(other, row));
+    }
+  } }, "Show all responses side by side");
+  return h("section", { class: "group" }, h("h3", null, `Group: ${plural(group.length, "sample")} of this problem`),
+    h("p", { class: "dim" }, said),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Samples of the group" }, h("table", { class: "group-table" },
+      h("thead", null, h("tr", null, h("th", { scope: "col" }, "Sample"), h("th", { scope: "col" }, "Verdict"), h("th", { scope: "col" }, "Answer"), h("th", { scope: "col", class: "n" }, "Tokens"), h("th", { scope: "col", class: "n" }, "Reward"), training ? h("th", { scope: "col", class: "n" }, "Advantage") : null, training ? h("th", { scope: "col", class: "bar" }) : null)),
+      h("tbody", null, group.map((other) => h("tr", { class: other === row ? "current" : null, "aria-current": other === row ? "true" : null },
+        h("th", { scope: "row" }, h("a", { href: sampleLink(keyOf(other)), onclick: (event) => {
+          event.preventDefault();
+          go(other);
+        } }, `${columns.repeat[other] + 1}`)),
+        h("td", null, verdict(other)), h("td", { class: "answer" }, columns.answer[other] ?? "–"),
+        h("td", { class: "n" }, integer(columns.tokens[other]), isCut(other) ? h("span", { title: "truncated" }, " ✂") : null), h("td", { class: "n" }, plain(columns.reward[other])),
+        training ? h("td", { class: "n advantage" }, Number.isNaN(columns.advantage[other]) ? "–" : signed(columns.advantage[other])) : null,
+        training ? h("td", { class: "bar" }, advantageBar(columns.advantage[other])) : null,
+      ))),
+    )), button, holder);
+}
+
+function advantageBar(value) {
+  if (Number.isNaN(value)) return null;
+  const size = Math.min(Math.abs(value) / 3, 1) * 50;
+  return h("span", { class: "adv", "aria-hidden": "true" }, h("i", { class: value < 0 ? "minus" : "plus", style: `width:${size}%;left:${value < 0 ? 50 - size : 50}%` }));
+}
+
+async function column(row, current) {
+  const { response } = await textsOf(row);
+  const { advantage, reward, tokens, repeat } = data.columns;
+  return h("div", { class: `column${row === current ? " current" : ""}` },
+    h("p", { class: "sub" }, h("b", null, `${repeat[row] + 1}`), verdict(row), h("span", null, `reward ${plain(reward[row])}`), Number.isNaN(advantage[row]) ? null : h("span", null, `A ${signed(advantage[row])}`), h("span", null, `${integer(tokens[row])} tokens`)),
+    textBlock(response));
+}
+
+/** The same problem in other runs and steps. */
+function elsewhere(row, go) {
+  const { item, part, repeat, reward } = data.columns;
+  const others = new Map();
+  for (let other = 0; other < data.rows; other++) {
+    if (item[other] !== item[row] || part[other] === part[row]) continue;
+    const found = others.get(part[other]) ?? { first: other, right: 0, of: 0 };
+    if (repeat[other] < repeat[found.first]) found.first = other;
+    if (!Number.isNaN(reward[other])) {
+      found.of++;
+      found.right += reward[other] >= 1;
+    }
+    others.set(part[other], found);
+  }
+  if (!others.size) return null;
+  return h("section", null, h("h3", null, "The same problem elsewhere"), h("ul", { class: "links" }, [...others].slice(0, 40).map(([at, found]) => h("li", null,
+    h("a", { href: sampleLink(keyOf(found.first)), onclick: (event) => {
+      event.preventDefault();
+      go(found.first);
+    } }, data.parts[at].name), " ", h("span", { class: "dim" }, `${found.right} of ${found.of} right`), " ",
+    data.parts[at].measured === partOf(row).measured && data.parts[at].bench === partOf(row).bench ? h("a", { class: "quiet", href: linkTo("compare", { a: partOf(row).key, b: data.parts[at].key, item: itemOf(row) }) }, "compare") : null))));
+}
+
+function facts(row, texts, part) {
+  const { columns, samples } = data;
+  const known = {
+    run: part.run, split: part.split, step: part.step, sample: columns.repeat[row] + 1, "finish reason": samples.finishes[columns.finish[row]],
+    verdict: outcomeOf(row), "decided by": samples.paths[columns.path[row]], "response tokens": columns.tokens[row], seed: texts.seed,
+    "seconds to decode": texts.seconds, weights: texts.weights,
+    ...Object.fromEntries(Object.entries(texts.meta).map(([key, value]) => [key, typeof value === "object" ? JSON.stringify(value) : value])),
+  };
+  return h("details", { class: "facts" }, h("summary", null, "All that is recorded"), h("dl", null, Object.entries(known).filter(([, value]) => value !== "" && value !== null).flatMap(([key, value]) => [h("dt", null, key), h("dd", null, String(value))])));
+}

@@ -1,0 +1,206 @@
+"""The samples of the page, in blocks: light columns to filter by, and texts that are unpacked when they are read."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evals.page.advantage import advantages, rule_of
+from evals.page.choice import Part, take
+from evals.page.encode import Chunks, Codes
+from evals.store import SampleRow, Store
+
+BLOCK_SAMPLES = 512
+BLOCK_CHARACTERS = 400_000
+HEAD = 110
+"""characters of a problem in the list"""
+MOST_FACET_VALUES = 40
+USER_TURN = re.compile(
+    r"(?:<\|im_start\|>user\n|<\|start_header_id\|>user<\|end_header_id\|>\n\n|<start_of_turn>user\n|<｜User｜>|\[INST\])"
+    r"(.*?)"
+    r"(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<｜Assistant｜>|\[/INST\]|\Z)",
+    re.DOTALL,
+)
+
+
+@dataclass
+class Index:
+    """What the page needs to know of all samples before any text is read."""
+
+    items: Codes = field(default_factory=Codes)
+    finishes: Codes = field(default_factory=Codes)
+    outcomes: Codes = field(default_factory=Codes)
+    paths: Codes = field(default_factory=Codes)
+    facets: dict[str, Codes] = field(default_factory=dict)
+    blocks: list[dict[str, int]] = field(default_factory=list)
+    """rows, and the numbers of the chunks with their columns and texts"""
+    prompt_blocks: list[dict[str, int]] = field(default_factory=list)
+    """first and last prompt, and the number of the chunk with their texts"""
+    included: dict[int, int] = field(default_factory=dict)
+    """place of a part -> samples of it in the page"""
+
+    def as_json(self) -> dict[str, Any]:
+        few = {
+            key: list(codes)
+            for key, codes in self.facets.items()
+            if 1 < len(codes) <= MOST_FACET_VALUES  # one value tells nothing, many are no choice
+        }
+        return {
+            "items": list(self.items),
+            "finishes": list(self.finishes),
+            "outcomes": list(self.outcomes),
+            "paths": list(self.paths),
+            "facets": few,
+            "blocks": self.blocks,
+            "promptBlocks": self.prompt_blocks,
+            "included": self.included,
+        }
+
+
+def problem_text(prompt: str) -> str:
+    """What the user asked: the last user turn of a chat, else the whole prompt; on one line, cut for a list."""
+    turns = USER_TURN.findall(prompt)
+    text = " ".join((turns[-1] if turns else prompt).split())
+    return text if len(text) <= HEAD else text[: HEAD - 1].rstrip() + "…"
+
+
+def elements(
+    store: Store, parts: Sequence[Part], shares: Sequence[float], index: Index, chunks: Chunks
+) -> Iterator[str]:
+    """The script elements with the samples, block after block; `index` is complete when they are exhausted."""
+    block = _Block()
+    prompts = _Prompts()
+    for place, (part, share) in enumerate(zip(parts, shares, strict=True)):
+        if share <= 0:
+            continue
+        for row, advantage in _rows(store, part, share):
+            block.add(row, place, advantage, prompts.number(row.prompt), index)
+            index.included[place] = index.included.get(place, 0) + 1
+            if block.full:
+                yield from block.flush(index, chunks)
+            if prompts.full:
+                yield from prompts.flush(index, chunks)
+    yield from block.flush(index, chunks)
+    yield from prompts.flush(index, chunks)
+
+
+def _rows(store: Store, part: Part, share: float) -> Iterator[tuple[SampleRow, float | None]]:
+    """The samples to take of one part, each with its advantage where it was trained on."""
+    key = {"split": part.split, "step": part.step}
+    rule = rule_of(part.run.config) if part.run.kind == "train" and not part.measured else None
+    if share >= 1 and rule is None:
+        yield from ((row, None) for row in store.samples(part.run.id, **key))
+        return
+    outcomes = list(store.outcomes(part.run.id, **key))
+    wanted = take((o.item for o in outcomes), share)
+    known: dict[tuple[str, int], float | None] = {}
+    if rule is not None:
+        groups: dict[str, list[Any]] = {}
+        for o in outcomes:
+            if o.item in wanted:
+                groups.setdefault(o.item, []).append(o)
+        for item, group in groups.items():
+            values = advantages([o.reward for o in group], [o.response_tokens for o in group], rule)
+            known |= {(item, o.repeat): value for o, value in zip(group, values, strict=True)}
+    for row in store.samples(part.run.id, **key):
+        if row.item in wanted:
+            yield row, known.get((row.item, row.repeat))
+
+
+class _Block:
+    """Rows that wait to be written together."""
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list[Any]] = {}
+        self.texts: dict[str, list[Any]] = {}
+        self.facets: dict[str, list[int]] = {}
+        self.rows = self.characters = 0
+
+    @property
+    def full(self) -> bool:
+        return self.rows >= BLOCK_SAMPLES or self.characters >= BLOCK_CHARACTERS
+
+    def add(self, row: SampleRow, place: int, advantage: float | None, prompt: int, index: Index) -> None:
+        columns = {
+            "part": place,
+            "item": index.items(sys.intern(row.item)),
+            "repeat": row.repeat,
+            "tokens": row.response_tokens,
+            "finish": index.finishes(row.finish_reason),
+            "outcome": index.outcomes(row.outcome),
+            "path": index.paths(row.path),
+            "reward": row.reward,
+            "advantage": None if advantage is None else round(advantage, 4),
+            "prompt": prompt,
+            "answer": None if row.answer is None else _cut(row.answer),
+            "reference": _cut(row.reference),
+        }
+        texts = {
+            "response": row.response,
+            "answer": row.answer,
+            "reference": row.reference,
+            "meta": dict(row.meta),
+            "seed": str(row.seed),  # more digits than JavaScript's numbers have
+            "seconds": round(row.seconds, 3),
+            "weights": row.weight_version,
+        }
+        for name, value in columns.items():
+            self.columns.setdefault(name, []).append(value)
+        for name, value in texts.items():
+            self.texts.setdefault(name, []).append(value)
+        for key in row.meta.keys() | self.facets.keys():
+            code = -1
+            if isinstance(value := row.meta.get(key), str | int | float):
+                codes = index.facets.setdefault(key, Codes())
+                if value in codes.numbers or len(codes) <= MOST_FACET_VALUES:
+                    code = codes(value)
+            self.facets.setdefault(key, [-1] * self.rows).append(code)
+        self.rows += 1
+        self.characters += len(row.response) + len(row.reference) + len(json.dumps(row.meta, default=str))
+
+    def flush(self, index: Index, chunks: Chunks) -> Iterator[str]:
+        if not self.rows:
+            return
+        facets = {key: codes for key, codes in self.facets.items() if any(code >= 0 for code in codes)}
+        yield chunks.element({**self.columns, "facets": facets})
+        yield chunks.element(self.texts)
+        index.blocks.append({"rows": self.rows, "columns": chunks.count - 2, "texts": chunks.count - 1})
+        self.__init__()
+
+
+class _Prompts:
+    """Each prompt once, however many samples it has."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, int] = {}
+        self.first = 0
+        self.waiting: list[str] = []
+        self.characters = 0
+
+    @property
+    def full(self) -> bool:
+        return self.characters >= BLOCK_CHARACTERS
+
+    def number(self, prompt: str) -> int:
+        key = hash(prompt)  # 64 bits, for the life of this process
+        if key not in self.numbers:
+            self.numbers[key] = len(self.numbers)
+            self.waiting.append(prompt)
+            self.characters += len(prompt)
+        return self.numbers[key]
+
+    def flush(self, index: Index, chunks: Chunks) -> Iterator[str]:
+        if not self.waiting:
+            return
+        yield chunks.element(self.waiting)
+        yield chunks.element([problem_text(prompt) for prompt in self.waiting])
+        block = {"first": self.first, "count": len(self.waiting), "texts": chunks.count - 2, "heads": chunks.count - 1}
+        index.prompt_blocks.append(block)
+        self.first += len(self.waiting)
+        self.waiting, self.characters = [], 0
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else text[:59] + "…"

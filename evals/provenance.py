@@ -1,0 +1,77 @@
+"""Where a run comes from: the process, the code and the environment it runs in, and the content of its files."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": pid_started(os.getpid()) or ""}
+
+
+def pid_started(pid: int) -> str | None:
+    """When the process began, in the kernel's ticks; "" where only its existence can be told; None if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        os.kill(pid, 0)  # no /proc: macOS
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""
+
+
+def code_version() -> dict[str, Any]:
+    """The package's version and, in a git checkout, the commit and whether tracked files differ from it."""
+    try:
+        version = importlib.metadata.version("agpo")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return {"version": version}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {
+            "version": version,
+            "commit": git("rev-parse", "HEAD"),
+            "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):  # no git, no commit yet, someone else's checkout
+        return {"version": version}
+
+
+def environment() -> dict[str, Any]:
+    versions = {}
+    for package in ("torch", "transformers", "lm_eval", "math-verify", "vllm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    found = {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(), **versions}
+    torch = sys.modules.get("torch")  # asked only where the run uses it: importing it takes seconds
+    if torch is not None and torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def sha256(path: Path) -> str:
+    if not path.is_dir():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    lines = [f"{sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in sorted(path.rglob("*")) if p.is_file()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

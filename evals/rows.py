@@ -1,0 +1,208 @@
+"""The rows of the results store as Python sees them, and how they become the database's and back."""
+
+import hashlib
+import json
+import socket
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from evals import database
+from evals.errors import UserError
+from evals.provenance import pid_started
+
+Kind = Literal["curation", "train", "eval"]
+Status = Literal["done", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One completion with its verdict. (split, item, repeat, step) names it within its run."""
+
+    split: str
+    item: str
+    repeat: int
+    step: int
+    prompt: str
+    """the text the model was given, prompt preset applied"""
+    response: str
+    token_ids: tuple[int, ...]
+    """the response's tokens, end of sequence included; empty where a server gives none, or when read back without"""
+    logprobs: tuple[float, ...] | None
+    finish_reason: str
+    outcome: str
+    path: str
+    """what decided the verdict"""
+    answer: str | None
+    reference: str
+    reward: float | None
+    """None: not scorable"""
+    seed: int
+    seconds: float
+    weight_version: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """level, subject, source, ...: whatever reports group by"""
+    response_tokens: int = -1
+    """length of the response; filled in from token_ids where not given"""
+
+    def __post_init__(self) -> None:
+        if self.response_tokens < 0:
+            object.__setattr__(self, "response_tokens", len(self.token_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """A `SampleRow` without its texts and tokens."""
+
+    split: str
+    item: str
+    repeat: int
+    step: int
+    response_tokens: int
+    finish_reason: str
+    outcome: str
+    path: str
+    reward: float | None
+    seconds: float
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run as it is in the store now."""
+
+    id: str
+    kind: str
+    name: str
+    method: str
+    model: str
+    seed: int
+    config: dict[str, Any]
+    code: dict[str, Any]
+    environment: dict[str, Any]
+    parent: str | None
+    status: str
+    """running, done, failed, interrupted; copying, removing: a copy or a removal that is not complete; or dead: it says
+    running and its process is gone from this machine"""
+    started: datetime
+    finished: datetime | None
+    host: str
+    pid: int
+    last_step: int | None
+    """the last step that has a metric"""
+    samples: int
+    """how many completions it has stored"""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    run_id: str
+    path: str
+    kind: str
+    sha256: str
+    added: datetime
+
+
+def clean_text(text: str) -> str:
+    """Text that every database takes: NUL and lone surrogates become U+FFFD (token_ids keep what was sampled)."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    return json.dumps(dict(value), default=_jsonable, sort_keys=True)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} cannot be stored as JSON: {value!r}")
+
+
+def pack(values: Sequence[float], dtype: str) -> bytes:
+    """One byte that says how, then the little-endian numbers: 0 as they are, 1 zlib, where that is shorter."""
+    raw = np.asarray(values, dtype=dtype).tobytes()
+    small = zlib.compress(raw, 1)
+    return b"\1" + small if len(small) < len(raw) else b"\0" + raw
+
+
+def unpack(blob: bytes, dtype: Literal["<i4", "<f4"]) -> np.ndarray:
+    """The numbers of a token_ids ("<i4") or logprobs ("<f4") blob."""
+    raw = zlib.decompress(blob[1:]) if blob[0] == 1 else blob[1:]
+    return np.frombuffer(raw, dtype=dtype)
+
+
+def prompt_id(prompt: str) -> str:
+    return hashlib.sha256(clean_text(prompt).encode()).hexdigest()[:32]
+
+
+_NAMES = ("split", "item", "finish_reason", "outcome", "path")
+_LONGEST: dict[str, int] = {name: getattr(database.samples_table.c[name].type, "length") for name in _NAMES}  # noqa: B009
+
+
+def sample_values(run_id: str, row: SampleRow) -> dict[str, Any]:
+    """The columns of a row. Raises UserError for a name that is too long: PostgreSQL would, SQLite would take it."""
+    for name, longest in _LONGEST.items():
+        if len(value := getattr(row, name)) > longest:
+            raise UserError(
+                f"{name} {value[:60]!r}... has {len(value)} characters, and the results store takes {longest}. "
+                "Give a shorter one."
+            )
+    return {
+        "run_id": run_id,
+        "split": row.split,
+        "item": clean_text(row.item),
+        "repeat": row.repeat,
+        "step": row.step,
+        "response_tokens": row.response_tokens,
+        "finish_reason": row.finish_reason,
+        "outcome": row.outcome,
+        "path": row.path,
+        "reward": row.reward,
+        "seed": row.seed,
+        "seconds": row.seconds,
+        "weight_version": row.weight_version,
+        "prompt_id": prompt_id(row.prompt),
+        "meta": to_json(row.meta),
+        "answer": None if row.answer is None else clean_text(row.answer),
+        "reference": clean_text(row.reference),
+        "response": clean_text(row.response),
+        "token_ids": pack(row.token_ids, "<i4"),
+        "logprobs": None if row.logprobs is None else pack(row.logprobs, "<f4"),
+    }
+
+
+def sample_row(row: dict[str, Any]) -> SampleRow:
+    for name in ("id", "run_id", "prompt_id"):
+        del row[name]
+    row["meta"] = json.loads(row["meta"])
+    tokens, logprobs = row.get("token_ids"), row.get("logprobs")
+    row["token_ids"] = () if tokens is None else tuple(unpack(tokens, "<i4").tolist())
+    row["logprobs"] = None if logprobs is None else tuple(unpack(logprobs, "<f4").tolist())
+    return SampleRow(**row)
+
+
+def run_row(row: dict[str, Any], tags: Iterable[str] = ()) -> RunRow:
+    began = row.pop("pid_started")
+    if row["status"] == "running" and row["host"] == socket.gethostname() and pid_started(row["pid"]) != began:
+        row["status"] = "dead"
+    for name in ("config", "code", "environment"):
+        row[name] = json.loads(row[name])
+    row["started"] = when(row["started"])
+    row["finished"] = None if row["finished"] is None else when(row["finished"])
+    return RunRow(**row, tags=tuple(sorted(tags)))
+
+
+def when(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,194 @@
+"""Means with intervals that hold what they promise. Which, why and their measured coverage: docs/statistics.md.
+
+The unit is the problem. Everything here takes one number per problem, so that samples of one problem are never taken
+for independent evidence. Arrays are over problems, [P].
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtri, stdtrit
+
+LEVEL = 0.95
+UPPER = 0.5 + LEVEL / 2
+"""the quantile of a two-sided interval's upper limit"""
+RESAMPLES = 10_000
+FEWEST = 8
+"""problems that must differ from the rest for their spread to be taken at its word"""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval; nan where there is nothing to say, inf for a side without a limit."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    se: float = math.nan
+
+    def text(self, digits: int = 1, scale: float = 1) -> str:
+        """`73.2 (69.1 to 76.9)`; scale 100 for percent."""
+        if math.isnan(self.value):
+            return "-"
+        value = f"{scale * self.value:.{digits}f}"
+        if math.isnan(self.low):
+            return value
+        high = "no upper limit" if math.isinf(self.high) else f"{scale * self.high:.{digits}f}"
+        return f"{value} ({scale * self.low:.{digits}f} to {high})"
+
+
+NOTHING = Estimate(math.nan)
+
+
+def standard_error(values: np.ndarray) -> float:
+    """sqrt(Var / P) of P numbers; nan for fewer than two."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def wilson(successes: float, n: float, quantile: float | None = None) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927); `quantile` in place of the normal one where given."""
+    z = float(ndtri(UPPER)) if quantile is None else quantile
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(max(0.0, p * (1 - p) / n) + z * z / (4 * n * n))
+    # the limits at 0 and 1 are exact; rounding must not leave the estimate outside
+    return 0.0 if p == 0 else max(0.0, centre - half), 1.0 if p == 1 else min(1.0, centre + half)
+
+
+def share(
+    value_P: np.ndarray, weight_P: np.ndarray | None = None, *, samples: int = 0, binary: bool = True
+) -> Estimate:
+    """A share: the mean over problems of numbers in [0, 1], or, with weights, sum(value) / sum(weight).
+
+    value_P: a problem's mean (or its sum, with its number of samples as the weight). samples: of all problems.
+    One 0/1 sample per problem: Wilson's interval. Otherwise Wilson's with the effective sample size p(1-p)/SE^2 and a t
+    quantile of P - 1 degrees of freedom (Korn and Graubard 1998; Dean and Pagano 2015): the percentile bootstrap is too
+    short for few problems. The effective size is at most the number of samples; of problems that all agree it is P.
+    Where fewer than 8 problems differ from the others (all right but five, say), those alone tell how much problems
+    vary, and the degrees of freedom are their number less one.
+    """
+    n = len(value_P)
+    if not n:
+        return NOTHING
+    weight_P = np.ones(n) if weight_P is None else weight_P
+    p = float(value_P.sum() / weight_P.sum())
+    se = _ratio_error(value_P, weight_P)
+    if value_P.min() < 0 or (value_P > weight_P * (1 + 1e-12)).any():
+        return student(p, se, n)  # a reward of another scale
+    if samples <= n and binary:
+        return Estimate(p, *wilson(p * n, n), se)
+    if n == 1 or not se > 1e-12:
+        return Estimate(p, *wilson(p * n, n), se)
+    effective = p * (1 - p) / se**2
+    if binary:
+        effective = min(effective, samples)
+    telling = n - max(int((value_P == 0).sum()), int((value_P == weight_P).sum()))
+    df = n - 1 if telling >= FEWEST else max(1, telling - 1)
+    return Estimate(p, *wilson(p * effective, effective, float(stdtrit(df, UPPER))), se)
+
+
+def mean(value_P: np.ndarray, weight_P: np.ndarray | None = None) -> Estimate:
+    """A mean of numbers on any scale, such as tokens; with weights sum(value) / sum(weight).
+
+    Student's interval with Hall's correction for skewness (Hall 1992): lengths have a long tail.
+    """
+    n = len(value_P)
+    if not n:
+        return NOTHING
+    weight_P = np.ones(n) if weight_P is None else weight_P
+    r = float(value_P.sum() / weight_P.sum())
+    se = _ratio_error(value_P, weight_P)
+    plain = student(r, se, n)
+    if n < 3 or not se > 1e-12 * max(1.0, abs(r)):
+        return plain
+    residual_P = value_P - r * weight_P
+    a = float(np.mean(residual_P**3) / np.mean(residual_P**2) ** 1.5 / math.sqrt(n))
+    if abs(a) < 1e-6:
+        return plain
+    q = float(stdtrit(n - 1, UPPER))
+
+    def corrected(x: float) -> float:
+        return 3 / a * (float(np.cbrt(1 + a * (x - a / 6))) - 1)
+
+    return Estimate(r, r - se * corrected(q), r - se * corrected(-q), se)
+
+
+def ratio(top_P: np.ndarray, bottom_P: np.ndarray) -> Estimate:
+    """sum(top) / sum(bottom) where both vary, by Fieller's theorem (1954); high is inf if the bottom may be zero."""
+    n = len(top_P)
+    if not n or bottom_P.sum() == 0:
+        return NOTHING
+    r = float(top_P.sum() / bottom_P.sum())
+    if n < 2:
+        return Estimate(r)
+    y, x = float(top_P.mean()), float(bottom_P.mean())
+    (yy, xy), (_, xx) = np.cov(top_P, bottom_P) / n * stdtrit(n - 1, UPPER) ** 2
+    a, b, c = x * x - xx, x * y - xy, y * y - yy
+    inside = b * b - a * c
+    se = _ratio_error(top_P, bottom_P)
+    if a <= 0 or inside < 0:
+        low = (b - math.sqrt(inside)) / a if a < 0 <= inside else math.nan
+        return Estimate(r, low if 0 <= low <= r else 0.0, math.inf, se)
+    return Estimate(r, (b - math.sqrt(inside)) / a, (b + math.sqrt(inside)) / a, se)
+
+
+def bootstrap_mean(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean, 10,000 seeded resamples. Too short below about 100 problems."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= len(values) // 4:  # how often each value is drawn says all: no need to draw one by one
+        means = rng.multinomial(len(values), counts / len(values), size=RESAMPLES) @ distinct / len(values)
+    else:
+        size = max(1, 4_000_000 // len(values))  # bounded memory, whatever the number of problems
+        parts = [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
+        means = np.concatenate([values[rng.integers(len(values), size=(n, len(values)))].mean(1) for n in parts])
+    low, high = np.quantile(means, [1 - UPPER, UPPER])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The variance of a mean over problems, taken apart. nan without a problem that has two scorable samples."""
+
+    between: float
+    """standard error that is left with endless samples of each problem: another draw of problems"""
+    within: float
+    """standard error of asking these same problems again"""
+    icc: float
+    """share of the variance of a single sample that lies between problems, in [0, 1]"""
+
+
+def decompose(mean_P: np.ndarray, variance_P: np.ndarray, count_P: np.ndarray) -> Parts:
+    """Var(problem mean) = between + within / K, by one-way analysis of variance on problem means.
+
+    mean_P, variance_P (ddof 1), count_P: of each problem's scorable samples; a count of one has no variance.
+    """
+    several = count_P > 1
+    if len(mean_P) < 2 or not several.any():
+        return Parts(math.nan, math.nan, math.nan)
+    # pooled over problems, weighted by degrees of freedom
+    within = float(np.average(variance_P[several], weights=count_P[several] - 1))
+    sampling = within * float(np.mean(1 / count_P))
+    between = max(0.0, float(np.var(mean_P, ddof=1)) - sampling)
+    n = len(mean_P)
+    icc = between / (between + within) if between + within > 0 else math.nan
+    return Parts(math.sqrt(between / n), math.sqrt(sampling / n), icc)
+
+
+def _ratio_error(value_P: np.ndarray, weight_P: np.ndarray) -> float:
+    """Standard error of sum(value) / sum(weight), linearised; with equal weights exactly sqrt(Var / P)."""
+    n = len(value_P)
+    if n < 2:
+        return math.nan
+    residual_P = value_P - value_P.sum() / weight_P.sum() * weight_P
+    return float(math.sqrt(n / (n - 1) * np.sum(residual_P**2)) / weight_P.sum())
+
+
+def student(value: float, se: float, n: int) -> Estimate:
+    if n < 2:
+        return Estimate(value)
+    half = float(stdtrit(n - 1, UPPER)) * se
+    return Estimate(value, value - half, value + half, se)

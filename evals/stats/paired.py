@@ -1,0 +1,199 @@
+"""Two runs on the same problems: each problem is compared with itself.
+
+Two intervals side by side, or a z test of two independent means, throw away that the problems are the same.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import gammaln, ndtri
+
+from evals.stats import intervals
+from evals.stats.columns import Columns
+from evals.stats.intervals import UPPER, Estimate, bootstrap_mean
+from evals.stats.power import smallest_difference
+
+ENUMERATED = 20
+"""differences up to which all sign patterns are counted"""
+WIDEST = 4_000_000
+"""entries of the exact null distribution"""
+DRAWS = 100_000
+
+
+@dataclass(frozen=True)
+class Test:
+    p: float
+    name: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """b against a, over the problems that both have a verdict for. Shares, not percent."""
+
+    problems: int
+    a: float
+    b: float
+    difference: Estimate
+    """b - a"""
+    bootstrap: tuple[float, float]
+    """percentile bootstrap interval of the difference over problems, as a check of the other"""
+    test: Test
+    better: int
+    """problems on which b's share of right samples is higher"""
+    worse: int
+    correlation: float
+    """of the problems' shares in a and b; nan where one of them does not vary"""
+    detectable: float
+    """the smallest difference that this comparison finds with 80 % power, from the variance seen"""
+    detectable_unpaired: float
+    """the same, had the problems been different ones"""
+
+    @property
+    def same(self) -> int:
+        return self.problems - self.better - self.worse
+
+
+def compare(a: Columns, b: Columns) -> Comparison:
+    """Compare the mean rewards. Raises ValueError without a problem that both have a verdict for."""
+    means_a, means_b = a.means(), b.means()
+    common = [item for item in means_a if item in means_b]
+    if not common:
+        raise ValueError("no problem has a verdict in both")
+    a_P, b_P = (np.array([means[item] for item in common]) for means in (means_a, means_b))
+    n = len(common)
+    counts = [_counts(side, common) for side in (a, b)]
+    binary = a.binary and b.binary
+    single = binary and all((count_P == 1).all() for count_P in counts)
+    difference_P = b_P - a_P
+    difference = paired_interval(difference_P, single=single)
+    errors = [intervals.standard_error(values) for values in (a_P, b_P)]
+    return Comparison(
+        problems=n,
+        a=float(a_P.mean()),
+        b=float(b_P.mean()),
+        difference=difference,
+        bootstrap=bootstrap_mean(difference_P),
+        test=sign_flip(difference_P, _denominator(counts) if binary else None, single=single),
+        better=int((difference_P > 1e-12).sum()),
+        worse=int((difference_P < -1e-12).sum()),
+        correlation=_correlation(a_P, b_P),
+        detectable=smallest_difference(difference.se, n - 1),
+        detectable_unpaired=smallest_difference(math.hypot(*errors), 2 * n - 2),
+    )
+
+
+def paired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[float, float, float]:
+    """(b - a, its 95 % interval) of problem means over the problems that both have."""
+    difference_P = np.array([b[item] - a[item] for item in sorted(a.keys() & b.keys())])
+    if not len(difference_P):
+        return math.nan, math.nan, math.nan
+    single = all(mean in (0.0, 1.0) for side in (a, b) for mean in side.values())
+    found = paired_interval(difference_P, single=single)
+    return found.value, found.low, found.high
+
+
+def paired_interval(difference_P: np.ndarray, *, single: bool) -> Estimate:
+    """Mean of the problems' differences. One 0/1 sample each: Bonett and Price (2012), who add one problem to each
+    kind of change, so that no change at all is not certainty. Otherwise Student's interval over problems.
+    """
+    n = len(difference_P)
+    value, se = float(difference_P.mean()), intervals.standard_error(difference_P)
+    if n < 2:
+        return Estimate(value)
+    if not single and se > 0:
+        plain = intervals.student(value, se, n)
+        return Estimate(value, max(-1.0, plain.low), min(1.0, plain.high), se) if abs(value) <= 1 else plain
+    up, down = ((sign * difference_P > 0).sum() + 1 for sign in (1, -1))
+    centre = (up - down) / (n + 2)
+    half = float(ndtri(UPPER)) * math.sqrt(((up + down) / (n + 2) - centre**2) / (n + 2))
+    return Estimate(value, max(-1.0, centre - half), min(1.0, centre + half), se)
+
+
+def sign_flip(difference_P: np.ndarray, denominator: int | None = None, *, single: bool = False, seed: int = 0) -> Test:
+    """Could a and b be swapped on every problem? p: how often random signs give a mean this far from 0, two-sided.
+
+    denominator: of which all differences are multiples of 1 (shares of K samples: K): then p is exact, by the
+    convolution of all sign patterns. With one 0/1 sample per problem that is McNemar's exact test. Otherwise exact over
+    all patterns of up to 20 differences, else 100,000 seeded draws with the +1 correction (Phipson and Smyth 2010).
+    """
+    name = "exact McNemar test" if single else "exact sign-flip permutation test"
+    if denominator is not None:
+        steps = np.rint(np.abs(difference_P) * denominator).astype(np.int64)
+        if steps.sum() <= WIDEST:
+            observed = abs(int(np.rint(difference_P * denominator).sum()))
+            return Test(_exact(steps[steps > 0], observed), name)
+    moved = difference_P[np.abs(difference_P) > 1e-12]
+    observed = abs(float(moved.sum())) - 1e-9
+    if len(moved) <= ENUMERATED:
+        sums = np.zeros(1)
+        for d in moved:
+            sums = np.concatenate([sums + d, sums - d])
+        return Test(float((np.abs(sums) >= observed).mean()), name)
+    draws = int(min(DRAWS, max(10_000, 200_000_000 // len(moved))))
+    rng = np.random.default_rng(seed)
+    block = max(1, 8_000_000 // len(moved))
+    extreme = 0
+    for start in range(0, draws, block):
+        signs = rng.integers(0, 2, (min(block, draws - start), len(moved)), dtype=np.int8) * 2 - 1
+        extreme += int((np.abs(signs @ moved) >= observed).sum())
+    return Test((extreme + 1) / (draws + 1), f"sign-flip permutation test, {draws:,} draws")
+
+
+def _exact(steps: np.ndarray, observed: int) -> float:
+    """P(|sum of +-steps| >= observed), by convolution. Of equal steps the sum is binomial."""
+    total = int(steps.sum())
+    chance = np.ones(1)  # of the sum of the steps with a plus, 0 to total
+    for step, count in zip(*np.unique(steps, return_counts=True), strict=True):
+        spread = np.zeros(step * count + 1)
+        spread[::step] = _binomial(int(count))
+        chance = _convolve(chance, spread)
+    # twice the plus minus the total is the sum
+    plus = np.arange(total + 1)
+    return min(1.0, float(chance[np.abs(2 * plus - total) >= observed].sum()))
+
+
+def _binomial(n: int) -> np.ndarray:
+    """Chances of 0 to n heads."""
+    heads = np.arange(n + 1)
+    return np.exp(gammaln(n + 1) - gammaln(heads + 1) - gammaln(n - heads + 1) - n * math.log(2))
+
+
+def _convolve(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Direct for short ones: exact in the tails too. Long ones by FFT, with an absolute error of about 1e-16."""
+    if min(len(a), len(b)) <= 4096:
+        return np.convolve(a, b)
+    from scipy.signal import fftconvolve
+
+    return np.maximum(fftconvolve(a, b), 0)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values (Holm 1979): below 5 % means that at most 5 % of such families have any false one."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def _counts(side: Columns, items: Sequence[str]) -> np.ndarray:
+    """Scorable samples of each of the problems."""
+    scored = side.take(side.scored_S)
+    count = dict(zip(scored.items, scored.sums(np.ones(scored.samples)).astype(int).tolist(), strict=True))
+    return np.array([count[item] for item in items])
+
+
+def _denominator(counts: Sequence[np.ndarray]) -> int | None:
+    """The least common multiple of all sample counts; None where it leaves all bounds."""
+    found = math.lcm(*(int(k) for count_P in counts for k in np.unique(count_P)))
+    return found if found <= 1_000_000 else None
+
+
+def _correlation(a_P: np.ndarray, b_P: np.ndarray) -> float:
+    if len(a_P) < 3 or np.ptp(a_P) == 0 or np.ptp(b_P) == 0:
+        return math.nan
+    return float(np.corrcoef(a_P, b_P)[0, 1])

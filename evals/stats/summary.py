@@ -1,0 +1,150 @@
+"""What a set of graded completions says: Pass@1, response tokens, truncation, with intervals; in all and by group.
+
+The unit is the problem: K samples of one problem are averaged first. Samples that are not scorable are left out of
+every share of right ones, and counted.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from evals.stats import intervals
+from evals.stats.at_k import pass_at_k, powers_of_two
+from evals.stats.columns import Columns, Graded, columns
+from evals.stats.intervals import NOTHING, Estimate, Parts
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Statistics of one set of completions. Intervals are 95 %."""
+
+    problems: int
+    samples: int
+    unscored: int
+    """timeouts and errors of the grader: in no mean"""
+    pass1: float
+    """mean over problems of the share of right samples; nan without a scorable sample"""
+    pass1_low: float
+    pass1_high: float
+    pass1_se: float
+    pass1_unscored_wrong: float
+    """Pass@1 if every unscored sample had been wrong; equal to pass1 when there are none"""
+    tokens_mean: float
+    """response tokens, all samples"""
+    tokens_low: float
+    tokens_high: float
+    tokens_median: float
+    truncated: float
+    """share of samples that were cut at max_tokens"""
+    outcomes: dict[str, int] = field(default_factory=dict)
+    pass_at: dict[int, float] = field(default_factory=dict)
+    """k -> pass@k for k = 2, 4, 8, ...: the chance that one of k samples is right (Chen et al. 2021, Eq. 1, unbiased),
+    over the problems with k scorable samples or more; empty where rewards are not 0 or 1"""
+    pass_at_k: dict[int, Estimate] = field(default_factory=dict)
+    """the same with intervals"""
+    parts: Parts = field(default_factory=lambda: Parts(math.nan, math.nan, math.nan))
+    """where the uncertainty of pass1 comes from: problems, or samples of a problem"""
+    pass1_finished: Estimate = NOTHING
+    """Pass@1 of the samples that were not truncated. Easier problems finish: it is no Pass@1 with more room"""
+    truncation: Estimate = NOTHING
+    """`truncated` with its interval"""
+    tokens_p95: float = math.nan
+    tokens_right: Estimate = NOTHING
+    """mean response tokens of right samples"""
+    tokens_wrong: Estimate = NOTHING
+    """of scorable ones that are not right"""
+    tokens_per_solved: Estimate = NOTHING
+    """response tokens of all samples for each right one"""
+
+    def line(self) -> str:
+        """One line for a console."""
+        if not self.samples:
+            return "no samples"
+        unscored = f", {self.unscored} unscored" if self.unscored else ""
+        pass1 = "nothing scorable" if math.isnan(self.pass1) else f"Pass@1 {100 * self.pass1:.1f} %"
+        interval = "" if math.isnan(self.pass1_low) else f" [{100 * self.pass1_low:.1f}, {100 * self.pass1_high:.1f}]"
+        return (
+            f"{pass1}{interval}, {self.tokens_mean:.1f} response tokens (median {self.tokens_median:g}), "
+            f"truncated {100 * self.truncated:.1f} % ({self.problems} problems, {self.samples} samples{unscored})"
+        )
+
+
+def summarise(samples: Iterable[Graded] | Columns) -> Summary:
+    """Statistics of the samples. Without any, every number is nan and every count 0."""
+    all_ = samples if isinstance(samples, Columns) else columns(samples)
+    ones_S = np.ones(all_.samples)
+    scored = all_.take(all_.scored_S)
+    count_P = scored.sums(np.ones(scored.samples))
+    mean_P = scored.sums(scored.reward_S) / count_P
+    pass1 = intervals.share(mean_P, samples=scored.samples, binary=all_.binary)
+    at_k = _pass_at(scored, count_P)
+    asked_P = all_.sums(ones_S)
+    worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / asked_P
+    tokens = intervals.mean(all_.sums(all_.tokens_S), asked_P)
+    truncation = intervals.share(all_.sums(all_.cut_S.astype(float)), asked_P, samples=all_.samples)
+    median, p95 = np.quantile(all_.tokens_S, [0.5, 0.95]).tolist() if all_.samples else (math.nan, math.nan)
+    right_S = scored.reward_S >= 1
+    finished = scored.take(~scored.cut_S)
+    finished_P = finished.sums(finished.reward_S) / finished.sums(np.ones(finished.samples))
+    return Summary(
+        problems=len(all_.items),
+        samples=all_.samples,
+        unscored=all_.samples - scored.samples,
+        pass1=pass1.value,
+        pass1_low=pass1.low,
+        pass1_high=pass1.high,
+        pass1_se=pass1.se,
+        pass1_unscored_wrong=float(worst_P.mean()) if len(worst_P) else math.nan,
+        tokens_mean=tokens.value,
+        tokens_low=tokens.low,
+        tokens_high=tokens.high,
+        tokens_median=median,
+        truncated=truncation.value,
+        outcomes=dict(all_.outcomes),
+        pass_at={k: estimate.value for k, estimate in at_k.items()},
+        pass_at_k=at_k,
+        parts=intervals.decompose(mean_P, _variances(scored, mean_P, count_P), count_P),
+        pass1_finished=intervals.share(finished_P, samples=finished.samples, binary=all_.binary),
+        truncation=truncation,
+        tokens_p95=p95,
+        tokens_right=_tokens(scored.take(right_S)),
+        tokens_wrong=_tokens(scored.take(~right_S)),
+        tokens_per_solved=intervals.ratio(scored.sums(scored.tokens_S), scored.sums(right_S.astype(float))),
+    )
+
+
+def problem_means(samples: Iterable[Graded]) -> dict[str, float]:
+    """Problem -> mean reward of its scorable samples."""
+    return columns(samples).means()
+
+
+def by(samples: Sequence[Graded], key: str) -> dict[str, Summary]:
+    """A summary for each value of a meta key, in order of the values; samples without the key are left out."""
+    parts: dict[Any, list[Graded]] = {}
+    for sample in samples:
+        if key in sample.meta:
+            parts.setdefault(sample.meta[key], []).append(sample)
+    return {str(value): summarise(parts[value]) for value in sorted(parts, key=lambda v: (str(type(v)), v))}
+
+
+def _pass_at(scored: Columns, count_P: np.ndarray) -> dict[int, Estimate]:
+    if not scored.binary or not scored.samples:
+        return {}
+    right_P = scored.sums(scored.reward_S)
+    return {
+        k: intervals.share(chances_P := pass_at_k(count_P, right_P, k), samples=k * len(chances_P), binary=False)
+        for k in powers_of_two(int(count_P.max()))
+    }
+
+
+def _variances(scored: Columns, mean_P: np.ndarray, count_P: np.ndarray) -> np.ndarray:
+    """Sample variance of each problem's rewards; 0 for a single one, which has none."""
+    squares_P = scored.sums((scored.reward_S - mean_P[scored.problem_S]) ** 2)
+    return squares_P / np.maximum(count_P - 1, 1)
+
+
+def _tokens(part: Columns) -> Estimate:
+    return intervals.mean(part.sums(part.tokens_S), part.sums(np.ones(part.samples)))

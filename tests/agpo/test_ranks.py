@@ -1,0 +1,279 @@
+"""Several ranks do what one does: the same updates, rollouts, rows, checkpoints; they stop, fail and resume as one."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from command import start as one_process
+from ranks import CASES, WORLDS, results, start_ranks
+from safetensors.torch import load_file
+
+from agpo.batch import Row, micro_batches, rank_micro_batches
+from evals.store import Store
+
+pytestmark = pytest.mark.distributed
+
+SMALL = (
+    "steps=5",
+    "rollout.prompts_per_step=6",
+    "rollout.samples_per_prompt=4",
+    "rollout.max_tokens=32",
+    "update.prompts_per_minibatch=3",
+    "update.micro_batch_tokens=300",
+    "update.lr=1e-3",
+    "eval.size=5",
+    "eval.n=1",
+    "checkpoint.every=1",
+    "checkpoint.keep=9",
+    "data.size=64",
+    "threads=1",
+)
+
+
+# -- updates ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> dict[int, list[dict[str, ranks.Run]]]:
+    """The results of every case on each rank, for each number of ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    return {world: results(start_ranks(world, folder / str(world)), folder / str(world)) for world in WORLDS}
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_five_updates_are_those_of_one_rank_to_rounding(measured, case, world):
+    (one,), several = [r[case.name] for r in measured[1]], [r[case.name] for r in measured[world]]
+    assert any(stepped for stepped, *_ in one.fates)
+    for run in several:
+        assert [fate[:2] for fate in run.fates] == [fate[:2] for fate in one.fates]
+        assert [fate[2] for fate in run.fates] == pytest.approx([fate[2] for fate in one.fates], rel=1e-4, abs=1e-6)
+        difference = float((run.weights - one.weights).abs().max())
+        # AdamW divides a gradient by its size: where that is rounding, so is the direction of a step of lr.
+        bound = {"SGD": 5e-7, "AdamW": 1e-5}[case.optimizer] if case.dtype == torch.float32 else 2e-3
+        assert difference <= bound
+        assert one.moved > 20 * difference
+        assert torch.equal(run.weights, several[0].weights)
+        assert torch.equal(run.exported, several[0].exported)
+
+
+def test_the_cases_hold_masked_clipped_and_made_updates(measured):
+    fates = measured[1][0]["agpo"].fates
+    assert {clipped for _, clipped, _ in fates} == {True, False}
+    assert measured[1][0]["agpo"].weights.equal(measured[1][0]["agpo, micro-batches of 10000"].weights) is False
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_every_rank_has_as_many_micro_batches_and_each_row_runs_once(layout, world):
+    rows = [Row((1,) * (3 + k // 4), (2,) * (1 + (7 * k) % 11), (), k // 4, 1.0, 0.1, 1.0) for k in range(18)]
+    wanted = [k for k in range(18) if k % 5]
+    parts = [rank_micro_batches(rows, wanted, 25, layout, rank, world) for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1
+    assert sorted(i for part in parts for batch in part for i in batch) == wanted
+    assert world > 1 or parts == [micro_batches(rows, wanted, 25, layout)]
+    tokens = [sum(rows[i].tokens for batch in part for i in batch) for part in parts]
+    assert max(tokens) <= sum(tokens) / world + 2 * max(row.tokens for row in rows)
+    assert [rank_micro_batches(rows, [], 25, layout, rank, world) for rank in range(world)] == [[]] * world
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def torchrun(folder: Path, world: int, *args: str, **environment: str) -> subprocess.Popen:
+    folder.mkdir(parents=True, exist_ok=True)
+    inherited = {name: value for name, value in os.environ.items() if name != "AGPO_STORE"}
+    whole = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    whole |= {**inherited, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    return subprocess.Popen(
+        [*command, "-m", "agpo.train", *args],
+        cwd=folder,
+        env=whole,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=500)
+    return process.returncode, output
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> str:
+    seen = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen += line
+        if re.match(rf"\s+{step}\s", line):
+            return seen
+    raise AssertionError(f"the run ended before step {step}:\n{seen}")
+
+
+def ranks_of(process: subprocess.Popen) -> list[int]:
+    """The ranks' process ids, in order."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    number = {}
+    for pid in children:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        number[next(int(e[5:]) for e in environment if e.startswith(b"RANK="))] = int(pid)
+    return [number[rank] for rank in sorted(number)]
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = (folder / "runs").iterdir()
+    return found
+
+
+def weights(folder: Path, step: int = 5) -> dict[str, torch.Tensor]:
+    return load_file(run_folder(folder) / "checkpoints" / f"step-{step:06d}" / "model.safetensors")
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((x - other[name]).abs().max()) for name, x in one.items())
+
+
+def stored(folder: Path):
+    """The run, its rows by name and its metrics; without clocks and speeds."""
+    with Store.open(folder / "results/agpo.db") as store:
+        (run,) = store.runs("train")
+        rows = [
+            (r.split, r.step, r.item, r.repeat, r.token_ids, r.outcome, r.reward, r.seed, r.weight_version)
+            for r in store.samples(run.id, with_tokens=True)
+        ]
+        version = run.id
+        rows = [(*row[:-1], row[-1].replace(version, "RUN")) for row in rows]
+        metrics = {(s, n): v for s, n, v in store.metrics(run.id) if not n.startswith(("speed/", "saved/"))}
+        return run, rows, metrics
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    code, output = finish(torchrun(folder, 2, *SMALL))
+    assert code == 0, output
+    return folder, output
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    code, output = finish(one_process(folder, *SMALL))
+    assert code == 0, output
+    return folder, output
+
+
+def test_two_ranks_leave_what_one_leaves(one, two):
+    (_, rows, metrics), (run, rows_2, metrics_2) = stored(one[0]), stored(two[0])
+    assert len(rows_2) == len({row[:4] for row in rows_2}) == 5 * 6 * 4 + 2 * 5
+    assert sorted(rows_2) == sorted(rows)
+    assert metrics_2.keys() == metrics.keys()
+    assert {k: v for k, v in metrics_2.items() if "mismatch" not in k[1]} == pytest.approx(
+        {k: v for k, v in metrics.items() if "mismatch" not in k[1]}, rel=1e-4, abs=1e-6
+    )
+    assert sum(metrics[step, "updates/made"] for step in range(1, 6)) >= 4
+    assert difference(weights(one[0]), weights(two[0])) < 1e-4
+    assert run.status == "done"
+    assert run.config["world_size"] == 2
+
+
+def test_one_rank_speaks_and_its_folder_is_ordinary(two):
+    from transformers import AutoModelForCausalLM
+
+    folder, output = two
+    assert len(re.findall(r"^run \S+: tiny, objective agpo, seed 0, 2 ranks", output, re.MULTILINE)) == 1
+    assert output.count("Pass@1") == 2
+    assert "Warning" not in output, output
+    saved = run_folder(folder) / "checkpoints" / "step-000005"
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    assert json.loads((saved / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    files = sorted(path.name for path in (saved / "trainer").rglob("*") if path.is_file())
+    assert len(files) == 3, files  # state.json and a part of each rank
+    assert all(name.endswith((".safetensors", ".json")) for name in files)  # and no pickle
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """One of two ranks killed -9 after step 3."""
+    folder = tmp_path_factory.mktemp("killed")
+    process = torchrun(folder, 2, *SMALL)
+    seen = wait_for_step(process, 3)
+    began = time.monotonic()
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    code, output = finish(process)
+    return folder, code, seen + output, time.monotonic() - began
+
+
+def test_a_killed_rank_ends_the_others_with_one_message(killed):
+    folder, code, output, _ = killed
+    assert code == 1
+    assert output.count("error: rank 0 lost the other ranks") == 1, output
+    assert "--resume" in output
+    assert not [line for line in output.splitlines() if "agpo/" in line and "File" in line], output  # no traceback
+    assert stored(folder)[0].status == "failed"
+
+
+@pytest.mark.parametrize("world", [2, 1])
+def test_what_was_killed_goes_on_under_as_many_ranks_or_one(killed, one, two, tmp_path, world):
+    shutil.copytree(killed[0], tmp_path / "copy")
+    start = (lambda f, *a: torchrun(f, 2, *a)) if world == 2 else one_process
+    code, output = finish(start(tmp_path / "copy", "--resume", "latest", "--store", "results/agpo.db"))
+    assert code == 0, output
+    assert ("the checkpoint is of 2 ranks" in output) is (world == 1)
+    _, rows, _ = stored(tmp_path / "copy")
+    assert len(rows) == len({row[:4] for row in rows})
+    assert sorted(rows) == sorted(stored(two[0])[1])
+    apart = difference(weights(tmp_path / "copy"), weights(two[0]))
+    assert apart == 0 if world == 2 else apart < 1e-4
+
+
+def test_sigterm_stops_all_ranks_after_one_step_and_four_go_on(two, tmp_path):
+    process = torchrun(tmp_path, 2, *SMALL)
+    wait_for_step(process, 2)
+    process.send_signal(signal.SIGTERM)  # torchrun hands it on
+    _, output = finish(process)
+    assert output.count("stopping after this step") == 1
+    step = int(re.search(r"stopped after step (\d) of 5, saved", output)[1])  # type: ignore[index]
+    assert stored(tmp_path)[0].status == "interrupted"
+    saved = run_folder(tmp_path) / "checkpoints" / f"step-{step:06d}"
+    assert saved.is_dir()
+    assert difference(weights(tmp_path, step), weights(two[0], step)) == 0
+    for shard in saved.glob("trainer/shards/*00002*"):
+        shard.rename(tmp_path / "away")
+    code, output = finish(one_process(tmp_path, "--resume", "latest"))
+    assert code == 2
+    assert "hold only a part of" in output
+    (tmp_path / "away").rename(shard)
+    code, output = finish(torchrun(tmp_path, 4, "--resume", "latest"))
+    assert code == 0, output
+    assert "the checkpoint is of 2 ranks" in output
+    assert sorted(stored(tmp_path)[1]) == sorted(stored(two[0])[1])
+    assert difference(weights(tmp_path), weights(two[0])) < 1e-4
+
+
+OWN = """
+import os
+
+def reward(text, item):
+    return 7.0 if os.environ["RANK"] == "1" else float(len(text) % 2)
+"""
+
+
+def test_what_fails_on_one_rank_is_said_once_and_ends_all(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    code, output = finish(torchrun(tmp_path, 2, *SMALL, "reward=own:reward", "eval.bench="))
+    assert code == 1
+    assert output.count("error (rank 1): reward own:reward returned 7.0") == output.count("error (rank") == 1, output
+    assert stored(tmp_path)[0].status == "failed"

@@ -1,0 +1,453 @@
+"""The page in a real browser: everything a reader does with it, at every width, with hostile content in it."""
+
+import importlib
+import os
+import re
+import shutil
+from contextlib import contextmanager
+
+import pytest
+from page_store import ATTACK, add_evaluation, fill, sample
+
+from evals.page.build import SCRIPTS, module, write_page
+from evals.page.summary import student_quantiles
+from evals.report import main
+from evals.stats import paired, problem_means
+from evals.store import Store
+
+if os.environ.get("CI"):  # where a skip would hide what was not tested
+    sync_api = importlib.import_module("playwright.sync_api")
+else:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test installs it")
+expect = sync_api.expect
+
+pytestmark = pytest.mark.browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; without one the tests skip, and fail under CI, where it is installed."""
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        why = f"no browser ({', '.join(BROWSERS)}); `make system-deps` installs Chromium"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    with sync_api.sync_playwright() as playwright:
+        # root has no user namespace to put the browser's processes in
+        launched = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.getuid() == 0 else [])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder, runs by name) of a page with a bit of everything."""
+    folder = tmp_path_factory.mktemp("page")
+    with Store.open(folder / "store.db") as store:
+        runs = fill(store, folder)
+        write_page(store, folder / "page.html")
+    return folder, runs
+
+
+@pytest.fixture
+def open_page(browser, made):
+    """open_page(hash="", file=..., **context options) -> a page that is ready. At its end: no error, no request."""
+    contexts, complaints = [], []
+
+    def go(place="", file=None, width=1440, **options):
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text) if message.type != "info" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda r: complaints.append(r.url) if not r.url.startswith(("file:", "about:")) else None)
+        page.goto(f"file://{file or made[0] / 'page.html'}{place}")
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@contextmanager
+def new_store(tmp_path):
+    with Store.open(tmp_path / "s.db") as store:
+        yield store
+
+
+def counted(page, beginning):
+    """Wait until the count says so. (Waiting for a function would need eval, which the page's policy forbids.)"""
+    expect(page.locator(".count")).to_have_text(re.compile(f"^{beginning} "))
+
+
+def count(page) -> str:
+    return page.inner_text(".count")
+
+
+def rows(page) -> list[str]:
+    return page.locator(".list .row .what").all_inner_texts()
+
+
+def test_the_overview_has_scores_levels_and_words(open_page):
+    page = open_page()
+    table = page.text_content("[data-page=overview]")
+    assert "agpo seed 0, step 6" in table
+    assert "cannot be told apart" in table
+    assert "points more than" in table
+    assert "over seeds" in table.lower()
+    level = page.locator(".levels").first
+    assert not level.is_visible()
+    page.locator("button.more").first.click()
+    assert level.is_visible()
+    assert "terms 2" in level.inner_text()
+    assert page.locator("th:has-text('org')").count() == 0  # a hub id is called by its last part
+    assert "1" in page.locator("td.warn").first.inner_text()  # the unscored sample
+
+
+def test_filters_sorting_and_the_count(open_page, made):
+    page = open_page("#samples")
+    assert count(page) == f"{4 * (6 * 16 + 40 + 20) + 4} samples"
+    page.click(".chip:has-text('truncated')")
+    assert count(page).startswith("1 of ")
+    page.click(".chip:has-text('all')")
+    page.select_option("label:has-text('Run') select", made[1]["agpo0-6"])
+    assert count(page).startswith("10 of ")
+    page.click(".chip.right")
+    assert count(page).startswith("5 of ")
+    page.select_option("label:has-text('Terms') select", label="3")
+    assert count(page).startswith("3 of ")
+    page.fill("input[aria-label='Tokens from']", "13")
+    counted(page, "2 of")
+    page.select_option("label:has-text('Order') select", "long")
+    assert rows(page) == ["What is 5+5?", "What is 3+3?"]
+    page.reload()  # the address keeps all of it
+    page.wait_for_selector("body[data-ready]")
+    assert count(page).startswith("2 of ")
+    assert rows(page) == ["What is 5+5?", "What is 3+3?"]
+    page.click("button:has-text('Clear')")
+    assert " of " not in count(page)
+
+
+def test_search_looks_in_the_texts(open_page):
+    page = open_page("#samples")
+    page.keyboard.press("/")
+    page.keyboard.type("USE A LOOP")
+    counted(page, "1 of")
+    page.fill("#search", "nowhere to be found")
+    page.wait_for_selector("text=Nothing found.")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") != "search"
+
+
+def test_a_sample_is_rendered_and_shown_as_written(open_page):
+    page = open_page("#samples?q=We have")
+    page.wait_for_selector(".row")
+    page.keyboard.press("j")
+    page.wait_for_selector(".sample math")
+    assert page.locator(".sample math mfrac").count() == 3
+    assert page.locator(".sample math .boxed").count() == 1
+    assert "\\frac" not in page.inner_text(".sample .prose >> nth=1")
+    assert "1 of" not in page.inner_text(".answers")
+    page.keyboard.press("t")
+    page.wait_for_selector(".sample pre.raw")
+    assert "\\frac{1}{4}" in page.inner_text(".sample pre.raw >> nth=1")
+    page.keyboard.press("Escape")
+    assert page.locator(".sample").count() == 0
+    page.fill("#search", "use a loop")
+    expect(page.locator(".row .what")).to_have_text("What is program?")
+    page.click(".row")
+    page.keyboard.press("t")
+    page.wait_for_selector(".sample pre.code")
+    assert page.inner_text(".sample pre.code").rstrip() == "def double(n):  # twice\n    return 2 * n"
+    assert page.inner_text(".hl-c") == "# twice"
+    assert page.inner_text(".sample strong") == "Done"
+
+
+def test_links_lead_to_samples_and_keys_step_through_the_list(open_page, made):
+    page = open_page("#samples")
+    page.click(".row >> nth=2")
+    page.wait_for_selector(".sample")
+    address, title = page.url, page.inner_text(".sample h2")
+    page.keyboard.press("j")
+    expect(page).not_to_have_url(address)
+    page.keyboard.press("k")
+    expect(page).to_have_url(address)
+    again = open_page("#" + address.partition("#")[2])
+    again.wait_for_selector(".sample")
+    assert again.inner_text(".sample h2") == title
+    page.go_back()  # stepping through samples is one step of the history
+    expect(page.locator(".sample")).to_have_count(0)
+    assert page.url.endswith("#samples")
+    lost = open_page("#sample=none~train~1~0~1")
+    assert "not in the page" in lost.inner_text(".detail")
+
+
+def test_a_group_side_by_side_with_rewards_and_advantages(open_page, made):
+    page = open_page(f"#sample={made[1]['agpo0']}~train~2~0~2%2B1")
+    page.wait_for_selector(".group")
+    # two of four right: (1 - 0.5) / sqrt(1/3) = 0.866
+    assert page.locator(".group-table .advantage").all_inner_texts() == ["+0.87", "+0.87", "−0.87", "−0.87"]
+    assert "sample std" in page.inner_text(".group")
+    page.click("text=Show all responses side by side")
+    expect(page.locator(".side-by-side .column")).to_have_count(4)
+    lefts = [page.locator(".side-by-side .column").nth(i).bounding_box()["x"] for i in range(4)]
+    assert lefts == sorted(set(lefts))
+    assert "2+1=..." in page.inner_text(".side-by-side .column >> nth=3")
+    page.click(".group-table tbody tr:nth-child(3) a")
+    page.wait_for_selector(".sample .verdict.wrong")
+    dead = open_page(f"#sample={made[1]['agpo0']}~train~2~0~2%2B0")
+    dead.wait_for_selector(".group")
+    assert dead.locator(".group-table .advantage").all_inner_texts() == ["+0.00"] * 4
+    assert "leaves such groups out" in dead.inner_text(".group")
+    kept = open_page(f"#sample={made[1]['grpo0']}~train~2~0~2%2B0")
+    kept.wait_for_selector(".group")
+    assert "keeps such groups" in kept.inner_text(".group")
+
+
+def test_two_runs_are_compared_problem_by_problem(open_page, made):
+    a, b = (f"{made[1][name]}~arith~6" for name in ("agpo0-6", "grpo0-6"))
+    page = open_page(f"#compare?a={a}&b={b}")
+    kinds = {kind.split("\n")[1]: int(kind.split("\n")[0]) for kind in page.locator(".kind").all_inner_texts()}
+    assert kinds == {"B better": 4, "A better": 1, "both right": 4, "both wrong": 1}
+    page.click(".kind.worse")
+    page.wait_for_selector(".pair-columns del")
+    assert page.inner_text(".compare-detail h2") == "1+1"
+    assert page.locator(".pair-columns del").all_inner_texts() == ["2", "2"]
+    assert page.locator(".pair-columns ins").all_inner_texts() == ["3", "3"]
+    page.click("button:has-text('Rendered')")
+    page.wait_for_selector(".pair-columns .prose .boxed")
+    page.click("button:has-text('Swap')")
+    swapped = {kind.split("\n")[1]: int(kind.split("\n")[0]) for kind in page.locator(".kind").all_inner_texts()}
+    assert (swapped["B better"], swapped["A better"]) == (1, 4)
+
+
+def test_the_interval_of_a_comparison_is_that_of_evals_stats(browser, made):
+    with Store.open(made[0] / "store.db") as store:
+        sides = [problem_means(store.outcomes(made[1][name])) for name in ("agpo0-6", "grpo0-6")]
+    several = [{str(i): (i * 7 % 5) / 4 for i in range(40)}, {str(i): (i * 3 % 5) / 4 for i in range(40)}]
+    page = browser.new_page()
+    for a, b in (sides, several, [several[0], several[0]], [sides[0], sides[0]]):
+        assert list(a) == list(b)
+        found = page.evaluate(
+            "([a, b, t]) => {" + module(SCRIPTS[:-1]) + "; return $compare.pairedInterval(a, b, t) }",
+            [list(a.values()), list(b.values()), student_quantiles()],
+        )
+        assert found == pytest.approx(paired(a, b), abs=1e-5)
+    page.close()
+
+
+def test_curves_have_a_shared_cursor_and_toggles(open_page):
+    page = open_page("#curves")
+    page.wait_for_selector(".chart .line")
+    reward = page.locator(".chart").first
+    assert "agpo 0.605 (0.600 to 0.610)" in reward.locator(".read").inner_text().replace("\n", " ")
+    assert reward.locator(".band").count() == 2  # a band over the seeds of each method
+    box = reward.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + 48, box["y"] + 80)
+    for chart in (reward, page.locator(".chart").nth(1)):  # all read the same step
+        assert chart.locator(".where").inner_text() == "step 1"
+    page.click(".legend button:has-text('grpo')")
+    expect(reward.locator(".line")).to_have_count(1)
+    page.click("button:has-text('By run')")
+    expect(reward.locator(".line")).to_have_count(4)
+    page.click("button:has-text('Sampled tokens')")
+    expect(reward.locator(".where")).to_have_text("tokens 912")  # 6 steps of 4 x 38
+    assert page.locator(".chart:has-text('Held-out') .mark").count() == 8
+    reward.locator("svg").focus()
+    page.keyboard.press("Home")
+    assert reward.locator(".where").inner_text() == "tokens 152"
+    page.select_option(".chart select", "entropy")
+    expect(page.locator(".chart").nth(6).locator(".line").first).to_be_visible()
+
+
+def test_runs_have_lineage_differences_and_all_facts(open_page, made):
+    page = open_page("#runs")
+    drawn = page.text_content(".lineage")
+    for word in ("manifest.json", "agpo seed 0", "step 6", "80.0 %"):
+        assert word in drawn
+    assert page.locator(".lineage .edge").count() == 4 + 8 + 8 + 1
+    keys = page.locator(".differences th[scope=row]").all_inner_texts()
+    assert keys == ["objective.preset", "update.lr"]
+    page.click(".lineage a:has-text('grpo seed 1')")
+    card = page.locator(f"#run-{made[1]['grpo1']}")
+    card.locator("dl").first.wait_for()
+    assert "sha256" in card.inner_text()
+    assert "rollout.max_tokens" in card.inner_text()
+
+
+def test_dark_and_light_follow_the_system_and_the_button(open_page):
+    def paper(page):
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light, dark = open_page(color_scheme="light"), open_page(color_scheme="dark")
+    assert paper(light) != paper(dark)
+    wanted = paper(dark)
+    light.click("#theme")  # from the system's to light
+    assert paper(light) != wanted
+    light.click("#theme")
+    assert paper(light) == wanted
+    light.reload()
+    light.wait_for_selector("body[data-ready]")
+    assert paper(light) == wanted
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_enough_contrast(open_page, scheme):
+    """WCAG 2.2, 1.4.3: at least 4.5 to 1, for every colour of text on the grounds it stands on."""
+    page = open_page(color_scheme=scheme)
+    ratios = page.evaluate(
+        """() => {
+          const light = (name) => {
+            const probe = document.body.appendChild(document.createElement('i'));
+            probe.style.color = `var(--${name})`;
+            const [r, g, b] = getComputedStyle(probe).color.match(/\\d+/g).map((x) => x / 255)
+              .map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+            probe.remove();
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+          };
+          const pairs = [];
+          for (const ink of ['ink', 'dim', 'accent', 'right', 'wrong', 'warn'])
+            for (const ground of ['paper', 'panel', 'sunk', ...(['ink', 'dim'].includes(ink) ? [] : [`${ink}-soft`])]) {
+              const [a, b] = [light(ink), light(ground)].sort((x, y) => y - x);
+              pairs.push([`${ink} on ${ground}`, (a + 0.05) / (b + 0.05)]);
+            }
+          return pairs;
+        }"""
+    )
+    assert [pair for pair in ratios if pair[1] < 4.5] == []
+
+
+def test_a_phone_never_scrolls_sideways(open_page, made):
+    places = ["", "#curves", "#samples", "#compare", "#runs", f"#sample={made[1]['agpo0']}~train~2~0~2%2B1"]
+    page = open_page(width=390)
+    for place in places:
+        page.goto("about:blank")
+        page.goto(f"file://{made[0] / 'page.html'}{place}")
+        page.wait_for_selector("body[data-ready]")
+        page.wait_for_timeout(150)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, place
+    page.wait_for_selector(".sample")
+    assert not page.locator(".list").is_visible()
+    page.click("text=‹ List")
+    assert page.locator(".list").is_visible()
+
+
+def test_what_a_model_wrote_never_runs(open_page):
+    page = open_page("#samples?q=window.hacked")
+    counted(page, "1 of")
+    page.click(".row")
+    for look in ("Rendered", "As written"):
+        page.click(f".detail .segments button:has-text('{look}')")
+        page.wait_for_timeout(200)
+        assert "window.hacked = 1</script>" in page.inner_text(".sample")
+        assert page.evaluate("window.hacked") is None
+        assert page.locator(".sample :is(script, img, iframe, svg, a[href^=javascript])").count() == 0
+    assert "49" not in page.inner_text(".sample")
+    page.click(".facts summary")
+    assert page.evaluate("window.hacked") is None
+
+
+def test_hostile_names_of_runs_never_run(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        run = store.start_run("train", ATTACK, method=ATTACK, model=ATTACK, config={ATTACK: ATTACK})
+        store.log_metrics(run, 1, {"reward/mean": 0.5, ATTACK[:150]: 1.0})
+        store.finish_run(run, "done")
+        add_evaluation(store, {1, 2}, bench=ATTACK[:60], model=ATTACK, prompt=ATTACK)
+        add_evaluation(store, {3}, bench=ATTACK[:60], model="b" + ATTACK)
+        write_page(store, tmp_path / "page.html")
+    page = open_page(file=tmp_path / "page.html")
+    for view in ("curves", "samples", "compare", "runs", "overview"):
+        page.click(f"nav a[data-view={view}]")
+        page.wait_for_timeout(150)
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("main :is(script, img, iframe)").count() == 0
+
+
+def test_nothing_can_be_fetched_even_by_a_script(open_page):
+    """The page's policy, not its care, is the last line: what would be injected is neither run nor fetched."""
+    page = open_page()
+    policy = page.locator("meta[http-equiv=Content-Security-Policy]").get_attribute("content")
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe-inline" not in policy.partition("script-src")[2]
+
+
+def test_ten_thousand_samples_are_a_short_list(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        run = store.start_run("eval", "long", model="m", config={"bench": "long"})
+        for start in range(0, 10_000, 2_000):
+            store.log_samples(
+                run,
+                [
+                    sample(
+                        f"item {i}", split="long", right=i % 4 == 0, tokens=i, response=f"Number {i}. " + "word " * 60
+                    )
+                    for i in range(start, start + 2_000)
+                ],
+            )
+        store.finish_run(run, "done")
+        written = write_page(store, tmp_path / "page.html")
+    assert written.samples == "All 10,000 samples of these runs are in the page."
+    assert written.size < 3_000_000
+    page = open_page("#samples", file=tmp_path / "page.html")
+    assert count(page) == "10,000 samples"
+    assert page.locator(".row").count() < 60
+    page.click(".chip.right")
+    assert count(page).startswith("2,500 of ")
+    page.select_option("label:has-text('Order') select", "long")
+    assert rows(page)[0] == "What is item 9996?"
+    page.locator(".list").focus()
+    page.keyboard.press("End")
+    page.wait_for_selector(".sample")
+    assert page.inner_text(".sample h2") == "item 0"
+    assert page.locator(".row").count() < 60
+    page.fill("#search", "number 7777.")
+    counted(page, "0 of")
+    page.click(".chip:has-text('all')")
+    counted(page, "1 of")
+
+
+def test_words_for_stores_with_little_in_them(open_page, tmp_path, capsys):
+    path = tmp_path / "s.db"
+    file = tmp_path / "page.html"
+
+    def page_of_now():
+        assert main(["html", "--store", str(path), "--out", str(file)]) == 0
+        page = open_page(file=file)
+        for view in ("curves", "samples", "compare", "runs", "overview"):
+            page.click(f"nav a[data-view={view}]")
+            page.wait_for_timeout(50)
+        return page
+
+    page = page_of_now()
+    assert "No evaluation has completions yet" in page.inner_text("main")
+    assert "No training run" in page.inner_text("main")
+    with new_store(tmp_path) as store:
+        run = store.start_run("train", "tiny", method="agpo", config={})
+        going = add_evaluation(store, set(), status="running")
+    page = page_of_now()
+    assert "0.0 to 27.8" in page.inner_text("main")  # none of ten is right: Wilson's interval is not empty
+    assert page.locator(".badge.running").count() >= 2
+    with new_store(tmp_path) as store:
+        store.log_metrics(run, 1, {"reward/mean": float("nan"), "entropy": 0.5})
+        store.finish_run(going, "interrupted")
+        add_evaluation(store, set(range(10)), bench="gsm8k")
+        add_evaluation(store, {1}, bench="gsm8k", items=[1])
+        none = store.start_run("eval", "aime24", config={"bench": "aime24"})
+        store.log_samples(none, [sample(split="aime24", outcome="timeout")])
+    page = page_of_now()
+    told = page.inner_text("main")
+    assert "72.2 to 100.0" in told
+    assert "nothing scorable" in told
+    capsys.readouterr()
+
+
+def test_printing_has_no_controls_and_all_levels(open_page):
+    page = open_page()
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
+    assert page.locator(".levels").first.is_visible()

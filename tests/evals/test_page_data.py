@@ -1,0 +1,205 @@
+"""What is put into the page, without a browser: advantages, choice of samples, chunks, words."""
+
+import base64
+import json
+import re
+import zlib
+
+import pytest
+import torch
+from page_store import add_evaluation, add_training, fill, sample
+
+from agpo.config import load_config, objective_of
+from agpo.objective import advantages as agpo_advantages
+from agpo.objective import live_groups, shaped_rewards
+from agpo.presets import PRESETS
+from evals.page import advantage
+from evals.page.build import write_page
+from evals.page.choice import choose_samples, parts_of, take
+from evals.page.content import masked_groups
+from evals.page.samples import problem_text
+from evals.report import main
+
+GROUPS = {
+    "mixed": ([1.0, 0.0, 1.0, 0.0], [10, 60, 64, 30]),
+    "all right": ([1.0, 1.0, 1.0, 1.0], [10, 20, 64, 40]),
+    "fractions": ([0.25, 0.5, 0.5, 1.0], [5, 64, 55, 12]),
+    "unscored": ([1.0, None, 0.0, 0.0], [10, 64, 30, 20]),
+    "one scorable": ([None, None, 1.0, None], [10, 64, 30, 20]),
+    "alike but for rounding": ([0.2, 0.2 + 1e-9, 0.2, 0.2], [10, 64, 30, 20]),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_advantages_are_the_trainers(preset, group):
+    rewards, lengths = GROUPS[group]
+    config = load_config("tiny", [f"objective={preset}"]).model_dump(mode="json")
+    objective = objective_of(config["objective"])
+    raw_GN = torch.tensor([[float("nan") if r is None else r for r in rewards]], dtype=torch.float64)
+    shaped_GN = shaped_rewards(raw_GN, torch.tensor(lengths), 64, objective)
+    expected = agpo_advantages(shaped_GN, objective, live_groups(raw_GN))[0].tolist()
+    rule = advantage.rule_of(config)
+    assert rule is not None
+    found = advantage.advantages(rewards, lengths, rule)
+    assert [r is None for r in rewards] == [a is None for a in found]
+    assert [a or 0.0 for a in found] == pytest.approx(expected, abs=1e-9)
+    assert masked_groups(config) == objective.masked_groups
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective.advantage_std=population"],
+        ["objective.overlong=soft_penalty", "objective.overlong_buffer=10", "objective.overlong_penalty=0.3"],
+        ["objective.masked_groups=keep"],
+    ],
+)
+def test_single_knobs_count_too(overrides):
+    config = load_config("tiny", overrides).model_dump(mode="json")
+    objective = objective_of(config["objective"])
+    rewards, lengths = GROUPS["mixed"]
+    raw_GN = torch.tensor([rewards], dtype=torch.float64)
+    expected = agpo_advantages(shaped_rewards(raw_GN, torch.tensor(lengths), 64, objective), objective)[0].tolist()
+    rule = advantage.rule_of(config)
+    assert rule is not None
+    assert advantage.advantages(rewards, lengths, rule) == pytest.approx(expected, abs=1e-9)
+    assert masked_groups(config) == objective.masked_groups
+
+
+def test_an_unknown_objective_has_no_advantage():
+    assert advantage.rule_of({"objective": {"preset": "of the future"}}) is None
+    assert advantage.rule_of({}) is None
+
+
+def read_page(path):
+    """(the index, a function from a chunk's number to its content) of a page."""
+    elements = dict(re.findall(r'<script type="text/plain" id="(\w+)">([^<]*)</script>', path.read_text()))
+
+    def read(name):
+        return json.loads(zlib.decompress(base64.b64decode(elements[name])))
+
+    return read("index"), lambda number: read(f"c{number}")
+
+
+def column(path, name):
+    index, chunk = read_page(path)
+    return [value for block in index["samples"]["blocks"] for value in chunk(block["columns"])[name]]
+
+
+def test_everything_of_a_small_store_is_in_the_page(store, tmp_path):
+    runs = fill(store, tmp_path)
+    written = write_page(store, tmp_path / "out" / "page.html")
+    index, chunk = read_page(written.path)
+    assert {run["id"] for run in index["runs"]} == set(runs.values())
+    assert sum(index["samples"]["included"].values()) == sum(run.samples for run in store.runs())
+    texts = [text for block in index["samples"]["blocks"] for text in chunk(block["texts"])["response"]]
+    assert sorted(texts) == sorted(row.response for run in store.runs() for row in store.samples(run.id))
+    prompts = [text for block in index["samples"]["promptBlocks"] for text in chunk(block["texts"])]
+    assert len(prompts) == len(set(prompts))
+    seeds = [seed for block in index["samples"]["blocks"] for seed in chunk(block["texts"])["seed"]]
+    assert set(seeds) == {str(2**62 + 1)}  # JavaScript's numbers would round it
+    assert "http" not in re.sub(r"http://www\.w3\.org/\S+|http-equiv|https?://evil", "", written.path.read_text())
+    assert not list(tmp_path.glob("out/.*"))
+
+
+def test_a_limit_keeps_whole_groups_and_the_same_problems(store, tmp_path):
+    fill(store, tmp_path)
+    written = write_page(store, tmp_path / "page.html", limit=240)
+    index, _ = read_page(written.path)
+    parts, part, item = index["parts"], column(written.path, "part"), column(written.path, "item")
+    assert 150 <= len(part) <= 250
+    assert f"{len(part)} of 628 samples" in written.samples
+    assert written.samples in written.path.read_text()
+    groups: dict = {}
+    for p, i in zip(part, item, strict=True):
+        groups[p, i] = groups.get((p, i), 0) + 1
+    for (p, _), size in groups.items():
+        assert size == (4 if parts[p]["split"] == "train" else 2 if parts[p]["split"] == "eval/arith" else 1)
+    by_eval = {
+        p: {i for q, i in groups if q == p} for p, _ in groups if parts[p]["bench"] == "arith" and parts[p]["measured"]
+    }
+    assert len(by_eval) > 10
+    assert len({frozenset(items) for items in by_eval.values()}) == 1
+    steps = {parts[p]["step"] for p, _ in groups if parts[p]["split"] == "train"}
+    assert {1, 6} <= steps  # from the first to the last
+    nothing = write_page(store, tmp_path / "none.html", limit=0)
+    assert column(nothing.path, "part") == []
+    assert "0 of 628" in nothing.samples
+
+
+def test_long_runs_keep_their_ends_and_use_their_room(store, tmp_path):
+    add_training(store, "agpo", 0, tmp_path, steps=40)
+    parts = [part for part in parts_of(store, store.runs()) if not part.measured]
+    assert choose_samples(parts, None) == [1.0] * 40
+    shares = choose_samples(parts, 160)
+    assert shares[0] > 0
+    assert shares[-1] > 0
+    used = sum(share * part.samples for share, part in zip(shares, parts, strict=True))
+    assert 100 <= used <= 160
+    few = choose_samples(parts, 32)
+    assert sum(share > 0 for share in few) == 8
+
+
+def test_the_same_items_are_taken_of_any_set():
+    items = [f"item {i}" for i in range(100)]
+    part = take(items, 0.3)
+    assert len(part) == 30
+    assert take(reversed(items), 0.3) == part
+    assert take([*items, "more"], 1.0) == {*items, "more"}
+    assert take(items, 0.0) == frozenset()
+
+
+def test_named_runs_bring_what_was_made_from_them(store, tmp_path):
+    runs = fill(store, tmp_path)
+    written = write_page(store, tmp_path / "page.html", wanted=[runs["agpo0"]])
+    index, _ = read_page(written.path)
+    assert {run["id"] for run in index["runs"]} == {runs[name] for name in ("data", "agpo0", "agpo0-3", "agpo0-6")}
+    assert written.runs == "1 named run, and 2 that were made from it. The store has 14 in all."
+    one = write_page(store, tmp_path / "one.html", wanted=[runs["grpo1-6"]])
+    index, _ = read_page(one.path)
+    assert {run["id"] for run in index["runs"]} == {runs[name] for name in ("data", "grpo1", "grpo1-6")}
+    assert {part["run"] for part in index["parts"]} == {runs["grpo1-6"]}
+
+
+def test_the_command_says_what_is_wrong(store, tmp_path, capsys):
+    where = ["--store", str(store.path), "--out", str(tmp_path / "page.html")]
+    assert main(["html", *where, "--run", "nobody"]) == 2
+    assert "no run 'nobody'" in capsys.readouterr().err
+    assert main(["html", *where, "--limit-samples", "some"]) == 2
+    assert "expected a number, 0 for none, or all" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+    add_evaluation(store, {1, 2, 3})
+    assert main(["html", *where, "--limit-samples", "all"]) == 0
+    assert "All 10 samples" in capsys.readouterr().out
+
+
+def test_texts_are_cut_into_blocks(store, tmp_path):
+    run = store.start_run("eval", "long", model="m", config={})
+    store.log_samples(run, [sample(f"i{i}", split="long", response=f"{i} " * 50_000, tokens=9) for i in range(12)])
+    index, chunk = read_page(write_page(store, tmp_path / "page.html").path)
+    sizes = [sum(map(len, chunk(block["texts"])["response"])) for block in index["samples"]["blocks"]]
+    assert len(sizes) >= 3
+    assert max(sizes) < 600_000
+
+
+def test_numbers_that_json_does_not_have(store, tmp_path):
+    run = store.start_run("train", "tiny", method="agpo", config={"objective": {"preset": "agpo"}})
+    for step, value in enumerate((1.0, float("nan"), float("inf"))):
+        store.log_metrics(run, step, {"reward/mean": value})
+    index, chunk = read_page(write_page(store, tmp_path / "page.html").path)
+    assert chunk(index["metrics"]["reward/mean"])[run] == [[0, 1, 2], [1.0, None, None]]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is\n 2+2?<|im_end|>\n<|im_start|>assistant\n",
+        "<|start_header_id|>user<|end_header_id|>\n\nWhat is 2+2?<|eot_id|><|start_header_id|>assistant",
+        "<｜User｜>What is 2+2?<｜Assistant｜><think>\n",
+        "What is 2+2?",
+    ],
+)
+def test_the_list_shows_what_was_asked(prompt):
+    assert problem_text(prompt) == "What is 2+2?"
+    assert len(problem_text("long " * 100)) <= 110

@@ -1,0 +1,108 @@
+"""The plan of a step for verl's rows: the same as a native one, and nothing that need not be is run."""
+
+import math
+
+import pytest
+import torch
+from conformance import CASES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agpo.batch import Group, Sample
+from agpo.batch import plan_step as native_plan
+from agpo.integrations.verl.plan import deal, plan_step
+from agpo.objective import PRESETS, Objective
+from evals.engines import Completion
+from evals.grading import Verdict
+from evals.items import Item
+
+RIGHT_SHORT, RIGHT_LONG = (2, 9, 8, 3), (9, 2, 3, 8)  # lengths for rewards 1, 0, 0, 1
+MIXED = (1.0, 0.0, 0.0, 1.0)
+
+
+def plan(groups, objective=None, size=1, **more):
+    """groups: (rewards, lengths) of each."""
+    uids = [f"g{g}" for g, (rewards, _) in enumerate(groups) for _ in rewards]
+    rewards = [r for rewards, _ in groups for r in rewards]
+    lengths = [n for _, lengths in groups for n in lengths]
+    return plan_step(uids, rewards, lengths, objective or PRESETS["agpo"], size, 64, **more)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_it_is_the_native_plan(case):
+    """Advantages, weights, live groups, L at ratio 1: those of `agpo.batch.plan_step`, for every case."""
+    groups = []
+    for k, (rewards, lengths) in enumerate(zip(case.rewards, case.lengths, strict=True)):
+        samples = tuple(
+            Sample(Completion((7,) * n, (0.0,) * n, "stop", 0.0), "", Verdict("scored", "test"), r, 0)
+            for r, n in zip(rewards, lengths, strict=True)
+        )
+        groups.append(Group(Item(str(k), "", ""), (1, 2), samples))
+    if case.objective.overlong != "keep":
+        return  # guards refuse it
+    native = native_plan(groups, case.objective, len(groups), 12)[0]
+    rewards = tuple(tuple(math.nan if r is None else r for r in group) for group in case.rewards)
+    ours = plan(list(zip(rewards, case.lengths, strict=True)), case.objective, len(groups))
+    (minibatch,) = ours.minibatches
+    counted = [i for i, w in enumerate(ours.weight_B) if w > 0]
+    assert [ours.advantage_B[i] for i in counted] == pytest.approx([row.advantage for row in native.rows], abs=0)
+    assert [ours.weight_B[i] for i in counted] == pytest.approx([row.weight for row in native.rows], abs=0)
+    assert minibatch.live_groups == native.live_groups
+    assert minibatch.live_tokens == native.live_tokens
+    assert minibatch.at_ratio_1 == native.at_ratio_1
+    assert list(minibatch.rows) == [i for i in counted if ours.advantage_B[i] != 0]
+
+
+def test_masked_groups_are_not_run_and_keep_their_place():
+    made = plan([(MIXED, RIGHT_SHORT), ((0.2,) * 4, (5, 5, 5, 5))], size=2)
+    (minibatch,) = made.minibatches
+    assert minibatch.rows == (0, 1, 2, 3)
+    assert (minibatch.groups, minibatch.live_groups, minibatch.live_tokens) == (2, 1, 22)
+    assert made.live_B == [True] * 4 + [False] * 4
+    assert made.weight_B == [1 / 22] * 4 + [0.0] * 4
+
+
+def test_updates_that_the_clip_drops_before_the_first_one_are_not_run():
+    """Until something moves L is known. After the first update it is not, so that a third mini-batch is run."""
+    groups = [(MIXED, RIGHT_LONG), (MIXED, RIGHT_SHORT), (MIXED, RIGHT_LONG)]
+    made = plan(groups)
+    by_group = {minibatch.rows[0] // 4: minibatch for minibatch in made.minibatches}
+    order = [minibatch.rows[0] // 4 for minibatch in made.minibatches]
+    first = order.index(1)
+    assert [m.run for m in made.minibatches] == [place >= first for place in range(3)]
+    assert by_group[1].known
+    assert all(m.known == (place <= first) for place, m in enumerate(made.minibatches))
+    unknown = plan(groups, known_at_ratio_1=False)
+    assert all(m.run for m in unknown.minibatches)
+
+
+def test_a_step_of_clipped_updates_runs_nothing():
+    made = plan([(MIXED, RIGHT_LONG)] * 4, size=2)
+    assert not any(minibatch.run for minibatch in made.minibatches)
+    assert all(minibatch.at_ratio_1.clipped and minibatch.rows for minibatch in made.minibatches)
+
+
+def test_a_group_that_lost_samples_is_one_with_samples_that_are_not_scorable():
+    lost = plan_step(["a", "b", "a", "b", "b"], [1.0, 1.0, 0.0, 0.0, 0.0], [3, 2, 9, 7, 8], Objective(), 2, 64)
+    unscored = plan([((1.0, 0.0, math.nan), (3, 9, 5)), ((1.0, 0.0, 0.0), (2, 7, 8))], size=2)
+    assert sorted(lost.weight_B) == sorted(w for w in unscored.weight_B if w)
+    assert sorted(lost.advantage_B) == sorted(unscored.advantage_B[i] for i in (0, 1, 3, 4, 5))
+    (alone,) = plan_step(["a", "b"], [1.0, 0.0], [3, 4], Objective(), 2, 64).minibatches
+    assert alone.live_groups == 0  # a group of one has no advantage
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 500), max_size=40), st.integers(1, 5), st.integers(1, 4))
+def test_ranks_get_as_many_rows_each(costs, ranks, multiple):
+    dealt = deal(costs, ranks, multiple)
+    assert len(dealt) == ranks
+    assert len({len(part) for part in dealt}) == 1
+    assert len(dealt[0]) % multiple == 0
+    assert sorted(i for part in dealt for i in part if i is not None) == list(range(len(costs)))
+    assert sum(i is None for part in dealt for i in part) < ranks * multiple
+
+
+def test_ranks_get_about_as_many_tokens():
+    costs = torch.randint(1, 400, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    sums = [sum(costs[i] for i in part if i is not None) for part in deal(costs, 4)]
+    assert max(sums) - min(sums) <= 0.05 * sum(sums) / 4

@@ -1,0 +1,42 @@
+"""Our graders behind verl's custom reward function: an error is NaN, never 0."""
+
+import math
+
+import pytest
+
+from agpo.integrations.verl.reward import compute_score
+
+
+def score(text, reference="6", **more):
+    return compute_score("train", text, reference, {"id": "p1", "problem": "3+5-2"}, **more)
+
+
+def test_verdicts():
+    right = score("so \\boxed{6}")
+    assert (right["score"], right["outcome"], right["item"], right["answer"]) == (1.0, "right", "p1", "6")
+    assert score("\\boxed{\\frac{12}{2}}")["score"] == 1.0  # by math-verify
+    assert (score("\\boxed{5}")["score"], score("\\boxed{5}")["outcome"]) == (0.0, "wrong")
+    assert (score("no box")["score"], score("no box")["outcome"]) == (0.0, "no_answer")
+
+
+def test_a_benchmark_has_its_own_grader():
+    assert compute_score("arith", "6", "6", {"id": "a"}, grader="math", benches={"arith": "exact"})["score"] == 1.0
+    assert compute_score("other", "6", "6", {"id": "a"}, grader="math", benches={"arith": "exact"})["score"] == 0.0
+
+
+def test_what_cannot_be_graded_is_not_a_wrong_answer(monkeypatch, tmp_path):
+    (tmp_path / "own_score.py").write_text(
+        "def rate(text, item):\n"
+        "    return None if text == 'unclear' else len(text) / 10 if item.answer == '6' else 1 / 0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert score("12345", grader="own_score:rate")["score"] == 0.5
+    unclear = score("unclear", grader="own_score:rate")
+    assert math.isnan(unclear["score"])
+    assert unclear["outcome"] == "error"
+
+
+def test_an_item_without_an_id_gets_one():
+    assert compute_score("train", "\\boxed{6}", "6")["item"]
+    with pytest.raises(TypeError):
+        compute_score()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
