@@ -275,6 +275,19 @@ def test_sigterm_stops_all_ranks_after_one_step_and_four_go_on(two, tmp_path, mo
     assert difference(weights(tmp_path), weights(two[0])) < 1e-4
 
 
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_each_rank_has_a_vllm_of_its_own_with_the_weights_of_all(vllm, tmp_path):
+    small = ("vllm.threads=1", "vllm.kv_cache_memory_bytes=100000000", "objective=grpo", "eval.bench=", "steps=2")
+    code, output = finish(torchrun(tmp_path, 2, *SMALL, "engine=vllm", *small))
+    assert code == 0, output
+    _, rows, metrics = stored(tmp_path)
+    assert len(rows) == 2 * 6 * 4
+    assert {row[-1] for row in rows} == {"RUN/step-0", "RUN/step-1"}
+    assert metrics[1, "updates/made"] > 0
+    assert metrics[2, "mismatch/gap_max"] < 1e-4
+
+
 OWN = """
 import os
 
