@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from evals.errors import UserError
+from evals.errors import UserError, told
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def _tell(error: BaseException, store: Any, number: int) -> int:
     """Print the error if nobody else has one to tell. Returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    code = {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 2 if isinstance(error, UserError) else 1)
+    text, code = told(error) or ("", 1)
     try:
         if isinstance(error, OtherRankFailed) or store.add("agpo/failed", 1) > 1:
             store.wait(["agpo/told"], timedelta(seconds=SAY_SECONDS))  # torchrun ends them all when the first one ends
@@ -102,18 +102,15 @@ def _tell(error: BaseException, store: Any, number: int) -> int:
         if isinstance(error, OtherRankFailed):
             return code
     if _is_lost_connection(error):
-        print(
+        text = (
             f"error: rank {number} lost the other ranks: {_first_line(error)}. If none of them says why above, one was "
             "killed (the system kills the largest process when memory runs out) or did not answer within "
-            "ranks.timeout_minutes. Continue from the last checkpoint with --resume.",
-            file=sys.stderr,
+            "ranks.timeout_minutes. Continue from the last checkpoint with --resume."
         )
-    elif isinstance(error, UserError):
-        print(f"error (rank {number}): {error}", file=sys.stderr)
-    elif isinstance(error, KeyboardInterrupt):
-        print(f"\ninterrupted{': ' + str(error) if str(error) else ''}", file=sys.stderr)
-    else:
-        print(f"rank {number} failed, which ends the run:", file=sys.stderr)
+    elif text.startswith("error:"):
+        text = f"error (rank {number}):{text.removeprefix('error:')}"
+    print(text or f"rank {number} failed, which ends the run:", file=sys.stderr)
+    if not text:
         traceback.print_exception(error)
     sys.stderr.flush()
     with suppress(RuntimeError):
@@ -186,13 +183,13 @@ def everyone(work: Callable[[], T]) -> list[T]:
         value = work()
     except Exception as e:  # noqa: BLE001  raised below, when the others know
         error = e
-    told: list[Any] = [None] * world()
-    dist.all_gather_object(told, (error is not None, value))
+    heard: list[Any] = [None] * world()
+    dist.all_gather_object(heard, (error is not None, value))
     if error is not None:
         raise error
-    if failed := [number for number, (bad, _) in enumerate(told) if bad]:
+    if failed := [number for number, (bad, _) in enumerate(heard) if bad]:
         raise OtherRankFailed(f"rank {failed[0]} failed")
-    return [value for _, value in told]
+    return [value for _, value in heard]
 
 
 def from_first(work: Callable[[], T]) -> T:

@@ -239,7 +239,7 @@ def drive(run: Run, console: Console) -> int:
     """Train, and end with the picture. Marks the run's status whatever happens."""
     from agpo.checkpoint import read_best
     from agpo.parallel import first, world
-    from evals.figures import curves
+    from evals.report.figures import curves
 
     config, status = run.config, "failed"
     try:

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,18 +125,20 @@ def arguments_of(run: RunRow | None, job: Job, store: Store) -> list[str]:
     """What follows `python -m agpo.train`: the continuation of a run that has a checkpoint, else a fresh run."""
     folder = Path(str(run.config["out"])) / run.id if run else None
     resume = ["--resume", str(folder)] if folder and checkpoints(folder) else []
-    return [*resume, "--recipe", job.recipe, "--store", store.url, *job.overrides]
+    # A URL may hold a password, which does not belong on a command line: see `launch`.
+    where = ["--store", str(store.path)] if store.path else []
+    return [*resume, "--recipe", job.recipe, *where, *job.overrides]
 
 
-def launch(job: Job, run: RunRow | None, store: Store, threads: int, out: Path) -> Running:
+def launch(e: "Experiment", job: Job, run: RunRow | None) -> Running:
     """Start the job's process, in a session of its own: Ctrl-C comes to this command, which asks it to save."""
-    log = out / "logs" / f"{job.config.name}-{job.arm}-seed{job.seed}.log"
+    log = e.out / "logs" / f"{job.config.name}-{job.arm}-seed{job.seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(e.threads), "PYTHONUNBUFFERED": "1", "AGPO_STORE": e.store.url}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    words = [sys.executable, "-m", "agpo.train", *arguments_of(run, job, store), f"threads={threads}"]
+    words = [*e.launcher, "-m", "agpo.train", *arguments_of(run, job, e.store), f"threads={e.threads}"]
     with log.open("ab") as output:
-        output.write(f"$ {shlex.join(words[1:])}\n".encode())
+        output.write(f"$ {shlex.join(words)}\n".encode())
         output.flush()
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
@@ -154,6 +156,7 @@ class Experiment:
     workers: int
     threads: int
     out: Path
+    launcher: Sequence[str]
     console: Console
     active: list[Running] = field(default_factory=list)
     elsewhere: list[Job] = field(default_factory=list)
@@ -212,7 +215,7 @@ def begin(e: Experiment, job: Job) -> None:
     elif run and run.status == "running":
         e.elsewhere.append(job)
     else:
-        e.active.append(launch(job, run, e.store, e.threads, e.out))
+        e.active.append(launch(e, job, run))
 
 
 def ended(e: Experiment, running: Running) -> None:
@@ -251,16 +254,16 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def print_plan(store: Store, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+def print_plan(e: "Experiment", jobs: Sequence[Job]) -> None:
     """One line per run: what would be done."""
     for job in jobs:
-        run = find(store, job)
+        run = find(e.store, job)
         if run and run.status == "done":
-            say(f"{job}: done, run {run.id}")
+            e.say(f"{job}: done, run {run.id}")
         elif run and run.status == "running":
-            say(f"{job}: running, run {run.id}, process {run.pid} on {run.host}")
+            e.say(f"{job}: running, run {run.id}, process {run.pid} on {run.host}")
         else:
-            say(f"{job}: python -m agpo.train {shlex.join(arguments_of(run, job, store))}")
+            e.say(f"{job}: {shlex.join([*e.launcher, '-m', 'agpo.train', *arguments_of(run, job, e.store)])}")
 
 
 def seeds_of(text: str) -> list[int]:
@@ -295,6 +298,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="5", help="5: seeds 0 to 4; 3,7: these; 2-4: a range (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run (default: %(default)s)")
+    parser.add_argument(
+        "--launch",
+        default=shlex.quote(sys.executable),
+        metavar="COMMAND",
+        help="what starts a run, for example 'torchrun --nproc-per-node 8' (default: this python)",
+    )
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs and logs (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="say what there is and what would be run, then stop")
@@ -305,9 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = make_jobs(args.recipe, arms_of(args.arms), seeds_of(args.seeds), args.overrides, str(out))
     console = make_console()
     with Store.open(args.store) as store:
-        experiment = Experiment(store, list(jobs), args.workers, args.threads, out, console)
+        experiment = Experiment(store, list(jobs), args.workers, args.threads, out, shlex.split(args.launch), console)
         if args.dry_run:
-            print_plan(store, jobs, experiment.say)
+            print_plan(experiment, jobs)
             return 0
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:

@@ -86,7 +86,7 @@ def query(url: str, name: str) -> tuple[float, float]:
 
     from rich.console import Console
 
-    from evals import paper_tables, runs
+    from evals.report import paper_tables, runs
     from evals.stats import summarise
 
     console = Console(file=io.StringIO(), width=160)

@@ -9,29 +9,29 @@ class UserError(Exception):
     """Something the user can put right. The text says what was wrong, what was expected and what to do."""
 
 
-def command(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a command's main(): user mistakes exit with 2 and one message, Ctrl-C with 130, a full disk with 1.
+def told(error: BaseException) -> tuple[str, int] | None:
+    """(what to print, exit code) of what a user can put right, Ctrl-C and a full disk; None: a bug, or unexpected."""
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, KeyboardInterrupt):
+        return f"\ninterrupted{': ' + str(error) if str(error) else ''}", 130
+    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"error: the disk is full{where}. Free some space, then start the same command again.", 1
+    return None
 
-    Anything else is a bug of ours and keeps its traceback.
-    """
+
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Wrap a command's main(): what `told` knows is one message and an exit code, all else keeps its traceback."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
         try:
             return main(*args, **kwargs) or 0
-        except UserError as e:
-            print(f"error: {e}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt as e:
-            print(f"\ninterrupted{': ' + str(e) if str(e) else ''}", file=sys.stderr)
-            return 130
-        except OSError as e:
-            if e.errno != 28:  # ENOSPC; other I/O errors are unexpected here and keep their traceback
+        except (UserError, KeyboardInterrupt, OSError) as e:
+            if (said := told(e)) is None:
                 raise
-            where = f" while writing {e.filename}" if e.filename else ""
-            print(
-                f"error: the disk is full{where}. Free some space, then start the same command again.", file=sys.stderr
-            )
-            return 1
+            print(said[0], file=sys.stderr)
+            return said[1]
 
     return wrapped

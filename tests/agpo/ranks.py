@@ -2,7 +2,7 @@
 
     python tests/agpo/ranks.py              # measure 1, 2 and 4 ranks here and print the table of docs/scale.md
 
-Ranks are processes of this file that meet over a file: `python tests/agpo/ranks.py RANK WORLD MEET OUT`.
+Ranks are processes of this file that meet over a file: `python tests/agpo/ranks.py RANK WORLD MEET OUT [CASE ...]`.
 """
 
 import os
@@ -115,14 +115,23 @@ def weights(trained: Trained) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in whole])
 
 
-def start_ranks(world: int, folder: Path) -> list[subprocess.Popen]:
+def start_ranks(world: int, folder: Path, names: tuple[str, ...] = ()) -> list[subprocess.Popen]:
+    """Processes that run the cases of these names; none: all of them."""
     folder.mkdir(parents=True)
     loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}  # a host name may not resolve
     here = Path(__file__).resolve()
     path = os.pathsep.join([str(here.parent), str(here.parents[2])])
     return [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(world), (folder / "meet").as_uri(), folder / f"{rank}.pt"],
+            [
+                sys.executable,
+                __file__,
+                str(rank),
+                str(world),
+                (folder / "meet").as_uri(),
+                folder / f"{rank}.pt",
+                *names,
+            ],
             env={**loopback, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             stderr=subprocess.PIPE,
             text=True,
@@ -144,11 +153,11 @@ def results(processes: list[subprocess.Popen], folder: Path) -> list[dict[str, R
     return [{name: Run(**values) for name, values in of_rank.items()} for of_rank in found]
 
 
-def work(rank: str, world: str, meet: str, out: str) -> None:
+def work(rank: str, world: str, meet: str, out: str, *names: str) -> None:
     torch.set_num_threads(1)
     if int(world) > 1:
         dist.init_process_group("gloo", init_method=meet, rank=int(rank), world_size=int(world))
-    torch.save({case.name: vars(run(case)) for case in CASES}, out)
+    torch.save({case.name: vars(run(case)) for case in CASES if case.name in names or not names}, out)
     if int(world) > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -18,6 +18,7 @@ from ranks import CASES, WORLDS, results, start_ranks
 from safetensors.torch import load_file
 
 from agpo.batch import Row, micro_batches, rank_micro_batches
+from agpo.train import main
 from evals.store import Store
 
 pytestmark = pytest.mark.distributed
@@ -42,15 +43,26 @@ SMALL = (
 # -- updates ---------------------------------------------------------------------------------------------------------
 
 
+ON_FOUR = ("agpo", "grpo", "agpo, micro-batches of 1", "agpo, AdamW", "grpo, AdamW", "agpo, scope group")
+"""what is run on four ranks here; `python tests/agpo/ranks.py` runs all"""
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> dict[int, list[dict[str, ranks.Run]]]:
-    """The results of every case on each rank, for each number of ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    return {world: results(start_ranks(world, folder / str(world)), folder / str(world)) for world in WORLDS}
+    """The results of the cases on each rank, for each number of ranks."""
+    folder, names = tmp_path_factory.mktemp("ranks"), {1: (), 2: (), 4: ON_FOUR}
+    return {n: results(start_ranks(n, folder / str(n), names[n]), folder / str(n)) for n in WORLDS}
 
 
-@pytest.mark.parametrize("world", WORLDS[1:])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "world"),
+    [
+        pytest.param(case, world, id=f"{case.name}, {world} ranks")
+        for case in CASES
+        for world in (2, 4)
+        if world == 2 or case.name in ON_FOUR
+    ],
+)
 def test_five_updates_are_those_of_one_rank_to_rounding(measured, case, world):
     (one,), several = [r[case.name] for r in measured[1]], [r[case.name] for r in measured[world]]
     assert any(stepped for stepped, *_ in one.fates)
@@ -239,7 +251,7 @@ def test_what_was_killed_goes_on_under_as_many_ranks_or_one(killed, one, two, tm
     assert apart == 0 if world == 2 else apart < 1e-4
 
 
-def test_sigterm_stops_all_ranks_after_one_step_and_four_go_on(two, tmp_path):
+def test_sigterm_stops_all_ranks_after_one_step_and_four_go_on(two, tmp_path, monkeypatch, capsys):
     process = torchrun(tmp_path, 2, *SMALL)
     wait_for_step(process, 2)
     process.send_signal(signal.SIGTERM)  # torchrun hands it on
@@ -252,15 +264,28 @@ def test_sigterm_stops_all_ranks_after_one_step_and_four_go_on(two, tmp_path):
     assert difference(weights(tmp_path, step), weights(two[0], step)) == 0
     for shard in saved.glob("trainer/shards/*00002*"):
         shard.rename(tmp_path / "away")
-    code, output = finish(one_process(tmp_path, "--resume", "latest"))
-    assert code == 2
-    assert "hold only a part of" in output
+    monkeypatch.chdir(tmp_path)
+    assert main(["--resume", "latest", "--store", "results/agpo.db"]) == 2
+    assert "hold only a part of" in capsys.readouterr().err
     (tmp_path / "away").rename(shard)
     code, output = finish(torchrun(tmp_path, 4, "--resume", "latest"))
     assert code == 0, output
     assert "the checkpoint is of 2 ranks" in output
     assert sorted(stored(tmp_path)[1]) == sorted(stored(two[0])[1])
     assert difference(weights(tmp_path), weights(two[0])) < 1e-4
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_each_rank_has_a_vllm_of_its_own_with_the_weights_of_all(vllm, tmp_path):
+    small = ("vllm.threads=1", "vllm.kv_cache_memory_bytes=100000000", "objective=grpo", "eval.bench=", "steps=2")
+    code, output = finish(torchrun(tmp_path, 2, *SMALL, "engine=vllm", *small))
+    assert code == 0, output
+    _, rows, metrics = stored(tmp_path)
+    assert len(rows) == 2 * 6 * 4
+    assert {row[-1] for row in rows} == {"RUN/step-0", "RUN/step-1"}
+    assert metrics[1, "updates/made"] > 0
+    assert metrics[2, "mismatch/gap_max"] < 1e-4
 
 
 OWN = """

@@ -152,7 +152,7 @@ def test_each_of_several_rewards_is_logged_and_stored_by_name(undisturbed):
 
 
 def test_reports_of_a_checkpoint_that_a_test_set_chose_say_so(undisturbed, capsys):
-    from evals.report import main as report
+    from evals.report.command import main as report
     from evals.run import main as evaluate
 
     folder, _ = undisturbed

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from evals import arms, arms_report
-from evals.arms import arm_of, compare, t_interval, two_level
 from evals.errors import UserError
-from evals.report import main
+from evals.report import arms, arms_report
+from evals.report.arms import arm_of, compare, t_interval, two_level
+from evals.report.command import main
 from evals.store import SampleRow
 
 ITEMS = ("a", "b", "c", "d")

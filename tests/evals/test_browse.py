@@ -10,9 +10,9 @@ import httpx
 import pytest
 from full_store import fill
 
-from evals import browse
-from evals.browse_queries import QUERIES
 from evals.errors import UserError
+from evals.report import browse
+from evals.report.browse_queries import QUERIES
 from evals.store import Store
 
 pytest.importorskip("datasette")

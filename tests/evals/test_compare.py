@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from evals.report import main
+from evals.report.command import main
 from evals.store import SampleRow, Store
 
 CONFIG = {"prompt": "qwen-boxed", "temperature": 0.0, "max_tokens": 2048, "engine": "vllm", "n": 1}

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from full_store import fill
 
-from evals import export
-from evals.manage import add_tags
-from evals.report import main
+from evals.report import export
+from evals.report.command import main
+from evals.report.manage import add_tags
 from evals.store import Store
 
 

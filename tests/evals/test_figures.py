@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-import evals.figures as figures_module
-from evals.figures import curves, figures
+import evals.report.figures as figures_module
+from evals.report.figures import curves, figures
 from evals.store import Store
 
 SCOPED = {"preset": "agpo", "clip_scope": "group"}

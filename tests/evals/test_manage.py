@@ -4,8 +4,8 @@ import pytest
 import sqlalchemy as sa
 from full_store import fill, sample
 
-from evals import manage
-from evals.report import main
+from evals.report import manage
+from evals.report.command import main
 from evals.store import Store
 
 

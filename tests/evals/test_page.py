@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import pytest
 from page_store import ATTACK, add_evaluation, fill, sample
 
-from evals.page.build import SCRIPTS, module, write_page
-from evals.page.summary import student_quantiles
-from evals.report import main
+from evals.report.command import main
+from evals.report.page.build import SCRIPTS, module, write_page
+from evals.report.page.summary import student_quantiles
 from evals.stats import paired, problem_means
 from evals.store import Store
 

@@ -13,12 +13,12 @@ from agpo.config import load_config, objective_of
 from agpo.objective import advantages as agpo_advantages
 from agpo.objective import live_groups, shaped_rewards
 from agpo.presets import PRESETS
-from evals.page import advantage
-from evals.page.build import write_page
-from evals.page.choice import choose_samples, parts_of, take
-from evals.page.content import masked_groups
-from evals.page.samples import problem_text
-from evals.report import main
+from evals.report.command import main
+from evals.report.page import advantage
+from evals.report.page.build import write_page
+from evals.report.page.choice import choose_samples, parts_of, take
+from evals.report.page.content import masked_groups
+from evals.report.page.samples import problem_text
 
 GROUPS = {
     "mixed": ([1.0, 0.0, 1.0, 0.0], [10, 60, 64, 30]),

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from evals.paper_tables import rows
-from evals.report import main
+from evals.report.command import main
+from evals.report.paper_tables import rows
 from evals.store import SampleRow, Store
 
 
@@ -206,7 +206,7 @@ def test_the_layout_is_the_papers_with_its_numbers_beside(capsys, path):
 
 def test_the_papers_numbers_are_the_papers():
     """Its text: from 73.2 to 74.6 at 7B, 1.8 percent more at 14B, 31 % more tokens for GRPO, 3 points on programs."""
-    from evals.paper import TABLE_1, TABLE_2, TABLE_3
+    from evals.report.paper import TABLE_1, TABLE_2, TABLE_3
 
     assert TABLE_1["Qwen2.5-14B", "agpo"] - TABLE_1["Qwen2.5-14B", "grpo"] == pytest.approx(1.8)
     assert round(100 * (TABLE_2["Qwen2.5-7B", "grpo"] / TABLE_2["Qwen2.5-7B", "agpo"] - 1)) == 31

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evals.measured import measured
-from evals.overlap import problems, without_template
-from evals.report import main
+from evals.report.command import main
+from evals.report.measured import measured
+from evals.report.overlap import problems, without_template
 from evals.store import SampleRow, Store
 
 TEMPLATE = "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{{}}.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # noqa: E501

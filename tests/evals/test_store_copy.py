@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from full_store import fill, sample
 
 from evals import database, store_copy
-from evals.manage import add_tags
+from evals.report.manage import add_tags
 from evals.store import Store
 from evals.store_command import main
 

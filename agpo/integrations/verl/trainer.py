@@ -19,7 +19,7 @@ import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf, open_dict
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.utils import Role
@@ -257,20 +257,29 @@ def read_sampled(batch: KVBatchMeta, max_tokens: int) -> Sampled:
     fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "rollout_log_probs", "extra_info"]
     fields += ["reward_model", "extra_fields", "data_source"]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-    logps = data["rollout_log_probs"].unbind() if "rollout_log_probs" in data else [None] * len(batch)
+    logps = data["rollout_log_probs"].unbind() if "rollout_log_probs" in data.keys() else [None] * len(batch)  # noqa: SIM118
+    extra = [dict(one or {}) for one in column(data, "extra_info")]
+    told = [dict((one or {}).get("reward_extra_info") or {}) for one in column(data, "extra_fields")]
     return Sampled(
         keys=list(batch.keys),
-        uids=[str(uid) for uid in data["uid"].tolist()],
+        uids=[str(uid) for uid in column(data, "uid")],
+        items=[str(one.get("id", one.get("index", ""))) for one in extra],
         prompts=[ids.tolist() for ids in data["prompts"].unbind()],
         responses=[ids.tolist() for ids in data["responses"].unbind()],
         lengths=[int(mask.sum()) for mask in data["response_mask"].unbind()],
         rewards=[float(scores.double().sum()) for scores in data["rm_scores"].unbind()],
         logps=[None if logp is None else logp.tolist() for logp in logps],
-        items=[str((extra or {}).get("id", (extra or {}).get("index", ""))) for extra in data["extra_info"].tolist()],
-        infos=[dict((extra or {}).get("reward_extra_info") or {}) for extra in data["extra_fields"].tolist()],
-        references=[str((model or {}).get("ground_truth")) for model in data["reward_model"].tolist()],
+        infos=told,
+        references=[str((one or {}).get("ground_truth")) for one in column(data, "reward_model")],
         max_tokens=max_tokens,
     )
+
+
+def column(data: TensorDict, name: str) -> list[Any]:
+    """A field that is no tensor, as plain objects. The queue gives it as a stack or as a list, of them or wrapped."""
+    values: Any = data.get(name)
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    return [getattr(one, "data", one) if isinstance(one, NonTensorData) else one for one in listed]
 
 
 def put_advantages(batch: KVBatchMeta, plan: Plan, lengths: list[int]) -> None:

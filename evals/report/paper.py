@@ -1,6 +1,6 @@
 """The paper's own numbers (arXiv 2503.15952 v3, Tables 1 to 3), to be shown beside ours."""
 
-from evals.measured import paper_name
+from evals.report.measured import paper_name
 
 BASES = {"7": "Qwen2.5-7B", "14": "Qwen2.5-14B"}
 R1 = "Deepseek-R1-Distill-Qwen-7B"

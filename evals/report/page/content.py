@@ -7,12 +7,12 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
-from evals.figures import METHOD_COLOURS, OTHER_COLOURS
 from evals.models import STEP
-from evals.page.advantage import rule_of
-from evals.page.choice import Part
-from evals.page.encode import Chunks
-from evals.page.summary import Evaluation
+from evals.report.figures import METHOD_COLOURS, OTHER_COLOURS
+from evals.report.page.advantage import rule_of
+from evals.report.page.choice import Part
+from evals.report.page.encode import Chunks
+from evals.report.page.summary import Evaluation
 from evals.store import RunRow, Store
 
 METRICS = (  # what the fixed panels show; the rest can be chosen

@@ -13,7 +13,7 @@ from evals import contamination
 from evals.database import prompts_table, samples_table
 from evals.errors import UserError
 from evals.items import Item
-from evals.measured import Measured
+from evals.report.measured import Measured
 from evals.stats import Columns, Summary, summarise
 from evals.store import Store
 

@@ -35,7 +35,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
-    from evals.page.build import write_page  # Jinja2, scipy: not for --help
+    from evals.report.page.build import write_page  # Jinja2, scipy: not for --help
 
     written = write_page(store, arguments.out, wanted=arguments.runs, limit=_limit(arguments.limit_samples))
     console.print(written.runs, highlight=False)

@@ -15,6 +15,7 @@ import numpy as np
 
 from evals.errors import UserError
 from evals.stats import LEVEL, RESAMPLES
+from evals.stats.intervals import standard_error, student
 from evals.store import RunRow, Store
 
 AXES = {  # what two arms are made equal in -> how a table says it
@@ -328,12 +329,8 @@ def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str,
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
     """95 % interval of a mean by Student's t; nan for fewer than two values."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return math.nan, math.nan
-    half = float(t.ppf(0.5 + LEVEL / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
+    found = student(float(values.mean()), standard_error(values), len(values))
+    return found.low, found.high
 
 
 def two_level(by_seed: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:

@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 from scipy.special import stdtrit
 
-from evals import paper
 from evals.code_report import RULES, under
-from evals.layout import Grid, latex, markdown, print_grid, short
-from evals.measured import Measured, measured
+from evals.report import paper
+from evals.report.layout import Grid, latex, markdown, print_grid, short
+from evals.report.measured import Measured, measured
 from evals.stats import Estimate, Summary, by, summarise
 from evals.store import Store
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure  # not pyplot: no display, no global state,
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LegendLocType
 
-from evals.arms import Comparison, Course, arm_of, order
+from evals.report.arms import Comparison, Course, arm_of, order
 from evals.store import RunRow, Store
 
 FIGURES = {  # file name -> metric, axis label; the first three are the paper's Figures 1 to 6

@@ -19,7 +19,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def draw(store: Store, out: Path, console: Console) -> None:
     """Draw the figures and print their paths."""
-    from evals.figures import figures  # matplotlib is slow to import
+    from evals.report.figures import figures  # matplotlib is slow to import
 
     paths = figures(store, out)
     for path in paths:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evals.benches import BENCHES, find
-from evals.page.choice import Part
+from evals.report.page.choice import Part
 from evals.stats import Summary, by, paired, problem_means, summarise
 from evals.store import OutcomeRow, Store
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from evals.arms import AXES, Comparison, Difference, compare, facts, spread
 from evals.errors import UserError
+from evals.report.arms import AXES, Comparison, Difference, compare, facts, spread
 from evals.store import Store
 
 PERCENT = ("pass1", "Pass@1 before", "Pass@1 after", "fall from best")
@@ -54,7 +54,7 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
     (out / "arms.md").write_text(text + "\n", encoding="utf-8")
     write_csv(out / "comparison.csv", comparison_rows(found))
     write_csv(out / "runs.csv", run_rows(found))
-    from evals.figures import arm_figures  # matplotlib is slow to import
+    from evals.report.figures import arm_figures  # matplotlib is slow to import
 
     print(text)
     for path in [out / "arms.md", out / "comparison.csv", out / "runs.csv", *arm_figures(found, out)]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evals.page.advantage import advantages, rule_of
-from evals.page.choice import Part, take
-from evals.page.encode import Chunks, Codes
+from evals.report.page.advantage import advantages, rule_of
+from evals.report.page.choice import Part, take
+from evals.report.page.encode import Chunks, Codes
 from evals.store import SampleRow, Store
 
 BLOCK_SAMPLES = 512

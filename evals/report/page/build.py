@@ -12,12 +12,12 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from evals.page.choice import Part, choose_runs, choose_samples, left_out, parts_of
-from evals.page.content import METRICS, colours, curves, evaluation_facts, part_names, run_facts, run_names
-from evals.page.encode import Chunks
-from evals.page.lineage import lineage
-from evals.page.samples import Index, elements
-from evals.page.summary import Evaluation, differences, evaluations, over_seeds, percent, student_quantiles
+from evals.report.page.choice import Part, choose_runs, choose_samples, left_out, parts_of
+from evals.report.page.content import METRICS, colours, curves, evaluation_facts, part_names, run_facts, run_names
+from evals.report.page.encode import Chunks
+from evals.report.page.lineage import lineage
+from evals.report.page.samples import Index, elements
+from evals.report.page.summary import Evaluation, differences, evaluations, over_seeds, percent, student_quantiles
 from evals.store import Store
 
 SAMPLES = 10_000
@@ -176,7 +176,7 @@ def _chain(first: Sequence[str], then: Iterator[str]) -> Iterator[str]:
 
 
 def _resource(name: str) -> str:
-    return (files("evals.page") / name).read_text(encoding="utf-8")
+    return (files("evals.report.page") / name).read_text(encoding="utf-8")
 
 
 def _template() -> Any:

@@ -12,9 +12,9 @@ from types import ModuleType
 
 from rich.console import Console
 
-from evals import arms_report, browse, compare, draw, export, manage, paper_tables, runs
 from evals.errors import command
-from evals.page import command as html
+from evals.report import arms_report, browse, compare, draw, export, manage, paper_tables, runs
+from evals.report.page import command as html
 from evals.store import Store
 
 MODULES: tuple[ModuleType, ...] = (
@@ -68,7 +68,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     with Store.open(arguments.store) as store:
         return arguments.run(arguments, store, console) or 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from evals.layout import duration, print_table, short
-from evals.measured import measured
-from evals.run_statistics import print_statistics
+from evals.report.layout import duration, print_table, short
+from evals.report.measured import measured
+from evals.report.run_statistics import print_statistics
 from evals.store import Kind, RunRow, Store
 
 
@@ -77,7 +77,7 @@ def list_runs(store: Store, console: Console, status: str | None = None, **only:
 def show(store: Store, wanted: str, console: Console, training: Path | None = None) -> None:
     """Print all there is to know of one run; of those that a training run makes, its last evaluation.
 
-    training: data to split an evaluation's problems by, as `evals.overlap.overlap` takes it.
+    training: data to split an evaluation's problems by, as `evals.report.overlap.overlap` takes it.
     """
     run = store.find_run(wanted)
     took = "" if run.finished is None else f", took {duration((run.finished - run.started).total_seconds())}"

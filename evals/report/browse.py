@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from evals.browse_queries import QUERIES
 from evals.errors import UserError
+from evals.report.browse_queries import QUERIES
 from evals.store import Store
 
 HOST = "127.0.0.1"
@@ -93,7 +93,7 @@ def serve(path: Path, listener: socket.socket, console: Console) -> None:
     from datasette.app import Datasette
     from datasette.plugins import pm
 
-    from evals import browse_plugin
+    from evals.report import browse_plugin
 
     pm.register(browse_plugin)
     told: dict[str, Any] = {"metadata": metadata(path), "settings": SETTINGS}

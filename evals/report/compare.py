@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Console
 
 from evals.errors import UserError
-from evals.layout import print_table
-from evals.measured import SETTINGS, Measured, evaluations_of, find_measured
+from evals.report.layout import print_table
+from evals.report.measured import SETTINGS, Measured, evaluations_of, find_measured
 from evals.stats import Columns, Comparison, Estimate, Summary, compare, holm, ratio, summarise
 from evals.store import Store
 

@@ -7,8 +7,8 @@ from rich.console import Console
 
 from evals.benches import BENCHES
 from evals.grading.math import normalise
-from evals.layout import Grid, print_grid
-from evals.measured import Measured
+from evals.report.layout import Grid, print_grid
+from evals.report.measured import Measured
 from evals.stats import Columns, Summary, maj_at_k, powers_of_two, share, smallest_difference, summarise
 from evals.store import Store
 
@@ -82,7 +82,7 @@ def _lines(s: Summary) -> list[list[str]]:
 
 
 def print_overlap(store: Store, one: Measured, columns: Columns, training: Path, console: Console) -> None:
-    from evals.overlap import overlap
+    from evals.report.overlap import overlap
 
     found = overlap(store, one, columns, training)
     lines = [
