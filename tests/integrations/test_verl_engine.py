@@ -1,11 +1,12 @@
 """verl's own engine (FSDP2, gloo) under the plugin, at one and two ranks, against one call of `minibatch_loss`."""
 
 import json
+from pathlib import Path
 
 import pytest
 from conformance import CASES, VOCABULARY
-from conftest import ROOT  # pyright: ignore[reportMissingImports]
 
+ROOT = Path(__file__).parent.parent.parent
 ONE_ULP = 2.0**-23
 """of parameters up to 2"""
 
