@@ -5,13 +5,14 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT  # pyright: ignore[reportMissingImports]
 
 from evals.models import find_checkpoints
 from evals.store import Store
 
+ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.verl, pytest.mark.distributed, pytest.mark.slow]
 
 
