@@ -7,6 +7,7 @@ import pytest
 from conformance import CASES, VOCABULARY
 
 ROOT = Path(__file__).parent.parent.parent
+pytestmark = [pytest.mark.verl, pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(900)]
 ONE_ULP = 2.0**-23
 """of parameters up to 2"""
 
@@ -29,14 +30,11 @@ def folder(tmp_path_factory):
 def found(request, folder, in_verl, tmp_path_factory):
     out = tmp_path_factory.mktemp("engine") / "out.json"
     words = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={request.param}"]
-    done = in_verl(*words, str(ROOT / "tests/integrations/verl_engine.py"), str(folder), str(out), seconds=500)
+    done = in_verl(*words, str(ROOT / "tests/integrations/verl_engine.py"), str(folder), str(out), seconds=850)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return json.loads(out.read_text())
 
 
-@pytest.mark.verl
-@pytest.mark.distributed
-@pytest.mark.slow
 def test_the_engine_does_what_one_call_does(found):
     """Every case that the guards let through, cut in three ways: kept within an ulp, or not moved at all."""
     assert found["verl"] == "0.9.1"
@@ -58,9 +56,6 @@ def test_the_engine_does_what_one_call_does(found):
         assert (one["decision"] is None) == (one["outcome"] == "dead"), about  # a dead mini-batch is not run at all
 
 
-@pytest.mark.verl
-@pytest.mark.distributed
-@pytest.mark.slow
 def test_ranks_with_opposite_signs_decide_alike(found):
     opposite = [one for one in found["results"] if one["case"].startswith("opposite")]
     for one in opposite:

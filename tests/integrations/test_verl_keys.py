@@ -205,6 +205,7 @@ def test_verls_schema_takes_every_key(verl_python):
 
 @pytest.mark.verl
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_verl_does_not_start_with_a_setting_that_is_refused(in_verl, tmp_path):
     """Before Ray: the message, and exit code 2."""
     words = [*keys.as_hydra(mapped()), "actor_rollout_ref.actor.shuffle=true", f"hydra.run.dir={tmp_path}"]
