@@ -28,6 +28,8 @@ AXES = {  # what two arms are made equal in -> how a table says it
 }
 """`passes` counts a generated token once and a token of an update three times: a forward pass, and a backward pass of
 about two"""
+FEWEST = 3
+"""seeds from which on a difference is called one"""
 SHARES = (0.5, 1.0)
 """arms are compared where both have got to, and half-way there: curves that end alike may differ before"""
 QUANTITIES = ("pass1", "tokens", "entropy")
@@ -100,9 +102,9 @@ class Difference:
 
     @property
     def told(self) -> str:
-        """What the seeds' interval says."""
-        if math.isnan(self.low):
-            return "one seed"
+        """What the seeds' interval says. Two differences can be alike by chance and leave it no width."""
+        if self.seeds < FEWEST:
+            return "too few seeds"
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
 
 

@@ -9,6 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
+<<<<<<< HEAD:evals/report/arms_report.py
+=======
+from evals.arms import AXES, QUANTITIES, Comparison, Difference, compare, facts, spread
+>>>>>>> h-arms:evals/arms_report.py
 from evals.errors import UserError
 from evals.report.arms import AXES, Comparison, Difference, compare, facts, spread
 from evals.store import Store
@@ -21,8 +25,9 @@ SAID = {"pass1": "Pass@1, %", "tokens": "response tokens", "entropy": "entropy, 
 LEGEND = (
     "Differences are arm minus {baseline}, paired by seed. In [ ] the 95 % interval over seeds (Student's t): the "
     "seed is the unit of a claim about a method. In ( ) a two-level bootstrap over seeds and the problems within "
-    "each, which is too narrow with few seeds. **Bold**: the interval over seeds leaves 0 out. Nothing is corrected "
-    "for the number of comparisons: of {intervals} intervals one in twenty would leave 0 out by chance alone."
+    "each, which is too narrow with few seeds. **Bold**: three seeds or more, and the interval over seeds leaves 0 "
+    "out. Nothing is corrected for the number of comparisons: of {intervals} intervals one in twenty would leave 0 "
+    "out by chance alone."
 )
 
 
@@ -73,6 +78,8 @@ def markdown(found: Comparison) -> list[str]:
         "",
         *facts_table(found),
     ]
+    for quantity in QUANTITIES:
+        lines += ["", *overview(found, quantity)] if found.lines else []
     for axis, said in AXES.items():
         rows = sorted((line for line in found.lines if line.axis == axis), key=lambda line: line.share)
         if not rows:
@@ -98,20 +105,39 @@ def markdown(found: Comparison) -> list[str]:
     return [*lines, "", LEGEND.format(baseline=found.baseline, intervals=intervals)]
 
 
+def overview(found: Comparison, quantity: str) -> list[str]:
+    """One table of a quantity: the differences at the end, an arm a row, what was made equal a column."""
+    at = {(line.arm, line.axis): line for line in found.lines if line.share == 1 and quantity in line.differences}
+    axes = [axis for axis in AXES if any(of == axis for _, of in at)]
+    rows = []
+    for arm in dict.fromkeys(arm for arm, _ in at):
+        lines = [at.get((arm, axis)) for axis in axes]
+        seeds = max(line.differences[quantity].seeds for line in lines if line)
+        told = [interval(line.differences[quantity], quantity) if line else "-" for line in lines]
+        rows.append([f"{arm} ({seeds} seed{'s' * (seeds != 1)})", *told])
+    title = f"**{SAID[quantity]}**, arm minus {found.baseline}, at equal ..."
+    return [title, "", *table(["", *(AXES[axis] for axis in axes)], rows)]
+
+
+def interval(d: Difference, quantity: str) -> str:
+    """The difference with its interval over seeds, bold where 0 is outside."""
+    text = number(d.mean, quantity, "+")
+    if not math.isnan(d.low):
+        text += f" [{number(d.low, quantity, '+')}, {number(d.high, quantity, '+')}]"
+    return f"**{text}**" if d.told in ("higher", "lower") else text
+
+
+def number(value: float, quantity: str, sign: str = "") -> str:
+    scale = 100 if quantity in PERCENT else 1
+    return "-" if math.isnan(value) else f"{scale * value:{sign}.{DIGITS[quantity]}f}"
+
+
 def cells(d: Difference, quantity: str) -> list[str]:
     """Arm, baseline, and the difference with its intervals."""
-    scale, digits = (100 if quantity in PERCENT else 1), DIGITS[quantity]
-
-    def number(value: float, sign: str = "") -> str:
-        return "-" if math.isnan(value) else f"{scale * value:{sign}.{digits}f}"
-
-    text = number(d.mean, "+")
-    if not math.isnan(d.low):
-        text += f" [{number(d.low, '+')}, {number(d.high, '+')}]"
-        text = f"**{text}**" if d.told in ("higher", "lower") else text
+    text = interval(d, quantity)
     if not math.isnan(d.low2):
-        text += f" ({number(d.low2, '+')}, {number(d.high2, '+')})"
-    return [number(d.arm), number(d.baseline), text]
+        text += f" ({number(d.low2, quantity, '+')}, {number(d.high2, quantity, '+')})"
+    return [number(d.arm, quantity), number(d.baseline, quantity), text]
 
 
 def facts_table(found: Comparison) -> list[str]:

@@ -172,7 +172,7 @@ def test_scopes_of_the_clip_are_arms_of_their_own(store):
     found = compare(store, "toy")
     assert found.arms == ["grpo", "agpo", "agpo clip_scope=group"]
     assert [arm_of(run) for run in store.runs()] == ["agpo", "agpo clip_scope=group", "grpo"]
-    assert line(found, "agpo", "steps").differences["pass1"].told == "one seed"
+    assert line(found, "agpo", "steps").differences["pass1"].told == "too few seeds"
 
 
 def test_a_run_made_twice_counts_once_and_unfinished_ones_are_said(store):
@@ -252,6 +252,9 @@ def test_the_command_writes_markdown_csv_and_pictures(store, capsys, tmp_path):
     assert "### At equal optimizer updates made" in text
     _, row = [r for r in text.split("### At equal steps")[1].split("###")[0].splitlines() if r.startswith("| agpo |")]
     assert "| 100.0 | 50.0 | **+50.0 [+50.0, +50.0]**" in row
+    short = text.split("**Pass@1, %**")[1].splitlines()
+    assert short[2].startswith("|  | steps | optimizer updates made | tokens generated |")
+    assert short[4].startswith("| agpo (3 seeds) | **+50.0 [+50.0, +50.0]** |")
     with (out / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     wanted = ("agpo", "steps", "1.0", "pass1")
