@@ -9,10 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-<<<<<<< HEAD:evals/report/arms_report.py
-=======
-from evals.arms import AXES, QUANTITIES, Comparison, Difference, compare, facts, spread
->>>>>>> h-arms:evals/arms_report.py
+from evals.report.arms import AXES, QUANTITIES, Comparison, Difference, compare, facts, spread
 from evals.errors import UserError
 from evals.report.arms import AXES, Comparison, Difference, compare, facts, spread
 from evals.store import Store
