@@ -9,9 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from evals.report.arms import AXES, QUANTITIES, Comparison, Difference, compare, facts, spread
 from evals.errors import UserError
-from evals.report.arms import AXES, Comparison, Difference, compare, facts, spread
+from evals.report.arms import AXES, QUANTITIES, Comparison, Difference, compare, facts, spread
 from evals.store import Store
 
 PERCENT = ("pass1", "Pass@1 before", "Pass@1 after", "fall from best")
