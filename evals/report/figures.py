@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no display, no global state, safe in threads
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LegendLocType
+from PIL import Image  # matplotlib needs it too
 
 from evals.report.arms import Comparison, Course, arm_of, order
 from evals.store import RunRow, Store
@@ -135,7 +136,9 @@ def arm_figures(found: Comparison, out: Path) -> list[Path]:
     paths = []
     for stem, arms in pictures.items():
         if stem == "presets" or scopes:
-            paths.append(_save(_arms(found, sorted(dict.fromkeys(arms), key=order)), out / f"{stem}.png", dpi=100))
+            paths.append(
+                _save(_arms(found, sorted(dict.fromkeys(arms), key=order)), out / f"{stem}.png", dpi=100, colours=128)
+            )
     return paths
 
 
@@ -271,10 +274,14 @@ def _free(path: Path, taken: list[Path]) -> Path:
     return free
 
 
-def _save(figure: Figure, out: Path, dpi: int = 150) -> Path:
-    """Write beside and rename, so that a reader never sees half a picture."""
+def _save(figure: Figure, out: Path, dpi: int = 150, colours: int = 0) -> Path:
+    """Write beside and rename, so that a reader never sees half a picture. `colours`: no more than these, for size."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     figure.savefig(partial, format="png", dpi=dpi, facecolor="white")
+    if colours:
+        with Image.open(partial) as image:
+            few = image.convert("RGB").quantize(colours)
+        few.save(partial, format="png", optimize=True)
     partial.replace(out)
     return out
