@@ -56,7 +56,7 @@ def test_the_papers_recipe():
         ("update.warmup_updates=5", "actor_rollout_ref.actor.optim.lr_warmup_steps", 5),
         ("update.betas=[0.9,0.95]", "actor_rollout_ref.actor.optim.betas", [0.9, 0.95]),
         ("update.max_grad_norm=0", "actor_rollout_ref.actor.optim.clip_grad", 1e30),
-        ("update.gradient_checkpointing=true", "actor_rollout_ref.model.enable_gradient_checkpointing", True),
+        ("update.gradient_checkpointing=false", "actor_rollout_ref.model.enable_gradient_checkpointing", False),
         ("update.liger=true", "actor_rollout_ref.model.use_liger", True),
         ("dtype=float32", "actor_rollout_ref.rollout.dtype", "float32"),
         ("vllm.tensor_parallel_size=2", "actor_rollout_ref.rollout.tensor_model_parallel_size", 2),

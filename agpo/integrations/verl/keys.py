@@ -35,6 +35,7 @@ REFUSED = {
     "vllm.threads": "set OMP_NUM_THREADS",
     "vllm.in_process": "verl runs vLLM in servers of its own",
     "eval.max_tokens": "verl has one bound for training and validation: rollout.max_tokens",
+    "ranks.timeout_minutes": "verl's key is actor_rollout_ref.nccl_timeout",
     "checkpoint.best": "verl keeps the latest ones; evaluate them with python -m evals.run",
     **{f"lora.{name}": "adapters are not tested with the plugin" for name in ("rank", "alpha", "targets")},
     **{f"code.{name}": "the reward code is not built in on verl" for name in (
