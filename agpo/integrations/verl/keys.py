@@ -161,8 +161,8 @@ def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict
     if single:
         keys |= precision("fp32")
         keys[f"{ROLLOUT}.dtype"] = "float32"
+    keys[f"{MODEL}.enable_gradient_checkpointing"] = update.gradient_checkpointing  # verl's own default is to do it
     optional = {
-        "update.gradient_checkpointing": (f"{MODEL}.enable_gradient_checkpointing", update.gradient_checkpointing),
         "update.liger": (f"{MODEL}.use_liger", update.liger),
         "vllm.max_model_len": (f"{ROLLOUT}.max_model_len", config.vllm.max_model_len),
         "vllm.max_num_seqs": (f"{ROLLOUT}.max_num_seqs", config.vllm.max_num_seqs),
