@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,25 @@ def test_two_ranks_save_and_resume(verl_python, tmp_path):
     for step in (0, 2, 3):
         assert 0 <= values[step, "eval/arith/pass1"] <= 1
         assert values[step, "eval/tokens_mean"] > 0
+
+
+def test_the_loop_under_ray_train_runs(verl_python, tmp_path):
+    """docs/cluster.md word for word: two ranks, of which each has a part of L; a step is made, then one is dropped."""
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "loop.py").write_text(code)
+    done = subprocess.run(
+        [verl_python, "-W", "ignore", "loop.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=550,
+        check=False,
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-4000:]
+    for rank in (0, 1):
+        said = re.findall(rf"'L': (\S+), 'clipped': (\w+)\}}.* from rank {rank}", text)
+        assert [clipped for _, clipped in said] == ["False", "True"]
+        assert float(said[0][0]) > 0 > float(said[1][0])
