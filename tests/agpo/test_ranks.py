@@ -68,7 +68,8 @@ def test_five_updates_are_those_of_one_rank_to_rounding(measured, case, world):
     assert any(stepped for stepped, *_ in one.fates)
     for run in several:
         assert [fate[:2] for fate in run.fates] == [fate[:2] for fate in one.fates]
-        assert [fate[2] for fate in run.fates] == pytest.approx([fate[2] for fate in one.fates], rel=1e-4, abs=1e-6)
+        rounding = 1e-4 if case.dtype == torch.float32 else 2e-2
+        assert [fate[2] for fate in run.fates] == pytest.approx([fate[2] for fate in one.fates], rel=rounding, abs=1e-6)
         difference = float((run.weights - one.weights).abs().max())
         # AdamW divides a gradient by its size: where that is rounding, so is the direction of a step of lr.
         bound = {"SGD": 5e-7, "AdamW": 1e-5}[case.optimizer] if case.dtype == torch.float32 else 2e-3
