@@ -40,6 +40,14 @@ class Case:
     dtype: torch.dtype = torch.float32
     more: str = ""
     """lora, checkpointing"""
+    rewards: tuple[tuple[float | None, ...], ...] = (
+        (1, 0, 0, 1),
+        (1, 1, 1, 1),
+        (0, 1, None, 0),
+        (0.2,) * 4,
+        (1, 0, 1, 1),
+    )
+    """of the groups; every other update goes without the first one"""
 
 
 LOCAL = Objective(clip_scope="sequence")
@@ -50,6 +58,11 @@ CASES = [
     Case("agpo, scope group", Objective(clip_scope="group")),
     Case("agpo, scope sequence", LOCAL),
     Case("agpo, scope token", Objective(clip_scope="token")),
+    Case(
+        "agpo, scope group, softplus, samples of advantage 0",
+        Objective(clip_scope="group", clip="softplus"),
+        rewards=((1, 0, 0.5, 0.5), (0.5, 0, 0, 1)),
+    ),
     Case("agpo, entropy bonus", Objective(entropy_coef=0.01)),
     Case("agpo, softplus and KL", Objective(clip="softplus", beta=0.05)),
     Case("agpo, gradient checkpointing", PRESETS["agpo"], more="checkpointing"),
@@ -72,19 +85,18 @@ class Run:
     """[parameters] of the plain model, as generation and export see it"""
 
 
-def groups_of(model: torch.nn.Module):
+def groups_of(case: Case, model: torch.nn.Module):
     """The groups of the updates, with masked ones; answers whose lengths decide the sign of L in most of them."""
     from groups import make_groups
 
-    rewards = [[1, 0, 0, 1], [1, 1, 1, 1], [0, 1, None, 0], [0.2, 0.2, 0.2, 0.2], [1, 0, 1, 1]]
-    return [make_groups(model, rewards[k % 2 :], seed=k, longest=LONGEST) for k in range(UPDATES)]
+    return [make_groups(model, case.rewards[k % 2 :], seed=k, longest=LONGEST) for k in range(UPDATES)]
 
 
 def run(case: Case) -> Run:
     torch.manual_seed(0)
     model = make_model(21, width=32, heads=1).eval().to(case.dtype)
     prepare(model, lora=lora(4 if case.more == "lora" else 0), gradient_checkpointing=case.more == "checkpointing")
-    steps, reference = groups_of(model), deepcopy(model).requires_grad_(False) if case.objective.beta else None
+    steps, reference = groups_of(case, model), deepcopy(model).requires_grad_(False) if case.objective.beta else None
     plain = parallel.split(model, half_masters=case.more != "lora")
     if reference is not None:
         parallel.split(reference, half_masters=False)
