@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agpo.integrations.verl import NAME, VERL_VERSION
-from agpo.objective import Objective
+from agpo.presets import Objective
 from evals.errors import UserError
 
 
