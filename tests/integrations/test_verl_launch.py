@@ -30,13 +30,18 @@ ROOT = Path(__file__).parent.parent.parent
         (["--engine", "verl", "--resume", "x", "seed=1"], "seed=1 would change it"),
         (["--engine", "verl", "bla=3", "--dry-run"], "no key 'bla'"),
         (["--engine", "verl", "--rehearse", "--verl-python", sys.executable], "verl is not installed there"),
+        (["--engine", "verl", "--rehearse", "--verl-python", "PYTHON", "reward=no_such:reward"], "no_such"),
+        (["--engine", "verl", "--rehearse", "--verl-python", "PYTHON", "data=no.parquet"], "no.parquet: no such file"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(tmp_path, monkeypatch, capsys, words, said):
-    monkeypatch.chdir(tmp_path)
-    assert main(words) == 2
+    (tmp_path / "verl").mkdir()
+    (tmp_path / "here").mkdir()
+    python = a_python(tmp_path / "verl", "0.9.1", "agpo")
+    monkeypatch.chdir(tmp_path / "here")
+    assert main([python if word == "PYTHON" else word for word in words]) == 2
     assert said in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_torchrun_is_not_for_verl(monkeypatch):
@@ -78,7 +83,7 @@ import json, os, signal, time
 from pathlib import Path
 keys = [word for word in sys.argv if "=" in word]
 with open("keys.jsonl", "a") as file:
-    file.write(json.dumps(keys) + "\\n")
+    file.write(json.dumps([*keys, "path=" + os.environ["PYTHONPATH"]]) + "\\n")
 with open(os.environ["VERL_FILE_LOGGER_PATH"], "w") as file:
     file.write(json.dumps({"step": 1, "data": {"groups/live": 2.0}}) + "\\n")
 if "wait=1" in keys:
@@ -106,6 +111,7 @@ def test_a_run_goes_on_with_verls_keys_in_the_same_store(tmp_path, monkeypatch, 
     assert "verl ended with exit code 1" in capsys.readouterr().out
     assert not (tmp_path / "other.db").exists()
     first, second = map(json.loads, (started(tmp_path) / "keys.jsonl").read_text().splitlines())
+    assert first[-1].endswith(str(tmp_path))  # where a reward function of one's own is
     assert "trainer.nnodes=4" in first
     assert [key for key in second if key not in first] == ["fail=1"]
     assert "trainer.nnodes=4" in second

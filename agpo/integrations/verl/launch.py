@@ -25,6 +25,7 @@ from agpo.integrations.verl import CPU, NAME
 from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.guards import check_version
 from agpo.integrations.verl.keys import as_hydra, overrides
+from agpo.setup import load_benches, load_items, open_reward
 from evals.errors import UserError
 from evals.items import Item
 from evals.prompts import words
@@ -123,6 +124,8 @@ def launch(args: argparse.Namespace, console: Console) -> int:
         show([*as_hydra(keys), *args.verl], environment, console)
         return 0
     python = verl_python(args.verl_python)
+    with open_reward(config):
+        pass  # a reward that cannot be loaded is said here, and not by every rollout
     rows = training_rows(config)
     validation = validation_rows(config) if config.eval.bench else []
     run.mkdir(parents=True)
@@ -191,14 +194,10 @@ def verl_python(given: str | None) -> str:
 
 
 def training_rows(config: TrainConfig) -> list[dict[str, Any]]:
-    from agpo.setup import load_items
-
     return [row_of(item, config.prompt, "train", at) for at, item in enumerate(load_items(config))]
 
 
 def validation_rows(config: TrainConfig) -> list[dict[str, Any]]:
-    from agpo.setup import load_benches
-
     pairs = [(bench.name, item) for bench, items in load_benches(config) for item in items]
     return [row_of(item, config.prompt, name, at) for at, (name, item) in enumerate(pairs)]
 
@@ -256,6 +255,8 @@ def drive(run: Path, written: Mapping[str, Any], args: argparse.Namespace, conso
     metrics.parent.mkdir(exist_ok=True)
     environment = {**os.environ, **written["environment"], "VERL_FILE_LOGGER_PATH": str(metrics)}
     environment["TENSORBOARD_DIR"] = str(run / "tensorboard")
+    # verl runs in the run's folder; a reward function of one's own is where the command was given.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
     console.print(f"verl run {run}", markup=False, highlight=False)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to stop it
     try:

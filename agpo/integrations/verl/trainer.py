@@ -186,7 +186,7 @@ class ClippedTrainer(PPOTrainerSync):
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         if not len(batch):
-            self.actor_rollout_wg.skip_updates(len(self._sizes))
+            metrics["actor/lr"] = self.actor_rollout_wg.skip_updates(len(self._sizes))[0]
             return batch
         batch.extra_info.update(
             {
