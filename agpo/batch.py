@@ -173,11 +173,14 @@ def plain_tokens(groups: Sequence[Group]) -> int:
 
 
 def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
-    """[G, N] float64 rewards of the groups' samples; NaN where a sample is not scorable."""
-    return torch.tensor(
-        [[float("nan") if s.reward is None else s.reward for s in group.samples] for group in groups],
-        dtype=torch.float64,
-    )
+    """[G, N] float64 rewards of the groups' samples; NaN where a sample is not scorable, or a group lacks it."""
+    size = max((len(group.samples) for group in groups), default=0)
+    rewards_GN = torch.full((len(groups), size), float("nan"), dtype=torch.float64)
+    for reward_N, group in zip(rewards_GN, groups, strict=True):
+        for k, sample in enumerate(group.samples):
+            if sample.reward is not None:
+                reward_N[k] = sample.reward
+    return rewards_GN
 
 
 def rank_micro_batches(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from agpo.objective import PRESETS, Objective, resolve
+from agpo.presets import PRESETS, Objective, resolve
 from agpo.trackers import TRACKERS
 from evals.engines.vllm_options import VLLMOptions
 from evals.errors import UserError

@@ -9,6 +9,7 @@ that all of them take the same way through the code and no collective waits for 
 import copy
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -31,6 +33,8 @@ T = TypeVar("T")
 
 SAY_SECONDS = 30
 """how long a rank that ends because of another waits for that one's message before it ends itself"""
+EXIT_SECONDS = 30
+"""what a rank that failed gets to end by itself: connections to one that hangs may keep it for their whole timeout"""
 
 _meeting: list[Any] = []
 """the key-value store through which the ranks met; torchrun keeps it, so that it outlives any of them"""
@@ -83,7 +87,11 @@ def one_voice() -> Iterator[None]:
         yield
         everyone(lambda: None)  # torchrun ends all when one ends with an error, and an interrupted run is one to it
     except BaseException as e:  # noqa: BLE001  told there
-        raise SystemExit(_tell(e, store, number)) from None
+        code = _tell(e, store, number)
+        last = threading.Timer(EXIT_SECONDS, os._exit, [code])  # torchrun ends the others only when this one has ended
+        last.daemon = True
+        last.start()
+        raise SystemExit(code) from None
     if dist.is_initialized():
         dist.destroy_process_group()
     _files_group.clear()
@@ -102,11 +110,14 @@ def _tell(error: BaseException, store: Any, number: int) -> int:
         if isinstance(error, OtherRankFailed):
             return code
     if _is_lost_connection(error):
-        text = (
-            f"error: rank {number} lost the other ranks: {_first_line(error)}. If none of them says why above, one was "
-            "killed (the system kills the largest process when memory runs out) or did not answer within "
-            "ranks.timeout_minutes. Continue from the last checkpoint with --resume."
+        why = (
+            f"rank {number} waited in vain for another one: {_first_line(error)}. That one hangs, or needs "
+            "ranks.timeout_minutes longer than this one; raise it where a rollout or its grading does take so long"
+            if "timed out" in str(error).lower()
+            else f"rank {number} lost the other ranks: {_first_line(error)}. If none of them says why above, one was "
+            "killed (the system kills the largest process when memory runs out)"
         )
+        text = f"error: {why}. Continue from the last checkpoint with --resume."
     elif text.startswith("error:"):
         text = f"error (rank {number}):{text.removeprefix('error:')}"
     print(text or f"rank {number} failed, which ends the run:", file=sys.stderr)
@@ -318,12 +329,12 @@ def shard_on_cpu(x: torch.Tensor) -> torch.Tensor:
 
 
 def save_shards(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write this rank's part of the tensors, as safetensors. All ranks call it, in the thread that writes."""
-    dcp.save(
-        dict(tensors),
-        storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
-        process_group=_files_group[0],
-    )
+    """Write this rank's part of the tensors, as safetensors. All ranks call it, in the thread that writes, and what
+    fails on one of them, a full disk say, is raised on all.
+    """
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with _plain_errors():
+        dcp.save(dict(tensors), storage_writer=writer, process_group=_files_group[0])
 
 
 def load_shards(folder: Path, parameters: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -341,5 +352,15 @@ def load_shards(folder: Path, parameters: Sequence[torch.Tensor]) -> dict[str, t
             raise OSError(f"its files hold only a part of {name}: {list(about.size)} of {list(parameter.shape)}")
         like = parameter if about.size == parameter.shape else torch.empty((), device=parameter.device)
         targets[name] = torch.empty_like(like, dtype=about.properties.dtype, requires_grad=False)
-    dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world() == 1)
+    with _plain_errors():
+        dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world() == 1)
     return targets
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise the error itself, of the first rank that had one, and not torch's collection, which is no Exception."""
+    try:
+        yield
+    except CheckpointException as e:
+        raise next(error for error, _ in e.failures.values()) from e

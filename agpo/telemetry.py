@@ -78,7 +78,7 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
         "clip/clipped_updates": float(
             sum(u.decision.clipped and bool(m.rows) for u, m in zip(updates, plan, strict=True))
         ),
-        "clip/ties": float(sum(u.decision.tie for u in updates)),
+        "clip/ties": float(sum(u.decision.tie and bool(m.rows) for u, m in zip(updates, plan, strict=True))),
         "updates/made": float(sum(u.stepped for u in updates)),
         "updates/dead": float(sum(not m.rows for m in plan)),
         "updates/refused": float(sum(u.refused for u in updates)),

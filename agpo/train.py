@@ -189,6 +189,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
                 f"[bold]{key}[/]  {about}".replace("[", r"\[").replace(r"\[bold]", "[bold]").replace(r"\[/]", "[/]")
             )
         return 0
+    verl_launch.check_flags(args)
     if args.engine == "verl":
         return verl_launch.launch(args, console)
     if args.resume:

@@ -55,6 +55,8 @@ CASES = [
     *(Case(name, replace(preset, norm_length=LONGEST)) for name, preset in PRESETS.items()),
     *(Case(f"{name}, micro-batches of {n}", PRESETS[name], budget=n) for name in ("agpo", "grpo") for n in (1, 10_000)),
     *(Case(f"{name}, AdamW", PRESETS[name], "AdamW") for name in ("agpo", "grpo")),
+    # A clipped update after a forward pass moves the weights that this pass has gathered.
+    Case("agpo, AdamW, zero_grad", Objective(on_clip="zero_grad"), "AdamW"),
     Case("agpo, scope group", Objective(clip_scope="group")),
     Case("agpo, scope sequence", LOCAL),
     Case("agpo, scope token", Objective(clip_scope="token")),
@@ -101,6 +103,7 @@ def run(case: Case) -> Run:
     if reference is not None:
         parallel.split(reference, half_masters=False)
     trained = make_trained(model, lr=1e-3, dtype=case.dtype)
+    assert parallel.world() == 1 or not trained.masters  # float32 shards are their own
     if case.optimizer == "SGD":
         trained = replace(trained, optimizer=torch.optim.SGD(trained.parameters, lr=0.3))
     policy = Policy(model, None, trained, lambda _: 0.3 if case.optimizer == "SGD" else 1e-3, reference, plain=plain)
@@ -111,6 +114,7 @@ def run(case: Case) -> Run:
         done = update(policy, minibatch, case.objective, settings, on_policy=not any(stepped for stepped, *_ in fates))
         fates.append((done.stepped, done.decision.clipped, done.decision.value))
     with parallel.whole(plain, model):
+        assert {p.dtype for p in plain.parameters()} == {case.dtype}
         exported = torch.cat([p.detach().flatten().float() for p in plain.parameters()])
     end = weights(trained)
     return Run(end, float((end - start).abs().max()), fates, exported)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -158,9 +159,9 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
     return max(float((x - other[name]).abs().max()) for name, x in one.items())
 
 
-def stored(folder: Path):
+def stored(folder: Path, url: str = ""):
     """The run, its rows by name and its metrics; without clocks and speeds."""
-    with Store.open(folder / "results/agpo.db") as store:
+    with Store.open(url or folder / "results/agpo.db") as store:
         (run,) = store.runs("train")
         rows = [
             (r.split, r.step, r.item, r.repeat, r.token_ids, r.outcome, r.reward, r.seed, r.weight_version)
@@ -277,6 +278,22 @@ def test_sigterm_stops_all_ranks_after_one_step_and_four_go_on(two, tmp_path, mo
     assert difference(weights(tmp_path), weights(two[0])) < 1e-4
 
 
+@pytest.mark.postgres
+def test_ranks_write_postgresql_and_find_it_again(two, postgres, tmp_path):
+    url = postgres.new_store()
+    code, output = finish(torchrun(tmp_path, 2, *SMALL, "steps=1", "--store", url))
+    assert code == 0, output
+    code, output = finish(torchrun(tmp_path, 2, "--resume", "latest", "steps=2"))  # the checkpoint names the store
+    assert code == 0, output
+    assert not (tmp_path / "results").exists()
+    run, rows, metrics = stored(tmp_path, url)
+    _, rows_2, metrics_2 = stored(two[0])
+    assert run.status == "done"
+    assert [row for row in sorted(rows) if row[0] == "train"] == [r for r in sorted(rows_2) if 0 < r[1] <= 2]
+    made = {key: value for key, value in metrics_2.items() if key[0] in (1, 2)}
+    assert {key: value for key, value in metrics.items() if key in made} == made
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_each_rank_has_a_vllm_of_its_own_with_the_weights_of_all(vllm, tmp_path):
@@ -304,3 +321,45 @@ def test_what_fails_on_one_rank_is_said_once_and_ends_all(tmp_path):
     assert code == 1
     assert output.count("error (rank 1): reward own:reward returned 7.0") == output.count("error (rank") == 1, output
     assert stored(tmp_path)[0].status == "failed"
+
+
+def start_failing(what: str, folder: Path) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    environment = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    environment |= {**os.environ, **meet, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    script = str(Path(__file__).with_name("failing_ranks.py"))
+    return [
+        subprocess.Popen(
+            [sys.executable, script, what, str(folder)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def test_a_rank_that_hangs_ends_the_others_after_the_timeout(tmp_path):
+    """Though a thread of the rank that tells it would wait for ever."""
+    first, stopped = start_failing("hang", tmp_path)
+    try:
+        code, output = finish(first)
+    finally:
+        stopped.kill()
+        stopped.communicate()
+    assert code == 1
+    assert output.startswith("error: rank 0 waited in vain for another one: ")
+    assert "ranks.timeout_minutes" in output
+    assert "--resume" in output
+    assert "Traceback" not in output
+
+
+def test_a_full_disk_of_one_rank_is_said_once(tmp_path):
+    ended = [finish(process) for process in start_failing("disk", tmp_path / "shards")]
+    assert [code for code, _ in ended] == [1, 1]
+    assert "".join(output for _, output in ended).count("error") == 1, ended
+    assert f"the disk is full while writing {tmp_path}" in "".join(output for _, output in ended)

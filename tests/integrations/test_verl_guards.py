@@ -1,8 +1,10 @@
 """What is refused at the start, each with a message that names the key and says what to do."""
 
 import copy
+import subprocess
 
 import pytest
+import yaml
 
 from agpo.integrations.verl import VERL_VERSION, guards
 from agpo.objective import PRESETS, Objective, resolve
@@ -63,6 +65,13 @@ def test_verls_defaults_under_the_plugin_pass():
         ("algorithm.adv_estimator", "gae", "agpo.objective"),
         ("reward.reward_model.enable", True, "before old log-probabilities"),
         ("actor_rollout_ref.model.lora_rank", 16, "adapters"),
+        ("algorithm.rollout_correction.bypass_mode", True, "the trainer's log-probabilities"),
+        ("distillation.enabled", True, "agpo.objective"),
+        ("actor_rollout_ref.actor.clip_ratio_high", 0.28, "Set objective.eps_high"),
+        ("actor_rollout_ref.actor.clip_ratio_c", 10.0, "Set objective.dual_clip"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode", "gspo", "Set objective"),
+        ("algorithm.norm_adv_by_std_in_grpo", False, "Set objective.advantage_std"),
+        ("algorithm.rollout_correction.rollout_is", "token", "Set mismatch.correct"),
         ("actor_rollout_ref.actor.ppo_mini_batch_size", 7, "whole groups"),
         ("actor_rollout_ref.rollout.n", 1, "two samples"),
     ],
@@ -72,6 +81,29 @@ def test_settings_that_change_what_an_update_is(key, value, said):
         guards.check_config(changed(key, value))
     assert key.split(".")[-1] in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_token_weights_need_the_rollouts_log_probabilities():
+    config = changed("actor_rollout_ref.rollout.calculate_log_probs", False)
+    guards.check_config(config)
+    config["agpo"] = {"tis_cap": 2.0}
+    with pytest.raises(UserError, match="calculate_log_probs=true"):
+        guards.check_config(config)
+
+
+@pytest.mark.verl
+def test_every_key_that_is_looked_at_is_one_that_verl_has(verl_python):
+    """A key that verl renames would be looked at in vain, and never refused."""
+    code = (
+        "import yaml, sys; from importlib.util import find_spec; from pathlib import Path\n"
+        "folder = Path(find_spec('verl').submodule_search_locations[0]) / 'trainer' / 'config'\n"
+        "sys.stdout.write((folder / '_generated_ppo_trainer.yaml').read_text())"
+    )
+    done = subprocess.run([verl_python, "-c", code], capture_output=True, text=True, check=True)
+    config = yaml.safe_load(done.stdout)
+    own = {"algorithm.adv_estimator"}  # verl's default is another one; the launch sets it
+    for key, (value, _) in {**guards.NEEDED, **guards.IGNORED}.items():
+        assert guards._at(config, key, "missing") == value or key in own, key
 
 
 def test_fsdp1_does_not_run_on_a_cpu():

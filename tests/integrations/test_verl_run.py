@@ -46,14 +46,26 @@ def train(words, folder, verl_python):
     return done.stdout
 
 
+OWN = """
+def rate(text, item):
+    if len(text) % 5 == 0:
+        return None
+    if len(text) % 7 == 0:
+        raise ValueError("cannot be graded")
+    return float(len(text) % 2)
+"""
+
+
 @pytest.mark.timeout(3600)
 def test_two_ranks_save_and_resume(verl_python, tmp_path):
-    """Rehearse two steps at two ranks, go on for a third: one run in the store, with every sample and a checkpoint."""
-    keys = ["steps=2", "checkpoint.every=2", "eval.size=4", "objective.clip=none"]
+    """Rehearse two steps at two ranks, go on for a third: one run in the store, with every sample and a checkpoint.
+    The reward cannot tell of every sample."""
+    (tmp_path / "own.py").write_text(OWN)
+    keys = ["steps=2", "checkpoint.every=2", "eval.size=4", "objective.clip=none", "reward=own:rate"]
+    keys += ["update.schedule=cosine"]
     out = train(["--rehearse", "--recipe", "qwen2.5-7b-math", *keys], tmp_path, verl_python)
     assert "2 steps, 40 samples, 1 checkpoints" in out
-    (folder,) = (tmp_path / "runs").glob("verl-*")
-    out = train(["--resume", str(folder), "--verl", "trainer.total_training_steps=3"], tmp_path, verl_python)
+    out = train(["--resume", "latest", "--verl", "trainer.total_training_steps=3"], tmp_path, verl_python)
     assert "3 steps" in out
     with Store.open(tmp_path / "store.db") as store:
         (run,) = store.runs("train")
@@ -74,15 +86,19 @@ def test_two_ranks_save_and_resume(verl_python, tmp_path):
     for step in (1, 2, 3):
         mine = [row for row in rows if row.step == step]
         assert len({(row.item, row.repeat) for row in mine}) == 16
-        assert all(row.outcome in ("right", "wrong", "no_answer") and row.token_ids for row in mine)
-        right = [row.reward for row in mine]
-        assert values[step, "reward/mean"] == pytest.approx(sum(right) / 16)
+        assert all(row.outcome in ("right", "wrong", "error") and row.token_ids for row in mine)
+        rewards = [row.reward for row in mine if row.reward is not None]
+        assert values[step, "samples/unscored"] == 16 - len(rewards) == sum(row.outcome == "error" for row in mine)
+        assert values[step, "reward/mean"] == pytest.approx(sum(rewards) / len(rewards))
         assert values[step, "tokens/response_mean"] == sum(len(row.token_ids) for row in mine) / 16
         groups = {}
         for row in mine:
-            groups.setdefault(row.item, []).append(row.reward)
-        live = sum(max(group) - min(group) > 1e-6 for group in groups.values())
+            groups.setdefault(row.item, []).extend([] if row.reward is None else [row.reward])
+        live = sum(len(group) > 1 and max(group) - min(group) > 1e-6 for group in groups.values())
         assert values[step, "groups/live"] == live
+    assert sum(values[step, "samples/unscored"] for step in (1, 2, 3)) > 0
+    # Cosine over updates, of which a step has two: verl itself would count steps.
+    assert [values[step, "lr"] for step in (1, 2)] == pytest.approx([0.5e-4, 0.0], abs=1e-12)
     assert not any(math.isnan(value) for (_, name), value in values.items() if not name.startswith("verl/"))
     for step in (0, 2, 3):
         assert 0 <= values[step, "eval/arith/pass1"] <= 1

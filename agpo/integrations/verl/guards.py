@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agpo.integrations.verl import NAME, VERL_VERSION
-from agpo.objective import Objective
+from agpo.presets import Objective
 from evals.errors import UserError
 
 
@@ -47,74 +47,85 @@ def check_objective(objective: Objective) -> None:
         )
 
 
+NEEDED = {
+    "actor_rollout_ref.actor.loss_agg_mode": (
+        "token-mean",
+        "the mean is agpo.objective.aggregation's, and this key would be ignored",
+    ),
+    "actor_rollout_ref.actor.entropy_coeff": (0, "the clip is on the policy loss alone"),
+    "actor_rollout_ref.actor.use_kl_loss": (False, "the clip is on the policy loss alone"),
+    "algorithm.use_kl_in_reward": (False, "live groups are told by the raw task reward"),
+    "actor_rollout_ref.actor.shuffle": (False, "it would take the groups of a mini-batch apart"),
+    "actor_rollout_ref.actor.ppo_epochs": (
+        1,
+        "mini-batches that the clip drops at ratio 1 are dropped for the whole step",
+    ),
+    "algorithm.filter_groups.enable": (False, "dead groups are masked, and normalisers are of what is left"),
+    "algorithm.adv_estimator": ("grpo", "advantages are agpo.objective's"),
+    "algorithm.rollout_correction.bypass_mode": (False, "the ratio is taken against the trainer's log-probabilities"),
+    "reward.reward_model.enable": (False, "rewards must be there before old log-probabilities are computed"),
+    "actor_rollout_ref.model.lora_rank": (0, "adapters are not tested with the plugin"),
+    "distillation.enabled": (False, "the loss is agpo.objective's"),
+}
+"""verl's key -> (what it must be, why)"""
+IGNORED = {
+    "actor_rollout_ref.actor.clip_ratio": (0.2, "objective.eps_low and objective.eps_high"),
+    "actor_rollout_ref.actor.clip_ratio_low": (0.2, "objective.eps_low"),
+    "actor_rollout_ref.actor.clip_ratio_high": (0.2, "objective.eps_high"),
+    "actor_rollout_ref.actor.clip_ratio_c": (3.0, "objective.dual_clip"),
+    "actor_rollout_ref.actor.policy_loss.loss_mode": ("vanilla", "objective"),
+    "actor_rollout_ref.actor.loss_scale_factor": (None, "objective.aggregation"),
+    "algorithm.norm_adv_by_std_in_grpo": (True, "objective.advantage_std"),
+    "algorithm.rollout_correction.rollout_is": (None, "mismatch.correct"),
+    "algorithm.rollout_correction.rollout_rs": (None, "mismatch.correct"),
+}
+"""verl's key -> (its default, the key of ours that is in its place)"""
+
+
 def check_config(config: Mapping[str, Any]) -> None:
-    """Settings of verl under which a mini-batch is not the one that was planned. Raises UserError naming the key."""
-    actor, rollout = config["actor_rollout_ref"]["actor"], config["actor_rollout_ref"]["rollout"]
-    trainer = config["trainer"]
-    strategy, device = actor["strategy"], trainer["device"]
+    """Settings of verl under which an update is not the one that was planned. Raises UserError naming the key."""
+    trainer, device = config["trainer"], _at(config, "trainer.device", "cuda")
+    strategy = _at(config, "actor_rollout_ref.actor.strategy", "")
     allowed = ("fsdp2",) if device == "cpu" else ("fsdp2", "fsdp")
     if strategy not in allowed:
         raise UserError(
             f"actor_rollout_ref.actor.strategy={strategy} is not tested with the plugin: its engine may step itself, "
             f"and with pipeline stages not every rank sees the loss. Use {' or '.join(allowed)}."
         )
-    equal = {
-        "actor_rollout_ref.actor.loss_agg_mode": (
-            actor["loss_agg_mode"],
-            "token-mean",
-            "the mean is agpo.objective.aggregation's, and this key would be ignored",
-        ),
-        "actor_rollout_ref.actor.entropy_coeff": (actor["entropy_coeff"], 0, "the clip is on the policy loss alone"),
-        "actor_rollout_ref.actor.use_kl_loss": (actor["use_kl_loss"], False, "the clip is on the policy loss alone"),
-        "algorithm.use_kl_in_reward": (
-            config["algorithm"]["use_kl_in_reward"],
-            False,
-            "live groups are told by the raw task reward",
-        ),
-        "actor_rollout_ref.actor.shuffle": (actor["shuffle"], False, "it would take the groups of a mini-batch apart"),
-        "actor_rollout_ref.actor.ppo_epochs": (
-            actor["ppo_epochs"],
-            1,
-            "mini-batches that the clip drops at ratio 1 are dropped for the whole step",
-        ),
-        "algorithm.filter_groups.enable": (
-            (config["algorithm"].get("filter_groups") or {}).get("enable", False),
-            False,
-            "dead groups are masked, and normalisers are of what is left",
-        ),
-        "algorithm.adv_estimator": (config["algorithm"]["adv_estimator"], "grpo", "advantages are agpo.objective's"),
-        "reward.reward_model.enable": (
-            config["reward"]["reward_model"]["enable"],
-            False,
-            "rewards must be there before old log-probabilities are computed",
-        ),
-        "actor_rollout_ref.model.lora_rank": (
-            config["actor_rollout_ref"]["model"].get("lora_rank", 0),
-            0,
-            "adapters are not tested with the plugin",
-        ),
-    }
-    for key, (found, wanted, reason) in equal.items():
-        if found != wanted:
+    for key, (wanted, reason) in NEEDED.items():
+        if (found := _at(config, key, wanted)) != wanted:
             raise UserError(f"{key}={found}: the plugin needs {wanted}, because {reason}.")
+    for key, (default, ours) in IGNORED.items():
+        if (found := _at(config, key, default)) != default:
+            raise UserError(f"{key}={found} would have no effect: the loss is the plugin's. Set {ours}.")
+    if _at(config, "agpo.tis_cap", None) and not _at(config, "actor_rollout_ref.rollout.calculate_log_probs", True):
+        raise UserError("mismatch.correct=tis needs actor_rollout_ref.rollout.calculate_log_probs=true.")
     mode = trainer["v1"]["trainer_mode"]
-    for name, section in trainer["v1"].items():
-        steps = section.get("parameter_sync_step", 1) if isinstance(section, Mapping) else 1
-        if name in (NAME, mode, "sync") and steps != 1:
+    for name in {NAME, mode, "sync"}:
+        if (steps := _at(trainer["v1"], f"{name}.parameter_sync_step", 1)) != 1:
             raise UserError(
                 f"trainer.v1.{name}.parameter_sync_step={steps}: the plugin needs 1, because a step is sampled by one "
                 "policy and the ratio is taken against it."
             )
-    prompts, part = config["data"]["train_batch_size"], actor["ppo_mini_batch_size"]
+    prompts = _at(config, "data.train_batch_size", 0)
+    part = _at(config, "actor_rollout_ref.actor.ppo_mini_batch_size", 1)
     if prompts % part:
         raise UserError(
             f"data.train_batch_size={prompts} must be a multiple of "
             f"actor_rollout_ref.actor.ppo_mini_batch_size={part}: mini-batches are made of whole groups."
         )
-    if rollout["n"] < 2:
-        raise UserError(
-            f"actor_rollout_ref.rollout.n={rollout['n']}: an advantage relative to the group needs two samples."
-        )
+    if (samples := _at(config, "actor_rollout_ref.rollout.n", 1)) < 2:
+        raise UserError(f"actor_rollout_ref.rollout.n={samples}: an advantage relative to the group needs two samples.")
+
+
+def _at(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value of a dotted key, `default` where verl's configuration does not have it."""
+    node: Any = config
+    for name in key.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return default
+        node = node[name]
+    return node
 
 
 def check_engine(engine: type, base: type) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agpo.config import TrainConfig
-from agpo.integrations.verl.launch import config_of, find_run, last_checkpoint, numbered, read_launch
+from agpo.integrations.verl.folder import config_of, find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.setup import curation_run, recorded
 from evals.console import make_console
 from evals.errors import command
@@ -25,6 +25,8 @@ OURS = (
     "grad_norm",
 )  # fmt: skip
 """beginnings of the names that `measure` and the trainer write, which are those of a native run"""
+SAME = {"speed/step_seconds": "timing_s/step", "speed/rollout_seconds": "timing_s/gen", "lr": "actor/lr"}
+"""our names of what verl measures itself"""
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,9 @@ def named(values: dict[str, Any], config: TrainConfig) -> dict[str, float]:
         if not isinstance(value, int | float):
             continue
         named[name if name.startswith(OURS) else f"verl/{name}"] = float(value)
-    if "timing_s/step" in values:
-        named["speed/step_seconds"] = float(values["timing_s/step"])
-    if "actor/lr" in values:
-        named["lr"] = float(values["actor/lr"])
+    for ours, verls in SAME.items():
+        if verls in values:
+            named[ours] = float(values[verls])
     for number, bench in enumerate(config.eval.benches):
         found = values.get(f"val-core/{bench}/reward/mean@{config.eval.n}")
         if found is not None:
@@ -248,8 +249,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m agpo.integrations.verl.import_run",
         description="Import the results of a verl run into the results store. Repeating it is harmless.",
     )
-    parser.add_argument("run", help="the run's folder, runs/verl-...")
-    parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
+    parser.add_argument("run", help="the run's folder, runs/verl-..., or `latest`")
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="results store (default: the one that has the run, else $AGPO_STORE or results/agpo.db)",
+    )
     parser.add_argument(
         "--status", choices=("done", "failed", "interrupted"), help="how it ended; default: by its steps"
     )
@@ -259,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status is None:
         last = max(read_metrics(run), default=0)
         status = "done" if last >= config_of(run).steps else "interrupted"
-    with Store.open(args.store) as store:
+    with Store.open(args.store or store_of(run)) as store:
         found = import_run(run, store, status)
         make_console().print(f"run {found.run} in {store}: {found}", markup=False, highlight=False)
     return 0

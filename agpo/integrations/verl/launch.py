@@ -1,17 +1,10 @@
-"""`python -m agpo.train --engine verl`: write verl's data and configuration from a recipe, start it, fetch its results.
-
-<out>/verl-<name>-<time>/
-    config.yaml, overrides.txt     the recipe, and verl's whole command line
-    launch.json                    python, environment, run id in the store
-    train.parquet, validation.parquet
-    metrics/*.jsonl, samples/<step>.jsonl, validation/<step>.jsonl    what verl writes
-    checkpoints/global_step_<n>/actor/huggingface                     an ordinary model folder
-"""
+"""`python -m agpo.train --engine verl`: write verl's data and configuration, start it, fetch its results."""
 
 import argparse
 import importlib.util
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -19,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +20,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.console import Console
 
-from agpo.config import TrainConfig, load_config, make_config
-from agpo.integrations.verl import CPU
+from agpo.config import TrainConfig, load_config
+from agpo.integrations.verl import CPU, NAME
+from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
+from agpo.integrations.verl.guards import check_version
 from agpo.integrations.verl.keys import as_hydra, overrides
+from agpo.setup import load_benches, load_items, open_reward
 from evals.errors import UserError
 from evals.items import Item
 from evals.prompts import words
@@ -38,6 +34,8 @@ if TYPE_CHECKING:
     from evals.store import Status, Store
 
 PYTHON_VARIABLE = "AGPO_VERL_PYTHON"
+LOCAL_PYTHON = ".venv-verl/bin/python"
+"""where `make venv-verl` puts it"""
 STOP_SECONDS = 120
 """what verl gets to end by itself after Ctrl-C"""
 IMPORT_EVERY = 60.0
@@ -78,15 +76,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that say nothing to the engine that was chosen."""
+    if args.engine == "native":
+        for flag, given in (("--rehearse", args.rehearse), ("--verl", args.verl), ("--verl-python", args.verl_python)):
+            if given:
+                raise UserError(f"{flag} is of verl: add --engine verl, or leave it out.")
+        return
+    if args.explain:
+        raise UserError("--explain shows a step of our own trainer: leave --engine verl out.")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UserError("--engine verl starts its own processes: start it once, without torchrun.")
+    if args.resume and (args.recipe or args.rehearse):
+        raise UserError("--resume goes on with the configuration of the run: leave --recipe and --rehearse out.")
+    for text in args.verl:
+        if not re.match(r"[+~]*[\w.@/]+=|~", text):
+            raise UserError(f"--verl {text}: expected KEY=VALUE, for example trainer.nnodes=2.")
+
+
 def launch(args: argparse.Namespace, console: Console) -> int:
     """Run verl, or with --dry-run print what would be run. Returns an exit code."""
     if args.resume:
-        run = find_run(args.resume)
-        if args.overrides or args.recipe:
-            raise UserError("--resume goes on with the configuration of the run; only --verl KEY=VALUE may be added.")
+        others = [text for text in args.overrides if not text.startswith("out=")]
+        if others:
+            raise UserError(
+                f"--resume goes on with the configuration of the run, and {others[0]} would change it: only --verl "
+                "KEY=VALUE may be added."
+            )
+        run = find_run(args.resume, next((text[4:] for text in reversed(args.overrides)), "runs"))
+        written, keys = read_launch(run), (run / "overrides.txt").read_text().splitlines()
+        if args.dry_run:
+            show([*keys, *args.verl], written["environment"], console)
+            return 0
+        written["python"] = verl_python(args.verl_python or written["python"])
+        (run / "overrides.txt").write_text("\n".join([*keys, *args.verl]) + "\n")
+        args.store = args.store or store_of(run)
         with open_store(args.store) as store:
             rewind(run, store)
-        return drive(run, read_launch(run), args, console)
+        return drive(run, written, args, console)
     given = [*REHEARSAL, *args.overrides] if args.rehearse else args.overrides
     config = load_config(args.recipe or "qwen2.5-7b-math", given)
     stamp = f"{datetime.now(UTC):%y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -94,29 +121,32 @@ def launch(args: argparse.Namespace, console: Console) -> int:
     keys = overrides(config, run, rehearse=args.rehearse)
     environment = environment_of(args.rehearse)
     if args.dry_run:
-        show(keys, args.verl, environment, console)
+        show([*as_hydra(keys), *args.verl], environment, console)
         return 0
     python = verl_python(args.verl_python)
+    with open_reward(config):
+        pass  # a reward that cannot be loaded is said here, and not by every rollout
     rows = training_rows(config)
+    validation = validation_rows(config) if config.eval.bench else []
     run.mkdir(parents=True)
     if args.rehearse and config.model == "tiny":
         keys["actor_rollout_ref.model.path"] = str(rehearsal_model(keys["actor_rollout_ref.model.path"], run / "model"))
     write_rows(run / "train.parquet", rows)
-    if config.eval.bench:
-        write_rows(run / "validation.parquet", validation_rows(config))
+    if validation:
+        write_rows(run / "validation.parquet", validation)
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    (run / "overrides.txt").write_text("\n".join(as_hydra(keys)) + "\n")
+    (run / "overrides.txt").write_text("\n".join([*as_hydra(keys), *args.verl]) + "\n")
     written = {"python": python, "environment": environment, "method": config.objective["preset"], "seed": config.seed}
     (run / "launch.json").write_text(json.dumps(written, indent=1))
     return drive(run, written, args, console)
 
 
-def show(keys: Mapping[str, Any], more: Sequence[str], environment: Mapping[str, str], console: Console) -> None:
+def show(keys: Sequence[str], environment: Mapping[str, str], console: Console) -> None:
     """The environment and the command line, one key per line, as a shell takes it."""
     import shlex
 
     lines = [*(f"{name}={value}" for name, value in environment.items()), "python -m agpo.integrations.verl.main"]
-    lines += [shlex.quote(key) for key in [*as_hydra(keys), *more]]
+    lines += [shlex.quote(key) for key in keys]
     console.print(" \\\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -126,6 +156,7 @@ def environment_of(rehearse: bool) -> dict[str, str]:
     if rehearse:
         variables |= {
             "VERL_PLATFORM": CPU,
+            "RAY_ADDRESS": "local",  # of its own, though a cluster is up here
             "OMP_NUM_THREADS": "1",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_worker_niceness": "0",  # 15 by default: on a laptop that does something else workers would starve
@@ -135,30 +166,38 @@ def environment_of(rehearse: bool) -> dict[str, str]:
 
 
 def verl_python(given: str | None) -> str:
-    """The python that has verl. Raises UserError where none is known."""
+    """The python that has verl and our plugin. Raises UserError where none is known, or it lacks one of them."""
     python = given or os.environ.get(PYTHON_VARIABLE)
-    if python:
-        found = shutil.which(python)
-        if not found:
-            raise UserError(f"{python}: no such python. --verl-python (or ${PYTHON_VARIABLE}) names verl's.")
-        return str(Path(found).absolute())
-    if importlib.util.find_spec("verl") is None:
+    if not python and importlib.util.find_spec("verl") is not None:
+        python = sys.executable
+    if not python and Path(LOCAL_PYTHON).is_file():
+        python = LOCAL_PYTHON
+    if not python:
         raise UserError(
             "verl is not in this environment: it has one of its own (docs/cluster.md says how to make it). Name its "
             f"python with --verl-python or ${PYTHON_VARIABLE}, or look at the configuration with --dry-run."
         )
-    return sys.executable
+    found = shutil.which(python)
+    if not found:
+        raise UserError(f"{python}: no such python. --verl-python (or ${PYTHON_VARIABLE}) names verl's.")
+    look = "import importlib.metadata as m; print(m.version('verl'), *m.entry_points(group='verl.plugins').names)"
+    seen = subprocess.run([found, "-c", look], capture_output=True, text=True, check=False)
+    if seen.returncode:
+        raise UserError(f"{python}: verl is not installed there. docs/cluster.md has the commands.")
+    version, *plugins = seen.stdout.split()
+    check_version(version)
+    if NAME not in plugins:
+        raise UserError(
+            f"{python}: agpo is not installed there beside verl: pip install --no-deps agpo, on every node."
+        )
+    return str(Path(found).absolute())
 
 
 def training_rows(config: TrainConfig) -> list[dict[str, Any]]:
-    from agpo.setup import load_items
-
     return [row_of(item, config.prompt, "train", at) for at, item in enumerate(load_items(config))]
 
 
 def validation_rows(config: TrainConfig) -> list[dict[str, Any]]:
-    from agpo.setup import load_benches
-
     pairs = [(bench.name, item) for bench, items in load_benches(config) for item in items]
     return [row_of(item, config.prompt, name, at) for at, (name, item) in enumerate(pairs)]
 
@@ -195,33 +234,6 @@ def rehearsal_model(folder: str, out: Path) -> Path:
     return out
 
 
-def find_run(wanted: str) -> Path:
-    run = Path(wanted).absolute()
-    if not (run / "launch.json").is_file():
-        raise UserError(f"{wanted}: not the folder of a verl run (no launch.json in it). Name runs/verl-....")
-    return run
-
-
-def read_launch(run: Path) -> dict[str, Any]:
-    return json.loads((run / "launch.json").read_text())
-
-
-def config_of(run: Path) -> TrainConfig:
-    """The recipe that a run was started with."""
-    return make_config(yaml.safe_load((run / "config.yaml").read_text()), str(run / "config.yaml"))
-
-
-def numbered(folder: Path) -> list[Path]:
-    """<step>.jsonl files in order."""
-    return sorted((path for path in folder.glob("*.jsonl") if path.stem.isdigit()), key=lambda path: int(path.stem))
-
-
-def last_checkpoint(run: Path) -> int:
-    """The step of the last whole checkpoint, 0 where there is none."""
-    latest = run / "checkpoints" / "latest_checkpointed_iteration.txt"
-    return int(latest.read_text()) if latest.is_file() else 0
-
-
 def rewind(run: Path, store: "Store | None") -> None:
     """Forget what came after the last checkpoint, which a start from it makes again: in the folder and in the store."""
     step = last_checkpoint(run)
@@ -238,33 +250,47 @@ def rewind(run: Path, store: "Store | None") -> None:
 def drive(run: Path, written: Mapping[str, Any], args: argparse.Namespace, console: Console) -> int:
     """Start verl and wait for it, importing results as they come. Ctrl-C reaches verl too, and it is waited for."""
     command = [str(written["python"]), "-W", "ignore", "-m", "agpo.integrations.verl.main"]
-    command += [*(run / "overrides.txt").read_text().splitlines(), *args.verl, f"hydra.run.dir={run / 'hydra'}"]
+    command += [*(run / "overrides.txt").read_text().splitlines(), f"hydra.run.dir={run / 'hydra'}"]
     metrics = run / "metrics" / f"{datetime.now(UTC):%y%m%d-%H%M%S}.jsonl"  # verl truncates a file that is there
     metrics.parent.mkdir(exist_ok=True)
     environment = {**os.environ, **written["environment"], "VERL_FILE_LOGGER_PATH": str(metrics)}
     environment["TENSORBOARD_DIR"] = str(run / "tensorboard")
+    # verl runs in the run's folder; a reward function of one's own is where the command was given.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
     console.print(f"verl run {run}", markup=False, highlight=False)
-    with subprocess.Popen(command, env=environment, cwd=run, start_new_session=True) as process:
-        try:
-            code = wait(process, run, args.store)
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to stop it
+    try:
+        with subprocess.Popen(command, env=environment, cwd=run, start_new_session=True) as process:
             try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-            fetch(run, args.store, "interrupted", console)
-            again = f"python -m agpo.train --engine verl --resume {run}"
-            console.print(f"stopped. Continue from the last checkpoint with:\n  {again}", markup=False)
-            return 130
+                code = wait(process, run, args.store, console)
+            finally:
+                end(process)
+    except KeyboardInterrupt:
+        fetch(run, args.store, "interrupted", console)
+        again = f"python -m agpo.train --engine verl --resume {run}"
+        console.print(f"stopped. Continue from the last checkpoint with:\n  {again}", markup=False)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     fetch(run, args.store, "failed" if code else "done", console)
     if code:
         console.print(f"verl ended with exit code {code}; what went wrong is above, and in Ray's logs", markup=False)
     return 1 if code else 0
 
 
-def wait(process: "subprocess.Popen[bytes]", run: Path, store: str | None) -> int:
-    """Until verl ends; what it has written so far is in the store."""
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Stop verl where it still runs, which has a session of its own: nothing else would. Again Ctrl-C: at once."""
+    if process.poll() is not None:
+        return
+    with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(STOP_SECONDS)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait(process: "subprocess.Popen[bytes]", run: Path, store: str | None, console: Console) -> int:
+    """Until verl ends; what it has written so far is in the store, as far as that answers."""
     looked = time.monotonic()
     while True:
         try:
@@ -272,11 +298,16 @@ def wait(process: "subprocess.Popen[bytes]", run: Path, store: str | None) -> in
         except subprocess.TimeoutExpired:
             if time.monotonic() - looked > IMPORT_EVERY:
                 looked = time.monotonic()
-                fetch(run, store, None, None)
+                try:
+                    fetch(run, store, None, None)
+                except Exception as e:  # noqa: BLE001  verl goes on training; the import at its end raises
+                    console.print(f"results not imported this time ({type(e).__name__}: {e})", markup=False)
 
 
 def fetch(run: Path, store: str | None, status: "Status | None", console: Console | None) -> None:
-    """Import the results. Where the store's packages are missing here, say how to do it elsewhere."""
+    """Import the results, if there are any. Where the store's packages are missing here, say how to do it elsewhere."""
+    if not any((run / "metrics").glob("*.jsonl")):  # verl did not get as far as its first metrics
+        return
     with open_store(store) as opened:
         if opened is not None:
             from agpo.integrations.verl.import_run import import_run

@@ -2,10 +2,17 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast
 
+from agpo.batch import Group, Sample
+from agpo.clip import Decision
 from agpo.integrations.verl.plan import Plan
+from agpo.policy import Update
+from agpo.telemetry import step_metrics
+from evals.engines import Completion
+from evals.grading import Verdict
+from evals.items import Item
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Sampled:
     """what the reward function told besides the score"""
     references: list[str]
     max_tokens: int
+    eos_id: int
 
     def outcome(self, i: int) -> str:
         """As our grader said, or as much as the reward tells where it was another function's."""
@@ -39,12 +47,38 @@ class Sampled:
         told = {1.0: "right", 0.0: "wrong"}.get(reward, "scored")
         return str(self.infos[i].get("outcome", told))
 
+    def reward(self, i: int) -> float | None:
+        return None if math.isnan(self.rewards[i]) else self.rewards[i]
+
+    def finish_reason(self, i: int) -> Literal["length", "stop"]:
+        """verl does not hand on why an answer ended."""
+        ids = self.responses[i]
+        return "length" if len(ids) >= self.max_tokens and ids[-1] != self.eos_id else "stop"
+
+    def groups(self) -> list[Group]:
+        """The step as a native one has it; a group lacks the samples whose rollouts failed."""
+        members: dict[str, list[int]] = {}
+        for i, uid in enumerate(self.uids):
+            members.setdefault(uid, []).append(i)
+        return [
+            Group(
+                Item(self.items[rows[0]], "", self.references[rows[0]]),
+                tuple(self.prompts[rows[0]]),
+                tuple(self._sample(i) for i in rows),
+            )
+            for rows in members.values()
+        ]
+
+    def _sample(self, i: int) -> Sample:
+        logp = self.logps[i]
+        completion = Completion(
+            tuple(self.responses[i]), None if logp is None else tuple(logp), self.finish_reason(i), 0.0
+        )
+        return Sample(completion, "", Verdict(cast(Any, self.outcome(i)), ""), self.reward(i), 0)
+
     def lines(self, tokenizer: Any, step: int) -> Iterator[dict[str, Any]]:
         """One JSON object for each row; `import_run` reads them."""
-        eos = tokenizer.eos_token_id
         for i, ids in enumerate(self.responses):
-            cut = len(ids) >= self.max_tokens and (not ids or ids[-1] != eos)
-            reward = None if math.isnan(self.rewards[i]) else self.rewards[i]
             yield {
                 "step": step,
                 "item": self.items[i],
@@ -54,8 +88,8 @@ class Sampled:
                 "output": tokenizer.decode(ids, skip_special_tokens=True),
                 "token_ids": ids,
                 "logprobs": self.logps[i],
-                "finish_reason": "length" if cut else "stop",
-                "reward": reward,
+                "finish_reason": self.finish_reason(i),
+                "reward": self.reward(i),
                 "reference": self.references[i],
                 **{name: self.infos[i].get(name) for name in ("path", "answer")},
                 "outcome": self.outcome(i),
@@ -63,46 +97,21 @@ class Sampled:
 
 
 def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Mapping[str, Any] | None]) -> dict[str, float]:
-    """The metrics of `agpo.telemetry.step_metrics` that verl's rows tell, under the same names."""
-    rewards, lengths = sampled.rewards, sampled.lengths
-    outcomes = [sampled.outcome(i) for i in range(len(rewards))]
-    scorable = [r for r in rewards if not math.isnan(r)]
-    logps = [x for logp in sampled.logps for x in logp or ()]
-    parts, made = plan.minibatches, [one for one in happened if one]
-    clipped_unseen = [p for p in parts if p.rows and not p.run]
-    decided = [one["value"] for one in made] + [p.at_ratio_1.value for p in clipped_unseen]
-    used = [one["loss"] for one in made] + [p.at_ratio_1.loss for p in clipped_unseen]
+    """The metrics of a native step, as far as verl tells them. `happened` [mini-batches] is what the engine did."""
     cost = [len(p) + len(r) for p, r in zip(sampled.prompts, sampled.responses, strict=True)]
-    run, whole = sum(cost[row] for p in parts if p.run for row in p.rows), sum(cost)
-    stopped = [i for i, n in enumerate(lengths) if n >= sampled.max_tokens]
-    values = {
-        "reward/mean": mean(scorable),
-        "tokens/response_mean": mean(lengths),
-        "tokens/right_mean": mean([n for n, o in zip(lengths, outcomes, strict=True) if o == "right"]),
-        "tokens/wrong_mean": mean([n for n, o in zip(lengths, outcomes, strict=True) if o in ("wrong", "no_answer")]),
-        "tokens/at_limit": len(stopped) / len(lengths) if lengths else None,
-        "samples/unscored": len(rewards) - len(scorable),
-        "samples/no_answer": outcomes.count("no_answer"),
-        "groups/live": sum(p.live_groups for p in parts),
-        "groups/masked": sum(p.groups - p.live_groups for p in parts),
-        "groups/live_token_share": sum(p.live_tokens for p in parts) / max(sum(lengths), 1),
-        "entropy": -sum(logps) / len(logps) if logps else None,
-        "loss/raw": mean(decided),
-        "loss/value": mean(used),
-        "clip/clipped_updates": sum(one["clipped"] for one in made) + sum(p.at_ratio_1.clipped for p in clipped_unseen),
-        "clip/ties": sum(one["tie"] for one in made) + sum(p.at_ratio_1.tie for p in clipped_unseen),
-        "updates/made": sum(one["stepped"] for one in made),
-        "updates/dead": sum(not p.rows for p in parts),
-        "updates/refused": sum(
-            math.isnan(one["scale"]) or (not one["stepped"] and one["scale"] != 0.0) for one in made
-        ),
-        "grad_norm": mean([one["grad_norm"] for one in made if one["stepped"]]),
-        "saved/tokens": whole - run,
-        "saved/of_tokens": whole,
-        "saved/share": 1 - run / whole if whole else None,
-    }
-    return {name: float(value) for name, value in values.items() if value is not None}
+    updates = []
+    for minibatch, told in zip(plan.minibatches, happened, strict=True):
+        if told is None:
+            updates.append(Update(minibatch.at_ratio_1, stepped=False))
+            continue
+        decision = Decision(**{field.name: told[field.name] for field in fields(Decision)})
+        refused = is_refused(told)
+        run = sum(cost[row] for row in minibatch.rows)
+        norm = told["grad_norm"] if told["stepped"] or refused else None
+        updates.append(Update(decision, told["stepped"], refused, norm, run))
+    return step_metrics(sampled.groups(), cast(Any, plan.minibatches), updates)
 
 
-def mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def is_refused(update: Mapping[str, Any]) -> bool:
+    """Its loss or gradient was not finite."""
+    return math.isnan(update["scale"]) or (not update["stepped"] and update["scale"] != 0.0)

@@ -11,7 +11,6 @@ update; mini-batches are whole groups; advantages and weights are ours. Everythi
 import json
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from agpo.integrations.verl import NAME
 from agpo.integrations.verl.guards import check_config, check_objective
-from agpo.integrations.verl.measure import Sampled, metrics_of
+from agpo.integrations.verl.measure import Sampled, is_refused, metrics_of
 from agpo.integrations.verl.plan import MiniBatch, Plan, deal, plan_step
 from agpo.integrations.verl.require import require_plugin
 from agpo.integrations.verl.worker import ClippedWorker, objective_in
@@ -123,7 +122,7 @@ class ClippedTrainer(PPOTrainerSync):
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], **_: Any) -> KVBatchMeta:
         """Plan the step and return the rows to run, in the order in which verl deals them out to the ranks."""
         self._everything = batch
-        self._sampled = read_sampled(batch, self.config.data.max_response_length)
+        self._sampled = read_sampled(batch, self.config.data.max_response_length, self.tokenizer.eos_token_id)
         self._plan = plan_step(
             self._sampled.uids,
             self._sampled.rewards,
@@ -187,7 +186,7 @@ class ClippedTrainer(PPOTrainerSync):
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         if not len(batch):
-            self.actor_rollout_wg.skip_updates(len(self._sizes))
+            metrics["actor/lr"] = self.actor_rollout_wg.skip_updates(len(self._sizes))[0]
             return batch
         batch.extra_info.update(
             {
@@ -247,12 +246,7 @@ class ClippedTrainer(PPOTrainerSync):
         super()._dump_generations(reward_extra_infos_dict=infos, dump_path=dump_path, **kwargs)
 
 
-def is_refused(update: Mapping[str, Any]) -> bool:
-    """Its loss or gradient was not finite."""
-    return math.isnan(update["scale"]) or (not update["stepped"] and update["scale"] != 0.0)
-
-
-def read_sampled(batch: KVBatchMeta, max_tokens: int) -> Sampled:
+def read_sampled(batch: KVBatchMeta, max_tokens: int, eos_id: int) -> Sampled:
     """What the rollouts of a step left in the queue."""
     fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "rollout_log_probs", "extra_info"]
     fields += ["reward_model", "extra_fields", "data_source"]
@@ -272,6 +266,7 @@ def read_sampled(batch: KVBatchMeta, max_tokens: int) -> Sampled:
         infos=told,
         references=[str((one or {}).get("ground_truth")) for one in column(data, "reward_model")],
         max_tokens=max_tokens,
+        eos_id=eos_id,
     )
 
 

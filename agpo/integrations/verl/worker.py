@@ -69,8 +69,8 @@ class ClippedTrainingWorker(TrainingWorker):
                     mfu.append(metrics.get("mfu", 0.0))
         if not self.engine.is_mp_src_rank_with_outputs():
             return None
-        kept = {name: x for name, x in metrics.items() if name.startswith("perf/") or name == "lr"}
-        kept |= {"agpo": happened, "mfu": sum(mfu) / max(len(mfu), 1)}
+        kept = {name: x for name, x in metrics.items() if name.startswith("perf/")}
+        kept |= {"agpo": happened, "mfu": sum(mfu) / max(len(mfu), 1), "lr": self.engine.lr_scheduler.get_last_lr()[0]}
         return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": kept}).cpu()
 
     def _all_lengths(self, part: TensorDict) -> list[int]:
@@ -97,8 +97,9 @@ class ClippedWorker(ActorRolloutRefWorker):
         clip_updates(self.actor.engine, *objective_in(self.config.agpo))
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def skip_updates(self, count: int) -> None:
-        """Go on with the learning rate through mini-batches of a step of which nothing is run."""
+    def skip_updates(self, count: int) -> float:
+        """Go on with the learning rate through mini-batches of a step of which nothing is run. Returns what it is."""
         assert self.actor is not None
         for _ in range(count):
             self.actor.engine.lr_scheduler_step()
+        return self.actor.engine.lr_scheduler.get_last_lr()[0]

@@ -1,0 +1,45 @@
+"""A rank that fails in a way that no input brings about: `python tests/agpo/failing_ranks.py hang|disk FOLDER`.
+
+Started once for each rank, with the environment that torchrun would give it.
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from agpo import parallel
+
+
+def hang(folder: Path) -> None:
+    """Rank 1 stops where the others wait for it, with a thread of theirs that would keep them from ending."""
+    threading.Thread(target=threading.Event().wait).start()
+    if parallel.rank() == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    parallel.summed([1.0])
+
+
+def disk(folder: Path) -> None:
+    """Rank 1 has no space left for its part of a checkpoint."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    part = DTensor.from_local(torch.ones(4), parallel._mesh("cpu"), [Shard(0)])
+    if parallel.rank() == 1:
+        from safetensors import torch as library
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device", str(folder))
+
+        library.save = full
+    parallel.save_shards({"0.exp_avg": part}, folder)
+
+
+if __name__ == "__main__":
+    parallel.EXIT_SECONDS = 1
+    with parallel.one_voice():
+        parallel.join("cpu", timeout_minutes=0.1)
+        parallel.everyone(lambda: None)
+        {"hang": hang, "disk": disk}[sys.argv[1]](Path(sys.argv[2]))

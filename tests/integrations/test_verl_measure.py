@@ -1,0 +1,100 @@
+"""A step's metrics from verl's rows: those of a native step, for groups that lost samples too."""
+
+import math
+from dataclasses import asdict
+
+import pytest
+
+from agpo.integrations.verl.measure import Sampled, metrics_of
+from agpo.integrations.verl.plan import plan_step
+from agpo.objective import PRESETS, clip_decision
+
+NAN, EOS, LONGEST = math.nan, 1, 6
+GROUPS = {
+    "kept": ((1.0, 0.0, 0.0), (2, 5, 6)),
+    "clipped": ((1.0, 0.0, 0.0), (5, 2, 3)),
+    "right": ((1.0, 1.0, 1.0), (2, 2, 3)),
+    "lost": ((0.0, NAN), (4, 4)),
+}
+
+
+def sampled() -> Sampled:
+    rows = [(uid, k, r, n) for uid, (rs, ns) in GROUPS.items() for k, (r, n) in enumerate(zip(rs, ns, strict=True))]
+    responses = [[7] * (n - 1) + [EOS if k != 2 else 7] for _, k, _, n in rows]  # the third of a group is not ended
+    return Sampled(
+        keys=[f"{uid}_{k}_0" for uid, k, *_ in rows],
+        uids=[uid for uid, *_ in rows],
+        items=[f"item {uid}" for uid, *_ in rows],
+        prompts=[[3, 4]] * len(rows),
+        responses=responses,
+        lengths=[n for *_, n in rows],
+        rewards=[r for *_, r, _ in rows],
+        logps=[[-0.5] * n for *_, n in rows],
+        infos=[{"outcome": "timeout" if math.isnan(r) else "right" if r else "no_answer"} for *_, r, _ in rows],
+        references=["6"] * len(rows),
+        max_tokens=LONGEST,
+        eos_id=EOS,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured():
+    step, objective = sampled(), PRESETS["agpo"]
+    plan = plan_step(step.uids, step.rewards, step.lengths, objective, 1, LONGEST)
+    happened = []
+    for minibatch in plan.minibatches:
+        told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
+        happened.append(told if minibatch.rows and minibatch.rows[0] == 0 else None)
+    assert sum(one is not None for one in happened) == 1
+    return metrics_of(step, plan, happened)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reward/mean", 5 / 10),
+        ("tokens/response_mean", 38 / 11),
+        ("tokens/right_mean", (2 + 5 + 2 + 2 + 3) / 5),
+        ("tokens/wrong_mean", (5 + 6 + 2 + 3 + 4) / 5),
+        ("tokens/truncated", 1 / 11),
+        ("samples/unscored", 1),
+        ("samples/no_answer", 5),
+        ("groups/live", 2),
+        ("groups/masked", 2),
+        ("groups/all_right", 1),
+        ("groups/all_wrong", 0),
+        ("groups/live_token_share", 23 / 38),
+        ("entropy", 0.5),
+        ("clip/clipped_updates", 1),
+        ("clip/ties", 0),
+        ("updates/made", 1),
+        ("updates/dead", 2),
+        ("updates/refused", 0),
+        ("grad_norm", 0.5),
+        ("saved/of_tokens", 38 + 11 * 2),
+        ("saved/tokens", 38 + 11 * 2 - (13 + 3 * 2)),
+    ],
+)
+def test_a_steps_numbers(measured, name, value):
+    assert measured[name] == pytest.approx(value)
+
+
+def test_a_loss_that_is_not_finite_is_a_refused_update():
+    step, objective = sampled(), PRESETS["agpo_no_clip"]
+    plan = plan_step(step.uids, step.rewards, step.lengths, objective, 4, LONGEST)
+    told = {**asdict(clip_decision(NAN, NAN, objective)), "grad_norm": 0.0, "stepped": False}
+    values = metrics_of(step, plan, [told])
+    assert (values["updates/refused"], values["updates/made"]) == (1, 0)
+    assert "grad_norm" not in values
+
+
+def test_a_line_says_what_could_not_be_graded():
+    class Tokenizer:
+        @staticmethod
+        def decode(ids, **_):
+            return " ".join(map(str, ids))
+
+    lines = list(sampled().lines(Tokenizer(), 3))
+    assert (lines[-1]["reward"], lines[-1]["outcome"], lines[-1]["repeat"]) == (None, "timeout", 1)
+    assert [line["finish_reason"] for line in lines].count("length") == 1
+    assert lines[2]["finish_reason"] == "length"
