@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evals.report.command import main
+from evals.report.compare import p_text
 from evals.store import SampleRow, Store
 
 CONFIG = {"prompt": "qwen-boxed", "temperature": 0.0, "max_tokens": 2048, "engine": "vllm", "n": 1}
@@ -194,3 +195,12 @@ def test_all_wrong_and_all_right(store, capsys, a, b):
     assert ("p = 0.0005" in text) == (a != b)
     assert "level with" in text or "100.0 points better" in text
     assert ("i11" in text) == (a != b)
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [(0.0496, "= 0.0496"), (0.0504, "= 0.05"), (0.049999, "= 0.049999"), (0.24, "= 0.24"), (0.004, "= 0.0040"),
+     (0.00001, "< 0.0001"), (1.0, "= 1.00")],
+)  # fmt: skip
+def test_a_p_is_not_rounded_across_the_border_it_decides(p, said):
+    assert p_text(p) == said
