@@ -1,6 +1,6 @@
 """Which evaluation a word on the command line means, and under which settings it was made."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,24 @@ def paper_name(method: str) -> str:
         "agpo_no_mask": "AGPO (w/o loss mask)",
         "agpo_no_clip": "AGPO (w/o loss clip)",
     }.get(method, method.upper().replace("_", "-"))
+
+
+def select(store: Store, words: Iterable[str]) -> list[RunRow]:
+    """The runs that words name: the id of one or its beginning; a name, a tag or a method, of all that have it.
+
+    Raises UserError for a word that names none, and for a beginning that fits several.
+    """
+    found: dict[str, RunRow] = {}
+    for word in words:
+        try:
+            fits = store.find_runs(word)
+        except UserError:
+            if not (fits := store.runs(method=word)):
+                raise
+        if not all(word == run.name or word in run.tags or word == run.method for run in fits):
+            fits = [store.find_run(word)]
+        found |= {run.id: run for run in fits}
+    return sorted(found.values(), key=lambda run: (run.started, run.id))
 
 
 def find_measured(

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from evals.report.command import main
-from evals.report.paper_tables import rows
+from evals.report.manage import add_tags
+from evals.report.table_rows import rows
 from evals.store import SampleRow, Store
 
 
@@ -89,6 +90,67 @@ def test_what_cannot_be_compared_is_not_averaged(path):
         add_eval(store, [1.0, 0.0], max_tokens=256, step=100)  # another checkpoint
         found = rows(store)
     assert [len(row.summaries) for row in found] == [1] * 7
+
+
+def trained(store, seed, **config):
+    run = store.start_run("train", "t", method="agpo", model="start", seed=seed, config=config)
+    store.finish_run(run, "done")
+    return run
+
+
+def evaluated(store, parent, right, seed):
+    run = store.start_run("eval", "arith", method="agpo", model="start", seed=seed, config={}, parent=parent)
+    store.log_samples(run, [
+        SampleRow("t", f"i{i}", 0, 0, "p", "r", (1,), None, "stop", "right" if i < right else "wrong", "", None, "1",
+                  float(i < right), 0, 0) for i in range(10)
+    ])  # fmt: skip
+    store.finish_run(run, "done")
+    return run
+
+
+def test_only_seeds_of_one_configuration_are_averaged(capsys, path):
+    """An objective with another knob, or another learning rate, is no seed; where a key is new or says how the run was
+    placed and measured, it is one."""
+    objective = {"preset": "agpo"}
+    plain = {"lr": 1e-4, "clip": 1.0, "schedule": "constant"}
+    turned = objective | {"clip_scope": "group"}
+    with Store.open(path) as store:
+        for seed, more in enumerate(({}, {"ranks": {"timeout": 3}}, {"out": "/elsewhere", "eval": {"n": 4}})):
+            update = plain | ({"new": 1} if seed else {})
+            evaluated(store, trained(store, seed, objective=objective, update=update, **more), 4 + seed, seed)
+        evaluated(store, trained(store, 3, objective=turned, update=plain), 9, 3)
+        found = rows(store)
+        assert [(row.named, len(row.results)) for row in found] == [("AGPO", 3), ("AGPO clip_scope=group", 1)]
+        evaluated(store, trained(store, 4, objective=objective, update=plain | {"lr": 2e-4}), 9, 4)
+        found = {row.named: len(row.results) for row in rows(store)}
+        assert found == {"AGPO update.lr=0.0001": 3, "AGPO update.lr=0.0002": 1, "AGPO clip_scope=group": 1}
+    assert {line["variant"] for line in read_csv(capsys, path)} == {
+        "update.lr=0.0001", "update.lr=0.0002", "clip_scope=group"
+    }  # fmt: skip
+
+
+def test_an_evaluation_made_again_is_no_second_seed(capsys, path):
+    with Store.open(path) as store:
+        first, second = trained(store, 0), trained(store, 1)
+        for parent, right, seed in ((first, 2, 0), (second, 6, 1), (first, 4, 0)):
+            evaluated(store, parent, right, seed)
+        (row,) = rows(store)
+    assert [result.total.pass1 for result in row.results] == [0.4, 0.6]
+    assert "made again with the same seed and settings: 1;" in report(capsys, path, "tables")
+
+
+def test_tables_of_some_runs(capsys, path):
+    with Store.open(path) as store:
+        first, second = trained(store, 0), trained(store, 1)
+        runs = [evaluated(store, parent, right, seed) for parent, right, seed in ((first, 2, 0), (second, 6, 1))]
+        add_eval(store, [1.0], method="grpo")
+        add_tags(store, [runs[0]], ["mine"])
+        assert [row.estimate("pass1").value for row in rows(store, wanted=["mine"])] == [0.2]
+        assert [row.estimate("pass1").value for row in rows(store, wanted=[second])] == [0.6]
+        assert [row.method for row in rows(store, wanted=["grpo", second])] == ["agpo", "grpo"]
+    assert "GRPO" not in report(capsys, path, "tables", "--run", "t")
+    assert main(["tables", "--run", "none", "--store", str(path)]) == 2
+    assert "no run 'none'" in capsys.readouterr().err
 
 
 def test_each_benchmark_has_its_own_pair_of_tables(capsys, path):
@@ -199,7 +261,7 @@ def test_the_layout_is_the_papers_with_its_numbers_beside(capsys, path):
         ("Qwen2.5-14B", "AGPO (w/o loss mask)", "", "75.0"),
         ("Qwen2.5-14B", "AGPO (w/o loss clip)", "", "75.2"),
     ]
-    assert ["Qwen/Qwen2.5-7B", "AGPO", "25"] in [line[:3] for line in lines]
+    assert ["Qwen/Qwen2.5-7B", "AGPO", "25.0"] in [line[:3] for line in lines]
     assert "533.0" in [line[-1] for line in lines]
     assert "Paper" not in report(capsys, path, "tables", "--paper", "--bench", "gsm8k")
 
