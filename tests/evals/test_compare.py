@@ -180,6 +180,17 @@ def test_names_that_do_not_decide(store, capsys):
     assert "no evaluation on amc" in refuse(capsys, train, first, "--bench", "amc")
 
 
+def test_of_an_evaluation_made_again_the_latest_counts(store, capsys):
+    """Of one training run under the same settings; other seeds and other settings have to be chosen from."""
+    first, second = (store.start_run("train", "t", method="x", seed=seed, config={}) for seed in (0, 1))
+    add(store, [0.0] * 6, method="x", parent=first)
+    again = add(store, [1.0] * 6, method="x", parent=first)
+    other = add(store, [1.0, 0.0] * 3, method="y", parent=second)
+    assert f"A is X at step 0 (run {again})" in say(capsys, first, second)
+    add(store, [0.0] * 6, method="x", parent=first, temperature=1.0)
+    assert "fits 2 evaluations" in refuse(capsys, first, other)
+
+
 def test_a_run_that_goes_on_and_one_selected_on_the_test(store, capsys):
     first = add(store, [1.0, 0.0] * 5, status="running", method="grpo")
     second = add(store, [1.0, 0.0] * 5, selected_on_test="math500")

@@ -201,8 +201,9 @@ def test_runs_with_other_knobs_are_no_seeds(store):
 
 
 def test_several_models_are_corrected_for_their_number_and_warned_of(store):
-    for model, right, more in (("a", 50, {}), ("b", 62, {}), ("c", 90, {"temperature": 1.0})):
-        add_evaluation(store, set(range(right)), bench="b", model=model, items=range(100), **more)
+    for model, right, temperature in (("a", 50, 0.0), ("b", 62, 0.0), ("c", 90, 1.0)):
+        right_ones = set(range(right))
+        add_evaluation(store, right_ones, bench="b", model=model, items=range(100), temperature=temperature)
     add_evaluation(store, {1}, bench="alone", model="a")
     told, _ = found_differences(store)
     assert [(d.name_a, d.name_b) for d in told] == [("a", "b"), ("a", "c"), ("b", "c")]

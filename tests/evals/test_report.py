@@ -45,6 +45,7 @@ def read_csv(capsys, path) -> list[dict[str, str]]:
 
 
 def test_an_empty_store_says_what_to_do_next(capsys, path):
+    Store.open(path).close()
     assert main(["--store", str(path)]) == 0
     assert "agpo.train" in capsys.readouterr().out
     assert "evals.run" in report(capsys, path, "tables")
@@ -225,7 +226,32 @@ def test_show_an_evaluation(capsys, path):
     assert "50.0 9.5 to 90.5" in " ".join(report(capsys, path, "show", run_id).split())
 
 
+def test_a_store_that_is_not_there_is_not_made(capsys, path, monkeypatch):
+    assert main(["tables", "--store", str(path)]) == 2
+    assert f"no results store at {path}" in capsys.readouterr().err
+    monkeypatch.setenv("AGPO_STORE", str(path))
+    assert main([]) == 2
+    assert not path.exists()
+    monkeypatch.delenv("AGPO_STORE")
+    assert main([]) == 0  # the default one, as every command
+
+
+@pytest.mark.parametrize(
+    "arguments", [["tables", "--format", "md", "--out"], ["html", "--out"], ["figures", "--out"], ["export"]]
+)
+def test_a_place_that_cannot_be_written_is_one_message(capsys, path, tmp_path, arguments):
+    with Store.open(path) as store:
+        add_eval(store, [1.0, 0.0])
+        store.log_metrics(store.start_run("train", "tiny", config={}), 1, {"entropy": 0.5})
+    (tmp_path / "file").write_text("no folder")
+    assert main([*arguments, str(tmp_path / "file" / "out.csv"), "--store", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: cannot write")
+    assert said.count("\n") == 1
+
+
 def test_mistakes_end_with_one_message(capsys, path, tmp_path):
+    Store.open(path).close()
     assert main(["show", "nothing", "--store", str(path)]) == 2
     assert "no run 'nothing'" in capsys.readouterr().err
     (tmp_path / "x.db").write_text("not a database, and long enough to have a header " * 50)
