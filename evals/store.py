@@ -335,12 +335,23 @@ class Store:
         return sorted((step, name, math.nan if value is None else value) for step, name, value in found)
 
     def samples(
-        self, run_id: str, *, split: str | None = None, step: int | None = None, with_tokens: bool = False
+        self,
+        run_id: str,
+        *,
+        split: str | None = None,
+        step: int | None = None,
+        items: Iterable[str] | None = None,
+        with_tokens: bool = False,
     ) -> Iterator[SampleRow]:
-        """Stream the run's samples in the order (split, step, written); a few hundred are in memory at a time."""
+        """Stream the run's samples in the order (split, step, written); a few hundred are in memory at a time.
+
+        items: only of these; a database takes some thousands.
+        """
         light = [c for c in samples_table.c if with_tokens or c.name not in ("token_ids", "logprobs")]
         joined = samples_table.join(prompts_table, samples_table.c.prompt_id == prompts_table.c.id)
         query = sa.select(*light, prompts_table.c.text.label("prompt")).select_from(joined)
+        if items is not None:
+            query = query.where(samples_table.c.item.in_(list(items)))
         for row in self.stream(query, run_id, split, step):
             yield sample_row(dict(row._mapping))
 

@@ -208,7 +208,7 @@ def verdict(c: Comparison, other: str = "", p: float | None = None) -> str:
     # the test is exact, the interval an approximation: they may part near the border
     if p is None and not math.isnan(d.low) and (d.low > 0 or d.high < 0) != found:
         conclusion += f" (on the border: the interval {'has' if found else 'leaves out'} 0)"
-    return f"{said}{interval}, p {_p(p_shown)} ({how}): {conclusion}"
+    return f"{said}{interval}, p {p_text(p_shown)} ({how}): {conclusion}"
 
 
 def tokens_words(v: Verdict, name_a: str, name_b: str) -> str:
@@ -266,7 +266,7 @@ def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console:
                 f"{_points(c.difference.low)} to {_points(c.difference.high)}"
                 if not math.isnan(c.difference.low)
                 else "",
-                _p(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""),
+                p_text(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""),
                 f"{c.worse} / {c.better}",
                 f"{100 * c.detectable:.1f}" if c.detectable > 0 else "",
                 f"{v.summary_b.tokens_mean:.0f}",
@@ -321,5 +321,11 @@ def _points(share: float, plus: bool = False) -> str:
     return "-" if math.isnan(share) else f"{100 * share:{'+' if plus else ''}.1f}"
 
 
-def _p(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else f"= {p:.4f}" if p < 0.01 else f"= {p:.2f}"
+def p_text(p: float) -> str:
+    """Never rounded across the border between the two words that it decides."""
+    if p < 0.0001:
+        return "< 0.0001"
+    digits = 4 if p < 0.01 else 2
+    while digits < 6 and (float(f"{p:.{digits}f}") < SIGNIFICANT) != (p < SIGNIFICANT):
+        digits += 1
+    return f"= {p:.{digits}f}"

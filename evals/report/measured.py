@@ -1,6 +1,6 @@
 """Which evaluation a word on the command line means, and under which settings it was made."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,24 @@ def paper_name(method: str) -> str:
     }.get(method, method.upper().replace("_", "-"))
 
 
+def select(store: Store, words: Iterable[str]) -> list[RunRow]:
+    """The runs that words name: the id of one or its beginning; a name, a tag or a method, of all that have it.
+
+    Raises UserError for a word that names none, and for a beginning that fits several.
+    """
+    found: dict[str, RunRow] = {}
+    for word in words:
+        try:
+            fits = store.find_runs(word)
+        except UserError:
+            if not (fits := store.runs(method=word)):
+                raise
+        if not all(word == run.name or word in run.tags or word == run.method for run in fits):
+            fits = [store.find_run(word)]
+        found |= {run.id: run for run in fits}
+    return sorted(found.values(), key=lambda run: (run.started, run.id))
+
+
 def find_measured(
     store: Store, wanted: str, bench: str | None = None, checkpoints: str | None = None
 ) -> list[Measured]:
@@ -82,13 +100,24 @@ def find_measured(
         return _steps(found, name, checkpoints)
     steps = sorted({one.step for one in found})
     step = int(step_text) if step_text else steps[-1]
-    at_step = [one for one in found if one.step == step]
+    at_step = _latest([one for one in found if one.step == step])
     if not at_step:
         raise UserError(f"{name} has no evaluation at step {step}. There are: {', '.join(map(str, steps))}.")
     if len(at_step) > 1:
-        several = "\n".join(f"  {one.run.id}  {one.bench} {one.name}, {_short(one.settings)}" for one in at_step[-10:])
-        raise UserError(f"{wanted!r} fits {len(at_step)} evaluations; name one by its run:\n{several}")
+        several = "\n".join(
+            f"  {one.run.id}  {one.bench} {one.name} seed {one.run.seed}, {_short(one.settings)}"
+            for one in at_step[-10:]
+        )
+        seeds = len({one.run.seed for one in at_step}) > 1
+        hint = "\n(`python -m evals.report arms` and `html` compare methods over their seeds.)" if seeds else ""
+        raise UserError(f"{wanted!r} fits {len(at_step)} evaluations; name one by its run:\n{several}{hint}")
     return at_step
+
+
+def _latest(found: Sequence[Measured]) -> list[Measured]:
+    """Of a training run's evaluations that were made again under the same settings, the last one."""
+    again = {(one.run.parent or one.run.id, one.split, repr(sorted(one.settings.items()))): one for one in found}
+    return list(again.values())
 
 
 def _steps(found: Sequence[Measured], name: str, wanted: str) -> list[Measured]:

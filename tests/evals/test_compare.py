@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evals.report.command import main
+from evals.report.compare import p_text
 from evals.store import SampleRow, Store
 
 CONFIG = {"prompt": "qwen-boxed", "temperature": 0.0, "max_tokens": 2048, "engine": "vllm", "n": 1}
@@ -179,6 +180,17 @@ def test_names_that_do_not_decide(store, capsys):
     assert "no evaluation on amc" in refuse(capsys, train, first, "--bench", "amc")
 
 
+def test_of_an_evaluation_made_again_the_latest_counts(store, capsys):
+    """Of one training run under the same settings; other seeds and other settings have to be chosen from."""
+    first, second = (store.start_run("train", "t", method="x", seed=seed, config={}) for seed in (0, 1))
+    add(store, [0.0] * 6, method="x", parent=first)
+    again = add(store, [1.0] * 6, method="x", parent=first)
+    other = add(store, [1.0, 0.0] * 3, method="y", parent=second)
+    assert f"A is X at step 0 (run {again})" in say(capsys, first, second)
+    add(store, [0.0] * 6, method="x", parent=first, temperature=1.0)
+    assert "fits 2 evaluations" in refuse(capsys, first, other)
+
+
 def test_a_run_that_goes_on_and_one_selected_on_the_test(store, capsys):
     first = add(store, [1.0, 0.0] * 5, status="running", method="grpo")
     second = add(store, [1.0, 0.0] * 5, selected_on_test="math500")
@@ -194,3 +206,12 @@ def test_all_wrong_and_all_right(store, capsys, a, b):
     assert ("p = 0.0005" in text) == (a != b)
     assert "level with" in text or "100.0 points better" in text
     assert ("i11" in text) == (a != b)
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [(0.0496, "= 0.0496"), (0.0504, "= 0.05"), (0.049999, "= 0.049999"), (0.24, "= 0.24"), (0.004, "= 0.0040"),
+     (0.00001, "< 0.0001"), (1.0, "= 1.00")],
+)  # fmt: skip
+def test_a_p_is_not_rounded_across_the_border_it_decides(p, said):
+    assert p_text(p) == said
