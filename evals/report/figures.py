@@ -166,16 +166,16 @@ def _arms(found: Comparison, arms: Sequence[str]) -> Figure:
         for arm, courses in by_arm.items():
             seeds = [pd.Series(c.series[metric], index=range(1, len(c.series[metric]) + 1)) for c in courses]
             _band(axes, [s.dropna() for s in seeds], arm, colours[arm])
-        _finish(
-            axes, title, label, unit=metric == "reward/mean", legend="none" if title != "Training reward" else "best"
-        )
+        _finish(axes, title, label, unit=metric == "reward/mean", legend="none")
         axes.set_xlabel("step", color=FAINT, fontsize=9)
     last = figure.axes[5]
     for arm, courses in by_arm.items():
         _path(last, courses, arm, colours[arm])
     _finish(last, "Held-out accuracy against length", "Pass@1, %", legend="none")
     last.set_xlabel("response tokens", color=FAINT, fontsize=9)
-    figure.suptitle(found.name, fontsize=14, fontweight="bold", color=INK)
+    figure.suptitle(found.name, fontsize=14, fontweight="bold", color=INK, x=0.01, ha="left")
+    lines = {line.get_label(): line for axes in figure.axes[:5] for line in axes.get_legend_handles_labels()[0]}
+    figure.legend(handles=list(lines.values()), loc="outside upper right", ncols=3, frameon=False, labelcolor=INK)
     caption = (
         "mean over seeds, band from the lowest to the highest; running mean over steps. Last panel: from ●, thin: seeds"
     )
