@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from evals.console import progress_bar
-from evals.database import prompts_table, samples_table
 from evals.errors import UserError
-from evals.rows import unpack
 from evals.store import Kind, RunRow, Store
+from evals.store.database import prompts_table, samples_table
+from evals.store.rows import unpack
 
 BATCH = 1000
 """rows in memory at a time, and in one row group of a Parquet file"""
