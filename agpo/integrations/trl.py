@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from agpo.objective import (
@@ -134,9 +135,10 @@ class _Clip(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_) -> None:
         trainer = self.trainer
-        sums = trainer.accelerator.reduce(trainer._window_sums, reduction="sum").tolist()
-        trainer._window_sums.zero_()
-        decision = clip_decision(*sums[:2], trainer.objective)
+        sums = trainer.accelerator.reduce(trainer._window_sums, reduction="sum")
+        value, magnitude, entropy, tokens = sums.tolist()
+        trainer._window_sums = torch.zeros_like(sums)
+        decision = clip_decision(value, magnitude, trainer.objective)
         if math.isnan(decision.scale):
             raise ValueError(
                 f"the loss of optimizer step {state.global_step + 1} is {decision.value}: no update is made of it."
@@ -146,7 +148,7 @@ class _Clip(TrainerCallback):
         logged = {"loss": decision.value, "stepped": float(decision.scale != 0), "clipped": float(decision.clipped)}
         for name, x in logged.items():
             trainer._metrics["train"][f"agpo/{name}"].append(x)
-        trainer._metrics["train"]["entropy"].append(sums[2] / max(sums[3], 1.0))
+        trainer._metrics["train"]["entropy"].append(entropy / max(tokens, 1.0))
 
 
 def raw_rewards(rewards_BF: torch.Tensor, weights_F: torch.Tensor, samples: int) -> torch.Tensor:
@@ -168,6 +170,7 @@ def raw_rewards(rewards_BF: torch.Tensor, weights_F: torch.Tensor, samples: int)
 
 
 def check_version(found: str | None = None) -> None:
+    """Raises ValueError for a release of TRL that was not tested."""
     found = importlib.metadata.version("trl") if found is None else found
     if found != TRL_VERSION:
         raise ValueError(f"TRL {found} is installed; this is for TRL {TRL_VERSION}: pip install trl=={TRL_VERSION}.")
@@ -236,12 +239,13 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
 
 
 def check_trainer(trainer: GRPOTrainer) -> None:
-    kind = trainer.accelerator.distributed_type.value
-    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU") or trainer.args.n_gpu > 1:
+    """Raises ValueError where gradients are not those of one process or of DDP, or something else is in the loss."""
+    kind, gpus = trainer.accelerator.distributed_type.value, trainer.args.n_gpu
+    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU") or gpus > 1:
         raise ValueError(
-            f"distributed_type {kind}, {trainer.args.n_gpu} GPUs in this process: one process or DDP, with one GPU to a "
-            "process, is what is supported (accelerate launch --multi_gpu). DeepSpeed steps inside its own engine, where the decision "
-            "comes too late; FSDP is not tested: train natively or on verl for that (docs/scale.md, docs/cluster.md)."
+            f"distributed_type {kind}, {gpus} GPUs in this process: what is supported is one process or DDP, with one "
+            "GPU to each (accelerate launch --multi_gpu). DeepSpeed steps inside its own engine, where the decision "
+            "comes too late; FSDP is not tested. Train natively or on verl for that: docs/scale.md, docs/cluster.md."
         )
     wanted = {"tools": trainer.tools, "rollout_func": trainer.rollout_func}
     wanted |= {"environment_factory": trainer.environment_factories, "router_aux_loss_coef": trainer.aux_loss_enabled}
