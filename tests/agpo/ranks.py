@@ -22,7 +22,7 @@ from agpo.batch import plan_step
 from agpo.model import prepare
 from agpo.objective import PRESETS, Objective
 from agpo.optimizer import Trained, make_trained
-from agpo.policy import Policy, Settings, update
+from agpo.policy import Policy, Settings, _Sums, update
 from agpo.tiny_model import make_model
 
 UPDATES = 5
@@ -169,10 +169,28 @@ def results(processes: list[subprocess.Popen], folder: Path) -> list[dict[str, R
     return [{name: Run(**values) for name, values in of_rank.items()} for of_rank in found]
 
 
+def agree(rank: int, world: int) -> None:
+    """What ranks tell each other: an error of the last one, and sums in which each has another part."""
+    try:
+        told: object = parallel.everyone(lambda: 1 / (world - 1 - rank))
+    except (ZeroDivisionError, parallel.OtherRankFailed) as e:
+        told = type(e)
+    assert told is (ZeroDivisionError if rank == world - 1 else parallel.OtherRankFailed), told
+    seen = _Sums(value=1.0, tokens=rank, gaps=[(0.1 * (rank + 1), rank + 2.0, 10 * (rank + 1))]).over_ranks()
+    parts = range(1, world + 1)
+    mean = sum(0.1 * k * 10 * k for k in parts) / sum(10 * k for k in parts)
+    assert (seen.value, seen.tokens) == (world, sum(range(world)))
+    gap = seen.gap()
+    assert gap is not None
+    assert abs(gap[0] - mean) < 1e-12, gap
+    assert gap[1] == world + 1.0, gap
+
+
 def work(rank: str, world: str, meet: str, out: str, *names: str) -> None:
     torch.set_num_threads(1)
     if int(world) > 1:
         dist.init_process_group("gloo", init_method=meet, rank=int(rank), world_size=int(world))
+        agree(int(rank), int(world))
     torch.save({case.name: vars(run(case)) for case in CASES if case.name in names or not names}, out)
     if int(world) > 1:
         dist.barrier()
