@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.errors import UserError
+from evals.report.variants import knobs
 from evals.stats import Columns, read_columns
 from evals.store import RunRow, Store
 
@@ -28,11 +29,17 @@ class Measured:
     model: str
     settings: dict[str, Any]
     """of `SETTINGS`, those that are known"""
+    knobs: str = ""
+    """of the objective, that were turned in training: "clip_scope=group" """
 
     @property
     def name(self) -> str:
         """For a sentence: the method in capitals (or the model), with the step of a checkpoint."""
-        named = paper_name(self.method) or self.model.rstrip("/").rsplit("/", 1)[-1] or self.run.id
+        named = (
+            f"{paper_name(self.method)} {self.knobs}".strip()
+            or self.model.rstrip("/").rsplit("/", 1)[-1]
+            or self.run.id
+        )
         return f"{named} at step {self.step}" if self.step or self.run.kind == "train" or self.run.parent else named
 
     @property
@@ -151,10 +158,11 @@ def measured(store: Store, run: RunRow) -> list[Measured]:
     """The evaluations in one run: one of an eval run (more only if it holds several steps), those during training."""
     config = run.config
     if run.kind == "eval":
-        parent = store.find_run(run.parent) if run.parent and not (run.method and run.model) else None
+        parent = store.find_run(run.parent) if run.parent else None
         method, model = run.method or (parent.method if parent else ""), run.model or (parent.model if parent else "")
         settings = {key: config[key] for key in SETTINGS if key in config}
-        return [Measured(run, run.name, *size[:3], method, model, settings) for size in store.sizes(run.id)]
+        turned = knobs(parent) if parent else ""
+        return [Measured(run, run.name, *size[:3], method, model, settings, turned) for size in store.sizes(run.id)]
     evaluation = config.get("eval") or {}
     settings = {
         "prompt": config.get("prompt"),
@@ -166,7 +174,7 @@ def measured(store: Store, run: RunRow) -> list[Measured]:
     }
     settings = {key: value for key, value in settings.items() if value is not None}
     return [
-        Measured(run, split.removeprefix(TRAINING), split, step, count, run.method, run.model, settings)
+        Measured(run, split.removeprefix(TRAINING), split, step, count, run.method, run.model, settings, knobs(run))
         for split, step, count, _ in store.sizes(run.id)
         if split.startswith(TRAINING)
     ]

@@ -24,9 +24,9 @@ def variants(runs: Sequence[RunRow]) -> dict[str, str]:
     """
     families: dict[tuple[str, str, str], list[RunRow]] = {}
     for run in runs:
-        families.setdefault((run.model, run.method, _knobs(run)), []).append(run)
+        families.setdefault((run.model, run.method, knobs(run)), []).append(run)
     found = {}
-    for (_, _, knobs), family in families.items():
+    for (_, _, turned), family in families.items():
         trees = [flat({k: v for k, v in run.config.items() if k not in ELSEWHERE}) for run in family]
         keys = dict.fromkeys(key for tree in trees for key in tree if key not in CUTS)
         differ = [key for key in keys if len({_json(tree[key]) for tree in trees if key in tree}) > 1]
@@ -34,7 +34,7 @@ def variants(runs: Sequence[RunRow]) -> dict[str, str]:
             told = [f"{key}={_text(tree[key])}" for key in differ if key in tree]
             if len(told) > MOST_KEYS:
                 told = [f"config {hashlib.sha256(' '.join(told).encode()).hexdigest()[:6]}"]
-            found[run.id] = " ".join([*([knobs] if knobs else []), *told])
+            found[run.id] = " ".join([*([turned] if turned else []), *told])
     return found
 
 
@@ -57,7 +57,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _knobs(run: RunRow) -> str:
+def knobs(run: RunRow) -> str:
+    """Of the objective, those that were turned: "clip_scope=group"."""
     objective = run.config.get("objective")
     if not isinstance(objective, Mapping):
         return ""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evals.report.command import main
+from evals.report.compare import _points as points
 from evals.report.compare import p_text
 from evals.store import SampleRow, Store
 
@@ -189,6 +190,26 @@ def test_of_an_evaluation_made_again_the_latest_counts(store, capsys):
     assert f"A is X at step 0 (run {again})" in say(capsys, first, second)
     add(store, [0.0] * 6, method="x", parent=first, temperature=1.0)
     assert "fits 2 evaluations" in refuse(capsys, first, other)
+
+
+def test_a_turned_knob_is_in_the_name_and_two_methods_are_not_two_runs(store, capsys):
+    objective = {"objective": {"preset": "agpo", "clip_scope": "group"}}
+    runs = [
+        store.start_run("train", "t", method=method, config=more)
+        for method, more in (("grpo", {}), ("agpo", objective))
+    ]
+    for run, method in zip(runs, ("grpo", "agpo"), strict=True):
+        add(store, [1.0, 0.0] * 5, method=method, parent=run, step=5)
+    text = say(capsys, *runs)
+    assert "B is AGPO clip_scope=group at step 5 (run" in text
+    assert "This is about two trained models." in text
+    assert "two trained models" not in say(capsys, add(store, [1.0] * 3), add(store, [0.0] * 3))
+    many = say(capsys, *runs, add(store, [1.0] * 10, method="agpo"))
+    assert all(run.id in many for run in store.runs("eval", parent=runs[1]))  # whole, to be copied
+
+
+def test_a_limit_near_zero_keeps_its_side():
+    assert [points(x) for x in (-0.0002, 0.0002, 0.0, -0.012)] == ["-0.02", "0.02", "0.0", "-1.2"]
 
 
 def test_a_run_that_goes_on_and_one_selected_on_the_test(store, capsys):

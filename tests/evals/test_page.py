@@ -497,6 +497,7 @@ def test_words_for_stores_with_little_in_them(open_page, tmp_path, capsys):
             page.wait_for_timeout(50)
         return page
 
+    Store.open(path).close()
     page = page_of_now()
     assert "No evaluation has completions yet" in page.inner_text("main")
     assert "No training run" in page.inner_text("main")

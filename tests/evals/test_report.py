@@ -329,6 +329,7 @@ def test_latex_and_files(capsys, path, tmp_path):
         add_eval(store, [1.0, 0.0], method="agpo_no_mask", model="a_b/50%_model")
     text = report(capsys, path, "tables", "--format", "latex")
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert r"\begin{tabular}{llrrr}" in text
     assert r"a\_b/50\%\_model & AGPO (w/o loss mask) & 50.0 &" in text
     assert len({line.count(" & ") for line in text.split(r"\end{tabular}")[0].splitlines() if " & " in line}) == 1
     for style in ("rich", "md", "latex", "csv"):

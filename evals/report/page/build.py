@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from evals.report.compare import p_text
+from evals.report.compare import digits_of, p_text
 from evals.report.page.choice import Part, choose_runs, choose_samples, left_out, parts_of
 from evals.report.page.content import (
     METRICS,
@@ -196,7 +196,7 @@ def _resource(name: str) -> str:
 
 
 def signed(points: float) -> str:
-    return "–" if math.isnan(points) else f"{points:+.1f}".replace("-", "−")
+    return "–" if math.isnan(points) else f"{points:+.{digits_of(points)}f}".replace("-", "−")
 
 
 def _template() -> Any:

@@ -103,16 +103,18 @@ function judged(a, b) {
   return { ...compareTallies(common.map((item) => a.of.get(item)), common.map((item) => b.of.get(item)), data.student), whole: a.whole && b.whole };
 }
 
-const range = ({ low, high }) => `${signed(100 * low, 1)} to ${signed(100 * high, 1)}`;
+/** One digit, two where one would leave a zero without a side. */
+const points = (x) => signed(x, Math.abs(x) > 0 && Math.abs(x) < 0.05 ? 2 : 1);
+const range = ({ low, high }) => `${points(100 * low)} to ${points(100 * high)}`;
 
 /** The verdict on A and B, in a sentence. */
 function words(found) {
   if (!found) return "Too few problems in common for a comparison.";
   const on = found.whole ? `on the ${plural(found.problems, "problem")} that both have` : `on the ${plural(found.problems, "problem")} of this page that both have (the others' samples are left out)`;
   const proof = `95 % interval ${range(found)}${found.p === null ? "" : `, p ${pText(found.p)}, ${found.test}`}`;
-  const points = 100 * found.difference;
-  if (isClear(found)) return `B scores ${Math.abs(points).toFixed(1)} points ${points > 0 ? "more" : "less"} than A ${on}: ${proof}.`;
-  return `A and B cannot be told apart ${on}: the difference is ${signed(points, 1)} points, ${proof}.`;
+  const size = 100 * found.difference;
+  if (isClear(found)) return `B scores ${Math.abs(size).toFixed(1)} points ${size > 0 ? "more" : "less"} than A ${on}: ${proof}.`;
+  return `A and B cannot be told apart ${on}: the difference is ${points(size)} points, ${proof}.`;
 }
 
 /** Every evaluation of the benchmark against A, with p by Holm's method over them all. Made when it is opened. */
