@@ -10,14 +10,23 @@ import zlib
 from copy import deepcopy
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from agpo.integrations.trl import AGPOTrainer, check_config, check_objective, check_version, raw_rewards
+from agpo.integrations.trl import (
+    AGPOTrainer,
+    check_config,
+    check_objective,
+    check_trainer,
+    check_version,
+    raw_rewards,
+)
 from agpo.objective import PRESETS
 
 
@@ -130,6 +139,11 @@ def refusals(model, dataset):
     for name, value in OBJECTIVES.items():
         objective = replace(PRESETS["agpo"], **{name: value})
         out[f"objective.{name}"] = refused(lambda objective=objective: check_objective(objective))
+    for kind in ("DEEPSPEED", "FSDP"):
+        spread = SimpleNamespace(
+            accelerator=SimpleNamespace(distributed_type=DistributedType[kind]), args=make_config()
+        )
+        out[kind] = refused(lambda spread=spread: check_trainer(spread))
     out["fine"] = refused(lambda: check_config(make_config(), PRESETS["agpo"]))
     out["wired"] = refused(lambda: make(model, dataset, tempfile.mkdtemp(), loss_type="bnpo"))
     out["preset"] = refused(lambda: make(model, dataset, tempfile.mkdtemp(), objective="dapo"))
