@@ -4,12 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint install install-dev venv-verl system-deps clean
+.PHONY: demo test lint install install-dev venv-verl venv-trl system-deps clean
 
 demo: install  ## train the tiny model on this CPU, evaluate before and after, draw the curves
 	$(BIN)/python -m agpo.train
 
-test: install-dev lint venv-verl  ## everything that CI runs
+test: install-dev lint venv-verl venv-trl  ## everything that CI runs
 	$(BIN)/python -m pytest
 
 lint: install-dev
@@ -59,6 +59,18 @@ $(VERL_VENV)/.installed: pyproject.toml constraints-verl.txt
 	$(VERL_PIP) --no-deps -e .
 	@touch $@
 
+# TRL likewise: verl does not start where TRL 1.16 is installed. Ours needs of it torch alone, its tests a little more.
+TRL_VENV ?= .venv-trl
+TRL_PIP  := $(TRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-trl.txt
+
+venv-trl: $(TRL_VENV)/.installed
+$(TRL_VENV)/.installed: pyproject.toml constraints-trl.txt
+	test -x $(TRL_VENV)/bin/python || $(PYTHON) -m venv $(TRL_VENV)
+	$(TRL_PIP) torch
+	$(TRL_PIP) trl==1.16.0 peft SQLAlchemy alembic scipy
+	$(TRL_PIP) --no-deps -e .
+	@touch $@
+
 # Debian or Ubuntu, as root: a Docker engine for the sandbox's tests to start, what makes its image without a registry, and
 # a browser for the tests of the page.
 system-deps:
@@ -66,4 +78,4 @@ system-deps:
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends docker.io debootstrap chromium fonts-dejavu-core
 
 clean:
-	rm -rf $(VENV) $(VERL_VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(VERL_VENV) $(TRL_VENV) .pytest_cache .ruff_cache build dist *.egg-info

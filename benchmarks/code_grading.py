@@ -17,8 +17,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
+from evals.code_tests import Code
 from evals.grading.code import CodeGrader
-from evals.items import Code, Item, read_rows
+from evals.items import Item, read_rows
 from sandbox import Limits, Problem, Test
 
 

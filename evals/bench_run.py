@@ -44,7 +44,7 @@ def evaluate_plan(
 ) -> Outcome:
     """Evaluate one benchmark, every completion into the store, and print its tables."""
     from evals import harness
-    from evals.lm_eval_output import write_output
+    from evals.lm_tasks.output import write_output
 
     plan = with_model_notes(plan, target, store)
     bench, options = plan.bench, plan.settings

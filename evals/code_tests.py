@@ -1,11 +1,31 @@
 """Tests of programs as training files carry them, and what those programs may take for granted."""
 
 import json
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from evals.errors import UserError
-from evals.items import Code
 from sandbox import Limits, Problem, Test
+
+
+@dataclass(frozen=True)
+class Code:
+    """How a program that answers a problem is run, and its tests, which may be megabytes: no sample stores them."""
+
+    problem: Problem
+    mode: Literal["stdin", "call"] = "stdin"
+    entry: str = ""
+    """call mode: `function` or `Class().method`"""
+    limits: Limits = field(default_factory=Limits)
+    starter: str = ""
+    """code that the problem gives and that an answer continues; prompts show it"""
+    completes: str = ""
+    """a response that begins indented is taken for the continuation of this: a function's head and its docstring"""
+    after: str = ""
+    """source behind every answer: what the tests call"""
+    prelude: str = ""
+    """source that is run before an answer, in its namespace: imports and definitions that it may take for granted"""
+
 
 _STARRED = (
     *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"),

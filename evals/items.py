@@ -7,29 +7,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from evals.code_tests import Code, read_code
 from evals.errors import UserError
-from sandbox import Limits, Problem
-
-
-@dataclass(frozen=True)
-class Code:
-    """How a program that answers a problem is run, and its tests, which may be megabytes: no sample stores them."""
-
-    problem: Problem
-    mode: Literal["stdin", "call"] = "stdin"
-    entry: str = ""
-    """call mode: `function` or `Class().method`"""
-    limits: Limits = field(default_factory=Limits)
-    starter: str = ""
-    """code that the problem gives and that an answer continues; prompts show it"""
-    completes: str = ""
-    """a response that begins indented is taken for the continuation of this: a function's head and its docstring"""
-    after: str = ""
-    """source behind every answer: what the tests call"""
-    prelude: str = ""
-    """source that is run before an answer, in its namespace: imports and definitions that it may take for granted"""
+from sandbox import Limits
 
 
 @dataclass(frozen=True)
@@ -108,8 +90,6 @@ def read_items(
     item's own answer is then empty, for tests may be megabytes and every sample keeps its answer.
     Raises UserError naming the file, the row and the missing column; a file without a row is an error too.
     """
-    from evals.code_tests import read_code
-
     items = []
     for number, row in enumerate(read_rows(path)):
         item = _item(path, number, row, prompt, answer)

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from evals import lm_eval_tasks
 from evals.benches import BENCHES, Bench, find, load
 from evals.complete import choose
 from evals.errors import UserError
 from evals.items import Item
+from evals.lm_tasks.plan import PREFIX, TaskPlan, add_options, check_unused, first_prompt, make_task_plan
 from evals.prompts import PRESETS, render
 
 
@@ -32,26 +32,26 @@ class Plan:
         return self.bench.title
 
 
-def make_plans(args: argparse.Namespace) -> list[Plan | lm_eval_tasks.TaskPlan]:
+def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
     """Resolve the command line, one plan per benchmark. Raises UserError for what does not go together."""
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit must be at least 1, not {args.limit}.")
     names = list(dict.fromkeys(name for given in args.bench for name in given.split(",") if name))
-    tasks = [name for name in names if name.startswith(lm_eval_tasks.PREFIX)]
+    tasks = [name for name in names if name.startswith(PREFIX)]
     benches = [find(name) for name in names if name not in tasks]
     if not tasks:
-        lm_eval_tasks.check_unused(args)
+        check_unused(args)
     data = data_files(args.data, benches)
     own = own_options(args, benches)
     settings = [settings_of(bench, args, data.get(bench.name), own[bench.name]) for bench in benches]
-    plans: dict[str, Plan | lm_eval_tasks.TaskPlan] = {}
+    plans: dict[str, Plan | TaskPlan] = {}
     for bench, chosen in zip(benches, settings, strict=True):
         items = choose(load(bench, chosen["data"], chosen["options"]), chosen["limit"], chosen["seed"])
         if not items:
             raise UserError(f"{bench.name}: no problem is left under these options: {chosen['options']}.")
         plans[bench.name] = Plan(bench, items, chosen, bench.notes(items, chosen["options"]))
     for name in tasks:
-        plans[name] = lm_eval_tasks.make_task_plan(name, args)
+        plans[name] = make_task_plan(name, args)
     return [plans[name] for name in names]
 
 
@@ -108,7 +108,7 @@ def data_files(given: Sequence[str], benches: Sequence[Bench]) -> dict[str, str]
 
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
     """The options that single benchmarks have, as options of the command."""
-    lm_eval_tasks.add_options(parser)
+    add_options(parser)
     group = parser.add_argument_group("options of single benchmarks")
     known: dict[str, tuple[str, str, list[str]]] = {}
     for bench in BENCHES.values():
@@ -132,7 +132,7 @@ def own_options(args: argparse.Namespace, benches: Sequence[Bench]) -> dict[str,
     return {bench.name: {o.name: given.get(o.name, o.default) for o in bench.options} for bench in benches}
 
 
-def show(plans: Sequence[Plan | lm_eval_tasks.TaskPlan], about: dict[str, Any], console: Console) -> None:
+def show(plans: Sequence[Plan | TaskPlan], about: dict[str, Any], console: Console) -> None:
     """Print the settings of each benchmark and how much there is to do."""
 
     def line(key: str, value: Any) -> None:
@@ -151,17 +151,17 @@ def show(plans: Sequence[Plan | lm_eval_tasks.TaskPlan], about: dict[str, Any], 
         show_notes(plan, console)
 
 
-def show_notes(plan: Plan | lm_eval_tasks.TaskPlan, console: Console) -> None:
+def show_notes(plan: Plan | TaskPlan, console: Console) -> None:
     for note in plan.notes:
         console.print(f"{plan.title}: {note}", highlight=False, markup=False)
 
 
-def show_prompts(plans: Sequence[Plan | lm_eval_tasks.TaskPlan], tokenizer: Any, console: Console) -> None:
+def show_prompts(plans: Sequence[Plan | TaskPlan], tokenizer: Any, console: Console) -> None:
     """Print the first prompt of each benchmark as the model would read it."""
     for plan in plans:
         if isinstance(plan, Plan):
             name, text = plan.items[0].id, render(plan.settings["prompt"], plan.items[0], tokenizer)
         else:
-            name, text = lm_eval_tasks.first_prompt(plan, tokenizer)
+            name, text = first_prompt(plan, tokenizer)
         console.print(f"[bold]{plan.title}[/], first prompt ({name}):", highlight=False)
         console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -159,7 +159,7 @@ def evaluate_all(
 ) -> None:
     """Every benchmark on every target, one run in the store for each, and a table of all at the end."""
     from evals.bench_run import evaluate_plan, find_call, finished_outcome
-    from evals.lm_eval_tasks import TaskPlan, evaluate_task
+    from evals.lm_tasks.evaluate import TaskPlan, evaluate_task
     from evals.tables import print_all
 
     name, options = engine_name(args), engine_options(args)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.benches import values
-from evals.items import Code
+from evals.code_tests import Code
 from sandbox import Limits, Problem, Test
 
 RUN = "__run_test__"

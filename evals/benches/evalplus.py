@@ -13,7 +13,7 @@ from typing import Any
 
 from evals.benches.asserts import CannotConvert, Case, Checks, constant, make_code
 from evals.benches.rows import Row
-from evals.items import Code
+from evals.code_tests import Code
 
 # What the checks call: equal, or numbers within atol. Only standard library: it runs wherever the sandbox's Python is.
 AGREES = """

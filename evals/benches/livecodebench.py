@@ -9,9 +9,9 @@ from typing import Any
 from evals.benches import lcb_facts, private_tests
 from evals.benches.bench import Bench, Option
 from evals.code_report import code_report
-from evals.code_tests import PRELUDE
+from evals.code_tests import PRELUDE, Code
 from evals.errors import UserError
-from evals.items import Code, Item, read_rows
+from evals.items import Item, read_rows
 from sandbox import Limits, Problem, Test
 
 HUB = "livecodebench/code_generation_lite"

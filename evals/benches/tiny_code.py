@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from evals.benches.bench import Bench
+from evals.code_tests import Code
 from evals.errors import UserError
-from evals.items import Code, Item, derive_seed
+from evals.items import Item, derive_seed
 from sandbox import Limits, Problem, Test
 
 HELD_OUT_OF = 10

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Literal
 
+from evals.code_tests import Code
 from evals.errors import UserError
 from evals.grading import Verdict
-from evals.items import Code, Item
+from evals.items import Item
 from sandbox import Program, Report, Sandbox, SandboxError
 from sandbox.backends import Backend
 

@@ -66,13 +66,13 @@ def sqlite_of(store: Store, runs: Sequence[str] | None, console: Console) -> Ite
     if store.path:
         yield store.path
         return
-    from evals.store_command import copy
+    from evals.store.copy import copy_runs
 
     with tempfile.TemporaryDirectory(prefix="agpo-browse-") as folder:
         path = Path(folder) / "agpo.db"
         console.print("Datasette reads SQLite: copying the store of now to a temporary file.", highlight=False)
         with Store.open(path) as target:
-            copy(store, target, runs)
+            copy_runs(store, target, runs)
         yield path
 
 

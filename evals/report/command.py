@@ -6,13 +6,16 @@ does the work and returns the exit status, or None for 0. Add the module to MODU
 """
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
 
-from evals.errors import command
+from evals.errors import UserError, command
 from evals.report import arms_report, browse, compare, draw, export, manage, paper_tables, runs
 from evals.report.page import command as html
 from evals.store import Store
@@ -66,5 +69,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # A pipe has no width of its own: wide enough that no cell is folded.
     console = Console(width=None if sys.stdout.isatty() else 160)
+    _must_exist(arguments.store or os.environ.get("AGPO_STORE"))
     with Store.open(arguments.store) as store:
-        return arguments.run(arguments, store, console) or 0
+        try:
+            return arguments.run(arguments, store, console) or 0
+        except OSError as e:
+            raise _unwritable(e, getattr(arguments, "out", None)) or e from None
+
+
+def _must_exist(place: str | None) -> None:
+    """A report on a store that is named and not there is a slip of the pen: do not make an empty one."""
+    if place and "://" not in place and not Path(place).exists():
+        raise UserError(
+            f"there is no results store at {place}. Say --store PATH, or set AGPO_STORE; "
+            "`python -m agpo.train` and `python -m evals.run` make one."
+        )
+
+
+def _unwritable(error: OSError, out: Path | None) -> UserError | None:
+    """What to say where the place to write to is no place to write to; None: it is about something else."""
+    at = Path(error.filename or "").absolute()
+    if out is None or error.errno == errno.ENOSPC:
+        return None
+    if at not in out.absolute().parents and out.absolute().parent not in at.parents:
+        return None
+    return UserError(f"cannot write {out}: {(error.strerror or str(error)).lower()} ({at}). Choose another place.")

@@ -187,6 +187,10 @@ def words(v: Verdict) -> list[str]:
     for letter, s in (("A", v.summary_a), ("B", v.summary_b)):
         if s.unscored:
             said.append(f"{letter} has {s.unscored} samples without a verdict; they are in no mean.")
+    if v.a.method and v.b.method and v.a.method != v.b.method:
+        said.append(
+            "This is about two trained models. Whether the methods differ takes several seeds of each: see `arms`."
+        )
     return said
 
 
@@ -208,20 +212,21 @@ def verdict(c: Comparison, other: str = "", p: float | None = None) -> str:
     # the test is exact, the interval an approximation: they may part near the border
     if p is None and not math.isnan(d.low) and (d.low > 0 or d.high < 0) != found:
         conclusion += f" (on the border: the interval {'has' if found else 'leaves out'} 0)"
-    return f"{said}{interval}, p {_p(p_shown)} ({how}): {conclusion}"
+    return f"{said}{interval}, p {p_text(p_shown)} ({how}): {conclusion}"
 
 
 def tokens_words(v: Verdict, name_a: str, name_b: str) -> str:
     """Response tokens of the two, with the interval of their ratio."""
     a, b, r = v.summary_a.tokens_mean, v.summary_b.tokens_mean, v.tokens
     if math.isnan(r.value) or math.isnan(r.low):
-        return f"Response tokens: A {a:.0f}, B {b:.0f}."
+        return f"Response tokens: A {_length(a)}, B {_length(b)}."
     change, low, high = (100 * (x - 1) for x in (r.value, r.low, r.high))
     found = low > 0 or high < 0
     word = "more" if change > 0 else "fewer"
     limits = sorted((low, high) if change > 0 else (-low, -high))
     interval = f"95 % interval {limits[0]:.1f} to {limits[1]:.1f} % {word}"
-    told = f"{name_b} uses {abs(change):.1f} % {word} response tokens than {name_a} ({b:.0f} and {a:.0f}), {interval}"
+    both = " and ".join(_length(x) for x in (b, a))
+    told = f"{name_b} uses {abs(change):.1f} % {word} response tokens than {name_a} ({both}), {interval}"
     return f"{told}: {'distinguishable' if found else 'not distinguishable'}."
 
 
@@ -266,10 +271,10 @@ def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console:
                 f"{_points(c.difference.low)} to {_points(c.difference.high)}"
                 if not math.isnan(c.difference.low)
                 else "",
-                _p(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""),
+                p_text(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""),
                 f"{c.worse} / {c.better}",
                 f"{100 * c.detectable:.1f}" if c.detectable > 0 else "",
-                f"{v.summary_b.tokens_mean:.0f}",
+                _length(v.summary_b.tokens_mean),
                 f"{v.tokens.value:.2f}",
             ]
         )
@@ -313,13 +318,30 @@ def _some(means: dict[str, float]) -> str:
     return f"{len(means)} such as {', '.join(few)}"
 
 
+def _length(tokens: float) -> str:
+    return f"{tokens:.{0 if tokens >= 100 else 1}f}"
+
+
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _points(share: float, plus: bool = False) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:{'+' if plus else ''}.1f}"
+    if math.isnan(share):
+        return "-"
+    return f"{100 * share:{'+' if plus else ''}.{digits_of(100 * share)}f}"
 
 
-def _p(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else f"= {p:.4f}" if p < 0.01 else f"= {p:.2f}"
+def digits_of(points: float) -> int:
+    """One digit, two where one would leave a zero without a side: an interval's limit says on which side of 0 it is."""
+    return 2 if 0 < abs(points) < 0.05 else 1
+
+
+def p_text(p: float) -> str:
+    """Never rounded across the border between the two words that it decides."""
+    if p < 0.0001:
+        return "< 0.0001"
+    digits = 4 if p < 0.01 else 2
+    while digits < 6 and (float(f"{p:.{digits}f}") < SIGNIFICANT) != (p < SIGNIFICANT):
+        digits += 1
+    return f"= {p:.{digits}f}"

@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from evals.console import progress_bar
-from evals.database import prompts_table, samples_table
 from evals.errors import UserError
-from evals.rows import unpack
 from evals.store import Kind, RunRow, Store
+from evals.store.database import prompts_table, samples_table
+from evals.store.rows import unpack
 
 BATCH = 1000
 """rows in memory at a time, and in one row group of a Parquet file"""
@@ -92,6 +92,8 @@ def command(arguments: argparse.Namespace, store: Store, console: Console) -> No
     out: Path = arguments.out
     if out.exists() and not arguments.overwrite:
         raise UserError(f"{out} exists. Give another name, or --overwrite.")
+    if out.suffix.isascii() and out.suffix[1:].isalpha() and out.suffix not in FORMATS:  # dataset-v1.2 is a folder
+        raise UserError(f"{out}: expected a name that ends in {', '.join(FORMATS)}, or a folder's without an ending.")
     kind = FORMATS.get(out.suffix, "dataset")
     if arguments.tokens and (kind == "csv" or arguments.what != "samples"):
         raise UserError("--tokens: only completions have tokens, and a CSV file cannot hold them. Export to Parquet.")

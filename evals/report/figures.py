@@ -15,6 +15,7 @@ from matplotlib.typing import LegendLocType
 from PIL import Image  # matplotlib needs it too
 
 from evals.report.arms import Comparison, Course, arm_of, order
+from evals.report.variants import line_names
 from evals.store import RunRow, Store
 
 FIGURES = {  # file name -> metric, axis label; the first three are the paper's Figures 1 to 6
@@ -90,8 +91,9 @@ def curves(store: Store, run_ids: Sequence[str], out: Path) -> Path:
 def figures(store: Store, out: Path) -> list[Path]:
     """Draw every figure of `FIGURES` for each task (recipe and model) that has training runs with data.
 
-    One line per method: the mean over its seeds, over the steps that all of them reached, in a band from the lowest to
-    the highest seed. Returns the PNGs; none when no training run has metrics.
+    A run that goes on would end the line of its method where it stands: it is drawn only where no other is done.
+    One line per method and variant (`evals.report.variants`): the mean over its seeds, over the steps that all of them
+    reached, in a band from the lowest to the highest seed. Returns the PNGs; none when no training run has metrics.
     """
     tasks: dict[tuple[str, str], list[RunRow]] = {}
     for run in store.runs("train"):
@@ -99,13 +101,14 @@ def figures(store: Store, out: Path) -> list[Path]:
             tasks.setdefault((run.name, run.model), []).append(run)
     paths = []
     for (name, model), runs in tasks.items():
-        colours = _colours([arm_of(run) for run in runs])
+        lines = line_names(runs)
+        colours = _colours(list(lines.values()))
         tables = {run.id: _series(store, run.id, [metric for metric, _ in FIGURES.values()]) for run in runs}
         for figure_name, (metric, axis) in FIGURES.items():
             figure = Figure(figsize=(7.2, 4.4), layout="constrained")
             axes = figure.subplots()
             for method, colour in colours.items():
-                seeds = [tables[run.id] for run in runs if arm_of(run) == method]
+                seeds = [tables[run.id] for run in _finished([run for run in runs if lines[run.id] == method])]
                 _band(axes, [t[metric] for t in seeds if metric in t], method, colour)
             if not axes.lines:
                 continue
@@ -118,7 +121,8 @@ def figures(store: Store, out: Path) -> list[Path]:
             caption = "mean over seeds, band from lowest to highest; running mean"
             figure.supxlabel(f"step   ({caption})", fontsize=8.5, color=FAINT)
             several = len(tasks) > 1
-            stem = f"{figure_name}-{_slug(f'{name}-{Path(model).name}')}" if several else figure_name
+            task = "-".join(dict.fromkeys(part for part in (name, Path(model).name) if part))
+            stem = f"{figure_name}-{_slug(task)}" if several else figure_name
             paths.append(_save(figure, _free(out / f"{stem}.png", paths)))
     return paths
 
@@ -162,16 +166,16 @@ def _arms(found: Comparison, arms: Sequence[str]) -> Figure:
         for arm, courses in by_arm.items():
             seeds = [pd.Series(c.series[metric], index=range(1, len(c.series[metric]) + 1)) for c in courses]
             _band(axes, [s.dropna() for s in seeds], arm, colours[arm])
-        _finish(
-            axes, title, label, unit=metric == "reward/mean", legend="none" if title != "Training reward" else "best"
-        )
+        _finish(axes, title, label, unit=metric == "reward/mean", legend="none")
         axes.set_xlabel("step", color=FAINT, fontsize=9)
     last = figure.axes[5]
     for arm, courses in by_arm.items():
         _path(last, courses, arm, colours[arm])
     _finish(last, "Held-out accuracy against length", "Pass@1, %", legend="none")
     last.set_xlabel("response tokens", color=FAINT, fontsize=9)
-    figure.suptitle(found.name, fontsize=14, fontweight="bold", color=INK)
+    figure.suptitle(found.name, fontsize=14, fontweight="bold", color=INK, x=0.01, ha="left")
+    lines = {line.get_label(): line for axes in figure.axes[:5] for line in axes.get_legend_handles_labels()[0]}
+    figure.legend(handles=list(lines.values()), loc="outside upper right", ncols=3, frameon=False, labelcolor=INK)
     caption = (
         "mean over seeds, band from the lowest to the highest; running mean over steps. Last panel: from ●, thin: seeds"
     )
@@ -225,6 +229,10 @@ def _band(axes: Axes, seeds: list[pd.Series], method: str, colour: str) -> None:
     axes.plot(table.index, table.mean(axis=1), color=colour, lw=2.2, label=label, marker=marker)
     if len(seeds) > 1:
         axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=colour, alpha=0.18, lw=0)
+
+
+def _finished(runs: Sequence[RunRow]) -> Sequence[RunRow]:
+    return [run for run in runs if run.status == "done"] or runs
 
 
 def _finish(

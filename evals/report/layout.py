@@ -23,7 +23,7 @@ class Grid:
 def print_grid(grid: Grid, console: Console) -> None:
     table = Table(title=grid.caption or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in grid.header:
-        table.add_column(name.replace("[", "\\["), overflow="fold")
+        table.add_column(name.replace("[", "\\["), overflow="fold", no_wrap=name == "Run")  # an id is copied whole
     for block in grid.blocks:
         for line in block:
             table.add_row(*(cell.replace("[", "\\[") for cell in line))
@@ -49,6 +49,10 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 }
 
 
+TEXTS = ("Model", "Method", "Setting")
+"""columns of words"""
+
+
 def latex(grid: Grid) -> str:
     """A floating table; it wants the package booktabs."""
 
@@ -61,7 +65,7 @@ def latex(grid: Grid) -> str:
         [
             r"\begin{table}",
             r"\centering",
-            rf"\begin{{tabular}}{{ll{'r' * (len(grid.header) - 2)}}}",
+            rf"\begin{{tabular}}{{{''.join('l' if name in TEXTS else 'r' for name in grid.header)}}}",
             r"\toprule",
             row(grid.header),
             r"\midrule",

@@ -9,9 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 from rich.console import Console
 
-from evals.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
 from evals.errors import UserError
 from evals.store import RunRow, Store
+from evals.store.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
 
 SLICE = 2_000
 """samples that are deleted in one transaction"""

@@ -1,10 +1,11 @@
 """Which evaluation a word on the command line means, and under which settings it was made."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evals.errors import UserError
+from evals.report.variants import knobs
 from evals.stats import Columns, read_columns
 from evals.store import RunRow, Store
 
@@ -28,11 +29,17 @@ class Measured:
     model: str
     settings: dict[str, Any]
     """of `SETTINGS`, those that are known"""
+    knobs: str = ""
+    """of the objective, that were turned in training: "clip_scope=group" """
 
     @property
     def name(self) -> str:
         """For a sentence: the method in capitals (or the model), with the step of a checkpoint."""
-        named = paper_name(self.method) or self.model.rstrip("/").rsplit("/", 1)[-1] or self.run.id
+        named = (
+            f"{paper_name(self.method)} {self.knobs}".strip()
+            or self.model.rstrip("/").rsplit("/", 1)[-1]
+            or self.run.id
+        )
         return f"{named} at step {self.step}" if self.step or self.run.kind == "train" or self.run.parent else named
 
     @property
@@ -50,6 +57,24 @@ def paper_name(method: str) -> str:
         "agpo_no_mask": "AGPO (w/o loss mask)",
         "agpo_no_clip": "AGPO (w/o loss clip)",
     }.get(method, method.upper().replace("_", "-"))
+
+
+def select(store: Store, words: Iterable[str]) -> list[RunRow]:
+    """The runs that words name: the id of one or its beginning; a name, a tag or a method, of all that have it.
+
+    Raises UserError for a word that names none, and for a beginning that fits several.
+    """
+    found: dict[str, RunRow] = {}
+    for word in words:
+        try:
+            fits = store.find_runs(word)
+        except UserError:
+            if not (fits := store.runs(method=word)):
+                raise
+        if not all(word == run.name or word in run.tags or word == run.method for run in fits):
+            fits = [store.find_run(word)]
+        found |= {run.id: run for run in fits}
+    return sorted(found.values(), key=lambda run: (run.started, run.id))
 
 
 def find_measured(
@@ -82,13 +107,24 @@ def find_measured(
         return _steps(found, name, checkpoints)
     steps = sorted({one.step for one in found})
     step = int(step_text) if step_text else steps[-1]
-    at_step = [one for one in found if one.step == step]
+    at_step = _latest([one for one in found if one.step == step])
     if not at_step:
         raise UserError(f"{name} has no evaluation at step {step}. There are: {', '.join(map(str, steps))}.")
     if len(at_step) > 1:
-        several = "\n".join(f"  {one.run.id}  {one.bench} {one.name}, {_short(one.settings)}" for one in at_step[-10:])
-        raise UserError(f"{wanted!r} fits {len(at_step)} evaluations; name one by its run:\n{several}")
+        several = "\n".join(
+            f"  {one.run.id}  {one.bench} {one.name} seed {one.run.seed}, {_short(one.settings)}"
+            for one in at_step[-10:]
+        )
+        seeds = len({one.run.seed for one in at_step}) > 1
+        hint = "\n(`python -m evals.report arms` and `html` compare methods over their seeds.)" if seeds else ""
+        raise UserError(f"{wanted!r} fits {len(at_step)} evaluations; name one by its run:\n{several}{hint}")
     return at_step
+
+
+def _latest(found: Sequence[Measured]) -> list[Measured]:
+    """Of a training run's evaluations that were made again under the same settings, the last one."""
+    again = {(one.run.parent or one.run.id, one.split, repr(sorted(one.settings.items()))): one for one in found}
+    return list(again.values())
 
 
 def _steps(found: Sequence[Measured], name: str, wanted: str) -> list[Measured]:
@@ -122,10 +158,11 @@ def measured(store: Store, run: RunRow) -> list[Measured]:
     """The evaluations in one run: one of an eval run (more only if it holds several steps), those during training."""
     config = run.config
     if run.kind == "eval":
-        parent = store.find_run(run.parent) if run.parent and not (run.method and run.model) else None
+        parent = store.find_run(run.parent) if run.parent else None
         method, model = run.method or (parent.method if parent else ""), run.model or (parent.model if parent else "")
         settings = {key: config[key] for key in SETTINGS if key in config}
-        return [Measured(run, run.name, *size[:3], method, model, settings) for size in store.sizes(run.id)]
+        turned = knobs(parent) if parent else ""
+        return [Measured(run, run.name, *size[:3], method, model, settings, turned) for size in store.sizes(run.id)]
     evaluation = config.get("eval") or {}
     settings = {
         "prompt": config.get("prompt"),
@@ -137,7 +174,7 @@ def measured(store: Store, run: RunRow) -> list[Measured]:
     }
     settings = {key: value for key, value in settings.items() if value is not None}
     return [
-        Measured(run, split.removeprefix(TRAINING), split, step, count, run.method, run.model, settings)
+        Measured(run, split.removeprefix(TRAINING), split, step, count, run.method, run.model, settings, knobs(run))
         for split, step, count, _ in store.sizes(run.id)
         if split.startswith(TRAINING)
     ]

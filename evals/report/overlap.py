@@ -10,12 +10,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from evals import contamination
-from evals.database import prompts_table, samples_table
 from evals.errors import UserError
 from evals.items import Item
 from evals.report.measured import Measured
 from evals.stats import Columns, Summary, summarise
 from evals.store import Store
+from evals.store.database import prompts_table, samples_table
 
 COMMON = 0.2
 """of all prompts: words in a row that more of them share are a template's, not a problem's"""

@@ -5,7 +5,7 @@ for independent evidence. Arrays are over problems, [P].
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -91,12 +91,19 @@ def share(
 def mean(value_P: np.ndarray, weight_P: np.ndarray | None = None) -> Estimate:
     """A mean of numbers on any scale, such as tokens; with weights sum(value) / sum(weight).
 
-    Student's interval with Hall's correction for skewness (Hall 1992): lengths have a long tail.
+    Student's interval with Hall's correction for skewness (Hall 1992): lengths have a long tail. Of numbers that are
+    not below 0 it does not go below 0.
     """
     n = len(value_P)
     if not n:
         return NOTHING
     weight_P = np.ones(n) if weight_P is None else weight_P
+    found = _mean(value_P, weight_P)
+    return replace(found, low=0.0) if found.low < 0 <= value_P.min() else found
+
+
+def _mean(value_P: np.ndarray, weight_P: np.ndarray) -> Estimate:
+    n = len(value_P)
     r = float(value_P.sum() / weight_P.sum())
     se = _ratio_error(value_P, weight_P)
     plain = student(r, se, n)

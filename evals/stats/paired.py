@@ -67,6 +67,9 @@ def compare(a: Columns, b: Columns) -> Comparison:
     binary = a.binary and b.binary
     single = binary and all((count_P == 1).all() for count_P in counts)
     difference_P = b_P - a_P
+    test = sign_flip(difference_P, _denominator(counts) if binary else None, single=single)
+    if (counts[0] != counts[1]).any():  # a mean of one sample and a mean of four are no two that could be swapped
+        test = Test(test.p, f"{test.name.removeprefix('exact ')}, approximate: not as many samples in both")
     difference = paired_interval(difference_P, single=single)
     errors = [intervals.standard_error(values) for values in (a_P, b_P)]
     return Comparison(
@@ -75,7 +78,7 @@ def compare(a: Columns, b: Columns) -> Comparison:
         b=float(b_P.mean()),
         difference=difference,
         bootstrap=bootstrap_mean(difference_P),
-        test=sign_flip(difference_P, _denominator(counts) if binary else None, single=single),
+        test=test,
         better=int((difference_P > 1e-12).sum()),
         worse=int((difference_P < -1e-12).sum()),
         correlation=_correlation(a_P, b_P),
@@ -96,25 +99,27 @@ def paired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[float, float
 
 def paired_interval(difference_P: np.ndarray, *, single: bool) -> Estimate:
     """Mean of the problems' differences. One 0/1 sample each: Bonett and Price (2012), who add one problem to each
-    kind of change, so that no change at all is not certainty. Otherwise Student's interval over problems.
+    kind of change, so that no change at all is not certainty. Otherwise Student's interval over problems, and where
+    all differ by the same amount, which leaves Student's no width, Bonett and Price's with changes of that size.
     """
     n = len(difference_P)
     value, se = float(difference_P.mean()), intervals.standard_error(difference_P)
     if n < 2:
         return Estimate(value)
-    if not single and se > 0:
+    if not single and se > 1e-12:
         plain = intervals.student(value, se, n)
         return Estimate(value, max(-1.0, plain.low), min(1.0, plain.high), se) if abs(value) <= 1 else plain
+    size = float(np.abs(difference_P).max()) or 1.0  # of a change; of none at all, the largest that there is
     up, down = ((sign * difference_P > 0).sum() + 1 for sign in (1, -1))
     centre = (up - down) / (n + 2)
     half = float(ndtri(UPPER)) * math.sqrt(((up + down) / (n + 2) - centre**2) / (n + 2))
-    return Estimate(value, max(-1.0, centre - half), min(1.0, centre + half), se)
+    return Estimate(value, size * max(-1.0, centre - half), size * min(1.0, centre + half), se)
 
 
 def sign_flip(difference_P: np.ndarray, denominator: int | None = None, *, single: bool = False, seed: int = 0) -> Test:
     """Could a and b be swapped on every problem? p: how often random signs give a mean this far from 0, two-sided.
 
-    denominator: of which all differences are multiples of 1 (shares of K samples: K): then p is exact, by the
+    denominator: all differences are multiples of 1 / denominator (shares of K samples: K): then p is exact, by the
     convolution of all sign patterns. With one 0/1 sample per problem that is McNemar's exact test. Otherwise exact over
     all patterns of up to 20 differences, else 100,000 seeded draws with the +1 correction (Phipson and Smyth 2010).
     """

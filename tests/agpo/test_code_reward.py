@@ -14,10 +14,10 @@ from agpo.tiny_code import SLIP, SYMBOLS, solution
 from agpo.tiny_model import TASKS
 from agpo.train import main
 from evals.benches import tiny_code
-from evals.code_tests import read_code
+from evals.code_tests import Code, read_code
 from evals.errors import UserError
 from evals.grading.code import CodeGrader, extract_code
-from evals.items import Code, read_items
+from evals.items import read_items
 from sandbox import Limits, Test
 from sandbox.backends.embedded import Embedded
 

@@ -124,7 +124,7 @@ def add_evaluation(
         method=of.method if of else "",
         model=model,
         seed=of.seed if of else 0,
-        config={"bench": bench, "model": path, "temperature": 0.0, "n": 1, **config},
+        config={"bench": bench, "model": path, "temperature": 0.0, "n": 1} | config,
         parent=parent,
     )
     rows = []

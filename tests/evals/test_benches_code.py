@@ -18,9 +18,10 @@ import pytest
 from evals.benches import find, humaneval, humaneval_plus, load, mbpp, mbpp_plus
 from evals.benches.rows import Row, rows
 from evals.benches.values import decode, encode
+from evals.code_tests import Code
 from evals.errors import UserError
 from evals.grading.code import CodeGrader, assemble, find_program
-from evals.items import Code, Item
+from evals.items import Item
 from sandbox import Limits
 
 

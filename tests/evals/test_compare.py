@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from evals.report.command import main
+from evals.report.compare import _points as points
+from evals.report.compare import p_text
 from evals.store import SampleRow, Store
 
 CONFIG = {"prompt": "qwen-boxed", "temperature": 0.0, "max_tokens": 2048, "engine": "vllm", "n": 1}
@@ -179,6 +181,37 @@ def test_names_that_do_not_decide(store, capsys):
     assert "no evaluation on amc" in refuse(capsys, train, first, "--bench", "amc")
 
 
+def test_of_an_evaluation_made_again_the_latest_counts(store, capsys):
+    """Of one training run under the same settings; other seeds and other settings have to be chosen from."""
+    first, second = (store.start_run("train", "t", method="x", seed=seed, config={}) for seed in (0, 1))
+    add(store, [0.0] * 6, method="x", parent=first)
+    again = add(store, [1.0] * 6, method="x", parent=first)
+    other = add(store, [1.0, 0.0] * 3, method="y", parent=second)
+    assert f"A is X at step 0 (run {again})" in say(capsys, first, second)
+    add(store, [0.0] * 6, method="x", parent=first, temperature=1.0)
+    assert "fits 2 evaluations" in refuse(capsys, first, other)
+
+
+def test_a_turned_knob_is_in_the_name_and_two_methods_are_not_two_runs(store, capsys):
+    objective = {"objective": {"preset": "agpo", "clip_scope": "group"}}
+    runs = [
+        store.start_run("train", "t", method=method, config=more)
+        for method, more in (("grpo", {}), ("agpo", objective))
+    ]
+    for run, method in zip(runs, ("grpo", "agpo"), strict=True):
+        add(store, [1.0, 0.0] * 5, method=method, parent=run, step=5)
+    text = say(capsys, *runs)
+    assert "B is AGPO clip_scope=group at step 5 (run" in text
+    assert "This is about two trained models." in text
+    assert "two trained models" not in say(capsys, add(store, [1.0] * 3), add(store, [0.0] * 3))
+    many = say(capsys, *runs, add(store, [1.0] * 10, method="agpo"))
+    assert all(run.id in many for run in store.runs("eval", parent=runs[1]))  # whole, to be copied
+
+
+def test_a_limit_near_zero_keeps_its_side():
+    assert [points(x) for x in (-0.0002, 0.0002, 0.0, -0.012)] == ["-0.02", "0.02", "0.0", "-1.2"]
+
+
 def test_a_run_that_goes_on_and_one_selected_on_the_test(store, capsys):
     first = add(store, [1.0, 0.0] * 5, status="running", method="grpo")
     second = add(store, [1.0, 0.0] * 5, selected_on_test="math500")
@@ -194,3 +227,12 @@ def test_all_wrong_and_all_right(store, capsys, a, b):
     assert ("p = 0.0005" in text) == (a != b)
     assert "level with" in text or "100.0 points better" in text
     assert ("i11" in text) == (a != b)
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [(0.0496, "= 0.0496"), (0.0504, "= 0.05"), (0.049999, "= 0.049999"), (0.24, "= 0.24"), (0.004, "= 0.0040"),
+     (0.00001, "< 0.0001"), (1.0, "= 1.00")],
+)  # fmt: skip
+def test_a_p_is_not_rounded_across_the_border_it_decides(p, said):
+    assert p_text(p) == said

@@ -109,3 +109,5 @@ def test_nothing_is_overwritten_or_left_half_done(filled, tmp_path, monkeypatch,
     assert "cannot hold them" in capsys.readouterr().err
     assert export_to(filled, tmp_path / "n.csv", "--tag", "nobody") == 2
     assert "no such run" in capsys.readouterr().err
+    assert export_to(filled, tmp_path / "n.json") == 2
+    assert "expected a name that ends in .parquet, .csv" in capsys.readouterr().err

@@ -50,6 +50,8 @@ def test_one_figure_per_metric_and_only_where_there_is_data(store, tmp_path):
     assert [p.name for p in figures(store, tmp_path)] == ["entropy.png", "reward.png", "live_groups.png"]
     train(store, "agpo", 0, name="other", **{"tokens/response_mean": 5.0})
     paths = figures(store, tmp_path)
+    train(store, "agpo", 0, name="m", entropy=1.0)  # a recipe with the name of its model
+    assert "entropy-m.png" in [p.name for p in figures(store, tmp_path)]
     tiny = ["entropy-tiny-m.png", "reward-tiny-m.png", "live_groups-tiny-m.png"]
     assert [p.name for p in paths] == [*tiny, "response_tokens-other-m.png"]
     assert all(map(is_picture, paths))
@@ -82,6 +84,18 @@ def test_scopes_of_the_clip_are_lines_of_their_own(store, tmp_path, monkeypatch)
     store.log_metrics(run_id, 1, {"entropy": 1.0})
     figures(store, tmp_path)
     assert seen[:2] == [("agpo", 1), ("agpo clip_scope=group", 1)]
+
+
+def test_other_learning_rates_are_lines_of_their_own_and_a_run_that_goes_on_ends_no_line(store, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(figures_module, "_band", lambda axes, seeds, method, colour: seen.append((method, len(seeds))))
+    for seed, lr, status in ((0, 1, "done"), (1, 1, "done"), (2, 1, "running"), (0, 2, "running")):
+        run_id = store.start_run("train", "tiny", method="agpo", model="m", seed=seed, config={"update": {"lr": lr}})
+        store.log_metrics(run_id, 1, {"entropy": 1.0})
+        if status == "done":
+            store.finish_run(run_id, status)
+    figures(store, tmp_path)
+    assert seen[:2] == [("agpo update.lr=1", 2), ("agpo update.lr=2", 1)]
 
 
 def test_smoothing_keeps_a_straight_line_and_short_runs_as_they_are():

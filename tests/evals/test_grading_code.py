@@ -5,10 +5,11 @@ import textwrap
 
 import pytest
 
+from evals.code_tests import Code
 from evals.errors import UserError
 from evals.grading.code import CodeGrader, extract_code
 from evals.grading.grader import open_grader, open_rewards
-from evals.items import Code, Item
+from evals.items import Item
 from sandbox import Limits, Problem, Test
 from sandbox.backends.embedded import Embedded
 

@@ -20,8 +20,8 @@ from evals.errors import UserError
 from evals.grading.grader import Grader
 from evals.harness import BenchTask, EngineLM, run_lm_eval
 from evals.items import Item
-from evals.lm_eval_lm import sampling_of
-from evals.lm_eval_tasks import make_task_plan
+from evals.lm_tasks.lm import sampling_of
+from evals.lm_tasks.plan import make_task_plan
 from evals.run import main
 from evals.stats import paired
 from evals.store import Store
@@ -164,7 +164,7 @@ def test_trap_7_a_long_prompt_is_refused_and_not_cut_from_the_left(engine, store
 
 def test_trap_8_lm_evals_minerva_module_and_its_antlr_pin_are_never_imported():
     code = (
-        "import sys, evals.harness, evals.lm_eval_tasks, evals.lm_eval_output, evals.grading.worker; "
+        "import sys, evals.harness, evals.lm_tasks.evaluate, evals.grading.worker; "
         "from math_verify import parse, verify; assert verify(parse('$\\\\frac12$'), parse('0.5')); "
         "print([name for name in sys.modules if 'minerva' in name])"
     )

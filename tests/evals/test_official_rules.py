@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from evals.code_tests import Code
 from evals.grading.code import CodeGrader
-from evals.items import Code, Item
+from evals.items import Item
 from sandbox import Problem, SandboxError, Test
 from sandbox.backends.embedded import Embedded
 

@@ -10,9 +10,10 @@ import pytest
 from page_store import ATTACK, add_evaluation, fill, sample
 
 from evals.report.command import main
+from evals.report.compare import p_text
 from evals.report.page.build import SCRIPTS, module, write_page
 from evals.report.page.summary import student_quantiles
-from evals.stats import paired, problem_means
+from evals.stats import columns, compare, holm, read_columns
 from evals.store import Store
 
 if os.environ.get("CI"):  # where a skip would hide what was not tested
@@ -98,8 +99,38 @@ def test_the_overview_has_scores_levels_and_words(open_page):
     table = page.text_content("[data-page=overview]")
     assert "agpo seed 0, step 6" in table
     assert "cannot be told apart" in table
-    assert "points more than" in table
     assert "over seeds" in table.lower()
+    lines = [line.split("\t") for line in page.locator("table.differ").first.inner_text().split("\n")]
+    # 3 of 10 right with AGPO, 8 with GRPO, under both seeds: two signs alone prove nothing, p = 2 / 2^2
+    assert [lines[1][0], lines[1][1], "p", lines[1][3]] == ["grpo, step 6 against agpo, step 6", "+30.0", "p", "0.50"]
+    assert lines[1][-1] == "2 seeds"
+
+
+def test_tables_of_the_overview_are_sorted_by_a_click(open_page):
+    page = open_page()
+    table = page.locator("table.scores:has(button.more)").first
+    names = table.locator("tr.head th a")
+    before = names.all_inner_texts()
+    table.locator("thead button:has-text('Pass@1')").click()
+    assert table.locator("thead th[aria-sort=ascending]").inner_text().startswith("Pass@1")
+    scores = [float(text) for text in table.locator("tr.head td[data-label='Pass@1, %']").all_inner_texts()]
+    assert scores == sorted(scores) != [scores[0]] * len(scores)
+    table.locator("thead button:has-text('Pass@1')").click()
+    scores = [float(text) for text in table.locator("tr.head td[data-label='Pass@1, %']").all_inner_texts()]
+    assert scores == sorted(scores, reverse=True)
+    table.locator("thead button:has-text('Evaluation')").click()
+    assert sorted(before) == sorted(names.all_inner_texts())
+    table.locator("button.more").nth(2).click()  # its levels came along
+    shown = table.locator("tbody.levels:visible")
+    assert shown.count() == 1
+    assert (
+        shown.evaluate("body => body.previousElementSibling.querySelector('button.more').getAttribute('aria-expanded')")
+        == "true"
+    )
+
+
+def test_levels_and_names(open_page):
+    page = open_page()
     level = page.locator(".levels").first
     assert not level.is_visible()
     page.locator("button.more").first.click()
@@ -226,19 +257,62 @@ def test_two_runs_are_compared_problem_by_problem(open_page, made):
     assert (swapped["B better"], swapped["A better"]) == (1, 4)
 
 
-def test_the_interval_of_a_comparison_is_that_of_evals_stats(browser, made):
-    with Store.open(made[0] / "store.db") as store:
-        sides = [problem_means(store.outcomes(made[1][name])) for name in ("agpo0-6", "grpo0-6")]
-    several = [{str(i): (i * 7 % 5) / 4 for i in range(40)}, {str(i): (i * 3 % 5) / 4 for i in range(40)}]
+def graded(rewards):
+    """Of problems, each with its samples' rewards."""
+    return [sample(str(i), k, right=bool(r)) for i, of in enumerate(rewards) for k, r in enumerate(of)]
+
+
+CASES = {
+    "one sample each": ([[1]] * 6 + [[0]] * 9, [[1]] * 13 + [[0]] * 2),
+    "four samples": ([[i % 2, 1, 0, i % 3 == 0] for i in range(40)], [[1, 1, i % 5 > 1, i % 3 > 0] for i in range(40)]),
+    "the same": ([[1, 0]] * 12, [[1, 0]] * 12),
+    "all alike": ([[1, 0, 0, 0]] * 20, [[1, 1, 0, 0]] * 20),
+    "nothing in common": ([[0]] * 300, [[1]] * 300),
+    "one and four": ([[i % 2] for i in range(20)], [[1, i % 2, 1, i % 3 > 0] for i in range(20)]),
+    "many": ([[(i * 7 + k) % 3 > 0 for k in range(16)] for i in range(200)],
+             [[(i * 5 + k) % 4 > 0 for k in range(16)] for i in range(200)]),
+}  # fmt: skip
+
+
+def test_the_page_compares_as_evals_stats_does(browser):
     page = browser.new_page()
-    for a, b in (sides, several, [several[0], several[0]], [sides[0], sides[0]]):
-        assert list(a) == list(b)
+    for name, sides in CASES.items():
+        expected = compare(*(columns(graded(side)) for side in sides))
         found = page.evaluate(
-            "([a, b, t]) => {" + module(SCRIPTS[:-1]) + "; return $compare.pairedInterval(a, b, t) }",
-            [list(a.values()), list(b.values()), student_quantiles()],
+            "([a, b, t]) => {" + module(SCRIPTS[:-1]) + "; return $paired.compareTallies(a, b, t) }",
+            [*([[sum(of), len(of)] for of in side] for side in sides), student_quantiles()],
         )
-        assert found == pytest.approx(paired(a, b), abs=1e-5)
+        d = expected.difference
+        numbers = [found[key] for key in ("difference", "low", "high", "p")]
+        assert numbers == pytest.approx([d.value, d.low, d.high, expected.test.p], abs=1e-6), name
+        assert found["p"] == pytest.approx(expected.test.p, rel=1e-6), name
+        words = (found["test"].split()[0], "approximate" in found["test"])
+        assert words == (expected.test.name.split()[0], "approximate" in expected.test.name), name
+    ps = [0.04, 0.01, 0.5, 0.0496, 0.0504, 0.00001, 0.004]
+    found = page.evaluate("ps => {" + module(SCRIPTS[:-1]) + "; return [$paired.holm(ps), ps.map($paired.pText)] }", ps)
+    assert found == [pytest.approx(holm(ps)), [p_text(p) for p in ps]]
     page.close()
+
+
+def test_a_comparison_is_over_all_problems_whatever_is_in_the_page(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        for method, right in (("grpo", range(10)), ("agpo", range(40, 60)), ("dapo", range(60))):
+            run = add_evaluation(store, set(right), bench="b", model=method, items=range(100))
+            assert run
+        write_page(store, tmp_path / "page.html", limit=30)
+        expected = compare(*(read_columns(store, run.id) for run in store.runs("eval")[:2]))
+    page = open_page("#compare", file=tmp_path / "page.html")
+    line = page.locator(".verdict-line")
+    expect(line).to_contain_text("on the 100 problems that both have")
+    assert f"+10.0 points, 95 % interval {100 * expected.difference.low:.1f}".replace("-", "−") in line.inner_text()
+    assert f"p {p_text(expected.test.p)}, exact McNemar test" in line.inner_text()
+    page.click(".against summary")
+    page.wait_for_selector(".against tbody tr")
+    cells = [row.split("\t") for row in page.locator(".against tbody tr").all_inner_texts()]
+    assert [(row[0], row[3], row[5], row[6]) for row in cells] == [
+        ("agpo", "+10.0", p_text(expected.test.p).removeprefix("= "), "cannot be told apart"),
+        ("dapo", "+50.0", "< 0.0001", "better"),
+    ]
 
 
 def test_curves_have_a_shared_cursor_and_toggles(open_page):
@@ -423,6 +497,7 @@ def test_words_for_stores_with_little_in_them(open_page, tmp_path, capsys):
             page.wait_for_timeout(50)
         return page
 
+    Store.open(path).close()
     page = page_of_now()
     assert "No evaluation has completions yet" in page.inner_text("main")
     assert "No training run" in page.inner_text("main")

@@ -2,23 +2,31 @@
 
 import base64
 import json
+import math
 import re
 import zlib
 
 import pytest
 import torch
 from page_store import add_evaluation, add_training, fill, sample
+from scipy import stats as scipy_stats
 
 from agpo.config import load_config, objective_of
 from agpo.objective import advantages as agpo_advantages
 from agpo.objective import live_groups, shaped_rewards
 from agpo.presets import PRESETS
 from evals.report.command import main
+from evals.report.manage import add_tags
+from evals.report.measured import select
 from evals.report.page import advantage
 from evals.report.page.build import write_page
 from evals.report.page.choice import choose_samples, parts_of, take
-from evals.report.page.content import masked_groups
+from evals.report.page.content import masked_groups, part_names, run_names
+from evals.report.page.differences import differences
 from evals.report.page.samples import problem_text
+from evals.report.page.summary import evaluations, over_seeds
+from evals.report.variants import line_names
+from evals.stats import holm
 
 GROUPS = {
     "mixed": ([1.0, 0.0, 1.0, 0.0], [10, 60, 64, 30]),
@@ -120,7 +128,10 @@ def test_a_limit_keeps_whole_groups_and_the_same_problems(store, tmp_path):
         p: {i for q, i in groups if q == p} for p, _ in groups if parts[p]["bench"] == "arith" and parts[p]["measured"]
     }
     assert len(by_eval) > 10
-    assert len({frozenset(items) for items in by_eval.values()}) == 1
+    smallest, *more = sorted({frozenset(items) for items in by_eval.values()}, key=len)
+    assert all(smallest <= other for other in more)
+    inside = {len(items) for p, items in by_eval.items() if parts[p]["split"] == "eval/arith"}
+    assert max(inside) < min(len(items) for p, items in by_eval.items() if parts[p]["split"] == "arith")
     steps = {parts[p]["step"] for p, _ in groups if parts[p]["split"] == "train"}
     assert {1, 6} <= steps  # from the first to the last
     nothing = write_page(store, tmp_path / "none.html", limit=0)
@@ -139,6 +150,78 @@ def test_long_runs_keep_their_ends_and_use_their_room(store, tmp_path):
     assert 100 <= used <= 160
     few = choose_samples(parts, 32)
     assert sum(share > 0 for share in few) == 8
+
+
+def test_of_the_evaluations_inside_training_the_ends_come_first(store):
+    run = store.start_run("train", "tiny", method="agpo", config={})
+    for step in range(5):
+        store.log_samples(run, [sample(f"{i}", 0, step, split="eval/b") for i in range(20)])
+    parts = parts_of(store, store.runs())
+    assert choose_samples(parts, 100) == [1.0] * 5
+    assert [share > 0 for share in choose_samples(parts, 60)] == [True, False, False, False, True]
+
+
+def found_differences(store):
+    runs = store.runs()
+    lines = line_names(runs)
+    parts = parts_of(store, runs)
+    found = list(evaluations(store, parts, lines))
+    return differences(found, part_names(parts, run_names(runs, lines))), over_seeds(found)
+
+
+def test_lines_are_compared_over_their_seeds_and_models_over_problems(store):
+    """Three seeds of each method: Student's over the seeds' differences, which are 10, 20 and 30 points."""
+    for method, base in (("grpo", 0), ("agpo", 0)):
+        for seed in range(3):
+            run = store.start_run("train", "t", method=method, model="m", seed=seed, config={"lr": 1})
+            store.finish_run(run, "done")
+            right = set(range(20 + (10 * (seed + 1) if method == "agpo" else base)))
+            add_evaluation(store, right, parent=run, step=5, folder="f", items=range(100), model="m")
+    (only,), seeds = found_differences(store)
+    assert (only.name_a, only.name_b, only.over) == ("grpo, step 5", "agpo, step 5", "3 seeds")
+    expected = scipy_stats.ttest_1samp([10, 20, 30], 0)
+    interval = expected.confidence_interval()
+    assert (only.points, only.low, only.high) == pytest.approx((20, interval.low, interval.high))
+    assert only.p == only.holm == pytest.approx(expected.pvalue)
+    assert only.verdict == "cannot be told apart"
+    assert [(row.line, row.seeds) for row in seeds] == [("agpo", 3), ("grpo", 3)]
+    assert (seeds[0].pass1.value, seeds[0].pass1_sd) == pytest.approx((0.4, 0.1))
+    assert seeds[0].pass1.high - 0.4 == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
+
+
+def test_runs_with_other_knobs_are_no_seeds(store):
+    for seed, knobs in ((0, {}), (1, {"clip_scope": "group"}), (0, {"clip_scope": "group"})):
+        config = {"objective": {"preset": "agpo", **knobs}}
+        run = store.start_run("train", "t", method="agpo", model="m", seed=seed, config=config)
+        store.finish_run(run, "done")
+        add_evaluation(store, set(range(5 + seed)), parent=run, step=5, folder="f", model="m")
+    told, seeds = found_differences(store)
+    assert [(d.name_a, d.name_b) for d in told] == [("agpo seed 0, step 5", "agpo clip_scope=group seed 0, step 5")]
+    assert [(row.name, row.seeds) for row in seeds] == [("agpo clip_scope=group, step 5", 2)]
+
+
+def test_several_models_are_corrected_for_their_number_and_warned_of(store):
+    for model, right, temperature in (("a", 50, 0.0), ("b", 62, 0.0), ("c", 90, 1.0)):
+        right_ones = set(range(right))
+        add_evaluation(store, right_ones, bench="b", model=model, items=range(100), temperature=temperature)
+    add_evaluation(store, {1}, bench="alone", model="a")
+    told, _ = found_differences(store)
+    assert [(d.name_a, d.name_b) for d in told] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [d.holm for d in told] == pytest.approx(holm([d.p for d in told]))
+    assert told[0].p == pytest.approx(2 / 2**12)
+    assert [d.verdict for d in told] == ["better"] * 3
+    assert [d.notes for d in told] == [(), *[("temperature 0.0 and 1.0",)] * 2]
+    going = add_evaluation(store, set(range(9)), bench="alone", model="d", status="running")
+    assert going
+    assert found_differences(store)[0][-1].notes == ("B is running",)
+
+
+def test_significant_alone_but_not_among_many(store):
+    for model, right in (("a", range(10)), ("b", range(16)), ("c", range(11)), ("d", range(12))):
+        add_evaluation(store, set(right), bench="b", model=model, items=range(40))
+    told, _ = found_differences(store)
+    assert told[0].p < 0.05 < told[0].holm
+    assert told[0].verdict == "not clear among so many"
 
 
 def test_the_same_items_are_taken_of_any_set():
@@ -160,6 +243,13 @@ def test_named_runs_bring_what_was_made_from_them(store, tmp_path):
     index, _ = read_page(one.path)
     assert {run["id"] for run in index["runs"]} == {runs[name] for name in ("data", "grpo1", "grpo1-6")}
     assert {part["run"] for part in index["parts"]} == {runs["grpo1-6"]}
+    for word, count in (("tiny", 4), ("agpo", 6), ("best", 2)):  # all with the name, the method, the tag
+        add_tags(store, [runs["lone"], runs["agpo0-3"]], ["best"])
+        write_page(store, tmp_path / "some.html", wanted=[word])
+        index, _ = read_page(tmp_path / "some.html")
+        wanted = {run.id for run in select(store, [word])}
+        assert len(wanted) == count
+        assert wanted <= {run["id"] for run in index["runs"]}
 
 
 def test_the_command_says_what_is_wrong(store, tmp_path, capsys):

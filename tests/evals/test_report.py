@@ -7,7 +7,8 @@ import math
 import pytest
 
 from evals.report.command import main
-from evals.report.paper_tables import rows
+from evals.report.manage import add_tags
+from evals.report.table_rows import rows
 from evals.store import SampleRow, Store
 
 
@@ -44,6 +45,7 @@ def read_csv(capsys, path) -> list[dict[str, str]]:
 
 
 def test_an_empty_store_says_what_to_do_next(capsys, path):
+    Store.open(path).close()
     assert main(["--store", str(path)]) == 0
     assert "agpo.train" in capsys.readouterr().out
     assert "evals.run" in report(capsys, path, "tables")
@@ -89,6 +91,67 @@ def test_what_cannot_be_compared_is_not_averaged(path):
         add_eval(store, [1.0, 0.0], max_tokens=256, step=100)  # another checkpoint
         found = rows(store)
     assert [len(row.summaries) for row in found] == [1] * 7
+
+
+def trained(store, seed, **config):
+    run = store.start_run("train", "t", method="agpo", model="start", seed=seed, config=config)
+    store.finish_run(run, "done")
+    return run
+
+
+def evaluated(store, parent, right, seed):
+    run = store.start_run("eval", "arith", method="agpo", model="start", seed=seed, config={}, parent=parent)
+    store.log_samples(run, [
+        SampleRow("t", f"i{i}", 0, 0, "p", "r", (1,), None, "stop", "right" if i < right else "wrong", "", None, "1",
+                  float(i < right), 0, 0) for i in range(10)
+    ])  # fmt: skip
+    store.finish_run(run, "done")
+    return run
+
+
+def test_only_seeds_of_one_configuration_are_averaged(capsys, path):
+    """An objective with another knob, or another learning rate, is no seed; where a key is new or says how the run was
+    placed and measured, it is one."""
+    objective = {"preset": "agpo"}
+    plain = {"lr": 1e-4, "clip": 1.0, "schedule": "constant"}
+    turned = objective | {"clip_scope": "group"}
+    with Store.open(path) as store:
+        for seed, more in enumerate(({}, {"ranks": {"timeout": 3}}, {"out": "/elsewhere", "eval": {"n": 4}})):
+            update = plain | ({"new": 1} if seed else {})
+            evaluated(store, trained(store, seed, objective=objective, update=update, **more), 4 + seed, seed)
+        evaluated(store, trained(store, 3, objective=turned, update=plain), 9, 3)
+        found = rows(store)
+        assert [(row.named, len(row.results)) for row in found] == [("AGPO", 3), ("AGPO clip_scope=group", 1)]
+        evaluated(store, trained(store, 4, objective=objective, update=plain | {"lr": 2e-4}), 9, 4)
+        found = {row.named: len(row.results) for row in rows(store)}
+        assert found == {"AGPO update.lr=0.0001": 3, "AGPO update.lr=0.0002": 1, "AGPO clip_scope=group": 1}
+    assert {line["variant"] for line in read_csv(capsys, path)} == {
+        "update.lr=0.0001", "update.lr=0.0002", "clip_scope=group"
+    }  # fmt: skip
+
+
+def test_an_evaluation_made_again_is_no_second_seed(capsys, path):
+    with Store.open(path) as store:
+        first, second = trained(store, 0), trained(store, 1)
+        for parent, right, seed in ((first, 2, 0), (second, 6, 1), (first, 4, 0)):
+            evaluated(store, parent, right, seed)
+        (row,) = rows(store)
+    assert [result.total.pass1 for result in row.results] == [0.4, 0.6]
+    assert "made again with the same seed and settings: 1;" in report(capsys, path, "tables")
+
+
+def test_tables_of_some_runs(capsys, path):
+    with Store.open(path) as store:
+        first, second = trained(store, 0), trained(store, 1)
+        runs = [evaluated(store, parent, right, seed) for parent, right, seed in ((first, 2, 0), (second, 6, 1))]
+        add_eval(store, [1.0], method="grpo")
+        add_tags(store, [runs[0]], ["mine"])
+        assert [row.estimate("pass1").value for row in rows(store, wanted=["mine"])] == [0.2]
+        assert [row.estimate("pass1").value for row in rows(store, wanted=[second])] == [0.6]
+        assert [row.method for row in rows(store, wanted=["grpo", second])] == ["agpo", "grpo"]
+    assert "GRPO" not in report(capsys, path, "tables", "--run", "t")
+    assert main(["tables", "--run", "none", "--store", str(path)]) == 2
+    assert "no run 'none'" in capsys.readouterr().err
 
 
 def test_each_benchmark_has_its_own_pair_of_tables(capsys, path):
@@ -163,7 +226,32 @@ def test_show_an_evaluation(capsys, path):
     assert "50.0 9.5 to 90.5" in " ".join(report(capsys, path, "show", run_id).split())
 
 
+def test_a_store_that_is_not_there_is_not_made(capsys, path, monkeypatch):
+    assert main(["tables", "--store", str(path)]) == 2
+    assert f"no results store at {path}" in capsys.readouterr().err
+    monkeypatch.setenv("AGPO_STORE", str(path))
+    assert main([]) == 2
+    assert not path.exists()
+    monkeypatch.delenv("AGPO_STORE")
+    assert main([]) == 0  # the default one, as every command
+
+
+@pytest.mark.parametrize(
+    "arguments", [["tables", "--format", "md", "--out"], ["html", "--out"], ["figures", "--out"], ["export"]]
+)
+def test_a_place_that_cannot_be_written_is_one_message(capsys, path, tmp_path, arguments):
+    with Store.open(path) as store:
+        add_eval(store, [1.0, 0.0])
+        store.log_metrics(store.start_run("train", "tiny", config={}), 1, {"entropy": 0.5})
+    (tmp_path / "file").write_text("no folder")
+    assert main([*arguments, str(tmp_path / "file" / "out.csv"), "--store", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: cannot write")
+    assert said.count("\n") == 1
+
+
 def test_mistakes_end_with_one_message(capsys, path, tmp_path):
+    Store.open(path).close()
     assert main(["show", "nothing", "--store", str(path)]) == 2
     assert "no run 'nothing'" in capsys.readouterr().err
     (tmp_path / "x.db").write_text("not a database, and long enough to have a header " * 50)
@@ -199,7 +287,7 @@ def test_the_layout_is_the_papers_with_its_numbers_beside(capsys, path):
         ("Qwen2.5-14B", "AGPO (w/o loss mask)", "", "75.0"),
         ("Qwen2.5-14B", "AGPO (w/o loss clip)", "", "75.2"),
     ]
-    assert ["Qwen/Qwen2.5-7B", "AGPO", "25"] in [line[:3] for line in lines]
+    assert ["Qwen/Qwen2.5-7B", "AGPO", "25.0"] in [line[:3] for line in lines]
     assert "533.0" in [line[-1] for line in lines]
     assert "Paper" not in report(capsys, path, "tables", "--paper", "--bench", "gsm8k")
 
@@ -241,6 +329,7 @@ def test_latex_and_files(capsys, path, tmp_path):
         add_eval(store, [1.0, 0.0], method="agpo_no_mask", model="a_b/50%_model")
     text = report(capsys, path, "tables", "--format", "latex")
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert r"\begin{tabular}{llrrr}" in text
     assert r"a\_b/50\%\_model & AGPO (w/o loss mask) & 50.0 &" in text
     assert len({line.count(" & ") for line in text.split(r"\end{tabular}")[0].splitlines() if " & " in line}) == 1
     for style in ("rich", "md", "latex", "csv"):

@@ -146,12 +146,12 @@ def test_an_engine_that_fails_in_the_middle_fails_the_run_and_the_same_command_g
 def test_a_call_that_died_between_two_benchmarks_goes_on_and_a_complete_one_begins_anew(folder, tiny, monkeypatch):
     write_tasks(folder)
     args = ["--bench", "arith,lm_eval:own_choose", "--include-path", "tasks", "--model", tiny, "--limit", "6"]
-    from evals.lm_eval_tasks import evaluate_task
+    from evals.lm_tasks.evaluate import evaluate_task
 
-    monkeypatch.setattr("evals.lm_eval_tasks.evaluate_task", lambda *a: 1 / 0)
+    monkeypatch.setattr("evals.lm_tasks.evaluate.evaluate_task", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(args)
-    monkeypatch.setattr("evals.lm_eval_tasks.evaluate_task", evaluate_task)
+    monkeypatch.setattr("evals.lm_tasks.evaluate.evaluate_task", evaluate_task)
     for runs_there in (2, 4):
         assert main(args) == 0
         with Store.open() as store:

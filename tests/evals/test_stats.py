@@ -185,6 +185,14 @@ def test_a_symmetric_mean_has_students_interval_and_a_skewed_one_leans():
     assert mean(np.full(5, 7.0)).low == 7.0
 
 
+def test_lengths_are_not_below_zero():
+    """Student's interval of 5 and 500 is -2892 to 3397."""
+    found = mean(np.array([5.0, 500.0]))
+    assert (found.low, found.value) == (0.0, 252.5)
+    assert found.high == pytest.approx(252.5 + 12.7062 * 247.5, rel=1e-4)
+    assert mean(np.array([-5.0, 500.0])).low < -1000  # on a scale that goes below 0
+
+
 def test_fiellers_ratio_solves_its_equation_and_has_no_upper_limit_near_a_zero():
     rng = np.random.default_rng(0)
     top, bottom = rng.lognormal(5, 0.5, 40), rng.binomial(1, 0.5, 40).astype(float)

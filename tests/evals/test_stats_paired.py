@@ -64,6 +64,22 @@ def test_several_samples_have_students_interval_on_the_differences():
     assert paired(a.means(), b.means()) == pytest.approx((d.mean(), expected.low, expected.high))
 
 
+def test_the_same_change_on_every_problem_has_an_interval_around_it():
+    """Student's has no width there, and a change of 1 is not what was seen."""
+    for d in (0.25, -0.25, 7.5):
+        found = paired_interval(np.full(20, d), single=False)
+        assert found.low <= d <= found.high
+        assert 0.1 * abs(d) < found.high - found.low < 0.5 * abs(d)
+
+
+def test_unequal_numbers_of_samples_are_not_called_exact():
+    """A mean of one sample and a mean of four cannot be swapped: the signs of their differences are no fair coins."""
+    one, four = columns(benchmark(60, 1, 1)), columns(benchmark(60, 4, 2))
+    assert compare(one, four).test.name.startswith("sign-flip permutation test, approximate")
+    assert compare(four, columns(benchmark(60, 4, 3))).test.name == "exact sign-flip permutation test"
+    assert compare(one, columns(benchmark(60, 1, 3))).test.name == "exact McNemar test"
+
+
 def brute_force(differences) -> float:
     observed = abs(sum(differences))
     sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
@@ -98,14 +114,14 @@ def test_many_unequal_differences_are_drawn_with_the_plus_one():
     assert sign_flip(d + 10).p == 1 / 100_001  # never 0
 
 
-def test_unequal_sample_counts_are_exact_too():
+def test_unequal_sample_counts_have_all_patterns_counted_too():
     """Shares of 4, 3 and 2 samples are multiples of 1/12."""
     a = columns([r for i, r in enumerate(benchmark(15, 4, 1)) if i % 7])
     b = columns([r for i, r in enumerate(benchmark(15, 4, 2)) if i % 5])
     d = [b.means()[i] - a.means()[i] for i in a.means() if i in b.means()]
     found = compare(a, b)
-    assert found.test.name == "exact sign-flip permutation test"
     assert found.test.p == pytest.approx(sign_flip(np.array(d)).p)
+    assert sign_flip(np.array(d)).name == "exact sign-flip permutation test"  # by enumeration
 
 
 def test_only_problems_with_a_verdict_in_both_count():

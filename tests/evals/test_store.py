@@ -10,10 +10,9 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals import database
 from evals.errors import UserError
-from evals.rows import clean_text, pack
-from evals.store import SampleRow, Store, unpack
+from evals.store import SampleRow, Store, database, unpack
+from evals.store.rows import clean_text, pack
 
 ROW = SampleRow(
     split="test",

@@ -11,12 +11,11 @@ import pytest
 import sqlalchemy as sa
 from full_store import fill, sample
 
-from evals import database, store_copy
 from evals.report.manage import add_tags
-from evals.store import Store
-from evals.store_command import main
+from evals.store import Store, database
+from evals.store.__main__ import main
 
-ROOT = str(Path(database.__file__).parents[1])
+ROOT = str(Path(database.__file__).parents[2])
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
@@ -85,9 +84,9 @@ def test_only_the_runs_named_and_what_they_were_made_from(tmp_path, capsys):
 KILLED = """
     import os, signal, sys
     sys.path[:0] = [sys.argv[3]]
-    from evals import store_copy
+    from evals.store import copy as store_copy
     from evals.store import Store
-    from evals.store_command import main
+    from evals.store.__main__ import main
     store_copy.BATCH = 10
     written, write = [], Store.write_samples
     def write_some(self, prompts, values):
@@ -111,7 +110,7 @@ def test_a_copy_that_was_killed_goes_on(store_url, other_url, capsys, monkeypatc
         with Store.open(other_url) as target:
             half = target.find_run(run)
             assert (half.status, half.samples) == ("copying", 30)
-            monkeypatch.setattr(store_copy, "BATCH", 10)
+            monkeypatch.setattr("evals.store.copy.BATCH", 10)
             assert copy(store_url, other_url) == 0
             assert "(20 written now)" in capsys.readouterr().out
             assert target.find_run(run).status == "done"

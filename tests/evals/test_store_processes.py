@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from evals import database
 from evals.errors import UserError
-from evals.rows import SampleRow
-from evals.store import Store
+from evals.store import Store, database
+from evals.store.rows import SampleRow
 
-ROOT = str(Path(database.__file__).parents[1])
+ROOT = str(Path(database.__file__).parents[2])
 
 
 def row(step: int = 0, item: str = "i0", repeat: int = 0, prompt: str = "p", response: str = "r") -> SampleRow:
@@ -86,7 +85,7 @@ def test_a_forked_child_writes_with_its_own_connection(store):
 WRITER = """
     import sys
     sys.path[:0] = [sys.argv[2]]
-    from evals import database
+    from evals.store import database
     from evals.errors import UserError
     from evals.store import SampleRow, Store
     database.RETRY_SECONDS = float(sys.argv[3])

@@ -15,12 +15,11 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from evals import database
 from evals.errors import UserError
-from evals.rows import SampleRow
-from evals.store import Store
+from evals.store import Store, database
+from evals.store.rows import SampleRow
 
-ROOT = str(Path(database.__file__).parents[1])
+ROOT = str(Path(database.__file__).parents[2])
 SAMPLE = SampleRow("test", "i1", 0, 0, "What is 2 + 2?", "It is 4.", (5, 7), (-0.5, -1.25), "stop", "right", "box",
                    "4", "4", 1.0, 2**62, 0.25, "w1", {"level": 3})  # fmt: skip
 
@@ -54,7 +53,7 @@ def old_store(url: str, revision: str) -> str:
         connection.execute(tables.tables["runs"].insert(), [run])
         metric = {"run_id": run["id"], "step": 0, "name": "pass1", "value": 1.0}
         connection.execute(tables.tables["metrics"].insert(), [metric])
-        from evals.rows import prompt_id, sample_values
+        from evals.store.rows import prompt_id, sample_values
 
         prompt = {"id": prompt_id(SAMPLE.prompt), "text": SAMPLE.prompt}
         connection.execute(tables.tables["prompts"].insert(), [prompt])
@@ -119,7 +118,7 @@ KILLED = """
     import sys
     from pathlib import Path
     sys.path[:0] = [sys.argv[2]]
-    from evals import database
+    from evals.store import database
     from evals.store import Store
     database.MIGRATIONS, database.SCHEMA = Path(sys.argv[3]), "9999"
     Store.open(sys.argv[1])

@@ -1,4 +1,4 @@
-"""verl lives in an environment of its own, which `make venv-verl` makes. Tests start its python."""
+"""verl and TRL live in environments of their own (make venv-verl, make venv-trl). Tests start their pythons."""
 
 import os
 import subprocess
@@ -9,15 +9,31 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(scope="session")
-def verl_python() -> str:
-    """The python of .venv-verl (or $AGPO_VERL_PYTHON). Missing: the test is skipped, and fails under CI."""
-    python = os.environ.get("AGPO_VERL_PYTHON") or str(ROOT / ".venv-verl" / "bin" / "python")
+def other_python(name: str) -> str:
+    """The python of .venv-NAME (or $AGPO_NAME_PYTHON). Missing: the test is skipped, and fails under CI."""
+    python = os.environ.get(f"AGPO_{name.upper()}_PYTHON") or str(ROOT / f".venv-{name}" / "bin" / "python")
     if not Path(python).is_file():
         if os.environ.get("CI"):
-            pytest.fail(f"{python} is missing: make venv-verl makes it")
-        pytest.skip(f"verl's own environment is missing ({python}): make venv-verl makes it")
+            pytest.fail(f"{python} is missing: make venv-{name} makes it")
+        pytest.skip(f"{name}'s own environment is missing ({python}): make venv-{name} makes it")
     return python
+
+
+def run_in(python: str, words: tuple[str, ...], seconds: float, environment: dict) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "agpo")])
+    return subprocess.run(
+        [python, "-W", "ignore", *words],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def verl_python() -> str:
+    return other_python("verl")
 
 
 @pytest.fixture(scope="session")
@@ -25,15 +41,17 @@ def in_verl(verl_python):
     """Run verl's python with arguments; returns the finished process."""
 
     def run(*words: str, seconds: float = 300, **environment: str) -> subprocess.CompletedProcess:
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "agpo")])
-        variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        return subprocess.run(
-            [verl_python, "-W", "ignore", *words],
-            env={**variables, **environment},
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
+        return run_in(verl_python, words, seconds, {"RAY_USAGE_STATS_ENABLED": "0", **environment})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def in_trl():
+    """Run TRL's python with arguments; returns the finished process."""
+    python = other_python("trl")
+
+    def run(*words: str, seconds: float = 300, **environment: str) -> subprocess.CompletedProcess:
+        return run_in(python, words, seconds, environment)
 
     return run

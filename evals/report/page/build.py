@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,19 +13,31 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from evals.report.compare import digits_of, p_text
 from evals.report.page.choice import Part, choose_runs, choose_samples, left_out, parts_of
-from evals.report.page.content import METRICS, colours, curves, evaluation_facts, part_names, run_facts, run_names
+from evals.report.page.content import (
+    METRICS,
+    colours,
+    curves,
+    evaluation_facts,
+    part_names,
+    run_facts,
+    run_names,
+    score_elements,
+)
+from evals.report.page.differences import differences
 from evals.report.page.encode import Chunks
 from evals.report.page.lineage import lineage
 from evals.report.page.samples import Index, elements
-from evals.report.page.summary import Evaluation, differences, evaluations, over_seeds, percent, student_quantiles
+from evals.report.page.summary import Evaluation, evaluations, over_seeds, percent, student_quantiles
+from evals.report.variants import line_names
 from evals.store import Store
 
 SAMPLES = 10_000
 """completions in the page unless told otherwise: about 5 MB of short answers, 20 MB of long ones"""
 SCRIPTS = (  # in the order of their imports: together they are the page's one module
     "dom", "data", "route", "highlight", "tex", "render", "diff", "filter", "chart",
-    "curves", "runs", "sample", "samples", "compare", "main",
+    "curves", "runs", "sample", "samples", "paired", "sort", "compare", "main",
 )  # fmt: skip
 IMPORT = re.compile(r"^import (\{[^}]*\}) from \"\./(\w+)\.js\";$", re.MULTILINE)
 EXPORT = re.compile(r"^export ((?:async )?function|const|class) (\w+)", re.MULTILINE)
@@ -48,16 +61,18 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
     all. Texts are read and written block by block. Raises UserError for a run that is not there.
     """
     runs, inside, chosen = choose_runs(store, wanted)
-    names = run_names(runs)
+    lines = line_names(runs)
+    names = run_names(runs, lines)
     every = parts_of(store, runs)
     parts = [part for part in every if part.run.id in inside]
-    found = list(evaluations(store, parts))
+    found = list(evaluations(store, parts, lines))
     labels = part_names(parts, names)
-    benches, told, method_colours = _benches(found), differences(found, labels), colours(runs)
+    benches, told, line_colours = _benches(found), differences(found, labels), colours(runs, lines)
     chunks, index = Chunks(), Index()
-    facts = [run_facts(run, names, store) for run in runs]
+    facts = [run_facts(run, names[run.id], lines[run.id], store) for run in runs]
     artifacts = {run.id: store.artifacts(run.id) for run in runs}
     metrics, places = curves(store, runs, every, chunks)
+    scores, tallies = score_elements(found, chunks)
     shares = choose_samples(parts, limit)
 
     def index_element() -> str:
@@ -69,7 +84,8 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
             "evaluations": evaluation_facts(found, labels),
             "panels": METRICS,
             "metrics": places,
-            "colours": method_colours,
+            "scores": tallies,
+            "colours": line_colours,
             "pair": [told[0].a, told[0].b] if told else None,
             "student": student_quantiles(),
             "lineage": lineage(runs, artifacts, found, names),
@@ -89,12 +105,12 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         benches={bench: _by_place(of) for bench, of in benches.items()},
         seeds={bench: over_seeds(of) for bench, of in benches.items()},
-        colours=method_colours,
+        colours=line_colours,
         part_names=labels,
         part_keys=[part.key for part in parts],
         differences=told,
         runs=facts,
-        chunks=_chain(metrics, elements(store, parts, shares, index, chunks)),
+        chunks=_chain([*metrics, *scores], elements(store, parts, shares, index, chunks)),
         index_element=index_element,
         left_out=lambda: left_out(parts, index.included),
     )
@@ -144,7 +160,7 @@ def _benches(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
         benches.setdefault(evaluation.part.bench, []).append(evaluation)
     for of_bench in benches.values():
         of_bench.sort(
-            key=lambda e: (e.part.run.kind, e.part.run.method, e.part.run.seed, e.part.run.parent or "", e.part.step)
+            key=lambda e: (e.part.run.kind, e.line, e.part.run.model, e.seed, e.part.run.parent or "", e.part.step)
         )
     return benches
 
@@ -179,7 +195,11 @@ def _resource(name: str) -> str:
     return (files("evals.report.page") / name).read_text(encoding="utf-8")
 
 
+def signed(points: float) -> str:
+    return "–" if math.isnan(points) else f"{points:+.{digits_of(points)}f}".replace("-", "−")
+
+
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "signed": signed, "p": p_text}
     return environment.from_string(_resource("page.html.j2"))

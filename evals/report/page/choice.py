@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from evals.report.measured import select
 from evals.store import RunRow, Store
 
 MOST_RUNS = 40
@@ -50,11 +51,11 @@ def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[
         all_of = "" if older or empty else "All "
         said = f"{'The latest ' if older else all_of}{len(kept)} run{'s' * (len(kept) != 1)} of the store"
         if older:
-            said += f"; {older} older {_are(older)} left out (--run names others)"
+            said += f"; {older} older {_are(older)} left out (--run chooses others)"
         if empty:
             said += f"; {empty} without metrics or samples {_are(empty)} left out"
         return _with_ancestors(kept, every), {run.id for run in kept}, said + "."
-    named = {store.find_run(name).id for name in wanted}
+    named = {run.id for run in select(store, wanted)}
     inside = set(named)
     for run in every:  # in order of start: a parent comes before its children
         if run.parent in inside:
@@ -89,16 +90,20 @@ def parts_of(store: Store, runs: Iterable[RunRow]) -> list[Part]:
 def choose_samples(parts: Sequence[Part], limit: int | None) -> list[float]:
     """The share of each part's problems to take, so that the page has about `limit` samples; None: all.
 
-    Evaluations come first: they get half of the room or more. They are thinned by problem, the same problems in each,
-    so that they can still be compared; rollouts by step, from first to last, and then by group.
+    Evaluations come first: they get half of the room or more, and most of it those by evals.run; of those inside
+    training only the first and the last of a run are taken. They are thinned by problem, the same problems in each, so
+    that they can still be compared; rollouts by step, from first to last, and then by group.
     """
     total = sum(p.samples for p in parts)
     if limit is None or total <= limit:
         return [1.0] * len(parts)
-    measured = sum(p.samples for p in parts if p.measured)
-    room = min(measured, max(limit // 2, limit - (total - measured)))
-    share = room / measured if measured else 0.0
-    shares = [share if p.measured else 0.0 for p in parts]
+    ends = first_and_last(parts)
+    outside = sum(p.samples for p in parts if p.run.kind == "eval")
+    inside = sum(p.samples for i, p in enumerate(parts) if p.measured and p.run.kind != "eval" and i in ends)
+    room = min(outside + inside, max(limit // 2, limit - (total - outside - inside)))
+    of_outside = min(outside, max(room * 3 // 4, room - inside))
+    for_one = {True: of_outside / outside if outside else 0.0, False: (room - of_outside) / inside if inside else 0.0}
+    shares = [for_one[p.run.kind == "eval"] if p.measured and i in ends else 0.0 for i, p in enumerate(parts)]
     rollouts: dict[str, list[int]] = {}
     for i, part in enumerate(parts):
         if not part.measured:
@@ -109,6 +114,19 @@ def choose_samples(parts: Sequence[Part], limit: int | None) -> list[float]:
         budget = left // (len(by_size) - done)
         left -= _thin(parts, places, budget, shares)
     return shares
+
+
+def first_and_last(parts: Sequence[Part]) -> set[int]:
+    """Places of the evaluations that have a row in the tables: inside a training run the first and the last."""
+    of: dict[tuple[str, str], list[int]] = {}
+    for place, part in enumerate(parts):
+        if part.measured:
+            of.setdefault((part.run.id, part.split), []).append(place)
+    return {
+        place
+        for places in of.values()
+        for place in (places if parts[places[0]].run.kind == "eval" else {places[0], places[-1]})
+    }
 
 
 def _thin(parts: Sequence[Part], places: Sequence[int], budget: int, shares: list[float]) -> int:
@@ -147,7 +165,7 @@ def left_out(parts: Sequence[Part], included: Mapping[int, int]) -> str:
         if of
     ]
     return (
-        f"{here:,} of {total:,} samples are in the page: {' and '.join(told)}. Evaluations are thinned by problem (the "
-        "same problems in each), rollouts by step and whole group. Scores, intervals and curves are over all of them. "
-        "--limit-samples N or all, and --run, choose more."
+        f"{here:,} of {total:,} samples are in the page: {' and '.join(told)}. Evaluations are thinned by problem, "
+        "the same in each (inside training only the first and the last of a run), rollouts by step and whole group. "
+        "Scores, intervals and curves are over all of them. --limit-samples N or all, and --run, choose more."
     )

@@ -22,7 +22,8 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         default=[],
         metavar="RUN",
         dest="runs",
-        help="a run by id, beginning of an id, or name, with the evaluations of it; repeatable (default: the latest)",
+        help="a run by its id or the beginning of it, or all with this name, tag or method, with the evaluations made "
+        "from them; repeatable (default: the latest)",
     )
     parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: %(default)s)")
     parser.add_argument(

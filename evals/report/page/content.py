@@ -7,12 +7,15 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
 from evals.models import STEP
 from evals.report.figures import METHOD_COLOURS, OTHER_COLOURS
 from evals.report.page.advantage import rule_of
 from evals.report.page.choice import Part
 from evals.report.page.encode import Chunks
 from evals.report.page.summary import Evaluation
+from evals.report.variants import flat
 from evals.store import RunRow, Store
 
 METRICS = (  # what the fixed panels show; the rest can be chosen
@@ -26,18 +29,21 @@ METRICS = (  # what the fixed panels show; the rest can be chosen
 UPDATES = ("clip/clipped_updates", "updates/made", "updates/dead", "updates/refused")
 
 
-def run_names(runs: Sequence[RunRow]) -> dict[str, str]:
-    """A short name for each run; where two would have the same, the end of the id tells them apart."""
+def run_names(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str]:
+    """A short name for each run; where two would have the same, the end of the id tells them apart.
+
+    lines: of `evals.report.variants.line_names`.
+    """
     by_id = {run.id: run for run in runs}
     names: dict[str, str] = {}
     for run in runs:
         if run.kind == "train":
-            names[run.id] = f"{run.method or run.name} seed {run.seed}"
+            names[run.id] = f"{lines[run.id]} seed {run.seed}"
         elif run.kind == "curation":
             names[run.id] = f"data {run.name}"
         else:
             parent, step = by_id.get(run.parent or ""), STEP.fullmatch(short(str(run.config.get("model") or run.model)))
-            of = f"{parent.method or parent.name} seed {parent.seed}" if parent else short(run.model)
+            of = f"{lines[parent.id]} seed {parent.seed}" if parent else short(run.model)
             names[run.id] = f"{run.name}: {of}{f', step {int(step[1])}' if step and parent else ''}" if of else run.name
     tasks = {(run.name, run.model) for run in runs if run.kind == "train"}
     if len(tasks) > 1:
@@ -73,22 +79,23 @@ def short(model: str) -> str:
     return PurePath(model.replace("\\", "/")).name
 
 
-def colours(runs: Sequence[RunRow]) -> dict[str, str]:
-    """Method -> its colour, as in the figures. Black would vanish on a dark page: it is not used."""
-    methods = list(dict.fromkeys(run.method or run.name for run in runs if run.kind == "train"))
+def colours(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str]:
+    """Line -> its colour, as in the figures. Black would vanish on a dark page: it is not used."""
+    methods = list(dict.fromkeys(lines[run.id] for run in runs if run.kind == "train"))
     fixed = {method: METHOD_COLOURS[method] for method in methods if method in METHOD_COLOURS}
     spare = [c for c in (*METHOD_COLOURS.values(), *OTHER_COLOURS) if c not in fixed.values() and c != "#000000"]
     others = [method for method in methods if method not in fixed]
     return {**fixed, **{method: spare[i % len(spare)] for i, method in enumerate(others)}}
 
 
-def run_facts(run: RunRow, names: Mapping[str, str], store: Store) -> dict[str, Any]:
+def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]:
     """One run as the page needs it."""
     rule = rule_of(run.config) if run.kind == "train" else None
     return {
         "id": run.id,
         "kind": run.kind,
-        "title": names[run.id],
+        "title": name,
+        "line": line,
         "name": run.name,
         "method": run.method,
         "model": run.model,
@@ -121,17 +128,6 @@ def masked_groups(config: Mapping[str, Any]) -> str:
     preset = str(objective.get("preset", ""))
     default = {"dapo": "resample", "agpo": "mask", "agpo_no_clip": "mask"}.get(preset, "keep")
     return str(objective.get("masked_groups", default))
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys with dots; lists and what else is no mapping as it is."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def stamp(when: datetime) -> str:
@@ -207,3 +203,28 @@ def evaluation_facts(found: Sequence[Evaluation], names: Sequence[str]) -> list[
         }
         for e in found
     ]
+
+
+def score_elements(found: Sequence[Evaluation], chunks: Chunks) -> tuple[list[str], dict[str, int]]:
+    """(an element for each benchmark with the verdicts on all its problems, {benchmark: chunk number}).
+
+    {"items": names, "of": {place: [[sum of rewards of each item], [scorable samples of each]]}}: what two evaluations
+    are compared by, also where their samples are not in the page.
+    """
+    made, places = [], {}
+    for bench in dict.fromkeys(e.part.bench for e in found):
+        of_bench = [e for e in found if e.part.bench == bench]
+        items = list(dict.fromkeys(item for e in of_bench for item in e.columns.items))
+        tallies = {}
+        for e in of_bench:
+            scored = e.columns.take(e.columns.scored_S)
+            sums = dict(zip(scored.items, scored.sums(scored.reward_S).tolist(), strict=True))
+            counts = dict(zip(scored.items, scored.sums(np.ones(scored.samples)).tolist(), strict=True))
+            tallies[e.place] = [[_short(sums.get(i, 0)) for i in items], [int(counts.get(i, 0)) for i in items]]
+        made.append(chunks.element({"items": items, "of": tallies}))
+        places[bench] = chunks.count - 1
+    return made, places
+
+
+def _short(value: float) -> float | int:
+    return int(value) if value == int(value) else float(f"{value:.9g}")

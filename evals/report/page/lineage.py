@@ -53,7 +53,7 @@ def lineage(
                     edges.add((here, add(_checkpoint(run, artifact.path, artifact.sha256))))
         else:
             score = scores.get(run.id)
-            told = f"{score.summary.pass1:.1%}" if score and score.means else run.status
+            told = f"{score.summary.pass1:.1%}" if score and score.columns.scored_S.any() else run.status
             here = add(Node(run.id, 3, run.name, told.replace("%", " %"), run.id))
             edges.add((_origin(run, by_id, artifacts, add, edges), here))
     return {

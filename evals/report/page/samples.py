@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evals.report.page.advantage import advantages, rule_of
+from evals.report.page.advantage import Rule, advantages, rule_of
 from evals.report.page.choice import Part, take
 from evals.report.page.encode import Chunks, Codes
 from evals.store import SampleRow, Store
@@ -17,6 +17,8 @@ BLOCK_CHARACTERS = 400_000
 HEAD = 110
 """characters of a problem in the list"""
 MOST_FACET_VALUES = 40
+MOST_NAMED = 1000
+"""problems asked for by name; with more of them all samples are read and thinned here"""
 USER_TURN = re.compile(
     r"(?:<\|im_start\|>user\n|<\|start_header_id\|>user<\|end_header_id\|>\n\n|<start_of_turn>user\n|<｜User｜>|\[INST\])"
     r"(.*?)"
@@ -90,23 +92,30 @@ def _rows(store: Store, part: Part, share: float) -> Iterator[tuple[SampleRow, f
     """The samples to take of one part, each with its advantage where it was trained on."""
     key = {"split": part.split, "step": part.step}
     rule = rule_of(part.run.config) if part.run.kind == "train" and not part.measured else None
-    if share >= 1 and rule is None:
-        yield from ((row, None) for row in store.samples(part.run.id, **key))
-        return
-    outcomes = list(store.outcomes(part.run.id, **key))
-    wanted = take((o.item for o in outcomes), share)
-    known: dict[tuple[str, int], float | None] = {}
-    if rule is not None:
-        groups: dict[str, list[Any]] = {}
-        for o in outcomes:
-            if o.item in wanted:
-                groups.setdefault(o.item, []).append(o)
-        for item, group in groups.items():
-            values = advantages([o.reward for o in group], [o.response_tokens for o in group], rule)
-            known |= {(item, o.repeat): value for o, value in zip(group, values, strict=True)}
-    for row in store.samples(part.run.id, **key):
-        if row.item in wanted:
+    wanted = None
+    if share < 1:
+        wanted = take((item for (item,) in store.columns(part.run.id, ["item"], **key)), share)
+    known = _advantages(store, part, wanted, rule) if rule is not None else {}
+    few = wanted if wanted is not None and len(wanted) <= MOST_NAMED else None
+    for row in store.samples(part.run.id, items=few, **key):
+        if wanted is None or row.item in wanted:
             yield row, known.get((row.item, row.repeat))
+
+
+def _advantages(
+    store: Store, part: Part, wanted: frozenset[str] | None, rule: Rule
+) -> dict[tuple[str, int], float | None]:
+    """(item, repeat) -> advantage, of the groups wanted (None: all)."""
+    groups: dict[str, list[tuple[int, float | None, int]]] = {}
+    names = ("item", "repeat", "reward", "response_tokens")
+    for item, *values in store.columns(part.run.id, names, split=part.split, step=part.step):
+        if wanted is None or item in wanted:
+            groups.setdefault(item, []).append(tuple(values))
+    known: dict[tuple[str, int], float | None] = {}
+    for item, group in groups.items():
+        repeats, rewards, lengths = zip(*group, strict=True)
+        known |= zip(((item, k) for k in repeats), advantages(rewards, lengths, rule), strict=True)
+    return known
 
 
 class _Block:

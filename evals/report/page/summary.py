@@ -1,23 +1,19 @@
-"""What the page says of evaluations: a score with its interval for each, by level, and differences in plain words."""
+"""What the page says of evaluations: a score with its interval for each, by level, and over seeds."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
-
 from evals.benches import BENCHES, find
-from evals.report.page.choice import Part
-from evals.stats import Summary, by, paired, problem_means, summarise
+from evals.report.page.choice import Part, first_and_last
+from evals.stats import Columns, Estimate, Summary, by, columns, summarise
+from evals.stats.intervals import student
 from evals.store import OutcomeRow, Store
 
 MOST_VALUES = 12
 """a key of meta with more distinct values is nothing to have a table by"""
-MOST_PAIRS = 12
-"""differences told in words per benchmark; the page compares any two on demand"""
 SETTINGS = ("temperature", "top_p", "max_tokens", "prompt", "n")
 
 
@@ -31,8 +27,15 @@ class Evaluation:
     summary: Summary
     levels: dict[str, dict[str, Summary]]
     """meta key -> value -> summary"""
-    means: dict[str, float]
+    columns: Columns
     settings: dict[str, Any]
+    line: str
+    """method and variant of the training run; empty for a model from elsewhere"""
+    seed: int
+
+    @property
+    def finished(self) -> bool:
+        return self.part.run.status == "done"
 
     @property
     def asked(self) -> str:
@@ -42,44 +45,20 @@ class Evaluation:
         return ", ".join(told)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """B against A on the problems both have, in words and in numbers (points of 100)."""
-
-    bench: str
-    a: int
-    b: int
-    text: str
-    difference: float
-    low: float
-    high: float
-    clear: bool
-
-
-def evaluations(store: Store, parts: Sequence[Part]) -> Iterator[Evaluation]:
+def evaluations(store: Store, parts: Sequence[Part], lines: Mapping[str, str]) -> Iterator[Evaluation]:
     """Every evaluation that deserves a row: of the evaluations inside a training run only the first and the last step.
 
-    One part's outcomes are in memory at a time.
+    One part's outcomes are in memory at a time. lines: of `evals.report.variants.line_names`.
     """
-    shown = _first_and_last(parts)
+    shown = first_and_last(parts)
     for place, part in enumerate(parts):
         if not part.measured or place not in shown:
             continue
         outcomes = list(store.outcomes(part.run.id, split=part.split, step=part.step))
         levels = {key: by(outcomes, key) for key in _keys(part, outcomes)}
-        yield Evaluation(place, part, summarise(outcomes), levels, problem_means(outcomes), _settings(part))
-
-
-def _first_and_last(parts: Sequence[Part]) -> set[int]:
-    of: dict[tuple[str, str], list[int]] = {}
-    for place, part in enumerate(parts):
-        if part.measured:
-            of.setdefault((part.run.id, part.split), []).append(place)
-    return {
-        place
-        for places in of.values()
-        for place in (places if parts[places[0]].run.kind == "eval" else {places[0], places[-1]})
-    }
+        all_ = columns(outcomes)
+        line = lines[part.run.id] if part.run.method or part.run.parent in lines else ""
+        yield Evaluation(place, part, summarise(all_), levels, all_, _settings(part), line, part.run.seed)
 
 
 def _keys(part: Part, outcomes: Sequence[OutcomeRow]) -> list[str]:
@@ -105,81 +84,15 @@ def _settings(part: Part) -> dict[str, Any]:
     return {key: value for key, value in {**found, "n": wanted.get("n")}.items() if value is not None}
 
 
-def differences(found: Sequence[Evaluation], names: Sequence[str]) -> list[Difference]:
-    """In words: the last evaluations of different runs, and each training run's last one against its first.
-
-    Different runs are compared by their evaluations inside training only where there are no others.
-
-    names: what to call the evaluation at each place.
-    """
-    told: list[Difference] = []
-    for bench in dict.fromkeys(e.part.bench for e in found):
-        families: dict[tuple[str, str], list[Evaluation]] = {}
-        for e in found:
-            if e.part.bench == bench and e.means:
-                # Checkpoints of one training run belong together; lone evaluations of a model are each their own.
-                run = e.part.run
-                families.setdefault((run.kind, run.parent or run.id if run.kind == "eval" else run.id), []).append(e)
-        ordered = [sorted(family, key=lambda e: (e.part.step, e.place)) for _, family in sorted(families.items())]
-        lasts = [family[-1] for family in ordered]
-        best = "eval" if any(e.part.run.kind == "eval" for e in lasts) else "train"
-        lasts = [e for e in lasts if e.part.run.kind == best]
-        across = [(a, b) for a, b in combinations(lasts, 2) if not _only_seeds_differ(a, b)]
-        across = [(a, b) for a, b in across if a.part.run.seed == b.part.run.seed] or across
-        within = [(family[0], family[-1]) for family in ordered if len(family) > 1]
-        half = MOST_PAIRS // 2
-        pairs = across[: max(half, MOST_PAIRS - len(within))] + within[: max(half, MOST_PAIRS - len(across))]
-        told += [d for a, b in pairs if (d := _difference(a, b, names)) is not None]
-    return told
-
-
-def _only_seeds_differ(a: Evaluation, b: Evaluation) -> bool:
-    """Two runs of one method on one model: their spread is told over seeds, not pair by pair."""
-    one, other = a.part.run, b.part.run
-    return bool(one.method) and (one.method, one.model) == (other.method, other.model)
-
-
-def _difference(a: Evaluation, b: Evaluation, names: Sequence[str]) -> Difference | None:
-    common = len(a.means.keys() & b.means.keys())
-    if common < 2:
-        return None
-    points, low, high = (100 * x for x in paired(a.means, b.means))
-    first, second = names[a.place], names[b.place]
-    on = f"the {common} problems that both have"
-    if np.ptp([b.means[i] - a.means[i] for i in a.means.keys() & b.means.keys()]) == 0 and points == 0:
-        text, clear = f"{second} and {first} do exactly alike on {on}", False
-    elif low > 0 or high < 0:
-        size = f"{abs(points):.1f} points {'more' if points > 0 else 'less'} than"
-        text = f"{second} scores {size} {first} on {on} (95 %: {_signed(low)} to {_signed(high)})"
-        clear = True
-    else:
-        text = (
-            f"{second} and {first} cannot be told apart: the difference on {on} is {_signed(points)} points, and its "
-            f"95 % interval, {_signed(low)} to {_signed(high)}, has 0 in it"
-        )
-        clear = False
-    unlike = [key for key in SETTINGS if key != "n" and a.settings.get(key) != b.settings.get(key)]
-    if unlike:
-        text += (
-            "; measured under different settings ("
-            + ", ".join(f"{key} {a.settings.get(key, '?')} and {b.settings.get(key, '?')}" for key in unlike)
-            + ")"
-        )
-    return Difference(a.part.bench, a.place, b.place, f"{text}.", points, low, high, clear)
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.1f}".replace("-", "−")
-
-
 @dataclass(frozen=True)
 class OverSeeds:
-    """A method's evaluations under one setting, over its runs."""
+    """A line's evaluations under one setting, over its seeds."""
 
     name: str
-    method: str
-    runs: int
-    pass1: float
+    line: str
+    seeds: int
+    pass1: Estimate
+    """with Student's interval over the seeds"""
     pass1_sd: float
     tokens: float
     tokens_sd: float
@@ -187,25 +100,26 @@ class OverSeeds:
 
 
 def over_seeds(found: Sequence[Evaluation]) -> list[OverSeeds]:
-    """Mean and standard deviation over the runs of each method at one step, of those that have several.
+    """Mean and standard deviation over the seeds of each line at one step, of those that have several.
 
-    Evaluations inside training only where there are no others.
+    Evaluations inside training only where there are no others; of a seed measured twice the latest; no unfinished ones.
     """
-    groups: dict[tuple[Any, ...], list[Evaluation]] = {}
+    groups: dict[tuple[Any, ...], dict[int, Evaluation]] = {}
     kinds = {e.part.run.kind for e in found}
-    for e in found:
-        if e.part.run.kind == min(kinds) and e.means and e.part.run.method:
-            settings = tuple(sorted((key, str(value)) for key, value in e.settings.items()))
-            key = (e.part.run.kind, e.part.run.method, e.part.run.model, e.part.step, e.summary.problems, settings)
-            groups.setdefault(key, []).append(e)
+    for e in sorted(found, key=lambda e: (e.part.step, e.place)):
+        if e.part.run.kind == min(kinds) and e.columns.scored_S.any() and e.line and e.finished:
+            key = (e.part.run.kind, e.line, e.part.run.model, e.part.step, e.summary.problems, e.asked)
+            groups.setdefault(key, {})[e.seed] = e
     rows = []
-    for (kind, method, _, step, *_), group in groups.items():
+    for (kind, line, _, step, *_), seeds in sorted(groups.items(), key=lambda group: group[0][:4]):
+        group = list(seeds.values())
         pass1, tokens = [e.summary.pass1 for e in group], [e.summary.tokens_mean for e in group]
         if len(group) > 1:
-            name = f"{method}, step {step}{' (in training)' if kind == 'train' else ''}"
+            name = f"{line}, step {step}{' (in training)' if kind == 'train' else ''}"
             spread = stdev(pass1), fmean(tokens), stdev(tokens)
-            truncated = fmean(e.summary.truncated for e in group)
-            rows.append(OverSeeds(name, method, len(group), fmean(pass1), *spread, truncated))
+            mean = student(fmean(pass1), spread[0] / math.sqrt(len(group)), len(group))
+            mean = replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high)) if 0 <= mean.value <= 1 else mean
+            rows.append(OverSeeds(name, line, len(group), mean, *spread, fmean(e.summary.truncated for e in group)))
     return rows
 
 

@@ -1,10 +1,12 @@
 // Two evaluations on the same problems: which got better, which got worse, and what changed in the words.
 
-import { data, keyOf, textsOf } from "./data.js";
+import { data, keyOf, readChunk, textsOf } from "./data.js";
 import { wordDiff } from "./diff.js";
 import { h, integer, plural, segments, select, signed } from "./dom.js";
+import { compareTallies, holm, isClear, pText } from "./paired.js";
 import { here, linkTo, note, sampleLink } from "./route.js";
 import { textBlock, verdict } from "./sample.js";
+import { sortable } from "./sort.js";
 
 const KINDS = {
   better: ["B better", "problems that B gets right more often"],
@@ -77,37 +79,77 @@ function compared() {
   return found;
 }
 
-/**
- * [b - a, its 95 % interval] of two columns of problem means, as evals.stats.paired has it: Bonett and Price (2012) for
- * one 0/1 sample each, else Student's. `student`: quantiles for 1, 2, ... degrees of freedom, the last for all beyond.
- */
-export function pairedInterval(a, b, student) {
-  const n = a.length;
-  const differences = b.map((x, i) => x - a[i]);
-  const mean = differences.reduce((sum, d) => sum + d, 0) / n;
-  if (n < 2) return [mean, NaN, NaN];
-  const error = Math.sqrt(differences.reduce((sum, d) => sum + (d - mean) ** 2, 0) / (n - 1) / n);
-  const single = [...a, ...b].every((x) => x === 0 || x === 1);
-  const within = (x) => (Math.abs(mean) <= 1 ? Math.min(1, Math.max(-1, x)) : x);
-  if (!single && error > 0) {
-    const half = student[Math.min(n - 1, student.length) - 1] * error;
-    return [mean, within(mean - half), within(mean + half)];
+const scores = new Map();
+
+/** What a part is compared by: {items, of: [[sum, count], ...]}, of all its problems; of those in the page where it has no row of its own. */
+async function tallyOf(at) {
+  const { bench } = data.parts[at];
+  if (bench in data.scores) {
+    if (!scores.has(bench)) scores.set(bench, readChunk(data.scores[bench]));
+    const { items, of } = await scores.get(bench);
+    if (of[at]) return { whole: true, of: new Map(items.flatMap((item, i) => (of[at][1][i] ? [[item, [of[at][0][i], of[at][1][i]]]] : []))) };
   }
-  const [up, down] = [1, -1].map((sign) => differences.filter((d) => sign * d > 0).length + 1);
-  const centre = (up - down) / (n + 2);
-  const half = 1.959964 * Math.sqrt(((up + down) / (n + 2) - centre ** 2) / (n + 2));
-  return [mean, within(centre - half), within(centre + half)];
+  const found = new Map();
+  for (const [item, rows] of itemsOf(at)) {
+    const rewards = rows.map((row) => data.columns.reward[row]).filter((reward) => !Number.isNaN(reward));
+    if (rewards.length) found.set(data.samples.items[item], [rewards.reduce((sum, reward) => sum + reward, 0), rewards.length]);
+  }
+  return { whole: false, of: found };
 }
 
-function words(problems) {
-  const scored = problems.filter((p) => p.a !== null && p.b !== null);
-  if (scored.length < 2) return "Too few problems in common for a comparison.";
-  const [mean, low, high] = pairedInterval(scored.map((p) => p.a), scored.map((p) => p.b), data.student).map((x) => 100 * x);
-  const range = `95 %: ${signed(low, 1)} to ${signed(high, 1)}`;
-  const on = `on the ${plural(scored.length, "problem")} of this page that both have`;
-  if (problems.every((p) => p.a === p.b)) return `A and B do exactly alike ${on}.`;
-  if (low > 0 || high < 0) return `B scores ${Math.abs(mean).toFixed(1)} points ${mean > 0 ? "more" : "less"} than A ${on} (${range}).`;
-  return `A and B cannot be told apart ${on}: the difference is ${signed(mean, 1)} points (${range}).`;
+function judged(a, b) {
+  const common = [...a.of.keys()].filter((item) => b.of.has(item));
+  if (common.length < 2) return null;
+  return { ...compareTallies(common.map((item) => a.of.get(item)), common.map((item) => b.of.get(item)), data.student), whole: a.whole && b.whole };
+}
+
+/** One digit, two where one would leave a zero without a side. */
+const points = (x) => signed(x, Math.abs(x) > 0 && Math.abs(x) < 0.05 ? 2 : 1);
+const range = ({ low, high }) => `${points(100 * low)} to ${points(100 * high)}`;
+
+/** The verdict on A and B, in a sentence. */
+function words(found) {
+  if (!found) return "Too few problems in common for a comparison.";
+  const on = found.whole ? `on the ${plural(found.problems, "problem")} that both have` : `on the ${plural(found.problems, "problem")} of this page that both have (the others' samples are left out)`;
+  const proof = `95 % interval ${range(found)}${found.p === null ? "" : `, p ${pText(found.p)}, ${found.test}`}`;
+  const size = 100 * found.difference;
+  if (isClear(found)) return `B scores ${Math.abs(size).toFixed(1)} points ${size > 0 ? "more" : "less"} than A ${on}: ${proof}.`;
+  return `A and B cannot be told apart ${on}: the difference is ${points(size)} points, ${proof}.`;
+}
+
+/** Every evaluation of the benchmark against A, with p by Holm's method over them all. Made when it is opened. */
+function againstA() {
+  const a = state.a;
+  const { bench, measured } = data.parts[a];
+  const kindOf = (at) => data.run.get(data.parts[at].run).kind;
+  const others = data.evaluations.map(({ part }) => part).filter((at) => at !== a && data.parts[at].bench === bench && kindOf(at) === kindOf(a));
+  if (!measured || others.length < 2) return null;
+  const into = h("div");
+  const details = h("details", { class: "against", ontoggle: async () => {
+    if (!details.open || into.childElementCount) return;
+    const of = await tallyOf(a);
+    const lines = [];
+    for (const at of others) {
+      const found = judged(of, await tallyOf(at));
+      if (found) lines.push({ at, ...found });
+    }
+    const adjusted = holm(lines.map(({ p }) => p ?? 1));
+    const cells = ({ at, b, difference, low, high, p, problems }, i) => {
+      const clear = isClear({ p: p === null ? null : adjusted[i], low, high });
+      return h("tr", { class: clear ? "clear" : "unclear" },
+        h("th", { scope: "row" }, h("a", { href: linkTo("compare", { a: data.parts[a].key, b: data.parts[at].key }) }, data.parts[at].name)),
+        h("td", { class: "n", "data-label": "problems" }, integer(problems)), h("td", { class: "n strong", "data-label": "Pass@1, %" }, (100 * b).toFixed(1)),
+        h("td", { class: "n strong", "data-label": "B − A, points" }, signed(100 * difference, 1)), h("td", { class: "n dim", "data-label": "95 %" }, range({ low, high })),
+        h("td", { class: "n", "data-label": "p" }, p === null ? "–" : pText(adjusted[i]).replace("= ", "")), h("td", { class: "verdict-word", "data-label": "B is" }, !clear ? "cannot be told apart" : difference > 0 ? "better" : "worse"));
+    };
+    const table = h("table", { class: "scores differ" },
+      h("thead", null, h("tr", null, ["B", "Problems", "Pass@1, %", "B − A, points", "95 % interval", "p (Holm)", "B is"].map((name, i) => h("th", { scope: "col", class: i > 0 && i < 6 ? "n" : null }, name)))),
+      h("tbody", null, lines.map(cells)));
+    into.replaceChildren(h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Every evaluation against A" }, table),
+      h("p", { class: "foot" }, "p is Holm's over all lines: the chance of any false claim among them is at most 5 %. The intervals are of each line alone. The best of several is better by luck, too."));
+    sortable(table);
+  } }, h("summary", null, `Every evaluation on ${bench} against A (${integer(others.length)})`), into);
+  return details;
 }
 
 function draw(into, pairs) {
@@ -138,6 +180,10 @@ function draw(into, pairs) {
     draw(into, pairs);
   } }, `Show more of ${integer(listed.length)}`) : null, listed.length ? null : h("p", { class: "empty" }, "No problem is like that."));
   const before = into.querySelector(".list")?.scrollTop ?? 0;
+  const line = h("p", { class: "lead verdict-line", role: "status" });
+  Promise.all([tallyOf(state.a), tallyOf(state.b)]).then(([a, b]) => {
+    line.textContent = words(judged(a, b));
+  });
   into.replaceChildren(
     h("div", { class: "bar-of-controls" },
       select("A", options(() => true), state.a, choose("a")), select("B", options((at) => comparable(state.a, at)), state.b, choose("b")),
@@ -146,7 +192,7 @@ function draw(into, pairs) {
         draw(into, pairs);
       } }, "Swap"),
     ),
-    h("p", { class: "lead", role: "status" }, words(problems)),
+    line, againstA(),
     h("div", { class: "kinds", role: "group", "aria-label": "Problems by what changed" }, Object.entries(KINDS).filter(([kind]) => counts[kind] || !["alike", "unscored"].includes(kind)).map(([kind, [text, about]]) => h("button", { type: "button", class: `kind ${kind}`, "aria-pressed": String(kind === state.kind), title: about, onclick: () => {
       state.kind = kind;
       state.shown = SHOWN;

@@ -52,26 +52,35 @@ export async function showCurves(into) {
   await again();
 }
 
-/** Runs of one task (recipe and model) and method: the seeds of one line. */
+/** Runs of one task (recipe and model) that differ in their seed alone: one line. A run that goes on would end it where it stands: it counts only where no other is done. */
 function groupsOf(runs) {
   const tasks = [...new Set(runs.map((run) => `${run.name}\n${run.model}`))];
   const found = new Map();
   for (const run of runs) {
     const task = `${run.name}\n${run.model}`;
-    const method = run.method || run.name;
+    const method = run.line;
     const key = `${task}\n${method}`;
     if (!found.has(key)) {
       found.set(key, { key, name: tasks.length > 1 ? `${run.name}: ${method}` : method, colour: data.colours[method], dash: DASHES[tasks.indexOf(task) % DASHES.length], runs: [] });
     }
     found.get(key).runs.push(run);
   }
-  return [...found.values()];
+  return [...found.values()].map((group) => {
+    const done = group.runs.filter((run) => run.status === "done");
+    return done.length ? { ...group, runs: done, open: group.runs.length - done.length } : { ...group, open: 0 };
+  });
+}
+
+/** "agpo (3 seeds, 1 unfinished not shown)" */
+function groupName({ name, runs, open }) {
+  const said = [runs.length > 1 ? `${runs.length} ${new Set(runs.map((run) => run.seed)).size === runs.length ? "seeds" : "runs"}` : null, open ? `${open} unfinished not shown` : null].filter(Boolean);
+  return said.length ? `${name} (${said.join(", ")})` : name;
 }
 
 async function draw(state, runs, groups, legend, panels, hint) {
   const turn = (state.turn = (state.turn ?? 0) + 1);
   const entries = state.lines === "methods"
-    ? groups.map((group) => ({ ...group, name: group.runs.length > 1 ? `${group.name} (${group.runs.length} seeds)` : group.name, id: group.name, short: group.name }))
+    ? groups.map((group) => ({ ...group, name: groupName(group), id: group.name, short: group.name }))
     : groups.flatMap((group) => group.runs.map((run, i) => ({ id: run.id, name: run.title, short: run.title, colour: group.colour, dash: DASHES[i % DASHES.length], runs: [run] })));
   legend.replaceChildren(...entries.map((entry) => h("button", {
     type: "button",

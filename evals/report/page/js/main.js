@@ -7,6 +7,7 @@ import { byId, h } from "./dom.js";
 import { here } from "./route.js";
 import { showRuns } from "./runs.js";
 import { closeSample, focusSearch, moveBy, showSamples, toggleLook } from "./samples.js";
+import { sortable } from "./sort.js";
 
 const VIEWS = ["overview", "curves", "samples", "compare", "runs"];
 const SHOW = { curves: showCurves, samples: showSamples, compare: showCompare, runs: showRuns };
@@ -94,6 +95,7 @@ function levels() {
 theme();
 keys();
 levels();
+for (const table of document.querySelectorAll("table.sortable")) sortable(table);
 try {
   await load();
   addEventListener("hashchange", show);

@@ -7,7 +7,7 @@ import { here } from "./route.js";
 const ROW = 44;
 const COLUMN = 250;
 const BOX = { width: 204, height: 36 };
-const MOST_LEAVES = 80;
+const MOST_LEAVES = 30;
 const chosen = new Set();
 
 export function showRuns(into) {
@@ -81,7 +81,7 @@ function lineage() {
   for (const node of byKey.values()) {
     const [x, top] = corner(node);
     const run = data.run.get(node.run);
-    const colour = run?.kind === "train" ? data.colours[run.method || run.name] : null;
+    const colour = run?.kind === "train" ? data.colours[run.line] : null;
     const box = s("g", { class: `node in-${columns[node.column]}` },
       s("title", null, `${node.title}, ${node.detail}${node.sha256 ? `, sha256 ${node.sha256}` : ""}`),
       s("rect", { x, y: top, width: BOX.width, height: BOX.height, rx: 5 }),

@@ -13,8 +13,8 @@ from sqlalchemy import event, exc
 from evals.errors import UserError
 
 SCHEMA = "0002"
-"""the newest revision in evals/migrations/store/versions"""
-MIGRATIONS = Path(__file__).parent / "migrations" / "store"
+"""the newest revision in evals/store/migrations/versions"""
+MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 60.0
 """how long a writer waits for the other writers of an SQLite store"""
 RETRY_SECONDS = 120.0
@@ -80,7 +80,7 @@ samples_table = sa.Table(
     sa.Column("answer", sa.Text),
     sa.Column("reference", sa.Text, nullable=False),
     sa.Column("response", sa.Text, nullable=False),
-    sa.Column("token_ids", sa.LargeBinary, nullable=False),  # see evals.rows.pack
+    sa.Column("token_ids", sa.LargeBinary, nullable=False),  # see evals.store.rows.pack
     sa.Column("logprobs", sa.LargeBinary),
     sa.UniqueConstraint("run_id", "split", "item", "repeat", "step", name="samples_key"),
     sa.Index("samples_in_order", "run_id", "split", "step", "id"),

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evals import database
 from evals.errors import UserError
-from evals.provenance import pid_started
+from evals.store import database
+from evals.store.provenance import pid_started
 
 Kind = Literal["curation", "train", "eval"]
 Status = Literal["done", "failed", "interrupted"]

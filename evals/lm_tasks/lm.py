@@ -13,7 +13,7 @@ from evals.engines import Completion, Engine, Request, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.items import Item, derive_seed
-from evals.lm_eval_tasks import DEFAULT_MAX_TOKENS, chat_text
+from evals.lm_tasks.plan import DEFAULT_MAX_TOKENS, chat_text
 from evals.store import SampleRow, Store
 
 

@@ -1,10 +1,4 @@
-"""The results store: every run, metric, completion and artifact of curation, training and evaluation, in one database.
-
-SQLite in WAL mode by default, PostgreSQL by URL. What a `log_*` call has returned for survives a killed process. Writes
-are upserts on natural keys, so that a retried or repeated write leaves one row.
-
-`python -m evals.store copy FROM TO` copies runs from one store to another.
-"""
+"""The store itself: one class over the database, whose methods are all that the commands do to it."""
 
 import contextlib
 import json
@@ -12,7 +6,6 @@ import math
 import os
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,8 +16,9 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
 
-from evals import database
-from evals.database import (
+from evals.errors import UserError
+from evals.store import database
+from evals.store.database import (
     artifacts_table,
     explain,
     make_engine,
@@ -36,9 +30,8 @@ from evals.database import (
     schema_version,
     tags_table,
 )
-from evals.errors import UserError
-from evals.provenance import code_version, environment, sha256, this_process
-from evals.rows import (
+from evals.store.provenance import code_version, environment, sha256, this_process
+from evals.store.rows import (
     Artifact,
     Kind,
     OutcomeRow,
@@ -51,11 +44,8 @@ from evals.rows import (
     sample_row,
     sample_values,
     to_json,
-    unpack,
     when,
 )
-
-__all__ = ["Artifact", "Kind", "OutcomeRow", "RunRow", "SampleRow", "Status", "Store", "unpack"]
 
 DEFAULT = Path("results/agpo.db")
 SAMPLES_KEY = ["run_id", "split", "item", "repeat", "step"]
@@ -335,12 +325,23 @@ class Store:
         return sorted((step, name, math.nan if value is None else value) for step, name, value in found)
 
     def samples(
-        self, run_id: str, *, split: str | None = None, step: int | None = None, with_tokens: bool = False
+        self,
+        run_id: str,
+        *,
+        split: str | None = None,
+        step: int | None = None,
+        items: Iterable[str] | None = None,
+        with_tokens: bool = False,
     ) -> Iterator[SampleRow]:
-        """Stream the run's samples in the order (split, step, written); a few hundred are in memory at a time."""
+        """Stream the run's samples in the order (split, step, written); a few hundred are in memory at a time.
+
+        items: only of these; a database takes some thousands.
+        """
         light = [c for c in samples_table.c if with_tokens or c.name not in ("token_ids", "logprobs")]
         joined = samples_table.join(prompts_table, samples_table.c.prompt_id == prompts_table.c.id)
         query = sa.select(*light, prompts_table.c.text.label("prompt")).select_from(joined)
+        if items is not None:
+            query = query.where(samples_table.c.item.in_(list(items)))
         for row in self.stream(query, run_id, split, step):
             yield sample_row(dict(row._mapping))
 
@@ -434,9 +435,3 @@ class Store:
         insert = self.insert(table)
         written = {c.name: insert.excluded[c.name] for c in table.c if c.name not in (*key, "id")}
         return insert.on_conflict_do_update(index_elements=key, set_=written)
-
-
-if __name__ == "__main__":
-    from evals.store_command import main
-
-    sys.exit(main())

@@ -11,9 +11,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from evals.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
+from evals.console import make_console, progress_bar
 from evals.errors import UserError
-from evals.store import SAMPLES_KEY, RunRow, Store
+from evals.store.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
+from evals.store.rows import RunRow
+from evals.store.store import SAMPLES_KEY, Store
 
 BATCH = 500
 """samples in memory at a time, and in one transaction"""
@@ -135,3 +137,30 @@ def _count(store: Store, table: sa.Table, run_id: str) -> int:
 def _write(store: Store, table: sa.Table, key: list[str], rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         store.attempt(lambda connection: connection.execute(store.upsert(table, key), rows), write=True)
+
+
+def copy_runs(source: Store, target: Store, wanted: Sequence[str] | None) -> None:
+    """Copy the runs named, or all, with progress and a last line that sums up."""
+    if source.url == target.url or (source.path and target.path and source.path.samefile(target.path)):
+        raise UserError("FROM and TO are the same store.")
+    console = make_console()
+    chosen = source.runs() if wanted is None else [run for word in wanted for run in source.find_runs(word)]
+    runs = with_ancestors(source, chosen)
+    samples = written = 0
+    with progress_bar("copying", sum(run.samples for run in runs), console) as advance:
+        for run in runs:
+            copied = copy_run(source, target, run, advance)
+            samples += copied.samples
+            written += copied.written
+            new = f"{copied.written} of " if copied.written != copied.samples else ""
+            text = f"{run.id}  {run.kind} {run.name} {run.method}".rstrip() + f": {new}{copied.samples} completions"
+            console.print(text, markup=False, highlight=False)
+    console.print(
+        f"{len(runs)} runs with {samples:,} completions are in {target} ({written:,} written now), counted there",
+        markup=False,
+        highlight=False,
+    )
+    for run in runs:
+        if run.status == "running":
+            text = f"run {run.id} is still running: copy again when it has ended"
+            console.print(text, style="yellow", markup=False, highlight=False)

@@ -1,0 +1,262 @@
+"""AGPO in TRL's GRPOTrainer, for a script that exists already: `AGPOTrainer` takes its place (docs/trl.md).
+
+    from trl import GRPOConfig
+    from agpo.integrations.trl import AGPOTrainer
+
+    trainer = AGPOTrainer(
+        model="Qwen/Qwen2.5-1.5B-Instruct",
+        reward_funcs=right,                          # as for GRPOTrainer; None: it could not be graded
+        args=GRPOConfig(output_dir="runs", per_device_train_batch_size=8, gradient_accumulation_steps=8),
+        train_dataset=dataset,
+        objective="agpo",                            # or agpo_no_mask, agpo_no_clip, grpo, an `Objective`
+    )
+    trainer.train()
+
+TRL samples, grades, and runs the model; advantages, live groups, weights, the loss and the clip are `agpo.objective`'s.
+A mini-batch is an optimizer step: all of its micro-batches, on all ranks. It is made of whole groups, so TRL's shuffle
+of the samples is left out. What would make it another update is refused at the start with a ValueError.
+"""
+
+# pyright: reportMissingImports=false
+# TRL is in an environment of its own.
+
+import importlib.metadata
+import math
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
+
+from agpo.objective import (
+    Objective,
+    advantages,
+    clip_decision,
+    counted,
+    live_groups,
+    resolve,
+    sequence_weights,
+    token_losses,
+    weighted_sums,
+)
+
+TRL_VERSION = "1.16.0"
+"""the release whose protected methods are overridden here"""
+
+
+class AGPOTrainer(GRPOTrainer):
+    """GRPOTrainer whose update is that of `objective`, the name of a preset or an `Objective`. Else as TRL has it."""
+
+    def __init__(
+        self, model, reward_funcs=None, args=None, *more, objective: str | Objective = "agpo", **keywords
+    ) -> None:
+        self.objective = resolve(objective)
+        check_version()
+        check_objective(self.objective)
+        if args is not None:
+            check_config(args, self.objective)
+        super().__init__(model, reward_funcs, args, *more, **keywords)
+        check_config(self.args, self.objective)
+        check_trainer(self)
+        self._window_sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
+        self.add_callback(_Clip(self))
+
+    def _calculate_rewards(self, *args, **keywords) -> torch.Tensor:
+        rewards_BF = super()._calculate_rewards(*args, **keywords)  # of all ranks
+        if self.model.training:
+            self._rewards_GN = raw_rewards(rewards_BF, self.reward_weights.to(rewards_BF.device), self.num_generations)
+        return rewards_BF
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        out = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return out
+        if unknown := out.keys() & {"tool_mask", "pixel_values", "importance_sampling_ratio"}:
+            raise ValueError(f"{', '.join(unknown)} in the samples: tools, images and vLLM are not tested with agpo.")
+        live_G = live_groups(self._rewards_GN)
+        counted_B = counted(self._rewards_GN, live_G, self.objective).reshape(-1)
+        advantage_B = advantages(self._rewards_GN, self.objective, live_G).reshape(-1)
+        lengths_B = self.accelerator.gather(out["completion_mask"].sum(1))
+        # Each rank has a row of whole micro-batches; the window is the optimizer step that a sample is in.
+        rows, windows = len(inputs), self.args.steps_per_generation // self.args.gradient_accumulation_steps
+        window_B = torch.arange(windows, device=lengths_B.device).repeat_interleave(rows // windows)
+        window_B = window_B.repeat(self.accelerator.num_processes)
+        weight_WB = [sequence_weights(lengths_B, counted_B & (window_B == k), self.objective) for k in range(windows)]
+        mine = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
+        out |= {"advantages": advantage_B[mine], "agpo_weight": torch.stack(weight_WB).sum(0)[mine]}
+        self._metrics["train"]["agpo/live_groups"].append(float(live_G.double().mean()))
+        return out
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """As TRL has it, without the shuffle."""
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        parts = self.args.steps_per_generation
+        if self._buffered_inputs is None or self._step % (parts * self.num_iterations) == 0:
+            self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), parts)
+        return self._buffered_inputs[self._step % parts]
+
+    def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """This micro-batch's part of L, times the ranks, whose gradients are averaged."""
+        if not self.model.training:
+            return super()._compute_loss(model, inputs)
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        logp_BC, entropy_BC, _ = self._get_per_token_logps_and_entropies(
+            model, ids, attention, inputs["completion_ids"].shape[1], compute_entropy=True
+        )
+        old_BC = inputs.get("old_per_token_logps", logp_BC.detach())
+        kept_BC = inputs["completion_mask"].bool() & (inputs["agpo_weight"] > 0)[:, None]
+        lengths_B = kept_BC.sum(1)
+        weight_T, advantage_T = (inputs[x].repeat_interleave(lengths_B) for x in ("agpo_weight", "advantages"))
+        loss_T = token_losses(logp_BC[kept_BC], old_BC[kept_BC], advantage_T, lengths_B, self.objective)
+        entropy = float(entropy_BC.detach()[kept_BC].sum())
+        self._window_sums += self._window_sums.new_tensor(
+            [*weighted_sums(loss_T, weight_T), entropy, float(lengths_B.sum())]
+        )
+        return self.accelerator.num_processes * (weight_T * loss_T).sum()
+
+
+class _Clip(TrainerCallback):
+    """Between the last backward pass of an optimizer step and the step: f'(L) of the whole of it, by all ranks."""
+
+    def __init__(self, trainer: AGPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, optimizer=None, **_) -> None:
+        found = type(getattr(optimizer, "optimizer", optimizer))
+        if not found.__module__.startswith("torch.optim"):
+            raise ValueError(
+                f"{found.__module__}.{found.__name__}: a clipped update has no gradient, and that torch's own "
+                "optimizers then do nothing is tested. Use optim adamw_torch, adamw_torch_fused or sgd."
+            )
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_) -> None:
+        trainer = self.trainer
+        sums = trainer.accelerator.reduce(trainer._window_sums, reduction="sum")
+        value, magnitude, entropy, tokens = sums.tolist()
+        trainer._window_sums = torch.zeros_like(sums)
+        decision = clip_decision(value, magnitude, trainer.objective)
+        if math.isnan(decision.scale):
+            raise ValueError(
+                f"the loss of optimizer step {state.global_step + 1} is {decision.value}: no update is made of it."
+            )
+        if decision.scale == 0:
+            trainer.model.zero_grad(set_to_none=True)  # a parameter without gradient is left alone, moments and all
+        logged = {"loss": decision.value, "stepped": float(decision.scale != 0), "clipped": float(decision.clipped)}
+        for name, x in logged.items():
+            trainer._metrics["train"][f"agpo/{name}"].append(x)
+        trainer._metrics["train"]["entropy"].append(entropy / max(tokens, 1.0))
+
+
+def raw_rewards(rewards_BF: torch.Tensor, weights_F: torch.Tensor, samples: int) -> torch.Tensor:
+    """[G, N] float64 weighted sums of what F reward functions gave; NaN for a sample that is not scorable.
+
+    None, which TRL makes NaN, is never a 0. A function that gave None to some samples of a prompt has failed there, and
+    the sample does not count. One that gave None to all of them does not apply to the prompt, and is left out.
+
+    Raises:
+        ValueError: an infinite reward.
+    """
+    used = weights_F != 0
+    rewards_GNF = rewards_BF[:, used].double().reshape(-1, samples, int(used.sum()))
+    if rewards_GNF.isinf().any():
+        raise ValueError("a reward is infinite. Give None for a completion that cannot be graded.")
+    missing_GNF = rewards_GNF.isnan()
+    failed_GN = (missing_GNF & ~missing_GNF.all(1, keepdim=True)).any(2) | missing_GNF.all(2)
+    return (rewards_GNF.nan_to_num(0.0) * weights_F[used]).sum(2).masked_fill(failed_GN, math.nan)
+
+
+def check_version(found: str | None = None) -> None:
+    """Raises ValueError for a release of TRL that was not tested."""
+    found = importlib.metadata.version("trl") if found is None else found
+    if found != TRL_VERSION:
+        raise ValueError(f"TRL {found} is installed; this is for TRL {TRL_VERSION}: pip install trl=={TRL_VERSION}.")
+
+
+def check_objective(objective: Objective) -> None:
+    """Raises ValueError for a knob that does not reach the update here."""
+    _refuse(
+        "objective",
+        objective,
+        {
+            "aggregation": (("token_mean",), "the mean is over the tokens of an optimizer step"),
+            "clip": (("max0", "none"), "the gradient is kept or dropped, after its norm was clipped"),
+            "clip_scope": (("mini_batch",), "the decision is on an optimizer step"),
+            "on_clip": (("skip_step",), "the step with a zero gradient is not built in"),
+            "masked_groups": (("mask", "keep"), "TRL draws no other prompts"),
+            "beta": ((0,), "the KL term is not built in"),
+            "entropy_coef": ((0,), "the entropy bonus is not built in"),
+            "overlong": (("keep",), "answers that were cut are not told apart"),
+        },
+    )
+
+
+def check_config(config: GRPOConfig, objective: Objective) -> None:
+    """Raises ValueError for a setting under which the update is another, or that would be ignored."""
+    ours = "agpo's objective has its own, so this would be ignored"
+    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+    if (config.epsilon, high) != (objective.eps_low, objective.eps_high):
+        raise ValueError(
+            f"epsilon={config.epsilon}, epsilon_high={config.epsilon_high}: the objective clips the ratio at "
+            f"{objective.eps_low} and {objective.eps_high}. Set both alike: objective=resolve('agpo', eps_low=...)."
+        )
+    _refuse(
+        "args",
+        config,
+        {
+            "loss_type": (("dapo",), "that is the mean over the tokens of an optimizer step, which is what is made"),
+            "beta": ((0.0,), "the KL term is not built in"),
+            "delta": ((None,), ours + ": objective=resolve('agpo', dual_clip=...)"),
+            "importance_sampling_level": (("token",), ours),
+            "scale_rewards": (("group",), ours + ": objective=resolve('agpo', advantage_std='none')"),
+            "multi_objective_aggregation": (("sum_then_normalize",), "live groups are told by the sum of rewards"),
+            "mask_truncated_completions": ((False,), "answers that were cut are not told apart"),
+            "off_policy_mask_threshold": ((None,), "it is not in agpo's loss"),
+            "top_entropy_quantile": ((1.0,), "it is not in agpo's loss"),
+            "entropy_coef": ((0.0,), "the clip is on the policy loss alone"),
+            "use_adaptive_entropy": ((False,), "the clip is on the policy loss alone"),
+            "use_vllm": ((False,), "tokens of another engine are not tested with it"),
+            "use_liger_kernel": ((False,), "it changes the model's forward pass and is not tested"),
+            "fp16": ((False,), "its gradient scaler expects a gradient in every step; use bf16"),
+            "parallelism_config": ((None,), "ranks that share a sample are not tested"),
+        },
+    )
+    parts, micro = config.steps_per_generation, config.gradient_accumulation_steps
+    if parts % micro:
+        raise ValueError(
+            f"steps_per_generation={parts} must be a multiple of gradient_accumulation_steps={micro}: an optimizer "
+            "step is on samples of one policy."
+        )
+    rows = config.per_device_train_batch_size * micro
+    if parts > micro and rows % config.num_generations:
+        raise ValueError(
+            f"per_device_train_batch_size * gradient_accumulation_steps = {rows} must be a multiple of num_generations="
+            f"{config.num_generations} where samples serve several optimizer steps: each is made of whole groups."
+        )
+
+
+def check_trainer(trainer: GRPOTrainer) -> None:
+    """Raises ValueError where gradients are not those of one process or of DDP, or something else is in the loss."""
+    kind, gpus = trainer.accelerator.distributed_type.value, trainer.args.n_gpu
+    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU") or gpus > 1:
+        raise ValueError(
+            f"distributed_type {kind}, {gpus} GPUs in this process: what is supported is one process or DDP, with one "
+            "GPU to each (accelerate launch --multi_gpu). DeepSpeed steps inside its own engine, where the decision "
+            "comes too late; FSDP is not tested. Train natively or on verl for that: docs/scale.md, docs/cluster.md."
+        )
+    wanted = {"tools": trainer.tools, "rollout_func": trainer.rollout_func}
+    wanted |= {"environment_factory": trainer.environment_factories, "router_aux_loss_coef": trainer.aux_loss_enabled}
+    for name, found in wanted.items():
+        if found:
+            raise ValueError(f"{name} is not supported by AGPOTrainer: what it adds to the loss is not tested.")
+
+
+def _refuse(about: str, found: object, allowed: dict[str, tuple[tuple, str]]) -> None:
+    for name, (values, reason) in allowed.items():
+        value = getattr(found, name)
+        if value not in values:
+            may = " or ".join(map(repr, values))
+            raise ValueError(f"{about}.{name}={value!r} is not supported by AGPOTrainer: {reason}. Set {may}.")

@@ -1,0 +1,159 @@
+"""Which evaluations the page compares by itself, and what it says: paired, with a test, corrected for their number."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from scipy.special import stdtr
+
+from evals.report.compare import SIGNIFICANT
+from evals.report.layout import short
+from evals.report.page.summary import Evaluation
+from evals.stats import compare, holm, sign_flip
+from evals.stats.paired import paired_interval
+
+ALL_PAIRS = 4
+"""lines of a model up to which each is compared with each; of more each with the first, GRPO where it is there"""
+MOST = 24
+"""comparisons of a kind on a benchmark; Compare does any other"""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B against A, in points of 100."""
+
+    bench: str
+    a: int
+    b: int
+    """places of two evaluations that show it"""
+    name_a: str
+    name_b: str
+    over: str
+    """what the interval and the test are over: "3 seeds" or "256 problems" """
+    points: float
+    low: float
+    high: float
+    p: float
+    holm: float
+    """p by Holm's method: over all comparisons of lines on the benchmark, or over all of a line with its own start"""
+    notes: tuple[str, ...]
+
+    @property
+    def clear(self) -> bool:
+        return self.holm < SIGNIFICANT
+
+    @property
+    def verdict(self) -> str:
+        if self.clear:
+            return "better" if self.points > 0 else "worse"
+        return "not clear among so many" if self.p < SIGNIFICANT else "cannot be told apart"
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one method or model has scored, at one place of its training."""
+
+    name: str
+    of: Mapping[int, Evaluation]
+    """seed -> evaluation"""
+
+
+def differences(found: Sequence[Evaluation], names: Sequence[str]) -> list[Difference]:
+    """The last evaluations of a model's lines (methods and variants) and each line's last against its first; models
+    with each other where none has two lines.
+
+    Where two lines share two seeds or more, the unit is the seed, as `evals.report arms` has it; else two evaluations
+    are compared over their problems. Evaluations inside training only where there are no others. names: what to call
+    the evaluation at each place.
+    """
+    told: list[Difference] = []
+    for bench in dict.fromkeys(e.part.bench for e in found):
+        of_bench = [e for e in found if e.part.bench == bench and e.columns.scored_S.any()]
+        for pairs in _pairs(of_bench, names):
+            possible = [(a, b) for a, b in pairs if a.of and b.of][:MOST]
+            made = [d for a, b in possible if (d := _difference(bench, a, b, names)) is not None]
+            told += [replace(d, holm=p) for d, p in zip(made, holm([d.p for d in made]), strict=True)]
+    return told
+
+
+def _pairs(
+    found: Sequence[Evaluation], names: Sequence[str]
+) -> tuple[list[tuple[Side, Side]], list[tuple[Side, Side]]]:
+    """(lines with each other, lines with their own start)"""
+    kind = "eval" if any(e.part.run.kind == "eval" for e in found) else "train"
+    lines: dict[tuple[str, ...], dict[tuple[int, str], list[Evaluation]]] = {}
+    for e in sorted(found, key=lambda e: (e.part.step, e.place)):
+        if e.part.run.kind == kind:
+            seed_of = (e.seed, "" if e.line else e.part.run.id)  # runs without a method are each their own
+            lines.setdefault((e.line or e.part.run.id, e.part.run.model, e.asked), {}).setdefault(seed_of, []).append(e)
+    several = len({model for _, model, _ in lines}) > 1
+    lasts: dict[str, list[Side]] = {}
+    within = []
+    for (_, model, _), seeds in lines.items():
+        names_of = (f"{short(model)} " if several and model else "", names)
+        ended = {key: of for key, of in seeds.items() if of[-1].finished} or seeds
+        last = _side({seed: of[-1] for (seed, _), of in ended.items()}, *names_of)
+        lasts.setdefault(model, []).append(last)
+        first = {seed: of[0] for (seed, _), of in ended.items() if of[0].part.step < of[-1].part.step}
+        within.append((_side(first, *names_of), last))
+    families = list(lasts.values())
+    if all(len(family) == 1 for family in families):  # nothing but models
+        families = [[side for family in families for side in family]]
+    return [pair for family in families for pair in _across(family)], within
+
+
+def _across(family: Sequence[Side]) -> list[tuple[Side, Side]]:
+    if len(family) <= ALL_PAIRS:
+        return list(combinations(family, 2))
+    base = next((side for side in family if next(iter(side.of.values())).line == "grpo"), family[0])
+    return [(base, side) for side in family if side is not base]
+
+
+def _side(of: Mapping[int, Evaluation], model: str, names: Sequence[str]) -> Side:
+    few = list(of.values())
+    if len(few) == 1:
+        return Side(names[few[0].place], of)
+    steps = sorted({e.part.step for e in few})
+    step = f", step {steps[0]}" if len(steps) == 1 and steps[0] else ""
+    return Side(f"{model}{few[0].line}{step}" if few else "", of)
+
+
+def _difference(bench: str, a: Side, b: Side, names: Sequence[str]) -> Difference | None:
+    seeds = sorted(a.of.keys() & b.of.keys())
+    pair = (a.of[seeds[0]], b.of[seeds[0]]) if seeds else (next(iter(a.of.values())), next(iter(b.of.values())))
+    notes = _notes(*pair)
+    if len(seeds) > 1:
+        each_S = np.array([_points(a.of[seed], b.of[seed]) for seed in seeds])
+        each_S = each_S[~np.isnan(each_S)]
+        if len(each_S) < 2:
+            return None
+        e = paired_interval(each_S, single=False)
+        # Student's where the seeds differ at all; without a spread only the signs say something
+        p = 2 * float(stdtr(len(each_S) - 1, -abs(e.value) / e.se)) if e.se > 1e-12 else sign_flip(each_S).p
+        name_a, name_b, over = a.name, b.name, f"{len(each_S)} seeds"
+    else:
+        try:
+            c = compare(pair[0].columns, pair[1].columns)
+        except ValueError:
+            return None
+        if c.problems < 2:
+            return None
+        e, p, over = c.difference, c.test.p, f"{c.problems:,} problems"
+        name_a, name_b = names[pair[0].place], names[pair[1].place]
+    places = (pair[0].place, pair[1].place)
+    return Difference(bench, *places, name_a, name_b, over, 100 * e.value, 100 * e.low, 100 * e.high, p, p, notes)
+
+
+def _points(a: Evaluation, b: Evaluation) -> float:
+    """B's Pass@1 less A's on the problems of both."""
+    means_a, means_b = a.columns.means(), b.columns.means()
+    common = means_a.keys() & means_b.keys()
+    return sum(means_b[i] - means_a[i] for i in sorted(common)) / len(common) if common else math.nan
+
+
+def _notes(a: Evaluation, b: Evaluation) -> tuple[str, ...]:
+    unlike = [key for key in a.settings.keys() | b.settings.keys() if a.settings.get(key) != b.settings.get(key)]
+    said = [f"{key} {a.settings.get(key, '?')} and {b.settings.get(key, '?')}" for key in sorted(unlike) if key != "n"]
+    return (*said, *(f"{letter} is {e.part.run.status}" for letter, e in (("A", a), ("B", b)) if not e.finished))

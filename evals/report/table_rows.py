@@ -1,0 +1,160 @@
+"""The lines of the tables: which evaluations are one line, and its numbers over their seeds."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.special import stdtrit
+
+from evals.code_report import RULES, under
+from evals.report import paper
+from evals.report.measured import Measured, measured, select
+from evals.report.variants import variants
+from evals.stats import Estimate, Summary, by, summarise
+from evals.store import Store
+
+SETTINGS = {  # config key of an evaluation -> how it reads in a table; results under different ones are not averaged
+    "temperature": "T={}",
+    "top_p": "top-p {}",
+    "max_tokens": "max {} tokens",
+    "prompt": "prompt {}",
+    "selected_on_test": "selected_on_test ({})",
+}
+GROUP = "difficulty"
+"""the meta key that Table 3 breaks programs down by"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation."""
+
+    total: Summary
+    problems: str
+    """a hash of their names"""
+    seed: int
+    rules: Mapping[str, Summary] = field(default_factory=dict)
+    """of programs: the rule of comparison -> all of it under that rule"""
+    groups: Mapping[str, Summary] = field(default_factory=dict)
+    """of programs: difficulty -> those problems, by the rule that decided the reward"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a model and method on a benchmark under one setting, over its runs."""
+
+    bench: str
+    model: str
+    method: str
+    variant: str
+    """what else was changed in training: "clip_scope=group" """
+    setting: str
+    status: str
+    results: Sequence[Result]
+    """one for each seed"""
+    repeated: int = 0
+    """evaluations that are not in it, because the same one was made again"""
+
+    @property
+    def named(self) -> str:
+        return f"{paper.method_name(self.method)} {self.variant}".strip()
+
+    @property
+    def summaries(self) -> list[Summary]:
+        return [result.total for result in self.results]
+
+    def estimate(self, quantity: str, rule: str = "", group: str = "") -> Estimate:
+        """The mean over runs of "pass1" or a number or `Estimate` of `Summary`.
+
+        The interval of a single run is over problems. Of several it is Student's over the runs: another seed on the
+        same problems; the standard error then is over runs too. Runs without a number are left out.
+        """
+        found = [e for s in self._chosen(rule, group) if not math.isnan((e := estimate_of(s, quantity)).value)]
+        if len(found) < 2:
+            return found[0] if found else Estimate(math.nan)
+        value, se = fmean(e.value for e in found), stdev(e.value for e in found) / math.sqrt(len(found))
+        half = float(stdtrit(len(found) - 1, 0.975)) * se
+        high = min(1.0, value + half) if 0 <= value <= 1 and quantity != "tokens_mean" else value + half
+        return Estimate(value, max(0.0, value - half) if value >= 0 else value - half, high, se)
+
+    def _chosen(self, rule: str, group: str) -> list[Summary]:
+        if rule or group:
+            return [
+                part[name] for r in self.results if (name := rule or group) in (part := r.rules if rule else r.groups)
+            ]
+        return self.summaries
+
+
+def estimate_of(s: Summary, quantity: str) -> Estimate:
+    if quantity == "pass1":
+        return Estimate(s.pass1, s.pass1_low, s.pass1_high, s.pass1_se)
+    if quantity == "tokens_mean":
+        return Estimate(s.tokens_mean, s.tokens_low, s.tokens_high)
+    found = getattr(s, quantity)
+    return found if isinstance(found, Estimate) else Estimate(found)
+
+
+def rows(store: Store, bench: str | None = None, wanted: Sequence[str] = ()) -> list[Row]:
+    """The lines of the tables, from every eval run with completions. One run's samples are read at a time.
+
+    wanted: words of `select`; only those runs and the evaluations made from them.
+    """
+    groups: dict[tuple[str, str, str, str, str, str], dict[str, list[Result]]] = {}
+    chosen = {run.id for run in select(store, wanted)}
+    found = [run for run in store.runs("eval", name=bench) if not wanted or chosen & {run.id, run.parent}]
+    parents = {run.parent for run in found}
+    trained = variants([run for run in store.runs("train") if run.id in parents])
+    for run in found:
+        for one in measured(store, run) if run.samples else []:
+            result = _result(store, one)
+            size = f"{result.total.problems} problems x {result.total.samples / result.total.problems:.3g}"
+            size += f", step {one.step}" if one.step else ""  # checkpoints of a run are not its seeds
+            told = [text.format(run.config[k]) for k, text in SETTINGS.items() if run.config.get(k) is not None]
+            status = "" if run.status == "done" else run.status
+            key = (
+                one.bench,
+                one.model,
+                one.method,
+                trained.get(run.parent or "", ""),
+                ", ".join([size, *told]),
+                status,
+            )
+            groups.setdefault(key, {}).setdefault(result.problems, []).append(result)
+    made = []
+    for key in sorted(groups, key=_order):
+        bench, model, method, variant, setting, status = key
+        parts = groups[key]
+        # --limit with other seeds: other problems, whose mean would mix the two
+        for problems, results in parts.items():
+            which = f", problems {problems[:6]}" if len(parts) > 1 else ""
+            latest = tuple({result.seed: result for result in results}.values())  # of a seed measured again
+            made.append(Row(bench, model, method, variant, setting + which, status, latest, len(results) - len(latest)))
+    return made
+
+
+def _order(key: tuple[str, ...]) -> tuple[Any, ...]:
+    """By benchmark and model; methods as in the paper, others after them."""
+    bench, model, method, *rest = key
+    numbered = [[int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)] for text in rest]
+    at = paper.ORDER.index(method) if method in paper.ORDER else len(paper.ORDER)
+    return (bench, model, at, method, *numbered)
+
+
+def _result(store: Store, one: Measured) -> Result:
+    """Programs have verdicts under two rules in their meta; all else is read as columns, whatever its size."""
+    where = {"split": one.split, "step": one.step}
+    first = next(store.outcomes(one.run.id, **where))
+    if not any(rule in first.meta for rule in RULES):
+        columns = one.read(store)
+        return Result(summarise(columns), _names_hash(columns.items), one.run.seed)
+    outcomes = list(store.outcomes(one.run.id, **where))
+    rules = {rule: summarise(under(rule, outcomes)) for rule in RULES}
+    names = _names_hash({row.item for row in outcomes})
+    return Result(summarise(outcomes), names, one.run.seed, rules, by(outcomes, GROUP))
+
+
+def _names_hash(items: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(items)).encode()).hexdigest()
