@@ -294,6 +294,21 @@ def test_the_page_compares_as_evals_stats_does(browser):
     page.close()
 
 
+def test_of_several_samples_those_that_tell_the_difference_are_shown(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        for right in ((0, 1, 1), (0, 0, 1)):
+            run = store.start_run("eval", "b", model=f"m{sum(right)}", config={})
+            samples = [
+                sample("x", k, split="b", right=bool(r), response=f"{k} of {sum(right)}") for k, r in enumerate(right)
+            ]
+            store.log_samples(run, [*samples, sample("y", split="b")])
+            store.finish_run(run, "done")
+        write_page(store, tmp_path / "page.html")
+    page = open_page("#compare", file=tmp_path / "page.html")
+    page.wait_for_selector(".pair-columns .diff")
+    assert page.locator(".pair-columns .diff").all_inner_texts() == ["1 of 2", "0 of 1"]
+
+
 def test_a_comparison_is_over_all_problems_whatever_is_in_the_page(open_page, tmp_path):
     with new_store(tmp_path) as store:
         for method, right in (("grpo", range(10)), ("agpo", range(40, 60)), ("dapo", range(60))):
@@ -307,6 +322,7 @@ def test_a_comparison_is_over_all_problems_whatever_is_in_the_page(open_page, tm
     page = open_page("#compare", file=tmp_path / "page.html")
     line = page.locator(".verdict-line")
     expect(line).to_contain_text("on the 100 problems that both have")
+    expect(line).to_contain_text("whose samples are in this page")
     assert f"+10.0 points, 95 % interval {100 * expected.difference.low:.1f}".replace("-", "−") in line.inner_text()
     assert f"p {p_text(expected.test.p)}, exact McNemar test" in line.inner_text()
     page.click(".against summary")
