@@ -294,16 +294,35 @@ def test_the_page_compares_as_evals_stats_does(browser):
     page.close()
 
 
+def test_of_several_samples_those_that_tell_the_difference_are_shown(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        for right in ((0, 1, 1), (0, 0, 1)):
+            run = store.start_run("eval", "b", model=f"m{sum(right)}", config={})
+            samples = [
+                sample("x", k, split="b", right=bool(r), response=f"{k} of {sum(right)}") for k, r in enumerate(right)
+            ]
+            store.log_samples(run, [*samples, sample("y", split="b")])
+            store.finish_run(run, "done")
+        write_page(store, tmp_path / "page.html")
+    page = open_page("#compare", file=tmp_path / "page.html")
+    page.wait_for_selector(".pair-columns .diff")
+    assert page.locator(".pair-columns .diff").all_inner_texts() == ["1 of 2", "0 of 1"]
+
+
 def test_a_comparison_is_over_all_problems_whatever_is_in_the_page(open_page, tmp_path):
     with new_store(tmp_path) as store:
         for method, right in (("grpo", range(10)), ("agpo", range(40, 60)), ("dapo", range(60))):
             run = add_evaluation(store, set(right), bench="b", model=method, items=range(100))
             assert run
+        inside = store.start_run("train", "t", method="grpo", config={})  # another kind: not in the list against A
+        for step in (0, 1):
+            store.log_samples(inside, [sample(f"{i}+{i}", 0, step, split="eval/b") for i in range(9)])
         write_page(store, tmp_path / "page.html", limit=30)
         expected = compare(*(read_columns(store, run.id) for run in store.runs("eval")[:2]))
     page = open_page("#compare", file=tmp_path / "page.html")
     line = page.locator(".verdict-line")
     expect(line).to_contain_text("on the 100 problems that both have")
+    expect(line).to_contain_text("whose samples are in this page")
     assert f"+10.0 points, 95 % interval {100 * expected.difference.low:.1f}".replace("-", "−") in line.inner_text()
     assert f"p {p_text(expected.test.p)}, exact McNemar test" in line.inner_text()
     page.click(".against summary")
@@ -337,6 +356,25 @@ def test_curves_have_a_shared_cursor_and_toggles(open_page):
     assert reward.locator(".where").inner_text() == "tokens 152"
     page.select_option(".chart select", "entropy")
     expect(page.locator(".chart").nth(6).locator(".line").first).to_be_visible()
+
+
+def test_a_run_that_goes_on_and_one_with_other_knobs_are_no_seeds_of_a_line(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        for seed, steps, status, knobs in (
+            (0, 8, "done", {}), (1, 8, "done", {}), (2, 2, "running", {}), (0, 8, "done", {"clip_scope": "group"}),
+        ):  # fmt: skip
+            config = {"objective": {"preset": "agpo"} | knobs}
+            run = store.start_run("train", "t", method="agpo", model="m", seed=seed, config=config)
+            for step in range(1, steps + 1):
+                store.log_metrics(run, step, {"reward/mean": step / 10})
+            if status == "done":
+                store.finish_run(run, status)
+        write_page(store, tmp_path / "page.html")
+    page = open_page("#curves", file=tmp_path / "page.html")
+    page.wait_for_selector(".chart .line")
+    names = ["agpo (2 seeds, 1 unfinished not shown)", "agpo clip_scope=group"]
+    assert page.locator(".legend button").all_inner_texts() == names
+    assert page.locator(".chart .where").first.inner_text() == "step 8"
 
 
 def test_runs_have_lineage_differences_and_all_facts(open_page, made):

@@ -19,6 +19,7 @@ from evals.report.command import main
 from evals.report.manage import add_tags
 from evals.report.measured import select
 from evals.report.page import advantage
+from evals.report.page import samples as samples_module
 from evals.report.page.build import write_page
 from evals.report.page.choice import choose_samples, parts_of, take
 from evals.report.page.content import masked_groups, part_names, run_names
@@ -158,7 +159,19 @@ def test_of_the_evaluations_inside_training_the_ends_come_first(store):
         store.log_samples(run, [sample(f"{i}", 0, step, split="eval/b") for i in range(20)])
     parts = parts_of(store, store.runs())
     assert choose_samples(parts, 100) == [1.0] * 5
-    assert [share > 0 for share in choose_samples(parts, 60)] == [True, False, False, False, True]
+    assert choose_samples(parts, 60) == [1.0, 0.0, 0.0, 0.0, 1.0]
+    assert choose_samples(parts, 20) == [0.5, 0.0, 0.0, 0.0, 0.5]
+
+
+def test_many_problems_are_thinned_without_asking_for_each_by_name(store, tmp_path, monkeypatch):
+    add_evaluation(store, {1}, items=range(40))
+    found = []
+    for most in (1000, 3):
+        monkeypatch.setattr(samples_module, "MOST_NAMED", most)
+        path = write_page(store, tmp_path / "page.html", limit=10).path
+        found.append([read_page(path)[0]["samples"]["items"][i] for i in column(path, "item")])
+    assert found[0] == found[1]
+    assert len(found[0]) == 10
 
 
 def found_differences(store):
@@ -198,6 +211,29 @@ def test_runs_with_other_knobs_are_no_seeds(store):
     told, seeds = found_differences(store)
     assert [(d.name_a, d.name_b) for d in told] == [("agpo seed 0, step 5", "agpo clip_scope=group seed 0, step 5")]
     assert [(row.name, row.seeds) for row in seeds] == [("agpo clip_scope=group, step 5", 2)]
+
+
+def evaluated(store, method, seed, right, *, status="done", **more):
+    run = store.start_run("train", "t", method=method, model="m", seed=seed, config={})
+    store.finish_run(run, "done")
+    add_evaluation(store, set(range(right)), parent=run, step=5, folder="f", model="m", status=status, **more)
+
+
+def test_of_many_methods_each_is_compared_with_grpo(store):
+    for i, method in enumerate(("agpo", "cispo", "dapo", "grpo", "gspo")):
+        evaluated(store, method, 0, i)
+    told, _ = found_differences(store)
+    assert [d.name_a for d in told] == ["grpo seed 0, step 5"] * 4
+    assert [d.name_b.split()[0] for d in told] == ["agpo", "cispo", "dapo", "gspo"]
+
+
+def test_an_evaluation_that_goes_on_is_no_seed_of_those_that_are_done(store):
+    for seed in range(3):
+        evaluated(store, "grpo", seed, 4 + seed)
+        evaluated(store, "agpo", seed, 5, status="running" if seed == 2 else "done")
+    (only,), seeds = found_differences(store)
+    assert only.over == "2 seeds"
+    assert {row.line: row.seeds for row in seeds} == {"agpo": 2, "grpo": 3}
 
 
 def test_several_models_are_corrected_for_their_number_and_warned_of(store):

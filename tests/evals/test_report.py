@@ -19,10 +19,20 @@ def path(tmp_path, monkeypatch):
 
 
 def add_eval(
-    store, rewards, *, bench="math500", method="agpo", model="org/qwen", seed=0, status="done", step=0, **config
+    store,
+    rewards,
+    *,
+    bench="math500",
+    method="agpo",
+    model="org/qwen",
+    seed=0,
+    status="done",
+    step=0,
+    parent=None,
+    **config,
 ):
     """An eval run with one sample per reward; the i-th response is 10 * (i + 1) tokens long."""
-    run_id = store.start_run("eval", bench, method=method, model=model, seed=seed, config=config)
+    run_id = store.start_run("eval", bench, method=method, model=model, seed=seed, config=config, parent=parent)
     outcome = {1.0: "right", 0.0: "wrong", None: "timeout"}
     samples = [
         SampleRow("test", f"i{i}", 0, step, "p", "r", (1,) * (10 * (i + 1)), None, "stop", outcome[r], "box",
@@ -116,7 +126,8 @@ def test_only_seeds_of_one_configuration_are_averaged(capsys, path):
     plain = {"lr": 1e-4, "clip": 1.0, "schedule": "constant"}
     turned = objective | {"clip_scope": "group"}
     with Store.open(path) as store:
-        for seed, more in enumerate(({}, {"ranks": {"timeout": 3}}, {"out": "/elsewhere", "eval": {"n": 4}})):
+        for seed in range(3):
+            more = {"out": f"/{seed}", "eval": {"n": seed}, "ranks": {"timeout": seed}, "threads": seed}
             update = plain | ({"new": 1} if seed else {})
             evaluated(store, trained(store, seed, objective=objective, update=update, **more), 4 + seed, seed)
         evaluated(store, trained(store, 3, objective=turned, update=plain), 9, 3)
@@ -128,6 +139,18 @@ def test_only_seeds_of_one_configuration_are_averaged(capsys, path):
     assert {line["variant"] for line in read_csv(capsys, path)} == {
         "update.lr=0.0001", "update.lr=0.0002", "clip_scope=group"
     }  # fmt: skip
+
+
+def test_what_the_paper_did_not_run_has_no_number_of_the_paper(capsys, path):
+    with Store.open(path) as store:
+        for seed, knobs in enumerate(({}, {"clip_scope": "group"})):
+            config = {"objective": {"preset": "agpo"} | knobs}
+            run = store.start_run("train", "t", method="agpo", model="Qwen/Qwen2.5-7B", seed=seed, config=config)
+            evaluation = add_eval(store, [1.0, 0.0], model="Qwen/Qwen2.5-7B", seed=seed, parent=run)
+            assert evaluation
+    text = report(capsys, path, "tables", "--format", "md", "--paper")
+    lines = [line.split(" | ") for line in text.splitlines() if "| AGPO" in line][:2]
+    assert [(line[1], line[-1]) for line in lines] == [("AGPO", "74.6 |"), ("AGPO clip_scope=group", " |")]
 
 
 def test_an_evaluation_made_again_is_no_second_seed(capsys, path):

@@ -181,7 +181,7 @@ def _place(store: Store) -> str:
 
 def _title(runs: Sequence[Any], wanted: Sequence[str]) -> str:
     if len(wanted) == 1:
-        return f"Run {wanted[0]}"
+        return f"Run {wanted[0]}" if any(run.id.startswith(wanted[0]) for run in runs) else wanted[0]
     names = list(dict.fromkeys(run.name for run in runs if run.kind != "curation"))
     return ", ".join(names[:4]) + (" …" if len(names) > 4 else "") if names else "Results"
 

@@ -100,7 +100,7 @@ def choose_samples(parts: Sequence[Part], limit: int | None) -> list[float]:
     ends = first_and_last(parts)
     outside = sum(p.samples for p in parts if p.run.kind == "eval")
     inside = sum(p.samples for i, p in enumerate(parts) if p.measured and p.run.kind != "eval" and i in ends)
-    room = min(outside + inside, max(limit // 2, limit - (total - outside - inside)))
+    room = min(outside + inside, max(limit // 2, limit - sum(p.samples for p in parts if not p.measured)))
     of_outside = min(outside, max(room * 3 // 4, room - inside))
     for_one = {True: of_outside / outside if outside else 0.0, False: (room - of_outside) / inside if inside else 0.0}
     shares = [for_one[p.run.kind == "eval"] if p.measured and i in ends else 0.0 for i, p in enumerate(parts)]

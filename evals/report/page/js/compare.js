@@ -182,7 +182,9 @@ function draw(into, pairs) {
   const before = into.querySelector(".list")?.scrollTop ?? 0;
   const line = h("p", { class: "lead verdict-line", role: "status" });
   Promise.all([tallyOf(state.a), tallyOf(state.b)]).then(([a, b]) => {
-    line.textContent = words(judged(a, b));
+    const found = judged(a, b);
+    line.textContent = words(found);
+    if (found?.whole && problems.length < found.problems) line.append(h("span", { class: "dim" }, ` Below: the ${plural(problems.length, "problem")} whose samples are in this page.`));
   });
   into.replaceChildren(
     h("div", { class: "bar-of-controls" },
@@ -207,10 +209,17 @@ function draw(into, pairs) {
 
 const share = (x) => (x === null ? "–" : Number.isInteger(x) ? String(x) : x.toFixed(2));
 
+/** The first sample of each side; where one side is better a right one of it beside one of the other that is not. */
+function telling(sides) {
+  const [a, b] = sides.map(score);
+  if (a === null || b === null || Math.abs(a - b) < 1e-9) return [0, 0];
+  return sides.map((rows, i) => Math.max(0, rows.findIndex((row) => (data.columns.reward[row] >= 1) === (i ? b > a : a > b))));
+}
+
 async function drawPair(into) {
   const item = state.item;
   const sides = [itemsOf(state.a).get(item), itemsOf(state.b).get(item)];
-  const at = [0, 0];
+  const at = telling(sides);
   async function fill() {
     const rows = sides.map((side, i) => side[at[i]]);
     const texts = await Promise.all(rows.map(textsOf));
