@@ -132,6 +132,9 @@ class _Clip(TrainerCallback):
                 f"{found.__module__}.{found.__name__}: a clipped update has no gradient, and that torch's own "
                 "optimizers then do nothing is tested. Use optim adamw_torch, adamw_torch_fused or sgd."
             )
+        # An earlier train() may have stopped in the middle of a step, and the dataloader begins anew.
+        self.trainer._step = 0
+        self.trainer._window_sums = torch.zeros_like(self.trainer._window_sums)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_) -> None:
         trainer = self.trainer
@@ -224,6 +227,8 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
             "parallelism_config": ((None,), "ranks that share a sample are not tested"),
         },
     )
+    reason = "a rank then has a part of its rows, and groups are cut over optimizer steps"
+    _refuse("args.accelerator_config", config.accelerator_config, {"split_batches": ((False,), reason)})
     parts, micro = config.steps_per_generation, config.gradient_accumulation_steps
     if parts % micro:
         raise ValueError(
@@ -246,6 +251,10 @@ def check_trainer(trainer: GRPOTrainer) -> None:
             f"distributed_type {kind}, {gpus} GPUs in this process: what is supported is one process or DDP, with one "
             "GPU to each (accelerate launch --multi_gpu). DeepSpeed steps inside its own engine, where the decision "
             "comes too late; FSDP is not tested. Train natively or on verl for that: docs/scale.md, docs/cluster.md."
+        )
+    if trainer.accelerator.mixed_precision == "fp16":  # by accelerate's own configuration too, not by args alone
+        raise ValueError(
+            "mixed_precision fp16 is not supported by AGPOTrainer: its scaler expects a gradient. Use bf16."
         )
     wanted = {"tools": trainer.tools, "rollout_func": trainer.rollout_func}
     wanted |= {"environment_factory": trainer.environment_factories, "router_aux_loss_coef": trainer.aux_loss_enabled}

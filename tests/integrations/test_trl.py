@@ -105,7 +105,7 @@ def test_what_is_refused(ran):
     assert "loss_type='bnpo'" in said.pop("wired")
     assert "masked_groups='resample'" in said.pop("preset")
     assert "Adafactor" in said.pop("optim")
-    assert len(said) == 29
+    assert len(said) == 30
     for name, text in said.items():
         assert text, name
         assert name in text, text

@@ -144,6 +144,8 @@ def refusals(model, dataset):
             accelerator=SimpleNamespace(distributed_type=DistributedType[kind]), args=make_config()
         )
         out[kind] = refused(lambda spread=spread: check_trainer(spread))
+    half = SimpleNamespace(distributed_type=DistributedType.NO, mixed_precision="fp16")
+    out["mixed_precision"] = refused(lambda: check_trainer(SimpleNamespace(accelerator=half, args=make_config())))
     out["fine"] = refused(lambda: check_config(make_config(), PRESETS["agpo"]))
     out["wired"] = refused(lambda: make(model, dataset, tempfile.mkdtemp(), loss_type="bnpo"))
     out["preset"] = refused(lambda: make(model, dataset, tempfile.mkdtemp(), objective="dapo"))
