@@ -120,20 +120,15 @@ def _minibatch(step: Sequence[Group], places: Sequence[int], objective: Objectiv
     lengths_B = torch.tensor([len(sample.completion.token_ids) for sample in samples])
     cut_B = torch.tensor([sample.completion.finish_reason != "stop" for sample in samples])
     rewards_GN = raw_rewards(groups)
-    live_G = live_groups(rewards_GN)
-    counted_B = counted(rewards_GN, live_G, objective, cut_B).reshape(-1)
-    shaped_GN = shaped_rewards(rewards_GN, lengths_B, max_tokens, objective)
-    advantage_B = advantages(shaped_GN, objective, live_G).reshape(-1)
-    weight_B = sequence_weights(lengths_B, counted_B, objective)
+    known = known_beforehand(rewards_GN, lengths_B, objective, max_tokens, cut_B)
+    advantage_B, weight_B = known.advantage_B, known.weight_B
 
-    # At ratio 1 every token's loss is -A, so L and the fate of every unit are known from rewards and lengths.
+    # At ratio 1 the fate of every unit is known, too.
     group_B = torch.arange(len(groups)).repeat_interleave(rewards_GN.shape[1])
     unit_B = {"group": group_B, "mini_batch": torch.zeros_like(group_B)}.get(
         objective.clip_scope, torch.arange(len(samples))
     )
-    mass_B = weight_B * lengths_B
-    loss_B = -advantage_B * mass_B
-    scale_B = unit_shapes(loss_B, mass_B, unit_B, objective)[1][unit_B]
+    scale_B = unit_shapes(known.loss_B, weight_B * lengths_B, unit_B, objective)[1][unit_B]
     if objective.clip_scope == "micro_batch":  # its units are not known before the micro-batches are cut
         scale_B = torch.ones_like(scale_B)
 
@@ -154,10 +149,44 @@ def _minibatch(step: Sequence[Group], places: Sequence[int], objective: Objectiv
     return MiniBatch(
         rows=rows,
         groups=tuple(places),
-        live_groups=int(live_G.sum()),
-        live_tokens=int((lengths_B.reshape(rewards_GN.shape) * (live_G[:, None] & ~rewards_GN.isnan())).sum()),
-        at_ratio_1=clip_decision(float(loss_B.sum()), float(loss_B.abs().sum()), objective),
+        live_groups=int(known.live_G.sum()),
+        live_tokens=known.live_tokens,
+        at_ratio_1=known.at_ratio_1,
     )
+
+
+@dataclass(frozen=True)
+class Known:
+    """What rewards and lengths alone say of a mini-batch of G groups, B sequences."""
+
+    live_G: torch.Tensor
+    advantage_B: torch.Tensor
+    weight_B: torch.Tensor
+    """w of each token of a sequence"""
+    loss_B: torch.Tensor
+    """sum of w l over a sequence at ratio 1, where every token's loss is -A"""
+    live_tokens: int
+    at_ratio_1: Decision
+    """what the clip says while the policy has not moved"""
+
+
+def known_beforehand(
+    rewards_GN: torch.Tensor,
+    lengths_B: torch.Tensor,
+    objective: Objective,
+    max_tokens: int,
+    cut_B: torch.Tensor | None = None,
+) -> Known:
+    """`rewards_GN` are raw task rewards, NaN where a sample is not scorable; `cut_B` as in `counted`."""
+    live_G = live_groups(rewards_GN)
+    shaped_GN = shaped_rewards(rewards_GN, lengths_B, max_tokens, objective)
+    advantage_B = advantages(shaped_GN, objective, live_G).reshape(-1)
+    weight_B = sequence_weights(lengths_B, counted(rewards_GN, live_G, objective, cut_B).reshape(-1), objective)
+    loss_B = -advantage_B * (weight_B * lengths_B)
+    scorable_GN = live_G[:, None] & ~rewards_GN.isnan()
+    live_tokens = int((lengths_B.reshape(rewards_GN.shape) * scorable_GN).sum())
+    decision = clip_decision(float(loss_B.sum()), float(loss_B.abs().sum()), objective)
+    return Known(live_G, advantage_B, weight_B, loss_B, live_tokens, decision)
 
 
 def idle_row(rows: Sequence[Row]) -> Row:

@@ -9,16 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from agpo.batch import balance
-from agpo.objective import (
-    Decision,
-    Objective,
-    advantages,
-    clip_decision,
-    counted,
-    live_groups,
-    sequence_weights,
-)
+from agpo.batch import balance, known_beforehand
+from agpo.objective import Decision, Objective, live_groups
 
 
 @dataclass(frozen=True)
@@ -79,32 +71,27 @@ def plan_step(
     for g, rows in enumerate(groups):
         rewards_GN[g, : len(rows)] = torch.tensor([rewards[row] for row in rows], dtype=torch.float64)
         lengths_GN[g, : len(rows)] = torch.tensor([lengths[row] for row in rows])
-    live_G = live_groups(rewards_GN)
 
     advantage_B, weight_B, live_B = [0.0] * len(uids), [0.0] * len(uids), [False] * len(uids)
     minibatches: list[MiniBatch] = []
     moved = False
-    for places in balance((live_G * lengths_GN.sum(1)).tolist(), prompts_per_minibatch):
-        part_GN, live, lengths_B = rewards_GN[places], live_G[places], lengths_GN[places].reshape(-1)
-        weight = sequence_weights(lengths_B, counted(part_GN, live, objective).reshape(-1), objective)
-        advantage = advantages(part_GN, objective, live).reshape(-1)
-        loss = -advantage * (weight * lengths_B)  # at ratio 1 every token's loss is -A
-        decision = clip_decision(float(loss.sum()), float(loss.abs().sum()), objective)
+    live_tokens_G = live_groups(rewards_GN) * lengths_GN.sum(1)
+    for places in balance(live_tokens_G.tolist(), prompts_per_minibatch):
+        known = known_beforehand(rewards_GN[places], lengths_GN[places].reshape(-1), objective, max_tokens)
         run = []
         for at, place in enumerate(places):
             for k, row in enumerate(groups[place]):
                 i = at * size + k
-                advantage_B[row], weight_B[row] = float(advantage[i]), float(weight[i])
-                live_B[row] = bool(live[at])
-                if advantage[i] != 0 and weight[i] > 0:
+                advantage_B[row], weight_B[row] = float(known.advantage_B[i]), float(known.weight_B[i])
+                live_B[row] = bool(known.live_G[at])
+                if advantage_B[row] != 0 and weight_B[row] > 0:
                     run.append(row)
-        scorable_GN = live[:, None] & ~part_GN.isnan()
         minibatch = MiniBatch(
             rows=tuple(run),
             groups=len(places),
-            live_groups=int(live.sum()),
-            live_tokens=int((lengths_GN[places] * scorable_GN).sum()),
-            at_ratio_1=decision,
+            live_groups=int(known.live_G.sum()),
+            live_tokens=known.live_tokens,
+            at_ratio_1=known.at_ratio_1,
             known=known_at_ratio_1 and not moved,
         )
         moved = moved or minibatch.run
