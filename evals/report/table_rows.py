@@ -4,17 +4,16 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
-
-from scipy.special import stdtrit
 
 from evals.code_report import RULES, under
 from evals.report import paper
 from evals.report.measured import Measured, measured, select
 from evals.report.variants import variants
 from evals.stats import Estimate, Summary, by, summarise
+from evals.stats.intervals import student
 from evals.store import Store
 
 SETTINGS = {  # config key of an evaluation -> how it reads in a table; results under different ones are not averaged
@@ -76,9 +75,9 @@ class Row:
         if len(found) < 2:
             return found[0] if found else Estimate(math.nan)
         value, se = fmean(e.value for e in found), stdev(e.value for e in found) / math.sqrt(len(found))
-        half = float(stdtrit(len(found) - 1, 0.975)) * se
-        high = min(1.0, value + half) if 0 <= value <= 1 and quantity != "tokens_mean" else value + half
-        return Estimate(value, max(0.0, value - half) if value >= 0 else value - half, high, se)
+        over = student(value, se, len(found))
+        high = min(1.0, over.high) if 0 <= value <= 1 and quantity != "tokens_mean" else over.high
+        return replace(over, low=max(0.0, over.low) if value >= 0 else over.low, high=high)
 
     def _chosen(self, rule: str, group: str) -> list[Summary]:
         if rule or group:
