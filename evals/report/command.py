@@ -19,6 +19,7 @@ from evals.errors import UserError, command
 from evals.report import arms_report, browse, compare, draw, export, manage, paper_tables, runs
 from evals.report.page import command as html
 from evals.store import Store
+from evals.store.database import is_missing
 
 MODULES: tuple[ModuleType, ...] = (
     runs,
@@ -69,21 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # A pipe has no width of its own: wide enough that no cell is folded.
     console = Console(width=None if sys.stdout.isatty() else 160)
-    _must_exist(arguments.store or os.environ.get("AGPO_STORE"))
+    named = arguments.store or os.environ.get("AGPO_STORE")
+    if named and is_missing(named):
+        raise UserError(
+            f"there is no results store at {named}. Say --store PATH, or set AGPO_STORE; "
+            "`python -m agpo.train` and `python -m evals.run` make one."
+        )
     with Store.open(arguments.store) as store:
         try:
             return arguments.run(arguments, store, console) or 0
         except OSError as e:
             raise _unwritable(e, getattr(arguments, "out", None)) or e from None
-
-
-def _must_exist(place: str | None) -> None:
-    """A report on a store that is named and not there is a slip of the pen: do not make an empty one."""
-    if place and "://" not in place and not Path(place).exists():
-        raise UserError(
-            f"there is no results store at {place}. Say --store PATH, or set AGPO_STORE; "
-            "`python -m agpo.train` and `python -m evals.run` make one."
-        )
 
 
 def _unwritable(error: OSError, out: Path | None) -> UserError | None:

@@ -3,11 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from evals.errors import UserError, command
 from evals.store import Store
 from evals.store.copy import copy_runs
+from evals.store.database import is_missing
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    if "://" not in arguments.source and not Path(arguments.source).expanduser().is_file():
+    if is_missing(arguments.source):
         raise UserError(f"there is no store {arguments.source} to copy from.")
     with Store.open(arguments.source) as source, Store.open(arguments.target) as target:
         copy_runs(source, target, arguments.run)

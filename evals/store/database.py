@@ -147,6 +147,11 @@ def make_engine(url: str) -> sa.Engine:
     return engine
 
 
+def is_missing(place: str) -> bool:
+    """Opening this path would make a store. Where one is to be read that is a slip of the pen."""
+    return "://" not in place and not Path(place).expanduser().exists()
+
+
 def with_password(url: str, ours: str | None) -> str:
     """A URL as the store records it has *** for a password: it is taken from `ours`, where that is the same."""
     if "://" not in url or sa.make_url(url).password != "***":
