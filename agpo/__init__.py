@@ -9,3 +9,5 @@ if _found != str(_ours):  # a common name
     raise (SystemExit if sys.argv[:1] == ["-m"] else ImportError)(  # for a command, without a traceback
         f"error: `evals` is another package here ({_found}): agpo needs an environment without it."
     )
+
+import evals  # noqa: E402, F401 - looks at sandbox likewise
