@@ -35,10 +35,11 @@ NOT_ON_A_CPU := torchvision torchaudio torchcodec triton
 define FIND_PYTHONS
 seen=; why=; \
 for name in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
-  version=$$("$$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+  found=$$("$$name" -c 'import sys; print("%d.%d" % sys.version_info[:2], sys.executable)' 2>/dev/null) || continue; \
+  version=$${found%% *}; \
   case "$$seen " in *" $$version "*) continue ;; esac; \
   case $$version in 3.11|3.12|3.13) ;; *) why="$$why; $$name is $$version"; continue ;; esac; \
-  if "$$name" -c 'import ensurepip, venv' 2>/dev/null; then seen="$$seen $$version"; command -v "$$name"; \
+  if "$$name" -c 'import ensurepip, venv' 2>/dev/null; then seen="$$seen $$version"; echo "$${found#* }"; \
   else why="$$why; $$name has no venv module (Debian, Ubuntu: apt-get install python$$version-venv)"; fi; \
 done; \
 if [ -z "$$seen" ]; then \
@@ -102,11 +103,12 @@ $(TRL_VENV)/.installed: pyproject.toml constraints-trl.txt | $(TRL_VENV)/bin/pyt
 	$(TRL_PIP) --no-deps -e .
 	@touch $@
 
-# Debian or Ubuntu, as root: a Docker engine for the sandbox's tests to start, what makes its image without a registry, and
-# a browser for the tests of the page.
+# Debian or Ubuntu, as root: a Docker engine for the sandbox's tests to start, what makes its image without a registry, a
+# browser for the tests of the page, and what vLLM on a CPU and a part of reasoning-gym are compiled with.
 system-deps:
 	apt-get update -q
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends docker.io debootstrap chromium fonts-dejavu-core
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+	  docker.io debootstrap chromium fonts-dejavu-core g++ python3-dev
 
 clean:
 	rm -rf $(VENV) $(VERL_VENV) $(TRL_VENV) .pytest_cache .ruff_cache build dist *.egg-info
