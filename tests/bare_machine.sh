@@ -45,7 +45,7 @@ checkout=$(git -C "$(dirname "$0")" rev-parse --show-toplevel)
 pip() { "${PYTHON:-python3}" -m pip --disable-pip-version-check "$@"; }
 [ "$(id -u)" = 0 ] || { echo "$0: needs root" >&2; exit 77; }
 command -v debootstrap >/dev/null || { echo "$0: needs debootstrap (make system-deps)" >&2; exit 77; }
-root=$(mktemp -d /tmp/agpo-bare-XXXXXX)
+root=$(mktemp -d "${TMPDIR:-/tmp}/agpo-bare-XXXXXX")
 trap 'rm -rf --one-file-system "$root"' EXIT
 
 say "a minimal Debian 12 with python3, python3-venv, make, git and ca-certificates"
