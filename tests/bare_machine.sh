@@ -53,6 +53,7 @@ if ! debootstrap --variant=minbase --include=python3,python3-venv,make,git,ca-ce
   tail -5 "$root/log" >&2
   exit 1
 fi
+chmod 755 "$root"
 chroot "$root" useradd --create-home --shell /bin/bash user
 mkdir -m 700 "$root/opt/closed"
 install -m 600 /dev/null "$root/tmp/.lockfile" # another user's, of a PostgreSQL of theirs
