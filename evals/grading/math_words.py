@@ -1,0 +1,82 @@
+"""Words in answers: units, names of functions, and what joins, hedges or says nothing."""
+
+import re
+from functools import lru_cache
+
+JOINS = {"or": "or", "and": "and", ", and": "and", "&": "and", ", or": "or", ",": ",", ";": ";", "and also": "and"}
+SKIPPED = frozenset(["the answer is", "answer is", "the answer", "the final answer is", "final answer is", "is", "equals", "value is"])
+
+FUNCTIONS: dict[str, str] = {name: name for name in (
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arcsinh arccosh arctanh "
+    "ln log exp max min gcd lcm det abs sqrt floor ceil arg sgn mod"
+).split()}  # fmt: skip
+FUNCTIONS |= {"lg": "log", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "inf": "inf", "ctg": "cot"}
+FUNCTIONS |= {"tg": "tan", "arctg": "arctan", "cosec": "csc", "ceiling": "ceil", "hcf": "gcd"}
+del FUNCTIONS["inf"]
+FUNCTIONS |= {
+    rf"\{name}": FUNCTIONS[name]
+    for name in "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh coth ln log lg exp max min gcd det arg".split()
+}
+
+_CONSTANT_WORDS = {"pi": r"\pi", "infinity": r"\infty", "infty": r"\infty", "inf": r"\infty", "oo": r"\infty"}
+_CONSTANT_WORDS |= {"theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "lambda": r"\lambda"}
+
+
+def constant_word(word: str) -> str:
+    """The LaTeX command of a constant or Greek letter that is typed as a word, "" for another."""
+    return _CONSTANT_WORDS.get(word, "")
+
+
+_ONE_SPELLING = {
+    "cm": "centimeter centimetre cms", "mm": "millimeter millimetre", "m": "meter metre", "km": "kilometer kilometre kms",
+    "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "g": "gram gm gms", "kg": "kilogram kgs", "mg": "milligram",
+    "lb": "pound lbs", "oz": "ounce", "t": "ton tonne", "s": "second sec secs", "min": "minute mins", "h": "hour hr hrs",
+    "day": "d", "week": "wk", "month": "", "year": "yr yrs", "l": "liter litre", "ml": "milliliter millilitre", "gal": "gallon",
+    "qt": "quart", "pt": "pint", "cup": "", "dollar": "usd bucks", "cent": "", "euro": "eur", "yuan": "rmb", "rupee": "",
+    "pence": "penny pennies", "unit": "", "acre": "", "mph": "", "kph": "km/h kmh", "n": "newton", "j": "joule", "w": "watt",
+    "v": "volt", "a": "amp ampere", "hz": "hertz", "pa": "pascal", "k": "kelvin", "mol": "mole", "rad": "radian", "bit": "",
+    "byte": "", "way": "", "point": "", "people": "person", "time": "", "degree": "", "hectare": "ha", "knot": "", "rpm": "",
+    "c": "celsius", "f": "fahrenheit", "dm": "decimeter decimetre", "ohm": "", "nm": "nanometer", "block": "", "piece": "",
+}  # fmt: skip
+UNITS = {word: unit for unit, words in _ONE_SPELLING.items() for word in (unit, *words.split())}
+
+_HEDGES = frozenset(
+    "or and but maybe perhaps possibly probably not no nor if else otherwise either neither both except unless approximately "
+    "approx about around roughly almost nearly less fewer more greater than at least most between to from plus minus times over "
+    "divided by sum difference product half third quarter double twice thrice squared cubed zero one two three four five six "
+    "seven eight nine ten eleven twelve hundred thousand million billion trillion dozen also then instead wait actually "
+    "any all none some every exactly only mod modulo percent of with without is are was were equals equal vs versus "
+    "even odd true false yes infinitely undefined wrong incorrect false isn't never choose guess alternatively likely".split()
+)
+
+
+def is_hedge(text: str) -> bool:
+    """Whether words say another answer, a doubt or a number, and not only what is counted."""
+    return any(word in _HEDGES for word in re.findall(r"[a-z']+", text.lower()))
+
+
+@lru_cache(4096)
+def unit_of(words: str) -> str | None:
+    """The name of a unit or of what is counted, one for all its spellings; None: these words are more than that.
+
+    Units of measure are ours; any other noun of up to three plain words is something counted ("oranges").
+    """
+    said = words.lower().strip(" .").replace("-", " ")
+    power = ""
+    if found := re.search(r"\s*\^\s*(-?\d)$", said):
+        said, power = said[: found.start()], found[1]
+    for word, degree in (("square", "2"), ("sq", "2"), ("cubic", "3"), ("cu", "3")):
+        if re.match(rf"{word}\b\.?\s+\S", said):
+            said, power = re.sub(rf"^{word}\b\.?\s+", "", said), degree
+    if re.search(r"\bper\b|/|\*", said):
+        parts = [unit_of(part.strip()) for part in re.split(r"\bper\b|/|\*", said)]
+        return None if None in parts or "" in parts else "/".join(str(part) for part in parts) + power
+    said = said.strip(" .")
+    if not said or not re.fullmatch(r"[a-z][a-z.' ]*", said):
+        return None
+    name = UNITS.get(said) or UNITS.get(said.rstrip("s")) or UNITS.get(said.removesuffix("es"))
+    if name:
+        return "mi/h" + power if name == "mph" else "km/h" + power if name == "kph" else name + power
+    if is_hedge(said) or len(said.split()) > 3 or len(said) < 2:
+        return None
+    return said.rstrip("s") + power
