@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from evals.grading.math_parse import CannotParse, Tree, parse
 from evals.grading.math_sets import reals, same_reals
 from evals.grading.math_text import TooLong, clean, normalise
-from evals.grading.math_value import BUDGET, Evaluator, TooCostly, Undefined, same_value, variables
+from evals.grading.math_value import BUDGET, Evaluator, TooCostly, Undefined, parts, points, same_value, variables
 from evals.grading.math_words import UNITS
 
 MOST_ITEMS = 40
@@ -109,12 +109,25 @@ def _compare(said: str, wanted: str, joined: bool) -> Judgement:
     try:
         same = judge.same(left, right)
     except TooCostly as e:
-        return Judgement(False, "costly", str(e))
+        return Judgement(False, "costly" if _affordable(right) else "costly_reference", str(e))
     except RecursionError:
         return Judgement(False, "costly", "nested too deep")
     except Undefined as e:
         return Judgement(False, judge.path, str(e))
     return Judgement(same, judge.path)
+
+
+def _affordable(reference: Tree) -> bool:
+    """Whether the values in a reference can be had: else it is not the answer that costs too much."""
+    if reference[0] not in _VALUES:
+        return all(_affordable(part) for part in parts(reference))
+    try:
+        Evaluator(next(points(variables(reference))), [BUDGET])(reference)
+    except TooCostly:
+        return False
+    except Undefined:
+        pass
+    return True
 
 
 @lru_cache(1024)

@@ -87,7 +87,7 @@ def tokens(text: str, joined: bool = True) -> list[_Token]:
             else:
                 kind, value = "number", "".join(parts)
         if kind == "sign":
-            depth += (value in "([{") - (value in ")]}")
+            depth += (value in "([") - (value in ")]")
             if value == " ":
                 continue
         elif kind == "command":

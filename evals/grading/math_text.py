@@ -1,6 +1,7 @@
 """The text of a mathematical answer, made plain before it is compared or parsed. Pure string work, linear in its length."""
 
 import re
+from collections.abc import Callable
 
 LONGEST = 2000
 """characters of an answer that are looked at; the longest reference of MATH has 159"""
@@ -37,7 +38,7 @@ for _chars, _is in (
 _RAISED = re.compile(f"[{''.join(_SUPER)}]+|[{''.join(_SUB)}]+")
 
 _SPACE = r"(?:\s|~|\\[,;:>\s]|\\(?:thin|med|thick)space(?![a-zA-Z]))"
-_RULES: list[tuple[re.Pattern[str], str]] = [
+_RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:left|right)\s*\."), ""),
     (
         re.compile(
@@ -50,7 +51,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\[hv]?phantom\s*\{[^{}]*\}"), ""),
     (re.compile(r"\\(?:d|t|c)frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:d|t)binom(?![a-zA-Z])"), r"\\binom"),
-    (re.compile(rf"(?<=\d)(?:,|\{{,\}}){_SPACE}*\\!{_SPACE}*(?=\d{{3}}(?!\d))|(?<=\d)\{{,\}}{_SPACE}*(?=\d{{3}}(?!\d))"), ","),
+    (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:,\s*\\!|\{,\}(?:\\!)?)\s*\d{3})+(?!\d)"), lambda m: re.sub(r"\D", "", m[0])),
     (re.compile(r"\\!|\\/|\$|\\\(|\\\)|\\\[(?!\d*(?:pt|em|ex|mm|cm)\])|\\\]|\\\$"), ""),
     (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
     (re.compile(r"\{([,:.;])\}"), r"\1"),

@@ -560,18 +560,19 @@ def variables(tree: Tree) -> set[str]:
     if tree[0] in ("sum", "prod", "int"):
         return variables(tree[2]) | variables(tree[3]) | (variables(tree[4]) - {tree[1]})
     found: set[str] = set()
-    for part in _parts(tree):
+    for part in parts(tree):
         found |= variables(part)
     return found
 
 
-def _parts(tree: Tree) -> Iterator[Tree]:
+def parts(tree: Tree) -> Iterator[Tree]:
+    """The trees right below a tree."""
     for part in tree[1:]:
         if isinstance(part, tuple):
             if part and isinstance(part[0], str):
                 yield part
             else:
-                yield from _parts(("", *part))
+                yield from parts(("", *part))
 
 
 def points(names: set[str]) -> Iterator[dict[str, Fraction]]:
