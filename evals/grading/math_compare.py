@@ -15,7 +15,7 @@ from evals.grading.math_parse import CannotParse, Tree, parse
 from evals.grading.math_sets import reals, same_reals
 from evals.grading.math_text import TooLong, clean, normalise
 from evals.grading.math_value import BUDGET, Evaluator, TooCostly, Undefined, parts, points, same_value, variables
-from evals.grading.math_words import UNITS
+from evals.grading.math_words import FUNCTIONS, UNITS, constant_word
 
 MOST_ITEMS = 40
 
@@ -97,8 +97,6 @@ def _compare(said: str, wanted: str, joined: bool) -> Judgement:
         right = _parsed(wanted, joined)
     except CannotParse as e:
         return Judgement(_same_words(said, wanted), "text", f"the reference does not parse: {e}")
-    if right[0] == "text":
-        return Judgement(_words(said) == _words(wanted), "text")
     try:
         left = parse(said, joined)
     except CannotParse as e:
@@ -174,7 +172,7 @@ def _same_words(said: str, wanted: str) -> bool:
 def _is_word(text: str) -> bool:
     """Letters that are a word or a label and no product: ABCD, odd, yes; xyz and AB are products."""
     bare = _WRAPPED.sub(r"\1", text).strip()
-    if not bare.isalpha() or len(bare) < 3 or bare in ("sin", "cos", "tan"):
+    if not bare.isalpha() or len(bare) < 3 or constant_word(bare.lower()) or bare in FUNCTIONS:
         return False
     if bare != text and len(bare) > 1:
         return True
@@ -342,6 +340,8 @@ class _Judge:
         return variables(left) == variables(right) and same_value(left, right, self.budget, cross=True)
 
     def _text(self, a: Tree, r: Tree) -> bool:
+        if a[0] != r[0] and reals(a if a[0] == "text" else r, self.budget):
+            return self.sets(a, r)
         return a[0] == r[0] and _words(a[1]) == _words(r[1])
 
     def _time(self, a: Tree, r: Tree) -> bool:
@@ -406,7 +406,7 @@ class _Judge:
         """Sets of reals by their intervals; other relations by their sides."""
         self.path = "set"
         left, right = reals(a, self.budget), reals(r, self.budget)
-        if left and right:
+        if left and right and (left[0] or right[0] or "rel" not in (a[0], r[0])):
             names = {found[1] for found in (left, right) if found[1]}
             return len(names) < 2 and same_reals(left[0], right[0], self.budget)
         if a[0] == "rel" and a[2] == ("in",):
@@ -461,7 +461,10 @@ def _resolved(tree: Tree, judge: _Judge) -> Tree | None:
         return tree
     sides, operators = tree[1], tree[2]
     if "~" in operators:
-        sides = sides[: operators.index("~") + 1]
+        at = operators.index("~")
+        if not _near(sides[at], sides[at + 1], judge):
+            return None
+        sides = sides[: at + 1]
         if len(sides) == 1:
             return sides[0]
     label = _label(sides[0], tree[3])
@@ -476,6 +479,24 @@ def _resolved(tree: Tree, judge: _Judge) -> Tree | None:
     if len(sides) == 2:
         return ("eqn", *sides)
     return None
+
+
+def _near(exact: Tree, decimal: Tree, judge: _Judge) -> bool:
+    """Whether a number may be called about as much as a decimal, to the decimal's last digit."""
+    one, other = (_unwrapped(tree) for tree in (exact, decimal))
+    if other[0] != "n" or variables(one) or one[0] not in _VALUES:
+        return True
+    evaluate = Evaluator({}, judge.budget)
+    value, digits = evaluate(one), 0
+    while (other[1] * 10**digits).denominator > 1 and digits < 40:
+        digits += 1
+    if isinstance(value, tuple) or hasattr(value, "_mpc_"):
+        return False
+    return bool(abs(evaluate.number(value) - evaluate.number(other[1])) * 2 <= evaluate.mp.mpf(10) ** -digits)
+
+
+def _unwrapped(tree: Tree) -> Tree:
+    return _unwrapped(tree[1]) if tree[0] in ("unit", "deg", "pct", "group") else tree
 
 
 def _consistent(sides: tuple, judge: _Judge) -> Tree | None:
@@ -580,7 +601,8 @@ def _flat(tree: Tree, kind: str) -> list[Tree]:
 
 def _generic(one: str, other: str) -> bool:
     """5 units and 5 cm are not at odds."""
-    return any(unit.rstrip("23") == "unit" for unit in (one, other))
+    powers = {unit[-1] for unit in (one, other) if unit[-1].isdecimal()}
+    return any(unit.rstrip("123") == "unit" for unit in (one, other)) and len(powers) < 2
 
 
 def _digits(text: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
-from evals.grading.math_words import FUNCTIONS, JOINS, SKIPPED, constant_word, is_hedge, unit_of
+from evals.grading.math_words import FUNCTIONS, JOINS, SAYS_SO, SKIPPED, constant_word, is_hedge, is_unit, unit_of
 
 Tree = tuple[Any, ...]
 DEEPEST = 40
@@ -116,7 +116,7 @@ def _group(text: str, at: int) -> tuple[str, int]:
 def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[_Token]:
     """What is written upright: a separator, a number, a letter, a constant, or words."""
     name = command.lstrip("\\")
-    words = " ".join(content.split())
+    words = SAYS_SO.sub("", " ".join(content.split()))
     if name == "mathbb":
         return [_Token(("command", rf"\mathbb{{{words}}}", space))]
     if name in ("overline", "bar", "hat", "widehat", "tilde", "widetilde", "underline", "dot", "mathcal", "mathfrak", "mathscr"):
@@ -132,8 +132,10 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
         return []
     if low in FUNCTIONS and (low != "min" or name == "operatorname"):
         return [_Token(("function", FUNCTIONS[low], space))]
-    if len(words) == 1 and words.isalpha():
-        return [_Token(("text1", words, space))]
+    if found := re.fullmatch(r"\(?([a-zA-Z])\)?", words):
+        return [_Token(("text1", found[1], space))]
+    if found := re.fullmatch(r"([-+]?\d[\d.,/]*)\s+([a-zA-Z].*)", words):
+        return [*tokens(found[1], joined), _Token(("words", found[2], True))]
     if re.fullmatch(r"[-+0-9.,:/()^ ]*\d[-+0-9.,:/()^ ]*", words) or ("\\" in words and not re.search("[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", words))):
         return [_Token((kind, value, space or at > 0)) for at, (kind, value, _) in enumerate(tokens(words, joined))]
     return [_Token(("words", words, space))]
@@ -153,7 +155,7 @@ def _word_tokens(word: str, space: bool) -> list[_Token]:
             return [_Token(("function", FUNCTIONS[name], space)), _Token(("letter", word[-1], False))]
     if word.endswith("pi") and len(word) == 3:
         return [_Token(("letter", word[0], space)), _Token(("command", r"\pi", False))]
-    if len(word) > 2 and unit_of(word):
+    if len(word) > 2 and is_unit(word) or (not space and word in _ORDINALS):
         return [_Token(("words", word, space))]
     return [_Token(("letter", letter, space and at == 0)) for at, letter in enumerate(word)]
 
@@ -169,7 +171,7 @@ def parse(text: str, joined: bool = True) -> Tree:
         raise CannotParse("more than 800 tokens")
     parser = _Parser(found)
     tree = parser.answer()
-    if parser.at < len(found):
+    if parser.kind != "end":
         raise CannotParse(f"what is {parser.value!r} here?")
     return tree
 
@@ -313,8 +315,15 @@ class _Parser:
         """A value and its unit."""
         if self.kind == "words" and (self.at + 1 == len(self.found) - 1 or self.found[self.at + 1][0] in ("sep", "end") or self.found[self.at + 1][1] in (",", ";", ")", r"\}", "]")):
             return ("text", self.take())
+        if self.next_is("-") and self.found[self.at + 1][:2] == ("sign", "$"):
+            del self.found[self.at + 1]
+            dollars = True
+        else:
+            dollars = self.accept("$")
         tree = self.additive()
-        unit = self.unit()
+        if self.accept(r"\choose"):
+            tree = ("f", "binom", tree, self.additive())
+        unit = self.unit() or ("dollar" if dollars else "")
         return ("unit", tree, unit) if unit else tree
 
     def unit(self) -> str:
@@ -328,6 +337,8 @@ class _Parser:
                         raise CannotParse(f"the remark {words!r}")
                     continue
                 said.append(words)
+            elif not said and self.accept("$"):
+                said.append("dollar")
             elif said and self.next_is("^"):
                 self.take()
                 said.append("^" + "".join(str(part) for part in self.argument()[1:]))
@@ -443,11 +454,7 @@ class _Parser:
         while True:
             if self.next_is("^", "**"):
                 self.take()
-                if self.kind in ("words", "text1") and self.value in ("th", "st", "nd", "rd"):
-                    self.take()
-                elif self.next_is("{") and self.found[self.at + 1][1] in ("th", "st", "nd", "rd") and self.found[self.at + 2][1] == "}":
-                    self.at += 3
-                elif self.accept(r"\circ"):
+                if self.accept(r"\circ"):
                     tree = ("deg", tree)
                 elif self.next_is(r"\prime"):
                     self.take()
@@ -466,7 +473,7 @@ class _Parser:
             elif self.kind == "words" and self.value.lower() in ("degrees", "degree"):
                 self.take()
                 tree = ("deg", tree)
-            elif self.kind == "words" and not self.found[self.at][2] and self.value in ("th", "st", "nd", "rd"):
+            elif self.kind == "words" and not self.found[self.at][2] and self.value in _ORDINALS:
                 self.take()
             else:
                 return tree
@@ -524,6 +531,10 @@ class _Parser:
             return ("n", _repeating(value))
         if kind in ("letter", "text1", "name"):
             self.take()
+            if value in "fg" and self.next_is("(") and not self.found[self.at][2]:
+                start = self.at
+                self.bracket("(")
+                return ("v", value + "".join(token[1] for token in self.found[start : self.at]))
             return ("c", value) if value in ("i", "e") else ("v", value + self.subscript())
         if kind == "vec":
             self.take()
@@ -544,6 +555,9 @@ class _Parser:
             if value == "|":
                 self.take()
                 return self.bar()
+            if value == "$":
+                self.take()
+                return self.atom()
             raise CannotParse(f"what is {value!r} here?")
         if kind == "command":
             return self.command(value)
@@ -553,8 +567,6 @@ class _Parser:
         bars, self.bars = self.bars, 0
         tree = self.answer()
         self.bars = bars
-        if self.accept(r"\choose"):
-            tree = ("f", "binom", tree, self.additive())
         self.expect("}")
         return tree
 
@@ -777,6 +789,7 @@ class _Parser:
 _STARTS = frozenset(
     [r"\frac", r"\sqrt", r"\binom", r"\{", r"\emptyset", r"\lfloor", r"\lceil", r"\langle", r"\|", r"\sum", r"\prod", r"\int", r"\angle", r"\triangle"]
 ) | {name for name in FUNCTIONS if name.startswith("\\")}
+_ORDINALS = ("th", "st", "nd", "rd")
 _NUMBER_WORDS = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
 _INVERSE |= {"sinh": "arcsinh", "cosh": "arccosh", "tanh": "arctanh"}

@@ -52,7 +52,10 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:d|t|c)frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:d|t)binom(?![a-zA-Z])"), r"\\binom"),
     (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:,\s*\\!|\{,\}(?:\\!)?)\s*\d{3})+(?!\d)"), lambda m: re.sub(r"\D", "", m[0])),
-    (re.compile(r"\\!|\\/|\$|\\\(|\\\)|\\\[(?!\d*(?:pt|em|ex|mm|cm)\])|\\\]|\\\$"), ""),
+    (re.compile(r"\\!|\\/|(?<!\\)\$|\\[()\[\]]"), ""),
+    (re.compile(r"\\\$"), "$"),
+    (re.compile(r"(?<![\\}a-zA-Z])\{\s*\}"), ""),
+    (re.compile(r"\^\s*(?:\{\s*(?:\\(?:text|mathrm|rm)\s*\{?)?|\\(?:text|mathrm)\s*\{)\s*(th|st|nd|rd)\s*\}{1,2}"), r"\\text{\1}"),
     (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
     (re.compile(r"\{([,:.;])\}"), r"\1"),
     (re.compile(r"\\(?:leq|leqslant|leqq)(?![a-zA-Z])"), r"\\le"),
@@ -74,7 +77,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
 ]
 _TEXT = r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname)"
 _UNWRAP = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
-_MARKDOWN = re.compile(r"(\*\*|__|`+)(.*)\1", re.S)
+_MARKDOWN = re.compile(r"(\*\*|__|`+|\")(.*)\1", re.S)
 _END = re.compile(r"(?:[\s.,;:]|\\\\|\\[;,:\s])+$")
 
 
@@ -146,7 +149,7 @@ def normalise(answer: str) -> str:
     answer = _UNWRAP.sub(r"\1", answer)
     if ("," in answer or " " in answer) and not any(c in answer for c in "([{"):  # (1,100) is a pair
         answer = _THOUSANDS.sub(lambda m: m[1] + m[2].replace(",", "").replace(" ", ""), answer)
-    return _DROP.sub("", answer)
+    return _DROP.sub("", answer.replace("$", ""))
 
 
 def same_string(answer: str, reference: str) -> bool:

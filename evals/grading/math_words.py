@@ -5,6 +5,8 @@ from functools import lru_cache
 
 JOINS = {"or": "or", "and": "and", ", and": "and", "&": "and", ", or": "or", ",": ",", ";": ";", "and also": "and"}
 SKIPPED = frozenset(["the answer is", "answer is", "the answer", "the final answer is", "final answer is", "is", "equals", "value is"])
+SAYS_SO = re.compile(r"^(?:so |thus |hence |therefore,? )?(?:the )?(?:final )?answers? (?:is|are)[: ]\s*(?=\S)", re.I)
+"""words before an answer that say nothing"""
 
 FUNCTIONS: dict[str, str] = {name: name for name in (
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arcsinh arccosh arctanh "
@@ -39,6 +41,14 @@ _ONE_SPELLING = {
     "c": "celsius", "f": "fahrenheit", "dm": "decimeter decimetre", "ohm": "", "nm": "nanometer", "block": "", "piece": "",
 }  # fmt: skip
 UNITS = {word: unit for unit, words in _ONE_SPELLING.items() for word in (unit, *words.split())}
+
+
+
+def is_unit(word: str) -> bool:
+    """Whether a word is a unit of measure of ours, in the singular or the plural."""
+    low = word.lower()
+    return low in UNITS or low.rstrip("s") in UNITS or low.removesuffix("es") in UNITS
+
 
 _HEDGES = frozenset(
     "or and but maybe perhaps possibly probably not no nor if else otherwise either neither both except unless approximately "
