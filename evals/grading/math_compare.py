@@ -91,6 +91,9 @@ def compare(answer: str, reference: str) -> Judgement:
 
 
 def _compare(said: str, wanted: str, joined: bool) -> Judgement:
+    if choice := _CHOICE.fullmatch(wanted):  # the letter of a choice, in either case
+        if other := _CHOICE.fullmatch(rf"\text{{{said}}}") or _CHOICE.fullmatch(said):
+            return Judgement(choice[1].upper() == other[1].upper(), "text")
     if _is_word(said) or _is_word(wanted):
         return Judgement(_words(said) == _words(wanted), "text")
     try:
@@ -151,6 +154,7 @@ def _decimals(wanted: str) -> int:
 # words
 
 _WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
+_CHOICE = re.compile(r"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{\s*\(?([A-Ja-j])\)?\s*\}\)?")
 _SMALL_WORDS = frozenset(["the", "a", "an", "and"])
 _WORDS = frozenset("yes no true false odd even none never always both neither one two three four five six seven".split())
 

@@ -40,6 +40,7 @@ _TOKEN = re.compile(
 _RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "<>": "!=", r"\le": "<="}
 _RELATIONS |= {r"\ge": ">=", r"\ne": "!=", r"\approx": "~", r"\to": "->", r"\in": "in", r"\equiv": "="}
 _RELATIONS |= {r"\sim": "~", r"\simeq": "~", r"\rightarrow": "->", r"\Rightarrow": "=>", r"\implies": "=>", r"\notin": "!in"}
+_CONNECTIVES = {r"\wedge": "and", r"\land": "and", r"\vee": "or", r"\lor": "or"}
 _CONSTANTS = {r"\pi": "pi", r"\infty": "inf"}
 _GREEK = frozenset(
     r"\alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \theta \vartheta \iota \kappa \lambda \mu \nu \xi \rho "
@@ -92,6 +93,8 @@ def tokens(text: str, joined: bool = True) -> list[_Token]:
                 continue
         elif kind == "command":
             depth += (value == r"\{") - (value == r"\}")
+            if value in _CONNECTIVES:
+                kind, value = "sep", _CONNECTIVES[value]
         elif kind == "word":
             found += _word_tokens(value, space)
             continue
@@ -377,7 +380,10 @@ class _Parser:
                 tree = (sign[1:], left or ("n", Fraction(0)), term)
                 terms = [tree]
             else:
-                terms.append(("neg", term) if sign == "-" else term)
+                if sign == "-":
+                    marked = not terms and term[0] in ("deg", "pct")
+                    term = (term[0], ("neg", term[1])) if marked else ("neg", term)
+                terms.append(term)
             if not self.next_is("+", "-", r"\pm", r"\mp"):
                 break
         self.depth -= 1
@@ -402,7 +408,7 @@ class _Parser:
                 left = factors[0] if len(factors) == 1 else ("*", *factors)
                 factors = [("f", "mod", left, self.signed_factor())]
             elif self.starts_factor():
-                if self.kind in ("number", "science", "repeat"):
+                if self.kind in ("number", "science", "repeat") and self.found[self.at - 1][1] != ")":
                     factors[-1] = self.mixed(factors[-1])
                     continue
                 before = self.found[self.at - 1]
@@ -516,8 +522,6 @@ class _Parser:
     def atom(self) -> Tree:
         kind, value, _ = self.found[self.at]
         if kind == "number":
-            if len(value) > 1200:
-                raise CannotParse("a number of more than 1,200 digits")
             self.take()
             return ("n", Fraction(value))
         if kind == "science":

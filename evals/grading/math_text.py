@@ -37,7 +37,7 @@ for _chars, _is in (
     UNICODE.update({ord(c): _is for c in _chars})
 _RAISED = re.compile(f"[{''.join(_SUPER)}]+|[{''.join(_SUB)}]+")
 
-_SPACE = r"(?:\s|~|\\[,;:>\s]|\\(?:thin|med|thick)space(?![a-zA-Z]))"
+_SPACE = r"(?:\s|~|(?<!\\)\\[,;:>\s]|\\(?:thin|med|thick)space(?![a-zA-Z]))"
 _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:left|right)\s*\."), ""),
     (
@@ -52,7 +52,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:d|t|c)frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:d|t)binom(?![a-zA-Z])"), r"\\binom"),
     (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:,\s*\\!|\{,\}(?:\\!)?)\s*\d{3})+(?!\d)"), lambda m: re.sub(r"\D", "", m[0])),
-    (re.compile(r"\\!|\\/|(?<!\\)\$|\\[()\[\]]"), ""),
+    (re.compile(r"(?<!\\)(?:\\!|\\/|\$|\\[()\[\]])"), ""),
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"(?<![\\}a-zA-Z])\{\s*\}"), ""),
     (re.compile(r"\^\s*(?:\{\s*(?:\\(?:text|mathrm|rm)\s*\{?)?|\\(?:text|mathrm)\s*\{)\s*(th|st|nd|rd)\s*\}{1,2}"), r"\\text{\1}"),
