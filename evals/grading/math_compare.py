@@ -156,7 +156,9 @@ def _decimals(wanted: str) -> int:
 _WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{\s*\(?([A-Ja-j])\)?\s*\}\)?")
 _SMALL_WORDS = frozenset(["the", "a", "an", "and"])
-_WORDS = frozenset("yes no true false odd even none never always both neither one two three four five six seven".split())
+_WORDS = frozenset(
+    "yes no true false odd even none never always both neither one two three four five six seven".split()
+)
 
 
 def _words(text: str) -> str:
@@ -167,9 +169,13 @@ def _words(text: str) -> str:
 
 def _same_words(said: str, wanted: str) -> bool:
     """For what does not parse: the same words, in both some."""
-    return bool(re.search("[a-zA-Z]{2}", _WRAPPED.sub(r"\1", wanted))) and _words(said) == _words(wanted) and not (
-        set(re.findall(r"[-+*/^_=<>]|\\[a-zA-Z]+", _WRAPPED.sub(r"\1", said)))
-        ^ set(re.findall(r"[-+*/^_=<>]|\\[a-zA-Z]+", _WRAPPED.sub(r"\1", wanted)))
+    return (
+        bool(re.search("[a-zA-Z]{2}", _WRAPPED.sub(r"\1", wanted)))
+        and _words(said) == _words(wanted)
+        and not (
+            set(re.findall(r"[-+*/^_=<>]|\\[a-zA-Z]+", _WRAPPED.sub(r"\1", said)))
+            ^ set(re.findall(r"[-+*/^_=<>]|\\[a-zA-Z]+", _WRAPPED.sub(r"\1", wanted)))
+        )
     )
 
 
@@ -234,7 +240,11 @@ class _Judge:
 
     def plain(self, a: Tree, r: Tree) -> bool:
         """Sets, tuples, matrices, numbers."""
-        sets = [tree for tree in (a, r) if tree[0] == "rel" or tree[0] in _SETS or tree in (("v", r"\mathbb{R}"), ("v", "R"))]
+        sets = [
+            tree
+            for tree in (a, r)
+            if tree[0] == "rel" or tree[0] in _SETS or tree in (("v", r"\mathbb{R}"), ("v", "R"))
+        ]
         if sets:
             return self.sets(a, r)
         if a[0] in ("group",) or r[0] in ("group",):
@@ -382,7 +392,9 @@ class _Judge:
     def measured(self, a: Tree, r: Tree) -> bool:
         """A unit may be left out; where both name one it is the same."""
         self.path = "unit"
-        (x, unit), (y, other) = ((t[1], "deg") if t[0] == "deg" else (t[1], t[2]) if t[0] == "unit" else (t, "") for t in (a, r))
+        (x, unit), (y, other) = (
+            (t[1], "deg") if t[0] == "deg" else (t[1], t[2]) if t[0] == "unit" else (t, "") for t in (a, r)
+        )
         if unit and other and unit != other and not _generic(unit, other):
             return False
         if self.same(x, y):
@@ -521,7 +533,9 @@ def _label(side: Tree, said: str) -> str:
     kind = side[0]
     if kind in ("v", "vec", "label"):
         return side[1]
-    if kind == "*" and all(part[0] == "v" and (part[1].isupper() or "\\" in part[1] or part[1] == "m") for part in side[1:]):
+    if kind == "*" and all(
+        part[0] == "v" and (part[1].isupper() or "\\" in part[1] or part[1] == "m") for part in side[1:]
+    ):
         return "".join(part[1] for part in side[1:])
     if kind == "f" and side[1] == "abs" and (inner := _label(side[2], "")):
         return f"|{inner}|"
@@ -534,7 +548,13 @@ def _same_label(one: str, other: str) -> bool:
     if one == other or " " in one + other:
         return True
     functions = ["(" in name and not name.startswith("(") for name in (one, other)]
-    return functions[0] != functions[1] and "y" in (one, other) or sorted(one) == sorted(other) and one.isupper() and len(one) == 2
+    return (
+        functions[0] != functions[1]
+        and "y" in (one, other)
+        or sorted(one) == sorted(other)
+        and one.isupper()
+        and len(one) == 2
+    )
 
 
 def _as_equation(tree: Tree) -> Tree | None:

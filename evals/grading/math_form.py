@@ -109,7 +109,9 @@ def _undone(tree: Any) -> int:
         return sum(_undone(part) for part in tree)
     if tree[0] in ("v", "vec", "text", "base", "time") or _is_plain(tree):
         return 0
-    if tree[0] in ("+", "*", "/", "^", "neg", "root", "times", "cdot", "!", "f", "sum", "prod", "int") and _rational(tree):
+    if tree[0] in ("+", "*", "/", "^", "neg", "root", "times", "cdot", "!", "f", "sum", "prod", "int") and _rational(
+        tree
+    ):
         return 1
     count = sum(_undone(part) for part in tree[1:])
     if tree[0] in ("+", "*", "times", "cdot"):

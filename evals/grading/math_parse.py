@@ -21,8 +21,9 @@ from evals.grading.math_words import FUNCTIONS, JOINS, SAYS_SO, SKIPPED, constan
 Tree = tuple[Any, ...]
 DEEPEST = 40
 """levels of nesting; MATH's references have at most six"""
-_TEXT = r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal|bb|cal|frak|scr)|operatorname" + (
-    r"|boldsymbol|bm|vec|overrightarrow|mathbi|overline|bar|hat|widehat|tilde|widetilde|underline|dot|emph)"
+_TEXT = (
+    r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal|bb|cal|frak|scr)|operatorname"
+    + (r"|boldsymbol|bm|vec|overrightarrow|mathbi|overline|bar|hat|widehat|tilde|widetilde|underline|dot|emph)")
 )
 _TOKEN = re.compile(
     r"(?P<space> *)(?:"
@@ -39,7 +40,14 @@ _TOKEN = re.compile(
 )
 _RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "<>": "!=", r"\le": "<="}
 _RELATIONS |= {r"\ge": ">=", r"\ne": "!=", r"\approx": "~", r"\to": "->", r"\in": "in", r"\equiv": "="}
-_RELATIONS |= {r"\sim": "~", r"\simeq": "~", r"\rightarrow": "->", r"\Rightarrow": "=>", r"\implies": "=>", r"\notin": "!in"}
+_RELATIONS |= {
+    r"\sim": "~",
+    r"\simeq": "~",
+    r"\rightarrow": "->",
+    r"\Rightarrow": "=>",
+    r"\implies": "=>",
+    r"\notin": "!in",
+}
 _CONNECTIVES = {r"\wedge": "and", r"\land": "and", r"\vee": "or", r"\lor": "or"}
 _CONSTANTS = {r"\pi": "pi", r"\infty": "inf"}
 _GREEK = frozenset(
@@ -122,9 +130,23 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
     words = SAYS_SO.sub("", " ".join(content.split()))
     if name == "mathbb":
         return [_Token(("command", rf"\mathbb{{{words}}}", space))]
-    if name in ("overline", "bar", "hat", "widehat", "tilde", "widetilde", "underline", "dot", "mathcal", "mathfrak", "mathscr"):
+    if name in (
+        "overline",
+        "bar",
+        "hat",
+        "widehat",
+        "tilde",
+        "widetilde",
+        "underline",
+        "dot",
+        "mathcal",
+        "mathfrak",
+        "mathscr",
+    ):
         return [_Token(("name", f"{name}({words})", space))]
-    if name in ("vec", "overrightarrow", "boldsymbol", "bm", "mathbf", "mathbi") and re.fullmatch(r"\\?[a-zA-Z]+", words):
+    if name in ("vec", "overrightarrow", "boldsymbol", "bm", "mathbf", "mathbi") and re.fullmatch(
+        r"\\?[a-zA-Z]+", words
+    ):
         return [_Token(("vec", words, space))]
     low = words.lower().strip(" .:")
     if not words:
@@ -139,7 +161,9 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
         return [_Token(("text1", found[1], space))]
     if found := re.fullmatch(r"([-+]?\d[\d.,/]*)\s+([a-zA-Z].*)", words):
         return [*tokens(found[1], joined), _Token(("words", found[2], True))]
-    if re.fullmatch(r"[-+0-9.,:/()^ ]*\d[-+0-9.,:/()^ ]*", words) or ("\\" in words and not re.search("[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", words))):
+    if re.fullmatch(r"[-+0-9.,:/()^ ]*\d[-+0-9.,:/()^ ]*", words) or (
+        "\\" in words and not re.search("[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", words))
+    ):
         return [_Token((kind, value, space or at > 0)) for at, (kind, value, _) in enumerate(tokens(words, joined))]
     return [_Token(("words", words, space))]
 
@@ -182,7 +206,9 @@ def parse(text: str, joined: bool = True) -> Tree:
 _WRAPPED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}")
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(a\.?m\.?|p\.?m\.?)?\s*", re.I)
 _RATIO = re.compile(r"[^:=]+(?::[^:=]+)+")
-_BASE = re.compile(r"(-?)(?:\\(?:text|mathrm|mbox)\s*\{)?([0-9a-fA-F]+(?:\.[0-9a-fA-F]+)?)\}?\s*_\s*(?:\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*|(\d))")
+_BASE = re.compile(
+    r"(-?)(?:\\(?:text|mathrm|mbox)\s*\{)?([0-9a-fA-F]+(?:\.[0-9a-fA-F]+)?)\}?\s*_\s*(?:\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*|(\d))"
+)
 _WORD_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 
 
@@ -198,7 +224,11 @@ def _whole(text: str) -> Tree | None:
         sign, digits, named, single = base.groups()
         number = named or single
         number = int(number) if number.isdecimal() else _WORD_BASES.get(number, 0)
-        if 2 <= number <= 36 and digits[0].isdecimal() or (number > 10 and all(d == "." or int(d, 36) < number for d in digits)):
+        if (
+            2 <= number <= 36
+            and digits[0].isdecimal()
+            or (number > 10 and all(d == "." or int(d, 36) < number for d in digits))
+        ):
             if all(d == "." or int(d, 36) < number for d in digits):
                 return ("base", sign + digits.lower(), number)
     return None
@@ -301,7 +331,11 @@ class _Parser:
         if self.next_is(r"\pmod", r"\mod"):
             self.take()
             return ("mod", tree, self.argument())
-        if self.next_is("(") and self.found[self.at + 1][:2] in (("function", "mod"), ("command", r"\bmod"), ("command", r"\mod")):
+        if self.next_is("(") and self.found[self.at + 1][:2] in (
+            ("function", "mod"),
+            ("command", r"\bmod"),
+            ("command", r"\mod"),
+        ):
             self.at += 2
             tree = ("mod", tree, self.additive())
             self.expect(")")
@@ -316,7 +350,11 @@ class _Parser:
 
     def measured(self) -> Tree:
         """A value and its unit."""
-        if self.kind == "words" and (self.at + 1 == len(self.found) - 1 or self.found[self.at + 1][0] in ("sep", "end") or self.found[self.at + 1][1] in (",", ";", ")", r"\}", "]")):
+        if self.kind == "words" and (
+            self.at + 1 == len(self.found) - 1
+            or self.found[self.at + 1][0] in ("sep", "end")
+            or self.found[self.at + 1][1] in (",", ";", ")", r"\}", "]")
+        ):
             return ("text", self.take())
         if self.next_is("-") and self.found[self.at + 1][:2] == ("sign", "$"):
             del self.found[self.at + 1]
@@ -473,7 +511,15 @@ class _Parser:
                 tree = ("pct", tree)
             elif self.accept("'"):
                 tree = ("v", f"{tree}'")
-            elif self.kind == "words" and self.value.lower() in ("percent", "million", "billion", "trillion", "thousand", "dozen", "hundred"):
+            elif self.kind == "words" and self.value.lower() in (
+                "percent",
+                "million",
+                "billion",
+                "trillion",
+                "thousand",
+                "dozen",
+                "hundred",
+            ):
                 word = self.take().lower()
                 tree = ("pct", tree) if word == "percent" else ("*", tree, ("n", Fraction(_NUMBER_WORDS[word])))
             elif self.kind == "words" and self.value.lower() in ("degrees", "degree"):
@@ -681,9 +727,25 @@ class _Parser:
             tree: Tree = ("root", ("n", Fraction(2)), argument)
         elif name == "frac":
             raise CannotParse("a damaged command")
-        elif self.next_is("(", "[", "{", r"\{") and name in ("max", "min", "gcd", "lcm", "det", "abs", "exp", "floor", "ceil", "binom", "mod"):
+        elif self.next_is("(", "[", "{", r"\{") and name in (
+            "max",
+            "min",
+            "gcd",
+            "lcm",
+            "det",
+            "abs",
+            "exp",
+            "floor",
+            "ceil",
+            "binom",
+            "mod",
+        ):
             group = self.atom()
-            tree = ("f", name, *(group[2] if group[0] == "tuple" else group[1] if group[0] in ("set", "list") else (group,)))
+            tree = (
+                "f",
+                name,
+                *(group[2] if group[0] == "tuple" else group[1] if group[0] in ("set", "list") else (group,)),
+            )
         else:
             tree = ("f", name, self.function_argument())
         if name == "log" and base is not None:
@@ -791,7 +853,22 @@ class _Parser:
 
 
 _STARTS = frozenset(
-    [r"\frac", r"\sqrt", r"\binom", r"\{", r"\emptyset", r"\lfloor", r"\lceil", r"\langle", r"\|", r"\sum", r"\prod", r"\int", r"\angle", r"\triangle"]
+    [
+        r"\frac",
+        r"\sqrt",
+        r"\binom",
+        r"\{",
+        r"\emptyset",
+        r"\lfloor",
+        r"\lceil",
+        r"\langle",
+        r"\|",
+        r"\sum",
+        r"\prod",
+        r"\int",
+        r"\angle",
+        r"\triangle",
+    ]
 ) | {name for name in FUNCTIONS if name.startswith("\\")}
 _ORDINALS = ("th", "st", "nd", "rd")
 _NUMBER_WORDS = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}

@@ -132,7 +132,15 @@ def _reals(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         return ALL, ""
     if kind == "text":
         said = tree[1].lower().removeprefix("the set of ").removeprefix("all ").strip()
-        if said in ("no solution", "no solutions", "no real solutions", "no real solution", "empty set", "the empty set", "none"):
+        if said in (
+            "no solution",
+            "no solutions",
+            "no real solutions",
+            "no real solution",
+            "empty set",
+            "the empty set",
+            "none",
+        ):
             return NOTHING, ""
         return (ALL, "") if said in ("real numbers", "reals", "real number", "real") else None
     if kind == "tuple" and len(tree[2]) == 2:

@@ -21,7 +21,10 @@ UNICODE: dict[int, str] = {
     **{ord(c): r"\Gamma \Delta \Theta \Lambda \Sigma \Phi \Omega ".split()[i] + " " for i, c in enumerate("ΓΔΘΛΣΦΩ")},
     **{ord(c): "-" for c in "−–—‐‑‒―﹣"},
     **{ord(c): "" for c in "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f"},
-    **{ord(c): " " for c in "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"},
+    **{
+        ord(c): " "
+        for c in "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+    },
 }
 for _chars, _is in (
     ("√", r"\sqrt "), ("∛", r"\sqrt[3]"), ("∜", r"\sqrt[4]"), ("∞", r"\infty "), ("°˚º", r"^\circ "), ("×✕⨯", r"\times "),
@@ -51,11 +54,17 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\[hv]?phantom\s*\{[^{}]*\}"), ""),
     (re.compile(r"\\(?:d|t|c)frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:d|t)binom(?![a-zA-Z])"), r"\\binom"),
-    (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:,\s*\\!|\{,\}(?:\\!)?)\s*\d{3})+(?!\d)"), lambda m: re.sub(r"\D", "", m[0])),
+    (
+        re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:,\s*\\!|\{,\}(?:\\!)?)\s*\d{3})+(?!\d)"),
+        lambda m: re.sub(r"\D", "", m[0]),
+    ),
     (re.compile(r"(?<!\\)(?:\\!|\\/|\$|\\[()\[\]])"), ""),
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"(?<![\\}a-zA-Z])\{\s*\}"), ""),
-    (re.compile(r"\^\s*(?:\{\s*(?:\\(?:text|mathrm|rm)\s*\{?)?|\\(?:text|mathrm)\s*\{)\s*(th|st|nd|rd)\s*\}{1,2}"), r"\\text{\1}"),
+    (
+        re.compile(r"\^\s*(?:\{\s*(?:\\(?:text|mathrm|rm)\s*\{?)?|\\(?:text|mathrm)\s*\{)\s*(th|st|nd|rd)\s*\}{1,2}"),
+        r"\\text{\1}",
+    ),
     (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
     (re.compile(r"\{([,:.;])\}"), r"\1"),
     (re.compile(r"\\(?:leq|leqslant|leqq)(?![a-zA-Z])"), r"\\le"),

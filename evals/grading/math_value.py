@@ -160,7 +160,12 @@ class Evaluator:
 
     def _cdot(self, a: Tree, b: Tree) -> Value:
         one, other = self(a), self(b)
-        if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other) and len(one[0]) == len(other[0]) == 1:
+        if (
+            isinstance(one, tuple)
+            and isinstance(other, tuple)
+            and len(one) == len(other)
+            and len(one[0]) == len(other[0]) == 1
+        ):
             return self.sum([self.multiply(x, y) for (x,), (y,) in zip(one, other, strict=True)])
         return self.multiply(one, other)
 
@@ -262,7 +267,9 @@ class Evaluator:
             return Fraction(1)
         self.spend(len(a))
         signed = [
-            self.multiply(self.multiply(Fraction((-1) ** j), x), self.det(_without(a, 0, j))) for j, x in enumerate(a[0]) if x
+            self.multiply(self.multiply(Fraction((-1) ** j), x), self.det(_without(a, 0, j)))
+            for j, x in enumerate(a[0])
+            if x
         ]
         return self.sum(signed) if signed else Fraction(0)
 
@@ -439,7 +446,9 @@ class Evaluator:
                 return Fraction(0)
             if n <= 2000 or min(k, n - k) <= 50:
                 return _exact(Fraction(math.comb(int(n), int(k))))
-        return self.divide(self.factorial(n), self.multiply(self.factorial(k), self.factorial(self.sum([n, _negative(k)]))))
+        return self.divide(
+            self.factorial(n), self.multiply(self.factorial(k), self.factorial(self.sum([n, _negative(k)])))
+        )
 
 
 _NAMES = {"+": "add", "*": "mul", "/": "div", "^": "power", "!": "fact"}
@@ -607,7 +616,8 @@ def _close(evaluate: Evaluator, one: list[Value], other: list[Value]) -> bool:
     right = evaluate.multiply(other[0], other[1])
     difference = evaluate.sum([left, _negative(right)])
     return not difference or (
-        not isinstance(difference, Fraction) and _size(difference) < _size(evaluate.number(left)) - 0.6 * evaluate.digits
+        not isinstance(difference, Fraction)
+        and _size(difference) < _size(evaluate.number(left)) - 0.6 * evaluate.digits
     )
 
 

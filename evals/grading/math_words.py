@@ -4,7 +4,9 @@ import re
 from functools import lru_cache
 
 JOINS = {"or": "or", "and": "and", ", and": "and", "&": "and", ", or": "or", ",": ",", ";": ";", "and also": "and"}
-SKIPPED = frozenset(["the answer is", "answer is", "the answer", "the final answer is", "final answer is", "is", "equals", "value is"])
+SKIPPED = frozenset(
+    ["the answer is", "answer is", "the answer", "the final answer is", "final answer is", "is", "equals", "value is"]
+)
 SAYS_SO = re.compile(r"^(?:so |thus |hence |therefore,? )?(?:the )?(?:final )?answers? (?:is|are)[: ]\s*(?=\S)", re.I)
 """words before an answer that say nothing"""
 
@@ -12,7 +14,15 @@ FUNCTIONS: dict[str, str] = {name: name for name in (
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arcsinh arccosh arctanh "
     "ln log exp max min gcd lcm det abs sqrt floor ceil arg sgn mod"
 ).split()}  # fmt: skip
-FUNCTIONS |= {"lg": "log", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "inf": "inf", "ctg": "cot"}
+FUNCTIONS |= {
+    "lg": "log",
+    "sign": "sgn",
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
+    "inf": "inf",
+    "ctg": "cot",
+}
 FUNCTIONS |= {"tg": "tan", "arctg": "arctan", "cosec": "csc", "ceiling": "ceil", "hcf": "gcd"}
 del FUNCTIONS["inf"]
 FUNCTIONS |= {
@@ -41,7 +51,6 @@ _ONE_SPELLING = {
     "c": "celsius", "f": "fahrenheit", "dm": "decimeter decimetre", "ohm": "", "nm": "nanometer", "block": "", "piece": "",
 }  # fmt: skip
 UNITS = {word: unit for unit, words in _ONE_SPELLING.items() for word in (unit, *words.split())}
-
 
 
 def is_unit(word: str) -> bool:

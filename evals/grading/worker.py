@@ -41,7 +41,12 @@ def main() -> None:
             reply = {"outcome": verdict.outcome, "path": verdict.path, "answer": answer, "detail": verdict.detail}
         except (Exception, RecursionError) as e:  # noqa: BLE001  while comparing: the answer is not equal, and says why
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            reply = {"outcome": "wrong", "path": "box:failed", "answer": answer, "detail": f"{type(e).__name__}: {e}"[:500]}
+            reply = {
+                "outcome": "wrong",
+                "path": "box:failed",
+                "answer": answer,
+                "detail": f"{type(e).__name__}: {e}"[:500],
+            }
         print(json.dumps(reply), file=answers)
 
 

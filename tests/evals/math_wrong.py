@@ -65,7 +65,13 @@ def _signs(text: str, masked: str) -> Iterator[tuple[str, str]]:
 
 def _elements(text: str) -> Iterator[tuple[str, str]]:
     inner = re.fullmatch(r"(\\left)?\(([^()\[\]]*)(\\right)?\)", text)
-    content = inner[2].strip().removesuffix("\\right") if inner else text if re.fullmatch(r"[^()\[\]{}a-zA-Z\\]*", text) else ""
+    content = (
+        inner[2].strip().removesuffix("\\right")
+        if inner
+        else text
+        if re.fullmatch(r"[^()\[\]{}a-zA-Z\\]*", text)
+        else ""
+    )
     parts = [part.strip() for part in content.split(",")] if "\\!" not in content else []
     if len(parts) < 2 or any(re.fullmatch(r"\d{3}", part) for part in parts[1:]):
         return
