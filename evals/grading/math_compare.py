@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from evals.grading.math_parse import CannotParse, Tree, parse
+from evals.grading.math_parse import WHOLE, CannotParse, Tree, parse, put
 from evals.grading.math_sets import reals, same_reals
 from evals.grading.math_text import TooLong, clean, normalise
 from evals.grading.math_value import BUDGET, Evaluator, TooCostly, Undefined, parts, points, same_value, variables
@@ -222,6 +222,9 @@ class _Judge:
         if a is None or r is None:
             self.path = "equation"
             return False
+        kinds = {a[0], r[0]}
+        if "list" in kinds and kinds & {"rel", *_SETS}:
+            return self.sets(*(("any", tree[1]) if tree[0] == "list" else tree for tree in (a, r)))
         if _has_pm(a) or _has_pm(r) or "list" in (a[0], r[0]):
             return self.lists(a, r)
         if a[0] == "mod" or r[0] == "mod":
@@ -259,6 +262,9 @@ class _Judge:
         infinite = (("c", "inf"), ("neg", ("c", "inf")), ("+", ("c", "inf")))
         if a in infinite or r in infinite:
             return a == r
+        left, right = variables(a), variables(r)
+        if WHOLE in left ^ right and left != right:  # k pi, and n pi with n in Z
+            a, r = (put(tree, ("v", k), ("v", WHOLE)) for tree, names in ((a, left), (r, right)) for k in _index(names))
         return same_value(a, r, self.budget) or self.rounded(a, r)
 
     def rounded(self, a: Tree, r: Tree) -> bool:
@@ -359,6 +365,8 @@ class _Judge:
         return a[0] == r[0] and _words(a[1]) == _words(r[1])
 
     def _time(self, a: Tree, r: Tree) -> bool:
+        if a[0] == "time" and r[0] == "ratio" and a[2] > 9 and not a[3] and not a[4]:
+            return self._ratio(("ratio", (_n(a[1]), _n(a[2]))), r)
         if a[0] != r[0]:  # 1:16 may be a ratio
             other, time = (a, r) if r[0] == "time" else (r, a)
             if other[0] == "ratio" or time[3] or time[4] or not time[2] or time[2] < 10:
@@ -464,6 +472,12 @@ class _Judge:
         return same_value(("*", ("f", "abs", left), right), ("*", left, ("f", "abs", right)), self.budget)
 
 
+def _index(names: set[str]) -> list[str]:
+    """The variable that can only be a whole number's, by its name."""
+    found = sorted(names & {"k", "n", "m"})
+    return found[:1] if found and WHOLE not in names else [WHOLE]
+
+
 _TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
 
@@ -473,9 +487,17 @@ def _n(value: int) -> Tree:
 
 def _resolved(tree: Tree, judge: _Judge) -> Tree | None:
     """An equation as ("eq", label, value) or ("eqn", left, right), an approximation as what is exact; None: 3 = 5."""
-    if tree[0] != "rel" or not set(tree[2]) <= {"=", "~"}:
+    if tree[0] == "cup" and tree[1][0] == tree[2][0] == "set":
+        return ("set", tree[1][1] + tree[2][1])
+    if tree[0] != "rel":
         return tree
     sides, operators = tree[1], tree[2]
+    if operators == ("in",) and sides[0][0] == "v" and sides[1][0] == "set":
+        return ("eq", sides[0][1], sides[1], sides[0])
+    if not set(operators) <= {"=", "~"}:
+        return tree
+    if operators[0] == "~" and _label(sides[0], ""):
+        operators = ("=", *operators[1:])
     if "~" in operators:
         at = operators.index("~")
         if not _near(sides[at], sides[at + 1], judge):

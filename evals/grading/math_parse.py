@@ -157,7 +157,7 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
         return []
     if low in FUNCTIONS and (low != "min" or name == "operatorname"):
         return [_Token(("function", FUNCTIONS[low], space))]
-    if found := re.fullmatch(r"\(?([a-zA-Z])\)?", words):
+    if found := re.fullmatch(r"\(?([a-zA-Z])[).]*", words):
         return [_Token(("text1", found[1], space))]
     if found := re.fullmatch(r"([-+]?\d[\d.,/]*)\s+([a-zA-Z].*)", words):
         return [*tokens(found[1], joined), _Token(("words", found[2], True))]
@@ -451,8 +451,11 @@ class _Parser:
                     continue
                 before = self.found[self.at - 1]
                 factor = self.factor()
-                if _plain_int(factors[-1]) and before[0] == "number" and _proper(factor):
-                    factors[-1] = ("mixed", factors[-1], factor)
+                marked = factor[0] in ("pct", "deg")
+                part = factor[1] if marked else factor
+                if _plain_int(factors[-1]) and before[0] == "number" and _proper(part):
+                    whole = ("mixed", factors[-1], part)
+                    factors[-1] = (factor[0], whole) if marked else whole
                 else:
                     factors.append(factor)
             else:
@@ -901,9 +904,26 @@ def _about_integers(tree: Tree) -> bool:
     return tree[0] == "rel" and tree[2] == ("in",) and tree[1][1][0] == "v" and tree[1][1][1].rstrip("+^*") in integers
 
 
+WHOLE = "a whole number"
+"""the name of a variable that is said to be one: k in "k pi, k in Z\""""
+
+
+def put(tree: Any, old: Tree, new: Tree) -> Any:
+    """The tree with one part in place of another."""
+    if tree == old:
+        return new
+    return tuple(put(part, old, new) for part in tree) if isinstance(tree, tuple) else tree
+
+
 def _joined(items: list[Tree], joins: Iterable[str]) -> Tree:
     """One item, a list, or statements joined by "or" and "and"."""
     kept = [item for at, item in enumerate(items) if at == 0 or not _about_integers(item)]
+    for item in items[1:]:
+        if item[0] == "rel" and _about_integers(item):  # its name is free to choose
+            kept = [put(one, item[1][0], ("v", WHOLE)) for one in kept]
+    first = kept[0]
+    if first[0] == "rel" and first[2] == ("!=",) and all(one[0] in ("n", "neg", "/", "root", "c") for one in kept[1:]):
+        kept[1:] = [("rel", (first[1][0], one), ("!=",), "") for one in kept[1:]]
     if len(kept) == 1:
         return kept[0]
     related = [item for item in kept if item[0] == "rel" and set(item[2]) & {"<", "<=", ">", ">=", "!=", "in"}]

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
-from evals.grading.math_parse import Tree
+from evals.grading.math_parse import Tree, put
 from evals.grading.math_value import Evaluator, TooCostly, Undefined, real, same_value, variables
 
 ZERO: Tree = ("n", Fraction(0))
@@ -247,7 +246,7 @@ def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float
             return None
         return intersection(below, above, budget) if operator in ("<", "<=") else union(below, above, budget)
     difference = ("+", left, ("neg", right))
-    at = [_put(difference, name, k) for k in range(4)]
+    at = [put(difference, ("v", name), ("n", Fraction(k))) for k in range(4)]
     third = ("+", at[3], ("*", ("n", Fraction(-3)), at[2]), ("*", ("n", Fraction(3)), at[1]), ("neg", at[0]))
     if not same_value(third, ZERO, budget):
         return None
@@ -297,11 +296,3 @@ def _number(tree: Tree, budget: list[float]) -> Tree:
     """The tree as a plain number where it is rational."""
     value = Evaluator({}, budget)(tree)
     return ("n", value) if isinstance(value, Fraction) else tree
-
-
-def _put(tree: Any, name: str, value: int) -> Any:
-    if tree == ("v", name):
-        return ("n", Fraction(value))
-    if isinstance(tree, tuple):
-        return tuple(_put(part, name, value) for part in tree)
-    return tree

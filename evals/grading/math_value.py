@@ -209,6 +209,8 @@ class Evaluator:
             return self.matrix_power(a, n)
         if isinstance(n, tuple):
             raise Undefined("a matrix for an exponent")
+        if isinstance(n, Fraction) and not n and a:
+            return Fraction(1)
         if not a:
             if isinstance(n, Fraction) and n > 0:
                 return Fraction(0)
@@ -421,13 +423,21 @@ class Evaluator:
         if name in ("ln", "log"):
             if not x:
                 raise Undefined("the logarithm of zero")
-            return self.clear(self.mp.ln(x) / (self.mp.ln(10) if name == "log" else 1))
+            return self.told(self.clear(self.mp.ln(x) / (self.mp.ln(10) if name == "log" else 1)), 0.0)
         if name == "abs":
             return abs(x)
         mp_name = _MP.get(name)
         if mp_name is None:
             raise Undefined(f"the function {name}")
-        return self.clear(getattr(self.mp, mp_name)(x))
+        return self.told(self.clear(getattr(self.mp, mp_name)(x)), size)
+
+    def told(self, value: Any, size: float) -> Any:
+        """A value of a function of a number of that size: sin(pi) is 0, and near 0 digits are lost."""
+        lost = size - _size(value) if value else 0.0
+        if lost > self.digits - 12:
+            return self.mp.zero
+        self.need = max(self.need, lost)
+        return value
 
     def choice(self, name: str, values: list[Value]) -> Value:
         if not values:
