@@ -6,7 +6,7 @@ refused by them as an answer to itself:
 * Where the reference is a plain number the answer is one: an integer, a decimal, a fraction in lowest terms.
 * Elsewhere the answer leaves no more arithmetic undone than the reference, and has no sine, logarithm, factorial, sum,
   ... of numbers that the reference does not have.
-* An expression that stands in the question is no answer, unless it is the reference as it is written.
+* A formula of the question, or one side of it, is no answer, unless it is the reference as it is written.
 """
 
 import math
@@ -25,7 +25,12 @@ _OPERATORS = re.compile(r"[-+*/^!<>=]|\\(?!infty|pi|mathbb|text)[a-zA-Z]+")
 def unsimplified(answer: str, reference: str, question: str = "") -> str:
     """Why an answer equal to the reference is not worked out; "" where it is."""
     said, wanted = normalise(answer), normalise(reference)
-    if said == wanted or number(said) is not None and _lowest(said):
+    if said == wanted:
+        return ""
+    copied = len(said) > 2 and (_OPERATORS.search(said) or not said.isalnum())
+    if question and copied and said in _formulas(question):
+        return "an expression of the question"
+    if number(said) is not None and _lowest(said):
         return ""
     try:
         a, r = _value(parse(clean(answer))), _value(parse(clean(reference)))
@@ -35,8 +40,6 @@ def unsimplified(answer: str, reference: str, question: str = "") -> str:
         return ""
     if _is_plain(r) and r[0] != "base":
         return "the reference is a plain number, the answer is to be worked out"
-    if question and len(said) > 2 and _OPERATORS.search(said) and said in _squeezed(question):
-        return "an expression of the question"
     undone, allowed = _undone(a), _undone(r)
     if undone > allowed:
         return "arithmetic is left undone"
@@ -45,17 +48,12 @@ def unsimplified(answer: str, reference: str, question: str = "") -> str:
     return ""
 
 
-def _squeezed(question: str) -> str:
-    """The formulas of a question as `normalise` spells an answer."""
+def _formulas(question: str) -> set[str]:
+    """The formulas of a question and their sides, as `normalise` spells an answer."""
     parts = re.split(r"\$+|\\[\[\]()]", question)
-    formulas = parts[1::2] or [question]
-    spelt = []
-    for formula in formulas:
-        try:
-            spelt.append(normalise(formula))
-        except ValueError:
-            continue
-    return "\n".join(spelt)
+    formulas = parts[1::2] or [question.strip().removesuffix("=")]
+    sides = [side for formula in formulas for side in (formula, *re.split(r"=|\\le|\\ge|<|>", formula))]
+    return {normalise(side) for side in sides}
 
 
 def _lowest(key: str) -> bool:

@@ -199,7 +199,8 @@ def parse(text: str, joined: bool = True) -> Tree:
     parser = _Parser(found)
     tree = parser.answer()
     if parser.kind != "end":
-        raise CannotParse(f"what is {parser.value!r} here?")
+        command = parser.kind == "command" and parser.value not in _KNOWN
+        raise CannotParse(f"unknown command {parser.value}" if command else f"what is {parser.value!r} here?")
     return tree
 
 
@@ -873,6 +874,7 @@ _STARTS = frozenset(
         r"\triangle",
     ]
 ) | {name for name in FUNCTIONS if name.startswith("\\")}
+_KNOWN = _STARTS | _GREEK | _ENDS | _RELATIONS.keys() | _CONSTANTS.keys()
 _ORDINALS = ("th", "st", "nd", "rd")
 _NUMBER_WORDS = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
