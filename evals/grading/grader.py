@@ -29,6 +29,9 @@ from evals.grading.thoughts import answer_part
 from evals.grading.weighted import WeightedGrader
 from evals.items import Item
 
+BATCH = 32
+"""comparisons that are sent to a worker at once: most take less time than the way there"""
+_Asked = tuple[dict[str, Any], "Future[Verdict]"]
 START_SECONDS = 120.0
 """for a worker to start on a machine that is busy"""
 
@@ -125,8 +128,8 @@ def open_rewards(
 class Grader:
     """A context manager around worker processes, which are started when first needed.
 
-    A comparison is bounded by its own budget, and by the processor time of its worker; what the answer costs too much is
-    wrong. `seconds` of wall time are for a machine that stands still: then the worker is killed, the Verdict is "timeout".
+    A comparison is bounded by its own budget, and by its worker's processor time; what the answer costs too much is
+    wrong. `seconds` of wall time are for a machine that stands still: the worker is killed, the Verdict is "timeout".
     One that dies is replaced, and the comparison tried once more; a second death is an "error". Neither is scorable,
     neither is a wrong answer.
     """
@@ -140,7 +143,7 @@ class Grader:
         """workers that had to be killed or died"""
         self._first_look = GRADERS[name]
         self._simplified = name == "math-simplified"
-        self._tasks: queue.Queue[tuple[dict[str, Any], Future[Verdict]] | None] = queue.Queue(maxsize=10_000)
+        self._tasks: queue.Queue[_Asked | None] = queue.Queue(maxsize=10_000)
         self._size = workers or min(2, os.cpu_count() or 1)
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -195,27 +198,50 @@ class Grader:
     def _serve(self) -> None:
         """One thread owns one worker process for its whole life."""
         worker: _Worker | None = None
-        while (asked := self._tasks.get()) is not None:
-            task, future = asked
-            verdict = Verdict("error", "box:worker", task["answer"])
-            for attempt in (1, 2):
-                try:
-                    worker = worker or _Worker()
-                    verdict = Verdict(**worker.ask(task, self.seconds))
-                    break
-                except (TimeoutError, ConnectionError) as e:
-                    if worker is not None:
-                        worker.kill()
-                    worker = None
-                    self.restarts += 1
-                    late = isinstance(e, TimeoutError)
-                    said = str(e) if late else f"{e} ({attempt} of 2 tries)"
-                    verdict = Verdict("timeout" if late else "error", "box:worker", task["answer"], said)
-                    if late:
-                        break
-            future.set_result(verdict)
+        more = True
+        while more:
+            batch, more = self._take()
+            if batch:
+                worker = self._answer(batch, worker)
         if worker is not None:
             worker.kill()
+
+    def _take(self) -> tuple[list[_Asked], bool]:
+        """At least one and up to BATCH of the comparisons that wait, the other workers' share left; False: no more come."""
+        batch: list[_Asked] = []
+        while len(batch) < BATCH and (not batch or self._tasks.qsize() >= self._size):
+            try:
+                asked = self._tasks.get(block=not batch)
+            except queue.Empty:
+                break
+            if asked is None:
+                return batch, False
+            batch.append(asked)
+        return batch, True
+
+    def _answer(self, batch: list[_Asked], worker: "_Worker | None", tries: int = 2) -> "_Worker | None":
+        """Give a batch its verdicts, and return the worker. What a death cut off is asked again, one by one."""
+        try:
+            worker = worker or _Worker()
+            replies = worker.ask([task for task, _ in batch], self.seconds)
+        except (TimeoutError, ConnectionError) as e:
+            if worker is not None:
+                worker.kill()
+            self.restarts += 1
+            if len(batch) > 1:
+                worker = None
+                for asked in batch:
+                    worker = self._answer([asked], worker)
+                return worker
+            if isinstance(e, ConnectionError) and tries > 1:
+                return self._answer(batch, None, tries - 1)
+            ((task, verdict),) = batch
+            outcome = "timeout" if isinstance(e, TimeoutError) else "error"
+            verdict.set_result(Verdict(outcome, "box:worker", task["answer"], str(e)))
+            return None
+        for (_, verdict), reply in zip(batch, replies, strict=True):
+            verdict.set_result(Verdict(**reply))
+        return worker
 
 
 class _Worker:
@@ -237,10 +263,10 @@ class _Worker:
             self.kill()
             raise
 
-    def ask(self, task: Mapping[str, Any], seconds: float) -> dict:
-        """The fields of a Verdict. Raises TimeoutError when it overruns, ConnectionError when the process is gone."""
+    def ask(self, tasks: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+        """The fields of a Verdict for each. Raises TimeoutError when it overruns, ConnectionError when the process is gone."""
         assert self.process.stdin is not None
-        line = json.dumps(task) + "\n"
+        line = json.dumps(tasks) + "\n"
         try:
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
@@ -248,7 +274,7 @@ class _Worker:
             raise ConnectionError("the grading worker died") from e
         return self._read(seconds)
 
-    def _read(self, seconds: float) -> dict:
+    def _read(self, seconds: float) -> Any:
         assert self.process.stdout is not None
         deadline = time.monotonic() + seconds
         while b"\n" not in self._rest:

@@ -19,6 +19,7 @@ from typing import Any
 from evals.grading.math_words import FUNCTIONS, JOINS, SAYS_SO, SKIPPED, constant_word, is_hedge, is_unit, unit_of
 
 Tree = tuple[Any, ...]
+MOST_TOKENS = 500
 DEEPEST = 40
 """levels of nesting; MATH's references have at most six"""
 _TEXT = (
@@ -76,6 +77,8 @@ def tokens(text: str, joined: bool = True) -> list[_Token]:
     found: list[_Token] = []
     at, depth = 0, 0
     while at < len(text):
+        if len(found) > MOST_TOKENS:
+            raise CannotParse(f"more than {MOST_TOKENS} signs")
         match = _TOKEN.match(text, at)
         if match is None:  # only spaces are left
             break
@@ -194,8 +197,6 @@ def parse(text: str, joined: bool = True) -> Tree:
     found = tokens(text, joined)
     if not found:
         raise CannotParse("nothing in it")
-    if len(found) > 800:
-        raise CannotParse("more than 800 tokens")
     parser = _Parser(found)
     tree = parser.answer()
     if parser.kind != "end":
@@ -551,7 +552,12 @@ class _Parser:
             raise CannotParse("an argument is missing")
         if self.next_is("+", "-", "*", "/", "^", "_", "="):
             raise CannotParse(f"{self.value!r} for an argument")
-        return self.atom()
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise CannotParse(f"nested more than {DEEPEST} deep")
+        tree = self.atom()
+        self.depth -= 1
+        return tree
 
     def bare_argument(self) -> Tree:
         """`argument` of \\frac: \\frac12 is a half."""

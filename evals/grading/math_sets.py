@@ -236,6 +236,17 @@ def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float
     if operator == "!=":
         equal = _solve(left, "=", right, name, budget)
         return None if equal is None else complement(equal, budget)
+    if right == ("v", name):
+        left, right, operator = right, left, _TURNED[operator]
+    if left == ("v", name) and name not in variables(right):
+        end, inside = _number(right, budget), operator in ("<=", ">=")
+        if real(end, budget) is None:
+            return None
+        if operator == "=":
+            return point(end)
+        if operator in ("<", "<="):
+            return interval(BELOW, False, end, inside, budget)
+        return interval(end, inside, INFINITY, False, budget)
     if right[0] == "f" and right[1] == "abs" and name in variables(right):
         left, right, operator = right, left, _TURNED[operator]
     if left[0] == "f" and left[1] == "abs" and name not in variables(right):
@@ -246,10 +257,7 @@ def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float
             return None
         return intersection(below, above, budget) if operator in ("<", "<=") else union(below, above, budget)
     difference = ("+", left, ("neg", right))
-    at = [put(difference, ("v", name), ("n", Fraction(k))) for k in range(4)]
-    third = ("+", at[3], ("*", ("n", Fraction(-3)), at[2]), ("*", ("n", Fraction(3)), at[1]), ("neg", at[0]))
-    if not same_value(third, ZERO, budget):
-        return None
+    at = _values(difference, name, budget)
     second = ("/", ("+", at[2], ("*", ("n", Fraction(-2)), at[1]), at[0]), ("n", Fraction(2)))
     first = ("+", at[1], ("neg", at[0]), ("neg", second))
     found = ("+", ("*", second, ("^", ("v", name), ("n", Fraction(2)))), ("*", first, ("v", name)), at[0])
@@ -290,6 +298,11 @@ def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float
     return union(
         interval(BELOW, False, roots[0], inside, budget), interval(roots[1], inside, INFINITY, False, budget), budget
     )
+
+
+def _values(tree: Tree, name: str, budget: list[float]) -> list[Tree]:
+    """A tree at 0, 1 and 2, as numbers where they are rational."""
+    return [_number(put(tree, ("v", name), ("n", Fraction(k))), budget) for k in range(3)]
 
 
 def _number(tree: Tree, budget: list[float]) -> Tree:

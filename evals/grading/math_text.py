@@ -127,6 +127,8 @@ def _bare(answer: str) -> str:
     opened = len(answer) - len(answer.lstrip("{"))
     closed = 0 if answer.endswith("\\}") else len(answer) - len(answer.rstrip("}"))
     around = min(opened, closed)
+    if len(answer) - 2 * around > LONGEST:
+        return answer
     depth = lowest = 0
     inner = answer[around : len(answer) - around]
     at = 0

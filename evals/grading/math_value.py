@@ -15,7 +15,7 @@ import mpmath
 
 from evals.grading.math_parse import Tree
 
-BUDGET = 3000
+BUDGET = 1200
 """operations of one comparison, those at many digits counted several times"""
 BITS = 6000
 """of an exact number; beyond it a number is a float with an exponent as long as it likes"""
@@ -90,7 +90,8 @@ class Evaluator:
         return value
 
     def costs(self) -> None:
-        self.spend(1 + (self.digits / 100) ** 1.5)
+        """A function of a float: what dozens of sums cost."""
+        self.spend(6 * (1 + (self.digits / 100) ** 1.5))
 
     def _add(self, *terms: Tree) -> Value:
         return self.sum([self(term) for term in terms])
@@ -300,8 +301,7 @@ class Evaluator:
             return Fraction(math.factorial(int(n)))
         if _size(self.number(n)) > 9:
             raise TooCostly("a factorial of more than a billion digits")
-        self.costs()
-        self.spend(20)
+        self.spend(15)
         return self.mp.gamma(self.number(n) + 1)
 
     def _mat(self, rows: tuple) -> Value:

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+from typing import Any
 
 MEMORY = 2 << 30
 """address space"""
@@ -22,8 +23,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is not an answer
-    from evals.grading.grader import settle
-    from evals.grading.math_compare import compare
+    import evals.grading.grader  # noqa: F401  everything that a comparison needs
     from evals.grading.math_value import TooCostly
 
     def over(*_: object) -> None:
@@ -32,22 +32,24 @@ def main() -> None:
     signal.signal(signal.SIGVTALRM, over)
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
-        task = json.loads(line)
-        answer, reference = task["answer"], task["reference"]
-        try:
-            signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
-            verdict = settle(answer, compare(answer, reference), reference, task["simplified"], task["question"])
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            reply = {"outcome": verdict.outcome, "path": verdict.path, "answer": answer, "detail": verdict.detail}
-        except (Exception, RecursionError) as e:  # noqa: BLE001  while comparing: the answer is not equal, and says why
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            reply = {
-                "outcome": "wrong",
-                "path": "box:failed",
-                "answer": answer,
-                "detail": f"{type(e).__name__}: {e}"[:500],
-            }
-        print(json.dumps(reply), file=answers)
+        print(json.dumps([judged(task) for task in json.loads(line)]), file=answers)
+
+
+def judged(task: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the verdict on one answer. An exception while comparing is "not equal"."""
+    from evals.grading.grader import settle
+    from evals.grading.math_compare import compare
+
+    answer, reference = task["answer"], task["reference"]
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
+        verdict = settle(answer, compare(answer, reference), reference, task["simplified"], task["question"])
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    except Exception as e:  # noqa: BLE001  a fault of ours, which the verdict's detail reports
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        failed = f"{type(e).__name__}: {e}"[:500]
+        return {"outcome": "wrong", "path": "box:failed", "answer": answer, "detail": failed}
+    return {"outcome": verdict.outcome, "path": verdict.path, "answer": answer, "detail": verdict.detail}
 
 
 if __name__ == "__main__":
