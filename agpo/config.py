@@ -226,7 +226,8 @@ class TrainConfig(_Section):
     prompt: str = "arith"
     """prompt preset, see `evals/prompts.py`"""
     reward: str = "math"
-    """a grader (math, math-simplified, exact, code), or `module:function` of one's own: (text, item) -> a number, None: not scorable"""
+    """a grader (math, math-simplified, exact, code: docs/grading.md), or `module:function` of one's own: (text, item)
+    -> a number, None: not scorable"""
     reward_range: tuple[float, float] = (0.0, 1.0)
     """what a reward function of one's own may return; anything else stops the run"""
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)

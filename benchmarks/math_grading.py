@@ -55,7 +55,9 @@ def math_verify(answer: str, reference: str) -> bool:
     return bool(gold) and bool(target) and verify(gold, target, timeout_seconds=None)
 
 
-def timed(judge: Callable[[str, str], bool], pairs: list[tuple[Pair, bool]]) -> tuple[list[float], list[float], Counter]:
+def timed(
+    judge: Callable[[str, str], bool], pairs: list[tuple[Pair, bool]]
+) -> tuple[list[float], list[float], Counter]:
     """Processor and wall milliseconds of every pair, and what was said: (right in truth, said right) -> count."""
     cpu, wall, said = [], [], Counter[tuple[bool, bool]]()
     for (answer, reference), right in pairs:
@@ -109,7 +111,11 @@ def main() -> None:
         )
     plain = [pair for pair, _ in pairs]
     hostile = [(HOSTILE[k % len(HOSTILE)], reference) for k, (_, reference) in enumerate(plain[: len(plain) // 8])]
-    mixed = [pair for k in range(len(plain)) for pair in ([hostile[k // 8]] if k % 8 == 0 and k // 8 < len(hostile) else [plain[k]])]
+    mixed = [
+        pair
+        for k in range(len(plain))
+        for pair in ([hostile[k // 8]] if k % 8 == 0 and k // 8 < len(hostile) else [plain[k]])
+    ]
     _, without = batch(plain, 1)
     _, with_them = batch(mixed, 1)
     print(
@@ -121,7 +127,9 @@ def main() -> None:
         for workers in rates:
             rates[workers].append(len(plain) / batch(plain, workers)[0])
     one, two = (statistics.median(rates[workers]) for workers in rates)
-    print(f"through the workers, median of {args.runs}: 1 worker {one:,.0f}/s, 2 workers {two:,.0f}/s, {two / one:.2f}x")
+    print(
+        f"through the workers, median of {args.runs}: 1 worker {one:,.0f}/s, 2 workers {two:,.0f}/s, {two / one:.2f}x"
+    )
 
 
 if __name__ == "__main__":

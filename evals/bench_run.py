@@ -114,7 +114,7 @@ def print_changes(
     before: Mapping[tuple[str, int], tuple[str, str]], rows: Mapping[tuple[str, int], "SampleRow"], console: Console
 ) -> None:
     """How many verdicts a regrading changed, from what to what, with an example of each change."""
-    changes: dict[tuple[str, str], list["SampleRow"]] = {}
+    changes: dict[tuple[str, str], list[SampleRow]] = {}
     for key, row in rows.items():
         if key in before and before[key][0] != row.outcome:
             changes.setdefault((before[key][0], row.outcome), []).append(row)

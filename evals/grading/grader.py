@@ -207,7 +207,7 @@ class Grader:
             worker.kill()
 
     def _take(self) -> tuple[list[_Asked], bool]:
-        """At least one and up to BATCH of the comparisons that wait, the other workers' share left; False: no more come."""
+        """Up to BATCH of the comparisons that wait, the other workers' share left; False: no more will come."""
         batch: list[_Asked] = []
         while len(batch) < BATCH and (not batch or self._tasks.qsize() >= self._size):
             try:
@@ -264,7 +264,7 @@ class _Worker:
             raise
 
     def ask(self, tasks: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
-        """The fields of a Verdict for each. Raises TimeoutError when it overruns, ConnectionError when the process is gone."""
+        """The fields of a Verdict for each. Raises TimeoutError for an overrun, ConnectionError for a dead process."""
         assert self.process.stdin is not None
         line = json.dumps(tasks) + "\n"
         try:

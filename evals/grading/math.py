@@ -12,7 +12,8 @@ from evals.grading.thoughts import answer_part
 __all__ = ["extract_answer", "normalise", "same_string"]
 
 _BOX = r"\\(?:f?boxed|f?box)(?![a-zA-Z])"
-_BARE = r"[-+]?(?:\d+(?:[.,/]\d+)*|\\(?:[dt]?frac|sqrt|pi|infty|text|mathbf|mathrm)(?![a-zA-Z])\s*(?:\{[^{}]*\}\s*){0,2}\w{0,2})"
+_COMMAND = r"\\(?:[dt]?frac|sqrt|pi|infty|text|mathbf|mathrm)(?![a-zA-Z])\s*(?:\{[^{}]*\}\s*){0,2}\w{0,2}"
+_BARE = rf"[-+]?(?:\d+(?:[.,/]\d+)*|{_COMMAND})"
 _MARK = re.compile(rf"{_BOX}(?:(?P<box>\s*\{{)|\s*(?P<bare>{_BARE}))|\\[a-zA-Z]+|\\.|[{{}}]", re.S)
 _FIRST = re.compile(_BOX)
 _EMPTY = re.compile(r"(?:[\s{}~$.,]|\\[,;:!\s]|\\(?:q?quad|text|dots|ldots|cdots)(?![a-zA-Z]))*")
@@ -22,8 +23,8 @@ def extract_answer(text: str) -> tuple[str | None, str]:
     """(answer, where from): the content of the last complete \\boxed{} or \\fbox{} after the thoughts.
 
     ("...", "box"); (None, "none") without a box, (None, "thinking") where the thoughts never end, (None, "empty") where
-    all boxes are empty, (None, "unclosed") where the only ones never close: the text was cut off; (None, "broken") where
-    the text goes on after one with unbalanced braces. An empty box does not replace a full one, and neither does a
+    all boxes are empty, (None, "unclosed") where the only ones never close: it was cut off; (None, "broken") where it
+    goes on after one with unbalanced braces. An empty box does not replace a full one, and neither does a
     mention of \\boxed: without braces it counts before a number or a math command only, as in `\\boxed 9`.
     Nothing is guessed from prose: a model is asked for a box, and a reward that can be had without one teaches
     something else.
@@ -39,7 +40,7 @@ def extract_answer(text: str) -> tuple[str | None, str]:
 
 
 def boxes(text: str) -> tuple[list[tuple[int, int]], str]:
-    """(start, end) of every complete box's content, as they close, and what there is beside them: none, unclosed, broken.
+    """(start, end) of every complete box's content, as they close, and what else there is: none, unclosed, broken.
 
     One pass with a stack of open braces: what is done for a character does not depend on how many boxes there are.
     """

@@ -1,4 +1,4 @@
-"""Whether an answer is worked out: `2^{10}` has the value 1024, and is what the question said and not what it asked for.
+"""Whether an answer is worked out: `2^{10}` has the value 1024, and is the question and not its answer.
 
 prm800k's grader, which MATH-500's scores come from, refuses such forms. So do these rules, and no reference of MATH is
 refused by them as an answer to itself:
@@ -14,10 +14,12 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from evals.grading.math_compare import number, walk
-from evals.grading.math_parse import CannotParse, Tree, parse
+from evals.grading.math_compare import number
+from evals.grading.math_parse import parse
 from evals.grading.math_text import TooLong, clean, normalise
-from evals.grading.math_value import Evaluator, TooCostly, Undefined, variables
+from evals.grading.math_tokens import CannotParse
+from evals.grading.math_tree import Tree, variables, walk
+from evals.grading.math_value import Evaluator, TooCostly, Undefined
 
 _OPERATORS = re.compile(r"[-+*/^!<>=]|\\(?!infty|pi|mathbb|text)[a-zA-Z]+")
 

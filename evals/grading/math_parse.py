@@ -1,44 +1,15 @@
-"""A small parser of mathematical answers: LaTeX, or what people type, to a tree. It takes the whole text or refuses it.
-
-A tree is a tuple whose first element says what it is; nothing is evaluated:
-
-    ("n", Fraction)  ("v", name)  ("vec", name)  ("c", "pi" | "e" | "i" | "inf")  ("text", words)
-    ("+", a, ...)  ("*", a, ...)  ("times", a, b)  ("cdot", a, b)  ("/", a, b)  ("^", a, b)  ("neg", a)  ("root", n, a)
-    ("pm", a, b)  ("mp", a, b)  ("!", a)  ("pct", a)  ("deg", a)  ("mixed", a, b)  ("f", name, a, ...)
-    ("sum" | "prod" | "int", variable, low, high, body)  ("mat", rows)  ("base", digits, base)  ("unit", a, name)
-    ("tuple", open, items, close)  ("set", items)  ("list", items)  ("build", element, condition)  ("ratio", items)
-    ("time", hours..., half of the day)  ("cup" | "cap" | "minus", a, b)  ("rel", sides, operators, label texts)  ("mod", a, m)
-    ("any" | "all", items): statements joined by "or", by "and"
-"""
+"""A small parser of mathematical answers, LaTeX or what people type, to a tree: the whole text or nothing."""
 
 import re
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any
 
-from evals.grading.math_words import FUNCTIONS, JOINS, SAYS_SO, SKIPPED, constant_word, is_hedge, is_unit, unit_of
+from evals.grading.math_tokens import ORDINALS, CannotParse, Token, tokens
+from evals.grading.math_tree import WHOLE, Tree, put
+from evals.grading.math_words import FUNCTIONS, is_hedge, unit_of
 
-Tree = tuple[Any, ...]
-MOST_TOKENS = 500
 DEEPEST = 40
 """levels of nesting; MATH's references have at most six"""
-_TEXT = (
-    r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal|bb|cal|frak|scr)|operatorname"
-    + (r"|boldsymbol|bm|vec|overrightarrow|mathbi|overline|bar|hat|widehat|tilde|widetilde|underline|dot|emph)")
-)
-_TOKEN = re.compile(
-    r"(?P<space> *)(?:"
-    r"(?P<repeat>\d*\.\d*\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d))"
-    r"|(?P<science>(?<![a-zA-Z}])\d+(?:\.\d+)?[eE][+-]?\d+(?![a-zA-Z.]))"
-    r"|(?P<thousands>(?<![\d.,])[1-9]\d{0,2}(?:(?:, ?| )\d{3})+(?!\d|, ?\d)(?:\.\d+)?)"
-    r"|(?P<number>\d+(?:\.\d+)?|\.\d+)"
-    rf"|(?P<text>{_TEXT})(?![a-zA-Z])\s*(?=\{{|[a-zA-Z0-9])"
-    r"|\\begin\s*\{(?P<begin>[a-zA-Z]+\*?)\}|\\end\s*\{(?P<close>[a-zA-Z]+\*?)\}"
-    r"|(?P<command>\\(?:[a-zA-Z]+|.))"
-    r"|(?P<word>[a-zA-Z]+)"
-    r"|(?P<sign><=|>=|!=|==|<>|\*\*|.))",
-    re.S,
-)
 _RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "<>": "!=", r"\le": "<="}
 _RELATIONS |= {r"\ge": ">=", r"\ne": "!=", r"\approx": "~", r"\to": "->", r"\in": "in", r"\equiv": "="}
 _RELATIONS |= {
@@ -49,145 +20,15 @@ _RELATIONS |= {
     r"\implies": "=>",
     r"\notin": "!in",
 }
-_CONNECTIVES = {r"\wedge": "and", r"\land": "and", r"\vee": "or", r"\lor": "or"}
 _CONSTANTS = {r"\pi": "pi", r"\infty": "inf"}
-_GREEK = frozenset(
-    r"\alpha \beta \gamma \delta \epsilon \varepsilon \zeta \eta \theta \vartheta \iota \kappa \lambda \mu \nu \xi \rho "
-    r"\varrho \sigma \varsigma \tau \upsilon \phi \varphi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Pi \Sigma "
-    r"\Upsilon \Phi \Psi \Omega \ell \hbar \Re \Im \aleph".split()
-)
-_MATRICES = frozenset("pmatrix bmatrix matrix Bmatrix smallmatrix psmallmatrix array vmatrix Vmatrix".split())
+_LETTERS = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma
+varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar Re
+Im aleph
+"""
+_GREEK = frozenset(f"\\{name}" for name in _LETTERS.split())
+_MATRICES = ("pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix", "psmallmatrix", "array", "vmatrix", "Vmatrix")
 _ENDS = frozenset(["", ")", "]", "}", r"\}", "sep", "cond", r"\rfloor", r"\rceil", r"\rangle", "&", r"\\", "|"])
-
-
-class CannotParse(ValueError):
-    """The text is not an answer that this grammar knows; it says where it stopped."""
-
-
-class _Token(tuple):
-    """(kind, value, space before)"""
-
-    kind = property(lambda self: self[0])
-    value = property(lambda self: self[1])
-    space = property(lambda self: self[2])
-
-
-def tokens(text: str, joined: bool = True) -> list[_Token]:
-    """Tokens of a cleaned answer. `joined`: 1,000 is a thousand and not two numbers."""
-    found: list[_Token] = []
-    at, depth = 0, 0
-    while at < len(text):
-        if len(found) > MOST_TOKENS:
-            raise CannotParse(f"more than {MOST_TOKENS} signs")
-        match = _TOKEN.match(text, at)
-        if match is None:  # only spaces are left
-            break
-        kind, space = match.lastgroup or "", bool(match["space"])
-        kind = kind if kind != "space" else "sign"
-        value = match[kind]
-        at = match.end()
-        if kind == "text":
-            content, at = _group(text, at)
-            found += _text_tokens(value, content, space, joined)
-            continue
-        if kind == "thousands":
-            parts = re.split(r", ?| ", value)
-            separate = depth > 0 or not joined
-            if separate and "," in value and not any(part.startswith("0") for part in parts[1:]):
-                at = match.start("thousands") + len(parts[0])
-                kind, value = "number", parts[0]
-            else:
-                kind, value = "number", "".join(parts)
-        if kind == "sign":
-            depth += (value in "([") - (value in ")]")
-            if value == " ":
-                continue
-        elif kind == "command":
-            depth += (value == r"\{") - (value == r"\}")
-            if value in _CONNECTIVES:
-                kind, value = "sep", _CONNECTIVES[value]
-        elif kind == "word":
-            found += _word_tokens(value, space)
-            continue
-        found.append(_Token((kind, value, space)))
-    return found
-
-
-def _group(text: str, at: int) -> tuple[str, int]:
-    """(content, end) of the group or of the one character at a place."""
-    if text[at] != "{":
-        return text[at], at + 1
-    depth, start = 0, at
-    while at < len(text):
-        at += text[at] == "\\"
-        depth += {"{": 1, "}": -1}.get(text[at : at + 1], 0) if text[at - 1] != "\\" else 0
-        at += 1
-        if depth == 0:
-            return text[start + 1 : at - 1], at
-    raise CannotParse("a brace that is not closed")
-
-
-def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[_Token]:
-    """What is written upright: a separator, a number, a letter, a constant, or words."""
-    name = command.lstrip("\\")
-    words = SAYS_SO.sub("", " ".join(content.split()))
-    if name == "mathbb":
-        return [_Token(("command", rf"\mathbb{{{words}}}", space))]
-    if name in (
-        "overline",
-        "bar",
-        "hat",
-        "widehat",
-        "tilde",
-        "widetilde",
-        "underline",
-        "dot",
-        "mathcal",
-        "mathfrak",
-        "mathscr",
-    ):
-        return [_Token(("name", f"{name}({words})", space))]
-    if name in ("vec", "overrightarrow", "boldsymbol", "bm", "mathbf", "mathbi") and re.fullmatch(
-        r"\\?[a-zA-Z]+", words
-    ):
-        return [_Token(("vec", words, space))]
-    low = words.lower().strip(" .:")
-    if not words:
-        return []
-    if low in JOINS:
-        return [_Token(("sep", JOINS[low], space))]
-    if low in SKIPPED:
-        return []
-    if low in FUNCTIONS and (low != "min" or name == "operatorname"):
-        return [_Token(("function", FUNCTIONS[low], space))]
-    if found := re.fullmatch(r"\(?([a-zA-Z])[).]*", words):
-        return [_Token(("text1", found[1], space))]
-    if found := re.fullmatch(r"([-+]?\d[\d.,/]*)\s+([a-zA-Z].*)", words):
-        return [*tokens(found[1], joined), _Token(("words", found[2], True))]
-    if re.fullmatch(r"[-+0-9.,:/()^ ]*\d[-+0-9.,:/()^ ]*", words) or (
-        "\\" in words and not re.search("[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", words))
-    ):
-        return [_Token((kind, value, space or at > 0)) for at, (kind, value, _) in enumerate(tokens(words, joined))]
-    return [_Token(("words", words, space))]
-
-
-def _word_tokens(word: str, space: bool) -> list[_Token]:
-    """Letters without a command: a word that means something, else one variable each."""
-    low = word.lower()
-    if low in ("or", "and") and word in (low, low.upper()):
-        return [_Token(("sep", JOINS[low], space))]
-    if word in FUNCTIONS and word not in ("r",):
-        return [_Token(("function", FUNCTIONS[word], space))]
-    if constant_word(low):
-        return [_Token(("command", constant_word(low), space))]
-    for name in ("sin", "cos", "tan", "ln", "log", "sqrt"):
-        if word.startswith(name) and len(word) == len(name) + 1:
-            return [_Token(("function", FUNCTIONS[name], space)), _Token(("letter", word[-1], False))]
-    if word.endswith("pi") and len(word) == 3:
-        return [_Token(("letter", word[0], space)), _Token(("command", r"\pi", False))]
-    if len(word) > 2 and is_unit(word) or (not space and word in _ORDINALS):
-        return [_Token(("words", word, space))]
-    return [_Token(("letter", letter, space and at == 0)) for at, letter in enumerate(word)]
 
 
 def parse(text: str, joined: bool = True) -> Tree:
@@ -209,7 +50,8 @@ _WRAPPED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}")
 _TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(a\.?m\.?|p\.?m\.?)?\s*", re.I)
 _RATIO = re.compile(r"[^:=]+(?::[^:=]+)+")
 _BASE = re.compile(
-    r"(-?)(?:\\(?:text|mathrm|mbox)\s*\{)?([0-9a-fA-F]+(?:\.[0-9a-fA-F]+)?)\}?\s*_\s*(?:\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*|(\d))"
+    r"(-?)(?:\\(?:text|mathrm|mbox)\s*\{|\()?([0-9a-fA-F]+(?:\.[0-9a-fA-F]+)?)[})]?\s*_\s*"
+    r"(?:\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*|(\d))"
 )
 _WORD_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 
@@ -226,21 +68,19 @@ def _whole(text: str) -> Tree | None:
         sign, digits, named, single = base.groups()
         number = named or single
         number = int(number) if number.isdecimal() else _WORD_BASES.get(number, 0)
-        if (
-            2 <= number <= 36
-            and digits[0].isdecimal()
-            or (number > 10 and all(d == "." or int(d, 36) < number for d in digits))
-        ):
-            if all(d == "." or int(d, 36) < number for d in digits):
-                return ("base", sign + digits.lower(), number)
+        lettered = not digits[0].isdecimal()
+        fits = all(d == "." or int(d, 36) < number for d in digits)
+        if (10 if lettered else 1) < number <= 36 and fits:
+            return ("base", sign + digits.lower(), number)
     return None
 
 
 class _Parser:
-    def __init__(self, found: list[_Token]):
-        self.found = [*found, _Token(("end", "", True))]
+    def __init__(self, found: list[Token]):
+        self.found = [*found, Token(("end", "", True))]
         self.at = 0
         self.depth = 0
+        self.declared: list[Tree] = []
         self.bars = 0
         """open |: the next one closes"""
 
@@ -283,26 +123,27 @@ class _Parser:
     # what an answer is made of
 
     def answer(self) -> Tree:
-        """Statements joined by "or", by "and", commas; a condition on an integer at the end is no part of the answer."""
+        """Statements joined by "or", "and", commas; a condition on an integer at the end is no part of the answer."""
         items, joins = self.items()
         if self.kind == "cond":
-            self.take()
-            rest, _ = self.items()
-            if not all(_about_integers(one) for one in rest):
-                raise CannotParse("a condition")
+            start, self.at = self.at, len(self.found) - 1
+            said = " ".join(token[1] for token in self.found[start : self.at])
+            names = [token[1] for token in self.found[start : self.at] if token[0] in ("letter", "text1")]
+            if not _INTEGERS.fullmatch(said) or len(set(names) - {"Z", "N"}) != 1:
+                raise CannotParse(f"the condition {said!r}")
+            items.append(("rel", (("v", names[0]), ("v", "Z")), ("in",), ""))
+            joins.append(",")
+        items, self.declared = items + self.declared, []
         return _joined(items, joins)
 
     def items(self) -> tuple[list[Tree], list[str]]:
         items, joins = [self.statement()], []
         while True:
-            if self.kind == "sep":
-                join = self.take()
-            elif self.kind == "sign" and self.value in ",;":
-                join = self.take()
-                if self.kind == "sep":
-                    join = self.take()
-            else:
+            if self.kind != "sep" and not (self.kind == "sign" and self.value in ",;"):
                 return items, joins
+            join = self.take()
+            if self.kind == "sep":  # ", and"
+                join = self.take()
             joins.append(join)
             items.append(self.statement())
 
@@ -451,8 +292,13 @@ class _Parser:
                 if self.kind in ("number", "science", "repeat") and self.found[self.at - 1][1] != ")":
                     factors[-1] = self.mixed(factors[-1])
                     continue
-                before = self.found[self.at - 1]
+                before, grouped = self.found[self.at - 1], self.next_is("{")
                 factor = self.factor()
+                if factor[0] == "group" and _about_integers(factor[1]):  # n pi (n in Z)
+                    self.declared.append(factor[1])
+                    continue
+                if grouped and factor[0] == factors[-1][0] == "n":  # {1}{2} looks like 12
+                    raise CannotParse("a number right after a number")
                 marked = factor[0] in ("pct", "deg")
                 part = factor[1] if marked else factor
                 if _plain_int(factors[-1]) and before[0] == "number" and _proper(part):
@@ -530,7 +376,7 @@ class _Parser:
             elif self.kind == "words" and self.value.lower() in ("degrees", "degree"):
                 self.take()
                 tree = ("deg", tree)
-            elif self.kind == "words" and not self.found[self.at][2] and self.value in _ORDINALS:
+            elif self.kind == "words" and not self.found[self.at][2] and self.value in ORDINALS:
                 self.take()
             else:
                 return tree
@@ -561,9 +407,9 @@ class _Parser:
 
     def bare_argument(self) -> Tree:
         """`argument` of \\frac: \\frac12 is a half."""
-        kind, value, space = self.found[self.at]
+        kind, value, _ = self.found[self.at]
         if kind == "number" and value.isdecimal() and len(value) > 1:
-            self.found[self.at] = _Token((kind, value[1:], False))
+            self.found[self.at] = Token((kind, value[1:], False))
             return ("n", Fraction(int(value[0])))
         return self.argument()
 
@@ -668,7 +514,7 @@ class _Parser:
         if self.accept(r"\}"):
             return ("set", ())
         bars, self.bars = self.bars, 1
-        items, joins = self.items()
+        items, _ = self.items()
         self.bars = bars
         if len(items) == 1 and self.accept("|", ":"):
             condition = self.inner(r"\}")
@@ -881,7 +727,10 @@ _STARTS = frozenset(
     ]
 ) | {name for name in FUNCTIONS if name.startswith("\\")}
 _KNOWN = _STARTS | _GREEK | _ENDS | _RELATIONS.keys() | _CONSTANTS.keys()
-_ORDINALS = ("th", "st", "nd", "rd")
+_INTEGERS = re.compile(
+    r",? ?(?:where|for|with)(?: all| any| some| every| each)?(?: integers?| whole numbers?)?(?: of)?(?:[ ,]+[a-zA-Z])?"
+    r"(?: \\in \\mathbb\{[ZN]\}(?: [_^+*>=0{}]+)?| (?:is|are|an|any|some|a|integers?|whole numbers?| )+)?"
+)
 _NUMBER_WORDS = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
 _INVERSE |= {"sinh": "arcsinh", "cosh": "arccosh", "tanh": "arctanh"}
@@ -909,18 +758,12 @@ def _about_integers(tree: Tree) -> bool:
     if tree[0] == "text":
         return "integer" in tree[1] or "whole" in tree[1]
     integers = (r"\mathbb{Z}", r"\mathbb{N}", "Z", "N")
-    return tree[0] == "rel" and tree[2] == ("in",) and tree[1][1][0] == "v" and tree[1][1][1].rstrip("+^*") in integers
-
-
-WHOLE = "a whole number"
-"""the name of a variable that is said to be one: k in "k pi, k in Z\""""
-
-
-def put(tree: Any, old: Tree, new: Tree) -> Any:
-    """The tree with one part in place of another."""
-    if tree == old:
-        return new
-    return tuple(put(part, old, new) for part in tree) if isinstance(tree, tuple) else tree
+    return (
+        tree[0] == "rel"
+        and tree[2] == ("in",)
+        and tree[1][0][0] == tree[1][1][0] == "v"
+        and tree[1][1][1].rstrip("+^*") in integers
+    )
 
 
 def _joined(items: list[Tree], joins: Iterable[str]) -> Tree:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from evals.grading.math_parse import Tree, put
-from evals.grading.math_value import Evaluator, TooCostly, Undefined, real, same_value, variables
+from evals.grading.math_same import real, same_value
+from evals.grading.math_tree import Tree, put, variables
+from evals.grading.math_value import Evaluator, TooCostly, Undefined
 
 ZERO: Tree = ("n", Fraction(0))
 INFINITY: Tree = ("c", "inf")
@@ -116,7 +117,7 @@ def same_reals(a: Reals, b: Reals, budget: list[float]) -> bool:
 
 
 def reals(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
-    """(the set that a tree describes, its variable or ""); None where it describes no set of reals that we can solve."""
+    """(the set that a tree describes, its variable or ""); None where it describes no set that we can solve."""
     try:
         return _reals(tree, budget)
     except (Undefined, RecursionError):

@@ -1,4 +1,4 @@
-"""The text of a mathematical answer, made plain before it is compared or parsed. Pure string work, linear in its length."""
+"""The text of a mathematical answer, made plain before it is compared or parsed: string work, linear in its length."""
 
 import re
 from collections.abc import Callable
@@ -11,14 +11,17 @@ _SUB = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", stri
 _FRACTIONS = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5)}
 _FRACTIONS |= {"⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8), "⅐": (1, 7)}
 _FRACTIONS |= {"⅑": (1, 9), "⅒": (1, 10)}
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma sigma tau upsilon"
-_GREEK += " phi chi psi omega"
+_GREEK = """
+alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau upsilon
+phi chi psi omega
+"""
+_CAPITALS = ("Gamma", "Delta", "Theta", "Lambda", "Sigma", "Phi", "Omega")
 
 UNICODE: dict[int, str] = {
     **{0xFF01 + i: chr(0x21 + i) for i in range(94)},  # full-width
     **{ord(c): rf"\frac{{{a}}}{{{b}}}" for c, (a, b) in _FRACTIONS.items()},
     **{0x3B1 + i: rf"\{name} " for i, name in enumerate(_GREEK.split())},
-    **{ord(c): r"\Gamma \Delta \Theta \Lambda \Sigma \Phi \Omega ".split()[i] + " " for i, c in enumerate("ΓΔΘΛΣΦΩ")},
+    **{ord(c): rf"\{name} " for c, name in zip("ΓΔΘΛΣΦΩ", _CAPITALS, strict=True)},
     **{ord(c): "-" for c in "−–—‐‑‒―﹣"},
     **{ord(c): "" for c in "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f"},
     **{
@@ -26,17 +29,19 @@ UNICODE: dict[int, str] = {
         for c in "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
     },
 }
-for _chars, _is in (
-    ("√", r"\sqrt "), ("∛", r"\sqrt[3]"), ("∜", r"\sqrt[4]"), ("∞", r"\infty "), ("°˚º", r"^\circ "), ("×✕⨯", r"\times "),
-    ("÷", r"\div "), ("·⋅∙•", r"\cdot "), ("≤⩽≦", r"\le "), ("≥⩾≧", r"\ge "), ("≠", r"\ne "), ("≈", r"\approx "),
-    ("≡", r"\equiv "), ("∪", r"\cup "), ("∩", r"\cap "), ("∈", r"\in "), ("∅⌀", r"\emptyset "), ("∖", r"\setminus "),
-    ("±", r"\pm "), ("∓", r"\mp "), ("→⟶", r"\to "), ("∠", r"\angle "), ("△", r"\triangle "), ("ℝ", r"\mathbb{R}"),
-    ("ℤ", r"\mathbb{Z}"), ("ℕ", r"\mathbb{N}"), ("ℚ", r"\mathbb{Q}"), ("ℂ", r"\mathbb{C}"), ("…⋯", r"\dots "), ("⁄∕", "/"),
-    ("∣", "|"), ("‖", r"\|"), ("′’", "'"), ("、﹐", ","), ("。", "."), ("﹪", "%"), ("∑", r"\sum "), ("∏", r"\prod "),
-    ("∫", r"\int "), ("⟨〈", r"\langle "), ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "),
-    ("⌉", r"\rceil "), ("∧", r"\text{ and }"), ("∨或", r"\text{ or }"), ("和与且及", r"\text{ and }"), ("ϕ", r"\phi "),
-    ("∘", r"\circ "), ("ⅈ", "i"), ("ℯ", "e"), ("−", "-"), ("“”", '"'), ("【", "["), ("】", "]"),
-):  # fmt: skip
+_SYMBOLS = [
+    ("√", r"\sqrt "), ("∛", r"\sqrt[3]"), ("∜", r"\sqrt[4]"), ("∞", r"\infty "), ("°˚º", r"^\circ "),
+    ("×✕⨯", r"\times "), ("÷", r"\div "), ("·⋅∙•", r"\cdot "), ("≤⩽≦", r"\le "), ("≥⩾≧", r"\ge "),
+    ("≠", r"\ne "), ("≈", r"\approx "), ("≡", r"\equiv "), ("∪", r"\cup "), ("∩", r"\cap "), ("∈", r"\in "),
+    ("∅⌀", r"\emptyset "), ("∖", r"\setminus "), ("±", r"\pm "), ("∓", r"\mp "), ("→⟶", r"\to "),
+    ("∠", r"\angle "), ("△", r"\triangle "), ("ℝ", r"\mathbb{R}"), ("ℤ", r"\mathbb{Z}"), ("ℕ", r"\mathbb{N}"),
+    ("ℚ", r"\mathbb{Q}"), ("ℂ", r"\mathbb{C}"), ("…⋯", r"\dots "), ("⁄∕", "/"), ("∣", "|"), ("‖", r"\|"),
+    ("′’", "'"), ("、﹐", ","), ("。", "."), ("﹪", "%"), ("∑", r"\sum "), ("∏", r"\prod "), ("∫", r"\int "),
+    ("⟨〈", r"\langle "), ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "),
+    ("⌉", r"\rceil "), ("∧", r"\text{ and }"), ("∨或", r"\text{ or }"), ("和与且及", r"\text{ and }"),
+    ("ϕ", r"\phi "), ("∘", r"\circ "), ("ⅈ", "i"), ("ℯ", "e"), ("−", "-"), ("“”", '"'), ("【", "["), ("】", "]"),
+]  # fmt: skip
+for _chars, _is in _SYMBOLS:
     UNICODE.update({ord(c): _is for c in _chars})
 _RAISED = re.compile(f"[{''.join(_SUPER)}]+|[{''.join(_SUB)}]+")
 
@@ -150,7 +155,7 @@ _DROP = re.compile(r"(?<![0-9a-zA-Z]) | (?![0-9a-zA-Z])|(?<=[a-zA-Z]) (?=[0-9a-z
 
 
 def normalise(answer: str) -> str:
-    """The key under which equal spellings meet. Spaces go, but not between two numbers: 1 2 is not 12, 1 000 is 1000."""
+    """The key under which equal spellings meet. Spaces go, but not between numbers: 1 2 is not 12, 1 000 is 1000."""
     try:
         answer = clean(answer)
     except TooLong:

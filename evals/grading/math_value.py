@@ -1,19 +1,20 @@
-"""The value of a tree (`evals.grading.math_parse`): exact where it is rational, else to as many digits as the question needs.
+"""The value of a tree (`evals.grading.math_tree`): exact where it is rational, else to as many digits as are asked for.
 
 Every operation is counted against a budget and every number's size is estimated before it is made, so that an answer
 that costs too much is refused after the same few milliseconds on every machine: no clock takes part in a verdict.
 """
 
+import itertools
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import mpmath
 
-from evals.grading.math_parse import Tree
+from evals.grading.math_tree import Tree
 
 BUDGET = 1200
 """operations of one comparison, those at many digits counted several times"""
@@ -35,7 +36,7 @@ class Undefined(ValueError):
 
 
 class Evaluator:
-    """Values at one point (`variables`) and one precision. `need`: digits that cancellation and small parts take away."""
+    """Values at one point and one precision. `need`: digits that cancellation and small parts take away."""
 
     def __init__(self, variables: Mapping[str, Fraction], budget: list[float], digits: int = DIGITS):
         if digits > MOST_DIGITS:
@@ -60,7 +61,7 @@ class Evaluator:
             return tree[1]
         if kind in ("v", "c", "vec"):
             return self.symbol(kind, tree[1])
-        made = getattr(self, "_" + _NAMES.get(kind, kind), None)
+        made = getattr(self, f"_{_NAMES.get(kind, kind)}", None)
         if made is None:
             raise Undefined(f"{kind} has no value")
         try:
@@ -74,7 +75,7 @@ class Evaluator:
                 raise Undefined(f"{name} has no value")
             return self.variables[name]
         if kind == "vec":
-            return tuple((_at(f"{name}{k}", 0),) for k in range(3))
+            return tuple((value_at(f"{name}{k}", 0),) for k in range(3))
         if name == "inf":
             raise Undefined("infinity is no number")
         return {"pi": +self.mp.pi, "e": +self.mp.e, "i": self.mp.mpc(0, 1)}[name]
@@ -105,10 +106,10 @@ class Evaluator:
         total = numbers[0]
         for number in numbers[1:]:
             total = total + number
-        sizes = [_size(number) for number in numbers if number]
+        sizes = [size_of(number) for number in numbers if number]
         if not sizes:
             return self.mp.zero
-        size, top = _size(total) if total else -math.inf, max(sizes)
+        size, top = size_of(total) if total else -math.inf, max(sizes)
         if top - size > self.digits - 12:  # all that is left is rounding
             total, size = self.mp.zero, top
         self.need = max(self.need, top - min(sizes), top - size)
@@ -124,7 +125,7 @@ class Evaluator:
         )
 
     def _neg(self, tree: Tree) -> Value:
-        return _negative(self(tree))
+        return negative(self(tree))
 
     def _mul(self, *factors: Tree) -> Value:
         values = [self(factor) for factor in factors]
@@ -198,7 +199,7 @@ class Evaluator:
         return self(tree)
 
     def _power(self, base: Tree, exponent: Tree) -> Value:
-        if exponent == ("v", "T") and "T" not in self.variables or (exponent == ("v", "T") and base[0] == "mat"):
+        if (exponent == ("v", "T") and "T" not in self.variables) or (exponent == ("v", "T") and base[0] == "mat"):
             value = self(base)
             if not isinstance(value, tuple):
                 raise Undefined("the transpose of a number")
@@ -226,11 +227,17 @@ class Evaluator:
                 return self.power(root, Fraction(n.numerator))
         self.costs()
         x, y = self.number(a), self.number(n)
-        size = abs(_size(x) + (0.01 if isinstance(a, Fraction) else 0)) * abs(_rough(y))
-        if size > 1e9 or _size(y) > 15:
+        size = abs(size_of(x) + (0.01 if isinstance(a, Fraction) else 0)) * abs(_rough(y))
+        if size > 1e9 or size_of(y) > 15:
             raise TooCostly("a power of more than a billion digits")
-        self.need = max(self.need, -_size(y), _size(y) + 3)
-        if isinstance(n, Fraction) and n.denominator % 2 and not isinstance(x, self.mp.mpc) and x < 0:
+        self.need = max(self.need, -size_of(y), size_of(y) + 3)
+        if (
+            isinstance(n, Fraction)
+            and n.denominator % 2
+            and n.denominator < 100
+            and not isinstance(x, self.mp.mpc)
+            and x < 0
+        ):
             root = (-x) ** y  # the real root, as (-8)^(1/3) is read
             return -root if n.numerator % 2 else root
         if isinstance(n, Fraction) and n.denominator == 1:
@@ -285,9 +292,9 @@ class Evaluator:
     def clear(self, z: Any) -> Any:
         """A complex number without a part that is only rounding."""
         if isinstance(z, self.mp.mpc):
-            if not z.imag or (z.real and _size(z.imag) < _size(z.real) - self.digits + 8):
+            if not z.imag or (z.real and size_of(z.imag) < size_of(z.real) - self.digits + 8):
                 return z.real
-            if z.real and _size(z.real) < _size(z.imag) - self.digits + 8:
+            if z.real and size_of(z.real) < size_of(z.imag) - self.digits + 8:
                 return self.mp.mpc(0, z.imag)
         return z
 
@@ -299,7 +306,7 @@ class Evaluator:
             raise Undefined("the factorial of a negative number")
         if isinstance(n, Fraction) and n.denominator == 1 and n <= 500:
             return Fraction(math.factorial(int(n)))
-        if _size(self.number(n)) > 9:
+        if size_of(self.number(n)) > 9:
             raise TooCostly("a factorial of more than a billion digits")
         self.spend(15)
         return self.mp.gamma(self.number(n) + 1)
@@ -412,7 +419,7 @@ class Evaluator:
             raise Undefined(f"{name} of a matrix")
         self.costs()
         x = self.number(a)
-        size = _size(x) if x else 0.0
+        size = size_of(x) if x else 0.0
         if size > (12 if name in ("exp", "sinh", "cosh") else 300) and name not in ("abs", "ln", "log"):
             raise TooCostly(f"{name} of so large a number")
         self.need = max(self.need, -2 * size, size)
@@ -433,7 +440,7 @@ class Evaluator:
 
     def told(self, value: Any, size: float) -> Any:
         """A value of a function of a number of that size: sin(pi) is 0, and near 0 digits are lost."""
-        lost = size - _size(value) if value else 0.0
+        lost = size - size_of(value) if value else 0.0
         if lost > self.digits - 12:
             return self.mp.zero
         self.need = max(self.need, lost)
@@ -457,14 +464,14 @@ class Evaluator:
             if n <= 2000 or min(k, n - k) <= 50:
                 return _exact(Fraction(math.comb(int(n), int(k))))
         return self.divide(
-            self.factorial(n), self.multiply(self.factorial(k), self.factorial(self.sum([n, _negative(k)])))
+            self.factorial(n), self.multiply(self.factorial(k), self.factorial(self.sum([n, negative(k)])))
         )
 
 
 _NAMES = {"+": "add", "*": "mul", "/": "div", "^": "power", "!": "fact"}
 _AT_ZERO = {"sin": 0, "tan": 0, "cos": 1, "exp": 1, "arcsin": 0, "arctan": 0, "sinh": 0, "cosh": 1, "tanh": 0}
-_MP = {name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth exp arg".split()}
-_MP |= {f"arc{name}": f"a{name}" for name in "sin cos tan cot sec csc sinh cosh tanh".split()}
+_CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
+_MP = {name: name for name in (*_CIRCULAR, "coth", "exp", "arg")} | {f"arc{name}": f"a{name}" for name in _CIRCULAR}
 
 
 @lru_cache(32)
@@ -501,7 +508,7 @@ def _exact_root(a: Fraction, n: int) -> Fraction | None:
     return Fraction(*parts)
 
 
-def _size(x: Any) -> float:
+def size_of(x: Any) -> float:
     """log10 |x| of a float that is not zero, from its exponent: no number is made."""
     if hasattr(x, "_mpc_"):
         return max(_size_of(part) for part in x._mpc_)
@@ -518,12 +525,12 @@ def _rough(x: Any) -> float:
     if isinstance(x, Fraction):
         return float(x) if x.numerator.bit_length() - x.denominator.bit_length() < 900 else math.copysign(1e270, x)
     x = x.real if hasattr(x, "_mpc_") else x
-    size = _size(x) if x else 0.0
+    size = size_of(x) if x else 0.0
     return math.copysign(1e300, x) if size > 300 else 0.0 if size < -300 else float(x)
 
 
-def _negative(value: Value) -> Value:
-    return tuple(tuple(_negative(x) for x in row) for row in value) if isinstance(value, tuple) else -value
+def negative(value: Value) -> Value:
+    return tuple(tuple(negative(x) for x in row) for row in value) if isinstance(value, tuple) else -value
 
 
 def _is_vector(value: Value) -> bool:
@@ -553,7 +560,7 @@ def _integral_of_polynomial(f: Any, low: Fraction, high: Fraction) -> Fraction |
     differences = []
     while values:
         differences.append(values[0])
-        values = [b - a for a, b in zip(values, values[1:], strict=False)]
+        values = [b - a for a, b in itertools.pairwise(values)]
     if differences[9] or differences[10]:
         return None
     coefficients, basis = [Fraction(0)] * 10, [Fraction(1)]
@@ -565,130 +572,8 @@ def _integral_of_polynomial(f: Any, low: Fraction, high: Fraction) -> Fraction |
     return sum((c * (high ** (n + 1) - low ** (n + 1)) / (n + 1) for n, c in enumerate(coefficients)), Fraction(0))
 
 
-def _at(name: str, point: int) -> Fraction:
+def value_at(name: str, point: int) -> Fraction:
     """The value of a variable at a point: of both signs, unlike any number that is written in answers."""
     mixed = zlib.crc32(f"{name}:{point}".encode(errors="replace"))
     value = Fraction(3001 + mixed % 27001, 10007)
     return value if point == 0 else -value if point == 1 else value * (1 if mixed & 65536 else -1)
-
-
-def variables(tree: Tree) -> set[str]:
-    """The free variables of a tree."""
-    if tree[0] == "v":
-        return {tree[1]}
-    if tree[0] in ("sum", "prod", "int"):
-        return variables(tree[2]) | variables(tree[3]) | (variables(tree[4]) - {tree[1]})
-    found: set[str] = set()
-    for part in parts(tree):
-        found |= variables(part)
-    return found
-
-
-def parts(tree: Tree) -> Iterator[Tree]:
-    """The trees right below a tree."""
-    for part in tree[1:]:
-        if isinstance(part, tuple):
-            if part and isinstance(part[0], str):
-                yield part
-            else:
-                yield from parts(("", *part))
-
-
-def points(names: set[str]) -> Iterator[dict[str, Fraction]]:
-    """Where two expressions are compared: one point without variables, else three."""
-    for point in range(3 if names else 1):
-        yield {name: _at(name, point) for name in names}
-
-
-def same_value(a: Tree, b: Tree, budget: list[float], cross: bool = False) -> bool:
-    """Whether two trees have the same value everywhere. `cross`: up to a constant factor, as two sides of an equation.
-
-    Rational values are compared exactly; others at 50 digits, and, where they agree, at twice as many and at as many
-    as the parts of a sum differ in size. Raises TooCostly, Undefined (at every point, or at a point on one side only).
-    """
-    names = variables(a) | variables(b)
-    told = [_compare_at(a, b, point, budget, cross) for point in points(names)]
-    told = [one for one in told if one is not None]
-    if not told:
-        raise Undefined("no value anywhere")
-    return _one_ratio(told) if cross else all(told)
-
-
-def _one_ratio(pairs: list[tuple[Value, Value]]) -> bool:
-    if not pairs or any(not x or not y for x, y in pairs):
-        return False
-    (x0, y0), *rest = pairs
-    return all(_close(Evaluator({}, [100.0]), [x0, y], [x, y0]) for x, y in rest)
-
-
-def _close(evaluate: Evaluator, one: list[Value], other: list[Value]) -> bool:
-    left = evaluate.multiply(one[0], one[1])
-    right = evaluate.multiply(other[0], other[1])
-    difference = evaluate.sum([left, _negative(right)])
-    return not difference or (
-        not isinstance(difference, Fraction)
-        and _size(difference) < _size(evaluate.number(left)) - 0.6 * evaluate.digits
-    )
-
-
-def _compare_at(a: Tree, b: Tree, point: Mapping[str, Fraction], budget: list[float], cross: bool) -> Any:
-    """Whether the values at a point are equal, or both of them (`cross`); None: neither is defined there."""
-    digits = DIGITS
-    for attempt in range(4):
-        evaluate = Evaluator(point, budget, digits)
-        try:
-            one = evaluate(a)
-        except Undefined:
-            try:
-                evaluate(b)
-            except Undefined:
-                return None
-            raise
-        other = evaluate(b)
-        if cross:
-            if isinstance(one, tuple) or isinstance(other, tuple):
-                raise Undefined("an equation of matrices")
-            return one, other
-        if isinstance(one, Fraction) and isinstance(other, Fraction):
-            return one == other
-        if isinstance(one, tuple) != isinstance(other, tuple):
-            return False
-        if evaluate.need > digits * 0.4 and not evaluate.rough and attempt < 3:
-            digits = int(digits + evaluate.need + 20)
-        elif not _same_numbers(one, other, evaluate):
-            return False
-        elif evaluate.rough or digits > DIGITS:
-            return True
-        else:
-            digits *= 2
-    return True
-
-
-def _same_numbers(one: Value, other: Value, evaluate: Evaluator) -> bool:
-    if isinstance(one, tuple):
-        if len(one) != len(other) or len(one[0]) != len(other[0]):
-            return False
-        return all(
-            _same_numbers(x, y, evaluate) for r, s in zip(one, other, strict=True) for x, y in zip(r, s, strict=True)
-        )
-    if isinstance(one, Fraction) and isinstance(other, Fraction):
-        return one == other
-    x, y = evaluate.number(one), evaluate.number(other)
-    difference = x - y
-    if not difference:
-        return True
-    top = max(_size(z) for z in (x, y) if z)
-    return _size(difference) < top - (15 if evaluate.rough else evaluate.digits * 0.55)
-
-
-def real(tree: Tree, budget: list[float]) -> Any | None:
-    """The value of a tree without variables where it is a real number, for signs and orders; else None."""
-    if variables(tree):
-        return None
-    try:
-        value = Evaluator({}, budget)(tree)
-    except Undefined:
-        return None
-    if isinstance(value, tuple):
-        return None
-    return None if hasattr(value, "_mpc_") else value

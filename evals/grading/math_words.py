@@ -10,25 +10,17 @@ SKIPPED = frozenset(
 SAYS_SO = re.compile(r"^(?:so |thus |hence |therefore,? )?(?:the )?(?:final )?answers? (?:is|are)[: ]\s*(?=\S)", re.I)
 """words before an answer that say nothing"""
 
-FUNCTIONS: dict[str, str] = {name: name for name in (
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arcsinh arccosh arctanh "
-    "ln log exp max min gcd lcm det abs sqrt floor ceil arg sgn mod"
-).split()}  # fmt: skip
-FUNCTIONS |= {
-    "lg": "log",
-    "sign": "sgn",
-    "asin": "arcsin",
-    "acos": "arccos",
-    "atan": "arctan",
-    "inf": "inf",
-    "ctg": "cot",
-}
+_NAMES = """
+sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arcsinh arccosh arctanh ln log
+exp max min gcd lcm det abs sqrt floor ceil arg sgn mod
+"""
+_COMMANDS = """
+sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh coth ln log lg exp max min gcd det arg
+"""
+FUNCTIONS: dict[str, str] = {name: name for name in _NAMES.split()}
+FUNCTIONS |= {"lg": "log", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "ctg": "cot"}
 FUNCTIONS |= {"tg": "tan", "arctg": "arctan", "cosec": "csc", "ceiling": "ceil", "hcf": "gcd"}
-del FUNCTIONS["inf"]
-FUNCTIONS |= {
-    rf"\{name}": FUNCTIONS[name]
-    for name in "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh coth ln log lg exp max min gcd det arg".split()
-}
+FUNCTIONS |= {rf"\{name}": FUNCTIONS[name] for name in _COMMANDS.split()}
 
 _CONSTANT_WORDS = {"pi": r"\pi", "infinity": r"\infty", "infty": r"\infty", "inf": r"\infty", "oo": r"\infty"}
 _CONSTANT_WORDS |= {"theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "lambda": r"\lambda"}
@@ -39,18 +31,17 @@ def constant_word(word: str) -> str:
     return _CONSTANT_WORDS.get(word, "")
 
 
-_ONE_SPELLING = {
-    "cm": "centimeter centimetre cms", "mm": "millimeter millimetre", "m": "meter metre", "km": "kilometer kilometre kms",
-    "in": "inch inches", "ft": "foot feet", "yd": "yard", "mi": "mile", "g": "gram gm gms", "kg": "kilogram kgs", "mg": "milligram",
-    "lb": "pound lbs", "oz": "ounce", "t": "ton tonne", "s": "second sec secs", "min": "minute mins", "h": "hour hr hrs",
-    "day": "d", "week": "wk", "month": "", "year": "yr yrs", "l": "liter litre", "ml": "milliliter millilitre", "gal": "gallon",
-    "qt": "quart", "pt": "pint", "cup": "", "dollar": "usd bucks", "cent": "", "euro": "eur", "yuan": "rmb", "rupee": "",
-    "pence": "penny pennies", "unit": "", "acre": "", "mph": "", "kph": "km/h kmh", "n": "newton", "j": "joule", "w": "watt",
-    "v": "volt", "a": "amp ampere", "hz": "hertz", "pa": "pascal", "k": "kelvin", "mol": "mole", "rad": "radian", "bit": "",
-    "byte": "", "way": "", "point": "", "people": "person", "time": "", "degree": "", "hectare": "ha", "knot": "", "rpm": "",
-    "c": "celsius", "f": "fahrenheit", "dm": "decimeter decimetre", "ohm": "", "nm": "nanometer", "block": "", "piece": "",
-}  # fmt: skip
-UNITS = {word: unit for unit, words in _ONE_SPELLING.items() for word in (unit, *words.split())}
+_SPELLINGS = """
+cm centimeter centimetre cms, mm millimeter millimetre, m meter metre, km kilometer kilometre kms, in inch inches,
+ft foot feet, yd yard, mi mile, g gram gm gms, kg kilogram kgs, mg milligram, lb pound lbs, oz ounce, t ton tonne, s
+second sec secs, min minute mins, h hour hr hrs, day d, week wk, month, year yr yrs, l liter litre, ml milliliter
+millilitre, gal gallon, qt quart, pt pint, cup, dollar usd bucks, cent, euro eur, yuan rmb, rupee, pence penny
+pennies, unit, acre, mph, kph km/h kmh, n newton, j joule, w watt, v volt, a amp ampere, hz hertz, pa pascal, k
+kelvin, mol mole, rad radian, bit, byte, way, point, people person, time, degree, hectare ha, knot, rpm, c celsius,
+f fahrenheit, dm decimeter decimetre, ohm, nm nanometer, block, piece
+"""
+"""each unit under all its names"""
+UNITS = {word: names.split()[0] for names in _SPELLINGS.split(",") for word in names.split()}
 
 
 def is_unit(word: str) -> bool:
@@ -59,14 +50,17 @@ def is_unit(word: str) -> bool:
     return low in UNITS or low.rstrip("s") in UNITS or low.removesuffix("es") in UNITS
 
 
-_HEDGES = frozenset(
-    "or and but maybe perhaps possibly probably not no nor if else otherwise either neither both except unless approximately "
-    "approx about around roughly almost nearly less fewer more greater than at least most between to from plus minus times over "
-    "divided by sum difference product half third quarter double twice thrice squared cubed zero one two three four five six "
-    "seven eight nine ten eleven twelve hundred thousand million billion trillion dozen also then instead wait actually "
-    "any all none some every exactly only mod modulo percent of with without is are was were equals equal vs versus "
-    "even odd true false yes infinitely undefined wrong incorrect false isn't never choose guess alternatively likely".split()
-)
+_HEDGING = """
+or and but maybe perhaps possibly probably not no nor if else otherwise either neither both except unless
+approximately approx about around roughly almost nearly less fewer more greater than at least most between to from
+plus minus times over divided by sum difference product half third quarter double twice thrice squared cubed zero
+one two three four five six seven eight nine ten eleven twelve hundred thousand million billion trillion dozen also
+then instead wait actually any all none some every exactly only mod modulo percent of with without is are was were
+equals equal vs versus even odd true false yes infinitely undefined wrong incorrect false isn't never choose guess
+alternatively likely thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen twenty thirty forty fifty sixty seventy eighty ninety negative positive factorial root inverse reciprocal once
+"""
+_HEDGES = frozenset(_HEDGING.split())
 
 
 def is_hedge(text: str) -> bool:
@@ -99,3 +93,15 @@ def unit_of(words: str) -> str | None:
     if is_hedge(said) or len(said.split()) > 3 or len(said) < 2:
         return None
     return said.rstrip("s") + power
+
+
+WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
+_SMALL_WORDS = frozenset(["the", "a", "an", "and"])
+
+
+def plain_words(text: str) -> str:
+    """The words of a text as they are compared: without case, signs, articles."""
+    plain = WRAPPED.sub(r" \1 ", text)
+    said = re.findall(r"[^\s.,;:'\"()\[\]{}$\\-]+", plain)
+    kept = [word for word in said if word not in _SMALL_WORDS or len(said) == 1]
+    return " ".join(word.casefold() if len(word) > 1 else word for word in kept)

@@ -1,7 +1,5 @@
 """Math grading: what is extracted, what counts as the same, and that no answer can stop a run."""
 
-import gzip
-import json
 import os
 import signal
 import subprocess

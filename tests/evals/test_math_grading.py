@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from math_wrong import wrong_answers
 
 from evals.benches import find
 from evals.grading.grader import Grader, grade
@@ -17,7 +18,6 @@ from evals.grading.math_compare import compare
 from evals.grading.math_form import unsimplified
 from evals.grading.math_value import BUDGET
 from evals.items import Item
-from math_wrong import wrong_answers
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "math_cases.jsonl").read_text().splitlines()]
 """[kind, reference, answer in the box or whole response, verdict, why]. One verdict of the collected cases is ours: a
@@ -241,7 +241,7 @@ def test_the_tiny_model_cannot_earn_by_copying():
     """Every held-out problem of chain arithmetic, its question in the box: `math` pays for all, math-simplified for none."""
     bench = find("arith")
     items = [item for item in bench.load(None) if not item.prompt.isdigit()][:300]
-    paid = {name: 0 for name in ("math", "math-simplified")}
+    paid = dict.fromkeys(("math", "math-simplified"), 0)
     for name in paid:
         with Grader(name) as grader:
             asked = [grader.submit(rf"\boxed{{{item.prompt}}}", item) for item in items]
