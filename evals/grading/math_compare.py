@@ -69,6 +69,13 @@ def quick(answer: str, reference: str) -> Judgement | None:
 
 def compare(answer: str, reference: str) -> Judgement:
     """The judgement on two answers that `quick` leaves open. What the answer costs too much is wrong."""
+    try:
+        return _compare(answer, reference)
+    except Exception as e:  # noqa: BLE001  a fault of ours: not equal, and the verdict says it
+        return Judgement(False, "failed", f"{type(e).__name__}: {e}"[:500])
+
+
+def _compare(answer: str, reference: str) -> Judgement:
     if told := quick(answer, reference):
         return told
     try:
@@ -79,17 +86,17 @@ def compare(answer: str, reference: str) -> Judgement:
         wanted = clean(reference)
     except TooLong as e:
         return Judgement(False, "unparsed", f"the reference has {e}")
-    told = _compare(said, wanted, True)
+    told = _read_as(said, wanted, True)
     if told.same:
         return told
-    if "," in said + wanted and (other := _compare(said, wanted, False)).same:
+    if "," in said + wanted and (other := _read_as(said, wanted, False)).same:
         return other  # 1,100 as two numbers on both sides
-    if not re.search("[a-zA-Z]", wanted) and (bare := _without_unit(said)) and _compare(bare, wanted, True).same:
+    if not re.search("[a-zA-Z]", wanted) and (bare := _without_unit(said)) and _read_as(bare, wanted, True).same:
         return Judgement(True, "value", "without its unit")
     return told
 
 
-def _compare(said: str, wanted: str, joined: bool) -> Judgement:
+def _read_as(said: str, wanted: str, joined: bool) -> Judgement:
     choice = _CHOICE.fullmatch(wanted)
     if choice and (other := _CHOICE.fullmatch(rf"\text{{{said}}}") or _CHOICE.fullmatch(said)):  # in either case
         return Judgement(choice[1].upper() == other[1].upper(), "text")

@@ -486,6 +486,8 @@ class _Parser:
                     raise CannotParse("a brace that is not closed")
                 self.at += 1
             return "_" + "".join(token[1] for token in self.found[start + 1 : self.at - 1])
+        if self.ended():
+            raise CannotParse("a subscript is missing")
         self.at += 1
         return "_" + self.found[start][1]
 

@@ -378,8 +378,10 @@ class Evaluator:
         values = [self(argument) for argument in arguments]
         if name in ("max", "min", "gcd", "lcm"):
             return self.choice(name, values)
+        if name in ("det", "norm") and not (len(values) == 1 and isinstance(values[0], tuple)):
+            raise Undefined(f"{name} of what is no matrix")
         if name == "det":
-            return self.det(*values)
+            return self.det(values[0])
         if name == "norm":
             (a,) = values
             return self.power(self.sum([self.multiply(x, x) for (x,) in a]), Fraction(1, 2))
@@ -423,6 +425,8 @@ class Evaluator:
         if size > (12 if name in ("exp", "sinh", "cosh") else 300) and name not in ("abs", "ln", "log"):
             raise TooCostly(f"{name} of so large a number")
         self.need = max(self.need, -2 * size, size)
+        if name in ("floor", "ceil", "sgn") and hasattr(x, "_mpc_"):
+            raise Undefined(f"{name} of a complex number")
         if name in ("floor", "ceil"):
             return Fraction(int(getattr(self.mp, name)(x)))
         if name in ("sgn",):

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from math_wrong import wrong_answers
 
 from evals.benches import find
@@ -39,14 +41,33 @@ def test_verdicts_say_why():
     assert grade(r"\boxed{10\text{ or so}}", "10").detail == "'or so' is no unit"
 
 
+LINES = r"""
+9^{9^{9^9}}
+2^{2^{100}}
+(10^{10})!
+1000000!
+\binom{10^9}{10^8}
+3^{20^6}
+((((9!)!)!)!)!
+\sin(10^{10^{10}})
+\sum_{k=1}^{10^6}\frac1k
+\sum_{a=1}^{999}\sum_{b=1}^{999}b
+\prod_{k=1}^{10^7}k
+(x+y+z+w)^{200}
+2^{10^9}\bmod 7
+\int_0^{\infty}\frac{\sin^5 x e^{-x^3}}{x^{7}+1}dx
+\int e^{-x^2}\sin(x^2)dx
+e^{e^{e^{e^{e^e}}}}
+10^{-10^{10}}
+1e999999999
+\begin{pmatrix}1&2\\3&4\end{pmatrix}^{10^{9}}
+"""
 HOSTILE = [
-    *(r"9^{9^{9^9}}", r"2^{2^{100}}", r"(10^{10})!", r"1000000!", r"\binom{10^9}{10^8}", r"3^{20^6}", r"((((9!)!)!)!)!"),
-    *(r"\sin(10^{10^{10}})", r"\sum_{k=1}^{10^6}\frac1k", r"\prod_{k=1}^{10^7}k", r"(x+y+z+w)^{200}", r"2^{10^9}\bmod 7"),
-    *(r"\int_0^{\infty}\frac{\sin^5 x e^{-x^3}}{x^{7}+1}dx", r"\int e^{-x^2}\sin(x^2)dx", r"\sum_{i=1}^{999}\sum_{j=1}^{999}j"),
-    *("1+" * 20_000 + "1", "x" * 20_000, "word " * 50_000, "{" * 20_000 + "5", "(" * 900 + "6" + ")" * 900, "\\sqrt" * 300 + "5"),
-    *("|" * 500, "^" * 500, "\\frac" * 400, "5" * 1900 + "!", r"e^{e^{e^{e^{e^e}}}}", r"10^{-10^{10}}", "1e999999999", "\\pm1" * 300),
-    *(r"\begin{pmatrix}1&2\\3&4\end{pmatrix}^{10^{9}}", ",".join(map(str, range(900))), r"\cup".join(["[1,2]"] * 300)),
-]  # fmt: skip
+    *LINES.split("\n")[1:-1],
+    *("1+" * 20_000 + "1", "x" * 20_000, "word " * 50_000, "{" * 20_000 + "5", "(" * 900 + "6" + ")" * 900),
+    *("\\sqrt" * 300 + "5", "|" * 500, "^" * 500, "\\frac" * 400, "5" * 1900 + "!", "\\pm1" * 300),
+    *(",".join(map(str, range(900))), r"\cup".join(["[1,2]"] * 300)),
+]
 
 
 def test_no_answer_hangs_or_goes_unscored():
@@ -238,7 +259,7 @@ def test_an_expression_of_the_question_is_no_answer():
 
 
 def test_the_tiny_model_cannot_earn_by_copying():
-    """Every held-out problem of chain arithmetic, its question in the box: `math` pays for all, math-simplified for none."""
+    """Problems of chain arithmetic, the question in the box: `math` pays for all of them, math-simplified for none."""
     bench = find("arith")
     items = [item for item in bench.load(None) if not item.prompt.isdigit()][:300]
     paid = dict.fromkeys(("math", "math-simplified"), 0)
@@ -284,3 +305,18 @@ def test_a_machine_that_stands_still_is_a_timeout_and_tried_once():
         verdict = grader.compare(r"\boxed{1+2}", "3").result()
         assert (verdict.outcome, verdict.reward, grader.restarts) == ("timeout", None, 1)
         assert grader.compare(r"\boxed{2+2}", "4").result().outcome == "right"
+
+
+SIGNS = r"""
+\frac \sqrt { } ( ) [ ] | x n i 1 20 . , + - ^ _ ! % = < \cup \infty \pi \pm \{ \} \mid \in \mathbb{R} \sin \log_ k / &
+\sum_{k=1}^{3} \int_0^1 dx \begin{pmatrix} \end{pmatrix} \\ ^\circ \lfloor \rfloor \vec{a} \gcd \pmod \ne \approx \$
+f( \det T \text{or} \text{cm} \text{and5}
+"""
+PIECES = [*SIGNS.split(), " "]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from(sorted({case[1] for case in CASES})))
+def test_no_text_makes_the_grader_fail(pieces, reference):
+    text = "".join(pieces)
+    assert compare(text, reference).path != "failed"
+    assert compare(reference, text).path != "failed"
