@@ -202,7 +202,7 @@ def test_wrong_answers_made_from_references_are_wrong(math_rows):
 
 
 def test_copies_of_the_question_are_not_worked_out(data):
-    """Every formula of a MATH-500 problem in the box: `math` pays for many, math-simplified for the reference itself."""
+    """Every formula of a MATH-500 problem in the box: `math` pays for many, math-simplified for the reference."""
     earned = {"math": [], "math-simplified": []}
     for problem in rows(data / "math500/test.jsonl.gz"):
         for formula in set(re.findall(r"\$+([^$]+)\$+", problem["problem"])):
