@@ -110,7 +110,7 @@ class RewardConfig(_Section):
     """One of several rewards. `rewards.NAME=math` on the command line sets `reward`."""
 
     reward: str
-    """a grader (math, exact, code), or `module:function`"""
+    """a grader (math, math-simplified, exact, code), or `module:function`"""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """its factor in the sum; 0 logs it only"""
     range: tuple[float, float] = (0.0, 1.0)
@@ -226,7 +226,8 @@ class TrainConfig(_Section):
     prompt: str = "arith"
     """prompt preset, see `evals/prompts.py`"""
     reward: str = "math"
-    """a grader (math, exact, code), or `module:function` of one's own: (text, item) -> a number, None: not scorable"""
+    """a grader (math, math-simplified, exact, code: docs/grading.md), or `module:function` of one's own: (text, item)
+    -> a number, None: not scorable"""
     reward_range: tuple[float, float] = (0.0, 1.0)
     """what a reward function of one's own may return; anything else stops the run"""
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)

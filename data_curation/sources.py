@@ -70,7 +70,7 @@ def read_math(options: MathSource, name: str, raw: Mapping[str, Any]) -> Row | D
         return Drop(name, f"level {number[1]}", problem[:300])
     answer, found = extract_answer(solution)
     if answer is None:
-        reason = {"empty": "empty \\boxed{}", "none": "no \\boxed{}", "unclosed": "unclosed \\boxed{}"}[found]
+        reason = f"{'no' if found == 'none' else found} \\boxed{{}}"
         return Drop(name, f"{reason} in the solution", problem[:300], {"solution": solution[-200:]})
     return Row(name, options.name, problem, answer, {"level": int(number[1]), "subject": str(raw.get("type") or "")})
 
