@@ -100,7 +100,7 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         store=_place(store),
         chosen=chosen,
-        style=_resource("page.css"),
+        style=_resource("vendor/temml.css") + _resource("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         benches={bench: _by_place(of) for bench, of in benches.items()},
@@ -127,7 +127,7 @@ def module(names: Sequence[str] = SCRIPTS) -> str:
 
     An inline module cannot import another, and a page opened as a file cannot fetch one.
     """
-    parts = []
+    parts = [_resource("vendor/temml.min.js")]
     for name in names:
         text = IMPORT.sub(r"const \1 = $\2;", _resource(f"js/{name}.js"))
         exports = ", ".join(found[2] for found in EXPORT.finditer(text))
