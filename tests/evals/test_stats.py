@@ -99,7 +99,7 @@ def test_the_interval_of_several_samples_is_wilsons_with_the_effective_size():
 
 @pytest.mark.parametrize(
     ("problems", "samples", "right"),
-    [(128, 4, {0: 3}), (30, 4, {0: 1}), (20, 4, {i: 4 for i in range(4)}), (5, 16, {0: 1, 1: 15})],
+    [(128, 4, {0: 3}), (30, 4, {0: 1}), (20, 4, dict.fromkeys(range(4), 4)), (5, 16, {0: 1, 1: 15})],
 )
 def test_more_samples_never_make_the_interval_wider_than_that_of_the_problems(problems, samples, right):
     """Where few problems differ from the rest the spread between problems says nothing, and Wilson's holds."""

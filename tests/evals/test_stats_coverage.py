@@ -87,7 +87,7 @@ def test_the_interval_is_rather_too_long_where_a_handful_of_problems_decides():
 @pytest.mark.parametrize("samples", [4, 16])
 @pytest.mark.parametrize("alike", [0.3, 2.0])
 def test_pass1_near_0_and_1_over_few_problems(problems, samples, alike):
-    """alike: the sum of the Beta parameters; small: a problem is solved always or never. docs/statistics.md, table 2."""
+    """alike: the sum of the Beta parameters; small: a problem is solved always or never (docs/statistics.md)."""
     rng = np.random.default_rng(problems + samples)
     for truth in (0.005, 0.02, 0.1, 0.5, 0.9, 0.98, 0.995):
         shares = rng.binomial(samples, rng.beta(truth * alike, (1 - truth) * alike, (1000, problems))) / samples
