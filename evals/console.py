@@ -18,6 +18,11 @@ def make_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=160)
 
 
+def plural(count: int, one: str) -> str:
+    """ "1 run", "3 runs"."""
+    return f"{count} {one}{'s' * (count != 1)}"
+
+
 @contextmanager
 def progress_bar(title: str, total: int, console: Console) -> Iterator[Callable[..., None]]:
     """A function that counts a completion, or as many as it is told: a bar with the time left; in a file or a pipe, a

@@ -15,19 +15,23 @@ from typing import Any
 from rich.console import Console
 
 from evals.code_report import RULES
+from evals.files import check_file, replacing
 from evals.report import paper
 from evals.report.layout import Grid, latex, markdown, print_grid, short
 from evals.report.table_rows import Row, estimate_of, rows
 from evals.store import Store
 
-FORMATS = ("rich", "md", "latex", "csv")
+FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
+"""style -> the ending of a file's name"""
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "tables", parents=[shared], help="the paper's tables: Pass@1, response tokens, programs under both rules"
     )
-    parser.add_argument("--format", choices=FORMATS, default="rich", help="console, Markdown, LaTeX (booktabs) or CSV")
+    parser.add_argument(
+        "--format", choices=list(FORMATS), default="rich", help="console, Markdown, LaTeX (booktabs) or CSV"
+    )
     parser.add_argument("--paper", action="store_true", help="the paper's own numbers beside ours")
     parser.add_argument("--bench", help="only this benchmark")
     parser.add_argument(
@@ -40,9 +44,10 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         "tag or method; repeatable",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file at --out")
     parser.set_defaults(
         run=lambda a, store, console: tables(
-            store, a.format, console, with_paper=a.paper, bench=a.bench, wanted=a.runs, out=a.out
+            store, a.format, console, with_paper=a.paper, bench=a.bench, wanted=a.runs, out=a.out, overwrite=a.overwrite
         )
     )
 
@@ -56,8 +61,11 @@ def tables(
     bench: str | None = None,
     wanted: Sequence[str] = (),
     out: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Print or write the tables of each benchmark. CSV has one line per row, and no table of the paper's numbers."""
+    if out:
+        check_file(out, (FORMATS[style],), overwrite=overwrite)
     found = rows(store, bench, wanted)
     if style == "csv":
         _give(_csv(found), out, console)
@@ -96,8 +104,8 @@ def _give(text: str, out: Path | None, console: Console) -> None:
     if out is None:
         print(text, end="")
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    with replacing(out) as path:
+        path.write_text(text, encoding="utf-8")
     console.print(f"{out}", highlight=False, markup=False)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from evals.report.command import main
 from evals.report.manage import add_tags
+from evals.report.paper_tables import FORMATS
 from evals.report.table_rows import rows
 from evals.store import SampleRow, Store
 
@@ -256,18 +257,27 @@ def test_a_store_that_is_not_there_is_not_made(capsys, path, monkeypatch):
     assert main([]) == 2
     assert not path.exists()
     monkeypatch.delenv("AGPO_STORE")
-    assert main([]) == 0  # the default one, as every command
+    monkeypatch.chdir(path.parent)
+    assert main([]) == 2
+    assert "`python -m agpo.train`" in capsys.readouterr().err
+    assert not (path.parent / "results").exists()
 
 
 @pytest.mark.parametrize(
-    "arguments", [["tables", "--format", "md", "--out"], ["html", "--out"], ["figures", "--out"], ["export"]]
+    ("arguments", "name"),
+    [
+        (["tables", "--format", "md", "--out"], "out.md"),
+        (["html", "--out"], "out.html"),
+        (["figures", "--out"], "out"),
+        (["export"], "out.csv"),
+    ],
 )
-def test_a_place_that_cannot_be_written_is_one_message(capsys, path, tmp_path, arguments):
+def test_a_place_that_cannot_be_written_is_one_message(capsys, path, tmp_path, arguments, name):
     with Store.open(path) as store:
         add_eval(store, [1.0, 0.0])
         store.log_metrics(store.start_run("train", "tiny", config={}), 1, {"entropy": 0.5})
     (tmp_path / "file").write_text("no folder")
-    assert main([*arguments, str(tmp_path / "file" / "out.csv"), "--store", str(path)]) == 2
+    assert main([*arguments, str(tmp_path / "file" / name), "--store", str(path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: cannot write")
     assert said.count("\n") == 1
@@ -355,8 +365,8 @@ def test_latex_and_files(capsys, path, tmp_path):
     assert r"\begin{tabular}{llrrr}" in text
     assert r"a\_b/50\%\_model & AGPO (w/o loss mask) & 50.0 &" in text
     assert len({line.count(" & ") for line in text.split(r"\end{tabular}")[0].splitlines() if " & " in line}) == 1
-    for style in ("rich", "md", "latex", "csv"):
-        out = tmp_path / "deep" / f"table.{style}"
+    for style, ending in FORMATS.items():
+        out = tmp_path / "deep" / f"table{ending}"
         said = report(capsys, path, "tables", "--format", style, "--out", str(out))
         assert said.strip() == str(out)
         assert "50.0" in out.read_text()
