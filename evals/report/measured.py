@@ -1,13 +1,14 @@
 """Which evaluation a word on the command line means, and under which settings it was made."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evals.errors import UserError
 from evals.report.variants import knobs
-from evals.stats import Columns, read_columns
-from evals.store import RunRow, Store
+from evals.stats import Columns, pooled, read_columns
+from evals.store import OutcomeRow, RunRow, Store
 
 TRAINING = "eval/"
 """what the splits of evaluations during training begin with; the benchmark's name follows"""
@@ -31,6 +32,18 @@ class Measured:
     """of `SETTINGS`, those that are known"""
     knobs: str = ""
     """of the objective, that were turned in training: "clip_scope=group" """
+    also: tuple["Measured", ...] = ()
+    """further evaluations whose samples count as repeats of the same problems: `pool`"""
+    again: int = 0
+    """evaluations that are not in it, because the same one was made again"""
+
+    @property
+    def weights(self) -> tuple[Any, ...]:
+        """What was measured: the training run and step, or a model from elsewhere."""
+        run = self.run
+        return (run.parent or (run.id if run.kind == "train" else ""), self.method, self.model, self.step) + (
+            (run.seed,) if self.method else ()
+        )
 
     @property
     def name(self) -> str:
@@ -45,10 +58,15 @@ class Measured:
     @property
     def label(self) -> str:
         """The name, and what finds it again."""
-        return f"{self.name} (run {self.run.id}{f'@{self.step}' if self.run.kind == 'train' else ''})"
+        ids = ", ".join(one.run.id for one in (self, *self.also))
+        return f"{self.name} (run{'s' * bool(self.also)} {ids}{f'@{self.step}' if self.run.kind == 'train' else ''})"
 
     def read(self, store: Store) -> Columns:
-        return read_columns(store, self.run.id, split=self.split, step=self.step)
+        return pooled([read_columns(store, m.run.id, split=m.split, step=m.step) for m in (self, *self.also)])
+
+    def outcomes(self, store: Store) -> Iterator[OutcomeRow]:
+        for one in (self, *self.also):
+            yield from store.outcomes(one.run.id, split=one.split, step=one.step)
 
 
 def paper_name(method: str) -> str:
@@ -107,9 +125,12 @@ def find_measured(
         return _steps(found, name, checkpoints)
     steps = sorted({one.step for one in found})
     step = int(step_text) if step_text else steps[-1]
-    at_step = _latest([one for one in found if one.step == step])
+    at_step = pool([one for one in found if one.step == step])
     if not at_step:
         raise UserError(f"{name} has no evaluation at step {step}. There are: {', '.join(map(str, steps))}.")
+    alike = {(one.method, one.model, one.knobs, one.split, repr(one.settings)) for one in at_step}
+    if len(at_step) > 1 and len(alike) == 1 and at_step[0].method == name:  # a method, by its training runs
+        return [_merged([one for pooled_ in at_step for one in (pooled_, *pooled_.also)])]
     if len(at_step) > 1:
         several = "\n".join(
             f"  {one.run.id}  {one.bench} {one.name} seed {one.run.seed}, {_short(one.settings)}"
@@ -121,10 +142,26 @@ def find_measured(
     return at_step
 
 
-def _latest(found: Sequence[Measured]) -> list[Measured]:
-    """Of a training run's evaluations that were made again under the same settings, the last one."""
-    again = {(one.run.parent or one.run.id, one.split, repr(sorted(one.settings.items()))): one for one in found}
-    return list(again.values())
+def pool(found: Sequence[Measured]) -> list[Measured]:
+    """One for all evaluations of the same weights under the same settings: sampling seeds are repeats of the same
+    problems, not runs of a method. Of an evaluation made again with the same seed the latest counts.
+
+    Another seed with --limit has drawn other problems: it stays by itself.
+    """
+    groups: dict[tuple[Any, ...], dict[Any, Measured]] = {}
+    count: Counter[tuple[Any, ...]] = Counter()
+    for one in found:
+        seed = one.run.config.get("seed", one.run.seed)
+        told = (repr(sorted(one.settings.items())), one.run.config.get("selected_on_test"), one.run.status)
+        key = (one.weights, one.bench, one.split, one.samples, *told)
+        key += (seed,) if one.settings.get("limit") is not None else ()
+        groups.setdefault(key, {})[seed] = one
+        count[key] += 1
+    return [_merged(list(seeds.values()), count[key] - len(seeds)) for key, seeds in groups.items()]
+
+
+def _merged(found: Sequence[Measured], again: int = 0) -> Measured:
+    return replace(found[0], also=tuple(found[1:]), again=again)
 
 
 def _steps(found: Sequence[Measured], name: str, wanted: str) -> list[Measured]:

@@ -233,8 +233,10 @@ def _notes(found: Sequence[Row]) -> list[str]:
             "An interval over runs is Student's over seeds on the same problems; one of a single run is over problems, "
             "for one training."
         )
-    if repeated := sum(row.repeated for row in found):
-        said.append(f"Evaluations made again with the same seed and settings: {repeated}; the latest of each counts.")
+    if again := sum(result.again for row in found for result in row.results):
+        said.append(f"Evaluations made again with the same seed and settings: {again}; the latest of each counts.")
+    if any(result.sampled > 1 for row in found for result in row.results):
+        said.append("Evaluations of the same weights with other sampling seeds are pooled, as repeats of each problem.")
     for row in found:
         if unscored := sum(s.unscored for s in row.summaries):
             wrong = 100 * fmean(s.pass1_unscored_wrong for s in row.summaries)

@@ -228,6 +228,19 @@ def test_unscorable_samples_are_told(capsys, path):
     assert lines["math500"]["unscored"] == "1"
 
 
+def test_sampling_seeds_are_repeats_and_training_seeds_are_runs(capsys, path):
+    with Store.open(path) as store:
+        for seed in (0, 1, 2):  # a base model, sampled thrice
+            add_eval(store, [1.0, 0.0, float(seed > 0)], method="", seed=seed)
+        (row,) = rows(store)
+        assert len(row.results) == 1
+        assert row.results[0].total.samples == 9
+        assert row.estimate("pass1").value == pytest.approx(5 / 9)
+        assert "3 problems x 9" not in row.setting
+        assert "3 problems x 3" in row.setting
+    assert "are pooled, as repeats of each problem" in report(capsys, path, "tables")
+
+
 def test_runs_without_evaluation_and_a_running_one(capsys, path):
     with Store.open(path) as store:
         run_id = store.start_run("train", "tiny", method="agpo", model="m[bold]", config={"lr": 1})

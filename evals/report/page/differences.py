@@ -10,7 +10,7 @@ from scipy.special import stdtr
 
 from evals.report.compare import SIGNIFICANT
 from evals.report.layout import short
-from evals.report.page.summary import Evaluation
+from evals.report.page.summary import Evaluation, of_weights
 from evals.stats import compare, holm, sign_flip
 from evals.stats.paired import paired_interval
 
@@ -70,7 +70,7 @@ def differences(found: Sequence[Evaluation], names: Sequence[str]) -> list[Diffe
     """
     told: list[Difference] = []
     for bench in dict.fromkeys(e.part.bench for e in found):
-        of_bench = [e for e in found if e.part.bench == bench and e.columns.scored_S.any()]
+        of_bench = [e for e in of_weights(found) if e.part.bench == bench and e.columns.scored_S.any()]
         for pairs in _pairs(of_bench, names):
             possible = [(a, b) for a, b in pairs if a.of and b.of][:MOST]
             made = [d for a, b in possible if (d := _difference(bench, a, b, names)) is not None]
