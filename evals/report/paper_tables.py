@@ -159,7 +159,7 @@ def _tokens(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "Per solved",
         "Truncated",
     ]
-    digits = 1 if all(row.estimate("tokens_mean").value < 100 for row in found) else 0
+    digits = 0 if any(row.estimate("tokens_mean").value >= 100 for row in found) else 1
     rest = ("tokens_median", "tokens_p95", "tokens_right", "tokens_wrong", "tokens_per_solved")
     return header, [
         [
@@ -189,7 +189,7 @@ def _value(row: Row, quantity: str, digits: int, scale: float, rule: str = "") -
     """The number and its interval."""
     e = row.estimate(quantity, rule)
     if math.isnan(e.value):
-        return ["nothing scorable", ""]
+        return ["unfinished" if row.status else "nothing scorable", ""]
     interval = "" if math.isnan(e.low) else f"{scale * e.low:.{digits}f} to {scale * e.high:.{digits}f}"
     over = f" over {len(row.results)} runs" if len(row.results) > 1 else ""
     return [f"{scale * e.value:.{digits}f}", interval + over]
@@ -200,7 +200,8 @@ def _number(value: float, digits: int) -> str:
 
 
 def _truncated(row: Row) -> str:
-    return f"{100 * row.estimate('truncated').value:.1f} %"
+    share = row.estimate("truncated").value
+    return "" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def _setting(row: Row) -> list[str]:
@@ -228,6 +229,8 @@ def _absent(theirs: Mapping[tuple[str, str], float], found: Sequence[Row], width
 def _notes(found: Sequence[Row]) -> list[str]:
     """What has to be said below the table."""
     said = []
+    if any(row.status for row in found):
+        said.append("No score where an evaluation has not ended: what is quick to answer and to grade comes first.")
     if any(len(row.results) > 1 for row in found):
         said.append(
             "An interval over runs is Student's over seeds on the same problems; one of a single run is over problems, "

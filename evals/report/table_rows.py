@@ -12,7 +12,7 @@ from evals.code_report import RULES, under
 from evals.report import paper
 from evals.report.measured import Measured, measured, pool, select
 from evals.report.variants import variants
-from evals.stats import Estimate, Summary, by, summarise
+from evals.stats import Estimate, Summary, by, summarise, unfinished
 from evals.stats.intervals import student
 from evals.store import Store
 
@@ -140,10 +140,14 @@ def _result(store: Store, one: Measured) -> Result:
     """Programs have verdicts under two rules in their meta; all else is read as columns, whatever its size."""
     if not any(rule in next(one.outcomes(store)).meta for rule in RULES):
         columns = one.read(store)
-        return Result(summarise(columns), _names_hash(columns.items), 1 + len(one.also), one.again)
+        total = summarise(columns)
+        total = total if one.run.status == "done" else unfinished(total)
+        return Result(total, _names_hash(columns.items), 1 + len(one.also), one.again)
     outcomes = list(one.outcomes(store))
-    rules = {rule: summarise(under(rule, outcomes)) for rule in RULES}
     names = _names_hash({row.item for row in outcomes})
+    if one.run.status != "done":
+        return Result(unfinished(summarise(outcomes)), names)
+    rules = {rule: summarise(under(rule, outcomes)) for rule in RULES}
     return Result(summarise(outcomes), names, 1 + len(one.also), one.again, rules, by(outcomes, GROUP))
 
 

@@ -17,7 +17,7 @@ from evals.stats.intervals import (
 )
 from evals.stats.paired import Comparison, Test, compare, holm, paired, sign_flip
 from evals.stats.power import planned_error, smallest_difference
-from evals.stats.summary import Summary, by, problem_means, summarise
+from evals.stats.summary import Summary, by, problem_means, summarise, unfinished
 
 __all__ = [
     "LEVEL",
@@ -50,5 +50,6 @@ __all__ = [
     "smallest_difference",
     "standard_error",
     "summarise",
+    "unfinished",
     "wilson",
 ]

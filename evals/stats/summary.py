@@ -117,6 +117,12 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
     )
 
 
+def unfinished(s: Summary) -> Summary:
+    """The counts of an evaluation that did not end, and no score: what is quick to answer and grade came first."""
+    nan = math.nan
+    return Summary(s.problems, s.samples, s.unscored, *[nan] * 10, outcomes=s.outcomes)
+
+
 def problem_means(samples: Iterable[Graded]) -> dict[str, float]:
     """Problem -> mean reward of its scorable samples."""
     return columns(samples).means()

@@ -228,6 +228,16 @@ def test_unscorable_samples_are_told(capsys, path):
     assert lines["math500"]["unscored"] == "1"
 
 
+def test_an_evaluation_that_did_not_end_has_no_score(capsys, path):
+    with Store.open(path) as store:
+        add_eval(store, [1.0, 1.0], status="interrupted")
+    text = report(capsys, path, "tables")
+    assert "unfinished" in text
+    assert "100.0" not in text
+    (line,) = read_csv(capsys, path)
+    assert (line["pass1"], line["tokens_mean"], line["status"]) == ("", "", "interrupted")
+
+
 def test_sampling_seeds_are_repeats_and_training_seeds_are_runs(capsys, path):
     with Store.open(path) as store:
         for seed in (0, 1, 2):  # a base model, sampled thrice

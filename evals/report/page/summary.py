@@ -8,7 +8,7 @@ from typing import Any
 
 from evals.benches import BENCHES, find
 from evals.report.page.choice import Part, first_and_last
-from evals.stats import Columns, Estimate, Summary, by, columns, pooled, summarise
+from evals.stats import Columns, Estimate, Summary, by, columns, pooled, summarise, unfinished
 from evals.stats.intervals import student
 from evals.store import OutcomeRow, Store
 
@@ -55,10 +55,12 @@ def evaluations(store: Store, parts: Sequence[Part], lines: Mapping[str, str]) -
         if not part.measured or place not in shown:
             continue
         outcomes = list(store.outcomes(part.run.id, split=part.split, step=part.step))
-        levels = {key: by(outcomes, key) for key in _keys(part, outcomes)}
         all_ = columns(outcomes)
+        whole = part.run.kind == "train" or part.run.status == "done"
+        summary = summarise(all_) if whole else unfinished(summarise(all_))
+        levels = {key: by(outcomes, key) for key in _keys(part, outcomes)} if whole else {}
         line = lines[part.run.id] if part.run.method or part.run.parent in lines else ""
-        yield Evaluation(place, part, summarise(all_), levels, all_, _settings(part), line, part.run.seed)
+        yield Evaluation(place, part, summary, levels, all_, _settings(part), line, part.run.seed)
 
 
 def _keys(part: Part, outcomes: Sequence[OutcomeRow]) -> list[str]:
