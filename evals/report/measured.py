@@ -13,6 +13,9 @@ from evals.store import OutcomeRow, RunRow, Store
 TRAINING = "eval/"
 """what the splits of evaluations during training begin with; the benchmark's name follows"""
 
+LM_EVAL = "lm_eval:"
+"""what the names of lm-eval's tasks and groups begin with"""
+
 SETTINGS = ("prompt", "temperature", "top_p", "max_tokens", "engine", "dtype", "n", "limit", "data", "options")
 """keys of an evaluation's configuration that may move its result"""
 
@@ -23,7 +26,8 @@ class Measured:
 
     run: RunRow
     bench: str
-    split: str
+    split: str | None
+    """None: a group of lm-eval's tasks, whose splits are the tasks"""
     step: int
     samples: int
     method: str
@@ -119,6 +123,9 @@ def find_measured(
             f"{name} has no evaluation with completions. Make one with "
             "`python -m evals.run --bench math500 --model <folder or hub id>`."
         )
+    groups = {one.bench for one in found if one.split is None}
+    if len(groups) == 1:  # the group, unless one of its tasks is named
+        found = [one for one in found if one.split is None]
     if len({one.bench for one in found}) > 1:
         raise UserError(f"{name} was evaluated on {_benches(found)}: say which with --bench.")
     if checkpoints:
@@ -199,7 +206,15 @@ def measured(store: Store, run: RunRow) -> list[Measured]:
         method, model = run.method or (parent.method if parent else ""), run.model or (parent.model if parent else "")
         settings = {key: config[key] for key in SETTINGS if key in config}
         turned = knobs(parent) if parent else ""
-        return [Measured(run, run.name, *size[:3], method, model, settings, turned) for size in store.sizes(run.id)]
+        sizes = store.sizes(run.id)
+        groups = Counter(step for _, step, *_ in sizes)
+        of_group = [
+            (run.name, None, step, sum(samples for _, at, samples, _ in sizes if at == step))
+            for step, tasks in groups.items()
+            if tasks > 1
+        ]
+        each = [(bench_of(run, split), split, step, samples) for split, step, samples, _ in sizes]
+        return [Measured(run, *size, method, model, settings, turned) for size in (*of_group, *each)]
     evaluation = config.get("eval") or {}
     settings = {
         "prompt": config.get("prompt"),
@@ -211,10 +226,18 @@ def measured(store: Store, run: RunRow) -> list[Measured]:
     }
     settings = {key: value for key, value in settings.items() if value is not None}
     return [
-        Measured(run, split.removeprefix(TRAINING), split, step, count, run.method, run.model, settings, knobs(run))
+        Measured(run, bench_of(run, split), split, step, count, run.method, run.model, settings, knobs(run))
         for split, step, count, _ in store.sizes(run.id)
         if split.startswith(TRAINING)
     ]
+
+
+def bench_of(run: RunRow, split: str) -> str:
+    """The benchmark of an evaluation's split; a task of one of lm-eval's groups keeps its name."""
+    if run.kind != "eval":
+        return split.removeprefix(TRAINING)
+    group = run.name.startswith(LM_EVAL) and split != run.name.removeprefix(LM_EVAL)
+    return f"{run.name}/{split}" if group else run.name
 
 
 def _benches(found: Sequence[Measured]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evals.console import plural
-from evals.report.measured import select
+from evals.report.measured import bench_of, select
 from evals.store import RunRow, Store
 
 MOST_RUNS = 40
@@ -35,7 +35,7 @@ class Part:
 
     @property
     def bench(self) -> str:
-        return self.run.name if self.run.kind == "eval" else self.split.removeprefix("eval/")
+        return bench_of(self.run, self.split)
 
 
 def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[str], str]:
