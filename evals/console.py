@@ -14,8 +14,8 @@ LINE_SECONDS = 30.0
 
 
 def make_console() -> Console:
-    """A rich console; where the output is a file or a pipe, wide enough that tables and lines do not wrap."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    """A rich console; a file or a pipe has no width of its own, and nothing wraps there."""
+    return Console() if sys.stdout.isatty() else Console(width=1000)
 
 
 def plural(count: int, one: str) -> str:

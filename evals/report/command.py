@@ -7,13 +7,13 @@ does the work and returns the exit status, or None for 0. Add the module to MODU
 
 import argparse
 import errno
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
 
+from evals.console import make_console
 from evals.errors import UserError, command
 from evals.report import arms_report, browse, compare, draw, export, manage, paper_tables, runs
 from evals.report.page import command as html
@@ -66,8 +66,7 @@ def everything(arguments: argparse.Namespace, store: Store, console: Console) ->
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    # A pipe has no width of its own: wide enough that no cell is folded.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = make_console()
     with Store.open(arguments.store, make=False) as store:
         try:
             return arguments.run(arguments, store, console) or 0

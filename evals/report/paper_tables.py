@@ -95,7 +95,7 @@ def tables(
         return
     written = io.StringIO()
     for grid in grids:
-        print_grid(grid, Console(file=written, width=160) if out else console)
+        print_grid(grid, Console(file=written, width=1000) if out else console)
     if out:
         _give(written.getvalue(), out, console)
 

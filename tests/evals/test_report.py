@@ -5,8 +5,10 @@ import io
 import math
 
 import pytest
+from rich.console import Console
 
 from evals.report.command import main
+from evals.report.layout import Grid, print_grid
 from evals.report.manage import add_tags
 from evals.report.paper_tables import FORMATS
 from evals.report.table_rows import rows
@@ -393,6 +395,25 @@ def test_latex_and_files(capsys, path, tmp_path):
         said = report(capsys, path, "tables", "--format", style, "--out", str(out))
         assert said.strip() == str(out)
         assert "50.0" in out.read_text()
+
+
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_no_cell_is_broken_in_a_narrow_terminal_and_no_text_is_markup(width):
+    line = ["all [/b]", "512", "87.6", "86.0 to 89.1", "26.8", "26", "0.0 %", "261125-092031-8a9383"]
+    header = ["", "problems", "Pass@1", "95 %", "tokens mean", "median", "truncated", "run"]
+    out = io.StringIO()
+    print_grid(Grid("Table 1: accuracy on [/x] (T=1)", header, [[line]]), Console(file=out, width=width))
+    assert "on [/x]" in " ".join(out.getvalue().split())
+    assert all(cell in out.getvalue() for cell in line)
+    assert max(map(len, out.getvalue().splitlines())) <= width
+
+
+def test_latex_numbers_its_tables_itself(capsys, path):
+    with Store.open(path) as store:
+        add_eval(store, [1.0, 0.0])
+    text = report(capsys, path, "tables", "--format", "latex")
+    assert r"\caption{accuracy on math500 (2 problems x 1)}" in text
+    assert r"\label{tab:accuracy-on-math500}" in text
 
 
 def test_checkpoints_come_in_order_of_their_steps(path):
