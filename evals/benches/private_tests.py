@@ -17,7 +17,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from evals.files import replacing
+from evals.outputs import replacing
 
 MAX_BYTES = 512 * 2**20
 """of one problem's tests after decompression"""

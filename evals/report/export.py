@@ -15,7 +15,7 @@ from rich.console import Console
 
 from evals.console import plural, progress_bar
 from evals.errors import UserError
-from evals.files import check_file, check_folder, replacing
+from evals.outputs import check_file, check_folder, replacing
 from evals.store import Kind, RunRow, Store
 from evals.store.database import prompts_table, samples_table
 from evals.store.rows import unpack

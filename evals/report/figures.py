@@ -15,7 +15,7 @@ from matplotlib.typing import LegendLocType
 from PIL import Image  # matplotlib needs it too
 
 from evals.console import plural
-from evals.files import replacing
+from evals.outputs import replacing
 from evals.report.arms import Comparison, Course, arm_of, order
 from evals.report.variants import line_names
 from evals.store import RunRow, Store

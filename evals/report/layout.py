@@ -117,7 +117,10 @@ def print_table(header: Sequence[str], lines: Sequence[Sequence[str]], caption: 
 
 
 def short(model: str) -> str:
-    """A model folder's or hub id's last part, and the part before where that alone says little (".../step-100")."""
+    """A model folder's or hub id's last part, and the part before where that alone says little (".../step-100"); of a
+    served model its address."""
+    if "://" in model:
+        return model.partition("://")[2]
     parts = [part for part in model.replace("\\", "/").split("/") if part]
     return "/".join(parts[-2:])
 

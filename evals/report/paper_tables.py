@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from evals.code_report import RULES
-from evals.files import check_file, replacing
+from evals.outputs import check_file, replacing
 from evals.report import paper
 from evals.report.layout import Grid, latex, markdown, print_grid, short
 from evals.report.table_rows import Row, estimate_of, rows
@@ -89,6 +89,8 @@ def tables(
         for name in dict.fromkeys(row.bench for row in found)
         for grid in _grids([row for row in found if row.bench == name], with_paper)
     ]
+    if with_paper and not any(row.bench in {bench for bench, _ in paper.NUMBERS} for row in found):
+        console.print(f"The paper has numbers on {', '.join({b: 0 for b, _ in paper.NUMBERS})}; none of these was run.")
     if style != "rich":
         write = markdown if style == "md" else latex
         _give("\n".join(write(grid) for grid in grids), out, console)

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from evals.files import check_file, replacing
+from evals.outputs import check_file, replacing
 from evals.report.compare import digits_of, p_text
 from evals.report.page.choice import Part, choose_runs, choose_samples, left_out, parts_of
 from evals.report.page.content import (

@@ -9,7 +9,7 @@ import pytest
 from full_store import fill
 
 from evals.errors import UserError
-from evals.files import replacing
+from evals.outputs import replacing
 from evals.report.command import main as report
 from evals.run import main as run
 from evals.store import Store
