@@ -49,8 +49,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     what.add_argument(
         "--model",
-        help="model folder, hub id, or openai:<base url>#<model>; with --checkpoints a training run's folder or id "
-        "(default: the tiny start model)",
+        help="model folder, hub id (ORG/NAME or ORG/NAME@REVISION), or openai:<base url>#<model>; with --checkpoints "
+        "a training run's folder or id (default: the tiny start model)",
     )
     what.add_argument("--checkpoints", help="of a training run: all, or a list of steps, best, latest; e.g. 20,best")
     what.add_argument(
