@@ -114,8 +114,9 @@ def load_engine(name: str, model: str, **options: Any) -> Engine:
         return HFEngine.load(model, **options)
     if name == "vllm":
         from evals.engines.vllm import VLLMEngine
+        from evals.hub import model_folder
 
-        return VLLMEngine.load(model, **options)
+        return VLLMEngine.load(str(model_folder(model)), **options)
     if name == "openai":
         from evals.engines.openai import OpenAIEngine
 
