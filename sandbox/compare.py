@@ -1,15 +1,18 @@
 """Is the answer right? Runs in the owner's process only, on text and JSON that a hostile program wrote.
 
-compat="real" is what a contest's judge does: white space between tokens does not matter, numbers written with a point
-or an exponent may differ by the tolerance. compat="lcb" is LiveCodeBench's rule to the letter (lcb_runner/evaluation/
-testing_util.py at 28fef95), for numbers to compare with published ones. It also mirrors two things that its runner does
-to honest scripts, seen in published verdicts: output of threads that the main thread does not wait for is lost
-(verdicts.py), and open(0) is never fed (`never_fed`).
+compat="real" is what a contest's judge does: white space between tokens does not matter, but for line breaks between
+lines of text, and a number with a fraction may differ by the tolerance from an expected one with a fraction.
+compat="lcb" is LiveCodeBench's rule (lcb_runner/evaluation/testing_util.py at 28fef95), for numbers to compare with
+published ones; only digits that are text (`_TEXT`) are no numbers here, as they are there. It also mirrors two things
+that its runner does to honest scripts, seen in published verdicts: output of threads that the main thread does not wait
+for is lost (verdicts.py), and open(0) is never fed (`never_fed`).
 """
 
+import itertools
 import json
 import math
 import re
+from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -18,6 +21,9 @@ from sandbox.types import Program
 SHOWN = 80
 _OPENS_0 = re.compile(r"^[^#\n]*(?<![\w.])open\(\s*0\s*[,)]", re.MULTILINE)
 _MAX_NUMBER = 400  # characters of a token worth reading as a number
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_TEXT = re.compile(r"[+-]?0\d.*|\d+[eE]\d+", re.ASCII)
+"""0011 is not 11, and 1e5, which Python prints for no number, is not 100000: bit strings, codes, hexadecimal digits"""
 
 
 class BadValue(Exception):
@@ -34,7 +40,24 @@ def difference(output: str, expected: str, tolerance: float) -> str | None:
             return f"token {i}: {shown(a)} where {shown(b)} was expected"
     if len(got) != len(want):
         return f"{len(got)} tokens where {len(want)} were expected"
+    if missing := _text_breaks(expected) - set(_breaks(map(str.split, output.split("\n")))):
+        return f"token {min(missing) + 1}: {shown(want[min(missing)])} is not on a new line, where it was expected"
     return None
+
+
+def _text_breaks(expected: str) -> set[int]:
+    """Numbers of tokens before the line breaks that carry meaning: between two lines of text, such as a grid's rows.
+
+    Between numbers a line break is white space like any other. Digits are text where some of them begin with a 0.
+    """
+    lines = [tokens for line in expected.split("\n") if (tokens := line.split())]
+    digits = any(_TEXT.fullmatch(token) for tokens in lines for token in tokens)
+    text = [digits or not all(map(_numeric, tokens)) for tokens in lines]
+    return {at for at, one, other in zip(_breaks(lines), text, text[1:], strict=False) if one and other}
+
+
+def _breaks(lines: Iterable[list[str]]) -> Iterator[int]:
+    return itertools.accumulate(len(tokens) for tokens in lines)
 
 
 def difference_lcb(output: str, expected: str) -> str | None:
@@ -47,7 +70,7 @@ def difference_lcb(output: str, expected: str) -> str | None:
             continue
         a_numbers, b_numbers = _decimals(a), _decimals(b)
         # A list that holds NaN is unequal to itself here, as there. A signalling NaN, which raises there, is unequal.
-        if a_numbers is None or b_numbers is None or not _equal(a_numbers, b_numbers):
+        if a_numbers is None or b_numbers is None or not _equal(a_numbers, b_numbers) or _texts(a, b):
             return f"line {i}: {shown(a)} where {shown(b)} was expected"
     return None
 
@@ -94,25 +117,20 @@ def shown(value: Any) -> str:
 
 
 def _close_numbers(a: str, b: str, tolerance: float) -> bool:
-    """Two tokens that are one number. Integers on both sides must be equal exactly (1 and 01 and +1 are)."""
-    if len(a) > _MAX_NUMBER or len(b) > _MAX_NUMBER:
-        return False
+    """Printed `a` is the expected number `b`. Without a fraction on both sides they must be equal exactly."""
     if not (_numeric(a) and _numeric(b)):
         return False
-    try:
-        x, y = Decimal(a), Decimal(b)
-    except InvalidOperation:
-        return False
+    x, y = Decimal(a), Decimal(b)
     if x == y:
         return True
-    if not tolerance or not (_fractional(a) or _fractional(b)):
+    if not tolerance or not (_fractional(a) and _fractional(b)):
         return False
     return _close(float(x), float(y), tolerance)
 
 
 def _numeric(token: str) -> bool:
-    """Digits, sign, point, exponent: Decimal would also take "nan", underscores and other scripts' digits."""
-    return bool(token) and all(c in "0123456789+-.eE" for c in token)
+    """Digits, minus, point, exponent: Decimal would also take "nan", "+7", underscores and other scripts' digits."""
+    return len(token) <= _MAX_NUMBER and bool(_NUMBER.fullmatch(token)) and not _TEXT.fullmatch(token)
 
 
 def _fractional(token: str) -> bool:
@@ -147,12 +165,9 @@ def _first_difference(got: Any, want: Any, tolerance: float, at: str = "the valu
 
 
 def _close_values(a: Any, b: Any, tolerance: float) -> bool:
-    if not tolerance or not isinstance(a, int | float) or not isinstance(b, int | float):
+    if not tolerance or not isinstance(b, float) or not isinstance(a, int | float):
         return False
-    try:
-        return _close(float(a), float(b), tolerance)
-    except OverflowError:  # an integer beyond the floats
-        return False
+    return _close(a, b, tolerance) if isinstance(a, float) else math.isfinite(b) and Decimal(repr(b)) == a
 
 
 def _stripped_lines(text: str) -> list[str]:
@@ -164,6 +179,11 @@ def _decimals(line: str) -> list[Decimal] | None:
         return [Decimal(token) for token in line.split()]
     except InvalidOperation:
         return None
+
+
+def _texts(a: str, b: str) -> bool:
+    """Two lines of equal numbers, of which one is text."""
+    return any(x != y and (_TEXT.fullmatch(x) or _TEXT.fullmatch(y)) for x, y in zip(a.split(), b.split(), strict=True))
 
 
 def _equal(a: list[Decimal], b: list[Decimal]) -> bool:
