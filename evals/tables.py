@@ -61,7 +61,8 @@ def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
         table.add_column("step", justify="right")
     for title in ("problems", "score", "95 %", *(["to the first"] if checkpoints else [])):
         table.add_column(title, justify="right")
-    for title in ("tokens mean", "truncated", "unscored"):
+    nothing = any(_no_answer(o.summary) for o in outcomes)
+    for title in ("tokens mean", "truncated", *(["no answer"] if nothing else []), "unscored"):
         table.add_column(title, justify="right")
     table.add_column("run")
     first: dict[str, Outcome] = {}
@@ -80,6 +81,7 @@ def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
             *([difference] if checkpoints else []),
             mean,
             truncated,
+            *([str(_no_answer(outcome.summary))] if nothing else []),
             unscored,
             outcome.run_id,
         )
@@ -95,7 +97,8 @@ def _difference(start: Outcome, outcome: Outcome) -> str:
 
 def _header(metric: str, total: Summary) -> list[str]:
     several = [f"pass@{k}" for k in total.pass_at]
-    return ["problems", metric, "95 %", *several, "tokens mean", "median", "truncated", "unscored"]
+    nothing = ["no answer"] if _no_answer(total) else []
+    return ["problems", metric, "95 %", *several, "tokens mean", "median", "truncated", *nothing, "unscored"]
 
 
 def _cells(s: Summary, total: Summary | None) -> list[str]:
@@ -109,8 +112,14 @@ def _cells(s: Summary, total: Summary | None) -> list[str]:
         f"{s.tokens_mean:.1f}",
         f"{s.tokens_median:g}",
         f"{100 * s.truncated:.1f} %",
+        *([str(_no_answer(s))] if total and _no_answer(total) else []),
         str(s.unscored),
     ]
+
+
+def _no_answer(s: Summary) -> int:
+    """Samples without a box, or without a program: wrong, but for another reason."""
+    return s.outcomes.get("no_answer", 0)
 
 
 def _percent(share: float) -> str:
