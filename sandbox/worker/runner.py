@@ -113,7 +113,10 @@ def _run_main(code: list[types.CodeType]) -> None:
 
 
 def _entry(code: list[types.CodeType], entry: str):
-    """The callable that `entry` names: `function` or `Class().method`, with a fresh object for every test."""
+    """The callable that `entry` names: `function` or `Class().method`, of one object as in LiveCodeBench's runner.
+
+    What an object keeps from an earlier test makes a later one fail there. Here "real" then judges in fresh processes.
+    """
     module = types.ModuleType("solution")
     module.__dict__["__builtins__"] = builtins
     sys.modules["solution"] = module
@@ -124,9 +127,7 @@ def _entry(code: list[types.CodeType], entry: str):
     if not hasattr(module, name) or (owner and not hasattr(getattr(module, name), method)):
         raise MissingEntryPoint(f"the program does not define {entry}")
     found = getattr(module, name)
-    if not owner:
-        return found
-    return lambda *args: getattr(found(), method)(*args)
+    return getattr(found(), method) if owner else found
 
 
 class MissingEntryPoint(Exception):
