@@ -16,12 +16,13 @@ import socket
 import sys
 from typing import NamedTuple
 
-from sandbox.worker import jail, landlock, libc, seccomp, supervisor
+from sandbox.worker import idioms, jail, landlock, libc, seccomp, supervisor
 
 SPAWN, SWEEP = b"S", b"K"
 
 # What many programs import and what is here anyway. Not more: every module makes every fork slower, an extension module
 # most (dataclasses, fractions, datetime and traceback together double the price of a fork).
+_register_at_fork = os.register_at_fork
 _PRELUDE = """
 atexit bisect collections collections.abc contextlib copy enum functools heapq io itertools json math operator os random
 re string sys threading time types typing _sitebuiltins
@@ -146,7 +147,9 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
     except ImportError as e:
         where = os.path.dirname(os.__file__)
         raise OSError(f"{e}: can uid {os.getuid()} read {where}? If not, give the backend another `python`") from e
+    os.register_at_fork = _register_at_fork
     _add_site_builtins()
+    idioms.install()
     scratch = "" if config.mode == "reduced" else "/tmp"
     os.chdir(scratch or "/")
     version = landlock.abi()
@@ -185,7 +188,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
                     importlib.import_module(config.preload)
                 _freeze()
                 loaded = True
-            pid = os.fork()
+            pid = idioms.fork()
             if pid == 0:
                 commands.close()
                 supervisor.main(fds[0], room)
