@@ -8,7 +8,6 @@ import _thread
 import builtins
 import errno
 import functools
-import importlib.abc
 import importlib.machinery
 import io
 import os
@@ -66,8 +65,8 @@ def _no_processes(*_) -> int:
     raise PermissionError(errno.EPERM, "the sandbox lets no program make processes; threads are allowed")
 
 
-class _After(importlib.abc.MetaPathFinder):
-    """Changes some modules right after they are imported: loading them in every process would cost every program."""
+class _After:
+    """A finder. Changes some modules right after they are imported: loading them in every process would cost every program."""
 
     def find_spec(self, fullname, path=None, target=None):
         change = _CHANGES.get(fullname)

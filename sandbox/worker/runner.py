@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 
 from sandbox.worker import idioms, landlock, libc, seccomp
 
@@ -49,26 +50,31 @@ def run(
 ) -> None:
     """Never returns. `streams`: descriptors for stdin, stdout, stderr and the value. `orders`: fork for each test."""
     try:
-        _arrange(job, state, streams, control, orders, ruleset)
-        parent = job["parent"]
+        _arrange(job, streams, control, orders, ruleset)
+        script, source, parent = job["mode"] == "stdin", _Source(job["source"]), job["parent"]
+        module = _module("__main__" if script else "solution", source)
+        lock_down = _lock(job)
+        gc.freeze()  # what is here is not the program's garbage, nor should its pages be copied to find that out
         if orders:
             parent = os.getpid()
             _fork_for_each_test()
-        _lock_down(job, parent)
-        call, first = None, True
+        lock_down(parent)
+        call = None
         while os.read(CONTROL, 1) == b"g":
-            if not first:
+            if module is None:
                 for number in (0, 1, 2):
                     os.dup2(_KEPT + number, number)
-                _restore(state)
-            first = False
+                _restore(state, job["digits"])
+                module = _module("__main__", source) if script else None
+            names, module = module.__dict__ if module else {}, None
             try:
-                if job["mode"] == "stdin":
-                    _run_main(code, job["source"])
+                if script:
+                    for part in code:
+                        exec(part, names)
                 else:
                     given = _arguments()
                     if call is None:
-                        call = _entry(code, job)
+                        call = _entry(code, names, job["entry"])
                     _run_call(call, given)
             except SystemExit as stop:
                 kind, text = _exit_code(stop)
@@ -76,32 +82,33 @@ def run(
                 kind, text = "x", _describe(e)
             else:
                 kind, text = "k", ""
-            if kind != "x" and job["mode"] == "stdin":
+            del names
+            if kind != "x" and script:
                 _tell_of_threads()
-            dirty = not _settle(job["mode"] == "stdin")
+            dirty = not _settle(script)
             _answer(kind, text, dirty)
             if dirty or orders:
                 os._exit(0)
-    except BaseException:
-        import traceback; os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(1)
 
 
 def _arrange(
     job: dict,
-    state: dict,
     streams: list[int],
     control: socket.socket,
     orders: socket.socket | None,
     ruleset: int,
 ) -> None:
     """All that a process forked from this one inherits: limits, descriptors, Landlock, the streams of Python."""
-    _die_with(job["parent"])
+    libc.raw(*libc.DIE_WITH_PARENT)
+    if os.getppid() != job["parent"]:
+        os._exit(1)  # it died between fork and prctl
     limits = {
         resource.RLIMIT_FSIZE: job["output"] + 1,
         resource.RLIMIT_NOFILE: job["files"],
         resource.RLIMIT_AS: job["address_space"],
+        resource.RLIMIT_CPU: job["cpu_backstop"],
     }
     if job["nproc"]:
         limits[resource.RLIMIT_NPROC] = job["nproc"]
@@ -129,11 +136,14 @@ def _arrange(
         landlock.restrict(rules)
         os.close(rules)
     for kind, value in limits.items():
-        _set_limit(kind, value)
+        try:
+            resource.setrlimit(kind, (value, value))
+        except ValueError:  # a lower hard limit stands already
+            hard = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (hard, hard))
     threading.stack_size(_MAIN_THREAD_STACK)  # glibc would take RLIMIT_STACK, 256 MiB, for every thread
-    sys.set_int_max_str_digits(state["digits"])
+    sys.set_int_max_str_digits(job["digits"])
     _open_streams()
-    gc.freeze()  # what is here is not the program's garbage, nor should its pages be copied to find that out
 
 
 def _fork_for_each_test() -> None:
@@ -150,38 +160,29 @@ def _fork_for_each_test() -> None:
     os._exit(0)
 
 
-def _lock_down(job: dict, parent: int) -> None:
-    """After it nothing can be opened up again."""
-    _die_with(parent)
-    _set_limit(resource.RLIMIT_CPU, job["cpu_backstop"])
-    _random.Random.seed(random._inst)
-    if job["seccomp"]:
-        seccomp.install(job["seccomp"])
+def _lock(job: dict) -> Callable[[int], None]:
+    """The last step, after which nothing can be opened up again. Made before the fork, for all that a process does
+    after one is paid in copied pages."""
+    seed = _random.Random.seed if "rand" in job["source"] + job["prelude"] else None
+    numbers = random._inst
+    install = seccomp.prepare(job["seccomp"]) if job["seccomp"] else None
+    die_with_parent, getpid, getppid, end = libc.DIE_WITH_PARENT, os.getpid, os.getppid, os._exit
+
+    def lock(parent: int) -> None:
+        libc.raw(*die_with_parent)
+        if getppid() != parent:
+            end(1)  # it died between fork and prctl
+        if seed:
+            seed(numbers)
+        if install:
+            install(getpid())
+
+    return lock
 
 
-def _die_with(parent: int) -> None:
-    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # it died between fork and prctl
-
-
-def _set_limit(kind: int, value: int) -> None:
-    try:
-        resource.setrlimit(kind, (value, value))
-    except ValueError:  # a lower hard limit stands already
-        hard = resource.getrlimit(kind)[1]
-        resource.setrlimit(kind, (hard, hard))
-
-
-def _run_main(code: list[types.CodeType], source: str) -> None:
-    main = _module("__main__", source)
-    for part in code:
-        exec(part, main.__dict__)
-
-
-def _module(name: str, source: str) -> types.ModuleType:
+def _module(name: str, source: "_Source") -> types.ModuleType:
     module = types.ModuleType(name)
-    module.__dict__.update(__builtins__=builtins, __file__=FILE, __loader__=_Source(source))
+    module.__dict__.update(__builtins__=builtins, __file__=FILE, __loader__=source)
     sys.modules[name] = module
     return module
 
@@ -203,16 +204,15 @@ def _arguments() -> list:
     return json.loads(given)
 
 
-def _entry(code: list[types.CodeType], job: dict):
+def _entry(code: list[types.CodeType], names: dict, entry: str):
     """The callable that `entry` names: `function` or `Class().method`, with a fresh object for every test."""
-    module, entry = _module("solution", job["source"]), job["entry"]
     for part in code:
-        exec(part, module.__dict__)
+        exec(part, names)
     owner, _, method = entry.rpartition("().")
     name = owner or method
-    if not hasattr(module, name) or (owner and not hasattr(getattr(module, name), method)):
+    if name not in names or (owner and not hasattr(names[name], method)):
         raise MissingEntryPoint(f"the program does not define {entry}")
-    found = getattr(module, name)
+    found = names[name]
     if not owner:
         return found
     return lambda *args: getattr(found(), method)(*args)
@@ -260,14 +260,13 @@ def _plain(value, depth: int):
     raise NotPlainData(f"the result holds a {kind.__name__}, which is not plain data")
 
 
-def remember(cwd: str, digits: int) -> dict:
-    """What a fresh interpreter looks like; taken by the supervisor, once for all runners of a program."""
+def remember(cwd: str) -> dict:
+    """What a fresh interpreter looks like; taken in the zygote."""
     return {
         "cwd": cwd,
         "builtins": dict(vars(builtins)),
         "environ": dict(os.environ),
         "recursion": sys.getrecursionlimit(),
-        "digits": digits,
         "path": list(sys.path),
     }
 
@@ -285,7 +284,7 @@ def _open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-def _restore(state: dict) -> None:
+def _restore(state: dict, digits: int) -> None:
     """Before each test but the first: the streams, modules and settings of a fresh interpreter."""
     _open_streams()
     if vars(builtins) != state["builtins"]:
@@ -295,7 +294,7 @@ def _restore(state: dict) -> None:
     sys.argv = ["program.py"]
     sys.path[:] = state["path"]
     sys.setrecursionlimit(state["recursion"])
-    sys.set_int_max_str_digits(state["digits"])
+    sys.set_int_max_str_digits(digits)
     if dict(os.environ) != state["environ"]:
         os.environ.clear()
         os.environ.update(state["environ"])
@@ -394,3 +393,42 @@ def _describe(error: BaseException) -> str:
 def _answer(kind: str, text: str, dirty: bool) -> None:
     body = text.encode("utf-8", "replace")[:1000]
     os.write(CONTROL, (kind + ("d" if dirty else "c")).encode() + len(body).to_bytes(2, "little") + body)
+
+
+_SAMPLE = """
+import sys
+def main():
+    a, b = map(int, input().split())
+    print(a + b, *sorted([b, a]), sep=" ")
+    print("\\n".join(str(x) for x in range(3)))
+    sys.stdout.write(sys.stdin.readline())
+if __name__ == "__main__":
+    main()
+"""
+
+
+def warm_up() -> None:
+    """Run a small program some times, so that what an interpreter learns by running (method caches, specialised code)
+    is in the memory that all runners share, and is not learnt and written in each."""
+    code, source, modules = compile(_SAMPLE, FILE, "exec", dont_inherit=True), _Source(_SAMPLE), dict(sys.modules)
+    kept = [os.dup(fd) for fd in (0, 1, 2)]
+    streams = {name: getattr(sys, name) for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")}
+    given, printed = os.memfd_create("given"), os.memfd_create("printed")
+    try:
+        os.write(given, b"1 2\n3\n")
+        os.dup2(given, 0)
+        os.dup2(printed, 1)
+        for _ in range(20):
+            os.lseek(0, 0, os.SEEK_SET)
+            _open_streams()
+            exec(code, _module("__main__", source).__dict__)
+            _settle(True)
+    finally:
+        for fd, old in enumerate(kept):
+            os.dup2(old, fd)
+            os.close(old)
+        os.close(given)
+        os.close(printed)
+        sys.modules.update(modules)
+        for name, stream in streams.items():
+            setattr(sys, name, stream)

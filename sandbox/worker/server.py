@@ -44,6 +44,7 @@ class Options(NamedTuple):
 def main(argv: list[str]) -> None:
     options = Options(**json.loads(argv[0])) if argv else Options()
     _restart_with_stack()
+    os.environ.pop("LD_BIND_NOW", None)
     sys.path[:] = [os.path.realpath(p) for p in sys.path if os.path.isdir(p)]
     # Frames have a descriptor of their own: a stray print must not be able to speak for the worker.
     os.dup2(1, _OWNER_OUT)

@@ -13,9 +13,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
-from sandbox.worker import idioms, libc, protocol, runner, seccomp, tmpfiles
+from sandbox.worker import idioms, libc, protocol, runner, tmpfiles
 from sandbox.worker.protocol import Result
 
 _KEEP_STDERR = 64 << 10
@@ -32,9 +33,10 @@ class Jail(NamedTuple):
     """full (namespaces and a root of its own), container, reduced (nothing but what follows)"""
     rules: int
     """Descriptor of the Landlock rule set for runners, or -1."""
-    own_filter: bytes
-    """seccomp programs for this process and for runners; empty where the architecture has no table"""
+    lock_down: Callable[[], None]
+    """For this process: gives up what is left of its rights, and takes its own seccomp filter on."""
     runner_filter: bytes
+    """seccomp program for runners; empty where the architecture has no table"""
     memory_cgroup: bool
     """A group of the worker's own bounds memory; else RLIMIT_DATA does."""
     proc: int
@@ -43,20 +45,18 @@ class Jail(NamedTuple):
     scratch: str
     """The folder that programs may write to, empty before each; or "" where there is none."""
     cwd: str
+    fresh: dict
+    """What a fresh interpreter looks like (`runner.remember`)."""
     own_uid: bool
     """The user id is used by this worker alone, so that a limit on its processes means something."""
 
 
 def run(channel: int, jail: Jail) -> None:
     """Serve one job from `channel`, then exit. Everything privileged happens before the job is read."""
-    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.raw(*libc.DIE_WITH_PARENT)
     if jail.scratch:
         tmpfiles.empty(jail.scratch)
-    libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
-    libc.prctl(libc.PR_SET_DUMPABLE, 0)
-    libc.drop_capabilities()
-    if jail.own_filter:
-        seccomp.install(jail.own_filter)
+    jail.lock_down()
     kind, payload = protocol.read_frame(protocol.reader(channel), protocol.MAX_TO_WORKER)
     assert kind == protocol.JOB
     header = json.loads(payload)
@@ -84,7 +84,6 @@ class _Tests:
     def __init__(self, channel: int, jail: Jail, header: dict, code):
         self.channel, self.jail, self.header, self.code = channel, jail, header, code
         self.out = bytearray()
-        self.state = runner.remember(jail.cwd, header["digits"])
         self.runner: _Runner | None = None
         self.used = False
         self.arrived = select.poll()
@@ -146,7 +145,7 @@ class _Runner:
         job = self._job()
         self.pid = idioms.fork()
         if self.pid == 0:
-            runner.run(job, tests.code, tests.state, self.streams, theirs, orders, tests.jail.rules)
+            runner.run(job, tests.code, tests.jail.fresh, self.streams, theirs, orders, tests.jail.rules)
         theirs.close()
         if orders:
             orders.close()
@@ -208,13 +207,16 @@ class _Runner:
 
     def _job(self) -> dict:
         header, jail = self.header, self.jail
-        tests = header["tests"] if header["isolation"] == "program" else 1
+        tests = header["tests"]
         return {
             "mode": header["mode"],
             "entry": header["entry"],
             "source": header["source"],
+            "prelude": header["prelude"],
+            "digits": header["digits"],
             "parent": os.getpid(),
-            "cpu_backstop": int(header["cpu_ns"] / 1e9 * tests) + 2,
+            # A template needs processor time for forks
+            "cpu_backstop": int(header["cpu_ns"] / 1e9 * (1 if self.template else tests) + 2 + tests / 50),
             "output": header["output"],
             "files": header["files"],
             "address_space": header["address_space"],
