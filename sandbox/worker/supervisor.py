@@ -21,6 +21,7 @@ from sandbox.worker.protocol import Result
 
 _KEEP_STDERR = 64 << 10
 _POLL_S = 0.2
+_SHORT_LIVED = 4
 # Results go out together when they follow each other closely: each write passes through two processes, in a container
 # through three more of the engine.
 _TOGETHER_MS, _TOGETHER_BYTES = 10, 64 << 10
@@ -262,7 +263,7 @@ class _Runner:
                 cpu = time.clock_gettime_ns(clock)
             if ended is None:
                 if self.jail.schedstat:
-                    self.waits.look(now - start, cpu - cpu_start)
+                    self.waits.look(now - start, cpu - cpu_start, cpu)
                 if cpu - cpu_start > limits["cpu_ns"]:
                     ended = _Ended(protocol.CPU)
                 elif self.waits.idle_ns > limits["idle_ns"]:
@@ -351,26 +352,35 @@ class Waits:
         self.before, self.most_before = sum(self.delays.values()), max(self.delays.values(), default=0)
         self.slices: dict[str, str] = {}
         self.elapsed = self.cpu = self.disk = self.idle_ns = 0
+        self.lost_before: int | None = None
 
-    def look(self, elapsed: int, cpu: int) -> None:
-        """`elapsed`, `cpu`: nanoseconds since the test began, by the clock and of processor time."""
+    def look(self, elapsed: int, cpu: int, total: int) -> None:
+        """`elapsed`, `cpu`: nanoseconds since the test began, by the clock and of processor time; `total`: the latter
+        since the process began."""
         slices, queued, unknown, disk = {}, False, False, False
+        ran, waited = 0, 0
         for task, stat, schedstat in _threads(self.proc, self.pid):
             state = stat.rpartition(") ")[2][:1]
             fields = schedstat.split()
             if len(fields) != 3:
                 continue
             self.delays[task], slices[task] = int(fields[1]), fields[2]
+            ran, waited = ran + int(fields[0]), waited + int(fields[1])
             disk = disk or state == "D"
             if state == "R":
                 queued = True
                 unknown = unknown or self.slices.get(task, fields[2]) == fields[2]  # the same wait, or run, as before
         if disk:
             self.disk += elapsed - self.elapsed
+        # Nobody tells how long threads waited that came and went in between. By what they ran, as much as the others
+        # did for what they ran; and more, for they woke more often for it.
+        lost = max(0, total - ran)
+        self.lost_before = min(lost, total - cpu) if self.lost_before is None else self.lost_before
+        gone = _SHORT_LIVED * (lost - self.lost_before) * waited // max(ran, 1)
         if not unknown:
-            until, ran = (self.elapsed, self.cpu) if queued else (elapsed, cpu)
-            waited = sum(self.delays.values()) - self.before
-            self.idle_ns = max(self.idle_ns, until - ran - waited - self.disk)
+            until, used = (self.elapsed, self.cpu) if queued else (elapsed, cpu)
+            known = sum(self.delays.values()) - self.before
+            self.idle_ns = max(self.idle_ns, until - used - known - gone - self.disk)
         self.slices, self.elapsed, self.cpu = slices, elapsed, cpu
 
     def starved(self, idle_ns: int) -> bool:
