@@ -98,8 +98,8 @@ class _Ruled:
     reports: list[TestReport] = field(default_factory=list)
     outputs: dict[int, bytes] = field(default_factory=dict)
     """for the checker, by test"""
-    doubt: tuple[Result, TestReport] | None = None
-    """the next test failed in a process in which others had run"""
+    doubt: tuple[list[int], TestReport] | None = None
+    """the next test failed in a process in which others had run; what all of them came to (`_print`)"""
 
     @property
     def failed(self) -> bool:
@@ -146,8 +146,10 @@ class _Judging:
         """Run the tests from `at` on, each rule taking part from where it is, until none has any use for more."""
         isolation = ruled[0].isolation
         got = False
+        prints: list[int] = []
         for result, out_of_memory in self._results(range(at, self.count), isolation):
             got = True
+            prints.append(_print(result))
             for one in ruled:
                 if one.doubt or len(one.reports) != at or one not in self.open():
                     continue
@@ -155,7 +157,7 @@ class _Judging:
                 if result.fresh or one.keeps_state or report.verdict is Verdict.AC:
                     one.add(report, result)
                 else:
-                    one.doubt = result, report
+                    one.doubt = list(prints), report
             at += 1
             wanted = [one for one in ruled if not one.doubt and one in self.open()]
             if not wanted or any(sum(map(len, one.outputs.values())) > _HELD for one in ruled):
@@ -170,21 +172,20 @@ class _Judging:
         done again, and the program is judged anew with a process for each test. Or it was a draw, and the second draw
         is not a chance to pass: with it a coin would do so twice as often.
         """
-        doubts = {one.rule: one.doubt for one in ruled}
         for result, out_of_memory in self._results([at], "test"):
             for one in ruled:
                 report = self._report(result, out_of_memory, at, one.rule)
                 if report.verdict is not Verdict.AC:
                     one.doubt = None
                     one.add(report, result)
-        ruled = [one for one in ruled if one.doubt]
-        if not ruled:
+        doubted = [(one, *one.doubt) for one in ruled if one.doubt]
+        if not doubted:
             return
-        again = next((r for r, _ in self._results(range(at + 1), "program") if r.test == at), None)
-        for one in ruled:
-            first, report = doubts[one.rule] or (None, TestReport(Verdict.WA))
+        start = at + 1 - len(doubted[0][1])
+        again = [_print(result) for result, _ in self._results(range(start, at + 1), "program")]
+        for one, first, report in doubted:
             one.doubt = None
-            if again and first and _same(first, again):
+            if again == first:
                 one.isolation, one.reports, one.outputs = "test", [], {}
             else:
                 detail = f"unstable: accepted in one run, {report.verdict} in another: {report.detail}"
@@ -271,8 +272,7 @@ def {_ENTRY}(input, output, expected):
 """
 
 
-def _same(a: Result, b: Result) -> bool:
-    """Ended in the same way, with the same answer."""
-    if (a.end, a.code, a.error) != (b.end, b.code, b.error):
-        return False
-    return a.end != protocol.DONE or (a.stdout, a.value) == (b.stdout, b.value)
+def _print(result: Result) -> int:
+    """Alike for results that ended in the same way, with the same answer."""
+    answer = (result.stdout, result.value) if result.end == protocol.DONE else ()
+    return hash((result.end, result.code, result.error, answer))

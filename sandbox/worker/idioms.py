@@ -14,10 +14,15 @@ import os
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable
 
 fork = os.fork
 """os.fork for the sandbox itself"""
+
+opened: list[weakref.ref] = []
+"""Files that the program has opened and perhaps not closed. A collection may close what lies below a file before the
+file has written the rest of its text; an interpreter at its end does not."""
 
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _STREAMS |= {f"{folder}/{fd}": fd for folder in ("/dev/fd", "/proc/self/fd") for fd in (0, 1, 2)}
@@ -25,29 +30,30 @@ _STREAMS |= {f"{folder}/{fd}": fd for folder in ("/dev/fd", "/proc/self/fd") for
 
 def install() -> None:
     """Names of the standard streams, forks that say why not, and what is changed in modules when they are imported."""
-    builtins.open = io.open = _with_streams(io.open, os.dup)
-    os.open = _with_streams(os.open, lambda path, *_: os.dup(path))
-    os.stat = _with_streams(os.stat, lambda path, **_: os.fstat(path))
+    plain = io.open
+
+    @functools.wraps(plain)
+    def opener(file, *args, **kwargs):
+        fd = _stream(file)
+        found = plain(file if fd is None else os.dup(fd), *args, **kwargs)
+        opened.append(weakref.ref(found))
+        return found
+
+    builtins.open = io.open = opener
+    os.open = _or_stream(os.open, os.dup)
+    os.stat = _or_stream(os.stat, os.fstat)
     for name in ("fork", "forkpty"):
         setattr(os, name, _no_processes)
     sys.meta_path.insert(0, _After())
 
 
-def _with_streams(call: Callable, instead: Callable) -> Callable:
+def _or_stream(call: Callable, of_descriptor: Callable) -> Callable:
     """`call`, but for the paths of the standard streams."""
-    if call is io.open:
 
-        @functools.wraps(call)
-        def wrapped(file, *args, **kwargs):
-            fd = _stream(file)
-            return call(file if fd is None else os.dup(fd), *args, **kwargs)
-
-    else:
-
-        @functools.wraps(call)
-        def wrapped(path, *args, **kwargs):
-            fd = _stream(path)
-            return call(path, *args, **kwargs) if fd is None else instead(fd, *args, **kwargs)
+    @functools.wraps(call)
+    def wrapped(path, *args, **kwargs):
+        fd = _stream(path)
+        return call(path, *args, **kwargs) if fd is None else of_descriptor(fd)
 
     for found in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
         if call in found:
@@ -66,7 +72,7 @@ def _no_processes(*_) -> int:
 
 
 class _After:
-    """A finder. Changes some modules right after they are imported: loading them in every process would cost every program."""
+    """A finder. Changes some modules when they are imported; to load them ahead would cost every program."""
 
     def find_spec(self, fullname, path=None, target=None):
         change = _CHANGES.get(fullname)

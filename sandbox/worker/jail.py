@@ -36,7 +36,9 @@ def python_paths() -> list[str]:
         loaded = {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}
     paths |= {os.path.dirname(path) for path in loaded if path.startswith("/") and not path.startswith(stdlib)}
     # For setlocale(LC_ALL, "") and zoneinfo
-    paths |= {os.path.realpath(path) for path in ("/usr/lib/locale/C.utf8", "/usr/share/zoneinfo") if os.path.isdir(path)}
+    paths |= {
+        os.path.realpath(path) for path in ("/usr/lib/locale/C.utf8", "/usr/share/zoneinfo") if os.path.isdir(path)
+    }
     return sorted(paths)
 
 

@@ -12,6 +12,7 @@ import builtins
 import contextlib
 import gc
 import io
+import itertools
 import json
 import os
 import random
@@ -52,9 +53,9 @@ def run(
     try:
         _arrange(job, streams, control, orders, ruleset)
         script, source, parent = job["mode"] == "stdin", _Source(job["source"]), job["parent"]
-        module = _module("__main__" if script else "solution", source)
         lock_down = _lock(job)
         gc.freeze()  # what is here is not the program's garbage, nor should its pages be copied to find that out
+        module = _module("__main__" if script else "solution", source)
         if orders:
             parent = os.getpid()
             _fork_for_each_test()
@@ -129,7 +130,7 @@ def _arrange(
     for target in targets:
         os.dup2(100 + target, target)
     kept = [*sorted(targets), rules, 1024]
-    for one, after in zip(kept, kept[1:], strict=False):
+    for one, after in itertools.pairwise(kept):
         if after > one + 1:
             os.closerange(one + 1, after)
     if ruleset >= 0:
@@ -352,6 +353,11 @@ def _settle(script: bool) -> bool:
     if script:
         try:  # the objects of the program go: files that it left open are written, its __del__ may print
             sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            for reference in idioms.opened:
+                with contextlib.suppress(OSError, ValueError):  # it can only be read, or lies on a closed descriptor
+                    if (file := reference()) is not None and not file.closed:
+                        file.flush()
+            idioms.opened.clear()
             sys.modules.pop("__main__", None)
             gc.collect()
         except BaseException:  # noqa: BLE001
@@ -412,7 +418,9 @@ def warm_up() -> None:
     is in the memory that all runners share, and is not learnt and written in each."""
     code, source, modules = compile(_SAMPLE, FILE, "exec", dont_inherit=True), _Source(_SAMPLE), dict(sys.modules)
     kept = [os.dup(fd) for fd in (0, 1, 2)]
-    streams = {name: getattr(sys, name) for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")}
+    streams = {
+        name: getattr(sys, name) for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
+    }
     given, printed = os.memfd_create("given"), os.memfd_create("printed")
     try:
         os.write(given, b"1 2\n3\n")
