@@ -1,6 +1,8 @@
 """What counts as the right answer."""
 
+import contextlib
 import json
+import tracemalloc
 
 import pytest
 
@@ -143,3 +145,64 @@ def test_a_value_far_too_large_is_not_taken_apart(monkeypatch):
 def test_nan_answers_nothing():
     assert compare.value_difference(b"NaN", 1.5, 1e-6, "real")
     assert compare.value_difference(b"Infinity", 1.5, 1e-6, "real")
+
+
+def test_integers_as_long_as_livecodebenchs_runner_allows_under_its_rule():
+    for digits, right in ((4301, True), (50_000, True), (50_003, False)):
+        text = "7" * digits
+        answer = 10**digits // 9 * 7
+        if right:
+            assert compare.value_difference(text.encode(), answer, 0.0, "lcb") is None
+            assert compare.value_difference(f"[{text[:-1]}8]".encode(), [answer], 0.0, "lcb")
+        else:
+            with pytest.raises(compare.BadValue):
+                compare.value_difference(text.encode(), answer, 0.0, "lcb")
+
+
+@pytest.mark.parametrize("mark", ["[]", '{{"a":{}}}'])
+@pytest.mark.parametrize("rule", ["real", "lcb"])
+def test_depth_is_bounded_wherever_the_stack_stands(mark, rule):
+    """Nested as deep as the parser itself takes, and a little less: never an exception of another kind."""
+    for depth in (301, 900, 976, 984, 990, 1100):
+        deep = "1"
+        for _ in range(depth):
+            deep = f"[{deep}]" if mark == "[]" else f'{{"a":{deep}}}'
+        for expected in ([[1]], list(range(500)), "any", 1):
+            with contextlib.suppress(compare.BadValue):
+                assert compare.value_difference(deep.encode(), expected, 1e-6, rule)
+        with pytest.raises(compare.BadValue):
+            compare.parse(deep.encode())
+    assert compare.parse(b"[" * 300 + b"]" * 300)
+
+
+def test_showing_never_raises():
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (deep, 10**10_000, {1, 2}, float("nan"), object(), b"x", "\ud800", {"a": deep}):
+        assert isinstance(compare.shown(value), str)
+    assert len(compare.shown([10**10_000])) < 200
+
+
+@pytest.mark.parametrize("unit", ["1 ", "\n", "1\n", "x ", "\n1 1", "1.0 "])
+@pytest.mark.parametrize("rule", ["difference", "difference_lcb"])
+def test_a_flood_is_not_taken_apart(unit, rule):
+    """16 MB of tokens or lines beside a short answer: memory in proportion to the text, not to what it holds."""
+    flood = unit * ((16 << 20) // len(unit))
+    tracemalloc.start()
+    try:
+        for expected in ("7", "1 1\n1 1", unit * 100):
+            found = compare.difference(flood, expected, 1e-6) if rule == "difference" else None
+            found = found if rule == "difference" else compare.difference_lcb(flood, expected)
+            assert found or not flood.strip(), (unit, expected)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_value_of_another_structure_is_not_taken_apart(monkeypatch):
+    want = list(range(100_000))
+    forged = b"[" + b"[]," * 200_000 + b"1]"
+    assert compare.value_difference(json.dumps([float(x) for x in want]).encode(), want, 1e-6, "real") is None
+    monkeypatch.setattr(compare, "parse", lambda *_, **__: pytest.fail("was parsed"))
+    assert "structure" in (compare.value_difference(forged, want, 0.0, "real") or "")
