@@ -5,30 +5,34 @@ import re
 
 from evals.grading import fences
 
-_TAG = re.compile(r"(?P<quote>[`'\"]?)(?P<tag><(?P<end>/?)think>)(?P<after>[`'\"]?)")
+_TAG = re.compile(r"(?P<before>[`'\"]|\w,? )?(?P<tag><(?P<end>/?)think>)(?=(?P<after>[`'\" .,:;!?)]?))")
 
 
 def answer_part(text: str) -> str | None:
     """What follows the thoughts, or the whole text where there are none; None: the thoughts never ended.
 
     Thoughts go from `<think>` to `</think>`, or from the start to the first `</think>` where a chat template has opened
-    them. A tag in quotes or in a program is none, nor is a `<think>` in a sentence that no tag closes, nor a `</think>`
-    without a beginning after the first thoughts. Engines keep the tags in the text; where a server returns the
+    them. A tag in quotes or in a program is none, nor is a `<think>` in a sentence, nor a `</think>` without a
+    beginning after the first thoughts. Engines keep the tags in the text; where a server returns the
     reasoning apart, they are put back before grading (`evals.engines.openai_api`, `evals.prompts`).
     """
-    answer, opened, seen = 0, -1, False
+    answer, opened = 0, False
     for tag in _tags(text):
         if not tag["end"]:
-            opened = tag.start("tag") if opened < 0 else opened
-        elif opened >= 0 or not seen:
-            answer, opened, seen = tag.end("tag"), -1, True
-    if opened >= 0 and not text[:opened].rpartition("\n")[2].strip():
-        return None
-    return text[answer:]
+            opened = True
+        elif opened or not answer:
+            answer, opened = tag.end("tag"), False
+    return None if opened else text[answer:]
+
+
+def _in_a_sentence(tag: re.Match[str]) -> bool:
+    """Quoted, or as in: my <think> block. Thoughts may well end in a sentence: only quotes make `</think>` a word."""
+    before, after = tag["before"] or "", tag["after"]
+    return bool(before and after) and ((not before.endswith(" ") and before == after) or not tag["end"])
 
 
 def _tags(text: str) -> list[re.Match[str]]:
-    tags = [tag for tag in _TAG.finditer(text) if not tag["quote"] or tag["quote"] != tag["after"]]
+    tags = [tag for tag in _TAG.finditer(text) if not _in_a_sentence(tag)]
     if not tags or not ("```" in text or "~~~" in text):
         return tags
     spans: list[tuple[int, int]] = []

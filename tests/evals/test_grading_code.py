@@ -115,6 +115,7 @@ def grader(backend):
         ("<think>\n```python\nx = 1\n```\n", (None, "thinking")),
         ("<think>\nI print('</think>')\n```python\nx = 1\n```\n", (None, "thinking")),
         ("</think>\n```python\nx = 1\n```\n<think>again", (None, "thinking")),
+        ("```python\nx = 1\n```\nThe answer is 1. <think>Or 2?", (None, "thinking")),
         ("<think>a</think>b<think>c</think>```python\nx = 1\n```", ("x = 1", "fence")),
         # the thoughts leave a fence open
         ("<think>so ```python\nfoo(\nok</think>\n```python\nx = 1\n```", ("x = 1", "fence")),
