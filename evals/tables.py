@@ -47,7 +47,8 @@ def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Consol
 def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
     """Print one line per evaluation; of several checkpoints of one benchmark, the difference to the first too."""
     checkpoints = len({o.model for o in outcomes}) > 1
-    scores = ["problems", "score", "95 %", "tokens mean", "truncated", "unscored"]
+    nothing = any(_no_answer(o.summary) for o in outcomes)
+    scores = ["problems", "score", "95 %", "tokens mean", "truncated", *(["no answer"] if nothing else []), "unscored"]
     header = [
         "benchmark",
         *(["step"] if checkpoints else []),
@@ -60,7 +61,8 @@ def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
     for outcome in sorted(outcomes, key=lambda o: [p.title for p in outcomes].index(o.title)):
         start = first.setdefault(outcome.title, outcome)
         problems, pass1, interval, mean, _, truncated, unscored = _cells(outcome.summary, None)
-        line = [outcome.title, problems, pass1, interval, mean, truncated, unscored, outcome.run_id]
+        none = [str(_no_answer(outcome.summary))] if nothing else []
+        line = [outcome.title, problems, pass1, interval, mean, truncated, *none, unscored, outcome.run_id]
         if checkpoints:
             line.insert(1, str(outcome.step))
             line.insert(-1, "" if start is outcome else _difference(start, outcome))
@@ -77,7 +79,8 @@ def _difference(start: Outcome, outcome: Outcome) -> str:
 
 def _header(metric: str, total: Summary) -> list[str]:
     several = [f"pass@{k}" for k in total.pass_at]
-    return ["problems", metric, "95 %", *several, "tokens mean", "median", "truncated", "unscored"]
+    nothing = ["no answer"] if _no_answer(total) else []
+    return ["problems", metric, "95 %", *several, "tokens mean", "median", "truncated", *nothing, "unscored"]
 
 
 def _cells(s: Summary, total: Summary | None) -> list[str]:
@@ -91,8 +94,14 @@ def _cells(s: Summary, total: Summary | None) -> list[str]:
         f"{s.tokens_mean:.1f}",
         f"{s.tokens_median:g}",
         f"{100 * s.truncated:.1f} %",
+        *([str(_no_answer(s))] if total and _no_answer(total) else []),
         str(s.unscored),
     ]
+
+
+def _no_answer(s: Summary) -> int:
+    """Samples without a box, or without a program: wrong, but for another reason."""
+    return s.outcomes.get("no_answer", 0)
 
 
 def _percent(share: float) -> str:

@@ -259,7 +259,7 @@ def _csv(found: Sequence[Row]) -> str:
     names = [f"{q}{end}" for q in quantities for end in ("", "_low", "_high")]
     rules = [f"pass1_{rule}{end}" for rule in RULES for end in ("", "_low", "_high")]
     levels = list(dict.fromkeys(name for row in found for r in row.results for name in r.groups))
-    names += ["pass1_sd", "tokens_mean_sd", "tokens_median", "tokens_p95", "truncated", "unscored", *rules]
+    names += ["pass1_sd", "tokens_mean_sd", "tokens_median", "tokens_p95", "truncated", "no_answer", "unscored", *rules]
     names += [f"pass1_{name}" for name in levels]
     writer.writerow(["bench", "model", "method", "variant", "runs", "interval", *names, "setting", "status"])
     for row in found:
@@ -273,7 +273,7 @@ def _csv(found: Sequence[Row]) -> str:
         cells: list[Any] = [row.bench, row.model, row.method, row.variant, runs, "runs" if runs > 1 else "problems"]
         cells += [_cell(x, scale) for e, scale in estimates for x in (e.value, e.low, e.high)]
         cells += [*spread, *(_cell(row.estimate(q).value) for q in ("tokens_median", "tokens_p95", "truncated"))]
-        cells += [sum(s.unscored for s in row.summaries)]
+        cells += [sum(s.outcomes.get("no_answer", 0) for s in row.summaries), sum(s.unscored for s in row.summaries)]
         cells += [_cell(x, scale) for e, scale in by_rule for x in (e.value, e.low, e.high)]
         cells += [_cell(row.estimate("pass1", group=name).value, 100) for name in levels]
         writer.writerow([*cells, row.setting, row.status or "done"])
