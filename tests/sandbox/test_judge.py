@@ -489,7 +489,7 @@ def test_a_coin_is_thrown_once(embedded, isolation):
 
 
 def test_a_program_is_unstable_when_it_fails_and_passes_and_not_for_what_tests_left(embedded):
-    flip = "import os\nif os.path.exists('/tmp/n'):\n    print(os.urandom(8))\nelse:\n    open('/tmp/n', 'w')\n    print(1)"
+    flip = "import os\nif os.listdir():\n    print(os.urandom(8))\nelse:\n    open('n', 'w')\n    print(1)"
     stale = "import math\nmath.seen = getattr(math, 'seen', 0) + 1\nprint(math.seen)"
     for compat in ("real", "both"):
         with Sandbox(embedded, workers=1, compat=compat) as sandbox:
