@@ -385,7 +385,7 @@ def _answer(kind: str, text: str, dirty: bool) -> None:
     os.write(CONTROL, (kind + ("d" if dirty else "c")).encode() + len(body).to_bytes(2, "little") + body)
 
 
-_SAMPLE = """
+SAMPLE = """
 import sys
 def main():
     a, b = map(int, input().split())
@@ -400,7 +400,7 @@ if __name__ == "__main__":
 def warm_up() -> None:
     """Run a small program some times, so that what an interpreter learns by running (method caches, specialised code)
     is in the memory that all runners share, and is not learnt and written in each."""
-    code, source, modules = compile(_SAMPLE, FILE, "exec", dont_inherit=True), _Source(_SAMPLE), dict(sys.modules)
+    code, source, modules = compile(SAMPLE, FILE, "exec", dont_inherit=True), _Source(SAMPLE), dict(sys.modules)
     kept = [os.dup(fd) for fd in (0, 1, 2)]
     streams = {
         name: getattr(sys, name) for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
