@@ -53,7 +53,7 @@ def _fate(minibatch: MiniBatch, objective: Objective, known: bool, runs: bool) -
 def _sentences(whole: int, least: int, most: int, plan: Sequence[MiniBatch], layout: Layout) -> list[str]:
     live, groups = sum(m.live_groups for m in plan), sum(len(m.groups) for m in plan)
     sequences = sum(len(m.rows) for m in plan)
-    shared = "a prompt once for its samples" if layout == "packed" else "padded: its attention does not pack"
+    shared = "a prompt once for its samples" if layout != "padded" else "padded: its attention does not pack"
     lines = [
         f"{live} of {groups} groups are live; {sequences:,} sequences count in the loss.",
         f"All samples with their prompts are {whole:,} tokens; the updates run at most {most:,} ({shared}).",
