@@ -190,10 +190,11 @@ def choose_layout(model: Any, longest: int, wanted: Layout = "packed") -> Chosen
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    layouts: tuple[Layout, ...] = ("padded",)
     if window and window < longest and "sliding_attention" in kinds:
-        layouts, why = ("padded",), f"its attention slides over {window} tokens, and sequences may have {longest}"
+        why = f"its attention slides over {window} tokens, and sequences may have {longest}"
     else:
-        layouts, why = tuple(dict.fromkeys((wanted, "padded"))), "asked for"
+        layouts, why = tuple(dict.fromkeys((wanted, *layouts))), "asked for"
     size = model.get_output_embeddings().weight.shape[0]
     rows = [_Probe(tuple(3 + x % (size - 3) for x in p), tuple(3 + x % (size - 3) for x in r)) for p, r in _PROBES]
     shallow = first_layers(model)

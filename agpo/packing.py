@@ -205,10 +205,12 @@ def _of_variable_length(
     assert varlen_attn is not None
     longest = max(length for _, length in packed.blocks)
     # torch 2.11 takes grouped heads without being told; later ones want to be.
-    told = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-    slots = (x[0].transpose(0, 1).index_select(0, packed.slot_token_X) for x in (query, key, value))
+    told: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    q, k, v = (x[0].transpose(0, 1).index_select(0, packed.slot_token_X) for x in (query, key, value))
     starts = packed.start_B1
-    return varlen_attn(*slots, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), **told)
+    out_XHD = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), **told)
+    assert isinstance(out_XHD, torch.Tensor)
+    return out_XHD
 
 
 def attention_cost(model: Any) -> float:
