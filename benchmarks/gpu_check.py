@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="also parts that are there")
     parser.add_argument("--commit", default="", help="of the code, where git cannot tell")
     parser.add_argument("--rehearse", action="store_true", help="shrunk shapes on the CPU")
+    parser.add_argument("--spawn", action="store_true", help="a new Python for each part, where forks cannot use CUDA")
     parser.add_argument("--table", action="store_true", help="print what was measured and exit")
     args = parser.parse_args()
     results = args.out / "results.jsonl"
@@ -52,6 +53,7 @@ def main() -> int:
         return 0
     began = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for GPUs starts no CUDA here, which forks could not use
     if args.rehearse:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     where = {"commit": args.commit or commit(), "rehearsal": args.rehearse, **machine(args.rehearse)}
@@ -79,13 +81,14 @@ def main() -> int:
     return int(failed)
 
 
-def run(part: int, limit: float, args: argparse.Namespace, parts: Any) -> dict[str, Any]:
+def run(part: int, limit: float, args: argparse.Namespace) -> dict[str, Any]:
     """Do a part in a process of its own. What it had found when it ended, and how it ended."""
     found = args.out / f".part-{part}.jsonl"
     found.unlink(missing_ok=True)
     log = args.out / "log.txt"
     began = time.monotonic()
-    process = multiprocessing.get_context("fork").Process(target=child, args=(part, found, log, args.rehearse, parts))
+    context = multiprocessing.get_context("spawn" if args.spawn else "fork")
+    process = context.Process(target=child, args=(part, found, log, args.rehearse))
     process.start()
     assert process.pid is not None
     process.join(limit)
@@ -105,7 +108,9 @@ def run(part: int, limit: float, args: argparse.Namespace, parts: Any) -> dict[s
     return {"status": status, "seconds": round(time.monotonic() - began, 1), "found": lines}
 
 
-def child(part: int, found: Path, log: Path, rehearse: bool, parts: Any) -> None:
+def child(part: int, found: Path, log: Path, rehearse: bool) -> None:
+    import gpu_parts as parts
+
     os.setsid()
     with log.open("ab", buffering=0) as file, found.open("a", buffering=1) as lines:
         os.dup2(file.fileno(), 1)

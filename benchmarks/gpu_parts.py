@@ -428,26 +428,33 @@ def timed_updates(check: Check, policy: Policy, minibatch: Any, rounds: int) -> 
     }
 
 
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("7B", {}),
+    ("7B", {"compile": True}),
+    ("7B", {"layout": "varlen"}),
+    ("1.5B", {}),
+    ("1.5B", {"compile": True, "layout": "varlen"}),
+    ("7B", {"offload": True}),
+    ("7B", {"liger": True}),  # last: it also replaces functions that every later model would use
+    ("1.5B", {"liger": True}),
+]
+
+
 def update_speed(check: Check) -> None:
     """Updates of 8 prompts x 8 at the 7B shape, 8 layers deep, and the 1.5B shape, whole: what each option gives."""
-    options: dict[str, list[dict[str, Any]]] = {
-        "7B": [{}, {"compile": True}, {"liger": True}, {"layout": "varlen"}, {"offload": True}],
-        "1.5B": [{}, {"compile": True}, {"liger": True}, {"compile": True, "layout": "varlen"}],
-    }
-    for name, wanted in options.items():
+    for name, option in OPTIONS:
+        if check.rehearse and option.get("liger"):  # written for a GPU
+            continue
         layers = 8 if name == "7B" else None
         vocabulary = (SMALL if check.rehearse else SHAPES[name]).vocabulary
         lengths = log_normal(64, *check.small((200, 4_000), (5, 30)), 0)
-        minibatch = minibatch_of(vocabulary, lengths, check.small(128, 8))
-        for option in wanted:
-            if check.rehearse and (option.get("liger") or (option.get("compile") and name == "1.5B")):
-                continue
+        batch = minibatch_of(vocabulary, lengths, check.small(128, 8))
 
-            def work(name: str = name, layers: int | None = layers, option: Any = option, batch: Any = minibatch):
-                return timed_updates(check, make_policy(check, name, layers, **option), batch, check.small(2, 1))
+        def work(name: str = name, layers: int | None = layers, option: Any = option, batch: Any = batch):
+            return timed_updates(check, make_policy(check, name, layers, **option), batch, check.small(2, 1))
 
-            how = ", ".join(key if value is True else str(value) for key, value in option.items()) or "plain"
-            check.attempt(work, shape=name, layers=layers, how=how)
+        how = ", ".join(key if value is True else str(value) for key, value in option.items()) or "plain"
+        check.attempt(work, shape=name, layers=layers, how=how)
 
 
 def masked_groups(check: Check) -> None:
@@ -654,7 +661,7 @@ def runs(check: Check) -> None:
             began = time.perf_counter()
             finish(start([*command, "-m", "agpo.train", *keys], out))
             weights["torchrun"] = final_weights(out, steps)
-            return {"seconds": time.perf_counter() - began}
+            return {"seconds": time.perf_counter() - began, **rewards(out)}
 
         def same() -> dict[str, Any]:
             gaps = [float((x - weights["torchrun"][n]).abs().max()) for n, x in weights["resumed"].items()]
