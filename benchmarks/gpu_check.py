@@ -70,9 +70,7 @@ def main() -> int:
             continue
         left = 60 * args.minutes - (time.monotonic() - began)
         limit = min(LIMITS[part] * args.limit, left)
-        line = (
-            run(part, limit, args, gpu_parts) if limit > 5 else {"status": "no time left", "seconds": 0.0, "found": []}
-        )
+        line = run(part, limit, args) if limit > 5 else {"status": "no time left", "seconds": 0.0, "found": []}
         line = {"part": part, "name": gpu_parts.PARTS[part].__name__, **line, "where": where}
         failed |= line["status"] != "ok"
         with results.open("a") as file:

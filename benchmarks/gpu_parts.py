@@ -33,7 +33,8 @@ from agpo.logprobs import _SampledLogProbs, attention_of, choose_layout, log_pro
 from agpo.model import compile_layers, prepare
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained
-from agpo.policy import Policy, Settings, tokens_of, update
+from agpo.policy import Policy, Settings, tokens_of
+from agpo.update import update
 from evals.engines import Completion, Request, Sampling
 from evals.engines.hf import HFEngine
 from evals.grading import Verdict

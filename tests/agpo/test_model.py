@@ -11,7 +11,8 @@ from agpo.config import LoraConfig
 from agpo.model import exported_weights, prepare
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained, restore, state
-from agpo.policy import Policy, Settings, update
+from agpo.policy import Policy, Settings
+from agpo.update import update
 from evals.engines import Request, Sampling
 from evals.engines.hf import HFEngine
 from evals.errors import UserError
