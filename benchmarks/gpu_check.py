@@ -53,6 +53,7 @@ def main() -> int:
         return 0
     began = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for GPUs starts no CUDA here, which forks could not use
     if args.rehearse:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -60,14 +61,14 @@ def main() -> int:
     same = {**where, "date": ""}
     done = {x["part"] for x in read(results) if x["status"] == "ok" and {**x["where"], "date": ""} == same}
     print(json.dumps({"where": where}), flush=True)
-    import gpu_parts  # torch and transformers are imported once; every part is a fork that starts CUDA itself
-
     wanted = [int(x) for x in args.only.split(",")] if args.only else sorted(LIMITS)
     failed = False
     for part in wanted:
         if part in done and not args.again:
             print(f"part {part} is in {results}; --again runs it once more", flush=True)
             continue
+        import gpu_parts  # torch and transformers, once: every part is a fork that starts CUDA itself
+
         left = 60 * args.minutes - (time.monotonic() - began)
         limit = min(LIMITS[part] * args.limit, left)
         line = run(part, limit, args) if limit > 5 else {"status": "no time left", "seconds": 0.0, "found": []}
