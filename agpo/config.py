@@ -80,6 +80,12 @@ class UpdateConfig(_Section):
     """keep only each layer's input for the backward pass and run the layer again: less memory, a third more time"""
     liger: bool = False
     """Liger's fused kernels, on a GPU (`pip install liger-kernel`)"""
+    layout: Literal["packed", "varlen"] = "packed"
+    """packed sequences attend in padded blocks, or (varlen) in a kernel of variable length: a GPU, half precision"""
+    compile: bool = False
+    """torch.compile the decoder layers for updates; the first ones are slow"""
+    offload: bool = False
+    """keep float32 masters, gradients and AdamW's moments in the machine's memory: the same numbers on less GPU"""
     max_refused: int = Field(default=10, ge=0)
     """stop after this many updates with a loss or gradient that is not finite"""
 

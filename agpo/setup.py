@@ -44,7 +44,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
 
     from agpo import checkpoint, parallel
     from agpo.logprobs import choose_layout
-    from agpo.model import prepare
+    from agpo.model import compile_layers, prepare
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
     from agpo.rollout import check_prompts
@@ -80,17 +80,19 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     check_prompts(items, config.prompt, engine, config.rollout.max_tokens, config.rollout.prompts_per_step)
     for bench, asked in benches:
         check_bench(bench.name, asked, config, engine)
-    layout = choose_layout(model, engine.max_context)
-    plain = parallel.split(model, half_masters=not config.lora.rank)
+    chosen = choose_layout(model, engine.max_context, update.layout)
+    plain = parallel.split(model, half_masters=not config.lora.rank, offload=update.offload)
     if plain is not model:
         engine.model = plain
     adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
-    trained = make_trained(model, **adamw, dtype=plain.dtype)
+    trained = make_trained(model, **adamw, dtype=plain.dtype, offload=update.offload)
+    if update.compile:
+        compile_layers(model)
     reference = None
     if objective_of(config.objective).beta:  # the start model, whatever checkpoint the run goes on from
         reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
         parallel.split(reference, half_masters=False)
-    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, layout, plain=plain)
+    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, *chosen, plain=plain)
     if checkpoint_path and state:
         checkpoint.restore(checkpoint_path, policy, state)
     store = Store.open(store_url) if parallel.first() else None

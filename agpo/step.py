@@ -14,11 +14,12 @@ from agpo.mismatch import against_trainer, check_gap
 from agpo.model import exported_weights
 from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
-from agpo.policy import Settings, Update, update
+from agpo.policy import Settings, Update
 from agpo.rollout import draw, resample, rollout
 from agpo.setup import Run
 from agpo.spread import sample_spread
 from agpo.telemetry import step_metrics
+from agpo.update import update
 from evals.complete import sample_row
 from evals.engines import OwnWeights, Sampling
 from evals.prompts import render
@@ -100,7 +101,8 @@ def sync_engine(run: Run) -> None:
 
 def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:
     objective = objective_of(config.objective)
-    return plan_step(groups, objective, config.update.prompts_per_minibatch, config.rollout.max_tokens)
+    size, corrected = config.update.prompts_per_minibatch, config.mismatch.correct == "tis"
+    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
 
 
 def settings_of(config: TrainConfig) -> Settings:
@@ -122,7 +124,7 @@ def update_policy(
     # ours; in half precision a ratio against them would be off by 5 % without any step.
     same_model, dtype = getattr(run.engine, "model", None) is policy.plain, policy.plain.dtype
     if not same_model or dtype not in FLOAT32_OR_MORE:
-        plan, gap = against_trainer(policy, plan, objective, settings)
+        plan, gap = against_trainer(policy, plan, settings)
         check_gap(gap, dtype, limit)
     updates: list[Update] = []
     for minibatch in plan:

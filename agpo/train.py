@@ -1,6 +1,6 @@
 """`python -m agpo.train`: rollouts -> rewards -> AGPO updates -> checkpoints.
 
-The loop is `train`. What is loaded before it is in `setup`, what a step does in `step`, an update in `policy.update`,
+The loop is `train`. What is loaded before it is in `setup`, what a step does in `step`, an update in `update`,
 what it optimises in `objective`, what stays on disk in `keep`.
 """
 
@@ -248,6 +248,7 @@ def drive(run: Run, console: Console) -> int:
             ranks = f", {world()} ranks" if world() > 1 else ""
             about = f"{config.name}, objective {config.objective['preset']}, seed {config.seed}{ranks}"
             console.print(f"run {run.id}: {about}")
+            console.print(f"layout {run.policy.layout}: {run.policy.why}", markup=False, highlight=False)
             if on_test := selected_on_test(config):
                 console.print(
                     f"checkpoint.best chooses by {on_test}, a test set: what the best checkpoint scores is labelled "
