@@ -80,6 +80,8 @@ class UpdateConfig(_Section):
     """keep only each layer's input for the backward pass and run the layer again: less memory, a third more time"""
     liger: bool = False
     """Liger's fused kernels, on a GPU (`pip install liger-kernel`)"""
+    offload: bool = False
+    """keep float32 masters, gradients and AdamW's moments in the machine's memory: the same numbers on less GPU"""
     max_refused: int = Field(default=10, ge=0)
     """stop after this many updates with a loss or gradient that is not finite"""
 

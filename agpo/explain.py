@@ -1,12 +1,14 @@
 """The plan of a step in a table: what every update will do, and what it costs, before anything is computed."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from rich.table import Table
 
-from agpo.batch import Group, MiniBatch, micro_batches, plain_tokens
+from agpo.batch import Group, MiniBatch, plain_tokens, rank_micro_batches
 from agpo.logprobs import Layout
 from agpo.objective import Objective
+from agpo.parallel import world
 from agpo.policy import Settings, known_at_ratio_1, may_move, rows_to_run, tokens_of
 
 
@@ -22,8 +24,9 @@ def explain(
     for number, minibatch in enumerate(plan, 1):
         known = not moved and known_at_ratio_1(objective, settings)
         wanted = rows_to_run(minibatch, objective, known)
-        parts = micro_batches(minibatch.rows, wanted, settings.micro_batch_tokens, layout)
-        tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for part in parts)
+        cut = partial(rank_micro_batches, minibatch.rows, wanted, settings.micro_batch_tokens, layout)
+        parts = [cut(rank, world()) for rank in range(world())]
+        tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for mine in parts for part in mine)
         least, most = least + (tokens if known else 0), most + tokens
         moved = moved or may_move(minibatch, objective, known)
         table.add_row(
@@ -33,7 +36,7 @@ def explain(
             f"{len(minibatch.rows):,}",
             f"{minibatch.at_ratio_1.value:+.4f}" if known else "unknown",
             f"{tokens:,}",
-            str(len(parts)),
+            str(len(parts[0])),
             _fate(minibatch, objective, known, bool(wanted)),
         )
     return table, _sentences(plain_tokens(groups), least if objective.clip == "max0" else most, most, plan, layout)

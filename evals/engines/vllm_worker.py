@@ -57,7 +57,7 @@ def register_shared_memory() -> str:
     class SharedMemory(IPCWeightTransferEngine):
         def receive_weights(self, update_info: Any) -> None:
             buffer = map_host_buffer(**update_info.ipc_handles)
-            self.model.load_weights(unpacked(buffer, update_info))
+            self.model.load_weights(unpacked(buffer, update_info))  # pyright: ignore[reportCallIssue]
 
     with contextlib.suppress(ValueError):  # an earlier engine of this process registered it
         WeightTransferEngineFactory.register_engine("agpo_shared_memory", SharedMemory)
