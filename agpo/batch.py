@@ -3,10 +3,8 @@
 Everything a loss needs beyond log-probabilities is fixed here, before any forward pass, so that an engine only sums.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 
@@ -213,26 +211,38 @@ def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
 
 
 def rank_micro_batches(
-    rows: Sequence[Row], wanted: Iterable[int], budget: int, layout: Layout, rank: int, world: int
+    rows: Sequence[Row],
+    wanted: Iterable[int],
+    budget: int,
+    layout: Layout,
+    rank: int,
+    world: int,
+    attention: float = 0.0,
 ) -> list[list[int]]:
     """The micro-batches of one of `world` ranks: as many as each other rank has, [] where this one has nothing left.
 
-    The rows are dealt out in the order in which they are packed, in contiguous parts of about equal tokens, so that the
-    samples of a prompt stay together as far as that goes. A function of the rows alone: every rank deals alike.
+    Rows are dealt out longest first, each to the rank that is then the least busy: with its tokens, a prompt once for
+    all its samples there, and with `attention` tokens for each squared token of a sequence (`attention_cost`). A
+    function of the rows alone: every rank deals alike.
     """
     if world == 1:
         return micro_batches(rows, wanted, budget, layout)
-    order = [i for part in micro_batches(rows, wanted, sys.maxsize, layout) for i in part]
-    shared = [
-        layout == "packed" and at > 0 and rows[i].prompt_ids == rows[order[at - 1]].prompt_ids
-        for at, i in enumerate(order)
-    ]
-    costs = [len(rows[i].response_ids) if s else rows[i].tokens for i, s in zip(order, shared, strict=True)]
-    middles = [end - cost / 2 for end, cost in zip(accumulate(costs), costs, strict=True)]
     shares: list[list[int]] = [[] for _ in range(world)]
-    for i, middle in zip(order, middles, strict=True):
-        shares[int(middle * world / sum(costs))].append(i)
+    loads, prompts = [0.0] * world, [set[tuple[int, ...]]() for _ in range(world)]
+    for i in sorted(wanted, key=lambda i: (-rows[i].tokens, rows[i].group, i)):
+        row = rows[i]
+        costs = [
+            attention * row.tokens**2
+            + (len(row.response_ids) if layout != "padded" and row.prompt_ids in seen else row.tokens)
+            for seen in prompts
+        ]
+        at = min(range(world), key=lambda at: loads[at] + costs[at])
+        shares[at].append(i)
+        loads[at] += costs[at]
+        prompts[at].add(row.prompt_ids)
     cuts = [micro_batches(rows, share, budget, layout) for share in shares]
+    for cut in cuts:  # ranks wait for each other in every micro-batch: those of a size together
+        cut.sort(key=lambda part: -sum(rows[i].tokens + attention * rows[i].tokens ** 2 for i in part))
     return cuts[rank] + [[]] * (max(map(len, cuts)) - len(cuts[rank]))
 
 
@@ -244,7 +254,7 @@ def micro_batches(
     Packed, the samples of a prompt lie together and pay for it once in a part; padded, a part costs its longest row
     times its rows. A row longer than the budget is a part of its own. The cut never changes a result beyond rounding.
     """
-    if layout == "packed":
+    if layout != "padded":
         longest: dict[tuple[int, ...], int] = {}
         wanted = list(wanted)
         for i in wanted:
@@ -257,7 +267,7 @@ def micro_batches(
     for i in order:
         row = rows[i]
         cost = row.tokens
-        if parts and layout == "packed" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
+        if parts and layout != "padded" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
             cost = len(row.response_ids)
         elif parts and layout == "padded":
             cost = rows[parts[-1][0]].tokens

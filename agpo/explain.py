@@ -13,11 +13,24 @@ from agpo.policy import Settings, known_at_ratio_1, may_move, rows_to_run, token
 
 
 def explain(
-    groups: Sequence[Group], plan: Sequence[MiniBatch], objective: Objective, settings: Settings, layout: Layout
+    groups: Sequence[Group],
+    plan: Sequence[MiniBatch],
+    objective: Objective,
+    settings: Settings,
+    layout: Layout,
+    attention: float = 0.0,
 ) -> tuple[Table, list[str]]:
-    """(a row per mini-batch, sentences that sum it up)."""
+    """(a row per mini-batch, sentences that sum it up). `attention`: what rows are dealt to ranks by, as in an update."""
     table = Table(title="plan of the step", title_justify="left")
-    for title in ("update", "groups", "live", "sequences", "L at ratio 1", "tokens to run", "micro-batches"):
+    for title in (
+        "update",
+        "groups",
+        "live",
+        "sequences",
+        "L at ratio 1",
+        "tokens to run",
+        "micro-batches" if world() == 1 else "micro-batches of a rank",
+    ):
         table.add_column(title, justify="right")
     table.add_column("what happens")
     moved, least, most = False, 0, 0
@@ -25,7 +38,7 @@ def explain(
         known = not moved and known_at_ratio_1(objective, settings)
         wanted = rows_to_run(minibatch, objective, known)
         cut = partial(rank_micro_batches, minibatch.rows, wanted, settings.micro_batch_tokens, layout)
-        parts = [cut(rank, world()) for rank in range(world())]
+        parts = [cut(rank, world(), attention) for rank in range(world())]
         tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for mine in parts for part in mine)
         least, most = least + (tokens if known else 0), most + tokens
         moved = moved or may_move(minibatch, objective, known)
@@ -56,7 +69,7 @@ def _fate(minibatch: MiniBatch, objective: Objective, known: bool, runs: bool) -
 def _sentences(whole: int, least: int, most: int, plan: Sequence[MiniBatch], layout: Layout) -> list[str]:
     live, groups = sum(m.live_groups for m in plan), sum(len(m.groups) for m in plan)
     sequences = sum(len(m.rows) for m in plan)
-    shared = "a prompt once for its samples" if layout == "packed" else "padded: its attention does not pack"
+    shared = "a prompt once for its samples" if layout != "padded" else "padded: its attention does not pack"
     lines = [
         f"{live} of {groups} groups are live; {sequences:,} sequences count in the loss.",
         f"All samples with their prompts are {whole:,} tokens; the updates run at most {most:,} ({shared}).",

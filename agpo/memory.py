@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from agpo.config import TrainConfig, objective_of
+from agpo.config import TrainConfig, model_path, objective_of
 
 GIB = 2**30
 CONTEXT = GIB
@@ -124,7 +124,6 @@ def model_config(name: str) -> Any:
     """The configuration of a model: a folder's or the hub's; where that cannot be had, as published for the recipes."""
     from transformers import AutoConfig
 
-    from agpo.setup import model_path
     from evals.engines.hf import load_config
     from evals.errors import UserError
 
@@ -255,8 +254,6 @@ def memory(config: TrainConfig, shape: Shape, machine: Machine, longest_prompt: 
     else:
         share, room = 0.0, (machine.bytes - used - (whole if ranks > 1 else 0)) / 2
         phases["rollout"] = {**steady, "gathered": whole if ranks > 1 else 0, "cache": max(0.0, room)}
-    if ranks > 1:
-        phases["checkpoint"] = {**steady, "gathered": whole, **asleep}
     for name, parts in phases.items():
         engine = parts.pop("engine", 0.0)  # vLLM keeps to its share
         phases[name] = {part: SLACK * size for part, size in parts.items()} | ({"engine": engine} if engine else {})
@@ -326,7 +323,7 @@ def recipe_table() -> list[str]:
     """The table of docs/scale.md: what every recipe for GPUs takes of common machines."""
     from agpo.config import load_config, recipes
 
-    titles = ("recipe", "GPUs", "at rest", "update", "sync", "rollout", "checkpoint", "share", "sequences", "fits")
+    titles = ("recipe", "GPUs", "at rest", "update", "sync", "rollout", "share", "sequences", "fits")
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name in recipes():
         config = load_config(name)
@@ -341,7 +338,7 @@ def recipe_table() -> list[str]:
                 less = memory(config.model_copy(update={"update": update}), shape, machine)
                 fits, host = ("offloaded" if less.fits else "no"), less.host
             fits += f", {host * machine.gpus / GIB:.0f} of the host" if host and fits != "no" else ""
-            phases = (one.peaks.get(phase, 0.0) / GIB for phase in ("update", "sync", "rollout", "checkpoint"))
+            phases = (one.peaks.get(phase, 0.0) / GIB for phase in ("update", "sync", "rollout"))
             at_rest = sum(one.phases["sync"][part] for part in ("weights", "optimizer", "context")) / GIB
             full = one.cache_tokens // (1024 + config.rollout.max_tokens)
             cells = [shown, f"{machine.gpus} x {machine.gib:.0f}", f"{at_rest:.1f}"]

@@ -15,15 +15,15 @@ from agpo.objective import (
     Decision,
     Objective,
     clip_decision,
-    logp_gap,
     shape_units,
     shaped_loss,
+    sums_on_device,
     tis_weights,
     token_losses,
     unit_sums,
-    weighted_sums,
 )
 from agpo.optimizer import Trained
+from agpo.packing import attention_cost, moved
 from agpo.parallel import everyone, first, gather_no_more, largest, number_of, rank, summed, world
 
 
@@ -39,6 +39,8 @@ class Policy:
     reference: Any | None = None
     layout: Layout = "packed"
     """how its sequences are run, see `agpo.logprobs.choose_layout`"""
+    why: str = ""
+    """it has this layout"""
     updates: int = 0
     """updates so far, clipped ones included: the schedule goes on through them"""
     plain: Any = None
@@ -105,31 +107,35 @@ def update(
         if scales and not known and not objective.entropy_coef:  # what has f' = 0 adds nothing to the gradient
             wanted = [i for i in wanted if scales[i] != 0]  # NaN runs, and is refused
         whole = objective.clip_scope == "mini_batch"
-        seen = _Sums()
+        sums, seen = _Sums(), None
         parts = cut(wanted)
         for number, part in enumerate(parts, 1):
             batch = losses(rows, part)
             if scales:
-                scale_T = batch.weight_T.new_tensor([scales[i] for i in part] or [0.0])[batch.sequence_T]
+                scale_T = moved(
+                    torch.tensor([scales[i] for i in part] or [0.0], dtype=torch.float64), batch.weight_T.device
+                )[batch.sequence_T]
                 loss = (batch.weight_T * scale_T * batch.loss_T.double()).sum()
-                kept = float((batch.weight_T * scale_T).sum())
+                kept = (batch.weight_T * scale_T).sum()
             elif whole:  # f' multiplies the gradient once L is complete
-                loss, kept = (batch.weight_T * batch.loss_T.double()).sum(), 0.0
+                loss = (batch.weight_T * batch.loss_T.double()).sum()
+                kept = torch.zeros_like(loss)
             else:
                 loss, scale = shaped_loss(batch.loss_T, batch.weight_T, _local_units(batch, objective), objective)
-                kept = scale * float(batch.weight_T.sum())
+                kept = scale * batch.weight_T.sum()
             if part:
-                seen.add(batch, kept)
-            if number == len(parts):
-                seen = seen.over_ranks()
-                if whole and not scales and not _summed(seen, objective).scale:
+                sums.add(batch, kept)
+            if number == len(parts) and whole and not scales:
+                seen = sums.over_ranks()
+                if not _summed(seen, objective).scale:
                     break  # L is complete and clipped: the last backward pass would be thrown away
             if objective.entropy_coef and batch.entropy_T is not None:
                 loss = loss - objective.entropy_coef * (batch.weight_T * batch.entropy_T).sum()
             loss.backward()
     gather_no_more(policy.model)
 
-    _count_still(rows, objective, scales, seen)
+    seen = seen or sums.over_ranks(run=bool(parts))
+    seen = replace(seen, kept=seen.kept + _kept_still(rows, objective, scales))
     decision, after = _decide(minibatch, objective, known, scales, seen)
     report = _apply(policy, decision, after, objective, settings.max_grad_norm, seen, minibatch.live_tokens > 0)
     policy.updates += 1
@@ -200,20 +206,21 @@ def _scales_before_gradient(
     return [scale_U[0 if whole else row.group] for row in rows]
 
 
-def _count_still(rows: Sequence[Row], objective: Objective, scales: list[float] | None, seen: "_Sums") -> None:
-    """Add the rows without gradient, which did not run, to the mean of f': their l is 0 whatever the policy."""
-    moving = set(rows_with_gradient(rows, objective))
+def _kept_still(rows: Sequence[Row], objective: Objective, scales: list[float] | None) -> float:
+    """What the rows without gradient, which did not run, add to the mean of f': their l is 0 whatever the policy."""
+    moving, kept = set(rows_with_gradient(rows, objective)), 0.0
     for i, row in enumerate(rows):
         if i not in moving:
-            seen.kept += row.weight * len(row.response_ids) * (scales[i] if scales else row.scale_at_ratio_1)
+            kept += row.weight * len(row.response_ids) * (scales[i] if scales else row.scale_at_ratio_1)
+    return kept
 
 
-def _summed(seen: "_Sums", objective: Objective) -> Decision:
+def _summed(seen: "_Seen", objective: Objective) -> Decision:
     return clip_decision(seen.value, seen.magnitude, objective)
 
 
 def _decide(
-    minibatch: MiniBatch, objective: Objective, known: bool, scales: list[float] | None, seen: "_Sums"
+    minibatch: MiniBatch, objective: Objective, known: bool, scales: list[float] | None, seen: "_Seen"
 ) -> tuple[Decision, float]:
     """The decision on the mini-batch, and what its gradient still has to be multiplied by."""
     rows = minibatch.rows
@@ -235,13 +242,13 @@ def _apply(
     after: float,
     objective: Objective,
     max_grad_norm: float,
-    seen: "_Sums",
+    seen: "_Seen",
     live: bool,
 ) -> Update:
     """Scale the gradient, then step, skip or refuse."""
     trained, optimizer = policy.trained, policy.trained.optimizer
     deviation = seen.drift / seen.weight if seen.weight else None
-    report = partial(Update, decision, tokens_run=seen.tokens, ratio_deviation=deviation, gap=seen.gap())
+    report = partial(Update, decision, tokens_run=seen.tokens, ratio_deviation=deviation, gap=seen.gap)
     if decision.scale == 0.0 and not (objective.entropy_coef and seen.tokens):
         optimizer.zero_grad(set_to_none=True)
         if decision.clipped and live and objective.on_clip == "zero_grad":  # AdamW moves on its moments all the same
@@ -262,46 +269,49 @@ def _apply(
     return report(stepped=finite, refused=not finite, grad_norm=norm)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What the micro-batches that ran add up to, on all ranks, float64."""
+
+    value: float
+    magnitude: float
+    kept: float
+    weight: float
+    drift: float
+    tokens: int
+    gap: tuple[float, float] | None
+
+
 @dataclass
 class _Sums:
-    """Sums over the micro-batches that ran, float64."""
+    """The same of this rank as it runs. It stays on the device until it is complete: reading a number of a GPU waits
+    for all that was asked of it."""
 
-    value: float = 0.0
-    magnitude: float = 0.0
-    kept: float = 0.0
-    weight: float = 0.0
-    drift: float = 0.0
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    """value, magnitude, kept, weight, drift, gap"""
+    largest: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    """gap of a token"""
     tokens: int = 0
-    gaps: list[tuple[float, float, int]] = field(default_factory=list)
-    """mean, largest and number of tokens of each micro-batch"""
+    measured: int = 0
+    """tokens with a gap"""
 
-    def add(self, batch: "_Losses", kept: float) -> None:
-        value, magnitude = weighted_sums(batch.loss_T, batch.weight_T)
-        self.value += value
-        self.magnitude += magnitude
-        self.kept += kept
-        self.weight += float(batch.weight_T.sum())
-        self.drift += float((batch.weight_T * batch.ratio_deviation_T).sum())
+    def add(self, batch: "_Losses", kept: torch.Tensor) -> None:
+        weight, zero = batch.weight_T.sum(), torch.zeros_like(kept)
+        drift = (batch.weight_T * batch.ratio_deviation_T).sum()
+        gap = zero if batch.gap_T is None else batch.gap_T.sum()
+        sums = torch.stack([*sums_on_device(batch.loss_T, batch.weight_T), kept, weight, drift, gap])
+        self.sums = self.sums.to(sums.device) + sums
         self.tokens += batch.tokens
-        if batch.gap is not None:
-            self.gaps.append((*batch.gap, len(batch.loss_T)))
+        if batch.gap_T is not None:
+            self.largest = torch.maximum(self.largest.to(sums.device), batch.gap_T.max())
+            self.measured += len(batch.gap_T)
 
-    def over_ranks(self) -> "_Sums":
-        """The sums of all ranks, on every rank."""
-        if world() == 1:
-            return self
-        tokens = sum(count for *_, count in self.gaps)
-        mine = (self.value, self.magnitude, self.kept, self.weight, self.drift, self.tokens, tokens)
-        gap = self.gap() or (0.0, 0.0)
-        *sums, run, measured, total = summed([*mine, gap[0] * tokens])
-        most = largest(gap[1])
-        return _Sums(*sums, tokens=int(run), gaps=[(total / measured, most, int(measured))] if measured else [])
-
-    def gap(self) -> tuple[float, float] | None:
-        tokens = sum(count for *_, count in self.gaps)
-        if not tokens:
-            return None
-        return sum(mean * count for mean, _, count in self.gaps) / tokens, max(most for _, most, _ in self.gaps)
+    def over_ranks(self, *, run: bool = True) -> _Seen:
+        """The sums of all ranks, on every rank. `run`: some rank has run something."""
+        mine = [*self.sums.tolist(), self.tokens, self.measured]
+        *sums, gap, tokens, measured = summed(mine) if run else mine
+        most = largest(float(self.largest)) if run else 0.0
+        return _Seen(*sums, tokens=int(tokens), gap=(gap / measured, most) if measured else None)
 
 
 @dataclass(frozen=True)
@@ -314,12 +324,13 @@ class _Losses:
     entropy_T: torch.Tensor | None
     ratio_deviation_T: torch.Tensor
     tokens: int
-    gap: tuple[float, float] | None
+    gap_T: torch.Tensor | None
+    """|engine - trainer| log-probability of each token, where both saw the same parameters"""
 
 
 def _rank_parts(policy: Policy, rows: Sequence[Row], wanted: Iterable[int], budget: int) -> list[list[int]]:
     """This rank's micro-batches of the wanted rows; an empty one where only other ranks still have something to run."""
-    return rank_micro_batches(rows, wanted, budget, policy.layout, rank(), world())
+    return rank_micro_batches(rows, wanted, budget, policy.layout, rank(), world(), attention_cost(policy.model))
 
 
 def _losses(
@@ -335,30 +346,32 @@ def _losses(
     run = partial(log_probs, rows=rows, temperature=settings.temperature, layout=policy.layout)
     logp_T, entropy_T = run(policy.model, entropy=objective.entropy_coef > 0)
     device = logp_T.device
-    lengths_B = torch.tensor([len(row.response_ids) for row in rows], device=device)
-    sequence_T = torch.repeat_interleave(torch.arange(len(rows), device=device), lengths_B)
-    engine_logp_T = torch.tensor([x for row in rows for x in row.engine_logp], device=device)
+    lengths_B = torch.tensor([len(row.response_ids) for row in rows])
+    sequence_T = torch.repeat_interleave(torch.arange(len(rows)), lengths_B)
+    advantage_T = moved(torch.tensor([row.advantage for row in rows])[sequence_T], device)
+    weight_T = moved(torch.tensor([row.weight for row in rows], dtype=torch.float64)[sequence_T], device)
+    lengths_B, sequence_T = moved(lengths_B, device), moved(sequence_T, device)
+    engine_logp_T = moved(torch.tensor([x for row in rows for x in row.engine_logp]), device)
     old_logp_T = engine_logp_T
     if on_policy:  # exactly 1, not the engine's number to within rounding
         old_logp_T = logp_T.detach()
     elif any(row.old_logp is not None for row in rows):
-        old_logp_T = torch.tensor([x for row in rows for x in row.old_logp or ()], device=device)
+        old_logp_T = moved(torch.tensor([x for row in rows for x in row.old_logp or ()]), device)
     tis_T = None if settings.tis_cap is None else tis_weights(old_logp_T, engine_logp_T, settings.tis_cap)
     ref_logp_T = None
     if objective.beta and policy.reference is not None:
         with torch.no_grad():
             ref_logp_T = run(policy.reference)[0]
-    advantage_T = torch.tensor([row.advantage for row in rows], device=device)[sequence_T]
-    weight_T = torch.tensor([row.weight for row in rows], dtype=torch.float64, device=device)[sequence_T]
     loss_T = token_losses(logp_T, old_logp_T, advantage_T, lengths_B, objective, ref_logp_T, tis_T=tis_T)
     deviation_T = (logp_T.detach() - old_logp_T).exp().sub(1).abs()
-    gap = logp_gap(engine_logp_T, logp_T) if on_policy and len(engine_logp_T) else None
-    return _Losses(loss_T, weight_T, sequence_T, entropy_T, deviation_T, tokens_of(rows, policy.layout), gap)
+    known = on_policy and len(engine_logp_T)
+    gap_T = (engine_logp_T.double() - logp_T.detach().double()).abs() if known else None
+    return _Losses(loss_T, weight_T, sequence_T, entropy_T, deviation_T, tokens_of(rows, policy.layout), gap_T)
 
 
 def tokens_of(rows: Sequence[Row], layout: Layout) -> int:
     """Prompt and response tokens of one pass over these rows, padding not counted."""
-    prompts = {row.prompt_ids for row in rows} if layout == "packed" else [row.prompt_ids for row in rows]
+    prompts = {row.prompt_ids for row in rows} if layout != "padded" else [row.prompt_ids for row in rows]
     return sum(map(len, prompts)) + sum(len(row.response_ids) for row in rows)
 
 

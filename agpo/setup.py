@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from agpo.config import PACKAGE, TrainConfig, objective_of
+from agpo.config import TrainConfig, model_path, objective_of
 from evals.errors import UserError
 
 # Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
@@ -46,7 +46,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
 
     from agpo import checkpoint, parallel
     from agpo.logprobs import choose_layout
-    from agpo.model import prepare
+    from agpo.model import compile_layers, prepare
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
     from agpo.trackers import check_installed
@@ -79,17 +79,19 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
         engine.max_context = min(engine.max_context, config.vllm.max_model_len)
     check_end(engine.eos_ids, model.get_output_embeddings().weight.shape[0], config.model)
     longest = check_room_for_all(items, benches, config, engine)
-    layout = choose_layout(model, engine.max_context)
-    plain = parallel.split(model, half_masters=not config.lora.rank)
+    chosen = choose_layout(model, engine.max_context, update.layout)
+    plain = parallel.split(model, half_masters=not config.lora.rank, offload=update.offload)
     if plain is not model:
         engine.model = plain
     adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
-    trained = make_trained(model, **adamw, dtype=plain.dtype)
+    trained = make_trained(model, **adamw, dtype=plain.dtype, offload=update.offload)
+    if update.compile:
+        compile_layers(model)
     reference = None
     if objective_of(config.objective).beta:  # the start model, whatever checkpoint the run goes on from
         reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
         parallel.split(reference, half_masters=False)
-    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, layout, plain=plain)
+    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, *chosen, plain=plain)
     if checkpoint_path and state:
         checkpoint.restore(checkpoint_path, policy, state)
     store = Store.open(store_url) if parallel.first() else None
@@ -220,12 +222,6 @@ def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
         return peak
 
     return lr_at
-
-
-def model_path(model: str) -> str:
-    """The folder of a model that comes with the package, or the name as it is."""
-    shipped = PACKAGE / "models" / model
-    return str(shipped) if (shipped / "config.json").is_file() else model
 
 
 def load(model: str, config: TrainConfig) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from agpo.policy import Settings, Update, known_at_ratio_1, may_move, update
 from agpo.rollout import draw, resample, rollout
 from agpo.setup import Run
 from agpo.spread import sample_spread
-from agpo.sync import sync_engine
+from agpo.sync import weight_stream
 from agpo.telemetry import step_metrics
 from evals.complete import sample_row
 from evals.engines import OwnWeights, Sampling
@@ -85,6 +85,17 @@ def awake(run: Run) -> Iterator[None]:
     yield
     if not isinstance(run.engine, OwnWeights):
         parallel.empty(run.policy.plain, run.policy.model)
+
+
+def sync_engine(run: Run) -> None:
+    """Give the engine the weights that the policy has now, unless it has them."""
+    version, policy = f"{run.id}/step-{run.moved}", run.policy
+    if not isinstance(run.engine, OwnWeights):
+        parallel.fill(policy.plain, policy.model)
+    elif run.engine.weight_version != version:
+        policy.trained.optimizer.zero_grad(set_to_none=True)  # an update leaves none; the engine needs the room
+        run.engine.sync(weight_stream(policy), version)
+    run.engine.weight_version = version
 
 
 def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:

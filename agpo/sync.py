@@ -1,4 +1,4 @@
-"""The policy's weights for an engine that has its own: sent a layer at a time, and only where an update moved them."""
+"""The policy's weights as a checkpoint has them, a layer at a time: for an engine of its own weights, and for the disk."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,19 +8,7 @@ import torch
 from agpo import parallel
 from agpo.model import exported_weights
 from agpo.policy import Policy
-from agpo.setup import Run
-from evals.engines import OwnWeights, WeightStream
-
-
-def sync_engine(run: Run) -> None:
-    """Give the engine the weights that the policy has now, unless it has them."""
-    version, policy = f"{run.id}/step-{run.moved}", run.policy
-    if not isinstance(run.engine, OwnWeights):
-        parallel.fill(policy.plain, policy.model)
-    elif run.engine.weight_version != version:
-        policy.trained.optimizer.zero_grad(set_to_none=True)  # an update leaves none; the engine needs the room
-        run.engine.sync(weight_stream(policy), version)
-    run.engine.weight_version = version
+from evals.engines import WeightStream
 
 
 def weight_stream(policy: Policy) -> WeightStream:
@@ -44,7 +32,7 @@ def _type(policy: Policy, x: torch.Tensor) -> torch.dtype:
 
 def _layers(plain: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     seen: set[int] = set()  # a tied output matrix is the embeddings, which have been sent
-    for name, layer in units(model, set(model._no_split_modules or ())):
+    for name, layer in units(model, parallel.layers_of(model)):
         if all(id(p) in seen for p in layer.parameters()):
             continue
         seen.update(id(p) for p in layer.parameters())
@@ -53,12 +41,16 @@ def _layers(plain: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{name}.{key}", x
 
 
-def units(module: Any, kinds: set[str], name: str = "") -> Iterator[tuple[str, Any]]:
+def units(module: Any, layers: list[Any], name: str = "") -> Iterator[tuple[str, Any]]:
     """The model in pieces that together have all of its weights: its layers, and what is beside them."""
     children = list(module.named_children())
-    if type(module).__name__ in kinds or not children or next(module.parameters(recurse=False), None) is not None:
+    if (
+        any(module is layer for layer in layers)
+        or not children
+        or next(module.parameters(recurse=False), None) is not None
+    ):
         if next(module.parameters(), None) is not None:
             yield name, module
         return
     for child, inside in children:
-        yield from units(inside, kinds, f"{name}.{child}".lstrip("."))
+        yield from units(inside, layers, f"{name}.{child}".lstrip("."))

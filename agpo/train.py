@@ -224,6 +224,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Console) -> int:
     """Sample and grade the step after `done` steps and print its plan. The store and the runs stay as they are."""
     from agpo.explain import explain
+    from agpo.packing import attention_cost
     from agpo.parallel import first
     from agpo.step import plan_of, sample_groups, settings_of
 
@@ -233,7 +234,8 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
         with open_reward(config) as grader:
             groups, _ = sample_groups(run, grader)
         objective = objective_of(config.objective)
-        table, lines = explain(groups, plan_of(groups, config), objective, settings_of(config), run.policy.layout)
+        plan, attention = plan_of(groups, config), attention_cost(run.policy.model)
+        table, lines = explain(groups, plan, objective, settings_of(config), run.policy.layout, attention)
         if first():
             run.store.close()
         run.engine.close()
@@ -266,6 +268,7 @@ def drive(run: Run, console: Console) -> int:
             console.print(f"run {run.id}: {about}")
             if warning := slow_engine(run):
                 console.print(warning, style="yellow", markup=False, highlight=False)
+            console.print(f"layout {run.policy.layout}: {run.policy.why}", markup=False, highlight=False)
             if on_test := selected_on_test(config):
                 console.print(
                     f"checkpoint.best chooses by {on_test}, a test set: what the best checkpoint scores is labelled "

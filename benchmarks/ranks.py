@@ -1,12 +1,17 @@
-"""What several ranks cost: bytes that collectives move, time of an update, and memory of a rank computed from shapes.
+"""What several ranks cost: bytes that collectives move, time of an update, memory of a rank and balance from shapes.
 
     python benchmarks/ranks.py traffic [--ranks 1 2 4]      measured on this CPU over gloo, and the formula beside it
     python benchmarks/ranks.py memory                of the recipes for GPUs, by agpo.memory; nothing is allocated
+    python benchmarks/ranks.py balance [--ranks 2 4 8]      how evenly rows of random lengths are dealt; nothing runs
 
 traffic: `grpo` updates of the tiny model's shape, 8 groups x 8, all live, in one micro-batch a rank and in several.
 What is counted is the whole tensor of each all-gather and reduce-scatter; a ring moves (ranks - 1) / ranks of it
 through each rank. Time is that of an update, wall clock, as a ratio to one rank: ranks that share the processors of one
 machine cannot be faster than one that has them all.
+
+balance: mini-batches of 8 prompts x 8 at the 7B shape, log-normal lengths; work is counted in tokens through the linear
+layers, attention included. "load" is the mean rank's work over the busiest one's; "in step" the same where ranks wait
+for each other after every micro-batch of 16,384 tokens, as the gathering of layers makes them.
 """
 
 import argparse
@@ -21,6 +26,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS, SAMPLES, PROMPT, RESPONSE = 8, 8, 12, 40
+SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, of the models' public config.json
+    "qwen2.5-7b-math": (3584, 18_944, 28, 28, 4),
+    "qwen2.5-14b-math": (5120, 13_824, 48, 40, 8),
+}
+GIB = 2**30
 
 
 # -- traffic ---------------------------------------------------------------------------------------------------------
@@ -155,9 +165,46 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
 
 
+def balance(worlds: list[int], seeds: int = 50) -> None:
+    import numpy as np
+
+    from agpo.batch import Row, rank_micro_batches
+
+    hidden, intermediate, _, heads, kv = SHAPES["qwen2.5-7b-math"]
+    attention = hidden / (2 * hidden**2 * (1 + kv / heads) + 3 * hidden * intermediate)
+    print("| answers | live groups | ranks | load, median | worst | in step, median | worst |")
+    print("|---|---|---|---|---|---|---|")
+    for low, high in ((200, 4_000), (1_000, 16_000)):
+        for live in (8, 4):
+            for world in worlds:
+                found = []
+                for seed in range(seeds):
+                    g = np.random.default_rng(seed)
+                    sigma = np.log(high / low) / 4  # 95 % of the lengths are between the two
+                    lengths = np.exp(g.normal(np.log(low * high) / 2, sigma, (live, SAMPLES))).clip(1, high).astype(int)
+                    asked = [(k,) * int(g.integers(60, 300)) for k in range(live)]
+                    rows = [Row(asked[k], (1,) * int(n), (), k, 1.0, 1.0, 1.0) for k in range(live) for n in lengths[k]]
+                    wanted = range(len(rows))
+                    cuts = [
+                        rank_micro_batches(rows, wanted, 16_384, "packed", r, world, attention) for r in range(world)
+                    ]
+                    work = np.array([[_work(rows, part, attention) for part in cut] for cut in cuts])
+                    loads = work.sum(1)
+                    found.append((loads.mean() / loads.max(), work.sum() / world / work.max(0).sum()))
+                (load, step), (load_worst, step_worst) = np.median(found, 0), np.min(found, 0)
+                shown = f"{load:.2f} | {load_worst:.2f} | {step:.2f} | {step_worst:.2f}"
+                print(f"| {low:,} to {high:,} | {live} of 8 | {world} | {shown} |")
+
+
+def _work(rows, part, attention: float) -> float:
+    prompts = {rows[i].prompt_ids for i in part}
+    linear = sum(map(len, prompts)) + sum(len(rows[i].response_ids) for i in part)
+    return linear + attention * sum(rows[i].tokens ** 2 for i in part)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["traffic", "memory", "work"])
+    parser.add_argument("what", choices=["traffic", "memory", "balance", "work"])
     parser.add_argument("--ranks", type=int, nargs="+")
     parser.add_argument("--updates", type=int, default=5)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -169,6 +216,8 @@ def main() -> int:
         work(args.rank, args.world, args.meet, args.updates)
     elif args.what == "traffic":
         traffic(args.ranks or [1, 2, 4], args.updates)
+    elif args.what == "balance":
+        balance(args.ranks or [2, 4, 8])
     else:
         from agpo.memory import recipe_table
 

@@ -10,8 +10,7 @@ from command import start
 from agpo import setup
 from agpo.config import load_config
 from agpo.setup import open_reward, set_up
-from agpo.step import sample_groups, train_step
-from agpo.sync import sync_engine
+from agpo.step import sample_groups, sync_engine, train_step
 from agpo.train import evaluate_policy
 from evals.console import make_console
 from evals.engines import load_engine

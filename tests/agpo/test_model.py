@@ -94,6 +94,26 @@ def test_half_precision_gradients_of_micro_batches_are_summed_in_float32(start):
     assert seen[1] == pytest.approx(seen[100_000], rel=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloaded_masters_make_the_same_steps(start, dtype):
+    """On a CPU they lie where the weights do, so that the steps are the same to the bit."""
+    groups, found = make_groups(start, REWARDS, seed=3), []
+    for offload in (False, True):
+        model = prepared(start).to(dtype)
+        trained = make_trained(model, lr=1e-2, offload=offload)
+        assert bool(trained.masters) == (offload or dtype == torch.bfloat16)
+        assert trained.exported == (dtype == torch.float32)
+        policy, updates = train(model, groups, steps=3, trained=trained)
+        assert any(done.stepped for done in updates)
+        assert all(p.grad is None for p in model.parameters())
+        found.append((weights(model), state(policy.trained)))
+    (plain, (tensors, numbers)), (offloaded, (tensors_of, numbers_of)) = found
+    assert all(torch.equal(x, offloaded[name]) for name, x in plain.items())
+    assert numbers == numbers_of
+    assert tensors.keys() == tensors_of.keys()
+    assert all(torch.equal(x, tensors_of[name]) for name, x in tensors.items())
+
+
 def test_lora_trains_adapters_only_and_exports_an_ordinary_model(start, tmp_path):
     groups = make_groups(start, REWARDS, seed=3)
     model = prepared(start, LoraConfig(rank=4, alpha=8))
