@@ -20,7 +20,7 @@ def explain(
     layout: Layout,
     attention: float = 0.0,
 ) -> tuple[Table, list[str]]:
-    """(a row per mini-batch, sentences that sum it up). `attention`: what rows are dealt to ranks by, as in an update."""
+    """(a row per mini-batch, sentences that sum it up). `attention`: by what rows are dealt to ranks."""
     table = Table(title="plan of the step", title_justify="left")
     for title in (
         "update",

@@ -1,4 +1,4 @@
-"""The policy's weights as a checkpoint has them, a layer at a time: for an engine of its own weights, and for the disk."""
+"""The policy's weights in the names of a checkpoint, a layer at a time: for an engine and for the disk."""
 
 from collections.abc import Iterator
 from typing import Any
