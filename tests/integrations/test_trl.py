@@ -55,6 +55,16 @@ def test_several_steps_on_the_same_samples(found):
         assert one["from_reference"] <= 2 * FOUR_ULPS, about
 
 
+@pytest.mark.distributed
+def test_tokens_of_another_engine_are_weighed_inside_the_loss(found):
+    one = found["corrected"]
+    ((value, stepped, _),) = one["decisions"]
+    assert value == pytest.approx(one["value"], abs=2e-7)
+    assert stepped == 1
+    assert one["moved"] > 0.02
+    assert one["from_reference"] <= FOUR_ULPS
+
+
 @pytest.fixture(scope="module")
 def ran(in_trl, tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out.json"
@@ -98,6 +108,7 @@ def test_none_is_never_a_reward_of_0(ran):
 def test_what_is_refused(ran):
     said = ran["refusals"]
     assert said.pop("fine") is None
+    assert said.pop("with_vllm") is None
     assert said.pop("not finite, moved") is False
     assert "is nan: no update" in said.pop("not finite")
     assert "infinite" in said.pop("infinite")
@@ -105,7 +116,7 @@ def test_what_is_refused(ran):
     assert "loss_type='bnpo'" in said.pop("wired")
     assert "masked_groups='resample'" in said.pop("preset")
     assert "Adafactor" in said.pop("optim")
-    assert len(said) == 30
+    assert len(said) == 29
     for name, text in said.items():
         assert text, name
         assert name in text, text
