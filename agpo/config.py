@@ -241,7 +241,7 @@ class TrainConfig(_Section):
     objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
     """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/presets.py`"""
     engine: Literal["hf", "vllm"] = "hf"
-    """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights after every step"""
+    """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights that updates move"""
     vllm: VLLMOptions = VLLMOptions()
     """options of engine vllm"""
     rollout: RolloutConfig = RolloutConfig()

@@ -18,7 +18,7 @@ def weight_stream(policy: Policy) -> WeightStream:
     output matrix likewise: no rank ever holds the whole model.
     """
     like = {
-        name.replace(".base_layer.", "."): torch.empty_like(x, device="meta", dtype=_type(policy, x))
+        name.replace(".base_layer.", "."): torch.empty(x.shape, device="meta", dtype=_type(policy, x))
         for name, x in policy.model.state_dict().items()
         if "lora_" not in name
     }

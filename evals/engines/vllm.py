@@ -113,10 +113,10 @@ class VLLMEngine:
             for update in chunks(tensors, buffers, handles):
                 self.backend.receive(update)
                 sent.update(update["names"])
+            if missing := sorted(like.keys() - sent):
+                raise EngineError(f"a sync sent {len(sent)} of {len(like)} tensors; {missing[0]} is missing.")
+            self.backend.finish_sync()  # vLLM lets go of the buffer
             del buffers, handles
-        if missing := sorted(like.keys() - sent):
-            raise EngineError(f"a sync of weights sent {len(sent)} of {len(like)} tensors; {missing[0]} is missing.")
-        self.backend.finish_sync()
         self._give_back()
         self.backend.wake()
         self.backend.forget()
@@ -125,6 +125,7 @@ class VLLMEngine:
     def _give_back(self) -> None:
         """Of a GPU that the engine shares with this process: what its allocator only keeps."""
         if self.gpus and torch.cuda.is_initialized():
+            torch.cuda.ipc_collect()
             torch.cuda.empty_cache()
 
     def load_weights(self, folder: str, *, version: str) -> None:

@@ -59,7 +59,6 @@ def gpu_buffers(gpus: Sequence[int], size: int) -> Iterator[tuple[list[torch.Ten
     uuids = [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in gpus]
     yield buffers, {uuid: reduce_tensor(buffer)[1] for uuid, buffer in zip(uuids, buffers, strict=True)}
     del buffers
-    torch.cuda.ipc_collect()
 
 
 def chunks(

@@ -366,9 +366,11 @@ def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch):
 def test_copies_get_gpus_of_their_own(monkeypatch):
     options = engine_file.VLLMOptions(tensor_parallel_size=2, data_parallel_size=2, threads=3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,1,0")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     made = engine_file.environments(options, "cuda:1")
     assert [e["CUDA_VISIBLE_DEVICES"] for e in made] == ["5,3", "1,0"]
     assert {e["OMP_NUM_THREADS"] for e in made} == {"3"}
+    assert {e["PYTORCH_ALLOC_CONF"] for e in made} == {""}  # vLLM cannot sleep with the trainer's setting
     with pytest.raises(UserError, match="need 4 GPUs; there are 3"):
         engine_file.environments(options, "cuda:2")
 
