@@ -135,3 +135,14 @@ def test_the_example_of_the_page_runs(in_trl, tiny, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("agpo/stepped") == 2, done.stdout
     assert (tmp_path / "runs/trl/model.safetensors").is_file() or (tmp_path / "runs/trl/checkpoint-2").is_dir()
+
+
+@pytest.mark.vllm
+def test_a_vllm_in_the_same_process_gets_the_weights_that_are_trained(with_vllm_and_trl, tiny, tmp_path):
+    """The gap between the two would grow with every sync that is left out."""
+    out = tmp_path / "out.json"
+    done = with_vllm_and_trl(str(ROOT / "tests/integrations/trl_vllm.py"), tiny, str(out))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    logged = json.loads(out.read_text())
+    assert [row["agpo/stepped"] for row in logged] == [1.0] * 4
+    assert all(0 < row["sampling/sampling_logp_difference/max"] < 1e-3 for row in logged)
