@@ -9,7 +9,7 @@ from agpo.batch import Group, MiniBatch, plain_tokens, rank_micro_batches
 from agpo.logprobs import Layout
 from agpo.objective import Objective
 from agpo.parallel import world
-from agpo.policy import Settings, known_at_ratio_1, may_move, rows_to_run, tokens_of
+from agpo.policy import Settings, tokens_of
 
 
 def explain(
@@ -33,15 +33,13 @@ def explain(
     ):
         table.add_column(title, justify="right")
     table.add_column("what happens")
-    moved, least, most = False, 0, 0
+    least, most = 0, 0
     for number, minibatch in enumerate(plan, 1):
-        known = not moved and known_at_ratio_1(objective, settings)
-        wanted = rows_to_run(minibatch, objective, known)
-        cut = partial(rank_micro_batches, minibatch.rows, wanted, settings.micro_batch_tokens, layout)
+        known = minibatch.known
+        cut = partial(rank_micro_batches, minibatch.rows, minibatch.run, settings.micro_batch_tokens, layout)
         parts = [cut(rank, world(), attention) for rank in range(world())]
         tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for mine in parts for part in mine)
         least, most = least + (tokens if known else 0), most + tokens
-        moved = moved or may_move(minibatch, objective, known)
         table.add_row(
             str(number),
             str(len(minibatch.groups)),
@@ -50,17 +48,17 @@ def explain(
             f"{minibatch.at_ratio_1.value:+.4f}" if known else "unknown",
             f"{tokens:,}",
             str(len(parts[0])),
-            _fate(minibatch, objective, known, bool(wanted)),
+            _fate(minibatch, objective),
         )
     return table, _sentences(plain_tokens(groups), least if objective.clip == "max0" else most, most, plan, layout)
 
 
-def _fate(minibatch: MiniBatch, objective: Objective, known: bool, runs: bool) -> str:
-    if not minibatch.live_groups and not runs:
+def _fate(minibatch: MiniBatch, objective: Objective) -> str:
+    if not minibatch.live_groups and not minibatch.run:
         return "no live group: nothing to run, nothing moves"
-    if not known:
+    if not minibatch.known:
         return "L is known after the forward pass" if objective.clip == "max0" else "update"
-    if not runs:
+    if not minibatch.run:
         tie = ", a tie" if minibatch.at_ratio_1.tie else ""
         return f"clipped{tie}: L is not positive, so it is not run"
     return "update"

@@ -240,7 +240,8 @@ def _of_whole_logits(model: Any, rows: Sequence[Sequence_]) -> torch.Tensor:
     device, found = next(model.parameters()).device, []
     for row in rows:
         logits_SV = model(torch.tensor([row.prompt_ids + row.response_ids], device=device), use_cache=False).logits[0]
-        logp_TV = logits_SV[len(row.prompt_ids) - 1 : -1].log_softmax(-1)
+        exact = torch.promote_types(logits_SV.dtype, torch.float32)
+        logp_TV = logits_SV[len(row.prompt_ids) - 1 : -1].to(exact).log_softmax(-1)
         found.append(logp_TV.gather(1, torch.tensor(row.response_ids, device=device)[:, None])[:, 0])
     return torch.cat(found)
 

@@ -338,7 +338,8 @@ def shard_like(x: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """This rank's part of a whole tensor, where the parameter is sharded and the tensor has its shape."""
     if not isinstance(parameter, DTensor) or isinstance(x, DTensor) or x.shape != parameter.shape:
         return x
-    return distribute_tensor(x.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+    shard = distribute_tensor(x, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return shard.to(parameter.device)  # offloaded shards lie elsewhere than their mesh
 
 
 def shard_on_cpu(x: torch.Tensor) -> torch.Tensor:

@@ -13,12 +13,13 @@ from agpo.keep import save_refused
 from agpo.mismatch import against_trainer, check_gap
 from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
-from agpo.policy import Settings, Update, known_at_ratio_1, may_move, update
+from agpo.policy import Settings, Update
 from agpo.rollout import draw, resample, rollout
 from agpo.setup import Run
 from agpo.spread import sample_spread
 from agpo.sync import weight_stream
 from agpo.telemetry import step_metrics
+from agpo.update import update
 from evals.complete import sample_row
 from evals.engines import OwnWeights, Sampling
 from evals.prompts import render
@@ -100,7 +101,8 @@ def sync_engine(run: Run) -> None:
 
 def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:
     objective = objective_of(config.objective)
-    return plan_step(groups, objective, config.update.prompts_per_minibatch, config.rollout.max_tokens)
+    size, corrected = config.update.prompts_per_minibatch, config.mismatch.correct == "tis"
+    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
 
 
 def settings_of(config: TrainConfig) -> Settings:
@@ -118,14 +120,13 @@ def update_policy(
     """(what happened to each mini-batch, mean and largest gap between the engine's log-probabilities and ours)."""
     policy, limit = run.policy, run.config.mismatch.max_gap
     gap = None
-    known = known_at_ratio_1(objective, settings)
-    if isinstance(run.engine, OwnWeights) and any(may_move(minibatch, objective, known) for minibatch in plan):
+    if isinstance(run.engine, OwnWeights) and any(minibatch.run or minibatch.steps_on_zero for minibatch in plan):
         run.engine.sleep()  # the update needs the memory; where nothing will move, the engine and its cache stay as is
     # An engine that samples from this very model differs by the rounding of sums: in float32 its numbers are as good as
     # ours; in half precision a ratio against them would be off by 5 % without any step.
     same_model, dtype = getattr(run.engine, "model", None) is policy.plain, policy.plain.dtype
     if not same_model or dtype not in FLOAT32_OR_MORE:
-        plan, gap = against_trainer(policy, plan, objective, settings)
+        plan, gap = against_trainer(policy, plan, settings)
         check_gap(gap, dtype, limit)
     updates: list[Update] = []
     for minibatch in plan:

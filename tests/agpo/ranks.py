@@ -22,8 +22,9 @@ from agpo.batch import plan_step
 from agpo.model import prepare
 from agpo.objective import PRESETS, Objective
 from agpo.optimizer import Trained, make_trained
-from agpo.policy import Policy, Settings, _Sums, update
+from agpo.policy import Policy, Settings
 from agpo.tiny_model import make_model
+from agpo.update import Sums, update
 
 UPDATES = 5
 LONGEST = 9
@@ -179,7 +180,7 @@ def agree(rank: int, world: int) -> None:
         told = type(e)
     assert told is (ZeroDivisionError if rank == world - 1 else parallel.OtherRankFailed), told
     own, most = torch.tensor([1.0, 0, 0, 0, 0, 0.1 * (rank + 1) * 10 * (rank + 1)]), torch.tensor(rank + 2.0)
-    seen = _Sums(own.double(), most, tokens=rank, measured=10 * (rank + 1)).over_ranks()
+    seen = Sums(own.double(), most, tokens=rank, measured=10 * (rank + 1)).over_ranks()
     parts = range(1, world + 1)
     mean = sum(0.1 * k * 10 * k for k in parts) / sum(10 * k for k in parts)
     assert (seen.value, seen.tokens) == (world, sum(range(world)))

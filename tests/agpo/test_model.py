@@ -12,8 +12,9 @@ from agpo.model import exported_weights, prepare
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained, restore, state
 from agpo.parallel import layers_of
-from agpo.policy import Policy, Settings, update
+from agpo.policy import Policy, Settings
 from agpo.sync import units, weight_stream
+from agpo.update import update
 from evals.engines import Request, Sampling
 from evals.engines.hf import HFEngine
 from evals.errors import UserError
