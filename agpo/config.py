@@ -242,7 +242,7 @@ class TrainConfig(_Section):
     objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
     """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/presets.py`"""
     engine: Literal["hf", "vllm"] = "hf"
-    """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights after every step"""
+    """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights that updates move"""
     vllm: VLLMOptions = VLLMOptions()
     """options of engine vllm"""
     rollout: RolloutConfig = RolloutConfig()
@@ -387,6 +387,12 @@ def _check_knob(name: str, value: Any) -> None:
         TypeAdapter(hint).validate_python(value, strict=not (hint is float or float in get_args(hint)))
     except ValidationError as e:
         raise ValueError(f"objective.{name}={value!r}: {e.errors()[0]['msg']}.") from e
+
+
+def model_path(model: str) -> str:
+    """The folder of a model that comes with the package, or the name as it is."""
+    shipped = PACKAGE / "models" / model
+    return str(shipped) if (shipped / "config.json").is_file() else model
 
 
 def recipes() -> dict[str, Path]:

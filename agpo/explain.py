@@ -1,28 +1,44 @@
 """The plan of a step in a table: what every update will do, and what it costs, before anything is computed."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from rich.table import Table
 
-from agpo.batch import Group, MiniBatch, micro_batches, plain_tokens
+from agpo.batch import Group, MiniBatch, plain_tokens, rank_micro_batches
 from agpo.logprobs import Layout
 from agpo.objective import Objective
+from agpo.parallel import world
 from agpo.policy import Settings, tokens_of
 
 
 def explain(
-    groups: Sequence[Group], plan: Sequence[MiniBatch], objective: Objective, settings: Settings, layout: Layout
+    groups: Sequence[Group],
+    plan: Sequence[MiniBatch],
+    objective: Objective,
+    settings: Settings,
+    layout: Layout,
+    attention: float = 0.0,
 ) -> tuple[Table, list[str]]:
-    """(a row per mini-batch, sentences that sum it up)."""
+    """(a row per mini-batch, sentences that sum it up). `attention`: by what rows are dealt to ranks."""
     table = Table(title="plan of the step", title_justify="left")
-    for title in ("update", "groups", "live", "sequences", "L at ratio 1", "tokens to run", "micro-batches"):
+    for title in (
+        "update",
+        "groups",
+        "live",
+        "sequences",
+        "L at ratio 1",
+        "tokens to run",
+        "micro-batches" if world() == 1 else "micro-batches of a rank",
+    ):
         table.add_column(title, justify="right")
     table.add_column("what happens")
     least, most = 0, 0
     for number, minibatch in enumerate(plan, 1):
         known = minibatch.known
-        parts = micro_batches(minibatch.rows, minibatch.run, settings.micro_batch_tokens, layout)
-        tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for part in parts)
+        cut = partial(rank_micro_batches, minibatch.rows, minibatch.run, settings.micro_batch_tokens, layout)
+        parts = [cut(rank, world(), attention) for rank in range(world())]
+        tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for mine in parts for part in mine)
         least, most = least + (tokens if known else 0), most + tokens
         table.add_row(
             str(number),
@@ -31,7 +47,7 @@ def explain(
             f"{len(minibatch.rows):,}",
             f"{minibatch.at_ratio_1.value:+.4f}" if known else "unknown",
             f"{tokens:,}",
-            str(len(parts)),
+            str(len(parts[0])),
             _fate(minibatch, objective),
         )
     return table, _sentences(plain_tokens(groups), least if objective.clip == "max0" else most, most, plan, layout)

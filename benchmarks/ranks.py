@@ -1,16 +1,13 @@
 """What several ranks cost: bytes that collectives move, time of an update, memory of a rank and balance from shapes.
 
     python benchmarks/ranks.py traffic [--ranks 1 2 4]      measured on this CPU over gloo, and the formula beside it
-    python benchmarks/ranks.py memory [--ranks 1 2 4 8]     of the recipes for 7B and 14B; nothing is allocated
+    python benchmarks/ranks.py memory                of the recipes for GPUs, by agpo.memory; nothing is allocated
     python benchmarks/ranks.py balance [--ranks 2 4 8]      how evenly rows of random lengths are dealt; nothing runs
 
 traffic: `grpo` updates of the tiny model's shape, 8 groups x 8, all live, in one micro-batch a rank and in several.
 What is counted is the whole tensor of each all-gather and reduce-scatter; a ring moves (ranks - 1) / ranks of it
 through each rank. Time is that of an update, wall clock, as a ratio to one rank: ranks that share the processors of one
 machine cannot be faster than one that has them all.
-
-memory: parameters are counted on torch's meta device. Activations are what autograd saves of a layer there, for a
-micro-batch of the recipe in sequences of its longest answer; of attention, what a flash kernel keeps.
 
 balance: mini-batches of 8 prompts x 8 at the 7B shape, log-normal lengths; work is counted in tokens through the linear
 layers, attention included. "load" is the mean rank's work over the busiest one's; "in step" the same where ranks wait
@@ -169,92 +166,6 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
 
 
-# -- memory ----------------------------------------------------------------------------------------------------------
-
-
-def saved_by(model, tokens: int, longest: int) -> int:
-    """Bytes that autograd keeps of a forward pass over `tokens` packed tokens, parameters not counted."""
-    import torch
-
-    from agpo import packing
-    from agpo.batch import Row
-    from agpo.logprobs import attention_of
-    from agpo.packing import pack, packed_hidden
-
-    class Flash(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, q, k, v):  # type: ignore[override]
-            out = torch.empty_like(q)
-            ctx.save_for_backward(q, k, v, out)
-            return out
-
-    packing.scaled_dot_product_attention = lambda q, k, v, **_: Flash.apply(q, k, v)
-    rows = [Row((1, k), (2,) * (longest - 2), (), 0, 0.0, 1.0, 1.0) for k in range(tokens // longest)]
-    packed = pack(rows).to(torch.device("meta"))
-    own = {id(p) for p in model.parameters()} | {id(p.untyped_storage()) for p in model.parameters()}
-    sizes: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def note(x: torch.Tensor) -> torch.Tensor:
-        root = x if x._base is None else x._base
-        if id(root) not in own:
-            sizes[id(root)] = (root.numel() * root.element_size(), root)  # kept, so that no other gets its id
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), attention_of(model, "packed"):
-        packed_hidden(model, packed)
-    return sum(size for size, _ in sizes.values())
-
-
-def memory(worlds: list[int]) -> None:
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from agpo.config import load_config
-
-    parts = "float32 shards | gradients | AdamW | gathered | activations | checkpointed"
-    print(f"| recipe | ranks | {parts} | update | checkpointed | to sample |\n" + "|---" * 11 + "|")
-    for recipe, (hidden, intermediate, layers, heads, kv_heads) in SHAPES.items():
-        config = load_config(recipe)
-        shape = Qwen2Config(
-            vocab_size=152_064,
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=1,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            max_position_embeddings=32_768,
-            tie_word_embeddings=False,
-        )
-        tokens, longest = config.update.micro_batch_tokens, config.rollout.max_tokens
-        counts, saved = [], []
-        for depth in (1, 2):
-            shape.num_hidden_layers, shape.layer_types = depth, ["full_attention"] * depth
-            with torch.device("meta"):
-                model = Qwen2ForCausalLM(shape).to(torch.bfloat16)
-            counts.append(sum(p.numel() for p in model.parameters()))
-            saved.append(saved_by(model, tokens, longest))
-        layer, layer_saved = counts[1] - counts[0], saved[1] - saved[0]
-        rest, rest_saved = counts[0] - layer, saved[0] - layer_saved
-        whole = rest + layers * layer
-        # Gathered in bfloat16: embedding and output matrix throughout, a layer and the next one; the gradients of the
-        # output matrix in float32 before they are cast, and of what is reduced in bfloat16 and once in float32.
-        gathered = 2 * rest + 2 * 2 * layer + 4 * rest // 2 + 6 * rest
-        activations = rest_saved + layers * layer_saved
-        checkpointed = rest_saved + layers * tokens * hidden * 2 + layer_saved
-        for world in worlds:
-            shards = [4 * whole / world, 4 * whole / world, 8 * whole / world]
-            if world == 1:  # nothing is gathered; bfloat16 weights beside float32 masters
-                shards[0] += 2 * whole
-            more = gathered if world > 1 else 4 * rest // 2
-            cells = [*shards, more, activations, checkpointed]
-            cells += [sum(shards) + more + activations, sum(shards) + more + checkpointed, 2 * whole]
-            print(f"| {recipe} ({whole / 1e9:.2f}B) | {world} | " + " | ".join(f"{c / GIB:.1f}" for c in cells) + " |")
-    print(
-        "\nGiB on each GPU. Logits (0.25 GiB), the cache of keys and values while sampling and what the allocator "
-        "loses come on top."
-    )
-
-
 def balance(worlds: list[int], seeds: int = 50) -> None:
     import numpy as np
 
@@ -309,7 +220,9 @@ def main() -> int:
     elif args.what == "balance":
         balance(args.ranks or [2, 4, 8])
     else:
-        memory(args.ranks or [1, 2, 4, 8])
+        from agpo.memory import recipe_table
+
+        print("\n".join(recipe_table()))
     return 0
 
 
