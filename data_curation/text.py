@@ -75,6 +75,9 @@ class Hashes:
     def of(self, text: int) -> np.ndarray:
         return self.values[self.starts[text] : self.starts[text + 1]]
 
+    def first(self, texts: int) -> "Hashes":
+        return Hashes(self.values[: self.starts[texts]], self.starts[: texts + 1])
+
     def owners(self) -> np.ndarray:
         """[H] which text each hash is of."""
         return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.starts))
@@ -85,6 +88,11 @@ def without_diagrams(text: str) -> str:
     if "[asy]" not in text:
         return text
     return _ASY.sub(" ", text) if _ASY.sub("", text).strip() else text
+
+
+def diagrams(text: str) -> str:
+    """The [asy] code of a text."""
+    return "".join(_ASY.findall(text))
 
 
 def tokens(texts: Sequence[str]) -> Hashes:
