@@ -23,7 +23,6 @@ from data_curation.alike import (
 from data_curation.rows import Row, digest, drop
 from data_curation.similar import GramIndex, near_pairs, run_sets
 from data_curation.stage import Context, Options, Result
-from data_curation.text import tokens
 
 
 class DecontaminateOptions(Options):
@@ -135,12 +134,11 @@ def _alike(
     options: DecontaminateOptions,
 ) -> dict[tuple[int, int], dict[str, float]]:
     """(text, reference) -> the scores that may make it a hit."""
-    words = tokens([*texts, *against])
-    sets = run_sets(words, options.shingle)
+    sets = run_sets([*texts, *against], options.shingle)
     groups = np.array([hash64(one or f"unknown {at}") for at, one in enumerate([*answers, *keys])], np.uint64)
     low = near_pairs(sets, min(options.same_answer, options.similarity), groups=groups, split=len(texts))
     high = near_pairs(sets, min(options.similarity, options.same_words), split=len(texts))
-    shared = index.pairs_of(words.first(len(texts)), min(options.ratio, options.same_answer))
+    shared = index.pairs(texts, min(options.ratio, options.same_answer))
     scores: dict[tuple[int, int], dict[str, float]] = {}
     for name, one, offset in (
         (GRAMS.format(options.n), shared, 0),

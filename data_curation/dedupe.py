@@ -24,7 +24,6 @@ from data_curation.alike import (
 from data_curation.rows import Drop, Row, drop
 from data_curation.similar import near_pairs, run_sets
 from data_curation.stage import Context, Options, Result
-from data_curation.text import tokens
 from evals.grading.grader import Grader
 
 _INTEGER = re.compile(r"-?\d+")
@@ -90,8 +89,13 @@ def near(rows: list[Row], options: NearOptions, context: Context) -> Result:
     """
     plain = [bare(row.problem) for row in rows]
     order, cut = candidates(rows, plain, options)
+    if_same, if_not = (
+        [judge(rows[i], rows[j], plain[i], plain[j], score, equal, options) for i, j, score in order]
+        for equal in (True, False)
+    )
+    undecided = [pair for pair, a, b in zip(order, if_same, if_not, strict=True) if a != b]  # the answers decide
     with Grader("math", workers=context.workers) as grader:
-        same = list(same_answers([(rows[left], rows[right]) for left, right, _ in order], grader))
+        same = dict(zip(undecided, same_answers([(rows[i], rows[j]) for i, j, _ in undecided], grader), strict=True))
     leader = list(range(len(rows)))
 
     def root(at: int) -> int:
@@ -103,8 +107,8 @@ def near(rows: list[Row], options: NearOptions, context: Context) -> Result:
     pairs: list[dict] = []
     evidence: dict[int, tuple[int, float, str]] = {}
     conflict: dict[int, int] = {}
-    for (left, right, score), equal in zip(order, same, strict=True):
-        what = judge(rows[left], rows[right], plain[left], plain[right], score, equal, options)
+    for at, (left, right, score) in enumerate(order):
+        what = if_same[at] if same.get(order[at]) else if_not[at]
         done = {SIBLINGS: "both kept", CONFLICT: "quarantined"}.get(what, "the first kept")
         pairs.append(pair(rows[left], rows[right], score, what, done))
         if what == CONFLICT:
@@ -134,7 +138,7 @@ def candidates(rows: list[Row], plain: list[str], options: NearOptions) -> tuple
     With one answer from a low similarity on, with different answers from a higher one on where the numbers are the
     same: rows of a template with other numbers are never compared.
     """
-    sets = run_sets(tokens(plain), options.shingle)
+    sets = run_sets(plain, options.shingle)
     counted = Numbers(plain)
     keys = [f"program {row.id}" if row.code is not None else answer_key(row.answer) for row in rows]
     answers = np.array([hash64(one) for one in keys], np.uint64)

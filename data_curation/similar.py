@@ -19,6 +19,8 @@ MEASURED = 20_000
 """pairs that are measured at once"""
 BLOCK = 1 << 20
 """pairs that are gathered at once"""
+TEXTS = 1 << 16
+"""texts that are cut into runs at once"""
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,21 @@ class Pairs:
         return len(self.left)
 
 
-def run_sets(found: Hashes, n: int) -> Hashes:
+def run_sets(texts: Sequence[str], n: int) -> Hashes:
     """The distinct runs of n tokens of each text, as sorted hashes of 40 bits.
 
     One sort of (text, hash) packed into 64 bits is several times faster than a sort per text. Two of the few hundred
-    runs of a pair fall together once in 10^8 pairs. Holds 2^24 texts.
+    runs of a pair fall together once in 10^8 pairs.
     """
-    if len(found) >= 1 << 24:
-        raise ValueError(f"{len(found):,} texts at once; at most {(1 << 24) - 1:,}")
-    packed = grams(found, n)
-    starts = packed.starts
-    packed = packed.values
-    packed >>= np.uint64(24)
-    packed |= np.repeat(np.arange(len(found), dtype=np.uint64) << np.uint64(40), np.diff(starts))
-    packed.sort()
-    packed = packed[np.concatenate(([True], packed[1:] != packed[:-1]))] if len(packed) else packed
-    starts = np.searchsorted(packed, np.arange(len(found) + 1, dtype=np.uint64) << np.uint64(40))
-    packed &= np.uint64((1 << 40) - 1)
-    return Hashes(packed, starts.astype(np.int64))
+    values, counts = [np.zeros(0, np.uint64)], [np.zeros(1, np.int64)]
+    for at in range(0, len(texts), TEXTS):
+        runs = grams(tokens(texts[at : at + TEXTS]), n)
+        packed = (runs.owners().astype(np.uint64) << np.uint64(40)) | (runs.values >> np.uint64(24))
+        packed.sort()
+        packed = packed[np.concatenate(([True], packed[1:] != packed[:-1]))] if len(packed) else packed
+        values.append(packed & np.uint64((1 << 40) - 1))
+        counts.append(np.bincount((packed >> np.uint64(40)).astype(np.int64), minlength=len(runs)))
+    return Hashes(np.concatenate(values), np.cumsum(np.concatenate(counts)))
 
 
 def near_pairs(
@@ -183,11 +182,7 @@ class GramIndex:
 
     def pairs(self, texts: Sequence[str], ratio: float) -> Pairs:
         """Pairs (text, reference) that share at least `ratio` of the n-grams of whichever has fewer of them."""
-        return self.pairs_of(tokens(texts), ratio)
-
-    def pairs_of(self, found: Hashes, ratio: float) -> Pairs:
-        """`pairs` for texts that are tokens already."""
-        runs = grams(found, self.n)
+        runs = grams(tokens(texts), self.n)
         hit = np.flatnonzero(self.maybe[runs.values & np.uint64(_LOW)])
         at = np.minimum(np.searchsorted(self.values, runs.values[hit]), len(self.values) - 1)
         known = self.values[at] == runs.values[hit]

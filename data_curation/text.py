@@ -75,9 +75,6 @@ class Hashes:
     def of(self, text: int) -> np.ndarray:
         return self.values[self.starts[text] : self.starts[text + 1]]
 
-    def first(self, texts: int) -> "Hashes":
-        return Hashes(self.values[: self.starts[texts]], self.starts[: texts + 1])
-
     def owners(self) -> np.ndarray:
         """[H] which text each hash is of."""
         return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.starts))

@@ -231,7 +231,7 @@ def test_diff_says_what_changed_and_which_rows(recipe, tmp_path, capsys):
     made(recipe, tmp_path / "b", ("near.same_answer=1",), ("decontaminate",))
     found = diff.diff(tmp_path / "a", tmp_path / "b")
     assert not found["equal"]
-    assert ("near.threshold", 0.7, 1.0) in found["changed"]
+    assert ("near.same_answer", 0.25, 1.0) in found["changed"]
     assert found["kept"] == (4, 6, 4)
     assert found["gone"] == {}
     assert found["new"] == {"near: near duplicate": 1, "decontaminate: in held": 1}

@@ -87,7 +87,7 @@ def found(pairs) -> dict[tuple[int, int], float]:
 @pytest.mark.parametrize("threshold", [0.25, 0.7, 1.0])
 def test_near_pairs_are_those_of_comparing_all_with_all(threshold):
     texts = [*some_texts(160), "", "$"]
-    sets = run_sets(tokens(texts), 3)
+    sets = run_sets(texts, 3)
     wanted = {
         (i, j): jaccard(texts[i], texts[j]) for i in range(len(texts)) for j in range(i + 1, len(texts) - 2) if i < j
     }
@@ -103,7 +103,7 @@ def test_near_pairs_are_those_of_comparing_all_with_all(threshold):
 
 def test_pairs_with_references_are_those_across_only():
     texts, references = some_texts(80, 1), some_texts(80, 1)[:10] + some_texts(10, 2)
-    pairs = near_pairs(run_sets(tokens([*texts, *references]), 3), 0.7, split=len(texts))
+    pairs = near_pairs(run_sets([*texts, *references], 3), 0.7, split=len(texts))
     got = {(i, j - len(texts)) for i, j in found(pairs)}
     assert got == {(i, j) for i in range(len(texts)) for j in range(20) if jaccard(texts[i], references[j]) >= 0.7}
     assert {(i, i) for i in range(10)} <= got
@@ -122,7 +122,7 @@ def test_a_template_costs_linear_time_and_loses_no_copy(monkeypatch):
             f"A train with {a} seats stops at noon in a town of {b} people. How many seats are there?" for a, b in rows
         ]
         copies = [made[at].replace("How many seats are there", "How many seats has it") for at in range(0, size, 10)]
-        pairs = near_pairs(run_sets(tokens([*made, *copies]), 3), 0.5)
+        pairs = near_pairs(run_sets([*made, *copies], 3), 0.5)
         assert {(at * 10, size + at) for at in range(len(copies))} <= set(found(pairs))
         assert pairs.cut > 0
         counts.append(sum(measured))
@@ -150,6 +150,6 @@ def test_shares_of_ngrams_are_exact():
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "find x"]])
 def test_nothing_to_compare_is_no_pair(texts):
-    assert len(near_pairs(run_sets(tokens(texts), 3), 0.7)) == 0
+    assert len(near_pairs(run_sets(texts, 3), 0.7)) == 0
     assert len(GramIndex.build(["find the sum of x and y"], 3).pairs(texts, 0.5)) == 0
     assert len(GramIndex.build(["", "$"], 3).pairs(["find the sum"], 0.5)) == 0
