@@ -122,13 +122,11 @@ def load_references(options: DecontaminateOptions, context: Context) -> list[Ref
 def from_file(bench: str, path: str) -> list[Reference]:
     """Problems of a file: whichever of the usual columns it has."""
     from evals.errors import UserError
-    from evals.items import read_rows
+    from evals.items import problem_text, read_rows
 
     found = []
     for number, row in enumerate(read_rows(path)):
-        text = next((row[column] for column in COLUMNS if row.get(column)), None)
-        if isinstance(text, list):
-            text = "\n\n".join(str(m["content"]) for m in text if m.get("role") == "user")
+        text = problem_text(next((row[column] for column in COLUMNS if row.get(column)), None), f"{path}, row {number}")
         if not isinstance(text, str):
             raise UserError(
                 f"{path}, row {number}: no column problem, question, question_content or prompt with a text."

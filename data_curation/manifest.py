@@ -91,7 +91,7 @@ def card(content: Mapping[str, Any]) -> str:
     """The data card of a Hugging Face data set folder."""
     licences = sorted({source["licence"] for source in content["sources"]})
     lines = ["---", f"pretty_name: {content['recipe']['name']}", "license: other", "task_categories: [text-generation]"]
-    lines += ["configs:", "- config_name: default", "  data_files: data/*.parquet", "---", ""]
+    lines += ["---", ""]  # no `configs`: datasets would then leave the files out of its cache's key
     lines += [
         f"# {content['recipe']['name']}",
         "",

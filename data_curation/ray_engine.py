@@ -17,7 +17,12 @@ class RayEngine:
     """See `evals.engines.Engine`. Completions come in blocks of `batch_size` as replicas finish them."""
 
     def __init__(
-        self, model: str, replicas: int = 1, batch_size: int = 64, engine_kwargs: Mapping[str, Any] | None = None
+        self,
+        model: str,
+        replicas: int = 1,
+        batch_size: int = 64,
+        engine_kwargs: Mapping[str, Any] | None = None,
+        **more: Any,
     ):
         """
         model: a path that every machine has, or a hub id. replicas: copies of the model. batch_size: completions that
@@ -32,7 +37,7 @@ class RayEngine:
         self.eos_ids = end_of_sequence_ids(generation, self.tokenizer)
         self.weight_version = ""
         self._config = {"model_source": model, "engine_kwargs": engine_kwargs}
-        self._config |= {"concurrency": replicas, "batch_size": batch_size}
+        self._config |= {"concurrency": replicas, "batch_size": batch_size, **more}
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         import ray  # pyright: ignore[reportMissingImports]

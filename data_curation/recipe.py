@@ -23,6 +23,7 @@ from data_curation.sources import (
 )
 from data_curation.stage import Options
 from evals.errors import UserError
+from evals.prompts import find_preset
 
 FOLDER = Path(__file__).parent / "recipes"
 STAGES: dict[str, type[Options]] = {
@@ -74,6 +75,8 @@ class Recipe(BaseModel):
             raise ValueError(f"unknown stage {', '.join(sorted(unknown))}; known: {', '.join(STAGES)}")
         if unknown := set(self.formats) - set(FORMATS):
             raise ValueError(f"unknown format {', '.join(sorted(unknown))}; known: {', '.join(FORMATS)}")
+        if self.prompt:
+            find_preset(self.prompt)
         for name in self.stages:
             self.options(name)
         return self

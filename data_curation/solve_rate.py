@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from data_curation.rows import Drop, Row, drop
 from data_curation.stage import Context, Options, Result
 from evals.errors import UserError
+from evals.prompts import find_preset
 
 RUN = "solve-rate"
 """name of the runs that hold the completions"""
@@ -57,6 +58,7 @@ class SolveOptions(Options):
 
     @model_validator(mode="after")
     def _check(self) -> "SolveOptions":
+        find_preset(self.prompt)
         least, most = bounds(self.n, self.low, self.high)
         if least > most:
             raise ValueError(f"no fraction with denominator n={self.n} lies in [{self.low}, {self.high}]: raise n")

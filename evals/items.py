@@ -108,9 +108,7 @@ def _item(path: str | Path, number: int, row: Mapping[str, Any], prompt: str, an
             raise UserError(f"{path}, row {number}: no column {name!r}. The row has: {', '.join(sorted(row))}.")
         return row[name]
 
-    asked = column(prompt)
-    if isinstance(asked, list):  # verl: a chat; the problem is what the user says
-        asked = "\n\n".join(str(m["content"]) for m in asked if m.get("role") == "user")
+    asked = problem_text(column(prompt), f"{path}, row {number}, {prompt!r}")
     if "reward_model" in row and answer not in row:
         reference = (row["reward_model"] or {}).get("ground_truth")
         if reference is None:
@@ -122,6 +120,22 @@ def _item(path: str | Path, number: int, row: Mapping[str, Any], prompt: str, an
     meta = {**{k: v for k, v in row.items() if k not in known and isinstance(v, str | int | float | bool)}, **extra}
     name = row.get("id", extra.get("id", extra.get("index")))
     return Item(str(name) if name is not None else item_id(asked), str(asked), str(reference), meta)
+
+
+def problem_text(asked: Any, where: str) -> Any:
+    """What the user says in a chat, as verl's schema has prompts; whatever is no list comes back as it is.
+
+    Raises UserError naming `where` for a list that is no chat of texts.
+    """
+    if not isinstance(asked, list | tuple):
+        return asked
+    try:
+        said = [message["content"] for message in asked if message["role"] == "user"]
+        if said:
+            return "\n\n".join(said)
+    except (KeyError, TypeError):
+        pass
+    raise UserError(f"{where}: expected a text, or a chat with a user's message: role and content, a text.")
 
 
 def item_id(text: str) -> str:

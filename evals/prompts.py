@@ -94,15 +94,19 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+def find_preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise UserError(f"unknown prompt preset {name!r}. Known: {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
 def words(name: str, problem: str | Item) -> str | tuple[dict[str, str], ...]:
     """What a preset says, before any chat template: the messages of a chat preset, the text of another.
 
     A preset with {format} takes an Item, for its starter code; the others a text as well. Raises UserError for an
     unknown preset.
     """
-    if name not in PRESETS:
-        raise UserError(f"unknown prompt preset {name!r}. Known: {', '.join(PRESETS)}.")
-    preset = PRESETS[name]
+    preset = find_preset(name)
     if isinstance(problem, Item):
         user = preset.user.format(problem=problem.prompt, format=code_format(problem))
     else:
