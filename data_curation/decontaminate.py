@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -100,23 +100,19 @@ def find(rows: Sequence[Row], references: Sequence[Reference], options: Decontam
     return hits
 
 
-def load_references(options: DecontaminateOptions, context: Context) -> list[Reference]:
-    """The problems of the benchmarks, as `evals.benches` loads them from the given files or from where they live.
+def load_reference(name: str, given: Mapping[str, str]) -> list[Reference]:
+    """The problems of a benchmark, from the file that is given or from where `evals.benches` finds it.
 
     A name that is no benchmark is taken for a file's, when there is one (--reference mine=FILE).
     """
     from evals.benches import BENCHES, load
     from evals.benches import find as find_bench
 
-    found: list[Reference] = []
-    for name in options.against:
-        given = context.references.get(name)
-        if name not in BENCHES and given:
-            found += from_file(name, given)
-            continue
-        more = {"math500": context.references.get("math500", "")} if name == "math_val" else None
-        found += [Reference(name, item.id, item.prompt) for item in load(find_bench(name), given, more)]
-    return found
+    path = given.get(name)
+    if name not in BENCHES and path:
+        return from_file(name, path)
+    more = {"math500": given.get("math500", "")} if name == "math_val" else None
+    return [Reference(name, item.id, item.prompt) for item in load(find_bench(name), path, more)]
 
 
 def from_file(bench: str, path: str) -> list[Reference]:
@@ -132,6 +128,8 @@ def from_file(bench: str, path: str) -> list[Reference]:
                 f"{path}, row {number}: no column problem, question, question_content or prompt with a text."
             )
         found.append(Reference(bench, str(row.get("unique_id", row.get("id", row.get("question_id", number)))), text))
+    if not found:
+        raise UserError(f"{path}: the file has no rows. --reference {bench} needs one with problems.")
     return found
 
 

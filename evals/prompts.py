@@ -1,5 +1,6 @@
 """Prompt presets: how a bare problem becomes what a model reads. It decides a base model's score, so it is recorded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,8 +118,10 @@ def words(name: str, problem: str | Item) -> str | tuple[dict[str, str], ...]:
     return (*system, {"role": "user", "content": user})
 
 
-def render(name: str, problem: str | Item, tokenizer: Any) -> str:
-    """The text of a prompt. Without a tokenizer (None) a server renders the messages: they are shown with their roles.
+def render(name: str, problem: str | Item, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str:
+    """The text of a prompt; `template` is what the chat template is given, such as {"enable_thinking": False}.
+
+    Without a tokenizer (None) a server renders the messages: they are shown with their roles.
 
     Raises UserError for an unknown preset, or a chat preset without a chat template.
     """
@@ -133,7 +136,7 @@ def render(name: str, problem: str | Item, tokenizer: Any) -> str:
             f"prompt preset {name!r} goes through a chat template and this model's tokenizer has none. "
             f"Presets that work without: {plain}."
         )
-    return tokenizer.apply_chat_template(list(said), tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(list(said), tokenize=False, add_generation_prompt=True, **(template or {}))
 
 
 def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
@@ -144,9 +147,11 @@ def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=not PRESETS[name].chat, verbose=False).input_ids)
 
 
-def encode(name: str, problem: str | Item, tokenizer: Any) -> tuple[int, ...]:
+def encode(
+    name: str, problem: str | Item, tokenizer: Any, template: Mapping[str, Any] | None = None
+) -> tuple[int, ...]:
     """Token ids of a problem under a preset."""
-    return tokenize(name, render(name, problem, tokenizer), tokenizer)
+    return tokenize(name, render(name, problem, tokenizer, template), tokenizer)
 
 
 def code_format(item: Item) -> str:

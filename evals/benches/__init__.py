@@ -22,6 +22,7 @@ from evals.benches import (
 )
 from evals.benches.bench import Bench, Option
 from evals.errors import UserError
+from evals.files import ENDINGS
 from evals.items import Item
 
 __all__ = ["BENCHES", "Bench", "Option", "find", "load"]
@@ -63,6 +64,6 @@ def load(bench: Bench, data: str | None, options: Mapping[str, str] | None = Non
     """
     folder = os.environ.get("AGPO_DATA")
     if data is None and folder:
-        names = (f"{bench.name}{ending}" for ending in (".jsonl", ".jsonl.gz", ".parquet"))
+        names = (f"{bench.name}{ending}" for ending in ENDINGS)
         data = next((str(Path(folder) / name) for name in names if (Path(folder) / name).is_file()), None)
     return bench.load(data, **{option.name: option.default for option in bench.options} | dict(options or {}))

@@ -13,7 +13,8 @@ from data_curation.stage import Context
 from evals.items import item_id, read_items
 from evals.prompts import PRESETS
 
-CONTENT = {"recipe": {"name": "t", "about": ""}, "kept": 1, "by source": {"t": 1}, "sources": [], "stages": []}
+RECIPE = {"name": "t", "formats": ["hf"], "prompt": "", "limit": 0, "left_out": []}
+CONTENT = {"recipe": RECIPE, "kept": 1, "by source": {"t": 1}, "sources": [], "stages": []}
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_a_hugging_face_folder_with_a_card(out):
     assert rows[0]["level"] == 3
     card = (out / "hf/README.md").read_text()
     assert card.startswith("---\n")
-    assert "| math (math.jsonl) | 18 | 2 | MIT |" in card
+    assert "| math (math.jsonl) | 18 | 2 | levels: [3, 4, 5] | MIT |" in card
     assert "1 in held" in card
 
 
