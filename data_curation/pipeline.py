@@ -17,6 +17,7 @@ from data_curation import (
     dedupe,
     export,
     figures,
+    filters,
     inputs,
     manifest,
     normalise,
@@ -128,6 +129,7 @@ def stage_function(name: str, options: Any, context: Context, references: Sequen
     functions = {
         "normalise": (normalise.run, [normalise]),
         "answers": (answers.run, [answers, math]),
+        "filter": (filters.run, [filters]),
         "exact": (dedupe.exact, [dedupe, math]),
         "near": (dedupe.near, [dedupe, similar, text, math]),
         "code": (code_checks.run, [code_checks]),

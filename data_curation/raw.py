@@ -67,14 +67,17 @@ def local_files(where: str, split: str, subset: str | None = None) -> list[Path]
 _SPLIT = r"train|test|valid|val\b|dev\b|eval"
 
 
+DESCRIBING = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "manifest.json")
+
+
 def data_files(folder: Path) -> list[Path]:
     """All data files below a folder, but for hidden ones and what describes others."""
     files = (p for p in folder.rglob("*") if p.is_file() and ending(p) in ENDINGS)
     seen = (p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sorted(p for p in seen if p.name not in ("dataset_info.json", "dataset_infos.json", "state.json"))
+    return sorted(p for p in seen if p.name not in DESCRIBING)
 
 
 def _known(split: str, splits: Any, where: str) -> str:
     if split not in splits:
-        raise UserError(f"{where}: no split {split!r}. It has {', '.join(splits)}: --set SOURCE.split=NAME.")
+        raise UserError(f"{where}: no split {split!r}. It has {', '.join(map(str, splits))}: --set SOURCE.split=NAME.")
     return split

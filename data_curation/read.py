@@ -151,7 +151,7 @@ def limited(found: list[Row], limit: int) -> list[Row]:
 def unread(place: str, split: str, subset: str | None) -> list[str]:
     """A note on data files of a folder that are not read."""
     folder = Path(place)
-    if not folder.is_dir():
+    if not folder.is_dir() or (folder / "manifest.json").is_file():
         return []
     used = {path.resolve() for path in raw.local_files(place, split, subset)}
     left = [str(path.relative_to(folder)) for path in raw.data_files(folder) if path.resolve() not in used]

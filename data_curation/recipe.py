@@ -14,6 +14,7 @@ from data_curation.code_checks import CodeOptions
 from data_curation.code_sources import CodeContestsSource, CodeforcesSource, CodeTableSource
 from data_curation.decontaminate import DecontaminateOptions
 from data_curation.dedupe import ExactOptions, NearOptions
+from data_curation.filters import FilterOptions
 from data_curation.normalise import NormaliseOptions
 from data_curation.solve_rate import SolveOptions
 from data_curation.sources import (
@@ -32,6 +33,7 @@ FOLDER = Path(__file__).parent / "recipes"
 STAGES: dict[str, type[Options]] = {
     "normalise": NormaliseOptions,
     "answers": AnswerOptions,
+    "filter": FilterOptions,
     "exact": ExactOptions,
     "near": NearOptions,
     "decontaminate": DecontaminateOptions,
