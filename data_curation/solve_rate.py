@@ -22,6 +22,7 @@ from data_curation.rows import Drop, Row, digest, drop
 from data_curation.stage import Context, Options, Result
 from evals.console import LINE_SECONDS
 from evals.errors import UserError
+from evals.grading.math import normalise
 from evals.prompts import find_preset
 
 RUN = "solve-rate"
@@ -421,7 +422,7 @@ def tally_rows(rows: Iterable[Any]) -> dict[str, Tally]:
     for name, found in by_item.items():
         scored = [row for row in found if row.reward is not None]
         right = sum(row.reward >= 1 for row in scored)
-        others = Counter(row.answer for row in scored if row.reward < 1 and row.answer)
+        others = Counter(normalise(row.answer) for row in scored if row.reward < 1 and row.answer)
         truncated = sum(row.finish_reason == "length" for row in found)
         other = min(others.items(), key=lambda one: (-one[1], one[0]), default=("", 0))
         tallies[name] = Tally(right, len(scored) - right, len(found) - len(scored), truncated, other)

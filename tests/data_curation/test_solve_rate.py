@@ -1,10 +1,11 @@
 """The solve-rate filter: bounds, verdicts, resuming at the completion, early stop, replay; over real models."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from data_curation import solve_rate
+from data_curation import audit, solve_rate
 from data_curation.rows import Row
 from data_curation.solve_rate import SolveOptions, Tally, bounds, decide
 from data_curation.stage import Context
@@ -210,6 +211,24 @@ def test_one_problem_with_two_answers_has_two_tallies(tiny, store, monkeypatch):
     assert one == same > 0
     assert other == 0
     assert engine.asked == 4
+
+
+def test_references_that_majorities_contradict_are_listed(tiny, store, tmp_path, capsys):
+    """The model is good at sums: where most of its tries agree on another answer, the reference is wrong."""
+    rows = [replace(ROWS[0], answer="999"), *ROWS[1:6]]
+    for seed in (1, 2):  # two models
+        result = solve_rate.run(
+            rows, options(tiny, n=8, low=0.1, high=1, temperature=0.3, seed=seed), Context(store=store)
+        )
+        (dropped,) = [one for one in result.drops if one.id == "arith:0"]
+        assert dropped.detail["majority"] == ROWS[0].answer
+        assert dropped.detail["majority_tries"] > 4
+    url, out = store.url, tmp_path / "audit"
+    assert audit.main(["--store", url, "--out", str(out)]) == 0
+    assert "1 reference answers to look at, of 2 runs" in capsys.readouterr().out
+    (found,) = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert (found["row"], found["reference"], found["majority"]) == ("arith:0", "999", ROWS[0].answer)
+    assert f"<b>{ROWS[0].answer}</b>" in out.with_suffix(".html").read_text()
 
 
 def test_tests_of_a_program_belong_to_the_verdict():
