@@ -127,7 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from data_curation import inputs
-    from data_curation.pipeline import build
     from data_curation.stage import Context
     from evals.store import Store
     from evals.store.database import is_missing
@@ -157,6 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for line in inputs.costs(recipe, context):
                 show_line(f"  {line}")
             return 0
+        from data_curation.pipeline import build
+
         inputs.check_folder(out)
         with log_file(out.with_name(f"{out.name}.log")):
             run = store.start_run("curation", recipe.name, config=recipe.model_dump(mode="json"))

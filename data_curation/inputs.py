@@ -1,10 +1,12 @@
 """One look at everything a build needs, before its first stage; and what it would take, for --dry-run."""
 
 import contextlib
+import math
 import os
 import re
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +38,31 @@ def check(recipe: Any, out: Path, context: Context) -> list[decontaminate.Refere
             return None
 
     tried("", lambda: check_folder(out))
-    on_hub = [source for source in recipe.sources if (place := source.path or _hub_of(source)) and raw.is_hub(place)]
     against = recipe.options("decontaminate").against if "decontaminate" in recipe.stages else ()
-    if (on_hub or set(against) - set(context.references)) and not hub_answers():
+    wanted = on_hub(recipe, against, context)
+    absent: dict[str, list[str]] = {}
+    if wanted and not hub_answers():
         stay_offline()
-    for source in recipe.sources:
-        tried(f"source {source.name}: ", lambda: check_source(source), f"--input {source.name}=FILE")  # noqa: B023
+        absent = {what: ids for what, ids in wanted.items() if not all(map(cached, ids))}
     references: list[decontaminate.Reference] = []
+    for source in recipe.sources:
+        what = f"source {source.name}"
+        if what not in absent:
+            tried(f"{what}: ", lambda: check_source(source), f"--input {source.name}=FILE")  # noqa: B023
     for name in against:
-        one = lambda: decontaminate.load_reference(name, context.references)  # noqa: B023, E731
-        option = f"--reference {name}=FILE, or a folder with {name}.jsonl in $AGPO_DATA"
-        references += tried(f"reference {name}: ", one, option) or []
-    if "solve_rate" in recipe.stages:
+        what = f"reference {name}"
+        if what not in absent:
+            found = tried(f"{what}: ", lambda: decontaminate.load_reference(name, context.references))  # noqa: B023
+            references += found or []
+    if "solve_rate" in recipe.stages and "solve_rate.model" not in absent:
         tried("", lambda: check_model(recipe.options("solve_rate"), context))
+    for what, ids in absent.items():
+        kind, _, name = what.partition(" ")
+        option = {
+            "source": f"--input {name}=FILE",
+            "reference": f"--reference {name}=FILE, or a folder with {name}.jsonl as $AGPO_DATA",
+        }.get(kind, "--set solve_rate.model=FOLDER, or --skip solve_rate")
+        wrong.append(f"{what}: the hub does not answer and {' and '.join(ids)} is not in its cache: {option}")
     if len(wrong) > 1:
         raise UserError(f"{len(wrong)} things are missing or wrong:\n" + "\n".join(f"  {one}" for one in wrong))
     if wrong:
@@ -56,8 +70,37 @@ def check(recipe: Any, out: Path, context: Context) -> list[decontaminate.Refere
     return references
 
 
-def _hub_of(source: Any) -> str:
-    return sources.KINDS[source.kind].hub
+def on_hub(recipe: Any, against: Sequence[str], context: Context) -> dict[str, list[str]]:
+    """What has to come from the hub -> its ids there."""
+    from evals.benches import BENCHES, in_folder
+
+    found: dict[str, list[str]] = {}
+    for source in recipe.sources:
+        place = source.path or sources.KINDS[source.kind].hub
+        if place and raw.is_hub(place):
+            found[f"source {source.name}"] = [place]
+    for name in against:
+        if name in BENCHES and not context.references.get(name) and not in_folder(name):
+            found[f"reference {name}"] = re.findall(r"[\w.-]+/[\w.-]+", BENCHES[name].source)
+    solving = recipe.options("solve_rate") if "solve_rate" in recipe.stages else None
+    if solving and not solving.replay and solving.engine != "openai" and raw.is_hub(solving.model):
+        found["solve_rate.model"] = [solving.model]
+    return {what: ids for what, ids in found.items() if ids}
+
+
+def cached(name: str) -> bool:
+    """Whether the cache has something of a hub id, a model or a data set."""
+    from huggingface_hub import constants
+
+    owner, _, short = name.partition("/")
+    sets = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    hub = Path(constants.HF_HUB_CACHE)
+    places = (
+        sets / f"{owner}___{short}".lower(),
+        hub / f"datasets--{owner}--{short}",
+        hub / f"models--{owner}--{short}",
+    )
+    return any(place.exists() for place in places)
 
 
 def check_folder(out: Path) -> None:
@@ -115,10 +158,11 @@ def hub_answers() -> bool:
 
 def stay_offline() -> None:
     """What the cache has is used, and what it lacks fails at once instead of after minutes of retries."""
-    from datasets import config
     from huggingface_hub import constants
 
-    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    constants.HF_HUB_OFFLINE = True
+    if config := sys.modules.get("datasets.config"):
+        config.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def check_model(options: SolveOptions, context: Context) -> None:
@@ -176,7 +220,7 @@ def costs(recipe: Any, context: Context) -> list[str]:
     lines.append(f"tokens: about {tries * each:,.0f}, {each:,.0f} a try ({known})")
     if size := parameters(options.model):
         hours = tries * each * 2 * size / USED_FLOPS / 3600
-        lines.append(f"time: about {hours:,.1f} H100 hours at {size / 1e9:.2g}B parameters (a rule of thumb: {RULE})")
+        lines.append(f"time: about {hours:,.2g} H100 hours at {size / 1e9:.2g}B parameters (a rule of thumb: {RULE})")
     return lines
 
 
@@ -194,8 +238,10 @@ def tokens_per_try(options: SolveOptions, context: Context) -> tuple[float, str]
 
 
 def parameters(model: str) -> float:
-    """Of a folder by its weights in two bytes each, otherwise as the name says ("-32B"); 0: unknown."""
+    """Of a folder by its weights' shapes, otherwise as the name says ("-32B"); 0: unknown."""
     if Path(model).is_dir():
-        return sum(path.stat().st_size for path in Path(model).glob("*.safetensors")) / 2
+        from evals.engines.vllm_worker import weight_shapes
+
+        return float(sum(math.prod(shape) for shape in weight_shapes(model).values()))
     found = re.search(r"(\d+(?:\.\d+)?)([bm])\b", model.split("#")[-1].lower())
     return float(found[1]) * (1e9 if found[2] == "b" else 1e6) if found else 0.0

@@ -16,7 +16,6 @@ from data_curation import (
     decontaminate,
     dedupe,
     export,
-    figures,
     filters,
     inputs,
     manifest,
@@ -43,6 +42,8 @@ def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, 
     """
 
     references = inputs.check(recipe, out, context)
+    from data_curation import figures  # after the check, which is not to wait for matplotlib
+
     started = time.time()
     work = out.parent / f".{out.name}.stages"
     work.mkdir(parents=True, exist_ok=True)

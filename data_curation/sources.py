@@ -133,9 +133,8 @@ def usual(raw: Mapping[str, Any], given: str, names: Sequence[str], what: str) -
     there = {str(name).lower(): str(name) for name in raw}
     found = next((there[name] for name in names if raw.get(there.get(name, "")) is not None), None)
     if found is None:
-        raise Bad(
-            f"no usual column of the {what}: say --set SOURCE.{what}=COLUMN; there are {', '.join(map(str, raw))}"
-        )
+        there_are = ", ".join(map(str, raw))
+        raise Bad(f"no column with a usual name of the {what} among {there_are}; name it: --set SOURCE.{what}=COLUMN")
     return found
 
 
