@@ -25,11 +25,7 @@ _FIGURE = re.compile(
 _DRAWN = re.compile(r"\[asy\]|\\begin\{(?:tikzpicture|asy|array|tabular)\}|\\draw\b")
 """it is in the problem after all"""
 _DIAGRAM = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
-_CHOICES = re.compile(
-    r"\(A\).*\(B\).*\(C\)|\\(?:text|mathrm)\w*\{ ?\(?A\)?.*\\(?:text|mathrm)\w*\{ ?\(?B\)?.*\{ ?\(?C\)?"
-    r"|(?:^|\s)A[.)] .*\sB[.)] .*\sC[.)] ",
-    re.DOTALL,
-)
+_CHOICES = re.compile(r"\(A\).*\(B\).*\(C\)|(?:^|\s)A[.)] .*\sB[.)] .*\sC[.)] ", re.DOTALL)
 _YES_NO = re.compile(r"\W*(?:\\text\{)?\s*(?:yes|no|true|false|是|否|对|错)\s*\}?\W*", re.I)
 
 

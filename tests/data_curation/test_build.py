@@ -286,6 +286,25 @@ def test_a_dry_run_prints_every_option_and_writes_nothing(tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_counts_rows_tries_and_tokens(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGPO_STORE", raising=False)
+    (tmp_path / "x.jsonl").write_text(
+        "".join(json.dumps({"problem": f"{n}+{n}=", "answer": n}) + "\n" for n in range(9))
+    )
+    (tmp_path / "r.yaml").write_text(
+        "sources: [{name: t, kind: table, path: x.jsonl}]\n"
+        f"stages: {{solve_rate: {{model: {tiny}, prompt: arith, n: 4, low: 0.25, max_tokens: 50}}}}\n"
+    )
+    assert command.main(["--recipe", "r.yaml", "--dry-run", "--limit", "5"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "rows of t: 5" in printed
+    assert "tries: at most 20 (5 problems, 4 each)" in printed
+    assert "tokens: about 1,000, 50 a try" in printed
+    assert "H100 hours" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"x.jsonl", "r.yaml"}
+
+
 HELD = ("--reference", "held=bench.jsonl")
 
 
