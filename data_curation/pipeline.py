@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_curation import (
+    alike,
     answers,
     code_checks,
     decontaminate,
@@ -131,13 +132,13 @@ def stage_function(name: str, options: Any, context: Context, references: Sequen
         "normalise": (normalise.run, [normalise]),
         "answers": (answers.run, [answers, math]),
         "filter": (filters.run, [filters]),
-        "exact": (dedupe.exact, [dedupe, math]),
-        "near": (dedupe.near, [dedupe, similar, text, math]),
+        "exact": (dedupe.exact, [dedupe, alike, math]),
+        "near": (dedupe.near, [dedupe, alike, similar, text, math]),
         "code": (code_checks.run, [code_checks]),
         "solve_rate": (solve_rate.run, [solve_rate]),
     }
     if name == "decontaminate":
-        version = stage.code_version(rows, decontaminate, similar, text)
+        version = stage.code_version(rows, decontaminate, alike, similar, text)
         return (
             lambda found: decontaminate.run(found, options, context, references),
             [version, decontaminate.reference_hash(references)],
