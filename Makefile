@@ -90,7 +90,7 @@ $(VERL_VENV)/bin/python:
 	$(NEW_VENV) $(VERL_VENV)
 $(VERL_VENV)/.installed: pyproject.toml constraints-verl.txt | $(VERL_VENV)/bin/python
 	$(VERL_PIP) torch
-	$(VERL_PIP) verl==0.9.1 TransferQueue fastapi uvicorn cachetools 'math-verify[antlr4_9_3]'
+	$(VERL_PIP) verl==0.9.1 TransferQueue fastapi uvicorn cachetools
 	$(VERL_PIP) SQLAlchemy alembic scipy
 	$(VERL_PIP) --no-deps -e .
 	@touch $@

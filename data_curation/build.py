@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import functools
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -129,11 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data_curation import inputs
     from data_curation.stage import Context
     from evals.store import Store
-    from evals.store.database import is_missing
-    from evals.store.store import DEFAULT
+    from evals.store.store import is_missing
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    nowhere = args.dry_run and is_missing(str(args.store or os.environ.get("AGPO_STORE") or DEFAULT))
+    nowhere = args.dry_run and is_missing(args.store)
     opened = contextlib.nullcontext() if nowhere else Store.open(args.store)
     with opened as store, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         show_line = functools.partial(console.print, highlight=False, markup=False)

@@ -16,7 +16,7 @@ from data_curation.stage import Done
 from evals.errors import UserError
 
 FORMAT = 3
-PACKAGES = ("agpo", "datasketch", "datasets", "math-verify", "numpy", "pyarrow")
+PACKAGES = ("agpo", "datasets", "numpy", "pyarrow")
 WIDTH, LONGEST = 100, 2000
 """characters per bar of the length histogram, and where its last bar begins"""
 

@@ -94,9 +94,11 @@ def pooled(parts: Sequence[Columns]) -> Columns:
         return parts[0]
     index: dict[str, int] = {}
     problem = [np.array([index.setdefault(item, len(index)) for item in p.items], np.int64)[p.problem_S] for p in parts]
-    arrays = (np.concatenate([getattr(p, name) for p in parts]) for name in ("reward_S", "tokens_S", "cut_S"))
+    reward_S, tokens_S, cut_S = (
+        np.concatenate([getattr(p, name) for p in parts]) for name in ("reward_S", "tokens_S", "cut_S")
+    )
     outcomes = sum((Counter(p.outcomes) for p in parts), Counter[str]())
-    return Columns(tuple(index), np.concatenate(problem), *arrays, dict(outcomes.most_common()))
+    return Columns(tuple(index), np.concatenate(problem), reward_S, tokens_S, cut_S, dict(outcomes.most_common()))
 
 
 def columns(samples: Iterable[Graded]) -> Columns:

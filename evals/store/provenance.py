@@ -59,7 +59,7 @@ def code_version() -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     versions = {}
-    for package in ("torch", "transformers", "lm_eval", "math-verify", "vllm"):
+    for package in ("torch", "transformers", "lm_eval", "vllm"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     found = {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(), **versions}

@@ -53,6 +53,12 @@ SAMPLES_KEY = ["run_id", "split", "item", "repeat", "step"]
 T = TypeVar("T")
 
 
+def is_missing(url: str | Path | None = None) -> bool:
+    """Whether opening this place, as `Store.open` takes it, would make a store."""
+    place = str(url or os.environ.get("AGPO_STORE") or DEFAULT)
+    return "://" not in place and not Path(place).expanduser().exists()
+
+
 class Store:
     """An open results store. Make it with `Store.open`; safe to use from several threads and after a fork."""
 
@@ -72,7 +78,7 @@ class Store:
         """
         ours = os.environ.get("AGPO_STORE")
         place = str(url or ours or DEFAULT)
-        if not make and "://" not in place and not Path(place).expanduser().exists():
+        if not make and is_missing(url):
             raise UserError(
                 f"there is no results store at {place}. Say --store PATH, or set AGPO_STORE; "
                 "`python -m agpo.train` and `python -m evals.run` make one."
