@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from sandbox.backends import image, probe
-from sandbox.backends.embedded import ENVIRONMENT, LAUNCHES, owner_tag, start_ticks
+from sandbox.backends.embedded import ENVIRONMENT, LAUNCHES, STARTS_WITH, owner_tag, start_ticks
 from sandbox.channel import Worker, WorkerFailure
 from sandbox.errors import SandboxError
 from sandbox.types import Capabilities
@@ -105,7 +105,7 @@ class Docker:
             "none",
         ]
         command += ["--ulimit", "core=0", "--ulimit", "nofile=256", "--ulimit", f"stack={256 << 20}"]
-        for key, value in ENVIRONMENT.items():
+        for key, value in {**ENVIRONMENT, **STARTS_WITH}.items():
             if key != "PATH":
                 command += ["--env", f"{key}={value}"]
         if self.runtime:

@@ -12,9 +12,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from sandbox.errors import SandboxError
+from sandbox.errors import SandboxError, command
 
 BASE = "python:3.11-slim"
 _HERE = Path(__file__).parent
@@ -101,22 +102,19 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "no message"
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sandbox.backends.image", description="Build the image of the sandbox's workers."
     )
     parser.add_argument("--binary", default="docker", help="docker or podman")
-    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--base", default=BASE, help="image to build on (default: %(default)s)")
     parser.add_argument(
         "--debootstrap", action="store_true", help="make the base from Debian's packages, without a registry"
     )
-    args = parser.parse_args()
-    try:
-        base, network = (debian_base(args.binary), "none") if args.debootstrap else (args.base, "")
-        print(build(args.binary, base, network))
-    except SandboxError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    base, network = (debian_base(args.binary), "none") if args.debootstrap else (args.base, "")
+    print(build(args.binary, base, network))
     return 0
 
 

@@ -50,6 +50,23 @@ def test_a_python_that_cannot_be_started_is_the_reason():
     assert found.reason == "full: /nonexistent/python cannot be started: No such file or directory"
 
 
+@pytest.mark.parametrize("name", ["doctor", "selfcheck", "clean", "backends.image"])
+def test_help_helps_and_a_wrong_argument_does_nothing(name):
+    told = command(f"sandbox.{name}", "--help")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith(f"usage: python -m sandbox.{name}")
+    wrong = command(f"sandbox.{name}", "--frobnicate")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "unrecognized arguments: --frobnicate" in wrong.stderr
+
+
+def test_a_backend_that_is_not_here_is_one_line():
+    told = command("sandbox.selfcheck", "--backend", "docker")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert re.fullmatch(r"error: no backend can hold a hostile program here. docker: .*\n", told.stderr)
+    assert command("sandbox.selfcheck", "--python", "python3").returncode == 2
+
+
 def test_selfcheck_holds(embedded):
     done = command("sandbox.selfcheck", "--backend", "full")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -61,8 +78,7 @@ def test_selfcheck_holds(embedded):
 def test_selfcheck_fails_when_one_check_does(embedded, monkeypatch, capsys):
     false = selfcheck.Check("sockets are open", "AC", "import socket\nsocket.socket()\nprint(7)")
     monkeypatch.setattr(selfcheck, "CHECKS", [false])
-    monkeypatch.setattr(sys, "argv", ["selfcheck", "--backend", "full"])
-    assert selfcheck.main() == 1
+    assert selfcheck.main(["--backend", "full"]) == 1
     assert "FAILED  sockets are open: RE where AC was expected" in capsys.readouterr().out
 
 
