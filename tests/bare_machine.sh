@@ -49,7 +49,7 @@ root=$(mktemp -d "${TMPDIR:-/tmp}/agpo-bare-XXXXXX")
 trap 'rm -rf --one-file-system "$root"' EXIT
 
 say "a minimal Debian 12 with python3, python3-venv, make, git and ca-certificates"
-if ! debootstrap --variant=minbase --include=python3,python3-venv,make,git,ca-certificates bookworm "$root" >"$root/log" 2>&1; then
+if ! unshare --mount debootstrap --variant=minbase --include=python3,python3-venv,make,git,ca-certificates bookworm "$root" >"$root/log" 2>&1; then
   tail -5 "$root/log" >&2
   exit 1
 fi
