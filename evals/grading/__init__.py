@@ -7,6 +7,9 @@ from typing import Any, Literal
 Outcome = Literal["right", "wrong", "no_answer", "scored", "timeout", "error"]
 """scored: a reward function of one's own gave something between right and wrong"""
 
+NO_PROGRAM = "NO_PROGRAM"
+"""in a sample's meta in place of a verdict of the sandbox: the rule's extraction finds no program in the response"""
+
 
 @dataclass(frozen=True)
 class Verdict:
