@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "evals")]
 
-from math_wrong import wrong_answers  # noqa: E402
+from math_wrong import wrong_answers  # type: ignore[import-not-found]  # noqa: E402
 
 from evals.grading.grader import Grader  # noqa: E402
 from evals.grading.math import extract_answer  # noqa: E402
