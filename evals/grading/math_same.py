@@ -67,11 +67,11 @@ def _compare_at(a: Tree, b: Tree, point: Mapping[str, Fraction], budget: list[fl
             return one == other
         if isinstance(one, tuple) != isinstance(other, tuple):
             return False
-        if evaluate.need > digits * 0.4 and not evaluate.rough and attempt < 3:
+        if evaluate.need > digits * 0.4 and attempt < 3:
             digits = int(digits + evaluate.need + 20)
         elif not _same_numbers(one, other, evaluate):
             return False
-        elif evaluate.rough or digits > DIGITS:
+        elif digits > DIGITS:
             return True
         else:
             digits *= 2
@@ -92,7 +92,7 @@ def _same_numbers(one: Value, other: Value, evaluate: Evaluator) -> bool:
     if not difference:
         return True
     top = max(size_of(z) for z in (x, y) if z)
-    return size_of(difference) < top - (15 if evaluate.rough else evaluate.digits * 0.55)
+    return size_of(difference) < top - evaluate.digits * 0.55
 
 
 def real(tree: Tree, budget: list[float]) -> Any | None:

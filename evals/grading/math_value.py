@@ -45,8 +45,6 @@ class Evaluator:
         self.budget = budget
         self.digits = digits
         self.need = 0.0
-        self.rough = False
-        """an integral was made numerically: equal to 15 digits is all that can be said"""
         self.mp = _context(digits)
 
     def spend(self, amount: float = 1.0) -> None:
@@ -344,29 +342,20 @@ class Evaluator:
         return self._series("prod", *parts)
 
     def _int(self, variable: str, low: Tree, high: Tree, body: Tree) -> Value:
-        """An integral: exact for a polynomial of degree up to 8 with rational limits, else by quadrature."""
+        """An integral of a polynomial with rational limits, exactly. Others are not evaluated."""
+        first, last = self(low), self(high)
         kept = self.variables.get(variable)
 
-        def at(x: Value) -> Value:
-            self.variables[variable] = x
+        def at(x: int) -> Value:
+            self.variables[variable] = Fraction(x)
             return self(body)
 
         try:
-            limits = [_limit(side, self) for side in (low, high)]
-            if all(isinstance(limit, Fraction) for limit in limits):
-                exact = _integral_of_polynomial(at, *limits)
+            if isinstance(first, Fraction) and isinstance(last, Fraction):
+                exact = _integral_of_polynomial(at, first, last)
                 if exact is not None:
                     return exact
-            self.rough = True
-            self.need = 0.0
-            rough = _context(20)
-            whole = Evaluator(self.variables, self.budget, 20)
-
-            def f(x: Any) -> Any:
-                whole.variables[variable] = x
-                return whole.number(whole(body))
-
-            return self.mp.mpmathify(rough.quad(f, [whole.number(limit) for limit in limits], maxdegree=5))
+            raise Undefined("an integral of what is no polynomial")
         finally:
             self.variables.pop(variable, None)
             if kept is not None:
@@ -545,22 +534,14 @@ def _without(a: Value, i: int, j: int) -> Value:
     return tuple(row[:j] + row[j + 1 :] for at, row in enumerate(a) if at != i)
 
 
-def _limit(side: Tree, evaluate: Evaluator) -> Any:
-    if side == ("c", "inf"):
-        return evaluate.mp.inf
-    if side == ("neg", ("c", "inf")):
-        return -evaluate.mp.inf
-    return evaluate(side)
-
-
 def _integral_of_polynomial(f: Any, low: Fraction, high: Fraction) -> Fraction | None:
     """By divided differences at whole numbers; None where the function is no polynomial of degree 8 or less."""
-    try:
-        values = [f(Fraction(k)) for k in range(11)]
-    except Undefined:
-        return None
-    if not all(isinstance(value, Fraction) for value in values):
-        return None
+    values: list[Fraction] = []
+    for k in range(11):
+        value = f(k)
+        if not isinstance(value, Fraction):
+            return None
+        values.append(value)
     differences = []
     while values:
         differences.append(values[0])

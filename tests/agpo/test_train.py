@@ -327,8 +327,8 @@ def test_the_evaluation_uses_the_benchmarks_grader_and_the_training_its_own(undi
     with Store.open(tmp_path / "results/agpo.db") as store:
         (run,) = store.runs("train")
         paths = {split: {r.path for r in store.samples(run.id, split=split)} for split in ("train", "eval/arith")}
-    assert "box:math_verify" in paths["train"]
-    assert "box:math_verify" not in paths["eval/arith"]
+    assert "box:number" in paths["train"]
+    assert "box:number" not in paths["eval/arith"]
 
 
 def test_a_world_without_its_other_variables_is_refused(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ def score(text, reference="6", **more):
 def test_verdicts():
     right = score("so \\boxed{6}")
     assert (right["score"], right["outcome"], right["item"], right["answer"]) == (1.0, "right", "p1", "6")
-    assert score("\\boxed{\\frac{12}{2}}")["score"] == 1.0  # by math-verify
+    assert score("\\boxed{\\frac{12}{2}}")["score"] == 1.0  # by its value
     assert (score("\\boxed{5}")["score"], score("\\boxed{5}")["outcome"]) == (0.0, "wrong")
     assert (score("no box")["score"], score("no box")["outcome"]) == (0.0, "no_answer")
 
