@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_curation import (
+    alike,
     answers,
     code_checks,
     decontaminate,
@@ -120,14 +121,14 @@ def stage_function(name: str, options: Any, context: Context) -> tuple[Any, list
     functions = {
         "normalise": (normalise.run, [normalise]),
         "answers": (answers.run, [answers, math]),
-        "exact": (dedupe.exact, [dedupe, math]),
-        "near": (dedupe.near, [dedupe, similar, text, math]),
+        "exact": (dedupe.exact, [dedupe, alike, math]),
+        "near": (dedupe.near, [dedupe, alike, similar, text, math]),
         "code": (code_checks.run, [code_checks]),
         "solve_rate": (solve_rate.run, [solve_rate]),
     }
     if name == "decontaminate":
         references = decontaminate.load_references(options, context)
-        version = stage.code_version(rows, decontaminate, similar, text)
+        version = stage.code_version(rows, decontaminate, alike, similar, text)
         return (
             lambda found: decontaminate.run(found, options, context, references),
             [version, decontaminate.reference_hash(references)],

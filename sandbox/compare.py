@@ -1,12 +1,14 @@
 """Is the answer right? Runs in the owner's process only, on text and JSON that a hostile program wrote.
 
-compat="real" is what a contest's judge does: white space between tokens does not matter, numbers written with a point
-or an exponent may differ by the tolerance. compat="lcb" is LiveCodeBench's rule to the letter (lcb_runner/evaluation/
-testing_util.py at 28fef95), for numbers to compare with published ones. It also mirrors two things that its runner does
-to honest scripts, seen in published verdicts: output of threads that the main thread does not wait for is lost
-(verdicts.py), and open(0) is never fed (`never_fed`).
+compat="real" is what a contest's judge does: white space between tokens does not matter, but for line breaks between
+lines of text, and a number with a fraction may differ by the tolerance from an expected one with a fraction.
+compat="lcb" is LiveCodeBench's rule (lcb_runner/evaluation/testing_util.py at 28fef95), for numbers to compare with
+published ones; only digits that are text (`_TEXT`) are no numbers here, though they are there. It also mirrors what
+its runner does to honest programs, seen in published verdicts: output of threads that the main thread does not wait for
+is lost (verdicts.py), open(0) is never fed (`never_fed`), one module and one object serve all calls (run.py).
 """
 
+import itertools
 import json
 import math
 import re
@@ -21,6 +23,9 @@ MAX_DIGITS = 50_000  # of one integer, as LiveCodeBench's runner has it
 _LARGE = 1 << 16  # bytes of a value from which on its structure is compared before it is taken apart
 _OPENS_0 = re.compile(r"^[^#\n]*(?<![\w.])open\(\s*0\s*[,)]", re.MULTILINE)
 _MAX_NUMBER = 400  # characters of a token worth reading as a number
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_TEXT = re.compile(r"[+-]?0\d.*|\d+[eE]\d+", re.ASCII)
+"""0011 is not 11, and 1e5, which Python prints for no number, is not 100000: bit strings, codes, hexadecimal digits"""
 
 
 class BadValue(Exception):
@@ -39,7 +44,25 @@ def difference(output: str, expected: str, tolerance: float) -> str | None:
     if len(got) != len(want):
         more = "more than " if len(output) > _LARGE and len(got) > len(want) else ""
         return f"{more}{len(want) if more else len(got)} tokens where {len(want)} were expected"
+    if breaks := _text_breaks(expected):
+        end = 0
+        for i, token in enumerate(re.finditer(r"\S+", output)):
+            if i in breaks and output.find("\n", end, token.start()) < 0:
+                return f"token {i + 1}: {shown(want[i])} is not on a new line, where it was expected"
+            end = token.end()
     return None
+
+
+def _text_breaks(expected: str) -> set[int]:
+    """Numbers of tokens before the line breaks that carry meaning: between two lines of text, such as a grid's rows.
+
+    Between numbers a line break is white space like any other. Digits are text where some of them begin with a 0.
+    """
+    lines = [tokens for line in expected.split("\n") if (tokens := line.split())]
+    digits = any(_TEXT.fullmatch(token) for tokens in lines for token in tokens)
+    text = [digits or not all(map(_numeric, tokens)) for tokens in lines]
+    before = itertools.accumulate(map(len, lines))
+    return {at for at, one, other in zip(before, text, text[1:], strict=False) if one and other}
 
 
 def difference_lcb(output: str, expected: str) -> str | None:
@@ -144,25 +167,20 @@ def shown(value: Any) -> str:
 
 
 def _close_numbers(a: str, b: str, tolerance: float) -> bool:
-    """Two tokens that are one number. Integers on both sides must be equal exactly (1 and 01 and +1 are)."""
-    if len(a) > _MAX_NUMBER or len(b) > _MAX_NUMBER:
-        return False
+    """Printed `a` is the expected number `b`. Without a fraction on both sides they must be equal exactly."""
     if not (_numeric(a) and _numeric(b)):
         return False
-    try:
-        x, y = Decimal(a), Decimal(b)
-    except InvalidOperation:
-        return False
+    x, y = Decimal(a), Decimal(b)
     if x == y:
         return True
-    if not tolerance or not (_fractional(a) or _fractional(b)):
+    if not tolerance or not (_fractional(a) and _fractional(b)):
         return False
     return _close(float(x), float(y), tolerance)
 
 
 def _numeric(token: str) -> bool:
-    """Digits, sign, point, exponent: Decimal would also take "nan", underscores and other scripts' digits."""
-    return bool(token) and all(c in "0123456789+-.eE" for c in token)
+    """Digits, minus, point, exponent: Decimal would also take "nan", "+7", underscores and other scripts' digits."""
+    return len(token) <= _MAX_NUMBER and bool(_NUMBER.fullmatch(token)) and not _TEXT.fullmatch(token)
 
 
 def _fractional(token: str) -> bool:
@@ -198,12 +216,9 @@ def _first_difference(got: Any, want: Any, tolerance: float, at: str = "the valu
 
 
 def _close_values(a: Any, b: Any, tolerance: float) -> bool:
-    if not tolerance or not isinstance(a, int | float) or not isinstance(b, int | float):
+    if not tolerance or not isinstance(b, float) or not isinstance(a, int | float):
         return False
-    try:
-        return _close(float(a), float(b), tolerance)
-    except OverflowError:  # an integer beyond the floats
-        return False
+    return _close(a, b, tolerance) if isinstance(a, float) else math.isfinite(b) and Decimal(repr(b)) == a
 
 
 def _equal_decimals(a: str, b: str) -> bool:
@@ -211,6 +226,10 @@ def _equal_decimals(a: str, b: str) -> bool:
     want = b.split()
     got = a.split(None, len(want))
     try:
-        return len(got) == len(want) and all(Decimal(x) == Decimal(y) for x, y in zip(got, want, strict=True))
+        return len(got) == len(want) and all(_equal_numbers(x, y) for x, y in zip(got, want, strict=True))
     except InvalidOperation:
         return False
+
+
+def _equal_numbers(a: str, b: str) -> bool:
+    return Decimal(a) == Decimal(b) and (a == b or not (_TEXT.fullmatch(a) or _TEXT.fullmatch(b)))

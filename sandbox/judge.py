@@ -77,15 +77,7 @@ class Sandbox:
         if compat not in ("real", "lcb", "both"):
             raise SandboxError(f"unknown compat {compat!r}; give 'real', 'lcb' or 'both'")
         self.settings = Settings(isolation, compat, stop_at_first_failure)
-        if isinstance(backend, str):
-            self.backend, self.capabilities = choose(backend, allow_unsafe)
-        else:
-            self.backend, self.capabilities = backend, backend.probe()
-            if not self.capabilities.level or not (self.capabilities.secure or allow_unsafe):
-                missing = ", ".join(self.capabilities.missing)
-                raise SandboxError(
-                    f"{backend.name} does not enforce {missing}: {self.capabilities.reason}. allow_unsafe=True insists."
-                )
+        self.backend, self.capabilities = choose(backend, allow_unsafe)
         workers = workers or len(
             os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         )

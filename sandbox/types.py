@@ -98,7 +98,7 @@ class Program:
     mode: Literal["stdin", "call"] = "stdin"
     """stdin: run as a script that reads standard input and prints. call: define, then call `entry` per test."""
     entry: str = ""
-    """In call mode `function` or `Class().method`; the class gets a fresh object for every test."""
+    """In call mode `function` or `Class().method`; one object serves all tests that share a process."""
     limits: Limits = field(default_factory=Limits)
     prelude: str = ""
     """Source that is run first, in the same namespace: the imports that programs of this kind may take for granted."""

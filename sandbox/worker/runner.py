@@ -190,17 +190,17 @@ def _arguments() -> list:
 
 
 def _entry(code: list[types.CodeType], names: dict, entry: str):
-    """The callable that `entry` names: `function` or `Class().method`, with a fresh object for every test."""
+    """The callable that `entry` names: `function` or `Class().method`, of one object as in LiveCodeBench's runner.
+
+    What an object keeps from an earlier test makes a later one fail there. Here "real" then judges in fresh processes.
+    """
     for part in code:
         exec(part, names)
     owner, _, method = entry.rpartition("().")
     name = owner or method
     if name not in names or (owner and not hasattr(names[name], method)):
         raise MissingEntryPoint(f"the program does not define {entry}")
-    found = names[name]
-    if not owner:
-        return found
-    return lambda *args: getattr(found(), method)(*args)
+    return getattr(names[owner](), method) if owner else names[method]
 
 
 class MissingEntryPoint(Exception):

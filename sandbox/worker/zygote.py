@@ -147,7 +147,10 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
             importlib.import_module(name)
     except ImportError as e:
         where = os.path.dirname(os.__file__)
-        raise OSError(f"{e}: can uid {os.getuid()} read {where}? If not, give the backend another `python`") from e
+        raise OSError(
+            f"{e}: can user {os.getuid()} read {where}? If not, name an interpreter that it can read: --python PATH of "
+            "`sandbox.doctor` and `sandbox.selfcheck`, Embedded(python=PATH) in a program"
+        ) from e
     os.register_at_fork = _register_at_fork
     _add_site_builtins()
     idioms.install()

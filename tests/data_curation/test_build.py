@@ -114,9 +114,9 @@ def test_only_what_depends_on_a_change_is_made_again(recipe, tmp_path):
     made(recipe, out)
     assert made_now(out) == []
     assert files(out) == before
-    made(recipe, out, ("near.threshold=0.75",))
+    made(recipe, out, ("near.same_answer=0.3",))
     assert made_now(out) == ["near"]  # its rows come out the same, so that what follows need not run
-    made(recipe, out, ("near.threshold=1",))
+    made(recipe, out, ("near.same_answer=1",))
     assert made_now(out) == ["near", "decontaminate"]
     made(recipe, out, ("math.levels=[2, 3, 4, 5]",))
     assert made_now(out) == ["read-math", "normalise", "answers", "exact", "near", "decontaminate"]
@@ -228,10 +228,10 @@ def test_explain_says_what_happened_to_a_row(recipe, tmp_path, capsys):
 
 def test_diff_says_what_changed_and_which_rows(recipe, tmp_path, capsys):
     made(recipe, tmp_path / "a")
-    made(recipe, tmp_path / "b", ("near.threshold=1",), ("decontaminate",))
+    made(recipe, tmp_path / "b", ("near.same_answer=1",), ("decontaminate",))
     found = diff.diff(tmp_path / "a", tmp_path / "b")
     assert not found["equal"]
-    assert ("near.threshold", 0.7, 1.0) in found["changed"]
+    assert ("near.same_answer", 0.25, 1.0) in found["changed"]
     assert found["kept"] == (4, 6, 4)
     assert found["gone"] == {}
     assert found["new"] == {"near: near duplicate": 1, "decontaminate: in held": 1}

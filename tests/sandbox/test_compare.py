@@ -22,14 +22,41 @@ from sandbox import compare
         ("0.3333333", "0.3333333333", True),
         ("0.33", "0.3333333333", False),
         ("3", "3.0", True),
-        ("1e3", "1000", True),
+        ("1e5", "100000", False),  # Python prints no number so: hexadecimal digits
+        ("100000", "1e5", False),
+        ("100000.0", "1e+05", True),
+        ("1e-07", "0.0000001", True),
         ("1000000001", "1000000000", False),  # integers are exact, whatever the tolerance
         ("1000000000.1", "1000000000.0", True),
         ("nan", "0.5", False),
         ("inf", "1e400", False),
         ("1_000", "1000", False),
         ("\u0661", "1", False),  # ARABIC-INDIC DIGIT ONE is not a digit of an answer
-        ("+7", "7", True),
+        ("+7", "7", False),
+        ("+7", "+7", True),
+        ("-0.0", "0.0", True),
+        ("5.0", "5", True),
+        ("5000000.5", "5000000", False),  # tolerance is for what has a fraction, on both sides
+        ("1.2345678e8", "123456789", False),
+        ("1.23456789e8", "123456789", True),
+        ("0", "0.0000009", False),
+        ("0.0", "0.0000009", True),
+        ("2", "2.00000", True),
+        ("1.1", "1.10", True),
+        ("11", "0011", False),  # digits that are text
+        ("0011", "11", False),
+        ("00", "000", False),
+        ("0011", "0011", True),
+        ("00.5", "0.5", False),
+        # line breaks between lines of text
+        ("#. .#", "#.\n.#", False),
+        ("#.\n\n  .# \n", "#.\n.#", True),
+        ("3\n#. .#", "3\n#.\n.#", False),
+        ("010 110", "010\n110", False),
+        ("Yes No", "Yes\nNo", False),
+        ("YES 1 2", "YES\n1 2", True),
+        ("a\nb c", "a b c", True),
+        ("1 2 3 4", "1 2\n3 4", True),
         ("9" * 10_000, "9" * 9_999 + "8", False),
     ],
 )
@@ -60,6 +87,12 @@ def test_the_first_difference_is_named():
         ("NaN", "nan", False),
         ("sNaN", "snan", False),  # raises in the original
         ("Infinity", "inf", True),
+        ("+7", "7", True),
+        ("1.1", "1.10", True),
+        ("11", "0011", False),  # equal in the original: its one hole that answers of honest problems fall through
+        ("00", "000", False),
+        ("100000", "1e5", False),
+        ("0011  2", "0011 2.0", True),
     ],
 )
 def test_printed_answers_by_the_rule_of_livecodebench(output, expected, right):
@@ -82,6 +115,10 @@ def test_printed_answers_by_the_rule_of_livecodebench(output, expected, right):
         (None, 0, False),
         ([1], 1, False),
         (10**300, 1e300, True),
+        (5000000.5, 5000000, False),
+        (5000000.0, 5000000, True),
+        (0, 0.0000009, False),
+        (2, 2.0000001, False),
         (10**400, 1e300, False),
     ],
 )
