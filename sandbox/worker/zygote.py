@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from sandbox.worker import idioms, jail, landlock, libc, runner, seccomp, supervisor
 
@@ -166,11 +166,11 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         mode=config.mode,
         rules=rules,
         lock_down=_supervisors_lock(),
-        runner_filter=(
-            seccomp.assemble(seccomp.runner_filter(shared_memory=bool(config.memory_cgroup)))
+        runner_filters={
+            part: seccomp.assemble(seccomp.runner_filter(shared_memory=bool(config.memory_cgroup), part=part))
+            for part in get_args(seccomp.Part)
             if seccomp.supported()
-            else b""
-        ),
+        },
         memory_cgroup=bool(config.memory_cgroup),
         proc=proc,
         schedstat=_has_schedstat(proc),
@@ -179,7 +179,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         fresh=runner.remember(scratch or "/"),
         own_uid=config.mode == "full",
     )
-    report = {"landlock": version, "seccomp": bool(room.runner_filter), "schedstat": room.schedstat, "proc": proc >= 0}
+    report = {"landlock": version, "seccomp": bool(room.runner_filters), "schedstat": room.schedstat, "proc": proc >= 0}
     supervisor.rehearse(room)
     commands.send(json.dumps(report).encode())
     loaded = not config.preload
