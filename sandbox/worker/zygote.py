@@ -180,6 +180,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         own_uid=config.mode == "full",
     )
     report = {"landlock": version, "seccomp": bool(room.runner_filters), "schedstat": room.schedstat, "proc": proc >= 0}
+    libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)  # without it an ordinary user may set up no filter
     supervisor.rehearse(room)
     commands.send(json.dumps(report).encode())
     loaded = not config.preload
@@ -248,8 +249,7 @@ def _supervisors_lock() -> Callable[[], None]:
     drop = libc.capabilities_dropper()
 
     def lock() -> None:
-        for option, value in ((libc.PR_SET_NO_NEW_PRIVS, 1), (libc.PR_SET_DUMPABLE, 0)):
-            libc.prctl(option, value)
+        libc.prctl(libc.PR_SET_DUMPABLE, 0)
         drop()
         if install:
             install(os.getpid())
