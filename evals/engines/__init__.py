@@ -3,8 +3,9 @@
 Every engine is one file here with a class that has the shape of `Engine`, and one line in `load_engine`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from evals.errors import UserError
@@ -12,6 +13,11 @@ from evals.errors import UserError
 
 class EngineError(UserError):
     """An engine cannot be started, or stopped in the middle. What it had not finished counts as nothing."""
+
+    status: int | None = None
+    """of the HTTP answer, where there was one"""
+    failed: "Mapping[Any, EngineError]" = MappingProxyType({})
+    """where single prompts failed and the others were finished: by request number, from `complete` on by item id"""
 
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -24,6 +30,13 @@ class Sampling:
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    """the likeliest tokens that are sampled from; 0: all"""
+
+    @property
+    def cut(self) -> bool:
+        """Whether a part of the distribution is cut off before sampling."""
+        return self.temperature != 0 and (self.top_p < 1 or self.top_k > 0)
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,10 @@ class Request:
     seeds: tuple[int, ...]
     prompt: "str | tuple[dict[str, str], ...]" = ""
     """for an engine without a tokenizer, in place of the ids: text, or chat messages with role and content"""
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """for an engine without a tokenizer: what its chat template is to be given"""
+    name: str = ""
+    """what messages call it; empty: its number"""
 
 
 @dataclass(frozen=True)
@@ -91,18 +108,28 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class WeightStream:
+    """Weights that are not all there at once, named as in a checkpoint."""
+
+    like: Mapping[str, Any]
+    """tensors of their shapes and types, on the meta device"""
+    tensors: Iterable[tuple[str, Any]]
+    """the tensors themselves, each good until the next is asked for"""
+
+
 @runtime_checkable
 class OwnWeights(Protocol):
     """What an engine offers besides whose weights are its own: a trainer's reach it only when they are sent."""
 
     weight_version: str
 
-    def sync(self, weights: Mapping[str, Any], version: str) -> None:
+    def sync(self, weights: Mapping[str, Any] | WeightStream, version: str) -> None:
         """Generate with these tensors, named as in a checkpoint, from now on. Raises EngineError."""
         ...
 
     def sleep(self) -> None:
-        """Give a GPU's memory back until the next sync or generation."""
+        """Give a GPU's memory back until the next sync. Where that throws the weights away, `weight_version` is ""."""
         ...
 
 
@@ -114,8 +141,9 @@ def load_engine(name: str, model: str, **options: Any) -> Engine:
         return HFEngine.load(model, **options)
     if name == "vllm":
         from evals.engines.vllm import VLLMEngine
+        from evals.hub import model_folder
 
-        return VLLMEngine.load(model, **options)
+        return VLLMEngine.load(str(model_folder(model)), **options)
     if name == "openai":
         from evals.engines.openai import OpenAIEngine
 

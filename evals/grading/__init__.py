@@ -17,11 +17,11 @@ class Verdict:
 
     outcome: Outcome
     path: str
-    """what decided, e.g. "box:string", "box:math_verify", "none" """
+    """what decided, e.g. "box:string", "box:value", "none" """
     answer: str | None = None
     """the answer that was extracted from the response"""
     detail: str = ""
-    """for timeout and error: what happened"""
+    """for timeout and error: what happened; for wrong: why, where it takes saying"""
     score: float | None = None
     """the number a reward function gave; graders leave it to the outcome"""
     parts: Mapping[str, float | None] = field(default_factory=dict)

@@ -96,14 +96,18 @@ class Embedded:
             "cgroup": f"{owner_tag()}-{next(LAUNCHES)}",
             "packages": self.packages,
         }
-        process = subprocess.Popen(
-            [self.python, *PYTHON_FLAGS, str(WORKER), json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env={**ENVIRONMENT, **STARTS_WITH},
-            cwd="/",
-        )
+        command = [self.python, *PYTHON_FLAGS, str(WORKER), json.dumps(options)]
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**ENVIRONMENT, **STARTS_WITH},
+                cwd="/",
+            )
+        except OSError as e:
+            raise WorkerFailure(f"{self.python} cannot be started: {e.strerror}") from e
         worker = Worker(process, log)
         if "failed" in worker.hello:
             self.reap(worker)

@@ -18,7 +18,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import struct
 import sys
 import threading
@@ -33,25 +32,21 @@ FORK = b"f"
 ACCOUNT = struct.Struct("<iQQ")
 """What the template says of a test's process: wait status, nanoseconds of CPU time, kilobytes of memory at most."""
 CONTROL = 3
-_KEPT = 10  # descriptors 10, 11, 12 keep the streams for the next test, 13 the value, 14 the template's orders
-_VALUE, _ORDERS = 13, 14
+BIRTH = struct.Struct("<QQ")
+"""Of a test's process: its id and, in nanoseconds of the monotonic clock, when it was forked."""
+_KEPT = 10  # descriptors 10, 11, 12 keep the streams for the next test, 13 the value
+_VALUE, _ORDERS, _BORN = 13, 14, 15  # the last two are the template's
 _MAIN_THREAD_STACK = 8 << 20
 _HEAD_START_S = 0.005
 _MOST_WAIT_S = 0.5
 
 
-def run(
-    job: dict,
-    code: list[types.CodeType],
-    state: dict,
-    streams: list[int],
-    control: socket.socket,
-    orders: socket.socket | None,
-    ruleset: int,
-) -> None:
-    """Never returns. `streams`: descriptors for stdin, stdout, stderr and the value. `orders`: fork for each test."""
+def run(job: dict, code: list[types.CodeType], state: dict, given: list[int], ruleset: int) -> None:
+    """Never returns. `given`: descriptors for stdin, stdout, stderr, the value and the control channel; and to fork for
+    each test, one that the orders come from and one to note births on."""
     try:
-        _arrange(job, streams, control, orders, ruleset)
+        _arrange(job, given, ruleset)
+        orders = len(given) > 5
         script, source, parent = job["mode"] == "stdin", _Source(job["source"]), job["parent"]
         lock_down = _lock(job)
         gc.freeze()  # what is here is not the program's garbage, nor should its pages be copied to find that out
@@ -94,13 +89,7 @@ def run(
         os._exit(1)
 
 
-def _arrange(
-    job: dict,
-    streams: list[int],
-    control: socket.socket,
-    orders: socket.socket | None,
-    ruleset: int,
-) -> None:
+def _arrange(job: dict, given: list[int], ruleset: int) -> None:
     """All that a process forked from this one inherits: limits, descriptors, Landlock, the streams of Python."""
     libc.raw(*libc.DIE_WITH_PARENT)
     if os.getppid() != job["parent"]:
@@ -115,18 +104,13 @@ def _arrange(
         limits[resource.RLIMIT_NPROC] = job["nproc"]
     if job["data"]:
         limits[resource.RLIMIT_DATA] = job["data"]
-    targets = {CONTROL: control.fileno(), _VALUE: streams[3]}
-    targets |= {base + number: fd for base in (0, _KEPT) for number, fd in enumerate(streams[:3])}
-    if orders:
-        targets[_ORDERS] = orders.fileno()
+    targets = dict(zip((0, 1, 2, _VALUE, CONTROL, _ORDERS, _BORN), given, strict=False))
+    targets |= {_KEPT + number: fd for number, fd in enumerate(given[:3])}
     rules = 101 + max(targets)
     if ruleset >= 0:
         os.dup2(ruleset, rules)
     for target, fd in targets.items():  # out of the way first: one of the targets may be one of the sources
         os.dup2(fd, 100 + target)
-    control.detach()
-    if orders:
-        orders.detach()
     for target in targets:
         os.dup2(100 + target, target)
     kept = [*sorted(targets), rules, 1024]
@@ -149,13 +133,13 @@ def _arrange(
 
 def _fork_for_each_test() -> None:
     """Returns in a new process for every order; ends with the supervisor."""
-    fork, wait4, read, write = idioms.fork, os.wait4, os.read, os.write
+    fork, wait4, read, write, note, clock = idioms.fork, os.wait4, os.read, os.write, os.pwrite, time.monotonic_ns
     while read(_ORDERS, 1) == FORK:
         pid = fork()
         if pid == 0:
-            os.close(_ORDERS)
+            os.closerange(_ORDERS, _BORN + 1)
             return
-        write(_ORDERS, pid.to_bytes(8, "little"))
+        note(_BORN, BIRTH.pack(pid, clock()), 0)
         _, status, usage = wait4(pid, 0)
         write(_ORDERS, ACCOUNT.pack(status, round((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_maxrss))
     os._exit(0)
@@ -401,7 +385,7 @@ def _answer(kind: str, text: str, dirty: bool) -> None:
     os.write(CONTROL, (kind + ("d" if dirty else "c")).encode() + len(body).to_bytes(2, "little") + body)
 
 
-_SAMPLE = """
+SAMPLE = """
 import sys
 def main():
     a, b = map(int, input().split())
@@ -416,7 +400,7 @@ if __name__ == "__main__":
 def warm_up() -> None:
     """Run a small program some times, so that what an interpreter learns by running (method caches, specialised code)
     is in the memory that all runners share, and is not learnt and written in each."""
-    code, source, modules = compile(_SAMPLE, FILE, "exec", dont_inherit=True), _Source(_SAMPLE), dict(sys.modules)
+    code, source, modules = compile(SAMPLE, FILE, "exec", dont_inherit=True), _Source(SAMPLE), dict(sys.modules)
     kept = [os.dup(fd) for fd in (0, 1, 2)]
     streams = {
         name: getattr(sys, name) for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")

@@ -85,6 +85,13 @@ class _Zygote:
 
 class _Worker:
     def __init__(self, options: Options):
+        self.poll = select.poll()
+        self.poll.register(_OWNER_IN, select.POLLIN)
+        if options.owner:  # first: nothing is made for an owner that is gone already
+            try:
+                self.poll.register(os.pidfd_open(options.owner), select.POLLIN)
+            except ProcessLookupError:
+                raise OwnerGone from None
         self.cgroup = cgroup.create(options.cgroup) if options.cgroup else None
         self.oom_file = cgroup.own_oom_file() if options.mode == "container" else ""
         memory = f"{self.cgroup.path}/cgroup.procs" if self.cgroup else ""
@@ -97,10 +104,6 @@ class _Worker:
             self.report = self.zygotes[preload].report
             if "failed" in self.report:
                 break
-        self.poll = select.poll()
-        self.poll.register(_OWNER_IN, select.POLLIN)
-        if options.owner:
-            self.poll.register(os.pidfd_open(options.owner), select.POLLIN)
         for z in self.zygotes.values():
             self.poll.register(z.commands, select.POLLIN)
         self.mode = options.mode
@@ -114,8 +117,8 @@ class _Worker:
             "memory": "cgroup" if self.cgroup else "rlimit",
             "cgroup": self.cgroup.path if self.cgroup else "",
         }
-        write(_OWNER_OUT, frame(protocol.HELLO, json.dumps(hello).encode()))
         try:
+            write(_OWNER_OUT, frame(protocol.HELLO, json.dumps(hello).encode()))
             if "failed" in self.report:
                 return
             spare = self.zygotes[""].spawn()

@@ -143,22 +143,25 @@ class _Runner:
         self.streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr", "value")]
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.template, orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) if template else (None, None)
+        self.born = os.memfd_create("born") if template else -1
         job = self._job()
         self.pid = idioms.fork()
         if self.pid == 0:
-            runner.run(job, tests.code, tests.jail.fresh, self.streams, theirs, orders, tests.jail.rules)
+            given = [*self.streams, theirs.detach(), *([orders.detach(), self.born] if orders else [])]
+            runner.run(job, tests.code, tests.jail.fresh, given, tests.jail.rules)
         theirs.close()
         if orders:
             orders.close()
-        self.poll = select.poll()
-        self.poll.register(self.control, select.POLLIN)
+        self.poll, self.deaths = select.poll(), select.poll()
         self.poll.register(tests.channel, select.POLLHUP)
         self.pidfd = -1
-        if self.template:
+        if self.template:  # what a test's process says is read when it is dead, for dead it is at once
             self.poll.register(self.template, select.POLLIN)
+            self.deaths.register(self.template, select.POLLIN)
         else:
             self.pidfd = os.pidfd_open(self.pid)
             self.poll.register(self.pidfd, select.POLLIN)
+            self.poll.register(self.control, select.POLLIN)
         self.processors = len(os.sched_getaffinity(0))
         self.cpu_before = 0
         self.waits = Waits(self.jail.proc)
@@ -203,6 +206,7 @@ class _Runner:
             os.close(fd)
         self.control.close()
         if self.template:
+            os.close(self.born)
             self.template.close()  # that ends it
             os.waitpid(self.pid, 0)
 
@@ -230,11 +234,13 @@ class _Runner:
         """Let it run one test and see how that ends."""
         limits, tests = self.header, self.tests
         start = now = time.monotonic_ns()
+        died, runs = (self.template.fileno(), 0) if self.template else (self.pidfd, self.pid)
         with contextlib.suppress(OSError):  # it is dying; the poll says how
             self.control.send(b"g")
-        runs = self._fork() if self.template else self.pid
-        clock = (~runs << 3) | 2  # CPUCLOCK_SCHED of that process: time.h has no call for it
-        died = self.template.fileno() if self.template else self.pidfd
+        if self.template:
+            self.cpu_before = 0
+            os.pwrite(self.born, bytes(runner.BIRTH.size), 0)
+            self.template.send(runner.FORK)
         cpu = cpu_start = self.cpu_before
         self.waits.begin(runs)
         ended = None
@@ -249,20 +255,22 @@ class _Runner:
                 os._exit(0)  # the owner lost interest: the runner dies with us
             if not ready and tests.out:
                 tests.flush()
-                if wait_ms > _TOGETHER_MS:
-                    continue
-            if self.control.fileno() in ready:
-                ended = self._answer()
-                if isinstance(ended, int):  # the main thread is done; the test goes on. No runner says so twice
-                    main_stdout, ended = ended, _Ended(protocol.FORGED) if main_stdout >= 0 else None
-                elif ended is None:  # it closed its end: only its death will tell
-                    self.poll.unregister(self.control)
-            elif died in ready:
+            while ended is None and (said := self._answer()) is not None:
+                if isinstance(said, int):  # the main thread is done; the test goes on. No runner says so twice
+                    main_stdout, ended = said, _Ended(protocol.FORGED) if main_stdout >= 0 else None
+                else:
+                    ended = said
+            if ended is None and died in ready:
                 ended = _Ended(protocol.EXITED, dead=True)
+            elif ended is None and self.control.fileno() in ready and main_stdout < 0:
+                self.poll.unregister(self.control)  # it closed its end: only its death will tell
+            if not runs and ended is None and (found := self._birth())[0]:
+                runs, start = found
+                self.waits.begin(runs)
             with contextlib.suppress(OSError):  # dead: its account follows
-                cpu = time.clock_gettime_ns(clock)
+                cpu = time.clock_gettime_ns((~runs << 3) | 2) if runs else 0  # CPUCLOCK_SCHED of that process
             if ended is None:
-                if self.jail.schedstat:
+                if runs and self.jail.schedstat:
                     self.waits.look(now - start, cpu - cpu_start, cpu)
                 if cpu - cpu_start > limits["cpu_ns"]:
                     ended = _Ended(protocol.CPU)
@@ -276,22 +284,28 @@ class _Runner:
         self.cpu_before = cpu
         return ended
 
-    def _fork(self) -> int:
-        """A fresh process for a test, of the template. Returns its id."""
-        assert self.template
-        self.cpu_before = 0
-        self.template.send(runner.FORK)
-        pid = int.from_bytes(self.template.recv(8), "little")
-        with contextlib.suppress(ProcessLookupError):  # over already, and reaped
-            self.pidfd = os.pidfd_open(pid)
-        return pid
+    def _birth(self) -> tuple[int, int]:
+        """(process, when) of the test that the template has forked for, or zeros when it has not yet."""
+        return runner.BIRTH.unpack(os.pread(self.born, runner.BIRTH.size, 0))
+
+    def _kill(self) -> None:
+        """End the process of a test that the template waits for."""
+        while not (pid := self._birth()[0]):  # ordered, and not yet forked
+            time.sleep(0.001)
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if not self.deaths.poll(0):  # else the number may be another's by now
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
 
     def finish(self, ended: _Ended) -> _Ended:
         """Kill it and take the kernel's account of it."""
-        with contextlib.suppress(ProcessLookupError):
-            if self.pidfd >= 0:
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         if self.template:
+            # Most have ended by themselves, and the account is here.
+            if not self.deaths.poll(0):
+                self._kill()
             account = self.template.recv(64)
             if not account:
                 raise EOFError("the template died")
@@ -299,15 +313,15 @@ class _Runner:
             with contextlib.suppress(BlockingIOError):  # what it has said and nobody read is not the next one's
                 while self.control.recv(4096, socket.MSG_DONTWAIT):
                     pass
-            self.poll.register(self.control, select.POLLIN)
+            ended.cpu_ns = total_ns
         else:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            os.close(self.pidfd)
             _, status, usage = os.wait4(self.pid, 0)
             total_ns, rss_kb = round((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_maxrss
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+            if ended.dead:
+                ended.cpu_ns += max(0, total_ns - self.cpu_before)
         if ended.dead:
-            ended.cpu_ns += max(0, total_ns - self.cpu_before)
             code = os.waitstatus_to_exitcode(status)
             ended.end, ended.code = (protocol.EXITED, code) if code >= 0 else (protocol.SIGNALLED, -code)
         ended.rss_kb = rss_kb
@@ -420,6 +434,31 @@ def _content(fd: int, size: int) -> bytes:
         parts.append(part)
         at += len(part)
     return b"".join(parts)
+
+
+def rehearse(jail: Jail) -> None:
+    """Be a supervisor some times, in the zygote, for the reason that runner.warm_up gives."""
+    seconds = 60 * 10**9
+    limits = {
+        "memory": 1 << 30,
+        "address_space": 4 << 30,
+        "threads": 64,
+        "files": 64,
+        "output": 1 << 20,
+        "digits": 4300,
+    }
+    limits |= {"cpu_ns": seconds, "idle_ns": seconds, "wall_ns": 10 * seconds, "blind_wall_ns": 10 * seconds}
+    job = {"source": runner.SAMPLE, "prelude": "", "mode": "stdin", "entry": "", "stop": True, "tests": 2, **limits}
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for isolation in ("program", "test") * 4:
+            theirs.sendall(protocol.frame(protocol.INPUT, b"1 2\n3\n") * 2)
+            header = json.loads(json.dumps({**job, "isolation": isolation}))
+            code = [compile(header["source"], runner.FILE, "exec", dont_inherit=True, optimize=0)]
+            tests = _Tests(ours.fileno(), jail, header, code)
+            tests.run()
+            tests.flush()
+            theirs.recv(1 << 16)
 
 
 def main(channel: int, jail: Jail) -> None:

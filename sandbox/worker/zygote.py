@@ -180,6 +180,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         own_uid=config.mode == "full",
     )
     report = {"landlock": version, "seccomp": bool(room.runner_filter), "schedstat": room.schedstat, "proc": proc >= 0}
+    supervisor.rehearse(room)
     commands.send(json.dumps(report).encode())
     loaded = not config.preload
     _freeze()

@@ -1,6 +1,7 @@
 """Prompt presets, benchmarks, and reading items from files."""
 
 import gzip
+import itertools
 import json
 
 import pytest
@@ -99,6 +100,22 @@ def test_arith_sides_are_disjoint_repeatable_and_right():
         assert 3 <= len(terms) == item.meta["terms"] <= 5
 
 
+@pytest.mark.parametrize("seed", [0, derive_seed("arith", "train", 7), 2**31 - 500, 2**40 + 7])
+@pytest.mark.parametrize("terms", [(3, 5), (4, 6), (1, 12)])
+def test_arith_has_the_problems_of_reasoning_gym(seed, terms):
+    made = pytest.importorskip("reasoning_gym.arithmetic.chain_sum")
+
+    def theirs(seed):
+        config = made.ChainSumConfig(
+            min_terms=terms[0], max_terms=terms[1], min_digits=1, max_digits=1, seed=seed % 2**31, size=1024
+        )
+        for row in made.ChainSumDataset(config):
+            yield row["metadata"]["expression"].replace(" ", ""), row["answer"]
+
+    ours = list(itertools.islice(arith._expressions(seed, *terms), 2048))
+    assert ours == [*theirs(seed), *theirs(derive_seed(seed, "next"))]
+
+
 def test_arith_says_when_there_are_not_that_many():
     with pytest.raises(UserError, match="found only"):
         arith.items("heldout", 10_000, min_terms=2, max_terms=2)
@@ -108,15 +125,16 @@ def test_arith_says_when_there_are_not_that_many():
     ("name", "content", "words"),
     [
         ("a.jsonl", b'{"prompt": "1"\n', "line 1: not valid JSON"),
-        ("a.jsonl", b"[1]\n", "expected a JSON object, found list"),
+        ("a.jsonl", b"[1]\n", "line 1: a list, not a JSON object"),
         ("a.jsonl", b'{"prompt": "1"}\n', "no column 'answer'"),
         ("a.jsonl", b'{"prompt": null, "answer": "1"}\n', "no column 'prompt'"),
-        ("a.jsonl", b"\xff\xfe\n", "line 1: not valid JSON"),
+        ("a.jsonl", b"\xff\xfe\n", "line 1: not UTF-8"),
         ("a.jsonl", b"", "has no rows"),
         ("a.jsonl.gz", gzip.compress(b""), "has no rows"),
         ("a.jsonl.gz", b"not gzip", "not a readable gzip file"),
         ("a.parquet", b"not parquet", "not a readable parquet file"),
-        ("a.csv", b"prompt,answer", "unknown kind of file"),
+        ("a.txt", b"prompt,answer", "unknown kind of file"),
+        ("a.csv", b"prompt,answer\n1\n", "row 0: another number of columns"),
         (None, None, "no such file"),
     ],
 )

@@ -13,8 +13,9 @@ from sandbox.backends.embedded import Embedded
 from sandbox.worker import tmpfiles
 
 
-def command(*words: str, **kwargs) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+def command(*words: str, environment: dict[str, str] | None = None, **kwargs) -> subprocess.CompletedProcess[str]:
+    engine = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **engine, **(environment or {})}
     return subprocess.run(
         [sys.executable, "-m", *words], capture_output=True, text=True, check=False, env=environment, **kwargs
     )
@@ -28,6 +29,25 @@ def test_doctor_tells_what_can_be_enforced_and_why_not(embedded):
     assert lines["docker"] == ["not", "usable"]
     assert "docker: no docker engine answers" in done.stdout or "docker: docker is not installed" in done.stdout
     assert 'backend="auto" takes: embedded, full' in done.stdout
+
+
+def test_a_program_that_may_not_be_started_is_not_there(embedded, tmp_path):
+    """As with a folder in PATH that the user may not enter. Root may enter any, but starts no file without its x."""
+    for name in ("docker", "podman"):
+        (tmp_path / name).touch(0o644)
+    for words in (["sandbox.doctor"], ["sandbox.clean"], ["sandbox.backends.image"]):
+        done = command(*words, environment={"PATH": str(tmp_path)})
+        assert "Traceback" not in done.stderr
+        if words == ["sandbox.doctor"]:
+            assert "docker: docker is not installed" in done.stdout
+            assert 'backend="auto" takes: embedded, full' in done.stdout
+        else:
+            assert done.returncode == (2 if "image" in words[0] else 0), done.stderr
+
+
+def test_a_python_that_cannot_be_started_is_the_reason():
+    found = Embedded("full", python="/nonexistent/python").probe()
+    assert found.reason == "full: /nonexistent/python cannot be started: No such file or directory"
 
 
 @pytest.mark.parametrize("name", ["doctor", "selfcheck", "clean", "backends.image"])
