@@ -48,10 +48,12 @@ def run(job: dict, code: list[types.CodeType], state: dict, given: list[int], ru
         _arrange(job, given, ruleset)
         orders = len(given) > 5
         script, source, parent = job["mode"] == "stdin", _Source(job["source"]), job["parent"]
-        lock_down = _lock(job)
+        lock_down = _lock(job, "last" if orders else "whole")
         gc.freeze()  # what is here is not the program's garbage, nor should its pages be copied to find that out
         module = _module("__main__" if script else "solution", source)
         if orders:
+            if job["filters"]:
+                seccomp.install(job["filters"]["template"])
             parent = os.getpid()
             _fork_for_each_test()
         lock_down(parent)
@@ -145,12 +147,12 @@ def _fork_for_each_test() -> None:
     os._exit(0)
 
 
-def _lock(job: dict) -> Callable[[int], None]:
+def _lock(job: dict, part: seccomp.Part) -> Callable[[int], None]:
     """The last step, after which nothing can be opened up again. Made before the fork, for all that a process does
     after one is paid in copied pages."""
     seed = _random.Random.seed if "rand" in job["source"] + job["prelude"] else None
     numbers = random._inst
-    install = seccomp.prepare(job["seccomp"]) if job["seccomp"] else None
+    install = seccomp.prepare(job["filters"][part]) if job["filters"] else None
     die_with_parent, getpid, getppid, end = libc.DIE_WITH_PARENT, os.getpid, os.getppid, os._exit
 
     def lock(parent: int) -> None:

@@ -11,6 +11,7 @@ import re
 import signal
 import struct
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from sandbox.worker import libc, syscalls
 
@@ -41,9 +42,19 @@ def supported() -> bool:
 SELF = 0x7AC0FFEE  # stands for the process's own id, which is not known before it exists
 
 
-def runner_filter(*, shared_memory: bool, machine: str = "") -> list[Instruction]:
-    """For T. `shared_memory=False` where no cgroup counts such memory: RLIMIT_DATA does not."""
-    rules = _Rules(machine or os.uname().machine)
+Part = Literal["whole", "template", "last"]
+_FOR_THE_TEMPLATE = ("clone", "prctl", "seccomp", "wait4")
+_OF_ONE_PROCESS = ("prlimit64", "kill", "tgkill")
+
+
+def runner_filter(*, shared_memory: bool, machine: str = "", part: Part = "whole") -> list[Instruction]:
+    """For T. `shared_memory=False` where no cgroup counts such memory: RLIMIT_DATA does not.
+
+    A filter costs time to take on, in every process. So where one waits to be forked for each test it takes on all that
+    holds for its children as well ("template"), and they the rest ("last"): what it needs itself, and what depends on a
+    process's own id. The kernel goes by the stricter of the two, which is what the "whole" says.
+    """
+    rules = _Rules(machine or os.uname().machine, _ALLOW if part == "last" else _EPERM)
     for name in syscalls.ALLOWED:
         if name != "prlimit64":
             rules.allow(syscalls.ALLOWED[name])
@@ -78,6 +89,17 @@ def runner_filter(*, shared_memory: bool, machine: str = "") -> list[Instruction
     for numbers in syscalls.HOSTILE.values():
         rules.answer(numbers, _KILL)
     rules.answer(syscalls.CLONE3, _ENOSYS)
+    if part == "whole":
+        return rules.program()
+    numbers = syscalls.ALLOWED | syscalls.FILTERED | syscalls.SUPERVISOR
+    both = {numbers[name][rules.column]: name for name in (*_FOR_THE_TEMPLATE, *_OF_ONE_PROCESS)}
+    if part == "last":
+        refuse: list[Instruction] = [(_RET, 0, 0, _EPERM)]
+        rules.blocks = {number: rules.blocks.get(number, refuse) for number in both if number is not None}
+        return rules.program()
+    for name in both.values():
+        rules.allow(numbers[name])
+    rules.when(syscalls.FILTERED["clone"], [(_low(0), "none of", _CLONE_NEW)])
     return rules.program()
 
 
@@ -130,8 +152,9 @@ class _SockFprog(ctypes.Structure):
 class _Rules:
     """Collects one decision per system call, then lays them out as one program."""
 
-    def __init__(self, machine: str):
+    def __init__(self, machine: str, otherwise: int = _EPERM):
         self.column, self.arch = _ARCHES[machine]
+        self.otherwise = otherwise
         self.blocks: dict[int, list[Instruction]] = {}
 
     def allow(self, numbers: tuple[int | None, int | None]) -> None:
@@ -166,7 +189,7 @@ class _Rules:
 
     def _intervals(self) -> list[tuple[int, list[Instruction]]]:
         """(first number, decision), each up to the next one; neighbours with one decision are one interval."""
-        refuse: list[Instruction] = [(_RET, 0, 0, _EPERM)]
+        refuse: list[Instruction] = [(_RET, 0, 0, self.otherwise)]
         found = [(0, refuse)]
         for number in sorted(self.blocks):
             found += [(number, self.blocks[number]), (number + 1, refuse)]

@@ -36,8 +36,8 @@ class Jail(NamedTuple):
     """Descriptor of the Landlock rule set for runners, or -1."""
     lock_down: Callable[[], None]
     """For this process: gives up what is left of its rights, and takes its own seccomp filter on."""
-    runner_filter: bytes
-    """seccomp program for runners; empty where the architecture has no table"""
+    runner_filters: dict[str, bytes]
+    """seccomp programs for runners (`seccomp.Part`); empty where the architecture has no table"""
     memory_cgroup: bool
     """A group of the worker's own bounds memory; else RLIMIT_DATA does."""
     proc: int
@@ -227,7 +227,7 @@ class _Runner:
             "address_space": header["address_space"],
             "nproc": header["threads"] + 5 if jail.own_uid else 0,
             "data": 0 if jail.memory_cgroup else header["memory"],
-            "seccomp": jail.runner_filter,
+            "filters": jail.runner_filters,
         }
 
     def test(self) -> _Ended:

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from sandbox.worker import idioms, jail, landlock, libc, runner, seccomp, supervisor
 
@@ -166,11 +166,11 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         mode=config.mode,
         rules=rules,
         lock_down=_supervisors_lock(),
-        runner_filter=(
-            seccomp.assemble(seccomp.runner_filter(shared_memory=bool(config.memory_cgroup)))
+        runner_filters={
+            part: seccomp.assemble(seccomp.runner_filter(shared_memory=bool(config.memory_cgroup), part=part))
+            for part in get_args(seccomp.Part)
             if seccomp.supported()
-            else b""
-        ),
+        },
         memory_cgroup=bool(config.memory_cgroup),
         proc=proc,
         schedstat=_has_schedstat(proc),
@@ -179,7 +179,8 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         fresh=runner.remember(scratch or "/"),
         own_uid=config.mode == "full",
     )
-    report = {"landlock": version, "seccomp": bool(room.runner_filter), "schedstat": room.schedstat, "proc": proc >= 0}
+    report = {"landlock": version, "seccomp": bool(room.runner_filters), "schedstat": room.schedstat, "proc": proc >= 0}
+    libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)  # without it an ordinary user may set up no filter
     supervisor.rehearse(room)
     commands.send(json.dumps(report).encode())
     loaded = not config.preload
@@ -248,8 +249,7 @@ def _supervisors_lock() -> Callable[[], None]:
     drop = libc.capabilities_dropper()
 
     def lock() -> None:
-        for option, value in ((libc.PR_SET_NO_NEW_PRIVS, 1), (libc.PR_SET_DUMPABLE, 0)):
-            libc.prctl(option, value)
+        libc.prctl(libc.PR_SET_DUMPABLE, 0)
         drop()
         if install:
             install(os.getpid())

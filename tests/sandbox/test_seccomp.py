@@ -1,5 +1,6 @@
 """The filters, instruction by instruction, on both architectures."""
 
+import itertools
 import os
 import re
 import struct
@@ -54,6 +55,28 @@ def test_every_number_gets_what_the_tables_say(machine, shared_memory):
     for number in range(600):
         if number not in special:
             assert run(program, number, arch=arch) == expected.get(number, EPERM), number
+
+
+@machines
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_what_a_template_and_its_children_take_on_is_the_whole(machine, shared_memory):
+    """The kernel goes by the stricter answer: kill, then an error, then to allow; the later of two errors is given."""
+    whole, template, last = (
+        seccomp.runner_filter(shared_memory=shared_memory, machine=machine, part=part)
+        for part in ("whole", "template", "last")
+    )
+    which, arch = column(machine), ARCH[machine]
+    tables = syscalls.ALLOWED | syscalls.FILTERED | syscalls.SUPERVISOR
+    named = {tables[name][which] for name in (*syscalls.FILTERED, "prlimit64", "wait4", "seccomp", "fork")}
+    words = (0, 1, 3, 6, 7, 9, 15, 0x3D0F00, 0x7E020080, 1 << 40, seccomp.SELF, 0x21)
+    for number in range(600):
+        for arguments in itertools.product(words if number in named else (1,), repeat=3):
+            answers = [run(filter, number, (*arguments, 0, 0, 0), arch) for filter in (template, last)]
+            errors = [a for a in answers if a not in (ALLOW, KILL)]
+            together = KILL if KILL in answers else errors[-1] if errors else ALLOW
+            assert together == run(whole, number, (*arguments, 0, 0, 0), arch), (number, arguments)
+    for program in (template, last):
+        assert run(program, 0, arch=0) == KILL
 
 
 @machines
