@@ -85,10 +85,15 @@ def read_code(text: str, where: str, limits: Limits | None = None, starter: str 
 def _text(value: Any) -> str:
     """Of standard input or output; APPS has lists of lines too."""
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return "\n".join(value)
+        value = "\n".join(value)
     if not isinstance(value, str):
         raise ValueError(f"without fn_name a test is text, not a {type(value).__name__}")
-    return value
+    return unix_lines(value)
+
+
+def unix_lines(text: str) -> str:
+    """A contest's files have Unix's line ends; with those of a scraped page `input()` ends in a carriage return."""
+    return text.replace("\r\n", "\n")
 
 
 def _arguments(value: Any) -> list[Any]:

@@ -128,7 +128,7 @@ def _published(item: str, repeat: int, code: str, passed: bool, meta: Mapping[st
 
 def is_input(test: CodeTest, given: str) -> bool:
     """The published input is this test's. LiveCodeBench prints arguments as a Python list."""
-    return test.input.strip() == given.strip() if isinstance(test.input, str) else str(test.input) == given
+    return test.input.split() == given.split() if isinstance(test.input, str) else str(test.input) == given
 
 
 Faulty = Mapping[str, Mapping[str, str]]

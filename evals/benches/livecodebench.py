@@ -9,7 +9,7 @@ from typing import Any
 from evals.benches import lcb_facts, private_tests
 from evals.benches.bench import Bench, Option
 from evals.code_report import code_report
-from evals.code_tests import PRELUDE, Code
+from evals.code_tests import PRELUDE, Code, unix_lines
 from evals.errors import UserError
 from evals.items import Item, read_rows
 from sandbox import Limits, Problem, Test
@@ -200,7 +200,7 @@ def _tests(found: Sequence[Mapping[str, str]], call: bool, where: str) -> Iterat
     """Public tests first, as the official runner has them. Of a call: one JSON value per line, the arguments."""
     for number, test in enumerate(found):
         if not call:
-            yield Test(test["input"], test["output"])
+            yield Test(unix_lines(test["input"]), unix_lines(test["output"]))
             continue
         try:
             lines = test["input"].rstrip("\n").split("\n")

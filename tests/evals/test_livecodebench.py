@@ -165,6 +165,13 @@ def test_a_faulty_record_is_named(tmp_path, row, words):
         load(BENCH, write(tmp_path / "a.jsonl", [row]))
 
 
+def test_line_ends_are_unixs(tmp_path):
+    tests = '[{"input": "1\\r\\n2\\r\\n", "output": "3\\r\\n"}]'
+    (item,) = load(BENCH, write(tmp_path / "a.jsonl", [doubling(public_test_cases=tests, private_test_cases="[]")]))
+    assert item.code
+    assert [(t.input, t.expected) for t in item.code.problem.tests] == [("1\n2\n", "3\n")]
+
+
 def test_the_same_problem_twice(tmp_path):
     with pytest.raises(UserError, match="row 1: the problem 'abc900_a' is there twice"):
         load(BENCH, write(tmp_path / "a.jsonl", [doubling(), doubling()]))
