@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from agpo.config import TrainConfig, model_path, objective_of
+from agpo.logprobs import LOGITS_SHARE
 
 GIB = 2**30
 CONTEXT = GIB
@@ -19,8 +20,6 @@ ENGINE_ASLEEP = 2 * GIB
 """what vLLM keeps while it sleeps: its context and its CUDA graphs"""
 SLACK = 1.05
 """the allocator loses some of what it holds"""
-LOGITS = GIB // 2
-"""logits of a chunk and their gradient"""
 SMALLEST_CACHE = 1 * GIB
 """for keys and values, below which sampling is not worth it"""
 LARGEST_SHARE = 0.7
@@ -238,7 +237,7 @@ def memory(config: TrainConfig, shape: Shape, machine: Machine, longest_prompt: 
             "gradients": 0.0 if offload else gradients / ranks,
             "gathered": gathered,
             "activations": tokens * (in_layers + s.saved_beside),
-            "logits": LOGITS,
+            "logits": 2 * LOGITS_SHARE * machine.bytes,  # a chunk in float32, product and gradient in half
             **asleep,
         }
     }

@@ -60,11 +60,14 @@ def test_what_autograd_keeps_is_counted_as_on_real_tensors(tiny):
 
 
 def test_phases_of_the_papers_recipe(shape):
-    """Against a calculation by hand of 2026-11 (GiB on 8 x 80): 10.6 at rest, 37.5 in an update with vLLM asleep."""
+    """Against a calculation by hand of 2026-11 (GiB on 8 x 80): 10.6 at rest, 37.5 in an update with vLLM asleep.
+
+    It had 0.5 for logits; their chunks have grown to 2.5 with the card's memory.
+    """
     found = needs(shape, 8, 80)
     rest = {part: size / GIB for part, size in found.phases["sync"].items()}
     assert rest["optimizer"] == pytest.approx(10.6 * 1.05, abs=0.1)
-    assert found.peaks["update"] / GIB == pytest.approx(37.5, abs=0.5)
+    assert found.peaks["update"] / GIB == pytest.approx(37.5 + 2.0, abs=0.5)
     assert found.peaks["sync"] < found.peaks["rollout"]
     assert found.fits
     assert not needs(shape, 1, 80).fits
@@ -203,6 +206,6 @@ def test_a_dry_run_of_a_recipe_for_gpus_has_its_table_without_a_network(tmp_path
     assert main(["--dry-run", "--recipe", PAPER]) == 1  # its data are not here
     printed = capsys.readouterr().out
     assert "on 8 x 80 GiB, by arithmetic; nothing was measured" in printed
-    assert re.search(r"^update .* 37\.\d$", printed, re.MULTILINE)
+    assert re.search(r"^update .* 39\.\d$", printed, re.MULTILINE)
     assert "fits, 78.8 GiB can be used" in printed
     assert "s a step (rollout" in printed
