@@ -1,6 +1,7 @@
 """Deduplication and decontamination of 100,000 problems: ours, a plain datasketch script, open-r1's way with n-grams.
 
     AGPO_TEST_DATA=... python benchmarks/curation.py [--rows 100000] [--runs 3]
+    AGPO_TEST_DATA=... python benchmarks/curation.py --curve 10000 100000 1000000
 
 Every way runs in a process of its own on the same rows, may use two processors, and is told to find the same things:
 the pairs with a Jaccard similarity of at least 0.7 between their sets of 3-token runs, and the rows that share half of
@@ -9,6 +10,9 @@ finding less. Times are wall clock, without reading the files; memory is the pea
 
 The rows are real ones (MATH, DAPO-Math-17k, GSM8K, AIME); what is missing to 100,000 are copies with other numbers,
 which are what makes mathematics hard to deduplicate.
+
+--curve builds whole data sets through all CPU stages and says how long each stage took and how much memory the build
+held. A fifth of its rows come from four templates with other numbers.
 """
 
 import argparse
@@ -35,7 +39,7 @@ from data_curation.text import DROPPED, SAME, without_diagrams
 JACCARD, SHINGLE, N, RATIO = 0.7, 3, 13, 0.5
 PROCESSES = 2
 BANDS = (32, 4)
-"""of LSH, in ours and in the datasketch script: with them both miss 1 in 10,000 of the pairs at 0.7"""
+"""of LSH in the datasketch script: with them it misses 1 in 10,000 of the pairs at 0.7"""
 _TOKEN = re.compile(r"\\[a-z]*|[a-z]+|\d+|[^\x00-\x7f]|[+\-*/=<>^|]")
 
 
@@ -80,14 +84,13 @@ def runs_of(words: list[str], n: int) -> set[tuple[str, ...]]:
 
 
 def ours(texts: list[str], against: list[list[str]]) -> dict:
-    from data_curation.similar import GramIndex, near_pairs_of
-    from data_curation.text import tokens
+    from data_curation.similar import GramIndex, near_pairs, run_sets
 
     started = time.perf_counter()
-    near = near_pairs_of(tokens(texts), JACCARD, SHINGLE)
+    near = near_pairs(run_sets(texts, SHINGLE), JACCARD)
     middle = time.perf_counter()
     everything = [text for bench in against for text in bench]
-    hits = GramIndex.build(everything, N).pairs_of(tokens(texts), RATIO)  # tokens anew, as in a build
+    hits = GramIndex.build(everything, N).pairs(texts, RATIO)
     ended = time.perf_counter()
     return {
         "dedupe s": middle - started,
@@ -214,17 +217,103 @@ def compare(data: Path, count: int, runs: int) -> None:
         )
 
 
+# A whole build, by size
+
+TEMPLATES = (
+    "A shop sells pens at {a} cents and books at {b} cents each. Ann buys three pens and two books. How many cents?",
+    "What is the remainder when ${a}^2 + {b}$ is divided by $7$? Give your answer as an integer between $0$ and $6$.",
+    "Two trains leave stations that are {a} km apart at noon, and each of them travels at {b} km/h. When do they meet?",
+    "Let $f(x) = {a}x^2 - {b}x + 1$ for all real numbers $x$. Find the value of $f(2) + f(3)$ in its simplest form.",
+)
+BENCHES = {
+    "math500": "math500/test.jsonl.gz",
+    "math_val": "math/test.jsonl.gz",
+    "aime24": "aime/aime24.jsonl.gz",
+    "aime25": "aime/aime25.parquet",
+    "amc83": "amc/amc83.jsonl.gz",
+    "gsm8k": "gsm8k/test.jsonl.gz",
+}
+
+
+def mixed(data: Path, count: int, out: Path) -> None:
+    """Rows with problem and answer: MATH and DAPO as they are, copies with other numbers, a fifth from templates."""
+    from evals.grading.math import extract_answer
+
+    with gzip.open(data / "math/train.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [(row["problem"], extract_answer(row["solution"])[0] or "0") for row in map(json.loads, file)]
+    dapo = pq.read_table(data / "dapo/dapo-math-17k.parquet", columns=["prompt", "reward_model"]).to_pylist()
+    rows += [(row["prompt"][0]["content"], row["reward_model"]["ground_truth"]) for row in dapo]
+    pick = random.Random(0)
+    with out.open("w", encoding="utf-8") as file:
+        for at in range(count):
+            if at % 5 == 4:
+                a, b = pick.randrange(10, 1000), pick.randrange(10, 1000)
+                problem, answer = pick.choice(TEMPLATES).format(a=a, b=b), str(3 * a + 2 * b)
+            elif at < len(rows):
+                problem, answer = rows[at]
+            else:
+                problem, answer = rows[pick.randrange(len(rows))][0], str(pick.randrange(1000))
+                problem = re.sub(r"\d+", lambda m: str(pick.randrange(10 ** len(m[0]))), problem)
+            file.write(json.dumps({"problem": problem, "answer": answer}) + "\n")
+
+
+def build(data: Path, count: int, out: Path) -> None:
+    """One build; `out` gets its stages with their seconds, and the peak of its memory."""
+    from data_curation import pipeline
+    from data_curation.recipe import Recipe
+    from data_curation.stage import Context
+
+    folder = out.parent / f"rows-{count}"
+    folder.mkdir()
+    mixed(data, count, folder / "rows.jsonl")
+    source = {"name": "mixed", "kind": "table", "path": str(folder / "rows.jsonl")}
+    stages = {"normalise": {}, "answers": {}, "exact": {}, "near": {}, "decontaminate": {"against": list(BENCHES)}}
+    recipe = Recipe.model_validate({"name": "mixed", "sources": [source], "stages": stages})
+    references = {name: str(data / path) for name, path in BENCHES.items()}
+    started, before = time.perf_counter(), cpu_seconds()
+
+    def say(text: str) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"  {text}; so far {cpu_seconds() - before:.0f} s of processor time, {peak:,.0f} MB", flush=True)
+
+    context = Context(say=say, references=references)
+    pipeline.build(recipe, folder / "out", context)
+    result = {
+        "wall s": time.perf_counter() - started,
+        "processor s": cpu_seconds() - before,
+        "memory MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "pairs MB": (folder / "out/pairs.jsonl").stat().st_size / 1e6,
+    }
+    out.write_text(json.dumps(result))
+
+
+def curve(sizes: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for count in sizes:
+            out = Path(folder) / "result.json"
+            print(f"{count:,} rows", flush=True)
+            command = [sys.executable, __file__, "--one", "build", "--rows", str(count), "--out", str(out)]
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            result = json.loads(out.read_text())
+            print("  " + ", ".join(f"{key} {value:,.0f}" for key, value in result.items()), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--curve", type=int, nargs="+", metavar="ROWS", help="whole builds of these sizes")
+    parser.add_argument("--one", choices=[*WAYS, "build"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not os.environ.get("AGPO_TEST_DATA"):
         parser.error("AGPO_TEST_DATA has to name the folder with the real data sets")
     data = Path(os.environ["AGPO_TEST_DATA"])
-    if args.one:
+    if args.one == "build":
+        build(data, args.rows, args.out)
+    elif args.curve:
+        curve(args.curve)
+    elif args.one:
         one(args.one, data, args.rows, args.out)
     else:
         compare(data, args.rows, args.runs)

@@ -15,16 +15,27 @@ _ASKS = re.compile(
     r"[?？]|\b(?:find|compute|determine|evaluate|calculate|what|how many|express|give|solve|simplify)\b|求|给出|多少",
     re.I,
 )
-_PROOF = re.compile(r"\b(?:prove|show|demonstrate) (?:that|the|this)\b|证明", re.I)
+_PROOF = re.compile(r"(?<!\band )\b(?:prove|show|demonstrate) (?:that|the|this)\b|证明", re.I)
 _LETTERED = re.compile(r"(?:^|\n|[.:;?]\s)\s*\(?([a-d]|i{1,3}|[1-4])\)\s", re.I)
 MULTI = (("a", "b"), ("i", "ii"), ("1", "2"))
+_ONE = re.compile(
+    r"\b(?:give|provide|enter|find|compute|what is) (?:the|their|your|its) (?:\w+ ){0,3}?"
+    r"(?:value|sum|product|difference|number|integer|answer|result)s? of\b|\b(?:sum|product) of (?:the|both|all|these|"
+    r"your) (?:\w+ ){0,2}(?:answers|results|values|parts)\b|as a single \w+|请|[之的][和积差]",
+    re.I,
+)
+"""an end that makes one number of all parts: "Please provide the value of a + b" """
+_NONE = re.compile(r"(?:not ?found|none|null|nan|n/?a|unknown|no (?:answer|solution given)|error|[-?.…]+)", re.I)
+"""what programs write where they have no answer"""
+_TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|operatorname)\w*\s*\{([^{}]*)\}|\\[a-zA-Z]+")
+_WORDS = re.compile(r"[a-z]{4,}|\b(?:mon|tue|wed|thu|fri|sat|sun|no|yes)\b", re.I)
 
 
 class AnswerOptions(Options):
     proofs: Literal["drop", "keep"] = "drop"
     multi_part: Literal["drop", "keep"] = "drop"
     unparsed: Literal["keep", "drop"] = "keep"
-    """answers that our grader cannot parse and compares as strings, such as names of days"""
+    """answers that are words, or that our grader cannot parse: it compares them as strings"""
 
 
 def run(rows: list[Row], options: AnswerOptions, context: Context) -> Result:
@@ -38,9 +49,10 @@ def run(rows: list[Row], options: AnswerOptions, context: Context) -> Result:
         if reason := unfit(row, options):
             drops.append(drop(row, reason, answer=row.answer[:200]))
             continue
-        way = "parsed" if _PLAIN.fullmatch(row.answer) or parses(row.answer) else "string"
+        parsed = (_PLAIN.fullmatch(row.answer) or parses(row.answer)) and not in_words(row.answer)
+        way = "parsed" if parsed else "string"
         if way == "string" and options.unparsed == "drop":
-            drops.append(drop(row, "not parsed by the grader", answer=row.answer[:200]))
+            drops.append(drop(row, "no mathematics in the answer", answer=row.answer[:200]))
             continue
         ways[way] += 1
         kept.append(replace(row, meta={**row.meta, "graded_as": way}) if way == "string" else row)
@@ -52,6 +64,8 @@ def unfit(row: Row, options: AnswerOptions) -> str:
     """Why a problem or its answer cannot be trained on by a rule; "" where it can."""
     if not row.answer.strip(" ${}"):
         return "empty answer"
+    if _NONE.fullmatch(row.answer.strip()):
+        return "no answer"
     if extract_answer(rf"\boxed{{{row.answer}}}")[0] != row.answer:
         return "the answer breaks out of its box"
     if options.proofs == "drop" and _PROOF.search(row.problem) and not _ASKS.search(row.problem):
@@ -64,7 +78,21 @@ def unfit(row: Row, options: AnswerOptions) -> str:
     return ""
 
 
+def in_words(answer: str) -> bool:
+    """Whether an answer is words, which a parser may take for products of letters: None, \\text{Friday}, prose."""
+    plain = _TEXT.sub(lambda found: f" {found[1] or ''} ", answer)
+    words = len(_WORDS.findall(plain))
+    return words > 2 or (words > 0 and not re.search(r"[\d+*/=<>^|]", plain))
+
+
 def _parts_ask(problem: str, first: str, second: str) -> bool:
-    """Whether the text after each of the two marks is a question of its own: (A) 3 (B) 4 are choices, not parts."""
+    """Whether the text after each of the two marks is a question of its own: (A) 3 (B) 4 are choices, not parts.
+
+    A part to be proved has no answer, and an end may make one number of all.
+    """
     pieces = re.split(rf"(?:^|\n|(?<=[.:;?]\s))\s*\(?(?:{first}|{second})\)\s", problem, flags=re.I)
-    return len(pieces) == 3 and all(_ASKS.search(piece) or _PROOF.search(piece) for piece in pieces[1:])
+    return len(pieces) == 3 and all(map(_asks, pieces[1:])) and not _ONE.search(pieces[2])
+
+
+def _asks(piece: str) -> bool:
+    return bool(_ASKS.search(piece)) and not _PROOF.search(piece)

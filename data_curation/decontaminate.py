@@ -2,13 +2,26 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import Field
 
+from data_curation.alike import (
+    ALIKE,
+    SAME_ANSWER,
+    answer_key,
+    bare,
+    cannot_tell,
+    hash64,
+    key,
+    one_problem,
+    only_words,
+    share_numbers,
+)
 from data_curation.rows import Row, digest, drop
-from data_curation.similar import GramIndex, near_reference_pairs
+from data_curation.similar import GramIndex, near_pairs, run_sets
 from data_curation.stage import Context, Options, Result
 
 
@@ -21,9 +34,18 @@ class DecontaminateOptions(Options):
     """share of the n-grams of the shorter of the two texts that the other one holds, from which on it is a hit"""
     similarity: float = Field(default=0.7, gt=0, le=1)
     """Jaccard similarity of the sets of 3-token runs from which on it is a hit: finds what is reworded all over"""
+    same_answer: float = Field(default=SAME_ANSWER, gt=0, le=1)
+    """either of them from which on it is a hit where the answers are the same, and most of the numbers"""
+    same_words: float = Field(default=ALIKE, gt=0, le=1)
+    """the similarity from which on it is a hit where nothing but filler words differs: the answer in another form"""
     shingle: int = Field(default=3, ge=1)
 
 
+CHUNK = 50_000
+"""rows that are compared at once"""
+HIT = "dropped"
+UNSURE = "kept: too short or too generic to tell"
+SIBLING = "kept: other numbers and another answer"
 COLUMNS = ("problem", "question", "question_content", "prompt")
 """where files of benchmarks have the problem"""
 
@@ -35,10 +57,13 @@ class Reference:
     bench: str
     id: str
     problem: str
+    answer: str = ""
+    """empty: not known"""
 
 
 def run(rows: list[Row], options: DecontaminateOptions, context: Context, references: Sequence[Reference]) -> Result:
-    hits = find(rows, references, options)
+    found = find(rows, references, options)
+    hits = [(at, hit) for at, hit in found if hit["done"] == HIT]
     first: dict[int, list[dict]] = {}
     for at, hit in hits:
         first.setdefault(at, []).append(hit)
@@ -65,77 +90,128 @@ def run(rows: list[Row], options: DecontaminateOptions, context: Context, refere
         }
         for bench in problems
     }
-    return Result(kept, drops, {"benchmarks": facts}, [hit for _, hit in hits])
+    unsure = {hit["left"] for at, hit in found if hit["done"] == UNSURE and at not in gone}
+    return Result(kept, drops, {"benchmarks": facts, "rows too short to tell": len(unsure)}, [hit for _, hit in found])
 
 
 def find(rows: Sequence[Row], references: Sequence[Reference], options: DecontaminateOptions) -> list[tuple[int, dict]]:
-    """(row, hit) by row and reference. A hit is what pairs.jsonl says of it."""
-    texts = [row.problem for row in rows]
-    against = [one.problem for one in references]
-    scores: dict[tuple[int, int], dict[str, float]] = {}
-    if not rows or not references:
-        return []
-    shared = GramIndex.build(against, options.n).pairs(texts, options.ratio)
-    alike = near_reference_pairs(texts, against, options.similarity, options.shingle)
-    for name, found in ((f"{options.n}-grams", shared), (f"{options.shingle}-gram Jaccard", alike)):
-        for at, which, score in zip(found.left.tolist(), found.right.tolist(), found.score.tolist(), strict=True):
-            scores.setdefault((at, which), {})[name] = round(score, 4)
-    hits = []
-    for (at, which), how in sorted(scores.items()):
-        row, one = rows[at], references[which]
-        hits.append(
-            (
-                at,
-                {
+    """(row, what pairs.jsonl says of it and a reference) by row and reference; `done` says whether it is a hit."""
+    against = [bare(one.problem) for one in references]
+    keys = [answer_key(one.answer) if one.answer else "" for one in references]
+    index = GramIndex.build(against, options.n)
+    found = []
+    for start in range(0, len(rows) if references else 0, CHUNK):
+        some = rows[start : start + CHUNK]
+        texts = [bare(row.problem) for row in some]
+        answers = ["" if row.code is not None else answer_key(row.answer) for row in some]
+        for (at, which), how in sorted(_alike(texts, answers, against, keys, index, options).items()):
+            row, one = some[at], references[which]
+            same = answers[at] == keys[which] if answers[at] and keys[which] else None
+            if done := judge(row, one, texts[at], against[which], how, same, options):
+                hit = {
                     "left": row.id,
                     "right": f"{one.bench}/{one.id}",
                     "bench": one.bench,
                     "score": max(how.values()),
                     "what": ", ".join(f"{name} {score:.2f}" for name, score in how.items()),
-                    "done": "dropped",
+                    "done": done,
                     "texts": [row.problem, one.problem],
-                },
-            )
-        )
-    return hits
+                    "answers": [row.answer, one.answer],
+                }
+                found.append((start + at, hit))
+    return found
 
 
-def load_references(options: DecontaminateOptions, context: Context) -> list[Reference]:
-    """The problems of the benchmarks, as `evals.benches` loads them from the given files or from where they live.
+GRAMS, RUNS = "{}-grams", "{}-gram Jaccard"
+
+
+def _alike(
+    texts: list[str],
+    answers: list[str],
+    against: list[str],
+    keys: list[str],
+    index: GramIndex,
+    options: DecontaminateOptions,
+) -> dict[tuple[int, int], dict[str, float]]:
+    """(text, reference) -> the scores that may make it a hit."""
+    sets = run_sets([*texts, *against], options.shingle)
+    groups = np.array([hash64(one or f"unknown {at}") for at, one in enumerate([*answers, *keys])], np.uint64)
+    low = near_pairs(sets, min(options.same_answer, options.similarity), groups=groups, split=len(texts))
+    high = near_pairs(sets, min(options.similarity, options.same_words), split=len(texts))
+    shared = index.pairs(texts, min(options.ratio, options.same_answer))
+    scores: dict[tuple[int, int], dict[str, float]] = {}
+    for name, one, offset in (
+        (GRAMS.format(options.n), shared, 0),
+        (RUNS.format(options.shingle), low, len(texts)),
+        (RUNS.format(options.shingle), high, len(texts)),
+    ):
+        for at, which, score in zip(one.left.tolist(), one.right.tolist(), one.score.tolist(), strict=True):
+            scores.setdefault((at, which - offset), {})[name] = round(score, 4)
+    return scores
+
+
+def judge(
+    row: Row,
+    one: Reference,
+    text: str,
+    reference: str,
+    how: Mapping[str, float],
+    same: bool | None,
+    options: DecontaminateOptions,
+) -> str:
+    """HIT, UNSURE or SIBLING; "" where they are no more alike than others. same: the answers, None: not known."""
+    ratio, score = how.get(GRAMS.format(options.n), 0.0), how.get(RUNS.format(options.shingle), 0.0)
+    alike = ratio >= options.ratio or score >= options.similarity
+    if same:
+        both = max(ratio, score)
+        if not alike and not one_problem(text, reference, both, row.answer, options.same_answer):
+            return ""
+    elif not alike and not (score >= options.same_words and only_words(text, reference)):
+        return ""
+    if row.code is None:
+        if cannot_tell(row.problem, one.problem, bool(same)) and key(text) != key(reference):
+            return UNSURE
+        if same is not None and not share_numbers(text, reference):
+            return SIBLING
+    return HIT
+
+
+def load_reference(name: str, given: Mapping[str, str]) -> list[Reference]:
+    """The problems of a benchmark, from the file that is given or from where `evals.benches` finds it.
 
     A name that is no benchmark is taken for a file's, when there is one (--reference mine=FILE).
     """
     from evals.benches import BENCHES, load
     from evals.benches import find as find_bench
 
-    found: list[Reference] = []
-    for name in options.against:
-        given = context.references.get(name)
-        if name not in BENCHES and given:
-            found += from_file(name, given)
-            continue
-        more = {"math500": context.references.get("math500", "")} if name == "math_val" else None
-        found += [Reference(name, item.id, item.prompt) for item in load(find_bench(name), given, more)]
-    return found
+    path = given.get(name)
+    if name not in BENCHES and path:
+        return from_file(name, path)
+    more = {"math500": given.get("math500", "")} if name == "math_val" else None
+    return [Reference(name, item.id, item.prompt, item.answer) for item in load(find_bench(name), path, more)]
 
 
 def from_file(bench: str, path: str) -> list[Reference]:
     """Problems of a file: whichever of the usual columns it has."""
     from evals.errors import UserError
-    from evals.items import read_rows
+    from evals.items import problem_text, read_rows
 
     found = []
     for number, row in enumerate(read_rows(path)):
-        text = next((row[column] for column in COLUMNS if row.get(column)), None)
-        if isinstance(text, list):
-            text = "\n\n".join(str(m["content"]) for m in text if m.get("role") == "user")
+        text = problem_text(next((row[column] for column in COLUMNS if row.get(column)), None), f"{path}, row {number}")
         if not isinstance(text, str):
             raise UserError(
                 f"{path}, row {number}: no column problem, question, question_content or prompt with a text."
             )
-        found.append(Reference(bench, str(row.get("unique_id", row.get("id", row.get("question_id", number)))), text))
+        answer = row.get("answer", (row.get("reward_model") or {}).get("ground_truth"))
+        name = str(row.get("unique_id", row.get("id", row.get("question_id", number))))
+        found.append(Reference(bench, name, text, str(answer) if isinstance(answer, str | int | float) else ""))
+    if not found:
+        raise UserError(f"{path}: the file has no rows. --reference {bench} needs one with problems.")
     return found
 
 
 def reference_hash(references: Sequence[Reference]) -> str:
-    return digest([[one.bench, one.id, hashlib.sha256(one.problem.encode()).hexdigest()] for one in references])
+    return digest(
+        [[one.bench, one.id, hashlib.sha256(one.problem.encode()).hexdigest(), one.answer] for one in references]
+    )

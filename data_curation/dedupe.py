@@ -1,26 +1,32 @@
 """Stages `exact` and `near`: one row per problem, within and across sources. The first in the recipe's order stays."""
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from pydantic import Field
 
+from data_curation.alike import (
+    ALIKE,
+    SAME_ANSWER,
+    Numbers,
+    answer_key,
+    bare,
+    cannot_tell,
+    hash64,
+    key,
+    one_problem,
+    only_words,
+    same_form,
+    same_programs,
+)
 from data_curation.rows import Drop, Row, drop
-from data_curation.similar import near_pairs
+from data_curation.similar import near_pairs, run_sets
 from data_curation.stage import Context, Options, Result
 from evals.grading.grader import Grader
-from evals.grading.math import same_string
 
-_LOOKS = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-z])|\\[,;:! ]|[\s$~]+|[.。]+$")
-_FORM = re.compile(
-    r"(?:the |original |this )*answer (?:is |should be |will be )?(?:given |expressed |written )?(?:in|of) the form.*$"
-    r"|the (?:original )?answer is in .{1,80}? (?:form|format)\b.*$"
-    r"|(?:please )?(?:give|provide|find|calculate|compute) the (?:value|sum) of\s+[\\($]*\w(?:\s*\+\s*\w)+[$\\).\s]*$"
-    r"|原始的?答案.*$",
-    re.I | re.DOTALL,
-)
+_INTEGER = re.compile(r"-?\d+")
 
 
 class ExactOptions(Options):
@@ -29,10 +35,14 @@ class ExactOptions(Options):
 
 
 class NearOptions(Options):
-    threshold: float = Field(default=0.7, gt=0, le=1)
-    """Jaccard similarity of the sets of token runs from which on, with the same answer, two problems are one"""
-    other_form: float = Field(default=0.9, gt=0, le=1)
-    """the same where one of them asks for the answer in another form, so that the answers say nothing"""
+    same_answer: float = Field(default=SAME_ANSWER, gt=0, le=1)
+    """Jaccard similarity of the sets of token runs from which on two problems with the same answer and the same numbers
+    are one"""
+    threshold: float = Field(default=ALIKE, gt=0, le=1)
+    """the same from which on answers that differ are a contradiction, or the same answer in another form, where nothing
+    but filler words differs between the problems"""
+    programs: float = Field(default=0.7, gt=0, le=1)
+    """the same from which on two programming problems with the same tests, limits and version are one"""
     shingle: int = Field(default=3, ge=1)
     """tokens per run"""
     trust: tuple[str, ...] = ()
@@ -74,14 +84,18 @@ def exact(rows: list[Row], options: ExactOptions, context: Context) -> Result:
 
 
 def near(rows: list[Row], options: NearOptions, context: Context) -> Result:
-    """Alike and with the same answer: the first stays. Alike and with different answers, both stay as siblings (other
-    numbers, another question), except where the words are the same too: then one answer is wrong, and neither stays.
+    """One problem in other words: the first stays. `alike` tells copies from siblings, which both stay. Where only the
+    wording differs and the answers do too, one answer is wrong, and neither stays.
     """
-    plain = [without_form(row.problem) for row in rows]
-    found = near_pairs(plain, options.threshold, options.shingle)
-    order = sorted(zip(found.left.tolist(), found.right.tolist(), found.score.tolist(), strict=True))
+    plain = [bare(row.problem) for row in rows]
+    order, cut = candidates(rows, plain, options)
+    if_same, if_not = (
+        [judge(rows[i], rows[j], plain[i], plain[j], score, equal, options) for i, j, score in order]
+        for equal in (True, False)
+    )
+    undecided = [pair for pair, a, b in zip(order, if_same, if_not, strict=True) if a != b]  # the answers decide
     with Grader("math", workers=context.workers) as grader:
-        same = list(same_answers([(rows[left], rows[right]) for left, right, _ in order], grader))
+        same = dict(zip(undecided, same_answers([(rows[i], rows[j]) for i, j, _ in undecided], grader), strict=True))
     leader = list(range(len(rows)))
 
     def root(at: int) -> int:
@@ -93,8 +107,8 @@ def near(rows: list[Row], options: NearOptions, context: Context) -> Result:
     pairs: list[dict] = []
     evidence: dict[int, tuple[int, float, str]] = {}
     conflict: dict[int, int] = {}
-    for (left, right, score), equal in zip(order, same, strict=True):
-        what = judge(rows[left], rows[right], plain[left], plain[right], score, equal, options)
+    for at, (left, right, score) in enumerate(order):
+        what = if_same[at] if same.get(order[at]) else if_not[at]
         done = {SIBLINGS: "both kept", CONFLICT: "quarantined"}.get(what, "the first kept")
         pairs.append(pair(rows[left], rows[right], score, what, done))
         if what == CONFLICT:
@@ -115,7 +129,27 @@ def near(rows: list[Row], options: NearOptions, context: Context) -> Result:
             drops.append(drop(row, what, kept=rows[root(at)].id, near=rows[close].id, score=round(score, 4)))
     kept = [row for at, row in enumerate(rows) if root(at) == at and at not in conflict]
     counts = Counter(one["what"] for one in pairs)
-    return Result(kept, drops, {"pairs": dict(sorted(counts.items()))}, pairs)
+    return Result(kept, drops, {"pairs": dict(sorted(counts.items())), "comparisons left out": cut}, pairs)
+
+
+def candidates(rows: list[Row], plain: list[str], options: NearOptions) -> tuple[list[tuple[int, int, float]], int]:
+    """(pairs (left, right, similarity) that `judge` is asked about, comparisons left out for templates).
+
+    With one answer from a low similarity on, with different answers from a higher one on where the numbers are the
+    same: rows of a template with other numbers are never compared.
+    """
+    sets = run_sets(plain, options.shingle)
+    counted = Numbers(plain)
+    keys = [f"program {row.id}" if row.code is not None else answer_key(row.answer) for row in rows]
+    answers = np.array([hash64(one) for one in keys], np.uint64)
+    low = near_pairs(sets, options.same_answer, groups=answers, allowed=counted.maybe)
+    high = near_pairs(sets, options.threshold, groups=counted.digits, allowed=counted.same)
+    found = {
+        (left, right): score
+        for one in (low, high)
+        for left, right, score in zip(one.left.tolist(), one.right.tolist(), one.score.tolist(), strict=True)
+    }
+    return [(left, right, score) for (left, right), score in sorted(found.items())], low.cut + high.cut
 
 
 CONFLICT = "conflicting answers"
@@ -124,28 +158,15 @@ NEAR, FORM, SIBLINGS = "near duplicate", "near duplicate, answer in another form
 
 def judge(one: Row, other: Row, plain: str, other_plain: str, score: float, equal: bool, options: NearOptions) -> str:
     """What two problems that are alike are to each other."""
+    if one.code is not None and other.code is not None:
+        return NEAR if score >= options.programs and same_programs(one, other) else SIBLINGS
+    if cannot_tell(plain, other_plain, equal):
+        return SIBLINGS
     if equal:
-        return NEAR
-    alike = numbers(plain) == numbers(other_plain)
-    if plain != one.problem or other_plain != other.problem:
-        return FORM if alike and score >= options.other_form else SIBLINGS
-    words = score == 1.0 and alike and "[asy]" not in plain + other_plain
-    return CONFLICT if words else SIBLINGS
-
-
-def key(problem: str) -> str:
-    """What is equal for equal problems."""
-    return _LOOKS.sub("", unicodedata.normalize("NFKC", problem).casefold())
-
-
-def without_form(problem: str) -> str:
-    """A problem without the sentence that asks for its answer in another form."""
-    plain = _FORM.sub("", problem).strip()
-    return plain if len(plain) > 20 else problem
-
-
-def numbers(problem: str) -> Counter[str]:
-    return Counter(re.findall(r"\d+", problem))
+        return NEAR if one_problem(plain, other_plain, score, one.answer, options.same_answer) else SIBLINGS
+    if not only_words(plain, other_plain):
+        return SIBLINGS
+    return CONFLICT if same_form(one.problem, other.problem) else FORM
 
 
 def same_answers(pairs: Sequence[tuple[Row, Row]], grader: Grader) -> Iterator[bool]:
@@ -155,10 +176,11 @@ def same_answers(pairs: Sequence[tuple[Row, Row]], grader: Grader) -> Iterator[b
     """
     asked = []
     for one, other in pairs:
-        if one.code is not None or other.code is not None or same_string(one.answer, other.answer):
+        given, other_given = answer_key(one.answer), answer_key(other.answer)
+        if one.code is not None or other.code is not None or given == other_given:
             asked.append(True)
-        elif one.answer.isdigit() and other.answer.isdigit():
-            asked.append(int(one.answer) == int(other.answer))
+        elif _INTEGER.fullmatch(given) and _INTEGER.fullmatch(other_given):
+            asked.append(False)
         else:
             both = ((one.answer, other.answer), (other.answer, one.answer))
             asked.append([grader.compare(rf"\boxed{{{given}}}", gold) for given, gold in both])

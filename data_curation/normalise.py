@@ -22,10 +22,21 @@ TEMPLATES = [
 ]
 """instructions that other projects baked into their prompts: a prompt preset says them when the problem is asked"""
 
-# A string literal ate the backslash: "\frac" became form feed + "rac" (DAPO has hundreds), "\beta" backspace + "eta".
-EATEN = {"\f": "\\f", "\b": "\\b", "\a": "\\a", "\v": "\\v"}
-_EATEN = re.compile("([\f\b\a\v])(?=[a-z]{2})")
-_EATEN_TAB = re.compile(r"\t(?=(?:imes|heta|ext|frac|riangle|an|ilde)\b)")
+# A string literal ate the backslash of a command: "\frac" became form feed + "rac" (DAPO has hundreds), "\times" tab +
+# "imes". Only these commands are restored: a form feed may also be what is left of a ligature ("de\fne" for "define").
+COMMANDS = r"""\alpha \angle \approx \arccos \arcsin \arctan \arg \ast \backslash \bar \because \begin \beta
+\big \Big \binom \bf \bmod \boldsymbol \bot \boxed \bullet \fbox \flat \footnotesize \forall \frac \frown
+\nabla \neq \nexists \nmid \notin \rangle \rbrace \rceil \rfloor \rho \right \rightarrow \rvert \tanh \tau
+\tbinom \text \textbf \textit \textrm \tfrac \therefore \theta \tilde \times \triangle \triangleq \varepsilon
+\varnothing \varphi \vdots \vec \vee \vert"""
+_LETTER = {"\a": "a", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t", "\v": "v"}
+_EATEN = re.compile(
+    "|".join(
+        rf"{eater}(?:{'|'.join(name[2:] for name in COMMANDS.split() if name[1] == letter)})(?![a-zA-Z])"
+        for eater, letter in _LETTER.items()
+    )
+    + r"|\tan(?=\s*[\\({^]|\s+[a-zA-Z]\b)"  # "an" behind a tab may be English
+)
 _INVISIBLE = re.compile("[\u200b\u200c\u200d\u2060\ufeff\u00ad]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -42,7 +53,7 @@ def run(rows: list[Row], options: NormaliseOptions, context: Context) -> Result:
     for row in rows:
         problem, rules = normalise(row.problem)
         changed.update(rules)
-        new = replace(row, problem=problem, answer=unicodedata.normalize("NFC", row.answer).strip())
+        new = replace(row, problem=problem, answer=unicodedata.normalize("NFC", restored(row.answer)).strip())
         if not problem:
             drops.append(drop(row, "empty problem"))
         elif len(problem) > options.max_chars:
@@ -50,6 +61,11 @@ def run(rows: list[Row], options: NormaliseOptions, context: Context) -> Result:
         else:
             kept.append(new)
     return Result(kept, drops, {"changed": dict(sorted(changed.items()))})
+
+
+def restored(text: str) -> str:
+    """The text with backslashes where a known command lost its own."""
+    return _EATEN.sub(lambda found: f"\\{_LETTER[found[0][0]]}{found[0][1:]}", text)
 
 
 def normalise(text: str) -> tuple[str, list[str]]:
@@ -62,7 +78,7 @@ def normalise(text: str) -> tuple[str, list[str]]:
             rules.append(name)
             text = new
 
-    step("eaten backslash restored", _EATEN_TAB.sub(r"\\t", _EATEN.sub(lambda m: EATEN[m[1]], text)))
+    step("eaten backslash restored", restored(text))
     step("composed characters (NFC)", unicodedata.normalize("NFC", text))
     step("line ends", text.replace("\r\n", "\n").replace("\r", "\n"))
     step("invisible and control characters", _CONTROL.sub("", _INVISIBLE.sub("", text)))

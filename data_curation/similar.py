@@ -1,28 +1,26 @@
-"""Texts that are alike: MinHash signatures, pairs that share a band of them (LSH), shares of common n-grams.
+"""Texts that are alike: pairs by the similarity of their sets of token runs, shares of common n-grams. No estimates.
 
-The signatures are datasketch's (`MinHash(scheme="affine32")`), computed for all texts at once instead of one by one; a
-test holds the two together. Every pair that the sketches propose is measured on the n-grams themselves: an estimate
-never decides.
+All pairs with a Jaccard similarity of at least t are found by prefix filtering (Chaudhuri, Ganti, Kaushik 2006;
+Bayardo, Ma, Srikant 2007). Put the runs of every text in one order, rare ones first: two texts that are so similar
+share one of the first n - ceil(t n) + 1 runs of each, n being how many it has. Rare runs have few texts, so that few
+pairs are measured. Where very many texts share a run (a template), each is compared with its next `NEIGHBOURS` there.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_curation.text import Hashes, cores, distinct, grams, mix, tokens
+from data_curation.text import Hashes, distinct, grams, mix, tokens
 
-PERMUTATIONS = 128
-SEED = 1
-MISSED = 1e-3
-"""share of the pairs at the threshold that LSH may miss"""
-SLACK = 0.25
-"""how far below the threshold an estimate still has its pair measured: 6 standard deviations at 0.7"""
+NEIGHBOURS = 32
+"""texts that a text is compared with for one run of tokens: a template of any size costs linear time"""
 MEASURED = 20_000
 """pairs that are measured at once"""
-BUCKET = 2000
-"""neighbours that a text is compared with in one bucket: thousands of copies of a template cost no quadratic time"""
+BLOCK = 1 << 20
+"""pairs that are gathered at once"""
+TEXTS = 1 << 16
+"""texts that are cut into runs at once"""
 
 
 @dataclass(frozen=True)
@@ -32,130 +30,117 @@ class Pairs:
     left: np.ndarray
     right: np.ndarray
     score: np.ndarray
+    cut: int = 0
+    """comparisons that were left out because a run has too many texts"""
 
     def __len__(self) -> int:
         return len(self.left)
 
 
-def signatures(shingles: Hashes, permutations: int = PERMUTATIONS, seed: int = SEED) -> np.ndarray:
-    """[texts, permutations] uint32 MinHash signatures; a text without shingles has the largest value everywhere."""
-    from datasketch import MinHash
-
-    a_P, b_P = np.asarray(MinHash(num_perm=permutations, seed=seed, scheme="affine32").permutations, np.uint32)
-    hashed_H = _fmix32(shingles.values.astype(np.uint32))
-    out_PT = np.full((permutations, len(shingles)), np.iinfo(np.uint32).max, np.uint32)
-    filled = np.flatnonzero(np.diff(shingles.starts))
-    step = max(1, (1 << 15) // max(1, len(shingles.values) // max(1, len(filled))))  # texts whose shingles fit a cache
-
-    def fill(some: np.ndarray) -> None:
-        low, high = shingles.starts[some[0]], shingles.starts[some[-1] + 1]
-        begins = (shingles.starts[some] - low).astype(np.intp)
-        part_H = hashed_H[low:high]
-        for k in range(permutations):
-            out_PT[k, some] = np.minimum.reduceat(part_H * a_P[k] + b_P[k], begins)
-
-    with ThreadPoolExecutor(cores()) as pool:
-        list(pool.map(fill, (filled[at : at + step] for at in range(0, len(filled), step))))
-    return np.ascontiguousarray(out_PT.T)
-
-
-def bands(threshold: float, permutations: int = PERMUTATIONS) -> tuple[int, int]:
-    """(bands, rows) of LSH for a Jaccard similarity: the fewest candidates at which a pair of just that similarity is
-    missed once in 1/MISSED times. datasketch's own choice misses 8 % of them at 0.7, for it decides by estimates.
-    """
-    for rows in range(permutations, 1, -1):
-        count = permutations // rows
-        if (1 - threshold**rows) ** count <= MISSED:
-            return count, rows
-    return permutations, 1
-
-
-def candidates(
-    signature_TP: np.ndarray, threshold: float, *, split: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (left < right) that agree in a band and are alike by estimate; with `split` only left < split <= right."""
-    count, rows = bands(threshold, signature_TP.shape[1])
-    found: list[np.ndarray] = []
-    texts = len(signature_TP)
-    for band in range(count):
-        key = np.zeros(texts, np.uint64)
-        for column in range(band * rows, (band + 1) * rows):
-            key = mix(key * np.uint64(31) + signature_TP[:, column].astype(np.uint64))
-        order = np.argsort(key, kind="stable")  # within a bucket in the order of the texts
-        sorted_key = key[order]
-        for offset in range(1, BUCKET):
-            same = np.flatnonzero(sorted_key[offset:] == sorted_key[:-offset])
-            if not len(same):
-                break
-            left, right = order[same], order[same + offset]
-            if split is not None:
-                across = (left < split) & (right >= split)
-                left, right = left[across], right[across]
-            found.append(left.astype(np.int64) * texts + right)
-    codes = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
-    left, right = codes // max(texts, 1), codes % max(texts, 1)
-    likely = np.zeros(len(left), bool)
-    for at in range(0, len(left), 1 << 16):
-        part = slice(at, at + (1 << 16))
-        likely[part] = (signature_TP[left[part]] == signature_TP[right[part]]).mean(1) >= threshold - SLACK
-    return left[likely], right[likely]
-
-
-def near_pairs(texts: Sequence[str], threshold: float, shingle: int) -> Pairs:
-    """All pairs with a Jaccard similarity of at least `threshold` between their sets of token runs.
-
-    `shingle`: tokens per run. LSH may miss a pair at the threshold (`MISSED`); it never adds one.
-    """
-    return near_pairs_of(tokens(texts), threshold, shingle)
-
-
-def near_pairs_of(found: Hashes, threshold: float, shingle: int) -> Pairs:
-    """`near_pairs` for texts that are tokens already."""
-    runs = grams(found, shingle)
-    left, right = candidates(signatures(runs), threshold)
-    return _measured(left, right, runs, threshold)
-
-
-def near_reference_pairs(texts: Sequence[str], references: Sequence[str], threshold: float, shingle: int) -> Pairs:
-    """As `near_pairs` between texts and references: `right` indexes the references."""
-    runs = grams(tokens([*texts, *references]), shingle)
-    left, right = candidates(signatures(runs), threshold, split=len(texts))
-    pairs = _measured(left, right, runs, threshold)
-    return Pairs(pairs.left, pairs.right - len(texts), pairs.score)
-
-
-def _measured(left: np.ndarray, right: np.ndarray, runs: Hashes, threshold: float) -> Pairs:
-    """The candidates whose Jaccard similarity, counted on their distinct n-grams, reaches the threshold."""
-    sets = _packed_sets(runs, np.unique(np.concatenate((left, right))))
-    sizes = np.diff(sets.starts)
-    fewer, more = np.minimum(sizes[left], sizes[right]), np.maximum(sizes[left], sizes[right])
-    possible = (fewer > 0) & (fewer >= threshold * more)  # the similarity cannot exceed the ratio of the sizes
-    left, right, total = left[possible], right[possible], (fewer + more)[possible]
-    common = np.zeros(len(left), np.int64)
-    for at in range(0, len(left), MEASURED):
-        part = slice(at, at + MEASURED)
-        common[part] = _common(left[part], right[part], sets)
-    score = common / np.maximum(total - common, 1)
-    keep = score >= threshold
-    return Pairs(left[keep], right[keep], score[keep])
-
-
-def _packed_sets(runs: Hashes, texts: np.ndarray) -> Hashes:
-    """The distinct hashes of the given texts, cut to 40 bits and sorted; the other texts have none.
+def run_sets(texts: Sequence[str], n: int) -> Hashes:
+    """The distinct runs of n tokens of each text, as sorted hashes of 40 bits.
 
     One sort of (text, hash) packed into 64 bits is several times faster than a sort per text. Two of the few hundred
-    n-grams of a pair fall together once in 10^8 pairs. Holds 2^24 texts.
+    runs of a pair fall together once in 10^8 pairs.
     """
-    if len(runs) >= 1 << 24:
-        raise ValueError(f"{len(runs):,} texts at once; at most {(1 << 24) - 1:,}")
-    wanted = np.zeros(len(runs), bool)
-    wanted[texts] = True
-    owner = np.repeat(np.arange(len(runs), dtype=np.uint64), np.where(wanted, np.diff(runs.starts), 0))
-    packed = (owner << np.uint64(40)) | (runs.values[np.repeat(wanted, np.diff(runs.starts))] >> np.uint64(24))
-    packed.sort()
-    packed = packed[np.concatenate(([True], packed[1:] != packed[:-1]))] if len(packed) else packed
-    counts = np.bincount((packed >> np.uint64(40)).astype(np.int64), minlength=len(runs))
-    return Hashes(packed & np.uint64((1 << 40) - 1), np.concatenate(([0], np.cumsum(counts))).astype(np.int64))
+    values, counts = [np.zeros(0, np.uint64)], [np.zeros(1, np.int64)]
+    for at in range(0, len(texts), TEXTS):
+        runs = grams(tokens(texts[at : at + TEXTS]), n)
+        packed = (runs.owners().astype(np.uint64) << np.uint64(40)) | (runs.values >> np.uint64(24))
+        packed.sort()
+        packed = packed[np.concatenate(([True], packed[1:] != packed[:-1]))] if len(packed) else packed
+        values.append(packed & np.uint64((1 << 40) - 1))
+        counts.append(np.bincount((packed >> np.uint64(40)).astype(np.int64), minlength=len(runs)))
+    return Hashes(np.concatenate(values), np.cumsum(np.concatenate(counts)))
+
+
+def near_pairs(
+    sets: Hashes,
+    threshold: float,
+    *,
+    groups: np.ndarray | None = None,
+    split: int | None = None,
+    allowed: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> Pairs:
+    """All pairs (left < right) of texts with a Jaccard similarity of at least `threshold` between their sets of runs.
+
+    sets: of `run_sets`. groups: [texts] uint64; texts of different groups are no pair. split: only pairs of a text
+    before it and one from it on. allowed: of two arrays of texts, which pairs are worth measuring.
+    """
+    key, text = _prefixes(sets, threshold, groups)
+    sizes, texts, cut = np.diff(sets.starts), max(1, len(sets)), 0
+    found: list[np.ndarray] = [np.zeros(0, np.int64)]
+
+    def add(left: np.ndarray, right: np.ndarray) -> None:
+        fewer, more = np.minimum(sizes[left], sizes[right]), np.maximum(sizes[left], sizes[right])
+        possible = fewer >= threshold * more  # the similarity cannot exceed the ratio of the sizes
+        if allowed is not None:
+            possible &= allowed(left, right)
+        found.append(left[possible].astype(np.int64) * texts + right[possible])
+        if sum(map(len, found)) > 16 * BLOCK + 2 * len(found[0]):  # a pair is met in many runs
+            found[:] = [np.unique(np.concatenate(found))]
+
+    if split is None:
+        for offset in range(1, NEIGHBOURS + 1):
+            same = np.flatnonzero(key[offset:] == key[:-offset])
+            if not len(same):
+                break
+            for at in range(0, len(same), BLOCK):
+                add(text[same[at : at + BLOCK]], text[same[at : at + BLOCK] + offset])
+        bucket = np.diff(np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1], [True])))) if len(key) else key
+        many = np.maximum(bucket.astype(np.int64) - NEIGHBOURS, 0)
+        cut = int((many * (many - 1) // 2).sum())
+    else:
+        after = text >= split
+        ours, theirs, reference = key[~after], key[after], text[after]
+        first = np.searchsorted(theirs, ours)
+        count = np.searchsorted(theirs, ours, side="right") - first
+        add(np.repeat(text[~after], count), reference[np.repeat(first, count) + _ranges(count)])
+    codes = np.unique(np.concatenate(found))
+    return _measured(codes // texts, codes % texts, sets, threshold, cut)
+
+
+def _prefixes(sets: Hashes, threshold: float, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(run, text) of the runs that a text has to share one of, by run and then text; without runs of one text only."""
+    parts = [(at, min(at + (1 << 14), len(sets))) for at in range(0, len(sets), 1 << 14)]
+    low_bits = np.uint64((1 << min(25, max(16, len(sets.values).bit_length()))) - 1)
+
+    def keys(low: int, high: int) -> np.ndarray:
+        values = sets.values[sets.starts[low] : sets.starts[high]]
+        if groups is None:
+            return values
+        return mix(values ^ np.repeat(mix(groups[low:high]), np.diff(sets.starts[low : high + 1])))
+
+    counts = np.zeros(int(low_bits) + 1, np.int32)  # runs that fall together only look less rare than they are
+    for at in range(0, len(sets), 1 << 18):
+        some = keys(at, min(at + (1 << 18), len(sets))) & low_bits
+        counts += np.bincount(some.astype(np.int64), minlength=len(counts)).astype(np.int32)
+    found, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+    for low, high in parts:
+        key, sizes = keys(low, high), np.diff(sets.starts[low : high + 1])
+        count = counts[(key & low_bits).astype(np.int64)]
+        owner = np.repeat(np.arange(high - low, dtype=np.uint64), sizes)
+        rank = (owner << np.uint64(50)) | (np.minimum(count, (1 << 18) - 1).astype(np.uint64) << np.uint64(32))
+        order = np.argsort(rank | (key & np.uint64(0xFFFFFFFF)), kind="stable")
+        needed = np.repeat(sizes - np.ceil(threshold * sizes - 1e-9).astype(np.int64) + 1, sizes)
+        keep = order[(_ranges(sizes) < needed) & (count[order] > 1)]
+        found.append(key[keep])
+        owners.append((owner[keep] + np.uint64(low)).astype(np.int32))
+    key, text = np.concatenate(found), np.concatenate(owners)
+    order = np.argsort(key, kind="stable")
+    return key[order], text[order]
+
+
+def _measured(left: np.ndarray, right: np.ndarray, sets: Hashes, threshold: float, cut: int = 0) -> Pairs:
+    """The candidates whose Jaccard similarity, counted on their runs, reaches the threshold."""
+    sizes = np.diff(sets.starts)
+    score = np.zeros(len(left))
+    for at in range(0, len(left), MEASURED):
+        part = slice(at, at + MEASURED)
+        common = _common(left[part], right[part], sets)
+        score[part] = common / (sizes[left[part]] + sizes[right[part]] - common)
+    keep = score >= threshold
+    return Pairs(left[keep], right[keep], score[keep], cut)
 
 
 def _common(left: np.ndarray, right: np.ndarray, sets: Hashes) -> np.ndarray:
@@ -197,11 +182,7 @@ class GramIndex:
 
     def pairs(self, texts: Sequence[str], ratio: float) -> Pairs:
         """Pairs (text, reference) that share at least `ratio` of the n-grams of whichever has fewer of them."""
-        return self.pairs_of(tokens(texts), ratio)
-
-    def pairs_of(self, found: Hashes, ratio: float) -> Pairs:
-        """`pairs` for texts that are tokens already."""
-        runs = grams(found, self.n)
+        runs = grams(tokens(texts), self.n)
         hit = np.flatnonzero(self.maybe[runs.values & np.uint64(_LOW)])
         at = np.minimum(np.searchsorted(self.values, runs.values[hit]), len(self.values) - 1)
         known = self.values[at] == runs.values[hit]
@@ -226,12 +207,3 @@ def _ranges(counts: np.ndarray) -> np.ndarray:
     """0..c-1 for every count c, end to end."""
     total = int(counts.sum())
     return np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def _fmix32(values: np.ndarray) -> np.ndarray:
-    """The finaliser of MurmurHash3 (32 bits), with which datasketch begins."""
-    values = values ^ (values >> np.uint32(16))
-    values = values * np.uint32(0x85EBCA6B)
-    values = values ^ (values >> np.uint32(13))
-    values = values * np.uint32(0xC2B2AE35)
-    return values ^ (values >> np.uint32(16))

@@ -87,6 +87,11 @@ def without_diagrams(text: str) -> str:
     return _ASY.sub(" ", text) if _ASY.sub("", text).strip() else text
 
 
+def diagrams(text: str) -> str:
+    """The [asy] code of a text."""
+    return "".join(_ASY.findall(text))
+
+
 def tokens(texts: Sequence[str]) -> Hashes:
     """The hashed tokens of each text, in order."""
     with ThreadPoolExecutor(cores()) as pool:  # numpy lets go of the interpreter while it works

@@ -51,6 +51,9 @@ def fates(result) -> dict[str, str]:
         ),
         ("  a \n b  ", "a\n b", "space at the ends"),
         ("Tabs\tstay \\text{here}", "Tabs\tstay \\text{here}", None),
+        ("de\x0cne fi\x0cve \x0cfirst", "dene five first", "invisible and control characters"),
+        ("a \neq 0,\nabla f,\right)", "a \\neq 0,\\nabla f,\\right)", "eaten backslash restored"),
+        ("1.\tan apple\nnow", "1.\tan apple\nnow", None),
     ],
 )
 def test_normalise_mends_what_means_the_same(raw, clean, rule):
@@ -79,6 +82,12 @@ def test_answers_that_cannot_be_graded_do_not_go_on():
             ("Choose what is right: (A) 3 (B) 4 (C) 5", "\\text{(A)}"),
             ("Given (1) x > 2 and (2) y > 3 and x + y = 9, what is x?", "5"),
             ("What is it?", "5} and {6"),
+            ("Find it.\n(a) Find x.\n(b) Find y. Please provide the value of x + y.", "3"),
+            ("(1) 求 $x$;\n(2) 求 $y$。请给出这两个值的和。", "3"),
+            ("(a) Prove that it is even. (b) Find it.", "4"),
+            ("Build the longest table and demonstrate that no longer one exists.", "27"),
+            ("Which one?", "notfound"),
+            ("Which one?", "None"),
         ),
         answers.AnswerOptions(),
         CONTEXT,
@@ -89,8 +98,16 @@ def test_answers_that_cannot_be_graded_do_not_go_on():
         "a:5": "asks for a proof",
         "a:7": "asks for several parts",
         "a:10": "the answer breaks out of its box",
+        "a:15": "no answer",
+        "a:16": "no answer",
     }
-    assert len(result.rows) == 6
+    assert len(result.rows) == 10
+    assert result.facts["examples of strings"] == ["\\text{Friday}"]
+    given = rows(
+        ("Which day?", "\\text{Friday}"), ("Why?", "Because the 3 sides are equal"), ("x?", "10\\text{ inches}")
+    )
+    strict = answers.run(given, answers.AnswerOptions(unparsed="drop"), CONTEXT)
+    assert [row.id for row in strict.rows] == ["a:2"]
     kept = answers.run(rows(("Prove that 2 is even.", "1")), answers.AnswerOptions(proofs="keep"), CONTEXT)
     assert len(kept.rows) == 1
 
@@ -116,34 +133,56 @@ def test_exact_keeps_the_first_and_quarantines_contradictions():
     assert [row.id for row in trusted.rows] == ["a:0", "a:1", "a:2", "a:3"]
 
 
-def test_near_tells_copies_from_siblings():
-    given = rows(
-        (f"{LONG}. What is the probability of red?", "7"),
-        (f"{LONG}, what is the probability of red now?", "7"),  # a copy
-        (f"{LONG.replace('30', '31')}. What is the probability of red?", "8"),  # another number, another answer
-        (f"{LONG}. What is the probability of red? The answer is in the form m/n, give the value of m + n.", "11"),
-        ("Something else altogether, about triangles with sides of 3, 4 and 5: what is its area?", "6"),
+COPY = (
+    "There are 12 red and 30 blue marbles in a bag; Ann draws marbles until she has two of one colour. Find the chance."
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "what"),
+    [
         (
-            "Something else altogether, about triangles with sides of 3, 4 and 5, what is its area",
-            "7",
-        ),  # a wrong answer
-    )
-    result = dedupe.near(given, NearOptions(), CONTEXT)
-    assert [row.id for row in result.rows] == ["a:0", "a:2"]
-    assert fates(result) == {"a:1": NEAR, "a:3": FORM, "a:4": CONFLICT, "a:5": CONFLICT}
-    whats = {(p["left"], p["right"]): (p["what"], p["done"]) for p in result.pairs}
-    assert whats["a:0", "a:2"] == (SIBLINGS, "both kept")
-    assert whats["a:4", "a:5"] == (CONFLICT, "quarantined")
-    copy = next(p for p in result.pairs if (p["left"], p["right"]) == ("a:0", "a:1"))
-    assert copy["texts"] == [given[0].problem, given[1].problem]
-    assert 0.7 <= copy["score"] < 1
-    kept = dedupe.near(given, NearOptions(threshold=0.99), CONTEXT)
-    assert "a:1" in {row.id for row in kept.rows}
+            (f"{LONG}. What is the probability of red?", "7"),
+            (f"{LONG}, what is the probability of red now?", "7"),
+            NEAR,
+        ),
+        ((f"{LONG}. What is the probability of red?", "7"), (COPY, "7"), NEAR),  # told anew
+        ((f"{LONG}. What is the probability of red?", "7"), (COPY.replace("30", "31"), "7"), None),
+        ((f"{LONG}. What is red?", "\\frac12"), (f"{LONG}; what is red?", "0.5"), NEAR),
+        ((f"{LONG}. What is it?", "\\text{(A)}"), (COPY, "A"), None),  # letters are equal by chance
+        ((f"{LONG}. What is red?", "7"), (f"{LONG.replace('30', '31')}. What is red?", "7"), None),
+        ((f"{LONG}, what is it?", "6"), (f"{LONG}. Find what it is.", "7"), CONFLICT),
+        ((f"{LONG}, with at most 5. Red?", "6"), (f"{LONG}, with at least 5. Red?", "7"), SIBLINGS),
+        ((f"{LONG}. Find the sum.", "6"), (f"{LONG}. Find the product.", "7"), SIBLINGS),
+        ((f"{LONG}. Find it.", "6"), (f"{LONG}. Find it. The answer is in the form m/n, give m + n.", "7"), FORM),
+        ((f"{LONG}. Find $AB$ of it.", "6"), (f"{LONG}. Find $AC$ of it.", "7"), SIBLINGS),
+        (
+            ("In it, what is $x$? [asy] draw(1); [/asy]", "6"),
+            ("In it, what is $x$? [asy] draw(2); [/asy]", "6"),
+            SIBLINGS,
+        ),
+    ],
+)
+def test_near_tells_copies_from_siblings(one, other, what):
+    result = dedupe.near(rows(one, other), NearOptions(), CONTEXT)
+    assert [pair["what"] for pair in result.pairs] == ([what] if what else [])
+    dropped = {NEAR: ["a:1"], FORM: ["a:1"], CONFLICT: ["a:0", "a:1"]}.get(what, [])
+    assert fates(result) == dict.fromkeys(dropped, what)
+    for pair in result.pairs:
+        assert pair["texts"] == [one[0], other[0]]
+        assert (pair["done"] == "both kept") == (not dropped)
+
+
+def test_near_thresholds_and_trust():
+    copies = rows((f"{LONG}. What is the probability of red?", "7"), (COPY, "7"))
+    assert len(dedupe.near(copies, NearOptions(same_answer=0.9), CONTEXT).rows) == 2
+    clash = [*rows((f"{LONG}, what is it?", "6")), *rows((f"{LONG}. Find what it is.", "7"), source="b")]
+    assert [row.id for row in dedupe.near(clash, NearOptions(trust=("b",)), CONTEXT).rows] == ["b:0"]
 
 
 def test_near_follows_chains_to_the_first():
     chain = [LONG + " and so on" * k + "?" for k in range(4)]
-    result = dedupe.near(rows(*chain), NearOptions(threshold=0.75, shingle=2), CONTEXT)
+    result = dedupe.near(rows(*chain), NearOptions(same_answer=0.75, shingle=2), CONTEXT)
     assert [row.id for row in result.rows] == ["a:0"]
     assert {one.detail["kept"] for one in result.drops} == {"a:0"}
 
@@ -184,5 +223,29 @@ def test_reworded_problems_are_found_by_their_similarity():
     options = DecontaminateOptions(similarity=0.6)
     hits = decontaminate.run(rows(one), options, CONTEXT, [Reference("b", "1", other)])
     assert [p["what"].split(" 0")[0] for p in hits.pairs] == ["3-gram Jaccard"]
-    strict = decontaminate.run(rows(one), DecontaminateOptions(similarity=0.95), CONTEXT, [Reference("b", "1", other)])
+    strict = decontaminate.run(
+        rows(one), DecontaminateOptions(similarity=0.95, same_words=0.95), CONTEXT, [Reference("b", "1", other)]
+    )
     assert not strict.pairs
+
+
+@pytest.mark.parametrize(
+    ("problem", "answer", "done"),
+    [
+        (COPY, "7", "dropped"),
+        (f"{LONG.replace('30', '31')}. What is the probability of red?", "8", decontaminate.SIBLING),
+        ("In the diagram, what is $x$? [asy] draw(1); [/asy]", "7", decontaminate.UNSURE),
+        ("In the diagram, what is $x$? [asy] draw(2); [/asy]", "9", "dropped"),  # the same diagram
+        ("What is the largest prime factor of 2323?", "101", decontaminate.UNSURE),
+    ],
+)
+def test_answers_and_numbers_tell_leaks_from_siblings(problem, answer, done):
+    references = [
+        Reference("b", "1", f"{LONG}. What is the probability of red?", "7"),
+        Reference("b", "2", "In the diagram, what is $x$? [asy] draw(2); [/asy]", "8"),
+        Reference("b", "3", "What is the largest prime factor of 1391?", "107"),
+    ]
+    result = decontaminate.run(rows((problem, answer)), DecontaminateOptions(), CONTEXT, references)
+    assert [pair["done"] for pair in result.pairs] == [done]
+    assert len(result.rows) == (done != "dropped")
+    assert result.facts["rows too short to tell"] == (done == decontaminate.UNSURE)

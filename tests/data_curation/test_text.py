@@ -1,4 +1,4 @@
-"""Tokens, n-grams, MinHash and the pairs they find, against plain Python and datasketch itself."""
+"""Tokens, n-grams and the pairs they find, against plain Python."""
 
 import random
 import re
@@ -6,10 +6,9 @@ import string
 
 import numpy as np
 import pytest
-from datasketch import MinHash
 
-from data_curation import text
-from data_curation.similar import GramIndex, near_pairs, near_reference_pairs, signatures
+from data_curation import similar, text
+from data_curation.similar import GramIndex, near_pairs, run_sets
 from data_curation.text import grams, tokens
 
 WORDS = (*string.ascii_lowercase, "find", "the", "triangle", "sides", "angle", "integer", "\\frac")
@@ -76,41 +75,64 @@ def test_grams_are_runs_of_tokens(n):
     assert same_partition(found.values.tolist(), [str(run) for one in runs for run in one])
 
 
-def test_signatures_are_datasketchs():
-    runs = grams(tokens(some_texts(50)), 3)
-    made = signatures(runs)
-    for at in range(len(runs)):
-        theirs = MinHash(num_perm=128, seed=1, scheme="affine32", hashfunc=lambda value: value)
-        theirs.update_batch([int(value) & 0xFFFFFFFF for value in runs.of(at)])
-        assert (theirs.hashvalues == made[at]).all()
-
-
 def jaccard(one: str, other: str, n: int = 3) -> float:
     a, b = ({tuple(w[i : i + n]) for i in range(max(1, len(w) - n + 1))} for w in map(plain_tokens, (one, other)))
     return len(a & b) / len(a | b)
 
 
-def test_near_pairs_are_those_of_comparing_all_with_all():
-    texts = some_texts(160)
-    found = near_pairs(texts, 0.7, 3)
-    got = {(i, j): s for i, j, s in zip(found.left.tolist(), found.right.tolist(), found.score.tolist(), strict=True)}
-    wanted = {(i, j): jaccard(texts[i], texts[j]) for i in range(len(texts)) for j in range(i + 1, len(texts))}
-    wanted = {pair: score for pair, score in wanted.items() if score >= 0.7}
-    assert len(wanted) >= 40
-    assert got == pytest.approx(wanted)
+def found(pairs) -> dict[tuple[int, int], float]:
+    return {(i, j): s for i, j, s in zip(pairs.left.tolist(), pairs.right.tolist(), pairs.score.tolist(), strict=True)}
+
+
+@pytest.mark.parametrize("threshold", [0.25, 0.7, 1.0])
+def test_near_pairs_are_those_of_comparing_all_with_all(threshold):
+    texts = [*some_texts(160), "", "$"]
+    sets = run_sets(texts, 3)
+    wanted = {
+        (i, j): jaccard(texts[i], texts[j]) for i in range(len(texts)) for j in range(i + 1, len(texts) - 2) if i < j
+    }
+    wanted = {pair: score for pair, score in wanted.items() if score >= threshold}
+    assert len(wanted) >= 20 or threshold == 1.0
+    assert found(near_pairs(sets, threshold)) == pytest.approx(wanted)
+    groups = np.arange(len(texts), dtype=np.uint64) % np.uint64(3)
+    grouped = {pair: score for pair, score in wanted.items() if pair[0] % 3 == pair[1] % 3}
+    assert found(near_pairs(sets, threshold, groups=groups)) == pytest.approx(grouped)
+    odd = near_pairs(sets, threshold, allowed=lambda left, right: left % 2 == 1)
+    assert found(odd) == pytest.approx({pair: score for pair, score in wanted.items() if pair[0] % 2})
 
 
 def test_pairs_with_references_are_those_across_only():
     texts, references = some_texts(80, 1), some_texts(80, 1)[:10] + some_texts(10, 2)
-    found = near_reference_pairs(texts, references, 0.7, 3)
-    got = set(zip(found.left.tolist(), found.right.tolist(), strict=True))
+    pairs = near_pairs(run_sets([*texts, *references], 3), 0.7, split=len(texts))
+    got = {(i, j - len(texts)) for i, j in found(pairs)}
     assert got == {(i, j) for i in range(len(texts)) for j in range(20) if jaccard(texts[i], references[j]) >= 0.7}
     assert {(i, i) for i in range(10)} <= got
 
 
+def test_a_template_costs_linear_time_and_loses_no_copy(monkeypatch):
+    """Pairs that are measured, for rows of one template with other numbers and a copy of every tenth."""
+    measured = []
+    common = similar._common
+    monkeypatch.setattr(similar, "_common", lambda left, *rest: measured.append(len(left)) or common(left, *rest))
+    counts = []
+    for size in (1000, 4000):
+        pick = random.Random(0)
+        rows = [(pick.randrange(10**6), pick.randrange(10**6)) for _ in range(size)]
+        made = [
+            f"A train with {a} seats stops at noon in a town of {b} people. How many seats are there?" for a, b in rows
+        ]
+        copies = [made[at].replace("How many seats are there", "How many seats has it") for at in range(0, size, 10)]
+        pairs = near_pairs(run_sets([*made, *copies], 3), 0.5)
+        assert {(at * 10, size + at) for at in range(len(copies))} <= set(found(pairs))
+        assert pairs.cut > 0
+        counts.append(sum(measured))
+        measured.clear()
+    assert counts[1] < 5 * counts[0]
+
+
 def test_shares_of_ngrams_are_exact():
     texts, references = some_texts(60, 3), [*some_texts(60, 3)[5:9], "find x", "", *some_texts(5, 4)]
-    found = GramIndex.build(references, 5).pairs(texts, 0.3)
+    pairs = GramIndex.build(references, 5).pairs(texts, 0.3)
 
     def sets(problem: str) -> set[tuple[str, ...]]:
         words = plain_tokens(problem)
@@ -122,13 +144,12 @@ def test_shares_of_ngrams_are_exact():
             a, b = sets(one), sets(other)
             if a & b and len(a & b) / min(len(a), len(b)) >= 0.3:
                 wanted[i, j] = len(a & b) / min(len(a), len(b))
-    got = zip(found.left.tolist(), found.right.tolist(), found.score.tolist(), strict=True)
-    assert {(i, j): s for i, j, s in got} == pytest.approx(wanted)
+    assert found(pairs) == pytest.approx(wanted)
     assert wanted
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", "find x"]])
 def test_nothing_to_compare_is_no_pair(texts):
-    assert len(near_pairs(texts, 0.7, 3)) == 0
+    assert len(near_pairs(run_sets(texts, 3), 0.7)) == 0
     assert len(GramIndex.build(["find the sum of x and y"], 3).pairs(texts, 0.5)) == 0
     assert len(GramIndex.build(["", "$"], 3).pairs(["find the sum"], 0.5)) == 0

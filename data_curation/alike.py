@@ -1,0 +1,235 @@
+"""Are two problems one? What their words, their numbers and their answers say; the similarity comes from `similar`.
+
+Similarity alone cannot tell a copy from a sibling ("... is divided by 4" and "... by 8"), and a copy that is told in
+other words may have a lower one than siblings have. What tells them apart, read on MATH and DAPO (docs/data.md): copies
+have the same answer and the same numbers; where the answers differ, only filler words do.
+"""
+
+import difflib
+import hashlib
+import re
+import unicodedata
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_curation.rows import Row
+from data_curation.text import DROPPED, SAME, diagrams, without_diagrams
+from evals.grading.math import normalise
+
+SAME_ANSWER = 0.25
+"""Jaccard similarity of the sets of 3-token runs from which on problems with the same answer and numbers are one"""
+SOME_NUMBERS = 0.4
+"""the same where one has most of the numbers of the other, or neither has any"""
+CHOICE = 0.7
+"""the same where equal answers say little: those of multiple choice"""
+ALIKE = 0.55
+"""the same from which on problems are one, whatever their answers, where nothing but filler words differs"""
+SHORT = 12
+"""words and symbols, without diagrams: with fewer, equal words with different answers are no evidence"""
+
+_LOOKS = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-z])|\\[,;:! ]|[\s$~]+|[.。]+$")
+_FORM = re.compile(
+    r"(?:the |original |this )*answer (?:is |should be |will be )?(?:given |expressed |written )?(?:in|of) the form.*$"
+    r"|the (?:original )?answer is in .{1,80}? (?:form|format)\b.*$"
+    r"|(?:please )?(?:give|provide|find|calculate|compute) the (?:value|sum) of\s+[\\($]*\w(?:\s*\+\s*\w)+[$\\).\s]*$"
+    r"|原始的?答案.*$",
+    re.I | re.DOTALL,
+)
+_CHOICES = re.compile(
+    r"[\s$\\(\[{]*(?:\\(?:text|math)\w*\s*\{+\s*)*\(\s*A\s*\).{1,300}\(\s*B\s*\).{1,300}\(\s*C\s*\).*$", re.DOTALL
+)
+_CHOICE = re.compile(r"\(?[A-H]\)?|yes|no|true|false", re.I)
+_THOUSANDS = re.compile(r"(?<=\d)\s*(?:,|\{,\})\s*(?:\\[!,])?\s*(?=\d{3}(?!\d))")
+_FRACTION = re.compile(r"\\frac(\d|\{\d+\})(\d|\{\d+\})")
+_UNIT = re.compile(
+    r"(?<=\d)(?:\^\{?\\circ\}?|\\degree|\\?%|\\text\{[a-z .]+\}|(?:cm|m|km|inches|feet|dollars|units)\b)*$"
+)
+
+_WORD = re.compile(r"\\?[a-z]+|\d+|[\u3400-\u9fff]|[+\-*/=<>^|]", re.I)
+_MARKUP = re.compile(r"\[/?[a-z]\]|^\s*[-*]\s|(?<=[a-z]{2})-(?=[a-z]{2})", re.I | re.M)
+_FILLER_WORDS = """a an the of to in is are be it its that this these and then find determine calculate
+compute evaluate what value number so such we for as on at by with if let suppose given please provide your
+answer integer how many there which can possible all has have having each one express write form written
+expressed also any some below above shown following where when / frac dots ldots cdots mathbb mathcal
+boldsymbol i diagram figure"""
+_FILLER = frozenset(_FILLER_WORDS.split()) | frozenset(
+    "的求设是为则且若已知有在中个值数可能给出提供请计算多少问这样满足条件所何种其一试任意都与及和"
+)
+_CHANGING_WORDS = """not no neither nor without except exactly most least more less fewer greater smaller
+larger largest smallest greatest maximum minimum max min even odd prime composite positive negative
+nonnegative real distinct different same identical distinguishable indistinguishable consecutive increasing
+decreasing sum product difference quotient remainder ratio area perimeter length volume surface radius
+diameter circumference center angle side sides edges vertices faces diagonal mean median mode average range
+probability horizontal vertical left right top bottom first second third last two three four five six seven
+eight nine ten half twice double inside outside row column alpha beta gamma delta theta phi psi rho sigma
+omega lambda mu pi sin cos tan cot sec csc log ln"""
+_CHANGES = frozenset(_CHANGING_WORDS.split())
+"""words that make another question; a letter or a name in capitals does so too"""
+_VERSION = re.compile(r"\b(easy|easier|simple|medium|hard|harder|difficult|extreme)\b(?=[^.]{0,40}\bversion)", re.I)
+
+
+def key(problem: str) -> str:
+    """What is equal for equal problems."""
+    return _LOOKS.sub("", unicodedata.normalize("NFKC", problem).casefold())
+
+
+def bare(problem: str) -> str:
+    """A problem without the sentence that asks for its answer in another form, and without choices."""
+    plain = _FORM.sub("", problem).strip()
+    plain = plain if len(plain) > 20 else problem
+    stem = _CHOICES.sub("", plain)
+    return stem if _length(stem) >= SHORT else plain
+
+
+def same_form(one: str, other: str) -> bool:
+    """Whether two problems ask for their answers in the same form, the plain one or another."""
+    left, right = (_content(found[0]) if (found := _FORM.search(problem)) else [] for problem in (one, other))
+    return left == right
+
+
+def answer_key(answer: str) -> str:
+    """What is equal for plainly equal answers: the grader's spelling, without a unit, integers in one form."""
+    plain = _UNIT.sub("", _THOUSANDS.sub("", normalise(answer).removeprefix("\\$")))
+    plain = _FRACTION.sub(lambda found: "/".join(part.strip("{}") for part in found.groups()), plain)
+    return str(int(plain)) if re.fullmatch(r"-?\d{1,1000}", plain) else plain
+
+
+def is_choice(answer: str) -> bool:
+    """Whether an answer is one of a few that many problems share: a letter, yes or no."""
+    return bool(_CHOICE.fullmatch(normalise(answer)))
+
+
+def numbers(problem: str) -> list[str]:
+    """The runs of digits, in order."""
+    return re.findall(r"\d+", _THOUSANDS.sub("", without_diagrams(problem)))
+
+
+def share_numbers(one: str, other: str) -> int:
+    """2: the same numbers, as a set or digit by digit (\\frac14 is 1/4). 1: one has most of the other's. 0: neither."""
+    left, right = numbers(one), numbers(other)
+    a, b = set(left), set(right)
+    if a == b or "".join(left) == "".join(right):
+        return 2
+    return int(len(a & b) >= 0.8 * min(len(a), len(b)))
+
+
+class Numbers:
+    """The numbers of many problems, so that `share_numbers` need not be asked for every pair."""
+
+    def __init__(self, problems: Sequence[str]):
+        found = [numbers(problem) for problem in problems]
+        self.as_set = np.array([hash64(" ".join(sorted(set(one)))) for one in found], np.uint64)
+        self.in_order = np.array([hash64("".join(one)) for one in found], np.uint64)
+        self.digits = np.array([hash64("".join(sorted(set("".join(one))))) for one in found], np.uint64)
+        """[problems] a group in which all problems with the same numbers are"""
+        self.count = np.array([len(set(one)) for one in found], np.int64)
+        self.marks = np.array([_marks(one) for one in found], np.uint64)
+
+    def same(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Where `share_numbers` is 2."""
+        return (self.as_set[left] == self.as_set[right]) | (self.in_order[left] == self.in_order[right])
+
+    def maybe(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Where `share_numbers` may be 1 or 2."""
+        a, b = self.marks[left], self.marks[right]
+        few = 0.2 * np.minimum(self.count[left], self.count[right])
+        return self.same(left, right) | (np.bitwise_count(a & ~b) <= few) | (np.bitwise_count(b & ~a) <= few)
+
+
+def one_problem(one: str, other: str, score: float, answer: str, floor: float = SAME_ANSWER) -> bool:
+    """Whether two bare problems with the same answer are the same problem."""
+    shared = share_numbers(one, other)
+    least = max(floor, CHOICE if is_choice(answer) else 0.0 if shared == 2 and numbers(one) else SOME_NUMBERS)
+    return bool(shared) and score >= least
+
+
+def cannot_tell(one: str, other: str, same_answer: bool) -> bool:
+    """Whether words are no evidence: too few of them, or about two figures ("In the diagram, what is x?")."""
+    short = min(_length(one), _length(other)) < SHORT
+    if another_figure(one, other):
+        return short or not same_answer or not numbers(one)
+    return short and not same_answer
+
+
+def only_words(one: str, other: str) -> bool:
+    """Whether two bare problems say the same: nothing but filler and spelling differs, or a harmless word."""
+    if share_numbers(one, other) < 2:
+        return False
+    left, right = _content(one), _content(other)
+    apart: list[str] = []
+    for tag, i, j, k, end in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
+        if tag != "equal":
+            apart += _unlike(left[i:j], right[k:end])
+    total = len(left) + len(right)
+    symbols = sum(not word.isalpha() for word in apart)
+    telling = any(word in _CHANGES or word.isupper() or (len(word) == 1 and word.isalpha()) for word in apart)
+    return not telling and len(set(apart)) <= 0.07 * total and symbols <= 0.025 * total
+
+
+def another_figure(one: str, other: str) -> bool:
+    """Whether both have a diagram, and not the same."""
+    left, right = ("".join(diagrams(problem).split()) for problem in (one, other))
+    return bool(left and right) and left != right
+
+
+def same_programs(one: Row, other: Row) -> bool:
+    """Whether two programming problems that read alike are one: the same limits, not an easy and a hard version, and
+    the same outputs for the same inputs, of which there are some.
+    """
+    texts = one.problem, other.problem
+    if share_numbers(*texts) < 2 or len({tuple(_versions(text)) for text in texts}) > 1:
+        return False
+    left, right = (_tests(row.code) for row in (one, other) if row.code is not None)
+    if not left and not right:
+        return True
+    common = left.keys() & right.keys()
+    return bool(common) and all(left[given] == right[given] for given in common)
+
+
+def hash64(text: str) -> int:
+    """64 bits that are equal for equal texts."""
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
+
+
+def _marks(found: Sequence[str]) -> int:
+    """One of 64 bits for each number."""
+    marks = 0
+    for number in set(found):
+        marks |= 1 << (zlib.crc32(number.encode()) & 63)
+    return marks
+
+
+def _length(problem: str) -> int:
+    return len(_WORD.findall(without_diagrams(problem)))
+
+
+def _content(problem: str) -> list[str]:
+    plain = _THOUSANDS.sub("", _MARKUP.sub(" ", unicodedata.normalize("NFKC", without_diagrams(problem))))
+    found: list[str] = _WORD.findall(plain)
+    words = [word if word.isupper() else str(SAME.get(word.lower(), word.lower())) for word in found]
+    return [word.lstrip("\\") for word in words if word.lower() not in DROPPED and word.lstrip("\\") not in _FILLER]
+
+
+def _unlike(left: list[str], right: list[str]) -> list[str]:
+    """The words that have no other spelling of theirs on the other side."""
+    left, right = list(left), list(right)
+    for word in list(left):
+        if len(word) < 3 or word in _CHANGES or word.isupper():
+            continue
+        close = difflib.get_close_matches(word, [w for w in right if w not in _CHANGES], 1, 0.7)
+        if close:
+            left.remove(word)
+            right.remove(close[0])
+    return left + right
+
+
+def _versions(statement: str) -> list[str]:
+    """easy, hard, ...: which version of a problem its first lines say it is."""
+    return [word.lower() for word in _VERSION.findall(statement[:400])][:1]
+
+
+def _tests(code: Mapping[str, Any]) -> dict[str, str]:
+    return {given.strip(): printed.strip() for given, printed in zip(code["inputs"], code["outputs"], strict=True)}
