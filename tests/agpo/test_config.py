@@ -25,7 +25,7 @@ def test_paper_recipes_have_the_papers_settings(name):
     assert config.rollout.temperature == 1.0
     objective = objective_of(config.objective)
     assert config.engine == "vllm"
-    assert config.reward == ("code" if "code" in name else "math")
+    assert config.reward == ("code" if "code" in name else "math-simplified")
     assert (objective.beta, objective.clip, objective.masked_groups) == (0.0, "max0", "mask")
 
 
