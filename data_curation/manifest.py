@@ -16,7 +16,7 @@ from data_curation.stage import Done
 from evals.errors import UserError
 
 FORMAT = 2
-PACKAGES = ("agpo", "datasketch", "datasets", "math-verify", "numpy", "pyarrow", "reasoning-gym")
+PACKAGES = ("agpo", "datasets", "math-verify", "numpy", "pyarrow", "reasoning-gym")
 WIDTH, LONGEST = 100, 2000
 """characters per bar of the length histogram, and where its last bar begins"""
 
