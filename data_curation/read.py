@@ -33,7 +33,7 @@ def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[l
         if strict and (bad := next((line for line in one.ledger() if line.get("malformed")), None)):
             raise UserError(f"{place}, {bad['id']}: {bad['reason']}. Without --strict it is dropped and listed.")
         reads.append(one)
-        where = "made by reasoning-gym" if made else place if not files else Path(place).name
+        where = "made on the spot" if made else place if not files else Path(place).name
         abouts.append(
             {
                 "name": source.name,
