@@ -1,9 +1,13 @@
 """`python -m data_curation.build --recipe math-paper`: public data -> training set, manifest, ledger and pictures."""
 
 import argparse
+import contextlib
+import functools
+import logging
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ from rich.table import Table
 
 from evals.console import make_console
 from evals.errors import UserError, command
+
+logger = logging.getLogger(__name__)
 
 # Heavy libraries are imported where they are needed, so that --help and a wrong name answer at once.
 
@@ -94,8 +100,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip", action="append", default=[], metavar="STAGE", help="leave a stage out")
     parser.add_argument("--out", type=Path, help="folder to write (default: data/<recipe>)")
     parser.add_argument("--strict", action="store_true", help="stop at a malformed row instead of listing it")
+    parser.add_argument("--limit", type=int, metavar="N", help="a trial on N rows of each source, drawn with a seed")
+    parser.add_argument(
+        "--max-errors", type=int, default=20, metavar="N", help="problems that a server may refuse (default: 20)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that grade or run programs (default: 2)")
-    parser.add_argument("--dry-run", action="store_true", help="print the recipe as it would run, then exit")
+    parser.add_argument("--dry-run", action="store_true", help="check all inputs and print what would be done")
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     return parser.parse_args(argv)
 
@@ -108,44 +118,86 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--workers must be at least 1, not {args.workers}.")
     from data_curation.recipe import load
 
-    recipe = load(args.recipe, args.settings, pairs_of(args.input, "--input"), args.skip)
+    references = pairs_of(args.reference, "--reference")
+    settings = args.settings if args.limit is None else [*args.settings, f"limit={args.limit}"]
+    recipe = load(args.recipe, settings, pairs_of(args.input, "--input"), args.skip, references)
     out = args.out or Path("data") / recipe.name
     if args.dry_run:
         plan(recipe, out, console)
-        return 0
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from data_curation.pipeline import build
+    from data_curation import inputs
     from data_curation.stage import Context
     from evals.store import Store
+    from evals.store.database import is_missing
+    from evals.store.store import DEFAULT
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Store.open(args.store) as store,
-        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-    ):
+    nowhere = args.dry_run and is_missing(str(args.store or os.environ.get("AGPO_STORE") or DEFAULT))
+    opened = contextlib.nullcontext() if nowhere else Store.open(args.store)
+    with opened as store, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        show_line = functools.partial(console.print, highlight=False, markup=False)
+
+        def say(text: str) -> None:
+            show_line(text)
+            logger.info(text)
+
         context = Context(
-            lambda text: console.print(text, highlight=False, markup=False),
-            progress if console.is_terminal else None,
-            store,
-            args.workers,
-            pairs_of(args.reference, "--reference"),
+            say=say,
+            log=logger.info if console.is_terminal else say,
+            progress=progress if console.is_terminal else None,
+            store=store,
+            workers=args.workers,
+            max_errors=args.max_errors,
+            references=references,
         )
-        run = store.start_run("curation", recipe.name, config=recipe.model_dump(mode="json"))
-        status = "failed"
-        try:
-            whole = build(recipe, out, context, strict=args.strict, run_id=run)
-            record(store, run, whole, out)
-            status = "done"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            store.finish_run(run, status)
+        if store is None or args.dry_run:
+            inputs.check(recipe, out, context)
+            for line in inputs.costs(recipe, context):
+                show_line(f"  {line}")
+            return 0
+        from data_curation.pipeline import build
+
+        inputs.check_folder(out)
+        with log_file(out.with_name(f"{out.name}.log")):
+            run = store.start_run("curation", recipe.name, config=recipe.model_dump(mode="json"))
+            status = "failed"
+            try:
+                whole = build(recipe, out, context, strict=args.strict, run_id=run)
+                record(store, run, whole, out)
+                status = "done"
+            except KeyboardInterrupt:
+                status = "interrupted"
+                raise
+            finally:
+                store.finish_run(run, status)
         progress.stop()
         show(whole["content"], out, console)
-        console.print(f"manifest {whole['id']}, run {run} in {store}")
+        console.print(f"manifest {whole['id']}, run {run} in {store}, log in {out.name}.log beside the folder")
     return 0
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append what is said, progress, warnings and how it ended to a file; nobody may be looking at the screen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours, engines = logging.getLogger("data_curation"), logging.getLogger("evals")
+    ours.setLevel(logging.INFO)
+    try:
+        for one in (ours, engines):
+            one.addHandler(handler)
+        logger.info("started: %s", " ".join(sys.argv[1:]))
+        yield
+        logger.info("done")
+    except BaseException as e:
+        logger.error("ended by %s: %s", type(e).__name__, e)
+        raise
+    finally:
+        for one in (ours, engines):
+            one.removeHandler(handler)
+        handler.close()
 
 
 def record(store: Any, run: str, whole: dict[str, Any], out: Path) -> None:

@@ -135,7 +135,7 @@ def code_of(row: Row) -> Any:
     pairs = list(dict.fromkeys(zip(code["inputs"], code["outputs"], strict=True)))
     tests = {"inputs": [given for given, _ in pairs], "outputs": [printed for _, printed in pairs]}
     limits = Limits(cpu_s=2 * max(1.0, code["time_limit"] or 6.0), memory_mb=max(256, code["memory_mb"] or 1024))
-    return read_code(dumps({**tests, "fn_name": code["fn_name"]}), row.id, limits)
+    return read_code(dumps({**tests, "fn_name": code["fn_name"]}), row.id, limits, code.get("starter", ""))
 
 
 def programs_of(row: Row, how: Any) -> list[tuple[str, Any]]:

@@ -1,57 +1,22 @@
 """Sources of programming problems. Their tests and what goes with them are one record, `Row.code`:
 
 inputs, outputs: texts of standard input and output, as many of one as of the other. fn_name: what to call instead, with
-inputs of one JSON value per line; empty: a program that reads and prints. time_limit: seconds per test, None where the
-source does not say. memory_mb. references, wrong: Python programs that are said to pass and to fail. interactive,
-checker, file_io: what comparing outputs cannot judge. date: of the contest, YYYY-MM-DD, "" where unknown.
+inputs of one JSON value per line; empty: a program that reads and prints. starter: code that an answer continues.
+time_limit: seconds per test, None where the source does not say. memory_mb. references, wrong: Python programs that are
+said to pass and to fail. interactive, checker, file_io: what comparing outputs cannot judge. date: of the contest,
+YYYY-MM-DD, "" where unknown.
 """
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from data_curation.rows import Drop, Row
-from data_curation.sources import KINDS, Bad, Kind, Source, text
+from data_curation.sources import KINDS, PROBLEMS, Bad, Kind, Source, code_record, column, read_tests, text, usual
 
-PROGRAMS = 3
-"""reference programs, and wrong ones, that are kept of a problem"""
 PYTHON3 = 3
 """code_contests: the language number of Python 3"""
 ORIGINS = ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "atcoder", "aizu")
-
-
-def record(
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    *,
-    time_limit: float | None = None,
-    memory_mb: int | None = None,
-    fn_name: str = "",
-    references: Sequence[str] = (),
-    wrong: Sequence[str] = (),
-    interactive: bool = False,
-    checker: bool = False,
-    file_io: bool = False,
-    date: str = "",
-) -> dict[str, Any]:
-    """Raises Bad for tests that are no texts."""
-    if len(inputs) != len(outputs):
-        raise Bad(f"{len(inputs)} test inputs and {len(outputs)} outputs")
-    if not all(isinstance(one, str) for one in (*inputs, *outputs)):
-        raise Bad("a test's input or output is not text")
-    return {
-        "inputs": list(inputs),
-        "outputs": list(outputs),
-        "time_limit": time_limit,
-        "memory_mb": memory_mb,
-        "fn_name": fn_name,
-        "references": list(references)[:PROGRAMS],
-        "wrong": list(wrong)[:PROGRAMS],
-        "interactive": interactive,
-        "checker": checker,
-        "file_io": file_io,
-        "date": date,
-    }
 
 
 class CodeforcesSource(Source):
@@ -69,15 +34,15 @@ def read_codeforces(options: CodeforcesSource, name: str, raw: Mapping[str, Any]
         raise Bad("a test is not a record")
     pairs = list(dict.fromkeys((text(test, "input"), text(test, "output")) for test in (*examples, *tests)))
     parts = [text(raw, "description")]
-    for title, column in (("Input", "input_format"), ("Output", "output_format")):
-        if raw.get(column):
-            parts.append(f"{title}\n{text(raw, column)}")
+    for title, name_there in (("Input", "input_format"), ("Output", "output_format")):
+        if raw.get(name_there):
+            parts.append(f"{title}\n{text(raw, name_there)}")
     parts += [f"Example\nInput:\n{test['input']}\nOutput:\n{test['output']}" for test in examples]
     if raw.get("note"):
         parts.append(f"Note\n{text(raw, 'note')}")
     start = raw.get("contest_start")
     date = datetime.datetime.fromtimestamp(start, datetime.UTC).date().isoformat() if isinstance(start, int) else ""
-    code = record(
+    code = code_record(
         [given for given, _ in pairs],
         [printed for _, printed in pairs],
         time_limit=_number(raw.get("time_limit")),
@@ -103,18 +68,18 @@ class CodeContestsSource(Source):
 
 def read_code_contests(options: CodeContestsSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
     pairs: dict[tuple[str, str], None] = {}
-    for column in ("public_tests", "private_tests", "generated_tests")[: 3 if options.generated else 2]:
-        tests = raw.get(column) or {"input": [], "output": []}
+    for kind in ("public_tests", "private_tests", "generated_tests")[: 3 if options.generated else 2]:
+        tests = raw.get(kind) or {"input": [], "output": []}
         if not isinstance(tests, dict) or not isinstance(tests.get("input"), list):
-            raise Bad(f"{column!r} is not a record of lists")
+            raise Bad(f"{kind!r} is not a record of lists")
         if len(tests["input"]) != len(tests.get("output") or []):
-            raise Bad(f"{column!r} has {len(tests['input'])} inputs and {len(tests.get('output') or [])} outputs")
+            raise Bad(f"{kind!r} has {len(tests['input'])} inputs and {len(tests.get('output') or [])} outputs")
         pairs |= dict.fromkeys(zip(tests["input"], tests["output"], strict=True))
     limit = raw.get("time_limit")
     seconds = None
     if isinstance(limit, dict):
         seconds = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9 or None
-    code = record(
+    code = code_record(
         [given for given, _ in pairs],
         [printed for _, printed in pairs],
         time_limit=seconds,
@@ -134,45 +99,43 @@ def read_code_contests(options: CodeContestsSource, name: str, raw: Mapping[str,
 
 
 class CodeTableSource(Source):
-    """Any JSONL or parquet with a statement and tests: {inputs, outputs}, or a list of {input, output}."""
+    """Any file with a statement and tests: {inputs, outputs}, a list of {input, output}, or the JSON text of either."""
 
     kind: Literal["code-table"]
-    path: str  # type: ignore[assignment]
-    problem: str = "problem"
+    problem: str = ""
+    """column of the statement, or a template of columns; empty: the first usual one"""
     tests: str = "tests"
+    """column of the tests, `a.b` inside a record"""
     reference: str = ""
     """column of a Python program that passes; empty: there is none"""
     fn_name: str = ""
-    """column of the function to call; empty: programs read and print"""
+    """column of the function to call; empty: programs read and print, unless the tests name a function"""
+    starter: str = ""
+    """column of the code that an answer continues"""
     date: str = ""
     """column of the contest's date"""
     time_limit: float | None = None
     """seconds per test where the file has none"""
     licence: str = "not stated"
     data_source: str = "codecontests"
-    split: str = "train"
-    subset: str | None = None
 
 
 def read_code_table(options: CodeTableSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
-    tests = raw.get(options.tests)
-    if isinstance(tests, dict):
-        inputs, outputs = tests.get("inputs"), tests.get("outputs")
-    elif isinstance(tests, list) and all(isinstance(test, dict) for test in tests):
-        inputs, outputs = ([test.get(side) for test in tests] for side in ("input", "output"))
-    else:
-        raise Bad(f"{options.tests!r} is neither {{inputs, outputs}} nor a list of {{input, output}}")
-    if not isinstance(inputs, list) or not isinstance(outputs, list):
-        raise Bad(f"{options.tests!r} has no lists 'inputs' and 'outputs'")
-    code = record(
+    def said(at: str) -> str:
+        return str(raw.get(at) or "") if at else ""
+
+    inputs, outputs, function = read_tests(column(raw, options.tests))
+    code = code_record(
         inputs,
         outputs,
+        said(options.fn_name) or function,
+        starter=said(options.starter),
         time_limit=_number(raw.get("time_limit")) or options.time_limit,
-        fn_name=str(raw.get(options.fn_name) or "") if options.fn_name else "",
-        references=[raw[options.reference]] if options.reference and raw.get(options.reference) else [],
-        date=str(raw.get(options.date) or "")[:10] if options.date else "",
+        references=[said(options.reference)] if said(options.reference) else [],
+        date=said(options.date)[:10],
     )
-    return Row(name, options.name, text(raw, options.problem), "", {"date": code["date"]}, code)
+    statement = text(raw, usual(raw, options.problem, PROBLEMS, "problem"))
+    return Row(name, options.name, statement, "", {"date": code["date"]}, code)
 
 
 def _number(value: Any) -> float | None:

@@ -176,35 +176,29 @@ def judge(
     return HIT
 
 
-def load_references(options: DecontaminateOptions, context: Context) -> list[Reference]:
-    """The problems of the benchmarks, as `evals.benches` loads them from the given files or from where they live.
+def load_reference(name: str, given: Mapping[str, str]) -> list[Reference]:
+    """The problems of a benchmark, from the file that is given or from where `evals.benches` finds it.
 
     A name that is no benchmark is taken for a file's, when there is one (--reference mine=FILE).
     """
     from evals.benches import BENCHES, load
     from evals.benches import find as find_bench
 
-    found: list[Reference] = []
-    for name in options.against:
-        given = context.references.get(name)
-        if name not in BENCHES and given:
-            found += from_file(name, given)
-            continue
-        more = {"math500": context.references.get("math500", "")} if name == "math_val" else None
-        found += [Reference(name, item.id, item.prompt, item.answer) for item in load(find_bench(name), given, more)]
-    return found
+    path = given.get(name)
+    if name not in BENCHES and path:
+        return from_file(name, path)
+    more = {"math500": given.get("math500", "")} if name == "math_val" else None
+    return [Reference(name, item.id, item.prompt, item.answer) for item in load(find_bench(name), path, more)]
 
 
 def from_file(bench: str, path: str) -> list[Reference]:
     """Problems of a file: whichever of the usual columns it has."""
     from evals.errors import UserError
-    from evals.items import read_rows
+    from evals.items import problem_text, read_rows
 
     found = []
     for number, row in enumerate(read_rows(path)):
-        text = next((row[column] for column in COLUMNS if row.get(column)), None)
-        if isinstance(text, list):
-            text = "\n\n".join(str(m["content"]) for m in text if m.get("role") == "user")
+        text = problem_text(next((row[column] for column in COLUMNS if row.get(column)), None), f"{path}, row {number}")
         if not isinstance(text, str):
             raise UserError(
                 f"{path}, row {number}: no column problem, question, question_content or prompt with a text."
@@ -212,6 +206,8 @@ def from_file(bench: str, path: str) -> list[Reference]:
         answer = row.get("answer", (row.get("reward_model") or {}).get("ground_truth"))
         name = str(row.get("unique_id", row.get("id", row.get("question_id", number))))
         found.append(Reference(bench, name, text, str(answer) if isinstance(answer, str | int | float) else ""))
+    if not found:
+        raise UserError(f"{path}: the file has no rows. --reference {bench} needs one with problems.")
     return found
 
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_curation.rows import Row, dumps, write_lines
+from data_curation.solve_rate import item_of
 from data_curation.sources import KINDS
 from evals.items import item_id
-from evals.prompts import PRESETS
+from evals.prompts import words
 
 
 def write(rows: Sequence[Row], formats: Sequence[str], prompt: str, kinds: Mapping[str, Any], out: Path) -> None:
@@ -22,7 +23,8 @@ def write(rows: Sequence[Row], formats: Sequence[str], prompt: str, kinds: Mappi
 def verl(rows: Sequence[Row], prompt: str, kinds: Mapping[str, Any], out: Path) -> None:
     """train.parquet in verl's schema; `data_source` is a name that verl has a scorer for. agpo.train reads it too.
 
-    The prompt stays the bare problem here: the trainer applies its preset. A program's ground truth is JSON.
+    The prompt of train.parquet stays the bare problem: our trainer applies its preset. verl does not: where the recipe
+    names a preset, verl/train.parquet carries its words. A program's ground truth is JSON.
     """
     extra = _columns([{"id": item_id(row.problem), "row": row.id, "source": row.source, **row.meta} for row in rows])
     table = [
@@ -36,6 +38,9 @@ def verl(rows: Sequence[Row], prompt: str, kinds: Mapping[str, Any], out: Path) 
         for index, (row, more) in enumerate(zip(rows, extra, strict=True))
     ]
     _parquet(table, out / "train.parquet")
+    if prompt:
+        asked = [{**line, "prompt": chat(row, prompt)} for line, row in zip(table, rows, strict=True)]
+        _parquet(asked, out / "verl" / "train.parquet")
 
 
 def trl(rows: Sequence[Row], prompt: str, kinds: Mapping[str, Any], out: Path) -> None:
@@ -104,13 +109,12 @@ def truth(row: Row) -> str:
     return dumps({**tests, **({"fn_name": row.code["fn_name"]} if row.code["fn_name"] else {})})
 
 
-def chat(row: Row, prompt: str) -> list[dict[str, str]]:
-    """The problem as messages, under a prompt preset where one is given."""
+def chat(row: Row, prompt: str) -> str | list[dict[str, str]]:
+    """The problem as messages, under a prompt preset where one is given; a text where the preset is for base models."""
     if not prompt:
         return [{"role": "user", "content": row.problem}]
-    preset = PRESETS[prompt]
-    system = [] if preset.system is None else [{"role": "system", "content": preset.system.format()}]
-    return [*system, {"role": "user", "content": preset.user.format(problem=row.problem)}]
+    said = words(prompt, item_of(item_id(row.problem), row))
+    return said if isinstance(said, str) else list(said)
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

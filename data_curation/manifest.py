@@ -15,7 +15,7 @@ from data_curation.rows import Row, digest, sha256
 from data_curation.stage import Done
 from evals.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 PACKAGES = ("agpo", "datasets", "math-verify", "numpy", "pyarrow")
 WIDTH, LONGEST = 100, 2000
 """characters per bar of the length histogram, and where its last bar begins"""
@@ -89,31 +89,51 @@ def load(folder: str | Path) -> dict[str, Any]:
 
 
 def card(content: Mapping[str, Any]) -> str:
-    """The data card of a Hugging Face data set folder."""
+    """The data card of a Hugging Face data set folder: what was done, not what the recipe says of itself."""
+    recipe, kept = content["recipe"], content["by source"]
     licences = sorted({source["licence"] for source in content["sources"]})
-    lines = ["---", f"pretty_name: {content['recipe']['name']}", "license: other", "task_categories: [text-generation]"]
-    lines += ["configs:", "- config_name: default", "  data_files: data/*.parquet", "---", ""]
-    lines += [
-        f"# {content['recipe']['name']}",
-        "",
-        content["recipe"]["about"],
-        "",
-        f"{content['kept']:,} problems.",
-        "",
-    ]
-    lines += ["| source | rows read | kept | licence | SHA-256 |", "|---|---|---|---|---|"]
+    parts = ", ".join(f"{n:,} of {name}" for name, n in kept.items())
+    prompt = f"with the words of the prompt preset {recipe['prompt']}" if recipe["prompt"] else "the bare problems"
+    lines = ["---", f"pretty_name: {recipe['name']}", "license: other", "task_categories: [text-generation]", "---", ""]
+    # no `configs` above: `datasets` would then leave the files out of its cache's key
+    lines += [f"# {recipe['name']}", "", f"{content['kept']:,} problems: {parts}. Other exports hold {prompt}.", ""]
+    if recipe["limit"]:
+        lines += [f"A trial: {recipe['limit']:,} rows were drawn of each source.", ""]
+    lines += ["| source | rows read | kept | options | licence | SHA-256 |", "|---|---|---|---|---|---|"]
     for source in content["sources"]:
-        kept = content["by source"].get(source["name"], 0)
         lines.append(
-            f"| {source['name']} ({source['where']}) | {source['facts'].get('rows', 0):,} | {kept:,} "
-            f"| {source['licence']} | {source['sha256'][:16]} |"
+            f"| {source['name']} ({source['where']}) | {source['facts'].get('rows', 0):,} "
+            f"| {kept.get(source['name'], 0):,} | {_options(source['options'])} | {source['licence']} "
+            f"| {source['sha256'][:16]} |"
         )
     lines += ["", "| stage | in | out | dropped because |", "|---|---|---|---|"]
     for stage in content["stages"]:
         why = "; ".join(f"{n:,} {reason}" for reason, n in stage["reasons"].items())
         lines.append(f"| {stage['name']} | {stage['in']:,} | {stage['out']:,} | {why} |")
+    if recipe["left_out"]:
+        lines += ["", f"Stages of the recipe that were left out: {', '.join(recipe['left_out'])}."]
+    lines += [line for stage in content["stages"] if stage["name"] == "solve_rate" for line in _solved(stage)]
     lines += ["", f"Licences of the parts: {', '.join(licences)}. Their authors' terms go on to hold.", ""]
     lines += [
         "Made by `python -m data_curation.build`; manifest.json beside this folder has options, hashes and versions."
     ]
     return "\n".join(lines) + "\n"
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    said = {name: value for name, value in options.items() if value and name not in ("licence", "data_source")}
+    return ", ".join(f"{name}: {value}" for name, value in said.items()).replace("|", "\\|")
+
+
+def _solved(stage: Mapping[str, Any]) -> list[str]:
+    """What the solve rate was: of which model, from how many tries, sampled how."""
+    facts, options = stage["facts"], stage["options"]
+    whose = f" of {', '.join(options['sources'])}" if options["sources"] else ""
+    early = f" ({facts['stopped early']:,} of them ended early, decided)" if facts["stopped early"] else ""
+    text = (
+        f"Solve rate: {facts['model']} tried {facts['problems asked']:,} problems{whose} {facts['tries']} times "
+        f"each{early}, and those solved in {facts['fractions within the bounds']} went on. "
+        f"Settings: {_options(facts['settings'])}. Of {facts['completions']:,} tries {facts['truncated']:,} were cut "
+        f"off at max_tokens and {facts['without a verdict']:,} have no verdict."
+    )
+    return ["", text]

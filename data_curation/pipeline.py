@@ -17,7 +17,8 @@ from data_curation import (
     decontaminate,
     dedupe,
     export,
-    figures,
+    filters,
+    inputs,
     manifest,
     normalise,
     rows,
@@ -41,14 +42,15 @@ def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, 
     option makes anew only what depends on it. `out` is made beside its place and renamed: it is whole or not there.
     """
 
-    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
-        raise UserError(f"{out} exists and is not a data set built by this command. Choose another --out.")
+    references = inputs.check(recipe, out, context)
+    from data_curation import figures  # after the check, which is not to wait for matplotlib
+
     started = time.time()
     work = out.parent / f".{out.name}.stages"
     work.mkdir(parents=True, exist_ok=True)
     with _alone(work, out):
         reads, abouts = read_sources(recipe, work, context, strict)
-        done = run_stages(recipe, work, reads, context)
+        done = run_stages(recipe, work, reads, context, references)
         last = [row for one in (done[-1:] or reads) for row in one.rows()]
         if not last:
             where = next((one.name for one in (*reads, *done) if not one.counts["out"]), "the sources")
@@ -62,8 +64,8 @@ def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, 
             export.write(last, recipe.formats, recipe.prompt, kinds, building)
             write_lines((line for one in (*reads, *done) for line in one.ledger()), building / "ledger.jsonl")
             write_lines(({"stage": one.name, **p} for one in done for p in one.pairs()), building / "pairs.jsonl")
-            about = recipe.model_dump(mode="json", include={"name", "about", "formats", "prompt"})
-            options = {name: recipe.options(name).model_dump(mode="json") for name in recipe.stages}
+            about = recipe.model_dump(mode="json", include={"name", "formats", "prompt", "limit", "left_out"})
+            options = {name: public(recipe.options(name).model_dump(mode="json")) for name in recipe.stages}
             if "hf" in recipe.formats:
                 content = manifest.build(about, abouts, reads, done, options, last, building)["content"]
                 (building / "hf" / "README.md").write_text(manifest.card(content), encoding="utf-8")
@@ -83,7 +85,15 @@ def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, 
     return whole
 
 
-def run_stages(recipe: Recipe, work: Path, reads: Sequence[Done], context: Context) -> list[Done]:
+def public(options: dict[str, Any]) -> dict[str, Any]:
+    """A stage's options without the paths and addresses of one machine."""
+    hidden = {"model": solve_rate.short_model(options["model"])} if options.get("model") else {}
+    return {**{name: value for name, value in options.items() if name != "engine_options"}, **hidden}
+
+
+def run_stages(
+    recipe: Recipe, work: Path, reads: Sequence[Done], context: Context, references: Sequence[Any]
+) -> list[Done]:
     """Run the recipe's stages on the rows of all sources, in the order of the sources."""
 
     def rows_of(last: Sequence[Any]) -> list[Any]:
@@ -93,7 +103,7 @@ def run_stages(recipe: Recipe, work: Path, reads: Sequence[Done], context: Conte
     last: Sequence[Done] = reads
     for name in recipe.stages:
         options = recipe.options(name)
-        make, parts = stage_function(name, options, context)
+        make, parts = stage_function(name, options, context, references)
         given = [one.hash for one in last]
         entering = sum(one.counts["out"] for one in last)
         begun = time.time()
@@ -112,7 +122,7 @@ def run_stages(recipe: Recipe, work: Path, reads: Sequence[Done], context: Conte
     return done
 
 
-def stage_function(name: str, options: Any, context: Context) -> tuple[Any, list[Any]]:
+def stage_function(name: str, options: Any, context: Context, references: Sequence[Any]) -> tuple[Any, list[Any]]:
     """(function of the rows, what else than options and rows its result depends on)."""
     from data_curation import (
         stage,
@@ -121,13 +131,13 @@ def stage_function(name: str, options: Any, context: Context) -> tuple[Any, list
     functions = {
         "normalise": (normalise.run, [normalise]),
         "answers": (answers.run, [answers, math]),
+        "filter": (filters.run, [filters]),
         "exact": (dedupe.exact, [dedupe, alike, math]),
         "near": (dedupe.near, [dedupe, alike, similar, text, math]),
         "code": (code_checks.run, [code_checks]),
         "solve_rate": (solve_rate.run, [solve_rate]),
     }
     if name == "decontaminate":
-        references = decontaminate.load_references(options, context)
         version = stage.code_version(rows, decontaminate, alike, similar, text)
         return (
             lambda found: decontaminate.run(found, options, context, references),

@@ -1,74 +1,94 @@
-"""The engine `ray` of the stage solve_rate: Ray Data's LLM batch inference, vLLM replicas on all machines of a cluster.
+"""The engine `ray` of the stage solve_rate: vLLM replicas on all machines of a Ray cluster.
 
-Needs the extra `ray` and GPUs. Written against the source of Ray 2.60; it has not been run: there was no cluster.
+Each replica is an actor around our engine `vllm`, so that completions are those of one machine. Ray starts a replica
+that dies again, and gives it the blocks that it had. Not Ray Data's own LLM processor: that one starts vLLM anew for
+every call, of which a stage makes sixteen.
 """
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from evals.engines import Completion, Output, Request, Sampling
+from evals.engines import Output, Request, Sampling, load_engine
 from evals.engines.hf import check_fits, end_of_sequence_ids, load_config, load_tokenizer
-from evals.engines.vllm_core import fold
 from evals.errors import UserError
+
+WAITING = 2
+"""blocks given to each replica: while it answers one, the next is on its way"""
+
+
+class Replica:
+    """Lives in a process of its own, on whatever machine has room."""
+
+    def __init__(self, model: str, options: dict[str, Any]):
+        self.engine = load_engine("vllm", model, in_process=True, **options)
+
+    def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Output]:
+        return list(self.engine.generate(requests, sampling))
 
 
 class RayEngine:
-    """See `evals.engines.Engine`. Completions come in blocks of `batch_size` as replicas finish them."""
+    """See `evals.engines.Engine`. Completions come in blocks, as replicas finish them."""
 
-    def __init__(
-        self, model: str, replicas: int = 1, batch_size: int = 64, engine_kwargs: Mapping[str, Any] | None = None
-    ):
+    def __init__(self, model: str, replicas: int = 1, block: int = 256, gpus: float = 1, cpus: float = 1, **vllm: Any):
         """
-        model: a path that every machine has, or a hub id. replicas: copies of the model. batch_size: completions that
-        are handed over, and lost with a machine, together. engine_kwargs: vLLM's, such as tensor_parallel_size.
+        model: a path that every machine has, or a hub id. replicas: copies of the model. block: completions that are
+        handed over, and made again with a replica that dies, together. gpus, cpus: of each replica; 0 GPUs: on a CPU.
+        vllm: options of the engine vllm.
         """
         if importlib.util.find_spec("ray") is None:
-            raise UserError("engine ray needs Ray with its data library: pip install 'agpo[ray,vllm]'.")
-        engine_kwargs = dict(engine_kwargs or {})
+            raise UserError("engine ray needs Ray: pip install 'agpo[ray,vllm]'.")
+        import ray  # pyright: ignore[reportMissingImports]
+
         config, generation = load_config(model)
         self.tokenizer = load_tokenizer(model)
-        self.max_context = int(engine_kwargs.get("max_model_len") or config.get_text_config().max_position_embeddings)
+        longest = vllm.get("max_model_len") or config.get_text_config().max_position_embeddings
+        self.max_context = int(longest)
         self.eos_ids = end_of_sequence_ids(generation, self.tokenizer)
         self.weight_version = ""
-        self._config = {"model_source": model, "engine_kwargs": engine_kwargs}
-        self._config |= {"concurrency": replicas, "batch_size": batch_size}
+        self.block = block
+        ray.init(ignore_reinit_error=True, log_to_driver=False)
+        vllm.setdefault("tensor_parallel_size", max(1, int(gpus)))
+        actor = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=-1, max_task_retries=-1)(Replica)
+        self.replicas = [actor.remote(model, vllm) for _ in range(replicas)]
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         import ray  # pyright: ignore[reportMissingImports]
-        from ray.data.llm import build_processor, vLLMEngineProcessorConfig  # pyright: ignore[reportMissingImports]
 
         for number, request in enumerate(requests):
             check_fits(len(request.prompt_ids), sampling.max_tokens, self.max_context, f"prompt {number}")
-        stages = {"chat_template_stage": False, "tokenize_stage": False, "detokenize_stage": False}  # ids in, ids out
-        processor = build_processor(
-            vLLMEngineProcessorConfig(**self._config, **stages),
-            preprocess=lambda row: {**row, "sampling_params": parameters(sampling, row["seed"], self.eos_ids)},
-            postprocess=lambda row: {name: row[name] for name in ("request", "repeat", "generated_tokens")},
-        )
-        rows = [
-            {"request": at, "repeat": repeat, "seed": seed, "tokenized_prompt": list(request.prompt_ids)}
-            for at, request in enumerate(requests)
-            for repeat, seed in enumerate(request.seeds)
-        ]
-        for row in processor(ray.data.from_items(rows)).iter_rows():
-            ids = tuple(int(token) for token in row["generated_tokens"])
-            ended = bool(ids) and ids[-1] in self.eos_ids
-            yield Output(row["request"], row["repeat"], Completion(ids, None, "stop" if ended else "length", 0.0))
+        left = deque(self._blocks(requests))
+        running: dict[Any, tuple[Any, list[int]]] = {}
+
+        def give(replica: Any) -> None:
+            if left:
+                numbers = left.popleft()
+                running[replica.answer.remote([requests[at] for at in numbers], sampling)] = (replica, numbers)
+
+        for replica in self.replicas * WAITING:
+            give(replica)
+        while running:
+            for done in ray.wait(list(running))[0]:
+                replica, numbers = running.pop(done)
+                give(replica)
+                for output in ray.get(done):
+                    yield output._replace(request=numbers[output.request])
+
+    def _blocks(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Request numbers, as many together as make a block of completions."""
+        block, size = [], 0
+        for number, request in enumerate(requests):
+            block.append(number)
+            size += len(request.seeds)
+            if size >= self.block:
+                yield block
+                block, size = [], 0
+        if block:
+            yield block
 
     def close(self) -> None:
         import ray  # pyright: ignore[reportMissingImports]
 
-        ray.shutdown()
-
-
-def parameters(sampling: Sampling, seed: int, eos_ids: frozenset[int]) -> dict[str, Any]:
-    """vLLM's sampling parameters of one completion."""
-    return {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_tokens,
-        "seed": fold(seed),
-        "stop_token_ids": sorted(eos_ids),
-        "detokenize": False,
-    }
+        for replica in self.replicas:
+            ray.kill(replica)

@@ -1,44 +1,54 @@
 """Reading sources: rows, what is malformed, and what is wrong with a file as a whole. One stage per source."""
 
 import hashlib
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_curation import code_sources, raw, rows, sources, stage
-from data_curation.raw import Malformed, raw_rows
+from data_curation.raw import raw_rows
 from data_curation.rows import Drop, Row, dumps
 from data_curation.stage import Done, Result
+from evals import files
 from evals.errors import UserError
+from evals.files import Malformed
 from evals.grading import math
 
 
 def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Read every source: one stage each. Returns them and what the manifest says of the sources."""
-    version = stage.code_version(raw, rows, sources, code_sources, math)
+    """Read every source: one stage each. Returns them and what the manifest says of the sources.
+
+    Raises UserError where a source has no row that can be read, with what is wrong with them.
+    """
+    version = stage.code_version(files, raw, rows, sources, code_sources, math)
     reads, abouts = [], []
     for source in recipe.sources:
         kind = sources.KINDS[source.kind]
-        place = source.path or kind.hub
-        made = source.kind in ("arith", "reasoning-gym")
-        if not place and not made:
-            raise UserError(f"source {source.name!r}: a source of kind {source.kind} needs a path.")
-        files = [] if made else raw.local_files(place)
-        known = [[path.name, rows.sha256(path)] for path in files] or place
+        place = place_of(source)
+        found = [] if place is None or raw.is_hub(place) else raw.local_files(place, *split_of(source))
+        known = [[path.name, rows.sha256(path)] for path in found] or place
         name = f"read-{source.name}"
-        parts = [source.model_dump(mode="json", exclude={"path"}), known, version]
-        one = stage.run(work, name, parts, None, lambda: read(source, context), len(reads))  # noqa: B023  called at once
+        parts = [source.model_dump(mode="json", exclude={"path"}), known, recipe.limit, version]
+        one = stage.run(work, name, parts, None, lambda: read(source, context, recipe.limit), len(reads))  # noqa: B023
         context.say(f"{name}: {one.counts['out']:,} of {one.counts['in']:,} rows" + cached(one))
         for note in one.facts.get("notes", []):
             context.say(f"{source.name}: {note}")
-        if strict and (bad := next((line for line in one.ledger() if line.get("malformed")), None)):
-            raise UserError(f"{place}, {bad['id']}: {bad['reason']}. Without --strict it is dropped and listed.")
+        malformed = [line for line in one.ledger() if line.get("malformed")]
+        if malformed:
+            common = Counter(line["reason"] for line in malformed).most_common(3)
+            why = "; ".join(f"{count:,} {reason}" for reason, count in common)
+            context.say(f"{source.name}: {len(malformed):,} malformed rows: {why}")
+            if strict or not one.counts["out"]:
+                bad = malformed[0]
+                more = "Without --strict it is dropped and listed." if strict else "No row of it can be read."
+                raise UserError(f"{place}, {bad['id']}: {bad['reason']}. {more}")
         reads.append(one)
-        where = "made on the spot" if made else place if not files else Path(place).name
         abouts.append(
             {
                 "name": source.name,
                 "kind": source.kind,
-                "where": where,
+                "where": "made on the spot" if place is None else Path(place).name if found else place,
                 "sha256": one.facts["sha256"],
                 "licence": getattr(source, "licence", kind.licence),
                 "options": source.model_dump(mode="json", exclude={"path", "name", "kind"}),
@@ -47,10 +57,26 @@ def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[l
     return reads, abouts
 
 
-def read(source: Any, context: Any) -> Any:
+def place_of(source: Any) -> str | None:
+    """A file, a folder or a hub id; None for what is made on the spot. Raises UserError where none is known."""
+    if isinstance(source, sources.MadeSource):
+        return None
+    if place := source.path or sources.KINDS[source.kind].hub:
+        return place
+    raise UserError(f"source {source.name!r} (kind {source.kind}) has no place: --input {source.name}=FILE.")
+
+
+def split_of(source: Any) -> tuple[str, str | None]:
+    """(split, subset) of a source."""
+    kind = sources.KINDS[source.kind]
+    return source.split or kind.split, source.subset or kind.subset
+
+
+def read(source: Any, context: Any, limit: int = 0) -> Result:
     """The rows of a source, with what is wrong with it counted over all rows that can be read."""
-    if source.kind in ("arith", "reasoning-gym"):
-        made = list(sources.make_rows(source))
+    place = place_of(source)
+    if place is None:
+        made = limited(list(sources.make_rows(source)), limit)
         content = hashlib.sha256("".join(row.problem + row.answer for row in made).encode()).hexdigest()
         return Result(made, [], {"rows": len(made), "sha256": content})
     kind = sources.KINDS[source.kind]
@@ -60,10 +86,8 @@ def read(source: Any, context: Any) -> Any:
     answers: dict[str, set[str]] = {}
     content = hashlib.sha256()
     number, counted, chinese = -1, 0, 0
-    place = source.path or kind.hub
-    split, subset = getattr(source, "split", kind.split), getattr(source, "subset", kind.subset)
     bar = context.progress.add_task(f"reading {source.name}", total=None) if context.progress else None
-    for number, found in enumerate(raw_rows(place, split, subset)):
+    for number, found in enumerate(raw_rows(place, *split_of(source))):
         if bar is not None and number % 1000 == 0:
             context.progress.update(bar, completed=number)
         name = f"{source.name}:{number}"
@@ -80,12 +104,11 @@ def read(source: Any, context: Any) -> Any:
             continue
         try:
             row = kind.read(source, name, found)
-            row_text = row.problem if isinstance(row, Row) else row.text
-            row_text.encode()
+            dumps(asdict(row)).encode()
         except (sources.Bad, UnicodeEncodeError) as e:
             reason = str(e) if isinstance(e, sources.Bad) else "a lone surrogate, which no text holds"
             text = str(found.get("problem") or found.get("question") or "")[:300].encode("utf-8", "replace").decode()
-            drops.append(Drop(name, reason, text, malformed=True))
+            drops.append(Drop(name, reason, text, malformed=getattr(e, "malformed", True)))
             continue
         if isinstance(row, Drop):
             drops.append(row)
@@ -103,6 +126,8 @@ def read(source: Any, context: Any) -> Any:
     for numbers in again:
         said = {"first": f"{source.name}:{numbers[0]}", "rows": numbers[1:]}
         drops.append(Drop(f"{source.name}:{numbers[1]}", "the same row again", "", said, len(numbers) - 1))
+    if len(drawn := limited(kept, limit)) < len(kept):
+        drops.append(Drop(f"{source.name}:", "not drawn (--limit)", count=len(kept) - len(drawn)))
     facts = {
         "sha256": content.hexdigest(),
         "rows": number + 1,
@@ -111,9 +136,27 @@ def read(source: Any, context: Any) -> Any:
         "equal problems": counted - len(answers),
         "problems with conflicting answers": sum(len(found) > 1 for found in answers.values()),
         "in Chinese": chinese,
-        "notes": notes(number + 1, len(repeats), again),
+        "notes": notes(number + 1, len(repeats), again) + unread(place, *split_of(source)),
     }
-    return Result(kept, drops, facts)
+    return Result(drawn, drops, facts)
+
+
+def limited(found: list[Row], limit: int) -> list[Row]:
+    """A seeded draw, in the order of the file: the first rows may all be of the easy subject. 0: all."""
+    from evals.complete import choose_indices
+
+    return [found[at] for at in choose_indices(len(found), limit or None, 0)]
+
+
+def unread(place: str, split: str, subset: str | None) -> list[str]:
+    """A note on data files of a folder that are not read."""
+    folder = Path(place)
+    if not folder.is_dir() or (folder / "manifest.json").is_file():
+        return []
+    used = {path.resolve() for path in raw.local_files(place, split, subset)}
+    left = [str(path.relative_to(folder)) for path in raw.data_files(folder) if path.resolve() not in used]
+    few = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+    return [f"{len(left)} files of the folder are not of the split {split!r} and not read: {few}"] if left else []
 
 
 def in_any_language(source: Any, kind: Any, name: str, raw: Any) -> Any:
@@ -123,7 +166,7 @@ def in_any_language(source: Any, kind: Any, name: str, raw: Any) -> Any:
 
 def notes(total: int, different: int, again: list[list[int]]) -> list[str]:
     """What a user should know of a file at once."""
-    if total < 2 * max(different, 1):
+    if not different or total < 2 * different:
         return []
     times = round(total / different)
     known = "the hub's copy of DAPO-Math-17k is known for that"

@@ -1,5 +1,8 @@
 """Recipes: what a build is made of. Shipped ones are YAML files in data_curation/recipes, a user's is any such file."""
 
+import difflib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +14,7 @@ from data_curation.code_checks import CodeOptions
 from data_curation.code_sources import CodeContestsSource, CodeforcesSource, CodeTableSource
 from data_curation.decontaminate import DecontaminateOptions
 from data_curation.dedupe import ExactOptions, NearOptions
+from data_curation.filters import FilterOptions
 from data_curation.normalise import NormaliseOptions
 from data_curation.solve_rate import SolveOptions
 from data_curation.sources import (
@@ -23,11 +27,13 @@ from data_curation.sources import (
 )
 from data_curation.stage import Options
 from evals.errors import UserError
+from evals.prompts import find_preset
 
 FOLDER = Path(__file__).parent / "recipes"
 STAGES: dict[str, type[Options]] = {
     "normalise": NormaliseOptions,
     "answers": AnswerOptions,
+    "filter": FilterOptions,
     "exact": ExactOptions,
     "near": NearOptions,
     "decontaminate": DecontaminateOptions,
@@ -63,7 +69,11 @@ class Recipe(BaseModel):
     formats: tuple[str, ...] = ("verl",)
     """verl (train.parquet, which agpo.train reads too), trl, openrlhf, slime, hf"""
     prompt: str = ""
-    """prompt preset that the exports other than verl's are for; empty: the bare problem"""
+    """prompt preset whose words the exports carry (train.parquet stays bare for our trainer); empty: bare problems"""
+    limit: int = Field(default=0, ge=0)
+    """rows of each source, drawn with a seed, for a trial; 0: all"""
+    left_out: tuple[str, ...] = ()
+    """stages of the recipe that were skipped, for the manifest"""
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -74,6 +84,8 @@ class Recipe(BaseModel):
             raise ValueError(f"unknown stage {', '.join(sorted(unknown))}; known: {', '.join(STAGES)}")
         if unknown := set(self.formats) - set(FORMATS):
             raise ValueError(f"unknown format {', '.join(sorted(unknown))}; known: {', '.join(FORMATS)}")
+        if self.prompt:
+            find_preset(self.prompt)
         for name in self.stages:
             self.options(name)
         return self
@@ -87,8 +99,12 @@ def shipped() -> dict[str, str]:
     return {path.stem: yaml.safe_load(path.read_text()).get("about", "") for path in sorted(FOLDER.glob("*.yaml"))}
 
 
-def load(name: str, settings: list[str], inputs: dict[str, str], skip: list[str]) -> Recipe:
+def load(
+    name: str, settings: list[str], inputs: dict[str, str], skip: list[str], references: Iterable[str] = ()
+) -> Recipe:
     """A recipe by name or file, with `stage.option=value` or `source.option=value` settings applied.
+
+    references: names of benchmarks that files are given of; those that `against` lacks are added to it.
 
     Raises UserError for anything that does not exist or does not fit.
     """
@@ -109,14 +125,16 @@ def load(name: str, settings: list[str], inputs: dict[str, str], skip: list[str]
         if stage not in stages:
             raise UserError(f"--skip {stage}: this recipe has no such stage. It has: {', '.join(stages)}.")
         del stages[stage]
+        content.setdefault("left_out", []).append(stage)
     for source, place in inputs.items():
         _section(sources, source, "--input")["path"] = place
     for setting in settings:
         key, equals, value = setting.partition("=")
         section, dot, option = key.partition(".")
-        if not equals or (not dot and key not in ("formats", "prompt", "name")):
+        if not equals or (not dot and key not in ("formats", "prompt", "name", "limit")):
             raise UserError(f"--set {setting}: expected STAGE.OPTION=VALUE, SOURCE.OPTION=VALUE or formats=verl,trl.")
-        parsed = yaml.safe_load(value)
+        # a template of columns, {Body} {Question}, is no mapping
+        parsed = value if re.match(r"\{[^:]*\}", value) else yaml.safe_load(value)
         if not dot:
             content[key] = value.split(",") if key == "formats" else parsed
         elif section in stages:
@@ -124,9 +142,30 @@ def load(name: str, settings: list[str], inputs: dict[str, str], skip: list[str]
         else:
             _section(sources, section, "--set")[option] = parsed
     try:
-        return Recipe(**{"name": path.stem, **content})
+        recipe = Recipe(**{"name": path.stem, **content})
+        if more := _more_references(recipe, references):
+            stages["decontaminate"] = {**(stages["decontaminate"] or {}), "against": more}
+            recipe = Recipe(**{"name": path.stem, **content})
+        return recipe
     except (ValidationError, TypeError) as e:
         raise UserError(f"recipe {name}: {_said(e)}") from e
+
+
+def _more_references(recipe: Recipe, given: Iterable[str]) -> list[str]:
+    """`against` with the given names that it lacks; [] where it lacks none. Raises UserError for a slip."""
+    from evals.benches import BENCHES
+
+    given = list(given)
+    if not given:
+        return []
+    if "decontaminate" not in recipe.stages:
+        raise UserError(f"--reference {given[0]}: this recipe has no stage decontaminate that would use it.")
+    against = recipe.options("decontaminate").against
+    new = [name for name in given if name not in against]
+    for name in new:
+        if name not in BENCHES and (meant := difflib.get_close_matches(name, [*against, *BENCHES], 1, 0.8)):
+            raise UserError(f"--reference {name}: unknown; is {meant[0]} meant? A set of your own needs another name.")
+    return [*against, *new] if new else []
 
 
 def _section(sources: dict[Any, dict[str, Any]], name: str, where: str) -> dict[str, Any]:

@@ -2,25 +2,37 @@
 
 Every completion is in the results store as it arrives, in a run of its own that is found again by what decides a
 completion (model, prompt, sampling, seed). So a killed build continues at the completion, other bounds or a larger n
-use what is there, and a build with other stages before this one asks only the problems that are new.
+use what is there, and a build with other stages before this one asks only the problems that are new. The verdict
+belongs to a completion and a reference: where the answer or the tests changed, what was sampled is graded again.
 """
 
 import math
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from data_curation.rows import Drop, Row, drop
+from data_curation.rows import Drop, Row, digest, drop
 from data_curation.stage import Context, Options, Result
+from evals.console import LINE_SECONDS
 from evals.errors import UserError
+from evals.grading.math import normalise
+from evals.prompts import find_preset
 
 RUN = "solve-rate"
 """name of the runs that hold the completions"""
+REFUSED = (400, 413, 422)
+"""what a server answers to a request that it will never take"""
+NO_MODEL = (
+    "stage solve_rate needs a model: --set solve_rate.model=FOLDER_OR_HUB_ID, or for a server "
+    "--set solve_rate.engine=openai --set solve_rate.model=http://host:8000/v1#NAME; --skip solve_rate leaves it out"
+)
 Decision = Literal["keep", "low", "high", "open"]
 
 
@@ -45,6 +57,10 @@ class SolveOptions(Options):
     """largest one; both ends are included"""
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """sample from the k likeliest tokens only; 0: from all"""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """for the model's chat template, e.g. {enable_thinking: false} for Qwen3"""
     max_tokens: int = Field(default=8192, ge=1)
     """a try that does not end within them is wrong"""
     seed: int = 0
@@ -57,6 +73,7 @@ class SolveOptions(Options):
 
     @model_validator(mode="after")
     def _check(self) -> "SolveOptions":
+        find_preset(self.prompt)
         least, most = bounds(self.n, self.low, self.high)
         if least > most:
             raise ValueError(f"no fraction with denominator n={self.n} lies in [{self.low}, {self.high}]: raise n")
@@ -73,6 +90,10 @@ class Tally:
     wrong: int = 0
     unscored: int = 0
     """the grader had no verdict: no wrong answer"""
+    truncated: int = 0
+    """of all tries, those that max_tokens ended"""
+    other: tuple[str, int] = ("", 0)
+    """the most frequent wrong answer, and its tries"""
 
     @property
     def tries(self) -> int:
@@ -98,37 +119,47 @@ def decide(tally: Tally, n: int, low: float, high: float) -> Decision:
 def run(rows: list[Row], options: SolveOptions, context: Context) -> Result:
     asked = [row for row in rows if not options.sources or row.source in options.sources]
     if unknown := set(options.sources) - {row.source for row in rows}:
-        raise UserError(f"stage solve_rate: no rows of {', '.join(sorted(unknown))}. Mend solve_rate.sources.")
+        raise UserError(f"stage solve_rate: no rows of {', '.join(sorted(unknown))}. Correct solve_rate.sources.")
+    if context.store is None:
+        raise UserError("stage solve_rate needs the results store.")
     least, most = bounds(options.n, options.low, options.high)
     expressed = f"{least}/{options.n} to {most}/{options.n}"
     context.say(
         f"solve rate: {options.n} tries express {expressed} ({least / options.n:g} to {most / options.n:g}) of "
         f"[{options.low:g}, {options.high:g}]; {len(asked):,} problems"
     )
-    tallies, unfit = gather(asked, options, context)
+    found = Tries({item_key(row): row for row in reversed(asked)}, options, context).gather()
     kept: list[Row] = []
     drops: list[Drop] = []
-    names = {row.id for row in asked}
+    names = {row.id: item_key(row) for row in asked}
     for row in rows:
-        if row.id not in names:
+        name = names.get(row.id)
+        if name is None:
             kept.append(row)
-        elif row.id in unfit:
-            drops.append(drop(row, "does not fit the model's context", tokens=unfit[row.id]))
+        elif name in found.unfit:
+            drops.append(drop(row, "does not fit the model's context", tokens=found.unfit[name]))
+        elif name in found.refused:
+            drops.append(drop(row, "refused by the server", why=found.refused[name]))
         else:
-            verdict, numbers = told(tallies[row.id], options)
+            verdict, numbers = told(found.tallies[name], options)
             if verdict == "keep":
                 kept.append(replace(row, meta={**row.meta, **numbers}))
             else:
-                drops.append(drop(row, REASONS[verdict], **numbers))
-    counted = [tallies[row.id] for row in asked if row.id not in unfit]
+                drops.append(drop(row, REASONS[verdict], **numbers, **majority(found.tallies[name])))
+    counted = [found.tallies[name] for name in names.values() if name in found.tallies]
     histogram = Counter(tally.right for tally in counted if not open_tries(tally, options))
+    about = context.store.find_run(found.run_id)
     facts = {
-        "model": options.model.split("#")[-1],
+        "model": short_model(about.model),
+        "settings": {name: value for name, value in about.config.items() if name != "model"},
         "tries": options.n,
         "fractions within the bounds": expressed,
         "problems asked": len(asked),
         "right of n": {str(k): histogram[k] for k in sorted(histogram)},
         "stopped early": sum(open_tries(tally, options) > 0 for tally in counted),
+        "completions": sum(tally.tries + tally.unscored for tally in counted),
+        "truncated": sum(tally.truncated for tally in counted),
+        "without a verdict": sum(tally.unscored for tally in counted),
     }
     return Result(kept, drops, facts)
 
@@ -157,131 +188,245 @@ def told(tally: Tally, options: SolveOptions) -> tuple[Decision, dict[str, Any]]
     return decide(tally, options.n, options.low, options.high), numbers
 
 
+def majority(tally: Tally) -> dict[str, Any]:
+    """The wrong answer that came more often than the reference, for the ledger: the reference may be the wrong one."""
+    answer, count = tally.other
+    return {"majority": answer, "majority_tries": count} if count > max(1, tally.right) else {}
+
+
 def open_tries(tally: Tally, options: SolveOptions) -> int:
     return options.n - tally.tries - tally.unscored
 
 
-def gather(asked: Sequence[Row], options: SolveOptions, context: Context) -> tuple[dict[str, Tally], dict[str, int]]:
-    """(row id -> tally, row id -> prompt tokens of what does not fit), asking what is not in the store."""
+def item_key(row: Row) -> str:
+    """What a verdict depends on: the problem's hash, then the hash of its answer or tests.
+
+    Completions depend on the first part alone, so that they are there for other answers to the same problem.
+    """
     from evals.items import item_id
 
-    if context.store is None:
-        raise UserError("stage solve_rate needs the results store.")
-    by_item: defaultdict[str, list[str]] = defaultdict(list)
-    for row in asked:
-        by_item[item_id(row.problem)].append(row.id)
-    one_each = {item_id(row.problem): row for row in reversed(asked)}
-    if options.replay:
-        run_id = context.store.find_run(options.replay).id
-        unfit: dict[str, int] = {}
-        found = stored(context.store, run_id, options.n)
-        if missing := [item for item in one_each if item not in found]:
+    code = row.code or {}
+    judged = [code.get(name) for name in ("inputs", "outputs", "fn_name", "time_limit", "memory_mb")]
+    return f"{item_id(row.problem)}-{digest(row.answer, judged)[:8]}"
+
+
+class Tries:
+    """The completions of problems: those in the store, and the others, asked now."""
+
+    def __init__(self, rows: Mapping[str, Row], options: SolveOptions, context: Context):
+        """rows: by `item_key`."""
+        self.options, self.context, self.rows = options, context, rows
+        self.items = {name: item_of(name, row) for name, row in sorted(rows.items())}
+        self.tallies: dict[str, Tally] = {}
+        self.unfit: dict[str, int] = {}
+        """prompt tokens of what does not fit the model's context"""
+        self.refused: dict[str, str] = {}
+        """what the server said of a problem that it does not answer"""
+        self.run_id = ""
+
+    def gather(self) -> "Tries":
+        from evals.grading.grader import open_grader
+
+        options, store = self.options, self.context.store
+        grader_name = options.grader
+        if grader_name == "auto":
+            grader_name = "code" if any(row.code is not None for row in self.rows.values()) else "math"
+        if options.replay:
+            self.run_id = store.find_run(options.replay).id
+            engine = None
+        else:
+            engine = open_engine(options, self.context)
+            self.run_id = find_run(store, options, grader_name)
+        status = "failed"
+        try:
+            self._measure(engine)
+            with open_grader(grader_name) as grader, Meter(self, self.context) as meter:
+                for split, part in self._parts():
+                    self._ask(engine, split, part, grader, grader_name, meter)
+            status = "done"
+        except KeyboardInterrupt as e:
+            status = "interrupted"
+            raise KeyboardInterrupt("every finished completion is kept; the same command continues") from e
+        finally:
+            if engine is not None:
+                store.finish_run(self.run_id, status)
+                engine.close()
+        if options.replay:
+            self._check_replay()
+        return self
+
+    def _measure(self, engine: Any) -> None:
+        """Find the prompts that are too long for the model. Without a tokenizer the server counts, and refuses."""
+        from evals.prompts import encode
+
+        if engine is None or engine.tokenizer is None:
+            return
+        room = engine.max_context - self.options.max_tokens
+        for name, item in self.items.items():
+            length = len(encode(self.options.prompt, item, engine.tokenizer, self.options.chat_template_kwargs))
+            if length > room:
+                self.unfit[name] = length
+        if self.unfit and len(self.unfit) == len(self.items):
             raise UserError(
-                f"solve_rate.replay={options.replay}: it has no completions of {len(missing):,} of {len(one_each):,} "
-                f"problems (first: {one_each[missing[0]].id}). Leave replay out, and they are asked."
+                f"solve_rate.max_tokens={self.options.max_tokens} leaves {room} of {engine.max_context} tokens of "
+                "context for the prompt, and none fits. Lower max_tokens."
             )
-    else:
-        run_id, unfit = ask(one_each, options, context)
-        found = stored(context.store, run_id, options.n)
-    tallies = {name: found.get(item, Tally()) for item, names in by_item.items() for name in names}
-    outside = {name: unfit[item] for item, names in by_item.items() if item in unfit for name in names}
-    return tallies, outside
+
+    def _parts(self) -> Iterator[tuple[str, list[Any]]]:
+        """(split, items): sixteenths, so that not all texts are in memory at once. Of a problem with several answers
+        one comes after the other, so that the completions of the first serve the others."""
+        waves: defaultdict[tuple[int, str], list[Any]] = defaultdict(list)
+        before: Counter[str] = Counter()
+        for name, item in self.items.items():
+            if name not in self.unfit:
+                problem = name.partition("-")[0]
+                waves[before[problem], f"{RUN}-{name[0]}"].append(item)
+                before[problem] += 1
+        for (_, split), part in sorted(waves.items()):
+            yield split, part
+
+    def _ask(self, engine: Any, split: str, part: list[Any], grader: Any, grader_name: str, meter: "Meter") -> None:
+        from evals.benches import Bench
+        from evals.complete import Job, complete
+        from evals.engines import EngineError, Sampling
+
+        options, store = self.options, self.context.store
+        preset, most = options.prompt, options.max_tokens
+        bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, preset, most, (), "", "")
+        sampling = Sampling(most, options.temperature, options.top_p, options.top_k)
+        in_rounds = options.early_stop and not options.replay
+        targets = range(options.round, options.n + options.round, options.round) if in_rounds else (options.n,)
+        pending = part
+        for target in targets:
+            n = min(target, options.n)
+            adopt(store, self.run_id, split, pending, n)
+            job = Job(bench, sampling, n, preset, options.seed, self.run_id, split, 0, options.chat_template_kwargs)
+            while pending:
+                try:
+                    made = complete(engine, pending, job, store, grader, meter.add)
+                    break
+                except EngineError as e:
+                    refused = {name: str(why) for name, why in e.failed.items() if why.status in REFUSED}
+                    if not refused or len(self.refused) + len(refused) > self.context.max_errors:
+                        raise
+                    self.refused |= refused
+                    pending = [item for item in pending if item.id not in refused]
+            else:
+                break
+            tallies = tally_rows(made.values())
+            self.tallies |= {item.id: tallies.get(item.id, Tally()) for item in pending}
+            pending = [item for item in pending if self._verdict(item.id) == "open"]
+        meter.finish(part)
+
+    def _verdict(self, name: str) -> Decision:
+        return decide(self.tallies[name], self.options.n, self.options.low, self.options.high)
+
+    def _check_replay(self) -> None:
+        """Raises UserError where the recorded tries do not suffice for a verdict: such rows are not to be dropped."""
+        lacking = [
+            name for name, t in self.tallies.items() if self._verdict(name) == "open" and open_tries(t, self.options)
+        ]
+        if lacking:
+            never = sum(not (self.tallies[name].tries + self.tallies[name].unscored) for name in lacking)
+            raise UserError(
+                f"solve_rate.replay={self.options.replay}: it has no completions of {never:,} of {len(self.rows):,} "
+                f"problems, and too few of {len(lacking) - never:,} for these bounds (early_stop ended them); first: "
+                f"{self.rows[lacking[0]].id}. Leave replay out, and only the missing tries are asked."
+            )
 
 
-def ask(items: Mapping[str, Row], options: SolveOptions, context: Context) -> tuple[str, dict[str, int]]:
-    """Ask the model what the store does not have yet. Returns the run, and what does not fit the model's context."""
-    from evals.benches import Bench
-    from evals.complete import Job, complete
-    from evals.engines import Sampling, load_engine
-    from evals.grading.grader import open_grader
-    from evals.prompts import encode
+class Meter:
+    """Counts tries as they come: a bar where somebody looks, and a line in the log every half minute."""
+
+    def __init__(self, tries: Tries, context: Context):
+        self.context, self.total = context, (len(tries.items) - len(tries.unfit)) * tries.options.n
+        self.n, self.refused = tries.options.n, tries.refused
+        self.seen: dict[str, set[int]] = defaultdict(set)
+        self.new = self.done = self.truncated = self.unscored = 0
+        self.started = self.said = time.monotonic()
+        self.bar = context.progress.add_task("solve rate", total=self.total) if context.progress else None
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._say()
+        if self.bar is not None:
+            self.context.progress.remove_task(self.bar)
+
+    def add(self, row: Any) -> None:
+        if row.repeat in self.seen[row.item]:
+            return
+        self.seen[row.item].add(row.repeat)
+        self.truncated += row.finish_reason == "length"
+        self.unscored += row.reward is None
+        self._advance(1)
+
+    def finish(self, items: Sequence[Any]) -> None:
+        """Nothing more is asked of these."""
+        self._advance(sum(self.n - len(self.seen.pop(item.id, ())) for item in items))
+
+    def _advance(self, count: int) -> None:
+        self.done += count
+        if self.bar is not None:
+            self.context.progress.advance(self.bar, count)
+        if time.monotonic() - self.said >= LINE_SECONDS:
+            self._say()
+
+    def _say(self) -> None:
+        self.said = time.monotonic()
+        rate = self.done / max(self.said - self.started, 1e-9)
+        left = timedelta(seconds=round((self.total - self.done) / rate)) if self.done else "unknown time"
+        self.context.log(
+            f"solve rate: {self.done:,} of {self.total:,} tries, {left} left; {self.truncated:,} truncated at "
+            f"max_tokens, {self.unscored:,} without a verdict, {len(self.refused):,} problems refused"
+        )
+
+
+def open_engine(options: SolveOptions, context: Context) -> Any:
+    from evals.engines import load_engine
 
     if not options.model:
-        raise UserError(
-            "stage solve_rate needs a model: --set solve_rate.model=FOLDER_OR_HUB_ID, or for a server "
-            "--set solve_rate.engine=openai --set solve_rate.model=http://host:8000/v1#NAME; "
-            "--skip solve_rate leaves it out."
-        )
-    grader_name = options.grader
-    if grader_name == "auto":
-        grader_name = "code" if any(row.code is not None for row in items.values()) else "math"
-    run_id = find_run(context.store, options, grader_name)
+        raise UserError(NO_MODEL)
     if options.engine == "ray":
         from data_curation.ray_engine import RayEngine
 
-        engine: Any = RayEngine(options.model, **options.engine_options)
-    else:
-        engine = load_engine(options.engine, options.model, **options.engine_options)
-    problems = {name: item_of(name, row) for name, row in items.items()}
-    room = engine.max_context - options.max_tokens
-    unfit: dict[str, int] = {}
-    if engine.tokenizer is not None:  # without one the server counts, and refuses
-        lengths = {name: len(encode(options.prompt, item, engine.tokenizer)) for name, item in problems.items()}
-        unfit = {name: length for name, length in lengths.items() if length > room}
-    if unfit and len(unfit) == len(problems):
-        raise UserError(
-            f"solve_rate.max_tokens={options.max_tokens} leaves {room} of {engine.max_context} tokens of context for "
-            "the prompt, and none fits. Lower max_tokens."
-        )
-    bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, options.prompt, options.max_tokens, (), "", "")
-    sampling = Sampling(options.max_tokens, options.temperature, options.top_p)
-    parts: defaultdict[str, list[Any]] = defaultdict(list)  # sixteenths, so that not all texts are in memory at once
-    for name in sorted(problems):
-        if name not in unfit:
-            parts[f"{RUN}-{name[0]}"].append(problems[name])
-    bar = None
-    if context.progress is not None:
-        bar = context.progress.add_task("solve rate", total=sum(map(len, parts.values())) * options.n)
-    targets = range(options.round, options.n + options.round, options.round) if options.early_stop else (options.n,)
-    status = "failed"
-    try:
-        with open_grader(grader_name) as grader:
-            for split, part in parts.items():
-                seen: set[tuple[str, int]] = set()
-
-                def advance(row: Any, seen: set[tuple[str, int]] = seen) -> None:
-                    if (row.item, row.repeat) not in seen:
-                        seen.add((row.item, row.repeat))
-                        if bar is not None:
-                            context.progress.advance(bar)
-
-                pending = part
-                for target in targets:
-                    if not pending:
-                        break
-                    n = min(target, options.n)
-                    job = Job(bench, sampling, n, options.prompt, options.seed, run_id, split)
-                    made = complete(engine, pending, job, context.store, grader, advance)
-                    tallies = tally_rows(made.values())
-                    pending = [
-                        item
-                        for item in pending
-                        if decide(tallies.get(item.id, Tally()), options.n, options.low, options.high) == "open"
-                    ]
-                if bar is not None and context.progress is not None:
-                    context.progress.advance(bar, len(part) * options.n - len(seen))
-        status = "done"
-    except KeyboardInterrupt as e:
-        status = "interrupted"
-        raise KeyboardInterrupt("every finished completion is kept; the same command continues") from e
-    finally:
-        context.store.finish_run(run_id, status)
-        engine.close()
-        if bar is not None and context.progress is not None:
-            context.progress.remove_task(bar)
-    return run_id, unfit
+        return RayEngine(options.model, **options.engine_options)
+    more = {"max_errors": context.max_errors + 1} if options.engine == "openai" else {}
+    return load_engine(options.engine, options.model, **{**more, **options.engine_options})
 
 
-def stored(store: Any, run_id: str, n: int) -> dict[str, Tally]:
-    """Item -> tally of its first n tries in the store."""
-    return tally_rows(row for row in store.outcomes(run_id) if row.repeat < n)
+def adopt(store: Any, run_id: str, split: str, items: Sequence[Any], n: int) -> None:
+    """Give each item the run's completions of the same problem under another answer: without a verdict, so that they
+    are graded before anything is asked."""
+    tried: defaultdict[str, set[int]] = defaultdict(set)
+    by_problem: defaultdict[str, set[str]] = defaultdict(set)
+    for name, repeat in store.columns(run_id, ("item", "repeat"), split=split):
+        tried[name].add(repeat)
+        by_problem[name.partition("-")[0]].add(name)
+    for item in items:
+        others = by_problem[item.id.partition("-")[0]] - {item.id}
+        have = tried.get(item.id, set())
+        if others and len(have) < n and any(tried[other] - have for other in others):
+            found = store.samples(run_id, split=split, items=sorted(others), with_tokens=True)
+            new = {row.repeat: row for row in found if row.repeat < n and row.repeat not in have}
+            blank = {"item": item.id, "outcome": "ungraded", "path": "", "answer": None, "reward": None}
+            store.log_samples(run_id, [replace(row, **blank) for row in new.values()])
 
 
 def tally_rows(rows: Iterable[Any]) -> dict[str, Tally]:
-    counts: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    by_item: defaultdict[str, list[Any]] = defaultdict(list)
     for row in rows:
-        counts[row.item][2 if row.reward is None else 0 if row.reward >= 1 else 1] += 1
-    return {item: Tally(*three) for item, three in counts.items()}
+        by_item[row.item].append(row)
+    tallies = {}
+    for name, found in by_item.items():
+        scored = [row for row in found if row.reward is not None]
+        right = sum(row.reward >= 1 for row in scored)
+        others = Counter(normalise(row.answer) for row in scored if row.reward < 1 and row.answer)
+        truncated = sum(row.finish_reason == "length" for row in found)
+        other = min(others.items(), key=lambda one: (-one[1], one[0]), default=("", 0))
+        tallies[name] = Tally(right, len(scored) - right, len(found) - len(scored), truncated, other)
+    return tallies
 
 
 def find_run(store: Any, options: SolveOptions, grader: str) -> str:
@@ -289,30 +434,52 @@ def find_run(store: Any, options: SolveOptions, grader: str) -> str:
 
     Neither the engine nor a server's address nor n nor the bounds are part of it: they do not change a completion.
     """
+    if known := known_run(store, options, grader):
+        store.resume_run(known.id)
+        return known.id
+    model = options.model.split("#")[-1]
+    return store.start_run(
+        "curation", RUN, model=model, seed=options.seed, config={**settings_of(options), "grader": grader}
+    )
+
+
+def known_run(store: Any, options: SolveOptions, grader: str = "") -> Any:
+    """The run that `find_run` goes on with, whatever its grader where none is given; None: there is none."""
+    wanted = settings_of(options)
+    for run in reversed(store.runs("curation", name=RUN)):
+        config = {name: value for name, value in run.config.items() if name != "grader"}
+        if config == wanted and grader in ("", run.config.get("grader")):
+            return run
+    return None
+
+
+def settings_of(options: SolveOptions) -> dict[str, Any]:
+    """What decides a completion."""
     from evals.models import fingerprint
 
     model = options.model.split("#")[-1]
-    config = {
+    names = ("prompt", "temperature", "top_p", "max_tokens", "seed")
+    later = {name: value for name in ("top_k", "chat_template_kwargs") if (value := getattr(options, name))}
+    return {
         "model": fingerprint(model) if Path(model).is_dir() else model,
-        "prompt": options.prompt,
-        "grader": grader,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "max_tokens": options.max_tokens,
-        "seed": options.seed,
+        **{name: getattr(options, name) for name in names},
+        **later,
     }
-    for known in reversed(store.runs("curation", name=RUN)):
-        if known.config == config:
-            store.resume_run(known.id)
-            return known.id
-    return store.start_run("curation", RUN, model=model, seed=options.seed, config=config)
+
+
+def short_model(model: str) -> str:
+    """A model as a data card names it: a hub id as it is, a folder by its name, for the path is of one machine."""
+    name = model.split("#")[-1]
+    if "://" in name:
+        return "a server's"
+    return Path(name).name if name.startswith(("/", ".", "~")) or Path(name).is_dir() else name
 
 
 def item_of(name: str, row: Row) -> Any:
     from evals.items import Item
 
     if row.code is None:
-        return Item(name, row.problem, row.answer, {"source": row.source})
+        return Item(name, row.problem, row.answer, {"source": row.source, "row": row.id})
     from data_curation.code_checks import code_of
 
-    return Item(name, row.problem, "", {"source": row.source}, code_of(row))
+    return Item(name, row.problem, "", {"source": row.source, "row": row.id}, code_of(row))

@@ -1,14 +1,18 @@
 """Sources of mathematical problems: what a row of each looks like. One class of options and one function each."""
 
+import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_curation.rows import Drop, Row
+from evals.errors import UserError
 from evals.grading.math import extract_answer
+from evals.items import problem_text
 
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 
@@ -21,6 +25,10 @@ class Source(BaseModel):
     """names its rows (`name:17`) and its stage; any word"""
     path: str | None = None
     """a file, a folder of files or a hub id; None: where the source lives on the hub"""
+    split: str = ""
+    """of a folder or a hub data set; empty: as the kind has it, mostly train"""
+    subset: str = ""
+    """configuration of a hub data set; empty: as the kind has it"""
 
 
 @dataclass(frozen=True)
@@ -41,15 +49,154 @@ class Kind:
 class Bad(Exception):
     """A row lacks something or has it in another type."""
 
+    malformed = True
+
+
+class Unfit(Bad):
+    """A row is as it should be, and still no problem with one answer."""
+
+    malformed = False
+
+
+def column(raw: Mapping[str, Any], name: str) -> Any:
+    """A column's value; `a.b` is what a record, or the JSON text of one, has under b."""
+    if name in raw:
+        return raw[name]
+    first, dot, rest = name.partition(".")
+    inner = raw.get(first) if dot else None
+    if isinstance(inner, str):
+        inner = _json(inner)
+    if isinstance(inner, Mapping):
+        return column(inner, rest)
+    raise Bad(f"no column {name!r}")
+
 
 def text(raw: Mapping[str, Any], name: str) -> str:
-    """A column that has to be a text."""
-    if name not in raw:
-        raise Bad(f"no column {name!r}")
-    value = raw[name]
+    """A column that has to be a text, or a chat, of which it is what the user says. A name with braces is a template
+    of columns, such as "{Body} {Question}"."""
+    if "{" in name:
+        return re.sub(r"\{([^{}]+)\}", lambda found: text(raw, found[1]), name)
+    value = column(raw, name)
+    if isinstance(value, list | tuple) and any(isinstance(one, dict) for one in value):
+        try:
+            value = problem_text(value, repr(name))
+        except UserError as e:
+            raise Bad(str(e).rstrip(".")) from e
     if not isinstance(value, str):
-        raise Bad(f"{name!r} is {'null' if value is None else type(value).__name__}, not text")
+        raise Bad(f"{name!r} is {_kind(value)}, not text")
     return value
+
+
+def answer(raw: Mapping[str, Any], name: str) -> str:
+    """A column that has to be one answer: text, a number, a list of one, or a record with one of the usual names."""
+    return _one_answer(column(raw, name), name)
+
+
+def _one_answer(value: Any, name: str) -> str:
+    if isinstance(value, list | tuple):
+        different = sorted({_one_answer(one, name) for one in value})
+        if len(different) != 1:
+            raise Unfit(f"{len(different)} answers" if different else "no answer")
+        return different[0]
+    if isinstance(value, Mapping):
+        named = [key for key in ANSWERS if isinstance(value.get(key), str | int | float | list | tuple)]
+        if len(named) != 1:
+            raise Bad(f"{name!r} is a record of {', '.join(map(str, value))}; name one of them as {name}.NAME")
+        return _one_answer(value[named[0]], f"{name}.{named[0]}")
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if not isinstance(value, str):
+        raise Bad(f"{name!r} is {_kind(value)}, not text or a number")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else str(value) if isinstance(value, float) else type(value).__name__
+
+
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+
+
+PROBLEMS = ("problem", "question", "query", "prompt", "input", "instruction")
+ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "label", "target", "value", "solution")
+"""usual names of columns, in the order they are looked for"""
+
+
+def usual(raw: Mapping[str, Any], given: str, names: Sequence[str], what: str) -> str:
+    """The column that is named, else the first usual one that is there, in whatever case."""
+    if given:
+        return given
+    there = {str(name).lower(): str(name) for name in raw}
+    found = next((there[name] for name in names if raw.get(there.get(name, "")) is not None), None)
+    if found is None:
+        there_are = ", ".join(map(str, raw))
+        raise Bad(f"no column with a usual name of the {what} among {there_are}; name it: --set SOURCE.{what}=COLUMN")
+    return found
+
+
+PROGRAMS = 3
+"""reference programs, and wrong ones, that are kept of a problem"""
+
+
+def read_tests(tests: Any) -> tuple[list[str], list[str], str]:
+    """(inputs, outputs, function or "") of {inputs, outputs, fn_name?}, of a list of {input, output}, or of the JSON
+    text of either. Arguments and results that are no texts become JSON, one argument a line."""
+    if isinstance(tests, str):
+        tests = _json(tests)
+    function = ""
+    if isinstance(tests, Mapping):
+        inputs, outputs = (tests.get(side) or tests.get(side[:-1]) for side in ("inputs", "outputs"))
+        function = str(tests.get("fn_name") or "")
+    elif isinstance(tests, list) and all(isinstance(test, Mapping) for test in tests):
+        inputs, outputs = ([test.get(side) for test in tests] for side in ("input", "output"))
+    else:
+        raise Bad("the tests are neither {inputs, outputs} nor a list of {input, output}, nor JSON of these")
+    if not isinstance(inputs, list) or not isinstance(outputs, list):
+        raise Bad("the tests have no lists 'inputs' and 'outputs'")
+    if function:
+        inputs = ["\n".join(map(json.dumps, one)) if isinstance(one, list) else one for one in inputs]
+        outputs = [one if isinstance(one, str) else json.dumps(one) for one in outputs]
+    return inputs, outputs, function
+
+
+def code_record(
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    fn_name: str = "",
+    *,
+    time_limit: float | None = None,
+    memory_mb: int | None = None,
+    starter: str = "",
+    references: Sequence[str] = (),
+    wrong: Sequence[str] = (),
+    interactive: bool = False,
+    checker: bool = False,
+    file_io: bool = False,
+    date: str = "",
+) -> dict[str, Any]:
+    """`Row.code`. Raises Bad for tests that are no texts."""
+    if len(inputs) != len(outputs):
+        raise Bad(f"{len(inputs)} test inputs and {len(outputs)} outputs")
+    if not all(isinstance(one, str) for one in (*inputs, *outputs)):
+        raise Bad("a test's input or output is not text")
+    return {
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "time_limit": time_limit,
+        "memory_mb": memory_mb,
+        "fn_name": fn_name,
+        "starter": starter,
+        "references": list(references)[:PROGRAMS],
+        "wrong": list(wrong)[:PROGRAMS],
+        "interactive": interactive,
+        "checker": checker,
+        "file_io": file_io,
+        "date": date,
+    }
 
 
 class MathSource(Source):
@@ -81,28 +228,20 @@ class VerlSource(Source):
     kind: Literal["dapo", "verl"]
     languages: Literal["all", "no-chinese"] = "all"
     """the paper says nothing about DAPO's 3,432 Chinese rows"""
+    answer: str = "reward_model.ground_truth"
+    """where the answer is; tests as verl has them, JSON of {inputs, outputs}, make it a programming problem"""
 
 
 def read_verl(options: VerlSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
-    chat = raw.get("prompt")
-    if not isinstance(chat, list | tuple) or not all(isinstance(m, dict) for m in chat):
-        raise Bad("'prompt' is not a chat" if "prompt" in raw else "no column 'prompt'")
-    said = [text(message, "content") for message in chat if message.get("role") == "user"]
-    if not said:
-        raise Bad("no user message in 'prompt'")
-    judged = raw.get("reward_model")
-    if not isinstance(judged, dict):
-        raise Bad("no column 'reward_model'" if judged is None else "'reward_model' is not a record")
-    problem, answer = "\n\n".join(said), judged.get("ground_truth")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
-    if not isinstance(answer, str):
-        raise Bad("'reward_model.ground_truth' is not text")
+    problem, truth = text(raw, "prompt"), column(raw, options.answer)
+    tests = _json(truth) if isinstance(truth, str) and truth.lstrip().startswith("{") else truth
+    code = code_record(*read_tests(tests)) if isinstance(tests, Mapping) and "inputs" in tests else None
     if options.languages == "no-chinese" and CJK.search(problem):
         return Drop(name, "Chinese", problem[:300])
     extra = raw.get("extra_info")
     kept = {k: v for k, v in extra.items() if k in ("level", "subject")} if isinstance(extra, dict) else {}
-    return Row(name, options.name, problem, answer, {k: v for k, v in kept.items() if isinstance(v, str | int)})
+    meta = {k: v for k, v in kept.items() if isinstance(v, str | int)}
+    return Row(name, options.name, problem, answer(raw, options.answer) if code is None else "", meta, code)
 
 
 class Gsm8kSource(Source):
@@ -126,54 +265,39 @@ class CompetitionSource(Source):
 
 
 def read_competition(options: CompetitionSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
-    answer = raw.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
-    if not isinstance(answer, str):
-        raise Bad("'answer' is not text" if "answer" in raw else "no column 'answer'")
-    answer = re.sub(r"^(-?\d+)\.0$", r"\1", answer.strip())
-    if answer.isdigit():
-        answer = str(int(answer))  # AIME's 033 is 33
+    said = re.sub(r"^(-?\d+)\.0$", r"\1", answer(raw, "answer").strip())
+    if said.isdigit():
+        said = str(int(said))  # AIME's 033 is 33
     meta = {k: raw[k] for k in ("year", "url") if isinstance(raw.get(k), str | int)}
-    return Row(name, options.name, text(raw, "problem"), answer, meta)
+    return Row(name, options.name, text(raw, "problem"), said, meta)
 
 
 class TableSource(Source):
-    """Any JSONL or parquet: say which columns hold what."""
+    """Any file: say which columns hold what."""
 
     kind: Literal["table"]
-    path: str  # type: ignore[assignment]
-    problem: str = "problem"
-    """column of the problem"""
-    answer: str = "answer"
-    """column of the answer"""
+    problem: str = ""
+    """column of the problem, or a template of columns, "{Body} {Question}"; empty: the first usual one"""
+    answer: str = ""
+    """column of the answer, `a.b` inside a record; empty: the first usual one"""
     meta: dict[str, str] = {}
     """name here -> column there, e.g. {level: difficulty}"""
     boxed: bool = False
     """the answer is the last \\boxed{} of that column"""
-    split: str = "train"
-    subset: str | None = None
     licence: str = "not stated"
     data_source: str = "math_dapo"
 
 
 def read_table(options: TableSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
-    problem, answer = text(raw, options.problem), raw.get(options.answer)
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
-    if not isinstance(answer, str):
-        raise Bad(
-            f"{options.answer!r} is {'null' if answer is None else type(answer).__name__}, not text"
-            if options.answer in raw
-            else f"no column {options.answer!r}"
-        )
+    problem = text(raw, usual(raw, options.problem, PROBLEMS, "problem"))
+    said = answer(raw, usual(raw, options.answer, ANSWERS, "answer"))
     if options.boxed:
-        boxed, found = extract_answer(answer)
+        boxed, found = extract_answer(said)
         if boxed is None:
             return Drop(name, f"no answer in a box ({found})", problem[:300])
-        answer = boxed
+        said = boxed
     meta = {new: raw[old] for new, old in options.meta.items() if isinstance(raw.get(old), str | int | float)}
-    return Row(name, options.name, problem, answer, meta)
+    return Row(name, options.name, problem, said, meta)
 
 
 class MadeSource(Source):
@@ -190,8 +314,6 @@ class MadeSource(Source):
 
 def make_rows(options: MadeSource) -> Iterator[Row]:
     """Raises UserError for a generator or option that does not exist."""
-    from evals.errors import UserError
-
     if options.kind == "arith":
         from evals.benches import arith
 

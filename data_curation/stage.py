@@ -54,11 +54,15 @@ class Context:
 
     say: Callable[[str], None] = lambda text: None
     """a line for the user"""
+    log: Callable[[str], None] = lambda text: None
+    """a line for the log file, and for a user who has no progress bar"""
     progress: Any = None
     """a rich Progress, None where nobody looks"""
     store: Any = None
     """the results store (solve rate)"""
     workers: int = 2
+    max_errors: int = 20
+    """problems that a server may refuse before the solve rate stops"""
     references: Mapping[str, str] = field(default_factory=dict)
     """benchmark -> local file, for decontamination"""
 

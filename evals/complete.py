@@ -6,15 +6,15 @@ lm-eval's Task and LM classes, which `python -m evals.run` goes through, lie on 
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from evals.benches import Bench
-from evals.engines import Completion, Engine, Request, Sampling
+from evals.engines import Completion, Engine, EngineError, Output, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
@@ -55,6 +55,8 @@ class Job:
     run_id: str
     split: str
     step: int = 0
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """for the model's chat template, e.g. {"enable_thinking": False}"""
 
 
 def choose(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
@@ -70,7 +72,7 @@ def choose_indices(count: int, limit: int | None, seed: int) -> list[int]:
 
 
 def complete(
-    engine: Engine,
+    engine: Engine | None,
     items: Sequence[Item],
     job: Job,
     store: Store,
@@ -82,19 +84,22 @@ def complete(
     A completion's seed comes from (seed, benchmark, item, repeat), so that more repeats later keep the first ones. It
     is written as soon as it is there, with its verdict or before it; whatever ends this early keeps what was written.
     What the store has without a verdict, or with a grader's failure for one, is graded again. Completions of other
-    problems in the same run and split are left alone.
+    problems in the same run and split are left alone. Without an engine nothing is made.
     """
     asked = {item.id for item in items}
     stored = store.samples(job.run_id, split=job.split, step=job.step)
     known = {(row.item, row.repeat): row for row in stored if row.repeat < job.n and row.item in asked}
     missing = [(item, [k for k in range(job.n) if (item.id, k) not in known]) for item in items]
-    todo = [(item, repeats) for item, repeats in missing if repeats]
-    prompts = [render(job.preset, item, engine.tokenizer) for item, _ in todo]
+    todo = [(item, repeats) for item, repeats in missing if repeats and engine is not None]
+    tokenizer = None if engine is None else engine.tokenizer
+    prompts = [render(job.preset, item, tokenizer, job.template) for item, _ in todo]
     requests = [
         Request(
-            tokenize(job.preset, prompt, engine.tokenizer),
+            tokenize(job.preset, prompt, tokenizer),
             tuple(derive_seed(job.seed, job.bench.name, item.id, k) for k in repeats),
-            words(job.preset, item) if engine.tokenizer is None else "",
+            words(job.preset, item) if tokenizer is None else "",
+            job.template,
+            item.id,
         )
         for prompt, (item, repeats) in zip(prompts, todo, strict=True)
     ]
@@ -105,14 +110,22 @@ def complete(
                 recorder.keep(row)
         if unjudged:
             _grade_again(recorder, items, job, store, grader, unjudged)
-        for at, which, completion in engine.generate(requests, job.sampling):
+        for at, which, completion in _outputs(engine, requests, job.sampling):
             item, repeats = todo[at]
-            text = response_text(completion, engine.tokenizer)
+            text = response_text(completion, tokenizer)
             seed = requests[at].seeds[which]
             row = ungraded_row(item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
             recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item))
         grader.flush()
     return recorder.rows
+
+
+def _outputs(engine: Engine | None, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
+    try:
+        yield from () if engine is None else engine.generate(requests, sampling)
+    except EngineError as e:
+        e.failed = {requests[at].name: why for at, why in e.failed.items()}
+        raise
 
 
 def response_text(completion: Completion, tokenizer: Any) -> str:

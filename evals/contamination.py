@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError
-from evals.items import Item, read_rows
+from evals.items import Item, problem_text, read_rows
 
 NGRAM = 13
 """words; 8, common elsewhere, flags every tenth problem for its boilerplate"""
@@ -139,9 +139,7 @@ def overlap(items: Sequence[Item], trained: Iterable[Item]) -> dict[str, str]:
 def training_items(path: str, column: str = "prompt") -> Iterator[Item]:
     """The problems of a training file, without their answers: tests can be megabytes each."""
     for number, row in enumerate(read_rows(path)):
-        asked = row.get(column)
-        if isinstance(asked, list):  # verl: a chat
-            asked = "\n\n".join(str(message["content"]) for message in asked if message.get("role") == "user")
+        asked = problem_text(row.get(column), f"{path}, row {number}, {column!r}")
         if asked is None:
             raise UserError(f"{path}, row {number}: no column {column!r}. The row has: {', '.join(sorted(row))}.")
         meta = {**{k: v for k, v in row.items() if isinstance(v, str | int)}, **(row.get("extra_info") or {})}

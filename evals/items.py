@@ -1,9 +1,6 @@
-"""Items: one problem with its reference answer, read from parquet or JSONL (verl's schema or columns by name)."""
+"""Items: one problem with its reference answer, read from data files (verl's schema or columns by name)."""
 
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +8,7 @@ from typing import Any
 
 from evals.code_tests import Code, read_code
 from evals.errors import UserError
+from evals.files import Malformed, file_rows
 from sandbox import Limits
 
 
@@ -26,45 +24,16 @@ class Item:
     """what the grader "code" runs; None for a problem that wants no program"""
 
 
-def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Rows of a .jsonl, .jsonl.gz or .parquet file, in file order.
+def read_rows(path: str | Path) -> Iterator[Mapping[str, Any]]:
+    """Rows of a data file (see `evals.files`), in file order.
 
-    Raises UserError for a missing file, an unknown ending, or a line that is not a JSON object (with its number).
+    Raises UserError for a missing file, an unknown ending, or what is no row, with its line.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. Expected a .jsonl, .jsonl.gz or .parquet file.")
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(path) as parquet:
-                for batch in parquet.iter_batches(batch_size=1024):
-                    yield from batch.to_pylist()
-        except (OSError, ValueError) as e:
-            raise UserError(f"{path}: not a readable parquet file ({e}).") from e
-        return
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise UserError(f"{path}: unknown kind of file. Expected .jsonl, .jsonl.gz or .parquet.")
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as lines:
-        for number, line in enumerate(_readable(path, lines), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as e:
-                raise UserError(f"{path}, line {number}: not valid JSON ({e}).") from e
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
-            yield row
-
-
-def _readable(path: Path, lines: Iterable[bytes]) -> Iterator[bytes]:
-    try:
-        yield from lines
-    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise UserError(f"{path}: not a readable gzip file ({e}).") from e
+    for number, row in enumerate(file_rows(path)):
+        if isinstance(row, Malformed):
+            where = f"line {row.line}" if row.line else f"row {number}"
+            raise UserError(f"{path}, {where}: {row.reason}. Expected JSON objects, or rows under a header.")
+        yield row
 
 
 def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[dict[str, Any]]:
@@ -77,7 +46,7 @@ def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[dict[
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(
             f"cannot load {name} from the Hugging Face hub: {reason}. Check the network, or give a local file in the "
-            "hub's shape (.jsonl, .jsonl.gz or .parquet)."
+            "hub's shape."
         ) from e
 
 
@@ -108,9 +77,7 @@ def _item(path: str | Path, number: int, row: Mapping[str, Any], prompt: str, an
             raise UserError(f"{path}, row {number}: no column {name!r}. The row has: {', '.join(sorted(row))}.")
         return row[name]
 
-    asked = column(prompt)
-    if isinstance(asked, list):  # verl: a chat; the problem is what the user says
-        asked = "\n\n".join(str(m["content"]) for m in asked if m.get("role") == "user")
+    asked = problem_text(column(prompt), f"{path}, row {number}, {prompt!r}")
     if "reward_model" in row and answer not in row:
         reference = (row["reward_model"] or {}).get("ground_truth")
         if reference is None:
@@ -122,6 +89,22 @@ def _item(path: str | Path, number: int, row: Mapping[str, Any], prompt: str, an
     meta = {**{k: v for k, v in row.items() if k not in known and isinstance(v, str | int | float | bool)}, **extra}
     name = row.get("id", extra.get("id", extra.get("index")))
     return Item(str(name) if name is not None else item_id(asked), str(asked), str(reference), meta)
+
+
+def problem_text(asked: Any, where: str) -> Any:
+    """What the user says in a chat, as verl's schema has prompts; whatever is no list comes back as it is.
+
+    Raises UserError naming `where` for a list that is no chat of texts.
+    """
+    if not isinstance(asked, list | tuple):
+        return asked
+    try:
+        said = [message["content"] for message in asked if message["role"] == "user"]
+        if said:
+            return "\n\n".join(said)
+    except (KeyError, TypeError):
+        pass
+    raise UserError(f"{where}: expected a text, or a chat with a user's message: role and content, a text.")
 
 
 def item_id(text: str) -> str:

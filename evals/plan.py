@@ -13,7 +13,7 @@ from evals.complete import choose
 from evals.errors import UserError
 from evals.items import Item
 from evals.lm_tasks.plan import PREFIX, TaskPlan, add_options, check_unused, first_prompt, make_task_plan
-from evals.prompts import PRESETS, render
+from evals.prompts import find_preset, render
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: d
             "Say --temperature 0.7, or --n 1."
         )
     preset = args.prompt or bench.prompt
-    if preset not in PRESETS:
-        raise UserError(f"unknown prompt preset {preset!r}. Known: {', '.join(PRESETS)}.")
+    find_preset(preset)
     return {
         "bench": bench.name,
         "options": own,

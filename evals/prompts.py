@@ -1,5 +1,6 @@
 """Prompt presets: how a bare problem becomes what a model reads. It decides a base model's score, so it is recorded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,15 +95,19 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+def find_preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise UserError(f"unknown prompt preset {name!r}. Known: {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
 def words(name: str, problem: str | Item) -> str | tuple[dict[str, str], ...]:
     """What a preset says, before any chat template: the messages of a chat preset, the text of another.
 
     A preset with {format} takes an Item, for its starter code; the others a text as well. Raises UserError for an
     unknown preset.
     """
-    if name not in PRESETS:
-        raise UserError(f"unknown prompt preset {name!r}. Known: {', '.join(PRESETS)}.")
-    preset = PRESETS[name]
+    preset = find_preset(name)
     if isinstance(problem, Item):
         user = preset.user.format(problem=problem.prompt, format=code_format(problem))
     else:
@@ -113,8 +118,10 @@ def words(name: str, problem: str | Item) -> str | tuple[dict[str, str], ...]:
     return (*system, {"role": "user", "content": user})
 
 
-def render(name: str, problem: str | Item, tokenizer: Any) -> str:
-    """The text of a prompt. Without a tokenizer (None) a server renders the messages: they are shown with their roles.
+def render(name: str, problem: str | Item, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str:
+    """The text of a prompt; `template` is what the chat template is given, such as {"enable_thinking": False}.
+
+    Without a tokenizer (None) a server renders the messages: they are shown with their roles.
 
     Raises UserError for an unknown preset, or a chat preset without a chat template.
     """
@@ -129,7 +136,7 @@ def render(name: str, problem: str | Item, tokenizer: Any) -> str:
             f"prompt preset {name!r} goes through a chat template and this model's tokenizer has none. "
             f"Presets that work without: {plain}."
         )
-    return tokenizer.apply_chat_template(list(said), tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(list(said), tokenize=False, add_generation_prompt=True, **(template or {}))
 
 
 def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
@@ -140,9 +147,11 @@ def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=not PRESETS[name].chat, verbose=False).input_ids)
 
 
-def encode(name: str, problem: str | Item, tokenizer: Any) -> tuple[int, ...]:
+def encode(
+    name: str, problem: str | Item, tokenizer: Any, template: Mapping[str, Any] | None = None
+) -> tuple[int, ...]:
     """Token ids of a problem under a preset."""
-    return tokenize(name, render(name, problem, tokenizer), tokenizer)
+    return tokenize(name, render(name, problem, tokenizer, template), tokenizer)
 
 
 def code_format(item: Item) -> str:

@@ -22,9 +22,10 @@ from evals.benches import (
 )
 from evals.benches.bench import Bench, Option
 from evals.errors import UserError
+from evals.files import ENDINGS
 from evals.items import Item
 
-__all__ = ["BENCHES", "Bench", "Option", "find", "load"]
+__all__ = ["BENCHES", "Bench", "Option", "find", "in_folder", "load"]
 
 BENCHES: dict[str, Bench] = {
     bench.name: bench
@@ -61,8 +62,11 @@ def load(bench: Bench, data: str | None, options: Mapping[str, str] | None = Non
 
     `options`: values of the benchmark's own options (`Bench.options`); those that are not given have their default.
     """
-    folder = os.environ.get("AGPO_DATA")
-    if data is None and folder:
-        names = (f"{bench.name}{ending}" for ending in (".jsonl", ".jsonl.gz", ".parquet"))
-        data = next((str(Path(folder) / name) for name in names if (Path(folder) / name).is_file()), None)
+    data = data or in_folder(bench.name)
     return bench.load(data, **{option.name: option.default for option in bench.options} | dict(options or {}))
+
+
+def in_folder(name: str) -> str | None:
+    """The file of this benchmark in the folder $AGPO_DATA; None where there is none."""
+    folder = Path(os.environ.get("AGPO_DATA") or "/nowhere")
+    return next((str(folder / f"{name}{end}") for end in ENDINGS if (folder / f"{name}{end}").is_file()), None)

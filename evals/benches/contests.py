@@ -4,7 +4,7 @@ import re
 
 from evals.benches.rows import Row, rows
 from evals.errors import UserError
-from evals.items import Item, item_id
+from evals.items import Item, item_id, problem_text
 
 _URL = re.compile(r"/(?P<year>\d{4})_(?P<kind>AIME|AMC)_(?P<which>I{1,2}|1[02][AB])_Problems/Problem_(?P<number>\d+)")
 
@@ -28,9 +28,8 @@ def _item(name: str, row: Row, aime: bool) -> Item:
     if row.get("reward_model") is not None:  # verl's schema
         chat, model = row.column("prompt"), row.column("reward_model")
         try:
-            problem = "\n\n".join(message["content"] for message in chat if message["role"] == "user")
-            row = Row({"problem": problem, "answer": model["ground_truth"]}, row.where)
-        except (TypeError, KeyError) as e:
+            row = Row({"problem": problem_text(chat, row.where), "answer": model["ground_truth"]}, row.where)
+        except (TypeError, KeyError, UserError) as e:
             raise row.wrong("prompt", "expected verl's schema, a chat and reward_model.ground_truth") from e
     problem, said = row.text("problem", "question"), row.column("answer")
     if isinstance(said, str):  # an angle of AIME 2025

@@ -4,7 +4,8 @@ Every engine is one file here with a class that has the shape of `Engine`, and o
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from evals.errors import UserError
@@ -12,6 +13,11 @@ from evals.errors import UserError
 
 class EngineError(UserError):
     """An engine cannot be started, or stopped in the middle. What it had not finished counts as nothing."""
+
+    status: int | None = None
+    """of the HTTP answer, where there was one"""
+    failed: "Mapping[Any, EngineError]" = MappingProxyType({})
+    """where single prompts failed and the others were finished: by request number, from `complete` on by item id"""
 
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -24,6 +30,13 @@ class Sampling:
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    """the likeliest tokens that are sampled from; 0: all"""
+
+    @property
+    def cut(self) -> bool:
+        """Whether a part of the distribution is cut off before sampling."""
+        return self.temperature != 0 and (self.top_p < 1 or self.top_k > 0)
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,10 @@ class Request:
     seeds: tuple[int, ...]
     prompt: "str | tuple[dict[str, str], ...]" = ""
     """for an engine without a tokenizer, in place of the ids: text, or chat messages with role and content"""
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """for an engine without a tokenizer: what its chat template is to be given"""
+    name: str = ""
+    """what messages call it; empty: its number"""
 
 
 @dataclass(frozen=True)

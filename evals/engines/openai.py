@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 UNDELIVERED = 256
 """completions that may wait for a slow caller before no more requests are sent"""
 MANY_FAILED = 8
-"""requests that fail for reasons of their own before the others are not tried any more"""
+"""prompts that fail for reasons of their own before the others are not tried any more"""
 FATAL = (401, 403, 404)
 """what every request would get"""
 SAME_TOKENS = 8
@@ -70,10 +70,12 @@ class OpenAIEngine:
         eos_ids: frozenset[int],
         max_context: int,
         notes: Sequence[str] = (),
+        max_errors: int = MANY_FAILED,
     ):
         self.servers, self.model, self.dialect, self.limits = servers, model, dialect, limits
         self.tokenizer, self.eos_ids, self.max_context = tokenizer, eos_ids, max_context
         self.weight_version = ""
+        self.max_errors = max_errors
         self.notes = tuple(notes)
         """what this server does not give, and what that disables"""
         self.identical = 0
@@ -93,6 +95,7 @@ class OpenAIEngine:
         wait: float = 10,
         seeds: bool = True,
         logprobs: bool = True,
+        max_errors: int = MANY_FAILED,
     ) -> "OpenAIEngine":
         """Find out what the servers of `URL[,URL...]#MODEL` can do. docs/engines-openai.md explains the options.
 
@@ -104,6 +107,7 @@ class OpenAIEngine:
             ("attempts", attempts, 1),
             ("patience", patience, 0),
             ("wait", wait, 0),
+            ("max_errors", max_errors, 1),
             ("max_context", max_context or 1, 1),
         ):
             if value < least:
@@ -128,6 +132,7 @@ class OpenAIEngine:
             eos_ids=found.eos_ids,
             max_context=context or UNKNOWN_CONTEXT,
             notes=notes,
+            max_errors=max_errors,
         )
 
     def close(self) -> None:
@@ -140,7 +145,7 @@ class OpenAIEngine:
         raised. What would fail for every request (a refused key, no server left) or for many stops new ones at once.
         """
         for number, request in enumerate(requests):
-            self._check(request, sampling, f"prompt {number}")
+            self._check(request, sampling, _name(requests, number))
         total = sum(len(request.seeds) for request in requests)
         if not total:
             return
@@ -153,6 +158,8 @@ class OpenAIEngine:
     def _check(self, request: Request, sampling: Sampling, what: str) -> None:
         from evals.engines.hf import check_fits
 
+        if not self.dialect.extensions and (sampling.top_k or (request.template and self.tokenizer is None)):
+            raise UserError("this server takes neither top_k nor chat_template_kwargs, which vLLM and SGLang add.")
         if self.tokenizer is not None:
             check_fits(len(request.prompt_ids), sampling.max_tokens, self.max_context, what)
             return
@@ -183,10 +190,10 @@ class _Run:
 
     def __init__(self, engine: OpenAIEngine, requests: Sequence[Request], sampling: Sampling, workers: int):
         self.engine, self.requests, self.sampling, self.workers = engine, requests, sampling, workers
-        self.pairs = ((i, k) for i, request in enumerate(requests) for k in range(len(request.seeds)))
+        self.pairs = ((i, k) for i, r in enumerate(requests) for k in range(len(r.seeds)) if i not in self.failed)
         self.results: queue.SimpleQueue[Output | BaseException | None] = queue.SimpleQueue()
         self.room = asyncio.Semaphore(workers + UNDELIVERED)
-        self.failed: list[tuple[int, RequestError]] = []
+        self.failed: dict[int, RequestError] = {}
         self.repeats = _Repeats(requests, sampling)
         engine.identical = 0
         self.loop = asyncio.new_event_loop()
@@ -253,21 +260,31 @@ class _Run:
 
     def _failed(self, number: int, error: RequestError, fleet: Fleet) -> None:
         if not fleet.stopping:
-            logger.warning("prompt %d failed, it will be reported at the end: %s", number, error)
-        self.failed.append((number, error))
-        if error.status in FATAL or not error.attempts or len(self.failed) >= MANY_FAILED:
+            name = _name(self.requests, number)
+            logger.warning("%s failed, it will be reported at the end: %s", name, error)
+        self.failed.setdefault(number, error)
+        if error.status in FATAL or not error.attempts or len(self.failed) >= self.engine.max_errors:
             fleet.stop()
 
     def _failure(self) -> RequestError:
-        number, first = self.failed[0]
-        others = f" ({len(self.failed) - 1} more requests failed)" if len(self.failed) > 1 else ""
-        return RequestError(
-            f"prompt {number}: {first}{others}\nWhat was answered is kept; the same command asks for the rest.",
+        number, first = next(iter(self.failed.items()))
+        others = f" ({len(self.failed) - 1} more prompts failed)" if len(self.failed) > 1 else ""
+        error = RequestError(
+            f"{_name(self.requests, number)}: {first}{others}\n"
+            "What was answered is kept; the same command asks for the rest.",
             url=first.url,
             status=first.status,
             body=first.body,
             attempts=first.attempts,
         )
+        error.failed = self.failed
+        return error
+
+
+def _name(requests: Sequence[Request], number: int) -> str:
+    """What messages call a prompt."""
+    name = requests[number].name
+    return f"problem {name}" if name else f"prompt {number}"
 
 
 class _Repeats:

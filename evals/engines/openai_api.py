@@ -43,7 +43,7 @@ class Dialect:
         """Whether the server's numbers are those of `Completion.logprobs`: after temperature, before top-p."""
         if self.logprobs == "raw":
             return sampling.temperature in (0, 1)
-        return self.logprobs == "processed" and (sampling.top_p == 1 or sampling.temperature == 0)
+        return self.logprobs == "processed" and not sampling.cut
 
 
 def server_seed(seed: int) -> int:
@@ -68,7 +68,7 @@ def payload(
         body["seed"] = server_seed(seed)
     if dialect.extensions:
         # Said, because a server's defaults come from the model's generation_config: Qwen2.5's has a repetition penalty.
-        body |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
+        body |= {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
         body |= {"frequency_penalty": 0.0, "return_token_ids": True}
         if eos_ids:
             body["stop_token_ids"] = sorted(eos_ids)
@@ -78,7 +78,8 @@ def payload(
     if dialect.ids_in:
         return "completions", {**body, "prompt": list(request.prompt_ids)}
     if chat:
-        return "chat/completions", {**body, "messages": list(request.prompt)}
+        template = {"chat_template_kwargs": dict(request.template)} if request.template else {}
+        return "chat/completions", {**body, **template, "messages": list(request.prompt)}
     return "completions", {**body, "prompt": request.prompt}
 
 

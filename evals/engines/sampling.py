@@ -46,10 +46,14 @@ def _sample_rows(
     weight_BV = (scaled_BV - highest_B1).exp_()  # probabilities times a constant of the row
     if uniform_B is None:
         token_B = scaled_BV.argmax(-1)
-    elif sampling.top_p < 1:
-        token_B = invert(nucleus(weight_BV, sampling.top_p), uniform_B)
     else:
-        token_B = invert(weight_BV, uniform_B)
+        cut_BV = weight_BV
+        if 0 < sampling.top_k < weight_BV.shape[1]:  # those as likely as the last one stay as well
+            least_B1 = weight_BV.topk(sampling.top_k).values[:, -1:]
+            cut_BV = cut_BV.masked_fill(cut_BV < least_B1, 0)
+        if sampling.top_p < 1:
+            cut_BV = nucleus(cut_BV, sampling.top_p)
+        token_B = invert(cut_BV, uniform_B)
     chosen_B1 = scaled_BV.gather(1, token_B[:, None]) - highest_B1
     return token_B, (chosen_B1 - weight_BV.sum(-1, keepdim=True).log())[:, 0]
 

@@ -103,8 +103,8 @@ class Core:
         started = time.perf_counter()
         if self.asleep:
             raise EngineError("vLLM sleeps, and its weights are thrown away: sync it before it generates.")
-        # After top-p has cut the distribution vLLM has no log-probabilities but those of what is left of it.
-        known = sampling.temperature == 0 or sampling.top_p == 1
+        # Of a distribution that was cut vLLM has no log-probabilities but those of what is left of it.
+        known = not sampling.cut
         running: dict[str, tuple[int, int]] = {}
         try:
             for at, request in enumerate(requests):
@@ -112,6 +112,7 @@ class Core:
                     params = SamplingParams(
                         temperature=sampling.temperature,
                         top_p=sampling.top_p if sampling.temperature else 1.0,
+                        top_k=sampling.top_k or -1,
                         max_tokens=sampling.max_tokens,
                         seed=fold(seed) if sampling.temperature else None,
                         stop_token_ids=list(self.spec.eos_ids),

@@ -30,8 +30,8 @@ FATES = {
     "math:12": "no column 'level'",
     "math:14": "the same row again",
     "math:15": "not UTF-8",
-    "math:16": "not JSON",
-    "math:17": "not a JSON object",
+    "math:16": "not valid JSON",
+    "math:17": "a list, not a JSON object",
     "math:11": "longer than 20,000 characters",
     "math:9": "the same problem in this source",
     "table:0": "the same problem in another source",
@@ -274,11 +274,38 @@ def test_help_lists_the_recipes(capsys):
 
 def test_a_dry_run_prints_every_option_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert command.main(["--recipe", "math-paper", "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    assert "BytedTsinghua-SIA/DAPO-Math-17k" in printed
-    assert "'low': 0.5, 'high': 0.8" in printed
+    monkeypatch.delenv("AGPO_STORE", raising=False)
+    monkeypatch.delenv("AGPO_DATA", raising=False)
+    assert command.main(["--recipe", "math-paper", "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert "BytedTsinghua-SIA/DAPO-Math-17k" in printed.out
+    assert "'low': 0.5, 'high': 0.8" in printed.out
+    for option in ("--input math=FILE", "--input dapo=FILE", "--reference math500=FILE", "--reference gsm8k=FILE"):
+        assert option in printed.err  # all that is missing at once, each with what gives it
+    assert "$AGPO_DATA" in printed.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_rows_tries_and_tokens(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGPO_STORE", raising=False)
+    (tmp_path / "x.jsonl").write_text(
+        "".join(json.dumps({"problem": f"{n}+{n}=", "answer": n}) + "\n" for n in range(9))
+    )
+    (tmp_path / "r.yaml").write_text(
+        "sources: [{name: t, kind: table, path: x.jsonl}]\n"
+        f"stages: {{solve_rate: {{model: {tiny}, prompt: arith, n: 4, low: 0.25, max_tokens: 50}}}}\n"
+    )
+    assert command.main(["--recipe", "r.yaml", "--dry-run", "--limit", "5"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "rows of t: 5" in printed
+    assert "tries: at most 20 (5 problems, 4 each)" in printed
+    assert "tokens: about 1,000, 50 a try" in printed
+    assert "H100 hours" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"x.jsonl", "r.yaml"}
+
+
+HELD = ("--reference", "held=bench.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -286,15 +313,23 @@ def test_a_dry_run_prints_every_option_and_writes_nothing(tmp_path, monkeypatch,
     [
         (["--recipe", "nothing"], "unknown recipe 'nothing'. Known: arith, code-paper, math-only, math-paper"),
         (["--recipe", "bad.yaml"], "unknown stage washing"),
-        (["--recipe", "small.yaml", "--input", "math=none.jsonl"], "none.jsonl: no such file"),
-        (["--recipe", "small.yaml", "--input", "math=x.csv"], "unknown kind of file"),
+        (["--recipe", "small.yaml", *HELD, "--input", "math=none.jsonl"], "none.jsonl: no such file"),
+        (["--recipe", "small.yaml", *HELD, "--input", "math=x.txt"], "unknown kind of file"),
+        (["--recipe", "small.yaml", *HELD, "--input", "math=x.csv"], "x.csv: the file has no rows"),
+        (["--recipe", "small.yaml"], "unknown benchmark 'held'"),
+        (["--recipe", "small.yaml", "--reference", "held=x.csv"], "x.csv: the file has no rows"),
+        (["--recipe", "small.yaml", *HELD, "--reference", "mth500=bench.jsonl"], "is math500 meant?"),
+        (["--recipe", "arith", *HELD], "no stage decontaminate that would use it"),
+        (["--recipe", "small.yaml", *HELD, "--out", "x.csv"], "--out x.csv is a file"),
         (["--recipe", "small.yaml", "--input", "other=x.jsonl"], "no source or stage 'other'"),
         (["--recipe", "small.yaml", "--input", "x.jsonl"], "expected NAME=FILE"),
         (["--recipe", "small.yaml", "--set", "near.threshold=2"], "less than or equal to 1"),
         (["--recipe", "small.yaml", "--set", "near.tresh=2"], "tresh"),
         (["--recipe", "small.yaml", "--set", "formats=csv"], "unknown format csv"),
+        (["--recipe", "small.yaml", "--set", "prompt=lcd-chat"], "unknown prompt preset 'lcd-chat'"),
+        (["--recipe", "math-paper", "--set", "solve_rate.prompt=x"], "unknown prompt preset 'x'"),
         (["--recipe", "small.yaml", "--skip", "solve_rate"], "this recipe has no such stage"),
-        (["--recipe", "math-only"], "cannot load DigitalLearningGmbH/MATH-lighteval"),
+        (["--recipe", "math-only", "--reference", "math500=bench.jsonl"], "no column 'answer'"),
         (["--set", "arith.size=0"], "greater than or equal to 1"),
         (["--workers", "0"], "--workers must be at least 1"),
     ],
@@ -304,8 +339,9 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(recipe, tmp_path, mon
     monkeypatch.delenv("AGPO_STORE", raising=False)
     (tmp_path / "bad.yaml").write_text("sources: [{name: a, kind: arith}]\nstages: {washing: }\n")
     (tmp_path / "x.csv").write_text("problem,level\n")
+    (tmp_path / "x.txt").write_text("problem")
     assert command.main(args) == 2
     told = capsys.readouterr().err
     assert words in told
-    assert len(told.strip().splitlines()) == 1
+    assert len(told.strip().splitlines()) == (3 if "math-only" in args else 1)
     assert not (tmp_path / "data/small").exists()

@@ -5,12 +5,16 @@ import json
 import pytest
 from datasets import Dataset, load_dataset
 
-from data_curation import export, pipeline
-from data_curation.recipe import load
+from data_curation import export, manifest, pipeline
+from data_curation.recipe import FORMATS, load
 from data_curation.rows import Row
 from data_curation.sources import KINDS
 from data_curation.stage import Context
 from evals.items import item_id, read_items
+from evals.prompts import PRESETS
+
+RECIPE = {"name": "t", "formats": ["hf"], "prompt": "", "limit": 0, "left_out": []}
+CONTENT = {"recipe": RECIPE, "kept": 1, "by source": {"t": 1}, "sources": [], "stages": []}
 
 
 @pytest.fixture
@@ -31,6 +35,9 @@ def test_verl_and_our_trainer(out):
     assert message["role"] == "user"
     assert message["content"].startswith("Problem 0 asks")
     assert first["extra_info"]["level"] == 3
+    (asked,) = [r for r in Dataset.from_parquet(str(out / "verl/train.parquet")) if r["extra_info"]["index"] == 0]
+    assert [m["role"] for m in asked["prompt"]] == ["system", "user"]  # verl applies no preset
+    assert {k: v for k, v in asked.items() if k != "prompt"} == {k: v for k, v in first.items() if k != "prompt"}
     items = read_items(out / "train.parquet")
     assert items[0].id == item_id(message["content"])
     assert items[0].answer == "0"
@@ -51,13 +58,32 @@ def test_jsonl(out, path, prompt):
     assert rows[0][prompt][-1]["role"] == "user"
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The cache of `datasets`, which lives as long as the test."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.mark.usefixtures("cache")
+def test_hugging_face_folders_are_not_taken_for_each_other(tmp_path):
+    """All are called hf: what `datasets` has cached of one, or of its earlier rows, is not another's."""
+    loaded = []
+    for folder, answer in (("a", "1"), ("b", "2"), ("a", "3")):
+        out = tmp_path / folder
+        export.write([Row("t:0", "t", "x?", answer)], ("hf",), "", {}, out)
+        (out / "hf" / "README.md").write_text(manifest.card(CONTENT), encoding="utf-8")
+        loaded += load_dataset(str(out / "hf"), split="train")["answer"]
+    assert loaded == ["1", "2", "3"]
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_hugging_face_folder_with_a_card(out):
     rows = load_dataset(str(out / "hf"), split="train")
     assert rows.num_rows == 4
     assert rows[0]["level"] == 3
     card = (out / "hf/README.md").read_text()
     assert card.startswith("---\n")
-    assert "| math (math.jsonl) | 18 | 2 | MIT |" in card
+    assert "| math (math.jsonl) | 18 | 2 | levels: [3, 4, 5] | MIT |" in card
     assert "1 in held" in card
 
 
@@ -73,6 +99,23 @@ def test_programs_carry_their_tests(tmp_path):
     assert first["data_source"] == "codecontests"
     assert first["ability"] == "code"
     assert json.loads(first["reward_model"]["ground_truth"]) == {"inputs": ["1\n"], "outputs": ["2\n"]}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_in_every_format(preset, tmp_path):
+    """The words of a preset are those that an evaluation asks with, also where they want an item's tests."""
+    code = {"inputs": ["1\n"], "outputs": ["2\n"], "fn_name": "", "time_limit": 1.0, "memory_mb": None}
+    row = Row("c:0", "c", "Add one.", "", {}, code)
+
+    class Options:
+        kind = "code_contests"
+
+    export.write([row], FORMATS, preset, {"c": Options()}, tmp_path)
+    (first,) = Dataset.from_parquet(str(tmp_path / "trl/train.parquet"))["prompt"]
+    asked = first if isinstance(first, str) else first[-1]["content"]
+    assert isinstance(first, list) == PRESETS[preset].chat
+    assert asked.count("Add one.") == 1
+    assert ("stdin" in asked) == preset.startswith("lcb")
 
 
 def test_a_column_of_two_types_becomes_text(tmp_path):

@@ -1,8 +1,11 @@
 """The solve-rate filter: bounds, verdicts, resuming at the completion, early stop, replay; over real models."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from data_curation import solve_rate
+from data_curation import audit, solve_rate
 from data_curation.rows import Row
 from data_curation.solve_rate import SolveOptions, Tally, bounds, decide
 from data_curation.stage import Context
@@ -142,9 +145,6 @@ def test_other_bounds_and_more_tries_use_what_is_there(tiny, store, monkeypatch)
     solve_rate.run(ROWS, options(tiny), Context(store=store))
     (run,) = store.runs("curation")
 
-    def no_engine(*_, **__):
-        raise AssertionError("a replay asks no model")
-
     monkeypatch.setattr("evals.engines.load_engine", no_engine)
     other = solve_rate.run(ROWS, options("", replay=run.id, low=0.0, high=1.0), Context(store=store))
     assert len(other.rows) == 24
@@ -171,6 +171,129 @@ def test_early_stop_asks_less_and_says_the_same(tiny, store):
     assert [row.id for row in less.rows] == [row.id for row in whole.rows]
     assert {one.id: one.reason for one in less.drops} == {one.id: one.reason for one in whole.drops}
     assert less.facts["stopped early"] > 0
+
+
+def no_engine(*_, **__):
+    raise AssertionError("no model is asked")
+
+
+def test_other_answers_are_judged_anew_and_nothing_is_asked_again(tiny, store, monkeypatch):
+    """The verdict belongs to a completion and a reference; the completion to the problem alone."""
+    wide = options(tiny, low=0, high=1)
+    first = solve_rate.run(ROWS[:4], wide, Context(store=store))
+    changed = [replace(row, answer="999") for row in ROWS[:3]] + [ROWS[3]]
+    asked = completions(store)
+    engine = Limited(HFEngine.load(tiny, device="cpu"), 10**6)
+    monkeypatch.setattr("evals.engines.load_engine", lambda *_, **__: engine)
+    second = solve_rate.run(changed, wide, Context(store=store))
+    assert engine.asked == 0
+    assert [row.meta["solve_right"] for row in second.rows[:3]] == [0, 0, 0]
+    assert second.rows[3] == first.rows[3]
+    assert completions(store) == asked + 3 * 4  # a verdict is a row of the store
+    assert solve_rate.run(ROWS[:4], wide, Context(store=store)) == first
+    monkeypatch.setattr("evals.engines.load_engine", no_engine)
+    (run,) = store.runs("curation")
+    again = solve_rate.run([replace(ROWS[0], answer="998")], replace_model(wide, run.id), Context(store=store))
+    assert again.rows[0].meta["solve_right"] == 0
+    assert again.facts["model"] == "tiny"  # of the run, for the replay names none
+
+
+def replace_model(wide: SolveOptions, run: str) -> SolveOptions:
+    return wide.model_copy(update={"model": "", "replay": run})
+
+
+def test_one_problem_with_two_answers_has_two_tallies(tiny, store, monkeypatch):
+    two = [ROWS[0], replace(ROWS[0], id="arith:900", answer="999"), replace(ROWS[0], id="arith:901")]
+    engine = Limited(HFEngine.load(tiny, device="cpu"), 10**6)
+    monkeypatch.setattr("evals.engines.load_engine", lambda *_, **__: engine)
+    result = solve_rate.run(two, options(tiny, low=0, high=1), Context(store=store))
+    one, other, same = (row.meta["solve_right"] for row in result.rows)
+    assert one == same > 0
+    assert other == 0
+    assert engine.asked == 4
+
+
+def test_references_that_majorities_contradict_are_listed(tiny, store, tmp_path, capsys):
+    """The model is good at sums: where most of its tries agree on another answer, the reference is wrong."""
+    rows = [replace(ROWS[0], answer="999"), *ROWS[1:6]]
+    for seed in (1, 2):  # two models
+        result = solve_rate.run(
+            rows, options(tiny, n=8, low=0.1, high=1, temperature=0.3, seed=seed), Context(store=store)
+        )
+        (dropped,) = [one for one in result.drops if one.id == "arith:0"]
+        assert dropped.detail["majority"] == ROWS[0].answer
+        assert dropped.detail["majority_tries"] > 4
+    url, out = store.url, tmp_path / "audit"
+    assert audit.main(["--store", url, "--out", str(out)]) == 0
+    assert "1 reference answers to look at, of 2 runs" in capsys.readouterr().out
+    (found,) = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert (found["row"], found["reference"], found["majority"]) == ("arith:0", "999", ROWS[0].answer)
+    assert f"<b>{ROWS[0].answer}</b>" in out.with_suffix(".html").read_text()
+
+
+def test_tests_of_a_program_belong_to_the_verdict():
+    code = {"inputs": ["1"], "outputs": ["2"], "fn_name": "", "time_limit": 1.0, "memory_mb": None, "references": []}
+    row = Row("c:0", "c", "Add one.", "", {}, code)
+    other = replace(row, code={**code, "outputs": ["3"]})
+    assert solve_rate.item_key(row) != solve_rate.item_key(other)
+    assert solve_rate.item_key(row) == solve_rate.item_key(replace(row, code={**code, "references": ["x"]}))
+
+
+def test_an_early_end_is_no_missing_verdict_under_other_bounds(tiny, store):
+    """Rows that were not asked often enough for the new bounds are never dropped."""
+    early = options(tiny, n=8, low=0.4, high=0.6, early_stop=True, round=2)
+    first = solve_rate.run(ROWS[:8], early, Context(store=store))
+    assert first.facts["stopped early"]
+    (run,) = store.runs("curation")
+    with pytest.raises(UserError, match=r"no completions of 0 of 8 problems, and too few of \d for these bounds"):
+        solve_rate.run(ROWS[:8], options("", n=8, low=0.1, high=0.9, replay=run.id), Context(store=store))
+    again = solve_rate.run(ROWS[:8], options("", n=8, low=0.4, high=0.6, replay=run.id), Context(store=store))
+    assert [row.id for row in again.rows] == [row.id for row in first.rows]
+
+
+def refuse_some(server, path, body, number):
+    from http_server import Status, vllm_like
+
+    refused = body["max_tokens"] == 64 and sum(body["prompt"]) % 2
+    return Status(400, "bad words") if refused else vllm_like(server, path, body, number)
+
+
+def test_what_a_server_refuses_is_left_out_with_its_reason(tiny, store):
+    from http_server import FakeServer
+
+    tokenizer = HFEngine.load(tiny, device="cpu").tokenizer
+    odd = {row.id for row in ROWS if sum(tokenizer(row.problem + "=").input_ids) % 2}
+    assert 1 < len(odd) < len(ROWS) - 1
+    with FakeServer(refuse_some) as server:
+        how = options(f"{server.url}#m", engine="openai", engine_options={"tokenizer": tiny}, low=0, high=1)
+        said = []
+        result = solve_rate.run(ROWS, how, Context(log=said.append, store=store, max_errors=len(odd)))
+        assert {one.id for one in result.drops} == odd
+        assert {one.reason for one in result.drops} == {"refused by the server"}
+        assert "HTTP 400" in result.drops[0].detail["why"]
+        assert "bad words" in result.drops[0].detail["why"]
+        assert len(result.rows) == len(ROWS) - len(odd)
+        assert f"{len(odd)} problems refused" in said[-1]
+        with pytest.raises(UserError, match=r"problem [0-9a-f-]{25}: .*HTTP 400"):
+            solve_rate.run(ROWS, how, Context(store=store, max_errors=len(odd) - 1))
+
+
+def test_the_chat_template_and_top_k_reach_a_server(store):
+    from http_server import FakeServer, chat
+
+    def server_that_chats(server, path, body, number):
+        return chat(body, "so \\boxed{4}")
+
+    with FakeServer(server_that_chats) as server:
+        changes = {"prompt": "qwen-boxed", "top_k": 20, "chat_template_kwargs": {"enable_thinking": False}}
+        changes |= {"engine": "openai", "engine_options": {"tokenizer": "none"}}
+        how = options(f"{server.url}#m", low=0, high=1, **changes)
+        solve_rate.run(ROWS[:1], how, Context(store=store))
+        asked = server.posts[-1]
+    assert asked["chat_template_kwargs"] == {"enable_thinking": False}
+    assert asked["top_k"] == 20
+    (run,) = store.runs("curation")
+    assert run.config["top_k"] == 20  # other completions: another run
 
 
 def test_what_does_not_fit_the_context_is_listed(tiny, store):

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_curation import code_sources, read, sources
-from data_curation.raw import Malformed, raw_rows
+from data_curation import read, sources
+from data_curation.raw import raw_rows
 from data_curation.recipe import Recipe
 from data_curation.rows import Drop, Row
 from data_curation.stage import Context
 from evals.errors import UserError
+from evals.files import Malformed
 
 
 def source(**options):
@@ -38,7 +39,13 @@ def test_dapo_and_verl():
     chinese = {**raw, "prompt": [{"role": "user", "content": "求 1+1"}]}
     assert isinstance(one(chinese, kind="dapo"), Row)
     assert one(chinese, kind="dapo", languages="no-chinese").reason == "Chinese"  # type: ignore[union-attr]
-    for bad in ({"prompt": "1+1?"}, {"prompt": []}, {"reward_model": None}, {"reward_model": {"ground_truth": None}}):
+    for bad in (
+        {"prompt": None},
+        {"prompt": []},
+        {"prompt": [{"role": "system", "content": "x"}]},
+        {"reward_model": None},
+        {"reward_model": {"ground_truth": None}},
+    ):
         with pytest.raises(sources.Bad):
             one({**raw, **bad}, kind="dapo")
 
@@ -66,8 +73,8 @@ def test_a_table_by_its_columns():
     boxed = one({"q": "How many?", "a": "so \\boxed{7}"}, **options, boxed=True)
     assert isinstance(boxed, Row)
     assert boxed.answer == "7"
-    for bad in ({"q": None, "a": "1"}, {"q": 3, "a": "1"}, {"a": "1"}, {"q": "x", "a": None}, {"q": "x", "a": [1]}):
-        with pytest.raises(sources.Bad, match=r"is null|is int|is list|no column"):
+    for bad in ({"q": None, "a": "1"}, {"q": 3, "a": "1"}, {"a": "1"}, {"q": "x", "a": None}, {"q": "x", "a": [1, 2]}):
+        with pytest.raises(sources.Bad, match=r"is null|is int|2 answers|no column"):
             one(bad, **options)
 
 
@@ -162,7 +169,7 @@ def test_code_contests():
 def test_a_code_table(tests):
     row = one({"problem": "Add one.", "tests": tests, "sol": "print(2)"}, kind="code-table", path="x", reference="sol")
     assert isinstance(row, Row)
-    assert row.code == code_sources.record(["1"], ["2"], references=["print(2)"])
+    assert row.code == sources.code_record(["1"], ["2"], references=["print(2)"])
     with pytest.raises(sources.Bad):
         one({"problem": "Add one.", "tests": "none"}, kind="code-table", path="x")
 

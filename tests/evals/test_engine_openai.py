@@ -404,7 +404,7 @@ def test_a_refused_request_is_not_asked_again(engine_of):
 def test_many_failures_end_it(engine_of):
     with FakeServer(broken(Status(422, "no"), lambda n: True)) as server:
         engine = engine_of(server, concurrency=2)
-        with pytest.raises(EngineError, match="more requests failed"):
+        with pytest.raises(EngineError, match="more prompts failed"):
             run(engine, asked(500))
         assert len(server.posts) <= openai_module.MANY_FAILED + 2
 

@@ -77,6 +77,10 @@ def test_nucleus_keeps_the_smallest_set_that_reaches_the_mass():
     tokens, logp = sample(p.log().expand(5, -1), Sampling(1, 1.0, 0.7), uniform)
     assert set(tokens.tolist()) == {1, 3}
     assert torch.allclose(logp.exp(), p[0, tokens])  # of the distribution before the cut
+    for k, kept in ((1, {1}), (3, {1, 2, 3}), (4, {0, 1, 2, 3}), (9, {0, 1, 2, 3})):
+        tokens, logp = sample(p.log().expand(5, -1), Sampling(1, top_k=k), uniform)
+        assert set(tokens.tolist()) == {t for t in kept if t != 0 or k > 3}
+        assert torch.allclose(logp.exp(), p[0, tokens])
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999])

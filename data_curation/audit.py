@@ -1,0 +1,127 @@
+"""`python -m data_curation.audit`: problems whose reference answer several models' majorities contradict."""
+
+import argparse
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_curation.solve_rate import RUN, short_model
+from evals.console import make_console
+from evals.errors import UserError, command
+from evals.grading import math
+from evals.store import Store
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>Reference answers to look at</title>
+<style>body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}pre{white-space:pre-wrap}
+article{border-top:1px solid #ccc;padding:1rem 0}</style>
+<h1>{{ found | length }} reference answers to look at</h1>
+<p>Most tries of {{ models | join(", ") }} agree on another answer. Majorities err too: read before you drop.</p>
+{% for one in found %}<article><b>{{ one.row }}</b><pre>{{ one.problem }}</pre>
+<p>reference <b>{{ one.reference }}</b>, majority <b>{{ one.majority }}</b>:
+{% for model, said in one.models.items() %}{{ model }} {{ said[0] }} of {{ said[1] }}; {% endfor %}</p></article>
+{% endfor %}"""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model's tries at one problem came to."""
+
+    answer: str
+    """its most frequent answer; "" where that is the reference"""
+    count: int
+    tries: int
+
+
+def audit(store: Any, runs: Sequence[Any], share: float) -> list[dict[str, Any]]:
+    """Rows whose reference is not the majority of any run, and on whose majority all runs that tried them agree.
+
+    runs: solve-rate runs. share: of a run's tries that its majority has at least. Most agreed first.
+    """
+    tried: defaultdict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    about: dict[str, tuple[str, str]] = {}
+    for run in runs:
+        names = ("item", "answer", "reward", "reference", "meta")
+        for item, answer, reward, reference, meta in store.columns(run.id, names):
+            if reward is not None and reference:
+                tried[item][run.id].append("" if reward >= 1 else math.normalise(answer or "no answer"))
+                about[item] = (json.loads(meta).get("row", item), reference)
+    found = []
+    for item, by_run in tried.items():
+        said = {}
+        for run, answers in by_run.items():
+            answer, count = Counter(answers).most_common(1)[0]
+            said[run] = Said(answer, count, len(answers))
+        agreed = {one.answer for one in said.values()}
+        if (
+            len(agreed) == 1
+            and not agreed & {"", "no answer"}
+            and all(o.count >= share * o.tries for o in said.values())
+        ):
+            row, reference = about[item]
+            found.append({"row": row, "item": item, "reference": reference, "majority": agreed.pop(), "said": said})
+    found.sort(key=lambda one: (-len(one["said"]), -min(o.count / o.tries for o in one["said"].values()), one["row"]))
+    models = {run.id: short_model(run.model) for run in runs}
+    problems = _problems(store, found)
+    return [
+        {
+            **{name: one[name] for name in ("row", "item", "reference", "majority")},
+            "problem": problems[one["item"]],
+            "models": {models[run]: (said.count, said.tries) for run, said in one["said"].items()},
+        }
+        for one in found
+    ]
+
+
+def _problems(store: Any, found: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Item -> its prompt, from one of the runs that tried it."""
+    by_run: defaultdict[str, list[str]] = defaultdict(list)
+    for one in found:
+        by_run[next(iter(one["said"]))].append(one["item"])
+    return {
+        row.item: row.prompt
+        for run, items in by_run.items()
+        for at in range(0, len(items), 500)
+        for row in store.samples(run, items=items[at : at + 500])
+    }
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_curation.audit",
+        description="List reference answers that the majority of several models' tries contradicts.",
+    )
+    parser.add_argument("runs", nargs="*", help="solve-rate runs by id, one per model (default: all of the store)")
+    parser.add_argument("--share", type=float, default=0.5, help="of a model's tries that agree (default: 0.5)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("audit"), help="writes OUT.jsonl and OUT.html (default: audit)"
+    )
+    parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
+    args = parser.parse_args(argv)
+    import jinja2
+
+    console = make_console()
+    with Store.open(args.store) as store:
+        runs = [store.find_run(run) for run in args.runs] or store.runs("curation", name=RUN)
+        if not runs:
+            raise UserError(f"no solve-rate run in {store}: a build with the stage solve_rate makes one.")
+        found = audit(store, runs, args.share)
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found)
+    args.out.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
+    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    models = sorted({short_model(run.model) for run in runs})
+    args.out.with_suffix(".html").write_text(page.render(found=found, models=models), encoding="utf-8")
+    for one in found[:20]:
+        console.print(
+            f"{one['row']}: reference {one['reference']}, majority {one['majority']} {one['models']}", markup=False
+        )
+    console.print(f"{len(found):,} reference answers to look at, of {len(runs)} runs, in {args.out}.jsonl and .html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

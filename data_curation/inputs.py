@@ -1,0 +1,247 @@
+"""One look at everything a build needs, before its first stage; and what it would take, for --dry-run."""
+
+import contextlib
+import math
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_curation import decontaminate, raw, sources
+from data_curation.read import place_of, read, split_of
+from data_curation.solve_rate import NO_MODEL, SolveOptions
+from data_curation.stage import Context
+from evals.errors import UserError
+
+HUB_SECONDS = 2.0
+"""how long the hub may take to answer at all"""
+USED_FLOPS = 0.12 * 989e12
+"""of an H100 while vLLM decodes large batches in bfloat16, two operations per parameter and token: a rule of thumb"""
+
+
+def check(recipe: Any, out: Path, context: Context) -> list[decontaminate.Reference]:
+    """Raises one UserError for all that is missing or wrong, each with the option that gives it.
+
+    Returns the benchmarks' problems, which are loaded here because only that tells whether they are there.
+    """
+    wrong: list[str] = []
+
+    def tried(what: str, action: Callable[[], Any], option: str = "") -> Any:
+        try:
+            return action()
+        except UserError as e:
+            text = str(e)
+            wrong.append(f"{what}{text}" + (f" {option}" if option and option.split("=")[0] not in text else ""))
+            return None
+
+    tried("", lambda: check_folder(out))
+    against = recipe.options("decontaminate").against if "decontaminate" in recipe.stages else ()
+    wanted = on_hub(recipe, against, context)
+    absent: dict[str, list[str]] = {}
+    if wanted and not hub_answers():
+        stay_offline()
+        absent = {what: ids for what, ids in wanted.items() if not all(map(cached, ids))}
+    references: list[decontaminate.Reference] = []
+    for source in recipe.sources:
+        what = f"source {source.name}"
+        if what not in absent:
+            tried(f"{what}: ", lambda: check_source(source), f"--input {source.name}=FILE")  # noqa: B023
+    for name in against:
+        what = f"reference {name}"
+        if what not in absent:
+            found = tried(f"{what}: ", lambda: decontaminate.load_reference(name, context.references))  # noqa: B023
+            references += found or []
+    if "solve_rate" in recipe.stages and "solve_rate.model" not in absent:
+        tried("", lambda: check_model(recipe.options("solve_rate"), context))
+    for what, ids in absent.items():
+        kind, _, name = what.partition(" ")
+        option = {
+            "source": f"--input {name}=FILE",
+            "reference": f"--reference {name}=FILE, or a folder with {name}.jsonl as $AGPO_DATA",
+        }.get(kind, "--set solve_rate.model=FOLDER, or --skip solve_rate")
+        wrong.append(f"{what}: the hub does not answer and {' and '.join(ids)} is not in its cache: {option}")
+    if len(wrong) > 1:
+        raise UserError(f"{len(wrong)} things are missing or wrong:\n" + "\n".join(f"  {one}" for one in wrong))
+    if wrong:
+        raise UserError(wrong[0])
+    return references
+
+
+def on_hub(recipe: Any, against: Sequence[str], context: Context) -> dict[str, list[str]]:
+    """What has to come from the hub -> its ids there."""
+    from evals.benches import BENCHES, in_folder
+
+    found: dict[str, list[str]] = {}
+    for source in recipe.sources:
+        place = source.path or sources.KINDS[source.kind].hub
+        if place and raw.is_hub(place):
+            found[f"source {source.name}"] = [place]
+    for name in against:
+        if name in BENCHES and not context.references.get(name) and not in_folder(name):
+            found[f"reference {name}"] = re.findall(r"[\w.-]+/[\w.-]+", BENCHES[name].source)
+    solving = recipe.options("solve_rate") if "solve_rate" in recipe.stages else None
+    if solving and not solving.replay and solving.engine != "openai" and raw.is_hub(solving.model):
+        found["solve_rate.model"] = [solving.model]
+    return {what: ids for what, ids in found.items() if ids}
+
+
+def cached(name: str) -> bool:
+    """Whether the cache has something of a hub id, a model or a data set."""
+    from huggingface_hub import constants
+
+    owner, _, short = name.partition("/")
+    sets = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    hub = Path(constants.HF_HUB_CACHE)
+    places = (
+        sets / f"{owner}___{short}".lower(),
+        hub / f"datasets--{owner}--{short}",
+        hub / f"models--{owner}--{short}",
+    )
+    return any(place.exists() for place in places)
+
+
+def check_folder(out: Path) -> None:
+    """Raises UserError where nothing can be written, or something else would be replaced."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file. Choose a folder.")
+    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+        raise UserError(f"{out} exists and is not a data set built by this command. Choose another --out.")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out}: {above} is no folder that can be written to.")
+
+
+def check_source(source: Any) -> None:
+    place = place_of(source)
+    if place is None:
+        next(iter(sources.make_rows(source)), None)
+    elif raw.is_hub(place):
+        check_hub(place, *split_of(source))
+    else:
+        for _ in raw.raw_rows(place, *split_of(source)):
+            return
+        raise UserError(f"{place}: the file has no rows.")
+
+
+def check_hub(name: str, split: str, subset: str | None) -> Any:
+    """The data set's description. Raises UserError where it is neither on the hub nor in the cache."""
+    from datasets import load_dataset_builder
+
+    try:
+        return load_dataset_builder(name, subset).info
+    except Exception as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(f"cannot load {name} from the Hugging Face hub: {reason}.") from e
+
+
+def hub_answers() -> bool:
+    """Whether the hub answers at all, within HUB_SECONDS: looking up a name may hang for longer than any time-out."""
+    import httpx
+    from huggingface_hub import constants
+
+    answered: list[int] = []
+
+    def ask() -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            answered.append(httpx.head(constants.ENDPOINT, timeout=HUB_SECONDS).status_code)
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return bool(answered)
+
+
+def stay_offline() -> None:
+    """What the cache has is used, and what it lacks fails at once instead of after minutes of retries."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+    if config := sys.modules.get("datasets.config"):
+        config.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def check_model(options: SolveOptions, context: Context) -> None:
+    if options.replay:
+        if context.store is None:
+            raise UserError(f"solve_rate.replay={options.replay}: there is no results store that could have this run.")
+        context.store.find_run(options.replay)
+    elif not options.model:
+        raise UserError(f"{NO_MODEL}.")
+    elif options.engine == "openai":
+        from evals.engines.openai import parse_model
+
+        for url in parse_model(options.model)[0]:
+            check_server(url)
+    elif options.engine in ("hf", "vllm", "ray"):
+        from evals.engines.hf import load_config, load_tokenizer
+
+        load_config(options.model)
+        load_tokenizer(options.model)
+    else:
+        raise UserError(f"unknown engine {options.engine!r} of solve_rate. Known: hf, vllm, openai, ray.")
+
+
+def check_server(url: str) -> None:
+    import httpx
+
+    try:
+        httpx.get(f"{url}/models", timeout=HUB_SECONDS)
+    except httpx.HTTPError as e:
+        raise UserError(
+            f"solve_rate.model: no server answers at {url} ({e or type(e).__name__}). Start it, or --skip solve_rate."
+        ) from e
+
+
+def costs(recipe: Any, context: Context) -> list[str]:
+    """Lines on rows, tries, tokens and hours, at most: what the stages before the solve rate drop is not known."""
+    lines, rows = [], {}
+    for source in recipe.sources:
+        place = place_of(source)
+        if place is not None and raw.is_hub(place):
+            split, subset = split_of(source)
+            found = (check_hub(place, split, subset).splits or {}).get(split)
+            rows[source.name] = found.num_examples if found else None
+        else:
+            rows[source.name] = len(read(source, context, recipe.limit).rows)
+        count = rows[source.name]
+        lines.append(f"rows of {source.name}: " + ("the hub does not say" if count is None else f"{count:,}"))
+    if "solve_rate" not in recipe.stages or recipe.options("solve_rate").replay:
+        return lines
+    options = recipe.options("solve_rate")
+    asked = sum(count or 0 for name, count in rows.items() if not options.sources or name in options.sources)
+    tries = asked * options.n
+    lines.append(f"tries: at most {tries:,} ({asked:,} problems, {options.n} each)")
+    each, known = tokens_per_try(options, context)
+    lines.append(f"tokens: about {tries * each:,.0f}, {each:,.0f} a try ({known})")
+    if size := parameters(options.model):
+        hours = tries * each * 2 * size / USED_FLOPS / 3600
+        lines.append(f"time: about {hours:,.2g} H100 hours at {size / 1e9:.2g}B parameters (a rule of thumb: {RULE})")
+    return lines
+
+
+RULE = "2 operations per parameter and token, 12 % of 989 TFLOP/s; --limit 100 measures it"
+
+
+def tokens_per_try(options: SolveOptions, context: Context) -> tuple[float, str]:
+    from data_curation.solve_rate import known_run
+
+    run = known_run(context.store, options) if context.store else None
+    sizes = context.store.sizes(run.id) if run and context.store else []
+    if samples := sum(count for _, _, count, _ in sizes):
+        return sum(tokens for *_, tokens in sizes) / samples, f"the mean of {samples:,} tries in the store"
+    return options.max_tokens, "max_tokens, the most: nothing is recorded yet"
+
+
+def parameters(model: str) -> float:
+    """Of a folder by its weights' shapes, otherwise as the name says ("-32B"); 0: unknown."""
+    if Path(model).is_dir():
+        from evals.engines.vllm_worker import weight_shapes
+
+        return float(sum(math.prod(shape) for shape in weight_shapes(model).values()))
+    found = re.search(r"(\d+(?:\.\d+)?)([bm])\b", model.split("#")[-1].lower())
+    return float(found[1]) * (1e9 if found[2] == "b" else 1e6) if found else 0.0

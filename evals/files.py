@@ -1,0 +1,152 @@
+"""Rows of data files as they are: JSON lines, JSON arrays, CSV, parquet, Arrow. What is no row is told, not raised."""
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evals.errors import UserError
+
+csv.field_size_limit(sys.maxsize)
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A line or record that cannot be read."""
+
+    reason: str
+    text: str = ""
+    line: int = 0
+    """of the file, from 1; 0: its number is that of the row"""
+
+
+Rows = Iterator[Mapping[str, Any] | Malformed]
+
+
+def file_rows(path: str | Path) -> Rows:
+    """Rows of one file in file order. Raises UserError: no such file, unknown ending, or damaged as a whole."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Expected one of {', '.join(ENDINGS)}.")
+    reader = ENDINGS.get(ending(path))
+    if reader is None:
+        raise UserError(f"{path}: unknown kind of file. Expected {', '.join(ENDINGS)}.")
+    try:
+        yield from reader(path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise UserError(f"{path}: not a readable gzip file ({e}).") from e
+
+
+def ending(path: Path) -> str:
+    """Of a data file's name, in ENDINGS or not."""
+    return "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
+
+
+def _open(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _lines(path: Path) -> Rows:
+    with _open(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+            if line.strip():
+                yield _line(line, number)
+
+
+def _line(line: bytes, number: int) -> Mapping[str, Any] | Malformed:
+    shown = line[:200].decode("utf-8", "replace").strip()
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return Malformed("not UTF-8", shown, number)
+    except (ValueError, RecursionError):
+        return Malformed("not valid JSON", shown, number)
+    return row if isinstance(row, dict) else Malformed(f"a {type(row).__name__}, not a JSON object", shown, number)
+
+
+def _json(path: Path) -> Rows:
+    """A list of objects, an object that holds one (as {"data": [...]}), or lines of JSON in spite of the name."""
+    with _open(path) as file:
+        content = file.read()
+    try:
+        whole = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        if content.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{"):
+            yield from _lines(path)
+            return
+        raise UserError(f"{path}: not valid JSON in UTF-8. Expected a list of objects, or one object a line.") from None
+    lists = [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else [whole]
+    if len(lists) == 1 and isinstance(lists[0], list) and all(isinstance(row, dict) for row in lists[0][:1]):
+        whole = lists[0]
+    for row in whole if isinstance(whole, list) else [whole]:
+        is_row = isinstance(row, dict)
+        yield row if is_row else Malformed(f"a {type(row).__name__}, not a JSON object", str(row)[:200])
+
+
+def _csv(path: Path) -> Rows:
+    """A header, then rows; every value is text."""
+    with _open(path) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+        for row in csv.DictReader(text, delimiter="\t" if ".tsv" in path.name else ","):
+            if None in row or None in row.values():
+                shown = ", ".join(str(value) for value in row.values())[:200]
+                yield Malformed("another number of columns than the header", shown.encode("utf-8", "replace").decode())
+            else:
+                yield row
+
+
+def _parquet(path: Path) -> Rows:
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from _batch(batch)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: not a readable parquet file ({e}).") from e
+
+
+def _arrow(path: Path) -> Rows:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            try:
+                reader: Any = pa.ipc.open_stream(source)
+            except pa.ArrowInvalid:
+                opened = pa.ipc.open_file(source)
+                reader = (opened.get_batch(number) for number in range(opened.num_record_batches))
+            for batch in reader:
+                yield from _batch(batch)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: not a readable Arrow file ({e}).") from e
+
+
+def _batch(batch: Any) -> Rows:
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError:
+        rows = (batch.slice(at, 1) for at in range(len(batch)))
+        for row in rows:
+            try:
+                yield row.to_pylist()[0]
+            except UnicodeDecodeError:
+                yield Malformed("not UTF-8")
+        return
+    yield from rows
+
+
+ENDINGS: dict[str, Callable[[Path], Rows]] = {
+    **{ending + packed: read for ending, read in ((".jsonl", _lines), (".json", _json), (".csv", _csv), (".tsv", _csv))
+       for packed in ("", ".gz")},
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}  # fmt: skip

@@ -1,0 +1,179 @@
+"""Files of other shapes, as people have them: each is read by one command, or says on the screen why not."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+
+from data_curation import build, export, pipeline
+from data_curation.read import read
+from data_curation.recipe import FORMATS, load
+from data_curation.rows import Row
+from data_curation.stage import Context
+from evals.items import read_items, read_rows
+
+QA = [("How many apples have Ann and Bob if Ann has 3 and Bob 4?", "7"), ("What is left of 17 after 5 and 5?", "7")]
+CODE = {"inputs": ["1\n"], "outputs": ["2\n"]}
+
+
+def lines(path: Path, rows: list, encoding: str = "utf-8") -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding=encoding)
+
+
+def array(path):
+    (path / "x.json").write_text(json.dumps([{"problem": q, "answer": a} for q, a in QA]))
+
+
+def wrapped(path):
+    (path / "x.json").write_text(json.dumps({"version": 1, "data": [{"Question": q, "Answer": [a]} for q, a in QA]}))
+
+
+def lines_called_json(path):
+    lines(path / "x.json", [{"question": q, "final_answer": a} for q, a in QA])
+
+
+def csv_with_a_mark(path):
+    (path / "x.csv").write_text("question,answer\n" + "".join(f'"{q}",{a}\n' for q, a in QA), encoding="utf-8-sig")
+
+
+def lines_with_a_mark(path):
+    lines(path / "x.jsonl", [{"problem": q, "answer": int(a)} for q, a in QA], "utf-8-sig")
+
+
+def halves(path):
+    lines(
+        path / "x.jsonl",
+        [{"Body": q.split(" ", 2)[0], "Question": q.split(" ", 1)[1], "Answer": float(a)} for q, a in QA],
+    )
+
+
+def saved(path):
+    rows = Dataset.from_list([{"problem": q, "answer": a} for q, a in QA])
+    DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(path / "x")
+
+
+def snapshot(path):
+    for config in ("main", "other"):
+        (path / "x" / config).mkdir(parents=True)
+        for split, rows in (("train", QA), ("test", QA[:1])):
+            table = pa.Table.from_pylist([{"question": q, "answer": f"so\n#### {a}"} for q, a in rows])
+            pq.write_table(table, path / "x" / config / f"{split}-00000-of-00001.parquet")
+    configs = "".join(
+        f"- config_name: {name}\n  data_files:\n  - {{split: train, path: {name}/train-*}}\n"
+        f"  - {{split: test, path: {name}/test-*}}\n"
+        for name in ("main", "other")
+    )
+    (path / "x" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+
+
+def record_as_truth(path):
+    rows = [
+        {"prompt": [{"role": "user", "content": q}], "reward_model": {"ground_truth": {"target": a}}} for q, a in QA
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path / "x.parquet")
+
+
+SHAPES = {
+    array: "x.json",
+    wrapped: "x.json",
+    lines_called_json: "x.json",
+    csv_with_a_mark: "x.csv",
+    lines_with_a_mark: "x.jsonl",
+    halves: "x.jsonl data.problem={Body}|{Question}",
+    saved: "x",
+    snapshot: "x data.kind=gsm8k",
+    record_as_truth: "x.parquet data.kind=verl",
+}
+
+
+@pytest.mark.parametrize("make", SHAPES, ids=lambda make: make.__name__)
+def test_a_shape_is_read(make, tmp_path):
+    make(tmp_path)
+    place, *settings = SHAPES[make].split(" ")
+    settings = [one.replace("|", " ") for one in settings]
+    (source,) = load("table", settings, {"data": str(tmp_path / place)}, []).sources
+    result = read(source, Context())
+    assert [row.problem for row in result.rows] == [q for q, _ in QA]
+    assert {row.answer for row in result.rows} <= {"7", "7.0"}
+    assert not result.drops
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("prompt", ["", "qwen-boxed"])
+def test_our_own_exports_are_read_back(format, prompt, tmp_path):
+    rows = [Row(f"a:{n}", "a", q, a) for n, (q, a) in enumerate(QA)]
+    export.write(rows, (format,), prompt, {"a": load("arith", [], {}, []).sources[0]}, tmp_path)
+    kind = "verl" if format == "verl" else "table"
+    place = tmp_path / "train.parquet" if format == "verl" else tmp_path / format
+    recipe = load("table", [f"data.kind={kind}"], {"data": str(place)}, ["near"])
+    pipeline.build(recipe, tmp_path / "again", Context(workers=1))
+    assert [(i.prompt, i.answer) for i in read_items(tmp_path / "again/train.parquet")] == QA
+
+
+def test_programs_in_the_shapes_of_others(tmp_path):
+    lines(tmp_path / "x.jsonl", [{"question": "Add one.", "input_output": json.dumps(CODE)}])
+    recipe = load("table", ["data.kind=code-table", "data.tests=input_output"], {"data": str(tmp_path / "x.jsonl")}, [])
+    (row,) = read(recipe.sources[0], Context()).rows
+    export.write([row], ("verl",), "", {"data": recipe.sources[0]}, tmp_path)
+    recipe = load("table", ["data.kind=verl"], {"data": str(tmp_path / "train.parquet")}, [])
+    (again,) = read(recipe.sources[0], Context()).rows
+    assert row.code is not None
+    assert row.code == again.code
+    assert row.code["inputs"] == CODE["inputs"]
+    called = {"inputs": [[1, [2]]], "outputs": [3], "fn_name": "add"}
+    lines(tmp_path / "x.jsonl", [{"question": "Write add.", "tests": called}])
+    recipe = load("table", ["data.kind=code-table"], {"data": str(tmp_path / "x.jsonl")}, [])
+    (row,) = read(recipe.sources[0], Context()).rows
+    assert row.code is not None
+    assert (row.code["inputs"], row.code["outputs"], row.code["fn_name"]) == (["1\n[2]"], ["3"], "add")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "malformed"),
+    [
+        ({"problem": "x?", "answer": float("nan")}, "'answer' is nan, not text or a number", True),
+        ({"problem": "x?", "answer": "1\ud800"}, "a lone surrogate, which no text holds", True),
+        ({"problem": "x?", "answer": ["1", "2"]}, "2 answers", False),
+        ({"problem": "x?", "answer": []}, "no answer", False),
+        ({"problem": "x?", "answer": True}, "'answer' is bool, not text or a number", True),
+        ({"problem": "x?", "answer": {"a": 1}}, "'answer' is a record of a; name one of them as answer.NAME", True),
+    ],
+)
+def test_what_is_no_answer_is_said(row, reason, malformed, tmp_path):
+    lines(tmp_path / "x.jsonl", [row, {"problem": "y?", "answer": ["3", "3"]}])
+    (source,) = load("table", [], {"data": str(tmp_path / "x.jsonl")}, []).sources
+    result = read(source, Context())
+    assert [(one.reason, one.malformed) for one in result.drops] == [(reason, malformed)]
+    assert [one.answer for one in result.rows] == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{\n{\n", "data: 2 malformed rows: 2 not valid JSON"),
+        ('{"text": "x", "code": "y"}\n', "no column with a usual name of the problem among text, code; name it"),
+    ],
+)
+def test_a_file_without_a_good_row_says_why(content, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text(content)
+    assert build.main(["--recipe", "table", "--input", "data=x.jsonl", "--store", "s.db"]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.out
+    assert "No row of it can be read" in printed.err
+    log = (tmp_path / "data" / "table.log").read_text()
+    assert words in log
+    assert "ended by UserError" in log
+
+
+def test_a_trial_draws_from_all_of_a_file(tmp_path):
+    lines(tmp_path / "x.jsonl", [{"problem": f"What is {n} and {n}?", "answer": n} for n in range(200)])
+    recipe = load("table", ["limit=20"], {"data": str(tmp_path / "x.jsonl")}, ["near"])
+    whole = pipeline.build(recipe, tmp_path / "out", Context(workers=1))["content"]
+    assert whole["kept"] == 20
+    assert whole["sources"][0]["reasons"] == {"not drawn (--limit)": 180}
+    assert max(int(row["extra_info"]["row"].split(":")[1]) for row in read_rows(tmp_path / "out/train.parquet")) > 100
+    assert whole["recipe"]["left_out"] == ["near"]
