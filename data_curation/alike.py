@@ -136,7 +136,7 @@ class Numbers:
         """Where `share_numbers` may be 1 or 2."""
         a, b = self.marks[left], self.marks[right]
         few = 0.2 * np.minimum(self.count[left], self.count[right])
-        return self.same(left, right) | (np.bitwise_count(a & ~b) <= few) | (np.bitwise_count(b & ~a) <= few)
+        return self.same(left, right) | (_bits(a & ~b) <= few) | (_bits(b & ~a) <= few)
 
 
 def one_problem(one: str, other: str, score: float, answer: str, floor: float = SAME_ANSWER) -> bool:
@@ -192,6 +192,14 @@ def same_programs(one: Row, other: Row) -> bool:
 def hash64(text: str) -> int:
     """64 bits that are equal for equal texts."""
     return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
+
+
+def _bits(marks: np.ndarray) -> np.ndarray:
+    """How many bits of each are set."""
+    return _BITS[np.ascontiguousarray(marks).view(np.uint16).reshape(-1, 4)].sum(1)
+
+
+_BITS = np.array([value.bit_count() for value in range(1 << 16)], np.int64)
 
 
 def _marks(found: Sequence[str]) -> int:

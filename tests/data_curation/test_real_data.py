@@ -7,11 +7,11 @@ import pytest
 
 from data_curation import answers, decontaminate, dedupe, normalise, pipeline, read
 from data_curation.answers import AnswerOptions
-from data_curation.code_sources import record
 from data_curation.decontaminate import DecontaminateOptions, Reference
 from data_curation.dedupe import CONFLICT, NearOptions
 from data_curation.recipe import load
 from data_curation.rows import Row
+from data_curation.sources import code_record
 from data_curation.stage import Context
 from evals.items import read_rows
 from evals.store import Store
@@ -159,7 +159,7 @@ def test_labelled_programs(cases, data):
         made = []
         for name in case["rows"]:
             one = problems[int(name.removeprefix("cf:"))]
-            tests = record([t["input"] for t in one["tests"]], [t["output"] for t in one["tests"]])
+            tests = code_record([t["input"] for t in one["tests"]], [t["output"] for t in one["tests"]])
             made.append(Row(name, "cf", one["problem"], "", {}, tests))
         assert len(dedupe.near(made, NearOptions(), Context()).rows) == 2 - case["same_problem"], case["rows"]
 
