@@ -7,11 +7,11 @@ import pytest
 
 from data_curation import answers, decontaminate, dedupe, normalise, pipeline, read
 from data_curation.answers import AnswerOptions
-from data_curation.code_sources import record
 from data_curation.decontaminate import DecontaminateOptions, Reference
 from data_curation.dedupe import CONFLICT, NearOptions
 from data_curation.recipe import load
 from data_curation.rows import Row
+from data_curation.sources import code_record as record
 from data_curation.stage import Context
 from evals.items import read_rows
 from evals.store import Store
