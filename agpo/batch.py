@@ -3,10 +3,9 @@
 Everything a loss needs beyond log-probabilities is fixed here, before any forward pass, so that an engine only sums.
 """
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -64,6 +63,8 @@ class Row:
     """f' of its unit if the policy has not moved since the tokens were sampled; 0: the update does not need it"""
     old_logp: tuple[float, ...] | None = None
     """the same log-probabilities as the trainer saw them before it moved; None: the engine's are as good"""
+    sample: int = 0
+    """its number in the group"""
 
     @property
     def tokens(self) -> int:
@@ -72,7 +73,10 @@ class Row:
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """The counted sequences of some whole groups, for one optimizer update."""
+    """The counted sequences of some whole groups, for one optimizer update: all that is decided before a forward pass.
+
+    The native trainer with any number of ranks, verl's plugin, `--explain` and the check of the engine read it alike.
+    """
 
     rows: tuple[Row, ...]
     groups: tuple[int, ...]
@@ -81,23 +85,137 @@ class MiniBatch:
     live_tokens: int
     at_ratio_1: Decision
     """L and what the clip says of it while the policy has not moved (no KL term): known before any forward pass"""
+    exact: bool
+    """only rewards and lengths are in L at ratio 1: no KL term, no correction of the engine's log-probabilities"""
+    first: bool
+    """no mini-batch of the step before it can move the policy"""
+    moving: tuple[int, ...]
+    """rows that have a gradient. One with A = 0 has l = 0: it counts in the mean, which is fixed, and need not run"""
+    kept: tuple[int, ...]
+    """of these, the rows that f' keeps at ratio 1"""
+    steps_on_zero: bool
+    """the optimizer steps on a zero gradient where it is clipped (on_clip zero_grad)"""
+
+    @property
+    def known(self) -> bool:
+        """`at_ratio_1` is what happens, as far as the plan tells."""
+        return self.exact and self.first
+
+    def to_run(self, known: bool) -> tuple[int, ...]:
+        """Rows that go through the model with gradient. `known`: the policy has not moved, and L is exact."""
+        return self.kept if known else self.moving
+
+    @property
+    def run(self) -> tuple[int, ...]:
+        """The same, as far as the plan tells."""
+        return self.to_run(self.known)
 
 
 def plan_step(
-    groups: Sequence[Group], objective: Objective, prompts_per_minibatch: int, max_tokens: int
+    groups: Sequence[Group],
+    objective: Objective,
+    prompts_per_minibatch: int,
+    max_tokens: int,
+    *,
+    corrected: bool = False,
 ) -> list[MiniBatch]:
     """Cut a step's groups into mini-batches of whole groups. Masked groups keep their slot and cost nothing.
 
-    `max_tokens` is the longest answer that was allowed (for the overlong penalty and Dr. GRPO's constant).
+    `max_tokens` is the longest answer that was allowed (for the overlong penalty and Dr. GRPO's constant). `corrected`:
+    tokens get weights against another engine's log-probabilities, so that L at ratio 1 is not exact.
+    """
+    rewards_GN = raw_rewards(groups)
+    lengths_GN = torch.zeros(rewards_GN.shape, dtype=torch.long)
+    cut_GN = torch.zeros(rewards_GN.shape, dtype=torch.bool)
+    for g, group in enumerate(groups):
+        for k, sample in enumerate(group.samples):
+            lengths_GN[g, k] = len(sample.completion.token_ids)
+            cut_GN[g, k] = sample.completion.finish_reason != "stop"
+
+    def row(place: int, k: int, **planned: Any) -> Row:
+        completion = groups[place].samples[k].completion
+        return Row(groups[place].prompt_ids, completion.token_ids, completion.logprobs or (), **planned, sample=k)
+
+    size = prompts_per_minibatch
+    return plan_rows(rewards_GN, lengths_GN, objective, size, max_tokens, row, cut_GN=cut_GN, corrected=corrected)
+
+
+def plan_rows(
+    rewards_GN: torch.Tensor,
+    lengths_GN: torch.Tensor,
+    objective: Objective,
+    prompts_per_minibatch: int,
+    max_tokens: int,
+    make_row: Callable[..., Row],
+    *,
+    cut_GN: torch.Tensor | None = None,
+    corrected: bool = False,
+) -> list[MiniBatch]:
+    """The plan of a step from rewards (NaN: not scorable, or the group lacks it) and lengths alone.
+
+    `make_row(place of the group in the step, number of the sample, **what is planned for it)` makes a row.
     """
     if objective.aggregation == "constant" and objective.norm_length is None:
         objective = replace(objective, norm_length=max_tokens)
-    live_G = live_groups(raw_rewards(groups)).tolist()
-    tokens_G = [
-        live * sum(len(sample.completion.token_ids) for sample in group.samples)
-        for group, live in zip(groups, live_G, strict=True)
-    ]
-    return [_minibatch(groups, places, objective, max_tokens) for places in balance(tokens_G, prompts_per_minibatch)]
+    exact = not objective.beta and not corrected
+    live_tokens_G = (live_groups(rewards_GN) * lengths_GN.sum(1)).tolist()
+    minibatches: list[MiniBatch] = []
+    for places in balance(live_tokens_G, prompts_per_minibatch):
+        known = known_beforehand(
+            rewards_GN[places],
+            lengths_GN[places].reshape(-1),
+            objective,
+            max_tokens,
+            None if cut_GN is None else cut_GN[places].reshape(-1),
+        )
+        rows = tuple(_rows(known, places, lengths_GN[places], objective, make_row))
+        moving = tuple(i for i, row in enumerate(rows) if _looks_at_every_token(objective) or row.advantage != 0)
+        # An entropy bonus is outside f, and the units of scope micro_batch are not known before those are cut.
+        beyond_f = objective.entropy_coef or objective.clip_scope == "micro_batch"
+        minibatch = MiniBatch(
+            rows=rows,
+            groups=tuple(places),
+            live_groups=int(known.live_G.sum()),
+            live_tokens=known.live_tokens,
+            at_ratio_1=known.at_ratio_1,
+            exact=exact,
+            first=not any(before.run or before.steps_on_zero for before in minibatches),
+            moving=moving,
+            kept=moving if beyond_f else tuple(i for i in moving if rows[i].scale_at_ratio_1 != 0),
+            steps_on_zero=objective.on_clip == "zero_grad" and known.live_tokens > 0,
+        )
+        minibatches.append(minibatch)
+    return minibatches
+
+
+def _looks_at_every_token(objective: Objective) -> bool:
+    """A KL or entropy term."""
+    return bool(objective.beta or objective.entropy_coef)
+
+
+def _rows(
+    known: "Known", places: Sequence[int], lengths_GN: torch.Tensor, objective: Objective, make_row: Callable[..., Row]
+) -> Iterator[Row]:
+    """The rows that count: those of weight 0 (masked, not scorable) are left out of everything."""
+    samples = lengths_GN.shape[1]
+    lengths_B = lengths_GN.reshape(-1)
+    group_B = torch.arange(len(places)).repeat_interleave(samples)
+    unit_B = {"group": group_B, "mini_batch": torch.zeros_like(group_B)}.get(
+        objective.clip_scope, torch.arange(len(lengths_B))
+    )
+    scale_B = unit_shapes(known.loss_B, known.weight_B * lengths_B, unit_B, objective)[1][unit_B]
+    if objective.clip_scope == "micro_batch":  # its units are not known before the micro-batches are cut
+        scale_B = torch.ones_like(scale_B)
+    for i in ((known.weight_B > 0) & (lengths_B > 0)).nonzero()[:, 0].tolist():
+        group, k = divmod(i, samples)
+        yield make_row(
+            places[group],
+            k,
+            group=group,
+            advantage=float(known.advantage_B[i]),
+            weight=float(known.weight_B[i]),
+            scale_at_ratio_1=float(scale_B[i]),
+        )
 
 
 def balance(costs: Sequence[int], size: int) -> list[list[int]]:
@@ -112,47 +230,6 @@ def balance(costs: Sequence[int], size: int) -> list[list[int]]:
         open_parts = [at for at in range(len(parts)) if len(parts[at]) < room[at]]
         parts[min(open_parts, key=lambda at: sum(costs[j] for j in parts[at]))].append(i)
     return [sorted(part) for part in parts]
-
-
-def _minibatch(step: Sequence[Group], places: Sequence[int], objective: Objective, max_tokens: int) -> MiniBatch:
-    groups = [step[place] for place in places]
-    samples = [sample for group in groups for sample in group.samples]
-    lengths_B = torch.tensor([len(sample.completion.token_ids) for sample in samples])
-    cut_B = torch.tensor([sample.completion.finish_reason != "stop" for sample in samples])
-    rewards_GN = raw_rewards(groups)
-    known = known_beforehand(rewards_GN, lengths_B, objective, max_tokens, cut_B)
-    advantage_B, weight_B = known.advantage_B, known.weight_B
-
-    # At ratio 1 the fate of every unit is known, too.
-    group_B = torch.arange(len(groups)).repeat_interleave(rewards_GN.shape[1])
-    unit_B = {"group": group_B, "mini_batch": torch.zeros_like(group_B)}.get(
-        objective.clip_scope, torch.arange(len(samples))
-    )
-    scale_B = unit_shapes(known.loss_B, weight_B * lengths_B, unit_B, objective)[1][unit_B]
-    if objective.clip_scope == "micro_batch":  # its units are not known before the micro-batches are cut
-        scale_B = torch.ones_like(scale_B)
-
-    tokens_of = [sample.completion.token_ids for sample in samples]
-    rows = tuple(
-        Row(
-            prompt_ids=groups[int(group_B[i])].prompt_ids,
-            response_ids=tokens_of[i],
-            engine_logp=samples[i].completion.logprobs or (),
-            group=int(group_B[i]),
-            advantage=float(advantage_B[i]),
-            weight=float(weight_B[i]),
-            scale_at_ratio_1=float(scale_B[i]),
-        )
-        for i in range(len(samples))
-        if weight_B[i] > 0 and tokens_of[i]
-    )
-    return MiniBatch(
-        rows=rows,
-        groups=tuple(places),
-        live_groups=int(known.live_G.sum()),
-        live_tokens=known.live_tokens,
-        at_ratio_1=known.at_ratio_1,
-    )
 
 
 @dataclass(frozen=True)
@@ -213,26 +290,38 @@ def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
 
 
 def rank_micro_batches(
-    rows: Sequence[Row], wanted: Iterable[int], budget: int, layout: Layout, rank: int, world: int
+    rows: Sequence[Row],
+    wanted: Iterable[int],
+    budget: int,
+    layout: Layout,
+    rank: int,
+    world: int,
+    attention: float = 0.0,
 ) -> list[list[int]]:
     """The micro-batches of one of `world` ranks: as many as each other rank has, [] where this one has nothing left.
 
-    The rows are dealt out in the order in which they are packed, in contiguous parts of about equal tokens, so that the
-    samples of a prompt stay together as far as that goes. A function of the rows alone: every rank deals alike.
+    Rows are dealt out longest first, each to the rank that is then the least busy: with its tokens, a prompt once for
+    all its samples there, and with `attention` tokens for each squared token of a sequence (`attention_cost`). A
+    function of the rows alone: every rank deals alike.
     """
     if world == 1:
         return micro_batches(rows, wanted, budget, layout)
-    order = [i for part in micro_batches(rows, wanted, sys.maxsize, layout) for i in part]
-    shared = [
-        layout == "packed" and at > 0 and rows[i].prompt_ids == rows[order[at - 1]].prompt_ids
-        for at, i in enumerate(order)
-    ]
-    costs = [len(rows[i].response_ids) if s else rows[i].tokens for i, s in zip(order, shared, strict=True)]
-    middles = [end - cost / 2 for end, cost in zip(accumulate(costs), costs, strict=True)]
     shares: list[list[int]] = [[] for _ in range(world)]
-    for i, middle in zip(order, middles, strict=True):
-        shares[int(middle * world / sum(costs))].append(i)
+    loads, prompts = [0.0] * world, [set[tuple[int, ...]]() for _ in range(world)]
+    for i in sorted(wanted, key=lambda i: (-rows[i].tokens, rows[i].group, i)):
+        row = rows[i]
+        costs = [
+            attention * row.tokens**2
+            + (len(row.response_ids) if layout != "padded" and row.prompt_ids in seen else row.tokens)
+            for seen in prompts
+        ]
+        at = min(range(world), key=lambda at: loads[at] + costs[at])
+        shares[at].append(i)
+        loads[at] += costs[at]
+        prompts[at].add(row.prompt_ids)
     cuts = [micro_batches(rows, share, budget, layout) for share in shares]
+    for cut in cuts:  # ranks wait for each other in every micro-batch: those of a size together
+        cut.sort(key=lambda part: -sum(rows[i].tokens + attention * rows[i].tokens ** 2 for i in part))
     return cuts[rank] + [[]] * (max(map(len, cuts)) - len(cuts[rank]))
 
 
@@ -244,7 +333,7 @@ def micro_batches(
     Packed, the samples of a prompt lie together and pay for it once in a part; padded, a part costs its longest row
     times its rows. A row longer than the budget is a part of its own. The cut never changes a result beyond rounding.
     """
-    if layout == "packed":
+    if layout != "padded":
         longest: dict[tuple[int, ...], int] = {}
         wanted = list(wanted)
         for i in wanted:
@@ -257,7 +346,7 @@ def micro_batches(
     for i in order:
         row = rows[i]
         cost = row.tokens
-        if parts and layout == "packed" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
+        if parts and layout != "padded" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
             cost = len(row.response_ids)
         elif parts and layout == "padded":
             cost = rows[parts[-1][0]].tokens

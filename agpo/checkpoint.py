@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from agpo import optimizer, parallel
 from agpo.model import exported_weights
 from agpo.policy import Policy
+from agpo.sync import weight_stream
 from evals.errors import UserError
 
 FORMAT, SHARDED = 2, 3
@@ -50,9 +51,12 @@ def prepare(
     if parallel.first():  # before the gathering below, after which the other ranks may write
         shutil.rmtree(_building(target), ignore_errors=True)
     copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    with parallel.whole(policy.plain, policy.model) as plain:
-        exported = exported_weights(plain) or plain.state_dict()
-        weights = {name: _copied(x, copies) for name, x in exported.items()} if parallel.first() else {}
+    if several:  # a layer is gathered at a time, and its memory is the next one's: nothing of it is shared
+        every = weight_stream(policy).tensors
+        weights = {name: x.to("cpu", copy=True).contiguous() for name, x in every if parallel.first()}
+    else:
+        exported = exported_weights(policy.model) or policy.model.state_dict()
+        weights = {name: _copied(x, copies) for name, x in exported.items()}
     slots, numbers = optimizer.state(policy.trained)
     moments = {name: parallel.shard_on_cpu(x) if several else _copied(x, copies) for name, x in slots.items()}
     state = {

@@ -30,8 +30,14 @@ def _whole(objective: Objective) -> bool:
 
 def weighted_sums(loss_T: torch.Tensor, weight_T: torch.Tensor) -> tuple[float, float]:
     """(sum w l, sum w |l|) in float64, without gradient: `clip_decision` wants them summed over all parts."""
+    value, magnitude = sums_on_device(loss_T, weight_T).tolist()
+    return value, magnitude
+
+
+def sums_on_device(loss_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
+    """[2] what `weighted_sums` reads."""
     weighted_T = weight_T * _where_counted(loss_T.detach().double(), weight_T)
-    return float(weighted_T.sum()), float(weighted_T.abs().sum())
+    return torch.stack([weighted_T.sum(), weighted_T.abs().sum()])
 
 
 def _where_counted(x_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
@@ -114,11 +120,11 @@ def shape_units(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.Tens
 
 def shaped_loss(
     loss_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, objective: Objective
-) -> tuple[torch.Tensor, float]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """sum_u f(L_u) with gradient sum_u f'(L_u) grad L_u, and the mean of f' over the units, by weight."""
     weighted_T = weight_T * _where_counted(loss_T, weight_T).double()
     shaped_U, scale_U = unit_shapes(weighted_T.detach(), weight_T, unit_T, objective)
     scaled = (weighted_T * scale_U[unit_T]).sum()
     total = weight_T.sum()
-    scale = float((weight_T * scale_U[unit_T]).sum() / total) if total > 0 else 0.0
+    scale = torch.where(total > 0, (weight_T * scale_U[unit_T]).sum() / total, 0.0)
     return scaled - scaled.detach() + shaped_U.sum(), scale

@@ -80,6 +80,12 @@ class UpdateConfig(_Section):
     """keep only each layer's input for the backward pass and run the layer again: less memory, a third more time"""
     liger: bool = False
     """Liger's fused kernels, on a GPU (`pip install liger-kernel`)"""
+    layout: Literal["packed", "varlen"] = "packed"
+    """packed sequences attend in padded blocks, or (varlen) in a kernel of variable length: a GPU, half precision"""
+    compile: bool = False
+    """torch.compile the decoder layers for updates; the first ones are slow"""
+    offload: bool = False
+    """keep float32 masters, gradients and AdamW's moments in the machine's memory: the same numbers on less GPU"""
     max_refused: int = Field(default=10, ge=0)
     """stop after this many updates with a loss or gradient that is not finite"""
 
@@ -110,7 +116,7 @@ class RewardConfig(_Section):
     """One of several rewards. `rewards.NAME=math` on the command line sets `reward`."""
 
     reward: str
-    """a grader (math, exact, code), or `module:function`"""
+    """a grader (math, math-simplified, exact, code), or `module:function`"""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """its factor in the sum; 0 logs it only"""
     range: tuple[float, float] = (0.0, 1.0)
@@ -226,7 +232,8 @@ class TrainConfig(_Section):
     prompt: str = "arith"
     """prompt preset, see `evals/prompts.py`"""
     reward: str = "math"
-    """a grader (math, exact, code), or `module:function` of one's own: (text, item) -> a number, None: not scorable"""
+    """a grader (math, math-simplified, exact, code: docs/grading.md), or `module:function` of one's own: (text, item)
+    -> a number, None: not scorable"""
     reward_range: tuple[float, float] = (0.0, 1.0)
     """what a reward function of one's own may return; anything else stops the run"""
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
@@ -235,7 +242,7 @@ class TrainConfig(_Section):
     objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
     """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/presets.py`"""
     engine: Literal["hf", "vllm"] = "hf"
-    """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights after every step"""
+    """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights that updates move"""
     vllm: VLLMOptions = VLLMOptions()
     """options of engine vllm"""
     rollout: RolloutConfig = RolloutConfig()
@@ -380,6 +387,12 @@ def _check_knob(name: str, value: Any) -> None:
         TypeAdapter(hint).validate_python(value, strict=not (hint is float or float in get_args(hint)))
     except ValidationError as e:
         raise ValueError(f"objective.{name}={value!r}: {e.errors()[0]['msg']}.") from e
+
+
+def model_path(model: str) -> str:
+    """The folder of a model that comes with the package, or the name as it is."""
+    shipped = PACKAGE / "models" / model
+    return str(shipped) if (shipped / "config.json").is_file() else model
 
 
 def recipes() -> dict[str, Path]:

@@ -1,31 +1,45 @@
 """The plan of a step in a table: what every update will do, and what it costs, before anything is computed."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from rich.table import Table
 
-from agpo.batch import Group, MiniBatch, micro_batches, plain_tokens
+from agpo.batch import Group, MiniBatch, plain_tokens, rank_micro_batches
 from agpo.logprobs import Layout
 from agpo.objective import Objective
-from agpo.policy import Settings, known_at_ratio_1, may_move, rows_to_run, tokens_of
+from agpo.parallel import world
+from agpo.policy import Settings, tokens_of
 
 
 def explain(
-    groups: Sequence[Group], plan: Sequence[MiniBatch], objective: Objective, settings: Settings, layout: Layout
+    groups: Sequence[Group],
+    plan: Sequence[MiniBatch],
+    objective: Objective,
+    settings: Settings,
+    layout: Layout,
+    attention: float = 0.0,
 ) -> tuple[Table, list[str]]:
-    """(a row per mini-batch, sentences that sum it up)."""
+    """(a row per mini-batch, sentences that sum it up). `attention`: by what rows are dealt to ranks."""
     table = Table(title="plan of the step", title_justify="left")
-    for title in ("update", "groups", "live", "sequences", "L at ratio 1", "tokens to run", "micro-batches"):
+    for title in (
+        "update",
+        "groups",
+        "live",
+        "sequences",
+        "L at ratio 1",
+        "tokens to run",
+        "micro-batches" if world() == 1 else "micro-batches of a rank",
+    ):
         table.add_column(title, justify="right")
     table.add_column("what happens")
-    moved, least, most = False, 0, 0
+    least, most = 0, 0
     for number, minibatch in enumerate(plan, 1):
-        known = not moved and known_at_ratio_1(objective, settings)
-        wanted = rows_to_run(minibatch, objective, known)
-        parts = micro_batches(minibatch.rows, wanted, settings.micro_batch_tokens, layout)
-        tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for part in parts)
+        known = minibatch.known
+        cut = partial(rank_micro_batches, minibatch.rows, minibatch.run, settings.micro_batch_tokens, layout)
+        parts = [cut(rank, world(), attention) for rank in range(world())]
+        tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for mine in parts for part in mine)
         least, most = least + (tokens if known else 0), most + tokens
-        moved = moved or may_move(minibatch, objective, known)
         table.add_row(
             str(number),
             str(len(minibatch.groups)),
@@ -33,18 +47,18 @@ def explain(
             f"{len(minibatch.rows):,}",
             f"{minibatch.at_ratio_1.value:+.4f}" if known else "unknown",
             f"{tokens:,}",
-            str(len(parts)),
-            _fate(minibatch, objective, known, bool(wanted)),
+            str(len(parts[0])),
+            _fate(minibatch, objective),
         )
     return table, _sentences(plain_tokens(groups), least if objective.clip == "max0" else most, most, plan, layout)
 
 
-def _fate(minibatch: MiniBatch, objective: Objective, known: bool, runs: bool) -> str:
-    if not minibatch.live_groups and not runs:
+def _fate(minibatch: MiniBatch, objective: Objective) -> str:
+    if not minibatch.live_groups and not minibatch.run:
         return "no live group: nothing to run, nothing moves"
-    if not known:
+    if not minibatch.known:
         return "L is known after the forward pass" if objective.clip == "max0" else "update"
-    if not runs:
+    if not minibatch.run:
         tie = ", a tie" if minibatch.at_ratio_1.tie else ""
         return f"clipped{tie}: L is not positive, so it is not run"
     return "update"
@@ -53,7 +67,7 @@ def _fate(minibatch: MiniBatch, objective: Objective, known: bool, runs: bool) -
 def _sentences(whole: int, least: int, most: int, plan: Sequence[MiniBatch], layout: Layout) -> list[str]:
     live, groups = sum(m.live_groups for m in plan), sum(len(m.groups) for m in plan)
     sequences = sum(len(m.rows) for m in plan)
-    shared = "a prompt once for its samples" if layout == "packed" else "padded: its attention does not pack"
+    shared = "a prompt once for its samples" if layout != "padded" else "padded: its attention does not pack"
     lines = [
         f"{live} of {groups} groups are live; {sequences:,} sequences count in the loss.",
         f"All samples with their prompts are {whole:,} tokens; the updates run at most {most:,} ({shared}).",

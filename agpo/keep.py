@@ -91,7 +91,7 @@ def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group]
     whole = {
         "step": run.done,
         "update": k,
-        "weights": f"{run.id}/step-{run.done - 1}",
+        "weights": groups[0].samples[0].completion.weight_version,
         "loss": done.decision.value,
         "grad_norm": done.grad_norm,
         "groups": [

@@ -3,22 +3,26 @@
 The logits of a chunk of tokens exist while that chunk is looked at, in forward and once more in backward.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from agpo.packing import NAME, Sequence_, pack, packed_hidden
-from agpo.parallel import as_forward
+from agpo.model import compiled
+from agpo.packing import NAME, Sequence_, moved, pack, packed_hidden
+from agpo.parallel import as_forward, compute_device, layers_of
 from evals.errors import UserError
 
-Layout = Literal["packed", "padded"]
-"""how sequences go through the model: packed with shared prompts, or padded on the right where a model's attention
-cannot be replaced"""
+Layout = Literal["packed", "varlen", "padded"]
+"""how sequences go through the model: packed with shared prompts, attending in padded blocks (`packed`) or in a kernel
+of variable length (`varlen`); or each padded on the right, where a model's attention cannot be replaced"""
 
-LOGITS_AT_ONCE = {"cpu": 1 << 23, "cuda": 1 << 26}
-"""most float32 logits that exist at a time, by device: 32 MiB stay near a CPU's cache, a GPU wants larger products"""
+LOGITS_AT_ONCE = 1 << 23
+"""most float32 logits that exist at a time on a CPU: 32 MiB stay near its cache"""
+LOGITS_SHARE = 1 / 64
+"""of a GPU's memory, for the same: it wants large products (80 GiB: 1.25 GiB, 2,200 tokens of 152,000)"""
 
 
 def log_probs(
@@ -29,11 +33,11 @@ def log_probs(
     Under softmax(logits / temperature). float32 for a model in half precision, else in the model's precision.
     Differentiable where gradient is on.
     """
-    device = next(model.parameters()).device
+    device = compute_device(model)
 
     def work() -> tuple[torch.Tensor, torch.Tensor | None]:
-        if layout == "packed":
-            packed = pack(rows).to(device)
+        if layout != "padded":
+            packed = pack(rows, varlen=layout == "varlen", rounded=device.type == "cuda").to(device)
             with attention_of(model, layout):
                 hidden_TH, target_T = packed_hidden(model, packed), packed.target_T
         else:
@@ -47,13 +51,15 @@ def log_probs(
 
 @contextmanager
 def attention_of(model: Any, layout: Layout) -> Iterator[None]:
-    """Let the model attend as the layout wants; around backward too, where gradient checkpointing runs it again."""
+    """Let the model attend as the layout wants, in compiled layers where it has them; around backward too, where
+    gradient checkpointing runs it again."""
     config = model.config.get_text_config()
     before = config._attn_implementation
-    if layout == "packed":
+    if layout != "padded":
         config._attn_implementation = NAME
     try:
-        yield
+        with compiled(model):
+            yield
     finally:
         config._attn_implementation = before
 
@@ -64,10 +70,10 @@ def _padded_hidden(model: Any, rows: Sequence[Sequence_], device: torch.device) 
     ids_BS = torch.zeros(len(rows), max(map(len, sequences)), dtype=torch.long)
     for i, tokens in enumerate(sequences):
         ids_BS[i, : len(tokens)] = torch.tensor(tokens)
-    hidden_BSH = model.base_model(input_ids=ids_BS.to(device), use_cache=False).last_hidden_state
+    hidden_BSH = model.base_model(input_ids=moved(ids_BS, device), use_cache=False).last_hidden_state
     at = [(i, s - 1) for i, row in enumerate(rows) for s in range(len(row.prompt_ids), len(sequences[i]))]
-    at_T2 = torch.tensor(at, device=device)  # the token at position s is predicted at s - 1
-    target_T = torch.tensor([token for row in rows for token in row.response_ids], device=device)
+    at_T2 = moved(torch.tensor(at), device)  # the token at position s is predicted at s - 1
+    target_T = moved(torch.tensor([token for row in rows for token in row.response_ids]), device)
     return hidden_BSH[at_T2[:, 0], at_T2[:, 1]], target_T
 
 
@@ -132,9 +138,16 @@ class _SampledLogProbs(torch.autograd.Function):
 
 def _buffer(hidden_TH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
     """Room for the logits of a chunk, [C, V]: one piece of memory for all chunks: nothing for an allocator to keep."""
-    size = max(1, LOGITS_AT_ONCE.get(weight_VH.device.type, 1 << 26) // len(weight_VH))
+    size = max(1, logits_at_once(weight_VH.device) // len(weight_VH))
     dtype = torch.promote_types(weight_VH.dtype, torch.float32)
     return weight_VH.new_empty(min(size, len(hidden_TH)), len(weight_VH), dtype=dtype)
+
+
+def logits_at_once(device: torch.device) -> int:
+    """How many logits exist at a time. A function of the device alone, so that a run's chunks stay the same."""
+    if device.type != "cuda":
+        return LOGITS_AT_ONCE
+    return int(torch.cuda.get_device_properties(device).total_memory * LOGITS_SHARE) // 4
 
 
 def _chunks(hidden_TH: torch.Tensor, target_T: torch.Tensor, buffer_CV: torch.Tensor):
@@ -159,37 +172,82 @@ def _logits(
     return logits_CV if temperature == 1 else logits_CV.div_(temperature)
 
 
+class Chosen(NamedTuple):
+    layout: Layout
+    why: str
+
+
 @torch.no_grad()
-def choose_layout(model: Any, longest: int) -> Layout:
-    """How this model's sequences of up to `longest` tokens can be run, found out by running some.
+def choose_layout(model: Any, longest: int, wanted: Layout = "packed") -> Chosen:
+    """How this model's sequences of up to `longest` tokens can be run: as `wanted`, or padded where that is not exact.
+
+    Found out by running some, in float32, through a copy of the model's first layers: in half precision another order
+    of sums alone moves the log-probability of an unlikely token by whole nats, and all layers attend in the same way.
 
     Raises UserError for a model whose logits are not its output embedding of the last hidden state (soft caps, logit
     scales), which chunks would not reproduce.
     """
     config = model.config.get_text_config()
-    size, window = config.vocab_size, getattr(config, "sliding_window", None)
-    rows = [_Probe(tuple(3 + x % (size - 3) for x in p), tuple(3 + x % (size - 3) for x in r)) for p, r in _PROBES]
-    device = next(model.parameters()).device
-    wanted = []
-    for row in rows:
-        logits_SV = model(torch.tensor([row.prompt_ids + row.response_ids], device=device), use_cache=False).logits[0]
-        logp_TV = logits_SV[len(row.prompt_ids) - 1 : -1].float().log_softmax(-1)
-        wanted.append(logp_TV.gather(1, torch.tensor(row.response_ids, device=device)[:, None])[:, 0])
-    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+    window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    slides = bool(window) and window < longest and "sliding_attention" in kinds
-    layouts: tuple[Layout, ...] = ("padded",) if slides else ("packed", "padded")
+    layouts: tuple[Layout, ...] = ("padded",)
+    if window and window < longest and "sliding_attention" in kinds:
+        why = f"its attention slides over {window} tokens, and sequences may have {longest}"
+    else:
+        layouts, why = tuple(dict.fromkeys((wanted, *layouts))), "asked for"
+    size = model.get_output_embeddings().weight.shape[0]
+    rows = [_Probe(tuple(3 + x % (size - 3) for x in p), tuple(3 + x % (size - 3) for x in r)) for p, r in _PROBES]
+    shallow = first_layers(model)
+    exact_T = _of_whole_logits(shallow, rows)
+    bound_T = TOLERANCE * exact_T.abs().clamp(min=1.0)
     for layout in layouts:
         try:
-            found = log_probs(model, rows, 1.0, layout)[0]
-        except (ValueError, TypeError, RuntimeError, AttributeError):
+            gap_T = (log_probs(shallow, rows, 1.0, layout)[0] - exact_T).abs()
+        except (ValueError, TypeError, RuntimeError, AttributeError) as e:
+            why = f"{layout} does not run: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
             continue  # this model's attention cannot be replaced
-        if torch.allclose(found.float(), torch.cat(wanted), rtol=0, atol=tolerance):
-            return layout
+        if bool((gap_T <= bound_T).all()):
+            if layout != "padded":
+                why = f"log-probabilities are within {float(gap_T.max()):.0e} of separate sequences' in float32"
+            return Chosen(layout, why)
+        why = f"{layout} changes log-probabilities by {float(gap_T.max()):.2g} in float32"
     raise UserError(
-        f"{type(model).__name__}: log-probabilities in chunks differ from the model's own. It changes its logits after "
-        "the output embedding (a soft cap or a scale), which is not supported. Use a model without it."
+        f"{type(model).__name__}: log-probabilities in chunks differ from the model's own ({why}). It changes its "
+        "logits after the output embedding (a soft cap or a scale), which is not supported. Use a model without it."
     )
+
+
+def first_layers(model: Any) -> Any:
+    """A copy in float32 of the model up to its second layer, or to the first layer of its last kind of attention."""
+    kinds = list(getattr(model.config.get_text_config(), "layer_types", None) or [])
+    layers, count = layers_of(model), max([2, *(1 + kinds.index(kind) for kind in kinds)])
+    memo: dict[int, Any] = {id(layer): None for layer in layers[count:]}
+    beyond = {id(x) for layer in layers[count:] for x in (*layer.parameters(), *layer.buffers())}
+    for x in (*model.parameters(), *model.buffers()):
+        if id(x) not in beyond and x.is_floating_point():
+            exact = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+            memo[id(x)] = torch.nn.Parameter(exact, False) if isinstance(x, torch.nn.Parameter) else exact
+    shallow = copy.deepcopy(model, memo)
+    for module in shallow.modules():
+        if isinstance(module, torch.nn.ModuleList) and None in module._modules.values():
+            del module[count:]
+    shallow.config.get_text_config().num_hidden_layers = min(count, len(layers))
+    return shallow
+
+
+def _of_whole_logits(model: Any, rows: Sequence[Sequence_]) -> torch.Tensor:
+    """[T], one sequence at a time, as the model itself gives them."""
+    device, found = next(model.parameters()).device, []
+    for row in rows:
+        logits_SV = model(torch.tensor([row.prompt_ids + row.response_ids], device=device), use_cache=False).logits[0]
+        exact = torch.promote_types(logits_SV.dtype, torch.float32)
+        logp_TV = logits_SV[len(row.prompt_ids) - 1 : -1].to(exact).log_softmax(-1)
+        found.append(logp_TV.gather(1, torch.tensor(row.response_ids, device=device)[:, None])[:, 0])
+    return torch.cat(found)
+
+
+TOLERANCE = 1e-3
+"""of a log-probability in float32, as a share where it is below -1"""
 
 
 class _Probe(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from agpo.batch import MiniBatch, micro_batches
-from agpo.objective import Objective, logp_gap
+from agpo.objective import logp_gap
 from agpo.optimizer import FLOAT32_OR_MORE
-from agpo.policy import Policy, Settings, known_at_ratio_1, may_move, rows_to_run, with_old_logps
+from agpo.policy import Policy, Settings, with_old_logps
 from evals.errors import UserError
 
 MAX_GAP, MAX_GAP_HALF = 0.02, 0.2
@@ -17,7 +17,7 @@ MAX_GAP, MAX_GAP_HALF = 0.02, 0.2
 
 
 def against_trainer(
-    policy: Policy, plan: Sequence[MiniBatch], objective: Objective, settings: Settings
+    policy: Policy, plan: Sequence[MiniBatch], settings: Settings
 ) -> tuple[list[MiniBatch], tuple[float, float] | None]:
     """The plan with the trainer's own log-probabilities on the rows that will run, and the gap (mean, max) on them.
 
@@ -25,12 +25,10 @@ def against_trainer(
     will run, one micro-batch is looked at all the same: weights that went stale must not hide behind clipped updates.
     """
     measured: list[MiniBatch] = []
-    moves = False  # whether the policy may have moved before this mini-batch
     for minibatch in plan:
-        known = not moves and known_at_ratio_1(objective, settings)
-        moves = moves or may_move(minibatch, objective, known)
-        rows, wanted = list(minibatch.rows), rows_to_run(minibatch, objective, known)
-        for i, row in zip(wanted, with_old_logps(policy, [rows[i] for i in wanted], settings), strict=True):
+        rows = list(minibatch.rows)
+        found = with_old_logps(policy, [rows[i] for i in minibatch.run], settings)
+        for i, row in zip(minibatch.run, found, strict=True):
             rows[i] = row
         measured.append(replace(minibatch, rows=tuple(rows)))
     seen = [row for minibatch in measured for row in minibatch.rows if row.old_logp is not None]

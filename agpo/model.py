@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from agpo.parallel import layers_of
 from evals.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +52,24 @@ def checkpointing(model: Any) -> Iterator[None]:
         yield
     finally:
         model.eval()
+
+
+def compile_layers(model: Any, **options: Any) -> None:
+    """Have the decoder layers compiled for `compiled`, with shapes that may change. `options` as of torch.compile."""
+    model.compiled_layers = [(x, torch.compile(x.forward, dynamic=True, **options)) for x in layers_of(model)]
+
+
+@contextmanager
+def compiled(model: Any) -> Iterator[None]:
+    """Layers run compiled where `compile_layers` was called: in updates alone, since generation has other shapes."""
+    layers = [(x, forward) for x, forward in getattr(model, "compiled_layers", ()) if "forward" not in vars(x)]
+    for layer, forward in layers:
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer, _ in layers:
+            del layer.forward
 
 
 def add_lora(model: Any, lora: "LoraConfig") -> None:

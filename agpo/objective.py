@@ -22,6 +22,7 @@ from agpo.clip import (
     shape,
     shape_units,
     shaped_loss,
+    sums_on_device,
     unit_shapes,
     unit_sums,
     units,
@@ -48,6 +49,7 @@ __all__ = [
     "shape_units",
     "shaped_loss",
     "shaped_rewards",
+    "sums_on_device",
     "tis_weights",
     "token_losses",
     "unit_shapes",
@@ -311,7 +313,8 @@ def minibatch_loss(
         tokens.get("ref_logp_T"),
         tis_T=tokens.get("tis_T"),
     )
-    loss, scale = shaped_loss(loss_T, weight_T, units(sequence_T, samples, objective), objective)
+    loss, mean_scale = shaped_loss(loss_T, weight_T, units(sequence_T, samples, objective), objective)
+    scale = float(mean_scale)
     value = weighted_sums(loss_T, weight_T)[0]
     if not math.isfinite(scale):
         raise ValueError(f"f(L) with clip {objective.clip} overflows: L is {value:.3g}. dual_clip bounds it.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from agpo.model import has_lora
 from agpo.parallel import shard_like
@@ -24,7 +25,7 @@ class Trained:
     parameters: list[torch.nn.Parameter]
     """what has gradients and is stepped on"""
     masters: list[tuple[torch.nn.Parameter, torch.nn.Parameter]]
-    """the model's half-precision parameters with their float32 masters"""
+    """the model's half-precision or offloaded parameters with their masters"""
     exported: bool = True
     """the model's folder holds the parameters as they are; else a checkpoint must keep them (masters, adapters)"""
 
@@ -37,7 +38,7 @@ class Trained:
     def write_back(self) -> None:
         """Round the masters into the model."""
         for weight, master in self.masters:
-            weight.copy_(master)
+            weight.copy_(master, non_blocking=True)  # from pinned memory; the next step waits for what it reads
 
 
 def make_trained(
@@ -47,24 +48,28 @@ def make_trained(
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
     dtype: torch.dtype | None = None,
+    offload: bool = False,
 ) -> Trained:
     """AdamW over the model's trainable parameters; half-precision ones get float32 masters, moments and gradients.
 
     `dtype`: of the model's folder, where its parameters here have another one (float32 shards of a half-precision
-    model, which are its masters).
+    model, which are its masters). `offload`: masters of all of them, with moments and gradients, in the CPU's memory,
+    where the steps are made; shards lie there already (`agpo.parallel.split`).
     """
     parameters, masters = [], []
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in trainable:
-        if weight.dtype in FLOAT32_OR_MORE:
+        if weight.dtype in FLOAT32_OR_MORE and (not offload or isinstance(weight, DTensor)):
             parameters.append(weight)
             continue
-        master = torch.nn.Parameter(weight.detach().float())
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        master = torch.nn.Parameter(_on_host(weight.detach(), exact) if offload else weight.detach().to(exact))
         masters.append((weight, master))
         parameters.append(master)
         weight.register_post_accumulate_grad_hook(_into(master))
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-    exported = not masters and not has_lora(model) and dtype in (None, *FLOAT32_OR_MORE)
+    exact = all(weight.dtype in FLOAT32_OR_MORE for weight in trainable)
+    exported = exact and not has_lora(model) and dtype in (None, *FLOAT32_OR_MORE)
     return Trained(optimizer, parameters, masters, exported)
 
 
@@ -91,15 +96,24 @@ def restore(trained: Trained, tensors: Mapping[str, torch.Tensor], numbers: Mapp
     trained.write_back()
 
 
+def _on_host(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy in the CPU's memory; of a GPU's tensor a pinned one, which is several times faster to copy."""
+    if x.device.type == "cpu":
+        return x.to(dtype, copy=True)
+    host = torch.empty(x.shape, dtype=dtype, pin_memory=True)
+    return host.copy_(x)
+
+
 def _into(master: torch.nn.Parameter):
-    """A hook that adds a half-precision gradient to the master's: micro-batches are summed in float32."""
+    """A hook that adds a gradient to the master's: micro-batches are summed in its precision, where it lies."""
 
     def move(weight: torch.Tensor) -> None:
         assert weight.grad is not None
+        gradient = weight.grad if master.device == weight.device else _on_host(weight.grad, weight.grad.dtype)
         if master.grad is None:
-            master.grad = weight.grad.float()
+            master.grad = gradient.to(master.dtype)
         else:
-            master.grad += weight.grad
+            master.grad += gradient
         weight.grad = None
 
     return move

@@ -6,22 +6,40 @@ Every layer but attention works on single tokens, so it runs on the P packed tok
 slots: for each sequence its own [prompt | response], gathered from the packed queries, keys and values, so that a
 response sees exactly what it would see alone. Positions start at 0 in every sequence. The log-probabilities are those
 of separate sequences to within the rounding of a sum.
+
+Slots attend in blocks of sequences padded to one length, or (`varlen`) without padding in a kernel of variable length.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from agpo.parallel import layers_of
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # blocks of one sequence do the same
+    varlen_attn = None
 
 NAME = "agpo_packed"
 """of the attention below in transformers' registry; no mask is registered under it, so models build none"""
 
 BLOCK = 8
 """sequences of an attention block, at least; a block ends where padding to its longest would waste a fifth"""
+
+ON_A_GPU = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""kernels of a block, best first. Without cuDNN's, which torch prefers on Hopper and which plans anew for each shape"""
+
+HALF = (torch.bfloat16, torch.float16)
+"""what flash attention takes"""
 
 
 class Sequence_(Protocol):
@@ -46,16 +64,25 @@ class Packed:
     """packed index of the token in each attention slot; a slot of padding, after its sequence, repeats a token"""
     token_slot_P: torch.Tensor
     """the slot whose output a packed token takes; a prompt's are those of the first sequence that has it"""
+    start_B1: torch.Tensor
+    """[blocks + 1] int32: the slot where each block begins, and X"""
     blocks: tuple[tuple[int, int], ...]
     """(sequences, slots of each) of the attention blocks, in slot order"""
+    varlen: bool = False
+    """every block is one sequence without padding, for a kernel of variable length"""
 
     def to(self, device: torch.device) -> "Packed":
-        tensors = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
-        return Packed(**tensors, blocks=self.blocks)
+        tensors = {name: moved(x, device) for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
+        return Packed(**tensors, blocks=self.blocks, varlen=self.varlen)
 
 
-def pack(rows: Sequence[Sequence_]) -> Packed:
-    """Pack sequences; those with the same prompt share it."""
+def moved(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on the device. On a GPU neither side waits for the other."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def pack(rows: Sequence[Sequence_], *, varlen: bool = False, rounded: bool = False) -> Packed:
+    """Pack sequences; those with the same prompt share it. `rounded`: few lengths of blocks, so that they repeat."""
     prompt_at: dict[tuple[int, ...], int] = {}
     ids: list[Sequence[int]] = []
     positions, predict, spans = [], [], []
@@ -77,8 +104,11 @@ def pack(rows: Sequence[Sequence_]) -> Packed:
 
     token_slot_P = np.zeros(end, dtype=np.int64)
     slot_tokens, blocks, used = [], [], 0
-    for block in _blocks([len(tokens) for tokens, _ in spans]):
-        longest = len(spans[block[0]][0])
+    lengths = [len(tokens) for tokens, _ in spans]
+    for block in [[i] for i in range(len(lengths))] if varlen else _blocks(lengths):
+        longest = lengths[block[0]]
+        if rounded and not varlen:
+            longest = -(-longest // _grain(longest)) * _grain(longest)
         blocks.append((len(block), longest))
         for i in block:
             tokens, shared = spans[i]
@@ -92,8 +122,15 @@ def pack(rows: Sequence[Sequence_]) -> Packed:
         target_T=torch.tensor([token for row in rows for token in row.response_ids]),
         slot_token_X=torch.from_numpy(np.concatenate(slot_tokens)),
         token_slot_P=torch.from_numpy(token_slot_P),
+        start_B1=torch.tensor([0, *accumulate(count * longest for count, longest in blocks)], dtype=torch.int32),
         blocks=tuple(blocks),
+        varlen=varlen,
     )
+
+
+def _grain(length: int) -> int:
+    """Lengths are rounded up to a multiple of this: at most eight lengths from one power of two to the next."""
+    return max(1, 1 << (length.bit_length() - 4))
 
 
 def _blocks(lengths: Sequence[int]) -> list[list[int]]:
@@ -107,6 +144,7 @@ def _blocks(lengths: Sequence[int]) -> list[list[int]]:
     return blocks
 
 
+@torch.compiler.disable  # its blocks are plain numbers, for each of which a compiled layer would be compiled anew
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -124,22 +162,68 @@ def packed_attention(
         raise ValueError(f"attention {NAME!r} wants the keyword `packed`, which this model does not hand down.")
     if sliding_window and sliding_window < max(longest for _, longest in packed.blocks):
         raise ValueError("packed attention is full: a sequence is longer than the model's sliding window.")
+    if packed.varlen and varlen_attn is not None and query.is_cuda and query.dtype in HALF:
+        out_XHD = _of_variable_length(query, key, value, packed, scaling)
+        return out_XHD.index_select(0, packed.token_slot_P)[None], None
     query_HXD, key_KXD, value_KXD = (x[0].index_select(1, packed.slot_token_X) for x in (query, key, value))
-    grouped = query.shape[1] != key.shape[1]
     parts, start = [], 0
     for sequences, longest in packed.blocks:
         end = start + sequences * longest
         q, k, v = (
             x[:, start:end].unflatten(1, (sequences, longest)).transpose(0, 1) for x in (query_HXD, key_KXD, value_KXD)
         )
-        out_BHSD = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        parts.append(out_BHSD.transpose(1, 2).flatten(0, 1))
+        parts.append(_of_block(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
         start = end
     out_XHD = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out_XHD.index_select(0, packed.token_slot_P)[None], None
 
 
 AttentionInterface.register(NAME, packed_attention)
+
+
+def _of_block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Causal attention, [B, heads, S, D]."""
+    grouped = q.shape[1] != k.shape[1]
+    if not q.is_cuda:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    if grouped and q.dtype not in HALF:
+        k, v = ungrouped(k, q.shape[1]), ungrouped(v, q.shape[1])
+        grouped = False
+    with sdpa_kernel(ON_A_GPU, set_priority=True):
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+
+
+def ungrouped(x_BKSD: torch.Tensor, heads: int) -> torch.Tensor:
+    """Keys or values repeated for every head: in float32 only the kernel quadratic in memory takes them grouped."""
+    return x_BKSD.repeat_interleave(heads // x_BKSD.shape[1], dim=1)
+
+
+def _of_variable_length(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: Packed, scale: float | None
+) -> torch.Tensor:
+    """[X, heads, D] from [1, heads, P, D]."""
+    assert varlen_attn is not None
+    longest = max(length for _, length in packed.blocks)
+    # torch 2.11 takes grouped heads without being told; later ones want to be.
+    told: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    q, k, v = (x[0].transpose(0, 1).index_select(0, packed.slot_token_X) for x in (query, key, value))
+    starts = packed.start_B1
+    out_XHD = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), **told)
+    assert isinstance(out_XHD, torch.Tensor)
+    return out_XHD
+
+
+def attention_cost(model: Any) -> float:
+    """What causal attention of a sequence costs, in tokens through the linear layers, for each of its squared tokens.
+
+    2 FLOPs a token and weight against 2 n^2 width of scores and values, half of which is masked.
+    """
+    config, layers = model.config.get_text_config(), layers_of(model)
+    weights = sum(p.numel() for layer in layers for p in layer.parameters()) / max(len(layers), 1)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    return width / weights if weights else 0.0
 
 
 def packed_hidden(model: Any, packed: Packed) -> torch.Tensor:

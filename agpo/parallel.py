@@ -24,7 +24,14 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from evals.errors import UserError, told
@@ -229,12 +236,12 @@ def largest(value: float) -> float:
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
-def split(model: Any, *, half_masters: bool = True) -> Any:
+def split(model: Any, *, half_masters: bool = True, offload: bool = False) -> Any:
     """Shard the model over the ranks in place; returns its plain copy without weights. With one rank: the model itself.
 
     Trained weights in half precision become float32 shards, which are gathered in half precision and whose gradients
     are summed in float32: the same arithmetic as that of one process with float32 masters. With adapters
-    (`half_masters` False) the frozen weights stay as they are.
+    (`half_masters` False) the frozen weights stay as they are. `offload`: shards and gradients lie in the CPU's memory.
     """
     if world() == 1:
         return model
@@ -246,18 +253,32 @@ def split(model: Any, *, half_masters: bool = True) -> Any:
     mixed = half_masters and model.dtype not in (torch.float32, torch.float64)
     precision = MixedPrecisionPolicy(model.dtype, torch.float32) if mixed else MixedPrecisionPolicy()
     mesh = _mesh(model.device.type)
-    kinds = set(model._no_split_modules or ())  # the names of its layers' classes, in transformers
-    for module in [*(m for m in model.modules() if type(m).__name__ in kinds), model]:
+    where = CPUOffloadPolicy(pin_memory=model.device.type == "cuda") if offload else OffloadPolicy()
+    for module in [*layers_of(model), model]:
         if mixed:
             for parameter in module.parameters():
                 if not isinstance(parameter, DTensor):
                     parameter.data = parameter.data.float()
-        fully_shard(module, mesh=mesh, mp_policy=precision)
+        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=where)
         module.set_force_sum_reduction_for_comms(True)  # the weights of a loss sum to one over all ranks: no mean
         module.set_gradient_divide_factor(1.0)
     model.run_as_forward = MethodType(lambda _, work: work(), model)
     register_fsdp_forward_method(model, "run_as_forward")
     return plain
+
+
+def layers_of(model: Any) -> list[torch.nn.Module]:
+    """The decoder layers of a model of transformers, in which `_no_split_modules` has the names of their classes."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def compute_device(model: Any) -> torch.device:
+    """Where the model runs, which is not where offloaded shards of it lie."""
+    weight = next(model.parameters())
+    if not isinstance(weight, DTensor) or weight.device_mesh.device_type == "cpu":
+        return weight.device
+    return torch.device(weight.device_mesh.device_type, torch.cuda.current_device())
 
 
 def _mesh(kind: str) -> DeviceMesh:
@@ -295,7 +316,7 @@ def fill(plain: Any, model: Any) -> None:
     """Gather the weights into the plain copy, in its precision. All ranks call it."""
     if plain is not model:
         for parameter, shard in zip(plain.parameters(), model.parameters(), strict=True):
-            parameter.data = shard.detach().to(parameter.dtype).full_tensor()
+            parameter.data = shard.detach().to(parameter.device, parameter.dtype).full_tensor()
 
 
 def empty(plain: Any, model: Any) -> None:
@@ -317,7 +338,8 @@ def shard_like(x: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """This rank's part of a whole tensor, where the parameter is sharded and the tensor has its shape."""
     if not isinstance(parameter, DTensor) or isinstance(x, DTensor) or x.shape != parameter.shape:
         return x
-    return distribute_tensor(x.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+    shard = distribute_tensor(x, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return shard.to(parameter.device)  # offloaded shards lie elsewhere than their mesh
 
 
 def shard_on_cpu(x: torch.Tensor) -> torch.Tensor:

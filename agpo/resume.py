@@ -12,7 +12,16 @@ from evals.errors import UserError
 
 FREE = ("out", "steps", "checkpoint", "eval", "trackers", "hardware", "ranks", "update.max_refused", "data")
 """sections and keys that no number of the training depends on; the problems of `data` are compared by their hash"""
-ROUNDING = ("threads", "device", "vllm", "rollout.max_sequences", "update.micro_batch_tokens")
+ROUNDING = (
+    "threads",
+    "device",
+    "vllm",
+    "rollout.max_sequences",
+    "update.micro_batch_tokens",
+    "update.layout",
+    "update.compile",
+    "update.offload",
+)
 """those that change a result by float rounding only: taken, and said"""
 
 

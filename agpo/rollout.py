@@ -102,19 +102,24 @@ def rollout(
     ]
 
 
-def check_prompts(items: Sequence[Item], preset: str, engine: Engine, max_tokens: int, per_step: int) -> None:
-    """Refuse at the start what would fail at step 57: too few problems, a doubled id, a prompt that leaves no room."""
+def check_prompts(items: Sequence[Item], preset: str, engine: Engine, max_tokens: int, per_step: int) -> int:
+    """Refuse at the start what would fail at step 57: too few problems, a doubled id, a prompt that leaves no room.
+
+    Returns the tokens of the longest prompt.
+    """
     draw(items, 0, 0, per_step)
     seen: set[str] = set()
+    longest = 0
     for item in items:
         if item.id in seen:
             raise UserError(f"the data has the id {item.id!r} twice. Ids must differ: samples are stored under them.")
         seen.add(item.id)
-        check_room(item, preset, engine, max_tokens, "the data", "rollout.max_tokens")
+        longest = max(longest, check_room(item, preset, engine, max_tokens, "the data", "rollout.max_tokens"))
+    return longest
 
 
-def check_room(item: Item, preset: str, engine: Engine, max_tokens: int, where: str, key: str) -> None:
-    """Refuse a problem whose answer could grow over the end of the model's position table."""
+def check_room(item: Item, preset: str, engine: Engine, max_tokens: int, where: str, key: str) -> int:
+    """Refuse a problem whose answer could grow over the end of the model's position table; else its prompt's tokens."""
     prompt_tokens = len(encode(preset, item, engine.tokenizer))
     if prompt_tokens == 0:
         raise UserError(f"{where}: problem {item.id!r} is empty: with prompt={preset} it has no tokens.")
@@ -124,3 +129,4 @@ def check_room(item: Item, preset: str, engine: Engine, max_tokens: int, where: 
             f"{max_tokens} more: together over the model's context of {engine.max_context}. Lower {key}, or leave the "
             "problem out."
         )
+    return prompt_tokens

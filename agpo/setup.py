@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from agpo.config import PACKAGE, TrainConfig, objective_of
+from agpo.config import TrainConfig, model_path, objective_of
 from evals.errors import UserError
 
 # Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
@@ -34,6 +34,8 @@ class Run:
     """hash of `items`: a checkpoint goes on with the same problems or not at all"""
     done: int = 0
     """steps that are finished"""
+    moved: int = 0
+    """the last of them that moved the weights: an engine that has those needs no others"""
     saved: int | None = None
     """the step of the last checkpoint"""
 
@@ -44,10 +46,9 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
 
     from agpo import checkpoint, parallel
     from agpo.logprobs import choose_layout
-    from agpo.model import prepare
+    from agpo.model import compile_layers, prepare
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
-    from agpo.rollout import check_prompts
     from agpo.trackers import check_installed
     from evals.engines.hf import HFEngine
     from evals.store import Store
@@ -77,25 +78,25 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if config.engine == "vllm" and config.vllm.max_model_len:  # the checks below are of what will generate
         engine.max_context = min(engine.max_context, config.vllm.max_model_len)
     check_end(engine.eos_ids, model.get_output_embeddings().weight.shape[0], config.model)
-    check_prompts(items, config.prompt, engine, config.rollout.max_tokens, config.rollout.prompts_per_step)
-    for bench, asked in benches:
-        check_bench(bench.name, asked, config, engine)
-    layout = choose_layout(model, engine.max_context)
-    plain = parallel.split(model, half_masters=not config.lora.rank)
+    longest = check_room_for_all(items, benches, config, engine)
+    chosen = choose_layout(model, engine.max_context, update.layout)
+    plain = parallel.split(model, half_masters=not config.lora.rank, offload=update.offload)
     if plain is not model:
         engine.model = plain
     adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
-    trained = make_trained(model, **adamw, dtype=plain.dtype)
+    trained = make_trained(model, **adamw, dtype=plain.dtype, offload=update.offload)
+    if update.compile:
+        compile_layers(model)
     reference = None
     if objective_of(config.objective).beta:  # the start model, whatever checkpoint the run goes on from
         reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
         parallel.split(reference, half_masters=False)
-    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, layout, plain=plain)
+    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, *chosen, plain=plain)
     if checkpoint_path and state:
         checkpoint.restore(checkpoint_path, policy, state)
     store = Store.open(store_url) if parallel.first() else None
     if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
-        engine = start_vllm(config, start, plain)
+        engine = start_vllm(config, start, plain, longest)
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
@@ -127,6 +128,8 @@ def _go_on(run: Run, saved: Path, step: int) -> None:
     from agpo import checkpoint, parallel
 
     run.done = run.saved = step
+    metrics = parallel.from_first(lambda: run.store.metrics(run.id, ["updates/made"]))
+    run.moved = max((at for at, _, made in metrics if at <= step and made), default=0)
     run.folder = saved.parent.parent if saved.parent.name == "checkpoints" else Path(run.config.out) / run.id
 
     def put_back() -> None:
@@ -221,12 +224,6 @@ def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
     return lr_at
 
 
-def model_path(model: str) -> str:
-    """The folder of a model that comes with the package, or the name as it is."""
-    shipped = PACKAGE / "models" / model
-    return str(shipped) if (shipped / "config.json").is_file() else model
-
-
 def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
     """(model, tokenizer) on the configured device."""
     from safetensors import SafetensorError
@@ -242,13 +239,25 @@ def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
         ) from e
 
 
-def start_vllm(config: TrainConfig, start: str, model: Any) -> Any:
-    """A vLLM engine for a trainer's model, on its device and in its precision. `start` is where the model came from."""
-    from agpo.parallel import device_of
+def start_vllm(config: TrainConfig, start: str, model: Any, longest: int) -> Any:
+    """A vLLM engine for a trainer's model, on its device and in its precision.
+
+    `start` is where the model came from, `longest` the most tokens of a prompt and its answer: the context that vLLM
+    makes room for. Its share of a GPU is what the trainer leaves, by `agpo.memory`.
+    """
+    import torch
+
+    from agpo.memory import Machine, memory, shape_of
+    from agpo.parallel import device_of, started_with
     from evals.engines import load_engine
 
     dtype = str(model.dtype).removeprefix("torch.")
-    options = config.vllm.model_dump(exclude_defaults=True)
+    options = {"max_model_len": longest, **config.vllm.model_dump(exclude_defaults=True)}
+    if model.device.type == "cuda":
+        here = torch.cuda.get_device_properties(model.device).total_memory
+        machine = Machine.of_bytes(started_with()[0], here)
+        options["gpu_memory_utilization"] = memory(config, shape_of(model.config, config), machine).utilization
+        torch.cuda.empty_cache()
     return load_engine("vllm", start, device=device_of(config.device), dtype=dtype, beside_trainer=True, **options)
 
 
@@ -293,14 +302,25 @@ def load_benches(config: TrainConfig) -> list[tuple[Any, list[Any]]]:
     return [(bench, choose(load(bench, data), size, seed)) for bench in benches]
 
 
-def check_bench(name: str, items: Sequence[Any], config: TrainConfig, engine: Any) -> None:
-    """Refuse at the start a benchmark's problem that leaves no room for its answer."""
+def check_room_for_all(items: Sequence[Any], benches: Sequence[Any], config: TrainConfig, engine: Any) -> int:
+    """Refuse problems of the data or of a benchmark that leave no room for an answer; else the most tokens that a
+    prompt and its answer may have."""
+    from agpo.rollout import check_prompts
+
+    sampling = config.rollout
+    longest = check_prompts(items, config.prompt, engine, sampling.max_tokens, sampling.prompts_per_step)
+    asked = [check_bench(bench.name, problems, config, engine) for bench, problems in benches]
+    return max([longest + sampling.max_tokens, *asked])
+
+
+def check_bench(name: str, items: Sequence[Any], config: TrainConfig, engine: Any) -> int:
+    """Refuse at the start a benchmark's problem that leaves no room for its answer; else their longest together."""
     from agpo.rollout import check_room
 
     max_tokens = config.eval.max_tokens or config.rollout.max_tokens
     key = "eval.max_tokens" if config.eval.max_tokens else "rollout.max_tokens, or set eval.max_tokens"
-    for item in items:
-        check_room(item, config.prompt, engine, max_tokens, f"eval.bench={name}", key)
+    where = f"eval.bench={name}"
+    return max_tokens + max(check_room(item, config.prompt, engine, max_tokens, where, key) for item in items)
 
 
 def check_end(eos_ids: Iterable[int], vocabulary: int, model: str) -> None:
@@ -332,12 +352,54 @@ def check_machine(config: TrainConfig) -> None:
             f"there are {found}. Run it where they are, look at it with --dry-run, or try --recipe tiny. "
             "hardware.gpus=0 insists."
         )
+    check_one_rank_for_each_gpu(ranks, config)
     for i in range(min(needed.gpus, torch.cuda.device_count())):
         memory = torch.cuda.get_device_properties(i).total_memory >> 30
         if memory < needed.gpu_memory_gib * 0.9:
             raise UserError(
                 f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB of memory on each GPU; GPU {i} has {memory}."
             )
+    if needed.gpus:
+        check_memory(config, torch.cuda.get_device_properties(0).total_memory)
+
+
+def check_one_rank_for_each_gpu(ranks: int, config: TrainConfig) -> None:
+    """A process uses one GPU to train on, and its vLLM as many as it is told: fewer than the recipe is for would run
+    out of memory at the first backward pass."""
+    wanted = config.hardware.gpus
+    each = config.vllm.tensor_parallel_size * config.vllm.data_parallel_size if config.engine == "vllm" else 1
+    if not wanted or ranks * each == wanted:
+        return
+    raise UserError(
+        f"recipe {config.name!r} is for {wanted} GPUs with a process for each, and "
+        f"{ranks} process{'es were' if ranks > 1 else ' was'} started. Type:\n  {torchrun_line(wanted)}\n"
+        f"hardware.gpus={ranks * each} says that it is for as many, hardware.gpus=0 insists."
+    )
+
+
+def torchrun_line(gpus: int) -> str:
+    """The command that starts this one with a process for each of `gpus` GPUs of one machine."""
+    import shlex
+    import sys
+
+    return f"torchrun --standalone --nproc-per-node {gpus} -m agpo.train {shlex.join(sys.argv[1:])}".rstrip()
+
+
+def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
+    """Say at once that a GPU of this size cannot hold the run, by arithmetic. Raises UserError."""
+    from agpo.memory import GIB, Machine, memory, model_config, shape_of, table
+
+    machine = Machine.of_bytes(config.hardware.gpus, gpu_bytes)
+    found = memory(config, shape_of(model_config(config.model), config), machine)
+    if found.fits:
+        return
+    worst = max(found.peaks, key=lambda name: found.peaks[name])
+    raise UserError(
+        f"by arithmetic {config.name!r} takes {found.peaks[worst] / GIB:.1f} GiB in its phase {worst!r}, and a GPU "
+        f"here has {machine.bytes / GIB:.1f}:\n" + "\n".join(f"  {line}" for line in table(found)) + "\n"
+        "Use more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens, or insist with "
+        "hardware.gpus=0. docs/scale.md says what each part is."
+    )
 
 
 def check_ranks(ranks: int, config: TrainConfig) -> None:

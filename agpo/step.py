@@ -11,14 +11,15 @@ from agpo.batch import Group, MiniBatch, plan_step
 from agpo.config import TrainConfig, objective_of
 from agpo.keep import save_refused
 from agpo.mismatch import against_trainer, check_gap
-from agpo.model import exported_weights
 from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
-from agpo.policy import Settings, Update, update
+from agpo.policy import Settings, Update
 from agpo.rollout import draw, resample, rollout
 from agpo.setup import Run
 from agpo.spread import sample_spread
+from agpo.sync import weight_stream
 from agpo.telemetry import step_metrics
+from agpo.update import update
 from evals.complete import sample_row
 from evals.engines import OwnWeights, Sampling
 from evals.prompts import render
@@ -32,6 +33,8 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
     plan = plan_of(groups, config)
     updates, gap = update_policy(run, plan, objective_of(config.objective), settings_of(config))
     run.done += 1
+    if any(update.stepped for update in updates):
+        run.moved = run.done
     took = time.perf_counter() - started
     metrics = {
         **step_metrics(everything, plan, updates),
@@ -77,30 +80,29 @@ def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
 
 @contextmanager
 def awake(run: Run) -> Iterator[None]:
-    """The engine generates with the policy as it is now, and stamps its completions with that. After it, it gives back
-    the memory that an update needs."""
+    """The engine generates with the policy as it is now, and stamps its completions with that. An engine that has its
+    own weights stays awake; the policy's own model gives back what was gathered to generate with it."""
     sync_engine(run)
     yield
-    if isinstance(run.engine, OwnWeights):
-        run.engine.sleep()
-    else:
+    if not isinstance(run.engine, OwnWeights):
         parallel.empty(run.policy.plain, run.policy.model)
 
 
 def sync_engine(run: Run) -> None:
-    """Give the engine the weights that the policy has now."""
-    version, policy = f"{run.id}/step-{run.done}", run.policy
+    """Give the engine the weights that the policy has now, unless it has them."""
+    version, policy = f"{run.id}/step-{run.moved}", run.policy
     if not isinstance(run.engine, OwnWeights):
         parallel.fill(policy.plain, policy.model)
     elif run.engine.weight_version != version:
-        with parallel.whole(policy.plain, policy.model) as model:
-            run.engine.sync(exported_weights(model) or model.state_dict(), version)
+        policy.trained.optimizer.zero_grad(set_to_none=True)  # an update leaves none; the engine needs the room
+        run.engine.sync(weight_stream(policy), version)
     run.engine.weight_version = version
 
 
 def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:
     objective = objective_of(config.objective)
-    return plan_step(groups, objective, config.update.prompts_per_minibatch, config.rollout.max_tokens)
+    size, corrected = config.update.prompts_per_minibatch, config.mismatch.correct == "tis"
+    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
 
 
 def settings_of(config: TrainConfig) -> Settings:
@@ -118,11 +120,13 @@ def update_policy(
     """(what happened to each mini-batch, mean and largest gap between the engine's log-probabilities and ours)."""
     policy, limit = run.policy, run.config.mismatch.max_gap
     gap = None
+    if isinstance(run.engine, OwnWeights) and any(minibatch.run or minibatch.steps_on_zero for minibatch in plan):
+        run.engine.sleep()  # the update needs the memory; where nothing will move, the engine and its cache stay as is
     # An engine that samples from this very model differs by the rounding of sums: in float32 its numbers are as good as
     # ours; in half precision a ratio against them would be off by 5 % without any step.
     same_model, dtype = getattr(run.engine, "model", None) is policy.plain, policy.plain.dtype
     if not same_model or dtype not in FLOAT32_OR_MORE:
-        plan, gap = against_trainer(policy, plan, objective, settings)
+        plan, gap = against_trainer(policy, plan, settings)
         check_gap(gap, dtype, limit)
     updates: list[Update] = []
     for minibatch in plan:

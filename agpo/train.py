@@ -1,6 +1,6 @@
 """`python -m agpo.train`: rollouts -> rewards -> AGPO updates -> checkpoints.
 
-The loop is `train`. What is loaded before it is in `setup`, what a step does in `step`, an update in `policy.update`,
+The loop is `train`. What is loaded before it is in `setup`, what a step does in `step`, an update in `update`,
 what it optimises in `objective`, what stays on disk in `keep`.
 """
 
@@ -166,7 +166,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     parser.add_argument("--keys", action="store_true", help="list every key with its meaning and default, then exit")
     parser.add_argument("--explain", action="store_true", help="print the plan of the next step, record nothing, exit")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration, then exit")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the configuration, check all that needs no GPU, say what memory and time it takes; exit",
+    )
     verl_launch.add_arguments(parser)
     return parser.parse_intermixed_args(argv)
 
@@ -205,8 +209,12 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     else:
         config, saved, label = load_config(args.recipe or "tiny", args.overrides), None, {}
     if args.dry_run:
-        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False, end="")
-        return 0
+        from agpo.preflight import lines_of, preflight
+
+        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
+        rows, cost = preflight(config)
+        console.print("\n".join([*lines_of(rows), "", *cost]), markup=False, highlight=False, soft_wrap=True)
+        return int(any(well is False for _, well, _ in rows))
     if args.explain:
         return explain_step(config, saved, int(label.get("step", 0)), console)
     run = set_up(config, args.store or label.get("store"), saved, label.get("run"))
@@ -216,24 +224,34 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Console) -> int:
     """Sample and grade the step after `done` steps and print its plan. The store and the runs stay as they are."""
     from agpo.explain import explain
-    from agpo.parallel import started_with
+    from agpo.packing import attention_cost
+    from agpo.parallel import first
     from agpo.step import plan_of, sample_groups, settings_of
 
-    if started_with()[0] > 1:
-        raise UserError("--explain shows the plan of one process: start it without torchrun.")
     with TemporaryDirectory() as folder:
         run = set_up(config.model_copy(update={"out": folder}), f"{folder}/store.db", saved, None)
         run.done = done
         with open_reward(config) as grader:
             groups, _ = sample_groups(run, grader)
         objective = objective_of(config.objective)
-        table, lines = explain(groups, plan_of(groups, config), objective, settings_of(config), run.policy.layout)
-        run.store.close()
+        plan, attention = plan_of(groups, config), attention_cost(run.policy.model)
+        table, lines = explain(groups, plan, objective, settings_of(config), run.policy.layout, attention)
+        if first():
+            run.store.close()
         run.engine.close()
     console.print(f"{config.name}, objective {config.objective['preset']}, seed {config.seed}: step {done + 1}")
     console.print(table)
     console.print("\n".join(lines), markup=False, highlight=False)
     return 0
+
+
+def slow_engine(run: Run) -> str:
+    """What engine hf costs on a GPU with a model for which it is not made; empty where it is fine."""
+    if run.config.engine == "vllm" or run.policy.plain.device.type != "cuda":
+        return ""
+    from agpo.memory import advice, shape_of
+
+    return advice(run.config, shape_of(run.policy.plain.config, run.config))
 
 
 def drive(run: Run, console: Console) -> int:
@@ -248,6 +266,9 @@ def drive(run: Run, console: Console) -> int:
             ranks = f", {world()} ranks" if world() > 1 else ""
             about = f"{config.name}, objective {config.objective['preset']}, seed {config.seed}{ranks}"
             console.print(f"run {run.id}: {about}")
+            if warning := slow_engine(run):
+                console.print(warning, style="yellow", markup=False, highlight=False)
+            console.print(f"layout {run.policy.layout}: {run.policy.why}", markup=False, highlight=False)
             if on_test := selected_on_test(config):
                 console.print(
                     f"checkpoint.best chooses by {on_test}, a test set: what the best checkpoint scores is labelled "

@@ -16,34 +16,92 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from evals.code_tests import Code
 from evals.grading.code import CodeGrader
 from evals.items import Item, read_rows
 from sandbox import Limits, Problem, Test
 
+NODES = """
+def __value__(given):
+    if isinstance(given, dict):
+        (kind, values), = given.items()
+        return (tree_node if kind == "tree_node" else list_node)(values)
+    return given
 
-def leetcode(path: str) -> Iterator[tuple[Item, str]]:
-    """(item, reference solution) of every row with tests on plain data.
 
-    The row's own test is a function of asserts, `assert candidate(nums = [1, 2]) == 3`; those that build trees or lists
-    of nodes are left out. (`input_output` does not tell the text "8" from the number.)
+def __plain__(found):
+    if isinstance(found, ListNode):
+        values = []
+        while found:
+            values.append(found.val)
+            found = found.next
+        return values
+    if isinstance(found, TreeNode):
+        values, level = [], [found]
+        while level:
+            values += [node and node.val for node in level]
+            level = [side for node in level if node for side in (node.left, node.right)]
+        while values[-1] is None:
+            values.pop()
+        return values
+    return found
+
+
+def __run__(*given):
+    return __plain__(ENTRY(*map(__value__, given)))
+"""
+"""Source behind a solution whose arguments or answers are nodes; a row's prompt defines them."""
+
+
+def leetcode(path: str) -> Iterator[tuple[Item, str, int]]:
+    """(item, reference solution, asserts left out) of every row.
+
+    The row's own test is a function of asserts: `assert candidate(nums = [1, 2]) == 3`, `assert is_same_list(
+    candidate(list_node([1])), list_node([2]))`. Left out is what JSON has no value for, such as infinity.
+    (`input_output` does not tell the text "8" from the number.)
     """
     for row in read_rows(path):
-        names: list[str | None] = []
-        tests = []
+        method = row["entry_point"].rpartition(".")[2]
+        functions = [n for n in ast.walk(ast.parse(row["completion"])) if isinstance(n, ast.FunctionDef)]
+        names = [a.arg for f in functions if f.name == method for a in f.args.args if a.arg != "self"]
+        tests, left_out = [], 0
         for node in ast.walk(ast.parse(row["test"])):
-            match node:
-                case ast.Assert(test=ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[expected])):
-                    names = names or [keyword.arg for keyword in call.keywords]
-                    try:
-                        values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-                        tests.append(Test([values[name] for name in names], ast.literal_eval(expected)))
-                    except (ValueError, KeyError):
-                        continue
+            if not isinstance(node, ast.Assert):
+                continue
+            try:
+                call, expected = sides(node.test)
+                given = dict(zip(names, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
+                tests.append(Test([value(given[name]) for name in names if name in given], value(expected, plain=True)))
+            except ValueError:
+                left_out += 1
         if tests:
-            code = Code(Problem(tuple(tests)), "call", row["entry_point"], Limits(cpu_s=6), prelude=row["prompt"])
-            yield Item(str(row["task_id"]), row["task_id"], "", {}, code), row["completion"]
+            nodes = "_node(" in row["test"]
+            entry, after = (
+                ("__run__", NODES.replace("ENTRY", row["entry_point"])) if nodes else (row["entry_point"], "")
+            )
+            code = Code(Problem(tuple(tests)), "call", entry, Limits(cpu_s=6), prelude=row["prompt"], after=after)
+            yield Item(str(row["task_id"]), row["task_id"], "", {}, code), row["completion"], left_out
+
+
+def sides(test: ast.expr) -> tuple[ast.Call, ast.expr]:
+    """The call of the candidate and what it is compared with. Raises ValueError for another assert."""
+    match test:
+        case ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[expected]):
+            return call, expected
+        case ast.Call(func=ast.Name(id="is_same_list" | "is_same_tree"), args=[ast.Call() as call, expected]):
+            return call, expected
+    raise ValueError(ast.unparse(test))
+
+
+def value(node: ast.expr, plain: bool = False) -> Any:
+    """A literal, or nodes as what they are made of, which `NODES` makes of them; plain: as it gives them back."""
+    match node:
+        case ast.Call(func=ast.Name(id="tree_node" | "list_node" as kind), args=[values]):
+            listed = ast.literal_eval(values)
+            return (listed or None) if plain else {kind: listed}
+    return ast.literal_eval(node)
 
 
 def mutant(source: str, rng: random.Random) -> str | None:
@@ -85,7 +143,10 @@ def main() -> int:
     parser.add_argument("--isolation", choices=("program", "test"), default="program")
     parser.add_argument("--references", action="store_true", help="run every reference solution instead")
     args = parser.parse_args()
-    known = {item.id: (item, reference) for path in args.leetcode for item, reference in leetcode(path)}
+    rows = [row for path in args.leetcode for row in leetcode(path)]
+    known = {item.id: (item, reference) for item, reference, _ in rows}
+    if left_out := sum(count for _, _, count in rows):
+        print(f"{left_out} asserts are left out: JSON has no value for what they compare")
     chosen = list(known.values()) if args.references else list(known.values())[: args.problems]
     rng = random.Random(0)
     jobs = [

@@ -2,7 +2,6 @@
 
     AGPO_TEST_DATA=... python benchmarks/curation.py [--rows 100000] [--runs 3]
     AGPO_TEST_DATA=... python benchmarks/curation.py --curve 10000 100000 1000000
-    AGPO_TEST_DATA=... python benchmarks/curation.py --grading
 
 Every way runs in a process of its own on the same rows, may use two processors, and is told to find the same things:
 the pairs with a Jaccard similarity of at least 0.7 between their sets of 3-token runs, and the rows that share half of
@@ -299,34 +298,10 @@ def curve(sizes: list[int]) -> None:
             print("  " + ", ".join(f"{key} {value:,.0f}" for key, value in result.items()), flush=True)
 
 
-def grading(data: Path, runs: int) -> None:
-    """math-verify on pairs of MATH's answers, no answer in two of them, with one worker and with two."""
-    from evals.grading.grader import Grader
-    from evals.grading.math import extract_answer
-
-    golds = [extract_answer(text)[0] for text in lines(data / "math/train.jsonl.gz", "solution")]
-    golds = [gold for gold in golds if gold and not gold.isdigit()]
-    pairs = [(rf"\boxed{{{a}}}", b) for a, b in zip(golds[::2], golds[1::2], strict=False)][:1500]
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(runs):
-        for workers in rates:
-            with Grader("math-verify", workers=workers, seconds=30) as grader:
-                grader.grade([(rf"\boxed{{{i}}}", f"x+{i}") for i in range(8 * workers)])  # the workers are up
-                started = time.perf_counter()
-                grader.grade(pairs)
-                rates[workers].append(len(pairs) / (time.perf_counter() - started))
-    single, double = (statistics.median(rates[workers]) for workers in (1, 2))
-    print(
-        f"{len(pairs):,} comparisons, median of {runs}: 1 worker {single:.0f}/s, 2 workers {double:.0f}/s, "
-        f"{double / single:.2f}x"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--grading", action="store_true")
     parser.add_argument("--curve", type=int, nargs="+", metavar="ROWS", help="whole builds of these sizes")
     parser.add_argument("--one", choices=[*WAYS, "build"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -340,8 +315,6 @@ def main() -> None:
         curve(args.curve)
     elif args.one:
         one(args.one, data, args.rows, args.out)
-    elif args.grading:
-        grading(data, args.runs)
     else:
         compare(data, args.rows, args.runs)
 

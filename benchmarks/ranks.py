@@ -1,15 +1,17 @@
-"""What several ranks cost: bytes that collectives move, time of an update, and memory of a rank computed from shapes.
+"""What several ranks cost: bytes that collectives move, time of an update, memory of a rank and balance from shapes.
 
     python benchmarks/ranks.py traffic [--ranks 1 2 4]      measured on this CPU over gloo, and the formula beside it
-    python benchmarks/ranks.py memory [--ranks 1 2 4 8]     of the recipes for 7B and 14B; nothing is allocated
+    python benchmarks/ranks.py memory                of the recipes for GPUs, by agpo.memory; nothing is allocated
+    python benchmarks/ranks.py balance [--ranks 2 4 8]      how evenly rows of random lengths are dealt; nothing runs
 
 traffic: `grpo` updates of the tiny model's shape, 8 groups x 8, all live, in one micro-batch a rank and in several.
 What is counted is the whole tensor of each all-gather and reduce-scatter; a ring moves (ranks - 1) / ranks of it
 through each rank. Time is that of an update, wall clock, as a ratio to one rank: ranks that share the processors of one
 machine cannot be faster than one that has them all.
 
-memory: parameters are counted on torch's meta device. Activations are what autograd saves of a layer there, for a
-micro-batch of the recipe in sequences of its longest answer; of attention, what a flash kernel keeps.
+balance: mini-batches of 8 prompts x 8 at the 7B shape, log-normal lengths; work is counted in tokens through the linear
+layers, attention included. "load" is the mean rank's work over the busiest one's; "in step" the same where ranks wait
+for each other after every micro-batch of 16,384 tokens, as the gathering of layers makes them.
 """
 
 import argparse
@@ -43,8 +45,9 @@ def work(rank: int, world: int, meet: str, updates: int) -> None:
     from agpo.batch import plan_step
     from agpo.objective import PRESETS
     from agpo.optimizer import make_trained
-    from agpo.policy import Policy, Settings, update
+    from agpo.policy import Policy, Settings
     from agpo.tiny_model import make_model
+    from agpo.update import update
 
     torch.set_num_threads(1)
     if world > 1:
@@ -163,95 +166,46 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
 
 
-# -- memory ----------------------------------------------------------------------------------------------------------
+def balance(worlds: list[int], seeds: int = 50) -> None:
+    import numpy as np
+
+    from agpo.batch import Row, rank_micro_batches
+
+    hidden, intermediate, _, heads, kv = SHAPES["qwen2.5-7b-math"]
+    attention = hidden / (2 * hidden**2 * (1 + kv / heads) + 3 * hidden * intermediate)
+    print("| answers | live groups | ranks | load, median | worst | in step, median | worst |")
+    print("|---|---|---|---|---|---|---|")
+    for low, high in ((200, 4_000), (1_000, 16_000)):
+        for live in (8, 4):
+            for world in worlds:
+                found = []
+                for seed in range(seeds):
+                    g = np.random.default_rng(seed)
+                    sigma = np.log(high / low) / 4  # 95 % of the lengths are between the two
+                    lengths = np.exp(g.normal(np.log(low * high) / 2, sigma, (live, SAMPLES))).clip(1, high).astype(int)
+                    asked = [(k,) * int(g.integers(60, 300)) for k in range(live)]
+                    rows = [Row(asked[k], (1,) * int(n), (), k, 1.0, 1.0, 1.0) for k in range(live) for n in lengths[k]]
+                    wanted = range(len(rows))
+                    cuts = [
+                        rank_micro_batches(rows, wanted, 16_384, "packed", r, world, attention) for r in range(world)
+                    ]
+                    work = np.array([[_work(rows, part, attention) for part in cut] for cut in cuts])
+                    loads = work.sum(1)
+                    found.append((loads.mean() / loads.max(), work.sum() / world / work.max(0).sum()))
+                (load, step), (load_worst, step_worst) = np.median(found, 0), np.min(found, 0)
+                shown = f"{load:.2f} | {load_worst:.2f} | {step:.2f} | {step_worst:.2f}"
+                print(f"| {low:,} to {high:,} | {live} of 8 | {world} | {shown} |")
 
 
-def saved_by(model, tokens: int, longest: int) -> int:
-    """Bytes that autograd keeps of a forward pass over `tokens` packed tokens, parameters not counted."""
-    import torch
-
-    from agpo import packing
-    from agpo.batch import Row
-    from agpo.logprobs import attention_of
-    from agpo.packing import pack, packed_hidden
-
-    class Flash(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, q, k, v):  # type: ignore[override]
-            out = torch.empty_like(q)
-            ctx.save_for_backward(q, k, v, out)
-            return out
-
-    packing.scaled_dot_product_attention = lambda q, k, v, **_: Flash.apply(q, k, v)
-    rows = [Row((1, k), (2,) * (longest - 2), (), 0, 0.0, 1.0, 1.0) for k in range(tokens // longest)]
-    packed = pack(rows).to(torch.device("meta"))
-    own = {id(p) for p in model.parameters()} | {id(p.untyped_storage()) for p in model.parameters()}
-    sizes: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def note(x: torch.Tensor) -> torch.Tensor:
-        root = x if x._base is None else x._base
-        if id(root) not in own:
-            sizes[id(root)] = (root.numel() * root.element_size(), root)  # kept, so that no other gets its id
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), attention_of(model, "packed"):
-        packed_hidden(model, packed)
-    return sum(size for size, _ in sizes.values())
-
-
-def memory(worlds: list[int]) -> None:
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from agpo.config import load_config
-
-    parts = "float32 shards | gradients | AdamW | gathered | activations | checkpointed"
-    print(f"| recipe | ranks | {parts} | update | checkpointed | to sample |\n" + "|---" * 11 + "|")
-    for recipe, (hidden, intermediate, layers, heads, kv_heads) in SHAPES.items():
-        config = load_config(recipe)
-        shape = Qwen2Config(
-            vocab_size=152_064,
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=1,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            max_position_embeddings=32_768,
-            tie_word_embeddings=False,
-        )
-        tokens, longest = config.update.micro_batch_tokens, config.rollout.max_tokens
-        counts, saved = [], []
-        for depth in (1, 2):
-            shape.num_hidden_layers, shape.layer_types = depth, ["full_attention"] * depth
-            with torch.device("meta"):
-                model = Qwen2ForCausalLM(shape).to(torch.bfloat16)
-            counts.append(sum(p.numel() for p in model.parameters()))
-            saved.append(saved_by(model, tokens, longest))
-        layer, layer_saved = counts[1] - counts[0], saved[1] - saved[0]
-        rest, rest_saved = counts[0] - layer, saved[0] - layer_saved
-        whole = rest + layers * layer
-        # Gathered in bfloat16: embedding and output matrix throughout, a layer and the next one; the gradients of the
-        # output matrix in float32 before they are cast, and of what is reduced in bfloat16 and once in float32.
-        gathered = 2 * rest + 2 * 2 * layer + 4 * rest // 2 + 6 * rest
-        activations = rest_saved + layers * layer_saved
-        checkpointed = rest_saved + layers * tokens * hidden * 2 + layer_saved
-        for world in worlds:
-            shards = [4 * whole / world, 4 * whole / world, 8 * whole / world]
-            if world == 1:  # nothing is gathered; bfloat16 weights beside float32 masters
-                shards[0] += 2 * whole
-            more = gathered if world > 1 else 4 * rest // 2
-            cells = [*shards, more, activations, checkpointed]
-            cells += [sum(shards) + more + activations, sum(shards) + more + checkpointed, 2 * whole]
-            print(f"| {recipe} ({whole / 1e9:.2f}B) | {world} | " + " | ".join(f"{c / GIB:.1f}" for c in cells) + " |")
-    print(
-        "\nGiB on each GPU. Logits (0.25 GiB), the cache of keys and values while sampling and what the allocator "
-        "loses come on top."
-    )
+def _work(rows, part, attention: float) -> float:
+    prompts = {rows[i].prompt_ids for i in part}
+    linear = sum(map(len, prompts)) + sum(len(rows[i].response_ids) for i in part)
+    return linear + attention * sum(rows[i].tokens ** 2 for i in part)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["traffic", "memory", "work"])
+    parser.add_argument("what", choices=["traffic", "memory", "balance", "work"])
     parser.add_argument("--ranks", type=int, nargs="+")
     parser.add_argument("--updates", type=int, default=5)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -263,8 +217,12 @@ def main() -> int:
         work(args.rank, args.world, args.meet, args.updates)
     elif args.what == "traffic":
         traffic(args.ranks or [1, 2, 4], args.updates)
+    elif args.what == "balance":
+        balance(args.ranks or [2, 4, 8])
     else:
-        memory(args.ranks or [1, 2, 4, 8])
+        from agpo.memory import recipe_table
+
+        print("\n".join(recipe_table()))
     return 0
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from data_curation.rows import Drop, Row, drop
 from data_curation.stage import Context, Options, Result
-from evals.grading.grader import Grader
 from evals.grading.math import extract_answer
+from evals.grading.math_compare import parses
 
 _PLAIN = re.compile(r"-?\d{1,18}")
 _ASKS = re.compile(
@@ -35,37 +35,27 @@ class AnswerOptions(Options):
     proofs: Literal["drop", "keep"] = "drop"
     multi_part: Literal["drop", "keep"] = "drop"
     unparsed: Literal["keep", "drop"] = "keep"
-    """answers that are words, or that math-verify cannot parse: our grader compares them as strings"""
+    """answers that are words, or that our grader cannot parse: it compares them as strings"""
 
 
 def run(rows: list[Row], options: AnswerOptions, context: Context) -> Result:
     kept: list[Row] = []
     drops: list[Drop] = []
     ways: Counter[str] = Counter()
-    with Grader("math-verify", workers=context.workers) as grader:
-        asked = {
-            row.id: grader.compare(rf"\boxed{{{row.answer}}}", row.answer)
-            for row in rows
-            if row.code is None and row.answer and not _PLAIN.fullmatch(row.answer)
-        }
-        for row in rows:
-            if row.code is not None:
-                kept.append(row)
-                continue
-            if reason := unfit(row, options):
-                drops.append(drop(row, reason, answer=row.answer[:200]))
-                continue
-            verdict = asked[row.id].result() if row.id in asked else None
-            if verdict is not None and not verdict.scorable:
-                drops.append(drop(row, "the grader fails on the answer", answer=row.answer[:200], how=verdict.detail))
-                continue
-            parsed = (verdict is None or verdict.outcome == "right") and not in_words(row.answer)
-            way = "parsed" if parsed else "string"
-            if way == "string" and options.unparsed == "drop":
-                drops.append(drop(row, "no mathematics in the answer", answer=row.answer[:200]))
-                continue
-            ways[way] += 1
-            kept.append(replace(row, meta={**row.meta, "graded_as": way}) if way == "string" else row)
+    for row in rows:
+        if row.code is not None:
+            kept.append(row)
+            continue
+        if reason := unfit(row, options):
+            drops.append(drop(row, reason, answer=row.answer[:200]))
+            continue
+        parsed = (_PLAIN.fullmatch(row.answer) or parses(row.answer)) and not in_words(row.answer)
+        way = "parsed" if parsed else "string"
+        if way == "string" and options.unparsed == "drop":
+            drops.append(drop(row, "no mathematics in the answer", answer=row.answer[:200]))
+            continue
+        ways[way] += 1
+        kept.append(replace(row, meta={**row.meta, "graded_as": way}) if way == "string" else row)
     strings = sorted({row.answer for row in kept if row.meta.get("graded_as") == "string"})[:50]
     return Result(kept, drops, {"graded as": dict(sorted(ways.items())), "examples of strings": strings})
 
@@ -89,7 +79,7 @@ def unfit(row: Row, options: AnswerOptions) -> str:
 
 
 def in_words(answer: str) -> bool:
-    """Whether an answer is words, which math-verify takes for products of letters: None, \\text{Friday}, prose."""
+    """Whether an answer is words, which a parser may take for products of letters: None, \\text{Friday}, prose."""
     plain = _TEXT.sub(lambda found: f" {found[1] or ''} ", answer)
     words = len(_WORDS.findall(plain))
     return words > 2 or (words > 0 and not re.search(r"[\d+*/=<>^|]", plain))

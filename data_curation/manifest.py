@@ -16,7 +16,7 @@ from data_curation.stage import Done
 from evals.errors import UserError
 
 FORMAT = 3
-PACKAGES = ("agpo", "datasketch", "datasets", "math-verify", "numpy", "pyarrow", "reasoning-gym")
+PACKAGES = ("agpo", "datasketch", "datasets", "math-verify", "numpy", "pyarrow")
 WIDTH, LONGEST = 100, 2000
 """characters per bar of the length histogram, and where its last bar begins"""
 
@@ -31,6 +31,7 @@ def build(
     out: Path,
 ) -> dict[str, Any]:
     """The manifest of the files in `out`."""
+    packages = [*PACKAGES, *{"reasoning-gym"}.intersection(about["kind"] for about in sources)]
     content = {
         "format": FORMAT,
         "recipe": dict(recipe),
@@ -40,7 +41,7 @@ def build(
         "by source": count(row.source for row in rows),
         "histograms": histograms(rows),
         "files": {str(p.relative_to(out).as_posix()): sha256(p) for p in sorted(out.rglob("*")) if p.is_file()},
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: importlib.metadata.version(name) for name in packages},
     }
     return {"id": digest(content)[:16], "content": content}
 

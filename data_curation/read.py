@@ -48,7 +48,7 @@ def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[l
             {
                 "name": source.name,
                 "kind": source.kind,
-                "where": "made by reasoning-gym" if place is None else Path(place).name if found else place,
+                "where": "made on the spot" if place is None else Path(place).name if found else place,
                 "sha256": one.facts["sha256"],
                 "licence": getattr(source, "licence", kind.licence),
                 "options": source.model_dump(mode="json", exclude={"path", "name", "kind"}),

@@ -217,7 +217,7 @@ def read_math(options: MathSource, name: str, raw: Mapping[str, Any]) -> Row | D
         return Drop(name, f"level {number[1]}", problem[:300])
     answer, found = extract_answer(solution)
     if answer is None:
-        reason = {"empty": "empty \\boxed{}", "none": "no \\boxed{}", "unclosed": "unclosed \\boxed{}"}[found]
+        reason = f"{'no' if found == 'none' else found} \\boxed{{}}"
         return Drop(name, f"{reason} in the solution", problem[:300], {"solution": solution[-200:]})
     return Row(name, options.name, problem, answer, {"level": int(number[1]), "subject": str(raw.get("type") or "")})
 
@@ -301,7 +301,7 @@ def read_table(options: TableSource, name: str, raw: Mapping[str, Any]) -> Row |
 
 
 class MadeSource(Source):
-    """Problems made on the spot by a generator of reasoning-gym; `arith` is the one the tiny recipe trains on."""
+    """Problems made on the spot: `arith`, which the tiny recipe trains on, or by a generator of reasoning-gym."""
 
     kind: Literal["arith", "reasoning-gym"]
     size: int = Field(default=4096, ge=1)
@@ -320,8 +320,13 @@ def make_rows(options: MadeSource) -> Iterator[Row]:
         for number, item in enumerate(arith.items("train", options.size, options.seed)):
             yield Row(f"{options.name}:{number}", options.name, item.prompt, item.answer, dict(item.meta))
         return
-    import reasoning_gym
-
+    try:
+        import reasoning_gym
+    except ModuleNotFoundError as e:
+        raise UserError(
+            f"source {options.name!r} needs reasoning-gym: pip install 'agpo[reasoning-gym]' (with a C compiler and "
+            "Python's headers, for its dependency pycosat)."
+        ) from e
     try:
         made = reasoning_gym.create_dataset(options.task, size=options.size, seed=options.seed, **options.options)
     except (ValueError, TypeError, AssertionError) as e:

@@ -1,0 +1,11 @@
+"""The harness: engines, prompts, grading, benches, statistics, store, report. See docs/evaluation.md."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+_ours, _found = Path(__file__).parents[1] / "sandbox" / "__init__.py", getattr(find_spec("sandbox"), "origin", None)
+if _found != str(_ours):  # a common name
+    raise (SystemExit if sys.argv[:1] == ["-m"] else ImportError)(  # for a command, without a traceback
+        f"error: `sandbox` is another package here ({_found}): agpo needs an environment without it."
+    )

@@ -1,7 +1,7 @@
 """One evaluation as a run in the store: begun or continued, recorded while it goes on, ended with its tables."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from evals.stats import problem_means, summarise
 from evals.tables import Outcome, print_bench
 
 if TYPE_CHECKING:
-    from evals.store import Store
+    from evals.store import SampleRow, Store
 
 NOT_THE_RESULT = ("notes", "engine_options", "call")
 """of a run's configuration: with others the same run goes on"""
@@ -95,15 +95,37 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
     (step,) = {row.step for row in store.outcomes(run.id)} or {0}
     sampling = Sampling(config["max_tokens"], config["temperature"], config["top_p"])
     job = Job(bench, sampling, config["n"], config["prompt"], config["seed"], run.id, bench.name, step)
+    before = {
+        (row.item, row.repeat): (row.outcome, row.path) for row in store.samples(run.id, split=bench.name, step=step)
+    }
     store.resume_run(run.id)
     try:
         with open_grader(bench.grader) as grader, progress_bar("grading", run.samples, console) as advance:
-            regrade(items, job, store, grader, lambda row: advance())
+            rows = regrade(items, job, store, grader, lambda row: advance())
+        print_changes(before, rows, console)
         finish(job, Target(config["model"], {}), store, console)
     finally:
         # it is as complete as it was
         store.finish_run(run.id, run.status if run.status in ("done", "failed") else "interrupted")
     console.print(f"run {run.id} in {store}", highlight=False)
+
+
+def print_changes(
+    before: Mapping[tuple[str, int], tuple[str, str]], rows: Mapping[tuple[str, int], "SampleRow"], console: Console
+) -> None:
+    """How many verdicts a regrading changed, from what to what, with an example of each change."""
+    changes: dict[tuple[str, str], list[SampleRow]] = {}
+    for key, row in rows.items():
+        if key in before and before[key][0] != row.outcome:
+            changes.setdefault((before[key][0], row.outcome), []).append(row)
+    changed = sum(map(len, changes.values()))
+    console.print(f"{changed:,} of {len(rows):,} verdicts changed", highlight=False)
+    for (old, new), some in sorted(changes.items(), key=lambda one: -len(one[1])):
+        row = some[0]
+        was, why = before[row.item, row.repeat][1], f", {row.meta['detail']}" if row.meta.get("detail") else ""
+        said = f"{row.answer!r:.60} for {row.reference!r:.60}" if row.answer else "no answer"
+        line = f"{old} -> {new}: {len(some):,}, e.g. {row.item}: {said} ({was or 'ungraded'} -> {row.path}{why})"
+        console.print(line, highlight=False, markup=False)
 
 
 @contextmanager

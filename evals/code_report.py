@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from evals.grading import NO_PROGRAM
 from evals.stats import Summary, summarise
 from evals.store import OutcomeRow, SampleRow
 
@@ -25,6 +26,8 @@ class Line:
     rule: str
     errata: bool
     """the problems with known errata are among them"""
+    no_program: int
+    """samples in which the rule's extraction finds no program; they count as wrong"""
     summary: Summary
 
 
@@ -46,7 +49,8 @@ def lines(rows: Sequence[SampleRow]) -> list[Line]:
         for errata in (True, False) if faulty else (True,):
             kept = [row for row in judged if errata or "errata" not in row.meta]
             if kept:
-                found.append(Line(rule, errata, summarise(kept)))
+                missing = sum(row.meta.get(rule) == NO_PROGRAM for row in kept)
+                found.append(Line(rule, errata, missing, summarise(kept)))
     return found
 
 
@@ -68,7 +72,7 @@ def code_report(rows: Sequence[SampleRow]) -> "list[str | Table]":
     found = lines(rows)
     ks = sorted({k for line in found for k in line.summary.pass_at})
     table = Table(title="by rule of comparison", title_justify="left")
-    for title in ("", "problems", "Pass@1", "95 %", *(f"pass@{k}" for k in ks), "unscored"):
+    for title in ("", "problems", "Pass@1", "95 %", *(f"pass@{k}" for k in ks), "no program", "unscored"):
         table.add_column(title, justify="left" if not title else "right")
     for line in found:
         s = line.summary
@@ -78,6 +82,7 @@ def code_report(rows: Sequence[SampleRow]) -> "list[str | Table]":
             f"{100 * s.pass1:.1f}",
             f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}",
             *(f"{100 * s.pass_at[k]:.1f}" if k in s.pass_at else "" for k in ks),
+            str(line.no_program),
             str(s.unscored),
         )
     differ = disagreements(rows)

@@ -1,7 +1,7 @@
 """Tests of programs as training files carry them, and what those programs may take for granted."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from evals.errors import UserError
@@ -25,6 +25,18 @@ class Code:
     """source behind every answer: what the tests call"""
     prelude: str = ""
     """source that is run before an answer, in its namespace: imports and definitions that it may take for granted"""
+
+
+def to_json(code: Code) -> str:
+    """For processes that get no Python objects; `from_json` makes the same again, to the digest of its problem."""
+    return json.dumps(asdict(code))
+
+
+def from_json(text: str) -> Code:
+    told = json.loads(text)
+    tests = tuple(Test(**{**test, "also": tuple(test["also"])}) for test in told["problem"].pop("tests"))
+    limits = Limits(**told.pop("limits"))
+    return Code(Problem(tests, **told.pop("problem")), limits=limits, **told)
 
 
 _STARRED = (

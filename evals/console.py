@@ -7,15 +7,21 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 LINE_SECONDS = 30.0
 """where there is no terminal: how often progress is printed"""
 
 
 def make_console() -> Console:
-    """A rich console; where the output is a file or a pipe, wide enough that tables and lines do not wrap."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    """A rich console; a file or a pipe has no width of its own, and nothing wraps there."""
+    return Console() if sys.stdout.isatty() else Console(width=1000)
+
+
+def plural(count: int, one: str) -> str:
+    """ "1 run", "3 runs"."""
+    return f"{count} {one}{'s' * (count != 1)}"
 
 
 @contextmanager
@@ -31,11 +37,26 @@ def progress_bar(title: str, total: int, console: Console) -> Iterator[Callable[
         MofNCompleteColumn(),
         TextColumn("completions"),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        _Left(),
         console=console,
     ) as progress:
         bar = progress.add_task(title, total=total)
         yield lambda count=1: progress.advance(bar, count)
+
+
+class _Left(ProgressColumn):
+    """Time left by the mean speed; nothing before it can be known (the first answers come late, and all at once)."""
+
+    def render(self, task: Task) -> Text:
+        left = time_left(task.completed, task.total or 0, task.elapsed or 0.0)
+        return Text("" if left is None else f"{left} left", style="progress.remaining")
+
+
+def time_left(done: float, total: float, seconds: float) -> timedelta | None:
+    """By the mean speed so far; None until a fiftieth of it, and ten completions, are done."""
+    if done < max(10, total / 50):
+        return None
+    return timedelta(seconds=round((total - done) * seconds / done))
 
 
 def _lines(title: str, total: int, console: Console) -> Callable[..., None]:
@@ -48,7 +69,8 @@ def _lines(title: str, total: int, console: Console) -> Callable[..., None]:
         now = time.monotonic()
         if now - said >= LINE_SECONDS:
             said = now
-            left = timedelta(seconds=round((total - done) * (now - started) / done))
-            console.print(f"{title}: {done} of {total} completions, {left} left", highlight=False)
+            left = time_left(done, total, now - started)
+            told = "" if left is None else f", {left} left"
+            console.print(f"{title}: {done} of {total} completions{told}", highlight=False)
 
     return advance

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.errors import UserError
+from evals.hub import commit_of
 
 if TYPE_CHECKING:
     from evals.store import Store
@@ -33,7 +34,9 @@ class Target:
         """What a run's configuration says of the model."""
         selected = self.label.get("best", {}).get("selected_on_test")
         known = {"selected_on_test": selected} if selected else {}
-        return {**known, "model": self.path, "fingerprint": fingerprint(self.path)}
+        commit = "" if self.path.startswith("openai:") else commit_of(self.path)
+        known |= {"commit": commit} if commit else {}
+        return {**known, "model": self.path, "fingerprint": commit or fingerprint(self.path)}
 
 
 def find_target(model: str | None) -> Target:

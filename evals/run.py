@@ -49,8 +49,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     what.add_argument(
         "--model",
-        help="model folder, hub id, or openai:<base url>#<model>; with --checkpoints a training run's folder or id "
-        "(default: the tiny start model)",
+        help="model folder, hub id (ORG/NAME or ORG/NAME@REVISION), or openai:<base url>#<model>; with --checkpoints "
+        "a training run's folder or id (default: the tiny start model)",
     )
     what.add_argument("--checkpoints", help="of a training run: all, or a list of steps, best, latest; e.g. 20,best")
     what.add_argument(
@@ -211,7 +211,7 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
 
     name, options = engine_name(args), engine_options(args)
     if args.checkpoints and not Path(args.model or "").is_dir():
-        with Store.open(args.store) as store:
+        with Store.open(args.store, make=False) as store:
             targets = find_targets(args, store)
     else:
         targets = find_targets(args, None)
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from evals.bench_run import regrade_run
         from evals.store import Store
 
-        with Store.open(args.store) as store:
+        with Store.open(args.store, make=False) as store:
             regrade_run(args.regrade, store, console)
         return 0
     plans = make_plans(args)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
 from evals.benches import Bench
+from evals.report.layout import Grid, print_grid
 from evals.stats import Summary, by, paired, summarise
 from evals.store import SampleRow
 
@@ -28,18 +28,10 @@ class Outcome:
 def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Console) -> Summary:
     """Print the summary in all and by the benchmark's groups, and what the benchmark itself has to say."""
     total = summarise(rows)
-    table = Table(title=f"{bench.title}, {n} per problem", title_justify="left")
-    header = ["", *_header(bench.metric, total)]
-    for title in header:
-        table.add_column(title, justify="right" if title else "left")
-    table.add_row("all", *_cells(total, total))
+    blocks = [[["all", *_cells(total, total)]]]
     for key in bench.groups:
-        parts = by(rows, key)
-        if parts:
-            table.add_section()
-        for value, part in parts.items():
-            table.add_row(f"{key} {value}", *_cells(part, total))
-    console.print(table)
+        blocks.append([[f"{key} {value}", *_cells(part, total)] for value, part in by(rows, key).items()])
+    print_grid(Grid(f"{bench.title}, {n} per problem", ["", *_header(bench.metric, total)], blocks), console)
     console.print("verdicts: " + ", ".join(f"{n} {outcome}" for outcome, n in total.outcomes.items()))
     for part in bench.report(rows):
         console.print(part, highlight=False)
@@ -55,35 +47,27 @@ def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Consol
 def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
     """Print one line per evaluation; of several checkpoints of one benchmark, the difference to the first too."""
     checkpoints = len({o.model for o in outcomes}) > 1
-    table = Table(title="all evaluations of this call", title_justify="left")
-    table.add_column("benchmark")
-    if checkpoints:
-        table.add_column("step", justify="right")
-    for title in ("problems", "score", "95 %", *(["to the first"] if checkpoints else [])):
-        table.add_column(title, justify="right")
-    for title in ("tokens mean", "truncated", "unscored"):
-        table.add_column(title, justify="right")
-    table.add_column("run")
+    nothing = any(_no_answer(o.summary) for o in outcomes)
+    scores = ["problems", "score", "95 %", "tokens mean", "truncated", *(["no answer"] if nothing else []), "unscored"]
+    header = [
+        "benchmark",
+        *(["step"] if checkpoints else []),
+        *scores,
+        *(["to the first"] if checkpoints else []),
+        "run",
+    ]
     first: dict[str, Outcome] = {}
+    blocks: dict[str, list[list[str]]] = {}
     for outcome in sorted(outcomes, key=lambda o: [p.title for p in outcomes].index(o.title)):
-        if checkpoints and outcome.title not in first and first:
-            table.add_section()
         start = first.setdefault(outcome.title, outcome)
         problems, pass1, interval, mean, _, truncated, unscored = _cells(outcome.summary, None)
-        difference = "" if start is outcome else _difference(start, outcome)
-        table.add_row(
-            outcome.title,
-            *([str(outcome.step)] if checkpoints else []),
-            problems,
-            pass1,
-            interval,
-            *([difference] if checkpoints else []),
-            mean,
-            truncated,
-            unscored,
-            outcome.run_id,
-        )
-    console.print(table)
+        none = [str(_no_answer(outcome.summary))] if nothing else []
+        line = [outcome.title, problems, pass1, interval, mean, truncated, *none, unscored, outcome.run_id]
+        if checkpoints:
+            line.insert(1, str(outcome.step))
+            line.insert(-1, "" if start is outcome else _difference(start, outcome))
+        blocks.setdefault(outcome.title, []).append(line)
+    print_grid(Grid("all evaluations of this call", header, list(blocks.values())), console)
     if checkpoints:
         console.print("to the first: paired difference on the problems both have, with its 95 % interval")
 
@@ -95,7 +79,8 @@ def _difference(start: Outcome, outcome: Outcome) -> str:
 
 def _header(metric: str, total: Summary) -> list[str]:
     several = [f"pass@{k}" for k in total.pass_at]
-    return ["problems", metric, "95 %", *several, "tokens mean", "median", "truncated", "unscored"]
+    nothing = ["no answer"] if _no_answer(total) else []
+    return ["problems", metric, "95 %", *several, "tokens mean", "median", "truncated", *nothing, "unscored"]
 
 
 def _cells(s: Summary, total: Summary | None) -> list[str]:
@@ -109,8 +94,14 @@ def _cells(s: Summary, total: Summary | None) -> list[str]:
         f"{s.tokens_mean:.1f}",
         f"{s.tokens_median:g}",
         f"{100 * s.truncated:.1f} %",
+        *([str(_no_answer(s))] if total and _no_answer(total) else []),
         str(s.unscored),
     ]
+
+
+def _no_answer(s: Summary) -> int:
+    """Samples without a box, or without a program: wrong, but for another reason."""
+    return s.outcomes.get("no_answer", 0)
 
 
 def _percent(share: float) -> str:

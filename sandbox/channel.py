@@ -3,14 +3,15 @@
 Whatever goes wrong here is `WorkerFailure`: the worker is ended and the job has no verdict yet.
 """
 
+import collections
 import contextlib
 import json
 import os
 import select
 import subprocess
 import time
-from collections.abc import Generator
-from typing import IO, Literal
+from collections.abc import Callable, Generator, Sequence
+from typing import IO, Any, Literal, NamedTuple
 
 from sandbox.types import Program
 from sandbox.worker import protocol
@@ -35,6 +36,25 @@ class CompileError(Exception):
     pass
 
 
+class Inputs(NamedTuple):
+    """What a program is given, test by test. Encoded when it is sent: all of it need not be in memory at once."""
+
+    parts: Sequence[Any]
+    largest: int
+    """Bytes of the largest, or a bound on it."""
+    encode: Callable[[Any], bytes] = bytes
+
+
+class Run(NamedTuple):
+    """How a program is run."""
+
+    isolation: Literal["program", "test"] = "test"
+    stop: bool = True
+    """End at the first test that does not come to its end."""
+    digits: int = 4300
+    """Of the longest integer that is read or written as text: Python's own limit, or the one of a harness."""
+
+
 class Worker:
     def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes], name: str = ""):
         assert process.stdin
@@ -51,30 +71,45 @@ class Worker:
             raise WorkerFailure("the worker did not introduce itself")
         self.hello: dict = json.loads(payload)
 
-    def run(
-        self, program: Program, inputs: list[bytes], isolation: Literal["program", "test"], stop: bool
-    ) -> Generator[tuple[protocol.Result, bool], None, None]:
+    def run(self, program: Program, inputs: Inputs, run: Run) -> Generator[tuple[protocol.Result, bool], None, None]:
         """Results as they come, each with whether the kernel killed for want of memory since the one before.
 
         Leaving the iterator early ends the program. Raises CompileError or WorkerFailure.
         """
         self.programs += 1
         self.deadline = time.monotonic() + COMPILE_S
-        header = _header(program, isolation, stop)
-        self._write(protocol.frame(protocol.JOB, protocol.pack_job(header, inputs)))
+        header = _header(program, run) | {"tests": len(inputs.parts), "largest": inputs.largest}
+        given = map(inputs.encode, inputs.parts)
+        sizes: collections.deque[int] = collections.deque()
+        ahead = 0
+        out = bytearray(protocol.frame(protocol.JOB, json.dumps(header).encode()))
         running = True
         out_of_memory = False
-        expected = 0
+        expected, count = 0, len(inputs.parts)
         compiled = False
         try:
             while True:
+                while (not sizes or ahead < protocol.AHEAD) and (one := next(given, None)) is not None:
+                    sizes.append(len(one))
+                    ahead += len(one)
+                    out += protocol.head(protocol.INPUT, len(one))
+                    if len(one) < protocol.AHEAD:
+                        out += one
+                    else:
+                        self._write(out)
+                        self._write(one)
+                        out = bytearray()
+                if out:
+                    self._write(out)
+                    out = bytearray()
                 kind, payload = self._frame(compiling=not compiled)
                 self.deadline = time.monotonic() + header["wall_ns"] / 1e9 + GRACE_S
                 if kind == protocol.RESULT:
                     result = _result(payload)
-                    if result.test != expected or expected >= len(inputs):
+                    if result.test != expected or expected >= count:
                         raise WorkerFailure(f"result {result.test} where {expected} was expected")
                     expected += 1
+                    ahead -= sizes.popleft()
                     yield result, out_of_memory
                     out_of_memory = False
                 elif kind == protocol.COMPILED:
@@ -149,7 +184,7 @@ class Worker:
                 raise EOFError("the worker went away")
             return data
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | bytearray) -> None:
         view = memoryview(data)
         try:
             while view:
@@ -169,7 +204,7 @@ class Worker:
             raise ProtocolError("the worker did not answer in time")
 
 
-def _header(program: Program, isolation: str, stop: bool) -> dict:
+def _header(program: Program, run: Run) -> dict:
     limits = program.limits
     idle_s = limits.cpu_s if limits.idle_s is None else limits.idle_s
     wall_s = 10 * (limits.cpu_s + idle_s) + 30 if limits.wall_s is None else limits.wall_s
@@ -179,8 +214,9 @@ def _header(program: Program, isolation: str, stop: bool) -> dict:
         "prelude": program.prelude,
         "mode": program.mode,
         "entry": program.entry,
-        "isolation": isolation,
-        "stop": stop,
+        "isolation": run.isolation,
+        "stop": run.stop,
+        "digits": run.digits,
         "cpu_ns": round(limits.cpu_s * 1e9),
         "idle_ns": round(idle_s * 1e9),
         "wall_ns": round(wall_s * 1e9),

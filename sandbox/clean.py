@@ -3,13 +3,16 @@
 Only what carries our label or name, was made on this host, and whose owner is dead (by process id and start time).
 """
 
+import argparse
 import contextlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from sandbox.backends import docker
 from sandbox.backends.embedded import start_ticks
+from sandbox.errors import command
 from sandbox.worker import cgroup
 
 
@@ -32,7 +35,13 @@ def cgroups() -> list[str]:
     return removed
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(
+        prog="python -m sandbox.clean",
+        description="Remove the containers and cgroups that killed owners have left on this machine. What belongs to a "
+        "running process, to another machine or to another program is not touched.",
+    ).parse_args(argv)
     found = [f"cgroup {path}" for path in cgroups()] if sys.platform == "linux" else []
     for binary in ("docker", "podman"):
         found += [f"{binary} container {name}" for name in docker.remove_leftovers(binary)]

@@ -1,12 +1,14 @@
 """Is the answer right? Runs in the owner's process only, on text and JSON that a hostile program wrote.
 
-compat="real" is what a contest's judge does: white space between tokens does not matter, numbers written with a point
-or an exponent may differ by the tolerance. compat="lcb" is LiveCodeBench's rule to the letter (lcb_runner/evaluation/
-testing_util.py at 28fef95), for numbers to compare with published ones. It also mirrors two things that its runner does
-to honest scripts, seen in published verdicts: output of threads that the main thread does not wait for is lost
-(verdicts.py), and open(0) is never fed (`never_fed`).
+compat="real" is what a contest's judge does: white space between tokens does not matter, but for line breaks between
+lines of text, and a number with a fraction may differ by the tolerance from an expected one with a fraction.
+compat="lcb" is LiveCodeBench's rule (lcb_runner/evaluation/testing_util.py at 28fef95), for numbers to compare with
+published ones; only digits that are text (`_TEXT`) are no numbers here, though they are there. It also mirrors what
+its runner does to honest programs, seen in published verdicts: output of threads that the main thread does not wait for
+is lost (verdicts.py), open(0) is never fed (`never_fed`), one module and one object serve all calls (run.py).
 """
 
+import itertools
 import json
 import math
 import re
@@ -16,8 +18,14 @@ from typing import Any
 from sandbox.types import Program
 
 SHOWN = 80
+MAX_DEPTH = 300
+MAX_DIGITS = 50_000  # of one integer, as LiveCodeBench's runner has it
+_LARGE = 1 << 16  # bytes of a value from which on its structure is compared before it is taken apart
 _OPENS_0 = re.compile(r"^[^#\n]*(?<![\w.])open\(\s*0\s*[,)]", re.MULTILINE)
 _MAX_NUMBER = 400  # characters of a token worth reading as a number
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_TEXT = re.compile(r"[+-]?0\d.*|\d+[eE]\d+", re.ASCII)
+"""0011 is not 11, and 1e5, which Python prints for no number, is not 100000: bit strings, codes, hexadecimal digits"""
 
 
 class BadValue(Exception):
@@ -28,26 +36,44 @@ def difference(output: str, expected: str, tolerance: float) -> str | None:
     """None when printed `output` answers `expected`; else where they first differ (compat "real")."""
     if output == expected:
         return None
-    got, want = output.split(), expected.split()
+    want = expected.split()
+    got = output.split(None, len(want) if len(output) > _LARGE else -1)  # of a flood, no more than can be right
     for i, (a, b) in enumerate(zip(got, want, strict=False), 1):
         if a != b and not _close_numbers(a, b, tolerance):
             return f"token {i}: {shown(a)} where {shown(b)} was expected"
     if len(got) != len(want):
-        return f"{len(got)} tokens where {len(want)} were expected"
+        more = "more than " if len(output) > _LARGE and len(got) > len(want) else ""
+        return f"{more}{len(want) if more else len(got)} tokens where {len(want)} were expected"
+    if breaks := _text_breaks(expected):
+        end = 0
+        for i, token in enumerate(re.finditer(r"\S+", output)):
+            if i in breaks and output.find("\n", end, token.start()) < 0:
+                return f"token {i + 1}: {shown(want[i])} is not on a new line, where it was expected"
+            end = token.end()
     return None
+
+
+def _text_breaks(expected: str) -> set[int]:
+    """Numbers of tokens before the line breaks that carry meaning: between two lines of text, such as a grid's rows.
+
+    Between numbers a line break is white space like any other. Digits are text where some of them begin with a 0.
+    """
+    lines = [tokens for line in expected.split("\n") if (tokens := line.split())]
+    digits = any(_TEXT.fullmatch(token) for tokens in lines for token in tokens)
+    text = [digits or not all(map(_numeric, tokens)) for tokens in lines]
+    before = itertools.accumulate(map(len, lines))
+    return {at for at, one, other in zip(before, text, text[1:], strict=False) if one and other}
 
 
 def difference_lcb(output: str, expected: str) -> str | None:
     """The same under LiveCodeBench's rule: equal lines after stripping, or lines of equal Decimals."""
-    got, want = _stripped_lines(output), _stripped_lines(expected)
-    if len(got) != len(want):
-        return f"{len(got)} lines where {len(want)} were expected"
-    for i, (a, b) in enumerate(zip(got, want, strict=True), 1):
-        if a == b:
-            continue
-        a_numbers, b_numbers = _decimals(a), _decimals(b)
-        # A list that holds NaN is unequal to itself here, as there. A signalling NaN, which raises there, is unequal.
-        if a_numbers is None or b_numbers is None or not _equal(a_numbers, b_numbers):
+    output, expected = output.strip(), expected.strip()
+    got, want = output.count("\n") + 1, expected.count("\n") + 1
+    if got != want:
+        return f"{got} lines where {want} were expected"
+    for i, (a, b) in enumerate(zip(output.split("\n"), expected.split("\n"), strict=True), 1):
+        a, b = a.strip(), b.strip()
+        if a != b and not _equal_decimals(a, b):
             return f"line {i}: {shown(a)} where {shown(b)} was expected"
     return None
 
@@ -67,52 +93,94 @@ def value_difference(value: bytes, expected: Any, tolerance: float, compat: str)
     16 MB of "[[],[],..." would become hundreds of megabytes.
     """
     want = plain(expected)
-    if len(value) > 16 * len(json.dumps(want)) + 4096:
-        return f"a value of {len(value)} bytes where about {len(json.dumps(want))} were expected"
-    got = parse(value)
-    if compat == "lcb":
-        return None if got == want else _first_difference(got, want, 0.0)
-    return _first_difference(got, want, tolerance)
+    text = _dumps(want).encode()
+    if len(value) > 16 * len(text) + 4096:
+        return f"a value of {len(value)} bytes where about {len(text)} were expected"
+    # Between equal values only the numbers are written differently, and they have none of these.
+    if len(value) > _LARGE and any(value.count(mark) != text.count(mark) for mark in (b"[", b"{", b",", b":", b'"')):
+        return "the value has another structure than the expected one"
+    got = parse(value, long_integers=compat == "lcb")
+    if got == want:
+        return None
+    return _first_difference(got, want, tolerance if compat == "real" else 0.0)
 
 
-def parse(value: bytes) -> Any:
-    """JSON of hostile origin as plain data; BadValue when it is not."""
+def parse(value: bytes, *, long_integers: bool = False) -> Any:
+    """JSON of hostile origin as plain data; BadValue when it is not, or nested deeper than MAX_DEPTH.
+
+    An integer of more than 4,300 digits is refused, as Python does, or with `long_integers` one of more than 50,000.
+    """
     try:
-        return json.loads(value)  # refuses an int of more than 4,300 digits: converting one takes quadratic time
-    except (ValueError, RecursionError) as e:
+        found = json.loads(value, parse_int=_integer) if long_integers else json.loads(value)
+    except (ValueError, RecursionError, MemoryError) as e:
         raise BadValue(f"the returned value could not be read: {type(e).__name__}") from None
+    if value.count(b"[") + value.count(b"{") > MAX_DEPTH:
+        level, depth = [found], 0
+        while level := [x for c in level if isinstance(c, list | dict) for x in (c.values() if type(c) is dict else c)]:
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise BadValue(f"the returned value is nested more than {MAX_DEPTH} deep")
+    return found
+
+
+def _integer(text: str) -> int:
+    """Without Python's limit on digits, which belongs to the process; Decimal has none, so a bound of ours."""
+    if len(text) < 4300:
+        return int(text)
+    if len(text) > MAX_DIGITS + 1:
+        raise ValueError("too many digits")
+    return int(Decimal(text))
 
 
 def plain(value: Any) -> Any:
     """Tuples as lists, keys as text: what a value is after JSON."""
-    return json.loads(json.dumps(value))
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k if isinstance(k, str) else json.dumps(k): plain(v) for k, v in value.items()}
+    return value
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return json.dumps(_with_digits(value))
+
+
+def _with_digits(value: Any) -> Any:
+    """Long integers as text of the same length, for sizes and for people."""
+    if isinstance(value, int) and abs(value) >= 10**4300:
+        return str(Decimal(value))
+    if isinstance(value, list):
+        return [_with_digits(v) for v in value]
+    return {k: _with_digits(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    """For people, never an exception: values may be of hostile origin."""
+    try:
+        text = value if isinstance(value, str) else _dumps(value)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        text = f"a {type(value).__name__} that cannot be shown"
     return repr(text if len(text) <= SHOWN else text[: SHOWN // 2] + "…" + text[-SHOWN // 2 :])
 
 
 def _close_numbers(a: str, b: str, tolerance: float) -> bool:
-    """Two tokens that are one number. Integers on both sides must be equal exactly (1 and 01 and +1 are)."""
-    if len(a) > _MAX_NUMBER or len(b) > _MAX_NUMBER:
-        return False
+    """Printed `a` is the expected number `b`. Without a fraction on both sides they must be equal exactly."""
     if not (_numeric(a) and _numeric(b)):
         return False
-    try:
-        x, y = Decimal(a), Decimal(b)
-    except InvalidOperation:
-        return False
+    x, y = Decimal(a), Decimal(b)
     if x == y:
         return True
-    if not tolerance or not (_fractional(a) or _fractional(b)):
+    if not tolerance or not (_fractional(a) and _fractional(b)):
         return False
     return _close(float(x), float(y), tolerance)
 
 
 def _numeric(token: str) -> bool:
-    """Digits, sign, point, exponent: Decimal would also take "nan", underscores and other scripts' digits."""
-    return bool(token) and all(c in "0123456789+-.eE" for c in token)
+    """Digits, minus, point, exponent: Decimal would also take "nan", "+7", underscores and other scripts' digits."""
+    return len(token) <= _MAX_NUMBER and bool(_NUMBER.fullmatch(token)) and not _TEXT.fullmatch(token)
 
 
 def _fractional(token: str) -> bool:
@@ -133,7 +201,8 @@ def _first_difference(got: Any, want: Any, tolerance: float, at: str = "the valu
         if isinstance(a, list) and isinstance(b, list):
             if len(a) != len(b):
                 return f"{where} has {len(a)} elements where {len(b)} were expected"
-            stack += [(x, y, f"{where}[{i}]") for i, (x, y) in reversed(list(enumerate(zip(a, b, strict=True))))]
+            unequal = [(i, x, y) for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+            stack += [(x, y, f"{where}[{i}]") for i, x, y in reversed(unequal)]
         elif isinstance(a, dict) and isinstance(b, dict):
             if a.keys() != b.keys():
                 return f"{where} has other keys than expected"
@@ -147,27 +216,20 @@ def _first_difference(got: Any, want: Any, tolerance: float, at: str = "the valu
 
 
 def _close_values(a: Any, b: Any, tolerance: float) -> bool:
-    if not tolerance or not isinstance(a, int | float) or not isinstance(b, int | float):
+    if not tolerance or not isinstance(b, float) or not isinstance(a, int | float):
         return False
+    return _close(a, b, tolerance) if isinstance(a, float) else math.isfinite(b) and Decimal(repr(b)) == a
+
+
+def _equal_decimals(a: str, b: str) -> bool:
+    """Lines of equal numbers. NaN is unequal to itself, as in a list; a signalling NaN raises in the original."""
+    want = b.split()
+    got = a.split(None, len(want))
     try:
-        return _close(float(a), float(b), tolerance)
-    except OverflowError:  # an integer beyond the floats
-        return False
-
-
-def _stripped_lines(text: str) -> list[str]:
-    return [line.strip() for line in text.strip().split("\n")]
-
-
-def _decimals(line: str) -> list[Decimal] | None:
-    try:
-        return [Decimal(token) for token in line.split()]
-    except InvalidOperation:
-        return None
-
-
-def _equal(a: list[Decimal], b: list[Decimal]) -> bool:
-    try:
-        return a == b
+        return len(got) == len(want) and all(_equal_numbers(x, y) for x, y in zip(got, want, strict=True))
     except InvalidOperation:
         return False
+
+
+def _equal_numbers(a: str, b: str) -> bool:
+    return Decimal(a) == Decimal(b) and (a == b or not (_TEXT.fullmatch(a) or _TEXT.fullmatch(b)))

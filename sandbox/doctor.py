@@ -1,31 +1,42 @@
 """`python -m sandbox.doctor`: what this machine can enforce, backend by backend, found out by trying, and why not."""
 
+import argparse
 import platform
 import sys
+from collections.abc import Sequence
 
 from sandbox.backends import Backend
 from sandbox.backends.docker import Docker
 from sandbox.backends.embedded import Embedded
+from sandbox.errors import command
 from sandbox.types import REQUIRED, Capabilities
 
 _ORDER = ("network", "files", "processes", "memory", "syscalls")
 assert set(_ORDER) == REQUIRED
 
 
-def examine() -> list[tuple[str, Capabilities]]:
+def examine(python: str = "") -> list[tuple[str, Capabilities]]:
     backends: list[tuple[str, Backend]] = [
         ("docker", Docker()),
         ("podman", Docker("podman")),
-        ("embedded, full", Embedded("full")),
-        ("embedded, reduced", Embedded("reduced")),
+        ("embedded, full", Embedded("full", python)),
+        ("embedded, reduced", Embedded("reduced", python)),
     ]
     return [(name, backend.probe()) for name, backend in backends]
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m sandbox.doctor",
+        description="What each backend can enforce on this machine, found out by trying it, and why not.",
+        epilog="Exit code 0 when a backend can hold a hostile program here, else 1.",
+    )
+    parser.add_argument("--python", default="", help="interpreter of the embedded backend's programs (default: yours)")
+    args = parser.parse_args(argv)
     print(f"{platform.system()} {platform.release()}, {platform.machine()}, Python {platform.python_version()}\n")
     print(f"{'backend':<20}" + "".join(f"{name:<11}" for name in _ORDER))
-    found = examine()
+    found = examine(args.python)
     for name, able in found:
         if able.level:
             print(f"{name:<20}" + "".join(f"{'yes' if c in able.enforced else 'NO':<11}" for c in _ORDER))

@@ -6,11 +6,12 @@ One line per check, a summary last; exit 0 only when all hold.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sandbox.backends.docker import Docker
 from sandbox.backends.embedded import Embedded
-from sandbox.errors import SandboxError
+from sandbox.errors import command
 from sandbox.judge import Sandbox
 from sandbox.types import Limits, Problem, Program, Report, Test
 
@@ -129,28 +130,38 @@ CHECKS = [
 ]
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m sandbox.selfcheck", description="The contract and the ways out, tried on this machine."
+        prog="python -m sandbox.selfcheck",
+        description="Try on this machine what the sandbox promises: the verdicts, and that no way out is open.",
+        epilog="Exit code 0 when every check holds, 1 when one does not, 2 when the backend cannot be used here.",
     )
     parser.add_argument(
-        "--backend", default="auto", choices=("auto", "docker", "podman", "embedded", "full", "reduced")
+        "--backend",
+        default="auto",
+        choices=("auto", "docker", "podman", "embedded", "full", "reduced"),
+        help="full and reduced are levels of embedded; auto takes what `python -m sandbox.doctor` says (default: auto)",
     )
-    parser.add_argument("--isolation", default="program", choices=("program", "test"))
-    args = parser.parse_args()
+    parser.add_argument("--python", default="", help="interpreter of the embedded backend's programs (default: yours)")
+    parser.add_argument(
+        "--isolation",
+        default="program",
+        choices=("program", "test"),
+        help="one process for the tests of a program, or one for each test (default: program)",
+    )
+    args = parser.parse_args(argv)
+    if args.python and args.backend not in ("embedded", "full", "reduced"):
+        parser.error("--python is for --backend embedded, full or reduced")
     start = time.monotonic()
-    try:
-        chosen = {
-            "podman": lambda: Docker("podman"),
-            "full": lambda: Embedded("full"),
-            "reduced": lambda: Embedded("reduced"),
-        }.get(args.backend, lambda: args.backend)()
-        with Sandbox(chosen, isolation=args.isolation, cache=0) as sandbox:
-            print(f"{sandbox.label}, Python {sandbox.capabilities.python}, {sandbox.workers} workers")
-            failed = run(sandbox)
-    except SandboxError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    chosen = args.backend
+    if args.backend == "podman":
+        chosen = Docker("podman")
+    elif args.backend in ("embedded", "full", "reduced"):
+        chosen = Embedded("auto" if args.backend == "embedded" else args.backend, args.python)
+    with Sandbox(chosen, isolation=args.isolation, cache=0) as sandbox:
+        print(f"{sandbox.label}, Python {sandbox.capabilities.python}, {sandbox.workers} workers", flush=True)
+        failed = run(sandbox)
     print(f"{len(CHECKS) - failed} of {len(CHECKS)} checks hold, {time.monotonic() - start:.0f} s")
     return 1 if failed else 0
 

@@ -4,6 +4,7 @@ import enum
 import functools
 import hashlib
 import json
+import pickle
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -97,7 +98,7 @@ class Program:
     mode: Literal["stdin", "call"] = "stdin"
     """stdin: run as a script that reads standard input and prints. call: define, then call `entry` per test."""
     entry: str = ""
-    """In call mode `function` or `Class().method`; the class gets a fresh object for every test."""
+    """In call mode `function` or `Class().method`; one object serves all tests that share a process."""
     limits: Limits = field(default_factory=Limits)
     prelude: str = ""
     """Source that is run first, in the same namespace: the imports that programs of this kind may take for granted."""
@@ -152,9 +153,20 @@ class Problem:
     @functools.cached_property
     def digest(self) -> str:
         """Of everything that decides a verdict, for the cache."""
-        content = [[t.input, t.expected, t.also] for t in self.tests]
-        text = json.dumps([content, self.float_tolerance, self.checker, self.lcb])
-        return hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([self.float_tolerance, self.checker, self.lcb]).encode())
+        for t in self.tests:
+            for part in (t.input, t.expected, t.also):
+                text = part if isinstance(part, str) else _json(part)
+                digest.update(f"{type(part) is str}{len(text)}:".encode())
+                digest.update(text.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"{type(value).__name__}{pickle.dumps(value)!r}"
 
 
 @dataclass(frozen=True)
@@ -171,6 +183,8 @@ class TestReport:
     stdout: str = ""
     """The beginning of what it printed."""
     stderr: str = ""
+    unstable: bool = False
+    """It failed in one run and passed in another, and not for what earlier tests had left: a draw, which is no pass."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +212,10 @@ class Report:
     def verdicts(self) -> dict[str, Verdict]:
         """By the rule of comparison: of this report, and of the other one that it carries."""
         return {self.compat: self.verdict, **(self.lcb.verdicts if self.lcb else {})}
+
+    @property
+    def unstable(self) -> bool:
+        return any(test.unstable for test in self.tests)
 
     @property
     def passed(self) -> bool:

@@ -14,7 +14,9 @@ _SHOWN = 2000
 def of(result: Result, out_of_memory: bool, program: Program, problem: Problem, test: Test, compat: str) -> TestReport:
     """The verdict on one test. Raises WorkerFailure when what happened says nothing about the program."""
     verdict, detail = _fate(result, out_of_memory, program, compat)
-    if verdict is Verdict.AC and not (problem.checker and compat == "real"):
+    if verdict is Verdict.AC and program.mode == "call" and not result.value:
+        verdict, detail = Verdict.BAD_RESULT, "it ended without returning"
+    elif verdict is Verdict.AC and not (problem.checker and compat == "real"):
         verdict, detail = _answer(result, program, problem, test, compat)
     return TestReport(
         verdict=verdict,
@@ -22,14 +24,9 @@ def of(result: Result, out_of_memory: bool, program: Program, problem: Problem, 
         cpu_s=result.cpu_ns / 1e9,
         wall_s=result.wall_ns / 1e9,
         memory_mb=result.rss_kb / 1024 if result.rss_kb else None,
-        stdout=_text(result.stdout[:_SHOWN]),
-        stderr=_text(result.stderr[-_SHOWN:]),
+        stdout=text(result.stdout[:_SHOWN]),
+        stderr=text(result.stderr[-_SHOWN:]),
     )
-
-
-def output(result: Result, program: Program) -> object:
-    """What a checker is shown: the text printed or the value returned. Raises compare.BadValue."""
-    return _text(result.stdout) if program.mode == "stdin" else compare.parse(result.value)
 
 
 def _fate(result: Result, out_of_memory: bool, program: Program, compat: str) -> tuple[Verdict, str]:
@@ -46,6 +43,8 @@ def _fate(result: Result, out_of_memory: bool, program: Program, compat: str) ->
         return Verdict.MLE, f"more than {limits.memory_mb} MB"
     if end == protocol.OUTPUT:
         return Verdict.OLE, f"more than {limits.output_mb:g} MB of output"
+    if end == protocol.FORGED:
+        return Verdict.BAD_RESULT, "it spoke for the process that runs it"
     if end == protocol.IDLE:
         return Verdict.ILE, f"{result.idle_ns / 1e9:.2f} s idle, {result.wall_ns / 1e9:.2f} s by the clock"
     if end == protocol.WALL:
@@ -73,8 +72,6 @@ def _exception(error: str, program: Program) -> tuple[Verdict, str]:
 
 
 def _answer(result: Result, program: Program, problem: Problem, test: Test, compat: str) -> tuple[Verdict, str]:
-    if program.mode == "call" and not result.value:
-        return Verdict.BAD_RESULT, "it ended without returning"
     first = None
     for expected in (test.expected, *test.also):
         try:
@@ -92,11 +89,12 @@ def _difference(result: Result, expected, program: Program, problem: Problem, co
         return compare.value_difference(result.value, expected, problem.float_tolerance, compat)
     if compat == "lcb":
         printed = result.stdout if result.main_stdout < 0 else result.stdout[: result.main_stdout]
-        return compare.difference_lcb(_text(printed), expected)
-    return compare.difference(_text(result.stdout), expected, problem.float_tolerance)
+        return compare.difference_lcb(text(printed), expected)
+    return compare.difference(text(result.stdout), expected, problem.float_tolerance)
 
 
-def _text(data: bytes) -> str:
+def text(data: bytes) -> str:
+    """What a program wrote, whatever it is."""
     return data.decode("utf-8", "replace")
 
 

@@ -1,6 +1,9 @@
 """Rules that hold for every file: who may import whom, and what is never called."""
 
 import ast
+import os
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -62,3 +65,18 @@ def test_nothing_foreign_is_ever_run(package, path):
             assert ast.unparse(node.func) not in FORBIDDEN, f"line {node.lineno}"
             given = {keyword.arg for keyword in node.keywords}
             assert "trust_remote_code" not in given, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("agpo.train", "evals"), ("data_curation.build", "evals"), ("agpo.train", "sandbox"), ("evals.run", "sandbox")],
+)
+def test_another_package_of_our_name_is_said_in_one_line(command, name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("raise RuntimeError('OpenAI wants a key')")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    words = [sys.executable, "-m", command, "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert done.returncode
+    assert f"`{name}` is another package here ({tmp_path}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

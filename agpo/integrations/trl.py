@@ -73,8 +73,8 @@ class AGPOTrainer(GRPOTrainer):
         out = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return out
-        if unknown := out.keys() & {"tool_mask", "pixel_values", "importance_sampling_ratio"}:
-            raise ValueError(f"{', '.join(unknown)} in the samples: tools, images and vLLM are not tested with agpo.")
+        if unknown := out.keys() & {"tool_mask", "pixel_values"}:
+            raise ValueError(f"{', '.join(unknown)} in the samples: tools and images are not tested with agpo.")
         live_G = live_groups(self._rewards_GN)
         counted_B = counted(self._rewards_GN, live_G, self.objective).reshape(-1)
         advantage_B = advantages(self._rewards_GN, self.objective, live_G).reshape(-1)
@@ -111,7 +111,9 @@ class AGPOTrainer(GRPOTrainer):
         kept_BC = inputs["completion_mask"].bool() & (inputs["agpo_weight"] > 0)[:, None]
         lengths_B = kept_BC.sum(1)
         weight_T, advantage_T = (inputs[x].repeat_interleave(lengths_B) for x in ("agpo_weight", "advantages"))
-        loss_T = token_losses(logp_BC[kept_BC], old_BC[kept_BC], advantage_T, lengths_B, self.objective)
+        tis = inputs.get("importance_sampling_ratio")  # against vLLM's log-probabilities: a token's, or a sequence's
+        tis_T = None if tis is None else tis.expand_as(logp_BC)[kept_BC]
+        loss_T = token_losses(logp_BC[kept_BC], old_BC[kept_BC], advantage_T, lengths_B, self.objective, tis_T=tis_T)
         entropy = float(entropy_BC.detach()[kept_BC].sum())
         self._window_sums += self._window_sums.new_tensor(
             [*weighted_sums(loss_T, weight_T), entropy, float(lengths_B.sum())]
@@ -221,7 +223,6 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
             "top_entropy_quantile": ((1.0,), "it is not in agpo's loss"),
             "entropy_coef": ((0.0,), "the clip is on the policy loss alone"),
             "use_adaptive_entropy": ((False,), "the clip is on the policy loss alone"),
-            "use_vllm": ((False,), "tokens of another engine are not tested with it"),
             "use_liger_kernel": ((False,), "it changes the model's forward pass and is not tested"),
             "fp16": ((False,), "its gradient scaler expects a gradient in every step; use bf16"),
             "parallelism_config": ((None,), "ranks that share a sample are not tested"),

@@ -10,7 +10,7 @@ BENCH = Bench(
     title="AIME 2024",
     load=lambda path: contests.load("aime24", path, HUB, "train", aime=True),
     size=30,
-    grader="math",
+    grader="math-simplified",
     prompt="qwen-boxed",
     max_tokens=8192,
     groups=("contest",),

@@ -10,7 +10,7 @@ BENCH = Bench(
     title="AIME 2025",
     load=lambda path: contests.load("aime25", path, HUB, "test", aime=True),
     size=30,
-    grader="math",
+    grader="math-simplified",
     prompt="qwen-boxed",
     max_tokens=8192,
     groups=("contest",),

@@ -1,6 +1,7 @@
-"""Chain arithmetic, made on the spot by reasoning-gym: sums and differences of one-digit numbers, e.g. 3+5-2."""
+"""Chain arithmetic, made on the spot: sums and differences of one-digit numbers, e.g. 3+5-2."""
 
 import hashlib
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
@@ -26,7 +27,7 @@ def items(
     in_vain = 0
     for expression, answer in _expressions(derive_seed("arith", split, seed), min_terms, max_terms):
         if held_out(expression) == (split == "heldout") and expression not in chosen:
-            meta = {"terms": 1 + sum(c in "+-" for c in expression), "source": "reasoning-gym chain_sum"}
+            meta = {"terms": 1 + sum(c in "+-" for c in expression), "source": "chain_sum"}
             chosen[expression] = Item(expression, expression, answer, meta)
             in_vain = 0
             if len(chosen) == size:
@@ -45,17 +46,16 @@ def held_out(expression: str) -> bool:
 
 
 def _expressions(seed: int, min_terms: int, max_terms: int) -> Iterator[tuple[str, str]]:
-    """An endless stream of (expression without spaces, answer)."""
-    # The generator's own module: importing the whole of reasoning-gym takes seconds.
-    from reasoning_gym.arithmetic.chain_sum import ChainSumConfig, ChainSumDataset
-
-    block = 1024
+    """An endless stream of (expression without spaces, answer): those of reasoning-gym's chain_sum, in its order."""
     while True:
-        config = ChainSumConfig(
-            min_terms=min_terms, max_terms=max_terms, min_digits=1, max_digits=1, seed=seed % 2**31, size=block
-        )
-        for row in ChainSumDataset(config):
-            yield row["metadata"]["expression"].replace(" ", ""), row["answer"]
+        for number in range(1024):
+            rng = random.Random(seed % 2**31 + number)
+            terms = rng.randint(min_terms, max_terms)
+            rng.randint(1, 1)  # its draw of the number of digits
+            values = [rng.randint(0, 9) for _ in range(terms)]
+            signs = ["+", *(rng.choice("+-") for _ in values[1:])]
+            parts = [sign + str(value) for sign, value in zip(signs, values, strict=True)]
+            yield "".join(parts)[1:], str(sum(map(int, parts)))
         seed = derive_seed(seed, "next")
 
 
@@ -70,7 +70,7 @@ BENCH = Bench(
     groups=("terms",),
     temperature=1.0,  # a greedy answer would hide the tiny model's slips
     licence="Apache-2.0",
-    source="made by reasoning-gym",
+    source="made on the spot",
     test_set=False,
 )
 

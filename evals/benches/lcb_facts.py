@@ -85,6 +85,25 @@ def size(release: str) -> int:
     return sum(INCREMENTS[n - 1].problems for n in increments(release))
 
 
+def is_another(release: str, problems: int, first: datetime.date, last: datetime.date) -> str | None:
+    """Why a file with this many problems between these dates cannot be (a part of) the release; None where it can.
+
+    Two releases may share the month between them, as v5 and v6 share January 2025.
+    """
+    if problems == size(release):
+        return None
+    if alike := releases_of_size(problems):
+        return f"it has {problems} problems, as many as {' or '.join(alike)}"
+    numbers = increments(release)
+    newest, before = INCREMENTS[numbers[-1] - 1], INCREMENTS[numbers[-1] - 2] if numbers[-1] > 1 else None
+    if before and last <= before.last:
+        return f"its last contest is of {last}, when v{numbers[-1]} had not begun"
+    if last > newest.last + datetime.timedelta(days=31):
+        return f"its last contest is of {last}, and {release} ends in {newest.last:%B %Y}"
+    start = INCREMENTS[numbers[0] - 2].last.replace(day=1) if numbers[0] > 1 else datetime.date.min
+    return f"its first contest is of {first}, and {release} begins in {start:%B %Y}" if first < start else None
+
+
 def releases_of_size(problems: int) -> list[str]:
     """Names of the releases and increments that have this many problems."""
     numbers = range(1, len(INCREMENTS) + 1)

@@ -29,9 +29,9 @@ def load(path: str | None, release: str, window: str) -> list[Item]:
     """Problems of a release whose contest date lies in the window.
 
     path: None for the hub's files; a folder that holds them (test.jsonl, test2.jsonl, ...); or one file of records,
-    .jsonl, .jsonl.gz or .parquet, which is taken for the release as it is. `meta["source"]` says which, with counts.
-    Raises UserError: an unknown release or window, nothing in the window, a record that is not one, tests that cannot
-    be decoded or are missing.
+    .jsonl, .jsonl.gz or .parquet, which is taken for the release unless its count or its dates say that it is another.
+    `meta["source"]` says which, with counts. Raises UserError: an unknown release or window, a file of another release,
+    nothing in the window, a record that is not one, tests that cannot be decoded or are missing.
     """
     days = parse_window(window)
     where, files = _files(path, release, days[0])
@@ -49,11 +49,13 @@ def load(path: str | None, release: str, window: str) -> list[Item]:
                 rows[name] = file, row
     if not total:
         raise UserError(f"{where}: no rows.")
+    whole = release if path is None or Path(path).is_dir() else None
+    if whole is None and (why := lcb_facts.is_another(release, total, first, last)):
+        raise UserError(f"{where} is not LiveCodeBench's {release}: {why}. Say which --release it is.")
     if not rows:
         raise UserError(
             f"{where}: none of {total} problems lies in the window {window}; they go from {first} to {last}."
         )
-    whole = release if path is None or Path(path).is_dir() else None
     source = f"{where}, {_count(total, whole, release, files)}; {_in_window(len(rows), release, days)}"
     items = []
     for name in list(rows):

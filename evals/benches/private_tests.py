@@ -13,10 +13,11 @@ import json
 import os
 import pickle
 import pickletools
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
+
+from evals.outputs import replacing
 
 MAX_BYTES = 512 * 2**20
 """of one problem's tests after decompression"""
@@ -54,8 +55,9 @@ def read(text: str, cache: Path | None = None, limit: int = MAX_BYTES) -> list[d
             return _tests((cache / f"{digest}.json").read_text(encoding="utf-8"))
     tests = _tests(decode(text, limit))
     if cache is not None:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, and nothing else
-            _write(cache / f"{digest}.json", json.dumps(tests))
+        # a cache that cannot be written costs time, and nothing else
+        with contextlib.suppress(OSError), replacing(cache / f"{digest}.json") as path:
+            path.write_text(json.dumps(tests), encoding="utf-8")
     return tests
 
 
@@ -118,20 +120,6 @@ def _tests(text: str) -> list[dict[str, str]]:
             if not isinstance(test, dict) or not isinstance(test.get(name), str):
                 raise BadTests(f"test {number} has no text {name!r}")
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, whoever else writes the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def cache_folder() -> Path:

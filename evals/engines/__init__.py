@@ -3,7 +3,7 @@
 Every engine is one file here with a class that has the shape of `Engine`, and one line in `load_engine`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -108,18 +108,28 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class WeightStream:
+    """Weights that are not all there at once, named as in a checkpoint."""
+
+    like: Mapping[str, Any]
+    """tensors of their shapes and types, on the meta device"""
+    tensors: Iterable[tuple[str, Any]]
+    """the tensors themselves, each good until the next is asked for"""
+
+
 @runtime_checkable
 class OwnWeights(Protocol):
     """What an engine offers besides whose weights are its own: a trainer's reach it only when they are sent."""
 
     weight_version: str
 
-    def sync(self, weights: Mapping[str, Any], version: str) -> None:
+    def sync(self, weights: Mapping[str, Any] | WeightStream, version: str) -> None:
         """Generate with these tensors, named as in a checkpoint, from now on. Raises EngineError."""
         ...
 
     def sleep(self) -> None:
-        """Give a GPU's memory back until the next sync or generation."""
+        """Give a GPU's memory back until the next sync. Where that throws the weights away, `weight_version` is ""."""
         ...
 
 
@@ -131,8 +141,9 @@ def load_engine(name: str, model: str, **options: Any) -> Engine:
         return HFEngine.load(model, **options)
     if name == "vllm":
         from evals.engines.vllm import VLLMEngine
+        from evals.hub import model_folder
 
-        return VLLMEngine.load(model, **options)
+        return VLLMEngine.load(str(model_folder(model)), **options)
     if name == "openai":
         from evals.engines.openai import OpenAIEngine
 

@@ -19,6 +19,7 @@ from evals.engines import Completion, FinishReason, Output, Request, Sampling
 from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, fill_holes, shares_prompts
 from evals.engines.sampling import sample, uniforms
 from evals.errors import UserError
+from evals.hub import model_folder
 
 COMPACT_BELOW = 0.8
 """finished rows leave the batch, and others move into their places, when fewer than this share still decodes"""
@@ -26,6 +27,9 @@ CACHE_BYTES = 4 << 30
 """most memory for keys and values of sequences that decode together on a CPU; a GPU gives half of what is free"""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+
+SMALL = 20e6
+"""parameters up to which a model on a CPU is given one thread"""
 
 
 class HFEngine:
@@ -40,9 +44,19 @@ class HFEngine:
         self.eos_ids = end_of_sequence_ids(model.generation_config, tokenizer)
 
     @classmethod
-    def load(cls, model: str, *, device: str = "auto", dtype: str = "auto", **options: Any) -> "HFEngine":
-        """Load a model folder or hub id. `dtype` auto is float32 on a CPU and bfloat16 on a GPU."""
+    def load(
+        cls, model: str, *, device: str = "auto", dtype: str = "auto", threads: int | None = None, **options: Any
+    ) -> "HFEngine":
+        """Load a model folder or hub id. `dtype` auto is float32 on a CPU and bfloat16 on a GPU.
+
+        threads: of this process on a CPU. None: torch's own choice, and one for a model below 20M parameters, whose
+        operations are over before two threads have met (on busy cores two took 7 times as long).
+        """
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
+        if threads is None and loaded.device.type == "cpu" and loaded.num_parameters() < SMALL:
+            threads = 1
+        if threads:
+            torch.set_num_threads(threads)
         return cls(loaded.eval(), tokenizer, **options)
 
     def load_weights(self, folder: str, *, version: str) -> None:
@@ -196,17 +210,17 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     transformers.logging.disable_progress_bar()
-    folder, local = _find(model)
+    folder = model_folder(model)
     try:
         config = AutoConfig.from_pretrained(folder)
         loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  (the stub knows one result)
             folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True
         )
     except (OSError, ValueError) as e:
-        raise UserError(_cannot_load(model, "model", local, e)) from e
+        raise UserError(_cannot_load(model, "model", e)) from e
     if missing := sorted(report["missing_keys"]):  # the library fills them with random numbers and goes on
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise UserError(_cannot_load(model, "model", local, ValueError(f"it has no weights for {shown}")))
+        raise UserError(_cannot_load(model, "model", ValueError(f"it has no weights for {shown}")))
     tokenizer = load_tokenizer(model)
     loaded.to(device)  # type: ignore[call-arg]  (the stub of the library's decorator loses `self`)
     return loaded, tokenizer
@@ -214,11 +228,11 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
 
 def load_config(model: str) -> tuple[Any, GenerationConfig | None]:
     """(config, generation config or None) of a folder or hub id, without its weights. Raises UserError."""
-    folder, local = _find(model)
+    folder = model_folder(model, weights=False)
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as e:
-        raise UserError(_cannot_load(model, "model", local, e)) from e
+        raise UserError(_cannot_load(model, "model", e)) from e
     try:
         return config, GenerationConfig.from_pretrained(folder)
     except OSError:  # a model need not have one; transformers then makes it from the config
@@ -227,25 +241,14 @@ def load_config(model: str) -> tuple[Any, GenerationConfig | None]:
 
 def load_tokenizer(model: str) -> Any:
     """The tokenizer of a folder or hub id. Raises UserError."""
-    folder, local = _find(model)
-    if local and not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+    folder = model_folder(model, weights=False)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         # the library would make an empty tokenizer, which turns every prompt into nothing
-        raise UserError(_cannot_load(model, "tokenizer", True, FileNotFoundError("none of its files is there")))
+        raise UserError(_cannot_load(model, "tokenizer", FileNotFoundError("none of its files is there")))
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as e:
-        raise UserError(_cannot_load(model, "tokenizer", local, e)) from e
-
-
-def _find(model: str) -> tuple[str, bool]:
-    """(folder or hub id, whether it is a folder). Raises UserError for a folder that is no model."""
-    local = model.startswith((".", "/", "~")) or Path(model).exists()
-    folder = str(Path(model).expanduser()) if local else model
-    if local and not (Path(folder) / "config.json").is_file():
-        raise UserError(
-            f"{model}: not a model folder (no config.json in it). Expected a Hugging Face folder, or a hub id."
-        )
-    return folder, local
+        raise UserError(_cannot_load(model, "tokenizer", e)) from e
 
 
 @torch.no_grad()
@@ -272,11 +275,9 @@ def load_weights(model: Any, folder: str) -> None:
         raise UserError(f"{folder} has no weights for {missing[0]}. Expected a complete Hugging Face model folder.")
 
 
-def _cannot_load(model: str, part: str, local: bool, error: Exception) -> str:
+def _cannot_load(model: str, part: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    todo = (
-        "The folder must hold a complete Hugging Face model: config.json, *.safetensors and the tokenizer's files."
-        if local
-        else "Check the hub id and the network, or give the path of a local folder."
+    return (
+        f"cannot load the {part} of {model}: {reason}. The folder must hold a complete Hugging Face model: "
+        "config.json, *.safetensors and the tokenizer's files."
     )
-    return f"cannot load the {part} of {model}: {reason}. {todo}"

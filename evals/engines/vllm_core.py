@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.engines import Completion, EngineError, Output, Request, Sampling
+from evals.engines.vllm_worker import register_shared_memory
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's loop here and not in one more process
@@ -58,6 +59,8 @@ class Core:
         self.spec = spec
         self.count = 0  # requests so far: their ids
         self.asleep = False
+        self.meets = False  # whether its side of the weight transfer is set up
+        backend = "ipc" if spec.on_gpu else register_shared_memory()
         arguments: dict[str, Any] = {
             "model": spec.model,
             "dtype": spec.dtype,
@@ -67,7 +70,8 @@ class Core:
             "gpu_memory_utilization": spec.gpu_memory_utilization,
             "enforce_eager": spec.enforce_eager,
             "tensor_parallel_size": spec.tensor_parallel_size,
-            "enable_sleep_mode": spec.sleep_mode,
+            "enable_sleep_mode": spec.sleep_mode and spec.on_gpu,
+            "weight_transfer_config": {"backend": backend},
             "hf_overrides": {"head_dtype": "float32"} if spec.float32_head else {},
             "skip_tokenizer_init": True,
             "generation_config": "vllm",  # its sampling defaults are not asked for: every request says all of it
@@ -97,7 +101,8 @@ class Core:
         from vllm.sampling_params import RequestOutputKind, SamplingParams  # type: ignore[import-not-found]
 
         started = time.perf_counter()
-        self.wake()
+        if self.asleep:
+            raise EngineError("vLLM sleeps, and its weights are thrown away: sync it before it generates.")
         # Of a distribution that was cut vLLM has no log-probabilities but those of what is left of it.
         known = not sampling.cut
         running: dict[str, tuple[int, int]] = {}
@@ -133,8 +138,28 @@ class Core:
 
     def load(self, folder: str) -> None:
         """Replace the weights by those of a folder. What the cache has of the old ones must be forgotten after it."""
-        self.wake()
+        if self.asleep:
+            self.engine.wake_up(["weights"])
         self.engine.collective_rpc("load_folder", args=(folder,))
+        self.wake()
+
+    def start_sync(self) -> None:
+        """Take room for the weights, and for nothing else, and get ready for chunks of them."""
+        if self.asleep:
+            self.engine.wake_up(["weights"])
+        if not self.meets:
+            self.engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"packed": True}})
+            self.meets = True
+        self.engine.collective_rpc("start_weight_update")
+
+    def receive(self, update: dict[str, Any]) -> None:
+        """Copy a chunk that lies in the buffer (`vllm_transfer.chunks`) into the model."""
+        self.engine.collective_rpc("update_weights", kwargs={"update_info": update})
+
+    def finish_sync(self) -> None:
+        """All chunks are there. `wake` and `forget` come next, when the trainer has given back what it gathered."""
+        self.engine.collective_rpc("finish_weight_update")
+        self.engine.collective_rpc("tie_again")
 
     def forget(self) -> None:
         """Empty the prefix cache: keys and values of a prompt are those of the weights that made them."""
@@ -142,14 +167,16 @@ class Core:
             raise EngineError("vLLM did not empty its prefix cache after new weights: something is still running.")
 
     def sleep(self) -> None:
-        """Give the GPU's memory back until it is needed: weights to host memory, the cache away. Nothing on a CPU."""
+        """Give the GPU's memory back: weights and cache are thrown away, and new weights must come before the next
+        generation. vLLM does nothing of it on a CPU but keep the order."""
         if self.spec.sleep_mode and not self.asleep:
-            self.engine.sleep(level=1)
+            self.engine.sleep(level=2)
             self.asleep = True
 
     def wake(self) -> None:
+        """Take room for keys and values too, once the weights are there."""
         if self.asleep:
-            self.engine.wake_up()
+            self.engine.wake_up(["kv_cache"])
             self.asleep = False
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """vLLM in processes of their own, one for each copy of the model, with the methods of `Core`.
 
-A child is started with a socket. To it go ("generate", requests, sampling), ("give up",), ("load", folder), ("sleep",),
-("forget",) and ("close",); back come ("ready",) once, ("outputs", [...]), ("done",) after each request, and ("failed",
-text), after which it is gone. A child that dies is an EngineError with what it said last.
+A child is started with a socket. To it go ("generate", requests, sampling), ("give up",), ("close",) and the names of
+`Core`'s other methods with their arguments; back come ("ready",) once, ("outputs", [...]), ("done",) after each
+request, and ("failed", text), after which it is gone. A child that dies is an EngineError with what it said last.
 """
 
 import contextlib
@@ -32,12 +32,13 @@ LAST_WORDS = 5
 class Processes:
     """The copies of the model. `environments` has one set of variables for each."""
 
-    def __init__(self, spec: Spec, environments: Sequence[Mapping[str, str]]):
+    def __init__(self, spec: Spec, environments: Sequence[Mapping[str, str]], fds: Sequence[int] = ()):
+        """`fds`: file descriptors that the children inherit under their numbers."""
         self.folder = Path(tempfile.mkdtemp(prefix="agpo-vllm-"))
         self.children: list[_Child] = []
         try:
             for number, environment in enumerate(environments):
-                self.children.append(_Child(spec, environment, self.folder / f"vllm-{number}.log"))
+                self.children.append(_Child(spec, environment, self.folder / f"vllm-{number}.log", fds))
             for child in self.children:
                 child.expect("ready")
         except BaseException:
@@ -79,11 +80,23 @@ class Processes:
     def load(self, folder: str) -> None:
         self._all("load", folder)
 
+    def start_sync(self) -> None:
+        self._all("start_sync")
+
+    def receive(self, update: dict[str, Any]) -> None:
+        self._all("receive", update)
+
+    def finish_sync(self) -> None:
+        self._all("finish_sync")
+
     def forget(self) -> None:
         self._all("forget")
 
     def sleep(self) -> None:
         self._all("sleep")
+
+    def wake(self) -> None:
+        self._all("wake")
 
     def _all(self, *message: Any) -> None:
         for child in self.children:
@@ -105,7 +118,7 @@ class Processes:
 
 
 class _Child:
-    def __init__(self, spec: Spec, environment: Mapping[str, str], log: Path):
+    def __init__(self, spec: Spec, environment: Mapping[str, str], log: Path, fds: Sequence[int]):
         self.log = log
         self.connection, theirs = Pipe()
         whole = {name: value for name, value in os.environ.items() if name not in TORCHRUN} | dict(environment)
@@ -117,7 +130,7 @@ class _Child:
             self.process = subprocess.Popen(
                 command,
                 env=whole,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *fds],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

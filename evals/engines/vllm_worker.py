@@ -1,5 +1,6 @@
 """What runs inside vLLM's workers: loading new weights into a model that is already served."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+
+from evals.engines.vllm_transfer import map_host_buffer, unpacked
 
 
 def weight_files(folder: str) -> list[Path]:
@@ -32,6 +35,10 @@ class WeightLoader:
     model_runner: Any
     reload_weights: Any
 
+    def tie_again(self) -> None:
+        """After a transfer of weights."""
+        tie_again(self.model_runner.model)
+
     def load_folder(self, folder: str) -> None:
         """Replace the weights by those of a folder in a checkpoint's names.
 
@@ -39,7 +46,22 @@ class WeightLoader:
         processes it again. On a CPU every linear layer holds a packed copy, so that assigning weights changes nothing.
         """
         self.reload_weights(weights_iterator=_weights(folder))
-        tie_again(self.model_runner.model)
+        self.tie_again()
+
+
+def register_shared_memory() -> str:
+    """Name of a backend of vLLM's weight transfer for CPUs, which has none: its `ipc` with memory of the host."""
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory  # type: ignore[import-not-found]
+    from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine  # type: ignore[import-not-found]
+
+    class SharedMemory(IPCWeightTransferEngine):
+        def receive_weights(self, update_info: Any) -> None:
+            buffer = map_host_buffer(**update_info.ipc_handles)
+            self.model.load_weights(unpacked(buffer, update_info))  # pyright: ignore[reportCallIssue]
+
+    with contextlib.suppress(ValueError):  # an earlier engine of this process registered it
+        WeightTransferEngineFactory.register_engine("agpo_shared_memory", SharedMemory)
+    return "agpo_shared_memory"
 
 
 def _weights(folder: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,6 +7,9 @@ from typing import Any, Literal
 Outcome = Literal["right", "wrong", "no_answer", "scored", "timeout", "error"]
 """scored: a reward function of one's own gave something between right and wrong"""
 
+NO_PROGRAM = "NO_PROGRAM"
+"""in a sample's meta in place of a verdict of the sandbox: the rule's extraction finds no program in the response"""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -14,11 +17,11 @@ class Verdict:
 
     outcome: Outcome
     path: str
-    """what decided, e.g. "box:string", "box:math_verify", "none" """
+    """what decided, e.g. "box:string", "box:value", "none" """
     answer: str | None = None
     """the answer that was extracted from the response"""
     detail: str = ""
-    """for timeout and error: what happened"""
+    """for timeout and error: what happened; for wrong: why, where it takes saying"""
     score: float | None = None
     """the number a reward function gave; graders leave it to the outcome"""
     parts: Mapping[str, float | None] = field(default_factory=dict)

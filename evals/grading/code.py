@@ -3,77 +3,48 @@
 `extract_code` is cheap and pure. `CodeGrader` has the shape of `evals.grading.grader.Grader`.
 """
 
-import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Literal
 
 from evals.code_tests import Code
 from evals.errors import UserError
-from evals.grading import Verdict
+from evals.grading import NO_PROGRAM, Verdict, fences
+from evals.grading.thoughts import answer_part
 from evals.items import Item
 from sandbox import Program, Report, Sandbox, SandboxError
 from sandbox.backends import Backend
 
-PYTHON = ("python", "py", "python3")
-"""what the info string of a fence may begin with"""
-_FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)")
 _SHOWN = 500
 _CACHE = 2000
 """reports that the sandbox remembers: far more than the duplicates of a group need, little enough to hold"""
 
 
 def extract_code(text: str) -> tuple[str | None, str]:
-    """(program, where from): the last complete fenced block after the thoughts.
+    """(program, where from): the last complete fenced block after the thoughts (thoughts.py, fences.py).
 
-    Only what follows the last `</think>` is looked at; thoughts that never end hold no answer ("thinking"). Fences are
-    Markdown's: three or more backticks or tildes on a line of their own, closed by as many or more of the same kind,
-    indented or not. The last complete block marked python, py or python3 counts, else the last one without a mark; a
-    block marked as something else (text, bash, cpp) is no program.
+    The last one marked as Python counts (python, py3, python3.11, {python}, python:main.py, pypy3, ...), else the last
+    one without a mark; a block marked as something else (text, bash, cpp) is no program.
 
     ("...", "fence"); (None, "none") without such a block, (None, "unclosed") where the only one never closes: a program
     that was cut off is not run, for what is left of it may pass by accident. (None, "empty"), (None, "thinking").
     """
-    _, _, answer = text.rpartition("</think>")
-    if "<think>" in answer:
+    answer = answer_part(text)
+    if answer is None:
         return None, "thinking"
-    marked: str | None = None
-    bare: str | None = None
-    unclosed = False
-    for info, block in _fences(answer):
-        kind = info.split()[0].lower() if info.split() else ""
-        if block is None:
-            unclosed = kind in ("", *PYTHON)
-        elif kind in PYTHON:
-            marked = block
-        elif not kind:
-            bare = block
-    found = marked if marked is not None else bare
-    if found is None:
-        return None, "unclosed" if unclosed else "none"
-    return (found, "fence") if found.strip() else (None, "empty")
+    found = [block for block in fences.blocks(answer) if block.kind != "other"]
+    closed = [block for block in found if block.content is not None]
+    full = [block for block in closed if block.content and block.content.strip()]
+    if full:
+        return ([block for block in full if block.kind == "python"] or full)[-1].content, "fence"
+    return None, "empty" if closed else "unclosed" if found else "none"
 
 
-def _fences(text: str) -> list[tuple[str, str | None]]:
-    """(info string, content) of every fenced block in order; content None for one that never closes."""
-    blocks: list[tuple[str, str | None]] = []
-    opened: re.Match[str] | None = None
-    content: list[str] = []
-    for line in text.split("\n"):
-        line = line.removesuffix("\r")
-        fence = _FENCE.fullmatch(line)
-        if opened is None:
-            if fence:
-                opened, content = fence, []
-        elif fence and not fence["info"] and fence["mark"].startswith(opened["mark"]):
-            blocks.append((opened["info"], "\n".join(content)))
-            opened = None
-        else:
-            indent = opened["indent"]
-            content.append(line.removeprefix(indent) if indent else line)
-    if opened is not None:
-        blocks.append((opened["info"], None))
-    return blocks
+def extract_lcb(text: str) -> str | None:
+    """LiveCodeBench's rule: what stands between the last two lines with three backticks, whatever it is."""
+    lines = text.split("\n")
+    marks = [number for number, line in enumerate(lines) if "```" in line]
+    return "\n".join(lines[marks[-2] + 1 : marks[-1]]) if len(marks) > 1 else None
 
 
 _CLOSING = (")", "]", "}")
@@ -106,7 +77,8 @@ def assemble(program: str, where: str, code: Code) -> str:
 class CodeGrader:
     """Runs the program of a response on `item.code`'s tests, in the sandbox, on threads of its own.
 
-    One run gives two verdicts, one under each rule of comparison (sandbox/compare.py): `meta` has both. Equal programs
+    One run gives two verdicts, one under each rule of comparison (sandbox/compare.py): `meta` has both. Where a
+    response has no program, the one that LiveCodeBench's extraction takes is judged under "lcb" alone. Equal programs
     for one problem run once. Outcomes: "right", "wrong", "no_answer" (no program in the response), with `score`
     "fraction" also "scored"; what the sandbox could not judge after its retries is an "error", and not scorable.
     """
@@ -166,23 +138,26 @@ class CodeGrader:
             )
         verdict: Future[Verdict] = Future()
         program, where = find_program(text, item.code)
-        if program is None:
-            verdict.set_result(Verdict("no_answer", where, meta={"where": where}))
+        rescued = extract_lcb(text) if program is None and item.code.problem.lcb else None
+        if program is None and not (rescued and rescued.strip()):
+            rules = ("real", "lcb") if item.code.problem.lcb else ("real",)
+            meta = {**dict.fromkeys(rules, NO_PROGRAM), "where": where}
+            verdict.set_result(Verdict("no_answer", where, meta=meta))
             return verdict
         code = item.code
         try:
-            source = assemble(program, where, code)
+            source = assemble(program if program is not None else str(rescued), where, code)
             whole = Program(source, code.mode, code.entry, code.limits, code.prelude)
             judged = self._sandbox.submit(whole, code.problem)
         except SandboxError as e:
             raise UserError(f"problem {item.id!r}: {e}") from e
-        judged.add_done_callback(_then(verdict, lambda report: self._verdict(report, program, where)))
+        judged.add_done_callback(_then(verdict, lambda report: self._verdict(report, program, rescued, where)))
         return verdict
 
     def flush(self) -> None:
         """Everything of a rollout has been submitted: nothing here waits for that."""
 
-    def _verdict(self, report: Report, program: str, where: str) -> Verdict:
+    def _verdict(self, report: Report, program: str | None, rescued: str | None, where: str) -> Verdict:
         deciding = report.lcb or report if self.compat == "lcb" else report  # Problem.lcb may say no
         passed, tests = deciding.tests_passed, len(deciding.tests)
         meta: dict[str, Any] = {
@@ -192,6 +167,11 @@ class CodeGrader:
             "where": where,
             "sandbox": report.backend,
         }
+        if program is None:  # what ran is what LiveCodeBench's extraction found, for its rule alone
+            meta["real"] = NO_PROGRAM
+            if self.compat == "real":
+                return Verdict("no_answer", where, meta={key: meta[key] for key in ("real", "lcb", "where", "sandbox")})
+            program = rescued
         path, detail = f"code:{deciding.verdict}", deciding.detail[:_SHOWN]
         if deciding.verdict.is_error:
             return Verdict("error", path, program, detail, meta=meta)

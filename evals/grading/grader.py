@@ -1,6 +1,7 @@
 """Graders: `submit` a response and its item, get a future `Verdict`. Any thread, no signals; a hang costs a worker.
 
-A grader that compares an answer with a reference is one line in `GRADERS`; programs have `evals.grading.code`.
+A grader that compares an answer with a reference is one line in `GRADERS`; programs have `evals.grading.code`. A reward
+function of one's own gets the same verdicts from `grade`, in the calling thread.
 """
 
 import contextlib
@@ -22,44 +23,85 @@ from evals.grading import Verdict
 from evals.grading.code import CodeGrader
 from evals.grading.function import FunctionGrader
 from evals.grading.math import extract_answer, same_string
+from evals.grading.math_compare import Judgement, compare, quick
+from evals.grading.math_form import unsimplified
+from evals.grading.thoughts import answer_part
 from evals.grading.weighted import WeightedGrader
 from evals.items import Item
 
+BATCH = 32
+"""comparisons that are sent to a worker at once: most take less time than the way there"""
+_Asked = tuple[dict[str, Any], "Future[Verdict]"]
 START_SECONDS = 120.0
-"""for a worker to import sympy on a machine that is busy"""
+"""for a worker to start on a machine that is busy"""
 
 
 def math(text: str, reference: str) -> Verdict | str:
-    """Last box; equal strings are right at once; otherwise math-verify decides."""
+    """Last box; equal strings and plain numbers are settled at once; otherwise the parser decides."""
     answer, where = extract_answer(text)
-    if answer is None:
-        return Verdict("no_answer", where)
-    boxed, _ = extract_answer(reference)
-    return Verdict("right", "box:string", answer) if same_string(answer, boxed or reference) else answer
+    if answer is None:  # a box with unbalanced braces holds an answer, and no right one
+        return Verdict("wrong" if where == "broken" else "no_answer", where)
+    told = quick(answer, boxed(reference))
+    return answer if told is None else _verdict(answer, told)
+
+
+def math_simplified(text: str, reference: str) -> Verdict | str:
+    """`math` for answers that have to be worked out: 2^{10} is not right for 1024."""
+    look = math(text, reference)
+    if isinstance(look, Verdict) and look.path == "box:number" and look.outcome == "right" and look.answer:
+        return settle(look.answer, Judgement(True, "number"), reference, simplified=True)
+    return look
 
 
 def exact(text: str, reference: str) -> Verdict | str:
     """Last box, or the whole response where there is none; right when the strings are equal up to spacing."""
     answer, where = extract_answer(text)
-    if where == "none" and text.strip():
-        answer, where = text.strip(), "text"
+    if where == "none" and (rest := (answer_part(text) or "").strip()):
+        answer, where = rest, "text"
     if answer is None:
         return Verdict("no_answer", where)
     return Verdict("right" if same_string(answer, reference) else "wrong", f"{where}:string", answer)
 
 
-def math_verify(text: str, reference: str) -> Verdict | str:
-    """Last box; math-verify decides alone, also where the strings are equal: false says that it cannot parse them."""
-    answer, where = extract_answer(text)
-    return Verdict("no_answer", where) if answer is None else answer
-
-
-GRADERS: dict[str, Callable[[str, str], Verdict | str]] = {"math": math, "exact": exact, "math-verify": math_verify}
-"""name -> function (response, reference) -> a Verdict, or the answer that a worker has to compare by math-verify"""
+GRADERS: dict[str, Callable[[str, str], Verdict | str]] = {
+    "math": math,
+    "math-simplified": math_simplified,
+    "exact": exact,
+}
+"""name -> function (response, reference) -> a Verdict, or the answer that a worker has to compare"""
 
 
 NAMES = (*GRADERS, "code")
 """what `open_grader` knows by name"""
+
+
+def boxed(reference: str) -> str:
+    """A reference without the box that some data sets keep around it."""
+    return (extract_answer(reference)[0] or reference) if "box" in reference else reference
+
+
+def settle(answer: str, told: Judgement, reference: str, simplified: bool, question: str = "") -> Verdict:
+    """The verdict on a comparison; `simplified`: equal is right only where the answer is worked out."""
+    if told.same and simplified and (why := unsimplified(answer, boxed(reference), question)):
+        told = Judgement(False, "unsimplified", why)
+    return _verdict(answer, told)
+
+
+def _verdict(answer: str, told: Judgement) -> Verdict:
+    if told.path == "costly_reference":
+        return Verdict("timeout", f"box:{told.path}", answer, f"the reference costs too much: {told.why}")
+    return Verdict("right" if told.same else "wrong", f"box:{told.path}", answer, told.why)
+
+
+def grade(text: str, reference: str, grader: str = "math", question: str = "") -> Verdict:
+    """The verdict of `Grader(grader)` on a response, at once and in this thread, which any thread may do.
+
+    `question`: for "math-simplified", which refuses an expression of it.
+    """
+    look = GRADERS[grader](text, reference)
+    if isinstance(look, Verdict):
+        return look
+    return settle(look, compare(look, boxed(reference)), reference, grader == "math-simplified", question)
 
 
 def open_grader(
@@ -86,12 +128,13 @@ def open_rewards(
 class Grader:
     """A context manager around worker processes, which are started when first needed.
 
-    `seconds` is the wall-clock limit of one comparison. An overrun kills the worker and the comparison is tried once
-    more in a fresh one; a second overrun is a Verdict "timeout", a second death of the worker "error": neither is
-    scorable, neither is a wrong answer.
+    A comparison is bounded by its own budget, and by its worker's processor time; what the answer costs too much is
+    wrong. `seconds` of wall time are for a machine that stands still: the worker is killed, the Verdict is "timeout".
+    One that dies is replaced, and the comparison tried once more; a second death is an "error". Neither is scorable,
+    neither is a wrong answer.
     """
 
-    def __init__(self, name: str = "math", *, workers: int | None = None, seconds: float = 5.0):
+    def __init__(self, name: str = "math", *, workers: int | None = None, seconds: float = 60.0):
         if name not in GRADERS:
             raise UserError(f"unknown grader {name!r}. Known: {', '.join(NAMES)}.")
         self.name = name
@@ -99,11 +142,12 @@ class Grader:
         self.restarts = 0
         """workers that had to be killed or died"""
         self._first_look = GRADERS[name]
-        self._tasks: queue.Queue[tuple[str, str, Future[Verdict]] | None] = queue.Queue(maxsize=10_000)
+        self._simplified = name == "math-simplified"
+        self._tasks: queue.Queue[_Asked | None] = queue.Queue(maxsize=10_000)
         self._size = workers or min(2, os.cpu_count() or 1)
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, str], Future[Verdict]] = {}
+        self._known: dict[tuple[str, str, str], Future[Verdict]] = {}
 
     def __enter__(self) -> "Grader":
         return self
@@ -117,26 +161,28 @@ class Grader:
 
     def submit(self, text: str, item: Item) -> "Future[Verdict]":
         """The verdict on a whole response. Blocks only when 10,000 comparisons are waiting."""
-        return self.compare(text, item.answer)
+        return self.compare(text, item.answer, item.prompt)
 
     def flush(self) -> None:
         """Everything of a rollout has been submitted: nothing here waits for that."""
 
-    def compare(self, text: str, reference: str) -> "Future[Verdict]":
+    def compare(self, text: str, reference: str, question: str = "") -> "Future[Verdict]":
         """`submit` for a reference without an item."""
         look = self._first_look(text, reference)
         if isinstance(look, Verdict):
             done: Future[Verdict] = Future()
             done.set_result(look)
             return done
-        key = (look, extract_answer(reference)[0] or reference)
+        task = {"answer": look, "reference": boxed(reference), "simplified": self._simplified}
+        task["question"] = question if self._simplified else ""
+        key = (look, task["reference"], task["question"])
         with self._lock:  # the samples of a group repeat each other's answers
             if key not in self._known:
                 if len(self._known) > 100_000:
                     self._known.clear()
                 self._known[key] = Future()
                 self._start()
-                self._tasks.put((*key, self._known[key]))
+                self._tasks.put((task, self._known[key]))
             return self._known[key]
 
     def grade(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
@@ -152,30 +198,50 @@ class Grader:
     def _serve(self) -> None:
         """One thread owns one worker process for its whole life."""
         worker: _Worker | None = None
-        while (task := self._tasks.get()) is not None:
-            answer, reference, future = task
-            for attempt in (1, 2):
-                try:
-                    worker = worker or _Worker()
-                    reply = worker.ask(answer, reference, self.seconds)
-                    break
-                except (TimeoutError, ConnectionError) as e:
-                    if worker is not None:
-                        worker.kill()
-                    worker = None
-                    self.restarts += 1
-                    reply = {"timeout" if isinstance(e, TimeoutError) else "error": f"{e} ({attempt} of 2 tries)"}
-            future.set_result(_verdict(answer, reply))
+        more = True
+        while more:
+            batch, more = self._take()
+            if batch:
+                worker = self._answer(batch, worker)
         if worker is not None:
             worker.kill()
 
+    def _take(self) -> tuple[list[_Asked], bool]:
+        """Up to BATCH of the comparisons that wait, the other workers' share left; False: no more will come."""
+        batch: list[_Asked] = []
+        while len(batch) < BATCH and (not batch or self._tasks.qsize() >= self._size):
+            try:
+                asked = self._tasks.get(block=not batch)
+            except queue.Empty:
+                break
+            if asked is None:
+                return batch, False
+            batch.append(asked)
+        return batch, True
 
-def _verdict(answer: str, reply: dict) -> Verdict:
-    if "equal" in reply:
-        return Verdict("right" if reply["equal"] else "wrong", "box:math_verify", answer)
-    if "timeout" in reply:
-        return Verdict("timeout", "box:math_verify", answer, reply["timeout"])
-    return Verdict("error", "box:math_verify", answer, reply["error"])
+    def _answer(self, batch: list[_Asked], worker: "_Worker | None", tries: int = 2) -> "_Worker | None":
+        """Give a batch its verdicts, and return the worker. What a death cut off is asked again, one by one."""
+        try:
+            worker = worker or _Worker()
+            replies = worker.ask([task for task, _ in batch], self.seconds)
+        except (TimeoutError, ConnectionError) as e:
+            if worker is not None:
+                worker.kill()
+            self.restarts += 1
+            if len(batch) > 1:
+                worker = None
+                for asked in batch:
+                    worker = self._answer([asked], worker)
+                return worker
+            if isinstance(e, ConnectionError) and tries > 1:
+                return self._answer(batch, None, tries - 1)
+            ((task, verdict),) = batch
+            outcome = "timeout" if isinstance(e, TimeoutError) else "error"
+            verdict.set_result(Verdict(outcome, "box:worker", task["answer"], str(e)))
+            return None
+        for (_, verdict), reply in zip(batch, replies, strict=True):
+            verdict.set_result(Verdict(**reply))
+        return worker
 
 
 class _Worker:
@@ -197,10 +263,10 @@ class _Worker:
             self.kill()
             raise
 
-    def ask(self, answer: str, reference: str, seconds: float) -> dict:
-        """Raises TimeoutError when it overruns, ConnectionError when the process is gone."""
+    def ask(self, tasks: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+        """The fields of a Verdict for each. Raises TimeoutError for an overrun, ConnectionError for a dead process."""
         assert self.process.stdin is not None
-        line = json.dumps({"answer": answer, "reference": reference}) + "\n"
+        line = json.dumps(tasks) + "\n"
         try:
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
@@ -208,7 +274,7 @@ class _Worker:
             raise ConnectionError("the grading worker died") from e
         return self._read(seconds)
 
-    def _read(self, seconds: float) -> dict:
+    def _read(self, seconds: float) -> Any:
         assert self.process.stdout is not None
         deadline = time.monotonic() + seconds
         while b"\n" not in self._rest:

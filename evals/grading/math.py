@@ -1,93 +1,65 @@
-"""Grading a mathematical answer: the last box, then string equality, then math-verify with the reference first.
+"""Grading a mathematical answer: the last box outside the thoughts, and what it is compared with.
 
-`extract_answer` and `same_string` are cheap and pure. `equivalent` calls sympy and may take for ever: outside a test it
-runs in a worker process that can be killed (`evals.grading.grader`).
+`extract_answer` is cheap, pure and linear in the text. Whether two answers are the same is said by
+`evals.grading.math_compare`, whether one is worked out by `evals.grading.math_form`.
 """
 
 import re
-from collections.abc import Iterator
 
-BOX = re.compile(r"\\f?box(?:ed)?(?:\s*(?=\{)|\s+(?P<bare>[^\s{}$\\]+))")
-"""a box with braces, or the bare form `\\boxed 9` that two solutions of MATH's train set have"""
+from evals.grading.math_text import normalise, same_string
+from evals.grading.thoughts import answer_part
+
+__all__ = ["extract_answer", "normalise", "same_string"]
+
+_BOX = r"\\(?:f?boxed|f?box)(?![a-zA-Z])"
+_COMMAND = r"\\(?:[dt]?frac|sqrt|pi|infty|text|mathbf|mathrm)(?![a-zA-Z])\s*(?:\{[^{}]*\}\s*){0,2}\w{0,2}"
+_BARE = rf"[-+]?(?:\d+(?:[.,/]\d+)*|{_COMMAND})"
+_MARK = re.compile(rf"{_BOX}(?:(?P<box>\s*\{{)|\s*(?P<bare>{_BARE}))|\\[a-zA-Z]+|\\.|[{{}}]", re.S)
+_FIRST = re.compile(_BOX)
+_EMPTY = re.compile(r"(?:[\s{}~$.,]|\\[,;:!\s]|\\(?:q?quad|text|dots|ldots|cdots)(?![a-zA-Z]))*")
 
 
 def extract_answer(text: str) -> tuple[str | None, str]:
-    """(answer, where from): the content of the last complete \\boxed{} or \\fbox{} with balanced braces.
+    """(answer, where from): the content of the last complete \\boxed{} or \\fbox{} after the thoughts.
 
-    ("...", "box"); (None, "none") without a box, (None, "empty") where the last one is empty, (None, "unclosed") where
-    the only ones never close. Nothing is guessed from prose: a model is asked for a box, and a reward that can be
-    collected without one teaches something else.
+    ("...", "box"); (None, "none") without a box, (None, "thinking") where the thoughts never end, (None, "empty") where
+    all boxes are empty, (None, "unclosed") where the only ones never close: it was cut off; (None, "broken") where it
+    goes on after one with unbalanced braces. An empty box does not replace a full one, and neither does a
+    mention of \\boxed: without braces it counts before a number or a math command only, as in `\\boxed 9`.
+    Nothing is guessed from prose: a model is asked for a box, and a reward that can be had without one teaches
+    something else.
     """
-    found, where = None, "none"
-    for content in _boxes(text):
-        if content is None:
-            where = where if found is not None else "unclosed"
-            continue
-        found, where = content.strip(), "box"
-    if found == "":
-        return None, "empty"
-    return found, where
+    answer = answer_part(text)
+    if answer is None:
+        return None, "thinking"
+    spans, where = boxes(answer)
+    full = [span for span in spans if not _EMPTY.fullmatch(answer, *span)]
+    if full:
+        return answer[slice(*full[-1])].strip(), "box"
+    return None, "empty" if spans else where
 
 
-def _boxes(text: str) -> Iterator[str | None]:
-    """Content of every outermost box in order; None for one that never closes."""
-    end = 0
-    for match in BOX.finditer(text):
-        if match.end() <= end:  # inside the box before
-            continue
-        if match["bare"]:
-            end = match.end()
-            yield match["bare"].rstrip(".,;")
-            continue
-        depth, at = 0, match.end()
-        while at < len(text):
-            if text[at] == "\\":  # \{ and \} are part of the answer
-                at += 2
-                continue
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            at += 1
-            if depth == 0:
-                break
-        if depth:
-            yield None
-            continue
-        end = at
-        yield text[match.end() + 1 : at - 1]
+def boxes(text: str) -> tuple[list[tuple[int, int]], str]:
+    """(start, end) of every complete box's content, as they close, and what else there is: none, unclosed, broken.
 
-
-SAME = [
-    (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg)(?![a-zA-Z])"), ""),
-    (re.compile(r"\\[dt]frac(?![a-zA-Z])"), r"\\frac"),
-    (re.compile(r"\\[,;:!]|\\quad(?![a-zA-Z])|~"), ""),
-    (re.compile(r"\\text(?:bf|rm|it|normal)?\{([^{}]*)\}|\\math(?:rm|bf)\{([^{}]*)\}"), r"\1\2"),
-    (re.compile(r"\\\s|\s+"), ""),
-]
-
-
-def normalise(answer: str) -> str:
-    """Remove what never changes an answer: spaces, size commands, \\text{}, enclosing $, a final full stop."""
-    answer = answer.strip().removesuffix(".").strip()
-    if len(answer) > 1 and answer[0] == answer[-1] == "$":
-        answer = answer.strip("$")
-    for pattern, replacement in SAME:
-        answer = pattern.sub(replacement, answer)
-    return answer
-
-
-def same_string(answer: str, reference: str) -> bool:
-    """Equal after `normalise`. Says "right" only: unequal strings may still be the same number."""
-    return normalise(answer) == normalise(reference)
-
-
-def equivalent(answer: str, reference: str) -> bool:
-    """math-verify's judgement, reference first (it is not symmetric). May hang: call it where it can be killed.
-
-    Both sides are put in a box, so that only the extracted answer is looked at, not prose around it. What math-verify
-    cannot parse is not equivalent; an exception while comparing is raised.
+    One pass with a stack of open braces: what is done for a character does not depend on how many boxes there are.
     """
-    from math_verify import parse, verify
-
-    gold, target = (parse(rf"\boxed{{{side}}}", parsing_timeout=None) for side in (reference, answer))  # type: ignore[arg-type]
-    if not gold or not target:
-        return False
-    return verify(gold, target, timeout_seconds=None, raise_on_error=True)
+    first = _FIRST.search(text)
+    if first is None:
+        return [], "none"
+    spans: list[tuple[int, int]] = []
+    opened: list[int] = []
+    """content starts of open boxes, -1 for any other brace"""
+    for mark in _MARK.finditer(text, first.start()):
+        if mark["box"] is not None:
+            opened.append(mark.end())
+        elif mark["bare"] is not None:
+            spans.append((mark.start("bare"), mark.end()))
+        elif mark[0] == "{":
+            opened.append(-1)
+        elif mark[0] == "}" and opened and (start := opened.pop()) >= 0:
+            spans.append((start, mark.start()))
+    unclosed = [start for start in opened if start >= 0]
+    if not unclosed:
+        return spans, "none"
+    return spans, "broken" if "$" in text[unclosed[-1] :] else "unclosed"

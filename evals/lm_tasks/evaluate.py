@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +17,8 @@ from evals.lm_tasks.lm import TaskLM
 from evals.lm_tasks.output import write_output
 from evals.lm_tasks.plan import TaskPlan, check_chat
 from evals.models import Target
-from evals.stats import problem_means, summarise
-from evals.store import Store
+from evals.stats import Summary, problem_means, summarise
+from evals.store import SampleRow, Store
 from evals.tables import Outcome
 
 
@@ -50,9 +51,9 @@ def evaluate_task(
                 apply_chat_template=plan.settings["apply_chat_template"],
                 fewshot_as_multiturn=plan.settings["apply_chat_template"],
             )
-        judge(results["samples"], lm, store, run_id)
-        rows = list(store.samples(run_id, step=target.step))
-        summary = summarise(rows)
+        metrics = judge(results["samples"], plan.loaded["tasks"], lm, store, run_id)
+        rows = list(store.outcomes(run_id, step=target.step))
+        summary = _with_group(summarise(rows), results.get("groups", {}), set(metrics.values()))
         store.log_metrics(run_id, target.step, _metrics(results) | {"pass1": summary.pass1})
         _print(results, console)
         console.print(summary.line(), highlight=False, markup=False)
@@ -62,34 +63,66 @@ def evaluate_task(
     return Outcome(plan.title, target.path, target.step, run_id, summary, problem_means(rows))
 
 
+def _with_group(summary: Summary, groups: Mapping[str, Any], metrics: set[tuple[str, str]]) -> Summary:
+    """A group's score is lm-eval's, by its own weights of the tasks; where that is not the mean over all documents it
+    has no interval of ours."""
+    for values in groups.values():
+        for filter_name, metric in metrics:
+            score = values.get(f"{metric},{filter_name}")
+            if isinstance(score, float) and abs(score - summary.pass1) > 1e-9:
+                return dataclasses.replace(summary, pass1=score, pass1_low=math.nan, pass1_high=math.nan)
+    return summary
+
+
 def _requests(task: Any, chosen: Sequence[int] | None) -> int:
     return (len(task.eval_docs) if chosen is None else len(chosen)) * (task.config.repeats or 1)
 
 
-def judge(samples: Mapping[str, Sequence[Mapping[str, Any]]], lm: TaskLM, store: Store, run_id: str) -> None:
+def judge(
+    samples: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Mapping[str, Any], lm: TaskLM, store: Store, run_id: str
+) -> dict[str, tuple[str, str]]:
     """Give the rows of each task their verdicts: its first metric that is 0 or 1 for every document.
 
-    A task that has none (perplexity, BLEU, ...) has its metrics in the store and its responses without verdicts.
+    Of several responses to a document each is judged by itself. A task that has no such metric (perplexity, BLEU, ...)
+    has its metrics in the store and its responses without verdicts. Returns (filter, metric) of each task that has one.
     """
+    found = {}
     for task, documents in samples.items():
         metric = _verdict_metric(documents)
+        if metric:
+            found[task] = metric
         wanted = metric[0] if metric else documents[0]["filter"]
         rows = []
         for document in documents:
             if document["filter"] != wanted:
                 continue
-            for row in lm.rows_of(task, document):
-                reward = float(document[metric[1]]) if metric else None
+            responses = lm.rows_of(task, document)
+            for row in responses:
+                if len(responses) > 1 and metric:
+                    reward, filtered = _alone(tasks[task], metric, document, row)
+                else:
+                    reward = float(document[metric[1]]) if metric else None
+                    filtered = document["filtered_resps"][0]
                 outcome = "ungraded" if reward is None else "right" if reward else "wrong"
                 path = f"lm_eval:{metric[1]},{metric[0]}" if metric else "lm_eval"
-                answer = _text(document["filtered_resps"][0]) if row.token_ids else row.response
-                reference = _text(document["target"])
-                rows.append(
-                    dataclasses.replace(
-                        row, outcome=outcome, reward=reward, path=path, answer=answer, reference=reference
-                    )
-                )
+                answer = _text(filtered) if row.token_ids else row.response
+                told = {"outcome": outcome, "reward": reward, "path": path, "answer": answer}
+                rows.append(dataclasses.replace(row, **told, reference=_text(document["target"])))
         store.log_samples(run_id, rows)
+    return found
+
+
+def _alone(task: Any, metric: tuple[str, str], document: Mapping[str, Any], row: SampleRow) -> tuple[float | None, Any]:
+    """(verdict on one of several responses, what the task's filter makes of it). lm-eval itself judges them together:
+    the first one, or their majority."""
+    filter_name, name = metric
+    one = Instance("generate_until", document["doc"], tuple(document["arguments"][0]), 0, resps=[row.response])
+    for ensemble in task._filters:
+        if ensemble.name == filter_name:
+            ensemble.apply([one])
+    filtered = one.filtered_resps[filter_name]
+    value = task.process_results(document["doc"], [filtered]).get(name)
+    return (float(value) if value in (0, 1) else None), filtered
 
 
 def _verdict_metric(documents: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:

@@ -71,7 +71,11 @@ class TaskLM(TemplateLM):
     def item_id(self, task: str, doc_id: int, number: int = 0) -> str:
         """The document's place in the whole task, so that a sample of it and all of it agree."""
         chosen = self.indices.get(task)
-        return str(chosen[doc_id] if chosen is not None else doc_id) + (f"/{number}" if number else "")
+        return self.name_of(task, chosen[doc_id] if chosen is not None else doc_id) + (f"#{number}" if number else "")
+
+    def name_of(self, task: str, document: int) -> str:
+        """In a group every task has a document 0."""
+        return f"{task}/{document}" if len(self.indices) > 1 else str(document)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         seen: dict[int, int] = {}  # lm-eval repeats a request by cloning it: the k-th clone is repeat k
@@ -149,8 +153,8 @@ class TaskLM(TemplateLM):
 
     def rows_of(self, task: str, document: Mapping[str, Any]) -> list[SampleRow]:
         """The rows of a document that lm-eval has judged: its responses, or for a scored one the choice it made."""
-        item = str(document["doc_id"])
-        made = [row for (t, i, _), row in self.rows.items() if t == task and i.split("/")[0] == item]
+        item = self.name_of(task, document["doc_id"])
+        made = [row for (t, i, _), row in self.rows.items() if t == task and i.split("#")[0] == item]
         return made or [scored_row(task, item, self.step, document)]
 
 
@@ -168,24 +172,35 @@ def sampling_of(arguments: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...]
 
 
 def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> tuple[str, Completion]:
-    """The text before the first stop string, and the tokens up to and with it, which is where it would have ended."""
+    """The text before the first stop string, and the tokens up to and with it, which is where it would have ended.
+
+    A stop string in a model's thoughts ends nothing.
+    """
     text = response_text(completion, tokenizer)
-    cut = postprocess_generated_text(text, list(until), None)
-    if cut == text:
+    said = _after_thoughts(text)
+    kept_text = postprocess_generated_text(said, list(until), None)
+    if kept_text == said:
         return text, completion
+    cut = text[: len(text) - len(said)] + kept_text
     if not completion.token_ids:  # a server's text: its count is that of the whole
         return cut, dataclasses.replace(completion, finish_reason="stop")
     low, high = 0, len(completion.token_ids)
     while low < high:  # fewest tokens whose text holds a stop string
         middle = (low + high) // 2
         part = tokenizer.decode(completion.token_ids[:middle], skip_special_tokens=True)
-        if any(stop in part for stop in until):
+        if len(part) > len(cut) - len(kept_text) and any(stop in _after_thoughts(part) for stop in until):
             high = middle
         else:
             low = middle + 1
     logprobs = None if completion.logprobs is None else completion.logprobs[:high]
     kept = completion.token_ids[:high]
     return cut, dataclasses.replace(completion, token_ids=kept, logprobs=logprobs, finish_reason="stop")
+
+
+def _after_thoughts(text: str) -> str:
+    """What follows </think>; all of a text without thoughts, nothing of one whose thoughts never end."""
+    _, closed, rest = text.rpartition("</think>")
+    return rest if closed or "<think>" not in text else ""
 
 
 def scored_row(task: str, item: str, step: int, document: Mapping[str, Any]) -> SampleRow:

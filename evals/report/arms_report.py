@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from evals.console import plural
 from evals.errors import UserError
 from evals.report.arms import AXES, QUANTITIES, Comparison, Difference, compare, facts, spread
 from evals.store import Store
@@ -66,7 +67,7 @@ def markdown(found: Comparison) -> list[str]:
     """The report's lines."""
     seeds = {arm: len([c for c in found.courses if c.arm == arm]) for arm in found.arms}
     lines = [
-        f"## {found.name}: " + ", ".join(f"{arm} ({n} seed{'s' * (n != 1)})" for arm, n in seeds.items()),
+        f"## {found.name}: " + ", ".join(f"{arm} ({plural(n, 'seed')})" for arm, n in seeds.items()),
         "",
         *found.notes,
         *([""] if found.notes else []),
@@ -110,7 +111,7 @@ def overview(found: Comparison, quantity: str) -> list[str]:
         lines = [at.get((arm, axis)) for axis in axes]
         seeds = max(line.differences[quantity].seeds for line in lines if line)
         told = [interval(line.differences[quantity], quantity) if line else "-" for line in lines]
-        rows.append([f"{arm} ({seeds} seed{'s' * (seeds != 1)})", *told])
+        rows.append([f"{arm} ({plural(seeds, 'seed')})", *told])
     title = f"**{SAID[quantity]}**, arm minus {found.baseline}, at equal ..."
     return [title, "", *table(["", *(AXES[axis] for axis in axes)], rows)]
 

@@ -9,10 +9,11 @@ OF_RUN = f"samples.run_id IN {RUNS}"
 PERCENT = "round(100.0 * avg({}), 1)"
 PASS1 = PERCENT.format("reward")
 TRUNCATED = PERCENT.format("finish_reason = 'length'")
+USUAL = "coalesce({})".format(", ".join(f"json_extract(meta, '$.{key}')" for key in ("level", "difficulty", "terms")))
 PROBLEM = "run_id, split, step, item, repeat"
 
 QUERIES: dict[str, tuple[str, str]] = {
-    "runs": (
+    "what-ran": (  # not "runs", which is the table
         "What ran, newest first",
         f"""SELECT id AS run, kind, name, method, model, seed, status,
        (SELECT group_concat(tag, ', ') FROM tags WHERE run_id = runs.id) AS tags,
@@ -20,9 +21,9 @@ QUERIES: dict[str, tuple[str, str]] = {
 FROM runs WHERE id IN {RUNS} ORDER BY started DESC""",
     ),
     "accuracy-by": (
-        "Accuracy and length by level, or by another key of meta (key: level, subject, difficulty, ...)",
+        "Accuracy and length by level, difficulty or terms, or by another key of meta (such as subject)",
         f"""SELECT run_id, split, step,
-       json_extract(meta, '$.' || CASE :key WHEN '' THEN 'level' ELSE :key END) AS "group",
+       CASE :key WHEN '' THEN {USUAL} ELSE json_extract(meta, '$.' || :key) END AS "group",
        count(DISTINCT item) AS problems, count(*) AS samples, {PASS1} AS "pass1 %",
        round(avg(response_tokens)) AS mean_tokens, {TRUNCATED} AS "truncated %"
 FROM samples WHERE {OF_RUN} AND reward IS NOT NULL

@@ -7,19 +7,17 @@ does the work and returns the exit status, or None for 0. Add the module to MODU
 
 import argparse
 import errno
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
 
+from evals.console import make_console
 from evals.errors import UserError, command
 from evals.report import arms_report, browse, compare, draw, export, manage, paper_tables, runs
 from evals.report.page import command as html
 from evals.store import Store
-from evals.store.database import is_missing
 
 MODULES: tuple[ModuleType, ...] = (
     runs,
@@ -68,15 +66,8 @@ def everything(arguments: argparse.Namespace, store: Store, console: Console) ->
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    # A pipe has no width of its own: wide enough that no cell is folded.
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    named = arguments.store or os.environ.get("AGPO_STORE")
-    if named and is_missing(named):
-        raise UserError(
-            f"there is no results store at {named}. Say --store PATH, or set AGPO_STORE; "
-            "`python -m agpo.train` and `python -m evals.run` make one."
-        )
-    with Store.open(arguments.store) as store:
+    console = make_console()
+    with Store.open(arguments.store, make=False) as store:
         try:
             return arguments.run(arguments, store, console) or 0
         except OSError as e:

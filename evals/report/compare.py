@@ -224,7 +224,8 @@ def tokens_words(v: Verdict, name_a: str, name_b: str) -> str:
     found = low > 0 or high < 0
     word = "more" if change > 0 else "fewer"
     limits = sorted((low, high) if change > 0 else (-low, -high))
-    interval = f"95 % interval {limits[0]:.1f} to {limits[1]:.1f} % {word}"
+    # + 0.0: no "-0.0"
+    interval = "95 % interval {:.1f} to {:.1f} % {}".format(*(round(x, 1) + 0.0 for x in limits), word)
     both = " and ".join(_length(x) for x in (b, a))
     told = f"{name_b} uses {abs(change):.1f} % {word} response tokens than {name_a} ({both}), {interval}"
     return f"{told}: {'distinguishable' if found else 'not distinguishable'}."

@@ -3,11 +3,7 @@
 import argparse
 import csv
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -17,14 +13,17 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from rich.console import Console
 
-from evals.console import progress_bar
+from evals.console import plural, progress_bar
 from evals.errors import UserError
+from evals.outputs import check_file, check_folder, replacing
 from evals.store import Kind, RunRow, Store
 from evals.store.database import prompts_table, samples_table
 from evals.store.rows import unpack
 
 BATCH = 1000
 """rows in memory at a time, and in one row group of a Parquet file"""
+MARKER = "agpo-export.json"
+"""in the folder of an exported dataset; only a folder that holds it is replaced"""
 FORMATS = {".parquet": "parquet", ".csv": "csv"}  # anything else is the folder of a dataset
 
 RUN = {"run": pa.string(), "kind": pa.string(), "name": pa.string(), "method": pa.string(), "model": pa.string()}
@@ -84,17 +83,19 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=get_args(Kind), help="runs of this kind")
     parser.add_argument("--split", help="completions of this split only, such as train or eval/math500")
     parser.add_argument("--tokens", action="store_true", help="token ids and log-probabilities too (not in CSV)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is at OUT")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at OUT")
     parser.set_defaults(run=command)
 
 
 def command(arguments: argparse.Namespace, store: Store, console: Console) -> None:
     out: Path = arguments.out
-    if out.exists() and not arguments.overwrite:
-        raise UserError(f"{out} exists. Give another name, or --overwrite.")
     if out.suffix.isascii() and out.suffix[1:].isalpha() and out.suffix not in FORMATS:  # dataset-v1.2 is a folder
         raise UserError(f"{out}: expected a name that ends in {', '.join(FORMATS)}, or a folder's without an ending.")
     kind = FORMATS.get(out.suffix, "dataset")
+    if kind == "dataset":
+        check_folder(out, MARKER, [store.path] if store.path else [], overwrite=arguments.overwrite)
+    else:
+        check_file(out, (out.suffix,), overwrite=arguments.overwrite)
     if arguments.tokens and (kind == "csv" or arguments.what != "samples"):
         raise UserError("--tokens: only completions have tokens, and a CSV file cannot hold them. Export to Parquet.")
     runs = choose(store, arguments.runs, arguments.tag, arguments.kind)
@@ -109,7 +110,7 @@ def command(arguments: argparse.Namespace, store: Store, console: Console) -> No
             columns, rows = ONE_RUN, map(run_columns, runs)
     with progress_bar("exporting", total, console) as advance:
         count = write(counted(rows, advance) if total else rows, pa.schema(list(columns.items())), out, kind)
-    console.print(f"{out}: {count:,} {arguments.what} of {len(runs)} runs", markup=False, highlight=False)
+    console.print(f"{out}: {count:,} {arguments.what} of {plural(len(runs), 'run')}", markup=False, highlight=False)
 
 
 def counted(rows: Iterable[dict[str, Any]], advance: Any) -> Iterator[dict[str, Any]]:
@@ -162,24 +163,12 @@ def run_columns(run: RunRow) -> dict[str, Any]:
 
 def write(rows: Iterable[dict[str, Any]], schema: pa.Schema, out: Path, kind: str) -> int:
     """Write the rows under a name of their own, then put it at `out`. Returns how many. BATCH rows are in memory."""
-    with building(out) as path:
+    with replacing(out) as path:
         if kind == "csv":
             return write_csv(rows, schema.names, path)
         if kind == "parquet":
             return write_parquet(rows, schema, path)
         return write_dataset(rows, schema, path)
-
-
-@contextmanager
-def building(out: Path) -> Iterator[Path]:
-    """A path beside `out` that takes its place at the end: an export is complete or not there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
-        path = Path(folder) / out.name
-        yield path
-        if out.is_dir():
-            shutil.rmtree(out)
-        os.replace(path, out)
 
 
 def write_csv(rows: Iterable[dict[str, Any]], names: Sequence[str], path: Path) -> int:
@@ -215,6 +204,7 @@ def write_dataset(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path)
         features = datasets.Features.from_arrow_schema(schema)
         made = datasets.Dataset.from_parquet(str(work / "rows.parquet"), features=features, cache_dir=str(work))
         made.save_to_disk(path)  # type: ignore[union-attr]
+        (path / MARKER).write_text(json.dumps({"rows": count, "columns": schema.names}) + "\n")
     finally:
         if quiet:
             datasets.enable_progress_bars()

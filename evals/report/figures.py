@@ -14,6 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LegendLocType
 from PIL import Image  # matplotlib needs it too
 
+from evals.console import plural
+from evals.outputs import replacing
 from evals.report.arms import Comparison, Course, arm_of, order
 from evals.report.variants import line_names
 from evals.store import RunRow, Store
@@ -224,7 +226,7 @@ def _band(axes: Axes, seeds: list[pd.Series], method: str, colour: str) -> None:
     table = pd.concat([_smooth(s) for s in seeds], axis=1).dropna() if seeds else pd.DataFrame()
     if table.empty:  # nothing logged, or the seeds have no step in common
         return
-    label = f"{method} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+    label = f"{method} ({plural(len(seeds), 'seed')})"
     marker = "o" if len(table) == 1 else None
     axes.plot(table.index, table.mean(axis=1), color=colour, lw=2.2, label=label, marker=marker)
     if len(seeds) > 1:
@@ -283,13 +285,11 @@ def _free(path: Path, taken: list[Path]) -> Path:
 
 
 def _save(figure: Figure, out: Path, dpi: int = 150, colours: int = 0) -> Path:
-    """Write beside and rename, so that a reader never sees half a picture. `colours`: no more than these, for size."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    figure.savefig(partial, format="png", dpi=dpi, facecolor="white")
-    if colours:
-        with Image.open(partial) as image:
-            few = image.convert("RGB").quantize(colours)
-        few.save(partial, format="png", optimize=True)
-    partial.replace(out)
+    """A reader never sees half a picture. `colours`: no more than these, for size."""
+    with replacing(out) as path:
+        figure.savefig(path, format="png", dpi=dpi, facecolor="white")
+        if colours:
+            with Image.open(path) as image:
+                few = image.convert("RGB").quantize(colours)
+            few.save(path, format="png", optimize=True)
     return out

@@ -1,11 +1,13 @@
 """How the report prints: tables on the console, in Markdown and in LaTeX, short names, durations."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,48 @@ class Grid:
     """below the table"""
 
 
+TEXTS = ("Model", "Method", "Setting", "Kind", "Name", "Status", "Tags", "Run", "run")
+"""columns of words"""
+
+
 def print_grid(grid: Grid, console: Console) -> None:
-    table = Table(title=grid.caption or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name in grid.header:
-        table.add_column(name.replace("[", "\\["), overflow="fold", no_wrap=name == "Run")  # an id is copied whole
-    for block in grid.blocks:
-        for line in block:
-            table.add_row(*(cell.replace("[", "\\[") for cell in line))
-        table.add_section()
-    console.print(table)
+    """As a table; where the terminal is too narrow with broken headings, and then line by line. No cell is broken."""
+    for broken in (False, True):
+        table = _table(grid, broken)
+        if console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width:
+            console.print(table)
+            break
+    else:
+        _print_records(grid, console)
     for note in grid.notes:
         console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(grid: Grid, broken: bool) -> Table:
+    title = Text(grid.caption, "bold") if grid.caption else None
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0) if broken else (0, 1))
+    for at, name in enumerate(grid.header):
+        words = name in TEXTS or at == 0
+        heading = Text(re.sub(r" (?!%)", "\n", name) if broken else name)
+        table.add_column(heading, no_wrap=True, justify="left" if words else "right")
+    for block in grid.blocks:
+        for line in block:
+            table.add_row(*map(Text, line))
+        table.add_section()
+    return table
+
+
+def _print_records(grid: Grid, console: Console) -> None:
+    """Where the terminal is too narrow for the columns: line by line, a name and a value on each."""
+    if grid.caption:
+        console.print(Text(grid.caption, "bold"))
+    width = max(map(len, grid.header))
+    for line in (line for block in grid.blocks for line in block):
+        console.print()
+        for name, cell in zip(grid.header, line, strict=True):
+            if cell:
+                console.print(Text(f"{name:<{width}}  {cell}"), soft_wrap=True, highlight=False)
+    console.print()
 
 
 def markdown(grid: Grid) -> str:
@@ -49,10 +82,6 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 }
 
 
-TEXTS = ("Model", "Method", "Setting")
-"""columns of words"""
-
-
 def latex(grid: Grid) -> str:
     """A floating table; it wants the package booktabs."""
 
@@ -60,7 +89,10 @@ def latex(grid: Grid) -> str:
         return " & ".join("".join(LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
 
     blocks = ("\n".join(map(row, block)) for block in grid.blocks)
-    caption = row([". ".join([grid.caption, *(note.removesuffix(".") for note in grid.notes)])]).removesuffix(r" \\")
+    # LaTeX numbers its tables itself
+    name = re.sub(r"^Table \d+: ", "", grid.caption)
+    caption = row([". ".join([name, *(note.removesuffix(".") for note in grid.notes)])]).removesuffix(r" \\")
+    label = re.sub(r"\W+", "-", name.split(" (")[0]).strip("-").lower()
     return "\n".join(
         [
             r"\begin{table}",
@@ -73,6 +105,7 @@ def latex(grid: Grid) -> str:
             r"\bottomrule",
             r"\end{tabular}",
             rf"\caption{{{caption}}}",
+            rf"\label{{tab:{label}}}",
             r"\end{table}",
             "",
         ]
@@ -84,7 +117,10 @@ def print_table(header: Sequence[str], lines: Sequence[Sequence[str]], caption: 
 
 
 def short(model: str) -> str:
-    """A model folder's or hub id's last part, and the part before where that alone says little (".../step-100")."""
+    """A model folder's or hub id's last part, and the part before where that alone says little (".../step-100"); of a
+    served model its address."""
+    if "://" in model:
+        return model.partition("://")[2]
     parts = [part for part in model.replace("\\", "/").split("/") if part]
     return "/".join(parts[-2:])
 

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from rich.console import Console
 
+from evals.console import plural
 from evals.errors import UserError
 from evals.store import RunRow, Store
 from evals.store.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
@@ -147,7 +148,7 @@ def remove(store: Store, wanted: Sequence[str], children: bool, yes: bool, conso
 def _agreed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise UserError("nobody is there to ask: give --yes to delete.")
-    return input(f"Delete {count} run{'s' if count > 1 else ''}? [y/N] ").strip().lower() in ("y", "yes")
+    return input(f"Delete {plural(count, 'run')}? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _descendants(store: Store, runs: Iterable[str]) -> list[RunRow]:

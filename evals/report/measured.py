@@ -1,16 +1,20 @@
 """Which evaluation a word on the command line means, and under which settings it was made."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evals.errors import UserError
 from evals.report.variants import knobs
-from evals.stats import Columns, read_columns
-from evals.store import RunRow, Store
+from evals.stats import Columns, pooled, read_columns
+from evals.store import OutcomeRow, RunRow, Store
 
 TRAINING = "eval/"
 """what the splits of evaluations during training begin with; the benchmark's name follows"""
+
+LM_EVAL = "lm_eval:"
+"""what the names of lm-eval's tasks and groups begin with"""
 
 SETTINGS = ("prompt", "temperature", "top_p", "max_tokens", "engine", "dtype", "n", "limit", "data", "options")
 """keys of an evaluation's configuration that may move its result"""
@@ -22,7 +26,8 @@ class Measured:
 
     run: RunRow
     bench: str
-    split: str
+    split: str | None
+    """None: a group of lm-eval's tasks, whose splits are the tasks"""
     step: int
     samples: int
     method: str
@@ -31,6 +36,18 @@ class Measured:
     """of `SETTINGS`, those that are known"""
     knobs: str = ""
     """of the objective, that were turned in training: "clip_scope=group" """
+    also: tuple["Measured", ...] = ()
+    """further evaluations whose samples count as repeats of the same problems: `pool`"""
+    again: int = 0
+    """evaluations that are not in it, because the same one was made again"""
+
+    @property
+    def weights(self) -> tuple[Any, ...]:
+        """What was measured: the training run and step, or a model from elsewhere."""
+        run = self.run
+        return (run.parent or (run.id if run.kind == "train" else ""), self.method, self.model, self.step) + (
+            (run.seed,) if self.method else ()
+        )
 
     @property
     def name(self) -> str:
@@ -45,10 +62,15 @@ class Measured:
     @property
     def label(self) -> str:
         """The name, and what finds it again."""
-        return f"{self.name} (run {self.run.id}{f'@{self.step}' if self.run.kind == 'train' else ''})"
+        ids = ", ".join(one.run.id for one in (self, *self.also))
+        return f"{self.name} (run{'s' * bool(self.also)} {ids}{f'@{self.step}' if self.run.kind == 'train' else ''})"
 
     def read(self, store: Store) -> Columns:
-        return read_columns(store, self.run.id, split=self.split, step=self.step)
+        return pooled([read_columns(store, m.run.id, split=m.split, step=m.step) for m in (self, *self.also)])
+
+    def outcomes(self, store: Store) -> Iterator[OutcomeRow]:
+        for one in (self, *self.also):
+            yield from store.outcomes(one.run.id, split=one.split, step=one.step)
 
 
 def paper_name(method: str) -> str:
@@ -101,15 +123,21 @@ def find_measured(
             f"{name} has no evaluation with completions. Make one with "
             "`python -m evals.run --bench math500 --model <folder or hub id>`."
         )
+    groups = {one.bench for one in found if one.split is None}
+    if len(groups) == 1:  # the group, unless one of its tasks is named
+        found = [one for one in found if one.split is None]
     if len({one.bench for one in found}) > 1:
         raise UserError(f"{name} was evaluated on {_benches(found)}: say which with --bench.")
     if checkpoints:
         return _steps(found, name, checkpoints)
     steps = sorted({one.step for one in found})
     step = int(step_text) if step_text else steps[-1]
-    at_step = _latest([one for one in found if one.step == step])
+    at_step = pool([one for one in found if one.step == step])
     if not at_step:
         raise UserError(f"{name} has no evaluation at step {step}. There are: {', '.join(map(str, steps))}.")
+    alike = {(one.method, one.model, one.knobs, one.split, repr(one.settings)) for one in at_step}
+    if len(at_step) > 1 and len(alike) == 1 and at_step[0].method == name:  # a method, by its training runs
+        return [_merged([one for pooled_ in at_step for one in (pooled_, *pooled_.also)])]
     if len(at_step) > 1:
         several = "\n".join(
             f"  {one.run.id}  {one.bench} {one.name} seed {one.run.seed}, {_short(one.settings)}"
@@ -121,10 +149,26 @@ def find_measured(
     return at_step
 
 
-def _latest(found: Sequence[Measured]) -> list[Measured]:
-    """Of a training run's evaluations that were made again under the same settings, the last one."""
-    again = {(one.run.parent or one.run.id, one.split, repr(sorted(one.settings.items()))): one for one in found}
-    return list(again.values())
+def pool(found: Sequence[Measured]) -> list[Measured]:
+    """One for all evaluations of the same weights under the same settings: sampling seeds are repeats of the same
+    problems, not runs of a method. Of an evaluation made again with the same seed the latest counts.
+
+    Another seed with --limit has drawn other problems: it stays by itself.
+    """
+    groups: dict[tuple[Any, ...], dict[Any, Measured]] = {}
+    count: Counter[tuple[Any, ...]] = Counter()
+    for one in found:
+        seed = one.run.config.get("seed", one.run.seed)
+        told = (repr(sorted(one.settings.items())), one.run.config.get("selected_on_test"), one.run.status)
+        key = (one.weights, one.bench, one.split, one.samples, *told)
+        key += (seed,) if one.settings.get("limit") is not None else ()
+        groups.setdefault(key, {})[seed] = one
+        count[key] += 1
+    return [_merged(list(seeds.values()), count[key] - len(seeds)) for key, seeds in groups.items()]
+
+
+def _merged(found: Sequence[Measured], again: int = 0) -> Measured:
+    return replace(found[0], also=tuple(found[1:]), again=again)
 
 
 def _steps(found: Sequence[Measured], name: str, wanted: str) -> list[Measured]:
@@ -162,7 +206,15 @@ def measured(store: Store, run: RunRow) -> list[Measured]:
         method, model = run.method or (parent.method if parent else ""), run.model or (parent.model if parent else "")
         settings = {key: config[key] for key in SETTINGS if key in config}
         turned = knobs(parent) if parent else ""
-        return [Measured(run, run.name, *size[:3], method, model, settings, turned) for size in store.sizes(run.id)]
+        sizes = store.sizes(run.id)
+        groups = Counter(step for _, step, *_ in sizes)
+        of_group = [
+            (run.name, None, step, sum(samples for _, at, samples, _ in sizes if at == step))
+            for step, tasks in groups.items()
+            if tasks > 1
+        ]
+        each = [(bench_of(run, split), split, step, samples) for split, step, samples, _ in sizes]
+        return [Measured(run, *size, method, model, settings, turned) for size in (*of_group, *each)]
     evaluation = config.get("eval") or {}
     settings = {
         "prompt": config.get("prompt"),
@@ -174,10 +226,18 @@ def measured(store: Store, run: RunRow) -> list[Measured]:
     }
     settings = {key: value for key, value in settings.items() if value is not None}
     return [
-        Measured(run, split.removeprefix(TRAINING), split, step, count, run.method, run.model, settings, knobs(run))
+        Measured(run, bench_of(run, split), split, step, count, run.method, run.model, settings, knobs(run))
         for split, step, count, _ in store.sizes(run.id)
         if split.startswith(TRAINING)
     ]
+
+
+def bench_of(run: RunRow, split: str) -> str:
+    """The benchmark of an evaluation's split; a task of one of lm-eval's groups keeps its name."""
+    if run.kind != "eval":
+        return split.removeprefix(TRAINING)
+    group = run.name.startswith(LM_EVAL) and split != run.name.removeprefix(LM_EVAL)
+    return f"{run.name}/{split}" if group else run.name
 
 
 def _benches(found: Sequence[Measured]) -> str:

@@ -15,19 +15,23 @@ from typing import Any
 from rich.console import Console
 
 from evals.code_report import RULES
+from evals.outputs import check_file, replacing
 from evals.report import paper
 from evals.report.layout import Grid, latex, markdown, print_grid, short
 from evals.report.table_rows import Row, estimate_of, rows
 from evals.store import Store
 
-FORMATS = ("rich", "md", "latex", "csv")
+FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
+"""style -> the ending of a file's name"""
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "tables", parents=[shared], help="the paper's tables: Pass@1, response tokens, programs under both rules"
     )
-    parser.add_argument("--format", choices=FORMATS, default="rich", help="console, Markdown, LaTeX (booktabs) or CSV")
+    parser.add_argument(
+        "--format", choices=list(FORMATS), default="rich", help="console, Markdown, LaTeX (booktabs) or CSV"
+    )
     parser.add_argument("--paper", action="store_true", help="the paper's own numbers beside ours")
     parser.add_argument("--bench", help="only this benchmark")
     parser.add_argument(
@@ -40,9 +44,10 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         "tag or method; repeatable",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file at --out")
     parser.set_defaults(
         run=lambda a, store, console: tables(
-            store, a.format, console, with_paper=a.paper, bench=a.bench, wanted=a.runs, out=a.out
+            store, a.format, console, with_paper=a.paper, bench=a.bench, wanted=a.runs, out=a.out, overwrite=a.overwrite
         )
     )
 
@@ -56,8 +61,11 @@ def tables(
     bench: str | None = None,
     wanted: Sequence[str] = (),
     out: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Print or write the tables of each benchmark. CSV has one line per row, and no table of the paper's numbers."""
+    if out:
+        check_file(out, (FORMATS[style],), overwrite=overwrite)
     found = rows(store, bench, wanted)
     if style == "csv":
         _give(_csv(found), out, console)
@@ -81,13 +89,15 @@ def tables(
         for name in dict.fromkeys(row.bench for row in found)
         for grid in _grids([row for row in found if row.bench == name], with_paper)
     ]
+    if with_paper and not any(row.bench in {bench for bench, _ in paper.NUMBERS} for row in found):
+        console.print(f"The paper has numbers on {', '.join({b: 0 for b, _ in paper.NUMBERS})}; none of these was run.")
     if style != "rich":
         write = markdown if style == "md" else latex
         _give("\n".join(write(grid) for grid in grids), out, console)
         return
     written = io.StringIO()
     for grid in grids:
-        print_grid(grid, Console(file=written, width=160) if out else console)
+        print_grid(grid, Console(file=written, width=1000) if out else console)
     if out:
         _give(written.getvalue(), out, console)
 
@@ -96,8 +106,8 @@ def _give(text: str, out: Path | None, console: Console) -> None:
     if out is None:
         print(text, end="")
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    with replacing(out) as path:
+        path.write_text(text, encoding="utf-8")
     console.print(f"{out}", highlight=False, markup=False)
 
 
@@ -151,7 +161,7 @@ def _tokens(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "Per solved",
         "Truncated",
     ]
-    digits = 1 if all(row.estimate("tokens_mean").value < 100 for row in found) else 0
+    digits = 0 if any(row.estimate("tokens_mean").value >= 100 for row in found) else 1
     rest = ("tokens_median", "tokens_p95", "tokens_right", "tokens_wrong", "tokens_per_solved")
     return header, [
         [
@@ -181,7 +191,7 @@ def _value(row: Row, quantity: str, digits: int, scale: float, rule: str = "") -
     """The number and its interval."""
     e = row.estimate(quantity, rule)
     if math.isnan(e.value):
-        return ["nothing scorable", ""]
+        return ["unfinished" if row.status else "nothing scorable", ""]
     interval = "" if math.isnan(e.low) else f"{scale * e.low:.{digits}f} to {scale * e.high:.{digits}f}"
     over = f" over {len(row.results)} runs" if len(row.results) > 1 else ""
     return [f"{scale * e.value:.{digits}f}", interval + over]
@@ -192,7 +202,8 @@ def _number(value: float, digits: int) -> str:
 
 
 def _truncated(row: Row) -> str:
-    return f"{100 * row.estimate('truncated').value:.1f} %"
+    share = row.estimate("truncated").value
+    return "" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def _setting(row: Row) -> list[str]:
@@ -220,13 +231,17 @@ def _absent(theirs: Mapping[tuple[str, str], float], found: Sequence[Row], width
 def _notes(found: Sequence[Row]) -> list[str]:
     """What has to be said below the table."""
     said = []
+    if any(row.status for row in found):
+        said.append("No score where an evaluation has not ended: what is quick to answer and to grade comes first.")
     if any(len(row.results) > 1 for row in found):
         said.append(
             "An interval over runs is Student's over seeds on the same problems; one of a single run is over problems, "
             "for one training."
         )
-    if repeated := sum(row.repeated for row in found):
-        said.append(f"Evaluations made again with the same seed and settings: {repeated}; the latest of each counts.")
+    if again := sum(result.again for row in found for result in row.results):
+        said.append(f"Evaluations made again with the same seed and settings: {again}; the latest of each counts.")
+    if any(result.sampled > 1 for row in found for result in row.results):
+        said.append("Evaluations of the same weights with other sampling seeds are pooled, as repeats of each problem.")
     for row in found:
         if unscored := sum(s.unscored for s in row.summaries):
             wrong = 100 * fmean(s.pass1_unscored_wrong for s in row.summaries)
@@ -244,7 +259,7 @@ def _csv(found: Sequence[Row]) -> str:
     names = [f"{q}{end}" for q in quantities for end in ("", "_low", "_high")]
     rules = [f"pass1_{rule}{end}" for rule in RULES for end in ("", "_low", "_high")]
     levels = list(dict.fromkeys(name for row in found for r in row.results for name in r.groups))
-    names += ["pass1_sd", "tokens_mean_sd", "tokens_median", "tokens_p95", "truncated", "unscored", *rules]
+    names += ["pass1_sd", "tokens_mean_sd", "tokens_median", "tokens_p95", "truncated", "no_answer", "unscored", *rules]
     names += [f"pass1_{name}" for name in levels]
     writer.writerow(["bench", "model", "method", "variant", "runs", "interval", *names, "setting", "status"])
     for row in found:
@@ -258,7 +273,7 @@ def _csv(found: Sequence[Row]) -> str:
         cells: list[Any] = [row.bench, row.model, row.method, row.variant, runs, "runs" if runs > 1 else "problems"]
         cells += [_cell(x, scale) for e, scale in estimates for x in (e.value, e.low, e.high)]
         cells += [*spread, *(_cell(row.estimate(q).value) for q in ("tokens_median", "tokens_p95", "truncated"))]
-        cells += [sum(s.unscored for s in row.summaries)]
+        cells += [sum(s.outcomes.get("no_answer", 0) for s in row.summaries), sum(s.unscored for s in row.summaries)]
         cells += [_cell(x, scale) for e, scale in by_rule for x in (e.value, e.low, e.high)]
         cells += [_cell(row.estimate("pass1", group=name).value, 100) for name in levels]
         writer.writerow([*cells, row.setting, row.status or "done"])

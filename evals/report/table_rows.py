@@ -10,9 +10,9 @@ from typing import Any
 
 from evals.code_report import RULES, under
 from evals.report import paper
-from evals.report.measured import Measured, measured, select
+from evals.report.measured import Measured, measured, pool, select
 from evals.report.variants import variants
-from evals.stats import Estimate, Summary, by, summarise
+from evals.stats import Estimate, Summary, by, summarise, unfinished
 from evals.stats.intervals import student
 from evals.store import Store
 
@@ -29,12 +29,15 @@ GROUP = "difficulty"
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluation."""
+    """One trained model (or one from elsewhere), over all its sampling seeds."""
 
     total: Summary
     problems: str
     """a hash of their names"""
-    seed: int
+    sampled: int = 1
+    """sampling seeds that are pooled in it"""
+    again: int = 0
+    """evaluations that are not in it, because the same one was made again"""
     rules: Mapping[str, Summary] = field(default_factory=dict)
     """of programs: the rule of comparison -> all of it under that rule"""
     groups: Mapping[str, Summary] = field(default_factory=dict)
@@ -53,9 +56,7 @@ class Row:
     setting: str
     status: str
     results: Sequence[Result]
-    """one for each seed"""
-    repeated: int = 0
-    """evaluations that are not in it, because the same one was made again"""
+    """one for each training run"""
 
     @property
     def named(self) -> str:
@@ -106,22 +107,16 @@ def rows(store: Store, bench: str | None = None, wanted: Sequence[str] = ()) -> 
     found = [run for run in store.runs("eval", name=bench) if not wanted or chosen & {run.id, run.parent}]
     parents = {run.parent for run in found}
     trained = variants([run for run in store.runs("train") if run.id in parents])
-    for run in found:
-        for one in measured(store, run) if run.samples else []:
-            result = _result(store, one)
-            size = f"{result.total.problems} problems x {result.total.samples / result.total.problems:.3g}"
-            size += f", step {one.step}" if one.step else ""  # checkpoints of a run are not its seeds
-            told = [text.format(run.config[k]) for k, text in SETTINGS.items() if run.config.get(k) is not None]
-            status = "" if run.status == "done" else run.status
-            key = (
-                one.bench,
-                one.model,
-                one.method,
-                trained.get(run.parent or "", ""),
-                ", ".join([size, *told]),
-                status,
-            )
-            groups.setdefault(key, {}).setdefault(result.problems, []).append(result)
+    every = [one for run in found if run.samples for one in measured(store, run)]
+    for one in pool(every):
+        run, result = one.run, _result(store, one)
+        size = f"{result.total.problems} problems x {result.total.samples / result.total.problems:.3g}"
+        size += f", step {one.step}" if one.step else ""  # checkpoints of a run are not its seeds
+        told = [text.format(run.config[k]) for k, text in SETTINGS.items() if run.config.get(k) is not None]
+        status = "" if run.status == "done" else run.status
+        variant = trained.get(run.parent or "", "")
+        key = (one.bench, one.model, one.method, variant, ", ".join([size, *told]), status)
+        groups.setdefault(key, {}).setdefault(result.problems, []).append(result)
     made = []
     for key in sorted(groups, key=_order):
         bench, model, method, variant, setting, status = key
@@ -129,8 +124,7 @@ def rows(store: Store, bench: str | None = None, wanted: Sequence[str] = ()) -> 
         # --limit with other seeds: other problems, whose mean would mix the two
         for problems, results in parts.items():
             which = f", problems {problems[:6]}" if len(parts) > 1 else ""
-            latest = tuple({result.seed: result for result in results}.values())  # of a seed measured again
-            made.append(Row(bench, model, method, variant, setting + which, status, latest, len(results) - len(latest)))
+            made.append(Row(bench, model, method, variant, setting + which, status, results))
     return made
 
 
@@ -144,15 +138,21 @@ def _order(key: tuple[str, ...]) -> tuple[Any, ...]:
 
 def _result(store: Store, one: Measured) -> Result:
     """Programs have verdicts under two rules in their meta; all else is read as columns, whatever its size."""
-    where = {"split": one.split, "step": one.step}
-    first = next(store.outcomes(one.run.id, **where))
-    if not any(rule in first.meta for rule in RULES):
+    if not any(rule in next(one.outcomes(store)).meta for rule in RULES):
         columns = one.read(store)
-        return Result(summarise(columns), _names_hash(columns.items), one.run.seed)
-    outcomes = list(store.outcomes(one.run.id, **where))
-    rules = {rule: summarise(under(rule, outcomes)) for rule in RULES}
+        total = summarise(columns)
+        total = total if one.run.status == "done" else unfinished(total)
+        if one.split is None:  # a group's score is lm-eval's, which may weigh its tasks otherwise
+            logged = {value for step, _, value in store.metrics(one.run.id, ["pass1"]) if step == one.step}
+            if logged and abs((score := logged.pop()) - total.pass1) > 1e-9:
+                total = replace(total, pass1=score, pass1_low=math.nan, pass1_high=math.nan)
+        return Result(total, _names_hash(columns.items), 1 + len(one.also), one.again)
+    outcomes = list(one.outcomes(store))
     names = _names_hash({row.item for row in outcomes})
-    return Result(summarise(outcomes), names, one.run.seed, rules, by(outcomes, GROUP))
+    if one.run.status != "done":
+        return Result(unfinished(summarise(outcomes)), names)
+    rules = {rule: summarise(under(rule, outcomes)) for rule in RULES}
+    return Result(summarise(outcomes), names, 1 + len(one.also), one.again, rules, by(outcomes, GROUP))
 
 
 def _names_hash(items: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Statistics of graded completions: estimates, intervals, paired tests, power. docs/statistics.md has the formulas."""
 
 from evals.stats.at_k import maj_at_k, pass_at_k, powers_of_two
-from evals.stats.columns import Columns, Graded, columns, read_columns
+from evals.stats.columns import Columns, Graded, columns, pooled, read_columns
 from evals.stats.intervals import (
     LEVEL,
     RESAMPLES,
@@ -17,7 +17,7 @@ from evals.stats.intervals import (
 )
 from evals.stats.paired import Comparison, Test, compare, holm, paired, sign_flip
 from evals.stats.power import planned_error, smallest_difference
-from evals.stats.summary import Summary, by, problem_means, summarise
+from evals.stats.summary import Summary, by, problem_means, summarise, unfinished
 
 __all__ = [
     "LEVEL",
@@ -40,6 +40,7 @@ __all__ = [
     "paired",
     "pass_at_k",
     "planned_error",
+    "pooled",
     "powers_of_two",
     "problem_means",
     "ratio",
@@ -49,5 +50,6 @@ __all__ = [
     "smallest_difference",
     "standard_error",
     "summarise",
+    "unfinished",
     "wilson",
 ]

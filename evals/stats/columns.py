@@ -88,6 +88,17 @@ class Columns:
         return dict(zip(part.items, (part.sums(value_S) / counts_P).tolist(), strict=True))
 
 
+def pooled(parts: Sequence[Columns]) -> Columns:
+    """The samples of several evaluations of the same problems as repeats of one."""
+    if len(parts) == 1:
+        return parts[0]
+    index: dict[str, int] = {}
+    problem = [np.array([index.setdefault(item, len(index)) for item in p.items], np.int64)[p.problem_S] for p in parts]
+    arrays = (np.concatenate([getattr(p, name) for p in parts]) for name in ("reward_S", "tokens_S", "cut_S"))
+    outcomes = sum((Counter(p.outcomes) for p in parts), Counter[str]())
+    return Columns(tuple(index), np.concatenate(problem), *arrays, dict(outcomes.most_common()))
+
+
 def columns(samples: Iterable[Graded]) -> Columns:
     """Of rows, in one pass."""
     return _columns((s.item, s.reward, s.response_tokens, s.finish_reason, s.outcome) for s in samples)

@@ -64,9 +64,8 @@ def share(
     value_P: a problem's mean (or its sum, with its number of samples as the weight). samples: of all problems.
     One 0/1 sample per problem: Wilson's interval. Otherwise Wilson's with the effective sample size p(1-p)/SE^2 and a t
     quantile of P - 1 degrees of freedom (Korn and Graubard 1998; Dean and Pagano 2015): the percentile bootstrap is too
-    short for few problems. The effective size is at most the number of samples; of problems that all agree it is P.
-    Where fewer than 8 problems differ from the others (all right but five, say), those alone tell how much problems
-    vary, and the degrees of freedom are their number less one.
+    short for few problems. Never wider than Wilson's on P problems, which it is where fewer than 8 problems differ from
+    the others (all right but five, say): so few do not tell how much problems vary.
     """
     n = len(value_P)
     if not n:
@@ -76,16 +75,14 @@ def share(
     se = _ratio_error(value_P, weight_P)
     if value_P.min() < 0 or (value_P > weight_P * (1 + 1e-12)).any():
         return student(p, se, n)  # a reward of another scale
-    if samples <= n and binary:
-        return Estimate(p, *wilson(p * n, n), se)
-    if n == 1 or not se > 1e-12:
-        return Estimate(p, *wilson(p * n, n), se)
-    effective = p * (1 - p) / se**2
-    if binary:
-        effective = min(effective, samples)
+    low, high = wilson(p * n, n)
     telling = n - max(int((value_P == 0).sum()), int((value_P == weight_P).sum()))
-    df = n - 1 if telling >= FEWEST else max(1, telling - 1)
-    return Estimate(p, *wilson(p * effective, effective, float(stdtrit(df, UPPER))), se)
+    if (samples > n or not binary) and telling >= FEWEST and se > 1e-12:
+        effective = p * (1 - p) / se**2
+        effective = min(effective, samples) if binary else effective
+        found = wilson(p * effective, effective, float(stdtrit(n - 1, UPPER)))
+        low, high = max(low, found[0]), min(high, found[1])
+    return Estimate(p, low, high, se)
 
 
 def mean(value_P: np.ndarray, weight_P: np.ndarray | None = None) -> Estimate:

@@ -84,6 +84,7 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
     asked_P = all_.sums(ones_S)
     worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / asked_P
     tokens = intervals.mean(all_.sums(all_.tokens_S), asked_P)
+    longest = float(all_.tokens_S.max()) if all_.cut_S.any() else math.inf  # max_tokens, where it was reached
     truncation = intervals.share(all_.sums(all_.cut_S.astype(float)), asked_P, samples=all_.samples)
     median, p95 = np.quantile(all_.tokens_S, [0.5, 0.95]).tolist() if all_.samples else (math.nan, math.nan)
     right_S = scored.reward_S >= 1
@@ -100,7 +101,7 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
         pass1_unscored_wrong=float(worst_P.mean()) if len(worst_P) else math.nan,
         tokens_mean=tokens.value,
         tokens_low=tokens.low,
-        tokens_high=tokens.high,
+        tokens_high=min(tokens.high, longest),
         tokens_median=median,
         truncated=truncation.value,
         outcomes=dict(all_.outcomes),
@@ -114,6 +115,12 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
         tokens_wrong=_tokens(scored.take(~right_S)),
         tokens_per_solved=intervals.ratio(scored.sums(scored.tokens_S), scored.sums(right_S.astype(float))),
     )
+
+
+def unfinished(s: Summary) -> Summary:
+    """The counts of an evaluation that did not end, and no score: what is quick to answer and grade came first."""
+    nan = math.nan
+    return Summary(s.problems, s.samples, s.unscored, *[nan] * 10, outcomes=s.outcomes)
 
 
 def problem_means(samples: Iterable[Graded]) -> dict[str, float]:

@@ -4,10 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from evals.errors import UserError, command
+from evals.errors import command
 from evals.store import Store
 from evals.store.copy import copy_runs
-from evals.store.database import is_missing
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,9 +31,7 @@ def _parser() -> argparse.ArgumentParser:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    if is_missing(arguments.source):
-        raise UserError(f"there is no store {arguments.source} to copy from.")
-    with Store.open(arguments.source) as source, Store.open(arguments.target) as target:
+    with Store.open(arguments.source, make=False) as source, Store.open(arguments.target) as target:
         copy_runs(source, target, arguments.run)
     return 0
 

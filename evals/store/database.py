@@ -1,6 +1,7 @@
 """The database under the results store: its tables, its connections, and how a schema is brought up to date."""
 
 import math
+import os
 import sqlite3
 import sys
 import time
@@ -121,8 +122,11 @@ def make_engine(url: str) -> sa.Engine:
         raise UserError(f"a PostgreSQL store needs the module {e.name}: pip install 'agpo[postgres]'.") from e
     if not parsed.database or parsed.database == ":memory:":
         raise UserError("an SQLite store needs a file: give its path.")
+    path = Path(parsed.database)
+    if path.exists() and not os.access(path.parent, os.W_OK):
+        return _read_only(parsed, path)
     try:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(
             f"cannot make the folder of the results store {parsed.database}: {e.strerror}. "
@@ -147,9 +151,16 @@ def make_engine(url: str) -> sa.Engine:
     return engine
 
 
-def is_missing(place: str) -> bool:
-    """Opening this path would make a store. Where one is to be read that is a slip of the pen."""
-    return "://" not in place and not Path(place).expanduser().exists()
+def _read_only(url: sa.URL, path: Path) -> sa.Engine:
+    """A store where nothing can be written, such as a read-only mount: WAL's own files cannot be made beside it."""
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and log.stat().st_size:
+        raise UserError(
+            f"the results store {path} lies where nothing can be written, and its last changes are still in "
+            f"{log.name}. Copy both files to a folder of yours and read it there."
+        )
+    address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+    return sa.create_engine(url, pool_size=0, creator=lambda: sqlite3.connect(address, uri=True))
 
 
 def with_password(url: str, ours: str | None) -> str:

@@ -38,7 +38,7 @@ def code_version() -> dict[str, Any]:
         version = importlib.metadata.version("agpo")
     except importlib.metadata.PackageNotFoundError:
         version = "not installed"
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return {"version": version}
 

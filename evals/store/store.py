@@ -64,14 +64,20 @@ class Store:
     # Opening and closing
 
     @classmethod
-    def open(cls, url: str | Path | None = None) -> "Store":
-        """Open a store, making it where it does not exist and migrating it where it is older than this code.
+    def open(cls, url: str | Path | None = None, *, make: bool = True) -> "Store":
+        """Open a store, making it where it does not exist (with `make`), migrating it where it is older than this code.
 
         url: a database URL, or a path, which means SQLite; None: $AGPO_STORE, else results/agpo.db.
         Raises UserError: cannot be opened or made, written by a newer version, or not a store at all.
         """
         ours = os.environ.get("AGPO_STORE")
-        store = cls(make_engine(database.with_password(str(url or ours or DEFAULT), ours)))
+        place = str(url or ours or DEFAULT)
+        if not make and "://" not in place and not Path(place).expanduser().exists():
+            raise UserError(
+                f"there is no results store at {place}. Say --store PATH, or set AGPO_STORE; "
+                "`python -m agpo.train` and `python -m evals.run` make one."
+            )
+        store = cls(make_engine(database.with_password(place, ours)))
         try:
             store._check_schema()
         except BaseException:
@@ -228,6 +234,8 @@ class Store:
 
     def find_runs(self, wanted: str) -> list[RunRow]:
         """The runs that a word names: by id, else the beginning of an id, else a name, else a tag. UserError: none."""
+        if not wanted.strip():
+            raise UserError("an empty name fits every run: name one by its id, the beginning of it, a name or a tag.")
         c = runs_table.c
         for condition in (
             c.id == wanted,

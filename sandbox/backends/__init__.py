@@ -27,18 +27,18 @@ class Backend(Protocol):
         ...
 
 
-def choose(name: str, allow_unsafe: bool) -> tuple[Backend, Capabilities]:
-    """The backend for `name`: docker, embedded or auto. Refuses one that does not enforce everything."""
+def choose(backend: str | Backend, allow_unsafe: bool) -> tuple[Backend, Capabilities]:
+    """The backend, given or named: docker, embedded or auto. Refuses one that does not enforce everything."""
     from sandbox.backends.docker import Docker
     from sandbox.backends.embedded import Embedded
 
-    if name not in ("auto", "docker", "embedded"):
-        raise SandboxError(f"unknown backend {name!r}; give auto, docker or embedded")
-    candidates: list[Backend] = []
-    if name in ("auto", "docker"):
-        candidates.append(Docker())
-    if name in ("auto", "embedded"):
-        candidates.append(Embedded())
+    if not isinstance(backend, str):
+        candidates = [backend]
+    elif backend in ("auto", "docker", "embedded"):
+        both: list[Backend] = [Docker(), Embedded()]
+        candidates = [one for one in both if backend in ("auto", one.name)]
+    else:
+        raise SandboxError(f"unknown backend {backend!r}; give auto, docker or embedded")
     probed = [(backend, backend.probe()) for backend in candidates]
     for backend, found in probed:
         if found.secure:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from sandbox.backends import image, probe
-from sandbox.backends.embedded import ENVIRONMENT, LAUNCHES, owner_tag, start_ticks
+from sandbox.backends.embedded import ENVIRONMENT, LAUNCHES, STARTS_WITH, owner_tag, start_ticks
 from sandbox.channel import Worker, WorkerFailure
 from sandbox.errors import SandboxError
 from sandbox.types import Capabilities
@@ -64,9 +64,11 @@ class Docker:
     def launch(self) -> Worker:
         name = f"agpo-sandbox-{owner_tag()}-{next(LAUNCHES)}"
         log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        process = subprocess.Popen(
-            [*self._command(name), image.tag()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
-        )
+        command = [*self._command(name), image.tag()]
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        except OSError as e:
+            raise WorkerFailure(f"{self.binary} cannot be started: {e.strerror}") from e
         try:
             worker = Worker(process, log, name)
         except WorkerFailure:
@@ -103,7 +105,7 @@ class Docker:
             "none",
         ]
         command += ["--ulimit", "core=0", "--ulimit", "nofile=256", "--ulimit", f"stack={256 << 20}"]
-        for key, value in ENVIRONMENT.items():
+        for key, value in {**ENVIRONMENT, **STARTS_WITH}.items():
             if key != "PATH":
                 command += ["--env", f"{key}={value}"]
         if self.runtime:
@@ -115,25 +117,14 @@ class Docker:
         return command
 
     def _require_engine(self) -> None:
-        try:
-            done = subprocess.run(
-                [self.binary, "version", "--format", "{{.Server.Version}}"],
-                capture_output=True,
-                text=True,
-                timeout=20,
-                check=False,
-            )
-        except FileNotFoundError:
-            raise SandboxError(f"{self.binary} is not installed") from None
-        except subprocess.TimeoutExpired:
-            raise SandboxError(f"the {self.binary} engine does not answer within 20 s") from None
+        done = image.run([self.binary, "version", "--format", "{{.Server.Version}}"], timeout=20)
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
             raise SandboxError(f"no {self.binary} engine answers: {lines[-1]}")
 
     def _remove(self, name: str) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([self.binary, "rm", "--force", name], capture_output=True, timeout=30, check=False)
+        with contextlib.suppress(SandboxError):
+            image.run([self.binary, "rm", "--force", name], timeout=30)
 
 
 def labels() -> dict[str, str]:
@@ -145,14 +136,8 @@ def remove_leftovers(binary: str = "docker") -> list[str]:
     """Remove this host's containers whose owner is dead. Returns their names."""
     form = "{{.Names}}\t" + "\t".join(f'{{{{.Label "{LABEL}.{key}"}}}}' for key in ("host", "boot", "owner"))
     try:
-        done = subprocess.run(
-            [binary, "ps", "--all", "--filter", f"label={LABEL}.owner", "--format", form],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = image.run([binary, "ps", "--all", "--filter", f"label={LABEL}.owner", "--format", form], timeout=30)
+    except SandboxError:
         return []
     removed = []
     for line in done.stdout.splitlines():
@@ -160,7 +145,8 @@ def remove_leftovers(binary: str = "docker") -> list[str]:
         pid, _, ticks = owner.partition("-")
         dead = boot != _boot() or not pid.isdigit() or start_ticks(int(pid)) != ticks
         if host == socket.gethostname() and dead:
-            subprocess.run([binary, "rm", "--force", name], capture_output=True, timeout=60, check=False)
+            with contextlib.suppress(SandboxError):
+                image.run([binary, "rm", "--force", name], timeout=60)
             removed.append(name)
     return removed
 

@@ -24,7 +24,7 @@ from sandbox.worker import cgroup
 
 WORKER = Path(__file__).parent.parent / "worker"
 LAUNCHES = itertools.count()  # tells the workers of one process apart, whichever Sandbox they belong to
-PACKAGES = ("numpy", "sortedcontainers")
+PACKAGES = ("numpy", "sortedcontainers", "tzdata")
 # Everything the environment of a program holds.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -37,6 +37,8 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "NUMEXPR_NUM_THREADS": "1",
 }
+# For the worker's start only: a function found when a library is loaded is not looked for, and noted, in every process.
+STARTS_WITH = {"LD_BIND_NOW": "1"}
 # No site module, no user site, no script folder on the path, no bytecode. -I would ignore the hash seed.
 PYTHON_FLAGS = ("-s", "-S", "-P", "-B")
 
@@ -94,14 +96,18 @@ class Embedded:
             "cgroup": f"{owner_tag()}-{next(LAUNCHES)}",
             "packages": self.packages,
         }
-        process = subprocess.Popen(
-            [self.python, *PYTHON_FLAGS, str(WORKER), json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=ENVIRONMENT,
-            cwd="/",
-        )
+        command = [self.python, *PYTHON_FLAGS, str(WORKER), json.dumps(options)]
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**ENVIRONMENT, **STARTS_WITH},
+                cwd="/",
+            )
+        except OSError as e:
+            raise WorkerFailure(f"{self.python} cannot be started: {e.strerror}") from e
         worker = Worker(process, log)
         if "failed" in worker.hello:
             self.reap(worker)

@@ -12,9 +12,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from sandbox.errors import SandboxError
+from sandbox.errors import SandboxError, command
 
 BASE = "python:3.11-slim"
 _HERE = Path(__file__).parent
@@ -40,7 +41,7 @@ def tag() -> str:
 
 
 def exists(binary: str = "docker") -> bool:
-    return _run([binary, "image", "inspect", tag()], timeout=30).returncode == 0
+    return run([binary, "image", "inspect", tag()], timeout=30).returncode == 0
 
 
 def build(binary: str = "docker", base: str = BASE, network: str = "") -> str:
@@ -52,9 +53,9 @@ def build(binary: str = "docker", base: str = BASE, network: str = "") -> str:
             path.chmod(0o755 if path.is_dir() else 0o644)
         command = [binary, "build", "--tag", tag(), "--build-arg", f"BASE={base}"]
         command += ["--network", network] if network else []
-        done = _run([*command, folder], timeout=900)
+        done = run([*command, folder], timeout=900)
         if done.returncode and "buildx" in done.stderr:  # the builder of old: part of every client, where buildx is not
-            done = _run([*command, folder], timeout=900, DOCKER_BUILDKIT="0")
+            done = run([*command, folder], timeout=900, DOCKER_BUILDKIT="0")
     if done.returncode:
         raise SandboxError(f"the image could not be built on {base}: {_last_line(done.stderr)}")
     return tag()
@@ -62,14 +63,14 @@ def build(binary: str = "docker", base: str = BASE, network: str = "") -> str:
 
 def debian_base(binary: str = "docker") -> str:
     """Make a base image out of Debian's packages with debootstrap; needs root, and Debian's mirror. About a minute."""
-    if _run([binary, "image", "inspect", _DEBIAN_BASE], timeout=30).returncode == 0:
+    if run([binary, "image", "inspect", _DEBIAN_BASE], timeout=30).returncode == 0:
         return _DEBIAN_BASE
     if not shutil.which("debootstrap"):
         raise SandboxError("debootstrap is not installed; on Debian or Ubuntu: apt-get install debootstrap")
     if os.getuid():
         raise SandboxError("debootstrap needs root; use a base image with --base instead")
     with tempfile.TemporaryDirectory(prefix="agpo-debootstrap-") as folder:
-        done = _run(
+        done = run(
             ["debootstrap", "--variant=minbase", f"--include={_DEBIAN_PACKAGES}", "bookworm", folder], timeout=900
         )
         if done.returncode:
@@ -84,15 +85,16 @@ def debian_base(binary: str = "docker") -> str:
     return _DEBIAN_BASE
 
 
-def _run(command: list[str], timeout: float, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], timeout: float, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run an outside program. Raises SandboxError where it is not there or does not answer."""
     try:
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **environment}
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # the latter where PATH has a folder that this user may not enter
         raise SandboxError(f"{command[0]} is not installed") from None
     except subprocess.TimeoutExpired:
-        raise SandboxError(f"`{' '.join(command[:3])}` did not answer within {timeout:.0f} s") from None
+        raise SandboxError(f"`{' '.join(command[:3])}` does not answer within {timeout:.0f} s") from None
 
 
 def _last_line(text: str) -> str:
@@ -100,22 +102,19 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "no message"
 
 
-def main() -> int:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sandbox.backends.image", description="Build the image of the sandbox's workers."
     )
     parser.add_argument("--binary", default="docker", help="docker or podman")
-    parser.add_argument("--base", default=BASE)
+    parser.add_argument("--base", default=BASE, help="image to build on (default: %(default)s)")
     parser.add_argument(
         "--debootstrap", action="store_true", help="make the base from Debian's packages, without a registry"
     )
-    args = parser.parse_args()
-    try:
-        base, network = (debian_base(args.binary), "none") if args.debootstrap else (args.base, "")
-        print(build(args.binary, base, network))
-    except SandboxError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    base, network = (debian_base(args.binary), "none") if args.debootstrap else (args.base, "")
+    print(build(args.binary, base, network))
     return 0
 
 

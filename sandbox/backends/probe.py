@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 
-from sandbox.channel import Worker, WorkerFailure
+from sandbox.channel import Inputs, Run, Worker, WorkerFailure
 from sandbox.types import Limits, Program
 from sandbox.worker import protocol
 
@@ -49,7 +49,7 @@ def enforced(worker: Worker) -> tuple[frozenset[str], str]:
     limits = Limits(cpu_s=10, memory_mb=128)
     with _canary() as path:
         call = Program(_ATTEMPTS, mode="call", entry="attempts", limits=limits)
-        ((result, _),) = worker.run(call, [json.dumps([path]).encode()], "test", True)
+        ((result, _),) = worker.run(call, Inputs([json.dumps([path]).encode()], 0), Run())
     if result.end != protocol.DONE:
         raise WorkerFailure(f"the probe did not run: {result.error}")
     for name, got in json.loads(result.value).items():
@@ -57,12 +57,12 @@ def enforced(worker: Worker) -> tuple[frozenset[str], str]:
             words.append(f"{name} reached: {', '.join(map(str, got))}")
         else:
             held.add(name)
-    ((result, _),) = worker.run(Program(_IO_URING, limits=limits), [b""], "test", True)
+    ((result, _),) = worker.run(Program(_IO_URING, limits=limits), Inputs([b""], 0), Run())
     if result.stdout:
         words.append("system calls are not filtered")
     else:
         held.add("syscalls")
-    ((result, _),) = worker.run(Program(_GROW, limits=limits), [b""], "test", True)
+    ((result, _),) = worker.run(Program(_GROW, limits=limits), Inputs([b""], 0), Run())
     if result.stdout:
         words.append("memory is not limited")
     else:

@@ -10,6 +10,9 @@ if __name__ == "__main__":
     package.__path__ = [root]
     sys.modules["sandbox"] = package
     del sys.path[0]
+    # What threading and random do after a fork is most of the price of one. Every fork here is of a process with one
+    # thread, which leaves threading nothing to do; runner.py gives random its new seed.
+    os.register_at_fork = lambda **_: None
 
     from sandbox.worker.server import main
 

@@ -29,12 +29,16 @@ _ALL_BUT_USER = (
 
 
 def python_paths() -> list[str]:
-    """Where this interpreter's standard library and the C libraries it has loaded lie, without symbolic links."""
+    """Where this interpreter's standard library, the C libraries it has loaded and their data lie, without links."""
     paths = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
     stdlib = tuple(paths)
     with open("/proc/self/maps") as maps:
         loaded = {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}
     paths |= {os.path.dirname(path) for path in loaded if path.startswith("/") and not path.startswith(stdlib)}
+    # For setlocale(LC_ALL, "") and zoneinfo
+    paths |= {
+        os.path.realpath(path) for path in ("/usr/lib/locale/C.utf8", "/usr/share/zoneinfo") if os.path.isdir(path)
+    }
     return sorted(paths)
 
 

@@ -3,6 +3,8 @@
 import ctypes
 import errno
 import os
+import signal
+from collections.abc import Callable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -24,12 +26,16 @@ OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 4
 FSCONFIG_CMD_CREATE = 6
 
+raw = ctypes.CDLL(None, use_errno=True).syscall
+"""A system call by number, of integers, unchecked: as little work as there can be, for what happens after a fork."""
+raw.argtypes, raw.restype = [ctypes.c_long] * 5, ctypes.c_long
+
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 15, 36, 38
 
 # Of the calls made here, only those below have a number of their own per architecture.
 _NUMBERS = {
-    "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317},
-    "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277},
+    "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317, "prctl": 157},
+    "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277, "prctl": 167},
 }
 _SAME_EVERYWHERE = {
     "open_tree": 428,
@@ -44,13 +50,17 @@ _SAME_EVERYWHERE = {
 }
 
 
+def number(name: str) -> int:
+    found = _SAME_EVERYWHERE.get(name) or _NUMBERS.get(os.uname().machine, {}).get(name)
+    if found is None:
+        raise OSError(errno.ENOSYS, f"no number known for {name} on {os.uname().machine}")
+    return found
+
+
 def call(name: str, *args: int | bytes | ctypes.Array | ctypes.Structure | None) -> int:
     """A raw system call; raises OSError. Integers go as C longs, structures and buffers by reference."""
-    number = _SAME_EVERYWHERE.get(name) or _NUMBERS.get(os.uname().machine, {}).get(name)
-    if number is None:
-        raise OSError(errno.ENOSYS, f"no number known for {name} on {os.uname().machine}")
     converted = [_c(a) for a in args]
-    return _checked(_libc.syscall(ctypes.c_long(number), *converted), name)
+    return _checked(_libc.syscall(ctypes.c_long(number(name)), *converted), name)
 
 
 def prctl(option: int, value: int = 0) -> None:
@@ -72,10 +82,16 @@ def umount(target: str, flags: int) -> None:
     _checked(_libc.umount2(target.encode(), flags), f"umount {target}")
 
 
-def drop_capabilities() -> None:
-    """Empty the effective, permitted and inheritable sets of the calling thread."""
+def capabilities_dropper() -> Callable[[], int]:
+    """Empties the effective, permitted and inheritable sets of the calling thread."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
-    call("capset", header, (ctypes.c_uint32 * 6)())
+    none = (ctypes.c_uint32 * 6)()
+    arguments = number("capset"), ctypes.addressof(header), ctypes.addressof(none), 0, 0
+    return lambda: _checked(raw(*arguments), "capset", header, none)
+
+
+DIE_WITH_PARENT = (number("prctl"), PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0)
+"""For `raw`"""
 
 
 def _c(value):
@@ -86,7 +102,7 @@ def _c(value):
     return value
 
 
-def _checked(result: int, what: str) -> int:
+def _checked(result: int, what: str, *_kept: object) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")

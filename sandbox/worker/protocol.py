@@ -4,18 +4,18 @@ Towards the worker the owner is trusted. Towards the owner nothing is: lengths a
 allocated, the fields are fixed, and text is decoded with replacement. `Result` is the whole of what comes back.
 """
 
-import json
 import os
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-# owner -> worker
-JOB, CANCEL = b"J", b"X"
+# owner -> worker: a job, then its inputs, one frame for each test, no more ahead of the results than AHEAD bytes
+JOB, INPUT, CANCEL = b"J", b"I", b"X"
 # worker -> owner
 HELLO, COMPILED, COMPILE_ERROR, RESULT, OUT_OF_MEMORY, END, FAILED = b"H", b"C", b"S", b"R", b"O", b"E", b"F"
 
 MAX_TO_WORKER = 1 << 30
+AHEAD = 4 << 20
 MAX_TO_OWNER = 64 << 20
 MAX_TEXT = 2_000
 
@@ -23,7 +23,7 @@ _HEAD = struct.Struct("<IB")
 _RESULT = struct.Struct("<IBBiqQQQQIIII")
 
 # How a test ended, as the supervisor saw it.
-DONE, RAISED, EXITED, SIGNALLED, CPU, IDLE, WALL, OUTPUT = range(8)
+DONE, RAISED, EXITED, SIGNALLED, CPU, IDLE, WALL, OUTPUT, FORGED = range(9)
 
 
 class ProtocolError(Exception):
@@ -53,8 +53,12 @@ class Result(NamedTuple):
     """JSON of the returned value, in call mode; not to be trusted to be JSON."""
 
 
+def head(kind: bytes, length: int) -> bytes:
+    return _HEAD.pack(length, kind[0])
+
+
 def frame(kind: bytes, payload: bytes = b"") -> bytes:
-    return _HEAD.pack(len(payload), kind[0]) + payload
+    return head(kind, len(payload)) + payload
 
 
 def read_frame(read: Callable[[int], bytes], limit: int) -> tuple[bytes, bytes]:
@@ -63,6 +67,14 @@ def read_frame(read: Callable[[int], bytes], limit: int) -> tuple[bytes, bytes]:
     if length > limit:
         raise ProtocolError(f"a frame of {length} bytes where at most {limit} are allowed")
     return bytes([kind]), read(length) if length else b""
+
+
+def read_head(fd: int, kind: bytes) -> int:
+    """Length of the next frame on a blocking descriptor, which must be of `kind`."""
+    length, found = _HEAD.unpack(reader(fd)(_HEAD.size))
+    if found != kind[0]:
+        raise ProtocolError(f"a frame of kind {found} where {kind!r} was expected")
+    return length
 
 
 class Frames:
@@ -106,26 +118,11 @@ def reader(fd: int) -> Callable[[int], bytes]:
     return read
 
 
-def write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def pack_job(header: dict, inputs: list[bytes]) -> bytes:
-    """The header goes as JSON with the lengths of the inputs in it, the inputs raw behind it."""
-    text = json.dumps({**header, "lengths": [len(i) for i in inputs]}).encode()
-    return b"".join([struct.pack("<I", len(text)), text, *inputs])
-
-
-def unpack_job(payload: bytes) -> tuple[dict, list[memoryview]]:
-    (n,) = struct.unpack_from("<I", payload)
-    header = json.loads(payload[4 : 4 + n])
-    view, at, inputs = memoryview(payload), 4 + n, []
-    for length in header["lengths"]:
-        inputs.append(view[at : at + length])
-        at += length
-    return header, inputs
+def write(fd: int, data: bytes | bytearray) -> None:
+    with memoryview(data) as view:
+        at = 0
+        while at < len(view):
+            at += os.write(fd, view[at:])
 
 
 def pack_result(result: Result) -> bytes:
@@ -155,7 +152,7 @@ def unpack_result(payload: bytes) -> Result:
     if len(payload) < _RESULT.size:
         raise ProtocolError(f"a result of {len(payload)} bytes")
     index, fresh, end, code, main, cpu, wall, idle, rss, *lengths = _RESULT.unpack_from(payload)
-    if _RESULT.size + sum(lengths) != len(payload) or end > OUTPUT:
+    if _RESULT.size + sum(lengths) != len(payload) or end > FORGED:
         raise ProtocolError("a result whose lengths or fields do not add up")
     texts, at = [], _RESULT.size
     for length in lengths:

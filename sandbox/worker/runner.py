@@ -5,94 +5,121 @@ and the owner compares. This file only has to be right for honest programs: the 
 of a fresh interpreter, also when one process runs several tests of a program.
 """
 
+import _random
+import _thread
+import atexit
 import builtins
 import contextlib
 import gc
 import io
+import itertools
 import json
 import os
+import random
 import resource
 import signal
+import struct
 import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 
-from sandbox.worker import landlock, libc, seccomp
+from sandbox.worker import idioms, landlock, libc, seccomp
 
+FILE = "program.py"
+FORK = b"f"
+ACCOUNT = struct.Struct("<iQQ")
+"""What the template says of a test's process: wait status, nanoseconds of CPU time, kilobytes of memory at most."""
 CONTROL = 3
+BIRTH = struct.Struct("<QQ")
+"""Of a test's process: its id and, in nanoseconds of the monotonic clock, when it was forked."""
 _KEPT = 10  # descriptors 10, 11, 12 keep the streams for the next test, 13 the value
-_VALUE = 13
+_VALUE, _ORDERS, _BORN = 13, 14, 15  # the last two are the template's
 _MAIN_THREAD_STACK = 8 << 20
 _HEAD_START_S = 0.005
 _MOST_WAIT_S = 0.5
 
 
-def run(job: dict, code: list[types.CodeType], state: dict, streams: list[int], control: int, ruleset: int) -> None:
-    """Never returns. `streams`: descriptors for stdin, stdout, stderr and the returned value."""
+def run(job: dict, code: list[types.CodeType], state: dict, given: list[int], ruleset: int) -> None:
+    """Never returns. `given`: descriptors for stdin, stdout, stderr, the value and the control channel; and to fork for
+    each test, one that the orders come from and one to note births on."""
     try:
-        lock_down(job, streams, control, ruleset)
-        call, first = None, True
+        _arrange(job, given, ruleset)
+        orders = len(given) > 5
+        script, source, parent = job["mode"] == "stdin", _Source(job["source"]), job["parent"]
+        lock_down = _lock(job)
+        gc.freeze()  # what is here is not the program's garbage, nor should its pages be copied to find that out
+        module = _module("__main__" if script else "solution", source)
+        if orders:
+            parent = os.getpid()
+            _fork_for_each_test()
+        lock_down(parent)
+        call = None
         while os.read(CONTROL, 1) == b"g":
-            for number in (0, 1, 2):
-                os.dup2(_KEPT + number, number)
-            _restore(state, first)
-            first = False
+            if module is None:
+                for number in (0, 1, 2):
+                    os.dup2(_KEPT + number, number)
+                _restore(state, job["digits"])
+                module = _module("__main__", source) if script else None
+            names, module = module.__dict__ if module else {}, None
             try:
-                if job["mode"] == "stdin":
-                    _run_main(code)
+                if script:
+                    for part in code:
+                        exec(part, names)
                 else:
+                    given = _arguments()
                     if call is None:
-                        call = _entry(code, job["entry"])
-                    _run_call(call)
+                        call = _entry(code, names, job["entry"])
+                    _run_call(call, given)
             except SystemExit as stop:
                 kind, text = _exit_code(stop)
             except BaseException as e:  # noqa: BLE001 - whatever a program raises is its own
                 kind, text = "x", _describe(e)
             else:
                 kind, text = "k", ""
-            if kind != "x" and job["mode"] == "stdin":
+            del names
+            if kind != "x" and script:
                 _tell_of_threads()
-            dirty = not _settle()
+            dirty = not _settle(script)
             _answer(kind, text, dirty)
-            if dirty:
+            if dirty or orders:
                 os._exit(0)
     finally:
         os._exit(1)
 
 
-def lock_down(job: dict, streams: list[int], control: int, ruleset: int) -> None:
-    """Limits, descriptors, Landlock, seccomp, in this order. After it nothing can be opened up again."""
-    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+def _arrange(job: dict, given: list[int], ruleset: int) -> None:
+    """All that a process forked from this one inherits: limits, descriptors, Landlock, the streams of Python."""
+    libc.raw(*libc.DIE_WITH_PARENT)
     if os.getppid() != job["parent"]:
-        os._exit(1)  # the supervisor died between fork and prctl
+        os._exit(1)  # it died between fork and prctl
     limits = {
-        resource.RLIMIT_CPU: job["cpu_backstop"],
         resource.RLIMIT_FSIZE: job["output"] + 1,
         resource.RLIMIT_NOFILE: job["files"],
         resource.RLIMIT_AS: job["address_space"],
+        resource.RLIMIT_CPU: job["cpu_backstop"],
     }
     if job["nproc"]:
         limits[resource.RLIMIT_NPROC] = job["nproc"]
     if job["data"]:
         limits[resource.RLIMIT_DATA] = job["data"]
-    for number, fd in enumerate([*streams[:3], control]):
-        os.dup2(fd, 100 + number)  # out of the way first: one of the targets may be one of the sources
-    os.dup2(streams[3], 104)
+    targets = dict(zip((0, 1, 2, _VALUE, CONTROL, _ORDERS, _BORN), given, strict=False))
+    targets |= {_KEPT + number: fd for number, fd in enumerate(given[:3])}
+    rules = 101 + max(targets)
     if ruleset >= 0:
-        os.dup2(ruleset, 105)
-    for number in range(3):
-        os.dup2(100 + number, _KEPT + number)
-    os.dup2(104, _VALUE)
-    os.dup2(103, CONTROL)
-    os.closerange(4, _KEPT)
-    os.closerange(_VALUE + 1, 105)
-    os.closerange(106, 1024)
-    for number in range(3):
-        os.dup2(_KEPT + number, number)
+        os.dup2(ruleset, rules)
+    for target, fd in targets.items():  # out of the way first: one of the targets may be one of the sources
+        os.dup2(fd, 100 + target)
+    for target in targets:
+        os.dup2(100 + target, target)
+    kept = [*sorted(targets), rules, 1024]
+    for one, after in itertools.pairwise(kept):
+        if after > one + 1:
+            os.closerange(one + 1, after)
     if ruleset >= 0:
-        landlock.restrict(105)
-        os.close(105)
+        landlock.restrict(rules)
+        os.close(rules)
     for kind, value in limits.items():
         try:
             resource.setrlimit(kind, (value, value))
@@ -100,33 +127,80 @@ def lock_down(job: dict, streams: list[int], control: int, ruleset: int) -> None
             hard = resource.getrlimit(kind)[1]
             resource.setrlimit(kind, (hard, hard))
     threading.stack_size(_MAIN_THREAD_STACK)  # glibc would take RLIMIT_STACK, 256 MiB, for every thread
-    if job["seccomp"]:
-        seccomp.install(job["seccomp"])
+    sys.set_int_max_str_digits(job["digits"])
+    _open_streams()
 
 
-def _run_main(code: list[types.CodeType]) -> None:
-    main = types.ModuleType("__main__")
-    main.__dict__["__builtins__"] = builtins
-    sys.modules["__main__"] = main
+def _fork_for_each_test() -> None:
+    """Returns in a new process for every order; ends with the supervisor."""
+    fork, wait4, read, write, note, clock = idioms.fork, os.wait4, os.read, os.write, os.pwrite, time.monotonic_ns
+    while read(_ORDERS, 1) == FORK:
+        pid = fork()
+        if pid == 0:
+            os.closerange(_ORDERS, _BORN + 1)
+            return
+        note(_BORN, BIRTH.pack(pid, clock()), 0)
+        _, status, usage = wait4(pid, 0)
+        write(_ORDERS, ACCOUNT.pack(status, round((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_maxrss))
+    os._exit(0)
+
+
+def _lock(job: dict) -> Callable[[int], None]:
+    """The last step, after which nothing can be opened up again. Made before the fork, for all that a process does
+    after one is paid in copied pages."""
+    seed = _random.Random.seed if "rand" in job["source"] + job["prelude"] else None
+    numbers = random._inst
+    install = seccomp.prepare(job["seccomp"]) if job["seccomp"] else None
+    die_with_parent, getpid, getppid, end = libc.DIE_WITH_PARENT, os.getpid, os.getppid, os._exit
+
+    def lock(parent: int) -> None:
+        libc.raw(*die_with_parent)
+        if getppid() != parent:
+            end(1)  # it died between fork and prctl
+        if seed:
+            seed(numbers)
+        if install:
+            install(getpid())
+
+    return lock
+
+
+def _module(name: str, source: "_Source") -> types.ModuleType:
+    module = types.ModuleType(name)
+    module.__dict__.update(__builtins__=builtins, __file__=FILE, __loader__=source)
+    sys.modules[name] = module
+    return module
+
+
+class _Source:
+    """For inspect and for tracebacks, which ask a module's loader where there is no file."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def get_source(self, _name: str) -> str:
+        return self.text
+
+
+def _arguments() -> list:
+    """Of the next call. They come where its value will go, so that a program that reads standard input finds none."""
+    given = os.pread(_VALUE, os.fstat(_VALUE).st_size, 0)
+    os.ftruncate(_VALUE, 0)
+    return json.loads(given)
+
+
+def _entry(code: list[types.CodeType], names: dict, entry: str):
+    """The callable that `entry` names: `function` or `Class().method`, of one object as in LiveCodeBench's runner.
+
+    What an object keeps from an earlier test makes a later one fail there. Here "real" then judges in fresh processes.
+    """
     for part in code:
-        exec(part, main.__dict__)
-
-
-def _entry(code: list[types.CodeType], entry: str):
-    """The callable that `entry` names: `function` or `Class().method`, with a fresh object for every test."""
-    module = types.ModuleType("solution")
-    module.__dict__["__builtins__"] = builtins
-    sys.modules["solution"] = module
-    for part in code:
-        exec(part, module.__dict__)
+        exec(part, names)
     owner, _, method = entry.rpartition("().")
     name = owner or method
-    if not hasattr(module, name) or (owner and not hasattr(getattr(module, name), method)):
+    if name not in names or (owner and not hasattr(names[name], method)):
         raise MissingEntryPoint(f"the program does not define {entry}")
-    found = getattr(module, name)
-    if not owner:
-        return found
-    return lambda *args: getattr(found(), method)(*args)
+    return getattr(names[owner](), method) if owner else names[method]
 
 
 class MissingEntryPoint(Exception):
@@ -137,10 +211,8 @@ class NotPlainData(Exception):
     pass
 
 
-def _run_call(call) -> None:
-    with open(0, "rb", closefd=False) as given:
-        args = json.loads(given.read())
-    value = call(*args)
+def _run_call(call, given: list) -> None:
+    value = call(*given)
     try:
         text = json.dumps(_plain(value, 0)).encode()
     except ValueError as e:  # an integer of more than 4,300 digits
@@ -174,30 +246,32 @@ def _plain(value, depth: int):
 
 
 def remember(cwd: str) -> dict:
-    """What a fresh interpreter looks like; taken by the supervisor, once for all runners of a program."""
+    """What a fresh interpreter looks like; taken in the zygote."""
     return {
         "cwd": cwd,
         "builtins": dict(vars(builtins)),
         "environ": dict(os.environ),
         "recursion": sys.getrecursionlimit(),
-        "digits": sys.get_int_max_str_digits(),
         "path": list(sys.path),
     }
 
 
-def _restore(state: dict, first: bool) -> None:
-    """Before each test: the streams, modules and settings of a fresh interpreter.
+def _open_streams() -> None:
+    """The standard streams as CPython opens them, with the names and modes that programs look at."""
+    for name, fd, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        raw = io.FileIO(fd, mode, closefd=False)
+        raw.name = f"<{name}>"
+        buffer = io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+        errors = "backslashreplace" if name == "stderr" else "strict"
+        stream = io.TextIOWrapper(buffer, "utf-8", errors, "\n", line_buffering=name == "stderr")
+        stream.mode = mode  # type: ignore[misc]
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
-    The first test finds them all in place but for the streams; only looking at them would cost a copy of every page
-    they lie on.
-    """
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8")
-    sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), "utf-8")
-    sys.stderr = sys.__stderr__ = io.TextIOWrapper(
-        io.BufferedWriter(io.FileIO(2, "w", closefd=False)), "utf-8", "backslashreplace", line_buffering=True
-    )
-    if first:
-        return
+
+def _restore(state: dict, digits: int) -> None:
+    """Before each test but the first: the streams, modules and settings of a fresh interpreter."""
+    _open_streams()
     if vars(builtins) != state["builtins"]:
         builtins.__dict__.clear()
         builtins.__dict__.update(state["builtins"])
@@ -205,7 +279,7 @@ def _restore(state: dict, first: bool) -> None:
     sys.argv = ["program.py"]
     sys.path[:] = state["path"]
     sys.setrecursionlimit(state["recursion"])
-    sys.set_int_max_str_digits(state["digits"])
+    sys.set_int_max_str_digits(digits)
     if dict(os.environ) != state["environ"]:
         os.environ.clear()
         os.environ.update(state["environ"])
@@ -221,7 +295,7 @@ def _tell_of_threads() -> None:
     before the main thread goes on and ends: here that much of its CPU time, so that a busy machine changes nothing.
     """
     try:
-        if threading.active_count() == 1:
+        if not _thread._count():
             return
         others = [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]
         if not others:
@@ -243,25 +317,44 @@ def _cpu_s(thread: threading.Thread) -> float:
     )  # CPUCLOCK_SCHED of one thread; OSError when it is dead
 
 
-def _settle() -> bool:
+def _settle(script: bool) -> bool:
     """After each test, what an interpreter does at its end. False: the process is not fit for another test."""
     clean = True
     try:
-        if threading.active_count() > 1:
+        if _thread._count():
             clean = False
             for thread in threading.enumerate():
                 if thread is not threading.current_thread() and not thread.daemon:
                     thread.join()
-        if "atexit" in sys.modules:
-            sys.modules["atexit"]._run_exitfuncs()
-            sys.modules["atexit"]._clear()
+        if atexit._ncallbacks():
+            atexit._run_exitfuncs()
+            atexit._clear()
         if signal.getitimer(signal.ITIMER_REAL)[0] or sys.gettrace() or sys.getprofile():
             clean = False
     except BaseException:  # noqa: BLE001 - a program may have broken any of it
         clean = False
-    for stream in (sys.stdout, sys.stderr):
+    clean = _flush() and clean
+    if script:
+        try:  # the objects of the program go: files that it left open are written, its __del__ may print
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            for reference in idioms.opened:
+                with contextlib.suppress(OSError, ValueError):  # it can only be read, or lies on a closed descriptor
+                    if (file := reference()) is not None and not file.closed:
+                        file.flush()
+            idioms.opened.clear()
+            sys.modules.pop("__main__", None)
+            gc.collect()
+        except BaseException:  # noqa: BLE001
+            clean = False
+        clean = _flush() and clean
+    return clean
+
+
+def _flush() -> bool:
+    clean = True
+    for name in ("stdout", "stderr"):
         try:
-            stream.flush()
+            getattr(sys, name).flush()
         except BaseException:  # noqa: BLE001 - closed, full or replaced by the program
             clean = False
     return clean
@@ -290,3 +383,44 @@ def _describe(error: BaseException) -> str:
 def _answer(kind: str, text: str, dirty: bool) -> None:
     body = text.encode("utf-8", "replace")[:1000]
     os.write(CONTROL, (kind + ("d" if dirty else "c")).encode() + len(body).to_bytes(2, "little") + body)
+
+
+SAMPLE = """
+import sys
+def main():
+    a, b = map(int, input().split())
+    print(a + b, *sorted([b, a]), sep=" ")
+    print("\\n".join(str(x) for x in range(3)))
+    sys.stdout.write(sys.stdin.readline())
+if __name__ == "__main__":
+    main()
+"""
+
+
+def warm_up() -> None:
+    """Run a small program some times, so that what an interpreter learns by running (method caches, specialised code)
+    is in the memory that all runners share, and is not learnt and written in each."""
+    code, source, modules = compile(SAMPLE, FILE, "exec", dont_inherit=True), _Source(SAMPLE), dict(sys.modules)
+    kept = [os.dup(fd) for fd in (0, 1, 2)]
+    streams = {
+        name: getattr(sys, name) for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
+    }
+    given, printed = os.memfd_create("given"), os.memfd_create("printed")
+    try:
+        os.write(given, b"1 2\n3\n")
+        os.dup2(given, 0)
+        os.dup2(printed, 1)
+        for _ in range(20):
+            os.lseek(0, 0, os.SEEK_SET)
+            _open_streams()
+            exec(code, _module("__main__", source).__dict__)
+            _settle(True)
+    finally:
+        for fd, old in enumerate(kept):
+            os.dup2(old, fd)
+            os.close(old)
+        os.close(given)
+        os.close(printed)
+        sys.modules.update(modules)
+        for name, stream in streams.items():
+            setattr(sys, name, stream)

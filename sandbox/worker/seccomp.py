@@ -7,8 +7,10 @@ architectures, so the low half of argument i is at 16 + 8 i.
 import ctypes
 import errno
 import os
+import re
 import signal
 import struct
+from collections.abc import Callable, Sequence
 
 from sandbox.worker import libc, syscalls
 
@@ -18,7 +20,9 @@ _X32_BIT = 0x40000000
 _LOAD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
 _KILL, _ALLOW = 0x80000000, 0x7FFF0000
 _EPERM, _ENOSYS = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
+_DONE = 0x00050000  # the call is not made, and answered with 0
 _NR, _ARCH = 0, 4
+_RLIMIT_STACK = 3
 
 CLONE_THREAD = 0x00010000
 _CLONE_NEW = 0x7E020080  # every CLONE_NEW* flag
@@ -44,12 +48,27 @@ def runner_filter(*, shared_memory: bool, machine: str = "") -> list[Instruction
         if name != "prlimit64":
             rules.allow(syscalls.ALLOWED[name])
     # prlimit64(pid 0 or itself, resource, NULL, old): new limits must be a null pointer, both halves of it.
-    rules.when(syscalls.ALLOWED["prlimit64"], [(_low(2), "is", 0), (_high(2), "is", 0), (_low(0), "is", (0, SELF))])
+    # A new limit for the stack is answered as if it were taken, for programs ask for one by habit.
+    rules.when(
+        syscalls.ALLOWED["prlimit64"],
+        [(_low(2), "is", 0), (_high(2), "is", 0), (_low(0), "is", (0, SELF))],
+        first=[
+            (_LOAD, 0, 0, _low(1)),
+            (_JEQ, 0, 5, _RLIMIT_STACK),
+            (_LOAD, 0, 0, _low(2)),
+            (_JEQ, 0, 2, 0),
+            (_LOAD, 0, 0, _high(2)),
+            (_JEQ, 1, 0, 0),
+            (_RET, 0, 0, _DONE),
+        ],
+    )
     rules.when(syscalls.FILTERED["clone"], [(_low(0), "any of", CLONE_THREAD), (_low(0), "none of", _CLONE_NEW)])
     # Signals to itself, but not SIGKILL: whoever dies of that was killed from outside, and has no verdict.
     rules.when(syscalls.FILTERED["kill"], [(_low(0), "is", (SELF,)), (_low(1), "not", signal.SIGKILL)])
     rules.when(syscalls.FILTERED["tgkill"], [(_low(0), "is", (SELF,)), (_low(2), "not", signal.SIGKILL)])
-    rules.when(syscalls.FILTERED["fcntl"], [(_low(1), "is", _FCNTL)])
+    # So are SQLite's locks on its own files: a process alone needs none, and none is made that another could see.
+    locks: list[Instruction] = [(_LOAD, 0, 0, _low(1)), (_JEQ, 1, 0, 5), (_JEQ, 0, 1, 6), (_RET, 0, 0, _DONE)]
+    rules.when(syscalls.FILTERED["fcntl"], [(_low(1), "is", _FCNTL)], first=locks)  # F_GETLK, F_SETLK
     rules.when(syscalls.FILTERED["ioctl"], [(_low(1), "is", _IOCTL)])
     rules.when(syscalls.FILTERED["prctl"], [(_low(0), "is", (_SET_NAME, _GET_NAME))])
     if shared_memory:
@@ -83,9 +102,25 @@ def assemble(program: list[Instruction]) -> bytes:
 
 def install(code: bytes) -> None:
     """Lock the calling thread and its children in for good. PR_SET_NO_NEW_PRIVS must have been set."""
-    code = code.replace(struct.pack("<I", SELF), struct.pack("<I", os.getpid()))
+    prepare(code)(os.getpid())
+
+
+def prepare(code: bytes) -> Callable[[int], None]:
+    """`install` for the process with an id, with all that can be done before that process is there."""
     buffer = ctypes.create_string_buffer(code, len(code))
-    libc.call("seccomp", 1, 0, _SockFprog(len(code) // 8, ctypes.addressof(buffer)))  # SECCOMP_SET_MODE_FILTER
+    program = _SockFprog(len(code) // 8, ctypes.addressof(buffer))
+    marks = [match.start() for match in re.finditer(re.escape(struct.pack("<I", SELF)), code)]
+    arguments = libc.number("seccomp"), 1, 0, ctypes.addressof(program), 0  # SECCOMP_SET_MODE_FILTER
+    pack_into, raw = struct.Struct("<I").pack_into, libc.raw
+
+    def install(pid: int) -> None:
+        for at in marks:
+            pack_into(buffer, at, pid)
+        if raw(*arguments):
+            raise OSError(ctypes.get_errno(), "seccomp: the filter was refused")
+        assert program
+
+    return install
 
 
 class _SockFprog(ctypes.Structure):
@@ -107,12 +142,12 @@ class _Rules:
         if number is not None:
             self.blocks[number] = [(_RET, 0, 0, value)]
 
-    def when(self, numbers: tuple[int | None, int | None], conditions: list) -> None:
-        """Allow when every condition holds, else EPERM."""
+    def when(self, numbers: tuple[int | None, int | None], conditions: list, first: Sequence[Instruction] = ()) -> None:
+        """Allow when every condition holds, else EPERM. `first`: instructions that may decide before."""
         number = numbers[self.column]
         if number is None:
             return
-        block: list[Instruction] = []
+        block: list[Instruction] = [*first]
         for offset, test, value in conditions:
             block += _condition(offset, test, value)
         self.blocks[number] = [*block, (_RET, 0, 0, _ALLOW)]

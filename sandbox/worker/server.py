@@ -11,7 +11,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
 from typing import NamedTuple
 
@@ -23,11 +22,6 @@ _STACK = 256 << 20  # of a program's main thread; counts from exec on, so the wo
 # On top of a program's memory: the zygote, the supervisor, and what a program can fill without it being its memory,
 # namely /tmp and its three streams. With less room the kernel might have to kill the supervisor, which is no verdict.
 _CGROUP_ROOM = 192 << 20
-
-
-# Results go to the owner together when they follow each other closely: in a container each write passes through three
-# processes of the engine.
-_TOGETHER_MS, _TOGETHER_BYTES = 10, 64 << 10
 
 
 class OwnerGone(Exception):
@@ -50,6 +44,7 @@ class Options(NamedTuple):
 def main(argv: list[str]) -> None:
     options = Options(**json.loads(argv[0])) if argv else Options()
     _restart_with_stack()
+    os.environ.pop("LD_BIND_NOW", None)
     sys.path[:] = [os.path.realpath(p) for p in sys.path if os.path.isdir(p)]
     # Frames have a descriptor of their own: a stray print must not be able to speak for the worker.
     os.dup2(1, _OWNER_OUT)
@@ -90,6 +85,13 @@ class _Zygote:
 
 class _Worker:
     def __init__(self, options: Options):
+        self.poll = select.poll()
+        self.poll.register(_OWNER_IN, select.POLLIN)
+        if options.owner:  # first: nothing is made for an owner that is gone already
+            try:
+                self.poll.register(os.pidfd_open(options.owner), select.POLLIN)
+            except ProcessLookupError:
+                raise OwnerGone from None
         self.cgroup = cgroup.create(options.cgroup) if options.cgroup else None
         self.oom_file = cgroup.own_oom_file() if options.mode == "container" else ""
         memory = f"{self.cgroup.path}/cgroup.procs" if self.cgroup else ""
@@ -102,10 +104,6 @@ class _Worker:
             self.report = self.zygotes[preload].report
             if "failed" in self.report:
                 break
-        self.poll = select.poll()
-        self.poll.register(_OWNER_IN, select.POLLIN)
-        if options.owner:
-            self.poll.register(os.pidfd_open(options.owner), select.POLLIN)
         for z in self.zygotes.values():
             self.poll.register(z.commands, select.POLLIN)
         self.mode = options.mode
@@ -119,15 +117,15 @@ class _Worker:
             "memory": "cgroup" if self.cgroup else "rlimit",
             "cgroup": self.cgroup.path if self.cgroup else "",
         }
-        write(_OWNER_OUT, frame(protocol.HELLO, json.dumps(hello).encode()))
         try:
+            write(_OWNER_OUT, frame(protocol.HELLO, json.dumps(hello).encode()))
             if "failed" in self.report:
                 return
             spare = self.zygotes[""].spawn()
             while True:
                 self._wait(None)
                 kind, payload = _from_owner()
-                if kind != protocol.JOB:  # a cancellation that crossed the end of its job
+                if kind != protocol.JOB:  # a cancellation or an input that crossed the end of its job
                     continue
                 chosen = self.zygotes["numpy" if _wants_numpy(payload) else ""]
                 supervisor = spare if chosen is self.zygotes[""] else chosen.spawn()
@@ -140,28 +138,27 @@ class _Worker:
             self._close()
 
     def _run(self, payload: bytes, supervisor: socket.socket) -> None:
-        """Relay one job's frames until its end, its supervisor's death, or a cancellation."""
+        """Relay one job's frames, both ways, until its end, its supervisor's death, or a cancellation."""
         compiled = ended = False
         ooms = self._ooms()
-        frames, out = protocol.Frames(protocol.MAX_TO_OWNER), bytearray()
+        frames, there = protocol.Frames(protocol.MAX_TO_OWNER), bytearray(frame(protocol.JOB, payload))
         try:
-            self._limit_memory(payload)
-            try:
-                write(supervisor.fileno(), frame(protocol.JOB, payload))
-            except BrokenPipeError:
-                raise EOFError from None
+            self._limit_memory(json.loads(payload))
             while not ended:
-                ready = self._wait(supervisor, _TOGETHER_MS if out else None)
-                if ready == "owner":
-                    kind, _ = _from_owner()
+                ready = self._wait(supervisor, select.POLLIN | (select.POLLOUT if there else 0))
+                if "owner" in ready:
+                    kind, body = _from_owner()
                     if kind == protocol.CANCEL:
                         break
-                    raise ProtocolError("a job while another one runs")
-                if ready == "supervisor":
+                    if kind != protocol.INPUT:
+                        raise ProtocolError("a job while another one runs")
+                    there += frame(kind, body)
+                if "read" in ready:
                     data = os.read(supervisor.fileno(), 1 << 18)
                     if not data:
                         raise EOFError
                     frames.feed(data)
+                    out = bytearray()
                     while not ended and (found := frames.next()):
                         kind, body = found
                         compiled = compiled or kind == protocol.COMPILED
@@ -171,11 +168,11 @@ class _Worker:
                             out += frame(protocol.OUT_OF_MEMORY)
                         if kind != protocol.END:
                             out += frame(kind, body)
-                if ended or not ready or len(out) > _TOGETHER_BYTES:
-                    write(_OWNER_OUT, bytes(out))
-                    out.clear()
+                    write(_OWNER_OUT, out)
+                elif "write" in ready:
+                    with contextlib.suppress(BrokenPipeError):  # its last words are still to be read
+                        del there[: supervisor.send(memoryview(there)[: 1 << 20], socket.MSG_DONTWAIT)]
         except (EOFError, ConnectionResetError):
-            write(_OWNER_OUT, bytes(out))
             if self._ooms() != ooms:
                 write(_OWNER_OUT, frame(protocol.OUT_OF_MEMORY))
             why = b"running: the supervisor died" if compiled else b"compiling: the compiler died"
@@ -186,30 +183,30 @@ class _Worker:
             supervisor.close()
         write(_OWNER_OUT, frame(protocol.END))
 
-    def _wait(self, supervisor: socket.socket | None, timeout_ms: float | None = None) -> str:
-        """Until the "owner" or the "supervisor" has something to say, or "" when the time is over."""
+    def _wait(self, supervisor: socket.socket | None, events: int = 0) -> set[str]:
+        """Until the "owner" has something to say, or the supervisor something to "read" or room to "write"."""
         if supervisor:
-            self.poll.register(supervisor, select.POLLIN)
+            self.poll.register(supervisor, events)
         try:
-            ready = {fd for fd, _ in self.poll.poll(timeout_ms)}
+            ready = dict(self.poll.poll())
         finally:
             if supervisor:
                 self.poll.unregister(supervisor)
-        if _OWNER_IN in ready:
-            return "owner"
-        if supervisor and supervisor.fileno() in ready:
-            return "supervisor"
+        found = {"owner"} if ready.pop(_OWNER_IN, 0) else set()
+        state = ready.pop(supervisor.fileno(), 0) if supervisor else 0
         if ready:
             raise OwnerGone  # or a zygote died: the owner sees our end and starts another worker
-        return ""
+        if state & ~select.POLLOUT:
+            found.add("read")
+        if state & select.POLLOUT:
+            found.add("write")
+        return found
 
-    def _limit_memory(self, payload: bytes) -> None:
+    def _limit_memory(self, header: dict) -> None:
         if self.cgroup:
-            (n,) = struct.unpack_from("<I", payload)
-            header = json.loads(payload[4 : 4 + n])
-            inputs = sum(header["lengths"])
-            inputs += -inputs % (8 << 20)  # in steps: setting the limit takes its time, and most jobs can keep it
-            limit = header["memory"] + 2 * inputs + _CGROUP_ROOM
+            size = header["largest"]
+            size += -size % (8 << 20)  # in steps: setting the limit takes its time, and most jobs can keep it
+            limit = header["memory"] + 2 * size + _CGROUP_ROOM
             if limit != self.memory:
                 self.cgroup.set_memory(limit)
                 self.memory = limit
@@ -251,5 +248,4 @@ def _packages(options: Options) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _wants_numpy(payload: bytes) -> bool:
     """A guess from the text: right or wrong, the program runs; a right one spares it the import."""
-    (n,) = struct.unpack_from("<I", payload)
-    return b"numpy" in payload[4 : 4 + n]
+    return b"numpy" in payload

@@ -6,19 +6,25 @@ of its own, so neither limit depends on how busy the machine is. Wall time is on
 """
 
 import contextlib
+import json
 import os
 import select
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
-from sandbox.worker import libc, protocol, runner, seccomp, tmpfiles
+from sandbox.worker import idioms, libc, protocol, runner, tmpfiles
 from sandbox.worker.protocol import Result
 
 _KEEP_STDERR = 64 << 10
 _POLL_S = 0.2
+_SHORT_LIVED = 4
+# Results go out together when they follow each other closely: each write passes through two processes, in a container
+# through three more of the engine.
+_TOGETHER_MS, _TOGETHER_BYTES = 10, 64 << 10
 
 
 class Jail(NamedTuple):
@@ -28,9 +34,10 @@ class Jail(NamedTuple):
     """full (namespaces and a root of its own), container, reduced (nothing but what follows)"""
     rules: int
     """Descriptor of the Landlock rule set for runners, or -1."""
-    own_filter: bytes
-    """seccomp programs for this process and for runners; empty where the architecture has no table"""
+    lock_down: Callable[[], None]
+    """For this process: gives up what is left of its rights, and takes its own seccomp filter on."""
     runner_filter: bytes
+    """seccomp program for runners; empty where the architecture has no table"""
     memory_cgroup: bool
     """A group of the worker's own bounds memory; else RLIMIT_DATA does."""
     proc: int
@@ -39,68 +46,84 @@ class Jail(NamedTuple):
     scratch: str
     """The folder that programs may write to, empty before each; or "" where there is none."""
     cwd: str
+    fresh: dict
+    """What a fresh interpreter looks like (`runner.remember`)."""
     own_uid: bool
     """The user id is used by this worker alone, so that a limit on its processes means something."""
 
 
 def run(channel: int, jail: Jail) -> None:
     """Serve one job from `channel`, then exit. Everything privileged happens before the job is read."""
-    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.raw(*libc.DIE_WITH_PARENT)
     if jail.scratch:
         tmpfiles.empty(jail.scratch)
-    libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
-    libc.prctl(libc.PR_SET_DUMPABLE, 0)
-    libc.drop_capabilities()
-    if jail.own_filter:
-        seccomp.install(jail.own_filter)
+    jail.lock_down()
     kind, payload = protocol.read_frame(protocol.reader(channel), protocol.MAX_TO_WORKER)
     assert kind == protocol.JOB
-    header, inputs = protocol.unpack_job(payload)
+    header = json.loads(payload)
+    sources = {"prelude.py": header["prelude"], runner.FILE: header["source"]}
     try:
-        sources = {"prelude.py": header["prelude"], "program.py": header["source"]}
         code = [compile(text, name, "exec", dont_inherit=True, optimize=0) for name, text in sources.items() if text]
     except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as e:
         protocol.write(channel, protocol.frame(protocol.COMPILE_ERROR, f"{type(e).__name__}: {e}".encode()[:2000]))
         return
-    protocol.write(channel, protocol.frame(protocol.COMPILED))
-    _Tests(channel, jail, header, inputs, code).run()
-    protocol.write(channel, protocol.frame(protocol.END))
+    tests = _Tests(channel, jail, header, code)
+    tests.out += protocol.frame(protocol.COMPILED)
+    try:
+        tests.run()
+        tests.out += protocol.frame(protocol.END)
+    finally:
+        tests.flush()
 
 
 class _Tests:
-    """The tests of one program, one after the other, in one runner or in a fresh one each."""
+    """The tests of one program, one after the other, in one runner or in a fresh one each.
 
-    def __init__(self, channel: int, jail: Jail, header: dict, inputs: list[memoryview], code):
-        self.channel, self.jail, self.header, self.inputs = channel, jail, header, inputs
-        self.code = code
-        self.state = runner.remember(jail.cwd)
+    No input is held here when a runner is forked: those of later tests are not in its memory.
+    """
+
+    def __init__(self, channel: int, jail: Jail, header: dict, code):
+        self.channel, self.jail, self.header, self.code = channel, jail, header, code
+        self.out = bytearray()
         self.runner: _Runner | None = None
         self.used = False
+        self.arrived = select.poll()
+        self.arrived.register(channel, select.POLLIN)
 
     def run(self) -> None:
-        reuse = self.header["isolation"] == "program"
-        for index, given in enumerate(self.inputs):
-            fresh = self.runner is None
-            running = self.runner or self._next()
-            running.lay_out(given)
-            last = index == len(self.inputs) - 1
+        count, reuse = self.header["tests"], self.header["isolation"] == "program"
+        template = not reuse and count > 1
+        for index in range(count):
+            fresh = template or self.runner is None
+            if fresh and self.used and self.jail.scratch:
+                tmpfiles.empty(self.jail.scratch)  # a fresh process finds no files of the one before
+            self.used = True
+            running = self.runner = self.runner or _Runner(self, template)
+            running.lay_out(self.channel, self._input_size())
             ended = running.test()
+            last = index == count - 1
             if not reuse or last or ended.end != protocol.DONE or ended.dirty:
                 ended = running.finish(ended)
-                self.runner = None
+                if not template or last:
+                    self.runner = None
             result = running.collect(index, fresh, ended)
             if self.runner is None:
                 running.forget()
-            protocol.write(self.channel, protocol.frame(protocol.RESULT, protocol.pack_result(result)))
+            self.out += protocol.frame(protocol.RESULT, protocol.pack_result(result))
             if result.end != protocol.DONE and self.header["stop"]:
                 return
+            if len(self.out) > _TOGETHER_BYTES:
+                self.flush()
 
-    def _next(self) -> "_Runner":
-        if self.used and self.jail.scratch:
-            tmpfiles.empty(self.jail.scratch)  # a fresh process finds no files of the one before
-        self.used = True
-        self.runner = _Runner(self.channel, self.jail, self.header, self.code, self.state)
-        return self.runner
+    def flush(self) -> None:
+        protocol.write(self.channel, self.out)
+        self.out.clear()
+
+    def _input_size(self) -> int:
+        """Wait for the next test's input; it may be sent only when the results so far have been seen."""
+        if not self.arrived.poll(0):
+            self.flush()
+        return protocol.read_head(self.channel, protocol.INPUT)
 
 
 class _Ended:
@@ -113,30 +136,48 @@ class _Ended:
 
 
 class _Runner:
-    """One runner process and the clocks on it."""
+    """One runner process and the clocks on it; with `template` one for every test, forked from one that waits."""
 
-    def __init__(self, channel: int, jail: Jail, header: dict, code, state: dict):
-        self.channel, self.header, self.jail = channel, header, jail
+    def __init__(self, tests: _Tests, template: bool):
+        self.tests, self.header, self.jail = tests, tests.header, tests.jail
         self.streams = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr", "value")]
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.template, orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) if template else (None, None)
+        self.born = os.memfd_create("born") if template else -1
         job = self._job()
-        self.pid = os.fork()
+        self.pid = idioms.fork()
         if self.pid == 0:
-            runner.run(job, code, state, self.streams, theirs.fileno(), jail.rules)
+            given = [*self.streams, theirs.detach(), *([orders.detach(), self.born] if orders else [])]
+            runner.run(job, tests.code, tests.jail.fresh, given, tests.jail.rules)
         theirs.close()
-        self.pidfd = os.pidfd_open(self.pid)
-        self.clock = (~self.pid << 3) | 2  # CPUCLOCK_SCHED of that process: time.h has no call for it
+        if orders:
+            orders.close()
+        self.poll, self.deaths = select.poll(), select.poll()
+        self.poll.register(tests.channel, select.POLLHUP)
+        self.pidfd = -1
+        if self.template:  # what a test's process says is read when it is dead, for dead it is at once
+            self.poll.register(self.template, select.POLLIN)
+            self.deaths.register(self.template, select.POLLIN)
+        else:
+            self.pidfd = os.pidfd_open(self.pid)
+            self.poll.register(self.pidfd, select.POLLIN)
+            self.poll.register(self.control, select.POLLIN)
         self.processors = len(os.sched_getaffinity(0))
         self.cpu_before = 0
-        self.delay_before = 0  # when last looked at: most tests are over before the first look
+        self.waits = Waits(self.jail.proc)
 
-    def lay_out(self, given: memoryview) -> None:
+    def lay_out(self, channel: int, size: int) -> None:
+        """Empty the streams and put the next input, `size` bytes that come from `channel`, where the runner reads."""
         for fd in self.streams:
             os.ftruncate(fd, 0)
             os.lseek(fd, 0, os.SEEK_SET)
+        target = self.streams[0 if self.header["mode"] == "stdin" else 3]
         at = 0
-        while at < len(given):
-            at += os.pwrite(self.streams[0], given[at : at + (64 << 20)], at)
+        while at < size:
+            part = os.read(channel, min(size - at, 1 << 20))
+            if not part:
+                raise EOFError
+            at += os.pwrite(target, part, at)
 
     def collect(self, index: int, fresh: bool, ended: "_Ended") -> Result:
         limit = self.header["output"]
@@ -163,83 +204,127 @@ class _Runner:
     def forget(self) -> None:
         for fd in self.streams:
             os.close(fd)
+        self.control.close()
+        if self.template:
+            os.close(self.born)
+            self.template.close()  # that ends it
+            os.waitpid(self.pid, 0)
 
     def _job(self) -> dict:
         header, jail = self.header, self.jail
-        tests = len(header["lengths"]) if header["isolation"] == "program" else 1
+        tests = header["tests"]
         return {
             "mode": header["mode"],
             "entry": header["entry"],
+            "source": header["source"],
+            "prelude": header["prelude"],
+            "digits": header["digits"],
             "parent": os.getpid(),
-            "cpu_backstop": int(header["cpu_ns"] / 1e9 * tests) + 2,
+            # A template needs processor time for forks
+            "cpu_backstop": int(header["cpu_ns"] / 1e9 * (1 if self.template else tests) + 2 + tests / 50),
             "output": header["output"],
             "files": header["files"],
             "address_space": header["address_space"],
-            "nproc": header["threads"] + 4 if jail.own_uid else 0,
+            "nproc": header["threads"] + 5 if jail.own_uid else 0,
             "data": 0 if jail.memory_cgroup else header["memory"],
             "seccomp": jail.runner_filter,
         }
 
     def test(self) -> _Ended:
         """Let it run one test and see how that ends."""
-        start = last = now = time.monotonic_ns()
-        cpu = cpu_start = self.cpu_before
-        idle = 0
-        limits = self.header
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        poll.register(self.control, select.POLLIN)
-        poll.register(self.channel, select.POLLHUP)
+        limits, tests = self.header, self.tests
+        start = now = time.monotonic_ns()
+        died, runs = (self.template.fileno(), 0) if self.template else (self.pidfd, self.pid)
         with contextlib.suppress(OSError):  # it is dying; the poll says how
             self.control.send(b"g")
+        if self.template:
+            self.cpu_before = 0
+            os.pwrite(self.born, bytes(runner.BIRTH.size), 0)
+            self.template.send(runner.FORK)
+        cpu = cpu_start = self.cpu_before
+        self.waits.begin(runs)
         ended = None
         main_stdout = -1
         while ended is None:
             left_s = (limits["cpu_ns"] - (cpu - cpu_start)) / 1e9
-            ready = dict(poll.poll(1000 * max(0.001, min(_POLL_S, left_s / self.processors))))
+            look_s = _POLL_S * (0.5 + os.urandom(1)[0] / 510)  # the program must not know when
+            wait_ms = 1000 * max(0.001, min(look_s, left_s / self.processors))
+            ready = dict(self.poll.poll(min(wait_ms, _TOGETHER_MS) if tests.out else wait_ms))
             now = time.monotonic_ns()
-            if self.channel in ready:
+            if tests.channel in ready:
                 os._exit(0)  # the owner lost interest: the runner dies with us
-            if self.control.fileno() in ready:
-                ended = self._answer()
-                if isinstance(ended, int):  # the main thread is done; the test goes on
-                    main_stdout, ended = ended, None
-                elif ended is None:  # it closed its end: only its death will tell
-                    poll.unregister(self.control)
-            elif self.pidfd in ready:
+            if not ready and tests.out:
+                tests.flush()
+            while ended is None and (said := self._answer()) is not None:
+                if isinstance(said, int):  # the main thread is done; the test goes on. No runner says so twice
+                    main_stdout, ended = said, _Ended(protocol.FORGED) if main_stdout >= 0 else None
+                else:
+                    ended = said
+            if ended is None and died in ready:
                 ended = _Ended(protocol.EXITED, dead=True)
-            cpu_now = self._cpu()
+            elif ended is None and self.control.fileno() in ready and main_stdout < 0:
+                self.poll.unregister(self.control)  # it closed its end: only its death will tell
+            if not runs and ended is None and (found := self._birth())[0]:
+                runs, start = found
+                self.waits.begin(runs)
+            with contextlib.suppress(OSError):  # dead: its account follows
+                cpu = time.clock_gettime_ns((~runs << 3) | 2) if runs else 0  # CPUCLOCK_SCHED of that process
             if ended is None:
-                delay_now = self._delay()
-                if self.jail.schedstat:
-                    idled = (now - last) - (cpu_now - cpu) - max(0, delay_now - self.delay_before)
-                    if idled > 0 and not wants_to_run(self.jail.proc, self.pid):
-                        idle += idled
-                self.delay_before = delay_now
-                if cpu_now - cpu_start > limits["cpu_ns"]:
+                if runs and self.jail.schedstat:
+                    self.waits.look(now - start, cpu - cpu_start, cpu)
+                if cpu - cpu_start > limits["cpu_ns"]:
                     ended = _Ended(protocol.CPU)
-                elif idle > limits["idle_ns"]:
+                elif self.waits.idle_ns > limits["idle_ns"]:
                     ended = _Ended(protocol.IDLE)
                 elif now - start > limits["wall_ns" if self.jail.schedstat else "blind_wall_ns"]:
-                    ended = _Ended(protocol.WALL if self.jail.schedstat else protocol.IDLE)
-            last, cpu = now, cpu_now
+                    starved = self.jail.schedstat and self.waits.starved(limits["idle_ns"])
+                    ended = _Ended(protocol.WALL if starved else protocol.IDLE)
         ended.main_stdout = main_stdout
-        ended.wall_ns, ended.idle_ns, ended.cpu_ns = now - start, idle, cpu - cpu_start
+        ended.wall_ns, ended.idle_ns, ended.cpu_ns = now - start, self.waits.idle_ns, cpu - cpu_start
         self.cpu_before = cpu
         return ended
 
+    def _birth(self) -> tuple[int, int]:
+        """(process, when) of the test that the template has forked for, or zeros when it has not yet."""
+        return runner.BIRTH.unpack(os.pread(self.born, runner.BIRTH.size, 0))
+
+    def _kill(self) -> None:
+        """End the process of a test that the template waits for."""
+        while not (pid := self._birth()[0]):  # ordered, and not yet forked
+            time.sleep(0.001)
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if not self.deaths.poll(0):  # else the number may be another's by now
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+
     def finish(self, ended: _Ended) -> _Ended:
         """Kill it and take the kernel's account of it."""
-        os.kill(self.pid, signal.SIGKILL)
-        _, status, usage = os.wait4(self.pid, 0)
-        os.close(self.pidfd)
-        self.control.close()
-        total_ns = round((usage.ru_utime + usage.ru_stime) * 1e9)
+        if self.template:
+            # Most have ended by themselves, and the account is here.
+            if not self.deaths.poll(0):
+                self._kill()
+            account = self.template.recv(64)
+            if not account:
+                raise EOFError("the template died")
+            status, total_ns, rss_kb = runner.ACCOUNT.unpack(account)
+            with contextlib.suppress(BlockingIOError):  # what it has said and nobody read is not the next one's
+                while self.control.recv(4096, socket.MSG_DONTWAIT):
+                    pass
+            ended.cpu_ns = total_ns
+        else:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            os.close(self.pidfd)
+            _, status, usage = os.wait4(self.pid, 0)
+            total_ns, rss_kb = round((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_maxrss
+            if ended.dead:
+                ended.cpu_ns += max(0, total_ns - self.cpu_before)
         if ended.dead:
-            ended.cpu_ns += max(0, total_ns - self.cpu_before)
             code = os.waitstatus_to_exitcode(status)
             ended.end, ended.code = (protocol.EXITED, code) if code >= 0 else (protocol.SIGNALLED, -code)
-        ended.rss_kb = usage.ru_maxrss
+        ended.rss_kb = rss_kb
         return ended
 
     def _answer(self) -> _Ended | int | None:
@@ -261,54 +346,83 @@ class _Runner:
             return _Ended(protocol.EXITED, code=int(said[:3]), dirty=True)
         return _Ended(protocol.RAISED, error=said, dirty=True)
 
-    def _cpu(self) -> int:
-        try:
-            return time.clock_gettime_ns(self.clock)
-        except OSError:
-            return self.cpu_before  # dead: its account follows
 
-    def _delay(self) -> int:
-        """Nanoseconds its threads waited for a processor."""
-        if not self.jail.schedstat:
-            return 0
-        return run_delay(self.jail.proc, self.pid)
+class Waits:
+    """How long a process was idle: the time that passed, less what its threads ran and waited for a processor.
 
-
-def run_delay(proc: int, pid: int) -> int:
-    """Nanoseconds that the threads of a process have waited for a processor, told when each runs again."""
-    try:
-        return sum(int(text.split()[1]) for text in _of_tasks(proc, pid, "schedstat"))
-    except (IndexError, ValueError):
-        return 0
-
-
-def wants_to_run(proc: int, pid: int) -> bool:
-    """A thread runs, waits for a processor or for the disk: the time until it is next looked at is not idle.
-
-    run_delay does not have a wait that still goes on, which on a starved machine is seconds long.
+    Never by the state at one look, which the process can choose. The kernel tells of a wait when it is over, so a look
+    at which a thread still waits says nothing yet of the time since the look before; the next one does.
     """
-    return any(text.rpartition(") ")[2][:1] in ("R", "D") for text in _of_tasks(proc, pid, "stat"))
 
+    def __init__(self, proc: int):
+        self.proc, self.pid = proc, 0
+        self.delays: dict[str, int] = {}
+        """nanoseconds that each thread had waited when last looked at, of threads that are gone as well"""
 
-def _of_tasks(proc: int, pid: int, name: str) -> list[str]:
-    """The /proc file `name` of every thread, as far as they can be read."""
-    try:
-        tasks = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
-    except OSError:
-        return []
-    texts = []
-    try:
-        for task in os.listdir(tasks)[:100]:
-            try:
-                with open(os.open(f"{task}/{name}", os.O_RDONLY, dir_fd=tasks), errors="replace") as file:
-                    texts.append(file.read())
-            except OSError:
+    def begin(self, pid: int) -> None:
+        """A test begins. Waits since the last look count as the new test's: most tests are over before a look."""
+        if pid != self.pid:
+            self.pid, self.delays = pid, {}
+        self.before, self.most_before = sum(self.delays.values()), max(self.delays.values(), default=0)
+        self.slices: dict[str, str] = {}
+        self.elapsed = self.cpu = self.disk = self.idle_ns = 0
+        self.lost_before: int | None = None
+
+    def look(self, elapsed: int, cpu: int, total: int) -> None:
+        """`elapsed`, `cpu`: nanoseconds since the test began, by the clock and of processor time; `total`: the latter
+        since the process began."""
+        slices, queued, unknown, disk = {}, False, False, False
+        ran, waited = 0, 0
+        for task, stat, schedstat in _threads(self.proc, self.pid):
+            state = stat.rpartition(") ")[2][:1]
+            fields = schedstat.split()
+            if len(fields) != 3:
                 continue
-    except OSError:
-        pass
+            self.delays[task], slices[task] = int(fields[1]), fields[2]
+            ran, waited = ran + int(fields[0]), waited + int(fields[1])
+            disk = disk or state == "D"
+            if state == "R":
+                queued = True
+                unknown = unknown or self.slices.get(task, fields[2]) == fields[2]  # the same wait, or run, as before
+        if disk:
+            self.disk += elapsed - self.elapsed
+        # Nobody tells how long threads waited that came and went in between. By what they ran, as much as the others
+        # did for what they ran; and more, for they woke more often for it.
+        lost = max(0, total - ran)
+        self.lost_before = min(lost, total - cpu) if self.lost_before is None else self.lost_before
+        gone = _SHORT_LIVED * (lost - self.lost_before) * waited // max(ran, 1)
+        if not unknown:
+            until, used = (self.elapsed, self.cpu) if queued else (elapsed, cpu)
+            known = sum(self.delays.values()) - self.before
+            self.idle_ns = max(self.idle_ns, until - used - known - gone - self.disk)
+        self.slices, self.elapsed, self.cpu = slices, elapsed, cpu
+
+    def starved(self, idle_ns: int) -> bool:
+        """At the wall limit: was it the machine? Threads that wait at once do not make more of a wait."""
+        waited = max(self.delays.values(), default=0) - self.most_before
+        return self.elapsed - self.cpu - waited - self.disk <= idle_ns
+
+
+def _threads(proc: int, pid: int) -> list[tuple[str, str, str]]:
+    """(thread, stat, schedstat) of the threads of a process, as far as they can be read."""
+    found = []
+    with contextlib.suppress(OSError):
+        tasks = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+        try:
+            for task in os.listdir(tasks)[:100]:
+                with contextlib.suppress(OSError):
+                    found.append((task, _text(f"{task}/stat", tasks), _text(f"{task}/schedstat", tasks)))
+        finally:
+            os.close(tasks)
+    return found
+
+
+def _text(path: str, folder: int) -> str:
+    fd = os.open(path, os.O_RDONLY, dir_fd=folder)
+    try:
+        return os.read(fd, 4096).decode("utf-8", "replace")
     finally:
-        os.close(tasks)
-    return texts
+        os.close(fd)
 
 
 def _content(fd: int, size: int) -> bytes:
@@ -320,6 +434,31 @@ def _content(fd: int, size: int) -> bytes:
         parts.append(part)
         at += len(part)
     return b"".join(parts)
+
+
+def rehearse(jail: Jail) -> None:
+    """Be a supervisor some times, in the zygote, for the reason that runner.warm_up gives."""
+    seconds = 60 * 10**9
+    limits = {
+        "memory": 1 << 30,
+        "address_space": 4 << 30,
+        "threads": 64,
+        "files": 64,
+        "output": 1 << 20,
+        "digits": 4300,
+    }
+    limits |= {"cpu_ns": seconds, "idle_ns": seconds, "wall_ns": 10 * seconds, "blind_wall_ns": 10 * seconds}
+    job = {"source": runner.SAMPLE, "prelude": "", "mode": "stdin", "entry": "", "stop": True, "tests": 2, **limits}
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for isolation in ("program", "test") * 4:
+            theirs.sendall(protocol.frame(protocol.INPUT, b"1 2\n3\n") * 2)
+            header = json.loads(json.dumps({**job, "isolation": isolation}))
+            code = [compile(header["source"], runner.FILE, "exec", dont_inherit=True, optimize=0)]
+            tests = _Tests(ours.fileno(), jail, header, code)
+            tests.run()
+            tests.flush()
+            theirs.recv(1 << 16)
 
 
 def main(channel: int, jail: Jail) -> None:

@@ -154,6 +154,7 @@ SUPERVISOR: dict[str, tuple[int | None, int | None]] = {
     "wait4": (61, 260),
     "waitid": (247, 95),
     "pidfd_open": (434, 434),
+    "pidfd_send_signal": (424, 424),
     "memfd_create": (319, 279),
     "socketpair": (53, 199),
     "sendto": (44, 206),

@@ -14,14 +14,16 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
-from sandbox.worker import jail, landlock, libc, seccomp, supervisor
+from sandbox.worker import idioms, jail, landlock, libc, runner, seccomp, supervisor
 
 SPAWN, SWEEP = b"S", b"K"
 
 # What many programs import and what is here anyway. Not more: every module makes every fork slower, an extension module
 # most (dataclasses, fractions, datetime and traceback together double the price of a fork).
+_register_at_fork = os.register_at_fork
 _PRELUDE = """
 atexit bisect collections collections.abc contextlib copy enum functools heapq io itertools json math operator os random
 re string sys threading time types typing _sitebuiltins
@@ -145,8 +147,14 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
             importlib.import_module(name)
     except ImportError as e:
         where = os.path.dirname(os.__file__)
-        raise OSError(f"{e}: can uid {os.getuid()} read {where}? If not, give the backend another `python`") from e
+        raise OSError(
+            f"{e}: can user {os.getuid()} read {where}? If not, name an interpreter that it can read: --python PATH of "
+            "`sandbox.doctor` and `sandbox.selfcheck`, Embedded(python=PATH) in a program"
+        ) from e
+    os.register_at_fork = _register_at_fork
     _add_site_builtins()
+    idioms.install()
+    runner.warm_up()
     scratch = "" if config.mode == "reduced" else "/tmp"
     os.chdir(scratch or "/")
     version = landlock.abi()
@@ -157,7 +165,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
     room = supervisor.Jail(
         mode=config.mode,
         rules=rules,
-        own_filter=seccomp.assemble(seccomp.supervisor_filter()) if seccomp.supported() else b"",
+        lock_down=_supervisors_lock(),
         runner_filter=(
             seccomp.assemble(seccomp.runner_filter(shared_memory=bool(config.memory_cgroup)))
             if seccomp.supported()
@@ -168,9 +176,11 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         schedstat=_has_schedstat(proc),
         scratch=scratch,
         cwd=scratch or "/",
+        fresh=runner.remember(scratch or "/"),
         own_uid=config.mode == "full",
     )
     report = {"landlock": version, "seccomp": bool(room.runner_filter), "schedstat": room.schedstat, "proc": proc >= 0}
+    supervisor.rehearse(room)
     commands.send(json.dumps(report).encode())
     loaded = not config.preload
     _freeze()
@@ -185,7 +195,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
                     importlib.import_module(config.preload)
                 _freeze()
                 loaded = True
-            pid = os.fork()
+            pid = idioms.fork()
             if pid == 0:
                 commands.close()
                 supervisor.main(fds[0], room)
@@ -230,6 +240,21 @@ def _has_schedstat(proc: int) -> bool:
             return len(f.read().split()) == 3
     except OSError:
         return False
+
+
+def _supervisors_lock() -> Callable[[], None]:
+    own = seccomp.assemble(seccomp.supervisor_filter()) if seccomp.supported() else b""
+    install = seccomp.prepare(own) if own else None
+    drop = libc.capabilities_dropper()
+
+    def lock() -> None:
+        for option, value in ((libc.PR_SET_NO_NEW_PRIVS, 1), (libc.PR_SET_DUMPABLE, 0)):
+            libc.prctl(option, value)
+        drop()
+        if install:
+            install(os.getpid())
+
+    return lock
 
 
 def _freeze() -> None:

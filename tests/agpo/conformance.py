@@ -186,7 +186,8 @@ def trainer(case: Case, micro_batch_tokens: int = 40) -> Result:
     from agpo import parallel
     from agpo.batch import Group, Sample, plan_step
     from agpo.optimizer import Trained
-    from agpo.policy import Policy, Settings, update
+    from agpo.policy import Policy, Settings
+    from agpo.update import update
     from evals.engines import Completion
     from evals.grading import Verdict
     from evals.items import Item

@@ -10,7 +10,7 @@ from command import start
 from agpo import setup
 from agpo.config import load_config
 from agpo.setup import open_reward, set_up
-from agpo.step import sync_engine, train_step
+from agpo.step import sample_groups, sync_engine, train_step
 from agpo.train import evaluate_policy
 from evals.console import make_console
 from evals.engines import load_engine
@@ -77,8 +77,38 @@ def test_the_gap_stays_at_rounding_and_completions_say_which_weights_made_them(r
     assert sum(m["updates/made"] for m in seen) >= 3
     assert all(m["mismatch/gap_max"] < 1e-4 for m in seen)
     assert more or not torch.equal(before, run.policy.model.get_input_embeddings().weight)
-    versions = {(row.step, row.weight_version) for row in run.store.samples(run.id)}
-    assert versions == {(step + 1, f"{run.id}/step-{step}") for step in range(4)}
+    moved, wanted = 0, set()
+    for step, metrics in enumerate(seen, 1):
+        wanted.add((step, f"{run.id}/step-{moved}"))
+        moved = step if metrics["updates/made"] else moved
+    assert {(row.step, row.weight_version) for row in run.store.samples(run.id)} == wanted
+
+
+def test_weights_that_no_update_moved_are_not_sent_and_the_prompts_stay_in_the_cache(run_with, engine, monkeypatch):
+    """All answers wrong: no group is live. The next step's samples are those that a sync would have given."""
+    run = run_with("reward=test_engine_vllm:nothing", "eval.bench=")
+    asked, tokens = [], []
+    for name in ("start_sync", "receive", "finish_sync", "forget", "sleep"):
+        real = getattr(engine.backend, name)
+        monkeypatch.setattr(engine.backend, name, lambda *x, name=name, real=real: (asked.append(name), real(*x)))
+    with open_reward(run.config) as grader:
+        for again in (False, True):
+            del asked[:]
+            if again:
+                run.done, engine.weight_version = 1, ""  # the same step once more, with a sync
+            else:
+                train_step(run, grader)
+                assert asked == ["start_sync", "receive", "finish_sync", "forget"]
+                del asked[:]
+            groups, _ = sample_groups(run, grader)
+            assert asked == ["start_sync", "receive", "finish_sync", "forget"] * again
+            tokens.append([s.completion.token_ids for group in groups for s in group.samples])
+            assert {s.completion.weight_version for g in groups for s in g.samples} == {f"{run.id}/step-0"}
+    assert tokens[0] == tokens[1]
+
+
+def nothing(text, item):
+    return 0.0
 
 
 def test_a_sync_that_was_left_out_is_an_error_before_anything_moves(run_with, engine, monkeypatch):

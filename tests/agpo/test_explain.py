@@ -8,7 +8,8 @@ from groups import make_groups, sgd
 from agpo.batch import plan_step
 from agpo.explain import explain
 from agpo.objective import PRESETS
-from agpo.policy import Policy, Settings, update
+from agpo.policy import Policy, Settings
+from agpo.update import update
 
 REWARDS = [[1, 0, 0, 1], [1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1], [1, 0, 1, 1], [0, 0, 0, 0]]
 

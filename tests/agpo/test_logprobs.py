@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from agpo import logprobs
-from agpo.logprobs import choose_layout, log_probs
-from agpo.model import no_dropout
-from agpo.packing import pack
+from agpo.logprobs import attention_of, choose_layout, first_layers, log_probs
+from agpo.model import compile_layers, no_dropout
+from agpo.packing import pack, packed_hidden, ungrouped
 from evals.errors import UserError
 
 VOCABULARY = 61
@@ -70,10 +71,10 @@ def gradients(model, loss):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("layout", ["packed", "varlen", "padded"])
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mistral"])
 def test_values_and_gradients_are_those_of_separate_sequences(family, layout, monkeypatch):
-    monkeypatch.setitem(logprobs.LOGITS_AT_ONCE, "cpu", 7 * VOCABULARY)  # several chunks, the last one ragged
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 7 * VOCABULARY)  # several chunks, the last one ragged
     model = make(family).double()
     rows = sequences()
     weight_T = torch.randn(2, sum(len(row.response_ids) for row in rows), dtype=torch.float64)
@@ -108,11 +109,61 @@ def test_the_cut_into_attention_blocks_changes_nothing(monkeypatch):
     assert torch.allclose(log_probs(model, rows, 1.0)[0], whole, atol=1e-5)
 
 
+def test_lengths_of_blocks_are_rounded_to_few_and_change_nothing():
+    model, rows = make("llama"), sequences(samples=12, longest=90)
+    rounded = pack(rows, rounded=True)
+    assert rounded.blocks != pack(rows).blocks
+    grains = {length: 2 ** max(length.bit_length() - 4, 0) for _, length in rounded.blocks}
+    assert all(length % grain == 0 for length, grain in grains.items())
+    with attention_of(model, "packed"):
+        hidden = [packed_hidden(model, packed) for packed in (pack(rows), rounded)]
+    assert torch.allclose(*hidden, atol=1e-5)
+
+
+def test_sequences_of_variable_length_have_no_padding_and_know_where_they_start():
+    rows = sequences()
+    packed = pack(rows, varlen=True, rounded=True)
+    lengths = torch.tensor([len(row.prompt_ids) + len(row.response_ids) for row in rows])
+    assert packed.start_B1.tolist() == [0, *lengths.cumsum(0).tolist()]
+    assert packed.start_B1.dtype == torch.int32
+    assert len(packed.slot_token_X) == int(lengths.sum())
+
+
+def test_grouped_heads_may_be_repeated_first_as_a_gpu_wants_in_float32():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 7, 32, generator=g) for heads in (6, 2, 2))
+    wanted = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    assert torch.allclose(scaled_dot_product_attention(q, ungrouped(k, 6), ungrouped(v, 6), is_causal=True), wanted)
+
+
+def test_compiled_layers_run_in_updates_alone_and_change_nothing():
+    model, rows = make("qwen3"), sequences()
+    wanted = log_probs(model, rows, 1.0)[0]
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(len(inputs))
+        return graph
+
+    compile_layers(model, backend=backend)
+    plain(model, rows)
+    assert not seen
+    assert torch.allclose(log_probs(model, rows, 1.0)[0], wanted, atol=1e-6)
+    compiled = len(seen)
+    assert compiled
+    assert torch.allclose(
+        log_probs(model, sequences(1, samples=5), 1.0)[0],
+        log_probs(make("qwen3"), sequences(1, samples=5), 1.0)[0],
+        atol=1e-6,
+    )
+    assert len(seen) <= compiled + 4  # other lengths and blocks are not compiled anew
+
+
 def test_no_logits_of_all_tokens_ever_exist(monkeypatch):
     seen = []
     buffer = logprobs._buffer
     monkeypatch.setattr(logprobs, "_buffer", lambda *a: seen.append(buffer(*a)) or seen[-1])
-    monkeypatch.setitem(logprobs.LOGITS_AT_ONCE, "cpu", 5 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 5 * VOCABULARY)
     model = make("llama")
     log_probs(model, sequences(), 1.0)[0].sum().backward()
     assert max(len(x) for x in seen) == 5
@@ -126,19 +177,54 @@ def test_half_precision_gives_float32_log_probabilities_near_the_exact_ones():
     assert float((half - exact).abs().mean()) < 0.1
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_half_precision_does_not_decide_the_layout(smollm2, threads):
+    """In bfloat16 its log-probabilities of unlikely tokens move by whole nats with the order of sums alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16).eval()
+        for seed in range(3):
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(1 + 0.05 * torch.randn_like(p))
+            weights = {name: x.clone() for name, x in model.state_dict().items()}
+            layout, why = choose_layout(model, 8192)
+            assert layout == "packed"
+            assert "float32" in why
+            assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
+            assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+            assert len(model.model.layers) == model.config.num_hidden_layers == 30
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_first_layers_hold_one_of_each_kind_of_attention():
+    config = AutoConfig.for_model(
+        "gemma3_text", **{**COMMON, "num_hidden_layers": 7}, num_attention_heads=2, head_dim=32
+    )
+    config.layer_types = ["sliding_attention"] * 3 + ["full_attention"] * 4
+    model = AutoModelForCausalLM.from_config(config)
+    assert len(first_layers(model).model.layers) == 4
+    assert len(model.model.layers) == 7
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_layout_is_found_by_trying(family):
     model = make(family)
     before = model.config._attn_implementation
-    assert choose_layout(model, 16) == ("padded" if family == "mistral" else "packed")
+    assert choose_layout(model, 16).layout == ("padded" if family == "mistral" else "packed")
     assert model.config._attn_implementation == before
 
 
 def test_a_model_with_a_sliding_window_is_exact_in_the_layout_chosen():
     model = make("mistral")
     rows = sequences(prompts=(3, 12))
-    assert torch.allclose(log_probs(model, rows, 1.0, choose_layout(model, 30))[0], plain(model, rows)[0], atol=1e-4)
-    assert choose_layout(model, 8) == "packed"  # nothing is longer than the window
+    assert torch.allclose(
+        log_probs(model, rows, 1.0, choose_layout(model, 30).layout)[0], plain(model, rows)[0], atol=1e-4
+    )
+    assert choose_layout(model, 8).layout == "packed"  # nothing is longer than the window
     with pytest.raises(ValueError, match="sliding window"):
         log_probs(model, rows, 1.0, "packed")
 
@@ -148,7 +234,8 @@ def test_attention_that_cannot_be_replaced_is_padded():
     model.config._attn_implementation = "eager"
     for layer in model.model.layers:  # as a model whose attention does not look at the registry
         layer.self_attn.forward = _own_attention(layer.self_attn)
-    assert choose_layout(model, 16) == "padded"
+    assert choose_layout(model, 16).layout == "padded"
+    assert "packed changes log-probabilities" in choose_layout(model, 16).why
 
 
 def _own_attention(module):

@@ -102,7 +102,7 @@ def test_what_moves_the_policy_though_the_sum_is_clipped_needs_the_trainers_numb
     plan = plan_step(groups, objective, 1, 16)
     assert all(minibatch.at_ratio_1.clipped for minibatch in plan)
     policy = Policy(deepcopy(start), None, sgd(start), lambda k: 1.0)
-    measured, gap = against_trainer(policy, plan, objective, Settings())
+    measured, gap = against_trainer(policy, plan, Settings())
     assert gap is not None
     assert all(row.old_logp is not None for row in measured[1].rows)
 

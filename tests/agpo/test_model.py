@@ -4,14 +4,17 @@ from copy import deepcopy
 
 import pytest
 import torch
-from groups import REWARDS, make_groups
+from groups import REWARDS, make_groups, sgd
 
 from agpo.batch import plan_step
 from agpo.config import LoraConfig
 from agpo.model import exported_weights, prepare
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained, restore, state
-from agpo.policy import Policy, Settings, update
+from agpo.parallel import layers_of
+from agpo.policy import Policy, Settings
+from agpo.sync import units, weight_stream
+from agpo.update import update
 from evals.engines import Request, Sampling
 from evals.engines.hf import HFEngine
 from evals.errors import UserError
@@ -94,6 +97,26 @@ def test_half_precision_gradients_of_micro_batches_are_summed_in_float32(start):
     assert seen[1] == pytest.approx(seen[100_000], rel=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloaded_masters_make_the_same_steps(start, dtype):
+    """On a CPU they lie where the weights do, so that the steps are the same to the bit."""
+    groups, found = make_groups(start, REWARDS, seed=3), []
+    for offload in (False, True):
+        model = prepared(start).to(dtype)
+        trained = make_trained(model, lr=1e-2, offload=offload)
+        assert bool(trained.masters) == (offload or dtype == torch.bfloat16)
+        assert trained.exported == (dtype == torch.float32)
+        policy, updates = train(model, groups, steps=3, trained=trained)
+        assert any(done.stepped for done in updates)
+        assert all(p.grad is None for p in model.parameters())
+        found.append((weights(model), state(policy.trained)))
+    (plain, (tensors, numbers)), (offloaded, (tensors_of, numbers_of)) = found
+    assert all(torch.equal(x, offloaded[name]) for name, x in plain.items())
+    assert numbers == numbers_of
+    assert tensors.keys() == tensors_of.keys()
+    assert all(torch.equal(x, tensors_of[name]) for name, x in tensors.items())
+
+
 def test_lora_trains_adapters_only_and_exports_an_ordinary_model(start, tmp_path):
     groups = make_groups(start, REWARDS, seed=3)
     model = prepared(start, LoraConfig(rank=4, alpha=8))
@@ -157,3 +180,20 @@ def test_dropout_is_off(start):
     prepare(model, lora=LoraConfig())
     assert model.model.layers[0].self_attn.attention_dropout == 0.0
     assert model.model.layers[1].mlp.drop.p == 0.0
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, targets="q_proj,down_proj")])
+def test_weights_in_pieces_are_those_of_a_checkpoint(start, lora):
+    model = prepared(start, lora)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    stream = weight_stream(Policy(model, None, sgd(model), lambda k: 1e-3))
+    got = {name: x.clone() for name, x in stream.tensors}
+    whole = dict(exported_weights(model) or model.state_dict())
+    assert {name: tuple(x.shape) for name, x in stream.like.items()} == {k: tuple(x.shape) for k, x in whole.items()}
+    assert whole.keys() - got.keys() == {"lm_head.weight"}  # tied: it is the embeddings
+    assert all(torch.equal(x, whole[name]) for name, x in got.items())
+    pieces = [name for name, _ in units(model, layers_of(model))]
+    layers = [f"model.layers.{i}" for i in range(len(model.model.layers))]
+    assert pieces == ["model.embed_tokens", *layers, "model.norm", "lm_head"]

@@ -92,12 +92,12 @@ def test_the_cases_hold_masked_clipped_and_made_updates(measured):
 def test_every_rank_has_as_many_micro_batches_and_each_row_runs_once(layout, world):
     rows = [Row((1,) * (3 + k // 4), (2,) * (1 + (7 * k) % 11), (), k // 4, 1.0, 0.1, 1.0) for k in range(18)]
     wanted = [k for k in range(18) if k % 5]
-    parts = [rank_micro_batches(rows, wanted, 25, layout, rank, world) for rank in range(world)]
+    parts = [rank_micro_batches(rows, wanted, 25, layout, rank, world, 0.1) for rank in range(world)]
     assert len({len(part) for part in parts}) == 1
     assert sorted(i for part in parts for batch in part for i in batch) == wanted
     assert world > 1 or parts == [micro_batches(rows, wanted, 25, layout)]
-    tokens = [sum(rows[i].tokens for batch in part for i in batch) for part in parts]
-    assert max(tokens) <= sum(tokens) / world + 2 * max(row.tokens for row in rows)
+    work = [sum(rows[i].tokens + 0.1 * rows[i].tokens ** 2 for batch in part for i in batch) for part in parts]
+    assert max(work) <= sum(work) / world + max(row.tokens + 0.1 * row.tokens**2 for row in rows)
     assert [rank_micro_batches(rows, [], 25, layout, rank, world) for rank in range(world)] == [[]] * world
 
 

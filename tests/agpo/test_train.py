@@ -67,6 +67,7 @@ def undisturbed(tmp_path_factory):
 
 def test_a_run_leaves_checkpoint_picture_metrics_and_every_completion(undisturbed):
     folder, output = undisturbed
+    assert re.search(r"layout packed: log-probabilities are within \de-\d\d of separate sequences", output)
     assert "before: Pass@1" in output
     assert "after: Pass@1" in output
     run, rows, metrics = stored(folder)
@@ -80,6 +81,16 @@ def test_a_run_leaves_checkpoint_picture_metrics_and_every_completion(undisturbe
         checkpoint = run_folder(folder) / "checkpoints" / f"step-{step:06d}"
         assert json.loads((checkpoint / "agpo_run.json").read_text())["run"] == run.id
     assert not (run_folder(folder) / "checkpoints" / "step-000002").exists()
+
+
+def test_with_the_optimizers_state_on_the_host_a_run_is_the_same_to_the_bit(undisturbed, tmp_path):
+    code, output = finish(train(tmp_path, *SMALL, "steps=3", "eval.bench=", "update.offload=true"))
+    assert code == 0, output
+    _, wanted, metrics = stored(undisturbed[0])
+    _, found, measured = stored(tmp_path)
+    assert len(found) == 3 * 8 * 4
+    assert found == [row for row in wanted if row[0] == "train" and row[1] <= 3]
+    assert measured == [m for m in metrics if 1 <= m[0] <= 3 and not m[1].startswith("eval/")]
 
 
 def test_the_checkpoint_is_an_ordinary_folder(undisturbed):

@@ -10,7 +10,8 @@ from groups import REWARDS, make_groups, sgd
 from agpo.batch import Row, balance, micro_batches, plan_step
 from agpo.objective import PRESETS, Objective, minibatch_loss, overlong_penalty
 from agpo.optimizer import Trained
-from agpo.policy import Policy, Settings, tokens_of, update, with_old_logps
+from agpo.policy import Policy, Settings, tokens_of, with_old_logps
+from agpo.update import update
 
 
 def gradient_of(model, groups, objective, on_policy, budget, start):
@@ -229,7 +230,7 @@ def test_old_log_probabilities_are_those_of_the_policy_before_it_moves(start):
 def updated_with(start, shift, tis_cap):
     """(parameters after one step, update) where the engine's log-probabilities are off by `shift`."""
     groups = make_groups(start, REWARDS, seed=3)
-    (minibatch,) = plan_step(groups, PRESETS["agpo_no_clip"], 4, 16)
+    (minibatch,) = plan_step(groups, PRESETS["agpo_no_clip"], 4, 16, corrected=tis_cap is not None)
     rows = tuple(replace(row, engine_logp=tuple(x + shift for x in row.engine_logp)) for row in minibatch.rows)
     model = deepcopy(start)
     policy = Policy(model, None, sgd(model), lambda k: 1.0)

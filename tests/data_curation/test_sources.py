@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,6 +79,7 @@ def test_a_table_by_its_columns():
 
 
 def test_reasoning_gym_makes_the_same_rows_again():
+    pytest.importorskip("reasoning_gym")
     made = source(kind="reasoning-gym", task="gcd", size=5, seed=2)
     rows = list(sources.make_rows(made))
     assert len(rows) == 5
@@ -85,6 +87,12 @@ def test_reasoning_gym_makes_the_same_rows_again():
     assert all(row.answer.isdigit() for row in rows)
     with pytest.raises(UserError, match="cannot make 'nothing'"):
         list(sources.make_rows(source(kind="reasoning-gym", task="nothing")))
+
+
+def test_reasoning_gym_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(UserError, match=r"pip install 'agpo\[reasoning-gym\]'"):
+        list(sources.make_rows(source(kind="reasoning-gym", task="gcd")))
 
 
 CODEFORCES = {

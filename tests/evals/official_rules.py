@@ -49,10 +49,16 @@ def run_script(source, given, gt_out):
     return stripped_lines(printed.getvalue()) == stripped_lines(gt_out)
 
 
-def run_call(source, entry, given, gt_out):
+def load_call(source, entry):
+    """One module and one object, for all tests."""
     space = {"__name__": "solution"}
     exec(source, space)
-    prediction = space[entry](*given)
+    owner, _, method = entry.rpartition("().")
+    return getattr(space[owner](), method) if owner else space[method]
+
+
+def run_call(call, given, gt_out):
+    prediction = call(*given)
     if isinstance(prediction, tuple):
         prediction = list(prediction)
     return bool(prediction == gt_out)
@@ -61,10 +67,11 @@ def run_call(source, entry, given, gt_out):
 def main():
     job = json.load(sys.stdin)
     verdicts = []
+    call = load_call(job["source"], job["entry"]) if job["entry"] else None
     for given, expected in job["tests"]:
         try:
-            if job["entry"]:
-                verdicts.append(run_call(job["source"], job["entry"], given, expected))
+            if call:
+                verdicts.append(run_call(call, given, expected))
             else:
                 verdicts.append(run_script(job["source"], given, expected))
         except Exception:  # noqa: BLE001  whatever a program raises is a runtime error

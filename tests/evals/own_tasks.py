@@ -18,7 +18,7 @@ repeats: {repeats}
 filter_list:
   - name: boxed
     filter:
-      - {{function: regex, regex_pattern: "boxed{{{{(-?[0-9]+)}}}}"}}
+      - {{function: regex, regex_pattern: "boxed{{(-?[0-9]+)}}"}}
       - {{function: take_first}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 metadata: {{version: 1}}
@@ -47,6 +47,23 @@ doc_to_target: "{{{{q}}}}={{{{a}}}}"
 metric_list: [{{metric: bits_per_byte}}]
 metadata: {{version: 1}}
 """
+
+
+GROUP = """
+group: own_group
+task: [own_generate, own_few]
+aggregate_metric_list: [{{metric: exact_match, filter_list: [boxed], weight_by_size: {by_size}}}]
+metadata: {{version: 1}}
+"""
+
+
+def write_group(folder: Path, *, by_size: bool) -> None:
+    """Beside `write_tasks`: a group of own_generate and own_few, which has the first three of its documents."""
+    lines = (folder / "generate.jsonl").read_text().splitlines()[:3]
+    (folder / "few.jsonl").write_text("\n".join(lines) + "\n")
+    few = (folder / "tasks" / "generate.yaml").read_text().replace("own_generate", "own_few")
+    (folder / "tasks" / "few.yaml").write_text(few.replace("generate.jsonl", "few.jsonl"))
+    (folder / "tasks" / "group.yaml").write_text(GROUP.format(by_size=str(by_size).lower()))
 
 
 def write_tasks(folder: Path, *, count: int = 24, until: str = "[]", repeats: int = 1) -> Path:

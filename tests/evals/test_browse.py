@@ -69,7 +69,7 @@ def test_every_ready_query_answers(browsed, name):
 
 def test_the_answers_are_right(browsed):
     store, (train, first, second), client = browsed
-    assert {row["run"] for row in objects(client, "/runs.json", run="arith")} == {first, second}
+    assert {row["run"] for row in objects(client, "/what-ran.json", run="arith")} == {first, second}
     (flipped,) = objects(client, "/flipped-between-runs.json")
     assert (flipped["item"], flipped["change"]) == ("problem-2", "right in b")
     assert (flipped["a"], flipped["b"]) == (first, second)
@@ -125,5 +125,5 @@ def test_a_postgresql_store_is_copied_first(postgres):
         _, first, _ = fill(store)
     with browsing(url, "--run", first) as (client, said):
         assert "copying the store of now to a temporary file" in said
-        assert len(objects(client, "/runs.json")) == 2  # and the one it was made from
+        assert len(objects(client, "/what-ran.json")) == 2  # and the one it was made from
         assert objects(client, "/verdicts.json", run=first)

@@ -168,7 +168,7 @@ def test_evaluations_during_training(store, capsys):
 def test_names_that_do_not_decide(store, capsys):
     assert "no run 'agpo'" in refuse(capsys, "agpo", "grpo")
     first = add(store, [1.0])
-    add(store, [0.0])
+    add(store, [0.0], temperature=0.5)
     assert "fits 2" in refuse(capsys, "agpo", first)
     assert "same evaluation" in refuse(capsys, first, first)
     assert "wants two runs" in refuse(capsys, first)
@@ -188,6 +188,9 @@ def test_of_an_evaluation_made_again_the_latest_counts(store, capsys):
     again = add(store, [1.0] * 6, method="x", parent=first)
     other = add(store, [1.0, 0.0] * 3, method="y", parent=second)
     assert f"A is X at step 0 (run {again})" in say(capsys, first, second)
+    sampled = add(store, [0.0] * 6, method="x", parent=first, seed=7)  # other samples of the same problems
+    assert "A 50.0 %" in say(capsys, first, second)
+    assert f"(runs {again}, {sampled})" in say(capsys, first, second)
     add(store, [0.0] * 6, method="x", parent=first, temperature=1.0)
     assert "fits 2 evaluations" in refuse(capsys, first, other)
 
@@ -206,6 +209,16 @@ def test_a_turned_knob_is_in_the_name_and_two_methods_are_not_two_runs(store, ca
     assert "two trained models" not in say(capsys, add(store, [1.0] * 3), add(store, [0.0] * 3))
     many = say(capsys, *runs, add(store, [1.0] * 10, method="agpo"))
     assert all(run.id in many for run in store.runs("eval", parent=runs[1]))  # whole, to be copied
+
+
+def test_a_method_is_its_training_runs_together(store, capsys):
+    for method, right in (("grpo", 3), ("agpo", 6)):
+        for seed in (0, 1):
+            run = store.start_run("train", "t", method=method, seed=seed, config={})
+            add(store, [1.0] * (right + seed) + [0.0] * (10 - right - seed), method=method, parent=run, step=5)
+    text = say(capsys, "grpo", "agpo")
+    assert "A 35.0 %, B 65.0 %" in text
+    assert "arms" in text
 
 
 def test_a_limit_near_zero_keeps_its_side():

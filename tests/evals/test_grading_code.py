@@ -1,6 +1,7 @@
 """The grader of programs: what counts as the program of a response, and what the sandbox says of it."""
 
 import os
+import sys
 import textwrap
 
 import pytest
@@ -15,6 +16,32 @@ from sandbox.backends.embedded import Embedded
 
 SUM = Item("sum", "add", "", {}, Code(Problem((Test("1 2\n", "3"), Test("5 5\n", "10"), Test("0 7\n", "7")))))
 RIGHT = "print(sum(map(int, input().split())))"
+
+
+MARKS = (
+    *("py3", "pypy3", "python3.11", "python:main.py", "{python}", "{.python .numberLines}", "python,ignore", "PYTHON"),
+    *("Python 3", "python{1,3}", "python#L1", "language-python", "solution.py", "code", ' python title="a.py"'),
+)
+DRESSED = (
+    *(
+        ("<answer>```python", "```\n</answer>"),
+        ("```python", "```</answer>"),
+        ("```python", "```."),
+        ("```py", "``` Done"),
+    ),
+    *(("```python", "```<|im_end|>"), ("**```python**", "```"), ("**Code:** ```python", "**```**"), ("1) ```", "```")),
+    *(("Here is the code: ```python", "```"), ("\xa0```python", "```"), ("\u200b```python", "```"), ("~~~py", "~~~")),
+)
+BACKTICKS = (
+    'print("```")',
+    "# ``` is a fence\nx = 1",
+    's = """\n```\n"""\nx = 1',
+    # CommonMark reads this one so too: a closing fence is indented by three spaces at most. (The shared cases call it
+    # ambiguous and expect no program.)
+    'def f():\n    """\n    ```\n    ex\n    ```\n    """\nprint(1)',
+    'def f():\n    """So:\n    ```python\n    f()\n    ```\n    """\nx = 1',
+)
+TAGS = ('print("<think>")', 's = "</think>"\nx = 1', "# </think>\nx = 1", 'print("""\n<think>\n</think>\n""")')
 
 
 def fenced(program: str, mark: str = "python") -> str:
@@ -67,11 +94,37 @@ def grader(backend):
         ("```python\nx = 1\n`````", ("x = 1", "fence")),
         # inside a list, the indentation of the fence is not the program's
         ("1. so:\n   ```python\n   if x:\n       y\n   ```", ("if x:\n    y", "fence")),
+        # marks
+        *((f"```{mark}\nx = 1\n```", ("x = 1", "fence")) for mark in MARKS),
+        *((f"```{mark}\nx = 1\n```", (None, "none")) for mark in ("pycon", "python-repl", "c", "text", "c#")),
+        # a fence that opens behind text, in a list, quoted or in emphasis, and one that closes before text
+        *((f"{opened}\nx = 1\n{closed}", ("x = 1", "fence")) for opened, closed in DRESSED),
+        ("> ```python\n> if x:\n>     y\n> ```", ("if x:\n    y", "fence")),
+        ("- ```python\n  if x:\n      y\n  ```", ("if x:\n    y", "fence")),
+        ("```python\nx = 1```", ("x = 1", "fence")),
+        ("Use ``` fences, as in ```python ... ```:\n```python\nx = 1\n```", ("x = 1", "fence")),
+        # a block that another one begins in never closes
+        ("```python\nx = 2\n```python\nx = 1\n```", ("x = 1", "fence")),
+        ("```markdown\n# A title\n```python\nx = 1\n```\n```", ("x = 1", "fence")),
+        ('```python\nx = """\n```\nAgain:\n```python\n"""new"""\nx = 1\n```', ('"""new"""\nx = 1', "fence")),
+        # three backticks in a program's string or comment are its own
+        *((f"```python\n{program}\n```", (program, "fence")) for program in BACKTICKS),
         # thoughts
         ("<think>```python\nx = 1\n```</think>\n```python\nx = 2\n```", ("x = 2", "fence")),
         ("thinking\n```python\nx = 1\n```\n</think>\nno program", (None, "none")),
         ("<think>\n```python\nx = 1\n```\n", (None, "thinking")),
+        ("<think>\nI print('</think>')\n```python\nx = 1\n```\n", (None, "thinking")),
         ("</think>\n```python\nx = 1\n```\n<think>again", (None, "thinking")),
+        ("```python\nx = 1\n```\nThe answer is 1. <think>Or 2?", (None, "thinking")),
+        ("<think>a</think>b<think>c</think>```python\nx = 1\n```", ("x = 1", "fence")),
+        # the thoughts leave a fence open
+        ("<think>so ```python\nfoo(\nok</think>\n```python\nx = 1\n```", ("x = 1", "fence")),
+        ("<think>so ```python\nfoo(\n</think>\n```\nx = 1\n```", ("x = 1", "fence")),
+        # tags in a program, in quotes and in a sentence are no thoughts
+        *((f"```python\n{program}\n```", (program, "fence")) for program in TAGS),
+        ("<think>a</think>\nMy <think> block is done.\n```python\nx = 1\n```", ("x = 1", "fence")),
+        ("```python\nx = 1\n```\nI closed `</think>` early.", ("x = 1", "fence")),
+        ("<think>a</think>\n```python\nx = 1\n```\nNote the </think> above.", ("x = 1", "fence")),
     ],
 )
 def test_what_the_program_of_a_response_is(text, expected):
@@ -99,9 +152,43 @@ def test_verdicts(grader, program, outcome, path, passed):
     assert bool(verdict.detail) == (outcome == "wrong")
 
 
+@pytest.mark.parametrize(
+    "unit", ["```\n", "```python\n", '"""\n```\n', 's = "a</think>"\n', "```a```", "*", '"```"', "</think>\n", "> "]
+)
+def test_extraction_takes_linear_time(unit):
+    """Steps of the interpreter for a text and for one four times as long."""
+
+    def steps(text):
+        count = 0
+
+        def profile(*_):
+            nonlocal count
+            count += 1
+
+        sys.setprofile(profile)
+        try:
+            extract_code(text)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert steps("```python\n" + unit * 4000) < 6 * steps("```python\n" + unit * 1000)
+
+
 def test_no_program_is_no_answer(grader):
     verdict = grader.submit("I think\n```python\nprint(", SUM).result()
     assert (verdict.outcome, verdict.path, verdict.reward) == ("no_answer", "unclosed", 0.0)
+    assert (verdict.meta["real"], verdict.meta["lcb"]) == ("NO_PROGRAM", "NO_PROGRAM")
+
+
+def test_what_only_livecodebenchs_extraction_finds_counts_under_its_rule_alone(backend, grader):
+    text = f"<think>so\n```python\n{RIGHT}\n```"
+    verdict = grader.submit(text, SUM).result()
+    assert (verdict.outcome, verdict.path, verdict.reward, verdict.answer) == ("no_answer", "thinking", 0.0, None)
+    assert (verdict.meta["real"], verdict.meta["lcb"]) == ("NO_PROGRAM", "AC")
+    with CodeGrader(backend=backend, workers=1, compat="lcb") as lcb:
+        verdict = lcb.submit(text, SUM).result()
+    assert (verdict.outcome, verdict.answer, verdict.meta["real"]) == ("right", RIGHT, "NO_PROGRAM")
 
 
 def test_both_rules_from_one_run_and_the_option_decides(backend):

@@ -65,10 +65,11 @@ def test_release_names():
 
 
 def test_the_window_compares_dates_and_not_midnights(tmp_path):
+    whole = {"release": "release_v6", "window": "all"}
     dates = ["2024-09-30T23:59:00", "2024-10-01T00:00:00", "2025-02-01T18:30:00", "2025-02-02T00:00:00"]
     path = write(tmp_path / "a.jsonl", [doubling(f"abc{i}_a", date) for i, date in enumerate(dates)])
     ids = {
-        window: [item.id for item in load(BENCH, path, ALL | {"window": window})]
+        window: [item.id for item in load(BENCH, path, whole | {"window": window})]
         for window in ("2024-10-01:2025-02-01", "2024-10-01:", ":2024-09-30", "2025-02-01:2025-02-01", "all")
     }
     assert list(ids.values()) == [
@@ -79,12 +80,40 @@ def test_the_window_compares_dates_and_not_midnights(tmp_path):
         ["abc0_a", "abc1_a", "abc2_a", "abc3_a"],
     ]
     with pytest.raises(UserError, match=r"none of 4 problems lies in the window .* from 2024-09-30 to 2025-02-02"):
-        load(BENCH, path, ALL | {"window": "2023-01-01:2023-02-01"})
+        load(BENCH, path, whole | {"window": "2023-01-01:2023-02-01"})
     for wrong in ("2024-10-01", "2024-10:2025-02", "a:b", "", "2024-10-01:2024-13-01", "2024-10-01:2025-02-01:"):
         with pytest.raises(UserError, match="expected START:END"):
             livecodebench.parse_window(wrong)
     with pytest.raises(UserError, match="it ends before it starts"):
         livecodebench.parse_window("2025-01-01:2024-01-01")
+
+
+@pytest.mark.parametrize(
+    ("release", "dates", "why"),
+    [
+        ("v6", ("2024-10-05", "2025-01-04"), "its last contest is of 2025-01-04, when v6 had not begun"),
+        ("release_latest", ("2023-05-01", "2025-01-04"), "its last contest is of 2025-01-04, when v6 had not begun"),
+        ("v6", ("2024-10-05", "2025-03-01"), "its first contest is of 2024-10-05, and v6 begins in January 2025"),
+        ("v5", ("2025-01-10", "2025-04-06"), "its last contest is of 2025-04-06, and v5 ends in January 2025"),
+        ("release_v5", ("2023-05-01", "2024-08-04"), "2024-08-04, when v5 had not begun"),
+        ("v5", ("2024-10-05", "2025-01-04"), None),
+        ("release_v6", ("2023-05-01", "2025-04-06"), None),
+        ("v6", ("2025-01-11", "2025-04-06"), None),
+    ],
+)
+def test_a_file_of_another_release_is_refused(tmp_path, release, dates, why):
+    path = write(tmp_path / "a.jsonl", [doubling(f"abc{i}_a", f"{date}T00:00:00") for i, date in enumerate(dates)])
+    if why is None:
+        assert load(BENCH, path, {"release": release, "window": "all"})
+        return
+    with pytest.raises(UserError, match=f"is not LiveCodeBench's {release}: .*{why}. Say which --release it is"):
+        load(BENCH, path, {"release": release, "window": "all"})
+
+
+def test_a_file_with_as_many_problems_as_another_release_is_refused(data):
+    path = str(data / "livecodebench/release_v5_offline.jsonl.gz")
+    with pytest.raises(UserError, match=r"not LiveCodeBench's v5: it has 880 problems, as many as release_v5\. Say"):
+        load(BENCH, path, {"release": "v5", "window": "all"})
 
 
 def test_a_record_of_each_kind(tmp_path):

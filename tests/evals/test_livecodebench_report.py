@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from evals.code_report import SHOWN, code_report, disagreements, lines
+from evals.grading import NO_PROGRAM
 from evals.store import SampleRow
 
 
@@ -65,6 +66,16 @@ def test_rules_that_differ_in_kind_only_do_not_disagree():
     text = printed(ROWS)
     assert "the rules disagree on 2 of 5 programs: b, sample 0: real AC, lcb WA d, sample 0: real WA, lcb AC" in text
     assert "without known errata" in text
+
+
+def test_rejected_for_extraction_is_counted_apart():
+    rows = [sample("a", 0, NO_PROGRAM, NO_PROGRAM), sample("b", 0, NO_PROGRAM, "AC"), sample("c", 0, "WA", "WA")]
+    assert [(line.rule, line.no_program, line.summary.pass1) for line in lines(rows)] == [
+        ("real", 2, 0.0),
+        ("lcb", 1, pytest.approx(1 / 3)),
+    ]
+    assert "no program" in printed(rows)
+    assert [row.item for row in disagreements(rows)] == ["b"]
 
 
 def test_what_is_not_listed_is_counted():

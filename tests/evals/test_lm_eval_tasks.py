@@ -1,14 +1,19 @@
 """`--bench lm_eval:<task>`: the numbers of lm-eval's own model class, in the same store, with tokens and resume."""
 
+import csv
 import json
 import math
+import re
 
 import pytest
-from own_tasks import write_tasks
+from own_tasks import write_group, write_tasks
 
+from evals.engines import Completion
 from evals.engines.hf import HFEngine
 from evals.engines.scoring import score
 from evals.errors import UserError
+from evals.lm_tasks.lm import stop_at
+from evals.report.command import main as report
 from evals.run import main
 from evals.store import Store
 
@@ -88,6 +93,52 @@ def test_responses_have_tokens_verdicts_and_end_before_a_stop_string(folder, tin
             assert len(row.logprobs) == len(row.token_ids)
     assert stopped > 12
     assert metrics["pass1"] == sum(row.reward for row in rows) / 24
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_the_tasks_of_a_group_keep_their_names_and_the_group_its_own_score(folder, tiny, capsys, by_size):
+    write_tasks(folder)
+    write_group(folder, by_size=by_size)
+    run, rows, metrics = evaluated("--bench", "lm_eval:own_group", "--include-path", "tasks", "--model", tiny)
+    assert {row.item for row in rows} == {f"own_generate/{i}" for i in range(24)} | {f"own_few/{i}" for i in range(3)}
+    parts = [metrics["own_generate/exact_match,boxed"], metrics["own_few/exact_match,boxed"]]
+    expected = (24 * parts[0] + 3 * parts[1]) / 27 if by_size else sum(parts) / 2
+    assert metrics["pass1"] == pytest.approx(metrics["own_group/exact_match,boxed"]) == pytest.approx(expected)
+    capsys.readouterr()
+    assert report(["tables", "--format", "csv"]) == 0
+    lines = {line["bench"]: line for line in csv.DictReader(capsys.readouterr().out.splitlines())}
+    whole = f"lm_eval:{run.name.removeprefix('lm_eval:')}"
+    assert set(lines) == {whole, f"{whole}/own_generate", f"{whole}/own_few"}
+    assert float(lines[whole]["pass1"]) == pytest.approx(100 * expected)
+    assert (lines[whole]["pass1_low"] == "") == (abs(parts[0] - parts[1]) > 1e-9 and not by_size)
+    assert [float(lines[f"{whole}/{name}"]["pass1"]) for name in ("own_generate", "own_few")] == pytest.approx(
+        [100 * part for part in parts]
+    )
+
+
+def test_each_of_several_responses_has_its_own_verdict(folder, tiny):
+    """lm-eval judges the first one and would have that stand for all."""
+    write_tasks(folder, repeats=4)
+    args = ("--bench", "lm_eval:own_generate", "--include-path", "tasks", "--model", tiny, "--temperature", "1.0")
+    _, rows, metrics = evaluated(*args)
+    assert len(rows) == 96
+    for row in rows:
+        boxed = re.search(r"boxed\{(-?[0-9]+)\}", row.response)
+        assert row.reward == float(bool(boxed) and boxed[1] == row.reference)
+    by_item = {row.item: {r.reward for r in rows if r.item == row.item} for row in rows}
+    assert {0.0, 1.0} in by_item.values()
+    assert metrics["pass1"] == pytest.approx(sum(row.reward for row in rows) / 96)
+
+
+def test_a_stop_string_in_thoughts_ends_nothing(engine):
+    def stopped(text: str) -> str:
+        completion = Completion((), None, "length", 0.0, text=text, counted=9)
+        return stop_at(completion, (";",), engine.tokenizer)[0]
+
+    assert stopped("<think>a; b</think>c; d") == "<think>a; b</think>c"
+    assert stopped("a; b</think>c; d") == "a; b</think>c"  # the prompt opened them
+    assert stopped("<think>a; b") == "<think>a; b"
+    assert stopped("a; b") == "a"
 
 
 def test_a_second_run_resumes_and_a_finished_one_is_not_touched(folder, tiny, monkeypatch):
@@ -187,14 +238,14 @@ def test_lm_evals_files_are_what_its_own_command_writes(folder, tiny):
     assert main(["--bench", bench, *args]) == 0
     (model,) = out.iterdir()
     reports = [json.loads(path.read_text()) for path in sorted(model.glob("results_*.json"))]
-    names = {name for report in reports for name in report["results"]}
+    names = {name for one in reports for name in one["results"]}
     assert names == {"agpo_arith", "own_choose"}
-    for report in reports:
-        (task,) = report["results"]
-        assert report["n-samples"][task]["effective"] == 6
-        assert report["config"]["model"] == "hf"
-        assert report["model_name"] == tiny
-        assert {"versions", "n-shot", "configs", "higher_is_better", "task_hashes", "git_hash"} <= set(report)
+    for one in reports:
+        (task,) = one["results"]
+        assert one["n-samples"][task]["effective"] == 6
+        assert one["config"]["model"] == "hf"
+        assert one["model_name"] == tiny
+        assert {"versions", "n-shot", "configs", "higher_is_better", "task_hashes", "git_hash"} <= set(one)
         (file,) = model.glob(f"samples_{task}_*.jsonl")
         samples = [json.loads(line) for line in file.read_text().splitlines()]
         assert len(samples) == 6

@@ -59,7 +59,29 @@ HONEST = {
     ),
     "other white space": ("n = int(input())\nprint(sum(int(input()) for _ in range(n)), end='\\n\\n \\n')", "AC", "AC"),
 }
-OF_A_CALL = {"tuples in a list": ("def f(xs):\n    return [(1, 2), (2, 1)]", "AC", "AC")}
+SUMS = [[[[1, 2]], 3], [[[5, 6]], 11]]
+# name -> (source, entry, tests, verdict under lcb)
+OF_A_CALL = {
+    "tuples in a list": ("def f(xs):\n    return [(1, 2), (2, 1)]", "f", NESTED, "AC"),
+    "a global memo that goes stale": (
+        (
+            "memo = {}\ndef f(xs, i=0):\n    if i not in memo:\n"
+            "        memo[i] = xs[i] + f(xs, i + 1) if i < len(xs) else 0\n    return memo[i]"
+        ),
+        "f",
+        SUMS,
+        "WA",
+    ),
+    "an object that keeps a list": (
+        (
+            "class Solution:\n    def __init__(self):\n        self.seen = []\n"
+            "    def f(self, xs):\n        self.seen += xs\n        return sum(self.seen)"
+        ),
+        "Solution().f",
+        SUMS,
+        "WA",
+    ),
+}
 
 FRAMES = (
     "import sys\nframe = sys._getframe()\nwhile frame and 'gt_out' not in frame.f_locals:\n    frame = frame.f_back\n"
@@ -116,9 +138,9 @@ def test_honest_scripts(grader, name):
 
 @pytest.mark.parametrize("name", OF_A_CALL)
 def test_honest_functions(grader, name):
-    source, real, lcb = OF_A_CALL[name]
-    assert ours(grader, source, NESTED, "f") == (real, lcb)
-    assert official(source, NESTED, "f") is False
+    source, entry, tests, lcb = OF_A_CALL[name]
+    assert ours(grader, source, tests, entry) == ("AC", lcb)
+    assert official(source, tests, entry) is False
 
 
 def test_a_float_is_a_number_not_a_text(grader):

@@ -181,7 +181,7 @@ def test_a_sample_is_rendered_and_shown_as_written(open_page):
     page.keyboard.press("j")
     page.wait_for_selector(".sample math")
     assert page.locator(".sample math mfrac").count() == 3
-    assert page.locator(".sample math .boxed").count() == 1
+    assert page.locator(".sample math [style*=border]").count() == 1
     assert "\\frac" not in page.inner_text(".sample .prose >> nth=1")
     assert "1 of" not in page.inner_text(".answers")
     page.keyboard.press("t")

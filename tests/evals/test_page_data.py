@@ -247,9 +247,8 @@ def test_several_models_are_corrected_for_their_number_and_warned_of(store):
     assert told[0].p == pytest.approx(2 / 2**12)
     assert [d.verdict for d in told] == ["better"] * 3
     assert [d.notes for d in told] == [(), *[("temperature 0.0 and 1.0",)] * 2]
-    going = add_evaluation(store, set(range(9)), bench="alone", model="d", status="running")
-    assert going
-    assert found_differences(store)[0][-1].notes == ("B is running",)
+    add_evaluation(store, set(range(9)), bench="alone", model="d", status="running")  # no score yet
+    assert len(found_differences(store)[0]) == 3
 
 
 def test_significant_alone_but_not_among_many(store):

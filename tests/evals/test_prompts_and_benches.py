@@ -1,6 +1,7 @@
 """Prompt presets, benchmarks, and reading items from files."""
 
 import gzip
+import itertools
 import json
 
 import pytest
@@ -97,6 +98,22 @@ def test_arith_sides_are_disjoint_repeatable_and_right():
         terms = item.prompt.replace("-", "+-").split("+")
         assert sum(map(int, terms)) == int(item.answer)
         assert 3 <= len(terms) == item.meta["terms"] <= 5
+
+
+@pytest.mark.parametrize("seed", [0, derive_seed("arith", "train", 7), 2**31 - 500, 2**40 + 7])
+@pytest.mark.parametrize("terms", [(3, 5), (4, 6), (1, 12)])
+def test_arith_has_the_problems_of_reasoning_gym(seed, terms):
+    made = pytest.importorskip("reasoning_gym.arithmetic.chain_sum")
+
+    def theirs(seed):
+        config = made.ChainSumConfig(
+            min_terms=terms[0], max_terms=terms[1], min_digits=1, max_digits=1, seed=seed % 2**31, size=1024
+        )
+        for row in made.ChainSumDataset(config):
+            yield row["metadata"]["expression"].replace(" ", ""), row["answer"]
+
+    ours = list(itertools.islice(arith._expressions(seed, *terms), 2048))
+    assert ours == [*theirs(seed), *theirs(derive_seed(seed, "next"))]
 
 
 def test_arith_says_when_there_are_not_that_many():

@@ -5,9 +5,12 @@ import io
 import math
 
 import pytest
+from rich.console import Console
 
 from evals.report.command import main
+from evals.report.layout import Grid, print_grid
 from evals.report.manage import add_tags
+from evals.report.paper_tables import FORMATS
 from evals.report.table_rows import rows
 from evals.store import SampleRow, Store
 
@@ -227,6 +230,29 @@ def test_unscorable_samples_are_told(capsys, path):
     assert lines["math500"]["unscored"] == "1"
 
 
+def test_an_evaluation_that_did_not_end_has_no_score(capsys, path):
+    with Store.open(path) as store:
+        add_eval(store, [1.0, 1.0], status="interrupted")
+    text = report(capsys, path, "tables")
+    assert "unfinished" in text
+    assert "100.0" not in text
+    (line,) = read_csv(capsys, path)
+    assert (line["pass1"], line["tokens_mean"], line["status"]) == ("", "", "interrupted")
+
+
+def test_sampling_seeds_are_repeats_and_training_seeds_are_runs(capsys, path):
+    with Store.open(path) as store:
+        for seed in (0, 1, 2):  # a base model, sampled thrice
+            add_eval(store, [1.0, 0.0, float(seed > 0)], method="", seed=seed)
+        (row,) = rows(store)
+        assert len(row.results) == 1
+        assert row.results[0].total.samples == 9
+        assert row.estimate("pass1").value == pytest.approx(5 / 9)
+        assert "3 problems x 9" not in row.setting
+        assert "3 problems x 3" in row.setting
+    assert "are pooled, as repeats of each problem" in report(capsys, path, "tables")
+
+
 def test_runs_without_evaluation_and_a_running_one(capsys, path):
     with Store.open(path) as store:
         run_id = store.start_run("train", "tiny", method="agpo", model="m[bold]", config={"lr": 1})
@@ -256,18 +282,27 @@ def test_a_store_that_is_not_there_is_not_made(capsys, path, monkeypatch):
     assert main([]) == 2
     assert not path.exists()
     monkeypatch.delenv("AGPO_STORE")
-    assert main([]) == 0  # the default one, as every command
+    monkeypatch.chdir(path.parent)
+    assert main([]) == 2
+    assert "`python -m agpo.train`" in capsys.readouterr().err
+    assert not (path.parent / "results").exists()
 
 
 @pytest.mark.parametrize(
-    "arguments", [["tables", "--format", "md", "--out"], ["html", "--out"], ["figures", "--out"], ["export"]]
+    ("arguments", "name"),
+    [
+        (["tables", "--format", "md", "--out"], "out.md"),
+        (["html", "--out"], "out.html"),
+        (["figures", "--out"], "out"),
+        (["export"], "out.csv"),
+    ],
 )
-def test_a_place_that_cannot_be_written_is_one_message(capsys, path, tmp_path, arguments):
+def test_a_place_that_cannot_be_written_is_one_message(capsys, path, tmp_path, arguments, name):
     with Store.open(path) as store:
         add_eval(store, [1.0, 0.0])
         store.log_metrics(store.start_run("train", "tiny", config={}), 1, {"entropy": 0.5})
     (tmp_path / "file").write_text("no folder")
-    assert main([*arguments, str(tmp_path / "file" / "out.csv"), "--store", str(path)]) == 2
+    assert main([*arguments, str(tmp_path / "file" / name), "--store", str(path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: cannot write")
     assert said.count("\n") == 1
@@ -355,11 +390,30 @@ def test_latex_and_files(capsys, path, tmp_path):
     assert r"\begin{tabular}{llrrr}" in text
     assert r"a\_b/50\%\_model & AGPO (w/o loss mask) & 50.0 &" in text
     assert len({line.count(" & ") for line in text.split(r"\end{tabular}")[0].splitlines() if " & " in line}) == 1
-    for style in ("rich", "md", "latex", "csv"):
-        out = tmp_path / "deep" / f"table.{style}"
+    for style, ending in FORMATS.items():
+        out = tmp_path / "deep" / f"table{ending}"
         said = report(capsys, path, "tables", "--format", style, "--out", str(out))
         assert said.strip() == str(out)
         assert "50.0" in out.read_text()
+
+
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_no_cell_is_broken_in_a_narrow_terminal_and_no_text_is_markup(width):
+    line = ["all [/b]", "512", "87.6", "86.0 to 89.1", "26.8", "26", "0.0 %", "261125-092031-8a9383"]
+    header = ["", "problems", "Pass@1", "95 %", "tokens mean", "median", "truncated", "run"]
+    out = io.StringIO()
+    print_grid(Grid("Table 1: accuracy on [/x] (T=1)", header, [[line]]), Console(file=out, width=width))
+    assert "on [/x]" in " ".join(out.getvalue().split())
+    assert all(cell in out.getvalue() for cell in line)
+    assert max(map(len, out.getvalue().splitlines())) <= width
+
+
+def test_latex_numbers_its_tables_itself(capsys, path):
+    with Store.open(path) as store:
+        add_eval(store, [1.0, 0.0])
+    text = report(capsys, path, "tables", "--format", "latex")
+    assert r"\caption{accuracy on math500 (2 problems x 1)}" in text
+    assert r"\label{tab:accuracy-on-math500}" in text
 
 
 def test_checkpoints_come_in_order_of_their_steps(path):

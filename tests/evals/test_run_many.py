@@ -192,7 +192,7 @@ def test_checkpoints_of_a_run_share_one_engine_and_are_what_each_is_alone(folder
     assert main(["--model", "run", "--checkpoints", "all", *args]) == 0
     assert len(loads) == 1
     table = capsys.readouterr().out.split("all evaluations of this call")[1]
-    assert re.findall(r"\n│ chain arithmetic[^│]*│ +(\d+) │", table) == ["10", "20", "30"]
+    assert re.findall(r"\n *chain arithmetic, held out +(\d+) ", table) == ["10", "20", "30"]
     assert "paired difference" in table
     with Store.open() as store:
         together = store.runs("eval")
@@ -330,7 +330,12 @@ def test_regrade_grades_stored_completions_without_a_model(tiny, monkeypatch, ca
     monkeypatch.setattr("evals.engines.load_engine", None)
     capsys.readouterr()
     assert main(["--regrade", run.id]) == 0
-    assert "chain arithmetic" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "chain arithmetic" in out
+    assert f"{len(rows)} of {len(rows)} verdicts changed" in out
+    assert "error -> right: " in out
+    assert main(["--regrade", run.id]) == 0
+    assert f"0 of {len(rows)} verdicts changed" in capsys.readouterr().out
     status, after, again = runs()["arith"]
     assert (status, after, again) == ("done", before, metrics)
     with Store.open() as store:

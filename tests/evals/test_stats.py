@@ -86,17 +86,29 @@ def test_independent_samples_are_worth_as_much_as_problems():
 
 
 def test_the_interval_of_several_samples_is_wilsons_with_the_effective_size():
-    few = [0.25, 0.5, 1.0, 0.75, 0.0, 1.0, 1.0, 0.25]
-    # twice as many tell all of it; of the eight only five differ from the three right ones
-    for means, df in ((np.array(few * 2), 15), (np.array(few), 4)):
-        found = share(means, samples=4 * len(means))
-        p, se = means.mean(), scipy_stats.sem(means)
-        q = scipy_stats.t.ppf(0.975, df)
-        # the limits solve (x - p)^2 = q^2 x (1 - x) / n, n = p (1 - p) / se^2
-        n = p * (1 - p) / se**2
-        for x in (found.low, found.high):
-            assert (x - p) ** 2 == pytest.approx(q**2 * x * (1 - x) / n)
-        assert found.se == pytest.approx(se)
+    means = np.array([0.25, 0.5, 1.0, 0.75, 0.0, 1.0, 1.0, 0.25] * 4)
+    found = share(means, samples=4 * len(means))
+    p, se = means.mean(), scipy_stats.sem(means)
+    q = scipy_stats.t.ppf(0.975, len(means) - 1)
+    # the limits solve (x - p)^2 = q^2 x (1 - x) / n, n = p (1 - p) / se^2
+    n = p * (1 - p) / se**2
+    for x in (found.low, found.high):
+        assert (x - p) ** 2 == pytest.approx(q**2 * x * (1 - x) / n)
+    assert found.se == pytest.approx(se)
+
+
+@pytest.mark.parametrize(
+    ("problems", "samples", "right"),
+    [(128, 4, {0: 3}), (30, 4, {0: 1}), (20, 4, dict.fromkeys(range(4), 4)), (5, 16, {0: 1, 1: 15})],
+)
+def test_more_samples_never_make_the_interval_wider_than_that_of_the_problems(problems, samples, right):
+    """Where few problems differ from the rest the spread between problems says nothing, and Wilson's holds."""
+    base = samples if problems == 128 else 0  # 511 of 512 solved; 1 of 120
+    counts = [right.get(i, base) for i in range(problems)]
+    rows = [outcome(f"i{i}", float(k < c), repeat=k) for i, c in enumerate(counts) for k in range(samples)]
+    found = summarise(rows)
+    expected = wilson(sum(counts) / samples, problems)
+    assert (found.pass1_low, found.pass1_high) == pytest.approx(expected)
 
 
 def test_problems_weigh_the_same_however_many_samples_they_have():
@@ -145,6 +157,11 @@ def test_the_variance_is_taken_apart_as_it_was_put_together():
 
 
 # Tokens and truncation
+
+
+def test_the_interval_of_tokens_ends_at_max_tokens():
+    rows = [outcome(f"i{i}", 1.0, 2048, "length") for i in range(9)] + [outcome("j", 1.0, 100)]
+    assert summarise(rows).tokens_high == 2048
 
 
 def test_tokens_and_truncation():

@@ -83,6 +83,20 @@ def test_the_interval_is_rather_too_long_where_a_handful_of_problems_decides():
     assert 0.945 <= rate <= 0.99
 
 
+@pytest.mark.parametrize("problems", [10, 30, 100])
+@pytest.mark.parametrize("samples", [4, 16])
+@pytest.mark.parametrize("alike", [0.3, 2.0])
+def test_pass1_near_0_and_1_over_few_problems(problems, samples, alike):
+    """alike: the sum of the Beta parameters; small: a problem is solved always or never (docs/statistics.md)."""
+    rng = np.random.default_rng(problems + samples)
+    for truth in (0.005, 0.02, 0.1, 0.5, 0.9, 0.98, 0.995):
+        shares = rng.binomial(samples, rng.beta(truth * alike, (1 - truth) * alike, (1000, problems))) / samples
+        found = [share(row, samples=samples * problems) for row in shares]
+        widest = [wilson(row.sum(), problems) for row in shares]
+        assert all(e.low >= low and e.high <= high for e, (low, high) in zip(found, widest, strict=True))
+        assert covered(found, truth) >= (0.925 if 0.02 <= truth <= 0.98 else 0.89), truth
+
+
 @pytest.mark.parametrize(("problems", "samples"), [(500, 1), (500, 4), (166, 4), (30, 8)])
 def test_response_tokens_and_truncation_are_covered(problems, samples):
     rng = np.random.default_rng(problems)

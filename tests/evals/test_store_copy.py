@@ -151,7 +151,7 @@ def test_what_cannot_be_copied_says_so(tmp_path, capsys):
     source, newer = str(tmp_path / "a.db"), tmp_path / "newer.db"
     Store.open(source).close()
     assert copy(str(tmp_path / "typo.db"), source) == 2
-    assert "no store" in capsys.readouterr().err
+    assert "no results store" in capsys.readouterr().err
     assert not (tmp_path / "typo.db").exists()
     assert copy(source, source) == 2
     assert "the same store" in capsys.readouterr().err

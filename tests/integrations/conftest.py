@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,5 +54,20 @@ def in_trl():
 
     def run(*words: str, seconds: float = 300, **environment: str) -> subprocess.CompletedProcess:
         return run_in(python, words, seconds, environment)
+
+    return run
+
+
+@pytest.fixture
+def with_vllm_and_trl(vllm, tmp_path):
+    """Run the python of these tests, where vLLM is, with TRL's package out of TRL's environment."""
+    where = [other_python("trl"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.check_output(where, text=True).strip())
+    for path in [packages / "trl", *packages.glob("trl-*.dist-info")]:
+        (tmp_path / path.name).symlink_to(path)
+    search = os.pathsep.join([str(tmp_path), str(ROOT)])
+
+    def run(*words: str, seconds: float = 550) -> subprocess.CompletedProcess:
+        return run_in(sys.executable, words, seconds, {"PYTHONPATH": search})
 
     return run

@@ -42,9 +42,9 @@ def measured():
     step, objective = sampled(), PRESETS["agpo"]
     plan = plan_step(step.uids, step.rewards, step.lengths, objective, 1, LONGEST)
     happened = []
-    for minibatch in plan.minibatches:
+    for rows in plan.moving:
         told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
-        happened.append(told if minibatch.rows and minibatch.rows[0] == 0 else None)
+        happened.append(told if rows and rows[0] == 0 else None)
     assert sum(one is not None for one in happened) == 1
     return metrics_of(step, plan, happened)
 

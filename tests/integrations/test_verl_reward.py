@@ -36,6 +36,29 @@ def test_what_cannot_be_graded_is_not_a_wrong_answer(monkeypatch, tmp_path):
     assert unclear["outcome"] == "error"
 
 
+def test_programs_are_judged_by_the_tests_in_the_runs_file(tmp_path):
+    from agpo.integrations.verl.launch import rows_of, write_tests
+    from evals.benches import tiny_code
+    from evals.code_tests import from_json, to_json
+
+    items = [("train", item) for item in tiny_code.items("train", 3)] + [
+        ("tiny_code", item) for item in tiny_code.items("heldout", 2)
+    ]
+    write_tests(tmp_path / "tests.jsonl", items)
+    for (source, item), row in zip(items, rows_of(items, "tiny-code"), strict=True):
+        assert item.code
+        assert from_json(to_json(item.code)) == item.code
+        assert row["ability"] == "code"
+        assert not row["reward_model"]["ground_truth"]
+        how = {"grader": "code", "code": {"allow_unsafe": True}, "tests": str(tmp_path / "tests.jsonl"), "judges": 8}
+        table = {test.input[0]: test.expected for test in item.code.problem.tests}
+        for program, outcome in (({**table}, "right"), (dict.fromkeys(table, 10**9), "wrong")):
+            text = f"```python\ndef f(x):\n    return {program}[x]\n```"
+            told = compute_score(source, text, "", row["extra_info"], **how)
+            assert (told["outcome"], told["score"]) == (outcome, float(outcome == "right")), told
+            assert told["item"] == item.id
+
+
 def test_an_item_without_an_id_gets_one():
     assert compute_score("train", "\\boxed{6}", "6")["item"]
     with pytest.raises(TypeError):

@@ -31,6 +31,7 @@ class Scripted(AGPOTrainer):
     """Samples are the batch's, under the parameters of its start."""
 
     batch = None
+    tis = None
 
     def _generate(self, prompts):
         mine = range(self.accelerator.process_index * len(prompts), (self.accelerator.process_index + 1) * len(prompts))
@@ -43,6 +44,13 @@ class Scripted(AGPOTrainer):
         model.load_state_dict(self.batch.start.state_dict())
         out = super()._generate_and_score_completions(inputs)
         model.load_state_dict(now)
+        if self.tis:  # as TRL adds them where vLLM sampled
+            mine = range(
+                self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs)
+            )
+            out["importance_sampling_ratio"] = torch.nn.utils.rnn.pad_sequence(
+                [self.tis[i] for i in mine], batch_first=True, padding_value=1.0
+            )
         return out
 
 
@@ -106,6 +114,39 @@ def of_case(case, micro_batches):
         return {"value": value, "scale": stepped, "clipped": bool(clipped)}
 
     return observed(case, batch.model, work)
+
+
+def of_corrected():
+    """A step whose tokens are weighed for the log-probabilities of another engine, beside one call."""
+    case = next(case for case in CASES if case.name == "moved, kept")
+    batch = make_batch(case, torch.float32)
+    longest = max(map(len, batch.responses))
+    g = torch.Generator().manual_seed(0)
+    tis = [torch.ones(longest) * torch.rand(longest, generator=g).clamp(0.3) for _ in batch.responses]
+    policy = deepcopy(batch.model)
+    loss, report = minibatch_loss(
+        torch.cat([log_probs(policy, p, r) for p, r in zip(batch.prompts, batch.responses, strict=True)]),
+        torch.cat(batch.old_logp),
+        batch.lengths_B,
+        batch.rewards_GN,
+        case.objective,
+        tis_T=torch.cat([weight[: len(r)] for weight, r in zip(tis, batch.responses, strict=True)]),
+    )
+    loss.backward()
+    with torch.no_grad():
+        for p in policy.parameters():
+            p -= LR * p.grad
+    before = flat(batch.model)
+    optimizer = torch.optim.SGD(batch.model.parameters(), lr=LR)
+    trainer = make_trainer(batch, case.objective, optimizer, iterations=2)
+    trainer.tis = tis
+    trainer.train()
+    return {
+        "decisions": decisions(trainer),
+        "value": report.value,
+        "moved": float((flat(batch.model) - before).abs().max()),
+        "from_reference": float((flat(batch.model) - flat(policy)).abs().max()),
+    }
 
 
 MANY = (
@@ -180,11 +221,11 @@ def main(out):
             )
     for name in ("agpo", "agpo_no_clip", "agpo_no_mask", "grpo"):
         many[name] = of_many(PRESETS[name], 2, world)
+    corrected = of_corrected()
     if rank == 0:
         with open(out, "w") as file:
-            json.dump(
-                {"results": results, "refused": refused, "many": many, "ranks": world, "trl": trl.__version__}, file
-            )
+            told = {"results": results, "refused": refused, "many": many, "corrected": corrected}
+            json.dump({**told, "ranks": world, "trl": trl.__version__}, file)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -109,7 +109,6 @@ CONFIGS = {
     "top_entropy_quantile": 0.2,
     "entropy_coef": 0.01,
     "use_adaptive_entropy": True,
-    "use_vllm": True,
     "use_liger_kernel": True,
     "fp16": True,
     "epsilon": 0.1,
@@ -146,6 +145,7 @@ def refusals(model, dataset):
         out[kind] = refused(lambda spread=spread: check_trainer(spread))
     half = SimpleNamespace(distributed_type=DistributedType.NO, mixed_precision="fp16")
     out["mixed_precision"] = refused(lambda: check_trainer(SimpleNamespace(accelerator=half, args=make_config())))
+    out["with_vllm"] = refused(lambda: check_config(make_config(use_vllm=True, vllm_mode="colocate"), PRESETS["agpo"]))
     out["fine"] = refused(lambda: check_config(make_config(), PRESETS["agpo"]))
     out["wired"] = refused(lambda: make(model, dataset, tempfile.mkdtemp(), loss_type="bnpo"))
     out["preset"] = refused(lambda: make(model, dataset, tempfile.mkdtemp(), objective="dapo"))
@@ -168,7 +168,7 @@ def refusals(model, dataset):
     return out
 
 
-def make_config():
+def make_config(**more):
     return GRPOConfig(
         tempfile.mkdtemp(),
         num_generations=4,
@@ -178,6 +178,7 @@ def make_config():
         use_cpu=True,
         bf16=False,
         report_to="none",
+        **more,
     )
 
 

@@ -88,11 +88,10 @@ def rows_of(case, batch, rank, world, multiple):
     size = len(case.rewards[0])
     rewards, lengths = batch.rewards_GN.reshape(-1).tolist(), batch.lengths_B.tolist()
     uids = [str(i // size) for i in range(len(rewards))]
-    plan = plan_step(uids, rewards, lengths, case.objective, len(case.rewards), LONGEST, known_at_ratio_1=False)
-    (minibatch,) = plan.minibatches
-    if not minibatch.run:
+    plan = plan_step(uids, rewards, lengths, case.objective, len(case.rewards), LONGEST, corrected=True)
+    (rows,) = plan.run
+    if not rows:
         return None, plan
-    rows = minibatch.rows
     if case.name.startswith("opposite"):  # a group to each rank, so that their own sums have opposite signs
         at = [row for row in rows if row // size * world // len(case.rewards) == rank]
         mine = at + [None] * (-len(at) % multiple)

@@ -1,6 +1,8 @@
 """What counts as the right answer."""
 
+import contextlib
 import json
+import tracemalloc
 
 import pytest
 
@@ -20,14 +22,41 @@ from sandbox import compare
         ("0.3333333", "0.3333333333", True),
         ("0.33", "0.3333333333", False),
         ("3", "3.0", True),
-        ("1e3", "1000", True),
+        ("1e5", "100000", False),  # Python prints no number so: hexadecimal digits
+        ("100000", "1e5", False),
+        ("100000.0", "1e+05", True),
+        ("1e-07", "0.0000001", True),
         ("1000000001", "1000000000", False),  # integers are exact, whatever the tolerance
         ("1000000000.1", "1000000000.0", True),
         ("nan", "0.5", False),
         ("inf", "1e400", False),
         ("1_000", "1000", False),
         ("\u0661", "1", False),  # ARABIC-INDIC DIGIT ONE is not a digit of an answer
-        ("+7", "7", True),
+        ("+7", "7", False),
+        ("+7", "+7", True),
+        ("-0.0", "0.0", True),
+        ("5.0", "5", True),
+        ("5000000.5", "5000000", False),  # tolerance is for what has a fraction, on both sides
+        ("1.2345678e8", "123456789", False),
+        ("1.23456789e8", "123456789", True),
+        ("0", "0.0000009", False),
+        ("0.0", "0.0000009", True),
+        ("2", "2.00000", True),
+        ("1.1", "1.10", True),
+        ("11", "0011", False),  # digits that are text
+        ("0011", "11", False),
+        ("00", "000", False),
+        ("0011", "0011", True),
+        ("00.5", "0.5", False),
+        # line breaks between lines of text
+        ("#. .#", "#.\n.#", False),
+        ("#.\n\n  .# \n", "#.\n.#", True),
+        ("3\n#. .#", "3\n#.\n.#", False),
+        ("010 110", "010\n110", False),
+        ("Yes No", "Yes\nNo", False),
+        ("YES 1 2", "YES\n1 2", True),
+        ("a\nb c", "a b c", True),
+        ("1 2 3 4", "1 2\n3 4", True),
         ("9" * 10_000, "9" * 9_999 + "8", False),
     ],
 )
@@ -58,6 +87,12 @@ def test_the_first_difference_is_named():
         ("NaN", "nan", False),
         ("sNaN", "snan", False),  # raises in the original
         ("Infinity", "inf", True),
+        ("+7", "7", True),
+        ("1.1", "1.10", True),
+        ("11", "0011", False),  # equal in the original: its one hole that answers of honest problems fall through
+        ("00", "000", False),
+        ("100000", "1e5", False),
+        ("0011  2", "0011 2.0", True),
     ],
 )
 def test_printed_answers_by_the_rule_of_livecodebench(output, expected, right):
@@ -80,6 +115,10 @@ def test_printed_answers_by_the_rule_of_livecodebench(output, expected, right):
         (None, 0, False),
         ([1], 1, False),
         (10**300, 1e300, True),
+        (5000000.5, 5000000, False),
+        (5000000.0, 5000000, True),
+        (0, 0.0000009, False),
+        (2, 2.0000001, False),
         (10**400, 1e300, False),
     ],
 )
@@ -106,3 +145,64 @@ def test_a_value_far_too_large_is_not_taken_apart(monkeypatch):
 def test_nan_answers_nothing():
     assert compare.value_difference(b"NaN", 1.5, 1e-6, "real")
     assert compare.value_difference(b"Infinity", 1.5, 1e-6, "real")
+
+
+def test_integers_as_long_as_livecodebenchs_runner_allows_under_its_rule():
+    for digits, right in ((4301, True), (50_000, True), (50_003, False)):
+        text = "7" * digits
+        answer = 10**digits // 9 * 7
+        if right:
+            assert compare.value_difference(text.encode(), answer, 0.0, "lcb") is None
+            assert compare.value_difference(f"[{text[:-1]}8]".encode(), [answer], 0.0, "lcb")
+        else:
+            with pytest.raises(compare.BadValue):
+                compare.value_difference(text.encode(), answer, 0.0, "lcb")
+
+
+@pytest.mark.parametrize("mark", ["[]", '{{"a":{}}}'])
+@pytest.mark.parametrize("rule", ["real", "lcb"])
+def test_depth_is_bounded_wherever_the_stack_stands(mark, rule):
+    """Nested as deep as the parser itself takes, and a little less: never an exception of another kind."""
+    for depth in (301, 900, 976, 984, 990, 1100):
+        deep = "1"
+        for _ in range(depth):
+            deep = f"[{deep}]" if mark == "[]" else f'{{"a":{deep}}}'
+        for expected in ([[1]], list(range(500)), "any", 1):
+            with contextlib.suppress(compare.BadValue):
+                assert compare.value_difference(deep.encode(), expected, 1e-6, rule)
+        with pytest.raises(compare.BadValue):
+            compare.parse(deep.encode())
+    assert compare.parse(b"[" * 300 + b"]" * 300)
+
+
+def test_showing_never_raises():
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (deep, 10**10_000, {1, 2}, float("nan"), object(), b"x", "\ud800", {"a": deep}):
+        assert isinstance(compare.shown(value), str)
+    assert len(compare.shown([10**10_000])) < 200
+
+
+@pytest.mark.parametrize("unit", ["1 ", "\n", "1\n", "x ", "\n1 1", "1.0 "])
+@pytest.mark.parametrize("rule", ["difference", "difference_lcb"])
+def test_a_flood_is_not_taken_apart(unit, rule):
+    """16 MB of tokens or lines beside a short answer: memory in proportion to the text, not to what it holds."""
+    flood = unit * ((16 << 20) // len(unit))
+    tracemalloc.start()
+    try:
+        for expected in ("7", "1 1\n1 1", unit * 100):
+            found = compare.difference(flood, expected, 1e-6) if rule == "difference" else None
+            found = found if rule == "difference" else compare.difference_lcb(flood, expected)
+            assert found or not flood.strip(), (unit, expected)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_value_of_another_structure_is_not_taken_apart(monkeypatch):
+    want = list(range(100_000))
+    forged = b"[" + b"[]," * 200_000 + b"1]"
+    assert compare.value_difference(json.dumps([float(x) for x in want]).encode(), want, 1e-6, "real") is None
+    monkeypatch.setattr(compare, "parse", lambda *_, **__: pytest.fail("was parsed"))
+    assert "structure" in (compare.value_difference(forged, want, 0.0, "real") or "")

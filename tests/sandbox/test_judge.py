@@ -423,3 +423,137 @@ def test_waiting_long_for_a_processor_is_not_idling(embedded):
     """The kernel tells how long a thread has waited when it runs again; a look in between must not count as idle."""
     told = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, timeout=500, check=True)
     assert "verdict=<Verdict.AC" in told.stdout, told.stdout
+
+
+DEEP = "import os\ndef f(x):\n    os.write(13, {value})\n    os._exit(0)"
+SORTS = "def check(i, o, e):\n    return sorted(o) == e"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(f"b'[' * {depth} + b']' * {depth}" for depth in (301, 976, 984, 990, 5000)),
+        "b'[' + b'[],' * 5_000_000 + b'1]'",
+        "b'{\"a\":' * 900 + b'1' + b'}' * 900",
+        "b'[1, {}'",
+        "b'7' * 5000",
+        "b'\\xff\\xfe'",
+        "b'[1, 3], [4], [1, 3]'",
+        "b'null'",
+    ],
+)
+def test_no_forged_value_is_a_sandbox_error(box, value):
+    """With a checker and without: it is the program's verdict, and the judge goes on."""
+    source = DEEP.format(value=value)
+    for problem in (Problem([Test([4], [1, 3])]), Problem([Test([4], [1, 3])] * 2, checker=SORTS)):
+        report = judge(box, source, problem, mode="call", entry="f")
+        assert report.verdict in ("WA", "BAD_RESULT", "MLE"), report
+
+
+def test_what_a_working_checker_cannot_read_is_a_bad_result(box):
+    """It judges the expected answer: what it fails on is the output's fault. Of a broken one nobody knows."""
+    strict = "def check(i, o, e):\n    a, b = map(int, o.split())\n    return a + b == int(i)"
+    problem = Problem([Test("10", "3 7"), Test("12", "5 7")], checker=strict)
+    assert judge(box, "n = int(input())\nprint(1, n - 1)", problem).passed
+    for source in ("print('x')", "print()", "print('9' * 5000, 1)", "print(1, 2, 3)"):
+        report = judge(box, source, problem)
+        assert (report.verdict, "the checker failed" in report.detail) == ("BAD_RESULT", True), report
+    assert judge(box, "print('x')", Problem([Test("1", "1")], checker=strict)).verdict == "SE"
+    assert judge(box, "print('x')", Problem([Test("1", "1")], checker="def c(): pass")).verdict == "SE"
+
+
+def test_a_fault_of_the_judge_is_no_verdict_and_counted(embedded, monkeypatch, caplog):
+    from sandbox import verdicts
+
+    monkeypatch.setattr(verdicts, "_answer", lambda *_: [][0])
+    with Sandbox(embedded, workers=1) as sandbox:
+        report, other = sandbox.judge_sync([Program(ADD), Program("1/0")], SUMS)
+        assert (report.verdict, other.verdict, sandbox.sandbox_errors) == ("SE", "RE", 1)
+    assert "IndexError in the judge" in report.detail
+    assert "Traceback" in caplog.text
+
+
+DRAW = "import random\nprint(random.choice(['YES', 'NO']))  # {}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isolation", ["program", "test"])
+def test_a_coin_is_thrown_once(embedded, isolation):
+    """Six tests: one program of 64 passes by luck. 400 programs: 6.25, deviation 2.5; with a second draw it was 27."""
+    problem = Problem([Test("", "YES" if i % 2 else "NO") for i in range(6)])
+    with Sandbox(embedded, workers=2, isolation=isolation) as sandbox:
+        reports = sandbox.judge_sync([Program(DRAW.format(i)) for i in range(400)], problem)
+    assert sum(r.passed for r in reports) <= 16
+    assert all(not r.passed and "accepted in one run" in r.detail for r in reports if r.unstable)
+    assert any(r.unstable for r in reports) is (isolation == "program")
+
+
+def test_a_program_is_unstable_when_it_fails_and_passes_and_not_for_what_tests_left(embedded):
+    flip = "import os\nif os.listdir():\n    print(os.urandom(8))\nelse:\n    open('n', 'w')\n    print(1)"
+    stale = "import math\nmath.seen = getattr(math, 'seen', 0) + 1\nprint(math.seen)"
+    for compat in ("real", "both"):
+        with Sandbox(embedded, workers=1, compat=compat) as sandbox:
+            drawn, kept = sandbox.judge_sync([Program(flip), Program(stale)], Problem([Test("", "1")] * 4))
+        assert (drawn.verdict, drawn.unstable) == ("WA", True)
+        assert drawn.detail.startswith("unstable: accepted in one run, WA in another: token 1")
+        assert (kept.verdict, kept.unstable) == ("AC", False)
+
+
+MEMO = "seen = {}\ndef f(x, k):\n    return seen.setdefault(x, k)"
+
+
+@pytest.mark.parametrize("isolation", ["program", "test"])
+def test_livecodebench_loads_one_module_for_all_calls(embedded, isolation):
+    """A memo that is stale in the second test fails there; under the other rule each call is of a fresh process."""
+    problem = Problem([Test([1, 5], 5), Test([1, 6], 6), Test([2, 7], 7)])
+    program = Program(MEMO, "call", "f")
+    for stop in (True, False):
+        with Sandbox(embedded, workers=1, isolation=isolation, compat="both", stop_at_first_failure=stop) as sandbox:
+            report = sandbox.judge_sync([program], problem)[0]
+        assert report.verdicts == {"real": "AC", "lcb": "WA"}, report
+        assert [str(t.verdict) for t in report.lcb.tests] == ["AC", "WA", "SKIPPED" if stop else "AC"]
+
+
+@pytest.mark.slow
+def test_inputs_may_be_more_than_memory_would_hold_twice(embedded):
+    big = "1\n" * (50 << 20)
+    source = "import sys\nfirst = sys.stdin.readline(10)\nprint(6 + int(first))"
+    with Sandbox(embedded, workers=1) as sandbox:
+        report = judge(sandbox, source, Problem([Test(big, "7")] * 11))
+        assert report.passed, report
+        late = judge(sandbox, source, Problem([Test(big, "7"), Test(big, "8"), Test(big, "7")]))
+    assert [str(t.verdict) for t in late.tests] == ["AC", "WA", "SKIPPED"]
+
+
+def test_an_input_that_is_too_large_is_named_at_once(box, monkeypatch):
+    from sandbox.worker import protocol
+
+    monkeypatch.setattr(protocol, "MAX_TO_WORKER", 8 << 20)
+    with pytest.raises(SandboxError, match="the input of test 2 has 9 MB; one test can be given 8 MB"):
+        judge(box, ADD, Problem([Test("1 2", "3"), Test("1" * (9 << 20), "3")]))
+
+
+@pytest.mark.parametrize("isolation", ["program", "test"])
+def test_many_small_inputs_and_few_large_ones(embedded, isolation):
+    """More of them than are sent ahead of the results."""
+    sizes = [10, 6 << 20, 3, 0, 5 << 20, *[1000] * 300]
+    problem = Problem([Test("x" * size, str(size)) for size in sizes])
+    with Sandbox(embedded, workers=1, isolation=isolation) as sandbox:
+        assert judge(sandbox, "import sys\nprint(len(sys.stdin.read()))", problem).tests_passed == len(sizes)
+        stopped = judge(sandbox, "import sys\nprint(len(sys.stdin.read()) or 1)", problem)
+        assert judge(sandbox, ADD + "#", SUMS).passed  # what was sent too much does not disturb the next
+    assert [str(t.verdict) for t in stopped.tests[:5]] == ["AC", "AC", "AC", "WA", "SKIPPED"]
+
+
+def test_long_integers_under_livecodebenchs_rule(embedded):
+    """Its runner raises Python's limit on digits to 50,000."""
+    shown, answer = "1" + "0" * 20_000, Problem([Test("", "1" + "0" * 20_000)])
+    with Sandbox(embedded, workers=1, compat="lcb") as sandbox:
+        assert judge(sandbox, "print(10 ** 20_000)", answer).passed
+        assert judge(sandbox, f"print(int('{shown}'))", answer).passed
+        call = Problem([Test([20_000], 10**20_000), Test([4299], 10**4299)])
+        assert judge(sandbox, "def f(n): return 10 ** n", call, mode="call", entry="f").passed
+        assert judge(sandbox, "def f(n): return 10 ** n + 1", call, mode="call", entry="f").verdict == "WA"
+        assert judge(sandbox, "print(10 ** 60_000)", answer).detail.startswith("ValueError")
+    with Sandbox(embedded, workers=1) as sandbox:
+        assert judge(sandbox, "print(10 ** 20_000)", answer).detail.startswith("ValueError")

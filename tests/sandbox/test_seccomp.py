@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.worker import seccomp, syscalls
 
-ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+ALLOW, EPERM, ENOSYS, KILL, DONE = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000, 0x00050000
 ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
 machines = pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -77,7 +77,13 @@ def test_arguments(machine):
     assert ask("tgkill", seccomp.SELF, 5, 9) == EPERM
     assert ask("tgkill", 1, 1, 6) == EPERM
     assert ask("fcntl", 0, 1) == ALLOW
-    assert ask("fcntl", 0, 6) == EPERM  # F_SETLK
+    assert ask("fcntl", 0, 6) == ask("fcntl", 0, 5) == DONE  # F_SETLK, F_GETLK: answered, not made
+    assert ask("fcntl", 0, 7) == EPERM  # F_SETLKW
+    for stack in (1, 1 << 40, 0xFFFFFFFF_00000000):  # an address: of either half
+        assert ask("prlimit64", 0, 3, stack, 0) == DONE
+        assert ask("prlimit64", 0, 9, stack, 0) == EPERM
+    assert ask("prlimit64", 0, 3, 0, 1) == ALLOW
+    assert ask("prlimit64", 1, 3, 0, 1) == EPERM
     assert ask("fcntl", 0, 1024) == EPERM  # F_SETLEASE
     assert ask("ioctl", 0, 0x5401) == ALLOW
     assert ask("ioctl", 0, 0x5412) == EPERM  # TIOCSTI

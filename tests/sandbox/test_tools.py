@@ -13,8 +13,9 @@ from sandbox.backends.embedded import Embedded
 from sandbox.worker import tmpfiles
 
 
-def command(*words: str, **kwargs) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+def command(*words: str, environment: dict[str, str] | None = None, **kwargs) -> subprocess.CompletedProcess[str]:
+    engine = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **engine, **(environment or {})}
     return subprocess.run(
         [sys.executable, "-m", *words], capture_output=True, text=True, check=False, env=environment, **kwargs
     )
@@ -30,6 +31,42 @@ def test_doctor_tells_what_can_be_enforced_and_why_not(embedded):
     assert 'backend="auto" takes: embedded, full' in done.stdout
 
 
+def test_a_program_that_may_not_be_started_is_not_there(embedded, tmp_path):
+    """As with a folder in PATH that the user may not enter. Root may enter any, but starts no file without its x."""
+    for name in ("docker", "podman"):
+        (tmp_path / name).touch(0o644)
+    for words in (["sandbox.doctor"], ["sandbox.clean"], ["sandbox.backends.image"]):
+        done = command(*words, environment={"PATH": str(tmp_path)})
+        assert "Traceback" not in done.stderr
+        if words == ["sandbox.doctor"]:
+            assert "docker: docker is not installed" in done.stdout
+            assert 'backend="auto" takes: embedded, full' in done.stdout
+        else:
+            assert done.returncode == (2 if "image" in words[0] else 0), done.stderr
+
+
+def test_a_python_that_cannot_be_started_is_the_reason():
+    found = Embedded("full", python="/nonexistent/python").probe()
+    assert found.reason == "full: /nonexistent/python cannot be started: No such file or directory"
+
+
+@pytest.mark.parametrize("name", ["doctor", "selfcheck", "clean", "backends.image"])
+def test_help_helps_and_a_wrong_argument_does_nothing(name):
+    told = command(f"sandbox.{name}", "--help")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith(f"usage: python -m sandbox.{name}")
+    wrong = command(f"sandbox.{name}", "--frobnicate")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "unrecognized arguments: --frobnicate" in wrong.stderr
+
+
+def test_a_backend_that_is_not_here_is_one_line():
+    told = command("sandbox.selfcheck", "--backend", "docker")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert re.fullmatch(r"error: no backend can hold a hostile program here. docker: .*\n", told.stderr)
+    assert command("sandbox.selfcheck", "--python", "python3").returncode == 2
+
+
 def test_selfcheck_holds(embedded):
     done = command("sandbox.selfcheck", "--backend", "full")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -41,8 +78,7 @@ def test_selfcheck_holds(embedded):
 def test_selfcheck_fails_when_one_check_does(embedded, monkeypatch, capsys):
     false = selfcheck.Check("sockets are open", "AC", "import socket\nsocket.socket()\nprint(7)")
     monkeypatch.setattr(selfcheck, "CHECKS", [false])
-    monkeypatch.setattr(sys, "argv", ["selfcheck", "--backend", "full"])
-    assert selfcheck.main() == 1
+    assert selfcheck.main(["--backend", "full"]) == 1
     assert "FAILED  sockets are open: RE where AC was expected" in capsys.readouterr().out
 
 

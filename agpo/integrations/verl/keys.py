@@ -20,6 +20,8 @@ MAX_PROMPT_TOKENS = 2048
 """verl bounds prompts by a key of its own; longer ones are left out of the data and counted in its log"""
 ROLLOUT_TIMEOUT = 3600.0
 """seconds for the rollouts of a step, after which a run stops that would wait for ever"""
+REWARD_WORKERS = 8
+"""verl's processes for rewards on a node, which share its processors where programs are run"""
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """verl knows chats only: the template under which a chat of one message is that message's text"""
 
@@ -37,9 +39,9 @@ REFUSED = {
     "eval.max_tokens": "verl has one bound for training and validation: rollout.max_tokens",
     "ranks.timeout_minutes": "verl's key is actor_rollout_ref.nccl_timeout",
     "checkpoint.best": "verl keeps the latest ones; evaluate them with python -m evals.run",
+    "update.layout": "verl packs sequences for flash-attn by itself",
+    "update.compile": "verl compiles on its own terms",
     **{f"lora.{name}": "adapters are not tested with the plugin" for name in ("rank", "alpha", "targets")},
-    **{f"code.{name}": "the reward code is not built in on verl" for name in (
-        "score", "compat", "isolation", "workers", "backend", "allow_unsafe", "cpu_s", "memory_mb")},
 }  # fmt: skip
 """keys of ours without a counterpart: name -> what to do"""
 
@@ -62,8 +64,6 @@ def check_keys(config: TrainConfig, *, rehearse: bool) -> None:
     for key in chosen:
         if key in REFUSED and not (key == "device" and config.device.startswith("cuda")):
             raise UserError(f"{key} has no counterpart on verl: {REFUSED[key]}.")
-    if "code" in config.graders:
-        raise UserError("reward=code is not built in on verl. Train natively, or give a function of your own.")
     if config.update.schedule == "linear":
         raise UserError("update.schedule=linear: verl has constant and cosine.")
     if "engine" in config.model_fields_set and config.engine == "hf" and not rehearse:
@@ -149,6 +149,14 @@ def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict
         f"{ROLLOUT}.tensor_model_parallel_size": config.vllm.tensor_parallel_size,
         f"{ROLLOUT}.calculate_log_probs": True,
     }
+    if "code" in [config.reward, *graders_of(wanted.benches).values()]:
+        code = config.code.model_dump(exclude={"cpu_s", "memory_mb"})  # those are in the tests
+        keys |= {
+            "+reward.custom_reward_function.reward_kwargs.code": code,
+            "+reward.custom_reward_function.reward_kwargs.tests": str(run / "tests.jsonl"),
+            "+reward.custom_reward_function.reward_kwargs.judges": 1 if rehearse else REWARD_WORKERS,
+            "reward.num_workers": REWARD_WORKERS,
+        }
     if config.eval.bench:
         keys |= {
             f"{ROLLOUT}.val_kwargs.n": wanted.n,
@@ -164,6 +172,7 @@ def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict
     keys[f"{MODEL}.enable_gradient_checkpointing"] = update.gradient_checkpointing  # verl's own default is to do it
     optional = {
         "update.liger": (f"{MODEL}.use_liger", update.liger),
+        "update.offload": (f"{ACTOR}.fsdp_config.offload_policy", update.offload),
         "vllm.max_model_len": (f"{ROLLOUT}.max_model_len", config.vllm.max_model_len),
         "vllm.max_num_seqs": (f"{ROLLOUT}.max_num_seqs", config.vllm.max_num_seqs),
         "vllm.gpu_memory_utilization": (f"{ROLLOUT}.gpu_memory_utilization", config.vllm.gpu_memory_utilization),

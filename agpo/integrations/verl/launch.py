@@ -25,7 +25,8 @@ from agpo.integrations.verl import CPU, NAME
 from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.guards import check_version
 from agpo.integrations.verl.keys import as_hydra, overrides
-from agpo.setup import load_benches, load_items, open_reward
+from agpo.setup import load_benches, load_items, model_path, open_reward
+from evals.code_tests import to_json
 from evals.errors import UserError
 from evals.items import Item
 from evals.prompts import words
@@ -63,6 +64,8 @@ REHEARSAL = (
     "steps=3",
 )
 """over the recipe: small enough for a laptop. The objective stays, and what the user sets wins"""
+REHEARSAL_OF_CODE = ("model=tiny-code", "data=tiny_code", "prompt=tiny-code", "reward=code", "eval.bench=tiny_code")
+"""over that, for a recipe whose reward runs programs"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,8 +117,11 @@ def launch(args: argparse.Namespace, console: Console) -> int:
         with open_store(args.store) as store:
             rewind(run, store)
         return drive(run, written, args, console)
-    given = [*REHEARSAL, *args.overrides] if args.rehearse else args.overrides
-    config = load_config(args.recipe or "qwen2.5-7b-math", given)
+    recipe, given = args.recipe or "qwen2.5-7b-math", args.overrides
+    if args.rehearse:
+        of_code = REHEARSAL_OF_CODE if "code" in load_config(recipe).graders else ()
+        given = [*REHEARSAL, *of_code, *given]
+    config = load_config(recipe, given)
     stamp = f"{datetime.now(UTC):%y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     run = (Path(config.out) / f"verl-{config.name}-{stamp}").absolute()
     keys = overrides(config, run, rehearse=args.rehearse)
@@ -126,14 +132,14 @@ def launch(args: argparse.Namespace, console: Console) -> int:
     python = verl_python(args.verl_python)
     with open_reward(config):
         pass  # a reward that cannot be loaded is said here, and not by every rollout
-    rows = training_rows(config)
-    validation = validation_rows(config) if config.eval.bench else []
+    items, asked = training_items(config), validation_items(config)
     run.mkdir(parents=True)
-    if args.rehearse and config.model == "tiny":
+    if args.rehearse and model_path(config.model) != config.model:
         keys["actor_rollout_ref.model.path"] = str(rehearsal_model(keys["actor_rollout_ref.model.path"], run / "model"))
-    write_rows(run / "train.parquet", rows)
-    if validation:
-        write_rows(run / "validation.parquet", validation)
+    write_rows(run / "train.parquet", rows_of(items, config.prompt))
+    if asked:
+        write_rows(run / "validation.parquet", rows_of(asked, config.prompt))
+    write_tests(run / "tests.jsonl", [*items, *asked])
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     (run / "overrides.txt").write_text("\n".join([*as_hydra(keys), *args.verl]) + "\n")
     written = {"python": python, "environment": environment, "method": config.objective["preset"], "seed": config.seed}
@@ -193,13 +199,20 @@ def verl_python(given: str | None) -> str:
     return str(Path(found).absolute())
 
 
-def training_rows(config: TrainConfig) -> list[dict[str, Any]]:
-    return [row_of(item, config.prompt, "train", at) for at, item in enumerate(load_items(config))]
+Sourced = tuple[str, Item]
+"""a problem with the name of the benchmark that it is of, or `train`"""
 
 
-def validation_rows(config: TrainConfig) -> list[dict[str, Any]]:
-    pairs = [(bench.name, item) for bench, items in load_benches(config) for item in items]
-    return [row_of(item, config.prompt, name, at) for at, (name, item) in enumerate(pairs)]
+def training_items(config: TrainConfig) -> list[Sourced]:
+    return [("train", item) for item in load_items(config)]
+
+
+def validation_items(config: TrainConfig) -> list[Sourced]:
+    return [(bench.name, item) for bench, items in load_benches(config) for item in items]
+
+
+def rows_of(items: Iterable[Sourced], preset: str) -> list[dict[str, Any]]:
+    return [row_of(item, preset, source, at) for at, (source, item) in enumerate(items)]
 
 
 def row_of(item: Item, preset: str, source: str, at: int) -> dict[str, Any]:
@@ -210,10 +223,19 @@ def row_of(item: Item, preset: str, source: str, at: int) -> dict[str, Any]:
     return {
         "data_source": source,
         "prompt": messages,
-        "ability": "math",
+        "ability": "code" if item.code else "math",
         "reward_model": {"style": "rule", "ground_truth": item.answer},
         "extra_info": extra,
     }
+
+
+def write_tests(path: Path, items: Iterable[Sourced]) -> None:
+    """Tests of programs, a line for each problem: they may be megabytes, and verl copies a row with every sample."""
+    lines = (f"{source}\t{item.id}\t{to_json(item.code)}\n" for source, item in items if item.code)
+    if first := next(lines, None):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(first)
+            file.writelines(lines)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

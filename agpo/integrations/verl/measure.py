@@ -100,16 +100,16 @@ def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Mapping[str, Any
     """The metrics of a native step, as far as verl tells them. `happened` [mini-batches] is what the engine did."""
     cost = [len(p) + len(r) for p, r in zip(sampled.prompts, sampled.responses, strict=True)]
     updates = []
-    for minibatch, told in zip(plan.minibatches, happened, strict=True):
+    for minibatch, rows, told in zip(plan.minibatches, plan.moving, happened, strict=True):
         if told is None:
             updates.append(Update(minibatch.at_ratio_1, stepped=False))
             continue
         decision = Decision(**{field.name: told[field.name] for field in fields(Decision)})
         refused = is_refused(told)
-        run = sum(cost[row] for row in minibatch.rows)
+        run = sum(cost[row] for row in rows)
         norm = told["grad_norm"] if told["stepped"] or refused else None
         updates.append(Update(decision, told["stepped"], refused, norm, run))
-    return step_metrics(sampled.groups(), cast(Any, plan.minibatches), updates)
+    return step_metrics(sampled.groups(), plan.minibatches, updates)
 
 
 def is_refused(update: Mapping[str, Any]) -> bool:

@@ -5,11 +5,15 @@ out of its group and counted. It is never 0, which would be a wrong answer. An e
 then has no such sample; but its tokens would be lost, and with them the chance to look at it.
 """
 
+import json
+import os
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from evals.code_tests import from_json
 from evals.items import Item, item_id
 
 _lock = threading.Lock()
@@ -17,10 +21,32 @@ _open = ExitStack()
 
 
 @lru_cache
-def _grader(name: str, low: float, high: float) -> Any:
+def _grader(name: str, low: float, high: float, code: str, judges: int) -> Any:
+    """`code`: options of the sandbox as JSON, opened here for one of `judges` processes that share a machine."""
     from evals.grading.grader import open_grader
 
-    return _open.enter_context(open_grader(name, (low, high)))
+    options = json.loads(code)
+    options["workers"] = options.get("workers") or max(1, len(os.sched_getaffinity(0)) // judges)
+    return _open.enter_context(open_grader(name, (low, high), options))
+
+
+@lru_cache
+def _places(tests: str) -> dict[tuple[str, str], int]:
+    """(benchmark or `train`, problem) -> where its line begins in the file of tests."""
+    places, at = {}, 0
+    with open(tests, "rb") as file:
+        for line in file:
+            source, name, _ = line.split(b"\t", 2)
+            places[source.decode(), name.decode()] = at
+            at += len(line)
+    return places
+
+
+def _code(tests: str, source: str, name: str) -> Any:
+    """The tests of a problem, read from their file each time: all of them may be more than memory."""
+    with open(tests, "rb") as file:
+        file.seek(_places(tests)[source, name])
+        return from_json(file.readline().split(b"\t", 2)[2].decode())
 
 
 def compute_score(
@@ -32,6 +58,9 @@ def compute_score(
     grader: str = "math",
     span: tuple[float, float] = (0.0, 1.0),
     benches: dict[str, str] | None = None,
+    code: dict[str, Any] | None = None,
+    tests: str = "",
+    judges: int = 1,
     **_: Any,
 ) -> dict[str, Any]:
     """{"score", "outcome", "path", "answer", "item"} of one response. Called by verl in threads of its own.
@@ -39,12 +68,17 @@ def compute_score(
     Args:
         grader: name of a grader, or `module:function` of one's own with numbers in `span`.
         benches: grader by `data_source`, for validation on benchmarks.
+        code: keyword arguments of `CodeGrader`, `tests` the file of tests, for the grader "code". One of `judges` such
+            processes on a machine.
     """
     info = dict(extra_info or {})
     name = str(info.get("id", info.get("index", ""))) or item_id(solution_str)
     item = Item(name, str(info.get("problem", "")), str(ground_truth), info)
+    used = (benches or {}).get(data_source, grader)
     with _lock:
-        opened_grader = _grader((benches or {}).get(data_source, grader), *map(float, span))
+        opened_grader = _grader(used, *map(float, span), json.dumps(dict(code or {})), judges)
+        if used == "code":
+            item = replace(item, code=_code(tests, data_source, name))
     future = opened_grader.submit(solution_str, item)
     opened_grader.flush()
     verdict = future.result()

@@ -11,6 +11,7 @@ update; mini-batches are whole groups; advantages and weights are ours. Everythi
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from agpo.integrations.verl import NAME
 from agpo.integrations.verl.guards import check_config, check_objective
 from agpo.integrations.verl.measure import Sampled, is_refused, metrics_of
-from agpo.integrations.verl.plan import MiniBatch, Plan, deal, plan_step
+from agpo.integrations.verl.plan import Plan, deal, plan_step
 from agpo.integrations.verl.require import require_plugin
 from agpo.integrations.verl.worker import ClippedWorker, objective_in
 from agpo.mismatch import check_gap
@@ -130,11 +131,11 @@ class ClippedTrainer(PPOTrainerSync):
             self.objective,
             self.config.actor_rollout_ref.actor.ppo_mini_batch_size,
             self.config.data.max_response_length,
-            known_at_ratio_1=self.tis_cap is None,
+            corrected=self.tis_cap is not None,
         )
         put_advantages(batch, self._plan, self._sampled.lengths)
         self._happened: list[dict[str, Any] | None] = [None] * len(self._plan.minibatches)
-        cells = [self._cells(minibatch, batch) for minibatch in self._plan.minibatches]
+        cells = [self._cells(rows, batch) for rows in self._plan.run]
         self._sizes = [len(cell[0]) for cell in cells]
         rows = [row for r in range(self._ranks()) for cell in cells for row in cell[r]]
         wanted = [row for row in rows if row is not None]
@@ -152,9 +153,8 @@ class ClippedTrainer(PPOTrainerSync):
             info["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
         return max(info["actor"]) + 1
 
-    def _cells(self, minibatch: MiniBatch, batch: KVBatchMeta) -> list[list[int | None]]:
-        """[rank] its rows of a mini-batch, as many for each; none where it is not run."""
-        rows = minibatch.rows if minibatch.run else ()
+    def _cells(self, rows: Sequence[int], batch: KVBatchMeta) -> list[list[int | None]]:
+        """[rank] its rows of a mini-batch, as many for each."""
         dealt = deal([batch.tags[row]["seq_len"] for row in rows], self._ranks(), self.multiple)
         return [[None if i is None else rows[i] for i in part] for part in dealt]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from evals.outputs import check_file, replacing
 from evals.report.compare import digits_of, p_text
 from evals.report.page.choice import Part, choose_runs, choose_samples, left_out, parts_of
 from evals.report.page.content import (
@@ -60,6 +61,7 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
     wanted: ids, beginnings of ids or names of runs; none: the latest of the store. limit: about how many samples, None:
     all. Texts are read and written block by block. Raises UserError for a run that is not there.
     """
+    check_file(out, (".html", ".htm"), mark=b'name="generator" content="agpo"')
     runs, inside, chosen = choose_runs(store, wanted)
     lines = line_names(runs)
     names = run_names(runs, lines)
@@ -100,7 +102,7 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         store=_place(store),
         chosen=chosen,
-        style=_resource("page.css"),
+        style=_resource("vendor/temml.css") + _resource("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         benches={bench: _by_place(of) for bench, of in benches.items()},
@@ -114,11 +116,8 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
         index_element=index_element,
         left_out=lambda: left_out(parts, index.included),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    with open(partial, "w", encoding="utf-8", errors="replace") as file:
+    with replacing(out) as path, path.open("w", encoding="utf-8", errors="replace") as file:
         file.writelines(pieces)
-    partial.replace(out)
     return Written(out, out.stat().st_size, chosen, left_out(parts, index.included))
 
 
@@ -127,7 +126,7 @@ def module(names: Sequence[str] = SCRIPTS) -> str:
 
     An inline module cannot import another, and a page opened as a file cannot fetch one.
     """
-    parts = []
+    parts = [_resource("vendor/temml.min.js")]
     for name in names:
         text = IMPORT.sub(r"const \1 = $\2;", _resource(f"js/{name}.js"))
         exports = ", ".join(found[2] for found in EXPORT.finditer(text))

@@ -5,7 +5,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from evals.report.measured import select
+from evals.console import plural
+from evals.report.measured import bench_of, select
 from evals.store import RunRow, Store
 
 MOST_RUNS = 40
@@ -34,7 +35,7 @@ class Part:
 
     @property
     def bench(self) -> str:
-        return self.run.name if self.run.kind == "eval" else self.split.removeprefix("eval/")
+        return bench_of(self.run, self.split)
 
 
 def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[str], str]:
@@ -49,7 +50,7 @@ def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[
         kept = filled[-MOST_RUNS:]
         empty, older = len(every) - len(filled), len(filled) - len(kept)
         all_of = "" if older or empty else "All "
-        said = f"{'The latest ' if older else all_of}{len(kept)} run{'s' * (len(kept) != 1)} of the store"
+        said = f"{'The latest ' if older else all_of}{plural(len(kept), 'run')} of the store"
         if older:
             said += f"; {older} older {_are(older)} left out (--run chooses others)"
         if empty:
@@ -61,7 +62,7 @@ def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[
         if run.parent in inside:
             inside.add(run.id)
     kept = _with_ancestors([run for run in every if run.id in inside], every)
-    said = f"{len(named)} named run{'s' * (len(named) > 1)}"
+    said = f"{plural(len(named), 'named run')}"
     if more := len(inside) - len(named):
         said += f", and {more} that {'were' if more > 1 else 'was'} made from {'them' if len(named) > 1 else 'it'}"
     return kept, inside, f"{said}. The store has {len(every)} in all."

@@ -10,7 +10,7 @@ from scipy.special import stdtr
 
 from evals.report.compare import SIGNIFICANT
 from evals.report.layout import short
-from evals.report.page.summary import Evaluation
+from evals.report.page.summary import Evaluation, of_weights
 from evals.stats import compare, holm, sign_flip
 from evals.stats.paired import paired_interval
 
@@ -70,7 +70,7 @@ def differences(found: Sequence[Evaluation], names: Sequence[str]) -> list[Diffe
     """
     told: list[Difference] = []
     for bench in dict.fromkeys(e.part.bench for e in found):
-        of_bench = [e for e in found if e.part.bench == bench and e.columns.scored_S.any()]
+        of_bench = [e for e in of_weights(found) if e.part.bench == bench and not math.isnan(e.summary.pass1)]
         for pairs in _pairs(of_bench, names):
             possible = [(a, b) for a, b in pairs if a.of and b.of][:MOST]
             made = [d for a, b in possible if (d := _difference(bench, a, b, names)) is not None]
@@ -155,5 +155,4 @@ def _points(a: Evaluation, b: Evaluation) -> float:
 
 def _notes(a: Evaluation, b: Evaluation) -> tuple[str, ...]:
     unlike = [key for key in a.settings.keys() | b.settings.keys() if a.settings.get(key) != b.settings.get(key)]
-    said = [f"{key} {a.settings.get(key, '?')} and {b.settings.get(key, '?')}" for key in sorted(unlike) if key != "n"]
-    return (*said, *(f"{letter} is {e.part.run.status}" for letter, e in (("A", a), ("B", b)) if not e.finished))
+    return tuple(f"{k} {a.settings.get(k, '?')} and {b.settings.get(k, '?')}" for k in sorted(unlike) if k != "n")

@@ -8,7 +8,7 @@ from typing import Any
 
 from evals.benches import BENCHES, find
 from evals.report.page.choice import Part, first_and_last
-from evals.stats import Columns, Estimate, Summary, by, columns, summarise
+from evals.stats import Columns, Estimate, Summary, by, columns, pooled, summarise, unfinished
 from evals.stats.intervals import student
 from evals.store import OutcomeRow, Store
 
@@ -55,10 +55,12 @@ def evaluations(store: Store, parts: Sequence[Part], lines: Mapping[str, str]) -
         if not part.measured or place not in shown:
             continue
         outcomes = list(store.outcomes(part.run.id, split=part.split, step=part.step))
-        levels = {key: by(outcomes, key) for key in _keys(part, outcomes)}
         all_ = columns(outcomes)
+        whole = part.run.kind == "train" or part.run.status == "done"
+        summary = summarise(all_) if whole else unfinished(summarise(all_))
+        levels = {key: by(outcomes, key) for key in _keys(part, outcomes)} if whole else {}
         line = lines[part.run.id] if part.run.method or part.run.parent in lines else ""
-        yield Evaluation(place, part, summarise(all_), levels, all_, _settings(part), line, part.run.seed)
+        yield Evaluation(place, part, summary, levels, all_, _settings(part), line, part.run.seed)
 
 
 def _keys(part: Part, outcomes: Sequence[OutcomeRow]) -> list[str]:
@@ -84,6 +86,24 @@ def _settings(part: Part) -> dict[str, Any]:
     return {key: value for key, value in {**found, "n": wanted.get("n")}.items() if value is not None}
 
 
+def of_weights(found: Sequence[Evaluation]) -> list[Evaluation]:
+    """One for each model measured: its sampling seeds are repeats of the same problems (see `measured.pool`)."""
+    groups: dict[tuple[Any, ...], dict[Any, Evaluation]] = {}
+    for e in found:
+        run = e.part.run
+        who = run.parent or (run.id if run.kind == "train" or not e.line else ""), e.seed
+        key = (e.part.bench, e.line, run.model, *who, e.part.step, e.asked, e.summary.problems, run.status)
+        groups.setdefault(key, {})[run.config.get("seed") if run.kind == "eval" else run.id] = e
+    return [_merged(list(seeds.values())) for seeds in groups.values()]
+
+
+def _merged(found: Sequence[Evaluation]) -> Evaluation:
+    if len(found) == 1:
+        return found[0]
+    together = pooled([e.columns for e in found])
+    return replace(found[-1], columns=together, summary=summarise(together))
+
+
 @dataclass(frozen=True)
 class OverSeeds:
     """A line's evaluations under one setting, over its seeds."""
@@ -106,7 +126,7 @@ def over_seeds(found: Sequence[Evaluation]) -> list[OverSeeds]:
     """
     groups: dict[tuple[Any, ...], dict[int, Evaluation]] = {}
     kinds = {e.part.run.kind for e in found}
-    for e in sorted(found, key=lambda e: (e.part.step, e.place)):
+    for e in sorted(of_weights(found), key=lambda e: (e.part.step, e.place)):
         if e.part.run.kind == min(kinds) and e.columns.scored_S.any() and e.line and e.finished:
             key = (e.part.run.kind, e.line, e.part.run.model, e.part.step, e.summary.problems, e.asked)
             groups.setdefault(key, {})[e.seed] = e

@@ -8,7 +8,7 @@ const LONGEST = 150_000;
 
 // TeX has no blank line in a formula: dollars that would span one are not a pair.
 const BLOCK_MATH = new RegExp(
-  `(?<!\\\\)\\$\\$((?:(?!\\n\\s*\\n)[\\s\\S])+?)(?<!\\\\)\\$\\$|\\\\\\[([\\s\\S]+?)\\\\\\]|(\\\\begin\\{(${MATH_ENVIRONMENTS})(\\*?)\\}[\\s\\S]+?\\\\end\\{\\4\\5\\})`,
+  `(?<!\\\\)\\$\\$((?:(?!\\n\\s*\\n)[\\s\\S])+?)(?<!\\\\)\\$\\$|\\\\\\[([\\s\\S]+?)\\\\\\]|((?<!\\$)\\\\begin\\{(${MATH_ENVIRONMENTS})(\\*?)\\}[\\s\\S]+?\\\\end\\{\\4\\5\\})`,
   "g",
 );
 const FENCE = /^[ \t]*(```+|~~~+)[ \t]*([\w+#.-]*)[^\n]*\n([\s\S]*?)(?:\n[ \t]*\1[ \t]*(?=\n|$)|$(?![\s\S]))/gm;

@@ -1,4 +1,4 @@
-"""`python -m evals.verdicts`: this sandbox's verdicts against published ones, program by program.
+"""`python -m tools.verdicts`: this sandbox's verdicts against published ones, program by program.
 
 Reads the outputs that LiveCodeBench publishes for a model (code_list, graded_list, metadata per problem), runs every
 program on the problem's tests and compares the verdicts under compat=lcb: accepted or not, and if not, of what kind.
@@ -11,11 +11,11 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import track
@@ -126,14 +126,13 @@ def _published(item: str, repeat: int, code: str, passed: bool, meta: Mapping[st
     return Published(item, repeat, code, False, KIND_OF_CODE.get(meta.get("error_code", -4), "RE"), whole, why)
 
 
-def is_among(given: str | None, item: Item) -> bool:
-    """The published input (LiveCodeBench prints arguments as a Python list) is one of the item's tests."""
-    assert item.code is not None
-    if given is None:
-        return False
-    if item.code.mode == "stdin":
-        return any(test.input.strip() == given.strip() for test in item.code.problem.tests)
-    return any(str(test.input) == given for test in item.code.problem.tests)
+def is_input(test: CodeTest, given: str) -> bool:
+    """The published input is this test's. LiveCodeBench prints arguments as a Python list."""
+    return test.input.strip() == given.strip() if isinstance(test.input, str) else str(test.input) == given
+
+
+Faulty = Mapping[str, Mapping[str, str]]
+"""item -> test key -> what is wrong with the test"""
 
 
 def test_key(test: CodeTest) -> str:
@@ -141,8 +140,8 @@ def test_key(test: CodeTest) -> str:
     return hashlib.sha256(json.dumps(test.input).encode()).hexdigest()[:12]
 
 
-def read_faulty(path: str) -> dict[str, dict[str, str]]:
-    """item -> test key -> what is wrong with it, from JSON lines {"item", "test", "why"}."""
+def read_faulty(path: str) -> Faulty:
+    """The list that tools/faulty_tests.py writes: JSON lines {"item", "test", "why"}."""
     faulty: dict[str, dict[str, str]] = {}
     for number, row in enumerate(read_rows(path)):
         if missing := {"item", "test", "why"} - row.keys():
@@ -151,81 +150,95 @@ def read_faulty(path: str) -> dict[str, dict[str, str]]:
     return faulty
 
 
-def judge(
-    programs: Sequence[Published],
-    items: Mapping[str, Item],
-    faulty: Mapping[str, Mapping[str, str]],
+@dataclass(frozen=True)
+class Job:
+    one: Published
+    program: Program
+    problem: Problem
+
+
+def jobs_of(programs: Sequence[Published], items: Mapping[str, Item], faulty: Faulty) -> list[Job]:
+    """What there is to run. Left out: programs for other problems, and for problems whose tests are all faulty."""
+    jobs = []
+    for one in programs:
+        if (item := items.get(one.item)) is None or (code := item.code) is None:
+            continue
+        bad = faulty.get(one.item, {})
+        if tests := tuple(test for test in code.problem.tests if test_key(test) not in bad):
+            program = Program(one.code, code.mode, code.entry, code.limits, code.prelude)
+            jobs.append(Job(one, program, Problem(tests)))
+    return jobs
+
+
+def run_jobs(
+    jobs: Sequence[Job],
     kept: Path,
     console: Console,
+    make: Callable[[Job, Report], dict[str, Any]],
     *,
     workers: int | None,
-    isolation: Any,
-) -> list[Compared]:
-    """Every program's verdicts; those already in the file `kept`, for the same code and tests, are not made again."""
-    jobs: dict[str, tuple[Published, Item, Program, Problem]] = {}
-    for one in programs:
-        if one.item not in items:
-            raise UserError(f"the outputs have a program for {one.item!r}, which is not among the problems.")
-        item = items[one.item]
-        assert item.code is not None
-        code = item.code
-        bad = faulty.get(one.item, {})
-        tests = tuple(test for test in code.problem.tests if test_key(test) not in bad)
-        if tests:  # of a problem whose tests are all faulty nothing can be said
-            program = Program(one.code, code.mode, code.entry, code.limits, code.prelude)
-            problem = Problem(tests)
-            text = "\0".join([str(one), isolation, repr(code.limits), code.prelude, problem.digest])
-            jobs[hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()] = one, item, program, problem
+    isolation: Literal["program", "test"] = "program",
+    stop: bool = True,
+) -> list[dict[str, Any]]:
+    """What `make` says of every program; what the file `kept` has for the same code and tests is not made again."""
+    keys = [_job_key(job, isolation) for job in jobs]
     done = _read_kept(kept)
-    todo = {key: job for key, job in jobs.items() if key not in done}
+    todo = {key: job for key, job in zip(keys, jobs, strict=True) if key not in done}
     if todo:
         kept.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with Sandbox(workers=workers, isolation=isolation, compat="both") as sandbox, kept.open("a") as file:
+            with (
+                Sandbox(workers=workers, isolation=isolation, compat="both", stop_at_first_failure=stop) as sandbox,
+                kept.open("a") as file,
+            ):
                 if kept.stat().st_size and not kept.read_bytes().endswith(b"\n"):
                     file.write("\n")  # a kill cut the last line short
-                futures = {sandbox.submit(job[2], job[3]): key for key, job in todo.items()}
-                progress = track(as_completed(futures), "judging", total=len(futures), console=console)
-                for future in progress:
+                futures = {sandbox.submit(job.program, job.problem): key for key, job in todo.items()}
+                for future in track(as_completed(futures), "judging", total=len(futures), console=console):
                     key = futures[future]
-                    one, item, _, problem = jobs[key]
-                    done[key] = _compared(one, item, problem, future.result())
-                    file.write(json.dumps({"key": key, **asdict(done[key])}) + "\n")
+                    done[key] = make(todo[key], future.result())
+                    file.write(json.dumps({"key": key, **done[key]}) + "\n")
                     file.flush()
         except SandboxError as e:
             raise UserError(str(e)) from e
-    return [done[key] for key in jobs]
+    return [done[key] for key in keys]
 
 
-def _read_kept(path: Path) -> dict[str, Compared]:
-    """A line that a kill cut short is made again."""
+def _job_key(job: Job, isolation: str) -> str:
+    program = job.program
+    text = "\0".join([str(job.one), isolation, repr(program.limits), program.prelude, job.problem.digest])
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _read_kept(path: Path) -> dict[str, dict[str, Any]]:
+    """A line that a kill cut short is made again, as is a sandbox error."""
     found = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-            key = row.pop("key")
             if row["ours"] != "SE":
-                found[key] = Compared(**row)
+                found[row.pop("key")] = row
         except (ValueError, KeyError, TypeError):
             continue
     return found
 
 
-def _compared(one: Published, item: Item, problem: Problem, report: Report) -> Compared:
+def compare(job: Job, report: Report) -> dict[str, Any]:
+    """The fields of `Compared`."""
     assert report.lcb is not None
-    verdict = str(report.lcb.verdict)
-    return Compared(
-        item=one.item,
-        repeat=one.repeat,
-        official=one.kind,
-        ours=KIND_OF_VERDICT.get(verdict, verdict),
-        real=str(report.verdict),
-        known_test=one.passed or is_among(one.input, item),
-        tests=len(problem.tests),
-        threads=bool(THREADS.search(one.code)) and not JOINED.search(one.code),
-        detail=report.lcb.detail[:200],
-        why=one.why,
-    )
+    one, verdict = job.one, str(report.lcb.verdict)
+    return {
+        "item": one.item,
+        "repeat": one.repeat,
+        "official": one.kind,
+        "ours": KIND_OF_VERDICT.get(verdict, verdict),
+        "real": str(report.verdict),
+        "known_test": one.passed or any(is_input(test, one.input or "") for test in job.problem.tests),
+        "tests": len(job.problem.tests),
+        "threads": bool(THREADS.search(one.code)) and not JOINED.search(one.code),
+        "detail": report.lcb.detail[:200],
+        "why": one.why,
+    }
 
 
 def summary(compared: Sequence[Compared]) -> dict[str, Any]:
@@ -303,33 +316,33 @@ def _share(part: int, whole: int) -> str:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m evals.verdicts",
+        prog="python -m tools.verdicts",
         description="Run a model's published programs and compare the verdicts with the published ones.",
         epilog="Stopped half-way it goes on where it was: verdicts are kept in OUT.jsonl as they are made.",
     )
     parser.add_argument("--problems", required=True, help="LiveCodeBench records: a file, or a folder with its files")
-    parser.add_argument("--outputs", required=True, help="published outputs of a model: .json, .jsonl, also .gz")
+    parser.add_argument(
+        "--outputs", required=True, action="append", help="published outputs of a model: .json, .jsonl, also .gz; again"
+    )
     parser.add_argument("--out", required=True, type=Path, help="report to write: .md or .json")
     parser.add_argument("--release", default="release_v5", help="where --problems is a folder (default: release_v5)")
-    parser.add_argument("--faulty", help='tests to leave out: JSON lines {"item", "test", "why"}')
+    parser.add_argument("--faulty", help="tests to leave out, as `python -m tools.faulty_tests` lists them")
     parser.add_argument("--isolation", choices=("program", "test"), default="program")
     parser.add_argument("--workers", type=int, help="programs judged at once (default: the processors)")
     args = parser.parse_args(argv)
     if args.out.suffix not in (".md", ".json"):
         raise UserError(f"--out {args.out}: give a name that ends in .md or .json.")
     console = make_console()
-    programs = read_published(args.outputs)
+    programs = [program for path in args.outputs for program in read_published(path)]
     items = {item.id: item for item in livecodebench.load(args.problems, args.release, "all")}
-    faulty = read_faulty(args.faulty) if args.faulty else {}
-    compared = judge(
-        programs,
-        items,
-        faulty,
-        args.out.with_name(args.out.name + ".jsonl"),
-        console,
-        workers=args.workers,
-        isolation=args.isolation,
-    )
+    jobs = jobs_of(programs, items, read_faulty(args.faulty) if args.faulty else {})
+    if not jobs:
+        raise UserError(f"none of the {len(programs)} programs is for one of the {len(items)} problems.")
+    if left := len(programs) - len(jobs):
+        console.print(f"{left} of {len(programs)} programs are for other problems, or for some without a sound test")
+    kept = args.out.with_name(args.out.name + ".jsonl")
+    made = run_jobs(jobs, kept, console, compare, workers=args.workers, isolation=args.isolation)
+    compared = [Compared(**one) for one in made]
     lines = report_lines(compared)
     if args.out.suffix == ".md":
         args.out.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,163 @@
+"""`--dry-run`: everything that can be wrong with a run, looked at without loading a model or touching a GPU."""
+
+import os
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from agpo.config import TrainConfig
+from evals.errors import UserError
+
+
+def preflight(config: TrainConfig) -> tuple[list[tuple[str, bool | None, str]], list[str]]:
+    """(a row for each check: what, whether it is well or None where this machine cannot tell, what was found; lines
+    about memory and time on the machine that `hardware` names). Nothing is loaded, and nothing is written."""
+    found: dict[str, Any] = {}
+    checks: list[tuple[str, Callable[[], str | tuple[None, str]]]] = [
+        ("data", lambda: _data(config, found)),
+        ("benchmarks", lambda: _benches(config, found)),
+        ("model", lambda: _model(config, found)),
+        ("prompts", lambda: _prompts(config, found)),
+        ("reward", lambda: _reward(config, found)),
+        ("engine", lambda: _engine(config)),
+        ("trackers", lambda: _trackers(config)),
+        ("out", lambda: _out(config)),
+    ]
+    rows: list[tuple[str, bool | None, str]] = []
+    for name, check in checks:
+        try:
+            said = check()
+        except (UserError, OSError) as e:
+            rows.append((name, False, str(e)))
+        else:
+            rows.append((name, True, said) if isinstance(said, str) else (name, *said))
+    return rows, _cost(config, found)
+
+
+def _data(config: TrainConfig, found: dict[str, Any]) -> str:
+    from agpo.rollout import draw
+    from agpo.setup import load_items
+
+    found["items"] = items = load_items(config)
+    draw(items, config.seed, 0, config.rollout.prompts_per_step)
+    epochs = config.steps * config.rollout.prompts_per_step / len(items)
+    return f"{config.data.path}: {len(items):,} problems, {epochs:.1f} epochs in {config.steps} steps"
+
+
+def _benches(config: TrainConfig, found: dict[str, Any]) -> str:
+    from agpo.setup import load_benches
+
+    found["benches"] = load_benches(config)
+    return ", ".join(f"{bench.name} ({len(items)})" for bench, items in found["benches"]) or "none"
+
+
+def _model(config: TrainConfig, found: dict[str, Any]) -> str:
+    from agpo.memory import shape_of
+    from agpo.setup import check_end, model_path
+    from evals.engines.hf import end_of_sequence_ids, load_config, load_tokenizer
+
+    model = model_path(config.model)
+    text, generation = load_config(model)
+    tokenizer = load_tokenizer(model)
+    eos = end_of_sequence_ids(generation, tokenizer)
+    check_end(eos, text.get_text_config().vocab_size, config.model)
+    longest = int(text.get_text_config().max_position_embeddings)
+    if config.engine == "vllm" and config.vllm.max_model_len:
+        longest = min(longest, config.vllm.max_model_len)
+    found["engine"] = SimpleNamespace(tokenizer=tokenizer, max_context=longest, eos_ids=eos)
+    return f"{config.model}: {shape_of(text, config).parameters / 1e6:,.1f}M parameters, context {longest:,}"
+
+
+def _prompts(config: TrainConfig, found: dict[str, Any]) -> str | tuple[None, str]:
+    from agpo.setup import check_room_for_all
+
+    if "engine" not in found or "items" not in found:
+        return None, "not looked at: it takes the data and the model's tokenizer"
+    longest = check_room_for_all(found["items"], found.get("benches", []), config, found["engine"])
+    found["longest"] = longest - config.rollout.max_tokens
+    return f"preset {config.prompt}: the longest has {found['longest']:,} tokens, with an answer {longest:,}"
+
+
+def _reward(config: TrainConfig, found: dict[str, Any]) -> str | tuple[None, str]:
+    """Called on three problems with their own reference as the answer: a verdict must come back."""
+    from agpo.setup import open_reward
+
+    with open_reward(config) as grader:
+        if "items" not in found:
+            return None, "can be loaded; not called, for want of data"
+        three = list(islice(found["items"], 3))
+        waiting = [grader.submit(f"\\boxed{{{item.answer}}}", item) for item in three]
+        grader.flush()
+        verdicts = [one.result() for one in waiting]
+    if failed := next((v for v in verdicts if v.reward is None), None):
+        raise UserError(f"the reward could not grade a problem's own reference: {failed.outcome} ({failed.path}).")
+    told = ", ".join(f"{v.outcome} {v.reward:g}" for v in verdicts)
+    return f"{' + '.join(config.graders)}: three problems, their references as answers: {told}"
+
+
+def _engine(config: TrainConfig) -> str | tuple[None, str]:
+    if config.engine == "hf":
+        return "hf"
+    import torch
+
+    from evals.engines.vllm import check_machine
+
+    if config.hardware.gpus and not torch.cuda.is_available():
+        return None, "vllm: not looked at, the GPUs that it is for are not here"
+    check_machine(config.device)
+    return "vllm"
+
+
+def _trackers(config: TrainConfig) -> str:
+    from agpo.trackers import check_installed
+
+    check_installed(config.trackers)
+    return ", ".join(config.trackers) or "none"
+
+
+def _out(config: TrainConfig) -> str:
+    place = Path(config.out).expanduser().absolute()
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"out={config.out}: {there} is no folder that can be written to.")
+    return str(place)
+
+
+def _cost(config: TrainConfig, found: dict[str, Any]) -> list[str]:
+    from agpo.memory import GIB, Machine, advice, memory, model_config, seconds, shape_of, table
+
+    wanted = config.hardware
+    if not wanted.gpus or not wanted.gpu_memory_gib:
+        return [
+            "memory      no GPUs are named: hardware.gpus=8 hardware.gpu_memory_gib=80 would say what they must hold"
+        ]
+    try:
+        shape = shape_of(model_config(config.model), config)
+    except (UserError, OSError):
+        return ["memory: not counted, it takes the model's configuration"]
+    prompt = found.get("longest", 1024)
+    needs = memory(config, shape, Machine(wanted.gpus, wanted.gpu_memory_gib))
+    lines = [f"on {wanted.gpus} x {wanted.gpu_memory_gib} GiB, by arithmetic; nothing was measured:", *table(needs)]
+    full = needs.cache_tokens // (prompt + config.rollout.max_tokens)
+    fits = f"fits, {needs.machine.bytes / GIB:.1f} GiB can be used" if needs.fits else "DOES NOT FIT"
+    lines.append(f"{fits}; room for {full:,} sequences of the longest kind on each GPU")
+    if needs.utilization:
+        lines.append(f"vllm.gpu_memory_utilization {needs.utilization:.2f}")
+    if needs.host:
+        lines.append(f"and {needs.host * wanted.gpus / GIB:.0f} GiB of the machines' own memory for what is offloaded")
+    if needs.fits:
+        parts = seconds(config, shape, needs, prompt)
+        told = ", ".join(f"{name} {part:.0f}" for name, part in parts.items())
+        total = sum(parts.values())
+        lines.append(
+            f"about {total:.0f} s a step ({told}), {total * config.steps / 3600:.0f} h in all, on H100s or H200s, if "
+            "answers have half of their longest length"
+        )
+    return [*lines, *filter(None, [advice(config, shape)])]
+
+
+def lines_of(rows: Sequence[tuple[str, bool | None, str]]) -> list[str]:
+    marks = {True: "ok", False: "PROBLEM", None: "unknown"}
+    return [f"{marks[well]:8} {name:11} {said}" for name, well, said in rows]

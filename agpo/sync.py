@@ -1,0 +1,56 @@
+"""The policy's weights in the names of a checkpoint, a layer at a time: for an engine and for the disk."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from agpo import parallel
+from agpo.model import exported_weights
+from agpo.policy import Policy
+from evals.engines import WeightStream
+
+
+def weight_stream(policy: Policy) -> WeightStream:
+    """The weights in a checkpoint's names, adapters merged in. All ranks go through it together.
+
+    A decoder layer is gathered from the ranks' shards, handed on and let go before the next one, the embeddings and the
+    output matrix likewise: no rank ever holds the whole model.
+    """
+    like = {
+        name.replace(".base_layer.", "."): torch.empty(x.shape, device="meta", dtype=_type(policy, x))
+        for name, x in policy.model.state_dict().items()
+        if "lora_" not in name
+    }
+    return WeightStream(like, _layers(policy.plain, policy.model))
+
+
+def _type(policy: Policy, x: torch.Tensor) -> torch.dtype:
+    """That of the plain copy, whose shards may be float32 masters."""
+    return policy.plain.dtype if x.is_floating_point() else x.dtype
+
+
+def _layers(plain: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    seen: set[int] = set()  # a tied output matrix is the embeddings, which have been sent
+    for name, layer in units(model, parallel.layers_of(model)):
+        if all(id(p) in seen for p in layer.parameters()):
+            continue
+        seen.update(id(p) for p in layer.parameters())
+        with parallel.whole(plain.get_submodule(name), layer) as whole:
+            for key, x in (exported_weights(whole) or whole.state_dict()).items():
+                yield f"{name}.{key}", x
+
+
+def units(module: Any, layers: list[Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    """The model in pieces that together have all of its weights: its layers, and what is beside them."""
+    children = list(module.named_children())
+    if (
+        any(module is layer for layer in layers)
+        or not children
+        or next(module.parameters(recurse=False), None) is not None
+    ):
+        if next(module.parameters(), None) is not None:
+            yield name, module
+        return
+    for child, inside in children:
+        yield from units(inside, layers, f"{name}.{child}".lstrip("."))

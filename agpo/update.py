@@ -1,0 +1,285 @@
+"""One optimizer update on a mini-batch: Eq. 6 of the paper, in the four cases that it has.
+
+    Eq. 4   advantages, and which groups are live      fixed in the plan, before any forward pass (`agpo.batch`)
+    Eq. 5   l_it of every token of a micro-batch       `agpo.policy.losses`
+    Eq. 6   the mask: groups that are not live         have no row in the plan
+            the clip: f'(L) grad L, f(L) = max(0, L)   here
+
+What differs between the cases is when f' is known, and so what it can be multiplied by: `free`, nothing has a gradient;
+`known units`, f' of each row's unit before its gradient; `whole`, f' of L after all of its gradient; `local units`, f'
+of each unit within its micro-batch. With several ranks each runs its part of the rows, and all decide on the same sums.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from agpo.batch import MiniBatch
+from agpo.logprobs import attention_of
+from agpo.model import checkpointing
+from agpo.objective import Decision, Objective, clip_decision, shape_units, shaped_loss, sums_on_device, unit_sums
+from agpo.packing import moved
+from agpo.parallel import first, gather_no_more, largest, number_of, summed
+from agpo.policy import Losses, Policy, Settings, Update, losses, rank_parts
+
+
+def update(
+    policy: Policy, minibatch: MiniBatch, objective: Objective, settings: Settings, *, on_policy: bool
+) -> Update:
+    """One optimizer update on a mini-batch, or none where the clip says so.
+
+    `on_policy`: the parameters have not moved since the tokens were sampled, so the ratio is exactly 1 and, where the
+    plan is exact, L is known and a clipped mini-batch never runs. The learning-rate schedule advances in every case.
+    """
+    assert settings.tis_cap is None or not minibatch.exact, "tis_cap wants plan_step(..., corrected=True)"
+    known = on_policy and minibatch.exact
+    passes = _Passes(policy, minibatch, objective, settings, on_policy)
+    for group in policy.trained.optimizer.param_groups:
+        group["lr"] = policy.lr_at(policy.updates)
+    policy.trained.optimizer.zero_grad(set_to_none=True)
+    with attention_of(policy.model, policy.layout), checkpointing(policy.model):
+        scales = _scales(passes, known)
+        wanted = minibatch.to_run(known)
+        if scales is not None and not objective.entropy_coef:  # what has f' = 0 adds nothing; NaN runs, and is refused
+            wanted = [i for i in wanted if scales[i] != 0]
+        if not wanted:
+            seen = Seen()  # free: clipped, or all of it without a gradient
+        elif scales is not None:
+            seen = _known_units(passes, wanted, scales)
+        elif objective.clip_scope == "mini_batch":
+            seen = _whole(passes, wanted)
+        else:
+            seen = _local_units(passes, wanted)
+    gather_no_more(policy.model)
+    decision = _decide(minibatch, objective, known, scales, seen)
+    factor = decision.scale if objective.clip_scope == "mini_batch" and scales is None else 1.0
+    report = _apply(policy, minibatch, objective, settings.max_grad_norm, decision, factor, seen)
+    policy.updates += 1
+    return report
+
+
+# -- the cases of Eq. 6 ----------------------------------------------------------------------------------------------
+
+
+def _known_units(passes: "_Passes", wanted: Sequence[int], scales: Sequence[float]) -> "Seen":
+    """f' of every unit is known: the loss of each row is multiplied by that of its unit, before its gradient."""
+    sums = Sums()
+    for part, batch in passes.batches(wanted):
+        scale_B = torch.tensor([scales[i] for i in part] or [0.0], dtype=torch.float64)
+        weight_T = batch.weight_T * moved(scale_B, batch.weight_T.device)[batch.sequence_T]
+        sums.add(batch, part, kept=weight_T.sum())
+        passes.backward((weight_T * batch.loss_T.double()).sum(), batch)
+    return sums.over_ranks()
+
+
+def _whole(passes: "_Passes", wanted: Sequence[int]) -> "Seen":
+    """f sees L, the sum over all micro-batches: gradients of L add up, and f'(L) multiplies them in the end.
+
+    Where L is complete and clipped the last backward pass is left out: its gradient would be thrown away.
+    """
+    sums, seen, parts = Sums(), Seen(), passes.cut(wanted)
+    for number, part in enumerate(parts, 1):
+        batch = passes.losses(part)
+        sums.add(batch, part)
+        if number == len(parts):
+            seen = sums.over_ranks()
+            if not seen.decision(passes.objective).scale:
+                return seen
+        passes.backward((batch.weight_T * batch.loss_T.double()).sum(), batch)
+    return seen
+
+
+def _local_units(passes: "_Passes", wanted: Sequence[int]) -> "Seen":
+    """f sees tokens, sequences or micro-batches, which no other micro-batch has a part of: decided in each of them."""
+    sums, scope = Sums(), passes.objective.clip_scope
+    for part, batch in passes.batches(wanted):
+        whole_T = torch.zeros_like(batch.sequence_T)
+        each_T = torch.arange(len(batch.loss_T), device=batch.loss_T.device)
+        unit_T = {"token": each_T, "sequence": batch.sequence_T}.get(scope, whole_T)
+        loss, scale = shaped_loss(batch.loss_T, batch.weight_T, unit_T, passes.objective)
+        sums.add(batch, part, kept=scale * batch.weight_T.sum())
+        passes.backward(loss, batch)
+    return sums.over_ranks()
+
+
+def _scales(passes: "_Passes", known: bool) -> list[float] | None:
+    """f' of each row's unit where it is known, or has to be, before the gradient. None: it is found along the way.
+
+    Known: at ratio 1. Has to be: groups, which may reach over several micro-batches, and whenever an entropy bonus,
+    which is outside f, adds its own gradient; then a pass without gradient finds it.
+    """
+    rows, objective = passes.minibatch.rows, passes.objective
+    if known and objective.clip_scope != "micro_batch":
+        return [row.scale_at_ratio_1 for row in rows]
+    whole = objective.clip_scope == "mini_batch"
+    if not rows or not (objective.clip_scope == "group" or (whole and objective.entropy_coef)):
+        return None
+    wanted = passes.minibatch.moving
+    # A row that does not run has l = 0: its weight counts in its unit, its loss adds nothing.
+    still = sorted({*range(len(rows))} - {*wanted}) if first() else []  # counted by one rank
+    units = [torch.tensor([0 if whole else rows[i].group for i in still], dtype=torch.long)]
+    values = [torch.zeros(len(still), dtype=torch.float64)]
+    weights = [torch.tensor([rows[i].weight * len(rows[i].response_ids) for i in still], dtype=torch.float64)]
+    with torch.no_grad():
+        for part, batch in passes.batches(wanted):  # of weight 0 where the part is empty
+            unit_B = torch.tensor([0 if whole else rows[i].group for i in part] or [0])
+            units.append(unit_B[batch.sequence_T.cpu()])
+            values.append((batch.weight_T * batch.loss_T.double()).cpu())
+            weights.append(batch.weight_T.cpu())
+    count = 1 if whole else 1 + max(row.group for row in rows)
+    sums_3U = unit_sums(torch.cat(values), torch.cat(weights), torch.cat(units), count)
+    sums_3U = torch.tensor(summed(sums_3U.flatten().tolist()), dtype=torch.float64).view(3, count)
+    scale_U = shape_units(sums_3U, objective)[1].tolist()
+    return [scale_U[0 if whole else row.group] for row in rows]
+
+
+# -- the decision, and what is done --------------------------------------------------------------------------------
+
+
+def _decide(
+    minibatch: MiniBatch, objective: Objective, known: bool, scales: Sequence[float] | None, seen: "Seen"
+) -> Decision:
+    """What f says of the mini-batch; of units below it, `scale` is the mean of f' by weight."""
+    rows = minibatch.rows
+    decision = minibatch.at_ratio_1 if known else seen.decision(objective)
+    if not rows:
+        return replace(decision, loss=0.0, scale=0.0, clipped=objective.clip == "max0")
+    if objective.clip_scope == "mini_batch":
+        if scales is None or known:
+            return decision
+        return replace(decision, scale=scales[0], clipped=objective.clip == "max0" and scales[0] == 0.0)
+    # Rows without a gradient did not run: their l is 0 whatever the policy, and f' there counts in the mean.
+    still = {*range(len(rows))} - {*minibatch.moving}
+    kept = seen.kept + sum(
+        rows[i].weight * len(rows[i].response_ids) * (scales[i] if scales else rows[i].scale_at_ratio_1) for i in still
+    )
+    scale = kept / sum(row.weight * len(row.response_ids) for row in rows)
+    return replace(decision, scale=scale, clipped=objective.clip == "max0" and scale == 0.0, tie=False)
+
+
+def _apply(
+    policy: Policy,
+    minibatch: MiniBatch,
+    objective: Objective,
+    max_grad_norm: float,
+    decision: Decision,
+    factor: float,
+    seen: "Seen",
+) -> Update:
+    """Multiply the gradient by what it still lacks, then step, skip or refuse."""
+    trained, optimizer = policy.trained, policy.trained.optimizer
+    report = Update(decision, False, tokens_run=seen.tokens, ratio_deviation=seen.deviation, gap=seen.gap)
+    if decision.scale == 0.0 and not (objective.entropy_coef and seen.tokens):
+        optimizer.zero_grad(set_to_none=True)
+        if not (decision.clipped and minibatch.steps_on_zero):
+            return report
+        for parameter in trained.parameters:  # AdamW moves on its moments all the same
+            parameter.grad = torch.zeros_like(parameter)
+        trained.step()
+        return replace(report, stepped=True, grad_norm=0.0)
+    if factor != 1.0:
+        for parameter in trained.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+    norm = number_of(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf))
+    finite = math.isfinite(norm) and math.isfinite(decision.value)
+    if finite:
+        trained.step()
+    optimizer.zero_grad(set_to_none=True)
+    return replace(report, stepped=finite, refused=not finite, grad_norm=norm)
+
+
+# -- passes through the model, and what they add up to ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """This rank's passes over the rows of a mini-batch, in micro-batches, as many as each other rank makes."""
+
+    policy: Policy
+    minibatch: MiniBatch
+    objective: Objective
+    settings: Settings
+    on_policy: bool
+
+    def cut(self, wanted: Sequence[int]) -> list[list[int]]:
+        return rank_parts(self.policy, self.minibatch.rows, wanted, self.settings.micro_batch_tokens)
+
+    def losses(self, part: Sequence[int]) -> Losses:
+        return losses(self.policy, self.objective, self.settings, self.on_policy, self.minibatch.rows, part)
+
+    def batches(self, wanted: Sequence[int]) -> Iterator[tuple[list[int], Losses]]:
+        for part in self.cut(wanted):
+            yield part, self.losses(part)
+
+    def backward(self, loss: torch.Tensor, batch: Losses) -> None:
+        """With the entropy bonus, which is outside f."""
+        if self.objective.entropy_coef and batch.entropy_T is not None:
+            loss = loss - self.objective.entropy_coef * (batch.weight_T * batch.entropy_T).sum()
+        loss.backward()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the micro-batches that ran add up to, over all ranks, float64."""
+
+    value: float = 0.0
+    """sum w l"""
+    magnitude: float = 0.0
+    """sum w |l|"""
+    kept: float = 0.0
+    """sum w f'"""
+    deviation: float | None = None
+    """mean |rho - 1|, by weight"""
+    gap: tuple[float, float] | None = None
+    """mean and largest |engine - trainer| log-probability"""
+    tokens: int = 0
+
+    def decision(self, objective: Objective) -> Decision:
+        return clip_decision(self.value, self.magnitude, objective)
+
+
+@dataclass
+class Sums:
+    """The same of this rank as it runs. It stays on the device until it is complete: reading a number of a GPU waits
+    for all that was asked of it."""
+
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    """value, magnitude, kept, weight, weighted |rho - 1|, gap"""
+    largest: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    """gap of a token"""
+    tokens: int = 0
+    measured: int = 0
+    """tokens with a gap"""
+
+    def add(self, batch: Losses, part: Sequence[int], kept: torch.Tensor | None = None) -> None:
+        """Take a micro-batch in; what ran for an empty part, to keep the ranks in step, is nothing."""
+        if not part:
+            return
+        weight, deviation = batch.weight_T.sum(), (batch.weight_T * batch.ratio_deviation_T).sum()
+        zero = torch.zeros_like(weight)
+        gap = zero if batch.gap_T is None else batch.gap_T.sum()
+        both = sums_on_device(batch.loss_T, batch.weight_T)
+        kept = zero if kept is None else kept
+        self.sums = self.sums.to(both.device) + torch.stack([*both, kept, weight, deviation, gap])
+        self.tokens += batch.tokens
+        if batch.gap_T is not None:
+            self.largest = torch.maximum(self.largest.to(both.device), batch.gap_T.max())
+            self.measured += len(batch.gap_T)
+
+    def over_ranks(self) -> Seen:
+        """The sums of all ranks, on every rank."""
+        value, magnitude, kept, weight, deviation, gap, tokens, measured = summed(
+            [*self.sums.tolist(), self.tokens, self.measured]
+        )
+        most = largest(float(self.largest))
+        return Seen(
+            value,
+            magnitude,
+            kept,
+            deviation / weight if weight else None,
+            (gap / measured, most) if measured else None,
+            int(tokens),
+        )

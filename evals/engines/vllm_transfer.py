@@ -1,0 +1,107 @@
+"""New weights for a running vLLM: the trainer's side of vLLM's own weight transfer, a chunk at a time.
+
+A chunk is copied into one buffer that both processes map: on GPUs memory of each of them, handed over by CUDA IPC
+(vLLM's backend `ipc`, packed), on a CPU memory of the host without a name (`vllm_worker.register_shared_memory`). The
+buffer has room for the largest tensor and not for the model, nothing lies in /dev/shm or on a disk, and a killed run
+leaves nothing behind.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+CHUNK_BYTES = 256 << 20
+"""of a buffer, where no tensor is larger and the model is not smaller"""
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""torch's variables for its allocator, by both names"""
+
+
+def buffer_bytes(like: Mapping[str, torch.Tensor]) -> int:
+    """Size of the buffer for tensors of these shapes and types, which may be on the meta device."""
+    sizes = [x.numel() * x.element_size() for x in like.values()]
+    return max(1, min(sum(sizes), max(CHUNK_BYTES, *sizes)))
+
+
+@contextmanager
+def host_buffer(fd: int, size: int) -> Iterator[tuple[list[torch.Tensor], Any]]:
+    """([the buffer], what the engine needs to map it): memory behind a file descriptor that its process inherited.
+
+    Raises OSError at once where there is no room for it.
+    """
+    os.posix_fallocate(fd, 0, size)
+    try:
+        yield [map_host_buffer(fd, size)], {"fd": fd, "size": size}
+    finally:
+        os.ftruncate(fd, 0)
+
+
+def map_host_buffer(fd: int, size: int) -> torch.Tensor:
+    return torch.from_file(f"/proc/self/fd/{fd}", shared=True, size=size, dtype=torch.uint8)
+
+
+@contextmanager
+def gpu_buffers(gpus: Sequence[int], size: int) -> Iterator[tuple[list[torch.Tensor], Any]]:
+    """(a buffer on each GPU, handles by the GPU's UUID): every worker of the engine reads that of its own GPU."""
+    from torch.multiprocessing.reductions import reduce_tensor
+
+    # A buffer in expandable segments is handed over by file descriptors, which containers may forbid.
+    expandable = any("expandable_segments:True" in os.environ.get(name, "") for name in ALLOCATOR)
+    if expandable:
+        torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+    try:
+        buffers = [torch.empty(size, dtype=torch.uint8, device=f"cuda:{gpu}") for gpu in gpus]
+    finally:
+        if expandable:
+            torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    uuids = [str(torch.cuda.get_device_properties(gpu).uuid) for gpu in gpus]
+    yield buffers, {uuid: reduce_tensor(buffer)[1] for uuid, buffer in zip(uuids, buffers, strict=True)}
+    del buffers
+
+
+def chunks(
+    tensors: Iterable[tuple[str, torch.Tensor]], buffers: Sequence[torch.Tensor], handles: Any
+) -> Iterator[dict[str, Any]]:
+    """Fill the buffers again and again: what vLLM's `update_weights` takes, each time they are full.
+
+    The caller goes on when every worker has copied the chunk. One chunk has one type: a tensor begins where its type
+    may.
+    """
+    names: list[str] = []
+    kinds: list[torch.dtype] = []
+    shapes: list[list[int]] = []
+    sizes: list[int] = []
+
+    def chunk() -> dict[str, Any]:
+        for buffer in buffers:
+            if buffer.is_cuda:
+                torch.cuda.synchronize(buffer.device)  # the copies were only queued
+        types = [str(kind).removeprefix("torch.") for kind in kinds]
+        info = {"names": [*names], "dtype_names": types, "shapes": [*shapes], "tensor_sizes": [*sizes]}
+        for told in (names, kinds, shapes, sizes):
+            told.clear()
+        return {**info, "ipc_handles": handles}
+
+    for name, x in tensors:
+        flat = x.detach().contiguous().view(-1).view(torch.uint8)
+        if names and (x.dtype != kinds[0] or sum(sizes) + len(flat) > len(buffers[0])):
+            yield chunk()
+        start = sum(sizes)
+        for buffer in buffers:
+            buffer[start : start + len(flat)].copy_(flat)
+        names.append(name)
+        kinds.append(x.dtype)
+        shapes.append(list(x.shape))
+        sizes.append(len(flat))
+        del flat, x  # before the next layer is gathered
+    if names:
+        yield chunk()
+
+
+def unpacked(buffer: torch.Tensor, update: Any) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of a chunk, copied out of the buffer: the next chunk comes into the same place."""
+    parts = buffer[: sum(update.tensor_sizes)].split(update.tensor_sizes)
+    told = zip(update.names, update.dtype_names, update.shapes, parts, strict=True)
+    return [(name, part.clone().view(getattr(torch, kind)).view(shape)) for name, kind, shape, part in told]

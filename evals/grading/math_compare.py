@@ -1,0 +1,197 @@
+"""Whether two mathematical answers are the same, and why: strings, then numbers, then trees of the same kind.
+
+`quick` costs microseconds and settles most pairs. `compare` parses both sides; it is bounded by a budget of operations,
+touches no clock and no signal, and says the same on every machine.
+"""
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+from evals.grading.math_judge import VALUES, Judge
+from evals.grading.math_parse import parse
+from evals.grading.math_same import points
+from evals.grading.math_text import TooLong, clean, normalise
+from evals.grading.math_tokens import CannotParse
+from evals.grading.math_tree import Tree, parts, variables
+from evals.grading.math_value import BUDGET, Evaluator, TooCostly, Undefined
+from evals.grading.math_words import FUNCTIONS, UNITS, WRAPPED, constant_word, plain_words
+
+
+class Judgement(NamedTuple):
+    """What a comparison says."""
+
+    same: bool
+    path: str
+    """what decided: string, number, value, text, set, time, ..., unparsed, too_long, costly"""
+    why: str = ""
+
+
+_PLAIN = re.compile(r"(-?)(?:(\d{1,60})(?:\.(\d{1,60}))?|\\frac\{(-?\d{1,60})\}\{(\d{1,60})\}|(\d{1,60})/(\d{1,60}))")
+
+
+@lru_cache(8192)
+def _key(text: str) -> str:
+    return normalise(text)
+
+
+def number(key: str) -> Fraction | None:
+    """The value of a plain integer, decimal or fraction of integers; None for anything else."""
+    if not (found := _PLAIN.fullmatch(key)):
+        return None
+    sign, whole, part, a, b, c, d = found.groups()
+    if whole is not None:
+        value = Fraction(int(whole + (part or "")), 10 ** len(part or ""))
+    else:
+        top, bottom = (a, b) if a is not None else (c, d)
+        if not int(bottom):
+            return None
+        value = Fraction(int(top), int(bottom))
+    return -value if sign else value
+
+
+def quick(answer: str, reference: str) -> Judgement | None:
+    """Equal strings, two plain numbers; None where it takes a parser to tell."""
+    if answer == reference:
+        return Judgement(True, "string")
+    said, wanted = _key(answer), _key(reference)
+    if said == wanted:
+        return Judgement(True, "string")
+    wanted_number = number(wanted)
+    if wanted_number is None:
+        return None
+    said_number = number(said)
+    if said_number is None or ("." in wanted and "." not in said):
+        return None
+    return Judgement(said_number == wanted_number, "number")
+
+
+def compare(answer: str, reference: str) -> Judgement:
+    """The judgement on two answers that `quick` leaves open. What the answer costs too much is wrong."""
+    try:
+        return _compare(answer, reference)
+    except Exception as e:  # noqa: BLE001  a fault of ours: not equal, and the verdict says it
+        return Judgement(False, "failed", f"{type(e).__name__}: {e}"[:500])
+
+
+def _compare(answer: str, reference: str) -> Judgement:
+    if told := quick(answer, reference):
+        return told
+    try:
+        said = clean(answer)
+    except TooLong as e:
+        return Judgement(False, "too_long", str(e))
+    try:
+        wanted = clean(reference)
+    except TooLong as e:
+        return Judgement(False, "unparsed", f"the reference has {e}")
+    told = _read_as(said, wanted, True)
+    if told.same:
+        return told
+    if "," in said + wanted and (other := _read_as(said, wanted, False)).same:
+        return other  # 1,100 as two numbers on both sides
+    if not re.search("[a-zA-Z]", wanted) and (bare := _without_unit(said)) and _read_as(bare, wanted, True).same:
+        return Judgement(True, "value", "without its unit")
+    return told
+
+
+def _read_as(said: str, wanted: str, joined: bool) -> Judgement:
+    choice = _CHOICE.fullmatch(wanted)
+    if choice and (other := _CHOICE.fullmatch(rf"\text{{{said}}}") or _CHOICE.fullmatch(said)):  # in either case
+        return Judgement(choice[1].upper() == other[1].upper(), "text")
+    if _is_word(said) or _is_word(wanted):
+        return Judgement(plain_words(said) == plain_words(wanted), "text")
+    try:
+        right = _parsed(wanted, joined)
+    except CannotParse as e:
+        return Judgement(_same_words(said, wanted), "text", f"the reference does not parse: {e}")
+    try:
+        left = parse(said, joined)
+    except CannotParse as e:
+        return Judgement(_same_words(said, wanted), "unparsed", str(e))
+    except RecursionError:
+        return Judgement(False, "costly", "nested too deep")
+    judge = Judge([BUDGET], _decimals(wanted))
+    try:
+        same = judge.same(left, right)
+    except TooCostly as e:
+        return Judgement(False, "costly" if _affordable(right) else "costly_reference", str(e))
+    except RecursionError:
+        return Judgement(False, "costly", "nested too deep")
+    except Undefined as e:
+        return Judgement(False, judge.path, str(e))
+    return Judgement(same, judge.path)
+
+
+def _affordable(reference: Tree) -> bool:
+    """Whether the values in a reference can be had: else it is not the answer that costs too much."""
+    if reference[0] not in VALUES:
+        return all(_affordable(part) for part in parts(reference))
+    try:
+        Evaluator(next(points(variables(reference))), [BUDGET])(reference)
+    except TooCostly:
+        return False
+    except Undefined:
+        pass
+    return True
+
+
+@lru_cache(1024)
+def _parsed(text: str, joined: bool) -> Tree:
+    return parse(text, joined)
+
+
+def parses(answer: str) -> bool:
+    """Whether an answer is compared by what it means, and not only by its words."""
+    try:
+        tree = parse(clean(answer))
+    except (CannotParse, TooLong, RecursionError):
+        return False
+    return tree[0] != "text" and not _is_word(clean(answer))
+
+
+def _decimals(wanted: str) -> int:
+    """Digits after the point of a reference that is a decimal with three or more, else 0."""
+    found = re.fullmatch(r"-?\d*\.(\d{3,})", wanted)
+    return len(found[1]) if found else 0
+
+
+# words
+
+_CHOICE = re.compile(r"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{\s*\(?([A-Ja-j])\)?\s*\}\)?")
+_WORDS = frozenset(
+    "yes no true false odd even none never always both neither one two three four five six seven".split()  # noqa: SIM905
+)
+
+
+def _same_words(said: str, wanted: str) -> bool:
+    """For what does not parse: the same words, in both some."""
+    return (
+        bool(re.search("[a-zA-Z]{2}", WRAPPED.sub(r"\1", wanted)))
+        and plain_words(said) == plain_words(wanted)
+        and not (
+            set(re.findall(r"[-+*/^_=<>]|\\[a-zA-Z]+", WRAPPED.sub(r"\1", said)))
+            ^ set(re.findall(r"[-+*/^_=<>]|\\[a-zA-Z]+", WRAPPED.sub(r"\1", wanted)))
+        )
+    )
+
+
+def _is_word(text: str) -> bool:
+    """Letters that are a word or a label and no product: ABCD, odd, yes; xyz and AB are products."""
+    bare = WRAPPED.sub(r"\1", text).strip()
+    if not bare.isalpha() or len(bare) < 3 or constant_word(bare.lower()) or bare in FUNCTIONS:
+        return False
+    if bare != text and len(bare) > 1:
+        return True
+    return bare.isupper() or bare.lower() in _WORDS or len(set(bare)) < len(bare) or len(bare) > 5
+
+
+_SHORT = "|".join(sorted((unit for unit in UNITS if len(unit) == 2), key=len))
+_MEASURED = re.compile(rf"(.*[\d}}])\s*(?:{_SHORT}|mph|sec|min|hrs)(?:\s*\^?\{{?[23]\}}?)?")
+
+
+def _without_unit(said: str) -> str:
+    """A number without a short unit that is typed bare (5 cm); "" for anything else."""
+    found = _MEASURED.fullmatch(said)
+    return found[1] if found and not re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", found[1])) else ""

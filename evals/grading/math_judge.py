@@ -1,0 +1,489 @@
+"""Whether two trees are the same answer: each kind of answer has its rule (docs/grading.md says them in words)."""
+
+import itertools
+import re
+from fractions import Fraction
+from typing import Any
+
+from evals.grading.math_same import same_value
+from evals.grading.math_sets import reals, same_reals
+from evals.grading.math_tree import WHOLE, Tree, put, variables
+from evals.grading.math_value import Evaluator, TooCostly, Undefined
+from evals.grading.math_words import plain_words
+
+MOST_ITEMS = 40
+VALUES = frozenset(
+    [
+        "n",
+        "v",
+        "vec",
+        "c",
+        "+",
+        "*",
+        "times",
+        "cdot",
+        "/",
+        "^",
+        "neg",
+        "root",
+        "!",
+        "mixed",
+        "f",
+        "sum",
+        "prod",
+        "int",
+        "mat",
+    ]
+)
+_SETS = frozenset(["cup", "cap", "minus", "any", "all", "either", "build"])
+_LABEL = re.compile(r"([a-zA-Z](?:_?\w+)?(?:\^\{-1\})?'*\([a-zA-Z0-9,]+\))=")
+
+
+class Judge:
+    """`same` on trees of one comparison; `path` says at which kind it decided."""
+
+    def __init__(self, budget: list[float], decimals: int = 0):
+        self.budget = budget
+        self.decimals = decimals
+        self.path = "value"
+
+    def same(self, a: Tree, r: Tree) -> bool:
+        if a == r:
+            return True
+        self.budget[0] -= 1
+        left, right = _resolved(a, self), _resolved(r, self)
+        if left is None or right is None:
+            self.path = "equation"
+            return False
+        a, r = left, right
+        kinds = {a[0], r[0]}
+        if "list" in kinds and kinds & {"rel", *_SETS}:
+            return self.sets(*(("any", tree[1]) if tree[0] == "list" else tree for tree in (a, r)))
+        if _has_pm(a) or _has_pm(r) or "list" in (a[0], r[0]):
+            return self.lists(a, r)
+        if a[0] == "mod" or r[0] == "mod":
+            return self.moduli(a, r)
+        if a[0] in ("eq", "eqn") or r[0] in ("eq", "eqn"):
+            return self.equations(a, r)
+        for kind in ("text", "time", "ratio", "base"):
+            if kind in (a[0], r[0]):
+                self.path = kind
+                return getattr(self, "_" + kind)(a, r)
+        if a[0] in ("unit", "deg") or r[0] in ("unit", "deg"):
+            return self.measured(a, r)
+        if "pct" in (a[0], r[0]):
+            return self.percents(a, r)
+        return self.plain(a, r)
+
+    def plain(self, a: Tree, r: Tree) -> bool:
+        """Sets, tuples, matrices, numbers."""
+        sets = [
+            tree
+            for tree in (a, r)
+            if tree[0] == "rel" or tree[0] in _SETS or tree in (("v", r"\mathbb{R}"), ("v", "R"))
+        ]
+        if sets:
+            return self.sets(a, r)
+        if a[0] in ("group",) or r[0] in ("group",):
+            return self.same(a[1] if a[0] == "group" else a, r[1] if r[0] == "group" else r)
+        if a[0] == "set" or r[0] == "set":
+            return self.listed(a, r)
+        if a[0] == "tuple" or r[0] == "tuple":
+            self.path = "tuple"
+            return a[0] == r[0] and (a[1], a[3]) == (r[1], r[3]) and self.in_order(a[2], r[2])
+        if a[0] not in VALUES or r[0] not in VALUES:
+            return False
+        infinite = (("c", "inf"), ("neg", ("c", "inf")), ("+", ("c", "inf")))
+        if a in infinite or r in infinite:
+            return a == r
+        left, right = variables(a), variables(r)
+        if WHOLE in left ^ right and left != right:  # k pi, and n pi with n in Z
+            a, r = (put(tree, ("v", k), ("v", WHOLE)) for tree, names in ((a, left), (r, right)) for k in _index(names))
+        return same_value(a, r, self.budget) or self.rounded(a, r)
+
+    def rounded(self, a: Tree, r: Tree) -> bool:
+        """Where the reference is a decimal, its digits say how exact: an exact expression may round to it."""
+        if not self.decimals or a[0] == "n" or r[0] not in ("n", "neg") or variables(a):
+            return False
+        evaluate = Evaluator({}, self.budget)
+        value, wanted = evaluate(a), evaluate(r)
+        if isinstance(value, tuple) or hasattr(value, "_mpc_"):
+            return False
+        if isinstance(value, Fraction):
+            bottom = value.denominator
+            while bottom % 2 == 0 or bottom % 5 == 0:
+                bottom //= 2 if bottom % 2 == 0 else 5
+            if bottom == 1:
+                return False
+        half = evaluate.mp.mpf(10) ** -self.decimals / 2
+        return bool(abs(evaluate.number(value) - evaluate.number(wanted)) <= half)
+
+    def in_order(self, a: tuple, r: tuple) -> bool:
+        return len(a) == len(r) and all(self.same(x, y) for x, y in zip(a, r, strict=True))
+
+    def lists(self, a: Tree, r: Tree) -> bool:
+        """The same items in any order, each as often."""
+        self.path = "list"
+        for one, other in ((a, r), (r, a)):
+            if one[0] == "tuple" and (one[1], one[3]) == ("(", ")") and other[0] == "list":
+                return self.in_order(*((one[2], other[1]) if one is a else (other[1], one[2])))
+        return self.each(_items(a, self), _items(r, self))
+
+    def each(self, left: list[Tree], right: list[Tree]) -> bool:
+        if len(left) != len(right) or len(left) > MOST_ITEMS:
+            return False
+        rest = list(right)
+        for one in left:
+            for at, other in enumerate(rest):
+                if self._fits(one, other):
+                    del rest[at]
+                    break
+            else:
+                return False
+        return True
+
+    def _fits(self, one: Tree, other: Tree) -> bool:
+        try:
+            return self.same(one, other)
+        except Undefined:
+            return False
+
+    def listed(self, a: Tree, r: Tree) -> bool:
+        """Sets in braces: an item counts once. A set of one item is that item."""
+        self.path = "set"
+        left, right = (list(tree[1]) if tree[0] == "set" else [tree] for tree in (a, r))
+        left, right = [_expanded(one) for one in left], [_expanded(one) for one in right]
+        ones, others = [x for some in left for x in some], [x for some in right for x in some]
+        if len(ones) > MOST_ITEMS or len(others) > MOST_ITEMS:
+            return False
+        if a[0] != "set" or r[0] != "set":
+            return self.each(ones, others)
+        return all(any(self._fits(x, y) for y in others) for x in ones) and all(
+            any(self._fits(x, y) for x in ones) for y in others
+        )
+
+    def moduli(self, a: Tree, r: Tree) -> bool:
+        self.path = "mod"
+        if a[0] == r[0]:
+            if not self.same(a[2], r[2]):
+                return False
+            left, right = _value_of(a[1], self), _value_of(r[1], self)
+            return self.same(("f", "mod", left, a[2]), ("f", "mod", right, r[2]))
+        mod, other = (a, r) if a[0] == "mod" else (r, a)
+        return self.same(_value_of(mod[1], self), _value_of(other, self))
+
+    def equations(self, a: Tree, r: Tree) -> bool:
+        """x = 5 is 5; with a label on both sides it has to be the same. Other equations: up to a constant factor."""
+        self.path = "equation"
+        if a[0] == "eq" and r[0] == "eq":
+            if _same_label(a[1], r[1]):
+                return self.same(a[2], r[2])
+        elif r[0] == "eq" and a[0] != "eqn":
+            return self.same(a, r[2])
+        elif a[0] == "eq" and r[0] != "eqn":
+            return self.same(a[2], r)
+        if r[0] not in ("eq", "eqn"):  # a + b = 5 for 5
+            return a[0] == "eqn" and bool(variables(a[1])) and not variables(a[2]) and self.same(a[2], r)
+        one, other = _as_equation(a), _as_equation(r)
+        if one is None or other is None:
+            return False
+        left, right = (("+", tree[1], ("neg", tree[2])) for tree in (one, other))
+        return variables(left) == variables(right) and same_value(left, right, self.budget, cross=True)
+
+    def _text(self, a: Tree, r: Tree) -> bool:
+        if a[0] != r[0] and reals(a if a[0] == "text" else r, self.budget):
+            return self.sets(a, r)
+        return a[0] == r[0] and plain_words(a[1]) == plain_words(r[1])
+
+    def _time(self, a: Tree, r: Tree) -> bool:
+        if a[0] == "time" and r[0] == "ratio" and a[2] > 9 and not a[3] and not a[4]:
+            return self._ratio(("ratio", (_n(a[1]), _n(a[2]))), r)
+        if a[0] != r[0]:  # 1:16 may be a ratio
+            other, time = (a, r) if r[0] == "time" else (r, a)
+            if other[0] == "ratio" or time[3] or time[4] or not time[2] or time[2] < 10:
+                return False
+            return other[0] in VALUES and same_value(other, ("/", _n(time[1]), _n(time[2])), self.budget)
+        (*left, half), (*right, other) = a[1:], r[1:]
+        if half and other:
+            return left == right and half == other
+        return left == right
+
+    def _ratio(self, a: Tree, r: Tree) -> bool:
+        if a[0] != r[0]:
+            ratio, other = (a, r) if a[0] == "ratio" else (r, a)
+            return len(ratio[1]) == 2 and other[0] in VALUES and same_value(other, ("/", *ratio[1]), self.budget)
+        if len(a[1]) != len(r[1]):
+            return False
+        pairs = list(zip(a[1], r[1], strict=True))
+        (first, second), rest = pairs[0], pairs[1:]
+        return all(same_value(("*", x, second), ("*", y, first), self.budget) for x, y in rest)
+
+    def _base(self, a: Tree, r: Tree) -> bool:
+        """In its own base; a bare number with the digits of the reference is in the base of the question."""
+        if a[0] == r[0]:
+            return a[2] == r[2] and _digits(a[1]) == _digits(r[1])
+        if r[0] == "base":
+            return a[0] in ("n", "neg") and _plain_digits(a) == _digits(r[1])
+        if "." in a[1]:
+            return False
+        return r[0] in VALUES and same_value(("n", Fraction(int(a[1], a[2]))), r, self.budget)
+
+    def measured(self, a: Tree, r: Tree) -> bool:
+        """A unit may be left out; where both name one it is the same."""
+        self.path = "unit"
+        (x, unit), (y, other) = (
+            (t[1], "deg") if t[0] == "deg" else (t[1], t[2]) if t[0] == "unit" else (t, "") for t in (a, r)
+        )
+        if "pct" in (x[0], y[0]) and "deg" in (unit, other):
+            return False
+        if unit and other and unit != other and not _generic(unit, other):
+            return False
+        if self.same(x, y):
+            return True
+        angle = "deg" in (unit, other) and a[0] != r[0] and "unit" not in (a[0], r[0])
+        return angle and a[0] in (*VALUES, "deg") and r[0] in (*VALUES, "deg") and same_value(a, r, self.budget)
+
+    def percents(self, a: Tree, r: Tree) -> bool:
+        """10% is 0.1, and 10 where the reference or the question says percent: MATH drops the sign."""
+        self.path = "percent"
+        if a[0] == r[0]:
+            return self.same(a[1], r[1])
+        percent, other = (a, r) if a[0] == "pct" else (r, a)
+        if other[0] not in VALUES:
+            return False
+        if same_value(percent, other, self.budget):
+            return True
+        if r[0] != "pct":
+            value = Evaluator({}, self.budget)(r) if not variables(r) else None
+            if isinstance(value, tuple) or value is None or hasattr(value, "_mpc_") or abs(value) <= 1:
+                return False
+        return same_value(percent[1], other, self.budget)
+
+    def sets(self, a: Tree, r: Tree) -> bool:
+        """Sets of reals by their intervals; other relations by their sides."""
+        self.path = "set"
+        left, right = reals(a, self.budget), reals(r, self.budget)
+        if left and right and (left[0] or right[0] or "rel" not in (a[0], r[0])):
+            names = {found[1] for found in (left, right) if found[1]}
+            return len(names) < 2 and same_reals(left[0], right[0], self.budget)
+        if a[0] == "rel" and a[2] == ("in",):
+            return self.same(a[1][1], r if r[0] != "rel" or r[2] != ("in",) else r[1][1]) and (
+                r[0] != "rel" or self.same(a[1][0], r[1][0])
+            )
+        if r[0] == "rel" and r[2] == ("in",):
+            return self.same(a, r[1][1])
+        if a[0] == r[0] == "rel":
+            return self.relations(a, r)
+        if a[0] != r[0] or a[0] not in _SETS:
+            return False
+        if a[0] == "cup":
+            return self.each(_flat(a, "cup"), _flat(r, "cup"))
+        return self.in_order(*(tree[1] if tree[0] in ("any", "all", "either") else tree[1:] for tree in (a, r)))
+
+    def relations(self, a: Tree, r: Tree) -> bool:
+        """x + y < 3 and 2x + 2y < 6: one side minus the other, up to a positive factor."""
+        if len(a[2]) != len(r[2]):
+            return False
+        if len(a[2]) > 1:
+            turned = ("rel", a[1][::-1], tuple(_TURNED.get(op, op) for op in a[2][::-1]), "")
+            return any(t[2] == r[2] and self.in_order(t[1], r[1]) for t in (a, turned))
+        (x, y), (u, v) = a[1], r[1]
+        operator, wanted = a[2][0], r[2][0]
+        if operator not in _TURNED or wanted not in _TURNED:
+            return operator == wanted and self.same(x, u) and self.same(y, v)
+        if operator in (">", ">="):
+            x, y, operator = y, x, _TURNED[operator]
+        if wanted in (">", ">="):
+            u, v, wanted = v, u, _TURNED[wanted]
+        left, right = ("+", x, ("neg", y)), ("+", u, ("neg", v))
+        if operator != wanted or variables(left) != variables(right):
+            return False
+        if not same_value(left, right, self.budget, cross=True):
+            return False
+        if operator == "!=":
+            return True
+        return same_value(("*", ("f", "abs", left), right), ("*", left, ("f", "abs", right)), self.budget)
+
+
+def _index(names: set[str]) -> list[str]:
+    """The variable that can only be a whole number's, by its name."""
+    found = sorted(names & {"k", "n", "m"})
+    return found[:1] if found and WHOLE not in names else [WHOLE]
+
+
+_TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+
+
+def _n(value: int) -> Tree:
+    return ("n", Fraction(value))
+
+
+def _resolved(tree: Tree, judge: Judge) -> Tree | None:
+    """An equation as ("eq", label, value) or ("eqn", left, right), an approximation as what is exact; None: 3 = 5."""
+    if tree[0] == "cup" and tree[1][0] == tree[2][0] == "set":
+        return ("set", tree[1][1] + tree[2][1])
+    if tree[0] != "rel":
+        return tree
+    sides, operators = tree[1], tree[2]
+    if operators == ("in",) and sides[0][0] == "v" and sides[1][0] == "set":
+        return ("eq", sides[0][1], sides[1], sides[0])
+    if not set(operators) <= {"=", "~"}:
+        return tree
+    if operators[0] == "~" and _label(sides[0], ""):
+        operators = ("=", *operators[1:])
+    if "~" in operators:
+        at = operators.index("~")
+        if not _near(sides[at], sides[at + 1], judge):
+            return None
+        sides = sides[: at + 1]
+        if len(sides) == 1:
+            return sides[0]
+    label = _label(sides[0], tree[3])
+    if not label and len(sides) == 2 and _label(sides[1], "") and not variables(sides[0]):
+        label, sides = _label(sides[1], ""), sides[::-1]
+    if label:
+        value = _consistent(sides[1:], judge)
+        return None if value is None else ("eq", label, value, sides[0])
+    if all(not variables(side) and side[0] in (*VALUES, "pct", "unit", "deg") for side in sides):
+        value = _consistent(sides, judge)
+        return value
+    if len(sides) == 2:
+        return ("eqn", *sides)
+    return None
+
+
+def _near(exact: Tree, decimal: Tree, judge: Judge) -> bool:
+    """Whether a number may be called about as much as a decimal, to the decimal's last digit."""
+    one, other = (_unwrapped(tree) for tree in (exact, decimal))
+    if other[0] != "n" or variables(one) or one[0] not in VALUES:
+        return True
+    evaluate = Evaluator({}, judge.budget)
+    value, digits = evaluate(one), 0
+    while (other[1] * 10**digits).denominator > 1 and digits < 40:
+        digits += 1
+    if isinstance(value, tuple) or hasattr(value, "_mpc_"):
+        return False
+    return bool(abs(evaluate.number(value) - evaluate.number(other[1])) * 2 <= evaluate.mp.mpf(10) ** -digits)
+
+
+def _unwrapped(tree: Tree) -> Tree:
+    return _unwrapped(tree[1]) if tree[0] in ("unit", "deg", "pct", "group") else tree
+
+
+def _consistent(sides: tuple, judge: Judge) -> Tree | None:
+    """The last of several sides, where those that are numbers are equal."""
+    numbers = [side for side in sides if not variables(side)]
+    others = [side for side in sides if variables(side)]
+    for some in (numbers, others):
+        for one in some[1:]:
+            if variables(one) == variables(some[0]) and not judge._fits(one, some[0]):
+                return None
+    return sides[-1]
+
+
+def _label(side: Tree, said: str) -> str:
+    """The name on the left of an equation that only says what the value is of: x, f(x), AB, (x, y); "" for none."""
+    if found := _LABEL.match(said):
+        return found[1]
+    kind = side[0]
+    if kind in ("v", "vec", "label"):
+        return side[1]
+    if kind == "*" and all(
+        part[0] == "v" and (part[1].isupper() or "\\" in part[1] or part[1] == "m") for part in side[1:]
+    ):
+        return "".join(part[1] for part in side[1:])
+    if kind == "f" and side[1] == "abs" and (inner := _label(side[2], "")):
+        return f"|{inner}|"
+    if kind == "tuple" and all(part[0] == "v" for part in side[2]):
+        return f"({','.join(part[1] for part in side[2])})"
+    return ""
+
+
+def _same_label(one: str, other: str) -> bool:
+    if one == other or " " in one + other:
+        return True
+    functions = ["(" in name and not name.startswith("(") for name in (one, other)]
+    return (functions[0] != functions[1] and "y" in (one, other)) or (
+        sorted(one) == sorted(other) and one.isupper() and len(one) == 2
+    )
+
+
+def _as_equation(tree: Tree) -> Tree | None:
+    if tree[0] == "eqn":
+        return tree if all(side[0] in VALUES for side in tree[1:]) else None
+    if tree[0] != "eq" or len(tree) < 4:
+        return None
+    side = tree[3]
+    if side[0] == "label" or tree[2][0] not in VALUES or side[0] not in VALUES:
+        return None
+    return ("eqn", side, tree[2])
+
+
+def _value_of(tree: Tree, judge: Judge) -> Tree:
+    """Of x = 3 the 3."""
+    told = _resolved(tree, judge)
+    if told is None:
+        raise Undefined("sides that differ")
+    return told[2] if told[0] == "eq" else told
+
+
+def _items(tree: Tree, judge: Judge) -> list[Tree]:
+    if tree[0] in ("list", "set"):
+        return [item for one in tree[1] for item in _expanded(one)]
+    if tree[0] == "eq" and tree[2][0] in ("list", "set"):
+        return _items(tree[2], judge)
+    return _expanded(tree)
+
+
+def _has_pm(tree: Any) -> bool:
+    return isinstance(tree, tuple) and bool(tree) and (tree[0] in ("pm", "mp") or any(_has_pm(part) for part in tree))
+
+
+def _expanded(tree: Tree) -> list[Tree]:
+    """1 \\pm 2 as two answers; several \\pm are independent, \\mp is the opposite of \\pm."""
+    if not _has_pm(tree):
+        return [tree]
+    count = [0, 0]
+    marked = _mark(tree, count)
+    if count[0] > 3:
+        raise TooCostly("more than three signs \\pm")
+    return [_signed(marked, signs) for signs in itertools.product((1, -1), repeat=max(count[0], 1))]
+
+
+def _mark(tree: Any, count: list[int]) -> Any:
+    if not isinstance(tree, tuple) or not tree:
+        return tree
+    if tree[0] in ("pm", "mp"):
+        which = count[0] if tree[0] == "pm" else 0
+        count[0 if tree[0] == "pm" else 1] += 1
+        return (tree[0], which, *(_mark(part, count) for part in tree[1:]))
+    return tuple(_mark(part, count) for part in tree)
+
+
+def _signed(tree: Any, signs: tuple[int, ...]) -> Any:
+    if not isinstance(tree, tuple) or not tree:
+        return tree
+    if tree[0] in ("pm", "mp"):
+        a, b = (_signed(part, signs) for part in tree[2:])
+        plus = signs[tree[1]] * (1 if tree[0] == "pm" else -1) > 0
+        return ("+", a, b if plus else ("neg", b))
+    return tuple(_signed(part, signs) for part in tree)
+
+
+def _flat(tree: Tree, kind: str) -> list[Tree]:
+    return [one for part in tree[1:] for one in _flat(part, kind)] if tree[0] == kind else [tree]
+
+
+def _generic(one: str, other: str) -> bool:
+    """5 units and 5 cm are not at odds."""
+    powers = {unit[-1] for unit in (one, other) if unit[-1].isdecimal()}
+    return any(unit.rstrip("123") == "unit" for unit in (one, other)) and len(powers) < 2
+
+
+def _digits(text: str) -> str:
+    return text.lower().lstrip("0") or "0"
+
+
+def _plain_digits(tree: Tree) -> str:
+    value = tree[1] if tree[0] == "n" else -tree[1][1] if tree[1][0] == "n" else None
+    return str(value) if value is not None and value.denominator == 1 else ""

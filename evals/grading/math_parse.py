@@ -1,0 +1,788 @@
+"""A small parser of mathematical answers, LaTeX or what people type, to a tree: the whole text or nothing."""
+
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+
+from evals.grading.math_tokens import ORDINALS, CannotParse, Token, tokens
+from evals.grading.math_tree import WHOLE, Tree, put
+from evals.grading.math_words import FUNCTIONS, is_hedge, unit_of
+
+DEEPEST = 40
+"""levels of nesting; MATH's references have at most six"""
+_RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "<>": "!=", r"\le": "<="}
+_RELATIONS |= {r"\ge": ">=", r"\ne": "!=", r"\approx": "~", r"\to": "->", r"\in": "in", r"\equiv": "="}
+_RELATIONS |= {
+    r"\sim": "~",
+    r"\simeq": "~",
+    r"\rightarrow": "->",
+    r"\Rightarrow": "=>",
+    r"\implies": "=>",
+    r"\notin": "!in",
+}
+_CONSTANTS = {r"\pi": "pi", r"\infty": "inf"}
+_LETTERS = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma
+varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell hbar Re
+Im aleph
+"""
+_GREEK = frozenset(f"\\{name}" for name in _LETTERS.split())
+_MATRICES = ("pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix", "psmallmatrix", "array", "vmatrix", "Vmatrix")
+_ENDS = frozenset(["", ")", "]", "}", r"\}", "sep", "cond", r"\rfloor", r"\rceil", r"\rangle", "&", r"\\", "|"])
+
+
+def parse(text: str, joined: bool = True) -> Tree:
+    """The tree of a cleaned answer. Raises CannotParse unless every character of it has a place in the tree."""
+    if special := _whole(text):
+        return special
+    found = tokens(text, joined)
+    if not found:
+        raise CannotParse("nothing in it")
+    parser = _Parser(found)
+    tree = parser.answer()
+    if parser.kind != "end":
+        command = parser.kind == "command" and parser.value not in _KNOWN
+        raise CannotParse(f"unknown command {parser.value}" if command else f"what is {parser.value!r} here?")
+    return tree
+
+
+_WRAPPED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}")
+_TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(a\.?m\.?|p\.?m\.?)?\s*", re.I)
+_RATIO = re.compile(r"[^:=]+(?::[^:=]+)+")
+_BASE = re.compile(
+    r"(-?)(?:\\(?:text|mathrm|mbox)\s*\{|\()?([0-9a-fA-F]+(?:\.[0-9a-fA-F]+)?)[})]?\s*_\s*"
+    r"(?:\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*|(\d))"
+)
+_WORD_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+
+
+def _whole(text: str) -> Tree | None:
+    """Answers whose form is a matter of the whole text: times, ratios, numbers with a base."""
+    if ":" in text and (time := _TIME.fullmatch(_WRAPPED.sub(r"\1", text))):
+        hours, minutes, seconds, half = time.groups()
+        if int(minutes) < 60 and int(seconds or 0) < 60:
+            return ("time", int(hours), int(minutes), int(seconds or 0), (half or "").lower().replace(".", ""))
+    if ":" in text and _RATIO.fullmatch(text) and r"\{" not in text and "|" not in text:
+        return ("ratio", tuple(parse(part.strip()) for part in text.split(":")))
+    if "_" in text and (base := _BASE.fullmatch(text)):
+        sign, digits, named, single = base.groups()
+        number = named or single
+        number = int(number) if number.isdecimal() else _WORD_BASES.get(number, 0)
+        lettered = not digits[0].isdecimal()
+        fits = all(d == "." or int(d, 36) < number for d in digits)
+        if (10 if lettered else 1) < number <= 36 and fits:
+            return ("base", sign + digits.lower(), number)
+    return None
+
+
+class _Parser:
+    def __init__(self, found: list[Token]):
+        self.found = [*found, Token(("end", "", True))]
+        self.at = 0
+        self.depth = 0
+        self.declared: list[Tree] = []
+        self.bars = 0
+        """open |: the next one closes"""
+
+    # reading tokens
+
+    @property
+    def kind(self) -> str:
+        return self.found[self.at][0]
+
+    @property
+    def value(self) -> str:
+        kind, value, _ = self.found[self.at]
+        return kind if kind in ("sep", "cond") else value
+
+    def take(self) -> str:
+        value = self.found[self.at][1]
+        self.at += 1
+        return value
+
+    def next_is(self, *values: str) -> bool:
+        return self.kind in ("sign", "command") and self.found[self.at][1] in values
+
+    def accept(self, *values: str) -> bool:
+        if self.next_is(*values):
+            self.at += 1
+            return True
+        return False
+
+    def expect(self, *values: str) -> None:
+        if not self.accept(*values):
+            raise CannotParse(f"expected {' or '.join(values)}, found {self.value!r}")
+
+    def ended(self) -> bool:
+        if self.kind == "end" or (self.kind == "sign" and self.value in ",;"):
+            return True
+        if self.value == "|":
+            return self.bars > 0
+        return self.value in _ENDS or self.kind in ("sep", "cond")
+
+    # what an answer is made of
+
+    def answer(self) -> Tree:
+        """Statements joined by "or", "and", commas; a condition on an integer at the end is no part of the answer."""
+        items, joins = self.items()
+        if self.kind == "cond":
+            start, self.at = self.at, len(self.found) - 1
+            said = " ".join(token[1] for token in self.found[start : self.at])
+            names = [token[1] for token in self.found[start : self.at] if token[0] in ("letter", "text1")]
+            if not _INTEGERS.fullmatch(said) or len(set(names) - {"Z", "N"}) != 1:
+                raise CannotParse(f"the condition {said!r}")
+            items.append(("rel", (("v", names[0]), ("v", "Z")), ("in",), ""))
+            joins.append(",")
+        items, self.declared = items + self.declared, []
+        return _joined(items, joins)
+
+    def items(self) -> tuple[list[Tree], list[str]]:
+        items, joins = [self.statement()], []
+        while True:
+            if self.kind != "sep" and not (self.kind == "sign" and self.value in ",;"):
+                return items, joins
+            join = self.take()
+            if self.kind == "sep":  # ", and"
+                join = self.take()
+            joins.append(join)
+            items.append(self.statement())
+
+    def statement(self) -> Tree:
+        """Sides joined by =, <, \\in, ...; units and a modulus after the last one."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise CannotParse(f"nested more than {DEEPEST} deep")
+        start = self.at
+        if self.kind == "words" and self.found[self.at + 1][1] in ("=", ":"):
+            label = ("label", self.take().lower())
+            self.take()
+            sides, operators = [label, self.side()], ["="]
+        elif self.next_is(r"\approx"):
+            self.take()
+            sides, operators = [self.side()], []
+        else:
+            sides, operators = [self.side()], []
+        while self.kind in ("sign", "command") and self.found[self.at][1] in _RELATIONS:
+            operators.append(_RELATIONS[self.take()])
+            sides.append(self.side())
+        self.depth -= 1
+        said = "".join(token[1] for token in self.found[start : self.at])
+        tree = sides[0] if not operators else ("rel", tuple(sides), tuple(operators), said)
+        return self.modulus(tree)
+
+    def modulus(self, tree: Tree) -> Tree:
+        if self.next_is(r"\pmod", r"\mod"):
+            self.take()
+            return ("mod", tree, self.argument())
+        if self.next_is("(") and self.found[self.at + 1][:2] in (
+            ("function", "mod"),
+            ("command", r"\bmod"),
+            ("command", r"\mod"),
+        ):
+            self.at += 2
+            tree = ("mod", tree, self.additive())
+            self.expect(")")
+        return tree
+
+    def side(self) -> Tree:
+        tree = self.measured()
+        while self.next_is(r"\cup", r"\cap", r"\setminus", r"\backslash", "\\\\"):
+            operator = {r"\cup": "cup", r"\cap": "cap"}.get(self.take(), "minus")
+            tree = (operator, tree, self.measured())
+        return tree
+
+    def measured(self) -> Tree:
+        """A value and its unit."""
+        if self.kind == "words" and (
+            self.at + 1 == len(self.found) - 1
+            or self.found[self.at + 1][0] in ("sep", "end")
+            or self.found[self.at + 1][1] in (",", ";", ")", r"\}", "]")
+        ):
+            return ("text", self.take())
+        if self.next_is("-") and self.found[self.at + 1][:2] == ("sign", "$"):
+            del self.found[self.at + 1]
+            dollars = True
+        else:
+            dollars = self.accept("$")
+        tree = self.additive()
+        if self.accept(r"\choose"):
+            tree = ("f", "binom", tree, self.additive())
+        unit = self.unit() or ("dollar" if dollars else "")
+        return ("unit", tree, unit) if unit else tree
+
+    def unit(self) -> str:
+        """The unit after a value, "" for none. Words that are no unit are part of the answer, and not understood."""
+        said: list[str] = []
+        while True:
+            if self.kind in ("words", "text1"):
+                words = self.take()
+                if words.startswith("("):
+                    if not self.remark(words):
+                        raise CannotParse(f"the remark {words!r}")
+                    continue
+                said.append(words)
+            elif not said and self.accept("$"):
+                said.append("dollar")
+            elif said and self.next_is("^"):
+                self.take()
+                said.append("^" + "".join(str(part) for part in self.argument()[1:]))
+            elif said and self.next_is("/", r"\cdot") and self.found[self.at + 1][0] in ("words", "text1"):
+                said.append("per" if self.take() == "/" else "*")
+            else:
+                break
+        if not said:
+            return ""
+        name = unit_of(" ".join(said))
+        if name is None:
+            raise CannotParse(f"{' '.join(said)!r} is no unit")
+        return name
+
+    def remark(self, words: str) -> bool:
+        """A remark in parentheses at the end that gives the reason: (because 2+3=5). It must not hedge."""
+        rest = self.found[self.at : -1]
+        text = " ".join([words, *(token[1] for token in rest)])
+        fine = re.match(r"\(\s*(?:because|since|as|by|using|from)\b", text) and text.rstrip().endswith(")")
+        if not fine or is_hedge(text) or any(token[0] == "sep" for token in rest):
+            return False
+        self.at = len(self.found) - 1
+        return True
+
+    def additive(self) -> Tree:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise CannotParse(f"nested more than {DEEPEST} deep")
+        terms: list[Tree] = []
+        tree: Tree | None = None
+        while True:
+            sign = self.take() if self.next_is("+", "-", r"\pm", r"\mp") else "+"
+            term = self.product()
+            if sign in (r"\pm", r"\mp"):
+                left = None if not terms else terms[0] if len(terms) == 1 else ("+", *terms)
+                tree = (sign[1:], left or ("n", Fraction(0)), term)
+                terms = [tree]
+            else:
+                if sign == "-":
+                    marked = not terms and term[0] in ("deg", "pct")
+                    term = (term[0], ("neg", term[1])) if marked else ("neg", term)
+                terms.append(term)
+            if not self.next_is("+", "-", r"\pm", r"\mp"):
+                break
+        self.depth -= 1
+        return terms[0] if len(terms) == 1 else ("+", *terms)
+
+    def product(self) -> Tree:
+        factors = [self.factor()]
+        while True:
+            if self.next_is("*", r"\ast", r"\star"):
+                self.take()
+                factors.append(self.signed_factor())
+            elif self.next_is(r"\cdot", r"\times"):
+                name = self.take()[1:]
+                left = factors[0] if len(factors) == 1 else ("*", *factors)
+                factors = [(name, left, self.signed_factor())]
+            elif self.next_is("/", r"\div"):
+                self.take()
+                left = factors[0] if len(factors) == 1 else ("*", *factors)
+                factors = [("/", left, self.signed_factor())]
+            elif self.next_is(r"\bmod") or (self.kind == "function" and self.value == "mod"):
+                self.take()
+                left = factors[0] if len(factors) == 1 else ("*", *factors)
+                factors = [("f", "mod", left, self.signed_factor())]
+            elif self.starts_factor():
+                if self.kind in ("number", "science", "repeat") and self.found[self.at - 1][1] != ")":
+                    factors[-1] = self.mixed(factors[-1])
+                    continue
+                before, grouped = self.found[self.at - 1], self.next_is("{")
+                factor = self.factor()
+                if factor[0] == "group" and _about_integers(factor[1]):  # n pi (n in Z)
+                    self.declared.append(factor[1])
+                    continue
+                if grouped and factor[0] == factors[-1][0] == "n":  # {1}{2} looks like 12
+                    raise CannotParse("a number right after a number")
+                marked = factor[0] in ("pct", "deg")
+                part = factor[1] if marked else factor
+                if _plain_int(factors[-1]) and before[0] == "number" and _proper(part):
+                    whole = ("mixed", factors[-1], part)
+                    factors[-1] = (factor[0], whole) if marked else whole
+                else:
+                    factors.append(factor)
+            else:
+                return factors[0] if len(factors) == 1 else ("*", *factors)
+
+    def mixed(self, whole: Tree) -> Tree:
+        """3 1/2: a whole number, a space, a proper fraction. Two numbers side by side are nothing else."""
+        a, slash, b = self.found[self.at], self.found[self.at + 1], self.found[min(self.at + 2, len(self.found) - 1)]
+        before = self.found[self.at - 1]
+        if (
+            _plain_int(whole)
+            and before[0] == "number"
+            and a[2]
+            and (a[0], slash[1], b[0]) == ("number", "/", "number")
+            and a[1].isdecimal()
+            and b[1].isdecimal()
+            and 0 < int(a[1][:40]) < int(b[1][:40])
+        ):
+            self.at += 3
+            return ("mixed", whole, ("/", ("n", Fraction(int(a[1]))), ("n", Fraction(int(b[1])))))
+        raise CannotParse(f"a number right after {before[1]!r}")
+
+    def starts_factor(self) -> bool:
+        kind, value, _ = self.found[self.at]
+        if kind in ("number", "science", "repeat", "letter", "name", "vec", "function", "begin"):
+            return True
+        if kind == "text1":  # 3\text{ m} is metres, 3\mathrm{i} is not
+            return value in "ie" or not unit_of(value)
+        if kind == "sign":
+            return value in "([{" or (value == "|" and not self.bars)
+        if kind == "command":
+            return value in _STARTS or value in _GREEK or value in _CONSTANTS or value.startswith(r"\mathbb")
+        return False
+
+    def signed_factor(self) -> Tree:
+        if self.accept("-"):
+            return ("neg", self.signed_factor())
+        return self.signed_factor() if self.accept("+") else self.factor()
+
+    def factor(self) -> Tree:
+        """An atom with what stands after it: powers, factorials, percent, degrees."""
+        tree = self.atom()
+        while True:
+            if self.next_is("^", "**"):
+                self.take()
+                if self.accept(r"\circ"):
+                    tree = ("deg", tree)
+                elif self.next_is(r"\prime"):
+                    self.take()
+                    tree = ("v", f"{tree}'")
+                else:
+                    tree = ("^", tree, self.exponent())
+            elif self.accept("!"):
+                tree = ("f", "!!", tree) if self.accept("!") else ("!", tree)
+            elif self.accept("%"):
+                tree = ("pct", tree)
+            elif self.accept("'"):
+                tree = ("v", f"{tree}'")
+            elif self.kind == "words" and self.value.lower() in (
+                "percent",
+                "million",
+                "billion",
+                "trillion",
+                "thousand",
+                "dozen",
+                "hundred",
+            ):
+                word = self.take().lower()
+                tree = ("pct", tree) if word == "percent" else ("*", tree, ("n", Fraction(_NUMBER_WORDS[word])))
+            elif self.kind == "words" and self.value.lower() in ("degrees", "degree"):
+                self.take()
+                tree = ("deg", tree)
+            elif self.kind == "words" and not self.found[self.at][2] and self.value in ORDINALS:
+                self.take()
+            else:
+                return tree
+
+    def exponent(self) -> Tree:
+        if self.next_is("-", "+"):
+            sign = self.take()
+            tree = self.atom()
+            return ("neg", tree) if sign == "-" else tree
+        if self.next_is(r"\top") or (self.kind in ("letter", "text1") and self.value == "T"):
+            self.take()
+            return ("v", "T")
+        tree = self.argument()
+        return ("^", tree, self.exponent()) if self.accept("^") else tree
+
+    def argument(self) -> Tree:
+        """What LaTeX takes for an argument: a group or one token; a number is taken whole."""
+        if self.kind in ("words", "sep", "end", "cond") or self.ended():
+            raise CannotParse("an argument is missing")
+        if self.next_is("+", "-", "*", "/", "^", "_", "="):
+            raise CannotParse(f"{self.value!r} for an argument")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise CannotParse(f"nested more than {DEEPEST} deep")
+        tree = self.atom()
+        self.depth -= 1
+        return tree
+
+    def bare_argument(self) -> Tree:
+        """`argument` of \\frac: \\frac12 is a half."""
+        kind, value, _ = self.found[self.at]
+        if kind == "number" and value.isdecimal() and len(value) > 1:
+            self.found[self.at] = Token((kind, value[1:], False))
+            return ("n", Fraction(int(value[0])))
+        return self.argument()
+
+    def inner(self, *closing: str) -> Tree:
+        """What stands between brackets, which are closed after it."""
+        bars, self.bars = self.bars, 0
+        tree = self.answer()
+        self.bars = bars
+        self.expect(*closing)
+        return tree
+
+    def atom(self) -> Tree:
+        kind, value, _ = self.found[self.at]
+        if kind == "number":
+            self.take()
+            return ("n", Fraction(value))
+        if kind == "science":
+            self.take()
+            mantissa, exponent = re.split("[eE]", value)
+            if abs(int(exponent)) > 2000:
+                raise CannotParse("an exponent over 2,000")
+            return ("n", Fraction(mantissa) * Fraction(10) ** int(exponent))
+        if kind == "repeat":
+            self.take()
+            return ("n", _repeating(value))
+        if kind in ("letter", "text1", "name"):
+            self.take()
+            if value in "fg" and self.next_is("(") and not self.found[self.at][2]:
+                start = self.at
+                self.bracket("(")
+                return ("v", value + "".join(token[1] for token in self.found[start : self.at]))
+            return ("c", value) if value in ("i", "e") else ("v", value + self.subscript())
+        if kind == "vec":
+            self.take()
+            return ("vec", value + self.subscript())
+        if kind == "function":
+            return self.function(self.take())
+        if kind == "begin":
+            return self.matrix(self.take())
+        if kind == "sign":
+            if value in "([":
+                return self.bracket(value)
+            if value == "]":
+                return self.bracket(value)
+            if value == "{":
+                self.take()
+                tree = self.inner_group()
+                return tree
+            if value == "|":
+                self.take()
+                return self.bar()
+            if value == "$":
+                self.take()
+                return self.atom()
+            raise CannotParse(f"what is {value!r} here?")
+        if kind == "command":
+            return self.command(value)
+        raise CannotParse(f"what is {value!r} here?" if value else "it ends too early")
+
+    def inner_group(self) -> Tree:
+        bars, self.bars = self.bars, 0
+        tree = self.answer()
+        self.bars = bars
+        self.expect("}")
+        return tree
+
+    def subscript(self) -> str:
+        if not self.accept("_"):
+            return ""
+        start = self.at
+        if self.accept("{"):
+            while not self.accept("}"):
+                if self.kind == "end":
+                    raise CannotParse("a brace that is not closed")
+                self.at += 1
+            return "_" + "".join(token[1] for token in self.found[start + 1 : self.at - 1])
+        if self.ended():
+            raise CannotParse("a subscript is missing")
+        self.at += 1
+        return "_" + self.found[start][1]
+
+    def bar(self) -> Tree:
+        bars, self.bars = self.bars, 1
+        tree = self.answer()
+        self.bars = bars
+        self.expect("|")
+        return ("f", "abs", tree)
+
+    def bracket(self, opening: str) -> Tree:
+        """A group, a tuple, an interval."""
+        self.take()
+        tree = self.inner(")", "]", "[") if opening == "]" or opening in "([" else self.inner(")", "]")
+        closing = self.found[self.at - 1][1]
+        if tree[0] == "list":
+            if closing == "[":  # French: [a, b[
+                closing = ")"
+            return ("tuple", "(" if opening == "]" else opening, tree[1], closing)
+        if closing != {"(": ")", "[": "]"}.get(opening):
+            raise CannotParse("brackets that do not match")
+        return ("group", tree) if tree[0] in ("rel", "text", "any", "all") else tree
+
+    def braces(self) -> Tree:
+        """A set: listed, or by a condition."""
+        if self.accept(r"\}"):
+            return ("set", ())
+        bars, self.bars = self.bars, 1
+        items, _ = self.items()
+        self.bars = bars
+        if len(items) == 1 and self.accept("|", ":"):
+            condition = self.inner(r"\}")
+            return ("build", items[0], condition)
+        self.expect(r"\}")
+        return ("set", tuple(items))
+
+    def command(self, name: str) -> Tree:
+        self.take()
+        if name in _CONSTANTS:
+            return ("c", _CONSTANTS[name])
+        if name in _GREEK:
+            return ("v", name + self.subscript())
+        if name == r"\frac":
+            top = self.bare_argument()
+            return ("/", top, self.bare_argument())
+        if name == r"\sqrt":
+            degree = ("n", Fraction(2))
+            if self.accept("["):
+                degree = self.inner("]")
+            return ("root", degree, self.argument())
+        if name == r"\binom":
+            top = self.bare_argument()
+            return ("f", "binom", top, self.bare_argument())
+        if name == r"\{":
+            return self.braces()
+        if name == r"\emptyset":
+            return ("set", ())
+        if name.startswith(r"\mathbb"):
+            return ("v", name)
+        if name in (r"\lfloor", r"\lceil"):
+            tree = self.inner(name.replace("l", "r", 1))
+            return ("f", name[2:], tree)
+        if name == r"\langle":
+            tree = self.inner(r"\rangle")
+            return ("tuple", "(", tree[1] if tree[0] == "list" else (tree,), ")")
+        if name == r"\|":
+            tree = self.inner(r"\|")
+            return ("f", "norm", tree)
+        if name in (r"\angle", r"\triangle", r"\measuredangle", r"\parallel", r"\perp", r"\star", r"\Box"):
+            start = self.at
+            while self.kind in ("letter", "text1", "name", "number") or self.next_is(*_GREEK):
+                self.take()
+            letters = "".join(token[1] for token in self.found[start : self.at])
+            if not letters:
+                raise CannotParse(f"{name} of what?")
+            return ("v", f"{name} {letters if letters < letters[::-1] else letters[::-1]}")
+        if name in (r"\sum", r"\prod"):
+            return self.series(name[1:])
+        if name == r"\int":
+            return self.integral()
+        if name in FUNCTIONS:
+            return self.function(FUNCTIONS[name])
+        raise CannotParse(f"unknown command {name}")
+
+    def function(self, name: str) -> Tree:
+        """A named function: its power, its base, its arguments in brackets or the factors right after it."""
+        base = power = None
+        for _ in range(2):
+            if self.accept("_"):
+                base = self.argument()
+            elif self.accept("^"):
+                power = self.exponent()
+        if name == "sqrt":
+            argument = self.argument()
+            tree: Tree = ("root", ("n", Fraction(2)), argument)
+        elif name == "frac":
+            raise CannotParse("a damaged command")
+        elif self.next_is("(", "[", "{", r"\{") and name in (
+            "max",
+            "min",
+            "gcd",
+            "lcm",
+            "det",
+            "abs",
+            "exp",
+            "floor",
+            "ceil",
+            "binom",
+            "mod",
+        ):
+            group = self.atom()
+            tree = (
+                "f",
+                name,
+                *(group[2] if group[0] == "tuple" else group[1] if group[0] in ("set", "list") else (group,)),
+            )
+        else:
+            tree = ("f", name, self.function_argument())
+        if name == "log" and base is not None:
+            tree = (*tree, base)
+        elif base is not None:
+            raise CannotParse(f"a subscript at {name}")
+        if power is None:
+            return tree
+        if power == ("neg", ("n", Fraction(1))) and name in _INVERSE:
+            return ("f", _INVERSE[name], *tree[2:])
+        return ("^", tree, power)
+
+    def function_argument(self) -> Tree:
+        if self.next_is("(", "["):
+            return self.factor_without_power()
+        sign = self.accept("-")
+        factors = [self.factor()]
+        while (
+            self.kind in ("letter", "text1", "name")
+            or self.next_is(r"\frac", r"\sqrt", *_GREEK, *_CONSTANTS)
+            or (self.next_is("(") and False)
+        ) and self.starts_factor():
+            factors.append(self.factor())
+        tree = factors[0] if len(factors) == 1 else ("*", *factors)
+        if self.next_is("/") and self.found[self.at + 1][0] == "number" and not sign:
+            self.take()
+            tree = ("/", tree, self.factor())
+        return ("neg", tree) if sign else tree
+
+    def factor_without_power(self) -> Tree:
+        tree = self.atom()
+        while self.next_is("!") or (self.next_is("^") and self.found[self.at + 1][1] == r"\circ"):
+            tree = ("!", tree) if self.take() == "!" else ("deg", tree)
+            if tree[0] == "deg":
+                self.take()
+        return tree
+
+    def limits(self) -> tuple[Tree | None, Tree | None]:
+        low = high = None
+        for _ in range(2):
+            if self.accept("_"):
+                if self.accept("{"):
+                    low = self.inner("}")
+                else:
+                    low = self.argument()
+            elif self.accept("^"):
+                high = self.exponent()
+        return low, high
+
+    def series(self, name: str) -> Tree:
+        low, high = self.limits()
+        if low is None or high is None or low[0] != "rel" or len(low[1]) != 2 or low[2] != ("=",):
+            raise CannotParse(f"\\{name} without limits")
+        variable, first = low[1]
+        if variable == ("c", "i"):
+            raise CannotParse("i for a summation index")
+        if variable[0] != "v":
+            raise CannotParse(f"\\{name} over what?")
+        return (name, variable[1], first, high, self.product())
+
+    def integral(self) -> Tree:
+        low, high = self.limits()
+        if low is None or high is None:
+            raise CannotParse("an integral without limits")
+        for end in range(self.at, len(self.found) - 2):
+            d, variable = self.found[end], self.found[end + 1]
+            if d[0] in ("letter", "text1") and d[1] == "d" and variable[0] in ("letter", "text1"):
+                inner = _Parser(self.found[self.at : end])
+                body = inner.additive() if end > self.at else ("n", Fraction(1))
+                if end > self.at and inner.kind != "end":
+                    raise CannotParse(f"what is {inner.value!r} here?")
+                self.at = end + 2
+                return ("int", variable[1], low, high, body)
+        raise CannotParse("an integral without its variable")
+
+    def matrix(self, name: str) -> Tree:
+        if name not in _MATRICES:
+            raise CannotParse(f"unknown environment {name}")
+        if name == "array" and self.accept("{"):
+            while not self.accept("}"):
+                if self.kind == "end":
+                    raise CannotParse("a brace that is not closed")
+                self.at += 1
+        rows: list[tuple[Tree, ...]] = []
+        row: list[Tree] = []
+        while self.kind != "end":
+            if self.accept(r"\hline"):
+                continue
+            row.append(self.additive() if not self.next_is("\\\\") else ("n", Fraction(0)))
+            if self.accept("&"):
+                continue
+            rows.append(tuple(row))
+            row = []
+            if not self.accept("\\\\"):
+                break
+            if self.kind == "close":
+                break
+        if self.kind != "close" or self.value != name:
+            raise CannotParse(f"{name} is not closed")
+        self.take()
+        if not rows or len({len(one) for one in rows}) != 1:
+            raise CannotParse("rows of different lengths")
+        tree = ("mat", tuple(rows))
+        return ("f", "det", tree) if name in ("vmatrix", "Vmatrix") else tree
+
+
+_STARTS = frozenset(
+    [
+        r"\frac",
+        r"\sqrt",
+        r"\binom",
+        r"\{",
+        r"\emptyset",
+        r"\lfloor",
+        r"\lceil",
+        r"\langle",
+        r"\|",
+        r"\sum",
+        r"\prod",
+        r"\int",
+        r"\angle",
+        r"\triangle",
+    ]
+) | {name for name in FUNCTIONS if name.startswith("\\")}
+_KNOWN = _STARTS | _GREEK | _ENDS | _RELATIONS.keys() | _CONSTANTS.keys()
+_INTEGERS = re.compile(
+    r",? ?(?:where|for|with)(?: all| any| some| every| each)?(?: integers?| whole numbers?)?(?: of)?(?:[ ,]+[a-zA-Z])?"
+    r"(?: \\in \\mathbb\{[ZN]\}(?: [_^+*>=0{}]+)?| (?:is|are|an|any|some|a|integers?|whole numbers?| )+)?"
+)
+_NUMBER_WORDS = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}
+_INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
+_INVERSE |= {"sinh": "arcsinh", "cosh": "arccosh", "tanh": "arctanh"}
+
+
+def _plain_int(tree: Tree) -> bool:
+    return tree[0] == "n" and tree[1].denominator == 1
+
+
+def _proper(tree: Tree) -> bool:
+    """A fraction of two numbers below one: after a whole number it makes a mixed number."""
+    return tree[0] == "/" and _plain_int(tree[1]) and _plain_int(tree[2]) and 0 < tree[1][1] < tree[2][1]
+
+
+def _repeating(text: str) -> Fraction:
+    """0.1\\overline{6} is 1/6."""
+    whole, _, rest = text.partition(".")
+    first, _, repeated = rest.partition("\\")
+    period = "".join(c for c in repeated if c.isdecimal())
+    value = Fraction(int(whole or 0)) + (Fraction(int(first), 10 ** len(first)) if first else 0)
+    return value + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(first))
+
+
+def _about_integers(tree: Tree) -> bool:
+    if tree[0] == "text":
+        return "integer" in tree[1] or "whole" in tree[1]
+    integers = (r"\mathbb{Z}", r"\mathbb{N}", "Z", "N")
+    return (
+        tree[0] == "rel"
+        and tree[2] == ("in",)
+        and tree[1][0][0] == tree[1][1][0] == "v"
+        and tree[1][1][1].rstrip("+^*") in integers
+    )
+
+
+def _joined(items: list[Tree], joins: Iterable[str]) -> Tree:
+    """One item, a list, or statements joined by "or" and "and"."""
+    kept = [item for at, item in enumerate(items) if at == 0 or not _about_integers(item)]
+    for item in items[1:]:
+        if item[0] == "rel" and _about_integers(item):  # its name is free to choose
+            kept = [put(one, item[1][0], ("v", WHOLE)) for one in kept]
+    first = kept[0]
+    if first[0] == "rel" and first[2] == ("!=",) and all(one[0] in ("n", "neg", "/", "root", "c") for one in kept[1:]):
+        kept[1:] = [("rel", (first[1][0], one), ("!=",), "") for one in kept[1:]]
+    if len(kept) == 1:
+        return kept[0]
+    related = [item for item in kept if item[0] == "rel" and set(item[2]) & {"<", "<=", ">", ">=", "!=", "in"}]
+    if len(related) == len(kept):
+        kinds = {join for join in joins if join in ("or", "and")}
+        if kinds == {"or"}:
+            return ("any", tuple(kept))
+        return ("all" if kinds == {"and"} else "either", tuple(kept))
+    return ("list", tuple(kept))

@@ -1,0 +1,108 @@
+"""Whether two trees have the same value: exactly where they are rational, else to as many digits as it takes."""
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+from evals.grading.math_tree import Tree, variables
+from evals.grading.math_value import DIGITS, Evaluator, Undefined, Value, negative, size_of, value_at
+
+
+def points(names: set[str]) -> Iterator[dict[str, Fraction]]:
+    """Where two expressions are compared: one point without variables, else three."""
+    for point in range(3 if names else 1):
+        yield {name: value_at(name, point) for name in names}
+
+
+def same_value(a: Tree, b: Tree, budget: list[float], cross: bool = False) -> bool:
+    """Whether two trees have the same value everywhere. `cross`: up to a constant factor, as two sides of an equation.
+
+    Rational values are compared exactly; others at 50 digits, and, where they agree, at twice as many and at as many
+    as the parts of a sum differ in size. Raises TooCostly, Undefined (at every point, or at a point on one side only).
+    """
+    names = variables(a) | variables(b)
+    told = [_compare_at(a, b, point, budget, cross) for point in points(names)]
+    told = [one for one in told if one is not None]
+    if not told:
+        raise Undefined("no value anywhere")
+    return _one_ratio(told) if cross else all(told)
+
+
+def _one_ratio(pairs: list[tuple[Value, Value]]) -> bool:
+    if not pairs or any(not x or not y for x, y in pairs):
+        return False
+    (x0, y0), *rest = pairs
+    return all(_close(Evaluator({}, [100.0]), [x0, y], [x, y0]) for x, y in rest)
+
+
+def _close(evaluate: Evaluator, one: list[Value], other: list[Value]) -> bool:
+    left = evaluate.multiply(one[0], one[1])
+    right = evaluate.multiply(other[0], other[1])
+    difference = evaluate.sum([left, negative(right)])
+    return not difference or (
+        not isinstance(difference, Fraction)
+        and size_of(difference) < size_of(evaluate.number(left)) - 0.6 * evaluate.digits
+    )
+
+
+def _compare_at(a: Tree, b: Tree, point: Mapping[str, Fraction], budget: list[float], cross: bool) -> Any:
+    """Whether the values at a point are equal, or both of them (`cross`); None: neither is defined there."""
+    digits = DIGITS
+    for attempt in range(4):
+        evaluate = Evaluator(point, budget, digits)
+        try:
+            one = evaluate(a)
+        except Undefined:
+            try:
+                evaluate(b)
+            except Undefined:
+                return None
+            raise
+        other = evaluate(b)
+        if cross:
+            if isinstance(one, tuple) or isinstance(other, tuple):
+                raise Undefined("an equation of matrices")
+            return one, other
+        if isinstance(one, Fraction) and isinstance(other, Fraction):
+            return one == other
+        if isinstance(one, tuple) != isinstance(other, tuple):
+            return False
+        if evaluate.need > digits * 0.4 and not evaluate.rough and attempt < 3:
+            digits = int(digits + evaluate.need + 20)
+        elif not _same_numbers(one, other, evaluate):
+            return False
+        elif evaluate.rough or digits > DIGITS:
+            return True
+        else:
+            digits *= 2
+    return True
+
+
+def _same_numbers(one: Value, other: Value, evaluate: Evaluator) -> bool:
+    if isinstance(one, tuple):
+        if len(one) != len(other) or len(one[0]) != len(other[0]):
+            return False
+        return all(
+            _same_numbers(x, y, evaluate) for r, s in zip(one, other, strict=True) for x, y in zip(r, s, strict=True)
+        )
+    if isinstance(one, Fraction) and isinstance(other, Fraction):
+        return one == other
+    x, y = evaluate.number(one), evaluate.number(other)
+    difference = x - y
+    if not difference:
+        return True
+    top = max(size_of(z) for z in (x, y) if z)
+    return size_of(difference) < top - (15 if evaluate.rough else evaluate.digits * 0.55)
+
+
+def real(tree: Tree, budget: list[float]) -> Any | None:
+    """The value of a tree without variables where it is a real number, for signs and orders; else None."""
+    if variables(tree):
+        return None
+    try:
+        value = Evaluator({}, budget)(tree)
+    except Undefined:
+        return None
+    if isinstance(value, tuple):
+        return None
+    return None if hasattr(value, "_mpc_") else value

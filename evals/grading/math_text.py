@@ -1,0 +1,173 @@
+"""The text of a mathematical answer, made plain before it is compared or parsed: string work, linear in its length."""
+
+import re
+from collections.abc import Callable
+
+LONGEST = 2000
+"""characters of an answer that are looked at; the longest reference of MATH has 159"""
+
+_SUPER = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
+_SUB = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))
+_FRACTIONS = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5)}
+_FRACTIONS |= {"⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8), "⅐": (1, 7)}
+_FRACTIONS |= {"⅑": (1, 9), "⅒": (1, 10)}
+_GREEK = """
+alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau upsilon
+phi chi psi omega
+"""
+_CAPITALS = ("Gamma", "Delta", "Theta", "Lambda", "Sigma", "Phi", "Omega")
+
+UNICODE: dict[int, str] = {
+    **{0xFF01 + i: chr(0x21 + i) for i in range(94)},  # full-width
+    **{ord(c): rf"\frac{{{a}}}{{{b}}}" for c, (a, b) in _FRACTIONS.items()},
+    **{0x3B1 + i: rf"\{name} " for i, name in enumerate(_GREEK.split())},
+    **{ord(c): rf"\{name} " for c, name in zip("ΓΔΘΛΣΦΩ", _CAPITALS, strict=True)},
+    **{ord(c): "-" for c in "−–—‐‑‒―﹣"},
+    **{ord(c): "" for c in "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f"},
+    **{
+        ord(c): " "
+        for c in "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+    },
+}
+_SYMBOLS = [
+    ("√", r"\sqrt "), ("∛", r"\sqrt[3]"), ("∜", r"\sqrt[4]"), ("∞", r"\infty "), ("°˚º", r"^\circ "),
+    ("×✕⨯", r"\times "), ("÷", r"\div "), ("·⋅∙•", r"\cdot "), ("≤⩽≦", r"\le "), ("≥⩾≧", r"\ge "),
+    ("≠", r"\ne "), ("≈", r"\approx "), ("≡", r"\equiv "), ("∪", r"\cup "), ("∩", r"\cap "), ("∈", r"\in "),
+    ("∅⌀", r"\emptyset "), ("∖", r"\setminus "), ("±", r"\pm "), ("∓", r"\mp "), ("→⟶", r"\to "),
+    ("∠", r"\angle "), ("△", r"\triangle "), ("ℝ", r"\mathbb{R}"), ("ℤ", r"\mathbb{Z}"), ("ℕ", r"\mathbb{N}"),
+    ("ℚ", r"\mathbb{Q}"), ("ℂ", r"\mathbb{C}"), ("…⋯", r"\dots "), ("⁄∕", "/"), ("∣", "|"), ("‖", r"\|"),
+    ("′’", "'"), ("、﹐", ","), ("。", "."), ("﹪", "%"), ("∑", r"\sum "), ("∏", r"\prod "), ("∫", r"\int "),
+    ("⟨〈", r"\langle "), ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "),
+    ("⌉", r"\rceil "), ("∧", r"\text{ and }"), ("∨或", r"\text{ or }"), ("和与且及", r"\text{ and }"),
+    ("ϕ", r"\phi "), ("∘", r"\circ "), ("ⅈ", "i"), ("ℯ", "e"), ("−", "-"), ("“”", '"'), ("【", "["), ("】", "]"),
+]  # fmt: skip
+for _chars, _is in _SYMBOLS:
+    UNICODE.update({ord(c): _is for c in _chars})
+_RAISED = re.compile(f"[{''.join(_SUPER)}]+|[{''.join(_SUB)}]+")
+
+_SPACE = r"(?:\s|~|(?<!\\)\\[,;:>\s]|\\(?:thin|med|thick)space(?![a-zA-Z]))"
+_RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"\\(?:left|right)\s*\."), ""),
+    (
+        re.compile(
+            r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|bf|rm|it|sf|tt|cal|boldmath"
+            r"|mathstrut|strut|mathbin|mathop|mathord|mathrel|boxed|fbox|middle|allowbreak|nobreak|rightline|large|Large"
+            r"|normalsize|centering|ensuremath)(?![a-zA-Z])"
+        ),
+        "",
+    ),
+    (re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\[hv]?phantom\s*\{[^{}]*\}"), ""),
+    (re.compile(r"\\(?:d|t|c)frac(?![a-zA-Z])"), r"\\frac"),
+    (re.compile(r"\\(?:d|t)binom(?![a-zA-Z])"), r"\\binom"),
+    (
+        re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:,\s*\\!|\{,\}(?:\\!)?)\s*\d{3})+(?!\d)"),
+        lambda m: re.sub(r"\D", "", m[0]),
+    ),
+    (re.compile(r"(?<!\\)(?:\\!|\\/|\$|\\[()\[\]])"), ""),
+    (re.compile(r"\\\$"), "$"),
+    (re.compile(r"(?<![\\}a-zA-Z])\{\s*\}"), ""),
+    (
+        re.compile(r"\^\s*(?:\{\s*(?:\\(?:text|mathrm|rm)\s*\{?)?|\\(?:text|mathrm)\s*\{)\s*(th|st|nd|rd)\s*\}{1,2}"),
+        r"\\text{\1}",
+    ),
+    (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
+    (re.compile(r"\{([,:.;])\}"), r"\1"),
+    (re.compile(r"\\(?:leq|leqslant|leqq)(?![a-zA-Z])"), r"\\le"),
+    (re.compile(r"\\(?:geq|geqslant|geqq)(?![a-zA-Z])"), r"\\ge"),
+    (re.compile(r"\\neq(?![a-zA-Z])|\\not\s*="), r"\\ne"),
+    (re.compile(r"\\lt(?![a-zA-Z])"), "<"),
+    (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
+    (re.compile(r"\\(?:[lr]vert|vert|mid)(?![a-zA-Z])"), "|"),
+    (re.compile(r"\\lbrace(?![a-zA-Z])"), r"\\{"),
+    (re.compile(r"\\rbrace(?![a-zA-Z])"), r"\\}"),
+    (re.compile(r"\\lbrack(?![a-zA-Z])"), "["),
+    (re.compile(r"\\rbrack(?![a-zA-Z])"), "]"),
+    (re.compile(r"\\(?:varnothing|O)(?![a-zA-Z])"), r"\\emptyset"),
+    (re.compile(r"\\(?:ldots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\.\.+"), r"\\dots"),
+    (re.compile(r"\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\{\s*\\degree\s*\}"), r"^\\circ"),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(r"\\colon(?![a-zA-Z])|\\ratio(?![a-zA-Z])"), ":"),
+    (re.compile(r"\\operatorname\*"), r"\\operatorname"),
+]
+_TEXT = r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname)"
+_UNWRAP = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
+_MARKDOWN = re.compile(r"(\*\*|__|`+|\")(.*)\1", re.S)
+_END = re.compile(r"(?:[\s.,;:]|\\\\|\\[;,:\s])+$")
+
+
+class TooLong(ValueError):
+    """The answer has more characters than any answer needs."""
+
+
+def clean(answer: str) -> str:
+    """One spelling for what LaTeX and Unicode write in many: spaces, sizes, fonts, symbols, a final stop.
+
+    What it leaves: single spaces (they keep two numbers apart), \\text and its kin, everything with a meaning.
+    Raises TooLong for more than LONGEST characters, enclosing braces and spaces apart.
+    """
+    answer = _bare(answer.strip())
+    if len(answer) > LONGEST:
+        raise TooLong(f"{len(answer):,} characters; an answer has at most {LONGEST:,}")
+    if not answer.isascii():
+        answer = _RAISED.sub(_level, answer).translate(UNICODE)
+    if marked := _MARKDOWN.fullmatch(answer):
+        answer = marked[2]
+    if "\\" in answer or "$" in answer or "~" in answer or "{" in answer:
+        for pattern, replacement in _RULES:
+            answer = pattern.sub(replacement, answer)
+    else:
+        answer = " ".join(answer.replace("...", r"\dots ").split())
+    return _bare(_END.sub("", answer).strip())
+
+
+def _level(raised: re.Match[str]) -> str:
+    table, sign = (_SUPER, "^") if raised[0][0] in _SUPER else (_SUB, "_")
+    return f"{sign}{{{''.join(table[c] for c in raised[0])}}}"
+
+
+def _bare(answer: str) -> str:
+    """Without the braces that enclose the whole: {{5}} is 5. One pass however many there are."""
+    if not answer.startswith("{"):
+        return answer
+    opened = len(answer) - len(answer.lstrip("{"))
+    closed = 0 if answer.endswith("\\}") else len(answer) - len(answer.rstrip("}"))
+    around = min(opened, closed)
+    if len(answer) - 2 * around > LONGEST:
+        return answer
+    depth = lowest = 0
+    inner = answer[around : len(answer) - around]
+    at = 0
+    while at < len(inner):
+        at += inner[at] == "\\"
+        c = inner[at : at + 1]
+        if c in "{}" and (at == 0 or inner[at - 1] != "\\"):
+            depth += 1 if c == "{" else -1
+            lowest = min(lowest, depth)
+        at += 1
+    around += lowest
+    if depth or around < 1:
+        return answer
+    return answer[around : len(answer) - around].strip()
+
+
+_THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:(?:, ?| )\d{3})+)(?![\d]|[, ]+\d)")
+_DROP = re.compile(r"(?<![0-9a-zA-Z]) | (?![0-9a-zA-Z])|(?<=[a-zA-Z]) (?=[0-9a-zA-Z])|(?<=\d) (?=[a-zA-Z])")
+
+
+def normalise(answer: str) -> str:
+    """The key under which equal spellings meet. Spaces go, but not between numbers: 1 2 is not 12, 1 000 is 1000."""
+    try:
+        answer = clean(answer)
+    except TooLong:
+        return answer
+    if answer.isdecimal():
+        return answer
+    answer = _UNWRAP.sub(r"\1", answer)
+    if ("," in answer or " " in answer) and not any(c in answer for c in "([{"):  # (1,100) is a pair
+        answer = _THOUSANDS.sub(lambda m: m[1] + m[2].replace(",", "").replace(" ", ""), answer)
+    return _DROP.sub("", answer.replace("$", ""))
+
+
+def same_string(answer: str, reference: str) -> bool:
+    """Equal after `normalise`. Says "right" only: unequal strings may still be the same number."""
+    return answer == reference or normalise(answer) == normalise(reference)

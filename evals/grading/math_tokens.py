@@ -1,0 +1,170 @@
+"""Signs of a mathematical answer: numbers, letters, commands, words and what joins statements."""
+
+import re
+
+from evals.grading.math_words import FUNCTIONS, JOINS, SAYS_SO, SKIPPED, constant_word, is_unit
+
+MOST_TOKENS = 500
+_TEXT = (
+    r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal|bb|cal|frak|scr)|operatorname"
+    r"|boldsymbol|bm|vec|overrightarrow|mathbi|overline|bar|hat|widehat|tilde|widetilde|underline|dot|emph)"
+)
+_TOKEN = re.compile(
+    r"(?P<space> *)(?:"
+    r"(?P<repeat>\d*\.\d*\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d))"
+    r"|(?P<science>(?<![a-zA-Z}])\d+(?:\.\d+)?[eE][+-]?\d+(?![a-zA-Z.]))"
+    r"|(?P<thousands>(?<![\d.,])[1-9]\d{0,2}(?:(?:, ?| )\d{3})+(?!\d|, ?\d)(?:\.\d+)?)"
+    r"|(?P<number>\d+(?:\.\d+)?|\.\d+)"
+    rf"|(?P<text>{_TEXT})(?![a-zA-Z])\s*(?=\{{|[a-zA-Z0-9])"
+    r"|\\begin\s*\{(?P<begin>[a-zA-Z]+\*?)\}|\\end\s*\{(?P<close>[a-zA-Z]+\*?)\}"
+    r"|(?P<command>\\(?:[a-zA-Z]+|.))"
+    r"|(?P<word>[a-zA-Z]+)"
+    r"|(?P<sign><=|>=|!=|==|<>|\*\*|.))",
+    re.S,
+)
+_CONNECTIVES = {r"\wedge": "and", r"\land": "and", r"\vee": "or", r"\lor": "or"}
+ORDINALS = ("th", "st", "nd", "rd")
+
+
+class CannotParse(ValueError):
+    """The text is not an answer that this grammar knows; it says where it stopped."""
+
+
+class Token(tuple):
+    """(kind, value, space before)"""
+
+    kind = property(lambda self: self[0])
+    value = property(lambda self: self[1])
+    space = property(lambda self: self[2])
+
+
+def tokens(text: str, joined: bool = True) -> list[Token]:
+    """Tokens of a cleaned answer. `joined`: 1,000 is a thousand and not two numbers."""
+    found: list[Token] = []
+    at, depth = 0, 0
+    while at < len(text):
+        if len(found) > MOST_TOKENS:
+            raise CannotParse(f"more than {MOST_TOKENS} signs")
+        match = _TOKEN.match(text, at)
+        if match is None:  # only spaces are left
+            break
+        kind, space = match.lastgroup or "", bool(match["space"])
+        kind = kind if kind != "space" else "sign"
+        value = match[kind]
+        at = match.end()
+        if kind == "text":
+            content, at = _group(text, at)
+            found += _text_tokens(value, content, space, joined)
+            continue
+        if kind == "thousands":
+            parts = re.split(r", ?| ", value)
+            separate = depth > 0 or not joined
+            if separate and "," in value and not any(part.startswith("0") for part in parts[1:]):
+                at = match.start("thousands") + len(parts[0])
+                kind, value = "number", parts[0]
+            else:
+                kind, value = "number", "".join(parts)
+        if kind == "sign":
+            depth += (value in "([") - (value in ")]")
+            if value == " ":
+                continue
+        elif kind == "command":
+            depth += (value == r"\{") - (value == r"\}")
+            if value in _CONNECTIVES:
+                kind, value = "sep", _CONNECTIVES[value]
+        elif kind == "word":
+            found += _word_tokens(value, space)
+            continue
+        found.append(Token((kind, value, space)))
+    return found
+
+
+def _group(text: str, at: int) -> tuple[str, int]:
+    """(content, end) of the group or of the one character at a place."""
+    if text[at] != "{":
+        return text[at], at + 1
+    depth, start = 0, at
+    while at < len(text):
+        at += text[at] == "\\"
+        depth += {"{": 1, "}": -1}.get(text[at : at + 1], 0) if text[at - 1] != "\\" else 0
+        at += 1
+        if depth == 0:
+            return text[start + 1 : at - 1], at
+    raise CannotParse("a brace that is not closed")
+
+
+def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[Token]:
+    """What is written upright: a separator, a number, a letter, a constant, or words."""
+    name = command.lstrip("\\")
+    words = SAYS_SO.sub("", " ".join(content.split()))
+    if name == "mathbb":
+        return [Token(("command", rf"\mathbb{{{words}}}", space))]
+    if name in (
+        "overline",
+        "bar",
+        "hat",
+        "widehat",
+        "tilde",
+        "widetilde",
+        "underline",
+        "dot",
+        "mathcal",
+        "mathfrak",
+        "mathscr",
+    ):
+        return [Token(("name", f"{name}({words})", space))]
+    if name in ("vec", "overrightarrow", "boldsymbol", "bm", "mathbf", "mathbi") and re.fullmatch(
+        r"\\?[a-zA-Z]+", words
+    ):
+        return [Token(("vec", words, space))]
+    low = words.lower().strip(" .:")
+    if not words:
+        return []
+    if low in JOINS:
+        return [Token(("sep", JOINS[low], space))]
+    if found := re.match(r"(and|or|,)\s+(?=[-+\d])", low):
+        rest = words[words.lower().index(found[1]) + len(found[1]) :]
+        return [Token(("sep", JOINS[found[1]], space)), *_text_tokens(command, rest, True, joined)]
+    if re.match(r",?\s*(?:where|for|with)\b", low):
+        return [Token(("cond", words, space))]
+    if constant_word(low):
+        return [Token(("command", constant_word(low), space))]
+    if low in SKIPPED:
+        return []
+    if low in FUNCTIONS and (low != "min" or name == "operatorname"):
+        return [Token(("function", FUNCTIONS[low], space))]
+    if found := re.fullmatch(r"\(?([a-zA-Z])[).]*", words):
+        return [Token(("text1", found[1], space))]
+    if found := re.fullmatch(r"([-+]?\d[\d.,/]*)\s+([a-zA-Z].*)", words):
+        return [*tokens(found[1], joined), Token(("words", found[2], True))]
+    if re.fullmatch(r"[a-zA-Z](?:\s*(?:,|\band\b|\bor\b|&)+\s*[a-zA-Z])+", words):
+        return [
+            Token(
+                ("sep", JOINS.get(sign, "and"), True) if len(sign) > 1 or not sign.isalpha() else ("text1", sign, True)
+            )
+            for sign in re.findall(r"and\b|or\b|[,&]|[a-zA-Z]", words)
+        ]
+    if re.fullmatch(r"[-+0-9.,:/()^ ]*\d[-+0-9.,:/()^ ]*", words) or (
+        "\\" in words and not re.search("[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", words))
+    ):
+        return [Token((kind, value, space or at > 0)) for at, (kind, value, _) in enumerate(tokens(words, joined))]
+    return [Token(("words", words, space))]
+
+
+def _word_tokens(word: str, space: bool) -> list[Token]:
+    """Letters without a command: a word that means something, else one variable each."""
+    low = word.lower()
+    if low in ("or", "and") and word in (low, low.upper()):
+        return [Token(("sep", JOINS[low], space))]
+    if word in FUNCTIONS and word not in ("r",):
+        return [Token(("function", FUNCTIONS[word], space))]
+    if constant_word(low):
+        return [Token(("command", constant_word(low), space))]
+    for name in ("sin", "cos", "tan", "ln", "log", "sqrt"):
+        if word.startswith(name) and len(word) == len(name) + 1:
+            return [Token(("function", FUNCTIONS[name], space)), Token(("letter", word[-1], False))]
+    if word.endswith("pi") and len(word) == 3:
+        return [Token(("letter", word[0], space)), Token(("command", r"\pi", False))]
+    if (len(word) > 2 and is_unit(word)) or (not space and word in ORDINALS):
+        return [Token(("words", word, space))]
+    return [Token(("letter", letter, space and at == 0)) for at, letter in enumerate(word)]

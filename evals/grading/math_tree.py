@@ -1,0 +1,58 @@
+"""Trees of mathematical answers: what `evals.grading.math_parse` makes of a text. Nothing in them is evaluated.
+
+A tree is a tuple whose first element says what it is:
+
+    ("n", Fraction)  ("v", name)  ("vec", name)  ("c", "pi" | "e" | "i" | "inf")  ("text", words)
+    ("+", a, ...)  ("*", a, ...)  ("times", a, b)  ("cdot", a, b)  ("/", a, b)  ("^", a, b)  ("neg", a)  ("root", n, a)
+    ("pm", a, b)  ("mp", a, b)  ("!", a)  ("pct", a)  ("deg", a)  ("mixed", a, b)  ("f", name, a, ...)
+    ("sum" | "prod" | "int", variable, low, high, body)  ("mat", rows)  ("base", digits, base)  ("unit", a, name)
+    ("tuple", open, items, close)  ("set", items)  ("list", items)  ("build", element, condition)  ("ratio", items)
+    ("time", hours, minutes, seconds, half of the day)  ("cup" | "cap" | "minus", a, b)  ("mod", a, m)
+    ("rel", sides, operators, the text of it)  ("group", a statement in brackets)
+    ("any" | "all" | "either", statements): joined by "or", by "and", by commas
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+Tree = tuple[Any, ...]
+WHOLE = "a whole number"
+"""the name of a variable that is said to be one: k in "k pi, k in Z\""""
+
+
+def put(tree: Any, old: Tree, new: Tree) -> Any:
+    """The tree with one part in place of another."""
+    if tree == old:
+        return new
+    return tuple(put(part, old, new) for part in tree) if isinstance(tree, tuple) else tree
+
+
+def variables(tree: Tree) -> set[str]:
+    """The free variables of a tree."""
+    if tree[0] == "v":
+        return {tree[1]}
+    if tree[0] in ("sum", "prod", "int"):
+        return variables(tree[2]) | variables(tree[3]) | (variables(tree[4]) - {tree[1]})
+    found: set[str] = set()
+    for part in parts(tree):
+        found |= variables(part)
+    return found
+
+
+def parts(tree: Tree) -> Iterator[Tree]:
+    """The trees right below a tree."""
+    for part in tree[1:]:
+        if isinstance(part, tuple):
+            if part and isinstance(part[0], str):
+                yield part
+            else:
+                yield from parts(("", *part))
+
+
+def walk(tree: Any) -> Iterator[Tree]:
+    """All trees in a tree, itself first."""
+    if isinstance(tree, tuple) and tree:
+        if isinstance(tree[0], str):
+            yield tree
+        for part in tree[1:] if isinstance(tree[0], str) else tree:
+            yield from walk(part)

@@ -1,0 +1,107 @@
+"""Words in answers: units, names of functions, and what joins, hedges or says nothing."""
+
+import re
+from functools import lru_cache
+
+JOINS = {"or": "or", "and": "and", ", and": "and", "&": "and", ", or": "or", ",": ",", ";": ";", "and also": "and"}
+SKIPPED = frozenset(
+    ["the answer is", "answer is", "the answer", "the final answer is", "final answer is", "is", "equals", "value is"]
+)
+SAYS_SO = re.compile(r"^(?:so |thus |hence |therefore,? )?(?:the )?(?:final )?answers? (?:is|are)[: ]\s*(?=\S)", re.I)
+"""words before an answer that say nothing"""
+
+_NAMES = """
+sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arcsinh arccosh arctanh ln log
+exp max min gcd lcm det abs sqrt floor ceil arg sgn mod
+"""
+_COMMANDS = """
+sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh coth ln log lg exp max min gcd det arg
+"""
+FUNCTIONS: dict[str, str] = {name: name for name in _NAMES.split()}
+FUNCTIONS |= {"lg": "log", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "ctg": "cot"}
+FUNCTIONS |= {"tg": "tan", "arctg": "arctan", "cosec": "csc", "ceiling": "ceil", "hcf": "gcd"}
+FUNCTIONS |= {rf"\{name}": FUNCTIONS[name] for name in _COMMANDS.split()}
+
+_CONSTANT_WORDS = {"pi": r"\pi", "infinity": r"\infty", "infty": r"\infty", "inf": r"\infty", "oo": r"\infty"}
+_CONSTANT_WORDS |= {"theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "lambda": r"\lambda"}
+
+
+def constant_word(word: str) -> str:
+    """The LaTeX command of a constant or Greek letter that is typed as a word, "" for another."""
+    return _CONSTANT_WORDS.get(word, "")
+
+
+_SPELLINGS = """
+cm centimeter centimetre cms, mm millimeter millimetre, m meter metre, km kilometer kilometre kms, in inch inches,
+ft foot feet, yd yard, mi mile, g gram gm gms, kg kilogram kgs, mg milligram, lb pound lbs, oz ounce, t ton tonne, s
+second sec secs, min minute mins, h hour hr hrs, day d, week wk, month, year yr yrs, l liter litre, ml milliliter
+millilitre, gal gallon, qt quart, pt pint, cup, dollar usd bucks, cent, euro eur, yuan rmb, rupee, pence penny
+pennies, unit, acre, mph, kph km/h kmh, n newton, j joule, w watt, v volt, a amp ampere, hz hertz, pa pascal, k
+kelvin, mol mole, rad radian, bit, byte, way, point, people person, time, degree, hectare ha, knot, rpm, c celsius,
+f fahrenheit, dm decimeter decimetre, ohm, nm nanometer, block, piece
+"""
+"""each unit under all its names"""
+UNITS = {word: names.split()[0] for names in _SPELLINGS.split(",") for word in names.split()}
+
+
+def is_unit(word: str) -> bool:
+    """Whether a word is a unit of measure of ours, in the singular or the plural."""
+    low = word.lower()
+    return low in UNITS or low.rstrip("s") in UNITS or low.removesuffix("es") in UNITS
+
+
+_HEDGING = """
+or and but maybe perhaps possibly probably not no nor if else otherwise either neither both except unless
+approximately approx about around roughly almost nearly less fewer more greater than at least most between to from
+plus minus times over divided by sum difference product half third quarter double twice thrice squared cubed zero
+one two three four five six seven eight nine ten eleven twelve hundred thousand million billion trillion dozen also
+then instead wait actually any all none some every exactly only mod modulo percent of with without is are was were
+equals equal vs versus even odd true false yes infinitely undefined wrong incorrect false isn't never choose guess
+alternatively likely thirteen fourteen fifteen sixteen seventeen eighteen
+nineteen twenty thirty forty fifty sixty seventy eighty ninety negative positive factorial root inverse reciprocal once
+"""
+_HEDGES = frozenset(_HEDGING.split())
+
+
+def is_hedge(text: str) -> bool:
+    """Whether words say another answer, a doubt or a number, and not only what is counted."""
+    return any(word in _HEDGES for word in re.findall(r"[a-z']+", text.lower()))
+
+
+@lru_cache(4096)
+def unit_of(words: str) -> str | None:
+    """The name of a unit or of what is counted, one for all its spellings; None: these words are more than that.
+
+    Units of measure are ours; any other noun of up to three plain words is something counted ("oranges").
+    """
+    said = words.lower().strip(" .").replace("-", " ")
+    power = ""
+    if found := re.search(r"\s*\^\s*(-?\d)$", said):
+        said, power = said[: found.start()], found[1]
+    for word, degree in (("square", "2"), ("sq", "2"), ("cubic", "3"), ("cu", "3")):
+        if re.match(rf"{word}\b\.?\s+\S", said):
+            said, power = re.sub(rf"^{word}\b\.?\s+", "", said), degree
+    if re.search(r"\bper\b|/|\*", said):
+        parts = [unit_of(part.strip()) for part in re.split(r"\bper\b|/|\*", said)]
+        return None if None in parts or "" in parts else "/".join(str(part) for part in parts) + power
+    said = said.strip(" .")
+    if not said or not re.fullmatch(r"[a-z][a-z.' ]*", said):
+        return None
+    name = UNITS.get(said) or UNITS.get(said.rstrip("s")) or UNITS.get(said.removesuffix("es"))
+    if name:
+        return "mi/h" + power if name == "mph" else "km/h" + power if name == "kph" else name + power
+    if is_hedge(said) or len(said.split()) > 3 or len(said) < 2:
+        return None
+    return said.rstrip("s") + power
+
+
+WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
+_SMALL_WORDS = frozenset(["the", "a", "an", "and"])
+
+
+def plain_words(text: str) -> str:
+    """The words of a text as they are compared: without case, signs, articles."""
+    plain = WRAPPED.sub(r" \1 ", text)
+    said = re.findall(r"[^\s.,;:'\"()\[\]{}$\\-]+", plain)
+    kept = [word for word in said if word not in _SMALL_WORDS or len(said) == 1]
+    return " ".join(word.casefold() if len(word) > 1 else word for word in kept)

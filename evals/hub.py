@@ -1,0 +1,46 @@
+"""Models of the Hugging Face hub: the network is asked once, and from then on there is a folder."""
+
+from pathlib import Path
+
+from evals.errors import UserError
+
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+SECONDS = 10.0
+"""for the hub's first answer; without one what is in the cache is taken"""
+
+
+def is_local(model: str) -> bool:
+    return model.startswith((".", "/", "~")) or Path(model).exists()
+
+
+def model_folder(model: str, *, weights: bool = True) -> Path:
+    """The folder of a model: of a hub id, ORG/NAME or ORG/NAME@REVISION, its snapshot in the cache, made where needed.
+
+    weights: with the *.safetensors. Raises UserError for a folder that is no model, and for what cannot be had.
+    """
+    if is_local(model):
+        folder = Path(model).expanduser()
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"{model}: not a model folder (no config.json in it). Expected a Hugging Face folder, or a hub id."
+            )
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    name, _, revision = model.partition("@")
+    wanted = [*SMALL_FILES, *(["*.safetensors"] if weights else [])]
+    try:
+        found = snapshot_download(name, revision=revision or None, allow_patterns=wanted, etag_timeout=SECONDS)
+    except (OSError, HfHubHTTPError, HFValidationError) as e:
+        reason = str(e).strip().splitlines()[0].removeprefix("Got: ")
+        raise UserError(
+            f"cannot get the model {model} from the Hugging Face hub, nor from its cache: {reason} "
+            "Check the id and the network, or give the path of a local folder."
+        ) from e
+    return Path(found)
+
+
+def commit_of(model: str) -> str:
+    """The commit that a hub id stands for now; "" for a local folder."""
+    return "" if is_local(model) else model_folder(model, weights=False).name

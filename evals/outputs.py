@@ -1,0 +1,62 @@
+"""Writing files: what a command may write over, and whole or not at all. docs/files.md lists what deletes what."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from evals.errors import UserError
+
+SQLITE = b"SQLite format 3\0"
+
+
+def check_file(out: Path, endings: Sequence[str], *, mark: bytes = b"", overwrite: bool = False) -> None:
+    """Refuse, before any work is done, to write a file over what is not an earlier one of its kind.
+
+    endings: of names of this kind of file, such as (".md",). mark: what such a file of ours holds near its beginning.
+    Raises UserError for a folder, a database, a name with another ending, and for a file without the mark unless it is
+    to be overwritten.
+    """
+    if out.is_dir():
+        raise UserError(f"{out} is a folder. Give the name of a file that ends in {' or '.join(endings)}.")
+    if out.suffix.lower() not in endings:
+        raise UserError(f"{out}: expected a name that ends in {' or '.join(endings)}.")
+    if not out.exists():
+        return
+    with out.open("rb") as file:
+        beginning = file.read(4096)
+    if beginning.startswith(SQLITE):
+        raise UserError(f"{out} is a database, and is not written over. Give another name.")
+    if not overwrite and not (mark and mark in beginning):
+        what = "is not a file of this command" if mark else "exists"
+        raise UserError(f"{out} {what}. Give another name" + (", or remove it." if mark else ", or --overwrite."))
+
+
+def check_folder(out: Path, marker: str, keep: Sequence[Path], *, overwrite: bool = False) -> None:
+    """Refuse to replace a folder unless it is one of ours (it holds the file `marker`), and to be overwritten.
+
+    Raises UserError otherwise, and where one of `keep` (a store) or the working directory lies in it.
+    """
+    if not out.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists. Give another name, or --overwrite.")
+    if not (out / marker).is_file():
+        raise UserError(f"{out} was not made by this command (it has no {marker}), and is not replaced.")
+    whole = out.resolve()
+    for path in (Path.cwd(), *keep):
+        if path.resolve().is_relative_to(whole):
+            raise UserError(f"{out} holds {path}, and is not replaced. Give another name.")
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A path beside `out` for a file or a folder that takes its place at the end: whole, or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as work:
+        made = Path(work) / out.name
+        yield made
+        if out.is_dir():
+            os.replace(out, Path(work) / "old")
+        os.replace(made, out)

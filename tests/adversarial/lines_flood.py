@@ -1,0 +1,4 @@
+# Sixteen million lines.
+# expect: WA|OLE
+
+print("\n" * 16_000_000 + "x")

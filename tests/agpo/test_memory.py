@@ -1,0 +1,208 @@
+"""The arithmetic of memory, the checks of a machine before a run, and `--dry-run`."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig
+
+from agpo import setup
+from agpo.config import load_config
+from agpo.memory import GIB, PUBLISHED, Machine, advice, memory, model_config, recipe_table, seconds, shape_of
+from agpo.train import main
+from evals.errors import UserError
+
+PAPER = "qwen2.5-7b-math"
+
+
+@pytest.fixture(scope="module")
+def shape():
+    return shape_of(AutoConfig.for_model(**PUBLISHED["Qwen/Qwen2.5-7B"]), load_config(PAPER))
+
+
+def needs(shape, gpus, gib, *keys, recipe=PAPER):
+    return memory(load_config(recipe, keys), shape, Machine(gpus, gib))
+
+
+def test_a_models_shape(shape):
+    """Parameters as its model card has them; keys and values of a token: 2 x 28 layers x 4 heads x 128 x 2 bytes."""
+    assert shape.parameters == 7_615_616_512
+    assert shape.cache == 56 * 1024
+    assert shape.head == 152_064 * 3584
+    assert shape.input_bytes == 2 * 3584
+    assert shape.saved == pytest.approx(228_000, rel=0.03)  # over our packed code on the meta device
+
+
+def test_what_autograd_keeps_is_counted_as_on_real_tensors(tiny):
+    config = load_config("tiny", ["dtype=float32"])
+    counted = shape_of(model_config("tiny"), config)
+    model = torch.nn.Module.to(setup.load(tiny, config)[0], "cpu")
+    assert counted.parameters == sum(p.numel() for p in model.parameters())
+    assert counted.layer == sum(p.numel() for p in model.model.layers[0].parameters())
+    kept: dict[int, torch.Tensor] = {}
+    own = {p.data_ptr() for p in model.parameters()}
+
+    def note(x):
+        if x.data_ptr() not in own:
+            kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    tokens = 64
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        model.model(torch.ones(1, tokens, dtype=torch.long), use_cache=False)
+    real = sum(x.untyped_storage().nbytes() for x in kept.values()) / tokens
+    assert counted.saved * counted.layers + counted.saved_beside == pytest.approx(real, rel=0.15)
+
+
+def test_phases_of_the_papers_recipe(shape):
+    """Against a calculation by hand of 2026-11 (GiB on 8 x 80): 10.6 at rest, 37.5 in an update with vLLM asleep."""
+    found = needs(shape, 8, 80)
+    rest = {part: size / GIB for part, size in found.phases["sync"].items()}
+    assert rest["optimizer"] == pytest.approx(10.6 * 1.05, abs=0.1)
+    assert found.peaks["update"] / GIB == pytest.approx(37.5, abs=0.5)
+    assert found.peaks["sync"] < found.peaks["rollout"]
+    assert found.fits
+    assert not needs(shape, 1, 80).fits
+    assert needs(shape, 1, 80, "update.offload=true").fits
+    assert (
+        needs(shape, 1, 80, "lora.rank=0", "update.gradient_checkpointing=false", "update.offload=true").fits is False
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "less"),
+    [
+        (["update.micro_batch_tokens=4096"], "activations"),
+        (["update.offload=true"], "optimizer"),
+        (["update.offload=true"], "gradients"),
+        (["engine=hf"], "engine asleep"),
+    ],
+)
+def test_what_each_key_saves(shape, keys, less):
+    before, after = needs(shape, 8, 80).phases["update"], needs(shape, 8, 80, *keys).phases["update"]
+    assert after.get(less, 0) < before[less]
+    assert {part: size for part, size in after.items() if part != less} != before
+
+
+def test_adapters_need_no_state_for_the_frozen_weights():
+    config = load_config(PAPER, ["lora.rank=32"])
+    shape = shape_of(model_config("Qwen/Qwen2.5-7B"), config)
+    assert shape.adapters == 28 * 32 * (2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18_944))
+    found = memory(config, shape, Machine(1, 80))
+    assert found.fits
+    assert found.phases["update"]["optimizer"] == pytest.approx(1.05 * 12 * shape.adapters)
+
+
+def test_every_recipe_fits_the_machine_that_it_names():
+    from agpo.config import recipes
+
+    for name in recipes():
+        config = load_config(name)
+        if gpus := config.hardware.gpus:
+            shape = shape_of(model_config(config.model), config)
+            found = memory(config, shape, Machine(gpus, config.hardware.gpu_memory_gib))
+            assert found.fits, name
+            assert found.cache_tokens > 8 * (1024 + config.rollout.max_tokens), name
+            assert all(part >= 0 for part in seconds(config, shape, found).values())
+
+
+def test_the_table_of_the_docs_is_the_functions():
+    docs = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    assert "\n".join(recipe_table()) in docs
+
+
+def test_engine_hf_says_what_it_costs_only_where_it_costs(shape):
+    assert "engine=vllm" in advice(load_config(PAPER, ["engine=hf"]), shape)
+    assert not advice(load_config(PAPER), shape)
+    assert not advice(load_config("tiny"), shape_of(model_config("tiny"), load_config("tiny")))
+
+
+# -- before a run ----------------------------------------------------------------------------------------------------
+
+
+def gpus_here(monkeypatch, count, gib):
+    properties = SimpleNamespace(total_memory=int(gib * GIB))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr("evals.engines.vllm.check_machine", lambda _: True)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "count", "keys", "words"),
+    [
+        (1, 8, (), r"and 1 process was started. Type:\n  torchrun --standalone --nproc-per-node 8 -m agpo.train --rec"),
+        (8, 8, (), ""),
+        (4, 8, (), "4 processes were started"),
+        (1, 4, (), "needs 8 GPUs with 80 GiB each; there are 4"),
+        (1, 8, ("hardware.gpus=0",), ""),
+        (1, 8, ("hardware.gpus=1",), "by arithmetic .* in its phase 'update', and a GPU here has 79.1"),
+        (1, 8, ("hardware.gpus=1", "update.offload=true"), ""),
+        (1, 8, ("hardware.gpus=2", "vllm.tensor_parallel_size=2", "update.offload=true"), ""),
+    ],
+)  # fmt: skip
+def test_a_machine_that_cannot_run_it_is_refused_with_what_to_type(monkeypatch, ranks, count, keys, words):
+    gpus_here(monkeypatch, count, 79.1)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--recipe", PAPER])
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, str(ranks))
+    config = load_config(PAPER, keys)
+    if not words:
+        return setup.check_machine(config)
+    with pytest.raises(UserError, match=words):
+        setup.check_machine(config)
+
+
+def test_a_dry_run_looks_at_everything_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--dry-run", "seed=3"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed.split("\n\n")[0])["seed"] == 3
+    assert "PROBLEM" not in printed
+    assert re.search(
+        r"ok +reward +exact: three problems, their references as answers: right 1, right 1, right 1", printed
+    )
+    assert re.search(r"ok +prompts +preset arith: the longest has \d+ tokens", printed)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "check", "words"),
+    [
+        (["data=nowhere.parquet"], "data", "nowhere.parquet: no such file"),
+        (["data=few.jsonl"], "data", "fewer than rollout.prompts_per_step=32"),
+        (["data=many.jsonl", "data.answer_column=solution"], "data", "solution"),
+        (["data=many.jsonl", "rollout.max_tokens=250"], "prompts", "Lower rollout.max_tokens"),
+        (["reward=own:crash"], "reward", "could not grade"),
+        (["reward=own:missing"], "reward", "missing"),
+        (["model=nowhere"], "model", "nowhere"),
+        (["out=many.jsonl/runs"], "out", "no folder that can be written to"),
+        (["eval.bench=math500", "eval.data=gone.jsonl"], "benchmarks", "gone.jsonl"),
+        (["trackers=mlflow,tensorboard", "data=nowhere.jsonl"], "data", "nowhere.jsonl"),
+    ],
+)
+def test_a_dry_run_finds_what_is_wrong(tmp_path, monkeypatch, capsys, keys, check, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own.py").write_text("def crash(text, item):\n    return 1 / 0\n")
+    for name, count in (("few", 3), ("many", 64)):
+        rows = [json.dumps({"prompt": f"{k}+1=", "answer": str(k + 1)}) for k in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    assert main(["--dry-run", *keys]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"PROBLEM  {check}")]
+    assert words in line
+
+
+def test_a_dry_run_of_a_recipe_for_gpus_has_its_table_without_a_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--dry-run", "--recipe", PAPER]) == 1  # its data are not here
+    printed = capsys.readouterr().out
+    assert "on 8 x 80 GiB, by arithmetic; nothing was measured" in printed
+    assert re.search(r"^update .* 37\.\d$", printed, re.MULTILINE)
+    assert "fits, 78.8 GiB can be used" in printed
+    assert "s a step (rollout" in printed

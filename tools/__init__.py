@@ -1,0 +1,1 @@
+"""Audits and generators: run from a checkout, never imported by the product."""

@@ -1,0 +1,232 @@
+"""What a LeetCode statement promises of its inputs, and which inputs break the promise.
+
+The lines under "Constraints:" are almost Python: `1 <= n == nums.length <= 10^5`, `0 <= l_i <= r_i < n`, `s consists of
+lowercase English letters`. What is understood of them is checked; a line that is not understood promises nothing here.
+"""
+
+import ast
+import itertools
+import math
+import operator
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+_CHAIN = re.compile(r"\s*(<=|>=|==|!=|<|>)\s*")
+_PARTS = re.compile(r"(\w+)\[i\] ={1,2} \[([\w, ]+)\]")
+_COMPARE = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
+    ast.Pow: lambda a, b: a**b if abs(b) <= 400 else math.inf,
+}
+_CALLS: dict[str, Callable[..., Any]] = {"min": min, "max": max, "sum": sum, "int": int}
+_INDEX = {"i", "j", "r", "c"}
+_MOST = 200_000
+"""assignments of indices that are tried for one line"""
+
+
+class Unknown(Exception):
+    """A line, or a part of it, that says nothing here."""
+
+
+def broken(statement: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(constraint, how it is broken) of the constraints that these arguments break, in order."""
+    _, _, text = statement.rpartition("Constraints:")
+    lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
+    values = dict(arguments)
+    parts = {
+        name.strip(): f"{owner}[i][{k}]"
+        for owner, names in _PARTS.findall(statement)
+        for k, name in enumerate(names.split(","))
+        if owner in values and name.strip() not in values
+    }
+    _define(lines, values)
+    for line in lines:
+        try:
+            how = _breaks_words(line, values) or (_breaks_chain(line, values, parts) if _CHAIN.search(line) else None)
+        except (Unknown, TypeError, ValueError, LookupError, ZeroDivisionError, OverflowError, SyntaxError):
+            continue
+        if how:
+            yield line, how
+
+
+def _define(lines: Sequence[str], values: dict[str, Any]) -> None:
+    """Names that a line gives a value: n == nums.length, edges.length == n - 1."""
+    for line in lines:
+        sides = _CHAIN.split(line)
+        for left, sign, right in zip(sides[::2], sides[1::2], sides[2::2], strict=False):
+            for name, other in ((left, right), (right, left)):
+                plain = re.fullmatch(r"([A-Za-z]\w*)( - 1)?", name.strip())
+                if sign == "==" and plain and plain[1] not in values and plain[1] not in _INDEX:
+                    try:
+                        known = _value(_parse(other), values, {})
+                        values[plain[1]] = known + 1 if plain[2] else known
+                    except (Unknown, TypeError, LookupError, SyntaxError):
+                        continue
+
+
+def _parse(text: str) -> ast.expr:
+    return ast.parse(text.strip().replace("^", "**"), mode="eval").body
+
+
+def _breaks_chain(line: str, values: Mapping[str, Any], parts: Mapping[str, str]) -> str | None:
+    """A chain of comparisons; where it has commas, of every one in a list with every one in the next."""
+    if re.search(r"\b(or|if|for|and|that|the)\b|:|(?<![<>=!])=(?!=)", line):
+        raise Unknown(line)
+    for name, path in parts.items():
+        line = re.sub(rf"\b{re.escape(name)}\b", path, line)
+    sides = _CHAIN.split(line)
+    lists = [[_parse(part) for part in _commas(side)] for side in sides[::2]]
+    for (lefts, rights), sign in zip(itertools.pairwise(lists), sides[1::2], strict=True):
+        for left, right in itertools.product(lefts, rights):
+            for at in itertools.islice(_assignments([left, right], values), _MOST):
+                a, b = _value(left, values, at), _value(right, values, at)
+                if not _COMPARE[sign](a, b):
+                    told, value = (right, b) if isinstance(left, ast.Constant | ast.UnaryOp) else (left, a)
+                    return f"{ast.unparse(told)} is {value!r:.40}"
+    return None
+
+
+def _commas(text: str) -> list[str]:
+    """Split at commas outside of brackets."""
+    depth, parts = 0, [""]
+    for char in text:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
+
+
+def _assignments(expressions: Sequence[ast.expr], values: Mapping[str, Any]) -> Iterator[dict[str, int]]:
+    """Every value of the indices, in the order in which they are needed: i of grid[i][j] before j."""
+    reads = [node for e in expressions for node in ast.walk(e) if isinstance(node, ast.Subscript)]
+    reads = [node for node in reads if isinstance(node.slice, ast.Name) and node.slice.id not in values]
+    names = sorted({node.slice.id for node in reads if isinstance(node.slice, ast.Name)})
+
+    def extend(at: dict[str, int], rest: list[str]) -> Iterator[dict[str, int]]:
+        if not rest:
+            yield at
+            return
+        for name in rest:
+            owners = [n.value for n in reads if isinstance(n.slice, ast.Name) and n.slice.id == name]
+            try:
+                length = min(len(_value(owner, values, at)) for owner in owners)
+            except (KeyError, Unknown):
+                continue  # needs another index first
+            for k in range(length):
+                yield from extend({**at, name: k}, [other for other in rest if other != name])
+            return
+        raise Unknown(rest)
+
+    return extend({}, names)
+
+
+def _value(node: ast.expr, values: Mapping[str, Any], at: Mapping[str, int]) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name) if name in at:
+            return at[name]
+        case ast.Name(id=name) if name in values:
+            return values[name]
+        case ast.Attribute(value=owner, attr="length"):
+            return len(_value(owner, values, at))
+        case ast.Subscript(value=owner, slice=index):
+            return _value(owner, values, at)[_value(index, values, at)]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, values, at)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            return _BINARY[type(op)](_value(left, values, at), _value(right, values, at))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _CALLS:
+            return _CALLS[name](*(_value(arg, values, at) for arg in args))
+        case _:
+            raise Unknown(ast.dump(node))
+
+
+def _breaks_words(line: str, values: Mapping[str, Any]) -> str | None:
+    """The promises that are made in words again and again."""
+    for pattern, check in _WORDS:
+        if found := re.fullmatch(pattern, line, re.IGNORECASE):
+            for subject in re.split(r",? and |, ", found["of"]):
+                node = _parse(subject.removesuffix("[i]") if check is _distinct else subject)
+                for at in itertools.islice(_assignments([node], values), _MOST):
+                    value = _value(node, values, at)
+                    if not check(value, found, values):
+                        return f"{subject} is {value!r:.40}"
+            return None
+    return None
+
+
+def _characters(value: Any, found: re.Match[str], _: Mapping[str, Any]) -> bool:
+    told = found["what"]
+    quoted = re.findall(r"'([^']*)'|\"([^\"]*)\"", told)
+    if any(len(a or b) != 1 for a, b in quoted):
+        raise Unknown(told)
+    allowed = {a or b for a, b in quoted}
+    allowed |= set(string.ascii_lowercase) if re.search("lower ?case", told, re.IGNORECASE) else set()
+    allowed |= set(string.ascii_uppercase) if re.search("upper ?case", told, re.IGNORECASE) else set()
+    allowed |= set(string.digits) if "digit" in told else set()
+    if not allowed:
+        raise Unknown(told)
+    if not isinstance(value, str):
+        raise Unknown("of a list of strings")
+    return set(value) <= allowed
+
+
+def _tree(edges: Any, found: re.Match[str], values: Mapping[str, Any]) -> bool:
+    """Edges that join all of their nodes without a circle, numbered from 0."""
+    root = list(range(len(edges) + 1))
+
+    def top(node: int) -> int:
+        while root[node] != node:
+            node = root[node]
+        return node
+
+    for a, b in edges:
+        if not (0 <= a < len(root) and 0 <= b < len(root)) or top(a) == top(b):
+            return False
+        root[top(a)] = top(b)
+    return True
+
+
+def _distinct(value: Any, *_: Any) -> bool:
+    return len({repr(one) for one in value}) == len(value)
+
+
+_SUBJECT = r"(?P<of>\w[\w\[\], ]*?)"
+_CLASS = (
+    r"(?P<what>(?:English |lower ?case|upper ?case|digits|characters?|letters|alphabets?|numeric|and|through|from|to|"
+    r"or|'.'|[ ,'\"])+)"
+)
+_WORDS: list[tuple[str, Callable[[Any, re.Match[str], Mapping[str, Any]], bool]]] = [
+    (rf"{_SUBJECT} (?:only )?(?:consists?|contains?)(?: only)?(?: of)?(?: only)?(?: the)? {_CLASS}", _characters),
+    (rf"{_SUBJECT} is (?:either|one of) (?:an? )?(?P<what>(?:lowercase English letter|'.'|,| |or)+)", _characters),
+    (rf"{_SUBJECT} is (?:either )?0 or 1", lambda value, *_: value in (0, 1)),
+    (rf"all (?:the )?(?:elements|values|integers|strings)? ?(?:in|of)? ?{_SUBJECT} are (?:unique|distinct)", _distinct),
+    (rf"{_SUBJECT} (?:contains|consists of)(?: only)?(?: pairwise)? distinct \w+", _distinct),
+    (rf"each character occurs at most once in {_SUBJECT}", _distinct),
+    (rf"{_SUBJECT} is a permutation of (?P<other>\w+)", lambda v, f, vs: Counter(v) == Counter(vs[f["other"]])),
+    (
+        rf"{_SUBJECT} contains (?:.* and )?exactly one '(?P<what>.)'(?: character)?",
+        lambda v, f, _: v.count(f["what"]) == 1,
+    ),
+    (rf"{_SUBJECT} contains at least one '(?P<what>.)'", lambda v, f, _: f["what"] in v),
+    (rf"{_SUBJECT} is sorted in (?:non-decreasing|ascending) order", lambda v, *_: list(v) == sorted(v)),
+    (rf"{_SUBJECT} is a prime number", lambda v, *_: v > 1 and all(v % d for d in range(2, math.isqrt(v) + 1))),
+    (rf"(?:the input is generated such that )?{_SUBJECT} represents? (?:a )?valid trees?", _tree),
+]

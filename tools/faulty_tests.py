@@ -1,0 +1,167 @@
+"""`python -m tools.faulty_tests`: tests that say nothing about a program, each with its evidence.
+
+Where official private tests cannot be had, others stand in for them: another data set's, samples cut from statements.
+Some have inputs that the problem rules out, or outputs that are no answers. One is set aside when
+
+* its input breaks a constraint of the statement (constraints.py) that the statement's own tests keep, and no official
+  verdict names it, as only official tests are named,
+* a value is not of the type that the starter code declares,
+* its expected output is a sentence of the statement, or
+* several officially accepted programs fail it, and more fail it than pass it.
+
+Failed by a single accepted program it is only suspected: that program may be wrong where the official tests do not
+look.
+"""
+
+import argparse
+import ast
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.benches import livecodebench
+from evals.console import make_console
+from evals.errors import UserError, command
+from evals.items import Item
+from sandbox import Report, Verdict
+from sandbox import Test as CodeTest
+from tools import constraints
+from tools.verdicts import Job, is_input, jobs_of, read_published, run_jobs, test_key
+
+_TYPES = {"int": int, "float": int | float, "str": str, "bool": bool}
+_SENTENCE = re.compile(r"[A-Z](?=.*[a-z]{3})[^\n]* [^\n]* [^\n]*\.\s*")
+
+
+def by_statement(item: Item, named: Sequence[str] = ()) -> dict[str, str]:
+    """test key -> what its statement has against it. named: inputs that official verdicts say programs fail on."""
+    assert item.code is not None
+    tests = item.code.problem.tests
+    if item.code.mode == "stdin":
+        return {test_key(t): why for t in tests if (why := _prose(t, item.prompt))}
+    function = _signature(item.code.starter)
+    if function is None:
+        return {}
+    names = [a.arg for a in function.args.args if a.arg != "self"]
+    types = [a.annotation for a in function.args.args if a.arg != "self"]
+    found, misread = {}, set()
+    for number, test in enumerate(tests):
+        if len(test.input) != len(names):
+            found[test_key(test)] = f"{len(test.input)} arguments where {len(names)} are declared"
+            continue
+        broken = list(constraints.broken(item.prompt, dict(zip(names, test.input, strict=True))))
+        if number < item.meta["public_tests"]:
+            misread |= {line for line, _ in broken}
+            continue
+        values = [("its answer", test.expected, function.returns)]
+        official = any(is_input(test, given) for given in named)  # whatever its input is, verdicts go by it
+        if not official:
+            values += zip(names, test.input, types, strict=True)
+        if wrong := [(n, v, ast.unparse(t)) for n, v, t in values if t is not None and not _fits(v, t)]:
+            name, value, declared = wrong[0]
+            found[test_key(test)] = f"{name} is {value!r:.40} where {declared} is declared"
+        elif not official and (told := next(((line, how) for line, how in broken if line not in misread), None)):
+            found[test_key(test)] = f"breaks the constraint `{told[0]}`: {told[1]}"
+    return found
+
+
+def _prose(test: CodeTest, statement: str) -> str | None:
+    lines = [line.strip() for line in test.expected.strip().splitlines()]
+    if lines and all(_SENTENCE.fullmatch(line) and line in statement for line in lines):
+        return f"its expected output is a sentence of the statement: {lines[0][:60]!r}"
+    return None
+
+
+def _signature(starter: str) -> ast.FunctionDef | None:
+    """The last function that the starter code declares; its body is missing there."""
+    lines = starter.rstrip().split("\n")
+    indent = len(lines[-1]) - len(lines[-1].lstrip())
+    try:
+        tree = ast.parse("\n".join([*lines, " " * (indent + 4) + "pass"]))
+    except SyntaxError:
+        return None
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return found[-1] if found else None
+
+
+def _fits(value: Any, declared: ast.expr) -> bool:
+    """The value is of this type; of a type that is not known here, any value is."""
+    match declared:
+        case ast.Name(id=name) if name in _TYPES:
+            return isinstance(value, _TYPES[name])
+        case ast.Subscript(value=ast.Name(id="List" | "list"), slice=inner):
+            return isinstance(value, list) and all(_fits(one, inner) for one in value)
+        case _:
+            return True
+
+
+def failing(job: Job, report: Report) -> dict[str, Any]:
+    """Keys of the tests that a program fails under both rules; under one alone, the test is not to blame."""
+    assert report.lcb is not None
+    pairs = zip(job.problem.tests, report.tests, report.lcb.tests, strict=True)
+    failed = {test_key(t) for t, *both in pairs if all(r.verdict not in (Verdict.AC, Verdict.SE) for r in both)}
+    return {"item": job.one.item, "code": job.one.code, "failed": sorted(failed), "ours": str(report.verdict)}
+
+
+def by_programs(jobs: Sequence[Job], made: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, int, int]]:
+    """(item, test key, accepted programs that fail it, accepted programs) of every test that some of them fail."""
+    distinct = {(one["item"], one["code"]): one["failed"] for one in made if one["ours"] != "SE"}
+    programs = Counter(item for item, _ in distinct)
+    fails = Counter((item, key) for (item, _), failed in distinct.items() for key in failed)
+    yield from ((item, key, count, programs[item]) for (item, key), count in sorted(fails.items()))
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.faulty_tests",
+        description="List tests that say nothing about a program, from statements and official verdicts.",
+        epilog="Stopped half-way it goes on where it was: verdicts are kept in OUT.verdicts as they are made.",
+    )
+    parser.add_argument("--problems", required=True, help="LiveCodeBench records: a file, or a folder with its files")
+    parser.add_argument(
+        "--outputs", action="append", default=[], help="published outputs of a model, with official verdicts; again"
+    )
+    parser.add_argument("--out", required=True, type=Path, help='list to write: JSON lines {"item", "test", "why"}')
+    parser.add_argument("--release", default="release_v5", help="where --problems is a folder (default: release_v5)")
+    parser.add_argument(
+        "--several", type=int, default=2, metavar="N", help="accepted programs that must fail a test (default: 2)"
+    )
+    parser.add_argument("--workers", type=int, help="programs judged at once (default: the processors)")
+    args = parser.parse_args(argv)
+    if args.several < 1:
+        raise UserError(f"--several {args.several}: give 1 or more.")
+    console = make_console()
+    items = {item.id: item for item in livecodebench.load(args.problems, args.release, "all")}
+    published = [one for path in args.outputs for one in read_published(path)]
+    named: dict[str, list[str]] = {}
+    for one in published:
+        if one.input is not None:
+            named.setdefault(one.item, []).append(one.input)
+    found = {name: by_statement(item, named.get(name, ())) for name, item in items.items()}
+    said = sum(map(len, found.values()))
+    console.print(f"{said} tests of {sum(map(bool, found.values()))} problems by what the statement says")
+    jobs = jobs_of([one for one in published if one.passed], items, found)
+    kept = args.out.with_name(args.out.name + ".verdicts")
+    made = run_jobs(jobs, kept, console, failing, workers=args.workers, stop=False)
+    suspected = []
+    for item, key, fail, programs in by_programs(jobs, made):
+        told = f"{fail} of {programs} officially accepted programs fail it"
+        if fail >= args.several and 2 * fail > programs:
+            found[item][key] = told
+        else:
+            suspected.append(f"{item} {key}: {told}")
+    rows = [{"item": item, "test": key, "why": why} for item, keys in found.items() for key, why in keys.items()]
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    console.print(f"{len(rows) - said} tests more by {len(jobs)} accepted programs; {len(suspected)} suspected, kept:")
+    for line in suspected[:50]:
+        console.print(f"  {line}", highlight=False)
+    console.print(f"{len(rows)} tests of {sum(map(bool, found.values()))} problems in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
