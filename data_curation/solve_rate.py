@@ -342,7 +342,7 @@ class Meter:
         self.context, self.total = context, (len(tries.items) - len(tries.unfit)) * tries.options.n
         self.n, self.refused = tries.options.n, tries.refused
         self.seen: dict[str, set[int]] = defaultdict(set)
-        self.new = self.done = self.truncated = self.unscored = 0
+        self.done = self.truncated = self.unscored = 0
         self.started = self.said = time.monotonic()
         self.bar = context.progress.add_task("solve rate", total=self.total) if context.progress else None
 

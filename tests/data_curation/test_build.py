@@ -305,6 +305,34 @@ def test_a_dry_run_counts_rows_tries_and_tokens(tiny, tmp_path, monkeypatch, cap
     assert {path.name for path in tmp_path.iterdir()} == {"x.jsonl", "r.yaml"}
 
 
+def test_the_card_and_the_manifest_say_what_was_done(tiny, tmp_path, monkeypatch):
+    """And not what the recipe says of itself; no path of this machine."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGPO_STORE", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "r.yaml").write_text(
+        "about: which Qwen3-32B solves\nname: r\nsources: [{name: a, kind: arith, size: 12}]\nformats: [hf]\n"
+        "stages: {normalise: , near: , solve_rate: {model: Qwen/Qwen3-32B, n: 16, prompt: arith, grader: exact}}\n"
+    )
+    changed = (f"model={tiny}", "n=4", "low=0", "high=1", "max_tokens=64", "temperature=0.9")
+    settings = [word for one in changed for word in ("--set", f"solve_rate.{one}")]
+    assert command.main(["--recipe", "r.yaml", *settings, "--skip", "near", "--limit", "10"]) == 0
+    card = (tmp_path / "data/r/hf/README.md").read_text()
+    written = card + (tmp_path / "data/r/manifest.json").read_text()
+    for words in (
+        "tiny tried 10 problems 4 times each, and those solved in 0/4 to 4/4 went on",
+        "temperature: 0.9",
+        "max_tokens: 64",
+        "Of 40 tries",
+        "left out: near",
+        "A trial: 10 rows were drawn of each source",
+    ):
+        assert words in card
+    assert "Qwen" not in written
+    assert tiny not in written
+    assert "solve rate: 40 of 40 tries" in (tmp_path / "data/r.log").read_text()
+
+
 HELD = ("--reference", "held=bench.jsonl")
 
 
