@@ -129,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data_curation import inputs
     from data_curation.stage import Context
     from evals.store import Store
-    from evals.store.database import is_missing
     from evals.store.store import DEFAULT
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    nowhere = args.dry_run and is_missing(str(args.store or os.environ.get("AGPO_STORE") or DEFAULT))
+    place = str(args.store or os.environ.get("AGPO_STORE") or DEFAULT)
+    nowhere = args.dry_run and "://" not in place and not Path(place).expanduser().exists()  # opening makes it
     opened = contextlib.nullcontext() if nowhere else Store.open(args.store)
     with opened as store, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         show_line = functools.partial(console.print, highlight=False, markup=False)
