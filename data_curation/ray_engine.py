@@ -51,7 +51,7 @@ class RayEngine:
         ray.init(ignore_reinit_error=True, log_to_driver=False)
         vllm.setdefault("tensor_parallel_size", max(1, int(gpus)))
         actor = ray.remote(num_gpus=gpus, num_cpus=cpus, max_restarts=-1, max_task_retries=-1)(Replica)
-        self.replicas = [actor.remote(model, vllm) for _ in range(replicas)]
+        self.replicas: list[Any] = [actor.remote(model, vllm) for _ in range(replicas)]
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         import ray  # pyright: ignore[reportMissingImports]

@@ -142,9 +142,8 @@ class HFReplica(RolloutReplica):
         name = server_name(self.replica_rank)
         options = {"name": name, "num_cpus": 0, "max_concurrency": self.max_concurrency}
         seed = self.config.seed + self.replica_rank
-        server = (
-            ray.remote(HFServer).options(**options).remote(self.model_config.path, self.config.response_length, seed)
-        )
+        actor: Any = ray.remote(HFServer)
+        server = actor.options(**options).remote(self.model_config.path, self.config.response_length, seed)
         await server.wake_up.remote()  # its model is loaded
         self.servers, self._server_handle, self._server_address = [server], server, name
 
@@ -170,4 +169,5 @@ class HFAdapter(BaseRollout):
     ) -> None:
         named = {name: w.detach().float().cpu().clone() for name, w in weights}  # every rank: gathering is collective
         if self.leads:
-            await ray.get_actor(server_name(self.replica_rank)).load.remote(named, global_steps)
+            server: Any = ray.get_actor(server_name(self.replica_rank))
+            await server.load.remote(named, global_steps)
