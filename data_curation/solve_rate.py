@@ -27,8 +27,6 @@ from evals.prompts import find_preset
 
 RUN = "solve-rate"
 """name of the runs that hold the completions"""
-REFUSED = (400, 413, 422)
-"""what a server answers to a request that it will never take"""
 NO_MODEL = (
     "stage solve_rate needs a model: --set solve_rate.model=FOLDER_OR_HUB_ID, or for a server "
     "--set solve_rate.engine=openai --set solve_rate.model=http://host:8000/v1#NAME; --skip solve_rate leaves it out"
@@ -288,7 +286,7 @@ class Tries:
     def _ask(self, engine: Any, split: str, part: list[Any], grader: Any, grader_name: str, meter: "Meter") -> None:
         from evals.benches import Bench
         from evals.complete import Job, complete
-        from evals.engines import EngineError, Sampling
+        from evals.engines import REFUSED, EngineError, Sampling
 
         options, store = self.options, self.context.store
         preset, most = options.prompt, options.max_tokens

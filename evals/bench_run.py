@@ -12,8 +12,8 @@ from rich.console import Console
 from evals import contamination
 from evals.benches import find, load
 from evals.complete import Job, choose, regrade
-from evals.console import progress_bar
-from evals.engines import Engine, Sampling
+from evals.console import plural, progress_bar
+from evals.engines import Engine, EngineError, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.grading.grader import open_grader
@@ -26,7 +26,7 @@ from evals.tables import Outcome, print_bench
 if TYPE_CHECKING:
     from evals.store import SampleRow, Store
 
-NOT_THE_RESULT = ("notes", "engine_options", "call")
+NOT_THE_RESULT = ("notes", "engine_options", "call", "served")
 """of a run's configuration: with others the same run goes on"""
 
 UNFINISHED = ("interrupted", "failed", "dead")
@@ -41,8 +41,13 @@ def evaluate_plan(
     console: Console,
     resume: str | None = None,
     lm_eval_output: Path | None = None,
+    max_errors: int = 0,
 ) -> Outcome:
-    """Evaluate one benchmark, every completion into the store, and print its tables."""
+    """Evaluate one benchmark, every completion into the store, and print its tables.
+
+    max_errors: prompts that a server may refuse; of more the tables of what was answered are printed, and EngineError
+    is raised.
+    """
     from evals import harness
     from evals.lm_tasks.output import write_output
 
@@ -59,8 +64,14 @@ def evaluate_plan(
             open_grader(bench.grader) as grader,
             progress_bar(bench.title, len(plan.items) * job.n, console) as advance,
         ):
-            lm = harness.EngineLM(engine, task, job, store, grader, on_row=lambda row: advance())
-            results = harness.run_lm_eval(lm, task)
+            lm = harness.EngineLM(engine, task, job, store, grader, lambda row: advance(), max_errors)
+            try:
+                results = harness.run_lm_eval(lm, task)
+            except EngineError as e:
+                if e.failed:
+                    console.print(f"unfinished: {plural(len(e.failed), 'prompt')} failed. Of what was answered:")
+                    finish(job, target, store, console)
+                raise
         outcome = finish(job, target, store, console)
         show_notes(plan, console)
         if lm_eval_output:
@@ -135,6 +146,12 @@ def stored_run(
     """The id of a run that is begun, or continued where the same one was not finished; its status at the end."""
     run_id = find_unfinished(store, config, resume)
     if run_id:
+        before, now = (facts.get("served", {}).get("root") for facts in (store.find_run(run_id).config, config))
+        if before != now:
+            raise UserError(
+                f"run {run_id} was answered by {before}, and the server now has {now} under the same name. Start the "
+                f"one it was, or begin anew after `python -m evals.report rm {run_id}`."
+            )
         store.resume_run(run_id)
         console.print(f"continuing run {run_id}")
     else:

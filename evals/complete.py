@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from evals.benches import Bench
-from evals.engines import Completion, Engine, EngineError, Output, Request, Sampling
+from evals.engines import REFUSED, Completion, Engine, EngineError, Output, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
@@ -78,6 +78,7 @@ def complete(
     store: Store,
     grader: Grader,
     on_row: Callable[[SampleRow], None] | None = None,
+    max_errors: int = 0,
 ) -> dict[tuple[str, int], SampleRow]:
     """All `job.n` completions of every item, by (item id, repeat): those in the store, and the others, made now.
 
@@ -85,6 +86,9 @@ def complete(
     is written as soon as it is there, with its verdict or before it; whatever ends this early keeps what was written.
     What the store has without a verdict, or with a grader's failure for one, is graded again. Completions of other
     problems in the same run and split are left alone. Without an engine nothing is made.
+
+    Where single prompts fail the others are finished and graded before EngineError is raised. Up to `max_errors`
+    prompts that a server refuses (its content filter, its context) raise nothing: their rows have no verdict.
     """
     asked = {item.id for item in items}
     stored = store.samples(job.run_id, split=job.split, step=job.step)
@@ -110,13 +114,30 @@ def complete(
                 recorder.keep(row)
         if unjudged:
             _grade_again(recorder, items, job, store, grader, unjudged)
-        for at, which, completion in _outputs(engine, requests, job.sampling):
-            item, repeats = todo[at]
-            text = response_text(completion, tokenizer)
-            seed = requests[at].seeds[which]
-            row = ungraded_row(item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
-            recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item))
+        failure: EngineError | None = None
+        try:
+            for at, which, completion in _outputs(engine, requests, job.sampling):
+                item, repeats = todo[at]
+                text = response_text(completion, tokenizer)
+                seed = requests[at].seeds[which]
+                row = ungraded_row(item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
+                recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item))
+        except EngineError as e:
+            if not e.failed:
+                raise
+            failure = e  # raised when all that was answered has its verdict
+        refused = {name: why for name, why in failure.failed.items() if why.status in REFUSED} if failure else {}
+        if failure and len(refused) == len(failure.failed) <= max_errors:
+            failure = None
+            for (item, repeats), prompt, request in zip(todo, prompts, requests, strict=True):
+                for k, seed in zip(repeats, request.seeds, strict=True) if item.id in refused else ():
+                    nothing = Completion((), None, "abort", 0.0, text="")
+                    row = ungraded_row(item, k, prompt, "", nothing, seed, job.split, job.step)
+                    meta = {**row.meta, "detail": str(refused[item.id])}
+                    recorder.add(replace(row, outcome="refused", path="engine", meta=meta), item, None)
         grader.flush()
+    if failure:
+        raise failure
     return recorder.rows
 
 

@@ -104,8 +104,10 @@ class EngineLM(TemplateLM):
         store: Store,
         grader: Grader,
         on_row: Callable[[SampleRow], None] | None = None,
+        max_errors: int = 0,
     ):
         super().__init__()
+        self.max_errors = max_errors
         self.engine, self.task, self.job, self.store, self.grader, self.on_row = (
             engine,
             task,
@@ -134,7 +136,7 @@ class EngineLM(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         numbers = [request.doc["number"] for request in requests]
         items = [self.task.items[i] for i in dict.fromkeys(numbers)]
-        rows = complete(self.engine, items, self.job, self.store, self.grader, self.on_row)
+        rows = complete(self.engine, items, self.job, self.store, self.grader, self.on_row, self.max_errors)
         seen: dict[int, int] = {}  # lm-eval repeats a request by cloning it: the k-th clone gets repeat k
         responses: list[str] = []
         for number in numbers:

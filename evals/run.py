@@ -75,6 +75,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     engine.add_argument(
         "--engine-option", action="append", default=[], metavar="KEY=VALUE", help="any other option of the engine"
     )
+    engine.add_argument(
+        "--max-errors",
+        type=int,
+        default=0,
+        metavar="N",
+        help="prompts that a server may refuse (content filter, context) before the run fails (default: 0)",
+    )
     record = parser.add_argument_group("where it goes")
     record.add_argument("--store", help="results store (default: $AGPO_STORE or results/agpo.db)")
     record.add_argument("--resume", metavar="RUN", help="continue this run (default: the same unfinished one, if any)")
@@ -98,7 +105,10 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--engine-option {text}: expected KEY=VALUE, e.g. max_num_seqs=64.")
         given[key.strip().replace("-", "_")] = value
-    return {key: yaml.safe_load(value) for key, value in given.items()}
+    found = {key: yaml.safe_load(value) for key, value in given.items()}
+    if args.max_errors and engine_name(args) == "openai":
+        found.setdefault("max_errors", args.max_errors + 1)
+    return found
 
 
 def engine_name(args: argparse.Namespace) -> str:
@@ -179,9 +189,11 @@ def evaluate_all(
                 outcomes.append(finished_outcome(plan.title, target, finished[number], store))
                 continue
             one: Any = evaluate_task if isinstance(plan, TaskPlan) else evaluate_plan
-            known = {**facts[target.path], "call": call}
             engine = engine_of(target)
-            outcomes.append(one(plan, target, known, engine, store, console, args.resume, args.lm_eval_output))
+            served = getattr(engine, "served", {})
+            known = {**facts[target.path], "call": call, **({"served": served} if served else {})}
+            more = () if isinstance(plan, TaskPlan) else (args.max_errors,)
+            outcomes.append(one(plan, target, known, engine, store, console, args.resume, args.lm_eval_output, *more))
     if len(outcomes) > 1:
         print_all(outcomes, console)
 

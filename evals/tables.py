@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from evals.benches import Bench
+from evals.console import plural
 from evals.report.layout import Grid, print_grid
 from evals.stats import Summary, by, paired, summarise
 from evals.store import SampleRow
@@ -35,6 +36,8 @@ def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Consol
     console.print("verdicts: " + ", ".join(f"{n} {outcome}" for outcome, n in total.outcomes.items()))
     for part in bench.report(rows):
         console.print(part, highlight=False)
+    if aborted := sum(row.finish_reason == "abort" for row in rows):
+        console.print(f"{plural(aborted, 'response')} refused, or stopped by the provider's content filter")
     if total.unscored:
         console.print(
             f"{total.unscored} samples could not be graded and are in no mean. "

@@ -20,6 +20,9 @@ class EngineError(UserError):
     """where single prompts failed and the others were finished: by request number, from `complete` on by item id"""
 
 
+REFUSED = (400, 413, 422)
+"""what a server answers to a prompt that it will never take"""
+
 FinishReason = Literal["stop", "length", "abort"]
 
 

@@ -11,7 +11,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -71,11 +72,14 @@ class OpenAIEngine:
         max_context: int,
         notes: Sequence[str] = (),
         max_errors: int = MANY_FAILED,
+        served: Mapping[str, Any] = MappingProxyType({}),
     ):
         self.servers, self.model, self.dialect, self.limits = servers, model, dialect, limits
         self.tokenizer, self.eos_ids, self.max_context = tokenizer, eos_ids, max_context
         self.weight_version = ""
         self.max_errors = max_errors
+        self.served = dict(served)
+        """what the server says of the weights behind the model's name"""
         self.notes = tuple(notes)
         """what this server does not give, and what that disables"""
         self.identical = 0
@@ -133,6 +137,7 @@ class OpenAIEngine:
             max_context=context or UNKNOWN_CONTEXT,
             notes=notes,
             max_errors=max_errors,
+            served=found.served,
         )
 
     def close(self) -> None:

@@ -121,15 +121,18 @@ def answer(body: Any) -> Answer:
         token_ids=None if ids is None else tuple(ids),
         logprobs=logprobs,
         finish_reason=FINISH_REASONS[reason],
-        text=_text(choice),
+        text=_text(choice, reason),
         n_tokens=counted if ids is None else len(ids),
         prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
         top_logprobs=top,
     )
 
 
-def _text(choice: Mapping[str, Any]) -> str:
-    """The text of either endpoint's choice. Reasoning that a server splits off is put back before the answer."""
+def _text(choice: Mapping[str, Any], reason: str) -> str:
+    """The text of either endpoint's choice. Reasoning that a server splits off is put back before the answer.
+
+    A message without content is empty where hidden reasoning has used up the tokens, or a filter took it.
+    """
     message = choice.get("message")
     if message is None:
         text = choice.get("text")
@@ -142,7 +145,7 @@ def _text(choice: Mapping[str, Any]) -> str:
         content = message.get("refusal")
     if reasoning:
         return f"<think>\n{reasoning}" + (f"\n</think>\n\n{content}" if content else "")
-    if not isinstance(content, str) and not message.get("tool_calls"):
+    if not isinstance(content, str) and not message.get("tool_calls") and reason not in ("length", "content_filter"):
         raise BadAnswer("its message has no content")
     return content or ""
 

@@ -34,6 +34,8 @@ class Found:
     eos_ids: frozenset[int]
     max_context: int | None
     notes: list[str]
+    served: dict[str, Any]
+    """what /models says of the weights behind the name"""
 
 
 def discover(
@@ -65,7 +67,8 @@ def discover(
             ours, eos_ids = None, frozenset()
         notes += _what_is_missing(dialect, logprobs)
     servers = [Server(url, down=down.get(url, "")) for url in urls]
-    return Found(servers, model, dialect, ours, eos_ids, min(contexts, default=None), notes)
+    served = {key: entries[first][key] for key in ("root", "created") if key in entries[first]}
+    return Found(servers, model, dialect, ours, eos_ids, min(contexts, default=None), notes, served)
 
 
 # Which servers, which model

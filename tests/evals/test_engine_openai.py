@@ -661,3 +661,91 @@ def test_an_evaluation_goes_on_where_a_dead_server_ended_it(tmp_path, monkeypatc
         (run_of,) = store.runs("eval")
         assert run_of.status == "done"
         assert len(list(store.outcomes(run_of.id))) == 40
+
+
+def sums(refuse="", root="/models/one"):
+    """A chat server that can add up, refuses prompts with `refuse` in them, and says which weights it has."""
+
+    def script(server, path, body, number):
+        problem = body["messages"][0]["content"].splitlines()[0] if path == "/v1/chat/completions" else ""
+        if not problem:
+            return Status(404)
+        if refuse and refuse in problem:
+            return Status(400, "content policy")
+        return chat(body, f"{sum(map(int, re.findall('[+-]?[0-9]+', problem)))}")
+
+    return FakeServer(script, models=[{"id": "m", "max_model_len": 4096, "root": root, "created": time.time()}])
+
+
+def sums_plan(server):
+    options = ["--engine-option", "tokenizer=none", "--prompt", "r1", "--limit", "6", "--n", "2"]
+    return ["--bench", "arith", "--model", f"openai:{server.url}#m", *options]
+
+
+def stored():
+    from evals.store import Store
+
+    with Store.open("results/agpo.db") as store:
+        return [(run, list(store.samples(run.id))) for run in store.runs("eval")]
+
+
+def test_a_refused_prompt_leaves_the_others_graded_and_is_counted(tmp_path, monkeypatch, capsys):
+    from evals.benches import arith
+    from evals.complete import choose
+    from evals.run import main
+
+    monkeypatch.chdir(tmp_path)
+    refused = choose(arith.items("heldout", 512), 6, 0)[2]
+    with sums(refuse=refused.prompt) as server:
+        plan = sums_plan(server)
+        assert main(plan) == 2
+        told = capsys.readouterr()
+        assert "content policy" in told.err
+        assert "unfinished: 1 prompt failed" in told.out
+        ((run, rows),) = stored()
+        assert run.status == "failed"
+        assert len(rows) == 10
+        assert {row.outcome for row in rows} == {"right"}  # graded, all that was answered
+        assert main([*plan, "--max-errors", "1"]) == 0
+    ((run, rows),) = stored()
+    assert run.status == "done"
+    gone = [row for row in rows if row.item == refused.id]
+    assert [(row.outcome, row.reward, row.finish_reason) for row in gone] == [("refused", None, "abort")] * 2
+    assert "content policy" in gone[0].meta["detail"]
+    assert "2 responses refused" in capsys.readouterr().out
+
+
+def test_other_weights_under_the_same_name_do_not_go_into_the_same_run(tmp_path, monkeypatch, capsys):
+    from evals.benches import arith
+    from evals.complete import choose
+    from evals.run import main
+
+    monkeypatch.chdir(tmp_path)
+    with sums(refuse=choose(arith.items("heldout", 512), 6, 0)[2].prompt) as server:
+        plan, port = sums_plan(server), server.port
+        assert main(plan) == 2
+    for root, status in (("/models/two", 2), ("/models/one", 0)):
+        with sums(root=root) as server:
+            again = [part.replace(str(server.port), str(port)) for part in sums_plan(server)]
+            server.kill()
+        with FakeServer(server.script, models=server.models, port=port):
+            capsys.readouterr()
+            assert main(again) == status
+            if status:
+                assert "was answered by /models/one, and the server now has /models/two" in capsys.readouterr().err
+    ((run, rows),) = stored()
+    assert (run.status, len(rows), run.config["served"]["root"]) == ("done", 12, "/models/one")
+
+
+def test_a_message_without_content_is_an_empty_answer_where_the_tokens_were_used_up(tiny):
+    def script(server, path, body, number):
+        if path != "/v1/chat/completions":
+            return Status(404)
+        answer = chat(body, **({"content": None} if body["max_tokens"] == SAMPLING.max_tokens else {}))
+        answer["choices"][0]["finish_reason"] = "length"
+        return answer
+
+    with FakeServer(script) as server:
+        engine = load_engine("openai", f"{server.url}#m", tokenizer="none", concurrency=1)
+        (made,) = run(engine, [Request((), (0,), ({"role": "user", "content": "2+2"},))]).values()
+    assert (made.text, made.finish_reason, made.n_tokens) == ("", "length", 7)
