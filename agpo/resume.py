@@ -25,8 +25,11 @@ ROUNDING = (
 """those that change a result by float rounding only: taken, and said"""
 
 
-def find_resume(what: str, out: str) -> tuple[TrainConfig, Path, dict[str, Any]]:
-    """(config, checkpoint, its agpo_run.json) to continue from: a run id, its folder, a checkpoint, or `latest`."""
+def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[TrainConfig, Path, dict[str, Any]]:
+    """(config, checkpoint, its agpo_run.json) to continue from: a run id, its folder, a checkpoint, or `latest`.
+
+    Raises UserError for a checkpoint that has later ones, which would be deleted, unless they are to be discarded.
+    """
     path = Path(what)
     if what == "latest":
         folders = [p for p in Path(out).glob("*") if checkpoint.checkpoints(p)]
@@ -49,6 +52,13 @@ def find_resume(what: str, out: str) -> tuple[TrainConfig, Path, dict[str, Any]]
     label = saved / "agpo_run.json"
     if not label.is_file():
         raise UserError(f"nothing to resume: {saved} has no agpo_run.json, which says what run made it.")
+    later = [p.name for p in checkpoint.checkpoints(saved.parent.parent) if p.name > saved.name]
+    if later and not discard_later:
+        raise UserError(
+            f"{saved} is not the last checkpoint of its run: going on from it would delete {', '.join(later)}, and all "
+            "that the store has of the steps after it. Say --discard-later to do that; to keep them, copy the folder "
+            f"or start a new run with model={saved}."
+        )
     return make_config(state["config"], str(saved)), saved, json.loads(label.read_text())
 
 

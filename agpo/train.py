@@ -163,6 +163,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="set a key of the recipe; --keys lists them")
     parser.add_argument("--recipe", help=f"{', '.join(recipes())}, or a YAML file (default: tiny)")
     parser.add_argument("--resume", metavar="RUN", help="continue a run: its id, its folder, a checkpoint, or `latest`")
+    parser.add_argument(
+        "--discard-later",
+        action="store_true",
+        help="with --resume of a checkpoint that is not the last: delete the later ones and their steps in the store",
+    )
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     parser.add_argument("--keys", action="store_true", help="list every key with its meaning and default, then exit")
     parser.add_argument("--explain", action="store_true", help="print the plan of the next step, record nothing, exit")
@@ -200,7 +205,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
         from agpo.resume import continued, find_resume, other_ranks
 
         out = next((text[4:] for text in reversed(args.overrides) if text.startswith("out=")), "runs")
-        config, saved, label = find_resume(args.resume, out)
+        config, saved, label = find_resume(args.resume, out, args.discard_later)
         config, rounding = continued(config, args.recipe, args.overrides)
         if rounding:
             console.print(f"{', '.join(rounding)} changed: results may differ in rounding from the run without a stop")

@@ -1,6 +1,7 @@
 """One look at everything a build needs, before its first stage; and what it would take, for --dry-run."""
 
 import contextlib
+import json
 import math
 import os
 import re
@@ -103,12 +104,25 @@ def cached(name: str) -> bool:
     return any(place.exists() for place in places)
 
 
+def own_files(out: Path) -> list[str]:
+    """What lies in a built folder beside what the build wrote there."""
+    manifest = out / "manifest.json"
+    if not manifest.is_file():
+        return []
+    built = {"manifest.json", "build.json", *json.loads(manifest.read_text(encoding="utf-8"))["content"]["files"]}
+    there = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    return sorted(name for name in there if name not in built and not name.startswith("images/"))
+
+
 def check_folder(out: Path) -> None:
     """Raises UserError where nothing can be written, or something else would be replaced."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file. Choose a folder.")
     if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
         raise UserError(f"{out} exists and is not a data set built by this command. Choose another --out.")
+    if own := own_files(out):
+        listed = ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
+        raise UserError(f"{out} is replaced as a whole, and holds files of yours: {listed}. Move them, or say --out.")
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {out}: {above} is no folder that can be written to.")

@@ -222,9 +222,12 @@ def test_an_older_checkpoint_goes_on_and_what_came_after_is_made_again(undisturb
     expected = left_behind(folder)
     if expected["best"]["step"] == 6:
         pytest.skip("the best step is the last one: no older checkpoint is left")
-    finish(
-        start(folder, "--store", "store.db", "--resume", str(next((folder / "runs").glob("*/checkpoints/step-000003"))))
-    )
+    resume = ("--store", "store.db", "--resume", str(next((folder / "runs").glob("*/checkpoints/step-000003"))))
+    refused = start(folder, *resume)
+    assert "would delete step-000006" in refused.communicate()[0]
+    assert refused.returncode == 2
+    assert left_behind(folder) == expected
+    finish(start(folder, *resume, "--discard-later"))
     again = left_behind(folder)
     assert again.pop("bits") == expected.pop("bits")
     assert again["rows"] == expected["rows"]

@@ -138,6 +138,12 @@ def test_a_foreign_folder_is_never_replaced(recipe, tmp_path):
     with pytest.raises(UserError, match="not a data set built by this command"):
         made(recipe, tmp_path / "out")
     assert (tmp_path / "out" / "thesis.tex").read_text() == "x"
+    made(recipe, tmp_path / "mine")
+    made(recipe, tmp_path / "mine")
+    (tmp_path / "mine" / "hf" / "notes.md").write_text("x")
+    with pytest.raises(UserError, match="holds files of yours: hf/notes.md"):
+        made(recipe, tmp_path / "mine")
+    assert (tmp_path / "mine" / "hf" / "notes.md").read_text() == "x"
 
 
 def test_a_data_set_without_a_row_is_not_written(recipe, tmp_path):
