@@ -80,7 +80,7 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
         ),
         "clip/ties": float(sum(u.decision.tie and bool(m.rows) for u, m in zip(updates, plan, strict=True))),
         "updates/made": float(sum(u.stepped for u in updates)),
-        "updates/dead": float(sum(not m.rows for m in plan)),
+        "updates/dead": float(sum(not m.live_groups for m in plan)),
         "updates/refused": float(sum(u.refused for u in updates)),
         "ratio/deviation": _mean(drift),
         "grad_norm": _mean(norms),

@@ -172,7 +172,7 @@ def test_unknown_engine_and_folders_that_are_no_model(tmp_path, tiny):
         load_engine("tgi", tiny)
     with pytest.raises(UserError, match=r"no config\.json"):
         load_engine("hf", str(tmp_path))
-    with pytest.raises(UserError, match="cannot load the model"):
+    with pytest.raises(UserError, match="cannot get the model"):
         load_engine("hf", "nobody/nothing")
 
 

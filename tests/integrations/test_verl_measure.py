@@ -79,6 +79,15 @@ def test_a_steps_numbers(measured, name, value):
     assert measured[name] == pytest.approx(value)
 
 
+@pytest.mark.parametrize("preset", ["grpo", "agpo_no_mask", "agpo"])
+def test_a_mini_batch_without_a_live_group_is_one_under_every_preset(preset):
+    """The native trainer's count and verl's are one function of the plan."""
+    step, objective = sampled(), PRESETS[preset]
+    plan = plan_step(step.uids, step.rewards, step.lengths, objective, 1, LONGEST)
+    told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
+    assert metrics_of(step, plan, [told for _ in plan.moving])["updates/dead"] == 2
+
+
 def test_a_loss_that_is_not_finite_is_a_refused_update():
     step, objective = sampled(), PRESETS["agpo_no_clip"]
     plan = plan_step(step.uids, step.rewards, step.lengths, objective, 4, LONGEST)
