@@ -1,12 +1,9 @@
 """One look at everything a build needs, before its first stage; and what it would take, for --dry-run."""
 
-import contextlib
 import json
 import math
 import os
 import re
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,8 @@ from data_curation.read import place_of, read, split_of
 from data_curation.solve_rate import NO_MODEL, SolveOptions
 from data_curation.stage import Context
 from evals.errors import UserError
+from evals.hub import ANSWER_SECONDS, hub_answers, stay_offline
 
-HUB_SECONDS = 2.0
-"""how long the hub may take to answer at all"""
 USED_FLOPS = 0.12 * 989e12
 """of an H100 while vLLM decodes large batches in bfloat16, two operations per parameter and token: a rule of thumb"""
 
@@ -151,34 +147,6 @@ def check_hub(name: str, split: str, subset: str | None) -> Any:
         raise UserError(f"cannot load {name} from the Hugging Face hub: {reason}.") from e
 
 
-def hub_answers() -> bool:
-    """Whether the hub answers at all, within HUB_SECONDS: looking up a name may hang for longer than any time-out."""
-    import httpx
-    from huggingface_hub import constants
-
-    answered: list[int] = []
-
-    def ask() -> None:
-        with contextlib.suppress(httpx.HTTPError):
-            answered.append(httpx.head(constants.ENDPOINT, timeout=HUB_SECONDS).status_code)
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_SECONDS)
-    return bool(answered)
-
-
-def stay_offline() -> None:
-    """What the cache has is used, and what it lacks fails at once instead of after minutes of retries."""
-    from huggingface_hub import constants
-
-    constants.HF_HUB_OFFLINE = True
-    if config := sys.modules.get("datasets.config"):
-        config.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
-
-
 def check_model(options: SolveOptions, context: Context) -> None:
     if options.replay:
         if context.store is None:
@@ -204,7 +172,7 @@ def check_server(url: str) -> None:
     import httpx
 
     try:
-        httpx.get(f"{url}/models", timeout=HUB_SECONDS)
+        httpx.get(f"{url}/models", timeout=ANSWER_SECONDS)
     except httpx.HTTPError as e:
         raise UserError(
             f"solve_rate.model: no server answers at {url} ({e or type(e).__name__}). Start it, or --skip solve_rate."

@@ -1,5 +1,8 @@
-"""Models of the Hugging Face hub: the network is asked once, and from then on there is a folder."""
+"""The Hugging Face hub: whether it answers is asked once, and a model of it is a folder from then on."""
 
+import contextlib
+import sys
+import threading
 from pathlib import Path
 
 from evals.errors import UserError
@@ -7,6 +10,38 @@ from evals.errors import UserError
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 SECONDS = 10.0
 """for the hub's first answer; without one what is in the cache is taken"""
+
+
+ANSWER_SECONDS = 2.0
+"""how long the hub may take to answer at all"""
+
+
+def hub_answers() -> bool:
+    """Whether the hub answers within ANSWER_SECONDS: looking up a name may hang for longer than any time-out."""
+    import httpx
+    from huggingface_hub import constants
+
+    answered: list[int] = []
+
+    def ask() -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            answered.append(httpx.head(constants.ENDPOINT, timeout=ANSWER_SECONDS).status_code)
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return bool(answered)
+
+
+def stay_offline() -> None:
+    """What the cache has is used, and what it lacks fails at once instead of after minutes of retries."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+    if config := sys.modules.get("datasets.config"):
+        config.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def is_local(model: str) -> bool:

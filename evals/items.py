@@ -9,6 +9,7 @@ from typing import Any
 from evals.code_tests import Code, read_code
 from evals.errors import UserError
 from evals.files import Malformed, file_rows
+from evals.hub import hub_answers, stay_offline
 from sandbox import Limits
 
 
@@ -40,13 +41,15 @@ def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[dict[
     """Rows of a data set on the Hugging Face hub. Raises UserError where it cannot be reached."""
     from datasets import load_dataset
 
+    if not hub_answers():
+        stay_offline()
     try:
         return load_dataset(name, config, split=split)  # type: ignore[return-value]
     except (OSError, ValueError, RuntimeError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(
             f"cannot load {name} from the Hugging Face hub: {reason}. Check the network, or give a local file in the "
-            "hub's shape."
+            "hub's shape: --data FILE or $AGPO_DATA for an evaluation, --input SOURCE=FILE for a build."
         ) from e
 
 

@@ -33,6 +33,15 @@ def check_file(out: Path, endings: Sequence[str], *, mark: bytes = b"", overwrit
         raise UserError(f"{out} {what}. Give another name" + (", or remove it." if mark else ", or --overwrite."))
 
 
+def check_writable(folder: Path, what: str) -> None:
+    """Make a folder for later, before hours of work. Raises UserError where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise UserError(f"cannot write {what} to {folder}: {(e.strerror or str(e)).lower()}. Choose another.") from e
+
+
 def check_folder(out: Path, marker: str, keep: Sequence[Path], *, overwrite: bool = False) -> None:
     """Refuse to replace a folder unless it is one of ours (it holds the file `marker`), and to be overwritten.
 

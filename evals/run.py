@@ -259,8 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         dry_run(args, plans, console)
         return 0
+    from evals.outputs import check_writable
     from evals.store import Store
 
+    if args.lm_eval_output:
+        check_writable(args.lm_eval_output, "lm-eval's results")
     with Store.open(args.store) as store:
         evaluate_all(plans, find_targets(args, store), args, store, console)
     return 0
