@@ -76,10 +76,14 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").touch()
-    failing = replacing(out)
-    failing.__enter__().mkdir()
+
+    def fail():
+        with replacing(out) as made:
+            made.mkdir()
+            raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError):
-        failing.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+        fail()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
     with replacing(out) as made:
         made.mkdir()
