@@ -16,7 +16,7 @@ from evals.grading.math_text import TooLong, clean, normalise
 from evals.grading.math_tokens import CannotParse
 from evals.grading.math_tree import Tree, parts, variables
 from evals.grading.math_value import BUDGET, Evaluator, TooCostly, Undefined
-from evals.grading.math_words import FUNCTIONS, UNITS, WRAPPED, constant_word, plain_words
+from evals.grading.math_words import FUNCTIONS, UNITS, WRAPPED, constant_word, is_hedge, plain_words
 
 
 class Judgement(NamedTuple):
@@ -91,19 +91,26 @@ def _compare(answer: str, reference: str) -> Judgement:
         return told
     if "," in said + wanted and (other := _read_as(said, wanted, False)).same:
         return other  # 1,100 as two numbers on both sides
+    if choice := _LABELLED.fullmatch(WRAPPED.sub(r"\1 ", said, count=1).strip()):
+        letter, content = choice.groups()
+        label = _CHOICE.fullmatch(rf"\text{{{wanted}}}") or _CHOICE.fullmatch(wanted)
+        if not is_hedge(content) and (label[1] == letter if label else _read_as(content, wanted, True).same):
+            return Judgement(True, "choice", f"({letter}) {content}")
     if not re.search("[a-zA-Z]", wanted) and (bare := _without_unit(said)) and _read_as(bare, wanted, True).same:
         return Judgement(True, "value", "without its unit")
     return told
 
 
 def _read_as(said: str, wanted: str, joined: bool) -> Judgement:
+    if _DATE.fullmatch(wanted):
+        return Judgement(plain_words(said) == plain_words(wanted), "text")
     choice = _CHOICE.fullmatch(wanted)
     if choice and (other := _CHOICE.fullmatch(rf"\text{{{said}}}") or _CHOICE.fullmatch(said)):  # in either case
         return Judgement(choice[1].upper() == other[1].upper(), "text")
     if _is_word(said) or _is_word(wanted):
         return Judgement(plain_words(said) == plain_words(wanted), "text")
     try:
-        right = _parsed(wanted, joined)
+        right = _parsed(wanted, joined and not _SPACED.search(wanted))
     except CannotParse as e:
         return Judgement(_same_words(said, wanted), "text", f"the reference does not parse: {e}")
     try:
@@ -159,7 +166,12 @@ def _decimals(wanted: str) -> int:
 
 # words
 
+_DATE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}|\d{1,2}([-/])\d{1,2}\2\d{4}")
 _CHOICE = re.compile(r"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{\s*\(?([A-Ja-j])\)?\s*\}\)?")
+_SPACED = re.compile(r"\d, [1-9]\d\d(?!\d)")
+"""5, 125 in a reference is two numbers; an answer may mean thousands by it"""
+_LABELLED = re.compile(r"\(?([A-J])[).:]\s+((?![-+=] |[A-J]$)(?!.*\([A-J]\)).+)")
+"""(B) 12, as it is copied from a question with choices"""
 _WORDS = frozenset(
     "yes no true false odd even none never always both neither one two three four five six seven".split()  # noqa: SIM905
 )

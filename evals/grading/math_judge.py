@@ -127,7 +127,11 @@ class Judge:
         for one, other in ((a, r), (r, a)):
             if one[0] == "tuple" and (one[1], one[3]) == ("(", ")") and other[0] == "list":
                 return self.in_order(*((one[2], other[1]) if one is a else (other[1], one[2])))
-        return self.each(_items(a, self), _items(r, self))
+        left, right = _items(a, self), _items(r, self)
+        names = {_label(one[1][0], one[3]).split("_")[0] if one[0] == "rel" else "" for one in right}
+        if len(names) > 1 and "" not in names and all(one[0] != "rel" for one in left):  # 1, 2 for x = 1, y = 2
+            return self.in_order(tuple(left), tuple(right))
+        return self.each(left, right)
 
     def each(self, left: list[Tree], right: list[Tree]) -> bool:
         if len(left) != len(right) or len(left) > MOST_ITEMS:

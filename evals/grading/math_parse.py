@@ -20,6 +20,7 @@ _RELATIONS |= {
     r"\implies": "=>",
     r"\notin": "!in",
 }
+_MONEY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee", "¢": "cent"}
 _CONSTANTS = {r"\pi": "pi", r"\infty": "inf"}
 _LETTERS = """
 alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho varrho sigma
@@ -157,7 +158,7 @@ class _Parser:
             label = ("label", self.take().lower())
             self.take()
             sides, operators = [label, self.side()], ["="]
-        elif self.next_is(r"\approx"):
+        elif self.next_is(r"\approx", "="):
             self.take()
             sides, operators = [self.side()], []
         else:
@@ -199,15 +200,16 @@ class _Parser:
             or self.found[self.at + 1][1] in (",", ";", ")", r"\}", "]")
         ):
             return ("text", self.take())
-        if self.next_is("-") and self.found[self.at + 1][:2] == ("sign", "$"):
-            del self.found[self.at + 1]
-            dollars = True
-        else:
-            dollars = self.accept("$")
+        sign = self.at + self.next_is("-")
+        money = _MONEY.get(self.found[sign][1], "")
+        if money:  # -$5 is $-5
+            del self.found[sign]
         tree = self.additive()
         if self.accept(r"\choose"):
             tree = ("f", "binom", tree, self.additive())
-        unit = self.unit() or ("dollar" if dollars else "")
+        elif self.accept(r"\over"):
+            tree = ("/", tree, self.additive())
+        unit = self.unit() or unit_of(money) or ""
         return ("unit", tree, unit) if unit else tree
 
     def unit(self) -> str:
@@ -221,8 +223,8 @@ class _Parser:
                         raise CannotParse(f"the remark {words!r}")
                     continue
                 said.append(words)
-            elif not said and self.accept("$"):
-                said.append("dollar")
+            elif not said and self.next_is(*_MONEY):
+                said.append(_MONEY[self.take()])
             elif said and self.next_is("^"):
                 self.take()
                 said.append("^" + "".join(str(part) for part in self.argument()[1:]))
@@ -364,16 +366,11 @@ class _Parser:
                 tree = ("v", f"{tree}'")
             elif self.kind == "words" and self.value.lower() in (
                 "percent",
-                "million",
-                "billion",
-                "trillion",
-                "thousand",
-                "dozen",
-                "hundred",
+                *_NUMBER_WORDS,
             ):
                 word = self.take().lower()
                 tree = ("pct", tree) if word == "percent" else ("*", tree, ("n", Fraction(_NUMBER_WORDS[word])))
-            elif self.kind == "words" and self.value.lower() in ("degrees", "degree"):
+            elif self.kind == "words" and self.value.lower() in ("degrees", "degree", "度"):
                 self.take()
                 tree = ("deg", tree)
             elif self.kind == "words" and not self.found[self.at][2] and self.value in ORDINALS:
@@ -546,7 +543,12 @@ class _Parser:
         if name == r"\emptyset":
             return ("set", ())
         if name.startswith(r"\mathbb"):
-            return ("v", name)
+            sign = self.found[self.at + 1][1] if self.next_is("^") and name == r"\mathbb{R}" else ""
+            if sign not in ("+", "-"):
+                return ("v", name)
+            self.at += 2
+            zero, end = ("n", Fraction(0)), ("c", "inf")
+            return ("tuple", "(", (zero, end) if sign == "+" else (("neg", end), zero), ")")
         if name in (r"\lfloor", r"\lceil"):
             tree = self.inner(name.replace("l", "r", 1))
             return ("f", name[2:], tree)
@@ -780,8 +782,8 @@ def _joined(items: list[Tree], joins: Iterable[str]) -> Tree:
     if len(kept) == 1:
         return kept[0]
     related = [item for item in kept if item[0] == "rel" and set(item[2]) & {"<", "<=", ">", ">=", "!=", "in"}]
-    if len(related) == len(kept):
-        kinds = {join for join in joins if join in ("or", "and")}
+    kinds = {join for join in joins if join in ("or", "and")}
+    if len(related) == len(kept) or (related and kinds == {"or"} and all(item[0] == "rel" for item in kept)):
         if kinds == {"or"}:
             return ("any", tuple(kept))
         return ("all" if kinds == {"and"} else "either", tuple(kept))

@@ -4,14 +4,23 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from evals.grading.math_tree import Tree, variables
+from evals.grading.math_tree import Tree, variables, walk
 from evals.grading.math_value import DIGITS, Evaluator, Undefined, Value, negative, size_of, value_at
 
+_BRANCHED = frozenset(
+    ["abs", "norm", "max", "min", "floor", "ceil", "mod", "sgn", "arcsin", "arccos", "arctan", "arccot"]
+)
 
-def points(names: set[str]) -> Iterator[dict[str, Fraction]]:
-    """Where two expressions are compared: one point without variables, else three."""
+
+def points(names: set[str], far: bool = False) -> Iterator[dict[str, Fraction]]:
+    """Where two expressions are compared: one point without variables, else three.
+
+    `far`: two more, thousands from zero, neighbours of opposite signs, for what changes its form on the way: |x - 5|.
+    """
     for point in range(3 if names else 1):
         yield {name: value_at(name, point) for name in names}
+    for sign in (1, -1) if names and far else ():
+        yield {name: value_at(name, 0) * 10007 * sign * (-1) ** at for at, name in enumerate(sorted(names))}
 
 
 def same_value(a: Tree, b: Tree, budget: list[float], cross: bool = False) -> bool:
@@ -21,7 +30,8 @@ def same_value(a: Tree, b: Tree, budget: list[float], cross: bool = False) -> bo
     as the parts of a sum differ in size. Raises TooCostly, Undefined (at every point, or at a point on one side only).
     """
     names = variables(a) | variables(b)
-    told = [_compare_at(a, b, point, budget, cross) for point in points(names)]
+    far = not cross and any(part[0] == "root" or (part[0] == "f" and part[1] in _BRANCHED) for part in walk((a, b)))
+    told = [_compare_at(a, b, point, budget, cross) for point in points(names, far)]
     told = [one for one in told if one is not None]
     if not told:
         raise Undefined("no value anywhere")

@@ -218,7 +218,7 @@ def _solved(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
             return None
         return (complement(place[0], budget) if operators == ("!in",) else place[0]), sides[0][1]
     names = set().union(*(variables(side) for side in sides))
-    if len(names) != 1 or not set(operators) <= {"<", "<=", ">", ">=", "!=", "="} or set(operators) == {"="}:
+    if len(names) != 1 or not set(operators) <= {"<", "<=", ">", ">=", "!=", "="}:
         return None
     (name,) = names
     made: Reals = ALL

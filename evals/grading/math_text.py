@@ -36,9 +36,9 @@ _SYMBOLS = [
     ("∅⌀", r"\emptyset "), ("∖", r"\setminus "), ("±", r"\pm "), ("∓", r"\mp "), ("→⟶", r"\to "),
     ("∠", r"\angle "), ("△", r"\triangle "), ("ℝ", r"\mathbb{R}"), ("ℤ", r"\mathbb{Z}"), ("ℕ", r"\mathbb{N}"),
     ("ℚ", r"\mathbb{Q}"), ("ℂ", r"\mathbb{C}"), ("…⋯", r"\dots "), ("⁄∕", "/"), ("∣", "|"), ("‖", r"\|"),
-    ("′’", "'"), ("、﹐", ","), ("。", "."), ("﹪", "%"), ("∑", r"\sum "), ("∏", r"\prod "), ("∫", r"\int "),
-    ("⟨〈", r"\langle "), ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "),
-    ("⌉", r"\rceil "), ("∧", r"\text{ and }"), ("∨或", r"\text{ or }"), ("和与且及", r"\text{ and }"),
+    ("′’", "'"), ("、﹐", ","), ("。", "."), ("￥", "¥"), ("﹪", "%"), ("∑", r"\sum "), ("∏", r"\prod "),
+    ("∫", r"\int "), ("⟨〈", r"\langle "), ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "),
+    ("⌉", r"\rceil "), ("∧和与且及", " and "), ("∨或", " or "),
     ("ϕ", r"\phi "), ("∘", r"\circ "), ("ⅈ", "i"), ("ℯ", "e"), ("−", "-"), ("“”", '"'), ("【", "["), ("】", "]"),
 ]  # fmt: skip
 for _chars, _is in _SYMBOLS:
@@ -46,8 +46,27 @@ for _chars, _is in _SYMBOLS:
 _RAISED = re.compile(f"[{''.join(_SUPER)}]+|[{''.join(_SUB)}]+")
 
 _SPACE = r"(?:\s|~|(?<!\\)\\[,;:>\s]|\\(?:thin|med|thick)space(?![a-zA-Z]))"
+_ENVIRONMENT = re.compile(
+    r"(?:\\left\s*\\\{\s*)?\\begin\s*\{(aligned|align|gathered|split|cases|array)(\*?)\}(?:\{[lcr|]*\})?(.*?)"
+    r"\\end\s*\{\1\2\}(?:\s*\\right\s*\.)?",
+    re.S,
+)
+
+
+def _lines(found: re.Match[str]) -> str:
+    """Equations below each other as equations in a row. What has columns or no equations stays: it is a matrix."""
+    text = re.sub(r"&\s*(?==)|(?<==)\s*&", "", found[3])
+    rows = [row.strip(" ,\n") for row in re.split(r"\\\\(?:\[[^\]]*\])?", text) if row.strip()]
+    listed = any("=" not in row or "," in row for row in rows)
+    if "&" in text or (listed and (len(rows) > 1 or found[1] == "array")):
+        return found[0]
+    return ", ".join(rows).replace(", =", " =")
+
+
 _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (_ENVIRONMENT, _lines),
     (re.compile(r"\\(?:left|right)\s*\."), ""),
+    (re.compile(r"\^\s*\{\s*([-+])\s*\}"), r"^\1"),
     (
         re.compile(
             r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|bf|rm|it|sf|tt|cal|boldmath"
@@ -150,7 +169,7 @@ def _bare(answer: str) -> str:
     return answer[around : len(answer) - around].strip()
 
 
-_THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:(?:, ?| )\d{3})+)(?![\d]|[, ]+\d)")
+_THOUSANDS = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:(?:,| |, (?=0))\d{3})+)(?![\d]|[, ]+\d)")
 _DROP = re.compile(r"(?<![0-9a-zA-Z]) | (?![0-9a-zA-Z])|(?<=[a-zA-Z]) (?=[0-9a-zA-Z])|(?<=\d) (?=[a-zA-Z])")
 
 

@@ -19,6 +19,7 @@ _TOKEN = re.compile(
     r"|\\begin\s*\{(?P<begin>[a-zA-Z]+\*?)\}|\\end\s*\{(?P<close>[a-zA-Z]+\*?)\}"
     r"|(?P<command>\\(?:[a-zA-Z]+|.))"
     r"|(?P<word>[a-zA-Z]+)"
+    r"|(?P<words>[\u4e00-\u9fff]+)"
     r"|(?P<sign><=|>=|!=|==|<>|\*\*|.))",
     re.S,
 )
@@ -136,7 +137,7 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
     if found := re.fullmatch(r"\(?([a-zA-Z])[).]*", words):
         return [Token(("text1", found[1], space))]
     if found := re.fullmatch(r"([-+]?\d[\d.,/]*)\s+([a-zA-Z].*)", words):
-        return [*tokens(found[1], joined), Token(("words", found[2], True))]
+        return [*tokens(found[1], joined), *_text_tokens(command, found[2], True, joined)]
     if re.fullmatch(r"[a-zA-Z](?:\s*(?:,|\band\b|\bor\b|&)+\s*[a-zA-Z])+", words):
         return [
             Token(

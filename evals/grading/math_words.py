@@ -38,7 +38,8 @@ second sec secs, min minute mins, h hour hr hrs, day d, week wk, month, year yr 
 millilitre, gal gallon, qt quart, pt pint, cup, dollar usd bucks, cent, euro eur, yuan rmb, rupee, pence penny
 pennies, unit, acre, mph, kph km/h kmh, n newton, j joule, w watt, v volt, a amp ampere, hz hertz, pa pascal, k
 kelvin, mol mole, rad radian, bit, byte, way, point, people person, time, degree, hectare ha, knot, rpm, c celsius,
-f fahrenheit, dm decimeter decimetre, ohm, nm nanometer, block, piece
+f fahrenheit, dm decimeter decimetre, ohm, nm nanometer, block, piece, m 米, cm 厘米, mm 毫米, dm 分米, km 千米 公里,
+kg 千克 公斤, g 克, t 吨, l 升, ml 毫升, s 秒, min 分钟, h 小时, day 天, month 个月, year 年, yuan 元, person 人 名
 """
 """each unit under all its names"""
 UNITS = {word: names.split()[0] for names in _SPELLINGS.split(",") for word in names.split()}
@@ -60,6 +61,8 @@ equals equal vs versus even odd true false yes infinitely undefined wrong incorr
 alternatively likely thirteen fourteen fifteen sixteen seventeen eighteen
 nineteen twenty thirty forty fifty sixty seventy eighty ninety negative positive factorial root inverse reciprocal once
 """
+_NO_NOUN = "半十百千万亿倍分约不非无元米"
+"""in Chinese, of numbers and doubts"""
 _HEDGES = frozenset(_HEDGING.split())
 
 
@@ -78,19 +81,19 @@ def unit_of(words: str) -> str | None:
     power = ""
     if found := re.search(r"\s*\^\s*(-?\d)$", said):
         said, power = said[: found.start()], found[1]
-    for word, degree in (("square", "2"), ("sq", "2"), ("cubic", "3"), ("cu", "3")):
-        if re.match(rf"{word}\b\.?\s+\S", said):
-            said, power = re.sub(rf"^{word}\b\.?\s+", "", said), degree
+    for word, degree in (("square", "2"), ("sq", "2"), ("cubic", "3"), ("cu", "3"), ("平方", "2"), ("立方", "3")):
+        if found := re.match(rf"{word}(?:\b\.?\s+|(?<=方))(?=\S)", said):
+            said, power = said[found.end() :], degree
     if re.search(r"\bper\b|/|\*", said):
         parts = [unit_of(part.strip()) for part in re.split(r"\bper\b|/|\*", said)]
         return None if None in parts or "" in parts else "/".join(str(part) for part in parts) + power
     said = said.strip(" .")
-    if not said or not re.fullmatch(r"[a-z][a-z.' ]*", said):
-        return None
     name = UNITS.get(said) or UNITS.get(said.rstrip("s")) or UNITS.get(said.removesuffix("es"))
     if name:
         return "mi/h" + power if name == "mph" else "km/h" + power if name == "kph" else name + power
-    if is_hedge(said) or len(said.split()) > 3 or len(said) < 2:
+    if not re.fullmatch(rf"[a-z][a-z.' ]*|(?:(?![{_NO_NOUN}])[\u4e00-\u9fff]){{1,3}}", said) or is_hedge(said):
+        return None
+    if len(said.split()) > 3 or re.fullmatch("[a-z]", said):
         return None
     return said.rstrip("s") + power
 
