@@ -1,14 +1,13 @@
 """Whether two trees are the same answer: each kind of answer has its rule (docs/grading.md says them in words)."""
 
-import itertools
 import re
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 from evals.grading.math_same import same_value
-from evals.grading.math_sets import reals, same_reals
+from evals.grading.math_sets import expanded, has_pm, reals, same_reals
 from evals.grading.math_tree import WHOLE, Tree, put, variables
-from evals.grading.math_value import Evaluator, TooCostly, Undefined
+from evals.grading.math_value import Evaluator, Undefined
 from evals.grading.math_words import plain_words
 
 MOST_ITEMS = 40
@@ -59,7 +58,7 @@ class Judge:
         kinds = {a[0], r[0]}
         if "list" in kinds and kinds & {"rel", *_SETS}:
             return self.sets(*(("any", tree[1]) if tree[0] == "list" else tree for tree in (a, r)))
-        if _has_pm(a) or _has_pm(r) or "list" in (a[0], r[0]):
+        if any(tree[0] == "list" or (has_pm(tree) and not _excludes(tree)) for tree in (a, r)):
             return self.lists(a, r)
         if a[0] == "mod" or r[0] == "mod":
             return self.moduli(a, r)
@@ -125,11 +124,13 @@ class Judge:
         """The same items in any order, each as often."""
         self.path = "list"
         for one, other in ((a, r), (r, a)):
-            if one[0] == "tuple" and (one[1], one[3]) == ("(", ")") and other[0] == "list":
-                return self.in_order(*((one[2], other[1]) if one is a else (other[1], one[2])))
+            if one[0] == "tuple" and (one[1], one[3]) == ("(", ")") and other[0] == "list" and not has_pm(one):
+                items = _by_name(other[1])
+                return self.in_order(*((one[2], items) if one is a else (items, one[2])))
         left, right = _items(a, self), _items(r, self)
-        names = {_label(one[1][0], one[3]).split("_")[0] if one[0] == "rel" else "" for one in right}
-        if len(names) > 1 and "" not in names and all(one[0] != "rel" for one in left):  # 1, 2 for x = 1, y = 2
+        if (
+            len(set(names := _names(right))) > 1 and "" not in names and all(one[0] != "rel" for one in left)
+        ):  # 1, 2 for x = 1, y = 2
             return self.in_order(tuple(left), tuple(right))
         return self.each(left, right)
 
@@ -156,7 +157,7 @@ class Judge:
         """Sets in braces: an item counts once. A set of one item is that item."""
         self.path = "set"
         left, right = (list(tree[1]) if tree[0] == "set" else [tree] for tree in (a, r))
-        left, right = [_expanded(one) for one in left], [_expanded(one) for one in right]
+        left, right = [expanded(one) for one in left], [expanded(one) for one in right]
         ones, others = [x for some in left for x in some], [x for some in right for x in some]
         if len(ones) > MOST_ITEMS or len(others) > MOST_ITEMS:
             return False
@@ -351,9 +352,10 @@ def _resolved(tree: Tree, judge: Judge) -> Tree | None:
     if all(not variables(side) and side[0] in (*VALUES, "pct", "unit", "deg") for side in sides):
         value = _consistent(sides, judge)
         return value
-    if len(sides) == 2:
-        return ("eqn", *sides)
-    return None
+    if len(sides) > 2 and any(variables(side) for side in sides[1:]):
+        return None
+    value = _consistent(sides[1:], judge)
+    return None if value is None else ("eqn", sides[0], value)
 
 
 def _near(exact: Tree, decimal: Tree, judge: Judge) -> bool:
@@ -403,6 +405,24 @@ def _label(side: Tree, said: str) -> str:
     return ""
 
 
+def _names(items: Sequence[Tree]) -> list[str]:
+    """The letter that each item is the value of, "" for none."""
+    return [_label(one[1][0], one[3]).split("_")[0] if one[0] == "rel" else "" for one in items]
+
+
+def _by_name(items: tuple) -> tuple:
+    """y = 1, x = 2 as the pair (2, 1)."""
+    names = _names(items)
+    if len(set(names)) < len(names) or not any(set(names) <= set(known) for known in ("xyz", "abcd")):
+        return items
+    return tuple(item for _, item in sorted(zip(names, items, strict=True)))
+
+
+def _excludes(tree: Tree) -> bool:
+    """x is neither 1 nor -1."""
+    return tree[0] == "build" or (tree[0] == "rel" and tree[2] == ("!=",))
+
+
 def _same_label(one: str, other: str) -> bool:
     if one == other or " " in one + other:
         return True
@@ -433,45 +453,10 @@ def _value_of(tree: Tree, judge: Judge) -> Tree:
 
 def _items(tree: Tree, judge: Judge) -> list[Tree]:
     if tree[0] in ("list", "set"):
-        return [item for one in tree[1] for item in _expanded(one)]
+        return [item for one in tree[1] for item in expanded(one)]
     if tree[0] == "eq" and tree[2][0] in ("list", "set"):
         return _items(tree[2], judge)
-    return _expanded(tree)
-
-
-def _has_pm(tree: Any) -> bool:
-    return isinstance(tree, tuple) and bool(tree) and (tree[0] in ("pm", "mp") or any(_has_pm(part) for part in tree))
-
-
-def _expanded(tree: Tree) -> list[Tree]:
-    """1 \\pm 2 as two answers; several \\pm are independent, \\mp is the opposite of \\pm."""
-    if not _has_pm(tree):
-        return [tree]
-    count = [0, 0]
-    marked = _mark(tree, count)
-    if count[0] > 3:
-        raise TooCostly("more than three signs \\pm")
-    return [_signed(marked, signs) for signs in itertools.product((1, -1), repeat=max(count[0], 1))]
-
-
-def _mark(tree: Any, count: list[int]) -> Any:
-    if not isinstance(tree, tuple) or not tree:
-        return tree
-    if tree[0] in ("pm", "mp"):
-        which = count[0] if tree[0] == "pm" else 0
-        count[0 if tree[0] == "pm" else 1] += 1
-        return (tree[0], which, *(_mark(part, count) for part in tree[1:]))
-    return tuple(_mark(part, count) for part in tree)
-
-
-def _signed(tree: Any, signs: tuple[int, ...]) -> Any:
-    if not isinstance(tree, tuple) or not tree:
-        return tree
-    if tree[0] in ("pm", "mp"):
-        a, b = (_signed(part, signs) for part in tree[2:])
-        plus = signs[tree[1]] * (1 if tree[0] == "pm" else -1) > 0
-        return ("+", a, b if plus else ("neg", b))
-    return tuple(_signed(part, signs) for part in tree)
+    return expanded(tree)
 
 
 def _flat(tree: Tree, kind: str) -> list[Tree]:

@@ -63,7 +63,7 @@ def _whole(text: str) -> Tree | None:
         hours, minutes, seconds, half = time.groups()
         if int(minutes) < 60 and int(seconds or 0) < 60:
             return ("time", int(hours), int(minutes), int(seconds or 0), (half or "").lower().replace(".", ""))
-    if ":" in text and _RATIO.fullmatch(text) and r"\{" not in text and "|" not in text:
+    if ":" in text and _RATIO.fullmatch(text) and not re.search(r"\\[{]|\||\{[^{}]*:", text):
         return ("ratio", tuple(parse(part.strip()) for part in text.split(":")))
     if "_" in text and (base := _BASE.fullmatch(text)):
         sign, digits, named, single = base.groups()
@@ -777,7 +777,11 @@ def _joined(items: list[Tree], joins: Iterable[str]) -> Tree:
         if item[0] == "rel" and _about_integers(item):  # its name is free to choose
             kept = [put(one, item[1][0], ("v", WHOLE)) for one in kept]
     first = kept[0]
-    if first[0] == "rel" and first[2] == ("!=",) and all(one[0] in ("n", "neg", "/", "root", "c") for one in kept[1:]):
+    if (
+        first[0] == "rel"
+        and first[2] == ("!=",)
+        and all(one[0] in ("n", "neg", "/", "root", "c", "pm") for one in kept[1:])
+    ):
         kept[1:] = [("rel", (first[1][0], one), ("!=",), "") for one in kept[1:]]
     if len(kept) == 1:
         return kept[0]

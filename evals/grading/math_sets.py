@@ -1,8 +1,10 @@
 """Sets of real numbers: intervals, unions, inequalities of one variable, "all but 2"; all of them become intervals."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from evals.grading.math_same import real, same_value
 from evals.grading.math_tree import Tree, put, variables
@@ -163,7 +165,7 @@ def _reals(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         return made, ""
     if kind in ("cup", "cap", "minus"):
         return _combined([tree[1], tree[2]], kind, budget)
-    if kind == "+" and len(tree) == 3 and tree[1] == ("v", r"\mathbb{R}") and tree[2][0] == "neg":
+    if kind == "+" and len(tree) == 3 and tree[2][0] == "neg" and tree[2][1][0] in ("set", "tuple"):  # R - {1}
         return _combined([tree[1], tree[2][1]], "minus", budget)
     if kind in ("any", "all"):
         return _combined(list(tree[1]), "cup" if kind == "any" else "cap", budget)
@@ -172,6 +174,8 @@ def _reals(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         return together if together and together[0] else _combined(list(tree[1]), "cup", budget)
     if kind == "build":
         return _built(tree, budget)
+    if kind == "rel" and tree[2] == ("!=",) and has_pm(tree):
+        return _combined(expanded(tree), "cap", budget)
     if kind == "rel":
         return _solved(tree, budget)
     return None
@@ -310,3 +314,41 @@ def _number(tree: Tree, budget: list[float]) -> Tree:
     """The tree as a plain number where it is rational."""
     value = Evaluator({}, budget)(tree)
     return ("n", value) if isinstance(value, Fraction) else tree
+
+
+# \pm
+
+
+def has_pm(tree: Any) -> bool:
+    return isinstance(tree, tuple) and bool(tree) and (tree[0] in ("pm", "mp") or any(has_pm(part) for part in tree))
+
+
+def expanded(tree: Tree) -> list[Tree]:
+    """1 \\pm 2 as two answers; several \\pm are independent, \\mp is the opposite of \\pm."""
+    if not has_pm(tree):
+        return [tree]
+    count = [0, 0]
+    marked = _mark(tree, count)
+    if count[0] > 3:
+        raise TooCostly("more than three signs \\pm")
+    return [_signed(marked, signs) for signs in itertools.product((1, -1), repeat=max(count[0], 1))]
+
+
+def _mark(tree: Any, count: list[int]) -> Any:
+    if not isinstance(tree, tuple) or not tree:
+        return tree
+    if tree[0] in ("pm", "mp"):
+        which = count[0] if tree[0] == "pm" else 0
+        count[0 if tree[0] == "pm" else 1] += 1
+        return (tree[0], which, *(_mark(part, count) for part in tree[1:]))
+    return tuple(_mark(part, count) for part in tree)
+
+
+def _signed(tree: Any, signs: tuple[int, ...]) -> Any:
+    if not isinstance(tree, tuple) or not tree:
+        return tree
+    if tree[0] in ("pm", "mp"):
+        a, b = (_signed(part, signs) for part in tree[2:])
+        plus = signs[tree[1]] * (1 if tree[0] == "pm" else -1) > 0
+        return ("+", a, b if plus else ("neg", b))
+    return tuple(_signed(part, signs) for part in tree)

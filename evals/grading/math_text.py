@@ -37,7 +37,8 @@ _SYMBOLS = [
     ("∠", r"\angle "), ("△", r"\triangle "), ("ℝ", r"\mathbb{R}"), ("ℤ", r"\mathbb{Z}"), ("ℕ", r"\mathbb{N}"),
     ("ℚ", r"\mathbb{Q}"), ("ℂ", r"\mathbb{C}"), ("…⋯", r"\dots "), ("⁄∕", "/"), ("∣", "|"), ("‖", r"\|"),
     ("′’", "'"), ("、﹐", ","), ("。", "."), ("￥", "¥"), ("﹪", "%"), ("∑", r"\sum "), ("∏", r"\prod "),
-    ("∫", r"\int "), ("⟨〈", r"\langle "), ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "),
+    ("∫", r"\int "), ("⟨〈", r"\langle "),
+    ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "),
     ("⌉", r"\rceil "), ("∧和与且及", " and "), ("∨或", " or "),
     ("ϕ", r"\phi "), ("∘", r"\circ "), ("ⅈ", "i"), ("ℯ", "e"), ("−", "-"), ("“”", '"'), ("【", "["), ("】", "]"),
 ]  # fmt: skip
@@ -70,7 +71,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (
         re.compile(
             r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits|bf|rm|it|sf|tt|cal|boldmath"
-            r"|mathstrut|strut|mathbin|mathop|mathord|mathrel|boxed|fbox|middle|allowbreak|nobreak|rightline|large|Large"
+            r"|mathstrut|strut|mathbin|mathop|mathord|mathrel|boxed|fbox|middle|allowbreak|nobreak|rightline|[lL]arge|LARGE|[hH]uge|small"
             r"|normalsize|centering|ensuremath)(?![a-zA-Z])"
         ),
         "",
@@ -90,7 +91,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         r"\\text{\1}",
     ),
     (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
-    (re.compile(r"\{([,:.;])\}"), r"\1"),
+    (re.compile(r"(?:\\(?:text|mathrm|mbox)\s*)?\{([,:.;])\}"), r"\1"),
     (re.compile(r"\\(?:leq|leqslant|leqq)(?![a-zA-Z])"), r"\\le"),
     (re.compile(r"\\(?:geq|geqslant|geqq)(?![a-zA-Z])"), r"\\ge"),
     (re.compile(r"\\neq(?![a-zA-Z])|\\not\s*="), r"\\ne"),

@@ -5,7 +5,18 @@ from functools import lru_cache
 
 JOINS = {"or": "or", "and": "and", ", and": "and", "&": "and", ", or": "or", ",": ",", ";": ";", "and also": "and"}
 SKIPPED = frozenset(
-    ["the answer is", "answer is", "the answer", "the final answer is", "final answer is", "is", "equals", "value is"]
+    [
+        "the answer is",
+        "answer is",
+        "the answer",
+        "answer",
+        "final answer",
+        "the final answer is",
+        "final answer is",
+        "is",
+        "equals",
+        "value is",
+    ]
 )
 SAYS_SO = re.compile(r"^(?:so |thus |hence |therefore,? )?(?:the )?(?:final )?answers? (?:is|are)[: ]\s*(?=\S)", re.I)
 """words before an answer that say nothing"""
