@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from evals.grading.math_same import same_value
 from evals.grading.math_sets import expanded, has_pm, reals, same_reals
-from evals.grading.math_tree import WHOLE, Tree, put, variables
+from evals.grading.math_tree import WHOLE, Tree, put, variables, walk
 from evals.grading.math_value import Evaluator, Undefined
 from evals.grading.math_words import plain_words
 
@@ -192,7 +192,7 @@ class Judge:
         one, other = _as_equation(a), _as_equation(r)
         if one is None or other is None:
             return False
-        left, right = (("+", tree[1], ("neg", tree[2])) for tree in (one, other))
+        left, right = (_cleared(("+", tree[1], ("neg", tree[2]))) for tree in (one, other))
         return variables(left) == variables(right) and same_value(left, right, self.budget, cross=True)
 
     def _text(self, a: Tree, r: Tree) -> bool:
@@ -441,6 +441,11 @@ def _as_equation(tree: Tree) -> Tree | None:
     if side[0] == "label" or tree[2][0] not in VALUES or side[0] not in VALUES:
         return None
     return ("eqn", side, tree[2])
+
+
+def _cleared(tree: Tree) -> Tree:
+    """Without denominators: of y - 4/x the xy - 4."""
+    return ("*", tree, *{part[2] for part in walk(tree) if part[0] == "/" and variables(part[2])})
 
 
 def _value_of(tree: Tree, judge: Judge) -> Tree:

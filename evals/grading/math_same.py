@@ -30,7 +30,7 @@ def same_value(a: Tree, b: Tree, budget: list[float], cross: bool = False) -> bo
     as the parts of a sum differ in size. Raises TooCostly, Undefined (at every point, or at a point on one side only).
     """
     names = variables(a) | variables(b)
-    far = not cross and any(part[0] == "root" or (part[0] == "f" and part[1] in _BRANCHED) for part in walk((a, b)))
+    far = any(part[0] == "root" or (part[0] == "f" and part[1] in _BRANCHED) for part in walk((a, b)))
     told = [_compare_at(a, b, point, budget, cross) for point in points(names, far)]
     told = [one for one in told if one is not None]
     if not told:

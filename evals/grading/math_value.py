@@ -448,7 +448,7 @@ class Evaluator:
             whole = [int(value) for value in values]
             return Fraction(math.gcd(*whole) if name == "gcd" else math.lcm(*whole))
         best = max if name == "max" else min
-        return best(values, key=lambda value: _rough(self.number(value)))
+        return best(values, key=lambda value: self.number(value).real)
 
     def binomial(self, n: Value, k: Value) -> Value:
         if isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1 and n >= 0:
