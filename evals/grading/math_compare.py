@@ -179,14 +179,9 @@ _WORDS = frozenset(
 
 def _same_words(said: str, wanted: str) -> bool:
     """For what does not parse: the same words, in both some."""
-    return (
-        bool(re.search("[a-zA-Z]{2}", WRAPPED.sub(r"\1", wanted)))
-        and plain_words(said) == plain_words(wanted)
-        and not (
-            set(re.findall(r"[-+*/^_=<>]|\\[a-zA-Z]+", WRAPPED.sub(r"\1", said)))
-            ^ set(re.findall(r"[-+*/^_=<>]|\\[a-zA-Z]+", WRAPPED.sub(r"\1", wanted)))
-        )
-    )
+    plain, other = (WRAPPED.sub(r"\1", text) for text in (wanted, said))
+    signs, others = (set(re.findall(r"[-+*/^_=<>]|\\[a-zA-Z]+", text)) for text in (plain, other))
+    return bool(re.search("[a-zA-Z]{2}", plain)) and plain_words(said) == plain_words(wanted) and signs == others
 
 
 def _is_word(text: str) -> bool:

@@ -11,29 +11,7 @@ from evals.grading.math_value import Evaluator, Undefined
 from evals.grading.math_words import plain_words
 
 MOST_ITEMS = 40
-VALUES = frozenset(
-    [
-        "n",
-        "v",
-        "vec",
-        "c",
-        "+",
-        "*",
-        "times",
-        "cdot",
-        "/",
-        "^",
-        "neg",
-        "root",
-        "!",
-        "mixed",
-        "f",
-        "sum",
-        "prod",
-        "int",
-        "mat",
-    ]
-)
+VALUES = frozenset("n v vec c + * times cdot / ^ neg root ! mixed f sum prod int mat".split())  # noqa: SIM905
 _SETS = frozenset(["cup", "cap", "minus", "any", "all", "either", "build"])
 _LABEL = re.compile(r"([a-zA-Z](?:_?\w+)?(?:\^\{-1\})?'*\([a-zA-Z0-9,]+\))=")
 
@@ -76,14 +54,9 @@ class Judge:
 
     def plain(self, a: Tree, r: Tree) -> bool:
         """Sets, tuples, matrices, numbers."""
-        sets = [
-            tree
-            for tree in (a, r)
-            if tree[0] == "rel" or tree[0] in _SETS or tree in (("v", r"\mathbb{R}"), ("v", "R"))
-        ]
-        if sets:
+        if any(tree[0] in ("rel", *_SETS) or tree in (("v", r"\mathbb{R}"), ("v", "R")) for tree in (a, r)):
             return self.sets(a, r)
-        if a[0] in ("group",) or r[0] in ("group",):
+        if "group" in (a[0], r[0]):
             return self.same(a[1] if a[0] == "group" else a, r[1] if r[0] == "group" else r)
         if a[0] == "set" or r[0] == "set":
             return self.listed(a, r)

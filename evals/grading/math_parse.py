@@ -175,11 +175,7 @@ class _Parser:
         if self.next_is(r"\pmod", r"\mod"):
             self.take()
             return ("mod", tree, self.argument())
-        if self.next_is("(") and self.found[self.at + 1][:2] in (
-            ("function", "mod"),
-            ("command", r"\bmod"),
-            ("command", r"\mod"),
-        ):
+        if self.next_is("(") and self.found[self.at + 1][1] in ("mod", r"\bmod", r"\mod"):
             self.at += 2
             tree = ("mod", tree, self.additive())
             self.expect(")")
@@ -364,10 +360,7 @@ class _Parser:
                 tree = ("pct", tree)
             elif self.accept("'"):
                 tree = ("v", f"{tree}'")
-            elif self.kind == "words" and self.value.lower() in (
-                "percent",
-                *_NUMBER_WORDS,
-            ):
+            elif self.kind == "words" and self.value.lower() in ("percent", *_NUMBER_WORDS):
                 word = self.take().lower()
                 tree = ("pct", tree) if word == "percent" else ("*", tree, ("n", Fraction(_NUMBER_WORDS[word])))
             elif self.kind == "words" and self.value.lower() in ("degrees", "degree", "度"):
@@ -447,14 +440,11 @@ class _Parser:
         if kind == "begin":
             return self.matrix(self.take())
         if kind == "sign":
-            if value in "([":
-                return self.bracket(value)
-            if value == "]":
+            if value in "([]":
                 return self.bracket(value)
             if value == "{":
                 self.take()
-                tree = self.inner_group()
-                return tree
+                return self.inner("}")
             if value == "|":
                 self.take()
                 return self.bar()
@@ -465,13 +455,6 @@ class _Parser:
         if kind == "command":
             return self.command(value)
         raise CannotParse(f"what is {value!r} here?" if value else "it ends too early")
-
-    def inner_group(self) -> Tree:
-        bars, self.bars = self.bars, 0
-        tree = self.answer()
-        self.bars = bars
-        self.expect("}")
-        return tree
 
     def subscript(self) -> str:
         if not self.accept("_"):
@@ -498,7 +481,7 @@ class _Parser:
     def bracket(self, opening: str) -> Tree:
         """A group, a tuple, an interval."""
         self.take()
-        tree = self.inner(")", "]", "[") if opening == "]" or opening in "([" else self.inner(")", "]")
+        tree = self.inner(")", "]", "[")
         closing = self.found[self.at - 1][1]
         if tree[0] == "list":
             if closing == "[":  # French: [a, b[
@@ -585,27 +568,10 @@ class _Parser:
         if name == "sqrt":
             argument = self.argument()
             tree: Tree = ("root", ("n", Fraction(2)), argument)
-        elif name == "frac":
-            raise CannotParse("a damaged command")
-        elif self.next_is("(", "[", "{", r"\{") and name in (
-            "max",
-            "min",
-            "gcd",
-            "lcm",
-            "det",
-            "abs",
-            "exp",
-            "floor",
-            "ceil",
-            "binom",
-            "mod",
-        ):
+        elif self.next_is("(", "[", "{", r"\{") and name in _OF_ITEMS:
             group = self.atom()
-            tree = (
-                "f",
-                name,
-                *(group[2] if group[0] == "tuple" else group[1] if group[0] in ("set", "list") else (group,)),
-            )
+            items = group[2] if group[0] == "tuple" else group[1] if group[0] in ("set", "list") else (group,)
+            tree = ("f", name, *items)
         else:
             tree = ("f", name, self.function_argument())
         if name == "log" and base is not None:
@@ -624,9 +590,7 @@ class _Parser:
         sign = self.accept("-")
         factors = [self.factor()]
         while (
-            self.kind in ("letter", "text1", "name")
-            or self.next_is(r"\frac", r"\sqrt", *_GREEK, *_CONSTANTS)
-            or (self.next_is("(") and False)
+            self.kind in ("letter", "text1", "name") or self.next_is(r"\frac", r"\sqrt", *_GREEK, *_CONSTANTS)
         ) and self.starts_factor():
             factors.append(self.factor())
         tree = factors[0] if len(factors) == 1 else ("*", *factors)
@@ -660,8 +624,6 @@ class _Parser:
         if low is None or high is None or low[0] != "rel" or len(low[1]) != 2 or low[2] != ("=",):
             raise CannotParse(f"\\{name} without limits")
         variable, first = low[1]
-        if variable == ("c", "i"):
-            raise CannotParse("i for a summation index")
         if variable[0] != "v":
             raise CannotParse(f"\\{name} over what?")
         return (name, variable[1], first, high, self.product())
@@ -712,24 +674,10 @@ class _Parser:
         return ("f", "det", tree) if name in ("vmatrix", "Vmatrix") else tree
 
 
-_STARTS = frozenset(
-    [
-        r"\frac",
-        r"\sqrt",
-        r"\binom",
-        r"\{",
-        r"\emptyset",
-        r"\lfloor",
-        r"\lceil",
-        r"\langle",
-        r"\|",
-        r"\sum",
-        r"\prod",
-        r"\int",
-        r"\angle",
-        r"\triangle",
-    ]
-) | {name for name in FUNCTIONS if name.startswith("\\")}
+_FIRST = r"\frac \sqrt \binom \{ \emptyset \lfloor \lceil \langle \| \sum \prod \int \angle \triangle"
+_STARTS = frozenset(_FIRST.split()) | {name for name in FUNCTIONS if name.startswith("\\")}
+_OF_ITEMS = ("max", "min", "gcd", "lcm", "det", "abs", "exp", "floor", "ceil", "binom", "mod")
+"""functions whose arguments are all in the bracket after them"""
 _KNOWN = _STARTS | _GREEK | _ENDS | _RELATIONS.keys() | _CONSTANTS.keys()
 _INTEGERS = re.compile(
     r",? ?(?:where|for|with)(?: all| any| some| every| each)?(?: integers?| whole numbers?)?(?: of)?(?:[ ,]+[a-zA-Z])?"

@@ -1,6 +1,7 @@
 """Sets of real numbers: intervals, unions, inequalities of one variable, "all but 2"; all of them become intervals."""
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -134,15 +135,7 @@ def _reals(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         return ALL, ""
     if kind == "text":
         said = tree[1].lower().removeprefix("the set of ").removeprefix("all ").strip()
-        if said in (
-            "no solution",
-            "no solutions",
-            "no real solutions",
-            "no real solution",
-            "empty set",
-            "the empty set",
-            "none",
-        ):
+        if re.fullmatch("no (?:real )?solutions?|(?:the )?empty set|none", said):
             return NOTHING, ""
         return (ALL, "") if said in ("real numbers", "reals", "real number", "real") else None
     if kind == "tuple" and len(tree[2]) == 2:

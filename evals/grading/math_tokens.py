@@ -23,6 +23,7 @@ _TOKEN = re.compile(
     r"|(?P<sign><=|>=|!=|==|<>|\*\*|.))",
     re.S,
 )
+_MARKS = tuple("overline bar hat widehat tilde widetilde underline dot mathcal mathfrak mathscr".split())  # noqa: SIM905
 _CONNECTIVES = {r"\wedge": "and", r"\land": "and", r"\vee": "or", r"\lor": "or"}
 ORDINALS = ("th", "st", "nd", "rd")
 
@@ -100,19 +101,7 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
     words = SAYS_SO.sub("", " ".join(content.split()))
     if name == "mathbb":
         return [Token(("command", rf"\mathbb{{{words}}}", space))]
-    if name in (
-        "overline",
-        "bar",
-        "hat",
-        "widehat",
-        "tilde",
-        "widetilde",
-        "underline",
-        "dot",
-        "mathcal",
-        "mathfrak",
-        "mathscr",
-    ):
+    if name in _MARKS:
         return [Token(("name", f"{name}({words})", space))]
     if name in ("vec", "overrightarrow", "boldsymbol", "bm", "mathbf", "mathbi") and re.fullmatch(
         r"\\?[a-zA-Z]+", words
@@ -157,7 +146,7 @@ def _word_tokens(word: str, space: bool) -> list[Token]:
     low = word.lower()
     if low in ("or", "and") and word in (low, low.upper()):
         return [Token(("sep", JOINS[low], space))]
-    if word in FUNCTIONS and word not in ("r",):
+    if word in FUNCTIONS:
         return [Token(("function", FUNCTIONS[word], space))]
     if constant_word(low):
         return [Token(("command", constant_word(low), space))]

@@ -190,11 +190,10 @@ class Evaluator:
     def _deg(self, tree: Tree) -> Value:
         return self.multiply(self.multiply(self(tree), +self.mp.pi), Fraction(1, 180))
 
-    def _unit(self, tree: Tree, name: str) -> Value:
+    def _unit(self, tree: Tree, *_: str) -> Value:
         return self(tree)
 
-    def _group(self, tree: Tree) -> Value:
-        return self(tree)
+    _group = _unit
 
     def _power(self, base: Tree, exponent: Tree) -> Value:
         if (exponent == ("v", "T") and "T" not in self.variables) or (exponent == ("v", "T") and base[0] == "mat"):
@@ -418,7 +417,7 @@ class Evaluator:
             raise Undefined(f"{name} of a complex number")
         if name in ("floor", "ceil"):
             return Fraction(int(getattr(self.mp, name)(x)))
-        if name in ("sgn",):
+        if name == "sgn":
             return Fraction((x > 0) - (x < 0))
         if name in ("ln", "log"):
             if not x:
