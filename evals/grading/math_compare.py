@@ -91,8 +91,8 @@ def _compare(answer: str, reference: str) -> Judgement:
         return told
     if "," in said + wanted and (other := _read_as(said, wanted, False)).same:
         return other  # 1,100 as two numbers on both sides
-    if choice := _LABELLED.fullmatch(WRAPPED.sub(r"\1 ", said, count=1).strip()):
-        letter, content = choice.groups()
+    letter, content = _choice(said)
+    if letter:
         label = _CHOICE.fullmatch(rf"\text{{{wanted}}}") or _CHOICE.fullmatch(wanted)
         if not is_hedge(content) and (label[1] == letter if label else _read_as(content, wanted, True).same):
             return Judgement(True, "choice", f"({letter}) {content}")
@@ -171,10 +171,21 @@ _CHOICE = re.compile(r"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{\s*\(?(
 _SPACED = re.compile(r"\d, [1-9]\d\d(?!\d)")
 """5, 125 in a reference is two numbers; an answer may mean thousands by it"""
 _LABELLED = re.compile(r"\(?([A-J])[).:]\s+((?![-+=] |[A-J]$)(?!.*\([A-J]\)).+)")
-"""(B) 12, as it is copied from a question with choices"""
 _WORDS = frozenset(
     "yes no true false odd even none never always both neither one two three four five six seven".split()  # noqa: SIM905
 )
+
+
+def _choice(said: str) -> tuple[str, str]:
+    """(B, 12) of "(B) 12", as it is copied from a question with choices; without a letter ("", said)."""
+    found = _LABELLED.fullmatch(WRAPPED.sub(r"\1 ", said, count=1).strip())
+    return (found[1], found[2]) if found else ("", said)
+
+
+def value_text(answer: str) -> str:
+    """A cleaned answer without the letter of a choice or a unit that is typed bare."""
+    content = _choice(clean(answer))[1]
+    return _without_unit(content) or content
 
 
 def _same_words(said: str, wanted: str) -> bool:

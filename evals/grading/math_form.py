@@ -14,7 +14,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from evals.grading.math_compare import number
+from evals.grading.math_compare import number, value_text
 from evals.grading.math_parse import parse
 from evals.grading.math_text import TooLong, clean, normalise
 from evals.grading.math_tokens import CannotParse
@@ -35,7 +35,8 @@ def unsimplified(answer: str, reference: str, question: str = "") -> str:
     if number(said) is not None and _lowest(said):
         return ""
     try:
-        a, r = _value(parse(clean(answer))), _value(parse(clean(reference)))
+        a, r = _value(parse(value_text(answer))), parse(clean(reference))
+        r = r if r[0] == "rel" and r[1][0][0] != "v" else _value(r)  # of x = 5 the 5; x + y = 5 is an equation
     except (CannotParse, TooLong, RecursionError):
         return ""
     if _is_plain(a):
@@ -69,6 +70,8 @@ def _value(tree: Tree) -> Tree:
     if tree[0] == "rel" and set(tree[2]) <= {"="}:
         return _value(tree[1][-1])
     if tree[0] == "rel" and tree[2][-1:] == ("~",):
+        return _value(tree[1][0])
+    if tree[0] == "set" and len(tree[1]) == 1:
         return _value(tree[1][0])
     return _value(tree[1]) if tree[0] in ("unit", "deg", "pct", "mod", "group") else tree
 

@@ -241,6 +241,12 @@ def test_copies_of_the_question_are_not_worked_out(data):
         ("(2,3)", "(1+1,3)", True),
         ("1500", r"1.5\times10^3", False),
         ("x^2-1", "(x-1)(x+1)", False),
+        ("12", r"\textbf{(B)}\ 12", False),
+        ("12", r"\textbf{(B)}\ 3\cdot4", True),
+        ("10", "10 cm", False),
+        ("7", r"\{7\}", False),
+        ("x+y=5", "x=5-y", False),
+        ("x+y=5", "x+y=2+3", True),
     ],
 )
 def test_worked_out(reference, answer, refused):
