@@ -99,7 +99,7 @@ class Judge:
         for one, other in ((a, r), (r, a)):
             if one[0] == "tuple" and (one[1], one[3]) == ("(", ")") and other[0] == "list" and not has_pm(one):
                 items = _by_name(other[1])
-                return self.in_order(*((one[2], items) if one is a else (items, one[2])))
+                return bool(items) and self.in_order(*((one[2], items) if one is a else (items, one[2])))
         left, right = _items(a, self), _items(r, self)
         if (
             len(set(names := _names(right))) > 1 and "" not in names and all(one[0] != "rel" for one in left)
@@ -160,8 +160,10 @@ class Judge:
             return self.same(a, r[2])
         elif a[0] == "eq" and r[0] != "eqn":
             return self.same(a[2], r)
-        if r[0] not in ("eq", "eqn"):  # a + b = 5 for 5
-            return a[0] == "eqn" and bool(variables(a[1])) and not variables(a[2]) and self.same(a[2], r)
+        if r[0] not in ("eq", "eqn"):  # a + b = 5 and cos C = 5 for 5, and not 2x = 5
+            if a[0] != "eqn" or variables(a[2]) or not (names := variables(a[1])):
+                return False
+            return (len(names) > 1 or a[1][0] in ("f", "^", "root")) and self.same(a[2], r)
         one, other = _as_equation(a), _as_equation(r)
         if one is None or other is None:
             return False
@@ -384,8 +386,10 @@ def _names(items: Sequence[Tree]) -> list[str]:
 
 
 def _by_name(items: tuple) -> tuple:
-    """y = 1, x = 2 as the pair (2, 1)."""
+    """y = 1, x = 2 as the pair (2, 1); nothing of x = 1, x = 2."""
     names = _names(items)
+    if names[0] and len({one[3].split("=")[0] for one in items if one[0] == "rel"}) == 1 < len(items):
+        return ()
     if len(set(names)) < len(names) or not any(set(names) <= set(known) for known in ("xyz", "abcd")):
         return items
     return tuple(item for _, item in sorted(zip(names, items, strict=True)))

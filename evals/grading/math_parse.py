@@ -214,11 +214,10 @@ class _Parser:
         while True:
             if self.kind in ("words", "text1"):
                 words = self.take()
-                if words.startswith("("):
-                    if not self.remark(words):
-                        raise CannotParse(f"the remark {words!r}")
-                    continue
-                said.append(words)
+                if not words.startswith("(") or unit_of(words[1:-1]):  # 10 (dollars)
+                    said.append(words.strip("()"))
+                elif not self.remark(words):
+                    raise CannotParse(f"the remark {words!r}")
             elif not said and self.next_is(*_MONEY):
                 said.append(_MONEY[self.take()])
             elif said and self.next_is("^"):
