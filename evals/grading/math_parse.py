@@ -214,7 +214,7 @@ class _Parser:
         while True:
             if self.kind in ("words", "text1"):
                 words = self.take()
-                if not words.startswith("(") or unit_of(words[1:-1]):  # 10 (dollars)
+                if not words.startswith("(") or (words.endswith(")") and unit_of(words[1:-1])):  # 10 (dollars)
                     said.append(words.strip("()"))
                 elif not self.remark(words):
                     raise CannotParse(f"the remark {words!r}")
