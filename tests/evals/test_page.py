@@ -557,8 +557,10 @@ def test_words_for_stores_with_little_in_them(open_page, tmp_path, capsys):
     with new_store(tmp_path) as store:
         run = store.start_run("train", "tiny", method="agpo", config={})
         going = add_evaluation(store, set(), status="running")
+        add_evaluation(store, set(), bench="b")
     page = page_of_now()
     assert "0.0 to 27.8" in page.inner_text("main")  # none of ten is right: Wilson's interval is not empty
+    assert "no score" in page.inner_text("main")  # one that goes on
     assert page.locator(".badge.running").count() >= 2
     with new_store(tmp_path) as store:
         store.log_metrics(run, 1, {"reward/mean": float("nan"), "entropy": 0.5})
