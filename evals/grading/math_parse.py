@@ -78,7 +78,7 @@ def _whole(text: str) -> Tree | None:
 
 class _Parser:
     def __init__(self, found: list[Token]):
-        self.found = [*found, Token(("end", "", True))]
+        self.found = [*found, ("end", "", True)]
         self.at = 0
         self.depth = 0
         self.declared: list[Tree] = []
@@ -398,7 +398,7 @@ class _Parser:
         """`argument` of \\frac: \\frac12 is a half."""
         kind, value, _ = self.found[self.at]
         if kind == "number" and value.isdecimal() and len(value) > 1:
-            self.found[self.at] = Token((kind, value[1:], False))
+            self.found[self.at] = (kind, value[1:], False)
             return ("n", Fraction(int(value[0])))
         return self.argument()
 

@@ -115,7 +115,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
 ]
 _TEXT = r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname)"
 _UNWRAP = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
-_MARKDOWN = re.compile(r"(\*\*|__|`+|\")(.*)\1", re.S)
+_MARKDOWN = re.compile(r"(\*\*|__|`+|\")(.*)\1\.?", re.S)
 _END = re.compile(r"(?:[\s.,;:]|\\\\|\\[;,:\s])+$")
 
 

@@ -32,12 +32,8 @@ class CannotParse(ValueError):
     """The text is not an answer that this grammar knows; it says where it stopped."""
 
 
-class Token(tuple):
-    """(kind, value, space before)"""
-
-    kind = property(lambda self: self[0])
-    value = property(lambda self: self[1])
-    space = property(lambda self: self[2])
+Token = tuple[str, str, bool]
+"""(kind, value, space before)"""
 
 
 def tokens(text: str, joined: bool = True) -> list[Token]:
@@ -77,7 +73,7 @@ def tokens(text: str, joined: bool = True) -> list[Token]:
         elif kind == "word":
             found += _word_tokens(value, space)
             continue
-        found.append(Token((kind, value, space)))
+        found.append((kind, value, space))
     return found
 
 
@@ -100,61 +96,59 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
     name = command.lstrip("\\")
     words = SAYS_SO.sub("", " ".join(content.split()))
     if name == "mathbb":
-        return [Token(("command", rf"\mathbb{{{words}}}", space))]
+        return [("command", rf"\mathbb{{{words}}}", space)]
     if name in _MARKS:
-        return [Token(("name", f"{name}({words})", space))]
+        return [("name", f"{name}({words})", space)]
     if name in ("vec", "overrightarrow", "boldsymbol", "bm", "mathbf", "mathbi") and re.fullmatch(
         r"\\?[a-zA-Z]+", words
     ):
-        return [Token(("vec", words, space))]
+        return [("vec", words, space)]
     low = words.lower().strip(" .:")
     if not words:
         return []
     if low in JOINS:
-        return [Token(("sep", JOINS[low], space))]
+        return [("sep", JOINS[low], space)]
     if found := re.match(r"(and|or|,)\s+(?=[-+\d])", low):
         rest = words[words.lower().index(found[1]) + len(found[1]) :]
-        return [Token(("sep", JOINS[found[1]], space)), *_text_tokens(command, rest, True, joined)]
+        return [("sep", JOINS[found[1]], space), *_text_tokens(command, rest, True, joined)]
     if re.match(r",?\s*(?:where|for|with)\b", low):
-        return [Token(("cond", words, space))]
+        return [("cond", words, space)]
     if constant_word(low):
-        return [Token(("command", constant_word(low), space))]
+        return [("command", constant_word(low), space)]
     if low in SKIPPED:
         return []
     if low in FUNCTIONS and (low != "min" or name == "operatorname"):
-        return [Token(("function", FUNCTIONS[low], space))]
+        return [("function", FUNCTIONS[low], space)]
     if found := re.fullmatch(r"\(?([a-zA-Z])[).]*", words):
-        return [Token(("text1", found[1], space))]
+        return [("text1", found[1], space)]
     if found := re.fullmatch(r"([-+]?\d[\d.,/]*)\s+([a-zA-Z].*)", words):
         return [*tokens(found[1], joined), *_text_tokens(command, found[2], True, joined)]
     if re.fullmatch(r"[a-zA-Z](?:\s*(?:,|\band\b|\bor\b|&)+\s*[a-zA-Z])+", words):
         return [
-            Token(
-                ("sep", JOINS.get(sign, "and"), True) if len(sign) > 1 or not sign.isalpha() else ("text1", sign, True)
-            )
+            ("sep", JOINS.get(sign, "and"), True) if len(sign) > 1 or not sign.isalpha() else ("text1", sign, True)
             for sign in re.findall(r"and\b|or\b|[,&]|[a-zA-Z]", words)
         ]
     if re.fullmatch(r"[-+0-9.,:/()^ ]*\d[-+0-9.,:/()^ ]*", words) or (
         "\\" in words and not re.search("[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", words))
     ):
-        return [Token((kind, value, space or at > 0)) for at, (kind, value, _) in enumerate(tokens(words, joined))]
-    return [Token(("words", words, space))]
+        return [(kind, value, space or at > 0) for at, (kind, value, _) in enumerate(tokens(words, joined))]
+    return [("words", words, space)]
 
 
 def _word_tokens(word: str, space: bool) -> list[Token]:
     """Letters without a command: a word that means something, else one variable each."""
     low = word.lower()
     if low in ("or", "and") and word in (low, low.upper()):
-        return [Token(("sep", JOINS[low], space))]
+        return [("sep", JOINS[low], space)]
     if word in FUNCTIONS:
-        return [Token(("function", FUNCTIONS[word], space))]
+        return [("function", FUNCTIONS[word], space)]
     if constant_word(low):
-        return [Token(("command", constant_word(low), space))]
+        return [("command", constant_word(low), space)]
     for name in ("sin", "cos", "tan", "ln", "log", "sqrt"):
         if word.startswith(name) and len(word) == len(name) + 1:
-            return [Token(("function", FUNCTIONS[name], space)), Token(("letter", word[-1], False))]
+            return [("function", FUNCTIONS[name], space), ("letter", word[-1], False)]
     if word.endswith("pi") and len(word) == 3:
-        return [Token(("letter", word[0], space)), Token(("command", r"\pi", False))]
+        return [("letter", word[0], space), ("command", r"\pi", False)]
     if (len(word) > 2 and is_unit(word)) or (not space and word in ORDINALS):
-        return [Token(("words", word, space))]
-    return [Token(("letter", letter, space and at == 0)) for at, letter in enumerate(word)]
+        return [("words", word, space)]
+    return [("letter", letter, space and at == 0) for at, letter in enumerate(word)]
