@@ -64,6 +64,13 @@ def _lines(found: re.Match[str]) -> str:
     return ", ".join(rows).replace(", =", " =")
 
 
+_SPELT = [
+    (r"\le", "leq leqslant leqq"), (r"\ge", "geq geqslant geqq"), (r"\ne", "neq"), ("<", "lt"), (">", "gt"),
+    ("|", "lvert rvert vert mid"), (r"\{", "lbrace"), (r"\}", "rbrace"), ("[", "lbrack"), ("]", "rbrack"),
+    (":", "colon ratio"), (r"\emptyset", "varnothing O"), (r"\dots", "ldots cdots dotsc dotsb"),
+    (r"\frac", "dfrac tfrac cfrac"), (r"\binom", "dbinom tbinom"),
+]  # fmt: skip
+_COMMANDS = {name: one for one, names in _SPELT for name in names.split()}
 _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (_ENVIRONMENT, _lines),
     (re.compile(r"\\(?:left|right)\s*\."), ""),
@@ -77,8 +84,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         "",
     ),
     (re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\[hv]?phantom\s*\{[^{}]*\}"), ""),
-    (re.compile(r"\\(?:d|t|c)frac(?![a-zA-Z])"), r"\\frac"),
-    (re.compile(r"\\(?:d|t)binom(?![a-zA-Z])"), r"\\binom"),
+    (re.compile(rf"\\({'|'.join(_COMMANDS)})(?![a-zA-Z])"), lambda m: _COMMANDS[m[1]]),
     (
         re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:,\s*\\!|\{,\}(?:\\!)?)\s*\d{3})+(?!\d)"),
         lambda m: re.sub(r"\D", "", m[0]),
@@ -96,21 +102,10 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     ),
     (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
     (re.compile(r"(?:\\(?:text|mathrm|mbox)\s*)?\{([,:.;])\}"), r"\1"),
-    (re.compile(r"\\(?:leq|leqslant|leqq)(?![a-zA-Z])"), r"\\le"),
-    (re.compile(r"\\(?:geq|geqslant|geqq)(?![a-zA-Z])"), r"\\ge"),
-    (re.compile(r"\\neq(?![a-zA-Z])|\\not\s*="), r"\\ne"),
-    (re.compile(r"\\lt(?![a-zA-Z])"), "<"),
-    (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
-    (re.compile(r"\\(?:[lr]vert|vert|mid)(?![a-zA-Z])"), "|"),
-    (re.compile(r"\\lbrace(?![a-zA-Z])"), r"\\{"),
-    (re.compile(r"\\rbrace(?![a-zA-Z])"), r"\\}"),
-    (re.compile(r"\\lbrack(?![a-zA-Z])"), "["),
-    (re.compile(r"\\rbrack(?![a-zA-Z])"), "]"),
-    (re.compile(r"\\(?:varnothing|O)(?![a-zA-Z])"), r"\\emptyset"),
-    (re.compile(r"\\(?:ldots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\.\.+"), r"\\dots"),
+    (re.compile(r"\\not\s*="), r"\\ne"),
+    (re.compile(r"\.\.\.+"), r"\\dots"),
     (re.compile(r"\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\{\s*\\degree\s*\}"), r"^\\circ"),
     (re.compile(r"\\%"), "%"),
-    (re.compile(r"\\colon(?![a-zA-Z])|\\ratio(?![a-zA-Z])"), ":"),
     (re.compile(r"\\operatorname\*"), r"\\operatorname"),
 ]
 _TEXT = r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname)"
