@@ -326,6 +326,8 @@ def _settle(script: bool) -> bool:
     try:
         if _thread._count():
             clean = False
+            for shut_down in reversed(threading._threading_atexits):  # type: ignore[attr-defined]  # of executors
+                shut_down()
             for thread in threading.enumerate():
                 if thread is not threading.current_thread() and not thread.daemon:
                     thread.join()
