@@ -228,7 +228,7 @@ def test_copies_share_the_work_and_one_that_dies_is_an_error(subject, model):
         moved(moved_model, 1)
         engine.sync(moved_model.state_dict(), "moved")
         assert gap(two, moved_model) < 1e-4
-        stream = engine.generate(ask(two, [LONG] * 64, range(8)), Sampling(150, temperature=2))
+        stream = engine.generate(ask(two, [LONG] * 64, range(32)), Sampling(150, temperature=2))
         next(stream)
         os.kill(engine.backend.children[1].process.pid, signal.SIGKILL)
         with pytest.raises(EngineError, match=r"ended by signal 9 \(SIGKILL\).*memory.*nothing else counts"):
