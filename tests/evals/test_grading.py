@@ -173,13 +173,17 @@ def test_an_owner_that_is_killed_leaves_no_worker():
     (worker,) = workers_of(owner.pid)
     owner.kill()
     owner.wait()
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-        if "Z" in Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[0]:
-            break
+    deadline = time.monotonic() + 60
+    while runs(worker):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    else:
-        assert not Path(f"/proc/{worker}").exists()
+
+
+def runs(pid) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_equal_answers_are_compared_once(grader):
