@@ -1,6 +1,7 @@
 """Stage `decontaminate`: problems that are in a benchmark, or nearly, do not go on. Hits are listed with both texts."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from data_curation.alike import (
 from data_curation.rows import Row, digest, drop
 from data_curation.similar import GramIndex, near_pairs, run_sets
 from data_curation.stage import Context, Options, Result
+from evals.errors import UserError
 
 
 class DecontaminateOptions(Options):
@@ -185,15 +187,19 @@ def load_reference(name: str, given: Mapping[str, str]) -> list[Reference]:
     from evals.benches import find as find_bench
 
     path = given.get(name)
-    if name not in BENCHES and path:
-        return from_file(name, path)
     more = {"math500": given.get("math500", "")} if name == "math_val" else None
-    return [Reference(name, item.id, item.prompt, item.answer) for item in load(find_bench(name), path, more)]
+    if name not in BENCHES and path:
+        found = from_file(name, path)
+    else:
+        found = [Reference(name, item.id, item.prompt, item.answer) for item in load(find_bench(name), path, more)]
+    for one in found:
+        if re.search("[\ud800-\udfff]", one.problem + one.answer):
+            raise UserError(f"{path or name}, problem {one.id}: a lone surrogate, which no text holds.")
+    return found
 
 
 def from_file(bench: str, path: str) -> list[Reference]:
     """Problems of a file: whichever of the usual columns it has."""
-    from evals.errors import UserError
     from evals.items import problem_text, read_rows
 
     found = []
