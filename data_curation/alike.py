@@ -27,13 +27,16 @@ CHOICE = 0.7
 """the same where equal answers say little: those of multiple choice"""
 ALIKE = 0.55
 """the same from which on problems are one, whatever their answers, where nothing but filler words differs"""
+RARE = {2: 0.7, 3: 0.5}
+"""digits of an equal answer -> factor of the thresholds above: few problems share a long number by chance"""
 SHORT = 12
 """words and symbols, without diagrams: with fewer, equal words with different answers are no evidence"""
 
 _LOOKS = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-z])|\\[,;:! ]|[\s$~]+|[.。]+$")
 _FORM = re.compile(
-    r"(?:the |original |this )*answer (?:is |should be |will be )?(?:given |expressed |written )?(?:in|of) the form.*$"
-    r"|the (?:original )?answer is in .{1,80}? (?:form|format)\b.*$"
+    r"(?:the |original |this )*answer (?:to the \w+ )?(?:is |should be |will be )?(?:given |expressed |written )?"
+    r"(?:in|of) the form.*$"
+    r"|the (?:original )?answer (?:to the \w+ )?is in .{1,80}? (?:form|format)\b.*$"
     r"|(?:please )?(?:give|provide|find|calculate|compute) the (?:value|sum) of\s+[\\($]*\w(?:\s*\+\s*\w)+[$\\).\s]*$"
     r"|原始的?答案.*$",
     re.I | re.DOTALL,
@@ -43,12 +46,16 @@ _CHOICES = re.compile(
 )
 _CHOICE = re.compile(r"\(?[A-H]\)?|yes|no|true|false", re.I)
 _THOUSANDS = re.compile(r"(?<=\d)\s*(?:,|\{,\})\s*(?:\\[!,])?\s*(?=\d{3}(?!\d))")
+_LISTED = re.compile(r"^\s*\d[.)]\s", re.M)
 _FRACTION = re.compile(r"\\frac(\d|\{\d+\})(\d|\{\d+\})")
 _UNIT = re.compile(
     r"(?<=\d)(?:\^\{?\\circ\}?|\\degree|\\?%|\\text\{[a-z .]+\}|(?:cm|m|km|inches|feet|dollars|units)\b)*$"
 )
 
 _WORD = re.compile(r"\\?[a-z]+|\d+|[\u3400-\u9fff]|[+\-*/=<>^|]", re.I)
+_LABEL = re.compile(r'label\(\s*"([^"]*)"')
+_NAME = re.compile(r"[a-z]?[A-Z]{2,}|[a-z][A-Z][a-z]")
+"""points, as in ABC and xOy: a copy may have spaces between them"""
 _MARKUP = re.compile(r"\[/?[a-z]\]|^\s*[-*]\s|(?<=[a-z]{2})-(?=[a-z]{2})", re.I | re.M)
 _FILLER_WORDS = """a an the of to in is are be it its that this these and then find determine calculate
 compute evaluate what value number so such we for as on at by with if let suppose given please provide your
@@ -56,7 +63,7 @@ answer integer how many there which can possible all has have having each one ex
 expressed also any some below above shown following where when / frac dots ldots cdots mathbb mathcal
 boldsymbol i diagram figure"""
 _FILLER = frozenset(_FILLER_WORDS.split()) | frozenset(
-    "的求设是为则且若已知有在中个值数可能给出提供请计算多少问这样满足条件所何种其一试任意都与及和"
+    "的之求设是为则且若已知有在中个值数可能给出提供请计算多少问这样满足条件所何种其一试任意都与及和"
 )
 _CHANGING_WORDS = """not no neither nor without except exactly most least more less fewer greater smaller
 larger largest smallest greatest maximum minimum max min even odd prime composite positive negative
@@ -103,8 +110,8 @@ def is_choice(answer: str) -> bool:
 
 
 def numbers(problem: str) -> list[str]:
-    """The runs of digits, in order."""
-    return re.findall(r"\d+", _THOUSANDS.sub("", without_diagrams(problem)))
+    """The runs of digits, in order, without those that number a list."""
+    return re.findall(r"\d+", _LISTED.sub("", _THOUSANDS.sub("", without_diagrams(problem))))
 
 
 def share_numbers(one: str, other: str) -> int:
@@ -142,15 +149,27 @@ class Numbers:
 def one_problem(one: str, other: str, score: float, answer: str, floor: float = SAME_ANSWER) -> bool:
     """Whether two bare problems with the same answer are the same problem."""
     shared = share_numbers(one, other)
-    least = max(floor, CHOICE if is_choice(answer) else 0.0 if shared == 2 and numbers(one) else SOME_NUMBERS)
+    if is_choice(answer):
+        least = max(floor, CHOICE)
+    elif shared == 2 and (numbers(one) or _same_words(one, other)):
+        least = floor * rare(answer_key(answer))
+    else:
+        least = max(floor, SOME_NUMBERS) * (RARE[3] if rare(answer_key(answer)) == RARE[3] else 1)
     return bool(shared) and score >= least
+
+
+def rare(answer: str) -> float:
+    """By what the thresholds are multiplied where two problems have this answer (an `answer_key`)."""
+    return RARE.get(min(len(re.sub(r"\D", "", answer)), 3), 1.0) if re.fullmatch(r"-?\d+(?:\.\d+)?", answer) else 1.0
 
 
 def cannot_tell(one: str, other: str, same_answer: bool) -> bool:
     """Whether words are no evidence: too few of them, or about two figures ("In the diagram, what is x?")."""
     short = min(_length(one), _length(other)) < SHORT
     if another_figure(one, other):
-        return short or not same_answer or not numbers(one)
+        drawn, other_drawn = (sorted(_LABEL.findall(diagrams(problem).replace("$", ""))) for problem in (one, other))
+        labelled = drawn == other_drawn and bool(re.search(r"\d", " ".join(drawn)))
+        return short or not same_answer or not (labelled or numbers(one))
     return short and not same_answer
 
 
@@ -217,8 +236,15 @@ def _length(problem: str) -> int:
 def _content(problem: str) -> list[str]:
     plain = _THOUSANDS.sub("", _MARKUP.sub(" ", unicodedata.normalize("NFKC", without_diagrams(problem))))
     found: list[str] = _WORD.findall(plain)
+    found = [part for word in found for part in (word if _NAME.fullmatch(word) else [word])]
     words = [word if word.isupper() else str(SAME.get(word.lower(), word.lower())) for word in found]
     return [word.lstrip("\\") for word in words if word.lower() not in DROPPED and word.lstrip("\\") not in _FILLER]
+
+
+def _same_words(one: str, other: str) -> bool:
+    """Whether two texts are of the same words, in whatever order."""
+    left, right = set(_content(one)), set(_content(other))
+    return len(left & right) >= 0.8 * len(left | right)
 
 
 def _unlike(left: list[str], right: list[str]) -> list[str]:

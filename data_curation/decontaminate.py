@@ -19,6 +19,7 @@ from data_curation.alike import (
     key,
     one_problem,
     only_words,
+    rare,
     share_numbers,
 )
 from data_curation.rows import Row, digest, drop
@@ -138,7 +139,8 @@ def _alike(
     """(text, reference) -> the scores that may make it a hit."""
     sets = run_sets([*texts, *against], options.shingle)
     groups = np.array([hash64(one or f"unknown {at}") for at, one in enumerate([*answers, *keys])], np.uint64)
-    low = near_pairs(sets, min(options.same_answer, options.similarity), groups=groups, split=len(texts))
+    least = np.minimum(options.same_answer * np.array([rare(one) for one in [*answers, *keys]]), options.similarity)
+    low = near_pairs(sets, least, groups=groups, split=len(texts))
     high = near_pairs(sets, min(options.similarity, options.same_words), split=len(texts))
     shared = index.pairs(texts, min(options.ratio, options.same_answer))
     scores: dict[tuple[int, int], dict[str, float]] = {}

@@ -52,6 +52,8 @@ def fates(result) -> dict[str, str]:
         ("  a \n b  ", "a\n b", "space at the ends"),
         ("Tabs\tstay \\text{here}", "Tabs\tstay \\text{here}", None),
         ("de\x0cne fi\x0cve \x0cfirst", "dene five first", "invisible and control characters"),
+        ("\\star\x88 $y \x14\\le 2$ \x0c \x0c\n|", "\\star $y \\le 2$\n|", "invisible and control characters"),
+        ("m^2=\x0c\\frac{p}{q}", "m^2=\\frac{p}{q}", "invisible and control characters"),
         ("a \neq 0,\nabla f,\right)", "a \\neq 0,\\nabla f,\\right)", "eaten backslash restored"),
         ("1.\tan apple\nnow", "1.\tan apple\nnow", None),
     ],
@@ -110,6 +112,33 @@ def test_answers_that_cannot_be_graded_do_not_go_on():
     assert [row.id for row in strict.rows] == ["a:2"]
     kept = answers.run(rows(("Prove that 2 is even.", "1")), answers.AnswerOptions(proofs="keep"), CONTEXT)
     assert len(kept.rows) == 1
+
+
+PARTS = "Do this.\n(a) Find x.\n(b) "
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [
+        ("Find the sum of its roots.", False),
+        ("Find the value of y.", False),
+        ("What is the number of zeros?", False),
+        ("Find y. Give each answer as a fraction.", False),
+        ("Find y. Compute 10x + y.", True),
+        ("Find y. Submit $x+y$.", True),
+        ("Find y. What is the sum of your answers to (a) and (b)?", True),
+        ("Find y. Give the difference between the two.", True),
+        ("Find y. Report the product of both values.", True),
+        ("How many are odd? Give the answer to the last part only, the value of y.", True),
+        ("Prove that y is even.", True),
+        ("Show that y > 2 and find it.", False),
+        ("求 $y$。最后求 $x$ 与 $y$ 的和。", True),
+        ("求 $y$。", False),
+    ],
+)
+def test_several_parts_may_ask_for_one_number(end, kept):
+    result = answers.run(rows((PARTS + end, "3")), answers.AnswerOptions(), CONTEXT)
+    assert len(result.rows) == kept, fates(result)
 
 
 def test_exact_keeps_the_first_and_quarantines_contradictions():
