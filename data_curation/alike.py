@@ -154,7 +154,9 @@ def one_problem(one: str, other: str, score: float, answer: str, floor: float = 
     elif shared == 2 and (numbers(one) or _same_words(one, other)):
         least = floor * rare(answer_key(answer))
     else:
-        least = max(floor, SOME_NUMBERS) * (RARE[3] if rare(answer_key(answer)) == RARE[3] else 1)
+        least = max(floor, SOME_NUMBERS)
+        if rare(answer_key(answer)) == RARE[3]:
+            least = least * RARE[3] if numbers(one) else floor
     return bool(shared) and score >= least
 
 
@@ -168,8 +170,8 @@ def cannot_tell(one: str, other: str, same_answer: bool) -> bool:
     short = min(_length(one), _length(other)) < SHORT
     if another_figure(one, other):
         drawn, other_drawn = (sorted(_LABEL.findall(diagrams(problem).replace("$", ""))) for problem in (one, other))
-        labelled = drawn == other_drawn and bool(re.search(r"\d", " ".join(drawn)))
-        return short or not same_answer or not (labelled or numbers(one))
+        copied = drawn == other_drawn and key(without_diagrams(one)) == key(without_diagrams(other))
+        return short or not same_answer or not (numbers(one) or (copied and re.search(r"\d", "".join(drawn))))
     return short and not same_answer
 
 
