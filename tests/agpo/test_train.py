@@ -171,7 +171,7 @@ def without_end(model: Path) -> None:
         (["data=two.jsonl", "reward=math"], "fewer than rollout.prompts_per_step"),
         (["data=long.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "context of 256"),
         (["data=twice.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "the id '1' twice"),
-        (["model=nowhere/at/all/really"], "cannot load"),
+        (["model=nowhere/at/all/really"], "cannot get the model"),
         (["model=./empty"], "no config.json"),
         (["model=./bare"], "cannot load the tokenizer"),
         (["prompt=qwen-boxed"], "chat template"),

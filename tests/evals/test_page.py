@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from page_store import ATTACK, add_evaluation, fill, sample
@@ -127,6 +128,20 @@ def test_tables_of_the_overview_are_sorted_by_a_click(open_page):
         shown.evaluate("body => body.previousElementSibling.querySelector('button.more').getAttribute('aria-expanded')")
         == "true"
     )
+
+
+def test_what_is_not_seen_is_named_and_an_infinite_reward_is_no_crash(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        run = store.start_run("eval", "math500", model="m", config={})
+        hidden = replace(sample("hidden", response="zero\u200bwidth \u202eturned"), reward=float("inf"))
+        store.log_samples(run, [hidden])
+        store.finish_run(run, "done")
+        write_page(store, tmp_path / "page.html")
+    page = open_page("#samples", file=tmp_path / "page.html")
+    page.click(".row")
+    page.keyboard.press("t")
+    page.wait_for_selector(".sample pre.raw .special")
+    assert page.locator(".sample pre.raw .special").all_inner_texts() == ["U+200B", "U+202E"]
 
 
 def test_levels_and_names(open_page):
@@ -542,8 +557,10 @@ def test_words_for_stores_with_little_in_them(open_page, tmp_path, capsys):
     with new_store(tmp_path) as store:
         run = store.start_run("train", "tiny", method="agpo", config={})
         going = add_evaluation(store, set(), status="running")
+        add_evaluation(store, set(), bench="b")
     page = page_of_now()
     assert "0.0 to 27.8" in page.inner_text("main")  # none of ten is right: Wilson's interval is not empty
+    assert "no score" in page.inner_text("main")  # one that goes on
     assert page.locator(".badge.running").count() >= 2
     with new_store(tmp_path) as store:
         store.log_metrics(run, 1, {"reward/mean": float("nan"), "entropy": 0.5})
@@ -555,7 +572,7 @@ def test_words_for_stores_with_little_in_them(open_page, tmp_path, capsys):
     page = page_of_now()
     told = page.inner_text("main")
     assert "72.2 to 100.0" in told
-    assert "nothing scorable" in told
+    assert "no score" in told
     capsys.readouterr()
 
 

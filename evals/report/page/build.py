@@ -200,5 +200,5 @@ def signed(points: float) -> str:
 
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "signed": signed, "p": p_text}
+    environment.filters |= {"percent": percent, "signed": signed, "p": p_text, "finite": math.isfinite}
     return environment.from_string(_resource("page.html.j2"))

@@ -227,4 +227,4 @@ def score_elements(found: Sequence[Evaluation], chunks: Chunks) -> tuple[list[st
 
 
 def _short(value: float) -> float | int:
-    return int(value) if value == int(value) else float(f"{value:.9g}")
+    return int(value) if float(value).is_integer() else float(f"{value:.9g}")

@@ -11,7 +11,7 @@ import { sortable } from "./sort.js";
 
 const VIEWS = ["overview", "curves", "samples", "compare", "runs"];
 const SHOW = { curves: showCurves, samples: showSamples, compare: showCompare, runs: showRuns };
-const THEMES = { auto: ["Auto", "as the system"], light: ["Light", "light"], dark: ["Dark", "dark"] };
+const THEMES = { auto: ["Colours: auto", "as the system"], light: ["Colours: light", "light"], dark: ["Colours: dark", "dark"] };
 
 function show() {
   const wanted = here().view;

@@ -12,10 +12,19 @@ export const verdict = (row) => h("span", { class: `verdict ${standing(row)}` },
 
 /** A text in its chosen look. */
 export function textBlock(text, isPrompt = false) {
-  if (look.raw) return h("pre", { class: "raw", tabindex: "0" }, text);
+  if (look.raw) return h("pre", { class: "raw", tabindex: "0" }, visible(text));
   const body = h("div", { class: "prose" });
   body.append(isPrompt ? renderedPrompt(text) : rendered(text));
   return body;
+}
+
+// Characters that leave no mark, or turn the text around: control characters, soft hyphen, zero widths, directions.
+const UNSEEN = /([\u0000-\u0008\u000b-\u001f\u007f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff])/;
+
+/** The text with such characters named, as children of an element. */
+function visible(text) {
+  const code = (c) => `U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+  return text.split(UNSEEN).map((part, i) => (i % 2 ? h("span", { class: "special" }, code(part)) : part));
 }
 
 /** Everything about a row, as an element. `go(row)` opens another one, `redraw()` this one anew. */
