@@ -94,11 +94,6 @@ class Recipe(BaseModel):
         return STAGES[stage](**(self.stages[stage] or {}))
 
 
-def shipped() -> dict[str, str]:
-    """Recipe -> what it says about itself."""
-    return {path.stem: yaml.safe_load(path.read_text()).get("about", "") for path in sorted(FOLDER.glob("*.yaml"))}
-
-
 def load(
     name: str, settings: list[str], inputs: dict[str, str], skip: list[str], references: Iterable[str] = ()
 ) -> Recipe:
@@ -112,7 +107,8 @@ def load(
     if not path.is_file():
         path = Path(name)
         if path.suffix not in (".yaml", ".yml") or not path.is_file():
-            raise UserError(f"unknown recipe {name!r}. Known: {', '.join(shipped())}, or give a YAML file.")
+            known = ", ".join(sorted(shipped.stem for shipped in FOLDER.glob("*.yaml")))
+            raise UserError(f"unknown recipe {name!r}. Known: {known}, or give a YAML file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as e:

@@ -33,9 +33,6 @@ class Pairs:
     cut: int = 0
     """comparisons that were left out because a run has too many texts"""
 
-    def __len__(self) -> int:
-        return len(self.left)
-
 
 def run_sets(texts: Sequence[str], n: int) -> Hashes:
     """The distinct runs of n tokens of each text, as sorted hashes of 40 bits.

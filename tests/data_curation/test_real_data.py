@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,7 @@ def cases(data):
     path = data.parent / "cases/data.jsonl"
     if not path.is_file():
         pytest.skip(f"no labelled cases at {path}")
-    found: dict[str, list[dict]] = {}
+    found: dict[str, list[Any]] = {}
     for case in read_rows(path):
         found.setdefault(case["kind"], []).append(case)
     return found
