@@ -185,8 +185,12 @@ def only_words(one: str, other: str) -> bool:
         if tag != "equal":
             apart += _unlike(left[i:j], right[k:end])
     total = len(left) + len(right)
+    digits = ["".join(sorted("".join(numbers(problem)))) for problem in (one, other)]
+    if digits[0] != digits[1] and any(word.isdigit() for word in apart):
+        return False
     symbols = sum(not word.isalpha() for word in apart)
     telling = any(word in _CHANGES or word.isupper() or (len(word) == 1 and word.isalpha()) for word in apart)
+    telling |= any(a != b and a.endswith(b) and len(b) > 3 for a in apart for b in apart)  # irregular is not regular
     return not telling and len(set(apart)) <= 0.07 * total and symbols <= 0.025 * total
 
 
@@ -250,12 +254,16 @@ def _same_words(one: str, other: str) -> bool:
 
 
 def _unlike(left: list[str], right: list[str]) -> list[str]:
-    """The words that have no other spelling of theirs on the other side."""
+    """The words that have no other spelling of theirs on the other side; of two that change a problem, neither is."""
     left, right = list(left), list(right)
     for word in list(left):
-        if len(word) < 3 or word in _CHANGES or word.isupper():
+        if len(word) < 3 or word.isupper():
             continue
-        close = difflib.get_close_matches(word, [w for w in right if w not in _CHANGES], 1, 0.7)
+        least = 0.85 if word in _CHANGES else 0.7
+        able = [w for w in right if not w.endswith(word) and not word.endswith(w)]
+        close = difflib.get_close_matches(word, [w for w in able if w not in _CHANGES], 1, least)
+        if not close and word not in _CHANGES:
+            close = difflib.get_close_matches(word, [w for w in able if w in _CHANGES], 1, 0.85)
         if close:
             left.remove(word)
             right.remove(close[0])

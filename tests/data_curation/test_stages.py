@@ -17,6 +17,16 @@ DAPO = (
 LONG = "A bag holds 12 red and 30 blue marbles and Ann draws marbles until she has two of one colour"
 
 
+FEW = (
+    "A contest consists of six problems, each worth 7 points. For any given problem, a contestant can score either "
+    "0, 1 or 7 points. Determine the number of possible total scores a contestant can achieve across all six problems."
+)
+FEW_ANEW = (
+    "A contest has six problems worth seven points each. On any given problem, a contestant can score either "
+    "$0$, $1$, or $7$ points. How many possible total scores can a contestant achieve over all six problems?"
+)
+
+
 def rows(*problems: tuple[str, str] | str, source: str = "a") -> list[Row]:
     pairs = [one if isinstance(one, tuple) else (one, "1") for one in problems]
     return [Row(f"{source}:{i}", source, problem, answer) for i, (problem, answer) in enumerate(pairs)]
@@ -185,6 +195,22 @@ COPY = (
         ((f"{LONG}. Find the sum.", "6"), (f"{LONG}. Find the product.", "7"), SIBLINGS),
         ((f"{LONG}. Find it.", "6"), (f"{LONG}. Find it. The answer is in the form m/n, give m + n.", "7"), FORM),
         ((f"{LONG}. Find $AB$ of it.", "6"), (f"{LONG}. Find $AC$ of it.", "7"), SIBLINGS),
+        ((f"{LONG}. Find the least positive one.", "6"), (f"{LONG}. Find the least postive one.", "7"), CONFLICT),
+        ((f"{LONG}. It is a regular one.", "6"), (f"{LONG}. It is an irregular one.", "7"), SIBLINGS),
+        ((f"{LONG}, 12 or 30. Red?", "6"), (f"{LONG}, 12 or 12. Red?", "7"), SIBLINGS),
+        ((f"{LONG}, xOy. Red?", "6"), (f"{LONG}, x O y. Red?", "7"), CONFLICT),
+        (
+            ("Simplify 111/9999 times 33.", "6"),
+            ("Simplify 111/9999 times 33. The answer is in the form m/n, give m + n.", "7"),
+            FORM,
+        ),
+        ((FEW, "28"), (FEW_ANEW, "28"), NEAR),  # a two-digit answer is seldom shared by chance
+        ((FEW, "8"), (FEW_ANEW, "8"), None),
+        (
+            ('In the square of sums, find y + z. Its rows have the same sum. [asy] label("25",1); [/asy]', "46"),
+            ('In the square of sums, find $y+z$. Its rows have the same sum. [asy] label("$25$",2); [/asy]', "46"),
+            NEAR,
+        ),
         (
             ("In it, what is $x$? [asy] draw(1); [/asy]", "6"),
             ("In it, what is $x$? [asy] draw(2); [/asy]", "6"),
