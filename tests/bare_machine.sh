@@ -34,7 +34,8 @@ inside() { # in namespaces of mounts and processes of its own: what is mounted h
   umount --lazy /before && rmdir /before
   mapfile -d '' -t variables </variables
   exec setpriv --reuid=user --regid=user --init-groups --pdeathsig=KILL env -i "${variables[@]}" HOME=/home/user \
-    PATH=/opt/closed:/usr/local/bin:/usr/bin:/bin bash -exo pipefail -c "cd ~/agpo; $2"
+    PATH=/opt/closed:/usr/local/bin:/usr/bin:/bin bash -exo pipefail -c "cd ~/agpo; $2
+:" # the last command is no exec: bash stays process 1, which has to reap what others leave behind
 }
 
 if [ "${1:-}" = --inside ]; then

@@ -24,7 +24,8 @@ def extract_code(text: str) -> tuple[str | None, str]:
     """(program, where from): the last complete fenced block after the thoughts (thoughts.py, fences.py).
 
     The last one marked as Python counts (python, py3, python3.11, {python}, python:main.py, pypy3, ...), else the last
-    one without a mark; a block marked as something else (text, bash, cpp) is no program.
+    one without a mark, else the last with a mark that names no language (leetcode, pyhton); a block marked as something
+    else (text, bash, cpp) is no program.
 
     ("...", "fence"); (None, "none") without such a block, (None, "unclosed") where the only one never closes: a program
     that was cut off is not run, for what is left of it may pass by accident. (None, "empty"), (None, "thinking").
@@ -35,8 +36,9 @@ def extract_code(text: str) -> tuple[str | None, str]:
     found = [block for block in fences.blocks(answer) if block.kind != "other"]
     closed = [block for block in found if block.content is not None]
     full = [block for block in closed if block.content and block.content.strip()]
-    if full:
-        return ([block for block in full if block.kind == "python"] or full)[-1].content, "fence"
+    for kind in ("python", "bare", "unknown"):
+        if of_kind := [block.content for block in full if block.kind == kind]:
+            return of_kind[-1], "fence"
     return None, "empty" if closed else "unclosed" if found else "none"
 
 

@@ -18,7 +18,7 @@ _UNTOLD = ("code", "solution", "answer", "program")
 _OTHER = re.compile(
     r"text|txt|plain\w*|out|output|in|input|stdin|stdout|bash|sh|shell|zsh|console|terminal|c|cpp|c\+\+|cc|java|kotlin|"
     r"javascript|js|ts|typescript|json|yaml|toml|xml|html|css|sql|md|markdown|rust|go|ruby|r|php|csharp|cs|scala|swift|"
-    r"haskell|perl|lua|julia|diff|latex|tex|math|none|pycon|pytb|python-\w+"
+    r"haskell|perl|lua|julia|diff|latex|tex|math|none|pycon|pytb|python-(?:repl|console|traceback)"
 )
 _LITERAL = re.compile(
     r"""#[^\n]*|"{3}(?:[^\\]|\\.)*?(?:"{3}|\Z)|'{3}(?:[^\\]|\\.)*?(?:'{3}|\Z)|"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?""",
@@ -30,7 +30,7 @@ _LITERAL = re.compile(
 @dataclass(frozen=True)
 class Block:
     kind: str
-    """python, bare (no mark) or other"""
+    """python, bare (no mark), unknown (a mark that names no language we know) or other"""
     start: int
     """offset of its content"""
     end: int
@@ -60,6 +60,7 @@ class _Opened:
 
 def blocks(text: str) -> list[Block]:
     """Every fenced block, in order. Time is linear in the length of the text."""
+    text = text.rstrip()
     found: list[Block] = []
     opened: _Opened | None = None
     at = 0
@@ -97,7 +98,9 @@ def _kind(info: str) -> str:
     word = _word(info)
     if _PYTHON.fullmatch(word):
         return "python"
-    return "bare" if not word or word in _UNTOLD else "other"
+    if not word or word in _UNTOLD:
+        return "bare"
+    return "other" if _OTHER.fullmatch(word) else "unknown"
 
 
 def _dressed(prefix: str) -> bool:
@@ -116,7 +119,9 @@ def _opens(line: str, start: int) -> _Opened | None:
     alone = _dressed(prefix)
     if info.lstrip().startswith("<") or (not alone and (mark[0] == "~" or not _ONE_WORD.fullmatch(info))):
         return None
-    return _Opened(_kind(info), mark, prefix, start, [])
+    kind = _kind(info)
+    # a program may hold a shorter run of backticks; what is wrapped in a longer one is an answer with its fences
+    return _Opened(kind, mark if kind == "python" else mark[:3], prefix, start, [])
 
 
 def _ends(opened: _Opened, line: str, text: str, here: int) -> str:
@@ -129,14 +134,15 @@ def _ends(opened: _Opened, line: str, text: str, here: int) -> str:
         prefix, rest = line[: run.start()], line[run.end() :]
         if _dressed(prefix):
             word = "" if rest[:1].isspace() else _word(rest)
-            another = bool(word and (_PYTHON.fullmatch(word) or _OTHER.fullmatch(word)))
+            more = here + len(line) < len(text)  # nothing begins at the end of a response
+            another = bool(word and more and (_PYTHON.fullmatch(word) or _OTHER.fullmatch(word)))
             if opened.quote and not (another and len(prefix) <= len(opened.prefix)) and opened.goes_on(text, here):
                 break
             return "another" if another else "closes"
         if not python or opened.quote:
             break
         literal = next((span for span in within if span[0] < run.start() < span[1]), None)
-        if literal and (rest.strip() or line[literal[0]] != "#"):
+        if literal and (rest.strip() or line[literal[0]] != "#" or not prefix[literal[0] :].strip("# ")):
             break
         if not re.fullmatch(r"\s*(<[^<>]*>|\*+)\s*", prefix):
             opened.lines.append(prefix)

@@ -45,6 +45,20 @@ def install() -> None:
     for name in ("fork", "forkpty"):
         setattr(os, name, _no_processes)
     sys.meta_path.insert(0, _After())
+    loader = importlib.machinery.SourceFileLoader
+    loader.get_data = _or_not_there(loader.get_data)  # type: ignore[method-assign]
+
+
+def _or_not_there(get_data: Callable) -> Callable:
+    """A package that may not be read is not installed, as far as a program can tell: `except ImportError` holds."""
+
+    def wrapped(self, path):
+        try:
+            return get_data(self, path)
+        except PermissionError:
+            raise ModuleNotFoundError(f"No module named {self.name!r}", name=self.name) from None
+
+    return wrapped
 
 
 def _or_stream(call: Callable, of_descriptor: Callable) -> Callable:

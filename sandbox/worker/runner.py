@@ -83,7 +83,7 @@ def run(job: dict, code: list[types.CodeType], state: dict, given: list[int], ru
             del names
             if kind != "x" and script:
                 _tell_of_threads()
-            dirty = not _settle(script)
+            dirty = not _settle(script) or (script and not orders and _left_something(state))
             _answer(kind, text, dirty)
             if dirty or orders:
                 os._exit(0)
@@ -255,6 +255,7 @@ def remember(cwd: str) -> dict:
         "environ": dict(os.environ),
         "recursion": sys.getrecursionlimit(),
         "path": list(sys.path),
+        "modules": {name: (vars(m), len(vars(m))) for name, m in sys.modules.items() if name != __name__},
     }
 
 
@@ -325,6 +326,8 @@ def _settle(script: bool) -> bool:
     try:
         if _thread._count():
             clean = False
+            for shut_down in reversed(threading._threading_atexits):  # type: ignore[attr-defined]  # of executors
+                shut_down()
             for thread in threading.enumerate():
                 if thread is not threading.current_thread() and not thread.daemon:
                     thread.join()
@@ -350,6 +353,22 @@ def _settle(script: bool) -> bool:
             clean = False
         clean = _flush() and clean
     return clean
+
+
+def _left_something(state: dict) -> bool:
+    """A script has put something into a library's module, or files into /tmp, for the next test to find.
+
+    Modules within modules come from imports. A change inside of what was there already is not seen.
+    """
+    try:
+        for names, count in state["modules"].values():
+            if len(names) > count and any(type(v) is not types.ModuleType for v in [*names.values()][count:]):
+                return True
+        made = sys.modules.keys() - state["modules"].keys() - {__name__}
+        files = state["cwd"] == "/tmp" and os.listdir("/tmp")
+        return bool(files) or any(sys.modules[name].__spec__ is None for name in made)
+    except BaseException:  # noqa: BLE001 - a program may have broken any of it
+        return True
 
 
 def _flush() -> bool:

@@ -23,7 +23,6 @@ _KILL, _ALLOW = 0x80000000, 0x7FFF0000
 _EPERM, _ENOSYS = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 _DONE = 0x00050000  # the call is not made, and answered with 0
 _NR, _ARCH = 0, 4
-_RLIMIT_STACK = 3
 
 CLONE_THREAD = 0x00010000
 _CLONE_NEW = 0x7E020080  # every CLONE_NEW* flag
@@ -58,14 +57,12 @@ def runner_filter(*, shared_memory: bool, machine: str = "", part: Part = "whole
     for name in syscalls.ALLOWED:
         if name != "prlimit64":
             rules.allow(syscalls.ALLOWED[name])
-    # prlimit64(pid 0 or itself, resource, NULL, old): new limits must be a null pointer, both halves of it.
-    # A new limit for the stack is answered as if it were taken, for programs ask for one by habit.
+    # prlimit64(pid 0 or itself, resource, NULL, old). A new limit (a pointer: either half of it) is answered as if it
+    # were taken, for programs ask for one by habit.
     rules.when(
         syscalls.ALLOWED["prlimit64"],
-        [(_low(2), "is", 0), (_high(2), "is", 0), (_low(0), "is", (0, SELF))],
+        [(_low(0), "is", (0, SELF))],
         first=[
-            (_LOAD, 0, 0, _low(1)),
-            (_JEQ, 0, 5, _RLIMIT_STACK),
             (_LOAD, 0, 0, _low(2)),
             (_JEQ, 0, 2, 0),
             (_LOAD, 0, 0, _high(2)),

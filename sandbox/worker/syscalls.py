@@ -121,7 +121,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "getgroups": (115, 158),
     "getpriority": (140, 141),
     "getrlimit": (97, 163),
-    "prlimit64": (302, 261),  # only to ask, and only about itself
+    "prlimit64": (302, 261),  # to ask about itself; a new limit is answered, not taken
     "getrusage": (98, 165),
     "times": (100, 153),
     "uname": (63, 160),

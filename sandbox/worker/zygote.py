@@ -225,12 +225,12 @@ def _sweep(children: list[int]) -> None:
 
 
 def _add_site_builtins() -> None:
-    """exit and quit, which the site module would have added; it is not loaded, as it reads paths and files."""
+    """What the site module would have added; it is not loaded, as it reads paths and files."""
     import builtins
 
-    quitter = sys.modules["_sitebuiltins"].Quitter
-    builtins.__dict__["exit"] = quitter("exit", "Ctrl-D (i.e. EOF)")
-    builtins.__dict__["quit"] = quitter("quit", "Ctrl-D (i.e. EOF)")
+    site = sys.modules["_sitebuiltins"]
+    builtins.__dict__.update({name: site.Quitter(name, "Ctrl-D (i.e. EOF)") for name in ("exit", "quit")})
+    builtins.__dict__["help"] = site._Helper()
 
 
 def _has_schedstat(proc: int) -> bool:

@@ -1,6 +1,7 @@
-# Executor.
+# Executors, one of which nobody shuts down: the interpreter's end does.
 # expect: AC
 
 from concurrent.futures import ThreadPoolExecutor
 with ThreadPoolExecutor(4) as e:
-    print("held" if sum(e.map(abs, range(-5, 5))) == 25 else "?")
+    right = sum(e.map(abs, range(-5, 5))) == 25
+ThreadPoolExecutor(2).submit(lambda: print("held" if right else "?"))

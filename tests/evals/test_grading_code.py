@@ -21,6 +21,7 @@ RIGHT = "print(sum(map(int, input().split())))"
 MARKS = (
     *("py3", "pypy3", "python3.11", "python:main.py", "{python}", "{.python .numberLines}", "python,ignore", "PYTHON"),
     *("Python 3", "python{1,3}", "python#L1", "language-python", "solution.py", "code", ' python title="a.py"'),
+    *("python_code", "python-code", "pyhton", "leetcode"),
 )
 DRESSED = (
     *(
@@ -35,6 +36,7 @@ DRESSED = (
 BACKTICKS = (
     'print("```")',
     "# ``` is a fence\nx = 1",
+    "# So:\n# ```\n# f()\n# ```\nx = 1",
     's = """\n```\n"""\nx = 1',
     # CommonMark reads this one so too: a closing fence is indented by three spaces at most. (The shared cases call it
     # ambiguous and expect no program.)
@@ -106,6 +108,11 @@ def grader(backend):
         # a block that another one begins in never closes
         ("```python\nx = 2\n```python\nx = 1\n```", ("x = 1", "fence")),
         ("```markdown\n# A title\n```python\nx = 1\n```\n```", ("x = 1", "fence")),
+        ("````markdown\n# A title\n```python\nx = 1\n```\n````", ("x = 1", "fence")),
+        # nothing begins at the end of a response
+        ("```python\nx = 1\n```python\n", ("x = 1", "fence")),
+        # a mark that names no language, where nothing better is marked
+        ("```\nx = 1\n```\n```sample\n3\n```", ("x = 1", "fence")),
         ('```python\nx = """\n```\nAgain:\n```python\n"""new"""\nx = 1\n```', ('"""new"""\nx = 1', "fence")),
         # three backticks in a program's string or comment are its own
         *((f"```python\n{program}\n```", (program, "fence")) for program in BACKTICKS),

@@ -117,7 +117,7 @@ def test_all_tests_when_asked(embedded):
 @pytest.mark.parametrize("isolation", ["program", "test"])
 def test_what_only_fails_in_a_used_process_passes(embedded, isolation):
     """A failure after other tests in the same process is only believed when it shows in a fresh process too."""
-    source = "import math, os\nassert not hasattr(math, 'used')\nmath.used = os.getpid()\n" + ADD
+    source = "from collections import Counter\nassert not hasattr(Counter, 'used')\nCounter.used = 1\n" + ADD
     with Sandbox(embedded, workers=1, isolation=isolation) as sandbox:
         (report,) = sandbox.judge_sync([Program(source)], SUMS)
         assert report.passed, report
@@ -125,14 +125,31 @@ def test_what_only_fails_in_a_used_process_passes(embedded, isolation):
     assert [t.verdict for t in wrong.tests] == ["AC", "AC", "AC", "WA", "SKIPPED"]
 
 
+SEEN = "from collections import Counter\nCounter.seen = getattr(Counter, 'seen', 0) + 1\nprint(Counter.seen)"
+"""It leaves what the sandbox does not see, so it tells how many tests this process has run."""
+
+
 def test_one_process_for_a_programs_tests_and_a_fresh_one_each(embedded):
-    source = "import math\nmath.seen = getattr(math, 'seen', 0) + 1\nprint(math.seen)"
     with Sandbox(embedded, workers=1, isolation="program") as sandbox:
-        (report,) = sandbox.judge_sync([Program(source)], Problem([Test("", "1"), Test("", "2"), Test("", "3")]))
+        (report,) = sandbox.judge_sync([Program(SEEN)], Problem([Test("", "1"), Test("", "2"), Test("", "3")]))
         assert report.passed
     with Sandbox(embedded, workers=1, isolation="test") as sandbox:
-        (report,) = sandbox.judge_sync([Program(source)], Problem([Test("", "1")] * 3))
+        (report,) = sandbox.judge_sync([Program(SEEN)], Problem([Test("", "1")] * 3))
         assert report.passed
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import math as m\nm.seen = getattr(m, 'seen', 0) + 1\nprint(m.seen)",
+        "import sys\nm = sys.modules.setdefault('m', type(sys)('m'))\nm.n = getattr(m, 'n', 0) + 1\nprint(m.n)",
+        "import os\nopen(f'{len(os.listdir())}', 'w')\nprint(len(os.listdir()))",
+    ],
+)
+def test_what_a_script_leaves_in_a_module_or_in_its_folder_is_not_there_for_the_next_test(embedded, source):
+    with Sandbox(embedded, workers=1) as sandbox:
+        (report,) = sandbox.judge_sync([Program(source)], Problem([Test("", "1"), Test("", "2")]))
+    assert [t.verdict for t in report.tests] == ["AC", "WA"]
 
 
 def test_calls(box):
@@ -489,11 +506,10 @@ def test_a_coin_is_thrown_once(embedded, isolation):
 
 
 def test_a_program_is_unstable_when_it_fails_and_passes_and_not_for_what_tests_left(embedded):
-    flip = "import os\nif os.listdir():\n    print(os.urandom(8))\nelse:\n    open('n', 'w')\n    print(1)"
-    stale = "import math\nmath.seen = getattr(math, 'seen', 0) + 1\nprint(math.seen)"
+    flip = SEEN.replace("print(", "import os\nprint(os.urandom(8) if Counter.seen > 1 else ")
     for compat in ("real", "both"):
         with Sandbox(embedded, workers=1, compat=compat) as sandbox:
-            drawn, kept = sandbox.judge_sync([Program(flip), Program(stale)], Problem([Test("", "1")] * 4))
+            drawn, kept = sandbox.judge_sync([Program(flip), Program(SEEN)], Problem([Test("", "1")] * 4))
         assert (drawn.verdict, drawn.unstable) == ("WA", True)
         assert drawn.detail.startswith("unstable: accepted in one run, WA in another: token 1")
         assert (kept.verdict, kept.unstable) == ("AC", False)
