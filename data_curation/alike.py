@@ -10,6 +10,7 @@ import hashlib
 import re
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,13 +28,16 @@ CHOICE = 0.7
 """the same where equal answers say little: those of multiple choice"""
 ALIKE = 0.55
 """the same from which on problems are one, whatever their answers, where nothing but filler words differs"""
+RARE = {2: 0.7, 3: 0.5}
+"""digits of an equal answer -> factor of the thresholds above: few problems share a long number by chance"""
 SHORT = 12
 """words and symbols, without diagrams: with fewer, equal words with different answers are no evidence"""
 
 _LOOKS = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-z])|\\[,;:! ]|[\s$~]+|[.。]+$")
 _FORM = re.compile(
-    r"(?:the |original |this )*answer (?:is |should be |will be )?(?:given |expressed |written )?(?:in|of) the form.*$"
-    r"|the (?:original )?answer is in .{1,80}? (?:form|format)\b.*$"
+    r"(?:the |original |this )*answer (?:to the \w+ )?(?:is |should be |will be )?(?:given |expressed |written )?"
+    r"(?:in|of) the form.*$"
+    r"|the (?:original )?answer (?:to the \w+ )?is in .{1,80}? (?:form|format)\b.*$"
     r"|(?:please )?(?:give|provide|find|calculate|compute) the (?:value|sum) of\s+[\\($]*\w(?:\s*\+\s*\w)+[$\\).\s]*$"
     r"|原始的?答案.*$",
     re.I | re.DOTALL,
@@ -43,12 +47,16 @@ _CHOICES = re.compile(
 )
 _CHOICE = re.compile(r"\(?[A-H]\)?|yes|no|true|false", re.I)
 _THOUSANDS = re.compile(r"(?<=\d)\s*(?:,|\{,\})\s*(?:\\[!,])?\s*(?=\d{3}(?!\d))")
+_LISTED = re.compile(r"^\s*\d[.)]\s", re.M)
 _FRACTION = re.compile(r"\\frac(\d|\{\d+\})(\d|\{\d+\})")
 _UNIT = re.compile(
     r"(?<=\d)(?:\^\{?\\circ\}?|\\degree|\\?%|\\text\{[a-z .]+\}|(?:cm|m|km|inches|feet|dollars|units)\b)*$"
 )
 
 _WORD = re.compile(r"\\?[a-z]+|\d+|[\u3400-\u9fff]|[+\-*/=<>^|]", re.I)
+_LABEL = re.compile(r'label\(\s*"([^"]*)"')
+_NAME = re.compile(r"[a-z]?[A-Z]{2,}|[a-z][A-Z][a-z]")
+"""points, as in ABC and xOy: a copy may have spaces between them"""
 _MARKUP = re.compile(r"\[/?[a-z]\]|^\s*[-*]\s|(?<=[a-z]{2})-(?=[a-z]{2})", re.I | re.M)
 _FILLER_WORDS = """a an the of to in is are be it its that this these and then find determine calculate
 compute evaluate what value number so such we for as on at by with if let suppose given please provide your
@@ -56,7 +64,7 @@ answer integer how many there which can possible all has have having each one ex
 expressed also any some below above shown following where when / frac dots ldots cdots mathbb mathcal
 boldsymbol i diagram figure"""
 _FILLER = frozenset(_FILLER_WORDS.split()) | frozenset(
-    "的求设是为则且若已知有在中个值数可能给出提供请计算多少问这样满足条件所何种其一试任意都与及和"
+    "的之求设是为则且若已知有在中个值数可能给出提供请计算多少问这样满足条件所何种其一试任意都与及和"
 )
 _CHANGING_WORDS = """not no neither nor without except exactly most least more less fewer greater smaller
 larger largest smallest greatest maximum minimum max min even odd prime composite positive negative
@@ -103,8 +111,8 @@ def is_choice(answer: str) -> bool:
 
 
 def numbers(problem: str) -> list[str]:
-    """The runs of digits, in order."""
-    return re.findall(r"\d+", _THOUSANDS.sub("", without_diagrams(problem)))
+    """The runs of digits, in order, without those that number a list."""
+    return re.findall(r"\d+", _LISTED.sub("", _THOUSANDS.sub("", without_diagrams(problem))))
 
 
 def share_numbers(one: str, other: str) -> int:
@@ -142,15 +150,29 @@ class Numbers:
 def one_problem(one: str, other: str, score: float, answer: str, floor: float = SAME_ANSWER) -> bool:
     """Whether two bare problems with the same answer are the same problem."""
     shared = share_numbers(one, other)
-    least = max(floor, CHOICE if is_choice(answer) else 0.0 if shared == 2 and numbers(one) else SOME_NUMBERS)
+    if is_choice(answer):
+        least = max(floor, CHOICE)
+    elif shared == 2 and (numbers(one) or _same_words(one, other)):
+        least = floor * rare(answer_key(answer))
+    else:
+        least = max(floor, SOME_NUMBERS)
+        if rare(answer_key(answer)) == RARE[3]:
+            least = least * RARE[3] if numbers(one) else floor
     return bool(shared) and score >= least
+
+
+def rare(answer: str) -> float:
+    """By what the thresholds are multiplied where two problems have this answer (an `answer_key`)."""
+    return RARE.get(min(len(re.sub(r"\D", "", answer)), 3), 1.0) if re.fullmatch(r"-?\d+(?:\.\d+)?", answer) else 1.0
 
 
 def cannot_tell(one: str, other: str, same_answer: bool) -> bool:
     """Whether words are no evidence: too few of them, or about two figures ("In the diagram, what is x?")."""
     short = min(_length(one), _length(other)) < SHORT
     if another_figure(one, other):
-        return short or not same_answer or not numbers(one)
+        drawn, other_drawn = (sorted(_LABEL.findall(diagrams(problem).replace("$", ""))) for problem in (one, other))
+        copied = drawn == other_drawn and key(without_diagrams(one)) == key(without_diagrams(other))
+        return short or not same_answer or not (numbers(one) or (copied and re.search(r"\d", "".join(drawn))))
     return short and not same_answer
 
 
@@ -164,8 +186,12 @@ def only_words(one: str, other: str) -> bool:
         if tag != "equal":
             apart += _unlike(left[i:j], right[k:end])
     total = len(left) + len(right)
+    less, more = (Counter("".join(numbers(problem))) for problem in (one, other))
+    if less - more and more - less:  # another number, where a copy may have one more
+        return False
     symbols = sum(not word.isalpha() for word in apart)
     telling = any(word in _CHANGES or word.isupper() or (len(word) == 1 and word.isalpha()) for word in apart)
+    telling |= any(a != b and a.endswith(b) and len(b) > 3 for a in apart for b in apart)  # irregular is not regular
     return not telling and len(set(apart)) <= 0.07 * total and symbols <= 0.025 * total
 
 
@@ -217,17 +243,28 @@ def _length(problem: str) -> int:
 def _content(problem: str) -> list[str]:
     plain = _THOUSANDS.sub("", _MARKUP.sub(" ", unicodedata.normalize("NFKC", without_diagrams(problem))))
     found: list[str] = _WORD.findall(plain)
+    found = [part for word in found for part in (word if _NAME.fullmatch(word) else [word])]
     words = [word if word.isupper() else str(SAME.get(word.lower(), word.lower())) for word in found]
     return [word.lstrip("\\") for word in words if word.lower() not in DROPPED and word.lstrip("\\") not in _FILLER]
 
 
+def _same_words(one: str, other: str) -> bool:
+    """Whether two texts are of the same words, in whatever order."""
+    left, right = set(_content(one)), set(_content(other))
+    return len(left & right) >= 0.8 * len(left | right)
+
+
 def _unlike(left: list[str], right: list[str]) -> list[str]:
-    """The words that have no other spelling of theirs on the other side."""
+    """The words that have no other spelling of theirs on the other side; of two that change a problem, neither is."""
     left, right = list(left), list(right)
     for word in list(left):
-        if len(word) < 3 or word in _CHANGES or word.isupper():
+        if len(word) < 3 or word.isupper():
             continue
-        close = difflib.get_close_matches(word, [w for w in right if w not in _CHANGES], 1, 0.7)
+        least = 0.85 if word in _CHANGES else 0.7
+        able = [w for w in right if not w.endswith(word) and not word.endswith(w)]
+        close = difflib.get_close_matches(word, [w for w in able if w not in _CHANGES], 1, least)
+        if not close and word not in _CHANGES:
+            close = difflib.get_close_matches(word, [w for w in able if w in _CHANGES], 1, 0.85)
         if close:
             left.remove(word)
             right.remove(close[0])

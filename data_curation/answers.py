@@ -16,15 +16,22 @@ _ASKS = re.compile(
     re.I,
 )
 _PROOF = re.compile(r"(?<!\band )\b(?:prove|show|demonstrate) (?:that|the|this)\b|证明", re.I)
+_PROVED = re.compile(
+    r"\b(?:prove|show|demonstrate) that\b.*?(?=\band (?:find|determine|compute|evaluate|give)\b|[.;\n]|$)"
+    r"|证明[^。；\n]*",
+    re.I,
+)
 _LETTERED = re.compile(r"(?:^|\n|[.:;?]\s)\s*\(?([a-d]|i{1,3}|[1-4])\)\s", re.I)
 MULTI = (("a", "b"), ("i", "ii"), ("1", "2"))
 _ONE = re.compile(
-    r"\b(?:give|provide|enter|find|compute|what is) (?:the|their|your|its) (?:\w+ ){0,3}?"
-    r"(?:value|sum|product|difference|number|integer|answer|result)s? of\b|\b(?:sum|product) of (?:the|both|all|these|"
-    r"your) (?:\w+ ){0,2}(?:answers|results|values|parts)\b|as a single \w+|请|[之的][和积差]",
+    r"\b(?:give|provide|enter|find|compute|report|submit|what is)\s+(?:(?:the|their|your|its) (?:\w+ ){0,3}?"
+    r"(?:value|sum|product|difference|number|integer|answer|result)s? (?:of|between)\b|[\\($]*\d*\s*\w\s*[+*-]\s*\d*\w)"
+    r"|\b(?:sum|product|difference) of (?:the|both|all|these|your) (?:\w+ ){0,2}(?:answers|results|values|parts)\b"
+    r"|as a single \w+|\banswer (?:only )?(?:to |for )?(?:the |question )?(?:last )?(?:part|question)\b",
     re.I,
 )
 """an end that makes one number of all parts: "Please provide the value of a + b" """
+_ONE_CHINESE = re.compile("请|[之的][和积差]")
 _NONE = re.compile(r"(?:not ?found|none|null|nan|n/?a|unknown|no (?:answer|solution given)|error|[-?.…]+)", re.I)
 """what programs write where they have no answer"""
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|operatorname)\w*\s*\{([^{}]*)\}|\\[a-zA-Z]+")
@@ -91,8 +98,15 @@ def _parts_ask(problem: str, first: str, second: str) -> bool:
     A part to be proved has no answer, and an end may make one number of all.
     """
     pieces = re.split(rf"(?:^|\n|(?<=[.:;?]\s))\s*\(?(?:{first}|{second})\)\s", problem, flags=re.I)
-    return len(pieces) == 3 and all(map(_asks, pieces[1:])) and not _ONE.search(pieces[2])
+    return len(pieces) == 3 and all(map(_asks, pieces[1:])) and not _made_one(pieces[2])
+
+
+def _made_one(piece: str) -> bool:
+    """Whether an end follows the question of the last part: "Find the sum of its roots." alone is that question."""
+    asked = _ASKS.search(piece)
+    end = re.split(r"[.?;\n]", piece[asked.end() :], maxsplit=1)[1:] if asked and asked[0] not in "?？" else [piece]
+    return bool(_ONE_CHINESE.search(piece) or (end and _ONE.search(end[0])))
 
 
 def _asks(piece: str) -> bool:
-    return bool(_ASKS.search(piece)) and not _PROOF.search(piece)
+    return bool(_ASKS.search(_PROVED.sub("", piece)))

@@ -16,7 +16,7 @@ from rich.table import Table
 from evals.console import make_console
 from evals.errors import UserError, command
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("data_curation.build")  # __name__ is "__main__" under python -m
 
 # Heavy libraries are imported where they are needed, so that --help and a wrong name answer at once.
 
@@ -56,6 +56,8 @@ def pairs_of(given: Sequence[str], option: str) -> dict[str, str]:
         name, equals, place = text.partition("=")
         if not equals or not place:
             raise UserError(f"{option} {text}: expected NAME=FILE.")
+        if name in found:
+            raise UserError(f"{option} {name}: given twice. For several files give their folder.")
         found[name] = place
     return found
 
@@ -178,8 +180,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Append what is said, progress, warnings and how it ended to a file; nobody may be looking at the screen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"--out: {path} cannot be written ({e.strerror}). Choose another folder.") from e
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     ours, engines = logging.getLogger("data_curation"), logging.getLogger("evals")
     ours.setLevel(logging.INFO)

@@ -1,6 +1,7 @@
 """Stage `decontaminate`: problems that are in a benchmark, or nearly, do not go on. Hits are listed with both texts."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from data_curation.alike import (
     key,
     one_problem,
     only_words,
+    rare,
     share_numbers,
 )
 from data_curation.rows import Row, digest, drop
 from data_curation.similar import GramIndex, near_pairs, run_sets
 from data_curation.stage import Context, Options, Result
+from evals.errors import UserError
 
 
 class DecontaminateOptions(Options):
@@ -136,7 +139,8 @@ def _alike(
     """(text, reference) -> the scores that may make it a hit."""
     sets = run_sets([*texts, *against], options.shingle)
     groups = np.array([hash64(one or f"unknown {at}") for at, one in enumerate([*answers, *keys])], np.uint64)
-    low = near_pairs(sets, min(options.same_answer, options.similarity), groups=groups, split=len(texts))
+    least = np.minimum(options.same_answer * np.array([rare(one) for one in [*answers, *keys]]), options.similarity)
+    low = near_pairs(sets, least, groups=groups, split=len(texts))
     high = near_pairs(sets, min(options.similarity, options.same_words), split=len(texts))
     shared = index.pairs(texts, min(options.ratio, options.same_answer))
     scores: dict[tuple[int, int], dict[str, float]] = {}
@@ -185,15 +189,19 @@ def load_reference(name: str, given: Mapping[str, str]) -> list[Reference]:
     from evals.benches import find as find_bench
 
     path = given.get(name)
-    if name not in BENCHES and path:
-        return from_file(name, path)
     more = {"math500": given.get("math500", "")} if name == "math_val" else None
-    return [Reference(name, item.id, item.prompt, item.answer) for item in load(find_bench(name), path, more)]
+    if name not in BENCHES and path:
+        found = from_file(name, path)
+    else:
+        found = [Reference(name, item.id, item.prompt, item.answer) for item in load(find_bench(name), path, more)]
+    for one in found:
+        if re.search("[\ud800-\udfff]", one.problem + one.answer):
+            raise UserError(f"{path or name}, problem {one.id}: a lone surrogate, which no text holds.")
+    return found
 
 
 def from_file(bench: str, path: str) -> list[Reference]:
     """Problems of a file: whichever of the usual columns it has."""
-    from evals.errors import UserError
     from evals.items import problem_text, read_rows
 
     found = []

@@ -18,6 +18,7 @@ from data_curation.alike import (
     key,
     one_problem,
     only_words,
+    rare,
     same_form,
     same_programs,
 )
@@ -142,7 +143,8 @@ def candidates(rows: list[Row], plain: list[str], options: NearOptions) -> tuple
     counted = Numbers(plain)
     keys = [f"program {row.id}" if row.code is not None else answer_key(row.answer) for row in rows]
     answers = np.array([hash64(one) for one in keys], np.uint64)
-    low = near_pairs(sets, options.same_answer, groups=answers, allowed=counted.maybe)
+    least = options.same_answer * np.array([rare(one) for one in keys])
+    low = near_pairs(sets, least, groups=answers, allowed=counted.maybe)
     high = near_pairs(sets, options.threshold, groups=counted.digits, allowed=counted.same)
     found = {
         (left, right): score
@@ -160,7 +162,7 @@ def judge(one: Row, other: Row, plain: str, other_plain: str, score: float, equa
     """What two problems that are alike are to each other."""
     if one.code is not None and other.code is not None:
         return NEAR if score >= options.programs and same_programs(one, other) else SIBLINGS
-    if cannot_tell(plain, other_plain, equal):
+    if cannot_tell(plain, other_plain, equal) and key(plain) != key(other_plain):
         return SIBLINGS
     if equal:
         return NEAR if one_problem(plain, other_plain, score, one.answer, options.same_answer) else SIBLINGS

@@ -30,8 +30,8 @@ def check(recipe: Any, out: Path, context: Context) -> list[decontaminate.Refere
         try:
             return action()
         except UserError as e:
-            text = str(e)
-            wrong.append(f"{what}{text}" + (f" {option}" if option and option.split("=")[0] not in text else ""))
+            text = str(e).replace("SOURCE", what.removeprefix("source ").removesuffix(": "))
+            wrong.append(f"{what}{text}" + (f" {option}" if "--" not in text else "").rstrip())
             return None
 
     tried("", lambda: check_folder(out))

@@ -38,7 +38,7 @@ _EATEN = re.compile(
     + r"|\tan(?=\s*[\\({^]|\s+[a-zA-Z]\b)"  # "an" behind a tab may be English
 )
 _INVISIBLE = re.compile("[\u200b\u200c\u200d\u2060\ufeff\u00ad]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class NormaliseOptions(Options):

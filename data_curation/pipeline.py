@@ -124,10 +124,6 @@ def run_stages(
 
 def stage_function(name: str, options: Any, context: Context, references: Sequence[Any]) -> tuple[Any, list[Any]]:
     """(function of the rows, what else than options and rows its result depends on)."""
-    from data_curation import (
-        stage,
-    )
-
     functions = {
         "normalise": (normalise.run, [normalise]),
         "answers": (answers.run, [answers, math]),

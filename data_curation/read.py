@@ -68,8 +68,9 @@ def place_of(source: Any) -> str | None:
 
 def split_of(source: Any) -> tuple[str, str | None]:
     """(split, subset) of a source."""
-    kind = sources.KINDS[source.kind]
-    return source.split or kind.split, source.subset or kind.subset
+    kind, place = sources.KINDS[source.kind], Path(place_of(source) or "")
+    plain = place.is_dir() and kind.subset is not None and not (place / kind.subset).exists()
+    return source.split or kind.split, source.subset or (None if plain else kind.subset)
 
 
 def read(source: Any, context: Any, limit: int = 0) -> Result:
@@ -106,7 +107,7 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
             row = kind.read(source, name, found)
             dumps(asdict(row)).encode()
         except (sources.Bad, UnicodeEncodeError) as e:
-            reason = str(e) if isinstance(e, sources.Bad) else "a lone surrogate, which no text holds"
+            reason = str(e).replace("SOURCE", source.name) if isinstance(e, sources.Bad) else _no_text(e)
             text = str(found.get("problem") or found.get("question") or "")[:300].encode("utf-8", "replace").decode()
             drops.append(Drop(name, reason, text, malformed=getattr(e, "malformed", True)))
             continue
@@ -136,7 +137,7 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
         "equal problems": counted - len(answers),
         "problems with conflicting answers": sum(len(found) > 1 for found in answers.values()),
         "in Chinese": chinese,
-        "notes": notes(number + 1, len(repeats), again) + unread(place, *split_of(source)),
+        "notes": notes(sum(map(len, repeats.values())), len(repeats)) + unread(place, *split_of(source)),
     }
     return Result(drawn, drops, facts)
 
@@ -164,13 +165,18 @@ def in_any_language(source: Any, kind: Any, name: str, raw: Any) -> Any:
     return kind.read(source.model_copy(update={"languages": "all"}), name, raw)
 
 
-def notes(total: int, different: int, again: list[list[int]]) -> list[str]:
+def notes(total: int, different: int) -> list[str]:
     """What a user should know of a file at once."""
     if not different or total < 2 * different:
         return []
     times = round(total / different)
-    known = "the hub's copy of DAPO-Math-17k is known for that"
-    return [f"{total:,} rows are {different:,} different ones, about {times} times each ({known}); each is kept once"]
+    known = ", as in the hub's copy of DAPO-Math-17k" if times > 50 else ""
+    return [f"{total:,} rows are {different:,} different ones, about {times} times each{known}; each is kept once"]
+
+
+def _no_text(error: UnicodeEncodeError) -> str:
+    bad = error.object[error.start]
+    return "not UTF-8" if "\udc80" <= bad <= "\udcff" else "a lone surrogate, which no text holds"  # surrogateescape
 
 
 def _plain(value: Any) -> Any:

@@ -94,11 +94,6 @@ class Recipe(BaseModel):
         return STAGES[stage](**(self.stages[stage] or {}))
 
 
-def shipped() -> dict[str, str]:
-    """Recipe -> what it says about itself."""
-    return {path.stem: yaml.safe_load(path.read_text()).get("about", "") for path in sorted(FOLDER.glob("*.yaml"))}
-
-
 def load(
     name: str, settings: list[str], inputs: dict[str, str], skip: list[str], references: Iterable[str] = ()
 ) -> Recipe:
@@ -112,7 +107,8 @@ def load(
     if not path.is_file():
         path = Path(name)
         if path.suffix not in (".yaml", ".yml") or not path.is_file():
-            raise UserError(f"unknown recipe {name!r}. Known: {', '.join(shipped())}, or give a YAML file.")
+            known = ", ".join(sorted(shipped.stem for shipped in FOLDER.glob("*.yaml")))
+            raise UserError(f"unknown recipe {name!r}. Known: {known}, or give a YAML file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as e:
@@ -134,7 +130,10 @@ def load(
         if not equals or (not dot and key not in ("formats", "prompt", "name", "limit")):
             raise UserError(f"--set {setting}: expected STAGE.OPTION=VALUE, SOURCE.OPTION=VALUE or formats=verl,trl.")
         # a template of columns, {Body} {Question}, is no mapping
-        parsed = value if re.match(r"\{[^:]*\}", value) else yaml.safe_load(value)
+        try:
+            parsed = value if re.match(r"\{[^:]*\}", value) else yaml.safe_load(value)
+        except yaml.YAMLError as e:
+            raise UserError(f"--set {setting}: the value is not valid YAML. Put quotes around it.") from e
         if not dot:
             content[key] = value.split(",") if key == "formats" else parsed
         elif section in stages:
@@ -177,6 +176,8 @@ def _section(sources: dict[Any, dict[str, Any]], name: str, where: str) -> dict[
 def _said(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
+    found = error.errors()
+    found = [one for one in found if one["type"] != "too_short"] or found  # a source that is wrong is also missing
     return "; ".join(
-        f"{'.'.join(str(p) for p in one['loc'])}: {one['msg']}" if one["loc"] else one["msg"] for one in error.errors()
+        f"{'.'.join(str(p) for p in one['loc'])}: {one['msg']}" if one["loc"] else one["msg"] for one in found
     )

@@ -33,9 +33,6 @@ class Pairs:
     cut: int = 0
     """comparisons that were left out because a run has too many texts"""
 
-    def __len__(self) -> int:
-        return len(self.left)
-
 
 def run_sets(texts: Sequence[str], n: int) -> Hashes:
     """The distinct runs of n tokens of each text, as sorted hashes of 40 bits.
@@ -56,7 +53,7 @@ def run_sets(texts: Sequence[str], n: int) -> Hashes:
 
 def near_pairs(
     sets: Hashes,
-    threshold: float,
+    threshold: float | np.ndarray,
     *,
     groups: np.ndarray | None = None,
     split: int | None = None,
@@ -64,16 +61,18 @@ def near_pairs(
 ) -> Pairs:
     """All pairs (left < right) of texts with a Jaccard similarity of at least `threshold` between their sets of runs.
 
-    sets: of `run_sets`. groups: [texts] uint64; texts of different groups are no pair. split: only pairs of a text
-    before it and one from it on. allowed: of two arrays of texts, which pairs are worth measuring.
+    sets: of `run_sets`. threshold: one, or [texts] that are equal within a group. groups: [texts] uint64; texts of
+    different groups are no pair. split: only pairs of a text before it and one from it on. allowed: of two arrays of
+    texts, which pairs are worth measuring.
     """
+    threshold = np.broadcast_to(np.asarray(threshold, np.float64), (len(sets),))
     key, text = _prefixes(sets, threshold, groups)
     sizes, texts, cut = np.diff(sets.starts), max(1, len(sets)), 0
     found: list[np.ndarray] = [np.zeros(0, np.int64)]
 
     def add(left: np.ndarray, right: np.ndarray) -> None:
         fewer, more = np.minimum(sizes[left], sizes[right]), np.maximum(sizes[left], sizes[right])
-        possible = fewer >= threshold * more  # the similarity cannot exceed the ratio of the sizes
+        possible = fewer >= threshold[left] * more  # the similarity cannot exceed the ratio of the sizes
         if allowed is not None:
             possible &= allowed(left, right)
         found.append(left[possible].astype(np.int64) * texts + right[possible])
@@ -100,7 +99,7 @@ def near_pairs(
     return _measured(codes // texts, codes % texts, sets, threshold, cut)
 
 
-def _prefixes(sets: Hashes, threshold: float, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _prefixes(sets: Hashes, threshold: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """(run, text) of the runs that a text has to share one of, by run and then text; without runs of one text only."""
     parts = [(at, min(at + (1 << 14), len(sets))) for at in range(0, len(sets), 1 << 14)]
     low_bits = np.uint64((1 << min(25, max(16, len(sets.values).bit_length()))) - 1)
@@ -122,7 +121,7 @@ def _prefixes(sets: Hashes, threshold: float, groups: np.ndarray | None) -> tupl
         owner = np.repeat(np.arange(high - low, dtype=np.uint64), sizes)
         rank = (owner << np.uint64(50)) | (np.minimum(count, (1 << 18) - 1).astype(np.uint64) << np.uint64(32))
         order = np.argsort(rank | (key & np.uint64(0xFFFFFFFF)), kind="stable")
-        needed = np.repeat(sizes - np.ceil(threshold * sizes - 1e-9).astype(np.int64) + 1, sizes)
+        needed = np.repeat(sizes - np.ceil(threshold[low:high] * sizes - 1e-9).astype(np.int64) + 1, sizes)
         keep = order[(_ranges(sizes) < needed) & (count[order] > 1)]
         found.append(key[keep])
         owners.append((owner[keep] + np.uint64(low)).astype(np.int32))
@@ -131,7 +130,7 @@ def _prefixes(sets: Hashes, threshold: float, groups: np.ndarray | None) -> tupl
     return key[order], text[order]
 
 
-def _measured(left: np.ndarray, right: np.ndarray, sets: Hashes, threshold: float, cut: int = 0) -> Pairs:
+def _measured(left: np.ndarray, right: np.ndarray, sets: Hashes, threshold: np.ndarray, cut: int = 0) -> Pairs:
     """The candidates whose Jaccard similarity, counted on their runs, reaches the threshold."""
     sizes = np.diff(sets.starts)
     score = np.zeros(len(left))
@@ -139,7 +138,7 @@ def _measured(left: np.ndarray, right: np.ndarray, sets: Hashes, threshold: floa
         part = slice(at, at + MEASURED)
         common = _common(left[part], right[part], sets)
         score[part] = common / (sizes[left[part]] + sizes[right[part]] - common)
-    keep = score >= threshold
+    keep = score >= threshold[left]
     return Pairs(left[keep], right[keep], score[keep], cut)
 
 

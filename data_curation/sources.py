@@ -68,7 +68,7 @@ def column(raw: Mapping[str, Any], name: str) -> Any:
         inner = _json(inner)
     if isinstance(inner, Mapping):
         return column(inner, rest)
-    raise Bad(f"no column {name!r}")
+    raise Bad(f"no column {name!r} among {', '.join(map(str, raw))}")
 
 
 def text(raw: Mapping[str, Any], name: str) -> str:
@@ -99,7 +99,7 @@ def _one_answer(value: Any, name: str) -> str:
             raise Unfit(f"{len(different)} answers" if different else "no answer")
         return different[0]
     if isinstance(value, Mapping):
-        named = [key for key in ANSWERS if isinstance(value.get(key), str | int | float | list | tuple)]
+        named = [key for key in ANSWERS if isinstance(value.get(key), str | int | float | list | tuple | Mapping)]
         if len(named) != 1:
             raise Bad(f"{name!r} is a record of {', '.join(map(str, value))}; name one of them as {name}.NAME")
         return _one_answer(value[named[0]], f"{name}.{named[0]}")
@@ -122,7 +122,8 @@ def _json(value: str) -> Any:
 
 
 PROBLEMS = ("problem", "question", "query", "prompt", "input", "instruction")
-ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "label", "target", "value", "solution")
+ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "label", "target", "value", "solution",
+           "reward_model")  # fmt: skip
 """usual names of columns, in the order they are looked for"""
 
 
@@ -132,6 +133,8 @@ def usual(raw: Mapping[str, Any], given: str, names: Sequence[str], what: str) -
         return given
     there = {str(name).lower(): str(name) for name in raw}
     found = next((there[name] for name in names if raw.get(there.get(name, "")) is not None), None)
+    if null := next((there[name] for name in names if name in there), None) if found is None else None:
+        raise Bad(f"{null!r} is null")
     if found is None:
         there_are = ", ".join(map(str, raw))
         raise Bad(f"no column with a usual name of the {what} among {there_are}; name it: --set SOURCE.{what}=COLUMN")
@@ -296,6 +299,8 @@ def read_table(options: TableSource, name: str, raw: Mapping[str, Any]) -> Row |
         if boxed is None:
             return Drop(name, f"no answer in a box ({found})", problem[:300])
         said = boxed
+    if said.startswith("{") and isinstance(_json(said), Mapping):
+        raise Bad("the answer is a record; tests of a program are read by --set SOURCE.kind=code-table, or verl")
     meta = {new: raw[old] for new, old in options.meta.items() if isinstance(raw.get(old), str | int | float)}
     return Row(name, options.name, problem, said, meta)
 

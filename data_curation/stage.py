@@ -72,7 +72,6 @@ class Done:
     """A stage's result as it lies in its folder."""
 
     name: str
-    key: str
     folder: Path
     hash: str
     """of the rows that come out"""
@@ -126,4 +125,4 @@ def run(
         os.replace(building, folder)
     done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     counts = {"in": done["in"], "out": done["out"]}
-    return Done(name, key, folder, done["hash"], counts, done["facts"], again)
+    return Done(name, folder, done["hash"], counts, done["facts"], again)

@@ -32,6 +32,8 @@ Rows = Iterator[Mapping[str, Any] | Malformed]
 def file_rows(path: str | Path) -> Rows:
     """Rows of one file in file order. Raises UserError: no such file, unknown ending, or damaged as a whole."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file in it: {', '.join(ENDINGS)}.")
     if not path.is_file():
         raise UserError(f"{path}: no such file. Expected one of {', '.join(ENDINGS)}.")
     reader = ENDINGS.get(ending(path))

@@ -27,7 +27,7 @@ FATES = {
     "math:5": "unclosed \\boxed{} in the solution",
     "math:7": "'problem' is null, not text",
     "math:8": "'solution' is list, not text",
-    "math:12": "no column 'level'",
+    "math:12": "no column 'level' among problem",
     "math:14": "the same row again",
     "math:15": "not UTF-8",
     "math:16": "not valid JSON",
@@ -364,6 +364,11 @@ HELD = ("--reference", "held=bench.jsonl")
         (["--recipe", "math-paper", "--set", "solve_rate.prompt=x"], "unknown prompt preset 'x'"),
         (["--recipe", "small.yaml", "--skip", "solve_rate"], "this recipe has no such stage"),
         (["--recipe", "math-only", "--reference", "math500=bench.jsonl"], "no column 'answer'"),
+        (["--recipe", "small.yaml", "--reference", "held=."], ". is a folder. Name a file in it"),
+        (["--recipe", "small.yaml", "--reference", "held=half.jsonl"], "problem 0: a lone surrogate"),
+        (["--recipe", "table", "--input", "data=x.csv", "--input", "data=x.txt"], "--input data: given twice"),
+        (["--set", "arith.size=: ["], "the value is not valid YAML"),
+        (["--out", "/proc/none"], "cannot be written"),
         (["--set", "arith.size=0"], "greater than or equal to 1"),
         (["--workers", "0"], "--workers must be at least 1"),
     ],
@@ -374,6 +379,7 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(recipe, tmp_path, mon
     (tmp_path / "bad.yaml").write_text("sources: [{name: a, kind: arith}]\nstages: {washing: }\n")
     (tmp_path / "x.csv").write_text("problem,level\n")
     (tmp_path / "x.txt").write_text("problem")
+    (tmp_path / "half.jsonl").write_text('{"problem": "\\ud800"}\n')
     assert command.main(args) == 2
     told = capsys.readouterr().err
     assert words in told

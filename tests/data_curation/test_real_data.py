@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,7 @@ def cases(data):
     path = data.parent / "cases/data.jsonl"
     if not path.is_file():
         pytest.skip(f"no labelled cases at {path}")
-    found: dict[str, list[dict]] = {}
+    found: dict[str, list[Any]] = {}
     for case in read_rows(path):
         found.setdefault(case["kind"], []).append(case)
     return found
@@ -122,12 +123,65 @@ math:3932, math:3237 math:3259"""
 """pairs that read alike and are not one problem; the last but one is labelled as one: f(x - y) and f(xy) in it"""
 
 
+COPIES = """dapo:2904 dapo:8235, dapo:1338 dapo:8078, dapo:3915 dapo:7401, dapo:341 dapo:16810, dapo:3420
+dapo:5014, dapo:1693 dapo:8184, dapo:16056 dapo:16105, dapo:4909 dapo:5083, dapo:1319 dapo:5536, dapo:2515
+dapo:8243, dapo:3032 dapo:4992, dapo:5960 dapo:10527, dapo:1582 dapo:8399, dapo:1983 dapo:12112, dapo:1860
+dapo:12102, dapo:3189 dapo:5562, dapo:11651 dapo:12498, dapo:12175 dapo:12276, dapo:11654 dapo:12504, dapo:333
+dapo:7305, dapo:322 dapo:5779, dapo:2663 dapo:4095, dapo:11735 dapo:12545, dapo:11634 dapo:12718, math:5895
+dapo:4482, dapo:16407 dapo:17355, dapo:1930 dapo:6399, dapo:2616 dapo:8095, dapo:16034 dapo:16052, dapo:5396
+dapo:7751, dapo:11626 dapo:12551, dapo:11795 dapo:12354, dapo:2414 dapo:5734, dapo:3888 dapo:8082, dapo:2542
+dapo:6799, dapo:4321 dapo:11273, dapo:549 dapo:4418, dapo:11481 dapo:15976, dapo:1920 dapo:11295, math:5242
+dapo:301, dapo:1771 dapo:12287, dapo:15996 dapo:16264, dapo:16393 dapo:16993, dapo:11643 dapo:12714, dapo:1208
+dapo:2742, dapo:17112 dapo:17329, dapo:11623 dapo:12547, math:4016 dapo:1637, dapo:11603 dapo:12583, dapo:3614
+dapo:12411, dapo:11488 dapo:16050, dapo:3706 dapo:5535, dapo:11627 dapo:12558, dapo:11482 dapo:15980, dapo:15699
+dapo:16878, dapo:7083 dapo:17676, dapo:166 dapo:5147, dapo:11486 dapo:16029, dapo:11478 dapo:15981, math:1188
+dapo:9880, math:6666 dapo:6561, math:6799 dapo:6464, math:7194 dapo:6551, math:6151 dapo:6476, math:4801
+dapo:6807, math:35 math:1325, dapo:1114 dapo:4142, math:4664 dapo:385, dapo:991 dapo:3036, dapo:11460 dapo:11473,
+dapo:2013 dapo:11226, math:1341 dapo:4499, dapo:4060 dapo:4922, dapo:15282 dapo:15285, dapo:12753 dapo:12962,
+dapo:1051 dapo:11278, dapo:14919 dapo:15651, dapo:15097 dapo:15102, dapo:4669 dapo:8129, dapo:711 dapo:7188,
+dapo:864 dapo:8096, dapo:2697 dapo:4346, dapo:12782 dapo:13220, dapo:12873 dapo:13193, math:7072 dapo:14903,
+math:279 math:4427, dapo:3196 dapo:8240"""
+"""the hardest copies that a search by words and answers found; those of the last six lines are mostly missed"""
+CLASHES = """dapo:192 dapo:7724, dapo:274 dapo:7444, dapo:441 dapo:7694, dapo:515 dapo:8574, dapo:820 dapo:7753,
+dapo:1081 dapo:7827, dapo:2432 dapo:7235, dapo:2534 dapo:7819, dapo:2584 dapo:8428, dapo:2684 dapo:7932, dapo:3415
+dapo:7377, dapo:4577 dapo:7907, dapo:5038 dapo:7490, dapo:5219 dapo:8133, dapo:11559 dapo:11560, dapo:13674
+dapo:14672, dapo:13682 dapo:14106, dapo:16227 dapo:16629"""
+MORE_SIBLINGS = """dapo:14620 dapo:16614, dapo:13693 dapo:14147, math:2335 math:2368, dapo:6489 dapo:6898, math:2015
+math:2368, dapo:6541 dapo:6675, math:4373 dapo:6746, dapo:105 dapo:3349, math:217 math:3438, math:4634 dapo:6648,
+dapo:6418 dapo:7131, dapo:4408 dapo:15636, dapo:1330 dapo:1999, math:3575 math:3791, dapo:8046 dapo:8064, dapo:12490
+dapo:12537, math:2737 math:3270, dapo:14359 dapo:15636, dapo:1932 dapo:15218, dapo:16032 dapo:16570, math:568
+dapo:9761, math:2268 math:2303, dapo:2885 dapo:8018, dapo:1066 dapo:9982, dapo:6619 dapo:6898, math:2571 math:3272,
+dapo:6704 dapo:6717, math:170 math:1315"""
+
+
+def pairs_of(text: str) -> list[tuple[str, ...]]:
+    return [tuple(pair.split()) for pair in text.replace("\n", " ").split(",")]
+
+
+def test_hard_pairs_within_the_data(sources):
+    """Copies that share few runs of tokens, contradictions, and siblings with the same answer."""
+    rows = {row.id: row for found in sources.values() for row in found.rows}
+    copies, clashes, siblings = map(pairs_of, (COPIES, CLASHES, MORE_SIBLINGS))
+    names = dict.fromkeys(name for pair in (*copies, *clashes, *siblings) for name in pair if name in rows)
+    given = normalise.run([rows[name] for name in names], normalise.NormaliseOptions(), Context()).rows
+    result = dedupe.near(given, NearOptions(), Context())
+    gone = {one.id: one.reason for one in result.drops}
+    missed = [pair for pair in copies if not set(pair) & gone.keys()]
+    open_clashes = [pair for pair in clashes if {gone.get(name) for name in pair} != {CONFLICT}]
+    together = {frozenset((p["left"], p["right"])) for p in result.pairs if p["done"] != "both kept"}
+    wrong = [pair for pair in siblings if frozenset(pair) in together]
+    print(f"hard: missed {len(missed)} of {len(copies)} {missed}; open {open_clashes}; wrong {wrong}")
+    assert len(missed) <= 24
+    assert not open_clashes
+    assert len(wrong) <= 2
+
+
 def test_labelled_pairs_within_the_data(cases, sources):
     """Precision and recall of `near`, over all pairs that it finds among the labelled rows and the siblings above."""
     rows = {row.id: row for found in sources.values() for row in found.rows}
     copies = [tuple(case["rows"]) for case in cases["near-duplicate-left"]]
     clashes = [tuple(case["rows"]) for case in cases["conflicting-answers-both-kept"]]
-    siblings = [tuple(pair.split()) for pair in SIBLINGS.replace("\n", " ").split(",")]
+    siblings = pairs_of(SIBLINGS)
     names = dict.fromkeys(name for pair in (*copies, *clashes, *siblings) for name in pair if name in rows)
     given = normalise.run([rows[name] for name in names], normalise.NormaliseOptions(), Context()).rows
     result = dedupe.near(given, NearOptions(), Context())

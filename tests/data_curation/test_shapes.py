@@ -1,6 +1,8 @@
 """Files of other shapes, as people have them: each is read by one command, or says on the screen why not."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,6 +78,12 @@ def record_as_truth(path):
     pq.write_table(pa.Table.from_pylist(rows), path / "x.parquet")
 
 
+def flat(path):
+    (path / "x").mkdir()
+    for split, rows in (("train", QA), ("test", QA[:1])):
+        lines(path / "x" / f"{split}.jsonl", [{"question": q, "answer": f"so\n#### {a}"} for q, a in rows])
+
+
 SHAPES = {
     array: "x.json",
     wrapped: "x.json",
@@ -85,7 +93,8 @@ SHAPES = {
     halves: "x.jsonl data.problem={Body}|{Question}",
     saved: "x",
     snapshot: "x data.kind=gsm8k",
-    record_as_truth: "x.parquet data.kind=verl",
+    flat: "x data.kind=gsm8k",
+    record_as_truth: "x.parquet",
 }
 
 
@@ -99,14 +108,16 @@ def test_a_shape_is_read(make, tmp_path):
     assert [row.problem for row in result.rows] == [q for q, _ in QA]
     assert {row.answer for row in result.rows} <= {"7", "7.0"}
     assert not result.drops
+    assert not any("different ones" in note for note in result.facts["notes"])
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("prompt", ["", "qwen-boxed"])
-def test_our_own_exports_are_read_back(format, prompt, tmp_path):
+@pytest.mark.parametrize(
+    ("format", "prompt", "kind"),
+    [(one, prompt, "table") for one in FORMATS for prompt in ("", "qwen-boxed")] + [("verl", "", "verl")],
+)
+def test_our_own_exports_are_read_back(format, prompt, kind, tmp_path):
     rows = [Row(f"a:{n}", "a", q, a) for n, (q, a) in enumerate(QA)]
     export.write(rows, (format,), prompt, {"a": load("arith", [], {}, []).sources[0]}, tmp_path)
-    kind = "verl" if format == "verl" else "table"
     place = tmp_path / "train.parquet" if format == "verl" else tmp_path / format
     recipe = load("table", [f"data.kind={kind}"], {"data": str(place)}, ["near"])
     pipeline.build(recipe, tmp_path / "again", Context(workers=1))
@@ -136,6 +147,12 @@ def test_programs_in_the_shapes_of_others(tmp_path):
     [
         ({"problem": "x?", "answer": float("nan")}, "'answer' is nan, not text or a number", True),
         ({"problem": "x?", "answer": "1\ud800"}, "a lone surrogate, which no text holds", True),
+        ({"problem": None, "answer": "1"}, "'problem' is null", True),
+        (
+            {"problem": "x?", "answer": json.dumps(CODE)},
+            "the answer is a record; tests of a program are read by --set data.kind=code-table, or verl",
+            True,
+        ),
         ({"problem": "x?", "answer": ["1", "2"]}, "2 answers", False),
         ({"problem": "x?", "answer": []}, "no answer", False),
         ({"problem": "x?", "answer": True}, "'answer' is bool, not text or a number", True),
@@ -154,6 +171,7 @@ def test_what_is_no_answer_is_said(row, reason, malformed, tmp_path):
     ("content", "words"),
     [
         ("{\n{\n", "data: 2 malformed rows: 2 not valid JSON"),
+        ("{\n" * 5, "read-data: 0 of 5 rows\ndata: 5 malformed rows"),
         ('{"text": "x", "code": "y"}\n', "no column with a usual name of the problem among text, code; name it"),
     ],
 )
@@ -164,9 +182,18 @@ def test_a_file_without_a_good_row_says_why(content, words, tmp_path, monkeypatc
     printed = capsys.readouterr()
     assert words in printed.out
     assert "No row of it can be read" in printed.err
+
+
+def test_the_log_file_has_what_the_command_says(tmp_path):
+    """As a module, where a logger by __name__ would be called __main__."""
+    (tmp_path / "x.csv").write_bytes("question,answer\nWie groß ist ein Winkel?,60\n".encode("latin-1"))
+    command = [sys.executable, "-m", "data_curation.build", "--recipe", "table", "--input", "data=x.csv"]
+    run = subprocess.run([*command, "--store", "s.db"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     log = (tmp_path / "data" / "table.log").read_text()
-    assert words in log
+    assert "data: 1 malformed rows: 1 not UTF-8" in run.stdout
+    assert "data: 1 malformed rows: 1 not UTF-8" in log
     assert "ended by UserError" in log
+    assert run.stderr.count("No row of it can be read") == 1
 
 
 def test_a_trial_draws_from_all_of_a_file(tmp_path):

@@ -17,6 +17,16 @@ DAPO = (
 LONG = "A bag holds 12 red and 30 blue marbles and Ann draws marbles until she has two of one colour"
 
 
+FEW = (
+    "A contest consists of six problems, each worth 7 points. For any given problem, a contestant can score either "
+    "0, 1 or 7 points. Determine the number of possible total scores a contestant can achieve across all six problems."
+)
+FEW_ANEW = (
+    "A contest has six problems worth seven points each. On any given problem, a contestant can score either "
+    "$0$, $1$, or $7$ points. How many possible total scores can a contestant achieve over all six problems?"
+)
+
+
 def rows(*problems: tuple[str, str] | str, source: str = "a") -> list[Row]:
     pairs = [one if isinstance(one, tuple) else (one, "1") for one in problems]
     return [Row(f"{source}:{i}", source, problem, answer) for i, (problem, answer) in enumerate(pairs)]
@@ -52,6 +62,8 @@ def fates(result) -> dict[str, str]:
         ("  a \n b  ", "a\n b", "space at the ends"),
         ("Tabs\tstay \\text{here}", "Tabs\tstay \\text{here}", None),
         ("de\x0cne fi\x0cve \x0cfirst", "dene five first", "invisible and control characters"),
+        ("\\star\x88 $y \x14\\le 2$ \x0c \x0c\n|", "\\star $y \\le 2$\n|", "invisible and control characters"),
+        ("m^2=\x0c\\frac{p}{q}", "m^2=\\frac{p}{q}", "invisible and control characters"),
         ("a \neq 0,\nabla f,\right)", "a \\neq 0,\\nabla f,\\right)", "eaten backslash restored"),
         ("1.\tan apple\nnow", "1.\tan apple\nnow", None),
     ],
@@ -112,6 +124,33 @@ def test_answers_that_cannot_be_graded_do_not_go_on():
     assert len(kept.rows) == 1
 
 
+PARTS = "Do this.\n(a) Find x.\n(b) "
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [
+        ("Find the sum of its roots.", False),
+        ("Find the value of y.", False),
+        ("What is the number of zeros?", False),
+        ("Find y. Give each answer as a fraction.", False),
+        ("Find y. Compute 10x + y.", True),
+        ("Find y. Submit $x+y$.", True),
+        ("Find y. What is the sum of your answers to (a) and (b)?", True),
+        ("Find y. Give the difference between the two.", True),
+        ("Find y. Report the product of both values.", True),
+        ("How many are odd? Give the answer to the last part only, the value of y.", True),
+        ("Prove that y is even.", True),
+        ("Show that y > 2 and find it.", False),
+        ("求 $y$。最后求 $x$ 与 $y$ 的和。", True),
+        ("求 $y$。", False),
+    ],
+)
+def test_several_parts_may_ask_for_one_number(end, kept):
+    result = answers.run(rows((PARTS + end, "3")), answers.AnswerOptions(), CONTEXT)
+    assert len(result.rows) == kept, fates(result)
+
+
 def test_exact_keeps_the_first_and_quarantines_contradictions():
     given = [
         *rows(("What is  $x+1$?", "3"), ("other", "4"), ("clash", "5"), ("half?", "\\frac12"), source="a"),
@@ -156,6 +195,22 @@ COPY = (
         ((f"{LONG}. Find the sum.", "6"), (f"{LONG}. Find the product.", "7"), SIBLINGS),
         ((f"{LONG}. Find it.", "6"), (f"{LONG}. Find it. The answer is in the form m/n, give m + n.", "7"), FORM),
         ((f"{LONG}. Find $AB$ of it.", "6"), (f"{LONG}. Find $AC$ of it.", "7"), SIBLINGS),
+        ((f"{LONG}. Find the least positive one.", "6"), (f"{LONG}. Find the least postive one.", "7"), CONFLICT),
+        ((f"{LONG}. It is a regular one.", "6"), (f"{LONG}. It is an irregular one.", "7"), SIBLINGS),
+        ((f"{LONG}, 12 or 30. Red?", "6"), (f"{LONG}, 12 or 12. Red?", "7"), SIBLINGS),
+        ((f"{LONG}, xOy. Red?", "6"), (f"{LONG}, x O y. Red?", "7"), CONFLICT),
+        (
+            ("Simplify 111/9999 times 33.", "6"),
+            ("Simplify 111/9999 times 33. The answer is in the form m/n, give m + n.", "7"),
+            FORM,
+        ),
+        ((FEW, "28"), (FEW_ANEW, "28"), NEAR),  # a two-digit answer is seldom shared by chance
+        ((FEW, "8"), (FEW_ANEW, "8"), None),
+        (
+            ('In the square of sums, find y + z. Its rows have the same sum. [asy] label("25",1); [/asy]', "46"),
+            ('In the square of sums, find $y+z$. Its rows have the same sum. [asy] label("$25$",2); [/asy]', "46"),
+            NEAR,
+        ),
         (
             ("In it, what is $x$? [asy] draw(1); [/asy]", "6"),
             ("In it, what is $x$? [asy] draw(2); [/asy]", "6"),
