@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from agpo.integrations.verl.reward import compute_score
+from agpo.integrations.verl.reward import close, compute_score
+
+
+@pytest.fixture(autouse=True, scope="module")
+def closed():
+    """No worker of a sandbox is left to the tests that look for them."""
+    yield
+    close()
 
 
 def score(text, reference="6", **more):

@@ -30,6 +30,12 @@ def _grader(name: str, low: float, high: float, code: str, judges: int) -> Any:
     return _open.enter_context(open_grader(name, (low, high), options))
 
 
+def close() -> None:
+    """End the graders that are open in this process, and the sandbox's workers with them."""
+    _open.close()
+    _grader.cache_clear()
+
+
 @lru_cache
 def _places(tests: str) -> dict[tuple[str, str], int]:
     """(benchmark or `train`, problem) -> where its line begins in the file of tests."""
