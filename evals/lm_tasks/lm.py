@@ -12,6 +12,7 @@ from evals.complete import UNGRADED, Recorder, response_text, ungraded_row
 from evals.engines import Completion, Engine, Request, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
+from evals.grading.thoughts import answer_part
 from evals.items import Item, derive_seed
 from evals.lm_tasks.plan import DEFAULT_MAX_TOKENS, chat_text
 from evals.store import SampleRow, Store
@@ -177,7 +178,7 @@ def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> t
     A stop string in a model's thoughts ends nothing.
     """
     text = response_text(completion, tokenizer)
-    said = _after_thoughts(text)
+    said = answer_part(text) or ""
     kept_text = postprocess_generated_text(said, list(until), None)
     if kept_text == said:
         return text, completion
@@ -188,19 +189,13 @@ def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> t
     while low < high:  # fewest tokens whose text holds a stop string
         middle = (low + high) // 2
         part = tokenizer.decode(completion.token_ids[:middle], skip_special_tokens=True)
-        if len(part) > len(cut) - len(kept_text) and any(stop in _after_thoughts(part) for stop in until):
+        if len(part) > len(cut) - len(kept_text) and any(stop in (answer_part(part) or "") for stop in until):
             high = middle
         else:
             low = middle + 1
     logprobs = None if completion.logprobs is None else completion.logprobs[:high]
     kept = completion.token_ids[:high]
     return cut, dataclasses.replace(completion, token_ids=kept, logprobs=logprobs, finish_reason="stop")
-
-
-def _after_thoughts(text: str) -> str:
-    """What follows </think>; all of a text without thoughts, nothing of one whose thoughts never end."""
-    _, closed, rest = text.rpartition("</think>")
-    return rest if closed or "<think>" not in text else ""
 
 
 def scored_row(task: str, item: str, step: int, document: Mapping[str, Any]) -> SampleRow:
