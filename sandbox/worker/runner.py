@@ -36,7 +36,7 @@ BIRTH = struct.Struct("<QQ")
 """Of a test's process: its id and, in nanoseconds of the monotonic clock, when it was forked."""
 _KEPT = 10  # descriptors 10, 11, 12 keep the streams for the next test, 13 the value
 _VALUE, _ORDERS, _BORN = 13, 14, 15  # the last two are the template's
-_MAIN_THREAD_STACK = 8 << 20
+_THREAD_STACK = 8 << 20
 _HEAD_START_S = 0.005
 _MOST_WAIT_S = 0.5
 
@@ -128,7 +128,7 @@ def _arrange(job: dict, given: list[int], ruleset: int) -> None:
         except ValueError:  # a lower hard limit stands already
             hard = resource.getrlimit(kind)[1]
             resource.setrlimit(kind, (hard, hard))
-    threading.stack_size(_MAIN_THREAD_STACK)  # glibc would take RLIMIT_STACK, 256 MiB, for every thread
+    threading.stack_size(_THREAD_STACK)  # glibc would take RLIMIT_STACK, 256 MiB, for every thread
     sys.set_int_max_str_digits(job["digits"])
     _open_streams()
 
@@ -335,6 +335,8 @@ def _settle(script: bool) -> bool:
             atexit._run_exitfuncs()
             atexit._clear()
         if signal.getitimer(signal.ITIMER_REAL)[0] or sys.gettrace() or sys.getprofile():
+            clean = False
+        if threading.stack_size() != _THREAD_STACK:  # a thread that was joined may hold its large stack a while longer
             clean = False
     except BaseException:  # noqa: BLE001 - a program may have broken any of it
         clean = False

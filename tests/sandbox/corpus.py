@@ -13,6 +13,7 @@ Each file of tests/adversarial begins with lines `# key: value`:
     expected    the right answer: JSON in call mode, else text or a Python expression; default "held". @SECRET@ is a
                 text that only the owner knows
     limits      cpu_s=... memory_mb=...
+    tests       how many; default 2
     source      Python expression that makes the source, where it cannot be a file
     arch        machine it makes sense on
     twice       `yes`: run again at once in the same worker, must be right again; `differ`: its stderr must differ
@@ -152,7 +153,7 @@ def case(name: str, owner: Owner) -> tuple[Program, Problem, dict[str, str]]:
         expected = about.get("expected", "held")
         given = eval(about["input"]) if "input" in about else "7\n"
         test = Test(given, eval(expected) if expected.startswith("(") else expected)
-    return program, Problem((test,) * TESTS), about
+    return program, Problem((test,) * int(about.get("tests", TESTS))), about
 
 
 def wrong(name: str, about: dict[str, str], report) -> str | None:
