@@ -336,7 +336,7 @@ def _settle(script: bool) -> bool:
             atexit._clear()
         if signal.getitimer(signal.ITIMER_REAL)[0] or sys.gettrace() or sys.getprofile():
             clean = False
-        if threading.stack_size() != _THREAD_STACK:  # a thread that was joined may hold its large stack a while longer
+        if threading.stack_size(_THREAD_STACK) != _THREAD_STACK:  # one that ended may hold its large stack on
             clean = False
     except BaseException:  # noqa: BLE001 - a program may have broken any of it
         clean = False
