@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from agpo.distributed import as_forward, compute_device, layers_of
 from agpo.model import compiled
 from agpo.packing import NAME, Sequence_, moved, pack, packed_hidden
-from agpo.parallel import as_forward, compute_device, layers_of
 from evals.errors import UserError
 
 Layout = Literal["packed", "varlen", "padded"]

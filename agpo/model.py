@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from agpo.parallel import layers_of
+from agpo.distributed import layers_of
 from evals.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from agpo.distributed import shard_like
 from agpo.model import has_lora
-from agpo.parallel import shard_like
 
 FLOAT32_OR_MORE = (torch.float32, torch.float64)
 
@@ -54,7 +54,7 @@ def make_trained(
 
     `dtype`: of the model's folder, where its parameters here have another one (float32 shards of a half-precision
     model, which are its masters). `offload`: masters of all of them, with moments and gradients, in the CPU's memory,
-    where the steps are made; shards lie there already (`agpo.parallel.split`).
+    where the steps are made; shards lie there already (`agpo.distributed.shard`).
     """
     parameters, masters = [], []
     trainable = [weight for weight in model.parameters() if weight.requires_grad]

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from agpo.parallel import layers_of
+from agpo.distributed import layers_of
 
 try:
     from torch.nn.attention.varlen import varlen_attn

@@ -44,7 +44,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     """Load everything; a fresh run, or the continuation of `run_id` from a checkpoint."""
     import torch
 
-    from agpo import checkpoint, parallel
+    from agpo import checkpoint_io, distributed
     from agpo.logprobs import choose_layout
     from agpo.model import compile_layers, prepare
     from agpo.optimizer import make_trained
@@ -54,14 +54,14 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from evals.store import Store
 
     check_machine(config)
-    parallel.join(parallel.device_of(config.device), config.ranks.timeout_minutes)
+    distributed.join(distributed.device_of(config.device), config.ranks.timeout_minutes)
     check_installed(config.trackers)
     with open_reward(config):
         pass  # a reward that cannot be loaded is said before a model is
     if config.threads:
         torch.set_num_threads(config.threads)
     items, benches = load_items(config), load_benches(config)
-    state = checkpoint.read_state(checkpoint_path) if checkpoint_path else None
+    state = checkpoint_io.read_state(checkpoint_path) if checkpoint_path else None
     data = fingerprint(items)
     if state and state["data"] != data:
         raise UserError(
@@ -80,7 +80,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     check_end(engine.eos_ids, model.get_output_embeddings().weight.shape[0], config.model)
     longest = check_room_for_all(items, benches, config, engine)
     chosen = choose_layout(model, engine.max_context, update.layout)
-    plain = parallel.split(model, half_masters=not config.lora.rank, offload=update.offload)
+    plain = distributed.shard(model, half_masters=not config.lora.rank, offload=update.offload)
     if plain is not model:
         engine.model = plain
     adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
@@ -90,20 +90,20 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     reference = None
     if objective_of(config.objective).beta:  # the start model, whatever checkpoint the run goes on from
         reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
-        parallel.split(reference, half_masters=False)
+        distributed.shard(reference, half_masters=False)
     policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, *chosen, plain=plain)
     if checkpoint_path and state:
-        checkpoint.restore(checkpoint_path, policy, state)
-    store = Store.open(store_url) if parallel.first() else None
+        checkpoint_io.restore(checkpoint_path, policy, state)
+    store = Store.open(store_url) if distributed.is_main() else None
     if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
         engine = start_vllm(config, start, plain, longest)
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:
-        run.id = parallel.from_first(lambda: _begin(run))
+        run.id = distributed.broadcast(lambda: _begin(run))
         run.folder = Path(config.out) / run.id
-    if parallel.first():
+    if distributed.is_main():
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return run
@@ -125,33 +125,33 @@ def _begin(run: Run) -> str:
 
 def _go_on(run: Run, saved: Path, step: int) -> None:
     """Put the store and the run's folder back to where they were at the checkpoint; what came after is made again."""
-    from agpo import checkpoint, parallel
+    from agpo import checkpoint_io, distributed
 
     run.done = run.saved = step
-    metrics = parallel.from_first(lambda: run.store.metrics(run.id, ["updates/made"]))
+    metrics = distributed.broadcast(lambda: run.store.metrics(run.id, ["updates/made"]))
     run.moved = max((at for at, _, made in metrics if at <= step and made), default=0)
     run.folder = saved.parent.parent if saved.parent.name == "checkpoints" else Path(run.config.out) / run.id
 
     def put_back() -> None:
         run.store.resume_run(run.id)
         run.store.truncate(run.id, step)
-        checkpoint.remove_unfinished(run.folder)
-        later = [path for path in checkpoint.checkpoints(run.folder) if checkpoint.step_of(path) > step]
+        checkpoint_io.remove_unfinished(run.folder)
+        later = [path for path in checkpoint_io.checkpoints(run.folder) if checkpoint_io.step_of(path) > step]
         run.store.remove_artifacts(run.id, later)
         for path in later:
             shutil.rmtree(path)
 
-    parallel.from_first(put_back)
+    distributed.broadcast(put_back)
 
 
 def recorded(config: TrainConfig) -> dict[str, Any]:
     """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses, the id
     of the manifest of its data, and how many ranks trained where it was not one."""
-    from agpo.parallel import world
+    from agpo.distributed import world_size
 
     on_test = selected_on_test(config)
     manifest = curation(config.data.path, "manifest.json").get("id")
-    ranks = world()
+    ranks = world_size()
     more = {"selected_on_test": on_test, "data_manifest": manifest, "world_size": ranks if ranks > 1 else None}
     return {**config.model_dump(mode="json"), **{name: value for name, value in more.items() if value}}
 
@@ -201,7 +201,7 @@ def open_bench_grader(name: str, config: TrainConfig) -> Any:
 
 
 def _sandbox(config: TrainConfig) -> dict[str, Any]:
-    from agpo.parallel import workers_here
+    from agpo.distributed import workers_here
 
     code = config.code
     return {"backend": code.backend, "workers": workers_here(code.workers), "allow_unsafe": code.allow_unsafe}
@@ -228,7 +228,7 @@ def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
     """(model, tokenizer) on the configured device."""
     from safetensors import SafetensorError
 
-    from agpo.parallel import device_of
+    from agpo.distributed import device_of
     from evals.engines.hf import load_model
 
     try:
@@ -247,16 +247,16 @@ def start_vllm(config: TrainConfig, start: str, model: Any, longest: int) -> Any
     """
     import torch
 
-    from agpo.memory import Machine, memory, shape_of
-    from agpo.parallel import device_of, started_with
+    from agpo.distributed import device_of, torchrun_env
+    from agpo.memory import Machine, memory, model_sizes
     from evals.engines import load_engine
 
     dtype = str(model.dtype).removeprefix("torch.")
     options = {"max_model_len": longest, **config.vllm.model_dump(exclude_defaults=True)}
     if model.device.type == "cuda":
         here = torch.cuda.get_device_properties(model.device).total_memory
-        machine = Machine.of_bytes(started_with()[0], here)
-        options["gpu_memory_utilization"] = memory(config, shape_of(model.config, config), machine).utilization
+        machine = Machine.of_bytes(torchrun_env()[0], here)
+        options["gpu_memory_utilization"] = memory(config, model_sizes(model.config, config), machine).utilization
         torch.cuda.empty_cache()
     return load_engine("vllm", start, device=device_of(config.device), dtype=dtype, beside_trainer=True, **options)
 
@@ -336,9 +336,9 @@ def check_machine(config: TrainConfig) -> None:
     """Say at once that this recipe cannot run here. Raises UserError."""
     import torch
 
-    from agpo.parallel import started_with
+    from agpo.distributed import torchrun_env
 
-    ranks, here, _ = started_with()
+    ranks, here, _ = torchrun_env()
     check_ranks(ranks, config)
     if config.engine == "vllm":
         from evals.engines.vllm import check_machine as check_vllm
@@ -387,10 +387,10 @@ def torchrun_line(gpus: int) -> str:
 
 def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
     """Say at once that a GPU of this size cannot hold the run, by arithmetic. Raises UserError."""
-    from agpo.memory import GIB, Machine, memory, model_config, shape_of, table
+    from agpo.memory import GIB, Machine, memory, model_config, model_sizes, table
 
     machine = Machine.of_bytes(config.hardware.gpus, gpu_bytes)
-    found = memory(config, shape_of(model_config(config.model), config), machine)
+    found = memory(config, model_sizes(model_config(config.model), config), machine)
     if found.fits:
         return
     worst = max(found.peaks, key=lambda name: found.peaks[name])

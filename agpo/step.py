@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from agpo import parallel
+from agpo import distributed
 from agpo.batch import Group, MiniBatch, plan_step
 from agpo.config import TrainConfig, objective_of
-from agpo.keep import save_refused
 from agpo.mismatch import against_trainer, check_gap
 from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
 from agpo.rollout import draw, resample, rollout
+from agpo.run_folder import save_refused
+from agpo.sampling_on_ranks import sample_on_ranks
 from agpo.setup import Run
-from agpo.spread import sample_spread
 from agpo.sync import weight_stream
 from agpo.telemetry import step_metrics
 from agpo.update import update
@@ -47,7 +47,7 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
         "speed/rollout_seconds": sampled - started,
         "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
     }
-    if not parallel.first():
+    if not distributed.is_main():
         return metrics
     run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer))
     run.store.log_metrics(run.id, run.done, metrics)
@@ -71,7 +71,7 @@ def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
         step=step,
     )
     with awake(run):
-        sample = partial(sample_spread, here)
+        sample = partial(sample_on_ranks, here)
         groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
         if objective_of(config.objective).masked_groups != "resample":
             return groups, groups
@@ -85,14 +85,14 @@ def awake(run: Run) -> Iterator[None]:
     sync_engine(run)
     yield
     if not isinstance(run.engine, OwnWeights):
-        parallel.empty(run.policy.plain, run.policy.model)
+        distributed.free(run.policy.plain, run.policy.model)
 
 
 def sync_engine(run: Run) -> None:
     """Give the engine the weights that the policy has now, unless it has them."""
     version, policy = f"{run.id}/step-{run.moved}", run.policy
     if not isinstance(run.engine, OwnWeights):
-        parallel.fill(policy.plain, policy.model)
+        distributed.gather(policy.plain, policy.model)
     elif run.engine.weight_version != version:
         policy.trained.optimizer.zero_grad(set_to_none=True)  # an update leaves none; the engine needs the room
         run.engine.sync(weight_stream(policy), version)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from agpo import parallel
+from agpo import distributed
 from agpo.model import exported_weights
 from agpo.policy import Policy
 from evals.engines import WeightStream
@@ -32,11 +32,11 @@ def _type(policy: Policy, x: torch.Tensor) -> torch.dtype:
 
 def _layers(plain: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     seen: set[int] = set()  # a tied output matrix is the embeddings, which have been sent
-    for name, layer in units(model, parallel.layers_of(model)):
+    for name, layer in units(model, distributed.layers_of(model)):
         if all(id(p) in seen for p in layer.parameters()):
             continue
         seen.update(id(p) for p in layer.parameters())
-        with parallel.whole(plain.get_submodule(name), layer) as whole:
+        with distributed.unsharded(plain.get_submodule(name), layer) as whole:
             for key, x in (exported_weights(whole) or whole.state_dict()).items():
                 yield f"{name}.{key}", x
 

@@ -29,20 +29,20 @@ from evals.errors import UserError, command
 
 def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     """Run the remaining steps. When it ends well or is asked to stop, the last finished step has a checkpoint."""
-    from agpo import parallel
-    from agpo.checkpoint import Writer
-    from agpo.keep import save_checkpoint, settle_best
+    from agpo import distributed
+    from agpo.checkpoint_io import Writer
+    from agpo.run_folder import save_checkpoint, settle_best
     from agpo.step import train_step
     from agpo.telemetry import Progress, Tally
     from agpo.trackers import About, Trackers
     from evals.engines import OwnWeights
 
     config = run.config
-    tally = Tally.of(parallel.from_first(lambda: run.store.metrics(run.id)))
-    trackers_here = config.trackers if parallel.first() else ()
+    tally = Tally.of(distributed.broadcast(lambda: run.store.metrics(run.id)))
+    trackers_here = config.trackers if distributed.is_main() else ()
 
     def stopping() -> bool:  # a signal reaches the ranks one after the other: they stop after the same step
-        return parallel.largest(stop()) > 0
+        return distributed.all_reduce_max(stop()) > 0
 
     say = partial(console.print, style="yellow", markup=False, highlight=False)
     about = About(run.id, config.name, run.folder, config.model_dump(mode="json"), run.done)
@@ -85,12 +85,12 @@ def evaluation_due(run: Run) -> bool:
 
 def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
     """Evaluate the current weights on the configured benchmarks; what the store has of this step already, stays."""
-    from agpo import parallel
-    from agpo.spread import serve, shared
+    from agpo import distributed
+    from agpo.sampling_on_ranks import serve, shared
     from agpo.step import awake
 
     with awake(run):
-        if parallel.first():
+        if distributed.is_main():
             with shared(run.engine) as engine:
                 evaluate_benches(run, engine, console, trackers)
         else:
@@ -185,9 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         return run_command(args, make_console())
-    from agpo.parallel import one_voice
+    from agpo.distributed import one_error_for_all
 
-    with one_voice():
+    with one_error_for_all():
         return run_command(args, make_console() if os.environ["RANK"] == "0" else Console(quiet=True))
 
 
@@ -202,7 +202,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     if args.engine == "verl":
         return verl_launch.launch(args, console)
     if args.resume:
-        from agpo.resume import continued, find_resume, other_ranks
+        from agpo.resume_config import continued, find_resume, other_ranks
 
         out = next((text[4:] for text in reversed(args.overrides) if text.startswith("out=")), "runs")
         config, saved, label = find_resume(args.resume, out, args.discard_later)
@@ -228,9 +228,9 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 
 def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Console) -> int:
     """Sample and grade the step after `done` steps and print its plan. The store and the runs stay as they are."""
+    from agpo.distributed import is_main
     from agpo.explain import explain
     from agpo.packing import attention_cost
-    from agpo.parallel import first
     from agpo.step import plan_of, sample_groups, settings_of
 
     with TemporaryDirectory() as folder:
@@ -241,7 +241,7 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
         objective = objective_of(config.objective)
         plan, attention = plan_of(groups, config), attention_cost(run.policy.model)
         table, lines = explain(groups, plan, objective, settings_of(config), run.policy.layout, attention)
-        if first():
+        if is_main():
             run.store.close()
         run.engine.close()
     console.print(f"{config.name}, objective {config.objective['preset']}, seed {config.seed}: step {done + 1}")
@@ -254,21 +254,21 @@ def slow_engine(run: Run) -> str:
     """What engine hf costs on a GPU with a model for which it is not made; empty where it is fine."""
     if run.config.engine == "vllm" or run.policy.plain.device.type != "cuda":
         return ""
-    from agpo.memory import advice, shape_of
+    from agpo.memory import advice, model_sizes
 
-    return advice(run.config, shape_of(run.policy.plain.config, run.config))
+    return advice(run.config, model_sizes(run.policy.plain.config, run.config))
 
 
 def drive(run: Run, console: Console) -> int:
     """Train, and end with the picture. Marks the run's status whatever happens."""
-    from agpo.checkpoint import read_best
-    from agpo.parallel import first, world
+    from agpo.checkpoint_io import read_best
+    from agpo.distributed import is_main, world_size
     from evals.report.figures import curves
 
     config, status = run.config, "failed"
     try:
         with stop_on_signal(console) as stop:
-            ranks = f", {world()} ranks" if world() > 1 else ""
+            ranks = f", {world_size()} ranks" if world_size() > 1 else ""
             about = f"{config.name}, objective {config.objective['preset']}, seed {config.seed}{ranks}"
             console.print(f"run {run.id}: {about}")
             if warning := slow_engine(run):
@@ -285,7 +285,7 @@ def drive(run: Run, console: Console) -> int:
             again = f"python -m agpo.train --resume {run.folder}"
             console.print(f"stopped after step {run.done} of {run.config.steps}, saved. Continue with:\n  {again}")
             return 130
-        if not first():
+        if not is_main():
             return 0
         picture = curves(run.store, [run.id], run.folder / "curves.png")
         run.store.add_artifact(run.id, "figure", picture)
@@ -299,7 +299,7 @@ def drive(run: Run, console: Console) -> int:
         status = "interrupted"
         raise
     finally:
-        if first():
+        if is_main():
             run.store.finish_run(run.id, status)
             run.store.close()
         run.engine.close()
