@@ -19,7 +19,6 @@ import yaml
 from rich.console import Console
 
 from agpo.config import TrainConfig, all_keys, load_config, objective_of, recipes
-from agpo.integrations.verl import launch as verl_launch
 from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import UserError, command
@@ -176,7 +175,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print the configuration, check all that needs no GPU, say what memory and time it takes; exit",
     )
-    verl_launch.add_arguments(parser)
+    group = parser.add_argument_group("verl (docs/cluster.md)")
+    group.add_argument("--engine", choices=("native", "verl"), default="native", help="what runs the training loop")
+    group.add_argument("--rehearse", action="store_true", help="verl's whole main loop on this CPU with a tiny model")
+    group.add_argument("--verl-python", metavar="PATH", help="python of verl's environment ($AGPO_VERL_PYTHON)")
+    group.add_argument(
+        "--verl", action="append", default=[], metavar="KEY=VALUE", help="a key of verl's own, e.g. trainer.nnodes=2"
+    )
     return parser.parse_intermixed_args(argv)
 
 
@@ -198,9 +203,13 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
                 f"[bold]{key}[/]  {about}".replace("[", r"\[").replace(r"\[bold]", "[bold]").replace(r"\[/]", "[/]")
             )
         return 0
-    verl_launch.check_flags(args)
     if args.engine == "verl":
-        return verl_launch.launch(args, console)
+        from agpo.integrations.verl.launch import launch
+
+        return launch(args, console)
+    for flag in ("rehearse", "verl", "verl_python"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} is of verl: add --engine verl, or leave it out.")
     if args.resume:
         from agpo.resume_config import continued, find_resume, other_ranks
 

@@ -46,8 +46,8 @@ def work(rank: int, world: int, meet: str, updates: int) -> None:
     from agpo.objective import PRESETS
     from agpo.optimizer import make_trained
     from agpo.policy import Policy, Settings
-    from agpo.tiny_model import make_model
     from agpo.update import update
+    from tools.tiny_model import make_model
 
     torch.set_num_threads(1)
     if world > 1:

@@ -27,7 +27,7 @@ from agpo.objective import (
     token_losses,
     weighted_sums,
 )
-from agpo.tiny_model import make_model
+from tools.tiny_model import make_model
 
 VOCABULARY = 21
 LONGEST = 12

@@ -23,8 +23,8 @@ from agpo.model import prepare
 from agpo.objective import PRESETS, Objective
 from agpo.optimizer import Trained, make_trained
 from agpo.policy import Policy, Settings
-from agpo.tiny_model import make_model
 from agpo.update import Sums, update
+from tools.tiny_model import make_model
 
 UPDATES = 5
 LONGEST = 9

@@ -12,5 +12,3 @@ verl: they also run where our own package lives. docs/cluster.md is the page for
 VERL_VERSION = "0.9.1"
 NAME = "agpo"
 """of the trainer mode and of the entry point"""
-CPU = "agpo_cpu"
-"""of the platform that a rehearsal runs on (VERL_PLATFORM)"""
