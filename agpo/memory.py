@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from agpo.config import TrainConfig, model_path, objective_of
+from agpo.config import TrainConfig, model_path
 from agpo.logprobs import LOGITS_SHARE
 
 GIB = 2**30
@@ -220,7 +220,7 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
     host = 0.0
     if offload:
         host, steady["optimizer"] = (state + gradients) / ranks, 0.0
-    if objective_of(config.objective).beta:
+    if config.objective.knobs.beta:
         steady["reference"] = s.item * s.parameters / ranks
     steady["context"] = CONTEXT
 

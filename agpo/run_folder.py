@@ -21,7 +21,7 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
     label = {
         "run": run.id,
         "name": config.name,
-        "method": config.objective["preset"],
+        "method": config.objective.preset,
         "model": config.model,
         "seed": config.seed,
         "store": str(run.store),

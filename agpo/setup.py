@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from agpo.config import TrainConfig, model_path, objective_of
+from agpo.config import TrainConfig, model_path
 from evals.errors import UserError
 
 # Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
@@ -88,7 +88,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if update.compile:
         compile_layers(model)
     reference = None
-    if objective_of(config.objective).beta:  # the start model, whatever checkpoint the run goes on from
+    if config.objective.knobs.beta:  # the start model, whatever checkpoint the run goes on from
         reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
         distributed.shard(reference, half_masters=False)
     policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, *chosen, plain=plain)
@@ -115,7 +115,7 @@ def _begin(run: Run) -> str:
     return run.store.start_run(
         "train",
         config.name,
-        method=config.objective["preset"],
+        method=config.objective.preset,
         model=config.model,
         seed=config.seed,
         config=recorded(config),

@@ -8,7 +8,7 @@ from typing import Any
 
 from agpo import distributed
 from agpo.batch import Group, MiniBatch, plan_step
-from agpo.config import TrainConfig, objective_of
+from agpo.config import TrainConfig
 from agpo.mismatch import against_trainer, check_gap
 from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
@@ -31,7 +31,7 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
     groups, everything = sample_groups(run, grader)
     sampled = time.perf_counter()
     plan = plan_of(groups, config)
-    updates, gap = update_policy(run, plan, objective_of(config.objective), settings_of(config))
+    updates, gap = update_policy(run, plan, config.objective.knobs, settings_of(config))
     run.done += 1
     if any(update.stepped for update in updates):
         run.moved = run.done
@@ -73,7 +73,7 @@ def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
     with awake(run):
         sample = partial(sample_on_ranks, here)
         groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
-        if objective_of(config.objective).masked_groups != "resample":
+        if config.objective.knobs.masked_groups != "resample":
             return groups, groups
         return resample(groups, sample, run.items, seed=config.seed, step=step, rounds=config.rollout.resample_rounds)
 
@@ -100,7 +100,7 @@ def sync_engine(run: Run) -> None:
 
 
 def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:
-    objective = objective_of(config.objective)
+    objective = config.objective.knobs
     size, corrected = config.update.prompts_per_minibatch, config.mismatch.correct == "tis"
     return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from agpo.config import TrainConfig, all_keys, load_config, objective_of, recipes
+from agpo.config import TrainConfig, all_keys, load_config, recipes
 from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import UserError, command
@@ -247,13 +247,13 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
         run.done = done
         with open_reward(config) as grader:
             groups, _ = sample_groups(run, grader)
-        objective = objective_of(config.objective)
+        objective = config.objective.knobs
         plan, attention = plan_of(groups, config), attention_cost(run.policy.model)
         table, lines = explain(groups, plan, objective, settings_of(config), run.policy.layout, attention)
         if is_main():
             run.store.close()
         run.engine.close()
-    console.print(f"{config.name}, objective {config.objective['preset']}, seed {config.seed}: step {done + 1}")
+    console.print(f"{config.name}, objective {config.objective.preset}, seed {config.seed}: step {done + 1}")
     console.print(table)
     console.print("\n".join(lines), markup=False, highlight=False)
     return 0
@@ -278,7 +278,7 @@ def drive(run: Run, console: Console) -> int:
     try:
         with stop_on_signal(console) as stop:
             ranks = f", {world_size()} ranks" if world_size() > 1 else ""
-            about = f"{config.name}, objective {config.objective['preset']}, seed {config.seed}{ranks}"
+            about = f"{config.name}, objective {config.objective.preset}, seed {config.seed}{ranks}"
             console.print(f"run {run.id}: {about}")
             if warning := slow_engine(run):
                 console.print(warning, style="yellow", markup=False, highlight=False)

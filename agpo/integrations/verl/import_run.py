@@ -74,7 +74,7 @@ def run_in(store: Store, run: Path, config: TrainConfig, written: dict[str, Any]
     run_id = store.start_run(
         "train",
         config.name,
-        method=config.objective["preset"],
+        method=config.objective.preset,
         model=config.model,
         seed=config.seed,
         config={**recorded(config), "trainer": "verl", "folder": str(run)},
@@ -232,7 +232,7 @@ def export_checkpoints(run: Path, run_id: str, config: TrainConfig, store: Store
             label = {
                 "run": run_id,
                 "name": config.name,
-                "method": config.objective["preset"],
+                "method": config.objective.preset,
                 "model": config.model,
                 "seed": config.seed,
                 "store": str(store),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from agpo.config import TrainConfig, objective_of
+from agpo.config import TrainConfig
 from agpo.integrations.verl import NAME
 from agpo.integrations.verl.guards import check_objective
 from agpo.setup import model_path
@@ -73,7 +73,7 @@ def check_keys(config: TrainConfig, *, rehearse: bool) -> None:
             f"update.micro_batch_tokens={config.update.micro_batch_tokens}: verl does not cut a sequence, and one may "
             f"have {longest} tokens ({MAX_PROMPT_TOKENS} of the prompt + rollout.max_tokens). Raise it to that."
         )
-    check_objective(objective_of(config.objective))
+    check_objective(config.objective.knobs)
 
 
 def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, Any] | Non
     keys: dict[str, Any] = {
         # the plugin
         "trainer.v1.trainer_mode": NAME,
-        **{f"+agpo.objective.{name}": value for name, value in config.objective.items()},
+        **{f"+agpo.objective.{name}": value for name, value in config.objective.model_dump().items()},
         "+agpo.tis_cap": config.mismatch.cap if config.mismatch.correct == "tis" else None,
         "+agpo.max_gap": config.mismatch.max_gap,
         "+agpo.max_refused": update.max_refused,
