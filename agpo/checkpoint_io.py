@@ -38,7 +38,7 @@ FORMAT, SHARDED = 2, 3
 
 
 def prepare(
-    folder: Path, step: int, policy: Policy, state: Mapping[str, Any], run: Mapping[str, Any]
+    folder: Path, step: int, policy: Policy, state: Mapping[str, object], run: Mapping[str, object]
 ) -> Callable[[], Path]:
     """Copy the policy as it is now to CPU memory; calling the result writes checkpoints/step-N under the run's folder.
 
@@ -124,7 +124,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[Any] | None = None
+        self._pending: Future[object] | None = None
 
     def __enter__(self) -> "Writer":
         return self
@@ -141,7 +141,7 @@ class Writer:
         finally:
             self._thread.shutdown()
 
-    def start(self, job: Callable[[], Any]) -> None:
+    def start(self, job: Callable[[], object]) -> None:
         """Do `job` in the background, after the one before it."""
         self.wait()
         self._pending = self._thread.submit(job)
@@ -158,7 +158,7 @@ class Writer:
             pending.result()
 
 
-def mark_best(folder: Path, step: int, facts: Mapping[str, Any]) -> list[Path]:
+def mark_best(folder: Path, step: int, facts: Mapping[str, object]) -> list[Path]:
     """Name the checkpoint of `step` the best one: `facts` (by which measure, its value) go to best.json and its label.
 
     Returns the checkpoints whose agpo_run.json was changed: this one, and the one that was the best before.

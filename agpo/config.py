@@ -212,7 +212,7 @@ class EvalConfig(_Section):
 
     @field_validator("bench", mode="before")
     @classmethod
-    def _bench(cls, value: Any) -> Any:
+    def _bench(cls, value: object) -> object:
         return _with_commas(value)
 
     @property
@@ -301,7 +301,7 @@ class TrainConfig(_Section):
 
     @field_validator("data", mode="before")
     @classmethod
-    def _data_as_path(cls, value: Any) -> Any:
+    def _data_as_path(cls, value: object) -> object:
         return {"path": value} if isinstance(value, str) else value
 
     @field_validator("prompt")
@@ -321,7 +321,7 @@ class TrainConfig(_Section):
 
     @field_validator("rewards", mode="before")
     @classmethod
-    def _rewards(cls, value: Any) -> Any:
+    def _rewards(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
         for name in value:
@@ -333,8 +333,8 @@ class TrainConfig(_Section):
 
     @field_validator("trackers", mode="before")
     @classmethod
-    def _trackers(cls, value: Any) -> Any:
-        names = [name for name in _with_commas(value).split(",") if name]
+    def _trackers(cls, value: object) -> object:
+        names = [name for name in str(_with_commas(value)).split(",") if name]
         return tuple(_one_of(name, TRACKERS, "tracker") for name in names)
 
     @model_validator(mode="after")
@@ -387,7 +387,7 @@ def _low_high(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-def _with_commas(value: Any) -> Any:
+def _with_commas(value: object) -> object:
     """A list, or a text with commas, as a text with commas."""
     parts = value.split(",") if isinstance(value, str) else value
     return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
@@ -422,7 +422,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
     return make_config(tree, str(path), overrides)
 
 
-def make_config(tree: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> TrainConfig:
+def make_config(tree: Mapping[str, object], where: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Validate a tree of keys under overrides. Raises UserError with one line per mistake."""
     tree = copy.deepcopy(dict(tree))
     for override in overrides:
@@ -457,7 +457,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[last] = value
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     """YAML reads 1e-6 as text (it wants 1.0e-6); people do not."""
     if isinstance(value, str):
         try:
@@ -470,13 +470,13 @@ def _number(value: Any) -> Any:
 def _explain(error: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"no key {key!r}.{_did_you_mean(key, dict(all_keys()))}"
+        return f"no key {key!r}.{_did_you_mean(key, [name for name, _ in all_keys()])}"
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], Mapping | BaseModel) else f" (got {error['input']!r})"
     return f"{key}: {message}{shown}" if key else message
 
 
-def _did_you_mean(key: str, known: Mapping[str, Any]) -> str:
+def _did_you_mean(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
     return f" Did you mean {near[0]!r}?" if near else " `python -m agpo.train --keys` lists them."

@@ -6,6 +6,8 @@ again. What steers the run (groups, sums, errors, the wish to stop) goes over gl
 that all of them take the same way through the code and no collective waits for one that another rank never calls.
 """
 
+from __future__ import annotations
+
 import copy
 import os
 import sys
@@ -16,7 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import MethodType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,16 +38,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from evals.errors import UserError, told
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 T = TypeVar("T")
+M = TypeVar("M", bound=torch.nn.Module)
 
 SAY_SECONDS = 30
 """how long a rank that ends because of another waits for that one's message before it ends itself"""
 EXIT_SECONDS = 30
 """what a rank that failed gets to end by itself: connections to one that hangs may keep it for their whole timeout"""
 
-_meeting: list[Any] = []
+_meeting: list[dist.Store] = []
 """the key-value store through which the ranks met; torchrun keeps it, so that it outlives any of them"""
-_files_group: list[Any] = []
+_files_group: list[dist.ProcessGroup] = []
 """a process group of its own for the thread that writes checkpoints"""
 
 
@@ -104,7 +111,7 @@ def one_error_for_all() -> Iterator[None]:
     _files_group.clear()
 
 
-def _tell(error: BaseException, store: Any, number: int) -> int:
+def _tell(error: BaseException, store: dist.Store, number: int) -> int:
     """Print the error if nobody else has one to tell. Returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
@@ -158,7 +165,7 @@ def join(device: str, timeout_minutes: float) -> None:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"  # what steers the run stays on the CPU
     dist.init_process_group(backend, store=_meeting[0], rank=int(os.environ["RANK"]), world_size=ranks, timeout=timeout)
-    _files_group[:] = [dist.new_group(backend="gloo", timeout=timeout)]
+    _files_group[:] = [dist.new_group(backend="gloo", timeout=timeout)]  # type: ignore[list-item]
 
 
 def device_of(wanted: str) -> str:
@@ -236,7 +243,7 @@ def all_reduce_max(value: float) -> float:
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
-def shard(model: Any, *, half_masters: bool = True, offload: bool = False) -> Any:
+def shard(model: PreTrainedModel, *, half_masters: bool = True, offload: bool = False) -> PreTrainedModel:
     """Shard the model over the ranks in place; returns its plain copy without weights. With one rank: the model itself.
 
     Trained weights in half precision become float32 shards, which are gathered in half precision and whose gradients
@@ -259,21 +266,21 @@ def shard(model: Any, *, half_masters: bool = True, offload: bool = False) -> An
             for parameter in module.parameters():
                 if not isinstance(parameter, DTensor):
                     parameter.data = parameter.data.float()
-        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=where)
-        module.set_force_sum_reduction_for_comms(True)  # the weights of a loss sum to one over all ranks: no mean
-        module.set_gradient_divide_factor(1.0)
-    model.run_as_forward = MethodType(lambda _, work: work(), model)
+        sharded = fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=where)
+        sharded.set_force_sum_reduction_for_comms(True)  # the weights of a loss sum to one over all ranks: no mean
+        sharded.set_gradient_divide_factor(1.0)
+    model.run_as_forward = MethodType(lambda _, work: work(), model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "run_as_forward")
     return plain
 
 
-def layers_of(model: Any) -> list[torch.nn.Module]:
+def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The decoder layers of a model of transformers, in which `_no_split_modules` has the names of their classes."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
-def compute_device(model: Any) -> torch.device:
+def compute_device(model: PreTrainedModel) -> torch.device:
     """Where the model runs, which is not where offloaded shards of it lie."""
     weight = next(model.parameters())
     if not isinstance(weight, DTensor) or weight.device_mesh.device_type == "cpu":
@@ -285,24 +292,24 @@ def _mesh(kind: str) -> DeviceMesh:
     return init_device_mesh(kind, (world_size(),), mesh_dim_names=("ranks",))
 
 
-def as_forward(model: Any, work: Callable[[], T]) -> T:
+def as_forward(model: torch.nn.Module, work: Callable[[], T]) -> T:
     """`work()`, with the weights that it reads outside the model's own `forward` (the output matrix) gathered."""
     if not isinstance(model, FSDPModule):
         return work()
-    out = model.run_as_forward(work)
+    out = model.run_as_forward(work)  # type: ignore[operator]  `shard` puts it there
     if not torch.is_grad_enabled():
         reshard(model)
     return out
 
 
-def reshard(model: Any) -> None:
+def reshard(model: torch.nn.Module) -> None:
     """Let go of what a forward pass without a backward pass leaves gathered: it would be stale after the next step."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 @contextmanager
-def unsharded(plain: Any, model: Any) -> Iterator[Any]:
+def unsharded(plain: M, model: torch.nn.Module) -> Iterator[M]:
     """The plain copy with the weights that the sharded model has now, on every rank."""
     gather(plain, model)
     try:
@@ -312,14 +319,14 @@ def unsharded(plain: Any, model: Any) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def gather(plain: Any, model: Any) -> None:
+def gather(plain: torch.nn.Module, model: torch.nn.Module) -> None:
     """Gather the weights into the plain copy, in its precision. All ranks call it."""
     if plain is not model:
         for parameter, shard in zip(plain.parameters(), model.parameters(), strict=True):
             parameter.data = shard.detach().to(parameter.device, parameter.dtype).full_tensor()
 
 
-def free(plain: Any, model: Any) -> None:
+def free(plain: torch.nn.Module, model: torch.nn.Module) -> None:
     """Give the memory of the plain copy's weights back."""
     if plain is not model:
         for parameter in plain.parameters():

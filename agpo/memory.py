@@ -4,14 +4,20 @@ Nothing is allocated, and nothing of it was measured on a GPU. Parameters, and w
 counted on torch's meta device, attention as a flash kernel keeps it; the rest is what is said where the numbers stand.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from agpo.config import TrainConfig, model_path
 from agpo.logprobs import LOGITS_SHARE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 
 GIB = 2**30
 CONTEXT = GIB
@@ -88,7 +94,7 @@ class Machine:
         return self.gib * USABLE * GIB
 
     @classmethod
-    def of_bytes(cls, gpus: int, found: float) -> "Machine":
+    def of_bytes(cls, gpus: int, found: float) -> Machine:
         """GPUs on which a program sees so much memory."""
         return cls(gpus, found / USABLE / GIB)
 
@@ -119,7 +125,7 @@ class Memory:
         return self.peak <= self.machine.bytes and self.cache_tokens > 0
 
 
-def model_config(name: str) -> Any:
+def model_config(name: str) -> PreTrainedConfig:
     """The configuration of a model: a folder's or the hub's; where that cannot be had, as published for the recipes."""
     from transformers import AutoConfig
 
@@ -134,7 +140,7 @@ def model_config(name: str) -> Any:
         return AutoConfig.for_model(**PUBLISHED[name])
 
 
-def model_sizes(model: Any, config: TrainConfig) -> ModelSizes:
+def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
     """Count a model's parameters and what its layers keep. `model` is a configuration of transformers."""
     import copy
 
@@ -187,11 +193,13 @@ class _Flash(torch.autograd.Function):
         return out
 
 
-def _counted_attention(module: Any, q: Any, k: Any, v: Any, mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
+def _counted_attention(
+    module: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: object, **_: object
+) -> tuple[torch.Tensor, None]:
     return _Flash.apply(q, k, v).transpose(1, 2), None  # type: ignore[union-attr]
 
 
-def _saved_by(model: Any, tokens: int) -> int:
+def _saved_by(model: PreTrainedModel, tokens: int) -> int:
     """Bytes that autograd keeps of a forward pass over `tokens` tokens, weights not counted."""
     own = {id(p) for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}  # with the tensor, so that no other one gets its id

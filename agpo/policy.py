@@ -1,9 +1,11 @@
 """The policy: a causal model with its optimizer, and the losses of rows under it (Eq. 5)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,24 +21,27 @@ from agpo.objective import (
 from agpo.optimizer import Trained
 from agpo.packing import attention_cost, moved
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 @dataclass
 class Policy:
     """What training changes. `reference` is a frozen copy of the start, there only when the objective has a KL term."""
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     trained: Trained
     lr_at: Callable[[int], float]
     """learning rate of the k-th update of the run, from 0"""
-    reference: Any | None = None
+    reference: PreTrainedModel | None = None
     layout: Layout = "packed"
     """how its sequences are run, see `agpo.logprobs.choose_layout`"""
     why: str = ""
     """it has this layout"""
     updates: int = 0
     """updates so far, clipped ones included: the schedule goes on through them"""
-    plain: Any = None
+    plain: PreTrainedModel = None  # type: ignore[assignment]  set below
     """the model to generate with and to export; with several ranks, where `model` is sharded, a copy of it that has
     weights only inside `agpo.distributed.unsharded`"""
 

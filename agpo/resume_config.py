@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from agpo import checkpoint_io
 from agpo.config import TrainConfig, load_config, make_config
@@ -25,7 +24,7 @@ ROUNDING = (
 """those that change a result by float rounding only: taken, and said"""
 
 
-def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[TrainConfig, Path, dict[str, Any]]:
+def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[TrainConfig, Path, dict[str, str]]:
     """(config, checkpoint, its agpo_run.json) to continue from: a run id, its folder, a checkpoint, or `latest`.
 
     Raises UserError for a checkpoint that has later ones, which would be deleted, unless they are to be discarded.
@@ -100,7 +99,7 @@ def _among(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")

@@ -5,7 +5,6 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from agpo import checkpoint_io, distributed
 from agpo.batch import Group, MiniBatch
@@ -125,7 +124,7 @@ def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group]
     )
 
 
-def _json_numbers(value: Any) -> Any:
+def _json_numbers(value: object) -> object:
     """The same with numbers that JSON does not have as texts: "nan", "inf"."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

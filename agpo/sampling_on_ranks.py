@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from agpo.batch import Group
 from agpo.distributed import all_gather, broadcast, is_main, rank, world_size
@@ -61,7 +60,7 @@ class _Engines:
 
     def __init__(self, own: Engine):
         self.own = own
-        self.tokenizer: Any = own.tokenizer
+        self.tokenizer = own.tokenizer
         self.max_context, self.eos_ids, self.weight_version = own.max_context, own.eos_ids, own.weight_version
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:

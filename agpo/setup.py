@@ -1,5 +1,7 @@
 """Setting a run up: everything that is loaded and checked before the first step."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -7,12 +9,24 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from agpo.config import TrainConfig, model_path
 from evals.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from agpo.policy import Policy
+    from evals.benches import Bench
+    from evals.engines import Engine
+    from evals.grading.grader import CodeGrader, FunctionGrader, Grader, WeightedGrader
+    from evals.items import Item
+    from evals.store import Store
+
+    AnyGrader = Grader | FunctionGrader | CodeGrader | WeightedGrader
 
 # Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
 
@@ -24,11 +38,12 @@ class Run:
     config: TrainConfig
     id: str
     folder: Path
-    store: Any
-    policy: Any
-    engine: Any
-    items: list[Any]
-    benches: list[tuple[Any, list[Any]]]
+    store: Store
+    """of rank 0: the others have none, and never ask it"""
+    policy: Policy
+    engine: Engine
+    items: list[Item]
+    benches: list[tuple[Bench, list[Item]]]
     """the benchmarks of `eval.bench` with the problems that are asked"""
     data: str
     """hash of `items`: a checkpoint goes on with the same problems or not at all"""
@@ -46,7 +61,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
 
     from agpo import checkpoint_io, distributed
     from agpo.logprobs import choose_layout
-    from agpo.model import compile_layers, prepare
+    from agpo.model import compile_layers, output_embeddings, prepare
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
     from agpo.trackers import check_installed
@@ -74,10 +89,10 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     torch.manual_seed(config.seed)  # adapters start at random
     update = config.update
     prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
-    engine: Any = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    engine: Engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
     if config.engine == "vllm" and config.vllm.max_model_len:  # the checks below are of what will generate
         engine.max_context = min(engine.max_context, config.vllm.max_model_len)
-    check_end(engine.eos_ids, model.get_output_embeddings().weight.shape[0], config.model)
+    check_end(engine.eos_ids, output_embeddings(model).weight.shape[0], config.model)
     longest = check_room_for_all(items, benches, config, engine)
     chosen = choose_layout(model, engine.max_context, update.layout)
     plain = distributed.shard(model, half_masters=not config.lora.rank, offload=update.offload)
@@ -97,7 +112,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     store = Store.open(store_url) if distributed.is_main() else None
     if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
         engine = start_vllm(config, start, plain, longest)
-    run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)
+    run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)  # type: ignore[arg-type]
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:
@@ -144,7 +159,7 @@ def _go_on(run: Run, saved: Path, step: int) -> None:
     distributed.broadcast(put_back)
 
 
-def recorded(config: TrainConfig) -> dict[str, Any]:
+def recorded(config: TrainConfig) -> dict[str, object]:
     """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses, the id
     of the manifest of its data, and how many ranks trained where it was not one."""
     from agpo.distributed import world_size
@@ -156,7 +171,7 @@ def recorded(config: TrainConfig) -> dict[str, Any]:
     return {**config.model_dump(mode="json"), **{name: value for name, value in more.items() if value}}
 
 
-def curation(path: str, name: str) -> dict[str, Any]:
+def curation(path: str, name: str) -> dict[str, str]:
     """A JSON file that `data_curation.build` left beside the training data; {} where there is none."""
     try:
         found = json.loads((Path(path).parent / name).read_text(encoding="utf-8"))
@@ -165,7 +180,7 @@ def curation(path: str, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def curation_run(path: str, store: Any) -> str | None:
+def curation_run(path: str, store: Store) -> str | None:
     """The run that built the training data, where this store knows it."""
     run = curation(path, "build.json").get("run")
     return run if run in {known.id for known in store.runs("curation")} else None
@@ -182,7 +197,7 @@ def selected_on_test(config: TrainConfig) -> str:
     return bench.name if bench.test_set else ""
 
 
-def open_reward(config: TrainConfig) -> Any:
+def open_reward(config: TrainConfig) -> AnyGrader:
     """The grader of `reward`, or of the weighted sum of `rewards`. Raises UserError where programs cannot be held."""
     from evals.grading.grader import open_grader, open_rewards
 
@@ -193,14 +208,14 @@ def open_reward(config: TrainConfig) -> Any:
     return open_rewards({name: (one.reward, one.weight, one.range) for name, one in config.rewards.items()}, code)
 
 
-def open_bench_grader(name: str, config: TrainConfig) -> Any:
+def open_bench_grader(name: str, config: TrainConfig) -> AnyGrader:
     """The grader of a benchmark: its own verdicts, whatever the reward makes of them, in the sandbox of the run."""
     from evals.grading.grader import open_grader
 
     return open_grader(name, code=_sandbox(config))
 
 
-def _sandbox(config: TrainConfig) -> dict[str, Any]:
+def _sandbox(config: TrainConfig) -> dict[str, str | int | None]:
     from agpo.distributed import workers_here
 
     code = config.code
@@ -224,7 +239,7 @@ def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
     return lr_at
 
 
-def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
+def load(model: str, config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) on the configured device."""
     from safetensors import SafetensorError
 
@@ -239,7 +254,7 @@ def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
         ) from e
 
 
-def start_vllm(config: TrainConfig, start: str, model: Any, longest: int) -> Any:
+def start_vllm(config: TrainConfig, start: str, model: PreTrainedModel, longest: int) -> Engine:
     """A vLLM engine for a trainer's model, on its device and in its precision.
 
     `start` is where the model came from, `longest` the most tokens of a prompt and its answer: the context that vLLM
@@ -261,7 +276,7 @@ def start_vllm(config: TrainConfig, start: str, model: Any, longest: int) -> Any
     return load_engine("vllm", start, device=device_of(config.device), dtype=dtype, beside_trainer=True, **options)
 
 
-def load_items(config: TrainConfig) -> list[Any]:
+def load_items(config: TrainConfig) -> list[Item]:
     from evals.benches import arith, tiny_code
     from evals.items import read_items
     from sandbox import Limits
@@ -282,18 +297,18 @@ def load_items(config: TrainConfig) -> list[Any]:
     return items
 
 
-def fingerprint(items: Sequence[Any]) -> str:
+def fingerprint(items: Sequence[Item]) -> str:
     """Hash of the problems: everything that the order of the data, a prompt or a reward depends on."""
     digest = hashlib.sha256()
     for item in items:
-        whole: list[Any] = [item.id, item.prompt, item.answer, dict(item.meta)]
+        whole: list[object] = [item.id, item.prompt, item.answer, dict(item.meta)]
         if code := item.code:
             whole.append([code.problem.digest, code.mode, code.entry, repr(code.limits), code.starter, code.prelude])
         digest.update(json.dumps(whole, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
 
 
-def load_benches(config: TrainConfig) -> list[tuple[Any, list[Any]]]:
+def load_benches(config: TrainConfig) -> list[tuple[Bench, list[Item]]]:
     from evals.benches import find, load
     from evals.complete import choose
 
@@ -302,7 +317,9 @@ def load_benches(config: TrainConfig) -> list[tuple[Any, list[Any]]]:
     return [(bench, choose(load(bench, data), size, seed)) for bench in benches]
 
 
-def check_room_for_all(items: Sequence[Any], benches: Sequence[Any], config: TrainConfig, engine: Any) -> int:
+def check_room_for_all(
+    items: Sequence[Item], benches: Sequence[tuple[Bench, list[Item]]], config: TrainConfig, engine: Engine
+) -> int:
     """Refuse problems of the data or of a benchmark that leave no room for an answer; else the most tokens that a
     prompt and its answer may have."""
     from agpo.rollout import check_prompts
@@ -313,7 +330,7 @@ def check_room_for_all(items: Sequence[Any], benches: Sequence[Any], config: Tra
     return max([longest + sampling.max_tokens, *asked])
 
 
-def check_bench(name: str, items: Sequence[Any], config: TrainConfig, engine: Any) -> int:
+def check_bench(name: str, items: Sequence[Item], config: TrainConfig, engine: Engine) -> int:
     """Refuse at the start a benchmark's problem that leaves no room for its answer; else their longest together."""
     from agpo.rollout import check_room
 

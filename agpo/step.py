@@ -1,10 +1,12 @@
 """One step of training: sample and grade, plan, update, record."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from agpo import distributed
 from agpo.batch import Group, MiniBatch, plan_step
@@ -20,12 +22,16 @@ from agpo.setup import Run
 from agpo.sync import weight_stream
 from agpo.telemetry import step_metrics
 from agpo.update import update
-from evals.complete import sample_row
+from evals.complete import Grader, sample_row
 from evals.engines import OwnWeights, Sampling
 from evals.prompts import render
+from evals.store import SampleRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dict[str, float]:
+def train_step(run: Run, grader: Grader, say: Callable[[str], None] = print) -> dict[str, float]:
     """Make the next step of the run and record it in the store. Returns its metrics."""
     config, started, cpu = run.config, time.perf_counter(), time.process_time()
     groups, everything = sample_groups(run, grader)
@@ -57,7 +63,7 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
     return metrics
 
 
-def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
+def sample_groups(run: Run, grader: Grader) -> tuple[list[Group], list[Group]]:
     """(the groups of the next step, every group that was sampled for it), graded."""
     config, step = run.config, run.done
     here = partial(
@@ -138,7 +144,7 @@ def update_policy(
     return updates, gap
 
 
-def sample_rows(groups: Sequence[Any], step: int, preset: str, tokenizer: Any) -> list[Any]:
+def sample_rows(groups: Sequence[Group], step: int, preset: str, tokenizer: PreTrainedTokenizerBase) -> list[SampleRow]:
     """The rows of one step for the results store: every completion with its tokens and verdict."""
     rows = []
     for group in groups:

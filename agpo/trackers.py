@@ -19,7 +19,7 @@ from rich.console import Console
 
 from evals.errors import UserError
 
-Log = Callable[[int, Mapping[str, float]], None]
+Log = Callable[[int, Mapping[str, float]], object]
 PROJECT = "agpo"
 
 
@@ -30,7 +30,7 @@ class About:
     id: str
     name: str
     folder: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     done: int
     """finished steps; more than 0 where the run is resumed"""
 

@@ -4,6 +4,8 @@ The loop is `train`. What is loaded before it is in `setup`, what a step does in
 what it optimises in `objective`, what stays on disk in `keep`.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import signal
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
@@ -22,6 +24,10 @@ from agpo.config import TrainConfig, all_keys, load_config, recipes
 from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import UserError, command
+
+if TYPE_CHECKING:
+    from agpo.trackers import Trackers
+    from evals.engines import Engine
 
 # Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
 
@@ -82,7 +88,7 @@ def evaluation_due(run: Run) -> bool:
     return run.done in (0, run.config.steps) or bool(every and run.done % every == 0)
 
 
-def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
+def evaluate_policy(run: Run, console: Console, trackers: Trackers) -> None:
     """Evaluate the current weights on the configured benchmarks; what the store has of this step already, stays."""
     from agpo import distributed
     from agpo.sampling_on_ranks import serve, shared
@@ -96,7 +102,7 @@ def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
             serve(run.engine)
 
 
-def evaluate_benches(run: Run, engine: Any, console: Console, trackers: Any) -> None:
+def evaluate_benches(run: Run, engine: Engine, console: Console, trackers: Trackers) -> None:
     """Ask `engine` the problems of every benchmark that the store does not have yet of this step."""
     from evals.complete import Job, evaluate
     from evals.engines import Sampling
@@ -134,7 +140,7 @@ def stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
     """Ctrl-C or SIGTERM lets the step finish, so that what is saved is exact; a second Ctrl-C leaves at once."""
     seen: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: object) -> None:
         if seen:
             raise KeyboardInterrupt("the last checkpoint is intact")
         seen.append(number)

@@ -4,12 +4,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
 from agpo.config import TrainConfig
-from agpo.integrations.verl import NAME
+from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.guards import check_objective
 from agpo.setup import model_path
 from evals.errors import UserError
@@ -76,7 +75,7 @@ def check_keys(config: TrainConfig, *, rehearse: bool) -> None:
     check_objective(config.objective.knobs)
 
 
-def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, object] | None = None) -> Json:
     """verl's keys (with Hydra's + where verl's schema lacks them) and values for a run in the folder `run`.
 
     `rehearsal`: keys of verl that a rehearsal puts in place of ours.
@@ -86,7 +85,7 @@ def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, Any] | Non
     check_keys(config, rehearse=rehearsal is not None)
     chosen = set(set_keys(config))
     update, sampling, wanted = config.update, config.rollout, config.eval
-    keys: dict[str, Any] = {
+    keys: Json = {
         # the plugin
         "trainer.v1.trainer_mode": NAME,
         **{f"+agpo.objective.{name}": value for name, value in config.objective.model_dump().items()},
@@ -191,12 +190,12 @@ def precision(dtype: str) -> dict[str, str]:
     return {f"+{ACTOR}.fsdp_config.mixed_precision.{what}_dtype": dtype for what in ("param", "reduce", "buffer")}
 
 
-def as_hydra(keys: Mapping[str, Any]) -> list[str]:
+def as_hydra(keys: Mapping[str, object]) -> list[str]:
     """key=value in the grammar of Hydra's command line."""
     return [f"{key}={_value(value)}" for key, value in keys.items()]
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{_value(str(k))}:{_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):

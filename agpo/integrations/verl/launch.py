@@ -22,7 +22,7 @@ import yaml
 from rich.console import Console
 
 from agpo.config import TrainConfig, load_config
-from agpo.integrations.verl import NAME
+from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.guards import check_version
 from agpo.integrations.verl.keys import MODEL, as_hydra, overrides
@@ -170,11 +170,11 @@ def validation_items(config: TrainConfig) -> list[Sourced]:
     return [(bench.name, item) for bench, items in load_benches(config) for item in items]
 
 
-def rows_of(items: Iterable[Sourced], preset: str) -> list[dict[str, Any]]:
+def rows_of(items: Iterable[Sourced], preset: str) -> list[Json]:
     return [row_of(item, preset, source, at) for at, (source, item) in enumerate(items)]
 
 
-def row_of(item: Item, preset: str, source: str, at: int) -> dict[str, Any]:
+def row_of(item: Item, preset: str, source: str, at: int) -> Json:
     """A problem in verl's schema with the prompt preset applied. `source` tells the reward function which grader."""
     said = words(preset, item)
     messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
@@ -197,7 +197,7 @@ def write_tests(path: Path, items: Iterable[Sourced]) -> None:
             file.writelines(lines)
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -217,7 +217,7 @@ def rewind(run: Path, store: "Store | None") -> None:
         store.truncate(known, step)
 
 
-def drive(run: Path, written: Mapping[str, Any], args: argparse.Namespace, console: Console) -> int:
+def drive(run: Path, written: Json, args: argparse.Namespace, console: Console) -> int:
     """Start verl and wait for it, importing results as they come. Ctrl-C reaches verl too, and it is waited for."""
     command = [str(written["python"]), "-W", "ignore", "-m", "agpo.integrations.verl.main"]
     command += [*(run / "overrides.txt").read_text().splitlines(), f"hydra.run.dir={run / 'hydra'}"]
