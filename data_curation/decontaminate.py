@@ -48,7 +48,7 @@ CHUNK = 50_000
 """rows that are compared at once"""
 HIT = "dropped"
 UNSURE = "kept: too short or too generic to tell"
-SIBLING = "kept: other numbers and another answer"
+SIBLING = "kept: other numbers"
 COLUMNS = ("problem", "question", "question_content", "prompt")
 """where files of benchmarks have the problem"""
 
