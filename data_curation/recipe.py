@@ -14,6 +14,7 @@ from data_curation.code_checks import CodeOptions
 from data_curation.code_sources import CodeContestsSource, CodeforcesSource, CodeTableSource
 from data_curation.decontaminate import DecontaminateOptions
 from data_curation.dedupe import ExactOptions, NearOptions
+from data_curation.export import FORMATS
 from data_curation.filters import FilterOptions
 from data_curation.normalise import NormaliseOptions
 from data_curation.solve_rate import SolveOptions
@@ -53,7 +54,6 @@ AnySource = Annotated[
     | CodeTableSource,
     Field(discriminator="kind"),
 ]
-FORMATS = ("verl", "trl", "openrlhf", "slime", "hf")
 
 
 class Recipe(BaseModel):
