@@ -134,7 +134,7 @@ def share_numbers(one: str, other: str) -> int:
 def signs(problem: str) -> list[str]:
     """Plus, minus and the signs of inequalities, in order; hyphens are none."""
     plain = _MARKUP.sub(" ", unicodedata.normalize("NFKC", without_diagrams(problem)))
-    return [_SIGNS.get(sign, sign) for sign in _SIGN.findall(plain)]
+    return [str(_SIGNS.get(sign, sign)) for sign in _SIGN.findall(plain)]
 
 
 def changed(one: str, other: str) -> bool:

@@ -10,29 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_curation import (
-    alike,
-    answers,
-    code_checks,
-    decontaminate,
-    dedupe,
-    export,
-    filters,
-    inputs,
-    manifest,
-    normalise,
-    rows,
-    similar,
-    solve_rate,
-    stage,
-    text,
-)
+from data_curation import decontaminate, export, inputs, manifest, solve_rate, stage
 from data_curation.read import cached, read_sources
-from data_curation.recipe import Recipe
+from data_curation.recipe import STAGES, Recipe
 from data_curation.rows import write_lines
 from data_curation.stage import Context, Done
 from evals.errors import UserError
-from evals.grading import math
 
 
 def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, run_id: str = "") -> dict[str, Any]:
@@ -100,44 +83,20 @@ def run_stages(
     last: Sequence[Done] = reads
     for name in recipe.stages:
         options = recipe.options(name)
-        make, parts = stage_function(name, options, context, references)
-        given = [one.hash for one in last]
+        more = [references] if name == "decontaminate" else []
+        parts = [options.model_dump(mode="json"), [one.hash for one in last], *map(decontaminate.reference_hash, more)]
         entering = sum(one.counts["out"] for one in last)
         begun = time.time()
-        one = stage.run(
-            work,
-            name,
-            [options.model_dump(mode="json"), given, *parts],
-            entering,
-            lambda: make([row for one in last for row in one.rows()]),  # noqa: B023  called at once
-            10 + len(done),
-        )
+
+        def make(last: Sequence[Done] = last, name: str = name, options: Any = options, more: Any = more) -> Any:
+            return STAGES[name][1]([row for one in last for row in one.rows()], options, context, *more)
+
+        one = stage.run(work, name, parts, entering, make, 10 + len(done))
         took = "" if one.again else f" in {time.time() - begun:.1f} s"
         context.say(f"{name}: {one.counts['out']:,} of {one.counts['in']:,} rows{took}" + cached(one))
         done.append(one)
         last = [one]
     return done
-
-
-def stage_function(name: str, options: Any, context: Context, references: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """(function of the rows, what else than options and rows its result depends on)."""
-    functions = {
-        "normalise": (normalise.run, [normalise]),
-        "answers": (answers.run, [answers, math]),
-        "filter": (filters.run, [filters]),
-        "exact": (dedupe.exact, [dedupe, alike, math]),
-        "near": (dedupe.near, [dedupe, alike, similar, text, math]),
-        "code": (code_checks.run, [code_checks]),
-        "solve_rate": (solve_rate.run, [solve_rate]),
-    }
-    if name == "decontaminate":
-        version = stage.code_version(rows, decontaminate, alike, similar, text)
-        return (
-            lambda found: decontaminate.run(found, options, context, references),
-            [version, decontaminate.reference_hash(references)],
-        )
-    function, modules = functions[name]
-    return lambda found: function(found, options, context), [stage.code_version(rows, *modules)]
 
 
 @contextlib.contextmanager
