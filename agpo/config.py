@@ -324,7 +324,7 @@ class TrainConfig(_Section):
             raise ValueError("vllm.in_process takes over the threads and the process group that the trainer needs.")
         if self.engine == "vllm" and self.rollout.top_p < 1:
             raise ValueError(
-                "engine=vllm tells no log-probabilities where rollout.top_p is below 1, so that weights which were not "
+                "engine=vllm returns no log-probabilities where rollout.top_p is below 1, so weights that were not "
                 "synced would go unnoticed. Set rollout.top_p=1 or engine=hf."
             )
         return self
