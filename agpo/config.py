@@ -320,8 +320,6 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _vllm_beside_a_trainer(self) -> "TrainConfig":
-        if self.engine == "vllm" and self.vllm.in_process:
-            raise ValueError("vllm.in_process takes over the threads and the process group that the trainer needs.")
         if self.engine == "vllm" and self.rollout.top_p < 1:
             raise ValueError(
                 "engine=vllm tells no log-probabilities where rollout.top_p is below 1, so that weights which were not "

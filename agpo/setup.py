@@ -120,7 +120,16 @@ def _begin(run: Run) -> str:
         seed=config.seed,
         config=recorded(config),
         parent=curation_run(config.data.path, run.store),
+        about=about_run(config),
     )
+
+
+def about_run(config: TrainConfig) -> dict[str, Any]:
+    """What reports need to know of the run's method and metrics."""
+    from agpo.presets import about
+    from agpo.telemetry import METRICS
+
+    return {**about(config.objective["preset"], objective_of(config.objective)), "metrics": METRICS}
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from agpo import parallel
-from agpo.batch import Group, MiniBatch, plan_step
+from agpo.batch import Group, MiniBatch, plan_step, sample_advantages
 from agpo.config import TrainConfig, objective_of
 from agpo.keep import save_refused
 from agpo.mismatch import against_trainer, check_gap
@@ -23,6 +24,7 @@ from agpo.update import update
 from evals.complete import sample_row
 from evals.engines import OwnWeights, Sampling
 from evals.prompts import render
+from evals.store import SampleRow
 
 
 def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dict[str, float]:
@@ -49,7 +51,8 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
     }
     if not parallel.first():
         return metrics
-    run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer))
+    advantage_GN = sample_advantages(everything, objective_of(config.objective), config.rollout.max_tokens).tolist()
+    run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer, advantage_GN))
     run.store.log_metrics(run.id, run.done, metrics)
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
         if done.refused:
@@ -138,11 +141,14 @@ def update_policy(
     return updates, gap
 
 
-def sample_rows(groups: Sequence[Any], step: int, preset: str, tokenizer: Any) -> list[Any]:
+def sample_rows(
+    groups: Sequence[Group], step: int, preset: str, tokenizer: Any, advantage_GN: Sequence[Sequence[float]]
+) -> list[SampleRow]:
     """The rows of one step for the results store: every completion with its tokens and verdict."""
     rows = []
-    for group in groups:
+    for group, advantage_N in zip(groups, advantage_GN, strict=True):
         prompt = render(preset, group.item, tokenizer)
-        for repeat, s in enumerate(group.samples):
-            rows.append(sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict))
+        for repeat, (s, advantage) in enumerate(zip(group.samples, advantage_N, strict=False)):
+            row = sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict)
+            rows.append(replace(row, advantage=None if s.reward is None else advantage))
     return rows

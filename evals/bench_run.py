@@ -156,6 +156,7 @@ def stored_run(
         console.print(f"continuing run {run_id}")
     else:
         label = target.label
+        trained = next((run for run in store.runs("train") if run.id == label.get("run")), None)
         run_id = store.start_run(
             "eval",
             name,
@@ -163,7 +164,8 @@ def stored_run(
             model=label.get("model", target.path),
             seed=label.get("seed", config["seed"]),
             config=config,
-            parent=label["run"] if label.get("run") in {r.id for r in store.runs("train")} else None,
+            parent=trained and trained.id,
+            about={key: trained.about[key] for key in ("title", "order") if key in trained.about} if trained else {},
         )
         console.print(f"run {run_id}")
     status = "failed"

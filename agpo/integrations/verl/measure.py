@@ -76,7 +76,7 @@ class Sampled:
         )
         return Sample(completion, "", Verdict(cast(Any, self.outcome(i)), ""), self.reward(i), 0)
 
-    def lines(self, tokenizer: Any, step: int) -> Iterator[dict[str, Any]]:
+    def lines(self, tokenizer: Any, step: int, advantage_B: Sequence[float]) -> Iterator[dict[str, Any]]:
         """One JSON object for each row; `import_run` reads them."""
         for i, ids in enumerate(self.responses):
             yield {
@@ -90,6 +90,7 @@ class Sampled:
                 "logprobs": self.logps[i],
                 "finish_reason": self.finish_reason(i),
                 "reward": self.reward(i),
+                "advantage": None if self.reward(i) is None else advantage_B[i],
                 "reference": self.references[i],
                 **{name: self.infos[i].get(name) for name in ("path", "answer")},
                 "outcome": self.outcome(i),
