@@ -85,7 +85,7 @@ def test_scopes_of_the_clip_are_lines_of_their_own(store, tmp_path, monkeypatch)
     run_id = store.start_run("train", "tiny", method="agpo", model="m", config={"objective": SCOPED}, about=ABOUT)
     store.log_metrics(run_id, 1, {"entropy": 1.0})
     figures(store, tmp_path)
-    assert seen[:2] == [("agpo", 1), ("agpo clip_scope=group", 1)]
+    assert [one for one in seen if one[1]] == [("agpo", 1), ("agpo clip_scope=group", 1)]
 
 
 def test_other_learning_rates_are_lines_of_their_own_and_a_run_that_goes_on_ends_no_line(store, tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_other_learning_rates_are_lines_of_their_own_and_a_run_that_goes_on_ends
         if status == "done":
             store.finish_run(run_id, status)
     figures(store, tmp_path)
-    assert seen[:2] == [("agpo update.lr=1", 2), ("agpo update.lr=2", 1)]
+    assert [one for one in seen if one[1]] == [("agpo update.lr=1", 2), ("agpo update.lr=2", 1)]
 
 
 def test_smoothing_keeps_a_straight_line_and_short_runs_as_they_are():
