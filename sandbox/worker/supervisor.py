@@ -438,16 +438,12 @@ def _content(fd: int, size: int) -> bytes:
 
 def rehearse(jail: Jail) -> None:
     """Be a supervisor some times, in the zygote, for the reason that runner.warm_up gives."""
-    seconds = 60 * 10**9
-    limits = {
-        "memory": 1 << 30,
-        "address_space": 4 << 30,
+    limits = dict.fromkeys(("memory", "address_space", "output"), 4 << 30) | {
         "threads": 64,
         "files": 64,
-        "output": 1 << 20,
         "digits": 4300,
     }
-    limits |= {"cpu_ns": seconds, "idle_ns": seconds, "wall_ns": 10 * seconds, "blind_wall_ns": 10 * seconds}
+    limits |= dict.fromkeys(("cpu_ns", "idle_ns", "wall_ns", "blind_wall_ns"), 60 * 10**9)
     job = {"source": runner.SAMPLE, "prelude": "", "mode": "stdin", "entry": "", "stop": True, "tests": 2, **limits}
     ours, theirs = socket.socketpair()
     with contextlib.closing(ours), contextlib.closing(theirs):
