@@ -55,17 +55,10 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "problem", 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Parquet; equal rows give equal bytes (with one version of pyarrow)."""
-    table = pa.table(
-        {
-            "id": [row.id for row in rows],
-            "source": [row.source for row in rows],
-            "problem": [row.problem for row in rows],
-            "answer": [row.answer for row in rows],
-            "meta": [dumps(row.meta) for row in rows],
-            "code": [None if row.code is None else dumps(row.code) for row in rows],
-        },
-        schema=SCHEMA,
-    )
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+    for name in ("meta", "code"):
+        columns[name] = [None if value is None else dumps(value) for value in columns[name]]
+    table = pa.table(columns, schema=SCHEMA)
     pq.write_table(table, path, compression="zstd", row_group_size=4096)
 
 
