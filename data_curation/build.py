@@ -72,7 +72,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Build a training set with a manifest. Without arguments: chain arithmetic into data/arith.",
         epilog="recipes:\n"
         + "\n".join(f"  {name:<12}{about}" for name, about in shipped.items())
-        + "\n\nThe same command goes on with a killed build. docs/data.md explains stages and options.",
+        + "\n\nThe same command continues a killed build. docs/data.md explains stages and options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add, many = parser.add_argument, {"action": "append", "default": []}
