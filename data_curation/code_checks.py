@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from data_curation.rows import Drop, Row, drop, dumps
-from data_curation.stage import Context, Options, Result
+from data_curation.stage import Context, Drop, Options, Result, Row, drop, dumps
 
 _SEVERAL = re.compile(
     r"(?:any|multiple|several|many) (?:\w+ ){0,3}?(?:solutions?|answers?|of them|valid|correct)"

@@ -10,9 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from data_curation import alike
-from data_curation.rows import Row, digest, drop
 from data_curation.similar import gram_pairs, near_pairs, run_sets
-from data_curation.stage import Context, Options, Result
+from data_curation.stage import Context, Options, Result, Row, digest, drop
 from evals.errors import UserError
 
 

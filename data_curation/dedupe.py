@@ -8,9 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from data_curation import alike
-from data_curation.rows import Drop, Row, drop
 from data_curation.similar import near_pairs, run_sets
-from data_curation.stage import Context, Options, Result
+from data_curation.stage import Context, Drop, Options, Result, Row, drop
 from evals.grading.grader import Grader
 
 _INTEGER = re.compile(r"-?\d+")
@@ -66,7 +65,8 @@ def exact(rows: list[Row], options: ExactOptions, context: Context) -> Result:
             if row.id != stays:
                 drops[row.id] = drop(row, CONFLICT, answers=answers, **({"kept": stays} if stays else {}))
     kept = [row for row in rows if row.id not in drops]
-    facts = {"conflicting problems": conflicts, "duplicates": dict(sorted(sources_of(pairs).items()))}
+    between = Counter(f"{p['left'].split(':')[0]} / {p['right'].split(':')[0]}" for p in pairs)
+    facts = {"conflicting problems": conflicts, "duplicates": dict(sorted(between.items()))}
     return Result(kept, list(drops.values()), facts, pairs)
 
 
@@ -187,7 +187,3 @@ def pair(one: Row, other: Row, score: float, what: str, done: str) -> dict:
         "texts": [one.problem, other.problem],
         "answers": [one.answer, other.answer],
     }
-
-
-def sources_of(pairs: Sequence[dict]) -> Counter[str]:
-    return Counter(f"{p['left'].split(':')[0]} / {p['right'].split(':')[0]}" for p in pairs)

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_curation.rows import Row, digest, sha256
-from data_curation.stage import Done
+from data_curation.stage import Done, Row, digest, sha256
 from evals.errors import UserError
 
 FORMAT = 3
