@@ -26,7 +26,7 @@ from evals.tables import Outcome, print_bench
 if TYPE_CHECKING:
     from evals.store import SampleRow, Store
 
-NOT_THE_RESULT = ("notes", "engine_options", "call", "served")
+NOT_THE_RESULT = ("notes", "engine_options", "call", "served", "problems")
 """of a run's configuration: with others the same run goes on"""
 
 UNFINISHED = ("interrupted", "failed", "dead")
@@ -56,7 +56,7 @@ def evaluate_plan(
     check_context(engine, plan)
     show_notes(plan, console)
     sampling = Sampling(options["max_tokens"], options["temperature"], options["top_p"])
-    config = {**facts, **options, "notes": plan.notes}
+    config = {**facts, **options, "notes": plan.notes, "problems": len(plan.items)}
     with stored_run(bench.name, target, config, store, console, resume) as run_id:
         job = Job(bench, sampling, options["n"], options["prompt"], options["seed"], run_id, bench.name, target.step)
         task = harness.BenchTask(bench, plan.items, job, engine.tokenizer)

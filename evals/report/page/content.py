@@ -24,7 +24,7 @@ METRICS = (  # what the fixed panels show; the rest can be chosen
     ("entropy", "Entropy", "nats per token"),
     ("groups/live", "Live groups", "groups with a signal, of a step's"),
     ("clip/rate", "Clip rate", "share of the step's updates that the clip dropped"),
-    ("eval/pass1", "Held-out Pass@1", "evaluations during training"),
+    ("eval/pass1", "Held-out Pass@1", "%, evaluations during training"),
 )
 UPDATES = ("clip/clipped_updates", "updates/made", "updates/dead", "updates/refused")
 
@@ -107,6 +107,7 @@ def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]
         "host": run.host,
         "lastStep": run.last_step,
         "steps": run.config.get("steps"),
+        "progress": progress(run, store) if run.status == "running" else None,
         "samples": run.samples,
         "config": flat(run.config),
         "code": flat(run.code),
@@ -118,6 +119,19 @@ def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]
             for a in store.artifacts(run.id)
         ],
     }
+
+
+def progress(run: RunRow, store: Store) -> dict[str, Any]:
+    """How far a run is that goes on: steps of training, completions otherwise. Seconds left where they are known."""
+    if run.kind == "train":
+        done, total, unit = run.last_step or 0, run.config.get("steps"), "steps"
+        times = [value for _, _, value in store.metrics(run.id, ["speed/step_seconds"])[-10:] if math.isfinite(value)]
+        left = (total - done) * sum(times) / len(times) if times and total else None
+    else:
+        problems = run.config.get("problems")
+        done, total, unit = run.samples, problems and problems * run.config.get("n", 1), "completions"
+        left = None  # it may have been continued: its own time says nothing
+    return {"done": done, "total": total, "unit": unit, "left": left}
 
 
 def masked_groups(config: Mapping[str, Any]) -> str:
