@@ -295,7 +295,7 @@ def fingerprint(items: Sequence[Any]) -> str:
 
 def load_benches(config: TrainConfig) -> list[tuple[Any, list[Any]]]:
     from evals.benches import find, load
-    from evals.complete import choose
+    from evals.items import choose
 
     benches = [find(name) for name in config.eval.benches]
     data, size, seed = config.eval.data or None, config.eval.size, config.seed

@@ -3,22 +3,21 @@
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from evals import contamination
 from evals.benches import find, load
-from evals.complete import Job, choose, regrade
+from evals.complete import Job, regrade
 from evals.console import plural, progress_bar
 from evals.engines import Engine, EngineError, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.grading.grader import open_grader
+from evals.items import choose
 from evals.models import Target
-from evals.plan import Plan, show_notes
+from evals.plan import Plan, show_notes, with_model_notes
 from evals.prompts import encode
 from evals.stats import problem_means, summarise
 from evals.tables import Outcome, print_bench
@@ -78,11 +77,6 @@ def evaluate_plan(
             write_output(results, lm, target.path, config, lm_eval_output, console)
     console.print(f"run {run_id} in {store}", highlight=False)
     return outcome
-
-
-def with_model_notes(plan: Plan, target: Target, store: "Store | None") -> Plan:
-    """The plan with warnings where this model may have seen the problems."""
-    return replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
 
 
 def finish(job: Job, target: Target, store: "Store", console: Console) -> Outcome:
