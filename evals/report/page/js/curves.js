@@ -57,7 +57,9 @@ function groupsOf(runs) {
     const method = run.line;
     const key = `${task}\n${method}`;
     if (!found.has(key)) {
-      found.set(key, { key, name: tasks.length > 1 ? `${run.name}: ${method}` : method, colour: data.colours[method], dash: DASHES[tasks.indexOf(task) % DASHES.length], runs: [] });
+      const alike = tasks.filter((other) => other.startsWith(`${run.name}\n`)).length > 1;
+      const of = alike ? `${run.name} ${run.model.split("/").at(-1)}` : run.name;
+      found.set(key, { key, name: tasks.length > 1 ? `${of}: ${method}` : method, colour: data.colours[method], dash: DASHES[tasks.indexOf(task) % DASHES.length], runs: [] });
     }
     found.get(key).runs.push(run);
   }
@@ -178,7 +180,7 @@ function marksOf(entries, axis) {
     const entry = run.kind === "eval" && entries.find(({ runs }) => runs.some((other) => other.id === run.parent));
     if (!entry || evaluation.pass1 === null) continue;
     const x = abscissa(data.run.get(run.parent), [part.step], axis)[0];
-    const key = entry.runs.length > 1 ? `${entry.name}\n${part.bench}\n${part.step}` : evaluation.part;
+    const key = `${entry.id}\n${part.bench}\n${part.step}`; // made again, or with other seeds: one square
     if (!found.has(key)) found.set(key, { name: `${part.bench}, ${entry.short}`, colour: entry.colour, xs: [], of: [] });
     found.get(key).xs.push(x);
     found.get(key).of.push(evaluation);
