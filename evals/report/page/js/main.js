@@ -3,7 +3,7 @@
 import { showCompare } from "./compare.js";
 import { showCurves } from "./curves.js";
 import { load } from "./data.js";
-import { byId, h } from "./dom.js";
+import { byId, h, keep, kept } from "./dom.js";
 import { follow } from "./live.js";
 import { here } from "./route.js";
 import { showRuns } from "./runs.js";
@@ -28,26 +28,20 @@ function show() {
 
 function theme() {
   const button = byId("theme");
+  const names = Object.keys(THEMES);
+  let now = "auto";
   const apply = (name) => {
-    if (name === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = name;
-    button.textContent = THEMES[name][0];
-    button.setAttribute("aria-label", `Colours: ${THEMES[name][1]}`);
-    button.dataset.now = name;
+    now = name in THEMES ? name : "auto";
+    if (now === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = now;
+    button.textContent = THEMES[now][0];
+    button.setAttribute("aria-label", `Colours: ${THEMES[now][1]}`);
   };
   button.addEventListener("click", () => {
-    const names = Object.keys(THEMES);
-    const next = names[(names.indexOf(button.dataset.now) + 1) % names.length];
-    apply(next);
-    try {
-      localStorage.setItem("agpo-theme", next);
-    } catch { /* a browser may keep nothing for files */ }
+    apply(names[(names.indexOf(now) + 1) % names.length]);
+    keep("agpo-theme", now);
   });
-  let kept = null;
-  try {
-    kept = localStorage.getItem("agpo-theme");
-  } catch { /* as above */ }
-  apply(kept in THEMES ? kept : "auto");
+  apply(kept("agpo-theme"));
 }
 
 function keys() {

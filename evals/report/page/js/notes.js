@@ -1,27 +1,18 @@
 // Notes on samples, kept by this browser, and the chosen samples as JSON lines.
 
 import { data, isCut, itemOf, keyOf, outcomeOf, partOf, textsOf } from "./data.js";
-import { h } from "./dom.js";
+import { h, keep, kept } from "./dom.js";
 
 const KEY = "agpo-notes";
-let notes = null; // what names a sample -> the note on it
+const notes = JSON.parse(kept(KEY) ?? "{}"); // what names a sample -> the note on it
 
-function all() {
-  try {
-    notes ??= JSON.parse(localStorage.getItem(KEY) ?? "{}");
-  } catch { /* a browser may keep nothing for files */ }
-  return (notes ??= {});
-}
-
-export const anyNotes = () => Object.keys(all()).length > 0;
-export const noteOf = (row) => all()[keyOf(row)] ?? "";
+export const anyNotes = () => Object.keys(notes).length > 0;
+export const noteOf = (row) => notes[keyOf(row)] ?? "";
 
 export function setNote(row, text) {
-  all()[keyOf(row)] = text;
+  notes[keyOf(row)] = text;
   if (!text.trim()) delete notes[keyOf(row)];
-  try {
-    localStorage.setItem(KEY, JSON.stringify(notes));
-  } catch { /* it stays until the page is closed */ }
+  keep(KEY, JSON.stringify(notes));
 }
 
 /** Save the rows, in their order, as a file with a JSON object on each line. */

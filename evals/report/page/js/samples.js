@@ -105,9 +105,6 @@ function drawFilters() {
       filter.facets[key] = value === "" ? "" : Number(value);
       refresh();
     })),
-    h("label", { class: "field range-field" }, h("span", null, "Tokens"), h("span", { class: "pair" },
-      h("input", { type: "number", min: 0, inputmode: "numeric", placeholder: "from", "aria-label": "Tokens from", value: filter.from, oninput: later(180, (event) => { filter.from = event.target.value; refresh(); }) }),
-      h("input", { type: "number", min: 0, inputmode: "numeric", placeholder: "to", "aria-label": "Tokens to", value: filter.to, oninput: later(180, (event) => { filter.to = event.target.value; refresh(); }) }))),
     select("Order", Object.entries(SORTS).filter(([key]) => key !== "advantage" || data.runs.some((run) => run.advantage)), filter.sort, set("sort")),
   ].filter(Boolean);
   const open = parts.filters.querySelector("details")?.open ?? matchMedia("(min-width: 760px)").matches;
