@@ -408,6 +408,22 @@ def test_a_run_that_goes_on_and_one_with_other_knobs_are_no_seeds_of_a_line(open
     assert page.locator(".chart .where").first.inner_text() == "step 8"
 
 
+def test_a_checkpoint_measured_again_is_one_square_and_under_other_settings_two(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        run = store.start_run("train", "t", method="agpo", model="m", config={"objective": {"preset": "agpo"}})
+        store.log_metrics(run, 6, {"eval/pass1": 0.5})
+        store.finish_run(run, "done")
+        for right, temperature in ((2, 0.0), (4, 0.0), (9, 1.0)):
+            add_evaluation(store, set(range(right)), parent=run, step=6, temperature=temperature)
+        write_page(store, tmp_path / "page.html")
+    page = open_page("#curves", file=tmp_path / "page.html")
+    panel = page.locator(".chart:has-text('Held-out')")
+    expect(panel.locator(".mark")).to_have_count(2)
+    told = panel.locator(".read").inner_text().replace("\n", " ")
+    assert "temperature 0.0, 1 per problem 30.0 % (20.0 % to 40.0 %)" in told
+    assert "temperature 1.0, 1 per problem 90.0 %" in told
+
+
 def test_runs_have_lineage_differences_and_all_facts(open_page, made):
     page = open_page("#runs")
     drawn = page.text_content(".lineage")

@@ -211,6 +211,7 @@ def evaluation_facts(found: Sequence[Evaluation], names: Sequence[str]) -> list[
             "part": e.place,
             "name": names[e.place],
             "bench": e.part.bench,
+            "asked": e.asked,
             "pass1": e.summary.pass1,
             "low": e.summary.pass1_low,
             "high": e.summary.pass1_high,

@@ -174,14 +174,15 @@ function abscissa(run, steps, axis) {
 /** Evaluations of checkpoints: each with its interval, or by method their mean with the lowest and the highest seed. */
 function marksOf(entries, axis) {
   const found = new Map();
+  const settings = (bench) => new Set(data.evaluations.filter((one) => one.bench === bench && data.run.get(data.parts[one.part].run).kind === "eval").map((one) => one.asked)).size;
   for (const evaluation of data.evaluations) {
     const part = data.parts[evaluation.part];
     const run = data.run.get(part.run);
     const entry = run.kind === "eval" && entries.find(({ runs }) => runs.some((other) => other.id === run.parent));
     if (!entry || evaluation.pass1 === null) continue;
     const x = abscissa(data.run.get(run.parent), [part.step], axis)[0];
-    const key = `${entry.id}\n${part.bench}\n${part.step}`; // made again, or with other seeds: one square
-    if (!found.has(key)) found.set(key, { name: `${part.bench}, ${entry.short}`, colour: entry.colour, xs: [], of: [] });
+    const key = `${entry.id}\n${part.bench}\n${part.step}\n${evaluation.asked}`; // made again, or with other seeds: one square
+    if (!found.has(key)) found.set(key, { name: `${part.bench}, ${entry.short}${settings(part.bench) > 1 ? `, ${evaluation.asked}` : ""}`, colour: entry.colour, xs: [], of: [] });
     found.get(key).xs.push(x);
     found.get(key).of.push(evaluation);
   }
