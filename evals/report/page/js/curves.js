@@ -99,7 +99,7 @@ async function draw(state, runs, groups, legend, panels, hint) {
     const free = title === null;
     const one = chart({
       title: free ? "Any metric" : title,
-      about: free ? "" : about,
+      about: free ? "" : percent ? `%, ${about}` : about,
       extra: free ? select("Metric", Object.keys(data.metrics).filter((key) => !key.startsWith("x/")).map((key) => [key, key]), state.metric, state.setMetric) : null,
       lines: shown.map((entry) => lineOf(entry, table, axis, state.smooth === "on" && name !== "eval/pass1")),
       marks: name === "eval/pass1" ? marksOf(shown, axis) : [],
