@@ -13,6 +13,7 @@ import httpx
 import pytest
 from page_store import ATTACK, add_evaluation, fill, sample
 
+from agpo.telemetry import METRICS
 from evals.report.browse import listen
 from evals.report.command import main
 from evals.report.compare import p_text
@@ -410,7 +411,7 @@ def test_a_run_that_goes_on_and_one_with_other_knobs_are_no_seeds_of_a_line(open
 
 def test_a_checkpoint_measured_again_is_one_square_and_under_other_settings_two(open_page, tmp_path):
     with new_store(tmp_path) as store:
-        run = store.start_run("train", "t", method="agpo", model="m", config={"objective": {"preset": "agpo"}})
+        run = store.start_run("train", "t", method="agpo", model="m", config={}, about={"metrics": METRICS})
         store.log_metrics(run, 6, {"eval/pass1": 0.5})
         store.finish_run(run, "done")
         for right, temperature in ((2, 0.0), (4, 0.0), (9, 1.0)):
@@ -420,8 +421,8 @@ def test_a_checkpoint_measured_again_is_one_square_and_under_other_settings_two(
     panel = page.locator(".chart:has-text('Held-out')")
     expect(panel.locator(".mark")).to_have_count(2)
     told = panel.locator(".read").inner_text().replace("\n", " ")
-    assert "temperature 0.0, 1 per problem 30.0 % (20.0 % to 40.0 %)" in told
-    assert "temperature 1.0, 1 per problem 90.0 %" in told
+    assert "T=0.0, 1 per problem 30.0 % (20.0 % to 40.0 %)" in told
+    assert "T=1.0, 1 per problem 90.0 %" in told
 
 
 def test_runs_have_lineage_differences_and_all_facts(open_page, made):
