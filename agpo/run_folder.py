@@ -24,6 +24,7 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
         "model": config.model,
         "seed": config.seed,
         "store": str(run.store),
+        "max_tokens": run.config.eval.max_tokens or run.config.rollout.max_tokens,
     }
     state = {"config": config.model_dump(mode="json"), "data": run.data}
     writer.wait()  # one copy of the weights at a time

@@ -319,7 +319,7 @@ def fingerprint(items: Sequence[Item]) -> str:
 
 def load_benches(config: TrainConfig) -> list[tuple[Bench, list[Item]]]:
     from evals.benches import find, load
-    from evals.complete import choose
+    from evals.items import choose
 
     benches = [find(name) for name in config.eval.benches]
     data, size, seed = config.eval.data or None, config.eval.size, config.seed

@@ -140,7 +140,7 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
 
 def limited(found: list[Row], limit: int) -> list[Row]:
     """A seeded draw, in the order of the file: the first rows may all be of the easy subject. 0: all."""
-    from evals.complete import choose_indices
+    from evals.items import choose_indices
 
     return [found[at] for at in choose_indices(len(found), limit or None, 0)]
 

@@ -2,18 +2,22 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from evals import contamination
 from evals.benches import BENCHES, Bench, find, load
-from evals.complete import choose
 from evals.errors import UserError
-from evals.items import Item
+from evals.items import Item, choose
 from evals.lm_tasks.plan import PREFIX, TaskPlan, add_options, check_unused, first_prompt, make_task_plan
+from evals.models import Target
 from evals.prompts import find_preset, render
+
+if TYPE_CHECKING:
+    from evals.store import Store
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,20 @@ def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
     for name in tasks:
         plans[name] = make_task_plan(name, args)
     return [plans[name] for name in names]
+
+
+def plan_for(plan: Plan | TaskPlan, target: Target, max_tokens: int | None) -> Plan | TaskPlan:
+    """The plan for one model: where nobody said how long an answer may be, a checkpoint is asked as in training."""
+    own = target.label.get("max_tokens")
+    if max_tokens or not own or not isinstance(plan, Plan) or own == plan.settings["max_tokens"]:
+        return plan
+    note = f"max_tokens {own}, as the training run evaluates; the benchmark's is {plan.settings['max_tokens']}"
+    return replace(plan, settings={**plan.settings, "max_tokens": own}, notes=[*plan.notes, note])
+
+
+def with_model_notes(plan: Plan, target: Target, store: "Store | None") -> Plan:
+    """The plan with warnings where this model may have seen the problems."""
+    return replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
 
 
 def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: dict[str, str]) -> dict[str, Any]:
