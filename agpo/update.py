@@ -17,18 +17,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from agpo.batch import MiniBatch
+from agpo.clip import Decision, apply_f_to_loss, apply_f_to_sums, sums_on_device, unit_sums
 from agpo.distributed import all_reduce_max, all_reduce_sum, full_scalar, is_main, reshard
 from agpo.logprobs import attention_of
 from agpo.model import checkpointing
-from agpo.objective import (
-    Decision,
-    Objective,
-    apply_f_to_loss,
-    apply_f_to_sums,
-    clip_decision,
-    sums_on_device,
-    unit_sums,
-)
+from agpo.objective import Objective, clip_decision
 from agpo.packing import moved
 from agpo.policy import Losses, Policy, Settings, Update, losses, rank_parts
 
