@@ -355,7 +355,7 @@ class TrainConfig(_Section):
     def _vllm_beside_a_trainer(self) -> "TrainConfig":
         if self.engine == "vllm" and self.rollout.top_p < 1:
             raise ValueError(
-                "engine=vllm tells no log-probabilities where rollout.top_p is below 1, so that weights which were not "
+                "engine=vllm returns no log-probabilities where rollout.top_p is below 1, so weights that were not "
                 "synced would go unnoticed. Set rollout.top_p=1 or engine=hf."
             )
         return self

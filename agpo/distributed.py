@@ -125,7 +125,7 @@ def _tell(error: BaseException, store: dist.Store, number: int) -> int:
             return code
     if _is_lost_connection(error):
         why = (
-            f"rank {number} waited in vain for another one: {_first_line(error)}. That one hangs, or needs "
+            f"rank {number} timed out waiting for another rank: {_first_line(error)}. That rank hangs, or needs "
             "ranks.timeout_minutes longer than this one; raise it where a rollout or its grading does take so long"
             if "timed out" in str(error).lower()
             else f"rank {number} lost the other ranks: {_first_line(error)}. If none of them says why above, one was "

@@ -57,8 +57,8 @@ def check_gap(gap: tuple[float, float] | None, dtype: torch.dtype, limit: float 
         return
     raise UserError(
         f"the engine's log-probabilities of the sampled tokens are not the trainer's: mean gap {gap[0]:.3g}, largest "
-        f"{gap[1]:.3g} nats; up to {limit:g} is taken for rounding. Usual causes: weights of the engine that were not "
+        f"{gap[1]:.3g} nats; up to {limit:g} counts as rounding. Usual causes: weights of the engine that were not "
         "synced (or a prefix cache that was not reset after a sync), log-probabilities before the temperature is "
         "applied, or after top-p cut the distribution, another precision. mismatch.max_gap sets the bound; "
-        "mismatch.correct=tis weighs the tokens for a gap that cannot be helped."
+        "mismatch.correct=tis corrects for a gap that cannot be avoided."
     )

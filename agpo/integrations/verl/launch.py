@@ -53,7 +53,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise UserError("--engine verl starts its own processes: start it once, without torchrun.")
     if args.resume and (args.recipe or args.rehearse):
-        raise UserError("--resume goes on with the configuration of the run: leave --recipe and --rehearse out.")
+        raise UserError("--resume keeps the configuration of the run: leave --recipe and --rehearse out.")
     for text in args.verl:
         if not re.match(r"[+~]*[\w.@/]+=|~", text):
             raise UserError(f"--verl {text}: expected KEY=VALUE, for example trainer.nnodes=2.")
@@ -66,7 +66,7 @@ def launch(args: argparse.Namespace, console: Console) -> int:
         others = [text for text in args.overrides if not text.startswith("out=")]
         if others:
             raise UserError(
-                f"--resume goes on with the configuration of the run, and {others[0]} would change it: only --verl "
+                f"--resume keeps the configuration of the run, and {others[0]} would change it: only --verl "
                 "KEY=VALUE may be added."
             )
         run = find_run(args.resume, next((text[4:] for text in reversed(args.overrides)), "runs"))
@@ -140,7 +140,7 @@ def verl_python(given: str | None) -> str:
         python = LOCAL_PYTHON
     if not python:
         raise UserError(
-            "verl is not in this environment: it has one of its own (docs/cluster.md says how to make it). Name its "
+            "verl is not in this environment: it needs its own (docs/cluster.md has the commands). Name its "
             f"python with --verl-python or ${PYTHON_VARIABLE}, or look at the configuration with --dry-run."
         )
     found = shutil.which(python)
