@@ -134,6 +134,7 @@ def start_run(config: TrainConfig, store: Store, **more: str) -> str:
         seed=config.seed,
         config={**recorded(config), **more},
         parent=curation_run(config.data.path, store),
+        about=about_run(config),
     )
 
 
@@ -141,6 +142,14 @@ def label_of(config: TrainConfig, run_id: str, store: Store) -> dict[str, object
     """What agpo_run.json in a checkpoint says of the run that made it."""
     names = {"name": config.name, "method": config.objective.preset, "model": config.model}
     return {"run": run_id, **names, "seed": config.seed, "store": str(store)}
+
+
+def about_run(config: TrainConfig) -> dict[str, object]:
+    """What reports need to know of the run's method and metrics."""
+    from agpo.presets import about
+    from agpo.telemetry import METRICS
+
+    return {**about(config.objective.preset, config.objective.knobs), "metrics": METRICS}
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:

@@ -145,6 +145,7 @@ def train_row(line: Json, run_id: str) -> SampleRow:
         reference=line["reference"],
         reward=line["reward"],
         weight_version=f"{run_id}/step-{line['step'] - 1}",
+        advantage=line.get("advantage"),
     )
 
 
