@@ -7,10 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from agpo.presets import PRESETS, Objective, resolve
 from agpo.trackers import TRACKERS
@@ -24,6 +34,34 @@ PACKAGE = Path(__file__).parent
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+def _one_of(value: str, known: Iterable[str], what: str) -> str:
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}")
+    return value
+
+
+def _known_reward(value: str) -> str:
+    return value if ":" in value else _one_of(value, GRADER_NAMES, "reward")
+
+
+def _low_high(value: tuple[float, float]) -> tuple[float, float]:
+    if not value[0] < value[1]:
+        raise ValueError("the lower end must come first, and differ from the upper")
+    return value
+
+
+def _with_commas(value: object) -> object:
+    """A list, or a text with commas, as a text with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
+
+
+Reward = Annotated[str, AfterValidator(_known_reward)]
+Span = Annotated[tuple[float, float], AfterValidator(_low_high)]
+Names = Annotated[str, BeforeValidator(_with_commas)]
+Prompt = Annotated[str, AfterValidator(lambda value: _one_of(value, PROMPTS, "prompt preset"))]
 
 
 class DataConfig(_Section):
@@ -116,22 +154,12 @@ class MismatchConfig(_Section):
 class RewardConfig(_Section):
     """One of several rewards. `rewards.NAME=math` on the command line sets `reward`."""
 
-    reward: str
+    reward: Reward
     """a grader (math, math-simplified, exact, code), or `module:function`"""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """its factor in the sum; 0 logs it only"""
-    range: tuple[float, float] = (0.0, 1.0)
+    range: Span = (0.0, 1.0)
     """what a function of one's own may return"""
-
-    @field_validator("reward")
-    @classmethod
-    def _reward(cls, value: str) -> str:
-        return _known_reward(value)
-
-    @field_validator("range")
-    @classmethod
-    def _range(cls, value: tuple[float, float]) -> tuple[float, float]:
-        return _low_high(value)
 
 
 class CodeConfig(_Section):
@@ -195,7 +223,7 @@ class ObjectiveConfig(BaseModel):
 class EvalConfig(_Section):
     """Evaluation during training, into the same store."""
 
-    bench: str = ""
+    bench: Names = ""
     """benchmarks of `python -m evals.run --list`, several with commas or as a list; empty: none"""
     data: str = ""
     """local file of the benchmark; empty, as for several: as the benchmark loads by default"""
@@ -209,11 +237,6 @@ class EvalConfig(_Section):
     """0 is greedy"""
     max_tokens: int = Field(default=0, ge=0)
     """0: as in rollout"""
-
-    @field_validator("bench", mode="before")
-    @classmethod
-    def _bench(cls, value: object) -> object:
-        return _with_commas(value)
 
     @property
     def benches(self) -> list[str]:
@@ -266,13 +289,13 @@ class TrainConfig(_Section):
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice"""
-    data: DataConfig = DataConfig()
-    prompt: str = "arith"
+    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str) else x)] = DataConfig()
+    prompt: Prompt = "arith"
     """prompt preset, see `evals/prompts.py`"""
-    reward: str = "math"
+    reward: Reward = "math"
     """a grader (math, math-simplified, exact, code: docs/grading.md), or `module:function` of one's own: (text, item)
     -> a number, None: not scorable"""
-    reward_range: tuple[float, float] = (0.0, 1.0)
+    reward_range: Span = (0.0, 1.0)
     """what a reward function of one's own may return; anything else stops the run"""
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
     """several by name in place of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
@@ -298,26 +321,6 @@ class TrainConfig(_Section):
     """also log to these: tensorboard, wandb, mlflow, trackio"""
     out: str = "runs"
     """folder that gets a sub-folder per run, with checkpoints and the picture"""
-
-    @field_validator("data", mode="before")
-    @classmethod
-    def _data_as_path(cls, value: object) -> object:
-        return {"path": value} if isinstance(value, str) else value
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt(cls, value: str) -> str:
-        return _one_of(value, PROMPTS, "prompt preset")
-
-    @field_validator("reward")
-    @classmethod
-    def _reward(cls, value: str) -> str:
-        return _known_reward(value)
-
-    @field_validator("reward_range")
-    @classmethod
-    def _range(cls, value: tuple[float, float]) -> tuple[float, float]:
-        return _low_high(value)
 
     @field_validator("rewards", mode="before")
     @classmethod
@@ -375,22 +378,6 @@ class TrainConfig(_Section):
     @property
     def updates_per_step(self) -> int:
         return self.rollout.prompts_per_step // self.update.prompts_per_minibatch
-
-
-def _known_reward(value: str) -> str:
-    return value if ":" in value else _one_of(value, GRADER_NAMES, "reward")
-
-
-def _low_high(value: tuple[float, float]) -> tuple[float, float]:
-    if not value[0] < value[1]:
-        raise ValueError("the lower end must come first, and differ from the upper")
-    return value
-
-
-def _with_commas(value: object) -> object:
-    """A list, or a text with commas, as a text with commas."""
-    parts = value.split(",") if isinstance(value, str) else value
-    return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
 
 
 def model_path(model: str) -> str:
@@ -480,12 +467,6 @@ def _did_you_mean(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
     return f" Did you mean {near[0]!r}?" if near else " `python -m agpo.train --keys` lists them."
-
-
-def _one_of(value: str, known: Iterable[str], what: str) -> str:
-    if value not in known:
-        raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}")
-    return value
 
 
 def all_keys(section: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
