@@ -10,7 +10,7 @@ demo: install  ## train the tiny model on this CPU, evaluate before and after, d
 	$(BIN)/python -m agpo.train $(ARGS)
 
 test: install-dev lint venv-verl venv-trl  ## everything that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # Shows within two minutes that the core works on a Python or a machine, with what it needs and no more.
 smoke: ARGS := steps=2 eval.n=1

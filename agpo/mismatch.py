@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from agpo.batch import MiniBatch, micro_batches
+from agpo.batch import MiniBatch, Row, micro_batches
 from agpo.objective import logp_gap
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Policy, Settings, with_old_logps
@@ -39,7 +38,7 @@ def against_trainer(
     return measured, gap_of(seen)
 
 
-def gap_of(rows: Sequence[Any]) -> tuple[float, float] | None:
+def gap_of(rows: Sequence[Row]) -> tuple[float, float] | None:
     """(mean, max) of |engine - trainer| over the tokens of rows that have both; None: there are none."""
     both = [row for row in rows if row.engine_logp and row.old_logp is not None]
     if not both:

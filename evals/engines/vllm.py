@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from evals.engines import EngineError, Output, Request, Sampling, WeightStream
 from evals.engines.hf import cache_bytes_per_token, check_fits, end_of_sequence_ids, load_config, load_tokenizer
 from evals.engines.vllm_core import Core, Spec
-from evals.engines.vllm_options import VLLMOptions
+from evals.engines.vllm_options import EngineOptions, VLLMOptions
 from evals.engines.vllm_process import Processes
 from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer
 from evals.engines.vllm_worker import weight_shapes
@@ -60,13 +60,13 @@ class VLLMEngine:
     def load(
         cls, model: str, *, device: str = "auto", dtype: str = "auto", beside_trainer: bool = False, **options: Any
     ) -> "VLLMEngine":
-        """Start vLLM over a model folder or hub id; `options` are those of `VLLMOptions`.
+        """Start vLLM over a model folder or hub id; `options` are those of `EngineOptions`.
 
         `dtype` auto is float32 on a CPU and bfloat16 on a GPU. `beside_trainer`: a trainer uses the same device.
         Raises UserError for what cannot work on this machine, EngineError where vLLM does not start.
         """
         try:
-            wanted = VLLMOptions.model_validate(options)
+            wanted = EngineOptions.model_validate(options)
         except ValidationError as e:
             raise UserError(f"options of engine vllm: {_mistakes(e)}.") from e
         on_gpu = check_machine(device)
@@ -282,7 +282,7 @@ def _available_memory() -> int:
 
 
 def _mistakes(error: ValidationError) -> str:
-    known = ", ".join(VLLMOptions.model_fields)
+    known = ", ".join(EngineOptions.model_fields)
     told = []
     for mistake in error.errors():
         name = ".".join(map(str, mistake["loc"]))

@@ -10,11 +10,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from agpo.config import TrainConfig, make_config
+from agpo.integrations.verl import Json
 from evals.errors import UserError
 
 
@@ -31,7 +31,7 @@ def find_run(wanted: str, out: str = "runs") -> Path:
     return run
 
 
-def read_launch(run: Path) -> dict[str, Any]:
+def read_launch(run: Path) -> Json:
     return json.loads((run / "launch.json").read_text())
 
 

@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
-from agpo.integrations.verl import NAME, VERL_VERSION
+from agpo.integrations.verl import NAME, VERL_VERSION, Json
 from agpo.presets import Objective
 from evals.errors import UserError
 
@@ -82,7 +82,7 @@ IGNORED = {
 """verl's key -> (its default, the key of ours that is in its place)"""
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Json) -> None:
     """Settings of verl under which an update is not the one that was planned. Raises UserError naming the key."""
     trainer, device = config["trainer"], _at(config, "trainer.device", "cuda")
     strategy = _at(config, "actor_rollout_ref.actor.strategy", "")
@@ -118,7 +118,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise UserError(f"actor_rollout_ref.rollout.n={samples}: an advantage relative to the group needs two samples.")
 
 
-def _at(config: Mapping[str, Any], key: str, default: Any) -> Any:
+def _at(config: Json, key: str, default: Any) -> Any:
     """The value of a dotted key, `default` where verl's configuration does not have it."""
     node: Any = config
     for name in key.split("."):
