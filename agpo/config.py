@@ -106,7 +106,7 @@ class MismatchConfig(_Section):
     """Log-probabilities of another engine than the trainer's own differ from the trainer's; measured at every step."""
 
     correct: Literal["none", "tis"] = "none"
-    """tis: weigh each token by min(pi_trainer / pi_engine, cap) (truncated importance sampling)"""
+    """tis: weight each token by min(pi_trainer / pi_engine, cap) (truncated importance sampling)"""
     cap: float = Field(default=2.0, ge=1)
     """largest weight of tis"""
     max_gap: float = Field(default=0.0, ge=0)
@@ -121,7 +121,7 @@ class RewardConfig(_Section):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """its factor in the sum; 0 logs it only"""
     range: tuple[float, float] = (0.0, 1.0)
-    """what a function of one's own may return"""
+    """what your function may return"""
 
     @field_validator("reward")
     @classmethod

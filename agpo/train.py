@@ -175,11 +175,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     parser.add_argument("--keys", action="store_true", help="list every key with its meaning and default, then exit")
-    parser.add_argument("--explain", action="store_true", help="print the plan of the next step, record nothing, exit")
+    parser.add_argument("--explain", action="store_true", help="print the plan of the next step, record nothing, then exit")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the configuration, check all that needs no GPU, say what memory and time it takes; exit",
+        help="print the configuration, check all that needs no GPU, estimate memory and time, then exit",
     )
     group = parser.add_argument_group("verl (docs/cluster.md)")
     group.add_argument("--engine", choices=("native", "verl"), default="native", help="what runs the training loop")
