@@ -175,7 +175,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     parser.add_argument("--keys", action="store_true", help="list every key with its meaning and default, then exit")
-    parser.add_argument("--explain", action="store_true", help="print the plan of the next step, record nothing, then exit")
+    parser.add_argument("--explain", action="store_true", help="print the plan of the next step, record nothing, exit")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -215,7 +215,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
         return launch(args, console)
     for flag in ("rehearse", "verl", "verl_python"):
         if getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')} is of verl: add --engine verl, or leave it out.")
+            raise UserError(f"--{flag.replace('_', '-')} is an option of verl: add --engine verl, or leave it out.")
     if args.resume:
         from agpo.resume_config import continued, find_resume, other_ranks
 
