@@ -76,7 +76,7 @@ class UpdateConfig(_Section):
     warmup_updates: int = Field(default=0, ge=0)
     """updates until the peak learning rate; clipped ones count"""
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """gradient clipping by global norm; 0 is off"""
+    """limit on the global norm of the gradient; 0 is off"""
     gradient_checkpointing: bool = False
     """keep only each layer's input for the backward pass and run the layer again: less memory, a third more time"""
     liger: bool = False
