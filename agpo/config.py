@@ -121,7 +121,7 @@ class RewardConfig(_Section):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """its factor in the sum; 0 logs it only"""
     range: tuple[float, float] = (0.0, 1.0)
-    """what your function may return"""
+    """what a function of one's own may return"""
 
     @field_validator("reward")
     @classmethod
