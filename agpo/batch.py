@@ -124,12 +124,10 @@ def plan_step(
     `max_tokens` is the longest answer that was allowed (for the overlong penalty and Dr. GRPO's constant). `corrected`:
     tokens get weights against another engine's log-probabilities, so that L at ratio 1 is not exact.
     """
-    rewards_GN = raw_rewards(groups)
-    lengths_GN = torch.zeros(rewards_GN.shape, dtype=torch.long)
+    rewards_GN, lengths_GN = raw_rewards(groups), lengths_of(groups)
     cut_GN = torch.zeros(rewards_GN.shape, dtype=torch.bool)
     for g, group in enumerate(groups):
         for k, sample in enumerate(group.samples):
-            lengths_GN[g, k] = len(sample.completion.token_ids)
             cut_GN[g, k] = sample.completion.finish_reason != "stop"
 
     def row(place: int, k: int, **planned: Any) -> Row:
@@ -287,6 +285,22 @@ def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
             if sample.reward is not None:
                 reward_N[k] = sample.reward
     return rewards_GN
+
+
+def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
+    """[G, N] response tokens of the groups' samples; 0 where a group lacks one."""
+    lengths_GN = torch.zeros((len(groups), max((len(group.samples) for group in groups), default=0)), dtype=torch.long)
+    for length_N, group in zip(lengths_GN, groups, strict=True):
+        for k, sample in enumerate(group.samples):
+            length_N[k] = len(sample.completion.token_ids)
+    return lengths_GN
+
+
+def sample_advantages(groups: Sequence[Group], objective: Objective, max_tokens: int) -> torch.Tensor:
+    """[G, N] float64 advantages of everything that was sampled, for the store: also of groups that are in no plan."""
+    rewards_GN = raw_rewards(groups)
+    shaped_GN = shaped_rewards(rewards_GN, lengths_of(groups).reshape(-1), max_tokens, objective)
+    return advantages(shaped_GN, objective, live_groups(rewards_GN))
 
 
 def rank_micro_batches(

@@ -135,7 +135,16 @@ def _begin(run: Run) -> str:
         seed=config.seed,
         config=recorded(config),
         parent=curation_run(config.data.path, run.store),
+        about=about_run(config),
     )
+
+
+def about_run(config: TrainConfig) -> dict[str, object]:
+    """What reports need to know of the run's method and metrics."""
+    from agpo.presets import about
+    from agpo.telemetry import METRICS
+
+    return {**about(config.objective.preset, config.objective.knobs), "metrics": METRICS}
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:

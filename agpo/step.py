@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from agpo import distributed
-from agpo.batch import Group, MiniBatch, plan_step
+from agpo.batch import Group, MiniBatch, plan_step, sample_advantages
 from agpo.config import TrainConfig
 from agpo.mismatch import against_trainer, check_gap
 from agpo.objective import Objective
@@ -55,7 +56,8 @@ def train_step(run: Run, grader: Grader, say: Callable[[str], None] = print) -> 
     }
     if not distributed.is_main():
         return metrics
-    run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer))
+    advantage_GN = sample_advantages(everything, config.objective.knobs, config.rollout.max_tokens).tolist()
+    run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer, advantage_GN))
     run.store.log_metrics(run.id, run.done, metrics)
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
         if done.refused:
@@ -144,11 +146,18 @@ def update_policy(
     return updates, gap
 
 
-def sample_rows(groups: Sequence[Group], step: int, preset: str, tokenizer: PreTrainedTokenizerBase) -> list[SampleRow]:
+def sample_rows(
+    groups: Sequence[Group],
+    step: int,
+    preset: str,
+    tokenizer: PreTrainedTokenizerBase,
+    advantage_GN: Sequence[Sequence[float]],
+) -> list[SampleRow]:
     """The rows of one step for the results store: every completion with its tokens and verdict."""
     rows = []
-    for group in groups:
+    for group, advantage_N in zip(groups, advantage_GN, strict=True):
         prompt = render(preset, group.item, tokenizer)
-        for repeat, s in enumerate(group.samples):
-            rows.append(sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict))
+        for repeat, (s, advantage) in enumerate(zip(group.samples, advantage_N, strict=False)):
+            row = sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict)
+            rows.append(replace(row, advantage=None if s.reward is None else advantage))
     return rows

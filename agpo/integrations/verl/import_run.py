@@ -15,7 +15,7 @@ from pathlib import Path
 from agpo.config import TrainConfig
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.folder import config_of, find_run, last_checkpoint, numbered, read_launch, store_of
-from agpo.setup import curation_run, recorded
+from agpo.setup import about_run, curation_run, recorded
 from evals.console import make_console
 from evals.errors import command
 from evals.store import SampleRow, Status, Store
@@ -79,6 +79,7 @@ def run_in(store: Store, run: Path, config: TrainConfig, written: Json) -> str:
         seed=config.seed,
         config={**recorded(config), "trainer": "verl", "folder": str(run)},
         parent=curation_run(config.data.path, store),
+        about=about_run(config),
     )
     whole = {**written, "runs": {**known, url: run_id}}
     (run / "launch.json").write_text(json.dumps(whole, indent=1))
@@ -162,6 +163,7 @@ def train_row(line: Json, run_id: str) -> SampleRow:
         seed=0,
         seconds=0.0,
         weight_version=f"{run_id}/step-{line['step'] - 1}",
+        advantage=line.get("advantage"),
     )
 
 

@@ -80,7 +80,7 @@ class Sampled:
         )
         return Sample(completion, "", Verdict(cast(Any, self.outcome(i)), ""), self.reward(i), 0)
 
-    def lines(self, tokenizer: "PreTrainedTokenizerBase", step: int) -> Iterator[Json]:
+    def lines(self, tokenizer: "PreTrainedTokenizerBase", step: int, advantage_B: Sequence[float]) -> Iterator[Json]:
         """One JSON object for each row; `import_run` reads them."""
         for i, ids in enumerate(self.responses):
             yield {
@@ -94,6 +94,7 @@ class Sampled:
                 "logprobs": self.logps[i],
                 "finish_reason": self.finish_reason(i),
                 "reward": self.reward(i),
+                "advantage": None if self.reward(i) is None else advantage_B[i],
                 "reference": self.references[i],
                 **{name: self.infos[i].get(name) for name in ("path", "answer")},
                 "outcome": self.outcome(i),

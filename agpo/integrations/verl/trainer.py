@@ -226,7 +226,9 @@ class ClippedTrainer(PPOTrainerSync):
         assert self._sampled is not None
         path = Path(rollout_data_dir) / f"{self.global_steps}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(line) for line in self._sampled.lines(self.tokenizer, self.global_steps)]
+        lines = [
+            json.dumps(line) for line in self._sampled.lines(self.tokenizer, self.global_steps, self._plan.advantage_B)
+        ]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _val_metrics_update(
