@@ -66,12 +66,7 @@ ADDED = {  # entry of CONTRIBUTING.md -> (file, what stands there, what takes it
     ],
     "a data source": [
         ("data_curation/sources.py", "KINDS: dict[str, Kind] = {\n", SOURCE),
-        (
-            "data_curation/recipe.py",
-            "    MadeSource,\n    MathSource,\n",
-            "    MadeSource,\n    MathSource,\n    MineSource,\n",
-        ),
-        ("data_curation/recipe.py", "    | MadeSource\n", "    | MadeSource\n    | MineSource\n"),
+        ("data_curation/recipe.py", "| maths.MadeSource |", "| maths.MadeSource | maths.MineSource |"),
     ],
 }
 COMMANDS = [
