@@ -18,11 +18,12 @@ smoke: demo
 	$(PIP) -c constraints.txt pytest pytest-timeout hypothesis
 	$(BIN)/python -m pytest -q -m "not slow" tests/agpo/test_objective.py tests/evals/test_grading.py
 
+# mkdocs counts a warning, such as a broken link, only where it prints it: no --quiet.
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir $(VENV)/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir $(VENV)/site
 
 docs: install-dev  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -217,7 +217,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads(path.read_text())
         found = state["format"]
     except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: not a checkpoint's state ({e!r}). Resume from another checkpoint.") from e
+        raise UserError(f"{path}: not the state of a checkpoint ({e!r}). Resume from another checkpoint.") from e
     if found not in (FORMAT, SHARDED):
         raise UserError(
             f"{checkpoint}: written in checkpoint format {found}, this version reads {FORMAT} and {SHARDED}. "

@@ -114,7 +114,7 @@ class UpdateConfig(_Section):
     warmup_updates: int = Field(default=0, ge=0)
     """updates until the peak learning rate; clipped ones count"""
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """gradient clipping by global norm; 0 is off"""
+    """limit on the global norm of the gradient; 0 is off"""
     gradient_checkpointing: bool = False
     """keep only each layer's input for the backward pass and run the layer again: less memory, a third more time"""
     liger: bool = False
@@ -144,7 +144,7 @@ class MismatchConfig(_Section):
     """Log-probabilities of another engine than the trainer's own differ from the trainer's; measured at every step."""
 
     correct: Literal["none", "tis"] = "none"
-    """tis: weigh each token by min(pi_trainer / pi_engine, cap) (truncated importance sampling)"""
+    """tis: weight each token by min(pi_trainer / pi_engine, cap) (truncated importance sampling)"""
     cap: float = Field(default=2.0, ge=1)
     """largest weight of tis"""
     max_gap: float = Field(default=0.0, ge=0)

@@ -34,7 +34,7 @@ def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[Train
         folders = [p for p in Path(out).glob("*") if checkpoint_io.checkpoints(p)]
         if not folders:
             raise UserError(
-                f"nothing to resume: no run with a checkpoint in {out}/. For another folder say out=FOLDER."
+                f"nothing to resume: no run with a checkpoint in {out}/. For another folder pass out=FOLDER."
             )
         path = max(folders, key=lambda p: checkpoint_io.checkpoints(p)[-1].stat().st_mtime)
     elif not path.exists():

@@ -179,7 +179,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the configuration, check all that needs no GPU, say what memory and time it takes; exit",
+        help="print the configuration, check all that needs no GPU, estimate memory and time, then exit",
     )
     group = parser.add_argument_group("verl (docs/cluster.md)")
     group.add_argument("--engine", choices=("native", "verl"), default="native", help="what runs the training loop")

@@ -72,10 +72,10 @@ def _problems(store: Any, found: Sequence[dict[str, Any]]) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m data_curation.audit",
-        description="List reference answers that the majority of several models' tries contradicts.",
+        description="List reference answers that most tries of several models contradict.",
     )
     parser.add_argument("runs", nargs="*", help="solve-rate runs by id, one per model (default: all of the store)")
-    parser.add_argument("--share", type=float, default=0.5, help="of a model's tries that agree (default: 0.5)")
+    parser.add_argument("--share", type=float, default=0.5, help="share of tries that must agree (default: 0.5)")
     parser.add_argument(
         "--out", type=Path, default=Path("audit"), help="writes OUT.jsonl and OUT.html (default: audit)"
     )

@@ -72,8 +72,8 @@ def why(mine: Mapping[str, str], others: Mapping[str, str], folder: Path) -> dic
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_curation.diff", description="Compare two built data sets.")
-    parser.add_argument("a", type=Path, help="folder of the one")
-    parser.add_argument("b", type=Path, help="folder of the other")
+    parser.add_argument("a", type=Path, help="folder of the first")
+    parser.add_argument("b", type=Path, help="folder of the second")
     args = parser.parse_args(argv)
     console = make_console()
     found = diff(args.a, args.b)

@@ -73,7 +73,7 @@ def same_text(wanted: str, text: str) -> bool:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_curation.explain", description="Say what happened to a row.")
+    parser = argparse.ArgumentParser(prog="python -m data_curation.explain", description="Show what happened to a row.")
     parser.add_argument("what", help="SOURCE:NUMBER, the id of an export, or how the problem begins")
     parser.add_argument("--data", type=Path, default=Path("data/math-paper"), help="folder of the data set")
     args = parser.parse_args(argv)

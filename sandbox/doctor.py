@@ -29,7 +29,7 @@ def examine(python: str = "") -> list[tuple[str, Capabilities]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sandbox.doctor",
-        description="What each backend can enforce on this machine, found out by trying it, and why not.",
+        description="Try what each backend can enforce on this machine, and explain what it cannot.",
         epilog="Exit code 0 when a backend can hold a hostile program here, else 1.",
     )
     parser.add_argument("--python", default="", help="interpreter of the embedded backend's programs (default: yours)")

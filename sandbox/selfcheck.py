@@ -134,7 +134,7 @@ CHECKS = [
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sandbox.selfcheck",
-        description="Try on this machine what the sandbox promises: the verdicts, and that no way out is open.",
+        description="Check on this machine that the sandbox gives the right verdicts and cannot be escaped.",
         epilog="Exit code 0 when every check holds, 1 when one does not, 2 when the backend cannot be used here.",
     )
     parser.add_argument(

@@ -90,6 +90,7 @@ def test_the_page_on_training_names_keys_that_exist():
     assert named <= known
 
 
+@pytest.mark.slow
 def test_the_own_run_is_rehearsed(tmp_path):
     """docs/own-run.md, its part without a GPU word for word: one process, two ranks, the evaluation, the table."""
     from evals.benches import arith

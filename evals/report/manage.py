@@ -20,16 +20,16 @@ SLICE = 2_000
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
-        "tag", parents=[shared], help="give a run tags, by which it can be named; or take them"
+        "tag", parents=[shared], help="add tags to runs, or remove them; a tag names its runs in other commands"
     )
     parser.add_argument("wanted", metavar="run", help="its id, the beginning of its id, its name, or a tag")
     parser.add_argument("tags", metavar="tag", nargs="+", help="letters, digits and ._-+/ only")
-    parser.add_argument("--remove", action="store_true", help="take the tags away")
+    parser.add_argument("--remove", action="store_true", help="remove the tags")
     parser.set_defaults(run=lambda a, store, console: tag(store, a.wanted, a.tags, a.remove, console))
     parser = commands.add_parser("rm", parents=[shared], help="delete runs: metrics, completions, tags; files stay")
     parser.add_argument("wanted", metavar="run", nargs="+", help="its id, the beginning of its id, its name, or a tag")
-    parser.add_argument("--children", action="store_true", help="and the runs made from them, such as evaluations")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--children", action="store_true", help="also the runs made from them, such as evaluations")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.set_defaults(run=lambda a, store, console: remove(store, a.wanted, a.children, a.yes, console))
 
 

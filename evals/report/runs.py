@@ -33,7 +33,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--manifest",
         type=Path,
         metavar="PATH",
-        help="of the model's training data (or its folder, or train.parquet): accuracy on problems in it and on others",
+        help="manifest (or folder) of the model's training data: accuracy on problems in it and on others",
     )
     parser.set_defaults(run=lambda a, store, console: show(store, a.wanted, console, a.manifest))
 

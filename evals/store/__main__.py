@@ -21,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     where = "an SQLite file or a postgresql+psycopg:// URL"
     copy.add_argument("source", metavar="FROM", help=where)
-    copy.add_argument("target", metavar="TO", help=f"{where}; made where it does not exist")
+    copy.add_argument("target", metavar="TO", help=f"{where}; created if it does not exist")
     copy.add_argument(
         "--run", nargs="+", action="extend", metavar="RUN", help="only these: id, its beginning, name, tag"
     )

@@ -120,7 +120,7 @@ def test_rm_that_was_stopped_is_finished_by_the_same_command(filled, report, mon
 def test_rm_asks_and_no_means_no(filled, report, monkeypatch):
     store, _, first, _ = filled
     status, _, error = report("rm", first)
-    assert (status, "give --yes" in error) == (2, True)
+    assert (status, "pass --yes" in error) == (2, True)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: "n")
     status, said, _ = report("rm", first)

@@ -161,11 +161,11 @@ def test_knobs_that_do_not_reach_verls_update(knob, value):
 
 
 def test_presets_that_do():
-    let_through = []
+    let_through = set()
     for name, objective in PRESETS.items():
         try:
             guards.check_objective(objective)
-            let_through.append(name)
+            let_through.add(name)
         except UserError:
             pass
-    assert let_through == ["agpo", "agpo_no_mask", "agpo_no_clip", "grpo", "dr_grpo", "gspo", "cispo", "nsr"]
+    assert let_through == {"agpo", "agpo_no_mask", "agpo_no_clip", "grpo", "dr_grpo", "gspo", "cispo", "nsr"}
