@@ -14,12 +14,12 @@ from agpo.objective import (
     Decision,
     Objective,
     advantages,
+    apply_f_to_units,
     clip_decision,
     counted,
     live_groups,
     sequence_weights,
     shaped_rewards,
-    unit_shapes,
 )
 from evals.engines import Completion
 from evals.grading import Verdict
@@ -201,7 +201,7 @@ def _rows(
     unit_B = {"group": group_B, "mini_batch": torch.zeros_like(group_B)}.get(
         objective.clip_scope, torch.arange(len(lengths_B))
     )
-    scale_B = unit_shapes(known.loss_B, known.weight_B * lengths_B, unit_B, objective)[1][unit_B]
+    scale_B = apply_f_to_units(known.loss_B, known.weight_B * lengths_B, unit_B, objective)[1][unit_B]
     if objective.clip_scope == "micro_batch":  # its units are not known before the micro-batches are cut
         scale_B = torch.ones_like(scale_B)
     for i in ((known.weight_B > 0) & (lengths_B > 0)).nonzero()[:, 0].tolist():

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 
 from agpo.batch import Group, Sample, raw_rewards
 from agpo.objective import live_groups
+from evals.complete import Grader
 from evals.engines import Completion, Engine, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
@@ -70,7 +70,7 @@ def is_live(group: Group) -> bool:
 
 def rollout(
     engine: Engine,
-    grader: Any,
+    grader: Grader,
     items: Sequence[Item],
     *,
     preset: str,

@@ -1,39 +1,44 @@
 """One step of training: sample and grade, plan, update, record."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
-from agpo import parallel
+from agpo import distributed
 from agpo.batch import Group, MiniBatch, plan_step, sample_advantages
-from agpo.config import TrainConfig, objective_of
-from agpo.keep import save_refused
+from agpo.config import TrainConfig
 from agpo.mismatch import against_trainer, check_gap
 from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
 from agpo.rollout import draw, resample, rollout
+from agpo.run_folder import save_refused
+from agpo.sampling_on_ranks import sample_on_ranks
 from agpo.setup import Run
-from agpo.spread import sample_spread
 from agpo.sync import weight_stream
 from agpo.telemetry import step_metrics
 from agpo.update import update
-from evals.complete import sample_row
+from evals.complete import Grader, sample_row
 from evals.engines import OwnWeights, Sampling
 from evals.prompts import render
 from evals.store import SampleRow
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dict[str, float]:
+
+def train_step(run: Run, grader: Grader, say: Callable[[str], None] = print) -> dict[str, float]:
     """Make the next step of the run and record it in the store. Returns its metrics."""
     config, started, cpu = run.config, time.perf_counter(), time.process_time()
     groups, everything = sample_groups(run, grader)
     sampled = time.perf_counter()
     plan = plan_of(groups, config)
-    updates, gap = update_policy(run, plan, objective_of(config.objective), settings_of(config))
+    updates, gap = update_policy(run, plan, config.objective.knobs, settings_of(config))
     run.done += 1
     if any(update.stepped for update in updates):
         run.moved = run.done
@@ -49,9 +54,9 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
         "speed/rollout_seconds": sampled - started,
         "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
     }
-    if not parallel.first():
+    if not distributed.is_main():
         return metrics
-    advantage_GN = sample_advantages(everything, objective_of(config.objective), config.rollout.max_tokens).tolist()
+    advantage_GN = sample_advantages(everything, config.objective.knobs, config.rollout.max_tokens).tolist()
     run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer, advantage_GN))
     run.store.log_metrics(run.id, run.done, metrics)
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
@@ -60,7 +65,7 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
     return metrics
 
 
-def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
+def sample_groups(run: Run, grader: Grader) -> tuple[list[Group], list[Group]]:
     """(the groups of the next step, every group that was sampled for it), graded."""
     config, step = run.config, run.done
     here = partial(
@@ -74,9 +79,9 @@ def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
         step=step,
     )
     with awake(run):
-        sample = partial(sample_spread, here)
+        sample = partial(sample_on_ranks, here)
         groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
-        if objective_of(config.objective).masked_groups != "resample":
+        if config.objective.knobs.masked_groups != "resample":
             return groups, groups
         return resample(groups, sample, run.items, seed=config.seed, step=step, rounds=config.rollout.resample_rounds)
 
@@ -88,14 +93,14 @@ def awake(run: Run) -> Iterator[None]:
     sync_engine(run)
     yield
     if not isinstance(run.engine, OwnWeights):
-        parallel.empty(run.policy.plain, run.policy.model)
+        distributed.free(run.policy.plain, run.policy.model)
 
 
 def sync_engine(run: Run) -> None:
     """Give the engine the weights that the policy has now, unless it has them."""
     version, policy = f"{run.id}/step-{run.moved}", run.policy
     if not isinstance(run.engine, OwnWeights):
-        parallel.fill(policy.plain, policy.model)
+        distributed.gather(policy.plain, policy.model)
     elif run.engine.weight_version != version:
         policy.trained.optimizer.zero_grad(set_to_none=True)  # an update leaves none; the engine needs the room
         run.engine.sync(weight_stream(policy), version)
@@ -103,7 +108,7 @@ def sync_engine(run: Run) -> None:
 
 
 def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:
-    objective = objective_of(config.objective)
+    objective = config.objective.knobs
     size, corrected = config.update.prompts_per_minibatch, config.mismatch.correct == "tis"
     return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
 
@@ -142,7 +147,11 @@ def update_policy(
 
 
 def sample_rows(
-    groups: Sequence[Group], step: int, preset: str, tokenizer: Any, advantage_GN: Sequence[Sequence[float]]
+    groups: Sequence[Group],
+    step: int,
+    preset: str,
+    tokenizer: PreTrainedTokenizerBase,
+    advantage_GN: Sequence[Sequence[float]],
 ) -> list[SampleRow]:
     """The rows of one step for the results store: every completion with its tokens and verdict."""
     rows = []

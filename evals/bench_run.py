@@ -173,7 +173,7 @@ def stored_run(
         if before != now:
             raise UserError(
                 f"run {run_id} was answered by {before}, and the server now has {now} under the same name. Start the "
-                f"one it was, or begin anew after `python -m evals.report rm {run_id}`."
+                f"earlier one, or start over after `python -m evals.report rm {run_id}`."
             )
         store.resume_run(run_id)
         console.print(f"continuing run {run_id}")

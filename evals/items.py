@@ -102,10 +102,13 @@ def problem_text(asked: Any, where: str) -> Any:
     if not isinstance(asked, list | tuple):
         return asked
     try:
-        said = [message["content"] for message in asked if message["role"] == "user"]
-        if said:
+        if said := [
+            turn["content"] if "content" in turn else turn["value"]
+            for turn in asked
+            if turn.get("role", turn.get("from")) in ("user", "human")
+        ]:
             return "\n\n".join(said)
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         pass
     raise UserError(f"{where}: expected a text, or a chat with a user's message: role and content, a text.")
 

@@ -171,7 +171,7 @@ def chosen_runs(store: Store, name: str, where: Mapping[str, str]) -> tuple[list
     done = [run for run in fitting if run.status == "done"]
     if not done:
         states = ", ".join(f"{arm_of(run)} seed {run.seed} is {run.status}" for run in fitting[:8])
-        raise UserError(f"no run named {name!r} is finished yet: {states}. The same command of arms.py goes on.")
+        raise UserError(f"no run named {name!r} is finished yet: {states}. The same command of arms.py continues them.")
     check_alike(done, name)
     latest = {(arm_of(run), run.seed): run for run in done}  # runs come in the order they started
     notes = []

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
 def find_sides(store: Store, wanted: Sequence[str], bench: str | None, checkpoints: str | None) -> list[Part]:
     """A and what is compared with it. Raises UserError where there is nothing to compare or nothing in common."""
     if len(wanted) == 1 and not checkpoints:
-        raise UserError("compare wants two runs, or one training run with --checkpoints all.")
+        raise UserError("compare needs two runs, or one training run with --checkpoints all.")
     if bench is None:
         bench = _only_bench(store, wanted)
     first = wanted[:1] if len(wanted) > 1 else []

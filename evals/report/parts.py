@@ -340,7 +340,7 @@ def _steps(found: Sequence[Part], name: str, wanted: str) -> list[Part]:
     words = [word.strip() for word in wanted.split(",")]
     there = ", ".join(map(str, sorted(by_step)))
     if bad := [word for word in words if not word.isdigit() or int(word) not in by_step]:
-        raise UserError(f"--checkpoints {wanted}: {name} has no evaluation at step {bad[0]!r}. Say all, or of {there}.")
+        raise UserError(f"--checkpoints {wanted}: {name} has no evaluation at step {bad[0]!r}. Pass all, or {there}.")
     return [by_step[step] for step in sorted({int(word) for word in words})]
 
 

@@ -158,8 +158,8 @@ def _read_only(url: sa.URL, path: Path) -> sa.Engine:
     log = path.with_name(path.name + "-wal")
     if log.exists() and log.stat().st_size:
         raise UserError(
-            f"the results store {path} lies where nothing can be written, and its last changes are still in "
-            f"{log.name}. Copy both files to a folder of yours and read it there."
+            f"the results store {path} is in a read-only place, and its last changes are still in "
+            f"{log.name}. Copy both files to a writable folder and read it there."
         )
     address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
     return sa.create_engine(url, pool_size=0, creator=lambda: sqlite3.connect(address, uri=True))

@@ -81,7 +81,7 @@ class Store:
         place = str(url or ours or DEFAULT)
         if not make and is_missing(url):
             raise UserError(
-                f"there is no results store at {place}. Say --store PATH, or set AGPO_STORE; "
+                f"there is no results store at {place}. Pass --store PATH, or set AGPO_STORE; "
                 "`python -m agpo.train` and `python -m evals.run` make one."
             )
         store = cls(make_engine(database.with_password(place, ours)))
