@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from evals.engines import EngineError, Output, Request, Sampling, WeightStream
 from evals.engines.hf import cache_bytes_per_token, check_fits, end_of_sequence_ids, load_config, load_tokenizer
-from evals.engines.vllm_core import Core, Spec
-from evals.engines.vllm_options import EngineOptions, VLLMOptions
+from evals.engines.vllm_core import Spec
+from evals.engines.vllm_options import VLLMOptions
 from evals.engines.vllm_process import Processes
 from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer
 from evals.engines.vllm_worker import weight_shapes
@@ -34,14 +34,14 @@ CACHE_BYTES = 2 << 30
 class VLLMEngine:
     """See `evals.engines.Engine`. Its weights are its own: `sync` and `load_weights` replace them.
 
-    `backend` is a `Core` in this process or `Processes`. Samples are a function of prompt, seed and weights up to
+    Samples are a function of prompt, seed and weights up to
     rounding: what shares a batch decides the order of sums. Log-probabilities are None where top_p is below 1, since
     vLLM computes them after the cut.
     """
 
     def __init__(
         self,
-        backend: Core | Processes,
+        backend: Processes,
         tokenizer: Any,
         spec: Spec,
         shapes: Mapping[str, tuple[int, ...]],
@@ -60,13 +60,13 @@ class VLLMEngine:
     def load(
         cls, model: str, *, device: str = "auto", dtype: str = "auto", beside_trainer: bool = False, **options: Any
     ) -> "VLLMEngine":
-        """Start vLLM over a model folder or hub id; `options` are those of `EngineOptions`.
+        """Start vLLM over a model folder or hub id; `options` are those of `VLLMOptions`.
 
         `dtype` auto is float32 on a CPU and bfloat16 on a GPU. `beside_trainer`: a trainer uses the same device.
         Raises UserError for what cannot work on this machine, EngineError where vLLM does not start.
         """
         try:
-            wanted = EngineOptions.model_validate(options)
+            wanted = VLLMOptions.model_validate(options)
         except ValidationError as e:
             raise UserError(f"options of engine vllm: {_mistakes(e)}.") from e
         on_gpu = check_machine(device)
@@ -78,11 +78,8 @@ class VLLMEngine:
         first = int(device.partition(":")[2] or 0)
         gpus = range(first, first + wanted.tensor_parallel_size * wanted.data_parallel_size) if on_gpu else ()
         fd = -1 if on_gpu else os.memfd_create("agpo-weights")
-        if wanted.in_process:
-            backend: Core | Processes = Core(spec)
-        else:
-            print("starting vLLM, which takes about half a minute ...", file=sys.stderr, flush=True)
-            backend = Processes(spec, environments(wanted, device if on_gpu else "cpu"), () if on_gpu else (fd,))
+        print("starting vLLM, which takes about half a minute ...", file=sys.stderr, flush=True)
+        backend = Processes(spec, environments(wanted, device if on_gpu else "cpu"), () if on_gpu else (fd,))
         folder = str(Path(model).expanduser())
         return cls(backend, tokenizer, spec, weight_shapes(folder) if Path(folder).is_dir() else {}, fd, gpus)
 
@@ -282,7 +279,7 @@ def _available_memory() -> int:
 
 
 def _mistakes(error: ValidationError) -> str:
-    known = ", ".join(EngineOptions.model_fields)
+    known = ", ".join(VLLMOptions.model_fields)
     told = []
     for mistake in error.errors():
         name = ".".join(map(str, mistake["loc"]))

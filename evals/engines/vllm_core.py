@@ -95,9 +95,6 @@ class Core:
             raise EngineError(_cannot_start(spec.model, e)) from e
         self.engine.reset_prefix_cache()
 
-    def call(self, method: str, *arguments: Any) -> None:
-        getattr(self, method)(*arguments)
-
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         """Yield completions (without a weight version) as they finish. What is given up is taken out of the engine."""
         from vllm.outputs import RequestOutput  # type: ignore[import-not-found]

@@ -1,4 +1,4 @@
-"""vLLM in processes of their own, one for each copy of the model, with the methods of `Core`.
+"""vLLM in processes of their own, one for each copy of the model.
 
 A child is started with a socket. To it go ("generate", requests, sampling), ("give up",), ("close",) and the names of
 `Core`'s other methods with their arguments; back come ("ready",) once, ("outputs", [...]), ("done",) after each

@@ -222,7 +222,7 @@ def test_checkpoints_of_a_run_share_one_engine_and_are_what_each_is_alone(folder
         (["--model", "run", "--checkpoints", "first"], "'first' is not a step"),
         (["--model", "empty", "--checkpoints", "all"], "has no checkpoints"),
         (["--model", "nowhere", "--checkpoints", "all"], "no run 'nowhere'"),
-        (["--checkpoints", "all"], "--checkpoints wants --model"),
+        (["--checkpoints", "all"], "--checkpoints needs --model"),
     ],
 )
 def test_checkpoints_that_are_not_there(folder, tiny, capsys, args, words):
