@@ -124,14 +124,13 @@ def whole_evaluation(engine: Any, items: Any, job: Any) -> int:
     from evals.bench_run import finish
     from evals.complete import complete
     from evals.grading.grader import open_grader
-    from evals.models import Target
     from evals.store import Store
 
     with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "store.db") as store:
         job = replace(job, run_id=store.start_run("eval", job.bench.name, config={}))
         with open_grader(job.bench.grader) as grader:
             complete(engine, items, job, store, grader)
-        finish(job, Target("", {}), store, Console(quiet=True))
+        finish(job, store, Console(quiet=True))
         return sum(row.response_tokens for row in store.outcomes(job.run_id))
 
 

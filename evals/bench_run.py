@@ -1,14 +1,14 @@
 """One evaluation as a run in the store: begun or continued, recorded while it goes on, ended with its tables."""
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from evals.benches import find, load
+from evals.benches import Bench, find, load
 from evals.complete import Job, complete, regrade
 from evals.console import plural, progress_bar
 from evals.engines import Engine, EngineError, Sampling
@@ -16,10 +16,11 @@ from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.grading.grader import open_grader
 from evals.items import choose
+from evals.lm_tasks.plan import TaskPlan, check_chat
 from evals.models import Target
 from evals.plan import Plan, show_notes, with_model_notes
 from evals.prompts import encode
-from evals.stats import problem_means, summarise
+from evals.stats import Summary, problem_means, summarise
 from evals.tables import Outcome, print_bench
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ UNFINISHED = ("interrupted", "failed", "dead")
 
 
 def evaluate_plan(
-    plan: Plan,
+    plan: Plan | TaskPlan,
     target: Target,
     facts: dict[str, Any],
     engine: Engine,
@@ -42,44 +43,69 @@ def evaluate_plan(
     lm_eval_output: Path | None = None,
     max_errors: int = 0,
 ) -> Outcome:
-    """Evaluate one benchmark, every completion into the store, and print its tables.
+    """Evaluate one benchmark, or task of lm-eval, every completion into the store, and print its tables.
 
-    max_errors: prompts that a server may refuse; of more the tables of what was answered are printed, and EngineError
-    is raised.
+    max_errors: prompts of a benchmark that a server may refuse; of more the tables of what was answered are printed,
+    and EngineError is raised.
     """
-    plan = with_model_notes(plan, target, store)
-    bench, options = plan.bench, plan.settings
-    check_context(engine, plan)
+    if isinstance(plan, Plan):
+        plan = with_model_notes(plan, target, store)
+        check_context(engine, plan)
+    else:
+        check_chat(plan, engine.tokenizer)
     show_notes(plan, console)
-    sampling = Sampling(options["max_tokens"], options["temperature"], options["top_p"])
-    config = {**facts, **options, "notes": plan.notes, "problems": len(plan.items)}
-    with stored_run(bench.name, target, config, store, console, resume) as run_id:
-        job = Job(bench, sampling, options["n"], options["prompt"], options["seed"], run_id, bench.name, target.step)
-        with (
-            open_grader(bench.grader) as grader,
-            progress_bar(bench.title, len(plan.items) * job.n, console) as advance,
-        ):
-            try:
-                rows = complete(engine, plan.items, job, store, grader, lambda row: advance(), max_errors)
-            except EngineError as e:
-                if e.failed:
-                    console.print(f"unfinished: {plural(len(e.failed), 'prompt')} failed. Of what was answered:")
-                    finish(job, target, store, console)
-                raise
-        outcome = finish(job, target, store, console)
-        show_notes(plan, console)
+    config = {**facts, **plan.settings, "notes": plan.notes}
+    if isinstance(plan, Plan):
+        config["problems"] = len(plan.items)
+    with stored_run(config["bench"], target, config, store, console, resume) as run_id:
+        if isinstance(plan, Plan):
+            summary, told = evaluate_bench(plan, target.step, engine, store, run_id, console, max_errors)
+            show_notes(plan, console)
+        else:
+            from evals.lm_tasks.evaluate import evaluate_task
+
+            summary, told = evaluate_task(plan, target.step, engine, store, run_id, console)
         if lm_eval_output:
-            from evals.lm_tasks.bench import bench_results
             from evals.lm_tasks.output import write_output
 
-            write_output(
-                *bench_results(engine, plan.items, job, rows, store), target.path, config, lm_eval_output, console
-            )
+            write_output(*told(), target.path, config, lm_eval_output, console)
     console.print(f"run {run_id} in {store}", highlight=False)
-    return outcome
+    means = problem_means(store.outcomes(run_id, step=target.step))
+    return Outcome(plan.title, target.path, target.step, run_id, summary, means)
 
 
-def finish(job: Job, target: Target, store: "Store", console: Console) -> Outcome:
+def evaluate_bench(
+    plan: Plan, step: int, engine: Engine, store: "Store", run_id: str, console: Console, max_errors: int
+) -> tuple[Summary, Callable[[], tuple[dict[str, Any], Any]]]:
+    """(its summary, what makes lm-eval's result dictionary with the LM that it was told of)"""
+    job = job_of(plan.bench, plan.settings, run_id, step)
+    with (
+        open_grader(plan.bench.grader) as grader,
+        progress_bar(plan.title, len(plan.items) * job.n, console) as advance,
+    ):
+        try:
+            rows = complete(engine, plan.items, job, store, grader, lambda row: advance(), max_errors)
+        except EngineError as e:
+            if e.failed:
+                console.print(f"unfinished: {plural(len(e.failed), 'prompt')} failed. Of what was answered:")
+                finish(job, store, console)
+            raise
+
+    def for_lm_eval() -> tuple[dict[str, Any], Any]:
+        from evals.lm_tasks.bench import bench_results
+
+        return bench_results(engine, plan.items, job, rows, store)
+
+    return finish(job, store, console), for_lm_eval
+
+
+def job_of(bench: Bench, settings: Mapping[str, Any], run_id: str, step: int) -> Job:
+    """What a run's configuration asks of a benchmark."""
+    sampling = Sampling(settings["max_tokens"], settings["temperature"], settings["top_p"])
+    return Job(bench, sampling, settings["n"], settings["prompt"], settings["seed"], run_id, bench.name, step)
+
+
+def finish(job: Job, store: "Store", console: Console) -> Summary:
     """Print the summary of a run's completions, and log it as metrics of the run."""
     rows = [row for row in store.samples(job.run_id, split=job.split, step=job.step) if row.repeat < job.n]
     total = print_bench(rows, job.bench, job.n, console)
@@ -87,7 +113,7 @@ def finish(job: Job, target: Target, store: "Store", console: Console) -> Outcom
     values |= {"tokens_median": total.tokens_median, "truncated": total.truncated, "unscored": total.unscored}
     values |= {f"pass{k}": value for k, value in total.pass_at.items()}
     store.log_metrics(job.run_id, job.step, values)
-    return Outcome(job.bench.title, target.path, job.step, job.run_id, total, problem_means(rows))
+    return total
 
 
 def regrade_run(wanted: str, store: "Store", console: Console) -> None:
@@ -98,8 +124,7 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
     bench, config = find(run.name), run.config
     items = choose(load(bench, config["data"], config.get("options")), config["limit"], config["seed"])
     (step,) = {row.step for row in store.outcomes(run.id)} or {0}
-    sampling = Sampling(config["max_tokens"], config["temperature"], config["top_p"])
-    job = Job(bench, sampling, config["n"], config["prompt"], config["seed"], run.id, bench.name, step)
+    job = job_of(bench, config, run.id, step)
     before = {
         (row.item, row.repeat): (row.outcome, row.path) for row in store.samples(run.id, split=bench.name, step=step)
     }
@@ -108,7 +133,7 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
         with open_grader(bench.grader) as grader, progress_bar("grading", run.samples, console) as advance:
             rows = regrade(items, job, store, grader, lambda row: advance())
         print_changes(before, rows, console)
-        finish(job, Target(config["model"], {}), store, console)
+        finish(job, store, console)
     finally:
         # it is as complete as it was
         store.finish_run(run.id, run.status if run.status in ("done", "failed") else "interrupted")

@@ -79,8 +79,7 @@ def code_report(rows: Sequence[SampleRow]) -> "list[str | Table]":
         table.add_row(
             f"compat={line.rule}: {RULES[line.rule]}" + ("" if line.errata else ", without known errata"),
             str(s.problems),
-            f"{100 * s.pass1:.1f}",
-            f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}",
+            *s.estimate("pass1").cells(1, 100),
             *(f"{100 * s.pass_at[k]:.1f}" if k in s.pass_at else "" for k in ks),
             str(line.no_program),
             str(s.unscored),

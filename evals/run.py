@@ -170,7 +170,6 @@ def evaluate_all(
 ) -> None:
     """Every benchmark on every target, one run in the store for each, and a table of all at the end."""
     from evals.bench_run import evaluate_plan, find_call, finished_outcome
-    from evals.lm_tasks.evaluate import TaskPlan, evaluate_task
     from evals.tables import print_all
 
     name, options = engine_name(args), engine_options(args)
@@ -189,12 +188,11 @@ def evaluate_all(
                 console.print(f"{plan.title}: run {finished[number]} is finished already", highlight=False)
                 outcomes.append(finished_outcome(plan.title, target, finished[number], store))
                 continue
-            one: Any = evaluate_task if isinstance(plan, TaskPlan) else evaluate_plan
             engine = engine_of(target)
             served = getattr(engine, "served", {})
             known = {**facts[target.path], "call": call, **({"served": served} if served else {})}
-            more = () if isinstance(plan, TaskPlan) else (args.max_errors,)
-            outcomes.append(one(plan, target, known, engine, store, console, args.resume, args.lm_eval_output, *more))
+            told = (args.resume, args.lm_eval_output, args.max_errors)
+            outcomes.append(evaluate_plan(plan, target, known, engine, store, console, *told))
     if len(outcomes) > 1:
         print_all(outcomes, console)
 

@@ -1,6 +1,5 @@
 """Tables that an evaluation prints: one benchmark in all and by group, several at a glance, checkpoints of a run."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,8 +90,7 @@ def _cells(s: Summary, total: Summary | None) -> list[str]:
     several = [f"{100 * s.pass_at[k]:.1f}" if k in s.pass_at else "" for k in (total.pass_at if total else ())]
     return [
         str(s.problems),
-        _percent(s.pass1),
-        "" if math.isnan(s.pass1_low) else f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}",
+        *s.estimate("pass1").cells(1, 100),
         *several,
         f"{s.tokens_mean:.1f}",
         f"{s.tokens_median:g}",
@@ -105,8 +103,3 @@ def _cells(s: Summary, total: Summary | None) -> list[str]:
 def _no_answer(s: Summary) -> int:
     """Samples without a box, or without a program: wrong, but for another reason."""
     return s.outcomes.get("no_answer", 0)
-
-
-def _percent(share: float) -> str:
-    """Without a scorable sample there is no score."""
-    return "-" if math.isnan(share) else f"{100 * share:.1f}"

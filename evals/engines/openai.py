@@ -11,15 +11,13 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
 from evals.engines import Completion, Output, Request, Sampling
-from evals.engines.openai_api import Answer, Dialect, payload
-from evals.engines.openai_fleet import Fleet, Limits, RequestError, Server
-from evals.engines.openai_probe import discover
+from evals.engines.openai_api import Answer, payload
+from evals.engines.openai_fleet import Fleet, Limits, RequestError
+from evals.engines.openai_probe import Found, discover
 from evals.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -60,28 +58,18 @@ def parse_model(text: str) -> tuple[list[str], str]:
 class OpenAIEngine:
     """See `evals.engines.Engine`. Each completion is a request of its own, with its own seed."""
 
-    def __init__(
-        self,
-        servers: Sequence[Server],
-        model: str,
-        dialect: Dialect,
-        limits: Limits,
-        *,
-        tokenizer: Any,
-        eos_ids: frozenset[int],
-        max_context: int,
-        notes: Sequence[str] = (),
-        max_errors: int = MANY_FAILED,
-        served: Mapping[str, Any] = MappingProxyType({}),
-    ):
-        self.servers, self.model, self.dialect, self.limits = servers, model, dialect, limits
-        self.tokenizer, self.eos_ids, self.max_context = tokenizer, eos_ids, max_context
+    def __init__(self, found: Found, limits: Limits, max_context: int | None, max_errors: int):
+        self.servers, self.model, self.dialect, self.served = found.servers, found.model, found.dialect, found.served
+        self.tokenizer, self.eos_ids, self.limits, self.max_errors = found.tokenizer, found.eos_ids, limits, max_errors
         self.weight_version = ""
-        self.max_errors = max_errors
-        self.served = dict(served)
-        """what the server says of the weights behind the model's name"""
-        self.notes = tuple(notes)
+        self.notes = list(found.notes)
         """what this server does not give, and what that disables"""
+        if (context := max_context or found.max_context) is None:
+            self.notes.append(
+                "it does not say how long its context is: a prompt that does not fit is refused by the server when its "
+                "turn comes, not before the first request. The option max_context tells it."
+            )
+        self.max_context = context or UNKNOWN_CONTEXT
         self.identical = 0
         """prompts of the last `generate` whose samples were all the same"""
 
@@ -118,27 +106,10 @@ class OpenAIEngine:
                 raise UserError(f"the engine's option {name} must be at least {least:g}, not {value:g}.")
         urls, name = parse_model(model)
         found = discover(urls, name, tokenizer=tokenizer, wait=wait, timeout=timeout, seeds=seeds, logprobs=logprobs)
-        context = max_context or found.max_context
-        notes = list(found.notes)
-        if context is None:
-            notes.append(
-                "it does not say how long its context is: a prompt that does not fit is refused by the server when its "
-                "turn comes, not before the first request. The option max_context tells it."
-            )
-        for note in notes:
-            logger.warning("%s: %s", found.model, note)
-        return cls(
-            found.servers,
-            found.model,
-            found.dialect,
-            Limits(concurrency, timeout, attempts, patience),
-            tokenizer=found.tokenizer,
-            eos_ids=found.eos_ids,
-            max_context=context or UNKNOWN_CONTEXT,
-            notes=notes,
-            max_errors=max_errors,
-            served=found.served,
-        )
+        engine = cls(found, Limits(concurrency, timeout, attempts, patience), max_context, max_errors)
+        for note in engine.notes:
+            logger.warning("%s: %s", engine.model, note)
+        return engine
 
     def close(self) -> None:
         """Nothing is open between calls."""

@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -11,57 +10,41 @@ from lm_eval.evaluator import evaluate
 from rich.console import Console
 from rich.table import Table
 
-from evals.bench_run import stored_run
 from evals.console import progress_bar
 from evals.lm_tasks.lm import TaskLM
-from evals.lm_tasks.output import write_output
-from evals.lm_tasks.plan import TaskPlan, check_chat
-from evals.models import Target
-from evals.stats import Summary, problem_means, summarise
+from evals.lm_tasks.plan import TaskPlan
+from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
-from evals.tables import Outcome
 
 
 def evaluate_task(
-    plan: TaskPlan,
-    target: Target,
-    facts: dict[str, Any],
-    engine: Any,
-    store: Store,
-    console: Console,
-    resume: str | None = None,
-    lm_eval_output: Path | None = None,
-) -> Outcome:
-    """Evaluate one task or group of lm-eval into the store, and print its metrics."""
-    for note in plan.notes:
-        console.print(f"{plan.title}: {note}", highlight=False, markup=False)
-    check_chat(plan, engine.tokenizer)
-    config = {**facts, **plan.settings, "notes": plan.notes}
-    with stored_run(plan.title, target, config, store, console, resume) as run_id:
-        total = sum(_requests(task, plan.indices[name]) for name, task in plan.loaded["tasks"].items())
-        with progress_bar(plan.title, total, console) as advance:
-            known = {(r.split, r.item, r.repeat): r for r in store.samples(run_id, step=target.step)}
-            lm = TaskLM(engine, plan.indices, store, run_id, target.step, plan.settings["seed"], advance, known)
-            for task in plan.loaded["tasks"].values():
-                task.set_fewshot_seed(seed=plan.settings["seed"])  # every checkpoint sees the same examples
-            some = {name: chosen for name, chosen in plan.indices.items() if chosen is not None}
-            results: Any = evaluate(
-                lm=lm,
-                task_dict=dict(plan.loaded),  # type: ignore[arg-type]
-                samples=some or None,
-                apply_chat_template=plan.settings["apply_chat_template"],
-                fewshot_as_multiturn=plan.settings["apply_chat_template"],
-            )
-        metrics = judge(results["samples"], plan.loaded["tasks"], lm, store, run_id)
-        rows = list(store.outcomes(run_id, step=target.step))
-        summary = _with_group(summarise(rows), results.get("groups", {}), set(metrics.values()))
-        store.log_metrics(run_id, target.step, _metrics(results) | {"pass1": summary.pass1})
-        _print(results, console)
-        console.print(summary.line(), highlight=False, markup=False)
-        if lm_eval_output:
-            write_output(results, lm, target.path, config, lm_eval_output, console)
-    console.print(f"run {run_id} in {store}", highlight=False)
-    return Outcome(plan.title, target.path, target.step, run_id, summary, problem_means(rows))
+    plan: TaskPlan, step: int, engine: Any, store: Store, run_id: str, console: Console
+) -> tuple[Summary, Callable[[], tuple[dict[str, Any], TaskLM]]]:
+    """Evaluate one task or group of lm-eval into a run of the store, and print its metrics.
+
+    Returns its summary, and what gives lm-eval's result dictionary with the LM that it was told of.
+    """
+    total = sum(_requests(task, plan.indices[name]) for name, task in plan.loaded["tasks"].items())
+    with progress_bar(plan.title, total, console) as advance:
+        known = {(r.split, r.item, r.repeat): r for r in store.samples(run_id, step=step)}
+        lm = TaskLM(engine, plan.indices, store, run_id, step, plan.settings["seed"], advance, known)
+        for task in plan.loaded["tasks"].values():
+            task.set_fewshot_seed(seed=plan.settings["seed"])  # every checkpoint sees the same examples
+        some = {name: chosen for name, chosen in plan.indices.items() if chosen is not None}
+        results: Any = evaluate(
+            lm=lm,
+            task_dict=dict(plan.loaded),  # type: ignore[arg-type]
+            samples=some or None,
+            apply_chat_template=plan.settings["apply_chat_template"],
+            fewshot_as_multiturn=plan.settings["apply_chat_template"],
+        )
+    metrics = judge(results["samples"], plan.loaded["tasks"], lm, store, run_id)
+    summary = summarise(store.outcomes(run_id, step=step))
+    summary = _with_group(summary, results.get("groups", {}), set(metrics.values()))
+    store.log_metrics(run_id, step, _metrics(results) | {"pass1": summary.pass1})
+    _print(results, console)
+    console.print(summary.line(), highlight=False, markup=False)
+    return summary, lambda: (results, lm)
 
 
 def _with_group(summary: Summary, groups: Mapping[str, Any], metrics: set[tuple[str, str]]) -> Summary:

@@ -18,7 +18,7 @@ from evals.code_report import RULES
 from evals.outputs import check_file, replacing
 from evals.report import paper
 from evals.report.layout import Grid, latex, markdown, print_grid, short
-from evals.report.table_rows import Row, estimate_of, rows
+from evals.report.table_rows import Row, rows
 from evals.store import Store
 
 FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
@@ -192,9 +192,8 @@ def _value(row: Row, quantity: str, digits: int, scale: float, rule: str = "") -
     e = row.estimate(quantity, rule)
     if math.isnan(e.value):
         return ["unfinished" if row.status else "nothing scorable", ""]
-    interval = "" if math.isnan(e.low) else f"{scale * e.low:.{digits}f} to {scale * e.high:.{digits}f}"
-    over = f" over {len(row.results)} runs" if len(row.results) > 1 else ""
-    return [f"{scale * e.value:.{digits}f}", interval + over]
+    value, interval = e.cells(digits, scale)
+    return [value, interval + (f" over {len(row.results)} runs" if len(row.results) > 1 else "")]
 
 
 def _number(value: float, digits: int) -> str:
@@ -282,7 +281,7 @@ def _csv(found: Sequence[Row]) -> str:
 
 def _values(row: Row, quantity: str) -> list[float]:
     """The number of each run that has one."""
-    return [v for s in row.summaries if not math.isnan(v := estimate_of(s, quantity).value)]
+    return [v for s in row.summaries if not math.isnan(v := s.estimate(quantity).value)]
 
 
 def _cell(x: float, scale: float = 1) -> float | str:

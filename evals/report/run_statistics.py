@@ -50,14 +50,13 @@ def majority(store: Store, one: Part, columns: Columns) -> list[list[str]]:
     for k in powers_of_two(max(map(len, votes.values()), default=0))[1:]:
         chances = maj_at_k(votes, k)
         found = share(chances, samples=k * len(chances), binary=False)
-        lines.append([f"maj@{k}, %", *_apart(found.text(1, 100))])
+        lines.append([f"maj@{k}, %", *found.cells(1, 100)])
     return lines
 
 
 def _lines(s: Summary) -> list[list[str]]:
-    pass1 = "nothing scorable" if math.isnan(s.pass1) else f"{100 * s.pass1:.1f}"
-    interval = "" if math.isnan(s.pass1_low) else f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}"
-    lines = [["Pass@1, %", pass1, interval]]
+    value, interval = s.estimate("pass1").cells(1, 100)
+    lines = [["Pass@1, %", "nothing scorable" if math.isnan(s.pass1) else value, interval]]
     if not math.isnan(s.pass1_se):
         lines.append(["  standard error, points", f"{100 * s.pass1_se:.2f}", ""])
     if not math.isnan(s.parts.within):
@@ -65,15 +64,14 @@ def _lines(s: Summary) -> list[list[str]]:
         lines.append(["    from the samples of each", f"{100 * s.parts.within:.2f}", ""])
         if not math.isnan(s.parts.icc):
             lines.append(["  share of variance between problems", f"{s.parts.icc:.2f}", ""])
-    lines += [[f"pass@{k}, %", *_apart(e.text(1, 100))] for k, e in s.pass_at_k.items()]
-    lines.append(["Pass@1 of finished responses, %", *_apart(s.pass1_finished.text(1, 100))])
-    lines.append(["truncated, %", *_apart(s.truncation.text(1, 100))])
-    low = "" if math.isnan(s.tokens_low) else f"{s.tokens_low:.1f} to {s.tokens_high:.1f}"
-    lines.append(["response tokens, mean", f"{s.tokens_mean:.1f}", low])
+    lines += [[f"pass@{k}, %", *e.cells(1, 100)] for k, e in s.pass_at_k.items()]
+    lines.append(["Pass@1 of finished responses, %", *s.pass1_finished.cells(1, 100)])
+    lines.append(["truncated, %", *s.truncation.cells(1, 100)])
+    lines.append(["response tokens, mean", *s.estimate("tokens_mean").cells()])
     lines.append(["  median, 95th percentile", f"{s.tokens_median:g}, {s.tokens_p95:g}", ""])
-    lines.append(["  of right responses", *_apart(s.tokens_right.text(1))])
-    lines.append(["  of others", *_apart(s.tokens_wrong.text(1))])
-    lines.append(["  per right response", *_apart(s.tokens_per_solved.text(1))])
+    lines.append(["  of right responses", *s.tokens_right.cells(1)])
+    lines.append(["  of others", *s.tokens_wrong.cells(1)])
+    lines.append(["  per right response", *s.tokens_per_solved.cells(1)])
     if s.pass1_se > 0:
         # an unpaired comparison with a run like this one; a paired one sees less, by how much `compare` says
         seen = smallest_difference(math.sqrt(2) * s.pass1_se, 2 * s.problems - 2)
@@ -85,18 +83,9 @@ def print_overlap(store: Store, one: Part, columns: Columns, training: Path, con
     from evals.report.overlap import overlap
 
     found = overlap(store, one, columns, training)
-    lines = [
-        [name, str(s.problems), f"{100 * s.pass1:.1f}" if not math.isnan(s.pass1) else "-",
-         f"{100 * s.pass1_low:.1f} to {100 * s.pass1_high:.1f}" if not math.isnan(s.pass1_low) else ""]
-        for name, s in (("in the training data", found.on_seen), ("the rest", found.on_rest))
-    ]  # fmt: skip
+    parts = (("in the training data", found.on_seen), ("the rest", found.on_rest))
+    lines = [[name, str(s.problems), *s.estimate("pass1").cells(1, 100)] for name, s in parts]
     why = [f"{item}: {reason}" for item, reason in list(found.seen.items())[:20]]
     more = [f"and {len(found.seen) - 20} more"] if len(found.seen) > 20 else []
     header = ["", "Problems", "Pass@1, %", "95 % interval"]
     print_grid(Grid(f"overlap with {found.path}", header, [lines], [*why, *more]), console)
-
-
-def _apart(text: str) -> list[str]:
-    """`73.2 (69.1 to 76.9)` as two cells."""
-    value, _, interval = text.partition(" (")
-    return [value, interval.removesuffix(")")]

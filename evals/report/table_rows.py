@@ -65,7 +65,7 @@ class Row:
         The interval of a single run is over problems. Of several it is Student's over the runs: another seed on the
         same problems; the standard error then is over runs too. Runs without a number are left out.
         """
-        found = [e for s in self._chosen(rule, group) if not math.isnan((e := estimate_of(s, quantity)).value)]
+        found = [e for s in self._chosen(rule, group) if not math.isnan((e := s.estimate(quantity)).value)]
         if len(found) < 2:
             return found[0] if found else Estimate(math.nan)
         value, se = fmean(e.value for e in found), stdev(e.value for e in found) / math.sqrt(len(found))
@@ -79,15 +79,6 @@ class Row:
                 part[name] for r in self.results if (name := rule or group) in (part := r.rules if rule else r.groups)
             ]
         return self.summaries
-
-
-def estimate_of(s: Summary, quantity: str) -> Estimate:
-    if quantity == "pass1":
-        return Estimate(s.pass1, s.pass1_low, s.pass1_high, s.pass1_se)
-    if quantity == "tokens_mean":
-        return Estimate(s.tokens_mean, s.tokens_low, s.tokens_high)
-    found = getattr(s, quantity)
-    return found if isinstance(found, Estimate) else Estimate(found)
 
 
 def rows(store: Store, bench: str | None = None, wanted: Sequence[str] = ()) -> list[Row]:

@@ -1,14 +1,11 @@
 """Statistics of graded completions: estimates, intervals, paired tests, power. docs/statistics.md has the formulas."""
 
 from evals.stats.at_k import maj_at_k, pass_at_k, powers_of_two
-from evals.stats.columns import Columns, Graded, columns, pooled, read_columns
+from evals.stats.columns import Columns, columns, pooled, read_columns
 from evals.stats.intervals import (
     LEVEL,
     RESAMPLES,
     Estimate,
-    Parts,
-    bootstrap_mean,
-    decompose,
     mean,
     ratio,
     share,
@@ -25,15 +22,11 @@ __all__ = [
     "Columns",
     "Comparison",
     "Estimate",
-    "Graded",
-    "Parts",
     "Summary",
     "Test",
-    "bootstrap_mean",
     "by",
     "columns",
     "compare",
-    "decompose",
     "holm",
     "maj_at_k",
     "mean",

@@ -27,15 +27,18 @@ class Estimate:
     high: float = math.nan
     se: float = math.nan
 
-    def text(self, digits: int = 1, scale: float = 1) -> str:
-        """`73.2 (69.1 to 76.9)`; scale 100 for percent."""
+    def cells(self, digits: int = 1, scale: float = 1) -> tuple[str, str]:
+        """("73.2", "69.1 to 76.9"); scale 100 for percent. "-" where there is no number, "" where no interval."""
         if math.isnan(self.value):
-            return "-"
-        value = f"{scale * self.value:.{digits}f}"
-        if math.isnan(self.low):
-            return value
+            return "-", ""
         high = "no upper limit" if math.isinf(self.high) else f"{scale * self.high:.{digits}f}"
-        return f"{value} ({scale * self.low:.{digits}f} to {high})"
+        interval = "" if math.isnan(self.low) else f"{scale * self.low:.{digits}f} to {high}"
+        return f"{scale * self.value:.{digits}f}", interval
+
+    def text(self, digits: int = 1, scale: float = 1) -> str:
+        """`73.2 (69.1 to 76.9)`."""
+        value, interval = self.cells(digits, scale)
+        return f"{value} ({interval})" if interval else value
 
 
 NOTHING = Estimate(math.nan)

@@ -59,6 +59,15 @@ class Summary:
     tokens_per_solved: Estimate = NOTHING
     """response tokens of all samples for each right one"""
 
+    def estimate(self, quantity: str) -> Estimate:
+        """One of these numbers with its interval, where it has one."""
+        if quantity == "pass1":
+            return Estimate(self.pass1, self.pass1_low, self.pass1_high, self.pass1_se)
+        if quantity == "tokens_mean":
+            return Estimate(self.tokens_mean, self.tokens_low, self.tokens_high)
+        found = getattr(self, quantity)
+        return found if isinstance(found, Estimate) else Estimate(found)
+
     def line(self) -> str:
         """One line for a console."""
         if not self.samples:

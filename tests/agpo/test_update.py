@@ -7,7 +7,7 @@ import pytest
 import torch
 from groups import REWARDS, make_groups, sgd
 
-from agpo.batch import Row, balance, micro_batches, plan_step
+from agpo.batch import Row, balance, micro_batches, plan_step, sample_advantages
 from agpo.objective import PRESETS, Objective, minibatch_loss, overlong_penalty
 from agpo.optimizer import Trained
 from agpo.policy import Policy, Settings, tokens_of, with_old_logps
@@ -263,3 +263,15 @@ def test_overlong_answers(start):
     assert masked.rows[0].advantage == plan_step(groups, PRESETS["agpo_no_clip"], 1, 16)[0].rows[0].advantage
     penalty = overlong_penalty(torch.tensor([6, 8, 10]), 10, 4)
     assert penalty.tolist() == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_advantages_that_are_stored_are_those_of_the_plan(start, preset):
+    groups = make_groups(start, REWARDS)
+    stored_GN = sample_advantages(groups, PRESETS[preset], 16)
+    (minibatch,) = plan_step(groups, PRESETS[preset], len(groups), 16)
+    assert minibatch.rows
+    for row in minibatch.rows:
+        assert row.advantage == stored_GN[minibatch.groups[row.group], row.sample]
+    assert not stored_GN[[1, 3]].any(), "groups that are not live"
+    assert stored_GN[[0, 2]].any(1).all()

@@ -12,10 +12,8 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.proportion import proportion_confint
 
 from evals.stats import (
-    bootstrap_mean,
     by,
     columns,
-    decompose,
     maj_at_k,
     mean,
     pass_at_k,
@@ -27,6 +25,7 @@ from evals.stats import (
     summarise,
     wilson,
 )
+from evals.stats.intervals import bootstrap_mean, decompose
 from evals.store import OutcomeRow, SampleRow, Store
 
 
