@@ -1,10 +1,15 @@
 """One step of training: sample and grade, plan, update, record."""
 
+import math
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+
+import torch
 
 from agpo import parallel
 from agpo.batch import Group, MiniBatch, plan_step
@@ -18,20 +23,34 @@ from agpo.rollout import draw, resample, rollout
 from agpo.setup import Run
 from agpo.spread import sample_spread
 from agpo.sync import weight_stream
-from agpo.telemetry import step_metrics
+from agpo.telemetry import Watch, step_metrics
 from agpo.update import update
 from evals.complete import sample_row
 from evals.engines import OwnWeights, Sampling
-from evals.prompts import render
+from evals.errors import UserError
+from evals.grading import FAILED
+from evals.prompts import Preset, render
 
 
-def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dict[str, float]:
-    """Make the next step of the run and record it in the store. Returns its metrics."""
+class Unusable(UserError):
+    """A rollout that nothing may be learnt from. The policy has not moved since the step before."""
+
+
+def train_step(
+    run: Run, grader: Any, say: Callable[[str], None] = print, doing: Callable[[str], None] = lambda text: None
+) -> dict[str, float]:
+    """Make the next step of the run and record it in the store. Returns its metrics.
+
+    Raises Unusable where the rewards failed or log-probabilities are not finite, before anything moves.
+    """
     config, started, cpu = run.config, time.perf_counter(), time.process_time()
-    groups, everything = sample_groups(run, grader)
+    watch = Watch(doing)
+    groups, everything = sample_groups(run, grader, watch)
     sampled = time.perf_counter()
+    check_rollout(everything, run.done + 1, config)
     plan = plan_of(groups, config)
-    updates, gap = update_policy(run, plan, objective_of(config.objective), settings_of(config))
+    with watch.phase("update"):
+        updates, gap = update_policy(run, plan, objective_of(config.objective), settings_of(config), watch)
     run.done += 1
     if any(update.stepped for update in updates):
         run.moved = run.done
@@ -45,11 +64,14 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
         # processes of their own are not in it.
         "speed/cpu_seconds": time.process_time() - cpu,
         "speed/rollout_seconds": sampled - started,
+        **{f"speed/{name}_seconds": seconds for name, seconds in watch.seconds.items()},
+        "speed/peak_memory_gib": peak_memory(run.policy.plain.device) / 2**30,
+        "data/epoch": run.done * config.rollout.prompts_per_step / len(run.items),
         "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
     }
     if not parallel.first():
         return metrics
-    run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer))
+    run.store.log_samples(run.id, sample_rows(everything, run.done, config.asked, run.policy.tokenizer))
     run.store.log_metrics(run.id, run.done, metrics)
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
         if done.refused:
@@ -57,20 +79,46 @@ def train_step(run: Run, grader: Any, say: Callable[[str], None] = print) -> dic
     return metrics
 
 
-def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
+def check_rollout(groups: Sequence[Group], step: int, config: TrainConfig) -> None:
+    samples = [sample for group in groups for sample in group.samples]
+    failed = [sample for sample in samples if sample.verdict.outcome in FAILED]
+    if len(failed) >= config.reward_max_errors * len(samples):
+        why = failed[0].verdict.detail or failed[0].verdict.outcome
+        raise Unusable(
+            f"step {step}: the reward failed on {len(failed)} of {len(samples)} responses "
+            f"(reward_max_errors={config.reward_max_errors:g}): {why}."
+        )
+    wild = sum(not all(map(math.isfinite, sample.completion.logprobs or ())) for sample in samples)
+    if wild:
+        raise Unusable(
+            f"step {step}: the log-probabilities of {wild} of {len(samples)} responses are not finite, so the weights "
+            f"are broken after step {step - 1}. Start a new run from the last checkpoint, which is intact, with "
+            "model=CHECKPOINT and a lower update.lr."
+        )
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: of the GPU since the start of the process, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def sample_groups(run: Run, grader: Any, watch: Watch | None = None) -> tuple[list[Group], list[Group]]:
     """(the groups of the next step, every group that was sampled for it), graded."""
-    config, step = run.config, run.done
+    config, step, watch = run.config, run.done, watch or Watch()
     here = partial(
         rollout,
         run.engine,
         grader,
-        preset=config.prompt,
+        preset=config.asked,
         samples_per_prompt=config.rollout.samples_per_prompt,
         sampling=Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p),
         seed=config.seed,
         step=step,
+        watch=watch,
     )
-    with awake(run):
+    with awake(run, watch):
         sample = partial(sample_spread, here)
         groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
         if objective_of(config.objective).masked_groups != "resample":
@@ -79,10 +127,11 @@ def sample_groups(run: Run, grader: Any) -> tuple[list[Group], list[Group]]:
 
 
 @contextmanager
-def awake(run: Run) -> Iterator[None]:
+def awake(run: Run, watch: Watch | None = None) -> Iterator[None]:
     """The engine generates with the policy as it is now, and stamps its completions with that. An engine that has its
     own weights stays awake; the policy's own model gives back what was gathered to generate with it."""
-    sync_engine(run)
+    with (watch or Watch()).phase("sync"):
+        sync_engine(run)
     yield
     if not isinstance(run.engine, OwnWeights):
         parallel.empty(run.policy.plain, run.policy.model)
@@ -115,7 +164,7 @@ def settings_of(config: TrainConfig) -> Settings:
 
 
 def update_policy(
-    run: Run, plan: Sequence[MiniBatch], objective: Objective, settings: Settings
+    run: Run, plan: Sequence[MiniBatch], objective: Objective, settings: Settings, watch: Watch
 ) -> tuple[list[Update], tuple[float, float] | None]:
     """(what happened to each mini-batch, mean and largest gap between the engine's log-probabilities and ours)."""
     policy, limit = run.policy, run.config.mismatch.max_gap
@@ -129,7 +178,8 @@ def update_policy(
         plan, gap = against_trainer(policy, plan, settings)
         check_gap(gap, dtype, limit)
     updates: list[Update] = []
-    for minibatch in plan:
+    for number, minibatch in enumerate(plan, 1):
+        watch.tell("update", f"{number} of {len(plan)}")
         on_policy = not any(earlier.stepped for earlier in updates)
         updates.append(update(policy, minibatch, objective, settings, on_policy=on_policy))
         if gap is None and updates[-1].gap is not None:
@@ -138,7 +188,7 @@ def update_policy(
     return updates, gap
 
 
-def sample_rows(groups: Sequence[Any], step: int, preset: str, tokenizer: Any) -> list[Any]:
+def sample_rows(groups: Sequence[Any], step: int, preset: str | Preset, tokenizer: Any) -> list[Any]:
     """The rows of one step for the results store: every completion with its tokens and verdict."""
     rows = []
     for group in groups:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from evals import contamination
-from evals.benches import find, load
+from evals.benches import BENCHES, find, load
+from evals.benches.own import PREFIX
 from evals.complete import Job, choose, regrade
 from evals.console import plural, progress_bar
 from evals.engines import Engine, EngineError, Sampling
@@ -18,7 +19,7 @@ from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.grading.grader import open_grader
 from evals.models import Target
-from evals.plan import Plan, show_notes
+from evals.plan import Plan, asked_with, show_notes
 from evals.prompts import encode
 from evals.stats import problem_means, summarise
 from evals.tables import Outcome, print_bench
@@ -58,7 +59,7 @@ def evaluate_plan(
     sampling = Sampling(options["max_tokens"], options["temperature"], options["top_p"])
     config = {**facts, **options, "notes": plan.notes}
     with stored_run(bench.name, target, config, store, console, resume) as run_id:
-        job = Job(bench, sampling, options["n"], options["prompt"], options["seed"], run_id, bench.name, target.step)
+        job = Job(bench, sampling, options["n"], asked_with(options), options["seed"], run_id, bench.name, target.step)
         task = harness.BenchTask(bench, plan.items, job, engine.tokenizer)
         with (
             open_grader(bench.grader) as grader,
@@ -101,17 +102,19 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
     run = store.find_run(wanted)
     if run.kind != "eval" or run.name != run.config.get("bench") or run.name.startswith("lm_eval:"):
         raise UserError(f"run {run.id} ({run.kind} {run.name}) is not an evaluation by a benchmark of ours.")
-    bench, config = find(run.name), run.config
+    config = run.config
+    bench = find(run.name if run.name in BENCHES else f"{PREFIX}{config['data']}")
     items = choose(load(bench, config["data"], config.get("options")), config["limit"], config["seed"])
     (step,) = {row.step for row in store.outcomes(run.id)} or {0}
     sampling = Sampling(config["max_tokens"], config["temperature"], config["top_p"])
-    job = Job(bench, sampling, config["n"], config["prompt"], config["seed"], run.id, bench.name, step)
+    job = Job(bench, sampling, config["n"], asked_with(config), config["seed"], run.id, bench.name, step)
     before = {
         (row.item, row.repeat): (row.outcome, row.path) for row in store.samples(run.id, split=bench.name, step=step)
     }
     store.resume_run(run.id)
     try:
-        with open_grader(bench.grader) as grader, progress_bar("grading", run.samples, console) as advance:
+        used = config.get("grader") or bench.grader or "math"
+        with open_grader(used) as grader, progress_bar("grading", run.samples, console) as advance:
             rows = regrade(items, job, store, grader, lambda row: advance())
         print_changes(before, rows, console)
         finish(job, Target(config["model"], {}), store, console)
@@ -228,5 +231,5 @@ def check_context(engine: Engine, plan: Plan) -> None:
     if engine.tokenizer is None:  # the server counts
         return
     for item in plan.items:
-        tokens = len(encode(plan.settings["prompt"], item, engine.tokenizer))
+        tokens = len(encode(asked_with(plan.settings), item, engine.tokenizer))
         check_fits(tokens, plan.settings["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")

@@ -29,7 +29,7 @@ from agpo.setup import load_benches, load_items, model_path, open_reward
 from evals.code_tests import to_json
 from evals.errors import UserError
 from evals.items import Item
-from evals.prompts import words
+from evals.prompts import Preset, words
 
 if TYPE_CHECKING:
     from evals.store import Status, Store
@@ -136,9 +136,9 @@ def launch(args: argparse.Namespace, console: Console) -> int:
     run.mkdir(parents=True)
     if args.rehearse and model_path(config.model) != config.model:
         keys["actor_rollout_ref.model.path"] = str(rehearsal_model(keys["actor_rollout_ref.model.path"], run / "model"))
-    write_rows(run / "train.parquet", rows_of(items, config.prompt))
+    write_rows(run / "train.parquet", rows_of(items, config.asked))
     if asked:
-        write_rows(run / "validation.parquet", rows_of(asked, config.prompt))
+        write_rows(run / "validation.parquet", rows_of(asked, config.asked))
     write_tests(run / "tests.jsonl", [*items, *asked])
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     (run / "overrides.txt").write_text("\n".join([*as_hydra(keys), *args.verl]) + "\n")
@@ -211,11 +211,11 @@ def validation_items(config: TrainConfig) -> list[Sourced]:
     return [(bench.name, item) for bench, items in load_benches(config) for item in items]
 
 
-def rows_of(items: Iterable[Sourced], preset: str) -> list[dict[str, Any]]:
+def rows_of(items: Iterable[Sourced], preset: str | Preset) -> list[dict[str, Any]]:
     return [row_of(item, preset, source, at) for at, (source, item) in enumerate(items)]
 
 
-def row_of(item: Item, preset: str, source: str, at: int) -> dict[str, Any]:
+def row_of(item: Item, preset: str | Preset, source: str, at: int) -> dict[str, Any]:
     """A problem in verl's schema with the prompt preset applied. `source` tells the reward function which grader."""
     said = words(preset, item)
     messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
