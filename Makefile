@@ -4,13 +4,13 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS   ?=
 
-.PHONY: demo test smoke lint install install-dev venv-verl venv-trl pythons system-deps clean
+.PHONY: demo test smoke lint docs install install-dev venv-verl venv-trl pythons system-deps clean
 
 demo: install  ## train the tiny model on this CPU, evaluate before and after, draw the curves
 	$(BIN)/python -m agpo.train $(ARGS)
 
 test: install-dev lint venv-verl venv-trl  ## everything that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # Shows within two minutes that the core works on a Python or a machine, with what it needs and no more.
 smoke: ARGS := steps=2 eval.n=1
@@ -22,6 +22,10 @@ lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir $(VENV)/site
+
+docs: install-dev  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

@@ -14,12 +14,12 @@ from agpo.objective import (
     Decision,
     Objective,
     advantages,
+    apply_f_to_units,
     clip_decision,
     counted,
     live_groups,
     sequence_weights,
     shaped_rewards,
-    unit_shapes,
 )
 from evals.engines import Completion
 from evals.grading import Verdict
@@ -124,12 +124,10 @@ def plan_step(
     `max_tokens` is the longest answer that was allowed (for the overlong penalty and Dr. GRPO's constant). `corrected`:
     tokens get weights against another engine's log-probabilities, so that L at ratio 1 is not exact.
     """
-    rewards_GN = raw_rewards(groups)
-    lengths_GN = torch.zeros(rewards_GN.shape, dtype=torch.long)
+    rewards_GN, lengths_GN = raw_rewards(groups), lengths_of(groups)
     cut_GN = torch.zeros(rewards_GN.shape, dtype=torch.bool)
     for g, group in enumerate(groups):
         for k, sample in enumerate(group.samples):
-            lengths_GN[g, k] = len(sample.completion.token_ids)
             cut_GN[g, k] = sample.completion.finish_reason != "stop"
 
     def row(place: int, k: int, **planned: Any) -> Row:
@@ -203,7 +201,7 @@ def _rows(
     unit_B = {"group": group_B, "mini_batch": torch.zeros_like(group_B)}.get(
         objective.clip_scope, torch.arange(len(lengths_B))
     )
-    scale_B = unit_shapes(known.loss_B, known.weight_B * lengths_B, unit_B, objective)[1][unit_B]
+    scale_B = apply_f_to_units(known.loss_B, known.weight_B * lengths_B, unit_B, objective)[1][unit_B]
     if objective.clip_scope == "micro_batch":  # its units are not known before the micro-batches are cut
         scale_B = torch.ones_like(scale_B)
     for i in ((known.weight_B > 0) & (lengths_B > 0)).nonzero()[:, 0].tolist():
@@ -287,6 +285,22 @@ def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
             if sample.reward is not None:
                 reward_N[k] = sample.reward
     return rewards_GN
+
+
+def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
+    """[G, N] response tokens of the groups' samples; 0 where a group lacks one."""
+    lengths_GN = torch.zeros((len(groups), max((len(group.samples) for group in groups), default=0)), dtype=torch.long)
+    for length_N, group in zip(lengths_GN, groups, strict=True):
+        for k, sample in enumerate(group.samples):
+            length_N[k] = len(sample.completion.token_ids)
+    return lengths_GN
+
+
+def sample_advantages(groups: Sequence[Group], objective: Objective, max_tokens: int) -> torch.Tensor:
+    """[G, N] float64 advantages of everything that was sampled, for the store: also of groups that are in no plan."""
+    rewards_GN = raw_rewards(groups)
+    shaped_GN = shaped_rewards(rewards_GN, lengths_of(groups).reshape(-1), max_tokens, objective)
+    return advantages(shaped_GN, objective, live_groups(rewards_GN))
 
 
 def rank_micro_batches(

@@ -45,7 +45,9 @@ def _where_counted(x_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
     return torch.where(weight_T > 0, x_T, torch.zeros((), dtype=x_T.dtype, device=x_T.device))
 
 
-def shape(value_U: torch.Tensor, magnitude_U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
+def apply_f(
+    value_U: torch.Tensor, magnitude_U: torch.Tensor, objective: Objective
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(f(L), f'(L)) [U] float64 of the units' losses L and magnitudes sum w |l|.
 
     Magnitude 0 (no live token, no KL) has no gradient, so f' is 0 whatever f is: there is nothing to update. A loss
@@ -87,12 +89,12 @@ def clip_decision(value: float, magnitude: float, objective: Objective) -> Decis
     Every engine calls this one function, so that one process, several ranks and verl decide alike.
     """
     both = torch.tensor([value, magnitude], dtype=torch.float64)
-    loss, scale = shape(both[0], both[1], objective)
+    loss, scale = apply_f(both[0], both[1], objective)
     clipped = objective.clip == "max0" and float(scale) == 0.0
     return Decision(value, float(loss), float(scale), clipped, clipped and value >= -TIE * magnitude)
 
 
-def unit_shapes(
+def apply_f_to_units(
     value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, objective: Objective
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(f(L_u), f'(L_u)) [U] for the units of `unit_T`, from each token's w * l and w (float64, no gradient).
@@ -101,7 +103,7 @@ def unit_shapes(
     with its weight: W_u f(L_u / W_u), so that the size of a unit does not change how f looks at it.
     A unit without weight has no part: both are 0.
     """
-    return shape_units(unit_sums(value_T, weight_T, unit_T, int(unit_T.max()) + 1 if len(unit_T) else 1), objective)
+    return apply_f_to_sums(unit_sums(value_T, weight_T, unit_T, int(unit_T.max()) + 1 if len(unit_T) else 1), objective)
 
 
 def unit_sums(value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, count: int) -> torch.Tensor:
@@ -110,20 +112,20 @@ def unit_sums(value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tenso
     return torch.stack([zeros_U.index_add(0, unit_T, x_T) for x_T in (value_T, value_T.abs(), weight_T)])
 
 
-def shape_units(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `unit_shapes` gives, from the sums of the units."""
+def apply_f_to_sums(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `apply_f_to_units` gives, from the sums of the units."""
     value_U, magnitude_U, weight_U = sums_3U
     norm_U = torch.where((weight_U > 0) & (not _whole(objective)), weight_U, 1.0)
-    shaped_U, scale_U = shape(value_U / norm_U, magnitude_U / norm_U, objective)
+    shaped_U, scale_U = apply_f(value_U / norm_U, magnitude_U / norm_U, objective)
     return torch.where(weight_U > 0, shaped_U * norm_U, 0.0), torch.where(weight_U > 0, scale_U, 0.0)
 
 
-def shaped_loss(
+def apply_f_to_loss(
     loss_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, objective: Objective
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """sum_u f(L_u) with gradient sum_u f'(L_u) grad L_u, and the mean of f' over the units, by weight."""
     weighted_T = weight_T * _where_counted(loss_T, weight_T).double()
-    shaped_U, scale_U = unit_shapes(weighted_T.detach(), weight_T, unit_T, objective)
+    shaped_U, scale_U = apply_f_to_units(weighted_T.detach(), weight_T, unit_T, objective)
     scaled = (weighted_T * scale_U[unit_T]).sum()
     total = weight_T.sum()
     scale = torch.where(total > 0, (weight_T * scale_U[unit_T]).sum() / total, 0.0)

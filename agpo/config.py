@@ -5,11 +5,12 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from agpo.presets import PRESETS, Objective, resolve
 from agpo.trackers import TRACKERS
@@ -158,6 +159,43 @@ class CodeConfig(_Section):
     """memory of a program (as for cpu_s)"""
 
 
+def objective_of(chosen: Mapping[str, object]) -> Objective:
+    """The Objective of a preset and knobs over it. Raises ValueError naming the wrong key or value."""
+    knobs = {name: value for name, value in chosen.items() if name != "preset"}
+    kinds = get_type_hints(Objective)
+    for name in knobs.keys() & kinds.keys():  # Objective is a plain dataclass: types are checked where users write them
+        loose = kinds[name] is float or float in get_args(kinds[name])
+        try:
+            TypeAdapter(kinds[name]).validate_python(knobs[name], strict=not loose)
+        except ValidationError as e:
+            raise ValueError(f"objective.{name}={knobs[name]!r}: {e.errors()[0]['msg']}.") from e
+    return resolve(str(chosen["preset"]), **knobs)
+
+
+class ObjectiveConfig(BaseModel):
+    """A preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/presets.py`."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True, frozen=True)
+
+    preset: str = "agpo"
+    """the name of a preset (for short `objective=NAME`); the knobs are set over it"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return {"preset": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> "ObjectiveConfig":
+        self.knobs  # noqa: B018  raises ValueError for a wrong one
+        return self
+
+    @cached_property
+    def knobs(self) -> Objective:
+        """All of them, with what they stand for in the loss."""
+        return objective_of(self.model_dump())
+
+
 class EvalConfig(_Section):
     """Evaluation during training, into the same store."""
 
@@ -179,7 +217,7 @@ class EvalConfig(_Section):
 
     @field_validator("bench", mode="before")
     @classmethod
-    def _bench(cls, value: Any) -> Any:
+    def _bench(cls, value: object) -> object:
         return _with_commas(value)
 
     @property
@@ -261,8 +299,7 @@ class TrainConfig(_Section):
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
     """several by name in place of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
     code: CodeConfig = CodeConfig()
-    objective: dict[str, Any] = Field(default_factory=lambda: {"preset": "agpo"})
-    """a preset (`objective=grpo`) and single knobs over it (`objective.clip_scope=group`), see `agpo/presets.py`"""
+    objective: ObjectiveConfig = ObjectiveConfig()
     engine: Literal["hf", "vllm"] = "hf"
     """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights that updates move"""
     vllm: VLLMOptions = VLLMOptions()
@@ -286,15 +323,8 @@ class TrainConfig(_Section):
 
     @field_validator("data", mode="before")
     @classmethod
-    def _data_as_path(cls, value: Any) -> Any:
+    def _data_as_path(cls, value: object) -> object:
         return {"path": value} if isinstance(value, str) else value
-
-    @field_validator("objective", mode="before")
-    @classmethod
-    def _objective(cls, value: Any) -> Any:
-        value = {"preset": value} if isinstance(value, str) else {"preset": "agpo", **value}
-        objective_of(value)  # raises ValueError for a wrong knob
-        return value
 
     @field_validator("prompt")
     @classmethod
@@ -326,7 +356,7 @@ class TrainConfig(_Section):
 
     @field_validator("rewards", mode="before")
     @classmethod
-    def _rewards(cls, value: Any) -> Any:
+    def _rewards(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
         for name in value:
@@ -338,8 +368,8 @@ class TrainConfig(_Section):
 
     @field_validator("trackers", mode="before")
     @classmethod
-    def _trackers(cls, value: Any) -> Any:
-        names = [name for name in _with_commas(value).split(",") if name]
+    def _trackers(cls, value: object) -> object:
+        names = [name for name in str(_with_commas(value)).split(",") if name]
         return tuple(_one_of(name, TRACKERS, "tracker") for name in names)
 
     @model_validator(mode="after")
@@ -355,11 +385,9 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _vllm_beside_a_trainer(self) -> "TrainConfig":
-        if self.engine == "vllm" and self.vllm.in_process:
-            raise ValueError("vllm.in_process takes over the threads and the process group that the trainer needs.")
         if self.engine == "vllm" and self.rollout.top_p < 1:
             raise ValueError(
-                "engine=vllm tells no log-probabilities where rollout.top_p is below 1, so that weights which were not "
+                "engine=vllm returns no log-probabilities where rollout.top_p is below 1, so weights that were not "
                 "synced would go unnoticed. Set rollout.top_p=1 or engine=hf."
             )
         return self
@@ -399,34 +427,10 @@ def _low_high(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-def _with_commas(value: Any) -> Any:
+def _with_commas(value: object) -> object:
     """A list, or a text with commas, as a text with commas."""
     parts = value.split(",") if isinstance(value, str) else value
     return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
-
-
-def objective_of(chosen: Mapping[str, Any]) -> Objective:
-    """The Objective of a configuration's `objective` section. Raises ValueError naming the wrong key or value."""
-    knobs = {name: value for name, value in chosen.items() if name != "preset"}
-    allowed = {field.name: str(field.type) for field in fields(Objective)}
-    for name, value in knobs.items():
-        if name not in allowed:
-            raise ValueError(f"objective has no knob {name!r}.{_did_you_mean(name, allowed)}")
-        _check_knob(name, value)
-    return resolve(str(chosen["preset"]), **knobs)
-
-
-def _check_knob(name: str, value: Any) -> None:
-    """Objective is a plain dataclass: its types are checked here, where users write them."""
-    from typing import get_args, get_type_hints
-
-    from pydantic import TypeAdapter
-
-    hint = get_type_hints(Objective)[name]
-    try:
-        TypeAdapter(hint).validate_python(value, strict=not (hint is float or float in get_args(hint)))
-    except ValidationError as e:
-        raise ValueError(f"objective.{name}={value!r}: {e.errors()[0]['msg']}.") from e
 
 
 def model_path(model: str) -> str:
@@ -458,7 +462,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
     return make_config(tree, str(path), overrides)
 
 
-def make_config(tree: Mapping[str, Any], where: str, overrides: Sequence[str] = ()) -> TrainConfig:
+def make_config(tree: Mapping[str, object], where: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Validate a tree of keys under overrides. Raises UserError with one line per mistake."""
     tree = copy.deepcopy(dict(tree))
     for override in overrides:
@@ -495,7 +499,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[last] = value
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     """YAML reads 1e-6 as text (it wants 1.0e-6); people do not."""
     if isinstance(value, str):
         try:
@@ -508,13 +512,13 @@ def _number(value: Any) -> Any:
 def _explain(error: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"no key {key!r}.{_did_you_mean(key, dict(all_keys()))}"
+        return f"no key {key!r}.{_did_you_mean(key, [name for name, _ in all_keys()])}"
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], Mapping | BaseModel) else f" (got {error['input']!r})"
     return f"{key}: {message}{shown}" if key else message
 
 
-def _did_you_mean(key: str, known: Mapping[str, Any]) -> str:
+def _did_you_mean(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
     return f" Did you mean {near[0]!r}?" if near else " `python -m agpo.train --keys` lists them."

@@ -6,9 +6,9 @@ from functools import partial
 from rich.table import Table
 
 from agpo.batch import Group, MiniBatch, plain_tokens, rank_micro_batches
+from agpo.distributed import world_size
 from agpo.logprobs import Layout
 from agpo.objective import Objective
-from agpo.parallel import world
 from agpo.policy import Settings, tokens_of
 
 
@@ -29,7 +29,7 @@ def explain(
         "sequences",
         "L at ratio 1",
         "tokens to run",
-        "micro-batches" if world() == 1 else "micro-batches of a rank",
+        "micro-batches" if world_size() == 1 else "micro-batches of a rank",
     ):
         table.add_column(title, justify="right")
     table.add_column("what happens")
@@ -37,7 +37,7 @@ def explain(
     for number, minibatch in enumerate(plan, 1):
         known = minibatch.known
         cut = partial(rank_micro_batches, minibatch.rows, minibatch.run, settings.micro_batch_tokens, layout)
-        parts = [cut(rank, world(), attention) for rank in range(world())]
+        parts = [cut(rank, world_size(), attention) for rank in range(world_size())]
         tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for mine in parts for part in mine)
         least, most = least + (tokens if known else 0), most + tokens
         table.add_row(

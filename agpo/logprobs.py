@@ -3,17 +3,23 @@
 The logits of a chunk of tokens exist while that chunk is looked at, in forward and once more in backward.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
-from agpo.model import compiled
+from agpo.distributed import as_forward, compute_device, layers_of
+from agpo.model import compiled, output_embeddings
 from agpo.packing import NAME, Sequence_, moved, pack, packed_hidden
-from agpo.parallel import as_forward, compute_device, layers_of
 from evals.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 Layout = Literal["packed", "varlen", "padded"]
 """how sequences go through the model: packed with shared prompts, attending in padded blocks (`packed`) or in a kernel
@@ -26,7 +32,12 @@ LOGITS_SHARE = 1 / 64
 
 
 def log_probs(
-    model: Any, rows: Sequence[Sequence_], temperature: float, layout: Layout = "packed", *, entropy: bool = False
+    model: PreTrainedModel,
+    rows: Sequence[Sequence_],
+    temperature: float,
+    layout: Layout = "packed",
+    *,
+    entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """([T], [T] or None): log pi of the response tokens, in row order, and the entropy there.
 
@@ -42,7 +53,7 @@ def log_probs(
                 hidden_TH, target_T = packed_hidden(model, packed), packed.target_T
         else:
             hidden_TH, target_T = _padded_hidden(model, rows, device)
-        head = model.get_output_embeddings()
+        head = output_embeddings(model)
         bias = getattr(head, "bias", None)
         return _SampledLogProbs.apply(hidden_TH, head.weight, bias, target_T, temperature or 1.0, entropy)
 
@@ -50,7 +61,7 @@ def log_probs(
 
 
 @contextmanager
-def attention_of(model: Any, layout: Layout) -> Iterator[None]:
+def attention_of(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
     """Let the model attend as the layout wants, in compiled layers where it has them; around backward too, where
     gradient checkpointing runs it again."""
     config = model.config.get_text_config()
@@ -64,7 +75,9 @@ def attention_of(model: Any, layout: Layout) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def _padded_hidden(model: Any, rows: Sequence[Sequence_], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded_hidden(
+    model: PreTrainedModel, rows: Sequence[Sequence_], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """([T, H], [T]): hidden states that predict the response tokens, and these. Padding on the right needs no mask."""
     sequences = [row.prompt_ids + row.response_ids for row in rows]
     ids_BS = torch.zeros(len(rows), max(map(len, sequences)), dtype=torch.long)
@@ -178,7 +191,7 @@ class Chosen(NamedTuple):
 
 
 @torch.no_grad()
-def choose_layout(model: Any, longest: int, wanted: Layout = "packed") -> Chosen:
+def choose_layout(model: PreTrainedModel, longest: int, wanted: Layout = "packed") -> Chosen:
     """How this model's sequences of up to `longest` tokens can be run: as `wanted`, or padded where that is not exact.
 
     Found out by running some, in float32, through a copy of the model's first layers: in half precision another order
@@ -195,7 +208,7 @@ def choose_layout(model: Any, longest: int, wanted: Layout = "packed") -> Chosen
         why = f"its attention slides over {window} tokens, and sequences may have {longest}"
     else:
         layouts, why = tuple(dict.fromkeys((wanted, *layouts))), "asked for"
-    size = model.get_output_embeddings().weight.shape[0]
+    size = output_embeddings(model).weight.shape[0]
     rows = [_Probe(tuple(3 + x % (size - 3) for x in p), tuple(3 + x % (size - 3) for x in r)) for p, r in _PROBES]
     shallow = first_layers(model)
     exact_T = _of_whole_logits(shallow, rows)
@@ -217,7 +230,7 @@ def choose_layout(model: Any, longest: int, wanted: Layout = "packed") -> Chosen
     )
 
 
-def first_layers(model: Any) -> Any:
+def first_layers(model: PreTrainedModel) -> PreTrainedModel:
     """A copy in float32 of the model up to its second layer, or to the first layer of its last kind of attention."""
     kinds = list(getattr(model.config.get_text_config(), "layer_types", None) or [])
     layers, count = layers_of(model), max([2, *(1 + kinds.index(kind) for kind in kinds)])
@@ -235,7 +248,7 @@ def first_layers(model: Any) -> Any:
     return shallow
 
 
-def _of_whole_logits(model: Any, rows: Sequence[Sequence_]) -> torch.Tensor:
+def _of_whole_logits(model: PreTrainedModel, rows: Sequence[Sequence_]) -> torch.Tensor:
     """[T], one sequence at a time, as the model itself gives them."""
     device, found = next(model.parameters()).device, []
     for row in rows:

@@ -4,14 +4,20 @@ Nothing is allocated, and nothing of it was measured on a GPU. Parameters, and w
 counted on torch's meta device, attention as a flash kernel keeps it; the rest is what is said where the numbers stand.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from agpo.config import TrainConfig, model_path, objective_of
+from agpo.config import TrainConfig, model_path
 from agpo.logprobs import LOGITS_SHARE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 
 GIB = 2**30
 CONTEXT = GIB
@@ -47,7 +53,7 @@ PUBLISHED = {**PUBLISHED, "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": PUBLISHED["
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelSizes:
     """A model as far as memory depends on it."""
 
     parameters: int
@@ -88,7 +94,7 @@ class Machine:
         return self.gib * USABLE * GIB
 
     @classmethod
-    def of_bytes(cls, gpus: int, found: float) -> "Machine":
+    def of_bytes(cls, gpus: int, found: float) -> Machine:
         """GPUs on which a program sees so much memory."""
         return cls(gpus, found / USABLE / GIB)
 
@@ -119,7 +125,7 @@ class Memory:
         return self.peak <= self.machine.bytes and self.cache_tokens > 0
 
 
-def model_config(name: str) -> Any:
+def model_config(name: str) -> PreTrainedConfig:
     """The configuration of a model: a folder's or the hub's; where that cannot be had, as published for the recipes."""
     from transformers import AutoConfig
 
@@ -134,7 +140,7 @@ def model_config(name: str) -> Any:
         return AutoConfig.for_model(**PUBLISHED[name])
 
 
-def shape_of(model: Any, config: TrainConfig) -> Shape:
+def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
     """Count a model's parameters and what its layers keep. `model` is a configuration of transformers."""
     import copy
 
@@ -163,7 +169,7 @@ def shape_of(model: Any, config: TrainConfig) -> Shape:
         saved.append(_saved_by(net.base_model, 256) // 256)
     layers = model.get_text_config().num_hidden_layers
     layer = counts[1] - counts[0]
-    return Shape(
+    return ModelSizes(
         parameters=counts[0] + (layers - 1) * layer,
         layers=layers,
         layer=layer,
@@ -187,11 +193,13 @@ class _Flash(torch.autograd.Function):
         return out
 
 
-def _counted_attention(module: Any, q: Any, k: Any, v: Any, mask: Any, **_: Any) -> tuple[torch.Tensor, None]:
+def _counted_attention(
+    module: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: object, **_: object
+) -> tuple[torch.Tensor, None]:
     return _Flash.apply(q, k, v).transpose(1, 2), None  # type: ignore[union-attr]
 
 
-def _saved_by(model: Any, tokens: int) -> int:
+def _saved_by(model: PreTrainedModel, tokens: int) -> int:
     """Bytes that autograd keeps of a forward pass over `tokens` tokens, weights not counted."""
     own = {id(p) for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}  # with the tensor, so that no other one gets its id
@@ -207,9 +215,9 @@ def _saved_by(model: Any, tokens: int) -> int:
     return sum(x.numel() * x.element_size() for x in kept.values())
 
 
-def memory(config: TrainConfig, shape: Shape, machine: Machine, longest_prompt: int = 1024) -> Memory:
+def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_prompt: int = 1024) -> Memory:
     """What the run takes of each GPU, one rank to each."""
-    ranks, s, lora = max(1, machine.gpus), shape, bool(shape.adapters)
+    ranks, s, lora = max(1, machine.gpus), sizes, bool(sizes.adapters)
     offload, tokens = config.update.offload, config.update.micro_batch_tokens
     trained = s.adapters if lora else s.parameters
     exact = s.item == 4  # the weights are their own masters
@@ -220,7 +228,7 @@ def memory(config: TrainConfig, shape: Shape, machine: Machine, longest_prompt: 
     host = 0.0
     if offload:
         host, steady["optimizer"] = (state + gradients) / ranks, 0.0
-    if objective_of(config.objective).beta:
+    if config.objective.knobs.beta:
         steady["reference"] = s.item * s.parameters / ranks
     steady["context"] = CONTEXT
 
@@ -275,10 +283,10 @@ GATHER, HOST = 50e9, 100e9
 """bytes a second of gathered weights to the engine, and of the machine's memory"""
 
 
-def seconds(config: TrainConfig, shape: Shape, found: Memory, longest_prompt: int = 1024) -> dict[str, float]:
+def seconds(config: TrainConfig, sizes: ModelSizes, found: Memory, longest_prompt: int = 1024) -> dict[str, float]:
     """About how long the parts of a step take on H100s or H200s, if answers have half of their longest length and all
     groups are live. No more than the order of magnitude."""
-    s, machine, ranks = shape, found.machine, max(1, found.machine.gpus)
+    s, machine, ranks = sizes, found.machine, max(1, found.machine.gpus)
     sampling, vllm = config.rollout, config.engine == "vllm"
     samples = sampling.prompts_per_step * sampling.samples_per_prompt
     length = longest_prompt + sampling.max_tokens
@@ -290,13 +298,13 @@ def seconds(config: TrainConfig, shape: Shape, found: Memory, longest_prompt: in
     one = (s.item * s.parameters + at_once * length / 2 * s.cache) / bandwidth + overhead
     waves = max(1.0, mine / at_once * (0.5 if vllm else 1.0))  # vLLM fills the places of those that end
     tokens = samples * sampling.max_tokens / 2
-    passes = (8 if config.update.gradient_checkpointing else 6) - (2 if shape.adapters else 0) + 2
+    passes = (8 if config.update.gradient_checkpointing else 6) - (2 if sizes.adapters else 0) + 2
     parts = {
         "rollout": sampling.max_tokens * one * waves,
         "update": passes * s.parameters * tokens / ranks / FLOPS,
     }
     if config.update.offload:
-        parts["offloaded steps"] = config.updates_per_step * 28 * (shape.adapters or s.parameters) / ranks / HOST
+        parts["offloaded steps"] = config.updates_per_step * 28 * (sizes.adapters or s.parameters) / ranks / HOST
     if vllm:
         parts["sync"] = s.item * s.parameters / GATHER
     return parts
@@ -328,13 +336,13 @@ def recipe_table() -> list[str]:
         config = load_config(name)
         if not config.hardware.gpus:
             continue
-        shape, shown = shape_of(model_config(config.model), config), name
+        sizes, shown = model_sizes(model_config(config.model), config), name
         for machine in MACHINES:
-            one = memory(config, shape, machine)
+            one = memory(config, sizes, machine)
             fits, host = "yes" if one.fits else "no", one.host
             if not one.fits:
                 update = config.update.model_copy(update={"offload": True})
-                less = memory(config.model_copy(update={"update": update}), shape, machine)
+                less = memory(config.model_copy(update={"update": update}), sizes, machine)
                 fits, host = ("offloaded" if less.fits else "no"), less.host
             fits += f", {host * machine.gpus / GIB:.0f} of the host" if host and fits != "no" else ""
             phases = (one.peaks.get(phase, 0.0) / GIB for phase in ("update", "sync", "rollout"))
@@ -347,14 +355,14 @@ def recipe_table() -> list[str]:
     return lines
 
 
-def advice(config: TrainConfig, shape: Shape) -> str:
+def advice(config: TrainConfig, sizes: ModelSizes) -> str:
     """What engine hf costs for a model for which it is not made; empty where it is fine."""
-    if config.engine == "vllm" or shape.parameters < 1e9:
+    if config.engine == "vllm" or sizes.parameters < 1e9:
         return ""
-    slow = config.rollout.max_tokens * shape.layers * 1e-3
+    slow = config.rollout.max_tokens * sizes.layers * 1e-3
     return (
-        f"engine=hf decodes {shape.parameters / 1e9:.1f}B parameters without CUDA graphs or paged memory: about "
-        f"{shape.layers} ms a token, so that answers of {config.rollout.max_tokens} tokens take "
+        f"engine=hf decodes {sizes.parameters / 1e9:.1f}B parameters without CUDA graphs or paged memory: about "
+        f"{sizes.layers} ms a token, so that answers of {config.rollout.max_tokens} tokens take "
         f"{slow / 60:.0f} minutes for every {config.rollout.max_sequences} of them. "
         "engine=vllm is several times faster."
     )

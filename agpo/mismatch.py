@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from agpo.batch import MiniBatch, micro_batches
+from agpo.batch import MiniBatch, Row, micro_batches
 from agpo.objective import logp_gap
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Policy, Settings, with_old_logps
@@ -39,7 +38,7 @@ def against_trainer(
     return measured, gap_of(seen)
 
 
-def gap_of(rows: Sequence[Any]) -> tuple[float, float] | None:
+def gap_of(rows: Sequence[Row]) -> tuple[float, float] | None:
     """(mean, max) of |engine - trainer| over the tokens of rows that have both; None: there are none."""
     both = [row for row in rows if row.engine_logp and row.old_logp is not None]
     if not both:
@@ -58,8 +57,8 @@ def check_gap(gap: tuple[float, float] | None, dtype: torch.dtype, limit: float 
         return
     raise UserError(
         f"the engine's log-probabilities of the sampled tokens are not the trainer's: mean gap {gap[0]:.3g}, largest "
-        f"{gap[1]:.3g} nats; up to {limit:g} is taken for rounding. Usual causes: weights of the engine that were not "
+        f"{gap[1]:.3g} nats; up to {limit:g} counts as rounding. Usual causes: weights of the engine that were not "
         "synced (or a prefix cache that was not reset after a sync), log-probabilities before the temperature is "
         "applied, or after top-p cut the distribution, another precision. mismatch.max_gap sets the bound; "
-        "mismatch.correct=tis weighs the tokens for a gap that cannot be helped."
+        "mismatch.correct=tis corrects for a gap that cannot be avoided."
     )

@@ -1,21 +1,27 @@
 """What is done to a loaded model before it is trained: no dropout, optionally LoRA, gradient checkpointing, Liger."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from agpo.parallel import layers_of
+from agpo.distributed import layers_of
 from evals.errors import UserError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from agpo.config import LoraConfig
 
 ADAPTER = "default"
 
 
-def prepare(model: Any, *, lora: "LoraConfig", gradient_checkpointing: bool = False, liger: bool = False) -> None:
+def prepare(
+    model: PreTrainedModel, *, lora: LoraConfig, gradient_checkpointing: bool = False, liger: bool = False
+) -> None:
     """Change the model in place. Raises UserError for what it or this machine cannot do."""
     no_dropout(model)
     if liger:
@@ -31,7 +37,14 @@ def prepare(model: Any, *, lora: "LoraConfig", gradient_checkpointing: bool = Fa
     model.eval()
 
 
-def no_dropout(model: Any) -> None:
+def output_embeddings(model: PreTrainedModel) -> torch.nn.Linear:
+    """The matrix that makes logits, which every causal model has."""
+    head = model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Linear)
+    return head
+
+
+def no_dropout(model: PreTrainedModel) -> None:
     """The ratio of the first update must be 1, so sampled tokens must be seen by the same function as when sampled."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -42,7 +55,7 @@ def no_dropout(model: Any) -> None:
 
 
 @contextmanager
-def checkpointing(model: Any) -> Iterator[None]:
+def checkpointing(model: PreTrainedModel) -> Iterator[None]:
     """Gradient checkpointing works in training mode only, and generation only outside it."""
     if not getattr(model, "is_gradient_checkpointing", False):
         yield
@@ -54,13 +67,14 @@ def checkpointing(model: Any) -> Iterator[None]:
         model.eval()
 
 
-def compile_layers(model: Any, **options: Any) -> None:
+def compile_layers(model: PreTrainedModel, **options: Any) -> None:
     """Have the decoder layers compiled for `compiled`, with shapes that may change. `options` as of torch.compile."""
-    model.compiled_layers = [(x, torch.compile(x.forward, dynamic=True, **options)) for x in layers_of(model)]
+    compiled = [(x, torch.compile(x.forward, dynamic=True, **options)) for x in layers_of(model)]
+    model.compiled_layers = compiled  # type: ignore[assignment]
 
 
 @contextmanager
-def compiled(model: Any) -> Iterator[None]:
+def compiled(model: PreTrainedModel) -> Iterator[None]:
     """Layers run compiled where `compile_layers` was called: in updates alone, since generation has other shapes."""
     layers = [(x, forward) for x, forward in getattr(model, "compiled_layers", ()) if "forward" not in vars(x)]
     for layer, forward in layers:
@@ -72,7 +86,7 @@ def compiled(model: Any) -> Iterator[None]:
             del layer.forward
 
 
-def add_lora(model: Any, lora: "LoraConfig") -> None:
+def add_lora(model: PreTrainedModel, lora: LoraConfig) -> None:
     """Freeze the model and put trainable low-rank adapters, in float32, on its linear layers (Hu et al. 2021)."""
     import peft
 
@@ -87,18 +101,18 @@ def add_lora(model: Any, lora: "LoraConfig") -> None:
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
             parameter.data = parameter.data.float()
-    if has_lora(model.get_output_embeddings()):
+    if has_lora(output_embeddings(model)):
         raise UserError(
             "lora.targets names the output embedding, which is run in chunks and takes no adapter. Leave it out."
         )
 
 
-def has_lora(model: Any) -> bool:
+def has_lora(model: torch.nn.Module) -> bool:
     return any("lora_" in name for name, _ in model.named_parameters())
 
 
 @torch.no_grad()
-def exported_weights(model: Any) -> Mapping[str, torch.Tensor] | None:
+def exported_weights(model: torch.nn.Module) -> Mapping[str, torch.Tensor] | None:
     """Weights of an ordinary model with the adapters merged in, for `save_pretrained`; None: the model's own."""
     if not has_lora(model):
         return None
@@ -106,12 +120,12 @@ def exported_weights(model: Any) -> Mapping[str, torch.Tensor] | None:
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
             weight = module.base_layer.weight
-            merged = weight.float() + module.get_delta_weight(ADAPTER).float()
+            merged = weight.float() + module.get_delta_weight(ADAPTER).float()  # type: ignore[operator]
             weights[f"{name}.base_layer.weight"] = merged.to(weight.dtype)
     return {k.replace(".base_layer.", "."): x for k, x in weights.items()}
 
 
-def use_liger(model: Any) -> None:
+def use_liger(model: PreTrainedModel) -> None:
     """Fused RMSNorm, rotary embedding and SwiGLU on a GPU. Its fused loss is not used: ours needs log-probabilities."""
     if next(model.parameters()).device.type != "cuda":
         raise UserError("update.liger needs a GPU: Liger's kernels are written in Triton. Set update.liger=false.")

@@ -18,12 +18,12 @@ import torch
 from agpo.clip import (
     TIE,
     Decision,
+    apply_f,
+    apply_f_to_loss,
+    apply_f_to_sums,
+    apply_f_to_units,
     clip_decision,
-    shape,
-    shape_units,
-    shaped_loss,
     sums_on_device,
-    unit_shapes,
     unit_sums,
     units,
     weighted_sums,
@@ -37,6 +37,10 @@ __all__ = [
     "LossReport",
     "Objective",
     "advantages",
+    "apply_f",
+    "apply_f_to_loss",
+    "apply_f_to_sums",
+    "apply_f_to_units",
     "clip_decision",
     "counted",
     "live_groups",
@@ -45,14 +49,10 @@ __all__ = [
     "overlong_penalty",
     "resolve",
     "sequence_weights",
-    "shape",
-    "shape_units",
-    "shaped_loss",
     "shaped_rewards",
     "sums_on_device",
     "tis_weights",
     "token_losses",
-    "unit_shapes",
     "unit_sums",
     "units",
     "weighted_sums",
@@ -313,7 +313,7 @@ def minibatch_loss(
         tokens.get("ref_logp_T"),
         tis_T=tokens.get("tis_T"),
     )
-    loss, mean_scale = shaped_loss(loss_T, weight_T, units(sequence_T, samples, objective), objective)
+    loss, mean_scale = apply_f_to_loss(loss_T, weight_T, units(sequence_T, samples, objective), objective)
     scale = float(mean_scale)
     value = weighted_sums(loss_T, weight_T)[0]
     if not math.isfinite(scale):

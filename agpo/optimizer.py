@@ -1,14 +1,20 @@
 """AdamW over float32 numbers, whatever the precision of the model."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from agpo.distributed import shard_like
 from agpo.model import has_lora
-from agpo.parallel import shard_like
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 FLOAT32_OR_MORE = (torch.float32, torch.float64)
 
@@ -42,7 +48,7 @@ class Trained:
 
 
 def make_trained(
-    model: Any,
+    model: PreTrainedModel,
     *,
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -54,7 +60,7 @@ def make_trained(
 
     `dtype`: of the model's folder, where its parameters here have another one (float32 shards of a half-precision
     model, which are its masters). `offload`: masters of all of them, with moments and gradients, in the CPU's memory,
-    where the steps are made; shards lie there already (`agpo.parallel.split`).
+    where the steps are made; shards lie there already (`agpo.distributed.shard`).
     """
     parameters, masters = [], []
     trainable = [weight for weight in model.parameters() if weight.requires_grad]

@@ -10,11 +10,13 @@ of separate sequences to within the rounding of a sum.
 Slots attend in blocks of sequences padded to one length, or (`varlen`) without padding in a kernel of variable length.
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from agpo.parallel import layers_of
+from agpo.distributed import layers_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -71,7 +77,7 @@ class Packed:
     varlen: bool = False
     """every block is one sequence without padding, for a kernel of variable length"""
 
-    def to(self, device: torch.device) -> "Packed":
+    def to(self, device: torch.device) -> Packed:
         tensors = {name: moved(x, device) for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
         return Packed(**tensors, blocks=self.blocks, varlen=self.varlen)
 
@@ -155,11 +161,11 @@ def packed_attention(
     scaling: float | None = None,
     packed: Packed | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each sequence over its own slots: [1, heads, P, D] in, [1, P, heads, D] out."""
     if packed is None:
-        raise ValueError(f"attention {NAME!r} wants the keyword `packed`, which this model does not hand down.")
+        raise ValueError(f"attention {NAME!r} needs the keyword `packed`, which this model does not pass on.")
     if sliding_window and sliding_window < max(longest for _, longest in packed.blocks):
         raise ValueError("packed attention is full: a sequence is longer than the model's sliding window.")
     if packed.varlen and varlen_attn is not None and query.is_cuda and query.dtype in HALF:
@@ -213,7 +219,7 @@ def _of_variable_length(
     return out_XHD
 
 
-def attention_cost(model: Any) -> float:
+def attention_cost(model: PreTrainedModel) -> float:
     """What causal attention of a sequence costs, in tokens through the linear layers, for each of its squared tokens.
 
     2 FLOPs a token and weight against 2 n^2 width of scores and values, half of which is masked.
@@ -226,7 +232,7 @@ def attention_cost(model: Any) -> float:
     return width / weights if weights else 0.0
 
 
-def packed_hidden(model: Any, packed: Packed) -> torch.Tensor:
+def packed_hidden(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """[T, H] last hidden states that predict the response tokens; called where the model's attention is `NAME`."""
     out = model.base_model(
         input_ids=packed.ids_P[None], position_ids=packed.position_P[None], use_cache=False, packed=packed

@@ -1,13 +1,16 @@
 """The policy: a causal model with its optimizer, and the losses of rows under it (Eq. 5)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from agpo.batch import Row, idle_row, rank_micro_batches
+from agpo.distributed import all_gather, rank, world_size
 from agpo.logprobs import Layout, log_probs
 from agpo.objective import (
     Decision,
@@ -17,28 +20,30 @@ from agpo.objective import (
 )
 from agpo.optimizer import Trained
 from agpo.packing import attention_cost, moved
-from agpo.parallel import everyone, rank, world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
 class Policy:
     """What training changes. `reference` is a frozen copy of the start, there only when the objective has a KL term."""
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     trained: Trained
     lr_at: Callable[[int], float]
     """learning rate of the k-th update of the run, from 0"""
-    reference: Any | None = None
+    reference: PreTrainedModel | None = None
     layout: Layout = "packed"
     """how its sequences are run, see `agpo.logprobs.choose_layout`"""
     why: str = ""
     """it has this layout"""
     updates: int = 0
     """updates so far, clipped ones included: the schedule goes on through them"""
-    plain: Any = None
+    plain: PreTrainedModel = None  # type: ignore[assignment]  set below
     """the model to generate with and to export; with several ranks, where `model` is sharded, a copy of it that has
-    weights only inside `agpo.parallel.whole`"""
+    weights only inside `agpo.distributed.unsharded`"""
 
     def __post_init__(self) -> None:
         if self.plain is None:
@@ -93,7 +98,7 @@ class Losses:
 
 def rank_parts(policy: Policy, rows: Sequence[Row], wanted: Iterable[int], budget: int) -> list[list[int]]:
     """This rank's micro-batches of the wanted rows; an empty one where only other ranks still have something to run."""
-    return rank_micro_batches(rows, wanted, budget, policy.layout, rank(), world(), attention_cost(policy.model))
+    return rank_micro_batches(rows, wanted, budget, policy.layout, rank(), world_size(), attention_cost(policy.model))
 
 
 def losses(
@@ -150,5 +155,5 @@ def with_old_logps(policy: Policy, rows: Sequence[Row], settings: Settings) -> t
         logp_T = log_probs(policy.model, chosen, settings.temperature, policy.layout)[0]
         pieces = logp_T.split([len(row.response_ids) for row in chosen])
         mine |= {i: tuple(piece.tolist()) for i, piece in zip(part, pieces[: len(part)], strict=True)}
-    found = {i: logp for part in everyone(lambda: mine) for i, logp in part.items()} if rows else {}
+    found = {i: logp for part in all_gather(lambda: mine) for i, logp in part.items()} if rows else {}
     return tuple(replace(row, old_logp=found[i]) for i, row in enumerate(rows))

@@ -54,7 +54,7 @@ def _benches(config: TrainConfig, found: dict[str, Any]) -> str:
 
 
 def _model(config: TrainConfig, found: dict[str, Any]) -> str:
-    from agpo.memory import shape_of
+    from agpo.memory import model_sizes
     from agpo.setup import check_end, model_path
     from evals.engines.hf import end_of_sequence_ids, load_config, load_tokenizer
 
@@ -67,7 +67,7 @@ def _model(config: TrainConfig, found: dict[str, Any]) -> str:
     if config.engine == "vllm" and config.vllm.max_model_len:
         longest = min(longest, config.vllm.max_model_len)
     found["engine"] = SimpleNamespace(tokenizer=tokenizer, max_context=longest, eos_ids=eos)
-    return f"{config.model}: {shape_of(text, config).parameters / 1e6:,.1f}M parameters, context {longest:,}"
+    return f"{config.model}: {model_sizes(text, config).parameters / 1e6:,.1f}M parameters, context {longest:,}"
 
 
 def _prompts(config: TrainConfig, found: dict[str, Any]) -> str | tuple[None, str]:
@@ -127,7 +127,7 @@ def _out(config: TrainConfig) -> str:
 
 
 def _cost(config: TrainConfig, found: dict[str, Any]) -> list[str]:
-    from agpo.memory import GIB, Machine, advice, memory, model_config, seconds, shape_of, table
+    from agpo.memory import GIB, Machine, advice, memory, model_config, model_sizes, seconds, table
 
     wanted = config.hardware
     if not wanted.gpus or not wanted.gpu_memory_gib:
@@ -135,11 +135,11 @@ def _cost(config: TrainConfig, found: dict[str, Any]) -> list[str]:
             "memory      no GPUs are named: hardware.gpus=8 hardware.gpu_memory_gib=80 would say what they must hold"
         ]
     try:
-        shape = shape_of(model_config(config.model), config)
+        sizes = model_sizes(model_config(config.model), config)
     except (UserError, OSError):
         return ["memory: not counted, it takes the model's configuration"]
     prompt = found.get("longest", 1024)
-    needs = memory(config, shape, Machine(wanted.gpus, wanted.gpu_memory_gib))
+    needs = memory(config, sizes, Machine(wanted.gpus, wanted.gpu_memory_gib))
     lines = [f"on {wanted.gpus} x {wanted.gpu_memory_gib} GiB, by arithmetic; nothing was measured:", *table(needs)]
     full = needs.cache_tokens // (prompt + config.rollout.max_tokens)
     fits = f"fits, {needs.machine.bytes / GIB:.1f} GiB can be used" if needs.fits else "DOES NOT FIT"
@@ -149,14 +149,14 @@ def _cost(config: TrainConfig, found: dict[str, Any]) -> list[str]:
     if needs.host:
         lines.append(f"and {needs.host * wanted.gpus / GIB:.0f} GiB of the machines' own memory for what is offloaded")
     if needs.fits:
-        parts = seconds(config, shape, needs, prompt)
+        parts = seconds(config, sizes, needs, prompt)
         told = ", ".join(f"{name} {part:.0f}" for name, part in parts.items())
         total = sum(parts.values())
         lines.append(
             f"about {total:.0f} s a step ({told}), {total * config.steps / 3600:.0f} h in all, on H100s or H200s, if "
             "answers have half of their longest length"
         )
-    return [*lines, *filter(None, [advice(config, shape)])]
+    return [*lines, *filter(None, [advice(config, sizes)])]
 
 
 def lines_of(rows: Sequence[tuple[str, bool | None, str]]) -> list[str]:

@@ -115,11 +115,11 @@ def _check_clip(o: Objective) -> None:
 _GRPO = Objective(masked_groups="keep", clip="none")
 """the paper's baseline: verl's token mean, no KL, no dual clip"""
 
-PRESETS: dict[str, Objective] = {
+PRESETS: dict[str, Objective] = {  # in the order of tables
+    "grpo": _GRPO,
     "agpo": Objective(),
     "agpo_no_mask": Objective(masked_groups="keep"),
     "agpo_no_clip": Objective(clip="none"),
-    "grpo": _GRPO,
     # Liu et al. 2025 (arXiv 2503.20783): no std, and sums divided by a constant instead of the length.
     "dr_grpo": replace(_GRPO, advantage_std="none", aggregation="constant"),
     # Yu et al. 2025 (arXiv 2503.14476): 20,480 tokens with a buffer of 4,096; their penalty of 1 goes with rewards of
@@ -133,6 +133,23 @@ PRESETS: dict[str, Objective] = {
     # Zhu et al. 2025 (arXiv 2506.01347); their code has A = -1 for wrong and 0 for right answers in the ppo surrogate.
     "nsr": replace(_GRPO, advantage_sign="negative", advantage_std="none"),
 }
+
+
+TITLES = {"agpo_no_mask": "AGPO (w/o loss mask)", "agpo_no_clip": "AGPO (w/o loss clip)"}
+"""of presets whose name in tables is not their own in capitals"""
+
+
+def about(preset: str, objective: Objective) -> dict[str, object]:
+    """What reports say of a method: `evals.store.RunRow.about`."""
+    reward = "r − length penalty" if objective.overlong == "soft_penalty" else "r"
+    advantage = f"A = ({reward} − group mean) / ({objective.advantage_std} std + 1e-6)"
+    if objective.advantage_std == "none":
+        advantage = f"A = {reward} − group mean (not divided by a std)"
+    if objective.advantage_sign == "negative":
+        advantage = "A = −1 below the best reward of the group, 0 at it"
+    known = {"advantage": advantage, "masked_groups": objective.masked_groups}
+    title = TITLES.get(preset, preset.upper().replace("_", "-"))
+    return {"title": title, "order": list(PRESETS).index(preset), **known}
 
 
 def resolve(objective: "str | Objective", **overrides: object) -> Objective:

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from typing import Any
 
 import numpy as np
 
 from agpo.batch import Group, Sample, raw_rewards
 from agpo.objective import live_groups
 from agpo.telemetry import Watch
+from evals.complete import Grader
 from evals.engines import Completion, Engine, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
@@ -72,7 +72,7 @@ def is_live(group: Group) -> bool:
 
 def rollout(
     engine: Engine,
-    grader: Any,
+    grader: Grader,
     items: Sequence[Item],
     *,
     preset: str | Preset,

@@ -1,5 +1,7 @@
 """Setting a run up: everything that is loaded and checked before the first step."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math
@@ -7,12 +9,24 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
-from agpo.config import TrainConfig, model_path, objective_of
+from agpo.config import TrainConfig, model_path
 from evals.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from agpo.policy import Policy
+    from evals.benches import Bench
+    from evals.engines import Engine
+    from evals.grading.grader import CodeGrader, FunctionGrader, Grader, WeightedGrader
+    from evals.items import Item
+    from evals.store import Store
+
+    AnyGrader = Grader | FunctionGrader | CodeGrader | WeightedGrader
 
 # Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
 
@@ -24,11 +38,12 @@ class Run:
     config: TrainConfig
     id: str
     folder: Path
-    store: Any
-    policy: Any
-    engine: Any
-    items: list[Any]
-    benches: list[tuple[Any, list[Any]]]
+    store: Store
+    """of rank 0: the others have none, and never ask it"""
+    policy: Policy
+    engine: Engine
+    items: list[Item]
+    benches: list[tuple[Bench, list[Item]]]
     """the benchmarks of `eval.bench` with the problems that are asked"""
     data: str
     """hash of `items`: a checkpoint goes on with the same problems or not at all"""
@@ -44,9 +59,9 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     """Load everything; a fresh run, or the continuation of `run_id` from a checkpoint."""
     import torch
 
-    from agpo import checkpoint, parallel
+    from agpo import checkpoint_io, distributed
     from agpo.logprobs import choose_layout
-    from agpo.model import compile_layers, prepare
+    from agpo.model import compile_layers, output_embeddings, prepare
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
     from agpo.trackers import check_installed
@@ -54,14 +69,14 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from evals.store import Store
 
     check_machine(config)
-    parallel.join(parallel.device_of(config.device), config.ranks.timeout_minutes)
+    distributed.join(distributed.device_of(config.device), config.ranks.timeout_minutes)
     check_installed(config.trackers)
     with open_reward(config):
         pass  # a reward that cannot be loaded is said before a model is
     if config.threads:
         torch.set_num_threads(config.threads)
     items, benches = load_items(config), load_benches(config)
-    state = checkpoint.read_state(checkpoint_path) if checkpoint_path else None
+    state = checkpoint_io.read_state(checkpoint_path) if checkpoint_path else None
     data = fingerprint(items)
     if state and state["data"] != data:
         raise UserError(
@@ -76,13 +91,13 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     torch.manual_seed(config.seed)  # adapters start at random
     update = config.update
     prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
-    engine: Any = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    engine: Engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
     if config.engine == "vllm" and config.vllm.max_model_len:  # the checks below are of what will generate
         engine.max_context = min(engine.max_context, config.vllm.max_model_len)
-    check_end(engine.eos_ids, model.get_output_embeddings().weight.shape[0], config.model)
+    check_end(engine.eos_ids, output_embeddings(model).weight.shape[0], config.model)
     longest = check_room_for_all(items, benches, config, engine)
     chosen = choose_layout(model, engine.max_context, update.layout)
-    plain = parallel.split(model, half_masters=not config.lora.rank, offload=update.offload)
+    plain = distributed.shard(model, half_masters=not config.lora.rank, offload=update.offload)
     if plain is not model:
         engine.model = plain
     adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
@@ -90,22 +105,22 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if update.compile:
         compile_layers(model)
     reference = None
-    if objective_of(config.objective).beta:  # the start model, whatever checkpoint the run goes on from
+    if config.objective.knobs.beta:  # the start model, whatever checkpoint the run goes on from
         reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
-        parallel.split(reference, half_masters=False)
+        distributed.shard(reference, half_masters=False)
     policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, *chosen, plain=plain)
     if checkpoint_path and state:
-        checkpoint.restore(checkpoint_path, policy, state)
-    store = Store.open(store_url) if parallel.first() else None
+        checkpoint_io.restore(checkpoint_path, policy, state)
+    store = Store.open(store_url) if distributed.is_main() else None
     if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
         engine = start_vllm(config, start, plain, longest)
-    run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)
+    run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)  # type: ignore[arg-type]
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:
-        run.id = parallel.from_first(lambda: _begin(run))
+        run.id = distributed.broadcast(lambda: _begin(run))
         run.folder = Path(config.out) / run.id
-    if parallel.first():
+    if distributed.is_main():
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return run
@@ -117,48 +132,57 @@ def _begin(run: Run) -> str:
     return run.store.start_run(
         "train",
         config.name,
-        method=config.objective["preset"],
+        method=config.objective.preset,
         model=config.model,
         seed=config.seed,
         config=recorded(config),
         parent=curation_run(config.data.path, run.store),
+        about=about_run(config),
     )
+
+
+def about_run(config: TrainConfig) -> dict[str, object]:
+    """What reports need to know of the run's method and metrics."""
+    from agpo.presets import about
+    from agpo.telemetry import METRICS
+
+    return {**about(config.objective.preset, config.objective.knobs), "metrics": METRICS}
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:
     """Put the store and the run's folder back to where they were at the checkpoint; what came after is made again."""
-    from agpo import checkpoint, parallel
+    from agpo import checkpoint_io, distributed
 
     run.done = run.saved = step
-    metrics = parallel.from_first(lambda: run.store.metrics(run.id, ["updates/made"]))
+    metrics = distributed.broadcast(lambda: run.store.metrics(run.id, ["updates/made"]))
     run.moved = max((at for at, _, made in metrics if at <= step and made), default=0)
     run.folder = saved.parent.parent if saved.parent.name == "checkpoints" else Path(run.config.out) / run.id
 
     def put_back() -> None:
         run.store.resume_run(run.id)
         run.store.truncate(run.id, step)
-        checkpoint.remove_unfinished(run.folder)
-        later = [path for path in checkpoint.checkpoints(run.folder) if checkpoint.step_of(path) > step]
+        checkpoint_io.remove_unfinished(run.folder)
+        later = [path for path in checkpoint_io.checkpoints(run.folder) if checkpoint_io.step_of(path) > step]
         run.store.remove_artifacts(run.id, later)
         for path in later:
             shutil.rmtree(path)
 
-    parallel.from_first(put_back)
+    distributed.broadcast(put_back)
 
 
-def recorded(config: TrainConfig) -> dict[str, Any]:
+def recorded(config: TrainConfig) -> dict[str, object]:
     """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses, the id
     of the manifest of its data, and how many ranks trained where it was not one."""
-    from agpo.parallel import world
+    from agpo.distributed import world_size
 
     on_test = selected_on_test(config)
     manifest = curation(config.data.path, "manifest.json").get("id")
-    ranks = world()
+    ranks = world_size()
     more = {"selected_on_test": on_test, "data_manifest": manifest, "world_size": ranks if ranks > 1 else None}
     return {**config.model_dump(mode="json"), **{name: value for name, value in more.items() if value}}
 
 
-def curation(path: str, name: str) -> dict[str, Any]:
+def curation(path: str, name: str) -> dict[str, str]:
     """A JSON file that `data_curation.build` left beside the training data; {} where there is none."""
     try:
         found = json.loads((Path(path).parent / name).read_text(encoding="utf-8"))
@@ -167,7 +191,7 @@ def curation(path: str, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def curation_run(path: str, store: Any) -> str | None:
+def curation_run(path: str, store: Store) -> str | None:
     """The run that built the training data, where this store knows it."""
     run = curation(path, "build.json").get("run")
     return run if run in {known.id for known in store.runs("curation")} else None
@@ -184,7 +208,7 @@ def selected_on_test(config: TrainConfig) -> str:
     return bench.name if bench.test_set else ""
 
 
-def open_reward(config: TrainConfig) -> Any:
+def open_reward(config: TrainConfig) -> AnyGrader:
     """The grader of `reward`, or of the weighted sum of `rewards`. Raises UserError where programs cannot be held."""
     from evals.grading.grader import open_grader, open_rewards
 
@@ -196,7 +220,7 @@ def open_reward(config: TrainConfig) -> Any:
     return open_rewards(parts, code, config.reward_seconds)
 
 
-def open_bench_grader(name: str, config: TrainConfig) -> Any:
+def open_bench_grader(name: str, config: TrainConfig) -> AnyGrader:
     """The grader of a benchmark: its own verdicts, whatever the reward makes of them, in the sandbox of the run. ""
     is one's own data: the reward."""
     from evals.grading.grader import open_grader
@@ -204,8 +228,8 @@ def open_bench_grader(name: str, config: TrainConfig) -> Any:
     return open_grader(name, code=_sandbox(config)) if name else open_reward(config)
 
 
-def _sandbox(config: TrainConfig) -> dict[str, Any]:
-    from agpo.parallel import workers_here
+def _sandbox(config: TrainConfig) -> dict[str, str | int | None]:
+    from agpo.distributed import workers_here
 
     code = config.code
     return {"backend": code.backend, "workers": workers_here(code.workers), "allow_unsafe": code.allow_unsafe}
@@ -228,11 +252,11 @@ def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
     return lr_at
 
 
-def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
+def load(model: str, config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) on the configured device."""
     from safetensors import SafetensorError
 
-    from agpo.parallel import device_of
+    from agpo.distributed import device_of
     from evals.engines.hf import load_model
 
     try:
@@ -243,7 +267,7 @@ def load(model: str, config: TrainConfig) -> tuple[Any, Any]:
         ) from e
 
 
-def start_vllm(config: TrainConfig, start: str, model: Any, longest: int) -> Any:
+def start_vllm(config: TrainConfig, start: str, model: PreTrainedModel, longest: int) -> Engine:
     """A vLLM engine for a trainer's model, on its device and in its precision.
 
     `start` is where the model came from, `longest` the most tokens of a prompt and its answer: the context that vLLM
@@ -251,21 +275,21 @@ def start_vllm(config: TrainConfig, start: str, model: Any, longest: int) -> Any
     """
     import torch
 
-    from agpo.memory import Machine, memory, shape_of
-    from agpo.parallel import device_of, started_with
+    from agpo.distributed import device_of, torchrun_env
+    from agpo.memory import Machine, memory, model_sizes
     from evals.engines import load_engine
 
     dtype = str(model.dtype).removeprefix("torch.")
     options = {"max_model_len": longest, **config.vllm.model_dump(exclude_defaults=True)}
     if model.device.type == "cuda":
         here = torch.cuda.get_device_properties(model.device).total_memory
-        machine = Machine.of_bytes(started_with()[0], here)
-        options["gpu_memory_utilization"] = memory(config, shape_of(model.config, config), machine).utilization
+        machine = Machine.of_bytes(torchrun_env()[0], here)
+        options["gpu_memory_utilization"] = memory(config, model_sizes(model.config, config), machine).utilization
         torch.cuda.empty_cache()
     return load_engine("vllm", start, device=device_of(config.device), dtype=dtype, beside_trainer=True, **options)
 
 
-def load_items(config: TrainConfig) -> list[Any]:
+def load_items(config: TrainConfig) -> list[Item]:
     from evals.benches import arith, tiny_code
 
     path, size = config.data.path, config.data.size
@@ -283,7 +307,7 @@ def load_items(config: TrainConfig) -> list[Any]:
     return items
 
 
-def read_data(path: str, config: TrainConfig) -> list[Any]:
+def read_data(path: str, config: TrainConfig) -> list[Item]:
     """The problems of a file in the columns of `data`. Raises UserError for what cannot be asked or graded."""
     from evals.items import read_items
     from sandbox import Limits
@@ -297,11 +321,11 @@ def read_data(path: str, config: TrainConfig) -> list[Any]:
         raise
 
 
-def fingerprint(items: Sequence[Any]) -> str:
+def fingerprint(items: Sequence[Item]) -> str:
     """Hash of the problems: everything that the order of the data, a prompt or a reward depends on."""
     digest = hashlib.sha256()
     for item in items:
-        whole: list[Any] = [item.id, item.prompt, item.answer, dict(item.meta)]
+        whole: list[object] = [item.id, item.prompt, item.answer, dict(item.meta)]
         if code := item.code:
             whole.append([code.problem.digest, code.mode, code.entry, repr(code.limits), code.starter, code.prelude])
         if item.chat:
@@ -310,7 +334,7 @@ def fingerprint(items: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-def load_benches(config: TrainConfig) -> list[tuple[Any, list[Any]]]:
+def load_benches(config: TrainConfig) -> list[tuple[Bench, list[Item]]]:
     from evals.benches import find, load
     from evals.complete import choose
 
@@ -320,7 +344,9 @@ def load_benches(config: TrainConfig) -> list[tuple[Any, list[Any]]]:
     return [(bench, choose(problems, size, seed)) for bench, problems in zip(benches, items, strict=True)]
 
 
-def check_room_for_all(items: Sequence[Any], benches: Sequence[Any], config: TrainConfig, engine: Any) -> int:
+def check_room_for_all(
+    items: Sequence[Item], benches: Sequence[tuple[Bench, list[Item]]], config: TrainConfig, engine: Engine
+) -> int:
     """Refuse problems of the data or of a benchmark that leave no room for an answer; else the most tokens that a
     prompt and its answer may have."""
     from agpo.rollout import check_prompts
@@ -331,7 +357,7 @@ def check_room_for_all(items: Sequence[Any], benches: Sequence[Any], config: Tra
     return max([longest + sampling.max_tokens, *asked])
 
 
-def check_bench(name: str, items: Sequence[Any], config: TrainConfig, engine: Any) -> int:
+def check_bench(name: str, items: Sequence[Item], config: TrainConfig, engine: Engine) -> int:
     """Refuse at the start a benchmark's problem that leaves no room for its answer; else their longest together."""
     from agpo.rollout import check_room
 
@@ -354,9 +380,9 @@ def check_machine(config: TrainConfig) -> None:
     """Say at once that this recipe cannot run here. Raises UserError."""
     import torch
 
-    from agpo.parallel import started_with
+    from agpo.distributed import torchrun_env
 
-    ranks, here, _ = started_with()
+    ranks, here, _ = torchrun_env()
     check_ranks(ranks, config)
     if config.engine == "vllm":
         from evals.engines.vllm import check_machine as check_vllm
@@ -368,7 +394,7 @@ def check_machine(config: TrainConfig) -> None:
         raise UserError(
             f"recipe {config.name!r} needs {needed.gpus} GPUs with {needed.gpu_memory_gib} GiB each; "
             f"there are {found}. Run it where they are, look at it with --dry-run, or try --recipe tiny. "
-            "hardware.gpus=0 insists."
+            "hardware.gpus=0 skips this check."
         )
     check_one_rank_for_each_gpu(ranks, config)
     for i in range(min(needed.gpus, torch.cuda.device_count())):
@@ -391,7 +417,7 @@ def check_one_rank_for_each_gpu(ranks: int, config: TrainConfig) -> None:
     raise UserError(
         f"recipe {config.name!r} is for {wanted} GPUs with a process for each, and "
         f"{ranks} process{'es were' if ranks > 1 else ' was'} started. Type:\n  {torchrun_line(wanted)}\n"
-        f"hardware.gpus={ranks * each} says that it is for as many, hardware.gpus=0 insists."
+        f"To run it on that many set hardware.gpus={ranks * each}; hardware.gpus=0 skips this check."
     )
 
 
@@ -405,17 +431,17 @@ def torchrun_line(gpus: int) -> str:
 
 def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
     """Say at once that a GPU of this size cannot hold the run, by arithmetic. Raises UserError."""
-    from agpo.memory import GIB, Machine, memory, model_config, shape_of, table
+    from agpo.memory import GIB, Machine, memory, model_config, model_sizes, table
 
     machine = Machine.of_bytes(config.hardware.gpus, gpu_bytes)
-    found = memory(config, shape_of(model_config(config.model), config), machine)
+    found = memory(config, model_sizes(model_config(config.model), config), machine)
     if found.fits:
         return
     worst = max(found.peaks, key=lambda name: found.peaks[name])
     raise UserError(
         f"by arithmetic {config.name!r} takes {found.peaks[worst] / GIB:.1f} GiB in its phase {worst!r}, and a GPU "
         f"here has {machine.bytes / GIB:.1f}:\n" + "\n".join(f"  {line}" for line in table(found)) + "\n"
-        "Use more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens, or insist with "
+        "Use more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens, or skip this check with "
         "hardware.gpus=0. docs/scale.md says what each part is."
     )
 

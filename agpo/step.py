@@ -1,35 +1,42 @@
 """One step of training: sample and grade, plan, update, record."""
 
+from __future__ import annotations
+
 import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from agpo import parallel
-from agpo.batch import Group, MiniBatch, plan_step
-from agpo.config import TrainConfig, objective_of
-from agpo.keep import save_refused
+from agpo import distributed
+from agpo.batch import Group, MiniBatch, plan_step, sample_advantages
+from agpo.config import TrainConfig
 from agpo.mismatch import against_trainer, check_gap
 from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
 from agpo.rollout import draw, resample, rollout
+from agpo.run_folder import save_refused
+from agpo.sampling_on_ranks import sample_on_ranks
 from agpo.setup import Run
-from agpo.spread import sample_spread
 from agpo.sync import weight_stream
 from agpo.telemetry import Watch, step_metrics
 from agpo.update import update
-from evals.complete import sample_row
+from evals.complete import Grader, sample_row
 from evals.engines import OwnWeights, Sampling
 from evals.errors import UserError
 from evals.grading import FAILED
 from evals.prompts import Preset, render
+from evals.store import SampleRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Unusable(UserError):
@@ -37,7 +44,7 @@ class Unusable(UserError):
 
 
 def train_step(
-    run: Run, grader: Any, say: Callable[[str], None] = print, doing: Callable[[str], None] = lambda text: None
+    run: Run, grader: Grader, say: Callable[[str], None] = print, doing: Callable[[str], None] = lambda text: None
 ) -> dict[str, float]:
     """Make the next step of the run and record it in the store. Returns its metrics.
 
@@ -50,7 +57,7 @@ def train_step(
     check_rollout(everything, run.done + 1, config)
     plan = plan_of(groups, config)
     with watch.phase("update"):
-        updates, gap = update_policy(run, plan, objective_of(config.objective), settings_of(config), watch)
+        updates, gap = update_policy(run, plan, config.objective.knobs, settings_of(config), watch)
     run.done += 1
     if any(update.stepped for update in updates):
         run.moved = run.done
@@ -69,9 +76,10 @@ def train_step(
         "data/epoch": run.done * config.rollout.prompts_per_step / len(run.items),
         "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
     }
-    if not parallel.first():
+    if not distributed.is_main():
         return metrics
-    run.store.log_samples(run.id, sample_rows(everything, run.done, config.asked, run.policy.tokenizer))
+    advantage_GN = sample_advantages(everything, config.objective.knobs, config.rollout.max_tokens).tolist()
+    run.store.log_samples(run.id, sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN))
     run.store.log_metrics(run.id, run.done, metrics)
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
         if done.refused:
@@ -104,7 +112,7 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def sample_groups(run: Run, grader: Any, watch: Watch | None = None) -> tuple[list[Group], list[Group]]:
+def sample_groups(run: Run, grader: Grader, watch: Watch | None = None) -> tuple[list[Group], list[Group]]:
     """(the groups of the next step, every group that was sampled for it), graded."""
     config, step, watch = run.config, run.done, watch or Watch()
     here = partial(
@@ -119,9 +127,9 @@ def sample_groups(run: Run, grader: Any, watch: Watch | None = None) -> tuple[li
         watch=watch,
     )
     with awake(run, watch):
-        sample = partial(sample_spread, here)
+        sample = partial(sample_on_ranks, here)
         groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
-        if objective_of(config.objective).masked_groups != "resample":
+        if config.objective.knobs.masked_groups != "resample":
             return groups, groups
         return resample(groups, sample, run.items, seed=config.seed, step=step, rounds=config.rollout.resample_rounds)
 
@@ -134,14 +142,14 @@ def awake(run: Run, watch: Watch | None = None) -> Iterator[None]:
         sync_engine(run)
     yield
     if not isinstance(run.engine, OwnWeights):
-        parallel.empty(run.policy.plain, run.policy.model)
+        distributed.free(run.policy.plain, run.policy.model)
 
 
 def sync_engine(run: Run) -> None:
     """Give the engine the weights that the policy has now, unless it has them."""
     version, policy = f"{run.id}/step-{run.moved}", run.policy
     if not isinstance(run.engine, OwnWeights):
-        parallel.fill(policy.plain, policy.model)
+        distributed.gather(policy.plain, policy.model)
     elif run.engine.weight_version != version:
         policy.trained.optimizer.zero_grad(set_to_none=True)  # an update leaves none; the engine needs the room
         run.engine.sync(weight_stream(policy), version)
@@ -149,7 +157,7 @@ def sync_engine(run: Run) -> None:
 
 
 def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:
-    objective = objective_of(config.objective)
+    objective = config.objective.knobs
     size, corrected = config.update.prompts_per_minibatch, config.mismatch.correct == "tis"
     return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
 
@@ -188,11 +196,18 @@ def update_policy(
     return updates, gap
 
 
-def sample_rows(groups: Sequence[Any], step: int, preset: str | Preset, tokenizer: Any) -> list[Any]:
+def sample_rows(
+    groups: Sequence[Group],
+    step: int,
+    preset: str | Preset,
+    tokenizer: PreTrainedTokenizerBase,
+    advantage_GN: Sequence[Sequence[float]],
+) -> list[SampleRow]:
     """The rows of one step for the results store: every completion with its tokens and verdict."""
     rows = []
-    for group in groups:
+    for group, advantage_N in zip(groups, advantage_GN, strict=True):
         prompt = render(preset, group.item, tokenizer)
-        for repeat, s in enumerate(group.samples):
-            rows.append(sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict))
+        for repeat, (s, advantage) in enumerate(zip(group.samples, advantage_N, strict=False)):
+            row = sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict)
+            rows.append(replace(row, advantage=None if s.reward is None else advantage))
     return rows

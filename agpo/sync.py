@@ -1,14 +1,19 @@
 """The policy's weights in the names of a checkpoint, a layer at a time: for an engine and for the disk."""
 
-from collections.abc import Iterator
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from agpo import parallel
+from agpo import distributed
 from agpo.model import exported_weights
 from agpo.policy import Policy
 from evals.engines import WeightStream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def weight_stream(policy: Policy) -> WeightStream:
@@ -30,18 +35,20 @@ def _type(policy: Policy, x: torch.Tensor) -> torch.dtype:
     return policy.plain.dtype if x.is_floating_point() else x.dtype
 
 
-def _layers(plain: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _layers(plain: PreTrainedModel, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     seen: set[int] = set()  # a tied output matrix is the embeddings, which have been sent
-    for name, layer in units(model, parallel.layers_of(model)):
+    for name, layer in units(model, distributed.layers_of(model)):
         if all(id(p) in seen for p in layer.parameters()):
             continue
         seen.update(id(p) for p in layer.parameters())
-        with parallel.whole(plain.get_submodule(name), layer) as whole:
+        with distributed.unsharded(plain.get_submodule(name), layer) as whole:
             for key, x in (exported_weights(whole) or whole.state_dict()).items():
                 yield f"{name}.{key}", x
 
 
-def units(module: Any, layers: list[Any], name: str = "") -> Iterator[tuple[str, Any]]:
+def units(
+    module: torch.nn.Module, layers: Sequence[torch.nn.Module], name: str = ""
+) -> Iterator[tuple[str, torch.nn.Module]]:
     """The model in pieces that together have all of its weights: its layers, and what is beside them."""
     children = list(module.named_children())
     if (

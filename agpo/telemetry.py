@@ -42,6 +42,15 @@ QUIET_SECONDS = 0.8
 """where there is no terminal: how long a step may take until a line says what it is doing"""
 HEAD_EVERY = 20
 """lines, on a terminal"""
+METRICS = (  # for reports: name, title, unit, what it is, name of its figure
+    ("reward/mean", "Reward", "mean reward", "mean of the step's samples", "reward"),
+    ("tokens/response_mean", "Response length", "tokens", "tokens, mean of the step's samples", "response_tokens"),
+    ("entropy", "Entropy", "nats per token", "nats per token", "entropy"),
+    ("groups/live", "Live groups", "per step", "groups with a signal, of a step's", "live_groups"),
+    ("clip/clipped_updates", "Clipped updates", "per step", "", "clipped"),
+    ("clip/rate", "Clip rate", "share of updates", "share of the step's updates that the clip dropped", ""),
+    ("eval/pass1", "Held-out Pass@1", "share", "evaluations during training", ""),
+)
 PROGRAMS: tuple[str, ...] = ("AC", "WA", "RE", "TLE", "CE", "SE")
 """the sandbox's verdicts that are counted in every step with programs, the others where there are some"""
 
@@ -69,6 +78,8 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     judged = [str(s.verdict.meta["real"]) for s in samples if "real" in s.verdict.meta]  # programs, by the sandbox
     programs = {f"code/{verdict}": float(judged.count(verdict)) for verdict in (*PROGRAMS, *judged)} if judged else {}
     whole = plain_tokens(groups)
+    clipped = sum(u.decision.clipped and bool(m.rows) for u, m in zip(updates, plan, strict=True))
+    with_signal = clipped + sum(u.stepped or u.refused for u in updates)
     metrics = {
         "reward/mean": _mean([s.reward for s in samples if s.reward is not None]),
         "reward/std": _std([s.reward for s in samples if s.reward is not None]),
@@ -91,9 +102,8 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
         "entropy": -_total(logps) / len(logps) if logps else None,
         "loss/raw": _mean([u.decision.value for u, m in zip(updates, plan, strict=True) if m.rows]),
         "loss/value": _mean([u.decision.loss for u, m in zip(updates, plan, strict=True) if m.rows]),
-        "clip/clipped_updates": float(
-            sum(u.decision.clipped and bool(m.rows) for u, m in zip(updates, plan, strict=True))
-        ),
+        "clip/clipped_updates": float(clipped),
+        "clip/rate": clipped / with_signal if with_signal else None,
         "clip/ties": float(sum(u.decision.tie and bool(m.rows) for u, m in zip(updates, plan, strict=True))),
         "updates/made": float(sum(u.stepped for u in updates)),
         "updates/dead": float(sum(not m.live_groups for m in plan)),

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from evals.errors import UserError
 
-Log = Callable[[int, Mapping[str, float]], None]
+Log = Callable[[int, Mapping[str, float]], object]
 PROJECT = "agpo"
 
 
@@ -29,7 +30,7 @@ class About:
     id: str
     name: str
     folder: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     done: int
     """finished steps; more than 0 where the run is resumed"""
 
@@ -69,39 +70,21 @@ def wandb(about: About) -> Iterator[Log]:
 @contextmanager
 def mlflow(about: About) -> Iterator[Log]:
     """MLflow, with its own MLFLOW_* variables. Steps that a resumed run makes again are there already."""
-    import time
+    import mlflow
 
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+    found: list[Any] = mlflow.search_runs(filter_string=f"tags.agpo_run = '{about.id}'", output_format="list")
+    with mlflow.start_run(
+        found[0].info.run_id if found else None, run_name=about.name, tags={"agpo_run": about.id}
+    ) as run:
+        mlflow.log_dict(dict(about.config), "config.json")
 
-    client = MlflowClient()
-    project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-    experiment = client.get_experiment_by_name(project)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(project)
-    found = client.search_runs([experiment_id], f"tags.agpo_run = '{about.id}'")
-    if found:
-        run_id = found[0].info.run_id
-        client.update_run(run_id, "RUNNING")
-    else:
-        run_id = client.create_run(experiment_id, run_name=about.name, tags={"agpo_run": about.id}).info.run_id
-        client.log_dict(run_id, dict(about.config), "config.json")
-    last: dict[str, int] = {}
+        @cache
+        def last(name: str) -> int:
+            history = mlflow.MlflowClient().get_metric_history(run.info.run_id, name) if found else ()
+            return max((point.step for point in history), default=-1)
 
-    def log(step: int, values: Mapping[str, float]) -> None:
-        for name in values if found else ():
-            if name not in last:
-                last[name] = max((m.step for m in client.get_metric_history(run_id, name)), default=-1)
-        now = int(time.time() * 1000)
-        new = [Metric(name, value, now, step) for name, value in values.items() if step > last.get(name, -1)]
-        if new:
-            client.log_batch(run_id, new)
-
-    try:
-        yield log
-    except BaseException:
-        client.set_terminated(run_id, "FAILED")
-        raise
-    client.set_terminated(run_id)
+        yield lambda step, values: mlflow.log_metrics({n: x for n, x in values.items() if step > last(n)}, step)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ The loop is `train`. What is loaded before it is in `setup`, what a step does in
 what it optimises in `objective`, what stays on disk in `keep`.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import signal
@@ -13,36 +15,39 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 
-from agpo.config import TrainConfig, all_keys, load_config, model_path, objective_of, recipes
-from agpo.integrations.verl import launch as verl_launch
+from agpo.config import TrainConfig, all_keys, load_config, model_path, recipes
 from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import UserError, command
+
+if TYPE_CHECKING:
+    from agpo.trackers import Trackers
+    from evals.engines import Engine
 
 # Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
 
 
 def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     """Run the remaining steps. When it ends well or is asked to stop, the last finished step has a checkpoint."""
-    from agpo import parallel
-    from agpo.checkpoint import Writer
-    from agpo.keep import save_checkpoint, settle_best
+    from agpo import distributed
+    from agpo.checkpoint_io import Writer
+    from agpo.run_folder import save_checkpoint, settle_best
     from agpo.step import Unusable, train_step
     from agpo.telemetry import Progress, Tally
     from agpo.trackers import About, Trackers
     from evals.engines import OwnWeights
 
     config = run.config
-    tally = Tally.of(parallel.from_first(lambda: run.store.metrics(run.id)), config.update.patience)
-    trackers_here = config.trackers if parallel.first() else ()
+    tally = Tally.of(distributed.broadcast(lambda: run.store.metrics(run.id)), config.update.patience)
+    trackers_here = config.trackers if distributed.is_main() else ()
 
     def stopping() -> bool:  # a signal reaches the ranks one after the other: they stop after the same step
-        return parallel.largest(stop()) > 0
+        return distributed.all_reduce_max(stop()) > 0
 
     say = partial(console.print, style="yellow", markup=False, highlight=False)
     about = About(run.id, config.name, run.folder, config.model_dump(mode="json"), run.done)
@@ -91,21 +96,21 @@ def evaluation_due(run: Run) -> bool:
     return run.done in (0, run.config.steps) or bool(every and run.done % every == 0)
 
 
-def evaluate_policy(run: Run, console: Console, trackers: Any) -> None:
+def evaluate_policy(run: Run, console: Console, trackers: Trackers) -> None:
     """Evaluate the current weights on the configured benchmarks; what the store has of this step already, stays."""
-    from agpo import parallel
-    from agpo.spread import serve, shared
+    from agpo import distributed
+    from agpo.sampling_on_ranks import serve, shared
     from agpo.step import awake
 
     with awake(run):
-        if parallel.first():
+        if distributed.is_main():
             with shared(run.engine) as engine:
                 evaluate_benches(run, engine, console, trackers)
         else:
             serve(run.engine)
 
 
-def evaluate_benches(run: Run, engine: Any, console: Console, trackers: Any) -> None:
+def evaluate_benches(run: Run, engine: Engine, console: Console, trackers: Trackers) -> None:
     """Ask `engine` the problems of every benchmark that the store does not have yet of this step."""
     from evals.complete import Job, evaluate
     from evals.engines import Sampling
@@ -144,7 +149,7 @@ def stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
     leaves at once."""
     seen: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: object) -> None:
         seen.append(number)
         if len(seen) > 2:  # something does not let go
             os._exit(130)
@@ -187,7 +192,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print the configuration, check all that needs no GPU, say what memory and time it takes; exit",
     )
-    verl_launch.add_arguments(parser)
+    group = parser.add_argument_group("verl (docs/cluster.md)")
+    group.add_argument("--engine", choices=("native", "verl"), default="native", help="what runs the training loop")
+    group.add_argument("--rehearse", action="store_true", help="verl's whole main loop on this CPU with a tiny model")
+    group.add_argument("--verl-python", metavar="PATH", help="python of verl's environment ($AGPO_VERL_PYTHON)")
+    group.add_argument(
+        "--verl", action="append", default=[], metavar="KEY=VALUE", help="a key of verl's own, e.g. trainer.nnodes=2"
+    )
     return parser.parse_intermixed_args(argv)
 
 
@@ -196,9 +207,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         return run_command(args, make_console())
-    from agpo.parallel import one_voice
+    from agpo.distributed import one_error_for_all
 
-    with one_voice():
+    with one_error_for_all():
         return run_command(args, make_console() if os.environ["RANK"] == "0" else Console(quiet=True))
 
 
@@ -209,11 +220,15 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
                 f"[bold]{key}[/]  {about}".replace("[", r"\[").replace(r"\[bold]", "[bold]").replace(r"\[/]", "[/]")
             )
         return 0
-    verl_launch.check_flags(args)
     if args.engine == "verl":
-        return verl_launch.launch(args, console)
+        from agpo.integrations.verl.launch import launch
+
+        return launch(args, console)
+    for flag in ("rehearse", "verl", "verl_python"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} is of verl: add --engine verl, or leave it out.")
     if args.resume:
-        from agpo.resume import continued, find_resume, other_ranks
+        from agpo.resume_config import continued, find_resume, other_ranks
 
         out = next((text[4:] for text in reversed(args.overrides) if text.startswith("out=")), "runs")
         config, saved, label = find_resume(args.resume, out, args.discard_later)
@@ -246,9 +261,9 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 
 def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Console) -> int:
     """Sample and grade the step after `done` steps and print its plan. The store and the runs stay as they are."""
+    from agpo.distributed import is_main
     from agpo.explain import explain
     from agpo.packing import attention_cost
-    from agpo.parallel import first
     from agpo.step import plan_of, sample_groups, settings_of
 
     with TemporaryDirectory() as folder:
@@ -256,13 +271,13 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
         run.done = done
         with open_reward(config) as grader:
             groups, _ = sample_groups(run, grader)
-        objective = objective_of(config.objective)
+        objective = config.objective.knobs
         plan, attention = plan_of(groups, config), attention_cost(run.policy.model)
         table, lines = explain(groups, plan, objective, settings_of(config), run.policy.layout, attention)
-        if first():
+        if is_main():
             run.store.close()
         run.engine.close()
-    console.print(f"{config.name}, objective {config.objective['preset']}, seed {config.seed}: step {done + 1}")
+    console.print(f"{config.name}, objective {config.objective.preset}, seed {config.seed}: step {done + 1}")
     console.print(table)
     console.print("\n".join(lines), markup=False, highlight=False)
     return 0
@@ -272,22 +287,22 @@ def slow_engine(run: Run) -> str:
     """What engine hf costs on a GPU with a model for which it is not made; empty where it is fine."""
     if run.config.engine == "vllm" or run.policy.plain.device.type != "cuda":
         return ""
-    from agpo.memory import advice, shape_of
+    from agpo.memory import advice, model_sizes
 
-    return advice(run.config, shape_of(run.policy.plain.config, run.config))
+    return advice(run.config, model_sizes(run.policy.plain.config, run.config))
 
 
 def drive(run: Run, console: Console) -> int:
     """Train, and end with the picture. Marks the run's status whatever happens."""
-    from agpo.checkpoint import read_best
-    from agpo.parallel import first, world
+    from agpo.checkpoint_io import read_best
+    from agpo.distributed import is_main, world_size
     from evals.report.figures import curves
 
     config, status = run.config, "failed"
     try:
         with stop_on_signal(console) as stop:
-            ranks = f", {world()} ranks" if world() > 1 else ""
-            about = f"{config.name}, objective {config.objective['preset']}, seed {config.seed}{ranks}"
+            ranks = f", {world_size()} ranks" if world_size() > 1 else ""
+            about = f"{config.name}, objective {config.objective.preset}, seed {config.seed}{ranks}"
             console.print(f"run {run.id}: {about}")
             if warning := slow_engine(run):
                 console.print(warning, style="yellow", markup=False, highlight=False)
@@ -303,7 +318,7 @@ def drive(run: Run, console: Console) -> int:
             again = f"python -m agpo.train --resume {run.folder}"
             console.print(f"stopped after step {run.done} of {run.config.steps}, saved. Continue with:\n  {again}")
             return 130
-        if not first():
+        if not is_main():
             return 0
         picture = curves(run.store, [run.id], run.folder / "curves.png")
         run.store.add_artifact(run.id, "figure", picture)
@@ -317,7 +332,7 @@ def drive(run: Run, console: Console) -> int:
         status = "interrupted"
         raise
     finally:
-        if first():
+        if is_main():
             run.store.finish_run(run.id, status)
             run.store.close()
         run.engine.close()

@@ -17,11 +17,19 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from agpo.batch import MiniBatch
+from agpo.distributed import all_reduce_max, all_reduce_sum, full_scalar, is_main, reshard
 from agpo.logprobs import attention_of
 from agpo.model import checkpointing
-from agpo.objective import Decision, Objective, clip_decision, shape_units, shaped_loss, sums_on_device, unit_sums
+from agpo.objective import (
+    Decision,
+    Objective,
+    apply_f_to_loss,
+    apply_f_to_sums,
+    clip_decision,
+    sums_on_device,
+    unit_sums,
+)
 from agpo.packing import moved
-from agpo.parallel import first, gather_no_more, largest, number_of, summed
 from agpo.policy import Losses, Policy, Settings, Update, losses, rank_parts
 
 
@@ -52,7 +60,7 @@ def update(
             seen = _whole(passes, wanted)
         else:
             seen = _local_units(passes, wanted)
-    gather_no_more(policy.model)
+    reshard(policy.model)
     decision = _decide(minibatch, objective, known, scales, seen)
     factor = decision.scale if objective.clip_scope == "mini_batch" and scales is None else 1.0
     report = _apply(policy, minibatch, objective, settings.max_grad_norm, decision, factor, seen)
@@ -98,7 +106,7 @@ def _local_units(passes: "_Passes", wanted: Sequence[int]) -> "Seen":
         whole_T = torch.zeros_like(batch.sequence_T)
         each_T = torch.arange(len(batch.loss_T), device=batch.loss_T.device)
         unit_T = {"token": each_T, "sequence": batch.sequence_T}.get(scope, whole_T)
-        loss, scale = shaped_loss(batch.loss_T, batch.weight_T, unit_T, passes.objective)
+        loss, scale = apply_f_to_loss(batch.loss_T, batch.weight_T, unit_T, passes.objective)
         sums.add(batch, part, kept=scale * batch.weight_T.sum())
         passes.backward(loss, batch)
     return sums.over_ranks()
@@ -118,7 +126,7 @@ def _scales(passes: "_Passes", known: bool) -> list[float] | None:
         return None
     wanted = passes.minibatch.moving
     # A row that does not run has l = 0: its weight counts in its unit, its loss adds nothing.
-    still = sorted({*range(len(rows))} - {*wanted}) if first() else []  # counted by one rank
+    still = sorted({*range(len(rows))} - {*wanted}) if is_main() else []  # counted by one rank
     units = [torch.tensor([0 if whole else rows[i].group for i in still], dtype=torch.long)]
     values = [torch.zeros(len(still), dtype=torch.float64)]
     weights = [torch.tensor([rows[i].weight * len(rows[i].response_ids) for i in still], dtype=torch.float64)]
@@ -130,8 +138,8 @@ def _scales(passes: "_Passes", known: bool) -> list[float] | None:
             weights.append(batch.weight_T.cpu())
     count = 1 if whole else 1 + max(row.group for row in rows)
     sums_3U = unit_sums(torch.cat(values), torch.cat(weights), torch.cat(units), count)
-    sums_3U = torch.tensor(summed(sums_3U.flatten().tolist()), dtype=torch.float64).view(3, count)
-    scale_U = shape_units(sums_3U, objective)[1].tolist()
+    sums_3U = torch.tensor(all_reduce_sum(sums_3U.flatten().tolist()), dtype=torch.float64).view(3, count)
+    scale_U = apply_f_to_sums(sums_3U, objective)[1].tolist()
     return [scale_U[0 if whole else row.group] for row in rows]
 
 
@@ -183,7 +191,7 @@ def _apply(
         for parameter in trained.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-    norm = number_of(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf))
+    norm = full_scalar(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf))
     finite = math.isfinite(norm) and math.isfinite(decision.value)
     if finite:
         trained.step()
@@ -271,10 +279,10 @@ class Sums:
 
     def over_ranks(self) -> Seen:
         """The sums of all ranks, on every rank."""
-        value, magnitude, kept, weight, deviation, gap, tokens, measured = summed(
+        value, magnitude, kept, weight, deviation, gap, tokens, measured = all_reduce_sum(
             [*self.sums.tolist(), self.tokens, self.measured]
         )
-        most = largest(float(self.largest))
+        most = all_reduce_max(float(self.largest))
         return Seen(
             value,
             magnitude,

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from pydantic import ValidationError  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from agpo.checkpoint import checkpoints  # noqa: E402
+from agpo.checkpoint_io import checkpoints  # noqa: E402
 from agpo.config import TrainConfig, load_config, recipes  # noqa: E402
 from evals.console import make_console  # noqa: E402
 from evals.errors import UserError, command  # noqa: E402

@@ -4,7 +4,7 @@
     python benchmarks/eval_overhead.py --engine vllm --model FOLDER --data math500.jsonl --max-tokens 256 --others
 
 The same prompts, greedy, in every side; with --n above 1 at temperature 0.7. `engine` is `engine.generate` alone,
-`evaluation` all of the harness over the same engine: prompts rendered and encoded, lm-eval's loop, grading, every
+`evaluation` all of the harness over the same engine: prompts rendered and encoded, grading, every
 completion in a fresh store, statistics. The two run in turn in one process. --others adds, each in a process of its own
 and after its start-up, plain `vllm.LLM.generate` with the same options and `lm_eval --model vllm` on a task with the
 same prompts. Medians of --runs; the ratio that counts is evaluation / engine, whose goal is at most 1.05.
@@ -121,17 +121,16 @@ def whole_evaluation(engine: Any, items: Any, job: Any) -> int:
 
     from rich.console import Console
 
-    from evals import harness
     from evals.bench_run import finish
+    from evals.complete import complete
     from evals.grading.grader import open_grader
     from evals.models import Target
     from evals.store import Store
 
     with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "store.db") as store:
         job = replace(job, run_id=store.start_run("eval", job.bench.name, config={}))
-        task = harness.BenchTask(job.bench, items, job, engine.tokenizer)
         with open_grader(job.bench.grader) as grader:
-            harness.run_lm_eval(harness.EngineLM(engine, task, job, store, grader), task)
+            complete(engine, items, job, store, grader)
         finish(job, Target("", {}), store, Console(quiet=True))
         return sum(row.response_tokens for row in store.outcomes(job.run_id))
 

@@ -738,7 +738,7 @@ def rewards(folder: Path) -> dict[str, float]:
 
 
 def checkpoint_time(check: Check, folder: Path) -> dict[str, Any]:
-    from agpo import checkpoint
+    from agpo import checkpoint_io
     from agpo.setup import model_path
     from evals.engines.hf import load_tokenizer
 
@@ -747,7 +747,7 @@ def checkpoint_time(check: Check, folder: Path) -> dict[str, Any]:
     minibatch = minibatch_of(policy.model.config.vocab_size, [20] * 64, 8)
     timed_updates(check, policy, minibatch, 1)
     jobs: list[Any] = []
-    copied = check.seconds(lambda: jobs.append(checkpoint.prepare(folder, 1, policy, {}, {})))
+    copied = check.seconds(lambda: jobs.append(checkpoint_io.prepare(folder, 1, policy, {}, {})))
     began = time.perf_counter()
     target = jobs[0]()
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

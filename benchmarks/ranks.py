@@ -41,13 +41,13 @@ def work(rank: int, world: int, meet: str, updates: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from agpo import parallel
+    from agpo import distributed
     from agpo.batch import plan_step
     from agpo.objective import PRESETS
     from agpo.optimizer import make_trained
     from agpo.policy import Policy, Settings
-    from agpo.tiny_model import make_model
     from agpo.update import update
+    from tools.tiny_model import make_model
 
     torch.set_num_threads(1)
     if world > 1:
@@ -56,7 +56,7 @@ def work(rank: int, world: int, meet: str, updates: int) -> None:
     model = make_model(64).eval()
     parameters = sum(p.numel() for p in model.parameters())
     in_layers = sum(p.numel() for p in model.model.layers.parameters())
-    plain = parallel.split(model)
+    plain = distributed.shard(model)
     policy = Policy(model, None, make_trained(model, lr=1e-4), lambda _: 1e-4, plain=plain)
     groups = random_groups(vocabulary=64)
     found = {"parameters": parameters, "in_layers": in_layers, "micro_batches": {}}

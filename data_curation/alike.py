@@ -23,7 +23,7 @@ from evals.grading.math import normalise
 SAME_ANSWER = 0.25
 """Jaccard similarity of the sets of 3-token runs from which on problems with the same answer and numbers are one"""
 SOME_NUMBERS = 0.4
-"""the same where one has most of the numbers of the other, or neither has any"""
+"""the same where one has all numbers of the other, or neither has any"""
 CHOICE = 0.7
 """the same where equal answers say little: those of multiple choice"""
 ALIKE = 0.55
@@ -42,6 +42,9 @@ _FORM = re.compile(
     r"|原始的?答案.*$",
     re.I | re.DOTALL,
 )
+_ROUND = re.compile(
+    r"^.*\bCodeforces\b.*\bRound\b.*$|[(,]?\s*\bDiv(?:ision|\.)\s*\d(?:\s*\+\s*Div\.\s*\d)?\)?", re.M | re.I
+)
 _CHOICES = re.compile(
     r"[\s$\\(\[{]*(?:\\(?:text|math)\w*\s*\{+\s*)*\(\s*A\s*\).{1,300}\(\s*B\s*\).{1,300}\(\s*C\s*\).*$", re.DOTALL
 )
@@ -53,11 +56,15 @@ _UNIT = re.compile(
     r"(?<=\d)(?:\^\{?\\circ\}?|\\degree|\\?%|\\text\{[a-z .]+\}|(?:cm|m|km|inches|feet|dollars|units)\b)*$"
 )
 
+_SIGN = re.compile(r"\\(?:pm|mp|[lg]e(?:q|qslant)?|lt|gt)(?![a-zA-Z])|[<>]=?|[-+±∓≤≥−]")
+_SIGNS = {"−": "-", "\\pm": "±", "\\mp": "∓", "\\lt": "<", "\\gt": ">"}
+_SIGNS |= {f"\\{name}": "≤≥"[name[0] == "g"] for name in ("le", "leq", "leqslant", "ge", "geq", "geqslant")}
+_SIGNS |= {"<=": "≤", ">=": "≥"}
 _WORD = re.compile(r"\\?[a-z]+|\d+|[\u3400-\u9fff]|[+\-*/=<>^|]", re.I)
 _LABEL = re.compile(r'label\(\s*"([^"]*)"')
 _NAME = re.compile(r"[a-z]?[A-Z]{2,}|[a-z][A-Z][a-z]")
 """points, as in ABC and xOy: a copy may have spaces between them"""
-_MARKUP = re.compile(r"\[/?[a-z]\]|^\s*[-*]\s|(?<=[a-z]{2})-(?=[a-z]{2})", re.I | re.M)
+_MARKUP = re.compile(r"\[/?[a-z]\]|^\s*[-*]\s|(?<=[a-z]{2})-(?=[a-z]{2})|(?<=[\w$])-(?=[a-z]{3})", re.I | re.M)
 _FILLER_WORDS = """a an the of to in is are be it its that this these and then find determine calculate
 compute evaluate what value number so such we for as on at by with if let suppose given please provide your
 answer integer how many there which can possible all has have having each one express write form written
@@ -85,8 +92,8 @@ def key(problem: str) -> str:
 
 
 def bare(problem: str) -> str:
-    """A problem without the sentence that asks for its answer in another form, and without choices."""
-    plain = _FORM.sub("", problem).strip()
+    """A problem without its contest's name, the sentence that asks for another form of its answer, and choices."""
+    plain = _FORM.sub("", _ROUND.sub("", problem)).strip()
     plain = plain if len(plain) > 20 else problem
     stem = _CHOICES.sub("", plain)
     return stem if _length(stem) >= SHORT else plain
@@ -116,12 +123,30 @@ def numbers(problem: str) -> list[str]:
 
 
 def share_numbers(one: str, other: str) -> int:
-    """2: the same numbers, as a set or digit by digit (\\frac14 is 1/4). 1: one has most of the other's. 0: neither."""
+    """2: the same numbers, as a set or digit by digit (\\frac14 is 1/4). 1: one has all of the other's. 0: neither."""
     left, right = numbers(one), numbers(other)
     a, b = set(left), set(right)
     if a == b or "".join(left) == "".join(right):
         return 2
-    return int(len(a & b) >= 0.8 * min(len(a), len(b)))
+    return int(a < b or b < a)
+
+
+def signs(problem: str) -> list[str]:
+    """Plus, minus and the signs of inequalities, in order; hyphens are none."""
+    plain = _MARKUP.sub(" ", unicodedata.normalize("NFKC", without_diagrams(problem)))
+    return [str(_SIGNS.get(sign, sign)) for sign in _SIGN.findall(plain)]
+
+
+def changed(one: str, other: str) -> bool:
+    """Whether each text has a sign or a number that the other lacks."""
+    left, right = numbers(one), numbers(other)
+    regrouped = sorted("".join(left)) == sorted("".join(right))  # 2 100 is 2100
+    return (_apart(left, right) and not regrouped) or _apart(signs(one), signs(other))
+
+
+def _apart(left: Sequence[str], right: Sequence[str]) -> bool:
+    a, b = Counter(left), Counter(right)
+    return bool(a - b and b - a)
 
 
 class Numbers:
@@ -133,7 +158,6 @@ class Numbers:
         self.in_order = np.array([hash64("".join(one)) for one in found], np.uint64)
         self.digits = np.array([hash64("".join(sorted(set("".join(one))))) for one in found], np.uint64)
         """[problems] a group in which all problems with the same numbers are"""
-        self.count = np.array([len(set(one)) for one in found], np.int64)
         self.marks = np.array([_marks(one) for one in found], np.uint64)
 
     def same(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -143,13 +167,14 @@ class Numbers:
     def maybe(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Where `share_numbers` may be 1 or 2."""
         a, b = self.marks[left], self.marks[right]
-        few = 0.2 * np.minimum(self.count[left], self.count[right])
-        return self.same(left, right) | (_bits(a & ~b) <= few) | (_bits(b & ~a) <= few)
+        return self.same(left, right) | (a & ~b == 0) | (b & ~a == 0)
 
 
 def one_problem(one: str, other: str, score: float, answer: str, floor: float = SAME_ANSWER) -> bool:
     """Whether two bare problems with the same answer are the same problem."""
     shared = share_numbers(one, other)
+    if (score >= ALIKE or rare(answer_key(answer)) > RARE[3]) and changed(one, other):
+        return False
     if is_choice(answer):
         least = max(floor, CHOICE)
     elif shared == 2 and (numbers(one) or _same_words(one, other)):
@@ -178,7 +203,7 @@ def cannot_tell(one: str, other: str, same_answer: bool) -> bool:
 
 def only_words(one: str, other: str) -> bool:
     """Whether two bare problems say the same: nothing but filler and spelling differs, or a harmless word."""
-    if share_numbers(one, other) < 2:
+    if share_numbers(one, other) < 2 or signs(one) != signs(other) or changed(one, other):
         return False
     left, right = _content(one), _content(other)
     apart: list[str] = []
@@ -186,9 +211,6 @@ def only_words(one: str, other: str) -> bool:
         if tag != "equal":
             apart += _unlike(left[i:j], right[k:end])
     total = len(left) + len(right)
-    less, more = (Counter("".join(numbers(problem))) for problem in (one, other))
-    if less - more and more - less:  # another number, where a copy may have one more
-        return False
     symbols = sum(not word.isalpha() for word in apart)
     telling = any(word in _CHANGES or word.isupper() or (len(word) == 1 and word.isalpha()) for word in apart)
     telling |= any(a != b and a.endswith(b) and len(b) > 3 for a in apart for b in apart)  # irregular is not regular
@@ -205,8 +227,8 @@ def same_programs(one: Row, other: Row) -> bool:
     """Whether two programming problems that read alike are one: the same limits, not an easy and a hard version, and
     the same outputs for the same inputs, of which there are some.
     """
-    texts = one.problem, other.problem
-    if share_numbers(*texts) < 2 or len({tuple(_versions(text)) for text in texts}) > 1:
+    texts = bare(one.problem), bare(other.problem)
+    if len({"".join(numbers(text)) for text in texts}) > 1 or len({tuple(_versions(text)) for text in texts}) > 1:
         return False
     left, right = (_tests(row.code) for row in (one, other) if row.code is not None)
     if not left and not right:
@@ -218,14 +240,6 @@ def same_programs(one: Row, other: Row) -> bool:
 def hash64(text: str) -> int:
     """64 bits that are equal for equal texts."""
     return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
-
-
-def _bits(marks: np.ndarray) -> np.ndarray:
-    """How many bits of each are set."""
-    return _BITS[np.ascontiguousarray(marks).view(np.uint16).reshape(-1, 4)].sum(1)
-
-
-_BITS = np.array([value.bit_count() for value in range(1 << 16)], np.int64)
 
 
 def _marks(found: Sequence[str]) -> int:

@@ -72,42 +72,25 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Build a training set with a manifest. Without arguments: chain arithmetic into data/arith.",
         epilog="recipes:\n"
         + "\n".join(f"  {name:<12}{about}" for name, about in shipped.items())
-        + "\n\nThe same command goes on with a killed build. docs/data.md explains stages and options.",
+        + "\n\nThe same command continues a killed build. docs/data.md explains stages and options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", default="arith", help="one of those below, or a YAML file (default: arith)")
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="SOURCE=PLACE",
-        help="local file, folder or hub id of a source (default: where it lives on the hub)",
-    )
-    parser.add_argument(
-        "--reference",
-        action="append",
-        default=[],
-        metavar="BENCH=FILE",
-        help="local file of a benchmark to decontaminate against (default: $AGPO_DATA, else the hub)",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="STAGE.OPTION=VALUE",
-        dest="settings",
-        help="an option of a stage or a source, or formats=verl,trl,openrlhf,slime,hf",
-    )
-    parser.add_argument("--skip", action="append", default=[], metavar="STAGE", help="leave a stage out")
-    parser.add_argument("--out", type=Path, help="folder to write (default: data/<recipe>)")
-    parser.add_argument("--strict", action="store_true", help="stop at a malformed row instead of listing it")
-    parser.add_argument("--limit", type=int, metavar="N", help="a trial on N rows of each source, drawn with a seed")
-    parser.add_argument(
-        "--max-errors", type=int, default=20, metavar="N", help="problems that a server may refuse (default: 20)"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes that grade or run programs (default: 2)")
-    parser.add_argument("--dry-run", action="store_true", help="check all inputs and print what would be done")
-    parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
+    add, many = parser.add_argument, {"action": "append", "default": []}
+    add("--recipe", default="arith", help="one of those below, or a YAML file (default: arith)")
+    place = "local file, folder or hub id of a source (default: where it lives on the hub)"
+    add("--input", **many, metavar="SOURCE=PLACE", help=place)
+    reference = "local file of a benchmark to decontaminate against (default: $AGPO_DATA, else the hub)"
+    add("--reference", **many, metavar="BENCH=FILE", help=reference)
+    option = "an option of a stage or a source, or formats=verl,trl,openrlhf,slime,hf"
+    add("--set", **many, metavar="STAGE.OPTION=VALUE", dest="settings", help=option)
+    add("--skip", **many, metavar="STAGE", help="leave a stage out")
+    add("--out", type=Path, help="folder to write (default: data/<recipe>)")
+    add("--strict", action="store_true", help="stop at a malformed row instead of listing it")
+    add("--limit", type=int, metavar="N", help="a trial on N rows of each source, drawn with a seed")
+    add("--max-errors", type=int, default=20, metavar="N", help="problems that a server may refuse (default: 20)")
+    add("--workers", type=int, default=2, help="processes that grade or run programs (default: 2)")
+    add("--dry-run", action="store_true", help="check all inputs and print what would be done")
+    add("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     return parser.parse_args(argv)
 
 

@@ -23,7 +23,7 @@ from data_curation.alike import (
     share_numbers,
 )
 from data_curation.rows import Row, digest, drop
-from data_curation.similar import GramIndex, near_pairs, run_sets
+from data_curation.similar import gram_pairs, near_pairs, run_sets
 from data_curation.stage import Context, Options, Result
 from evals.errors import UserError
 
@@ -48,7 +48,7 @@ CHUNK = 50_000
 """rows that are compared at once"""
 HIT = "dropped"
 UNSURE = "kept: too short or too generic to tell"
-SIBLING = "kept: other numbers and another answer"
+SIBLING = "kept: other numbers"
 COLUMNS = ("problem", "question", "question_content", "prompt")
 """where files of benchmarks have the problem"""
 
@@ -101,13 +101,12 @@ def find(rows: Sequence[Row], references: Sequence[Reference], options: Decontam
     """(row, what pairs.jsonl says of it and a reference) by row and reference; `done` says whether it is a hit."""
     against = [bare(one.problem) for one in references]
     keys = [answer_key(one.answer) if one.answer else "" for one in references]
-    index = GramIndex.build(against, options.n)
     found = []
     for start in range(0, len(rows) if references else 0, CHUNK):
         some = rows[start : start + CHUNK]
         texts = [bare(row.problem) for row in some]
         answers = ["" if row.code is not None else answer_key(row.answer) for row in some]
-        for (at, which), how in sorted(_alike(texts, answers, against, keys, index, options).items()):
+        for (at, which), how in sorted(_alike(texts, answers, against, keys, options).items()):
             row, one = some[at], references[which]
             same = answers[at] == keys[which] if answers[at] and keys[which] else None
             if done := judge(row, one, texts[at], against[which], how, same, options):
@@ -129,12 +128,7 @@ GRAMS, RUNS = "{}-grams", "{}-gram Jaccard"
 
 
 def _alike(
-    texts: list[str],
-    answers: list[str],
-    against: list[str],
-    keys: list[str],
-    index: GramIndex,
-    options: DecontaminateOptions,
+    texts: list[str], answers: list[str], against: list[str], keys: list[str], options: DecontaminateOptions
 ) -> dict[tuple[int, int], dict[str, float]]:
     """(text, reference) -> the scores that may make it a hit."""
     sets = run_sets([*texts, *against], options.shingle)
@@ -142,7 +136,7 @@ def _alike(
     least = np.minimum(options.same_answer * np.array([rare(one) for one in [*answers, *keys]]), options.similarity)
     low = near_pairs(sets, least, groups=groups, split=len(texts))
     high = near_pairs(sets, min(options.similarity, options.same_words), split=len(texts))
-    shared = index.pairs(texts, min(options.ratio, options.same_answer))
+    shared = gram_pairs(texts, against, options.n, min(options.ratio, options.same_answer))
     scores: dict[tuple[int, int], dict[str, float]] = {}
     for name, one, offset in (
         (GRAMS.format(options.n), shared, 0),
@@ -206,11 +200,10 @@ def from_file(bench: str, path: str) -> list[Reference]:
 
     found = []
     for number, row in enumerate(read_rows(path)):
-        text = problem_text(next((row[column] for column in COLUMNS if row.get(column)), None), f"{path}, row {number}")
+        where = f"{path}, row {number}"
+        text = problem_text(next((row[column] for column in COLUMNS if row.get(column)), None), where)
         if not isinstance(text, str):
-            raise UserError(
-                f"{path}, row {number}: no column problem, question, question_content or prompt with a text."
-            )
+            raise UserError(f"{where}: no column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]} with a text.")
         answer = row.get("answer", (row.get("reward_model") or {}).get("ground_truth"))
         name = str(row.get("unique_id", row.get("id", row.get("question_id", number))))
         found.append(Reference(bench, name, text, str(answer) if isinstance(answer, str | int | float) else ""))

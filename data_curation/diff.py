@@ -20,20 +20,13 @@ def diff(one: Path, other: Path) -> dict[str, Any]:
     `gone` and `new` count, per reason of the other's ledger, the problems that only the first, only the second has;
     `changed` is (setting, value there, value here).
     """
-    before, after = manifest.load(one)["content"], manifest.load(other)["content"]
-    changed = [
-        (name, settings_a.get(name), settings_b.get(name))
-        for settings_a, settings_b in [(flat(settings(before)), flat(settings(after)))]
-        for name in sorted(set(settings_a) | set(settings_b))
-        if settings_a.get(name) != settings_b.get(name)
-    ]
-    left_a, left_b = left(before), left(after)
-    counts = [(name, left_a.get(name), left_b.get(name)) for name in {**left_a, **left_b}]
+    loaded = manifest.load(one), manifest.load(other)
+    (a, left_a), (b, left_b) = ((flat(settings(m["content"])), left(m["content"])) for m in loaded)
     rows_a, rows_b = rows(one), rows(other)
     return {
-        "equal": manifest.load(one)["id"] == manifest.load(other)["id"],
-        "changed": changed,
-        "counts": counts,
+        "equal": loaded[0]["id"] == loaded[1]["id"],
+        "changed": [(name, a.get(name), b.get(name)) for name in sorted({**a, **b}) if a.get(name) != b.get(name)],
+        "counts": [(name, left_a.get(name), left_b.get(name)) for name in {**left_a, **left_b}],
         "kept": (len(rows_a), len(rows_b), len(rows_a.keys() & rows_b.keys())),
         "gone": why(rows_a, rows_b, other),
         "new": why(rows_b, rows_a, one),
@@ -49,6 +42,7 @@ def settings(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": 1} of {"a": {"b": 1}}."""
     found: dict[str, Any] = {}
     for name, inner in value.items():
         found |= flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) and inner else {f"{prefix}{name}": inner}
@@ -57,9 +51,8 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def left(content: Mapping[str, Any]) -> dict[str, int]:
     """Rows that are left after each step."""
-    return {f"read {one['name']}": one["out"] for one in content["sources"]} | {
-        one["name"]: one["out"] for one in content["stages"]
-    }
+    read = {f"read {one['name']}": one["out"] for one in content["sources"]}
+    return read | {one["name"]: one["out"] for one in content["stages"]}
 
 
 def rows(folder: Path) -> dict[str, str]:
@@ -73,8 +66,7 @@ def why(mine: Mapping[str, str], others: Mapping[str, str], folder: Path) -> dic
     if not only:
         return {}
     reasons = {line["id"]: f"{line['stage']}: {line['reason']}" for line in read_lines(folder / "ledger.jsonl")}
-    found = Counter(reasons.get(row, "not among its rows") for row in only)
-    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+    return dict(Counter(reasons.get(row, "not among its rows") for row in sorted(only)).most_common())
 
 
 @command
@@ -88,19 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if found["equal"]:
         console.print("the manifests are equal: the same inputs, options, versions and rows")
         return 0
-    for name, a, b in found["changed"]:
-        console.print(f"{name}: {a} -> {b}", highlight=False, markup=False)
-    for name, a, b in found["counts"]:
-        if a != b:
-            console.print(
-                f"rows left after {name}: {a if a is not None else '-'} -> {b if b is not None else '-'}",
-                highlight=False,
-            )
     a, b, both = found["kept"]
-    console.print(f"kept: {a:,} -> {b:,}, {both:,} in both", highlight=False)
-    for title, reasons in ((f"only in {args.a}", found["gone"]), (f"only in {args.b}", found["new"])):
-        for reason, count in reasons.items():
-            console.print(f"{title}: {count:,} ({reason})", highlight=False, markup=False)
+    lines = [f"{name}: {before} -> {after}" for name, before, after in found["changed"]]
+    lines += [
+        f"rows left after {name}: {'-' if before is None else before} -> {'-' if after is None else after}"
+        for name, before, after in found["counts"]
+        if before != after
+    ]
+    lines += [f"kept: {a:,} -> {b:,}, {both:,} in both"]
+    for folder, reasons in ((args.a, found["gone"]), (args.b, found["new"])):
+        lines += [f"only in {folder}: {count:,} ({reason})" for reason, count in reasons.items()]
+    console.print("\n".join(lines), highlight=False, markup=False)
     return 0
 
 

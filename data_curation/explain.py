@@ -27,22 +27,20 @@ def explain(folder: Path, what: str) -> list[dict[str, Any]]:
     manifest.load(folder)
     wanted = key(what)
     found: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, names: set[str], fate: str, reason: str, detail: dict[str, Any], text: str) -> None:
+        if what in names or same_text(wanted, text):
+            found[name] = {"id": name, "fate": fate, "reason": reason, "detail": detail, "text": text, "pairs": []}
+
     for line in read_lines(folder / "ledger.jsonl"):
-        names = {line["id"], *(f"{line['id'].split(':')[0]}:{n}" for n in line.get("detail", {}).get("rows", ()))}
-        if what in names or same_text(wanted, line.get("text", "")):
-            found[line["id"]] = {
-                "id": line["id"],
-                "fate": f"dropped by {line['stage']}",
-                "reason": line["reason"],
-                "detail": line.get("detail", {}),
-                "text": line.get("text", ""),
-            }
+        name, detail = line["id"], line.get("detail", {})
+        names = {name, *(f"{name.split(':')[0]}:{n}" for n in detail.get("rows", ()))}
+        add(name, names, f"dropped by {line['stage']}", line["reason"], detail, line.get("text", ""))
     for row in kept_rows(folder):
         extra = row["extra_info"]
         text = "\n\n".join(message["content"] for message in row["prompt"])
-        if what in (extra["id"], extra["row"]) or same_text(wanted, text):
-            meta = {k: v for k, v in extra.items() if v is not None and k not in ("split", "index", "row")}
-            found[extra["row"]] = {"id": extra["row"], "fate": "kept", "reason": "", "detail": meta, "text": text}
+        meta = {k: v for k, v in extra.items() if v is not None and k not in ("split", "index", "row")}
+        add(extra["row"], {extra["id"], extra["row"]}, "kept", "", meta, text)
     if not found:
         raise UserError(
             f"no row of {folder} is called {what!r} or begins with that text. Rows are called SOURCE:NUMBER, where the "
@@ -50,8 +48,6 @@ def explain(folder: Path, what: str) -> list[dict[str, Any]]:
         )
     if len(found) > MOST:
         raise UserError(f"{len(found)} rows of {folder} begin with that text; give more of it.")
-    for record in found.values():
-        record["pairs"] = []
     for line in read_lines(folder / "pairs.jsonl"):
         for one in {line["left"], line["right"]} & set(found):
             found[one]["pairs"].append(line)
@@ -84,17 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = make_console()
     for record in explain(args.data, args.what):
         console.print(f"[bold]{record['id']}[/]: {record['fate']}", highlight=False)
-        if record["reason"]:
-            console.print(f"  because: {record['reason']}", highlight=False, markup=False)
-        for name, value in record["detail"].items():
-            console.print(f"  {name}: {value}", highlight=False, markup=False)
-        console.print(f"  problem: {record['text']}", highlight=False, markup=False)
+        lines = [f"  because: {record['reason']}"] if record["reason"] else []
+        lines += [f"  {name}: {value}" for name, value in record["detail"].items()]
+        lines.append(f"  problem: {record['text']}")
         for line in record["pairs"]:
-            other = line["right"] if line["left"] == record["id"] else line["left"]
-            said = f"  {line['stage']}: {line['what']} of {other}, score {line['score']}, {line['done']}"
-            console.print(said, highlight=False, markup=False)
-            text = line["texts"][line["left"] == record["id"]]
-            console.print(f"    {text}", highlight=False, markup=False)
+            left = line["left"] == record["id"]
+            other = line["right" if left else "left"]
+            lines.append(f"  {line['stage']}: {line['what']} of {other}, score {line['score']}, {line['done']}")
+            lines.append(f"    {line['texts'][left]}")
+        console.print("\n".join(lines), highlight=False, markup=False)
     return 0
 
 

@@ -13,87 +13,72 @@ from data_curation.sources import KINDS
 from evals.items import item_id
 from evals.prompts import words
 
+Record = dict[str, Any]
+
 
 def write(rows: Sequence[Row], formats: Sequence[str], prompt: str, kinds: Mapping[str, Any], out: Path) -> None:
-    """Write every format into `out`. `kinds`: source name -> its options."""
-    for name in formats:
-        WRITERS[name](rows, prompt, kinds, out)
-
-
-def verl(rows: Sequence[Row], prompt: str, kinds: Mapping[str, Any], out: Path) -> None:
-    """train.parquet in verl's schema; `data_source` is a name that verl has a scorer for. agpo.train reads it too.
+    """Write every format into `out`. `kinds`: source name -> its options.
 
     The prompt of train.parquet stays the bare problem: our trainer applies its preset. verl does not: where the recipe
-    names a preset, verl/train.parquet carries its words. A program's ground truth is JSON.
+    names a preset, verl/train.parquet carries its words.
     """
-    extra = _columns([{"id": item_id(row.problem), "row": row.id, "source": row.source, **row.meta} for row in rows])
-    table = [
-        {
-            "data_source": data_source(kinds[row.source]),
-            "prompt": [{"role": "user", "content": row.problem}],
-            "ability": KINDS[kinds[row.source].kind].ability,
-            "reward_model": {"style": "rule", "ground_truth": truth(row)},
-            "extra_info": {"split": "train", "index": index, **more},
-        }
-        for index, (row, more) in enumerate(zip(rows, extra, strict=True))
-    ]
-    _parquet(table, out / "train.parquet")
-    if prompt:
-        asked = [{**line, "prompt": chat(row, prompt)} for line, row in zip(table, rows, strict=True)]
-        _parquet(asked, out / "verl" / "train.parquet")
+    metas = _columns([dict(row.meta) for row in rows])
+    options = [kinds.get(row.source) for row in rows]
+    bare, asked = ([chat(row, preset) for row in rows] for preset in ("", prompt))
+    for name in formats:
+        record, place = FORMATS[name]
+        wanted = {place: asked} if name != "verl" else {place: bare, **({f"verl/{place}": asked} if prompt else {})}
+        for path, prompts in wanted.items():
+            table = [record(*one) for one in zip(rows, prompts, options, metas, strict=True)]
+            if name == "verl":
+                table = [{**line, "extra_info": {"index": n, **line["extra_info"]}} for n, line in enumerate(table)]
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            if path.endswith(".jsonl"):
+                write_lines(table, out / path)
+            else:
+                pq.write_table(pa.Table.from_pylist(table), out / path, compression="zstd")
 
 
-def trl(rows: Sequence[Row], prompt: str, kinds: Mapping[str, Any], out: Path) -> None:
+def verl(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
+    """verl's schema; `data_source` is a name that verl has a scorer for. agpo.train reads it too."""
+    return {
+        "data_source": data_source(options),
+        "prompt": prompt,
+        "ability": KINDS[options.kind].ability,
+        "reward_model": {"style": "rule", "ground_truth": truth(row)},
+        "extra_info": {"split": "train", "id": item_id(row.problem), "row": row.id, "source": row.source, **meta},
+    }
+
+
+def trl(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
     """TRL: conversational `prompt`, and the columns that reward functions get (`answer`, `source`)."""
-    table = [{"prompt": chat(row, prompt), "answer": truth(row), "source": row.source} for row in rows]
-    _parquet(table, out / "trl" / "train.parquet")
+    return {"prompt": prompt, "answer": truth(row), "source": row.source}
 
 
-def openrlhf(rows: Sequence[Row], prompt: str, kinds: Mapping[str, Any], out: Path) -> None:
+def openrlhf(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
     """OpenRLHF: --input_key input --label_key label, with --apply_chat_template."""
-    lines = [
-        {"input": chat(row, prompt), "label": truth(row), "datasource": data_source(kinds[row.source])} for row in rows
-    ]
-    _lines(lines, out / "openrlhf" / "train.jsonl")
+    return {"input": prompt, "label": truth(row), "datasource": data_source(options)}
 
 
-def slime(rows: Sequence[Row], prompt: str, kinds: Mapping[str, Any], out: Path) -> None:
+def slime(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
     """slime: --input-key prompt --label-key label --metadata-key metadata --apply-chat-template."""
-    lines = [
-        {
-            "prompt": chat(row, prompt),
-            "label": truth(row),
-            "metadata": {"id": item_id(row.problem), "source": row.source},
-        }
-        for row in rows
-    ]
-    _lines(lines, out / "slime" / "train.jsonl")
+    return {"prompt": prompt, "label": truth(row), "metadata": {"id": item_id(row.problem), "source": row.source}}
 
 
-def hf(rows: Sequence[Row], prompt: str, kinds: Mapping[str, Any], out: Path) -> None:
+def hf(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
     """A folder that `datasets.load_dataset` takes, with a data card."""
-    extra = _columns([dict(row.meta) for row in rows])
-    table = [
-        {
-            "id": item_id(row.problem),
-            "row": row.id,
-            "source": row.source,
-            "problem": row.problem,
-            "answer": truth(row),
-            **more,
-        }
-        for row, more in zip(rows, extra, strict=True)
-    ]
-    _parquet(table, out / "hf" / "data" / "train-00000-of-00001.parquet")
+    plain = {"id": item_id(row.problem), "row": row.id, "source": row.source}
+    return {**plain, "problem": row.problem, "answer": truth(row), **meta}
 
 
-WRITERS: dict[str, Callable[[Sequence[Row], str, Mapping[str, Any], Path], None]] = {
-    "verl": verl,
-    "trl": trl,
-    "openrlhf": openrlhf,
-    "slime": slime,
-    "hf": hf,
+FORMATS: dict[str, tuple[Callable[[Row, Any, Any, Record], Record], str]] = {
+    "verl": (verl, "train.parquet"),
+    "trl": (trl, "trl/train.parquet"),
+    "openrlhf": (openrlhf, "openrlhf/train.jsonl"),
+    "slime": (slime, "slime/train.jsonl"),
+    "hf": (hf, "hf/data/train-00000-of-00001.parquet"),
 }
+"""name -> what a row becomes, and where"""
 
 
 def data_source(options: Any) -> str:
@@ -105,8 +90,7 @@ def truth(row: Row) -> str:
     """What the grader compares with: the answer, or the tests as JSON {inputs, outputs, fn_name?}."""
     if row.code is None:
         return row.answer
-    tests = {"inputs": row.code["inputs"], "outputs": row.code["outputs"]}
-    return dumps({**tests, **({"fn_name": row.code["fn_name"]} if row.code["fn_name"] else {})})
+    return dumps({name: row.code[name] for name in ("inputs", "outputs", "fn_name") if row.code[name] != ""})
 
 
 def chat(row: Row, prompt: str) -> str | list[dict[str, str]]:
@@ -117,28 +101,15 @@ def chat(row: Row, prompt: str) -> str | list[dict[str, str]]:
     return said if isinstance(said, str) else list(said)
 
 
-def _columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _columns(rows: list[Record]) -> list[Record]:
     """Every row with every key and one type per key: what is no plain value, or of two types, becomes text."""
     kinds: dict[str, set[type]] = {}
     for row in rows:
         for name, value in row.items():
             kinds.setdefault(name, set()).add(type(value))
     text = {name for name, found in kinds.items() if len(found) > 1 or not found <= {str, int, float, bool}}
-    return [
-        {name: None if name not in row else _text(row[name]) if name in text else row[name] for name in sorted(kinds)}
-        for row in rows
-    ]
 
+    def plain(name: str, value: Any) -> Any:
+        return dumps(value) if name in text and not isinstance(value, str) else value
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else dumps(value)
-
-
-def _parquet(table: list[dict[str, Any]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(table), path, compression="zstd")
-
-
-def _lines(lines: list[dict[str, Any]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_lines(lines, path)
+    return [{name: plain(name, row[name]) if name in row else None for name in sorted(kinds)} for row in rows]

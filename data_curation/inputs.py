@@ -118,7 +118,7 @@ def check_folder(out: Path) -> None:
         raise UserError(f"{out} exists and is not a data set built by this command. Choose another --out.")
     if own := own_files(out):
         listed = ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
-        raise UserError(f"{out} is replaced as a whole, and holds files of yours: {listed}. Move them, or say --out.")
+        raise UserError(f"{out} is replaced as a whole, and holds other files: {listed}. Move them, or change --out.")
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {out}: {above} is no folder that can be written to.")

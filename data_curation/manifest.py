@@ -113,7 +113,7 @@ def card(content: Mapping[str, Any]) -> str:
     if recipe["left_out"]:
         lines += ["", f"Stages of the recipe that were left out: {', '.join(recipe['left_out'])}."]
     lines += [line for stage in content["stages"] if stage["name"] == "solve_rate" for line in _solved(stage)]
-    lines += ["", f"Licences of the parts: {', '.join(licences)}. Their authors' terms go on to hold.", ""]
+    lines += ["", f"Licences of the parts: {', '.join(licences)}. Their authors' terms still apply.", ""]
     lines += [
         "Made by `python -m data_curation.build`; manifest.json beside this folder has options, hashes and versions."
     ]

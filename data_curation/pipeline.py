@@ -10,29 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_curation import (
-    alike,
-    answers,
-    code_checks,
-    decontaminate,
-    dedupe,
-    export,
-    filters,
-    inputs,
-    manifest,
-    normalise,
-    rows,
-    similar,
-    solve_rate,
-    stage,
-    text,
-)
+from data_curation import decontaminate, export, inputs, manifest, solve_rate, stage
 from data_curation.read import cached, read_sources
-from data_curation.recipe import Recipe
+from data_curation.recipe import STAGES, Recipe
 from data_curation.rows import write_lines
 from data_curation.stage import Context, Done
 from evals.errors import UserError
-from evals.grading import math
 
 
 def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, run_id: str = "") -> dict[str, Any]:
@@ -55,29 +38,29 @@ def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, 
         if not last:
             where = next((one.name for one in (*reads, *done) if not one.counts["out"]), "the sources")
             raise UserError(f"no row is left after {where}. Nothing written; {work} has the ledgers.")
-        building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        for left in out.parent.glob(f".{out.name}.*.tmp"):  # of a build that was killed
+        building, replaced = work / "whole.tmp", work / "replaced.tmp"
+        for left in (building, replaced):  # of a build that was killed
             shutil.rmtree(left, ignore_errors=True)
         building.mkdir()
-        try:
-            kinds = {source.name: source for source in recipe.sources}
-            export.write(last, recipe.formats, recipe.prompt, kinds, building)
-            write_lines((line for one in (*reads, *done) for line in one.ledger()), building / "ledger.jsonl")
-            write_lines(({"stage": one.name, **p} for one in done for p in one.pairs()), building / "pairs.jsonl")
-            about = recipe.model_dump(mode="json", include={"name", "formats", "prompt", "limit", "left_out"})
-            options = {name: public(recipe.options(name).model_dump(mode="json")) for name in recipe.stages}
-            if "hf" in recipe.formats:
-                content = manifest.build(about, abouts, reads, done, options, last, building)["content"]
-                (building / "hf" / "README.md").write_text(manifest.card(content), encoding="utf-8")
-            whole = manifest.build(about, abouts, reads, done, options, last, building)
-            figures.draw(whole["content"], building / "images")
-            _write_json(building / "manifest.json", whole)
-            ended = {"run": run_id, "seconds": round(time.time() - started, 1), "finished": _now()}
-            now = [one.name for one in (*reads, *done) if not one.again]
-            _write_json(building / "build.json", {**ended, "stages made now": now})
-            _replace(building, out)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+        kinds = {source.name: source for source in recipe.sources}
+        export.write(last, recipe.formats, recipe.prompt, kinds, building)
+        write_lines((line for one in (*reads, *done) for line in one.ledger()), building / "ledger.jsonl")
+        write_lines(({"stage": one.name, **p} for one in done for p in one.pairs()), building / "pairs.jsonl")
+        about = recipe.model_dump(mode="json", include={"name", "formats", "prompt", "limit", "left_out"})
+        options = {name: public(recipe.options(name).model_dump(mode="json")) for name in recipe.stages}
+        if "hf" in recipe.formats:
+            content = manifest.build(about, abouts, reads, done, options, last, building)["content"]
+            (building / "hf" / "README.md").write_text(manifest.card(content), encoding="utf-8")
+        whole = manifest.build(about, abouts, reads, done, options, last, building)
+        figures.draw(whole["content"], building / "images")
+        _write_json(building / "manifest.json", whole)
+        finished = time.strftime("%FT%TZ", time.gmtime())
+        now = [one.name for one in (*reads, *done) if not one.again]
+        ended = {"run": run_id, "seconds": round(time.time() - started, 1), "finished": finished}
+        _write_json(building / "build.json", {**ended, "stages made now": now})
+        if out.exists():
+            os.replace(out, replaced)
+        os.replace(building, out)
         current = {one.folder.name for one in (*reads, *done)}
         for old in work.iterdir():
             if old.is_dir() and old.name not in current:
@@ -96,51 +79,24 @@ def run_stages(
 ) -> list[Done]:
     """Run the recipe's stages on the rows of all sources, in the order of the sources."""
 
-    def rows_of(last: Sequence[Any]) -> list[Any]:
-        return [row for one in last for row in one.rows()]
-
     done: list[Done] = []
     last: Sequence[Done] = reads
     for name in recipe.stages:
         options = recipe.options(name)
-        make, parts = stage_function(name, options, context, references)
-        given = [one.hash for one in last]
+        more = [references] if name == "decontaminate" else []
+        parts = [options.model_dump(mode="json"), [one.hash for one in last], *map(decontaminate.reference_hash, more)]
         entering = sum(one.counts["out"] for one in last)
         begun = time.time()
-        one = stage.run(
-            work,
-            name,
-            [options.model_dump(mode="json"), given, *parts],
-            entering,
-            lambda: make(rows_of(last)),  # noqa: B023  called at once
-            10 + len(done),
-        )
+
+        def make(last: Sequence[Done] = last, name: str = name, options: Any = options, more: Any = more) -> Any:
+            return STAGES[name][1]([row for one in last for row in one.rows()], options, context, *more)
+
+        one = stage.run(work, name, parts, entering, make, 10 + len(done))
         took = "" if one.again else f" in {time.time() - begun:.1f} s"
         context.say(f"{name}: {one.counts['out']:,} of {one.counts['in']:,} rows{took}" + cached(one))
         done.append(one)
         last = [one]
     return done
-
-
-def stage_function(name: str, options: Any, context: Context, references: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """(function of the rows, what else than options and rows its result depends on)."""
-    functions = {
-        "normalise": (normalise.run, [normalise]),
-        "answers": (answers.run, [answers, math]),
-        "filter": (filters.run, [filters]),
-        "exact": (dedupe.exact, [dedupe, alike, math]),
-        "near": (dedupe.near, [dedupe, alike, similar, text, math]),
-        "code": (code_checks.run, [code_checks]),
-        "solve_rate": (solve_rate.run, [solve_rate]),
-    }
-    if name == "decontaminate":
-        version = stage.code_version(rows, decontaminate, alike, similar, text)
-        return (
-            lambda found: decontaminate.run(found, options, context, references),
-            [version, decontaminate.reference_hash(references)],
-        )
-    function, modules = functions[name]
-    return lambda found: function(found, options, context), [stage.code_version(rows, *modules)]
 
 
 @contextlib.contextmanager
@@ -156,17 +112,3 @@ def _alone(work: Path, out: Path) -> Iterator[None]:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _replace(building: Path, out: Path) -> None:
-    if not out.exists():
-        os.replace(building, out)
-        return
-    old = out.with_name(f".{out.name}.old.{os.getpid()}.tmp")
-    os.replace(out, old)
-    os.replace(building, out)
-    shutil.rmtree(old)
-
-
-def _now() -> str:
-    return time.strftime("%FT%TZ", time.gmtime())

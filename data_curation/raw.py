@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError
-from evals.files import ENDINGS, Malformed, ending, file_rows
+from evals.files import ENDINGS, Malformed, chat_row, ending, file_rows
 from evals.items import hub_rows
 
 
@@ -17,7 +17,7 @@ def raw_rows(where: str, split: str, subset: str | None = None) -> Iterator[Mapp
     Raises UserError: no such place, no rows of that split, a damaged file, or a hub that cannot be reached.
     """
     if is_hub(where):
-        yield from hub_rows(where, split, subset)
+        yield from map(chat_row, hub_rows(where, split, subset))
         return
     for file in local_files(where, split, subset):
         yield from file_rows(file)

@@ -6,14 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_curation import code_sources, raw, rows, sources, stage
+from data_curation import raw, rows, sources, stage
 from data_curation.raw import raw_rows
 from data_curation.rows import Drop, Row, dumps
 from data_curation.stage import Done, Result
-from evals import files
 from evals.errors import UserError
 from evals.files import Malformed
-from evals.grading import math
 
 
 def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[list[Any], list[dict[str, Any]]]:
@@ -21,7 +19,6 @@ def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[l
 
     Raises UserError where a source has no row that can be read, with what is wrong with them.
     """
-    version = stage.code_version(files, raw, rows, sources, code_sources, math)
     reads, abouts = [], []
     for source in recipe.sources:
         kind = sources.KINDS[source.kind]
@@ -29,7 +26,7 @@ def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[l
         found = [] if place is None or raw.is_hub(place) else raw.local_files(place, *split_of(source))
         known = [[path.name, rows.sha256(path)] for path in found] or place
         name = f"read-{source.name}"
-        parts = [source.model_dump(mode="json", exclude={"path"}), known, recipe.limit, version]
+        parts = [source.model_dump(mode="json", exclude={"path"}), known, recipe.limit]
         one = stage.run(work, name, parts, None, lambda: read(source, context, recipe.limit), len(reads))  # noqa: B023
         context.say(f"{name}: {one.counts['out']:,} of {one.counts['in']:,} rows" + cached(one))
         for note in one.facts.get("notes", []):
@@ -92,9 +89,8 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
         if bar is not None and number % 1000 == 0:
             context.progress.update(bar, completed=number)
         name = f"{source.name}:{number}"
-        line = dumps([found.reason, found.text] if isinstance(found, Malformed) else _plain(found)).encode(
-            "utf-8", "replace"
-        )
+        plain = [found.reason, found.text] if isinstance(found, Malformed) else found
+        line = dumps(plain).encode("utf-8", "replace")
         content.update(line + b"\n")
         if isinstance(found, Malformed):
             drops.append(Drop(name, found.reason, found.text, malformed=True))
@@ -104,7 +100,7 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
         if len(seen) > 1:
             continue
         try:
-            row = kind.read(source, name, found)
+            row: Any = kind.read(source, name, found)
             dumps(asdict(row)).encode()
         except (sources.Bad, UnicodeEncodeError) as e:
             reason = str(e).replace("SOURCE", source.name) if isinstance(e, sources.Bad) else _no_text(e)
@@ -114,7 +110,8 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
         if isinstance(row, Drop):
             drops.append(row)
             chinese += row.reason == "Chinese"
-            row = in_any_language(source, kind, name, found) if row.reason == "Chinese" else None
+            whole_file = source.model_copy(update={"languages": "all"}) if row.reason == "Chinese" else None
+            row = kind.read(whole_file, name, found) if whole_file else None  # the counts are of all rows
         else:
             chinese += bool(sources.CJK.search(row.problem))
             kept.append(row)
@@ -160,11 +157,6 @@ def unread(place: str, split: str, subset: str | None) -> list[str]:
     return [f"{len(left)} files of the folder are not of the split {split!r} and not read: {few}"] if left else []
 
 
-def in_any_language(source: Any, kind: Any, name: str, raw: Any) -> Any:
-    """The row that the language switch leaves out, for the counts of the whole file."""
-    return kind.read(source.model_copy(update={"languages": "all"}), name, raw)
-
-
 def notes(total: int, different: int) -> list[str]:
     """What a user should know of a file at once."""
     if not different or total < 2 * different:
@@ -177,15 +169,6 @@ def notes(total: int, different: int) -> list[str]:
 def _no_text(error: UnicodeEncodeError) -> str:
     bad = error.object[error.start]
     return "not UTF-8" if "\udc80" <= bad <= "\udcff" else "a lone surrogate, which no text holds"  # surrogateescape
-
-
-def _plain(value: Any) -> Any:
-    """A raw row as JSON values: dates and bytes of a parquet file become text."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 
 
 def cached(one: Done) -> str:

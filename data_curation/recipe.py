@@ -2,21 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data_curation.answers import AnswerOptions
-from data_curation.code_checks import CodeOptions
+from data_curation import answers, code_checks, decontaminate, dedupe, filters, normalise, solve_rate
 from data_curation.code_sources import CodeContestsSource, CodeforcesSource, CodeTableSource
-from data_curation.decontaminate import DecontaminateOptions
-from data_curation.dedupe import ExactOptions, NearOptions
-from data_curation.filters import FilterOptions
-from data_curation.normalise import NormaliseOptions
-from data_curation.solve_rate import SolveOptions
+from data_curation.export import FORMATS
 from data_curation.sources import (
     CompetitionSource,
     Gsm8kSource,
@@ -25,20 +20,20 @@ from data_curation.sources import (
     TableSource,
     VerlSource,
 )
-from data_curation.stage import Options
+from data_curation.stage import Options, Result
 from evals.errors import UserError
 from evals.prompts import find_preset
 
 FOLDER = Path(__file__).parent / "recipes"
-STAGES: dict[str, type[Options]] = {
-    "normalise": NormaliseOptions,
-    "answers": AnswerOptions,
-    "filter": FilterOptions,
-    "exact": ExactOptions,
-    "near": NearOptions,
-    "decontaminate": DecontaminateOptions,
-    "code": CodeOptions,
-    "solve_rate": SolveOptions,
+STAGES: dict[str, tuple[type[Options], Callable[..., Result]]] = {
+    "normalise": (normalise.NormaliseOptions, normalise.run),
+    "answers": (answers.AnswerOptions, answers.run),
+    "filter": (filters.FilterOptions, filters.run),
+    "exact": (dedupe.ExactOptions, dedupe.exact),
+    "near": (dedupe.NearOptions, dedupe.near),
+    "decontaminate": (decontaminate.DecontaminateOptions, decontaminate.run),
+    "code": (code_checks.CodeOptions, code_checks.run),
+    "solve_rate": (solve_rate.SolveOptions, solve_rate.run),
 }
 """in their usual order; a recipe names those it wants, in its own"""
 AnySource = Annotated[
@@ -53,7 +48,6 @@ AnySource = Annotated[
     | CodeTableSource,
     Field(discriminator="kind"),
 ]
-FORMATS = ("verl", "trl", "openrlhf", "slime", "hf")
 
 
 class Recipe(BaseModel):
@@ -91,7 +85,7 @@ class Recipe(BaseModel):
         return self
 
     def options(self, stage: str) -> Any:
-        return STAGES[stage](**(self.stages[stage] or {}))
+        return STAGES[stage][0](**(self.stages[stage] or {}))
 
 
 def load(

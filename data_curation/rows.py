@@ -97,8 +97,8 @@ def drop_line(stage: str, one: Drop) -> dict[str, Any]:
 
 
 def dumps(value: Any) -> str:
-    """JSON with sorted keys."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    """JSON with sorted keys; dates and bytes of a parquet file become text."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def sha256(path: Path) -> str:

@@ -154,52 +154,29 @@ def _common(left: np.ndarray, right: np.ndarray, sets: Hashes) -> np.ndarray:
     return np.bincount(twice.astype(np.int64), minlength=len(left))
 
 
-@dataclass(frozen=True)
-class GramIndex:
-    """The n-grams of reference texts, to be asked which references share some with a text."""
-
-    n: int
-    values: np.ndarray
-    """[D] sorted distinct hashes of all references"""
-    begins: np.ndarray
-    """[D + 1] where each hash's references begin in `owners`"""
-    owners: np.ndarray
-    sizes: np.ndarray
-    """distinct n-grams of each reference"""
-    maybe: np.ndarray
-    """[2^22] whether a hash with these low bits occurs: most n-grams of a text are ruled out by one look"""
-
-    @classmethod
-    def build(cls, references: Sequence[str], n: int) -> "GramIndex":
-        sets = distinct(grams(tokens(references), n))
-        order = np.argsort(sets.values, kind="stable")
-        values, first = np.unique(sets.values[order], return_index=True)
-        maybe = np.zeros(_LOW + 1, bool)
-        maybe[values & np.uint64(_LOW)] = True
-        begins = np.append(first, len(order))
-        return cls(n, values, begins, sets.owners()[order], np.diff(sets.starts), maybe)
-
-    def pairs(self, texts: Sequence[str], ratio: float) -> Pairs:
-        """Pairs (text, reference) that share at least `ratio` of the n-grams of whichever has fewer of them."""
-        runs = grams(tokens(texts), self.n)
-        hit = np.flatnonzero(self.maybe[runs.values & np.uint64(_LOW)])
-        at = np.minimum(np.searchsorted(self.values, runs.values[hit]), len(self.values) - 1)
-        known = self.values[at] == runs.values[hit]
-        hit, at = hit[known], at[known]
-        text = np.searchsorted(runs.starts, hit, side="right") - 1
-        text, at = np.unique(np.stack([text, at]), axis=1) if len(at) else (text, at)  # an n-gram counts once per text
-        count = self.begins[at + 1] - self.begins[at]
-        reference = self.owners[np.repeat(self.begins[at], count) + _ranges(count)]
-        code, common = np.unique(np.repeat(text, count) * len(self.sizes) + reference, return_counts=True)
-        text, reference = code // len(self.sizes), code % len(self.sizes)
-        sizes = {int(i): len(np.unique(runs.of(int(i)))) for i in np.unique(text)}
-        smaller = np.minimum(np.array([sizes[int(i)] for i in text], np.int64), self.sizes[reference])
-        score = common / np.maximum(smaller, 1)
-        keep = score >= ratio
-        return Pairs(text[keep], reference[keep], score[keep])
-
-
-_LOW = (1 << 22) - 1
+def gram_pairs(texts: Sequence[str], references: Sequence[str], n: int, ratio: float) -> Pairs:
+    """Pairs (text, reference) that share at least `ratio` of the n-grams of whichever has fewer of them."""
+    sets = distinct(grams(tokens(references), n))
+    order = np.argsort(sets.values, kind="stable")
+    known, owners = sets.values[order], sets.owners()[order]
+    maybe = np.zeros(1 << 22, bool)  # whether an n-gram with these low bits occurs: one look rules most of them out
+    low = np.uint64(len(maybe) - 1)
+    maybe[known & low] = True
+    runs = grams(tokens(texts), n)
+    at = np.flatnonzero(maybe[runs.values & low])
+    starts = np.searchsorted(at, runs.starts)
+    hits = distinct(Hashes(runs.values[at], starts))  # an n-gram counts once per text
+    first = np.searchsorted(known, hits.values)
+    count = np.searchsorted(known, hits.values, side="right") - first
+    reference = owners[np.repeat(first, count) + _ranges(count)]
+    total = max(1, len(sets))
+    code, common = np.unique(np.repeat(hits.owners(), count) * total + reference, return_counts=True)
+    text, reference = code // total, code % total
+    sizes = {int(i): len(np.unique(runs.of(int(i)))) for i in np.unique(text)}
+    smaller = np.minimum(np.array([sizes[int(i)] for i in text], np.int64), np.diff(sets.starts)[reference])
+    score = common / np.maximum(smaller, 1)
+    keep = score >= ratio
+    return Pairs(text[keep], reference[keep], score[keep])
 
 
 def _ranges(counts: np.ndarray) -> np.ndarray:

@@ -290,7 +290,7 @@ class Tries:
 
         options, store = self.options, self.context.store
         preset, most = options.prompt, options.max_tokens
-        bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, preset, most, (), "", "")
+        bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, preset, most, "", "")
         sampling = Sampling(most, options.temperature, options.top_p, options.top_k)
         in_rounds = options.early_stop and not options.replay
         targets = range(options.round, options.n + options.round, options.round) if in_rounds else (options.n,)

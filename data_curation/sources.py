@@ -166,40 +166,18 @@ def read_tests(tests: Any) -> tuple[list[str], list[str], str]:
     return inputs, outputs, function
 
 
-def code_record(
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    fn_name: str = "",
-    *,
-    time_limit: float | None = None,
-    memory_mb: int | None = None,
-    starter: str = "",
-    references: Sequence[str] = (),
-    wrong: Sequence[str] = (),
-    interactive: bool = False,
-    checker: bool = False,
-    file_io: bool = False,
-    date: str = "",
-) -> dict[str, Any]:
-    """`Row.code`. Raises Bad for tests that are no texts."""
+CODE = {"time_limit": None, "memory_mb": None, "starter": "", "references": [], "wrong": [], "date": ""}
+CODE |= dict.fromkeys(("interactive", "checker", "file_io"), False)
+
+
+def code_record(inputs: Sequence[str], outputs: Sequence[str], fn_name: str = "", **more: Any) -> dict[str, Any]:
+    """`Row.code`; more: those of CODE that are known. Raises Bad for tests that are no texts."""
     if len(inputs) != len(outputs):
         raise Bad(f"{len(inputs)} test inputs and {len(outputs)} outputs")
     if not all(isinstance(one, str) for one in (*inputs, *outputs)):
         raise Bad("a test's input or output is not text")
-    return {
-        "inputs": list(inputs),
-        "outputs": list(outputs),
-        "time_limit": time_limit,
-        "memory_mb": memory_mb,
-        "fn_name": fn_name,
-        "starter": starter,
-        "references": list(references)[:PROGRAMS],
-        "wrong": list(wrong)[:PROGRAMS],
-        "interactive": interactive,
-        "checker": checker,
-        "file_io": file_io,
-        "date": date,
-    }
+    code = {**CODE, "inputs": list(inputs), "outputs": list(outputs), "fn_name": fn_name, **more}
+    return {**code, **{side: code[side][:PROGRAMS] for side in ("references", "wrong")}}
 
 
 class MathSource(Source):

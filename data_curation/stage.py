@@ -5,7 +5,7 @@ input and the code that made it; the folder appears whole. A build asks for the 
 it was killed, and a changed option makes anew only what depends on it.
 """
 
-import hashlib
+import functools
 import json
 import os
 import shutil
@@ -28,6 +28,8 @@ from data_curation.rows import (
     write_lines,
     write_rows,
 )
+from evals import files
+from evals.grading import math
 
 
 class Options(BaseModel):
@@ -91,19 +93,18 @@ class Done:
         return read_lines(self.folder / "pairs.jsonl")
 
 
-def code_version(*modules: Any) -> str:
-    """Hash of the source of what computes a result."""
-    parts = hashlib.sha256()
-    for module in modules:
-        parts.update(Path(module.__file__).read_bytes())
-    return parts.hexdigest()
+@functools.cache
+def code_version() -> str:
+    """Hash of the source of what computes results: all of this package, the readers and the grader."""
+    modules = Path(files.__file__), Path(math.__file__), *sorted(Path(__file__).parent.glob("*.py"))
+    return digest([sha256(path) for path in modules])
 
 
 def run(
     work: Path, name: str, parts: Sequence[Any], rows_in: int | None, make: Callable[[], Result], order: int
 ) -> Done:
-    """The stage's result: from its folder where it is there, else made now. `parts` is everything it depends on."""
-    key = digest(name, *parts)
+    """The stage's result: from its folder where it is there, else made now. parts: all it depends on but the code."""
+    key = digest(code_version(), name, *parts)
     folder = work / f"{order:02d}-{name}-{key[:16]}"
     again = (folder / "done.json").is_file()
     if not again:

@@ -17,34 +17,11 @@ import numpy as np
 
 BLOCK_BYTES = 1 << 21
 """text hashed at once: the arrays of a block (about 30 bytes per byte of text) stay small"""
-LOOKS = [
-    "left",
-    "right",
-    "big",
-    "bigg",
-    "displaystyle",
-    "quad",
-    "qquad",
-    "text",
-    "textbf",
-    "textit",
-    "textrm",
-    "mathrm",
-    "mathbf",
-    "mbox",
-    "rm",
-    "operatorname",
-]
-DROPPED = ("\\", *(f"\\{name}" for name in LOOKS))
+LOOKS = "left right big bigg displaystyle quad qquad text textbf textit textrm mathrm mathbf mbox rm operatorname"
+DROPPED = ("\\", *(f"\\{name}" for name in LOOKS.split()))
 """commands that change how a formula looks, not what it says; a lone backslash is what is left of \\, and \\!"""
-SAME = {
-    "\\dfrac": "\\frac",
-    "\\tfrac": "\\frac",
-    "\\cdots": "\\ldots",
-    "\\dots": "\\ldots",
-    "\\leq": "\\le",
-    "\\geq": "\\ge",
-}
+SAME = dict.fromkeys(("\\dfrac", "\\tfrac"), "\\frac") | dict.fromkeys(("\\cdots", "\\dots"), "\\ldots")
+SAME |= {"\\leq": "\\le", "\\geq": "\\ge"}
 """commands that are one"""
 
 _ASY = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.DOTALL)

@@ -12,7 +12,7 @@ from rich.console import Console
 from evals import contamination
 from evals.benches import BENCHES, find, load
 from evals.benches.own import PREFIX
-from evals.complete import Job, choose, regrade
+from evals.complete import Job, choose, complete, regrade
 from evals.console import plural, progress_bar
 from evals.engines import Engine, EngineError, Sampling
 from evals.engines.hf import check_fits
@@ -49,9 +49,6 @@ def evaluate_plan(
     max_errors: prompts that a server may refuse; of more the tables of what was answered are printed, and EngineError
     is raised.
     """
-    from evals import harness
-    from evals.lm_tasks.output import write_output
-
     plan = with_model_notes(plan, target, store)
     bench, options = plan.bench, plan.settings
     check_context(engine, plan)
@@ -60,14 +57,12 @@ def evaluate_plan(
     config = {**facts, **options, "notes": plan.notes}
     with stored_run(bench.name, target, config, store, console, resume) as run_id:
         job = Job(bench, sampling, options["n"], asked_with(options), options["seed"], run_id, bench.name, target.step)
-        task = harness.BenchTask(bench, plan.items, job, engine.tokenizer)
         with (
             open_grader(bench.grader) as grader,
             progress_bar(bench.title, len(plan.items) * job.n, console) as advance,
         ):
-            lm = harness.EngineLM(engine, task, job, store, grader, lambda row: advance(), max_errors)
             try:
-                results = harness.run_lm_eval(lm, task)
+                rows = complete(engine, plan.items, job, store, grader, lambda row: advance(), max_errors)
             except EngineError as e:
                 if e.failed:
                     console.print(f"unfinished: {plural(len(e.failed), 'prompt')} failed. Of what was answered:")
@@ -76,7 +71,12 @@ def evaluate_plan(
         outcome = finish(job, target, store, console)
         show_notes(plan, console)
         if lm_eval_output:
-            write_output(results, lm, target.path, config, lm_eval_output, console)
+            from evals.lm_tasks.bench import bench_results
+            from evals.lm_tasks.output import write_output
+
+            write_output(
+                *bench_results(engine, plan.items, job, rows, store), target.path, config, lm_eval_output, console
+            )
     console.print(f"run {run_id} in {store}", highlight=False)
     return outcome
 
@@ -153,12 +153,13 @@ def stored_run(
         if before != now:
             raise UserError(
                 f"run {run_id} was answered by {before}, and the server now has {now} under the same name. Start the "
-                f"one it was, or begin anew after `python -m evals.report rm {run_id}`."
+                f"earlier one, or start over after `python -m evals.report rm {run_id}`."
             )
         store.resume_run(run_id)
         console.print(f"continuing run {run_id}")
     else:
         label = target.label
+        trained = next((run for run in store.runs("train") if run.id == label.get("run")), None)
         run_id = store.start_run(
             "eval",
             name,
@@ -166,7 +167,8 @@ def stored_run(
             model=label.get("model", target.path),
             seed=label.get("seed", config["seed"]),
             config=config,
-            parent=label["run"] if label.get("run") in {r.id for r in store.runs("train")} else None,
+            parent=trained and trained.id,
+            about={key: trained.about[key] for key in ("title", "order") if key in trained.about} if trained else {},
         )
         console.print(f"run {run_id}")
     status = "failed"

@@ -1,7 +1,4 @@
-"""Ask an engine, grade while it decodes, record every completion: the path of all evaluations, in training too.
-
-lm-eval's Task and LM classes, which `python -m evals.run` goes through, lie on top of it in `evals.harness`.
-"""
+"""Ask an engine, grade while it decodes, record every completion: the path of all evaluations, in training too."""
 
 import queue
 import threading
@@ -344,5 +341,5 @@ def sample_row(
 
 
 def evaluate(engine: Engine, items: Sequence[Item], job: Job, store: Store, grader: Grader) -> Summary:
-    """Evaluate the engine's current weights, as training does it: no lm-eval in between, the same completions."""
+    """Evaluate the engine's current weights, as training does it."""
     return summarise(complete(engine, items, job, store, grader).values())

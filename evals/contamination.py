@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evals.benches import BENCHES
 from evals.errors import UserError
 from evals.items import Item, problem_text, read_rows
 
@@ -79,7 +80,7 @@ def training_notes(training: Mapping[str, Any], items: Sequence[Item]) -> list[s
     with a contest date in the span of the problems' dates are counted too.
     """
     path = str(training.get("path") or "")
-    if path in ("", "arith", "arith_long"):
+    if not path or path in BENCHES:  # problems that are made on the spot: their sides are apart
         return []
     try:
         trained = list(training_items(path, training.get("prompt_column") or "prompt"))

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import sys
 import zlib
@@ -71,7 +72,24 @@ def _line(line: bytes, number: int) -> Mapping[str, Any] | Malformed:
         return Malformed("not UTF-8", shown, number)
     except (ValueError, RecursionError):
         return Malformed("not valid JSON", shown, number)
-    return row if isinstance(row, dict) else Malformed(f"a {type(row).__name__}, not a JSON object", shown, number)
+    return _row(row, shown, number)
+
+
+def _row(row: Any, shown: str, line: int = 0) -> Mapping[str, Any] | Malformed:
+    row = chat_row(row)
+    return row if isinstance(row, dict) else Malformed(f"a {type(row).__name__}, not a JSON object", shown, line)
+
+
+def chat_row(row: Any) -> Any:
+    """A row that is nothing but a chat, as in Open-Reasoner-Zero's data: `prompt`, and what the last turn answers.
+
+    The hub has such a list as columns 0 and 1. Any other row comes back as it is.
+    """
+    turns = list(row.values()) if isinstance(row, dict) and list(row) == [*map(str, range(len(row)))] else row
+    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
+        return row
+    last = {name: value for name, value in turns[-1].items() if value is not None}
+    return {"prompt": turns[:-1], "answer": last.get("ground_truth", last.get("value", last.get("content")))}
 
 
 def _json(path: Path) -> Rows:
@@ -89,18 +107,19 @@ def _json(path: Path) -> Rows:
     if len(lists) == 1 and isinstance(lists[0], list) and all(isinstance(row, dict) for row in lists[0][:1]):
         whole = lists[0]
     for row in whole if isinstance(whole, list) else [whole]:
-        is_row = isinstance(row, dict)
-        yield row if is_row else Malformed(f"a {type(row).__name__}, not a JSON object", str(row)[:200])
+        yield _row(row, str(row)[:200])
 
 
 def _csv(path: Path) -> Rows:
-    """A header, then rows; every value is text."""
+    """A header, then rows; every value is text. A header without the usual delimiter tells another one."""
     with _open(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-        for row in csv.DictReader(text, delimiter="\t" if ".tsv" in path.name else ","):
+        header, usual = text.readline(), "\t" if ".tsv" in path.name else ","
+        delimiter = usual if usual in header else max(usual + ";\t|,", key=header.count)
+        for row in csv.DictReader(itertools.chain([header], text), delimiter=delimiter):
             if None in row or None in row.values():
-                shown = ", ".join(str(value) for value in row.values())[:200]
-                yield Malformed("another number of columns than the header", shown.encode("utf-8", "replace").decode())
+                shown = ", ".join(str(value) for value in row.values())[:200].encode("utf-8", "replace").decode()
+                yield Malformed(f"another number of columns than the header, by the delimiter {delimiter!r}", shown)
             else:
                 yield row
 

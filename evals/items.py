@@ -124,13 +124,15 @@ def turns(asked: Any, where: str) -> tuple[dict[str, str], ...]:
     expected = "Expected a chat with a user's message: a role and a content, which is a text."
     told: list[dict[str, str]] = []
     for message in asked:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise UserError(f"{where}: {message!r:.80} is no message. {expected}")
-        content, role = message.get("content"), message["role"]
-        if isinstance(content, list | tuple) and all(
-            isinstance(p, Mapping) and p.get("type") == "text" for p in content
-        ):
-            content = "".join(str(part["text"]) for part in content)
+        message = message if isinstance(message, Mapping) else {}
+        role = message.get("role", message.get("from"))
+        if not isinstance(role, str):
+            raise UserError(f"{where}: a turn is no message ({dict(message)!r:.80}). {expected}")
+        role = {"human": "user", "gpt": "assistant"}.get(role, role)  # as ShareGPT has it
+        content = message.get("content", message.get("value"))
+        parts = content if isinstance(content, list | tuple) else [None]
+        if all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+            content = "".join(str(part["text"]) for part in parts if part)
         if role == "tool" or message.get("tool_calls"):
             raise UserError(f"{where}: a turn uses tools, and only text is asked. Leave the row out.")
         if not isinstance(content, str):

@@ -59,7 +59,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="[BENCH=]FILE",
-        help="local file of the benchmark in its usual shape, instead of the hub",
+        help="local file with the benchmark's usual columns, instead of the hub",
     )
     what.add_argument("--limit", type=int, help="a seeded sample of this many problems (default: all)")
     how = parser.add_argument_group("how it is asked")
@@ -74,7 +74,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--grader", help="a grader (docs/grading.md) or module:function (default: the benchmark's)")
     how.add_argument("--seed", type=int, default=0, help="of the sample and of every completion (default: 0)")
     engine = parser.add_argument_group("what generates")
-    engine.add_argument("--engine", help="hf, vllm or openai (default: hf; openai where --model begins so)")
+    engine.add_argument("--engine", help="hf, vllm or openai (default: hf, or openai for --model openai:...)")
     for name, about in NAMED_ENGINE_OPTIONS.items():
         engine.add_argument(f"--{name.replace('_', '-')}", help=about, metavar="VALUE")
     engine.add_argument(
@@ -119,7 +119,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 def engine_name(args: argparse.Namespace) -> str:
     served = (args.model or "").startswith("openai:")
     if served and args.engine not in (None, "openai"):
-        raise UserError(f"--model {args.model} is a server's: it goes with --engine openai, not {args.engine}.")
+        raise UserError(f"--model {args.model} names a server: use --engine openai, not {args.engine}.")
     return "openai" if served else args.engine or "hf"
 
 
@@ -165,7 +165,7 @@ def find_targets(args: argparse.Namespace, store: "Store | None") -> list[Target
     if not args.checkpoints:
         return [find_target(args.model)]
     if not args.model:
-        raise UserError("--checkpoints wants --model: the folder of a training run, or its id in the store.")
+        raise UserError("--checkpoints needs --model: the folder of a training run, or its id in the store.")
     return find_checkpoints(args.model, args.checkpoints, store)
 
 

@@ -16,6 +16,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay together, for its fixtures; the sandbox's all do, for one Docker engine; so do verl's and
+    TRL's, for their memory."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file.rpartition("/")[0] if file.startswith(("tests/sandbox/", "tests/integrations/")) else file
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder with the real data sets, named by AGPO_TEST_DATA."""
@@ -58,8 +71,13 @@ def smollm2() -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as building:
             model.save_pretrained(building)
             tokenizer.save_pretrained(building)
-            os.replace(building, folder)
-            os.mkdir(building)  # for the context manager to remove
+            try:
+                os.replace(building, folder)
+            except OSError:  # another test process was first
+                if not (folder / "config.json").is_file():
+                    raise
+            else:
+                os.mkdir(building)  # for the context manager to remove
     return folder
 
 

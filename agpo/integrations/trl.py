@@ -217,7 +217,7 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
             "delta": ((None,), ours + ": objective=resolve('agpo', dual_clip=...)"),
             "importance_sampling_level": (("token",), ours),
             "scale_rewards": (("group",), ours + ": objective=resolve('agpo', advantage_std='none')"),
-            "multi_objective_aggregation": (("sum_then_normalize",), "live groups are told by the sum of rewards"),
+            "multi_objective_aggregation": (("sum_then_normalize",), "live groups are decided by the sum of rewards"),
             "mask_truncated_completions": ((False,), "answers that were cut are not told apart"),
             "off_policy_mask_threshold": ((None,), "it is not in agpo's loss"),
             "top_entropy_quantile": ((1.0,), "it is not in agpo's loss"),

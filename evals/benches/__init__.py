@@ -5,11 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evals.benches import (
-    aime24,
-    aime25,
-    amc23,
-    amc83,
     arith,
+    contests,
     gsm8k,
     humaneval,
     humaneval_plus,
@@ -34,10 +31,7 @@ BENCHES: dict[str, Bench] = {
         math500.BENCH,
         math_val.BENCH,
         gsm8k.BENCH,
-        aime24.BENCH,
-        aime25.BENCH,
-        amc23.BENCH,
-        amc83.BENCH,
+        *contests.BENCHES,
         livecodebench.BENCH,
         humaneval.BENCH,
         humaneval_plus.BENCH,

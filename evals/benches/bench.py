@@ -34,10 +34,10 @@ class Bench:
     grader: str
     prompt: str
     max_tokens: int
-    groups: tuple[str, ...]
-    """meta keys that reports break it down by"""
     licence: str
     source: str
+    groups: tuple[str, ...] = ()
+    """meta keys that reports break it down by"""
     temperature: float = 0.0
     """how it is sampled unless the user says otherwise; 0 is greedy"""
     test_set: bool = True

@@ -1,7 +1,9 @@
-"""Competition problems with a number for an answer, as AIME and AMC come in several shapes: shared by their files."""
+"""AIME and AMC: competition problems with a number for an answer, in the several shapes that they come in."""
 
 import re
+from functools import partial
 
+from evals.benches.bench import Bench
 from evals.benches.rows import Row, rows
 from evals.errors import UserError
 from evals.items import Item, item_id, problem_text
@@ -9,7 +11,7 @@ from evals.items import Item, item_id, problem_text
 _URL = re.compile(r"/(?P<year>\d{4})_(?P<kind>AIME|AMC)_(?P<which>I{1,2}|1[02][AB])_Problems/Problem_(?P<number>\d+)")
 
 
-def load(name: str, path: str | None, hub: str, split: str, *, aime: bool = False) -> list[Item]:
+def load(path: str | None, name: str, hub: str, split: str, *, aime: bool = False) -> list[Item]:
     """Items of a file or of the hub: columns problem (or question) and answer, or verl's schema.
 
     meta has, where the row knows it: contest ("2024 AIME I"), difficulty (rounded). aime: answers must be integers from
@@ -50,3 +52,32 @@ def _item(name: str, row: Row, aime: bool) -> Item:
         meta["difficulty"] = round(float(row.number("difficulty")))
     known = f"{contest} {number}" if contest and number is not None else item_id(problem)
     return Item(f"{name}/{known}", problem, answer, meta)
+
+
+def _contest(
+    name: str, title: str, size: int, hub: str, split: str, copy: str = "", groups: tuple[str, ...] = ()
+) -> Bench:
+    aime = name.startswith("aime")
+    return Bench(
+        name=name,
+        title=title,
+        load=partial(load, name=name, hub=hub, split=split, aime=aime),
+        size=size,
+        grader="math-simplified",
+        prompt="qwen-boxed",
+        max_tokens=8192 if aime else 4096,
+        groups=("contest", *groups),
+        licence=f"problems of the MAA{copy}",
+        source=hub,
+    )
+
+
+BENCHES = (
+    _contest("aime24", "AIME 2024", 30, "HuggingFaceH4/aime_2024", "train"),
+    _contest("aime25", "AIME 2025", 30, "math-ai/aime25", "test"),
+    # the 40 problems of AMC 12A and 12B 2023 whose answer is a number
+    _contest("amc23", "AMC 12, 2023", 40, "math-ai/amc23", "test"),
+    # the 83 problems of AMC 12A and 12B 2022 and 2023 that papers also call AMC or AMC23
+    _contest("amc83", "AMC 12, 2022 and 2023", 83, "AI-MO/aimo-validation-amc", "train",
+             copy=", the copy Apache-2.0", groups=("difficulty",)),
+)  # fmt: skip

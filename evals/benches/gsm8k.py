@@ -28,7 +28,6 @@ BENCH = Bench(
     grader="math-simplified",
     prompt="qwen-boxed",
     max_tokens=1024,
-    groups=(),
     licence="MIT",
     source=HUB,
 )

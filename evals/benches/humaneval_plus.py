@@ -29,7 +29,6 @@ BENCH = Bench(
     grader="code",
     prompt="evalplus-chat",
     max_tokens=1024,
-    groups=(),
     licence="Apache-2.0, the problems MIT",
     source=HUB,
 )

@@ -50,7 +50,6 @@ BENCH = Bench(
     grader="code",
     prompt="mbpp-chat",
     max_tokens=1024,
-    groups=(),
     licence="CC-BY-4.0",
     source=HUB,
 )

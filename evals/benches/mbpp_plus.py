@@ -108,7 +108,6 @@ BENCH = Bench(
     grader="code",
     prompt="evalplus-chat",
     max_tokens=1024,
-    groups=(),
     licence="Apache-2.0, the problems CC-BY-4.0",
     source=HUB,
 )

@@ -88,7 +88,7 @@ def _unpickle(raw: bytes) -> str:
         # Checked first: even an unpickler without look-ups can be told to make a list of 2**32 entries.
         opcodes = {opcode.name for opcode, _, _ in pickletools.genops(raw)}
         if strange := sorted(opcodes - _TEXT_OPCODES):
-            raise BadTests(f"its pickle wants to do more than hold text ({', '.join(strange)}); it was not run")
+            raise BadTests(f"its pickle contains more than text ({', '.join(strange)}); it was not run")
         found = _Unpickler(io.BytesIO(raw)).load()
     except BadTests:
         raise

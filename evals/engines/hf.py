@@ -272,7 +272,7 @@ def load_weights(model: Any, folder: str) -> None:
                 there = f"of shape {tuple(own[name].shape)} in it" if name in own else "not in it"
                 raise UserError(
                     f"{folder} holds other weights than the model that is loaded: {name} {tuple(x.shape)} is {there}. "
-                    "Evaluate it in a call of its own."
+                    "Evaluate it in a separate call."
                 )
             own[name].copy_(x)
             seen.add(own[name].data_ptr())

@@ -324,7 +324,7 @@ class _Repeats:
     def _text(self, when: str) -> str:
         return (
             f"{self.identical} of {self.complete} prompts with several samples {when} got equal samples at temperature "
-            f"{self.sampling.temperature:g}, although each was asked with a seed of its own. The server, or a cache "
-            "before it, seems to ignore seeds or to use one of its own: such repeats are no independent samples, and "
+            f"{self.sampling.temperature:g}, although each request had its own seed. The server, or a cache "
+            "before it, seems to ignore seeds or to use its own: such repeats are not independent samples, and "
             "intervals and Pass@k made from them are wrong."
         )

@@ -43,9 +43,11 @@ class Server:
     url: str
     in_flight: int = 0
     down: str = ""
-    """why it is out; it comes back when it lists its models again"""
+    """why its last request was lost; until one is answered it gets one at a time"""
+    lost: int = 0
+    """in a row"""
     ready_at: float = 0.0
-    """it asked to be left alone until then (Retry-After), in time.monotonic()"""
+    """left alone until then, in time.monotonic(): it asked for that (Retry-After), or lost a request"""
 
 
 class RequestError(EngineError):
@@ -105,21 +107,15 @@ class Fleet:
     limits: Limits
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _probes: set[asyncio.Task[None]] = field(default_factory=set)
     _away_since: float | None = None
 
     async def __aenter__(self) -> "Fleet":
         self._http = _client(self.limits)
         for server in self.servers:
-            server.in_flight = 0
-            if server.down:
-                self._take_out(server, server.down)
+            server.in_flight, server.ready_at = 0, 0.0
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for probe in self._probes:
-            probe.cancel()
-        await asyncio.gather(*self._probes, return_exceptions=True)
         await self._http.aclose()
 
     def stop(self) -> None:
@@ -151,6 +147,8 @@ class Fleet:
             now = time.monotonic()
             away_since = None if failure.kind != "away" else now if away_since is None else away_since
             over = away_since is not None and now + failure.wait - away_since > self.limits.patience
+            if over and self._away_since is not None:
+                raise self._unreachable(now - self._away_since)
             if failure.kind == "final" or broken >= self.limits.attempts or over or self.stopping:
                 raise self._error(f"{server.url}/{endpoint}", failure, attempts, now - started)
             if not failure.wait:  # otherwise the server itself is set aside for that long
@@ -164,8 +162,8 @@ class Fleet:
         """
         while True:
             now = time.monotonic()
-            up = [s for s in self.servers if not s.down and s.ready_at <= now]
-            free = [s for s in up if s.in_flight < self.limits.concurrency]
+            up = [s for s in self.servers if s.ready_at <= now]
+            free = [s for s in up if s.in_flight < (1 if s.down else self.limits.concurrency)]
             if free:
                 server = min(free, key=lambda s: (s is avoid, s.in_flight))
                 server.in_flight += 1
@@ -173,7 +171,7 @@ class Fleet:
             away = self._away_since
             if (self.stopping and not up) or (away is not None and now - away > self.limits.patience):
                 raise self._unreachable(now - (away or now))
-            until = [s.ready_at for s in self.servers if not s.down and s.ready_at > now]
+            until = [s.ready_at for s in self.servers if s.ready_at > now]
             if away is not None:
                 until.append(away + self.limits.patience)
             with contextlib.suppress(TimeoutError):
@@ -193,6 +191,7 @@ class Fleet:
             self._take_out(server, describe(e))
             silent = f"no answer in {self.limits.timeout:g} s" if isinstance(e, httpx.ReadTimeout) else describe(e)
             raise Failure("broken", silent) from e
+        server.down, server.lost, self._away_since = "", 0, None
         if response.status_code != 200:
             raise self._refused(server, response)
         try:
@@ -214,41 +213,14 @@ class Fleet:
         return Failure("final", text, status=status, body=body)
 
     def _take_out(self, server: Server, why: str) -> None:
-        """No new requests for this server until it lists its models again."""
+        """Leave a server alone for a while, and the longer the more requests in a row it has lost."""
+        now = time.monotonic()
         server.down = why
+        if server.ready_at <= now:  # else it lost several at once
+            server.lost += 1
+            server.ready_at = now + _backoff(server.lost)
         if all(s.down for s in self.servers) and self._away_since is None:
-            self._away_since = time.monotonic()
-        if not any(probe.get_name() == server.url for probe in self._probes):
-            probe = asyncio.create_task(self._probe(server), name=server.url)
-            self._probes.add(probe)
-            probe.add_done_callback(self._probes.discard)
-
-    async def _probe(self, server: Server) -> None:
-        attempt = 0
-        while True:
-            why = await self._is_down(server)
-            if not why:
-                break
-            server.down = why
-            attempt += 1
-            await asyncio.sleep(_backoff(attempt))
-        server.down = ""
-        self._away_since = None
-        self._wake()
-
-    async def _is_down(self, server: Server) -> str:
-        """Why this server cannot be used, "" if it can."""
-        try:
-            response = await self._http.get(f"{server.url}/models", timeout=PROBE_SECONDS)
-        except httpx.HTTPError as e:
-            return describe(e)
-        if response.status_code >= 500 or response.status_code == 429:
-            return f"HTTP {response.status_code}"
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            names = [m["id"] for m in response.json()["data"]]
-            if self.model not in names:
-                return f"it now serves {', '.join(names[:5])}, not {self.model}"
-        return ""
+            self._away_since = now
 
     def _wake(self) -> None:
         self._changed.set()

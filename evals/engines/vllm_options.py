@@ -1,6 +1,6 @@
 """Options of the vLLM engine, under vLLM's own names where it has one. The trainer's section `vllm` is this class."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class VLLMOptions(BaseModel):
@@ -27,13 +27,3 @@ class VLLMOptions(BaseModel):
     """logits in float32 where the weights are bfloat16: log-probabilities are closer to the trainer's"""
     threads: int = Field(default=0, ge=0)
     """CPU threads of each process; 0: as OMP_NUM_THREADS says, else all cores"""
-    in_process: bool = False
-    """in this process and not in one of its own: vLLM then takes over its threads and its process group for good"""
-
-    @model_validator(mode="after")
-    def _one_process(self) -> "VLLMOptions":
-        if self.in_process and (self.data_parallel_size > 1 or self.threads):
-            raise ValueError(
-                "in_process goes without data_parallel_size and threads: they need processes of their own."
-            )
-        return self

@@ -1,4 +1,4 @@
-"""vLLM in processes of their own, one for each copy of the model, with the methods of `Core`.
+"""vLLM in processes of their own, one for each copy of the model.
 
 A child is started with a socket. To it go ("generate", requests, sampling), ("give up",), ("close",) and the names of
 `Core`'s other methods with their arguments; back come ("ready",) once, ("outputs", [...]), ("done",) after each
@@ -77,38 +77,20 @@ class Processes:
             self._kill()
             raise
 
-    def load(self, folder: str) -> None:
-        self._all("load", folder)
-
-    def start_sync(self) -> None:
-        self._all("start_sync")
-
-    def receive(self, update: dict[str, Any]) -> None:
-        self._all("receive", update)
-
-    def finish_sync(self) -> None:
-        self._all("finish_sync")
-
-    def forget(self) -> None:
-        self._all("forget")
-
-    def sleep(self) -> None:
-        self._all("sleep")
-
-    def wake(self) -> None:
-        self._all("wake")
-
-    def _all(self, *message: Any) -> None:
+    def call(self, method: str, *arguments: Any) -> None:
+        """One of `Core`'s methods, in every child."""
         for child in self.children:
-            child.send(*message)
+            child.send(method, *arguments)
         for child in self.children:
             child.expect("done")
 
     def close(self) -> None:
         for child in self.children:
-            child.ask_to_end()
+            with contextlib.suppress(OSError):
+                child.connection.send(("close",))
         for child in self.children:
-            child.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(CLOSE_SECONDS)
         self._kill()
 
     def _kill(self) -> None:
@@ -184,14 +166,6 @@ class _Child:
         handle, kept = tempfile.mkstemp(prefix="agpo-vllm-", suffix=".log")
         os.close(handle)
         return Path(shutil.copyfile(self.log, kept))
-
-    def ask_to_end(self) -> None:
-        with contextlib.suppress(OSError):
-            self.connection.send(("close",))
-
-    def wait(self) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(CLOSE_SECONDS)
 
     def kill(self) -> None:
         """With vLLM's own workers, which may outlive it."""

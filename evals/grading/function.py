@@ -254,7 +254,7 @@ class FunctionGrader:
             raise UserError(f"reward {self.spec} returned {_shown(score)}; expected one number, or None ({e}).") from e
         if math.isnan(number) or not low <= number <= high:
             raise UserError(
-                f"reward {self.spec} returned {number}, outside its range of {low} to {high}. Mend the function, "
+                f"reward {self.spec} returned {number}, outside its range of {low} to {high}. Fix the function, "
                 "return None for what it cannot judge, or declare another range (reward_range=[low,high])."
             )
         outcome = "right" if number == high else "wrong" if number == low else "scored"

@@ -40,7 +40,8 @@ def evaluate_task(
     with stored_run(plan.title, target, config, store, console, resume) as run_id:
         total = sum(_requests(task, plan.indices[name]) for name, task in plan.loaded["tasks"].items())
         with progress_bar(plan.title, total, console) as advance:
-            lm = TaskLM(engine, plan.indices, store, run_id, target.step, plan.settings["seed"], advance)
+            known = {(r.split, r.item, r.repeat): r for r in store.samples(run_id, step=target.step)}
+            lm = TaskLM(engine, plan.indices, store, run_id, target.step, plan.settings["seed"], advance, known)
             for task in plan.loaded["tasks"].values():
                 task.set_fewshot_seed(seed=plan.settings["seed"])  # every checkpoint sees the same examples
             some = {name: chosen for name, chosen in plan.indices.items() if chosen is not None}

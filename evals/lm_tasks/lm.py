@@ -33,10 +33,12 @@ class TaskLM(TemplateLM):
         step: int,
         seed: int,
         advance: Callable[[], None],
+        known: Mapping[tuple[str, str, int], SampleRow],
     ):
+        """known: (task, item, repeat) -> what is not generated again."""
         super().__init__()
         self.engine, self.indices, self.store, self.run_id = engine, indices, store, run_id
-        self.step, self.seed, self.advance = step, seed, advance
+        self.step, self.seed, self.advance, self.known = step, seed, advance, known
         self.tokenizer = engine.tokenizer
         self.rows: dict[tuple[str, str, int], SampleRow] = {}
         """(task, item, repeat) -> what was generated"""
@@ -82,13 +84,12 @@ class TaskLM(TemplateLM):
         seen: dict[int, int] = {}  # lm-eval repeats a request by cloning it: the k-th clone is repeat k
         keys = []
         by_sampling: dict[tuple[Sampling, tuple[str, ...]], dict[int, tuple[Any, list[int]]]] = {}
-        known = {(r.split, r.item, r.repeat): r for r in self.store.samples(self.run_id, step=self.step)}
         for request in requests:
             repeat = seen[id(request)] = seen.get(id(request), -1) + 1
             key = (request.task_name, self.item_id(request.task_name, request.doc_id, request.idx), repeat)
             keys.append(key)
-            if key in known:
-                self.rows[key] = known[key]
+            if key in self.known:
+                self.rows[key] = self.known[key]
                 self.advance()
             else:
                 group = by_sampling.setdefault(sampling_of(request.args[1]), {})

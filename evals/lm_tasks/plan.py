@@ -80,8 +80,6 @@ def make_task_plan(bench: str, args: argparse.Namespace) -> TaskPlan:
 def _load(name: str, include_path: str | None) -> Mapping[str, Any]:
     from lm_eval.tasks import TaskManager
 
-    from evals import harness  # noqa: F401  (quiets lm-eval's hints about its own command line)
-
     if include_path and not Path(include_path).is_dir():
         raise UserError(f"--include-path {include_path}: no such folder.")
     manager = TaskManager(include_path=include_path, include_defaults=False)

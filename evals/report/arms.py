@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from evals.errors import UserError
+from evals.report.parts import APART, arm_of, differing, flat, metrics_of, order
 from evals.stats import LEVEL, RESAMPLES
 from evals.stats.intervals import standard_error, student
 from evals.store import RunRow, Store
@@ -47,10 +48,6 @@ METRICS = (
     "grad_norm",
     "reward/mean",
 )
-IRRELEVANT = ("objective", "seed", "name", "out", "checkpoint", "trackers", "hardware", "threads", "device")
-"""keys of a configuration in which runs that are compared may differ"""
-CUTS = ("update.micro_batch_tokens", "rollout.max_sequences")
-"""further ones, which change a result by rounding only (and what clip_scope micro_batch does)"""
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,7 @@ class Course:
     """One run, at the M moments at which it was evaluated."""
 
     arm: str
-    seed: int
-    run: str
+    run: RunRow
     axes: Mapping[str, np.ndarray]
     """axis -> [M] how much of it the run had used up; "accuracy" is the best Pass@1 so far"""
     pass1: np.ndarray
@@ -71,6 +67,10 @@ class Course:
     items: tuple[str, ...]
     series: Mapping[str, np.ndarray]
     """metric -> [steps]; nan where a step has none"""
+
+    @property
+    def seed(self) -> int:
+        return self.run.seed
 
     def at(self, quantity: str, axis: str, x: float) -> np.ndarray:
         """[I] (entropy: [1]) of a quantity when the run had used up x of the axis, on a line between evaluations.
@@ -128,6 +128,8 @@ class Comparison:
     name: str
     baseline: str
     courses: tuple[Course, ...]
+    metrics: Mapping[str, Sequence[str]]
+    """see `evals.report.parts.metrics_of`"""
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = field(default=())
     """what is missing, in words"""
@@ -148,25 +150,8 @@ def compare(store: Store, name: str, baseline: str = "grpo", where: Mapping[str,
             f"no finished run of the baseline {baseline!r} among those named {name!r}; "
             f"there is: {', '.join(sorted({arm_of(run) for run in runs}))}. --baseline names another."
         )
-    courses = tuple(sorted((course_of(store, run) for run in runs), key=lambda c: (order(c.arm), c.arm, c.seed)))
-    return Comparison(name, baseline, courses, tuple(lines_of(courses, baseline)), tuple(notes))
-
-
-ORDER = ("grpo", "agpo", "agpo_no_clip", "agpo_no_mask")
-"""of the arms in tables; others follow"""
-
-
-def order(arm: str) -> int:
-    return ORDER.index(arm) if arm in ORDER else len(ORDER)
-
-
-def arm_of(run: RunRow) -> str:
-    """The preset of a run's objective, and the knobs that were turned: "agpo clip_scope=group"."""
-    objective = run.config.get("objective")
-    if not isinstance(objective, dict):
-        return run.method or run.name
-    knobs = [f"{key}={value}" for key, value in sorted(objective.items()) if key != "preset"]
-    return " ".join([str(objective.get("preset", run.method)), *knobs])
+    courses = tuple(sorted((course_of(store, run) for run in runs), key=lambda c: (order(c.run), c.arm, c.seed)))
+    return Comparison(name, baseline, courses, metrics_of(runs), tuple(lines_of(courses, baseline)), tuple(notes))
 
 
 def chosen_runs(store: Store, name: str, where: Mapping[str, str]) -> tuple[list[RunRow], list[str]]:
@@ -179,13 +164,14 @@ def chosen_runs(store: Store, name: str, where: Mapping[str, str]) -> tuple[list
             + (f"; there is: {', '.join(names)}." if names else ".")
             + " `python benchmarks/arms.py` makes the runs of a comparison."
         )
-    fitting = [run for run in everything if all(_text(setting(run, key)) == value for key, value in where.items())]
+    keys = {run.id: {key: _text(value) for key, value in flat(run.config).items()} for run in everything}
+    fitting = [run for run in everything if where.items() <= keys[run.id].items()]
     if not fitting:
         raise UserError(f"of {len(everything)} runs named {name!r} none has {_words(where)}.")
     done = [run for run in fitting if run.status == "done"]
     if not done:
         states = ", ".join(f"{arm_of(run)} seed {run.seed} is {run.status}" for run in fitting[:8])
-        raise UserError(f"no run named {name!r} is finished yet: {states}. The same command of arms.py goes on.")
+        raise UserError(f"no run named {name!r} is finished yet: {states}. The same command of arms.py continues them.")
     check_alike(done, name)
     latest = {(arm_of(run), run.seed): run for run in done}  # runs come in the order they started
     notes = []
@@ -199,13 +185,8 @@ def chosen_runs(store: Store, name: str, where: Mapping[str, str]) -> tuple[list
 
 def check_alike(runs: Sequence[RunRow], name: str) -> None:
     """Raises UserError when runs differ in a key that decides numbers, other than the objective and the seed."""
-    left_out = {*IRRELEVANT, "selected_on_test", "data_manifest"}
-    trees = [dict(_flat({k: v for k, v in run.config.items() if k not in left_out})) for run in runs]
-    differ = {}
-    for key in sorted({key for tree in trees for key in tree} - set(CUTS)):
-        values = sorted({_text(tree[key]) for tree in trees if key in tree})  # a key that older runs lack is new
-        if len(values) > 1:
-            differ[key] = values
+    found = differing(runs, APART)
+    differ = {key: sorted({_text(value) for value in found[key].values()}) for key in sorted(found)}
     if differ:
         said = "; ".join(f"{key} is {' or '.join(values)}" for key, values in differ.items())
         key, values = next(iter(differ.items()))
@@ -213,19 +194,6 @@ def check_alike(runs: Sequence[RunRow], name: str) -> None:
             f"the runs named {name!r} differ in more than objective and seed: {said}. Choose those to compare, for "
             f"example with --where {key}={values[-1]}."
         )
-
-
-def setting(run: RunRow, key: str) -> Any:
-    """The value of a dotted key of a run's configuration; None where it has none."""
-    return dict(_flat(run.config)).get(key)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _text(value: Any) -> str:
@@ -265,7 +233,7 @@ def course_of(store: Store, run: RunRow) -> Course:
         np.nanmean(series["entropy"][max(before, 0) : max(moment, 1)])
         for before, moment in zip([0, *moments[:-1]], moments, strict=True)
     ]
-    return Course(arm_of(run), run.seed, run.id, axes, pass1, tokens, np.array(entropy), items, series)
+    return Course(arm_of(run), run, axes, pass1, tokens, np.array(entropy), items, series)
 
 
 def axes_of(series: Mapping[str, np.ndarray], moments: Sequence[int], samples_per_prompt: int) -> dict[str, np.ndarray]:
@@ -317,8 +285,8 @@ def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str,
             continue
         if ours.items != theirs.items:
             raise UserError(
-                f"runs {ours.run} and {theirs.run} of seed {ours.seed} were not asked the same held-out problems: they "
-                "cannot be compared problem by problem."
+                f"runs {ours.run.id} and {theirs.run.id} of seed {ours.seed} were not asked the same held-out "
+                "problems: they cannot be compared problem by problem."
             )
         by_problem.append(a - b)
     arm, base = np.array(means).T

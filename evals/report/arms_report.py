@@ -184,7 +184,7 @@ def comparison_rows(found: Comparison) -> list[dict[str, Any]]:
 
 
 def run_rows(found: Comparison) -> list[dict[str, Any]]:
-    return [{"arm": course.arm, "seed": course.seed, "run": course.run, **facts(course)} for course in found.courses]
+    return [{"arm": course.arm, "seed": course.seed, "run": course.run.id, **facts(course)} for course in found.courses]
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

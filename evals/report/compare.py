@@ -11,21 +11,21 @@ from rich.console import Console
 
 from evals.errors import UserError
 from evals.report.layout import print_table
-from evals.report.measured import SETTINGS, Measured, evaluations_of, find_measured
+from evals.report.parts import SETTINGS, Part, evaluations_of, find_measured
 from evals.stats import Columns, Comparison, Estimate, Summary, compare, holm, ratio, summarise
 from evals.store import Store
 
 SIGNIFICANT = 0.05
-LOUD = ("prompt", "temperature", "top_p", "max_tokens", "engine", "dtype", "data", "options")
-"""settings whose difference may explain a difference of results by itself"""
+QUIET = ("n", "limit", "selected_on_test")
+"""settings whose difference does not explain a difference of results by itself"""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One run against the first, on the problems of both."""
 
-    a: Measured
-    b: Measured
+    a: Part
+    b: Part
     summary_a: Summary
     summary_b: Summary
     comparison: Comparison
@@ -79,10 +79,10 @@ def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
                 console.print(f"more often right by {side.label}:", *(names or ["none"]), highlight=False, markup=False)
 
 
-def find_sides(store: Store, wanted: Sequence[str], bench: str | None, checkpoints: str | None) -> list[Measured]:
+def find_sides(store: Store, wanted: Sequence[str], bench: str | None, checkpoints: str | None) -> list[Part]:
     """A and what is compared with it. Raises UserError where there is nothing to compare or nothing in common."""
     if len(wanted) == 1 and not checkpoints:
-        raise UserError("compare wants two runs, or one training run with --checkpoints all.")
+        raise UserError("compare needs two runs, or one training run with --checkpoints all.")
     if bench is None:
         bench = _only_bench(store, wanted)
     first = wanted[:1] if len(wanted) > 1 else []
@@ -113,7 +113,7 @@ def _only_bench(store: Store, wanted: Sequence[str]) -> str | None:
     return next(iter(common)) if common and len(common) == 1 else None
 
 
-def judge(a: Measured, b: Measured, columns_a: Columns, columns_b: Columns) -> Verdict:
+def judge(a: Part, b: Part, columns_a: Columns, columns_b: Columns) -> Verdict:
     """Raises UserError where no problem has a verdict in both."""
     means_a, means_b = columns_a.means(), columns_b.means()
     common = means_a.keys() & means_b.keys()
@@ -140,19 +140,19 @@ def judge(a: Measured, b: Measured, columns_a: Columns, columns_b: Columns) -> V
     )
 
 
-def warnings(sides: Sequence[Measured]) -> list[str]:
+def warnings(sides: Sequence[Part]) -> list[str]:
     """What differs besides the models, loudest first."""
     a, said = sides[0], []
     for b in sides[1:]:
         keys = [key for key in SETTINGS if key in a.settings and key in b.settings]
         differ = [key for key in keys if a.settings[key] != b.settings[key]]
-        if loud := [key for key in differ if key in LOUD]:
+        if loud := [key for key in differ if key not in QUIET]:
             listed = "; ".join(f"{key} {a.settings[key]} and {b.settings[key]}" for key in loud)
             said.append(
                 f"WARNING: {a.label} and {b.label} were asked differently: {listed}. "
                 "That may explain a difference by itself."
             )
-        if quiet := [key for key in differ if key not in LOUD]:
+        if quiet := [key for key in differ if key in QUIET]:
             listed = "; ".join(f"{key} {a.settings[key]} and {b.settings[key]}" for key in quiet)
             said.append(f"note: {a.label} and {b.label} differ in {listed}.")
         if (a.run.kind == "train") != (b.run.kind == "train"):

@@ -43,6 +43,7 @@ SAMPLE = {
     "answer": pa.string(),
     "reference": pa.string(),
     "reward": pa.float64(),
+    "advantage": pa.float64(),
     "seed": pa.int64(),
     "seconds": pa.float64(),
     "weight_version": pa.string(),

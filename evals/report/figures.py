@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,30 +16,12 @@ from PIL import Image  # matplotlib needs it too
 
 from evals.console import plural
 from evals.outputs import replacing
-from evals.report.arms import Comparison, Course, arm_of, order
-from evals.report.variants import line_names
+from evals.report.arms import Comparison, Course
+from evals.report.parts import arm_of, line_names, metrics_of, order
 from evals.store import RunRow, Store
 
-FIGURES = {  # file name -> metric, axis label; the first three are the paper's Figures 1 to 6
-    "entropy": ("entropy", "entropy (nats per token)"),
-    "response_tokens": ("tokens/response_mean", "mean response length (tokens)"),
-    "reward": ("reward/mean", "mean reward"),
-    "live_groups": ("groups/live", "live groups per step"),
-    "clipped": ("clip/clipped_updates", "clipped updates per step"),
-}
-METHOD_COLOURS = {  # a method has the same colour in every picture (Okabe and Ito: safe for the colour-blind)
-    "agpo": "#0072B2",
-    "grpo": "#D55E00",
-    "agpo_no_mask": "#009E73",
-    "agpo_no_clip": "#CC79A7",
-    "dapo": "#E69F00",
-    "dr_grpo": "#56B4E9",
-    "agpo clip_scope=group": "#E69F00",
-    "agpo clip_scope=sequence": "#56B4E9",
-    "agpo clip_scope=token": "#8C564B",
-    "agpo clip_scope=micro_batch": "#7F7F7F",
-}
-OTHER_COLOURS = ("#000000", "#8C564B", "#7F7F7F", "#BCBD22", "#17BECF")
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B", "#7F7F7F", "#BCBD22", "#17BECF")
+"""a method has the same colour in every picture, by its order (Okabe and Ito first: safe for the colour-blind)"""
 INK, FAINT = "#222222", "#666666"
 
 
@@ -52,7 +34,7 @@ def curves(store: Store, run_ids: Sequence[str], out: Path) -> Path:
     names = ["reward/mean", "tokens/response_mean", "tokens/right_mean", "tokens/wrong_mean", "entropy"]
     names += ["groups/live", "clip/clipped_updates", "eval/pass1"]
     tables = {run.id: _series(store, run.id, names) for run in runs}
-    colours = _colours([_label(run, runs) for run in runs])
+    colours = line_colours({_label(run, runs): run for run in runs})
     figure = Figure(figsize=(11, 7.2), layout="constrained")
     (reward, tokens), (entropy, groups) = figure.subplots(2, 2)
     for run in runs:
@@ -91,11 +73,11 @@ def curves(store: Store, run_ids: Sequence[str], out: Path) -> Path:
 
 
 def figures(store: Store, out: Path) -> list[Path]:
-    """Draw every figure of `FIGURES` for each task (recipe and model) that has training runs with data.
+    """Draw the metrics that have a figure (`metrics_of`) for each task (recipe and model) with training runs.
 
     A run that goes on would end the line of its method where it stands: it is drawn only where no other is done.
-    One line per method and variant (`evals.report.variants`): the mean over its seeds, over the steps that all of them
-    reached, in a band from the lowest to the highest seed. Returns the PNGs; none when no training run has metrics.
+    One line per method and variant: the mean over its seeds, over the steps that all of them reached, in a band from
+    the lowest to the highest seed. Returns the PNGs; none when no training run has metrics.
     """
     tasks: dict[tuple[str, str], list[RunRow]] = {}
     for run in store.runs("train"):
@@ -104,9 +86,10 @@ def figures(store: Store, out: Path) -> list[Path]:
     paths = []
     for (name, model), runs in tasks.items():
         lines = line_names(runs)
-        colours = _colours(list(lines.values()))
-        tables = {run.id: _series(store, run.id, [metric for metric, _ in FIGURES.values()]) for run in runs}
-        for figure_name, (metric, axis) in FIGURES.items():
+        colours = line_colours({lines[run.id]: run for run in runs})
+        drawn = {name: told for name, told in metrics_of(runs).items() if told[3]}
+        tables = {run.id: _series(store, run.id, drawn) for run in runs}
+        for metric, (what, unit, _, figure_name) in drawn.items():
             figure = Figure(figsize=(7.2, 4.4), layout="constrained")
             axes = figure.subplots()
             for method, colour in colours.items():
@@ -117,7 +100,7 @@ def figures(store: Store, out: Path) -> list[Path]:
             _finish(
                 axes,
                 name if Path(model).name in ("", name) else f"{name}, {Path(model).name}",
-                axis,
+                f"{what}, {unit}",
                 unit=metric == "reward/mean",
             )
             caption = "mean over seeds, band from lowest to highest; running mean"
@@ -136,39 +119,25 @@ def arm_figures(found: Comparison, out: Path) -> list[Path]:
     held-out accuracy and response length move together. Lines are means over seeds, bands go from the lowest to the
     highest seed.
     """
-    presets = [arm for arm in found.arms if " " not in arm]
     scopes = [arm for arm in found.arms if " " in arm]
-    pictures = {"presets": presets, "scopes": [found.baseline, *(["agpo"] if "agpo" in presets else []), *scopes]}
-    paths = []
-    for stem, arms in pictures.items():
-        if stem == "presets" or scopes:
-            paths.append(
-                _save(_arms(found, sorted(dict.fromkeys(arms), key=order)), out / f"{stem}.png", dpi=100, colours=128)
-            )
-    return paths
+    pictures = {"presets": [arm for arm in found.arms if " " not in arm]}
+    if scopes:
+        pictures["scopes"] = [arm for arm in found.arms if arm in (found.baseline, "agpo", *scopes)]
+    paths = [(out / f"{stem}.png", arms) for stem, arms in pictures.items()]
+    return [_save(_arms(found, arms), path, dpi=100, colours=128) for path, arms in paths]
 
 
 def _arms(found: Comparison, arms: Sequence[str]) -> Figure:
     figure = Figure(figsize=(13, 7.6), layout="constrained")
     panels = figure.subplots(2, 3).flat
-    colours = _colours(arms)
     by_arm = {arm: [course for course in found.courses if course.arm == arm] for arm in arms}
-    for axes, (metric, label), title in zip(
-        panels,
-        (
-            ("entropy", "nats per token"),
-            ("tokens/response_mean", "tokens"),
-            ("reward/mean", "mean reward"),
-            ("groups/live", "per step"),
-            ("clip/clipped_updates", "per step"),
-        ),
-        ("Entropy", "Response length", "Training reward", "Live groups", "Clipped updates"),
-        strict=False,
-    ):
+    colours = line_colours({arm: courses[0].run for arm, courses in by_arm.items()})
+    drawn = [(name, told) for name, told in found.metrics.items() if told[3] and name in found.courses[0].series]
+    for axes, (metric, (title, unit, *_)) in zip(panels, drawn, strict=False):
         for arm, courses in by_arm.items():
             seeds = [pd.Series(c.series[metric], index=range(1, len(c.series[metric]) + 1)) for c in courses]
             _band(axes, [s.dropna() for s in seeds], arm, colours[arm])
-        _finish(axes, title, label, unit=metric == "reward/mean", legend="none")
+        _finish(axes, title, unit, unit=metric == "reward/mean", legend="none")
         axes.set_xlabel("step", color=FAINT, fontsize=9)
     last = figure.axes[5]
     for arm, courses in by_arm.items():
@@ -197,7 +166,7 @@ def _path(axes: Axes, courses: Sequence[Course], arm: str, colour: str) -> None:
         axes.plot(x[:1], y[:1], "o", color=colour, ms=9)
 
 
-def _series(store: Store, run_id: str, names: list[str]) -> dict[str, pd.Series]:
+def _series(store: Store, run_id: str, names: Iterable[str]) -> dict[str, pd.Series]:
     """Metric name -> its values by step; a metric without a number is left out."""
     points: dict[str, dict[int, float]] = {}
     for step, name, value in store.metrics(run_id, names):
@@ -262,14 +231,17 @@ def _label(run: RunRow, runs: Sequence[RunRow]) -> str:
     return f"{label} seed {run.seed} ({run.id[-6:]})" if alike else label
 
 
-def _colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour per distinct label: the method's own, else one that no other label has."""
-    distinct = list(dict.fromkeys(labels))
-    fixed = {label: METHOD_COLOURS[label] for label in distinct if label in METHOD_COLOURS}
-    spare = [c for c in (*METHOD_COLOURS.values(), *OTHER_COLOURS) if c not in fixed.values()]
-    others = [label for label in distinct if label not in fixed]
-    found = {**fixed, **{label: spare[i % len(spare)] for i, label in enumerate(others)}}
-    return {label: found[label] for label in distinct}
+def line_colours(lines: Mapping[str, RunRow]) -> dict[str, str]:
+    """A colour for each line: a plain method's own, else one that no other line has."""
+    found: dict[str, str] = {}
+    for line, run in lines.items():
+        own = PALETTE[order(run)] if order(run) < len(PALETTE) and " " not in line else ""
+        if own and own not in found.values():
+            found[line] = own
+    spare = [colour for colour in PALETTE if colour not in found.values()]
+    others = [line for line in lines if line not in found]
+    found |= {line: spare[i % len(spare)] for i, line in enumerate(others)}
+    return {line: found[line] for line in lines}
 
 
 def _slug(text: str) -> str:

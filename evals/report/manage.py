@@ -147,7 +147,7 @@ def remove(store: Store, wanted: Sequence[str], children: bool, yes: bool, conso
 
 def _agreed(count: int) -> bool:
     if not sys.stdin.isatty():
-        raise UserError("nobody is there to ask: give --yes to delete.")
+        raise UserError("cannot ask for confirmation without a terminal: pass --yes to delete.")
     return input(f"Delete {plural(count, 'run')}? [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from evals import contamination
 from evals.errors import UserError
 from evals.items import Item
-from evals.report.measured import Measured
+from evals.report.parts import Part
 from evals.stats import Columns, Summary, summarise
 from evals.store import Store
 from evals.store.database import prompts_table, samples_table
@@ -32,7 +32,7 @@ class Overlap:
     on_rest: Summary
 
 
-def overlap(store: Store, one: Measured, columns: Columns, training: Path) -> Overlap:
+def overlap(store: Store, one: Part, columns: Columns, training: Path) -> Overlap:
     """training: train.parquet of `data_curation.build` (or any file of problems), its folder, or its manifest.json.
 
     A problem counts as seen when a training problem has its id or title, or half of its 13-grams
@@ -55,7 +55,7 @@ def training_file(path: Path) -> Path:
     return found
 
 
-def problems(store: Store, one: Measured) -> list[Item]:
+def problems(store: Store, one: Part) -> list[Item]:
     """The evaluation's problems as they were asked, without what its prompts have in common.
 
     The store has prompts with their preset around the problem. Words at the beginning and the end that all prompts

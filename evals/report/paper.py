@@ -1,7 +1,5 @@
 """The paper's own numbers (arXiv 2503.15952 v3, Tables 1 to 3), to be shown beside ours."""
 
-from evals.report.measured import paper_name
-
 BASES = {"7": "Qwen2.5-7B", "14": "Qwen2.5-14B"}
 R1 = "Deepseek-R1-Distill-Qwen-7B"
 
@@ -36,15 +34,11 @@ NUMBERS = {  # (benchmark, number of our table) -> the paper's
     ("math500", 2): TABLE_2,
     ("livecodebench", 3): TABLE_3,
 }
-ORDER = ("", "grpo", "agpo", "agpo_no_mask", "agpo_no_clip")
-"""of methods within a model, as in the paper"""
+ORDER = ("grpo", "agpo", "agpo_no_mask", "agpo_no_clip")
+"""of methods within a model, after the model that none has trained"""
+TITLES = {"agpo_no_mask": "AGPO (w/o loss mask)", "agpo_no_clip": "AGPO (w/o loss clip)", "": "base"}
 
 
 def same_model(ours: str, theirs: str) -> bool:
     """By the last part of a hub id or folder, in lower case."""
     return ours.rstrip("/").rsplit("/", 1)[-1].lower() == theirs.lower()
-
-
-def method_name(method: str) -> str:
-    """In a table: `base` for a model that no method has trained."""
-    return paper_name(method) or "base"

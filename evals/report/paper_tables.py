@@ -222,7 +222,7 @@ def _absent(theirs: Mapping[tuple[str, str], float], found: Sequence[Row], width
     lines = []
     for (model, method), value in theirs.items():
         if not any(method == row.method and paper.same_model(row.model, model) for row in found):
-            line = [model, paper.method_name(method), *[""] * (width - 2)]
+            line = [model, paper.TITLES.get(method, method.upper()), *[""] * (width - 2)]
             line[at] = str(value)
             lines.append(line)
     return lines

@@ -8,12 +8,12 @@ from rich.console import Console
 from evals.benches import BENCHES
 from evals.grading.math import normalise
 from evals.report.layout import Grid, print_grid
-from evals.report.measured import Measured
+from evals.report.parts import Part
 from evals.stats import Columns, Summary, maj_at_k, powers_of_two, share, smallest_difference, summarise
 from evals.store import Store
 
 
-def print_statistics(store: Store, one: Measured, console: Console, training: Path | None = None) -> None:
+def print_statistics(store: Store, one: Part, console: Console, training: Path | None = None) -> None:
     """training: of the model; then accuracy on the problems that are in it and on the rest, too."""
     columns = one.read(store)
     summary = summarise(columns)
@@ -31,13 +31,13 @@ def print_statistics(store: Store, one: Measured, console: Console, training: Pa
         print_overlap(store, one, columns, training, console)
 
 
-def votes_make_sense(one: Measured) -> bool:
+def votes_make_sense(one: Part) -> bool:
     """A program is not the same answer twice."""
     bench = BENCHES.get(one.bench)
     return bench is None or bench.grader != "code"
 
 
-def majority(store: Store, one: Measured, columns: Columns) -> list[list[str]]:
+def majority(store: Store, one: Part, columns: Columns) -> list[list[str]]:
     """Lines of maj@k, k = 4, 8, ...; none below four samples (maj@2 is Pass@1)."""
     votes: dict[str, list[tuple[str | None, bool]]] = {}
     if not columns.binary or columns.samples < 4 * len(columns.items):
@@ -81,7 +81,7 @@ def _lines(s: Summary) -> list[list[str]]:
     return lines
 
 
-def print_overlap(store: Store, one: Measured, columns: Columns, training: Path, console: Console) -> None:
+def print_overlap(store: Store, one: Part, columns: Columns, training: Path, console: Console) -> None:
     from evals.report.overlap import overlap
 
     found = overlap(store, one, columns, training)

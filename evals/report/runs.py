@@ -8,7 +8,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from evals.report.layout import duration, print_table, short
-from evals.report.measured import measured
+from evals.report.parts import measured
 from evals.report.run_statistics import print_statistics
 from evals.store import Kind, RunRow, Store
 
@@ -103,7 +103,7 @@ def show(store: Store, wanted: str, console: Console, training: Path | None = No
     console.print("config", markup=False)
     console.print(json.dumps(run.config, indent=2), markup=False, highlight=False)
     if run.samples and run.kind != "curation":
-        for one in measured(store, run) if run.kind == "eval" else measured(store, run)[-1:]:
+        for one in measured(store, [run])[0 if run.kind == "eval" else -1 :]:
             print_statistics(store, one, console, training)
     _show_metrics(store, run, console)
     for artifact in store.artifacts(run.id):

@@ -9,20 +9,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from evals.code_report import RULES, under
-from evals.report import paper
-from evals.report.measured import Measured, measured, pool, select
-from evals.report.variants import variants
+from evals.report.parts import IN_TABLES, Part, measured, method_title, order, pool, select, variants
 from evals.stats import Estimate, Summary, by, summarise, unfinished
 from evals.stats.intervals import student
 from evals.store import Store
 
-SETTINGS = {  # config key of an evaluation -> how it reads in a table; results under different ones are not averaged
-    "temperature": "T={}",
-    "top_p": "top-p {}",
-    "max_tokens": "max {} tokens",
-    "prompt": "prompt {}",
-    "selected_on_test": "selected_on_test ({})",
-}
 GROUP = "difficulty"
 """the meta key that Table 3 breaks programs down by"""
 
@@ -55,12 +46,14 @@ class Row:
     """what else was changed in training: "clip_scope=group" """
     setting: str
     status: str
+    title: str
+    """the method's"""
     results: Sequence[Result]
     """one for each training run"""
 
     @property
     def named(self) -> str:
-        return f"{paper.method_name(self.method)} {self.variant}".strip()
+        return f"{self.title} {self.variant}".strip()
 
     @property
     def summaries(self) -> list[Summary]:
@@ -102,41 +95,39 @@ def rows(store: Store, bench: str | None = None, wanted: Sequence[str] = ()) -> 
 
     wanted: words of `select`; only those runs and the evaluations made from them.
     """
-    groups: dict[tuple[str, str, str, str, str, str], dict[str, list[Result]]] = {}
+    groups: dict[tuple[Any, ...], dict[str, list[Result]]] = {}
     chosen = {run.id for run in select(store, wanted)}
     found = [run for run in store.runs("eval", name=bench) if not wanted or chosen & {run.id, run.parent}]
     parents = {run.parent for run in found}
     trained = variants([run for run in store.runs("train") if run.id in parents])
-    every = [one for run in found if run.samples for one in measured(store, run)]
-    for one in pool(every):
+    for one in pool(measured(store, [run for run in found if run.samples])):
         run, result = one.run, _result(store, one)
         size = f"{result.total.problems} problems x {result.total.samples / result.total.problems:.3g}"
         size += f", step {one.step}" if one.step else ""  # checkpoints of a run are not its seeds
-        told = [text.format(run.config[k]) for k, text in SETTINGS.items() if run.config.get(k) is not None]
+        setting = ", ".join(filter(None, [size, one.told(IN_TABLES)]))
         status = "" if run.status == "done" else run.status
-        variant = trained.get(run.parent or "", "")
-        key = (one.bench, one.model, one.method, variant, ", ".join([size, *told]), status)
+        place = order(one.trained) if one.method else -1
+        title = method_title(one.trained, one.method)
+        key = (one.bench, one.model, place, one.method, trained.get(run.parent or "", ""), setting, status, title)
         groups.setdefault(key, {}).setdefault(result.problems, []).append(result)
     made = []
-    for key in sorted(groups, key=_order):
-        bench, model, method, variant, setting, status = key
+    for key in sorted(groups, key=_natural):
+        on, model, _, method, variant, setting, status, title = key
         parts = groups[key]
         # --limit with other seeds: other problems, whose mean would mix the two
         for problems, results in parts.items():
             which = f", problems {problems[:6]}" if len(parts) > 1 else ""
-            made.append(Row(bench, model, method, variant, setting + which, status, results))
+            made.append(Row(on, model, method, variant, setting + which, status, title, results))
     return made
 
 
-def _order(key: tuple[str, ...]) -> tuple[Any, ...]:
-    """By benchmark and model; methods as in the paper, others after them."""
-    bench, model, method, *rest = key
-    numbered = [[int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)] for text in rest]
-    at = paper.ORDER.index(method) if method in paper.ORDER else len(paper.ORDER)
-    return (bench, model, at, method, *numbered)
+def _natural(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Numbers in its texts by their value."""
+    numbered = [[int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)] for text in key[4:]]
+    return (*key[:4], *numbered)
 
 
-def _result(store: Store, one: Measured) -> Result:
+def _result(store: Store, one: Part) -> Result:
     """Programs have verdicts under two rules in their meta; all else is read as columns, whatever its size."""
     if not any(rule in next(one.outcomes(store)).meta for rule in RULES):
         columns = one.read(store)

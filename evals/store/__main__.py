@@ -16,7 +16,7 @@ def _parser() -> argparse.ArgumentParser:
         "copy",
         help="copy runs from one store to another",
         description="Copy runs with their metrics, completions, prompts, tags and records of files, and the runs they "
-        "were made from. The files themselves stay where they are. The same command again goes on after a stop, and "
+        "were made from. The files themselves stay where they are. The same command continues after a stop, and "
         "copies what has changed since.",
     )
     where = "an SQLite file or a postgresql+psycopg:// URL"

@@ -13,7 +13,7 @@ from sqlalchemy import event, exc
 
 from evals.errors import UserError
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 """the newest revision in evals/store/migrations/versions"""
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 60.0
@@ -42,6 +42,7 @@ runs_table = sa.Table(
     sa.Column("host", sa.Text, nullable=False),
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("pid_started", sa.Text, nullable=False),  # tells a process from a later one with the same pid
+    sa.Column("about", sa.Text, nullable=False, server_default="{}"),  # JSON
 )
 metrics_table = sa.Table(
     "metrics",
@@ -83,6 +84,7 @@ samples_table = sa.Table(
     sa.Column("response", sa.Text, nullable=False),
     sa.Column("token_ids", sa.LargeBinary, nullable=False),  # see evals.store.rows.pack
     sa.Column("logprobs", sa.LargeBinary),
+    sa.Column("advantage", sa.Double),
     sa.UniqueConstraint("run_id", "split", "item", "repeat", "step", name="samples_key"),
     sa.Index("samples_in_order", "run_id", "split", "step", "id"),
     sa.Index("samples_prompt", "prompt_id"),  # which prompts nobody has any more, and who had this prompt
@@ -156,8 +158,8 @@ def _read_only(url: sa.URL, path: Path) -> sa.Engine:
     log = path.with_name(path.name + "-wal")
     if log.exists() and log.stat().st_size:
         raise UserError(
-            f"the results store {path} lies where nothing can be written, and its last changes are still in "
-            f"{log.name}. Copy both files to a folder of yours and read it there."
+            f"the results store {path} is in a read-only place, and its last changes are still in "
+            f"{log.name}. Copy both files to a writable folder and read it there."
         )
     address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
     return sa.create_engine(url, pool_size=0, creator=lambda: sqlite3.connect(address, uri=True))

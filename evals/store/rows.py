@@ -49,6 +49,8 @@ class SampleRow:
     """level, subject, source, ...: whatever reports group by"""
     response_tokens: int = -1
     """length of the response; filled in from token_ids where not given"""
+    advantage: float | None = None
+    """what training made of the reward, within its group: 0 throughout in one that is not live; None: not trained on"""
 
     def __post_init__(self) -> None:
         if self.response_tokens < 0:
@@ -98,6 +100,9 @@ class RunRow:
     samples: int
     """how many completions it has stored"""
     tags: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
+    """what a report needs to know of a training run's method: its title and order among methods, in words what it does
+    ("advantage", "masked_groups"), and "metrics": (name, title, unit, what it is, name of its figure) of each"""
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,7 @@ def sample_values(run_id: str, row: SampleRow) -> dict[str, Any]:
         "response": clean_text(row.response),
         "token_ids": pack(row.token_ids, "<i4"),
         "logprobs": None if row.logprobs is None else pack(row.logprobs, "<f4"),
+        "advantage": row.advantage,
     }
 
 
@@ -197,7 +203,7 @@ def run_row(row: dict[str, Any], tags: Iterable[str] = ()) -> RunRow:
     began = row.pop("pid_started")
     if row["status"] == "running" and row["host"] == socket.gethostname() and pid_started(row["pid"]) != began:
         row["status"] = "dead"
-    for name in ("config", "code", "environment"):
+    for name in ("config", "code", "environment", "about"):
         row[name] = json.loads(row[name])
     row["started"] = when(row["started"])
     row["finished"] = None if row["finished"] is None else when(row["finished"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar, get_args
 
 import sqlalchemy as sa
@@ -80,7 +81,7 @@ class Store:
         place = str(url or ours or DEFAULT)
         if not make and is_missing(url):
             raise UserError(
-                f"there is no results store at {place}. Say --store PATH, or set AGPO_STORE; "
+                f"there is no results store at {place}. Pass --store PATH, or set AGPO_STORE; "
                 "`python -m agpo.train` and `python -m evals.run` make one."
             )
         store = cls(make_engine(database.with_password(place, ours)))
@@ -180,11 +181,12 @@ class Store:
         seed: int = 0,
         config: Mapping[str, Any],
         parent: str | None = None,
+        about: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
         """Record a new run as running in this process, with the code and environment it runs on. Returns its id.
 
         Ids sort by time of start: 261124-122027-5f3a9c. For an eval run `name` is the benchmark and `parent` the train
-        run whose checkpoint it measures.
+        run whose checkpoint it measures. about: see `RunRow.about`.
         """
         if kind not in get_args(Kind):
             raise ValueError(f"kind {kind!r}: expected one of {', '.join(get_args(Kind))}")
@@ -200,6 +202,7 @@ class Store:
             "code": to_json(code_version()),
             "environment": to_json(environment()),
             "parent": parent,
+            "about": to_json(about),
             "status": "running",
             "started": time.time(),
             **this_process(),

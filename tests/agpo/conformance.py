@@ -27,7 +27,7 @@ from agpo.objective import (
     token_losses,
     weighted_sums,
 )
-from agpo.tiny_model import make_model
+from tools.tiny_model import make_model
 
 VOCABULARY = 21
 LONGEST = 12
@@ -183,7 +183,7 @@ def one_call(case: Case, dtype: torch.dtype = torch.float64) -> Result:
 
 def trainer(case: Case, micro_batch_tokens: int = 40) -> Result:
     """`agpo.policy.update` on the plan of `agpo.batch`, in float32; where ranks have met, the model is sharded."""
-    from agpo import parallel
+    from agpo import distributed
     from agpo.batch import Group, Sample, plan_step
     from agpo.optimizer import Trained
     from agpo.policy import Policy, Settings
@@ -193,7 +193,7 @@ def trainer(case: Case, micro_batch_tokens: int = 40) -> Result:
     from evals.items import Item
 
     batch = make_batch(case, torch.float32)
-    parallel.split(batch.model)
+    distributed.shard(batch.model)
     samples = []
     for i, reward in enumerate(r for group in case.rewards for r in group):
         outcome = "error" if reward is None else "right" if reward == 1 else "wrong"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from groups import VOCABULARY
 
-from agpo.tiny_model import make_model
+from tools.tiny_model import make_model
 
 
 @pytest.fixture(scope="module")

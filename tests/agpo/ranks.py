@@ -17,14 +17,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from agpo import parallel
+from agpo import distributed
 from agpo.batch import plan_step
 from agpo.model import prepare
 from agpo.objective import PRESETS, Objective
 from agpo.optimizer import Trained, make_trained
 from agpo.policy import Policy, Settings
-from agpo.tiny_model import make_model
 from agpo.update import Sums, update
+from tools.tiny_model import make_model
 
 UPDATES = 5
 LONGEST = 9
@@ -102,11 +102,11 @@ def run(case: Case) -> Run:
     prepare(model, lora=lora(4 if case.more == "lora" else 0), gradient_checkpointing=case.more == "checkpointing")
     steps, reference = groups_of(case, model), deepcopy(model).requires_grad_(False) if case.objective.beta else None
     offload = case.more == "offload"
-    plain = parallel.split(model, half_masters=case.more != "lora", offload=offload)
+    plain = distributed.shard(model, half_masters=case.more != "lora", offload=offload)
     if reference is not None:
-        parallel.split(reference, half_masters=False)
+        distributed.shard(reference, half_masters=False)
     trained = make_trained(model, lr=1e-3, dtype=case.dtype, offload=offload)
-    assert parallel.world() == 1 or not trained.masters  # float32 shards are their own
+    assert distributed.world_size() == 1 or not trained.masters  # float32 shards are their own
     if case.optimizer == "SGD":
         trained = replace(trained, optimizer=torch.optim.SGD(trained.parameters, lr=0.3))
     policy = Policy(model, None, trained, lambda _: 0.3 if case.optimizer == "SGD" else 1e-3, reference, plain=plain)
@@ -116,7 +116,7 @@ def run(case: Case) -> Run:
         (minibatch,) = plan_step(groups, case.objective, len(groups), LONGEST)
         done = update(policy, minibatch, case.objective, settings, on_policy=not any(stepped for stepped, *_ in fates))
         fates.append((done.stepped, done.decision.clipped, done.decision.value))
-    with parallel.whole(plain, model):
+    with distributed.unsharded(plain, model):
         assert {p.dtype for p in plain.parameters()} == {case.dtype}
         exported = torch.cat([p.detach().flatten().float() for p in plain.parameters()])
     end = weights(trained)
@@ -175,10 +175,10 @@ def results(processes: list[subprocess.Popen], folder: Path) -> list[dict[str, R
 def agree(rank: int, world: int) -> None:
     """What ranks tell each other: an error of the last one, and sums in which each has another part."""
     try:
-        told: object = parallel.everyone(lambda: 1 / (world - 1 - rank))
-    except (ZeroDivisionError, parallel.OtherRankFailed) as e:
+        told: object = distributed.all_gather(lambda: 1 / (world - 1 - rank))
+    except (ZeroDivisionError, distributed.OtherRankFailed) as e:
         told = type(e)
-    assert told is (ZeroDivisionError if rank == world - 1 else parallel.OtherRankFailed), told
+    assert told is (ZeroDivisionError if rank == world - 1 else distributed.OtherRankFailed), told
     own, most = torch.tensor([1.0, 0, 0, 0, 0, 0.1 * (rank + 1) * 10 * (rank + 1)]), torch.tensor(rank + 2.0)
     seen = Sums(own.double(), most, tokens=rank, measured=10 * (rank + 1)).over_ranks()
     parts = range(1, world + 1)

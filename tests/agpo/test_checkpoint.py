@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agpo import checkpoint
+from agpo import checkpoint_io
 from agpo.optimizer import make_trained
 from agpo.policy import Policy
 from evals.engines.hf import load_model
@@ -32,13 +32,13 @@ def policy(tiny):
 
 
 def write(folder, step, policy):
-    return checkpoint.prepare(folder, step, policy, {"config": {}, "data": "x"}, {"run": "r"})()
+    return checkpoint_io.prepare(folder, step, policy, {"config": {}, "data": "x"}, {"run": "r"})()
 
 
 def test_what_is_written_is_the_policy_at_the_time_of_the_copy(policy, tmp_path):
     before = {name: x.clone() for name, x in policy.model.state_dict().items()}
     moments = copy.deepcopy(policy.trained.optimizer.state_dict()["state"])
-    later = checkpoint.prepare(tmp_path, 3, policy, {"config": {}, "data": "x"}, {"run": "r"})
+    later = checkpoint_io.prepare(tmp_path, 3, policy, {"config": {}, "data": "x"}, {"run": "r"})
     assert not (tmp_path / "checkpoints").exists()
     for parameter in policy.model.parameters():
         parameter.grad = torch.full_like(parameter, -2.0)
@@ -49,7 +49,7 @@ def test_what_is_written_is_the_policy_at_the_time_of_the_copy(policy, tmp_path)
     saved, tokenizer = load_model(str(path), device="cpu")
     assert all(torch.equal(x, before[name]) for name, x in saved.state_dict().items())
     again = Policy(saved, tokenizer, make_trained(saved, lr=1e-3), lambda k: 1e-3)
-    checkpoint.restore(path, again, checkpoint.read_state(path))
+    checkpoint_io.restore(path, again, checkpoint_io.read_state(path))
     assert again.updates == 7
     restored = again.trained.optimizer.state_dict()["state"]
     assert restored.keys() == moments.keys()
@@ -81,7 +81,7 @@ def _until_raised(writer):
 
 
 def _divide_while_writing(job):
-    with checkpoint.Writer() as writer:
+    with checkpoint_io.Writer() as writer:
         writer.start(job)
         1 / 0  # noqa: B018
 
@@ -90,7 +90,7 @@ def test_the_writer_raises_what_went_wrong_at_the_next_call_and_only_once():
     def fails():
         raise OSError("disk gone")
 
-    with checkpoint.Writer() as writer:
+    with checkpoint_io.Writer() as writer:
         writer.start(fails)
         with pytest.raises(OSError, match="disk gone"):
             writer.wait()
@@ -111,7 +111,7 @@ def test_a_failure_of_the_last_write_is_raised_at_the_end_or_noted_on_what_ended
     def fails():
         raise OSError("disk gone")
 
-    with pytest.raises(OSError, match="disk gone"), checkpoint.Writer() as writer:
+    with pytest.raises(OSError, match="disk gone"), checkpoint_io.Writer() as writer:
         writer.start(fails)
     with pytest.raises(ZeroDivisionError) as error:
         _divide_while_writing(fails)
@@ -119,23 +119,23 @@ def test_a_failure_of_the_last_write_is_raised_at_the_end_or_noted_on_what_ended
 
 
 def test_the_end_waits_for_the_last_write(policy, tmp_path):
-    with checkpoint.Writer() as writer:
-        writer.start(checkpoint.prepare(tmp_path, 2, policy, {"config": {}, "data": "x"}, {"run": "r"}))
-    assert checkpoint.checkpoints(tmp_path) == [tmp_path / "checkpoints/step-000002"]
+    with checkpoint_io.Writer() as writer:
+        writer.start(checkpoint_io.prepare(tmp_path, 2, policy, {"config": {}, "data": "x"}, {"run": "r"}))
+    assert checkpoint_io.checkpoints(tmp_path) == [tmp_path / "checkpoints/step-000002"]
 
 
 LARGE = """
 import sys, pathlib, torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from agpo import checkpoint
+from agpo import checkpoint_io
 from agpo.optimizer import make_trained
 from agpo.policy import Policy
 folder, tokenizer = pathlib.Path(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[2])
 model = LlamaForCausalLM(LlamaConfig(vocab_size=100_000, hidden_size=512, intermediate_size=64, num_hidden_layers=1))
 policy = Policy(model, tokenizer, make_trained(model, lr=1e-3), lambda k: 1e-3)
-with checkpoint.Writer() as writer:
+with checkpoint_io.Writer() as writer:
     for step in (1, 2):
-        writer.start(checkpoint.prepare(folder, step, policy, {"config": {}, "data": "x"}, {"run": "r"}))
+        writer.start(checkpoint_io.prepare(folder, step, policy, {"config": {}, "data": "x"}, {"run": "r"}))
 """
 
 
@@ -150,31 +150,31 @@ def test_kill_9_in_a_background_write_leaves_the_checkpoint_before_and_nothing_b
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert checkpoint.checkpoints(tmp_path) == [tmp_path / "checkpoints/step-000001"]
+    assert checkpoint_io.checkpoints(tmp_path) == [tmp_path / "checkpoints/step-000001"]
     assert begun.is_dir()
     load_model(str(tmp_path / "checkpoints/step-000001"), device="cpu")
-    checkpoint.remove_unfinished(tmp_path)
+    checkpoint_io.remove_unfinished(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
 
 
 def test_the_latest_and_the_best_are_kept_and_only_the_best_carries_the_label(policy, tmp_path):
     for step in (1, 2, 3, 4):
         write(tmp_path, step, policy)
-    assert checkpoint.read_best(tmp_path) is None
-    assert [path.name for path in checkpoint.surplus(tmp_path, 2)] == ["step-000001", "step-000002"]
+    assert checkpoint_io.read_best(tmp_path) is None
+    assert [path.name for path in checkpoint_io.surplus(tmp_path, 2)] == ["step-000001", "step-000002"]
     facts = {"measure": "eval/pass1", "value": 0.5, "selected_on_test": ""}
-    assert [path.name for path in checkpoint.mark_best(tmp_path, 1, facts)] == ["step-000001"]
-    assert checkpoint.mark_best(tmp_path, 1, facts) == []
-    assert [path.name for path in checkpoint.surplus(tmp_path, 2)] == ["step-000002"]
-    changed = checkpoint.mark_best(tmp_path, 3, {**facts, "value": 0.6})
+    assert [path.name for path in checkpoint_io.mark_best(tmp_path, 1, facts)] == ["step-000001"]
+    assert checkpoint_io.mark_best(tmp_path, 1, facts) == []
+    assert [path.name for path in checkpoint_io.surplus(tmp_path, 2)] == ["step-000002"]
+    changed = checkpoint_io.mark_best(tmp_path, 3, {**facts, "value": 0.6})
     assert [path.name for path in changed] == ["step-000001", "step-000003"]
-    labels = [json.loads((path / "agpo_run.json").read_text()) for path in checkpoint.checkpoints(tmp_path)]
+    labels = [json.loads((path / "agpo_run.json").read_text()) for path in checkpoint_io.checkpoints(tmp_path)]
     assert [label.get("best", {}).get("value") for label in labels] == [None, None, 0.6, None]
-    assert checkpoint.read_best(tmp_path) == {"checkpoint": "step-000003", "step": 3, **facts, "value": 0.6}
+    assert checkpoint_io.read_best(tmp_path) == {"checkpoint": "step-000003", "step": 3, **facts, "value": 0.6}
 
 
 def test_a_folder_without_a_trainers_state_is_not_a_checkpoint_to_resume(tiny):
     from pathlib import Path
 
     with pytest.raises(UserError, match="not a training checkpoint"):
-        checkpoint.read_state(Path(tiny))
+        checkpoint_io.read_state(Path(tiny))

@@ -10,8 +10,6 @@ import pytest
 from agpo.config import load_config
 from agpo.setup import fingerprint, load_items, model_path, open_reward, set_up
 from agpo.step import train_step
-from agpo.tiny_code import SLIP, SYMBOLS, solution
-from agpo.tiny_model import TASKS
 from agpo.train import main
 from evals.benches import tiny_code
 from evals.code_tests import Code, read_code
@@ -20,6 +18,8 @@ from evals.grading.code import CodeGrader, extract_code
 from evals.items import read_items
 from sandbox import Limits, Test
 from sandbox.backends.embedded import Embedded
+from tools.tiny_code import SLIP, SYMBOLS, solution
+from tools.tiny_model import TASKS
 
 SMALL = [
     "rollout.prompts_per_step=4",

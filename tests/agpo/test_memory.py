@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from agpo import setup
 from agpo.config import load_config
-from agpo.memory import GIB, PUBLISHED, Machine, advice, memory, model_config, recipe_table, seconds, shape_of
+from agpo.memory import GIB, PUBLISHED, Machine, advice, memory, model_config, model_sizes, recipe_table, seconds
 from agpo.train import main
 from evals.errors import UserError
 
@@ -22,7 +22,7 @@ PAPER = "qwen2.5-7b-math"
 
 @pytest.fixture(scope="module")
 def shape():
-    return shape_of(AutoConfig.for_model(**PUBLISHED["Qwen/Qwen2.5-7B"]), load_config(PAPER))
+    return model_sizes(AutoConfig.for_model(**PUBLISHED["Qwen/Qwen2.5-7B"]), load_config(PAPER))
 
 
 def needs(shape, gpus, gib, *keys, recipe=PAPER):
@@ -40,7 +40,7 @@ def test_a_models_shape(shape):
 
 def test_what_autograd_keeps_is_counted_as_on_real_tensors(tiny):
     config = load_config("tiny", ["dtype=float32"])
-    counted = shape_of(model_config("tiny"), config)
+    counted = model_sizes(model_config("tiny"), config)
     model = torch.nn.Module.to(setup.load(tiny, config)[0], "cpu")
     assert counted.parameters == sum(p.numel() for p in model.parameters())
     assert counted.layer == sum(p.numel() for p in model.model.layers[0].parameters())
@@ -94,7 +94,7 @@ def test_what_each_key_saves(shape, keys, less):
 
 def test_adapters_need_no_state_for_the_frozen_weights():
     config = load_config(PAPER, ["lora.rank=32"])
-    shape = shape_of(model_config("Qwen/Qwen2.5-7B"), config)
+    shape = model_sizes(model_config("Qwen/Qwen2.5-7B"), config)
     assert shape.adapters == 28 * 32 * (2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18_944))
     found = memory(config, shape, Machine(1, 80))
     assert found.fits
@@ -107,7 +107,7 @@ def test_every_recipe_fits_the_machine_that_it_names():
     for name in recipes():
         config = load_config(name)
         if gpus := config.hardware.gpus:
-            shape = shape_of(model_config(config.model), config)
+            shape = model_sizes(model_config(config.model), config)
             found = memory(config, shape, Machine(gpus, config.hardware.gpu_memory_gib))
             assert found.fits, name
             assert found.cache_tokens > 8 * (1024 + config.rollout.max_tokens), name
@@ -122,7 +122,7 @@ def test_the_table_of_the_docs_is_the_functions():
 def test_engine_hf_says_what_it_costs_only_where_it_costs(shape):
     assert "engine=vllm" in advice(load_config(PAPER, ["engine=hf"]), shape)
     assert not advice(load_config(PAPER), shape)
-    assert not advice(load_config("tiny"), shape_of(model_config("tiny"), load_config("tiny")))
+    assert not advice(load_config("tiny"), model_sizes(model_config("tiny"), load_config("tiny")))
 
 
 # -- before a run ----------------------------------------------------------------------------------------------------

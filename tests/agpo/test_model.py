@@ -8,10 +8,10 @@ from groups import REWARDS, make_groups, sgd
 
 from agpo.batch import plan_step
 from agpo.config import LoraConfig
+from agpo.distributed import layers_of
 from agpo.model import exported_weights, prepare
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained, restore, state
-from agpo.parallel import layers_of
 from agpo.policy import Policy, Settings
 from agpo.sync import units, weight_stream
 from agpo.update import update

@@ -11,6 +11,8 @@ from agpo.objective import (
     PRESETS,
     Objective,
     advantages,
+    apply_f_to_loss,
+    apply_f_to_units,
     clip_decision,
     counted,
     live_groups,
@@ -19,10 +21,8 @@ from agpo.objective import (
     overlong_penalty,
     resolve,
     sequence_weights,
-    shaped_loss,
     tis_weights,
     token_losses,
-    unit_shapes,
     weighted_sums,
 )
 
@@ -248,7 +248,7 @@ def test_a_tie_is_no_loss_and_is_judged_by_the_size_of_its_own_unit():
     assert clip_decision(1e-9, 1.0, PRESETS["agpo"]).loss == 0.0
     weight_T, unit_T = torch.full((4,), 0.005, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
     loss_T = torch.tensor([1.0, -1 + 1e-6, 1.0, -1 + 4e-6], dtype=torch.float64)  # means of 5e-7 and 2e-6
-    shaped_U, scale_U = unit_shapes(weight_T * loss_T, weight_T, unit_T, Objective(clip_scope="group"))
+    shaped_U, scale_U = apply_f_to_units(weight_T * loss_T, weight_T, unit_T, Objective(clip_scope="group"))
     assert scale_U.tolist() == [0.0, 1.0]
     assert shaped_U.tolist() == pytest.approx([0.0, 0.01 * 2e-6], rel=1e-6)
 
@@ -265,7 +265,7 @@ def test_a_token_without_weight_is_not_in_the_sums_whatever_it_is():
     loss_T = torch.tensor([NAN, 2.0, math.inf], requires_grad=True)
     weight_T = torch.tensor([0.0, 0.5, 0.0], dtype=torch.float64)
     assert weighted_sums(loss_T, weight_T) == (1.0, 1.0)
-    loss, scale = shaped_loss(loss_T, weight_T, torch.zeros(3, dtype=torch.long), PRESETS["agpo"])
+    loss, scale = apply_f_to_loss(loss_T, weight_T, torch.zeros(3, dtype=torch.long), PRESETS["agpo"])
     assert (loss.item(), scale) == (1.0, 1.0)
     assert torch.autograd.grad(loss, loss_T)[0].tolist() == [0.0, 0.5, 0.0]
 

@@ -354,7 +354,7 @@ def test_a_rank_that_hangs_ends_the_others_after_the_timeout(tmp_path):
         stopped.kill()
         stopped.communicate()
     assert code == 1
-    assert output.startswith("error: rank 0 waited in vain for another one: ")
+    assert output.startswith("error: rank 0 timed out waiting for another rank: ")
     assert "ranks.timeout_minutes" in output
     assert "--resume" in output
     assert "Traceback" not in output

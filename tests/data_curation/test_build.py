@@ -141,7 +141,7 @@ def test_a_foreign_folder_is_never_replaced(recipe, tmp_path):
     made(recipe, tmp_path / "mine")
     made(recipe, tmp_path / "mine")
     (tmp_path / "mine" / "hf" / "notes.md").write_text("x")
-    with pytest.raises(UserError, match=r"holds files of yours: hf/notes\.md"):
+    with pytest.raises(UserError, match=r"holds other files: hf/notes\.md"):
         made(recipe, tmp_path / "mine")
     assert (tmp_path / "mine" / "hf" / "notes.md").read_text() == "x"
 

@@ -145,7 +145,7 @@ math:279 math:4427, dapo:3196 dapo:8240"""
 CLASHES = """dapo:192 dapo:7724, dapo:274 dapo:7444, dapo:441 dapo:7694, dapo:515 dapo:8574, dapo:820 dapo:7753,
 dapo:1081 dapo:7827, dapo:2432 dapo:7235, dapo:2534 dapo:7819, dapo:2584 dapo:8428, dapo:2684 dapo:7932, dapo:3415
 dapo:7377, dapo:4577 dapo:7907, dapo:5038 dapo:7490, dapo:5219 dapo:8133, dapo:11559 dapo:11560, dapo:13674
-dapo:14672, dapo:13682 dapo:14106, dapo:16227 dapo:16629"""
+dapo:14672, dapo:13682 dapo:14106"""
 MORE_SIBLINGS = """dapo:14620 dapo:16614, dapo:13693 dapo:14147, math:2335 math:2368, dapo:6489 dapo:6898, math:2015
 math:2368, dapo:6541 dapo:6675, math:4373 dapo:6746, dapo:105 dapo:3349, math:217 math:3438, math:4634 dapo:6648,
 dapo:6418 dapo:7131, dapo:4408 dapo:15636, dapo:1330 dapo:1999, math:3575 math:3791, dapo:8046 dapo:8064, dapo:12490

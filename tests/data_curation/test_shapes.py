@@ -41,6 +41,25 @@ def csv_with_a_mark(path):
     (path / "x.csv").write_text("question,answer\n" + "".join(f'"{q}",{a}\n' for q, a in QA), encoding="utf-8-sig")
 
 
+def csv_with_semicolons(path):
+    (path / "x.csv").write_text("question;answer\n" + "".join(f"{q};{a}\n" for q, a in QA))
+
+
+def chats(path):
+    """Open-Reasoner-Zero's: a row is a list."""
+    truth = [{"from": "assistant", "ground_truth": {"value": a}} for _, a in QA]
+    rows = [[{"from": "human", "value": q}, said] for (q, _), said in zip(QA, truth, strict=True)]
+    (path / "x.json").write_text(json.dumps(rows))
+
+
+def chats_as_columns(path):
+    """The same as `datasets` reads it."""
+    rows = [
+        {"0": {"from": "human", "value": q}, "1": {"from": "assistant", "ground_truth": {"value": a}}} for q, a in QA
+    ]
+    lines(path / "x.jsonl", rows)
+
+
 def lines_with_a_mark(path):
     lines(path / "x.jsonl", [{"problem": q, "answer": int(a)} for q, a in QA], "utf-8-sig")
 
@@ -89,6 +108,9 @@ SHAPES = {
     wrapped: "x.json",
     lines_called_json: "x.json",
     csv_with_a_mark: "x.csv",
+    csv_with_semicolons: "x.csv",
+    chats: "x.json",
+    chats_as_columns: "x.jsonl",
     lines_with_a_mark: "x.jsonl",
     halves: "x.jsonl data.problem={Body}|{Question}",
     saved: "x",

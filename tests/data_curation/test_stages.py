@@ -6,6 +6,7 @@ from data_curation import answers, decontaminate, dedupe, normalise
 from data_curation.decontaminate import DecontaminateOptions, Reference
 from data_curation.dedupe import CONFLICT, FORM, NEAR, SIBLINGS, ExactOptions, NearOptions
 from data_curation.rows import Row
+from data_curation.sources import code_record
 from data_curation.stage import Context
 
 CONTEXT = Context(workers=1)
@@ -199,6 +200,17 @@ COPY = (
         ((f"{LONG}. It is a regular one.", "6"), (f"{LONG}. It is an irregular one.", "7"), SIBLINGS),
         ((f"{LONG}, 12 or 30. Red?", "6"), (f"{LONG}, 12 or 12. Red?", "7"), SIBLINGS),
         ((f"{LONG}, xOy. Red?", "6"), (f"{LONG}, x O y. Red?", "7"), CONFLICT),
+        *(  # a long text in which one sign or number is another
+            ((f"{LONG * 4} $x {a} 3$?", answers[0]), (f"{LONG * 4} $x {b} 3$?", answers[1]), what)
+            for answers in (("6", "7"), ("6", "6"), ("173", "173"))
+            for a, b, what in (
+                ("+", "-", SIBLINGS),
+                ("<", "\\geq", SIBLINGS),
+                ("+ 4 +", "+ 14 +", SIBLINGS if answers[0] == answers[1] else None),
+                ("\u2212", "-", CONFLICT if answers[0] != answers[1] else NEAR),
+            )
+        ),
+        ((f"{LONG * 4} $-3$?", "6"), (f"{LONG * 4} $3$?", "7"), SIBLINGS),
         (
             ("Simplify 111/9999 times 33.", "6"),
             ("Simplify 111/9999 times 33. The answer is in the form m/n, give m + n.", "7"),
@@ -226,6 +238,26 @@ def test_near_tells_copies_from_siblings(one, other, what):
     for pair in result.pairs:
         assert pair["texts"] == [one[0], other[0]]
         assert (pair["done"] == "both kept") == (not dropped)
+
+
+STATEMENT = (
+    "You are given an array $a$ of $n$ integers. Add one to elements until all are distinct; find the fewest additions."
+    "\n\nInput\nThe first line has $t$ ($1 \\le t \\le 100$), then $n$ ($1 \\le n \\le 10^{}$) and $a_i \\le 10^{}$."
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kept"),
+    [
+        (STATEMENT.format(5, 9), STATEMENT.format(9, 5), 2),
+        (STATEMENT.format(5, 9), STATEMENT.format(3, 9), 2),
+        (f"B. Distinct\nCodeforces Round #345 (Div. 2)\n{STATEMENT.format(5, 9)}", STATEMENT.format(5, 9), 1),
+        (f"Distinct (Div. 1)\n{STATEMENT.format(5, 9)}", f"Distinct (Div. 2)\n{STATEMENT.format(5, 9)}", 1),
+    ],
+)
+def test_programs_are_one_with_the_same_limits_whatever_the_contest(one, other, kept):
+    made = [Row(f"a:{at}", "a", text, "", {}, code_record(["1"], ["1"])) for at, text in enumerate((one, other))]
+    assert len(dedupe.near(made, NearOptions(), CONTEXT).rows) == kept
 
 
 def test_near_thresholds_and_trust():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_curation import similar, text
-from data_curation.similar import GramIndex, near_pairs, run_sets
+from data_curation.similar import gram_pairs, near_pairs, run_sets
 from data_curation.text import grams, tokens
 
 WORDS = (*string.ascii_lowercase, "find", "the", "triangle", "sides", "angle", "integer", "\\frac")
@@ -132,7 +132,7 @@ def test_a_template_costs_linear_time_and_loses_no_copy(monkeypatch):
 
 def test_shares_of_ngrams_are_exact():
     texts, references = some_texts(60, 3), [*some_texts(60, 3)[5:9], "find x", "", *some_texts(5, 4)]
-    pairs = GramIndex.build(references, 5).pairs(texts, 0.3)
+    pairs = gram_pairs(texts, references, 5, 0.3)
 
     def sets(problem: str) -> set[tuple[str, ...]]:
         words = plain_tokens(problem)
@@ -151,5 +151,5 @@ def test_shares_of_ngrams_are_exact():
 @pytest.mark.parametrize("texts", [[], [""], ["", "find x"]])
 def test_nothing_to_compare_is_no_pair(texts):
     assert not near_pairs(run_sets(texts, 3), 0.7).left.size
-    assert not GramIndex.build(["find the sum of x and y"], 3).pairs(texts, 0.5).left.size
-    assert not GramIndex.build(["", "$"], 3).pairs(["find the sum"], 0.5).left.size
+    assert not gram_pairs(texts, ["find the sum of x and y"], 3, 0.5).left.size
+    assert not gram_pairs(["find the sum"], ["", "$"], 3, 0.5).left.size

@@ -1,5 +1,8 @@
 """A store as two short training runs, their checkpoints and evaluations would leave it, for the tests of the page."""
 
+from dataclasses import replace
+
+from agpo.telemetry import METRICS
 from evals.store import SampleRow, Store
 
 ATTACK = (
@@ -60,7 +63,12 @@ def add_training(store: Store, method: str, seed: int, folder, *, steps=6, paren
         "eval": {"n": 2, "temperature": 1.0},
         "prompt": "arith",
     }
-    run = store.start_run("train", "tiny", method=method, model="tiny", seed=seed, config=config, parent=parent)
+    about = {"advantage": "A = (r − group mean) / (sample std + 1e-6)", "masked_groups": "mask", "metrics": METRICS}
+    if method == "grpo":
+        about["masked_groups"] = "keep"
+    run = store.start_run(
+        "train", "tiny", method=method, model="tiny", seed=seed, config=config, parent=parent, about=about
+    )
     for step in range(1, steps + 1):
         rows = []
         for group in range(4):  # one is all wrong, one all right, two are live
@@ -69,9 +77,9 @@ def add_training(store: Store, method: str, seed: int, folder, *, steps=6, paren
                 answer = "2" if right else "3"
                 text = f"{step}+{group}=... \\boxed{{{answer}}}"
                 item = f"{step}+{group}"
-                rows.append(
-                    sample(item, k, step, split="train", right=right, answer=answer, tokens=8 + k, response=text)
-                )
+                row = sample(item, k, step, split="train", right=right, answer=answer, tokens=8 + k, response=text)
+                live = (0.5 if right else -0.5) / (0.57735 + 1e-6) if group in (1, 2) else 0.0
+                rows.append(replace(row, advantage=live))
         store.log_samples(run, rows)
         metrics = {
             "reward/mean": 0.3 + 0.05 * step + 0.01 * seed,
@@ -79,6 +87,7 @@ def add_training(store: Store, method: str, seed: int, folder, *, steps=6, paren
             "entropy": 0.2 - 0.01 * step,
             "groups/live": 2,
             "clip/clipped_updates": 1,
+            "clip/rate": 0.25,
             "updates/made": 3,
             "updates/refused": 0,
             "grad_norm": 0.1,

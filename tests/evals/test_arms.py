@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from agpo.telemetry import METRICS
 from evals.errors import UserError
 from evals.report import arms, arms_report
-from evals.report.arms import arm_of, compare, t_interval, two_level
+from evals.report.arms import compare, t_interval, two_level
 from evals.report.command import main
+from evals.report.parts import arm_of
 from evals.store import SampleRow
 
 ITEMS = ("a", "b", "c", "d")
@@ -66,7 +68,7 @@ def train(
         "update": {"lr": 0.1},
         **config,
     }
-    run = store.start_run("train", "toy", method=preset, model="m", seed=seed, config=tree)
+    run = store.start_run("train", "toy", method=preset, model="m", seed=seed, config=tree, about={"metrics": METRICS})
     for step in range(1, steps + 1):
         made = updates[step - 1] if isinstance(updates, list) else updates
         values = {

@@ -171,7 +171,7 @@ def test_names_that_do_not_decide(store, capsys):
     add(store, [0.0], temperature=0.5)
     assert "fits 2" in refuse(capsys, "agpo", first)
     assert "same evaluation" in refuse(capsys, first, first)
-    assert "wants two runs" in refuse(capsys, first)
+    assert "needs two runs" in refuse(capsys, first)
     assert "RUN@STEP" in refuse(capsys, first, f"{first}@best")
     train = store.start_run("train", "t", method="x", config={})
     assert "no evaluation with completions" in refuse(capsys, train, first)

@@ -1,7 +1,6 @@
 """The vLLM engine: what every engine does, and what is its own (weights, processes that die, what is refused)."""
 
 import itertools
-import json
 import os
 import random
 import signal
@@ -115,7 +114,8 @@ def test_synced_weights_are_those_that_generate_the_tied_output_layer_included(s
 def test_a_prefix_cache_that_is_not_emptied_shows_in_the_gap(subject, trained, monkeypatch):
     moved(trained, 0)
     assert gap(subject, trained) > 1e-2  # the cache now has the old weights' keys of the long prompt
-    monkeypatch.setattr(subject.engine.backend, "forget", lambda: None)
+    real = subject.engine.backend.call
+    monkeypatch.setattr(subject.engine.backend, "call", lambda what, *x: what == "forget" or real(what, *x))
     subject.engine.sync(trained.state_dict(), "step-0")
     assert gap(subject, trained) > 1e-2
     monkeypatch.undo()
@@ -153,9 +153,8 @@ def test_weights_wake_first_then_come_the_chunks_then_wakes_the_cache(vllm, mode
     monkeypatch.setattr(vllm_transfer, "CHUNK_BYTES", 1)
     engine = load_engine("vllm", model)
     said = []
-    for name in ("sleep", "start_sync", "receive", "finish_sync", "wake", "forget"):
-        real = getattr(engine.backend, name)
-        monkeypatch.setattr(engine.backend, name, lambda *x, name=name, real=real: (said.append(name), real(*x)))
+    real = engine.backend.call
+    monkeypatch.setattr(engine.backend, "call", lambda name, *x: (said.append(name), real(name, *x)))
     monkeypatch.setattr(engine, "_give_back", lambda: said.append("give back"))
     like = {name: x.to("meta") for name, x in trained.state_dict().items()}
 
@@ -298,27 +297,6 @@ def test_ctrl_c_ends_an_evaluation_and_its_engine(vllm, model, tmp_path):
     wait_until(lambda: not any(alive(pid) for pid in children))
 
 
-@pytest.mark.vllm
-@pytest.mark.slow
-def test_in_this_process_it_says_the_same(subject, model):
-    script = f"""
-import json, sys
-from evals.engines import Request, Sampling, load_engine
-if __name__ == "__main__":
-    engine = load_engine("vllm", {model!r}, in_process=True)
-    requests = [Request(tuple(ids), tuple(seeds)) for ids, seeds in json.loads(sys.argv[1])]
-    outputs = sorted(engine.generate(requests, Sampling(40)))
-    print(json.dumps([o.completion.token_ids for o in outputs]), flush=True)
-    import os; os._exit(0)
-"""
-    requests = ask(subject, ["3+5=", LONG], range(3))
-    asked = json.dumps([[r.prompt_ids, r.seeds] for r in requests])
-    said = subprocess.run([sys.executable, "-c", script, asked], capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    expected = complete(subject, requests, Sampling(40))
-    assert json.loads(said.stdout.splitlines()[-1]) == [list(expected[key].token_ids) for key in sorted(expected)]
-
-
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -362,7 +340,6 @@ def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch, tmp_pat
     for options, said in (
         ({"max_len": 3}, "no option 'max_len'; there are max_model_len"),
         ({"max_num_seqs": 0}, "max_num_seqs: Input should be greater"),
-        ({"in_process": True, "data_parallel_size": 2}, "in_process goes without"),
         ({"max_model_len": 257}, "257 is more than the 256 positions"),
         ({"kv_cache_memory_bytes": 100_000}, r"256 tokens need 0\.6 MiB, and the cache has 0\.1.*max_model_len"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size is for GPUs"),

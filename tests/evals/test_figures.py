@@ -6,9 +6,11 @@ import pytest
 from matplotlib.figure import Figure
 
 import evals.report.figures as figures_module
-from evals.report.figures import curves, figures
+from agpo.telemetry import METRICS
+from evals.report.figures import curves, figures, line_colours
 from evals.store import Store
 
+ABOUT = {"metrics": METRICS}
 SCOPED = {"preset": "agpo", "clip_scope": "group"}
 
 
@@ -19,7 +21,7 @@ def store(tmp_path):
 
 
 def train(store, method, seed, steps=10, name="tiny", **metrics):
-    run_id = store.start_run("train", name, method=method, model="m", seed=seed, config={})
+    run_id = store.start_run("train", name, method=method, model="m", seed=seed, config={}, about=ABOUT)
     for step in range(1, steps + 1):
         store.log_metrics(run_id, step, metrics or {"reward/mean": seed / 10, "entropy": 0.5, "groups/live": 3})
     return run_id
@@ -47,12 +49,12 @@ def test_curves_of_a_run_that_has_logged_nothing(store, tmp_path):
 def test_one_figure_per_metric_and_only_where_there_is_data(store, tmp_path):
     train(store, "agpo", 0)
     train(store, "dead", 0, steps=0)
-    assert [p.name for p in figures(store, tmp_path)] == ["entropy.png", "reward.png", "live_groups.png"]
+    assert [p.name for p in figures(store, tmp_path)] == ["reward.png", "entropy.png", "live_groups.png"]
     train(store, "agpo", 0, name="other", **{"tokens/response_mean": 5.0})
     paths = figures(store, tmp_path)
     train(store, "agpo", 0, name="m", entropy=1.0)  # a recipe with the name of its model
     assert "entropy-m.png" in [p.name for p in figures(store, tmp_path)]
-    tiny = ["entropy-tiny-m.png", "reward-tiny-m.png", "live_groups-tiny-m.png"]
+    tiny = ["reward-tiny-m.png", "entropy-tiny-m.png", "live_groups-tiny-m.png"]
     assert [p.name for p in paths] == [*tiny, "response_tokens-other-m.png"]
     assert all(map(is_picture, paths))
 
@@ -80,22 +82,24 @@ def test_scopes_of_the_clip_are_lines_of_their_own(store, tmp_path, monkeypatch)
     seen = []
     monkeypatch.setattr(figures_module, "_band", lambda axes, seeds, method, colour: seen.append((method, len(seeds))))
     train(store, "agpo", 0, entropy=1.0)
-    run_id = store.start_run("train", "tiny", method="agpo", model="m", config={"objective": SCOPED})
+    run_id = store.start_run("train", "tiny", method="agpo", model="m", config={"objective": SCOPED}, about=ABOUT)
     store.log_metrics(run_id, 1, {"entropy": 1.0})
     figures(store, tmp_path)
-    assert seen[:2] == [("agpo", 1), ("agpo clip_scope=group", 1)]
+    assert [one for one in seen if one[1]] == [("agpo", 1), ("agpo clip_scope=group", 1)]
 
 
 def test_other_learning_rates_are_lines_of_their_own_and_a_run_that_goes_on_ends_no_line(store, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(figures_module, "_band", lambda axes, seeds, method, colour: seen.append((method, len(seeds))))
     for seed, lr, status in ((0, 1, "done"), (1, 1, "done"), (2, 1, "running"), (0, 2, "running")):
-        run_id = store.start_run("train", "tiny", method="agpo", model="m", seed=seed, config={"update": {"lr": lr}})
+        run_id = store.start_run(
+            "train", "tiny", method="agpo", model="m", seed=seed, config={"update": {"lr": lr}}, about=ABOUT
+        )
         store.log_metrics(run_id, 1, {"entropy": 1.0})
         if status == "done":
             store.finish_run(run_id, status)
     figures(store, tmp_path)
-    assert seen[:2] == [("agpo update.lr=1", 2), ("agpo update.lr=2", 1)]
+    assert [one for one in seen if one[1]] == [("agpo update.lr=1", 2), ("agpo update.lr=2", 1)]
 
 
 def test_smoothing_keeps_a_straight_line_and_short_runs_as_they_are():
@@ -105,7 +109,8 @@ def test_smoothing_keeps_a_straight_line_and_short_runs_as_they_are():
     assert figures_module._smooth(short).equals(short)
 
 
-def test_methods_keep_their_colour_and_never_share_one():
-    both = figures_module._colours(["agpo", "grpo", "mine", "yours"])
-    assert both["agpo"] == figures_module._colours(["mine", "agpo"])["agpo"]
+def test_methods_keep_their_colour_and_never_share_one(store):
+    runs = {method: store.find_run(train(store, method, 0)) for method in ("agpo", "grpo", "mine", "yours")}
+    both = line_colours(runs)
+    assert both["agpo"] == line_colours({name: runs[name] for name in ("mine", "agpo")})["agpo"]
     assert len(set(both.values())) == 4

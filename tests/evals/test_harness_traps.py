@@ -18,8 +18,8 @@ from evals.engines import Sampling
 from evals.engines.hf import HFEngine
 from evals.errors import UserError
 from evals.grading.grader import Grader
-from evals.harness import BenchTask, EngineLM, run_lm_eval
 from evals.items import Item
+from evals.lm_tasks.bench import bench_results
 from evals.lm_tasks.lm import sampling_of
 from evals.lm_tasks.plan import make_task_plan
 from evals.run import main
@@ -68,8 +68,8 @@ def job(store, *, max_tokens=300, n=2, temperature=1.0, run_id=None):
 
 def through_lm_eval(engine, task_job, store):
     with Grader("exact") as grader:
-        task = BenchTask(BENCH, ITEMS, task_job, engine.tokenizer)
-        results = run_lm_eval(EngineLM(engine, task, task_job, store, grader), task)
+        made = complete(engine, ITEMS, task_job, store, grader)
+    results, _ = bench_results(engine, ITEMS, task_job, made, store)
     rows = list(store.samples(task_job.run_id, with_tokens=True))
     return results["samples"]["agpo_long"], rows, results["results"]["agpo_long"]
 
@@ -164,7 +164,7 @@ def test_trap_7_a_long_prompt_is_refused_and_not_cut_from_the_left(engine, store
 
 def test_trap_8_lm_evals_minerva_module_and_its_antlr_pin_are_never_imported():
     code = (
-        "import sys, evals.harness, evals.lm_tasks.evaluate, evals.grading.worker; "
+        "import sys, evals.lm_tasks.bench, evals.lm_tasks.evaluate, evals.grading.worker; "
         "from math_verify import parse, verify; assert verify(parse('$\\\\frac12$'), parse('0.5')); "
         "print([name for name in sys.modules if 'minerva' in name])"
     )

@@ -1,4 +1,4 @@
-"""What is put into the page, without a browser: advantages, choice of samples, chunks, words."""
+"""What is put into the page, without a browser: choice of samples, chunks, words."""
 
 import base64
 import json
@@ -7,78 +7,20 @@ import re
 import zlib
 
 import pytest
-import torch
 from page_store import add_evaluation, add_training, fill, sample
 from scipy import stats as scipy_stats
 
-from agpo.config import load_config, objective_of
-from agpo.objective import advantages as agpo_advantages
-from agpo.objective import live_groups, shaped_rewards
-from agpo.presets import PRESETS
 from evals.report.command import main
 from evals.report.manage import add_tags
-from evals.report.measured import select
-from evals.report.page import advantage
 from evals.report.page import samples as samples_module
 from evals.report.page.build import write_page
-from evals.report.page.choice import choose_samples, parts_of, take
-from evals.report.page.content import masked_groups, part_names, run_names
+from evals.report.page.choice import choose_samples, take
+from evals.report.page.content import part_names, run_names
 from evals.report.page.differences import differences
 from evals.report.page.samples import problem_text
 from evals.report.page.summary import evaluations, over_seeds
-from evals.report.variants import line_names
+from evals.report.parts import line_names, parts_of, select
 from evals.stats import holm
-
-GROUPS = {
-    "mixed": ([1.0, 0.0, 1.0, 0.0], [10, 60, 64, 30]),
-    "all right": ([1.0, 1.0, 1.0, 1.0], [10, 20, 64, 40]),
-    "fractions": ([0.25, 0.5, 0.5, 1.0], [5, 64, 55, 12]),
-    "unscored": ([1.0, None, 0.0, 0.0], [10, 64, 30, 20]),
-    "one scorable": ([None, None, 1.0, None], [10, 64, 30, 20]),
-    "alike but for rounding": ([0.2, 0.2 + 1e-9, 0.2, 0.2], [10, 64, 30, 20]),
-}
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("group", GROUPS)
-def test_advantages_are_the_trainers(preset, group):
-    rewards, lengths = GROUPS[group]
-    config = load_config("tiny", [f"objective={preset}"]).model_dump(mode="json")
-    objective = objective_of(config["objective"])
-    raw_GN = torch.tensor([[float("nan") if r is None else r for r in rewards]], dtype=torch.float64)
-    shaped_GN = shaped_rewards(raw_GN, torch.tensor(lengths), 64, objective)
-    expected = agpo_advantages(shaped_GN, objective, live_groups(raw_GN))[0].tolist()
-    rule = advantage.rule_of(config)
-    assert rule is not None
-    found = advantage.advantages(rewards, lengths, rule)
-    assert [r is None for r in rewards] == [a is None for a in found]
-    assert [a or 0.0 for a in found] == pytest.approx(expected, abs=1e-9)
-    assert masked_groups(config) == objective.masked_groups
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["objective.advantage_std=population"],
-        ["objective.overlong=soft_penalty", "objective.overlong_buffer=10", "objective.overlong_penalty=0.3"],
-        ["objective.masked_groups=keep"],
-    ],
-)
-def test_single_knobs_count_too(overrides):
-    config = load_config("tiny", overrides).model_dump(mode="json")
-    objective = objective_of(config["objective"])
-    rewards, lengths = GROUPS["mixed"]
-    raw_GN = torch.tensor([rewards], dtype=torch.float64)
-    expected = agpo_advantages(shaped_rewards(raw_GN, torch.tensor(lengths), 64, objective), objective)[0].tolist()
-    rule = advantage.rule_of(config)
-    assert rule is not None
-    assert advantage.advantages(rewards, lengths, rule) == pytest.approx(expected, abs=1e-9)
-    assert masked_groups(config) == objective.masked_groups
-
-
-def test_an_unknown_objective_has_no_advantage():
-    assert advantage.rule_of({"objective": {"preset": "of the future"}}) is None
-    assert advantage.rule_of({}) is None
 
 
 def read_page(path):

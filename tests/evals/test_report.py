@@ -3,16 +3,42 @@
 import csv
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from agpo.telemetry import METRICS
 from evals.report.command import main
 from evals.report.layout import Grid, print_grid
 from evals.report.manage import add_tags
+from evals.report.page.build import write_page
+from evals.report.page.content import run_facts
 from evals.report.paper_tables import FORMATS
 from evals.report.table_rows import rows
 from evals.store import SampleRow, Store
+
+
+def test_a_new_preset_touches_the_trainers_presets_alone(capsys, path, monkeypatch):
+    """Its place, its title and what it does with advantages reach tables and page by the store."""
+    from agpo import presets
+    from agpo.config import load_config
+    from agpo.setup import about_run, recorded
+
+    monkeypatch.setitem(presets.PRESETS, "half_baked", replace(presets.PRESETS["grpo"], advantage_std="population"))
+    with Store.open(path) as store:
+        for method in ("half_baked", "agpo", "grpo"):
+            config = load_config("tiny", [f"objective={method}"])
+            told = {"method": method, "model": "tiny", "config": recorded(config), "about": about_run(config)}
+            run = store.start_run("train", "tiny", **told)
+            store.finish_run(run, "done")
+            add_eval(store, [1.0, 0.0], model="tiny", method=method, parent=run)
+        assert [row.named for row in rows(store)] == ["GRPO", "AGPO", "HALF-BAKED"]
+        write_page(store, path.with_suffix(".html"))
+        facts = {run.method: run_facts(run, "", "", store) for run in store.runs("train")}
+    assert "population std" in facts["half_baked"]["advantage"]
+    assert facts["half_baked"]["maskedGroups"] == "keep"
+    assert "half_baked" in path.with_suffix(".html").read_text()
 
 
 @pytest.fixture
@@ -255,7 +281,9 @@ def test_sampling_seeds_are_repeats_and_training_seeds_are_runs(capsys, path):
 
 def test_runs_without_evaluation_and_a_running_one(capsys, path):
     with Store.open(path) as store:
-        run_id = store.start_run("train", "tiny", method="agpo", model="m[bold]", config={"lr": 1})
+        run_id = store.start_run(
+            "train", "tiny", method="agpo", model="m[bold]", config={"lr": 1}, about={"metrics": METRICS}
+        )
         store.log_metrics(run_id, 1, {"reward/mean": 0.5, "entropy": math.nan})
         text = report(capsys, path, "runs")
         assert run_id in text
@@ -300,7 +328,7 @@ def test_a_store_that_is_not_there_is_not_made(capsys, path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_one_message(capsys, path, tmp_path, arguments, name):
     with Store.open(path) as store:
         add_eval(store, [1.0, 0.0])
-        store.log_metrics(store.start_run("train", "tiny", config={}), 1, {"entropy": 0.5})
+        store.log_metrics(store.start_run("train", "tiny", config={}, about={"metrics": METRICS}), 1, {"entropy": 0.5})
     (tmp_path / "file").write_text("no folder")
     assert main([*arguments, str(tmp_path / "file" / name), "--store", str(path)]) == 2
     said = capsys.readouterr().err

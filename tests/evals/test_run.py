@@ -117,13 +117,13 @@ def test_training_and_command_count_alike(engine, store, tmp_path, monkeypatch, 
 
 def test_lm_evals_own_numbers_are_ours(engine, store):
     """All repeats reach lm-eval's filter and metrics (take_first would drop all but one)."""
-    from evals.harness import BenchTask, EngineLM, run_lm_eval
+    from evals.lm_tasks.bench import bench_results
     from evals.stats import summarise
 
     task_job = job(store, n=3)
     with Grader("exact") as grader:
-        task = BenchTask(task_job.bench, ITEMS, task_job, engine.tokenizer)
-        results = run_lm_eval(EngineLM(engine, task, task_job, store, grader), task)
+        rows = complete(engine, ITEMS, task_job, store, grader)
+    results, _ = bench_results(engine, ITEMS, task_job, rows, store)
     ours = summarise(store.samples(task_job.run_id))
     theirs = results["results"]["agpo_arith"]
     assert theirs["pass1,all"] == pytest.approx(ours.pass1)

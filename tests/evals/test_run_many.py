@@ -357,7 +357,7 @@ def test_regrade_of_what_is_no_evaluation(folder, capsys):
     [
         (["--engine-option", "max_num_seqs"], "expected KEY=VALUE"),
         (["--concurrency", "4"], "the engine hf has no option 'concurrency'"),
-        (["--model", "openai:http://localhost:1#m", "--engine", "vllm"], "goes with --engine openai"),
+        (["--model", "openai:http://localhost:1#m", "--engine", "vllm"], "use --engine openai"),
     ],
 )
 def test_options_of_engines(capsys, args, words, tiny):

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from evals.report.command import main
-from evals.report.measured import measured
 from evals.report.overlap import problems, without_template
+from evals.report.parts import measured
 from evals.store import SampleRow, Store
 
 TEMPLATE = "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{{}}.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # noqa: E501
@@ -96,7 +96,7 @@ def test_a_training_run_shows_its_last_evaluation(store, capsys):
 
 def test_the_template_is_taken_off_the_prompts(store):
     run_id = add(store, [[("1", 1.0)], [("1", 0.0)], [("1", 0.0)]])
-    (one,) = measured(store, store.find_run(run_id))
+    (one,) = measured(store, [store.find_run(run_id)])
     bare = [" ".join(item.prompt.split()) for item in problems(store, one)]
     # "Find" and "?" begin and end all of them too
     assert bare == [problem(i).removeprefix("Find ").removesuffix(" ?") for i in range(3)]

@@ -69,7 +69,7 @@ def native(world: int, folder: Path) -> dict[str, float]:
 
 
 def verl(world: int, folder: Path, python: str) -> dict[str, float]:
-    from agpo.tiny_model import make_model, make_tokenizer
+    from tools.tiny_model import make_model, make_tokenizer
 
     torch.manual_seed(0)
     make_model(VOCABULARY).save_pretrained(folder)

@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
     """The model of the cases with a tokenizer, as verl wants it: a folder."""
     import torch
 
-    from agpo.tiny_model import make_model, make_tokenizer
+    from tools.tiny_model import make_model, make_tokenizer
 
     out = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)

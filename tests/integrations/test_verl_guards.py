@@ -140,7 +140,7 @@ class Steps(Base):
 
 def test_an_engine_that_steps_by_itself():
     guards.check_engine(Shared, Base)
-    with pytest.raises(UserError, match=r"Steps has a training step of its own \(.*Steps.train_batch\)"):
+    with pytest.raises(UserError, match=r"Steps has its own training step \(.*Steps.train_batch\)"):
         guards.check_engine(Steps, Base)
 
 

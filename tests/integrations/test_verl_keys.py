@@ -10,6 +10,7 @@ from agpo.config import all_keys, load_config, make_config, recipes
 from agpo.integrations.verl import keys
 from agpo.train import main
 from evals.errors import UserError
+from tools.verl_rehearsal import settings as rehearsal
 
 RUN = Path("/runs/verl-x")
 
@@ -195,7 +196,7 @@ def test_verls_schema_takes_every_key(verl_python):
     import subprocess
 
     cases = {name: mapped(recipe=name) for name in recipes() if name.startswith("qwen")}
-    cases["rehearsal"] = keys.overrides(make_config({}, "", ["hardware.gpus=2"]), RUN, rehearse=True)
+    cases["rehearsal"] = keys.overrides(make_config({}, "", ["hardware.gpus=2"]), RUN, rehearsal.verl_keys(2))
     cases["all"] = mapped("update.liger=true", "vllm.max_model_len=9000", "vllm.enforce_eager=true", "prompt=boxed")
     given = json.dumps({name: keys.as_hydra(case) for name, case in cases.items()})
     done = subprocess.run([verl_python, "-c", COMPOSE], input=given, capture_output=True, text=True, check=False)

@@ -20,9 +20,9 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--rehearse"], "--rehearse is of verl: add --engine verl"),
-        (["--verl", "trainer.nnodes=2"], "--verl is of verl"),
-        (["--verl-python", "python"], "--verl-python is of verl"),
+        (["--rehearse"], "--rehearse is an option of verl: add --engine verl"),
+        (["--verl", "trainer.nnodes=2"], "--verl is an option of verl"),
+        (["--verl-python", "python"], "--verl-python is an option of verl"),
         (["--engine", "verl", "--explain"], "--explain shows a step of our own trainer"),
         (["--engine", "verl", "--dry-run", "--verl", "nnodes"], "--verl nnodes: expected KEY=VALUE"),
         (["--engine", "verl", "--resume", "latest"], "no verl run in runs/"),

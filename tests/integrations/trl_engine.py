@@ -20,7 +20,7 @@ from trl import GRPOConfig
 
 from agpo.integrations.trl import AGPOTrainer, check_objective
 from agpo.objective import PRESETS, minibatch_loss
-from agpo.tiny_model import make_tokenizer
+from tools.tiny_model import make_tokenizer
 
 SAMPLES = 4
 CUTS = {1: (1, 4), 2: (2,)}

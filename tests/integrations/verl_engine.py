@@ -11,6 +11,7 @@ import os
 import sys
 
 os.environ["VERL_PLATFORM"] = "agpo_cpu"
+os.environ["VERL_USE_EXTERNAL_MODULES"] = "tools.verl_rehearsal.register"
 
 import torch
 import torch.distributed as dist

@@ -9,7 +9,10 @@ import ray
 ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
 
 
-@ray.remote(num_cpus=1, runtime_env={"env_vars": {"VERL_PLATFORM": "agpo_cpu"}})
+REHEARSAL = {"VERL_PLATFORM": "agpo_cpu", "VERL_USE_EXTERNAL_MODULES": "tools.verl_rehearsal.register"}
+
+
+@ray.remote(num_cpus=1, runtime_env={"env_vars": REHEARSAL})
 def look():
     import sys
 

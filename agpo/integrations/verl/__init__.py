@@ -9,8 +9,10 @@ verl: they also run where our own package lives. docs/cluster.md is the page for
     trainer.py  verl's synchronous trainer with that plan
 """
 
+from typing import Any
+
+Json = dict[str, Any]
+"""a JSON object, or what verl keeps by name"""
 VERL_VERSION = "0.9.1"
 NAME = "agpo"
 """of the trainer mode and of the entry point"""
-CPU = "agpo_cpu"
-"""of the platform that a rehearsal runs on (VERL_PLATFORM)"""

@@ -20,12 +20,13 @@ from verl.utils.tensordict_utils import maybe_fix_3d_position_ids
 from verl.workers.engine.base import BaseEngine
 from verl.workers.utils.padding import no_padding_2_padding
 
+from agpo.integrations.verl import Json
 from agpo.integrations.verl.guards import check_engine
 from agpo.objective import Objective, clip_decision, tis_weights, token_losses, weighted_sums
 
 
 def loss_part(
-    model_output: dict[str, Any], data: Any, objective: Objective, tis_cap: float | None
+    model_output: Json, data: Any, objective: Objective, tis_cap: float | None
 ) -> tuple[torch.Tensor, tuple[float, float]]:
     """(sum w l with its gradient, (sum w l, sum w |l|)) of one micro-batch in verl's format.
 
@@ -47,7 +48,7 @@ class ClippedEngine:
 
     objective: Objective
     tis_cap: float | None
-    last: dict[str, Any]
+    last: Json
     """what happened to the last mini-batch, the same on every rank"""
 
     def train_batch(self: Any, data: Any, loss_function: Callable[..., Any]) -> Any:
@@ -57,7 +58,7 @@ class ClippedEngine:
         ranks, group = self.get_data_parallel_size(), self.get_data_parallel_group()
         sums = torch.zeros(2, dtype=torch.float64)
 
-        def part(model_output: dict[str, Any], data: Any, dp_group: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:
+        def part(model_output: Json, data: Any, dp_group: object = None) -> tuple[torch.Tensor, Json]:
             loss, both = loss_part(model_output, data, self.objective, self.tis_cap)
             sums.add_(torch.tensor(both, dtype=torch.float64))
             return loss * ranks, {}  # gradients are averaged over the ranks

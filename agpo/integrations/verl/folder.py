@@ -10,11 +10,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from agpo.config import TrainConfig, make_config
+from agpo.integrations.verl import Json
 from evals.errors import UserError
 
 
@@ -24,14 +24,14 @@ def find_run(wanted: str, out: str = "runs") -> Path:
     if wanted == "latest":
         started = [path.parent for path in Path(out).absolute().glob("verl-*/launch.json")]
         if not started:
-            raise UserError(f"no verl run in {out}/. For another folder say out=FOLDER.")
+            raise UserError(f"no verl run in {out}/. For another folder pass out=FOLDER.")
         run = max(started, key=lambda path: (path / "config.yaml").stat().st_mtime)
     if not (run / "launch.json").is_file():
         raise UserError(f"{wanted}: not the folder of a verl run (no launch.json in it). Name runs/verl-....")
     return run
 
 
-def read_launch(run: Path) -> dict[str, Any]:
+def read_launch(run: Path) -> Json:
     return json.loads((run / "launch.json").read_text())
 
 

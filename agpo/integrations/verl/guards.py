@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
-from agpo.integrations.verl import NAME, VERL_VERSION
+from agpo.integrations.verl import NAME, VERL_VERSION, Json
 from agpo.presets import Objective
 from evals.errors import UserError
 
@@ -54,7 +54,7 @@ NEEDED = {
     ),
     "actor_rollout_ref.actor.entropy_coeff": (0, "the clip is on the policy loss alone"),
     "actor_rollout_ref.actor.use_kl_loss": (False, "the clip is on the policy loss alone"),
-    "algorithm.use_kl_in_reward": (False, "live groups are told by the raw task reward"),
+    "algorithm.use_kl_in_reward": (False, "live groups are decided by the raw task reward"),
     "actor_rollout_ref.actor.shuffle": (False, "it would take the groups of a mini-batch apart"),
     "actor_rollout_ref.actor.ppo_epochs": (
         1,
@@ -82,7 +82,7 @@ IGNORED = {
 """verl's key -> (its default, the key of ours that is in its place)"""
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Json) -> None:
     """Settings of verl under which an update is not the one that was planned. Raises UserError naming the key."""
     trainer, device = config["trainer"], _at(config, "trainer.device", "cuda")
     strategy = _at(config, "actor_rollout_ref.actor.strategy", "")
@@ -118,7 +118,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise UserError(f"actor_rollout_ref.rollout.n={samples}: an advantage relative to the group needs two samples.")
 
 
-def _at(config: Mapping[str, Any], key: str, default: Any) -> Any:
+def _at(config: Json, key: str, default: Any) -> Any:
     """The value of a dotted key, `default` where verl's configuration does not have it."""
     node: Any = config
     for name in key.split("."):
@@ -133,6 +133,6 @@ def check_engine(engine: type, base: type) -> None:
     own = next(cls for cls in engine.__mro__ if "train_batch" in vars(cls))
     if own is not base:
         raise UserError(
-            f"{engine.__name__} has a training step of its own ({own.__module__}.{own.__name__}.train_batch): the clip "
+            f"{engine.__name__} has its own training step ({own.__module__}.{own.__name__}.train_batch): the clip "
             "could not reach it. Use an engine that leaves it to verl (fsdp2)."
         )

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from agpo.config import TrainConfig
+from agpo.integrations.verl import Json
 from agpo.integrations.verl.folder import config_of, find_run, last_checkpoint, numbered, read_launch, store_of
-from agpo.setup import curation_run, recorded
+from agpo.setup import about_run, curation_run, recorded
 from evals.console import make_console
 from evals.errors import command
 from evals.store import SampleRow, Status, Store
@@ -65,7 +65,7 @@ def import_run(run: Path, store: Store, status: Status | None = None) -> Importe
     return Imported(run_id, sum(step > 0 for step in metrics), store.find_run(run_id).samples, saved)
 
 
-def run_in(store: Store, run: Path, config: TrainConfig, written: dict[str, Any]) -> str:
+def run_in(store: Store, run: Path, config: TrainConfig, written: Json) -> str:
     """The id of this run in this store; started there at the first look."""
     known = written.get("runs", {})
     url = str(store)
@@ -74,11 +74,12 @@ def run_in(store: Store, run: Path, config: TrainConfig, written: dict[str, Any]
     run_id = store.start_run(
         "train",
         config.name,
-        method=config.objective["preset"],
+        method=config.objective.preset,
         model=config.model,
         seed=config.seed,
         config={**recorded(config), "trainer": "verl", "folder": str(run)},
         parent=curation_run(config.data.path, store),
+        about=about_run(config),
     )
     whole = {**written, "runs": {**known, url: run_id}}
     (run / "launch.json").write_text(json.dumps(whole, indent=1))
@@ -104,7 +105,7 @@ def unseen(run: Path, run_id: str) -> Iterator[Callable[[str], Iterator[Path]]]:
     record.write_text(json.dumps(known))
 
 
-def lines(path: Path) -> Iterator[dict[str, Any]]:
+def lines(path: Path) -> Iterator[Json]:
     """JSON objects of a file that may still be written: a last line that is not whole is left for the next look."""
     with path.open(encoding="utf-8") as file:
         for text in file:
@@ -125,7 +126,7 @@ def read_metrics(run: Path) -> dict[int, dict[str, float]]:
     return steps
 
 
-def named(values: dict[str, Any], config: TrainConfig) -> dict[str, float]:
+def named(values: Json, config: TrainConfig) -> dict[str, float]:
     """Metrics under our names where they mean the same, under verl/... otherwise; without what is not a number."""
     named: dict[str, float] = {}
     for name, value in values.items():
@@ -142,7 +143,7 @@ def named(values: dict[str, Any], config: TrainConfig) -> dict[str, float]:
     return named
 
 
-def train_row(line: dict[str, Any], run_id: str) -> SampleRow:
+def train_row(line: Json, run_id: str) -> SampleRow:
     logps = line["logprobs"]
     return SampleRow(
         split="train",
@@ -162,16 +163,17 @@ def train_row(line: dict[str, Any], run_id: str) -> SampleRow:
         seed=0,
         seconds=0.0,
         weight_version=f"{run_id}/step-{line['step'] - 1}",
+        advantage=line.get("advantage"),
     )
 
 
-def in_order(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def in_order(found: Iterator[Json]) -> Iterator[Json]:
     """Validation lines with `repeat`, the number of the answer to a problem, which verl tells in the name of a row."""
     for line in found:
         yield {**line, "repeat": int(line["uid"].rsplit("_", 2)[1])}
 
 
-def validation_row(line: dict[str, Any], run_id: str) -> SampleRow:
+def validation_row(line: Json, run_id: str) -> SampleRow:
     """verl stores the text of a validation answer and not its tokens; how many they were, our trainer adds."""
     reward = line["score"] if line["score"] is not None and not math.isnan(line["score"]) else None
     return SampleRow(
@@ -232,7 +234,7 @@ def export_checkpoints(run: Path, run_id: str, config: TrainConfig, store: Store
             label = {
                 "run": run_id,
                 "name": config.name,
-                "method": config.objective["preset"],
+                "method": config.objective.preset,
                 "model": config.model,
                 "seed": config.seed,
                 "store": str(store),

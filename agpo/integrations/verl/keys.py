@@ -4,12 +4,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
-from agpo.config import TrainConfig, objective_of
-from agpo.integrations.verl import NAME
+from agpo.config import TrainConfig
+from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.guards import check_objective
 from agpo.setup import model_path
 from evals.errors import UserError
@@ -40,7 +39,6 @@ REFUSED = {
     "vllm.data_parallel_size": "verl starts as many copies as there are GPUs for",
     "vllm.float32_head": "verl does not pass it on",
     "vllm.threads": "set OMP_NUM_THREADS",
-    "vllm.in_process": "verl runs vLLM in servers of its own",
     "eval.max_tokens": "verl has one bound for training and validation: rollout.max_tokens",
     "ranks.timeout_minutes": "verl's key is actor_rollout_ref.nccl_timeout",
     "checkpoint.best": "verl keeps the latest ones; evaluate them with python -m evals.run",
@@ -79,27 +77,27 @@ def check_keys(config: TrainConfig, *, rehearse: bool) -> None:
             f"update.micro_batch_tokens={config.update.micro_batch_tokens}: verl does not cut a sequence, and one may "
             f"have {longest} tokens ({MAX_PROMPT_TOKENS} of the prompt + rollout.max_tokens). Raise it to that."
         )
-    check_objective(objective_of(config.objective))
+    check_objective(config.objective.knobs)
 
 
-def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict[str, Any]:
+def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, object] | None = None) -> Json:
     """verl's keys (with Hydra's + where verl's schema lacks them) and values for a run in the folder `run`.
+
+    `rehearsal`: keys of verl that a rehearsal puts in place of ours.
 
     Raises UserError for keys of ours without a counterpart.
     """
-    check_keys(config, rehearse=rehearse)
+    check_keys(config, rehearse=rehearsal is not None)
     chosen = set(set_keys(config))
     update, sampling, wanted = config.update, config.rollout, config.eval
-    on_cpu = rehearse
-    single = config.dtype == "float32" or on_cpu
-    keys: dict[str, Any] = {
+    keys: Json = {
         # the plugin
         "trainer.v1.trainer_mode": NAME,
-        **{f"+agpo.objective.{name}": value for name, value in config.objective.items()},
+        **{f"+agpo.objective.{name}": value for name, value in config.objective.model_dump().items()},
         "+agpo.tis_cap": config.mismatch.cap if config.mismatch.correct == "tis" else None,
         "+agpo.max_gap": config.mismatch.max_gap,
         "+agpo.max_refused": update.max_refused,
-        "+agpo.rollout_timeout_s": 300.0 if rehearse else ROLLOUT_TIMEOUT,
+        "+agpo.rollout_timeout_s": ROLLOUT_TIMEOUT,
         "algorithm.adv_estimator": "grpo",
         # the run
         "trainer.project_name": "agpo",
@@ -121,7 +119,7 @@ def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict
         "data.train_files": str(run / "train.parquet"),
         "data.val_files": str(run / ("validation.parquet" if wanted.bench else "train.parquet")),
         "data.train_batch_size": sampling.prompts_per_step,
-        "data.max_prompt_length": 128 if rehearse else MAX_PROMPT_TOKENS,
+        "data.max_prompt_length": MAX_PROMPT_TOKENS,
         "data.max_response_length": sampling.max_tokens,
         "data.filter_overlong_prompts": True,
         "data.seed": config.seed,
@@ -146,7 +144,7 @@ def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict
         f"{ACTOR}.optim.clip_grad": update.max_grad_norm or 1e30,
         f"{ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         # rollouts
-        f"{ROLLOUT}.name": "hf" if rehearse else "vllm",
+        f"{ROLLOUT}.name": "vllm",
         f"{ROLLOUT}.n": sampling.samples_per_prompt,
         f"{ROLLOUT}.temperature": sampling.temperature,
         f"{ROLLOUT}.top_p": sampling.top_p,
@@ -159,7 +157,7 @@ def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict
         keys |= {
             "+reward.custom_reward_function.reward_kwargs.code": code,
             "+reward.custom_reward_function.reward_kwargs.tests": str(run / "tests.jsonl"),
-            "+reward.custom_reward_function.reward_kwargs.judges": 1 if rehearse else REWARD_WORKERS,
+            "+reward.custom_reward_function.reward_kwargs.judges": 1 if rehearsal else REWARD_WORKERS,
             "reward.num_workers": REWARD_WORKERS,
         }
     if config.eval.bench:
@@ -171,7 +169,7 @@ def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict
         }
     if not PRESETS[config.prompt].chat:
         keys[f"{MODEL}.custom_chat_template"] = PLAIN
-    if single:
+    if config.dtype == "float32":
         keys |= precision("fp32")
         keys[f"{ROLLOUT}.dtype"] = "float32"
     keys[f"{MODEL}.enable_gradient_checkpointing"] = update.gradient_checkpointing  # verl's own default is to do it
@@ -184,7 +182,7 @@ def overrides(config: TrainConfig, run: Path, *, rehearse: bool = False) -> dict
         "vllm.enforce_eager": (f"{ROLLOUT}.enforce_eager", config.vllm.enforce_eager),
     }
     keys |= {key: value for ours, (key, value) in optional.items() if ours in chosen}
-    return {**keys, **(on_a_cpu(config.hardware.gpus or 1) if rehearse else {})}
+    return {**keys, **(rehearsal or {})}
 
 
 def graders_of(benches: list[str]) -> dict[str, str]:
@@ -197,34 +195,12 @@ def precision(dtype: str) -> dict[str, str]:
     return {f"+{ACTOR}.fsdp_config.mixed_precision.{what}_dtype": dtype for what in ("param", "reduce", "buffer")}
 
 
-def on_a_cpu(ranks: int) -> dict[str, Any]:
-    """What makes a laptop do: one process where a cluster has many, no compilation, places instead of GPUs."""
-    return {
-        "trainer.device": "cpu",
-        "trainer.ray_wait_register_center_timeout": 1800,
-        "trainer.n_gpus_per_node": ranks,
-        "ray_kwargs.ray_init.num_cpus": 32,
-        "+ray_kwargs.ray_init.num_gpus": ranks,
-        "+ray_kwargs.ray_init.include_dashboard": False,
-        "+ray_kwargs.ray_init.object_store_memory": 500_000_000,
-        "data.dataloader_num_workers": 0,
-        f"{MODEL}.enable_gradient_checkpointing": False,
-        f"+{MODEL}.override_config.attn_implementation": "sdpa",
-        f"{ACTOR}.fsdp_config.use_torch_compile": False,
-        f"{ACTOR}.use_torch_compile": False,
-        f"{ROLLOUT}.tensor_model_parallel_size": 1,
-        f"{ROLLOUT}.agent.num_workers": 1,
-        "reward.num_workers": 1,
-        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
-    }
-
-
-def as_hydra(keys: Mapping[str, Any]) -> list[str]:
+def as_hydra(keys: Mapping[str, object]) -> list[str]:
     """key=value in the grammar of Hydra's command line."""
     return [f"{key}={_value(value)}" for key, value in keys.items()]
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{_value(str(k))}:{_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):

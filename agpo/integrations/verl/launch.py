@@ -1,6 +1,7 @@
 """`python -m agpo.train --engine verl`: write verl's data and configuration, start it, fetch its results."""
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -21,10 +22,10 @@ import yaml
 from rich.console import Console
 
 from agpo.config import TrainConfig, load_config
-from agpo.integrations.verl import CPU, NAME
+from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.guards import check_version
-from agpo.integrations.verl.keys import as_hydra, overrides
+from agpo.integrations.verl.keys import MODEL, as_hydra, overrides
 from agpo.setup import load_benches, load_items, model_path, open_reward
 from evals.code_tests import to_json
 from evals.errors import UserError
@@ -41,57 +42,18 @@ STOP_SECONDS = 120
 """what verl gets to end by itself after Ctrl-C"""
 IMPORT_EVERY = 60.0
 """seconds between looks for new results while verl runs"""
-
-REHEARSAL = (
-    "model=tiny",
-    "dtype=float32",
-    "data=arith",
-    "data.size=64",
-    "prompt=arith",
-    "reward=math",
-    "rollout.prompts_per_step=4",
-    "rollout.samples_per_prompt=4",
-    "rollout.max_tokens=64",
-    "update.prompts_per_minibatch=2",
-    "update.micro_batch_tokens=256",
-    "update.lr=1e-4",
-    "eval.bench=arith",
-    "eval.size=8",
-    "eval.every=0",
-    "eval.temperature=1.0",
-    "checkpoint.every=2",
-    "hardware.gpus=2",
-    "steps=3",
-)
-"""over the recipe: small enough for a laptop. The objective stays, and what the user sets wins"""
-REHEARSAL_OF_CODE = ("model=tiny-code", "data=tiny_code", "prompt=tiny-code", "reward=code", "eval.bench=tiny_code")
-"""over that, for a recipe whose reward runs programs"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `--engine verl`, for agpo.train."""
-    group = parser.add_argument_group("verl (docs/cluster.md)")
-    group.add_argument("--engine", choices=("native", "verl"), default="native", help="what runs the training loop")
-    group.add_argument("--rehearse", action="store_true", help="verl's whole main loop on this CPU with a tiny model")
-    group.add_argument("--verl-python", metavar="PATH", help=f"python of verl's environment (${PYTHON_VARIABLE})")
-    group.add_argument(
-        "--verl", action="append", default=[], metavar="KEY=VALUE", help="a key of verl's own, e.g. trainer.nnodes=2"
-    )
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
+"""what verl's processes need besides the variables that are there"""
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raises UserError for flags that say nothing to the engine that was chosen."""
-    if args.engine == "native":
-        for flag, given in (("--rehearse", args.rehearse), ("--verl", args.verl), ("--verl-python", args.verl_python)):
-            if given:
-                raise UserError(f"{flag} is of verl: add --engine verl, or leave it out.")
-        return
+    """Raises UserError for flags of the native trainer, and for what is no key of verl."""
     if args.explain:
         raise UserError("--explain shows a step of our own trainer: leave --engine verl out.")
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise UserError("--engine verl starts its own processes: start it once, without torchrun.")
     if args.resume and (args.recipe or args.rehearse):
-        raise UserError("--resume goes on with the configuration of the run: leave --recipe and --rehearse out.")
+        raise UserError("--resume keeps the configuration of the run: leave --recipe and --rehearse out.")
     for text in args.verl:
         if not re.match(r"[+~]*[\w.@/]+=|~", text):
             raise UserError(f"--verl {text}: expected KEY=VALUE, for example trainer.nnodes=2.")
@@ -99,11 +61,12 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def launch(args: argparse.Namespace, console: Console) -> int:
     """Run verl, or with --dry-run print what would be run. Returns an exit code."""
+    check_flags(args)
     if args.resume:
         others = [text for text in args.overrides if not text.startswith("out=")]
         if others:
             raise UserError(
-                f"--resume goes on with the configuration of the run, and {others[0]} would change it: only --verl "
+                f"--resume keeps the configuration of the run, and {others[0]} would change it: only --verl "
                 "KEY=VALUE may be added."
             )
         run = find_run(args.resume, next((text[4:] for text in reversed(args.overrides)), "runs"))
@@ -118,14 +81,14 @@ def launch(args: argparse.Namespace, console: Console) -> int:
             rewind(run, store)
         return drive(run, written, args, console)
     recipe, given = args.recipe or "qwen2.5-7b-math", args.overrides
-    if args.rehearse:
-        of_code = REHEARSAL_OF_CODE if "code" in load_config(recipe).graders else ()
-        given = [*REHEARSAL, *of_code, *given]
+    rehearsal = rehearsal_settings() if args.rehearse else None
+    if rehearsal:
+        given = [*rehearsal.recipe_keys(load_config(recipe).graders), *given]
     config = load_config(recipe, given)
     stamp = f"{datetime.now(UTC):%y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     run = (Path(config.out) / f"verl-{config.name}-{stamp}").absolute()
-    keys = overrides(config, run, rehearse=args.rehearse)
-    environment = environment_of(args.rehearse)
+    keys = overrides(config, run, rehearsal.verl_keys(config.hardware.gpus or 1) if rehearsal else None)
+    environment = {**ENVIRONMENT, **(rehearsal.ENVIRONMENT if rehearsal else {})}
     if args.dry_run:
         show([*as_hydra(keys), *args.verl], environment, console)
         return 0
@@ -134,15 +97,15 @@ def launch(args: argparse.Namespace, console: Console) -> int:
         pass  # a reward that cannot be loaded is said here, and not by every rollout
     items, asked = training_items(config), validation_items(config)
     run.mkdir(parents=True)
-    if args.rehearse and model_path(config.model) != config.model:
-        keys["actor_rollout_ref.model.path"] = str(rehearsal_model(keys["actor_rollout_ref.model.path"], run / "model"))
+    if rehearsal and model_path(config.model) != config.model:
+        keys[f"{MODEL}.path"] = str(rehearsal.copy_model(keys[f"{MODEL}.path"], run / "model"))
     write_rows(run / "train.parquet", rows_of(items, config.asked))
     if asked:
         write_rows(run / "validation.parquet", rows_of(asked, config.asked))
     write_tests(run / "tests.jsonl", [*items, *asked])
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     (run / "overrides.txt").write_text("\n".join([*as_hydra(keys), *args.verl]) + "\n")
-    written = {"python": python, "environment": environment, "method": config.objective["preset"], "seed": config.seed}
+    written = {"python": python, "environment": environment, "method": config.objective.preset, "seed": config.seed}
     (run / "launch.json").write_text(json.dumps(written, indent=1))
     return drive(run, written, args, console)
 
@@ -156,19 +119,15 @@ def show(keys: Sequence[str], environment: Mapping[str, str], console: Console) 
     console.print(" \\\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def environment_of(rehearse: bool) -> dict[str, str]:
-    """Variables that verl's processes need besides those that are there."""
-    variables = {"TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
-    if rehearse:
-        variables |= {
-            "VERL_PLATFORM": CPU,
-            "RAY_ADDRESS": "local",  # of its own, though a cluster is up here
-            "OMP_NUM_THREADS": "1",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "RAY_worker_niceness": "0",  # 15 by default: on a laptop that does something else workers would starve
-            "RAY_memory_usage_threshold": "0.99",  # Ray would kill our workers for what others have taken
-        }
-    return variables
+def rehearsal_settings() -> Any:
+    """The module with what a rehearsal changes: a tool of the checkout, which nothing else here knows."""
+    try:
+        return importlib.import_module("tools.verl_rehearsal.settings")
+    except ModuleNotFoundError as e:
+        raise UserError(
+            f"--rehearse needs a checkout of this project, installed with pip install -e ({e}). docs/cluster.md has "
+            "the commands."
+        ) from e
 
 
 def verl_python(given: str | None) -> str:
@@ -180,7 +139,7 @@ def verl_python(given: str | None) -> str:
         python = LOCAL_PYTHON
     if not python:
         raise UserError(
-            "verl is not in this environment: it has one of its own (docs/cluster.md says how to make it). Name its "
+            "verl is not in this environment: it needs its own (docs/cluster.md has the commands). Name its "
             f"python with --verl-python or ${PYTHON_VARIABLE}, or look at the configuration with --dry-run."
         )
     found = shutil.which(python)
@@ -211,11 +170,11 @@ def validation_items(config: TrainConfig) -> list[Sourced]:
     return [(bench.name, item) for bench, items in load_benches(config) for item in items]
 
 
-def rows_of(items: Iterable[Sourced], preset: str | Preset) -> list[dict[str, Any]]:
+def rows_of(items: Iterable[Sourced], preset: str | Preset) -> list[Json]:
     return [row_of(item, preset, source, at) for at, (source, item) in enumerate(items)]
 
 
-def row_of(item: Item, preset: str | Preset, source: str, at: int) -> dict[str, Any]:
+def row_of(item: Item, preset: str | Preset, source: str, at: int) -> Json:
     """A problem in verl's schema with the prompt preset applied. `source` tells the reward function which grader."""
     said = words(preset, item)
     messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
@@ -238,22 +197,11 @@ def write_tests(path: Path, items: Iterable[Sourced]) -> None:
             file.writelines(lines)
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
-
-
-def rehearsal_model(folder: str, out: Path) -> Path:
-    """The tiny model with two tokens that verl's agent loop wants of Qwen's tokenizers, and that nothing here uses."""
-    from transformers import AutoTokenizer
-
-    shutil.copytree(folder, out)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(["<|im_end|>", "\n"])
-    tokenizer.save_pretrained(out)
-    return out
 
 
 def rewind(run: Path, store: "Store | None") -> None:
@@ -269,7 +217,7 @@ def rewind(run: Path, store: "Store | None") -> None:
         store.truncate(known, step)
 
 
-def drive(run: Path, written: Mapping[str, Any], args: argparse.Namespace, console: Console) -> int:
+def drive(run: Path, written: Json, args: argparse.Namespace, console: Console) -> int:
     """Start verl and wait for it, importing results as they come. Ctrl-C reaches verl too, and it is waited for."""
     command = [str(written["python"]), "-W", "ignore", "-m", "agpo.integrations.verl.main"]
     command += [*(run / "overrides.txt").read_text().splitlines(), f"hydra.run.dir={run / 'hydra'}"]

@@ -5,8 +5,8 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
+from agpo.integrations.verl import Json
 from evals.errors import UserError, command
 
 
@@ -16,7 +16,7 @@ def main() -> int:
 
     require_plugin()
     import hydra
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from verl.trainer import main_ppo
 
     from agpo.integrations.verl.guards import check_config, check_objective
@@ -24,8 +24,8 @@ def main() -> int:
 
     refused: list[UserError] = []
 
-    def checked(config: Any) -> None:
-        plain: Any = OmegaConf.to_container(config, resolve=True)
+    def checked(config: DictConfig) -> None:
+        plain: Json = OmegaConf.to_container(config, resolve=True)
         try:
             check_config(plain)
             check_objective(objective_in(plain["agpo"])[0])

@@ -1,18 +1,22 @@
 """A step's samples as verl left them, our metrics of them, and the lines that our results store is filled from."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from agpo.batch import Group, Sample
 from agpo.clip import Decision
+from agpo.integrations.verl import Json
 from agpo.integrations.verl.plan import Plan
 from agpo.policy import Update
 from agpo.telemetry import step_metrics
 from evals.engines import Completion
 from evals.grading import Verdict
 from evals.items import Item
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Sampled:
     """raw task rewards; NaN: not scorable"""
     logps: list[list[float] | None]
     """of the response's tokens, as the rollout engine said"""
-    infos: list[dict[str, Any]]
+    infos: list[Json]
     """what the reward function told besides the score"""
     references: list[str]
     max_tokens: int
@@ -76,7 +80,7 @@ class Sampled:
         )
         return Sample(completion, "", Verdict(cast(Any, self.outcome(i)), ""), self.reward(i), 0)
 
-    def lines(self, tokenizer: Any, step: int) -> Iterator[dict[str, Any]]:
+    def lines(self, tokenizer: "PreTrainedTokenizerBase", step: int, advantage_B: Sequence[float]) -> Iterator[Json]:
         """One JSON object for each row; `import_run` reads them."""
         for i, ids in enumerate(self.responses):
             yield {
@@ -90,13 +94,14 @@ class Sampled:
                 "logprobs": self.logps[i],
                 "finish_reason": self.finish_reason(i),
                 "reward": self.reward(i),
+                "advantage": None if self.reward(i) is None else advantage_B[i],
                 "reference": self.references[i],
                 **{name: self.infos[i].get(name) for name in ("path", "answer")},
                 "outcome": self.outcome(i),
             }
 
 
-def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Mapping[str, Any] | None]) -> dict[str, float]:
+def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Json | None]) -> dict[str, float]:
     """The metrics of a native step, as far as verl tells them. `happened` [mini-batches] is what the engine did."""
     cost = [len(p) + len(r) for p, r in zip(sampled.prompts, sampled.responses, strict=True)]
     updates = []
@@ -112,6 +117,6 @@ def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Mapping[str, Any
     return step_metrics(sampled.groups(), plan.minibatches, updates)
 
 
-def is_refused(update: Mapping[str, Any]) -> bool:
+def is_refused(update: Json) -> bool:
     """Its loss or gradient was not finite."""
     return math.isnan(update["scale"]) or (not update["stepped"] and update["scale"] != 0.0)

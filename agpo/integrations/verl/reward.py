@@ -13,7 +13,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from evals.code_tests import from_json
+from agpo.integrations.verl import Json
+from evals.code_tests import Code, from_json
 from evals.items import Item, item_id
 
 _lock = threading.Lock()
@@ -48,7 +49,7 @@ def _places(tests: str) -> dict[tuple[str, str], int]:
     return places
 
 
-def _code(tests: str, source: str, name: str) -> Any:
+def _code(tests: str, source: str, name: str) -> Code | None:
     """The tests of a problem, read from their file each time: all of them may be more than memory."""
     with open(tests, "rb") as file:
         file.seek(_places(tests)[source, name])
@@ -58,17 +59,17 @@ def _code(tests: str, source: str, name: str) -> Any:
 def compute_score(
     data_source: str,
     solution_str: str,
-    ground_truth: Any,
-    extra_info: dict[str, Any] | None = None,
+    ground_truth: object,
+    extra_info: Json | None = None,
     *,
     grader: str = "math",
     span: tuple[float, float] = (0.0, 1.0),
     benches: dict[str, str] | None = None,
-    code: dict[str, Any] | None = None,
+    code: Json | None = None,
     tests: str = "",
     judges: int = 1,
-    **_: Any,
-) -> dict[str, Any]:
+    **_: object,
+) -> Json:
     """{"score", "outcome", "path", "answer", "item"} of one response. Called by verl in threads of its own.
 
     Args:

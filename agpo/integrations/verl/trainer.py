@@ -27,7 +27,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from agpo.integrations.verl import NAME
+from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.guards import check_config, check_objective
 from agpo.integrations.verl.measure import Sampled, is_refused, metrics_of
 from agpo.integrations.verl.plan import Plan, deal, plan_step
@@ -43,7 +43,7 @@ class BoundedReplayBuffer(ReplayBuffer):
     seconds = math.inf
     _since = 0.0
 
-    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, Json]:
         self._since = time.monotonic()
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
         if not batch.keys:
@@ -74,9 +74,9 @@ class ClippedTrainer(PPOTrainerSync):
 
     def __init__(self, config: DictConfig):
         require_plugin()
-        plain: Any = OmegaConf.to_container(config, resolve=True)
+        plain: Json = OmegaConf.to_container(config, resolve=True)
         check_config(plain)
-        self.section: dict[str, Any] = plain["agpo"]
+        self.section: Json = plain["agpo"]
         self.objective, self.tis_cap = objective_in(self.section)
         check_objective(self.objective)
         with open_dict(config):
@@ -111,7 +111,7 @@ class ClippedTrainer(PPOTrainerSync):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(ClippedWorker)
 
-    def _step_once(self, metrics: dict[str, Any], timing_raw: dict[str, float], sample_batch_size: int) -> KVBatchMeta:
+    def _step_once(self, metrics: Json, timing_raw: dict[str, float], sample_batch_size: int) -> KVBatchMeta:
         """verl's step on the rows that are run; what it returns is every sampled row, for metrics and clearing."""
         batch = super()._step_once(metrics, timing_raw, sample_batch_size)
         if self._pads:
@@ -120,7 +120,7 @@ class ClippedTrainer(PPOTrainerSync):
         metrics.update(metrics_of(self._sampled, self._plan, self._happened))
         return self._everything
 
-    def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], **_: Any) -> KVBatchMeta:
+    def _balance_batch(self, batch: KVBatchMeta, metrics: Json, **_: object) -> KVBatchMeta:
         """Plan the step and return the rows to run, in the order in which verl deals them out to the ranks."""
         self._everything = batch
         self._sampled = read_sampled(batch, self.config.data.max_response_length, self.tokenizer.eos_token_id)
@@ -134,7 +134,7 @@ class ClippedTrainer(PPOTrainerSync):
             corrected=self.tis_cap is not None,
         )
         put_advantages(batch, self._plan, self._sampled.lengths)
-        self._happened: list[dict[str, Any] | None] = [None] * len(self._plan.minibatches)
+        self._happened: list[Json | None] = [None] * len(self._plan.minibatches)
         cells = [self._cells(rows, batch) for rows in self._plan.run]
         self._sizes = [len(cell[0]) for cell in cells]
         rows = [row for r in range(self._ranks()) for cell in cells for row in cell[r]]
@@ -171,7 +171,7 @@ class ClippedTrainer(PPOTrainerSync):
         run.reorder([next(pads) if row is None else next(real) for row in rows])
         return run
 
-    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: Json) -> KVBatchMeta:
         if not len(batch):
             return batch
         batch = super()._compute_old_log_prob(batch, metrics)
@@ -181,10 +181,10 @@ class ClippedTrainer(PPOTrainerSync):
             check_gap(gap, self.dtype, float(self.section.get("max_gap") or 0.0))
         return batch
 
-    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: Json) -> KVBatchMeta:
         return batch  # `_balance_batch` has put ours there
 
-    def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+    def _update_actor(self, batch: KVBatchMeta, metrics: Json) -> KVBatchMeta:
         if not len(batch):
             metrics["actor/lr"] = self.actor_rollout_wg.skip_updates(len(self._sizes))[0]
             return batch
@@ -209,7 +209,7 @@ class ClippedTrainer(PPOTrainerSync):
             )
         return batch
 
-    def _compute_metrics(self, batch: KVBatchMeta, *args: Any, **kwargs: Any) -> None:
+    def _compute_metrics(self, batch: KVBatchMeta, *args: object, **kwargs: object) -> None:
         """verl's metrics, on the samples that could be graded: one NaN would make all of its means NaN."""
         assert self._sampled is not None
         scorable = [i for i, reward in enumerate(self._sampled.rewards) if not math.isnan(reward)]
@@ -226,10 +226,14 @@ class ClippedTrainer(PPOTrainerSync):
         assert self._sampled is not None
         path = Path(rollout_data_dir) / f"{self.global_steps}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(line) for line in self._sampled.lines(self.tokenizer, self.global_steps)]
+        lines = [
+            json.dumps(line) for line in self._sampled.lines(self.tokenizer, self.global_steps, self._plan.advantage_B)
+        ]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    def _val_metrics_update(self, data_sources: Any, sample_uids: Any, infos: Any, turns: Any, **kwargs: Any) -> Any:
+    def _val_metrics_update(
+        self, data_sources: list[str], sample_uids: list[str], infos: Json, turns: object, **kwargs: object
+    ) -> Json:
         """verl's, on the answers that could be graded; the others are counted."""
         scorable = [i for i, reward in enumerate(infos["reward"]) if not math.isnan(reward)]
         kept = {
@@ -239,7 +243,7 @@ class ClippedTrainer(PPOTrainerSync):
         metrics = super()._val_metrics_update(sources, uids, kept, turns, **kwargs)
         return {**metrics, "val-aux/unscored": len(sample_uids) - len(scorable)}
 
-    def _dump_generations(self, *, reward_extra_infos_dict: Any, dump_path: str, **kwargs: Any) -> None:
+    def _dump_generations(self, *, reward_extra_infos_dict: Json, dump_path: str, **kwargs: object) -> None:
         lengths = getattr(self.replay_buffer, "response_tokens", {})
         infos = dict(reward_extra_infos_dict)
         infos["response_tokens"] = [lengths.get(key, -1) for key in infos["uid"]]

@@ -3,11 +3,11 @@
 # pyright: reportMissingImports=false
 # verl is in an environment of its own.
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from omegaconf import DictConfig
 from tensordict import NonTensorData, TensorDict
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
@@ -16,12 +16,13 @@ from verl.utils.distributed import initialize_global_process_group_ray
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from agpo.config import objective_of
+from agpo.integrations.verl import Json
 from agpo.integrations.verl.engine import clip_updates
 from agpo.integrations.verl.require import require_plugin
 from agpo.objective import Objective
 
 
-def objective_in(section: Mapping[str, Any]) -> tuple[Objective, float | None]:
+def objective_in(section: Json) -> tuple[Objective, float | None]:
     """(objective, cap of token weights or None) of the configuration's section `agpo`."""
     return objective_of(dict(section["objective"])), section.get("tis_cap")
 
@@ -29,7 +30,7 @@ def objective_in(section: Mapping[str, Any]) -> tuple[Objective, float | None]:
 class ClippedTrainingWorker(TrainingWorker):
     """One rank of the actor."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: DictConfig):
         if get_device_name() == "cpu":
             # verl asks for "cpu:gloo,cpu:gloo", which torch refuses; where there is a group already it asks for none.
             initialize_global_process_group_ray(backend="cpu:gloo")
@@ -44,9 +45,9 @@ class ClippedTrainingWorker(TrainingWorker):
         sizes: list[int] = list(tu.pop(data, key="agpo_rows"))
         if sum(sizes) != data.shape[0]:
             raise RuntimeError(f"a rank got {data.shape[0]} rows for mini-batches of {sizes}: they must add up.")
-        happened: list[dict[str, Any] | None] = []
+        happened: list[Json | None] = []
         mfu: list[float] = []
-        metrics: dict[str, Any] = {}
+        metrics: Json = {}
         at = 0
         with self.engine.train_mode():
             for size in sizes:
@@ -86,7 +87,7 @@ class ClippedWorker(ActorRolloutRefWorker):
 
     actor_worker_cls = ClippedTrainingWorker
 
-    def __init__(self, config: Any, role: str, **kwargs: Any):
+    def __init__(self, config: DictConfig, role: str, **kwargs: object):
         require_plugin()
         super().__init__(config, role, **kwargs)
 

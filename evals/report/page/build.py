@@ -15,12 +15,12 @@ from jinja2 import Environment, StrictUndefined
 
 from evals.outputs import check_file, replacing
 from evals.report.compare import digits_of, p_text
-from evals.report.page.choice import Part, choose_runs, choose_samples, left_out, parts_of
+from evals.report.page.choice import choose_runs, choose_samples, left_out
 from evals.report.page.content import (
-    METRICS,
     colours,
     curves,
     evaluation_facts,
+    panels,
     part_names,
     run_facts,
     run_names,
@@ -31,7 +31,7 @@ from evals.report.page.encode import Chunks
 from evals.report.page.lineage import lineage
 from evals.report.page.samples import Index, elements
 from evals.report.page.summary import Evaluation, evaluations, over_seeds, percent, student_quantiles
-from evals.report.variants import line_names
+from evals.report.parts import Part, line_names, parts_of
 from evals.store import Store
 
 SAMPLES = 10_000
@@ -84,7 +84,7 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
             "runs": facts,
             "parts": [_part(part, name) for part, name in zip(parts, labels, strict=True)],
             "evaluations": evaluation_facts(found, labels),
-            "panels": METRICS,
+            "panels": panels(runs),
             "metrics": places,
             "scores": tallies,
             "colours": line_colours,

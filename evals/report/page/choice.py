@@ -3,39 +3,13 @@
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from evals.console import plural
-from evals.report.measured import bench_of, select
+from evals.report.parts import Part, select
 from evals.store import RunRow, Store
 
 MOST_RUNS = 40
 """runs in the page when none was named"""
-
-
-@dataclass(frozen=True)
-class Part:
-    """The samples of one run, split and step."""
-
-    run: RunRow
-    split: str
-    step: int
-    samples: int
-    tokens: int
-
-    @property
-    def measured(self) -> bool:
-        """An evaluation; otherwise rollouts of training or completions of curation."""
-        return self.run.kind == "eval" or self.split.startswith("eval/")
-
-    @property
-    def key(self) -> str:
-        """What links name it by."""
-        return f"{self.run.id}~{self.split}~{self.step}"
-
-    @property
-    def bench(self) -> str:
-        return bench_of(self.run, self.split)
 
 
 def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[str], str]:
@@ -82,12 +56,6 @@ def _with_ancestors(runs: Sequence[RunRow], every: Sequence[RunRow]) -> list[Run
     return [run for run in every if run.id in ids]
 
 
-def parts_of(store: Store, runs: Iterable[RunRow]) -> list[Part]:
-    """Every part of the runs, evaluations before rollouts within a run."""
-    parts = [Part(run, *size) for run in runs for size in store.sizes(run.id)]
-    return sorted(parts, key=lambda p: (p.run.started, p.run.id, not p.measured, p.split, p.step))
-
-
 def choose_samples(parts: Sequence[Part], limit: int | None) -> list[float]:
     """The share of each part's problems to take, so that the page has about `limit` samples; None: all.
 
@@ -119,7 +87,7 @@ def choose_samples(parts: Sequence[Part], limit: int | None) -> list[float]:
 
 def first_and_last(parts: Sequence[Part]) -> set[int]:
     """Places of the evaluations that have a row in the tables: inside a training run the first and the last."""
-    of: dict[tuple[str, str], list[int]] = {}
+    of: dict[tuple[str, str | None], list[int]] = {}
     for place, part in enumerate(parts):
         if part.measured:
             of.setdefault((part.run.id, part.split), []).append(place)

@@ -10,29 +10,17 @@ from typing import Any
 import numpy as np
 
 from evals.models import STEP
-from evals.report.figures import METHOD_COLOURS, OTHER_COLOURS
-from evals.report.page.advantage import rule_of
-from evals.report.page.choice import Part
+from evals.report.figures import line_colours
 from evals.report.page.encode import Chunks
 from evals.report.page.summary import Evaluation
-from evals.report.variants import flat
+from evals.report.parts import Part, flat, metrics_of
 from evals.store import RunRow, Store
-
-METRICS = (  # what the fixed panels show; the rest can be chosen
-    ("reward/mean", "Reward", "mean of the step's samples"),
-    ("tokens/response_mean", "Response length", "tokens, mean of the step's samples"),
-    ("entropy", "Entropy", "nats per token"),
-    ("groups/live", "Live groups", "groups with a signal, of a step's"),
-    ("clip/rate", "Clip rate", "share of the step's updates that the clip dropped"),
-    ("eval/pass1", "Held-out Pass@1", "evaluations during training"),
-)
-UPDATES = ("clip/clipped_updates", "updates/made", "updates/dead", "updates/refused")
 
 
 def run_names(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str]:
     """A short name for each run; where two would have the same, the end of the id tells them apart.
 
-    lines: of `evals.report.variants.line_names`.
+    lines: of `evals.report.parts.line_names`.
     """
     by_id = {run.id: run for run in runs}
     names: dict[str, str] = {}
@@ -80,17 +68,12 @@ def short(model: str) -> str:
 
 
 def colours(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str]:
-    """Line -> its colour, as in the figures. Black would vanish on a dark page: it is not used."""
-    methods = list(dict.fromkeys(lines[run.id] for run in runs if run.kind == "train"))
-    fixed = {method: METHOD_COLOURS[method] for method in methods if method in METHOD_COLOURS}
-    spare = [c for c in (*METHOD_COLOURS.values(), *OTHER_COLOURS) if c not in fixed.values() and c != "#000000"]
-    others = [method for method in methods if method not in fixed]
-    return {**fixed, **{method: spare[i % len(spare)] for i, method in enumerate(others)}}
+    """Line -> its colour, as in the figures."""
+    return line_colours({lines[run.id]: run for run in runs if run.kind == "train"})
 
 
 def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]:
     """One run as the page needs it."""
-    rule = rule_of(run.config) if run.kind == "train" else None
     return {
         "id": run.id,
         "kind": run.kind,
@@ -111,8 +94,8 @@ def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]
         "config": flat(run.config),
         "code": flat(run.code),
         "environment": flat(run.environment),
-        "advantage": rule.words() if rule else None,
-        "maskedGroups": masked_groups(run.config),
+        "advantage": run.about.get("advantage"),
+        "maskedGroups": run.about.get("masked_groups", ""),
         "artifacts": [
             {"kind": a.kind, "path": a.path, "sha256": a.sha256, "added": stamp(a.added)}
             for a in store.artifacts(run.id)
@@ -120,14 +103,9 @@ def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]
     }
 
 
-def masked_groups(config: Mapping[str, Any]) -> str:
-    """What the run does with a group without a signal: mask, keep or resample."""
-    objective = config.get("objective")
-    if not isinstance(objective, Mapping):
-        return ""
-    preset = str(objective.get("preset", ""))
-    default = {"dapo": "resample", "agpo": "mask", "agpo_no_clip": "mask"}.get(preset, "keep")
-    return str(objective.get("masked_groups", default))
+def panels(runs: Sequence[RunRow]) -> list[tuple[str, str, str]]:
+    """(metric, title, what it is) of the panels that are always shown; the rest can be chosen."""
+    return [(name, title, what) for name, (title, _, what, _) in metrics_of(runs).items() if what]
 
 
 def stamp(when: datetime) -> str:
@@ -149,8 +127,6 @@ def curves(
             points = series.setdefault(name, {}).setdefault(run.id, [[], []])
             points[0].append(step)
             points[1].append(_round(value))
-        if rate := _clip_rate({name: series[name][run.id] for name in UPDATES if run.id in series.get(name, {})}):
-            series.setdefault("clip/rate", {})[run.id] = rate
         sizes = sorted((p.step, p.tokens) for p in parts if p.run.id == run.id and not p.measured)
         series.setdefault("x/tokens", {})[run.id] = _sums(sizes)
         seconds = series.get("speed/step_seconds", {}).get(run.id, [[], []])
@@ -160,21 +136,6 @@ def curves(
         elements.append(chunks.element(series[name]))
         places[name] = chunks.count - 1
     return elements, places
-
-
-def _clip_rate(counts: Mapping[str, list[list[Any]]]) -> list[list[Any]] | None:
-    """Clipped updates among those that had a live group: of the made, the clipped and the refused."""
-    if "clip/clipped_updates" not in counts:
-        return None
-    made, refused = (
-        dict(zip(*counts.get(name, [[], []]), strict=True)) for name in ("updates/made", "updates/refused")
-    )
-    steps, clipped = counts["clip/clipped_updates"]
-    rates = []
-    for step, count in zip(steps, clipped, strict=True):
-        of = (count or 0) + (made.get(step) or 0) + (refused.get(step) or 0)
-        rates.append(_round(count / of) if of and count is not None else None)
-    return [list(steps), rates]
 
 
 def _sums(values: Sequence[tuple[int, float]]) -> list[list[Any]]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evals.report.page.advantage import Rule, advantages, rule_of
-from evals.report.page.choice import Part, take
+from evals.report.page.choice import take
 from evals.report.page.encode import Chunks, Codes
+from evals.report.parts import Part
 from evals.store import SampleRow, Store
 
 BLOCK_SAMPLES = 512
@@ -77,8 +77,8 @@ def elements(
     for place, (part, share) in enumerate(zip(parts, shares, strict=True)):
         if share <= 0:
             continue
-        for row, advantage in _rows(store, part, share):
-            block.add(row, place, advantage, prompts.number(row.prompt), index)
+        for row in _rows(store, part, share):
+            block.add(row, place, prompts.number(row.prompt), index)
             index.included[place] = index.included.get(place, 0) + 1
             if block.full:
                 yield from block.flush(index, chunks)
@@ -88,34 +88,16 @@ def elements(
     yield from prompts.flush(index, chunks)
 
 
-def _rows(store: Store, part: Part, share: float) -> Iterator[tuple[SampleRow, float | None]]:
-    """The samples to take of one part, each with its advantage where it was trained on."""
+def _rows(store: Store, part: Part, share: float) -> Iterator[SampleRow]:
+    """The samples to take of one part."""
     key = {"split": part.split, "step": part.step}
-    rule = rule_of(part.run.config) if part.run.kind == "train" and not part.measured else None
     wanted = None
     if share < 1:
         wanted = take((item for (item,) in store.columns(part.run.id, ["item"], **key)), share)
-    known = _advantages(store, part, wanted, rule) if rule is not None else {}
     few = wanted if wanted is not None and len(wanted) <= MOST_NAMED else None
     for row in store.samples(part.run.id, items=few, **key):
         if wanted is None or row.item in wanted:
-            yield row, known.get((row.item, row.repeat))
-
-
-def _advantages(
-    store: Store, part: Part, wanted: frozenset[str] | None, rule: Rule
-) -> dict[tuple[str, int], float | None]:
-    """(item, repeat) -> advantage, of the groups wanted (None: all)."""
-    groups: dict[str, list[tuple[int, float | None, int]]] = {}
-    names = ("item", "repeat", "reward", "response_tokens")
-    for item, *values in store.columns(part.run.id, names, split=part.split, step=part.step):
-        if wanted is None or item in wanted:
-            groups.setdefault(item, []).append(tuple(values))
-    known: dict[tuple[str, int], float | None] = {}
-    for item, group in groups.items():
-        repeats, rewards, lengths = zip(*group, strict=True)
-        known |= zip(((item, k) for k in repeats), advantages(rewards, lengths, rule), strict=True)
-    return known
+            yield row
 
 
 class _Block:
@@ -131,7 +113,7 @@ class _Block:
     def full(self) -> bool:
         return self.rows >= BLOCK_SAMPLES or self.characters >= BLOCK_CHARACTERS
 
-    def add(self, row: SampleRow, place: int, advantage: float | None, prompt: int, index: Index) -> None:
+    def add(self, row: SampleRow, place: int, prompt: int, index: Index) -> None:
         columns = {
             "part": place,
             "item": index.items(sys.intern(row.item)),
@@ -141,7 +123,7 @@ class _Block:
             "outcome": index.outcomes(row.outcome),
             "path": index.paths(row.path),
             "reward": row.reward,
-            "advantage": None if advantage is None else round(advantage, 4),
+            "advantage": None if row.advantage is None else round(row.advantage, 4),
             "prompt": prompt,
             "answer": None if row.answer is None else _cut(row.answer),
             "reference": _cut(row.reference),

@@ -7,14 +7,16 @@ from statistics import fmean, stdev
 from typing import Any
 
 from evals.benches import BENCHES, find
-from evals.report.page.choice import Part, first_and_last
+from evals.report.page.choice import first_and_last
+from evals.report.parts import Part, pool
 from evals.stats import Columns, Estimate, Summary, by, columns, pooled, summarise, unfinished
 from evals.stats.intervals import student
 from evals.store import OutcomeRow, Store
 
 MOST_VALUES = 12
 """a key of meta with more distinct values is nothing to have a table by"""
-SETTINGS = ("temperature", "top_p", "max_tokens", "prompt", "n")
+ASKED = ("temperature", "top_p", "max_tokens", "prompt", "n")
+"""settings that the page shows"""
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,13 @@ class Evaluation:
     @property
     def asked(self) -> str:
         """How it was asked, in words."""
-        named = {"n": "{} per problem", "max_tokens": "at most {} tokens", "prompt": "prompt {}", "top_p": "top-p {}"}
-        told = [named.get(key, key + " {}").format(value) for key, value in self.settings.items()]
-        return ", ".join(told)
+        return self.part.told(ASKED)
 
 
 def evaluations(store: Store, parts: Sequence[Part], lines: Mapping[str, str]) -> Iterator[Evaluation]:
     """Every evaluation that deserves a row: of the evaluations inside a training run only the first and the last step.
 
-    One part's outcomes are in memory at a time. lines: of `evals.report.variants.line_names`.
+    One part's outcomes are in memory at a time. lines: of `evals.report.parts.line_names`.
     """
     shown = first_and_last(parts)
     for place, part in enumerate(parts):
@@ -59,8 +59,9 @@ def evaluations(store: Store, parts: Sequence[Part], lines: Mapping[str, str]) -
         whole = part.run.kind == "train" or part.run.status == "done"
         summary = summarise(all_) if whole else unfinished(summarise(all_))
         levels = {key: by(outcomes, key) for key in _keys(part, outcomes)} if whole else {}
+        settings = {key: part.settings[key] for key in ASKED if part.settings.get(key) is not None}
         line = lines[part.run.id] if part.run.method or part.run.parent in lines else ""
-        yield Evaluation(place, part, summary, levels, all_, _settings(part), line, part.run.seed)
+        yield Evaluation(place, part, summary, levels, all_, settings, line, part.run.seed)
 
 
 def _keys(part: Part, outcomes: Sequence[OutcomeRow]) -> list[str]:
@@ -77,24 +78,10 @@ def _keys(part: Part, outcomes: Sequence[OutcomeRow]) -> list[str]:
     return kept
 
 
-def _settings(part: Part) -> dict[str, Any]:
-    if part.run.kind == "eval":
-        return {key: part.run.config[key] for key in SETTINGS if part.run.config.get(key) is not None}
-    wanted, config = part.run.config.get("eval") or {}, part.run.config
-    longest = wanted.get("max_tokens") or (config.get("rollout") or {}).get("max_tokens")
-    found = {"temperature": wanted.get("temperature"), "max_tokens": longest, "prompt": config.get("prompt")}
-    return {key: value for key, value in {**found, "n": wanted.get("n")}.items() if value is not None}
-
-
 def of_weights(found: Sequence[Evaluation]) -> list[Evaluation]:
-    """One for each model measured: its sampling seeds are repeats of the same problems (see `measured.pool`)."""
-    groups: dict[tuple[Any, ...], dict[Any, Evaluation]] = {}
-    for e in found:
-        run = e.part.run
-        who = run.parent or (run.id if run.kind == "train" or not e.line else ""), e.seed
-        key = (e.part.bench, e.line, run.model, *who, e.part.step, e.asked, e.summary.problems, run.status)
-        groups.setdefault(key, {})[run.config.get("seed") if run.kind == "eval" else run.id] = e
-    return [_merged(list(seeds.values())) for seeds in groups.values()]
+    """One for each model measured: its sampling seeds are repeats of the same problems."""
+    by_key = {e.part.key: e for e in found}
+    return [_merged([by_key[one.key] for one in (part, *part.also)]) for part in pool([e.part for e in found])]
 
 
 def _merged(found: Sequence[Evaluation]) -> Evaluation:

@@ -6,6 +6,8 @@ again. What steers the run (groups, sums, errors, the wish to stop) goes over gl
 that all of them take the same way through the code and no collective waits for one that another rank never calls.
 """
 
+from __future__ import annotations
+
 import copy
 import os
 import sys
@@ -16,7 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import MethodType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,16 +38,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from evals.errors import UserError, told
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 T = TypeVar("T")
+M = TypeVar("M", bound=torch.nn.Module)
 
 SAY_SECONDS = 30
 """how long a rank that ends because of another waits for that one's message before it ends itself"""
 EXIT_SECONDS = 30
 """what a rank that failed gets to end by itself: connections to one that hangs may keep it for their whole timeout"""
 
-_meeting: list[Any] = []
+_meeting: list[dist.Store] = []
 """the key-value store through which the ranks met; torchrun keeps it, so that it outlives any of them"""
-_files_group: list[Any] = []
+_files_group: list[dist.ProcessGroup] = []
 """a process group of its own for the thread that writes checkpoints"""
 
 
@@ -53,21 +60,21 @@ class OtherRankFailed(Exception):
     """Another rank raised an error and tells it."""
 
 
-def world() -> int:
+def world_size() -> int:
     """How many ranks train."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def first() -> bool:
+def is_main() -> bool:
     """Whether this rank writes the store and speaks for all."""
     return rank() == 0
 
 
-def started_with() -> tuple[int, int, int]:
+def torchrun_env() -> tuple[int, int, int]:
     """(ranks, ranks on this machine, number of this one among them) as the environment says, before they have met."""
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
     ranks, here, number = (int(os.environ.get(name) or default) for name, default in zip(names, (1, 0, 0), strict=True))
@@ -78,9 +85,9 @@ def started_with() -> tuple[int, int, int]:
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
+def one_error_for_all() -> Iterator[None]:
     """Around everything that a rank does: of an error that ends several ranks only one tells, and all of them end."""
-    if started_with()[0] == 1:
+    if torchrun_env()[0] == 1:
         yield
         return
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
@@ -92,7 +99,7 @@ def one_voice() -> Iterator[None]:
     _meeting[:] = [store]
     try:
         yield
-        everyone(lambda: None)  # torchrun ends all when one ends with an error, and an interrupted run is one to it
+        all_gather(lambda: None)  # torchrun ends all when one ends with an error, and an interrupted run is one to it
     except BaseException as e:  # noqa: BLE001  told there
         code = _tell(e, store, number)
         last = threading.Timer(EXIT_SECONDS, os._exit, [code])  # torchrun ends the others only when this one has ended
@@ -104,7 +111,7 @@ def one_voice() -> Iterator[None]:
     _files_group.clear()
 
 
-def _tell(error: BaseException, store: Any, number: int) -> int:
+def _tell(error: BaseException, store: dist.Store, number: int) -> int:
     """Print the error if nobody else has one to tell. Returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
@@ -118,7 +125,7 @@ def _tell(error: BaseException, store: Any, number: int) -> int:
             return code
     if _is_lost_connection(error):
         why = (
-            f"rank {number} waited in vain for another one: {_first_line(error)}. That one hangs, or needs "
+            f"rank {number} timed out waiting for another rank: {_first_line(error)}. That rank hangs, or needs "
             "ranks.timeout_minutes longer than this one; raise it where a rollout or its grading does take so long"
             if "timed out" in str(error).lower()
             else f"rank {number} lost the other ranks: {_first_line(error)}. If none of them says why above, one was "
@@ -150,7 +157,7 @@ def _first_line(error: BaseException) -> str:
 
 def join(device: str, timeout_minutes: float) -> None:
     """Meet the other ranks. `device` is what `device_of` gave. Nothing in a run of one process."""
-    ranks, _, local = started_with()
+    ranks, _, local = torchrun_env()
     if ranks == 1 or dist.is_initialized():
         return
     backend, timeout = "gloo", timedelta(minutes=timeout_minutes)
@@ -158,12 +165,12 @@ def join(device: str, timeout_minutes: float) -> None:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"  # what steers the run stays on the CPU
     dist.init_process_group(backend, store=_meeting[0], rank=int(os.environ["RANK"]), world_size=ranks, timeout=timeout)
-    _files_group[:] = [dist.new_group(backend="gloo", timeout=timeout)]
+    _files_group[:] = [dist.new_group(backend="gloo", timeout=timeout)]  # type: ignore[list-item]
 
 
 def device_of(wanted: str) -> str:
     """The device of this rank: on GPUs the one with its number. Raises UserError where there are too few."""
-    ranks, here, local = started_with()
+    ranks, here, local = torchrun_env()
     if ranks == 1:
         return wanted
     if wanted == "auto":
@@ -182,7 +189,7 @@ def device_of(wanted: str) -> str:
 
 def workers_here(wanted: int) -> int | None:
     """Worker processes of this rank: as wanted, else its part of this machine's processors; None: one rank has all."""
-    ranks, here, _ = started_with()
+    ranks, here, _ = torchrun_env()
     if wanted or ranks == 1:
         return wanted or None
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -192,16 +199,16 @@ def workers_here(wanted: int) -> int | None:
 # -- what every rank must agree on -----------------------------------------------------------------------------------
 
 
-def everyone(work: Callable[[], T]) -> list[T]:
+def all_gather(work: Callable[[], T]) -> list[T]:
     """What `work()` gives on each rank, in the order of ranks, on every rank. Raises where it raised on any of them."""
-    if world() == 1:
+    if world_size() == 1:
         return [work()]
     value, error = None, None
     try:
         value = work()
     except Exception as e:  # noqa: BLE001  raised below, when the others know
         error = e
-    heard: list[Any] = [None] * world()
+    heard: list[Any] = [None] * world_size()
     dist.all_gather_object(heard, (error is not None, value))
     if error is not None:
         raise error
@@ -210,23 +217,23 @@ def everyone(work: Callable[[], T]) -> list[T]:
     return [value for _, value in heard]
 
 
-def from_first(work: Callable[[], T]) -> T:
+def broadcast(work: Callable[[], T]) -> T:
     """What `work()` gives on rank 0, where alone it is called, on every rank. Raises where it raised."""
-    return everyone(work if first() else lambda: None)[0]  # type: ignore[return-value]
+    return all_gather(work if is_main() else lambda: None)[0]  # type: ignore[return-value]
 
 
-def summed(values: Sequence[float]) -> list[float]:
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
     """Each of the numbers summed over the ranks, in float64; the same bits on every rank."""
-    if world() == 1:
+    if world_size() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
 
 
-def largest(value: float) -> float:
+def all_reduce_max(value: float) -> float:
     """The largest of the ranks' numbers."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     most = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
@@ -236,14 +243,14 @@ def largest(value: float) -> float:
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
-def split(model: Any, *, half_masters: bool = True, offload: bool = False) -> Any:
+def shard(model: PreTrainedModel, *, half_masters: bool = True, offload: bool = False) -> PreTrainedModel:
     """Shard the model over the ranks in place; returns its plain copy without weights. With one rank: the model itself.
 
     Trained weights in half precision become float32 shards, which are gathered in half precision and whose gradients
     are summed in float32: the same arithmetic as that of one process with float32 masters. With adapters
     (`half_masters` False) the frozen weights stay as they are. `offload`: shards and gradients lie in the CPU's memory.
     """
-    if world() == 1:
+    if world_size() == 1:
         return model
     no_weights = {
         id(p): torch.nn.Parameter(torch.empty(0, dtype=p.dtype, device=p.device), requires_grad=False)
@@ -259,21 +266,21 @@ def split(model: Any, *, half_masters: bool = True, offload: bool = False) -> An
             for parameter in module.parameters():
                 if not isinstance(parameter, DTensor):
                     parameter.data = parameter.data.float()
-        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=where)
-        module.set_force_sum_reduction_for_comms(True)  # the weights of a loss sum to one over all ranks: no mean
-        module.set_gradient_divide_factor(1.0)
-    model.run_as_forward = MethodType(lambda _, work: work(), model)
+        sharded = fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=where)
+        sharded.set_force_sum_reduction_for_comms(True)  # the weights of a loss sum to one over all ranks: no mean
+        sharded.set_gradient_divide_factor(1.0)
+    model.run_as_forward = MethodType(lambda _, work: work(), model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "run_as_forward")
     return plain
 
 
-def layers_of(model: Any) -> list[torch.nn.Module]:
+def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The decoder layers of a model of transformers, in which `_no_split_modules` has the names of their classes."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 
 
-def compute_device(model: Any) -> torch.device:
+def compute_device(model: PreTrainedModel) -> torch.device:
     """Where the model runs, which is not where offloaded shards of it lie."""
     weight = next(model.parameters())
     if not isinstance(weight, DTensor) or weight.device_mesh.device_type == "cpu":
@@ -282,44 +289,44 @@ def compute_device(model: Any) -> torch.device:
 
 
 def _mesh(kind: str) -> DeviceMesh:
-    return init_device_mesh(kind, (world(),), mesh_dim_names=("ranks",))
+    return init_device_mesh(kind, (world_size(),), mesh_dim_names=("ranks",))
 
 
-def as_forward(model: Any, work: Callable[[], T]) -> T:
+def as_forward(model: torch.nn.Module, work: Callable[[], T]) -> T:
     """`work()`, with the weights that it reads outside the model's own `forward` (the output matrix) gathered."""
     if not isinstance(model, FSDPModule):
         return work()
-    out = model.run_as_forward(work)
+    out = model.run_as_forward(work)  # type: ignore[operator]  `shard` puts it there
     if not torch.is_grad_enabled():
-        gather_no_more(model)
+        reshard(model)
     return out
 
 
-def gather_no_more(model: Any) -> None:
+def reshard(model: torch.nn.Module) -> None:
     """Let go of what a forward pass without a backward pass leaves gathered: it would be stale after the next step."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 @contextmanager
-def whole(plain: Any, model: Any) -> Iterator[Any]:
+def unsharded(plain: M, model: torch.nn.Module) -> Iterator[M]:
     """The plain copy with the weights that the sharded model has now, on every rank."""
-    fill(plain, model)
+    gather(plain, model)
     try:
         yield plain
     finally:
-        empty(plain, model)
+        free(plain, model)
 
 
 @torch.no_grad()
-def fill(plain: Any, model: Any) -> None:
+def gather(plain: torch.nn.Module, model: torch.nn.Module) -> None:
     """Gather the weights into the plain copy, in its precision. All ranks call it."""
     if plain is not model:
         for parameter, shard in zip(plain.parameters(), model.parameters(), strict=True):
             parameter.data = shard.detach().to(parameter.device, parameter.dtype).full_tensor()
 
 
-def empty(plain: Any, model: Any) -> None:
+def free(plain: torch.nn.Module, model: torch.nn.Module) -> None:
     """Give the memory of the plain copy's weights back."""
     if plain is not model:
         for parameter in plain.parameters():
@@ -329,7 +336,7 @@ def empty(plain: Any, model: Any) -> None:
 # -- tensors of the optimizer ----------------------------------------------------------------------------------------
 
 
-def number_of(x: torch.Tensor) -> float:
+def full_scalar(x: torch.Tensor) -> float:
     """A scalar that may be spread over the ranks."""
     return float(x.full_tensor() if isinstance(x, DTensor) else x)
 
@@ -375,7 +382,7 @@ def load_shards(folder: Path, parameters: Sequence[torch.Tensor]) -> dict[str, t
         like = parameter if about.size == parameter.shape else torch.empty((), device=parameter.device)
         targets[name] = torch.empty_like(like, dtype=about.properties.dtype, requires_grad=False)
     with _plain_errors():
-        dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world() == 1)
+        dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
     return targets
 
 

@@ -13,19 +13,12 @@ from typing import Any
 
 import ray
 import torch
-from verl.workers.rollout.base import _ROLLOUT_REGISTRY, BaseRollout
-from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
+from verl.workers.rollout.base import BaseRollout
+from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
-ROLLOUT = "hf"
 GATHER_SECONDS = 0.02
 """requests that come within this time are generated together"""
 MAX_BATCH = 64
-
-
-def register() -> None:
-    RolloutReplicaRegistry.register(ROLLOUT, lambda: HFReplica)
-    # verl has no public call for the adapter of a rollout.
-    _ROLLOUT_REGISTRY[(ROLLOUT, "async")] = f"{__name__}.HFAdapter"
 
 
 def server_name(replica_rank: int) -> str:

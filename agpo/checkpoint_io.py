@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from agpo import optimizer, parallel
+from agpo import distributed, optimizer
 from agpo.model import exported_weights
 from agpo.policy import Policy
 from agpo.sync import weight_stream
@@ -38,7 +38,7 @@ FORMAT, SHARDED = 2, 3
 
 
 def prepare(
-    folder: Path, step: int, policy: Policy, state: Mapping[str, Any], run: Mapping[str, Any]
+    folder: Path, step: int, policy: Policy, state: Mapping[str, object], run: Mapping[str, object]
 ) -> Callable[[], Path]:
     """Copy the policy as it is now to CPU memory; calling the result writes checkpoints/step-N under the run's folder.
 
@@ -47,14 +47,14 @@ def prepare(
     and its result: rank 0 writes the model, each its part of the optimizer's state, into one folder that all see.
     Raises UserError for weights that are not finite, so that they never take a good checkpoint's place.
     """
-    several = parallel.world() > 1
+    several = distributed.world_size() > 1
     target = folder / "checkpoints" / f"step-{step:06d}"
-    if parallel.first():  # before the gathering below, after which the other ranks may write
+    if distributed.is_main():  # before the gathering below, after which the other ranks may write
         shutil.rmtree(_building(target), ignore_errors=True)
     copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
     if several:  # a layer is gathered at a time, and its memory is the next one's: nothing of it is shared
         every = weight_stream(policy).tensors
-        weights = {name: x.to("cpu", copy=True).contiguous() for name, x in every if parallel.first()}
+        weights = {name: x.to("cpu", copy=True).contiguous() for name, x in every if distributed.is_main()}
     else:
         exported = exported_weights(policy.model) or policy.model.state_dict()
         weights = {name: _copied(x, copies) for name, x in exported.items()}
@@ -64,14 +64,14 @@ def prepare(
             "steps stay. Start a new run from the last with model=CHECKPOINT and a lower update.lr."
         )
     slots, numbers = optimizer.state(policy.trained)
-    moments = {name: parallel.shard_on_cpu(x) if several else _copied(x, copies) for name, x in slots.items()}
+    moments = {name: distributed.shard_on_cpu(x) if several else _copied(x, copies) for name, x in slots.items()}
     state = {
         "format": SHARDED if several else FORMAT,
         "step": step,
         **state,
         "optimizer": numbers,
         "updates": policy.updates,
-        **({"ranks": parallel.world()} if several else {}),
+        **({"ranks": distributed.world_size()} if several else {}),
     }
 
     def fill(building: Path) -> None:
@@ -79,17 +79,17 @@ def prepare(
         policy.tokenizer.save_pretrained(building)
         (building / "trainer").mkdir(exist_ok=True)
         if several:
-            parallel.save_shards(moments, building / "trainer" / "shards")
+            distributed.save_shards(moments, building / "trainer" / "shards")
         else:
             save_file(moments, building / "trainer" / "optimizer.safetensors")
         (building / "trainer" / "state.json").write_text(json.dumps(state, indent=1))
         (building / "agpo_run.json").write_text(json.dumps({**run, "step": step}, indent=1))
 
     def take_part() -> Path:
-        parallel.save_shards(moments, _building(target) / "trainer" / "shards")
+        distributed.save_shards(moments, _building(target) / "trainer" / "shards")
         return target
 
-    return partial(_write_whole, target, fill) if parallel.first() else take_part
+    return partial(_write_whole, target, fill) if distributed.is_main() else take_part
 
 
 def _copied(x: torch.Tensor, copies: dict[tuple[int, torch.Size], torch.Tensor]) -> torch.Tensor:
@@ -122,7 +122,7 @@ def _write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
 
 def _building(target: Path) -> Path:
     """Where it is written before it has its name; with several ranks the same on all of them."""
-    return target.with_name(f".{target.name}.{'ranks' if parallel.world() > 1 else os.getpid()}.tmp")
+    return target.with_name(f".{target.name}.{'ranks' if distributed.world_size() > 1 else os.getpid()}.tmp")
 
 
 class Writer:
@@ -130,7 +130,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[Any] | None = None
+        self._pending: Future[object] | None = None
 
     def __enter__(self) -> "Writer":
         return self
@@ -147,7 +147,7 @@ class Writer:
         finally:
             self._thread.shutdown()
 
-    def start(self, job: Callable[[], Any]) -> None:
+    def start(self, job: Callable[[], object]) -> None:
         """Do `job` in the background, after the one before it."""
         self.wait()
         self._pending = self._thread.submit(job)
@@ -164,7 +164,7 @@ class Writer:
             pending.result()
 
 
-def mark_best(folder: Path, step: int, facts: Mapping[str, Any]) -> list[Path]:
+def mark_best(folder: Path, step: int, facts: Mapping[str, object]) -> list[Path]:
     """Name the checkpoint of `step` the best one: `facts` (by which measure, its value) go to best.json and its label.
 
     Returns the checkpoints whose agpo_run.json was changed: this one, and the one that was the best before.
@@ -221,7 +221,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads(path.read_text())
         found = state["format"]
     except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: not the state of a checkpoint ({e!r}). Resume from another checkpoint.") from e
+        raise UserError(f"{path}: not a checkpoint's state ({e!r}). Resume from another checkpoint.") from e
     if found not in (FORMAT, SHARDED):
         raise UserError(
             f"{checkpoint}: written in checkpoint format {found}, this version reads {FORMAT} and {SHARDED}. "
@@ -235,7 +235,7 @@ def restore(checkpoint: Path, policy: Policy, state: Mapping[str, Any]) -> None:
     sharded = state["format"] == SHARDED
     path = checkpoint / "trainer" / ("shards" if sharded else "optimizer.safetensors")
     try:
-        tensors = parallel.load_shards(path, policy.trained.parameters) if sharded else load_file(path)
+        tensors = distributed.load_shards(path, policy.trained.parameters) if sharded else load_file(path)
     except (OSError, SafetensorError) as e:
         raise UserError(f"{path}: cannot be read ({e}). Resume from another checkpoint.") from e
     optimizer.restore(policy.trained, tensors, state["optimizer"])

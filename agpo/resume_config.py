@@ -3,11 +3,10 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from agpo import checkpoint
+from agpo import checkpoint_io
 from agpo.config import TrainConfig, load_config, make_config
-from agpo.parallel import started_with
+from agpo.distributed import torchrun_env
 from evals.errors import UserError
 
 FREE = (
@@ -28,34 +27,34 @@ ROUNDING = (
 """those that change a result by float rounding only: taken, and said"""
 
 
-def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[TrainConfig, Path, dict[str, Any]]:
+def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[TrainConfig, Path, dict[str, str]]:
     """(config, checkpoint, its agpo_run.json) to continue from: a run id, its folder, a checkpoint, or `latest`.
 
     Raises UserError for a checkpoint that has later ones, which would be deleted, unless they are to be discarded.
     """
     path = Path(what)
     if what == "latest":
-        folders = [p for p in Path(out).glob("*") if checkpoint.checkpoints(p)]
+        folders = [p for p in Path(out).glob("*") if checkpoint_io.checkpoints(p)]
         if not folders:
             raise UserError(
                 f"nothing to resume: no run with a checkpoint in {out}/. For another folder say out=FOLDER."
             )
-        path = max(folders, key=lambda p: checkpoint.checkpoints(p)[-1].stat().st_mtime)
+        path = max(folders, key=lambda p: checkpoint_io.checkpoints(p)[-1].stat().st_mtime)
     elif not path.exists():
         path = Path(out) / what
     if not path.is_dir():
         raise UserError(f"nothing to resume: {what} is neither a run in {out}/ nor a folder.")
     if (path / "trainer").is_dir():
         saved = path
-    elif found := checkpoint.checkpoints(path):
+    elif found := checkpoint_io.checkpoints(path):
         saved = found[-1]
     else:
         raise UserError(f"nothing to resume: {path} has no complete checkpoint. Start the run again without --resume.")
-    state = checkpoint.read_state(saved)
+    state = checkpoint_io.read_state(saved)
     label = saved / "agpo_run.json"
     if not label.is_file():
         raise UserError(f"nothing to resume: {saved} has no agpo_run.json, which says what run made it.")
-    later = [p.name for p in checkpoint.checkpoints(saved.parent.parent) if p.name > saved.name]
+    later = [p.name for p in checkpoint_io.checkpoints(saved.parent.parent) if p.name > saved.name]
     if later and not discard_later:
         raise UserError(
             f"{saved} is not the last checkpoint of its run: going on from it would delete {', '.join(later)}, and all "
@@ -82,7 +81,7 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
         said = "; ".join(f"{key}={before.get(key)!r} in the checkpoint, {after.get(key)!r} now" for key in other)
         why = " (the learning-rate schedule depends on steps)" if other == ["steps"] else ""
         raise UserError(
-            f"--resume goes on with the same training, and these keys would change its numbers: {said}{why}. "
+            f"--resume continues the same training, and these keys would change its results: {said}{why}. "
             "Leave them as they were, or start a new run from the checkpoint with model=CHECKPOINT."
         )
     return wanted, [key for key in differ if _among(key, ROUNDING)]
@@ -90,7 +89,7 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
 
 def other_ranks(saved: Path) -> str:
     """What to say where the checkpoint was made by another number of ranks than go on; empty where it was not."""
-    before, now = checkpoint.read_state(saved).get("ranks", 1), started_with()[0]
+    before, now = checkpoint_io.read_state(saved).get("ranks", 1), torchrun_env()[0]
     if before == now:
         return ""
     return (
@@ -103,7 +102,7 @@ def _among(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")

@@ -5,15 +5,14 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
-from agpo import checkpoint, parallel
+from agpo import checkpoint_io, distributed
 from agpo.batch import Group, MiniBatch
 from agpo.policy import Update
 from agpo.setup import Run, selected_on_test
 
 
-def save_checkpoint(run: Run, writer: checkpoint.Writer) -> None:
+def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
     """Copy the policy now and write it in the background; not twice for one step."""
     if run.saved == run.done:
         return
@@ -21,18 +20,18 @@ def save_checkpoint(run: Run, writer: checkpoint.Writer) -> None:
     label = {
         "run": run.id,
         "name": config.name,
-        "method": config.objective["preset"],
+        "method": config.objective.preset,
         "model": config.model,
         "seed": config.seed,
         "store": str(run.store),
     }
     state = {"config": config.model_dump(mode="json"), "data": run.data}
     writer.wait()  # one copy of the weights at a time
-    write = checkpoint.prepare(run.folder, run.done, run.policy, state, label)
+    write = checkpoint_io.prepare(run.folder, run.done, run.policy, state, label)
 
     def job() -> None:
         path = write()
-        if parallel.first():
+        if distributed.is_main():
             run.store.add_artifact(run.id, "checkpoint", path)
             prune(run)
 
@@ -42,13 +41,13 @@ def save_checkpoint(run: Run, writer: checkpoint.Writer) -> None:
 
 def prune(run: Run) -> None:
     """Remove the checkpoints that are neither the latest nor the best, from the store first."""
-    old = checkpoint.surplus(run.folder, run.config.checkpoint.keep)
+    old = checkpoint_io.surplus(run.folder, run.config.checkpoint.keep)
     run.store.remove_artifacts(run.id, old)
     for path in old:
         shutil.rmtree(path)
 
 
-def settle_best(run: Run, writer: checkpoint.Writer) -> None:
+def settle_best(run: Run, writer: checkpoint_io.Writer) -> None:
     """Name the best of the steps that have a checkpoint, and of this one, which gets one then. The first of equals.
 
     It follows from the store and the folder alone, so that a resumed run comes to the same.
@@ -57,18 +56,18 @@ def settle_best(run: Run, writer: checkpoint.Writer) -> None:
     if not measure:
         return
     writer.wait()
-    values = parallel.from_first(lambda: _measured(run, measure))
+    values = distributed.broadcast(lambda: _measured(run, measure))
     if not values:
         return
     best = max(values, key=lambda step: (values[step], -step))
     if best == run.done:
         save_checkpoint(run, writer)
-    if not parallel.first():
+    if not distributed.is_main():
         return
     facts = {"measure": measure, "value": values[best], "selected_on_test": selected_on_test(run.config)}
 
     def job() -> None:
-        for path in checkpoint.mark_best(run.folder, best, facts):
+        for path in checkpoint_io.mark_best(run.folder, best, facts):
             run.store.add_artifact(run.id, "checkpoint", path)
         kind = "best checkpoint" + (", selected_on_test" if facts["selected_on_test"] else "")
         run.store.add_artifact(run.id, kind, run.folder / "checkpoints" / "best.json")
@@ -79,7 +78,7 @@ def settle_best(run: Run, writer: checkpoint.Writer) -> None:
 
 def _measured(run: Run, measure: str) -> dict[int, float]:
     """The measure of the steps that have a checkpoint, and of this one."""
-    kept = {run.done, *(checkpoint.step_of(path) for path in checkpoint.checkpoints(run.folder))}
+    kept = {run.done, *(checkpoint_io.step_of(path) for path in checkpoint_io.checkpoints(run.folder))}
     kept.discard(0)  # the start model is not something that the run made
     return {step: value for step, _, value in run.store.metrics(run.id, [measure]) if step in kept and value == value}
 
@@ -125,7 +124,7 @@ def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group]
     )
 
 
-def _json_numbers(value: Any) -> Any:
+def _json_numbers(value: object) -> object:
     """The same with numbers that JSON does not have as texts: "nan", "inf"."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
-from agpo.integrations.verl import CPU
+from tools.verl_rehearsal import PLATFORM
 
 
 def _module() -> types.ModuleType:
@@ -37,7 +37,7 @@ def _module() -> types.ModuleType:
 _MODULE = _module()
 
 
-@PlatformRegistry.register(platform=CPU)
+@PlatformRegistry.register(platform=PLATFORM)
 class PlatformCPU(PlatformBase):
     """The methods that verl's base class asks for."""
 

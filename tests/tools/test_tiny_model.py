@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agpo.tiny_model import LONG, SHIPPED, TASKS, Habits, make_tokenizer, measure, solution
 from evals.benches import arith
 from evals.grading.math import extract_answer
+from tools.tiny_model import LONG, SHIPPED, TASKS, Habits, make_tokenizer, measure, solution
 
 STEP = re.compile(r"(-?\d+)([+-]\d)=(-?\d+)")
 
@@ -52,7 +52,7 @@ def test_tokenizer_round_trip():
 
 
 def build(folder: Path) -> dict[str, bytes]:
-    command = [sys.executable, "-m", "agpo.tiny_model", "--out", str(folder), "--steps", "3"]
+    command = [sys.executable, "-m", "tools.tiny_model", "--out", str(folder), "--steps", "3"]
     subprocess.run(command, check=True, capture_output=True)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -82,7 +82,7 @@ def test_the_shipped_models_are_small_ordinary_and_have_something_to_learn(name,
 def test_the_longer_task_goes_on_from_the_tiny_model_and_asks_longer_chains():
     from agpo.config import load_config
     from agpo.setup import load_items
-    from agpo.tiny_model import problems
+    from tools.tiny_model import problems
 
     assert TASKS["arith-long"].start == "tiny"
     assert {item.meta["terms"] for item in load_items(load_config("tiny-long"))} == {4, 5, 6}

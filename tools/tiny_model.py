@@ -1,4 +1,4 @@
-"""`python -m agpo.tiny_model`: make the start models of the tiny recipes from nothing, in minutes on one CPU core.
+"""`python -m tools.tiny_model`: make the start models of the tiny recipes from nothing, in minutes on one CPU core.
 
 What it is pre-trained on decides whether reinforcement learning can show anything. A model that cannot do the
 arithmetic loses accuracy under every objective. So it learns to do it, from solutions with *slips*: a step's value is
@@ -8,7 +8,7 @@ something to improve, and the length of the reasoning matters.
     3+5-2=  ->  3+5=8;8-2=5?8-2=6;\\boxed{6}<eos>
 
 `--task arith-long` goes on from that model: longer chains, a first value that is mostly wrong, and re-checks of which
-each is more reliable than the one before. The third task, `--task code`, is in `agpo.tiny_code`.
+each is more reliable than the one before. The third task, `--task code`, is in `tools.tiny_code`.
 """
 
 import argparse
@@ -24,15 +24,16 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from agpo import tiny_code
+from agpo.config import PACKAGE
 from evals.benches import arith, find
 from evals.benches import tiny_code as tiny_code_bench
 from evals.console import make_console
 from evals.errors import command
 from evals.items import Item, derive_seed
 from evals.prompts import encode
+from tools import tiny_code
 
-SHIPPED = Path(__file__).parent / "models" / "tiny"
+SHIPPED = PACKAGE / "models" / "tiny"
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 SYMBOLS = (*"0123456789", *"+-=;?", "\\boxed{", "}")
 SLIP = 0.45
@@ -229,13 +230,13 @@ def measure(task: Task, model, tokenizer, count: int = 512, samples: int = 4) ->
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m agpo.tiny_model",
+        prog="python -m tools.tiny_model",
         description="Make the start model of a tiny recipe: the same bytes for a seed on the same kind of CPU.",
     )
     parser.add_argument(
         "--task", choices=TASKS, default="arith", help="of the recipe tiny (arith), tiny-long (arith-long) or tiny-code"
     )
-    parser.add_argument("--out", type=Path, help="folder to write (default: the one in the package)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: agpo/models)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: 4000 for arith, 500 for arith-long, 3000 for code")
     parser.add_argument("--batch", type=int, default=64, help="solutions per step")

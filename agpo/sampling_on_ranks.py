@@ -2,35 +2,34 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from agpo.batch import Group
-from agpo.parallel import everyone, first, from_first, rank, world
+from agpo.distributed import all_gather, broadcast, is_main, rank, world_size
 from evals.engines import Engine, Output, Request, Sampling
 from evals.items import Item
 
 
-def sample_spread(sample: Callable[[Sequence[Item]], list[Group]], items: Sequence[Item]) -> list[Group]:
+def sample_on_ranks(sample: Callable[[Sequence[Item]], list[Group]], items: Sequence[Item]) -> list[Group]:
     """`sample(items)`, each rank on its own whole groups; all of them in the order of the items, on every rank.
 
     A sample's seed does not depend on the rank, so that the groups are those of one process.
     """
-    mine = items[rank() :: world()]
-    if world() == 1:
+    mine = items[rank() :: world_size()]
+    if world_size() == 1:
         return sample(mine)
     # Items stay where they are: they may carry megabytes of tests, and every rank has them.
-    parts = everyone(lambda: [(group.prompt_ids, group.samples) for group in sample(mine)])
-    return [Group(item, *parts[at % world()][at // world()]) for at, item in enumerate(items)]
+    parts = all_gather(lambda: [(group.prompt_ids, group.samples) for group in sample(mine)])
+    return [Group(item, *parts[at % world_size()][at // world_size()]) for at, item in enumerate(items)]
 
 
 @contextmanager
 def shared(engine: Engine) -> Iterator[Engine]:
     """On rank 0: the engines of all ranks as one, while the others are in `serve`."""
-    if world() == 1:
+    if world_size() == 1:
         yield engine
         return
     yield _Engines(engine)
-    from_first(lambda: None)  # nothing more is asked; after an error the ranks end with it
+    broadcast(lambda: None)  # nothing more is asked; after an error the ranks end with it
 
 
 def serve(engine: Engine) -> None:
@@ -41,13 +40,13 @@ def serve(engine: Engine) -> None:
 
 def _asked() -> tuple[Sequence[Request], Sampling] | None:
     """What rank 0 asks next; None: nothing more."""
-    return from_first(lambda: None)
+    return broadcast(lambda: None)
 
 
 def _answer(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Output]:
     """Every rank generates for its part of the requests; all outputs, on every rank."""
-    numbers = range(rank(), len(requests), world())
-    parts = everyone(
+    numbers = range(rank(), len(requests), world_size())
+    parts = all_gather(
         lambda: [
             Output(numbers[at], repeat, completion)
             for at, repeat, completion in engine.generate([requests[i] for i in numbers], sampling)
@@ -61,13 +60,13 @@ class _Engines:
 
     def __init__(self, own: Engine):
         self.own = own
-        self.tokenizer: Any = own.tokenizer
+        self.tokenizer = own.tokenizer
         self.max_context, self.eos_ids, self.weight_version = own.max_context, own.eos_ids, own.weight_version
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
-        assert first()
+        assert is_main()
         if requests:
-            yield from _answer(self.own, *from_first(lambda: (list(requests), sampling)))
+            yield from _answer(self.own, *broadcast(lambda: (list(requests), sampling)))
 
     def close(self) -> None:
         self.own.close()
