@@ -3,24 +3,15 @@
 Everything a loss needs beyond log-probabilities is fixed here, before any forward pass, so that an engine only sums.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from agpo.clip import Decision, apply_f_to_units
 from agpo.logprobs import Layout
-from agpo.objective import (
-    Decision,
-    Objective,
-    advantages,
-    apply_f_to_units,
-    clip_decision,
-    counted,
-    live_groups,
-    sequence_weights,
-    shaped_rewards,
-)
+from agpo.objective import Objective, advantages, clip_decision, counted, live_groups, sequence_weights, shaped_rewards
 from evals.engines import Completion
 from evals.grading import Verdict
 from evals.items import Item
@@ -155,65 +146,56 @@ def plan_rows(
     """
     if objective.aggregation == "constant" and objective.norm_length is None:
         objective = replace(objective, norm_length=max_tokens)
-    exact = not objective.beta and not corrected
     live_tokens_G = (live_groups(rewards_GN) * lengths_GN.sum(1)).tolist()
     minibatches: list[MiniBatch] = []
-    for places in balance(live_tokens_G, prompts_per_minibatch):
-        known = known_beforehand(
-            rewards_GN[places],
-            lengths_GN[places].reshape(-1),
-            objective,
-            max_tokens,
-            None if cut_GN is None else cut_GN[places].reshape(-1),
-        )
-        rows = tuple(_rows(known, places, lengths_GN[places], objective, make_row))
-        moving = tuple(i for i, row in enumerate(rows) if _looks_at_every_token(objective) or row.advantage != 0)
+    for places in balance(live_tokens_G, prompts_per_minibatch):  # updates of about as many live tokens
+        r_GN, length_B = rewards_GN[places], lengths_GN[places].reshape(-1)
+        cut_B = None if cut_GN is None else cut_GN[places].reshape(-1)
+        # Eq. 4. Which groups are live is tested on the raw rewards, A is made of what the length penalty leaves.
+        live_G = live_groups(r_GN)
+        advantage_B = advantages(shaped_rewards(r_GN, length_B, max_tokens, objective), objective, live_G).reshape(-1)
+        # Eq. 6, first case: the mask is w = 0, and what has no weight has no row. The mean is over what is left.
+        weight_B = sequence_weights(length_B, counted(r_GN, live_G, objective, cut_B).reshape(-1), objective)
+        # Eq. 5 at ratio 1: every token's l is -A, so that L is known from rewards and lengths alone.
+        loss_B = -advantage_B * (weight_B * length_B)
+        scale_B = _scales_at_ratio_1(loss_B, weight_B * length_B, lengths_GN.shape[1], objective)
+        rows: list[Row] = []
+        for i in ((weight_B > 0) & (length_B > 0)).nonzero()[:, 0].tolist():
+            group, k = divmod(i, lengths_GN.shape[1])
+            planned = {"advantage": advantage_B, "weight": weight_B, "scale_at_ratio_1": scale_B}
+            numbers = {name: float(x_B[i]) for name, x_B in planned.items()}
+            rows.append(make_row(places[group], k, group=group, **numbers))
+        # A = 0 has no gradient, unless a KL or entropy term looks at every token.
+        every = objective.beta or objective.entropy_coef
+        moving = tuple(i for i, row in enumerate(rows) if every or row.advantage != 0)
         # An entropy bonus is outside f, and the units of scope micro_batch are not known before those are cut.
         beyond_f = objective.entropy_coef or objective.clip_scope == "micro_batch"
+        live_tokens = int((length_B.reshape(r_GN.shape) * (live_G[:, None] & ~r_GN.isnan())).sum())
         minibatch = MiniBatch(
-            rows=rows,
+            rows=tuple(rows),
             groups=tuple(places),
-            live_groups=int(known.live_G.sum()),
-            live_tokens=known.live_tokens,
-            at_ratio_1=known.at_ratio_1,
-            exact=exact,
+            live_groups=int(live_G.sum()),
+            live_tokens=live_tokens,
+            at_ratio_1=clip_decision(float(loss_B.sum()), float(loss_B.abs().sum()), objective),
+            exact=not objective.beta and not corrected,
             first=not any(before.run or before.steps_on_zero for before in minibatches),
             moving=moving,
+            # Eq. 6, second case: what f' = 0 drops need not run.
             kept=moving if beyond_f else tuple(i for i in moving if rows[i].scale_at_ratio_1 != 0),
-            steps_on_zero=objective.on_clip == "zero_grad" and known.live_tokens > 0,
+            steps_on_zero=objective.on_clip == "zero_grad" and live_tokens > 0,
         )
         minibatches.append(minibatch)
     return minibatches
 
 
-def _looks_at_every_token(objective: Objective) -> bool:
-    """A KL or entropy term."""
-    return bool(objective.beta or objective.entropy_coef)
-
-
-def _rows(
-    known: "Known", places: Sequence[int], lengths_GN: torch.Tensor, objective: Objective, make_row: Callable[..., Row]
-) -> Iterator[Row]:
-    """The rows that count: those of weight 0 (masked, not scorable) are left out of everything."""
-    samples = lengths_GN.shape[1]
-    lengths_B = lengths_GN.reshape(-1)
-    group_B = torch.arange(len(places)).repeat_interleave(samples)
-    unit_B = {"group": group_B, "mini_batch": torch.zeros_like(group_B)}.get(
-        objective.clip_scope, torch.arange(len(lengths_B))
-    )
-    scale_B = apply_f_to_units(known.loss_B, known.weight_B * lengths_B, unit_B, objective)[1][unit_B]
+def _scales_at_ratio_1(loss_B: torch.Tensor, mass_B: torch.Tensor, samples: int, objective: Objective) -> torch.Tensor:
+    """[B] f' of each sequence's unit, from its sums of w l and of w over its tokens."""
     if objective.clip_scope == "micro_batch":  # its units are not known before the micro-batches are cut
-        scale_B = torch.ones_like(scale_B)
-    for i in ((known.weight_B > 0) & (lengths_B > 0)).nonzero()[:, 0].tolist():
-        group, k = divmod(i, samples)
-        yield make_row(
-            places[group],
-            k,
-            group=group,
-            advantage=float(known.advantage_B[i]),
-            weight=float(known.weight_B[i]),
-            scale_at_ratio_1=float(scale_B[i]),
-        )
+        return torch.ones_like(loss_B)
+    sequence_B = torch.arange(len(loss_B))
+    units = {"group": sequence_B // samples, "mini_batch": torch.zeros_like(sequence_B)}
+    unit_B = units.get(objective.clip_scope, sequence_B)  # a token's A is its sequence's, and so is its sign
+    return apply_f_to_units(loss_B, mass_B, unit_B, objective)[1][unit_B]
 
 
 def balance(costs: Sequence[int], size: int) -> list[list[int]]:
@@ -228,40 +210,6 @@ def balance(costs: Sequence[int], size: int) -> list[list[int]]:
         open_parts = [at for at in range(len(parts)) if len(parts[at]) < room[at]]
         parts[min(open_parts, key=lambda at: sum(costs[j] for j in parts[at]))].append(i)
     return [sorted(part) for part in parts]
-
-
-@dataclass(frozen=True)
-class Known:
-    """What rewards and lengths alone say of a mini-batch of G groups, B sequences."""
-
-    live_G: torch.Tensor
-    advantage_B: torch.Tensor
-    weight_B: torch.Tensor
-    """w of each token of a sequence"""
-    loss_B: torch.Tensor
-    """sum of w l over a sequence at ratio 1, where every token's loss is -A"""
-    live_tokens: int
-    at_ratio_1: Decision
-    """what the clip says while the policy has not moved"""
-
-
-def known_beforehand(
-    rewards_GN: torch.Tensor,
-    lengths_B: torch.Tensor,
-    objective: Objective,
-    max_tokens: int,
-    cut_B: torch.Tensor | None = None,
-) -> Known:
-    """`rewards_GN` are raw task rewards, NaN where a sample is not scorable; `cut_B` as in `counted`."""
-    live_G = live_groups(rewards_GN)
-    shaped_GN = shaped_rewards(rewards_GN, lengths_B, max_tokens, objective)
-    advantage_B = advantages(shaped_GN, objective, live_G).reshape(-1)
-    weight_B = sequence_weights(lengths_B, counted(rewards_GN, live_G, objective, cut_B).reshape(-1), objective)
-    loss_B = -advantage_B * (weight_B * lengths_B)
-    scorable_GN = live_G[:, None] & ~rewards_GN.isnan()
-    live_tokens = int((lengths_B.reshape(rewards_GN.shape) * scorable_GN).sum())
-    decision = clip_decision(float(loss_B.sum()), float(loss_B.abs().sum()), objective)
-    return Known(live_G, advantage_B, weight_B, loss_B, live_tokens, decision)
 
 
 def idle_row(rows: Sequence[Row]) -> Row:

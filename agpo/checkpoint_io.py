@@ -32,6 +32,7 @@ from agpo.model import exported_weights
 from agpo.policy import Policy
 from agpo.sync import weight_stream
 from evals.errors import UserError
+from evals.outputs import replacing
 
 FORMAT, SHARDED = 2, 3
 """of trainer/state.json: 2 records what the data were, 3 says that the optimizer's state is in shards"""
@@ -176,10 +177,10 @@ def mark_best(folder: Path, step: int, facts: Mapping[str, object]) -> list[Path
         if path.name == f"step-{step:06d}":
             wanted["best"] = dict(facts)
         if wanted != label:
-            _write_text(path / "agpo_run.json", json.dumps(wanted, indent=1))
+            _write_json(path / "agpo_run.json", wanted)
             changed.append(path)
     best = {"checkpoint": f"step-{step:06d}", "step": step, **facts}
-    _write_text(folder / "checkpoints" / "best.json", json.dumps(best, indent=1))
+    _write_json(folder / "checkpoints" / "best.json", best)
     return changed
 
 
@@ -206,8 +207,9 @@ def step_of(checkpoint: Path) -> int:
 
 def remove_unfinished(folder: Path) -> None:
     """What a killed process had begun to write."""
-    for path in [*(folder / "checkpoints").glob(".*.tmp"), *(folder / "checkpoints").glob("step-*/.*.tmp")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for pattern in (".step-*.tmp", ".best.json-*", "step-*/.agpo_run.json-*"):
+        for path in (folder / "checkpoints").glob(pattern):
+            shutil.rmtree(path)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -242,12 +244,11 @@ def restore(checkpoint: Path, policy: Policy, state: Mapping[str, Any]) -> None:
     policy.updates = state["updates"]
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    building.write_text(text)
-    _sync(building)
-    os.replace(building, path)
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Whole or not at all, and on the disk."""
+    with replacing(path) as building:
+        building.write_text(json.dumps(value, indent=1))
+        _sync(building)
     _sync(path.parent)
 
 

@@ -16,10 +16,11 @@ TIE = 1e-6
 
 def units(sequence_T: torch.Tensor, samples_per_group: int, objective: Objective) -> torch.Tensor:
     """[T] number of the unit that f is applied to, for each token. clip_scope micro_batch: all that is given."""
-    if _whole(objective):
+    if _whole(objective):  # the paper's words: the batch loss
         return torch.zeros_like(sequence_T)
     if objective.clip_scope == "token":
         return torch.arange(len(sequence_T), device=sequence_T.device)
+    # A group is Eq. 6 read literally; the finer scopes are there to compare with.
     return sequence_T if objective.clip_scope == "sequence" else sequence_T // samples_per_group
 
 
@@ -53,13 +54,13 @@ def apply_f(
     Magnitude 0 (no live token, no KL) has no gradient, so f' is 0 whatever f is: there is nothing to update. A loss
     that is not finite gives NaN for both: it must be refused, and never pass for a clipped one.
     """
-    if objective.clip == "none":
+    if objective.clip == "none":  # GRPO: Eq. 5 as it is
         loss_U, scale_U = value_U, torch.ones_like(value_U)
-    elif objective.clip == "softplus":
+    elif objective.clip == "softplus":  # these two are the paper's future work: smooth, and never quite 0
         loss_U, scale_U = torch.nn.functional.softplus(value_U), value_U.sigmoid()
     elif objective.clip == "exp":
         loss_U = scale_U = value_U.exp()
-    else:
+    else:  # AGPO, second case of Eq. 6: f = max(0, L), f' = 1 above 0 and 0 below, the tie counted as below
         scale_U = (value_U > TIE * magnitude_U).double()
         loss_U = torch.where(scale_U > 0, value_U, 0.0)
     finite_U = value_U.isfinite() & magnitude_U.isfinite()
@@ -115,6 +116,7 @@ def unit_sums(value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tenso
 def apply_f_to_sums(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
     """What `apply_f_to_units` gives, from the sums of the units."""
     value_U, magnitude_U, weight_U = sums_3U
+    # A unit's mean loss decides, so that its size does not; L itself is a mean already, over all of it.
     norm_U = torch.where((weight_U > 0) & (not _whole(objective)), weight_U, 1.0)
     shaped_U, scale_U = apply_f(value_U / norm_U, magnitude_U / norm_U, objective)
     return torch.where(weight_U > 0, shaped_U * norm_U, 0.0), torch.where(weight_U > 0, scale_U, 0.0)
@@ -126,6 +128,7 @@ def apply_f_to_loss(
     """sum_u f(L_u) with gradient sum_u f'(L_u) grad L_u, and the mean of f' over the units, by weight."""
     weighted_T = weight_T * _where_counted(loss_T, weight_T).double()
     shaped_U, scale_U = apply_f_to_units(weighted_T.detach(), weight_T, unit_T, objective)
+    # Value f, gradient f' grad L: f itself is not differentiated, its kink at 0 and its float64 sums stay out.
     scaled = (weighted_T * scale_U[unit_T]).sum()
     total = weight_T.sum()
     scale = torch.where(total > 0, (weight_T * scale_U[unit_T]).sum() / total, 0.0)

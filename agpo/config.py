@@ -7,10 +7,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from agpo.presets import PRESETS, Objective, resolve
 from agpo.trackers import TRACKERS
@@ -26,6 +36,34 @@ PACKAGE = Path(__file__).parent
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+def _one_of(value: str, known: Iterable[str], what: str) -> str:
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}")
+    return value
+
+
+def _known_reward(value: str) -> str:
+    return value if ":" in value else _one_of(value, GRADER_NAMES, "reward")
+
+
+def _low_high(value: tuple[float, float]) -> tuple[float, float]:
+    if not value[0] < value[1]:
+        raise ValueError("the lower end must come first, and differ from the upper")
+    return value
+
+
+def _with_commas(value: object) -> object:
+    """A list, or a text with commas, as a text with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
+
+
+Reward = Annotated[str, AfterValidator(_known_reward)]
+Span = Annotated[tuple[float, float], AfterValidator(_low_high)]
+Names = Annotated[str, BeforeValidator(_with_commas)]
+Prompt = Annotated[str, AfterValidator(lambda value: _one_of(value, PROMPTS, "prompt preset"))]
 
 
 class DataConfig(_Section):
@@ -120,22 +158,12 @@ class MismatchConfig(_Section):
 class RewardConfig(_Section):
     """One of several rewards. `rewards.NAME=math` on the command line sets `reward`."""
 
-    reward: str
+    reward: Reward
     """a grader (math, math-simplified, exact, code), or `module:function`"""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """its factor in the sum; 0 logs it only"""
-    range: tuple[float, float] = (0.0, 1.0)
+    range: Span = (0.0, 1.0)
     """what a function of one's own may return"""
-
-    @field_validator("reward")
-    @classmethod
-    def _reward(cls, value: str) -> str:
-        return _known_reward(value)
-
-    @field_validator("range")
-    @classmethod
-    def _range(cls, value: tuple[float, float]) -> tuple[float, float]:
-        return _low_high(value)
 
 
 class CodeConfig(_Section):
@@ -199,7 +227,7 @@ class ObjectiveConfig(BaseModel):
 class EvalConfig(_Section):
     """Evaluation during training, into the same store."""
 
-    bench: str = ""
+    bench: Names = ""
     """benchmarks of `python -m evals.run --list`, or data:FILE: held-out problems of one's own, in the columns of
     `data` and graded by the run's own reward; several with commas or as a list; empty: none"""
     data: str = ""
@@ -214,11 +242,6 @@ class EvalConfig(_Section):
     """0 is greedy"""
     max_tokens: int = Field(default=0, ge=0)
     """0: as in rollout"""
-
-    @field_validator("bench", mode="before")
-    @classmethod
-    def _bench(cls, value: object) -> object:
-        return _with_commas(value)
 
     @property
     def benches(self) -> list[str]:
@@ -276,25 +299,25 @@ class TrainConfig(_Section):
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice"""
-    data: DataConfig = DataConfig()
-    prompt: str = "arith"
+    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str) else x)] = DataConfig()
+    prompt: Prompt = "arith"
     """prompt preset, see `evals/prompts.py`; `chat`: the problem as it is"""
-    system_prompt: str | None = None
+    system_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
     """in place of the preset's: a text, or a file that has it; empty: none"""
-    user_prompt: str | None = None
+    user_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
     """the same for the user's words, with {problem} in them"""
-    chat_template: str = ""
+    chat_template: Annotated[str, BeforeValidator(text_or_file)] = ""
     """a Jinja file in place of the chat template of the model's tokenizer; checkpoints keep it"""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """what the chat template is given: chat_template_kwargs.enable_thinking=false"""
-    reward: str = "math"
+    reward: Reward = "math"
     """a grader (math, math-simplified, exact, code: docs/grading.md), or `module:function` of one's own: (text, item)
     -> a number, or None: it abstains (docs/own-task.md)"""
     reward_seconds: float = Field(default=300.0, gt=0)
     """longest call of a function of one's own; over it the call is given up, and the sample has no reward"""
     reward_max_errors: float = Field(default=1.0, gt=0, le=1)
     """share of a step's samples: when the reward fails on as many the run stops. 1: when it fails on all"""
-    reward_range: tuple[float, float] = (0.0, 1.0)
+    reward_range: Span = (0.0, 1.0)
     """what a reward function of one's own may return; anything else stops the run"""
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
     """several by name in place of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
@@ -321,21 +344,6 @@ class TrainConfig(_Section):
     out: str = "runs"
     """folder that gets a sub-folder per run, with checkpoints and the picture"""
 
-    @field_validator("data", mode="before")
-    @classmethod
-    def _data_as_path(cls, value: object) -> object:
-        return {"path": value} if isinstance(value, str) else value
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt(cls, value: str) -> str:
-        return _one_of(value, PROMPTS, "prompt preset")
-
-    @field_validator("system_prompt", "user_prompt", "chat_template", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        return text_or_file(value)
-
     @model_validator(mode="after")
     def _asked(self) -> "TrainConfig":
         try:
@@ -343,16 +351,6 @@ class TrainConfig(_Section):
         except UserError as e:
             raise ValueError(str(e)) from e
         return self
-
-    @field_validator("reward")
-    @classmethod
-    def _reward(cls, value: str) -> str:
-        return _known_reward(value)
-
-    @field_validator("reward_range")
-    @classmethod
-    def _range(cls, value: tuple[float, float]) -> tuple[float, float]:
-        return _low_high(value)
 
     @field_validator("rewards", mode="before")
     @classmethod
@@ -415,22 +413,6 @@ class TrainConfig(_Section):
     @property
     def updates_per_step(self) -> int:
         return self.rollout.prompts_per_step // self.update.prompts_per_minibatch
-
-
-def _known_reward(value: str) -> str:
-    return value if ":" in value else _one_of(value, GRADER_NAMES, "reward")
-
-
-def _low_high(value: tuple[float, float]) -> tuple[float, float]:
-    if not value[0] < value[1]:
-        raise ValueError("the lower end must come first, and differ from the upper")
-    return value
-
-
-def _with_commas(value: object) -> object:
-    """A list, or a text with commas, as a text with commas."""
-    parts = value.split(",") if isinstance(value, str) else value
-    return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
 
 
 def model_path(model: str) -> str:
@@ -522,12 +504,6 @@ def _did_you_mean(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     near = near or [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
     return f" Did you mean {near[0]!r}?" if near else " `python -m agpo.train --keys` lists them."
-
-
-def _one_of(value: str, known: Iterable[str], what: str) -> str:
-    if value not in known:
-        raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}")
-    return value
 
 
 def all_keys(section: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[tuple[str, str]]:

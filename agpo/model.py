@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -38,10 +38,8 @@ def prepare(
 
 
 def output_embeddings(model: PreTrainedModel) -> torch.nn.Linear:
-    """The matrix that makes logits, which every causal model has."""
-    head = model.get_output_embeddings()
-    assert isinstance(head, torch.nn.Linear)
-    return head
+    """The matrix that makes logits, which every causal model has, or the adapter around it."""
+    return cast(torch.nn.Linear, model.get_output_embeddings())
 
 
 def no_dropout(model: PreTrainedModel) -> None:

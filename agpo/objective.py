@@ -1,7 +1,7 @@
 """The paper in pure tensor functions: advantages, live groups, surrogate, weights, and all of it in one call.
 
-The knobs are in `agpo/presets.py`, the clip is in `agpo/clip.py`; both are importable from here. Every engine (our own
-loop, several ranks, verl) calls these; nothing here knows about models or optimizers.
+The knobs are in `agpo/presets.py`, the clip is in `agpo/clip.py`. Every engine (our own loop, several ranks, verl)
+calls these; nothing here knows about models or optimizers.
 Shapes: G groups, N samples per group, B = G * N sequences in group order, T packed response tokens of all sequences.
 
     A_i    = (r_i - mean_g) / (std_g + eps)                                       Eq. 4   `advantages`
@@ -15,48 +15,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from agpo.clip import (
-    TIE,
-    Decision,
-    apply_f,
-    apply_f_to_loss,
-    apply_f_to_sums,
-    apply_f_to_units,
-    clip_decision,
-    sums_on_device,
-    unit_sums,
-    units,
-    weighted_sums,
-)
+from agpo.clip import apply_f_to_loss, clip_decision, units, weighted_sums
 from agpo.presets import PRESETS, Objective, resolve
 
-__all__ = [
-    "PRESETS",
-    "TIE",
-    "Decision",
-    "LossReport",
-    "Objective",
-    "advantages",
-    "apply_f",
-    "apply_f_to_loss",
-    "apply_f_to_sums",
-    "apply_f_to_units",
-    "clip_decision",
-    "counted",
-    "live_groups",
-    "logp_gap",
-    "minibatch_loss",
-    "overlong_penalty",
-    "resolve",
-    "sequence_weights",
-    "shaped_rewards",
-    "sums_on_device",
-    "tis_weights",
-    "token_losses",
-    "unit_sums",
-    "units",
-    "weighted_sums",
-]
+__all__ = ["PRESETS", "clip_decision", "resolve", "weighted_sums"]  # beside what stands here: the public calls
 
 LIVE_SPREAD = 1e-6
 """a group is live when the spread of its raw rewards is over this; never tested through std, whose rounding lies"""

@@ -96,7 +96,7 @@ def pack(rows: Sequence[Sequence_], *, varlen: bool = False, rounded: bool = Fal
     for row in rows:
         prompt, response = row.prompt_ids, row.response_ids
         first = prompt not in prompt_at
-        if first:
+        if first:  # the prompt is run once; its other samples only point at it
             prompt_at[prompt] = end
             ids.append(prompt)
             positions.append(np.arange(len(prompt)))
@@ -104,6 +104,7 @@ def pack(rows: Sequence[Sequence_], *, varlen: bool = False, rounded: bool = Fal
         start = prompt_at[prompt]
         ids.append(response)
         positions.append(np.arange(len(prompt), len(prompt) + len(response)))
+        # The last token of the prompt predicts the first of the response, wherever the prompt lies.
         predict.append(np.r_[start + len(prompt) - 1, end : end + len(response) - 1])
         spans.append((np.r_[start : start + len(prompt), end : end + len(response)], len(prompt) if not first else 0))
         end += len(response)
@@ -113,12 +114,13 @@ def pack(rows: Sequence[Sequence_], *, varlen: bool = False, rounded: bool = Fal
     lengths = [len(tokens) for tokens, _ in spans]
     for block in [[i] for i in range(len(lengths))] if varlen else _blocks(lengths):
         longest = lengths[block[0]]
-        if rounded and not varlen:
+        if rounded and not varlen:  # a GPU plans anew for each new length
             longest = -(-longest // _grain(longest)) * _grain(longest)
         blocks.append((len(block), longest))
         for i in block:
             tokens, shared = spans[i]
             slot_tokens.append(np.pad(tokens, (0, longest - len(tokens)), mode="edge"))
+            # A shared prompt has a slot in every sequence, all alike: its result is read from the first one's.
             token_slot_P[tokens[shared:]] = used + np.arange(shared, len(tokens))
             used += longest
     return Packed(
@@ -168,6 +170,7 @@ def packed_attention(
         raise ValueError(f"attention {NAME!r} needs the keyword `packed`, which this model does not pass on.")
     if sliding_window and sliding_window < max(longest for _, longest in packed.blocks):
         raise ValueError("packed attention is full: a sequence is longer than the model's sliding window.")
+    # Flash attention over sequences end to end, where there is one; else blocks of sequences of about one length.
     if packed.varlen and varlen_attn is not None and query.is_cuda and query.dtype in HALF:
         out_XHD = _of_variable_length(query, key, value, packed, scaling)
         return out_XHD.index_select(0, packed.token_slot_P)[None], None

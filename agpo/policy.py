@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from agpo.batch import Row, idle_row, rank_micro_batches
+from agpo.clip import Decision
 from agpo.distributed import all_gather, rank, world_size
 from agpo.logprobs import Layout, log_probs
-from agpo.objective import (
-    Decision,
-    Objective,
-    tis_weights,
-    token_losses,
-)
+from agpo.objective import Objective, tis_weights, token_losses
 from agpo.optimizer import Trained
 from agpo.packing import attention_cost, moved
 

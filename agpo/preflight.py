@@ -1,34 +1,39 @@
 """`--dry-run`: everything that can be wrong with a run, looked at without loading a model or touching a GPU."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from agpo.config import TrainConfig
+from evals.benches.bench import Bench
 from evals.errors import UserError
+from evals.items import Item
+
+
+@dataclass
+class Found:
+    """What a check leaves to those after it."""
+
+    items: list[Item] = field(default_factory=list)
+    benches: list[tuple[Bench, list[Item]]] = field(default_factory=list)
+    engine: Any = None
+    """a tokenizer, the longest context and the ids that end an answer, as an engine has them"""
+    longest: int = 1024
+    """tokens of the longest prompt"""
 
 
 def preflight(config: TrainConfig) -> tuple[list[tuple[str, bool | None, str]], list[str]]:
     """(a row for each check: what, whether it is well or None where this machine cannot tell, what was found; lines
     about memory and time on the machine that `hardware` names). Nothing is loaded, and nothing is written."""
-    found: dict[str, Any] = {}
-    checks: list[tuple[str, Callable[[], str | tuple[None, str]]]] = [
-        ("data", lambda: _data(config, found)),
-        ("benchmarks", lambda: _benches(config, found)),
-        ("model", lambda: _model(config, found)),
-        ("prompts", lambda: _prompts(config, found)),
-        ("reward", lambda: _reward(config, found)),
-        ("engine", lambda: _engine(config)),
-        ("trackers", lambda: _trackers(config)),
-        ("out", lambda: _out(config)),
-    ]
-    rows: list[tuple[str, bool | None, str]] = []
-    for name, check in checks:
+    found, rows = Found(), list[tuple[str, bool | None, str]]()
+    for check in (_data, _benchmarks, _model, _prompts, _reward, _engine, _trackers, _out):
+        name = check.__name__.removeprefix("_")
         try:
-            said = check()
+            said = check(config, found)
         except (UserError, OSError) as e:
             rows.append((name, False, str(e)))
         else:
@@ -36,24 +41,24 @@ def preflight(config: TrainConfig) -> tuple[list[tuple[str, bool | None, str]], 
     return rows, _cost(config, found)
 
 
-def _data(config: TrainConfig, found: dict[str, Any]) -> str:
+def _data(config: TrainConfig, found: Found) -> str:
     from agpo.rollout import draw
     from agpo.setup import load_items
 
-    found["items"] = items = load_items(config)
+    found.items = items = load_items(config)
     draw(items, config.seed, 0, config.rollout.prompts_per_step)
     epochs = config.steps * config.rollout.prompts_per_step / len(items)
     return f"{config.data.path}: {len(items):,} problems, {epochs:.1f} epochs in {config.steps} steps"
 
 
-def _benches(config: TrainConfig, found: dict[str, Any]) -> str:
+def _benchmarks(config: TrainConfig, found: Found) -> str:
     from agpo.setup import load_benches
 
-    found["benches"] = load_benches(config)
-    return ", ".join(f"{bench.name} ({len(items)})" for bench, items in found["benches"]) or "none"
+    found.benches = load_benches(config)
+    return ", ".join(f"{bench.name} ({len(items)})" for bench, items in found.benches) or "none"
 
 
-def _model(config: TrainConfig, found: dict[str, Any]) -> str:
+def _model(config: TrainConfig, found: Found) -> str:
     from agpo.memory import model_sizes
     from agpo.setup import check_end, model_path
     from evals.engines.hf import end_of_sequence_ids, load_config, load_tokenizer
@@ -66,29 +71,29 @@ def _model(config: TrainConfig, found: dict[str, Any]) -> str:
     longest = int(text.get_text_config().max_position_embeddings)
     if config.engine == "vllm" and config.vllm.max_model_len:
         longest = min(longest, config.vllm.max_model_len)
-    found["engine"] = SimpleNamespace(tokenizer=tokenizer, max_context=longest, eos_ids=eos)
+    found.engine = SimpleNamespace(tokenizer=tokenizer, max_context=longest, eos_ids=eos)
     return f"{config.model}: {model_sizes(text, config).parameters / 1e6:,.1f}M parameters, context {longest:,}"
 
 
-def _prompts(config: TrainConfig, found: dict[str, Any]) -> str | tuple[None, str]:
+def _prompts(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     from agpo.setup import check_room_for_all
 
-    if "engine" not in found or "items" not in found:
+    if not found.engine or not found.items:
         return None, "not looked at: it takes the data and the model's tokenizer"
-    longest = check_room_for_all(found["items"], found.get("benches", []), config, found["engine"])
-    found["longest"] = longest - config.rollout.max_tokens
-    return f"preset {config.asked}: the longest has {found['longest']:,} tokens, with an answer {longest:,}"
+    longest = check_room_for_all(found.items, found.benches, config, found.engine)
+    found.longest = longest - config.rollout.max_tokens
+    return f"preset {config.asked}: the longest has {found.longest:,} tokens, with an answer {longest:,}"
 
 
-def _reward(config: TrainConfig, found: dict[str, Any]) -> str | tuple[None, str]:
+def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     """Called on three problems with their own reference as the answer: a verdict must come back."""
     from agpo.setup import open_reward
     from evals.grading import FAILED
 
     with open_reward(config) as grader:
-        if "items" not in found:
+        if not found.items:
             return None, "can be loaded; not called, for want of data"
-        three = list(islice(found["items"], 3))
+        three = list(islice(found.items, 3))
         waiting = [grader.submit(f"\\boxed{{{item.answer}}}", item) for item in three]
         grader.flush()
         verdicts = [one.result() for one in waiting]
@@ -98,7 +103,7 @@ def _reward(config: TrainConfig, found: dict[str, Any]) -> str | tuple[None, str
     return f"{' + '.join(config.graders)}: three problems, their references as answers: {told}"
 
 
-def _engine(config: TrainConfig) -> str | tuple[None, str]:
+def _engine(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     if config.engine == "hf":
         return "hf"
     import torch
@@ -111,14 +116,14 @@ def _engine(config: TrainConfig) -> str | tuple[None, str]:
     return "vllm"
 
 
-def _trackers(config: TrainConfig) -> str:
+def _trackers(config: TrainConfig, found: Found) -> str:
     from agpo.trackers import check_installed
 
     check_installed(config.trackers)
     return ", ".join(config.trackers) or "none"
 
 
-def _out(config: TrainConfig) -> str:
+def _out(config: TrainConfig, found: Found) -> str:
     place = Path(config.out).expanduser().absolute()
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -126,7 +131,7 @@ def _out(config: TrainConfig) -> str:
     return str(place)
 
 
-def _cost(config: TrainConfig, found: dict[str, Any]) -> list[str]:
+def _cost(config: TrainConfig, found: Found) -> list[str]:
     from agpo.memory import GIB, Machine, advice, memory, model_config, model_sizes, seconds, table
 
     wanted = config.hardware
@@ -138,7 +143,7 @@ def _cost(config: TrainConfig, found: dict[str, Any]) -> list[str]:
         sizes = model_sizes(model_config(config.model), config)
     except (UserError, OSError):
         return ["memory: not counted, it takes the model's configuration"]
-    prompt = found.get("longest", 1024)
+    prompt = found.longest
     needs = memory(config, sizes, Machine(wanted.gpus, wanted.gpu_memory_gib))
     lines = [f"on {wanted.gpus} x {wanted.gpu_memory_gib} GiB, by arithmetic; nothing was measured:", *table(needs)]
     full = needs.cache_tokens // (prompt + config.rollout.max_tokens)

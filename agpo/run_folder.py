@@ -9,7 +9,7 @@ from dataclasses import asdict
 from agpo import checkpoint_io, distributed
 from agpo.batch import Group, MiniBatch
 from agpo.policy import Update
-from agpo.setup import Run, selected_on_test
+from agpo.setup import Run, label_of, selected_on_test
 
 
 def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
@@ -17,14 +17,7 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
     if run.saved == run.done:
         return
     config = run.config
-    label = {
-        "run": run.id,
-        "name": config.name,
-        "method": config.objective.preset,
-        "model": config.model,
-        "seed": config.seed,
-        "store": str(run.store),
-    }
+    label = label_of(config, run.id, run.store)
     state = {"config": config.model_dump(mode="json"), "data": run.data}
     writer.wait()  # one copy of the weights at a time
     write = checkpoint_io.prepare(run.folder, run.done, run.policy, state, label)

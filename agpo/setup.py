@@ -118,7 +118,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:
-        run.id = distributed.broadcast(lambda: _begin(run))
+        run.id = distributed.broadcast(lambda: start_run(config, run.store))
         run.folder = Path(config.out) / run.id
     if distributed.is_main():
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -126,19 +126,25 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     return run
 
 
-def _begin(run: Run) -> str:
-    """Record a new run. Returns its id."""
-    config = run.config
-    return run.store.start_run(
+def start_run(config: TrainConfig, store: Store, **more: str) -> str:
+    """Record a new run, with `more` beside its configuration. Returns its id."""
+    return store.start_run(
         "train",
         config.name,
         method=config.objective.preset,
         model=config.model,
         seed=config.seed,
-        config=recorded(config),
-        parent=curation_run(config.data.path, run.store),
+        config={**recorded(config), **more},
+        parent=curation_run(config.data.path, store),
         about=about_run(config),
     )
+
+
+def label_of(config: TrainConfig, run_id: str, store: Store) -> dict[str, object]:
+    """What agpo_run.json in a checkpoint says of the run that made it."""
+    names = {"name": config.name, "method": config.objective.preset, "model": config.model}
+    asked = {"max_tokens": config.eval.max_tokens or config.rollout.max_tokens}
+    return {"run": run_id, **names, "seed": config.seed, "store": str(store), **asked}
 
 
 def about_run(config: TrainConfig) -> dict[str, object]:
@@ -336,7 +342,7 @@ def fingerprint(items: Sequence[Item]) -> str:
 
 def load_benches(config: TrainConfig) -> list[tuple[Bench, list[Item]]]:
     from evals.benches import find, load
-    from evals.complete import choose
+    from evals.items import choose
 
     benches = [find(name) for name in config.eval.benches]
     data, size, seed = config.eval.data or None, config.eval.size, config.seed

@@ -226,7 +226,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
         return launch(args, console)
     for flag in ("rehearse", "verl", "verl_python"):
         if getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')} is of verl: add --engine verl, or leave it out.")
+            raise UserError(f"--{flag.replace('_', '-')} is an option of verl: add --engine verl, or leave it out.")
     if args.resume:
         from agpo.resume_config import continued, find_resume, other_ranks
 

@@ -17,18 +17,11 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from agpo.batch import MiniBatch
+from agpo.clip import Decision, apply_f_to_loss, apply_f_to_sums, sums_on_device, unit_sums
 from agpo.distributed import all_reduce_max, all_reduce_sum, full_scalar, is_main, reshard
 from agpo.logprobs import attention_of
 from agpo.model import checkpointing
-from agpo.objective import (
-    Decision,
-    Objective,
-    apply_f_to_loss,
-    apply_f_to_sums,
-    clip_decision,
-    sums_on_device,
-    unit_sums,
-)
+from agpo.objective import Objective, clip_decision
 from agpo.packing import moved
 from agpo.policy import Losses, Policy, Settings, Update, losses, rank_parts
 
@@ -48,20 +41,22 @@ def update(
         group["lr"] = policy.lr_at(policy.updates)
     policy.trained.optimizer.zero_grad(set_to_none=True)
     with attention_of(policy.model, policy.layout), checkpointing(policy.model):
+        # Eq. 4 and the mask of Eq. 6 are in the plan. Left is f'(L) grad L, by when f' is known.
         scales = _scales(passes, known)
         wanted = minibatch.to_run(known)
         if scales is not None and not objective.entropy_coef:  # what has f' = 0 adds nothing; NaN runs, and is refused
             wanted = [i for i in wanted if scales[i] != 0]
-        if not wanted:
-            seen = Seen()  # free: clipped, or all of it without a gradient
-        elif scales is not None:
+        if not wanted:  # free: clipped, or A = 0 throughout. Eq. 5 is never computed
+            seen = Seen()
+        elif scales is not None:  # before the gradient: f' of its unit multiplies the l of each row
             seen = _known_units(passes, wanted, scales)
-        elif objective.clip_scope == "mini_batch":
+        elif objective.clip_scope == "mini_batch":  # after it: L is complete with the last micro-batch (the paper's f)
             seen = _whole(passes, wanted)
-        else:
+        else:  # with it: every unit lies within one micro-batch
             seen = _local_units(passes, wanted)
     reshard(policy.model)
     decision = _decide(minibatch, objective, known, scales, seen)
+    # grad f(L) = f'(L) grad L: one factor for the whole gradient, unless each row's l has had its own.
     factor = decision.scale if objective.clip_scope == "mini_batch" and scales is None else 1.0
     report = _apply(policy, minibatch, objective, settings.max_grad_norm, decision, factor, seen)
     policy.updates += 1
@@ -119,9 +114,10 @@ def _scales(passes: "_Passes", known: bool) -> list[float] | None:
     which is outside f, adds its own gradient; then a pass without gradient finds it.
     """
     rows, objective = passes.minibatch.rows, passes.objective
-    if known and objective.clip_scope != "micro_batch":
+    if known and objective.clip_scope != "micro_batch":  # at ratio 1 every l is -A: rewards and lengths say it all
         return [row.scale_at_ratio_1 for row in rows]
     whole = objective.clip_scope == "mini_batch"
+    # A smaller unit never leaves its micro-batch, and L needs no pass of its own: its gradient can wait for f'.
     if not rows or not (objective.clip_scope == "group" or (whole and objective.entropy_coef)):
         return None
     wanted = passes.minibatch.moving
@@ -152,9 +148,9 @@ def _decide(
     """What f says of the mini-batch; of units below it, `scale` is the mean of f' by weight."""
     rows = minibatch.rows
     decision = minibatch.at_ratio_1 if known else seen.decision(objective)
-    if not rows:
+    if not rows:  # no live group: L = 0 has no gradient, and whether f' says so does not matter
         return replace(decision, loss=0.0, scale=0.0, clipped=objective.clip == "max0")
-    if objective.clip_scope == "mini_batch":
+    if objective.clip_scope == "mini_batch":  # one unit: the decision is on L itself
         if scales is None or known:
             return decision
         return replace(decision, scale=scales[0], clipped=objective.clip == "max0" and scales[0] == 0.0)
@@ -179,11 +175,12 @@ def _apply(
     """Multiply the gradient by what it still lacks, then step, skip or refuse."""
     trained, optimizer = policy.trained, policy.trained.optimizer
     report = Update(decision, False, tokens_run=seen.tokens, ratio_deviation=seen.deviation, gap=seen.gap)
+    # Clipped, f'(L) = 0: no step, since with a zero gradient AdamW would still move. An entropy bonus is outside f.
     if decision.scale == 0.0 and not (objective.entropy_coef and seen.tokens):
         optimizer.zero_grad(set_to_none=True)
         if not (decision.clipped and minibatch.steps_on_zero):
             return report
-        for parameter in trained.parameters:  # AdamW moves on its moments all the same
+        for parameter in trained.parameters:  # on_clip zero_grad, Eq. 6 to the letter: its moments move it all the same
             parameter.grad = torch.zeros_like(parameter)
         trained.step()
         return replace(report, stepped=True, grad_norm=0.0)
@@ -192,6 +189,7 @@ def _apply(
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
     norm = full_scalar(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf))
+    # Neither step nor clip on NaN: max(0, NaN) would pass for a clipped update and hide what is broken.
     finite = math.isfinite(norm) and math.isfinite(decision.value)
     if finite:
         trained.step()

@@ -220,7 +220,7 @@ def main() -> int:
     elif args.what == "balance":
         balance(args.ranks or [2, 4, 8])
     else:
-        from agpo.memory import recipe_table
+        from tools.recipe_table import recipe_table
 
         print("\n".join(recipe_table()))
     return 0

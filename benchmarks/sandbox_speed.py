@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from sandbox import Problem, Program, Sandbox, Test
 from sandbox.backends import Backend, image
 from sandbox.backends.docker import Docker
-from sandbox.backends.embedded import Embedded
+from sandbox.backends.embedded import PYTHON_FLAGS, Embedded
 
 ADD = "a, b = map(int, input().split())\nprint(a + b)  # "
 Contender = Callable[[int, int], float]
@@ -87,6 +87,44 @@ def lcb(checkout: Path, workers: int) -> Contender:
         if done.returncode:
             sys.exit(f"LiveCodeBench's runner failed: {done.stderr[-2000:]}")
         return float(done.stdout)
+
+    return run
+
+
+FLOOR = """
+import atexit, bisect, collections, contextlib, copy, enum, functools, heapq, io, itertools, json, math, operator, os
+import random, re, string, sys, threading, time, types, typing
+sources, tests = json.loads(sys.argv[1])
+given, printed = os.memfd_create("given"), os.memfd_create("printed")
+start = time.perf_counter()
+for source in sources:
+    code = compile(source, "program.py", "exec")
+    for text, expected in tests:
+        for fd in given, printed:
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+        os.pwrite(given, text.encode(), 0)
+        if not (pid := os.fork()):
+            os.dup2(given, 0)
+            os.dup2(printed, 1)
+            sys.stdin, sys.stdout = open(0), open(1, "w")
+            exec(code, {"__name__": "__main__"})
+            sys.stdout.flush()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert os.pread(printed, 100, 0).decode() == expected
+os.write(2, str(time.perf_counter() - start).encode())
+"""
+
+
+def floor(workers: int) -> Contender:
+    """A fork for each test of an interpreter that has loaded what ours has: nothing confined, nothing measured."""
+
+    def run(programs: int, tests: int) -> float:
+        shares = [json.dumps([s, tests_of(tests)]) for i in range(workers) if (s := sources(programs)[i::workers])]
+        command = [Embedded().python, *PYTHON_FLAGS, "-c", FLOOR]
+        children = [subprocess.Popen([*command, share], stderr=subprocess.PIPE) for share in shares]
+        return max(float(child.communicate()[1]) for child in children)
 
     return run
 
@@ -188,6 +226,7 @@ def clone(where: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The sandbox beside its peers.")
     parser.add_argument("--lcb", help="a checkout of LiveCodeBench, or `clone`")
+    parser.add_argument("--floor", action="store_true", help="also a bare fork for each test, with nothing around it")
     parser.add_argument("--fusion", help="address of a running SandboxFusion server")
     parser.add_argument("--docker", action="store_true", help="also our Docker backend, docker run and docker exec")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -207,6 +246,8 @@ def main() -> None:
             contenders[f"{name}, {isolation} mode"] = (ours(boxes[-1]), 1.0 if isolation == "program" else 0.5)
     if args.lcb:
         contenders["LiveCodeBench"] = (lcb(clone(args.lcb), args.workers), 0.4)
+    if args.floor:
+        contenders["bare fork for each test"] = (floor(args.workers), 0.5)
     if args.fusion:
         contenders["SandboxFusion run_code"] = (fusion(args.fusion, args.workers), 0.1)
     if args.docker:

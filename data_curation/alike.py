@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_curation.rows import Row
+from data_curation.stage import Row
 from data_curation.text import DROPPED, SAME, diagrams, without_diagrams
 from evals.grading.math import normalise
 

@@ -5,8 +5,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Literal
 
-from data_curation.rows import Drop, Row, drop
-from data_curation.stage import Context, Options, Result
+from data_curation.stage import Context, Drop, Options, Result, Row, drop
 from evals.grading.math import extract_answer
 from evals.grading.math_compare import parses
 

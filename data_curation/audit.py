@@ -5,7 +5,6 @@ import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,6 @@ article{border-top:1px solid #ccc;padding:1rem 0}</style>
 {% endfor %}"""
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a model's tries at one problem came to."""
-
-    answer: str
-    """its most frequent answer; "" where that is the reference"""
-    count: int
-    tries: int
-
-
 def audit(store: Any, runs: Sequence[Any], share: float) -> list[dict[str, Any]]:
     """Rows whose reference is not the majority of any run, and on whose majority all runs that tried them agree.
 
@@ -51,29 +40,19 @@ def audit(store: Any, runs: Sequence[Any], share: float) -> list[dict[str, Any]]
                 about[item] = (json.loads(meta).get("row", item), reference)
     found = []
     for item, by_run in tried.items():
-        said = {}
-        for run, answers in by_run.items():
-            answer, count = Counter(answers).most_common(1)[0]
-            said[run] = Said(answer, count, len(answers))
-        agreed = {one.answer for one in said.values()}
-        if (
-            len(agreed) == 1
-            and not agreed & {"", "no answer"}
-            and all(o.count >= share * o.tries for o in said.values())
-        ):
+        said = {run: (*Counter(answers).most_common(1)[0], len(answers)) for run, answers in by_run.items()}
+        agreed = {answer for answer, _, _ in said.values()}
+        shares = [count / tries for _, count, tries in said.values()]
+        if len(agreed) == 1 and not agreed & {"", "no answer"} and min(shares) >= share:
             row, reference = about[item]
             found.append({"row": row, "item": item, "reference": reference, "majority": agreed.pop(), "said": said})
-    found.sort(key=lambda one: (-len(one["said"]), -min(o.count / o.tries for o in one["said"].values()), one["row"]))
-    models = {run.id: short_model(run.model) for run in runs}
-    problems = _problems(store, found)
-    return [
-        {
-            **{name: one[name] for name in ("row", "item", "reference", "majority")},
-            "problem": problems[one["item"]],
-            "models": {models[run]: (said.count, said.tries) for run, said in one["said"].items()},
-        }
-        for one in found
-    ]
+            found[-1]["order"] = (-len(said), -min(shares), row)
+    found.sort(key=lambda one: one.pop("order"))
+    problems, models = _problems(store, found), {run.id: short_model(run.model) for run in runs}
+    for one in found:
+        one["problem"] = problems[one["item"]]
+        one["models"] = {models[run]: (count, tries) for run, (_, count, tries) in one.pop("said").items()}
+    return found
 
 
 def _problems(store: Any, found: Sequence[dict[str, Any]]) -> dict[str, str]:

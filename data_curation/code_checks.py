@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from data_curation.rows import Drop, Row, drop, dumps
-from data_curation.stage import Context, Options, Result
+from data_curation.stage import Context, Drop, Options, Result, Row, drop, dumps
 
 _SEVERAL = re.compile(
     r"(?:any|multiple|several|many) (?:\w+ ){0,3}?(?:solutions?|answers?|of them|valid|correct)"
@@ -112,12 +111,8 @@ def judge(
         if len(right) + len(wrong) < len(by_kind["right"]) + len(by_kind["wrong"]):
             context.say(f"{rows[at].id}: the sandbox could not judge one of its programs")
         if right and not any(r.passed for r in right):
-            bad.append(
-                (
-                    rows[at],
-                    ("no right program passes", {"verdict": str(right[0].verdict), "why": right[0].detail[:200]}),
-                )
-            )
+            said = {"verdict": str(right[0].verdict), "why": right[0].detail[:200]}
+            bad.append((rows[at], ("no right program passes", said)))
         elif wrong and all(r.passed for r in wrong):
             bad.append((rows[at], ("every wrong program passes", {"wrong programs": len(wrong)})))
     return bad

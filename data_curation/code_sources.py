@@ -11,8 +11,8 @@ import datetime
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from data_curation.rows import Drop, Row
 from data_curation.sources import KINDS, PROBLEMS, Bad, Kind, Source, code_record, column, read_tests, text, usual
+from data_curation.stage import Drop, Row
 
 PYTHON3 = 3
 """code_contests: the language number of Python 3"""

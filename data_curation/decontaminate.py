@@ -9,22 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
-from data_curation.alike import (
-    ALIKE,
-    SAME_ANSWER,
-    answer_key,
-    bare,
-    cannot_tell,
-    hash64,
-    key,
-    one_problem,
-    only_words,
-    rare,
-    share_numbers,
-)
-from data_curation.rows import Row, digest, drop
+from data_curation import alike
 from data_curation.similar import gram_pairs, near_pairs, run_sets
-from data_curation.stage import Context, Options, Result
+from data_curation.stage import Context, Options, Result, Row, digest, drop
 from evals.errors import UserError
 
 
@@ -37,9 +24,9 @@ class DecontaminateOptions(Options):
     """share of the n-grams of the shorter of the two texts that the other one holds, from which on it is a hit"""
     similarity: float = Field(default=0.7, gt=0, le=1)
     """Jaccard similarity of the sets of 3-token runs from which on it is a hit: finds what is reworded all over"""
-    same_answer: float = Field(default=SAME_ANSWER, gt=0, le=1)
+    same_answer: float = Field(default=alike.SAME_ANSWER, gt=0, le=1)
     """either of them from which on it is a hit where the answers are the same, and most of the numbers"""
-    same_words: float = Field(default=ALIKE, gt=0, le=1)
+    same_words: float = Field(default=alike.ALIKE, gt=0, le=1)
     """the similarity from which on it is a hit where nothing but filler words differs: the answer in another form"""
     shingle: int = Field(default=3, ge=1)
 
@@ -73,39 +60,31 @@ def run(rows: list[Row], options: DecontaminateOptions, context: Context, refere
     drops = []
     for at in sorted(first):
         best = max(first[at], key=lambda hit: (hit["score"], hit["right"]))
-        names = sorted({hit["bench"] for hit in first[at]})
-        reason = f"in {best['bench']}" if len(names) == 1 else f"in {' and '.join(names)}"
+        reason = f"in {' and '.join(sorted({hit['bench'] for hit in first[at]}))}"
         drops.append(drop(rows[at], reason, item=best["right"], how=best["what"], score=best["score"]))
-    gone = set(first)
-    kept = [row for at, row in enumerate(rows) if at not in gone]
-    problems: dict[str, set[str]] = {}
-    flagged: dict[str, Counter[str]] = {}
-    for bench in dict.fromkeys(one.bench for one in references):
+    kept = [row for at, row in enumerate(rows) if at not in first]
+    facts = {}
+    for bench, asked in Counter(one.bench for one in references).items():
         of_bench = [(at, hit) for at, hit in hits if hit["bench"] == bench]
-        problems[bench] = {hit["right"] for _, hit in of_bench}
-        flagged[bench] = Counter(rows[at].source for at in {at for at, _ in of_bench})
-    asked = Counter(one.bench for one in references)
-    facts = {
-        bench: {
-            "problems": asked[bench],
-            "problems found": len(problems[bench]),
-            "rows flagged": dict(sorted(flagged[bench].items())),
+        flagged = Counter(rows[at].source for at in {at for at, _ in of_bench})
+        facts[bench] = {
+            "problems": asked,
+            "problems found": len({hit["right"] for _, hit in of_bench}),
+            "rows flagged": dict(sorted(flagged.items())),
         }
-        for bench in problems
-    }
-    unsure = {hit["left"] for at, hit in found if hit["done"] == UNSURE and at not in gone}
+    unsure = {hit["left"] for at, hit in found if hit["done"] == UNSURE and at not in first}
     return Result(kept, drops, {"benchmarks": facts, "rows too short to tell": len(unsure)}, [hit for _, hit in found])
 
 
 def find(rows: Sequence[Row], references: Sequence[Reference], options: DecontaminateOptions) -> list[tuple[int, dict]]:
     """(row, what pairs.jsonl says of it and a reference) by row and reference; `done` says whether it is a hit."""
-    against = [bare(one.problem) for one in references]
-    keys = [answer_key(one.answer) if one.answer else "" for one in references]
+    against = [alike.bare(one.problem) for one in references]
+    keys = [alike.answer_key(one.answer) if one.answer else "" for one in references]
     found = []
     for start in range(0, len(rows) if references else 0, CHUNK):
         some = rows[start : start + CHUNK]
-        texts = [bare(row.problem) for row in some]
-        answers = ["" if row.code is not None else answer_key(row.answer) for row in some]
+        texts = [alike.bare(row.problem) for row in some]
+        answers = ["" if row.code is not None else alike.answer_key(row.answer) for row in some]
         for (at, which), how in sorted(_alike(texts, answers, against, keys, options).items()):
             row, one = some[at], references[which]
             same = answers[at] == keys[which] if answers[at] and keys[which] else None
@@ -132,8 +111,10 @@ def _alike(
 ) -> dict[tuple[int, int], dict[str, float]]:
     """(text, reference) -> the scores that may make it a hit."""
     sets = run_sets([*texts, *against], options.shingle)
-    groups = np.array([hash64(one or f"unknown {at}") for at, one in enumerate([*answers, *keys])], np.uint64)
-    least = np.minimum(options.same_answer * np.array([rare(one) for one in [*answers, *keys]]), options.similarity)
+    groups = np.array([alike.hash64(one or f"unknown {at}") for at, one in enumerate([*answers, *keys])], np.uint64)
+    least = np.minimum(
+        options.same_answer * np.array([alike.rare(one) for one in [*answers, *keys]]), options.similarity
+    )
     low = near_pairs(sets, least, groups=groups, split=len(texts))
     high = near_pairs(sets, min(options.similarity, options.same_words), split=len(texts))
     shared = gram_pairs(texts, against, options.n, min(options.ratio, options.same_answer))
@@ -157,19 +138,19 @@ def judge(
     same: bool | None,
     options: DecontaminateOptions,
 ) -> str:
-    """HIT, UNSURE or SIBLING; "" where they are no more alike than others. same: the answers, None: not known."""
+    """HIT, UNSURE or SIBLING; "" where they are no more similar than others. same: the answers, None: not known."""
     ratio, score = how.get(GRAMS.format(options.n), 0.0), how.get(RUNS.format(options.shingle), 0.0)
-    alike = ratio >= options.ratio or score >= options.similarity
+    close = ratio >= options.ratio or score >= options.similarity
     if same:
         both = max(ratio, score)
-        if not alike and not one_problem(text, reference, both, row.answer, options.same_answer):
+        if not close and not alike.one_problem(text, reference, both, row.answer, options.same_answer):
             return ""
-    elif not alike and not (score >= options.same_words and only_words(text, reference)):
+    elif not close and not (score >= options.same_words and alike.only_words(text, reference)):
         return ""
     if row.code is None:
-        if cannot_tell(row.problem, one.problem, bool(same)) and key(text) != key(reference):
+        if alike.cannot_tell(row.problem, one.problem, bool(same)) and alike.key(text) != alike.key(reference):
             return UNSURE
-        if same is not None and not share_numbers(text, reference):
+        if same is not None and not alike.share_numbers(text, reference):
             return SIBLING
     return HIT
 

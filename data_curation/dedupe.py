@@ -7,24 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from pydantic import Field
 
-from data_curation.alike import (
-    ALIKE,
-    SAME_ANSWER,
-    Numbers,
-    answer_key,
-    bare,
-    cannot_tell,
-    hash64,
-    key,
-    one_problem,
-    only_words,
-    rare,
-    same_form,
-    same_programs,
-)
-from data_curation.rows import Drop, Row, drop
+from data_curation import alike
 from data_curation.similar import near_pairs, run_sets
-from data_curation.stage import Context, Options, Result
+from data_curation.stage import Context, Drop, Options, Result, Row, drop
 from evals.grading.grader import Grader
 
 _INTEGER = re.compile(r"-?\d+")
@@ -36,10 +21,10 @@ class ExactOptions(Options):
 
 
 class NearOptions(Options):
-    same_answer: float = Field(default=SAME_ANSWER, gt=0, le=1)
+    same_answer: float = Field(default=alike.SAME_ANSWER, gt=0, le=1)
     """Jaccard similarity of the sets of token runs from which on two problems with the same answer and the same numbers
     are one"""
-    threshold: float = Field(default=ALIKE, gt=0, le=1)
+    threshold: float = Field(default=alike.ALIKE, gt=0, le=1)
     """the same from which on answers that differ are a contradiction, or the same answer in another form, where nothing
     but filler words differs between the problems"""
     programs: float = Field(default=0.7, gt=0, le=1)
@@ -57,7 +42,7 @@ def exact(rows: list[Row], options: ExactOptions, context: Context) -> Result:
     """
     groups: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[key(row.problem)].append(row)
+        groups[alike.key(row.problem)].append(row)
     several = [group for group in groups.values() if len(group) > 1]
     with Grader("math", workers=context.workers) as grader:
         same = same_answers([(group[0], other) for group in several for other in group[1:]], grader)
@@ -80,7 +65,8 @@ def exact(rows: list[Row], options: ExactOptions, context: Context) -> Result:
             if row.id != stays:
                 drops[row.id] = drop(row, CONFLICT, answers=answers, **({"kept": stays} if stays else {}))
     kept = [row for row in rows if row.id not in drops]
-    facts = {"conflicting problems": conflicts, "duplicates": dict(sorted(sources_of(pairs).items()))}
+    between = Counter(f"{p['left'].split(':')[0]} / {p['right'].split(':')[0]}" for p in pairs)
+    facts = {"conflicting problems": conflicts, "duplicates": dict(sorted(between.items()))}
     return Result(kept, list(drops.values()), facts, pairs)
 
 
@@ -88,7 +74,7 @@ def near(rows: list[Row], options: NearOptions, context: Context) -> Result:
     """One problem in other words: the first stays. `alike` tells copies from siblings, which both stay. Where only the
     wording differs and the answers do too, one answer is wrong, and neither stays.
     """
-    plain = [bare(row.problem) for row in rows]
+    plain = [alike.bare(row.problem) for row in rows]
     order, cut = candidates(rows, plain, options)
     if_same, if_not = (
         [judge(rows[i], rows[j], plain[i], plain[j], score, equal, options) for i, j, score in order]
@@ -140,10 +126,10 @@ def candidates(rows: list[Row], plain: list[str], options: NearOptions) -> tuple
     same: rows of a template with other numbers are never compared.
     """
     sets = run_sets(plain, options.shingle)
-    counted = Numbers(plain)
-    keys = [f"program {row.id}" if row.code is not None else answer_key(row.answer) for row in rows]
-    answers = np.array([hash64(one) for one in keys], np.uint64)
-    least = options.same_answer * np.array([rare(one) for one in keys])
+    counted = alike.Numbers(plain)
+    keys = [f"program {row.id}" if row.code is not None else alike.answer_key(row.answer) for row in rows]
+    answers = np.array([alike.hash64(one) for one in keys], np.uint64)
+    least = options.same_answer * np.array([alike.rare(one) for one in keys])
     low = near_pairs(sets, least, groups=answers, allowed=counted.maybe)
     high = near_pairs(sets, options.threshold, groups=counted.digits, allowed=counted.same)
     found = {
@@ -161,14 +147,14 @@ NEAR, FORM, SIBLINGS = "near duplicate", "near duplicate, answer in another form
 def judge(one: Row, other: Row, plain: str, other_plain: str, score: float, equal: bool, options: NearOptions) -> str:
     """What two problems that are alike are to each other."""
     if one.code is not None and other.code is not None:
-        return NEAR if score >= options.programs and same_programs(one, other) else SIBLINGS
-    if cannot_tell(plain, other_plain, equal) and key(plain) != key(other_plain):
+        return NEAR if score >= options.programs and alike.same_programs(one, other) else SIBLINGS
+    if alike.cannot_tell(plain, other_plain, equal) and alike.key(plain) != alike.key(other_plain):
         return SIBLINGS
     if equal:
-        return NEAR if one_problem(plain, other_plain, score, one.answer, options.same_answer) else SIBLINGS
-    if not only_words(plain, other_plain):
+        return NEAR if alike.one_problem(plain, other_plain, score, one.answer, options.same_answer) else SIBLINGS
+    if not alike.only_words(plain, other_plain):
         return SIBLINGS
-    return CONFLICT if same_form(one.problem, other.problem) else FORM
+    return CONFLICT if alike.same_form(one.problem, other.problem) else FORM
 
 
 def same_answers(pairs: Sequence[tuple[Row, Row]], grader: Grader) -> Iterator[bool]:
@@ -178,7 +164,7 @@ def same_answers(pairs: Sequence[tuple[Row, Row]], grader: Grader) -> Iterator[b
     """
     asked = []
     for one, other in pairs:
-        given, other_given = answer_key(one.answer), answer_key(other.answer)
+        given, other_given = alike.answer_key(one.answer), alike.answer_key(other.answer)
         if one.code is not None or other.code is not None or given == other_given:
             asked.append(True)
         elif _INTEGER.fullmatch(given) and _INTEGER.fullmatch(other_given):
@@ -201,7 +187,3 @@ def pair(one: Row, other: Row, score: float, what: str, done: str) -> dict:
         "texts": [one.problem, other.problem],
         "answers": [one.answer, other.answer],
     }
-
-
-def sources_of(pairs: Sequence[dict]) -> Counter[str]:
-    return Counter(f"{p['left'].split(':')[0]} / {p['right'].split(':')[0]}" for p in pairs)

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_curation import manifest
 from data_curation.explain import kept_rows
-from data_curation.rows import read_lines
+from data_curation.stage import read_lines
 from evals.console import make_console
 from evals.errors import command
 

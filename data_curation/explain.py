@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from data_curation import manifest
-from data_curation.dedupe import key
-from data_curation.rows import SHOWN, read_lines
+from data_curation.alike import key
+from data_curation.stage import SHOWN, read_lines
 from evals.console import make_console
 from evals.errors import UserError, command
 

@@ -21,12 +21,8 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     made = [_save(funnel(content), folder / "funnel.png")]
     for name, histogram in content["histograms"].items():
-        made.append(
-            _save(
-                bars(histogram, TITLES[name], f"{content['recipe']['name']}: {content['kept']:,} problems"),
-                folder / f"{name}.png",
-            )
-        )
+        title = f"{content['recipe']['name']}: {content['kept']:,} problems"
+        made.append(_save(bars(histogram, TITLES[name], title), folder / f"{name}.png"))
     for stage in content["stages"]:
         if asked := stage["facts"].get("right of n"):
             n = stage["facts"]["tries"]
@@ -38,10 +34,9 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def funnel(content: Mapping[str, Any]) -> Figure:
     """Rows left after each stage, and what each dropped, with its most common reasons."""
-    lines: list[tuple[str, int, str]] = []
-    for source in content["sources"]:
-        lines.append((f"read {source['name']}", source["out"], _why(source["reasons"])))
-    lines += [(stage["name"], stage["out"], _why(stage["reasons"])) for stage in content["stages"]]
+    named = [(f"read {source['name']}", source) for source in content["sources"]]
+    named += [(stage["name"], stage) for stage in content["stages"]]
+    lines = [(name, one["out"], _why(one["reasons"])) for name, one in named]
     figure = Figure(figsize=(11, 0.6 + 0.55 * len(lines)), layout="constrained")
     axes = figure.subplots()
     top = max([sum(source["out"] for source in content["sources"]), 1])

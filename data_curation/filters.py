@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from data_curation.rows import Drop, Row, drop
-from data_curation.stage import Context, Options, Result
+from data_curation.stage import Context, Drop, Options, Result, Row, drop
 from evals.errors import UserError
 from evals.items import item_id
 

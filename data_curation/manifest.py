@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_curation.rows import Row, digest, sha256
-from data_curation.stage import Done
+from data_curation.stage import Done, Row, digest, sha256
 from evals.errors import UserError
 
 FORMAT = 3
@@ -93,10 +92,12 @@ def card(content: Mapping[str, Any]) -> str:
     recipe, kept = content["recipe"], content["by source"]
     licences = sorted({source["licence"] for source in content["sources"]})
     parts = ", ".join(f"{n:,} of {name}" for name, n in kept.items())
-    prompt = f"with the words of the prompt preset {recipe['prompt']}" if recipe["prompt"] else "the bare problems"
+    prompt = (
+        f"carry the words of the prompt preset {recipe['prompt']}" if recipe["prompt"] else "hold the bare problems"
+    )
     lines = ["---", f"pretty_name: {recipe['name']}", "license: other", "task_categories: [text-generation]", "---", ""]
     # no `configs` above: `datasets` would then leave the files out of its cache's key
-    lines += [f"# {recipe['name']}", "", f"{content['kept']:,} problems: {parts}. Other exports hold {prompt}.", ""]
+    lines += [f"# {recipe['name']}", "", f"{content['kept']:,} problems: {parts}. Other exports {prompt}.", ""]
     if recipe["limit"]:
         lines += [f"A trial: {recipe['limit']:,} rows were drawn of each source.", ""]
     lines += ["| source | rows read | kept | options | licence | SHA-256 |", "|---|---|---|---|---|---|"]
@@ -107,7 +108,8 @@ def card(content: Mapping[str, Any]) -> str:
             f"| {source['sha256'][:16]} |"
         )
     lines += ["", "| stage | in | out | dropped because |", "|---|---|---|---|"]
-    for stage in content["stages"]:
+    reads = [{**source, "name": f"read {source['name']}"} for source in content["sources"]]
+    for stage in [*reads, *content["stages"]]:
         why = "; ".join(f"{n:,} {reason}" for reason, n in stage["reasons"].items())
         lines.append(f"| {stage['name']} | {stage['in']:,} | {stage['out']:,} | {why} |")
     if recipe["left_out"]:

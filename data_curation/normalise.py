@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from data_curation.rows import Drop, Row, drop
-from data_curation.stage import Context, Options, Result
+from data_curation.stage import Context, Drop, Options, Result, Row, drop
 
 TEMPLATES = [
     re.compile(pattern, re.DOTALL)

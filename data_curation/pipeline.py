@@ -13,8 +13,7 @@ from typing import Any
 from data_curation import decontaminate, export, inputs, manifest, solve_rate, stage
 from data_curation.read import cached, read_sources
 from data_curation.recipe import STAGES, Recipe
-from data_curation.rows import write_lines
-from data_curation.stage import Context, Done
+from data_curation.stage import Context, Done, write_lines
 from evals.errors import UserError
 
 

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_curation import raw, rows, sources, stage
+from data_curation import raw, sources, stage
 from data_curation.raw import raw_rows
-from data_curation.rows import Drop, Row, dumps
-from data_curation.stage import Done, Result
+from data_curation.stage import Done, Drop, Result, Row, dumps
 from evals.errors import UserError
 from evals.files import Malformed
 
@@ -24,7 +23,7 @@ def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[l
         kind = sources.KINDS[source.kind]
         place = place_of(source)
         found = [] if place is None or raw.is_hub(place) else raw.local_files(place, *split_of(source))
-        known = [[path.name, rows.sha256(path)] for path in found] or place
+        known = [[path.name, stage.sha256(path)] for path in found] or place
         name = f"read-{source.name}"
         parts = [source.model_dump(mode="json", exclude={"path"}), known, recipe.limit]
         one = stage.run(work, name, parts, None, lambda: read(source, context, recipe.limit), len(reads))  # noqa: B023
@@ -141,7 +140,7 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
 
 def limited(found: list[Row], limit: int) -> list[Row]:
     """A seeded draw, in the order of the file: the first rows may all be of the easy subject. 0: all."""
-    from evals.complete import choose_indices
+    from evals.items import choose_indices
 
     return [found[at] for at in choose_indices(len(found), limit or None, 0)]
 

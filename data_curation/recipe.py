@@ -10,16 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_curation import answers, code_checks, decontaminate, dedupe, filters, normalise, solve_rate
-from data_curation.code_sources import CodeContestsSource, CodeforcesSource, CodeTableSource
+from data_curation import code_sources as programs
+from data_curation import sources as maths
 from data_curation.export import FORMATS
-from data_curation.sources import (
-    CompetitionSource,
-    Gsm8kSource,
-    MadeSource,
-    MathSource,
-    TableSource,
-    VerlSource,
-)
 from data_curation.stage import Options, Result
 from evals.errors import UserError
 from evals.prompts import find_preset
@@ -36,18 +29,9 @@ STAGES: dict[str, tuple[type[Options], Callable[..., Result]]] = {
     "solve_rate": (solve_rate.SolveOptions, solve_rate.run),
 }
 """in their usual order; a recipe names those it wants, in its own"""
-AnySource = Annotated[
-    MathSource
-    | VerlSource
-    | Gsm8kSource
-    | CompetitionSource
-    | TableSource
-    | MadeSource
-    | CodeforcesSource
-    | CodeContestsSource
-    | CodeTableSource,
-    Field(discriminator="kind"),
-]
+AnyMaths = maths.MathSource | maths.VerlSource | maths.Gsm8kSource | maths.CompetitionSource | maths.TableSource
+AnyProgram = programs.CodeforcesSource | programs.CodeContestsSource | programs.CodeTableSource
+AnySource = Annotated[AnyMaths | maths.MadeSource | AnyProgram, Field(discriminator="kind")]
 
 
 class Recipe(BaseModel):

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from fractions import Fraction
@@ -18,8 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from data_curation.rows import Drop, Row, digest, drop
-from data_curation.stage import Context, Options, Result
+from data_curation.stage import Context, Drop, Options, Result, Row, digest, drop
 from evals.console import LINE_SECONDS
 from evals.errors import UserError
 from evals.grading.math import normalise
@@ -238,7 +238,7 @@ class Tries:
         status = "failed"
         try:
             self._measure(engine)
-            with open_grader(grader_name) as grader, Meter(self, self.context) as meter:
+            with open_grader(grader_name) as grader, closing(Meter(self, self.context)) as meter:
                 for split, part in self._parts():
                     self._ask(engine, split, part, grader, grader_name, meter)
             status = "done"
@@ -280,8 +280,7 @@ class Tries:
                 problem = name.partition("-")[0]
                 waves[before[problem], f"{RUN}-{name[0]}"].append(item)
                 before[problem] += 1
-        for (_, split), part in sorted(waves.items()):
-            yield split, part
+        yield from ((split, part) for (_, split), part in sorted(waves.items()))
 
     def _ask(self, engine: Any, split: str, part: list[Any], grader: Any, grader_name: str, meter: "Meter") -> None:
         from evals.benches import Bench
@@ -344,10 +343,7 @@ class Meter:
         self.started = self.said = time.monotonic()
         self.bar = context.progress.add_task("solve rate", total=self.total) if context.progress else None
 
-    def __enter__(self) -> "Meter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._say()
         if self.bar is not None:
             self.context.progress.remove_task(self.bar)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_curation.rows import Drop, Row
+from data_curation.stage import Drop, Row
 from evals.errors import UserError
 from evals.grading.math import extract_answer
 from evals.items import problem_text

@@ -3,23 +3,22 @@
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from evals import contamination
 from evals.benches import BENCHES, find, load
 from evals.benches.own import PREFIX
-from evals.complete import Job, choose, complete, regrade
+from evals.complete import Job, complete, regrade
 from evals.console import plural, progress_bar
 from evals.engines import Engine, EngineError, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.grading.grader import open_grader
+from evals.items import choose
 from evals.models import Target
-from evals.plan import Plan, asked_with, show_notes
+from evals.plan import Plan, asked_with, show_notes, with_model_notes
 from evals.prompts import encode
 from evals.stats import problem_means, summarise
 from evals.tables import Outcome, print_bench
@@ -27,7 +26,7 @@ from evals.tables import Outcome, print_bench
 if TYPE_CHECKING:
     from evals.store import SampleRow, Store
 
-NOT_THE_RESULT = ("notes", "engine_options", "call", "served")
+NOT_THE_RESULT = ("notes", "engine_options", "call", "served", "problems")
 """of a run's configuration: with others the same run goes on"""
 
 UNFINISHED = ("interrupted", "failed", "dead")
@@ -54,7 +53,7 @@ def evaluate_plan(
     check_context(engine, plan)
     show_notes(plan, console)
     sampling = Sampling(options["max_tokens"], options["temperature"], options["top_p"])
-    config = {**facts, **options, "notes": plan.notes}
+    config = {**facts, **options, "notes": plan.notes, "problems": len(plan.items)}
     with stored_run(bench.name, target, config, store, console, resume) as run_id:
         job = Job(bench, sampling, options["n"], asked_with(options), options["seed"], run_id, bench.name, target.step)
         with (
@@ -79,11 +78,6 @@ def evaluate_plan(
             )
     console.print(f"run {run_id} in {store}", highlight=False)
     return outcome
-
-
-def with_model_notes(plan: Plan, target: Target, store: "Store | None") -> Plan:
-    """The plan with warnings where this model may have seen the problems."""
-    return replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
 
 
 def finish(job: Job, target: Target, store: "Store", console: Console) -> Outcome:

@@ -8,8 +8,6 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from evals.benches import Bench
 from evals.engines import REFUSED, Completion, Engine, EngineError, Output, Request, Sampling
 from evals.errors import UserError
@@ -54,18 +52,6 @@ class Job:
     step: int = 0
     template: Mapping[str, Any] = field(default_factory=dict)
     """for the model's chat template, e.g. {"enable_thinking": False}"""
-
-
-def choose(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
-    """A seeded sample of `limit` items in their own order (the first ones would be the easy subject); None is all."""
-    return [items[i] for i in choose_indices(len(items), limit, seed)]
-
-
-def choose_indices(count: int, limit: int | None, seed: int) -> list[int]:
-    """`choose` for the numbers below `count`."""
-    if limit is None or limit >= count:
-        return list(range(count))
-    return sorted(np.random.default_rng(derive_seed("limit", seed)).choice(count, size=limit, replace=False).tolist())
 
 
 def complete(

@@ -1,7 +1,7 @@
 """Items: one problem with its reference answer, read from data files (verl's schema or columns by name)."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -162,3 +162,17 @@ def derive_seed(*parts: object) -> int:
     """A 63-bit seed that depends on nothing but `parts` (run seed, item, repeat, step, ...)."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def choose(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    """A seeded sample of `limit` items in their own order (the first ones would be the easy subject); None is all."""
+    return [items[i] for i in choose_indices(len(items), limit, seed)]
+
+
+def choose_indices(count: int, limit: int | None, seed: int) -> list[int]:
+    """`choose` for the numbers below `count`."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    import numpy as np  # not for what takes all of them
+
+    return sorted(np.random.default_rng(derive_seed("limit", seed)).choice(count, size=limit, replace=False).tolist())

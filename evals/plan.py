@@ -4,18 +4,22 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
 
+from evals import contamination
 from evals.benches import BENCHES, Bench, find, load
 from evals.benches.own import OPTIONS, bench_name
-from evals.complete import choose
 from evals.errors import UserError
-from evals.items import Item
+from evals.items import Item, choose
 from evals.lm_tasks.plan import PREFIX, TaskPlan, add_options, check_unused, first_prompt, make_task_plan
+from evals.models import Target
 from evals.prompts import Preset, own_preset, render, text_or_file
+
+if TYPE_CHECKING:
+    from evals.store import Store
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,20 @@ def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
         plans.append(make_task_plan(name, args))
     order = [bench_name(name) for name in names]
     return sorted(plans, key=lambda plan: order.index(plan.settings["bench"]))
+
+
+def plan_for(plan: Plan | TaskPlan, target: Target, max_tokens: int | None) -> Plan | TaskPlan:
+    """The plan for one model: where nobody said how long an answer may be, a checkpoint is asked as in training."""
+    own = target.label.get("max_tokens")
+    if max_tokens or not own or not isinstance(plan, Plan) or own == plan.settings["max_tokens"]:
+        return plan
+    note = f"max_tokens {own}, as the training run evaluates; the benchmark's is {plan.settings['max_tokens']}"
+    return replace(plan, settings={**plan.settings, "max_tokens": own}, notes=[*plan.notes, note])
+
+
+def with_model_notes(plan: Plan, target: Target, store: "Store | None") -> Plan:
+    """The plan with warnings where this model may have seen the problems."""
+    return replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
 
 
 def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: dict[str, str]) -> dict[str, Any]:

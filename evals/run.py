@@ -14,7 +14,8 @@ from rich.table import Table
 from evals.console import make_console
 from evals.errors import UserError, command
 from evals.models import Target, find_checkpoints, find_target
-from evals.plan import Plan, add_bench_options, make_plans, show, show_prompts
+from evals.plan import Plan, add_bench_options, make_plans, plan_for, show, show_prompts, with_model_notes
+from evals.prompts import find_preset
 
 if TYPE_CHECKING:
     from evals.engines import Engine
@@ -183,7 +184,7 @@ def evaluate_all(
             f"--resume names one run, and this would be {len(plans) * len(targets)}. Leave it out: the same command "
             "continues all of them."
         )
-    todo = [(target, plan) for target in targets for plan in plans]
+    todo = [(target, plan_for(plan, target, args.max_tokens)) for target in targets for plan in plans]
     facts = {target.path: facts_of(target, name, options) for target in targets}
     call, finished = find_call(store, [{**facts[target.path], **plan.settings} for target, plan in todo])
     outcomes = []
@@ -222,25 +223,36 @@ def list_benches(console: Console) -> None:
 
 def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) -> None:
     """Print the plan and one prompt of each benchmark. Loads a tokenizer and no model, and makes no store."""
-    from evals.bench_run import with_model_notes
-    from evals.engines.hf import load_tokenizer
-    from evals.store import Store
-
     name, options = engine_name(args), engine_options(args)
     if args.checkpoints and not Path(args.model or "").is_dir():
+        from evals.store import Store
+
         with Store.open(args.store, make=False) as store:
             targets = find_targets(args, store)
     else:
         targets = find_targets(args, None)
+    plans = [plan_for(plan, targets[0], args.max_tokens) for plan in plans]
     plans = [with_model_notes(plan, targets[0], None) if isinstance(plan, Plan) else plan for plan in plans]
     show(plans, facts_of(targets[0], name, options), console)
     if len(targets) > 1:
         steps = ", ".join(str(target.step) for target in targets)
         console.print(f"{'checkpoints':>14}: {len(targets)}, steps {steps}", highlight=False)
     path = targets[0].path
-    # only the server can say whose tokenizer renders its prompts
-    tokenizer = open_engine(name, path, options).tokenizer if name == "openai" else load_tokenizer(path)
-    show_prompts(plans, tokenizer, console)
+    show_prompts(plans, tokenizer_of(name, path, options, plans), console)
+
+
+def tokenizer_of(engine: str, path: str, options: dict[str, Any], plans: Sequence[Any]) -> Any:
+    """What renders the prompts of the plans; None where no chat template does, and the libraries can stay away."""
+    if engine == "openai":  # only the server can say whose tokenizer it is
+        return open_engine(engine, path, options).tokenizer
+    if all(isinstance(plan, Plan) and not find_preset(plan.settings["prompt"]).chat for plan in plans):
+        from evals.hub import model_folder
+
+        model_folder(path, weights=False)  # refuses what is no model
+        return None
+    from evals.engines.hf import load_tokenizer
+
+    return load_tokenizer(path)
 
 
 @command

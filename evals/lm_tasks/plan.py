@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.complete import choose_indices
 from evals.errors import UserError
+from evals.items import choose_indices
 
 PREFIX = "lm_eval:"
 

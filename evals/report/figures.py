@@ -92,9 +92,11 @@ def figures(store: Store, out: Path) -> list[Path]:
         for metric, (what, unit, _, figure_name) in drawn.items():
             figure = Figure(figsize=(7.2, 4.4), layout="constrained")
             axes = figure.subplots()
+            most = 0
             for method, colour in colours.items():
                 seeds = [tables[run.id] for run in _finished([run for run in runs if lines[run.id] == method])]
                 _band(axes, [t[metric] for t in seeds if metric in t], method, colour)
+                most = max(most, len(seeds))
             if not axes.lines:
                 continue
             _finish(
@@ -103,7 +105,7 @@ def figures(store: Store, out: Path) -> list[Path]:
                 f"{what}, {unit}",
                 unit=metric == "reward/mean",
             )
-            caption = "mean over seeds, band from lowest to highest; running mean"
+            caption = "mean over seeds, band from lowest to highest; running mean" if most > 1 else "running mean"
             figure.supxlabel(f"step   ({caption})", fontsize=8.5, color=FAINT)
             several = len(tasks) > 1
             task = "-".join(dict.fromkeys(part for part in (name, Path(model).name) if part))
@@ -147,9 +149,9 @@ def _arms(found: Comparison, arms: Sequence[str]) -> Figure:
     figure.suptitle(found.name, fontsize=14, fontweight="bold", color=INK, x=0.01, ha="left")
     lines = {line.get_label(): line for axes in figure.axes[:5] for line in axes.get_legend_handles_labels()[0]}
     figure.legend(handles=list(lines.values()), loc="outside upper right", ncols=3, frameon=False, labelcolor=INK)
-    caption = (
-        "mean over seeds, band from the lowest to the highest; running mean over steps. Last panel: from ●, thin: seeds"
-    )
+    seeds = max(len(courses) for courses in by_arm.values()) > 1
+    caption = "mean over seeds, band from the lowest to the highest; " * seeds + "running mean over steps. "
+    caption += "Last panel: from ●" + ", thin: seeds" * seeds
     figure.supxlabel(caption, fontsize=9, color=FAINT)
     return figure
 

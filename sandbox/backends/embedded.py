@@ -75,14 +75,8 @@ class Embedded:
                 continue
             finally:
                 self.reap(worker)
-            return Capabilities(
-                self.name,
-                level,
-                held,
-                "; ".join([*why, words] if words else why),
-                _notes(worker.hello),
-                worker.hello["python"],
-            )
+            reason = "; ".join([*why, words] if words else why)
+            return Capabilities(self.name, level, held, reason, _notes(worker.hello), worker.hello["python"])
         return Capabilities(self.name, "", reason="; ".join(why))
 
     def probe(self) -> Capabilities:
@@ -96,16 +90,10 @@ class Embedded:
             "cgroup": f"{owner_tag()}-{next(LAUNCHES)}",
             "packages": self.packages,
         }
+        pipe, environment = subprocess.PIPE, {**ENVIRONMENT, **STARTS_WITH}
         command = [self.python, *PYTHON_FLAGS, str(WORKER), json.dumps(options)]
         try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={**ENVIRONMENT, **STARTS_WITH},
-                cwd="/",
-            )
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=environment, cwd="/")
         except OSError as e:
             raise WorkerFailure(f"{self.python} cannot be started: {e.strerror}") from e
         worker = Worker(process, log)

@@ -17,9 +17,6 @@ import types
 import weakref
 from collections.abc import Callable
 
-fork = os.fork
-"""os.fork for the sandbox itself"""
-
 opened: list[weakref.ref] = []
 """Files that the program has opened and perhaps not closed. A collection may close what lies below a file before the
 file has written the rest of its text; an interpreter at its end does not."""

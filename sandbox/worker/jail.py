@@ -7,7 +7,7 @@ of Linux 5.12 (open_tree, mount_setattr, move_mount), so that the sources are he
 
 import ctypes
 import os
-import sysconfig
+import sys
 
 from sandbox.worker import libc
 
@@ -30,7 +30,9 @@ _ALL_BUT_USER = (
 
 def python_paths() -> list[str]:
     """Where this interpreter's standard library, the C libraries it has loaded and their data lie, without links."""
-    paths = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    version = "python{}.{}".format(*sys.version_info)
+    paths = {os.path.dirname(os.__file__), os.path.join(sys.exec_prefix, sys.platlibdir, version)}
+    paths = set(map(os.path.realpath, paths))
     stdlib = tuple(paths)
     with open("/proc/self/maps") as maps:
         loaded = {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}

@@ -30,6 +30,29 @@ raw = ctypes.CDLL(None, use_errno=True).syscall
 """A system call by number, of integers, unchecked: as little work as there can be, for what happens after a fork."""
 raw.argtypes, raw.restype = [ctypes.c_long] * 5, ctypes.c_long
 
+_fork = ctypes.PyDLL(None, use_errno=True).fork
+
+
+def fork() -> int:
+    """os.fork without what the interpreter does then for the sake of other threads: we have none, and every page that
+    is written to after a fork is copied."""
+    pid = _fork()
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "fork")
+    return pid
+
+
+def trim() -> None:
+    """Give free memory back, where the C library can (glibc)."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
+
+
+def integers(*values: int) -> tuple[ctypes.c_long, ...]:
+    """Arguments for `raw`, converted already."""
+    return tuple(map(ctypes.c_long, values))
+
+
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 15, 36, 38
 
 # Of the calls made here, only those below have a number of their own per architecture.
@@ -86,11 +109,11 @@ def capabilities_dropper() -> Callable[[], int]:
     """Empties the effective, permitted and inheritable sets of the calling thread."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
     none = (ctypes.c_uint32 * 6)()
-    arguments = number("capset"), ctypes.addressof(header), ctypes.addressof(none), 0, 0
+    arguments = integers(number("capset"), ctypes.addressof(header), ctypes.addressof(none), 0, 0)
     return lambda: _checked(raw(*arguments), "capset", header, none)
 
 
-DIE_WITH_PARENT = (number("prctl"), PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0)
+DIE_WITH_PARENT = integers(number("prctl"), PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0)
 """For `raw`"""
 
 

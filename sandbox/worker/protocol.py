@@ -128,18 +128,7 @@ def write(fd: int, data: bytes | bytearray) -> None:
 def pack_result(result: Result) -> bytes:
     error = result.error.encode("utf-8", "replace")[:MAX_TEXT]
     texts = [error, result.stdout, result.stderr, result.value]
-    head = _RESULT.pack(
-        result.test,
-        result.fresh,
-        result.end,
-        result.code,
-        result.main_stdout,
-        result.cpu_ns,
-        result.wall_ns,
-        result.idle_ns,
-        result.rss_kb,
-        *(len(t) for t in texts),
-    )
+    head = _RESULT.pack(*result[:9], *map(len, texts))
     return b"".join([head, *texts])
 
 

@@ -49,11 +49,11 @@ def run(job: dict, code: list[types.CodeType], state: dict, given: list[int], ru
         orders = len(given) > 5
         script, source, parent = job["mode"] == "stdin", _Source(job["source"]), job["parent"]
         lock_down = _lock(job, "last" if orders else "whole")
+        if orders and job["filters"]:
+            job["filters"]["template"](os.getpid())
         gc.freeze()  # what is here is not the program's garbage, nor should its pages be copied to find that out
         module = _module("__main__" if script else "solution", source)
         if orders:
-            if job["filters"]:
-                seccomp.install(job["filters"]["template"])
             parent = os.getpid()
             _fork_for_each_test()
         lock_down(parent)
@@ -81,11 +81,11 @@ def run(job: dict, code: list[types.CodeType], state: dict, given: list[int], ru
             else:
                 kind, text = "k", ""
             del names
-            if kind != "x" and script:
+            if kind != "x" and script and _thread._count():
                 _tell_of_threads()
-            dirty = not _settle(script) or (script and not orders and _left_something(state))
+            dirty = not _settle(script) or orders or _left_something(state if script else None)
             _answer(kind, text, dirty)
-            if dirty or orders:
+            if dirty:
                 os._exit(0)
     finally:
         os._exit(1)
@@ -130,12 +130,13 @@ def _arrange(job: dict, given: list[int], ruleset: int) -> None:
             resource.setrlimit(kind, (hard, hard))
     threading.stack_size(_THREAD_STACK)  # glibc would take RLIMIT_STACK, 256 MiB, for every thread
     sys.set_int_max_str_digits(job["digits"])
+    idioms.opened.clear()
     _open_streams()
 
 
 def _fork_for_each_test() -> None:
     """Returns in a new process for every order; ends with the supervisor."""
-    fork, wait4, read, write, note, clock = idioms.fork, os.wait4, os.read, os.write, os.pwrite, time.monotonic_ns
+    fork, wait4, read, write, note, clock = libc.fork, os.wait4, os.read, os.write, os.pwrite, time.monotonic_ns
     while read(_ORDERS, 1) == FORK:
         pid = fork()
         if pid == 0:
@@ -152,7 +153,7 @@ def _lock(job: dict, part: seccomp.Part) -> Callable[[int], None]:
     after one is paid in copied pages."""
     seed = _random.Random.seed if "rand" in job["source"] + job["prelude"] else None
     numbers = random._inst
-    install = seccomp.prepare(job["filters"][part]) if job["filters"] else None
+    install = job["filters"].get(part)
     die_with_parent, getpid, getppid, end = libc.DIE_WITH_PARENT, os.getpid, os.getppid, os._exit
 
     def lock(parent: int) -> None:
@@ -298,8 +299,6 @@ def _tell_of_threads() -> None:
     before the main thread goes on and ends: here that much of its CPU time, so that a busy machine changes nothing.
     """
     try:
-        if not _thread._count():
-            return
         others = [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]
         if not others:
             return
@@ -334,10 +333,6 @@ def _settle(script: bool) -> bool:
         if atexit._ncallbacks():
             atexit._run_exitfuncs()
             atexit._clear()
-        if signal.getitimer(signal.ITIMER_REAL)[0] or sys.gettrace() or sys.getprofile():
-            clean = False
-        if threading.stack_size(_THREAD_STACK) != _THREAD_STACK:  # one that ended may hold its large stack on
-            clean = False
     except BaseException:  # noqa: BLE001 - a program may have broken any of it
         clean = False
     clean = _flush() and clean
@@ -350,19 +345,26 @@ def _settle(script: bool) -> bool:
                         file.flush()
             idioms.opened.clear()
             sys.modules.pop("__main__", None)
-            gc.collect()
+            gc.collect(2 if gc.get_objects(2) else 1)  # a full one frees what is kept for later, in pages still shared
         except BaseException:  # noqa: BLE001
             clean = False
         clean = _flush() and clean
     return clean
 
 
-def _left_something(state: dict) -> bool:
-    """A script has put something into a library's module, or files into /tmp, for the next test to find.
+def _left_something(state: dict | None) -> bool:
+    """A program has armed something, or a script (`state`) has put something into a library's module, or files into
+    /tmp, for the next test to find.
 
     Modules within modules come from imports. A change inside of what was there already is not seen.
     """
     try:
+        if signal.getitimer(signal.ITIMER_REAL)[0] or sys.gettrace() or sys.getprofile():
+            return True
+        if threading.stack_size(_THREAD_STACK) != _THREAD_STACK:  # one that ended may hold its large stack on
+            return True
+        if not state:
+            return False
         for names, count in state["modules"].values():
             if len(names) > count and any(type(v) is not types.ModuleType for v in [*names.values()][count:]):
                 return True

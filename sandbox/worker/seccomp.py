@@ -119,17 +119,14 @@ def assemble(program: list[Instruction]) -> bytes:
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
 
 
-def install(code: bytes) -> None:
-    """Lock the calling thread and its children in for good. PR_SET_NO_NEW_PRIVS must have been set."""
-    prepare(code)(os.getpid())
-
-
-def prepare(code: bytes) -> Callable[[int], None]:
-    """`install` for the process with an id, with all that can be done before that process is there."""
+def prepare(program: list[Instruction]) -> Callable[[int], None]:
+    """What locks the calling thread of the process with an id and its children in for good, with all done before that
+    can be. PR_SET_NO_NEW_PRIVS must have been set."""
+    code = assemble(program)
     buffer = ctypes.create_string_buffer(code, len(code))
-    program = _SockFprog(len(code) // 8, ctypes.addressof(buffer))
+    passed = _SockFprog(len(code) // 8, ctypes.addressof(buffer))
     marks = [match.start() for match in re.finditer(re.escape(struct.pack("<I", SELF)), code)]
-    arguments = libc.number("seccomp"), 1, 0, ctypes.addressof(program), 0  # SECCOMP_SET_MODE_FILTER
+    arguments = libc.integers(libc.number("seccomp"), 1, 0, ctypes.addressof(passed), 0)  # SECCOMP_SET_MODE_FILTER
     pack_into, raw = struct.Struct("<I").pack_into, libc.raw
 
     def install(pid: int) -> None:
@@ -137,7 +134,7 @@ def prepare(code: bytes) -> Callable[[int], None]:
             pack_into(buffer, at, pid)
         if raw(*arguments):
             raise OSError(ctypes.get_errno(), "seccomp: the filter was refused")
-        assert program
+        assert passed
 
     return install
 

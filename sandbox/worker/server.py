@@ -4,13 +4,13 @@ It reads nothing of a program's output: it passes frames on whose length it has 
 hold what the jail must not touch, the memory cgroup. When the owner goes away, so does it, and all below it.
 """
 
+import _socket as socket  # a fork copies what the other one brings along
 import contextlib
 import json
 import os
 import resource
 import select
 import signal
-import socket
 import sys
 from typing import NamedTuple
 
@@ -72,7 +72,8 @@ class _Zygote:
         """A fresh supervisor that waits for its job on the socket returned."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            socket.send_fds(self.commands, [zygote.SPAWN], [theirs.fileno()])
+            passed = socket.SOL_SOCKET, socket.SCM_RIGHTS, zygote.DESCRIPTOR.pack(theirs.fileno())
+            self.commands.sendmsg([zygote.SPAWN], [passed])
         finally:
             theirs.close()
         return ours

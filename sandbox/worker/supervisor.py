@@ -5,18 +5,18 @@ accounts when it is dead. Time in which the runner neither ran nor waited for a 
 of its own, so neither limit depends on how busy the machine is. Wall time is only a net under both.
 """
 
+import _socket as socket  # a fork copies what the other one brings along
 import contextlib
 import json
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sandbox.worker import idioms, libc, protocol, runner, tmpfiles
+from sandbox.worker import libc, protocol, runner, tmpfiles
 from sandbox.worker.protocol import Result
 
 _KEEP_STDERR = 64 << 10
@@ -36,8 +36,8 @@ class Jail(NamedTuple):
     """Descriptor of the Landlock rule set for runners, or -1."""
     lock_down: Callable[[], None]
     """For this process: gives up what is left of its rights, and takes its own seccomp filter on."""
-    runner_filters: dict[str, bytes]
-    """seccomp programs for runners (`seccomp.Part`); empty where the architecture has no table"""
+    runner_filters: dict[str, Callable[[int], None]]
+    """What puts filters on a runner (`seccomp.Part`), given its id; empty where the architecture has no table"""
     memory_cgroup: bool
     """A group of the worker's own bounds memory; else RLIMIT_DATA does."""
     proc: int
@@ -145,7 +145,7 @@ class _Runner:
         self.template, orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) if template else (None, None)
         self.born = os.memfd_create("born") if template else -1
         job = self._job()
-        self.pid = idioms.fork()
+        self.pid = libc.fork()
         if self.pid == 0:
             given = [*self.streams, theirs.detach(), *([orders.detach(), self.born] if orders else [])]
             runner.run(job, tests.code, tests.jail.fresh, given, tests.jail.rules)
@@ -438,19 +438,15 @@ def _content(fd: int, size: int) -> bytes:
 
 def rehearse(jail: Jail) -> None:
     """Be a supervisor some times, in the zygote, for the reason that runner.warm_up gives."""
-    seconds = 60 * 10**9
-    limits = {
-        "memory": 1 << 30,
-        "address_space": 4 << 30,
+    limits = dict.fromkeys(("memory", "address_space", "output"), 4 << 30) | {
         "threads": 64,
         "files": 64,
-        "output": 1 << 20,
         "digits": 4300,
     }
-    limits |= {"cpu_ns": seconds, "idle_ns": seconds, "wall_ns": 10 * seconds, "blind_wall_ns": 10 * seconds}
+    limits |= dict.fromkeys(("cpu_ns", "idle_ns", "wall_ns", "blind_wall_ns"), 60 * 10**9)
     job = {"source": runner.SAMPLE, "prelude": "", "mode": "stdin", "entry": "", "stop": True, "tests": 2, **limits}
     ours, theirs = socket.socketpair()
-    with ours, theirs:
+    with contextlib.closing(ours), contextlib.closing(theirs):
         for isolation in ("program", "test") * 4:
             theirs.sendall(protocol.frame(protocol.INPUT, b"1 2\n3\n") * 2)
             header = json.loads(json.dumps({**job, "isolation": isolation}))

@@ -4,6 +4,8 @@ import errno
 import os
 import stat
 
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # the program has made something of that name
+
 
 def empty(path: str) -> None:
     """Remove everything below `path`, following no link, at any depth, without recursion.
@@ -33,11 +35,7 @@ def empty(path: str) -> None:
                                 os.rename(child, f".gone-{fresh}", src_dir_fd=inner, dst_dir_fd=top)
                                 break
                             except OSError as e:
-                                if e.errno not in (
-                                    errno.EEXIST,
-                                    errno.ENOTEMPTY,
-                                    errno.ENOTDIR,
-                                ):  # the program took that name
+                                if e.errno not in _TAKEN:
                                     raise
                 finally:
                     os.close(inner)

@@ -5,6 +5,7 @@ In `full` mode it is process 1 of its pid namespace, so its death takes everythi
 between two programs leaves nothing alive.
 """
 
+import _socket as socket  # a fork copies what the other one brings along
 import contextlib
 import gc
 import importlib
@@ -12,7 +13,7 @@ import json
 import os
 import resource
 import signal
-import socket
+import struct
 import sys
 from collections.abc import Callable
 from typing import NamedTuple, get_args
@@ -20,6 +21,8 @@ from typing import NamedTuple, get_args
 from sandbox.worker import idioms, jail, landlock, libc, runner, seccomp, supervisor
 
 SPAWN, SWEEP = b"S", b"K"
+DESCRIPTOR = struct.Struct("i")
+"""Comes with SPAWN: the supervisor's end of its channel."""
 
 # What many programs import and what is here anyway. Not more: every module makes every fork slower, an extension module
 # most (dataclasses, fractions, datetime and traceback together double the price of a fork).
@@ -167,7 +170,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         rules=rules,
         lock_down=_supervisors_lock(),
         runner_filters={
-            part: seccomp.assemble(seccomp.runner_filter(shared_memory=bool(config.memory_cgroup), part=part))
+            part: seccomp.prepare(seccomp.runner_filter(shared_memory=bool(config.memory_cgroup), part=part))
             for part in get_args(seccomp.Part)
             if seccomp.supported()
         },
@@ -187,7 +190,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
     _freeze()
     children: list[int] = []
     while True:
-        message, fds, _, _ = socket.recv_fds(commands, 16, 1)
+        message, passed, _, _ = commands.recvmsg(16, socket.CMSG_SPACE(DESCRIPTOR.size))
         if not message:
             break
         if message == SPAWN:
@@ -196,11 +199,12 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
                     importlib.import_module(config.preload)
                 _freeze()
                 loaded = True
-            pid = idioms.fork()
+            [channel] = DESCRIPTOR.unpack(passed[0][2])
+            pid = libc.fork()
             if pid == 0:
                 commands.close()
-                supervisor.main(fds[0], room)
-            os.close(fds[0])
+                supervisor.main(channel, room)
+            os.close(channel)
             children.append(pid)
         elif message == SWEEP:
             _sweep(children)
@@ -244,8 +248,7 @@ def _has_schedstat(proc: int) -> bool:
 
 
 def _supervisors_lock() -> Callable[[], None]:
-    own = seccomp.assemble(seccomp.supervisor_filter()) if seccomp.supported() else b""
-    install = seccomp.prepare(own) if own else None
+    install = seccomp.prepare(seccomp.supervisor_filter()) if seccomp.supported() else None
     drop = libc.capabilities_dropper()
 
     def lock() -> None:
@@ -258,9 +261,11 @@ def _supervisors_lock() -> Callable[[], None]:
 
 
 def _freeze() -> None:
-    """Keep the collector off what is there, so that the pages stay shared with every child."""
+    """Keep the collector off what is there, so that the pages stay shared with every child, and give back what is free:
+    a fork pays for every page."""
     gc.collect()
     gc.freeze()
+    libc.trim()
 
 
 def _report_failure(commands: socket.socket, error: BaseException) -> None:

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from agpo.clip import Decision
 from agpo.objective import (
     PRESETS,
-    Decision,
     Objective,
     advantages,
     clip_decision,

@@ -13,9 +13,10 @@ from transformers import AutoConfig
 
 from agpo import setup
 from agpo.config import load_config
-from agpo.memory import GIB, PUBLISHED, Machine, advice, memory, model_config, model_sizes, recipe_table, seconds
+from agpo.memory import GIB, PUBLISHED, Machine, advice, memory, model_config, model_sizes, seconds
 from agpo.train import main
 from evals.errors import UserError
+from tools.recipe_table import recipe_table
 
 PAPER = "qwen2.5-7b-math"
 

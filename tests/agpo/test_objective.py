@@ -7,12 +7,11 @@ import pytest
 import torch
 from objective_reference import SCOPES, by_hand, combinations, extras, name_of, problem
 
+from agpo.clip import apply_f_to_loss, apply_f_to_units
 from agpo.objective import (
     PRESETS,
     Objective,
     advantages,
-    apply_f_to_loss,
-    apply_f_to_units,
     clip_decision,
     counted,
     live_groups,

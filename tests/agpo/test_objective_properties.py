@@ -7,14 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from agpo.objective import (
-    PRESETS,
-    advantages,
-    counted,
-    live_groups,
-    minibatch_loss,
-    sequence_weights,
-)
+from agpo.objective import PRESETS, advantages, counted, live_groups, minibatch_loss, sequence_weights
 
 NAN = math.nan
 LONGEST = 5

@@ -4,9 +4,8 @@ import pytest
 
 from data_curation import code_checks
 from data_curation.code_checks import CodeOptions
-from data_curation.rows import Row
 from data_curation.sources import code_record
-from data_curation.stage import Context
+from data_curation.stage import Context, Row
 
 INPUTS = [f"{i} {i + 1}\n" for i in range(5)]
 OUTPUTS = [f"{2 * i + 1}\n" for i in range(5)]

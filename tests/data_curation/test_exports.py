@@ -7,9 +7,8 @@ from datasets import Dataset, load_dataset
 
 from data_curation import export, manifest, pipeline
 from data_curation.recipe import FORMATS, load
-from data_curation.rows import Row
 from data_curation.sources import KINDS
-from data_curation.stage import Context
+from data_curation.stage import Context, Row
 from evals.items import item_id, read_items
 from evals.prompts import PRESETS
 

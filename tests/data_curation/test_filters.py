@@ -4,8 +4,7 @@ import pytest
 
 from data_curation import filters
 from data_curation.filters import FilterOptions
-from data_curation.rows import Row
-from data_curation.stage import Context
+from data_curation.stage import Context, Row
 from evals.errors import UserError
 from evals.items import item_id
 

@@ -8,9 +8,8 @@ import time
 import pytest
 
 from data_curation import solve_rate
-from data_curation.rows import Row
 from data_curation.solve_rate import SolveOptions
-from data_curation.stage import Context
+from data_curation.stage import Context, Row
 from evals.benches import arith
 from evals.store import Store
 

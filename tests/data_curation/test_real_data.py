@@ -11,9 +11,8 @@ from data_curation.answers import AnswerOptions
 from data_curation.decontaminate import DecontaminateOptions, Reference
 from data_curation.dedupe import CONFLICT, NearOptions
 from data_curation.recipe import load
-from data_curation.rows import Row
 from data_curation.sources import code_record
-from data_curation.stage import Context
+from data_curation.stage import Context, Row
 from evals.items import read_rows
 from evals.store import Store
 

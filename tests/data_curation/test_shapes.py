@@ -13,8 +13,7 @@ from datasets import Dataset, DatasetDict
 from data_curation import build, export, pipeline
 from data_curation.read import read
 from data_curation.recipe import FORMATS, load
-from data_curation.rows import Row
-from data_curation.stage import Context
+from data_curation.stage import Context, Row
 from evals.items import read_items, read_rows
 
 QA = [("How many apples have Ann and Bob if Ann has 3 and Bob 4?", "7"), ("What is left of 17 after 5 and 5?", "7")]

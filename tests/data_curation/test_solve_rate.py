@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from data_curation import audit, solve_rate
-from data_curation.rows import Row
 from data_curation.solve_rate import SolveOptions, Tally, bounds, decide
-from data_curation.stage import Context
+from data_curation.stage import Context, Row
 from evals.benches import arith
 from evals.engines.hf import HFEngine
 from evals.errors import UserError

@@ -11,8 +11,7 @@ import pytest
 from data_curation import read, sources
 from data_curation.raw import raw_rows
 from data_curation.recipe import Recipe
-from data_curation.rows import Drop, Row
-from data_curation.stage import Context
+from data_curation.stage import Context, Drop, Row
 from evals.errors import UserError
 from evals.files import Malformed
 

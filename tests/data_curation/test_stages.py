@@ -5,9 +5,8 @@ import pytest
 from data_curation import answers, decontaminate, dedupe, normalise
 from data_curation.decontaminate import DecontaminateOptions, Reference
 from data_curation.dedupe import CONFLICT, FORM, NEAR, SIBLINGS, ExactOptions, NearOptions
-from data_curation.rows import Row
 from data_curation.sources import code_record
-from data_curation.stage import Context
+from data_curation.stage import Context, Row
 
 CONTEXT = Context(workers=1)
 DAPO = (

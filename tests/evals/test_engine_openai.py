@@ -691,7 +691,7 @@ def stored():
 
 def test_a_refused_prompt_leaves_the_others_graded_and_is_counted(tmp_path, monkeypatch, capsys):
     from evals.benches import arith
-    from evals.complete import choose
+    from evals.items import choose
     from evals.run import main
 
     monkeypatch.chdir(tmp_path)
@@ -717,7 +717,7 @@ def test_a_refused_prompt_leaves_the_others_graded_and_is_counted(tmp_path, monk
 
 def test_other_weights_under_the_same_name_do_not_go_into_the_same_run(tmp_path, monkeypatch, capsys):
     from evals.benches import arith
-    from evals.complete import choose
+    from evals.items import choose
     from evals.run import main
 
     monkeypatch.chdir(tmp_path)

@@ -114,3 +114,13 @@ def test_methods_keep_their_colour_and_never_share_one(store):
     both = line_colours(runs)
     assert both["agpo"] == line_colours({name: runs[name] for name in ("mine", "agpo")})["agpo"]
     assert len(set(both.values())) == 4
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, False), (2, True)])
+def test_a_mean_over_seeds_is_spoken_of_only_where_there_are_several(store, tmp_path, monkeypatch, seeds, said):
+    drawn = []
+    monkeypatch.setattr(figures_module, "_save", lambda figure, out: drawn.append(figure) or out)
+    for seed in range(seeds):
+        train(store, "agpo", seed)
+    figures(store, tmp_path)
+    assert {"mean over seeds" in figure.get_supxlabel() for figure in drawn} == {said}

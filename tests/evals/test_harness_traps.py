@@ -13,12 +13,12 @@ import pytest
 from own_tasks import write_tasks
 
 from evals.benches import arith
-from evals.complete import Job, choose_indices, complete
+from evals.complete import Job, complete
 from evals.engines import Sampling
 from evals.engines.hf import HFEngine
 from evals.errors import UserError
 from evals.grading.grader import Grader
-from evals.items import Item
+from evals.items import Item, choose_indices
 from evals.lm_tasks.bench import bench_results
 from evals.lm_tasks.lm import sampling_of
 from evals.lm_tasks.plan import make_task_plan

@@ -1,17 +1,23 @@
 """The page in a real browser: everything a reader does with it, at every width, with hostile content in it."""
 
 import importlib
+import json
 import os
 import re
 import shutil
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
+import httpx
 import pytest
 from page_store import ATTACK, add_evaluation, fill, sample
 
+from agpo.telemetry import METRICS
+from evals.report.browse import listen
 from evals.report.command import main
 from evals.report.compare import p_text
+from evals.report.page import serve
 from evals.report.page.build import SCRIPTS, module, write_page
 from evals.report.page.summary import student_quantiles
 from evals.stats import columns, compare, holm, read_columns
@@ -74,6 +80,18 @@ def open_page(browser, made):
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+@contextmanager
+def serving(store):
+    """The address of the live page of a store."""
+    with listen(0) as listener:
+        made = serve.server(store, listener, (), 10_000)
+        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        made.shutdown()
+        thread.join()
 
 
 @contextmanager
@@ -167,7 +185,7 @@ def test_filters_sorting_and_the_count(open_page, made):
     assert count(page).startswith("5 of ")
     page.select_option("label:has-text('Terms') select", label="3")
     assert count(page).startswith("3 of ")
-    page.fill("input[aria-label='Tokens from']", "13")
+    page.fill("#where", "tokens >= 13")
     counted(page, "2 of")
     page.select_option("label:has-text('Order') select", "long")
     assert rows(page) == ["What is 5+5?", "What is 3+3?"]
@@ -227,8 +245,7 @@ def test_links_lead_to_samples_and_keys_step_through_the_list(open_page, made):
     again.wait_for_selector(".sample")
     assert again.inner_text(".sample h2") == title
     page.go_back()  # stepping through samples is one step of the history
-    expect(page.locator(".sample")).to_have_count(0)
-    assert page.url.endswith("#samples")
+    expect(page).to_have_url(re.compile("#samples$"))
     lost = open_page("#sample=none~train~1~0~1")
     assert "not in the page" in lost.inner_text(".detail")
 
@@ -390,6 +407,22 @@ def test_a_run_that_goes_on_and_one_with_other_knobs_are_no_seeds_of_a_line(open
     names = ["agpo (2 seeds, 1 unfinished not shown)", "agpo clip_scope=group"]
     assert page.locator(".legend button").all_inner_texts() == names
     assert page.locator(".chart .where").first.inner_text() == "step 8"
+
+
+def test_a_checkpoint_measured_again_is_one_square_and_under_other_settings_two(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        run = store.start_run("train", "t", method="agpo", model="m", config={}, about={"metrics": METRICS})
+        store.log_metrics(run, 6, {"eval/pass1": 0.5})
+        store.finish_run(run, "done")
+        for right, temperature in ((2, 0.0), (4, 0.0), (9, 1.0)):
+            add_evaluation(store, set(range(right)), parent=run, step=6, temperature=temperature)
+        write_page(store, tmp_path / "page.html")
+    page = open_page("#curves", file=tmp_path / "page.html")
+    panel = page.locator(".chart:has-text('Held-out')")
+    expect(panel.locator(".mark")).to_have_count(2)
+    told = panel.locator(".read").inner_text().replace("\n", " ")
+    assert "T=0.0, 1 per problem 30.0 % (20.0 % to 40.0 %)" in told
+    assert "T=1.0, 1 per problem 90.0 %" in told
 
 
 def test_runs_have_lineage_differences_and_all_facts(open_page, made):
@@ -574,6 +607,142 @@ def test_words_for_stores_with_little_in_them(open_page, tmp_path, capsys):
     assert "72.2 to 100.0" in told
     assert "no score" in told
     capsys.readouterr()
+
+
+def a_step(store, run, step):
+    rows = [sample(f"{step}+{i}", k, step, split="train", right=k > i) for i in range(2) for k in range(4)]
+    store.log_samples(run, rows)
+    store.log_metrics(run, step, {"reward/mean": step / 10, "speed/step_seconds": 2.0})
+
+
+def test_the_live_page_follows_a_training(browser, store_url, monkeypatch):
+    """Of SQLite and PostgreSQL: what is written shows up in each view, and the reader stays where he was."""
+    monkeypatch.setattr(serve, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(serve, "REST", 0)
+    with Store.open(store_url) as store, Store.open(store_url) as writer:
+        run = writer.start_run("train", "t", method="agpo", model="m", config={"steps": 5})
+        a_step(writer, run, 1)
+        with serving(store) as url:
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            complaints = []
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.goto(url)
+            page.wait_for_selector("body[data-ready]")
+            going = page.locator(".going")
+            expect(going).to_contain_text("1 of 5 steps, about 8 s left")
+            page.click("nav a[data-view=samples]")
+            page.wait_for_selector(".sample")
+            page.click(".row >> nth=2")
+            page.fill("#note", "look again")
+            address, title = page.url, page.inner_text(".sample h2")
+            a_step(writer, run, 2)
+            expect(page.locator(".count")).to_have_text("16 samples", timeout=30_000)
+            assert rows(page)[0] == "What is 2+0?"  # the newest come first
+            assert (page.url, page.inner_text(".sample h2"), page.input_value("#note")) == (
+                address,
+                title,
+                "look again",
+            )
+            assert page.locator(".row.current .size").inner_text().endswith("✎")
+            page.click("nav a[data-view=curves]")
+            where = page.locator(".chart .where").first
+            expect(where).to_have_text("step 2")
+            a_step(writer, run, 3)
+            expect(where).to_have_text("step 3", timeout=30_000)
+            writer.finish_run(run, "done")
+            page.click("nav a[data-view=overview]")
+            expect(going).to_have_count(0, timeout=30_000)
+            assert complaints == []
+            page.close()
+
+
+def test_the_live_page_is_made_anew_only_when_the_store_has_changed(store_url, monkeypatch):
+    monkeypatch.setattr(serve, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(serve, "REST", 0)
+    with Store.open(store_url) as store, Store.open(store_url) as writer, httpx.Client() as client:
+        run = writer.start_run("train", "t", config={})
+        with serving(store) as url:
+            first = client.get(url)
+            assert "connect-src 'self'" in first.text
+            seen = {"If-None-Match": first.headers["etag"]}
+            assert client.get(url, headers=seen).status_code == 304
+            for write in (
+                lambda: writer.log_metrics(run, 1, {"entropy": 1.0}),
+                lambda: writer.log_samples(run, [sample(split="train", step=1)]),
+                lambda: writer.finish_run(run, "done"),
+            ):
+                write()
+                again = client.get(url, headers=seen)
+                assert again.status_code == 200
+                seen = {"If-None-Match": again.headers["etag"]}
+                assert client.get(url, headers=seen).status_code == 304
+            assert client.get(url, headers={"Host": "elsewhere.test"}).status_code == 403
+            assert client.get(url + "results/agpo.db").status_code == 404
+            monkeypatch.setattr(serve, "REST", 1e6)  # now it rests: what was made is what there is
+            writer.log_metrics(run, 2, {"entropy": 1.0})
+            made = [client.get(url).headers["etag"] for _ in range(2)]
+            writer.start_run("train", "another", config={})
+            assert client.get(url).headers["etag"] == made[0] == made[1]
+
+
+def test_conditions_histograms_notes_and_the_export(open_page, made, tmp_path):
+    page = open_page("#samples")
+    page.fill(
+        "#where",
+        "tokens >= 13 and not wrong and terms = 3 and bench = arith and run ~ 'agpo seed 0, step 6'".replace("'", '"'),
+    )
+    counted(page, "2 of")
+    assert page.locator("#where").get_attribute("aria-invalid") == "false"
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert count(page).startswith("2 of ")
+    page.locator(".spreads figure").first.locator("g").last.click()  # the longest
+    counted(page, "1 of")
+    page.wait_for_selector(".sample")
+    page.fill("#note", "why?")
+    with page.expect_download() as download:
+        page.click("button:has-text('Export')")
+    (line,) = [json.loads(line) for line in download.value.path().read_text().splitlines()]
+    assert (line["item"], line["response_tokens"], line["note"], line["run"]) == ("5+5", 15, "why?", made[1]["agpo0-6"])
+    assert line["seed"] == str(2**62 + 1)
+    for text, said in (
+        ("tokens >", "a value is missing"),
+        ("nothing = 1", "there is no “nothing”"),
+        ("(right", "“)” is missing"),
+    ):
+        page.fill("#where", text)
+        expect(page.locator(".count")).to_contain_text(said)
+    page.fill("#where", "")
+    page.click(".chip.noted")
+    counted(page, "1 of")
+
+
+def test_a_long_text_is_cut_until_it_is_asked_for(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        run = store.start_run("eval", "long", model="m", config={})
+        store.log_samples(run, [sample("x", split="long", response="word " * 40_000)])
+        store.finish_run(run, "done")
+        write_page(store, tmp_path / "page.html")
+    page = open_page("#samples", file=tmp_path / "page.html")
+    page.wait_for_selector(".sample")
+    assert page.evaluate("document.documentElement.scrollHeight") < 4000
+    page.click("button:has-text('Show all')")
+    assert page.evaluate("document.documentElement.scrollHeight") > 4000
+
+
+def test_columns_are_chosen_and_pass_at_k_is_one(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        for model in ("a", "b"):
+            run = store.start_run("eval", "gsm8k", model=model, config={"n": 4})
+            store.log_samples(run, [sample(str(i), k, split="gsm8k", right=k < i) for i in range(4) for k in range(4)])
+            store.finish_run(run, "done")
+        write_page(store, tmp_path / "page.html")
+    page = open_page(file=tmp_path / "page.html")
+    assert page.locator("td[data-label='pass@4']").all_inner_texts() == ["75.0", "75.0"]
+    page.click(".columns summary")
+    page.click(".columns label:has-text('pass@4')")
+    assert not page.locator("td[data-label='pass@4']").first.is_visible()
+    assert page.locator("td[data-label='pass@2']").first.is_visible()
 
 
 def test_printing_has_no_controls_and_all_levels(open_page):

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from evals.benches import arith, find
-from evals.complete import Job, choose, complete, evaluate
+from evals.complete import Job, complete, evaluate
 from evals.engines import Sampling
 from evals.engines.hf import HFEngine
 from evals.grading.grader import Grader
+from evals.items import choose
 from evals.run import main
 from evals.store import Store
 

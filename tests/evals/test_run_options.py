@@ -1,11 +1,15 @@
 """What benchmarks bring to the command line: options of their own, notes, a report of their own."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
 from evals.benches import BENCHES, Option, arith
-from evals.run import main
+from evals.models import Target
+from evals.plan import make_plans, plan_for
+from evals.run import arguments, main
 from evals.store import Store
 
 
@@ -63,3 +67,20 @@ def test_files_of_several_benchmarks_are_named(capsys, tmp_path):
     assert "name=path" in capsys.readouterr().err
     assert main(["--bench", "sides", "--data", "a", "--data", "sides=b"]) == 2
     assert "twice for sides" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_asked_for_as_long_as_its_training_run_asks():
+    (plan,) = make_plans(arguments(["--bench", "arith"]))
+    trained = Target("m", {"max_tokens": 48})
+    own = plan_for(plan, trained, None)
+    assert (plan.settings["max_tokens"], own.settings["max_tokens"]) == (64, 48)
+    assert own.notes[-1].startswith("max_tokens 48, as the training run evaluates")
+    assert plan_for(plan, trained, 99) is plan  # somebody said otherwise
+    assert plan_for(plan, Target("m", {}), None) is plan
+
+
+def test_a_dry_run_loads_no_library_that_it_does_not_need():
+    code = "import sys; from evals.run import main; main(['--dry-run']); print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "8-7+3+2-7=" in told
+    assert not {"torch", "transformers", "scipy", "sqlalchemy"} & set(told.splitlines()[-1].split())

@@ -11,7 +11,7 @@ from sandbox.worker import cgroup
 
 ADD = "a, b = map(int, input().split())\nprint(a + b)"
 SUM = Problem([Test("1 2\n", "3")])
-SLOW = "import time\ntime.sleep(1.5)\nprint(3)"
+SLOW = "import time\ntime.sleep(3)\nprint(3)"
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -561,6 +561,24 @@ def test_many_small_inputs_and_few_large_ones(embedded, isolation):
     assert [str(t.verdict) for t in stopped.tests[:5]] == ["AC", "AC", "AC", "WA", "SKIPPED"]
 
 
+@pytest.mark.parametrize("isolation", ["program", "test"])
+@pytest.mark.parametrize("collect", ["", "gc.collect(1)", "gc.disable()"])
+def test_destructors_of_what_refers_to_itself_print_at_the_end(embedded, isolation, collect):
+    """The collection at a test's end finds a cycle through the program's own globals, whatever its age."""
+    source = f"""
+import gc
+class Loud:
+    def __del__(self):
+        print("gone")
+one = Loud()
+one.all = globals()
+print(input())
+{collect}
+"""
+    with Sandbox(embedded, workers=1, isolation=isolation) as sandbox:
+        assert judge(sandbox, source, Problem([Test(f"{i}\n", f"{i}\ngone\n") for i in range(3)])).passed
+
+
 def test_long_integers_under_livecodebenchs_rule(embedded):
     """Its runner raises Python's limit on digits to 50,000."""
     shown, answer = "1" + "0" * 20_000, Problem([Test("", "1" + "0" * 20_000)])

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agpo.config import TrainConfig
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.folder import config_of, find_run, last_checkpoint, numbered, read_launch, store_of
-from agpo.setup import about_run, curation_run, recorded
+from agpo.setup import label_of, start_run
 from evals.console import make_console
 from evals.errors import command
 from evals.store import SampleRow, Status, Store
@@ -71,16 +72,7 @@ def run_in(store: Store, run: Path, config: TrainConfig, written: Json) -> str:
     url = str(store)
     if url in known and known[url] in {one.id for one in store.runs("train")}:
         return known[url]
-    run_id = store.start_run(
-        "train",
-        config.name,
-        method=config.objective.preset,
-        model=config.model,
-        seed=config.seed,
-        config={**recorded(config), "trainer": "verl", "folder": str(run)},
-        parent=curation_run(config.data.path, store),
-        about=about_run(config),
-    )
+    run_id = start_run(config, store, trainer="verl", folder=str(run))
     whole = {**written, "runs": {**known, url: run_id}}
     (run / "launch.json").write_text(json.dumps(whole, indent=1))
     return run_id
@@ -144,24 +136,14 @@ def named(values: Json, config: TrainConfig) -> dict[str, float]:
 
 
 def train_row(line: Json, run_id: str) -> SampleRow:
-    logps = line["logprobs"]
-    return SampleRow(
+    return sample_row(
+        line,
         split="train",
-        item=line["item"],
-        repeat=line["repeat"],
-        step=line["step"],
-        prompt=line["input"],
-        response=line["output"],
         token_ids=tuple(line["token_ids"]),
-        logprobs=tuple(logps) if logps else None,
+        logprobs=tuple(line["logprobs"]) if line["logprobs"] else None,
         finish_reason=line["finish_reason"],
-        outcome=line["outcome"],
-        path=line["path"] or "",
-        answer=line["answer"],
         reference=line["reference"],
         reward=line["reward"],
-        seed=0,
-        seconds=0.0,
         weight_version=f"{run_id}/step-{line['step'] - 1}",
         advantage=line.get("advantage"),
     )
@@ -175,27 +157,24 @@ def in_order(found: Iterator[Json]) -> Iterator[Json]:
 
 def validation_row(line: Json, run_id: str) -> SampleRow:
     """verl stores the text of a validation answer and not its tokens; how many they were, our trainer adds."""
-    reward = line["score"] if line["score"] is not None and not math.isnan(line["score"]) else None
-    return SampleRow(
+    return sample_row(
+        line,
         split=f"eval/{line['bench']}",
-        item=line["item"],
-        repeat=line["repeat"],
-        step=line["step"],
-        prompt=line["input"],
-        response=line["output"],
         token_ids=(),
         logprobs=None,
         finish_reason="",
-        outcome=line["outcome"],
-        path=line["path"],
-        answer=line["answer"],
         reference=line["gts"] or "",
-        reward=reward,
-        seed=0,
-        seconds=0.0,
+        reward=None if line["score"] is None or math.isnan(line["score"]) else line["score"],
         weight_version=f"{run_id}/step-{line['step']}",
         response_tokens=max(line["response_tokens"], 0),
     )
+
+
+def sample_row(line: Json, **more: Any) -> SampleRow:
+    """With what both kinds of lines say in the same words."""
+    same = {name: line[name] for name in ("item", "repeat", "step", "outcome", "answer")}
+    texts = {"prompt": line["input"], "response": line["output"], "path": line["path"] or ""}
+    return SampleRow(**same, **texts, seed=0, seconds=0.0, **more)
 
 
 def mean_tokens(rows: Sequence[SampleRow], config: TrainConfig) -> dict[str, float]:
@@ -231,15 +210,7 @@ def export_checkpoints(run: Path, run_id: str, config: TrainConfig, store: Store
         if not link.is_symlink():
             link.symlink_to(model.relative_to(folder))
         if str(link.absolute()) not in known:
-            label = {
-                "run": run_id,
-                "name": config.name,
-                "method": config.objective.preset,
-                "model": config.model,
-                "seed": config.seed,
-                "store": str(store),
-                "step": step,
-            }
+            label = {**label_of(config, run_id, store), "step": step}
             (model / "agpo_run.json").write_text(json.dumps(label, indent=1))
             store.add_artifact(run_id, "checkpoint", link)
     return count

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.console import Console
 
-from agpo.config import TrainConfig, load_config
+from agpo.config import load_config
 from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.guards import check_version
@@ -95,7 +95,8 @@ def launch(args: argparse.Namespace, console: Console) -> int:
     python = verl_python(args.verl_python)
     with open_reward(config):
         pass  # a reward that cannot be loaded is said here, and not by every rollout
-    items, asked = training_items(config), validation_items(config)
+    items = [("train", item) for item in load_items(config)]
+    asked = [(bench.name, item) for bench, problems in load_benches(config) for item in problems]
     run.mkdir(parents=True)
     if rehearsal and model_path(config.model) != config.model:
         keys[f"{MODEL}.path"] = str(rehearsal.copy_model(keys[f"{MODEL}.path"], run / "model"))
@@ -160,14 +161,6 @@ def verl_python(given: str | None) -> str:
 
 Sourced = tuple[str, Item]
 """a problem with the name of the benchmark that it is of, or `train`"""
-
-
-def training_items(config: TrainConfig) -> list[Sourced]:
-    return [("train", item) for item in load_items(config)]
-
-
-def validation_items(config: TrainConfig) -> list[Sourced]:
-    return [(bench.name, item) for bench, items in load_benches(config) for item in items]
 
 
 def rows_of(items: Iterable[Sourced], preset: str | Preset) -> list[Json]:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from evals.outputs import check_file, replacing
 from evals.report.compare import digits_of, p_text
+from evals.report.layout import duration
 from evals.report.page.choice import choose_runs, choose_samples, left_out
 from evals.report.page.content import (
     colours,
@@ -37,8 +38,8 @@ from evals.store import Store
 SAMPLES = 10_000
 """completions in the page unless told otherwise: about 5 MB of short answers, 20 MB of long ones"""
 SCRIPTS = (  # in the order of their imports: together they are the page's one module
-    "dom", "data", "route", "highlight", "tex", "render", "diff", "filter", "chart",
-    "curves", "runs", "sample", "samples", "paired", "sort", "compare", "main",
+    "dom", "data", "route", "highlight", "tex", "render", "diff", "notes", "where", "filter",
+    "chart", "curves", "runs", "spread", "sample", "samples", "paired", "tables", "compare", "live", "main",
 )  # fmt: skip
 IMPORT = re.compile(r"^import (\{[^}]*\}) from \"\./(\w+)\.js\";$", re.MULTILINE)
 EXPORT = re.compile(r"^export ((?:async )?function|const|class) (\w+)", re.MULTILINE)
@@ -62,6 +63,23 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
     all. Texts are read and written block by block. Raises UserError for a run that is not there.
     """
     check_file(out, (".html", ".htm"), mark=b'name="generator" content="agpo"')
+    made = page(store, wanted=wanted, limit=limit)
+    with replacing(out) as path, path.open("w", encoding="utf-8", errors="replace") as file:
+        file.writelines(made.pieces)
+    return Written(out, out.stat().st_size, made.runs, made.samples())
+
+
+@dataclass(frozen=True)
+class Page:
+    pieces: Iterator[str]
+    """of the file, in order: texts are read while they are taken"""
+    runs: str
+    samples: Callable[[], str]
+    """what is in the page, once all pieces are taken"""
+
+
+def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = "") -> Page:
+    """The page in pieces. live: the name of the store's state, for a page that a server makes (see `serve`)."""
     runs, inside, chosen = choose_runs(store, wanted)
     lines = line_names(runs)
     names = run_names(runs, lines)
@@ -115,10 +133,9 @@ def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: in
         chunks=_chain([*metrics, *scores], elements(store, parts, shares, index, chunks)),
         index_element=index_element,
         left_out=lambda: left_out(parts, index.included),
+        live=live,
     )
-    with replacing(out) as path, path.open("w", encoding="utf-8", errors="replace") as file:
-        file.writelines(pieces)
-    return Written(out, out.stat().st_size, chosen, left_out(parts, index.included))
+    return Page(pieces, chosen, lambda: left_out(parts, index.included))
 
 
 def module(names: Sequence[str] = SCRIPTS) -> str:
@@ -164,11 +181,15 @@ def _benches(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
     return benches
 
 
-def _by_place(found: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
-    """The evaluations of evals.run, and those inside training."""
+def _by_place(found: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation], list[int]]]:
+    """The evaluations of evals.run, and those inside training; with the k of their pass@k."""
     outside = [e for e in found if e.part.run.kind == "eval"]
     inside = [e for e in found if e.part.run.kind != "eval"]
-    return [(place, of) for place, of in (("outside", outside), ("inside", inside)) if of]
+    return [
+        (place, of, sorted({k for e in of for k in e.summary.pass_at if k > 1}))
+        for place, of in (("outside", outside), ("inside", inside))
+        if of
+    ]
 
 
 def _place(store: Store) -> str:
@@ -200,5 +221,11 @@ def signed(points: float) -> str:
 
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "signed": signed, "p": p_text, "finite": math.isfinite}
+    environment.filters |= {
+        "percent": percent,
+        "signed": signed,
+        "p": p_text,
+        "finite": math.isfinite,
+        "duration": duration,
+    }
     return environment.from_string(_resource("page.html.j2"))

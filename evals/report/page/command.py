@@ -1,4 +1,4 @@
-"""`evals.report html`: everything about runs in one page that needs no network."""
+"""`evals.report html`: everything about runs in one page that needs no network; `serve`: the same, while they go on."""
 
 import argparse
 from pathlib import Path
@@ -15,8 +15,8 @@ LARGE = 60 << 20
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("html", parents=[shared], help="one HTML page: summary, curves, lineage, every sample")
-    parser.add_argument(
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument(
         "--run",
         action="append",
         default=[],
@@ -25,14 +25,25 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="a run by its id or the beginning of it, or all with this name, tag or method, with the evaluations made "
         "from them; repeatable (default: the latest)",
     )
-    parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: %(default)s)")
-    parser.add_argument(
+    chosen.add_argument(
         "--limit-samples",
         default="10000",
         metavar="N",
         help="about how many completions to include, or all (default: %(default)s); the page says what it left out",
     )
+    about = "one HTML page: summary, curves, lineage, every sample"
+    parser = commands.add_parser("html", parents=[shared, chosen], help=about)
+    parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: %(default)s)")
     parser.set_defaults(run=run)
+    parser = commands.add_parser("serve", parents=[shared, chosen], help="the same page, live while runs go on")
+    parser.add_argument("--port", type=int, default=8002, help="0: any free one (default: %(default)s)")
+    parser.set_defaults(run=run_server)
+
+
+def run_server(arguments: argparse.Namespace, store: Store, console: Console) -> None:
+    from evals.report.page.serve import serve
+
+    serve(store, arguments.port, arguments.runs, _limit(arguments.limit_samples), console)
 
 
 def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:

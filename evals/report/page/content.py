@@ -90,6 +90,7 @@ def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]
         "host": run.host,
         "lastStep": run.last_step,
         "steps": run.config.get("steps"),
+        "progress": progress(run, store) if run.status == "running" else None,
         "samples": run.samples,
         "config": flat(run.config),
         "code": flat(run.code),
@@ -101,6 +102,19 @@ def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]
             for a in store.artifacts(run.id)
         ],
     }
+
+
+def progress(run: RunRow, store: Store) -> dict[str, Any]:
+    """How far a run is that goes on: steps of training, completions otherwise. Seconds left where they are known."""
+    if run.kind == "train":
+        done, total, unit = run.last_step or 0, run.config.get("steps"), "steps"
+        times = [value for _, _, value in store.metrics(run.id, ["speed/step_seconds"])[-10:] if math.isfinite(value)]
+        left = (total - done) * sum(times) / len(times) if times and total else None
+    else:
+        problems = run.config.get("problems")
+        done, total, unit = run.samples, problems and problems * run.config.get("n", 1), "completions"
+        left = None  # it may have been continued: its own time says nothing
+    return {"done": done, "total": total, "unit": unit, "left": left}
 
 
 def panels(runs: Sequence[RunRow]) -> list[tuple[str, str, str]]:
@@ -158,6 +172,7 @@ def evaluation_facts(found: Sequence[Evaluation], names: Sequence[str]) -> list[
             "part": e.place,
             "name": names[e.place],
             "bench": e.part.bench,
+            "asked": e.asked,
             "pass1": e.summary.pass1,
             "low": e.summary.pass1_low,
             "high": e.summary.pass1_high,

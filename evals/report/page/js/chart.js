@@ -7,11 +7,11 @@ const MARGIN = { top: 10, right: 12, bottom: 26, left: 46 };
 const MOST_POINTS = 600; // of a line as it is drawn; a screen has no more columns for it
 
 /** Tick values that people would choose, about `count` of them. */
-export function ticks(low, high, count) {
+export function ticks(low, high, count, least = 0) {
   if (!(high > low)) return [low];
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * ([1, 2, 2.5, 5, 10].find((nice) => nice * power >= rough) ?? 10);
+  const step = Math.max(least, power * ([1, 2, 2.5, 5, 10].find((nice) => nice * power >= rough) ?? 10));
   const found = [];
   for (let x = Math.ceil(low / step - 1e-9) * step; x <= high + step * 1e-9; x += step) found.push(+x.toPrecision(12));
   return found;
@@ -31,17 +31,18 @@ export function smooth(values, window) {
 /**
  * A chart. `lines`: [{name, colour, dash, xs, ys, faint, low, high}], `faint` the values as measured and low and high
  * the edges of a band, all by x; `marks`: [{name, colour, x, y, low, high}] single points with an interval.
- * Returns {element, cursor(x)}: cursor writes what the lines have at x; null: at their end.
+ * `share`: what a share's whole is, 1 or 100; `whole`: over the width of the view. Returns {element, cursor(x)}: cursor writes what the lines have at x; null: at their end.
  */
-export function chart({ title, about, lines, marks = [], share = false, zero = false, xName, onCursor, extra = null }) {
+export function chart({ title, about, lines, marks = [], share = 0, zero = false, unit = "", whole = false, xName, onCursor, extra = null }) {
   const told = h("div", { class: "read", "aria-live": "off" });
   const hold = h("div", { class: "plot" });
-  const element = h("figure", { class: "chart" }, h("figcaption", null, h("strong", null, title), h("span", { class: "dim" }, about), extra), hold, told);
+  const element = h("figure", { class: whole ? "chart whole" : "chart" }, h("figcaption", null, h("strong", null, title), h("span", { class: "dim" }, about), extra), hold, told);
   const drawn = lines.filter((line) => line.ys.some((y) => y !== null));
   if (!drawn.length && !marks.length) {
     hold.append(h("p", { class: "empty" }, "Nothing logged."));
     return { element, cursor() {} };
   }
+  const said = (y) => (unit && Number.isFinite(y) ? y.toFixed(1) + unit : figure(y));
   let place = null;
   const xs = [...drawn.flatMap((line) => line.xs), ...marks.map((mark) => mark.x)];
   const [firstX, lastX] = [Math.min(...limits(xs)), Math.max(...limits(xs))];
@@ -51,7 +52,7 @@ export function chart({ title, about, lines, marks = [], share = false, zero = f
   if (zero) low = Math.min(0, low);
   const room = (high - low || Math.abs(high) || 1) * 0.06;
   [low, high] = [zero && low === 0 ? 0 : low - room, high + room];
-  if (share) [low, high] = [Math.max(low, -0.02), Math.min(high, 1.02)];
+  if (share) [low, high] = [Math.max(low, -0.02 * share), Math.min(high, 1.02 * share)];
 
   function draw() {
     const width = Math.max(220, hold.clientWidth || 480);
@@ -63,8 +64,10 @@ export function chart({ title, about, lines, marks = [], share = false, zero = f
       svg.append(s("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: toY(y), y2: toY(y) }),
         s("text", { class: "tick", x: MARGIN.left - 8, y: toY(y) + 3.5, "text-anchor": "end" }, tick(y)));
     }
-    for (const x of ticks(firstX, lastX, width > 400 ? 6 : 4)) {
-      svg.append(s("text", { class: "tick", x: toX(x), y: HEIGHT - 8, "text-anchor": "middle" }, tick(x)));
+    svg.append(s("text", { class: "tick", x: width - 2, y: HEIGHT - 8, "text-anchor": "end" }, xName));
+    const beforeName = width - 14 - 6.5 * xName.length; // about what 11 pixels take
+    for (const x of ticks(firstX, lastX, width / 48, xName === "step" ? 1 : 0)) {
+      if (toX(x) + 3.5 * tick(x).length < beforeName) svg.append(s("text", { class: "tick", x: toX(x), y: HEIGHT - 8, "text-anchor": "middle" }, tick(x)));
     }
     for (const line of drawn) {
       if (line.low) svg.append(s("path", { class: "band", fill: line.colour, d: bandPath(line, toX, toY) }));
@@ -109,13 +112,13 @@ export function chart({ title, about, lines, marks = [], share = false, zero = f
       const i = x === null ? line.ys.findLastIndex((y) => y !== null) : nearest(line.xs, x);
       where ??= line.xs[i];
       const value = line.ys[i] ?? null;
-      const band = line.low && line.low[i] !== null && line.low[i] !== line.high[i] ? ` (${figure(line.low[i])} to ${figure(line.high[i])})` : "";
-      return h("span", { class: "value" }, h("i", { style: `background:${line.colour}`, class: line.dash ? "dashed" : null }), `${line.name} `, h("b", null, figure(value)), h("span", { class: "dim" }, band));
+      const band = line.low && line.low[i] !== null && line.low[i] !== line.high[i] ? ` (${said(line.low[i])} to ${said(line.high[i])})` : "";
+      return h("span", { class: "value" }, h("i", { style: `background:${line.colour}`, class: line.dash ? "dashed" : null }), `${line.name} `, h("b", null, said(value)), h("span", { class: "dim" }, band));
     });
     for (const mark of marks) {
       if (x !== null && Math.abs(mark.x - x) > (lastX - firstX) / 40) continue;
       if (x === null && mark.x !== lastX) continue;
-      values.push(h("span", { class: "value" }, h("i", { style: `border:2px solid ${mark.colour}` }), `${mark.name} `, h("b", null, figure(mark.y)), h("span", { class: "dim" }, ` (${figure(mark.low)} to ${figure(mark.high)})`)));
+      values.push(h("span", { class: "value" }, h("i", { style: `border:2px solid ${mark.colour}` }), `${mark.name} `, h("b", null, said(mark.y)), h("span", { class: "dim" }, ` (${said(mark.low)} to ${said(mark.high)})`)));
     }
     told.replaceChildren(h("span", { class: "where" }, `${xName} ${figureOfX(where ?? x)}`), ...values);
   }

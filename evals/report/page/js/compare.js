@@ -1,12 +1,12 @@
 // Two evaluations on the same problems: which got better, which got worse, and what changed in the words.
 
-import { data, keyOf, readChunk, textsOf } from "./data.js";
+import { data, keyOf, once, readChunk, textsOf } from "./data.js";
 import { wordDiff } from "./diff.js";
 import { h, integer, plural, segments, select, signed } from "./dom.js";
 import { compareTallies, holm, isClear, pText } from "./paired.js";
 import { here, linkTo, note, sampleLink } from "./route.js";
 import { textBlock, verdict } from "./sample.js";
-import { sortable } from "./sort.js";
+import { sortable } from "./tables.js";
 
 const KINDS = {
   better: ["B better", "problems that B gets right more often"],
@@ -38,20 +38,20 @@ export function showCompare(into) {
   draw(into, pairs);
 }
 
-const itemsAt = new Map();
 /** item -> rows of a part, in order of repeat. */
-function itemsOf(at) {
-  if (!itemsAt.size) {
-    const { item, part, repeat } = data.columns;
-    for (let row = 0; row < data.rows; row++) {
-      if (!itemsAt.has(part[row])) itemsAt.set(part[row], new Map());
-      const items = itemsAt.get(part[row]);
-      if (!items.has(item[row])) items.set(item[row], []);
-      items.get(item[row]).push(row);
-    }
-    for (const items of itemsAt.values()) for (const rows of items.values()) rows.sort((a, b) => repeat[a] - repeat[b]);
+const itemsOf = (at) => once("items", allItems).get(at) ?? new Map();
+
+function allItems() {
+  const { item, part, repeat } = data.columns;
+  const found = new Map();
+  for (let row = 0; row < data.rows; row++) {
+    if (!found.has(part[row])) found.set(part[row], new Map());
+    const items = found.get(part[row]);
+    if (!items.has(item[row])) items.set(item[row], []);
+    items.get(item[row]).push(row);
   }
-  return itemsAt.get(at) ?? new Map();
+  for (const items of found.values()) for (const rows of items.values()) rows.sort((a, b) => repeat[a] - repeat[b]);
+  return found;
 }
 
 function comparable(a, b) {
@@ -79,14 +79,11 @@ function compared() {
   return found;
 }
 
-const scores = new Map();
-
 /** What a part is compared by: {items, of: [[sum, count], ...]}, of all its problems; of those in the page where it has no row of its own. */
 async function tallyOf(at) {
   const { bench } = data.parts[at];
   if (bench in data.scores) {
-    if (!scores.has(bench)) scores.set(bench, readChunk(data.scores[bench]));
-    const { items, of } = await scores.get(bench);
+    const { items, of } = await once(`scores ${bench}`, () => readChunk(data.scores[bench]));
     if (of[at]) return { whole: true, of: new Map(items.flatMap((item, i) => (of[at][1][i] ? [[item, [of[at][0][i], of[at][1][i]]]] : []))) };
   }
   const found = new Map();

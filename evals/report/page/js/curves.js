@@ -1,18 +1,14 @@
 // Training curves: a panel per metric, a line per run or per method with a band over its seeds.
 
 import { chart, smooth } from "./chart.js";
-import { data, readChunk } from "./data.js";
+import { data, once, readChunk } from "./data.js";
 import { h, segments, select } from "./dom.js";
 import { here, linkTo, note } from "./route.js";
 
 const DASHES = [null, "6 3", "2 3", "8 3 2 3"];
 const AXES = { step: ["Step", "step"], tokens: ["Sampled tokens", "tokens"], hours: ["Hours of steps", "hours"] };
-const metrics = new Map();
 
-const metric = (name) => {
-  if (!metrics.has(name)) metrics.set(name, name in data.metrics ? readChunk(data.metrics[name]) : Promise.resolve({}));
-  return metrics.get(name);
-};
+const metric = (name) => once(`metric ${name}`, async () => (name in data.metrics ? readChunk(data.metrics[name]) : {}));
 
 export async function showCurves(into) {
   const runs = data.runs.filter((run) => run.kind === "train" && run.lastStep !== null);
@@ -38,6 +34,7 @@ export async function showCurves(into) {
     again();
   };
   state.setMetric = set("metric");
+  await again(); // before anything is replaced, so that an update does not flicker
   into.replaceChildren(
     h("div", { class: "bar-of-controls" },
       segments("Horizontal axis", Object.entries(AXES).map(([key, [text]]) => [key, text]), state.x, set("x")),
@@ -49,7 +46,6 @@ export async function showCurves(into) {
     ),
     legend, panels, hint,
   );
-  await again();
 }
 
 /** Runs of one task (recipe and model) that differ in their seed alone: one line. A run that goes on would end it where it stands: it counts only where no other is done. */
@@ -61,7 +57,9 @@ function groupsOf(runs) {
     const method = run.line;
     const key = `${task}\n${method}`;
     if (!found.has(key)) {
-      found.set(key, { key, name: tasks.length > 1 ? `${run.name}: ${method}` : method, colour: data.colours[method], dash: DASHES[tasks.indexOf(task) % DASHES.length], runs: [] });
+      const alike = tasks.filter((other) => other.startsWith(`${run.name}\n`)).length > 1;
+      const of = alike ? `${run.name} ${run.model.split("/").at(-1)}` : run.name;
+      found.set(key, { key, name: tasks.length > 1 ? `${of}: ${method}` : method, colour: data.colours[method], dash: DASHES[tasks.indexOf(task) % DASHES.length], runs: [] });
     }
     found.get(key).runs.push(run);
   }
@@ -96,15 +94,18 @@ async function draw(state, runs, groups, legend, panels, hint) {
   const move = (x) => charts.forEach((one) => one.cursor(x));
   const made = [];
   for (const [name, title, about] of [...data.panels, [state.metric, null, null]]) {
-    const table = await metric(name);
+    const percent = /pass@?\d*$/.test(name);
+    const table = percent ? inPercent(await metric(name)) : await metric(name);
     const free = title === null;
     const one = chart({
       title: free ? "Any metric" : title,
-      about: free ? "" : about,
+      about: free ? "" : percent ? `%, ${about}` : about,
       extra: free ? select("Metric", Object.keys(data.metrics).filter((key) => !key.startsWith("x/")).map((key) => [key, key]), state.metric, state.setMetric) : null,
       lines: shown.map((entry) => lineOf(entry, table, axis, state.smooth === "on" && name !== "eval/pass1")),
       marks: name === "eval/pass1" ? marksOf(shown, axis) : [],
-      share: /reward\/mean|pass1|rate/.test(name),
+      share: percent ? 100 : Number(/reward\/mean|rate/.test(name)),
+      unit: percent ? " %" : "",
+      whole: free,
       zero: /^groups\//.test(name),
       xName: AXES[state.x][1],
       onCursor: move,
@@ -127,6 +128,9 @@ async function draw(state, runs, groups, legend, panels, hint) {
     metric: state.metric === "grad_norm" ? null : state.metric,
   }));
 }
+
+/** Shares as everywhere else in the page: of 100. */
+const inPercent = (table) => Object.fromEntries(Object.entries(table).map(([run, [steps, values]]) => [run, [steps, values.map((x) => (x === null ? null : 100 * x))]]));
 
 /** A line of one run, or the mean of several with a band. */
 function lineOf(entry, table, axis, smoothed) {
@@ -170,20 +174,21 @@ function abscissa(run, steps, axis) {
 /** Evaluations of checkpoints: each with its interval, or by method their mean with the lowest and the highest seed. */
 function marksOf(entries, axis) {
   const found = new Map();
+  const settings = (bench) => new Set(data.evaluations.filter((one) => one.bench === bench && data.run.get(data.parts[one.part].run).kind === "eval").map((one) => one.asked)).size;
   for (const evaluation of data.evaluations) {
     const part = data.parts[evaluation.part];
     const run = data.run.get(part.run);
     const entry = run.kind === "eval" && entries.find(({ runs }) => runs.some((other) => other.id === run.parent));
     if (!entry || evaluation.pass1 === null) continue;
     const x = abscissa(data.run.get(run.parent), [part.step], axis)[0];
-    const key = entry.runs.length > 1 ? `${entry.name}\n${part.bench}\n${part.step}` : evaluation.part;
-    if (!found.has(key)) found.set(key, { name: `${part.bench}, ${entry.short}`, colour: entry.colour, xs: [], of: [] });
+    const key = `${entry.id}\n${part.bench}\n${part.step}\n${evaluation.asked}`; // made again, or with other seeds: one square
+    if (!found.has(key)) found.set(key, { name: `${part.bench}, ${entry.short}${settings(part.bench) > 1 ? `, ${evaluation.asked}` : ""}`, colour: entry.colour, xs: [], of: [] });
     found.get(key).xs.push(x);
     found.get(key).of.push(evaluation);
   }
   return [...found.values()].map(({ name, colour, xs, of }) => {
-    const scores = of.map((evaluation) => evaluation.pass1);
-    const [low, high] = of.length > 1 ? [Math.min(...scores), Math.max(...scores)] : [of[0].low, of[0].high];
+    const scores = of.map((evaluation) => 100 * evaluation.pass1);
+    const [low, high] = of.length > 1 ? [Math.min(...scores), Math.max(...scores)] : [100 * of[0].low, 100 * of[0].high];
     return { name, colour, x: mean(xs), y: mean(scores), low, high };
   });
 }

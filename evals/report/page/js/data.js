@@ -1,12 +1,18 @@
 // The page's data: chunks of compressed JSON in script elements, unpacked when they are needed.
 
-import { byId } from "./dom.js";
-
 /** Everything that is known before a text is read; filled by `load`. */
 export const data = { runs: [], parts: [], rows: 0, columns: {}, facets: {} };
 
 const KEPT = 6; // unpacked chunks of text in memory
 const kept = new Map();
+const made = new Map();
+let source = document; // where the chunks are: this page, or a newer one that was fetched
+
+/** What `make` gives for a key, made once for the data of now. */
+export function once(key, make) {
+  if (!made.has(key)) made.set(key, make());
+  return made.get(key);
+}
 
 async function unpack(element) {
   const packed = atob(element.textContent);
@@ -17,7 +23,7 @@ async function unpack(element) {
 }
 
 /** A chunk by number, not kept. */
-export const readChunk = (number) => unpack(byId(`c${number}`));
+export const readChunk = (number, from = source) => unpack(from.getElementById(`c${number}`));
 
 /** A chunk of texts by number; the last few stay in memory. */
 function keptChunk(number) {
@@ -31,30 +37,34 @@ function keptChunk(number) {
 /** How many chunks of text are unpacked now. */
 export const keptChunks = () => kept.size;
 
-export async function load() {
-  Object.assign(data, await unpack(byId("index")));
-  const { blocks, promptBlocks, facets } = data.samples;
-  data.rows = blocks.reduce((sum, block) => sum + block.rows, 0);
-  data.run = new Map(data.runs.map((run) => [run.id, run]));
-  data.partAt = new Map(data.parts.map((part, at) => [part.key, at]));
+/** Take the data of a document: all of it, in one moment at the end. */
+export async function load(from = document) {
+  const fresh = { ...(await unpack(from.getElementById("index"))), columns: {}, facets: {}, heads: [] };
+  const { blocks, promptBlocks, facets } = fresh.samples;
+  fresh.rows = blocks.reduce((sum, block) => sum + block.rows, 0);
+  fresh.run = new Map(fresh.runs.map((run) => [run.id, run]));
+  fresh.partAt = new Map(fresh.parts.map((part, at) => [part.key, at]));
   const make = { part: Uint32Array, item: Uint32Array, repeat: Uint32Array, tokens: Uint32Array, finish: Uint8Array,
     outcome: Uint8Array, path: Uint16Array, prompt: Uint32Array, reward: Float64Array, advantage: Float64Array };
-  for (const [name, kind] of Object.entries(make)) data.columns[name] = new kind(data.rows);
-  for (const name of ["answer", "reference"]) data.columns[name] = new Array(data.rows);
-  for (const name of Object.keys(facets)) data.facets[name] = new Int16Array(data.rows).fill(-1);
+  for (const [name, kind] of Object.entries(make)) fresh.columns[name] = new kind(fresh.rows);
+  for (const name of ["answer", "reference"]) fresh.columns[name] = new Array(fresh.rows);
+  for (const name of Object.keys(facets)) fresh.facets[name] = new Int16Array(fresh.rows).fill(-1);
   let at = 0;
   for (const block of blocks) {
     block.first = at;
-    const columns = await readChunk(block.columns);
-    for (const [name, column] of Object.entries(data.columns)) {
+    const columns = await readChunk(block.columns, from);
+    for (const [name, column] of Object.entries(fresh.columns)) {
       const numbers = column instanceof Float64Array;
       for (let i = 0; i < block.rows; i++) column[at + i] = numbers ? columns[name][i] ?? NaN : columns[name][i];
     }
-    for (const [name, column] of Object.entries(data.facets)) column.set(columns.facets[name] ?? [], at);
+    for (const [name, column] of Object.entries(fresh.facets)) column.set(columns.facets[name] ?? [], at);
     at += block.rows;
   }
-  data.heads = [];
-  for (const block of promptBlocks) for (const head of await readChunk(block.heads)) data.heads.push(head);
+  for (const block of promptBlocks) for (const head of await readChunk(block.heads, from)) fresh.heads.push(head);
+  Object.assign(data, fresh);
+  source = from;
+  made.clear();
+  kept.clear();
 }
 
 /** The texts of a row: {prompt, response, answer, reference, meta, seed, seconds, weights}. */
@@ -91,17 +101,18 @@ export async function searchTexts(query, wanted, found) {
   const needle = query.toLowerCase();
   const has = (text) => text !== null && text !== undefined && text.toLowerCase().includes(needle);
   const { blocks, promptBlocks, items } = data.samples;
+  const from = source;
   const prompts = new Set();
   const ids = new Set(items.flatMap((item, at) => (has(item) ? [at] : [])));
   const rows = new Set();
   for (const block of promptBlocks) {
-    const texts = await readChunk(block.texts);
+    const texts = await readChunk(block.texts, from);
     if (!wanted()) return;
     texts.forEach((text, i) => has(text) && prompts.add(block.first + i));
   }
   const { prompt, item } = data.columns;
   for (const [done, block] of blocks.entries()) {
-    const texts = await readChunk(block.texts);
+    const texts = await readChunk(block.texts, from);
     if (!wanted()) return;
     for (let i = 0; i < block.rows; i++) {
       const row = block.first + i;

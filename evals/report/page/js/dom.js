@@ -94,3 +94,18 @@ export function later(wait, then) {
     timer = setTimeout(() => then(...values), wait);
   };
 }
+
+/** What this browser keeps for a name; it may keep nothing for files. */
+export function kept(name) {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+export function keep(name, text) {
+  try {
+    localStorage.setItem(name, text);
+  } catch { /* it stays until the page is closed */ }
+}

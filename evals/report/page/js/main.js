@@ -3,11 +3,12 @@
 import { showCompare } from "./compare.js";
 import { showCurves } from "./curves.js";
 import { load } from "./data.js";
-import { byId, h } from "./dom.js";
+import { byId, h, keep, kept } from "./dom.js";
+import { follow } from "./live.js";
 import { here } from "./route.js";
 import { showRuns } from "./runs.js";
-import { closeSample, focusSearch, moveBy, showSamples, toggleLook } from "./samples.js";
-import { sortable } from "./sort.js";
+import { closeSample, focusNote, focusSearch, keepPlace, moveBy, showSamples, toggleLook } from "./samples.js";
+import { choosable, sortable } from "./tables.js";
 
 const VIEWS = ["overview", "curves", "samples", "compare", "runs"];
 const SHOW = { curves: showCurves, samples: showSamples, compare: showCompare, runs: showRuns };
@@ -27,26 +28,20 @@ function show() {
 
 function theme() {
   const button = byId("theme");
+  const names = Object.keys(THEMES);
+  let now = "auto";
   const apply = (name) => {
-    if (name === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = name;
-    button.textContent = THEMES[name][0];
-    button.setAttribute("aria-label", `Colours: ${THEMES[name][1]}`);
-    button.dataset.now = name;
+    now = name in THEMES ? name : "auto";
+    if (now === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = now;
+    button.textContent = THEMES[now][0];
+    button.setAttribute("aria-label", `Colours: ${THEMES[now][1]}`);
   };
   button.addEventListener("click", () => {
-    const names = Object.keys(THEMES);
-    const next = names[(names.indexOf(button.dataset.now) + 1) % names.length];
-    apply(next);
-    try {
-      localStorage.setItem("agpo-theme", next);
-    } catch { /* a browser may keep nothing for files */ }
+    apply(names[(names.indexOf(now) + 1) % names.length]);
+    keep("agpo-theme", now);
   });
-  let kept = null;
-  try {
-    kept = localStorage.getItem("agpo-theme");
-  } catch { /* as above */ }
-  apply(kept in THEMES ? kept : "auto");
+  apply(kept("agpo-theme"));
 }
 
 function keys() {
@@ -77,30 +72,56 @@ function keys() {
     else if (samples && event.key === "j") moveBy(1);
     else if (samples && event.key === "k") moveBy(-1);
     else if (samples && event.key === "t") toggleLook();
+    else if (samples && event.key === "n") {
+      event.preventDefault();
+      focusNote();
+    }
   });
 }
 
-function levels() {
+/** What the tables of the overview can do; `open`: keys of the evaluations whose levels are shown. */
+function overview(open = []) {
   for (const button of document.querySelectorAll("button[data-levels]")) {
     const rows = byId(`levels-${button.dataset.levels}`);
-    rows.hidden = true;
+    const show = (shown) => {
+      rows.hidden = !shown;
+      button.setAttribute("aria-expanded", String(shown));
+    };
+    show(open.includes(button.dataset.levels));
     button.setAttribute("aria-controls", rows.id);
-    button.addEventListener("click", () => {
-      rows.hidden = !rows.hidden;
-      button.setAttribute("aria-expanded", String(!rows.hidden));
-    });
+    button.addEventListener("click", () => show(rows.hidden));
   }
+  for (const table of document.querySelectorAll("[data-page=overview] table.sortable")) {
+    sortable(table);
+    choosable(table);
+  }
+}
+
+/** Show a newer page's data where the reader is. */
+async function update(fresh) {
+  const back = keepPlace();
+  await load(fresh);
+  const section = document.querySelector("[data-page=overview]");
+  const open = [...section.querySelectorAll("[aria-expanded=true]")].map((button) => button.dataset.levels);
+  const inside = section.querySelectorAll("details[open]").length > 0;
+  section.replaceChildren(...fresh.querySelector("[data-page=overview]").childNodes);
+  for (const details of section.querySelectorAll("details.inside")) details.open = inside;
+  overview(open);
+  byId("left-out").textContent = fresh.getElementById("left-out").textContent;
+  byId("view-runs").replaceChildren();
+  back();
+  if (document.body.dataset.view === "curves") showCurves(byId("view-curves"));
 }
 
 theme();
 keys();
-levels();
-for (const table of document.querySelectorAll("table.sortable")) sortable(table);
+overview();
 try {
   await load();
   addEventListener("hashchange", show);
   show();
   document.body.dataset.ready = "yes";
+  follow(update);
 } catch (error) {
   byId("problem").hidden = false;
   byId("problem").append("This page could not be read: ", h("code", null, String(error)), ". It needs a browser of 2023 or later, and the whole file.");

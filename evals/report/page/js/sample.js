@@ -1,21 +1,27 @@
 // One sample in full, and its group side by side.
 
-import { MARKS, data, groupOf, isCut, itemOf, keyOf, outcomeOf, partOf, standing, textsOf } from "./data.js";
+import { MARKS, data, groupOf, isCut, itemOf, keyOf, outcomeOf, partOf, rowOf, standing, textsOf } from "./data.js";
 import { figure, h, integer, plain, plural, segments, signed } from "./dom.js";
 import { rendered, renderedPrompt } from "./render.js";
+import { noteOf, setNote } from "./notes.js";
 import { linkTo, sampleLink } from "./route.js";
 
 /** How texts are shown: rendered or as written; stays from sample to sample. */
 export const look = { raw: false };
 
+const BEGINNING = 8000; // characters of a text that are shown at first
+
 export const verdict = (row) => h("span", { class: `verdict ${standing(row)}` }, h("span", { "aria-hidden": "true" }, MARKS[standing(row)]), ` ${outcomeOf(row).replaceAll("_", " ")}`);
 
-/** A text in its chosen look. */
-export function textBlock(text, isPrompt = false) {
-  if (look.raw) return h("pre", { class: "raw", tabindex: "0" }, visible(text));
-  const body = h("div", { class: "prose" });
-  body.append(isPrompt ? renderedPrompt(text) : rendered(text));
-  return body;
+/** A text in its chosen look; of a long one the beginning, until more is asked for. */
+export function textBlock(text, isPrompt = false, whole = false) {
+  const shown = whole || text.length < 1.5 * BEGINNING ? text : text.slice(0, BEGINNING);
+  const body = look.raw ? h("pre", { class: "raw", tabindex: "0" }, visible(shown)) : h("div", { class: "prose" });
+  if (!look.raw) body.append(isPrompt ? renderedPrompt(shown) : rendered(shown));
+  if (shown === text) return body;
+  const block = h("div", null, body, h("p", { class: "rest" }, `The first ${integer(shown.length)} of ${integer(text.length)} characters. `,
+    h("button", { type: "button", onclick: () => block.replaceChildren(textBlock(text, isPrompt, true)) }, "Show all")));
+  return block;
 }
 
 // Characters that leave no mark, or turn the text around: control characters, soft hyphen, zero widths, directions.
@@ -27,8 +33,8 @@ function visible(text) {
   return text.split(UNSEEN).map((part, i) => (i % 2 ? h("span", { class: "special" }, code(part)) : part));
 }
 
-/** Everything about a row, as an element. `go(row)` opens another one, `redraw()` this one anew. */
-export async function sampleView(row, { go, redraw, close, step }) {
+/** Everything about a row, as an element. `redraw()` shows it anew, `step(by)` another of the list; `noted()` is called when the note was changed. */
+export async function sampleView(row, { redraw, close, step, noted }) {
   const { columns } = data;
   const texts = await textsOf(row);
   const part = partOf(row);
@@ -58,10 +64,20 @@ export async function sampleView(row, { go, redraw, close, step }) {
     answers(row, texts),
     h("section", null, h("h3", null, "Prompt"), textBlock(texts.prompt, true)),
     h("section", null, h("h3", null, "Response", copyButton("Copy", () => texts.response)), texts.response ? textBlock(texts.response) : h("p", { class: "empty" }, "The response is empty.")),
-    groupSection(row, group, run, go),
-    elsewhere(row, go),
+    notes(row, noted),
+    groupSection(row, group, run),
+    elsewhere(row),
     facts(row, texts, part),
   );
+}
+
+function notes(row, noted) {
+  const key = keyOf(row);
+  return h("section", null, h("h3", null, "Note"), h("textarea", { id: "note", rows: 1, "aria-label": "Note on this sample", placeholder: "Kept in this browser, and in the export of the list", value: noteOf(row),
+    oninput: (event) => {
+      setNote(rowOf(key), event.target.value);
+      noted();
+    } }));
 }
 
 function copyButton(label, text) {
@@ -85,9 +101,10 @@ function answers(row, texts) {
   );
 }
 
-function groupSection(row, group, run, go) {
+function groupSection(row, group, run) {
   if (group.length < 2) return null;
   const { columns } = data;
+  const keys = group.map(keyOf); // rows have other numbers after an update
   const holder = h("div", { class: "side-by-side", hidden: true });
   const training = group.some((other) => !Number.isNaN(columns.advantage[other]));
   const rewards = group.map((other) => columns.reward[other]).filter((reward) => !Number.isNaN(reward));
@@ -101,7 +118,7 @@ function groupSection(row, group, run, go) {
     button.textContent = open ? "Hide the responses" : "Show all responses side by side";
     holder.hidden = !open;
     if (open && !holder.childElementCount) {
-      for (const other of group) holder.append(await column(other, row));
+      for (const key of keys) holder.append(await column(rowOf(key), key === keyOf(row)));
     }
   } }, "Show all responses side by side");
   return h("section", { class: "group" }, h("h3", null, `Group: ${plural(group.length, "sample")} of this problem`),
@@ -109,10 +126,7 @@ function groupSection(row, group, run, go) {
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Samples of the group" }, h("table", { class: "group-table" },
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Sample"), h("th", { scope: "col" }, "Verdict"), h("th", { scope: "col" }, "Answer"), h("th", { scope: "col", class: "n" }, "Tokens"), h("th", { scope: "col", class: "n" }, "Reward"), training ? h("th", { scope: "col", class: "n" }, "Advantage") : null, training ? h("th", { scope: "col", class: "bar" }) : null)),
       h("tbody", null, group.map((other) => h("tr", { class: other === row ? "current" : null, "aria-current": other === row ? "true" : null },
-        h("th", { scope: "row" }, h("a", { href: sampleLink(keyOf(other)), onclick: (event) => {
-          event.preventDefault();
-          go(other);
-        } }, `${columns.repeat[other] + 1}`)),
+        h("th", { scope: "row" }, h("a", { href: sampleLink(keyOf(other)) }, `${columns.repeat[other] + 1}`)),
         h("td", null, verdict(other)), h("td", { class: "answer" }, columns.answer[other] ?? "–"),
         h("td", { class: "n" }, integer(columns.tokens[other]), isCut(other) ? h("span", { title: "truncated" }, " ✂") : null), h("td", { class: "n" }, plain(columns.reward[other])),
         training ? h("td", { class: "n advantage" }, Number.isNaN(columns.advantage[other]) ? "–" : signed(columns.advantage[other])) : null,
@@ -130,13 +144,13 @@ function advantageBar(value) {
 async function column(row, current) {
   const { response } = await textsOf(row);
   const { advantage, reward, tokens, repeat } = data.columns;
-  return h("div", { class: `column${row === current ? " current" : ""}` },
+  return h("div", { class: `column${current ? " current" : ""}` },
     h("p", { class: "sub" }, h("b", null, `${repeat[row] + 1}`), verdict(row), h("span", null, `reward ${plain(reward[row])}`), Number.isNaN(advantage[row]) ? null : h("span", null, `A ${signed(advantage[row])}`), h("span", null, `${integer(tokens[row])} tokens`)),
     textBlock(response));
 }
 
 /** The same problem in other runs and steps. */
-function elsewhere(row, go) {
+function elsewhere(row) {
   const { item, part, repeat, reward } = data.columns;
   const others = new Map();
   for (let other = 0; other < data.rows; other++) {
@@ -151,10 +165,7 @@ function elsewhere(row, go) {
   }
   if (!others.size) return null;
   return h("section", null, h("h3", null, "The same problem elsewhere"), h("ul", { class: "links" }, [...others].slice(0, 40).map(([at, found]) => h("li", null,
-    h("a", { href: sampleLink(keyOf(found.first)), onclick: (event) => {
-      event.preventDefault();
-      go(found.first);
-    } }, data.parts[at].name), " ", h("span", { class: "dim" }, `${found.right} of ${found.of} right`), " ",
+    h("a", { href: sampleLink(keyOf(found.first)) }, data.parts[at].name), " ", h("span", { class: "dim" }, `${found.right} of ${found.of} right`), " ",
     data.parts[at].measured === partOf(row).measured && data.parts[at].bench === partOf(row).bench ? h("a", { class: "quiet", href: linkTo("compare", { a: partOf(row).key, b: data.parts[at].key, item: itemOf(row) }) }, "compare") : null))));
 }
 

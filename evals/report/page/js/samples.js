@@ -1,7 +1,10 @@
 // The sample browser: filters, a list of which only the rows in sight exist, and the sample that is open.
 
-import { MARKS, data, isCut, itemOf, keyOf, partOf, rowOf, searchTexts, standing } from "./data.js";
+import { MARKS, data, isCut, itemOf, keyOf, once, partOf, rowOf, searchTexts, standing } from "./data.js";
 import { byId, h, integer, later, plain, plural, select, signed } from "./dom.js";
+import { anyNotes, download, noteOf } from "./notes.js";
+import { fields } from "./where.js";
+import { spread } from "./spread.js";
 import { SORTS, STANDINGS, fromQuery, matching, noFilter, toQuery } from "./filter.js";
 import { here, linkTo, note, sampleLink } from "./route.js";
 import { look, sampleView } from "./sample.js";
@@ -9,7 +12,7 @@ import { look, sampleView } from "./sample.js";
 const SPARE = 8; // rows drawn above and below what is in sight
 const MOST_ROWS = 200_000; // of a list: a browser's elements end at about 16 million pixels
 
-const state = { filter: null, rows: [], found: null, searching: 0, shown: null, at: -1, open: -1, opening: 0 };
+const state = { filter: null, rows: [], found: null, searching: 0, shown: null, at: -1, open: -1, preview: false, opening: 0 };
 let parts = null; // the elements of the view
 
 export function showSamples(into) {
@@ -27,6 +30,7 @@ export function showSamples(into) {
     closeSample(false);
     if (same) drawRows();
     else search();
+    if (same) preview();
     return;
   }
   if (!same) search();
@@ -42,16 +46,29 @@ function build(into) {
   parts = {
     filters: h("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() }),
     count: h("p", { class: "count", role: "status" }),
+    spread: h("div"),
+    search: input("search", "q", "Search prompts, responses, answers", "Search the texts", runSearch),
+    where: input("where", "where", "tokens > 200 and (wrong or truncated)", "Condition", () => refresh()),
     space: h("div", { class: "space", role: "presentation" }),
     detail: h("div", { class: "detail" }),
   };
   parts.list = h("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": "Samples", onscroll: () => requestAnimationFrame(drawRows), onkeydown: listKey }, parts.space);
-  parts.layout = h("div", { class: "browser" }, h("div", { class: "list-side" }, parts.count, parts.list), parts.detail);
+  const save = h("button", { type: "button", class: "quiet", title: "The listed samples with your notes, as JSON lines", onclick: () => download(state.rows) }, "Export");
+  parts.layout = h("div", { class: "browser" }, h("div", { class: "list-side" }, h("div", { class: "count-line" }, parts.count, save), parts.spread, parts.list), parts.detail);
   const stored = data.parts.reduce((sum, part) => sum + part.samples, 0);
   const partial = h("details", { class: "partial" }, h("summary", null, `${integer(data.rows)} of ${integer(stored)} samples are in this page`), h("p", null, byId("left-out").textContent));
   into.replaceChildren(...[parts.filters, data.rows < stored && partial, parts.layout].filter(Boolean));
   parts.detail.replaceChildren(placeholder());
   new ResizeObserver(drawRows).observe(parts.list);
+}
+
+/** An input whose text is `filter[key]`; `change` is called a little after it was changed. */
+function input(id, key, placeholder, label, change) {
+  const soon = later(180, () => change());
+  return h("input", { type: "search", id, placeholder, "aria-label": label, autocomplete: "off", spellcheck: "false", oninput: (event) => {
+    state.filter[key] = event.target.value;
+    soon();
+  } });
 }
 
 const placeholder = () => h("p", { class: "empty" }, "Choose a sample. ", h("kbd", null, "j"), " and ", h("kbd", null, "k"), " step through the list.");
@@ -71,11 +88,10 @@ function drawFilters() {
   const runs = distinct("run");
   const steps = distinct("step").sort((a, b) => a - b);
   const splits = distinct("split");
-  const search = parts.filters.querySelector("input[type=search]") ?? h("input", { type: "search", id: "search", placeholder: "Search prompts, responses, answers", "aria-label": "Search the texts", autocomplete: "off", spellcheck: "false", oninput: later(180, (event) => {
-    state.filter.q = event.target.value;
-    runSearch();
-  }) });
+  const { search, where } = parts;
   if (document.activeElement !== search) search.value = filter.q;
+  if (document.activeElement !== where) where.value = filter.where;
+  where.title = `Fields: ${fields().join(", ")}. Compared by = != < <= > >= ~ (contains) !~; joined by and, or, not, ( ).`;
   const chips = h("div", { class: "chips", role: "group", "aria-label": "Verdict" }, [["", "all"], ...Object.entries(STANDINGS)].filter(([key]) => key === "" || present(key)).map(([key, text]) => h("button", {
     type: "button", class: `chip ${key}`, "aria-pressed": String(filter.standing === key), onclick: () => set("standing")(filter.standing === key ? "" : key),
   }, MARKS[key] ? h("span", { "aria-hidden": "true" }, `${MARKS[key]} `) : null, text)));
@@ -89,32 +105,24 @@ function drawFilters() {
       filter.facets[key] = value === "" ? "" : Number(value);
       refresh();
     })),
-    h("label", { class: "field range-field" }, h("span", null, "Tokens"), h("span", { class: "pair" },
-      h("input", { type: "number", min: 0, inputmode: "numeric", placeholder: "from", "aria-label": "Tokens from", value: filter.from, oninput: later(180, (event) => { filter.from = event.target.value; refresh(); }) }),
-      h("input", { type: "number", min: 0, inputmode: "numeric", placeholder: "to", "aria-label": "Tokens to", value: filter.to, oninput: later(180, (event) => { filter.to = event.target.value; refresh(); }) }))),
     select("Order", Object.entries(SORTS).filter(([key]) => key !== "advantage" || data.runs.some((run) => run.advantage)), filter.sort, set("sort")),
   ].filter(Boolean);
   const open = parts.filters.querySelector("details")?.open ?? matchMedia("(min-width: 760px)").matches;
   const clear = h("button", { type: "button", class: "quiet", onclick: () => {
     state.filter = noFilter();
-    search.value = "";
+    search.value = where.value = "";
     drawFilters();
     runSearch();
   } }, "Clear");
-  parts.filters.replaceChildren(h("div", { class: "filter-top" }, search, chips), h("details", { class: "more-filters", open }, h("summary", null, "Filters and order"), h("div", { class: "fields" }, more, clear)));
+  parts.filters.replaceChildren(h("div", { class: "filter-top" }, search, where, chips), h("details", { class: "more-filters", open }, h("summary", null, "Filters and order"), h("div", { class: "fields" }, more, clear)));
 }
 
-const counted = {};
 /** Whether any sample stands so; chips that could never match are not shown. */
-function present(key) {
-  if (!Object.keys(counted).length) {
-    for (let row = 0; row < data.rows; row++) {
-      counted[standing(row)] = true;
-      if (isCut(row)) counted.cut = true;
-    }
-  }
-  return counted[key];
-}
+const present = (key) => key === "noted" ? anyNotes() : once("standings", () => {
+  const found = new Set();
+  for (let row = 0; row < data.rows; row++) found.add(standing(row)).add(isCut(row) ? "cut" : "");
+  return found;
+}).has(key);
 
 /** Start the search of `filter.q` over all texts; results come chunk by chunk. */
 function runSearch() {
@@ -141,22 +149,62 @@ function search() {
   }
 }
 
-function refresh(share = 1) {
-  state.rows = matching(state.filter, state.found);
+function refresh(share = 1, keep = false) {
+  const bad = (text) => {
+    parts.where.setAttribute("aria-invalid", String(text !== ""));
+    parts.count.textContent = text;
+  };
+  bad("");
+  try {
+    state.rows = matching(state.filter, state.found);
+  } catch (error) {
+    bad(`${error.message}.`);
+    return;
+  }
   const whole = state.rows.length;
   if (whole > MOST_ROWS) state.rows.length = MOST_ROWS;
   state.at = state.rows.indexOf(state.open);
   const searching = state.found && share < 1 ? `, ${Math.round(100 * share)} % searched` : "";
   const cut = whole > MOST_ROWS ? `; the first ${integer(MOST_ROWS)} are listed` : "";
   parts.count.textContent = whole === data.rows ? plural(whole, "sample") : `${integer(whole)} of ${plural(data.rows, "sample")}${searching}${cut}`;
+  parts.spread.replaceChildren(spread(state.rows, (expression) => {
+    const { where } = state.filter;
+    state.filter.where = where.trim() ? `(${where}) and ${expression}` : expression;
+    drawFilters();
+    refresh();
+  }));
   const height = rowHeight();
   parts.space.style.height = `${Math.max(1, state.rows.length) * height}px`;
-  if (state.open < 0 && share === 1 && here().target === null) {
+  if (!keep && (state.open < 0 || state.preview) && share === 1 && here().target === null) {
     parts.list.scrollTop = 0;
     state.shown = JSON.stringify(state.filter);
     note(linkTo("samples", toQuery(state.filter)));
+    preview();
   }
   drawRows();
+}
+
+/** On a wide screen the first sample of the list is open before one is chosen. */
+function preview() {
+  if (!matchMedia("(min-width: 900px)").matches) return;
+  if (state.rows.length) openRow(state.rows[0], false, true);
+  else closeSample(false);
+}
+
+/** Before the data are replaced: what puts list and sample back afterwards. */
+export function keepPlace() {
+  if (!parts) return () => {};
+  const [open, filter] = [state.open < 0 ? null : keyOf(state.open), linkTo("", toQuery(state.filter))];
+  state.searching++;
+  return () => {
+    state.open = open === null ? -1 : rowOf(open);
+    state.filter = fromQuery(new URLSearchParams(filter.split("?")[1] ?? ""));
+    state.shown = JSON.stringify(state.filter);
+    state.found = null;
+    if (!parts.filters.contains(document.activeElement)) drawFilters();
+    if (state.filter.q.trim()) runSearch();
+    else refresh(1, true);
+  };
 }
 
 // The list
@@ -191,7 +239,7 @@ function rowElement(row, i, height) {
   h("span", { class: "what" }, data.heads[prompt[row]] || itemOf(row)),
   h("span", { class: "result" }, answer[row] ?? "no answer"),
   h("span", { class: "under" }, `${part.name} · sample ${repeat[row] + 1}`),
-  h("span", { class: "size" }, Number.isNaN(advantage[row]) ? (Number.isNaN(reward[row]) || reward[row] === 0 || reward[row] === 1 ? null : `r ${plain(reward[row])} · `) : `A ${signed(advantage[row])} · `, `${integer(tokens[row])} tokens${isCut(row) ? " ✂" : ""}`));
+  h("span", { class: "size" }, Number.isNaN(advantage[row]) ? (Number.isNaN(reward[row]) || reward[row] === 0 || reward[row] === 1 ? null : `r ${plain(reward[row])} · `) : `A ${signed(advantage[row])} · `, `${integer(tokens[row])} tokens${isCut(row) ? " ✂" : ""}${noteOf(row) ? " ✎" : ""}`));
 }
 
 function listKey(event) {
@@ -212,23 +260,29 @@ export function moveBy(by) {
 
 // The sample that is open
 
-async function openRow(row, remember = true) {
+async function openRow(row, remember = true, unasked = false) {
   const turn = ++state.opening;
-  const fromList = state.open < 0;
+  const fromList = state.open < 0 || state.preview;
   state.open = row;
+  state.preview = unasked;
   state.at = state.rows.indexOf(row);
   if (remember) note(sampleLink(keyOf(row)), fromList);
   scrollTo(state.at);
   drawRows();
-  const view = await sampleView(row, { go: openRow, redraw: () => openRow(row), close: () => closeSample(true), step: moveBy });
+  const view = await sampleView(row, { redraw: () => openRow(state.open, !state.preview, state.preview), close: () => closeSample(true), step: moveBy, noted });
   if (turn !== state.opening) return;
   parts.detail.replaceChildren(view);
-  parts.layout.classList.add("opened");
+  parts.layout.classList.toggle("opened", !unasked);
   parts.detail.scrollTop = 0;
   if (matchMedia("(max-width: 899px)").matches) {
     window.scrollTo(0, 0);
     byId("sample-title").focus({ preventScroll: true });
   }
+}
+
+function noted() {
+  drawFilters();
+  drawRows();
 }
 
 /** Bring a place of the list into sight. */
@@ -245,6 +299,7 @@ export function closeSample(remember = true) {
   if (!parts || (state.open < 0 && !parts.layout.classList.contains("opened"))) return false;
   state.opening++;
   state.open = state.at = -1;
+  state.preview = false;
   parts.layout.classList.remove("opened");
   parts.detail.replaceChildren(placeholder());
   if (remember) note(linkTo("samples", toQuery(state.filter)));
@@ -256,7 +311,8 @@ export function closeSample(remember = true) {
 /** Show the open sample's texts in the other look. */
 export function toggleLook() {
   look.raw = !look.raw;
-  if (state.open >= 0) openRow(state.open);
+  if (state.open >= 0) openRow(state.open, !state.preview, state.preview);
 }
 
+export const focusNote = () => byId("note")?.focus();
 export const focusSearch = () => byId("search")?.focus();

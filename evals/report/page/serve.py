@@ -1,0 +1,131 @@
+"""`evals.report serve`: the page of `evals.report html` while runs go on, for this machine only.
+
+A page that is open asks every few seconds whether there is a newer one (a conditional request). It is made anew when
+the store has changed and somebody asks, and for at most a fifth of the time: large stores are updated more rarely.
+"""
+
+import hashlib
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import sqlalchemy as sa
+from rich.console import Console
+
+from evals.errors import UserError
+from evals.report.browse import HOST, listen
+from evals.report.page.build import page
+from evals.store import Store
+from evals.store.database import artifacts_table, metrics_table, runs_table, samples_table, tags_table
+from evals.store.provenance import pid_started
+
+LEAST_SECONDS = 2.0
+"""between two looks at the store"""
+REST = 4
+"""times as long as the page took one core to make, it is not made again"""
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+"""names that a browser on this machine, or at the end of a tunnel, calls us by"""
+
+
+class Live:
+    """The page as it was last made."""
+
+    def __init__(self, store: Store, wanted: Sequence[str], limit: int | None) -> None:
+        self.store, self.wanted, self.limit = store, wanted, limit
+        self.made, self.body = "", b""
+        self.again = 0.0
+        self.lock = threading.Lock()
+
+    def newest(self) -> tuple[str, bytes]:
+        """(what names this state of the store, the page)"""
+        with self.lock:
+            if time.monotonic() >= self.again:
+                began = time.thread_time()  # waiting for a busy machine is no work
+                now = state_of(self.store)
+                if now != self.made:
+                    pieces = page(self.store, wanted=self.wanted, limit=self.limit, live=now).pieces
+                    self.made, self.body = now, "".join(pieces).encode("utf-8", "replace")
+                self.again = time.monotonic() + max(LEAST_SECONDS, REST * (time.thread_time() - began))
+            return self.made, self.body
+
+
+def state_of(store: Store) -> str:
+    """A name for what the store holds now: another one after anything was written that the page shows.
+
+    Cheap enough to ask for every few seconds: the runs, and of samples and metrics only what their indexes know.
+    """
+    r, m = runs_table.c, metrics_table.c
+    running = sa.select(r.id).where(r.status == "running")
+    queries = (
+        sa.select(r.id, r.status, r.finished, r.host, r.pid, r.pid_started).order_by(r.id),
+        sa.select(sa.func.max(samples_table.c.id)),
+        sa.select(m.run_id, sa.func.count()).where(m.run_id.in_(running)).group_by(m.run_id).order_by(m.run_id),
+        sa.select(artifacts_table.c.run_id, artifacts_table.c.path, artifacts_table.c.added).order_by(sa.text("1, 2")),
+        sa.select(tags_table).order_by(sa.text("1, 2")),
+    )
+    found = store.attempt(lambda connection: [list(map(tuple, connection.execute(query))) for query in queries])
+    here = socket.gethostname()  # a process that was killed leaves nothing in the store
+    dead = [id for id, status, _, host, pid, began in found[0]
+            if status == "running" and host == here and pid_started(pid) != began]  # fmt: skip
+    return hashlib.sha256(repr((found, dead)).encode()).hexdigest()[:24]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    live: Live  # of the subclass that `server` makes
+
+    def do_GET(self) -> None:
+        if self.headers.get("Host", "").rsplit(":", 1)[0] not in LOCAL and self.headers.get("Host") not in LOCAL:
+            return self.answer(403, b"This page is for 127.0.0.1.")  # another site's name that leads here
+        if self.path.partition("?")[0] != "/":
+            return self.answer(404, b"There is one page: /")
+        try:
+            made, body = self.live.newest()
+        except UserError as e:
+            return self.answer(503, str(e).encode())
+        if self.headers.get("If-None-Match") == f'"{made}"':
+            return self.answer(304, b"", made)
+        return self.answer(200, body, made, "text/html")
+
+    def answer(self, status: int, body: bytes, made: str = "", kind: str = "text/plain") -> None:
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            if made:
+                self.send_header("ETag", f'"{made}"')
+            self.end_headers()
+            self.wfile.write(body)
+        except ConnectionError:  # the reader left
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a line every three seconds would hide what matters."""
+
+
+def server(store: Store, listener: socket.socket, wanted: Sequence[str], limit: int | None) -> ThreadingHTTPServer:
+    """A server on a socket that listens already."""
+    handler = type("LiveHandler", (Handler,), {"live": Live(store, wanted, limit)})
+    made = ThreadingHTTPServer(listener.getsockname(), handler, bind_and_activate=False)
+    made.socket.close()
+    made.socket, made.daemon_threads = listener, True
+    return made
+
+
+def serve(store: Store, port: int, wanted: Sequence[str], limit: int | None, console: Console) -> None:
+    """Serve until Ctrl-C. Raises UserError for a port that is taken and for a run that is not there."""
+    with listen(port) as listener:
+        made = server(store, listener, wanted, limit)
+        made.RequestHandlerClass.live.newest()  # type: ignore[attr-defined]  # what is wrong is said here
+        url = f"http://{HOST}:{listener.getsockname()[1]}/"
+        console.print(f"{url}\nfor this machine only; Ctrl-C ends it", markup=False, highlight=False)
+        try:
+            made.serve_forever()
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
