@@ -46,6 +46,7 @@ def prepare(
     `step` is the number of finished steps, `state` goes into trainer/state.json and `run` into agpo_run.json. It takes
     as much memory as the weights and the optimizer's state until it is written. With several ranks all of them call it
     and its result: rank 0 writes the model, each its part of the optimizer's state, into one folder that all see.
+    Raises UserError for weights that are not finite, so that they never take a good checkpoint's place.
     """
     several = distributed.world_size() > 1
     target = folder / "checkpoints" / f"step-{step:06d}"
@@ -58,6 +59,11 @@ def prepare(
     else:
         exported = exported_weights(policy.model) or policy.model.state_dict()
         weights = {name: _copied(x, copies) for name, x in exported.items()}
+    if broken := next((name for name, x in weights.items() if not x.isfinite().all()), None):
+        raise UserError(
+            f"after step {step} the weights are not finite ({broken}): it is not saved, and the checkpoints of earlier "
+            "steps stay. Start a new run from the last with model=CHECKPOINT and a lower update.lr."
+        )
     slots, numbers = optimizer.state(policy.trained)
     moments = {name: distributed.shard_on_cpu(x) if several else _copied(x, copies) for name, x in slots.items()}
     state = {

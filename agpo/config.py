@@ -24,10 +24,12 @@ from pydantic import (
 
 from agpo.presets import PRESETS, Objective, resolve
 from agpo.trackers import TRACKERS
+from evals.benches.own import bench_name
 from evals.engines.vllm_options import VLLMOptions
 from evals.errors import UserError
 from evals.grading.grader import NAMES as GRADER_NAMES
 from evals.prompts import PRESETS as PROMPTS
+from evals.prompts import Preset, own_preset, text_or_file
 
 PACKAGE = Path(__file__).parent
 
@@ -70,9 +72,9 @@ class DataConfig(_Section):
     path: str = "arith"
     """a .parquet or .jsonl file (verl's schema, or columns by name), or made: `arith`, `arith_long`, `tiny_code`"""
     prompt_column: str = "prompt"
-    """column with the problem"""
+    """column with the problem: a text, or a chat"""
     answer_column: str = "answer"
-    """column with the reference answer"""
+    """column with the reference answer; empty (`data.answer_column=`): none, the reward reads other columns"""
     size: int = Field(default=4096, ge=1)
     """number of problems to make, where they are made"""
 
@@ -127,6 +129,8 @@ class UpdateConfig(_Section):
     """keep float32 masters, gradients and AdamW's moments in the machine's memory: the same numbers on less GPU"""
     max_refused: int = Field(default=10, ge=0)
     """stop after this many updates with a loss or gradient that is not finite"""
+    patience: int = Field(default=10, ge=1)
+    """after this many steps in a row without one update the run says why, and what to try"""
 
 
 class LoraConfig(_Section):
@@ -224,7 +228,8 @@ class EvalConfig(_Section):
     """Evaluation during training, into the same store."""
 
     bench: Names = ""
-    """benchmarks of `python -m evals.run --list`, several with commas or as a list; empty: none"""
+    """benchmarks of `python -m evals.run --list`, or data:FILE: held-out problems of one's own, in the columns of
+    `data` and graded by the run's own reward; several with commas or as a list; empty: none"""
     data: str = ""
     """local file of the benchmark; empty, as for several: as the benchmark loads by default"""
     every: int = Field(default=0, ge=0)
@@ -241,6 +246,11 @@ class EvalConfig(_Section):
     @property
     def benches(self) -> list[str]:
         return self.bench.split(",") if self.bench else []
+
+    @property
+    def names(self) -> list[str]:
+        """Of `benches`, as their metrics have them."""
+        return [bench_name(bench) for bench in self.benches]
 
     @model_validator(mode="after")
     def _one_file(self) -> "EvalConfig":
@@ -291,10 +301,22 @@ class TrainConfig(_Section):
     """CPU threads; 0 leaves torch's choice"""
     data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str) else x)] = DataConfig()
     prompt: Prompt = "arith"
-    """prompt preset, see `evals/prompts.py`"""
+    """prompt preset, see `evals/prompts.py`; `chat`: the problem as it is"""
+    system_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
+    """in place of the preset's: a text, or a file that has it; empty: none"""
+    user_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
+    """the same for the user's words, with {problem} in them"""
+    chat_template: Annotated[str, BeforeValidator(text_or_file)] = ""
+    """a Jinja file in place of the chat template of the model's tokenizer; checkpoints keep it"""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """what the chat template is given: chat_template_kwargs.enable_thinking=false"""
     reward: Reward = "math"
     """a grader (math, math-simplified, exact, code: docs/grading.md), or `module:function` of one's own: (text, item)
-    -> a number, None: not scorable"""
+    -> a number, or None: it abstains (docs/own-task.md)"""
+    reward_seconds: float = Field(default=300.0, gt=0)
+    """longest call of a function of one's own; over it the call is given up, and the sample has no reward"""
+    reward_max_errors: float = Field(default=1.0, gt=0, le=1)
+    """share of a step's samples: when the reward fails on as many the run stops. 1: when it fails on all"""
     reward_range: Span = (0.0, 1.0)
     """what a reward function of one's own may return; anything else stops the run"""
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
@@ -322,6 +344,14 @@ class TrainConfig(_Section):
     out: str = "runs"
     """folder that gets a sub-folder per run, with checkpoints and the picture"""
 
+    @model_validator(mode="after")
+    def _asked(self) -> "TrainConfig":
+        try:
+            _ = self.asked
+        except UserError as e:
+            raise ValueError(str(e)) from e
+        return self
+
     @field_validator("rewards", mode="before")
     @classmethod
     def _rewards(cls, value: object) -> object:
@@ -342,7 +372,7 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _measure_of_the_best(self) -> "TrainConfig":
-        measures = ["eval/pass1", *(f"eval/{name}/pass1" for name in self.eval.benches)]
+        measures = ["eval/pass1", *(f"eval/{name}/pass1" for name in self.eval.names)]
         if self.checkpoint.best and not (self.eval.benches and self.eval.every):
             raise ValueError("checkpoint.best needs evaluations to choose by: set eval.bench and eval.every.")
         if self.checkpoint.best and self.checkpoint.best not in measures:
@@ -369,6 +399,11 @@ class TrainConfig(_Section):
                 "mini-batches are made of whole groups."
             )
         return self
+
+    @property
+    def asked(self) -> str | Preset:
+        """The prompt preset, with one's own words where there are some."""
+        return own_preset(self.prompt, self.system_prompt, self.user_prompt, self.chat_template_kwargs)
 
     @property
     def graders(self) -> list[str]:
@@ -428,6 +463,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = _number(yaml.safe_load(text)) if text else ""
     except yaml.YAMLError as e:
         raise UserError(f"override {override!r}: the value is not valid YAML.") from e
+    if key.startswith("reward."):  # reward.range and the like, for `reward` itself is a text
+        key = key.replace(".", "_", 1)
     *path, last = key.split(".")
     node = tree
     for part in path:

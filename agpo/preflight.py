@@ -82,12 +82,13 @@ def _prompts(config: TrainConfig, found: Found) -> str | tuple[None, str]:
         return None, "not looked at: it takes the data and the model's tokenizer"
     longest = check_room_for_all(found.items, found.benches, config, found.engine)
     found.longest = longest - config.rollout.max_tokens
-    return f"preset {config.prompt}: the longest has {found.longest:,} tokens, with an answer {longest:,}"
+    return f"preset {config.asked}: the longest has {found.longest:,} tokens, with an answer {longest:,}"
 
 
 def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     """Called on three problems with their own reference as the answer: a verdict must come back."""
     from agpo.setup import open_reward
+    from evals.grading import FAILED
 
     with open_reward(config) as grader:
         if not found.items:
@@ -96,9 +97,9 @@ def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
         waiting = [grader.submit(f"\\boxed{{{item.answer}}}", item) for item in three]
         grader.flush()
         verdicts = [one.result() for one in waiting]
-    if failed := next((v for v in verdicts if v.reward is None), None):
+    if failed := next((v for v in verdicts if v.outcome in FAILED), None):
         raise UserError(f"the reward could not grade a problem's own reference: {failed.outcome} ({failed.path}).")
-    told = ", ".join(f"{v.outcome} {v.reward:g}" for v in verdicts)
+    told = ", ".join(v.outcome if v.reward is None else f"{v.outcome} {v.reward:g}" for v in verdicts)
     return f"{' + '.join(config.graders)}: three problems, their references as answers: {told}"
 
 

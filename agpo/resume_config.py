@@ -9,7 +9,10 @@ from agpo.config import TrainConfig, load_config, make_config
 from agpo.distributed import torchrun_env
 from evals.errors import UserError
 
-FREE = ("out", "steps", "checkpoint", "eval", "trackers", "hardware", "ranks", "update.max_refused", "data")
+FREE = (
+    *("out", "steps", "checkpoint", "eval", "trackers", "hardware", "ranks", "data"),
+    *("update.max_refused", "update.patience", "reward_seconds", "reward_max_errors"),
+)
 """sections and keys that no number of the training depends on; the problems of `data` are compared by their hash"""
 ROUNDING = (
     "threads",

@@ -1,18 +1,20 @@
 """Rollouts: draw prompts, sample completions, grade them while others still decode, form groups."""
 
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 import numpy as np
 
 from agpo.batch import Group, Sample, raw_rewards
 from agpo.objective import live_groups
+from agpo.telemetry import Watch
 from evals.complete import Grader
 from evals.engines import Completion, Engine, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import encode, opened_thoughts, render, tokenize
+from evals.prompts import Preset, encode, opened_thoughts, render, tokenize
 
 
 def draw(items: Sequence[Item], seed: int, step: int, count: int) -> list[Item]:
@@ -73,13 +75,15 @@ def rollout(
     grader: Grader,
     items: Sequence[Item],
     *,
-    preset: str,
+    preset: str | Preset,
     samples_per_prompt: int,
     sampling: Sampling,
     seed: int,
     step: int,
+    watch: Watch | None = None,
 ) -> list[Group]:
     """One group per item, in the order of the items. Sample k of an item has the seed (run seed, step, item, k)."""
+    watch = watch or Watch()
     texts = [render(preset, item, engine.tokenizer) for item in items]
     prompts = [tokenize(preset, text, engine.tokenizer) for text in texts]
     requests = [
@@ -87,10 +91,23 @@ def rollout(
         for item, ids in zip(items, prompts, strict=True)
     ]
     graded: dict[tuple[int, int], tuple[Completion, str, Future[Verdict]]] = {}
-    for at, repeat, completion in engine.generate(requests, sampling):
-        text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        graded[at, repeat] = (completion, text, grader.submit(opened_thoughts(texts[at]) + text, items[at]))
-    grader.flush()
+    whole = len(items) * samples_per_prompt
+    with watch.phase("sampling", f"0 of {whole}"):
+        for at, repeat, completion in engine.generate(requests, sampling):
+            text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+            seen = {"prompt": texts[at], "token_ids": completion.token_ids, "finish_reason": completion.finish_reason}
+            judged = grader.submit(opened_thoughts(texts[at]) + text, items[at], {**seen, "step": step + 1})
+            graded[at, repeat] = (completion, text, judged)
+            watch.tell("sampling", f"{len(graded)} of {whole}")
+        grader.flush()
+    with watch.phase("grading", f"0 of {whole}"):
+        waiting, since = {verdict for _, _, verdict in graded.values()}, time.monotonic()
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.5)
+            since = time.monotonic() if done else since
+            stuck = time.monotonic() - since
+            hangs = f", nothing from the reward for {stuck:.0f} s" if stuck > 2 else ""
+            watch.tell("grading", f"{whole - len(waiting)} of {whole}{hangs}")
 
     def sample(at: int, repeat: int) -> Sample:
         completion, text, verdict = graded[at, repeat]
@@ -102,7 +119,7 @@ def rollout(
     ]
 
 
-def check_prompts(items: Sequence[Item], preset: str, engine: Engine, max_tokens: int, per_step: int) -> int:
+def check_prompts(items: Sequence[Item], preset: str | Preset, engine: Engine, max_tokens: int, per_step: int) -> int:
     """Refuse at the start what would fail at step 57: too few problems, a doubled id, a prompt that leaves no room.
 
     Returns the tokens of the longest prompt.
@@ -118,7 +135,7 @@ def check_prompts(items: Sequence[Item], preset: str, engine: Engine, max_tokens
     return longest
 
 
-def check_room(item: Item, preset: str, engine: Engine, max_tokens: int, where: str, key: str) -> int:
+def check_room(item: Item, preset: str | Preset, engine: Engine, max_tokens: int, where: str, key: str) -> int:
     """Refuse a problem whose answer could grow over the end of the model's position table; else its prompt's tokens."""
     prompt_tokens = len(encode(preset, item, engine.tokenizer))
     if prompt_tokens == 0:

@@ -86,6 +86,8 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     # Adapters sit on the start model: a checkpoint's folder has them merged in, its trainer/ folder apart.
     start = model_path(config.model) if config.lora.rank or not checkpoint_path else str(checkpoint_path)
     model, tokenizer = load(start, config)
+    if config.chat_template:
+        tokenizer.chat_template = config.chat_template
     torch.manual_seed(config.seed)  # adapters start at random
     update = config.update
     prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
@@ -208,7 +210,7 @@ def selected_on_test(config: TrainConfig) -> str:
     if not config.checkpoint.best:
         return ""
     named = config.checkpoint.best.split("/")[1:-1]
-    bench = find(named[0] if named else config.eval.benches[0])
+    bench = next(b for b in map(find, config.eval.benches) if not named or b.name == named[0])
     return bench.name if bench.test_set else ""
 
 
@@ -219,15 +221,17 @@ def open_reward(config: TrainConfig) -> AnyGrader:
     code = {**_sandbox(config), "score": config.code.score, "compat": config.code.compat}
     code["isolation"] = config.code.isolation
     if not config.rewards:
-        return open_grader(config.reward, config.reward_range, code)
-    return open_rewards({name: (one.reward, one.weight, one.range) for name, one in config.rewards.items()}, code)
+        return open_grader(config.reward, config.reward_range, code, config.reward_seconds)
+    parts = {name: (one.reward, one.weight, one.range) for name, one in config.rewards.items()}
+    return open_rewards(parts, code, config.reward_seconds)
 
 
 def open_bench_grader(name: str, config: TrainConfig) -> AnyGrader:
-    """The grader of a benchmark: its own verdicts, whatever the reward makes of them, in the sandbox of the run."""
+    """The grader of a benchmark: its own verdicts, whatever the reward makes of them, in the sandbox of the run. ""
+    is one's own data: the reward."""
     from evals.grading.grader import open_grader
 
-    return open_grader(name, code=_sandbox(config))
+    return open_grader(name, code=_sandbox(config)) if name else open_reward(config)
 
 
 def _sandbox(config: TrainConfig) -> dict[str, str | int | None]:
@@ -293,8 +297,6 @@ def start_vllm(config: TrainConfig, start: str, model: PreTrainedModel, longest:
 
 def load_items(config: TrainConfig) -> list[Item]:
     from evals.benches import arith, tiny_code
-    from evals.items import read_items
-    from sandbox import Limits
 
     path, size = config.data.path, config.data.size
     if path in arith.TERMS:
@@ -302,14 +304,27 @@ def load_items(config: TrainConfig) -> list[Item]:
     elif path == "tiny_code":
         items = tiny_code.items("train", size, config.seed)
     else:
-        limits = Limits(config.code.cpu_s, memory_mb=config.code.memory_mb) if "code" in config.graders else None
-        items = read_items(path, config.data.prompt_column, config.data.answer_column, limits)
+        items = read_data(path, config)
     if "code" in config.graders and (without := next((item for item in items if item.code is None), None)):
         raise UserError(
             f"reward code needs tests, and data={path} has none (problem {without.id!r}). Give a file with "
             'reward_model.ground_truth as JSON {"inputs": [...], "outputs": [...]}, or data=tiny_code.'
         )
     return items
+
+
+def read_data(path: str, config: TrainConfig) -> list[Item]:
+    """The problems of a file in the columns of `data`. Raises UserError for what cannot be asked or graded."""
+    from evals.items import read_items
+    from sandbox import Limits
+
+    limits = Limits(config.code.cpu_s, memory_mb=config.code.memory_mb) if "code" in config.graders else None
+    try:
+        return read_items(path, config.data.prompt_column, config.data.answer_column, limits)
+    except UserError as e:
+        if f"no column '{config.data.answer_column}'" in str(e) and all(":" in name for name in config.graders):
+            raise UserError(f"{e} If the reward reads no reference answer, say data.answer_column= (nothing).") from e
+        raise
 
 
 def fingerprint(items: Sequence[Item]) -> str:
@@ -319,6 +334,8 @@ def fingerprint(items: Sequence[Item]) -> str:
         whole: list[object] = [item.id, item.prompt, item.answer, dict(item.meta)]
         if code := item.code:
             whole.append([code.problem.digest, code.mode, code.entry, repr(code.limits), code.starter, code.prelude])
+        if item.chat:
+            whole.append(item.chat)
         digest.update(json.dumps(whole, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
 
@@ -329,7 +346,8 @@ def load_benches(config: TrainConfig) -> list[tuple[Bench, list[Item]]]:
 
     benches = [find(name) for name in config.eval.benches]
     data, size, seed = config.eval.data or None, config.eval.size, config.seed
-    return [(bench, choose(load(bench, data), size, seed)) for bench in benches]
+    items = [load(bench, data) if bench.grader else read_data(data or bench.source, config) for bench in benches]
+    return [(bench, choose(problems, size, seed)) for bench, problems in zip(benches, items, strict=True)]
 
 
 def check_room_for_all(
@@ -340,7 +358,7 @@ def check_room_for_all(
     from agpo.rollout import check_prompts
 
     sampling = config.rollout
-    longest = check_prompts(items, config.prompt, engine, sampling.max_tokens, sampling.prompts_per_step)
+    longest = check_prompts(items, config.asked, engine, sampling.max_tokens, sampling.prompts_per_step)
     asked = [check_bench(bench.name, problems, config, engine) for bench, problems in benches]
     return max([longest + sampling.max_tokens, *asked])
 
@@ -352,7 +370,7 @@ def check_bench(name: str, items: Sequence[Item], config: TrainConfig, engine: E
     max_tokens = config.eval.max_tokens or config.rollout.max_tokens
     key = "eval.max_tokens" if config.eval.max_tokens else "rollout.max_tokens, or set eval.max_tokens"
     where = f"eval.bench={name}"
-    return max_tokens + max(check_room(item, config.prompt, engine, max_tokens, where, key) for item in items)
+    return max_tokens + max(check_room(item, config.asked, engine, max_tokens, where, key) for item in items)
 
 
 def check_end(eos_ids: Iterable[int], vocabulary: int, model: str) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+import torch
 
 from agpo import distributed
 from agpo.batch import Group, MiniBatch, plan_step, sample_advantages
@@ -21,24 +26,38 @@ from agpo.run_folder import save_refused
 from agpo.sampling_on_ranks import sample_on_ranks
 from agpo.setup import Run
 from agpo.sync import weight_stream
-from agpo.telemetry import step_metrics
+from agpo.telemetry import Watch, step_metrics
 from agpo.update import update
 from evals.complete import Grader, sample_row
 from evals.engines import OwnWeights, Sampling
-from evals.prompts import render
+from evals.errors import UserError
+from evals.grading import FAILED
+from evals.prompts import Preset, render
 from evals.store import SampleRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def train_step(run: Run, grader: Grader, say: Callable[[str], None] = print) -> dict[str, float]:
-    """Make the next step of the run and record it in the store. Returns its metrics."""
+class Unusable(UserError):
+    """A rollout that nothing may be learnt from. The policy has not moved since the step before."""
+
+
+def train_step(
+    run: Run, grader: Grader, say: Callable[[str], None] = print, doing: Callable[[str], None] = lambda text: None
+) -> dict[str, float]:
+    """Make the next step of the run and record it in the store. Returns its metrics.
+
+    Raises Unusable where the rewards failed or log-probabilities are not finite, before anything moves.
+    """
     config, started, cpu = run.config, time.perf_counter(), time.process_time()
-    groups, everything = sample_groups(run, grader)
+    watch = Watch(doing)
+    groups, everything = sample_groups(run, grader, watch)
     sampled = time.perf_counter()
+    check_rollout(everything, run.done + 1, config)
     plan = plan_of(groups, config)
-    updates, gap = update_policy(run, plan, config.objective.knobs, settings_of(config))
+    with watch.phase("update"):
+        updates, gap = update_policy(run, plan, config.objective.knobs, settings_of(config), watch)
     run.done += 1
     if any(update.stepped for update in updates):
         run.moved = run.done
@@ -52,12 +71,15 @@ def train_step(run: Run, grader: Grader, say: Callable[[str], None] = print) -> 
         # processes of their own are not in it.
         "speed/cpu_seconds": time.process_time() - cpu,
         "speed/rollout_seconds": sampled - started,
+        **{f"speed/{name}_seconds": seconds for name, seconds in watch.seconds.items()},
+        "speed/peak_memory_gib": peak_memory(run.policy.plain.device) / 2**30,
+        "data/epoch": run.done * config.rollout.prompts_per_step / len(run.items),
         "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
     }
     if not distributed.is_main():
         return metrics
     advantage_GN = sample_advantages(everything, config.objective.knobs, config.rollout.max_tokens).tolist()
-    run.store.log_samples(run.id, sample_rows(everything, run.done, config.prompt, run.policy.tokenizer, advantage_GN))
+    run.store.log_samples(run.id, sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN))
     run.store.log_metrics(run.id, run.done, metrics)
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
         if done.refused:
@@ -65,20 +87,46 @@ def train_step(run: Run, grader: Grader, say: Callable[[str], None] = print) -> 
     return metrics
 
 
-def sample_groups(run: Run, grader: Grader) -> tuple[list[Group], list[Group]]:
+def check_rollout(groups: Sequence[Group], step: int, config: TrainConfig) -> None:
+    samples = [sample for group in groups for sample in group.samples]
+    failed = [sample for sample in samples if sample.verdict.outcome in FAILED]
+    if len(failed) >= config.reward_max_errors * len(samples):
+        why = failed[0].verdict.detail or failed[0].verdict.outcome
+        raise Unusable(
+            f"step {step}: the reward failed on {len(failed)} of {len(samples)} responses "
+            f"(reward_max_errors={config.reward_max_errors:g}): {why}."
+        )
+    wild = sum(not all(map(math.isfinite, sample.completion.logprobs or ())) for sample in samples)
+    if wild:
+        raise Unusable(
+            f"step {step}: the log-probabilities of {wild} of {len(samples)} responses are not finite, so the weights "
+            f"are broken after step {step - 1}. Start a new run from the last checkpoint, which is intact, with "
+            "model=CHECKPOINT and a lower update.lr."
+        )
+
+
+def peak_memory(device: torch.device) -> float:
+    """Bytes: of the GPU since the start of the process, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def sample_groups(run: Run, grader: Grader, watch: Watch | None = None) -> tuple[list[Group], list[Group]]:
     """(the groups of the next step, every group that was sampled for it), graded."""
-    config, step = run.config, run.done
+    config, step, watch = run.config, run.done, watch or Watch()
     here = partial(
         rollout,
         run.engine,
         grader,
-        preset=config.prompt,
+        preset=config.asked,
         samples_per_prompt=config.rollout.samples_per_prompt,
         sampling=Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p),
         seed=config.seed,
         step=step,
+        watch=watch,
     )
-    with awake(run):
+    with awake(run, watch):
         sample = partial(sample_on_ranks, here)
         groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
         if config.objective.knobs.masked_groups != "resample":
@@ -87,10 +135,11 @@ def sample_groups(run: Run, grader: Grader) -> tuple[list[Group], list[Group]]:
 
 
 @contextmanager
-def awake(run: Run) -> Iterator[None]:
+def awake(run: Run, watch: Watch | None = None) -> Iterator[None]:
     """The engine generates with the policy as it is now, and stamps its completions with that. An engine that has its
     own weights stays awake; the policy's own model gives back what was gathered to generate with it."""
-    sync_engine(run)
+    with (watch or Watch()).phase("sync"):
+        sync_engine(run)
     yield
     if not isinstance(run.engine, OwnWeights):
         distributed.free(run.policy.plain, run.policy.model)
@@ -123,7 +172,7 @@ def settings_of(config: TrainConfig) -> Settings:
 
 
 def update_policy(
-    run: Run, plan: Sequence[MiniBatch], objective: Objective, settings: Settings
+    run: Run, plan: Sequence[MiniBatch], objective: Objective, settings: Settings, watch: Watch
 ) -> tuple[list[Update], tuple[float, float] | None]:
     """(what happened to each mini-batch, mean and largest gap between the engine's log-probabilities and ours)."""
     policy, limit = run.policy, run.config.mismatch.max_gap
@@ -137,7 +186,8 @@ def update_policy(
         plan, gap = against_trainer(policy, plan, settings)
         check_gap(gap, dtype, limit)
     updates: list[Update] = []
-    for minibatch in plan:
+    for number, minibatch in enumerate(plan, 1):
+        watch.tell("update", f"{number} of {len(plan)}")
         on_policy = not any(earlier.stepped for earlier in updates)
         updates.append(update(policy, minibatch, objective, settings, on_policy=on_policy))
         if gap is None and updates[-1].gap is not None:
@@ -149,7 +199,7 @@ def update_policy(
 def sample_rows(
     groups: Sequence[Group],
     step: int,
-    preset: str,
+    preset: str | Preset,
     tokenizer: PreTrainedTokenizerBase,
     advantage_GN: Sequence[Sequence[float]],
 ) -> list[SampleRow]:

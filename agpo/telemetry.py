@@ -1,34 +1,47 @@
-"""What a step is measured by, the live table it is shown in, and plain words where the numbers need them."""
+"""What a step is measured by, the lines it is shown in, and plain words where the numbers need them."""
 
+import statistics
+import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
 from agpo.batch import Group, MiniBatch, plain_tokens, raw_rewards
 from agpo.objective import live_groups
 from agpo.policy import Update
+from evals.console import LINE_SECONDS
+from evals.grading import FAILED
 
 COLUMNS = (
-    ("step", "step", "{:.0f}"),
-    ("reward", "reward/mean", "{:.3f}"),
-    ("live groups", "groups/live", "{:.0f}"),
-    ("tokens", "tokens/response_mean", "{:.1f}"),
-    ("right", "tokens/right_mean", "{:.1f}"),
-    ("wrong", "tokens/wrong_mean", "{:.1f}"),
-    ("entropy", "entropy", "{:.3f}"),
-    ("loss", "loss/raw", "{:+.4f}"),
-    ("clipped", "clip/clipped_updates", "{:.0f}"),
-    ("grad norm", "grad_norm", "{:.2f}"),
-    ("tokens/s", "speed/tokens_per_second", "{:.0f}"),
-    ("left", "speed/seconds_left", "{}"),
+    # title, metric, format, width, and which go first where the console is narrow
+    ("step", "step", "{:.0f}", 5, 0),
+    ("reward", "reward/mean", "{:.3f}", 6, 0),
+    ("live", "groups/live", "{:.0f}", 4, 0),
+    ("tokens", "tokens/response_mean", "{:.1f}", 7, 1),
+    ("right", "tokens/right_mean", "{:.1f}", 7, 5),
+    ("wrong", "tokens/wrong_mean", "{:.1f}", 7, 5),
+    ("cut", "tokens/truncated", "{:.0%}", 4, 2),
+    ("entropy", "entropy", "{:.3f}", 7, 4),
+    ("loss", "loss/raw", "{:+.4f}", 7, 3),
+    ("clipped", "clip/clipped_updates", "{:.0f}", 7, 1),
+    ("ties", "clip/ties", "{:.0f}", 4, 2),
+    ("grad", "grad_norm", "{:.2f}", 6, 3),
+    ("gap", "mismatch/gap_mean", "{:.1e}", 7, 4),
+    ("tokens/s", "speed/tokens_per_second", "{:.0f}", 8, 4),
+    ("left", "speed/seconds_left", "{}", 7, 1),
 )
-GAP = ("gap", "mismatch/gap_mean", "{:.1e}")
-"""shown where the engine has weights of its own"""
+QUIET_SECONDS = 0.8
+"""where there is no terminal: how long a step may take until a line says what it is doing"""
+HEAD_EVERY = 20
+"""lines, on a terminal"""
 METRICS = (  # for reports: name, title, unit, what it is, name of its figure
     ("reward/mean", "Reward", "mean reward", "mean of the step's samples", "reward"),
     ("tokens/response_mean", "Response length", "tokens", "tokens, mean of the step's samples", "response_tokens"),
@@ -38,7 +51,6 @@ METRICS = (  # for reports: name, title, unit, what it is, name of its figure
     ("clip/rate", "Clip rate", "share of updates", "share of the step's updates that the clip dropped", ""),
     ("eval/pass1", "Held-out Pass@1", "share", "evaluations during training", ""),
 )
-ROWS_SHOWN = 12
 PROGRAMS: tuple[str, ...] = ("AC", "WA", "RE", "TLE", "CE", "SE")
 """the sandbox's verdicts that are counted in every step with programs, the others where there are some"""
 
@@ -70,12 +82,16 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     with_signal = clipped + sum(u.stepped or u.refused for u in updates)
     metrics = {
         "reward/mean": _mean([s.reward for s in samples if s.reward is not None]),
+        "reward/std": _std([s.reward for s in samples if s.reward is not None]),
         "tokens/response_mean": _mean([len(s.completion.token_ids) for s in samples]),
         "tokens/right_mean": _mean([len(s.completion.token_ids) for s in samples if s.verdict.outcome == "right"]),
         "tokens/wrong_mean": _mean(
             [len(s.completion.token_ids) for s in samples if s.verdict.outcome in ("wrong", "no_answer")]
         ),
         "tokens/truncated": _mean([float(s.completion.finish_reason == "length") for s in samples]),
+        "tokens/min": min((len(s.completion.token_ids) for s in samples), default=None),
+        "tokens/max": max((len(s.completion.token_ids) for s in samples), default=None),
+        "samples/failed": float(sum(s.verdict.outcome in FAILED for s in samples)),
         "samples/unscored": float(sum(s.reward is None for s in samples)),
         "samples/no_answer": float(sum(s.verdict.outcome == "no_answer" for s in samples)),
         "groups/live": float(live_G.sum()),
@@ -112,6 +128,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return _total(numbers) / len(numbers) if numbers else None
 
 
+def _std(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
 PATIENCE = 5
 """steps without a live group until the run says that there is nothing left to learn"""
 
@@ -130,14 +150,18 @@ class Tally:
     """in a row, up to now"""
     said: bool = False
     """that there is nothing left to learn"""
+    patience: int = 10
+    """steps without one update until the run says why"""
+    idle: list[Mapping[str, float]] = field(default_factory=list)
+    """the metrics of the steps since the last update, as many as `patience`"""
 
     @classmethod
-    def of(cls, metrics: Iterable[tuple[int, str, float]]) -> "Tally":
+    def of(cls, metrics: Iterable[tuple[int, str, float]], patience: int = 10) -> "Tally":
         """From the rows of a run in the store."""
         steps: dict[int, dict[str, float]] = {}
         for step, name, value in metrics:
             steps.setdefault(step, {})[name] = value
-        tally = cls()
+        tally = cls(patience=patience)
         for step in sorted(steps):
             if "groups/live" in steps[step]:
                 tally.add(step, steps[step])
@@ -151,12 +175,14 @@ class Tally:
         self.refused += metrics["updates/refused"]
         self.saved_tokens += metrics["saved/tokens"]
         self.of_tokens += metrics["saved/of_tokens"]
+        self.idle = [] if metrics["updates/made"] else [*self.idle, metrics]
+        why = [self._why_idle(step)] if len(self.idle) == self.patience else []
         if metrics["groups/live"]:
             self.dead_steps = 0
-            return []
+            return why
         self.dead_steps += 1
         if self.said:
-            return []
+            return []  # that says it all
         right, wrong = metrics["groups/all_right"], metrics["groups/all_wrong"]
         other = metrics["groups/masked"] - right - wrong
         told = [f"step {step}: no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"]
@@ -167,7 +193,30 @@ class Tally:
             told.append(
                 f"{PATIENCE} steps in a row without a live group: nothing left to learn. {_advice(right, wrong, other)}"
             )
-        return told
+        return told + why
+
+    def _why_idle(self, step: int) -> str:
+        """One line: no update for a while, with the numbers, and what to try."""
+        names = "clip/clipped_updates", "clip/ties", "updates/dead", "updates/refused", "groups/live", "groups/masked"
+        total = {name: sum(one.get(name, 0.0) for one in self.idle) for name in names}
+        cut = sum(one.get("tokens/truncated", 0.0) for one in self.idle) / len(self.idle)
+        groups = total["groups/live"] + total["groups/masked"]
+        tries = []
+        if cut > 0.5:
+            tries.append("raise rollout.max_tokens: where most answers are cut their lengths are equal, and L is a tie")
+        if total["groups/masked"] > groups / 2:
+            tries.append("easier or harder data, or more samples per prompt: most groups have all rewards alike")
+        if total["clip/clipped_updates"] > total["clip/ties"]:
+            tries.append(
+                "objective.clip_scope=group or sequence, or objective=agpo_no_clip: right answers are the longer ones, "
+                "and the clip keeps no update that lengthens"
+            )
+        return (
+            f"step {step}: not one update in {len(self.idle)} steps: {total['clip/clipped_updates']:.0f} clipped, "
+            f"{total['clip/ties']:.0f} of them ties; {total['updates/dead']:.0f} without a live group "
+            f"({total['groups/masked']:.0f} of {groups:.0f} groups dead); {total['updates/refused']:.0f} refused; "
+            f"{cut:.0%} of the answers cut. Try: {'; '.join(tries) or 'another objective or reward'}."
+        )
 
     def line(self) -> str:
         """One line for the end of a run."""
@@ -190,27 +239,77 @@ def _advice(right: float, wrong: float, other: float) -> str:
     )
 
 
+@dataclass
+class Watch:
+    """What a step is doing, said and timed by phase."""
+
+    doing: Callable[[str], None] = lambda text: None
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def tell(self, phase: str, how_far: str) -> None:
+        self.doing(f"{phase} {how_far}")
+
+    @contextmanager
+    def phase(self, name: str, how_far: str = "") -> Iterator[None]:
+        started = time.perf_counter()
+        self.tell(name, how_far)
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+
 class Progress:
-    """The live table on a terminal; one line per step where the output is a file or a pipe."""
+    """A line for each step, and below it what the step is doing now: on a terminal a line that changes; in a file or a
+    pipe one where a step is not over within a second, and then every half minute."""
 
     def __init__(self, console: Console, steps: int, first: int, *, gap: bool = False):
-        self.columns = (*COLUMNS[:-2], GAP, *COLUMNS[-2:]) if gap else COLUMNS
+        shown = [column for column in COLUMNS if gap or column[0] != "gap"]
+        while sum(width + 2 for *_, width, _ in shown) - 2 > console.width and len(shown) > 3:
+            shown.remove(max(shown, key=lambda column: column[4]))
+        self.columns = shown
         self.console, self.steps, self.first = console, steps, first
-        self.started = time.perf_counter()
-        self.rows: list[dict[str, float | str]] = []
-        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self.started = self.since = time.perf_counter()
+        self.said, self.now, self.lines, self.done = 0.0, "", 0, first
+        self._over = threading.Event()
+        self.live: Live | None = None
+        if console.is_terminal:
+            self.live = Live(get_renderable=self._status, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> "Progress":
         if self.live:
             self.live.start()
+        else:
+            threading.Thread(target=self._tick, name="progress", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         if self.live:
             self.live.stop()
-            self.console.print(self._table())
+
+    def begin(self, what: str) -> None:
+        """A step or an evaluation begins."""
+        self.since, self.now = time.perf_counter(), what
+
+    def doing(self, what: str) -> None:
+        self.now = what
+
+    def _status(self) -> Text:
+        if not self.now:
+            return Text()
+        step = min(self.done + 1, self.steps)
+        return Text(f"step {step} of {self.steps}: {self.now}, {_clock(time.perf_counter() - self.since)}")
+
+    def _tick(self) -> None:
+        while not self._over.wait(QUIET_SECONDS / 4):
+            now = time.perf_counter()
+            quiet = now - self.since > QUIET_SECONDS if self.said < self.since else now - self.said > LINE_SECONDS
+            if self.now and quiet:
+                self.said = now
+                self.console.print(self._status())
 
     def seconds_left(self, done: int) -> float:
         """From the mean time of the steps this process made."""
@@ -219,25 +318,17 @@ class Progress:
     def show(self, done: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics after `done` steps."""
         row = {**metrics, "step": done, "speed/seconds_left": _clock(self.seconds_left(done))}
-        self.rows.append(row)
-        if self.live:
-            self.live.update(self._table())
-        else:
-            if len(self.rows) == 1:
-                self.console.print(" ".join(f"{title:>11}" for title, _, _ in self.columns))
-            self.console.print(self._line(row), highlight=False)
+        self.done, self.now = done, ""
+        if self.lines % (HEAD_EVERY if self.live else sys.maxsize) == 0:
+            self._print([title for title, *_ in self.columns])
+        self.lines += 1
+        failed = metrics.get("samples/failed")
+        more = f"  {failed:.0f} rewards failed" if failed else ""
+        self._print([_cell(row, name, form) for _, name, form, _, _ in self.columns], more)
 
-    def _table(self) -> Table:
-        done = self.rows[-1]["step"] if self.rows else self.first
-        table = Table(title=f"step {done} of {self.steps}", title_justify="left")
-        for title, _, _ in self.columns:
-            table.add_column(title, justify="right", no_wrap=True)
-        for row in self.rows[-ROWS_SHOWN:]:
-            table.add_row(*(_cell(row, name, form) for _, name, form in self.columns))
-        return table
-
-    def _line(self, row: Mapping[str, float | str]) -> str:
-        return " ".join(f"{_cell(row, name, form):>11}" for _, name, form in self.columns)
+    def _print(self, cells: Sequence[str], more: str = "") -> None:
+        line = "  ".join(f"{cell:>{column[3]}}" for cell, column in zip(cells, self.columns, strict=True))
+        self.console.print(line + more, markup=False, highlight=False)
 
 
 def _cell(row: Mapping[str, float | str], name: str, form: str) -> str:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from agpo.config import TrainConfig, all_keys, load_config, recipes
+from agpo.config import TrainConfig, all_keys, load_config, model_path, recipes
 from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import UserError, command
@@ -37,13 +37,13 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     from agpo import distributed
     from agpo.checkpoint_io import Writer
     from agpo.run_folder import save_checkpoint, settle_best
-    from agpo.step import train_step
+    from agpo.step import Unusable, train_step
     from agpo.telemetry import Progress, Tally
     from agpo.trackers import About, Trackers
     from evals.engines import OwnWeights
 
     config = run.config
-    tally = Tally.of(distributed.broadcast(lambda: run.store.metrics(run.id)))
+    tally = Tally.of(distributed.broadcast(lambda: run.store.metrics(run.id)), config.update.patience)
     trackers_here = config.trackers if distributed.is_main() else ()
 
     def stopping() -> bool:  # a signal reaches the ranks one after the other: they stop after the same step
@@ -62,11 +62,19 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
             if run.done and (run.done % config.checkpoint.every == 0 or run.done == config.steps):
                 save_checkpoint(run, writer)
             if evaluation_due(run) and (not stopping() or run.done == config.steps):
+                progress.begin("evaluating" if run.benches else "")
                 evaluate_policy(run, console, trackers)
                 settle_best(run, writer)
             if run.done >= config.steps or stopping():
                 break
-            metrics = train_step(run, grader, say)
+            progress.begin("starting")
+            try:
+                metrics = train_step(run, grader, say, progress.doing)
+            except Unusable:
+                with suppress(UserError):  # weights that are broken are not saved
+                    if run.done:
+                        save_checkpoint(run, writer)
+                raise
             progress.show(run.done, metrics)
             trackers.log(run.done, metrics)
             for line in tally.add(run.done, metrics):
@@ -116,7 +124,7 @@ def evaluate_benches(run: Run, engine: Engine, console: Console, trackers: Track
             bench=bench,
             sampling=Sampling(wanted.max_tokens or config.rollout.max_tokens, wanted.temperature),
             n=wanted.n,
-            preset=config.prompt,
+            preset=config.asked,
             seed=config.seed,
             run_id=run.id,
             split=f"eval/{bench.name}",
@@ -137,16 +145,19 @@ def evaluate_benches(run: Run, engine: Engine, console: Console, trackers: Track
 
 @contextmanager
 def stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or SIGTERM lets the step finish, so that what is saved is exact; a second Ctrl-C leaves at once."""
+    """Ctrl-C, SIGTERM or a terminal that closes lets the step finish, so that what is saved is exact; a second one
+    leaves at once."""
     seen: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if seen:
-            raise KeyboardInterrupt("the last checkpoint is intact")
         seen.append(number)
+        if len(seen) > 2:  # something does not let go
+            os._exit(130)
+        if len(seen) > 1:
+            raise KeyboardInterrupt("what was saved before is intact")
         console.print("stopping after this step; once more to leave at once")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield lambda: bool(seen)
     finally:
@@ -228,6 +239,13 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
             console.print(said)
     else:
         config, saved, label = load_config(args.recipe or "tiny", args.overrides), None, {}
+        if not args.recipe and config.model == model_path(config.model):
+            raise UserError(
+                f"model={config.model} without a recipe would train with those of the tiny model: learning rate "
+                f"{config.update.lr:g}, prompt {config.prompt}, {config.rollout.max_tokens} tokens, reward "
+                f"{config.reward}. Say --recipe smollm2-135m (or another: {', '.join(recipes())}, a YAML file) and set "
+                "data, prompt and reward over it; --recipe tiny insists."
+            )
     if args.dry_run:
         from agpo.preflight import lines_of, preflight
 

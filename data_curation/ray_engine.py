@@ -22,7 +22,7 @@ class Replica:
     """Lives in a process of its own, on whatever machine has room."""
 
     def __init__(self, model: str, options: dict[str, Any]):
-        self.engine = load_engine("vllm", model, in_process=True, **options)
+        self.engine = load_engine("vllm", model, **options)
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Output]:
         return list(self.engine.generate(requests, sampling))

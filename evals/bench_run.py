@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from evals.benches import Bench, find, load
+from evals.benches import BENCHES, Bench, find, load
+from evals.benches.own import PREFIX
 from evals.complete import Job, complete, regrade
 from evals.console import plural, progress_bar
 from evals.engines import Engine, EngineError, Sampling
@@ -18,7 +19,7 @@ from evals.grading.grader import open_grader
 from evals.items import choose
 from evals.lm_tasks.plan import TaskPlan, check_chat
 from evals.models import Target
-from evals.plan import Plan, show_notes, with_model_notes
+from evals.plan import Plan, asked_with, show_notes, with_model_notes
 from evals.prompts import encode
 from evals.stats import Summary, problem_means, summarise
 from evals.tables import Outcome, print_bench
@@ -102,7 +103,7 @@ def evaluate_bench(
 def job_of(bench: Bench, settings: Mapping[str, Any], run_id: str, step: int) -> Job:
     """What a run's configuration asks of a benchmark."""
     sampling = Sampling(settings["max_tokens"], settings["temperature"], settings["top_p"])
-    return Job(bench, sampling, settings["n"], settings["prompt"], settings["seed"], run_id, bench.name, step)
+    return Job(bench, sampling, settings["n"], asked_with(settings), settings["seed"], run_id, bench.name, step)
 
 
 def finish(job: Job, store: "Store", console: Console) -> Summary:
@@ -121,7 +122,8 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
     run = store.find_run(wanted)
     if run.kind != "eval" or run.name != run.config.get("bench") or run.name.startswith("lm_eval:"):
         raise UserError(f"run {run.id} ({run.kind} {run.name}) is not an evaluation by a benchmark of ours.")
-    bench, config = find(run.name), run.config
+    config = run.config
+    bench = find(run.name if run.name in BENCHES else f"{PREFIX}{config['data']}")
     items = choose(load(bench, config["data"], config.get("options")), config["limit"], config["seed"])
     (step,) = {row.step for row in store.outcomes(run.id)} or {0}
     job = job_of(bench, config, run.id, step)
@@ -130,7 +132,8 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
     }
     store.resume_run(run.id)
     try:
-        with open_grader(bench.grader) as grader, progress_bar("grading", run.samples, console) as advance:
+        used = config.get("grader") or bench.grader or "math"
+        with open_grader(used) as grader, progress_bar("grading", run.samples, console) as advance:
             rows = regrade(items, job, store, grader, lambda row: advance())
         print_changes(before, rows, console)
         finish(job, store, console)
@@ -249,5 +252,5 @@ def check_context(engine: Engine, plan: Plan) -> None:
     if engine.tokenizer is None:  # the server counts
         return
     for item in plan.items:
-        tokens = len(encode(plan.settings["prompt"], item, engine.tokenizer))
+        tokens = len(encode(asked_with(plan.settings), item, engine.tokenizer))
         check_fits(tokens, plan.settings["max_tokens"], engine.max_context, f"problem {item.id!r} with its prompt")

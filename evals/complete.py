@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from evals.benches import Bench
 from evals.engines import REFUSED, Completion, Engine, EngineError, Output, Request, Sampling
 from evals.errors import UserError
-from evals.grading import Verdict
+from evals.grading import FAILED, Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import opened_thoughts, render, tokenize, words
+from evals.prompts import Preset, find_preset, opened_thoughts, render, tokenize, words
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
@@ -23,14 +23,14 @@ FLUSH_SECONDS = 0.5
 
 UNGRADED = "ungraded"
 """the outcome of a completion that has no verdict yet"""
-UNJUDGED = (UNGRADED, "error")
+UNJUDGED = (UNGRADED, *FAILED)
 """outcomes that say nothing about the completion: it is graded again when it is asked for again"""
 
 
 class Grader(Protocol):
     """What is asked of a grader here (`evals.grading.grader.open_grader` opens one)."""
 
-    def submit(self, text: str, item: Item) -> "Future[Verdict]": ...
+    def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]": ...
 
     def flush(self) -> None:
         """Everything has been submitted."""
@@ -45,7 +45,7 @@ class Job:
     sampling: Sampling
     n: int
     """completions per problem"""
-    preset: str
+    preset: str | Preset
     seed: int
     run_id: str
     split: str
@@ -79,13 +79,14 @@ def complete(
     missing = [(item, [k for k in range(job.n) if (item.id, k) not in known]) for item in items]
     todo = [(item, repeats) for item, repeats in missing if repeats and engine is not None]
     tokenizer = None if engine is None else engine.tokenizer
+    template = {**find_preset(job.preset).template, **job.template}
     prompts = [render(job.preset, item, tokenizer, job.template) for item, _ in todo]
     requests = [
         Request(
             tokenize(job.preset, prompt, tokenizer),
             tuple(derive_seed(job.seed, job.bench.name, item.id, k) for k in repeats),
             words(job.preset, item) if tokenizer is None else "",
-            job.template,
+            template,
             item.id,
         )
         for prompt, (item, repeats) in zip(prompts, todo, strict=True)
@@ -104,7 +105,7 @@ def complete(
                 text = response_text(completion, tokenizer)
                 seed = requests[at].seeds[which]
                 row = ungraded_row(item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
-                recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item))
+                recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item, seen_of(row)))
         except EngineError as e:
             if not e.failed:
                 raise
@@ -139,6 +140,12 @@ def response_text(completion: Completion, tokenizer: Any) -> str:
     return tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
 
+def seen_of(row: SampleRow) -> dict[str, Any]:
+    """What a reward function can ask for besides the text and the item: a parameter of that name gets it."""
+    seen = {"prompt": row.prompt, "token_ids": row.token_ids, "finish_reason": row.finish_reason, "step": row.step}
+    return {**seen, "response": row.response}
+
+
 def regrade(
     items: Sequence[Item], job: Job, store: Store, grader: Grader, on_row: Callable[[SampleRow], None] | None = None
 ) -> dict[tuple[str, int], SampleRow]:
@@ -167,7 +174,7 @@ def _grade_again(
                     "holds: its data changed. Give the same data (--data), or start a new run."
                 )
             text = opened_thoughts(row.prompt) + row.response
-            recorder.add(row, by_id[row.item], grader.submit(text, by_id[row.item]))
+            recorder.add(row, by_id[row.item], grader.submit(text, by_id[row.item], seen_of(row)))
 
 
 class Recorder:
@@ -281,7 +288,7 @@ def ungraded_row(
         seed=seed,
         seconds=completion.seconds,
         weight_version=completion.weight_version,
-        meta=dict(item.meta),
+        meta=item.labels,
         response_tokens=completion.n_tokens,
     )
 
@@ -296,7 +303,7 @@ def graded(row: SampleRow, item: Item, verdict: Verdict) -> SampleRow:
         reference=item.answer,
         reward=verdict.reward,
         meta={
-            **item.meta,
+            **item.labels,
             **verdict.meta,
             **({"rewards": dict(verdict.parts)} if verdict.parts else {}),
             **({"detail": verdict.detail} if verdict.detail else {}),

@@ -23,6 +23,13 @@ class Item:
     meta: Mapping[str, Any] = field(default_factory=dict)  # level, subject, source, ... : whatever reports group by
     code: Code | None = None
     """what the grader "code" runs; None for a problem that wants no program"""
+    chat: tuple[dict[str, str], ...] = ()
+    """the turns of a prompt that is more than one user's message: asked as they are, without a preset"""
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """`meta` without lists and the like: what every sample keeps in the store."""
+        return {name: value for name, value in self.meta.items() if isinstance(value, str | int | float | bool)}
 
 
 def read_rows(path: str | Path) -> Iterator[Mapping[str, Any]]:
@@ -58,13 +65,14 @@ def read_items(
 ) -> list[Item]:
     """Items of a file in verl's schema (prompt as chat, reward_model.ground_truth) or with plain columns by name.
 
+    answer: "" where nothing reads a reference answer; every other column is in the items' `meta`.
     limits: the reference answers are tests, as `read_code` reads them, and programs are run under these limits; the
     item's own answer is then empty, for tests may be megabytes and every sample keeps its answer.
     Raises UserError naming the file, the row and the missing column; a file without a row is an error too.
     """
     items = []
     for number, row in enumerate(read_rows(path)):
-        item = _item(path, number, row, prompt, answer)
+        item = _item(f"{path}, row {number}", row, prompt, answer)
         if limits is not None:
             code = read_code(item.answer, f"{path}, row {number}", limits, str(item.meta.get("starter_code") or ""))
             item = replace(item, answer="", code=code)
@@ -74,24 +82,65 @@ def read_items(
     return items
 
 
-def _item(path: str | Path, number: int, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
+def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
     def column(name: str) -> Any:
-        if row.get(name) is None:
-            raise UserError(f"{path}, row {number}: no column {name!r}. The row has: {', '.join(sorted(row))}.")
+        if name not in row:
+            raise UserError(f"{where}: no column {name!r}. The row has: {', '.join(sorted(row))}.")
+        if row[name] is None:
+            raise UserError(f"{where}: column {name!r} is null. Fill it in, or leave the row out.")
         return row[name]
 
-    asked = problem_text(column(prompt), f"{path}, row {number}, {prompt!r}")
+    for name in ("image", "images", "video", "videos", "audio", "tools"):
+        if isinstance(row.get(name), list | tuple | dict) and len(row[name]):
+            raise UserError(f"{where}: it has {name}, and only text is asked. Leave the row or the column out.")
+    chat = turns(column(prompt), f"{where}, {prompt!r}")
+    if chat and chat[-1]["role"] != "user":
+        raise UserError(f"{where}: the last turn is the {chat[-1]['role']}'s. The model answers a user's: cut it off.")
+    asked = problem_text(chat, where) if chat else str(column(prompt))
     if "reward_model" in row and answer not in row:
         reference = (row["reward_model"] or {}).get("ground_truth")
-        if reference is None:
-            raise UserError(f"{path}, row {number}: reward_model has no 'ground_truth'.")
+        if reference is None and answer:
+            raise UserError(f"{where}: reward_model has no 'ground_truth'.")
     else:
-        reference = column(answer)
+        reference = column(answer) if answer else None
+    if isinstance(reference, list | tuple | dict):
+        raise UserError(
+            f"{where}: the answer is a {type(reference).__name__}, and a text or a number is compared. Write it as "
+            "one; or, for a reward of your own, data.answer_column= leaves the column to item.meta."
+        )
     extra = dict(row.get("extra_info") or {})
     known = {prompt, answer, "reward_model", "extra_info"}
-    meta = {**{k: v for k, v in row.items() if k not in known and isinstance(v, str | int | float | bool)}, **extra}
+    meta = {**{k: v for k, v in row.items() if k not in known and v is not None}, **extra}
     name = row.get("id", extra.get("id", extra.get("index")))
-    return Item(str(name) if name is not None else item_id(asked), str(asked), str(reference), meta)
+    ident = str(name) if name is not None else item_id("\0".join(m["content"] for m in chat) if chat[1:] else asked)
+    own = chat if [message["role"] for message in chat] != ["user"] else ()
+    return Item(ident, asked, "" if reference is None else str(reference), meta, chat=own)
+
+
+def turns(asked: Any, where: str) -> tuple[dict[str, str], ...]:
+    """The messages of a chat, each a role and a text; () for a prompt that is no list. Raises UserError for others."""
+    if not isinstance(asked, list | tuple):
+        return ()
+    expected = "Expected a chat with a user's message: a role and a content, which is a text."
+    told: list[dict[str, str]] = []
+    for message in asked:
+        message = message if isinstance(message, Mapping) else {}
+        role = message.get("role", message.get("from"))
+        if not isinstance(role, str):
+            raise UserError(f"{where}: a turn is no message ({dict(message)!r:.80}). {expected}")
+        role = {"human": "user", "gpt": "assistant"}.get(role, role)  # as ShareGPT has it
+        content = message.get("content", message.get("value"))
+        parts = content if isinstance(content, list | tuple) else [None]
+        if all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+            content = "".join(str(part["text"]) for part in parts if part)
+        if role == "tool" or message.get("tool_calls"):
+            raise UserError(f"{where}: a turn uses tools, and only text is asked. Leave the row out.")
+        if not isinstance(content, str):
+            raise UserError(f"{where}: the {role}'s turn holds more than text ({content!r:.80}). {expected}")
+        told.append({"role": role, "content": content})
+    if not any(message["role"] == "user" for message in told):
+        raise UserError(f"{where}: nobody asks. {expected}")
+    return tuple(told)
 
 
 def problem_text(asked: Any, where: str) -> Any:
@@ -99,18 +148,9 @@ def problem_text(asked: Any, where: str) -> Any:
 
     Raises UserError naming `where` for a list that is no chat of texts.
     """
-    if not isinstance(asked, list | tuple):
-        return asked
-    try:
-        if said := [
-            turn["content"] if "content" in turn else turn["value"]
-            for turn in asked
-            if turn.get("role", turn.get("from")) in ("user", "human")
-        ]:
-            return "\n\n".join(said)
-    except (AttributeError, KeyError, TypeError):
-        pass
-    raise UserError(f"{where}: expected a text, or a chat with a user's message: role and content, a text.")
+    if chat := turns(asked, where):
+        return "\n\n".join(message["content"] for message in chat if message["role"] == "user")
+    return asked
 
 
 def item_id(text: str) -> str:

@@ -1,20 +1,22 @@
 """The plan of an evaluation: which benchmarks under which settings, resolved and checked before any model is loaded."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.console import Console
 
 from evals import contamination
 from evals.benches import BENCHES, Bench, find, load
+from evals.benches.own import OPTIONS, bench_name
 from evals.errors import UserError
 from evals.items import Item, choose
 from evals.lm_tasks.plan import PREFIX, TaskPlan, add_options, check_unused, first_prompt, make_task_plan
 from evals.models import Target
-from evals.prompts import find_preset, render
+from evals.prompts import Preset, own_preset, render, text_or_file
 
 if TYPE_CHECKING:
     from evals.store import Store
@@ -43,20 +45,22 @@ def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
     names = list(dict.fromkeys(name for given in args.bench for name in given.split(",") if name))
     tasks = [name for name in names if name.startswith(PREFIX)]
     benches = [find(name) for name in names if name not in tasks]
+    benches = [replace(bench, grader=args.grader or bench.grader or "math") for bench in benches]
     if not tasks:
         check_unused(args)
     data = data_files(args.data, benches)
     own = own_options(args, benches)
     settings = [settings_of(bench, args, data.get(bench.name), own[bench.name]) for bench in benches]
-    plans: dict[str, Plan | TaskPlan] = {}
+    plans: list[Plan | TaskPlan] = []
     for bench, chosen in zip(benches, settings, strict=True):
         items = choose(load(bench, chosen["data"], chosen["options"]), chosen["limit"], chosen["seed"])
         if not items:
             raise UserError(f"{bench.name}: no problem is left under these options: {chosen['options']}.")
-        plans[bench.name] = Plan(bench, items, chosen, bench.notes(items, chosen["options"]))
+        plans.append(Plan(bench, items, chosen, bench.notes(items, chosen["options"])))
     for name in tasks:
-        plans[name] = make_task_plan(name, args)
-    return [plans[name] for name in names]
+        plans.append(make_task_plan(name, args))
+    order = [bench_name(name) for name in names]
+    return sorted(plans, key=lambda plan: order.index(plan.settings["bench"]))
 
 
 def plan_for(plan: Plan | TaskPlan, target: Target, max_tokens: int | None) -> Plan | TaskPlan:
@@ -87,8 +91,13 @@ def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: d
             "Say --temperature 0.7, or --n 1."
         )
     preset = args.prompt or bench.prompt
-    find_preset(preset)
-    return {
+    kwargs = yaml.safe_load(args.chat_template_kwargs or "{}")
+    if not isinstance(kwargs, dict):
+        raise UserError(f'--chat-template-kwargs {args.chat_template_kwargs}: expected "name: value".')
+    words = {"system_prompt": text_or_file(args.system_prompt), "user_prompt": text_or_file(args.user_prompt)}
+    words |= {"chat_template_kwargs": kwargs or None, "grader": args.grader}
+    data = data or (bench.source if bench.options == OPTIONS else None)
+    settings = {
         "bench": bench.name,
         "options": own,
         "data": str(Path(data).resolve()) if data else None,
@@ -99,7 +108,16 @@ def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: d
         "max_tokens": args.max_tokens or bench.max_tokens,
         "limit": args.limit,
         "seed": args.seed,
+        **{name: value for name, value in words.items() if value is not None},
     }
+    asked_with(settings)
+    return settings
+
+
+def asked_with(settings: Mapping[str, Any]) -> str | Preset:
+    """The prompt preset of a run's settings, with words of one's own where there are some. Raises UserError."""
+    words = settings.get("system_prompt"), settings.get("user_prompt")
+    return own_preset(settings["prompt"], *words, settings.get("chat_template_kwargs") or {})
 
 
 def data_files(given: Sequence[str], benches: Sequence[Bench]) -> dict[str, str]:
@@ -128,13 +146,15 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
     group = parser.add_argument_group("options of single benchmarks")
     known: dict[str, tuple[str, str, list[str]]] = {}
-    for bench in BENCHES.values():
-        for option in bench.options:
+    for name, options in [*((bench.name, bench.options) for bench in BENCHES.values()), ("data:FILE", OPTIONS)]:
+        for option in options:
             about, default, having = known.setdefault(option.name, (option.about, option.default, []))
-            having.append(bench.name)
+            having.append(name)
     for name, (about, default, having) in known.items():
         text = f"{', '.join(having)}: {about}" + (f" (default: {default})" if default else "")
-        group.add_argument(f"--{name}", dest=f"bench:{name}", metavar=name.upper(), help=text.replace("%", "%%"))
+        group.add_argument(
+            f"--{name.replace('_', '-')}", dest=f"bench:{name}", metavar=name.upper(), help=text.replace("%", "%%")
+        )
 
 
 def own_options(args: argparse.Namespace, benches: Sequence[Bench]) -> dict[str, dict[str, str]]:
@@ -143,6 +163,7 @@ def own_options(args: argparse.Namespace, benches: Sequence[Bench]) -> dict[str,
     for name in given:
         if not any(option.name == name for bench in benches for option in bench.options):
             having = [bench.name for bench in BENCHES.values() if any(o.name == name for o in bench.options)]
+            having = having or ["data:FILE"]
             raise UserError(
                 f"--{name} is an option of {', '.join(having)}; chosen: {', '.join(bench.name for bench in benches)}."
             )
@@ -177,7 +198,7 @@ def show_prompts(plans: Sequence[Plan | TaskPlan], tokenizer: Any, console: Cons
     """Print the first prompt of each benchmark as the model would read it."""
     for plan in plans:
         if isinstance(plan, Plan):
-            name, text = plan.items[0].id, render(plan.settings["prompt"], plan.items[0], tokenizer)
+            name, text = plan.items[0].id, render(asked_with(plan.settings), plan.items[0], tokenizer)
         else:
             name, text = first_prompt(plan, tokenizer)
         console.print(f"[bold]{plan.title}[/], first prompt ({name}):", highlight=False)

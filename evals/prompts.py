@@ -1,7 +1,8 @@
 """Prompt presets: how a bare problem becomes what a model reads. It decides a base model's score, so it is recorded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError
@@ -19,6 +20,13 @@ class Preset:
     chat: bool = True
     system: str | None = None
     about: str = ""
+    name: str = ""
+    """of one with words of one's own (`own_preset`)"""
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """what the chat template is given, such as {"enable_thinking": False}"""
+
+    def __str__(self) -> str:
+        return self.name
 
 
 # LiveCodeBench's words (lcb_runner/prompts/code_generation.py at 28fef95), kept to the letter: scores depend on them.
@@ -89,25 +97,69 @@ PRESETS: dict[str, Preset] = {
         "```\n{problem}\n```",
         about="EvalPlus's words for chat models",
     ),
+    "chat": Preset("{problem}", about="the bare problem through the model's chat template"),
     "none": Preset("{problem}", chat=False, about="the bare problem; for HumanEval the function to continue"),
     "arith": Preset("{problem}=", chat=False, about="the tiny model's format: 3+5-2="),
     "tiny-code": Preset("{problem}:\n", chat=False, about="the tiny code model's format: add 3, times 2, square:"),
 }
 
 
-def find_preset(name: str) -> Preset:
+def find_preset(name: str | Preset) -> Preset:
+    if isinstance(name, Preset):
+        return name
     if name not in PRESETS:
         raise UserError(f"unknown prompt preset {name!r}. Known: {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 
-def words(name: str, problem: str | Item) -> str | tuple[dict[str, str], ...]:
-    """What a preset says, before any chat template: the messages of a chat preset, the text of another.
+def own_preset(name: str, system: str | None, user: str | None, template: Mapping[str, Any]) -> str | Preset:
+    """A preset with words of one's own: `system` ("" is none), `user` with {problem} in it; None keeps the preset's.
 
-    A preset with {format} takes an Item, for its starter code; the others a text as well. Raises UserError for an
-    unknown preset.
+    Raises UserError for words without a {problem}, or what a preset without a chat cannot use.
     """
     preset = find_preset(name)
+    if system is None and user is None and not template:
+        return name
+    if not preset.chat and (system is not None or template):
+        what = "a system prompt" if system is not None else "chat_template_kwargs"
+        raise UserError(
+            f"{what} goes with a chat, and the prompt preset {name!r} is plain text. Take prompt=chat, say."
+        )
+    if user is not None and "{problem}" not in user:
+        raise UserError(f"the user's words {user!r:.80} have no {{problem}} in them, so that nothing would be asked.")
+    system = preset.system if system is None else _escaped(system) or None
+    user = preset.user if user is None else _escaped(user)
+    return replace(preset, system=system, user=user, template=template, name=f"{name} with words of one's own")
+
+
+def _escaped(text: str) -> str:
+    """For `str.format`: braces stand for themselves (\\boxed{}), but for {problem} and {format}."""
+    text = text.replace("{", "{{").replace("}", "}}")
+    return text.replace("{{problem}}", "{problem}").replace("{{format}}", "{format}")
+
+
+def text_or_file(given: Any) -> Any:
+    """The content of a file, where a text names one."""
+    if isinstance(given, str) and given and len(given) < 256 and "\n" not in given and Path(given).is_file():
+        return Path(given).read_text(encoding="utf-8")
+    return given
+
+
+def words(name: str | Preset, problem: str | Item) -> str | tuple[dict[str, str], ...]:
+    """What a preset says, before any chat template: the messages of a chat preset, the text of another.
+
+    An item with turns of its own is asked in these. A preset with {format} takes an Item, for its starter code; the
+    others a text as well. Raises UserError for an unknown preset, and for turns under a preset without a chat.
+    """
+    preset = find_preset(name)
+    if isinstance(problem, Item) and problem.chat:
+        if not preset.chat:
+            roles = ", ".join(message["role"] for message in problem.chat)
+            raise UserError(
+                f"problem {problem.id!r} is a chat with turns of its own ({roles}), and "
+                f"prompt={name} is plain text. Take prompt=chat, which asks it as it is."
+            )
+        return problem.chat
     if isinstance(problem, Item):
         user = preset.user.format(problem=problem.prompt, format=code_format(problem))
     else:
@@ -118,37 +170,49 @@ def words(name: str, problem: str | Item) -> str | tuple[dict[str, str], ...]:
     return (*system, {"role": "user", "content": user})
 
 
-def render(name: str, problem: str | Item, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str:
-    """The text of a prompt; `template` is what the chat template is given, such as {"enable_thinking": False}.
+def render(name: str | Preset, problem: str | Item, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str:
+    """The text of a prompt; `template` is what the chat template is given besides what the preset has for it.
 
     Without a tokenizer (None) a server renders the messages: they are shown with their roles.
 
-    Raises UserError for an unknown preset, or a chat preset without a chat template.
+    Raises UserError for an unknown preset, a chat preset without a chat template, or what that would not look at.
     """
     said = words(name, problem)
     if isinstance(said, str):
         return said
     if tokenizer is None:
         return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in said)
-    if not getattr(tokenizer, "chat_template", None):
+    chat_template = getattr(tokenizer, "chat_template", None)
+    if not chat_template:
         plain = ", ".join(other for other, p in PRESETS.items() if not p.chat)
         raise UserError(
-            f"prompt preset {name!r} goes through a chat template and this model's tokenizer has none. "
+            f"prompt preset {str(name)!r} goes through a chat template and this model's tokenizer has none. "
             f"Presets that work without: {plain}."
         )
-    return tokenizer.apply_chat_template(list(said), tokenize=False, add_generation_prompt=True, **(template or {}))
+    given = {**find_preset(name).template, **(template or {})}
+    if unread := next((key for key in given if key not in str(chat_template)), None):
+        raise UserError(f"chat_template_kwargs: the chat template of this model never looks at {unread!r}.")
+    try:
+        return tokenizer.apply_chat_template(list(said), tokenize=False, add_generation_prompt=True, **given)
+    except Exception as e:  # a template refuses what it has no form for, with an exception of its own
+        which = f"problem {problem.id!r}" if isinstance(problem, Item) else "a problem"
+        roles = ", ".join(message["role"] for message in said)
+        raise UserError(f"{which}: the model's chat template does not take its turns ({roles}): {e}") from e
 
 
-def tokenize(name: str, text: str, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids of a rendered prompt. A chat template writes its special tokens; otherwise the tokenizer does."""
+def tokenize(name: str | Preset, text: str, tokenizer: Any) -> tuple[int, ...]:
+    """Token ids of a rendered prompt. A chat template writes its special tokens; otherwise the tokenizer does, but for
+    a first one that the text has already."""
     if tokenizer is None:
         return ()
+    begun = bool(first := getattr(tokenizer, "bos_token", None)) and text.startswith(first)
+    special = not find_preset(name).chat and not begun
     # verbose=False: whoever asks checks the length against the model, and says more than the library's warning
-    return tuple(tokenizer(text, add_special_tokens=not PRESETS[name].chat, verbose=False).input_ids)
+    return tuple(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
 
 
 def encode(
-    name: str, problem: str | Item, tokenizer: Any, template: Mapping[str, Any] | None = None
+    name: str | Preset, problem: str | Item, tokenizer: Any, template: Mapping[str, Any] | None = None
 ) -> tuple[int, ...]:
     """Token ids of a problem under a preset."""
     return tokenize(name, render(name, problem, tokenizer, template), tokenizer)

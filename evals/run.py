@@ -46,7 +46,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument(
         "--bench",
         action="append",
-        help="benchmarks, see --list, or lm_eval:<task>; several by commas or repeated (default: arith)",
+        help="benchmarks, see --list, lm_eval:<task>, or data:FILE with problems of your own; several by commas or "
+        "repeated (default: arith)",
     )
     what.add_argument(
         "--model",
@@ -68,6 +69,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1)")
     how.add_argument("--max-tokens", type=int, help="longest response (default: the benchmark's)")
     how.add_argument("--prompt", help="prompt preset (default: the benchmark's)")
+    how.add_argument("--system-prompt", metavar="TEXT", help="in place of the preset's: a text or a file; '' is none")
+    how.add_argument("--user-prompt", metavar="TEXT", help="the same for the user's words, with {problem} in them")
+    how.add_argument("--chat-template-kwargs", metavar="YAML", help='for the chat template: "enable_thinking: false"')
+    how.add_argument("--grader", help="a grader (docs/grading.md) or module:function (default: the benchmark's)")
     how.add_argument("--seed", type=int, default=0, help="of the sample and of every completion (default: 0)")
     engine = parser.add_argument_group("what generates")
     engine.add_argument("--engine", help="hf, vllm or openai (default: hf, or openai for --model openai:...)")

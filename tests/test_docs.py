@@ -43,7 +43,9 @@ def test_the_own_task_runs(tmp_path):
     (shown,) = blocks("own-task.md", "json")
     assert set(json.loads(shown.splitlines()[0])) == {"question", "solution"}
     function, more = blocks("own-task.md", "python")
-    one, several = (line for line in (DOCS / "own-task.md").read_text().splitlines() if line.startswith("python -m"))
+    one, several, *_ = (
+        line for line in (DOCS / "own-task.md").read_text().splitlines() if line.startswith("python -m")
+    )
     assert len(function.splitlines()) + len(shown.splitlines()) + 1 < 30
     rows = [{"question": item.prompt, "solution": item.answer} for item in arith.items("train", 40)]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

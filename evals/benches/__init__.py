@@ -18,6 +18,7 @@ from evals.benches import (
     tiny_code,
 )
 from evals.benches.bench import Bench, Option
+from evals.benches.own import PREFIX, bench_name, own_bench
 from evals.errors import UserError
 from evals.files import ENDINGS
 from evals.items import Item
@@ -44,9 +45,13 @@ BENCHES: dict[str, Bench] = {
 
 
 def find(name: str) -> Bench:
+    """The benchmark of a name, or of data:FILE. Raises UserError."""
+    if name.startswith(PREFIX) and bench_name(name) not in BENCHES:
+        return own_bench(name)
     if name not in BENCHES:
         raise UserError(
-            f"unknown benchmark {name!r}. Known: {', '.join(BENCHES)}. `python -m evals.run --list` says more."
+            f"unknown benchmark {name!r}. Known: {', '.join(BENCHES)}, and data:FILE with a name of its own. "
+            "`python -m evals.run --list` says more."
         )
     return BENCHES[name]
 

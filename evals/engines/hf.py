@@ -223,6 +223,11 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
         raise UserError(_cannot_load(model, "model", ValueError(f"it has no weights for {shown}")))
     tokenizer = load_tokenizer(model)
     loaded.to(device)  # type: ignore[call-arg]  (the stub of the library's decorator loses `self`)
+    if broken := next((name for name, x in loaded.named_parameters() if not x.isfinite().all()), None):
+        raise UserError(
+            f"the model of {model} has weights that are not finite ({broken}): what made it went wrong. "
+            "Take an earlier checkpoint."
+        )
     return loaded, tokenizer
 
 

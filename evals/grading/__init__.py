@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Outcome = Literal["right", "wrong", "no_answer", "scored", "timeout", "error"]
-"""scored: a reward function of one's own gave something between right and wrong"""
+Outcome = Literal["right", "wrong", "no_answer", "scored", "abstained", "timeout", "error"]
+"""scored: a reward function of one's own gave something between right and wrong; abstained: it gave None"""
+
+FAILED: tuple[Outcome, ...] = ("timeout", "error")
+"""the grader's failures"""
 
 NO_PROGRAM = "NO_PROGRAM"
 """in a sample's meta in place of a verdict of the sandbox: the rule's extraction finds no program in the response"""
@@ -31,8 +34,8 @@ class Verdict:
 
     @property
     def scorable(self) -> bool:
-        """False for a timeout or an error: such a sample is left out and counted, it is not a wrong answer."""
-        return self.outcome not in ("timeout", "error")
+        """False for a failure, or where it abstained: such a sample is left out and counted, it is no wrong answer."""
+        return self.outcome not in (*FAILED, "abstained")
 
     @property
     def reward(self) -> float | None:

@@ -3,7 +3,7 @@
 `extract_code` is cheap and pure. `CodeGrader` has the shape of `evals.grading.grader.Grader`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal
 
@@ -131,7 +131,7 @@ class CodeGrader:
     def __exit__(self, *exc: object) -> None:
         self._sandbox.close()
 
-    def submit(self, text: str, item: Item) -> "Future[Verdict]":
+    def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]":
         """The verdict on a whole response. Raises UserError for an item without tests, or with impossible ones."""
         if item.code is None:
             raise UserError(

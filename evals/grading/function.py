@@ -1,12 +1,22 @@
-"""Rewards of one's own, `module:function`, in four forms: plain, async, and either of them for a whole batch."""
+"""Rewards of one's own, `module:function`, in four forms: plain, async, and either of them for a whole batch.
+
+A function for TRL's trainer, `(prompts, completions, **columns)`, is one of a batch. docs/own-task.md is the reference.
+"""
 
 import asyncio
 import importlib
 import inspect
+import itertools
 import math
+import queue
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from evals.errors import UserError
@@ -17,6 +27,8 @@ TRIES = 2
 """an exception may be a server that was busy; after this many it is an error, never a reward of 0"""
 THREADS, AWAITED = 8, 64
 """calls at a time, of a plain and of an async function"""
+SECONDS = 300.0
+"""longest call, unless the caller says otherwise"""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -31,20 +43,45 @@ def batched(function: _F) -> _F:
     return function
 
 
+@dataclass(eq=False)
+class _Call:
+    """One call of the function: a response, or all of a rollout; with what is known of each, and its verdict to be."""
+
+    asked: list[tuple[str, Item, Mapping[str, Any]]]
+    verdicts: "list[Future[Verdict]]"
+    awaited: list["Future[Any]"] = field(default_factory=list)
+
+    def deliver(self, made: "Sequence[Verdict] | BaseException") -> None:
+        for number, verdict in enumerate(self.verdicts):
+            if isinstance(made, BaseException):
+                verdict.set_exception(made)  # raised where the verdict is asked for, and stops the run there
+            else:
+                verdict.set_result(made[number])
+
+
 class FunctionGrader:
     """The interface of `Grader` over a function of one's own.
 
-    The number must lie in `span`; None means not scorable. An exception is tried again, then a Verdict "error". A
+    The number must lie in `span`; None abstains. An exception is tried again, then a Verdict "error"; a call that takes
+    more than `seconds` is a "timeout", and its thread is left behind. The first of each is printed as it happens. A
     plain function runs in threads and an async one in one event loop, both while other responses still decode.
     """
 
-    def __init__(self, spec: str, span: tuple[float, float] = (0.0, 1.0)):
-        self.spec, self.span = spec, span
+    def __init__(self, spec: str, span: tuple[float, float] = (0.0, 1.0), seconds: float = SECONDS):
+        self.spec, self.span, self.seconds = spec, span, seconds
         self._function = load_function(spec)
-        self._batched = getattr(self._function, "batched", False)
-        self._waiting: list[tuple[str, Item, Future[Verdict]]] = []
-        threads = AWAITED if inspect.iscoroutinefunction(self._function) else THREADS
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reward")
+        self._parameters = _parameters(self._function)
+        self._trl = "completions" in self._parameters
+        self._batched = self._trl or getattr(self._function, "batched", False)
+        self._waiting = _Call([], [])
+        self._size = AWAITED if inspect.iscoroutinefunction(self._function) else THREADS
+        # Daemon threads, not an executor's: nobody can end a call that hangs, and the process must not wait for it.
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._running: dict[_Call, float] = {}
+        """since when; whoever takes a call out of it has its verdicts to give"""
+        self._threads = 0
+        self._closed = threading.Event()
+        self._told: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
 
@@ -52,54 +89,134 @@ class FunctionGrader:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._closed.set()
+        for _ in range(self._threads):
+            self._calls.put(None)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def submit(self, text: str, item: Item) -> "Future[Verdict]":
-        """The verdict on a response; of a batched function, after `flush`."""
+    def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]":
+        """The verdict on a response; of a batched function, after `flush`. `seen`: what a parameter can ask for."""
         verdict: Future[Verdict] = Future()
         if self._batched:
-            self._waiting.append((text, item, verdict))
+            self._waiting.asked.append((text, item, seen or {}))
+            self._waiting.verdicts.append(verdict)
         else:
-            self._pool.submit(self._judge, (text, item), [verdict])
+            self._start(_Call([(text, item, seen or {})], [verdict]))
         return verdict
 
     def flush(self) -> None:
         """Everything of this rollout has been submitted: a batched function is called now."""
-        if self._waiting:
-            waiting = sorted(self._waiting, key=lambda one: (one[1].id, one[0]))
-            self._waiting = []
-            texts, items, verdicts = (list(column) for column in zip(*waiting, strict=True))
-            self._pool.submit(self._judge, (texts, items), verdicts)
+        call, self._waiting = self._waiting, _Call([], [])
+        if call.asked:
+            order = sorted(range(len(call.asked)), key=lambda i: (call.asked[i][1].id, call.asked[i][0]))
+            self._start(_Call([call.asked[i] for i in order], [call.verdicts[i] for i in order]))
 
-    def _judge(self, arguments: tuple[Any, Any], verdicts: "Sequence[Future[Verdict]]") -> None:
-        """Call the function and fill the verdicts in: numbers, errors, or the mistake that has to stop the run."""
+    def _start(self, call: _Call) -> None:
+        self._calls.put(call)
+        with self._lock:
+            if not self._threads:
+                threading.Thread(target=self._watch, name="reward watch", daemon=True).start()
+            if self._threads < self._size:
+                self._threads += 1
+                threading.Thread(target=self._work, name="reward", daemon=True).start()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            self._running[call] = time.monotonic()
+            made = self._judge(call)
+            if self._running.pop(call, None) is None:
+                return  # it was given up, and another thread has this one's place
+            call.deliver(made)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self.seconds / 4)):
+            for call, since in list(self._running.items()):
+                if time.monotonic() - since > self.seconds and self._running.pop(call, None) is not None:
+                    for waits in call.awaited:
+                        waits.cancel()
+                    said = f"no answer within {self.seconds:g} s"
+                    self._tell("timeout", call, f"{said} (reward_seconds). Its thread may go on.")
+                    call.deliver([Verdict("timeout", self.spec, None, said)] * len(call.verdicts))
+                    threading.Thread(target=self._work, name="reward", daemon=True).start()
+
+    def _judge(self, call: _Call) -> "Sequence[Verdict] | BaseException":
+        """Call the function: verdicts, errors among them, or the mistake that has to stop the run."""
         detail = ""
-        for _ in range(TRIES):
+        for left in reversed(range(TRIES)):
             try:
-                answer = self._call(*arguments)
+                positional, named = self._arguments(call.asked)
+            except UserError as e:
+                return e
+            try:
+                answer = self._call(call, positional, named)
             except BaseException as e:  # noqa: BLE001  somebody else's code raises anything; that is an error, not a 0
                 detail = f"{type(e).__name__}: {e}"[:500]
+                if not left and call in self._running:
+                    self._tell("error", call, _traceback(e))
+                if call not in self._running:
+                    break
                 continue
             try:
-                scores = self._scores(answer, len(verdicts)) if self._batched else [answer]
-                made = [self._verdict(score) for score in scores]
-            except BaseException as e:  # noqa: BLE001  raised where the verdict is asked for, and stops the run there
-                for verdict in verdicts:
-                    verdict.set_exception(e)
-            else:
-                for verdict, one in zip(verdicts, made, strict=True):
-                    verdict.set_result(one)
-            return
-        for verdict in verdicts:
-            verdict.set_result(Verdict("error", self.spec, None, detail))
+                scores = self._scores(answer, len(call.verdicts)) if self._batched else [answer]
+                return [self._verdict(score) for score in scores]
+            except BaseException as e:  # noqa: BLE001
+                return e
+        return [Verdict("error", self.spec, None, detail)] * len(call.verdicts)
 
-    def _call(self, first: Any, second: Any) -> Any:
-        answer = self._function(first, second)
+    def _tell(self, kind: str, call: _Call, what: str) -> None:
+        """Say the first failure of each kind at once; the others are counted."""
+        with self._lock:
+            if kind in self._told:
+                return
+            self._told.add(kind)
+        which = f"problem {call.asked[0][1].id!r}" if len(call.asked) == 1 else f"{len(call.asked)} responses"
+        rest = "Said once; what fails has no reward, is left out of its group and counted in samples/failed."
+        print(f"reward {self.spec} failed on {which}: {what.rstrip()}\n{rest}", file=sys.stderr, flush=True)
+
+    def _arguments(self, asked: Sequence[tuple[str, Item, Mapping[str, Any]]]) -> tuple[list[Any], dict[str, Any]]:
+        """What the function is called with: text and item, and by name what its further parameters ask for."""
+        texts, items = [text for text, _, _ in asked], [item for _, item, _ in asked]
+        known = [{"answer": item.answer, **item.meta, **seen} for _, item, seen in asked]
+        if self._trl:  # as its trainer does: a chat's completions are chats
+            step = next((one["step"] for one in known if "step" in one), 0)
+            chat = [[{"role": "assistant", "content": t}] if i.chat else t for t, i in zip(texts, items, strict=True)]
+            named = {
+                "prompts": [list(item.chat) or item.prompt for item in items],
+                "completions": chat,
+                "completion_ids": [list(one.get("token_ids", ())) for one in known],
+                "trainer_state": SimpleNamespace(global_step=step),
+            }
+            known = [{**one, **dict.fromkeys(named)} for one in known]
+        else:
+            named = {}
+        kinds = {name: p.kind for name, p in self._parameters.items()}
+        names = [name for name, kind in kinds.items() if kind in (_NAMED, inspect.Parameter.KEYWORD_ONLY)]
+        first = 0 if self._trl else max(0, 2 - sum(kind is _FIRST for kind in kinds.values()))
+        taken, names = names[:first], names[first:]
+        every = inspect.Parameter.VAR_KEYWORD in kinds.values()
+        for name in dict.fromkeys([*names, *(itertools.chain(*known) if every else ())]):
+            if name in named or name in taken:
+                continue
+            if any(name in one for one in known):
+                values = [one.get(name) for one in known]
+                named[name] = values if self._batched else values[0]
+            elif self._parameters[name].default is inspect.Parameter.empty:
+                raise UserError(
+                    f"reward {self.spec} has a parameter {name!r}, and there is no such column. There is: "
+                    f"{', '.join(sorted(known[0]))}. Rename it, or give it a default."
+                )
+        if not every:
+            named = {name: value for name, value in named.items() if name in self._parameters}
+        return ([] if self._trl else [texts, items] if self._batched else [texts[0], items[0]]), named
+
+    def _call(self, call: _Call, positional: list[Any], named: dict[str, Any]) -> Any:
+        answer = self._function(*positional, **named)
         if not inspect.isawaitable(answer):
             return answer
-        return asyncio.run_coroutine_threadsafe(_wait(answer), self._running_loop()).result()
+        waits = asyncio.run_coroutine_threadsafe(_wait(answer), self._running_loop())
+        call.awaited.append(waits)
+        return waits.result()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         """One loop for all calls, so that a client a module keeps open between them goes on working."""
@@ -126,7 +243,7 @@ class FunctionGrader:
     def _verdict(self, score: Any) -> Verdict:
         """Raises UserError for anything but a number in the span or None: the run would train on it undeclared."""
         if score is None:
-            return Verdict("error", self.spec, None, "the reward function returned None: not scorable")
+            return Verdict("abstained", self.spec, None, "the reward function returned None")
         if isinstance(score, str | bytes) or not hasattr(score, "__float__"):
             hint = " A function that takes lists needs @batched." if isinstance(score, list | tuple) else ""
             raise UserError(f"reward {self.spec} returned {_shown(score)}; expected a number, or None.{hint}")
@@ -142,6 +259,24 @@ class FunctionGrader:
             )
         outcome = "right" if number == high else "wrong" if number == low else "scored"
         return Verdict(outcome, self.spec, score=number)
+
+
+_FIRST, _NAMED = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # a builtin without a signature
+        return {}
+
+
+def _traceback(error: BaseException) -> str:
+    """Of the function's own frames, and those below it."""
+    trace, ours = error.__traceback__, (__file__, "/asyncio/", "/concurrent/")
+    while trace is not None and any(part in trace.tb_frame.f_code.co_filename for part in ours):
+        trace = trace.tb_next
+    return "\n" + "".join(traceback.format_exception(type(error), error, trace))
 
 
 async def _wait(awaitable: Any) -> Any:
@@ -168,12 +303,15 @@ def load_function(spec: str) -> Callable[[Any, Any], Any]:
         raise UserError(f"reward {spec!r}: importing {module!r} failed with {type(e).__name__}: {e}") from e
     if not callable(found):
         raise UserError(f"reward {spec!r} is not a function.")
-    try:
-        inspect.signature(found).bind("text", "item")
-    except TypeError as e:
+    parameters = _parameters(found).values()
+    places = [p for p in parameters if p.kind in (_FIRST, _NAMED)]
+    if "completions" in _parameters(found):  # TRL's: all by name
+        if any(p.kind is _FIRST for p in parameters):
+            raise UserError(f"reward {spec!r}: prompts and completions are given by name. Take the / out of its line.")
+    elif parameters and len(places) < 2 and not any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
         raise UserError(
-            f"reward {spec!r} cannot be called with (text, item): {e}. Expected a function of these two."
-        ) from e
-    except ValueError:
-        pass  # a builtin without a signature
+            f"reward {spec!r} cannot be called with (text, item): it has the parameters "
+            f"({', '.join(map(str, parameters))}). Expected `def {name}(text, item):`, or TRL's "
+            f"`def {name}(prompts, completions, **kwargs):`."
+        )
     return found

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import lru_cache
@@ -21,7 +22,7 @@ from typing import Any
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.grading.code import CodeGrader
-from evals.grading.function import FunctionGrader
+from evals.grading.function import SECONDS, FunctionGrader
 from evals.grading.math import extract_answer, same_string
 from evals.grading.math_compare import Judgement, compare, quick
 from evals.grading.math_form import unsimplified
@@ -105,23 +106,28 @@ def grade(text: str, reference: str, grader: str = "math", question: str = "") -
 
 
 def open_grader(
-    name: str, span: tuple[float, float] = (0.0, 1.0), code: Mapping[str, Any] | None = None
+    name: str,
+    span: tuple[float, float] = (0.0, 1.0),
+    code: Mapping[str, Any] | None = None,
+    seconds: float = SECONDS,
 ) -> "Grader | FunctionGrader | CodeGrader":
-    """The grader called `name`, or the reward function `module:function` with numbers in `span`.
+    """The grader called `name`, or the reward function `module:function` with numbers in `span`, calls of `seconds`.
 
     `code`: keyword arguments of `CodeGrader`, for the grader "code".
     """
     if ":" in name:
-        return FunctionGrader(name, span)
+        return FunctionGrader(name, span, seconds)
     return CodeGrader(**(code or {})) if name == "code" else Grader(name)
 
 
 def open_rewards(
-    parts: Mapping[str, tuple[str, float, tuple[float, float]]], code: Mapping[str, Any] | None = None
+    parts: Mapping[str, tuple[str, float, tuple[float, float]]],
+    code: Mapping[str, Any] | None = None,
+    seconds: float = SECONDS,
 ) -> WeightedGrader:
     """The weighted sum of several rewards: name -> (grader or `module:function`, weight, range)."""
     return WeightedGrader(
-        {name: (open_grader(what, span, code), weight) for name, (what, weight, span) in parts.items()}
+        {name: (open_grader(what, span, code, seconds), weight) for name, (what, weight, span) in parts.items()}
     )
 
 
@@ -148,18 +154,22 @@ class Grader:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str, str], Future[Verdict]] = {}
+        self._told = False
 
     def __enter__(self) -> "Grader":
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        while kind is not None and not self._tasks.empty():  # nobody asks for these verdicts any more
+            with contextlib.suppress(queue.Empty):
+                self._tasks.get_nowait()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
         self._threads = []
 
-    def submit(self, text: str, item: Item) -> "Future[Verdict]":
+    def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]":
         """The verdict on a whole response. Blocks only when 10,000 comparisons are waiting."""
         return self.compare(text, item.answer, item.prompt)
 
@@ -168,7 +178,13 @@ class Grader:
 
     def compare(self, text: str, reference: str, question: str = "") -> "Future[Verdict]":
         """`submit` for a reference without an item."""
-        look = self._first_look(text, reference)
+        try:
+            look = self._first_look(text, reference)
+        except Exception as e:  # noqa: BLE001  a function of somebody else's in GRADERS
+            look = Verdict("error", self.name, None, f"{type(e).__name__}: {e}"[:500])
+            if not self._told:
+                print(f"grader {self.name} failed (said once):", *traceback.format_exception(e), file=sys.stderr)
+            self._told = True
         if isinstance(look, Verdict):
             done: Future[Verdict] = Future()
             done.set_result(look)

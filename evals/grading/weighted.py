@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from evals.grading import Verdict
+from evals.grading import FAILED, Verdict
 from evals.items import Item
 
 
 class WeightedGrader:
     """The interface of `Grader` over several: `parts` is name -> (grader, weight), the reward sum of weight x reward.
 
-    A response is scorable when every part could score it. Right, wrong and the extracted answer are what the first
-    part says, so that the lengths of right and wrong answers keep their meaning.
+    A part that abstains is left out for this response; all of them together abstain where each does. A part that fails
+    makes the whole a failure, unless its weight is 0. Right, wrong and the extracted answer are what the first part
+    says, so that the lengths of right and wrong answers keep their meaning.
     """
 
     def __init__(self, parts: Mapping[str, tuple[Any, float]]):
@@ -29,9 +30,9 @@ class WeightedGrader:
     def __exit__(self, *exc: object) -> None:
         self._open.close()
 
-    def submit(self, text: str, item: Item) -> "Future[Verdict]":
+    def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]":
         whole: Future[Verdict] = Future()
-        verdicts = {name: grader.submit(text, item) for name, (grader, _) in self.parts.items()}
+        verdicts = {name: grader.submit(text, item, seen) for name, (grader, _) in self.parts.items()}
         left, lock = len(verdicts), threading.Lock()
 
         def one_more(_: "Future[Verdict]") -> None:
@@ -57,11 +58,14 @@ class WeightedGrader:
         rewards = {name: verdict.reward for name, verdict in verdicts.items()}
         first = next(iter(verdicts.values()))
         meta = {key: value for verdict in verdicts.values() for key, value in verdict.meta.items()}
-        failed = [(name, verdict) for name, verdict in verdicts.items() if not verdict.scorable]
-        if failed:
-            name, verdict = failed[0]
-            return Verdict(
-                verdict.outcome, f"{name}:{verdict.path}", first.answer, verdict.detail, parts=rewards, meta=meta
-            )
-        total = sum(weight * (rewards[name] or 0.0) for name, (_, weight) in self.parts.items())
-        return Verdict(first.outcome, first.path, first.answer, score=total, parts=rewards, meta=meta)
+        weights = {name: weight for name, (_, weight) in self.parts.items()}
+        failed = [name for name, verdict in verdicts.items() if verdict.outcome in FAILED and weights[name]]
+        told = [name for name, reward in rewards.items() if reward is not None and weights[name]]
+        if failed or not told:
+            name = failed[0] if failed else next(iter(verdicts))
+            verdict = verdicts[name]
+            outcome, path = (verdict.outcome if failed else "abstained"), f"{name}:{verdict.path}"
+            return Verdict(outcome, path, first.answer, verdict.detail, parts=rewards, meta=meta)
+        total = sum(weights[name] * (rewards[name] or 0.0) for name in told)
+        outcome = first.outcome if first.scorable else "scored"
+        return Verdict(outcome, first.path, first.answer, score=total, parts=rewards, meta=meta)

@@ -1,8 +1,9 @@
 """What a run says in words, and that a resumed run says the same."""
 
 import pytest
+from rich.console import Console
 
-from agpo.telemetry import PATIENCE, Tally
+from agpo.telemetry import COLUMNS, PATIENCE, Progress, Tally
 
 QUIET = {
     "updates/made": 0.0,
@@ -55,3 +56,49 @@ def test_a_resumed_run_counts_and_says_the_same():
         assert tally.line() == (
             "updates     6 made, 2 clipped, 44 without a live group, 0 refused; 1,150 of 1,300 tokens (88 %) not run"
         )
+
+
+CLIPPED = {**LIVE, "updates/made": 0.0, "clip/clipped_updates": 4.0, "clip/ties": 0.0, "groups/masked": 1.0}
+CLIPPED |= {"tokens/truncated": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ["40 clipped, 0 of them ties", "10 of 100 groups dead", "10% of the answers cut", "objective.clip_scope"]),
+        ({"clip/ties": 4.0, "tokens/truncated": 1.0}, ["40 clipped, 40 of them ties", "rollout.max_tokens"]),
+        ({"groups/live": 1.0, "groups/masked": 31.0}, ["310 of 320 groups dead", "easier or harder data"]),
+    ],
+)
+def test_a_run_that_never_updates_says_why_once(change, words):
+    lines = told([*[CLIPPED] * 9, LIVE, *[{**CLIPPED, **change}] * 25])
+    (said,) = [line for one in lines for line in one]
+    assert said.startswith("step 20: not one update in 10 steps")
+    assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize("width", [40, 80, 140, 1000])
+def test_the_lines_of_a_narrow_console_have_fewer_columns_and_whole_values(width, capsys):
+    console = Console(width=width)
+    with Progress(console, 10_000, 0) as progress:
+        for step in (9_998, 9_999):
+            progress.show(
+                step, {**dict.fromkeys([column[1] for column in COLUMNS], 12.5), "tokens/truncated": 0.5, **LIVE}
+            )
+    head, *lines = capsys.readouterr().out.splitlines()
+    titles = head.split()
+    assert len(lines) == 2
+    assert all(len(line) <= max(width, 60) for line in (head, *lines))
+    assert all(len(line.split()) == len(titles) for line in lines)
+    assert {"step", "reward", "live"} <= {*titles}
+    assert ({"clipped", "ties", "cut"} <= {*titles}) == (width >= 80)
+    assert ({"right", "wrong", "entropy"} <= {*titles}) == (width >= 140)
+
+
+def test_a_slow_step_says_in_a_pipe_what_it_is_doing(capsys):
+    with Progress(Console(width=1000), 5, 0) as progress:
+        progress.begin("sampling 0 of 8")
+        said = ""
+        while not said:
+            said = capsys.readouterr().out
+    assert said == "step 1 of 5: sampling 0 of 8, 0:01\n"

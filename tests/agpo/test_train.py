@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from command import start as train
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from agpo.config import load_config
 from agpo.setup import check_ranks, model_path
@@ -171,9 +171,13 @@ def without_end(model: Path) -> None:
         (["data=two.jsonl", "reward=math"], "fewer than rollout.prompts_per_step"),
         (["data=long.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "context of 256"),
         (["data=twice.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "the id '1' twice"),
-        (["model=nowhere/at/all/really"], "cannot get the model"),
-        (["model=./empty"], "no config.json"),
-        (["model=./bare"], "cannot load the tokenizer"),
+        (
+            ["model=nowhere/at/all/really"],
+            "without a recipe would train with those of the tiny model: learning rate 0.0001",
+        ),
+        (["--recipe", "tiny", "model=nowhere/at/all/really"], "cannot get the model"),
+        (["--recipe", "tiny", "model=./empty"], "no config.json"),
+        (["--recipe", "tiny", "model=./bare"], "cannot load the tokenizer"),
         (["prompt=qwen-boxed"], "chat template"),
         (["eval.bench=nothing"], "unknown benchmark 'nothing'"),
         (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt"),
@@ -196,9 +200,19 @@ def without_end(model: Path) -> None:
         (["checkpoint.best=eval/pass1"], "set eval.bench and eval.every"),
         (["checkpoint.best=eval/loss", "eval.every=1"], "There is: eval/pass1, eval/arith/pass1"),
         (["trackers=excel"], "unknown tracker 'excel'"),
-        (["model=./no_weights"], "cannot load the model of ./no_weights"),
-        (["model=./damaged"], "a *.safetensors file is damaged"),
-        (["model=./endless"], "end-of-sequence id 20 is outside its vocabulary"),
+        (["--recipe", "tiny", "model=./no_weights"], "cannot load the model of ./no_weights"),
+        (["--recipe", "tiny", "model=./damaged"], "a *.safetensors file is damaged"),
+        (["--recipe", "tiny", "model=./broken"], "./broken has weights that are not finite"),
+        (
+            ["data=chat.jsonl", "prompt=chat", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"],
+            "tokenizer has none",
+        ),
+        (["system_prompt=Be short."], "is plain text. Take prompt=chat"),
+        (["user_prompt=nothing"], "have no {problem} in them"),
+        (["data=no_answer.jsonl", "reward=own:length"], "say data.answer_column= (nothing)"),
+        (["eval.bench=data:none.jsonl"], "none.jsonl: no such file"),
+        (["reward.max_errors=2"], "reward_max_errors"),
+        (["--recipe", "tiny", "model=./endless"], "end-of-sequence id 20 is outside its vocabulary"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, capsys, args, words):
@@ -216,12 +230,20 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch
         ("no_weights", "model.safetensors"),
         ("damaged", ""),
         ("endless", "generation_config.json"),
+        ("broken", ""),
     ):
         shutil.copytree(model_path("tiny"), tmp_path / folder, ignore=lambda _, names, no=without: {no} & {*names})
     (tmp_path / "damaged/model.safetensors").write_bytes(
         Path(model_path("tiny"), "model.safetensors").read_bytes()[:99]
     )
     without_end(tmp_path / "endless")
+    weights = load_file(tmp_path / "broken/model.safetensors")
+    next(iter(weights.values()))[0] = float("nan")
+    save_file(weights, tmp_path / "broken/model.safetensors", {"format": "pt"})
+    write(tmp_path / "chat.jsonl", '{"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}\n')
+    write(tmp_path / "no_answer.jsonl", '{"prompt": "1+1"}\n')
+    write(tmp_path / "own.py", "def length(text, item): return 0.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
     if "newer.db" in args:
         import sqlite3
 
@@ -363,7 +385,7 @@ def start_here(tmp_path, monkeypatch, own: str = ""):
 def test_a_refused_update_leaves_its_batch_and_the_run_goes_on_or_stops_as_declared(tmp_path, monkeypatch, capsys):
     """A learning rate that throws the weights out of float32: every later update has no finite loss."""
     start_here(tmp_path, monkeypatch)
-    wild = [*SMALL, "steps=2", "update.lr=1e30", "update.max_grad_norm=0", "objective=grpo", "eval.bench="]
+    wild = [*SMALL, "steps=1", "update.lr=1e30", "update.max_grad_norm=0", "objective=grpo", "eval.bench="]
     assert main(wild) == 0
     printed = capsys.readouterr().out
     with Store.open(tmp_path / "results/agpo.db") as store:
@@ -425,3 +447,100 @@ def test_a_reward_outside_its_range_stops_the_run_and_marks_it_failed(tmp_path, 
     assert "returned -1.0, outside its range of 0.0 to 1.0" in capsys.readouterr().err
     with Store.open(tmp_path / "results/agpo.db") as store:
         assert store.runs("train")[0].status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ("def f(text, item): return 1 / 0", ("ZeroDivisionError: division by zero", 'own.py", line 1')),
+        ("import time\ndef f(text, item): time.sleep(1000)", ("no answer within 0.2 s",)),
+    ],
+)
+def test_a_reward_that_always_fails_stops_the_run_after_what_was_learnt(tmp_path, monkeypatch, capfd, own, words):
+    start_here(tmp_path, monkeypatch, own + "\ndef fine(text, item, step): return min(len(text), 50) / 50")
+    assert main([*SMALL, "reward=own:fine", "eval.bench=", "steps=1", "objective=grpo"]) == 0
+    failing = [*SMALL, "reward=own:f", "eval.bench=", "reward.seconds=0.2", "objective=grpo"]
+    assert main(failing) == 2
+    said = capfd.readouterr().err
+    assert all(said.count(word) >= 1 for word in words)
+    assert said.count("Said once") == 1
+    assert "step 1: the reward failed on 32 of 32 responses (reward_max_errors=1)" in said
+    with Store.open(tmp_path / "results/agpo.db") as store:
+        assert sorted(run.status for run in store.runs("train")) == ["done", "failed"]
+
+
+def test_failures_up_to_the_bound_are_counted_on_the_steps_line(tmp_path, monkeypatch, capsys):
+    own = "def f(text, item, step):\n    if step == 3 or len(text) % 3 == 0: raise OSError\n    return len(text) / 99"
+    start_here(tmp_path, monkeypatch, own)
+    assert main([*SMALL, "reward=own:f", "eval.bench=", "checkpoint.every=50"]) == 2
+    told = capsys.readouterr()
+    assert re.search(r"^ +1 .*  \d+ rewards failed$", told.out, re.M)
+    assert "step 3: the reward failed on 32 of 32" in told.err
+    (saved,) = (tmp_path / "runs").glob("*/checkpoints/step-*")  # what was learnt until then
+    assert saved.name == "step-000002"
+
+
+def test_a_second_ctrl_c_leaves_at_once_while_a_reward_hangs(tmp_path):
+    (tmp_path / "own.py").write_text("import time\ndef f(text, item): time.sleep(10_000)")
+    process = train(tmp_path, *SMALL, "reward=own:f", "eval.bench=")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "grading 0 of 32" in line:
+            break
+    else:
+        raise AssertionError("the run does not say what it waits for")
+    process.send_signal(signal.SIGINT)
+    for line in process.stdout:
+        if "once more" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code == 130, output
+
+
+def test_weights_that_are_not_finite_stop_the_run_and_never_replace_a_good_checkpoint(tmp_path, monkeypatch, capsys):
+    """The weights leave float32 at step 3; only one checkpoint is kept, and it is the one before that."""
+    from agpo import step as steps
+
+    start_here(tmp_path, monkeypatch)
+    made = steps.update_policy
+
+    def wild(run, *args):
+        if run.done == 2:
+            next(run.policy.model.parameters()).data.mul_(float("inf"))
+        return made(run, *args)
+
+    monkeypatch.setattr(steps, "update_policy", wild)
+    for every in (1, 2):
+        out = f"out=every{every}"
+        common = [*SMALL, "eval.bench=", "checkpoint.keep=1", out, f"checkpoint.every={every}"]
+        assert main(common) == 2
+        said = capsys.readouterr().err
+        assert ("after step 3 the weights are not finite" if every == 1 else "step 4: the log-probabilities") in said
+        (kept,) = Path(f"every{every}").glob("*/checkpoints/step-*")
+        assert kept.name == "step-000002"
+        assert all(x.isfinite().all() for x in load_file(kept / "model.safetensors").values())
+
+
+def test_held_out_problems_of_ones_own_are_graded_by_the_reward_and_choose_the_best(tmp_path, monkeypatch, capsys):
+    own = "def short(text, item): return 1 - min(len(text), 99) / 99\ndef unsure(text, item): return None"
+    start_here(tmp_path, monkeypatch, own)
+    for name in ("train", "held_out"):
+        rows = ({"asked": f"{a}+{b}", "tags": ["x"]} for a in range(1, 5) for b in range(1, 5))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = ["data=train.jsonl", "data.prompt_column=asked", "data.answer_column=", "eval.bench=data:held_out.jsonl"]
+    own += [
+        "rewards.short=own:short",
+        "rewards.unsure=own:unsure",
+        "eval.every=1",
+        "checkpoint.best=eval/held_out/pass1",
+    ]
+    assert main([*SMALL, *own, "steps=2"]) == 0
+    with Store.open(tmp_path / "results/agpo.db") as store:
+        (run,) = store.runs("train")
+        values = {step: value for step, _, value in store.metrics(run.id, ["eval/held_out/pass1"])}
+        rows = list(store.samples(run.id, split="eval/held_out"))
+    assert set(values) == {0, 1, 2}
+    assert all(0 < row.reward < 1 and row.meta["rewards"]["unsure"] is None for row in rows)
+    best = json.loads(next((tmp_path / "runs").glob("*/checkpoints/best.json")).read_text())
+    assert (best["value"], best["selected_on_test"]) == (max(values[1], values[2]), "")

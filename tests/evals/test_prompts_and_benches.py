@@ -10,7 +10,7 @@ from evals.benches import BENCHES, arith, find, load
 from evals.errors import UserError
 from evals.grading.grader import NAMES
 from evals.items import Item, derive_seed, read_items
-from evals.prompts import PRESETS, encode, render
+from evals.prompts import PRESETS, encode, own_preset, render
 
 
 class Chat:
@@ -127,7 +127,17 @@ def test_arith_says_when_there_are_not_that_many():
         ("a.jsonl", b'{"prompt": "1"\n', "line 1: not valid JSON"),
         ("a.jsonl", b"[1]\n", "line 1: a list, not a JSON object"),
         ("a.jsonl", b'{"prompt": "1"}\n', "no column 'answer'"),
-        ("a.jsonl", b'{"prompt": null, "answer": "1"}\n', "no column 'prompt'"),
+        ("a.jsonl", b'{"prompt": null, "answer": "1"}\n', "row 0: column 'prompt' is null"),
+        ("a.jsonl", b'{"prompt": "1", "answer": ["a", "b"]}\n', "row 0: the answer is a list"),
+        ("a.jsonl", b'{"prompt": "1", "answer": "1", "images": ["x.png"]}\n', "row 0: it has images"),
+        ("a.jsonl", b'{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}\n', "more than text"),
+        ("a.jsonl", b'{"prompt": [{"role": "tool", "content": "1"}]}\n', "row 0, 'prompt': a turn uses tools"),
+        (
+            "a.jsonl",
+            b'{"prompt": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}\n',
+            "cut it off",
+        ),
+        ("a.jsonl", b'{"prompt": [{"role": "system", "content": "1"}]}\n', "nobody asks"),
         ("a.jsonl", b"\xff\xfe\n", "line 1: not UTF-8"),
         ("a.jsonl", b"", "has no rows"),
         ("a.jsonl.gz", gzip.compress(b""), "has no rows"),
@@ -150,7 +160,7 @@ def test_items_of_plain_columns_and_of_verls_schema(tmp_path):
     path = tmp_path / "a.jsonl"
     verl = {
         "data_source": "lighteval/MATH",
-        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1"}],
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": "1+1"}]}],
         "reward_model": {"style": "rule", "ground_truth": "2"},
         "extra_info": {"index": 7, "level": 3},
     }
@@ -166,3 +176,68 @@ def test_seeds_depend_on_every_part_and_nothing_else():
     assert derive_seed(1, "a", 2) == derive_seed(1, "a", 2)
     assert len({derive_seed(1, "a", 2), derive_seed(1, "a", 3), derive_seed(11, "a", 2), derive_seed(1, "a2")}) == 4
     assert 0 <= derive_seed("x") < 2**63
+
+
+TURNS = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "1+1"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "And {problem}?"},
+]
+
+
+def test_a_chat_is_asked_as_it_is_by_the_models_own_template(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": TURNS, "tests": ["a", "b"], "id": 1}, {"prompt": TURNS[:2]}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first, second = read_items(path, answer="")
+    assert first.chat == tuple(TURNS)
+    assert (first.answer, first.meta["tests"], first.labels) == ("", ["a", "b"], {"id": 1})
+    assert second.id != read_items(path, answer="")[0].id
+    with_template = TinyTokenizer("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<{{ who or 'ai' }}>")
+    assert render("qwen-boxed", first, with_template) == (
+        "<system>Be short.<user>1+1<assistant>2<user>And {problem}?<ai>"
+    )
+    with pytest.raises(UserError, match=r"a chat with turns of its own .* prompt=none is plain text"):
+        render("none", first, with_template)
+    strict = TinyTokenizer("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(UserError, match=r"'1'.*\(system, user, assistant, user\).*roles must alternate"):
+        render("chat", first, strict)
+
+
+def test_words_of_ones_own_take_the_place_of_a_presets():
+    tokenizer = TinyTokenizer("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<{{ who or 'ai' }}>")
+    own = own_preset("qwen-boxed", "In {JSON}.", "Q: {problem} in \\boxed{}", {"who": "me"})
+    assert render(own, "1+{1}", tokenizer) == "<system>In {JSON}.<user>Q: 1+{1} in \\boxed{}<me>"
+    assert render(own_preset("qwen-boxed", "", None, {}), "1", tokenizer).startswith("<user>1\nPlease")
+    assert own_preset("r1", None, None, {}) == "r1"
+    for given, said in (
+        (("none", "x", None, {}), "is plain text"),
+        (("r1", None, "no place", {}), "have no {problem}"),
+    ):
+        with pytest.raises(UserError, match=said):
+            own_preset(*given)
+    with pytest.raises(UserError, match="never looks at 'enable_thinking'"):
+        render(own_preset("r1", None, None, {"enable_thinking": False}), "1", tokenizer)
+
+
+def test_a_text_that_begins_as_a_template_does_gets_no_second_first_token(smollm2):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    tokenizer.add_bos_token = True
+    text = tokenizer.bos_token + "hello"
+    assert encode("none", text, tokenizer).count(tokenizer.bos_token_id) == 1
+
+
+class TinyTokenizer:
+    """What rendering asks of a tokenizer, with transformers' own templates."""
+
+    def __init__(self, template):
+        self.chat_template = template
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt, **given):
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        assert add_generation_prompt
+        return render_jinja_template([messages], chat_template=self.chat_template, **given)[0][0]

@@ -10,7 +10,7 @@ from evals.grading.grader import open_grader, open_rewards
 from evals.items import Item
 
 MODULE = """
-import asyncio, sys, threading
+import asyncio, sys, threading, time
 from evals.grading.function import batched
 calls, at_once = [], []
 def length(text, item): return min(1.0, len(text) / item.meta["wanted"])
@@ -63,6 +63,29 @@ def too_few(texts, items): return [0.0]
 def one_number(texts, items): return 0.5
 @batched
 def broken_batch(texts, items): raise ConnectionError("server down")
+def hangs(text, item):
+    while text == "hang": time.sleep(0.05)
+    return 1.0
+async def hangs_later(text, item):
+    await asyncio.sleep(1000 if text == "hang" else 0)
+    return 1.0
+@batched
+def hangs_on_all(texts, items):
+    while True: time.sleep(0.05)
+looked = []
+def looks(text, item, finish_reason, token_ids, *, step, answer, tests, more=1):
+    return looks_at_all([text], [item], finish_reason, token_ids, step, answer, tests, more)[0]
+@batched
+def looks_at_all(texts, items, finish_reason, token_ids, step, answer, tests, more=1):
+    seen = dict(finish_reason=finish_reason, token_ids=token_ids, step=step)
+    looked.append(dict(seen, answer=answer, tests=tests, more=more))
+    return [1.0] * len(texts)
+def wants_more(text, item, hints): return 1.0
+def for_trl(prompts, completions, completion_ids, wanted, trainer_state, **kwargs):
+    looked.append(dict(prompts=prompts, completions=completions, completion_ids=completion_ids,
+                       step=trainer_state.global_step, others=kwargs))
+    return [2 / n for n in wanted]
+def positional_trl(prompts, completions, /): return [0.0]
 constant = 3
 def one_argument(text): return 0.0
 """
@@ -105,8 +128,74 @@ def test_a_number_is_the_reward_and_the_ends_of_the_range_are_right_and_wrong():
 )
 def test_errors_never_become_rewards(name, detail):
     verdict = judge(name)
-    assert (verdict.outcome, verdict.reward, verdict.scorable) == ("error", None, False)
+    outcome = "abstained" if name == "unsure" else "error"
+    assert (verdict.outcome, verdict.reward, verdict.scorable) == (outcome, None, False)
     assert detail in verdict.detail
+
+
+def test_the_first_exception_is_shown_once_with_its_traceback(capfd):
+    judge_all("broken", ["a", "b", "c"])
+    said = capfd.readouterr().err
+    assert said.count("reward own_rewards:broken failed on problem 'a'") == 1
+    assert said.count('own_rewards.py", line') == said.count("ConnectionError: server down") == 1
+    assert "samples/failed" in said
+    assert "function.py" not in said
+
+
+@pytest.mark.parametrize("name", ["hangs", "hangs_later", "hangs_on_all"])
+def test_a_call_over_its_time_is_given_up_and_the_others_go_on(name, capfd):
+    texts = ["hang"] * 9 + ["fine"] * 3  # more than there are threads
+    with open_grader(f"own_rewards:{name}", seconds=0.2) as grader:
+        verdicts = [grader.submit(text, ITEM) for text in texts]
+        grader.flush()
+        found = [verdict.result(timeout=60) for verdict in verdicts]
+    fine = ("timeout", None) if name == "hangs_on_all" else ("right", 1.0)
+    assert [(v.outcome, v.reward) for v in found] == [("timeout", None)] * 9 + [fine] * 3
+    assert capfd.readouterr().err.count("no answer within 0.2 s") == 1
+
+
+SEEN = {"finish_reason": "length", "token_ids": (5, 7), "step": 3, "prompt": "say:"}
+
+
+def test_parameters_get_what_they_are_named_after():
+    item = Item("a", "say", "ten", {"wanted": 10, "tests": ["x", "y"]})
+    for name in ("looks", "looks_at_all"):
+        with open_grader(f"own_rewards:{name}") as grader:
+            verdict = grader.submit("hi", item, SEEN)
+            grader.flush()
+            assert verdict.result(timeout=30).reward == 1.0
+    looked = sys.modules["own_rewards"].looked
+    one = {"finish_reason": "length", "token_ids": (5, 7), "step": 3, "answer": "ten", "tests": ["x", "y"], "more": 1}
+    assert looked == [one, {**{name: [value] for name, value in one.items()}, "more": 1}]
+    with open_grader("own_rewards:wants_more") as grader, pytest.raises(UserError, match="'hints', and there is no"):
+        grader.submit("hi", item, SEEN).result(timeout=30)
+
+
+@pytest.mark.parametrize("chat", [(), ({"role": "system", "content": "short"}, {"role": "user", "content": "say"})])
+def test_a_function_for_trl_is_called_as_trl_does(chat):
+    """trl/trainer/grpo_trainer.py, _calculate_rewards: keywords, columns as lists, chats where the data are chats."""
+    items = [Item(name, "say", "", {"wanted": n}, chat=chat) for name, n in (("a", 2), ("b", 4))]
+    with open_grader("own_rewards:for_trl") as grader:
+        verdicts = [grader.submit("hi", item, SEEN) for item in items]
+        grader.flush()
+        assert [verdict.result(timeout=30).reward for verdict in verdicts] == [1.0, 0.5]
+    (got,) = sys.modules["own_rewards"].looked
+    assert got["prompts"] == [list(chat) or "say"] * 2
+    assert got["completions"] == [[{"role": "assistant", "content": "hi"}] if chat else "hi"] * 2
+    assert (got["completion_ids"], got["step"]) == ([[5, 7]] * 2, 3)
+    assert {"finish_reason", "step"} <= set(got["others"])
+
+
+def test_a_reward_of_ours_that_raises_is_an_error_too(monkeypatch, capfd):
+    from evals.grading import grader as ours
+
+    monkeypatch.setitem(ours.GRADERS, "bad", lambda text, reference: 1 / 0)
+    with open_grader("bad") as grader:
+        found = [grader.submit("x", ITEM).result(timeout=30) for _ in range(2)]
+    assert [(v.outcome, v.reward, v.detail) for v in found] == [
+        ("error", None, "ZeroDivisionError: division by zero")
+    ] * 2
+    assert capfd.readouterr().err.count("ZeroDivisionError") == 1
 
 
 def test_an_exception_is_tried_again():
@@ -162,6 +251,7 @@ def test_another_range_can_be_declared():
         ("own_rewards:g", "has no 'g'"),
         ("own_rewards:constant", "not a function"),
         ("own_rewards:one_argument", r"cannot be called with \(text, item\)"),
+        ("own_rewards:positional_trl", "are given by name"),
         ("own_broken:f", "importing 'own_broken' failed with ZeroDivisionError"),
     ],
 )
@@ -186,7 +276,24 @@ def test_several_rewards_are_a_weighted_sum_with_each_part_by_name():
     assert (wrong.outcome, wrong.parts, wrong.reward) == ("wrong", {"right": 0.0, "long": 0.9}, -0.45)
 
 
-def test_a_part_that_cannot_tell_leaves_the_sum_unscored():
+def judge_sum(**parts):
+    with several(**parts) as grader:
+        return grader.submit("x", ITEM).result(timeout=30)
+
+
+def test_a_part_that_abstains_is_left_out_of_the_sum():
+    for weight in (1.0, 0.0):
+        verdict = judge_sum(right=("exact", 1.0), tone=("own_rewards:unsure", weight))
+        assert (verdict.outcome, verdict.reward) == ("wrong", 0.0)
+        assert verdict.parts == {"right": 0.0, "tone": None}
+    verdict = judge_sum(tone=("own_rewards:unsure", 1.0), waits=("own_rewards:waits", 2.0))
+    assert (verdict.outcome, verdict.reward) == ("scored", 0.5)
+    verdict = judge_sum(tone=("own_rewards:unsure", 1.0), log=("own_rewards:waits", 0.0))
+    assert (verdict.outcome, verdict.reward, verdict.parts) == ("abstained", None, {"tone": None, "log": 0.25})
+
+
+def test_a_part_that_fails_leaves_the_sum_unscored_unless_it_is_only_logged():
+    assert judge_sum(right=("exact", 1.0), tone=("own_rewards:broken", 0.0)).reward == 0.0
     with several(right=("exact", 1.0), tone=("own_rewards:broken", 1.0)) as grader:
         verdict = grader.submit("x", ITEM).result(timeout=30)
     assert (verdict.outcome, verdict.reward, verdict.path) == ("error", None, "tone:own_rewards:broken")

@@ -131,6 +131,8 @@ def test_every_key_of_a_recipe_is_known_here():
         "data.prompt_column",
         "data.answer_column",
         "data.size",
+        "system_prompt",
+        "user_prompt",
         "eval.data",
         "eval.size",
         "hardware.gpu_memory_gib",

@@ -27,6 +27,11 @@ PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 REFUSED = {
     "device": "verl places processes by trainer.device",
     "threads": "set OMP_NUM_THREADS",
+    "reward_seconds": "put a limit into the function",
+    "reward_max_errors": "the plugin counts what failed",
+    "chat_template": "verl's key is actor_rollout_ref.model.custom_chat_template",
+    "chat_template_kwargs": "verl's key is data.apply_chat_template_kwargs",
+    "update.patience": "watch the plugin's metrics",
     "rewards": "the plugin has one reward: write the sum as a function of your own, reward=module:function",
     "rollout.resample_rounds": "there is no masked_groups=resample on verl",
     "rollout.max_sequences": "it is of engine hf; vllm.max_num_seqs is vLLM's",

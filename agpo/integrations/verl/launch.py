@@ -30,7 +30,7 @@ from agpo.setup import load_benches, load_items, model_path, open_reward
 from evals.code_tests import to_json
 from evals.errors import UserError
 from evals.items import Item
-from evals.prompts import words
+from evals.prompts import Preset, words
 
 if TYPE_CHECKING:
     from evals.store import Status, Store
@@ -100,9 +100,9 @@ def launch(args: argparse.Namespace, console: Console) -> int:
     run.mkdir(parents=True)
     if rehearsal and model_path(config.model) != config.model:
         keys[f"{MODEL}.path"] = str(rehearsal.copy_model(keys[f"{MODEL}.path"], run / "model"))
-    write_rows(run / "train.parquet", rows_of(items, config.prompt))
+    write_rows(run / "train.parquet", rows_of(items, config.asked))
     if asked:
-        write_rows(run / "validation.parquet", rows_of(asked, config.prompt))
+        write_rows(run / "validation.parquet", rows_of(asked, config.asked))
     write_tests(run / "tests.jsonl", [*items, *asked])
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     (run / "overrides.txt").write_text("\n".join([*as_hydra(keys), *args.verl]) + "\n")
@@ -163,11 +163,11 @@ Sourced = tuple[str, Item]
 """a problem with the name of the benchmark that it is of, or `train`"""
 
 
-def rows_of(items: Iterable[Sourced], preset: str) -> list[Json]:
+def rows_of(items: Iterable[Sourced], preset: str | Preset) -> list[Json]:
     return [row_of(item, preset, source, at) for at, (source, item) in enumerate(items)]
 
 
-def row_of(item: Item, preset: str, source: str, at: int) -> Json:
+def row_of(item: Item, preset: str | Preset, source: str, at: int) -> Json:
     """A problem in verl's schema with the prompt preset applied. `source` tells the reward function which grader."""
     said = words(preset, item)
     messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
