@@ -61,6 +61,7 @@ def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[Train
             "that the store has of the steps after it. Say --discard-later to do that; to keep them, copy the folder "
             f"or start a new run with model={saved}."
         )
+    state["config"].get("vllm", {}).pop("in_process", None)  # a key, always false, until it was taken out
     return make_config(state["config"], str(saved)), saved, json.loads(label.read_text())
 
 

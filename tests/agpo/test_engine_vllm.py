@@ -88,9 +88,8 @@ def test_weights_that_no_update_moved_are_not_sent_and_the_prompts_stay_in_the_c
     """All answers wrong: no group is live. The next step's samples are those that a sync would have given."""
     run = run_with("reward=test_engine_vllm:nothing", "eval.bench=")
     asked, tokens = [], []
-    for name in ("start_sync", "receive", "finish_sync", "forget", "sleep"):
-        real = getattr(engine.backend, name)
-        monkeypatch.setattr(engine.backend, name, lambda *x, name=name, real=real: (asked.append(name), real(*x)))
+    real = engine.backend.call
+    monkeypatch.setattr(engine.backend, "call", lambda name, *x: (asked.append(name), real(name, *x)))
     with open_reward(run.config) as grader:
         for again in (False, True):
             del asked[:]
@@ -98,10 +97,10 @@ def test_weights_that_no_update_moved_are_not_sent_and_the_prompts_stay_in_the_c
                 run.done, engine.weight_version = 1, ""  # the same step once more, with a sync
             else:
                 train_step(run, grader)
-                assert asked == ["start_sync", "receive", "finish_sync", "forget"]
+                assert asked == ["start_sync", "receive", "finish_sync", "wake", "forget"]
                 del asked[:]
             groups, _ = sample_groups(run, grader)
-            assert asked == ["start_sync", "receive", "finish_sync", "forget"] * again
+            assert asked == ["start_sync", "receive", "finish_sync", "wake", "forget"] * again
             tokens.append([s.completion.token_ids for group in groups for s in group.samples])
             assert {s.completion.weight_version for g in groups for s in g.samples} == {f"{run.id}/step-0"}
     assert tokens[0] == tokens[1]
@@ -128,7 +127,8 @@ def test_a_prefix_cache_that_was_not_emptied_is_an_error(run_with, engine, long_
     run = run_with(f"data={long_problems}", "mismatch.max_gap=1e-3")
     with open_reward(run.config) as grader:
         train_step(run, grader)
-        monkeypatch.setattr(engine.backend, "forget", lambda: None)
+        real = engine.backend.call
+        monkeypatch.setattr(engine.backend, "call", lambda name, *x: None if name == "forget" else real(name, *x))
         with pytest.raises(UserError, match="prefix cache that was not reset"):  # noqa: PT012  whichever step shows it
             for _ in range(3):
                 train_step(run, grader)
@@ -153,7 +153,7 @@ def test_from_the_command_line_with_the_gap_on_every_line_and_resumed(vllm, tmp_
     assert whole.returncode == 0, said
     lines = said.splitlines()
     at = next(i for i, line in enumerate(lines) if line.split()[:1] == ["step"])
-    column = [" ".join(lines[at][k : k + 12].split()) for k in range(0, len(lines[at]), 12)].index("gap")
+    column = lines[at].split().index("gap")
     assert [0 < float(line.split()[column]) < 1e-4 for line in lines[at + 1 : at + 4]] == [True] * 3, said
     for arguments in (["steps=2"], ["--resume", "latest", "steps=3"]):
         overrides = SMALL if "steps=2" in arguments else []

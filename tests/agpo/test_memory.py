@@ -184,7 +184,7 @@ def test_a_dry_run_looks_at_everything_and_writes_nothing(tmp_path, monkeypatch,
         (["data=many.jsonl", "rollout.max_tokens=250"], "prompts", "Lower rollout.max_tokens"),
         (["reward=own:crash"], "reward", "could not grade"),
         (["reward=own:missing"], "reward", "missing"),
-        (["model=nowhere"], "model", "nowhere"),
+        (["--recipe", "tiny", "model=nowhere"], "model", "nowhere"),
         (["out=many.jsonl/runs"], "out", "no folder that can be written to"),
         (["eval.bench=math500", "eval.data=gone.jsonl"], "benchmarks", "gone.jsonl"),
         (["trackers=mlflow,tensorboard", "data=nowhere.jsonl"], "data", "nowhere.jsonl"),
@@ -193,6 +193,7 @@ def test_a_dry_run_looks_at_everything_and_writes_nothing(tmp_path, monkeypatch,
 def test_a_dry_run_finds_what_is_wrong(tmp_path, monkeypatch, capsys, keys, check, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own", raising=False)
     (tmp_path / "own.py").write_text("def crash(text, item):\n    return 1 / 0\n")
     for name, count in (("few", 3), ("many", 64)):
         rows = [json.dumps({"prompt": f"{k}+1=", "answer": str(k + 1)}) for k in range(count)]

@@ -106,7 +106,7 @@ def test_conformance(check, subject):
 def test_what_is_found_out(subject, url, model):
     engine = subject.engine
     assert engine.dialect == ALL
-    assert engine.notes == ()
+    assert engine.notes == []
     assert engine.max_context == 256
     assert engine.tokenizer.name_or_path == model, "found by what the server says of itself"
 

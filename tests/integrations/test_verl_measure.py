@@ -103,7 +103,9 @@ def test_a_line_says_what_could_not_be_graded():
         def decode(ids, **_):
             return " ".join(map(str, ids))
 
-    lines = list(sampled().lines(Tokenizer(), 3))
+    step = sampled()
+    lines = list(step.lines(Tokenizer(), 3, list(range(len(step.keys)))))
+    assert [line["advantage"] for line in lines] == [*range(len(lines) - 1), None]
     assert (lines[-1]["reward"], lines[-1]["outcome"], lines[-1]["repeat"]) == (None, "timeout", 1)
     assert [line["finish_reason"] for line in lines].count("length") == 1
     assert lines[2]["finish_reason"] == "length"

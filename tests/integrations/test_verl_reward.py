@@ -40,7 +40,8 @@ def test_what_cannot_be_graded_is_not_a_wrong_answer(monkeypatch, tmp_path):
     assert score("12345", grader="own_score:rate")["score"] == 0.5
     unclear = score("unclear", grader="own_score:rate")
     assert math.isnan(unclear["score"])
-    assert unclear["outcome"] == "error"
+    assert unclear["outcome"] == "abstained"
+    assert score("1", "7", grader="own_score:rate")["outcome"] == "error"
 
 
 def test_programs_are_judged_by_the_tests_in_the_runs_file(tmp_path):
