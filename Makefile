@@ -4,13 +4,16 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ARGS   ?=
 
-.PHONY: demo test smoke lint docs install install-dev venv-verl venv-trl pythons system-deps clean
+.PHONY: demo test test-fast smoke lint docs install install-dev venv-verl venv-trl pythons system-deps clean
 
 demo: install  ## train the tiny model on this CPU, evaluate before and after, draw the curves
 	$(BIN)/python -m agpo.train $(ARGS)
 
 test: install-dev lint venv-verl venv-trl  ## everything that CI runs
 	$(BIN)/python -m pytest -n 2
+
+test-fast: install-dev  ## what takes less than four seconds each
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 # Shows within two minutes that the core works on a Python or a machine, with what it needs and no more.
 smoke: ARGS := steps=2 eval.n=1

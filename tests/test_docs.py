@@ -35,6 +35,7 @@ def test_the_loop_of_ones_own_runs(capsys):
     assert {True, False} == {"clipped True" in line for line in lines}
 
 
+@pytest.mark.slow
 def test_the_own_task_runs(tmp_path):
     """docs/own-task.md word for word, with more problems and fewer steps: the example, then several rewards."""
     from evals.benches import arith

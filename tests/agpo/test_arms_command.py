@@ -112,6 +112,7 @@ def test_a_run_that_fails_is_tried_again_and_then_said(tmp_path):
     assert "0 of 1 runs are done" in out
 
 
+@pytest.mark.slow
 def test_the_plan_of_the_full_size_experiment(tmp_path):
     plan = finish(
         start(tmp_path, "--recipe", "qwen2.5-7b-math", "--seeds", "2-3", "--dry-run", "--launch", "torchrun -x 8")
@@ -123,6 +124,7 @@ def test_the_plan_of_the_full_size_experiment(tmp_path):
     assert all("update.micro_batch_tokens=2048" in line for line in plan if "clip_scope=micro_batch" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [

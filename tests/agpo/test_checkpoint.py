@@ -139,6 +139,7 @@ with checkpoint_io.Writer() as writer:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_in_a_background_write_leaves_the_checkpoint_before_and_nothing_by_a_whole_ones_name(tmp_path, tiny):
     """A model of 400 MB, killed once the second checkpoint's weights have begun to arrive."""
     process = subprocess.Popen([sys.executable, "-c", LARGE, str(tmp_path), tiny])

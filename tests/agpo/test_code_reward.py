@@ -157,6 +157,7 @@ class Dying(Embedded):
         return worker
 
 
+@pytest.mark.slow
 def test_a_step_with_code_and_one_whose_sandbox_fails(parquet, tmp_path):
     """A step of which nothing can be judged ends the run before anything moves; the same step made again goes on."""
     config = load_config("tiny-code", [*SMALL, f"data={parquet}", f"out={tmp_path}/runs"])
@@ -177,6 +178,7 @@ def test_a_step_with_code_and_one_whose_sandbox_fails(parquet, tmp_path):
     run.store.close()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_its_steps(parquet, tmp_path):
     """Every token and reward of a run that was stopped after a step is that of one that was not."""
     arguments = ["--recipe", "tiny-code", *SMALL, f"data={parquet}", "checkpoint.every=1"]

@@ -104,6 +104,7 @@ def test_engine(engine, case):
     compare(case, engine.run(case), engine.tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("world", "split"), RANKS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -177,6 +177,7 @@ def test_half_precision_gives_float32_log_probabilities_near_the_exact_ones():
     assert float((half - exact).abs().mean()) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_half_precision_does_not_decide_the_layout(smollm2, threads):
     """In bfloat16 its log-probabilities of unlikely tokens move by whole nats with the order of sums alone."""

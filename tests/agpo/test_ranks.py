@@ -22,7 +22,7 @@ from agpo.batch import Row, micro_batches, rank_micro_batches
 from agpo.train import main
 from evals.store import Store
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 SMALL = (
     "steps=5",

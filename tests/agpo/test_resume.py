@@ -109,6 +109,7 @@ def undisturbed(tmp_path_factory):
     return folder, finish(start(folder, *OPTIONS))
 
 
+@pytest.mark.slow
 def test_the_latest_and_the_best_stay_and_a_test_set_is_said_everywhere(undisturbed):
     folder, output = undisturbed
     left = left_behind(folder)
@@ -166,6 +167,7 @@ def test_reports_of_a_checkpoint_that_a_test_set_chose_say_so(undisturbed, capsy
         assert "selected_on_test (math500)" in capsys.readouterr().out.replace("\n", " ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 5])
 def test_kill_9_and_resume_leave_the_same_under_every_option(undisturbed, tmp_path, step):
     process = start(tmp_path, *OPTIONS)
@@ -188,6 +190,7 @@ def test_kill_9_and_resume_leave_the_same_under_every_option(undisturbed, tmp_pa
     assert [event.step for event in seen.Scalars("reward/mean")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [["dtype=bfloat16"], ["lora.rank=4", "update.gradient_checkpointing=true", "update.lr=1e-3"]],
@@ -217,6 +220,7 @@ def copy_of(undisturbed, tmp_path) -> Path:
     return tmp_path / "copy"
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_goes_on_and_what_came_after_is_made_again(undisturbed, tmp_path):
     folder = copy_of(undisturbed, tmp_path)
     expected = left_behind(folder)
@@ -234,6 +238,7 @@ def test_an_older_checkpoint_goes_on_and_what_came_after_is_made_again(undisturb
     assert (again["best"], again["folders"]) == (expected["best"], expected["folders"])
 
 
+@pytest.mark.slow
 def test_keys_that_change_no_number_are_taken(undisturbed, tmp_path):
     folder = copy_of(undisturbed, tmp_path)
     changed = ("steps=7", "eval.bench=arith", "checkpoint.best=", "checkpoint.keep=3", "trackers=", "threads=2")

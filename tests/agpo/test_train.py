@@ -65,6 +65,7 @@ def undisturbed(tmp_path_factory):
     return folder, output
 
 
+@pytest.mark.slow
 def test_a_run_leaves_checkpoint_picture_metrics_and_every_completion(undisturbed):
     folder, output = undisturbed
     assert re.search(r"layout packed: log-probabilities are within \de-\d\d of separate sequences", output)
@@ -83,6 +84,7 @@ def test_a_run_leaves_checkpoint_picture_metrics_and_every_completion(undisturbe
     assert not (run_folder(folder) / "checkpoints" / "step-000002").exists()
 
 
+@pytest.mark.slow
 def test_with_the_optimizers_state_on_the_host_a_run_is_the_same_to_the_bit(undisturbed, tmp_path):
     code, output = finish(train(tmp_path, *SMALL, "steps=3", "eval.bench=", "update.offload=true"))
     assert code == 0, output
@@ -110,6 +112,7 @@ def wait_for_step(process, step: int) -> None:
     raise AssertionError(f"the run ended before step {step}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3])
 def test_kill_9_and_resume_end_with_the_same_bits_and_rows(undisturbed, tmp_path, step):
     process = train(tmp_path, *SMALL)
@@ -135,6 +138,7 @@ def test_kill_9_and_resume_end_with_the_same_bits_and_rows(undisturbed, tmp_path
     assert metrics == expected_metrics
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(undisturbed, tmp_path):
     process = train(tmp_path, *SMALL)
     wait_for_step(process, 2)
@@ -308,6 +312,7 @@ def test_a_real_language_model_trains_on_real_problems(tmp_path, smollm2, data):
     AutoModelForCausalLM.from_pretrained(run_folder(tmp_path) / "checkpoints/step-000002")
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_step_can_be_resumed_too(undisturbed, tmp_path):
     process = train(tmp_path, *SMALL, "eval.size=400", "eval.n=8")
     assert process.stdout is not None
@@ -323,6 +328,7 @@ def test_ctrl_c_before_the_first_step_can_be_resumed_too(undisturbed, tmp_path):
     assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a small file system")
 def test_a_full_disk_is_one_clear_message_and_leaves_no_half_checkpoint(tmp_path):
     """A real one: 3 MB in a mount namespace of its own, where the store fits and a checkpoint does not."""
@@ -343,6 +349,7 @@ def test_a_full_disk_is_one_clear_message_and_leaves_no_half_checkpoint(tmp_path
     assert "step-" not in done.stdout
 
 
+@pytest.mark.slow
 def test_the_evaluation_uses_the_benchmarks_grader_and_the_training_its_own(undisturbed, tmp_path):
     code, output = finish(train(tmp_path, *SMALL, "reward=math", "steps=1"))
     assert code == 0, output
@@ -480,6 +487,7 @@ def test_failures_up_to_the_bound_are_counted_on_the_steps_line(tmp_path, monkey
     assert saved.name == "step-000002"
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_while_a_reward_hangs(tmp_path):
     (tmp_path / "own.py").write_text("import time\ndef f(text, item): time.sleep(10_000)")
     process = train(tmp_path, *SMALL, "reward=own:f", "eval.bench=")

@@ -569,6 +569,7 @@ def test_giving_up_early_closes_the_connections(engine_of):
             assert right(asked(5), run(engine_of(other), asked(5)))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_at_once_while_a_server_is_silent(tiny, tmp_path):
     with FakeServer(broken(Hang(), lambda n: True)) as server:
         program = tmp_path / "ask.py"

@@ -162,6 +162,7 @@ def test_trap_7_a_long_prompt_is_refused_and_not_cut_from_the_left(engine, store
         complete(engine, long, job(store, max_tokens=300), store, grader)
 
 
+@pytest.mark.slow
 def test_trap_8_lm_evals_minerva_module_and_its_antlr_pin_are_never_imported():
     code = (
         "import sys, evals.lm_tasks.bench, evals.lm_tasks.evaluate, evals.grading.worker; "

@@ -295,6 +295,7 @@ def test_dry_run_says_it_all_and_loads_no_model(tmp_path, smollm2, capsys, monke
     assert "### Question:" in printed
 
 
+@pytest.mark.slow
 def test_a_real_model_through_lm_eval_and_the_sandbox(tmp_path, smollm2, capsys):
     path = write(tmp_path / "a.jsonl", [doubling(), adding()])
     run = ["--bench", "livecodebench", "--data", path, "--model", str(smollm2), "--max-tokens", "48"]

@@ -615,6 +615,7 @@ def a_step(store, run, step):
     store.log_metrics(run, step, {"reward/mean": step / 10, "speed/step_seconds": 2.0})
 
 
+@pytest.mark.slow
 def test_the_live_page_follows_a_training(browser, store_url, monkeypatch):
     """Of SQLite and PostgreSQL: what is written shows up in each view, and the reader stays where he was."""
     monkeypatch.setattr(serve, "LEAST_SECONDS", 0.0)

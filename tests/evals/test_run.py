@@ -147,6 +147,7 @@ def start(folder: Path, *args: str):
     )
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_again_end_with_the_same_numbers(tmp_path, tiny):
     args = ("--model", tiny, "--n", "24", "--max-tokens", "96", "--limit", "200")
     (tmp_path / "killed").mkdir()

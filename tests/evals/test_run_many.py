@@ -82,6 +82,7 @@ def stored(folder: Path) -> list[int]:
         return [run.samples for run in store.runs("eval")]
 
 
+@pytest.mark.slow
 def test_kill_9_at_several_moments_and_several_benchmarks(folder, tiny):
     """Killed in the first benchmark, killed again in the second, then finished: the greedy numbers are the same."""
     write_tasks(folder, count=200)

@@ -122,6 +122,7 @@ def test_a_run_goes_on_with_verls_keys_in_the_same_store(tmp_path, monkeypatch, 
     assert len((started(tmp_path) / "keys.jsonl").read_text().splitlines()) == 2  # and nothing was started
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGTERM")
 def test_sigterm_stops_verl_too(tmp_path):
     python = a_python(tmp_path, "0.9.1", "agpo", VERL)

@@ -68,6 +68,7 @@ def test_more_memory_than_a_container_has_is_refused(backend):
         sandbox.judge_sync([Program(ADD, limits=Limits(memory_mb=4096))], SUM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["client", "container"])
 def test_a_killed_client_or_container_is_replaced(backend, what):
     with Sandbox(backend, workers=1, cache=0) as sandbox:

@@ -367,6 +367,7 @@ def test_under_both_rules_a_checker_is_for_the_real_one_alone(embedded):
 THREAD = "import threading, time\ndef main():\n    a, b = map(int, input().split())\n    {work}\n    print(a + b)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "lcb"),
     [

@@ -16,6 +16,7 @@ from sandbox.backends.embedded import owner_tag
 from sandbox.worker import cgroup
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", range(5), ids=["worker", "gate", "zygote", "supervisor", "runner"])
 def test_a_killed_process_is_replaced_and_the_verdict_stands(embedded, level):
     """Whichever process of the sandbox dies, the program is judged again on a fresh worker."""

@@ -67,6 +67,7 @@ def test_a_backend_that_is_not_here_is_one_line():
     assert command("sandbox.selfcheck", "--python", "python3").returncode == 2
 
 
+@pytest.mark.slow
 def test_selfcheck_holds(embedded):
     done = command("sandbox.selfcheck", "--backend", "full")
     assert done.returncode == 0, done.stdout + done.stderr

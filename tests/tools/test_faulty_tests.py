@@ -150,6 +150,7 @@ def test_the_list_with_its_evidence(tmp_path, capsys):
     assert faulty_tests.main([*command, "--several", "0"]) == 2
 
 
+@pytest.mark.slow
 def test_the_statements_own_tests_keep_its_constraints(data):
     """On real data: of all constraints, those of three problems are misread, and the public tests say so."""
     problems = data / "livecodebench" / "release_v5_offline.jsonl.gz"

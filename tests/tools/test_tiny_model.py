@@ -57,6 +57,7 @@ def build(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     assert build(tmp_path / "a") == build(tmp_path / "b")
 
