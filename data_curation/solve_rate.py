@@ -23,7 +23,7 @@ from data_curation.stage import Context, Drop, Options, Result, Row, digest, dro
 from evals.console import LINE_SECONDS
 from evals.errors import UserError
 from evals.grading.math import normalise
-from evals.prompts import find_preset
+from evals.prompts import Preset, find_preset
 
 RUN = "solve-rate"
 """name of the runs that hold the completions"""
@@ -78,6 +78,12 @@ class SolveOptions(Options):
         if self.n > 1 and self.temperature == 0:
             raise ValueError(f"n={self.n} tries at temperature 0 are one try: raise temperature")
         return self
+
+    @property
+    def asked(self) -> Preset:
+        """The prompt preset, with what is given to the model's chat template."""
+        preset = find_preset(self.prompt)
+        return replace(preset, template={**preset.template, **self.chat_template_kwargs})
 
 
 @dataclass(frozen=True)
@@ -261,7 +267,7 @@ class Tries:
             return
         room = engine.max_context - self.options.max_tokens
         for name, item in self.items.items():
-            length = len(encode(self.options.prompt, item, engine.tokenizer, self.options.chat_template_kwargs))
+            length = len(encode(self.options.asked, item, engine.tokenizer))
             if length > room:
                 self.unfit[name] = length
         if self.unfit and len(self.unfit) == len(self.items):
@@ -288,8 +294,8 @@ class Tries:
         from evals.engines import REFUSED, EngineError, Sampling
 
         options, store = self.options, self.context.store
-        preset, most = options.prompt, options.max_tokens
-        bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, preset, most, "", "")
+        most = options.max_tokens
+        bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, options.prompt, most, "", "")
         sampling = Sampling(most, options.temperature, options.top_p, options.top_k)
         in_rounds = options.early_stop and not options.replay
         targets = range(options.round, options.n + options.round, options.round) if in_rounds else (options.n,)
@@ -297,7 +303,7 @@ class Tries:
         for target in targets:
             n = min(target, options.n)
             adopt(store, self.run_id, split, pending, n)
-            job = Job(bench, sampling, n, preset, options.seed, self.run_id, split, 0, options.chat_template_kwargs)
+            job = Job(bench, sampling, n, options.asked, options.seed, self.run_id, split)
             while pending:
                 try:
                     made = complete(engine, pending, job, store, grader, meter.add)

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from evals.benches import Bench
@@ -50,8 +50,6 @@ class Job:
     run_id: str
     split: str
     step: int = 0
-    template: Mapping[str, Any] = field(default_factory=dict)
-    """for the model's chat template, e.g. {"enable_thinking": False}"""
 
 
 def complete(
@@ -79,8 +77,8 @@ def complete(
     missing = [(item, [k for k in range(job.n) if (item.id, k) not in known]) for item in items]
     todo = [(item, repeats) for item, repeats in missing if repeats and engine is not None]
     tokenizer = None if engine is None else engine.tokenizer
-    template = {**find_preset(job.preset).template, **job.template}
-    prompts = [render(job.preset, item, tokenizer, job.template) for item, _ in todo]
+    template = find_preset(job.preset).template
+    prompts = [render(job.preset, item, tokenizer) for item, _ in todo]
     requests = [
         Request(
             tokenize(job.preset, prompt, tokenizer),

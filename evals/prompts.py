@@ -170,8 +170,8 @@ def words(name: str | Preset, problem: str | Item) -> str | tuple[dict[str, str]
     return (*system, {"role": "user", "content": user})
 
 
-def render(name: str | Preset, problem: str | Item, tokenizer: Any, template: Mapping[str, Any] | None = None) -> str:
-    """The text of a prompt; `template` is what the chat template is given besides what the preset has for it.
+def render(name: str | Preset, problem: str | Item, tokenizer: Any) -> str:
+    """The text of a prompt.
 
     Without a tokenizer (None) a server renders the messages: they are shown with their roles.
 
@@ -189,7 +189,7 @@ def render(name: str | Preset, problem: str | Item, tokenizer: Any, template: Ma
             f"prompt preset {str(name)!r} goes through a chat template and this model's tokenizer has none. "
             f"Presets that work without: {plain}."
         )
-    given = {**find_preset(name).template, **(template or {})}
+    given = find_preset(name).template
     if unread := next((key for key in given if key not in str(chat_template)), None):
         raise UserError(f"chat_template_kwargs: the chat template of this model never looks at {unread!r}.")
     try:
@@ -211,11 +211,9 @@ def tokenize(name: str | Preset, text: str, tokenizer: Any) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
 
 
-def encode(
-    name: str | Preset, problem: str | Item, tokenizer: Any, template: Mapping[str, Any] | None = None
-) -> tuple[int, ...]:
+def encode(name: str | Preset, problem: str | Item, tokenizer: Any) -> tuple[int, ...]:
     """Token ids of a problem under a preset."""
-    return tokenize(name, render(name, problem, tokenizer, template), tokenizer)
+    return tokenize(name, render(name, problem, tokenizer), tokenizer)
 
 
 def code_format(item: Item) -> str:

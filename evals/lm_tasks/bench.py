@@ -44,7 +44,7 @@ class BenchTask(ConfigurableTask):
                 "test_split": "test",
                 "output_type": "generate_until",
                 "num_fewshot": 0,
-                "doc_to_text": lambda doc: render(job.preset, items[doc["number"]], tokenizer, job.template),
+                "doc_to_text": lambda doc: render(job.preset, items[doc["number"]], tokenizer),
                 "doc_to_target": lambda doc: doc["answer"],
                 "repeats": job.n,
                 # take_first, the default, would drop all repeats but one
