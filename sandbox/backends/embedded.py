@@ -52,6 +52,7 @@ class Embedded:
         if level not in ("auto", "full", "reduced"):
             raise SandboxError(f"unknown level {level!r} of the embedded backend; give auto, full or reduced")
         self.level = level
+        self._groups_left: set[str] = set()
         self.python = python or getattr(sys, "_base_executable", "") or sys.executable
         self.packages = [path for name in packages for path in _locate(name)]
         self.memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
@@ -96,7 +97,14 @@ class Embedded:
             process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=environment, cwd="/")
         except OSError as e:
             raise WorkerFailure(f"{self.python} cannot be started: {e.strerror}") from e
-        worker = Worker(process, log)
+        try:
+            worker = Worker(process, log)
+        except WorkerFailure:
+            process.kill()
+            process.communicate()
+            log.close()
+            self._remove_groups(*(f"{parent}/{cgroup.PREFIX}{options['cgroup']}" for parent, _ in cgroup.parents()))
+            raise
         if "failed" in worker.hello:
             self.reap(worker)
             raise WorkerFailure(worker.hello["failed"])
@@ -104,8 +112,15 @@ class Embedded:
 
     def reap(self, worker: Worker) -> None:
         worker.close()
-        if path := worker.hello.get("cgroup"):
-            cgroup.remove(path)
+        self._remove_groups(worker.hello["cgroup"])
+
+    def _remove_groups(self, *paths: str) -> None:
+        """Remove these and those whose processes were not gone the last time: a killed one may take its time to end."""
+        for path in {*filter(None, paths), *self._groups_left}:
+            if cgroup.remove(path):
+                self._groups_left.discard(path)
+            else:
+                self._groups_left.add(path)
 
 
 def owner_tag() -> str:

@@ -100,7 +100,7 @@ def parents() -> list[tuple[str, int]]:
     return found
 
 
-def remove(path: str, within_s: float = 2.0) -> bool:
+def remove(path: str, within_s: float = 10.0) -> bool:
     """Remove a group once its processes are gone. False when they are not, in time."""
     end = time.monotonic() + within_s
     while True:

@@ -37,7 +37,7 @@ def tree(pid: int) -> dict[int, str]:
     return found
 
 
-def wait_until(condition, within_s: float = 10.0) -> bool:
+def wait_until(condition, within_s: float = 60.0) -> bool:
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         if condition():

@@ -12,7 +12,8 @@ import pytest
 from sandbox_helpers import ADD, ROOT, SLOW, SUM, alive, groups, levels, parent, start_owner, tree, wait_until
 
 from sandbox import Limits, Problem, Program, Sandbox, Test
-from sandbox.backends.embedded import owner_tag
+from sandbox.backends.embedded import Embedded, owner_tag
+from sandbox.channel import WorkerFailure
 from sandbox.worker import cgroup
 
 
@@ -136,6 +137,27 @@ print(total)
 """
 
 
+def test_a_worker_that_dies_at_its_start_leaves_no_group(embedded, tmp_path):
+    """Nor does a group stay whose processes took their time to end: the next worker's end takes it along."""
+    parent = cgroup.parents()[0][0] if cgroup.parents() else pytest.skip("no memory cgroup can be made here")
+    dies = tmp_path / "python"
+    dies.write_text(f"""#!{sys.executable}
+import json, os, sys
+os.mkdir("{parent}/{cgroup.PREFIX}" + json.loads(sys.argv[-1])["cgroup"])
+""")
+    dies.chmod(0o755)
+    before = groups(owner_tag())
+    with pytest.raises(WorkerFailure, match="went away"):
+        Embedded("full", python=str(dies)).launch()
+    assert groups(owner_tag()) == before
+    late = groups_path(f"{owner_tag()}-late")
+    os.mkdir(late)
+    backend = Embedded("full")
+    backend._groups_left.add(late)
+    backend.reap(backend.launch())
+    assert groups(owner_tag()) == before
+
+
 @pytest.mark.slow
 def test_verdicts_do_not_depend_on_the_number_of_workers(embedded):
     """Programs at half and at twice the limit, on 1, 2 and 8 workers: the clock would fail the halves at 8."""
@@ -176,4 +198,4 @@ def test_ten_thousand_programs_leave_nothing(embedded):
         assert sandbox.retries == 0
         # The number of processes varies by the program under way; /tmp is shared with the rest of the machine.
         assert wait_until(lambda: tables()[:2] <= before[:2]), (before, tables())
-    assert wait_until(lambda: not groups(owner_tag()))
+    assert wait_until(lambda: not groups(owner_tag())), groups(owner_tag())
