@@ -35,7 +35,7 @@ SETTINGS = {  # what may move a result -> how it reads; results under different 
 IN_TABLES = ("temperature", "top_p", "max_tokens", "prompt", "selected_on_test")
 """those that a table tells its lines apart by; n and limit are in its counts of problems and samples"""
 CUTS = ("update.micro_batch_tokens", "rollout.max_sequences")
-"""keys of a training run that change a result by rounding only (and what clip_scope micro_batch does)"""
+"""keys of a training run that change a result by rounding only"""
 APART = ("objective", "seed", "name", "out", "checkpoint", "trackers", "hardware", "threads", "device")
 APART += ("data_manifest", "selected_on_test")
 """keys in which training runs that are compared may differ"""
