@@ -54,7 +54,14 @@ def advantages(
     else:
         mean_G1 = r_GN.sum(1, keepdim=True) / count_G1
         a_GN = r_GN - mean_G1
-        if objective.advantage_std != "none":
+        if objective.advantage_std == "mean":
+            if (mean_G1[live_G] <= 0).any():
+                raise ValueError(
+                    "advantage_std mean (MaxRL) divides by a group's mean reward, which is not above 0: it is for "
+                    "rewards of 0 and 1. Use rewards of at least 0, or another advantage_std."
+                )
+            a_GN = a_GN / (mean_G1 + eps)
+        elif objective.advantage_std != "none":
             squares_G1 = (a_GN.square() * scorable_GN).sum(1, keepdim=True)
             freedom_G1 = count_G1 if objective.advantage_std == "population" else (count_G1 - 1).clamp(min=1)
             a_GN = a_GN / ((squares_G1 / freedom_G1).sqrt() + eps)

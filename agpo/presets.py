@@ -15,8 +15,9 @@ class Objective:
     Raises ValueError for a value or a combination that cannot mean what it says.
     """
 
-    advantage_std: Literal["sample", "population", "none"] = "sample"
-    """what the advantage is divided by: sample std (verl), population std, or nothing (Dr. GRPO)"""
+    advantage_std: Literal["sample", "population", "none", "mean"] = "sample"
+    """what the advantage is divided by: sample std (verl), population std, nothing (Dr. GRPO), or the group's mean
+    reward (MaxRL), which rewards of at least 0 have"""
     advantage_sign: Literal["both", "negative"] = "both"
     """negative: A = -1 below the best of the group and 0 at it (negative sample reinforcement, Zhu et al. 2025)"""
     ratio: Literal["token", "sequence"] = "token"
@@ -108,6 +109,11 @@ def _check_combination(o: Objective) -> None:
             f"advantage_sign negative makes A -1 or 0, which no std divides: advantage_std {o.advantage_std} would be "
             "ignored. Set advantage_std none with it."
         )
+    if o.advantage_std == "mean" and o.overlong == "soft_penalty":
+        raise ValueError(
+            "advantage_std mean with overlong soft_penalty: the penalty makes rewards negative, and their mean would "
+            "turn the sign of its advantages. Use overlong keep or mask."
+        )
     if o.ratio == "sequence" and o.clip_scope == "token" and o.clip != "none" and not o.beta:
         raise ValueError(
             "with ratio sequence all tokens of a sequence have the same loss, so clip_scope token is clip_scope "
@@ -151,12 +157,17 @@ PRESETS: dict[str, Objective] = {  # in the order of tables
     # MiniMax 2025 (arXiv 2506.13585): no lower bound. The upper one is not in the paper; 5 is that of ScaleRL
     # (Khatri et al. 2025, arXiv 2510.13786), which TRL recommends too.
     "cispo": replace(_GRPO, surrogate="cispo", eps_low=1.0, eps_high=4.0),
+    # Tajwar et al. 2026 (arXiv 2602.02710), Algorithm 1; tokens are averaged as in grpo.
+    "maxrl": replace(_GRPO, advantage_std="mean"),
+    # arXiv 2602.05261: gspo with each sequence's term times its length, which is a sum over tokens without a divisor.
+    "luspo": replace(_GRPO, ratio="sequence", aggregation="constant", norm_length=1, eps_low=3e-4, eps_high=4e-4),
     # Zhu et al. 2025 (arXiv 2506.01347); their code has A = -1 for wrong and 0 for right answers in the ppo surrogate.
     "nsr": replace(_GRPO, advantage_sign="negative", advantage_std="none"),
 }
 
 
 TITLES = {
+    "maxrl": "MaxRL",
     "agpo_verl": "AGPO (verl's units)",
     "agpo_no_mask": "AGPO (w/o loss mask)",
     "agpo_no_clip": "AGPO (w/o loss clip)",
@@ -170,6 +181,8 @@ def about(preset: str, objective: Objective) -> dict[str, object]:
     advantage = f"A = ({reward} − group mean) / ({objective.advantage_std} std + 1e-6)"
     if objective.advantage_std == "none":
         advantage = f"A = {reward} − group mean (not divided by a std)"
+    if objective.advantage_std == "mean":
+        advantage = f"A = ({reward} − group mean) / (group mean + 1e-6)"
     if objective.advantage_sign == "negative":
         advantage = "A = −1 below the best reward of the group, 0 at it"
     known = {"advantage": advantage, "masked_groups": objective.masked_groups}

@@ -262,8 +262,8 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
     if below(objective) and (parts > micro or config.num_iterations > 1):
         raise ValueError(
             f"clip_scope {objective.clip_scope} with steps_per_generation={parts}, num_iterations="
-            f"{config.num_iterations}: f' of its units must be known before their gradient, as it is where samples serve "
-            f"one optimizer step. Set steps_per_generation={micro} and num_iterations=1, or clip_scope mini_batch."
+            f"{config.num_iterations}: f' of its units must be known before their gradient, as it is where samples "
+            f"serve one optimizer step. Set steps_per_generation={micro}, num_iterations=1, or clip_scope mini_batch."
         )
     rows = config.per_device_train_batch_size * micro
     if parts > micro and rows % config.num_generations:

@@ -77,7 +77,7 @@ CASES = [
         Case(
             f"{name}, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS[name], norm_length=LONGEST), 0.05
         )
-        for name in ("dr_grpo", "dapo", "gspo", "cispo", "nsr")
+        for name in ("dr_grpo", "dapo", "gspo", "cispo", "nsr", "maxrl")
     ),
 ]
 

@@ -23,6 +23,7 @@ def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cu
         mean = sum(known) / max(len(known), 1)
         variance = sum((r - mean) ** 2 for r in known) / max(len(known) - (o.advantage_std == "sample"), 1)
         divisor = 1 if o.advantage_std == "none" else math.sqrt(variance) + 1e-6
+        divisor = mean + 1e-6 if o.advantage_std == "mean" else divisor
         for r in group:
             a = -float(r < max(known) - 1e-6) if o.advantage_sign == "negative" and known else (r - mean) / divisor
             advantage.append(a if live[g] and r == r else 0.0)
@@ -118,7 +119,7 @@ def extras(objective, logp, old, lengths, seed=0):
 
 
 CHOICES = {
-    "advantage_std": ("sample", "population", "none"),
+    "advantage_std": ("sample", "population", "none", "mean"),
     "ratio": ("token", "token", "sequence"),
     "surrogate": ("ppo", "ppo", "cispo"),
     "eps_high": (0.2, 0.28, 0.05),

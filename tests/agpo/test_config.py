@@ -11,13 +11,13 @@ from evals.errors import UserError
 
 def test_every_recipe_is_valid():
     paper = {"qwen2.5-7b-math", "qwen2.5-14b-math", "r1-distill-7b-code"}
-    one_gpu = {"qwen2.5-7b-math-1gpu", "qwen2.5-1.5b-math-1gpu"}
+    one_gpu = {"qwen2.5-7b-math-1gpu", "qwen2.5-1.5b-math-1gpu", "qwen2.5-1.5b-gsm8k"}
     assert set(recipes()) == {"tiny", "tiny-code", "tiny-long", "smollm2-135m", *paper, *one_gpu}
     for name in recipes():
         assert load_config(name).name == name
 
 
-@pytest.mark.parametrize("name", [name for name in recipes() if "math" in name or "r1" in name])
+@pytest.mark.parametrize("name", [name for name in recipes() if "qwen" in name or "r1" in name])
 def test_paper_recipes_have_the_papers_settings(name):
     config = load_config(name)
     assert (config.rollout.prompts_per_step, config.rollout.samples_per_prompt) == (32, 8)

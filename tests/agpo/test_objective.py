@@ -97,7 +97,7 @@ def test_micro_batches_of_any_size_only_sum(preset, size):
     loss, report = minibatch_loss(logp, old, lengths, rewards, objective, **given)
     (wanted,) = torch.autograd.grad(loss, logp)
 
-    objective = replace(objective, norm_length=given["max_tokens"])
+    objective = replace(objective, norm_length=objective.norm_length or given["max_tokens"])
     live_G = live_groups(rewards)
     weight_B = sequence_weights(lengths, counted(rewards, live_G, objective).reshape(-1), objective)
     shaped = rewards
