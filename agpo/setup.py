@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from agpo.config import TrainConfig, model_path
+from agpo.config import TrainConfig
 from evals.errors import UserError
+from evals.models import model_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
