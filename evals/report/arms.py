@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from evals.errors import UserError
-from evals.report.parts import APART, arm_of, differing, flat, metrics_of, order
+from evals.report.parts import APART, arm_of, by_seed, differing, flat, metrics_of, order
 from evals.stats import LEVEL, RESAMPLES
 from evals.stats.intervals import standard_error, student
 from evals.store import RunRow, Store
@@ -173,14 +173,16 @@ def chosen_runs(store: Store, name: str, where: Mapping[str, str]) -> tuple[list
         states = ", ".join(f"{arm_of(run)} seed {run.seed} is {run.status}" for run in fitting[:8])
         raise UserError(f"no run named {name!r} is finished yet: {states}. The same command of arms.py continues them.")
     check_alike(done, name)
-    latest = {(arm_of(run), run.seed): run for run in done}  # runs come in the order they started
+    arms = by_seed(done, arm_of, lambda run: run.seed)  # runs come in the order they started
+    latest = [run for seeds in arms.values() for run in seeds.values()]
     notes = []
     if len(latest) < len(done):
         notes.append(f"{len(done) - len(latest)} runs were made more than once; the latest of each counts.")
-    open_ = {(arm_of(run), run.seed): run for run in fitting if (arm_of(run), run.seed) not in latest}
-    for (arm, seed), run in sorted(open_.items()):
-        notes.append(f"{arm} seed {seed} is left out: {run.status} at step {run.last_step or 0}.")
-    return list(latest.values()), notes
+    for arm, seeds in sorted(by_seed(fitting, arm_of, lambda run: run.seed).items()):
+        for seed in sorted(seeds.keys() - arms.get(arm, {}).keys()):
+            run = seeds[seed]
+            notes.append(f"{arm} seed {seed} is left out: {run.status} at step {run.last_step or 0}.")
+    return latest, notes
 
 
 def check_alike(runs: Sequence[RunRow], name: str) -> None:
