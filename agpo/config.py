@@ -415,12 +415,6 @@ class TrainConfig(_Section):
         return self.rollout.prompts_per_step // self.update.prompts_per_minibatch
 
 
-def model_path(model: str) -> str:
-    """The folder of a model that comes with the package, or the name as it is."""
-    shipped = PACKAGE / "models" / model
-    return str(shipped) if (shipped / "config.json").is_file() else model
-
-
 def recipes() -> dict[str, Path]:
     """Shipped recipes by name."""
     return {path.stem: path for path in sorted((PACKAGE / "recipes").glob("*.yaml"))}

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from agpo.config import TrainConfig, model_path
+from agpo.config import TrainConfig
 from agpo.logprobs import LOGITS_SHARE
+from evals.models import model_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -51,8 +51,38 @@ METRICS = (  # for reports: name, title, unit, what it is, name of its figure
     ("clip/rate", "Clip rate", "share of updates", "share of the step's updates that the clip dropped", ""),
     ("eval/pass1", "Held-out Pass@1", "share", "evaluations during training", ""),
 )
+FACTS = (  # of a run, for `evals.report arms`: title, how it is made, metric or axis
+    ("updates made", "sum", "updates/made"),
+    ("clipped", "sum", "clip/clipped_updates"),
+    ("no live group", "sum", "updates/dead"),
+    ("entropy, first", "first", "entropy"),
+    ("entropy, last", "last", "entropy"),
+    ("live groups, last", "last", "groups/live"),
+    ("reward step to step", "noise", "reward/mean"),
+    ("tokens generated", "total", "tokens"),
+    ("tokens through the model", "total", "passes"),
+    ("CPU seconds", "total", "cpu"),
+)
 PROGRAMS: tuple[str, ...] = ("AC", "WA", "RE", "TLE", "CE", "SE")
 """the sandbox's verdicts that are counted in every step with programs, the others where there are some"""
+
+
+def axes(samples_per_prompt: int) -> list[tuple[str, str, list[tuple[float | str, ...]]]]:
+    """What runs may be compared at equal amounts of: (axis, title, terms), see `evals.store.RunRow.about`.
+
+    A token through the model counts once as it is generated, and three times in an update: a forward pass, and a
+    backward pass of about two.
+    """
+    generated: list[tuple[float | str, ...]] = [
+        (samples_per_prompt, "groups/live", "tokens/response_mean"),
+        (samples_per_prompt, "groups/masked", "tokens/response_mean"),
+    ]
+    return [
+        ("updates", "optimizer updates made", [(1, "updates/made")]),
+        ("tokens", "tokens generated", generated),
+        ("passes", "tokens through the model", [*generated, (3, "saved/of_tokens"), (-3, "saved/tokens")]),
+        ("cpu", "CPU seconds", [(1, "speed/cpu_seconds")]),
+    ]
 
 
 def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Sequence[Update]) -> dict[str, float]:

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from agpo.config import TrainConfig, all_keys, load_config, model_path, recipes
+from agpo.config import TrainConfig, all_keys, load_config, recipes
 from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import UserError, command
+from evals.models import model_path
 
 if TYPE_CHECKING:
     from agpo.trackers import Trackers
