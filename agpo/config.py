@@ -341,6 +341,8 @@ class TrainConfig(_Section):
     """decides the order of the data and every sampled token"""
     trackers: tuple[str, ...] = ()
     """also log to these: tensorboard, wandb, mlflow, trackio"""
+    log_completions: int = Field(default=4, ge=0)
+    """completions of every step in their tables, each to another problem; 0: none. The store has all"""
     out: str = "runs"
     """folder that gets a sub-folder per run, with checkpoints and the picture"""
 

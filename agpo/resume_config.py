@@ -10,7 +10,7 @@ from agpo.distributed import torchrun_env
 from evals.errors import UserError
 
 FREE = (
-    *("out", "steps", "checkpoint", "eval", "trackers", "hardware", "ranks", "data"),
+    *("out", "steps", "checkpoint", "eval", "trackers", "log_completions", "hardware", "ranks", "data"),
     *("update.max_refused", "update.patience", "reward_seconds", "reward_max_errors"),
 )
 """sections and keys that no number of the training depends on; the problems of `data` are compared by their hash"""

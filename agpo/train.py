@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -76,7 +77,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
                         save_checkpoint(run, writer)
                 raise
             progress.show(run.done, metrics)
-            trackers.log(run.done, metrics)
+            trackers.log(run.done, metrics, completions(run))
             for line in tally.add(run.done, metrics):
                 say(line)
             if tally.refused > config.update.max_refused:
@@ -88,6 +89,27 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
             writer.check()
         save_checkpoint(run, writer)
     console.print(tally.line(), markup=False, highlight=False)
+
+
+def completions(run: Run) -> list[dict[str, str | float | None]]:
+    """For the trackers: the first sample of some problems of the last step."""
+    from agpo.distributed import is_main
+
+    if not run.config.trackers or not run.config.log_completions or not is_main():
+        return []
+    rows = (row for row in run.store.samples(run.id, split="train", step=run.done) if row.repeat == 0)
+    return [
+        {
+            "item": row.item,
+            "prompt": row.prompt,
+            "completion": row.response,
+            "finish_reason": row.finish_reason,
+            "reward": row.reward,
+            "advantage": row.advantage,
+            **{f"reward/{name}": value for name, value in row.meta.get("rewards", {}).items()},
+        }
+        for row in islice(rows, run.config.log_completions)
+    ]
 
 
 def evaluation_due(run: Run) -> bool:
