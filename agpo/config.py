@@ -457,10 +457,17 @@ def make_config(tree: Mapping[str, object], where: str, overrides: Sequence[str]
     tree = copy.deepcopy(dict(tree))
     for override in overrides:
         _apply(tree, override)
+    if isinstance(section := tree.get("reward"), dict):  # a section to read; the keys are reward, reward_range, ...
+        del tree["reward"]
+        tree |= {key if key == "reward" else f"reward_{key}": value for key, value in section.items()}
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as e:
         raise UserError(f"configuration ({where}): " + "; ".join(_explain(error) for error in e.errors())) from e
+
+
+SHORT = {"objective": "preset", "data": "path", "reward": "reward"}
+"""sections that may be one text, and the key that it is of"""
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -471,20 +478,18 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = _number(yaml.safe_load(text)) if text else ""
     except yaml.YAMLError as e:
         raise UserError(f"override {override!r}: the value is not valid YAML.") from e
-    if key.startswith("reward."):  # reward.range and the like, for `reward` itself is a text
-        key = key.replace(".", "_", 1)
     *path, last = key.split(".")
     node = tree
     for part in path:
         below = node.get(part)
-        if isinstance(below, str) and part in ("objective", "data"):  # the short forms of these sections
-            below = {"preset" if part == "objective" else "path": below}
+        if isinstance(below, str) and part in SHORT:
+            below = {SHORT[part]: below}
         elif isinstance(below, str) and path[0] == "rewards":
             below = {"reward": below}
         node[part] = below if isinstance(below, dict) else {}
         node = node[part]
-    if not path and key in ("objective", "data") and isinstance(value, str) and isinstance(node.get(key), dict):
-        node[key] = {**node[key], "preset" if key == "objective" else "path": value}
+    if not path and key in SHORT and isinstance(value, str) and isinstance(node.get(key), dict):
+        node[key] = {**node[key], SHORT[key]: value}
     else:
         node[last] = value
 

@@ -6,7 +6,7 @@ OTHER_NAMES = {
     "dtype": "bf16 fp16 torch_dtype",
     "data.path": "dataset_name train_dataset train_files",
     "data.prompt_column": "prompt_key",
-    "reward": "reward_funcs custom_reward_function.path custom_reward_function.name",
+    "reward": "reward_function reward_name reward_funcs custom_reward_function.path custom_reward_function.name",
     "rewards": "reward_weights",
     "objective.preset": "loss_type adv_estimator",
     "objective.beta": "kl_coef kl_loss_coef use_kl_loss use_kl_in_reward",

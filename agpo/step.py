@@ -101,8 +101,8 @@ def check_rollout(groups: Sequence[Group], step: int, config: TrainConfig) -> No
     if wild:
         raise Unusable(
             f"step {step}: the log-probabilities of {wild} of {len(samples)} responses are not finite, so the weights "
-            f"are broken after step {step - 1}. Start a new run from the last checkpoint, which is intact, with "
-            "model=CHECKPOINT and a lower update.lr."
+            f"are broken after step {step - 1}. Only finite weights are saved: start a new run with a lower update.lr, "
+            "from the last checkpoint, if there is one, with model=CHECKPOINT."
         )
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from agpo.config import TrainConfig, all_keys, load_config, model_path, recipes
 from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
-from evals.errors import UserError, command
+from evals.errors import AGAIN, UserError, command, told
 
 if TYPE_CHECKING:
     from agpo.trackers import Trackers
@@ -179,7 +179,10 @@ def stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt("what was saved before is intact")
         console.print("stopping after this step; once more to leave at once")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield lambda: bool(seen)
     finally:
@@ -255,6 +258,11 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
         out = next((text[4:] for text in reversed(args.overrides) if text.startswith("out=")), "runs")
         config, saved, label = find_resume(args.resume, out, args.discard_later)
         config, rounding = continued(config, args.recipe, args.overrides)
+        if config.steps < (done := int(label.get("step", 0))):
+            raise UserError(
+                f"steps={config.steps}: {saved} has made {done} already, and nothing was changed. Give a larger "
+                "number, or resume an earlier checkpoint with --discard-later."
+            )
         if rounding:
             console.print(f"{', '.join(rounding)} changed: results may differ in rounding from the run without a stop")
         if said := other_ranks(saved):
@@ -316,7 +324,7 @@ def slow_engine(run: Run) -> str:
 
 def drive(run: Run, console: Console) -> int:
     """Train, and end with the picture. Marks the run's status whatever happens."""
-    from agpo.checkpoint_io import read_best
+    from agpo.checkpoint_io import checkpoints, read_best
     from agpo.distributed import is_main, world_size
     from evals.report.figures import curves
 
@@ -352,6 +360,12 @@ def drive(run: Run, console: Console) -> int:
         return 0
     except KeyboardInterrupt:
         status = "interrupted"
+        raise
+    except (OSError, UserError) as e:
+        said = told(e)
+        if said and AGAIN in said[0] and checkpoints(run.folder):  # which would be another run
+            on = f"go on with:\n  python -m agpo.train --resume {run.folder}"
+            raise UserError(said[0].removeprefix("error: ").replace(f"{AGAIN}.", on)) from e
         raise
     finally:
         if is_main():

@@ -110,6 +110,16 @@ def test_several_rewards_benchmarks_and_trackers_in_their_short_and_long_forms(t
 
 def test_recipes_of_ones_own(tmp_path):
     own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"reward": {"reward": "own:f", "range": [-1, 1], "seconds": 5}}))
+    config = load_config(str(own), ["reward.max_errors=0.5"])
+    assert (config.reward, config.reward_range, config.reward_seconds) == ("own:f", (-1.0, 1.0), 5.0)
+    assert config.reward_max_errors == 0.5
+    for overrides in (["reward=own:g", "reward.range=[0,2]"], ["reward.range=[0,2]", "reward=own:g"]):
+        config = load_config("tiny", overrides)
+        assert (config.reward, config.reward_range) == ("own:g", (0.0, 2.0))
+    own.write_text(yaml.safe_dump({"reward": {"function": "own:f"}}))
+    with pytest.raises(UserError, match=r"no key 'reward_function'\. Did you mean 'reward'"):
+        load_config(str(own))
     own.write_text(yaml.safe_dump({"name": "own", "model": "x", "objective": "dr_grpo"}))
     assert load_config(str(own)).objective.model_dump() == {"preset": "dr_grpo"}
     own.write_text("name: [")
