@@ -66,10 +66,13 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
     from agpo.trackers import check_installed
-    from evals.engines.hf import HFEngine
+    from evals.engines.hf import HFEngine, check_device
+    from evals.outputs import check_writable
     from evals.store import Store
 
     check_machine(config)
+    check_device(distributed.device_of(config.device))
+    check_writable(Path(config.out), "the run")
     distributed.join(distributed.device_of(config.device), config.ranks.timeout_minutes)
     check_installed(config.trackers)
     with open_reward(config):

@@ -204,11 +204,21 @@ def check_fits(prompt_tokens: int, max_tokens: int, max_context: int, what: str)
         )
 
 
+def check_device(device: str) -> None:
+    """Raises UserError for a device that is not here."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["auto", "cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
+    if device not in there:
+        build = f" torch {torch.__version__} is a build without CUDA." if torch.version.cuda is None else ""
+        raise UserError(f"device={device}: not here, or none that this runs on.{build} There is: {', '.join(there)}.")
+
+
 def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
     """(model, tokenizer) of a Hugging Face folder or hub id, on `device`. Remote code is never run.
 
     Raises UserError where the folder, the hub or the tokenizer cannot be had, saying which.
     """
+    check_device(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
