@@ -76,7 +76,7 @@ def prepare(
     }
 
     def fill(building: Path) -> None:
-        policy.plain.save_pretrained(building, state_dict=weights)
+        policy.plain.save_pretrained(building, state_dict=weights, save_original_format=not several)  # a stream is
         policy.tokenizer.save_pretrained(building)
         (building / "trainer").mkdir(exist_ok=True)
         if several:

@@ -103,6 +103,8 @@ class UpdateConfig(_Section):
 
     prompts_per_minibatch: int = Field(default=8, ge=1)
     """groups of one optimizer update (the paper's mini-batch size)"""
+    epochs: int = Field(default=1, ge=1)
+    """passes over the mini-batches of a step, with ratios against the policy that sampled them"""
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
     lr: float = Field(default=1e-6, gt=0)
@@ -412,7 +414,7 @@ class TrainConfig(_Section):
 
     @property
     def updates_per_step(self) -> int:
-        return self.rollout.prompts_per_step // self.update.prompts_per_minibatch
+        return self.update.epochs * self.rollout.prompts_per_step // self.update.prompts_per_minibatch
 
 
 def model_path(model: str) -> str:

@@ -159,7 +159,8 @@ def sync_engine(run: Run) -> None:
 def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:
     objective = config.objective.knobs
     size, corrected = config.update.prompts_per_minibatch, config.mismatch.correct == "tis"
-    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
+    epochs = config.update.epochs
+    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected, epochs=epochs)
 
 
 def settings_of(config: TrainConfig) -> Settings:
