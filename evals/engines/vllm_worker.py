@@ -40,8 +40,8 @@ class WeightLoader:
         tie_again(self.model_runner.model)
 
     def unpack_experts(self) -> None:
-        """Before new weights. On a CPU vLLM 0.32 packs experts only when it makes their kernel, and a reload keeps that:
-        it would multiply with plain weights as if they were packed. Without a kernel the reload makes one."""
+        """Before new weights. On a CPU vLLM 0.32 packs experts when it makes their kernel, and a reload keeps that: it
+        would multiply with plain weights as if they were packed. Without a kernel the reload makes one."""
         from vllm.platforms import current_platform  # type: ignore[import-not-found]
 
         for module in self.model_runner.model.modules() if current_platform.is_cpu() else ():
