@@ -73,8 +73,9 @@ Prompt = Annotated[str, AfterValidator(lambda value: _one_of(value, PROMPTS, "pr
 class DataConfig(_Section):
     """Where problems come from. `data=PATH` on the command line sets `path`."""
 
-    path: str = "arith"
-    """a .parquet or .jsonl file (verl's schema, or columns by name), or made: `arith`, `arith_long`, `tiny_code`"""
+    path: Names = "arith"
+    """a .parquet or .jsonl file (verl's schema, or columns by name) or several, with commas or as a list; data sets of
+    the hub (ORG/NAME, ORG/NAME:SPLIT, ORG/NAME:CONFIG:SPLIT); or made: `arith`, `arith_long`, `tiny_code`"""
     prompt_column: str = "prompt"
     """column with the problem: a text, or a chat"""
     answer_column: str = "answer"
@@ -307,7 +308,9 @@ class TrainConfig(_Section):
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice"""
-    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str) else x)] = DataConfig()
+    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str | list) else x)] = (
+        DataConfig()
+    )
     prompt: Prompt = "arith"
     """prompt preset, see `evals/prompts.py`; `chat`: the problem as it is"""
     system_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None

@@ -341,9 +341,9 @@ def free(plain: torch.nn.Module, model: torch.nn.Module) -> None:
 # -- tensors of the optimizer ----------------------------------------------------------------------------------------
 
 
-def full_scalar(x: torch.Tensor) -> float:
-    """A scalar that may be spread over the ranks."""
-    return float(x.full_tensor() if isinstance(x, DTensor) else x)
+def full(x: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be spread over the ranks, all of which call it."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def shard_like(x: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
