@@ -18,7 +18,7 @@ import torch
 
 from agpo.batch import MiniBatch
 from agpo.clip import Decision, apply_f_to_loss, apply_f_to_sums, sums_on_device, unit_sums
-from agpo.distributed import all_reduce_max, all_reduce_sum, full_scalar, is_main, reshard
+from agpo.distributed import all_reduce_max, all_reduce_sum, full, is_main, reshard
 from agpo.logprobs import attention_of
 from agpo.model import checkpointing
 from agpo.objective import Objective, clip_decision
@@ -197,7 +197,7 @@ def _apply(
         for parameter in trained.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-    norm = full_scalar(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf))
+    norm = float(full(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf)))
     # Neither step nor clip on NaN: max(0, NaN) would pass for a clipped update and hide what is broken.
     finite = math.isfinite(norm) and math.isfinite(decision.value)
     if finite:
