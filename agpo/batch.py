@@ -111,9 +111,11 @@ def plan_step(
     max_tokens: int,
     *,
     corrected: bool = False,
+    epochs: int = 1,
 ) -> list[MiniBatch]:
     """Cut a step's groups into mini-batches of whole groups. Masked groups keep their slot and cost nothing.
 
+    `epochs`: passes over them, in one order; a pass after an update is off-policy, so that L is not known.
     `max_tokens` is the longest answer that was allowed (for the overlong penalty and Dr. GRPO's constant). `corrected`:
     tokens get weights against another engine's log-probabilities, so that L at ratio 1 is not exact.
     """
@@ -128,7 +130,9 @@ def plan_step(
         return Row(groups[place].prompt_ids, completion.token_ids, completion.logprobs or (), **planned, sample=k)
 
     size = prompts_per_minibatch
-    return plan_rows(rewards_GN, lengths_GN, objective, size, max_tokens, row, cut_GN=cut_GN, corrected=corrected)
+    once = plan_rows(rewards_GN, lengths_GN, objective, size, max_tokens, row, cut_GN=cut_GN, corrected=corrected)
+    still = not any(minibatch.run or minibatch.steps_on_zero for minibatch in once)  # the first pass moves nothing
+    return [*once, *(replace(minibatch, first=still) for minibatch in once * (epochs - 1))]
 
 
 def plan_rows(
