@@ -208,6 +208,7 @@ def sample_rows(
     for group, advantage_N in zip(groups, advantage_GN, strict=True):
         prompt = render(preset, group.item, tokenizer)
         for repeat, (s, advantage) in enumerate(zip(group.samples, advantage_N, strict=False)):
-            row = sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict)
+            told = (s.text, s.completion, s.seed, "train", step, s.verdict, tokenizer)
+            row = sample_row(group.item, repeat, prompt, *told)
             rows.append(replace(row, advantage=None if s.reward is None else advantage))
     return rows

@@ -138,24 +138,28 @@ class HFEngine:
             uniforms_WM = torch.from_numpy(uniforms(seeds, sampling.max_tokens)).to(logits_BV.device)
         ids_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.int64)
         logps_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.float32)
+        entropies_WM = np.zeros_like(logps_WM)
         eos = np.array(sorted(self.eos_ids))
         member_B = np.arange(len(wave))  # which pair of the wave a row is
         running_B = np.ones(len(wave), dtype=bool)
         for position in range(sampling.max_tokens):
             member = torch.from_numpy(member_B).to(logits_BV.device)
             uniform_B = None if uniforms_WM is None else uniforms_WM[member, position]
-            token_B, logp_B = sample(logits_BV, sampling, uniform_B)
+            token_B, logp_B, entropy_B = sample(logits_BV, sampling, uniform_B)
             ids_WM[member_B, position] = token_B.cpu().numpy()
             logps_WM[member_B, position] = logp_B.cpu().numpy()
+            entropies_WM[member_B, position] = entropy_B.cpu().numpy()
             ended_B = np.isin(ids_WM[member_B, position], eos)
             last = position + 1 == sampling.max_tokens
             for row in np.flatnonzero(running_B if last else running_B & ended_B):
                 at = member_B[row]
                 reason: FinishReason = "stop" if ended_B[row] else "length"
-                taken = tuple(ids_WM[at, : position + 1].tolist()), tuple(logps_WM[at, : position + 1].tolist())
+                ids, logps, entropies = (
+                    tuple(x[at, : position + 1].tolist()) for x in (ids_WM, logps_WM, entropies_WM)
+                )
                 seconds = time.perf_counter() - started
-                request, repeat = wave[at]
-                yield Output(request, repeat, Completion(*taken, reason, seconds, self.weight_version))
+                completion = Completion(ids, logps, reason, seconds, self.weight_version, entropies=entropies)
+                yield Output(*wave[at], completion)
             running_B &= ~ended_B
             if last or not running_B.any():
                 return

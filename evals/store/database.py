@@ -13,7 +13,7 @@ from sqlalchemy import event, exc
 
 from evals.errors import UserError
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 """the newest revision in evals/store/migrations/versions"""
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 60.0
@@ -85,6 +85,8 @@ samples_table = sa.Table(
     sa.Column("token_ids", sa.LargeBinary, nullable=False),  # see evals.store.rows.pack
     sa.Column("logprobs", sa.LargeBinary),
     sa.Column("advantage", sa.Double),
+    sa.Column("entropies", sa.LargeBinary),
+    sa.Column("token_chars", sa.LargeBinary),
     sa.UniqueConstraint("run_id", "split", "item", "repeat", "step", name="samples_key"),
     sa.Index("samples_in_order", "run_id", "split", "step", "id"),
     sa.Index("samples_prompt", "prompt_id"),  # which prompts nobody has any more, and who had this prompt
