@@ -97,7 +97,6 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     dead = [{s.verdict.outcome for s in group.samples} for group, live in zip(groups, live_G, strict=True) if not live]
     logps = [x for s in samples for x in s.completion.logprobs or ()]
     norms = [u.grad_norm for u in updates if u.grad_norm is not None and not u.refused]
-    drift = [u.ratio_deviation for u in updates if u.ratio_deviation is not None]
     live_tokens = sum(m.live_tokens for m in plan)
     all_tokens = sum(len(s.completion.token_ids) for s in samples)
     run_tokens = sum(u.tokens_run for u in updates)
@@ -138,7 +137,9 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
         "updates/made": float(sum(u.stepped for u in updates)),
         "updates/dead": float(sum(not m.live_groups for m in plan)),
         "updates/refused": float(sum(u.refused for u in updates)),
-        "ratio/deviation": _mean(drift),
+        "ratio/deviation": _mean([u.ratio_deviation for u in updates]),
+        "ratio/clipped": _mean([u.at_bound for u in updates]),
+        "kl": _mean([u.kl for u in updates]),
         "grad_norm": _mean(norms),
         "saved/tokens": float(whole - run_tokens),
         "saved/of_tokens": float(whole),
