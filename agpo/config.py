@@ -73,8 +73,9 @@ Prompt = Annotated[str, AfterValidator(lambda value: _one_of(value, PROMPTS, "pr
 class DataConfig(_Section):
     """Where problems come from. `data=PATH` on the command line sets `path`."""
 
-    path: str = "arith"
-    """a .parquet or .jsonl file (verl's schema, or columns by name), or made: `arith`, `arith_long`, `tiny_code`"""
+    path: Names = "arith"
+    """a .parquet or .jsonl file (verl's schema, or columns by name) or several, with commas or as a list; data sets of
+    the hub (ORG/NAME, ORG/NAME:SPLIT, ORG/NAME:CONFIG:SPLIT); or made: `arith`, `arith_long`, `tiny_code`"""
     prompt_column: str = "prompt"
     """column with the problem: a text, or a chat"""
     answer_column: str = "answer"
@@ -113,6 +114,8 @@ class UpdateConfig(_Section):
 
     prompts_per_minibatch: int = Field(default=8, ge=1)
     """groups of one optimizer update (the paper's mini-batch size)"""
+    epochs: int = Field(default=1, ge=1)
+    """passes over the mini-batches of a step, with ratios against the policy that sampled them"""
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
     lr: float = Field(default=1e-6, gt=0)
@@ -311,7 +314,9 @@ class TrainConfig(_Section):
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice"""
-    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str) else x)] = DataConfig()
+    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str | list) else x)] = (
+        DataConfig()
+    )
     prompt: Prompt = "arith"
     """prompt preset, see `evals/prompts.py`; `chat`: the problem as it is"""
     system_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
@@ -441,7 +446,7 @@ class TrainConfig(_Section):
 
     @property
     def updates_per_step(self) -> int:
-        return self.rollout.prompts_per_step // self.update.prompts_per_minibatch
+        return self.update.epochs * self.rollout.prompts_per_step // self.update.prompts_per_minibatch
 
 
 def recipes() -> dict[str, Path]:

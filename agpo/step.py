@@ -236,7 +236,8 @@ def plan_of(groups: Sequence[Group], config: TrainConfig, stale: bool = False) -
     """`stale`: some answers are of other weights than the policy's."""
     objective = config.objective.knobs
     size, corrected = config.update.prompts_per_minibatch, stale or config.mismatch.correct == "tis"
-    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
+    epochs = config.update.epochs
+    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected, epochs=epochs)
 
 
 def may_move(plan: Sequence[MiniBatch]) -> bool:
