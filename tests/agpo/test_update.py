@@ -7,7 +7,7 @@ import pytest
 import torch
 from groups import REWARDS, make_groups, sgd
 
-from agpo.batch import Row, balance, micro_batches, plan_step, sample_advantages
+from agpo.batch import Row, advantages_of, balance, lengths_of, micro_batches, plan_step, raw_rewards
 from agpo.objective import PRESETS, Objective, minibatch_loss, overlong_penalty
 from agpo.optimizer import Trained
 from agpo.policy import Policy, Settings, tokens_of, with_old_logps
@@ -268,7 +268,7 @@ def test_overlong_answers(start):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_advantages_that_are_stored_are_those_of_the_plan(start, preset):
     groups = make_groups(start, REWARDS)
-    stored_GN = sample_advantages(groups, PRESETS[preset], 16)
+    stored_GN = advantages_of(raw_rewards(groups), lengths_of(groups), PRESETS[preset], 16)
     (minibatch,) = plan_step(groups, PRESETS[preset], len(groups), 16)
     assert minibatch.rows
     for row in minibatch.rows:
