@@ -6,14 +6,15 @@ counted on torch's meta device, attention as a flash kernel keeps it; the rest i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from agpo.config import TrainConfig, model_path
+from agpo.config import TrainConfig
 from agpo.logprobs import LOGITS_SHARE
+from evals.models import model_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -50,6 +51,32 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 """of the recipes' models, from their config.json: the arithmetic needs no network"""
 PUBLISHED = {**PUBLISHED, "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": PUBLISHED["Qwen/Qwen2.5-7B"]}
+
+PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "B200": 2250, "L40S": 362}
+PEAK_TFLOPS |= {"L40": 181, "4090": 165}
+"""dense bfloat16 by the vendors' data sheets, by a part of the device's name"""
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """What a device can do in a second; 0 where that is not known."""
+    if device.type != "cuda" or dtype.itemsize != 2:
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return 1e12 * next((tera for kind, tera in PEAK_TFLOPS.items() if kind in name), 0)
+
+
+def flops(model: torch.nn.Module, tokens: int, lengths: Sequence[int]) -> float:
+    """Of a forward and backward pass over `tokens` tokens in sequences of these lengths: 6 for a token and weight (4
+    where the weight is frozen), and attention. Nothing that is run twice counts. 0 for a mixture of experts."""
+    named = dict(model.named_parameters())
+    if any(".experts." in name for name in named):
+        return 0.0
+    text = model.config.get_text_config()  # type: ignore[union-attr]
+    weights = sum((4 + 2 * x.requires_grad) * x.numel() for x in named.values())
+    if not text.tie_word_embeddings:  # a table to look up in
+        table = model.get_input_embeddings().weight  # type: ignore[operator]
+        weights -= (4 + 2 * table.requires_grad) * table.numel()
+    return weights * tokens + 6.0 * text.hidden_size * text.num_hidden_layers * sum(n**2 for n in lengths)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ class Objective:
     surrogate: Literal["ppo", "cispo"] = "ppo"
     """ppo: min of the plain and the clipped; cispo: the clipped ratio is a constant weight on grad log pi"""
     eps_low: float = 0.2
+    """the ratio counts as no less than 1 - eps_low"""
     eps_high: float = 0.2
+    """the ratio counts as no more than 1 + eps_high"""
     dual_clip: float | None = None
     """upper bound on rho for A < 0 (Ye et al. 2020); verl applies 3.0 silently"""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from agpo.config import TrainConfig, model_path
+from agpo.config import TrainConfig
 from evals.errors import UserError
+from evals.models import model_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,10 +66,13 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
     from agpo.trackers import check_installed
-    from evals.engines.hf import HFEngine
+    from evals.engines.hf import HFEngine, check_device
+    from evals.outputs import check_writable
     from evals.store import Store
 
     check_machine(config)
+    check_device(distributed.device_of(config.device))
+    check_writable(Path(config.out), "the run")
     distributed.join(distributed.device_of(config.device), config.ranks.timeout_minutes)
     check_installed(config.trackers)
     with open_reward(config):
@@ -150,9 +154,10 @@ def label_of(config: TrainConfig, run_id: str, store: Store) -> dict[str, object
 def about_run(config: TrainConfig) -> dict[str, object]:
     """What reports need to know of the run's method and metrics."""
     from agpo.presets import about
-    from agpo.telemetry import METRICS
+    from agpo.telemetry import FACTS, METRICS, axes
 
-    return {**about(config.objective.preset, config.objective.knobs), "metrics": METRICS}
+    told = {"metrics": METRICS, "facts": FACTS, "axes": axes(config.rollout.samples_per_prompt)}
+    return {**about(config.objective.preset, config.objective.knobs), **told}
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:

@@ -174,7 +174,16 @@ def _apply(
 ) -> Update:
     """Multiply the gradient by what it still lacks, then step, skip or refuse."""
     trained, optimizer = policy.trained, policy.trained.optimizer
-    report = Update(decision, False, tokens_run=seen.tokens, ratio_deviation=seen.deviation, gap=seen.gap)
+    report = Update(
+        decision,
+        False,
+        tokens_run=seen.tokens,
+        ratio_deviation=seen.deviation,
+        gap=seen.gap,
+        at_bound=seen.at_bound,
+        kl=seen.kl if objective.beta else None,
+        flops=seen.flops,
+    )
     # Clipped, f'(L) = 0: no step, since with a zero gradient AdamW would still move. An entropy bonus is outside f.
     if decision.scale == 0.0 and not (objective.entropy_coef and seen.tokens):
         optimizer.zero_grad(set_to_none=True)
@@ -238,10 +247,13 @@ class Seen:
     kept: float = 0.0
     """sum w f'"""
     deviation: float | None = None
-    """mean |rho - 1|, by weight"""
+    """mean |rho - 1|, by weight; so are the next two"""
+    at_bound: float | None = None
+    kl: float | None = None
     gap: tuple[float, float] | None = None
     """mean and largest |engine - trainer| log-probability"""
     tokens: int = 0
+    flops: float = 0.0
 
     def decision(self, objective: Objective) -> Decision:
         return clip_decision(self.value, self.magnitude, objective)
@@ -252,11 +264,12 @@ class Sums:
     """The same of this rank as it runs. It stays on the device until it is complete: reading a number of a GPU waits
     for all that was asked of it."""
 
-    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
-    """value, magnitude, kept, weight, weighted |rho - 1|, gap"""
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(8, dtype=torch.float64))
+    """value, magnitude, kept, weight; |rho - 1|, rho at its bound and KL by weight; gap"""
     largest: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     """gap of a token"""
     tokens: int = 0
+    flops: float = 0.0
     measured: int = 0
     """tokens with a gap"""
 
@@ -264,28 +277,25 @@ class Sums:
         """Take a micro-batch in; what ran for an empty part, to keep the ranks in step, is nothing."""
         if not part:
             return
-        weight, deviation = batch.weight_T.sum(), (batch.weight_T * batch.ratio_deviation_T).sum()
-        zero = torch.zeros_like(weight)
+        weight, zero = batch.weight_T.sum(), batch.weight_T.new_zeros(())
+        seen = (batch.ratio_deviation_T, batch.at_bound_T, batch.kl_T)
+        means = [zero if x_T is None else (batch.weight_T * x_T).sum() for x_T in seen]
         gap = zero if batch.gap_T is None else batch.gap_T.sum()
         both = sums_on_device(batch.loss_T, batch.weight_T)
         kept = zero if kept is None else kept
-        self.sums = self.sums.to(both.device) + torch.stack([*both, kept, weight, deviation, gap])
+        self.sums = self.sums.to(both.device) + torch.stack([*both, kept, weight, *means, gap])
         self.tokens += batch.tokens
+        self.flops += batch.flops
         if batch.gap_T is not None:
             self.largest = torch.maximum(self.largest.to(both.device), batch.gap_T.max())
             self.measured += len(batch.gap_T)
 
     def over_ranks(self) -> Seen:
         """The sums of all ranks, on every rank."""
-        value, magnitude, kept, weight, deviation, gap, tokens, measured = all_reduce_sum(
-            [*self.sums.tolist(), self.tokens, self.measured]
+        value, magnitude, kept, weight, *means, gap, tokens, flops, measured = all_reduce_sum(
+            [*self.sums.tolist(), self.tokens, self.flops, self.measured]
         )
         most = all_reduce_max(float(self.largest))
-        return Seen(
-            value,
-            magnitude,
-            kept,
-            deviation / weight if weight else None,
-            (gap / measured, most) if measured else None,
-            int(tokens),
-        )
+        deviation, bound, kl = (mean / weight if weight else None for mean in means)
+        measured_gap = (gap / measured, most) if measured else None
+        return Seen(value, magnitude, kept, deviation, bound, kl, measured_gap, int(tokens), flops)

@@ -86,8 +86,9 @@ def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
     def column(name: str) -> Any:
         if name not in row:
             raise UserError(f"{where}: no column {name!r}. The row has: {', '.join(sorted(row))}.")
-        if row[name] is None:
-            raise UserError(f"{where}: column {name!r} is null. Fill it in, or leave the row out.")
+        if row[name] is None or row[name] == "":
+            what = "null" if row[name] is None else "empty"
+            raise UserError(f"{where}: column {name!r} is {what}. Fill it in, or leave the row out.")
         return row[name]
 
     for name in ("image", "images", "video", "videos", "audio", "tools"):

@@ -8,7 +8,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from evals.engines import Completion, FinishReason, Output, Request, Sampling
 from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, fill_holes, shares_prompts
-from evals.engines.sampling import sample, uniforms
+from evals.engines.sampling import gumbels, sample, uniforms
 from evals.errors import UserError
 from evals.hub import model_folder
 
@@ -35,7 +35,20 @@ SMALL = 20e6
 class HFEngine:
     """See `evals.engines.Engine`. The model may be shared with a trainer: its weights are read at every call."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_sequences: int = 256, weight_version: str = ""):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_sequences: int = 256,
+        weight_version: str = "",
+        noise: Literal["uniform", "gumbel"] = "uniform",
+    ):
+        """noise: how tokens are drawn (`evals.engines.sampling`). gumbel costs a random number for every token of the
+        vocabulary, and lets two models that are asked with the same seeds part only where they differ."""
+        if noise not in ("uniform", "gumbel"):
+            raise UserError(f"engine hf has no noise={noise!r}. Give uniform or gumbel.")
+        self.noise = noise
         self.model = model
         self.tokenizer = tokenizer
         self.max_sequences = max_sequences
@@ -132,30 +145,37 @@ class HFEngine:
             np.array([number[request] for request, _ in wave]),
         )
         logits_BV = decoder.logits_BV
-        uniforms_WM = None
-        if sampling.temperature > 0:
-            seeds = [requests[i].seeds[repeat] for i, repeat in wave]
+        seeds = [requests[i].seeds[repeat] for i, repeat in wave]
+        uniforms_WM, gumbel = None, self.noise == "gumbel" and sampling.temperature > 0
+        if sampling.temperature > 0 and not gumbel:
             uniforms_WM = torch.from_numpy(uniforms(seeds, sampling.max_tokens)).to(logits_BV.device)
         ids_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.int64)
         logps_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.float32)
+        entropies_WM = np.zeros_like(logps_WM)
         eos = np.array(sorted(self.eos_ids))
         member_B = np.arange(len(wave))  # which pair of the wave a row is
         running_B = np.ones(len(wave), dtype=bool)
         for position in range(sampling.max_tokens):
             member = torch.from_numpy(member_B).to(logits_BV.device)
-            uniform_B = None if uniforms_WM is None else uniforms_WM[member, position]
-            token_B, logp_B = sample(logits_BV, sampling, uniform_B)
+            noise = None if uniforms_WM is None else uniforms_WM[member, position]
+            if gumbel:
+                numbers = gumbels([seeds[i] for i in member_B], position, logits_BV.shape[1])
+                noise = torch.from_numpy(numbers).to(logits_BV.device)
+            token_B, logp_B, entropy_B = sample(logits_BV, sampling, noise)
             ids_WM[member_B, position] = token_B.cpu().numpy()
             logps_WM[member_B, position] = logp_B.cpu().numpy()
+            entropies_WM[member_B, position] = entropy_B.cpu().numpy()
             ended_B = np.isin(ids_WM[member_B, position], eos)
             last = position + 1 == sampling.max_tokens
             for row in np.flatnonzero(running_B if last else running_B & ended_B):
                 at = member_B[row]
                 reason: FinishReason = "stop" if ended_B[row] else "length"
-                taken = tuple(ids_WM[at, : position + 1].tolist()), tuple(logps_WM[at, : position + 1].tolist())
+                ids, logps, entropies = (
+                    tuple(x[at, : position + 1].tolist()) for x in (ids_WM, logps_WM, entropies_WM)
+                )
                 seconds = time.perf_counter() - started
-                request, repeat = wave[at]
-                yield Output(request, repeat, Completion(*taken, reason, seconds, self.weight_version))
+                completion = Completion(ids, logps, reason, seconds, self.weight_version, entropies=entropies)
+                yield Output(*wave[at], completion)
             running_B &= ~ended_B
             if last or not running_B.any():
                 return
@@ -200,11 +220,21 @@ def check_fits(prompt_tokens: int, max_tokens: int, max_context: int, what: str)
         )
 
 
+def check_device(device: str) -> None:
+    """Raises UserError for a device that is not here."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["auto", "cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
+    if device not in there:
+        build = f" torch {torch.__version__} is a build without CUDA." if torch.version.cuda is None else ""
+        raise UserError(f"device={device}: not here, or none that this runs on.{build} There is: {', '.join(there)}.")
+
+
 def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
     """(model, tokenizer) of a Hugging Face folder or hub id, on `device`. Remote code is never run.
 
     Raises UserError where the folder, the hub or the tokenizer cannot be had, saying which.
     """
+    check_device(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":

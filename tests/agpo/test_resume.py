@@ -290,6 +290,10 @@ def test_what_cannot_be_resumed_says_why(undisturbed, tmp_path, monkeypatch, cap
     monkeypatch.setenv("AGPO_DATA", str(folder / "bench"))
     saved = max((folder / "runs").glob("*/checkpoints/step-*"))
     assert "seed=0 in the checkpoint, 3 now" in resumed(capsys, folder, "seed=3")
+    kept = (saved.parent.parent / "config.yaml").read_text()
+    assert "has made 6 already, and nothing was changed" in resumed(capsys, folder, "steps=4")
+    assert (saved.parent.parent / "config.yaml").read_text() == kept
+    assert "know this run as 'tiny'" in resumed(capsys, folder, "name=other")
     assert "no run with a checkpoint in elsewhere/" in resumed(capsys, folder, "out=elsewhere")
 
     problems = (folder / "problems.jsonl").read_text()

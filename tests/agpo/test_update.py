@@ -3,11 +3,13 @@
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from groups import REWARDS, make_groups, sgd
 
 from agpo.batch import Row, advantages_of, balance, lengths_of, micro_batches, plan_step, raw_rewards
+from agpo.logprobs import log_probs
 from agpo.objective import PRESETS, Objective, minibatch_loss, overlong_penalty
 from agpo.optimizer import Trained
 from agpo.policy import Policy, Settings, tokens_of, with_old_logps
@@ -101,6 +103,48 @@ def test_at_ratio_one_the_plan_knows_what_a_forward_pass_would_say(start, name):
         assert done.decision.value == pytest.approx(report.value, rel=1e-3, abs=1e-5)
         for parameter, gradient in expected.items():
             assert torch.allclose(got[parameter], gradient, atol=1e-4), parameter
+
+
+@pytest.mark.parametrize("budget", [30, 100_000])
+@pytest.mark.parametrize(
+    ("objective", "clipped"),
+    [
+        (
+            replace(PRESETS["grpo"], eps_low=0.02, eps_high=0.05, beta=0.1),
+            lambda rho, a: rho > 1.05 if a > 0 else rho < 0.98,
+        ),
+        (replace(PRESETS["grpo"], eps_low=0.9, dual_clip=1.02), lambda rho, a: rho > 1.2 if a > 0 else rho > 1.02),
+        (replace(PRESETS["cispo"], eps_low=0.02, eps_high=0.05), lambda rho, a: not 0.98 <= rho <= 1.05),
+        (PRESETS["gspo"], lambda rho, a: rho > 1.0004 if a > 0 else rho < 0.9997),
+    ],
+    ids=["ppo", "dual", "cispo", "gspo"],
+)
+def test_an_update_reports_the_ratio_clip_the_kl_and_its_flops(start, objective, clipped, budget):
+    policy, groups = moved(start, 0.005), make_groups(start, REWARDS, seed=3)
+    (minibatch,) = plan_step(groups, objective, len(groups), 16)
+    _, done = gradient_of(policy, groups, objective, False, budget, start)
+    parts, weight = np.zeros(3), 0.0
+    for i in minibatch.moving:
+        row = minibatch.rows[i]
+        logp, ref = (log_probs(model, [row], 1.0, "padded")[0].detach().double().numpy() for model in (policy, start))
+        log_ratio = logp - np.array(row.engine_logp)
+        if objective.ratio == "sequence":
+            log_ratio[:] = log_ratio.mean()
+        rho = np.exp(log_ratio)
+        kl = np.exp(ref - logp) - (ref - logp) - 1
+        each = [abs(rho - 1), [row.advantage != 0 and clipped(x, row.advantage) for x in rho], kl]
+        parts, weight = parts + row.weight * np.array(each).sum(1), weight + row.weight * len(rho)
+    deviation, share, kl = parts / weight
+    assert 0 < share < 1
+    assert done.at_bound == pytest.approx(share, abs=1e-6)
+    assert done.ratio_deviation == pytest.approx(deviation, rel=1e-3)
+    assert done.kl == (pytest.approx(kl, rel=1e-3) if objective.beta else None)
+    if budget > 30:  # a prompt that is cut runs twice
+        config, weights = start.config, sum(p.numel() for p in start.parameters())
+        lengths = [minibatch.rows[i].tokens for i in minibatch.moving]
+        attention = 6 * config.hidden_size * config.num_hidden_layers * sum(n**2 for n in lengths)
+        assert config.tie_word_embeddings
+        assert done.flops == 6 * weights * done.tokens_run + attention
 
 
 def find_seed(start, clipped):

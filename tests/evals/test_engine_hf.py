@@ -21,10 +21,10 @@ def engine(tiny):
     return HFEngine.load(tiny)
 
 
-@pytest.fixture(scope="module")
-def subject(tiny, tmp_path_factory):
+@pytest.fixture(scope="module", params=["uniform", "gumbel"])
+def subject(request, tiny, tmp_path_factory):
     model = make_model(tmp_path_factory.mktemp("conformance"), tiny)
-    return Subject(HFEngine.load(model), reference(model))
+    return Subject(HFEngine.load(model, noise=request.param), reference(model))
 
 
 @pytest.mark.parametrize("check", CHECKS)
