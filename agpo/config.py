@@ -105,7 +105,9 @@ class TrainConfig(Section):
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice"""
-    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str) else x)] = DataConfig()
+    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str | list) else x)] = (
+        DataConfig()
+    )
     prompt: Prompt = "arith"
     """prompt preset, see `evals/prompts.py`; `chat`: the problem as it is"""
     system_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
@@ -199,6 +201,17 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _engine_beside_a_trainer(self) -> "TrainConfig":
+        rollout = self.rollout
+        if self.engine == "hf" and (rollout.overlap == "ahead" or rollout.max_staleness):
+            key = "max_staleness=1" if rollout.max_staleness else "overlap=ahead"
+            raise ValueError(
+                f"rollout.{key} needs an engine in a process of its own: engine=vllm. Engine hf generates with the "
+                "very model that is updated; rollout.overlap=free is what it can do."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_minibatches(self) -> "TrainConfig":
         prompts, part = self.rollout.prompts_per_step, self.update.prompts_per_minibatch
         if prompts % part:
@@ -218,9 +231,13 @@ class TrainConfig(Section):
         """What scores a completion: of `rewards`, else of `reward`."""
         return [one.reward for one in self.rewards.values()] or [self.reward]
 
+    def evaluates_after(self, step: int) -> bool:
+        """Before the first step, after the last, and every `eval.every` between."""
+        return step in (0, self.steps) or bool(self.eval.every and step % self.eval.every == 0)
+
     @property
     def updates_per_step(self) -> int:
-        return self.rollout.prompts_per_step // self.update.prompts_per_minibatch
+        return self.update.epochs * self.rollout.prompts_per_step // self.update.prompts_per_minibatch
 
 
 def recipes() -> dict[str, Path]:

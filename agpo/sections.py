@@ -45,8 +45,9 @@ Prompt = Annotated[str, AfterValidator(lambda value: one_of(value, PROMPTS, "pro
 class DataConfig(Section):
     """Where problems come from. `data=PATH` on the command line sets `path`."""
 
-    path: str = "arith"
-    """a .parquet or .jsonl file (verl's schema, or columns by name), or made: `arith`, `arith_long`, `tiny_code`"""
+    path: Names = "arith"
+    """a .parquet or .jsonl file (verl's schema, or columns by name) or several, with commas or as a list; data sets of
+    the hub (ORG/NAME, ORG/NAME:SPLIT, ORG/NAME:CONFIG:SPLIT); or made: `arith`, `arith_long`, `tiny_code`"""
     prompt_column: str = "prompt"
     """column with the problem: a text, or a chat"""
     answer_column: str = "answer"
@@ -72,6 +73,12 @@ class RolloutConfig(Section):
     """for masked_groups resample: at most this many further rounds of prompts in a step"""
     max_sequences: int = Field(default=256, ge=1)
     """sequences decoded together by engine hf; memory against speed"""
+    overlap: Literal["off", "free", "ahead"] = "off"
+    """begin the next step's answers before their step. free: when this step's are decoded, kept where no update moves
+    the weights, and thrown away where one does (engine hf: begun when none did), the same bits as without; ahead
+    (engine vllm): when three quarters of this step's are, the same up to the rounding of sums"""
+    max_staleness: int = Field(default=0, ge=0, le=1)
+    """1 (engine vllm): keep them also where an update moved the weights; they are weighted then (docs/method.md)"""
 
 
 class UpdateConfig(Section):
@@ -79,6 +86,8 @@ class UpdateConfig(Section):
 
     prompts_per_minibatch: int = Field(default=8, ge=1)
     """groups of one optimizer update (the paper's mini-batch size)"""
+    epochs: int = Field(default=1, ge=1)
+    """passes over the mini-batches of a step, with ratios against the policy that sampled them"""
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
     lr: float = Field(default=1e-6, gt=0)

@@ -21,6 +21,7 @@ from evals.models import model_path
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from agpo.ahead import Ahead
     from agpo.policy import Policy
     from evals.benches import Bench
     from evals.engines import Engine
@@ -52,6 +53,13 @@ class Run:
     """the last of them that moved the weights: an engine that has those needs no others"""
     saved: int | None = None
     """the step of the last checkpoint"""
+    ahead: Ahead | None = None
+    """answers of the next step that are sampled already"""
+
+    @property
+    def version(self) -> str:
+        """The name of the weights as they are now."""
+        return f"{self.id}/step-{self.moved}"
 
 
 def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | None, run_id: str | None) -> Run:
@@ -93,15 +101,17 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     torch.manual_seed(config.seed)  # adapters start at random
     update = config.update
     prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
-    engine: Engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
-    if config.engine == "vllm" and config.vllm.max_model_len:  # the checks below are of what will generate
+    own = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    engine: Engine = own
+    if config.engine == "hf":
+        _ = own.decoder  # a model that it cannot sample from
+    elif config.vllm.max_model_len:  # the checks below are of what will generate
         engine.max_context = min(engine.max_context, config.vllm.max_model_len)
     check_end(engine.eos_ids, output_embeddings(model).weight.shape[0], config.model)
     longest = check_room_for_all(items, benches, config, engine)
     chosen = choose_layout(model, engine.max_context, update.layout)
     plain = distributed.shard(model, half_masters=not config.lora.rank, offload=update.offload)
-    if plain is not model:
-        engine.model = plain
+    own.model = plain
     adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
     trained = make_trained(model, **adamw, dtype=plain.dtype, offload=update.offload)
     if update.compile:

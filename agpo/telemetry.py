@@ -97,7 +97,8 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     dead = [{s.verdict.outcome for s in group.samples} for group, live in zip(groups, live_G, strict=True) if not live]
     logps = [x for s in samples for x in s.completion.logprobs or ()]
     norms = [u.grad_norm for u in updates if u.grad_norm is not None and not u.refused]
-    live_tokens = sum(m.live_tokens for m in plan)
+    once = {m.groups: m for m in plan}  # the plan has a mini-batch again for every pass over it
+    live_tokens = sum(m.live_tokens for m in once.values())
     all_tokens = sum(len(s.completion.token_ids) for s in samples)
     run_tokens = sum(u.tokens_run for u in updates)
     parts: dict[str, list[float | None]] = {}
@@ -106,7 +107,7 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
             parts.setdefault(name, []).append(value)
     judged = [str(s.verdict.meta["real"]) for s in samples if "real" in s.verdict.meta]  # programs, by the sandbox
     programs = {f"code/{verdict}": float(judged.count(verdict)) for verdict in (*PROGRAMS, *judged)} if judged else {}
-    whole = plain_tokens(groups)
+    whole = plain_tokens(groups) * len(plan) // max(len(once), 1)
     clipped = sum(u.decision.clipped and bool(m.rows) for u, m in zip(updates, plan, strict=True))
     with_signal = clipped + sum(u.stepped or u.refused for u in updates)
     metrics = {

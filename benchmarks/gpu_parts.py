@@ -340,7 +340,7 @@ def log_probabilities(check: Check) -> None:
         before = logprobs.logits_at_once
         logprobs.logits_at_once = before if elements is None else lambda _: elements
         try:
-            _SampledLogProbs.apply(hidden_TH, weight_VH, None, target_T, 1.0, False)[0].sum().backward()
+            _SampledLogProbs.apply(hidden_TH, weight_VH, None, target_T, 1.0, 0.0, False)[0].sum().backward()
         finally:
             logprobs.logits_at_once = before
 
