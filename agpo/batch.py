@@ -309,9 +309,9 @@ def micro_batches(
         row = rows[i]
         cost = row.tokens
         if parts and layout != "padded" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
-            cost = len(row.response_ids)
+            cost = len(row.response_ids)  # its prompt is in this part already
         elif parts and layout == "padded":
-            cost = rows[parts[-1][0]].tokens
+            cost = rows[parts[-1][0]].tokens  # padded to the longest, which comes first
         if parts and used + cost <= budget:
             parts[-1].append(i)
             used += cost
