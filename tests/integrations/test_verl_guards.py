@@ -178,4 +178,6 @@ def test_presets_that_do():
         "gspo",
         "cispo",
         "nsr",
+        "maxrl",
+        "luspo",
     }
