@@ -101,6 +101,12 @@ class RolloutConfig(_Section):
     """for masked_groups resample: at most this many further rounds of prompts in a step"""
     max_sequences: int = Field(default=256, ge=1)
     """sequences decoded together by engine hf; memory against speed"""
+    overlap: Literal["off", "free", "ahead"] = "off"
+    """begin the next step's answers before their step. free: when this step's are decoded, kept where no update moves
+    the weights, and thrown away where one does (engine hf: begun when none did), the same bits as without; ahead
+    (engine vllm): when three quarters of this step's are, the same up to the rounding of sums"""
+    max_staleness: int = Field(default=0, ge=0, le=1)
+    """1 (engine vllm): keep them also where an update moved the weights; they are weighted then (docs/method.md)"""
 
 
 class UpdateConfig(_Section):
@@ -404,6 +410,17 @@ class TrainConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _engine_beside_a_trainer(self) -> "TrainConfig":
+        rollout = self.rollout
+        if self.engine == "hf" and (rollout.overlap == "ahead" or rollout.max_staleness):
+            key = "max_staleness=1" if rollout.max_staleness else "overlap=ahead"
+            raise ValueError(
+                f"rollout.{key} needs an engine in a process of its own: engine=vllm. Engine hf generates with the "
+                "very model that is updated; rollout.overlap=free is what it can do."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_minibatches(self) -> "TrainConfig":
         prompts, part = self.rollout.prompts_per_step, self.update.prompts_per_minibatch
         if prompts % part:
@@ -422,6 +439,10 @@ class TrainConfig(_Section):
     def graders(self) -> list[str]:
         """What scores a completion: of `rewards`, else of `reward`."""
         return [one.reward for one in self.rewards.values()] or [self.reward]
+
+    def evaluates_after(self, step: int) -> bool:
+        """Before the first step, after the last, and every `eval.every` between."""
+        return step in (0, self.steps) or bool(self.eval.every and step % self.eval.every == 0)
 
     @property
     def updates_per_step(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from agpo.batch import MiniBatch, Row, micro_batches
-from agpo.objective import logp_gap
+from agpo.objective import logp_gap, tis_weights
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Policy, Settings, with_old_logps
 from evals.errors import UserError
@@ -48,6 +48,19 @@ def gap_of(rows: Sequence[Row]) -> tuple[float, float] | None:
         return None
     engine_T = torch.tensor([x for row in both for x in row.engine_logp])
     return logp_gap(engine_T, torch.tensor([x for row in both for x in row.old_logp or ()]))
+
+
+def tis_effect(plan: Sequence[MiniBatch], cap: float | None) -> dict[str, float]:
+    """What truncated importance sampling does to the tokens that will run: their mean weight, the share at the cap, and
+    the effective sample size (sum w)^2 / (n sum w^2) as a share; {} where there is none."""
+    rows = [row for minibatch in plan for row in minibatch.rows if row.engine_logp and row.old_logp is not None]
+    if cap is None or not rows:
+        return {}
+    old_T = torch.tensor([x for row in rows for x in row.old_logp or ()], dtype=torch.float64)
+    weight_T = tis_weights(old_T, torch.tensor([x for row in rows for x in row.engine_logp]), cap)
+    size = float(weight_T.sum().square() / (len(weight_T) * weight_T.square().sum()))
+    capped = float((weight_T == cap).double().mean())
+    return {"tis/weight_mean": float(weight_T.mean()), "tis/capped": capped, "tis/sample_size": size}
 
 
 def check_gap(gap: tuple[float, float] | None, dtype: torch.dtype, limit: float = 0.0) -> None:

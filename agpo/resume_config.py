@@ -19,6 +19,7 @@ ROUNDING = (
     "device",
     "vllm",
     "rollout.max_sequences",
+    "rollout.overlap",
     "update.micro_batch_tokens",
     "update.layout",
     "update.compile",

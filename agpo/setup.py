@@ -20,6 +20,7 @@ from evals.models import model_path
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from agpo.ahead import Ahead
     from agpo.policy import Policy
     from evals.benches import Bench
     from evals.engines import Engine
@@ -54,6 +55,13 @@ class Run:
     """the last of them that moved the weights: an engine that has those needs no others"""
     saved: int | None = None
     """the step of the last checkpoint"""
+    ahead: Ahead | None = None
+    """answers of the next step that are sampled already"""
+
+    @property
+    def version(self) -> str:
+        """The name of the weights as they are now."""
+        return f"{self.id}/step-{self.moved}"
 
 
 def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | None, run_id: str | None) -> Run:

@@ -63,7 +63,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
         while True:
             if run.done and (run.done % config.checkpoint.every == 0 or run.done == config.steps):
                 save_checkpoint(run, writer)
-            if evaluation_due(run) and (not stopping() or run.done == config.steps):
+            if config.evaluates_after(run.done) and (not stopping() or run.done == config.steps):
                 progress.begin("evaluating" if run.benches else "")
                 evaluate_policy(run, console, trackers)
                 settle_best(run, writer)
@@ -111,12 +111,6 @@ def completions(run: Run) -> list[dict[str, str | float | None]]:
         }
         for row in islice(rows, run.config.log_completions)
     ]
-
-
-def evaluation_due(run: Run) -> bool:
-    """Before the first step, after the last, and every `eval.every` between."""
-    every = run.config.eval.every
-    return run.done in (0, run.config.steps) or bool(every and run.done % every == 0)
 
 
 def evaluate_policy(run: Run, console: Console, trackers: Trackers) -> None:
@@ -372,6 +366,8 @@ def drive(run: Run, console: Console) -> int:
         if is_main():
             run.store.finish_run(run.id, status)
             run.store.close()
+        if run.ahead:
+            run.ahead.drop()
         run.engine.close()
 
 

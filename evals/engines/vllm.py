@@ -158,6 +158,10 @@ class VLLMEngine:
         """Without the output matrix where it is the embeddings: some checkpoints have it twice."""
         return {name: x for name, x in weights.items() if not (self.spec.tied and name == "lm_head.weight")}
 
+    def give_up(self) -> None:
+        """End the generations that run, in whatever thread: they yield nothing more."""
+        self.backend.give_up()
+
     def sleep(self) -> None:
         """Give the memory of a GPU back, the weights with it: the next thing must be a sync. Nothing on a CPU."""
         if self.spec.sleep_mode:

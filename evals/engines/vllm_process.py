@@ -1,19 +1,23 @@
 """vLLM in processes of their own, one for each copy of the model.
 
-A child is started with a socket. To it go ("generate", requests, sampling), ("give up",), ("close",) and the names of
-`Core`'s other methods with their arguments; back come ("ready",) once, ("outputs", [...]), ("done",) after each
-request, and ("failed", text), after which it is gone. A child that dies is an EngineError with what it said last.
+A child is started with a socket. To it go, each with the number of the job that it is about, ("generate", job,
+requests, sampling), ("give up", job), ("close", job) and the names of `Core`'s other methods with their arguments; back
+come ("ready", 0) once, ("outputs", job, [...]), ("done", job) when a job is over, and ("failed", 0, text), after which
+it is gone. Several generations may run at once: what one has free another fills. A child that dies is an EngineError
+with what it said last.
 """
 
 import contextlib
+import itertools
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +38,13 @@ class Processes:
     def __init__(self, spec: Spec, environments: Sequence[Mapping[str, str]], fds: Sequence[int] = ()):
         """`fds`: file descriptors that the children inherit under their numbers."""
         self.children: list[_Child] = []
+        self.jobs = itertools.count(1)
+        self.generating: dict[int, _Inbox] = {}
         try:
             for environment in environments:
                 self.children.append(_Child(spec, environment, fds))
             for child in self.children:
-                child.expect("ready")
+                _until("ready", [child], child.inboxes[0])
         except BaseException:
             self.close()
             raise
@@ -51,41 +57,52 @@ class Processes:
             to = load.index(min(load))
             shares[to].append(at)
             load[to] += len(requests[at].seeds)
-        busy: dict[Connection, tuple[_Child, list[int]]] = {}
+        job, inbox = next(self.jobs), queue.SimpleQueue()
+        busy = {child: sorted(share) for child, share in zip(self.children, shares, strict=True) if share}
+        self.generating[job] = inbox
         try:
-            for child, share in zip(self.children, shares, strict=True):
-                if share:
-                    child.send("generate", [requests[i] for i in sorted(share)], sampling)
-                    busy[child.connection] = (child, sorted(share))
+            for child, share in busy.items():
+                child.send("generate", job, [requests[i] for i in share], sampling, inbox=inbox)
             while busy:
-                for connection in wait(list(busy)):
-                    child, share = busy[connection]  # type: ignore[index]
-                    what, *rest = child.receive()
-                    if what == "done":
-                        del busy[child.connection]
-                    else:
-                        yield from (Output(share[at], repeat, completion) for at, repeat, completion in rest[0])
+                child, what, *rest = inbox.get()
+                if what == "give up":
+                    return self._give_up(busy, job, inbox)
+                child.check(what, *rest)
+                if what == "done":
+                    del busy[child]
+                else:
+                    share = busy[child]
+                    yield from (Output(share[at], repeat, completion) for at, repeat, completion in rest[0])
         except GeneratorExit:
-            for child, _ in busy.values():
-                child.send("give up")
-            for child, _ in busy.values():
-                child.expect("done")
+            self._give_up(busy, job, inbox)
             raise
-        except BaseException:  # a message may be half read: nothing more can be asked
+        except BaseException:  # what a child has been asked is not known: nothing more can be
             self._kill()
             raise
+        finally:
+            del self.generating[job]
+
+    def _give_up(self, busy: "Mapping[_Child, object]", job: int, inbox: "_Inbox") -> None:
+        for child in busy:
+            child.send("give up", job)
+        _until("done", busy, inbox)
+
+    def give_up(self) -> None:
+        """End the generations that run, whatever thread waits for them: they yield nothing more."""
+        for inbox in list(self.generating.values()):
+            inbox.put((None, "give up"))
 
     def call(self, method: str, *arguments: Any) -> None:
         """One of `Core`'s methods, in every child."""
+        job, inbox = next(self.jobs), queue.SimpleQueue()
         for child in self.children:
-            child.send(method, *arguments)
-        for child in self.children:
-            child.expect("done")
+            child.send(method, job, *arguments, inbox=inbox)
+        _until("done", self.children, inbox)
 
     def close(self) -> None:
         for child in self.children:
             with contextlib.suppress(OSError):
-                child.connection.send(("close",))
+                child.connection.send(("close", 0))
         for child in self.children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(CLOSE_SECONDS)
@@ -94,6 +111,20 @@ class Processes:
     def _kill(self) -> None:
         for child in self.children:
             child.kill()
+
+
+_Inbox = queue.SimpleQueue[Any]
+"""of a job: (child, what, ...) as its children say it"""
+
+
+def _until(wanted: str, children: "Iterable[_Child]", inbox: _Inbox) -> None:
+    """Skip messages until every child has said this: the outputs of a generation that was given up are nobody's."""
+    left = set(children)
+    while left:
+        child, what, *rest = inbox.get()
+        if child is not None:
+            child.check(what, *rest)
+            left -= {child} if what == wanted else set()
 
 
 class _Child:
@@ -115,30 +146,56 @@ class _Child:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C does not reach it, and it can be ended with its workers
             )
-        self.send(spec, sys.path)
+        self.inboxes: dict[int, _Inbox] = {0: queue.SimpleQueue()}
+        """of the jobs that are not over, by number"""
+        self.last: tuple[Any, ...] = ()
+        """said before it went: ("died",) or ("failed", text)"""
+        self._lock, self._sending = threading.Lock(), threading.Lock()
+        self._reader = threading.Thread(target=self._read, name="vllm", daemon=True)
+        self.connection.send((spec, sys.path))
+        self._reader.start()
 
-    def send(self, *message: Any) -> None:
+    def _read(self) -> None:
+        """Give every message to the job that it is about; the last one, after which none comes, to all."""
         try:
-            self.connection.send(message)
+            while not self.last:
+                what, job, *rest = self.connection.recv()
+                if what == "failed":
+                    self._go(what, *rest)
+                elif inbox := self.inboxes.get(job):
+                    if what == "done":
+                        del self.inboxes[job]
+                    inbox.put((self, what, *rest))
+        except (EOFError, OSError):
+            self._go("died")
+
+    def _go(self, *last: Any) -> None:
+        with self._lock:
+            self.last = last
+            for inbox in self.inboxes.values():
+                inbox.put((self, *last))
+
+    def send(self, what: str, job: int, *message: Any, inbox: _Inbox | None = None) -> None:
+        """`inbox` gets what the child says of a new job."""
+        if inbox is not None:
+            with self._lock:
+                self.inboxes[job] = inbox
+                if self.last and not self.connection.closed:
+                    inbox.put((self, *self.last))
+        try:
+            with self._sending:
+                self.connection.send((what, job, *message))
         except (BrokenPipeError, ConnectionResetError) as e:
             raise self._died() from e
         except OSError as e:  # closed after a failure
             raise EngineError("the vLLM engine was closed. Start it again.") from e
 
-    def receive(self) -> tuple[Any, ...]:
-        """The next message. Raises EngineError where it is a failure or there is none to come."""
-        try:
-            what, *rest = self.connection.recv()
-        except (EOFError, ConnectionResetError) as e:
-            raise self._died() from e
+    def check(self, what: str, *rest: Any) -> None:
+        """Raises EngineError where the message is that of a failure, or that none is to come."""
+        if what == "died":
+            raise self._died()
         if what == "failed":
             raise EngineError(f"{rest[0]} (its log: {self._keep_log()})")
-        return (what, *rest)
-
-    def expect(self, wanted: str) -> None:
-        """Skip messages until this one: the outputs of a generation that was given up are nobody's."""
-        while self.receive()[0] != wanted:
-            pass
 
     def _died(self) -> EngineError:
         try:
@@ -175,4 +232,5 @@ class _Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._reader.join()
         self.connection.close()

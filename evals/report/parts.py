@@ -38,7 +38,7 @@ IN_TABLES = ("temperature", "top_p", "max_tokens", "prompt", "selected_on_test")
 ASKED = ("temperature", "top_p", "max_tokens", "prompt", "n")
 """those that the page shows"""
 CUTS = ("update.micro_batch_tokens", "rollout.max_sequences")
-"""keys of a training run that change a result by rounding only (and what clip_scope micro_batch does)"""
+"""keys of a training run that change a result by rounding only"""
 APART = ("objective", "seed", "name", "out", "checkpoint", "trackers", "hardware", "threads", "device")
 APART += ("data_manifest", "selected_on_test")
 """keys in which training runs that are compared may differ"""

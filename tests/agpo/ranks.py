@@ -60,6 +60,7 @@ CASES = [
     Case("agpo, AdamW, zero_grad", Objective(on_clip="zero_grad"), "AdamW"),
     Case("agpo, scope group", Objective(clip_scope="group")),
     Case("agpo, scope sequence", LOCAL),
+    Case("agpo, scope sequences:2", Objective(clip_scope="sequences:2")),
     Case("agpo, scope token", Objective(clip_scope="token")),
     Case(
         "agpo, scope group, softplus, samples of advantage 0",

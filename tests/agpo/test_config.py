@@ -63,7 +63,7 @@ def test_a_checkpoints_configuration_reads_back():
         (["objective.clip_scop=group"], "Did you mean 'objective.clip_scope'"),
         (["objective=ppo"], "unknown objective 'ppo'"),
         (["objective.eps_low=wide"], "objective.eps_low='wide'"),
-        (["objective.clip_scope=batch"], "'mini_batch', 'group', 'sequence', 'token' or 'micro_batch'"),
+        (["objective.clip_scope=batch"], "mini_batch, group, sequence, token or sequences:K"),
         (["rollout.samples_per_prompt=1"], "greater than or equal to 2"),
         (["rollout.prompts_per_step=30"], "multiple of update.prompts_per_minibatch"),
         (["steps=many"], "steps: Input should be a valid integer"),

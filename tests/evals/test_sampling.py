@@ -136,5 +136,5 @@ def test_two_models_with_the_same_gumbel_numbers_part_only_as_far_as_they_differ
     apart = float((p - q).abs().sum() / 2)
     agree = float((tokens[0] == tokens[1]).double().mean())
     assert (1 - apart) / (1 + apart) - 0.01 < agree < 1 - apart + 0.01
-    cut, _ = sample(logits[:1].expand(draws, -1), Sampling(1, top_k=3), noise)
+    cut, _, _ = sample(logits[:1].expand(draws, -1), Sampling(1, top_k=3), noise)
     assert set(cut.tolist()) == set(logits[0].topk(3).indices.tolist())
