@@ -33,8 +33,8 @@ def gumbels(seeds: Sequence[int], position: int, vocabulary: int) -> np.ndarray:
 
 def sample(
     logits_BV: torch.Tensor, sampling: Sampling, noise: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row and its log-probability [B] under softmax(logits / temperature), before top-p.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One token per row, its log-probability under softmax(logits / temperature), before top-p, and its entropy [B].
 
     noise: [B] uniform numbers, at which the distribution function is inverted, or [B, V] Gumbel numbers (`gumbels`),
     float64: a row's token does not depend on the other rows. Without numbers (greedy, temperature 0) it is the argmax,
@@ -45,18 +45,19 @@ def sample(
         _sample_rows(logits_BV[at : at + rows], sampling, None if noise is None else noise[at : at + rows])
         for at in range(0, len(logits_BV), rows)
     ]
-    tokens, logps = zip(*parts, strict=True)
-    return torch.cat(tokens), torch.cat(logps)
+    tokens, logps, entropies = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logps), torch.cat(entropies)
 
 
 def _sample_rows(
     logits_BV: torch.Tensor, sampling: Sampling, noise: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     scaled_BV = logits_BV.float()
     if sampling.temperature not in (0, 1):
         scaled_BV = scaled_BV / sampling.temperature
     highest_B1 = scaled_BV.amax(-1, keepdim=True)
-    weight_BV = (scaled_BV - highest_B1).exp_()  # probabilities times a constant of the row
+    below_BV = scaled_BV - highest_B1
+    weight_BV = below_BV.exp()  # probabilities times a constant of the row
     if noise is None:
         token_B = scaled_BV.argmax(-1)
     else:
@@ -68,7 +69,9 @@ def _sample_rows(
             cut_BV = nucleus(cut_BV, sampling.top_p)
         token_B = invert(cut_BV, noise) if noise.ndim == 1 else (cut_BV.double().log() + noise).argmax(-1)
     chosen_B1 = scaled_BV.gather(1, token_B[:, None]) - highest_B1
-    return token_B, (chosen_B1 - weight_BV.sum(-1, keepdim=True).log())[:, 0]
+    total_B1 = weight_BV.sum(-1, keepdim=True)
+    mean_B1 = below_BV.clamp_(min=-1e4).mul_(weight_BV).sum(-1, keepdim=True) / total_B1  # 0 times -inf is 0 here
+    return token_B, (chosen_B1 - total_B1.log())[:, 0], (total_B1.log() - mean_B1)[:, 0]
 
 
 def invert(weight_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
