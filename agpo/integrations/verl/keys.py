@@ -32,6 +32,7 @@ REFUSED = {
     "chat_template": "verl's key is actor_rollout_ref.model.custom_chat_template",
     "chat_template_kwargs": "verl's key is data.apply_chat_template_kwargs",
     "update.patience": "watch the plugin's metrics",
+    "log_completions": "verl's key is trainer.log_val_generations",
     "rewards": "the plugin has one reward: write the sum as a function of your own, reward=module:function",
     "rollout.resample_rounds": "there is no masked_groups=resample on verl",
     "rollout.overlap": "verl starts its rollouts itself",
