@@ -245,6 +245,13 @@ class Watch:
 
     doing: Callable[[str], None] = lambda text: None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    began: float = field(default_factory=time.perf_counter)
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    """(phase, from, to), in seconds since the step began"""
+
+    def span(self, name: str, since: float) -> None:
+        """From `since` (perf_counter) until now."""
+        self.spans.append((name, since - self.began, time.perf_counter() - self.began))
 
     def tell(self, phase: str, how_far: str) -> None:
         self.doing(f"{phase} {how_far}")
@@ -257,6 +264,22 @@ class Watch:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - started
+            self.span(name, started)
+
+
+SHORTEST_SPAN = 1e-3
+"""seconds; what took less is not in the timeline"""
+
+
+def timeline(ranks: Sequence[Sequence[tuple[str, float, float]]]) -> dict[str, float]:
+    """The spans of every rank as metrics for the store: `evals.report` draws them."""
+    found: dict[str, float] = {}
+    for rank, spans in enumerate(ranks):
+        for number, (phase, start, end) in enumerate(spans):
+            if end - start >= SHORTEST_SPAN:
+                bar = f"speed/timeline/{rank}/{number}.{phase}"
+                found |= {f"{bar}/from": max(start, 0.0), f"{bar}/to": end}
+    return found
 
 
 class Progress:
