@@ -146,6 +146,13 @@ class Tally:
     refused: float = 0.0
     saved_tokens: float = 0.0
     of_tokens: float = 0.0
+    steps: int = 0
+    free: int = 0
+    """steps that moved nothing"""
+    early: float = 0.0
+    """seconds for which answers had been sampled when their step began"""
+    wasted: float = 0.0
+    """the same of answers that were thrown away"""
     dead_steps: int = 0
     """in a row, up to now"""
     said: bool = False
@@ -175,6 +182,9 @@ class Tally:
         self.refused += metrics["updates/refused"]
         self.saved_tokens += metrics["saved/tokens"]
         self.of_tokens += metrics["saved/of_tokens"]
+        self.steps, self.free = self.steps + 1, self.free + (not metrics["updates/made"])
+        self.early += metrics.get("speed/saved_seconds", 0.0)
+        self.wasted += metrics.get("speed/wasted_seconds", 0.0)
         self.idle = [] if metrics["updates/made"] else [*self.idle, metrics]
         why = [self._why_idle(step)] if len(self.idle) == self.patience else []
         if metrics["groups/live"]:
@@ -221,10 +231,16 @@ class Tally:
     def line(self) -> str:
         """One line for the end of a run."""
         share = 100 * self.saved_tokens / self.of_tokens if self.of_tokens else 0.0
+        overlap = (
+            f"\noverlap     {self.free} of {self.steps} steps moved nothing; {self.early:.1f} s of sampling begun "
+            f"before its step, {self.wasted:.1f} s thrown away"
+        )
         return (
             f"updates     {self.made:.0f} made, {self.clipped:.0f} clipped, {self.dead:.0f} without a live group, "
             f"{self.refused:.0f} refused; "
             f"{self.saved_tokens:,.0f} of {self.of_tokens:,.0f} tokens ({share:.0f} %) not run"
+            + overlap
+            * bool(self.early or self.wasted)
         )
 
 
