@@ -144,12 +144,16 @@ def check_prompts(items: Sequence[Item], preset: str | Preset, engine: Engine, m
     Returns the tokens of the longest prompt.
     """
     draw(items, 0, 0, per_step)
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     longest = 0
-    for item in items:
+    for row, item in enumerate(items):
         if item.id in seen:
-            raise UserError(f"the data has the id {item.id!r} twice. Ids must differ: samples are stored under them.")
-        seen.add(item.id)
+            raise UserError(
+                f"rows {seen[item.id]} and {row} of the data (the first is 0) have the id {item.id!r} twice: "
+                f"{item.prompt!r:.60}. Samples are stored under ids; without one a row has that of its prompt. Leave "
+                "one out, or give the rows a column id."
+            )
+        seen[item.id] = row
         longest = max(longest, check_room(item, preset, engine, max_tokens, "the data", "rollout.max_tokens"))
     return longest
 

@@ -18,6 +18,7 @@ from agpo import distributed
 from agpo.ahead import Ahead
 from agpo.batch import Group, MiniBatch, plan_step, sample_advantages
 from agpo.config import TrainConfig
+from agpo.memory import peak_flops
 from agpo.mismatch import against_trainer, check_gap, tis_effect
 from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
@@ -87,9 +88,9 @@ def train_step(
         "speed/cpu_seconds": time.process_time() - cpu,
         "speed/rollout_seconds": sampled - started,
         **{f"speed/{name}_seconds": seconds for name, seconds in watch.seconds.items()},
+        **speeds(everything, updates, watch, took, run),
         "speed/peak_memory_gib": peak_memory(run.policy.plain.device) / 2**30,
         "data/epoch": run.done * config.rollout.prompts_per_step / len(run.items),
-        "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
     }
     spans = distributed.all_gather(lambda: watch.spans)
     if not distributed.is_main():
@@ -116,9 +117,21 @@ def check_rollout(groups: Sequence[Group], step: int, config: TrainConfig) -> No
     if wild:
         raise Unusable(
             f"step {step}: the log-probabilities of {wild} of {len(samples)} responses are not finite, so the weights "
-            f"are broken after step {step - 1}. Start a new run from the last checkpoint, which is intact, with "
-            "model=CHECKPOINT and a lower update.lr."
+            f"are broken after step {step - 1}. Only finite weights are saved: start a new run with a lower update.lr, "
+            "from the last checkpoint, if there is one, with model=CHECKPOINT."
         )
+
+
+def speeds(groups: Sequence[Group], updates: Sequence[Update], watch: Watch, took: float, run: Run) -> dict[str, float]:
+    """Sampled tokens a second, and the share of what the devices can do that the updates reached, where it is known."""
+    policy, ranks, vllm = run.policy, distributed.world_size(), run.config.vllm
+    engine = vllm.tensor_parallel_size * vllm.data_parallel_size if run.config.engine == "vllm" else 1
+    rate = sum(len(s.completion.token_ids) for group in groups for s in group.samples) / took
+    speeds = {"speed/tokens_per_second": rate, "speed/tokens_per_second_per_device": rate / ranks / engine}
+    peak = peak_flops(policy.plain.device, policy.plain.dtype) * ranks * watch.seconds["update"]
+    if peak and (work := sum(update.flops for update in updates)):
+        speeds["speed/update_mfu"] = work / peak
+    return speeds
 
 
 def peak_memory(device: torch.device) -> float:
@@ -227,7 +240,8 @@ def plan_of(groups: Sequence[Group], config: TrainConfig, stale: bool = False) -
     """`stale`: some answers are of other weights than the policy's."""
     objective = config.objective.knobs
     size, corrected = config.update.prompts_per_minibatch, stale or config.mismatch.correct == "tis"
-    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
+    epochs = config.update.epochs
+    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected, epochs=epochs)
 
 
 def may_move(plan: Sequence[MiniBatch]) -> bool:
@@ -289,6 +303,7 @@ def sample_rows(
     for group, advantage_N in zip(groups, advantage_GN, strict=True):
         prompt = render(preset, group.item, tokenizer)
         for repeat, (s, advantage) in enumerate(zip(group.samples, advantage_N, strict=False)):
-            row = sample_row(group.item, repeat, prompt, s.text, s.completion, s.seed, "train", step, s.verdict)
+            told = (s.text, s.completion, s.seed, "train", step, s.verdict, tokenizer)
+            row = sample_row(group.item, repeat, prompt, *told)
             rows.append(replace(row, advantage=None if s.reward is None else advantage))
     return rows

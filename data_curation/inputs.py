@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data_curation import decontaminate, raw, sources
+from data_curation.rates import SolveOptions
 from data_curation.read import place_of, read, split_of
-from data_curation.solve_rate import NO_MODEL, SolveOptions
 from data_curation.stage import Context
+from data_curation.tries import NO_MODEL, known_run
 from evals.errors import UserError
 from evals.hub import ANSWER_SECONDS, hub_answers, stay_offline
 
@@ -159,13 +160,13 @@ def check_model(options: SolveOptions, context: Context) -> None:
 
         for url in parse_model(options.model)[0]:
             check_server(url)
-    elif options.engine in ("hf", "vllm", "ray"):
+    elif options.engine in ("hf", "vllm"):
         from evals.engines.hf import load_config, load_tokenizer
 
         load_config(options.model)
         load_tokenizer(options.model)
     else:
-        raise UserError(f"unknown engine {options.engine!r} of solve_rate. Known: hf, vllm, openai, ray.")
+        raise UserError(f"unknown engine {options.engine!r} of solve_rate. Known: hf, vllm, openai.")
 
 
 def check_server(url: str) -> None:
@@ -210,8 +211,6 @@ RULE = "2 operations per parameter and token, 12 % of 989 TFLOP/s; --limit 100 m
 
 
 def tokens_per_try(options: SolveOptions, context: Context) -> tuple[float, str]:
-    from data_curation.solve_rate import known_run
-
     run = known_run(context.store, options) if context.store else None
     sizes = context.store.sizes(run.id) if run and context.store else []
     if samples := sum(count for _, _, count, _ in sizes):

@@ -102,7 +102,9 @@ def complete(
                 item, repeats = todo[at]
                 text = response_text(completion, tokenizer)
                 seed = requests[at].seeds[which]
-                row = ungraded_row(item, repeats[which], prompts[at], text, completion, seed, job.split, job.step)
+                row = ungraded_row(
+                    item, repeats[which], prompts[at], text, completion, seed, job.split, job.step, tokenizer
+                )
                 recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item, seen_of(row)))
         except EngineError as e:
             if not e.failed:
@@ -264,10 +266,38 @@ class Recorder:
         self._waiting = waiting
 
 
+def token_chars(completion: Completion, text: str, tokenizer: Any) -> tuple[int, ...] | None:
+    """How many characters of the text each token added: a cut character counts with the token that completes it.
+
+    None where the ids do not decode to the text, as a server's text with a part of its own does not.
+    """
+    from tokenizers.decoders import DecodeStream
+
+    rust = getattr(tokenizer, "backend_tokenizer", None)
+    if rust is None or not completion.token_ids:
+        return None
+    stream, chars, at = DecodeStream(skip_special_tokens=True), [], 0
+    for token in completion.token_ids:
+        piece = stream.step(rust, token) or ""
+        chars.append(min(len(piece), len(text) - at))  # a stop string may have cut the text
+        if not text.startswith(piece[: chars[-1]], at):
+            return None
+        at += chars[-1]
+    return (*chars[:-1], chars[-1] + len(text) - at)  # a character that was never completed
+
+
 def ungraded_row(
-    item: Item, repeat: int, prompt: str, text: str, completion: Completion, seed: int, split: str, step: int
+    item: Item,
+    repeat: int,
+    prompt: str,
+    text: str,
+    completion: Completion,
+    seed: int,
+    split: str,
+    step: int,
+    tokenizer: Any = None,
 ) -> SampleRow:
-    """The store's row of a completion before its verdict."""
+    """The store's row of a completion before its verdict. tokenizer: whose ids they are; tells the tokens' texts."""
     return SampleRow(
         split=split,
         item=item.id,
@@ -288,6 +318,8 @@ def ungraded_row(
         weight_version=completion.weight_version,
         meta=item.labels,
         response_tokens=completion.n_tokens,
+        entropies=completion.entropies,
+        token_chars=token_chars(completion, text, tokenizer),
     )
 
 
@@ -319,9 +351,10 @@ def sample_row(
     split: str,
     step: int,
     verdict: Verdict,
+    tokenizer: Any = None,
 ) -> SampleRow:
     """The store's row of one graded completion."""
-    return graded(ungraded_row(item, repeat, prompt, text, completion, seed, split, step), item, verdict)
+    return graded(ungraded_row(item, repeat, prompt, text, completion, seed, split, step, tokenizer), item, verdict)
 
 
 def evaluate(engine: Engine, items: Sequence[Item], job: Job, store: Store, grader: Grader) -> Summary:

@@ -62,8 +62,9 @@ class Completion:
 
     `token_ids` includes the end-of-sequence token when there is one. `logprobs` has one entry per token: the
     log-probability of that token under the temperature-scaled distribution before top-p cuts it, of a greedy one at
-    temperature 1 (None where an engine cannot tell). `seconds` is the time from the start of `generate` to the last
-    token. A server may give no ids: they are empty then, `text` is what it answered and `counted` its number of tokens.
+    temperature 1; `entropies` has that distribution's (both None where an engine cannot tell). `seconds` is the time
+    from the start of `generate` to the last token. A server may give no ids: they are empty then, `text` is what it
+    answered and `counted` its number of tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -75,6 +76,8 @@ class Completion:
     """None: decode the ids"""
     counted: int = 0
     """the server's number of tokens, where it gives no ids"""
+    entropies: tuple[float, ...] | None = None
+    """in nats, one per token"""
 
     @property
     def n_tokens(self) -> int:

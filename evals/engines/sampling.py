@@ -1,4 +1,5 @@
-"""Draw tokens from logits: one uniform number per row, the distribution function inverted at it."""
+"""Draw tokens from logits: one uniform number per row, the distribution function inverted at it; or a Gumbel number
+for each token, which two models can share."""
 
 from collections.abc import Sequence
 
@@ -18,33 +19,46 @@ def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
     return np.stack([np.random.Generator(np.random.Philox(key=seed)).random(count) for seed in seeds])
 
 
-def sample(
-    logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row and its log-probability [B] under softmax(logits / temperature), before top-p.
+def gumbels(seeds: Sequence[int], position: int, vocabulary: int) -> np.ndarray:
+    """[len(seeds), vocabulary] Gumbel numbers, float64: one for each (seed, position, token), of nothing else.
 
-    Sampling inverts the distribution function at one uniform number (float64) per row, so that a row's token does not
-    depend on the other rows. Without numbers (greedy, temperature 0) it is the argmax, with its log-probability at
-    temperature 1.
+    The argmax of log p + these is a draw from p (Gumbel 1954; Maddison et al. 2014). Two distributions that share them
+    draw the same token with probability at least (1 - TV) / (1 + TV), TV their total variation distance: wherever the
+    tokens stand in the vocabulary, and whatever was drawn before.
+    """
+    keys = [np.random.Philox(key=seed, counter=[0, 1, position, 0]) for seed in seeds]  # `uniforms` has counters below
+    with np.errstate(divide="ignore"):  # 0 is possible: that token is not drawn
+        return -np.log(-np.log(np.stack([np.random.Generator(key).random(vocabulary) for key in keys])))
+
+
+def sample(
+    logits_BV: torch.Tensor, sampling: Sampling, noise: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One token per row, its log-probability under softmax(logits / temperature), before top-p, and its entropy [B].
+
+    noise: [B] uniform numbers, at which the distribution function is inverted, or [B, V] Gumbel numbers (`gumbels`),
+    float64: a row's token does not depend on the other rows. Without numbers (greedy, temperature 0) it is the argmax,
+    with its log-probability at temperature 1.
     """
     rows = max(1, CACHED_ELEMENTS // logits_BV.shape[1]) if logits_BV.device.type == "cpu" else len(logits_BV)
     parts = [
-        _sample_rows(logits_BV[at : at + rows], sampling, None if uniform_B is None else uniform_B[at : at + rows])
+        _sample_rows(logits_BV[at : at + rows], sampling, None if noise is None else noise[at : at + rows])
         for at in range(0, len(logits_BV), rows)
     ]
-    tokens, logps = zip(*parts, strict=True)
-    return torch.cat(tokens), torch.cat(logps)
+    tokens, logps, entropies = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logps), torch.cat(entropies)
 
 
 def _sample_rows(
-    logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    logits_BV: torch.Tensor, sampling: Sampling, noise: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     scaled_BV = logits_BV.float()
     if sampling.temperature not in (0, 1):
         scaled_BV = scaled_BV / sampling.temperature
     highest_B1 = scaled_BV.amax(-1, keepdim=True)
-    weight_BV = (scaled_BV - highest_B1).exp_()  # probabilities times a constant of the row
-    if uniform_B is None:
+    below_BV = scaled_BV - highest_B1
+    weight_BV = below_BV.exp()  # probabilities times a constant of the row
+    if noise is None:
         token_B = scaled_BV.argmax(-1)
     else:
         cut_BV = weight_BV
@@ -53,9 +67,11 @@ def _sample_rows(
             cut_BV = cut_BV.masked_fill(cut_BV < least_B1, 0)
         if sampling.top_p < 1:
             cut_BV = nucleus(cut_BV, sampling.top_p)
-        token_B = invert(cut_BV, uniform_B)
+        token_B = invert(cut_BV, noise) if noise.ndim == 1 else (cut_BV.double().log() + noise).argmax(-1)
     chosen_B1 = scaled_BV.gather(1, token_B[:, None]) - highest_B1
-    return token_B, (chosen_B1 - weight_BV.sum(-1, keepdim=True).log())[:, 0]
+    total_B1 = weight_BV.sum(-1, keepdim=True)
+    mean_B1 = below_BV.clamp_(min=-1e4).mul_(weight_BV).sum(-1, keepdim=True) / total_B1  # 0 times -inf is 0 here
+    return token_B, (chosen_B1 - total_B1.log())[:, 0], (total_B1.log() - mean_B1)[:, 0]
 
 
 def invert(weight_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:

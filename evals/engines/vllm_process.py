@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,13 +37,12 @@ class Processes:
 
     def __init__(self, spec: Spec, environments: Sequence[Mapping[str, str]], fds: Sequence[int] = ()):
         """`fds`: file descriptors that the children inherit under their numbers."""
-        self.folder = Path(tempfile.mkdtemp(prefix="agpo-vllm-"))
         self.children: list[_Child] = []
         self.jobs = itertools.count(1)
         self.generating: dict[int, _Inbox] = {}
         try:
-            for number, environment in enumerate(environments):
-                self.children.append(_Child(spec, environment, self.folder / f"vllm-{number}.log", fds))
+            for environment in environments:
+                self.children.append(_Child(spec, environment, fds))
             for child in self.children:
                 _until("ready", [child], child.inboxes[0])
         except BaseException:
@@ -113,7 +111,6 @@ class Processes:
     def _kill(self) -> None:
         for child in self.children:
             child.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 _Inbox = queue.SimpleQueue[Any]
@@ -131,21 +128,21 @@ def _until(wanted: str, children: "Iterable[_Child]", inbox: _Inbox) -> None:
 
 
 class _Child:
-    def __init__(self, spec: Spec, environment: Mapping[str, str], log: Path, fds: Sequence[int]):
-        self.log = log
+    def __init__(self, spec: Spec, environment: Mapping[str, str], fds: Sequence[int]):
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  without a name: nothing stays, however this process ends
         self.connection, theirs = Pipe()
         whole = {name: value for name, value in os.environ.items() if name not in TORCHRUN} | dict(environment)
         set_environment(whole)
         command = [sys.executable, "-m", "evals.engines.vllm_child", str(theirs.fileno())]
         root = str(Path(__file__).resolve().parents[2])
         whole["PYTHONPATH"] = os.pathsep.join(p for p in (root, whole.get("PYTHONPATH")) if p)
-        with open(log, "wb") as output, theirs:
+        with theirs:
             self.process = subprocess.Popen(
                 command,
                 env=whole,
                 pass_fds=[theirs.fileno(), *fds],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=self.log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C does not reach it, and it can be ended with its workers
             )
@@ -211,8 +208,7 @@ class _Child:
         elif code is None:
             how = "without saying why"
         hint = " The system kills the largest process when memory runs out." if code == -signal.SIGKILL else ""
-        log = self.log.read_text(errors="replace") if self.log.exists() else ""  # gone where all were closed
-        lines = [line for line in log.splitlines() if line.strip()]
+        lines = [line for line in self._output().decode(errors="replace").splitlines() if line.strip()]
         said = f" It said last: {' | '.join(lines[-LAST_WORDS:])} (all of it: {self._keep_log()})" if lines else ""
         return EngineError(
             f"the vLLM process ended {how}.{hint} What it had finished is recorded, nothing else counts as answered: "
@@ -221,9 +217,13 @@ class _Child:
 
     def _keep_log(self) -> Path:
         """A copy of the log that stays when the engine is gone."""
-        handle, kept = tempfile.mkstemp(prefix="agpo-vllm-", suffix=".log")
-        os.close(handle)
-        return Path(shutil.copyfile(self.log, kept))
+        with tempfile.NamedTemporaryFile(prefix="agpo-vllm-", suffix=".log", delete=False) as kept:
+            kept.write(self._output())
+        return Path(kept.name)
+
+    def _output(self) -> bytes:
+        """All that the process wrote; its place in the file stays where it is."""
+        return os.pread(self.log.fileno(), os.fstat(self.log.fileno()).st_size, 0)
 
     def kill(self) -> None:
         """With vLLM's own workers, which may outlive it."""

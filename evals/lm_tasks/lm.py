@@ -115,7 +115,8 @@ class TaskLM(TemplateLM):
                 item, request = made[at]
                 text, completion = stop_at(completion, until, self.tokenizer)
                 task, repeat = item.meta["task"], todo[at][1][which]
-                row = ungraded_row(item, repeat, item.prompt, text, completion, request.seeds[which], task, self.step)
+                told = (completion, request.seeds[which], task, self.step, self.tokenizer)
+                row = ungraded_row(item, repeat, item.prompt, text, *told)
                 self.rows[task, item.id, repeat] = row
                 recorder.add(row, item, None)
                 self.advance()
@@ -194,9 +195,9 @@ def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> t
             high = middle
         else:
             low = middle + 1
-    logprobs = None if completion.logprobs is None else completion.logprobs[:high]
-    kept = completion.token_ids[:high]
-    return cut, dataclasses.replace(completion, token_ids=kept, logprobs=logprobs, finish_reason="stop")
+    names = ("token_ids", "logprobs", "entropies")
+    kept = {name: x[:high] for name in names if (x := getattr(completion, name)) is not None}
+    return cut, dataclasses.replace(completion, **kept, finish_reason="stop")
 
 
 def scored_row(task: str, item: str, step: int, document: Mapping[str, Any]) -> SampleRow:

@@ -30,7 +30,7 @@ SETTINGS = {
 }
 TABLES = {
     "runs": "One row is a run of curation, training or evaluation.",
-    "samples": "One row is a completion with its verdict. token_ids and logprobs are left out here: "
+    "samples": "One row is a completion with its verdict. What it has for each token is left out here: "
     "read them with evals.store.Store.samples(run, with_tokens=True).",
     "metrics": "One row is a number of a step of a run; NULL for NaN.",
     "prompts": "The text of each prompt, once; samples.prompt_id names it.",

@@ -18,7 +18,7 @@ from evals.errors import UserError
 from evals.outputs import check_file, check_folder, replacing
 from evals.store import Kind, RunRow, Store
 from evals.store.database import prompts_table, samples_table
-from evals.store.rows import unpack
+from evals.store.rows import PACKED, unpack
 
 BATCH = 1000
 """rows in memory at a time, and in one row group of a Parquet file"""
@@ -50,6 +50,7 @@ SAMPLE = {
     "meta": pa.string(),  # JSON: every benchmark has keys of its own
 }
 TOKENS = {"token_ids": pa.list_(pa.int32()), "logprobs": pa.list_(pa.float32())}
+TOKENS |= {"entropies": pa.list_(pa.float32()), "token_chars": pa.list_(pa.int32())}
 METRIC = {**RUN, "run_seed": pa.int64(), "step": pa.int64(), "metric": pa.string(), "value": pa.float64()}
 ONE_RUN = {
     **RUN,
@@ -144,10 +145,8 @@ def sample_rows(store: Store, run: RunRow, split: str | None, tokens: bool) -> I
     query = sa.select(*columns, prompts_table.c.text.label("prompt")).select_from(joined)
     for row in store.stream(query, run.id, split):
         values = {**row._mapping, **facts}
-        if tokens:
-            # lists: Arrow takes NumPy's numbers one by one, 18 times slower
-            values["token_ids"] = unpack(row.token_ids, "<i4").tolist()
-            values["logprobs"] = None if row.logprobs is None else unpack(row.logprobs, "<f4").tolist()
+        for name in TOKENS if tokens else ():  # lists: Arrow takes NumPy's numbers one by one, 18 times slower
+            values[name] = None if values[name] is None else unpack(values[name], PACKED[name]).tolist()
         yield values
 
 

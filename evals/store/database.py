@@ -11,9 +11,9 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
-from evals.errors import UserError
+from evals.errors import AGAIN, UserError
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 """the newest revision in evals/store/migrations/versions"""
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 60.0
@@ -85,6 +85,8 @@ samples_table = sa.Table(
     sa.Column("token_ids", sa.LargeBinary, nullable=False),  # see evals.store.rows.pack
     sa.Column("logprobs", sa.LargeBinary),
     sa.Column("advantage", sa.Double),
+    sa.Column("entropies", sa.LargeBinary),
+    sa.Column("token_chars", sa.LargeBinary),
     sa.UniqueConstraint("run_id", "split", "item", "repeat", "step", name="samples_key"),
     sa.Index("samples_in_order", "run_id", "split", "step", "id"),
     sa.Index("samples_prompt", "prompt_id"),  # which prompts nobody has any more, and who had this prompt
@@ -266,7 +268,7 @@ def _state(error: exc.DBAPIError) -> str:
 
 
 _SQLITE_REASONS = {
-    "SQLITE_FULL": "the disk is full. Free some space, then start the same command again.",
+    "SQLITE_FULL": f"the disk is full. Free some space, then {AGAIN}.",
     "SQLITE_READONLY": "cannot be written. Check the rights of the file and of its folder (SQLite writes beside the "
     "file too), or choose another store with AGPO_STORE or --store.",
     "SQLITE_CANTOPEN": "cannot be opened. Check that the folder exists and that you may write in it, or choose another "

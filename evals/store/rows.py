@@ -18,6 +18,8 @@ from evals.store.provenance import pid_started
 
 Kind = Literal["curation", "train", "eval"]
 Status = Literal["done", "failed", "interrupted"]
+PACKED = {"token_ids": "<i4", "logprobs": "<f4", "entropies": "<f2", "token_chars": "<u2"}
+"""columns of the table samples with a number for each token of the response -> their type, see `pack`"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class SampleRow:
     """length of the response; filled in from token_ids where not given"""
     advantage: float | None = None
     """what training made of the reward, within its group: 0 throughout in one that is not live; None: not trained on"""
+    entropies: tuple[float, ...] | None = None
+    """of the distribution that each token was drawn from, in nats"""
+    token_chars: tuple[int, ...] | None = None
+    """how many characters of the response each token added; None: unknown"""
 
     def __post_init__(self) -> None:
         if self.response_tokens < 0:
@@ -102,7 +108,10 @@ class RunRow:
     tags: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
     """what a report needs to know of a training run's method: its title and order among methods, in words what it does
-    ("advantage", "masked_groups"), and "metrics": (name, title, unit, what it is, name of its figure) of each"""
+    ("advantage", "masked_groups"), and "metrics": (name, title, unit, what it is, name of its figure) of each. For
+    `evals.report arms`: "axes", what may be made equal: (axis, title, terms), each term a factor and the metrics it
+    multiplies; their sum is what one step uses up. "facts": (title, how, metric or axis), how one of `REDUCTIONS`
+    there or "total", of an axis"""
 
 
 @dataclass(frozen=True)
@@ -142,8 +151,8 @@ def pack(values: Sequence[float], dtype: str) -> bytes:
     return b"\1" + small if len(small) < len(raw) else b"\0" + raw
 
 
-def unpack(blob: bytes, dtype: Literal["<i4", "<f4"]) -> np.ndarray:
-    """The numbers of a token_ids ("<i4") or logprobs ("<f4") blob."""
+def unpack(blob: bytes, dtype: str) -> np.ndarray:
+    """The numbers of a blob; `PACKED` has the type of each column."""
     raw = zlib.decompress(blob[1:]) if blob[0] == 1 else blob[1:]
     return np.frombuffer(raw, dtype=dtype)
 
@@ -183,9 +192,8 @@ def sample_values(run_id: str, row: SampleRow) -> dict[str, Any]:
         "answer": None if row.answer is None else clean_text(row.answer),
         "reference": clean_text(row.reference),
         "response": clean_text(row.response),
-        "token_ids": pack(row.token_ids, "<i4"),
-        "logprobs": None if row.logprobs is None else pack(row.logprobs, "<f4"),
         "advantage": row.advantage,
+        **{name: None if (x := getattr(row, name)) is None else pack(x, dtype) for name, dtype in PACKED.items()},
     }
 
 
@@ -193,10 +201,10 @@ def sample_row(row: dict[str, Any]) -> SampleRow:
     for name in ("id", "run_id", "prompt_id"):
         del row[name]
     row["meta"] = json.loads(row["meta"])
-    tokens, logprobs = row.get("token_ids"), row.get("logprobs")
-    row["token_ids"] = () if tokens is None else tuple(unpack(tokens, "<i4").tolist())
-    row["logprobs"] = None if logprobs is None else tuple(unpack(logprobs, "<f4").tolist())
-    return SampleRow(**row)
+    for name, dtype in PACKED.items():
+        blob = row.get(name)
+        row[name] = None if blob is None else tuple(unpack(blob, dtype).tolist())
+    return SampleRow(**{**row, "token_ids": row["token_ids"] or ()})
 
 
 def run_row(row: dict[str, Any], tags: Iterable[str] = ()) -> RunRow:

@@ -33,6 +33,7 @@ from evals.store.database import (
 )
 from evals.store.provenance import code_version, environment, sha256, this_process
 from evals.store.rows import (
+    PACKED,
     Artifact,
     Kind,
     OutcomeRow,
@@ -354,7 +355,7 @@ class Store:
 
         items: only of these; a database takes some thousands.
         """
-        light = [c for c in samples_table.c if with_tokens or c.name not in ("token_ids", "logprobs")]
+        light = [c for c in samples_table.c if with_tokens or c.name not in PACKED]
         joined = samples_table.join(prompts_table, samples_table.c.prompt_id == prompts_table.c.id)
         query = sa.select(*light, prompts_table.c.text.label("prompt")).select_from(joined)
         if items is not None:

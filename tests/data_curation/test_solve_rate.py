@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from data_curation import audit, solve_rate
-from data_curation.solve_rate import SolveOptions, Tally, bounds, decide
+from data_curation import audit, rates, solve_rate, tries
+from data_curation.rates import SolveOptions, Tally, bounds, decide
 from data_curation.stage import Context, Row
 from evals.benches import arith
 from evals.engines.hf import HFEngine
@@ -87,7 +87,7 @@ def test_problems_between_the_bounds_go_on_with_their_numbers(tiny, store):
     assert completions(store) == 96
     (run,) = store.runs("curation")
     right = {row.id: 0 for row in ROWS}
-    names = {solve_rate.item_of("", row).prompt: row.id for row in ROWS}
+    names = {tries.item_of("", row).prompt: row.id for row in ROWS}
     for sample in store.samples(run.id):
         right[names[sample.prompt.removesuffix("=")]] += sample.reward == 1.0
     for row in kept:
@@ -234,8 +234,8 @@ def test_tests_of_a_program_belong_to_the_verdict():
     code = {"inputs": ["1"], "outputs": ["2"], "fn_name": "", "time_limit": 1.0, "memory_mb": None, "references": []}
     row = Row("c:0", "c", "Add one.", "", {}, code)
     other = replace(row, code={**code, "outputs": ["3"]})
-    assert solve_rate.item_key(row) != solve_rate.item_key(other)
-    assert solve_rate.item_key(row) == solve_rate.item_key(replace(row, code={**code, "references": ["x"]}))
+    assert rates.item_key(row) != rates.item_key(other)
+    assert rates.item_key(row) == rates.item_key(replace(row, code={**code, "references": ["x"]}))
 
 
 def test_an_early_end_is_no_missing_verdict_under_other_bounds(tiny, store):

@@ -155,6 +155,12 @@ def check_log_probabilities_are_the_models(subject: Subject) -> None:
             expected = score(subject.reference, requests[i].prompt_ids, completion.token_ids, sampling.temperature or 1)
             assert completion.logprobs is not None
             assert torch.tensor(completion.logprobs) == pytest.approx(expected, abs=subject.logprob_gap)
+            if completion.entropies is not None:
+                ids = torch.tensor([requests[i].prompt_ids + completion.token_ids])
+                with torch.no_grad():
+                    logits = subject.reference(ids).logits[0, len(requests[i].prompt_ids) - 1 : -1]
+                entropies = torch.distributions.Categorical(logits=logits / (sampling.temperature or 1)).entropy()
+                assert torch.tensor(completion.entropies) == pytest.approx(entropies, abs=10 * subject.logprob_gap)
 
 
 def check_top_p_keeps_the_nucleus_and_says_what_its_log_probabilities_are(subject: Subject) -> None:

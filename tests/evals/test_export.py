@@ -42,7 +42,8 @@ def test_parquet_holds_every_completion_with_its_tokens(filled, tmp_path, monkey
         for name in ("split", "item", "repeat", "step", "prompt", "response", "reward", "answer", "seed", "path"):
             assert got[name] == getattr(row, name)
         assert tuple(got["token_ids"]) == row.token_ids
-        assert (None if got["logprobs"] is None else tuple(got["logprobs"])) == row.logprobs
+        for name in ("logprobs", "entropies", "token_chars"):
+            assert (None if got[name] is None else tuple(got[name])) == getattr(row, name)
         assert json.loads(got["meta"]) == row.meta
     assert pq.ParquetFile(out).num_row_groups == 7
     assert [path.name for path in out.parent.iterdir()] == ["all.parquet"]

@@ -90,7 +90,8 @@ def test_responses_have_tokens_verdicts_and_end_before_a_stop_string(folder, tin
             stopped += 1
             assert row.finish_reason == "stop"
             assert whole[len(row.response) :] in (";", "?")  # not a token more than it takes
-            assert len(row.logprobs) == len(row.token_ids)
+            assert len(row.logprobs) == len(row.entropies) == len(row.token_chars) == len(row.token_ids)
+            assert sum(row.token_chars) == len(row.response)
     assert stopped > 12
     assert metrics["pass1"] == sum(row.reward for row in rows) / 24
 

@@ -718,6 +718,57 @@ def test_conditions_histograms_notes_and_the_export(open_page, made, tmp_path):
     counted(page, "1 of")
 
 
+def test_a_response_is_shaded_by_probability_and_by_entropy(open_page, tmp_path, monkeypatch):
+    """数 is two tokens, which are shown as one; the last token adds no text."""
+    known = {"token_chars": (1, 2, 0, 1, 1, 0), "logprobs": (0.0, -0.5, -1.0, -1.5, float("-inf"), -0.01)}
+    known |= {"entropies": (0.0, 1.0, 0.5, 2.0, 9.0, float("nan"))}
+    row = sample("long", tokens=6, response="a<b数\n")
+    with new_store(tmp_path) as store:
+        for status in ("old", "new"):
+            run = store.start_run("eval", "arith", model=status, config={"bench": "arith"})
+            two = [replace(row, repeat=k, **known if k == 0 else {}) for k in range(2)]
+            store.log_samples(run, two + [replace(row, item="other", **{**known, "entropies": None})])
+            store.finish_run(run, "done")
+        monkeypatch.setattr("evals.report.page.samples.MOST_TOKENS", 20)
+        write_page(store, tmp_path / "tokens.html")
+    page = open_page("#samples?where=model = new and item = long", file=tmp_path / "tokens.html")
+    page.wait_for_selector(".sample")
+    page.click("text=Probability")
+    tokens = page.locator("pre .tok")
+    expect(tokens).to_have_text(["a", "<b", "数", "↵\n", "end"])
+    titles = tokens.evaluate_all("found => found.map((token) => token.title)")
+    assert titles[:3] == [
+        "token 1, probability 1.00 (log 0), entropy 0.00 nats",
+        "token 2, probability 0.607 (log −0.50), entropy 1.00 nats",
+        "token 4, probability 0.082 (log −2.50), entropy 2.00 nats",
+    ]
+    shades = "found => found.map((token) => Number(token.style.getPropertyValue('--x')))"
+    assert tokens.evaluate_all(shades) == [0, 5, 25, 70, 0]
+    colours = tokens.evaluate_all("found => found.map((token) => getComputedStyle(token).backgroundColor)")
+    assert len(set(colours)) == 4
+    tokens.nth(2).hover()
+    expect(page.locator(".shades output")).to_have_text(titles[2])
+    page.click("text=Entropy")
+    expect(page.locator(".shades")).to_contain_text("nats")
+    assert tokens.evaluate_all(shades) == [0, 23, 47, 70, 70]
+    page.click("text=Show all responses side by side")
+    expect(page.locator(".column pre")).to_have_count(2)
+    assert page.locator(".column .tok").count() == 5, "of the other one nothing is known"
+    page.click(".row >> nth=1")
+    expect(page.locator(".sample .dim").first).to_have_text("This page has no entropies of this response.")
+    page.fill("#where", "model = new and item = other")
+    page.click(".row:has-text('sample 1'):only-child")
+    page.wait_for_selector(".sample h2:has-text('other')")
+    expect(page.locator("text=This page has no entropies")).to_have_count(1)
+    page.click("text=Probability")
+    expect(tokens).to_have_count(5)
+    page.fill("#where", "model = old and item = long and sample = 1")
+    page.click(".row:has-text('old'):only-child")
+    expect(page.locator("text=This page has no log-probabilities")).to_have_count(
+        1
+    )  # there was room for the latest run
+
+
 def test_a_long_text_is_cut_until_it_is_asked_for(open_page, tmp_path):
     with new_store(tmp_path) as store:
         run = store.start_run("eval", "long", model="m", config={})

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from evals.benches import arith, find
-from evals.complete import Job, complete, evaluate
-from evals.engines import Sampling
+from evals.complete import Job, complete, evaluate, token_chars
+from evals.engines import Completion, Sampling
 from evals.engines.hf import HFEngine
 from evals.grading.grader import Grader
 from evals.items import choose
@@ -53,9 +55,39 @@ def test_every_completion_is_stored_with_tokens_verdict_and_prompt(engine, store
     for row in stored.values():
         assert row.prompt == row.item + "="
         assert engine.tokenizer.decode(row.token_ids, skip_special_tokens=True) == row.response
-        assert row.response_tokens == len(row.token_ids) == len(row.logprobs)
+        assert row.response_tokens == len(row.token_ids) == len(row.logprobs) == len(row.entropies)
+        texts = [engine.tokenizer.decode([token], skip_special_tokens=True) for token in row.token_ids]
+        assert row.token_chars == tuple(map(len, texts))
         assert (row.outcome == "right") == (row.answer == row.reference) == bool(row.reward)
     assert any(stored[item.id, 0].token_ids != stored[item.id, 1].token_ids for item in ITEMS)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words"])
+def test_the_characters_of_tokens(kind):
+    """Of a tokenizer of bytes, whose tokens are parts of characters, and of one whose words begin with their space."""
+    text = "naïve 数 😀 x"
+    if kind == "bytes":
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        made = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        wanted = [int(i + 1 == len(c.encode())) for c in text for i in range(len(c.encode()))]
+    else:
+        words = ["▁" + word for word in text.split()]
+        made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "▁x"))
+        made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        wanted = [5, 2, 2, 2]
+    made.add_special_tokens(["<end>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    ids = (*made.encode(text).ids, made.token_to_id("<end>"))
+
+    def found(text, ids=ids):
+        return token_chars(Completion(ids, None, "stop", 0.0), text, tokenizer)
+
+    assert found(text) == (*wanted, 0)
+    assert found("naïve") == (*([1, 1, 0, 1, 1, 1] if kind == "bytes" else [5]), *(0 for _ in ids))[: len(ids)]
+    assert found("another text") is found("naïve 数", ()) is None
+    if kind == "bytes":
+        assert found("naïve \ufffd", ids[:8]) == (1, 1, 0, 1, 1, 1, 1, 1), "cut within a character"
 
 
 def test_asking_again_or_for_more_keeps_what_is_there(engine, store, monkeypatch):

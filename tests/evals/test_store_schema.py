@@ -85,7 +85,7 @@ def test_the_tables_are_those_of_the_migrations(empty_url):
     assert ScriptDirectory.from_config(config).get_current_head() == database.SCHEMA
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002"])
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
 def test_an_older_store_is_migrated_and_keeps_its_rows(empty_url, revision):
     run_id = old_store(empty_url, revision)
     with Store.open(empty_url) as store:

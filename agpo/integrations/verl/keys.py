@@ -44,6 +44,7 @@ REFUSED = {
     "eval.max_tokens": "verl has one bound for training and validation: rollout.max_tokens",
     "ranks.timeout_minutes": "verl's key is actor_rollout_ref.nccl_timeout",
     "checkpoint.best": "verl keeps the latest ones; evaluate them with python -m evals.run",
+    "update.epochs": "the plugin drops for a whole step what the clip drops at ratio 1",
     "update.layout": "verl packs sequences for flash-attn by itself",
     "update.compile": "verl compiles on its own terms",
     **{f"lora.{name}": "adapters are not tested with the plugin" for name in ("rank", "alpha", "targets")},

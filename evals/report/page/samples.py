@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from evals.report.page.choice import take
 from evals.report.page.encode import Chunks, Codes
 from evals.report.parts import Part
@@ -17,6 +19,8 @@ BLOCK_CHARACTERS = 400_000
 HEAD = 110
 """characters of a problem in the list"""
 MOST_FACET_VALUES = 40
+MOST_TOKENS = 2_000_000
+"""tokens in the page whose log-probability and entropy are in it too, those of the latest runs; about 2 bytes each"""
 MOST_NAMED = 1000
 """problems asked for by name; with more of them all samples are read and thinned here"""
 USER_TURN = re.compile(
@@ -74,10 +78,15 @@ def elements(
     """The script elements with the samples, block after block; `index` is complete when they are exhausted."""
     block = _Block()
     prompts = _Prompts()
+    room, with_tokens = float(MOST_TOKENS), set()
+    for place in reversed(range(len(parts))):
+        room -= shares[place] * parts[place].tokens
+        if room >= 0:
+            with_tokens.add(place)
     for place, (part, share) in enumerate(zip(parts, shares, strict=True)):
         if share <= 0:
             continue
-        for row in _rows(store, part, share):
+        for row in _rows(store, part, share, place in with_tokens):
             block.add(row, place, prompts.number(row.prompt), index)
             index.included[place] = index.included.get(place, 0) + 1
             if block.full:
@@ -88,14 +97,14 @@ def elements(
     yield from prompts.flush(index, chunks)
 
 
-def _rows(store: Store, part: Part, share: float) -> Iterator[SampleRow]:
+def _rows(store: Store, part: Part, share: float, with_tokens: bool) -> Iterator[SampleRow]:
     """The samples to take of one part."""
     key = {"split": part.split, "step": part.step}
     wanted = None
     if share < 1:
         wanted = take((item for (item,) in store.columns(part.run.id, ["item"], **key)), share)
     few = wanted if wanted is not None and len(wanted) <= MOST_NAMED else None
-    for row in store.samples(part.run.id, items=few, **key):
+    for row in store.samples(part.run.id, items=few, with_tokens=with_tokens, **key):
         if wanted is None or row.item in wanted:
             yield row
 
@@ -106,6 +115,7 @@ class _Block:
     def __init__(self) -> None:
         self.columns: dict[str, list[Any]] = {}
         self.texts: dict[str, list[Any]] = {}
+        self.tokens: dict[str, list[str]] = {}
         self.facets: dict[str, list[int]] = {}
         self.rows = self.characters = 0
 
@@ -141,6 +151,9 @@ class _Block:
             self.columns.setdefault(name, []).append(value)
         for name, value in texts.items():
             self.texts.setdefault(name, []).append(value)
+        known = row.token_chars is not None  # without their texts nothing can be shaded
+        for name, scale in (("token_chars", 1), ("logprobs", 100), ("entropies", 100)):
+            self.tokens.setdefault(name, []).append(_characters(getattr(row, name) if known else None, scale))
         for key in row.meta.keys() | self.facets.keys():
             code = -1
             if isinstance(value := row.meta.get(key), str | int | float):
@@ -158,6 +171,9 @@ class _Block:
         yield chunks.element({**self.columns, "facets": facets})
         yield chunks.element(self.texts)
         index.blocks.append({"rows": self.rows, "columns": chunks.count - 2, "texts": chunks.count - 1})
+        if any(self.tokens["token_chars"]):
+            yield chunks.element(self.tokens)
+            index.blocks[-1]["tokens"] = chunks.count - 1
         self.__init__()
 
 
@@ -191,6 +207,15 @@ class _Prompts:
         index.prompt_blocks.append(block)
         self.first += len(self.waiting)
         self.waiting, self.characters = [], 0
+
+
+def _characters(numbers: Sequence[float] | None, scale: int) -> str:
+    """A number a character, which packs well: its size times `scale`, code 32 for 0. Empty: unknown."""
+    if numbers is None:
+        return ""
+    sizes = np.minimum(np.abs(np.nan_to_num(np.asarray(numbers, np.float64), nan=400)), 400)
+    codes = np.round(scale * sizes) + 32
+    return codes.astype("<u2").tobytes().decode("utf-16-le")
 
 
 def _cut(text: str) -> str:

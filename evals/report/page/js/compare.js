@@ -237,7 +237,7 @@ async function drawPair(into) {
         fill();
       })),
       h("h2", null, data.samples.items[item]),
-      h("details", { class: "facts", open: true }, h("summary", null, "Problem"), textBlock(texts[0].prompt, true)),
+      h("details", { class: "facts", open: true }, h("summary", null, "Problem"), textBlock(texts[0].prompt, { isPrompt: true })),
       h("p", { class: "dim" }, "Reference ", h("b", null, texts[0].reference || "tests")),
       h("div", { class: "pair-columns" }, side(0), side(1)));
   }

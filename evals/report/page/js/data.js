@@ -76,6 +76,15 @@ export async function textsOf(row) {
   return { ...Object.fromEntries(Object.entries(texts).map(([name, column]) => [name, column[i]])), prompt };
 }
 
+/** Of each token of a row's response [characters, -log p, entropy], the latter in nats, where they are known; or null. */
+export async function tokensOf(row) {
+  const block = blockOf(data.samples.blocks, row);
+  if (block.tokens === undefined) return null;
+  const tokens = await keptChunk(block.tokens);
+  const [chars, surprise, entropy] = ["token_chars", "logprobs", "entropies"].map((name) => Array.from(tokens[name][row - block.first], (c) => c.charCodeAt(0) - 32));
+  return chars.length ? chars.map((n, i) => [n, surprise[i] / 100, entropy[i] / 100]) : null;
+}
+
 async function promptText(number) {
   const block = blockOf(data.samples.promptBlocks, number);
   return (await keptChunk(block.texts))[number - block.first];

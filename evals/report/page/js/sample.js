@@ -1,27 +1,74 @@
 // One sample in full, and its group side by side.
 
-import { MARKS, data, groupOf, isCut, itemOf, keyOf, outcomeOf, partOf, rowOf, standing, textsOf } from "./data.js";
+import { MARKS, data, groupOf, isCut, itemOf, keyOf, outcomeOf, partOf, rowOf, standing, textsOf, tokensOf } from "./data.js";
 import { figure, h, integer, plain, plural, segments, signed } from "./dom.js";
 import { rendered, renderedPrompt } from "./render.js";
 import { noteOf, setNote } from "./notes.js";
 import { linkTo, sampleLink } from "./route.js";
 
-/** How texts are shown: rendered or as written; stays from sample to sample. */
-export const look = { raw: false };
+const LOOKS = [["rendered", "Rendered"], ["raw", "As written"], ["probability", "Probability"], ["entropy", "Entropy"]];
+const SHADES = { // what a token is shaded by: its place in what `tokensOf` gives, and the marks of the legend
+  probability: { of: 1, title: "Probability of each token", marks: [["1", 0], ["0.5", 0.69], ["0.1", 2.3], ["0.01", 4.6], ["≤ 0.001", 6.9]] },
+  entropy: { of: 2, title: "Entropy before each token, nats", marks: [["0", 0], ["0.5", 0.5], ["1", 1], ["2", 2], ["≥ 3", 3]] },
+};
+
+/** How texts are shown; stays from sample to sample. */
+export const look = { now: "rendered" };
+
+const looks = () => (data.samples.blocks.some((block) => block.tokens !== undefined) ? LOOKS : LOOKS.slice(0, 2));
+
+export function nextLook() {
+  const names = looks().map(([name]) => name);
+  look.now = names[(names.indexOf(look.now) + 1) % names.length];
+}
 
 const BEGINNING = 8000; // characters of a text that are shown at first
 
 export const verdict = (row) => h("span", { class: `verdict ${standing(row)}` }, h("span", { "aria-hidden": "true" }, MARKS[standing(row)]), ` ${outcomeOf(row).replaceAll("_", " ")}`);
 
-/** A text in its chosen look; of a long one the beginning, until more is asked for. */
-export function textBlock(text, isPrompt = false, whole = false) {
+/** A text in its chosen look; of a long one the beginning, until more is asked for. tokens: see `tokensOf`. */
+export function textBlock(text, { isPrompt = false, whole = false, tokens = null } = {}) {
   const shown = whole || text.length < 1.5 * BEGINNING ? text : text.slice(0, BEGINNING);
-  const body = look.raw ? h("pre", { class: "raw", tabindex: "0" }, visible(shown)) : h("div", { class: "prose" });
-  if (!look.raw) body.append(isPrompt ? renderedPrompt(shown) : rendered(shown));
+  const raw = look.now !== "rendered";
+  const body = raw ? h("pre", { class: "raw", tabindex: "0" }, isShaded(tokens) ? shaded(shown, tokens) : visible(shown)) : h("div", { class: "prose" });
+  if (!raw) body.append(isPrompt ? renderedPrompt(shown) : rendered(shown));
   if (shown === text) return body;
   const block = h("div", null, body, h("p", { class: "rest" }, `The first ${integer(shown.length)} of ${integer(text.length)} characters. `,
-    h("button", { type: "button", onclick: () => block.replaceChildren(textBlock(text, isPrompt, true)) }, "Show all")));
+    h("button", { type: "button", onclick: () => block.replaceChildren(textBlock(text, { isPrompt, tokens, whole: true })) }, "Show all")));
   return block;
+}
+
+const isShaded = (tokens) => look.now in SHADES && tokens !== null && !Number.isNaN(tokens[0][SHADES[look.now].of] ?? NaN);
+
+/** The text by tokens, each in a shade. Those that share a character are one; what adds none at the end is its mark. */
+function shaded(text, tokens) {
+  const [characters, out] = [[...text], []];
+  const { of } = SHADES[look.now];
+  let [at, held] = [0, []];
+  for (const [place, token] of tokens.entries()) {
+    held.push(token);
+    if (!token[0] && place + 1 < tokens.length) continue;
+    const piece = characters.slice(at, (at += token[0])).join("");
+    if (!piece && at < characters.length) continue;
+    const [surprise, entropy] = [held.reduce((sum, one) => sum + one[1], 0), Math.max(...held.map((one) => one[2]))];
+    const told = [`token ${place + 1}`, Number.isNaN(surprise) ? null : `probability ${figure(Math.exp(-surprise))} (log ${surprise ? signed(-surprise) : 0})`, Number.isNaN(entropy) ? null : `entropy ${figure(entropy)} nats`];
+    out.push(shade(of === 1 ? surprise : entropy, told.filter(Boolean).join(", "), piece ? [piece.includes("\n") ? h("span", { class: "dim" }, "↵") : null, visible(piece)] : h("span", { class: "special" }, "end")));
+    held = [];
+    if (at >= characters.length && place + 1 < tokens.length && tokens[place + 1][0]) break; // the beginning of a long text
+  }
+  return out;
+}
+
+function shade(value, title, children) {
+  const most = SHADES[look.now].marks.at(-1)[1];
+  return h("span", { class: "tok", title, style: `--x:${(70 * Math.min(1, value / most)).toFixed(0)}` }, children);
+}
+
+function legend(tokens) {
+  const told = { probability: "log-probabilities", entropy: "entropies" }[look.now];
+  if (!told) return null;
+  if (!isShaded(tokens)) return h("p", { class: "dim" }, `This page has no ${told} of this response.`);
+  return h("p", { class: "shades" }, `${SHADES[look.now].title}: `, SHADES[look.now].marks.map(([text, value]) => shade(value, null, text)), h("output", null, "Point at a token."));
 }
 
 // Characters that leave no mark, or turn the text around: control characters, soft hyphen, zero widths, directions.
@@ -36,20 +83,23 @@ function visible(text) {
 /** Everything about a row, as an element. `redraw()` shows it anew, `step(by)` another of the list; `noted()` is called when the note was changed. */
 export async function sampleView(row, { redraw, close, step, noted }) {
   const { columns } = data;
-  const texts = await textsOf(row);
+  const [texts, tokens] = [await textsOf(row), await tokensOf(row)];
   const part = partOf(row);
   const run = data.run.get(part.run);
   const group = groupOf(row);
   const title = h("h2", { tabindex: "-1", id: "sample-title" }, itemOf(row));
-  return h("article", { class: "sample", "aria-labelledby": "sample-title" },
+  return h("article", { class: "sample", "aria-labelledby": "sample-title", onpointerover: (event) => {
+    const told = event.target.closest("pre .tok")?.title;
+    if (told) event.currentTarget.querySelector(".shades output").textContent = told;
+  } },
     h("div", { class: "sample-bar" },
       h("button", { type: "button", class: "back", onclick: close, "aria-label": "Back to the list" }, "‹ List"),
       h("div", { class: "steps" },
         h("button", { type: "button", onclick: () => step(-1), "aria-label": "Previous sample (k)" }, "↑"),
         h("button", { type: "button", onclick: () => step(1), "aria-label": "Next sample (j)" }, "↓"),
       ),
-      segments("Texts", [["no", "Rendered"], ["yes", "As written"]], look.raw ? "yes" : "no", (value) => {
-        look.raw = value === "yes";
+      segments("Texts", looks(), look.now, (value) => {
+        look.now = value;
         redraw();
       }),
       copyButton("Copy link", () => location.href.replace(/#.*/s, "") + sampleLink(keyOf(row))),
@@ -62,8 +112,8 @@ export async function sampleView(row, { redraw, close, step, noted }) {
       h("a", { href: `#run=${run.id}` }, part.name),
     ),
     answers(row, texts),
-    h("section", null, h("h3", null, "Prompt"), textBlock(texts.prompt, true)),
-    h("section", null, h("h3", null, "Response", copyButton("Copy", () => texts.response)), texts.response ? textBlock(texts.response) : h("p", { class: "empty" }, "The response is empty.")),
+    h("section", null, h("h3", null, "Prompt"), textBlock(texts.prompt, { isPrompt: true })),
+    h("section", null, h("h3", null, "Response", copyButton("Copy", () => texts.response)), texts.response ? textBlock(texts.response, { tokens }) : h("p", { class: "empty" }, "The response is empty."), legend(tokens)),
     notes(row, noted),
     groupSection(row, group, run),
     elsewhere(row),
@@ -142,11 +192,11 @@ function advantageBar(value) {
 }
 
 async function column(row, current) {
-  const { response } = await textsOf(row);
+  const [{ response }, known] = [await textsOf(row), await tokensOf(row)];
   const { advantage, reward, tokens, repeat } = data.columns;
   return h("div", { class: `column${current ? " current" : ""}` },
     h("p", { class: "sub" }, h("b", null, `${repeat[row] + 1}`), verdict(row), h("span", null, `reward ${plain(reward[row])}`), Number.isNaN(advantage[row]) ? null : h("span", null, `A ${signed(advantage[row])}`), h("span", null, `${integer(tokens[row])} tokens`)),
-    textBlock(response));
+    textBlock(response, { tokens: known }));
 }
 
 /** The same problem in other runs and steps. */

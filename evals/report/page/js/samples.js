@@ -7,7 +7,7 @@ import { fields } from "./where.js";
 import { spread } from "./spread.js";
 import { SORTS, STANDINGS, fromQuery, matching, noFilter, toQuery } from "./filter.js";
 import { here, linkTo, note, sampleLink } from "./route.js";
-import { look, sampleView } from "./sample.js";
+import { nextLook, sampleView } from "./sample.js";
 
 const SPARE = 8; // rows drawn above and below what is in sight
 const MOST_ROWS = 200_000; // of a list: a browser's elements end at about 16 million pixels
@@ -308,9 +308,9 @@ export function closeSample(remember = true) {
   return true;
 }
 
-/** Show the open sample's texts in the other look. */
+/** Show the open sample's texts in the next look. */
 export function toggleLook() {
-  look.raw = !look.raw;
+  nextLook();
   if (state.open >= 0) openRow(state.open, !state.preview, state.preview);
 }
 

@@ -18,6 +18,7 @@ function histogram(name, rows, choose) {
   if (!known.length) return null;
   let [low, high] = [Infinity, -Infinity];
   for (const row of known) [low, high] = [Math.min(low, column[row]), Math.max(high, column[row])];
+  if (low === high) return null; // nothing to tell apart
   const whole = name === "tokens"; // bars of a whole number of tokens each
   const size = whole ? Math.max(1, Math.ceil((high - low + 1) / BARS)) : (high - low || 1) / (BARS - 1);
   const count = Math.floor((high - low) / size + 1e-9) + 1;
