@@ -152,14 +152,13 @@ def plan_rows(
     """
     if objective.aggregation == "constant" and objective.norm_length is None:
         objective = replace(objective, norm_length=max_tokens)
-    live_tokens_G = (live_groups(rewards_GN) * lengths_GN.sum(1)).tolist()
+    all_live_G, advantage_GN = live_groups(rewards_GN), advantages_of(rewards_GN, lengths_GN, objective, max_tokens)
+    live_tokens_G = (all_live_G * lengths_GN.sum(1)).tolist()
     minibatches: list[MiniBatch] = []
     for places in balance(live_tokens_G, prompts_per_minibatch):  # updates of about as many live tokens
         r_GN, length_B = rewards_GN[places], lengths_GN[places].reshape(-1)
         cut_B = None if cut_GN is None else cut_GN[places].reshape(-1)
-        # Eq. 4. Which groups are live is tested on the raw rewards, A is made of what the length penalty leaves.
-        live_G = live_groups(r_GN)
-        advantage_B = advantages(shaped_rewards(r_GN, length_B, max_tokens, objective), objective, live_G).reshape(-1)
+        live_G, advantage_B = all_live_G[places], advantage_GN[places].reshape(-1)
         # Eq. 6, first case: the mask is w = 0, and what has no weight has no row. The mean is over what is left.
         weight_B = sequence_weights(length_B, counted(r_GN, live_G, objective, cut_B).reshape(-1), objective)
         # Eq. 5 at ratio 1: every token's l is -A, so that L is known from rewards and lengths alone.
@@ -193,6 +192,17 @@ def plan_rows(
         )
         minibatches.append(minibatch)
     return minibatches
+
+
+def advantages_of(
+    rewards_GN: torch.Tensor, lengths_GN: torch.Tensor, objective: Objective, max_tokens: int
+) -> torch.Tensor:
+    """[G, N] float64, Eq. 4: for the plan, and for the store of everything that was sampled.
+
+    Which groups are live is tested on the raw rewards, A is made of what the length penalty leaves.
+    """
+    shaped_GN = shaped_rewards(rewards_GN, lengths_GN.reshape(-1), max_tokens, objective)
+    return advantages(shaped_GN, objective, live_groups(rewards_GN))
 
 
 def balance(costs: Sequence[int], size: int) -> list[list[int]]:
@@ -239,13 +249,6 @@ def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
         for k, sample in enumerate(group.samples):
             length_N[k] = len(sample.completion.token_ids)
     return lengths_GN
-
-
-def sample_advantages(groups: Sequence[Group], objective: Objective, max_tokens: int) -> torch.Tensor:
-    """[G, N] float64 advantages of everything that was sampled, for the store: also of groups that are in no plan."""
-    rewards_GN = raw_rewards(groups)
-    shaped_GN = shaped_rewards(rewards_GN, lengths_of(groups).reshape(-1), max_tokens, objective)
-    return advantages(shaped_GN, objective, live_groups(rewards_GN))
 
 
 def rank_micro_batches(
@@ -306,9 +309,9 @@ def micro_batches(
         row = rows[i]
         cost = row.tokens
         if parts and layout != "padded" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
-            cost = len(row.response_ids)
+            cost = len(row.response_ids)  # its prompt is in this part already
         elif parts and layout == "padded":
-            cost = rows[parts[-1][0]].tokens
+            cost = rows[parts[-1][0]].tokens  # padded to the longest, which comes first
         if parts and used + cost <= budget:
             parts[-1].append(i)
             used += cost

@@ -16,7 +16,7 @@ import torch
 
 from agpo import distributed
 from agpo.ahead import Ahead
-from agpo.batch import Group, MiniBatch, plan_step, sample_advantages
+from agpo.batch import Group, MiniBatch, advantages_of, lengths_of, plan_step, raw_rewards
 from agpo.config import TrainConfig
 from agpo.memory import peak_flops
 from agpo.mismatch import against_trainer, check_gap, tis_effect
@@ -95,7 +95,8 @@ def train_step(
     spans = distributed.all_gather(lambda: watch.spans)
     if not distributed.is_main():
         return metrics
-    advantage_GN = sample_advantages(everything, config.objective.knobs, config.rollout.max_tokens).tolist()
+    sampled_GN, longest = (raw_rewards(everything), lengths_of(everything)), config.rollout.max_tokens
+    advantage_GN = advantages_of(*sampled_GN, config.objective.knobs, longest).tolist()
     run.store.log_samples(run.id, sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN))
     run.store.log_metrics(run.id, run.done, {**metrics, **timeline(spans)})
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):

@@ -732,8 +732,8 @@ def rewards(folder: Path) -> dict[str, float]:
 
 def checkpoint_time(check: Check, folder: Path) -> dict[str, Any]:
     from agpo import checkpoint_io
-    from agpo.setup import model_path
     from evals.engines.hf import load_tokenizer
+    from evals.models import model_path
 
     policy = make_policy(check, "135M", None)
     policy.tokenizer = load_tokenizer(model_path("tiny"))

@@ -44,6 +44,9 @@ APART += ("data_manifest", "selected_on_test")
 """keys in which training runs that are compared may differ"""
 ELSEWHERE = (*APART, "model", "eval", "code", "ranks")
 """and those that a report tells elsewhere, or that say how a run was measured, judged and placed"""
+CHOICE: dict[str, Any] = {"action": "append", "default": [], "metavar": "RUN", "dest": "runs"}
+"""of the option --run, whose words `select` takes"""
+BY = "an id or its beginning, or all with this name, tag or method; repeatable"
 MOST_KEYS = 4
 """in a variant's name; of more there is only a hash, and the page's view Runs lists them"""
 

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from agpo import setup
 from agpo.config import load_config
-from agpo.setup import open_reward, set_up
+from agpo.problems import open_reward
+from agpo.setup import set_up
 from agpo.step import sample_groups, sync_engine, train_step
 from agpo.train import evaluate_policy
 from evals.console import make_console

@@ -11,7 +11,8 @@ from agpo.config import load_config
 from agpo.mismatch import against_trainer, check_gap
 from agpo.objective import Objective
 from agpo.policy import Policy, Settings
-from agpo.setup import open_reward, set_up
+from agpo.problems import open_reward
+from agpo.setup import set_up
 from agpo.step import train_step
 from evals.engines.hf import HFEngine
 from evals.errors import UserError

@@ -17,9 +17,10 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from agpo.config import load_config
-from agpo.setup import check_ranks, model_path
+from agpo.machine import check_ranks
 from agpo.train import main, stop_on_signal
 from evals.errors import UserError
+from evals.models import model_path
 from evals.store import Store
 
 SMALL = (

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from agpo.config import TrainConfig
 from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.guards import check_objective
-from agpo.setup import model_path
 from evals.errors import UserError
+from evals.models import model_path
 from evals.prompts import PRESETS
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
