@@ -20,7 +20,13 @@ def check_machine(config: TrainConfig) -> None:
     if config.engine == "vllm":
         from evals.engines.vllm import check_machine as check_vllm
 
-        check_vllm(config.device)
+        on_gpu = check_vllm(config.device)
+        if config.rollout.max_staleness and (on_gpu or ranks > 1):
+            raise UserError(
+                "rollout.max_staleness=1 is for one process on a CPU: on a GPU engine and trainer take turns in its "
+                "memory, and several ranks would sync in the middle of a rollout. Use rollout.overlap=ahead, which "
+                "changes no result."
+            )
     needed = config.hardware
     found = torch.cuda.device_count() * (ranks // here) if torch.cuda.is_available() else 0
     if found < needed.gpus:

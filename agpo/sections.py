@@ -73,7 +73,7 @@ class RolloutConfig(Section):
     """for masked_groups resample: at most this many further rounds of prompts in a step"""
     max_sequences: int = Field(default=256, ge=1)
     """sequences decoded together by engine hf; memory against speed"""
-    overlap: Literal["off", "free", "ahead"] = "off"
+    overlap: Literal["none", "free", "ahead"] = "none"
     """begin the next step's answers before their step. free: when this step's are decoded, kept where no update moves
     the weights, and thrown away where one does (engine hf: begun when none did), the same bits as without; ahead
     (engine vllm): when three quarters of this step's are, the same up to the rounding of sums"""

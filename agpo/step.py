@@ -28,7 +28,7 @@ from agpo.run_folder import save_refused
 from agpo.sampling_on_ranks import sample_on_ranks
 from agpo.setup import Run
 from agpo.sync import weight_stream
-from agpo.telemetry import Watch, step_metrics
+from agpo.telemetry import Watch, step_metrics, timeline
 from agpo.update import update
 from evals.complete import Grader, sample_row
 from evals.engines import Output, OwnWeights, Request, Sampling
@@ -67,6 +67,7 @@ def train_step(
     if run.ahead and may_move(plan) and not config.rollout.max_staleness:
         watch.seconds["wasted"] += run.ahead.seconds
         run.ahead.drop()
+        watch.span("thrown away", run.ahead.began)
         run.ahead = None
     with watch.phase("update"):
         updates, measured = update_policy(run, plan, config.objective.knobs, settings_of(config, stale), watch, stale)
@@ -74,6 +75,8 @@ def train_step(
     if any(update.stepped for update in updates):
         run.moved = run.done
     begin_ahead(run, run.done)
+    if run.ahead:
+        watch.span("ahead", run.ahead.began)
     took = time.perf_counter() - started
     metrics = {
         **step_metrics(everything, plan, updates),
@@ -89,12 +92,13 @@ def train_step(
         "speed/peak_memory_gib": peak_memory(run.policy.plain.device) / 2**30,
         "data/epoch": run.done * config.rollout.prompts_per_step / len(run.items),
     }
+    spans = distributed.all_gather(lambda: watch.spans)
     if not distributed.is_main():
         return metrics
     sampled_GN, longest = (raw_rewards(everything), lengths_of(everything)), config.rollout.max_tokens
     advantage_GN = advantages_of(*sampled_GN, config.objective.knobs, longest).tolist()
     run.store.log_samples(run.id, sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN))
-    run.store.log_metrics(run.id, run.done, metrics)
+    run.store.log_metrics(run.id, run.done, {**metrics, **timeline(spans)})
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
         if done.refused:
             say(save_refused(run, k, minibatch, [groups[place] for place in minibatch.groups], done))
@@ -196,7 +200,7 @@ def begin_ahead(run: Run, step: int) -> None:
     The engine must have the weights, and be the only one to use its model: the policy's own is called after an update.
     """
     config = run.config
-    asked = config.rollout.overlap != "off" or config.rollout.max_staleness
+    asked = config.rollout.overlap != "none" or config.rollout.max_staleness
     alone = isinstance(run.engine, OwnWeights) or distributed.world_size() == 1
     if run.ahead or not asked or not alone or config.evaluates_after(step) or run.engine.weight_version != run.version:
         return
