@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -25,7 +26,7 @@ from pydantic import (
 from agpo.presets import PRESETS, Objective, resolve
 from agpo.trackers import TRACKERS
 from evals.benches.own import bench_name
-from evals.engines.vllm_options import VLLMOptions
+from evals.engines.vllm_options import Device, VLLMOptions
 from evals.errors import UserError
 from evals.grading.grader import NAMES as GRADER_NAMES
 from evals.prompts import PRESETS as PROMPTS
@@ -295,7 +296,7 @@ class TrainConfig(_Section):
     """a Hugging Face folder or hub id, or `tiny`: the start model that comes with the package"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the weights; auto is float32 on a CPU and bfloat16 on a GPU"""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice"""
@@ -341,7 +342,7 @@ class TrainConfig(_Section):
     """decides the order of the data and every sampled token"""
     trackers: tuple[str, ...] = ()
     """also log to these: tensorboard, wandb, mlflow, trackio"""
-    out: str = "runs"
+    out: Annotated[str, AfterValidator(os.path.expanduser)] = "runs"
     """folder that gets a sub-folder per run, with checkpoints and the picture"""
 
     @model_validator(mode="after")

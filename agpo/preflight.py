@@ -124,7 +124,7 @@ def _trackers(config: TrainConfig, found: Found) -> str:
 
 
 def _out(config: TrainConfig, found: Found) -> str:
-    place = Path(config.out).expanduser().absolute()
+    place = Path(config.out).absolute()
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"out={config.out}: {there} is no folder that can be written to.")

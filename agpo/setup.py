@@ -66,6 +66,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from agpo.policy import Policy
     from agpo.trackers import check_installed
     from evals.engines.hf import HFEngine
+    from evals.outputs import check_writable
     from evals.store import Store
 
     check_machine(config)
@@ -75,6 +76,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
         pass  # a reward that cannot be loaded is said before a model is
     if config.threads:
         torch.set_num_threads(config.threads)
+    check_writable(Path(config.out), "runs")
     items, benches = load_items(config), load_benches(config)
     state = checkpoint_io.read_state(checkpoint_path) if checkpoint_path else None
     data = fingerprint(items)

@@ -204,6 +204,8 @@ def without_end(model: Path) -> None:
         (["checkpoint.best=eval/pass1"], "set eval.bench and eval.every"),
         (["checkpoint.best=eval/loss", "eval.every=1"], "There is: eval/pass1, eval/arith/pass1"),
         (["trackers=excel"], "unknown tracker 'excel'"),
+        (["device=quda"], "device: String should match pattern"),
+        (["out=bad.jsonl/runs"], "cannot write runs to bad.jsonl/runs: not a directory"),
         (["--recipe", "tiny", "model=./no_weights"], "cannot load the model of ./no_weights"),
         (["--recipe", "tiny", "model=./damaged"], "a *.safetensors file is damaged"),
         (["--recipe", "tiny", "model=./broken"], "./broken has weights that are not finite"),
