@@ -392,7 +392,7 @@ def check_options(options: SolveOptions) -> dict[str, Any]:
     from data_curation.ray_engine import RayEngine
     from evals.engines.options import checked
 
-    return checked("ray", RayEngine, options.engine_options)
+    return checked("ray", RayEngine.__init__, options.engine_options)
 
 
 def open_engine(options: SolveOptions, context: Context) -> Any:
