@@ -1,12 +1,14 @@
 """Configuration of a training run: typed, one docstring per key; a YAML recipe under dotted overrides."""
 
+import ast
 import copy
 import difflib
-import os
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -23,10 +25,11 @@ from pydantic import (
     model_validator,
 )
 
+from agpo.other_names import OTHER_NAMES
 from agpo.presets import PRESETS, Objective, resolve
 from agpo.trackers import TRACKERS
 from evals.benches.own import bench_name
-from evals.engines.vllm_options import Device, VLLMOptions
+from evals.engines.vllm_options import VLLMOptions
 from evals.errors import UserError
 from evals.grading.grader import NAMES as GRADER_NAMES
 from evals.prompts import PRESETS as PROMPTS
@@ -70,8 +73,9 @@ Prompt = Annotated[str, AfterValidator(lambda value: _one_of(value, PROMPTS, "pr
 class DataConfig(_Section):
     """Where problems come from. `data=PATH` on the command line sets `path`."""
 
-    path: str = "arith"
-    """a .parquet or .jsonl file (verl's schema, or columns by name), or made: `arith`, `arith_long`, `tiny_code`"""
+    path: Names = "arith"
+    """a .parquet or .jsonl file (verl's schema, or columns by name) or several, with commas or as a list; data sets of
+    the hub (ORG/NAME, ORG/NAME:SPLIT, ORG/NAME:CONFIG:SPLIT); or made: `arith`, `arith_long`, `tiny_code`"""
     prompt_column: str = "prompt"
     """column with the problem: a text, or a chat"""
     answer_column: str = "answer"
@@ -97,6 +101,12 @@ class RolloutConfig(_Section):
     """for masked_groups resample: at most this many further rounds of prompts in a step"""
     max_sequences: int = Field(default=256, ge=1)
     """sequences decoded together by engine hf; memory against speed"""
+    overlap: Literal["off", "free", "ahead"] = "off"
+    """begin the next step's answers before their step. free: when this step's are decoded, kept where no update moves
+    the weights, and thrown away where one does (engine hf: begun when none did), the same bits as without; ahead
+    (engine vllm): when three quarters of this step's are, the same up to the rounding of sums"""
+    max_staleness: int = Field(default=0, ge=0, le=1)
+    """1 (engine vllm): keep them also where an update moved the weights; they are weighted then (docs/method.md)"""
 
 
 class UpdateConfig(_Section):
@@ -104,6 +114,8 @@ class UpdateConfig(_Section):
 
     prompts_per_minibatch: int = Field(default=8, ge=1)
     """groups of one optimizer update (the paper's mini-batch size)"""
+    epochs: int = Field(default=1, ge=1)
+    """passes over the mini-batches of a step, with ratios against the policy that sampled them"""
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
     lr: float = Field(default=1e-6, gt=0)
@@ -192,6 +204,8 @@ def objective_of(chosen: Mapping[str, object]) -> Objective:
     """The Objective of a preset and knobs over it. Raises ValueError naming the wrong key or value."""
     knobs = {name: value for name, value in chosen.items() if name != "preset"}
     kinds = get_type_hints(Objective)
+    if unknown := next((name for name in knobs if name not in kinds), None):
+        raise ValueError(f"no key 'objective.{unknown}'.{_did_you_mean(f'objective.{unknown}')}")
     for name in knobs.keys() & kinds.keys():  # Objective is a plain dataclass: types are checked where users write them
         loose = kinds[name] is float or float in get_args(kinds[name])
         try:
@@ -296,11 +310,13 @@ class TrainConfig(_Section):
     """a Hugging Face folder or hub id, or `tiny`: the start model that comes with the package"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """of the weights; auto is float32 on a CPU and bfloat16 on a GPU"""
-    device: Device = "auto"
+    device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice"""
-    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str) else x)] = DataConfig()
+    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str | list) else x)] = (
+        DataConfig()
+    )
     prompt: Prompt = "arith"
     """prompt preset, see `evals/prompts.py`; `chat`: the problem as it is"""
     system_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
@@ -342,7 +358,9 @@ class TrainConfig(_Section):
     """decides the order of the data and every sampled token"""
     trackers: tuple[str, ...] = ()
     """also log to these: tensorboard, wandb, mlflow, trackio"""
-    out: Annotated[str, AfterValidator(os.path.expanduser)] = "runs"
+    log_completions: int = Field(default=4, ge=0)
+    """completions of every step in their tables, each to another problem; 0: none. The store has all"""
+    out: str = "runs"
     """folder that gets a sub-folder per run, with checkpoints and the picture"""
 
     @model_validator(mode="after")
@@ -392,6 +410,17 @@ class TrainConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _engine_beside_a_trainer(self) -> "TrainConfig":
+        rollout = self.rollout
+        if self.engine == "hf" and (rollout.overlap == "ahead" or rollout.max_staleness):
+            key = "max_staleness=1" if rollout.max_staleness else "overlap=ahead"
+            raise ValueError(
+                f"rollout.{key} needs an engine in a process of its own: engine=vllm. Engine hf generates with the "
+                "very model that is updated; rollout.overlap=free is what it can do."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_minibatches(self) -> "TrainConfig":
         prompts, part = self.rollout.prompts_per_step, self.update.prompts_per_minibatch
         if prompts % part:
@@ -411,15 +440,13 @@ class TrainConfig(_Section):
         """What scores a completion: of `rewards`, else of `reward`."""
         return [one.reward for one in self.rewards.values()] or [self.reward]
 
+    def evaluates_after(self, step: int) -> bool:
+        """Before the first step, after the last, and every `eval.every` between."""
+        return step in (0, self.steps) or bool(self.eval.every and step % self.eval.every == 0)
+
     @property
     def updates_per_step(self) -> int:
-        return self.rollout.prompts_per_step // self.update.prompts_per_minibatch
-
-
-def model_path(model: str) -> str:
-    """The folder of a model that comes with the package, or the name as it is."""
-    shipped = PACKAGE / "models" / model
-    return str(shipped) if (shipped / "config.json").is_file() else model
+        return self.update.epochs * self.rollout.prompts_per_step // self.update.prompts_per_minibatch
 
 
 def recipes() -> dict[str, Path]:
@@ -450,10 +477,17 @@ def make_config(tree: Mapping[str, object], where: str, overrides: Sequence[str]
     tree = copy.deepcopy(dict(tree))
     for override in overrides:
         _apply(tree, override)
+    if isinstance(section := tree.get("reward"), dict):  # a section to read; the keys are reward, reward_range, ...
+        del tree["reward"]
+        tree |= {key if key == "reward" else f"reward_{key}": value for key, value in section.items()}
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as e:
         raise UserError(f"configuration ({where}): " + "; ".join(_explain(error) for error in e.errors())) from e
+
+
+SHORT = {"objective": "preset", "data": "path", "reward": "reward"}
+"""sections that may be one text, and the key that it is of"""
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -464,20 +498,18 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = _number(yaml.safe_load(text)) if text else ""
     except yaml.YAMLError as e:
         raise UserError(f"override {override!r}: the value is not valid YAML.") from e
-    if key.startswith("reward."):  # reward.range and the like, for `reward` itself is a text
-        key = key.replace(".", "_", 1)
     *path, last = key.split(".")
     node = tree
     for part in path:
         below = node.get(part)
-        if isinstance(below, str) and part in ("objective", "data"):  # the short forms of these sections
-            below = {"preset" if part == "objective" else "path": below}
+        if isinstance(below, str) and part in SHORT:
+            below = {SHORT[part]: below}
         elif isinstance(below, str) and path[0] == "rewards":
             below = {"reward": below}
         node[part] = below if isinstance(below, dict) else {}
         node = node[part]
-    if not path and key in ("objective", "data") and isinstance(value, str) and isinstance(node.get(key), dict):
-        node[key] = {**node[key], "preset" if key == "objective" else "path": value}
+    if not path and key in SHORT and isinstance(value, str) and isinstance(node.get(key), dict):
+        node[key] = {**node[key], SHORT[key]: value}
     else:
         node[last] = value
 
@@ -495,27 +527,55 @@ def _number(value: object) -> object:
 def _explain(error: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"no key {key!r}.{_did_you_mean(key, [name for name, _ in all_keys()])}"
+        return " ".join(f"no key {one!r}.{_did_you_mean(one)}" for one in _leaves(key, error["input"]))
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], Mapping | BaseModel) else f" (got {error['input']!r})"
     return f"{key}: {message}{shown}" if key else message
 
 
-def _did_you_mean(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    near = near or [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
-    return f" Did you mean {near[0]!r}?" if near else " `python -m agpo.train --keys` lists them."
+def _leaves(key: str, value: object) -> list[str]:
+    """The dotted keys below one: what somebody wrote."""
+    return [x for k, v in value.items() for x in _leaves(f"{key}.{k}", v)] if isinstance(value, dict) else [key]
+
+
+def _did_you_mean(key: str) -> str:
+    known = dict(all_keys())
+    if key.startswith("rewards."):
+        known |= all_keys(RewardConfig, key.rpartition(".")[0] + ".")
+    near = [name for name, others in OTHER_NAMES.items() if any(f".{key}".endswith(f".{x}") for x in others.split())]
+    near += [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    near += difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    if not near:
+        return " `python -m agpo.train --keys` lists them."
+    return f" Did you mean {near[0]!r} ({known[near[0]].partition(' [')[0]})?"
 
 
 def all_keys(section: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, description with the default) of everything that can be set, for --keys."""
+    """(dotted key, a line of meaning, default and the names elsewhere) of everything that can be set, for --keys."""
     for name, field in section.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from all_keys(kind, f"{prefix}{name}.")
         else:
             default = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
-            yield f"{prefix}{name}", f"{field.description or ''} [{default}]"
+            yield _line(f"{prefix}{name}", field.description or "", [_shown(default)])
     if section is TrainConfig:
+        body = ast.parse(inspect.getsource(Objective)).body[0].body  # type: ignore[attr-defined]
+        about = {
+            ast.unparse(a.target): ast.literal_eval(b.value)
+            for a, b in pairwise(body)
+            if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)
+        }
         for field in fields(Objective):
-            yield f"objective.{field.name}", f"[{field.default}; presets: {', '.join(PRESETS)}]"
+            other = {name: getattr(preset, field.name) for name, preset in PRESETS.items()}
+            differ = [f"{name}: {_shown(value)}" for name, value in other.items() if value != field.default]
+            yield _line(f"objective.{field.name}", about[field.name], [_shown(field.default), *differ])
+
+
+def _line(key: str, about: str, values: Sequence[str]) -> tuple[str, str]:
+    elsewhere = f"; elsewhere: {', '.join(OTHER_NAMES[key].split())}" if key in OTHER_NAMES else ""
+    return key, f"{' '.join(about.split())} [{', '.join(values)}{elsewhere}]"
+
+
+def _shown(value: object) -> str:
+    return "none" if value in (None, "", (), {}) else str(value)

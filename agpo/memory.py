@@ -6,14 +6,15 @@ counted on torch's meta device, attention as a flash kernel keeps it; the rest i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from agpo.config import TrainConfig, model_path
+from agpo.config import TrainConfig
 from agpo.logprobs import LOGITS_SHARE
+from evals.models import model_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -50,6 +51,32 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 """of the recipes' models, from their config.json: the arithmetic needs no network"""
 PUBLISHED = {**PUBLISHED, "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": PUBLISHED["Qwen/Qwen2.5-7B"]}
+
+PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "B200": 2250, "L40S": 362}
+PEAK_TFLOPS |= {"L40": 181, "4090": 165}
+"""dense bfloat16 by the vendors' data sheets, by a part of the device's name"""
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """What a device can do in a second; 0 where that is not known."""
+    if device.type != "cuda" or dtype.itemsize != 2:
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return 1e12 * next((tera for kind, tera in PEAK_TFLOPS.items() if kind in name), 0)
+
+
+def flops(model: torch.nn.Module, tokens: int, lengths: Sequence[int]) -> float:
+    """Of a forward and backward pass over `tokens` tokens in sequences of these lengths: 6 for a token and weight (4
+    where the weight is frozen), and attention. Nothing that is run twice counts. 0 for a mixture of experts."""
+    named = dict(model.named_parameters())
+    if any(".experts." in name for name in named):
+        return 0.0
+    text = model.config.get_text_config()  # type: ignore[union-attr]
+    weights = sum((4 + 2 * x.requires_grad) * x.numel() for x in named.values())
+    if not text.tie_word_embeddings:  # a table to look up in
+        table = model.get_input_embeddings().weight  # type: ignore[operator]
+        weights -= (4 + 2 * table.requires_grad) * table.numel()
+    return weights * tokens + 6.0 * text.hidden_size * text.num_hidden_layers * sum(n**2 for n in lengths)
 
 
 @dataclass(frozen=True)
@@ -141,7 +168,10 @@ def model_config(name: str) -> PreTrainedConfig:
 
 
 def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
-    """Count a model's parameters and what its layers keep. `model` is a configuration of transformers."""
+    """Count a model's parameters and what its layers keep. `model` is a configuration of transformers.
+
+    Raises UserError for a model that does not run without memory.
+    """
     import copy
 
     from transformers import AutoModelForCausalLM
@@ -149,6 +179,7 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
 
     from agpo.model import add_lora
     from evals.engines.hf import cache_bytes_per_token
+    from evals.errors import UserError
 
     ALL_ATTENTION_FUNCTIONS.register("agpo_counted", _counted_attention)
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
@@ -157,16 +188,22 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
         small = copy.deepcopy(model)
         text = small.get_text_config()
         text.num_hidden_layers = depth
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:depth]
+        if "layer_types" in vars(text):  # else it follows from the number of layers
+            text.layer_types = text.layer_types and text.layer_types[:depth]
         with torch.device("meta"):
-            net = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation="agpo_counted")
+            try:
+                net = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation="agpo_counted")
+            except KeyError:  # a model that has attention of its own
+                net = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation="eager")
         head = net.get_output_embeddings().weight.numel()
         counts.append(sum(p.numel() for p in net.parameters()))
         if config.lora.rank:
             add_lora(net, config.lora)
         adapters.append(sum(p.numel() for name, p in net.named_parameters() if "lora_" in name))
-        saved.append(_saved_by(net.base_model, 256) // 256)
+        try:
+            saved.append(_saved_by(net.base_model, 256) // 256)
+        except (AttributeError, RuntimeError) as e:
+            raise UserError(f"memory is not counted for {type(net).__name__}, which does not run without: {e}") from e
     layers = model.get_text_config().num_hidden_layers
     layer = counts[1] - counts[0]
     return ModelSizes(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from agpo.batch import MiniBatch, Row, micro_batches
-from agpo.objective import logp_gap
+from agpo.objective import logp_gap, tis_weights
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Policy, Settings, with_old_logps
 from evals.errors import UserError
@@ -23,19 +23,22 @@ def against_trainer(
     For engines that do not sample from the trainer's own model in this process, and in half precision. Where no row
     will run, one micro-batch is looked at all the same: weights that went stale must not hide behind clipped updates.
     """
-    measured: list[MiniBatch] = []
+    wanted: dict[int, set[int]] = {}  # of the same rows in every pass over them
     for minibatch in plan:
-        rows = list(minibatch.rows)
-        found = with_old_logps(policy, [rows[i] for i in minibatch.run], settings)
-        for i, row in zip(minibatch.run, found, strict=True):
-            rows[i] = row
-        measured.append(replace(minibatch, rows=tuple(rows)))
-    seen = [row for minibatch in measured for row in minibatch.rows if row.old_logp is not None]
+        wanted.setdefault(id(minibatch.rows), set()).update(minibatch.run)
+    measured: dict[int, tuple[Row, ...]] = {}
+    for minibatch in plan:
+        if (key := id(minibatch.rows)) not in measured:
+            rows, run = list(minibatch.rows), sorted(wanted[key])
+            for i, row in zip(run, with_old_logps(policy, [rows[i] for i in run], settings), strict=True):
+                rows[i] = row
+            measured[key] = tuple(rows)
+    seen = [row for rows in measured.values() for row in rows if row.old_logp is not None]
     if not seen:
         rows = [row for minibatch in plan for row in minibatch.rows]
         parts = micro_batches(rows, range(len(rows)), settings.micro_batch_tokens, policy.layout)
         seen = list(with_old_logps(policy, [rows[i] for i in parts[0]], settings)) if parts else []
-    return measured, gap_of(seen)
+    return [replace(minibatch, rows=measured[id(minibatch.rows)]) for minibatch in plan], gap_of(seen)
 
 
 def gap_of(rows: Sequence[Row]) -> tuple[float, float] | None:
@@ -45,6 +48,19 @@ def gap_of(rows: Sequence[Row]) -> tuple[float, float] | None:
         return None
     engine_T = torch.tensor([x for row in both for x in row.engine_logp])
     return logp_gap(engine_T, torch.tensor([x for row in both for x in row.old_logp or ()]))
+
+
+def tis_effect(plan: Sequence[MiniBatch], cap: float | None) -> dict[str, float]:
+    """What truncated importance sampling does to the tokens that will run: their mean weight, the share at the cap, and
+    the effective sample size (sum w)^2 / (n sum w^2) as a share; {} where there is none."""
+    rows = [row for minibatch in plan for row in minibatch.rows if row.engine_logp and row.old_logp is not None]
+    if cap is None or not rows:
+        return {}
+    old_T = torch.tensor([x for row in rows for x in row.old_logp or ()], dtype=torch.float64)
+    weight_T = tis_weights(old_T, torch.tensor([x for row in rows for x in row.engine_logp]), cap)
+    size = float(weight_T.sum().square() / (len(weight_T) * weight_T.square().sum()))
+    capped = float((weight_T == cap).double().mean())
+    return {"tis/weight_mean": float(weight_T.mean()), "tis/capped": capped, "tis/sample_size": size}
 
 
 def check_gap(gap: tuple[float, float] | None, dtype: torch.dtype, limit: float = 0.0) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from agpo.clip import apply_f_to_loss, clip_decision, units, weighted_sums
+from agpo.clip import apply_f_to_loss, clip_decision, token_units, units, weighted_sums
 from agpo.presets import PRESETS, Objective, resolve
 
 __all__ = ["PRESETS", "clip_decision", "resolve", "weighted_sums"]  # beside what stands here: the public calls
@@ -134,10 +134,7 @@ def token_losses(
     """
     dtype = torch.promote_types(logp_T.dtype, torch.float32)
     logp_T, old_logp_T, advantage_T = logp_T.to(dtype), old_logp_T.to(dtype), advantage_T.to(dtype)
-    log_ratio_T = logp_T - old_logp_T
-    if objective.ratio == "sequence":
-        log_ratio_T = _sequence_mean(log_ratio_T, lengths_B)
-    ratio_T = log_ratio_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    ratio_T = ratios(logp_T, old_logp_T, lengths_B, objective)
     bounded_T = ratio_T.clamp(1.0 - objective.eps_low, 1.0 + objective.eps_high)
     if objective.surrogate == "cispo":
         # exp(x - sg(x)) is 1 with gradient grad x: the value stays a ratio, the gradient is that of log pi.
@@ -150,9 +147,34 @@ def token_losses(
     if tis_T is not None:
         loss_T = loss_T * tis_T.detach().to(dtype)
     if objective.beta and ref_logp_T is not None:
-        gap_T = (ref_logp_T.detach().to(dtype) - logp_T).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-        loss_T = loss_T + objective.beta * (gap_T.exp() - gap_T - 1.0)  # k3 (Schulman, "Approximating KL divergence")
+        loss_T = loss_T + objective.beta * kl_to_reference(logp_T, ref_logp_T)
     return loss_T
+
+
+def ratios(
+    logp_T: torch.Tensor, old_logp_T: torch.Tensor, lengths_B: torch.Tensor, objective: Objective
+) -> torch.Tensor:
+    """[T] rho: of each token, or the geometric mean of its sequence (`ratio` sequence)."""
+    log_ratio_T = logp_T - old_logp_T
+    if objective.ratio == "sequence":
+        log_ratio_T = _sequence_mean(log_ratio_T, lengths_B)
+    return log_ratio_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+
+
+def at_bound(ratio_T: torch.Tensor, advantage_T: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """[T] bool: the bound on rho decides the loss: of ppo there is no gradient then, cispo's weight is the bound."""
+    high_T, low_T = ratio_T > 1.0 + objective.eps_high, ratio_T < 1.0 - objective.eps_low
+    if objective.surrogate == "cispo":
+        return high_T | low_T
+    if objective.dual_clip is not None:
+        low_T = low_T | (ratio_T > objective.dual_clip)
+    return (high_T & (advantage_T > 0)) | (low_T & (advantage_T < 0))
+
+
+def kl_to_reference(logp_T: torch.Tensor, ref_logp_T: torch.Tensor) -> torch.Tensor:
+    """[T] k3 (Schulman, "Approximating KL divergence"), an estimate of KL(policy, reference) from a sampled token."""
+    gap_T = (ref_logp_T.detach().to(logp_T.dtype) - logp_T).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return gap_T.exp() - gap_T - 1.0
 
 
 def _sequence_mean(x_T: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
@@ -226,8 +248,8 @@ def minibatch_loss(
         old_logp_T: [T] the same when they were sampled. `logp_T.detach()` for the first update after sampling.
         lengths_B: [B] tokens of each sequence, B = G * N, summing to T. 0 is allowed (an aborted completion).
         rewards_GN: [G, N] raw task rewards, of any dtype; NaN marks a sample that is not scorable. N is at least 2.
-        objective: a preset's name or an `Objective`. clip_scope micro_batch is the whole call here, and masked_groups
-            resample is mask: the resampling happens before, and what is still not live is left out.
+        objective: a preset's name or an `Objective`. masked_groups resample is mask here: the resampling happens
+            before, and what is still not live is left out.
         ref_logp_T, entropy_T: [T], needed when beta or entropy_coef is not 0.
         tis_T: [T] weights on the surrogate of each token, see `tis_weights`.
         cut_B: [B] bool, sequences that max_tokens cut; needed for overlong mask.
@@ -275,7 +297,8 @@ def minibatch_loss(
         tokens.get("ref_logp_T"),
         tis_T=tokens.get("tis_T"),
     )
-    loss, mean_scale = apply_f_to_loss(loss_T, weight_T, units(sequence_T, samples, objective), objective)
+    unit_T = token_units(units(lengths_B, weight_B, samples, objective), sequence_T, objective)
+    loss, mean_scale = apply_f_to_loss(loss_T, weight_T, unit_T, objective)
     scale = float(mean_scale)
     value = weighted_sums(loss_T, weight_T)[0]
     if not math.isfinite(scale):

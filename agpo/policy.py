@@ -13,7 +13,8 @@ from agpo.batch import Row, idle_row, rank_micro_batches
 from agpo.clip import Decision
 from agpo.distributed import all_gather, rank, world_size
 from agpo.logprobs import Layout, log_probs
-from agpo.objective import Objective, tis_weights, token_losses
+from agpo.memory import flops
+from agpo.objective import Objective, at_bound, kl_to_reference, ratios, tis_weights, token_losses
 from agpo.optimizer import Trained
 from agpo.packing import attention_cost, moved
 
@@ -76,6 +77,12 @@ class Update:
     """mean |rho - 1| over the tokens that ran, weighted as the loss is"""
     gap: tuple[float, float] | None = None
     """mean and largest |logp_engine - logp_trainer| over the tokens that ran, where the policy had not moved yet"""
+    at_bound: float | None = None
+    """share of the same tokens at which the bound on rho decides, weighted likewise"""
+    kl: float | None = None
+    """mean KL to the reference over them, weighted likewise; None where the objective has none"""
+    flops: float = 0.0
+    """of the passes with gradient, as `agpo.memory.flops` counts"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,10 @@ class Losses:
     sequence_T: torch.Tensor
     entropy_T: torch.Tensor | None
     ratio_deviation_T: torch.Tensor
+    at_bound_T: torch.Tensor
+    kl_T: torch.Tensor | None
     tokens: int
+    flops: float
     gap_T: torch.Tensor | None
     """|engine - trainer| log-probability of each token, where both saw the same parameters"""
 
@@ -127,10 +137,15 @@ def losses(
         with torch.no_grad():
             ref_logp_T = run(policy.reference)[0]
     loss_T = token_losses(logp_T, old_logp_T, advantage_T, lengths_B, objective, ref_logp_T, tis_T=tis_T)
-    deviation_T = (logp_T.detach() - old_logp_T).exp().sub(1).abs()
+    ratio_T = ratios(logp_T.detach(), old_logp_T, lengths_B, objective)
+    bound_T = at_bound(ratio_T, advantage_T, objective)
+    kl_T = None if ref_logp_T is None else kl_to_reference(logp_T.detach(), ref_logp_T)
     known = on_policy and len(engine_logp_T)
     gap_T = (engine_logp_T.double() - logp_T.detach().double()).abs() if known else None
-    return Losses(loss_T, weight_T, sequence_T, entropy_T, deviation_T, tokens_of(rows, policy.layout), gap_T)
+    tokens = tokens_of(rows, policy.layout)
+    work = flops(policy.model, tokens, [row.tokens for row in rows])
+    deviation_T = (ratio_T - 1).abs()
+    return Losses(loss_T, weight_T, sequence_T, entropy_T, deviation_T, bound_T, kl_T, tokens, work, gap_T)
 
 
 def tokens_of(rows: Sequence[Row], layout: Layout) -> int:

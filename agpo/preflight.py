@@ -61,18 +61,22 @@ def _benchmarks(config: TrainConfig, found: Found) -> str:
 def _model(config: TrainConfig, found: Found) -> str:
     from agpo.memory import model_sizes
     from agpo.setup import check_end, model_path
-    from evals.engines.hf import end_of_sequence_ids, load_config, load_tokenizer
+    from evals.engines.hf import context_of, end_of_sequence_ids, load_config, load_tokenizer
 
     model = model_path(config.model)
     text, generation = load_config(model)
     tokenizer = load_tokenizer(model)
     eos = end_of_sequence_ids(generation, tokenizer)
     check_end(eos, text.get_text_config().vocab_size, config.model)
-    longest = int(text.get_text_config().max_position_embeddings)
+    longest = context_of(text)
     if config.engine == "vllm" and config.vllm.max_model_len:
         longest = min(longest, config.vllm.max_model_len)
     found.engine = SimpleNamespace(tokenizer=tokenizer, max_context=longest, eos_ids=eos)
-    return f"{config.model}: {model_sizes(text, config).parameters / 1e6:,.1f}M parameters, context {longest:,}"
+    try:
+        size = f"{model_sizes(text, config).parameters / 1e6:,.1f}M parameters"
+    except UserError as e:
+        size = str(e)
+    return f"{config.model}: {size}, context {longest:,}"
 
 
 def _prompts(config: TrainConfig, found: Found) -> str | tuple[None, str]:
@@ -124,7 +128,7 @@ def _trackers(config: TrainConfig, found: Found) -> str:
 
 
 def _out(config: TrainConfig, found: Found) -> str:
-    place = Path(config.out).absolute()
+    place = Path(config.out).expanduser().absolute()
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"out={config.out}: {there} is no folder that can be written to.")

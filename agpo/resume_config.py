@@ -10,7 +10,7 @@ from agpo.distributed import torchrun_env
 from evals.errors import UserError
 
 FREE = (
-    *("out", "steps", "checkpoint", "eval", "trackers", "hardware", "ranks", "data"),
+    *("out", "steps", "checkpoint", "eval", "trackers", "log_completions", "hardware", "ranks", "data"),
     *("update.max_refused", "update.patience", "reward_seconds", "reward_max_errors"),
 )
 """sections and keys that no number of the training depends on; the problems of `data` are compared by their hash"""
@@ -19,6 +19,7 @@ ROUNDING = (
     "device",
     "vllm",
     "rollout.max_sequences",
+    "rollout.overlap",
     "update.micro_batch_tokens",
     "update.layout",
     "update.compile",
@@ -78,6 +79,11 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
     differ = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     free = [key for key in FREE if key != "steps" or saved.update.schedule == "constant"]
     other = [key for key in differ if not _among(key, (*free, *ROUNDING))]
+    if other == ["name"]:
+        raise UserError(
+            f"name={wanted.name}: store and trackers know this run as {saved.name!r}, and --resume goes on with the "
+            "same run. Leave it out, or start a new run from the checkpoint with model=CHECKPOINT."
+        )
     if other:
         said = "; ".join(f"{key}={before.get(key)!r} in the checkpoint, {after.get(key)!r} now" for key in other)
         why = " (the learning-rate schedule depends on steps)" if other == ["steps"] else ""

@@ -1,7 +1,7 @@
 """Rollouts: draw prompts, sample completions, grade them while others still decode, form groups."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 
 import numpy as np
@@ -10,7 +10,7 @@ from agpo.batch import Group, Sample, raw_rewards
 from agpo.objective import live_groups
 from agpo.telemetry import Watch
 from evals.complete import Grader
-from evals.engines import Completion, Engine, Request, Sampling
+from evals.engines import Completion, Engine, Output, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
@@ -70,6 +70,20 @@ def is_live(group: Group) -> bool:
     return bool(live_groups(raw_rewards([group]))[0])
 
 
+def requests_of(
+    engine: Engine, items: Sequence[Item], preset: str | Preset, samples_per_prompt: int, seed: int, step: int
+) -> tuple[list[str], list[Request]]:
+    """(prompts, what the engine is asked). Sample k of an item has the seed (run seed, step, item, k)."""
+    texts = [render(preset, item, engine.tokenizer) for item in items]
+    return texts, [
+        Request(
+            tokenize(preset, text, engine.tokenizer),
+            tuple(derive_seed(seed, "rollout", step, item.id, k) for k in range(samples_per_prompt)),
+        )
+        for item, text in zip(items, texts, strict=True)
+    ]
+
+
 def rollout(
     engine: Engine,
     grader: Grader,
@@ -81,25 +95,30 @@ def rollout(
     seed: int,
     step: int,
     watch: Watch | None = None,
+    generate: Callable[[Sequence[Request], Sampling], Iterator[Output]] | None = None,
+    soon: Callable[[], None] = lambda: None,
+    soon_at: float = 1.0,
 ) -> list[Group]:
-    """One group per item, in the order of the items. Sample k of an item has the seed (run seed, step, item, k)."""
+    """One group per item, in the order of the items.
+
+    `generate`: in place of the engine's. `soon` is called when this share of the completions is there.
+    """
     watch = watch or Watch()
-    texts = [render(preset, item, engine.tokenizer) for item in items]
-    prompts = [tokenize(preset, text, engine.tokenizer) for text in texts]
-    requests = [
-        Request(ids, tuple(derive_seed(seed, "rollout", step, item.id, k) for k in range(samples_per_prompt)))
-        for item, ids in zip(items, prompts, strict=True)
-    ]
+    texts, requests = requests_of(engine, items, preset, samples_per_prompt, seed, step)
     graded: dict[tuple[int, int], tuple[Completion, str, Future[Verdict]]] = {}
     whole = len(items) * samples_per_prompt
     with watch.phase("sampling", f"0 of {whole}"):
-        for at, repeat, completion in engine.generate(requests, sampling):
+        for at, repeat, completion in (generate or engine.generate)(requests, sampling):
             text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
             seen = {"prompt": texts[at], "token_ids": completion.token_ids, "finish_reason": completion.finish_reason}
             judged = grader.submit(opened_thoughts(texts[at]) + text, items[at], {**seen, "step": step + 1})
             graded[at, repeat] = (completion, text, judged)
             watch.tell("sampling", f"{len(graded)} of {whole}")
+            if len(graded) == int(soon_at * whole) < whole:
+                soon()
         grader.flush()
+    if int(soon_at * whole) == whole:  # and the engine has nothing else to do
+        soon()
     with watch.phase("grading", f"0 of {whole}"):
         waiting, since = {verdict for _, _, verdict in graded.values()}, time.monotonic()
         while waiting:
@@ -114,7 +133,7 @@ def rollout(
         return Sample(completion, text, verdict.result(), verdict.result().reward, requests[at].seeds[repeat])
 
     return [
-        Group(item, prompts[at], tuple(sample(at, repeat) for repeat in range(samples_per_prompt)))
+        Group(item, requests[at].prompt_ids, tuple(sample(at, repeat) for repeat in range(samples_per_prompt)))
         for at, item in enumerate(items)
     ]
 
@@ -125,12 +144,16 @@ def check_prompts(items: Sequence[Item], preset: str | Preset, engine: Engine, m
     Returns the tokens of the longest prompt.
     """
     draw(items, 0, 0, per_step)
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     longest = 0
-    for item in items:
+    for row, item in enumerate(items):
         if item.id in seen:
-            raise UserError(f"the data has the id {item.id!r} twice. Ids must differ: samples are stored under them.")
-        seen.add(item.id)
+            raise UserError(
+                f"rows {seen[item.id]} and {row} of the data (the first is 0) have the id {item.id!r} twice: "
+                f"{item.prompt!r:.60}. Samples are stored under ids; without one a row has that of its prompt. Leave "
+                "one out, or give the rows a column id."
+            )
+        seen[item.id] = row
         longest = max(longest, check_room(item, preset, engine, max_tokens, "the data", "rollout.max_tokens"))
     return longest
 

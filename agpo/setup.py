@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from agpo.config import TrainConfig, model_path
+from agpo.config import TrainConfig
 from evals.errors import UserError
+from evals.models import model_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from agpo.ahead import Ahead
     from agpo.policy import Policy
     from evals.benches import Bench
     from evals.engines import Engine
@@ -53,6 +55,13 @@ class Run:
     """the last of them that moved the weights: an engine that has those needs no others"""
     saved: int | None = None
     """the step of the last checkpoint"""
+    ahead: Ahead | None = None
+    """answers of the next step that are sampled already"""
+
+    @property
+    def version(self) -> str:
+        """The name of the weights as they are now."""
+        return f"{self.id}/step-{self.moved}"
 
 
 def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | None, run_id: str | None) -> Run:
@@ -65,18 +74,19 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
     from agpo.trackers import check_installed
-    from evals.engines.hf import HFEngine
+    from evals.engines.hf import HFEngine, check_device
     from evals.outputs import check_writable
     from evals.store import Store
 
     check_machine(config)
+    check_device(distributed.device_of(config.device))
+    check_writable(Path(config.out), "the run")
     distributed.join(distributed.device_of(config.device), config.ranks.timeout_minutes)
     check_installed(config.trackers)
     with open_reward(config):
         pass  # a reward that cannot be loaded is said before a model is
     if config.threads:
         torch.set_num_threads(config.threads)
-    check_writable(Path(config.out), "runs")
     items, benches = load_items(config), load_benches(config)
     state = checkpoint_io.read_state(checkpoint_path) if checkpoint_path else None
     data = fingerprint(items)
@@ -93,15 +103,17 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     torch.manual_seed(config.seed)  # adapters start at random
     update = config.update
     prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
-    engine: Engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
-    if config.engine == "vllm" and config.vllm.max_model_len:  # the checks below are of what will generate
+    own = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    engine: Engine = own
+    if config.engine == "hf":
+        _ = own.decoder  # a model that it cannot sample from
+    elif config.vllm.max_model_len:  # the checks below are of what will generate
         engine.max_context = min(engine.max_context, config.vllm.max_model_len)
     check_end(engine.eos_ids, output_embeddings(model).weight.shape[0], config.model)
     longest = check_room_for_all(items, benches, config, engine)
     chosen = choose_layout(model, engine.max_context, update.layout)
     plain = distributed.shard(model, half_masters=not config.lora.rank, offload=update.offload)
-    if plain is not model:
-        engine.model = plain
+    own.model = plain
     adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
     trained = make_trained(model, **adamw, dtype=plain.dtype, offload=update.offload)
     if update.compile:
@@ -152,9 +164,10 @@ def label_of(config: TrainConfig, run_id: str, store: Store) -> dict[str, object
 def about_run(config: TrainConfig) -> dict[str, object]:
     """What reports need to know of the run's method and metrics."""
     from agpo.presets import about
-    from agpo.telemetry import METRICS
+    from agpo.telemetry import FACTS, METRICS, axes
 
-    return {**about(config.objective.preset, config.objective.knobs), "metrics": METRICS}
+    told = {"metrics": METRICS, "facts": FACTS, "axes": axes(config.rollout.samples_per_prompt)}
+    return {**about(config.objective.preset, config.objective.knobs), **told}
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from agpo import distributed
+from agpo.ahead import Ahead
 from agpo.batch import Group, MiniBatch, plan_step, sample_advantages
 from agpo.config import TrainConfig
-from agpo.mismatch import against_trainer, check_gap
+from agpo.memory import peak_flops
+from agpo.mismatch import against_trainer, check_gap, tis_effect
 from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
-from agpo.rollout import draw, resample, rollout
+from agpo.rollout import draw, requests_of, resample, rollout
 from agpo.run_folder import save_refused
 from agpo.sampling_on_ranks import sample_on_ranks
 from agpo.setup import Run
@@ -29,7 +31,7 @@ from agpo.sync import weight_stream
 from agpo.telemetry import Watch, step_metrics
 from agpo.update import update
 from evals.complete import Grader, sample_row
-from evals.engines import OwnWeights, Sampling
+from evals.engines import Output, OwnWeights, Request, Sampling
 from evals.errors import UserError
 from evals.grading import FAILED
 from evals.prompts import Preset, render
@@ -37,6 +39,11 @@ from evals.store import SampleRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+AHEAD_AT = 0.75
+"""rollout.overlap=ahead: the share of a step's answers that are there when the next step's begin. An engine takes them
+after those that run, so that they fill what has become free"""
 
 
 class Unusable(UserError):
@@ -52,19 +59,25 @@ def train_step(
     """
     config, started, cpu = run.config, time.perf_counter(), time.process_time()
     watch = Watch(doing)
-    groups, everything = sample_groups(run, grader, watch)
+    groups, everything = sample_groups(run, grader, watch, overlap=True)
     sampled = time.perf_counter()
     check_rollout(everything, run.done + 1, config)
-    plan = plan_of(groups, config)
+    stale = any(s.completion.weight_version != run.version for group in everything for s in group.samples)
+    plan = plan_of(groups, config, stale)
+    if run.ahead and may_move(plan) and not config.rollout.max_staleness:
+        watch.seconds["wasted"] += run.ahead.seconds
+        run.ahead.drop()
+        run.ahead = None
     with watch.phase("update"):
-        updates, gap = update_policy(run, plan, config.objective.knobs, settings_of(config), watch)
+        updates, measured = update_policy(run, plan, config.objective.knobs, settings_of(config, stale), watch, stale)
     run.done += 1
     if any(update.stepped for update in updates):
         run.moved = run.done
+    begin_ahead(run, run.done)
     took = time.perf_counter() - started
     metrics = {
         **step_metrics(everything, plan, updates),
-        **({"mismatch/gap_mean": gap[0], "mismatch/gap_max": gap[1]} if gap else {}),
+        **measured,
         "lr": run.policy.trained.optimizer.param_groups[0]["lr"],
         "speed/step_seconds": took,
         # Of this process and all its threads: what other programs on the machine hardly change. Engines and graders in
@@ -72,9 +85,9 @@ def train_step(
         "speed/cpu_seconds": time.process_time() - cpu,
         "speed/rollout_seconds": sampled - started,
         **{f"speed/{name}_seconds": seconds for name, seconds in watch.seconds.items()},
+        **speeds(everything, updates, watch, took, run),
         "speed/peak_memory_gib": peak_memory(run.policy.plain.device) / 2**30,
         "data/epoch": run.done * config.rollout.prompts_per_step / len(run.items),
-        "speed/tokens_per_second": sum(len(s.completion.token_ids) for g in everything for s in g.samples) / took,
     }
     if not distributed.is_main():
         return metrics
@@ -100,9 +113,21 @@ def check_rollout(groups: Sequence[Group], step: int, config: TrainConfig) -> No
     if wild:
         raise Unusable(
             f"step {step}: the log-probabilities of {wild} of {len(samples)} responses are not finite, so the weights "
-            f"are broken after step {step - 1}. Start a new run from the last checkpoint, which is intact, with "
-            "model=CHECKPOINT and a lower update.lr."
+            f"are broken after step {step - 1}. Only finite weights are saved: start a new run with a lower update.lr, "
+            "from the last checkpoint, if there is one, with model=CHECKPOINT."
         )
+
+
+def speeds(groups: Sequence[Group], updates: Sequence[Update], watch: Watch, took: float, run: Run) -> dict[str, float]:
+    """Sampled tokens a second, and the share of what the devices can do that the updates reached, where it is known."""
+    policy, ranks, vllm = run.policy, distributed.world_size(), run.config.vllm
+    engine = vllm.tensor_parallel_size * vllm.data_parallel_size if run.config.engine == "vllm" else 1
+    rate = sum(len(s.completion.token_ids) for group in groups for s in group.samples) / took
+    speeds = {"speed/tokens_per_second": rate, "speed/tokens_per_second_per_device": rate / ranks / engine}
+    peak = peak_flops(policy.plain.device, policy.plain.dtype) * ranks * watch.seconds["update"]
+    if peak and (work := sum(update.flops for update in updates)):
+        speeds["speed/update_mfu"] = work / peak
+    return speeds
 
 
 def peak_memory(device: torch.device) -> float:
@@ -112,34 +137,85 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def sample_groups(run: Run, grader: Grader, watch: Watch | None = None) -> tuple[list[Group], list[Group]]:
-    """(the groups of the next step, every group that was sampled for it), graded."""
+def sample_groups(
+    run: Run, grader: Grader, watch: Watch | None = None, *, overlap: bool = False
+) -> tuple[list[Group], list[Group]]:
+    """(the groups of the next step, every group that was sampled for it), graded.
+
+    `overlap`: an engine in a process of its own goes on with the step after it, where the run is to.
+    """
     config, step, watch = run.config, run.done, watch or Watch()
+    resampled = config.objective.knobs.masked_groups == "resample"
+
+    def generate(requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
+        ahead, run.ahead = run.ahead, None
+        if ahead is None:
+            return run.engine.generate(requests, sampling)
+        assert ahead.asked == (requests, sampling), "what was sampled ahead is not what the step asks for"
+        watch.seconds["saved"] += ahead.seconds
+        return ahead.outputs()
+
+    def soon() -> None:
+        if run.config.rollout.max_staleness:  # the engine has been busy with the weights of the step before
+            with watch.phase("sync"):
+                sync_engine(run)
+        begin_ahead(run, step + 1)
+
+    beside = overlap and isinstance(run.engine, OwnWeights)
+    early = config.rollout.overlap == "ahead" and not config.rollout.max_staleness
     here = partial(
         rollout,
         run.engine,
         grader,
         preset=config.asked,
         samples_per_prompt=config.rollout.samples_per_prompt,
-        sampling=Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p),
+        sampling=sampling_of(config),
         seed=config.seed,
         step=step,
         watch=watch,
+        generate=generate,
+        soon=soon if beside and not resampled else lambda: None,
+        soon_at=AHEAD_AT if early else 1.0,
     )
     with awake(run, watch):
         sample = partial(sample_on_ranks, here)
         groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
-        if config.objective.knobs.masked_groups != "resample":
+        if not resampled:
             return groups, groups
-        return resample(groups, sample, run.items, seed=config.seed, step=step, rounds=config.rollout.resample_rounds)
+        rounds = config.rollout.resample_rounds
+        whole = resample(groups, sample, run.items, seed=config.seed, step=step, rounds=rounds)
+        if beside:
+            soon()
+        return whole
+
+
+def begin_ahead(run: Run, step: int) -> None:
+    """Begin to sample for the step after `step` steps, unless the run is not to, or something else comes before it.
+
+    The engine must have the weights, and be the only one to use its model: the policy's own is called after an update.
+    """
+    config = run.config
+    asked = config.rollout.overlap != "off" or config.rollout.max_staleness
+    alone = isinstance(run.engine, OwnWeights) or distributed.world_size() == 1
+    if run.ahead or not asked or not alone or config.evaluates_after(step) or run.engine.weight_version != run.version:
+        return
+    rollout, items = config.rollout, draw(run.items, config.seed, step, config.rollout.prompts_per_step)
+    mine = items[distributed.rank() :: distributed.world_size()]
+    asking = config.asked, rollout.samples_per_prompt, config.seed, step
+    run.ahead = Ahead(run.engine, requests_of(run.engine, mine, *asking)[1], sampling_of(config))
+
+
+def sampling_of(config: TrainConfig) -> Sampling:
+    return Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p)
 
 
 @contextmanager
 def awake(run: Run, watch: Watch | None = None) -> Iterator[None]:
     """The engine generates with the policy as it is now, and stamps its completions with that. An engine that has its
     own weights stays awake; the policy's own model gives back what was gathered to generate with it."""
-    with (watch or Watch()).phase("sync"):
-        sync_engine(run)
+    if run.ahead is None:  # else it has them, or those that it samples ahead with
+        with (watch or Watch()).phase("sync"):
+            sync_engine(run)
     yield
     if not isinstance(run.engine, OwnWeights):
         distributed.free(run.policy.plain, run.policy.model)
@@ -147,7 +223,7 @@ def awake(run: Run, watch: Watch | None = None) -> Iterator[None]:
 
 def sync_engine(run: Run) -> None:
     """Give the engine the weights that the policy has now, unless it has them."""
-    version, policy = f"{run.id}/step-{run.moved}", run.policy
+    version, policy = run.version, run.policy
     if not isinstance(run.engine, OwnWeights):
         distributed.gather(policy.plain, policy.model)
     elif run.engine.weight_version != version:
@@ -156,28 +232,42 @@ def sync_engine(run: Run) -> None:
     run.engine.weight_version = version
 
 
-def plan_of(groups: Sequence[Group], config: TrainConfig) -> list[MiniBatch]:
+def plan_of(groups: Sequence[Group], config: TrainConfig, stale: bool = False) -> list[MiniBatch]:
+    """`stale`: some answers are of other weights than the policy's."""
     objective = config.objective.knobs
-    size, corrected = config.update.prompts_per_minibatch, config.mismatch.correct == "tis"
-    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
+    size, corrected = config.update.prompts_per_minibatch, stale or config.mismatch.correct == "tis"
+    epochs = config.update.epochs
+    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected, epochs=epochs)
 
 
-def settings_of(config: TrainConfig) -> Settings:
+def may_move(plan: Sequence[MiniBatch]) -> bool:
+    """False: no update of the step can move the weights, as far as the plan tells."""
+    return any(minibatch.run or minibatch.steps_on_zero for minibatch in plan)
+
+
+def settings_of(config: TrainConfig, stale: bool = False) -> Settings:
     return Settings(
         temperature=config.rollout.temperature,
         micro_batch_tokens=config.update.micro_batch_tokens,
         max_grad_norm=config.update.max_grad_norm,
-        tis_cap=config.mismatch.cap if config.mismatch.correct == "tis" else None,
+        tis_cap=config.mismatch.cap if stale or config.mismatch.correct == "tis" else None,
     )
 
 
 def update_policy(
-    run: Run, plan: Sequence[MiniBatch], objective: Objective, settings: Settings, watch: Watch
-) -> tuple[list[Update], tuple[float, float] | None]:
-    """(what happened to each mini-batch, mean and largest gap between the engine's log-probabilities and ours)."""
+    run: Run,
+    plan: Sequence[MiniBatch],
+    objective: Objective,
+    settings: Settings,
+    watch: Watch,
+    stale: bool = False,
+) -> tuple[list[Update], dict[str, float]]:
+    """(what happened to each mini-batch, how far the engine's log-probabilities are from ours: metrics)."""
     policy, limit = run.policy, run.config.mismatch.max_gap
-    gap = None
-    if isinstance(run.engine, OwnWeights) and any(minibatch.run or minibatch.steps_on_zero for minibatch in plan):
+    if stale:  # the weights have moved: it is no longer rounding
+        limit = limit or math.inf
+    gap, effect = None, {}
+    if isinstance(run.engine, OwnWeights) and run.ahead is None and may_move(plan):
         run.engine.sleep()  # the update needs the memory; where nothing will move, the engine and its cache stay as is
     # An engine that samples from this very model differs by the rounding of sums: in float32 its numbers are as good as
     # ours; in half precision a ratio against them would be off by 5 % without any step.
@@ -185,6 +275,7 @@ def update_policy(
     if not same_model or dtype not in FLOAT32_OR_MORE:
         plan, gap = against_trainer(policy, plan, settings)
         check_gap(gap, dtype, limit)
+        effect = tis_effect(plan, settings.tis_cap)
     updates: list[Update] = []
     for number, minibatch in enumerate(plan, 1):
         watch.tell("update", f"{number} of {len(plan)}")
@@ -193,7 +284,7 @@ def update_policy(
         if gap is None and updates[-1].gap is not None:
             gap = updates[-1].gap
             check_gap(gap, dtype, limit)
-    return updates, gap
+    return updates, {**effect, **({"mismatch/gap_mean": gap[0], "mismatch/gap_max": gap[1]} if gap else {})}
 
 
 def sample_rows(

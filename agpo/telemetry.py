@@ -51,8 +51,38 @@ METRICS = (  # for reports: name, title, unit, what it is, name of its figure
     ("clip/rate", "Clip rate", "share of updates", "share of the step's updates that the clip dropped", ""),
     ("eval/pass1", "Held-out Pass@1", "share", "evaluations during training", ""),
 )
+FACTS = (  # of a run, for `evals.report arms`: title, how it is made, metric or axis
+    ("updates made", "sum", "updates/made"),
+    ("clipped", "sum", "clip/clipped_updates"),
+    ("no live group", "sum", "updates/dead"),
+    ("entropy, first", "first", "entropy"),
+    ("entropy, last", "last", "entropy"),
+    ("live groups, last", "last", "groups/live"),
+    ("reward step to step", "noise", "reward/mean"),
+    ("tokens generated", "total", "tokens"),
+    ("tokens through the model", "total", "passes"),
+    ("CPU seconds", "total", "cpu"),
+)
 PROGRAMS: tuple[str, ...] = ("AC", "WA", "RE", "TLE", "CE", "SE")
 """the sandbox's verdicts that are counted in every step with programs, the others where there are some"""
+
+
+def axes(samples_per_prompt: int) -> list[tuple[str, str, list[tuple[float | str, ...]]]]:
+    """What runs may be compared at equal amounts of: (axis, title, terms), see `evals.store.RunRow.about`.
+
+    A token through the model counts once as it is generated, and three times in an update: a forward pass, and a
+    backward pass of about two.
+    """
+    generated: list[tuple[float | str, ...]] = [
+        (samples_per_prompt, "groups/live", "tokens/response_mean"),
+        (samples_per_prompt, "groups/masked", "tokens/response_mean"),
+    ]
+    return [
+        ("updates", "optimizer updates made", [(1, "updates/made")]),
+        ("tokens", "tokens generated", generated),
+        ("passes", "tokens through the model", [*generated, (3, "saved/of_tokens"), (-3, "saved/tokens")]),
+        ("cpu", "CPU seconds", [(1, "speed/cpu_seconds")]),
+    ]
 
 
 def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Sequence[Update]) -> dict[str, float]:
@@ -67,8 +97,8 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     dead = [{s.verdict.outcome for s in group.samples} for group, live in zip(groups, live_G, strict=True) if not live]
     logps = [x for s in samples for x in s.completion.logprobs or ()]
     norms = [u.grad_norm for u in updates if u.grad_norm is not None and not u.refused]
-    drift = [u.ratio_deviation for u in updates if u.ratio_deviation is not None]
-    live_tokens = sum(m.live_tokens for m in plan)
+    once = {m.groups: m for m in plan}  # the plan has a mini-batch again for every pass over it
+    live_tokens = sum(m.live_tokens for m in once.values())
     all_tokens = sum(len(s.completion.token_ids) for s in samples)
     run_tokens = sum(u.tokens_run for u in updates)
     parts: dict[str, list[float | None]] = {}
@@ -77,7 +107,7 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
             parts.setdefault(name, []).append(value)
     judged = [str(s.verdict.meta["real"]) for s in samples if "real" in s.verdict.meta]  # programs, by the sandbox
     programs = {f"code/{verdict}": float(judged.count(verdict)) for verdict in (*PROGRAMS, *judged)} if judged else {}
-    whole = plain_tokens(groups)
+    whole = plain_tokens(groups) * len(plan) // max(len(once), 1)
     clipped = sum(u.decision.clipped and bool(m.rows) for u, m in zip(updates, plan, strict=True))
     with_signal = clipped + sum(u.stepped or u.refused for u in updates)
     metrics = {
@@ -108,7 +138,9 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
         "updates/made": float(sum(u.stepped for u in updates)),
         "updates/dead": float(sum(not m.live_groups for m in plan)),
         "updates/refused": float(sum(u.refused for u in updates)),
-        "ratio/deviation": _mean(drift),
+        "ratio/deviation": _mean([u.ratio_deviation for u in updates]),
+        "ratio/clipped": _mean([u.at_bound for u in updates]),
+        "kl": _mean([u.kl for u in updates]),
         "grad_norm": _mean(norms),
         "saved/tokens": float(whole - run_tokens),
         "saved/of_tokens": float(whole),

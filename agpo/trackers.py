@@ -1,7 +1,7 @@
 """Experiment trackers on request: one small function each, none required. The results store has it all without them.
 
-A tracker is a context manager that yields `log(step, values)`, and a line in `TRACKERS`. A resumed run goes on in the
-same run of the tracker. What fails in one while training is counted, said once and never stops or changes the run.
+A tracker is a context manager that yields `log(step, values, rows)`, and a line in `TRACKERS`. A resumed run goes on in
+the same run of the tracker. What fails in one while training is counted, said once and never stops or changes the run.
 """
 
 import importlib.util
@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import indent
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +20,8 @@ from rich.console import Console
 
 from evals.errors import UserError
 
-Log = Callable[[int, Mapping[str, float]], object]
+Table = Sequence[Mapping[str, str | float | None]]
+Log = Callable[[int, Mapping[str, float], Table], object]
 PROJECT = "agpo"
 
 
@@ -42,9 +44,12 @@ def tensorboard(about: About) -> Iterator[Log]:
 
     with SummaryWriter(str(about.folder / "tensorboard"), purge_step=about.done + 1 if about.done else None) as writer:
 
-        def log(step: int, values: Mapping[str, float]) -> None:
+        def log(step: int, values: Mapping[str, float], rows: Table) -> None:
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
+            for number, row in enumerate(rows):  # it has texts for tables; indented they are not read as Markdown
+                told = [f"{name}\n\n" + indent(str(value), "    ") for name, value in row.items()]
+                writer.add_text(f"completions/{number}", "\n\n".join(told), step)
 
         yield log
 
@@ -52,6 +57,7 @@ def tensorboard(about: About) -> Iterator[Log]:
 @contextmanager
 def wandb(about: About) -> Iterator[Log]:
     """Weights & Biases, with its own WANDB_* variables. Steps that a resumed run makes again are there already."""
+    import pandas as pd
     import wandb
 
     run = wandb.init(
@@ -64,7 +70,9 @@ def wandb(about: About) -> Iterator[Log]:
         settings=wandb.Settings(console="off", silent=True),
     )
     with run:
-        yield lambda step, values: run.log(dict(values), step=step)
+        yield lambda step, values, rows: run.log(
+            {**values, **({"completions": wandb.Table(dataframe=pd.DataFrame(rows))} if rows else {})}, step=step
+        )
 
 
 @contextmanager
@@ -84,17 +92,26 @@ def mlflow(about: About) -> Iterator[Log]:
             history = mlflow.MlflowClient().get_metric_history(run.info.run_id, name) if found else ()
             return max((point.step for point in history), default=-1)
 
-        yield lambda step, values: mlflow.log_metrics({n: x for n, x in values.items() if step > last(n)}, step)
+        def log(step: int, values: Mapping[str, float], rows: Table) -> None:
+            new = {name: x for name, x in values.items() if step > last(name)}
+            mlflow.log_metrics(new, step)
+            if rows and new:
+                mlflow.log_table({n: [row[n] for row in rows] for n in rows[0]}, f"completions/step-{step:06d}.json")
+
+        yield log
 
 
 @contextmanager
 def trackio(about: About) -> Iterator[Log]:
     """trackio, in its own local database (TRACKIO_DIR)."""
+    import pandas as pd
     import trackio
 
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
     trackio.init(project=project, name=about.id, config=dict(about.config), resume="allow")
-    yield lambda step, values: trackio.log(dict(values), step=step)
+    yield lambda step, values, rows: trackio.log(
+        {**values, **({"completions": trackio.Table(dataframe=pd.DataFrame(rows))} if rows else {})}, step=step
+    )
     trackio.finish()
 
 
@@ -150,10 +167,11 @@ class Trackers:
         for name, times in self.failures.items():
             self.console.print(f"tracker {name} failed {times} times; the results store is complete", style="yellow")
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float], rows: Table = ()) -> None:
+        """`rows`: completions of the step with prompt, reward and the like, for those that show tables or texts."""
         for name, log in self._logs.items():
             try:
-                log(step, values)
+                log(step, values, rows)
             except Exception as e:  # noqa: BLE001  a tracker's failure is never the run's
                 self._failed(name, e)
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from agpo.config import TrainConfig, all_keys, load_config, model_path, recipes
+from agpo.config import TrainConfig, all_keys, load_config, recipes
 from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
 from evals.console import make_console
-from evals.errors import UserError, command
+from evals.errors import AGAIN, UserError, command, told
+from evals.models import model_path
 
 if TYPE_CHECKING:
     from agpo.trackers import Trackers
@@ -61,7 +63,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
         while True:
             if run.done and (run.done % config.checkpoint.every == 0 or run.done == config.steps):
                 save_checkpoint(run, writer)
-            if evaluation_due(run) and (not stopping() or run.done == config.steps):
+            if config.evaluates_after(run.done) and (not stopping() or run.done == config.steps):
                 progress.begin("evaluating" if run.benches else "")
                 evaluate_policy(run, console, trackers)
                 settle_best(run, writer)
@@ -76,7 +78,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
                         save_checkpoint(run, writer)
                 raise
             progress.show(run.done, metrics)
-            trackers.log(run.done, metrics)
+            trackers.log(run.done, metrics, completions(run))
             for line in tally.add(run.done, metrics):
                 say(line)
             if tally.refused > config.update.max_refused:
@@ -90,10 +92,25 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     console.print(tally.line(), markup=False, highlight=False)
 
 
-def evaluation_due(run: Run) -> bool:
-    """Before the first step, after the last, and every `eval.every` between."""
-    every = run.config.eval.every
-    return run.done in (0, run.config.steps) or bool(every and run.done % every == 0)
+def completions(run: Run) -> list[dict[str, str | float | None]]:
+    """For the trackers: the first sample of some problems of the last step."""
+    from agpo.distributed import is_main
+
+    if not run.config.trackers or not run.config.log_completions or not is_main():
+        return []
+    rows = (row for row in run.store.samples(run.id, split="train", step=run.done) if row.repeat == 0)
+    return [
+        {
+            "item": row.item,
+            "prompt": row.prompt,
+            "completion": row.response,
+            "finish_reason": row.finish_reason,
+            "reward": row.reward,
+            "advantage": row.advantage,
+            **{f"reward/{name}": value for name, value in row.meta.get("rewards", {}).items()},
+        }
+        for row in islice(rows, run.config.log_completions)
+    ]
 
 
 def evaluate_policy(run: Run, console: Console, trackers: Trackers) -> None:
@@ -157,7 +174,10 @@ def stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt("what was saved before is intact")
         console.print("stopping after this step; once more to leave at once")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield lambda: bool(seen)
     finally:
@@ -233,6 +253,11 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
         out = next((text[4:] for text in reversed(args.overrides) if text.startswith("out=")), "runs")
         config, saved, label = find_resume(args.resume, out, args.discard_later)
         config, rounding = continued(config, args.recipe, args.overrides)
+        if config.steps < (done := int(label.get("step", 0))):
+            raise UserError(
+                f"steps={config.steps}: {saved} has made {done} already, and nothing was changed. Give a larger "
+                "number, or resume an earlier checkpoint with --discard-later."
+            )
         if rounding:
             console.print(f"{', '.join(rounding)} changed: results may differ in rounding from the run without a stop")
         if said := other_ranks(saved):
@@ -294,7 +319,7 @@ def slow_engine(run: Run) -> str:
 
 def drive(run: Run, console: Console) -> int:
     """Train, and end with the picture. Marks the run's status whatever happens."""
-    from agpo.checkpoint_io import read_best
+    from agpo.checkpoint_io import checkpoints, read_best
     from agpo.distributed import is_main, world_size
     from evals.report.figures import curves
 
@@ -331,10 +356,18 @@ def drive(run: Run, console: Console) -> int:
     except KeyboardInterrupt:
         status = "interrupted"
         raise
+    except (OSError, UserError) as e:
+        said = told(e)
+        if said and AGAIN in said[0] and checkpoints(run.folder):  # which would be another run
+            on = f"go on with:\n  python -m agpo.train --resume {run.folder}"
+            raise UserError(said[0].removeprefix("error: ").replace(f"{AGAIN}.", on)) from e
+        raise
     finally:
         if is_main():
             run.store.finish_run(run.id, status)
             run.store.close()
+        if run.ahead:
+            run.ahead.drop()
         run.engine.close()
 
 

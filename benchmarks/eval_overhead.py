@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.model == "tiny":
-        args.model = str(ROOT / "agpo" / "models" / "tiny")
+        args.model = str(ROOT / "evals" / "start_models" / "tiny")
     if args.data:
         args.bench = "math500"
     if args.side:

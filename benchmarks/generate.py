@@ -111,8 +111,8 @@ def main() -> None:
 
     import torch
 
-    from agpo.train import model_path
     from evals.engines.hf import HFEngine
+    from evals.models import model_path
 
     torch.set_num_threads(args.threads)
     tiny = args.model == "tiny"

@@ -30,6 +30,7 @@ from agpo import logprobs, packing
 from agpo.batch import Group, Row, Sample, plan_step
 from agpo.config import LoraConfig
 from agpo.logprobs import _SampledLogProbs, attention_of, choose_layout, log_probs
+from agpo.memory import flops, peak_flops
 from agpo.model import compile_layers, prepare
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained
@@ -41,8 +42,6 @@ from evals.grading import Verdict
 from evals.items import Item
 
 ROOT = Path(__file__).resolve().parent.parent
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "B200": 2250, "L40": 181, "4090": 165}
-"""dense bfloat16 by the vendors' data sheets"""
 
 
 @dataclass(frozen=True)
@@ -341,7 +340,7 @@ def log_probabilities(check: Check) -> None:
         before = logprobs.logits_at_once
         logprobs.logits_at_once = before if elements is None else lambda _: elements
         try:
-            _SampledLogProbs.apply(hidden_TH, weight_VH, None, target_T, 1.0, False)[0].sum().backward()
+            _SampledLogProbs.apply(hidden_TH, weight_VH, None, target_T, 1.0, 0.0, False)[0].sum().backward()
         finally:
             logprobs.logits_at_once = before
 
@@ -411,20 +410,14 @@ def timed_updates(check: Check, policy: Policy, minibatch: Any, rounds: int) -> 
     first = check.seconds(one)
     with check.peaks(found):
         took = statistics.median(check.seconds(one) for _ in range(rounds))
-    config, weights = policy.model.config, sum(p.numel() for p in policy.model.parameters())
-    if not config.tie_word_embeddings:
-        weights -= policy.model.get_input_embeddings().weight.numel()
-    flops = 6.0 * weights * tokens_of(minibatch.rows, policy.layout)
-    flops += 6 * config.hidden_size * config.num_hidden_layers * sum(row.tokens**2 for row in minibatch.rows)
-    peak = next(
-        (x for kind, x in PEAK_TFLOPS.items() if not check.rehearse and kind in torch.cuda.get_device_name()), 0
-    )
+    tokens, lengths = tokens_of(minibatch.rows, policy.layout), [row.tokens for row in minibatch.rows]
+    work, peak = flops(policy.model, tokens, lengths), peak_flops(policy.plain.device, policy.plain.dtype)
     return {
         "first_s": first,
         "update_s": took,
         "response_tokens_per_s": sum(len(row.response_ids) for row in minibatch.rows) / took,
-        "tflops": flops / took / 1e12,
-        "utilisation": flops / took / 1e12 / peak if peak else None,
+        "tflops": work / took / 1e12,
+        "utilisation": work / took / peak if peak else None,
         **found,
     }
 

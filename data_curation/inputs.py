@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data_curation import decontaminate, raw, sources
+from data_curation.rates import SolveOptions
 from data_curation.read import place_of, read, split_of
-from data_curation.solve_rate import NO_MODEL, SolveOptions, check_options
 from data_curation.stage import Context
+from data_curation.tries import NO_MODEL, known_run
+from evals.engines import check_engine
 from evals.errors import UserError
 from evals.hub import ANSWER_SECONDS, hub_answers, stay_offline
 
@@ -155,7 +157,7 @@ def check_model(options: SolveOptions, context: Context) -> None:
         return
     if not options.model:
         raise UserError(f"{NO_MODEL}.")
-    check_options(options)
+    check_engine(options.engine, options.engine_options)
     if options.engine == "openai":
         from evals.engines.openai import parse_model
 
@@ -210,8 +212,6 @@ RULE = "2 operations per parameter and token, 12 % of 989 TFLOP/s; --limit 100 m
 
 
 def tokens_per_try(options: SolveOptions, context: Context) -> tuple[float, str]:
-    from data_curation.solve_rate import known_run
-
     run = known_run(context.store, options) if context.store else None
     sizes = context.store.sizes(run.id) if run and context.store else []
     if samples := sum(count for _, _, count, _ in sizes):

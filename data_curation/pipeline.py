@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_curation import decontaminate, export, inputs, manifest, solve_rate, stage
+from data_curation import decontaminate, export, inputs, manifest, stage
 from data_curation.read import cached, read_sources
 from data_curation.recipe import STAGES, Recipe
 from data_curation.stage import Context, Done, write_lines
+from data_curation.tries import short_model
 from evals.errors import UserError
 
 
@@ -69,7 +70,7 @@ def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, 
 
 def public(options: dict[str, Any]) -> dict[str, Any]:
     """A stage's options without the paths and addresses of one machine."""
-    hidden = {"model": solve_rate.short_model(options["model"])} if options.get("model") else {}
+    hidden = {"model": short_model(options["model"])} if options.get("model") else {}
     return {**{name: value for name, value in options.items() if name != "engine_options"}, **hidden}
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data_curation import answers, code_checks, decontaminate, dedupe, filters, normalise, solve_rate
+from data_curation import answers, code_checks, decontaminate, dedupe, filters, normalise, rates, solve_rate
 from data_curation import code_sources as programs
 from data_curation import sources as maths
 from data_curation.export import FORMATS
@@ -26,7 +26,7 @@ STAGES: dict[str, tuple[type[Options], Callable[..., Result]]] = {
     "near": (dedupe.NearOptions, dedupe.near),
     "decontaminate": (decontaminate.DecontaminateOptions, decontaminate.run),
     "code": (code_checks.CodeOptions, code_checks.run),
-    "solve_rate": (solve_rate.SolveOptions, solve_rate.run),
+    "solve_rate": (rates.SolveOptions, solve_rate.run),
 }
 """in their usual order; a recipe names those it wants, in its own"""
 AnyMaths = maths.MathSource | maths.VerlSource | maths.Gsm8kSource | maths.CompetitionSource | maths.TableSource

@@ -4,6 +4,9 @@ import functools
 import sys
 from collections.abc import Callable
 
+AGAIN = "start the same command again"
+"""what a full disk asks for; a training run says how to go on instead"""
+
 
 class UserError(Exception):
     """Something the user can put right. The text says what was wrong, what was expected and what to do."""
@@ -17,7 +20,7 @@ def told(error: BaseException) -> tuple[str, int] | None:
         return f"\ninterrupted{': ' + str(error) if str(error) else ''}", 130
     if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
         where = f" while writing {error.filename}" if error.filename else ""
-        return f"error: the disk is full{where}. Free some space, then start the same command again.", 1
+        return f"error: the disk is full{where}. Free some space, then {AGAIN}.", 1
     return None
 
 

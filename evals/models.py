@@ -1,7 +1,6 @@
 """Which models an evaluation measures: the one that is named, or checkpoints of a training run."""
 
 import hashlib
-import importlib.util
 import json
 import re
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from evals.hub import commit_of
 if TYPE_CHECKING:
     from evals.store import Store
 
+START_MODELS = Path(__file__).parent / "start_models"
+"""tiny models that come with the package, by name: a run starts from one, an evaluation without --model measures one"""
 STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -40,8 +41,8 @@ class Target:
 
 
 def find_target(model: str | None) -> Target:
-    """The model of `--model`; None is the tiny start model that comes with the package."""
-    path = model or tiny_model()
+    """The model of `--model`; None is the tiny start model."""
+    path = model or model_path("tiny")
     label = Path(path) / "agpo_run.json"
     return Target(path, json.loads(label.read_text()) if label.is_file() else {})
 
@@ -96,12 +97,10 @@ def _best(folder: Path, model: str) -> int:
     return int(json.loads(path.read_text())["step"])
 
 
-def tiny_model() -> str:
-    """The start model that comes with the package `agpo`, found without importing it."""
-    spec = importlib.util.find_spec("agpo")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("no --model given, and the package agpo with its tiny model is not installed.")
-    return str(Path(spec.submodule_search_locations[0]) / "models" / "tiny")
+def model_path(model: str) -> str:
+    """The folder of a model that comes with the package, or the name as it is."""
+    shipped = START_MODELS / model
+    return str(shipped) if (shipped / "config.json").is_file() else model
 
 
 def fingerprint(model: str) -> str:

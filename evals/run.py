@@ -198,8 +198,15 @@ def evaluate_all(
 
 def facts_of(target: Target, engine: str, options: dict[str, Any]) -> dict[str, Any]:
     """What a run's configuration says of model and engine. The precision decides results, other options do not."""
-    others = {key: value for key, value in options.items() if key != "dtype"}
-    return {**target.facts(), "engine": engine, "dtype": options.get("dtype", "auto"), "engine_options": others}
+    others = {key: value for key, value in options.items() if key not in ("dtype", "noise")}
+    noise = {"noise": options["noise"]} if "noise" in options else {}  # the same seeds give other answers
+    return {
+        **target.facts(),
+        "engine": engine,
+        "dtype": options.get("dtype", "auto"),
+        **noise,
+        "engine_options": others,
+    }
 
 
 def list_benches(console: Console) -> None:

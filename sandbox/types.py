@@ -68,18 +68,7 @@ class Limits:
     """Kilobytes of source. More is CE."""
 
     def __post_init__(self):
-        for name in (
-            "cpu_s",
-            "idle_s",
-            "wall_s",
-            "memory_mb",
-            "address_space_mb",
-            "threads",
-            "files",
-            "output_mb",
-            "source_kb",
-        ):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if value is None and name in ("idle_s", "wall_s"):
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e9:

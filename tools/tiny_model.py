@@ -24,16 +24,16 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from agpo.config import PACKAGE
 from evals.benches import arith, find
 from evals.benches import tiny_code as tiny_code_bench
 from evals.console import make_console
 from evals.errors import command
 from evals.items import Item, derive_seed
+from evals.models import START_MODELS
 from evals.prompts import encode
 from tools import tiny_code
 
-SHIPPED = PACKAGE / "models" / "tiny"
+SHIPPED = START_MODELS / "tiny"
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 SYMBOLS = (*"0123456789", *"+-=;?", "\\boxed{", "}")
 SLIP = 0.45
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--task", choices=TASKS, default="arith", help="of the recipe tiny (arith), tiny-long (arith-long) or tiny-code"
     )
-    parser.add_argument("--out", type=Path, help="folder to write (default: agpo/models)")
+    parser.add_argument("--out", type=Path, help="folder to write (default: in evals/start_models)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: 4000 for arith, 500 for arith-long, 3000 for code")
     parser.add_argument("--batch", type=int, default=64, help="solutions per step")

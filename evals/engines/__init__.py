@@ -138,6 +138,10 @@ class OwnWeights(Protocol):
         """Generate with these tensors, named as in a checkpoint, from now on. Raises EngineError."""
         ...
 
+    def give_up(self) -> None:
+        """End the generations that run, in whatever thread: they yield nothing more. Several may run at once."""
+        ...
+
     def sleep(self) -> None:
         """Give a GPU's memory back until the next sync. Where that throws the weights away, `weight_version` is ""."""
         ...

@@ -1,4 +1,5 @@
-"""Draw tokens from logits: one uniform number per row, the distribution function inverted at it."""
+"""Draw tokens from logits: one uniform number per row, the distribution function inverted at it; or a Gumbel number
+for each token, which two models can share."""
 
 from collections.abc import Sequence
 
@@ -18,18 +19,30 @@ def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
     return np.stack([np.random.Generator(np.random.Philox(key=seed)).random(count) for seed in seeds])
 
 
+def gumbels(seeds: Sequence[int], position: int, vocabulary: int) -> np.ndarray:
+    """[len(seeds), vocabulary] Gumbel numbers, float64: one for each (seed, position, token), of nothing else.
+
+    The argmax of log p + these is a draw from p (Gumbel 1954; Maddison et al. 2014). Two distributions that share them
+    draw the same token with probability at least (1 - TV) / (1 + TV), TV their total variation distance: wherever the
+    tokens stand in the vocabulary, and whatever was drawn before.
+    """
+    keys = [np.random.Philox(key=seed, counter=[0, 1, position, 0]) for seed in seeds]  # `uniforms` has counters below
+    with np.errstate(divide="ignore"):  # 0 is possible: that token is not drawn
+        return -np.log(-np.log(np.stack([np.random.Generator(key).random(vocabulary) for key in keys])))
+
+
 def sample(
-    logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tensor | None
+    logits_BV: torch.Tensor, sampling: Sampling, noise: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One token per row, its log-probability under softmax(logits / temperature), before top-p, and its entropy [B].
 
-    Sampling inverts the distribution function at one uniform number (float64) per row, so that a row's token does not
-    depend on the other rows. Without numbers (greedy, temperature 0) it is the argmax, with its log-probability at
-    temperature 1.
+    noise: [B] uniform numbers, at which the distribution function is inverted, or [B, V] Gumbel numbers (`gumbels`),
+    float64: a row's token does not depend on the other rows. Without numbers (greedy, temperature 0) it is the argmax,
+    with its log-probability at temperature 1.
     """
     rows = max(1, CACHED_ELEMENTS // logits_BV.shape[1]) if logits_BV.device.type == "cpu" else len(logits_BV)
     parts = [
-        _sample_rows(logits_BV[at : at + rows], sampling, None if uniform_B is None else uniform_B[at : at + rows])
+        _sample_rows(logits_BV[at : at + rows], sampling, None if noise is None else noise[at : at + rows])
         for at in range(0, len(logits_BV), rows)
     ]
     tokens, logps, entropies = zip(*parts, strict=True)
@@ -37,7 +50,7 @@ def sample(
 
 
 def _sample_rows(
-    logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tensor | None
+    logits_BV: torch.Tensor, sampling: Sampling, noise: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     scaled_BV = logits_BV.float()
     if sampling.temperature not in (0, 1):
@@ -45,7 +58,7 @@ def _sample_rows(
     highest_B1 = scaled_BV.amax(-1, keepdim=True)
     below_BV = scaled_BV - highest_B1
     weight_BV = below_BV.exp()  # probabilities times a constant of the row
-    if uniform_B is None:
+    if noise is None:
         token_B = scaled_BV.argmax(-1)
     else:
         cut_BV = weight_BV
@@ -54,7 +67,7 @@ def _sample_rows(
             cut_BV = cut_BV.masked_fill(cut_BV < least_B1, 0)
         if sampling.top_p < 1:
             cut_BV = nucleus(cut_BV, sampling.top_p)
-        token_B = invert(cut_BV, uniform_B)
+        token_B = invert(cut_BV, noise) if noise.ndim == 1 else (cut_BV.double().log() + noise).argmax(-1)
     chosen_B1 = scaled_BV.gather(1, token_B[:, None]) - highest_B1
     total_B1 = weight_BV.sum(-1, keepdim=True)
     mean_B1 = below_BV.clamp_(min=-1e4).mul_(weight_BV).sum(-1, keepdim=True) / total_B1  # 0 times -inf is 0 here

@@ -19,12 +19,13 @@ from evals.engines.hf import (
     Dtype,
     cache_bytes_per_token,
     check_fits,
+    context_of,
     end_of_sequence_ids,
     load_config,
     load_tokenizer,
 )
 from evals.engines.vllm_core import Spec
-from evals.engines.vllm_options import Device, VLLMOptions
+from evals.engines.vllm_options import VLLMOptions
 from evals.engines.vllm_process import Processes
 from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer
 from evals.engines.vllm_worker import weight_shapes
@@ -64,7 +65,7 @@ class VLLMEngine:
 
     @classmethod
     def load(
-        cls, model: str, *, device: Device = "auto", dtype: Dtype = "auto", beside_trainer: bool = False, **options: Any
+        cls, model: str, *, device: str = "auto", dtype: Dtype = "auto", beside_trainer: bool = False, **options: Any
     ) -> "VLLMEngine":
         """Start vLLM over a model folder or hub id; `options` are those of `VLLMOptions`.
 
@@ -154,6 +155,10 @@ class VLLMEngine:
         """Without the output matrix where it is the embeddings: some checkpoints have it twice."""
         return {name: x for name, x in weights.items() if not (self.spec.tied and name == "lm_head.weight")}
 
+    def give_up(self) -> None:
+        """End the generations that run, in whatever thread: they yield nothing more."""
+        self.backend.give_up()
+
     def sleep(self) -> None:
         """Give the memory of a GPU back, the weights with it: the next thing must be a sync. Nothing on a CPU."""
         if self.spec.sleep_mode:
@@ -218,7 +223,7 @@ def plan(
 ) -> Spec:
     """What vLLM is started with. Raises UserError for a context or a cache that cannot be."""
     text = config.get_text_config()
-    longest = int(text.max_position_embeddings)
+    longest = context_of(config)
     if options.max_model_len > longest:
         raise UserError(
             f"max_model_len={options.max_model_len} is more than the {longest} positions of {model}. Lower it."

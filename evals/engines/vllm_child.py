@@ -1,6 +1,7 @@
 """A process of its own around `Core`: `python -m evals.engines.vllm_child FD`, started by `vllm_process`.
 
-It answers over the socket FD, one request at a time; the messages are those of `vllm_process`. It ends when its parent
+It answers over the socket FD; the messages are those of `vllm_process`. What comes while it generates is looked at
+between two steps of vLLM. It ends when its parent
 does, however that ends: a thread reads the socket and looks at the parent's id, and takes the whole process group with
 it, vLLM's own workers included.
 """
@@ -17,6 +18,8 @@ from typing import Any, NoReturn
 
 PARENT_SECONDS = 1.0
 """how often the parent is looked for"""
+SEND_SECONDS = 0.02
+"""how long a completion waits for others to be sent with it"""
 
 
 def main(fd: int) -> None:
@@ -33,42 +36,44 @@ def main(fd: int) -> None:
     except Exception as e:  # noqa: BLE001  every reason is the parent's to tell
         connection.send(failure(e))
         leave()
-    connection.send(("ready",))
+    connection.send(("ready", 0))
+    ready: dict[int, list[Any]] = {}
+    """completions by job that are not sent yet"""
+    sent = time.monotonic()
     while True:
-        what, *arguments = inbox.get()
         try:
-            if what == "generate":
-                generate(core, connection, inbox, *arguments)
-            elif what == "give up":
-                continue  # what it was about has just ended
-            elif what == "close":
-                core.close()
-                leave()
-            else:
-                getattr(core, what)(*arguments)
-            connection.send(("done",))
+            while not core.jobs or not inbox.empty():
+                obey(core, connection, ready, *inbox.get())
+            for job, output in core.step():
+                ready.setdefault(job, []).append(output)
+            over = [job for job, left in core.jobs.items() if not left]
+            if over or time.monotonic() - sent > SEND_SECONDS:  # in batches
+                for job, outputs in ready.items():
+                    connection.send(("outputs", job, outputs))
+                ready, sent = {}, time.monotonic()
+            for job in over:
+                del core.jobs[job]
+                connection.send(("done", job))
         except Exception as e:  # noqa: BLE001
             connection.send(failure(e))
             leave()
 
 
-def generate(core: Any, connection: Connection, inbox: Any, requests: Any, sampling: Any) -> None:
-    """Send completions in batches as they finish, until all are there or the parent gives up."""
-    ready: list[Any] = []
-    sent = time.monotonic()
-    stream = core.generate(requests, sampling)
-    for output in stream:
-        ready.append(output)
-        if time.monotonic() - sent > 0.02:
-            connection.send(("outputs", ready))
-            ready, sent = [], time.monotonic()
-        if not inbox.empty():  # "give up" or "close"
-            stream.close()
-            if inbox.get()[0] == "close":
-                core.close()
-                leave()
-            return
-    connection.send(("outputs", ready))
+def obey(core: Any, connection: Connection, ready: dict[int, list[Any]], what: str, job: int, *arguments: Any) -> None:
+    if what == "generate":
+        core.add(job, *arguments)
+        return
+    if what == "close":
+        core.close()
+        leave()
+    if what == "give up":
+        if job not in core.jobs:
+            return  # what it was about has just ended
+        core.give_up(job)
+        ready.pop(job, None)
+    else:
+        getattr(core, what)(*arguments)
+    connection.send(("done", job))
 
 
 def read(connection: Connection, parent: int, inbox: Any) -> None:
@@ -82,12 +87,12 @@ def read(connection: Connection, parent: int, inbox: Any) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def failure(error: Exception) -> tuple[str, str]:
+def failure(error: Exception) -> tuple[str, int, str]:
     from evals.errors import UserError
 
     traceback.print_exc()
     said = str(error) if isinstance(error, UserError) else f"vLLM failed: {type(error).__name__}: {error}"
-    return "failed", said
+    return "failed", 0, said
 
 
 def leave() -> NoReturn:

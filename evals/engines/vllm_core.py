@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,8 @@ class Core:
 
         self.spec = spec
         self.count = 0  # requests so far: their ids
+        self.running: dict[str, tuple[int, int, int, float]] = {}  # id -> (job, request, repeat, since when)
+        self.jobs: dict[int, int] = {}  # job -> completions that are still to come
         self.asleep = False
         self.meets = False  # whether its side of the weight transfer is set up
         backend = "ipc" if spec.on_gpu else register_shared_memory()
@@ -90,51 +92,65 @@ class Core:
         try:
             self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
             # Some configurations (a head's width on a CPU) fail only where something is computed.
-            list(self.generate([Request((0,), (0,))], Sampling(1)))
+            self.add(0, [Request((0,), (0,))], Sampling(1))
+            while self.jobs[0]:
+                self.step()
+            del self.jobs[0]
         except Exception as e:
             raise EngineError(_cannot_start(spec.model, e)) from e
         self.engine.reset_prefix_cache()
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
-        """Yield completions (without a weight version) as they finish. What is given up is taken out of the engine."""
-        from vllm.outputs import RequestOutput  # type: ignore[import-not-found]
+    def add(self, job: int, requests: Sequence[Request], sampling: Sampling) -> None:
+        """Put the completions of a job behind those that wait already. Whoever reads `jobs` takes it out at 0."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams  # type: ignore[import-not-found]
 
-        started = time.perf_counter()
         if self.asleep:
             raise EngineError("vLLM sleeps, and its weights are thrown away: sync it before it generates.")
         # Of a distribution that was cut vLLM has no log-probabilities but those of what is left of it.
         known = not sampling.cut
-        running: dict[str, tuple[int, int]] = {}
-        try:
-            for at, request in enumerate(requests):
-                for repeat, seed in enumerate(request.seeds):
-                    params = SamplingParams(
-                        temperature=sampling.temperature,
-                        top_p=sampling.top_p if sampling.temperature else 1.0,
-                        top_k=sampling.top_k or -1,
-                        max_tokens=sampling.max_tokens,
-                        seed=fold(seed) if sampling.temperature else None,
-                        stop_token_ids=list(self.spec.eos_ids),
-                        logprobs=0 if known else None,
-                        flat_logprobs=known,
-                        detokenize=False,
-                        output_kind=RequestOutputKind.FINAL_ONLY,
-                    )
-                    name = str(self.count)
-                    self.count += 1
-                    self.engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, params)
-                    running[name] = (at, repeat)
-            while running:
-                for output in self.engine.step():
-                    assert isinstance(output, RequestOutput)  # and not what a pooling model gives
-                    at, repeat = running.pop(output.request_id)
-                    yield Output(at, repeat, _completion(output.outputs[0], time.perf_counter() - started))
-        finally:
-            if running:
-                self.engine.abort_request(list(running))
-                while self.engine.has_unfinished_requests():
-                    self.engine.step()
+        self.jobs[job], since = 0, time.perf_counter()
+        for at, request in enumerate(requests):
+            for repeat, seed in enumerate(request.seeds):
+                params = SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p if sampling.temperature else 1.0,
+                    top_k=sampling.top_k or -1,
+                    max_tokens=sampling.max_tokens,
+                    seed=fold(seed) if sampling.temperature else None,
+                    stop_token_ids=list(self.spec.eos_ids),
+                    logprobs=0 if known else None,
+                    flat_logprobs=known,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                )
+                name = str(self.count)
+                self.count += 1
+                self.engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, params)
+                self.running[name] = (job, at, repeat, since)
+                self.jobs[job] += 1
+
+    def step(self) -> list[tuple[int, Output]]:
+        """One token for what runs: (job, completion without a weight version) of what has ended with it."""
+        from vllm.outputs import RequestOutput  # type: ignore[import-not-found]
+
+        ended = []
+        for output in self.engine.step() if self.running else ():
+            assert isinstance(output, RequestOutput)  # and not what a pooling model gives
+            if output.request_id in self.running:  # and not given up
+                job, at, repeat, since = self.running.pop(output.request_id)
+                self.jobs[job] -= 1
+                ended.append((job, Output(at, repeat, _completion(output.outputs[0], time.perf_counter() - since))))
+        return ended
+
+    def give_up(self, job: int) -> None:
+        """Take what is left of a job out of the engine."""
+        names = [name for name, (one, *_) in self.running.items() if one == job]
+        self.engine.abort_request(names)
+        for name in names:
+            del self.running[name]
+        del self.jobs[job]
+        while not self.running and self.engine.has_unfinished_requests():
+            self.engine.step()
 
     def load(self, folder: str) -> None:
         """Replace the weights by those of a folder. What the cache has of the old ones must be forgotten after it."""
@@ -150,6 +166,7 @@ class Core:
         if not self.meets:
             self.engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"packed": True}})
             self.meets = True
+        self.engine.collective_rpc("unpack_experts")
         self.engine.collective_rpc("start_weight_update")
 
     def receive(self, update: dict[str, Any]) -> None:

@@ -1,11 +1,6 @@
 """Options of the vLLM engine, under vLLM's own names where it has one. The trainer's section `vllm` is this class."""
 
-from typing import Annotated
-
 from pydantic import BaseModel, ConfigDict, Field
-
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")]
-"""a device of torch, or auto"""
 
 
 class VLLMOptions(BaseModel):

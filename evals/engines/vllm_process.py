@@ -1,20 +1,23 @@
 """vLLM in processes of their own, one for each copy of the model.
 
-A child is started with a socket. To it go ("generate", requests, sampling), ("give up",), ("close",) and the names of
-`Core`'s other methods with their arguments; back come ("ready",) once, ("outputs", [...]), ("done",) after each
-request, and ("failed", text), after which it is gone. A child that dies is an EngineError with what it said last.
+A child is started with a socket. To it go, each with the number of the job that it is about, ("generate", job,
+requests, sampling), ("give up", job), ("close", job) and the names of `Core`'s other methods with their arguments; back
+come ("ready", 0) once, ("outputs", job, [...]), ("done", job) when a job is over, and ("failed", 0, text), after which
+it is gone. Several generations may run at once: what one has free another fills. A child that dies is an EngineError
+with what it said last.
 """
 
 import contextlib
+import itertools
 import os
-import shutil
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +37,14 @@ class Processes:
 
     def __init__(self, spec: Spec, environments: Sequence[Mapping[str, str]], fds: Sequence[int] = ()):
         """`fds`: file descriptors that the children inherit under their numbers."""
-        self.folder = Path(tempfile.mkdtemp(prefix="agpo-vllm-"))
         self.children: list[_Child] = []
+        self.jobs = itertools.count(1)
+        self.generating: dict[int, _Inbox] = {}
         try:
-            for number, environment in enumerate(environments):
-                self.children.append(_Child(spec, environment, self.folder / f"vllm-{number}.log", fds))
+            for environment in environments:
+                self.children.append(_Child(spec, environment, fds))
             for child in self.children:
-                child.expect("ready")
+                _until("ready", [child], child.inboxes[0])
         except BaseException:
             self.close()
             raise
@@ -53,41 +57,52 @@ class Processes:
             to = load.index(min(load))
             shares[to].append(at)
             load[to] += len(requests[at].seeds)
-        busy: dict[Connection, tuple[_Child, list[int]]] = {}
+        job, inbox = next(self.jobs), queue.SimpleQueue()
+        busy = {child: sorted(share) for child, share in zip(self.children, shares, strict=True) if share}
+        self.generating[job] = inbox
         try:
-            for child, share in zip(self.children, shares, strict=True):
-                if share:
-                    child.send("generate", [requests[i] for i in sorted(share)], sampling)
-                    busy[child.connection] = (child, sorted(share))
+            for child, share in busy.items():
+                child.send("generate", job, [requests[i] for i in share], sampling, inbox=inbox)
             while busy:
-                for connection in wait(list(busy)):
-                    child, share = busy[connection]  # type: ignore[index]
-                    what, *rest = child.receive()
-                    if what == "done":
-                        del busy[child.connection]
-                    else:
-                        yield from (Output(share[at], repeat, completion) for at, repeat, completion in rest[0])
+                child, what, *rest = inbox.get()
+                if what == "give up":
+                    return self._give_up(busy, job, inbox)
+                child.check(what, *rest)
+                if what == "done":
+                    del busy[child]
+                else:
+                    share = busy[child]
+                    yield from (Output(share[at], repeat, completion) for at, repeat, completion in rest[0])
         except GeneratorExit:
-            for child, _ in busy.values():
-                child.send("give up")
-            for child, _ in busy.values():
-                child.expect("done")
+            self._give_up(busy, job, inbox)
             raise
-        except BaseException:  # a message may be half read: nothing more can be asked
+        except BaseException:  # what a child has been asked is not known: nothing more can be
             self._kill()
             raise
+        finally:
+            del self.generating[job]
+
+    def _give_up(self, busy: "Mapping[_Child, object]", job: int, inbox: "_Inbox") -> None:
+        for child in busy:
+            child.send("give up", job)
+        _until("done", busy, inbox)
+
+    def give_up(self) -> None:
+        """End the generations that run, whatever thread waits for them: they yield nothing more."""
+        for inbox in list(self.generating.values()):
+            inbox.put((None, "give up"))
 
     def call(self, method: str, *arguments: Any) -> None:
         """One of `Core`'s methods, in every child."""
+        job, inbox = next(self.jobs), queue.SimpleQueue()
         for child in self.children:
-            child.send(method, *arguments)
-        for child in self.children:
-            child.expect("done")
+            child.send(method, job, *arguments, inbox=inbox)
+        _until("done", self.children, inbox)
 
     def close(self) -> None:
         for child in self.children:
             with contextlib.suppress(OSError):
-                child.connection.send(("close",))
+                child.connection.send(("close", 0))
         for child in self.children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(CLOSE_SECONDS)
@@ -96,52 +111,91 @@ class Processes:
     def _kill(self) -> None:
         for child in self.children:
             child.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_Inbox = queue.SimpleQueue[Any]
+"""of a job: (child, what, ...) as its children say it"""
+
+
+def _until(wanted: str, children: "Iterable[_Child]", inbox: _Inbox) -> None:
+    """Skip messages until every child has said this: the outputs of a generation that was given up are nobody's."""
+    left = set(children)
+    while left:
+        child, what, *rest = inbox.get()
+        if child is not None:
+            child.check(what, *rest)
+            left -= {child} if what == wanted else set()
 
 
 class _Child:
-    def __init__(self, spec: Spec, environment: Mapping[str, str], log: Path, fds: Sequence[int]):
-        self.log = log
+    def __init__(self, spec: Spec, environment: Mapping[str, str], fds: Sequence[int]):
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  without a name: nothing stays, however this process ends
         self.connection, theirs = Pipe()
         whole = {name: value for name, value in os.environ.items() if name not in TORCHRUN} | dict(environment)
         set_environment(whole)
         command = [sys.executable, "-m", "evals.engines.vllm_child", str(theirs.fileno())]
         root = str(Path(__file__).resolve().parents[2])
         whole["PYTHONPATH"] = os.pathsep.join(p for p in (root, whole.get("PYTHONPATH")) if p)
-        with open(log, "wb") as output, theirs:
+        with theirs:
             self.process = subprocess.Popen(
                 command,
                 env=whole,
                 pass_fds=[theirs.fileno(), *fds],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=self.log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's Ctrl-C does not reach it, and it can be ended with its workers
             )
-        self.send(spec, sys.path)
+        self.inboxes: dict[int, _Inbox] = {0: queue.SimpleQueue()}
+        """of the jobs that are not over, by number"""
+        self.last: tuple[Any, ...] = ()
+        """said before it went: ("died",) or ("failed", text)"""
+        self._lock, self._sending = threading.Lock(), threading.Lock()
+        self._reader = threading.Thread(target=self._read, name="vllm", daemon=True)
+        self.connection.send((spec, sys.path))
+        self._reader.start()
 
-    def send(self, *message: Any) -> None:
+    def _read(self) -> None:
+        """Give every message to the job that it is about; the last one, after which none comes, to all."""
         try:
-            self.connection.send(message)
+            while not self.last:
+                what, job, *rest = self.connection.recv()
+                if what == "failed":
+                    self._go(what, *rest)
+                elif inbox := self.inboxes.get(job):
+                    if what == "done":
+                        del self.inboxes[job]
+                    inbox.put((self, what, *rest))
+        except (EOFError, OSError):
+            self._go("died")
+
+    def _go(self, *last: Any) -> None:
+        with self._lock:
+            self.last = last
+            for inbox in self.inboxes.values():
+                inbox.put((self, *last))
+
+    def send(self, what: str, job: int, *message: Any, inbox: _Inbox | None = None) -> None:
+        """`inbox` gets what the child says of a new job."""
+        if inbox is not None:
+            with self._lock:
+                self.inboxes[job] = inbox
+                if self.last and not self.connection.closed:
+                    inbox.put((self, *self.last))
+        try:
+            with self._sending:
+                self.connection.send((what, job, *message))
         except (BrokenPipeError, ConnectionResetError) as e:
             raise self._died() from e
         except OSError as e:  # closed after a failure
             raise EngineError("the vLLM engine was closed. Start it again.") from e
 
-    def receive(self) -> tuple[Any, ...]:
-        """The next message. Raises EngineError where it is a failure or there is none to come."""
-        try:
-            what, *rest = self.connection.recv()
-        except (EOFError, ConnectionResetError) as e:
-            raise self._died() from e
+    def check(self, what: str, *rest: Any) -> None:
+        """Raises EngineError where the message is that of a failure, or that none is to come."""
+        if what == "died":
+            raise self._died()
         if what == "failed":
             raise EngineError(f"{rest[0]} (its log: {self._keep_log()})")
-        return (what, *rest)
-
-    def expect(self, wanted: str) -> None:
-        """Skip messages until this one: the outputs of a generation that was given up are nobody's."""
-        while self.receive()[0] != wanted:
-            pass
 
     def _died(self) -> EngineError:
         try:
@@ -154,7 +208,7 @@ class _Child:
         elif code is None:
             how = "without saying why"
         hint = " The system kills the largest process when memory runs out." if code == -signal.SIGKILL else ""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in self._output().decode(errors="replace").splitlines() if line.strip()]
         said = f" It said last: {' | '.join(lines[-LAST_WORDS:])} (all of it: {self._keep_log()})" if lines else ""
         return EngineError(
             f"the vLLM process ended {how}.{hint} What it had finished is recorded, nothing else counts as answered: "
@@ -163,9 +217,13 @@ class _Child:
 
     def _keep_log(self) -> Path:
         """A copy of the log that stays when the engine is gone."""
-        handle, kept = tempfile.mkstemp(prefix="agpo-vllm-", suffix=".log")
-        os.close(handle)
-        return Path(shutil.copyfile(self.log, kept))
+        with tempfile.NamedTemporaryFile(prefix="agpo-vllm-", suffix=".log", delete=False) as kept:
+            kept.write(self._output())
+        return Path(kept.name)
+
+    def _output(self) -> bytes:
+        """All that the process wrote; its place in the file stays where it is."""
+        return os.pread(self.log.fileno(), os.fstat(self.log.fileno()).st_size, 0)
 
     def kill(self) -> None:
         """With vLLM's own workers, which may outlive it."""
@@ -174,4 +232,5 @@ class _Child:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._reader.join()
         self.connection.close()

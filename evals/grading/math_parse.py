@@ -1,25 +1,18 @@
 """A small parser of mathematical answers, LaTeX or what people type, to a tree: the whole text or nothing."""
 
 import re
-from collections.abc import Iterable
 from fractions import Fraction
 
-from evals.grading.math_tokens import ORDINALS, CannotParse, Token, tokens
-from evals.grading.math_tree import WHOLE, Tree, put
+from evals.grading.math_cursor import ENDS, Cursor
+from evals.grading.math_tokens import ORDINALS, CannotParse, tokens
+from evals.grading.math_tree import Tree, about_integers, joined
+from evals.grading.math_whole import whole
 from evals.grading.math_words import FUNCTIONS, is_hedge, unit_of
 
-DEEPEST = 40
-"""levels of nesting; MATH's references have at most six"""
-_RELATIONS = {"=": "=", "==": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!=", "<>": "!=", r"\le": "<="}
-_RELATIONS |= {r"\ge": ">=", r"\ne": "!=", r"\approx": "~", r"\to": "->", r"\in": "in", r"\equiv": "="}
-_RELATIONS |= {
-    r"\sim": "~",
-    r"\simeq": "~",
-    r"\rightarrow": "->",
-    r"\Rightarrow": "=>",
-    r"\implies": "=>",
-    r"\notin": "!in",
-}
+_RELATIONS = {"==": "=", "<=": "<=", ">=": ">=", "!=": "!=", "<>": "!="} | {sign: sign for sign in "=<>"}
+_RELATIONS |= {r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\equiv": "=", r"\in": "in", r"\notin": "!in"}
+_RELATIONS |= dict.fromkeys((r"\approx", r"\sim", r"\simeq"), "~") | dict.fromkeys((r"\to", r"\rightarrow"), "->")
+_RELATIONS |= dict.fromkeys((r"\Rightarrow", r"\implies"), "=>")
 _MONEY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee", "¢": "cent"}
 _CONSTANTS = {r"\pi": "pi", r"\infty": "inf"}
 _LETTERS = """
@@ -29,12 +22,11 @@ Im aleph
 """
 _GREEK = frozenset(f"\\{name}" for name in _LETTERS.split())
 _MATRICES = ("pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix", "psmallmatrix", "array", "vmatrix", "Vmatrix")
-_ENDS = frozenset(["", ")", "]", "}", r"\}", "sep", "cond", r"\rfloor", r"\rceil", r"\rangle", "&", r"\\", "|"])
 
 
 def parse(text: str, joined: bool = True) -> Tree:
     """The tree of a cleaned answer. Raises CannotParse unless every character of it has a place in the tree."""
-    if special := _whole(text):
+    if special := whole(text, parse):
         return special
     found = tokens(text, joined)
     if not found:
@@ -47,81 +39,8 @@ def parse(text: str, joined: bool = True) -> Tree:
     return tree
 
 
-_WRAPPED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}")
-_TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(a\.?m\.?|p\.?m\.?)?\s*", re.I)
-_RATIO = re.compile(r"[^:=]+(?::[^:=]+)+")
-_BASE = re.compile(
-    r"(-?)(?:\\(?:text|mathrm|mbox)\s*\{|\()?([0-9a-fA-F]+(?:\.[0-9a-fA-F]+)?)[})]?\s*_\s*"
-    r"(?:\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*|(\d))"
-)
-_WORD_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-
-
-def _whole(text: str) -> Tree | None:
-    """Answers whose form is a matter of the whole text: times, ratios, numbers with a base."""
-    if ":" in text and (time := _TIME.fullmatch(_WRAPPED.sub(r"\1", text))):
-        hours, minutes, seconds, half = time.groups()
-        if int(minutes) < 60 and int(seconds or 0) < 60:
-            return ("time", int(hours), int(minutes), int(seconds or 0), (half or "").lower().replace(".", ""))
-    if ":" in text and _RATIO.fullmatch(text) and not re.search(r"\\[{]|\||\{[^{}]*:", text):
-        return ("ratio", tuple(parse(part.strip()) for part in text.split(":")))
-    if "_" in text and (base := _BASE.fullmatch(text)):
-        sign, digits, named, single = base.groups()
-        number = named or single
-        number = int(number) if number.isdecimal() else _WORD_BASES.get(number, 0)
-        lettered = not digits[0].isdecimal()
-        fits = all(d == "." or int(d, 36) < number for d in digits)
-        if (10 if lettered else 1) < number <= 36 and fits:
-            return ("base", sign + digits.lower(), number)
-    return None
-
-
-class _Parser:
-    def __init__(self, found: list[Token]):
-        self.found = [*found, ("end", "", True)]
-        self.at = 0
-        self.depth = 0
-        self.declared: list[Tree] = []
-        self.bars = 0
-        """open |: the next one closes"""
-
-    # reading tokens
-
-    @property
-    def kind(self) -> str:
-        return self.found[self.at][0]
-
-    @property
-    def value(self) -> str:
-        kind, value, _ = self.found[self.at]
-        return kind if kind in ("sep", "cond") else value
-
-    def take(self) -> str:
-        value = self.found[self.at][1]
-        self.at += 1
-        return value
-
-    def next_is(self, *values: str) -> bool:
-        return self.kind in ("sign", "command") and self.found[self.at][1] in values
-
-    def accept(self, *values: str) -> bool:
-        if self.next_is(*values):
-            self.at += 1
-            return True
-        return False
-
-    def expect(self, *values: str) -> None:
-        if not self.accept(*values):
-            raise CannotParse(f"expected {' or '.join(values)}, found {self.value!r}")
-
-    def ended(self) -> bool:
-        if self.kind == "end" or (self.kind == "sign" and self.value in ",;"):
-            return True
-        if self.value == "|":
-            return self.bars > 0
-        return self.value in _ENDS or self.kind in ("sep", "cond")
-
-    # what an answer is made of
+class _Parser(Cursor):
+    """The grammar: a method for each of its rules, from a whole answer down to an atom."""
 
     def answer(self) -> Tree:
         """Statements joined by "or", "and", commas; a condition on an integer at the end is no part of the answer."""
@@ -135,7 +54,7 @@ class _Parser:
             items.append(("rel", (("v", names[0]), ("v", "Z")), ("in",), ""))
             joins.append(",")
         items, self.declared = items + self.declared, []
-        return _joined(items, joins)
+        return joined(items, joins)
 
     def items(self) -> tuple[list[Tree], list[str]]:
         items, joins = [self.statement()], []
@@ -150,23 +69,20 @@ class _Parser:
 
     def statement(self) -> Tree:
         """Sides joined by =, <, \\in, ...; units and a modulus after the last one."""
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise CannotParse(f"nested more than {DEEPEST} deep")
-        start = self.at
-        if self.kind == "words" and self.found[self.at + 1][1] in ("=", ":"):
-            label = ("label", self.take().lower())
-            self.take()
-            sides, operators = [label, self.side()], ["="]
-        elif self.next_is(r"\approx", "="):
-            self.take()
-            sides, operators = [self.side()], []
-        else:
-            sides, operators = [self.side()], []
-        while self.kind in ("sign", "command") and self.found[self.at][1] in _RELATIONS:
-            operators.append(_RELATIONS[self.take()])
-            sides.append(self.side())
-        self.depth -= 1
+        with self.deeper():
+            start = self.at
+            if self.kind == "words" and self.found[self.at + 1][1] in ("=", ":"):
+                label = ("label", self.take().lower())
+                self.take()
+                sides, operators = [label, self.side()], ["="]
+            elif self.next_is(r"\approx", "="):
+                self.take()
+                sides, operators = [self.side()], []
+            else:
+                sides, operators = [self.side()], []
+            while self.kind in ("sign", "command") and self.found[self.at][1] in _RELATIONS:
+                operators.append(_RELATIONS[self.take()])
+                sides.append(self.side())
         said = "".join(token[1] for token in self.found[start : self.at])
         tree = sides[0] if not operators else ("rel", tuple(sides), tuple(operators), said)
         return self.modulus(tree)
@@ -245,53 +161,42 @@ class _Parser:
         return True
 
     def additive(self) -> Tree:
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise CannotParse(f"nested more than {DEEPEST} deep")
-        terms: list[Tree] = []
-        tree: Tree | None = None
-        while True:
-            sign = self.take() if self.next_is("+", "-", r"\pm", r"\mp") else "+"
-            term = self.product()
-            if sign in (r"\pm", r"\mp"):
-                left = None if not terms else terms[0] if len(terms) == 1 else ("+", *terms)
-                tree = (sign[1:], left or ("n", Fraction(0)), term)
-                terms = [tree]
-            else:
+        with self.deeper():
+            terms: list[Tree] = []
+            while not terms or self.next_is("+", "-", r"\pm", r"\mp"):
+                sign = self.take() if self.next_is("+", "-", r"\pm", r"\mp") else "+"
+                term = self.product()
+                if sign in (r"\pm", r"\mp"):
+                    terms = [(sign[1:], _of("+", terms) if terms else ("n", Fraction(0)), term)]
+                    continue
                 if sign == "-":
                     marked = not terms and term[0] in ("deg", "pct")
                     term = (term[0], ("neg", term[1])) if marked else ("neg", term)
                 terms.append(term)
-            if not self.next_is("+", "-", r"\pm", r"\mp"):
-                break
-        self.depth -= 1
-        return terms[0] if len(terms) == 1 else ("+", *terms)
+        return _of("+", terms)
 
     def product(self) -> Tree:
-        factors = [self.factor()]
+        factors: list[Tree] = [self.factor()]
         while True:
             if self.next_is("*", r"\ast", r"\star"):
                 self.take()
                 factors.append(self.signed_factor())
             elif self.next_is(r"\cdot", r"\times"):
                 name = self.take()[1:]
-                left = factors[0] if len(factors) == 1 else ("*", *factors)
-                factors = [(name, left, self.signed_factor())]
+                factors = [(name, _of("*", factors), self.signed_factor())]
             elif self.next_is("/", r"\div"):
                 self.take()
-                left = factors[0] if len(factors) == 1 else ("*", *factors)
-                factors = [("/", left, self.signed_factor())]
+                factors = [("/", _of("*", factors), self.signed_factor())]
             elif self.next_is(r"\bmod") or (self.kind == "function" and self.value == "mod"):
                 self.take()
-                left = factors[0] if len(factors) == 1 else ("*", *factors)
-                factors = [("f", "mod", left, self.signed_factor())]
+                factors = [("f", "mod", _of("*", factors), self.signed_factor())]
             elif self.starts_factor():
                 if self.kind in ("number", "science", "repeat") and self.found[self.at - 1][1] != ")":
                     factors[-1] = self.mixed(factors[-1])
                     continue
                 before, grouped = self.found[self.at - 1], self.next_is("{")
                 factor = self.factor()
-                if factor[0] == "group" and _about_integers(factor[1]):  # n pi (n in Z)
+                if factor[0] == "group" and about_integers(factor[1]):  # n pi (n in Z)
                     self.declared.append(factor[1])
                     continue
                 if grouped and factor[0] == factors[-1][0] == "n":  # {1}{2} looks like 12
@@ -304,7 +209,7 @@ class _Parser:
                 else:
                     factors.append(factor)
             else:
-                return factors[0] if len(factors) == 1 else ("*", *factors)
+                return _of("*", factors)
 
     def mixed(self, whole: Tree) -> Tree:
         """3 1/2: a whole number, a space, a proper fraction. Two numbers side by side are nothing else."""
@@ -387,12 +292,8 @@ class _Parser:
             raise CannotParse("an argument is missing")
         if self.next_is("+", "-", "*", "/", "^", "_", "="):
             raise CannotParse(f"{self.value!r} for an argument")
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise CannotParse(f"nested more than {DEEPEST} deep")
-        tree = self.atom()
-        self.depth -= 1
-        return tree
+        with self.deeper():
+            return self.atom()
 
     def bare_argument(self) -> Tree:
         """`argument` of \\frac: \\frac12 is a half."""
@@ -513,9 +414,7 @@ class _Parser:
             top = self.bare_argument()
             return ("/", top, self.bare_argument())
         if name == r"\sqrt":
-            degree = ("n", Fraction(2))
-            if self.accept("["):
-                degree = self.inner("]")
+            degree = self.inner("]") if self.accept("[") else ("n", Fraction(2))
             return ("root", degree, self.argument())
         if name == r"\binom":
             top = self.bare_argument()
@@ -532,14 +431,12 @@ class _Parser:
             zero, end = ("n", Fraction(0)), ("c", "inf")
             return ("tuple", "(", (zero, end) if sign == "+" else (("neg", end), zero), ")")
         if name in (r"\lfloor", r"\lceil"):
-            tree = self.inner(name.replace("l", "r", 1))
-            return ("f", name[2:], tree)
+            return ("f", name[2:], self.inner(name.replace("l", "r", 1)))
         if name == r"\langle":
             tree = self.inner(r"\rangle")
             return ("tuple", "(", tree[1] if tree[0] == "list" else (tree,), ")")
         if name == r"\|":
-            tree = self.inner(r"\|")
-            return ("f", "norm", tree)
+            return ("f", "norm", self.inner(r"\|"))
         if name in (r"\angle", r"\triangle", r"\measuredangle", r"\parallel", r"\perp", r"\star", r"\Box"):
             start = self.at
             while self.kind in ("letter", "text1", "name", "number") or self.next_is(*_GREEK):
@@ -565,8 +462,7 @@ class _Parser:
             elif self.accept("^"):
                 power = self.exponent()
         if name == "sqrt":
-            argument = self.argument()
-            tree: Tree = ("root", ("n", Fraction(2)), argument)
+            tree: Tree = ("root", ("n", Fraction(2)), self.argument())
         elif self.next_is("(", "[", "{", r"\{") and name in _OF_ITEMS:
             group = self.atom()
             items = group[2] if group[0] == "tuple" else group[1] if group[0] in ("set", "list") else (group,)
@@ -592,7 +488,7 @@ class _Parser:
             self.kind in ("letter", "text1", "name") or self.next_is(r"\frac", r"\sqrt", *_GREEK, *_CONSTANTS)
         ) and self.starts_factor():
             factors.append(self.factor())
-        tree = factors[0] if len(factors) == 1 else ("*", *factors)
+        tree = _of("*", factors)
         if self.next_is("/") and self.found[self.at + 1][0] == "number" and not sign:
             self.take()
             tree = ("/", tree, self.factor())
@@ -610,10 +506,7 @@ class _Parser:
         low = high = None
         for _ in range(2):
             if self.accept("_"):
-                if self.accept("{"):
-                    low = self.inner("}")
-                else:
-                    low = self.argument()
+                low = self.inner("}") if self.accept("{") else self.argument()
             elif self.accept("^"):
                 high = self.exponent()
         return low, high
@@ -677,7 +570,7 @@ _FIRST = r"\frac \sqrt \binom \{ \emptyset \lfloor \lceil \langle \| \sum \prod 
 _STARTS = frozenset(_FIRST.split()) | {name for name in FUNCTIONS if name.startswith("\\")}
 _OF_ITEMS = ("max", "min", "gcd", "lcm", "det", "abs", "exp", "floor", "ceil", "binom", "mod")
 """functions whose arguments are all in the bracket after them"""
-_KNOWN = _STARTS | _GREEK | _ENDS | _RELATIONS.keys() | _CONSTANTS.keys()
+_KNOWN = _STARTS | _GREEK | ENDS | _RELATIONS.keys() | _CONSTANTS.keys()
 _INTEGERS = re.compile(
     r",? ?(?:where|for|with)(?: all| any| some| every| each)?(?: integers?| whole numbers?)?(?: of)?(?:[ ,]+[a-zA-Z])?"
     r"(?: \\in \\mathbb\{[ZN]\}(?: [_^+*>=0{}]+)?| (?:is|are|an|any|some|a|integers?|whole numbers?| )+)?"
@@ -685,6 +578,11 @@ _INTEGERS = re.compile(
 _NUMBER_WORDS = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
 _INVERSE |= {"sinh": "arcsinh", "cosh": "arccosh", "tanh": "arctanh"}
+
+
+def _of(operator: str, parts: list[Tree]) -> Tree:
+    """A sum or product; of one part, the part."""
+    return parts[0] if len(parts) == 1 else (operator, *parts)
 
 
 def _plain_int(tree: Tree) -> bool:
@@ -703,39 +601,3 @@ def _repeating(text: str) -> Fraction:
     period = "".join(c for c in repeated if c.isdecimal())
     value = Fraction(int(whole or 0)) + (Fraction(int(first), 10 ** len(first)) if first else 0)
     return value + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(first))
-
-
-def _about_integers(tree: Tree) -> bool:
-    if tree[0] == "text":
-        return "integer" in tree[1] or "whole" in tree[1]
-    integers = (r"\mathbb{Z}", r"\mathbb{N}", "Z", "N")
-    return (
-        tree[0] == "rel"
-        and tree[2] == ("in",)
-        and tree[1][0][0] == tree[1][1][0] == "v"
-        and tree[1][1][1].rstrip("+^*") in integers
-    )
-
-
-def _joined(items: list[Tree], joins: Iterable[str]) -> Tree:
-    """One item, a list, or statements joined by "or" and "and"."""
-    kept = [item for at, item in enumerate(items) if at == 0 or not _about_integers(item)]
-    for item in items[1:]:
-        if item[0] == "rel" and _about_integers(item):  # its name is free to choose
-            kept = [put(one, item[1][0], ("v", WHOLE)) for one in kept]
-    first = kept[0]
-    if (
-        first[0] == "rel"
-        and first[2] == ("!=",)
-        and all(one[0] in ("n", "neg", "/", "root", "c", "pm") for one in kept[1:])
-    ):
-        kept[1:] = [("rel", (first[1][0], one), ("!=",), "") for one in kept[1:]]
-    if len(kept) == 1:
-        return kept[0]
-    related = [item for item in kept if item[0] == "rel" and set(item[2]) & {"<", "<=", ">", ">=", "!=", "in"}]
-    kinds = {join for join in joins if join in ("or", "and")}
-    if len(related) == len(kept) or (related and kinds == {"or"} and all(item[0] == "rel" for item in kept)):
-        if kinds == {"or"}:
-            return ("any", tuple(kept))
-        return ("all" if kinds == {"and"} else "either", tuple(kept))
-    return ("list", tuple(kept))

@@ -12,7 +12,7 @@ A tree is a tuple whose first element says what it is:
     ("any" | "all" | "either", statements): joined by "or", by "and", by commas
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 Tree = tuple[Any, ...]
@@ -56,3 +56,40 @@ def walk(tree: Any) -> Iterator[Tree]:
             yield tree
         for part in tree[1:] if isinstance(tree[0], str) else tree:
             yield from walk(part)
+
+
+def about_integers(tree: Tree) -> bool:
+    """Whether a statement says of a variable that it is an integer: k in Z."""
+    if tree[0] == "text":
+        return "integer" in tree[1] or "whole" in tree[1]
+    integers = (r"\mathbb{Z}", r"\mathbb{N}", "Z", "N")
+    return (
+        tree[0] == "rel"
+        and tree[2] == ("in",)
+        and tree[1][0][0] == tree[1][1][0] == "v"
+        and tree[1][1][1].rstrip("+^*") in integers
+    )
+
+
+def joined(items: list[Tree], joins: Iterable[str]) -> Tree:
+    """One item, a list, or statements joined by "or" and "and"."""
+    kept = [item for at, item in enumerate(items) if at == 0 or not about_integers(item)]
+    for item in items[1:]:
+        if item[0] == "rel" and about_integers(item):  # its name is free to choose
+            kept = [put(one, item[1][0], ("v", WHOLE)) for one in kept]
+    first = kept[0]
+    if (
+        first[0] == "rel"
+        and first[2] == ("!=",)
+        and all(one[0] in ("n", "neg", "/", "root", "c", "pm") for one in kept[1:])
+    ):
+        kept[1:] = [("rel", (first[1][0], one), ("!=",), "") for one in kept[1:]]
+    if len(kept) == 1:
+        return kept[0]
+    related = [item for item in kept if item[0] == "rel" and set(item[2]) & {"<", "<=", ">", ">=", "!=", "in"}]
+    kinds = {join for join in joins if join in ("or", "and")}
+    if len(related) == len(kept) or (related and kinds == {"or"} and all(item[0] == "rel" for item in kept)):
+        if kinds == {"or"}:
+            return ("any", tuple(kept))
+        return ("all" if kinds == {"and"} else "either", tuple(kept))
+    return ("list", tuple(kept))

@@ -7,47 +7,23 @@ of a run only say how well that one run was measured.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from evals.errors import UserError
-from evals.report.parts import APART, arm_of, differing, flat, metrics_of, order
+from evals.report.parts import APART, arm_of, by_seed, differing, flat, metrics_of, order
 from evals.stats import LEVEL, RESAMPLES
 from evals.stats.intervals import standard_error, student
 from evals.store import RunRow, Store
 
-AXES = {  # what two arms are made equal in -> how a table says it
-    "steps": "steps",
-    "updates": "optimizer updates made",
-    "tokens": "tokens generated",
-    "passes": "tokens through the model",
-    "cpu": "CPU seconds",
-    "accuracy": "held-out Pass@1",
-}
-"""`passes` counts a generated token once and a token of an update three times: a forward pass, and a backward pass of
-about two"""
 FEWEST = 3
 """seeds from which on a difference is called one"""
 SHARES = (0.5, 1.0)
 """arms are compared where both have got to, and half-way there: curves that end alike may differ before"""
 QUANTITIES = ("pass1", "tokens", "entropy")
-METRICS = (
-    "updates/made",
-    "updates/dead",
-    "clip/clipped_updates",
-    "groups/live",
-    "groups/masked",
-    "tokens/response_mean",
-    "saved/tokens",
-    "saved/of_tokens",
-    "speed/cpu_seconds",
-    "entropy",
-    "grad_norm",
-    "reward/mean",
-)
 
 
 @dataclass(frozen=True)
@@ -128,6 +104,8 @@ class Comparison:
     name: str
     baseline: str
     courses: tuple[Course, ...]
+    axes: Mapping[str, str]
+    """what two arms are made equal in -> how a table says it: steps, what the runs name (`RunRow.about`), accuracy"""
     metrics: Mapping[str, Sequence[str]]
     """see `evals.report.parts.metrics_of`"""
     lines: tuple[Line, ...]
@@ -151,7 +129,10 @@ def compare(store: Store, name: str, baseline: str = "grpo", where: Mapping[str,
             f"there is: {', '.join(sorted({arm_of(run) for run in runs}))}. --baseline names another."
         )
     courses = tuple(sorted((course_of(store, run) for run in runs), key=lambda c: (order(c.run), c.arm, c.seed)))
-    return Comparison(name, baseline, courses, metrics_of(runs), tuple(lines_of(courses, baseline)), tuple(notes))
+    told = {axis: said for run in runs for axis, said, _ in run.about.get("axes", ())}
+    axes = {"steps": "steps", **told, "accuracy": "held-out Pass@1"}
+    lines = tuple(lines_of(courses, axes, baseline))
+    return Comparison(name, baseline, courses, axes, metrics_of(runs), lines, tuple(notes))
 
 
 def chosen_runs(store: Store, name: str, where: Mapping[str, str]) -> tuple[list[RunRow], list[str]]:
@@ -173,14 +154,16 @@ def chosen_runs(store: Store, name: str, where: Mapping[str, str]) -> tuple[list
         states = ", ".join(f"{arm_of(run)} seed {run.seed} is {run.status}" for run in fitting[:8])
         raise UserError(f"no run named {name!r} is finished yet: {states}. The same command of arms.py continues them.")
     check_alike(done, name)
-    latest = {(arm_of(run), run.seed): run for run in done}  # runs come in the order they started
+    arms = by_seed(done, arm_of, lambda run: run.seed)  # runs come in the order they started
+    latest = [run for seeds in arms.values() for run in seeds.values()]
     notes = []
     if len(latest) < len(done):
         notes.append(f"{len(done) - len(latest)} runs were made more than once; the latest of each counts.")
-    open_ = {(arm_of(run), run.seed): run for run in fitting if (arm_of(run), run.seed) not in latest}
-    for (arm, seed), run in sorted(open_.items()):
-        notes.append(f"{arm} seed {seed} is left out: {run.status} at step {run.last_step or 0}.")
-    return list(latest.values()), notes
+    for arm, seeds in sorted(by_seed(fitting, arm_of, lambda run: run.seed).items()):
+        for seed in sorted(seeds.keys() - arms.get(arm, {}).keys()):
+            run = seeds[seed]
+            notes.append(f"{arm} seed {seed} is left out: {run.status} at step {run.last_step or 0}.")
+    return latest, notes
 
 
 def check_alike(runs: Sequence[RunRow], name: str) -> None:
@@ -207,8 +190,11 @@ def _words(where: Mapping[str, str]) -> str:
 def course_of(store: Store, run: RunRow) -> Course:
     """Read a run. Raises UserError where it was not evaluated."""
     steps = max(int(run.config.get("steps", 0)), run.last_step or 0)
-    series = {name: np.full(steps, math.nan) for name in METRICS}
-    for step, name, value in store.metrics(run.id, METRICS):
+    names = {"entropy", *(name for _, how, name in run.about.get("facts", ()) if how in REDUCTIONS)}
+    names |= {name for _, _, terms in run.about.get("axes", ()) for _, *metrics in terms for name in metrics}
+    names |= {name for name, (*_, figure) in metrics_of([run]).items() if figure}
+    series = {name: np.full(steps, math.nan) for name in names}
+    for step, name, value in store.metrics(run.id, names):
         if step >= 1:
             series[name][step - 1] = value
     bench = str(run.config.get("eval", {}).get("bench", "")).split(",")[0]
@@ -227,7 +213,7 @@ def course_of(store: Store, run: RunRow) -> Course:
     items = tuple(sorted(set.intersection(*(set(rewards[moment]) for moment in moments))))
     pass1 = np.array([[np.mean(rewards[moment][item]) for item in items] for moment in moments])
     tokens = np.array([[np.mean(lengths[moment][item]) for item in items] for moment in moments])
-    axes = axes_of(series, moments, int(run.config.get("rollout", {}).get("samples_per_prompt", 1)))
+    axes = axes_of(run, series, moments)
     axes["accuracy"] = np.maximum.accumulate(pass1.mean(1))
     entropy = [
         np.nanmean(series["entropy"][max(before, 0) : max(moment, 1)])
@@ -236,16 +222,12 @@ def course_of(store: Store, run: RunRow) -> Course:
     return Course(arm_of(run), run, axes, pass1, tokens, np.array(entropy), items, series)
 
 
-def axes_of(series: Mapping[str, np.ndarray], moments: Sequence[int], samples_per_prompt: int) -> dict[str, np.ndarray]:
+def axes_of(run: RunRow, series: Mapping[str, np.ndarray], moments: Sequence[int]) -> dict[str, np.ndarray]:
     """Axis -> [M] its amount after each moment's steps; axes without their metrics (older runs) are left out."""
-    generated = (series["groups/live"] + series["groups/masked"]) * samples_per_prompt * series["tokens/response_mean"]
-    of_steps = {
-        "steps": np.ones_like(generated),
-        "updates": series["updates/made"],
-        "tokens": generated,
-        "passes": generated + 3 * (series["saved/of_tokens"] - series["saved/tokens"]),
-        "cpu": series["speed/cpu_seconds"],
-    }
+    steps = len(next(iter(series.values())))
+    of_steps = {"steps": np.ones(steps)}
+    for axis, _, terms in run.about.get("axes", ()):
+        of_steps[axis] = np.sum([factor * np.prod([series[m] for m in names], axis=0) for factor, *names in terms], 0)
     at = np.array(moments)
     return {
         axis: np.concatenate([[0.0], np.cumsum(values)])[at]
@@ -254,10 +236,10 @@ def axes_of(series: Mapping[str, np.ndarray], moments: Sequence[int], samples_pe
     }
 
 
-def lines_of(courses: Sequence[Course], baseline: str) -> Iterable[Line]:
+def lines_of(courses: Sequence[Course], axes: Iterable[str], baseline: str) -> Iterable[Line]:
     """Every other arm against the baseline on every axis that all of their runs have."""
     arms = [arm for arm in dict.fromkeys(course.arm for course in courses) if arm != baseline]
-    for axis in AXES:
+    for axis in axes:
         for arm in arms:
             if pairs := pairs_of(courses, arm, baseline):
                 if any(axis not in course.axes for pair in pairs for course in pair):
@@ -331,30 +313,19 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def facts(course: Course) -> dict[str, float]:
-    """What a run did and where it ended. "Last" is the mean over the last tenth of the steps."""
-    s = course.series
-    made, clipped, dead = (
-        float(np.nansum(s[name])) for name in ("updates/made", "clip/clipped_updates", "updates/dead")
-    )
+    """What a run did and where it ended: accuracy and length, then what the run itself names, by `REDUCTIONS`."""
     accuracy = course.pass1.mean(1)
-    last = max(1, len(s["entropy"]) // 10)
-    return {
-        "updates made": made,
-        "clipped": clipped,
-        "no live group": dead,
+    found = {
         "Pass@1 before": float(accuracy[0]),
         "Pass@1 after": float(accuracy[-1]),
         "fall from best": float(accuracy.max() - accuracy[-1]),
         "response tokens before": float(course.tokens[0].mean()),
         "response tokens after": float(course.tokens[-1].mean()),
-        "entropy, first": float(s["entropy"][0]),
-        "entropy, last": float(np.nanmean(s["entropy"][-last:])),
-        "live groups, last": float(np.nanmean(s["groups/live"][-last:])),
-        "reward step to step": step_noise(s["reward/mean"]),
-        "tokens generated": float(course.axes["tokens"][-1]),
-        "tokens through the model": float(course.axes["passes"][-1]),
-        "CPU seconds": float(course.axes["cpu"][-1]) if "cpu" in course.axes else math.nan,
     }
+    for title, how, name in course.run.about.get("facts", ()):
+        of_axis = course.axes.get(name, np.array([math.nan]))
+        found[title] = float(of_axis[-1]) if how == "total" else REDUCTIONS[how](course.series[name])
+    return found
 
 
 def step_noise(series: np.ndarray) -> float:
@@ -363,3 +334,12 @@ def step_noise(series: np.ndarray) -> float:
         return math.nan
     smooth = np.convolve(series, np.full(11, 1 / 11), mode="valid")
     return float(np.std(series[5:-5] - smooth, ddof=1))
+
+
+REDUCTIONS: Mapping[str, Callable[[np.ndarray], float]] = {
+    "sum": lambda series: float(np.nansum(series)),
+    "first": lambda series: float(series[0]),
+    "last": lambda series: float(np.nanmean(series[-max(1, len(series) // 10) :])),
+    "noise": step_noise,
+}
+"""how a run's fact is made of a metric; "last" is the mean over the last tenth of the steps"""

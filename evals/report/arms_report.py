@@ -11,7 +11,7 @@ from rich.console import Console
 
 from evals.console import plural
 from evals.errors import UserError
-from evals.report.arms import AXES, QUANTITIES, Comparison, Difference, compare, facts, spread
+from evals.report.arms import QUANTITIES, Comparison, Difference, compare, facts, spread
 from evals.store import Store
 
 PERCENT = ("pass1", "Pass@1 before", "Pass@1 after", "fall from best")
@@ -77,7 +77,7 @@ def markdown(found: Comparison) -> list[str]:
     ]
     for quantity in QUANTITIES:
         lines += ["", *overview(found, quantity)] if found.lines else []
-    for axis, said in AXES.items():
+    for axis, said in found.axes.items():
         rows = sorted((line for line in found.lines if line.axis == axis), key=lambda line: line.share)
         if not rows:
             continue
@@ -105,7 +105,7 @@ def markdown(found: Comparison) -> list[str]:
 def overview(found: Comparison, quantity: str) -> list[str]:
     """One table of a quantity: the differences at the end, an arm a row, what was made equal a column."""
     at = {(line.arm, line.axis): line for line in found.lines if line.share == 1 and quantity in line.differences}
-    axes = [axis for axis in AXES if any(of == axis for _, of in at)]
+    axes = [axis for axis in found.axes if any(of == axis for _, of in at)]
     rows = []
     for arm in dict.fromkeys(arm for arm, _ in at):
         lines = [at.get((arm, axis)) for axis in axes]
@@ -113,7 +113,7 @@ def overview(found: Comparison, quantity: str) -> list[str]:
         told = [interval(line.differences[quantity], quantity) if line else "-" for line in lines]
         rows.append([f"{arm} ({plural(seeds, 'seed')})", *told])
     title = f"**{SAID[quantity]}**, arm minus {found.baseline}, at equal ..."
-    return [title, "", *table(["", *(AXES[axis] for axis in axes)], rows)]
+    return [title, "", *table(["", *(found.axes[axis] for axis in axes)], rows)]
 
 
 def interval(d: Difference, quantity: str) -> str:

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -17,8 +17,8 @@ from rich.console import Console
 from evals.code_report import RULES
 from evals.outputs import check_file, replacing
 from evals.report import paper
+from evals.report.evaluations import GROUP, Row, rows
 from evals.report.layout import Grid, latex, markdown, print_grid, short
-from evals.report.table_rows import Row, rows
 from evals.store import Store
 
 FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
@@ -174,8 +174,7 @@ def _tokens(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _programs(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    names = list(dict.fromkeys(name for row in found for r in row.results for name in r.groups))
-    names.sort(key=lambda name: {"easy": 0, "medium": 1, "hard": 2}.get(name, 3))
+    names = sorted(_groups(found), key=lambda name: {"easy": 0, "medium": 1, "hard": 2}.get(name, 3))
     header = []
     for rule in RULES:
         header += [f"Pass@1, % (compat={rule})", "95 % interval"]
@@ -237,9 +236,9 @@ def _notes(found: Sequence[Row]) -> list[str]:
             "An interval over runs is Student's over seeds on the same problems; one of a single run is over problems, "
             "for one training."
         )
-    if again := sum(result.again for row in found for result in row.results):
+    if again := sum(result.part.again for row in found for result in row.results):
         said.append(f"Evaluations made again with the same seed and settings: {again}; the latest of each counts.")
-    if any(result.sampled > 1 for row in found for result in row.results):
+    if any(result.part.also for row in found for result in row.results):
         said.append("Evaluations of the same weights with other sampling seeds are pooled, as repeats of each problem.")
     for row in found:
         if unscored := sum(s.unscored for s in row.summaries):
@@ -257,7 +256,7 @@ def _csv(found: Sequence[Row]) -> str:
     quantities = {"pass1": 100, "tokens_mean": 1, "tokens_right": 1, "tokens_wrong": 1, "tokens_per_solved": 1}
     names = [f"{q}{end}" for q in quantities for end in ("", "_low", "_high")]
     rules = [f"pass1_{rule}{end}" for rule in RULES for end in ("", "_low", "_high")]
-    levels = list(dict.fromkeys(name for row in found for r in row.results for name in r.groups))
+    levels = _groups(found)
     names += ["pass1_sd", "tokens_mean_sd", "tokens_median", "tokens_p95", "truncated", "no_answer", "unscored", *rules]
     names += [f"pass1_{name}" for name in levels]
     writer.writerow(["bench", "model", "method", "variant", "runs", "interval", *names, "setting", "status"])
@@ -265,10 +264,7 @@ def _csv(found: Sequence[Row]) -> str:
         estimates = [(row.estimate(q), scale) for q, scale in quantities.items()]
         by_rule = [(row.estimate("pass1", rule), 100) for rule in RULES]
         runs = len(row.results)
-        spread = [
-            _cell(stdev(values), scale) if len(values := _values(row, q)) > 1 else ""
-            for q, scale in (("pass1", 100), ("tokens_mean", 1))
-        ]
+        spread = [_cell(row.deviation(q), quantities[q]) for q in ("pass1", "tokens_mean")]
         cells: list[Any] = [row.bench, row.model, row.method, row.variant, runs, "runs" if runs > 1 else "problems"]
         cells += [_cell(x, scale) for e, scale in estimates for x in (e.value, e.low, e.high)]
         cells += [*spread, *(_cell(row.estimate(q).value) for q in ("tokens_median", "tokens_p95", "truncated"))]
@@ -279,9 +275,8 @@ def _csv(found: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def _values(row: Row, quantity: str) -> list[float]:
-    """The number of each run that has one."""
-    return [v for s in row.summaries if not math.isnan(v := s.estimate(quantity).value)]
+def _groups(found: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in found for r in row.results for name in r.levels.get(GROUP, ())))
 
 
 def _cell(x: float, scale: float = 1) -> float | str:

@@ -4,17 +4,18 @@ means, under which settings they were made, and which belong together."""
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from evals.errors import UserError
 from evals.report import paper
 from evals.stats import Columns, pooled, read_columns
 from evals.store import OutcomeRow, RunRow, Store
 
+T = TypeVar("T")
 TRAINING = "eval/"
 """what the splits of evaluations during training begin with; the benchmark's name follows"""
 LM_EVAL = "lm_eval:"
@@ -34,8 +35,10 @@ SETTINGS = {  # what may move a result -> how it reads; results under different 
 }
 IN_TABLES = ("temperature", "top_p", "max_tokens", "prompt", "selected_on_test")
 """those that a table tells its lines apart by; n and limit are in its counts of problems and samples"""
+ASKED = ("temperature", "top_p", "max_tokens", "prompt", "n")
+"""those that the page shows"""
 CUTS = ("update.micro_batch_tokens", "rollout.max_sequences")
-"""keys of a training run that change a result by rounding only (and what clip_scope micro_batch does)"""
+"""keys of a training run that change a result by rounding only"""
 APART = ("objective", "seed", "name", "out", "checkpoint", "trackers", "hardware", "threads", "device")
 APART += ("data_manifest", "selected_on_test")
 """keys in which training runs that are compared may differ"""
@@ -131,6 +134,11 @@ class Part:
         """Settings in words."""
         known = self.settings
         return ", ".join(SETTINGS[key].format(known[key]) for key in keys if known.get(key) is not None)
+
+    @property
+    def asked(self) -> str:
+        """How it was asked, as the page says it."""
+        return self.told(ASKED)
 
     def read(self, store: Store) -> Columns:
         return pooled([read_columns(store, m.run.id, split=m.split, step=m.step) for m in (self, *self.also)])
@@ -351,21 +359,33 @@ def _benches(found: Sequence[Part]) -> str:
 # Which are one
 
 
+def by_seed(
+    found: Iterable[T], line: Callable[[T], Hashable], seed: Callable[[T], Hashable]
+) -> dict[Any, dict[Any, T]]:
+    """Line -> seed -> what was made with it: the one grouping of all reports. Of a seed that is there twice the latest
+    counts, the last in `found`."""
+    groups: dict[Any, dict[Any, T]] = {}
+    for one in found:
+        groups.setdefault(line(one), {})[seed(one)] = one
+    return groups
+
+
 def pool(found: Sequence[Part]) -> list[Part]:
     """One for all evaluations of the same weights under the same settings: sampling seeds are repeats of the same
     problems, not runs of a method. Of an evaluation made again with the same seed the latest counts.
 
     Another seed with --limit has drawn other problems: it stays by itself.
     """
-    groups: dict[tuple[Any, ...], dict[Any, Part]] = {}
-    count: Counter[tuple[Any, ...]] = Counter()
-    for one in found:
-        seed = one.run.config.get("seed", one.run.seed)
+
+    def seed(one: Part) -> Any:
+        return one.run.config.get("seed", one.run.seed)
+
+    def asked(one: Part) -> tuple[Any, ...]:
         key = (one.weights, one.bench, one.split, one.samples, repr(one.settings), one.run.status)
-        key += (seed,) if one.settings.get("limit") is not None else ()
-        groups.setdefault(key, {})[seed] = one
-        count[key] += 1
-    return [_merged(list(seeds.values()), count[key] - len(seeds)) for key, seeds in groups.items()]
+        return (*key, seed(one)) if one.settings.get("limit") is not None else key
+
+    count = Counter(map(asked, found))
+    return [_merged(list(of.values()), count[key] - len(of)) for key, of in by_seed(found, asked, seed).items()]
 
 
 def _merged(found: Sequence[Part], again: int = 0) -> Part:

@@ -157,8 +157,9 @@ def _pass_at(scored: Columns, count_P: np.ndarray) -> dict[int, Estimate]:
 
 
 def _variances(scored: Columns, mean_P: np.ndarray, count_P: np.ndarray) -> np.ndarray:
-    """Sample variance of each problem's rewards; 0 for a single one, which has none."""
-    squares_P = scored.sums((scored.reward_S - mean_P[scored.problem_S]) ** 2)
+    """Sample variance of each problem's rewards; 0 for a single one, which has none; NaN with an infinite reward."""
+    with np.errstate(invalid="ignore"):
+        squares_P = scored.sums((scored.reward_S - mean_P[scored.problem_S]) ** 2)
     return squares_P / np.maximum(count_P - 1, 1)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
-from evals.errors import UserError
+from evals.errors import AGAIN, UserError
 
 SCHEMA = "0004"
 """the newest revision in evals/store/migrations/versions"""
@@ -268,7 +268,7 @@ def _state(error: exc.DBAPIError) -> str:
 
 
 _SQLITE_REASONS = {
-    "SQLITE_FULL": "the disk is full. Free some space, then start the same command again.",
+    "SQLITE_FULL": f"the disk is full. Free some space, then {AGAIN}.",
     "SQLITE_READONLY": "cannot be written. Check the rights of the file and of its folder (SQLite writes beside the "
     "file too), or choose another store with AGPO_STORE or --store.",
     "SQLITE_CANTOPEN": "cannot be opened. Check that the folder exists and that you may write in it, or choose another "

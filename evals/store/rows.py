@@ -108,7 +108,10 @@ class RunRow:
     tags: tuple[str, ...] = ()
     about: dict[str, Any] = field(default_factory=dict)
     """what a report needs to know of a training run's method: its title and order among methods, in words what it does
-    ("advantage", "masked_groups"), and "metrics": (name, title, unit, what it is, name of its figure) of each"""
+    ("advantage", "masked_groups"), and "metrics": (name, title, unit, what it is, name of its figure) of each. For
+    `evals.report arms`: "axes", what may be made equal: (axis, title, terms), each term a factor and the metrics it
+    multiplies; their sum is what one step uses up. "facts": (title, how, metric or axis), how one of `REDUCTIONS`
+    there or "total", of an axis"""
 
 
 @dataclass(frozen=True)

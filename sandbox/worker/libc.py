@@ -6,6 +6,8 @@ import os
 import signal
 from collections.abc import Callable
 
+from sandbox.worker import syscalls
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -55,26 +57,12 @@ def integers(*values: int) -> tuple[ctypes.c_long, ...]:
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 15, 36, 38
 
-# Of the calls made here, only those below have a number of their own per architecture.
-_NUMBERS = {
-    "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317, "prctl": 157},
-    "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277, "prctl": 167},
-}
-_SAME_EVERYWHERE = {
-    "open_tree": 428,
-    "move_mount": 429,
-    "fsopen": 430,
-    "fsconfig": 431,
-    "fsmount": 432,
-    "mount_setattr": 442,
-    "landlock_create_ruleset": 444,
-    "landlock_add_rule": 445,
-    "landlock_restrict_self": 446,
-}
-
 
 def number(name: str) -> int:
-    found = _SAME_EVERYWHERE.get(name) or _NUMBERS.get(os.uname().machine, {}).get(name)
+    """Of a system call on this machine. Raises OSError where the tables have none."""
+    tables = syscalls.OTHERS | syscalls.HOSTILE | syscalls.SUPERVISOR | syscalls.FILTERED
+    column = syscalls.COLUMNS.get(os.uname().machine)
+    found = None if column is None else tables[name][column]
     if found is None:
         raise OSError(errno.ENOSYS, f"no number known for {name} on {os.uname().machine}")
     return found

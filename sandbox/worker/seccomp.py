@@ -15,7 +15,7 @@ from typing import Literal
 
 from sandbox.worker import libc, syscalls
 
-_ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+_ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
 
 _LOAD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -147,19 +147,19 @@ class _Rules:
     """Collects one decision per system call, then lays them out as one program."""
 
     def __init__(self, machine: str, otherwise: int = _EPERM):
-        self.column, self.arch = _ARCHES[machine]
+        self.column, self.arch = syscalls.COLUMNS[machine], _ARCHES[machine]
         self.otherwise = otherwise
         self.blocks: dict[int, list[Instruction]] = {}
 
-    def allow(self, numbers: tuple[int | None, int | None]) -> None:
+    def allow(self, numbers: syscalls.Pair) -> None:
         self.answer(numbers, _ALLOW)
 
-    def answer(self, numbers: tuple[int | None, int | None], value: int) -> None:
+    def answer(self, numbers: syscalls.Pair, value: int) -> None:
         number = numbers[self.column]
         if number is not None:
             self.blocks[number] = [(_RET, 0, 0, value)]
 
-    def when(self, numbers: tuple[int | None, int | None], conditions: list, first: Sequence[Instruction] = ()) -> None:
+    def when(self, numbers: syscalls.Pair, conditions: list, first: Sequence[Instruction] = ()) -> None:
         """Allow when every condition holds, else EPERM. `first`: instructions that may decide before."""
         number = numbers[self.column]
         if number is None:
@@ -177,7 +177,7 @@ class _Rules:
             (_RET, 0, 0, _KILL),  # i386 on x86_64, arm on aarch64
             (_LOAD, 0, 0, _NR),
         ]
-        if self.arch == _ARCHES["x86_64"][1]:
+        if self.arch == _ARCHES["x86_64"]:
             start += [(_JGE, 0, 1, _X32_BIT), (_RET, 0, 0, _KILL)]
         return start + _search(self._intervals())
 

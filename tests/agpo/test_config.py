@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from agpo.config import all_keys, load_config, make_config, recipes
+from agpo.other_names import OTHER_NAMES
 from agpo.setup import lr_schedule
 from agpo.train import main
 from evals.errors import UserError
@@ -50,12 +51,19 @@ def test_a_checkpoints_configuration_reads_back():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["update.learning_rate=1"], "no key 'update.learning_rate'"),
+        (["update.learning_rate=1"], "no key 'update.learning_rate'. Did you mean 'update.lr' (peak learning"),
+        (["num_generations=8"], "Did you mean 'rollout.samples_per_prompt' (group size G"),
+        (["kl_coef=0.1"], "Did you mean 'objective.beta'"),
+        (["objective.kl_coef=0.1"], "Did you mean 'objective.beta'"),
+        (["per_device_train_batch_size=8"], "Did you mean 'rollout.prompts_per_step'"),
+        (["max_completion_length=8"], "Did you mean 'rollout.max_tokens'"),
+        (["actor_rollout_ref.rollout.n=8"], "no key 'actor_rollout_ref.rollout.n'. Did you mean 'rollout.samples"),
+        (["data.train_batch_size=8", "data.path=x"], "no key 'data.train_batch_size'. Did you mean 'rollout.prompts"),
         (["lr=1e-6"], "Did you mean 'update.lr'"),
-        (["objective.clip_scop=group"], "Did you mean 'clip_scope'"),
+        (["objective.clip_scop=group"], "Did you mean 'objective.clip_scope'"),
         (["objective=ppo"], "unknown objective 'ppo'"),
         (["objective.eps_low=wide"], "objective.eps_low='wide'"),
-        (["objective.clip_scope=batch"], "'mini_batch', 'group', 'sequence', 'token' or 'micro_batch'"),
+        (["objective.clip_scope=batch"], "mini_batch, group, sequence, token or sequences:K"),
         (["rollout.samples_per_prompt=1"], "greater than or equal to 2"),
         (["rollout.prompts_per_step=30"], "multiple of update.prompts_per_minibatch"),
         (["steps=many"], "steps: Input should be a valid integer"),
@@ -65,7 +73,7 @@ def test_a_checkpoints_configuration_reads_back():
         (["update.lr=[1"], "not valid YAML"),
         (["rewards.right=llm"], "rewards.right.reward: unknown reward 'llm'"),
         (["rewards.a b=math"], "'a b' cannot name a reward"),
-        (["rewards.right=math", "rewards.right.wieght=2"], "no key 'rewards.right.wieght'"),
+        (["rewards.right=math", "rewards.right.wieght=2"], "Did you mean 'rewards.right.weight' (its factor"),
     ],
 )
 def test_wrong_overrides_say_what_and_what_instead(overrides, words):
@@ -102,6 +110,16 @@ def test_several_rewards_benchmarks_and_trackers_in_their_short_and_long_forms(t
 
 def test_recipes_of_ones_own(tmp_path):
     own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"reward": {"reward": "own:f", "range": [-1, 1], "seconds": 5}}))
+    config = load_config(str(own), ["reward.max_errors=0.5"])
+    assert (config.reward, config.reward_range, config.reward_seconds) == ("own:f", (-1.0, 1.0), 5.0)
+    assert config.reward_max_errors == 0.5
+    for overrides in (["reward=own:g", "reward.range=[0,2]"], ["reward.range=[0,2]", "reward=own:g"]):
+        config = load_config("tiny", overrides)
+        assert (config.reward, config.reward_range) == ("own:g", (0.0, 2.0))
+    own.write_text(yaml.safe_dump({"reward": {"function": "own:f"}}))
+    with pytest.raises(UserError, match=r"no key 'reward_function'\. Did you mean 'reward'"):
+        load_config(str(own))
     own.write_text(yaml.safe_dump({"name": "own", "model": "x", "objective": "dr_grpo"}))
     assert load_config(str(own)).objective.model_dump() == {"preset": "dr_grpo"}
     own.write_text("name: [")
@@ -131,7 +149,17 @@ def test_help_and_keys_print_and_run_nothing(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for key, about in all_keys():
         assert key in printed
-        assert about.strip()
+        meaning, _, values = about.partition(" [")
+        assert len(meaning) > 10, key
+        assert "\n" not in about
+        assert values[:-1]
+    known = dict(all_keys())
+    assert known["objective.eps_high"].endswith(
+        "[0.2, dapo: 0.28, gspo: 0.0004, cispo: 4.0; elsewhere: epsilon_high, clip_ratio_high]"
+    )
+    assert OTHER_NAMES.keys() <= known.keys()
+    elsewhere = " ".join(OTHER_NAMES.values()).split()
+    assert len({*elsewhere}) == len(elsewhere)
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "python -m agpo.train --resume latest" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from command import start
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from agpo import setup
 from agpo.config import load_config
@@ -82,6 +83,34 @@ def test_the_gap_stays_at_rounding_and_completions_say_which_weights_made_them(r
         wanted.add((step, f"{run.id}/step-{moved}"))
         moved = step if metrics["updates/made"] else moved
     assert {(row.step, row.weight_version) for row in run.store.samples(run.id)} == wanted
+
+
+def test_experts_are_synced_under_the_names_of_a_checkpoint(vllm, tiny, tmp_path):
+    """transformers 5 holds a layer's experts in one tensor, and vLLM loads them one by one."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_experts": 4, "num_experts_per_tok": 2}
+    config = AutoConfig.for_model(
+        "qwen3_moe", vocab_size=len(tokenizer), max_position_embeddings=128, eos_token_id=1, **sizes, **heads
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
+    tokenizer.save_pretrained(tmp_path / "moe")
+    more = [f"model={tmp_path}/moe", f"out={tmp_path}/runs", "reward=test_engine_vllm:in_first_half"]
+    run = set_up(load_config("tiny", [*SMALL, *more]), str(tmp_path / "s.db"), None, None)
+    before = run.policy.model.model.layers[1].mlp.experts.down_proj.clone()
+    with open_reward(run.config) as grader:
+        seen = [train_step(run, grader) for _ in range(3)]
+    run.engine.close()
+    run.store.close()
+    assert sum(m["updates/made"] for m in seen) >= 2
+    assert not torch.allclose(before, run.policy.model.model.layers[1].mlp.experts.down_proj, atol=1e-3)
+    gaps = [m["mismatch/gap_max"] for m in seen]
+    assert max(gaps) < 1e-4, gaps
+
+
+def in_first_half(text, item, token_ids):
+    return sum(token_id < 12 for token_id in token_ids) / len(token_ids)
 
 
 def test_weights_that_no_update_moved_are_not_sent_and_the_prompts_stay_in_the_cache(run_with, engine, monkeypatch):

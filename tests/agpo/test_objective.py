@@ -86,7 +86,7 @@ def test_the_gap_to_another_engine():
     assert all(math.isnan(x) for x in logp_gap(torch.tensor([NAN, 0.0]), torch.zeros(2)))
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, "beta"])
+@pytest.mark.parametrize("preset", [*(name for name in PRESETS if name != "agpo_verl"), "beta"])
 @pytest.mark.parametrize("size", [1, 2, 4, 12])
 def test_micro_batches_of_any_size_only_sum(preset, size):
     """The functions for cutting a mini-batch oneself give the loss, decision and gradient of one pass."""

@@ -193,7 +193,7 @@ def test_kill_9_and_resume_leave_the_same_under_every_option(undisturbed, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [["dtype=bfloat16"], ["lora.rank=4", "update.gradient_checkpointing=true", "update.lr=1e-3"]],
+    [["dtype=bfloat16", "update.epochs=2"], ["lora.rank=4", "update.gradient_checkpointing=true", "update.lr=1e-3"]],
     ids=["masters", "adapters"],
 )
 def test_masters_and_adapters_go_on_to_the_bit_after_kill_9(tmp_path, more):
@@ -290,6 +290,10 @@ def test_what_cannot_be_resumed_says_why(undisturbed, tmp_path, monkeypatch, cap
     monkeypatch.setenv("AGPO_DATA", str(folder / "bench"))
     saved = max((folder / "runs").glob("*/checkpoints/step-*"))
     assert "seed=0 in the checkpoint, 3 now" in resumed(capsys, folder, "seed=3")
+    kept = (saved.parent.parent / "config.yaml").read_text()
+    assert "has made 6 already, and nothing was changed" in resumed(capsys, folder, "steps=4")
+    assert (saved.parent.parent / "config.yaml").read_text() == kept
+    assert "know this run as 'tiny'" in resumed(capsys, folder, "name=other")
     assert "no run with a checkpoint in elsewhere/" in resumed(capsys, folder, "out=elsewhere")
 
     problems = (folder / "problems.jsonl").read_text()

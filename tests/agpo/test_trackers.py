@@ -19,11 +19,16 @@ def about(folder, done=0):
     return About("261124-120000-abcdef", "mine", folder, {"steps": 4, "update": {"lr": 1e-4}}, done)
 
 
+def rows_of(step):
+    """Of a table of completions."""
+    return [{"prompt": f"{step}+1\n=", "completion": "**2**", "reward": reward} for reward in (1.0, None)]
+
+
 def log(names, folder, steps, done=0):
     """As training does: a step's metrics, then an evaluation's."""
     with Trackers(names, about(folder, done), Console(file=sys.stdout)) as opened:
         for step in steps:
-            opened.log(step, {"reward/mean": step / 10, "loss/raw": -0.5})
+            opened.log(step, {"reward/mean": step / 10, "loss/raw": -0.5}, rows_of(step))
         opened.log(steps[-1], {"eval/pass1": 0.75})
     assert not opened.failures
 
@@ -39,6 +44,12 @@ def test_tensorboard(tmp_path):
         (step, pytest.approx(step / 10)) for step in (1, 2, 3, 4)
     ]
     assert [e.step for e in seen.Scalars("eval/pass1")] == [4]
+    text = seen.Tensors("completions/0/text_summary")[-1]
+    assert text.step == 4
+    assert (
+        text.tensor_proto.string_val[0].decode()
+        == "prompt\n\n    4+1\n    =\n\ncompletion\n\n    **2**\n\nreward\n\n    1.0"
+    )
 
 
 def test_mlflow(tmp_path, monkeypatch):
@@ -60,6 +71,11 @@ def test_mlflow(tmp_path, monkeypatch):
         (step, step / 10) for step in (1, 2, 3, 4)
     ]
     assert {m.step for m in client.get_metric_history(run.info.run_id, "eval/pass1")} == {3, 4}
+    table = mlflow.load_table(
+        "completions/step-000003.json", [run.info.run_id]
+    )  # not twice what a resumed run makes again
+    assert table[["prompt", "completion", "reward"]].to_dict("records")[0] == rows_of(3)[0]
+    assert len(table) == 2
     with pytest.raises(ValueError, match="the run's own"), Trackers(["mlflow"], about(tmp_path), Console()):
         raise ValueError("the run's own")
     assert client.get_run(run.info.run_id).info.status == "FAILED"
@@ -105,6 +121,10 @@ def test_wandb_offline(tmp_path, monkeypatch):
         time.sleep(0.1)  # its own process has the last word on when the file is complete
     assert {step: row["reward/mean"] for step, row in steps.items()} == {1: 0.1, 2: 0.2, 3: 0.3}
     assert steps[3]["eval/pass1"] == 0.75
+    (table,) = files[0].parent.glob("files/media/table/completions_2_*.table.json")
+    written = json.loads(table.read_text())
+    assert written["columns"] == ["prompt", "completion", "reward"]
+    assert written["data"][0] == [*rows_of(3)[0].values()]
 
 
 def test_trackio(tmp_path):
@@ -118,11 +138,12 @@ from agpo.trackers import About, Trackers
 for done, steps in ((0, (1, 2, 3)), (3, (4,))):
     with Trackers(["trackio"], About("run-1", "mine", Path("."), {{"steps": 4}}, done), Console()) as opened:
         for step in steps:
-            opened.log(step, {{"reward/mean": step / 10}})
+            opened.log(step, {{"reward/mean": step / 10}}, [{{"prompt": p, "reward": None}} for p in ("1+1", "2")])
     assert not opened.failures
 from trackio.sqlite_storage import SQLiteStorage
 rows = SQLiteStorage.get_logs("agpo", "run-1")
 assert [(row["step"], row["reward/mean"]) for row in rows] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)], rows
+assert [row["prompt"] for row in rows[0]["completions"]["_value"]] == ["1+1", "2"], rows[0]
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -140,7 +161,7 @@ def test_a_failing_tracker_is_said_once_counted_and_harms_nothing(tmp_path, monk
 
     @contextmanager
     def unreachable(_):
-        def log(step, values):
+        def log(step, values, rows):
             seen.append(step)
             raise ConnectionError("no network")
 

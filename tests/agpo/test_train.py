@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from command import start as train
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from agpo.config import load_config
 from agpo.setup import check_ranks, model_path
-from agpo.train import main
+from agpo.train import main, stop_on_signal
 from evals.errors import UserError
 from evals.store import Store
 
@@ -155,6 +156,18 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(undisturbed, tmp_p
     assert stored(tmp_path)[1] == stored(undisturbed[0])[1]
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL], ids=["nohup", "terminal"])
+def test_a_terminal_that_closes_stops_a_run_unless_it_was_started_with_nohup(handler):
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with stop_on_signal(Console(quiet=True)) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop() is (handler is signal.SIG_DFL)
+        assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
@@ -174,7 +187,17 @@ def without_end(model: Path) -> None:
         (["data=bad.jsonl"], "bad.jsonl, row 0: no column 'prompt'"),
         (["data=two.jsonl", "reward=math"], "fewer than rollout.prompts_per_step"),
         (["data=long.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "context of 256"),
-        (["data=twice.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "the id '1' twice"),
+        (
+            ["data=twice.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"],
+            "rows 0 and 1 of the data",
+        ),
+        (["data=same.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "twice: '1+1'"),
+        (["data=null.jsonl"], "null.jsonl, row 1: column 'answer' is null. Fill it in"),
+        (["data=blank.csv"], "blank.csv, row 1: column 'answer' is empty. Fill it in"),
+        (["device=foo"], "device=foo: not here, or none that this runs on"),
+        (["device=cuda:99"], "device=cuda:99: not here"),
+        (["out=null.jsonl"], "cannot write the run to null.jsonl: file exists"),
+        (["out=null.jsonl/runs"], "cannot write the run to null.jsonl/runs: not a directory"),
         (
             ["model=nowhere/at/all/really"],
             "without a recipe would train with those of the tiny model: learning rate 0.0001",
@@ -204,8 +227,6 @@ def without_end(model: Path) -> None:
         (["checkpoint.best=eval/pass1"], "set eval.bench and eval.every"),
         (["checkpoint.best=eval/loss", "eval.every=1"], "There is: eval/pass1, eval/arith/pass1"),
         (["trackers=excel"], "unknown tracker 'excel'"),
-        (["device=quda"], "device: String should match pattern"),
-        (["out=bad.jsonl/runs"], "cannot write runs to bad.jsonl/runs: not a directory"),
         (["--recipe", "tiny", "model=./no_weights"], "cannot load the model of ./no_weights"),
         (["--recipe", "tiny", "model=./damaged"], "a *.safetensors file is damaged"),
         (["--recipe", "tiny", "model=./broken"], "./broken has weights that are not finite"),
@@ -228,6 +249,9 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch
     write(
         tmp_path / "twice.jsonl", '{"prompt": "1+1", "answer": "2", "id": 1}\n{"prompt": "2", "answer": "2", "id": 1}\n'
     )
+    write(tmp_path / "null.jsonl", '{"prompt": "1+1", "answer": "2"}\n{"prompt": "1+2", "answer": null}\n')
+    write(tmp_path / "same.jsonl", '{"prompt": "1+1", "answer": "2"}\n' * 2)
+    write(tmp_path / "blank.csv", "prompt,answer\n1+1,2\n1+2,\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()
     for name in ("config.json", "model.safetensors", "generation_config.json"):
@@ -332,12 +356,13 @@ def test_ctrl_c_before_the_first_step_can_be_resumed_too(undisturbed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a small file system")
-def test_a_full_disk_is_one_clear_message_and_leaves_no_half_checkpoint(tmp_path):
-    """A real one: 3 MB in a mount namespace of its own, where the store fits and a checkpoint does not."""
+@pytest.mark.parametrize("megabytes", [3, 8])
+def test_a_full_disk_is_one_clear_message_and_leaves_no_half_checkpoint(tmp_path, megabytes):
+    """A real one in a mount namespace of its own, where the store fits, and no checkpoint or only the first."""
     small = tmp_path / "small"
     small.mkdir()
     script = (
-        f"mount -t tmpfs -o size=3m tmpfs {small} && cd {small} && "
+        f"mount -t tmpfs -o size={megabytes}m tmpfs {small} && cd {small} && "
         f"{sys.executable} -m agpo.train {' '.join(SMALL)} eval.bench= ; code=$?; find . ; exit $code"
     )
     done = subprocess.run(
@@ -347,8 +372,9 @@ def test_a_full_disk_is_one_clear_message_and_leaves_no_half_checkpoint(tmp_path
         pytest.skip(f"no mount namespace here: {done.stderr.strip()}")
     assert done.returncode in (1, 2), done.stdout + done.stderr
     assert "disk is full" in done.stderr
+    assert ("--resume" in done.stderr) == ("step-000002" in done.stdout)
     assert "Traceback" not in done.stderr
-    assert "step-" not in done.stdout
+    assert ".step-" not in done.stdout
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from data_curation import audit, solve_rate
+from data_curation import audit, rates, solve_rate, tries
 from data_curation.inputs import check_model
-from data_curation.solve_rate import SolveOptions, Tally, bounds, decide
+from data_curation.rates import SolveOptions, Tally, bounds, decide
 from data_curation.stage import Context, Row
 from evals.benches import arith
 from evals.engines.hf import HFEngine
@@ -88,7 +88,7 @@ def test_problems_between_the_bounds_go_on_with_their_numbers(tiny, store):
     assert completions(store) == 96
     (run,) = store.runs("curation")
     right = {row.id: 0 for row in ROWS}
-    names = {solve_rate.item_of("", row).prompt: row.id for row in ROWS}
+    names = {tries.item_of("", row).prompt: row.id for row in ROWS}
     for sample in store.samples(run.id):
         right[names[sample.prompt.removesuffix("=")]] += sample.reward == 1.0
     for row in kept:
@@ -235,8 +235,8 @@ def test_tests_of_a_program_belong_to_the_verdict():
     code = {"inputs": ["1"], "outputs": ["2"], "fn_name": "", "time_limit": 1.0, "memory_mb": None, "references": []}
     row = Row("c:0", "c", "Add one.", "", {}, code)
     other = replace(row, code={**code, "outputs": ["3"]})
-    assert solve_rate.item_key(row) != solve_rate.item_key(other)
-    assert solve_rate.item_key(row) == solve_rate.item_key(replace(row, code={**code, "references": ["x"]}))
+    assert rates.item_key(row) != rates.item_key(other)
+    assert rates.item_key(row) == rates.item_key(replace(row, code={**code, "references": ["x"]}))
 
 
 def test_an_early_end_is_no_missing_verdict_under_other_bounds(tiny, store):
@@ -317,7 +317,6 @@ def test_a_missing_model_or_source_is_said(store):
         ("hf", {"max_sequences": "many"}, "max_sequences='many'"),
         ("vllm", {"max_num_seqs": 0}, "max_num_seqs=0"),
         ("openai", {"concurrency": "many"}, "concurrency='many'"),
-        ("ray", {"replica": 2}, "no option 'replica'; there are"),
     ],
 )
 def test_options_that_no_engine_has_are_found_before_a_build(engine, given, words):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from agpo.telemetry import METRICS
+from agpo.telemetry import FACTS, METRICS, axes
 from evals.errors import UserError
 from evals.report import arms, arms_report
 from evals.report.arms import compare, t_interval, two_level
@@ -68,7 +68,8 @@ def train(
         "update": {"lr": 0.1},
         **config,
     }
-    run = store.start_run("train", "toy", method=preset, model="m", seed=seed, config=tree, about={"metrics": METRICS})
+    about = {"metrics": METRICS, "facts": FACTS, "axes": axes(2)}
+    run = store.start_run("train", "toy", method=preset, model="m", seed=seed, config=tree, about=about)
     for step in range(1, steps + 1):
         made = updates[step - 1] if isinstance(updates, list) else updates
         values = {
@@ -204,7 +205,8 @@ def test_runs_that_differ_in_more_than_the_objective_are_not_mixed(store):
 def test_an_older_run_without_a_metric_loses_only_that_axis(store):
     train(store, 0, [0, 1], preset="grpo", without=("speed/cpu_seconds",))
     train(store, 0, [0, 1])
-    assert {one.axis for one in compare(store, "toy").lines} == set(arms.AXES) - {"cpu"}
+    found = compare(store, "toy")
+    assert {one.axis for one in found.lines} == found.axes.keys() - {"cpu"}
 
 
 def test_other_problems_cannot_be_paired(store):

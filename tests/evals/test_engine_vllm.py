@@ -255,7 +255,7 @@ def wait_until(true, seconds=60):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_the_process_ends_when_its_parent_is_killed(vllm, model):
+def test_the_process_ends_when_its_parent_is_killed_and_leaves_no_files(vllm, model, tmp_path):
     """It waits for requests then: nothing but the watching thread would end it."""
     script = f"""
 import os, signal
@@ -265,10 +265,15 @@ print(engine.backend.children[0].process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     parent = subprocess.run(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     assert parent.returncode == -signal.SIGKILL
     wait_until(lambda: not alive(int(parent.stdout)))
+    assert not [*tmp_path.glob("agpo-*")]
 
 
 @pytest.mark.vllm

@@ -139,9 +139,10 @@ def test_lines_are_compared_over_their_seeds_and_models_over_problems(store):
     assert (only.points, only.low, only.high) == pytest.approx((20, interval.low, interval.high))
     assert only.p == only.holm == pytest.approx(expected.pvalue)
     assert only.verdict == "cannot be told apart"
-    assert [(row.line, row.seeds) for row in seeds] == [("agpo", 3), ("grpo", 3)]
-    assert (seeds[0].pass1.value, seeds[0].pass1_sd) == pytest.approx((0.4, 0.1))
-    assert seeds[0].pass1.high - 0.4 == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
+    assert [(row.title, len(row.results)) for row in seeds] == [("agpo", 3), ("grpo", 3)]
+    pass1 = seeds[0].estimate("pass1")
+    assert (pass1.value, seeds[0].deviation("pass1")) == pytest.approx((0.4, 0.1))
+    assert pass1.high - 0.4 == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
 
 
 def test_runs_with_other_knobs_are_no_seeds(store):
@@ -152,7 +153,7 @@ def test_runs_with_other_knobs_are_no_seeds(store):
         add_evaluation(store, set(range(5 + seed)), parent=run, step=5, folder="f", model="m")
     told, seeds = found_differences(store)
     assert [(d.name_a, d.name_b) for d in told] == [("agpo seed 0, step 5", "agpo clip_scope=group seed 0, step 5")]
-    assert [(row.name, row.seeds) for row in seeds] == [("agpo clip_scope=group, step 5", 2)]
+    assert [(row.title, row.setting, len(row.results)) for row in seeds] == [("agpo clip_scope=group", "step 5", 2)]
 
 
 def evaluated(store, method, seed, right, *, status="done", **more):
@@ -175,7 +176,7 @@ def test_an_evaluation_that_goes_on_is_no_seed_of_those_that_are_done(store):
         evaluated(store, "agpo", seed, 5, status="running" if seed == 2 else "done")
     (only,), seeds = found_differences(store)
     assert only.over == "2 seeds"
-    assert {row.line: row.seeds for row in seeds} == {"agpo": 2, "grpo": 3}
+    assert {row.title: len(row.results) for row in seeds} == {"agpo": 2, "grpo": 3}
 
 
 def test_several_models_are_corrected_for_their_number_and_warned_of(store):

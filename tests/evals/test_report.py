@@ -10,12 +10,12 @@ from rich.console import Console
 
 from agpo.telemetry import METRICS
 from evals.report.command import main
+from evals.report.evaluations import rows
 from evals.report.layout import Grid, print_grid
 from evals.report.manage import add_tags
 from evals.report.page.build import write_page
 from evals.report.page.content import run_facts
 from evals.report.paper_tables import FORMATS
-from evals.report.table_rows import rows
 from evals.store import SampleRow, Store
 
 
@@ -188,7 +188,7 @@ def test_an_evaluation_made_again_is_no_second_seed(capsys, path):
         for parent, right, seed in ((first, 2, 0), (second, 6, 1), (first, 4, 0)):
             evaluated(store, parent, right, seed)
         (row,) = rows(store)
-    assert [result.total.pass1 for result in row.results] == [0.4, 0.6]
+    assert [result.summary.pass1 for result in row.results] == [0.4, 0.6]
     assert "made again with the same seed and settings: 1;" in report(capsys, path, "tables")
 
 
@@ -272,7 +272,7 @@ def test_sampling_seeds_are_repeats_and_training_seeds_are_runs(capsys, path):
             add_eval(store, [1.0, 0.0, float(seed > 0)], method="", seed=seed)
         (row,) = rows(store)
         assert len(row.results) == 1
-        assert row.results[0].total.samples == 9
+        assert row.results[0].summary.samples == 9
         assert row.estimate("pass1").value == pytest.approx(5 / 9)
         assert "3 problems x 9" not in row.setting
         assert "3 problems x 3" in row.setting

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chisquare
 
 from evals.engines import Sampling
-from evals.engines.sampling import CACHED_ELEMENTS, invert, nucleus, sample, uniforms
+from evals.engines.sampling import CACHED_ELEMENTS, gumbels, invert, nucleus, sample, uniforms
 
 
 def test_uniforms_of_a_row_depend_on_its_seed_only():
@@ -114,3 +114,27 @@ def test_logits_that_are_no_numbers_give_a_token_whose_log_probability_is_none_e
     token_B, logp_B, _ = sample(torch.full((2, width), float("nan")), Sampling(1), torch.tensor([0.1, 0.9]).double())
     assert all(0 <= token < width for token in token_B.tolist())
     assert logp_B.isnan().all()
+
+
+def test_a_gumbel_number_depends_on_seed_position_and_token_alone():
+    whole = gumbels([1, 2, 3], 7, 500)
+    assert (whole[2, :40] == gumbels([3], 7, 40)[0]).all()
+    assert not (whole[2] == gumbels([3], 8, 500)[0]).any()
+    assert not (np.exp(-np.exp(-whole[0, :4])) == uniforms([1], 4)[0]).any()
+
+
+def test_two_models_with_the_same_gumbel_numbers_part_only_as_far_as_they_differ():
+    """Each draws from its own distribution; the same token in at least (1 - TV) / (1 + TV) of the draws."""
+    rng, draws = np.random.default_rng(0), 20_000
+    logits = torch.from_numpy(rng.normal(size=(2, 30)))
+    logits[1] = logits[0] + 0.3 * logits[1]
+    noise = torch.from_numpy(gumbels(range(draws), 0, 30))
+    tokens = [sample(one.expand(draws, -1), Sampling(1), noise)[0] for one in logits]
+    for one, drawn in zip(logits, tokens, strict=True):
+        assert chisquare(np.bincount(drawn, minlength=30), one.softmax(-1).numpy() * draws).pvalue > 1e-3
+    p, q = logits.softmax(-1)
+    apart = float((p - q).abs().sum() / 2)
+    agree = float((tokens[0] == tokens[1]).double().mean())
+    assert (1 - apart) / (1 + apart) - 0.01 < agree < 1 - apart + 0.01
+    cut, _, _ = sample(logits[:1].expand(draws, -1), Sampling(1, top_k=3), noise)
+    assert set(cut.tolist()) == set(logits[0].topk(3).indices.tolist())

@@ -103,7 +103,7 @@ def test_a_key_of_ours_is_a_key_of_verls(override, key, value):
         ("engine=hf", "--rehearse"),
         ("update.micro_batch_tokens=4096", "6144 tokens"),
         ("objective=dapo", "objective.overlong=soft_penalty"),
-        ("objective.clip_scope=group", "objective.clip_scope=group"),
+        ("objective.clip_scope=token", "objective.clip_scope=token"),
         ("update.compile=true", "update.compile has no counterpart"),
     ],
 )

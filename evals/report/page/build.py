@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from evals.outputs import check_file, replacing
 from evals.report.compare import digits_of, p_text
+from evals.report.evaluations import Evaluation
 from evals.report.layout import duration
 from evals.report.page.choice import choose_runs, choose_samples, left_out
 from evals.report.page.content import (
@@ -31,7 +32,7 @@ from evals.report.page.differences import differences
 from evals.report.page.encode import Chunks
 from evals.report.page.lineage import lineage
 from evals.report.page.samples import Index, elements
-from evals.report.page.summary import Evaluation, evaluations, over_seeds, percent, student_quantiles
+from evals.report.page.summary import evaluations, over_seeds, percent, student_quantiles
 from evals.report.parts import Part, line_names, parts_of
 from evals.store import Store
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from evals.models import STEP
+from evals.report.evaluations import Evaluation
 from evals.report.figures import line_colours
 from evals.report.page.encode import Chunks
-from evals.report.page.summary import Evaluation
 from evals.report.parts import Part, flat, metrics_of
 from evals.store import RunRow, Store
 
@@ -172,7 +172,7 @@ def evaluation_facts(found: Sequence[Evaluation], names: Sequence[str]) -> list[
             "part": e.place,
             "name": names[e.place],
             "bench": e.part.bench,
-            "asked": e.asked,
+            "asked": e.part.asked,
             "pass1": e.summary.pass1,
             "low": e.summary.pass1_low,
             "high": e.summary.pass1_high,

@@ -9,8 +9,10 @@ import numpy as np
 from scipy.special import stdtr
 
 from evals.report.compare import SIGNIFICANT
+from evals.report.evaluations import Evaluation
 from evals.report.layout import short
-from evals.report.page.summary import Evaluation, of_weights
+from evals.report.page.summary import of_weights
+from evals.report.parts import ASKED, by_seed
 from evals.stats import compare, holm, sign_flip
 from evals.stats.paired import paired_interval
 
@@ -83,20 +85,23 @@ def _pairs(
 ) -> tuple[list[tuple[Side, Side]], list[tuple[Side, Side]]]:
     """(lines with each other, lines with their own start)"""
     kind = "eval" if any(e.part.run.kind == "eval" for e in found) else "train"
-    lines: dict[tuple[str, ...], dict[tuple[int, str], list[Evaluation]]] = {}
-    for e in sorted(found, key=lambda e: (e.part.step, e.place)):
-        if e.part.run.kind == kind:
-            seed_of = (e.seed, "" if e.line else e.part.run.id)  # runs without a method are each their own
-            lines.setdefault((e.line or e.part.run.id, e.part.run.model, e.asked), {}).setdefault(seed_of, []).append(e)
-    several = len({model for _, model, _ in lines}) > 1
+    of_kind = [e for e in found if e.part.run.kind == kind]
+
+    def line(e: Evaluation) -> tuple[str, str, str]:
+        return e.line or e.part.run.id, e.part.run.model, e.part.asked  # runs without a method are each their own
+
+    ends = by_seed(of_kind, line, lambda e: e.seed)
+    starts = by_seed(reversed(of_kind), line, lambda e: e.seed)
+    several = len({model for _, model, _ in ends}) > 1
     lasts: dict[str, list[Side]] = {}
     within = []
-    for (_, model, _), seeds in lines.items():
+    for key, seeds in ends.items():
+        model = key[1]
         names_of = (f"{short(model)} " if several and model else "", names)
-        ended = {key: of for key, of in seeds.items() if of[-1].finished} or seeds
-        last = _side({seed: of[-1] for (seed, _), of in ended.items()}, *names_of)
+        ended = {seed: e for seed, e in seeds.items() if e.finished} or seeds
+        last = _side(ended, *names_of)
         lasts.setdefault(model, []).append(last)
-        first = {seed: of[0] for (seed, _), of in ended.items() if of[0].part.step < of[-1].part.step}
+        first = {seed: e for seed, e in starts[key].items() if seed in ended and e.part.step < ended[seed].part.step}
         within.append((_side(first, *names_of), last))
     families = list(lasts.values())
     if all(len(family) == 1 for family in families):  # nothing but models
@@ -154,5 +159,5 @@ def _points(a: Evaluation, b: Evaluation) -> float:
 
 
 def _notes(a: Evaluation, b: Evaluation) -> tuple[str, ...]:
-    unlike = [key for key in a.settings.keys() | b.settings.keys() if a.settings.get(key) != b.settings.get(key)]
-    return tuple(f"{k} {a.settings.get(k, '?')} and {b.settings.get(k, '?')}" for k in sorted(unlike) if k != "n")
+    told = [(key, *("?" if (v := e.part.settings.get(key)) is None else v for e in (a, b))) for key in sorted(ASKED)]
+    return tuple(f"{key} {of_a} and {of_b}" for key, of_a, of_b in told if of_a != of_b and key != "n")

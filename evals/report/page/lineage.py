@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from evals.models import STEP
-from evals.report.page.summary import Evaluation
+from evals.report.evaluations import Evaluation
 from evals.store import Artifact, RunRow
 
 COLUMNS = ("data", "training", "checkpoint", "evaluation")
