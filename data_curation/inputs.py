@@ -12,7 +12,7 @@ from data_curation import decontaminate, raw, sources
 from data_curation.rates import SolveOptions
 from data_curation.read import place_of, read, split_of
 from data_curation.stage import Context
-from data_curation.tries import NO_MODEL, known_run
+from data_curation.tries import NO_MODEL, check_options, known_run
 from evals.errors import UserError
 from evals.hub import ANSWER_SECONDS, hub_answers, stay_offline
 
@@ -153,20 +153,20 @@ def check_model(options: SolveOptions, context: Context) -> None:
         if context.store is None:
             raise UserError(f"solve_rate.replay={options.replay}: there is no results store that could have this run.")
         context.store.find_run(options.replay)
-    elif not options.model:
+        return
+    if not options.model:
         raise UserError(f"{NO_MODEL}.")
-    elif options.engine == "openai":
+    check_options(options)
+    if options.engine == "openai":
         from evals.engines.openai import parse_model
 
         for url in parse_model(options.model)[0]:
             check_server(url)
-    elif options.engine in ("hf", "vllm", "ray"):
+    else:
         from evals.engines.hf import load_config, load_tokenizer
 
         load_config(options.model)
         load_tokenizer(options.model)
-    else:
-        raise UserError(f"unknown engine {options.engine!r} of solve_rate. Known: hf, vllm, openai, ray.")
 
 
 def check_server(url: str) -> None:

@@ -190,6 +190,18 @@ class Meter:
         )
 
 
+def check_options(options: SolveOptions) -> dict[str, Any]:
+    """The engine's options as it takes them. Raises UserError for an engine, an option or a value that there is not."""
+    from evals.engines import check_engine
+
+    if options.engine != "ray":
+        return check_engine(options.engine, options.engine_options)
+    from data_curation.ray_engine import RayEngine
+    from evals.engines.options import checked
+
+    return checked("ray", RayEngine.__init__, options.engine_options)
+
+
 def open_engine(options: SolveOptions, context: Context) -> Any:
     from evals.engines import load_engine
 
@@ -198,7 +210,7 @@ def open_engine(options: SolveOptions, context: Context) -> Any:
     if options.engine == "ray":
         from data_curation.ray_engine import RayEngine
 
-        return RayEngine(options.model, **options.engine_options)
+        return RayEngine(options.model, **check_options(options))
     more = {"max_errors": context.max_errors + 1} if options.engine == "openai" else {}
     return load_engine(options.engine, options.model, **{**more, **options.engine_options})
 

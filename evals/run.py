@@ -127,13 +127,7 @@ def engine_name(args: argparse.Namespace) -> str:
 def open_engine(name: str, model: str, options: dict[str, Any]) -> "Engine":
     from evals.engines import load_engine
 
-    try:
-        return load_engine(name, model.removeprefix("openai:"), **options)
-    except TypeError as e:
-        unknown = [option for option in options if f"unexpected keyword argument '{option}'" in str(e)]
-        if not unknown:
-            raise
-        raise UserError(f"the engine {name} has no option {unknown[0]!r}.") from e
+    return load_engine(name, model.removeprefix("openai:"), **options)
 
 
 @contextmanager
@@ -276,8 +270,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Store.open(args.store, make=False) as store:
             regrade_run(args.regrade, store, console)
         return 0
+    from evals.engines import check_engine
+
+    check_engine(engine_name(args), engine_options(args))  # a mistake in them is said before anything is loaded
     plans = make_plans(args)
-    engine_options(args)  # a mistake in them is said before anything is loaded
     if args.dry_run:
         dry_run(args, plans, console)
         return 0

@@ -1,14 +1,18 @@
 """Engines generate: token ids in; token ids, their log-probabilities and a finish reason out.
 
-Every engine is one file here with a class that has the shape of `Engine`, and one line in `load_engine`.
+Every engine is one file here with a class that has the shape of `Engine`, and one line in `ENGINES`.
 """
 
+import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from evals.errors import UserError
+
+ENGINES = {"hf": ("hf", "HFEngine"), "vllm": ("vllm", "VLLMEngine"), "openai": ("openai", "OpenAIEngine")}
+"""name -> its file here and its class"""
 
 
 class EngineError(UserError):
@@ -143,19 +147,27 @@ class OwnWeights(Protocol):
         ...
 
 
+def check_engine(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the engine takes them. Raises UserError for an engine, an option or a value that there is not."""
+    if name not in ENGINES:
+        raise UserError(f"unknown engine {name!r}. Known: {', '.join(ENGINES)}.")
+    if not options:  # the libraries can stay away
+        return {}
+    from evals.engines.options import checked
+
+    return checked(name, _engine_class(name).load, options)
+
+
 def load_engine(name: str, model: str, **options: Any) -> Engine:
     """The engine called `name` over the model folder or hub id `model`; for `openai` it is `URL[,URL...]#MODEL`."""
-    if name == "hf":
-        from evals.engines.hf import HFEngine
-
-        return HFEngine.load(model, **options)
+    options = check_engine(name, options)
     if name == "vllm":
-        from evals.engines.vllm import VLLMEngine
         from evals.hub import model_folder
 
-        return VLLMEngine.load(str(model_folder(model)), **options)
-    if name == "openai":
-        from evals.engines.openai import OpenAIEngine
+        model = str(model_folder(model))
+    return _engine_class(name).load(model, **options)
 
-        return OpenAIEngine.load(model, **options)
-    raise UserError(f"unknown engine {name!r}. Known: hf, vllm, openai.")
+
+def _engine_class(name: str) -> Any:
+    module, kind = ENGINES[name]
+    return getattr(importlib.import_module(f"evals.engines.{module}"), kind)

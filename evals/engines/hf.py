@@ -8,11 +8,12 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import transformers
+from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from evals.engines import Completion, FinishReason, Output, Request, Sampling
@@ -27,6 +28,8 @@ CACHE_BYTES = 4 << 30
 """most memory for keys and values of sequences that decode together on a CPU; a GPU gives half of what is free"""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 SMALL = 20e6
 """parameters up to which a model on a CPU is given one thread"""
@@ -58,7 +61,13 @@ class HFEngine:
 
     @classmethod
     def load(
-        cls, model: str, *, device: str = "auto", dtype: str = "auto", threads: int | None = None, **options: Any
+        cls,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        threads: Annotated[int, Field(ge=1)] | None = None,
+        max_sequences: Annotated[int, Field(ge=1)] = 256,
     ) -> "HFEngine":
         """Load a model folder or hub id. `dtype` auto is float32 on a CPU and bfloat16 on a GPU.
 
@@ -70,7 +79,7 @@ class HFEngine:
             threads = 1
         if threads:
             torch.set_num_threads(threads)
-        return cls(loaded.eval(), tokenizer, **options)
+        return cls(loaded.eval(), tokenizer, max_sequences=max_sequences)
 
     def load_weights(self, folder: str, *, version: str) -> None:
         """Take the weights of another folder of the same model, e.g. a later checkpoint; tokenizer and all else stay.

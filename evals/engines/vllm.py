@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from evals.engines import EngineError, Output, Request, Sampling, WeightStream
 from evals.engines.hf import (
+    Dtype,
     cache_bytes_per_token,
     check_fits,
     context_of,
@@ -65,23 +65,20 @@ class VLLMEngine:
 
     @classmethod
     def load(
-        cls, model: str, *, device: str = "auto", dtype: str = "auto", beside_trainer: bool = False, **options: Any
+        cls, model: str, *, device: str = "auto", dtype: Dtype = "auto", beside_trainer: bool = False, **options: Any
     ) -> "VLLMEngine":
         """Start vLLM over a model folder or hub id; `options` are those of `VLLMOptions`.
 
         `dtype` auto is float32 on a CPU and bfloat16 on a GPU. `beside_trainer`: a trainer uses the same device.
         Raises UserError for what cannot work on this machine, EngineError where vLLM does not start.
         """
-        try:
-            wanted = VLLMOptions.model_validate(options)
-        except ValidationError as e:
-            raise UserError(f"options of engine vllm: {_mistakes(e)}.") from e
+        wanted = VLLMOptions.model_validate(options)
         on_gpu = check_machine(device)
         config, generation_config = load_config(model)
         tokenizer = load_tokenizer(model)
         eos = tuple(sorted(end_of_sequence_ids(generation_config, tokenizer)))
-        dtype = dtype if dtype != "auto" else ("bfloat16" if on_gpu else "float32")
-        spec = plan(model, config, wanted, dtype=dtype, on_gpu=on_gpu, eos=eos, beside_trainer=beside_trainer)
+        precision = dtype if dtype != "auto" else ("bfloat16" if on_gpu else "float32")
+        spec = plan(model, config, wanted, dtype=precision, on_gpu=on_gpu, eos=eos, beside_trainer=beside_trainer)
         first = int(device.partition(":")[2] or 0)
         gpus = range(first, first + wanted.tensor_parallel_size * wanted.data_parallel_size) if on_gpu else ()
         fd = -1 if on_gpu else os.memfd_create("agpo-weights")
@@ -287,15 +284,3 @@ def _available_memory() -> int:
     import psutil
 
     return psutil.virtual_memory().available
-
-
-def _mistakes(error: ValidationError) -> str:
-    known = ", ".join(VLLMOptions.model_fields)
-    told = []
-    for mistake in error.errors():
-        name = ".".join(map(str, mistake["loc"]))
-        if mistake["type"] == "extra_forbidden":
-            told.append(f"no option {name!r}; there are {known}")
-        else:
-            told.append(f"{name}: {mistake['msg'].removeprefix('Value error, ')}".removeprefix(": "))
-    return "; ".join(told)

@@ -83,8 +83,9 @@ def listen(port: int) -> Iterator[socket.socket]:
         try:
             listener.bind((HOST, port))
             listener.listen()  # from here on a browser waits, where it would be refused
-        except OSError as e:
-            raise UserError(f"port {port}: {e.strerror}. Give another with --port; 0 is any free one.") from e
+        except (OSError, OverflowError) as e:
+            reason = getattr(e, "strerror", e)
+            raise UserError(f"port {port}: {reason}. Give another with --port; 0 is any free one.") from e
         yield listener
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from data_curation import audit, rates, solve_rate, tries
+from data_curation.inputs import check_model
 from data_curation.rates import SolveOptions, Tally, bounds, decide
 from data_curation.stage import Context, Row
 from evals.benches import arith
@@ -306,6 +307,21 @@ def test_a_missing_model_or_source_is_said(store):
         solve_rate.run(ROWS, options(""), Context(store=store))
     with pytest.raises(UserError, match="no rows of dapo"):
         solve_rate.run(ROWS, options("", sources=["dapo"]), Context(store=store))
+
+
+@pytest.mark.parametrize(
+    ("engine", "given", "words"),
+    [
+        ("tgi", {}, "unknown engine 'tgi'"),
+        ("hf", {"top_k": 5}, "engine hf: no option 'top_k'"),
+        ("hf", {"max_sequences": "many"}, "max_sequences='many'"),
+        ("vllm", {"max_num_seqs": 0}, "max_num_seqs=0"),
+        ("openai", {"concurrency": "many"}, "concurrency='many'"),
+    ],
+)
+def test_options_that_no_engine_has_are_found_before_a_build(engine, given, words):
+    with pytest.raises(UserError, match=words):
+        check_model(options("nowhere", engine=engine, engine_options=given), Context())
 
 
 @pytest.mark.slow

@@ -117,6 +117,8 @@ def test_it_listens_on_this_machine_only_and_a_taken_port_is_named():
     assert browse.HOST == "127.0.0.1"
     with browse.listen(0) as taken, pytest.raises(UserError, match="Give another with --port"):
         browse.listen(taken.getsockname()[1]).__enter__()
+    with pytest.raises(UserError, match="port 70000: bind"):
+        browse.listen(70_000).__enter__()
 
 
 @pytest.mark.postgres

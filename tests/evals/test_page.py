@@ -727,7 +727,7 @@ def test_a_response_is_shaded_by_probability_and_by_entropy(open_page, tmp_path,
         for status in ("old", "new"):
             run = store.start_run("eval", "arith", model=status, config={"bench": "arith"})
             two = [replace(row, repeat=k, **known if k == 0 else {}) for k in range(2)]
-            store.log_samples(run, two + [replace(row, item="other", **{**known, "entropies": None})])
+            store.log_samples(run, [*two, replace(row, item="other", **{**known, "entropies": None})])
             store.finish_run(run, "done")
         monkeypatch.setattr("evals.report.page.samples.MOST_TOKENS", 20)
         write_page(store, tmp_path / "tokens.html")

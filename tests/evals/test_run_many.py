@@ -24,6 +24,7 @@ from evals.grading import Verdict
 from evals.grading.grader import Grader
 from evals.run import main
 from evals.store import Store
+from evals.store.store import is_missing
 
 
 @pytest.fixture(autouse=True)
@@ -357,13 +358,22 @@ def test_regrade_of_what_is_no_evaluation(folder, capsys):
     ("args", "words"),
     [
         (["--engine-option", "max_num_seqs"], "expected KEY=VALUE"),
-        (["--concurrency", "4"], "the engine hf has no option 'concurrency'"),
+        (["--concurrency", "4"], "options of engine hf: no option 'concurrency'; there are device, dtype"),
+        (["--engine-option", "top_k=5", "--dry-run"], "no option 'top_k'"),
+        (["--engine-option", "max_sequences=0", "--dtype", "float31"], "max_sequences=0: Input should be greater"),
+        (["--engine-option", "max_sequences=many"], "max_sequences='many': Input should be a valid integer"),
+        (["--device", "quda"], "device=quda: not here"),
+        (["--device", "cuda:7"], "device=cuda:7: not here"),
+        (["--engine", "vllm", "--engine-option", "top_k=5"], "options of engine vllm: no option 'top_k'"),
+        (["--model", "openai:http://localhost:1#m", "--concurrency", "many"], "concurrency='many'"),
+        (["--model", "openai:http://localhost:1#m", "--engine-option", "top_k=5"], "no option 'top_k'"),
         (["--model", "openai:http://localhost:1#m", "--engine", "vllm"], "use --engine openai"),
     ],
 )
 def test_options_of_engines(capsys, args, words, tiny):
     assert main([*(["--model", tiny] if "--model" not in args else []), *args]) == 2
     assert words in capsys.readouterr().err
+    assert is_missing() or not Store.open().runs()
 
 
 def test_an_option_of_the_engine_is_recorded_and_does_not_make_it_another_run(tiny, monkeypatch, capsys):
