@@ -48,8 +48,10 @@ def _one_of(value: str, known: Iterable[str], what: str) -> str:
     return value
 
 
-def _known_reward(value: str) -> str:
-    return value if ":" in value else _one_of(value, GRADER_NAMES, "reward")
+def _known_reward(value: object) -> object:
+    if isinstance(value, list | tuple):
+        raise ValueError("several have names: rewards.first=module:function rewards.second=math instead of reward")
+    return value if ":" in str(value) else _one_of(str(value), (*GRADER_NAMES, "MODULE:FUNCTION"), "reward")
 
 
 def _low_high(value: tuple[float, float]) -> tuple[float, float]:
@@ -58,14 +60,18 @@ def _low_high(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _parts(value: object) -> object:
+    return value.strip("[]()").split(",") if isinstance(value, str) else value
+
+
 def _with_commas(value: object) -> object:
     """A list, or a text with commas, as a text with commas."""
     parts = value.split(",") if isinstance(value, str) else value
     return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
 
 
-Reward = Annotated[str, AfterValidator(_known_reward)]
-Span = Annotated[tuple[float, float], AfterValidator(_low_high)]
+Reward = Annotated[str, BeforeValidator(_known_reward)]
+Span = Annotated[tuple[float, float], BeforeValidator(_parts), AfterValidator(_low_high)]
 Names = Annotated[str, BeforeValidator(_with_commas)]
 Prompt = Annotated[str, AfterValidator(lambda value: _one_of(value, PROMPTS, "prompt preset"))]
 
@@ -370,7 +376,7 @@ class TrainConfig(_Section):
     @classmethod
     def _rewards(cls, value: object) -> object:
         if not isinstance(value, dict):
-            return value
+            raise ValueError("they have names: rewards.first=module:function rewards.second=math")
         for name in value:
             if not re.fullmatch(r"[\w-]+", str(name)) or name == "mean":
                 raise ValueError(
