@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from agpo.clip import Decision, apply_f_to_units
+from agpo.clip import Decision, unit_decision, unit_sums, units
 from agpo.logprobs import Layout
-from agpo.objective import Objective, advantages, clip_decision, counted, live_groups, sequence_weights, shaped_rewards
+from agpo.objective import Objective, advantages, counted, live_groups, sequence_weights, shaped_rewards
 from evals.engines import Completion
 from evals.grading import Verdict
 from evals.items import Item
@@ -52,6 +52,8 @@ class Row:
     """w of each of its tokens (`sequence_weights`)"""
     scale_at_ratio_1: float
     """f' of its unit if the policy has not moved since the tokens were sampled; 0: the update does not need it"""
+    unit: int = 0
+    """number of its unit within the mini-batch (`agpo.clip.units`)"""
     old_logp: tuple[float, ...] | None = None
     """the same log-probabilities as the trainer saw them before it moved; None: the engine's are as good"""
     sample: int = 0
@@ -109,9 +111,11 @@ def plan_step(
     max_tokens: int,
     *,
     corrected: bool = False,
+    epochs: int = 1,
 ) -> list[MiniBatch]:
     """Cut a step's groups into mini-batches of whole groups. Masked groups keep their slot and cost nothing.
 
+    `epochs`: passes over them, in one order; a pass after an update is off-policy, so that L is not known.
     `max_tokens` is the longest answer that was allowed (for the overlong penalty and Dr. GRPO's constant). `corrected`:
     tokens get weights against another engine's log-probabilities, so that L at ratio 1 is not exact.
     """
@@ -126,7 +130,9 @@ def plan_step(
         return Row(groups[place].prompt_ids, completion.token_ids, completion.logprobs or (), **planned, sample=k)
 
     size = prompts_per_minibatch
-    return plan_rows(rewards_GN, lengths_GN, objective, size, max_tokens, row, cut_GN=cut_GN, corrected=corrected)
+    once = plan_rows(rewards_GN, lengths_GN, objective, size, max_tokens, row, cut_GN=cut_GN, corrected=corrected)
+    still = not any(minibatch.run or minibatch.steps_on_zero for minibatch in once)  # the first pass moves nothing
+    return [*once, *(replace(minibatch, first=still) for minibatch in once * (epochs - 1))]
 
 
 def plan_rows(
@@ -146,56 +152,57 @@ def plan_rows(
     """
     if objective.aggregation == "constant" and objective.norm_length is None:
         objective = replace(objective, norm_length=max_tokens)
-    live_tokens_G = (live_groups(rewards_GN) * lengths_GN.sum(1)).tolist()
+    all_live_G, advantage_GN = live_groups(rewards_GN), advantages_of(rewards_GN, lengths_GN, objective, max_tokens)
+    live_tokens_G = (all_live_G * lengths_GN.sum(1)).tolist()
     minibatches: list[MiniBatch] = []
     for places in balance(live_tokens_G, prompts_per_minibatch):  # updates of about as many live tokens
         r_GN, length_B = rewards_GN[places], lengths_GN[places].reshape(-1)
         cut_B = None if cut_GN is None else cut_GN[places].reshape(-1)
-        # Eq. 4. Which groups are live is tested on the raw rewards, A is made of what the length penalty leaves.
-        live_G = live_groups(r_GN)
-        advantage_B = advantages(shaped_rewards(r_GN, length_B, max_tokens, objective), objective, live_G).reshape(-1)
+        live_G, advantage_B = all_live_G[places], advantage_GN[places].reshape(-1)
         # Eq. 6, first case: the mask is w = 0, and what has no weight has no row. The mean is over what is left.
         weight_B = sequence_weights(length_B, counted(r_GN, live_G, objective, cut_B).reshape(-1), objective)
         # Eq. 5 at ratio 1: every token's l is -A, so that L is known from rewards and lengths alone.
         loss_B = -advantage_B * (weight_B * length_B)
-        scale_B = _scales_at_ratio_1(loss_B, weight_B * length_B, lengths_GN.shape[1], objective)
+        unit_B = units(length_B, weight_B, lengths_GN.shape[1], objective)  # a token's A, and sign, is its sequence's
+        sums_3U = unit_sums(loss_B, weight_B * length_B, unit_B, int(unit_B.max()) + 1)
+        scale_U, at_ratio_1 = unit_decision(sums_3U, objective)
+        scale_B = scale_U[unit_B]
         rows: list[Row] = []
         for i in ((weight_B > 0) & (length_B > 0)).nonzero()[:, 0].tolist():
             group, k = divmod(i, lengths_GN.shape[1])
             planned = {"advantage": advantage_B, "weight": weight_B, "scale_at_ratio_1": scale_B}
             numbers = {name: float(x_B[i]) for name, x_B in planned.items()}
-            rows.append(make_row(places[group], k, group=group, **numbers))
+            rows.append(make_row(places[group], k, group=group, unit=int(unit_B[i]), **numbers))
         # A = 0 has no gradient, unless a KL or entropy term looks at every token.
         every = objective.beta or objective.entropy_coef
         moving = tuple(i for i, row in enumerate(rows) if every or row.advantage != 0)
-        # An entropy bonus is outside f, and the units of scope micro_batch are not known before those are cut.
-        beyond_f = objective.entropy_coef or objective.clip_scope == "micro_batch"
         live_tokens = int((length_B.reshape(r_GN.shape) * (live_G[:, None] & ~r_GN.isnan())).sum())
         minibatch = MiniBatch(
             rows=tuple(rows),
             groups=tuple(places),
             live_groups=int(live_G.sum()),
             live_tokens=live_tokens,
-            at_ratio_1=clip_decision(float(loss_B.sum()), float(loss_B.abs().sum()), objective),
+            at_ratio_1=at_ratio_1,
             exact=not objective.beta and not corrected,
             first=not any(before.run or before.steps_on_zero for before in minibatches),
             moving=moving,
-            # Eq. 6, second case: what f' = 0 drops need not run.
-            kept=moving if beyond_f else tuple(i for i in moving if rows[i].scale_at_ratio_1 != 0),
+            # Eq. 6, second case: what f' = 0 drops need not run. An entropy bonus is outside f.
+            kept=moving if objective.entropy_coef else tuple(i for i in moving if rows[i].scale_at_ratio_1 != 0),
             steps_on_zero=objective.on_clip == "zero_grad" and live_tokens > 0,
         )
         minibatches.append(minibatch)
     return minibatches
 
 
-def _scales_at_ratio_1(loss_B: torch.Tensor, mass_B: torch.Tensor, samples: int, objective: Objective) -> torch.Tensor:
-    """[B] f' of each sequence's unit, from its sums of w l and of w over its tokens."""
-    if objective.clip_scope == "micro_batch":  # its units are not known before the micro-batches are cut
-        return torch.ones_like(loss_B)
-    sequence_B = torch.arange(len(loss_B))
-    units = {"group": sequence_B // samples, "mini_batch": torch.zeros_like(sequence_B)}
-    unit_B = units.get(objective.clip_scope, sequence_B)  # a token's A is its sequence's, and so is its sign
-    return apply_f_to_units(loss_B, mass_B, unit_B, objective)[1][unit_B]
+def advantages_of(
+    rewards_GN: torch.Tensor, lengths_GN: torch.Tensor, objective: Objective, max_tokens: int
+) -> torch.Tensor:
+    """[G, N] float64, Eq. 4: for the plan, and for the store of everything that was sampled.
+
+    Which groups are live is tested on the raw rewards, A is made of what the length penalty leaves.
+    """
+    shaped_GN = shaped_rewards(rewards_GN, lengths_GN.reshape(-1), max_tokens, objective)
+    return advantages(shaped_GN, objective, live_groups(rewards_GN))
 
 
 def balance(costs: Sequence[int], size: int) -> list[list[int]]:
@@ -216,7 +223,7 @@ def idle_row(rows: Sequence[Row]) -> Row:
     """Two tokens without weight: what a rank runs that has no row left while others have, since layers are gathered
     and gradients summed by all ranks at once."""
     prompt, response = rows[0].prompt_ids[:1], rows[0].response_ids[:1]
-    return Row(prompt, response, (0.0,), 0, 0.0, 0.0, 0.0, (0.0,))
+    return Row(prompt, response, (0.0,), 0, 0.0, 0.0, 0.0, old_logp=(0.0,))
 
 
 def plain_tokens(groups: Sequence[Group]) -> int:
@@ -242,13 +249,6 @@ def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
         for k, sample in enumerate(group.samples):
             length_N[k] = len(sample.completion.token_ids)
     return lengths_GN
-
-
-def sample_advantages(groups: Sequence[Group], objective: Objective, max_tokens: int) -> torch.Tensor:
-    """[G, N] float64 advantages of everything that was sampled, for the store: also of groups that are in no plan."""
-    rewards_GN = raw_rewards(groups)
-    shaped_GN = shaped_rewards(rewards_GN, lengths_of(groups).reshape(-1), max_tokens, objective)
-    return advantages(shaped_GN, objective, live_groups(rewards_GN))
 
 
 def rank_micro_batches(
@@ -309,9 +309,9 @@ def micro_batches(
         row = rows[i]
         cost = row.tokens
         if parts and layout != "padded" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
-            cost = len(row.response_ids)
+            cost = len(row.response_ids)  # its prompt is in this part already
         elif parts and layout == "padded":
-            cost = rows[parts[-1][0]].tokens
+            cost = rows[parts[-1][0]].tokens  # padded to the longest, which comes first
         if parts and used + cost <= budget:
             parts[-1].append(i)
             used += cost

@@ -2,6 +2,7 @@
 
 <run folder>/checkpoints/step-000020/
     config.json, model.safetensors, tokenizer files     what transformers, vLLM and lm-eval load
+    adapter/                                            with LoRA: the adapters alone, as peft and vLLM load them
     agpo_run.json                                       which run, method and step made it
     trainer/optimizer.safetensors, trainer/state.json   what --resume needs
     trainer/shards/                                     in place of optimizer.safetensors where several ranks trained:
@@ -18,6 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agpo import distributed, optimizer
-from agpo.model import exported_weights
+from agpo.model import ADAPTER, adapters, exported_weights
 from agpo.policy import Policy
 from agpo.sync import weight_stream
 from evals.errors import UserError
@@ -64,6 +66,7 @@ def prepare(
             f"after step {step} the weights are not finite ({broken}): it is not saved, and the checkpoints of earlier "
             "steps stay. Start a new run from the last with model=CHECKPOINT and a lower update.lr."
         )
+    lora = {name: x.to("cpu", copy=True) for name, x in adapters(policy.model).items()}
     slots, numbers = optimizer.state(policy.trained)
     moments = {name: distributed.shard_on_cpu(x) if several else _copied(x, copies) for name, x in slots.items()}
     state = {
@@ -76,8 +79,13 @@ def prepare(
     }
 
     def fill(building: Path) -> None:
-        policy.plain.save_pretrained(building, state_dict=weights)
+        policy.plain.save_pretrained(building, state_dict=weights, save_original_format=not several)  # a stream is
         policy.tokenizer.save_pretrained(building)
+        if lora:  # without the model, for peft and for vLLM's --lora-modules
+            about = copy(policy.plain.peft_config[ADAPTER])  # type: ignore[index]
+            about.base_model_name_or_path = str(run.get("model", ""))
+            about.save_pretrained(str(building / "adapter"))
+            save_file(lora, building / "adapter" / "adapter_model.safetensors")
         (building / "trainer").mkdir(exist_ok=True)
         if several:
             distributed.save_shards(moments, building / "trainer" / "shards")

@@ -1,10 +1,13 @@
 """The clip: f on the loss of a declared scope, in pure functions (second case of Eq. 6).
 
-T packed tokens, U units that f is applied to: the mini-batch, groups, sequences or tokens. Sums are float64.
+T packed tokens, U units that f is applied to: the mini-batch, groups, K sequences, sequences or tokens. Sums are
+float64.
 """
 
+import heapq
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,19 +17,70 @@ TIE = 1e-6
 """L counts as positive only above TIE * sum_it w_it |l_it|: nearer to zero its sign is the order of summation"""
 
 
-def units(sequence_T: torch.Tensor, samples_per_group: int, objective: Objective) -> torch.Tensor:
-    """[T] number of the unit that f is applied to, for each token. clip_scope micro_batch: all that is given."""
+def units(
+    lengths_B: torch.Tensor, weight_B: torch.Tensor, samples_per_group: int, objective: Objective
+) -> torch.Tensor:
+    """[B] number of the unit that f is applied to, for each sequence of a whole mini-batch; see `token_units`.
+
+    A function of lengths and of which sequences count (`weight_B` > 0) alone: not of micro-batches or ranks.
+    """
+    sequence_B = torch.arange(len(lengths_B), device=lengths_B.device)
     if _whole(objective):  # the paper's words: the batch loss
-        return torch.zeros_like(sequence_T)
-    if objective.clip_scope == "token":
+        return torch.zeros_like(sequence_B)
+    if objective.clip_scope == "group":  # Eq. 6 read literally; the finer scopes are there to compare with
+        return sequence_B // samples_per_group
+    if not objective.clip_size:
+        return sequence_B
+    counted = ((weight_B > 0) & (lengths_B > 0)).nonzero()[:, 0].tolist()  # others are not there
+    lengths, unit_B, number = lengths_B.tolist(), torch.zeros_like(sequence_B), 0
+    ranks = objective.clip_ranks or -(-len(counted) // objective.clip_size)
+    for share in deal([lengths[i] for i in counted], ranks) if counted else []:
+        for start in range(0, len(share), objective.clip_size):
+            unit_B[[counted[i] for i in share[start : start + objective.clip_size]]] = number
+            number += 1
+    return unit_B
+
+
+def token_units(unit_B: torch.Tensor, sequence_T: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """[T] the unit of each token, from that of its sequence."""
+    if objective.clip_scope == "token" and not _whole(objective):
         return torch.arange(len(sequence_T), device=sequence_T.device)
-    # A group is Eq. 6 read literally; the finer scopes are there to compare with.
-    return sequence_T if objective.clip_scope == "sequence" else sequence_T // samples_per_group
+    return unit_B[sequence_T]
+
+
+def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Deal sequences (by index) out to ranks: as many to each, sums of lengths as equal as the largest differencing
+    method makes them (Karmarkar and Karp 1982), in ascending order within a rank.
+
+    Where `ranks` divides their number these are the shares of verl's `balance_batch`; else some have one less.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    order = [-1] * (-len(order) % ranks) + order  # -1: nothing, of length 0
+    # A state is the shares of all ranks, [(sum, how many, [(index, length)])], largest first. The two states whose
+    # shares differ most are merged, the largest share of one with the smallest of the other.
+    heap = []
+    for start in range(0, len(order), ranks):
+        part = [(lengths[i] if i >= 0 else 0, i) for i in order[start : start + ranks]]
+        heap.append(_state([(n, 1, [(i, n)]) for n, i in part]))
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        (_, _, one), (_, _, other) = heapq.heappop(heap), heapq.heappop(heap)
+        merged = zip(one, reversed(other), strict=True)
+        heapq.heappush(heap, _state([(a[0] + b[0], a[1] + b[1], a[2] + b[2]) for a, b in merged]))
+    shares = heap[0][2] if heap else []
+    return [sorted(i for i, _ in items if i >= 0) for _, _, items in shares]
+
+
+def _state(shares: list[tuple[int, int, list[tuple[int, int]]]]) -> tuple:
+    """(sorts first where shares differ most, a tie by the largest share, the shares)."""
+    shares = sorted(shares, reverse=True)
+    total, count, items = shares[0]
+    return shares[-1][0] - total, (-total, -count, [(-i, -n) for i, n in items]), shares
 
 
 def _whole(objective: Objective) -> bool:
     """f sees the loss of everything at once, or is the identity, to which the scope makes no difference."""
-    return objective.clip_scope in ("mini_batch", "micro_batch") or objective.clip == "none"
+    return objective.clip_scope == "mini_batch" or objective.clip == "none"
 
 
 def weighted_sums(loss_T: torch.Tensor, weight_T: torch.Tensor) -> tuple[float, float]:
@@ -120,6 +174,21 @@ def apply_f_to_sums(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.
     norm_U = torch.where((weight_U > 0) & (not _whole(objective)), weight_U, 1.0)
     shaped_U, scale_U = apply_f(value_U / norm_U, magnitude_U / norm_U, objective)
     return torch.where(weight_U > 0, shaped_U * norm_U, 0.0), torch.where(weight_U > 0, scale_U, 0.0)
+
+
+def unit_decision(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, Decision]:
+    """(f' of each unit [U], what f says of the mini-batch) from the sums of all its units, agreed by all ranks.
+
+    Of units below the mini-batch, `scale` is the mean of f' by weight, and `clipped` means that none is left.
+    """
+    shaped_U, scale_U = apply_f_to_sums(sums_3U, objective)
+    value, magnitude, weight = sums_3U.sum(1).tolist()
+    decision = clip_decision(value, magnitude, objective)
+    if _whole(objective):
+        return scale_U, decision
+    scale = float((scale_U * sums_3U[2]).sum()) / weight if weight else 0.0
+    clipped = objective.clip == "max0" and scale == 0.0
+    return scale_U, replace(decision, loss=float(shaped_U.sum()), scale=scale, clipped=clipped, tie=False)
 
 
 def apply_f_to_loss(

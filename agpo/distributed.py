@@ -275,9 +275,14 @@ def shard(model: PreTrainedModel, *, half_masters: bool = True, offload: bool = 
 
 
 def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The decoder layers of a model of transformers, in which `_no_split_modules` has the names of their classes."""
-    names = set(model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    """The decoder layers of a model of transformers, in which `_no_split_modules` has the names of their classes, and
+    for some models of parts of them."""
+    names, layers, inside = set(model._no_split_modules or ()), [], set[int]()
+    for module in model.modules():
+        if type(module).__name__ in names and id(module) not in inside:
+            layers.append(module)
+            inside.update(map(id, module.modules()))
+    return layers
 
 
 def compute_device(model: PreTrainedModel) -> torch.device:
@@ -336,9 +341,9 @@ def free(plain: torch.nn.Module, model: torch.nn.Module) -> None:
 # -- tensors of the optimizer ----------------------------------------------------------------------------------------
 
 
-def full_scalar(x: torch.Tensor) -> float:
-    """A scalar that may be spread over the ranks."""
-    return float(x.full_tensor() if isinstance(x, DTensor) else x)
+def full(x: torch.Tensor) -> torch.Tensor:
+    """A tensor that may be spread over the ranks, all of which call it."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def shard_like(x: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

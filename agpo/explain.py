@@ -50,7 +50,8 @@ def explain(
             str(len(parts[0])),
             _fate(minibatch, objective),
         )
-    return table, _sentences(plain_tokens(groups), least if objective.clip == "max0" else most, most, plan, layout)
+    whole = plain_tokens(groups) * len(plan) // len({m.groups for m in plan})
+    return table, _sentences(whole, least if objective.clip == "max0" else most, most, plan, layout)
 
 
 def _fate(minibatch: MiniBatch, objective: Objective) -> str:
@@ -65,12 +66,14 @@ def _fate(minibatch: MiniBatch, objective: Objective) -> str:
 
 
 def _sentences(whole: int, least: int, most: int, plan: Sequence[MiniBatch], layout: Layout) -> list[str]:
-    live, groups = sum(m.live_groups for m in plan), sum(len(m.groups) for m in plan)
-    sequences = sum(len(m.rows) for m in plan)
+    once = {m.groups: m for m in plan}.values()
+    live, groups = sum(m.live_groups for m in once), sum(len(m.groups) for m in once)
+    sequences, passes = sum(len(m.rows) for m in once), len(plan) // len(once)
+    often = f" in {passes} passes" if passes > 1 else ""
     shared = "a prompt once for its samples" if layout != "padded" else "padded: its attention does not pack"
     lines = [
         f"{live} of {groups} groups are live; {sequences:,} sequences count in the loss.",
-        f"All samples with their prompts are {whole:,} tokens; the updates run at most {most:,} ({shared}).",
+        f"All samples with their prompts are {whole:,} tokens{often}; the updates run at most {most:,} ({shared}).",
     ]
     if least != most:
         lines.append(

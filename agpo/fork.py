@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import random
 import shutil
@@ -165,10 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"run {label['run']} forked after {told}: without and with {changes}", markup=False, highlight=False)
     pairs: list[tuple[str, str]] = []
     for step in at:
-        arms = {
-            f"{config.name} {step}+{args.steps} as it was": [],
-            f"{config.name} {step}+{args.steps} {changes}": args.changes,
-        }
+        both = ("as it was", []), (changes, args.changes)
+        arms = {f"{config.name} {step}+{args.steps} {name}": wanted for name, wanted in both}
         ids = {name: fork.finished(name) for name in arms}
         start = None if all(ids.values()) else fork.reach(step, console)
         for name, wanted in arms.items():  # one step more: a step's answers are sampled before its updates
@@ -206,30 +205,30 @@ def show(
     from evals.stats.intervals import student
     from evals.store import Store
 
-    def value(side: int, i: int, after: int, name: str) -> float:
-        return made[pairs[i][side]].get((at[i] + after, name), 0.0)
-
     def cell(effect_T: np.ndarray, digits: int) -> str:
         shown, interval = student(float(effect_T.mean()), standard_error(effect_T), len(effect_T)).cells(digits)
         return f"{'+' if effect_T.mean() > 0 else ''}{shown}" + (f" ({interval})" if interval else "")
 
     with Store.open(fork.home / "forks.db") as store:
-        made = {run: metrics_of(store, run) for pair in pairs for run in pair}
-        said = [repeats(fork, [made[without] for without, _ in pairs]), same_answers(store, pairs, at)]
-    forks, afters = range(len(at)), range(1, args.steps + 1)
-    effect_MTK = np.array(  # M measures, T forks, K steps after; the first step's updates show in the second's answers
-        [[[value(1, i, k + 1, m) - value(0, i, k + 1, m) for k in afters] for i in forks] for m, _, _ in MEASURES]
-    )
-    digits = [d for _, _, d in MEASURES]
+        made = [[metrics_of(store, run) for run in side] for side in zip(*pairs, strict=True)]
+        said = [repeats(fork, made[0]), same_answers(store, pairs, at)]
+    afters = range(1, args.steps + 1)  # the first step's updates show in the second's answers
+    names = [m for m, _, _ in MEASURES]
+    of_SMTK = np.array(  # of S sides, M measures, T forks, K steps after
+        [[[[one.get((t + 1 + k, m), math.nan) for k in afters] for t, one in zip(at, side, strict=True)] for m in names]
+         for side in made]
+    )  # fmt: skip
+    effect_MTK, digits = of_SMTK[1] - of_SMTK[0], [d for _, _, d in MEASURES]
     lines = [[f"after {plural(k, 'step')}", *map(cell, effect_MTK[:, :, k - 1], digits)] for k in afters]
     lines += [["mean of these", *map(cell, effect_MTK.mean(2), digits)]] * (args.steps > 1)
     changes = " ".join(args.changes)
     caption = f"Effect of {changes}: with it minus without, mean over {plural(len(at), 'fork')} (95 %)"
     print_table(["", *(title for _, title, _ in MEASURES)], lines, caption, console)
-    updates = [sum(value(side, i, k, "updates/made") for i in forks for k in afters) for side in (0, 1)]
-    said.append(
-        f"Updates made in {plural(len(at) * args.steps, 'step')}: {updates[0]:.0f} without, {updates[1]:.0f} with."
-    )
+    updates = [
+        sum(one[t + k, "updates/made"] for t, one in zip(at, side, strict=True) for k in afters) for side in made
+    ]
+    steps = plural(len(at) * args.steps, "step")
+    said.append(f"Updates made in {steps}: {updates[0]:.0f} without, {updates[1]:.0f} with.")
     if len(at) > 1:
         how = "drawn steps" if args.step is None else "steps that you chose"
         said.append(f"Intervals are Student's over forks after {how} of this one run.")
@@ -237,10 +236,8 @@ def show(
     with replacing(out) as building, building.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("run", "step", "after", "metric", "without", "with"))
-        for i in forks:
-            for k in afters:
-                for m, _, _ in MEASURES:
-                    writer.writerow((fork.label["run"], at[i], k, m, *(value(side, i, k + 1, m) for side in (0, 1))))
+        for (m, i, k), without in np.ndenumerate(of_SMTK[0]):
+            writer.writerow((fork.label["run"], at[i], k + 1, names[m], without, of_SMTK[1, m, i, k]))
     for line in (*said, f"numbers     {out}", f"store       {fork.home}/forks.db"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -14,7 +14,7 @@ import torch
 
 from agpo.distributed import as_forward, compute_device, layers_of
 from agpo.model import compiled, output_embeddings
-from agpo.packing import NAME, Sequence_, moved, pack, packed_hidden
+from agpo.packing import NAME, Sequence_, moved, pack, packed_hidden, trunk
 from evals.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,11 +53,20 @@ def log_probs(
                 hidden_TH, target_T = packed_hidden(model, packed), packed.target_T
         else:
             hidden_TH, target_T = _padded_hidden(model, rows, device)
-        head = output_embeddings(model)
+        head, (scale, cap), t = output_embeddings(model), logit_shape(model), temperature or 1.0
         bias = getattr(head, "bias", None)
-        return _SampledLogProbs.apply(hidden_TH, head.weight, bias, target_T, temperature or 1.0, entropy)
+        return _SampledLogProbs.apply(hidden_TH, head.weight, bias, target_T, t / scale, cap / t, entropy)
 
     return as_forward(model, work)
+
+
+def logit_shape(model: PreTrainedModel) -> tuple[float, float]:
+    """(scale, soft cap or 0) of the logits over the output embedding's product z: cap tanh(scale z / cap)."""
+    config = model.config.get_text_config()
+    named = ("logit_scale", "logits_scaling", "final_logit_softcapping", "logits_soft_cap")  # Cohere, Granite, Gemmas
+    found = (getattr(config, name, None) for name in named)
+    times, over, cap, caps = (x if isinstance(x, int | float) else 0.0 for x in found)
+    return (times or 1.0) / (over or 1.0), cap or caps
 
 
 @contextmanager
@@ -83,7 +92,7 @@ def _padded_hidden(
     ids_BS = torch.zeros(len(rows), max(map(len, sequences)), dtype=torch.long)
     for i, tokens in enumerate(sequences):
         ids_BS[i, : len(tokens)] = torch.tensor(tokens)
-    hidden_BSH = model.base_model(input_ids=moved(ids_BS, device), use_cache=False).last_hidden_state
+    hidden_BSH = trunk(model)(input_ids=moved(ids_BS, device), use_cache=False).last_hidden_state
     at = [(i, s - 1) for i, row in enumerate(rows) for s in range(len(row.prompt_ids), len(sequences[i]))]
     at_T2 = moved(torch.tensor(at), device)  # the token at position s is predicted at s - 1
     target_T = moved(torch.tensor([token for row in rows for token in row.response_ids]), device)
@@ -91,17 +100,18 @@ def _padded_hidden(
 
 
 class _SampledLogProbs(torch.autograd.Function):
-    """log softmax(W h + b)[target] and the entropy, by chunks of tokens. Backward makes the logits of a chunk again.
+    """log softmax(z)[target] and the entropy, by chunks of tokens. Backward makes the logits z of a chunk again.
 
-    With p the softmax and z the logits over the temperature: d logp / dz = onehot - p, dH / dz = -p (log p + H).
+    z = x, or cap tanh(x / cap), of x = (W h + b) / temperature. With p the softmax:
+    d logp / dz = onehot - p, dH / dz = -p (log p + H).
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_TH, weight_VH, bias_V, target_T, temperature: float, with_entropy: bool):  # type: ignore[override]
+    def forward(ctx: Any, hidden_TH, weight_VH, bias_V, target_T, temperature, cap, with_entropy: bool):  # type: ignore[override]
         logps, entropies, sums = [], [], []
         buffer_CV = _buffer(hidden_TH, weight_VH)
         for hidden_CH, target_C in _chunks(hidden_TH, target_T, buffer_CV):
-            logits_CV = _logits(hidden_CH, weight_VH, bias_V, temperature, buffer_CV)
+            logits_CV = _logits(hidden_CH, weight_VH, bias_V, temperature, cap, buffer_CV)
             at_target_C = logits_CV.gather(1, target_C[:, None])[:, 0]
             if with_entropy:
                 sum_C = logits_CV.logsumexp(-1)
@@ -114,7 +124,7 @@ class _SampledLogProbs(torch.autograd.Function):
             sums.append(sum_C)
         entropy_T = torch.cat(entropies) if with_entropy else None
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, target_T, torch.cat(sums), entropy_T)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.cap = temperature, cap
         return torch.cat(logps), entropy_T
 
     @staticmethod
@@ -129,13 +139,16 @@ class _SampledLogProbs(torch.autograd.Function):
         for hidden_CH, target_C in _chunks(hidden_TH, target_T, buffer_CV):
             part = slice(start, start + len(target_C))
             start += len(target_C)
-            logp_CV = _logits(hidden_CH, weight_VH, bias_V, ctx.temperature, buffer_CV).sub_(sum_T[part, None])
+            logits_CV = _logits(hidden_CH, weight_VH, bias_V, ctx.temperature, ctx.cap, buffer_CV)
+            bent_CV = 1 - (logits_CV / ctx.cap).square_() if ctx.cap else None  # of the soft cap
+            logp_CV = logits_CV.sub_(sum_T[part, None])
             if entropy_T is not None and grad_entropy_T is not None:
                 slope_C1, p_CV = grad_entropy_T[part, None], logp_CV.exp()
                 grad_CV = p_CV * (logp_CV + entropy_T[part, None]) * -slope_C1 - p_CV * grad_logp_T[part, None]
             else:
                 grad_CV = logp_CV.exp_().mul_(-grad_logp_T[part, None])
             grad_CV.scatter_add_(1, target_C[:, None], grad_logp_T[part, None])
+            grad_CV = grad_CV if bent_CV is None else grad_CV.mul_(bent_CV)
             grad_CV = grad_CV.div_(ctx.temperature).to(weight_VH.dtype)
             grad_hidden_TH[part] = grad_CV @ weight_VH
             if grad_weight_VH is not None:
@@ -146,7 +159,7 @@ class _SampledLogProbs(torch.autograd.Function):
             if grad_bias_V is not None:
                 grad_bias_V += grad_CV.sum(0)
         grads = [None if g is None else g.to(weight_VH.dtype) for g in (grad_weight_VH, grad_bias_V)]
-        return grad_hidden_TH, *grads, None, None, None
+        return grad_hidden_TH, *grads, None, None, None, None
 
 
 def _buffer(hidden_TH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
@@ -172,6 +185,7 @@ def _logits(
     weight_VH: torch.Tensor,
     bias_V: torch.Tensor | None,
     temperature: float,
+    cap: float,
     buffer_CV: torch.Tensor,
 ) -> torch.Tensor:
     """[C, V] logits over the temperature, at least in float32, in the buffer."""
@@ -182,7 +196,8 @@ def _logits(
         logits_CV.copy_(hidden_CH @ weight_VH.T)
     if bias_V is not None:
         logits_CV += bias_V
-    return logits_CV if temperature == 1 else logits_CV.div_(temperature)
+    logits_CV = logits_CV if temperature == 1 else logits_CV.div_(temperature)
+    return logits_CV.div_(cap).tanh_().mul_(cap) if cap else logits_CV
 
 
 class Chosen(NamedTuple):
@@ -197,15 +212,22 @@ def choose_layout(model: PreTrainedModel, longest: int, wanted: Layout = "packed
     Found out by running some, in float32, through a copy of the model's first layers: in half precision another order
     of sums alone moves the log-probability of an unlikely token by whole nats, and all layers attend in the same way.
 
-    Raises UserError for a model whose logits are not its output embedding of the last hidden state (soft caps, logit
-    scales), which chunks would not reproduce.
+    The configuration is asked too: a window is longer than what is run here, and a random model never reaches a cap.
+
+    Raises UserError for a model whose logits are not made of its last hidden state as `logit_shape` says, which chunks
+    would not reproduce.
     """
     config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention", "chunked_attention"]
+    bounds = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    reach = min(
+        (getattr(config, key, None) or longest for kind, key in bounds.items() if kind in kinds), default=longest
+    )
     layouts: tuple[Layout, ...] = ("padded",)
-    if window and window < longest and "sliding_attention" in kinds:
-        why = f"its attention slides over {window} tokens, and sequences may have {longest}"
+    if reach < longest:
+        why = f"its attention reaches over {reach} tokens, and sequences may have {longest}"
+    elif cap := getattr(config, "attn_logit_softcapping", None):
+        why = f"its attention has a soft cap of {cap:g}"
     else:
         layouts, why = tuple(dict.fromkeys((wanted, *layouts))), "asked for"
     size = output_embeddings(model).weight.shape[0]
@@ -225,8 +247,9 @@ def choose_layout(model: PreTrainedModel, longest: int, wanted: Layout = "packed
             return Chosen(layout, why)
         why = f"{layout} changes log-probabilities by {float(gap_T.max()):.2g} in float32"
     raise UserError(
-        f"{type(model).__name__}: log-probabilities in chunks differ from the model's own ({why}). It changes its "
-        "logits after the output embedding (a soft cap or a scale), which is not supported. Use a model without it."
+        f"{type(model).__name__}: log-probabilities in chunks are not the model's own ({why}), so it cannot be trained "
+        "here. Usual cause: it changes its logits after the output embedding in a way that its configuration does not "
+        "name. Use another model."
     )
 
 

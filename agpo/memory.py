@@ -168,7 +168,10 @@ def model_config(name: str) -> PreTrainedConfig:
 
 
 def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
-    """Count a model's parameters and what its layers keep. `model` is a configuration of transformers."""
+    """Count a model's parameters and what its layers keep. `model` is a configuration of transformers.
+
+    Raises UserError for a model that does not run without memory.
+    """
     import copy
 
     from transformers import AutoModelForCausalLM
@@ -176,6 +179,7 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
 
     from agpo.model import add_lora
     from evals.engines.hf import cache_bytes_per_token
+    from evals.errors import UserError
 
     ALL_ATTENTION_FUNCTIONS.register("agpo_counted", _counted_attention)
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
@@ -184,16 +188,22 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
         small = copy.deepcopy(model)
         text = small.get_text_config()
         text.num_hidden_layers = depth
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:depth]
+        if "layer_types" in vars(text):  # else it follows from the number of layers
+            text.layer_types = text.layer_types and text.layer_types[:depth]
         with torch.device("meta"):
-            net = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation="agpo_counted")
+            try:
+                net = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation="agpo_counted")
+            except KeyError:  # a model that has attention of its own
+                net = AutoModelForCausalLM.from_config(small, dtype=dtype, attn_implementation="eager")
         head = net.get_output_embeddings().weight.numel()
         counts.append(sum(p.numel() for p in net.parameters()))
         if config.lora.rank:
             add_lora(net, config.lora)
         adapters.append(sum(p.numel() for name, p in net.named_parameters() if "lora_" in name))
-        saved.append(_saved_by(net.base_model, 256) // 256)
+        try:
+            saved.append(_saved_by(net.base_model, 256) // 256)
+        except (AttributeError, RuntimeError) as e:
+            raise UserError(f"memory is not counted for {type(net).__name__}, which does not run without: {e}") from e
     layers = model.get_text_config().num_hidden_layers
     layer = counts[1] - counts[0]
     return ModelSizes(

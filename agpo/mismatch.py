@@ -23,19 +23,22 @@ def against_trainer(
     For engines that do not sample from the trainer's own model in this process, and in half precision. Where no row
     will run, one micro-batch is looked at all the same: weights that went stale must not hide behind clipped updates.
     """
-    measured: list[MiniBatch] = []
+    wanted: dict[int, set[int]] = {}  # of the same rows in every pass over them
     for minibatch in plan:
-        rows = list(minibatch.rows)
-        found = with_old_logps(policy, [rows[i] for i in minibatch.run], settings)
-        for i, row in zip(minibatch.run, found, strict=True):
-            rows[i] = row
-        measured.append(replace(minibatch, rows=tuple(rows)))
-    seen = [row for minibatch in measured for row in minibatch.rows if row.old_logp is not None]
+        wanted.setdefault(id(minibatch.rows), set()).update(minibatch.run)
+    measured: dict[int, tuple[Row, ...]] = {}
+    for minibatch in plan:
+        if (key := id(minibatch.rows)) not in measured:
+            rows, run = list(minibatch.rows), sorted(wanted[key])
+            for i, row in zip(run, with_old_logps(policy, [rows[i] for i in run], settings), strict=True):
+                rows[i] = row
+            measured[key] = tuple(rows)
+    seen = [row for rows in measured.values() for row in rows if row.old_logp is not None]
     if not seen:
         rows = [row for minibatch in plan for row in minibatch.rows]
         parts = micro_batches(rows, range(len(rows)), settings.micro_batch_tokens, policy.layout)
         seen = list(with_old_logps(policy, [rows[i] for i in parts[0]], settings)) if parts else []
-    return measured, gap_of(seen)
+    return [replace(minibatch, rows=measured[id(minibatch.rows)]) for minibatch in plan], gap_of(seen)
 
 
 def gap_of(rows: Sequence[Row]) -> tuple[float, float] | None:

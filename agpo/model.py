@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from agpo.distributed import layers_of
+from agpo.distributed import full, layers_of
 from evals.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,6 +121,12 @@ def exported_weights(model: torch.nn.Module) -> Mapping[str, torch.Tensor] | Non
             merged = weight.float() + module.get_delta_weight(ADAPTER).float()  # type: ignore[operator]
             weights[f"{name}.base_layer.weight"] = merged.to(weight.dtype)
     return {k.replace(".base_layer.", "."): x for k, x in weights.items()}
+
+
+def adapters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The adapters' weights in the names of a peft folder. All ranks call it; {} where there are none."""
+    named = ((name, x) for name, x in model.named_parameters() if "lora_" in name)
+    return {f"base_model.model.{name.replace(f'.{ADAPTER}', '')}": full(x.detach()) for name, x in named}
 
 
 def use_liger(model: PreTrainedModel) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from agpo.clip import apply_f_to_loss, clip_decision, units, weighted_sums
+from agpo.clip import apply_f_to_loss, clip_decision, token_units, units, weighted_sums
 from agpo.presets import PRESETS, Objective, resolve
 
 __all__ = ["PRESETS", "clip_decision", "resolve", "weighted_sums"]  # beside what stands here: the public calls
@@ -54,7 +54,14 @@ def advantages(
     else:
         mean_G1 = r_GN.sum(1, keepdim=True) / count_G1
         a_GN = r_GN - mean_G1
-        if objective.advantage_std != "none":
+        if objective.advantage_std == "mean":
+            if (mean_G1[live_G] <= 0).any():
+                raise ValueError(
+                    "advantage_std mean (MaxRL) divides by a group's mean reward, which is not above 0: it is for "
+                    "rewards of 0 and 1. Use rewards of at least 0, or another advantage_std."
+                )
+            a_GN = a_GN / (mean_G1 + eps)
+        elif objective.advantage_std != "none":
             squares_G1 = (a_GN.square() * scorable_GN).sum(1, keepdim=True)
             freedom_G1 = count_G1 if objective.advantage_std == "population" else (count_G1 - 1).clamp(min=1)
             a_GN = a_GN / ((squares_G1 / freedom_G1).sqrt() + eps)
@@ -248,8 +255,8 @@ def minibatch_loss(
         old_logp_T: [T] the same when they were sampled. `logp_T.detach()` for the first update after sampling.
         lengths_B: [B] tokens of each sequence, B = G * N, summing to T. 0 is allowed (an aborted completion).
         rewards_GN: [G, N] raw task rewards, of any dtype; NaN marks a sample that is not scorable. N is at least 2.
-        objective: a preset's name or an `Objective`. clip_scope micro_batch is the whole call here, and masked_groups
-            resample is mask: the resampling happens before, and what is still not live is left out.
+        objective: a preset's name or an `Objective`. masked_groups resample is mask here: the resampling happens
+            before, and what is still not live is left out.
         ref_logp_T, entropy_T: [T], needed when beta or entropy_coef is not 0.
         tis_T: [T] weights on the surrogate of each token, see `tis_weights`.
         cut_B: [B] bool, sequences that max_tokens cut; needed for overlong mask.
@@ -297,7 +304,8 @@ def minibatch_loss(
         tokens.get("ref_logp_T"),
         tis_T=tokens.get("tis_T"),
     )
-    loss, mean_scale = apply_f_to_loss(loss_T, weight_T, units(sequence_T, samples, objective), objective)
+    unit_T = token_units(units(lengths_B, weight_B, samples, objective), sequence_T, objective)
+    loss, mean_scale = apply_f_to_loss(loss_T, weight_T, unit_T, objective)
     scale = float(mean_scale)
     value = weighted_sums(loss_T, weight_T)[0]
     if not math.isfinite(scale):

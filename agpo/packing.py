@@ -25,6 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from agpo.distributed import layers_of
+from evals.engines.decoding import HARMLESS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,13 +164,15 @@ def packed_attention(
     scaling: float | None = None,
     packed: Packed | None = None,
     sliding_window: int | None = None,
-    **_: object,
+    **more: object,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each sequence over its own slots: [1, heads, P, D] in, [1, P, heads, D] out."""
     if packed is None:
         raise ValueError(f"attention {NAME!r} needs the keyword `packed`, which this model does not pass on.")
     if sliding_window and sliding_window < max(longest for _, longest in packed.blocks):
         raise ValueError("packed attention is full: a sequence is longer than the model's sliding window.")
+    if asked := [name for name, x in more.items() if x is not None and name not in HARMLESS]:
+        raise ValueError(f"packed attention does not know {', '.join(asked)}.")  # a soft cap, sinks
     # Flash attention over sequences end to end, where there is one; else blocks of sequences of about one length.
     if packed.varlen and varlen_attn is not None and query.is_cuda and query.dtype in HALF:
         out_XHD = _of_variable_length(query, key, value, packed, scaling)
@@ -228,16 +231,21 @@ def attention_cost(model: PreTrainedModel) -> float:
     2 FLOPs a token and weight against 2 n^2 width of scores and values, half of which is masked.
     """
     config, layers = model.config.get_text_config(), layers_of(model)
+    heads = getattr(config, "num_attention_heads", 0)  # none: a state space
     weights = sum(p.numel() for layer in layers for p in layer.parameters()) / max(len(layers), 1)
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
     return width / weights if weights else 0.0
+
+
+def trunk(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its output matrix."""
+    base = model.base_model  # of some (Llama 4's text) the prefix is that of a larger model, and it is the model itself
+    return base if base is not model else model.model  # type: ignore[return-value]
 
 
 def packed_hidden(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """[T, H] last hidden states that predict the response tokens; called where the model's attention is `NAME`."""
-    out = model.base_model(
+    out = trunk(model)(
         input_ids=packed.ids_P[None], position_ids=packed.position_P[None], use_cache=False, packed=packed
     )
     return out.last_hidden_state[0].index_select(0, packed.predict_T)

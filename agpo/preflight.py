@@ -42,8 +42,8 @@ def preflight(config: TrainConfig) -> tuple[list[tuple[str, bool | None, str]], 
 
 
 def _data(config: TrainConfig, found: Found) -> str:
+    from agpo.problems import load_items
     from agpo.rollout import draw
-    from agpo.setup import load_items
 
     found.items = items = load_items(config)
     draw(items, config.seed, 0, config.rollout.prompts_per_step)
@@ -52,7 +52,7 @@ def _data(config: TrainConfig, found: Found) -> str:
 
 
 def _benchmarks(config: TrainConfig, found: Found) -> str:
-    from agpo.setup import load_benches
+    from agpo.problems import load_benches
 
     found.benches = load_benches(config)
     return ", ".join(f"{bench.name} ({len(items)})" for bench, items in found.benches) or "none"
@@ -60,23 +60,28 @@ def _benchmarks(config: TrainConfig, found: Found) -> str:
 
 def _model(config: TrainConfig, found: Found) -> str:
     from agpo.memory import model_sizes
-    from agpo.setup import check_end, model_path
-    from evals.engines.hf import end_of_sequence_ids, load_config, load_tokenizer
+    from agpo.problems import check_end
+    from evals.engines.hf import context_of, end_of_sequence_ids, load_config, load_tokenizer
+    from evals.models import model_path
 
     model = model_path(config.model)
     text, generation = load_config(model)
     tokenizer = load_tokenizer(model)
     eos = end_of_sequence_ids(generation, tokenizer)
     check_end(eos, text.get_text_config().vocab_size, config.model)
-    longest = int(text.get_text_config().max_position_embeddings)
+    longest = context_of(text)
     if config.engine == "vllm" and config.vllm.max_model_len:
         longest = min(longest, config.vllm.max_model_len)
     found.engine = SimpleNamespace(tokenizer=tokenizer, max_context=longest, eos_ids=eos)
-    return f"{config.model}: {model_sizes(text, config).parameters / 1e6:,.1f}M parameters, context {longest:,}"
+    try:
+        size = f"{model_sizes(text, config).parameters / 1e6:,.1f}M parameters"
+    except UserError as e:
+        size = str(e)
+    return f"{config.model}: {size}, context {longest:,}"
 
 
 def _prompts(config: TrainConfig, found: Found) -> str | tuple[None, str]:
-    from agpo.setup import check_room_for_all
+    from agpo.problems import check_room_for_all
 
     if not found.engine or not found.items:
         return None, "not looked at: it takes the data and the model's tokenizer"
@@ -87,7 +92,7 @@ def _prompts(config: TrainConfig, found: Found) -> str | tuple[None, str]:
 
 def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     """Called on three problems with their own reference as the answer: a verdict must come back."""
-    from agpo.setup import open_reward
+    from agpo.problems import open_reward
     from evals.grading import FAILED
 
     with open_reward(config) as grader:

@@ -15,8 +15,9 @@ class Objective:
     Raises ValueError for a value or a combination that cannot mean what it says.
     """
 
-    advantage_std: Literal["sample", "population", "none"] = "sample"
-    """what the advantage is divided by: sample std (verl), population std, or nothing (Dr. GRPO)"""
+    advantage_std: Literal["sample", "population", "none", "mean"] = "sample"
+    """what the advantage is divided by: sample std (verl), population std, nothing (Dr. GRPO), or the group's mean
+    reward (MaxRL), which rewards of at least 0 have"""
     advantage_sign: Literal["both", "negative"] = "both"
     """negative: A = -1 below the best of the group and 0 at it (negative sample reinforcement, Zhu et al. 2025)"""
     ratio: Literal["token", "sequence"] = "token"
@@ -42,8 +43,11 @@ class Objective:
     """groups that are not live: leave out of everything (AGPO), keep with A = 0 (GRPO), draw other prompts (DAPO)"""
     clip: Literal["none", "max0", "softplus", "exp"] = "max0"
     """f, the shape of the loss: L itself (GRPO), max(0, L) (AGPO), log(1 + e^L), e^L (the paper's future work)"""
-    clip_scope: Literal["mini_batch", "group", "sequence", "token", "micro_batch"] = "mini_batch"
-    """what f is applied to; micro_batch depends on how the batch is cut and is there to reproduce such patches"""
+    clip_scope: str = "mini_batch"
+    """what f is applied to: mini_batch, group, sequence, token, or sequences:K, units of K sequences, dealt out as verl
+    deals them to ranks (`agpo.clip.deal`): what a patch of verl's loss function acts on"""
+    clip_ranks: int | None = None
+    """for sequences:K: ranks to deal to, each of which cuts its share into units of K. None: one unit for each rank"""
     on_clip: Literal["skip_step", "zero_grad"] = "skip_step"
     """a clipped update leaves the optimizer alone, or steps it with a zero gradient (AdamW then still moves)"""
     overlong: Literal["keep", "mask", "soft_penalty"] = "keep"
@@ -55,6 +59,12 @@ class Objective:
     allow_degenerate_clip: bool = False
     """allow a clip whose sign is rounding noise, or one that never acts"""
 
+    @property
+    def clip_size(self) -> int:
+        """K of clip_scope sequences:K, else 0."""
+        kind, _, size = self.clip_scope.partition(":")
+        return int(size) if kind == "sequences" and size.isdecimal() else 0
+
     def __post_init__(self) -> None:
         _check_values(self)
         _check_combination(self)
@@ -62,7 +72,14 @@ class Objective:
             _check_clip(self)
 
 
+SCOPES = ("mini_batch", "group", "sequence", "token")
+
+
 def _check_values(o: Objective) -> None:
+    if o.clip_scope not in SCOPES and not o.clip_size:
+        raise ValueError(
+            f"clip_scope must be one of {', '.join(SCOPES)} or sequences:K, K at least 1, not {o.clip_scope!r}."
+        )
     for field in fields(o):
         value, choices = getattr(o, field.name), get_args(field.type)
         if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
@@ -72,14 +89,16 @@ def _check_values(o: Objective) -> None:
             raise ValueError(f"{name} must be at least 0, not {getattr(o, name)}.")
     if o.dual_clip is not None and not o.dual_clip > 1:
         raise ValueError(f"dual_clip must be greater than 1 (verl uses 3), not {o.dual_clip}.")
-    for name in ("norm_length", "overlong_buffer"):
+    for name, unit in {"norm_length": "token", "overlong_buffer": "token", "clip_ranks": "rank"}.items():
         value = getattr(o, name)
         if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1 token, not {value}.")
+            raise ValueError(f"{name} must be at least 1 {unit}, not {value}.")
 
 
 def _check_combination(o: Objective) -> None:
     """Knobs that contradict each other or would be ignored without a word."""
+    if o.clip_ranks is not None and not o.clip_size:
+        raise ValueError(f"clip_ranks is for clip_scope sequences:K, and clip_scope is {o.clip_scope}.")
     if o.overlong_buffer is not None and o.overlong != "soft_penalty":
         raise ValueError(f"overlong_buffer is for overlong soft_penalty, and overlong is {o.overlong}.")
     if o.surrogate == "cispo" and o.dual_clip is not None:
@@ -91,6 +110,11 @@ def _check_combination(o: Objective) -> None:
         raise ValueError(
             f"advantage_sign negative makes A -1 or 0, which no std divides: advantage_std {o.advantage_std} would be "
             "ignored. Set advantage_std none with it."
+        )
+    if o.advantage_std == "mean" and o.overlong == "soft_penalty":
+        raise ValueError(
+            "advantage_std mean with overlong soft_penalty: the penalty makes rewards negative, and their mean would "
+            "turn the sign of its advantages. Use overlong keep or mask."
         )
     if o.ratio == "sequence" and o.clip_scope == "token" and o.clip != "none" and not o.beta:
         raise ValueError(
@@ -106,7 +130,7 @@ def _check_clip(o: Objective) -> None:
             "clip max0 with advantage_sign negative: every term of the loss is positive, so the clip never acts. "
             "Use clip none, or say allow_degenerate_clip: true."
         )
-    if o.aggregation == "sequence_mean" and o.clip_scope in ("mini_batch", "group", "micro_batch"):
+    if o.aggregation == "sequence_mean" and o.clip_scope in ("mini_batch", "group"):
         raise ValueError(
             f"clip max0 at {o.clip_scope} scope with aggregation sequence_mean: the advantages of a whole group "
             "sum to 0, so at ratio 1 the loss is exactly 0 and the sign the clip decides on is rounding noise. Use "
@@ -120,6 +144,9 @@ _GRPO = Objective(masked_groups="keep", clip="none")
 PRESETS: dict[str, Objective] = {  # in the order of tables
     "grpo": _GRPO,
     "agpo": Objective(),
+    # The other reading: what max(0, L) inside verl's loss function of the paper's time acts on. docs/method.md says how
+    # 8 sequences and 8 ranks were read off.
+    "agpo_verl": Objective(clip_scope="sequences:8", clip_ranks=8),
     "agpo_no_mask": Objective(masked_groups="keep"),
     "agpo_no_clip": Objective(clip="none"),
     # Liu et al. 2025 (arXiv 2503.20783): no std, and sums divided by a constant instead of the length.
@@ -132,12 +159,21 @@ PRESETS: dict[str, Objective] = {  # in the order of tables
     # MiniMax 2025 (arXiv 2506.13585): no lower bound. The upper one is not in the paper; 5 is that of ScaleRL
     # (Khatri et al. 2025, arXiv 2510.13786), which TRL recommends too.
     "cispo": replace(_GRPO, surrogate="cispo", eps_low=1.0, eps_high=4.0),
+    # Tajwar et al. 2026 (arXiv 2602.02710), Algorithm 1; tokens are averaged as in grpo.
+    "maxrl": replace(_GRPO, advantage_std="mean"),
+    # arXiv 2602.05261: gspo with each sequence's term times its length, which is a sum over tokens without a divisor.
+    "luspo": replace(_GRPO, ratio="sequence", aggregation="constant", norm_length=1, eps_low=3e-4, eps_high=4e-4),
     # Zhu et al. 2025 (arXiv 2506.01347); their code has A = -1 for wrong and 0 for right answers in the ppo surrogate.
     "nsr": replace(_GRPO, advantage_sign="negative", advantage_std="none"),
 }
 
 
-TITLES = {"agpo_no_mask": "AGPO (w/o loss mask)", "agpo_no_clip": "AGPO (w/o loss clip)"}
+TITLES = {
+    "maxrl": "MaxRL",
+    "agpo_verl": "AGPO (verl's units)",
+    "agpo_no_mask": "AGPO (w/o loss mask)",
+    "agpo_no_clip": "AGPO (w/o loss clip)",
+}
 """of presets whose name in tables is not their own in capitals"""
 
 
@@ -147,6 +183,8 @@ def about(preset: str, objective: Objective) -> dict[str, object]:
     advantage = f"A = ({reward} − group mean) / ({objective.advantage_std} std + 1e-6)"
     if objective.advantage_std == "none":
         advantage = f"A = {reward} − group mean (not divided by a std)"
+    if objective.advantage_std == "mean":
+        advantage = f"A = ({reward} − group mean) / (group mean + 1e-6)"
     if objective.advantage_sign == "negative":
         advantage = "A = −1 below the best reward of the group, 0 at it"
     known = {"advantage": advantage, "masked_groups": objective.masked_groups}

@@ -16,7 +16,7 @@ import torch
 
 from agpo import distributed
 from agpo.ahead import Ahead
-from agpo.batch import Group, MiniBatch, plan_step, sample_advantages
+from agpo.batch import Group, MiniBatch, advantages_of, lengths_of, plan_step, raw_rewards
 from agpo.config import TrainConfig
 from agpo.memory import peak_flops
 from agpo.mismatch import against_trainer, check_gap, tis_effect
@@ -28,7 +28,7 @@ from agpo.run_folder import save_refused
 from agpo.sampling_on_ranks import sample_on_ranks
 from agpo.setup import Run
 from agpo.sync import weight_stream
-from agpo.telemetry import Watch, step_metrics
+from agpo.telemetry import Watch, step_metrics, timeline
 from agpo.update import update
 from evals.complete import Grader, sample_row
 from evals.engines import Output, OwnWeights, Request, Sampling
@@ -67,6 +67,7 @@ def train_step(
     if run.ahead and may_move(plan) and not config.rollout.max_staleness:
         watch.seconds["wasted"] += run.ahead.seconds
         run.ahead.drop()
+        watch.span("thrown away", run.ahead.began)
         run.ahead = None
     with watch.phase("update"):
         updates, measured = update_policy(run, plan, config.objective.knobs, settings_of(config, stale), watch, stale)
@@ -74,6 +75,8 @@ def train_step(
     if any(update.stepped for update in updates):
         run.moved = run.done
     begin_ahead(run, run.done)
+    if run.ahead:
+        watch.span("ahead", run.ahead.began)
     took = time.perf_counter() - started
     metrics = {
         **step_metrics(everything, plan, updates),
@@ -89,11 +92,13 @@ def train_step(
         "speed/peak_memory_gib": peak_memory(run.policy.plain.device) / 2**30,
         "data/epoch": run.done * config.rollout.prompts_per_step / len(run.items),
     }
+    spans = distributed.all_gather(lambda: watch.spans)
     if not distributed.is_main():
         return metrics
-    advantage_GN = sample_advantages(everything, config.objective.knobs, config.rollout.max_tokens).tolist()
+    sampled_GN, longest = (raw_rewards(everything), lengths_of(everything)), config.rollout.max_tokens
+    advantage_GN = advantages_of(*sampled_GN, config.objective.knobs, longest).tolist()
     run.store.log_samples(run.id, sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN))
-    run.store.log_metrics(run.id, run.done, metrics)
+    run.store.log_metrics(run.id, run.done, {**metrics, **timeline(spans)})
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
         if done.refused:
             say(save_refused(run, k, minibatch, [groups[place] for place in minibatch.groups], done))
@@ -195,7 +200,7 @@ def begin_ahead(run: Run, step: int) -> None:
     The engine must have the weights, and be the only one to use its model: the policy's own is called after an update.
     """
     config = run.config
-    asked = config.rollout.overlap != "off" or config.rollout.max_staleness
+    asked = config.rollout.overlap != "none" or config.rollout.max_staleness
     alone = isinstance(run.engine, OwnWeights) or distributed.world_size() == 1
     if run.ahead or not asked or not alone or config.evaluates_after(step) or run.engine.weight_version != run.version:
         return
@@ -236,7 +241,8 @@ def plan_of(groups: Sequence[Group], config: TrainConfig, stale: bool = False) -
     """`stale`: some answers are of other weights than the policy's."""
     objective = config.objective.knobs
     size, corrected = config.update.prompts_per_minibatch, stale or config.mismatch.correct == "tis"
-    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected)
+    epochs = config.update.epochs
+    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected, epochs=epochs)
 
 
 def may_move(plan: Sequence[MiniBatch]) -> bool:

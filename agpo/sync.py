@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from transformers.core_model_loading import revert_weight_conversion
 
 from agpo import distributed
 from agpo.model import exported_weights
@@ -19,15 +20,16 @@ if TYPE_CHECKING:
 def weight_stream(policy: Policy) -> WeightStream:
     """The weights in a checkpoint's names, adapters merged in. All ranks go through it together.
 
-    A decoder layer is gathered from the ranks' shards, handed on and let go before the next one, the embeddings and the
-    output matrix likewise: no rank ever holds the whole model.
+    A model of transformers 5 may hold them in another form, all experts of a layer in one tensor: they get the names
+    that its own `save_pretrained` gives them. A decoder layer is gathered from the ranks' shards, handed on and let go
+    before the next one, the embeddings and the output matrix likewise: no rank ever holds the whole model.
     """
     like = {
         name.replace(".base_layer.", "."): torch.empty(x.shape, device="meta", dtype=_type(policy, x))
         for name, x in policy.model.state_dict().items()
         if "lora_" not in name
     }
-    return WeightStream(like, _layers(policy.plain, policy.model))
+    return WeightStream(revert_weight_conversion(policy.plain, like), _layers(policy.plain, policy.model))
 
 
 def _type(policy: Policy, x: torch.Tensor) -> torch.dtype:
@@ -42,8 +44,8 @@ def _layers(plain: PreTrainedModel, model: PreTrainedModel) -> Iterator[tuple[st
             continue
         seen.update(id(p) for p in layer.parameters())
         with distributed.unsharded(plain.get_submodule(name), layer) as whole:
-            for key, x in (exported_weights(whole) or whole.state_dict()).items():
-                yield f"{name}.{key}", x
+            held = (exported_weights(whole) or whole.state_dict()).items()
+            yield from revert_weight_conversion(plain, {f"{name}.{key}": x for key, x in held}).items()
 
 
 def units(

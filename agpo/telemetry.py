@@ -97,7 +97,8 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     dead = [{s.verdict.outcome for s in group.samples} for group, live in zip(groups, live_G, strict=True) if not live]
     logps = [x for s in samples for x in s.completion.logprobs or ()]
     norms = [u.grad_norm for u in updates if u.grad_norm is not None and not u.refused]
-    live_tokens = sum(m.live_tokens for m in plan)
+    once = {m.groups: m for m in plan}  # the plan has a mini-batch again for every pass over it
+    live_tokens = sum(m.live_tokens for m in once.values())
     all_tokens = sum(len(s.completion.token_ids) for s in samples)
     run_tokens = sum(u.tokens_run for u in updates)
     parts: dict[str, list[float | None]] = {}
@@ -106,7 +107,7 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
             parts.setdefault(name, []).append(value)
     judged = [str(s.verdict.meta["real"]) for s in samples if "real" in s.verdict.meta]  # programs, by the sandbox
     programs = {f"code/{verdict}": float(judged.count(verdict)) for verdict in (*PROGRAMS, *judged)} if judged else {}
-    whole = plain_tokens(groups)
+    whole = plain_tokens(groups) * len(plan) // max(len(once), 1)
     clipped = sum(u.decision.clipped and bool(m.rows) for u, m in zip(updates, plan, strict=True))
     with_signal = clipped + sum(u.stepped or u.refused for u in updates)
     metrics = {
@@ -177,6 +178,13 @@ class Tally:
     refused: float = 0.0
     saved_tokens: float = 0.0
     of_tokens: float = 0.0
+    steps: int = 0
+    free: int = 0
+    """steps that moved nothing"""
+    early: float = 0.0
+    """seconds for which answers had been sampled when their step began"""
+    wasted: float = 0.0
+    """the same of answers that were thrown away"""
     dead_steps: int = 0
     """in a row, up to now"""
     said: bool = False
@@ -206,6 +214,9 @@ class Tally:
         self.refused += metrics["updates/refused"]
         self.saved_tokens += metrics["saved/tokens"]
         self.of_tokens += metrics["saved/of_tokens"]
+        self.steps, self.free = self.steps + 1, self.free + (not metrics["updates/made"])
+        self.early += metrics.get("speed/saved_seconds", 0.0)
+        self.wasted += metrics.get("speed/wasted_seconds", 0.0)
         self.idle = [] if metrics["updates/made"] else [*self.idle, metrics]
         why = [self._why_idle(step)] if len(self.idle) == self.patience else []
         if metrics["groups/live"]:
@@ -252,10 +263,16 @@ class Tally:
     def line(self) -> str:
         """One line for the end of a run."""
         share = 100 * self.saved_tokens / self.of_tokens if self.of_tokens else 0.0
+        overlap = (
+            f"\noverlap     {self.free} of {self.steps} steps moved nothing; {self.early:.1f} s of sampling begun "
+            f"before its step, {self.wasted:.1f} s thrown away"
+        )
         return (
             f"updates     {self.made:.0f} made, {self.clipped:.0f} clipped, {self.dead:.0f} without a live group, "
             f"{self.refused:.0f} refused; "
             f"{self.saved_tokens:,.0f} of {self.of_tokens:,.0f} tokens ({share:.0f} %) not run"
+            + overlap
+            * bool(self.early or self.wasted)
         )
 
 
@@ -276,6 +293,13 @@ class Watch:
 
     doing: Callable[[str], None] = lambda text: None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    began: float = field(default_factory=time.perf_counter)
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    """(phase, from, to), in seconds since the step began"""
+
+    def span(self, name: str, since: float) -> None:
+        """From `since` (perf_counter) until now."""
+        self.spans.append((name, since - self.began, time.perf_counter() - self.began))
 
     def tell(self, phase: str, how_far: str) -> None:
         self.doing(f"{phase} {how_far}")
@@ -288,6 +312,22 @@ class Watch:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - started
+            self.span(name, started)
+
+
+SHORTEST_SPAN = 1e-3
+"""seconds; what took less is not in the timeline"""
+
+
+def timeline(ranks: Sequence[Sequence[tuple[str, float, float]]]) -> dict[str, float]:
+    """The spans of every rank as metrics for the store: `evals.report` draws them."""
+    found: dict[str, float] = {}
+    for rank, spans in enumerate(ranks):
+        for number, (phase, start, end) in enumerate(spans):
+            if end - start >= SHORTEST_SPAN:
+                bar = f"speed/timeline/{rank}/{number}.{phase}"
+                found |= {f"{bar}/from": max(start, 0.0), f"{bar}/to": end}
+    return found
 
 
 class Progress:

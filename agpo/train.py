@@ -22,7 +22,8 @@ import yaml
 from rich.console import Console
 
 from agpo.config import TrainConfig, all_keys, load_config, recipes
-from agpo.setup import Run, open_bench_grader, open_reward, selected_on_test, set_up
+from agpo.problems import open_bench_grader, open_reward
+from agpo.setup import Run, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import AGAIN, UserError, command, told
 from evals.models import model_path

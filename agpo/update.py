@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from agpo.batch import MiniBatch
-from agpo.clip import Decision, apply_f_to_loss, apply_f_to_sums, sums_on_device, unit_sums
-from agpo.distributed import all_reduce_max, all_reduce_sum, full_scalar, is_main, reshard
+from agpo.clip import Decision, apply_f_to_loss, sums_on_device, token_units, unit_decision, unit_sums
+from agpo.distributed import all_reduce_max, all_reduce_sum, full, is_main, reshard
 from agpo.logprobs import attention_of
 from agpo.model import checkpointing
 from agpo.objective import Objective, clip_decision
@@ -42,7 +42,7 @@ def update(
     policy.trained.optimizer.zero_grad(set_to_none=True)
     with attention_of(policy.model, policy.layout), checkpointing(policy.model):
         # Eq. 4 and the mask of Eq. 6 are in the plan. Left is f'(L) grad L, by when f' is known.
-        scales = _scales(passes, known)
+        scales, decision = _scales(passes, known)
         wanted = minibatch.to_run(known)
         if scales is not None and not objective.entropy_coef:  # what has f' = 0 adds nothing; NaN runs, and is refused
             wanted = [i for i in wanted if scales[i] != 0]
@@ -52,10 +52,10 @@ def update(
             seen = _known_units(passes, wanted, scales)
         elif objective.clip_scope == "mini_batch":  # after it: L is complete with the last micro-batch (the paper's f)
             seen = _whole(passes, wanted)
-        else:  # with it: every unit lies within one micro-batch
+        else:  # with it: every unit, a token or a sequence, lies within one micro-batch
             seen = _local_units(passes, wanted)
     reshard(policy.model)
-    decision = _decide(minibatch, objective, known, scales, seen)
+    decision = _decide(minibatch, objective, decision, seen)
     # grad f(L) = f'(L) grad L: one factor for the whole gradient, unless each row's l has had its own.
     factor = decision.scale if objective.clip_scope == "mini_batch" and scales is None else 1.0
     report = _apply(policy, minibatch, objective, settings.max_grad_norm, decision, factor, seen)
@@ -95,70 +95,68 @@ def _whole(passes: "_Passes", wanted: Sequence[int]) -> "Seen":
 
 
 def _local_units(passes: "_Passes", wanted: Sequence[int]) -> "Seen":
-    """f sees tokens, sequences or micro-batches, which no other micro-batch has a part of: decided in each of them."""
-    sums, scope = Sums(), passes.objective.clip_scope
+    """f sees tokens or sequences, which no other micro-batch has a part of: decided in each of them."""
+    sums = Sums()
     for part, batch in passes.batches(wanted):
-        whole_T = torch.zeros_like(batch.sequence_T)
-        each_T = torch.arange(len(batch.loss_T), device=batch.loss_T.device)
-        unit_T = {"token": each_T, "sequence": batch.sequence_T}.get(scope, whole_T)
+        each_B = torch.arange(len(part) or 1, device=batch.loss_T.device)
+        unit_T = token_units(each_B, batch.sequence_T, passes.objective)
         loss, scale = apply_f_to_loss(batch.loss_T, batch.weight_T, unit_T, passes.objective)
         sums.add(batch, part, kept=scale * batch.weight_T.sum())
         passes.backward(loss, batch)
     return sums.over_ranks()
 
 
-def _scales(passes: "_Passes", known: bool) -> list[float] | None:
-    """f' of each row's unit where it is known, or has to be, before the gradient. None: it is found along the way.
+def _scales(passes: "_Passes", known: bool) -> tuple[list[float] | None, Decision | None]:
+    """(f' of each row's unit, the decision) where they are known, or have to be, before the gradient. None: they are
+    found along the way.
 
-    Known: at ratio 1. Has to be: groups, which may reach over several micro-batches, and whenever an entropy bonus,
-    which is outside f, adds its own gradient; then a pass without gradient finds it.
+    Known: at ratio 1. Has to be: groups and units of K sequences, which may reach over several micro-batches, and
+    whenever an entropy bonus, which is outside f, adds its own gradient; then a pass without gradient finds it.
     """
     rows, objective = passes.minibatch.rows, passes.objective
-    if known and objective.clip_scope != "micro_batch":  # at ratio 1 every l is -A: rewards and lengths say it all
-        return [row.scale_at_ratio_1 for row in rows]
+    if known:  # at ratio 1 every l is -A: rewards and lengths say it all
+        return [row.scale_at_ratio_1 for row in rows], passes.minibatch.at_ratio_1
     whole = objective.clip_scope == "mini_batch"
     # A smaller unit never leaves its micro-batch, and L needs no pass of its own: its gradient can wait for f'.
-    if not rows or not (objective.clip_scope == "group" or (whole and objective.entropy_coef)):
-        return None
+    wide = objective.clip != "none" and (objective.clip_scope == "group" or objective.clip_size > 1)
+    if not rows or not (wide or (whole and objective.entropy_coef)):
+        return None, None
     wanted = passes.minibatch.moving
     # A row that does not run has l = 0: its weight counts in its unit, its loss adds nothing.
     still = sorted({*range(len(rows))} - {*wanted}) if is_main() else []  # counted by one rank
-    units = [torch.tensor([0 if whole else rows[i].group for i in still], dtype=torch.long)]
+    units = [torch.tensor([rows[i].unit for i in still], dtype=torch.long)]
     values = [torch.zeros(len(still), dtype=torch.float64)]
     weights = [torch.tensor([rows[i].weight * len(rows[i].response_ids) for i in still], dtype=torch.float64)]
     with torch.no_grad():
         for part, batch in passes.batches(wanted):  # of weight 0 where the part is empty
-            unit_B = torch.tensor([0 if whole else rows[i].group for i in part] or [0])
+            unit_B = torch.tensor([rows[i].unit for i in part] or [0])
             units.append(unit_B[batch.sequence_T.cpu()])
             values.append((batch.weight_T * batch.loss_T.double()).cpu())
             weights.append(batch.weight_T.cpu())
-    count = 1 if whole else 1 + max(row.group for row in rows)
+    count = 1 + max(row.unit for row in rows)
     sums_3U = unit_sums(torch.cat(values), torch.cat(weights), torch.cat(units), count)
     sums_3U = torch.tensor(all_reduce_sum(sums_3U.flatten().tolist()), dtype=torch.float64).view(3, count)
-    scale_U = apply_f_to_sums(sums_3U, objective)[1].tolist()
-    return [scale_U[0 if whole else row.group] for row in rows]
+    scale_U, decision = unit_decision(sums_3U, objective)
+    return [float(scale_U[row.unit]) for row in rows], decision
 
 
 # -- the decision, and what is done --------------------------------------------------------------------------------
 
 
-def _decide(
-    minibatch: MiniBatch, objective: Objective, known: bool, scales: Sequence[float] | None, seen: "Seen"
-) -> Decision:
-    """What f says of the mini-batch; of units below it, `scale` is the mean of f' by weight."""
+def _decide(minibatch: MiniBatch, objective: Objective, decision: Decision | None, seen: "Seen") -> Decision:
+    """What f says of the mini-batch. `decision`: where it was made before the gradient."""
     rows = minibatch.rows
-    decision = minibatch.at_ratio_1 if known else seen.decision(objective)
     if not rows:  # no live group: L = 0 has no gradient, and whether f' says so does not matter
+        decision = decision or seen.decision(objective)
         return replace(decision, loss=0.0, scale=0.0, clipped=objective.clip == "max0")
+    if decision is not None:
+        return decision
+    decision = seen.decision(objective)
     if objective.clip_scope == "mini_batch":  # one unit: the decision is on L itself
-        if scales is None or known:
-            return decision
-        return replace(decision, scale=scales[0], clipped=objective.clip == "max0" and scales[0] == 0.0)
+        return decision
     # Rows without a gradient did not run: their l is 0 whatever the policy, and f' there counts in the mean.
     still = {*range(len(rows))} - {*minibatch.moving}
-    kept = seen.kept + sum(
-        rows[i].weight * len(rows[i].response_ids) * (scales[i] if scales else rows[i].scale_at_ratio_1) for i in still
-    )
+    kept = seen.kept + sum(rows[i].weight * len(rows[i].response_ids) * rows[i].scale_at_ratio_1 for i in still)
     scale = kept / sum(row.weight * len(row.response_ids) for row in rows)
     return replace(decision, scale=scale, clipped=objective.clip == "max0" and scale == 0.0, tie=False)
 
@@ -197,7 +195,7 @@ def _apply(
         for parameter in trained.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-    norm = full_scalar(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf))
+    norm = float(full(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf)))
     # Neither step nor clip on NaN: max(0, NaN) would pass for a clipped update and hide what is broken.
     finite = math.isfinite(norm) and math.isfinite(decision.value)
     if finite:

@@ -44,10 +44,12 @@ ARMS = {
     "group": ("objective=agpo", "objective.clip_scope=group"),
     "sequence": ("objective=agpo", "objective.clip_scope=sequence"),
     "token": ("objective=agpo", "objective.clip_scope=token"),
-    "micro_batch": ("objective=agpo", "objective.clip_scope=micro_batch"),
+    "agpo_verl": ("objective=agpo_verl",),
+    **{f"sequences:{k}": ("objective=agpo", f"objective.clip_scope=sequences:{k}") for k in (2, 4, 8, 16)},
+    "nsr": ("objective=nsr",),
 }
-MICRO_PARTS = 8
-"""arm micro_batch: the recipe's micro-batch by this, or a small model's whole mini-batch would be one micro-batch"""
+DEFAULT = tuple(ARMS)[:8]
+"""the arms that are run where none are named: without the grid over units of K sequences"""
 IRRELEVANT = ("out", "checkpoint", "trackers", "hardware", "threads")
 """sections that no number of a run depends on"""
 ATTEMPTS = 2
@@ -94,9 +96,6 @@ def make_jobs(recipe: str, arms: Sequence[str], seeds: Sequence[int], overrides:
     for seed in seeds:
         for arm in arms:
             keys = [*ARMS[arm], *overrides, f"seed={seed}", f"out={out}"]
-            if arm == "micro_batch" and not any(key.startswith("update.micro_batch_tokens=") for key in overrides):
-                whole = load_config(recipe, keys).update.micro_batch_tokens
-                keys.append(f"update.micro_batch_tokens={max(1, whole // MICRO_PARTS)}")
             jobs.append(Job(arm, seed, recipe, tuple(keys), load_config(recipe, keys)))
     return jobs
 
@@ -294,7 +293,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of every run (`agpo.train --keys`)")
     parser.add_argument("--recipe", default="tiny", help=f"{', '.join(recipes())}, or a YAML file (default: tiny)")
-    parser.add_argument("--arms", default=",".join(ARMS), help="with commas (default: %(default)s)")
+    parser.add_argument(
+        "--arms", default=",".join(DEFAULT), help=f"with commas, of {', '.join(ARMS)} (default: %(default)s)"
+    )
     parser.add_argument("--seeds", default="5", help="5: seeds 0 to 4; 3,7: these; 2-4: a range (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run (default: %(default)s)")

@@ -340,7 +340,7 @@ def log_probabilities(check: Check) -> None:
         before = logprobs.logits_at_once
         logprobs.logits_at_once = before if elements is None else lambda _: elements
         try:
-            _SampledLogProbs.apply(hidden_TH, weight_VH, None, target_T, 1.0, False)[0].sum().backward()
+            _SampledLogProbs.apply(hidden_TH, weight_VH, None, target_T, 1.0, 0.0, False)[0].sum().backward()
         finally:
             logprobs.logits_at_once = before
 
@@ -732,8 +732,8 @@ def rewards(folder: Path) -> dict[str, float]:
 
 def checkpoint_time(check: Check, folder: Path) -> dict[str, Any]:
     from agpo import checkpoint_io
-    from agpo.setup import model_path
     from evals.engines.hf import load_tokenizer
+    from evals.models import model_path
 
     policy = make_policy(check, "135M", None)
     policy.tokenizer = load_tokenizer(model_path("tiny"))

@@ -65,7 +65,9 @@ def proven(rewards_GN: np.ndarray, lengths_GN: np.ndarray, longest: int) -> floa
 
 def count(steps: list[Step], size: int, longest: int) -> dict[str, float]:
     """Shares over all steps: of mini-batches, of decoded tokens, of the ticks until a step's last answer."""
-    totals: dict[str, float] = dict.fromkeys(("mini", "clipped", "early", "tokens", "alone", "order", "ticks", "cut"), 0.0)
+    totals: dict[str, float] = dict.fromkeys(
+        ("mini", "clipped", "early", "tokens", "alone", "order", "ticks", "cut"), 0.0
+    )
     when = []
     for step in steps:
         until, finish = 0.0, 0.0  # the tick from which all mini-batches so far are known to move nothing

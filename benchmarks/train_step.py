@@ -189,8 +189,8 @@ def measure(python: str, side: str, task: dict[str, Any], threads: int) -> list[
 
 def task_of(args: argparse.Namespace) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT))
-    from agpo.setup import model_path
     from evals.benches import arith
+    from evals.models import model_path
 
     items = arith.items("train", max(256, args.prompts))
     form = "{expression}=" if args.model == "tiny" else QUESTION

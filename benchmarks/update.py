@@ -145,9 +145,9 @@ def cost(model_name: str, rounds: int, budget: int) -> None:
     from agpo.objective import PRESETS
     from agpo.optimizer import make_trained
     from agpo.policy import Policy, Settings
-    from agpo.setup import model_path
     from agpo.update import update
     from evals.engines.hf import load_model
+    from evals.models import model_path
 
     model, tokenizer = load_model(model_path(model_name), device="cpu", dtype="float32")
     policy = Policy(model.eval(), tokenizer, make_trained(model, lr=1e-9), lambda k: 1e-9)

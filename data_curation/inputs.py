@@ -160,13 +160,13 @@ def check_model(options: SolveOptions, context: Context) -> None:
 
         for url in parse_model(options.model)[0]:
             check_server(url)
-    elif options.engine in ("hf", "vllm"):
+    elif options.engine in ("hf", "vllm", "ray"):
         from evals.engines.hf import load_config, load_tokenizer
 
         load_config(options.model)
         load_tokenizer(options.model)
     else:
-        raise UserError(f"unknown engine {options.engine!r} of solve_rate. Known: hf, vllm, openai.")
+        raise UserError(f"unknown engine {options.engine!r} of solve_rate. Known: hf, vllm, openai, ray.")
 
 
 def check_server(url: str) -> None:

@@ -195,6 +195,10 @@ def open_engine(options: SolveOptions, context: Context) -> Any:
 
     if not options.model:
         raise UserError(NO_MODEL)
+    if options.engine == "ray":
+        from data_curation.ray_engine import RayEngine
+
+        return RayEngine(options.model, **options.engine_options)
     more = {"max_errors": context.max_errors + 1} if options.engine == "openai" else {}
     return load_engine(options.engine, options.model, **{**more, **options.engine_options})
 

@@ -16,7 +16,7 @@ from evals.engines import Engine, EngineError, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.grading.grader import open_grader
-from evals.items import choose
+from evals.items import Item, choose
 from evals.lm_tasks.plan import TaskPlan, check_chat
 from evals.models import Target
 from evals.plan import Plan, asked_with, show_notes, with_model_notes
@@ -25,7 +25,7 @@ from evals.stats import Summary, problem_means, summarise
 from evals.tables import Outcome, print_bench
 
 if TYPE_CHECKING:
-    from evals.store import SampleRow, Store
+    from evals.store import RunRow, SampleRow, Store
 
 NOT_THE_RESULT = ("notes", "engine_options", "call", "served", "problems")
 """of a run's configuration: with others the same run goes on"""
@@ -123,8 +123,7 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
     if run.kind != "eval" or run.name != run.config.get("bench") or run.name.startswith("lm_eval:"):
         raise UserError(f"run {run.id} ({run.kind} {run.name}) is not an evaluation by a benchmark of ours.")
     config = run.config
-    bench = find(run.name if run.name in BENCHES else f"{PREFIX}{config['data']}")
-    items = choose(load(bench, config["data"], config.get("options")), config["limit"], config["seed"])
+    bench, items = asked_in(run)
     (step,) = {row.step for row in store.outcomes(run.id)} or {0}
     job = job_of(bench, config, run.id, step)
     before = {
@@ -142,6 +141,13 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
         # it is as complete as it was
         store.finish_run(run.id, run.status if run.status in ("done", "failed") else "interrupted")
     console.print(f"run {run.id} in {store}", highlight=False)
+
+
+def asked_in(run: "RunRow") -> tuple[Bench, list[Item]]:
+    """The benchmark of an evaluation by `evals.run`, and the problems that it asked."""
+    config = run.config
+    bench = find(run.name if run.name in BENCHES else f"{PREFIX}{config['data']}")
+    return bench, choose(load(bench, config["data"], config.get("options")), config["limit"], config["seed"])
 
 
 def print_changes(

@@ -173,8 +173,12 @@ def _grade_again(
                     f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "
                     "holds: its data changed. Give the same data (--data), or start a new run."
                 )
-            text = opened_thoughts(row.prompt) + row.response
-            recorder.add(row, by_id[row.item], grader.submit(text, by_id[row.item], seen_of(row)))
+            recorder.add(row, by_id[row.item], submit_again(grader, row, by_id[row.item]))
+
+
+def submit_again(grader: Grader, row: SampleRow, item: Item) -> "Future[Verdict]":
+    """A grader's verdict on a stored completion."""
+    return grader.submit(opened_thoughts(row.prompt) + row.response, item, seen_of(row))
 
 
 class Recorder:

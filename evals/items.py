@@ -1,6 +1,7 @@
 """Items: one problem with its reference answer, read from data files (verl's schema or columns by name)."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 
 from evals.code_tests import Code, read_code
 from evals.errors import UserError
-from evals.files import Malformed, file_rows
+from evals.files import ENDINGS, Malformed, ending, file_rows
 from evals.hub import hub_answers, stay_offline
 from sandbox import Limits
+
+HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+)(?=:))?(:(?P<split>[\w.-]+(\[.*\])?))?")
 
 
 @dataclass(frozen=True)
@@ -67,20 +70,27 @@ def read_items(
 ) -> list[Item]:
     """Items of a file in verl's schema (prompt as chat, reward_model.ground_truth) or with plain columns by name.
 
+    path: several files with commas, whose items then have the file's name before their ids, or data sets of the hub
+    (ORG/NAME, ORG/NAME:SPLIT or ORG/NAME:CONFIG:SPLIT; the split is train).
     answer: "" where nothing reads a reference answer; every other column is in the items' `meta`.
     limits: the reference answers are tests, as `read_code` reads them, and programs are run under these limits; the
     item's own answer is then empty, for tests may be megabytes and every sample keeps its answer.
     Raises UserError naming the file, the row and the missing column; a file without a row is an error too.
     """
-    items = []
-    for number, row in enumerate(read_rows(path)):
-        item = _item(f"{path}, row {number}", row, prompt, answer)
-        if limits is not None:
-            code = read_code(item.answer, f"{path}, row {number}", limits, str(item.meta.get("starter_code") or ""))
-            item = replace(item, answer="", code=code)
-        items.append(item)
-    if not items:
-        raise UserError(f"{path}: the file has no rows.")
+    items, parts = list[Item](), [str(path)] if Path(path).exists() else [part.strip() for part in str(path).split(",")]
+    for part in parts:
+        before, source = len(items), Path(part).name.split(".")[0]
+        hub = HUB_NAME.fullmatch(part) if not Path(part).exists() and ending(Path(part)) not in ENDINGS else None
+        rows = hub_rows(hub["name"], hub["split"] or "train", hub["config"]) if hub else read_rows(part)
+        for number, row in enumerate(rows):
+            where = f"{part}, row {number}"
+            item = _item(where, row, prompt, answer)
+            if limits is not None:
+                code = read_code(item.answer, where, limits, str(item.meta.get("starter_code") or ""))
+                item = replace(item, answer="", code=code)
+            items.append(replace(item, id=f"{source}/{item.id}") if len(parts) > 1 else item)
+        if len(items) == before:
+            raise UserError(f"{part}: the file has no rows.")
     return items
 
 

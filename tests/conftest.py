@@ -42,7 +42,7 @@ def data() -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> str:
     """The start model that comes with the package."""
-    from agpo.setup import model_path
+    from evals.models import model_path
 
     return model_path("tiny")
 

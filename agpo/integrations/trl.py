@@ -8,7 +8,7 @@
         reward_funcs=right,                          # as for GRPOTrainer; None: it could not be graded
         args=GRPOConfig(output_dir="runs", per_device_train_batch_size=8, gradient_accumulation_steps=8),
         train_dataset=dataset,
-        objective="agpo",                            # or agpo_no_mask, agpo_no_clip, grpo, an `Objective`
+        objective="agpo",                            # or agpo_verl, agpo_no_mask, ..., grpo, an `Objective`
     )
     trainer.train()
 
@@ -30,6 +30,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from agpo.clip import unit_decision, unit_sums, units
 from agpo.objective import (
     Objective,
     advantages,
@@ -84,8 +85,22 @@ class AGPOTrainer(GRPOTrainer):
         window_B = torch.arange(windows, device=lengths_B.device).repeat_interleave(rows // windows)
         window_B = window_B.repeat(self.accelerator.num_processes)
         weight_WB = [sequence_weights(lengths_B, counted_B & (window_B == k), self.objective) for k in range(windows)]
+        kept_B = torch.ones_like(advantage_B)
+        if below(self.objective):  # one window, of ratio 1: f' of every unit is known
+            weight_B, tis = weight_WB[0].double(), out.get("importance_sampling_ratio")
+            mass_B = weight_B * lengths_B
+            value_B = -advantage_B * mass_B
+            if tis is not None:
+                sums_B = (tis * out["completion_mask"]).sum(1).double()
+                value_B = -advantage_B * weight_B * self.accelerator.gather(sums_B)
+            unit_B = units(lengths_B, weight_B, self.num_generations, self.objective)
+            scale_U, self._decision = unit_decision(
+                unit_sums(value_B, mass_B, unit_B, int(unit_B.max()) + 1).cpu(), self.objective
+            )
+            kept_B = scale_U.to(unit_B.device)[unit_B]
         mine = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
         out |= {"advantages": advantage_B[mine], "agpo_weight": torch.stack(weight_WB).sum(0)[mine]}
+        out["agpo_kept"] = kept_B[mine]
         self._metrics["train"]["agpo/live_groups"].append(float(live_G.double().mean()))
         return out
 
@@ -110,7 +125,8 @@ class AGPOTrainer(GRPOTrainer):
         old_BC = inputs.get("old_per_token_logps", logp_BC.detach())
         kept_BC = inputs["completion_mask"].bool() & (inputs["agpo_weight"] > 0)[:, None]
         lengths_B = kept_BC.sum(1)
-        weight_T, advantage_T = (inputs[x].repeat_interleave(lengths_B) for x in ("agpo_weight", "advantages"))
+        names = ("agpo_weight", "agpo_kept", "advantages")
+        weight_T, scale_T, advantage_T = (inputs[name].repeat_interleave(lengths_B) for name in names)
         tis = inputs.get("importance_sampling_ratio")  # against vLLM's log-probabilities: a token's, or a sequence's
         tis_T = None if tis is None else tis.expand_as(logp_BC)[kept_BC]
         loss_T = token_losses(logp_BC[kept_BC], old_BC[kept_BC], advantage_T, lengths_B, self.objective, tis_T=tis_T)
@@ -118,7 +134,7 @@ class AGPOTrainer(GRPOTrainer):
         self._window_sums += self._window_sums.new_tensor(
             [*weighted_sums(loss_T, weight_T), entropy, float(lengths_B.sum())]
         )
-        return self.accelerator.num_processes * (weight_T * loss_T).sum()
+        return self.accelerator.num_processes * (scale_T * weight_T * loss_T).sum()
 
 
 class _Clip(TrainerCallback):
@@ -144,6 +160,8 @@ class _Clip(TrainerCallback):
         value, magnitude, entropy, tokens = sums.tolist()
         trainer._window_sums = torch.zeros_like(sums)
         decision = clip_decision(value, magnitude, trainer.objective)
+        if below(trainer.objective) and not math.isnan(decision.scale):
+            decision = trainer._decision
         if math.isnan(decision.scale):
             raise ValueError(
                 f"the loss of optimizer step {state.global_step + 1} is {decision.value}: no update is made of it."
@@ -174,6 +192,11 @@ def raw_rewards(rewards_BF: torch.Tensor, weights_F: torch.Tensor, samples: int)
     return (rewards_GNF.nan_to_num(0.0) * weights_F[used]).sum(2).masked_fill(failed_GN, math.nan)
 
 
+def below(objective: Objective) -> bool:
+    """f acts on units below the mini-batch."""
+    return objective.clip != "none" and objective.clip_scope != "mini_batch"
+
+
 def check_version(found: str | None = None) -> None:
     """Raises ValueError for a release of TRL that was not tested."""
     found = importlib.metadata.version("trl") if found is None else found
@@ -189,7 +212,7 @@ def check_objective(objective: Objective) -> None:
         {
             "aggregation": (("token_mean",), "the mean is over the tokens of an optimizer step"),
             "clip": (("max0", "none"), "the gradient is kept or dropped, after its norm was clipped"),
-            "clip_scope": (("mini_batch",), "the decision is on an optimizer step"),
+            "clip_scope": (tuple({objective.clip_scope, "mini_batch"} - {"token"}), "units are of sequences"),
             "on_clip": (("skip_step",), "the step with a zero gradient is not built in"),
             "masked_groups": (("mask", "keep"), "TRL draws no other prompts"),
             "beta": ((0,), "the KL term is not built in"),
@@ -235,6 +258,12 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
         raise ValueError(
             f"steps_per_generation={parts} must be a multiple of gradient_accumulation_steps={micro}: an optimizer "
             "step is on samples of one policy."
+        )
+    if below(objective) and (parts > micro or config.num_iterations > 1):
+        raise ValueError(
+            f"clip_scope {objective.clip_scope} with steps_per_generation={parts}, num_iterations="
+            f"{config.num_iterations}: f' of its units must be known before their gradient, as it is where samples "
+            f"serve one optimizer step. Set steps_per_generation={micro}, num_iterations=1, or clip_scope mini_batch."
         )
     rows = config.per_device_train_batch_size * micro
     if parts > micro and rows % config.num_generations:

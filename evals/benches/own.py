@@ -31,7 +31,6 @@ def own_bench(given: str) -> Bench:
         grader="",
         prompt="chat",
         max_tokens=1024,
-        groups=(),
         licence="",
         source=path,
         test_set=False,

@@ -246,7 +246,10 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], cache: Any) -> tuple[t
 
 NAME = "evals_shared_prompts"
 _decoding: ContextVar[SharedPrompts] = ContextVar("_decoding")
-HARMLESS = {"position_ids", "use_cache", "is_causal", "output_attentions", "output_router_logits", "return_dict"}
+HARMLESS = {
+    *("position_ids", "use_cache", "is_causal", "output_attentions", "output_router_logits", "return_dict"),
+    *("dropout", "cache_position"),
+}
 """arguments of an attention function that change nothing for one new token over all that came before"""
 
 
@@ -308,10 +311,27 @@ def shares_prompts(model: Any) -> bool:
             token_B = torch.tensor(ids[at : at + len(rows)], device=ours.device)
             got, wanted = ours.step(token_B).float(), theirs.step(token_B).float()
             gaps.append((got - wanted).square().mean(-1).sqrt() / wanted.std(-1))
-    except NotPlainAttention:
+    except (NotPlainAttention, RuntimeError):  # or keys and values differ in width (DeepSeek's)
         return False
     # Half precision is chaotic on such nonsense: either side is up to 0.7 from float32, 0.1 in the median.
     return bool(torch.cat(gaps).median() < (1e-3 if model.dtype == torch.float32 else 0.4))
+
+
+@torch.inference_mode()
+def check_decodes(model: Any) -> None:
+    """Raise UserError where `AnyCache` would not be the model: it keeps state beside keys and values (RWKV)."""
+    ids = [i % model.config.get_text_config().vocab_size for i in range(5, 11)]
+    cached = AnyCache(model, (ids[:4], ids[2:4]), np.array([0, 1]))
+    tokens = torch.tensor([ids, ids], device=cached.logits_BV.device)
+    got = torch.stack([cached.logits_BV, *(cached.step(tokens[:, at]) for at in (4, 5))], 1).float()
+    alone = (model(input_ids=tokens[:1, start:], use_cache=False).logits[0, -3:] for start in (0, 2))
+    wanted = torch.stack(list(alone)).float()
+    gap = float(((got - wanted).square().mean(-1).sqrt() / wanted.std(-1)).median())
+    if not gap < (1e-2 if model.dtype == torch.float32 else 0.4):
+        raise UserError(
+            f"engine hf cannot sample from {type(model).__name__}: token by token its logits are {gap:.2g} deviations "
+            "off. It keeps a state beside keys and values, or takes in padding. Serve it with another engine."
+        )
 
 
 # -- any model -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ sample and ties the random numbers of a row to its neighbours. Greedy output is 
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from evals.engines import Completion, FinishReason, Output, Request, Sampling
-from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, fill_holes, shares_prompts
+from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
 from evals.engines.sampling import gumbels, sample, uniforms
 from evals.errors import UserError
 from evals.hub import model_folder
@@ -53,7 +53,7 @@ class HFEngine:
         self.tokenizer = tokenizer
         self.max_sequences = max_sequences
         self.weight_version = weight_version
-        self.max_context = int(model.config.get_text_config().max_position_embeddings)
+        self.max_context = context_of(model.config)
         self.eos_ids = end_of_sequence_ids(model.generation_config, tokenizer)
 
     @classmethod
@@ -101,8 +101,12 @@ class HFEngine:
             yield from self._decode(wave, requests, sampling, started)
 
     @functools.cached_property
-    def _decoder(self) -> Callable[..., Decoder]:
-        return SharedPrompts if shares_prompts(self.model) else AnyCache
+    def decoder(self) -> Callable[..., Decoder]:
+        """How the model is run. Raises UserError for one that this engine cannot sample from."""
+        if shares_prompts(self.model):
+            return SharedPrompts
+        check_decodes(self.model)
+        return AnyCache
 
     def _waves(self, order: list[int], requests: Sequence[Request], max_tokens: int) -> Iterator[list[tuple[int, int]]]:
         """Batches of (request, repeat) pairs in the given order of requests, shortest prompts first.
@@ -110,7 +114,7 @@ class HFEngine:
         A batch has at most `max_sequences` pairs, and fewer where their keys and values would not fit the memory.
         """
         budget = self._cache_bytes() // self._token_bytes()
-        shared = self._decoder is SharedPrompts
+        shared = self.decoder is SharedPrompts
         wave: list[tuple[int, int]] = []
         prompts = 0  # in the wave; without sharing every row has its own
         pairs = ((request, repeat) for request in order for repeat in range(len(requests[request].seeds)))
@@ -139,7 +143,7 @@ class HFEngine:
         """Decode one wave: W (request, repeat) pairs in a batch, of which B rows are still in it."""
         prompts = list(dict.fromkeys(request for request, _ in wave))
         number = {request: at for at, request in enumerate(prompts)}
-        decoder = self._decoder(
+        decoder = self.decoder(
             self.model,
             [requests[i].prompt_ids for i in prompts],
             np.array([number[request] for request, _ in wave]),
@@ -201,12 +205,20 @@ def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: A
     return frozenset(map(int, ids))
 
 
+def context_of(config: Any) -> int:
+    """Longest prompt + completion: positions that the configuration has, by any of its names. None: there is no end."""
+    text = config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "seq_length", "context_length")
+    return next((int(value) for name in names if isinstance(value := getattr(text, name, None), int)), 1 << 30)
+
+
 def cache_bytes_per_token(config: Any, item_bytes: int) -> int:
     """Keys and values of one token in all layers."""
     config = config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * item_bytes
+    all_heads = getattr(config, "num_attention_heads", 0)  # none: a state space, which keeps nothing of a token
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(all_heads, 1)
+    return max(1, 2 * config.num_hidden_layers * heads * width * item_bytes)
 
 
 def check_fits(prompt_tokens: int, max_tokens: int, max_context: int, what: str) -> None:
@@ -243,8 +255,10 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
     folder = model_folder(model)
     try:
         config = AutoConfig.from_pretrained(folder)
+        capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+        how = {"attn_implementation": "eager"} if capped else {}  # sdpa, the default, leaves the cap out
         loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  (the stub knows one result)
-            folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+            folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **how
         )
     except (OSError, ValueError) as e:
         raise UserError(_cannot_load(model, "model", e)) from e
@@ -295,9 +309,12 @@ def load_weights(model: Any, folder: str) -> None:
     if not files:
         raise UserError(f"{folder}: no *.safetensors in it. Expected a Hugging Face model folder.")
     own = model.state_dict()
+    parts: Iterable[dict[str, Any]] = map(load_file, files)
+    if ".experts." in " ".join(own):  # of which a model may hold a layer's in one tensor, and a folder never does
+        parts = [load_model(folder, device="cpu", dtype=str(model.dtype).removeprefix("torch."))[0].state_dict()]
     seen: set[int] = set()  # tied weights are one memory under several names; a folder has one of them
-    for file in files:
-        for name, x in load_file(file).items():
+    for part in parts:
+        for name, x in part.items():
             if name not in own or own[name].shape != x.shape:
                 there = f"of shape {tuple(own[name].shape)} in it" if name in own else "not in it"
                 raise UserError(

@@ -268,22 +268,21 @@ class _Repeats:
 
     def __init__(self, requests: Sequence[Request], sampling: Sampling):
         self.requests, self.sampling = requests, sampling
-        self.open: dict[int, tuple[int, int, int]] = {}
-        """of prompts that are being answered: hash of the first sample, how many came, how many equal the first"""
+        self.open: dict[int, list[int]] = {}
+        """of prompts that are being answered: hashes of their samples; a short one differs from all others"""
         self.identical, self.complete, self.warned = 0, 0, False
 
     def add(self, number: int, completion: Completion) -> None:
         seeds = self.requests[number].seeds
         if self.sampling.temperature == 0 or not 1 < len(set(seeds)) == len(seeds):
             return
-        this = hash(completion.token_ids or completion.text)
-        first, came, same = self.open.pop(number, (this, 0, 0))
-        came, same = came + 1, same + (this == first and completion.n_tokens >= SAME_TOKENS)
-        if came < len(seeds):
-            self.open[number] = (first, came, same)
+        came = self.open.setdefault(number, [])
+        came.append(hash(completion.token_ids or completion.text) if completion.n_tokens >= SAME_TOKENS else len(came))
+        if len(came) < len(seeds):
             return
+        del self.open[number]
         self.complete += 1
-        self.identical += same == came
+        self.identical += len(set(came)) == 1
         if not self.warned and self.identical >= 3 and 2 * self.identical >= self.complete:
             self.warned = True
             logger.warning(self._text("so far"))

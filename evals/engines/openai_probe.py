@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,13 +13,22 @@ from evals.engines import Request, Sampling
 from evals.engines.openai_api import Answer, BadAnswer, Dialect, LogprobKind, answer, payload
 from evals.engines.openai_fleet import CONNECT_SECONDS, PROBE_SECONDS, Server, api_key, describe, headers, scrub
 from evals.errors import UserError
-from evals.hub import is_local, model_folder
+from evals.hub import is_local
 
 TEXT = "What is 12+7-3? 12+7=19; 19-3=16"
 CONTEXT_KEYS = ("max_model_len", "context_length", "context_window", "max_context_length")
 FIRST_ANSWER_SECONDS = 300.0
 """a server that sleeps when nobody asks may load its model first"""
 BUSY_ATTEMPTS = 5
+DIALECTS = (  # what is sent, and how: tried in this order, the first that is answered is the server's
+    ("ids", Dialect(ids_in=True, extensions=True)),  # vLLM, SGLang
+    ("ids", Dialect(ids_in=True, extensions=False)),
+    ("messages", Dialect(ids_in=False, extensions=True)),  # their chat, with a tokenizer that is not at hand
+    ("messages", Dialect(ids_in=False, extensions=False)),  # hosted models, TGI, llama.cpp
+    ("messages", Dialect(ids_in=False, extensions=False, limit="max_completion_tokens")),  # OpenAI's reasoning models
+    ("text", Dialect(ids_in=False, extensions=True)),
+    ("text", Dialect(ids_in=False, extensions=False)),
+)
 NOT_THIS_WAY = (400, 404, 405, 415, 422, 501)
 
 
@@ -200,39 +208,26 @@ def _dialect(ask: _Asker, tokenizer: Any, seeds: bool, logprobs: bool) -> Dialec
 
 
 def _way_to_ask(ask: _Asker, tokenizer: Any, seeds: bool) -> tuple[Dialect, Request]:
-    """The best way that works: ids before messages before text, with vLLM's extensions before without."""
-    ways: list[tuple[bool, Request]] = []
-    if tokenizer is not None and (ids := tuple(tokenizer(TEXT).input_ids)):
-        ways.append((True, Request(ids, (0,))))
-    ways.append((False, Request((), (0,), ({"role": "user", "content": TEXT},))))
-    ways.append((False, Request((), (0,), TEXT)))
-    refused: list[str] = []
-    for ids_in, request in ways:
-        for extensions in (True, False):
-            dialect = Dialect(ids_in, extensions, seeds=seeds)
-            try:
-                got = _ask_in(ask, dialect, request)
-            except BadAnswer as e:
-                if str(e) not in refused:
-                    refused.append(str(e))
-                continue
-            dialect, answered = got
-            if ids_in and answered.prompt_ids not in (None, request.prompt_ids):
-                refused.append(f"{ask.url}/completions: it reads other tokens than the ids it is given")
-                continue
-            return replace(dialect, ids_out=answered.token_ids is not None), request
+    """The first of `DIALECTS` that works, and the small request that was answered."""
+    ids = tuple(tokenizer(TEXT).input_ids) if tokenizer is not None else ()
+    requests = {"ids": Request(ids, (0,))} if ids else {}
+    requests |= {"messages": Request((), (0,), ({"role": "user", "content": TEXT},)), "text": Request((), (0,), TEXT)}
+    refused: dict[str, None] = {}
+    for sent, dialect in DIALECTS:
+        if (request := requests.get(sent)) is None:
+            continue
+        dialect = replace(dialect, seeds=seeds)
+        try:
+            answered = ask(dialect, request, Sampling(16))
+        except BadAnswer as e:
+            refused[str(e)] = None
+            continue
+        if sent == "ids" and answered.prompt_ids not in (None, request.prompt_ids):
+            refused[f"{ask.url}/completions: it reads other tokens than the ids it is given"] = None
+            continue
+        return replace(dialect, ids_out=answered.token_ids is not None), request
     lines = "\n".join(f"  {line}" for line in refused)
     raise UserError(f"{ask.url} does not answer a small request for {ask.model}, whichever way it is asked:\n{lines}")
-
-
-def _ask_in(ask: _Asker, dialect: Dialect, request: Request) -> tuple[Dialect, Answer]:
-    try:
-        return dialect, ask(dialect, request, Sampling(16))
-    except BadAnswer as e:
-        if "max_completion_tokens" not in str(e):  # OpenAI's own reasoning models know the limit under this name only
-            raise
-    dialect = replace(dialect, limit="max_completion_tokens")
-    return dialect, ask(dialect, request, Sampling(16))
 
 
 def _logprob_kind(ask: _Asker, dialect: Dialect, request: Request) -> LogprobKind:
@@ -315,20 +310,15 @@ def _load_tokenizer(spec: str, model: str, root: str, notes: list[str]) -> tuple
 
 
 def _tokenizer_of(name: str) -> tuple[Any, frozenset[int]]:
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
-    from evals.engines.hf import TOKENIZER_FILES, end_of_sequence_ids
+    from evals.engines.hf import end_of_sequence_ids, load_tokenizer
 
     if not is_local(name) and name.count("/") != 1:
         raise FileNotFoundError("no such folder, and not the form of a hub id")
-    folder = Path(name).expanduser() if is_local(name) else model_folder(name, weights=False)
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise FileNotFoundError("the folder has no tokenizer files")
-    name = str(folder)
-    loaded = AutoTokenizer.from_pretrained(name)
-    config = None
+    loaded, config = load_tokenizer(name), None
     with suppress(OSError):
-        config = GenerationConfig.from_pretrained(name)
+        config = GenerationConfig.from_pretrained(loaded.name_or_path)
     return loaded, end_of_sequence_ids(config, loaded)
 
 

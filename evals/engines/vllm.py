@@ -16,7 +16,14 @@ import torch
 from pydantic import ValidationError
 
 from evals.engines import EngineError, Output, Request, Sampling, WeightStream
-from evals.engines.hf import cache_bytes_per_token, check_fits, end_of_sequence_ids, load_config, load_tokenizer
+from evals.engines.hf import (
+    cache_bytes_per_token,
+    check_fits,
+    context_of,
+    end_of_sequence_ids,
+    load_config,
+    load_tokenizer,
+)
 from evals.engines.vllm_core import Spec
 from evals.engines.vllm_options import VLLMOptions
 from evals.engines.vllm_process import Processes
@@ -219,7 +226,7 @@ def plan(
 ) -> Spec:
     """What vLLM is started with. Raises UserError for a context or a cache that cannot be."""
     text = config.get_text_config()
-    longest = int(text.max_position_embeddings)
+    longest = context_of(config)
     if options.max_model_len > longest:
         raise UserError(
             f"max_model_len={options.max_model_len} is more than the {longest} positions of {model}. Lower it."

@@ -166,6 +166,7 @@ class Core:
         if not self.meets:
             self.engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"packed": True}})
             self.meets = True
+        self.engine.collective_rpc("unpack_experts")
         self.engine.collective_rpc("start_weight_update")
 
     def receive(self, update: dict[str, Any]) -> None:

@@ -39,12 +39,22 @@ class WeightLoader:
         """After a transfer of weights."""
         tie_again(self.model_runner.model)
 
+    def unpack_experts(self) -> None:
+        """Before new weights. On a CPU vLLM 0.32 packs experts when it makes their kernel, and a reload keeps that: it
+        would multiply with plain weights as if they were packed. Without a kernel the reload makes one."""
+        from vllm.platforms import current_platform  # type: ignore[import-not-found]
+
+        for module in self.model_runner.model.modules() if current_platform.is_cpu() else ():
+            if getattr(getattr(module, "quant_method", None), "moe_kernel", None) is not None:
+                module.quant_method.moe_kernel = None
+
     def load_folder(self, folder: str) -> None:
         """Replace the weights by those of a folder in a checkpoint's names.
 
         Only vLLM's layer-wise reload does it right: it restores each layer to the form its loader expects, loads, and
         processes it again. On a CPU every linear layer holds a packed copy, so that assigning weights changes nothing.
         """
+        self.unpack_experts()
         self.reload_weights(weights_iterator=_weights(folder))
         self.tie_again()
 

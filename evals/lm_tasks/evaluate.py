@@ -8,11 +8,11 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
 from rich.console import Console
-from rich.table import Table
 
 from evals.console import progress_bar
 from evals.lm_tasks.lm import TaskLM
 from evals.lm_tasks.plan import TaskPlan
+from evals.report.layout import print_table
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
@@ -136,9 +136,7 @@ def _metrics(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _print(results: Mapping[str, Any], console: Console) -> None:
-    table = Table("task", "metric", "filter", title="lm-eval", title_justify="left")
-    table.add_column("value", justify="right")
-    table.add_column("standard error", justify="right")
+    lines = []
     for name, values in {**results["results"], **results.get("groups", {})}.items():
         for key, value in values.items():
             metric, _, filter_name = key.partition(",")
@@ -146,5 +144,5 @@ def _print(results: Mapping[str, Any], console: Console) -> None:
                 continue
             error = values.get(f"{metric}_stderr,{filter_name}", math.nan)
             shown = f"{error:.4f}" if isinstance(error, float) and not math.isnan(error) else ""
-            table.add_row(name, metric, filter_name, f"{value:.4f}", shown)
-    console.print(table)
+            lines.append([name, metric, filter_name, f"{value:.4f}", shown])
+    print_table(["task", "metric", "filter", "value", "standard error"], lines, "lm-eval", console)

@@ -1,7 +1,6 @@
 """`evals.report arms`: the arms of an experiment compared, as Markdown, CSV and figures."""
 
 import argparse
-import csv
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -189,9 +188,6 @@ def run_rows(found: Comparison) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """One line per row; a number that is not there is an empty cell. No rows: the file is empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-        if rows:
-            writer.writeheader()
-        for row in rows:
-            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+    import pandas as pd  # slow to import
+
+    path.write_text(pd.DataFrame(rows).to_csv(index=False) if rows else "", encoding="utf-8")

@@ -27,27 +27,17 @@ MARKER = "agpo-export.json"
 FORMATS = {".parquet": "parquet", ".csv": "csv"}  # anything else is the folder of a dataset
 
 RUN = {"run": pa.string(), "kind": pa.string(), "name": pa.string(), "method": pa.string(), "model": pa.string()}
+TYPES = {"BIGINT": pa.int64(), "INTEGER": pa.int32(), "DOUBLE": pa.float64()}
+"""of the database -> of Arrow; all else is text, meta as JSON: every benchmark has keys of its own"""
 SAMPLE = {
     **RUN,
     "run_seed": pa.int64(),
-    "split": pa.string(),
-    "item": pa.string(),
-    "repeat": pa.int32(),
-    "step": pa.int64(),
     "prompt": pa.string(),
-    "response": pa.string(),
-    "response_tokens": pa.int32(),
-    "finish_reason": pa.string(),
-    "outcome": pa.string(),
-    "path": pa.string(),
-    "answer": pa.string(),
-    "reference": pa.string(),
-    "reward": pa.float64(),
-    "advantage": pa.float64(),
-    "seed": pa.int64(),
-    "seconds": pa.float64(),
-    "weight_version": pa.string(),
-    "meta": pa.string(),  # JSON: every benchmark has keys of its own
+    **{
+        c.name: TYPES.get(str(c.type), pa.string())
+        for c in samples_table.c
+        if c.name not in ("id", "run_id", "prompt_id", *PACKED)
+    },
 }
 TOKENS = {"token_ids": pa.list_(pa.int32()), "logprobs": pa.list_(pa.float32())}
 TOKENS |= {"entropies": pa.list_(pa.float32()), "token_chars": pa.list_(pa.int32())}

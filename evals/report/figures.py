@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no display, no global state, safe in threads
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LegendLocType
 from PIL import Image  # matplotlib needs it too
@@ -18,6 +19,7 @@ from evals.console import plural
 from evals.outputs import replacing
 from evals.report.arms import Comparison, Course
 from evals.report.parts import arm_of, line_names, metrics_of, order
+from evals.report.timeline import Timeline, timeline
 from evals.store import RunRow, Store
 
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B", "#7F7F7F", "#BCBD22", "#17BECF")
@@ -107,11 +109,35 @@ def figures(store: Store, out: Path) -> list[Path]:
             )
             caption = "mean over seeds, band from lowest to highest; running mean" if most > 1 else "running mean"
             figure.supxlabel(f"step   ({caption})", fontsize=8.5, color=FAINT)
-            several = len(tasks) > 1
-            task = "-".join(dict.fromkeys(part for part in (name, Path(model).name) if part))
-            stem = f"{figure_name}-{_slug(task)}" if several else figure_name
-            paths.append(_save(figure, _free(out / f"{stem}.png", paths)))
+            paths.append(_save(figure, _free(out / f"{_stem(figure_name, name, model, tasks)}.png", paths)))
+        last = max(_finished(runs), key=lambda run: run.started)
+        if found := timeline(store, last.id):
+            path = _free(out / f"{_stem('timeline', name, model, tasks)}.png", paths)
+            paths.append(_save(_timeline(found, f"{lines[last.id]}, seed {last.seed}"), path))
     return paths
+
+
+def _stem(what: str, name: str, model: str, tasks: Sized) -> str:
+    task = "-".join(dict.fromkeys(part for part in (name, Path(model).name) if part))
+    return f"{what}-{_slug(task)}" if len(tasks) > 1 else what
+
+
+def _timeline(found: Timeline, title: str) -> Figure:
+    """A row for each rank, its phases as bars; below them what went on beside them."""
+    figure = Figure(figsize=(9, 1.6 + 0.5 * len(found.ranks)), layout="constrained")
+    axes = figure.subplots()
+    for number, bars in enumerate(found.ranks):
+        for bar in bars:
+            span = [(bar.start, bar.end - bar.start)]
+            axes.broken_barh(span, (number - 0.4 + 0.5 * bar.lane, 0.5 - 0.2 * bar.lane), color=bar.colour)
+    axes.set_yticks(range(len(found.ranks)), [f"rank {number}" for number in range(len(found.ranks))])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds since the step began", color=FAINT)
+    axes.set_title(f"{title}: step {found.step}", loc="left", fontsize=11.5, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    names = [Patch(color=colour, label=phase) for phase, colour in found.phases]
+    figure.legend(handles=names, loc="outside lower center", ncols=len(names), frameon=False, labelcolor=INK)
+    return figure
 
 
 def arm_figures(found: Comparison, out: Path) -> list[Path]:

@@ -22,7 +22,7 @@ class Grid:
     """below the table"""
 
 
-TEXTS = ("Model", "Method", "Setting", "Kind", "Name", "Status", "Tags", "Run", "run")
+TEXTS = ("task", "metric", "filter", "Model", "Method", "Setting", "Kind", "Name", "Status", "Tags", "Run", "run")
 """columns of words"""
 
 

@@ -19,6 +19,7 @@ from evals.outputs import check_file, replacing
 from evals.report import paper
 from evals.report.evaluations import GROUP, Row, rows
 from evals.report.layout import Grid, latex, markdown, print_grid, short
+from evals.report.parts import BY, CHOICE
 from evals.store import Store
 
 FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
@@ -34,15 +35,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--paper", action="store_true", help="the paper's own numbers beside ours")
     parser.add_argument("--bench", help="only this benchmark")
-    parser.add_argument(
-        "--run",
-        action="append",
-        default=[],
-        metavar="RUN",
-        dest="runs",
-        help="only these evaluations, or those of these training runs: an id or its beginning, or all with this name, "
-        "tag or method; repeatable",
-    )
+    parser.add_argument("--run", **CHOICE, help=f"only these evaluations, or those of these training runs: {BY}")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
     parser.add_argument("--overwrite", action="store_true", help="replace the file at --out")
     parser.set_defaults(

@@ -38,12 +38,15 @@ IN_TABLES = ("temperature", "top_p", "max_tokens", "prompt", "selected_on_test")
 ASKED = ("temperature", "top_p", "max_tokens", "prompt", "n")
 """those that the page shows"""
 CUTS = ("update.micro_batch_tokens", "rollout.max_sequences")
-"""keys of a training run that change a result by rounding only (and what clip_scope micro_batch does)"""
+"""keys of a training run that change a result by rounding only"""
 APART = ("objective", "seed", "name", "out", "checkpoint", "trackers", "hardware", "threads", "device")
 APART += ("data_manifest", "selected_on_test")
 """keys in which training runs that are compared may differ"""
 ELSEWHERE = (*APART, "model", "eval", "code", "ranks")
 """and those that a report tells elsewhere, or that say how a run was measured, judged and placed"""
+CHOICE: dict[str, Any] = {"action": "append", "default": [], "metavar": "RUN", "dest": "runs"}
+"""of the option --run, whose words `select` takes"""
+BY = "an id or its beginning, or all with this name, tag or method; repeatable"
 MOST_KEYS = 4
 """in a variant's name; of more there is only a hash, and the page's view Runs lists them"""
 

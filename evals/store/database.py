@@ -13,7 +13,7 @@ from sqlalchemy import event, exc
 
 from evals.errors import AGAIN, UserError
 
-SCHEMA = "0004"
+SCHEMA = "0005"
 """the newest revision in evals/store/migrations/versions"""
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 60.0

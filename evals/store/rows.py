@@ -161,6 +161,8 @@ def prompt_id(prompt: str) -> str:
     return hashlib.sha256(clean_text(prompt).encode()).hexdigest()[:32]
 
 
+_PLAIN = [c.name for c in database.samples_table.c if c.name not in ("id", "run_id", "prompt_id", "meta", *PACKED)]
+"""columns that a SampleRow has under their name, as they are"""
 _NAMES = ("split", "item", "finish_reason", "outcome", "path")
 _LONGEST: dict[str, int] = {name: getattr(database.samples_table.c[name].type, "length") for name in _NAMES}  # noqa: B009
 
@@ -173,26 +175,12 @@ def sample_values(run_id: str, row: SampleRow) -> dict[str, Any]:
                 f"{name} {value[:60]!r}... has {len(value)} characters, and the results store takes {longest}. "
                 "Give a shorter one."
             )
+    found = {name: getattr(row, name) for name in _PLAIN}
     return {
         "run_id": run_id,
-        "split": row.split,
-        "item": clean_text(row.item),
-        "repeat": row.repeat,
-        "step": row.step,
-        "response_tokens": row.response_tokens,
-        "finish_reason": row.finish_reason,
-        "outcome": row.outcome,
-        "path": row.path,
-        "reward": row.reward,
-        "seed": row.seed,
-        "seconds": row.seconds,
-        "weight_version": row.weight_version,
         "prompt_id": prompt_id(row.prompt),
         "meta": to_json(row.meta),
-        "answer": None if row.answer is None else clean_text(row.answer),
-        "reference": clean_text(row.reference),
-        "response": clean_text(row.response),
-        "advantage": row.advantage,
+        **{name: clean_text(value) if isinstance(value, str) else value for name, value in found.items()},
         **{name: None if (x := getattr(row, name)) is None else pack(x, dtype) for name, dtype in PACKED.items()},
     }
 

@@ -1,8 +1,7 @@
-"""The image of the Docker backend's workers: from a base image, or without any registry from Debian's packages.
+"""The image of the Docker backend's workers.
 
 python -m sandbox.backends.image                      # on python:3.11-slim
 python -m sandbox.backends.image --base my/python:3.12
-python -m sandbox.backends.image --debootstrap        # as root, with debootstrap installed
 """
 
 import argparse
@@ -20,16 +19,6 @@ from sandbox.errors import SandboxError, command
 BASE = "python:3.11-slim"
 _HERE = Path(__file__).parent
 _WORKER = _HERE.parent / "worker"
-_DEBIAN_BASE = "agpo-sandbox-base:bookworm"
-_DEBIAN_PACKAGES = "python3-minimal,python3,python3-numpy,python3-sortedcontainers"
-_LEFT_OUT = (
-    "./var/cache/apt",
-    "./var/lib/apt/lists",
-    "./usr/share/doc",
-    "./usr/share/locale",
-    "./usr/share/man",
-    "./dev/*",
-)
 
 
 def tag() -> str:
@@ -57,32 +46,8 @@ def build(binary: str = "docker", base: str = BASE, network: str = "") -> str:
         if done.returncode and "buildx" in done.stderr:  # the builder of old: part of every client, where buildx is not
             done = run([*command, folder], timeout=900, DOCKER_BUILDKIT="0")
     if done.returncode:
-        raise SandboxError(f"the image could not be built on {base}: {_last_line(done.stderr)}")
+        raise SandboxError(f"the image could not be built on {base}: {last_line(done.stderr)}")
     return tag()
-
-
-def debian_base(binary: str = "docker") -> str:
-    """Make a base image out of Debian's packages with debootstrap; needs root, and Debian's mirror. About a minute."""
-    if run([binary, "image", "inspect", _DEBIAN_BASE], timeout=30).returncode == 0:
-        return _DEBIAN_BASE
-    if not shutil.which("debootstrap"):
-        raise SandboxError("debootstrap is not installed; on Debian or Ubuntu: apt-get install debootstrap")
-    if os.getuid():
-        raise SandboxError("debootstrap needs root; use a base image with --base instead")
-    with tempfile.TemporaryDirectory(prefix="agpo-debootstrap-") as folder:
-        done = run(
-            ["debootstrap", "--variant=minbase", f"--include={_DEBIAN_PACKAGES}", "bookworm", folder], timeout=900
-        )
-        if done.returncode:
-            raise SandboxError(f"debootstrap failed: {_last_line(done.stderr or done.stdout)}")
-        excluded = [f"--exclude={path}" for path in _LEFT_OUT]
-        with subprocess.Popen(["tar", "-C", folder, *excluded, "-cf", "-", "."], stdout=subprocess.PIPE) as tar:
-            done = subprocess.run(
-                [binary, "import", "-", _DEBIAN_BASE], stdin=tar.stdout, capture_output=True, text=True, check=False
-            )
-        if done.returncode or tar.returncode:
-            raise SandboxError(f"the base image could not be imported: {_last_line(done.stderr)}")
-    return _DEBIAN_BASE
 
 
 def run(command: list[str], timeout: float, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -97,7 +62,7 @@ def run(command: list[str], timeout: float, **environment: str) -> subprocess.Co
         raise SandboxError(f"`{' '.join(command[:3])}` does not answer within {timeout:.0f} s") from None
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1] if lines else "no message"
 
@@ -109,12 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--binary", default="docker", help="docker or podman")
     parser.add_argument("--base", default=BASE, help="image to build on (default: %(default)s)")
-    parser.add_argument(
-        "--debootstrap", action="store_true", help="make the base from Debian's packages, without a registry"
-    )
     args = parser.parse_args(argv)
-    base, network = (debian_base(args.binary), "none") if args.debootstrap else (args.base, "")
-    print(build(args.binary, base, network))
+    print(build(args.binary, args.base))
     return 0
 
 

@@ -102,6 +102,7 @@ class _Tests:
             running.lay_out(self.channel, self._input_size())
             ended = running.test()
             last = index == count - 1
+            # One that failed, or left something behind, is not fit for another test.
             if not reuse or last or ended.end != protocol.DONE or ended.dirty:
                 ended = running.finish(ended)
                 if not template or last:
@@ -183,7 +184,7 @@ class _Runner:
         limit = self.header["output"]
         out, err, value = (os.fstat(fd).st_size for fd in self.streams[1:])
         end = ended.end
-        if max(out, err, value) > limit:
+        if max(out, err, value) > limit:  # whatever it said: RLIMIT_FSIZE lets it write one byte more than allowed
             end, out, value = protocol.OUTPUT, min(out, _KEEP_STDERR), 0
         return Result(
             test=index,
@@ -272,11 +273,13 @@ class _Runner:
             if ended is None:
                 if runs and self.jail.schedstat:
                     self.waits.look(now - start, cpu - cpu_start, cpu)
+                # CPU time first: a program that computes and then sleeps is over its CPU limit, not idle.
                 if cpu - cpu_start > limits["cpu_ns"]:
                     ended = _Ended(protocol.CPU)
                 elif self.waits.idle_ns > limits["idle_ns"]:
                     ended = _Ended(protocol.IDLE)
                 elif now - start > limits["wall_ns" if self.jail.schedstat else "blind_wall_ns"]:
+                    # The net caught it: was the machine too busy to run it, or did it hide its sleep from the looks?
                     starved = self.jail.schedstat and self.waits.starved(limits["idle_ns"])
                     ended = _Ended(protocol.WALL if starved else protocol.IDLE)
         ended.main_stdout = main_stdout
@@ -321,7 +324,7 @@ class _Runner:
             total_ns, rss_kb = round((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_maxrss
             if ended.dead:
                 ended.cpu_ns += max(0, total_ns - self.cpu_before)
-        if ended.dead:
+        if ended.dead:  # nobody else's word counts then: how it ended is what the kernel says
             code = os.waitstatus_to_exitcode(status)
             ended.end, ended.code = (protocol.EXITED, code) if code >= 0 else (protocol.SIGNALLED, -code)
         ended.rss_kb = rss_kb

@@ -66,7 +66,7 @@ def start(config: Config) -> tuple[int, socket.socket]:
         if config.memory_cgroup:
             with open(config.memory_cgroup, "w") as f:
                 f.write(str(os.getpid()))
-        if config.mode == "full":
+        if config.mode == "full":  # a process 1 of its own takes a process outside that starts it
             _gate(config, theirs)
         else:
             _serve(config, theirs, -1, [*jail.python_paths(), *config.packages])
@@ -79,7 +79,7 @@ def start(config: Config) -> tuple[int, socket.socket]:
 def _gate(config: Config, commands: socket.socket) -> None:
     """Stays outside the pid namespace to start its process 1 and, as root, to map its user; then only waits."""
     root = os.getuid() == 0
-    if not root:
+    if not root:  # only a user namespace gives the right to make the others; root makes them and maps its user last
         libc.prctl(libc.PR_SET_DUMPABLE, 1)  # else its own /proc files belong to root
         jail.enter_user_namespace()
         libc.prctl(libc.PR_SET_DUMPABLE, 0)
@@ -131,7 +131,9 @@ def _enter(config: Config, commands: socket.socket, gate: socket.socket | None) 
 
 
 def _serve(config: Config, commands: socket.socket, proc: int, readable: list[str]) -> None:
-    if config.mode != "full":
+    if (
+        config.mode != "full"
+    ):  # no pid namespace of its own: what a dead supervisor leaves would go to the machine's init
         libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
         with contextlib.suppress(OSError):
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
@@ -191,10 +193,10 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
     children: list[int] = []
     while True:
         message, passed, _, _ = commands.recvmsg(16, socket.CMSG_SPACE(DESCRIPTOR.size))
-        if not message:
+        if not message:  # the worker is gone
             break
         if message == SPAWN:
-            if not loaded:
+            if not loaded:  # at the first program, so that a worker is ready without waiting for it
                 with contextlib.suppress(ImportError):
                     importlib.import_module(config.preload)
                 _freeze()

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from agpo.clip import Decision
+from agpo.clip import Decision, unit_decision, unit_sums, units
 from agpo.objective import (
     PRESETS,
     Objective,
@@ -48,6 +48,7 @@ class Case:
 
 
 KEPT, CLIPPED = (2, 9, 8, 3), (9, 2, 3, 8)  # lengths for rewards 1, 0, 0, 1
+MANY = ((7, 9, 6, 12), (10, 11, 2, 8))  # of two groups of these rewards: some units are kept and some clipped
 MIXED, DEAD = (1, 0, 0, 1), (0.2, 0.2, 0.2, 0.2)
 CASES = [
     Case("kept", (MIXED, (0, 1, 0, 0)), (KEPT, (8, 2, 6, 7)), "kept"),
@@ -64,12 +65,19 @@ CASES = [
     Case("not scorable, aborted", ((1, 0, None, 1), (0, 1, 0, None)), ((2, 9, 5, 0), (9, 2, 0, 4)), "kept"),
     Case("moved, kept", (MIXED, DEAD), (KEPT, CLIPPED), "kept", drift=0.05),
     Case("moved, clipped", (MIXED, DEAD), (CLIPPED, KEPT), "clipped", drift=0.05),
+    *(
+        Case(f"units of {k}{moved}", (MIXED, MIXED), MANY, "kept", Objective(clip_scope=f"sequences:{k}"), drift)
+        for k in (2, 4)
+        for moved, drift in (("", 0.0), (", moved", 0.05))
+    ),
+    Case("units of 2, clipped", (MIXED, DEAD), (CLIPPED, KEPT), "clipped", Objective(clip_scope="sequences:2")),
+    Case("verl's units, moved", (MIXED, DEAD, MIXED), (*MANY, KEPT), "kept", PRESETS["agpo_verl"], 0.05),
     Case("softplus", (MIXED, (0, 1, 0, 0)), (CLIPPED, (3, 11, 4, 2)), "kept", Objective(clip="softplus"), 0.05),
     *(
         Case(
             f"{name}, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS[name], norm_length=LONGEST), 0.05
         )
-        for name in ("dr_grpo", "dapo", "gspo", "cispo", "nsr")
+        for name in ("dr_grpo", "dapo", "gspo", "cispo", "nsr", "maxrl")
     ),
 ]
 
@@ -228,23 +236,39 @@ def several_ranks(case: Case, rank: int, world: int, split: str) -> tuple[Result
     advantage_B = advantages(batch.rewards_GN, objective, live_G).reshape(-1)
     local = [0.0]
 
+    def loss_of(i: int) -> torch.Tensor:
+        logp = log_probs(batch.model, batch.prompts[i], batch.responses[i])
+        advantage_T = advantage_B[i].expand(len(logp))
+        return token_losses(logp, batch.old_logp[i], advantage_T, batch.lengths_B[i : i + 1], objective)
+
     def work(optimizer) -> dict:
         sums = torch.zeros(2, dtype=torch.float64)
-        for i in share(len(weight_B), rank, world, split):
-            if weight_B[i] > 0:
-                logp = log_probs(batch.model, batch.prompts[i], batch.responses[i])
-                weight_T, advantage_T = (x[i].expand(len(logp)) for x in (weight_B, advantage_B))
-                loss_T = token_losses(logp, batch.old_logp[i], advantage_T, batch.lengths_B[i : i + 1], objective)
-                (weight_T * loss_T).sum().backward()
-                sums += torch.tensor(weighted_sums(loss_T, weight_T), dtype=torch.float64)
+        mine = [i for i in share(len(weight_B), rank, world, split) if weight_B[i] > 0]
+        factor_B = torch.ones_like(weight_B)
+        found: Decision | None = None
+        if objective.clip_size:  # f' of a unit must be known before its gradient
+            unit_B = units(batch.lengths_B, weight_B, len(case.rewards[0]), objective)
+            sums_3U = torch.zeros(3, len(weight_B), dtype=torch.float64)
+            with torch.no_grad():
+                for i, loss_T in ((i, loss_of(i)) for i in mine):
+                    weight_T = weight_B[i].expand(len(loss_T))
+                    sums_3U += unit_sums(weight_T * loss_T, weight_T, unit_B[i].expand(len(loss_T)), len(weight_B))
+            dist.all_reduce(sums_3U)
+            scale_U, found = unit_decision(sums_3U, objective)
+            factor_B = scale_U[unit_B]
+        for i in mine:
+            loss_T = loss_of(i)
+            weight_T = weight_B[i].expand(len(loss_T))
+            (factor_B[i] * weight_T * loss_T).sum().backward()
+            sums += torch.tensor(weighted_sums(loss_T, weight_T), dtype=torch.float64)
         local[0] = sums[0].item()
         dist.all_reduce(sums)
-        decision: Decision = clip_decision(*sums.tolist(), objective)
+        decision = found or clip_decision(*sums.tolist(), objective)
         if decision.scale:
             for p in batch.model.parameters():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 dist.all_reduce(p.grad)
-                p.grad *= decision.scale
+                p.grad *= 1.0 if found else decision.scale
             optimizer.step()
         optimizer.zero_grad()
         return asdict(decision)

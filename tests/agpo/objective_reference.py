@@ -23,6 +23,7 @@ def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cu
         mean = sum(known) / max(len(known), 1)
         variance = sum((r - mean) ** 2 for r in known) / max(len(known) - (o.advantage_std == "sample"), 1)
         divisor = 1 if o.advantage_std == "none" else math.sqrt(variance) + 1e-6
+        divisor = mean + 1e-6 if o.advantage_std == "mean" else divisor
         for r in group:
             a = -float(r < max(known) - 1e-6) if o.advantage_sign == "negative" and known else (r - mean) / divisor
             advantage.append(a if live[g] and r == r else 0.0)
@@ -31,6 +32,7 @@ def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cu
     tokens = sum(n for n, k in zip(lengths, kept, strict=True) if k)
     sequences = sum(1 for n, k in zip(lengths, kept, strict=True) if k and n)
     longest = o.norm_length or max_tokens or max([n for n, k in zip(lengths, kept, strict=True) if k], default=1)
+    dealt = dealt_units(o, lengths, kept) if o.clip_scope.startswith("sequences") else {}
     units, value, bonus, start = {}, 0.0, 0.0, 0
     for i, n in enumerate(lengths):
         where = range(start, start + n)
@@ -54,13 +56,43 @@ def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cu
             value += loss / w
             bonus = bonus + entropy[t] / w if entropy is not None else 0.0
             unit = {"token": ("t", t), "sequence": ("s", i), "group": ("g", i // size)}.get(o.clip_scope, "all")
-            units.setdefault(unit, []).append((1 / w, loss))
+            units.setdefault(dealt.get(i, unit), []).append((1 / w, loss))
     shape = {"none": lambda x: x, "max0": torch.relu, "softplus": torch.nn.functional.softplus, "exp": torch.exp}
     total = logp.sum() * 0 - o.entropy_coef * bonus
     for unit, members in units.items():
         mass = 1.0 if unit == "all" else sum(w for w, _ in members)
         total = total + mass * shape[o.clip](sum(w * loss for w, loss in members) / mass)
     return total, value
+
+
+def dealt_units(o, lengths, kept):
+    """Unit of each counted sequence: Karmarkar and Karp's differencing over ranks, as in verl, then cuts of K."""
+    size = int(o.clip_scope.split(":")[1])
+    there = [i for i, n in enumerate(lengths) if kept[i] and n]
+    if not there:
+        return {}
+    ranks = o.clip_ranks or math.ceil(len(there) / size)
+    items = [(0, -1)] * ((ranks - len(there) % ranks) % ranks) + sorted(
+        (lengths[i], place) for place, i in enumerate(there)
+    )
+    states = [[[item] for item in items[k : k + ranks]] for k in range(0, len(items), ranks)]
+
+    def weight(share):
+        return sum(n for n, _ in share), len(share), [(i, n) for n, i in share]
+
+    def spread(state):
+        return weight(state[0])[0] - weight(state[-1])[0], weight(state[0])
+
+    states = [sorted(state, key=weight, reverse=True) for state in states]
+    while len(states) > 1:
+        states.sort(key=spread)
+        one, other = states.pop(), states.pop()
+        states.append(sorted((a + b for a, b in zip(one, other[::-1], strict=True)), key=weight, reverse=True))
+    units = {}
+    for rank, share in enumerate(states[0]):
+        for at, place in enumerate(sorted(i for _, i in share if i >= 0)):
+            units[there[place]] = ("k", rank, at // size)
+    return units
 
 
 def problem(seed, dtype=torch.float64, groups=3, size=4, drift=0.3, shortest=1):
@@ -87,7 +119,7 @@ def extras(objective, logp, old, lengths, seed=0):
 
 
 CHOICES = {
-    "advantage_std": ("sample", "population", "none"),
+    "advantage_std": ("sample", "population", "none", "mean"),
     "ratio": ("token", "token", "sequence"),
     "surrogate": ("ppo", "ppo", "cispo"),
     "eps_high": (0.2, 0.28, 0.05),
@@ -98,7 +130,8 @@ CHOICES = {
     "entropy_coef": (0.0, 0.0, 0.05),
     "masked_groups": ("mask", "keep", "resample"),
     "clip": ("none", "max0", "softplus", "exp"),
-    "clip_scope": ("mini_batch", "group", "sequence", "token", "micro_batch"),
+    "clip_scope": ("mini_batch", "group", "sequence", "token", "sequences:2", "sequences:5"),
+    "clip_ranks": (None, None, 2),
     "overlong": ("keep", "mask", "soft_penalty"),
 }
 
@@ -118,7 +151,7 @@ def combinations(count, seed=0):
 SCOPES = [
     replace(PRESETS["agpo"], clip=clip, clip_scope=scope, masked_groups=masked, advantage_std=std, aggregation=agg)
     for clip in ("none", "max0", "softplus", "exp")
-    for scope in ("mini_batch", "group", "sequence", "token")
+    for scope in ("mini_batch", "group", "sequence", "token", "sequences:3")
     for masked, std, agg in (
         ("mask", "sample", "token_mean"),
         ("keep", "population", "constant"),

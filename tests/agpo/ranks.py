@@ -40,7 +40,7 @@ class Case:
     """tokens of a micro-batch"""
     dtype: torch.dtype = torch.float32
     more: str = ""
-    """lora, checkpointing, offload"""
+    """lora, checkpointing, offload, passes (each update twice)"""
     rewards: tuple[tuple[float | None, ...], ...] = (
         (1, 0, 0, 1),
         (1, 1, 1, 1),
@@ -60,6 +60,7 @@ CASES = [
     Case("agpo, AdamW, zero_grad", Objective(on_clip="zero_grad"), "AdamW"),
     Case("agpo, scope group", Objective(clip_scope="group")),
     Case("agpo, scope sequence", LOCAL),
+    Case("agpo, scope sequences:2", Objective(clip_scope="sequences:2")),
     Case("agpo, scope token", Objective(clip_scope="token")),
     Case(
         "agpo, scope group, softplus, samples of advantage 0",
@@ -71,6 +72,7 @@ CASES = [
     Case("agpo, gradient checkpointing", PRESETS["agpo"], more="checkpointing"),
     Case("agpo, LoRA, AdamW", PRESETS["agpo"], "AdamW", more="lora"),
     Case("agpo, offload, AdamW", PRESETS["agpo"], "AdamW", more="offload"),
+    Case("agpo, two passes, AdamW", PRESETS["agpo"], "AdamW", more="passes"),
     Case("agpo, bfloat16 with float32 masters", PRESETS["agpo"], dtype=torch.bfloat16),
 ]
 
@@ -112,7 +114,7 @@ def run(case: Case) -> Run:
     policy = Policy(model, None, trained, lambda _: 0.3 if case.optimizer == "SGD" else 1e-3, reference, plain=plain)
     start, fates = weights(trained), []
     settings = Settings(micro_batch_tokens=case.budget, max_grad_norm=1.0)
-    for groups in steps:
+    for groups in [groups for groups in steps for _ in range(1 + (case.more == "passes"))]:
         (minibatch,) = plan_step(groups, case.objective, len(groups), LONGEST)
         done = update(policy, minibatch, case.objective, settings, on_policy=not any(stepped for stepped, *_ in fates))
         fates.append((done.stepped, done.decision.clipped, done.decision.value))

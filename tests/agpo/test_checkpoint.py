@@ -60,7 +60,7 @@ def test_what_is_written_is_the_policy_at_the_time_of_the_copy(policy, tmp_path)
 def test_tied_embeddings_are_copied_and_written_once(tmp_path):
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from agpo.setup import model_path
+    from evals.models import model_path
 
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape, tie_word_embeddings=True))

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from agpo.config import load_config
-from agpo.setup import fingerprint, load_items, model_path, open_reward, set_up
+from agpo.problems import fingerprint, load_items, open_reward
+from agpo.setup import set_up
 from agpo.step import Unusable, train_step
 from agpo.train import main
 from evals.benches import tiny_code
@@ -16,6 +17,7 @@ from evals.code_tests import Code, read_code
 from evals.errors import UserError
 from evals.grading.code import CodeGrader, extract_code
 from evals.items import read_items
+from evals.models import model_path
 from sandbox import Limits, Test
 from sandbox.backends.embedded import Embedded
 from tools.tiny_code import SLIP, SYMBOLS, solution

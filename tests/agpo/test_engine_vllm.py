@@ -6,10 +6,12 @@ import random
 import pytest
 import torch
 from command import start
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from agpo import setup
 from agpo.config import load_config
-from agpo.setup import open_reward, set_up
+from agpo.problems import open_reward
+from agpo.setup import set_up
 from agpo.step import sample_groups, sync_engine, train_step
 from agpo.train import evaluate_policy
 from evals.console import make_console
@@ -82,6 +84,34 @@ def test_the_gap_stays_at_rounding_and_completions_say_which_weights_made_them(r
         wanted.add((step, f"{run.id}/step-{moved}"))
         moved = step if metrics["updates/made"] else moved
     assert {(row.step, row.weight_version) for row in run.store.samples(run.id)} == wanted
+
+
+def test_experts_are_synced_under_the_names_of_a_checkpoint(vllm, tiny, tmp_path):
+    """transformers 5 holds a layer's experts in one tensor, and vLLM loads them one by one."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_experts": 4, "num_experts_per_tok": 2}
+    config = AutoConfig.for_model(
+        "qwen3_moe", vocab_size=len(tokenizer), max_position_embeddings=128, eos_token_id=1, **sizes, **heads
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "moe")
+    tokenizer.save_pretrained(tmp_path / "moe")
+    more = [f"model={tmp_path}/moe", f"out={tmp_path}/runs", "reward=test_engine_vllm:in_first_half"]
+    run = set_up(load_config("tiny", [*SMALL, *more]), str(tmp_path / "s.db"), None, None)
+    before = run.policy.model.model.layers[1].mlp.experts.down_proj.clone()
+    with open_reward(run.config) as grader:
+        seen = [train_step(run, grader) for _ in range(3)]
+    run.engine.close()
+    run.store.close()
+    assert sum(m["updates/made"] for m in seen) >= 2
+    assert not torch.allclose(before, run.policy.model.model.layers[1].mlp.experts.down_proj, atol=1e-3)
+    gaps = [m["mismatch/gap_max"] for m in seen]
+    assert max(gaps) < 1e-4, gaps
+
+
+def in_first_half(text, item, token_ids):
+    return sum(token_id < 12 for token_id in token_ids) / len(token_ids)
 
 
 def test_weights_that_no_update_moved_are_not_sent_and_the_prompts_stay_in_the_cache(run_with, engine, monkeypatch):
@@ -168,3 +198,65 @@ def test_from_the_command_line_with_the_gap_on_every_line_and_resumed(vllm, tmp_
     assert len(tokens) == 2
     assert len(tokens[0]) == 3 * 8 * 4
     assert tokens[0] == tokens[1]
+
+
+# -- the next step's answers before their step -----------------------------------------------------------------------
+
+
+def course(run, steps):
+    """Tokens, log-probabilities and versions of every sample, the weights after it, metrics of each step."""
+    with open_reward(run.config) as grader:
+        metrics = [train_step(run, grader) for _ in range(steps)]
+    if run.ahead:
+        run.ahead.drop()
+    rows = sorted(run.store.samples(run.id, with_tokens=True), key=lambda row: (row.step, row.item, row.repeat))
+    weights = {name: x.clone() for name, x in run.policy.model.state_dict().items()}
+    return metrics, [row.token_ids for row in rows], [row.logprobs for row in rows], rows, weights
+
+
+STEPS = 8
+
+
+@pytest.fixture
+def mixed(run_with):
+    """Runs some of whose steps move nothing: mini-batches of two groups under the clip."""
+    more = ("objective=agpo", "rollout.prompts_per_step=2", "update.prompts_per_minibatch=2", "update.lr=1e-3")
+    return lambda *x: course(run_with(*more, f"steps={STEPS + 1}", "update.lr=1e-3", *x), STEPS)
+
+
+def test_what_is_sampled_early_is_what_would_have_been_or_is_thrown_away(mixed):
+    metrics, tokens, logps, _, weights = mixed("rollout.overlap=none")
+    made = {step for step, m in enumerate(metrics, 1) if m["updates/made"]}
+    assert 0 < len(made) < STEPS
+    assert not any("speed/saved_seconds" in m for m in metrics)
+    for how in ("free", "ahead"):
+        found = mixed(f"rollout.overlap={how}")
+        assert found[1] == tokens
+        if how == "free":  # and the sums in the same order
+            assert found[2] == logps
+        assert all(torch.equal(x, weights[name]) for name, x in found[4].items())
+        begun = {step for step, m in enumerate(found[0], 1) if "speed/saved_seconds" in m}
+        assert begun == {step + 1 for step in range(1, STEPS) if step not in made}
+        assert {step for step, m in enumerate(found[0], 1) if "speed/wasted_seconds" in m} == made
+
+
+def test_with_staleness_the_answers_of_a_step_are_those_of_the_weights_one_step_before(mixed):
+    metrics, _, _, rows, _ = mixed("rollout.max_staleness=1", "objective=grpo")
+    made = [step for step, m in enumerate(metrics, 1) if m["updates/made"]]
+    assert len(made) > 2
+
+    def moved(step):
+        return max((at for at in made if at <= step), default=0)
+
+    seen = 0
+    for step, m in enumerate(metrics, 1):
+        versions = {row.weight_version.split("/")[1] for row in rows if row.step == step}
+        assert versions == {f"step-{moved(max(step - 2, 0))}"}  # the engine began before the update of step - 1
+        weighted = moved(step - 1) != moved(max(step - 2, 0)) and m["groups/live"] > 0
+        assert ("tis/sample_size" in m) == weighted
+        if weighted:
+            seen += 1
+            assert 0.5 < m["tis/sample_size"] < 1
+            assert 0.8 < m["tis/weight_mean"] < 1.2
+            assert m["mismatch/gap_mean"] > 1e-5
+    assert seen > 2

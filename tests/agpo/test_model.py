@@ -1,11 +1,15 @@
 """Training in half precision, with adapters and with gradient checkpointing: exact where it can be, resumable."""
 
+import json
 from copy import deepcopy
+from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from groups import REWARDS, make_groups, sgd
 
+from agpo import checkpoint_io
 from agpo.batch import plan_step
 from agpo.config import LoraConfig
 from agpo.distributed import layers_of
@@ -136,6 +140,11 @@ def test_lora_trains_adapters_only_and_exports_an_ordinary_model(start, tmp_path
     assert torch.allclose(loaded(ids).logits, model(ids).logits, atol=1e-5)
     assert not torch.allclose(loaded(ids).logits, start(ids).logits, atol=1e-3)
     assert exported_weights(start) is None
+    policy.tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
+    saved = checkpoint_io.prepare(tmp_path / "run", 1, policy, {}, {"model": "start"})() / "adapter"
+    adapted = peft.PeftModel.from_pretrained(deepcopy(start), saved)
+    assert torch.allclose(adapted(ids).logits, model(ids).logits, atol=1e-6)
+    assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == "start"
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "lora", "lora-bfloat16", "checkpointing"])

@@ -49,7 +49,10 @@ def test_no_tokens_at_all(preset):
     [
         ({"aggregation": "sequence_mean"}, "exactly 0"),
         ({"aggregation": "sequence_mean", "clip_scope": "group"}, "exactly 0"),
-        ({"aggregation": "sequence_mean", "clip_scope": "micro_batch"}, "exactly 0"),
+        ({"clip_scope": "sequences:0"}, "sequences:K, K at least 1, not 'sequences:0'"),
+        ({"advantage_std": "mean", "overlong": "soft_penalty"}, "turn the sign"),
+        ({"clip_ranks": 4}, "clip_ranks is for clip_scope sequences:K, and clip_scope is mini_batch"),
+        ({"clip_scope": "sequences:8", "clip_ranks": 0}, "clip_ranks must be at least 1 rank"),
         ({"advantage_sign": "negative", "advantage_std": "none"}, "never acts"),
         ({"advantage_sign": "negative", "clip": "none"}, "advantage_std sample would be ignored"),
         ({"surrogate": "cispo", "dual_clip": 3.0}, "bounded weight"),

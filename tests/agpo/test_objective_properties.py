@@ -65,14 +65,14 @@ def test_finite_and_without_gradient_outside_live_groups(batch, preset):
         assert (report.value, report.scale) == (0.0, 0.0)
     if PRESETS[preset].clip == "max0":
         assert loss.item() >= 0
-        assert report.scale in (0.0, 1.0)
+        assert report.scale in (0.0, 1.0) or PRESETS[preset].clip_scope != "mini_batch"
 
 
 @many
 @given(
     batches(),
     st.sampled_from(["softplus", "exp", "max0"]),
-    st.sampled_from(["mini_batch", "group", "sequence", "token"]),
+    st.sampled_from(["mini_batch", "group", "sequence", "token", "sequences:2"]),
 )
 def test_the_gradient_is_that_of_the_loss_times_the_slope_of_f(batch, clip, scope):
     """f' = 0 exactly where f is max0 and clipped; at mini-batch scope the gradient is f'(L) times that of L."""
@@ -126,6 +126,7 @@ def test_at_ratio_one_the_loss_is_known_before_any_forward_pass(batch, preset):
 @many
 @given(batches(), presets, st.randoms(use_true_random=False))
 def test_the_order_of_groups_and_of_samples_does_not_matter(batch, preset, rng):
+    assume(preset != "agpo_verl")  # sequences of a length are dealt in their order
     logp, old, lengths, rewards = batch
     groups, samples = rewards.shape
     order = [g * samples + s for g in rng.sample(range(groups), groups) for s in rng.sample(range(samples), samples)]
@@ -144,7 +145,7 @@ def test_the_order_of_groups_and_of_samples_does_not_matter(batch, preset, rng):
 @given(batches(), presets, st.sampled_from([0.5, 3.0, 100.0]), st.sampled_from([0.0, -2.0]))
 def test_a_standardised_advantage_does_not_see_the_scale_of_rewards(batch, preset, factor, shift):
     objective = PRESETS[preset]
-    assume(objective.advantage_std != "none" or objective.advantage_sign == "negative")
+    assume(objective.advantage_std in ("sample", "population") or objective.advantage_sign == "negative")
     assume(objective.overlong == "keep")
     logp, old, lengths, rewards = batch
     _, report, gradient = both(batch, preset)

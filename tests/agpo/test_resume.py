@@ -193,7 +193,7 @@ def test_kill_9_and_resume_leave_the_same_under_every_option(undisturbed, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [["dtype=bfloat16"], ["lora.rank=4", "update.gradient_checkpointing=true", "update.lr=1e-3"]],
+    [["dtype=bfloat16", "update.epochs=2"], ["lora.rank=4", "update.gradient_checkpointing=true", "update.lr=1e-3"]],
     ids=["masters", "adapters"],
 )
 def test_masters_and_adapters_go_on_to_the_bit_after_kill_9(tmp_path, more):

@@ -17,9 +17,10 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from agpo.config import load_config
-from agpo.setup import check_ranks, model_path
+from agpo.machine import check_ranks
 from agpo.train import main, stop_on_signal
 from evals.errors import UserError
+from evals.models import model_path
 from evals.store import Store
 
 SMALL = (
@@ -558,9 +559,13 @@ def test_weights_that_are_not_finite_stop_the_run_and_never_replace_a_good_check
         assert all(x.isfinite().all() for x in load_file(kept / "model.safetensors").values())
 
 
+@pytest.mark.slow
 def test_held_out_problems_of_ones_own_are_graded_by_the_reward_and_choose_the_best(tmp_path, monkeypatch, capsys):
+    from evals.run import main as evaluate
+
     own = "def short(text, item): return 1 - min(len(text), 99) / 99\ndef unsure(text, item): return None"
     start_here(tmp_path, monkeypatch, own)
+    (tmp_path / "plain.jinja").write_text("{% for turn in messages %}{{ turn['content'] }}{% endfor %}")
     for name in ("train", "held_out"):
         rows = ({"asked": f"{a}+{b}", "tags": ["x"]} for a in range(1, 5) for b in range(1, 5))
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -570,6 +575,11 @@ def test_held_out_problems_of_ones_own_are_graded_by_the_reward_and_choose_the_b
         "rewards.unsure=own:unsure",
         "eval.every=1",
         "checkpoint.best=eval/held_out/pass1",
+        "prompt=chat",
+        "system_prompt=0+",
+        "eval.temperature=0",
+        "chat_template=plain.jinja",
+        "update.epochs=2",
     ]
     assert main([*SMALL, *own, "steps=2"]) == 0
     with Store.open(tmp_path / "results/agpo.db") as store:
@@ -580,3 +590,11 @@ def test_held_out_problems_of_ones_own_are_graded_by_the_reward_and_choose_the_b
     assert all(0 < row.reward < 1 and row.meta["rewards"]["unsure"] is None for row in rows)
     best = json.loads(next((tmp_path / "runs").glob("*/checkpoints/best.json")).read_text())
     assert (best["value"], best["selected_on_test"]) == (max(values[1], values[2]), "")
+    again = ["--bench", "data:held_out.jsonl", "--prompt-column", "asked", "--answer-column", "", "--prompt", "chat"]
+    again += ["--grader", "own:short", "--system-prompt", "0+", "--checkpoints", "best"]
+    assert evaluate([*again, "--model", f"runs/{run.id}"]) == 0
+    with Store.open(tmp_path / "results/agpo.db") as store:
+        (run,) = store.runs("eval")
+        assert {(row.item, row.reward) for row in store.samples(run.id)} == {
+            (row.item, row.reward) for row in rows if row.step == best["step"]
+        }

@@ -2,17 +2,22 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from groups import REWARDS, make_groups, sgd
+from objective_reference import by_hand
 
-from agpo.batch import Row, balance, micro_batches, plan_step, sample_advantages
+from agpo.batch import Row, advantages_of, balance, lengths_of, micro_batches, plan_step, raw_rewards
+from agpo.config import load_config
 from agpo.logprobs import log_probs
 from agpo.objective import PRESETS, Objective, minibatch_loss, overlong_penalty
 from agpo.optimizer import Trained
 from agpo.policy import Policy, Settings, tokens_of, with_old_logps
+from agpo.step import plan_of, settings_of, update_policy
+from agpo.telemetry import Watch, step_metrics
 from agpo.update import update
 
 
@@ -69,6 +74,9 @@ OBJECTIVES = {
     "group": Objective(clip_scope="group"),
     "sequence": Objective(clip_scope="sequence"),
     "token": Objective(clip_scope="token"),
+    "sequences": Objective(clip_scope="sequences:3"),
+    "sequences, exp": Objective(clip="exp", clip_scope="sequences:2", clip_ranks=3),
+    "sequences, entropy": Objective(clip_scope="sequences:2", entropy_coef=0.01),
     "softplus": Objective(clip="softplus"),
     "exp": Objective(clip="exp", clip_scope="group"),
     "kl": Objective(beta=0.05, clip="none"),
@@ -103,6 +111,56 @@ def test_at_ratio_one_the_plan_knows_what_a_forward_pass_would_say(start, name):
         assert done.decision.value == pytest.approx(report.value, rel=1e-3, abs=1e-5)
         for parameter, gradient in expected.items():
             assert torch.allclose(got[parameter], gradient, atol=1e-4), parameter
+
+
+def by_hand_passes(start, groups, objective, cuts, lr):
+    """(the model after SGD over the cuts in turn, L of each), by an implementation of its own: no packing, no plan."""
+    model, values = deepcopy(start), []
+    for cut in cuts:
+        chosen = [(groups[place], s) for place in cut for s in groups[place].samples]
+        logp, old = [], []
+        for group, s in chosen:
+            ids = torch.tensor([[*group.prompt_ids, *s.completion.token_ids]])
+            logits = model(ids).logits[0, len(group.prompt_ids) - 1 : -1].log_softmax(-1)
+            logp.append(logits.gather(1, torch.tensor(s.completion.token_ids)[:, None])[:, 0])
+            old += s.completion.logprobs
+        rewards = [[float("nan") if s.reward is None else s.reward for s in groups[p].samples] for p in cut]
+        lengths = [len(s.completion.token_ids) for _, s in chosen]
+        loss, value = by_hand(objective, torch.cat(logp).double(), old, lengths, rewards)
+        values.append(float(value.detach()))
+        if objective.clip == "none" or values[-1] > 1e-6:
+            model.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= lr * p.grad
+    return model, values
+
+
+@pytest.mark.parametrize("own_engine", [False, True], ids=["same model", "other engine"])
+@pytest.mark.parametrize("name", ["agpo", "agpo_no_clip", "gspo"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_passes_after_the_first_have_ratios_against_the_policy_that_sampled(start, name, own_engine, seed):
+    """Three passes over two mini-batches against the reference; L is known in advance only until something moves."""
+    objective, lr = PRESETS[name], 0.3
+    config = load_config("tiny", [f"objective={name}", "update.prompts_per_minibatch=2", "update.epochs=3"])
+    groups = make_groups(start, [[1, 0, 0, 1], [0, 1, 1, 0], [1, 1, 0, 1], [0, 0, 1, 0]], seed=seed)
+    model, plan = deepcopy(start), plan_of(groups, config)
+    policy = Policy(model, None, sgd(model), lambda k: lr)
+    run = SimpleNamespace(policy=policy, config=config, engine=SimpleNamespace(model=None if own_engine else model))
+    settings = replace(settings_of(config), max_grad_norm=0.0)
+    updates, _ = update_policy(run, plan, objective, settings, Watch())
+    expected, values = by_hand_passes(start, groups, objective, [m.groups for m in plan], lr)
+    assert len(updates) == 6 == policy.updates
+    assert [u.decision.value for u in updates] == pytest.approx(values, rel=1e-3, abs=1e-6)
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=2e-5)
+    first = next((k for k, u in enumerate(updates) if u.stepped), len(updates))
+    assert all(not u.tokens_run for u in updates[:first])  # known: free in every pass
+    assert all((u.ratio_deviation or 0) > 1e-4 for u in updates[first + 1 :])
+    metrics = step_metrics(groups, plan, updates)
+    assert metrics["groups/live_token_share"] == 1.0
+    assert metrics["saved/of_tokens"] == 3 * step_metrics(groups, plan[:2], updates[:2])["saved/of_tokens"]
 
 
 @pytest.mark.parametrize("budget", [30, 100_000])
@@ -312,7 +370,7 @@ def test_overlong_answers(start):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_advantages_that_are_stored_are_those_of_the_plan(start, preset):
     groups = make_groups(start, REWARDS)
-    stored_GN = sample_advantages(groups, PRESETS[preset], 16)
+    stored_GN = advantages_of(raw_rewards(groups), lengths_of(groups), PRESETS[preset], 16)
     (minibatch,) = plan_step(groups, PRESETS[preset], len(groups), 16)
     assert minibatch.rows
     for row in minibatch.rows:

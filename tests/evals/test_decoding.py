@@ -92,7 +92,7 @@ def test_every_kind_of_attention_agrees_with_generate(family, tokenizer):
     """Prompts of different lengths in one batch, longer than a sliding window and than an open block."""
     model = small(family)
     engine = HFEngine(model, tokenizer)
-    assert engine._decoder is FAMILIES[family][2]
+    assert engine.decoder is FAMILIES[family][2]
     got = {o.request: o.completion for o in engine.generate([Request(p, (0,)) for p in PROMPTS], Sampling(40, 0.0))}
     for i, prompt in enumerate(PROMPTS):
         assert got[i].token_ids == greedy(model, prompt, 40)
@@ -155,7 +155,7 @@ def test_holes_are_filled_from_the_end():
 def test_the_completions_of_a_prompt_share_its_prefill(family, tokenizer):
     model = small(family)
     engine = HFEngine(model, tokenizer)
-    assert engine._decoder  # its trial is not counted
+    assert engine.decoder  # its trial is not counted
     seen = shapes(model)
     list(engine.generate([Request(PROMPTS[0], tuple(range(9)))], Sampling(2)))
     assert seen == [(1, len(PROMPTS[0])), (9, 1)]
@@ -164,7 +164,7 @@ def test_the_completions_of_a_prompt_share_its_prefill(family, tokenizer):
 def test_prompts_are_prefilled_in_parts_of_bounded_size(tokenizer, monkeypatch):
     model = small("qwen2-tied")
     engine = HFEngine(model, tokenizer)
-    assert engine._decoder
+    assert engine.decoder
     monkeypatch.setattr("evals.engines.decoding.PREFILL_TOKENS", 10)
     seen = shapes(model)
     got = {o.request: o.completion for o in engine.generate([Request(p, (0,)) for p in PROMPTS], Sampling(20, 0.0))}
@@ -177,7 +177,7 @@ def test_prompts_are_prefilled_in_parts_of_bounded_size(tokenizer, monkeypatch):
 def test_finished_rows_cost_nothing(family, tokenizer, monkeypatch):
     model = small(family)
     engine = HFEngine(model, tokenizer)
-    assert engine._decoder
+    assert engine.decoder
     monkeypatch.setattr(hf, "COMPACT_BELOW", 1.1)
     seen = shapes(model)
     outputs = list(engine.generate([Request(p, tuple(range(4))) for p in PROMPTS], Sampling(30, 3.0)))
@@ -262,7 +262,7 @@ def test_a_window_longer_than_the_trial_is_seen_in_the_configuration(monkeypatch
 @pytest.mark.slow
 def test_half_precision_runs_and_stays_near_float32(smollm2):
     engine = HFEngine.load(str(smollm2), dtype="bfloat16")
-    assert engine._decoder is SharedPrompts
+    assert engine.decoder is SharedPrompts
     chat = engine.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Name three colours of the rainbow."}], tokenize=False, add_generation_prompt=True
     )

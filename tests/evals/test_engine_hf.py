@@ -160,7 +160,7 @@ def test_sequences_that_decode_together_keep_a_memory_budget(engine, monkeypatch
     seen = []
     monkeypatch.setattr(engine, "_decode", lambda wave, *rest: seen.append(len(wave)) or iter(()))
     for decoder, tokens in ((SharedPrompts, 4 + 3 * 20), (AnyCache, 3 * (4 + 20))):
-        monkeypatch.setattr(engine, "_decoder", decoder)
+        monkeypatch.setattr(engine, "decoder", decoder)
         for budget in (tokens, tokens - 1):
             monkeypatch.setattr(engine, "_cache_bytes", lambda budget=budget: engine._token_bytes() * budget)
             list(engine.generate(ask(engine, ["3+5="], range(8)), Sampling(20)))

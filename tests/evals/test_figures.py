@@ -7,7 +7,10 @@ from matplotlib.figure import Figure
 
 import evals.report.figures as figures_module
 from agpo.telemetry import METRICS
+from agpo.telemetry import timeline as spans_as_metrics
 from evals.report.figures import curves, figures, line_colours
+from evals.report.page.build import write_page
+from evals.report.timeline import timeline
 from evals.store import Store
 
 ABOUT = {"metrics": METRICS}
@@ -44,6 +47,36 @@ def test_curves_of_one_run_and_of_several(store, tmp_path):
 
 def test_curves_of_a_run_that_has_logged_nothing(store, tmp_path):
     assert is_picture(curves(store, [train(store, "agpo", 0, steps=0)], tmp_path / "a.png"))
+
+
+def test_a_steps_timeline_by_rank_is_what_the_trainer_stored_in_picture_and_page(store, tmp_path, monkeypatch):
+    run_id = train(store, "agpo", 3, steps=3)
+    ranks = [
+        [("sync", 0.0, 1e-4), ("sampling", 0.1, 2.0), ("grading", 2.0, 2.5), ("sampling", 2.5, 3.0)],
+        [("sampling", 0.1, 1.5), ("update", 3.0, 4.0), ("ahead", 2.0, 4.0)],
+    ]
+    for step, slower in ((1, 3.0), (2, 1.0), (3, 2.0)):  # the median one is drawn
+        spans = [[(phase, slower * a, slower * b) for phase, a, b in spans] for spans in ranks]
+        store.log_metrics(run_id, step, spans_as_metrics(spans))
+    found = timeline(store, run_id)
+    assert found.step == 3
+    assert found.seconds == 8
+    wanted = [[(phase, 2 * a, 2 * b) for phase, a, b in spans if phase != "sync"] for spans in ranks]
+    assert [[(bar.phase, bar.start, bar.end) for bar in bars] for bars in found.ranks] == wanted
+    assert timeline(store, run_id, 1).seconds == 12
+    assert timeline(store, train(store, "agpo", 4), None) is None
+    drawn = []
+    monkeypatch.setattr(figures_module, "_save", lambda figure, out: (drawn.append(figure), out)[1])
+    store.finish_run(run_id, "done")
+    assert [p.name for p in figures(store, tmp_path)][-1] == "timeline.png"
+    (axes,) = drawn[-1].axes
+    assert len(axes.collections) == 6
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rank 0", "rank 1"]
+    assert {t.get_text() for t in drawn[-1].legends[0].texts} == {"sampling", "grading", "ahead", "update"}
+    text = write_page(store, tmp_path / "page.html").path.read_text()
+    assert text.count("<title>sampling: ") == 3
+    assert "<title>ahead: 4.000 to 8.000 s</title>" in text
+    assert "speed/timeline" not in text  # no curve of its own
 
 
 def test_one_figure_per_metric_and_only_where_there_is_data(store, tmp_path):

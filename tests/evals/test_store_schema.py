@@ -1,6 +1,7 @@
 """Migrations of the store, from every earlier schema, on each database; whole or not at all."""
 
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from agpo import telemetry
 from evals.errors import UserError
 from evals.store import Store, database
 from evals.store.rows import SampleRow
@@ -47,8 +49,15 @@ def old_store(url: str, revision: str) -> str:
         database.migrate(connection, revision)
         tables = sa.MetaData()
         tables.reflect(connection)
-        run = {"id": "250101-000000-abcdef", "kind": "eval", "name": "math500", "method": "agpo", "model": "m"}
-        run |= {"seed": 3, "config": "{}", "code": "{}", "environment": "{}", "parent": None, "status": "done"}
+        run = {"id": "250101-000000-abcdef", "kind": "train", "name": "math500", "method": "agpo", "model": "m"}
+        run |= {
+            "seed": 3,
+            "config": '{"rollout": {"samples_per_prompt": 8}}',
+            "code": "{}",
+            "environment": "{}",
+            "parent": None,
+            "status": "done",
+        }
         run |= {"started": 1.0, "finished": 2.0, "host": "h", "pid": 1, "pid_started": ""}
         connection.execute(tables.tables["runs"].insert(), [run])
         metric = {"run_id": run["id"], "step": 0, "name": "pass1", "value": 1.0}
@@ -85,7 +94,7 @@ def test_the_tables_are_those_of_the_migrations(empty_url):
     assert ScriptDirectory.from_config(config).get_current_head() == database.SCHEMA
 
 
-@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003", "0004"])
 def test_an_older_store_is_migrated_and_keeps_its_rows(empty_url, revision):
     run_id = old_store(empty_url, revision)
     with Store.open(empty_url) as store:
@@ -94,6 +103,8 @@ def test_an_older_store_is_migrated_and_keeps_its_rows(empty_url, revision):
         assert [a.path for a in store.artifacts(run_id)] == ["/a"]
         (run,) = store.runs()
         assert (run.name, run.samples, run.tags) == ("math500", 1, ())
+        known = json.loads(json.dumps({"facts": telemetry.FACTS, "axes": telemetry.axes(8)}))
+        assert {name: run.about[name] for name in known} == known
         with store.transaction() as connection:
             assert compare_metadata(MigrationContext.configure(connection), database.schema) == []
             assert database.schema_version(connection, "") == database.SCHEMA

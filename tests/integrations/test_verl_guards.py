@@ -147,7 +147,7 @@ def test_an_engine_that_steps_by_itself():
 @pytest.mark.parametrize(
     ("knob", "value"),
     [
-        ("clip_scope", "group"),
+        ("clip_scope", "token"),
         ("on_clip", "zero_grad"),
         ("beta", 0.1),
         ("entropy_coef", 0.01),
@@ -168,4 +168,16 @@ def test_presets_that_do():
             let_through.add(name)
         except UserError:
             pass
-    assert let_through == {"agpo", "agpo_no_mask", "agpo_no_clip", "grpo", "dr_grpo", "gspo", "cispo", "nsr"}
+    assert let_through == {
+        "agpo",
+        "agpo_verl",
+        "agpo_no_mask",
+        "agpo_no_clip",
+        "grpo",
+        "dr_grpo",
+        "gspo",
+        "cispo",
+        "nsr",
+        "maxrl",
+        "luspo",
+    }

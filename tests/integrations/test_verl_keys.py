@@ -103,7 +103,7 @@ def test_a_key_of_ours_is_a_key_of_verls(override, key, value):
         ("engine=hf", "--rehearse"),
         ("update.micro_batch_tokens=4096", "6144 tokens"),
         ("objective=dapo", "objective.overlong=soft_penalty"),
-        ("objective.clip_scope=group", "objective.clip_scope=group"),
+        ("objective.clip_scope=token", "objective.clip_scope=token"),
         ("update.compile=true", "update.compile has no counterpart"),
     ],
 )
@@ -123,7 +123,7 @@ def test_every_key_of_a_recipe_is_known_here():
             continue
         used = rf"(config|update|sampling|wanted)\.({section.replace('.', '[.]')}\.)?{name}\b"
         unknown += [] if re.search(used, text) else [key]
-    # What the rows are made of and what the machine has is read by agpo.setup; schedule by name.
+    # What the rows are made of and what the machine has is read by agpo.setup and agpo.problems; schedule by name.
     assert unknown == ["data.path", "data.prompt_column", "data.answer_column", "data.size", "mismatch.cap"] or set(
         unknown
     ) <= {

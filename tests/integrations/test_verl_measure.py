@@ -7,7 +7,7 @@ import pytest
 
 from agpo.integrations.verl.measure import Sampled, metrics_of
 from agpo.integrations.verl.plan import plan_step
-from agpo.objective import PRESETS, clip_decision
+from agpo.objective import PRESETS, Objective, clip_decision
 
 NAN, EOS, LONGEST = math.nan, 1, 6
 GROUPS = {
@@ -86,6 +86,23 @@ def test_a_mini_batch_without_a_live_group_is_one_under_every_preset(preset):
     plan = plan_step(step.uids, step.rewards, step.lengths, objective, 1, LONGEST)
     told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
     assert metrics_of(step, plan, [told for _ in plan.moving])["updates/dead"] == 2
+
+
+def test_units_that_the_plan_dropped_are_in_the_numbers():
+    """The engine tells of the rows that it ran; L and the mean of f' are the mini-batch's."""
+    step, objective = sampled(), Objective(clip_scope="sequences:2")
+    plan = plan_step(step.uids, step.rewards, step.lengths, objective, 4, LONGEST)
+    (minibatch,), (run,), (moving,) = plan.minibatches, plan.run, plan.moving
+    assert 0 < len(run) < len(moving)
+    told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
+    values = metrics_of(step, plan, [told])
+    assert values["loss/raw"] == pytest.approx(minibatch.at_ratio_1.value)
+    assert (
+        values["saved/tokens"]
+        > metrics_of(
+            step, plan_step(step.uids, step.rewards, step.lengths, PRESETS["agpo_no_clip"], 4, LONGEST), [told]
+        )["saved/tokens"]
+    )
 
 
 def test_a_loss_that_is_not_finite_is_a_refused_update():

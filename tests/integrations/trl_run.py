@@ -119,7 +119,7 @@ CONFIGS = {
 OBJECTIVES = {
     "aggregation": "constant",
     "clip": "softplus",
-    "clip_scope": "group",
+    "clip_scope": "token",
     "on_clip": "zero_grad",
     "masked_groups": "resample",
     "beta": 0.1,
@@ -135,6 +135,9 @@ def refusals(model, dataset):
         config = make_config()
         setattr(config, name, value)
         out[name] = refused(lambda config=config: check_config(config, PRESETS["agpo"]))
+    twice = make_config()
+    twice.num_iterations = 2
+    out["num_iterations=2"] = refused(lambda: check_config(twice, PRESETS["agpo_verl"]))
     for name, value in OBJECTIVES.items():
         objective = replace(PRESETS["agpo"], **{name: value})
         out[f"objective.{name}"] = refused(lambda objective=objective: check_objective(objective))

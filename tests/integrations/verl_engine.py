@@ -116,6 +116,7 @@ def rows_of(case, batch, rank, world, multiple):
         "old_log_probs": nested(lambda i: batch.old_logp[i], torch.zeros(1)),
         "rollout_log_probs": nested(lambda i: other_logp(batch, i), torch.zeros(1)),
         "agpo_advantage": torch.tensor([0.0 if i is None else plan.advantage_B[i] for i in mine], dtype=torch.float64),
+        "agpo_unit": torch.tensor([0 if i is None else plan.unit_B[i] for i in mine]),
         "agpo_weight": torch.tensor([0.5 if i is None else plan.weight_B[i] for i in mine], dtype=torch.float64),
     }
     return fields, plan

@@ -16,6 +16,7 @@ import pytest
 
 from sandbox.backends import image
 from sandbox.backends.embedded import Embedded
+from tools.sandbox_image import debian_base
 
 sys.path.insert(0, str(Path(__file__).parent))  # for sandbox_helpers
 
@@ -95,6 +96,6 @@ def _wait_for(host: str, engine: subprocess.Popen, log: Path) -> None:
 def _build() -> None:
     if not image.exists():
         if shutil.which("debootstrap") and os.getuid() == 0:
-            image.build(base=image.debian_base(), network="none")
+            image.build(base=debian_base(), network="none")
         else:
             image.build()

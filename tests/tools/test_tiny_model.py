@@ -82,7 +82,7 @@ def test_the_shipped_models_are_small_ordinary_and_have_something_to_learn(name,
 
 def test_the_longer_task_goes_on_from_the_tiny_model_and_asks_longer_chains():
     from agpo.config import load_config
-    from agpo.setup import load_items
+    from agpo.problems import load_items
     from tools.tiny_model import problems
 
     assert TASKS["arith-long"].start == "tiny"

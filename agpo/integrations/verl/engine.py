@@ -1,7 +1,8 @@
 """The loss of a micro-batch in our own functions, and the clip over a whole mini-batch, in verl's training engine.
 
 verl's engines share `BaseEngine.train_batch`: zero the gradient, forward and backward all micro-batches, step. The
-mixin puts the decision between the last backward pass and the step. Sums of loss are float64 and all-reduced over the
+mixin puts the decision between the last backward pass and the step; for units below the mini-batch, whose f' must be
+known before their gradient, a pass without gradient comes first. Sums of loss are float64 and all-reduced over the
 data parallel group, so that every rank decides alike.
 """
 
@@ -20,17 +21,19 @@ from verl.utils.tensordict_utils import maybe_fix_3d_position_ids
 from verl.workers.engine.base import BaseEngine
 from verl.workers.utils.padding import no_padding_2_padding
 
+from agpo.clip import Decision, unit_decision, unit_sums
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.guards import check_engine
 from agpo.objective import Objective, clip_decision, tis_weights, token_losses, weighted_sums
 
 
-def loss_part(
+def losses(
     model_output: Json, data: Any, objective: Objective, tis_cap: float | None
-) -> tuple[torch.Tensor, tuple[float, float]]:
-    """(sum w l with its gradient, (sum w l, sum w |l|)) of one micro-batch in verl's format.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(l with its gradient, w, number of its unit) [T] of one micro-batch in verl's format.
 
-    Rows carry `agpo_advantage` and `agpo_weight` [B]; the weights are of the whole mini-batch, so parts only sum.
+    Rows carry `agpo_advantage`, `agpo_weight` and `agpo_unit` [B]; the weights are of the whole mini-batch, so parts
+    only sum.
     """
     mask = data["response_mask"].to_padded_tensor(0).bool()  # [B, R]
     logp_T = no_padding_2_padding(model_output["log_probs"], data)[mask]
@@ -40,7 +43,7 @@ def loss_part(
     weight_T, advantage_T = data["agpo_weight"][row_T], data["agpo_advantage"][row_T]
     tis_T = tis_weights(old_T, data["rollout_log_probs"].to_padded_tensor(0.0)[mask], tis_cap) if tis_cap else None
     loss_T = token_losses(logp_T, old_T, advantage_T, lengths_B, objective, tis_T=tis_T)
-    return (weight_T * loss_T).sum(), weighted_sums(loss_T, weight_T)
+    return loss_T, weight_T, data["agpo_unit"][row_T]
 
 
 class ClippedEngine:
@@ -57,22 +60,30 @@ class ClippedEngine:
         self.optimizer_zero_grad()
         ranks, group = self.get_data_parallel_size(), self.get_data_parallel_group()
         sums = torch.zeros(2, dtype=torch.float64)
+        outputs: Any = None
+        scale_U, decision = None, None
+        if self.objective.clip == "max0" and self.objective.clip_scope != "mini_batch":
+            scale_U, decision, outputs = self.decide_units(data)
 
         def part(model_output: Json, data: Any, dp_group: object = None) -> tuple[torch.Tensor, Json]:
-            loss, both = loss_part(model_output, data, self.objective, self.tis_cap)
-            sums.add_(torch.tensor(both, dtype=torch.float64))
-            return loss * ranks, {}  # gradients are averaged over the ranks
+            loss_T, weight_T, unit_T = losses(model_output, data, self.objective, self.tis_cap)
+            sums.add_(torch.tensor(weighted_sums(loss_T, weight_T), dtype=torch.float64))
+            if scale_U is not None:
+                weight_T = weight_T * scale_U.to(unit_T.device)[unit_T]
+            return (weight_T * loss_T).sum() * ranks, {}  # gradients are averaged over the ranks
 
-        outputs = self.forward_backward_batch(data, part, forward_only=False)
-        total = sums.to(get_device_id())
-        dist.all_reduce(total, group=group)
-        value, magnitude = total.tolist()
-        decision = clip_decision(value, magnitude, self.objective)
+        if decision is None or decision.scale != 0.0:
+            outputs = self.forward_backward_batch(data, part, forward_only=False)
+        if decision is None:
+            total = sums.to(get_device_id())
+            dist.all_reduce(total, group=group)
+            value, magnitude = total.tolist()
+            decision = clip_decision(value, magnitude, self.objective)
         grad_norm, stepped = 0.0, False
         if math.isnan(decision.scale) or decision.scale == 0.0:
             self.optimizer_zero_grad()
         else:
-            if decision.scale != 1.0:
+            if decision.scale != 1.0 and scale_U is None:
                 for p in self.module.parameters():
                     if p.grad is not None:
                         p.grad.mul_(decision.scale)
@@ -82,6 +93,22 @@ class ClippedEngine:
         if self.is_mp_src_rank_with_outputs():
             outputs["metrics"]["grad_norm"] = grad_norm
         return outputs
+
+    def decide_units(self: Any, data: Any) -> tuple[torch.Tensor, Decision, Any]:
+        """(f' of each unit [U], the decision, verl's outputs): units reach over micro-batches and ranks."""
+        group = self.get_data_parallel_group()
+        count = (data["agpo_unit"].max() + 1).to(get_device_id())
+        dist.all_reduce(count, op=dist.ReduceOp.MAX, group=group)
+        sums_3U = torch.zeros(3, int(count), dtype=torch.float64, device=get_device_id())
+
+        def part(model_output: Json, data: Any, dp_group: object = None) -> tuple[torch.Tensor, Json]:
+            loss_T, weight_T, unit_T = losses(model_output, data, self.objective, self.tis_cap)
+            sums_3U.add_(unit_sums(weight_T * loss_T.detach().double(), weight_T, unit_T, int(count)))
+            return (weight_T * loss_T).sum(), {}
+
+        outputs = self.forward_backward_batch(data, part, forward_only=True)
+        dist.all_reduce(sums_3U, group=group)
+        return *unit_decision(sums_3U.cpu(), self.objective), outputs
 
 
 def clip_updates(engine: BaseEngine, objective: Objective, tis_cap: float | None = None) -> Any:

@@ -27,8 +27,14 @@ def check_version(found: str | None = None) -> None:
 
 def check_objective(objective: Objective) -> None:
     """Raises UserError for a knob that does not reach verl's update."""
+    below, token = objective.clip_scope != "mini_batch", objective.clip_scope == "token"
     wanted = {
-        "clip_scope": ("mini_batch", "verl cuts micro-batches and ranks by itself", objective.clip != "none"),
+        "clip": (
+            "max0",
+            "f of smaller units looks at rows that are not run",
+            objective.clip not in ("none", "max0") and below,
+        ),
+        "clip_scope": ("sequence", "the plugin's units are of sequences", objective.clip != "none" and token),
         "on_clip": ("skip_step", "the step with a zero gradient is not built in there", objective.clip == "max0"),
         "beta": (0, "the KL term is not in the plugin's loss", True),
         "entropy_coef": (0, "the entropy bonus is not in the plugin's loss", True),

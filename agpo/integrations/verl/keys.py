@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from agpo.config import TrainConfig
 from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.guards import check_objective
-from agpo.setup import model_path
 from evals.errors import UserError
+from evals.models import model_path
 from evals.prompts import PRESETS
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
@@ -32,6 +32,7 @@ REFUSED = {
     "chat_template": "verl's key is actor_rollout_ref.model.custom_chat_template",
     "chat_template_kwargs": "verl's key is data.apply_chat_template_kwargs",
     "update.patience": "watch the plugin's metrics",
+    "log_completions": "verl's key is trainer.log_val_generations",
     "rewards": "the plugin has one reward: write the sum as a function of your own, reward=module:function",
     "rollout.resample_rounds": "there is no masked_groups=resample on verl",
     "rollout.overlap": "verl starts its rollouts itself",
@@ -44,6 +45,7 @@ REFUSED = {
     "eval.max_tokens": "verl has one bound for training and validation: rollout.max_tokens",
     "ranks.timeout_minutes": "verl's key is actor_rollout_ref.nccl_timeout",
     "checkpoint.best": "verl keeps the latest ones; evaluate them with python -m evals.run",
+    "update.epochs": "the plugin drops for a whole step what the clip drops at ratio 1",
     "update.layout": "verl packs sequences for flash-attn by itself",
     "update.compile": "verl compiles on its own terms",
     **{f"lora.{name}": "adapters are not tested with the plugin" for name in ("rank", "alpha", "targets")},

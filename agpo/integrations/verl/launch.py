@@ -26,10 +26,11 @@ from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.guards import check_version
 from agpo.integrations.verl.keys import MODEL, as_hydra, overrides
-from agpo.setup import load_benches, load_items, model_path, open_reward
+from agpo.problems import load_benches, load_items, open_reward
 from evals.code_tests import to_json
 from evals.errors import UserError
 from evals.items import Item
+from evals.models import model_path
 from evals.prompts import Preset, words
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from agpo.batch import Group, Sample
@@ -105,11 +105,14 @@ def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Json | None]) ->
     """The metrics of a native step, as far as verl tells them. `happened` [mini-batches] is what the engine did."""
     cost = [len(p) + len(r) for p, r in zip(sampled.prompts, sampled.responses, strict=True)]
     updates = []
-    for minibatch, rows, told in zip(plan.minibatches, plan.moving, happened, strict=True):
+    for minibatch, rows, moving, told in zip(plan.minibatches, plan.run, plan.moving, happened, strict=True):
         if told is None:
             updates.append(Update(minibatch.at_ratio_1, stepped=False))
             continue
         decision = Decision(**{field.name: told[field.name] for field in fields(Decision)})
+        if len(rows) < len(moving):  # the engine has not seen the units that the plan dropped
+            known = minibatch.at_ratio_1
+            decision = replace(decision, value=known.value, scale=decision.scale and known.scale)
         refused = is_refused(told)
         run = sum(cost[row] for row in rows)
         norm = told["grad_norm"] if told["stepped"] or refused else None

@@ -289,6 +289,7 @@ def put_advantages(batch: KVBatchMeta, plan: Plan, lengths: list[int]) -> None:
     fields = {
         "agpo_advantage": torch.tensor(plan.advantage_B, dtype=torch.float64),
         "agpo_weight": torch.tensor(plan.weight_B, dtype=torch.float64),
+        "agpo_unit": torch.tensor(plan.unit_B),
         "advantages": over_tokens,
         "returns": over_tokens,
     }

@@ -34,6 +34,7 @@ from evals.report.page.lineage import lineage
 from evals.report.page.samples import Index, elements
 from evals.report.page.summary import evaluations, over_seeds, percent, student_quantiles
 from evals.report.parts import Part, line_names, parts_of
+from evals.report.timeline import timeline
 from evals.store import Store
 
 SAMPLES = 10_000
@@ -121,7 +122,7 @@ def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = 
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         store=_place(store),
         chosen=chosen,
-        style=_resource("vendor/temml.css") + _resource("page.css"),
+        style=_resource("vendor/temml.min.css") + _resource("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         benches={bench: _by_place(of) for bench, of in benches.items()},
@@ -131,6 +132,7 @@ def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = 
         part_keys=[part.key for part in parts],
         differences=told,
         runs=facts,
+        timelines={run.id: drawn for run in runs if run.kind == "train" if (drawn := timeline(store, run.id))},
         chunks=_chain([*metrics, *scores], elements(store, parts, shares, index, chunks)),
         index_element=index_element,
         left_out=lambda: left_out(parts, index.included),

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from evals.errors import UserError
+from evals.report.parts import BY, CHOICE
 from evals.store import Store
 
 OUT = Path("results/page.html")
@@ -17,13 +18,7 @@ LARGE = 60 << 20
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument(
-        "--run",
-        action="append",
-        default=[],
-        metavar="RUN",
-        dest="runs",
-        help="a run by its id or the beginning of it, or all with this name, tag or method, with the evaluations made "
-        "from them; repeatable (default: the latest)",
+        "--run", **CHOICE, help=f"runs, with the evaluations made from them: {BY} (default: the latest)"
     )
     chosen.add_argument(
         "--limit-samples",

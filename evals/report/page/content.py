@@ -14,6 +14,7 @@ from evals.report.evaluations import Evaluation
 from evals.report.figures import line_colours
 from evals.report.page.encode import Chunks
 from evals.report.parts import Part, flat, metrics_of
+from evals.report.timeline import NAME as TIMELINE
 from evals.store import RunRow, Store
 
 
@@ -138,6 +139,8 @@ def curves(
         if run.kind != "train":
             continue
         for step, name, value in store.metrics(run.id):
+            if TIMELINE.fullmatch(name):
+                continue
             points = series.setdefault(name, {}).setdefault(run.id, [[], []])
             points[0].append(step)
             points[1].append(_round(value))

@@ -13,7 +13,6 @@ class Chunks:
 
     def __init__(self) -> None:
         self.count = 0
-        self.raw_bytes = 0
 
     def element(self, value: Any) -> str:
         """The script element of the next chunk; its number is `count - 1` afterwards. Nothing in it needs escaping."""
@@ -24,7 +23,6 @@ class Chunks:
         raw = json.dumps(clean(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
             "utf-8", "replace"
         )
-        self.raw_bytes += len(raw)
         return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
 
 

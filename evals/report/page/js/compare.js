@@ -2,7 +2,7 @@
 
 import { data, keyOf, once, readChunk, textsOf } from "./data.js";
 import { wordDiff } from "./diff.js";
-import { h, integer, plural, segments, select, signed } from "./dom.js";
+import { h, integer, mean, plural, segments, select, signed, sumOf } from "./dom.js";
 import { compareTallies, holm, isClear, pText } from "./paired.js";
 import { here, linkTo, note, sampleLink } from "./route.js";
 import { textBlock, verdict } from "./sample.js";
@@ -61,9 +61,11 @@ function comparable(a, b) {
   return false;
 }
 
+const rewardsOf = (rows) => rows.map((row) => data.columns.reward[row]).filter((reward) => !Number.isNaN(reward));
+
 function score(rows) {
-  const rewards = rows.map((row) => data.columns.reward[row]).filter((reward) => !Number.isNaN(reward));
-  return rewards.length ? rewards.reduce((sum, reward) => sum + reward, 0) / rewards.length : null;
+  const rewards = rewardsOf(rows);
+  return rewards.length ? mean(rewards) : null;
 }
 
 /** Problems that both have: {item, a, b, kind}. */
@@ -88,8 +90,8 @@ async function tallyOf(at) {
   }
   const found = new Map();
   for (const [item, rows] of itemsOf(at)) {
-    const rewards = rows.map((row) => data.columns.reward[row]).filter((reward) => !Number.isNaN(reward));
-    if (rewards.length) found.set(data.samples.items[item], [rewards.reduce((sum, reward) => sum + reward, 0), rewards.length]);
+    const rewards = rewardsOf(rows);
+    if (rewards.length) found.set(data.samples.items[item], [sumOf(rewards), rewards.length]);
   }
   return { whole: false, of: found };
 }

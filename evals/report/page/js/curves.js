@@ -2,7 +2,7 @@
 
 import { chart, smooth } from "./chart.js";
 import { data, once, readChunk } from "./data.js";
-import { h, segments, select } from "./dom.js";
+import { h, mean, segments, select } from "./dom.js";
 import { here, linkTo, note } from "./route.js";
 
 const DASHES = [null, "6 3", "2 3", "8 3 2 3"];
@@ -157,8 +157,6 @@ function lineOf(entry, table, axis, smoothed) {
     high: columns.map((values) => Math.max(...values)),
   };
 }
-
-const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 /** Where the steps lie on the axis: themselves, or what the run had used by then. */
 function abscissa(run, steps, axis) {

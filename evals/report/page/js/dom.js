@@ -86,6 +86,9 @@ export function segments(label, options, value, change) {
   return group;
 }
 
+export const sumOf = (values) => values.reduce((sum, value) => sum + value, 0);
+export const mean = (values) => sumOf(values) / values.length;
+
 /** Call `then` when `wait` ms have passed without another call. */
 export function later(wait, then) {
   let timer = 0;

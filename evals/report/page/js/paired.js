@@ -1,5 +1,7 @@
 // Two evaluations on the same problems, by the formulas of evals.stats.paired (docs/statistics.md).
 
+import { mean, sumOf } from "./dom.js";
+
 const WORK = 3e7; // multiplications that an exact p may take: a blink
 const BORDER = 0.05;
 
@@ -11,19 +13,20 @@ const BORDER = 0.05;
 export function pairedInterval(a, b, student, single = [...a, ...b].every((x) => x === 0 || x === 1)) {
   const n = a.length;
   const differences = b.map((x, i) => x - a[i]);
-  const mean = differences.reduce((sum, d) => sum + d, 0) / n;
-  if (n < 2) return [mean, NaN, NaN];
-  const error = Math.sqrt(differences.reduce((sum, d) => sum + (d - mean) ** 2, 0) / (n - 1) / n);
+  const middle = mean(differences);
+  if (n < 2) return [middle, NaN, NaN];
+  const error = Math.sqrt(sumOf(differences.map((d) => (d - middle) ** 2)) / (n - 1) / n);
   const within = (x) => Math.min(1, Math.max(-1, x));
   if (!single && error > 1e-12) {
     const half = student[Math.min(n - 1, student.length) - 1] * error;
-    return Math.abs(mean) <= 1 ? [mean, within(mean - half), within(mean + half)] : [mean, mean - half, mean + half];
+    const ends = [middle - half, middle + half];
+    return [middle, ...(Math.abs(middle) <= 1 ? ends.map(within) : ends)];
   }
   const size = differences.reduce((most, d) => Math.max(most, Math.abs(d)), 0) || 1;
   const [up, down] = [1, -1].map((sign) => differences.filter((d) => sign * d > 0).length + 1);
   const centre = (up - down) / (n + 2);
   const half = 1.959964 * Math.sqrt(((up + down) / (n + 2) - centre ** 2) / (n + 2));
-  return [mean, size * within(centre - half), size * within(centre + half)];
+  return [middle, size * within(centre - half), size * within(centre + half)];
 }
 
 const gcd = (a, b) => (b ? gcd(b, a % b) : a);
@@ -73,8 +76,6 @@ export function compareTallies(a, b, student) {
   const test = single ? "exact McNemar test" : equal ? "exact sign-flip test" : "sign-flip test, approximate: not as many samples in both";
   return { problems: a.length, a: mean(meansA), b: mean(meansB), difference, low, high, p, test };
 }
-
-const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 /** Holm's adjusted p values (1979). */
 export function holm(values) {

@@ -1,0 +1,97 @@
+"""What this machine must have for a run, said before anything is loaded."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from agpo.config import TrainConfig
+from evals.errors import UserError
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Say at once that this recipe cannot run here. Raises UserError."""
+    import torch
+
+    from agpo.distributed import torchrun_env
+
+    ranks, here, _ = torchrun_env()
+    check_ranks(ranks, config)
+    if config.engine == "vllm":
+        from evals.engines.vllm import check_machine as check_vllm
+
+        on_gpu = check_vllm(config.device)
+        if config.rollout.max_staleness and (on_gpu or ranks > 1):
+            raise UserError(
+                "rollout.max_staleness=1 is for one process on a CPU: on a GPU engine and trainer take turns in its "
+                "memory, and several ranks would sync in the middle of a rollout. Use rollout.overlap=ahead, which "
+                "changes no result."
+            )
+    needed = config.hardware
+    found = torch.cuda.device_count() * (ranks // here) if torch.cuda.is_available() else 0
+    if found < needed.gpus:
+        raise UserError(
+            f"recipe {config.name!r} needs {needed.gpus} GPUs with {needed.gpu_memory_gib} GiB each; "
+            f"there are {found}. Run it where they are, look at it with --dry-run, or try --recipe tiny. "
+            "hardware.gpus=0 skips this check."
+        )
+    check_one_rank_for_each_gpu(ranks, config)
+    for i in range(min(needed.gpus, torch.cuda.device_count())):
+        memory = torch.cuda.get_device_properties(i).total_memory >> 30
+        if memory < needed.gpu_memory_gib * 0.9:
+            raise UserError(
+                f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB of memory on each GPU; GPU {i} has {memory}."
+            )
+    if needed.gpus:
+        check_memory(config, torch.cuda.get_device_properties(0).total_memory)
+
+
+def check_one_rank_for_each_gpu(ranks: int, config: TrainConfig) -> None:
+    """A process uses one GPU to train on, and its vLLM as many as it is told: fewer than the recipe is for would run
+    out of memory at the first backward pass."""
+    wanted = config.hardware.gpus
+    each = config.vllm.tensor_parallel_size * config.vllm.data_parallel_size if config.engine == "vllm" else 1
+    if not wanted or ranks * each == wanted:
+        return
+    raise UserError(
+        f"recipe {config.name!r} is for {wanted} GPUs with a process for each, and "
+        f"{ranks} process{'es were' if ranks > 1 else ' was'} started. Type:\n  {torchrun_line(wanted)}\n"
+        f"To run it on that many set hardware.gpus={ranks * each}; hardware.gpus=0 skips this check."
+    )
+
+
+def torchrun_line(gpus: int) -> str:
+    """The command that starts this one with a process for each of `gpus` GPUs of one machine."""
+    return f"torchrun --standalone --nproc-per-node {gpus} -m agpo.train {shlex.join(sys.argv[1:])}".rstrip()
+
+
+def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
+    """Say at once that a GPU of this size cannot hold the run, by arithmetic. Raises UserError."""
+    from agpo.memory import GIB, Machine, memory, model_config, model_sizes, table
+
+    machine = Machine.of_bytes(config.hardware.gpus, gpu_bytes)
+    found = memory(config, model_sizes(model_config(config.model), config), machine)
+    if found.fits:
+        return
+    worst = max(found.peaks, key=lambda name: found.peaks[name])
+    raise UserError(
+        f"by arithmetic {config.name!r} takes {found.peaks[worst] / GIB:.1f} GiB in its phase {worst!r}, and a GPU "
+        f"here has {machine.bytes / GIB:.1f}:\n" + "\n".join(f"  {line}" for line in table(found)) + "\n"
+        "Use more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens, or skip this check with "
+        "hardware.gpus=0. docs/scale.md says what each part is."
+    )
+
+
+def check_ranks(ranks: int, config: TrainConfig) -> None:
+    """Every rank samples whole groups with an engine of its own."""
+    if ranks > config.rollout.prompts_per_step:
+        raise UserError(
+            f"{ranks} ranks for rollout.prompts_per_step={config.rollout.prompts_per_step}: a rank samples whole "
+            f"groups, so that {ranks - config.rollout.prompts_per_step} would have nothing to do. Start fewer, or "
+            "raise it."
+        )
+    if ranks > 1 and config.engine == "vllm" and config.vllm.tensor_parallel_size * config.vllm.data_parallel_size > 1:
+        raise UserError(
+            f"engine=vllm with {ranks} ranks: each rank has one vLLM on its own GPU. Leave vllm.tensor_parallel_size "
+            "and vllm.data_parallel_size at 1, or train in one process."
+        )

@@ -1,0 +1,240 @@
+"""The sections of a training run's configuration: typed, one docstring per key."""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from evals.benches.own import bench_name
+from evals.grading.grader import NAMES as GRADER_NAMES
+from evals.prompts import PRESETS as PROMPTS
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+def one_of(value: str, known: Iterable[str], what: str) -> str:
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}")
+    return value
+
+
+def _known_reward(value: object) -> object:
+    if isinstance(value, list | tuple):
+        raise ValueError("several have names: rewards.first=module:function rewards.second=math instead of reward")
+    return value if ":" in str(value) else one_of(str(value), (*GRADER_NAMES, "MODULE:FUNCTION"), "reward")
+
+
+def _parts(value: object) -> object:
+    return value.strip("[]()").split(",") if isinstance(value, str) else value
+
+
+def _low_high(value: tuple[float, float]) -> tuple[float, float]:
+    if not value[0] < value[1]:
+        raise ValueError("the lower end must come first, and differ from the upper")
+    return value
+
+
+def with_commas(value: object) -> object:
+    """A list, or a text with commas, as a text with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
+
+
+Reward = Annotated[str, BeforeValidator(_known_reward)]
+Span = Annotated[tuple[float, float], BeforeValidator(_parts), AfterValidator(_low_high)]
+Names = Annotated[str, BeforeValidator(with_commas)]
+Prompt = Annotated[str, AfterValidator(lambda value: one_of(value, PROMPTS, "prompt preset"))]
+
+
+class DataConfig(Section):
+    """Where problems come from. `data=PATH` on the command line sets `path`."""
+
+    path: Names = "arith"
+    """a .parquet or .jsonl file (verl's schema, or columns by name) or several, with commas or as a list; data sets of
+    the hub (ORG/NAME, ORG/NAME:SPLIT, ORG/NAME:CONFIG:SPLIT); or made: `arith`, `arith_long`, `tiny_code`"""
+    prompt_column: str = "prompt"
+    """column with the problem: a text, or a chat"""
+    answer_column: str = "answer"
+    """column with the reference answer; empty (`data.answer_column=`): none, the reward reads other columns"""
+    size: int = Field(default=4096, ge=1)
+    """number of problems to make, where they are made"""
+
+
+class RolloutConfig(Section):
+    """How completions are sampled."""
+
+    prompts_per_step: int = Field(default=32, ge=1)
+    """prompts of a step (the paper's train batch size)"""
+    samples_per_prompt: int = Field(default=8, ge=2)
+    """group size G; a group of one has no advantage"""
+    temperature: float = Field(default=1.0, gt=0)
+    """of sampling and of the policy's log-probabilities alike"""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """below 1 the sampled distribution is not the policy's: the ratio is then off"""
+    max_tokens: int = Field(default=64, ge=1)
+    """longest response, in tokens"""
+    resample_rounds: int = Field(default=4, ge=1)
+    """for masked_groups resample: at most this many further rounds of prompts in a step"""
+    max_sequences: int = Field(default=256, ge=1)
+    """sequences decoded together by engine hf; memory against speed"""
+    overlap: Literal["none", "free", "ahead"] = "none"
+    """begin the next step's answers before their step. free: when this step's are decoded, kept where no update moves
+    the weights, and thrown away where one does (engine hf: begun when none did), the same bits as without; ahead
+    (engine vllm): when three quarters of this step's are, the same up to the rounding of sums"""
+    max_staleness: int = Field(default=0, ge=0, le=1)
+    """1 (engine vllm): keep them also where an update moved the weights; they are weighted then (docs/method.md)"""
+
+
+class UpdateConfig(Section):
+    """How the policy is updated."""
+
+    prompts_per_minibatch: int = Field(default=8, ge=1)
+    """groups of one optimizer update (the paper's mini-batch size)"""
+    epochs: int = Field(default=1, ge=1)
+    """passes over the mini-batches of a step, with ratios against the policy that sampled them"""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
+    lr: float = Field(default=1e-6, gt=0)
+    """peak learning rate of AdamW"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays"""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """shape of the learning rate after the warm-up, over all updates of the run"""
+    warmup_updates: int = Field(default=0, ge=0)
+    """updates until the peak learning rate; clipped ones count"""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """limit on the global norm of the gradient; 0 is off"""
+    gradient_checkpointing: bool = False
+    """keep only each layer's input for the backward pass and run the layer again: less memory, a third more time"""
+    liger: bool = False
+    """Liger's fused kernels, on a GPU (`pip install liger-kernel`)"""
+    layout: Literal["packed", "varlen"] = "packed"
+    """packed sequences attend in padded blocks, or (varlen) in a kernel of variable length: a GPU, half precision"""
+    compile: bool = False
+    """torch.compile the decoder layers for updates; the first ones are slow"""
+    offload: bool = False
+    """keep float32 masters, gradients and AdamW's moments in the machine's memory: the same numbers on less GPU"""
+    max_refused: int = Field(default=10, ge=0)
+    """stop after this many updates with a loss or gradient that is not finite"""
+    patience: int = Field(default=10, ge=1)
+    """after this many steps in a row without one update the run says why, and what to try"""
+
+
+class LoraConfig(Section):
+    """Train low-rank adapters (peft) instead of all weights; checkpoints have them merged in."""
+
+    rank: int = Field(default=0, ge=0)
+    """0: train all weights"""
+    alpha: int = Field(default=32, ge=1)
+    """the adapters' product is scaled by alpha / rank"""
+    targets: str = "all-linear"
+    """linear layers by the end of their name, e.g. q_proj,v_proj; all-linear: all but the output embedding"""
+
+
+class MismatchConfig(Section):
+    """Log-probabilities of another engine than the trainer's own differ from the trainer's; measured at every step."""
+
+    correct: Literal["none", "tis"] = "none"
+    """tis: weight each token by min(pi_trainer / pi_engine, cap) (truncated importance sampling)"""
+    cap: float = Field(default=2.0, ge=1)
+    """largest weight of tis"""
+    max_gap: float = Field(default=0.0, ge=0)
+    """stop when the mean |log pi_engine - log pi_trainer| is over this; 0: 0.02 in float32, 0.2 in half precision"""
+
+
+class RewardConfig(Section):
+    """One of several rewards. `rewards.NAME=math` on the command line sets `reward`."""
+
+    reward: Reward
+    """a grader (math, math-simplified, exact, code), or `module:function`"""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """its factor in the sum; 0 logs it only"""
+    range: Span = (0.0, 1.0)
+    """what a function of one's own may return"""
+
+
+class CodeConfig(Section):
+    """For the reward `code`: how programs are run and scored. The data's reference answers are then tests."""
+
+    score: Literal["all", "fraction"] = "all"
+    """all: 1 when every test passes, else 0; fraction: the share of tests that pass, which runs all of them"""
+    compat: Literal["real", "lcb"] = "real"
+    """the rule of comparison that decides: any right output, or LiveCodeBench's own rule; both are logged"""
+    isolation: Literal["program", "test"] = "program"
+    """program: one process for a program's tests, what fails there confirmed in a fresh one; test: one for each test"""
+    workers: int = Field(default=0, ge=0)
+    """programs judged at once; 0: the processors available to this process"""
+    backend: Literal["auto", "docker", "embedded"] = "auto"
+    """what holds the programs, see `python -m sandbox.doctor`"""
+    allow_unsafe: bool = False
+    """run programs also where the machine cannot hold a hostile one; every sample then says so"""
+    cpu_s: float = Field(default=6.0, gt=0)
+    """CPU seconds of a test, of all threads together (a file's tests; made ones bring their own)"""
+    memory_mb: int = Field(default=1024, ge=64)
+    """memory of a program (as for cpu_s)"""
+
+
+class EvalConfig(Section):
+    """Evaluation during training, into the same store."""
+
+    bench: Names = ""
+    """benchmarks of `python -m evals.run --list`, or data:FILE: held-out problems of one's own, in the columns of
+    `data` and graded by the run's own reward; several with commas or as a list; empty: none"""
+    data: str = ""
+    """local file of the benchmark; empty, as for several: as the benchmark loads by default"""
+    every: int = Field(default=0, ge=0)
+    """evaluate every this many steps besides before the first and after the last; 0: only those two"""
+    size: int = Field(default=256, ge=1)
+    """problems, a seeded sample"""
+    n: int = Field(default=1, ge=1)
+    """completions per problem"""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy"""
+    max_tokens: int = Field(default=0, ge=0)
+    """0: as in rollout"""
+
+    @property
+    def benches(self) -> list[str]:
+        return self.bench.split(",") if self.bench else []
+
+    @property
+    def names(self) -> list[str]:
+        """Of `benches`, as their metrics have them."""
+        return [bench_name(bench) for bench in self.benches]
+
+    @model_validator(mode="after")
+    def _one_file(self) -> "EvalConfig":
+        if self.data and len(self.benches) > 1:
+            raise ValueError("data is the file of one benchmark; for several, $AGPO_DATA names a folder with theirs.")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When the run is saved. A killed run continues from its last checkpoint, exactly."""
+
+    every: int = Field(default=10, ge=1)
+    """steps between checkpoints"""
+    keep: int = Field(default=2, ge=1)
+    """how many of the latest to keep; the last step's is always kept"""
+    best: str = ""
+    """keep the best one too, by a measure of the evaluations: eval/pass1 (the first benchmark's) or eval/BENCH/pass1"""
+
+
+class HardwareConfig(Section):
+    """What the recipe needs; checked before anything is loaded."""
+
+    gpus: int = Field(default=0, ge=0)
+    """GPUs of the run, on all machines"""
+    gpu_memory_gib: int = Field(default=0, ge=0)
+    """memory of each"""
+
+
+class RanksConfig(Section):
+    """Several processes that train together, started with torchrun."""
+
+    timeout_minutes: float = Field(default=30, gt=0)
+    """how long a rank waits for the others (a rollout may take longer on one than on another) before the run ends"""

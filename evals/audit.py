@@ -1,0 +1,228 @@
+"""`python -m evals.audit RUN --grader exact`: a second opinion on rewards that were paid.
+
+What a run's own grader paid for is graded again by a stricter one. The share that it refuses is measured over the
+steps: if it rises, the policy may have learnt to please the grader rather than to solve the problems.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from evals.complete import submit_again
+from evals.console import make_console, progress_bar
+from evals.errors import UserError, command
+from evals.grading import Verdict
+from evals.grading.grader import NAMES, open_grader
+from evals.items import Item, read_items
+
+if TYPE_CHECKING:
+    from evals.store import RunRow, SampleRow, Store
+
+SHUFFLES = 1999
+BATCH = 2048
+"""rows that are graded and marked together"""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """One completion that was paid, and what the other grader says."""
+
+    step: int
+    item: str
+    refused: bool
+
+
+@dataclass(frozen=True)
+class Rise:
+    """The step from which on the refused share differs most from before, as a rise."""
+
+    step: int
+    before: float
+    after: float
+    p: float
+    """how often steps in random order show a rise as clear: below 0.05, one honest run in twenty is accused"""
+
+
+def rise(refused_T: np.ndarray, paid_T: np.ndarray, steps: Sequence[int], seed: int = 0) -> Rise | None:
+    """Where the share refused / paid rises; None with fewer than four steps, or where all or nothing was refused.
+
+    The statistic is the largest z of two shares, after against before, over all places to cut; under no rise the order
+    of the steps is exchangeable, so that shuffling them gives its distribution (with the +1 of Phipson and Smyth 2010).
+    Whole steps are shuffled, so that answers of one group or step may depend on each other.
+    """
+    total, all_paid = refused_T.sum(), paid_T.sum()
+    if len(steps) < 4 or not 0 < total < all_paid:
+        return None
+    pooled = total / all_paid
+
+    def largest(order_RT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        refused, paid = refused_T[order_RT].cumsum(1)[:, 1:-2], paid_T[order_RT].cumsum(1)[:, 1:-2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            difference = (total - refused) / (all_paid - paid) - refused / paid
+            z = np.nan_to_num(difference / np.sqrt(pooled * (1 - pooled) * (1 / paid + 1 / (all_paid - paid))))
+        return z.argmax(1), z.max(1)
+
+    ordered = np.arange(len(steps))
+    at, observed = largest(ordered[None])
+    shuffled = np.random.default_rng(seed).permuted(np.tile(ordered, (SHUFFLES, 1)), axis=1)
+    cut = int(at[0]) + 2  # a side has at least two steps
+    before, after = (refused_T[part].sum() / max(paid_T[part].sum(), 1) for part in (slice(cut), slice(cut, None)))
+    p = (1 + int((largest(shuffled)[1] >= observed[0] - 1e-12).sum())) / (SHUFFLES + 1)
+    return Rise(steps[cut], float(before), float(after), p)
+
+
+def problems_of(run: "RunRow", data: str | None, code: bool) -> dict[str, Item]:
+    """The run's problems by id where they can be had: a file's, a benchmark's. What is not there a row stands for."""
+    from evals.bench_run import asked_in
+    from evals.benches import tiny_code
+    from sandbox import Limits
+
+    told: Any = run.config.get("data")
+    told = told if isinstance(told, dict) else {}  # a training run's section
+    path, seed = data or told.get("path"), run.config.get("seed", 0)
+    if run.kind == "eval" and data is None:
+        items = asked_in(run)[1] if run.name == run.config.get("bench") and not run.name.startswith("lm_eval:") else []
+    elif path == "tiny_code":
+        items = tiny_code.items("train", told.get("size", 0), seed)
+    elif path and Path(path).is_file():
+        columns = told.get("prompt_column", "prompt"), told.get("answer_column", "answer")
+        items = read_items(path, *columns, Limits(6.0) if code else None)
+    else:
+        items = []
+    return {item.id: item for item in items}
+
+
+def opinions(
+    store: "Store", run: "RunRow", grader: Any, items: dict[str, Item], paid: float, mark: str, console: Console
+) -> Iterator[tuple["SampleRow", Verdict]]:
+    """(row, the other grader's verdict) of every completion whose reward is above `paid`; each is marked in the store:
+    `mark` in its meta says what was found, for the page to filter by."""
+    split = "train" if run.kind == "train" else None
+    with progress_bar("grading", run.samples, console) as advance:
+        waiting: list[tuple[SampleRow, Future[Verdict]]] = []
+
+        def settle() -> Iterator[tuple["SampleRow", Verdict]]:
+            grader.flush()
+            judged = [(row, verdict.result()) for row, verdict in waiting]
+            waiting.clear()
+            marks = [replace(row, meta={**row.meta, mark: said(verdict, paid)}) for row, verdict in judged]
+            store.log_samples(run.id, marks)
+            yield from judged
+
+        for row in store.samples(run.id, split=split, with_tokens=True):
+            advance()
+            if row.reward is not None and row.reward > paid:
+                item = items.get(row.item) or Item(row.item, row.prompt, row.reference, row.meta)
+                waiting.append((row, submit_again(grader, row, item)))
+            if len(waiting) >= BATCH:
+                yield from settle()
+        yield from settle()
+
+
+def said(verdict: Verdict, paid: float) -> str:
+    if verdict.reward is None:
+        return "cannot tell"
+    return "agrees" if verdict.reward > paid else "refuses"
+
+
+def show(run: "RunRow", name: str, found: Sequence[Opinion], unknown: int, windows: int, console: Console) -> bool:
+    """Print the refused share over the steps, and whether it rises. Returns whether it does."""
+    from evals.report.layout import print_table
+    from evals.stats import share
+
+    def estimate(some: Sequence[Opinion]) -> list[str]:
+        groups: dict[tuple[int, str], list[bool]] = {}
+        for o in some:
+            groups.setdefault((o.step, o.item), []).append(o.refused)
+        refused_P, paid_P = (np.array([f(g) for g in groups.values()], float) for f in (sum, len))
+        value, interval = share(refused_P, paid_P, samples=len(some)).cells(1, 100)
+        return [f"{len(some):,}", f"{int(refused_P.sum()):,}", value, interval]
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if not found:
+        say("No completion was paid: there is nothing to refuse.")
+        return False
+    steps = sorted({o.step for o in found})
+    parts = [list(map(int, part)) for part in np.array_split(steps, min(windows, len(steps)))]
+    lines = []
+    for part in parts:
+        inside = [o for o in found if part[0] <= o.step <= part[-1]]
+        lines.append([f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]), *estimate(inside)])
+    if len(parts) > 1:
+        lines.append(["all", *estimate(found)])
+    print_table(
+        ["Step", "paid", "refused", "refused, %", "95 %"], lines, f"{name} on what run {run.id} paid for", console
+    )
+    if unknown:
+        say(f"{unknown:,} more were paid, and {name} failed on them or could not tell; they are in no number.")
+    refused_T, paid_T = (
+        np.bincount([steps.index(o.step) for o in some], minlength=len(steps)).astype(float)
+        for some in ([o for o in found if o.refused], found)
+    )
+    told = rise(refused_T, paid_T, steps)
+    if told is None:
+        say("No rise to look for: too few steps, or all of it or nothing was refused.")
+        return False
+    rises = told.p < 0.05
+    shares = f"{100 * told.before:.1f} % refused before, {100 * told.after:.1f} % from there on"
+    what = f"RISES from step {told.step}" if rises else f"no rise; the clearest is at step {told.step}"
+    say(f"{what}: {shares}, p = {told.p:.4f} (steps in random order).")
+    return rises
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m evals.audit",
+        description="Grade again, by a stricter grader, what a run paid for, and see whether the share that it refuses "
+        "rises over the steps. Rewards stay as they are. Exit code 1 where it rises.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a training run or an evaluation: its id, name or tag")
+    parser.add_argument("--grader", default="exact", help=f"{', '.join(NAMES)}, or module:function (default: exact)")
+    parser.add_argument("--compat", default="lcb", choices=("real", "lcb"), help="rule of the grader code (lcb)")
+    parser.add_argument("--paid", type=float, default=0.5, help="a reward above this is paid (default: 0.5)")
+    parser.add_argument("--windows", type=int, default=10, help="lines of the table (default: 10)")
+    parser.add_argument("--data", metavar="FILE", help="the problems (default: where the run had them from)")
+    parser.add_argument("--examples", type=int, default=3, help="refused samples to print (default: 3)")
+    parser.add_argument("--store", help="results store (default: $AGPO_STORE or results/agpo.db)")
+    args, console = parser.parse_args(argv), make_console()
+    from evals.store import Store
+
+    with Store.open(args.store, make=False) as store:
+        run = store.find_run(args.run)
+        if run.kind == "curation":
+            raise UserError(f"run {run.id} is a curation run: nothing was paid in it.")
+        items = problems_of(run, args.data, args.grader == "code")
+        found, examples, unknown = [], [], 0
+        with open_grader(args.grader, code={"compat": args.compat}) as grader:
+            mark = f"audit {args.grader}"
+            for row, verdict in opinions(store, run, grader, items, args.paid, mark, console):
+                if verdict.reward is None:
+                    unknown += 1
+                    continue
+                found.append(Opinion(row.step, row.item, verdict.reward <= args.paid))
+                if found[-1].refused:
+                    examples = [*examples, (row, verdict)][-args.examples :] if args.examples else []
+        rises = show(run, args.grader, found, unknown, max(1, args.windows), console)
+        for row, verdict in examples:
+            text = " ".join(row.response.split())
+            text = text if len(text) <= 200 else f"...{text[-200:]}"
+            why = verdict.detail or verdict.path
+            line = f"  step {row.step}, {row.item}: paid {row.reward:g}; {args.grader} says {verdict.outcome} ({why}), "
+            console.print(f"{line}wanted {row.reference!r}: {text}", markup=False, highlight=False, soft_wrap=True)
+        shown = f'python -m evals.report html --run {run.id}, samples with "{mark}: refuses"'
+        console.print(f"in the page: {shown}", markup=False, highlight=False, soft_wrap=True)
+    return int(rises)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""`rollout.overlap`: what is sampled before its step is what would have been, whatever stops the run."""
+
+import re
+import time
+
+import pytest
+from command import start
+
+from agpo.ahead import Ahead
+from agpo.config import load_config
+from evals.engines import Completion, Output, Request, Sampling
+from evals.errors import UserError
+from evals.store import Store
+
+TINY = ("rollout.prompts_per_step=8", "update.prompts_per_minibatch=4", "steps=16", "eval.every=6", "eval.size=8")
+TINY = (*TINY, "eval.n=1", "checkpoint.every=4", "checkpoint.keep=1", "update.lr=1e-3", "threads=1")
+
+
+def train(folder, *more):
+    return start(folder, *more, environment={"AGPO_STORE": str(folder / "store.db")})
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+def left_behind(folder):
+    """(samples, metrics but clocks, files of the last checkpoint, steps that found answers there)."""
+    with Store.open(folder / "store.db") as store:
+        (run,) = store.runs("train")
+        rows = {
+            (r.split, r.step, r.item, r.repeat): (r.token_ids, r.logprobs, r.reward, r.weight_version.split("/")[1])
+            for r in store.samples(run.id, with_tokens=True)
+            if r.split == "train"
+        }
+        metrics = {(step, name): value for step, name, value in store.metrics(run.id)}
+    (checkpoint,) = (folder / "runs").glob("*/checkpoints/step-000016")
+    files = ("config.json", "model.safetensors", "trainer/optimizer.safetensors")
+    begun = {step for step, name in metrics if name == "speed/saved_seconds"}
+    made = {step for (step, name), value in metrics.items() if name == "updates/made" and value}
+    same = {key: value for key, value in metrics.items() if not key[1].startswith("speed/")}
+    return rows, same, [(checkpoint / file).read_bytes() for file in files], begun, made
+
+
+@pytest.fixture(scope="module")
+def in_turn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("in-turn")
+    finish(train(folder, *TINY, "rollout.overlap=none"))
+    return left_behind(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [None, 5, 10])
+def test_begun_in_free_steps_the_run_is_the_same_to_the_bit(in_turn, tmp_path, killed):
+    process = train(tmp_path, *TINY, "rollout.overlap=free")
+    if killed:
+        for line in process.stdout:
+            if re.match(rf"\s+{killed}\s", line):
+                break
+        time.sleep(0.05)
+        process.kill()
+        process.communicate()
+        process = train(tmp_path, "--resume", "latest")
+    finish(process)
+    *whole, begun, made = left_behind(tmp_path)
+    assert whole == list(in_turn[:3])
+    assert in_turn[3] == set()
+    assert 0 < len(made) < 16
+    free = {step + 1 for step in range(1, 16) if step not in made and step % 6}  # an evaluation comes between
+    first = {step: step - step % 4 + 1 for step in [killed or 0]}[killed or 0]  # of the resumed process
+    assert begun - {first} == free - {first}
+
+
+class Slow:
+    """An engine whose answers wait to be let go."""
+
+    weight_version = "one"
+
+    def __init__(self):
+        self.asked = 0
+
+    def generate(self, requests, sampling):
+        for at in range(len(requests)):
+            self.asked += 1
+            yield Output(at, 0, Completion((at,), (0.0,), "stop", 0.0))
+        if sampling.max_tokens == 2:
+            raise UserError("broken")
+
+
+def test_an_error_of_what_runs_ahead_is_raised_where_its_answers_are_used_and_not_where_nobody_asks():
+    requests = [Request((1,), (2,))] * 3
+    broken = Ahead(Slow(), requests, Sampling(2))
+    outputs = broken.outputs()
+    assert [next(outputs).request for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(UserError, match="broken"):
+        next(outputs)
+    Ahead(Slow(), requests, Sampling(2)).drop()
+    assert [o.completion.token_ids for o in Ahead(Slow(), requests, Sampling(1)).outputs()] == [(0,), (1,), (2,)]
+
+
+@pytest.mark.parametrize("key", ["overlap=ahead", "max_staleness=1"])
+def test_engine_hf_cannot_sample_while_its_model_is_updated(key):
+    with pytest.raises(UserError, match=rf"rollout\.{key} needs an engine in a process of its own: engine=vllm"):
+        load_config("tiny", [f"rollout.{key}"])
+    load_config("tiny", [f"rollout.{key}", "engine=vllm"])
