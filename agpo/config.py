@@ -166,7 +166,7 @@ class TrainConfig(Section):
     @classmethod
     def _rewards(cls, value: object) -> object:
         if not isinstance(value, dict):
-            return value
+            raise ValueError("they have names: rewards.first=module:function rewards.second=math")
         for name in value:
             if not re.fullmatch(r"[\w-]+", str(name)) or name == "mean":
                 raise ValueError(

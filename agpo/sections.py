@@ -20,8 +20,14 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
     return value
 
 
-def _known_reward(value: str) -> str:
-    return value if ":" in value else one_of(value, GRADER_NAMES, "reward")
+def _known_reward(value: object) -> object:
+    if isinstance(value, list | tuple):
+        raise ValueError("several have names: rewards.first=module:function rewards.second=math instead of reward")
+    return value if ":" in str(value) else one_of(str(value), (*GRADER_NAMES, "MODULE:FUNCTION"), "reward")
+
+
+def _parts(value: object) -> object:
+    return value.strip("[]()").split(",") if isinstance(value, str) else value
 
 
 def _low_high(value: tuple[float, float]) -> tuple[float, float]:
@@ -36,8 +42,8 @@ def with_commas(value: object) -> object:
     return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
 
 
-Reward = Annotated[str, AfterValidator(_known_reward)]
-Span = Annotated[tuple[float, float], AfterValidator(_low_high)]
+Reward = Annotated[str, BeforeValidator(_known_reward)]
+Span = Annotated[tuple[float, float], BeforeValidator(_parts), AfterValidator(_low_high)]
 Names = Annotated[str, BeforeValidator(with_commas)]
 Prompt = Annotated[str, AfterValidator(lambda value: one_of(value, PROMPTS, "prompt preset"))]
 

@@ -81,7 +81,7 @@ def evaluate_bench(
     """(its summary, what makes lm-eval's result dictionary with the LM that it was told of)"""
     job = job_of(plan.bench, plan.settings, run_id, step)
     with (
-        open_grader(plan.bench.grader) as grader,
+        open_grader(plan.bench.grader, plan.settings.get("reward_range", (0.0, 1.0))) as grader,
         progress_bar(plan.title, len(plan.items) * job.n, console) as advance,
     ):
         try:
@@ -132,7 +132,8 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
     store.resume_run(run.id)
     try:
         used = config.get("grader") or bench.grader or "math"
-        with open_grader(used) as grader, progress_bar("grading", run.samples, console) as advance:
+        span = config.get("reward_range", (0.0, 1.0))
+        with open_grader(used, span) as grader, progress_bar("grading", run.samples, console) as advance:
             rows = regrade(items, job, store, grader, lambda row: advance())
         print_changes(before, rows, console)
         finish(job, store, console)

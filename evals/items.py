@@ -28,6 +28,8 @@ class Item:
     """what the grader "code" runs; None for a problem that wants no program"""
     chat: tuple[dict[str, str], ...] = ()
     """the turns of a prompt that is more than one user's message: asked as they are, without a preset"""
+    was_chat: bool = False
+    """the data has the prompt as a chat, of one user's message too"""
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
     name = row.get("id", extra.get("id", extra.get("index")))
     ident = str(name) if name is not None else item_id("\0".join(m["content"] for m in chat) if chat[1:] else asked)
     own = chat if [message["role"] for message in chat] != ["user"] else ()
-    return Item(ident, asked, "" if reference is None else str(reference), meta, chat=own)
+    return Item(ident, asked, "" if reference is None else str(reference), meta, chat=own, was_chat=bool(chat))
 
 
 def turns(asked: Any, where: str) -> tuple[dict[str, str], ...]:

@@ -13,6 +13,7 @@ from evals import contamination
 from evals.benches import BENCHES, Bench, find, load
 from evals.benches.own import OPTIONS, bench_name
 from evals.errors import UserError
+from evals.grading.function import load_function
 from evals.items import Item, choose
 from evals.lm_tasks.plan import PREFIX, TaskPlan, add_options, check_unused, first_prompt, make_task_plan
 from evals.models import Target
@@ -46,6 +47,8 @@ def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
     tasks = [name for name in names if name.startswith(PREFIX)]
     benches = [find(name) for name in names if name not in tasks]
     benches = [replace(bench, grader=args.grader or bench.grader or "math") for bench in benches]
+    if args.grader and ":" in args.grader:
+        load_function(args.grader)  # what cannot be loaded is said before a model is
     if not tasks:
         check_unused(args)
     data = data_files(args.data, benches)
@@ -95,7 +98,7 @@ def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: d
     if not isinstance(kwargs, dict):
         raise UserError(f'--chat-template-kwargs {args.chat_template_kwargs}: expected "name: value".')
     words = {"system_prompt": text_or_file(args.system_prompt), "user_prompt": text_or_file(args.user_prompt)}
-    words |= {"chat_template_kwargs": kwargs or None, "grader": args.grader}
+    words |= {"chat_template_kwargs": kwargs or None, "grader": args.grader, "reward_range": reward_range(args)}
     data = data or (bench.source if bench.options == OPTIONS else None)
     settings = {
         "bench": bench.name,
@@ -112,6 +115,18 @@ def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: d
     }
     asked_with(settings)
     return settings
+
+
+def reward_range(args: argparse.Namespace) -> list[float] | None:
+    if args.reward_range is None:
+        return None
+    try:
+        low, high = (float(end) for end in args.reward_range.strip("[]()").split(","))
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise UserError(f"--reward-range {args.reward_range}: expected the lowest and the highest number, as in 0,1.")
+    return [low, high]
 
 
 def asked_with(settings: Mapping[str, Any]) -> str | Preset:

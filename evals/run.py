@@ -73,6 +73,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--user-prompt", metavar="TEXT", help="the same for the user's words, with {problem} in them")
     how.add_argument("--chat-template-kwargs", metavar="YAML", help='for the chat template: "enable_thinking: false"')
     how.add_argument("--grader", help="a grader (docs/grading.md) or module:function (default: the benchmark's)")
+    how.add_argument(
+        "--reward-range", metavar="LOW,HIGH", help="of a module:function: --reward-range=-1,1 (default: 0,1)"
+    )
     how.add_argument("--seed", type=int, default=0, help="of the sample and of every completion (default: 0)")
     engine = parser.add_argument_group("what generates")
     engine.add_argument("--engine", help="hf, vllm or openai (default: hf, or openai for --model openai:...)")

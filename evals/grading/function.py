@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -180,10 +181,12 @@ class FunctionGrader:
         known = [{"answer": item.answer, **item.meta, **seen} for _, item, seen in asked]
         if self._trl:  # as its trainer does: a chat's completions are chats
             step = next((one["step"] for one in known if "step" in one), 0)
-            chat = [[{"role": "assistant", "content": t}] if i.chat else t for t, i in zip(texts, items, strict=True)]
+            asked_chats = [list(i.chat) or [{"role": "user", "content": i.prompt}] for i in items]
+            answers = [[{"role": "assistant", "content": text}] for text in texts]
+            chat = [item.was_chat for item in items]
             named = {
-                "prompts": [list(item.chat) or item.prompt for item in items],
-                "completions": chat,
+                "prompts": [asked if c else i.prompt for c, asked, i in zip(chat, asked_chats, items, strict=True)],
+                "completions": [answer if c else t for c, answer, t in zip(chat, answers, texts, strict=True)],
                 "completion_ids": [list(one.get("token_ids", ())) for one in known],
                 "trainer_state": SimpleNamespace(global_step=step),
             }
@@ -229,7 +232,7 @@ class FunctionGrader:
     def _scores(self, answer: Any, count: int) -> list[Any]:
         if isinstance(answer, str | bytes | dict) or not hasattr(answer, "__iter__"):
             raise UserError(
-                f"reward {self.spec} is @batched and returned {_shown(answer)}; expected a list of {count} numbers or "
+                f"reward {self.spec} gets lists and returned {_shown(answer)}; expected a list of {count} numbers or "
                 "None, one for each text."
             )
         scores = list(answer)
@@ -291,9 +294,16 @@ def _shown(value: Any) -> str:
 def load_function(spec: str) -> Callable[[Any, Any], Any]:
     """The function of `module:function`; the folder the command is started in counts. Raises UserError."""
     module, _, name = spec.partition(":")
+    if module.endswith(".py") or "/" in module:
+        raise UserError(
+            f"reward {spec!r}: a module's name is wanted, not its file's. Start the command in its folder and say "
+            f"{Path(module).stem}:{name}."
+        )
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as e:
+        if e.name and not f"{module}.".startswith(f"{e.name}."):
+            raise UserError(f"reward {spec!r}: {module} imports {e.name!r}, which is not installed.") from e
         raise UserError(
             f"reward {spec!r}: no module {e.name!r}. Start the command in the folder that holds it, or install it."
         ) from e
@@ -305,6 +315,11 @@ def load_function(spec: str) -> Callable[[Any, Any], Any]:
         raise UserError(f"reward {spec!r} is not a function.")
     parameters = _parameters(found).values()
     places = [p for p in parameters if p.kind in (_FIRST, _NAMED)]
+    if {"solution_str", "ground_truth"} <= _parameters(found).keys():
+        raise UserError(
+            f"reward {spec!r} is written for verl. Name one that calls it: def reward(text, item): "
+            f"return {name}(item.meta.get('data_source'), text, item.answer, item.meta)"
+        )
     if "completions" in _parameters(found):  # TRL's: all by name
         if any(p.kind is _FIRST for p in parameters):
             raise UserError(f"reward {spec!r}: prompts and completions are given by name. Take the / out of its line.")

@@ -68,7 +68,10 @@ def test_a_checkpoints_configuration_reads_back():
         (["rollout.prompts_per_step=30"], "multiple of update.prompts_per_minibatch"),
         (["steps=many"], "steps: Input should be a valid integer"),
         (["prompt=gpt"], "unknown prompt preset 'gpt'"),
-        (["reward=llm"], "unknown reward 'llm'"),
+        (["reward=llm"], "unknown reward 'llm'. Known: math, math-simplified, exact, code, MODULE:FUNCTION"),
+        (["reward=[own:f,own:g]"], "several have names: rewards.first=module:function"),
+        (["rewards=own:f"], "they have names: rewards.first=module:function"),
+        (["reward_range=1,wide"], "reward_range.1: Input should be a valid number"),
         (["update.lr"], "expected key=value"),
         (["update.lr=[1"], "not valid YAML"),
         (["rewards.right=llm"], "rewards.right.reward: unknown reward 'llm'"),
@@ -114,7 +117,7 @@ def test_recipes_of_ones_own(tmp_path):
     config = load_config(str(own), ["reward.max_errors=0.5"])
     assert (config.reward, config.reward_range, config.reward_seconds) == ("own:f", (-1.0, 1.0), 5.0)
     assert config.reward_max_errors == 0.5
-    for overrides in (["reward=own:g", "reward.range=[0,2]"], ["reward.range=[0,2]", "reward=own:g"]):
+    for overrides in (["reward=own:g", "reward.range=0,2"], ["reward.range=[0,2]", "reward=own:g"]):
         config = load_config("tiny", overrides)
         assert (config.reward, config.reward_range) == ("own:g", (0.0, 2.0))
     own.write_text(yaml.safe_dump({"reward": {"function": "own:f"}}))

@@ -1,5 +1,6 @@
 """Rewards of one's own: numbers, None, exceptions, async, batches, ranges, and the sum of several."""
 
+import json
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from evals.errors import UserError
 from evals.grading.function import load_function
 from evals.grading.grader import open_grader, open_rewards
-from evals.items import Item
+from evals.items import Item, read_items
 
 MODULE = """
 import asyncio, sys, threading, time
@@ -86,6 +87,7 @@ def for_trl(prompts, completions, completion_ids, wanted, trainer_state, **kwarg
                        step=trainer_state.global_step, others=kwargs))
     return [2 / n for n in wanted]
 def positional_trl(prompts, completions, /): return [0.0]
+def compute_score(data_source, solution_str, ground_truth, extra_info=None): return 0.0
 constant = 3
 def one_argument(text): return 0.0
 """
@@ -96,6 +98,7 @@ ITEM = Item("a", "say ten letters", "", {"wanted": 10})
 def module(tmp_path, monkeypatch):
     (tmp_path / "own_rewards.py").write_text(MODULE)
     (tmp_path / "own_broken.py").write_text("1 / 0")
+    (tmp_path / "own_needs.py").write_text("import no_such_module")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
     yield
@@ -171,17 +174,22 @@ def test_parameters_get_what_they_are_named_after():
         grader.submit("hi", item, SEEN).result(timeout=30)
 
 
-@pytest.mark.parametrize("chat", [(), ({"role": "system", "content": "short"}, {"role": "user", "content": "say"})])
-def test_a_function_for_trl_is_called_as_trl_does(chat):
+USER = {"role": "user", "content": "say"}
+
+
+@pytest.mark.parametrize("asked", ["say", [USER], [{"role": "system", "content": "short"}, USER]])
+def test_a_function_for_trl_is_called_as_trl_does(asked, tmp_path):
     """trl/trainer/grpo_trainer.py, _calculate_rewards: keywords, columns as lists, chats where the data are chats."""
-    items = [Item(name, "say", "", {"wanted": n}, chat=chat) for name, n in (("a", 2), ("b", 4))]
+    rows = [{"id": name, "prompt": asked, "wanted": n} for name, n in (("a", 2), ("b", 4))]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    items = read_items(tmp_path / "rows.json", answer="")
     with open_grader("own_rewards:for_trl") as grader:
         verdicts = [grader.submit("hi", item, SEEN) for item in items]
         grader.flush()
         assert [verdict.result(timeout=30).reward for verdict in verdicts] == [1.0, 0.5]
     (got,) = sys.modules["own_rewards"].looked
-    assert got["prompts"] == [list(chat) or "say"] * 2
-    assert got["completions"] == [[{"role": "assistant", "content": "hi"}] if chat else "hi"] * 2
+    assert got["prompts"] == [asked] * 2
+    assert got["completions"] == ["hi" if asked == "say" else [{"role": "assistant", "content": "hi"}]] * 2
     assert (got["completion_ids"], got["step"]) == ([[5, 7]] * 2, 3)
     assert {"finish_reason", "step"} <= set(got["others"])
 
@@ -232,7 +240,7 @@ def test_a_batch_that_raises_is_an_error_for_each_of_its_samples():
         ("single_list", r"returned \[0\.5\] \(list\).*needs @batched"),
         ("tensors", r"expected one number, or None"),
         ("too_few", "returned 1 numbers for 2 texts"),
-        ("one_number", r"is @batched and returned 0\.5 \(float\); expected a list of 2"),
+        ("one_number", r"gets lists and returned 0\.5 \(float\); expected a list of 2"),
     ],
 )
 def test_what_is_no_reward_stops_the_run(name, words):
@@ -252,6 +260,9 @@ def test_another_range_can_be_declared():
         ("own_rewards:constant", "not a function"),
         ("own_rewards:one_argument", r"cannot be called with \(text, item\)"),
         ("own_rewards:positional_trl", "are given by name"),
+        ("./own_rewards.py:single_list", "Start the command in its folder and say own_rewards:single_list"),
+        ("own_rewards:compute_score", r"written for verl.*return compute_score\(item"),
+        ("own_needs:f", "own_needs imports 'no_such_module', which is not installed"),
         ("own_broken:f", "importing 'own_broken' failed with ZeroDivisionError"),
     ],
 )

@@ -1,6 +1,7 @@
 """What benchmarks bring to the command line: options of their own, notes, a report of their own."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -84,3 +85,34 @@ def test_a_dry_run_loads_no_library_that_it_does_not_need():
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "8-7+3+2-7=" in told
     assert not {"torch", "transformers", "scipy", "sqlalchemy"} & set(told.splitlines()[-1].split())
+
+
+def test_problems_a_reward_and_words_of_ones_own(capsys, tmp_path, monkeypatch, tiny):
+    """What a training run was asked with and graded by, asked of its checkpoint; graded again by the same."""
+    (tmp_path / "held.jsonl").write_text('{"question": "3+5", "level": 1}\n{"question": "9-1", "level": 2}\n')
+    (tmp_path / "own_grader.py").write_text(
+        "def f(text, item, level, prompt): return 1.0 if level == 1 else -1.0 if prompt.startswith('7') else None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(tiny, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if not enable_thinking %}={% endif %}"
+    )
+    (tmp_path / "system.txt").write_text("7+")
+    own = ["--bench", "data:held.jsonl", "--prompt-column", "question", "--answer-column", "", "--model", "model"]
+    own += ["--prompt", "chat", "--system-prompt", "system.txt", "--user-prompt", "{problem}-1", "--max-tokens", "8"]
+    own += ["--chat-template-kwargs", "enable_thinking: false", "--grader", "own_grader:f"]
+    assert main([*own, "--grader", "own_grader:g"]) == 2
+    assert main([*own, "--reward-range=1"]) == 2
+    told = capsys.readouterr().err
+    assert "module 'own_grader' has no 'g'" in told
+    assert "--reward-range 1: expected the lowest and the highest number" in told
+    assert not list(tmp_path.glob("results/*"))
+    assert main([*own, "--reward-range=-1,1"]) == 0
+    with Store.open() as store:
+        (run,) = store.runs("eval")
+        rows = [(row.prompt, row.reward) for row in store.samples(run.id)]
+    assert rows == [("7+3+5-1=", 1.0), ("7+9-1-1=", -1.0)]
+    assert main(["--regrade", run.id]) == 0
+    with Store.open() as store:
+        assert [(row.prompt, row.reward) for row in store.samples(run.id)] == rows
