@@ -27,7 +27,6 @@ OTHER_NAMES = {
     "rollout.prompts_per_step": "per_device_train_batch_size generation_batch_size train_batch_size",
     "rollout.samples_per_prompt": "num_generations rollout.n",
     "rollout.max_tokens": "max_completion_length max_new_tokens max_response_length response_length",
-    "update.epochs": "num_iterations ppo_epochs",
     "update.prompts_per_minibatch": "gradient_accumulation_steps steps_per_generation ppo_mini_batch_size",
     "update.epochs": "num_iterations ppo_epochs",
     "update.micro_batch_tokens": "ppo_micro_batch_size ppo_micro_batch_size_per_gpu ppo_max_token_len_per_gpu",
