@@ -38,12 +38,6 @@ def read_mine(options: MineSource, name: str, raw: Mapping[str, Any]) -> Row | D
 KINDS: dict[str, Kind] = {
     "mine": Kind("", "MIT", "math_dapo", read_mine),
 """
-BRANCH = """    if name == "mine":
-        from evals.engines.mine import MineEngine
-
-        return MineEngine.load(model, **options)
-    if name == "hf":
-"""
 ADDED = {  # entry of CONTRIBUTING.md -> (file, what stands there, what takes its place); "" begins a file
     "a benchmark": [
         ("evals/benches/NAME.py", "", BENCH),
@@ -58,11 +52,7 @@ ADDED = {  # entry of CONTRIBUTING.md -> (file, what stands there, what takes it
     ],
     "an engine": [
         ("evals/engines/NAME.py", "", ENGINE),
-        (
-            "evals/engines/__init__.py",
-            '    if name == "hf":\n',
-            BRANCH,
-        ),
+        ("evals/engines/__init__.py", "ENGINES = {", 'ENGINES = {"mine": ("mine", "MineEngine"), '),
     ],
     "a data source": [
         ("data_curation/sources.py", "KINDS: dict[str, Kind] = {\n", SOURCE),

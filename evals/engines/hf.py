@@ -30,6 +30,7 @@ CACHE_BYTES = 4 << 30
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Noise = Literal["uniform", "gumbel"]
 
 SMALL = 20e6
 """parameters up to which a model on a CPU is given one thread"""
@@ -45,12 +46,10 @@ class HFEngine:
         *,
         max_sequences: int = 256,
         weight_version: str = "",
-        noise: Literal["uniform", "gumbel"] = "uniform",
+        noise: Noise = "uniform",
     ):
         """noise: how tokens are drawn (`evals.engines.sampling`). gumbel costs a random number for every token of the
         vocabulary, and lets two models that are asked with the same seeds part only where they differ."""
-        if noise not in ("uniform", "gumbel"):
-            raise UserError(f"engine hf has no noise={noise!r}. Give uniform or gumbel.")
         self.noise = noise
         self.model = model
         self.tokenizer = tokenizer
@@ -68,6 +67,7 @@ class HFEngine:
         dtype: Dtype = "auto",
         threads: Annotated[int, Field(ge=1)] | None = None,
         max_sequences: Annotated[int, Field(ge=1)] = 256,
+        noise: Noise = "uniform",
     ) -> "HFEngine":
         """Load a model folder or hub id. `dtype` auto is float32 on a CPU and bfloat16 on a GPU.
 
@@ -79,7 +79,7 @@ class HFEngine:
             threads = 1
         if threads:
             torch.set_num_threads(threads)
-        return cls(loaded.eval(), tokenizer, max_sequences=max_sequences)
+        return cls(loaded.eval(), tokenizer, max_sequences=max_sequences, noise=noise)
 
     def load_weights(self, folder: str, *, version: str) -> None:
         """Take the weights of another folder of the same model, e.g. a later checkpoint; tokenizer and all else stay.

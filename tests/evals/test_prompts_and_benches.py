@@ -165,7 +165,9 @@ def test_items_of_plain_columns_and_of_verls_schema(tmp_path):
         "extra_info": {"index": 7, "level": 3},
     }
     path.write_text(json.dumps(verl) + "\n")
-    assert read_items(path) == [Item("7", "1+1", "2", {"data_source": "lighteval/MATH", "index": 7, "level": 3})]
+    assert read_items(path) == [
+        Item("7", "1+1", "2", {"data_source": "lighteval/MATH", "index": 7, "level": 3}, was_chat=True)
+    ]
     path.write_text('{"q": "1+1", "a": 2, "source": "x"}\n')
     (item,) = read_items(path, prompt="q", answer="a")
     assert (item.prompt, item.answer, item.meta) == ("1+1", "2", {"source": "x"})
