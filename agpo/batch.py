@@ -104,6 +104,11 @@ class MiniBatch:
         return self.to_run(self.known)
 
 
+def may_move(plan: Sequence[MiniBatch]) -> bool:
+    """False: no update of these can move the weights, as far as the plan tells."""
+    return any(minibatch.run or minibatch.steps_on_zero for minibatch in plan)
+
+
 def plan_step(
     groups: Sequence[Group],
     objective: Objective,
@@ -131,7 +136,7 @@ def plan_step(
 
     size = prompts_per_minibatch
     once = plan_rows(rewards_GN, lengths_GN, objective, size, max_tokens, row, cut_GN=cut_GN, corrected=corrected)
-    still = not any(minibatch.run or minibatch.steps_on_zero for minibatch in once)  # the first pass moves nothing
+    still = not may_move(once)
     return [*once, *(replace(minibatch, first=still) for minibatch in once * (epochs - 1))]
 
 
@@ -184,7 +189,7 @@ def plan_rows(
             live_tokens=live_tokens,
             at_ratio_1=at_ratio_1,
             exact=not objective.beta and not corrected,
-            first=not any(before.run or before.steps_on_zero for before in minibatches),
+            first=not may_move(minibatches),
             moving=moving,
             # Eq. 6, second case: what f' = 0 drops need not run. An entropy bonus is outside f.
             kept=moving if objective.entropy_coef else tuple(i for i in moving if rows[i].scale_at_ratio_1 != 0),

@@ -16,7 +16,7 @@ import torch
 
 from agpo import distributed
 from agpo.ahead import Ahead
-from agpo.batch import Group, MiniBatch, advantages_of, lengths_of, plan_step, raw_rewards
+from agpo.batch import Group, MiniBatch, advantages_of, lengths_of, may_move, plan_step, raw_rewards
 from agpo.config import TrainConfig
 from agpo.memory import peak_flops
 from agpo.mismatch import against_trainer, check_gap, tis_effect
@@ -30,7 +30,7 @@ from agpo.setup import Run
 from agpo.sync import weight_stream
 from agpo.telemetry import Watch, step_metrics, timeline
 from agpo.update import update
-from evals.complete import Grader, sample_row
+from evals.complete import Grader, graded, ungraded_row
 from evals.engines import Output, OwnWeights, Request, Sampling
 from evals.errors import UserError
 from evals.grading import FAILED
@@ -245,11 +245,6 @@ def plan_of(groups: Sequence[Group], config: TrainConfig, stale: bool = False) -
     return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected, epochs=epochs)
 
 
-def may_move(plan: Sequence[MiniBatch]) -> bool:
-    """False: no update of the step can move the weights, as far as the plan tells."""
-    return any(minibatch.run or minibatch.steps_on_zero for minibatch in plan)
-
-
 def settings_of(config: TrainConfig, stale: bool = False) -> Settings:
     return Settings(
         temperature=config.rollout.temperature,
@@ -304,7 +299,7 @@ def sample_rows(
     for group, advantage_N in zip(groups, advantage_GN, strict=True):
         prompt = render(preset, group.item, tokenizer)
         for repeat, (s, advantage) in enumerate(zip(group.samples, advantage_N, strict=False)):
-            told = (s.text, s.completion, s.seed, "train", step, s.verdict, tokenizer)
-            row = sample_row(group.item, repeat, prompt, *told)
+            told = (s.text, s.completion, s.seed, "train", step, tokenizer)
+            row = graded(ungraded_row(group.item, repeat, prompt, *told), group.item, s.verdict)
             rows.append(replace(row, advantage=None if s.reward is None else advantage))
     return rows

@@ -345,22 +345,6 @@ def graded(row: SampleRow, item: Item, verdict: Verdict) -> SampleRow:
     )
 
 
-def sample_row(
-    item: Item,
-    repeat: int,
-    prompt: str,
-    text: str,
-    completion: Completion,
-    seed: int,
-    split: str,
-    step: int,
-    verdict: Verdict,
-    tokenizer: Any = None,
-) -> SampleRow:
-    """The store's row of one graded completion."""
-    return graded(ungraded_row(item, repeat, prompt, text, completion, seed, split, step, tokenizer), item, verdict)
-
-
 def evaluate(engine: Engine, items: Sequence[Item], job: Job, store: Store, grader: Grader) -> Summary:
     """Evaluate the engine's current weights, as training does it."""
     return summarise(complete(engine, items, job, store, grader).values())
