@@ -27,15 +27,26 @@ def test_a_killed_process_is_replaced_and_the_verdict_stands(embedded, level):
         thread = threading.Thread(target=lambda: reports.extend(sandbox.judge_sync([Program(SLOW)], SUM)))
         thread.start()
         (worker,) = _new_workers(before)
-        assert wait_until(lambda: len(levels(worker)) >= 4)
-        time.sleep(0.3)
-        os.kill([worker, *levels(worker)][level], signal.SIGKILL)
+        os.kill([worker, *_levels_at_work(worker)][level], signal.SIGKILL)
         thread.join(30)
         assert reports[0].passed, reports
         assert reports[0].attempts == 2
         assert sandbox.retries == 1
     assert wait_until(lambda: set(tree(os.getpid())) <= before), tree(os.getpid())
     assert wait_until(lambda: not groups(owner_tag()))
+
+
+def _levels_at_work(worker: int) -> list[int]:
+    """The processes below a worker, once they are the program's: those of the worker's start come and go."""
+    chain: list[int] = []
+
+    def look() -> bool:
+        last, chain[:] = list(chain), levels(worker)
+        time.sleep(0.3)
+        return len(chain) >= 4 and chain == last
+
+    assert wait_until(look)
+    return chain
 
 
 def _new_workers(before: set[int]) -> list[int]:
