@@ -393,7 +393,7 @@ def test_curves_have_a_shared_cursor_and_toggles(open_page):
 def test_a_run_that_goes_on_and_one_with_other_knobs_are_no_seeds_of_a_line(open_page, tmp_path):
     with new_store(tmp_path) as store:
         for seed, steps, status, knobs in (
-            (0, 8, "done", {}), (1, 8, "done", {}), (2, 2, "running", {}), (0, 8, "done", {"clip_scope": "group"}),
+            (0, 8, "done", {}), (1, 8, "done", {}), (2, 2, "running", {}), (0, 4, "done", {"clip_scope": "group"}),
         ):  # fmt: skip
             config = {"objective": {"preset": "agpo"} | knobs}
             run = store.start_run("train", "t", method="agpo", model="m", seed=seed, config=config)
@@ -406,7 +406,12 @@ def test_a_run_that_goes_on_and_one_with_other_knobs_are_no_seeds_of_a_line(open
     page.wait_for_selector(".chart .line")
     names = ["agpo (2 seeds, 1 unfinished not shown)", "agpo clip_scope=group"]
     assert page.locator(".legend button").all_inner_texts() == names
-    assert page.locator(".chart .where").first.inner_text() == "step 8"
+    reward = page.locator(".chart").first
+    assert reward.locator(".where").inner_text() == "step 8"
+    assert reward.locator(".value").all_inner_texts() == ["agpo 0.800", "agpo clip_scope=group 0.400 at 4"]
+    reward.locator("svg").focus()
+    page.keyboard.press("Home")
+    assert reward.locator(".value").all_inner_texts() == ["agpo 0.100", "agpo clip_scope=group 0.100"]
 
 
 def test_a_checkpoint_measured_again_is_one_square_and_under_other_settings_two(open_page, tmp_path):
