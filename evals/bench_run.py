@@ -21,7 +21,7 @@ from evals.lm_tasks.plan import TaskPlan, check_chat
 from evals.models import Target
 from evals.plan import Plan, asked_with, show_notes, with_model_notes
 from evals.prompts import encode
-from evals.stats import Summary, problem_means, summarise
+from evals.stats import Summary, columns, summarise
 from evals.tables import Outcome, print_bench
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def evaluate_plan(
 
             write_output(*told(), target.path, config, lm_eval_output, console)
     console.print(f"run {run_id} in {store}", highlight=False)
-    means = problem_means(store.outcomes(run_id, step=target.step))
+    means = columns(store.outcomes(run_id, step=target.step)).means()
     return Outcome(plan.title, target.path, target.step, run_id, summary, means)
 
 
@@ -251,7 +251,7 @@ def find_call(store: "Store", configs: list[dict[str, Any]]) -> tuple[dict[str, 
 def finished_outcome(title: str, target: Target, run_id: str, store: "Store") -> Outcome:
     """A run that an earlier, interrupted call has finished."""
     rows = list(store.outcomes(run_id))
-    return Outcome(title, target.path, target.step, run_id, summarise(rows), problem_means(rows))
+    return Outcome(title, target.path, target.step, run_id, summarise(rows), columns(rows).means())
 
 
 def check_context(engine: Engine, plan: Plan) -> None:

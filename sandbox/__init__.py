@@ -3,17 +3,3 @@
 from sandbox.errors import SandboxError
 from sandbox.judge import Judging, Sandbox
 from sandbox.types import Capabilities, Limits, Problem, Program, Report, Test, TestReport, Verdict
-
-__all__ = [
-    "Capabilities",
-    "Judging",
-    "Limits",
-    "Problem",
-    "Program",
-    "Report",
-    "Sandbox",
-    "SandboxError",
-    "Test",
-    "TestReport",
-    "Verdict",
-]

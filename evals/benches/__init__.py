@@ -23,8 +23,6 @@ from evals.errors import UserError
 from evals.files import ENDINGS
 from evals.items import Item
 
-__all__ = ["BENCHES", "Bench", "Option", "find", "in_folder", "load"]
-
 BENCHES: dict[str, Bench] = {
     bench.name: bench
     for bench in (
