@@ -11,7 +11,16 @@ import httpx
 
 from evals.engines import Request, Sampling
 from evals.engines.openai_api import Answer, BadAnswer, Dialect, LogprobKind, answer, payload
-from evals.engines.openai_fleet import CONNECT_SECONDS, PROBE_SECONDS, Server, api_key, describe, headers, scrub
+from evals.engines.openai_fleet import (
+    CONNECT_SECONDS,
+    PROBE_SECONDS,
+    Server,
+    about_key,
+    api_key,
+    describe,
+    headers,
+    scrub,
+)
 from evals.errors import UserError
 from evals.hub import is_local
 
@@ -278,10 +287,7 @@ def _what_is_missing(dialect: Dialect, logprobs: bool) -> list[str]:
 
 
 def _refused_key(where: str, response: httpx.Response) -> UserError:
-    return UserError(
-        f"{where}: HTTP {response.status_code}: {scrub(response.text)}\nThe key comes from $AGPO_API_KEY or "
-        f"$OPENAI_API_KEY; {'one is' if api_key() else 'none is'} set."
-    )
+    return UserError(f"{where}: HTTP {response.status_code}: {scrub(response.text)}{about_key()}")
 
 
 # The tokenizer

@@ -24,8 +24,8 @@ from evals.engines.hf import (
     load_config,
     load_tokenizer,
 )
+from evals.engines.options import VLLMOptions
 from evals.engines.vllm_core import Spec
-from evals.engines.vllm_options import VLLMOptions
 from evals.engines.vllm_process import Processes
 from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer
 from evals.engines.vllm_worker import weight_shapes
@@ -231,10 +231,11 @@ def plan(
     max_model_len = options.max_model_len or longest
     cache = options.kv_cache_memory_bytes or None
     if not on_gpu:
+        import psutil  # comes with vLLM
+
         sequence = max_model_len * cache_bytes_per_token(config, getattr(torch, dtype).itemsize)
-        cache = cache or int(
-            min(max(CACHE_BYTES, sequence), _available_memory() // 4, options.max_num_seqs * sequence + (64 << 20))
-        )
+        most = min(psutil.virtual_memory().available // 4, options.max_num_seqs * sequence + (64 << 20))
+        cache = cache or int(min(max(CACHE_BYTES, sequence), most))
         if cache < sequence:
             raise UserError(
                 f"the keys and values of one sequence of {max_model_len} tokens need {sequence / 2**20:,.1f} MiB, and "
@@ -278,9 +279,3 @@ def environments(options: VLLMOptions, device: str) -> list[dict[str, str]]:
             f"{len(gpus)}."
         )
     return [{**common, "CUDA_VISIBLE_DEVICES": ",".join(gpus[i * size : (i + 1) * size])} for i in range(copies)]
-
-
-def _available_memory() -> int:
-    import psutil
-
-    return psutil.virtual_memory().available
