@@ -1,8 +1,6 @@
 """Benchmarks: one small file each, which makes a `Bench`, and one line in `BENCHES`."""
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from evals.benches import (
     arith,
@@ -19,8 +17,8 @@ from evals.benches import (
 )
 from evals.benches.bench import Bench, Option
 from evals.benches.own import PREFIX, bench_name, own_bench
+from evals.benches.rows import in_folder
 from evals.errors import UserError
-from evals.files import ENDINGS
 from evals.items import Item
 
 BENCHES: dict[str, Bench] = {
@@ -61,9 +59,3 @@ def load(bench: Bench, data: str | None, options: Mapping[str, str] | None = Non
     """
     data = data or in_folder(bench.name)
     return bench.load(data, **{option.name: option.default for option in bench.options} | dict(options or {}))
-
-
-def in_folder(name: str) -> str | None:
-    """The file of this benchmark in the folder $AGPO_DATA; None where there is none."""
-    folder = Path(os.environ.get("AGPO_DATA") or "/nowhere")
-    return next((str(folder / f"{name}{end}") for end in ENDINGS if (folder / f"{name}{end}").is_file()), None)
