@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_curation import decontaminate, raw, sources
+from data_curation import decontaminate, sources
 from data_curation.rates import SolveOptions
-from data_curation.read import place_of, read, split_of
+from data_curation.read import is_hub, place_of, raw_rows, read, split_of
 from data_curation.stage import Context
 from data_curation.tries import NO_MODEL, check_options, known_run
 from evals.errors import UserError
@@ -75,13 +75,13 @@ def on_hub(recipe: Any, against: Sequence[str], context: Context) -> dict[str, l
     found: dict[str, list[str]] = {}
     for source in recipe.sources:
         place = source.path or sources.KINDS[source.kind].hub
-        if place and raw.is_hub(place):
+        if place and is_hub(place):
             found[f"source {source.name}"] = [place]
     for name in against:
         if name in BENCHES and not context.references.get(name) and not in_folder(name):
             found[f"reference {name}"] = re.findall(r"[\w.-]+/[\w.-]+", BENCHES[name].source)
     solving = recipe.options("solve_rate") if "solve_rate" in recipe.stages else None
-    if solving and not solving.replay and solving.engine != "openai" and raw.is_hub(solving.model):
+    if solving and not solving.replay and solving.engine != "openai" and is_hub(solving.model):
         found["solve_rate.model"] = [solving.model]
     return {what: ids for what, ids in found.items() if ids}
 
@@ -129,10 +129,10 @@ def check_source(source: Any) -> None:
     place = place_of(source)
     if place is None:
         next(iter(sources.make_rows(source)), None)
-    elif raw.is_hub(place):
+    elif is_hub(place):
         check_hub(place, *split_of(source))
     else:
-        for _ in raw.raw_rows(place, *split_of(source)):
+        for _ in raw_rows(place, *split_of(source)):
             return
         raise UserError(f"{place}: the file has no rows.")
 
@@ -185,7 +185,7 @@ def costs(recipe: Any, context: Context) -> list[str]:
     lines, rows = [], {}
     for source in recipe.sources:
         place = place_of(source)
-        if place is not None and raw.is_hub(place):
+        if place is not None and is_hub(place):
             split, subset = split_of(source)
             found = (check_hub(place, split, subset).splits or {}).get(split)
             rows[source.name] = found.num_examples if found else None

@@ -11,7 +11,7 @@ import select
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import IO, Any, Literal, NamedTuple
 
 from sandbox.types import Program
@@ -208,13 +208,14 @@ class Worker:
             raise ProtocolError("the worker did not answer in time")
 
 
-def start(command: Sequence[str], name: str = "", **how: Any) -> Worker:
-    """A worker that is ready; how: as for Popen. Raises WorkerFailure, and then nothing of it runs."""
+def start(
+    command: Sequence[str], name: str = "", env: Mapping[str, str] | None = None, cwd: str | None = None
+) -> Worker:
+    """A worker that is ready. Raises WorkerFailure, and then nothing of it runs."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker. A pipe nobody would read while it runs
     try:
-        process: subprocess.Popen[bytes] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, **how
-        )
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=env, cwd=cwd)
     except OSError as e:
         raise WorkerFailure(f"{command[0]} cannot be started: {e.strerror}") from e
     try:
