@@ -201,7 +201,8 @@ class _Run:
         async with Fleet(engine.servers, engine.model, engine.limits) as fleet, asyncio.TaskGroup() as group:
             for _ in range(self.workers):
                 group.create_task(self._worker(fleet))
-        self.repeats.conclude()
+        if self.repeats.identical:
+            logger.warning(self.repeats.text("in all"))
         if self.failed:
             raise self._failure()
 
@@ -277,13 +278,9 @@ class _Repeats:
         self.identical += len(set(came)) == 1
         if not self.warned and self.identical >= 3 and 2 * self.identical >= self.complete:
             self.warned = True
-            logger.warning(self._text("so far"))
+            logger.warning(self.text("so far"))
 
-    def conclude(self) -> None:
-        if self.identical:
-            logger.warning(self._text("in all"))
-
-    def _text(self, when: str) -> str:
+    def text(self, when: str) -> str:
         return (
             f"{self.identical} of {self.complete} prompts with several samples {when} got equal samples at temperature "
             f"{self.sampling.temperature:g}, although each request had its own seed. The server, or a cache "
