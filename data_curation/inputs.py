@@ -13,7 +13,7 @@ from data_curation.rates import SolveOptions
 from data_curation.read import is_hub, place_of, raw_rows, read, split_of
 from data_curation.stage import Context
 from data_curation.tries import NO_MODEL, check_options, known_run
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 from evals.hub import ANSWER_SECONDS, hub_answers, stay_offline
 
 USED_FLOPS = 0.12 * 989e12
@@ -144,8 +144,7 @@ def check_hub(name: str, split: str, subset: str | None) -> Any:
     try:
         return load_dataset_builder(name, subset).info
     except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UserError(f"cannot load {name} from the Hugging Face hub: {reason}.") from e
+        raise UserError(f"cannot load {name} from the Hugging Face hub: {first_line(e)}.") from e
 
 
 def check_model(options: SolveOptions, context: Context) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_curation import sources, stage
 from data_curation.stage import Done, Drop, Result, Row, dumps
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 from evals.files import ENDINGS, Malformed, chat_row, ending, file_rows
 from evals.items import choose_indices, hub_rows
 
@@ -223,8 +223,9 @@ def local_files(where: str, split: str, subset: str | None = None) -> list[Path]
     try:
         found: Any = load_dataset_builder(str(path), subset).config.data_files
     except (OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise UserError(f"{where}: {reason} Name one of its files, or its subset (--set SOURCE.subset=NAME).") from e
+        raise UserError(
+            f"{where}: {first_line(e)} Name one of its files, or its subset (--set SOURCE.subset=NAME)."
+        ) from e
     return sorted(Path(file) for file in found[_known(split, found, where)])
 
 

@@ -70,7 +70,7 @@ def evaluate_plan(
             from evals.lm_tasks.output import write_output
 
             write_output(*told(), target.path, config, lm_eval_output, console)
-    console.print(f"run {run_id} in {store}", highlight=False)
+    console.print(f"run {run_id} in {store}")
     means = columns(store.outcomes(run_id, step=target.step)).means()
     return Outcome(plan.title, target.path, target.step, run_id, summary, means)
 
@@ -140,7 +140,7 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
     finally:
         # it is as complete as it was
         store.finish_run(run.id, run.status if run.status in ("done", "failed") else "interrupted")
-    console.print(f"run {run.id} in {store}", highlight=False)
+    console.print(f"run {run.id} in {store}")
 
 
 def asked_in(run: "RunRow") -> tuple[Bench, list[Item]]:
@@ -159,13 +159,13 @@ def print_changes(
         if key in before and before[key][0] != row.outcome:
             changes.setdefault((before[key][0], row.outcome), []).append(row)
     changed = sum(map(len, changes.values()))
-    console.print(f"{changed:,} of {len(rows):,} verdicts changed", highlight=False)
+    console.print(f"{changed:,} of {len(rows):,} verdicts changed")
     for (old, new), some in sorted(changes.items(), key=lambda one: -len(one[1])):
         row = some[0]
         was, why = before[row.item, row.repeat][1], f", {row.meta['detail']}" if row.meta.get("detail") else ""
         said = f"{row.answer!r:.60} for {row.reference!r:.60}" if row.answer else "no answer"
         line = f"{old} -> {new}: {len(some):,}, e.g. {row.item}: {said} ({was or 'ungraded'} -> {row.path}{why})"
-        console.print(line, highlight=False, markup=False)
+        console.print(line, markup=False)
 
 
 @contextmanager

@@ -187,7 +187,7 @@ def evaluate_all(
     with engines(name, options) as engine_of:
         for number, (target, plan) in enumerate(todo):
             if number in finished:
-                console.print(f"{plan.title}: run {finished[number]} is finished already", highlight=False)
+                console.print(f"{plan.title}: run {finished[number]} is finished already")
                 outcomes.append(finished_outcome(plan.title, target, finished[number], store))
                 continue
             engine = engine_of(target)
@@ -220,7 +220,7 @@ def list_benches(console: Console) -> None:
         row = (b.name, b.title, str(b.size), b.metric, b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
         table.add_row(*row)
     console.print(table)
-    console.print("and lm_eval:<task> for any task of lm-eval", highlight=False)
+    console.print("and lm_eval:<task> for any task of lm-eval")
 
 
 def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) -> None:
@@ -238,7 +238,7 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
     show(plans, facts_of(targets[0], name, options), console)
     if len(targets) > 1:
         steps = ", ".join(str(target.step) for target in targets)
-        console.print(f"{'checkpoints':>14}: {len(targets)}, steps {steps}", highlight=False)
+        console.print(f"{'checkpoints':>14}: {len(targets)}, steps {steps}")
     path = targets[0].path
     show_prompts(plans, tokenizer_of(name, path, options, plans), console)
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from evals.engines import Completion, FinishReason, Output, Request, Sampling
 from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
 from evals.engines.sampling import gumbels, sample, uniforms
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 from evals.hub import model_folder
 
 COMPACT_BELOW = 0.8
@@ -373,8 +373,7 @@ def load_weights(model: Any, folder: str) -> None:
 
 
 def _cannot_load(model: str, part: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"cannot load the {part} of {model}: {reason}. The folder must hold a complete Hugging Face model: "
+        f"cannot load the {part} of {model}: {first_line(error)}. The folder must hold a complete Hugging Face model: "
         "config.json, *.safetensors and the tokenizer's files."
     )

@@ -21,7 +21,7 @@ from evals.engines.openai_fleet import (
     headers,
     scrub,
 )
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 from evals.hub import is_local
 
 TEXT = "What is 12+7-3? 12+7=19; 19-3=16"
@@ -303,7 +303,7 @@ def _load_tokenizer(spec: str, model: str, root: str, notes: list[str]) -> tuple
         try:
             return _tokenizer_of(name)
         except (OSError, ValueError, KeyError, UserError) as e:
-            reasons.append(f"{name}: {(str(e).strip() or type(e).__name__).splitlines()[0]}")
+            reasons.append(f"{name}: {first_line(e)}")
     if spec != "auto":
         raise UserError(
             f"cannot load the tokenizer {reasons[0]}. Give the folder or hub id of the served model, or none to send "

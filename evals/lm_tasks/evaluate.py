@@ -46,7 +46,7 @@ def evaluate_task(
     summary = _with_group(summary, results.get("groups", {}), set(metrics.values()))
     store.log_metrics(run_id, step, _metrics(results) | {"pass1": summary.pass1})
     _print(results, console)
-    console.print(summary.line(), highlight=False, markup=False)
+    console.print(summary.line(), markup=False)
     return summary, lambda: (results, lm)
 
 

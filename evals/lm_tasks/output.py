@@ -58,7 +58,7 @@ def write_output(
     for name in wanted:
         if not (made / name).is_file():
             raise UserError(f"cannot write lm-eval's results to {made / name}. Is the folder writable?")
-    console.print(f"lm-eval's format: {made / wanted[0]}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"lm-eval's format: {made / wanted[0]}", markup=False, soft_wrap=True)
 
 
 def _git_hash() -> str | None:
