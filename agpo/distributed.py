@@ -37,6 +37,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from evals.errors import UserError, first_line, told
+from sandbox import processors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,8 +189,7 @@ def workers_here(wanted: int) -> int | None:
     ranks, here, _ = torchrun_env()
     if wanted or ranks == 1:
         return wanted or None
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, processors // here)
+    return max(1, processors() // here)
 
 
 # -- what every rank must agree on -----------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from evals.plan import Plan, add_bench_options, make_plans, plan_for, show, show
 from evals.prompts import find_preset
 
 if TYPE_CHECKING:
-    from evals.engines import Engine
     from evals.store import Store
 
 # Heavy libraries are imported where they are needed, so that --help, --list and a wrong name answer at once.
@@ -127,15 +126,11 @@ def engine_name(args: argparse.Namespace) -> str:
     return "openai" if served else args.engine or "hf"
 
 
-def open_engine(name: str, model: str, options: dict[str, Any]) -> "Engine":
-    from evals.engines import load_engine
-
-    return load_engine(name, model.removeprefix("openai:"), **options)
-
-
 @contextmanager
 def engines(name: str, options: dict[str, Any]) -> Iterator[Any]:
     """A function from a target to an engine with its weights: one engine, whose weights are changed where it can."""
+    from evals.engines import load_engine
+
     engine: Any = None
     loaded = ""
 
@@ -148,7 +143,7 @@ def engines(name: str, options: dict[str, Any]) -> Iterator[Any]:
                 engine.close()
                 engine = None
         if engine is None:
-            engine = open_engine(name, target.path, options)
+            engine = load_engine(name, target.path, **options)
         loaded = target.path
         return engine
 
@@ -246,7 +241,9 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
 def tokenizer_of(engine: str, path: str, options: dict[str, Any], plans: Sequence[Any]) -> Any:
     """What renders the prompts of the plans; None where no chat template does, and the libraries can stay away."""
     if engine == "openai":  # only the server can say whose tokenizer it is
-        return open_engine(engine, path, options).tokenizer
+        from evals.engines import load_engine
+
+        return load_engine(engine, path, **options).tokenizer
     if all(isinstance(plan, Plan) and not find_preset(plan.settings["prompt"]).chat for plan in plans):
         from evals.hub import model_folder
 

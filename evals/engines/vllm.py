@@ -30,6 +30,7 @@ from evals.engines.vllm_process import Processes
 from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer
 from evals.engines.vllm_worker import weight_shapes
 from evals.errors import UserError
+from evals.hub import model_folder
 
 SUPPORTED = "0.32"
 """the releases whose weight loading and log-probabilities were checked; other ones differ in both"""
@@ -74,6 +75,7 @@ class VLLMEngine:
         """
         wanted = VLLMOptions.model_validate(options)
         on_gpu = check_machine(device)
+        model = str(model_folder(model))
         config, generation_config = load_config(model)
         tokenizer = load_tokenizer(model)
         eos = tuple(sorted(end_of_sequence_ids(generation_config, tokenizer)))
@@ -84,8 +86,7 @@ class VLLMEngine:
         fd = -1 if on_gpu else os.memfd_create("agpo-weights")
         print("starting vLLM, which takes about half a minute ...", file=sys.stderr, flush=True)
         backend = Processes(spec, environments(wanted, device if on_gpu else "cpu"), () if on_gpu else (fd,))
-        folder = str(Path(model).expanduser())
-        return cls(backend, tokenizer, spec, weight_shapes(folder) if Path(folder).is_dir() else {}, fd, gpus)
+        return cls(backend, tokenizer, spec, weight_shapes(model), fd, gpus)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         for number, request in enumerate(requests):
@@ -243,7 +244,7 @@ def plan(
                 "kv_cache_memory_bytes."
             )
     return Spec(
-        model=str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model,
+        model=model,
         dtype=dtype,
         on_gpu=on_gpu,
         max_model_len=max_model_len,

@@ -75,16 +75,8 @@ class Docker:
             command += ["--label", f"{LABEL}.{key}={value}"]
         command += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "65534:65534"]
         command += ["--memory", memory, "--memory-swap", memory, "--pids-limit", "128"]
-        command += [
-            "--cpus",
-            str(min(2, os.cpu_count() or 1)),
-            "--tmpfs",
-            _SCRATCH if self.binary == "podman" else _SCRATCH + _INODES,
-            "--ipc",
-            "none",
-            "--log-driver",
-            "none",
-        ]
+        command += ["--cpus", str(min(2, os.cpu_count() or 1)), "--ipc", "none", "--log-driver", "none"]
+        command += ["--tmpfs", _SCRATCH if self.binary == "podman" else _SCRATCH + _INODES]
         command += ["--ulimit", "core=0", "--ulimit", "nofile=256", "--ulimit", f"stack={256 << 20}"]
         for key, value in {**ENVIRONMENT, **STARTS_WITH}.items():
             if key != "PATH":
