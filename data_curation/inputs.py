@@ -11,8 +11,8 @@ from typing import Any
 from data_curation import decontaminate, sources
 from data_curation.rates import SolveOptions
 from data_curation.read import is_hub, place_of, raw_rows, read, split_of
+from data_curation.solve_rate import NO_MODEL, check_options, known_run
 from data_curation.stage import Context
-from data_curation.tries import NO_MODEL, check_options, known_run
 from evals.errors import UserError, first_line
 from evals.hub import ANSWER_SECONDS, hub_answers, stay_offline
 
