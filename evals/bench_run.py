@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from evals.benches import BENCHES, Bench, find, load
-from evals.benches.own import PREFIX
+from evals.benches.bench import PREFIX
 from evals.complete import Job, complete, regrade
 from evals.console import plural, progress_bar
 from evals.engines import Engine, EngineError, Sampling
@@ -93,7 +93,7 @@ def evaluate_bench(
             raise
 
     def for_lm_eval() -> tuple[dict[str, Any], Any]:
-        from evals.lm_tasks.bench import bench_results
+        from evals.lm_tasks.output import bench_results
 
         return bench_results(engine, plan.items, job, rows, store)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from evals import contamination
 from evals.benches import BENCHES, Bench, find, load
-from evals.benches.own import OPTIONS, bench_name
+from evals.benches.bench import OPTIONS, bench_name
 from evals.errors import UserError
 from evals.grading.function import load_function
 from evals.items import Item, choose

@@ -15,8 +15,7 @@ from evals.benches import (
     mbpp_plus,
     tiny_code,
 )
-from evals.benches.bench import Bench, Option
-from evals.benches.own import PREFIX, bench_name, own_bench
+from evals.benches.bench import PREFIX, Bench, Option, bench_name, own_bench
 from evals.benches.rows import in_folder
 from evals.errors import UserError
 from evals.items import Item
