@@ -116,7 +116,8 @@ class Core:
                     top_p=sampling.top_p if sampling.temperature else 1.0,
                     top_k=sampling.top_k or -1,
                     max_tokens=sampling.max_tokens,
-                    seed=fold(seed) if sampling.temperature else None,
+                    # 32 bits: torch's generator on a CPU takes the lower half of a longer one and drops the rest
+                    seed=(seed ^ (seed >> 32)) & 0xFFFF_FFFF if sampling.temperature else None,
                     stop_token_ids=list(self.spec.eos_ids),
                     logprobs=0 if known else None,
                     flat_logprobs=known,
@@ -198,11 +199,6 @@ class Core:
 
     def close(self) -> None:
         self.engine.engine_core.shutdown()
-
-
-def fold(seed: int) -> int:
-    """A seed in 32 bits. torch's generator on a CPU takes the lower half of a longer one and drops the rest."""
-    return (seed ^ (seed >> 32)) & 0xFFFF_FFFF
 
 
 def _completion(output: Any, seconds: float) -> Completion:
