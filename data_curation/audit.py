@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_curation.tries import RUN, short_model
+from data_curation.solve_rate import RUN, short_model
 from evals.console import make_console
 from evals.errors import UserError, command
 from evals.grading import math

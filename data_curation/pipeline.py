@@ -13,8 +13,8 @@ from typing import Any
 from data_curation import decontaminate, export, inputs, manifest, stage
 from data_curation.read import cached, read_sources
 from data_curation.recipe import STAGES, Recipe
+from data_curation.solve_rate import short_model
 from data_curation.stage import Context, Done, write_lines
-from data_curation.tries import short_model
 from evals.errors import UserError
 from evals.outputs import files_in
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from data_curation import audit, rates, solve_rate, tries
+from data_curation import audit, rates, solve_rate
 from data_curation.inputs import check_model
 from data_curation.rates import SolveOptions, Tally, bounds, decide
 from data_curation.stage import Context, Row
@@ -88,7 +88,7 @@ def test_problems_between_the_bounds_go_on_with_their_numbers(tiny, store):
     assert completions(store) == 96
     (run,) = store.runs("curation")
     right = {row.id: 0 for row in ROWS}
-    names = {tries.item_of("", row).prompt: row.id for row in ROWS}
+    names = {solve_rate.item_of("", row).prompt: row.id for row in ROWS}
     for sample in store.samples(run.id):
         right[names[sample.prompt.removesuffix("=")]] += sample.reward == 1.0
     for row in kept:

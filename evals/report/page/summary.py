@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from evals.benches import BENCHES, find
-from evals.report.evaluations import Evaluation, Row, evaluation
+from evals.report.evaluations import Evaluation, Row, read_evaluation
 from evals.report.page.choice import first_and_last
 from evals.report.parts import Part, by_seed, measured, pool
 from evals.stats import by, columns, pooled, summarise, unfinished
@@ -40,7 +40,7 @@ def with_groups(store: Store, found: Sequence[Evaluation]) -> list[Evaluation]:
     for e in found:
         if tasks.get(e.part.run.id) is e:
             whole = (one for one in measured(store, [e.part.run]) if one.split is None)
-            made += [replace(evaluation(store, one), line=e.line, place=e.place) for one in whole]
+            made += [replace(read_evaluation(store, one), line=e.line, place=e.place) for one in whole]
         made.append(e)
     return made
 
