@@ -70,8 +70,7 @@ class VLLMEngine:
     ) -> "VLLMEngine":
         """Start vLLM over a model folder or hub id; `options` are those of `VLLMOptions`.
 
-        `dtype` auto is float32 on a CPU and bfloat16 on a GPU. `enable_sleep_mode`: on a GPU, whether
-        `sleep` gives its memory back.
+        `dtype` auto is float32 on a CPU and bfloat16 on a GPU. With `enable_sleep_mode` `sleep` frees a GPU.
         Raises UserError for what cannot work on this machine, EngineError where vLLM does not start.
         """
         wanted = VLLMOptions.model_validate(options)

@@ -35,14 +35,10 @@ def evaluations(store: Store, parts: Sequence[Part], lines: Mapping[str, str]) -
 
 def with_groups(store: Store, found: Sequence[Evaluation]) -> list[Evaluation]:
     """The evaluations, and before the tasks of a group of lm-eval's the group with lm-eval's own score."""
-    made: list[Evaluation] = []
-    tasks = {e.part.run.id: e for e in reversed(found) if e.part.bench != e.part.run.name and e.part.run.kind == "eval"}
-    for e in found:
-        if tasks.get(e.part.run.id) is e:
-            whole = (one for one in measured(store, [e.part.run]) if one.split is None)
-            made += [replace(read_evaluation(store, one), line=e.line, place=e.place) for one in whole]
-        made.append(e)
-    return made
+    tasks = {e.part.run.id: e for e in reversed(found) if e.part.run.kind == "eval" and e.part.bench != e.part.run.name}
+    wholes = [(e, one) for e in tasks.values() for one in measured(store, [e.part.run]) if one.split is None]
+    made = [replace(read_evaluation(store, one), line=e.line, place=e.place) for e, one in wholes]
+    return sorted([*made, *found], key=lambda e: e.place)
 
 
 def _keys(part: Part, outcomes: Sequence[OutcomeRow]) -> list[str]:
