@@ -212,6 +212,21 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _groups_of_the_objective(self) -> "TrainConfig":
+        knobs, samples = self.objective.knobs, self.rollout.samples_per_prompt
+        for name, most in {"keep_shortest": samples - 1, "pass_k": samples}.items():
+            if (getattr(knobs, name) or 0) > most:
+                raise ValueError(
+                    f"objective.{name}={getattr(knobs, name)}: with rollout.samples_per_prompt={samples} it is at most "
+                    f"{most}."
+                )
+        if knobs.several == "normalise" and sum(bool(one.weight) for one in self.rewards.values()) < 2:
+            raise ValueError(
+                "objective.several=normalise (GDPO) is for several rewards: rewards.right=math rewards.short=own:short."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_minibatches(self) -> "TrainConfig":
         prompts, part = self.rollout.prompts_per_step, self.update.prompts_per_minibatch
         if prompts % part:

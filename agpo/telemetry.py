@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from agpo.batch import Group, MiniBatch, plain_tokens, raw_rewards
-from agpo.objective import live_groups
+from agpo.batch import Group, MiniBatch, plain_tokens
 from agpo.policy import Update
 from evals.console import LINE_SECONDS
 from evals.grading import FAILED
@@ -85,15 +84,15 @@ def axes(samples_per_prompt: int) -> list[tuple[str, str, list[tuple[float | str
     ]
 
 
-def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Sequence[Update]) -> dict[str, float]:
+def step_metrics(
+    groups: Sequence[Group], live_G: Sequence[bool], plan: Sequence[MiniBatch], updates: Sequence[Update]
+) -> dict[str, float]:
     """The metrics of one step, over every group that was sampled. A mean over nothing is left out, not 0.
 
     `entropy` is minus the mean log-probability of all sampled tokens: an unbiased estimate of the policy's entropy at
     the sampling temperature, in nats, over masked and clipped groups too, for which nothing else is computed.
     """
     samples = [sample for group in groups for sample in group.samples]
-    rewards_GN = raw_rewards(groups)
-    live_G = live_groups(rewards_GN)
     dead = [{s.verdict.outcome for s in group.samples} for group, live in zip(groups, live_G, strict=True) if not live]
     rewards = [s.reward for s in samples if s.reward is not None]
     logps = [x for s in samples for x in s.completion.logprobs or ()]
@@ -125,8 +124,8 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
         "samples/failed": float(sum(s.verdict.outcome in FAILED for s in samples)),
         "samples/unscored": float(sum(s.reward is None for s in samples)),
         "samples/no_answer": float(sum(s.verdict.outcome == "no_answer" for s in samples)),
-        "groups/live": float(live_G.sum()),
-        "groups/masked": float((~live_G).sum()),
+        "groups/live": float(sum(live_G)),
+        "groups/masked": float(len(groups) - sum(live_G)),
         "groups/all_right": float(sum(outcomes == {"right"} for outcomes in dead)),
         "groups/all_wrong": float(sum(outcomes <= {"wrong", "no_answer"} for outcomes in dead)),
         "groups/live_token_share": live_tokens / all_tokens if all_tokens else None,

@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         from data_curation.pipeline import build
 
-        inputs.check_folder(out)
+        inputs.check_out(out)
         with log_file(out.with_name(f"{out.name}.log")):
             run = store.start_run("curation", recipe.name, config=recipe.model_dump(mode="json"))
             status = "failed"

@@ -1,6 +1,5 @@
 """One look at everything a build needs, before its first stage; and what it would take, for --dry-run."""
 
-import json
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from data_curation.solve_rate import NO_MODEL, check_options, known_run
 from data_curation.stage import Context
 from evals.errors import UserError, first_line
 from evals.hub import ANSWER_SECONDS, hub_answers, stay_offline
+from evals.outputs import check_folder
 
 USED_FLOPS = 0.12 * 989e12
 """of an H100 while vLLM decodes large batches in bfloat16, two operations per parameter and token: a rule of thumb"""
@@ -35,7 +35,7 @@ def check(recipe: Any, out: Path, context: Context) -> list[decontaminate.Refere
             wrong.append(f"{what}{text}" + (f" {option}" if "--" not in text else "").rstrip())
             return None
 
-    tried("", lambda: check_folder(out))
+    tried("", lambda: check_out(out))
     against = recipe.options("decontaminate").against if "decontaminate" in recipe.stages else ()
     wanted = on_hub(recipe, against, context)
     absent: dict[str, list[str]] = {}
@@ -101,25 +101,11 @@ def cached(name: str) -> bool:
     return any(place.exists() for place in places)
 
 
-def own_files(out: Path) -> list[str]:
-    """What lies in a built folder beside what the build wrote there."""
-    manifest = out / "manifest.json"
-    if not manifest.is_file():
-        return []
-    built = {"manifest.json", "build.json", *json.loads(manifest.read_text(encoding="utf-8"))["content"]["files"]}
-    there = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    return sorted(name for name in there if name not in built and not name.startswith("images/"))
-
-
-def check_folder(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raises UserError where nothing can be written, or something else would be replaced."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file. Choose a folder.")
-    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
-        raise UserError(f"{out} exists and is not a data set built by this command. Choose another --out.")
-    if own := own_files(out):
-        listed = ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
-        raise UserError(f"{out} is replaced as a whole, and holds other files: {listed}. Move them, or change --out.")
+    check_folder(out, "build.json")
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {out}: {above} is no folder that can be written to.")

@@ -16,7 +16,7 @@ import transformers
 from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from evals.engines import Completion, FinishReason, Output, Request, Sampling
+from evals.engines import Completion, FinishReason, Output, Request, Sampling, Whole
 from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
 from evals.engines.sampling import gumbels, sample, uniforms
 from evals.errors import UserError, first_line
@@ -140,9 +140,16 @@ class HFEngine:
             return
         started = time.perf_counter()
         # Prompts of one length side by side: less padding. Stable, so that equal calls make equal batches.
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
-        for wave in self._waves(order, requests, sampling.max_tokens):
-            yield from self._decode(wave, requests, sampling, started)
+        pairs = [(i, repeat) for i, request in enumerate(requests) for repeat in range(len(request.seeds))]
+        pairs.sort(key=lambda pair: len(requests[pair[0]].prompt_ids) + len(requests[pair[0]].has(pair[1])))
+        whole = Whole(requests, sampling)
+        for wave in self._waves(pairs, requests, sampling.max_tokens):
+            if whole.enough:
+                yield from (
+                    Output(*p, Completion((), (), "abort", 0.0, self.weight_version, entropies=())) for p in wave
+                )
+            else:
+                yield from self._decode(wave, requests, sampling, started, whole)
 
     @functools.cached_property
     def decoder(self) -> Callable[..., Decoder]:
@@ -152,8 +159,10 @@ class HFEngine:
         check_decodes(self.model)
         return AnyCache
 
-    def _waves(self, order: list[int], requests: Sequence[Request], max_tokens: int) -> Iterator[list[tuple[int, int]]]:
-        """Batches of (request, repeat) pairs in the given order of requests, shortest prompts first.
+    def _waves(
+        self, pairs: list[tuple[int, int]], requests: Sequence[Request], max_tokens: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Batches of the (request, repeat) pairs in their order, shortest prompts first.
 
         A batch has at most `max_sequences` pairs, and fewer where their keys and values would not fit the memory.
         """
@@ -161,10 +170,10 @@ class HFEngine:
         shared = self.decoder is SharedPrompts
         wave: list[tuple[int, int]] = []
         prompts = 0  # in the wave; without sharing every row has its own
-        pairs = ((request, repeat) for request in order for repeat in range(len(requests[request].seeds)))
         for i, repeat in pairs:
-            new = not shared or not wave or wave[-1][0] != i
-            tokens = (len(wave) + 1) * max_tokens + (prompts + new) * len(requests[i].prompt_ids)
+            has = requests[i].has(repeat)
+            new = not shared or not wave or wave[-1][0] != i or requests[i].has(wave[-1][1]) != has
+            tokens = (len(wave) + 1) * max_tokens + (prompts + new) * (len(requests[i].prompt_ids) + len(has))
             if wave and (len(wave) >= self.max_sequences or tokens > budget):
                 yield wave
                 wave, prompts, new = [], 0, True
@@ -182,50 +191,57 @@ class HFEngine:
 
     @torch.inference_mode()
     def _decode(
-        self, wave: list[tuple[int, int]], requests: Sequence[Request], sampling: Sampling, started: float
+        self, wave: list[tuple[int, int]], requests: Sequence[Request], sampling: Sampling, started: float, whole: Whole
     ) -> Iterator[Output]:
         """Decode one wave: W (request, repeat) pairs in a batch, of which B rows are still in it."""
-        prompts = list(dict.fromkeys(request for request, _ in wave))
-        number = {request: at for at, request in enumerate(prompts)}
+        prompt_W = [(i, requests[i].has(repeat)) for i, repeat in wave]
+        number = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompt_W))}
         decoder = self.decoder(
             self.model,
-            [requests[i].prompt_ids for i in prompts],
-            np.array([number[request] for request, _ in wave]),
+            [requests[i].prompt_ids + has for i, has in number],
+            np.array([number[prompt] for prompt in prompt_W]),
         )
         logits_BV = decoder.logits_BV
         seeds = [requests[i].seeds[repeat] for i, repeat in wave]
+        has_W = np.array([len(has) for _, has in prompt_W])
+        limit_W = np.array([requests[i].limit(repeat, sampling) for i, repeat in wave])
         uniforms_WM, gumbel = None, self.noise == "gumbel" and sampling.temperature > 0
         if sampling.temperature > 0 and not gumbel:
-            uniforms_WM = torch.from_numpy(uniforms(seeds, sampling.max_tokens)).to(logits_BV.device)
-        ids_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.int64)
+            uniforms_WM = torch.from_numpy(uniforms(seeds, int((has_W + limit_W).max()))).to(logits_BV.device)
+        at_W = torch.from_numpy(has_W).to(logits_BV.device)
+        ids_WM = np.zeros((len(wave), limit_W.max()), dtype=np.int64)
         logps_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.float32)
         entropies_WM = np.zeros_like(logps_WM)
         eos = np.array(sorted(self.eos_ids))
         member_B = np.arange(len(wave))  # which pair of the wave a row is
         running_B = np.ones(len(wave), dtype=bool)
-        for position in range(sampling.max_tokens):
+
+        def output(at: int, reason: FinishReason, count: int) -> Output:
+            ids, logps, entropies = (tuple(x[at, :count].tolist()) for x in (ids_WM, logps_WM, entropies_WM))
+            seconds = time.perf_counter() - started
+            return Output(*wave[at], Completion(ids, logps, reason, seconds, self.weight_version, entropies=entropies))
+
+        for position in range(limit_W.max()):
             member = torch.from_numpy(member_B).to(logits_BV.device)
-            noise = None if uniforms_WM is None else uniforms_WM[member, position]
+            noise = None if uniforms_WM is None else uniforms_WM[member, at_W[member] + position]
             if gumbel:
-                numbers = gumbels([seeds[i] for i in member_B], position, logits_BV.shape[1])
+                numbers = gumbels([seeds[i] for i in member_B], has_W[member_B] + position, logits_BV.shape[1])
                 noise = torch.from_numpy(numbers).to(logits_BV.device)
             token_B, logp_B, entropy_B = sample(logits_BV, sampling, noise)
             ids_WM[member_B, position] = token_B.cpu().numpy()
             logps_WM[member_B, position] = logp_B.cpu().numpy()
             entropies_WM[member_B, position] = entropy_B.cpu().numpy()
-            ended_B = np.isin(ids_WM[member_B, position], eos)
-            last = position + 1 == sampling.max_tokens
-            for row in np.flatnonzero(running_B if last else running_B & ended_B):
-                at = member_B[row]
-                reason: FinishReason = "stop" if ended_B[row] else "length"
-                ids, logps, entropies = (
-                    tuple(x[at, : position + 1].tolist()) for x in (ids_WM, logps_WM, entropies_WM)
-                )
-                seconds = time.perf_counter() - started
-                completion = Completion(ids, logps, reason, seconds, self.weight_version, entropies=entropies)
-                yield Output(*wave[at], completion)
+            stopped_B = np.isin(ids_WM[member_B, position], eos)
+            ended_B = stopped_B | (position + 1 == limit_W[member_B])
+            for row in np.flatnonzero(running_B & ended_B):
+                yield output(int(member_B[row]), "stop" if stopped_B[row] else "length", position + 1)
+                whole.add(wave[member_B[row]][0])
             running_B &= ~ended_B
-            if last or not running_B.any():
+            if whole.enough:
+                for at in member_B[running_B].tolist():
+                    yield output(at, "abort", position + 1)
+                return
+            if not running_B.any():
                 return
             if running_B.mean() < COMPACT_BELOW:
                 rows = fill_holes(running_B)
