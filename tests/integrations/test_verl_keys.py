@@ -50,7 +50,7 @@ def test_the_papers_recipe():
     [
         ("objective.eps_high=0.28", "+agpo.objective.eps_high", 0.28),
         ("objective=grpo", "+agpo.objective.preset", "grpo"),
-        ("mismatch.correct=tis", "+agpo.tis_cap", 2.0),
+        ("mismatch.correct=tis", "+agpo.correction", {"correct": "tis", "cap": 2.0, "bounds": None}),
         ("mismatch.max_gap=0.5", "+agpo.max_gap", 0.5),
         ("update.max_refused=3", "+agpo.max_refused", 3),
         ("update.schedule=cosine", "actor_rollout_ref.actor.optim.lr_scheduler_type", "cosine"),
