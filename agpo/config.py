@@ -46,7 +46,7 @@ from agpo.sections import (
     with_commas,
 )
 from agpo.trackers import TRACKERS
-from evals.engines.vllm_options import VLLMOptions
+from evals.engines.options import VLLMOptions
 from evals.errors import UserError
 from evals.prompts import Preset, own_preset, text_or_file
 

@@ -94,6 +94,7 @@ def step_metrics(
     """
     samples = [sample for group in groups for sample in group.samples]
     dead = [{s.verdict.outcome for s in group.samples} for group, live in zip(groups, live_G, strict=True) if not live]
+    rewards = [s.reward for s in samples if s.reward is not None]
     logps = [x for s in samples for x in s.completion.logprobs or ()]
     norms = [u.grad_norm for u in updates if u.grad_norm is not None and not u.refused]
     once = {m.groups: m for m in plan}  # the plan has a mini-batch again for every pass over it
@@ -110,8 +111,8 @@ def step_metrics(
     clipped = sum(u.decision.clipped and bool(m.rows) for u, m in zip(updates, plan, strict=True))
     with_signal = clipped + sum(u.stepped or u.refused for u in updates)
     metrics = {
-        "reward/mean": _mean([s.reward for s in samples if s.reward is not None]),
-        "reward/std": _std([s.reward for s in samples if s.reward is not None]),
+        "reward/mean": _mean(rewards),
+        "reward/std": statistics.stdev(rewards) if len(rewards) > 1 else None,
         "tokens/response_mean": _mean([len(s.completion.token_ids) for s in samples]),
         "tokens/right_mean": _mean([len(s.completion.token_ids) for s in samples if s.verdict.outcome == "right"]),
         "tokens/wrong_mean": _mean(
@@ -128,7 +129,7 @@ def step_metrics(
         "groups/all_right": float(sum(outcomes == {"right"} for outcomes in dead)),
         "groups/all_wrong": float(sum(outcomes <= {"wrong", "no_answer"} for outcomes in dead)),
         "groups/live_token_share": live_tokens / all_tokens if all_tokens else None,
-        "entropy": -_total(logps) / len(logps) if logps else None,
+        "entropy": -sum(logps) / len(logps) if logps else None,
         "loss/raw": _mean([u.decision.value for u, m in zip(updates, plan, strict=True) if m.rows]),
         "loss/value": _mean([u.decision.loss for u, m in zip(updates, plan, strict=True) if m.rows]),
         "clip/clipped_updates": float(clipped),
@@ -150,17 +151,9 @@ def step_metrics(
     return {name: float(value) for name, value in metrics.items() if value is not None}
 
 
-def _total(values: Sequence[float]) -> float:
-    return float(sum(values))
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
-    return _total(numbers) / len(numbers) if numbers else None
-
-
-def _std(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 PATIENCE = 5

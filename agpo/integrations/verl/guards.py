@@ -1,12 +1,17 @@
 """What is refused at the start, before anything is loaded: settings under which an update is not what it says."""
 
+import importlib
 import importlib.metadata
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from agpo.integrations.verl import NAME, VERL_VERSION, Json
 from agpo.presets import Objective
 from evals.errors import UserError
+
+PLUGIN = "agpo.integrations.verl.plugin"
 
 
 def check_version(found: str | None = None) -> None:
@@ -23,6 +28,29 @@ def check_version(found: str | None = None) -> None:
         raise UserError(
             f"verl {found} is installed; the plugin is for verl {VERL_VERSION}: pip install verl=={VERL_VERSION}."
         )
+
+
+def require_plugin() -> None:
+    """Raises UserError where `import verl` did not load the plugin in this process, saying why."""
+    check_version()
+    import verl  # noqa: F401  # pyright: ignore[reportMissingImports]  loads the plugins
+
+    if PLUGIN in sys.modules:
+        return
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    found = [entry.value for entry in importlib.metadata.entry_points(group="verl.plugins")]
+    if policy != "auto" and "agpo" not in policy.split(","):
+        raise UserError(f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps verl from loading the plugin agpo. Unset it.")
+    if PLUGIN not in found:
+        raise UserError(
+            "the package agpo is importable here but not installed, so that verl does not find its plugin: "
+            "pip install --no-deps agpo in this environment, on every node."
+        )
+    try:
+        importlib.import_module(PLUGIN)
+    except Exception as e:
+        raise UserError(f"verl could not load the plugin agpo ({type(e).__name__}: {e}).") from e
+    raise UserError("verl was imported before the plugin agpo could be found. Start the run again.")
 
 
 def check_objective(objective: Objective) -> None:
