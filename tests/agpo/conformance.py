@@ -87,8 +87,10 @@ CASES = [
         Case(
             f"{name}, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS[name], norm_length=LONGEST), 0.05
         )
-        for name in ("dr_grpo", "dapo", "gspo", "cispo", "nsr", "maxrl", "gmpo", "sapo", "grpo_length", "gdpo")
+        for name in ("dr_grpo", "dapo", "gspo", "cispo", "nsr", "maxrl", "gmpo", "sapo", "grpo_length")
     ),
+    # What GDPO divides by; its reward is made of several before.
+    Case("batch, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS["gdpo"], several="sum"), 0.05),
     Case("gfpo, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS["gfpo"], keep_shortest=3), 0.05),
     Case("pass_at_k, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS["pass_at_k"], pass_k=2), 0.05),
     *(
