@@ -19,6 +19,7 @@ from agpo.policy import Policy, Settings, tokens_of, with_old_logps
 from agpo.step import plan_of, settings_of, update_policy
 from agpo.telemetry import Watch, step_metrics
 from agpo.update import update
+from evals.errors import UserError
 
 
 def gradient_of(model, groups, objective, on_policy, budget, start):
@@ -381,3 +382,48 @@ def test_the_advantages_that_are_stored_are_those_of_the_plan(start, preset):
     assert live == {"grpo_length": [True] * 4, "pass_at_k": [False] * 4}.get(preset, [True, False, True, False])
     for advantage_N, alive in zip(stored_GN, live, strict=True):
         assert advantage_N.any().item() is alive
+
+
+def test_several_rewards_are_normalised_before_they_are_summed(start):
+    """GDPO by hand: two rewards that cancel in a sum teach all the same, one that is the same for all adds nothing."""
+    keys = ["objective=gdpo", "rewards.right=math", "rewards.short=own:short", "rewards.short.weight=0.5"]
+    config = load_config("tiny", [*keys, "update.prompts_per_minibatch=2"])
+    parts = [[(1, 0), (0, 2), (0, 2), (1, None)], [(1, 0), (1, 0), (1, 1), (1, 3)]]
+    groups = []
+    for group, told in zip(make_groups(start, [[1, 1, 1, 1], [1, 1, 1, 1]]), parts, strict=True):
+        verdicts = [
+            replace(s.verdict, parts={"right": a, "short": b}) for s, (a, b) in zip(group.samples, told, strict=True)
+        ]
+        samples = tuple(replace(s, verdict=v) for s, v in zip(group.samples, verdicts, strict=True))
+        groups.append(replace(group, samples=samples))
+
+    def normalised(values):
+        known = torch.tensor([x for x in values if x is not None], dtype=torch.float64)
+        return [0.0 if x is None else float((x - known.mean()) / (known.std() + 1e-6)) for x in values]
+
+    rights, shorts = ([[pair[f] for pair in told] for told in parts] for f in (0, 1))
+    shorts = [normalised(values) for values in shorts]
+    sums = torch.tensor(
+        [[a + 0.5 * b for a, b in zip(normalised(rights[0]), shorts[0], strict=True)], [0.5 * b for b in shorts[1]]]
+    )
+    centred = sums - sums.mean(1, keepdim=True)
+    expected = (centred / (centred.std() + 1e-6)).double()
+    plan = plan_of(groups, config)
+    assert [m.live_groups for m in plan] == [2]
+    assert [row.advantage for row in plan[0].rows] == pytest.approx(expected.flatten().tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["objective=gdpo"], "GDPO"),
+        (["objective=gdpo", "rewards.right=math", "rewards.short=own:short", "rewards.short.weight=0"], "GDPO"),
+        (["objective=gfpo", "rollout.samples_per_prompt=4"], "keep_shortest=4: with"),
+        (["objective=pass_at_k", "objective.pass_k=9"], "pass_k=9: with rollout.samples_per_prompt=8 it is at most 8"),
+        (["mismatch.bounds=0.5,2"], "correct is none"),
+        (["mismatch.correct=sequence_mask", "mismatch.bounds=2,3"], "around 1"),
+    ],
+)
+def test_what_the_groups_of_a_run_cannot_give_is_refused_at_the_start(keys, said):
+    with pytest.raises(UserError, match=said):
+        load_config("tiny", keys)
