@@ -17,7 +17,7 @@ from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from evals.engines import Completion, FinishReason, Output, Request, Sampling
-from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
+from evals.engines.decoding import TILE, AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
 from evals.engines.sampling import gumbels, sample, uniforms
 from evals.errors import UserError
 from evals.hub import model_folder
@@ -152,11 +152,10 @@ class HFEngine:
         """Decode one wave: W (request, repeat) pairs in a batch, of which B rows are still in it."""
         prompts = list(dict.fromkeys(request for request, _ in wave))
         number = {request: at for at, request in enumerate(prompts)}
-        decoder = self.decoder(
-            self.model,
-            [requests[i].prompt_ids for i in prompts],
-            np.array([number[request] for request, _ in wave]),
-        )
+        member_B = at_least_a_tile(np.arange(len(wave)))  # which pair of the wave a row is
+        running_B = np.arange(len(member_B)) < len(wave)
+        prompt_W = np.array([number[request] for request, _ in wave])
+        decoder = self.decoder(self.model, [requests[i].prompt_ids for i in prompts], prompt_W[member_B])
         logits_BV = decoder.logits_BV
         seeds = [requests[i].seeds[repeat] for i, repeat in wave]
         uniforms_WM, gumbel = None, self.noise == "gumbel" and sampling.temperature > 0
@@ -166,8 +165,6 @@ class HFEngine:
         logps_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.float32)
         entropies_WM = np.zeros_like(logps_WM)
         eos = np.array(sorted(self.eos_ids))
-        member_B = np.arange(len(wave))  # which pair of the wave a row is
-        running_B = np.ones(len(wave), dtype=bool)
         for position in range(sampling.max_tokens):
             member = torch.from_numpy(member_B).to(logits_BV.device)
             noise = None if uniforms_WM is None else uniforms_WM[member, position]
@@ -192,12 +189,17 @@ class HFEngine:
             running_B &= ~ended_B
             if last or not running_B.any():
                 return
-            if running_B.mean() < COMPACT_BELOW:
-                rows = fill_holes(running_B)
+            if running_B.mean() < COMPACT_BELOW and len(running_B) > TILE:
+                rows = at_least_a_tile(fill_holes(running_B))
                 decoder.keep(rows)
-                member_B, running_B = member_B[rows], running_B[rows]
+                member_B, running_B = member_B[rows], np.arange(len(rows)) < running_B.sum()
                 token_B = token_B[torch.from_numpy(rows).to(token_B.device)]
             logits_BV = decoder.step(token_B)
+
+
+def at_least_a_tile(rows: np.ndarray) -> np.ndarray:
+    """The first row again, where they are too few: what it computes there is not looked at."""
+    return np.append(rows, np.repeat(rows[:1], max(0, TILE - len(rows))))
 
 
 def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: Any) -> frozenset[int]:
