@@ -71,7 +71,7 @@ class SharedPrompts:
         self.logits_BV = logits_PV[torch.from_numpy(prompt_of_row).to(self.device)]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         self.position_B = lengths[torch.from_numpy(prompt_of_row).to(self.device)]
-        longest = round_up(int(lengths.max()))
+        longest = _width(prompts)
         pad_PS = torch.arange(longest, device=self.device) < (longest - lengths)[:, None]
         minus_infinity = torch.zeros_like(pad_PS, dtype=model.dtype).masked_fill_(pad_PS, float("-inf"))
         self.bias_P11S = minus_infinity[:, None, None] if pad_PS.any() else None
@@ -79,11 +79,11 @@ class SharedPrompts:
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Run the prompts, each padded on the left, and keep their keys and values; their last logits [P, V]."""
-        longest = round_up(max(map(len, prompts)))
+        longest = _width(prompts)
         logits, at = [], 0
         while at < len(prompts):
             end = at + 1
-            while end < len(prompts) and max(map(len, prompts[at : end + 1])) * (end + 1 - at) <= PREFILL_TOKENS:
+            while end < len(prompts) and _width(prompts[at : end + 1]) * (end + 1 - at) <= PREFILL_TOKENS:
                 end += 1
             cache: Any = DynamicCache(config=self.model.config)
             _, logits_CV = prefill(self.model, prompts[at:end], cache)
@@ -232,14 +232,15 @@ class PromptAndResponses(DynamicLayer):
             block.index_copy_(0, to, block.index_select(0, source))
 
 
-def round_up(tokens: int) -> int:
-    return -(-tokens // LANES) * LANES
+def _width(prompts: Sequence[Sequence[int]]) -> int:
+    """Positions of prompts that are padded to one length."""
+    return -(-max(map(len, prompts)) // LANES) * LANES
 
 
 def prefill(model: Any, prompts: Sequence[Sequence[int]], cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Run prompts, padded on the left to one length, into `cache`: their mask [P, S] and last logits [P, V]."""
     device = next(model.parameters()).device
-    longest = round_up(max(map(len, prompts)))
+    longest = _width(prompts)
     ids_PS = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask_PS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     out = model(
