@@ -16,7 +16,7 @@ from rich.console import Console
 
 from evals.console import plural, progress_bar
 from evals.errors import UserError
-from evals.outputs import check_file, check_folder, replacing
+from evals.outputs import check_file, check_folder, files_in, replacing
 from evals.report import every_eval_ever
 from evals.store import Kind, RunRow, Store
 from evals.store.database import prompts_table, samples_table
@@ -90,7 +90,9 @@ def command(arguments: argparse.Namespace, store: Store, console: Console) -> No
         raise UserError(f"{out}: expected a name that ends in {', '.join(FORMATS)}, or a folder's without an ending.")
     kind = FORMATS.get(out.suffix, "dataset")
     if kind == "dataset":
-        check_folder(out, MARKER, [store.path] if store.path else [], overwrite=arguments.overwrite)
+        if out.exists() and not arguments.overwrite:
+            raise UserError(f"{out} exists. Give another name, or --overwrite.")
+        check_folder(out, MARKER)
     else:
         check_file(out, (out.suffix,), overwrite=arguments.overwrite)
     if arguments.tokens and (kind == "csv" or arguments.what != "samples"):
@@ -211,7 +213,7 @@ def write_dataset(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path)
         features = datasets.Features.from_arrow_schema(schema)
         made = datasets.Dataset.from_parquet(str(work / "rows.parquet"), features=features, cache_dir=str(work))
         made.save_to_disk(path)  # type: ignore[union-attr]
-        (path / MARKER).write_text(json.dumps({"rows": count, "columns": schema.names}) + "\n")
+        (path / MARKER).write_text(json.dumps({"rows": count, "files": files_in(path)}) + "\n")
     finally:
         if quiet:
             datasets.enable_progress_bars()

@@ -184,9 +184,7 @@ def test_finished_rows_cost_nothing(family, tokenizer, monkeypatch):
     outputs = list(engine.generate([Request(p, tuple(range(4))) for p in PROMPTS], Sampling(30, 3.0)))
     lengths = [len(o.completion.token_ids) for o in outputs]
     running = [sum(length > at for length in lengths) for at in range(1, max(lengths))]
-    assert [rows for rows, _ in seen[1:]] == [
-        max(TILE, rows) for rows in running
-    ]  # four are what a product has at least
+    assert [rows for rows, _ in seen[1:]] == [max(TILE, rows) for rows in running]
 
 
 @pytest.mark.parametrize("family", ["qwen2-tied", "mistral-sliding"])
