@@ -31,7 +31,7 @@ from agpo.batch import (
 from agpo.config import TrainConfig
 from agpo.memory import peak_flops
 from agpo.mismatch import against_trainer, check_gap, tis_effect
-from agpo.objective import Objective, live_groups
+from agpo.objective import Objective
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
 from agpo.rollout import draw, requests_of, resample, rollout
@@ -224,11 +224,10 @@ def learn_rates(run: Run, everything: Sequence[Group]) -> dict[str, float]:
     if run.seen_2P is None:
         return {}
     rollout, (asked, expected) = run.config.rollout, asked_next(run)
-    live = (
-        live_groups(raw_rewards(everything[: len(asked)])).double().mean()
-    )  # without those that dynamic sampling adds
+    drawn = everything[: len(asked)]  # without those that dynamic sampling adds
+    live = sum(live_of(as_judged(drawn, run.config), run.config.objective.knobs)) / len(drawn)
     run.seen_2P = learn(run.items, run.seen_2P, everything, rollout.forget)
-    return {"prompts/expected_live": expected, "prompts/live": float(live)}
+    return {"prompts/expected_live": expected, "prompts/live": live}
 
 
 def begin_ahead(run: Run, step: int) -> None:
