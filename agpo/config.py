@@ -203,6 +203,11 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _engine_beside_a_trainer(self) -> "TrainConfig":
         rollout = self.rollout
+        if rollout.prompts == "adaptive" and (rollout.overlap != "none" or rollout.max_staleness):
+            raise ValueError(
+                "rollout.prompts=adaptive chooses by the answers of the step before, so that the next step cannot "
+                "begin before them: leave out rollout.overlap and rollout.max_staleness."
+            )
         if self.engine == "hf" and (rollout.overlap == "ahead" or rollout.max_staleness):
             key = "max_staleness=1" if rollout.max_staleness else "overlap=ahead"
             raise ValueError(

@@ -18,7 +18,7 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
         return
     config = run.config
     label = label_of(config, run.id, run.store)
-    state = {"config": config.model_dump(mode="json"), "data": run.data}
+    state = state_of(run)
     writer.wait()  # one copy of the weights at a time
     write = checkpoint_io.prepare(run.folder, run.done, run.policy, state, label)
 
@@ -30,6 +30,12 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
 
     run.saved = run.done
     writer.start(job)
+
+
+def state_of(run: Run) -> dict[str, object]:
+    """What a run goes on from, beside the policy."""
+    seen = {} if run.seen_2P is None else {"seen": run.seen_2P.tolist()}
+    return {"config": run.config.model_dump(mode="json"), "data": run.data, **seen}
 
 
 def prune(run: Run) -> None:

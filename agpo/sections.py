@@ -68,6 +68,10 @@ class RolloutConfig(Section):
 
     prompts_per_step: int = Field(default=32, ge=1)
     """prompts of a step (the paper's train batch size)"""
+    prompts: Literal["uniform", "adaptive"] = "uniform"
+    """uniform: every problem once an epoch; adaptive: rather those whose group is likely to be live"""
+    forget: float = Field(default=0.99, gt=0, le=1)
+    """for prompts adaptive: what a step leaves of the counts of right and wrong answers; 1 forgets nothing"""
     samples_per_prompt: int = Field(default=8, ge=2)
     """group size G; a group of one has no advantage"""
     temperature: float = Field(default=1.0, gt=0)

@@ -19,6 +19,7 @@ from evals.errors import UserError
 from evals.models import model_path
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from agpo.ahead import Ahead
@@ -53,6 +54,8 @@ class Run:
     """the last of them that moved the weights: an engine that has those needs no others"""
     saved: int | None = None
     """the step of the last checkpoint"""
+    seen_2P: np.ndarray | None = None
+    """for rollout.prompts adaptive: right and wrong answers of each item, faded (`agpo.adaptive`)"""
     ahead: Ahead | None = None
     """answers of the next step that are sampled already"""
 
@@ -64,6 +67,7 @@ class Run:
 
 def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | None, run_id: str | None) -> Run:
     """Load everything; a fresh run, or the continuation of `run_id` from a checkpoint."""
+    import numpy as np
     import torch
 
     from agpo import checkpoint_io, distributed
@@ -127,6 +131,8 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
         engine = start_vllm(config, start, plain, longest)
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)  # type: ignore[arg-type]
+    if config.rollout.prompts == "adaptive":
+        run.seen_2P = np.array((state or {}).get("seen") or np.zeros((2, len(items))))
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from agpo import distributed
+from agpo.adaptive import draw_adaptive, learn
 from agpo.ahead import Ahead
 from agpo.batch import (
     Group,
@@ -44,6 +45,7 @@ from evals.complete import Grader, graded, ungraded_row
 from evals.engines import Output, OwnWeights, Request, Sampling
 from evals.errors import UserError
 from evals.grading import FAILED
+from evals.items import Item
 from evals.prompts import Preset, render
 from evals.store import SampleRow
 
@@ -72,6 +74,7 @@ def train_step(
     groups, everything = sample_groups(run, grader, watch, overlap=True)
     sampled = time.perf_counter()
     check_rollout(everything, run.done + 1, config)
+    chosen = learn_rates(run, everything)
     stale = any(s.completion.weight_version != run.version for group in everything for s in group.samples)
     plan = plan_of(groups, config, stale)
     if run.ahead and may_move(plan) and not config.rollout.max_staleness:
@@ -91,6 +94,7 @@ def train_step(
     metrics = {
         **step_metrics(everything, live_of(as_judged(everything, config), config.objective.knobs), plan, updates),
         **measured,
+        **chosen,
         "lr": run.policy.trained.optimizer.param_groups[0]["lr"],
         "speed/step_seconds": took,
         # Of this process and all its threads: what other programs on the machine hardly change. Engines and graders in
@@ -196,7 +200,7 @@ def sample_groups(
     )
     with awake(run, watch):
         sample = partial(sample_on_ranks, here)
-        groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
+        groups = sample(asked_next(run)[0])
         if not resampled:
             return groups, groups
         rounds = config.rollout.resample_rounds
@@ -204,6 +208,26 @@ def sample_groups(
         if beside:
             soon()
         return whole
+
+
+def asked_next(run: Run) -> tuple[list[Item], float]:
+    """(the items of the next step, the share of their groups that is expected to be live, where that is known)."""
+    rollout, seed = run.config.rollout, run.config.seed
+    if run.seen_2P is None:
+        return draw(run.items, seed, run.done, rollout.prompts_per_step), math.nan
+    asked = rollout.prompts_per_step, rollout.samples_per_prompt
+    return draw_adaptive(run.items, run.seen_2P, seed, run.done, *asked)
+
+
+def learn_rates(run: Run, everything: Sequence[Group]) -> dict[str, float]:
+    """Take a step's answers into what adaptive prompts are chosen by: the metrics of the choice. {} without them."""
+    if run.seen_2P is None:
+        return {}
+    rollout, (asked, expected) = run.config.rollout, asked_next(run)
+    drawn = everything[: len(asked)]  # without those that dynamic sampling adds
+    live = sum(live_of(as_judged(drawn, run.config), run.config.objective.knobs)) / len(drawn)
+    run.seen_2P = learn(run.items, run.seen_2P, everything, rollout.forget)
+    return {"prompts/expected_live": expected, "prompts/live": live}
 
 
 def begin_ahead(run: Run, step: int) -> None:

@@ -17,7 +17,7 @@ from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from evals.engines import Completion, FinishReason, Output, Request, Sampling, Whole
-from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
+from evals.engines.decoding import TILE, AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
 from evals.engines.sampling import gumbels, sample, uniforms
 from evals.errors import UserError, first_line
 from evals.hub import model_folder
@@ -194,12 +194,14 @@ class HFEngine:
         self, wave: list[tuple[int, int]], requests: Sequence[Request], sampling: Sampling, started: float, whole: Whole
     ) -> Iterator[Output]:
         """Decode one wave: W (request, repeat) pairs in a batch, of which B rows are still in it."""
+        member_B = at_least_a_tile(np.arange(len(wave)))  # which pair of the wave a row is
+        running_B = np.arange(len(member_B)) < len(wave)
         prompt_W = [(i, requests[i].has(repeat)) for i, repeat in wave]
         number = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompt_W))}
         decoder = self.decoder(
             self.model,
             [requests[i].prompt_ids + has for i, has in number],
-            np.array([number[prompt] for prompt in prompt_W]),
+            np.array([number[prompt] for prompt in prompt_W])[member_B],
         )
         logits_BV = decoder.logits_BV
         seeds = [requests[i].seeds[repeat] for i, repeat in wave]
@@ -213,8 +215,6 @@ class HFEngine:
         logps_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.float32)
         entropies_WM = np.zeros_like(logps_WM)
         eos = np.array(sorted(self.eos_ids))
-        member_B = np.arange(len(wave))  # which pair of the wave a row is
-        running_B = np.ones(len(wave), dtype=bool)
 
         def output(at: int, reason: FinishReason, count: int) -> Output:
             ids, logps, entropies = (tuple(x[at, :count].tolist()) for x in (ids_WM, logps_WM, entropies_WM))
@@ -223,7 +223,9 @@ class HFEngine:
 
         for position in range(limit_W.max()):
             member = torch.from_numpy(member_B).to(logits_BV.device)
-            noise = None if uniforms_WM is None else uniforms_WM[member, at_W[member] + position]
+            noise = None
+            if uniforms_WM is not None:  # a row that has ended may be past the last number, and is not looked at
+                noise = uniforms_WM[member, (at_W[member] + position).clamp(max=uniforms_WM.shape[1] - 1)]
             if gumbel:
                 numbers = gumbels([seeds[i] for i in member_B], has_W[member_B] + position, logits_BV.shape[1])
                 noise = torch.from_numpy(numbers).to(logits_BV.device)
@@ -243,12 +245,17 @@ class HFEngine:
                 return
             if not running_B.any():
                 return
-            if running_B.mean() < COMPACT_BELOW:
-                rows = fill_holes(running_B)
+            if running_B.mean() < COMPACT_BELOW and len(running_B) > TILE:
+                rows = at_least_a_tile(fill_holes(running_B))
                 decoder.keep(rows)
-                member_B, running_B = member_B[rows], running_B[rows]
+                member_B, running_B = member_B[rows], np.arange(len(rows)) < running_B.sum()
                 token_B = token_B[torch.from_numpy(rows).to(token_B.device)]
             logits_BV = decoder.step(token_B)
+
+
+def at_least_a_tile(rows: np.ndarray) -> np.ndarray:
+    """The first row again, where they are too few: what it computes there is not looked at."""
+    return np.append(rows, np.repeat(rows[:1], max(0, TILE - len(rows))))
 
 
 def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: Any) -> frozenset[int]:

@@ -35,6 +35,8 @@ REFUSED = {
     "update.patience": "watch the plugin's metrics",
     "log_completions": "verl's key is trainer.log_val_generations",
     "rewards": "the plugin has one reward: write the sum as a function of your own, reward=module:function",
+    "rollout.prompts": "verl's sampler draws the prompts",
+    "rollout.forget": "verl's sampler draws the prompts",
     "rollout.resample_rounds": "there is no masked_groups=resample on verl",
     "rollout.overlap": "verl starts its rollouts itself",
     "rollout.max_staleness": "verl has recipes of its own for it",
