@@ -79,6 +79,7 @@ CASES = [
         )
         for name in ("dr_grpo", "dapo", "gspo", "cispo", "nsr", "maxrl")
     ),
+    Case("luspo, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", PRESETS["luspo"], 0.05),
 ]
 
 
