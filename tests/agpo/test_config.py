@@ -13,7 +13,7 @@ from evals.errors import UserError
 def test_every_recipe_is_valid():
     paper = {"qwen2.5-7b-math", "qwen2.5-14b-math", "r1-distill-7b-code"}
     one_gpu = {"qwen2.5-7b-math-1gpu", "qwen2.5-1.5b-math-1gpu", "qwen2.5-1.5b-gsm8k"}
-    assert set(recipes()) == {"tiny", "tiny-code", "tiny-long", "smollm2-135m", *paper, *one_gpu}
+    assert set(recipes()) == {"tiny", "tiny-code", "tiny-long", "smollm2-135m", "word-problems", *paper, *one_gpu}
     for name in recipes():
         assert load_config(name).name == name
 
