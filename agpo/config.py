@@ -212,6 +212,17 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _more_than_a_step(self) -> "TrainConfig":
+        resampled = self.objective.knobs.masked_groups == "resample" and "objective.masked_groups=resample"
+        ahead = self.rollout.overlap == "ahead" and "rollout.overlap=ahead"
+        if self.rollout.oversample and (other := resampled or ahead):
+            why = "which draws what is missing and no more" if resampled else "which begins before a step is closed"
+            raise ValueError(
+                f"rollout.oversample={self.rollout.oversample} does not go with {other}, {why}. Leave one out."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_minibatches(self) -> "TrainConfig":
         prompts, part = self.rollout.prompts_per_step, self.update.prompts_per_minibatch
         if prompts % part:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from agpo import checkpoint_io, distributed
 from agpo.batch import Group, MiniBatch
 from agpo.policy import Update
+from agpo.rollout import to_json
 from agpo.setup import Run, label_of, selected_on_test
 
 
@@ -19,6 +20,8 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
     config = run.config
     label = label_of(config, run.id, run.store)
     state = {"config": config.model_dump(mode="json"), "data": run.data}
+    if run.carried:
+        state["carried"] = to_json(run.carried)
     writer.wait()  # one copy of the weights at a time
     write = checkpoint_io.prepare(run.folder, run.done, run.policy, state, label)
 

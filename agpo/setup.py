@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from agpo.ahead import Ahead
     from agpo.policy import Policy
+    from agpo.rollout import Begun
     from evals.benches import Bench
     from evals.engines import Engine
     from evals.items import Item
@@ -55,6 +56,8 @@ class Run:
     """the step of the last checkpoint"""
     ahead: Ahead | None = None
     """answers of the next step that are sampled already"""
+    carried: list[Begun] = field(default_factory=list)
+    """groups that the steps so far have begun and not trained on (rollout.oversample)"""
 
     @property
     def version(self) -> str:
@@ -71,6 +74,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from agpo.model import compile_layers, output_embeddings, prepare
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
+    from agpo.rollout import from_json
     from agpo.trackers import check_installed
     from evals.engines.hf import HFEngine, check_device
     from evals.outputs import check_writable
@@ -127,6 +131,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
         engine = start_vllm(config, start, plain, longest)
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)  # type: ignore[arg-type]
+    run.carried = from_json((state or {}).get("carried", "[]"), items)
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:

@@ -175,7 +175,7 @@ class HFEngine:
             uniforms_WM = torch.from_numpy(uniforms(seeds, int((has_W + limit_W).max()))).to(logits_BV.device)
         at_W = torch.from_numpy(has_W).to(logits_BV.device)
         ids_WM = np.zeros((len(wave), limit_W.max()), dtype=np.int64)
-        logps_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.float32)
+        logps_WM = np.zeros(ids_WM.shape, dtype=np.float32)
         entropies_WM = np.zeros_like(logps_WM)
         eos = np.array(sorted(self.eos_ids))
         member_B = np.arange(len(wave))  # which pair of the wave a row is
@@ -208,7 +208,8 @@ class HFEngine:
                 return
             if not running_B.any():
                 return
-            if running_B.mean() < COMPACT_BELOW:
+            # one that has ended decodes on until it leaves: not past a context that its own limit has kept
+            if running_B.mean() < (COMPACT_BELOW if (limit_W == limit_W[0]).all() else 1):
                 rows = fill_holes(running_B)
                 decoder.keep(rows)
                 member_B, running_B = member_B[rows], running_B[rows]

@@ -102,7 +102,7 @@ class Core:
         self.engine.reset_prefix_cache()
 
     def add(self, job: int, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Put the completions of a job behind those that wait already. Whoever reads `jobs` takes those that are over."""
+        """Put the completions of a job behind those that wait already. Whoever reads `jobs` takes out what is over."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams  # type: ignore[import-not-found]
 
         if self.asleep:

@@ -129,7 +129,7 @@ def test_weights_that_no_update_moved_are_not_sent_and_the_prompts_stay_in_the_c
                 train_step(run, grader)
                 assert asked == ["start_sync", "receive", "finish_sync", "wake", "forget"]
                 del asked[:]
-            groups, _ = sample_groups(run, grader)
+            groups, *_ = sample_groups(run, grader)
             assert asked == ["start_sync", "receive", "finish_sync", "wake", "forget"] * again
             tokens.append([s.completion.token_ids for group in groups for s in group.samples])
             assert {s.completion.weight_version for g in groups for s in g.samples} == {f"{run.id}/step-0"}
