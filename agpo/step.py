@@ -207,8 +207,7 @@ def begin_ahead(run: Run, step: int, left: Sequence[Begun]) -> None:
     """
     config = run.config
     asked = config.rollout.overlap != "none" or config.rollout.max_staleness
-    alone = isinstance(run.engine, OwnWeights) or distributed.world_size() == 1
-    if run.ahead or not asked or not alone or config.evaluates_after(step) or run.engine.weight_version != run.version:
+    if run.ahead or not asked or config.evaluates_after(step) or run.engine.weight_version != run.version:
         return
     rollout = config.rollout
     begun = draw_over(run.items, config.seed, step, rollout.prompts_per_step, rollout.oversample, left)

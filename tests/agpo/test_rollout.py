@@ -1,5 +1,7 @@
 """Drawing prompts, sampling groups, and replacing dead ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,11 +19,12 @@ from agpo.rollout import (
     rollout,
     to_json,
 )
+from agpo.telemetry import Watch
 from evals.benches import arith
 from evals.engines import Sampling
 from evals.engines.hf import HFEngine
 from evals.errors import UserError
-from evals.grading.grader import Grader
+from evals.grading.grader import Grader, open_grader
 from evals.items import Item
 
 ITEMS = [Item(str(i), f"{i}", "0") for i in range(50)]
@@ -85,6 +88,38 @@ def test_groups_come_in_the_order_of_the_items_with_verdicts_and_seeds(sample):
             assert (one.verdict.outcome == "right") == (one.verdict.answer == group.item.answer)
             assert one.reward == float(one.verdict.outcome == "right")
             assert len(one.completion.logprobs) == len(one.completion.token_ids)
+
+
+REWARD = """
+import time
+from pathlib import Path
+
+def reward(text, item):
+    if item.id != "SLOW":
+        return 0.5
+    for _ in range(2400):
+        if Path("release").exists():
+            return 1.0
+        time.sleep(0.05)
+"""
+
+
+def test_a_slow_grader_delays_its_own_group_alone(tiny, tmp_path, monkeypatch):
+    """It answers when all others are graded, which is after all is decoded: was one waiting for it, all would."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "slow_reward.py").write_text(REWARD)
+    first, *others = arith.items("train", 5)
+    items, samples = [replace(first, id="SLOW"), *others], 12  # more than there are threads
+
+    def doing(text):
+        if f"{4 * samples} of {5 * samples}" in text and "grading" in text:
+            (tmp_path / "release").touch()
+
+    with open_grader("slow_reward:reward") as grader:
+        asked = {"preset": "arith", "samples_per_prompt": samples, "seed": 0, "step": 0, "watch": Watch(doing)}
+        groups, _ = rollout(HFEngine.load(tiny), grader, [Begun(i, 0) for i in items], sampling=Sampling(64), **asked)
+    assert [{s.reward for s in group.samples} for group in groups] == [{1.0}, *[{0.5}] * 4]
 
 
 def test_dead_groups_are_replaced_by_live_ones_of_other_prompts(sample):
