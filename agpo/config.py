@@ -215,8 +215,9 @@ class TrainConfig(Section):
     def _more_than_a_step(self) -> "TrainConfig":
         resampled = self.objective.knobs.masked_groups == "resample" and "objective.masked_groups=resample"
         ahead = self.rollout.overlap == "ahead" and "rollout.overlap=ahead"
-        if self.rollout.oversample and (other := resampled or ahead):
-            why = "which draws what is missing and no more" if resampled else "which begins before a step is closed"
+        stale = self.rollout.max_staleness > 0 and "rollout.max_staleness=1"
+        if self.rollout.oversample and (other := resampled or ahead or stale):
+            why = "which draws what is missing and no more" if resampled else "which begins the next step by itself"
             raise ValueError(
                 f"rollout.oversample={self.rollout.oversample} does not go with {other}, {why}. Leave one out."
             )

@@ -125,9 +125,11 @@ def test_an_error_of_what_runs_ahead_is_raised_where_its_answers_are_used_and_no
     assert [o.completion.token_ids for o in Ahead(Slow(), requests, Sampling(1)).outputs()] == [(0,), (1,), (2,)]
 
 
-@pytest.mark.parametrize("other", ["objective.masked_groups=resample", "rollout.overlap=ahead"])
+@pytest.mark.parametrize(
+    "other", ["objective.masked_groups=resample", "rollout.overlap=ahead", "rollout.max_staleness=1"]
+)
 def test_what_does_not_go_with_oversampling_is_refused(other):
-    keys = ["engine=vllm", other] if "ahead" in other else [other]
+    keys = ["engine=vllm", other] if "rollout" in other else [other]
     with pytest.raises(UserError, match=rf"rollout\.oversample=2 does not go with {other}"):
         load_config("tiny", ["rollout.oversample=2", *keys])
     load_config("tiny", keys)
