@@ -46,7 +46,7 @@ from agpo.sections import (
     with_commas,
 )
 from agpo.trackers import TRACKERS
-from evals.engines.vllm_options import VLLMOptions
+from evals.engines.options import VLLMOptions
 from evals.errors import UserError
 from evals.prompts import Preset, own_preset, text_or_file
 
@@ -220,6 +220,21 @@ class TrainConfig(Section):
             why = "which draws what is missing and no more" if resampled else "which begins the next step by itself"
             raise ValueError(
                 f"rollout.oversample={self.rollout.oversample} does not go with {other}, {why}. Leave one out."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_of_the_objective(self) -> "TrainConfig":
+        knobs, samples = self.objective.knobs, self.rollout.samples_per_prompt
+        for name, most in {"keep_shortest": samples - 1, "pass_k": samples}.items():
+            if (getattr(knobs, name) or 0) > most:
+                raise ValueError(
+                    f"objective.{name}={getattr(knobs, name)}: with rollout.samples_per_prompt={samples} it is at most "
+                    f"{most}."
+                )
+        if knobs.several == "normalise" and sum(bool(one.weight) for one in self.rewards.values()) < 2:
+            raise ValueError(
+                "objective.several=normalise (GDPO) is for several rewards: rewards.right=math rewards.short=own:short."
             )
         return self
 

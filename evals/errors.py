@@ -12,6 +12,11 @@ class UserError(Exception):
     """Something the user can put right. The text says what was wrong, what was expected and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, which may be all that helps."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def told(error: BaseException) -> tuple[str, int] | None:
     """(what to print, exit code) of what a user can put right, Ctrl-C and a full disk; None: a bug, or unexpected."""
     if isinstance(error, UserError):

@@ -193,12 +193,7 @@ def check_engine(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_engine(name: str, model: str, **options: Any) -> Engine:
     """The engine called `name` over the model folder or hub id `model`; for `openai` it is `URL[,URL...]#MODEL`."""
-    options = check_engine(name, options)
-    if name == "vllm":
-        from evals.hub import model_folder
-
-        model = str(model_folder(model))
-    return _engine_class(name).load(model, **options)
+    return _engine_class(name).load(model, **check_engine(name, options))
 
 
 def _engine_class(name: str) -> Any:

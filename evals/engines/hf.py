@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from evals.engines import Completion, FinishReason, Output, Request, Sampling, Whole
 from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
 from evals.engines.sampling import gumbels, sample, uniforms
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 from evals.hub import model_folder
 
 COMPACT_BELOW = 0.8
@@ -32,6 +32,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Noise = Literal["uniform", "gumbel"]
 
+SCORED_LOGITS = 1 << 27
+"""most logits of a batch of continuations: 512 MiB in float32"""
 SMALL = 20e6
 """parameters up to which a model on a CPU is given one thread"""
 
@@ -89,11 +91,45 @@ class HFEngine:
         load_weights(self.model, folder)
         self.weight_version = version
 
+    @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, float, bool]]:
-        """See `evals.engines.scoring.score`."""
-        from evals.engines.scoring import score
+        """(index, log-probability, greedy) of each (context ids, continuation ids), as they are done, longest first.
 
-        return score(self.model, pairs, self.max_context)
+        What multiple-choice tasks and perplexity are made of: the sum over the continuation's tokens given all before
+        them, at temperature 1; `greedy`: each of them was the most likely one. Raises UserError for an empty context or
+        continuation, and for a pair that does not fit the model's context: it is not cut.
+        """
+        for number, (context, continuation) in enumerate(pairs):
+            if not context or not continuation:
+                raise UserError(f"request {number} has an empty {'context' if not context else 'continuation'}.")
+            if len(context) + len(continuation) > self.max_context + 1:  # the last token is predicted, not read
+                raise UserError(
+                    f"request {number} has {len(context)} + {len(continuation)} tokens, more than the model's context "
+                    f"of {self.max_context}. Give a model with a longer one, or fewer examples (--num-fewshot)."
+                )
+        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+        vocabulary = self.model.config.get_text_config().vocab_size
+        device = next(self.model.parameters()).device
+        while order:
+            longest = sum(map(len, pairs[order[0]])) - 1
+            size = max(1, SCORED_LOGITS // (longest * vocabulary))
+            batch, order = order[:size], order[size:]
+            ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+            mask_BT = torch.zeros_like(ids_BT)
+            for row, i in enumerate(batch):
+                read = [*pairs[i][0], *pairs[i][1]][:-1]
+                ids_BT[row, : len(read)] = torch.tensor(read)
+                mask_BT[row, : len(read)] = 1
+            logits_BTV = self.model(
+                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
+            ).logits
+            for row, i in enumerate(batch):
+                context, continuation = pairs[i]
+                start = len(context) - 1
+                logp_TV = logits_BTV[row, start : start + len(continuation)].float().log_softmax(-1)
+                wanted_T = torch.tensor(list(continuation), device=logp_TV.device)
+                logp = float(logp_TV.gather(1, wanted_T[:, None]).double().sum())
+                yield i, logp, bool((logp_TV.argmax(-1) == wanted_T).all())
 
     def close(self) -> None:
         del self.model
@@ -354,8 +390,7 @@ def load_weights(model: Any, folder: str) -> None:
 
 
 def _cannot_load(model: str, part: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"cannot load the {part} of {model}: {reason}. The folder must hold a complete Hugging Face model: "
+        f"cannot load the {part} of {model}: {first_line(error)}. The folder must hold a complete Hugging Face model: "
         "config.json, *.safetensors and the tokenizer's files."
     )

@@ -102,7 +102,7 @@ class Core:
         self.engine.reset_prefix_cache()
 
     def add(self, job: int, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Put the completions of a job behind those that wait already. Whoever reads `jobs` takes out what is over."""
+        """Put the completions of a job behind those that wait already. Who reads `jobs` takes those that are over."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams  # type: ignore[import-not-found]
 
         if self.asleep:
@@ -119,7 +119,7 @@ class Core:
                     top_k=sampling.top_k or -1,
                     max_tokens=request.limit(repeat, sampling),
                     # the numbers of its first tokens are not drawn again for the next
-                    seed=fold(derive_seed(seed, len(has)) if has else seed) if sampling.temperature else None,
+                    seed=_fold(derive_seed(seed, len(has)) if has else seed) if sampling.temperature else None,
                     stop_token_ids=list(self.spec.eos_ids),
                     logprobs=0 if known else None,
                     flat_logprobs=known,
@@ -223,8 +223,8 @@ class Core:
         self.engine.engine_core.shutdown()
 
 
-def fold(seed: int) -> int:
-    """A seed in 32 bits. torch's generator on a CPU takes the lower half of a longer one and drops the rest."""
+def _fold(seed: int) -> int:
+    """A seed in 32 bits: torch's generator on a CPU takes the lower half of a longer one and drops the rest."""
     return (seed ^ (seed >> 32)) & 0xFFFF_FFFF
 
 
