@@ -234,7 +234,7 @@ def run(args: argparse.Namespace) -> None:
         shape = {"prompts": args.prompts, "updates": args.updates, "median": args.median, "longest": args.longest}
         problems = [item.prompt for item in arith.items("train", 256)]
         task = {"keys": keys, "model": model, "steps": args.steps, "lr": lr, "problems": problems, **shape}
-        for way in filter(None, (way.strip() for way in args.ways.split(";"))):
+        for way in args.ways:
             python = args.trl_python if way == "trl" else sys.executable
             steps = measure(way, task, python, args.seconds) if python else "not asked: --trl-python"
             if isinstance(steps, str):
@@ -376,6 +376,9 @@ def main() -> None:
     commands.add_parser("paper").add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     if args.what == "run":
+        args.ways = [way.strip() for way in args.ways.split(";") if way.strip()]
+        if unknown := [way for way in args.ways if way not in WAYS]:
+            parser.error(f"no way {unknown[0]!r}. There is: {'; '.join(WAYS)}")
         run(args)
     elif args.what == "worker":
         task = json.load(sys.stdin)
