@@ -203,16 +203,28 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _engine_beside_a_trainer(self) -> "TrainConfig":
         rollout = self.rollout
-        if rollout.prompts == "adaptive" and (rollout.overlap != "none" or rollout.max_staleness):
+        if rollout.prompts == "adaptive" and (rollout.overlap != "none" or rollout.max_staleness or rollout.oversample):
             raise ValueError(
                 "rollout.prompts=adaptive chooses by the answers of the step before, so that the next step cannot "
-                "begin before them: leave out rollout.overlap and rollout.max_staleness."
+                "begin before them: leave out rollout.overlap, rollout.max_staleness and rollout.oversample."
             )
         if self.engine == "hf" and (rollout.overlap == "ahead" or rollout.max_staleness):
             key = "max_staleness=1" if rollout.max_staleness else "overlap=ahead"
             raise ValueError(
                 f"rollout.{key} needs an engine in a process of its own: engine=vllm. Engine hf generates with the "
                 "very model that is updated; rollout.overlap=free is what it can do."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _more_than_a_step(self) -> "TrainConfig":
+        resampled = self.objective.knobs.masked_groups == "resample" and "objective.masked_groups=resample"
+        ahead = self.rollout.overlap == "ahead" and "rollout.overlap=ahead"
+        stale = self.rollout.max_staleness > 0 and "rollout.max_staleness=1"
+        if self.rollout.oversample and (other := resampled or ahead or stale):
+            why = "which draws what is missing and no more" if resampled else "which begins the next step by itself"
+            raise ValueError(
+                f"rollout.oversample={self.rollout.oversample} does not go with {other}, {why}. Leave one out."
             )
         return self
 

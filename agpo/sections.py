@@ -88,6 +88,9 @@ class RolloutConfig(Section):
     """begin the next step's answers before their step. free: when this step's are decoded, kept where no update moves
     the weights, and thrown away where one does (engine hf: begun when none did), the same bits as without; ahead
     (engine vllm): when three quarters of this step's are, the same up to the rounding of sums"""
+    oversample: int = Field(default=0, ge=0)
+    """prompts drawn over prompts_per_step: a step is of the first that are whole, and the answers of the others go on
+    in the next from the tokens that they have (docs/scale.md)"""
     max_staleness: int = Field(default=0, ge=0, le=1)
     """1 (engine vllm): keep them also where an update moved the weights; they are weighted then (docs/method.md)"""
 

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from agpo.ahead import Ahead
     from agpo.policy import Policy
+    from agpo.rollout import Begun
     from evals.benches import Bench
     from evals.engines import Engine
     from evals.items import Item
@@ -58,6 +59,8 @@ class Run:
     """for rollout.prompts adaptive: right and wrong answers of each item, faded (`agpo.adaptive`)"""
     ahead: Ahead | None = None
     """answers of the next step that are sampled already"""
+    carried: list[Begun] = field(default_factory=list)
+    """groups that the steps so far have begun and not trained on (rollout.oversample)"""
 
     @property
     def version(self) -> str:
@@ -75,6 +78,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from agpo.model import compile_layers, output_embeddings, prepare
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
+    from agpo.rollout import from_json
     from agpo.trackers import check_installed
     from evals.engines.hf import HFEngine, check_device
     from evals.outputs import check_writable
@@ -133,6 +137,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)  # type: ignore[arg-type]
     if config.rollout.prompts == "adaptive":
         run.seen_2P = np.array((state or {}).get("seen") or np.zeros((2, len(items))))
+    run.carried = from_json((state or {}).get("carried", "[]"), items)
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:

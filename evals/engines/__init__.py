@@ -95,6 +95,8 @@ class Completion:
     """the server's number of tokens, where it gives no ids"""
     entropies: tuple[float, ...] | None = None
     """in nats, one per token"""
+    earlier: tuple[tuple[str, int], ...] = ()
+    """of an answer that went on in a later call: the weight versions of its first tokens, and how many each made"""
 
     @property
     def n_tokens(self) -> int:

@@ -210,9 +210,10 @@ class HFEngine:
         uniforms_WM, gumbel = None, self.noise == "gumbel" and sampling.temperature > 0
         if sampling.temperature > 0 and not gumbel:
             uniforms_WM = torch.from_numpy(uniforms(seeds, int((has_W + limit_W).max()))).to(logits_BV.device)
+        limits_differ = (limit_W != limit_W[0]).any()
         at_W = torch.from_numpy(has_W).to(logits_BV.device)
         ids_WM = np.zeros((len(wave), limit_W.max()), dtype=np.int64)
-        logps_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.float32)
+        logps_WM = np.zeros(ids_WM.shape, dtype=np.float32)
         entropies_WM = np.zeros_like(logps_WM)
         eos = np.array(sorted(self.eos_ids))
 
@@ -230,22 +231,23 @@ class HFEngine:
                 numbers = gumbels([seeds[i] for i in member_B], has_W[member_B] + position, logits_BV.shape[1])
                 noise = torch.from_numpy(numbers).to(logits_BV.device)
             token_B, logp_B, entropy_B = sample(logits_BV, sampling, noise)
-            ids_WM[member_B, position] = token_B.cpu().numpy()
-            logps_WM[member_B, position] = logp_B.cpu().numpy()
-            entropies_WM[member_B, position] = entropy_B.cpu().numpy()
+            for kept_WM, value_B in ((ids_WM, token_B), (logps_WM, logp_B), (entropies_WM, entropy_B)):
+                kept_WM[member_B[running_B], position] = value_B.cpu().numpy()[running_B]
             stopped_B = np.isin(ids_WM[member_B, position], eos)
-            ended_B = stopped_B | (position + 1 == limit_W[member_B])
-            for row in np.flatnonzero(running_B & ended_B):
+            over_B = running_B & (stopped_B | (position + 1 == limit_W[member_B]))
+            for row in np.flatnonzero(over_B):
                 yield output(int(member_B[row]), "stop" if stopped_B[row] else "length", position + 1)
                 whole.add(wave[member_B[row]][0])
-            running_B &= ~ended_B
+            running_B &= ~over_B
             if whole.enough:
                 for at in member_B[running_B].tolist():
                     yield output(at, "abort", position + 1)
                 return
             if not running_B.any():
                 return
-            if running_B.mean() < COMPACT_BELOW and len(running_B) > TILE:
+            # one that has ended decodes on until it leaves: not past a context that its own limit has kept
+            few = running_B.mean() < COMPACT_BELOW and len(running_B) > TILE
+            if few or (limits_differ and over_B.any()):
                 rows = at_least_a_tile(fill_holes(running_B))
                 decoder.keep(rows)
                 member_B, running_B = member_B[rows], np.arange(len(rows)) < running_B.sum()

@@ -39,6 +39,7 @@ REFUSED = {
     "rollout.forget": "verl's sampler draws the prompts",
     "rollout.resample_rounds": "there is no masked_groups=resample on verl",
     "rollout.overlap": "verl starts its rollouts itself",
+    "rollout.oversample": "verl has recipes of its own for it",
     "rollout.max_staleness": "verl has recipes of its own for it",
     "rollout.max_sequences": "it is of engine hf; vllm.max_num_seqs is vLLM's",
     "vllm.kv_cache_memory_bytes": "verl's key is gpu_memory_utilization",
