@@ -6,17 +6,18 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from evals.benches.own import bench_name
+from evals.errors import did_you_mean
 from evals.grading.grader import NAMES as GRADER_NAMES
 from evals.prompts import PRESETS as PROMPTS
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False)
 
 
 def one_of(value: str, known: Iterable[str], what: str) -> str:
     if value not in known:
-        raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}")
+        raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}.{did_you_mean(value, known)}")
     return value
 
 
@@ -43,7 +44,9 @@ def with_commas(value: object) -> object:
 
 
 Reward = Annotated[str, BeforeValidator(_known_reward)]
-Span = Annotated[tuple[float, float], BeforeValidator(_parts), AfterValidator(_low_high)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+End = Annotated[float, Field(allow_inf_nan=True)]
+Span = Annotated[tuple[End, End], BeforeValidator(_parts), AfterValidator(_low_high)]
 Names = Annotated[str, BeforeValidator(with_commas)]
 Prompt = Annotated[str, AfterValidator(lambda value: one_of(value, PROMPTS, "prompt preset"))]
 
@@ -98,7 +101,7 @@ class UpdateConfig(Section):
     """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
     lr: float = Field(default=1e-6, gt=0)
     """peak learning rate of AdamW"""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[Share, Share], BeforeValidator(_parts)] = (0.9, 0.999)
     """AdamW's moment decays"""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay"""
