@@ -136,6 +136,16 @@ class LoraConfig(Section):
     """the adapters' product is scaled by alpha / rank"""
     targets: str = "all-linear"
     """linear layers by the end of their name, e.g. q_proj,v_proj; all-linear: all but the output embedding"""
+    load_in_4bit: bool = False
+    """QLoRA: hold the frozen weights of the linear layers in 4 bits (bitsandbytes, NF4)"""
+
+    @model_validator(mode="after")
+    def _adapters(self) -> "LoraConfig":
+        if self.load_in_4bit and not self.rank:
+            raise ValueError(
+                "load_in_4bit trains adapters: weights of 4 bits cannot be trained. Set lora.rank=16, say."
+            )
+        return self
 
 
 class MismatchConfig(Section):
