@@ -3,7 +3,8 @@
 Everything a loss needs beyond log-probabilities is fixed here, before any forward pass, so that an engine only sums.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,18 @@ import torch
 
 from agpo.clip import Decision, unit_decision, unit_sums, units
 from agpo.logprobs import Layout
-from agpo.objective import Objective, advantages, counted, live_groups, sequence_weights, shaped_rewards
+from agpo.objective import (
+    Objective,
+    advantages,
+    counted,
+    group_rewards,
+    live_groups,
+    loss_at_ratio_1,
+    normalised_sum,
+    penalised_tokens,
+    sequence_weights,
+    shaped_rewards,
+)
 from evals.engines import Completion
 from evals.grading import Verdict
 from evals.items import Item
@@ -58,6 +70,8 @@ class Row:
     """the same log-probabilities as the trainer saw them before it moved; None: the engine's are as good"""
     sample: int = 0
     """its number in the group"""
+    penalised: frozenset[int] = frozenset()
+    """places of its tokens that have the penalty of surrogate kl_cov"""
 
     @property
     def tokens(self) -> int:
@@ -157,7 +171,9 @@ def plan_rows(
     """
     if objective.aggregation == "constant" and objective.norm_length is None:
         objective = replace(objective, norm_length=max_tokens)
-    all_live_G, advantage_GN = live_groups(rewards_GN), advantages_of(rewards_GN, lengths_GN, objective, max_tokens)
+    advantage_GN = advantages_of(rewards_GN, lengths_GN, objective, max_tokens)
+    rewards_GN = group_rewards(rewards_GN, lengths_GN, objective)
+    all_live_G = live_groups(rewards_GN)
     live_tokens_G = (all_live_G * lengths_GN.sum(1)).tolist()
     minibatches: list[MiniBatch] = []
     for places in balance(live_tokens_G, prompts_per_minibatch):  # updates of about as many live tokens
@@ -166,8 +182,8 @@ def plan_rows(
         live_G, advantage_B = all_live_G[places], advantage_GN[places].reshape(-1)
         # Eq. 6, first case: the mask is w = 0, and what has no weight has no row. The mean is over what is left.
         weight_B = sequence_weights(length_B, counted(r_GN, live_G, objective, cut_B).reshape(-1), objective)
-        # Eq. 5 at ratio 1: every token's l is -A, so that L is known from rewards and lengths alone.
-        loss_B = -advantage_B * (weight_B * length_B)
+        # Eq. 5 at ratio 1: every token's l follows from its A, so that L is known from rewards and lengths alone.
+        loss_B = loss_at_ratio_1(advantage_B, objective) * (weight_B * length_B)
         unit_B = units(length_B, weight_B, lengths_GN.shape[1], objective)  # a token's A, and sign, is its sequence's
         sums_3U = unit_sums(loss_B, weight_B * length_B, unit_B, int(unit_B.max()) + 1)
         scale_U, at_ratio_1 = unit_decision(sums_3U, objective)
@@ -178,8 +194,10 @@ def plan_rows(
             planned = {"advantage": advantage_B, "weight": weight_B, "scale_at_ratio_1": scale_B}
             numbers = {name: float(x_B[i]) for name, x_B in planned.items()}
             rows.append(make_row(places[group], k, group=group, unit=int(unit_B[i]), **numbers))
+        if objective.surrogate == "kl_cov":
+            rows = with_penalised(rows, objective)
         # A = 0 has no gradient, unless a KL or entropy term looks at every token.
-        every = objective.beta or objective.entropy_coef
+        every = objective.beta or objective.entropy_coef or objective.surrogate == "kl_cov"
         moving = tuple(i for i, row in enumerate(rows) if every or row.advantage != 0)
         live_tokens = int((length_B.reshape(r_GN.shape) * (live_G[:, None] & ~r_GN.isnan())).sum())
         minibatch = MiniBatch(
@@ -204,10 +222,48 @@ def advantages_of(
 ) -> torch.Tensor:
     """[G, N] float64, Eq. 4: for the plan, and for the store of everything that was sampled.
 
-    Which groups are live is tested on the raw rewards, A is made of what the length penalty leaves.
+    Which groups are live is tested before DAPO's length penalty, A is made of what it leaves.
     """
+    rewards_GN = group_rewards(rewards_GN, lengths_GN, objective)
     shaped_GN = shaped_rewards(rewards_GN, lengths_GN.reshape(-1), max_tokens, objective)
     return advantages(shaped_GN, objective, live_groups(rewards_GN))
+
+
+def with_penalised(rows: Sequence[Row], objective: Objective) -> list[Row]:
+    """The rows of a mini-batch, which are its counted tokens, with those that KL-Cov penalises."""
+    lengths = [len(row.response_ids) for row in rows]
+    advantage_T = torch.tensor([row.advantage for row in rows]).repeat_interleave(
+        torch.tensor(lengths, dtype=torch.long)
+    )
+    logp_T = torch.tensor([x for row in rows for x in row.engine_logp])
+    parts = penalised_tokens(logp_T, advantage_T, objective).split(lengths)
+    return [
+        replace(row, penalised=frozenset(part.nonzero()[:, 0].tolist())) for row, part in zip(rows, parts, strict=True)
+    ]
+
+
+def with_normalised_sum(groups: Sequence[Group], weights: Mapping[str, float]) -> list[Group]:
+    """The groups with GDPO's reward (`normalised_sum`) of the verdicts' parts in place of their weighted sum."""
+    if not groups:
+        return []
+    size = max(len(group.samples) for group in groups)
+    rewards_GNF = torch.full((len(groups), size, len(weights)), float("nan"), dtype=torch.float64)
+    for g, group in enumerate(groups):
+        for k, sample in enumerate(group.samples):
+            for f, name in enumerate(weights):
+                if sample.reward is not None and (part := sample.verdict.parts.get(name)) is not None:
+                    rewards_GNF[g, k, f] = part
+    sums_GN = normalised_sum(rewards_GNF, list(weights.values())).tolist()
+    judged = [[None if math.isnan(x) else x for x in sums_N] for sums_N in sums_GN]
+    return [
+        replace(g, samples=tuple(replace(s, reward=x) for s, x in zip(g.samples, rewards, strict=False)))
+        for g, rewards in zip(groups, judged, strict=True)
+    ]
+
+
+def live_of(groups: Sequence[Group], objective: Objective) -> list[bool]:
+    """[G] which groups are live."""
+    return live_groups(group_rewards(raw_rewards(groups), lengths_of(groups), objective)).tolist()
 
 
 def balance(costs: Sequence[int], size: int) -> list[list[int]]:

@@ -46,7 +46,7 @@ from agpo.sections import (
     with_commas,
 )
 from agpo.trackers import TRACKERS
-from evals.engines.vllm_options import VLLMOptions
+from evals.engines.options import VLLMOptions
 from evals.errors import UserError, explained
 from evals.prompts import Preset, own_preset, text_or_file
 
@@ -208,6 +208,21 @@ class TrainConfig(Section):
             raise ValueError(
                 f"rollout.{key} needs an engine in a process of its own: engine=vllm. Engine hf generates with the "
                 "very model that is updated; rollout.overlap=free is what it can do."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_of_the_objective(self) -> "TrainConfig":
+        knobs, samples = self.objective.knobs, self.rollout.samples_per_prompt
+        for name, most in {"keep_shortest": samples - 1, "pass_k": samples}.items():
+            if (getattr(knobs, name) or 0) > most:
+                raise ValueError(
+                    f"objective.{name}={getattr(knobs, name)}: with rollout.samples_per_prompt={samples} it is at most "
+                    f"{most}."
+                )
+        if knobs.several == "normalise" and sum(bool(one.weight) for one in self.rewards.values()) < 2:
+            raise ValueError(
+                "objective.several=normalise (GDPO) is for several rewards: rewards.right=math rewards.short=own:short."
             )
         return self
 

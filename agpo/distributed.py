@@ -36,7 +36,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from evals.errors import UserError, told
+from evals.errors import UserError, first_line, told
+from sandbox import processors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -125,10 +126,10 @@ def _tell(error: BaseException, store: dist.Store, number: int) -> int:
             return code
     if _is_lost_connection(error):
         why = (
-            f"rank {number} timed out waiting for another rank: {_first_line(error)}. That rank hangs, or needs "
+            f"rank {number} timed out waiting for another rank: {first_line(error)}. That rank hangs, or needs "
             "ranks.timeout_minutes longer than this one; raise it where a rollout or its grading does take so long"
             if "timed out" in str(error).lower()
-            else f"rank {number} lost the other ranks: {_first_line(error)}. If none of them says why above, one was "
+            else f"rank {number} lost the other ranks: {first_line(error)}. If none of them says why above, one was "
             "killed (the system kills the largest process when memory runs out)"
         )
         text = f"error: {why}. Continue from the last checkpoint with --resume."
@@ -149,10 +150,6 @@ def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         word in text for word in ("connection closed", "connection reset", "broken pipe", "timed out", "nccl", "gloo")
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def join(device: str, timeout_minutes: float) -> None:
@@ -192,8 +189,7 @@ def workers_here(wanted: int) -> int | None:
     ranks, here, _ = torchrun_env()
     if wanted or ranks == 1:
         return wanted or None
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, processors // here)
+    return max(1, processors() // here)
 
 
 # -- what every rank must agree on -----------------------------------------------------------------------------------

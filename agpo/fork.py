@@ -232,7 +232,8 @@ def show(
     if len(at) > 1:
         how = "drawn steps" if args.step is None else "steps that you chose"
         said.append(f"Intervals are Student's over forks after {how} of this one run.")
-    out = fork.home / f"{changes}, {len(at)} x {args.steps}.csv".replace("/", "_")
+    asked = f"after {args.step}" if args.step else f"{args.draw} of {fork.done} by seed {args.seed}"
+    out = fork.home / f"{changes}, {asked}, {args.steps} each.csv".replace("/", "_")
     with replacing(out) as building, building.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("run", "step", "after", "metric", "without", "with"))

@@ -7,7 +7,7 @@ counted on torch's meta device, attention as a flash kernel keeps it; the rest i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -138,10 +138,10 @@ class Memory:
     """tokens whose keys and values the engine can hold at once"""
     host: float = 0.0
     """bytes of the machine's memory that offloaded state takes, for each GPU"""
-    peaks: dict[str, float] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "peaks", {name: sum(parts.values()) for name, parts in self.phases.items()})
+    @property
+    def peaks(self) -> dict[str, float]:
+        return {name: sum(parts.values()) for name, parts in self.phases.items()}
 
     @property
     def peak(self) -> float:

@@ -11,6 +11,7 @@ Shapes: G groups, N samples per group, B = G * N sequences in group order, T pac
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,6 +37,52 @@ def live_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
     return highest_G - lowest_G > LIVE_SPREAD  # without a scorable sample it is -inf
 
 
+def group_rewards(rewards_GN: torch.Tensor, lengths: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """[G, N] what groups are judged by: the raw rewards after the knobs that look at a whole group of them.
+
+    Which groups are live is tested on these. `lengths` are [G, N] or [B].
+
+    keep_shortest: NaN, as if not scorable, for all but the k shortest of a group; of two as long the earlier is kept.
+    pass_k: E max over k samples of the group with this one, which is 1 for a right answer and 1 - C(w - 1, k - 1) /
+        C(n - 1, k - 1) for one of w wrong ones out of n (Chen et al. 2025, the numerators of their Eqs. 14 and 15).
+    length_penalty: r - coefficient * mean_g * length / longest_g (prime-rl).
+
+    Raises:
+        ValueError: pass_k, and a live group with another reward than 0 and 1.
+    """
+    if objective.keep_shortest is None and objective.pass_k == 1 and not objective.length_penalty:
+        return rewards_GN
+    rewards_GN, lengths_GN = rewards_GN.double(), lengths.to(rewards_GN.device).reshape(rewards_GN.shape).double()
+    if objective.keep_shortest is not None:
+        order_GN = lengths_GN.masked_fill(rewards_GN.isnan(), math.inf).argsort(dim=1, stable=True)
+        rewards_GN = rewards_GN.masked_fill(order_GN.argsort(1) >= objective.keep_shortest, math.nan)
+    scorable_GN, live_G1 = ~rewards_GN.isnan(), live_groups(rewards_GN)[:, None]
+    if objective.pass_k > 1:
+        right_GN = rewards_GN == 1
+        if (live_G1 & scorable_GN & ~right_GN & (rewards_GN != 0)).any():
+            raise ValueError("pass_k is for rewards of 0 and 1, and a live group has another. Set pass_k to 1.")
+        count_G1, wrong_G1 = scorable_GN.sum(1, keepdim=True), (scorable_GN & ~right_GN).sum(1, keepdim=True)
+        missed_G1 = torch.ones_like(wrong_G1, dtype=torch.float64)
+        for j in range(1, objective.pass_k):
+            missed_G1 = missed_G1 * (wrong_G1 - j).clamp(min=0) / (count_G1 - j).clamp(min=1)
+        rewards_GN = torch.where(live_G1 & scorable_GN & ~right_GN, 1 - missed_G1, rewards_GN)
+    if objective.length_penalty:
+        mean_G1 = rewards_GN.nanmean(1, keepdim=True)
+        longest_G1 = lengths_GN.masked_fill(~scorable_GN, 0).amax(1, keepdim=True).clamp(min=1)
+        rewards_GN = rewards_GN - objective.length_penalty * mean_G1 * lengths_GN / longest_G1
+    return rewards_GN
+
+
+def normalised_sum(rewards_GNF: torch.Tensor, weights_F: Sequence[float]) -> torch.Tensor:
+    """[G, N] float64, GDPO's reward: sum_k w_k (r_k - mean_g) / (std_g + 1e-6), each of F rewards in its own group.
+
+    A reward that is NaN for a sample, or that does not tell the samples of a group apart, adds 0 there; a sample with
+    no reward but NaN is not scorable. Give it as `rewards_GN` with `several` normalise (Liu et al. 2026, Eqs. 4 to 6).
+    """
+    parts = [w * advantages(r_GN, Objective()) for w, r_GN in zip(weights_F, rewards_GNF.unbind(-1), strict=True)]
+    return torch.stack(parts).sum(0).masked_fill(rewards_GNF.isnan().all(-1), math.nan)
+
+
 def advantages(
     rewards_GN: torch.Tensor, objective: Objective, live_G: torch.Tensor | None = None, eps: float = 1e-6
 ) -> torch.Tensor:
@@ -54,13 +101,17 @@ def advantages(
     else:
         mean_G1 = r_GN.sum(1, keepdim=True) / count_G1
         a_GN = r_GN - mean_G1
-        if objective.advantage_std == "mean":
-            if (mean_G1[live_G] <= 0).any():
+        if objective.advantage_std in ("mean", "bernoulli"):
+            bernoulli = objective.advantage_std == "bernoulli"
+            if ((mean_G1[live_G] <= 0) | bernoulli & (mean_G1[live_G] >= 1)).any():
                 raise ValueError(
-                    "advantage_std mean (MaxRL) divides by a group's mean reward, which is not above 0: it is for "
-                    "rewards of 0 and 1. Use rewards of at least 0, or another advantage_std."
+                    f"advantage_std {objective.advantage_std} divides by what it makes of a group's mean reward, which "
+                    "is not above 0, or not below 1: it is for rewards of 0 and 1. Use those, or another advantage_std."
                 )
-            a_GN = a_GN / (mean_G1 + eps)
+            a_GN = a_GN / ((mean_G1 * (1 - mean_G1)).clamp(min=0).sqrt() if bernoulli else mean_G1).add(eps)
+        elif objective.advantage_std == "batch":
+            used = a_GN[scorable_GN & (live_G[:, None] | (objective.masked_groups == "keep"))]
+            a_GN = a_GN / (used.std() + eps if len(used) > 1 else 1.0)
         elif objective.advantage_std != "none":
             squares_G1 = (a_GN.square() * scorable_GN).sum(1, keepdim=True)
             freedom_G1 = count_G1 if objective.advantage_std == "population" else (count_G1 - 1).clamp(min=1)
@@ -124,6 +175,31 @@ def sequence_weights(lengths_B: torch.Tensor, counted_B: torch.Tensor, objective
     return torch.where(n_B > 0, 1.0 / (sequences * norm), 0.0)
 
 
+def loss_at_ratio_1(advantage: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """l of a token whose ratio is 1, without a KL term: -A, and of surrogate soft -2 A / tau."""
+    if objective.surrogate != "soft":
+        return -advantage
+    return -2.0 * advantage / _taus(advantage, objective)
+
+
+def _taus(advantage: torch.Tensor, objective: Objective) -> torch.Tensor:
+    return torch.full_like(advantage, objective.tau_neg).masked_fill(advantage > 0, objective.tau_pos)
+
+
+def penalised_tokens(old_logp_T: torch.Tensor, advantage_T: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """[T] bool, KL-Cov's tokens: the share `cov_share`, one at least, with the largest (A - mean)(log pi - mean).
+
+    Give all tokens that count in a mini-batch. log pi is that of the sampling policy, so that the choice is made before
+    any forward pass and is the same under every cut; verl looks at the policy of the moment, a micro-batch at a time.
+    """
+    logp_T, advantage_T = old_logp_T.detach().double(), advantage_T.double()
+    cov_T = (advantage_T - advantage_T.mean()) * (logp_T - logp_T.mean())
+    picked_T = torch.zeros_like(cov_T, dtype=torch.bool)
+    count = max(1, int(objective.cov_share * len(cov_T)))
+    picked_T[cov_T.argsort(descending=True, stable=True)[:count]] = True
+    return picked_T
+
+
 def token_losses(
     logp_T: torch.Tensor,
     old_logp_T: torch.Tensor,
@@ -133,11 +209,13 @@ def token_losses(
     ref_logp_T: torch.Tensor | None = None,
     *,
     tis_T: torch.Tensor | None = None,
+    penalised_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[T] l_it, the surrogate of Eq. 5 with its sign turned, plus beta times the KL to the reference where given.
 
     `lengths_B` sums to T. `tis_T` are weights on the surrogate (`tis_weights`), not on the KL; no gradient goes through
-    them. The result is float32 at least: in bfloat16 a ratio of 1.002 is 1.
+    them. `penalised_T` are the tokens of surrogate kl_cov (`penalised_tokens`). The result is float32 at least: in
+    bfloat16 a ratio of 1.002 is 1.
     """
     dtype = torch.promote_types(logp_T.dtype, torch.float32)
     logp_T, old_logp_T, advantage_T = logp_T.to(dtype), old_logp_T.to(dtype), advantage_T.to(dtype)
@@ -146,6 +224,18 @@ def token_losses(
     if objective.surrogate == "cispo":
         # exp(x - sg(x)) is 1 with gradient grad x: the value stays a ratio, the gradient is that of log pi.
         loss_T = -bounded_T.detach() * advantage_T * (logp_T - logp_T.detach()).exp()
+    elif objective.surrogate == "geometric":  # in logarithms; the bound is on the side that A would run to
+        log_T = (logp_T - old_logp_T).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        low, high = (max(1.0 - objective.eps_low, math.exp(-LOG_RATIO_BOUND)), 1.0 + objective.eps_high)
+        bounded_T = log_T.clamp(math.log(low), math.log(high))
+        log_T = torch.where(advantage_T > 0, torch.minimum(log_T, bounded_T), torch.maximum(log_T, bounded_T))
+        loss_T = -_sequence_mean(log_T, lengths_B).exp() * advantage_T
+    elif objective.surrogate == "soft":
+        tau_T = _taus(advantage_T, objective)
+        loss_T = -4.0 / tau_T * (tau_T * (ratio_T - 1.0)).sigmoid() * advantage_T
+    elif objective.surrogate == "kl_cov":
+        assert penalised_T is not None, "surrogate kl_cov wants penalised_T"
+        loss_T = -ratio_T * advantage_T + objective.cov_coef * penalised_T * ratio_T.log().abs()
     else:
         loss_T = -torch.minimum(ratio_T * advantage_T, bounded_T * advantage_T)
         if objective.dual_clip is not None:
@@ -169,7 +259,11 @@ def ratios(
 
 
 def at_bound(ratio_T: torch.Tensor, advantage_T: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """[T] bool: the bound on rho decides the loss: of ppo there is no gradient then, cispo's weight is the bound."""
+    """[T] bool: the bound on rho decides the loss: of ppo there is no gradient then, cispo's weight is the bound.
+
+    Surrogates soft and kl_cov have no bound."""
+    if objective.surrogate in ("soft", "kl_cov"):
+        return torch.zeros_like(ratio_T, dtype=torch.bool)
     high_T, low_T = ratio_T > 1.0 + objective.eps_high, ratio_T < 1.0 - objective.eps_low
     if objective.surrogate == "cispo":
         return high_T | low_T
@@ -255,6 +349,7 @@ def minibatch_loss(
         old_logp_T: [T] the same when they were sampled. `logp_T.detach()` for the first update after sampling.
         lengths_B: [B] tokens of each sequence, B = G * N, summing to T. 0 is allowed (an aborted completion).
         rewards_GN: [G, N] raw task rewards, of any dtype; NaN marks a sample that is not scorable. N is at least 2.
+            With `several` normalise what `normalised_sum` makes of several.
         objective: a preset's name or an `Objective`. masked_groups resample is mask here: the resampling happens
             before, and what is still not live is left out.
         ref_logp_T, entropy_T: [T], needed when beta or entropy_coef is not 0.
@@ -281,6 +376,7 @@ def minibatch_loss(
     _check_needs(objective, tokens, cut_B)
     if objective.aggregation == "constant" and objective.norm_length is None and max_tokens is not None:
         objective = replace(objective, norm_length=max_tokens)
+    rewards_GN = group_rewards(rewards_GN, lengths_B, objective)
     live_G = live_groups(rewards_GN)
     counted_B = counted(rewards_GN, live_G, objective, cut_B).reshape(-1)
     shaped_GN = shaped_rewards(rewards_GN, lengths_B, max_tokens, objective)
@@ -303,6 +399,9 @@ def minibatch_loss(
         objective,
         tokens.get("ref_logp_T"),
         tis_T=tokens.get("tis_T"),
+        penalised_T=penalised_tokens(tokens["old_logp_T"], advantage_T, objective)
+        if objective.surrogate == "kl_cov"
+        else None,
     )
     unit_T = token_units(units(lengths_B, weight_B, samples, objective), sequence_T, objective)
     loss, mean_scale = apply_f_to_loss(loss_T, weight_T, unit_T, objective)

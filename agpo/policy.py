@@ -136,7 +136,12 @@ def losses(
     if objective.beta and policy.reference is not None:
         with torch.no_grad():
             ref_logp_T = run(policy.reference)[0]
-    loss_T = token_losses(logp_T, old_logp_T, advantage_T, lengths_B, objective, ref_logp_T, tis_T=tis_T)
+    penalised_T = None
+    if objective.surrogate == "kl_cov":
+        picked = [t in row.penalised for row in rows for t in range(len(row.response_ids))]
+        penalised_T = moved(torch.tensor(picked), device)
+    given = (logp_T, old_logp_T, advantage_T, lengths_B, objective, ref_logp_T)
+    loss_T = token_losses(*given, tis_T=tis_T, penalised_T=penalised_T)
     ratio_T = ratios(logp_T.detach(), old_logp_T, lengths_B, objective)
     bound_T = at_bound(ratio_T, advantage_T, objective)
     kl_T = None if ref_logp_T is None else kl_to_reference(logp_T.detach(), ref_logp_T)

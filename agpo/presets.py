@@ -3,6 +3,7 @@
 What the knobs do to tensors is in `agpo/objective.py`. docs/method.md has the table with sources.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -16,15 +17,33 @@ class Objective:
     Raises ValueError for a value or a combination that cannot mean what it says.
     """
 
-    advantage_std: Literal["sample", "population", "none", "mean"] = "sample"
-    """what the advantage is divided by: sample std (verl), population std, nothing (Dr. GRPO), or the group's mean
-    reward (MaxRL), which rewards of at least 0 have"""
+    advantage_std: Literal["sample", "population", "none", "mean", "bernoulli", "batch"] = "sample"
+    """what the advantage is divided by: sample std (verl), population std, nothing (Dr. GRPO), the group's mean reward
+    (MaxRL), sqrt(mean (1 - mean)) (pass@k), or the sample std of r - mean over all groups of a step (GDPO)"""
     advantage_sign: Literal["both", "negative"] = "both"
     """negative: A = -1 below the best of the group and 0 at it (negative sample reinforcement, Zhu et al. 2025)"""
+    several: Literal["sum", "normalise"] = "sum"
+    """several rewards: their weighted sum, or each normalised in its group before the sum (GDPO)"""
+    pass_k: int = 1
+    """above 1: a reward of 0 or 1 becomes the mean of pass@k over all choices of k samples that have this one"""
+    keep_shortest: int | None = None
+    """only so many of a group, its shortest answers, count (GFPO); the others have no part in it"""
+    length_penalty: float = 0.0
+    """from each reward this is subtracted, times the group's mean reward, times length / longest of the group"""
     ratio: Literal["token", "sequence"] = "token"
     """rho of each token, or one geometric mean per sequence (GSPO)"""
-    surrogate: Literal["ppo", "cispo"] = "ppo"
-    """ppo: min of the plain and the clipped; cispo: the clipped ratio is a constant weight on grad log pi"""
+    surrogate: Literal["ppo", "cispo", "geometric", "soft", "kl_cov"] = "ppo"
+    """ppo: min of the plain and the clipped; cispo: the clipped ratio is a constant weight on grad log pi; geometric:
+    the geometric mean of a sequence's clipped ratios (GMPO); soft: 4 / tau sigmoid(tau (rho - 1)) in place of rho
+    (SAPO); kl_cov: plain, with a KL penalty where log pi and A vary together most (KL-Cov)"""
+    tau_pos: float = 1.0
+    """tau of soft where A > 0"""
+    tau_neg: float = 1.05
+    """tau of soft elsewhere"""
+    cov_share: float = 2e-3
+    """for kl_cov: share of a mini-batch's tokens that have the penalty"""
+    cov_coef: float = 1.0
+    """for kl_cov: the penalty is this times |log rho|"""
     eps_low: float = 0.2
     """the ratio counts as no less than 1 - eps_low"""
     eps_high: float = 0.2
@@ -74,6 +93,12 @@ class Objective:
 
 
 SCOPES = ("mini_batch", "group", "sequence", "token")
+SURROGATES_OF = {
+    **dict.fromkeys(("eps_low", "eps_high"), ("ppo", "cispo", "geometric")),
+    **dict.fromkeys(("tau_pos", "tau_neg"), ("soft",)),
+    **dict.fromkeys(("cov_share", "cov_coef"), ("kl_cov",)),
+}
+"""knobs that only some surrogates have"""
 
 
 def _check_values(o: Objective) -> None:
@@ -85,12 +110,22 @@ def _check_values(o: Objective) -> None:
         value, choices = getattr(o, field.name), get_args(field.type)
         if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
             raise ValueError(f"{field.name} must be one of {', '.join(choices)}, not {value!r}.")
-    for name in ("eps_low", "eps_high", "beta", "entropy_coef", "overlong_penalty"):
+    for name in ("eps_low", "eps_high", "beta", "entropy_coef", "overlong_penalty", "length_penalty", "cov_coef"):
         if not getattr(o, name) >= 0:  # NaN too
             raise ValueError(f"{name} must be at least 0, not {getattr(o, name)}.")
+    for name, most in {"tau_pos": math.inf, "tau_neg": math.inf, "cov_share": 1}.items():
+        if not 0 < getattr(o, name) <= most:
+            raise ValueError(f"{name} must be above 0{' and at most 1' * (most == 1)}, not {getattr(o, name)}.")
+    if o.keep_shortest is not None and o.keep_shortest < 2:
+        raise ValueError(f"keep_shortest must be at least 2, not {o.keep_shortest}: one answer is no group.")
     if o.dual_clip is not None and not o.dual_clip > 1:
         raise ValueError(f"dual_clip must be greater than 1 (verl uses 3), not {o.dual_clip}.")
-    for name, unit in {"norm_length": "token", "overlong_buffer": "token", "clip_ranks": "rank"}.items():
+    for name, unit in {
+        "norm_length": "token",
+        "overlong_buffer": "token",
+        "clip_ranks": "rank",
+        "pass_k": "try",
+    }.items():
         value = getattr(o, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1 {unit}, not {value}.")
@@ -102,25 +137,34 @@ def _check_combination(o: Objective) -> None:
         raise ValueError(f"clip_ranks is for clip_scope sequences:K, and clip_scope is {o.clip_scope}.")
     if o.overlong_buffer is not None and o.overlong != "soft_penalty":
         raise ValueError(f"overlong_buffer is for overlong soft_penalty, and overlong is {o.overlong}.")
-    if o.surrogate == "cispo" and o.dual_clip is not None:
+    if o.surrogate != "ppo" and o.dual_clip is not None:
         raise ValueError(
-            "dual_clip bounds the ratio of the ppo surrogate. In cispo the ratio is already a bounded weight: "
-            "set eps_high (its upper bound is 1 + eps_high)."
+            f"dual_clip bounds the ratio of the ppo surrogate, and surrogate is {o.surrogate}. In cispo the ratio is a "
+            "bounded weight already, and in geometric bounded on both sides: set eps_high."
         )
+    for name, surrogates in SURROGATES_OF.items():
+        if getattr(o, name) != getattr(Objective, name) and o.surrogate not in surrogates:
+            raise ValueError(f"{name} is for surrogate {' or '.join(surrogates)}, and surrogate is {o.surrogate}.")
+    if o.surrogate in ("geometric", "kl_cov") and o.ratio == "sequence":
+        raise ValueError(f"surrogate {o.surrogate} is made of the ratios of tokens: set ratio token.")
+    if o.several == "normalise" and o.masked_groups == "resample":
+        raise ValueError("several normalise is of a step's groups, which masked_groups resample draws: mask, or keep.")
     if o.advantage_sign == "negative" and o.advantage_std != "none":
         raise ValueError(
             f"advantage_sign negative makes A -1 or 0, which no std divides: advantage_std {o.advantage_std} would be "
             "ignored. Set advantage_std none with it."
         )
-    if o.advantage_std == "mean" and o.overlong == "soft_penalty":
+    if o.advantage_std in ("mean", "bernoulli") and (o.overlong == "soft_penalty" or o.length_penalty):
         raise ValueError(
-            "advantage_std mean with overlong soft_penalty: the penalty makes rewards negative, and their mean would "
-            "turn the sign of its advantages. Use overlong keep or mask."
+            f"advantage_std {o.advantage_std} with overlong soft_penalty or a length_penalty: it is made of the "
+            "mean of rewards from 0 to 1. A penalty makes rewards negative, and their mean may turn the sign of its "
+            "advantages. Use overlong keep or mask, and length_penalty 0."
         )
-    if o.ratio == "sequence" and o.clip_scope == "token" and o.clip != "none" and not o.beta:
+    whole = "sequence" if o.ratio == "sequence" else "geometric" if o.surrogate == "geometric" else ""
+    if whole and o.clip_scope == "token" and o.clip != "none" and not o.beta:
         raise ValueError(
-            "with ratio sequence all tokens of a sequence have the same loss, so clip_scope token is clip_scope "
-            "sequence. Say sequence."
+            f"with {'ratio' if whole == 'sequence' else 'surrogate'} {whole} all tokens of a sequence have the same "
+            "loss, so clip_scope token is clip_scope sequence. Say sequence."
         )
 
 
@@ -132,9 +176,12 @@ def _check_clip(o: Objective) -> None:
             "Use clip none, or say allow_degenerate_clip: true."
         )
     if o.aggregation == "sequence_mean" and o.clip_scope in ("mini_batch", "group"):
+        why = "the loss is exactly 0 and the sign the clip decides on is rounding noise"
+        if o.surrogate == "soft" and o.tau_pos != o.tau_neg:
+            why = "the sign of the loss is that of tau_pos - tau_neg, whatever the answers"
         raise ValueError(
             f"clip max0 at {o.clip_scope} scope with aggregation sequence_mean: the advantages of a whole group "
-            "sum to 0, so at ratio 1 the loss is exactly 0 and the sign the clip decides on is rounding noise. Use "
+            f"sum to 0, so at ratio 1 {why}. Use "
             "aggregation token_mean, or clip none, or say allow_degenerate_clip: true."
         )
 
@@ -166,6 +213,26 @@ PRESETS: dict[str, Objective] = {  # in the order of tables
     "luspo": replace(_GRPO, ratio="sequence", aggregation="constant", norm_length=1, eps_low=3e-4, eps_high=4e-4),
     # Zhu et al. 2025 (arXiv 2506.01347); their code has A = -1 for wrong and 0 for right answers in the ppo surrogate.
     "nsr": replace(_GRPO, advantage_sign="negative", advantage_std="none"),
+    # Zhao et al. 2025 (arXiv 2507.20673): ratios bounded to [e^-0.4, e^0.4].
+    "gmpo": replace(
+        _GRPO,
+        surrogate="geometric",
+        aggregation="sequence_mean",
+        eps_low=1 - math.exp(-0.4),
+        eps_high=math.exp(0.4) - 1,
+    ),
+    # Gao et al. 2025 (arXiv 2511.20347).
+    "sapo": replace(_GRPO, surrogate="soft", aggregation="sequence_mean"),
+    # Shrivastava et al. 2025 (arXiv 2508.09726): the shortest half, as their 8 of 16.
+    "gfpo": replace(_GRPO, keep_shortest=4),
+    # prime-rl's length penalty at its default weight; its other two terms are the same for all answers of one turn.
+    "grpo_length": replace(_GRPO, advantage_std="none", length_penalty=0.25),
+    # Cui et al. 2025 (arXiv 2505.22617), their 7B setting.
+    "kl_cov": replace(_GRPO, surrogate="kl_cov"),
+    # Chen et al. 2025 (arXiv 2508.10751), the analytical form.
+    "pass_at_k": replace(_GRPO, pass_k=4, advantage_std="bernoulli"),
+    # Liu et al. 2026 (arXiv 2601.05242).
+    "gdpo": replace(_GRPO, several="normalise", advantage_std="batch"),
 }
 
 
@@ -174,18 +241,24 @@ TITLES = {
     "agpo_verl": "AGPO (verl's units)",
     "agpo_no_mask": "AGPO (w/o loss mask)",
     "agpo_no_clip": "AGPO (w/o loss clip)",
+    "grpo_length": "GRPO (length penalty)",
+    "kl_cov": "KL-Cov",
+    "pass_at_k": "pass@k",
 }
 """of presets whose name in tables is not their own in capitals"""
 
 
 def about(preset: str, objective: Objective) -> dict[str, object]:
     """What reports say of a method: `evals.store.RunRow.about`."""
-    reward = "r − length penalty" if objective.overlong == "soft_penalty" else "r"
-    advantage = f"A = ({reward} − group mean) / ({objective.advantage_std} std + 1e-6)"
+    reward = "r − length penalty" if objective.overlong == "soft_penalty" or objective.length_penalty else "r"
+    reward = f"mean pass@{objective.pass_k} with it" if objective.pass_k > 1 else reward
+    reward = "sum of the normalised rewards" if objective.several == "normalise" else reward
+    group = f"mean of the {objective.keep_shortest} shortest" if objective.keep_shortest else "group mean"
+    advantage = f"A = ({reward} − {group}) / ({objective.advantage_std} std + 1e-6)"
     if objective.advantage_std == "none":
-        advantage = f"A = {reward} − group mean (not divided by a std)"
+        advantage = f"A = {reward} − {group} (not divided by a std)"
     if objective.advantage_std == "mean":
-        advantage = f"A = ({reward} − group mean) / (group mean + 1e-6)"
+        advantage = f"A = ({reward} − {group}) / (group mean + 1e-6)"
     if objective.advantage_sign == "negative":
         advantage = "A = −1 below the best reward of the group, 0 at it"
     known = {"advantage": advantage, "masked_groups": objective.masked_groups}

@@ -6,8 +6,8 @@ from concurrent.futures import Future, wait
 
 import numpy as np
 
-from agpo.batch import Group, Sample, raw_rewards
-from agpo.objective import live_groups
+from agpo.batch import Group, Sample, live_of
+from agpo.objective import Objective
 from agpo.telemetry import Watch
 from evals.complete import Grader
 from evals.engines import Completion, Engine, Output, Request, Sampling
@@ -48,6 +48,7 @@ def resample(
     seed: int,
     step: int,
     rounds: int,
+    objective: Objective,
 ) -> tuple[list[Group], list[Group]]:
     """DAPO's dynamic sampling (Yu et al. 2025, section 3.2): replace dead groups by those of other prompts.
 
@@ -56,18 +57,16 @@ def resample(
     """
     wanted, sampled = len(groups), list(groups)
     for attempt in range(rounds):
-        missing = wanted - sum(is_live(group) for group in sampled)
+        missing = wanted - sum(live_of(sampled, objective))
         more = (
             draw_more(items, seed, step, attempt, missing, {group.item.id for group in sampled}) if missing > 0 else []
         )
         if not more:
             break
         sampled += sample(more)
-    return sorted(sampled, key=lambda group: not is_live(group))[:wanted], sampled
-
-
-def is_live(group: Group) -> bool:
-    return bool(live_groups(raw_rewards([group]))[0])
+    live = live_of(sampled, objective)
+    order = sorted(range(len(sampled)), key=lambda at: not live[at])
+    return [sampled[at] for at in order[:wanted]], sampled
 
 
 def requests_of(

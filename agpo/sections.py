@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from evals.benches.own import bench_name
+from evals.benches.bench import bench_name
 from evals.errors import did_you_mean
 from evals.grading.grader import NAMES as GRADER_NAMES
 from evals.prompts import PRESETS as PROMPTS

@@ -16,7 +16,17 @@ import torch
 
 from agpo import distributed
 from agpo.ahead import Ahead
-from agpo.batch import Group, MiniBatch, advantages_of, lengths_of, may_move, plan_step, raw_rewards
+from agpo.batch import (
+    Group,
+    MiniBatch,
+    advantages_of,
+    lengths_of,
+    live_of,
+    may_move,
+    plan_step,
+    raw_rewards,
+    with_normalised_sum,
+)
 from agpo.config import TrainConfig
 from agpo.memory import peak_flops
 from agpo.mismatch import against_trainer, check_gap, tis_effect
@@ -79,7 +89,7 @@ def train_step(
         watch.span("ahead", run.ahead.began)
     took = time.perf_counter() - started
     metrics = {
-        **step_metrics(everything, plan, updates),
+        **step_metrics(everything, live_of(as_judged(everything, config), config.objective.knobs), plan, updates),
         **measured,
         "lr": run.policy.trained.optimizer.param_groups[0]["lr"],
         "speed/step_seconds": took,
@@ -95,7 +105,8 @@ def train_step(
     spans = distributed.all_gather(lambda: watch.spans)
     if not distributed.is_main():
         return metrics
-    sampled_GN, longest = (raw_rewards(everything), lengths_of(everything)), config.rollout.max_tokens
+    sampled_GN = raw_rewards(as_judged(everything, config)), lengths_of(everything)
+    longest = config.rollout.max_tokens
     advantage_GN = advantages_of(*sampled_GN, config.objective.knobs, longest).tolist()
     run.store.log_samples(run.id, sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN))
     run.store.log_metrics(run.id, run.done, {**metrics, **timeline(spans)})
@@ -150,7 +161,8 @@ def sample_groups(
     `overlap`: an engine in a process of its own goes on with the step after it, where the run is to.
     """
     config, step, watch = run.config, run.done, watch or Watch()
-    resampled = config.objective.knobs.masked_groups == "resample"
+    knobs = config.objective.knobs
+    resampled = knobs.masked_groups == "resample"
 
     def generate(requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         ahead, run.ahead = run.ahead, None
@@ -188,7 +200,7 @@ def sample_groups(
         if not resampled:
             return groups, groups
         rounds = config.rollout.resample_rounds
-        whole = resample(groups, sample, run.items, seed=config.seed, step=step, rounds=rounds)
+        whole = resample(groups, sample, run.items, seed=config.seed, step=step, rounds=rounds, objective=knobs)
         if beside:
             soon()
         return whole
@@ -237,12 +249,21 @@ def sync_engine(run: Run) -> None:
     run.engine.weight_version = version
 
 
+def as_judged(groups: Sequence[Group], config: TrainConfig) -> Sequence[Group]:
+    """The groups with the reward that the objective has of several (`several`)."""
+    if config.objective.knobs.several == "sum":
+        return groups
+    return with_normalised_sum(groups, {name: one.weight for name, one in config.rewards.items() if one.weight})
+
+
 def plan_of(groups: Sequence[Group], config: TrainConfig, stale: bool = False) -> list[MiniBatch]:
     """`stale`: some answers are of other weights than the policy's."""
     objective = config.objective.knobs
     size, corrected = config.update.prompts_per_minibatch, stale or config.mismatch.correct == "tis"
     epochs = config.update.epochs
-    return plan_step(groups, objective, size, config.rollout.max_tokens, corrected=corrected, epochs=epochs)
+    return plan_step(
+        as_judged(groups, config), objective, size, config.rollout.max_tokens, corrected=corrected, epochs=epochs
+    )
 
 
 def settings_of(config: TrainConfig, stale: bool = False) -> Settings:

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from agpo.batch import Group, MiniBatch, plain_tokens, raw_rewards
-from agpo.objective import live_groups
+from agpo.batch import Group, MiniBatch, plain_tokens
 from agpo.policy import Update
 from evals.console import LINE_SECONDS
 from evals.grading import FAILED
@@ -85,16 +84,17 @@ def axes(samples_per_prompt: int) -> list[tuple[str, str, list[tuple[float | str
     ]
 
 
-def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Sequence[Update]) -> dict[str, float]:
+def step_metrics(
+    groups: Sequence[Group], live_G: Sequence[bool], plan: Sequence[MiniBatch], updates: Sequence[Update]
+) -> dict[str, float]:
     """The metrics of one step, over every group that was sampled. A mean over nothing is left out, not 0.
 
     `entropy` is minus the mean log-probability of all sampled tokens: an unbiased estimate of the policy's entropy at
     the sampling temperature, in nats, over masked and clipped groups too, for which nothing else is computed.
     """
     samples = [sample for group in groups for sample in group.samples]
-    rewards_GN = raw_rewards(groups)
-    live_G = live_groups(rewards_GN)
     dead = [{s.verdict.outcome for s in group.samples} for group, live in zip(groups, live_G, strict=True) if not live]
+    rewards = [s.reward for s in samples if s.reward is not None]
     logps = [x for s in samples for x in s.completion.logprobs or ()]
     norms = [u.grad_norm for u in updates if u.grad_norm is not None and not u.refused]
     once = {m.groups: m for m in plan}  # the plan has a mini-batch again for every pass over it
@@ -111,8 +111,8 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     clipped = sum(u.decision.clipped and bool(m.rows) for u, m in zip(updates, plan, strict=True))
     with_signal = clipped + sum(u.stepped or u.refused for u in updates)
     metrics = {
-        "reward/mean": _mean([s.reward for s in samples if s.reward is not None]),
-        "reward/std": _std([s.reward for s in samples if s.reward is not None]),
+        "reward/mean": _mean(rewards),
+        "reward/std": statistics.stdev(rewards) if len(rewards) > 1 else None,
         "tokens/response_mean": _mean([len(s.completion.token_ids) for s in samples]),
         "tokens/right_mean": _mean([len(s.completion.token_ids) for s in samples if s.verdict.outcome == "right"]),
         "tokens/wrong_mean": _mean(
@@ -124,12 +124,12 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
         "samples/failed": float(sum(s.verdict.outcome in FAILED for s in samples)),
         "samples/unscored": float(sum(s.reward is None for s in samples)),
         "samples/no_answer": float(sum(s.verdict.outcome == "no_answer" for s in samples)),
-        "groups/live": float(live_G.sum()),
-        "groups/masked": float((~live_G).sum()),
+        "groups/live": float(sum(live_G)),
+        "groups/masked": float(len(groups) - sum(live_G)),
         "groups/all_right": float(sum(outcomes == {"right"} for outcomes in dead)),
         "groups/all_wrong": float(sum(outcomes <= {"wrong", "no_answer"} for outcomes in dead)),
         "groups/live_token_share": live_tokens / all_tokens if all_tokens else None,
-        "entropy": -_total(logps) / len(logps) if logps else None,
+        "entropy": -sum(logps) / len(logps) if logps else None,
         "loss/raw": _mean([u.decision.value for u, m in zip(updates, plan, strict=True) if m.rows]),
         "loss/value": _mean([u.decision.loss for u, m in zip(updates, plan, strict=True) if m.rows]),
         "clip/clipped_updates": float(clipped),
@@ -151,17 +151,9 @@ def step_metrics(groups: Sequence[Group], plan: Sequence[MiniBatch], updates: Se
     return {name: float(value) for name, value in metrics.items() if value is not None}
 
 
-def _total(values: Sequence[float]) -> float:
-    return float(sum(values))
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
-    return _total(numbers) / len(numbers) if numbers else None
-
-
-def _std(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 PATIENCE = 5

@@ -162,8 +162,8 @@ def vllm_options(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from evals.engines.hf import load_config
+    from evals.engines.options import VLLMOptions
     from evals.engines.vllm import plan
-    from evals.engines.vllm_options import VLLMOptions
 
     on_gpu = torch.cuda.is_available()
     dtype = "bfloat16" if on_gpu else "float32"

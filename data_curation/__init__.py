@@ -10,4 +10,4 @@ if _found != str(_ours):  # a common name
         f"error: `evals` is another package here ({_found}): agpo needs an environment without it."
     )
 
-import evals  # noqa: E402, F401 - looks at sandbox likewise
+import evals  # noqa: E402 - looks at sandbox likewise

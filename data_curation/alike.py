@@ -112,11 +112,6 @@ def answer_key(answer: str) -> str:
     return str(int(plain)) if re.fullmatch(r"-?\d{1,1000}", plain) else plain
 
 
-def is_choice(answer: str) -> bool:
-    """Whether an answer is one of a few that many problems share: a letter, yes or no."""
-    return bool(_CHOICE.fullmatch(normalise(answer)))
-
-
 def numbers(problem: str) -> list[str]:
     """The runs of digits, in order, without those that number a list."""
     return re.findall(r"\d+", _LISTED.sub("", _THOUSANDS.sub("", without_diagrams(problem))))
@@ -175,7 +170,7 @@ def one_problem(one: str, other: str, score: float, answer: str, floor: float = 
     shared = share_numbers(one, other)
     if (score >= ALIKE or rare(answer_key(answer)) > RARE[3]) and changed(one, other):
         return False
-    if is_choice(answer):
+    if _CHOICE.fullmatch(normalise(answer)):  # one of a few that many problems share
         least = max(floor, CHOICE)
     elif shared == 2 and (numbers(one) or _same_words(one, other)):
         least = floor * rare(answer_key(answer))
@@ -228,7 +223,8 @@ def same_programs(one: Row, other: Row) -> bool:
     the same outputs for the same inputs, of which there are some.
     """
     texts = bare(one.problem), bare(other.problem)
-    if len({"".join(numbers(text)) for text in texts}) > 1 or len({tuple(_versions(text)) for text in texts}) > 1:
+    versions = {"".join(_VERSION.findall(text[:400])[:1]).lower() for text in texts}  # easy, hard, ...
+    if len({"".join(numbers(text)) for text in texts}) > 1 or len(versions) > 1:
         return False
     left, right = (_tests(row.code) for row in (one, other) if row.code is not None)
     if not left and not right:
@@ -283,11 +279,6 @@ def _unlike(left: list[str], right: list[str]) -> list[str]:
             left.remove(word)
             right.remove(close[0])
     return left + right
-
-
-def _versions(statement: str) -> list[str]:
-    """easy, hard, ...: which version of a problem its first lines say it is."""
-    return [word.lower() for word in _VERSION.findall(statement[:400])][:1]
 
 
 def _tests(code: Mapping[str, Any]) -> dict[str, str]:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_curation.tries import RUN, short_model
+from data_curation.solve_rate import RUN, short_model
 from evals.console import make_console
 from evals.errors import UserError, command
 from evals.grading import math
+from evals.outputs import check_file, replacing
 from evals.store import Store
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Reference answers to look at</title>
@@ -84,16 +85,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jinja2
 
     console = make_console()
-    with Store.open(args.store) as store:
+    for ending, mark in ((".jsonl", b'"majority": '), (".html", b"Reference answers to look at")):
+        check_file(args.out.with_name(args.out.name + ending), (ending,), mark=mark)
+    with Store.open(args.store, make=False) as store:
         runs = [store.find_run(run) for run in args.runs] or store.runs("curation", name=RUN)
         if not runs:
             raise UserError(f"no solve-rate run in {store}: a build with the stage solve_rate makes one.")
         found = audit(store, runs, args.share)
-    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found)
-    args.out.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
     models = sorted({short_model(run.model) for run in runs})
-    args.out.with_suffix(".html").write_text(page.render(found=found, models=models), encoding="utf-8")
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found)
+    for ending, text in ((".jsonl", lines), (".html", page.render(found=found, models=models))):
+        with replacing(args.out.with_name(args.out.name + ending)) as path:
+            path.write_text(text, encoding="utf-8")
     for one in found[:20]:
         console.print(
             f"{one['row']}: reference {one['reference']}, majority {one['majority']} {one['models']}", markup=False

@@ -2,10 +2,8 @@
 
 import argparse
 import contextlib
-import functools
 import logging
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,30 +21,25 @@ logger = logging.getLogger("data_curation.build")  # __name__ is "__main__" unde
 
 def show(content: dict[str, Any], out: Path, console: Console) -> None:
     """Print the funnel."""
+    from data_curation.manifest import steps
+
     table = Table("step", "rows left", "dropped", "why", title=content["recipe"]["name"], title_justify="left")
-    for source in content["sources"]:
-        _line(table, f"read {source['name']}", source)
-    for stage in content["stages"]:
-        _line(table, stage["name"], stage)
+    for name, line in steps(content):
+        reasons = list(line["reasons"].items())
+        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons[:4]) + (", ..." if len(reasons) > 4 else "")
+        dropped = sum(line["reasons"].values())
+        table.add_row(name, f"{line['out']:,}", f"{dropped:,}" if dropped else "-", why)
     console.print(table)
     for stage in content["stages"]:
         for bench, found in stage["facts"].get("benchmarks", {}).items():
             rows = ", ".join(f"{n:,} of {source}" for source, n in found["rows flagged"].items()) or "none"
             console.print(
-                f"{bench}: {found['problems found']:,} of its {found['problems']:,} problems found in rows: {rows}",
-                highlight=False,
+                f"{bench}: {found['problems found']:,} of its {found['problems']:,} problems found in rows: {rows}"
             )
     by_source = ", ".join(f"{n:,} {source}" for source, n in content["by source"].items())
-    console.print(f"kept {content['kept']:,} rows ({by_source}) in {out / 'train.parquet'}", highlight=False)
+    console.print(f"kept {content['kept']:,} rows ({by_source}) in {out / 'train.parquet'}")
     console.print(f"dropped rows and reasons in {out / 'ledger.jsonl'}, pairs with both texts in {out / 'pairs.jsonl'}")
     console.print(f"hashes, options, versions in {out / 'manifest.json'}, pictures in {out / 'images'}")
-
-
-def _line(table: Table, name: str, line: dict[str, Any]) -> None:
-    few = list(line["reasons"].items())[:4]
-    why = ", ".join(f"{count:,} {reason}" for reason, count in few) + (", ..." if len(line["reasons"]) > 4 else "")
-    dropped = sum(Counter(line["reasons"]).values())
-    table.add_row(name, f"{line['out']:,}", f"{dropped:,}" if dropped else "-", why)
 
 
 def pairs_of(given: Sequence[str], option: str) -> dict[str, str]:
@@ -119,10 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     nowhere = args.dry_run and is_missing(args.store)
     opened = contextlib.nullcontext() if nowhere else Store.open(args.store)
     with opened as store, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        show_line = functools.partial(console.print, highlight=False, markup=False)
 
         def say(text: str) -> None:
-            show_line(text)
+            console.print(text, markup=False)
             logger.info(text)
 
         context = Context(
@@ -137,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if store is None or args.dry_run:
             inputs.check(recipe, out, context)
             for line in inputs.costs(recipe, context):
-                show_line(f"  {line}")
+                console.print(f"  {line}", markup=False)
             return 0
         from data_curation.pipeline import build
 
-        inputs.check_folder(out)
+        inputs.check_out(out)
         with log_file(out.with_name(f"{out.name}.log")):
             run = store.start_run("curation", recipe.name, config=recipe.model_dump(mode="json"))
             status = "failed"
@@ -189,9 +181,10 @@ def log_file(path: Path) -> Iterator[None]:
 def record(store: Any, run: str, whole: dict[str, Any], out: Path) -> None:
     """Rows per stage as metrics, the files as artifacts."""
     content = whole["content"]
-    lines = {f"read-{source['name']}": source["out"] for source in content["sources"]}
-    lines |= {stage["name"]: stage["out"] for stage in content["stages"]}
-    store.log_metrics(run, 0, {f"rows/{name}": count for name, count in lines.items()} | {"rows/kept": content["kept"]})
+    from data_curation.manifest import steps
+
+    rows = {f"rows/{name.replace('read ', 'read-')}": line["out"] for name, line in steps(content)}
+    store.log_metrics(run, 0, rows | {"rows/kept": content["kept"]})
     for path in sorted(out.rglob("*")):
         if path.is_file() and path.name != "build.json":
             store.add_artifact(run, "manifest" if path.name == "manifest.json" else "data", path)
@@ -201,14 +194,14 @@ def plan(recipe: Any, out: Path, console: Console) -> None:
     """Print what would be read and done."""
     from data_curation.sources import KINDS
 
-    console.print(f"{recipe.name}: {recipe.about}", highlight=False)
+    console.print(f"{recipe.name}: {recipe.about}")
     for source in recipe.sources:
         place = source.path or KINDS[source.kind].hub or "made on the spot"
         options = source.model_dump(exclude={"name", "kind", "path"})
-        console.print(f"  source {source.name} ({source.kind}) from {place} {options}", highlight=False, markup=False)
+        console.print(f"  source {source.name} ({source.kind}) from {place} {options}", markup=False)
     for name in recipe.stages:
-        console.print(f"  stage {name} {recipe.options(name).model_dump()}", highlight=False, markup=False)
-    console.print(f"  formats {', '.join(recipe.formats)} into {out}", highlight=False)
+        console.print(f"  stage {name} {recipe.options(name).model_dump()}", markup=False)
+    console.print(f"  formats {', '.join(recipe.formats)} into {out}")
 
 
 if __name__ == "__main__":

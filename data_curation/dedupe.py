@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from pydantic import Field
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from data_curation import alike
 from data_curation.similar import near_pairs, run_sets
@@ -83,17 +85,10 @@ def near(rows: list[Row], options: NearOptions, context: Context) -> Result:
     undecided = [pair for pair, a, b in zip(order, if_same, if_not, strict=True) if a != b]  # the answers decide
     with Grader("math", workers=context.workers) as grader:
         same = dict(zip(undecided, same_answers([(rows[i], rows[j]) for i, j, _ in undecided], grader), strict=True))
-    leader = list(range(len(rows)))
-
-    def root(at: int) -> int:
-        while leader[at] != at:
-            leader[at] = leader[leader[at]]
-            at = leader[at]
-        return at
-
     pairs: list[dict] = []
     evidence: dict[int, tuple[int, float, str]] = {}
     conflict: dict[int, int] = {}
+    joined: list[tuple[int, int]] = []
     for at, (left, right, score) in enumerate(order):
         what = if_same[at] if same.get(order[at]) else if_not[at]
         done = {SIBLINGS: "both kept", CONFLICT: "quarantined"}.get(what, "the first kept")
@@ -104,19 +99,27 @@ def near(rows: list[Row], options: NearOptions, context: Context) -> Result:
                     conflict.setdefault(one, other)
         elif what != SIBLINGS:
             evidence.setdefault(right, (left, score, what))
-            low, high = sorted((root(left), root(right)))
-            leader[high] = low
+            joined.append((left, right))
+    leader = first_of_each(joined, len(rows))
     drops = []
     for at, row in enumerate(rows):
         if at in conflict:
             other = rows[conflict[at]]
             drops.append(drop(row, CONFLICT, answers={row.id: row.answer, other.id: other.answer}))
-        elif root(at) != at:
-            close, score, what = evidence.get(at, (root(at), 0.0, NEAR))
-            drops.append(drop(row, what, kept=rows[root(at)].id, near=rows[close].id, score=round(score, 4)))
-    kept = [row for at, row in enumerate(rows) if root(at) == at and at not in conflict]
+        elif leader[at] != at:
+            close, score, what = evidence.get(at, (leader[at], 0.0, NEAR))
+            drops.append(drop(row, what, kept=rows[leader[at]].id, near=rows[close].id, score=round(score, 4)))
+    kept = [row for at, row in enumerate(rows) if leader[at] == at and at not in conflict]
     counts = Counter(one["what"] for one in pairs)
     return Result(kept, drops, {"pairs": dict(sorted(counts.items())), "comparisons left out": cut}, pairs)
+
+
+def first_of_each(joined: Sequence[tuple[int, int]], count: int) -> list[int]:
+    """For each of `count` rows the first of those that it is joined to, directly or by others."""
+    ends = np.array(joined, np.int64).reshape(-1, 2).T
+    _, group = connected_components(coo_array((np.ones(len(joined)), ends), (count, count)), directed=False)
+    _, first = np.unique(group, return_index=True)
+    return first[group].tolist()
 
 
 def candidates(rows: list[Row], plain: list[str], options: NearOptions) -> tuple[list[tuple[int, int, float]], int]:

@@ -21,7 +21,8 @@ def diff(one: Path, other: Path) -> dict[str, Any]:
     `changed` is (setting, value there, value here).
     """
     loaded = manifest.load(one), manifest.load(other)
-    (a, left_a), (b, left_b) = ((flat(settings(m["content"])), left(m["content"])) for m in loaded)
+    a, b = (flat(settings(m["content"])) for m in loaded)
+    left_a, left_b = ({name: one["out"] for name, one in manifest.steps(m["content"])} for m in loaded)
     rows_a, rows_b = rows(one), rows(other)
     return {
         "equal": loaded[0]["id"] == loaded[1]["id"],
@@ -47,12 +48,6 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, inner in value.items():
         found |= flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) and inner else {f"{prefix}{name}": inner}
     return found
-
-
-def left(content: Mapping[str, Any]) -> dict[str, int]:
-    """Rows that are left after each step."""
-    read = {f"read {one['name']}": one["out"] for one in content["sources"]}
-    return read | {one["name"]: one["out"] for one in content["stages"]}
 
 
 def rows(folder: Path) -> dict[str, str]:
@@ -90,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines += [f"kept: {a:,} -> {b:,}, {both:,} in both"]
     for folder, reasons in ((args.a, found["gone"]), (args.b, found["new"])):
         lines += [f"only in {folder}: {count:,} ({reason})" for reason, count in reasons.items()]
-    console.print("\n".join(lines), highlight=False, markup=False)
+    console.print("\n".join(lines), markup=False)
     return 0
 
 

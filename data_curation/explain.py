@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     console = make_console()
     for record in explain(args.data, args.what):
-        console.print(f"[bold]{record['id']}[/]: {record['fate']}", highlight=False)
+        console.print(f"[bold]{record['id']}[/]: {record['fate']}")
         lines = [f"  because: {record['reason']}"] if record["reason"] else []
         lines += [f"  {name}: {value}" for name, value in record["detail"].items()]
         lines.append(f"  problem: {record['text']}")
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             other = line["right" if left else "left"]
             lines.append(f"  {line['stage']}: {line['what']} of {other}, score {line['score']}, {line['done']}")
             lines.append(f"    {line['texts'][left]}")
-        console.print("\n".join(lines), highlight=False, markup=False)
+        console.print("\n".join(lines), markup=False)
     return 0
 
 

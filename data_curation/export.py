@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_curation.solve_rate import item_of
 from data_curation.sources import KINDS
 from data_curation.stage import Row, dumps, write_lines
-from data_curation.tries import item_of
 from evals.items import item_id
 from evals.prompts import words
 

@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
+from data_curation import manifest
+
 BLUE, ORANGE, INK, FAINT = "#0072B2", "#D55E00", "#222222", "#666666"
 TITLES = {
     "level": "level",
@@ -34,9 +36,7 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def funnel(content: Mapping[str, Any]) -> Figure:
     """Rows left after each stage, and what each dropped, with its most common reasons."""
-    named = [(f"read {source['name']}", source) for source in content["sources"]]
-    named += [(stage["name"], stage) for stage in content["stages"]]
-    lines = [(name, one["out"], _why(one["reasons"])) for name, one in named]
+    lines = [(name, one["out"], _why(one["reasons"])) for name, one in manifest.steps(content)]
     figure = Figure(figsize=(11, 0.6 + 0.55 * len(lines)), layout="constrained")
     axes = figure.subplots()
     top = max([sum(source["out"] for source in content["sources"]), 1])

@@ -1,6 +1,5 @@
 """One look at everything a build needs, before its first stage; and what it would take, for --dry-run."""
 
-import json
 import math
 import os
 import re
@@ -8,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_curation import decontaminate, raw, sources
+from data_curation import decontaminate, sources
 from data_curation.rates import SolveOptions
-from data_curation.read import place_of, read, split_of
+from data_curation.read import is_hub, place_of, raw_rows, read, split_of
+from data_curation.solve_rate import NO_MODEL, check_options, known_run
 from data_curation.stage import Context
-from data_curation.tries import NO_MODEL, check_options, known_run
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 from evals.hub import ANSWER_SECONDS, hub_answers, stay_offline
+from evals.outputs import check_folder
 
 USED_FLOPS = 0.12 * 989e12
 """of an H100 while vLLM decodes large batches in bfloat16, two operations per parameter and token: a rule of thumb"""
@@ -35,7 +35,7 @@ def check(recipe: Any, out: Path, context: Context) -> list[decontaminate.Refere
             wrong.append(f"{what}{text}" + (f" {option}" if "--" not in text else "").rstrip())
             return None
 
-    tried("", lambda: check_folder(out))
+    tried("", lambda: check_out(out))
     against = recipe.options("decontaminate").against if "decontaminate" in recipe.stages else ()
     wanted = on_hub(recipe, against, context)
     absent: dict[str, list[str]] = {}
@@ -75,13 +75,13 @@ def on_hub(recipe: Any, against: Sequence[str], context: Context) -> dict[str, l
     found: dict[str, list[str]] = {}
     for source in recipe.sources:
         place = source.path or sources.KINDS[source.kind].hub
-        if place and raw.is_hub(place):
+        if place and is_hub(place):
             found[f"source {source.name}"] = [place]
     for name in against:
         if name in BENCHES and not context.references.get(name) and not in_folder(name):
             found[f"reference {name}"] = re.findall(r"[\w.-]+/[\w.-]+", BENCHES[name].source)
     solving = recipe.options("solve_rate") if "solve_rate" in recipe.stages else None
-    if solving and not solving.replay and solving.engine != "openai" and raw.is_hub(solving.model):
+    if solving and not solving.replay and solving.engine != "openai" and is_hub(solving.model):
         found["solve_rate.model"] = [solving.model]
     return {what: ids for what, ids in found.items() if ids}
 
@@ -101,25 +101,11 @@ def cached(name: str) -> bool:
     return any(place.exists() for place in places)
 
 
-def own_files(out: Path) -> list[str]:
-    """What lies in a built folder beside what the build wrote there."""
-    manifest = out / "manifest.json"
-    if not manifest.is_file():
-        return []
-    built = {"manifest.json", "build.json", *json.loads(manifest.read_text(encoding="utf-8"))["content"]["files"]}
-    there = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    return sorted(name for name in there if name not in built and not name.startswith("images/"))
-
-
-def check_folder(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raises UserError where nothing can be written, or something else would be replaced."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file. Choose a folder.")
-    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
-        raise UserError(f"{out} exists and is not a data set built by this command. Choose another --out.")
-    if own := own_files(out):
-        listed = ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
-        raise UserError(f"{out} is replaced as a whole, and holds other files: {listed}. Move them, or change --out.")
+    check_folder(out, "build.json")
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {out}: {above} is no folder that can be written to.")
@@ -129,10 +115,10 @@ def check_source(source: Any) -> None:
     place = place_of(source)
     if place is None:
         next(iter(sources.make_rows(source)), None)
-    elif raw.is_hub(place):
+    elif is_hub(place):
         check_hub(place, *split_of(source))
     else:
-        for _ in raw.raw_rows(place, *split_of(source)):
+        for _ in raw_rows(place, *split_of(source)):
             return
         raise UserError(f"{place}: the file has no rows.")
 
@@ -144,8 +130,7 @@ def check_hub(name: str, split: str, subset: str | None) -> Any:
     try:
         return load_dataset_builder(name, subset).info
     except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UserError(f"cannot load {name} from the Hugging Face hub: {reason}.") from e
+        raise UserError(f"cannot load {name} from the Hugging Face hub: {first_line(e)}.") from e
 
 
 def check_model(options: SolveOptions, context: Context) -> None:
@@ -185,7 +170,7 @@ def costs(recipe: Any, context: Context) -> list[str]:
     lines, rows = [], {}
     for source in recipe.sources:
         place = place_of(source)
-        if place is not None and raw.is_hub(place):
+        if place is not None and is_hub(place):
             split, subset = split_of(source)
             found = (check_hub(place, split, subset).splits or {}).get(split)
             rows[source.name] = found.num_examples if found else None

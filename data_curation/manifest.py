@@ -45,6 +45,12 @@ def build(
     return {"id": digest(content)[:16], "content": content}
 
 
+def steps(content: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(name, line of the funnel) of the sources and stages, in order."""
+    reads = [(f"read {source['name']}", source) for source in content["sources"]]
+    return reads + [(stage["name"], stage) for stage in content["stages"]]
+
+
 def reading(done: Done) -> dict[str, Any]:
     """A stage's line of the funnel: rows in and out, and how many were dropped for which reason."""
     reasons: Counter[str] = Counter()
@@ -108,10 +114,9 @@ def card(content: Mapping[str, Any]) -> str:
             f"| {source['sha256'][:16]} |"
         )
     lines += ["", "| stage | in | out | dropped because |", "|---|---|---|---|"]
-    reads = [{**source, "name": f"read {source['name']}"} for source in content["sources"]]
-    for stage in [*reads, *content["stages"]]:
+    for name, stage in steps(content):
         why = "; ".join(f"{n:,} {reason}" for reason, n in stage["reasons"].items())
-        lines.append(f"| {stage['name']} | {stage['in']:,} | {stage['out']:,} | {why} |")
+        lines.append(f"| {name} | {stage['in']:,} | {stage['out']:,} | {why} |")
     if recipe["left_out"]:
         lines += ["", f"Stages of the recipe that were left out: {', '.join(recipe['left_out'])}."]
     lines += [line for stage in content["stages"] if stage["name"] == "solve_rate" for line in _solved(stage)]

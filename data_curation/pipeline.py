@@ -13,9 +13,10 @@ from typing import Any
 from data_curation import decontaminate, export, inputs, manifest, stage
 from data_curation.read import cached, read_sources
 from data_curation.recipe import STAGES, Recipe
+from data_curation.solve_rate import short_model
 from data_curation.stage import Context, Done, write_lines
-from data_curation.tries import short_model
 from evals.errors import UserError
+from evals.outputs import files_in
 
 
 def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, run_id: str = "") -> dict[str, Any]:
@@ -57,7 +58,7 @@ def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, 
         finished = time.strftime("%FT%TZ", time.gmtime())
         now = [one.name for one in (*reads, *done) if not one.again]
         ended = {"run": run_id, "seconds": round(time.time() - started, 1), "finished": finished}
-        _write_json(building / "build.json", {**ended, "stages made now": now})
+        _write_json(building / "build.json", {**ended, "stages made now": now, "files": files_in(building)})
         if out.exists():
             os.replace(out, replaced)
         os.replace(building, out)

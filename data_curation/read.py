@@ -1,16 +1,19 @@
-"""Reading sources: rows, what is malformed, and what is wrong with a file as a whole. One stage per source."""
+"""Reading sources, a stage each: where their rows lie, what is malformed, what is wrong with a file as a whole."""
 
 import hashlib
+import json
+import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_curation import raw, sources, stage
-from data_curation.raw import raw_rows
+from data_curation import sources, stage
 from data_curation.stage import Done, Drop, Result, Row, dumps
-from evals.errors import UserError
-from evals.files import Malformed
+from evals.errors import UserError, first_line
+from evals.files import ENDINGS, Malformed, chat_row, ending, file_rows
+from evals.items import choose_indices, hub_rows
 
 
 def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[list[Any], list[dict[str, Any]]]:
@@ -22,7 +25,7 @@ def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[l
     for source in recipe.sources:
         kind = sources.KINDS[source.kind]
         place = place_of(source)
-        found = [] if place is None or raw.is_hub(place) else raw.local_files(place, *split_of(source))
+        found = [] if place is None or is_hub(place) else local_files(place, *split_of(source))
         known = [[path.name, stage.sha256(path)] for path in found] or place
         name = f"read-{source.name}"
         parts = [source.model_dump(mode="json", exclude={"path"}), known, recipe.limit]
@@ -140,8 +143,6 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
 
 def limited(found: list[Row], limit: int) -> list[Row]:
     """A seeded draw, in the order of the file: the first rows may all be of the easy subject. 0: all."""
-    from evals.items import choose_indices
-
     return [found[at] for at in choose_indices(len(found), limit or None, 0)]
 
 
@@ -150,8 +151,8 @@ def unread(place: str, split: str, subset: str | None) -> list[str]:
     folder = Path(place)
     if not folder.is_dir() or (folder / "manifest.json").is_file():
         return []
-    used = {path.resolve() for path in raw.local_files(place, split, subset)}
-    left = [str(path.relative_to(folder)) for path in raw.data_files(folder) if path.resolve() not in used]
+    used = {path.resolve() for path in local_files(place, split, subset)}
+    left = [str(path.relative_to(folder)) for path in data_files(folder) if path.resolve() not in used]
     few = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
     return [f"{len(left)} files of the folder are not of the split {split!r} and not read: {few}"] if left else []
 
@@ -172,3 +173,76 @@ def _no_text(error: UnicodeEncodeError) -> str:
 
 def cached(one: Done) -> str:
     return " (made before)" if one.again else ""
+
+
+def raw_rows(where: str, split: str, subset: str | None = None) -> Iterator[Mapping[str, Any] | Malformed]:
+    """Rows of a local file or folder (see `local_files`), or of a data set on the hub.
+
+    Raises UserError: no such place, no rows of that split, a damaged file, or a hub that cannot be reached.
+    """
+    if is_hub(where):
+        yield from map(chat_row, hub_rows(where, split, subset))
+        return
+    for file in local_files(where, split, subset):
+        yield from file_rows(file)
+
+
+def is_hub(where: str) -> bool:
+    """Whether a place that is no file names a data set on the hub."""
+    return (
+        not Path(where).exists()
+        and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", where))
+        and ending(Path(where)) not in ENDINGS
+    )
+
+
+def local_files(where: str, split: str, subset: str | None = None) -> list[Path]:
+    """The files behind a local place, in the order of their names.
+
+    A folder may be a data set that `data_curation.build` wrote, one of `save_to_disk`, a snapshot of the hub or any
+    folder of files; which of its files are the split's is told by `datasets` (its README, or the files' names).
+    Raises UserError where there is none.
+    """
+    path = Path(where).expanduser()
+    if not path.is_dir():
+        return [path]
+    if (path / "manifest.json").is_file() and (path / "train.parquet").is_file():
+        return [path / "train.parquet"]
+    if (path / "dataset_dict.json").is_file():
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        path = path / _known(split, splits, where)
+    if (path / "state.json").is_file():
+        listed = json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        return [path / one["filename"] for one in listed]
+    if not data_files(path):
+        raise UserError(f"{where}: no {', '.join(ENDINGS)} file in this folder.")
+    if not any(one.is_dir() or one.name == "README.md" or re.search(_SPLIT, one.name) for one in path.iterdir()):
+        return data_files(path)
+    from datasets import load_dataset_builder
+
+    try:
+        found: Any = load_dataset_builder(str(path), subset).config.data_files
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"{where}: {first_line(e)} Name one of its files, or its subset (--set SOURCE.subset=NAME)."
+        ) from e
+    return sorted(Path(file) for file in found[_known(split, found, where)])
+
+
+_SPLIT = r"train|test|valid|val\b|dev\b|eval"
+
+
+DESCRIBING = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "manifest.json")
+
+
+def data_files(folder: Path) -> list[Path]:
+    """All data files below a folder, but for hidden ones and what describes others."""
+    files = (p for p in folder.rglob("*") if p.is_file() and ending(p) in ENDINGS)
+    seen = (p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return sorted(p for p in seen if p.name not in DESCRIBING)
+
+
+def _known(split: str, splits: Any, where: str) -> str:
+    if split not in splits:
+        raise UserError(f"{where}: no split {split!r}. It has {', '.join(map(str, splits))}: --set SOURCE.split=NAME.")
+    return split

@@ -6,13 +6,31 @@ use what is there, and a build with other stages before this one asks only the p
 belongs to a completion and a reference: where the answer or the tests changed, what was sampled is graded again.
 """
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from data_curation.rates import Decision, SolveOptions, bounds, item_key, majority, open_tries, told
+from data_curation.rates import Decision, SolveOptions, Tally, bounds, decide, item_key, majority, open_tries, told
 from data_curation.stage import Context, Drop, Result, Row, drop
-from data_curation.tries import Tries, short_model
+from evals.console import LINE_SECONDS, time_left
 from evals.errors import UserError
+from evals.grading.math import normalise
+
+RUN = "solve-rate"
+"""name of the runs that hold the completions"""
+NO_MODEL = (
+    "stage solve_rate needs a model: --set solve_rate.model=FOLDER_OR_HUB_ID, or for a server "
+    "--set solve_rate.engine=openai --set solve_rate.model=http://host:8000/v1#NAME; --skip solve_rate leaves it out"
+)
+REASONS: dict[Decision, str] = {
+    "low": "solve rate below the bounds",
+    "high": "solve rate above the bounds",
+    "open": "tries without a verdict leave the solve rate open",
+}
 
 
 def run(rows: list[Row], options: SolveOptions, context: Context) -> Result:
@@ -63,8 +81,283 @@ def run(rows: list[Row], options: SolveOptions, context: Context) -> Result:
     return Result(kept, drops, facts)
 
 
-REASONS: dict[Decision, str] = {
-    "low": "solve rate below the bounds",
-    "high": "solve rate above the bounds",
-    "open": "tries without a verdict leave the solve rate open",
-}
+class Tries:
+    """The completions of problems: those in the store, and the others, asked now."""
+
+    def __init__(self, rows: Mapping[str, Row], options: SolveOptions, context: Context):
+        """rows: by `item_key`."""
+        self.options, self.context, self.rows = options, context, rows
+        self.items = {name: item_of(name, row) for name, row in sorted(rows.items())}
+        self.tallies: dict[str, Tally] = {}
+        self.unfit: dict[str, int] = {}
+        """prompt tokens of what does not fit the model's context"""
+        self.refused: dict[str, str] = {}
+        """what the server said of a problem that it does not answer"""
+        self.run_id = ""
+
+    def gather(self) -> "Tries":
+        from evals.grading.grader import open_grader
+
+        options, store = self.options, self.context.store
+        grader_name = options.grader
+        if grader_name == "auto":
+            grader_name = "code" if any(row.code is not None for row in self.rows.values()) else "math"
+        if options.replay:
+            self.run_id = store.find_run(options.replay).id
+            engine = None
+        else:
+            engine = open_engine(options, self.context)
+            self.run_id = find_run(store, options, grader_name)
+        status = "failed"
+        try:
+            self._measure(engine)
+            with open_grader(grader_name) as grader, closing(Meter(self, self.context)) as meter:
+                for split, part in self._parts():
+                    self._ask(engine, split, part, grader, grader_name, meter)
+            status = "done"
+        except KeyboardInterrupt as e:
+            status = "interrupted"
+            raise KeyboardInterrupt("every finished completion is kept; the same command continues") from e
+        finally:
+            if engine is not None:
+                store.finish_run(self.run_id, status)
+                engine.close()
+        if options.replay:
+            self._check_replay()
+        return self
+
+    def _measure(self, engine: Any) -> None:
+        """Find the prompts that are too long for the model. Without a tokenizer the server counts, and refuses."""
+        from evals.prompts import encode
+
+        if engine is None or engine.tokenizer is None:
+            return
+        room = engine.max_context - self.options.max_tokens
+        for name, item in self.items.items():
+            length = len(encode(self.options.asked, item, engine.tokenizer))
+            if length > room:
+                self.unfit[name] = length
+        if self.unfit and len(self.unfit) == len(self.items):
+            raise UserError(
+                f"solve_rate.max_tokens={self.options.max_tokens} leaves {room} of {engine.max_context} tokens of "
+                "context for the prompt, and none fits. Lower max_tokens."
+            )
+
+    def _parts(self) -> Iterator[tuple[str, list[Any]]]:
+        """(split, items): sixteenths, so that not all texts are in memory at once. Of a problem with several answers
+        one comes after the other, so that the completions of the first serve the others."""
+        waves: defaultdict[tuple[int, str], list[Any]] = defaultdict(list)
+        before: Counter[str] = Counter()
+        for name, item in self.items.items():
+            if name not in self.unfit:
+                problem = name.partition("-")[0]
+                waves[before[problem], f"{RUN}-{name[0]}"].append(item)
+                before[problem] += 1
+        yield from ((split, part) for (_, split), part in sorted(waves.items()))
+
+    def _ask(self, engine: Any, split: str, part: list[Any], grader: Any, grader_name: str, meter: "Meter") -> None:
+        from evals.benches import Bench
+        from evals.complete import Job, complete
+        from evals.engines import REFUSED, EngineError, Sampling
+
+        options, store = self.options, self.context.store
+        most = options.max_tokens
+        bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, options.prompt, most, "", "")
+        sampling = Sampling(most, options.temperature, options.top_p, options.top_k)
+        in_rounds = options.early_stop and not options.replay
+        targets = range(options.round, options.n + options.round, options.round) if in_rounds else (options.n,)
+        pending = part
+        for target in targets:
+            n = min(target, options.n)
+            adopt(store, self.run_id, split, pending, n)
+            job = Job(bench, sampling, n, options.asked, options.seed, self.run_id, split)
+            while pending:
+                try:
+                    made = complete(engine, pending, job, store, grader, meter.add)
+                    break
+                except EngineError as e:
+                    refused = {name: str(why) for name, why in e.failed.items() if why.status in REFUSED}
+                    if not refused or len(self.refused) + len(refused) > self.context.max_errors:
+                        raise
+                    self.refused |= refused
+                    pending = [item for item in pending if item.id not in refused]
+            else:
+                break
+            tallies = tally_rows(made.values())
+            self.tallies |= {item.id: tallies.get(item.id, Tally()) for item in pending}
+            pending = [item for item in pending if self._verdict(item.id) == "open"]
+        meter.finish(part)
+
+    def _verdict(self, name: str) -> Decision:
+        return decide(self.tallies[name], self.options.n, self.options.low, self.options.high)
+
+    def _check_replay(self) -> None:
+        """Raises UserError where the recorded tries do not suffice for a verdict: such rows are not to be dropped."""
+        lacking = [
+            name for name, t in self.tallies.items() if self._verdict(name) == "open" and open_tries(t, self.options)
+        ]
+        if lacking:
+            never = sum(not (self.tallies[name].tries + self.tallies[name].unscored) for name in lacking)
+            raise UserError(
+                f"solve_rate.replay={self.options.replay}: it has no completions of {never:,} of {len(self.rows):,} "
+                f"problems, and too few of {len(lacking) - never:,} for these bounds (early_stop ended them); first: "
+                f"{self.rows[lacking[0]].id}. Leave replay out, and only the missing tries are asked."
+            )
+
+
+class Meter:
+    """Counts tries as they come: a bar where somebody looks, and a line in the log every half minute."""
+
+    def __init__(self, tries: Tries, context: Context):
+        self.context, self.total = context, (len(tries.items) - len(tries.unfit)) * tries.options.n
+        self.n, self.refused = tries.options.n, tries.refused
+        self.seen: dict[str, set[int]] = defaultdict(set)
+        self.done = self.truncated = self.unscored = 0
+        self.started = self.said = time.monotonic()
+        self.bar = context.progress.add_task("solve rate", total=self.total) if context.progress else None
+
+    def close(self) -> None:
+        self._say()
+        if self.bar is not None:
+            self.context.progress.remove_task(self.bar)
+
+    def add(self, row: Any) -> None:
+        if row.repeat in self.seen[row.item]:
+            return
+        self.seen[row.item].add(row.repeat)
+        self.truncated += row.finish_reason == "length"
+        self.unscored += row.reward is None
+        self._advance(1)
+
+    def finish(self, items: Sequence[Any]) -> None:
+        """Nothing more is asked of these."""
+        self._advance(sum(self.n - len(self.seen.pop(item.id, ())) for item in items))
+
+    def _advance(self, count: int) -> None:
+        self.done += count
+        if self.bar is not None:
+            self.context.progress.advance(self.bar, count)
+        if time.monotonic() - self.said >= LINE_SECONDS:
+            self._say()
+
+    def _say(self) -> None:
+        self.said = time.monotonic()
+        left = time_left(self.done, self.total, self.said - self.started)
+        self.context.log(
+            f"solve rate: {self.done:,} of {self.total:,} tries, {left or 'unknown time'} left; {self.truncated:,} "
+            f"cut at max_tokens, {self.unscored:,} without a verdict, {len(self.refused):,} problems refused"
+        )
+
+
+def check_options(options: SolveOptions) -> dict[str, Any]:
+    """The engine's options as it takes them. Raises UserError for an engine, an option or a value that there is not."""
+    from evals.engines import check_engine
+
+    if options.engine != "ray":
+        return check_engine(options.engine, options.engine_options)
+    from data_curation.ray_engine import RayEngine
+    from evals.engines.options import checked
+
+    return checked("ray", RayEngine.__init__, options.engine_options)
+
+
+def open_engine(options: SolveOptions, context: Context) -> Any:
+    from evals.engines import load_engine
+
+    if not options.model:
+        raise UserError(NO_MODEL)
+    if options.engine == "ray":
+        from data_curation.ray_engine import RayEngine
+
+        return RayEngine(options.model, **check_options(options))
+    more = {"max_errors": context.max_errors + 1} if options.engine == "openai" else {}
+    return load_engine(options.engine, options.model, **{**more, **options.engine_options})
+
+
+def adopt(store: Any, run_id: str, split: str, items: Sequence[Any], n: int) -> None:
+    """Give each item the run's completions of the same problem under another answer: without a verdict, so that they
+    are graded before anything is asked."""
+    tried: defaultdict[str, set[int]] = defaultdict(set)
+    by_problem: defaultdict[str, set[str]] = defaultdict(set)
+    for name, repeat in store.columns(run_id, ("item", "repeat"), split=split):
+        tried[name].add(repeat)
+        by_problem[name.partition("-")[0]].add(name)
+    for item in items:
+        others = by_problem[item.id.partition("-")[0]] - {item.id}
+        have = tried.get(item.id, set())
+        if others and len(have) < n and any(tried[other] - have for other in others):
+            found = store.samples(run_id, split=split, items=sorted(others), with_tokens=True)
+            new = {row.repeat: row for row in found if row.repeat < n and row.repeat not in have}
+            blank = {"item": item.id, "outcome": "ungraded", "path": "", "answer": None, "reward": None}
+            store.log_samples(run_id, [replace(row, **blank) for row in new.values()])
+
+
+def tally_rows(rows: Iterable[Any]) -> dict[str, Tally]:
+    by_item: defaultdict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        by_item[row.item].append(row)
+    tallies = {}
+    for name, found in by_item.items():
+        scored = [row for row in found if row.reward is not None]
+        right = sum(row.reward >= 1 for row in scored)
+        others = Counter(normalise(row.answer) for row in scored if row.reward < 1 and row.answer)
+        truncated = sum(row.finish_reason == "length" for row in found)
+        other = min(others.items(), key=lambda one: (-one[1], one[0]), default=("", 0))
+        tallies[name] = Tally(right, len(scored) - right, len(found) - len(scored), truncated, other)
+    return tallies
+
+
+def find_run(store: Any, options: SolveOptions, grader: str) -> str:
+    """The run with the same model, prompt, sampling and seed, going on with it; a new one where there is none.
+
+    Neither the engine nor a server's address nor n nor the bounds are part of it: they do not change a completion.
+    """
+    if known := known_run(store, options, grader):
+        store.resume_run(known.id)
+        return known.id
+    model = options.model.split("#")[-1]
+    return store.start_run(
+        "curation", RUN, model=model, seed=options.seed, config={**settings_of(options), "grader": grader}
+    )
+
+
+def known_run(store: Any, options: SolveOptions, grader: str = "") -> Any:
+    """The run that `find_run` goes on with, whatever its grader where none is given; None: there is none."""
+    wanted = settings_of(options)
+    for run in reversed(store.runs("curation", name=RUN)):
+        config = {name: value for name, value in run.config.items() if name != "grader"}
+        if config == wanted and grader in ("", run.config.get("grader")):
+            return run
+    return None
+
+
+def settings_of(options: SolveOptions) -> dict[str, Any]:
+    """What decides a completion."""
+    from evals.models import fingerprint
+
+    model = options.model.split("#")[-1]
+    names = ("prompt", "temperature", "top_p", "max_tokens", "seed")
+    later = {name: value for name in ("top_k", "chat_template_kwargs") if (value := getattr(options, name))}
+    return {
+        "model": fingerprint(model) if Path(model).is_dir() else model,
+        **{name: getattr(options, name) for name in names},
+        **later,
+    }
+
+
+def short_model(model: str) -> str:
+    """A model as a data card names it: a hub id as it is, a folder by its name, for the path is of one machine."""
+    name = model.split("#")[-1]
+    if "://" in name:
+        return "a server's"
+    return Path(name).name if name.startswith(("/", ".", "~")) or Path(name).is_dir() else name
+
+
+def item_of(name: str, row: Row) -> Any:
+    from evals.items import Item
+
+    if row.code is None:
+        return Item(name, row.problem, row.answer, {"source": row.source, "row": row.id})
+    from data_curation.code_checks import code_of
+
+    return Item(name, row.problem, "", {"source": row.source, "row": row.id}, code_of(row))

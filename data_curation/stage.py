@@ -96,11 +96,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def drop_line(stage: str, one: Drop) -> dict[str, Any]:
-    """The ledger's line: empty fields are left out."""
-    return {"stage": stage, **{name: value for name, value in asdict(one).items() if value or name == "id"}}
-
-
 def dumps(value: Any) -> str:
     """JSON with sorted keys; dates and bytes of a parquet file become text."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
@@ -197,7 +192,8 @@ def run(
         building.mkdir(parents=True)
         result = make()
         write_rows(result.rows, building / "rows.parquet")
-        write_lines((drop_line(name, one) for one in result.drops), building / "ledger.jsonl")
+        told = ({key: value for key, value in asdict(one).items() if value or key == "id"} for one in result.drops)
+        write_lines(({"stage": name, **line} for line in told), building / "ledger.jsonl")
         write_lines(result.pairs, building / "pairs.jsonl")
         dropped = sum(one.count for one in result.drops)
         done = {

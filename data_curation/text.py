@@ -6,7 +6,6 @@ problem more often than between two problems. Diagrams (`[asy]`) are left out: t
 """
 
 import functools
-import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+
+from sandbox import processors
 
 BLOCK_BYTES = 1 << 21
 """text hashed at once: the arrays of a block (about 30 bytes per byte of text) stay small"""
@@ -71,7 +72,7 @@ def diagrams(text: str) -> str:
 
 def tokens(texts: Sequence[str]) -> Hashes:
     """The hashed tokens of each text, in order."""
-    with ThreadPoolExecutor(cores()) as pool:  # numpy lets go of the interpreter while it works
+    with ThreadPoolExecutor(processors()) as pool:  # numpy lets go of the interpreter while it works
         parts = list(pool.map(_hash_block, _blocks(texts)))
     sizes = np.concatenate([counts for _, counts in parts]) if parts else np.zeros(0, np.int64)
     values = np.concatenate([values for values, _ in parts]) if parts else np.zeros(0, np.uint64)
@@ -95,11 +96,6 @@ def grams(found: Hashes, n: int) -> Hashes:
             whole = (whole * _GRAM_BASE + token) & 0xFFFFFFFFFFFFFFFF
         values[starts[text]] = whole
     return Hashes(mix(values), starts)
-
-
-def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def distinct(found: Hashes) -> Hashes:

@@ -146,7 +146,7 @@ def show(run: "RunRow", name: str, found: Sequence[Opinion], unknown: int, windo
         return [f"{len(some):,}", f"{int(refused_P.sum()):,}", value, interval]
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, markup=False, soft_wrap=True)
 
     if not found:
         say("No completion was paid: there is nothing to refuse.")
@@ -218,9 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = text if len(text) <= 200 else f"...{text[-200:]}"
             why = verdict.detail or verdict.path
             line = f"  step {row.step}, {row.item}: paid {row.reward:g}; {args.grader} says {verdict.outcome} ({why}), "
-            console.print(f"{line}wanted {row.reference!r}: {text}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{line}wanted {row.reference!r}: {text}", markup=False, soft_wrap=True)
         shown = f'python -m evals.report html --run {run.id}, samples with "{mark}: refuses"'
-        console.print(f"in the page: {shown}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"in the page: {shown}", markup=False, soft_wrap=True)
     return int(rises)
 
 

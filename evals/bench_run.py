@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from evals.benches import BENCHES, Bench, find, load
-from evals.benches.own import PREFIX
+from evals.benches.bench import PREFIX
 from evals.complete import Job, complete, regrade
 from evals.console import plural, progress_bar
 from evals.engines import Engine, EngineError, Sampling
@@ -21,7 +21,7 @@ from evals.lm_tasks.plan import TaskPlan, check_chat
 from evals.models import Target
 from evals.plan import Plan, asked_with, show_notes, with_model_notes
 from evals.prompts import encode
-from evals.stats import Summary, problem_means, summarise
+from evals.stats import Summary, columns, summarise
 from evals.tables import Outcome, print_bench
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def evaluate_plan(
             from evals.lm_tasks.output import write_output
 
             write_output(*told(), target.path, config, lm_eval_output, console)
-    console.print(f"run {run_id} in {store}", highlight=False)
-    means = problem_means(store.outcomes(run_id, step=target.step))
+    console.print(f"run {run_id} in {store}")
+    means = columns(store.outcomes(run_id, step=target.step)).means()
     return Outcome(plan.title, target.path, target.step, run_id, summary, means)
 
 
@@ -93,7 +93,7 @@ def evaluate_bench(
             raise
 
     def for_lm_eval() -> tuple[dict[str, Any], Any]:
-        from evals.lm_tasks.bench import bench_results
+        from evals.lm_tasks.output import bench_results
 
         return bench_results(engine, plan.items, job, rows, store)
 
@@ -140,7 +140,7 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
     finally:
         # it is as complete as it was
         store.finish_run(run.id, run.status if run.status in ("done", "failed") else "interrupted")
-    console.print(f"run {run.id} in {store}", highlight=False)
+    console.print(f"run {run.id} in {store}")
 
 
 def asked_in(run: "RunRow") -> tuple[Bench, list[Item]]:
@@ -159,13 +159,13 @@ def print_changes(
         if key in before and before[key][0] != row.outcome:
             changes.setdefault((before[key][0], row.outcome), []).append(row)
     changed = sum(map(len, changes.values()))
-    console.print(f"{changed:,} of {len(rows):,} verdicts changed", highlight=False)
+    console.print(f"{changed:,} of {len(rows):,} verdicts changed")
     for (old, new), some in sorted(changes.items(), key=lambda one: -len(one[1])):
         row = some[0]
         was, why = before[row.item, row.repeat][1], f", {row.meta['detail']}" if row.meta.get("detail") else ""
         said = f"{row.answer!r:.60} for {row.reference!r:.60}" if row.answer else "no answer"
         line = f"{old} -> {new}: {len(some):,}, e.g. {row.item}: {said} ({was or 'ungraded'} -> {row.path}{why})"
-        console.print(line, highlight=False, markup=False)
+        console.print(line, markup=False)
 
 
 @contextmanager
@@ -251,7 +251,7 @@ def find_call(store: "Store", configs: list[dict[str, Any]]) -> tuple[dict[str, 
 def finished_outcome(title: str, target: Target, run_id: str, store: "Store") -> Outcome:
     """A run that an earlier, interrupted call has finished."""
     rows = list(store.outcomes(run_id))
-    return Outcome(title, target.path, target.step, run_id, summarise(rows), problem_means(rows))
+    return Outcome(title, target.path, target.step, run_id, summarise(rows), columns(rows).means())
 
 
 def check_context(engine: Engine, plan: Plan) -> None:

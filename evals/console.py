@@ -15,8 +15,8 @@ LINE_SECONDS = 30.0
 
 
 def make_console() -> Console:
-    """A rich console; a file or a pipe has no width of its own, and nothing wraps there."""
-    return Console() if sys.stdout.isatty() else Console(width=1000)
+    """A rich console that colours no numbers; a file or a pipe has no width of its own, and nothing wraps there."""
+    return Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
 
 
 def plural(count: int, one: str) -> str:
@@ -71,6 +71,6 @@ def _lines(title: str, total: int, console: Console) -> Callable[..., None]:
             said = now
             left = time_left(done, total, now - started)
             told = "" if left is None else f", {left} left"
-            console.print(f"{title}: {done} of {total} completions{told}", highlight=False)
+            console.print(f"{title}: {done} of {total} completions{told}")
 
     return advance

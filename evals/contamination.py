@@ -96,11 +96,11 @@ def training_notes(training: Mapping[str, Any], items: Sequence[Item]) -> list[s
         )
     dates = [str(item.meta["date"]) for item in items if item.meta.get("date")]
     if dates:
-        within = [t for t in trained if min(dates) <= _date_of(t) <= max(dates)]
-        if within:
+        dated = {t.id: str(t.meta.get("contest_date") or t.meta.get("date") or "")[:10] for t in trained}
+        if within := [name for name, date in dated.items() if min(dates) <= date <= max(dates)]:
             said.append(
                 f"warning: {len(within)} training problems of {path} are dated within the problems' {min(dates)} to "
-                f"{max(dates)} (first: {within[0].id})."
+                f"{max(dates)} (first: {within[0]})."
             )
     manifest = Path(path).parent / "manifest.json"
     if not said and manifest.is_file():
@@ -154,10 +154,6 @@ def _names_of(item: Item) -> list[str]:
         parts = [part for part in text.split("/") if part]
         names += [text, *parts[-1:], "_".join(parts[-2:])]
     return names
-
-
-def _date_of(item: Item) -> str:
-    return str(item.meta.get("contest_date") or item.meta.get("date") or "")[:10]
 
 
 def _plain(text: str) -> str:

@@ -82,7 +82,7 @@ def evaluated(
     wanted = deciding({**facts, **plan.settings})
     for run in reversed(store.runs("eval")):
         if run.status == "done" and deciding(run.config) == wanted:
-            console.print(f"{target.path}: run {run.id} has its answers already", highlight=False, markup=False)
+            console.print(f"{target.path}: run {run.id} has its answers already", markup=False)
             return run.id
     return evaluate_plan(plan, target, facts, engine_of(target), store, console).run_id
 
@@ -115,7 +115,7 @@ def report(
     from evals.stats import columns, compare
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, markup=False, soft_wrap=True)
 
     found = partings(pairs)
     say(f"{plan.title}: {len(pairs):,} pairs of answers with the same noise ({noise}).")
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ]
             pairs = [(row, rows[1][key]) for key, row in rows[0].items() if key in rows[1]]
             scored = with_logps(partings(pairs), plan, targets, engine_of)
-            console.print(f"A is {own.a} (run {ids[0]}), B is {own.b} (run {ids[1]}).", markup=False, highlight=False)
+            console.print(f"A is {own.a} (run {ids[0]}), B is {own.b} (run {ids[1]}).", markup=False)
             report(plan, pairs, scored, tokenizers[0], str(options.get("noise", f"that of {name}")), console)
     return 0
 

@@ -40,10 +40,15 @@ def explained(error: Mapping[str, Any]) -> str:
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:
-    """ " Did you mean ...?" for a name that is one of the known but for case, signs between words or a slip."""
+    """The question for a name that is one of the known but for case, signs or a slip; else nothing."""
     plain = {re.sub(r"[\W_]", "", name.lower()): name for name in known}
     near = difflib.get_close_matches(re.sub(r"[\W_]", "", str(value).lower()), plain, 1, 0.6)
     return f" Did you mean {plain[near[0]]!r}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, which may be all that helps."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def told(error: BaseException) -> tuple[str, int] | None:

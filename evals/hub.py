@@ -5,7 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 SECONDS = 10.0
@@ -68,10 +68,9 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
     try:
         found = snapshot_download(name, revision=revision or None, allow_patterns=wanted, etag_timeout=SECONDS)
     except (OSError, HfHubHTTPError, HFValidationError) as e:
-        reason = str(e).strip().splitlines()[0].removeprefix("Got: ")
         raise UserError(
-            f"cannot get the model {model} from the Hugging Face hub, nor from its cache: {reason} "
-            "Check the id and the network, or give the path of a local folder."
+            f"cannot get the model {model} from the Hugging Face hub, nor from its cache: "
+            f"{first_line(e).removeprefix('Got: ')} Check the id and the network, or give the path of a local folder."
         ) from e
     return Path(found)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.code_tests import Code, read_code
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 from evals.files import ENDINGS, Malformed, ending, file_rows
 from evals.hub import hub_answers, stay_offline
 from sandbox import Limits
@@ -59,10 +59,10 @@ def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[dict[
     try:
         return load_dataset(name, config, split=split)  # type: ignore[return-value]
     except (OSError, ValueError, RuntimeError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(
-            f"cannot load {name} from the Hugging Face hub: {reason}. Check the network, or give a local file in the "
-            "hub's shape: --data FILE or $AGPO_DATA for an evaluation, --input SOURCE=FILE for a build."
+            f"cannot load {name} from the Hugging Face hub: {first_line(e)}. Check the network, or give a "
+            "local file in the hub's shape: --data FILE or $AGPO_DATA for an evaluation, --input SOURCE=FILE for a "
+            "build."
         ) from e
 
 

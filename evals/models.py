@@ -61,7 +61,12 @@ def find_checkpoints(model: str, wanted: str, store: "Store | None") -> list[Tar
         if word == "latest":
             steps.add(max(by_step))
         elif word == "best":
-            steps.add(_best(next(iter(by_step.values())).parent, model))
+            path = next(iter(by_step.values())).parent / "best.json"
+            if not path.is_file():
+                raise UserError(
+                    f"{model} names no best checkpoint (no {path}); checkpoint.best of its recipe was not set."
+                )
+            steps.add(int(json.loads(path.read_text())["step"]))
         elif word.isdigit():
             steps.add(int(word))
         else:
@@ -88,13 +93,6 @@ def _checkpoints(model: str, store: "Store | None") -> dict[int, Path]:
             "checkpoints/step-000020 and so on in it, or the id of a run in the store."
         )
     return by_step
-
-
-def _best(folder: Path, model: str) -> int:
-    path = folder / "best.json"
-    if not path.is_file():
-        raise UserError(f"{model} names no best checkpoint (no {path}); checkpoint.best of its recipe was not set.")
-    return int(json.loads(path.read_text())["step"])
 
 
 def model_path(model: str) -> str:

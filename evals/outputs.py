@@ -1,5 +1,6 @@
 """Writing files: what a command may write over, and whole or not at all. docs/files.md lists what deletes what."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ def check_file(out: Path, endings: Sequence[str], *, mark: bytes = b"", overwrit
         beginning = file.read(4096)
     if beginning.startswith(SQLITE):
         raise UserError(f"{out} is a database, and is not written over. Give another name.")
-    if not overwrite and not (mark and mark in beginning):
+    if beginning and not overwrite and not (mark and mark in beginning):
         what = "is not a file of this command" if mark else "exists"
         raise UserError(f"{out} {what}. Give another name" + (", or remove it." if mark else ", or --overwrite."))
 
@@ -42,21 +43,27 @@ def check_writable(folder: Path, what: str) -> None:
         raise UserError(f"cannot write {what} to {folder}: {(e.strerror or str(e)).lower()}. Choose another.") from e
 
 
-def check_folder(out: Path, marker: str, keep: Sequence[Path], *, overwrite: bool = False) -> None:
-    """Refuse to replace a folder unless it is one of ours (it holds the file `marker`), and to be overwritten.
+def files_in(folder: Path) -> list[str]:
+    """Names below the folder, without what `datasets` keeps in one that it has read."""
+    there = (path for path in folder.rglob("*") if not path.is_dir() and not path.match("cache-*.arrow"))
+    return sorted(path.relative_to(folder).as_posix() for path in there)
 
-    Raises UserError otherwise, and where one of `keep` (a store) or the working directory lies in it.
+
+def check_folder(out: Path, marker: str) -> None:
+    """Refuse to replace a folder unless a command of ours made all that is in it: its file `marker` lists its `files`.
+
+    Raises UserError otherwise, and where the working directory lies in it.
     """
-    if not out.exists():
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not overwrite:
-        raise UserError(f"{out} exists. Give another name, or --overwrite.")
     if not (out / marker).is_file():
         raise UserError(f"{out} was not made by this command (it has no {marker}), and is not replaced.")
-    whole = out.resolve()
-    for path in (Path.cwd(), *keep):
-        if path.resolve().is_relative_to(whole):
-            raise UserError(f"{out} holds {path}, and is not replaced. Give another name.")
+    made = json.loads((out / marker).read_text(encoding="utf-8")).get("files", [])
+    if own := [name for name in files_in(out) if name != marker and name not in made]:
+        listed = ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
+        raise UserError(f"{out} is replaced as a whole, and holds other files: {listed}. Move them.")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UserError(f"{out} holds the working directory, and is not replaced. Give another name.")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from evals import contamination
 from evals.benches import BENCHES, Bench, find, load
-from evals.benches.own import OPTIONS, bench_name
+from evals.benches.bench import OPTIONS, bench_name
 from evals.errors import UserError
 from evals.grading.function import load_function
 from evals.items import Item, choose
@@ -189,12 +189,12 @@ def show(plans: Sequence[Plan | TaskPlan], about: dict[str, Any], console: Conso
     """Print the settings of each benchmark and how much there is to do."""
 
     def line(key: str, value: Any) -> None:
-        console.print(f"{key:>14}: {value}", highlight=False, markup=False)
+        console.print(f"{key:>14}: {value}", markup=False)
 
     for key, value in about.items():
         line(key, value)
     for plan in plans:
-        console.print(f"[bold]{plan.title}[/]", highlight=False)
+        console.print(f"[bold]{plan.title}[/]")
         for key, value in plan.settings.items():
             for name, one in value.items() if key == "options" else [(key, value)]:
                 line(name, one)
@@ -206,7 +206,7 @@ def show(plans: Sequence[Plan | TaskPlan], about: dict[str, Any], console: Conso
 
 def show_notes(plan: Plan | TaskPlan, console: Console) -> None:
     for note in plan.notes:
-        console.print(f"{plan.title}: {note}", highlight=False, markup=False)
+        console.print(f"{plan.title}: {note}", markup=False)
 
 
 def show_prompts(plans: Sequence[Plan | TaskPlan], tokenizer: Any, console: Console) -> None:
@@ -216,5 +216,5 @@ def show_prompts(plans: Sequence[Plan | TaskPlan], tokenizer: Any, console: Cons
             name, text = plan.items[0].id, render(asked_with(plan.settings), plan.items[0], tokenizer)
         else:
             name, text = first_prompt(plan, tokenizer)
-        console.print(f"[bold]{plan.title}[/], first prompt ({name}):", highlight=False)
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"[bold]{plan.title}[/], first prompt ({name}):")
+        console.print(text, markup=False, soft_wrap=True)

@@ -18,7 +18,6 @@ from evals.plan import Plan, add_bench_options, make_plans, plan_for, show, show
 from evals.prompts import find_preset
 
 if TYPE_CHECKING:
-    from evals.engines import Engine
     from evals.store import Store
 
 # Heavy libraries are imported where they are needed, so that --help, --list and a wrong name answer at once.
@@ -127,15 +126,11 @@ def engine_name(args: argparse.Namespace) -> str:
     return "openai" if served else args.engine or "hf"
 
 
-def open_engine(name: str, model: str, options: dict[str, Any]) -> "Engine":
-    from evals.engines import load_engine
-
-    return load_engine(name, model.removeprefix("openai:"), **options)
-
-
 @contextmanager
 def engines(name: str, options: dict[str, Any]) -> Iterator[Any]:
     """A function from a target to an engine with its weights: one engine, whose weights are changed where it can."""
+    from evals.engines import load_engine
+
     engine: Any = None
     loaded = ""
 
@@ -148,7 +143,7 @@ def engines(name: str, options: dict[str, Any]) -> Iterator[Any]:
                 engine.close()
                 engine = None
         if engine is None:
-            engine = open_engine(name, target.path, options)
+            engine = load_engine(name, target.path, **options)
         loaded = target.path
         return engine
 
@@ -187,7 +182,7 @@ def evaluate_all(
     with engines(name, options) as engine_of:
         for number, (target, plan) in enumerate(todo):
             if number in finished:
-                console.print(f"{plan.title}: run {finished[number]} is finished already", highlight=False)
+                console.print(f"{plan.title}: run {finished[number]} is finished already")
                 outcomes.append(finished_outcome(plan.title, target, finished[number], store))
                 continue
             engine = engine_of(target)
@@ -220,7 +215,7 @@ def list_benches(console: Console) -> None:
         row = (b.name, b.title, str(b.size), b.metric, b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
         table.add_row(*row)
     console.print(table)
-    console.print("and lm_eval:<task> for any task of lm-eval", highlight=False)
+    console.print("and lm_eval:<task> for any task of lm-eval")
 
 
 def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) -> None:
@@ -238,7 +233,7 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
     show(plans, facts_of(targets[0], name, options), console)
     if len(targets) > 1:
         steps = ", ".join(str(target.step) for target in targets)
-        console.print(f"{'checkpoints':>14}: {len(targets)}, steps {steps}", highlight=False)
+        console.print(f"{'checkpoints':>14}: {len(targets)}, steps {steps}")
     path = targets[0].path
     show_prompts(plans, tokenizer_of(name, path, options, plans), console)
 
@@ -246,7 +241,9 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
 def tokenizer_of(engine: str, path: str, options: dict[str, Any], plans: Sequence[Any]) -> Any:
     """What renders the prompts of the plans; None where no chat template does, and the libraries can stay away."""
     if engine == "openai":  # only the server can say whose tokenizer it is
-        return open_engine(engine, path, options).tokenizer
+        from evals.engines import load_engine
+
+        return load_engine(engine, path, **options).tokenizer
     if all(isinstance(plan, Plan) and not find_preset(plan.settings["prompt"]).chat for plan in plans):
         from evals.hub import model_folder
 

@@ -34,7 +34,7 @@ def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Consol
     print_grid(Grid(f"{bench.title}, {n} per problem", ["", *_header(bench.metric, total)], blocks), console)
     console.print("verdicts: " + ", ".join(f"{n} {outcome}" for outcome, n in total.outcomes.items()))
     for part in bench.report(rows):
-        console.print(part, highlight=False)
+        console.print(part)
     if aborted := sum(row.finish_reason == "abort" for row in rows):
         console.print(f"{plural(aborted, 'response')} refused, or stopped by the provider's content filter")
     if total.unscored:

@@ -9,8 +9,9 @@ import json
 import os
 import select
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import IO, Any, Literal, NamedTuple
 
 from sandbox.types import Program
@@ -105,7 +106,10 @@ class Worker:
                 kind, payload = self._frame(compiling=not compiled)
                 self.deadline = time.monotonic() + header["wall_ns"] / 1e9 + GRACE_S
                 if kind == protocol.RESULT:
-                    result = _result(payload)
+                    try:
+                        result = protocol.unpack_result(payload)
+                    except ProtocolError as e:
+                        raise WorkerFailure(str(e)) from None
                     if result.test != expected or expected >= count:
                         raise WorkerFailure(f"result {result.test} where {expected} was expected")
                     expected += 1
@@ -204,11 +208,36 @@ class Worker:
             raise ProtocolError("the worker did not answer in time")
 
 
+def start(
+    command: Sequence[str], name: str = "", env: Mapping[str, str] | None = None, cwd: str | None = None
+) -> Worker:
+    """A worker that is ready. Raises WorkerFailure, and then nothing of it runs."""
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker. A pipe nobody would read while it runs
+    try:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=env, cwd=cwd)
+    except OSError as e:
+        raise WorkerFailure(f"{command[0]} cannot be started: {e.strerror}") from e
+    try:
+        worker = Worker(process, log, name)
+    except WorkerFailure:
+        process.kill()
+        process.communicate()
+        log.close()
+        raise
+    if "failed" in worker.hello:
+        worker.close()
+        raise WorkerFailure(worker.hello["failed"])
+    return worker
+
+
 def _header(program: Program, run: Run) -> dict:
     limits = program.limits
     idle_s = limits.cpu_s if limits.idle_s is None else limits.idle_s
     wall_s = 10 * (limits.cpu_s + idle_s) + 30 if limits.wall_s is None else limits.wall_s
     blind_wall_s = max(2 * limits.cpu_s, limits.cpu_s + 4) if limits.wall_s is None else limits.wall_s
+    # Processes that want each processor: room for the load where the kernel does not account for waiting.
+    load = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     return {
         "source": program.source,
         "prelude": program.prelude,
@@ -220,22 +249,10 @@ def _header(program: Program, run: Run) -> dict:
         "cpu_ns": round(limits.cpu_s * 1e9),
         "idle_ns": round(idle_s * 1e9),
         "wall_ns": round(wall_s * 1e9),
-        "blind_wall_ns": round(blind_wall_s * oversubscription() * 1e9),
+        "blind_wall_ns": round(blind_wall_s * load * 1e9),
         "memory": limits.memory_mb << 20,
         "address_space": max(limits.address_space_mb, limits.memory_mb) << 20,
         "threads": limits.threads,
         "files": limits.files,
         "output": round(limits.output_mb * (1 << 20)),
     }
-
-
-def oversubscription() -> float:
-    """How many processes want each processor, at least 1. Only used where the kernel does not account for waiting."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
-def _result(payload: bytes) -> protocol.Result:
-    try:
-        return protocol.unpack_result(payload)
-    except ProtocolError as e:
-        raise WorkerFailure(str(e)) from None

@@ -78,9 +78,7 @@ class Sandbox:
             raise SandboxError(f"unknown compat {compat!r}; give 'real', 'lcb' or 'both'")
         self.settings = Settings(isolation, compat, stop_at_first_failure)
         self.backend, self.capabilities = choose(backend, allow_unsafe)
-        workers = workers or len(
-            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        )
+        workers = workers or processors()
         if workers < 1:
             raise SandboxError(f"workers is {workers}; give 1 or more")
         self.workers = workers
@@ -213,22 +211,17 @@ class Sandbox:
                 worker = None
             worker = worker or self.backend.launch()
             tests = run.judge(worker, task.program, task.problem, task.settings)
-        except WorkerFailure as e:
+        except BaseException as e:  # noqa: BLE001
             if worker:
                 self.backend.reap(worker)
-            self._failed(task, e)
-            return None
-        except Exception as e:  # noqa: BLE001
-            # A fault of ours that one program brings out is that program's: no verdict, counted, and told in full.
-            _log.exception("judging a program failed")
-            if worker:
-                self.backend.reap(worker)
-            self._failed(task, WorkerFailure(f"{type(e).__name__} in the judge: {str(e)[:200]}"))
-            return None
-        except BaseException as e:  # noqa: BLE001 - must reach whoever waits, not end the slot
-            self._finish(task, error=e)
-            if worker:
-                self.backend.reap(worker)
+            if isinstance(e, WorkerFailure):
+                self._failed(task, e)
+            elif isinstance(e, Exception):
+                # A fault of ours that one program brings out is that program's: no verdict, counted, and told in full.
+                _log.exception("judging a program failed")
+                self._failed(task, WorkerFailure(f"{type(e).__name__} in the judge: {str(e)[:200]}"))
+            else:  # must reach whoever waits, not end the slot
+                self._finish(task, error=e)
             return None
         self._finish(task, self._report(tests, len(task.problem.tests), task.attempts))
         return worker
@@ -325,6 +318,11 @@ class Judging:
         """Give up what has not begun."""
         for future in self._futures:
             future.cancel()
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _key(program: Program, problem: Problem, settings: Settings) -> str:

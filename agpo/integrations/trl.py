@@ -36,7 +36,10 @@ from agpo.objective import (
     advantages,
     clip_decision,
     counted,
+    group_rewards,
     live_groups,
+    loss_at_ratio_1,
+    normalised_sum,
     resolve,
     sequence_weights,
     token_losses,
@@ -67,7 +70,12 @@ class AGPOTrainer(GRPOTrainer):
     def _calculate_rewards(self, *args, **keywords) -> torch.Tensor:
         rewards_BF = super()._calculate_rewards(*args, **keywords)  # of all ranks
         if self.model.training:
-            self._rewards_GN = raw_rewards(rewards_BF, self.reward_weights.to(rewards_BF.device), self.num_generations)
+            weights_F, samples = self.reward_weights.to(rewards_BF.device), self.num_generations
+            self._rewards_GN = raw_rewards(rewards_BF, weights_F, samples)
+            if self.objective.several == "normalise":
+                rewards_GNF = rewards_BF.double().reshape(-1, samples, len(weights_F))
+                unknown_GN = self._rewards_GN.isnan()
+                self._rewards_GN = normalised_sum(rewards_GNF, weights_F.tolist()).masked_fill(unknown_GN, math.nan)
         return rewards_BF
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -76,10 +84,11 @@ class AGPOTrainer(GRPOTrainer):
             return out
         if unknown := out.keys() & {"tool_mask", "pixel_values"}:
             raise ValueError(f"{', '.join(unknown)} in the samples: tools and images are not tested with agpo.")
-        live_G = live_groups(self._rewards_GN)
-        counted_B = counted(self._rewards_GN, live_G, self.objective).reshape(-1)
-        advantage_B = advantages(self._rewards_GN, self.objective, live_G).reshape(-1)
         lengths_B = self.accelerator.gather(out["completion_mask"].sum(1))
+        rewards_GN = group_rewards(self._rewards_GN, lengths_B, self.objective)
+        live_G = live_groups(rewards_GN)
+        counted_B = counted(rewards_GN, live_G, self.objective).reshape(-1)
+        advantage_B = advantages(rewards_GN, self.objective, live_G).reshape(-1)
         # Each rank has a row of whole micro-batches; the window is the optimizer step that a sample is in.
         rows, windows = len(inputs), self.args.steps_per_generation // self.args.gradient_accumulation_steps
         window_B = torch.arange(windows, device=lengths_B.device).repeat_interleave(rows // windows)
@@ -89,10 +98,10 @@ class AGPOTrainer(GRPOTrainer):
         if below(self.objective):  # one window, of ratio 1: f' of every unit is known
             weight_B, tis = weight_WB[0].double(), out.get("importance_sampling_ratio")
             mass_B = weight_B * lengths_B
-            value_B = -advantage_B * mass_B
+            value_B = loss_at_ratio_1(advantage_B, self.objective) * mass_B
             if tis is not None:
                 sums_B = (tis * out["completion_mask"]).sum(1).double()
-                value_B = -advantage_B * weight_B * self.accelerator.gather(sums_B)
+                value_B = loss_at_ratio_1(advantage_B, self.objective) * weight_B * self.accelerator.gather(sums_B)
             unit_B = units(lengths_B, weight_B, self.num_generations, self.objective)
             scale_U, self._decision = unit_decision(
                 unit_sums(value_B, mass_B, unit_B, int(unit_B.max()) + 1).cpu(), self.objective
@@ -218,6 +227,7 @@ def check_objective(objective: Objective) -> None:
             "beta": ((0,), "the KL term is not built in"),
             "entropy_coef": ((0,), "the entropy bonus is not built in"),
             "overlong": (("keep",), "answers that were cut are not told apart"),
+            "surrogate": (tuple({objective.surrogate, "ppo"} - {"kl_cov"}), "its tokens are of a whole optimizer step"),
         },
     )
 
@@ -240,7 +250,10 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
             "delta": ((None,), ours + ": objective=resolve('agpo', dual_clip=...)"),
             "importance_sampling_level": (("token",), ours),
             "scale_rewards": (("group",), ours + ": objective=resolve('agpo', advantage_std='none')"),
-            "multi_objective_aggregation": (("sum_then_normalize",), "live groups are decided by the sum of rewards"),
+            "multi_objective_aggregation": (
+                ("normalize_then_sum" if objective.several == "normalise" else "sum_then_normalize",),
+                ours + ": objective=resolve('agpo', several=...)",
+            ),
             "mask_truncated_completions": ((False,), "answers that were cut are not told apart"),
             "off_policy_mask_threshold": ((None,), "it is not in agpo's loss"),
             "top_entropy_quantile": ((1.0,), "it is not in agpo's loss"),

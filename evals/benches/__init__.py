@@ -1,8 +1,6 @@
 """Benchmarks: one small file each, which makes a `Bench`, and one line in `BENCHES`."""
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from evals.benches import (
     arith,
@@ -17,13 +15,10 @@ from evals.benches import (
     mbpp_plus,
     tiny_code,
 )
-from evals.benches.bench import Bench, Option
-from evals.benches.own import PREFIX, bench_name, own_bench
+from evals.benches.bench import PREFIX, Bench, Option, bench_name, own_bench
+from evals.benches.rows import in_folder
 from evals.errors import UserError
-from evals.files import ENDINGS
 from evals.items import Item
-
-__all__ = ["BENCHES", "Bench", "Option", "find", "in_folder", "load"]
 
 BENCHES: dict[str, Bench] = {
     bench.name: bench
@@ -63,9 +58,3 @@ def load(bench: Bench, data: str | None, options: Mapping[str, str] | None = Non
     """
     data = data or in_folder(bench.name)
     return bench.load(data, **{option.name: option.default for option in bench.options} | dict(options or {}))
-
-
-def in_folder(name: str) -> str | None:
-    """The file of this benchmark in the folder $AGPO_DATA; None where there is none."""
-    folder = Path(os.environ.get("AGPO_DATA") or "/nowhere")
-    return next((str(folder / f"{name}{end}") for end in ENDINGS if (folder / f"{name}{end}").is_file()), None)

@@ -4,14 +4,15 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from evals.benches.bench import Bench
 from evals.errors import UserError
 from evals.items import Item, derive_seed
 
+T = TypeVar("T")
 HELD_OUT_OF = 10
-"""one expression in this many is held out; a hash of the expression decides, so no seed can mix the sides"""
+"""one problem in this many is held out; a hash of its text decides, so no seed can mix the sides"""
 TERMS = {"arith": (3, 5), "arith_long": (4, 6)}
 """benchmark -> fewest and most terms of its problems"""
 
@@ -23,26 +24,32 @@ def items(
 
     Raises UserError when there are not that many: three one-digit terms make about 4,000.
     """
-    chosen: dict[str, Item] = {}
+    made = _expressions(derive_seed("arith", split, seed), min_terms, max_terms)
+    found = pick("arith", made, split, size, f" of {min_terms} to {max_terms} terms")
+    return [Item(e, e, a, {"terms": 1 + sum(c in "+-" for c in e), "source": "chain_sum"}) for e, a in found]
+
+
+def pick(
+    name: str, made: Iterator[tuple[str, T]], split: Literal["train", "heldout"], size: int, kind: str = ""
+) -> list[tuple[str, T]]:
+    """The first `size` different texts of a side, with what came with them. Raises UserError where they run out."""
+    chosen: dict[str, T] = {}
     in_vain = 0
-    for expression, answer in _expressions(derive_seed("arith", split, seed), min_terms, max_terms):
-        if held_out(expression) == (split == "heldout") and expression not in chosen:
-            meta = {"terms": 1 + sum(c in "+-" for c in expression), "source": "chain_sum"}
-            chosen[expression] = Item(expression, expression, answer, meta)
-            in_vain = 0
-            if len(chosen) == size:
-                break
+    while len(chosen) < size:
+        text, more = next(made)
+        if held_out(text) == (split == "heldout") and text not in chosen:
+            chosen[text], in_vain = more, 0
         in_vain += 1
         if in_vain > 100_000:
             raise UserError(
-                f"arith: found only {len(chosen)} different {split} problems of {min_terms} to {max_terms} terms, "
-                f"{size} were asked for. Ask for fewer, or for longer ones."
+                f"{name}: found only {len(chosen)} different {split} problems{kind}, {size} were asked for. "
+                "Ask for fewer, or for longer ones."
             )
-    return list(chosen.values())
+    return list(chosen.items())
 
 
-def held_out(expression: str) -> bool:
-    return int.from_bytes(hashlib.sha256(expression.encode()).digest()[:4], "big") % HELD_OUT_OF == 0
+def held_out(text: str) -> bool:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % HELD_OUT_OF == 0
 
 
 def _expressions(seed: int, min_terms: int, max_terms: int) -> Iterator[tuple[str, str]]:

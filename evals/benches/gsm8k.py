@@ -1,18 +1,14 @@
 """GSM8K (Cobbe et al. 2021): grade-school word problems, the test set; answers are integers behind "####"."""
 
 from evals.benches.bench import Bench
-from evals.benches.rows import Row, rows
+from evals.benches.rows import Row, loader
 from evals.items import Item, item_id
 
 HUB = "openai/gsm8k"
 
 
-def load(path: str | None) -> list[Item]:
-    """From a local file in the hub's shape (question, answer), or from the hub (config main, split test)."""
-    return [to_item(row) for row in rows(path, HUB, "test", ["main"])]
-
-
 def to_item(row: Row) -> Item:
+    """Columns: question, answer."""
     question, solution = row.text("question"), row.text("answer")
     _, mark, answer = solution.rpartition("####")
     if not mark:
@@ -23,7 +19,7 @@ def to_item(row: Row) -> Item:
 BENCH = Bench(
     name="gsm8k",
     title="GSM8K",
-    load=load,
+    load=loader(to_item, HUB, ["main"]),
     size=1319,
     grader="math-simplified",
     prompt="qwen-boxed",

@@ -7,22 +7,16 @@ from collections.abc import Callable
 
 from evals.benches.asserts import CannotConvert, Case, Checks, cases_of, imports_of, make_code
 from evals.benches.bench import Bench
-from evals.benches.rows import Row, rows
+from evals.benches.rows import Row, loader
 from evals.items import Item
 
 HUB = "openai/openai_humaneval"
 
 
-def load(path: str | None) -> list[Item]:
-    """From a local file in the hub's shape, or from the hub.
-
-    Columns: task_id, prompt, canonical_solution, entry_point, test (which defines check(candidate)).
-    """
-    return [to_item(row) for row in rows(path, HUB, "test")]
-
-
 def to_item(row: Row) -> Item:
-    """`answer` is the reference program. Raises UserError for a row whose tests cannot be taken apart."""
+    """Columns: task_id, prompt, canonical_solution, entry_point, test (which defines check(candidate)).
+
+    `answer` is the reference program. Raises UserError for a row whose tests cannot be taken apart."""
     task, prompt, entry = row.text("task_id"), row.text("prompt"), row.text("entry_point")
     try:
         cases = (
@@ -110,7 +104,7 @@ RANDOM: dict[str, Callable[[], list[Case]]] = {
 BENCH = Bench(
     name="humaneval",
     title="HumanEval",
-    load=load,
+    load=loader(to_item, HUB),
     size=164,
     grader="code",
     prompt="humaneval-chat",

@@ -3,18 +3,14 @@
 from evals.benches.bench import Bench
 from evals.benches.evalplus import make_plus, plus_of
 from evals.benches.humaneval import given
-from evals.benches.rows import Row, rows
+from evals.benches.rows import Row, loader
 from evals.items import Item
 
 HUB = "evalplus/humanevalplus"
 
 
-def load(path: str | None) -> list[Item]:
-    """From a local file, EvalPlus's JSONL (HumanEvalPlus.jsonl.gz) or the hub's shape, or from the hub."""
-    return [to_item(row) for row in rows(path, HUB, "test")]
-
-
 def to_item(row: Row) -> Item:
+    """Of EvalPlus's JSONL (HumanEvalPlus.jsonl.gz) or the hub's shape."""
     task, prompt, entry = row.text("task_id"), row.text("prompt"), row.text("entry_point")
     reference = prompt + row.text("canonical_solution")
     code = make_plus(plus_of(row, entry, reference), prelude=given(prompt, entry, row), completes=prompt)
@@ -24,7 +20,7 @@ def to_item(row: Row) -> Item:
 BENCH = Bench(
     name="humaneval+",
     title="HumanEval+",
-    load=load,
+    load=loader(to_item, HUB),
     size=164,
     grader="code",
     prompt="evalplus-chat",

@@ -9,7 +9,7 @@ from typing import Any
 from evals.benches import lcb_facts, private_tests
 from evals.benches.bench import Bench, Option
 from evals.code_tests import PRELUDE, Code, unix_lines
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 from evals.items import Item, read_rows
 from sandbox import Limits, Problem, Test
 
@@ -109,10 +109,10 @@ def _download(name: str) -> Path:
     try:
         return Path(hf_hub_download(HUB, name, repo_type="dataset"))
     except (OSError, ValueError) as e:  # httpx's and the hub's own errors are both of them
-        reason = str(e).strip().splitlines()[0].rstrip(".") if str(e).strip() else type(e).__name__
         raise UserError(
-            f"cannot load {name} of {HUB} from the Hugging Face hub: {reason}. Check the network, or give --data: a "
-            "folder with its files, or one file of its records (.jsonl, .jsonl.gz or .parquet)."
+            f"cannot load {name} of {HUB} from the Hugging Face hub: {first_line(e).rstrip('.')}. "
+            "Check the network, or give --data: a folder with its files, or one file of its records "
+            "(.jsonl, .jsonl.gz or .parquet)."
         ) from e
 
 

@@ -1,11 +1,10 @@
 """The MATH test set (Hendrycks et al. 2021) without MATH-500: 4,500 problems to choose checkpoints by."""
 
-import os
 from pathlib import Path
 
-from evals.benches import math500
 from evals.benches.bench import Bench, Option
-from evals.benches.rows import Row, rows
+from evals.benches.math500 import HUB as MATH500
+from evals.benches.rows import Row, in_folder, rows
 from evals.errors import UserError
 from evals.grading.math import extract_answer
 from evals.items import Item, item_id
@@ -24,9 +23,9 @@ def load(path: str | None, math500: str = "") -> list[Item]:
     Statements are compared as they are, up to spacing. Raises UserError unless the first has 5,000 problems, the second
     500, and all 500 are among the 5,000: a validation set that holds test problems is worse than none.
     """
-    second = math500 or (_beside(path) if path else None)
+    second = math500 or (path and (in_folder("math500", Path(path).parent) or in_folder("math500"))) or None
     items = [to_item(row) for row in rows(path, HUB, "test", CONFIGS)]
-    held_back = _statements(second)
+    held_back = {_plain(row.text("problem")) for row in rows(second, MATH500, "test")}
     where, other = path or HUB, second or "MATH-500"
     known = {_plain(item.prompt) for item in items}
     if len(items) != TEST or len(known) != TEST:
@@ -53,17 +52,6 @@ def to_item(row: Row) -> Item:
     return Item(item_id(problem), problem, answer, meta)
 
 
-def _statements(path: str | None) -> set[str]:
-    return {_plain(row.text("problem")) for row in rows(path, math500.HUB, "test")}
-
-
-def _beside(path: str) -> str | None:
-    """MATH-500 as math500.jsonl[.gz] or .parquet in the folder of the other file, or in $AGPO_DATA."""
-    folders = [Path(path).parent, *([Path(os.environ["AGPO_DATA"])] if os.environ.get("AGPO_DATA") else [])]
-    names = ("math500.jsonl", "math500.jsonl.gz", "math500.parquet")
-    return next((str(folder / name) for folder in folders for name in names if (folder / name).is_file()), None)
-
-
 def _plain(problem: str) -> str:
     return " ".join(problem.split())
 
@@ -78,7 +66,7 @@ BENCH = Bench(
     max_tokens=4096,
     groups=("level", "subject"),
     licence="MIT",
-    source=f"{HUB} minus {math500.HUB}",
+    source=f"{HUB} minus {MATH500}",
     test_set=False,
     options=(
         Option(

@@ -6,18 +6,14 @@ from typing import Any
 
 from evals.benches.bench import Bench
 from evals.benches.evalplus import make_plus, plus_of, without
-from evals.benches.rows import Row, rows
+from evals.benches.rows import Row, loader
 from evals.items import Item
 
 HUB = "evalplus/mbppplus"
 
 
-def load(path: str | None) -> list[Item]:
-    """From a local file, EvalPlus's JSONL (MbppPlus.jsonl.gz) or the hub's shape, or from the hub."""
-    return [to_item(row) for row in rows(path, HUB, "test")]
-
-
 def to_item(row: Row) -> Item:
+    """Of EvalPlus's JSONL (MbppPlus.jsonl.gz) or the hub's shape."""
     number = int(
         row.number("task_id") if not isinstance(row.get("task_id"), str) else row.text("task_id").split("/")[-1]
     )
@@ -103,7 +99,7 @@ def _tuples(value: Any, depths: Any, depth: int = 0) -> Any:
 BENCH = Bench(
     name="mbpp+",
     title="MBPP+",
-    load=load,
+    load=loader(to_item, HUB),
     size=378,
     grader="code",
     prompt="evalplus-chat",

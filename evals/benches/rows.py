@@ -1,12 +1,15 @@
 """What the loaders of benchmarks share: rows of a local file or of the hub, and columns that must be there."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError
-from evals.items import hub_rows, read_rows
+from evals.files import ENDINGS
+from evals.items import Item, hub_rows, read_rows
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,16 @@ def rows(path: str | None, hub: str, split: str, configs: Sequence[str | None] =
             yield Row(values, f"{where}, row {number}")
     if number < 0:
         raise UserError(f"{path or hub}: the file has no rows.")
+
+
+def loader(
+    to_item: Callable[[Row], Item], hub: str, configs: Sequence[str | None] = (None,)
+) -> Callable[[str | None], list[Item]]:
+    """`Bench.load` of a set whose rows are items: from a local file in the hub's shape, or the hub's split test."""
+    return lambda path: [to_item(row) for row in rows(path, hub, "test", configs)]
+
+
+def in_folder(name: str, folder: str | Path | None = None) -> str | None:
+    """The file of a benchmark in a folder, $AGPO_DATA where none is given; None where there is none."""
+    folder = Path(folder or os.environ.get("AGPO_DATA") or "/nowhere")
+    return next((str(folder / f"{name}{end}") for end in ENDINGS if (folder / f"{name}{end}").is_file()), None)

@@ -1,18 +1,15 @@
 """One-line programming problems, made on the spot: "add 3, times 2, square" asks for a function f(x) that does so."""
 
-import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
+from evals.benches.arith import pick
 from evals.benches.bench import Bench
 from evals.code_tests import Code
-from evals.errors import UserError
 from evals.items import Item, derive_seed
 from sandbox import Limits, Problem, Test
 
-HELD_OUT_OF = 10
-"""one problem in this many is held out; a hash of its text decides, so that no seed can mix the sides"""
 TESTS = 4
 LIMITS = Limits(cpu_s=1, memory_mb=256)
 STEPS: dict[str, tuple[range, Callable[[int, int], int]]] = {
@@ -31,24 +28,15 @@ def items(split: Literal["train", "heldout"], size: int, seed: int = 0) -> list[
 
     Raises UserError when there are not that many (about 50,000 have three steps).
     """
-    rng = random.Random(derive_seed("tiny_code", split, seed))
-    chosen: dict[str, Item] = {}
-    in_vain = 0
-    while len(chosen) < size:
+    made = _problems(random.Random(derive_seed("tiny_code", split, seed)))
+    return [_item(*one) for one in pick("tiny_code", made, split, size)]
+
+
+def _problems(rng: random.Random) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    while True:
         words = rng.choices(list(STEPS), k=rng.choice((3, 4)))
         steps = [(word, rng.choice(STEPS[word][0])) for word in words]
-        text = ", ".join(f"{word} {n}" if n else word for word, n in steps)
-        if held_out(text) == (split == "heldout") and text not in chosen:
-            chosen[text] = _item(text, steps)
-            in_vain = 0
-        in_vain += 1
-        if in_vain > 100_000:
-            raise UserError(f"tiny_code: found only {len(chosen)} different {split} problems, {size} were asked for.")
-    return list(chosen.values())
-
-
-def held_out(text: str) -> bool:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % HELD_OUT_OF == 0
+        yield ", ".join(f"{word} {n}" if n else word for word, n in steps), steps
 
 
 def _item(text: str, steps: list[tuple[str, int]]) -> Item:

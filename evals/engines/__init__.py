@@ -39,6 +39,9 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     """the likeliest tokens that are sampled from; 0: all"""
+    whole: int = 0
+    """engines hf and vllm end the call when this many requests have all their completions, and yield the others as far
+    as they are, with finish_reason abort; 0: none is cut"""
 
     @property
     def cut(self) -> bool:
@@ -58,6 +61,16 @@ class Request:
     """for an engine without a tokenizer: what its chat template is to be given"""
     name: str = ""
     """what messages call it; empty: its number"""
+    begun: tuple[tuple[int, ...], ...] = ()
+    """for engines hf and vllm: the tokens that each completion has already, after which it goes on; empty: none has"""
+    limits: tuple[int, ...] = ()
+    """for the same: the most tokens that each completion gets now; empty: the sampling's max_tokens"""
+
+    def has(self, repeat: int) -> tuple[int, ...]:
+        return self.begun[repeat] if self.begun else ()
+
+    def limit(self, repeat: int, sampling: Sampling) -> int:
+        return self.limits[repeat] if self.limits else sampling.max_tokens
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,24 @@ class Output(NamedTuple):
     repeat: int
     """index into that request's seeds"""
     completion: Completion
+
+
+class Whole:
+    """Counts what is left of each request of a call, for `Sampling.whole`."""
+
+    def __init__(self, requests: Sequence[Request], sampling: Sampling):
+        self.left, self.wanted = [len(request.seeds) for request in requests], sampling.whole
+
+    def add(self, request: int) -> None:
+        self.left[request] -= 1
+
+    @property
+    def enough(self) -> bool:
+        return 0 < self.wanted <= self.left.count(0)
+
+    @property
+    def over(self) -> bool:
+        return not any(self.left)
 
 
 class Engine(Protocol):
@@ -160,12 +191,7 @@ def check_engine(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_engine(name: str, model: str, **options: Any) -> Engine:
     """The engine called `name` over the model folder or hub id `model`; for `openai` it is `URL[,URL...]#MODEL`."""
-    options = check_engine(name, options)
-    if name == "vllm":
-        from evals.hub import model_folder
-
-        model = str(model_folder(model))
-    return _engine_class(name).load(model, **options)
+    return _engine_class(name).load(model, **check_engine(name, options))
 
 
 def _engine_class(name: str) -> Any:

@@ -1,21 +1,22 @@
 """Decoders: run a batch of prompts through a model, then their completions one token at a time.
 
-Two of them with one interface. `SharedPrompts` keeps the keys and values of a prompt once for all its completions;
-`AnyCache` serves models whose attention it does not know. Both ask the model itself for everything but the attention
-of a step, and read its weights at every call.
+Two of them with one interface: `logits_BV` of each row's first token; `step` appends a token to every row and gives
+the logits of the next one [B, V]; `keep` makes row i what row rows[i] was and forgets the others. `SharedPrompts` keeps
+the keys and values of a prompt once for all its completions; `AnyCache` serves models whose attention it does not know.
+Both ask the model itself for everything but the attention of a step, and read its weights at every call.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 
 PREFILL_TOKENS = 4096
 """prompt tokens (padded) in one forward pass: more of them leave the processor's cache and need more memory"""
@@ -23,19 +24,6 @@ OPEN_POSITIONS = 16
 """latest response positions that are written in place before they are joined to those before them"""
 PROMPTS_KEPT = 0.8
 """prompts that nobody answers any more leave the cache when fewer than this share is still needed"""
-
-
-class Decoder(Protocol):
-    logits_BV: torch.Tensor
-    """logits of each row's first token"""
-
-    def step(self, token_B: torch.Tensor) -> torch.Tensor:
-        """Append a token to every row; the logits of the next one [B, V]."""
-        ...
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Make row i what row rows[i] was and forget the others."""
-        ...
 
 
 def fill_holes(running_B: np.ndarray) -> np.ndarray:
@@ -327,8 +315,9 @@ def check_decodes(model: Any) -> None:
         tokens = torch.tensor([ids, ids], device=cached.logits_BV.device)
         got = torch.stack([cached.logits_BV, *(cached.step(tokens[:, at]) for at in (4, 5))], 1).float()
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as e:
-        why = f"{type(e).__name__}: {str(e)[:200]}"
-        raise UserError(f"engine hf cannot run {type(model).__name__} ({why}). Serve it with another engine.") from e
+        raise UserError(
+            f"engine hf cannot run {type(model).__name__} ({first_line(e)}). Serve it with another engine."
+        ) from e
     alone = (model(input_ids=tokens[:1, start:], use_cache=False).logits[0, -3:] for start in (2, 0))
     wanted = torch.stack(list(alone)).float()
     gap = float(((got - wanted).square().mean(-1).sqrt() / wanted.std(-1)).median())
@@ -374,3 +363,6 @@ class AnyCache:
         rows_B = torch.from_numpy(rows).to(self.mask_BS.device)
         self.mask_BS, self.position_B = self.mask_BS[rows_B], self.position_B[rows_B]
         self.cache.reorder_cache(rows_B)
+
+
+Decoder = SharedPrompts | AnyCache

@@ -16,10 +16,10 @@ import transformers
 from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
-from evals.engines import Completion, FinishReason, Output, Request, Sampling
+from evals.engines import Completion, FinishReason, Output, Request, Sampling, Whole
 from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
 from evals.engines.sampling import gumbels, sample, uniforms
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 from evals.hub import model_folder
 
 COMPACT_BELOW = 0.8
@@ -32,6 +32,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.j
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Noise = Literal["uniform", "gumbel"]
 
+SCORED_LOGITS = 1 << 27
+"""most logits of a batch of continuations: 512 MiB in float32"""
 SMALL = 20e6
 """parameters up to which a model on a CPU is given one thread"""
 
@@ -89,11 +91,45 @@ class HFEngine:
         load_weights(self.model, folder)
         self.weight_version = version
 
+    @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, float, bool]]:
-        """See `evals.engines.scoring.score`."""
-        from evals.engines.scoring import score
+        """(index, log-probability, greedy) of each (context ids, continuation ids), as they are done, longest first.
 
-        return score(self.model, pairs, self.max_context)
+        What multiple-choice tasks and perplexity are made of: the sum over the continuation's tokens given all before
+        them, at temperature 1; `greedy`: each of them was the most likely one. Raises UserError for an empty context or
+        continuation, and for a pair that does not fit the model's context: it is not cut.
+        """
+        for number, (context, continuation) in enumerate(pairs):
+            if not context or not continuation:
+                raise UserError(f"request {number} has an empty {'context' if not context else 'continuation'}.")
+            if len(context) + len(continuation) > self.max_context + 1:  # the last token is predicted, not read
+                raise UserError(
+                    f"request {number} has {len(context)} + {len(continuation)} tokens, more than the model's context "
+                    f"of {self.max_context}. Give a model with a longer one, or fewer examples (--num-fewshot)."
+                )
+        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+        vocabulary = self.model.config.get_text_config().vocab_size
+        device = next(self.model.parameters()).device
+        while order:
+            longest = sum(map(len, pairs[order[0]])) - 1
+            size = max(1, SCORED_LOGITS // (longest * vocabulary))
+            batch, order = order[:size], order[size:]
+            ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+            mask_BT = torch.zeros_like(ids_BT)
+            for row, i in enumerate(batch):
+                read = [*pairs[i][0], *pairs[i][1]][:-1]
+                ids_BT[row, : len(read)] = torch.tensor(read)
+                mask_BT[row, : len(read)] = 1
+            logits_BTV = self.model(
+                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
+            ).logits
+            for row, i in enumerate(batch):
+                context, continuation = pairs[i]
+                start = len(context) - 1
+                logp_TV = logits_BTV[row, start : start + len(continuation)].float().log_softmax(-1)
+                wanted_T = torch.tensor(list(continuation), device=logp_TV.device)
+                logp = float(logp_TV.gather(1, wanted_T[:, None]).double().sum())
+                yield i, logp, bool((logp_TV.argmax(-1) == wanted_T).all())
 
     def close(self) -> None:
         del self.model
@@ -105,9 +141,16 @@ class HFEngine:
             return
         started = time.perf_counter()
         # Prompts of one length side by side: less padding. Stable, so that equal calls make equal batches.
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
-        for wave in self._waves(order, requests, sampling.max_tokens):
-            yield from self._decode(wave, requests, sampling, started)
+        pairs = [(i, repeat) for i, request in enumerate(requests) for repeat in range(len(request.seeds))]
+        pairs.sort(key=lambda pair: len(requests[pair[0]].prompt_ids) + len(requests[pair[0]].has(pair[1])))
+        whole = Whole(requests, sampling)
+        for wave in self._waves(pairs, requests, sampling.max_tokens):
+            if whole.enough:
+                yield from (
+                    Output(*p, Completion((), (), "abort", 0.0, self.weight_version, entropies=())) for p in wave
+                )
+            else:
+                yield from self._decode(wave, requests, sampling, started, whole)
 
     @functools.cached_property
     def decoder(self) -> Callable[..., Decoder]:
@@ -117,8 +160,10 @@ class HFEngine:
         check_decodes(self.model)
         return AnyCache
 
-    def _waves(self, order: list[int], requests: Sequence[Request], max_tokens: int) -> Iterator[list[tuple[int, int]]]:
-        """Batches of (request, repeat) pairs in the given order of requests, shortest prompts first.
+    def _waves(
+        self, pairs: list[tuple[int, int]], requests: Sequence[Request], max_tokens: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Batches of the (request, repeat) pairs in their order, shortest prompts first.
 
         A batch has at most `max_sequences` pairs, and fewer where their keys and values would not fit the memory.
         """
@@ -126,10 +171,10 @@ class HFEngine:
         shared = self.decoder is SharedPrompts
         wave: list[tuple[int, int]] = []
         prompts = 0  # in the wave; without sharing every row has its own
-        pairs = ((request, repeat) for request in order for repeat in range(len(requests[request].seeds)))
         for i, repeat in pairs:
-            new = not shared or not wave or wave[-1][0] != i
-            tokens = (len(wave) + 1) * max_tokens + (prompts + new) * len(requests[i].prompt_ids)
+            has = requests[i].has(repeat)
+            new = not shared or not wave or wave[-1][0] != i or requests[i].has(wave[-1][1]) != has
+            tokens = (len(wave) + 1) * max_tokens + (prompts + new) * (len(requests[i].prompt_ids) + len(has))
             if wave and (len(wave) >= self.max_sequences or tokens > budget):
                 yield wave
                 wave, prompts, new = [], 0, True
@@ -147,50 +192,57 @@ class HFEngine:
 
     @torch.inference_mode()
     def _decode(
-        self, wave: list[tuple[int, int]], requests: Sequence[Request], sampling: Sampling, started: float
+        self, wave: list[tuple[int, int]], requests: Sequence[Request], sampling: Sampling, started: float, whole: Whole
     ) -> Iterator[Output]:
         """Decode one wave: W (request, repeat) pairs in a batch, of which B rows are still in it."""
-        prompts = list(dict.fromkeys(request for request, _ in wave))
-        number = {request: at for at, request in enumerate(prompts)}
+        prompt_W = [(i, requests[i].has(repeat)) for i, repeat in wave]
+        number = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompt_W))}
         decoder = self.decoder(
             self.model,
-            [requests[i].prompt_ids for i in prompts],
-            np.array([number[request] for request, _ in wave]),
+            [requests[i].prompt_ids + has for i, has in number],
+            np.array([number[prompt] for prompt in prompt_W]),
         )
         logits_BV = decoder.logits_BV
         seeds = [requests[i].seeds[repeat] for i, repeat in wave]
+        has_W = np.array([len(has) for _, has in prompt_W])
+        limit_W = np.array([requests[i].limit(repeat, sampling) for i, repeat in wave])
         uniforms_WM, gumbel = None, self.noise == "gumbel" and sampling.temperature > 0
         if sampling.temperature > 0 and not gumbel:
-            uniforms_WM = torch.from_numpy(uniforms(seeds, sampling.max_tokens)).to(logits_BV.device)
-        ids_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.int64)
+            uniforms_WM = torch.from_numpy(uniforms(seeds, int((has_W + limit_W).max()))).to(logits_BV.device)
+        at_W = torch.from_numpy(has_W).to(logits_BV.device)
+        ids_WM = np.zeros((len(wave), limit_W.max()), dtype=np.int64)
         logps_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.float32)
         entropies_WM = np.zeros_like(logps_WM)
         eos = np.array(sorted(self.eos_ids))
         member_B = np.arange(len(wave))  # which pair of the wave a row is
         running_B = np.ones(len(wave), dtype=bool)
-        for position in range(sampling.max_tokens):
+
+        def output(at: int, reason: FinishReason, count: int) -> Output:
+            ids, logps, entropies = (tuple(x[at, :count].tolist()) for x in (ids_WM, logps_WM, entropies_WM))
+            seconds = time.perf_counter() - started
+            return Output(*wave[at], Completion(ids, logps, reason, seconds, self.weight_version, entropies=entropies))
+
+        for position in range(limit_W.max()):
             member = torch.from_numpy(member_B).to(logits_BV.device)
-            noise = None if uniforms_WM is None else uniforms_WM[member, position]
+            noise = None if uniforms_WM is None else uniforms_WM[member, at_W[member] + position]
             if gumbel:
-                numbers = gumbels([seeds[i] for i in member_B], position, logits_BV.shape[1])
+                numbers = gumbels([seeds[i] for i in member_B], has_W[member_B] + position, logits_BV.shape[1])
                 noise = torch.from_numpy(numbers).to(logits_BV.device)
             token_B, logp_B, entropy_B = sample(logits_BV, sampling, noise)
             ids_WM[member_B, position] = token_B.cpu().numpy()
             logps_WM[member_B, position] = logp_B.cpu().numpy()
             entropies_WM[member_B, position] = entropy_B.cpu().numpy()
-            ended_B = np.isin(ids_WM[member_B, position], eos)
-            last = position + 1 == sampling.max_tokens
-            for row in np.flatnonzero(running_B if last else running_B & ended_B):
-                at = member_B[row]
-                reason: FinishReason = "stop" if ended_B[row] else "length"
-                ids, logps, entropies = (
-                    tuple(x[at, : position + 1].tolist()) for x in (ids_WM, logps_WM, entropies_WM)
-                )
-                seconds = time.perf_counter() - started
-                completion = Completion(ids, logps, reason, seconds, self.weight_version, entropies=entropies)
-                yield Output(*wave[at], completion)
+            stopped_B = np.isin(ids_WM[member_B, position], eos)
+            ended_B = stopped_B | (position + 1 == limit_W[member_B])
+            for row in np.flatnonzero(running_B & ended_B):
+                yield output(int(member_B[row]), "stop" if stopped_B[row] else "length", position + 1)
+                whole.add(wave[member_B[row]][0])
             running_B &= ~ended_B
-            if last or not running_B.any():
+            if whole.enough:
+                for at in member_B[running_B].tolist():
+                    yield output(at, "abort", position + 1)
+                return
+            if not running_B.any():
                 return
             if running_B.mean() < COMPACT_BELOW:
                 rows = fill_holes(running_B)
@@ -347,8 +399,7 @@ def load_weights(model: Any, folder: str) -> None:
 
 
 def _cannot_load(model: str, part: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"cannot load the {part} of {model}: {reason}. The folder must hold a complete Hugging Face model: "
+        f"cannot load the {part} of {model}: {first_line(error)}. The folder must hold a complete Hugging Face model: "
         "config.json, *.safetensors and the tokenizer's files."
     )

@@ -12,7 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from evals.engines import Completion, Output, Request, Sampling
 from evals.engines.openai_api import Answer, payload
@@ -79,31 +82,20 @@ class OpenAIEngine:
         model: str,
         *,
         tokenizer: str = "auto",
-        max_context: int | None = None,
-        concurrency: int = 64,
-        timeout: float = 3600,
-        attempts: int = 5,
-        patience: float = 300,
-        wait: float = 10,
+        max_context: Annotated[int, Field(ge=1)] | None = None,
+        concurrency: Annotated[int, Field(ge=1)] = 64,
+        timeout: Annotated[float, Field(gt=0)] = 3600,
+        attempts: Annotated[int, Field(ge=1)] = 5,
+        patience: Annotated[float, Field(ge=0)] = 300,
+        wait: Annotated[float, Field(ge=0)] = 10,
         seeds: bool = True,
         logprobs: bool = True,
-        max_errors: int = MANY_FAILED,
+        max_errors: Annotated[int, Field(ge=1)] = MANY_FAILED,
     ) -> "OpenAIEngine":
         """Find out what the servers of `URL[,URL...]#MODEL` can do. docs/engines-openai.md explains the options.
 
         Raises UserError: no server answers, none of this model, another tokenizer than ours, a refused key.
         """
-        for name, value, least in (
-            ("concurrency", concurrency, 1),
-            ("timeout", timeout, 1e-3),
-            ("attempts", attempts, 1),
-            ("patience", patience, 0),
-            ("wait", wait, 0),
-            ("max_errors", max_errors, 1),
-            ("max_context", max_context or 1, 1),
-        ):
-            if value < least:
-                raise UserError(f"the engine's option {name} must be at least {least:g}, not {value:g}.")
         urls, name = parse_model(model)
         found = discover(urls, name, tokenizer=tokenizer, wait=wait, timeout=timeout, seeds=seeds, logprobs=logprobs)
         engine = cls(found, Limits(concurrency, timeout, attempts, patience), max_context, max_errors)
@@ -209,7 +201,8 @@ class _Run:
         async with Fleet(engine.servers, engine.model, engine.limits) as fleet, asyncio.TaskGroup() as group:
             for _ in range(self.workers):
                 group.create_task(self._worker(fleet))
-        self.repeats.conclude()
+        if self.repeats.identical:
+            logger.warning(self.repeats.text("in all"))
         if self.failed:
             raise self._failure()
 
@@ -285,13 +278,9 @@ class _Repeats:
         self.identical += len(set(came)) == 1
         if not self.warned and self.identical >= 3 and 2 * self.identical >= self.complete:
             self.warned = True
-            logger.warning(self._text("so far"))
+            logger.warning(self.text("so far"))
 
-    def conclude(self) -> None:
-        if self.identical:
-            logger.warning(self._text("in all"))
-
-    def _text(self, when: str) -> str:
+    def text(self, when: str) -> str:
         return (
             f"{self.identical} of {self.complete} prompts with several samples {when} got equal samples at temperature "
             f"{self.sampling.temperature:g}, although each request had its own seed. The server, or a cache "

@@ -70,6 +70,10 @@ def api_key() -> str:
     return (os.environ.get("AGPO_API_KEY") or os.environ.get("OPENAI_API_KEY") or "").strip()
 
 
+def about_key() -> str:
+    return f"\nThe key comes from $AGPO_API_KEY or $OPENAI_API_KEY; {'one is' if api_key() else 'none is'} set."
+
+
 def scrub(text: str) -> str:
     """The text without the key, which some servers repeat in their errors, and no longer than is useful."""
     key = api_key()
@@ -248,7 +252,7 @@ class Fleet:
 
 def _advice(status: int | None) -> str:
     if status in (401, 403):
-        return f"\nThe key comes from $AGPO_API_KEY or $OPENAI_API_KEY; {'one is' if api_key() else 'none is'} set."
+        return about_key()
     if status == 429:
         return "\nAsk for less at once (concurrency), or give more patience."
     return ""

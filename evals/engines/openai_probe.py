@@ -11,8 +11,17 @@ import httpx
 
 from evals.engines import Request, Sampling
 from evals.engines.openai_api import Answer, BadAnswer, Dialect, LogprobKind, answer, payload
-from evals.engines.openai_fleet import CONNECT_SECONDS, PROBE_SECONDS, Server, api_key, describe, headers, scrub
-from evals.errors import UserError
+from evals.engines.openai_fleet import (
+    CONNECT_SECONDS,
+    PROBE_SECONDS,
+    Server,
+    about_key,
+    api_key,
+    describe,
+    headers,
+    scrub,
+)
+from evals.errors import UserError, first_line
 from evals.hub import is_local
 
 TEXT = "What is 12+7-3? 12+7=19; 19-3=16"
@@ -278,10 +287,7 @@ def _what_is_missing(dialect: Dialect, logprobs: bool) -> list[str]:
 
 
 def _refused_key(where: str, response: httpx.Response) -> UserError:
-    return UserError(
-        f"{where}: HTTP {response.status_code}: {scrub(response.text)}\nThe key comes from $AGPO_API_KEY or "
-        f"$OPENAI_API_KEY; {'one is' if api_key() else 'none is'} set."
-    )
+    return UserError(f"{where}: HTTP {response.status_code}: {scrub(response.text)}{about_key()}")
 
 
 # The tokenizer
@@ -297,7 +303,7 @@ def _load_tokenizer(spec: str, model: str, root: str, notes: list[str]) -> tuple
         try:
             return _tokenizer_of(name)
         except (OSError, ValueError, KeyError, UserError) as e:
-            reasons.append(f"{name}: {(str(e).strip() or type(e).__name__).splitlines()[0]}")
+            reasons.append(f"{name}: {first_line(e)}")
     if spec != "auto":
         raise UserError(
             f"cannot load the tokenizer {reasons[0]}. Give the folder or hub id of the served model, or none to send "

@@ -19,14 +19,15 @@ def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
     return np.stack([np.random.Generator(np.random.Philox(key=seed)).random(count) for seed in seeds])
 
 
-def gumbels(seeds: Sequence[int], position: int, vocabulary: int) -> np.ndarray:
+def gumbels(seeds: Sequence[int], position: int | np.ndarray, vocabulary: int) -> np.ndarray:
     """[len(seeds), vocabulary] Gumbel numbers, float64: one for each (seed, position, token), of nothing else.
 
     The argmax of log p + these is a draw from p (Gumbel 1954; Maddison et al. 2014). Two distributions that share them
     draw the same token with probability at least (1 - TV) / (1 + TV), TV their total variation distance: wherever the
     tokens stand in the vocabulary, and whatever was drawn before.
     """
-    keys = [np.random.Philox(key=seed, counter=[0, 1, position, 0]) for seed in seeds]  # `uniforms` has counters below
+    at = np.broadcast_to(position, len(seeds)).tolist()  # one for all, or one for each; `uniforms` has counters below
+    keys = [np.random.Philox(key=seed, counter=[0, 1, x, 0]) for seed, x in zip(seeds, at, strict=True)]
     with np.errstate(divide="ignore"):  # 0 is possible: that token is not drawn
         return -np.log(-np.log(np.stack([np.random.Generator(key).random(vocabulary) for key in keys])))
 

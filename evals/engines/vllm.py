@@ -24,12 +24,13 @@ from evals.engines.hf import (
     load_config,
     load_tokenizer,
 )
+from evals.engines.options import VLLMOptions
 from evals.engines.vllm_core import Spec
-from evals.engines.vllm_options import VLLMOptions
 from evals.engines.vllm_process import Processes
 from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer
 from evals.engines.vllm_worker import weight_shapes
 from evals.errors import UserError
+from evals.hub import model_folder
 
 SUPPORTED = "0.32"
 """the releases whose weight loading and log-probabilities were checked; other ones differ in both"""
@@ -74,6 +75,7 @@ class VLLMEngine:
         """
         wanted = VLLMOptions.model_validate(options)
         on_gpu = check_machine(device)
+        model = str(model_folder(model))
         config, generation_config = load_config(model)
         tokenizer = load_tokenizer(model)
         eos = tuple(sorted(end_of_sequence_ids(generation_config, tokenizer)))
@@ -84,8 +86,7 @@ class VLLMEngine:
         fd = -1 if on_gpu else os.memfd_create("agpo-weights")
         print("starting vLLM, which takes about half a minute ...", file=sys.stderr, flush=True)
         backend = Processes(spec, environments(wanted, device if on_gpu else "cpu"), () if on_gpu else (fd,))
-        folder = str(Path(model).expanduser())
-        return cls(backend, tokenizer, spec, weight_shapes(folder) if Path(folder).is_dir() else {}, fd, gpus)
+        return cls(backend, tokenizer, spec, weight_shapes(model), fd, gpus)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         for number, request in enumerate(requests):
@@ -231,10 +232,11 @@ def plan(
     max_model_len = options.max_model_len or longest
     cache = options.kv_cache_memory_bytes or None
     if not on_gpu:
+        import psutil  # comes with vLLM
+
         sequence = max_model_len * cache_bytes_per_token(config, getattr(torch, dtype).itemsize)
-        cache = cache or int(
-            min(max(CACHE_BYTES, sequence), _available_memory() // 4, options.max_num_seqs * sequence + (64 << 20))
-        )
+        most = min(psutil.virtual_memory().available // 4, options.max_num_seqs * sequence + (64 << 20))
+        cache = cache or int(min(max(CACHE_BYTES, sequence), most))
         if cache < sequence:
             raise UserError(
                 f"the keys and values of one sequence of {max_model_len} tokens need {sequence / 2**20:,.1f} MiB, and "
@@ -242,7 +244,7 @@ def plan(
                 "kv_cache_memory_bytes."
             )
     return Spec(
-        model=str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model,
+        model=model,
         dtype=dtype,
         on_gpu=on_gpu,
         max_model_len=max_model_len,
@@ -278,9 +280,3 @@ def environments(options: VLLMOptions, device: str) -> list[dict[str, str]]:
             f"{len(gpus)}."
         )
     return [{**common, "CUDA_VISIBLE_DEVICES": ",".join(gpus[i * size : (i + 1) * size])} for i in range(copies)]
-
-
-def _available_memory() -> int:
-    import psutil
-
-    return psutil.virtual_memory().available

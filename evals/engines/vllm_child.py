@@ -46,7 +46,7 @@ def main(fd: int) -> None:
                 obey(core, connection, ready, *inbox.get())
             for job, output in core.step():
                 ready.setdefault(job, []).append(output)
-            over = [job for job, left in core.jobs.items() if not left]
+            over = [job for job, left in core.jobs.items() if left.over]
             if over or time.monotonic() - sent > SEND_SECONDS:  # in batches
                 for job, outputs in ready.items():
                     connection.send(("outputs", job, outputs))

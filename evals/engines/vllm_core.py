@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.engines import Completion, EngineError, Output, Request, Sampling
+from evals.engines import Completion, EngineError, Output, Request, Sampling, Whole
 from evals.engines.vllm_worker import register_shared_memory
+from evals.items import derive_seed
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's loop here and not in one more process
@@ -59,7 +60,7 @@ class Core:
         self.spec = spec
         self.count = 0  # requests so far: their ids
         self.running: dict[str, tuple[int, int, int, float]] = {}  # id -> (job, request, repeat, since when)
-        self.jobs: dict[int, int] = {}  # job -> completions that are still to come
+        self.jobs: dict[int, Whole] = {}  # job -> what is still to come of it
         self.asleep = False
         self.meets = False  # whether its side of the weight transfer is set up
         backend = "ipc" if spec.on_gpu else register_shared_memory()
@@ -93,7 +94,7 @@ class Core:
             self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
             # Some configurations (a head's width on a CPU) fail only where something is computed.
             self.add(0, [Request((0,), (0,))], Sampling(1))
-            while self.jobs[0]:
+            while not self.jobs[0].over:
                 self.step()
             del self.jobs[0]
         except Exception as e:
@@ -101,22 +102,24 @@ class Core:
         self.engine.reset_prefix_cache()
 
     def add(self, job: int, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Put the completions of a job behind those that wait already. Whoever reads `jobs` takes it out at 0."""
+        """Put the completions of a job behind those that wait already. Who reads `jobs` takes those that are over."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams  # type: ignore[import-not-found]
 
         if self.asleep:
             raise EngineError("vLLM sleeps, and its weights are thrown away: sync it before it generates.")
         # Of a distribution that was cut vLLM has no log-probabilities but those of what is left of it.
         known = not sampling.cut
-        self.jobs[job], since = 0, time.perf_counter()
+        self.jobs[job], since = Whole(requests, sampling), time.perf_counter()
         for at, request in enumerate(requests):
             for repeat, seed in enumerate(request.seeds):
+                has = request.has(repeat)
                 params = SamplingParams(
                     temperature=sampling.temperature,
                     top_p=sampling.top_p if sampling.temperature else 1.0,
                     top_k=sampling.top_k or -1,
-                    max_tokens=sampling.max_tokens,
-                    seed=fold(seed) if sampling.temperature else None,
+                    max_tokens=request.limit(repeat, sampling),
+                    # the numbers of its first tokens are not drawn again for the next
+                    seed=_fold(derive_seed(seed, len(has)) if has else seed) if sampling.temperature else None,
                     stop_token_ids=list(self.spec.eos_ids),
                     logprobs=0 if known else None,
                     flat_logprobs=known,
@@ -125,9 +128,8 @@ class Core:
                 )
                 name = str(self.count)
                 self.count += 1
-                self.engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, params)
+                self.engine.add_request(name, {"prompt_token_ids": [*request.prompt_ids, *has]}, params)
                 self.running[name] = (job, at, repeat, since)
-                self.jobs[job] += 1
 
     def step(self) -> list[tuple[int, Output]]:
         """One token for what runs: (job, completion without a weight version) of what has ended with it."""
@@ -138,17 +140,38 @@ class Core:
             assert isinstance(output, RequestOutput)  # and not what a pooling model gives
             if output.request_id in self.running:  # and not given up
                 job, at, repeat, since = self.running.pop(output.request_id)
-                self.jobs[job] -= 1
+                self.jobs[job].add(at)
                 ended.append((job, Output(at, repeat, _completion(output.outputs[0], time.perf_counter() - since))))
+        for job, whole in self.jobs.items():
+            if whole.enough and not whole.over:
+                ended += [(job, output) for output in self._cut(job)]
         return ended
+
+    def _cut(self, job: int) -> list[Output]:
+        """Take what is left of a job out of the engine, as it is now."""
+        from vllm.v1.engine import FinishReason  # type: ignore[import-not-found]
+
+        left: list[Output] = []
+        known: Any = self.engine.output_processor
+        for name, (one, at, repeat, since) in self.running.items():
+            if one == job:
+                state = known.request_states[known.external_req_ids[name][0]]
+                found = state.make_request_output([], None, FinishReason.ABORT, None)
+                left.append(Output(at, repeat, _completion(found.outputs[0], time.perf_counter() - since)))
+                self.jobs[job].add(at)
+        self._abort(job)
+        return left
 
     def give_up(self, job: int) -> None:
         """Take what is left of a job out of the engine."""
+        self._abort(job)
+        del self.jobs[job]
+
+    def _abort(self, job: int) -> None:
         names = [name for name, (one, *_) in self.running.items() if one == job]
         self.engine.abort_request(names)
         for name in names:
             del self.running[name]
-        del self.jobs[job]
         while not self.running and self.engine.has_unfinished_requests():
             self.engine.step()
 
@@ -200,13 +223,13 @@ class Core:
         self.engine.engine_core.shutdown()
 
 
-def fold(seed: int) -> int:
-    """A seed in 32 bits. torch's generator on a CPU takes the lower half of a longer one and drops the rest."""
+def _fold(seed: int) -> int:
+    """A seed in 32 bits: torch's generator on a CPU takes the lower half of a longer one and drops the rest."""
     return (seed ^ (seed >> 32)) & 0xFFFF_FFFF
 
 
 def _completion(output: Any, seconds: float) -> Completion:
-    if output.finish_reason not in ("stop", "length"):
+    if output.finish_reason not in ("stop", "length", "abort"):
         raise EngineError(f"vLLM ended a completion with {output.finish_reason!r}, neither its end nor the limit.")
     token_ids, logprobs = tuple(output.token_ids), None
     if output.logprobs is not None:

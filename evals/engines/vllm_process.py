@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ class Processes:
             raise
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
-        """Deal the requests out, heaviest first to the lightest child, and merge what comes back."""
+        """Deal the requests out, heaviest first to the lightest child, and merge what comes back. With
+        `sampling.whole` each child ends when its share of as many is whole."""
         shares: list[list[int]] = [[] for _ in self.children]
         load = [0] * len(self.children)
         for at in sorted(range(len(requests)), key=lambda i: -len(requests[i].seeds)):
@@ -62,7 +64,9 @@ class Processes:
         self.generating[job] = inbox
         try:
             for child, share in busy.items():
-                child.send("generate", job, [requests[i] for i in share], sampling, inbox=inbox)
+                whole = -(-sampling.whole * len(share) // len(requests))
+                asked = [requests[i] for i in share], replace(sampling, whole=whole)
+                child.send("generate", job, *asked, inbox=inbox)
             while busy:
                 child, what, *rest = inbox.get()
                 if what == "give up":

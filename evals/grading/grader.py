@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError
@@ -269,7 +269,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            cwd=_import_root(),
+            cwd=Path(__file__).parents[2],  # holds the package `evals`, wherever the command was started
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         self._rest = b""
@@ -312,11 +312,3 @@ class _Worker:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-
-
-@lru_cache
-def _import_root() -> str:
-    """The folder that holds the package `evals`, so that a worker finds it wherever the command was started."""
-    import evals
-
-    return os.path.dirname(os.path.dirname(os.path.abspath(evals.__file__)))

@@ -360,16 +360,22 @@ class _Parser(Cursor):
         if not self.accept("_"):
             return ""
         start = self.at
-        if self.accept("{"):
-            while not self.accept("}"):
-                if self.kind == "end":
-                    raise CannotParse("a brace that is not closed")
-                self.at += 1
+        if self.skipped_group():
             return "_" + "".join(token[1] for token in self.found[start + 1 : self.at - 1])
         if self.ended():
             raise CannotParse("a subscript is missing")
         self.at += 1
         return "_" + self.found[start][1]
+
+    def skipped_group(self) -> bool:
+        """Whether a group in braces stands here, which is passed over."""
+        if not self.accept("{"):
+            return False
+        while not self.accept("}"):
+            if self.kind == "end":
+                raise CannotParse("a brace that is not closed")
+            self.at += 1
+        return True
 
     def bar(self) -> Tree:
         bars, self.bars = self.bars, 1
@@ -538,11 +544,8 @@ class _Parser(Cursor):
     def matrix(self, name: str) -> Tree:
         if name not in _MATRICES:
             raise CannotParse(f"unknown environment {name}")
-        if name == "array" and self.accept("{"):
-            while not self.accept("}"):
-                if self.kind == "end":
-                    raise CannotParse("a brace that is not closed")
-                self.at += 1
+        if name == "array":
+            self.skipped_group()
         rows: list[tuple[Tree, ...]] = []
         row: list[Tree] = []
         while self.kind != "end":

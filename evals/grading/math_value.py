@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partialmethod
 from typing import Any
 
 import mpmath
@@ -334,11 +334,7 @@ class Evaluator:
             product = self.multiply(product, value)
         return product
 
-    def _sum(self, *parts: Any) -> Value:
-        return self._series("sum", *parts)
-
-    def _prod(self, *parts: Any) -> Value:
-        return self._series("prod", *parts)
+    _sum, _prod = partialmethod(_series, "sum"), partialmethod(_series, "prod")
 
     def _int(self, variable: str, low: Tree, high: Tree, body: Tree) -> Value:
         """An integral of a polynomial with rational limits, exactly. Others are not evaluated."""

@@ -10,7 +10,7 @@ from lm_eval.evaluator import evaluate
 from rich.console import Console
 
 from evals.console import progress_bar
-from evals.lm_tasks.lm import TaskLM
+from evals.lm_tasks.lm import TaskLM, first_of
 from evals.lm_tasks.plan import TaskPlan
 from evals.report.layout import print_table
 from evals.stats import Summary, summarise
@@ -24,7 +24,10 @@ def evaluate_task(
 
     Returns its summary, and what gives lm-eval's result dictionary with the LM that it was told of.
     """
-    total = sum(_requests(task, plan.indices[name]) for name, task in plan.loaded["tasks"].items())
+    total = 0
+    for name, task in plan.loaded["tasks"].items():
+        chosen = plan.indices[name]
+        total += (len(task.eval_docs) if chosen is None else len(chosen)) * (task.config.repeats or 1)
     with progress_bar(plan.title, total, console) as advance:
         known = {(r.split, r.item, r.repeat): r for r in store.samples(run_id, step=step)}
         lm = TaskLM(engine, plan.indices, store, run_id, step, plan.settings["seed"], advance, known)
@@ -43,7 +46,7 @@ def evaluate_task(
     summary = _with_group(summary, results.get("groups", {}), set(metrics.values()))
     store.log_metrics(run_id, step, _metrics(results) | {"pass1": summary.pass1})
     _print(results, console)
-    console.print(summary.line(), highlight=False, markup=False)
+    console.print(summary.line(), markup=False)
     return summary, lambda: (results, lm)
 
 
@@ -56,10 +59,6 @@ def _with_group(summary: Summary, groups: Mapping[str, Any], metrics: set[tuple[
             if isinstance(score, float) and abs(score - summary.pass1) > 1e-9:
                 return dataclasses.replace(summary, pass1=score, pass1_low=math.nan, pass1_high=math.nan)
     return summary
-
-
-def _requests(task: Any, chosen: Sequence[int] | None) -> int:
-    return (len(task.eval_docs) if chosen is None else len(chosen)) * (task.config.repeats or 1)
 
 
 def judge(
@@ -89,9 +88,9 @@ def judge(
                     filtered = document["filtered_resps"][0]
                 outcome = "ungraded" if reward is None else "right" if reward else "wrong"
                 path = f"lm_eval:{metric[1]},{metric[0]}" if metric else "lm_eval"
-                answer = _text(filtered) if row.token_ids else row.response
+                answer = str(first_of(filtered)) if row.token_ids else row.response
                 told = {"outcome": outcome, "reward": reward, "path": path, "answer": answer}
-                rows.append(dataclasses.replace(row, **told, reference=_text(document["target"])))
+                rows.append(dataclasses.replace(row, **told, reference=str(first_of(document["target"]))))
         store.log_samples(run_id, rows)
     return found
 
@@ -119,20 +118,14 @@ def _verdict_metric(documents: Sequence[Mapping[str, Any]]) -> tuple[str, str] |
     return None
 
 
-def _text(value: Any) -> str:
-    while isinstance(value, list | tuple) and value:
-        value = value[0]
-    return str(value)
-
-
 def _metrics(results: Mapping[str, Any]) -> dict[str, float]:
     """task/metric,filter -> value, of tasks and groups."""
-    found = {}
-    for name, values in {**results["results"], **results.get("groups", {})}.items():
-        for key, value in values.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and key != "sample_len":
-                found[f"{name}/{key}"] = float(value)
-    return found
+    return {
+        f"{name}/{key}": float(value)
+        for name, values in {**results["results"], **results.get("groups", {})}.items()
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key != "sample_len"
+    }
 
 
 def _print(results: Mapping[str, Any], console: Console) -> None:

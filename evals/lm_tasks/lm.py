@@ -1,5 +1,6 @@
 """Any of our engines as an LM for lm-eval's own tasks: their requests in, texts and log-probabilities out."""
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -187,23 +188,21 @@ def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> t
     cut = text[: len(text) - len(said)] + kept_text
     if not completion.token_ids:  # a server's text: its count is that of the whole
         return cut, dataclasses.replace(completion, finish_reason="stop")
-    low, high = 0, len(completion.token_ids)
-    while low < high:  # fewest tokens whose text holds a stop string
-        middle = (low + high) // 2
-        part = tokenizer.decode(completion.token_ids[:middle], skip_special_tokens=True)
-        if len(part) > len(cut) - len(kept_text) and any(stop in (answer_part(part) or "") for stop in until):
-            high = middle
-        else:
-            low = middle + 1
+
+    def stopped(count: int) -> bool:
+        part = tokenizer.decode(completion.token_ids[:count], skip_special_tokens=True)
+        return len(part) > len(cut) - len(kept_text) and any(stop in (answer_part(part) or "") for stop in until)
+
+    fewest = bisect.bisect_left(range(len(completion.token_ids)), True, key=stopped)
     names = ("token_ids", "logprobs", "entropies")
-    kept = {name: x[:high] for name in names if (x := getattr(completion, name)) is not None}
+    kept = {name: x[:fewest] for name in names if (x := getattr(completion, name)) is not None}
     return cut, dataclasses.replace(completion, **kept, finish_reason="stop")
 
 
 def scored_row(task: str, item: str, step: int, document: Mapping[str, Any]) -> SampleRow:
     """The row of a document whose continuations were scored: the most likely one is the response."""
     arguments = document["arguments"]
-    scores = [_score(response) for response in document["filtered_resps"]]
+    scores = [float(first_of(response)) for response in document["filtered_resps"]]
     best = max(range(len(scores)), key=scores.__getitem__) if len(arguments[0]) > 1 else 0
     return SampleRow(
         split=task,
@@ -226,7 +225,8 @@ def scored_row(task: str, item: str, step: int, document: Mapping[str, Any]) -> 
     )
 
 
-def _score(response: Any) -> float:
-    while isinstance(response, list | tuple):
-        response = response[0]
-    return float(response)
+def first_of(value: Any) -> Any:
+    """What lies in lists of lists."""
+    while isinstance(value, list | tuple) and value:
+        value = value[0]
+    return value

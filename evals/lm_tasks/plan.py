@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 from evals.items import choose_indices
 
 PREFIX = "lm_eval:"
@@ -93,10 +93,9 @@ def _load(name: str, include_path: str | None) -> Mapping[str, Any]:
     try:
         return manager.load([name])
     except Exception as e:  # a task's code and its data set raise anything
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise UserError(
-            f"cannot load lm-eval's task {name!r}: {type(e).__name__}: {reason}. Its data come from the Hugging Face "
-            "hub unless its YAML names local files."
+            f"cannot load lm-eval's task {name!r}: {type(e).__name__}: {first_line(e)}. Its data come from the Hugging "
+            "Face hub unless its YAML names local files."
         ) from e
 
 

@@ -120,7 +120,7 @@ def rows(store: Store, bench: str | None = None, wanted: Sequence[str] = ()) -> 
         # --limit with other seeds: other problems, whose mean would mix the two
         return one.bench, one.model, place, one.method, variant, setting, status, title, e.problems
 
-    pooled = (_evaluation(store, one) for one in pool(measured(store, [run for run in found if run.samples])))
+    pooled = (read_evaluation(store, one) for one in pool(measured(store, [run for run in found if run.samples])))
     groups = by_seed(pooled, line, lambda e: e.part.weights)
     sets = [key[:-1] for key in groups]
     made = []
@@ -137,7 +137,7 @@ def _natural(key: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*key[:4], *numbered)
 
 
-def _evaluation(store: Store, one: Part) -> Evaluation:
+def read_evaluation(store: Store, one: Part) -> Evaluation:
     """Programs have verdicts under two rules in their meta; all else is read as columns, whatever its size."""
     done = one.run.status == "done"
     if any(rule in next(one.outcomes(store)).meta for rule in RULES):

@@ -1,4 +1,5 @@
-"""`evals.report export`: completions, metrics or runs as a Parquet or CSV file, or as a Hugging Face dataset."""
+"""`evals.report export`: completions, metrics or runs as a Parquet or CSV file, or as a Hugging Face dataset;
+evaluations as records of Every Eval Ever."""
 
 import argparse
 import csv
@@ -15,13 +16,15 @@ from rich.console import Console
 
 from evals.console import plural, progress_bar
 from evals.errors import UserError
-from evals.outputs import check_file, check_folder, replacing
+from evals.outputs import check_file, check_folder, files_in, replacing
+from evals.report import every_eval_ever
 from evals.store import Kind, RunRow, Store
 from evals.store.database import prompts_table, samples_table
 from evals.store.rows import PACKED, unpack
 
 BATCH = 1000
 """rows in memory at a time, and in one row group of a Parquet file"""
+RECORDS = "every-eval-ever"
 MARKER = "agpo-export.json"
 """in the folder of an exported dataset; only a folder that holds it is replaced"""
 FORMATS = {".parquet": "parquet", ".csv": "csv"}  # anything else is the folder of a dataset
@@ -62,12 +65,14 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "export",
         parents=[shared],
-        help="completions, metrics or runs as Parquet, CSV or a Hugging Face dataset",
+        help="completions, metrics or runs as Parquet, CSV or a Hugging Face dataset; evaluations as Every Eval Ever's",
         description="Write what runs have stored to one file, or to the folder of a dataset that "
         "`datasets.load_from_disk` reads. Each row says which run it is of.",
     )
     parser.add_argument("out", type=Path, help="NAME.parquet, NAME.csv, or a folder for a Hugging Face dataset")
-    parser.add_argument("--what", choices=("samples", "metrics", "runs"), default="samples", help="(default: samples)")
+    what = ("samples", "metrics", "runs", RECORDS)
+    parser.add_argument("--what", choices=what, default="samples", help="(default: samples)")
+    parser.add_argument("--organization", default="unknown", help=f"who evaluated, in the records of {RECORDS}")
     parser.add_argument(
         "--run", dest="runs", nargs="+", action="extend", metavar="RUN", help="these runs: id, its beginning, name, tag"
     )
@@ -85,12 +90,26 @@ def command(arguments: argparse.Namespace, store: Store, console: Console) -> No
         raise UserError(f"{out}: expected a name that ends in {', '.join(FORMATS)}, or a folder's without an ending.")
     kind = FORMATS.get(out.suffix, "dataset")
     if kind == "dataset":
-        check_folder(out, MARKER, [store.path] if store.path else [], overwrite=arguments.overwrite)
+        if out.exists() and not arguments.overwrite:
+            raise UserError(f"{out} exists. Give another name, or --overwrite.")
+        check_folder(out, MARKER)
     else:
         check_file(out, (out.suffix,), overwrite=arguments.overwrite)
     if arguments.tokens and (kind == "csv" or arguments.what != "samples"):
         raise UserError("--tokens: only completions have tokens, and a CSV file cannot hold them. Export to Parquet.")
-    runs = choose(store, arguments.runs, arguments.tag, arguments.kind)
+    if arguments.what == RECORDS and kind != "dataset":
+        raise UserError(f"--what {RECORDS} writes a folder: give a name without an ending.")
+    every = arguments.what != RECORDS or arguments.runs  # of all that there is, those during training are left out
+    runs = choose(store, arguments.runs, arguments.tag, arguments.kind or (None if every else "eval"))
+    if arguments.what == RECORDS:
+        with replacing(out) as path:
+            written, without = every_eval_ever.write(store, runs, arguments.split, arguments.organization, path)
+            if not written:
+                raise UserError(f"nothing to export: {plural(without, 'evaluation')} there, none with a score.")
+            (path / MARKER).write_text(json.dumps({"evaluations": written}) + "\n")
+        left = f"; {without} without a score left out" if without else ""
+        console.print(f"{out}: {plural(written, 'evaluation')}{left}", markup=False, highlight=False)
+        return
     total = sum(run.samples for run in runs) if arguments.what == "samples" and not arguments.split else 0
     match arguments.what:
         case "samples":
@@ -194,7 +213,7 @@ def write_dataset(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path)
         features = datasets.Features.from_arrow_schema(schema)
         made = datasets.Dataset.from_parquet(str(work / "rows.parquet"), features=features, cache_dir=str(work))
         made.save_to_disk(path)  # type: ignore[union-attr]
-        (path / MARKER).write_text(json.dumps({"rows": count, "columns": schema.names}) + "\n")
+        (path / MARKER).write_text(json.dumps({"rows": count, "files": files_in(path)}) + "\n")
     finally:
         if quiet:
             datasets.enable_progress_bars()

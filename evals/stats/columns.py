@@ -3,31 +3,17 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from evals.store import Store
+    from evals.store import OutcomeRow, SampleRow, Store
 
 COLUMNS = ("item", "reward", "response_tokens", "finish_reason", "outcome")
 
 
-class Graded(Protocol):
-    """What is looked at in a completion (`evals.store.SampleRow` and `OutcomeRow` have it)."""
-
-    @property
-    def item(self) -> str: ...
-    @property
-    def reward(self) -> float | None: ...
-    @property
-    def response_tokens(self) -> int: ...
-    @property
-    def finish_reason(self) -> str: ...
-    @property
-    def outcome(self) -> str: ...
-    @property
-    def meta(self) -> Any: ...
+Graded: TypeAlias = "SampleRow | OutcomeRow"
 
 
 @dataclass(frozen=True)

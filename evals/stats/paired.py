@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaln, ndtri
+from scipy.special import gammaln, ndtri, stdtrit
 
 from evals.stats import intervals
 from evals.stats.columns import Columns
 from evals.stats.intervals import UPPER, Estimate, bootstrap_mean
-from evals.stats.power import smallest_difference
 
 ENUMERATED = 20
 """differences up to which all sign patterns are counted"""
 WIDEST = 4_000_000
 """entries of the exact null distribution"""
 DRAWS = 100_000
+POWER = 0.8
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -202,3 +203,26 @@ def _correlation(a_P: np.ndarray, b_P: np.ndarray) -> float:
     if len(a_P) < 3 or np.ptp(a_P) == 0 or np.ptp(b_P) == 0:
         return math.nan
     return float(np.corrcoef(a_P, b_P)[0, 1])
+
+
+def smallest_difference(se: float, df: float = math.inf) -> float:
+    """The true difference that a two-sided test at 5 % finds in 80 of 100 repetitions.
+
+    se: standard error of the observed difference. df: its degrees of freedom; inf for a known error.
+    """
+    quantiles = (1 - ALPHA / 2, POWER)
+    q = sum(ndtri(x) if math.isinf(df) else stdtrit(df, x) for x in quantiles)
+    return float(q) * se
+
+
+def planned_error(
+    problems: int, accuracy: float, samples: int = 1, *, icc: float = 0.6, correlation: float | None = None
+) -> float:
+    """Standard error of a difference of two Pass@1 before anything is measured.
+
+    accuracy: of both, about. samples: per problem. icc: share of the variance of one sample that lies between problems
+    (`Parts.icc`). correlation: of the two models' true shares per problem, for a paired comparison; None: unpaired.
+    Var = 2 p (1 - p) (icc (1 - correlation) + (1 - icc) / K) / P.
+    """
+    shared = 0.0 if correlation is None else correlation
+    return math.sqrt(2 * accuracy * (1 - accuracy) * (icc * (1 - shared) + (1 - icc) / samples) / problems)

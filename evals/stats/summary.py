@@ -132,11 +132,6 @@ def unfinished(s: Summary) -> Summary:
     return Summary(s.problems, s.samples, s.unscored, *[nan] * 10, outcomes=s.outcomes)
 
 
-def problem_means(samples: Iterable[Graded]) -> dict[str, float]:
-    """Problem -> mean reward of its scorable samples."""
-    return columns(samples).means()
-
-
 def by(samples: Sequence[Graded], key: str) -> dict[str, Summary]:
     """A summary for each value of a meta key, in order of the values; samples without the key are left out."""
     parts: dict[Any, list[Graded]] = {}

@@ -8,5 +8,3 @@ are upserts on natural keys, so that a retried or repeated write leaves one row.
 
 from evals.store.rows import Artifact, Kind, OutcomeRow, RunRow, SampleRow, Status, unpack
 from evals.store.store import Store
-
-__all__ = ["Artifact", "Kind", "OutcomeRow", "RunRow", "SampleRow", "Status", "Store", "unpack"]

@@ -154,13 +154,12 @@ def copy_runs(source: Store, target: Store, wanted: Sequence[str] | None) -> Non
             written += copied.written
             new = f"{copied.written} of " if copied.written != copied.samples else ""
             text = f"{run.id}  {run.kind} {run.name} {run.method}".rstrip() + f": {new}{copied.samples} completions"
-            console.print(text, markup=False, highlight=False)
+            console.print(text, markup=False)
     console.print(
         f"{len(runs)} runs with {samples:,} completions are in {target} ({written:,} written now), counted there",
         markup=False,
-        highlight=False,
     )
     for run in runs:
         if run.status == "running":
             text = f"run {run.id} is still running: copy again when it has ended"
-            console.print(text, style="yellow", markup=False, highlight=False)
+            console.print(text, style="yellow", markup=False)

@@ -8,13 +8,11 @@ import contextlib
 import functools
 import os
 import socket
-import subprocess
-import tempfile
 from pathlib import Path
 
 from sandbox.backends import image, probe
 from sandbox.backends.embedded import ENVIRONMENT, LAUNCHES, STARTS_WITH, owner_tag, start_ticks
-from sandbox.channel import Worker, WorkerFailure
+from sandbox.channel import Worker, WorkerFailure, start
 from sandbox.errors import SandboxError
 from sandbox.types import Capabilities
 
@@ -38,48 +36,31 @@ class Docker:
     @functools.cached_property
     def _probed(self) -> Capabilities:
         try:
-            self._require_engine()
+            done = image.run([self.binary, "version", "--format", "{{.Server.Version}}"], timeout=20)
+            if done.returncode:
+                why = image.last_line(done.stderr or done.stdout)
+                return Capabilities(self.name, "", reason=f"no {self.binary} engine answers: {why}")
             if not image.exists(self.binary):
                 image.build(self.binary, self.base)
         except SandboxError as e:
             return Capabilities(self.name, "", reason=str(e))
         remove_leftovers(self.binary)
         try:
-            worker = self.launch()
+            hello, held, words = probe.enforced(self)
         except WorkerFailure as e:
             return Capabilities(self.name, "", reason=str(e))
-        try:
-            held, words = probe.enforced(worker)
-        except WorkerFailure as e:
-            return Capabilities(self.name, "", reason=str(e))
-        finally:
-            self.reap(worker)
-        notes = [
-            f"Landlock ABI {worker.hello['landlock']}" if worker.hello["landlock"] else "no Landlock in the container"
-        ]
+        notes = [f"Landlock ABI {hello['landlock']}" if hello["landlock"] else "no Landlock in the container"]
         if self.runtime:
             notes.append(f"runtime {self.runtime}")
-        return Capabilities(self.name, "container", held, words, tuple(notes), worker.hello["python"])
+        return Capabilities(self.name, "container", held, words, tuple(notes), hello["python"])
 
     def launch(self) -> Worker:
         name = f"agpo-sandbox-{owner_tag()}-{next(LAUNCHES)}"
-        log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        command = [*self._command(name), image.tag()]
         try:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-        except OSError as e:
-            raise WorkerFailure(f"{self.binary} cannot be started: {e.strerror}") from e
-        try:
-            worker = Worker(process, log, name)
+            return start([*self._command(name), image.tag()], name)
         except WorkerFailure:
-            process.kill()
-            process.wait()
             self._remove(name)
             raise
-        if "failed" in worker.hello:
-            self.reap(worker)
-            raise WorkerFailure(worker.hello["failed"])
-        return worker
 
     def reap(self, worker: Worker) -> None:
         """The worker ends when its stdin does, and --rm removes the container; if not, force it."""
@@ -94,16 +75,8 @@ class Docker:
             command += ["--label", f"{LABEL}.{key}={value}"]
         command += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "65534:65534"]
         command += ["--memory", memory, "--memory-swap", memory, "--pids-limit", "128"]
-        command += [
-            "--cpus",
-            str(min(2, os.cpu_count() or 1)),
-            "--tmpfs",
-            _SCRATCH if self.binary == "podman" else _SCRATCH + _INODES,
-            "--ipc",
-            "none",
-            "--log-driver",
-            "none",
-        ]
+        command += ["--cpus", str(min(2, os.cpu_count() or 1)), "--ipc", "none", "--log-driver", "none"]
+        command += ["--tmpfs", _SCRATCH if self.binary == "podman" else _SCRATCH + _INODES]
         command += ["--ulimit", "core=0", "--ulimit", "nofile=256", "--ulimit", f"stack={256 << 20}"]
         for key, value in {**ENVIRONMENT, **STARTS_WITH}.items():
             if key != "PATH":
@@ -115,12 +88,6 @@ class Docker:
             command[1:1] = ["--cgroup-manager=cgroupfs", "--events-backend=none"]
             command += ["--ulimit", "nproc=1024:1024"]
         return command
-
-    def _require_engine(self) -> None:
-        done = image.run([self.binary, "version", "--format", "{{.Server.Version}}"], timeout=20)
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            raise SandboxError(f"no {self.binary} engine answers: {lines[-1]}")
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(SandboxError):

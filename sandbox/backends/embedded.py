@@ -11,13 +11,11 @@ import importlib.util
 import itertools
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from sandbox.backends import probe
-from sandbox.channel import Worker, WorkerFailure
+from sandbox.channel import Worker, WorkerFailure, start
 from sandbox.errors import SandboxError
 from sandbox.types import Capabilities
 from sandbox.worker import cgroup
@@ -65,50 +63,26 @@ class Embedded:
         for level in ("full", "reduced") if self.level == "auto" else (self.level,):
             self.level = level
             try:
-                worker = self.launch()
+                hello, held, words = probe.enforced(self)
             except WorkerFailure as e:
                 why.append(f"{level}: {e}")
                 continue
-            try:
-                held, words = probe.enforced(worker)
-            except WorkerFailure as e:
-                why.append(f"{level}: {e}")
-                continue
-            finally:
-                self.reap(worker)
             reason = "; ".join([*why, words] if words else why)
-            return Capabilities(self.name, level, held, reason, _notes(worker.hello), worker.hello["python"])
+            return Capabilities(self.name, level, held, reason, _notes(hello), hello["python"])
         return Capabilities(self.name, "", reason="; ".join(why))
 
     def probe(self) -> Capabilities:
         return self._probed
 
     def launch(self) -> Worker:
-        log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker. A pipe nobody would read while it runs
-        options = {
-            "mode": self.level,
-            "owner": os.getpid(),
-            "cgroup": f"{owner_tag()}-{next(LAUNCHES)}",
-            "packages": self.packages,
-        }
-        pipe, environment = subprocess.PIPE, {**ENVIRONMENT, **STARTS_WITH}
+        tag = f"{owner_tag()}-{next(LAUNCHES)}"
+        options = {"mode": self.level, "owner": os.getpid(), "cgroup": tag, "packages": self.packages}
         command = [self.python, *PYTHON_FLAGS, str(WORKER), json.dumps(options)]
         try:
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=environment, cwd="/")
-        except OSError as e:
-            raise WorkerFailure(f"{self.python} cannot be started: {e.strerror}") from e
-        try:
-            worker = Worker(process, log)
+            return start(command, env={**ENVIRONMENT, **STARTS_WITH}, cwd="/")
         except WorkerFailure:
-            process.kill()
-            process.communicate()
-            log.close()
-            self._remove_groups(*(f"{parent}/{cgroup.PREFIX}{options['cgroup']}" for parent, _ in cgroup.parents()))
+            self._remove_groups(*(f"{parent}/{cgroup.PREFIX}{tag}" for parent, _ in cgroup.parents()))
             raise
-        if "failed" in worker.hello:
-            self.reap(worker)
-            raise WorkerFailure(worker.hello["failed"])
-        return worker
 
     def reap(self, worker: Worker) -> None:
         worker.close()

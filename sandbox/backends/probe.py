@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+from sandbox.backends import Backend
 from sandbox.channel import Inputs, Run, Worker, WorkerFailure
 from sandbox.types import Limits, Program
 from sandbox.worker import protocol
@@ -43,8 +44,16 @@ print("alive")
 _GROW = "x = bytearray(400 << 20)\nx[::4096] = b'x' * len(x[::4096])\nprint('alive')"
 
 
-def enforced(worker: Worker) -> tuple[frozenset[str], str]:
-    """Names of what held, and in words what did not."""
+def enforced(backend: Backend) -> tuple[dict, frozenset[str], str]:
+    """(what its worker says of itself, names of what held, in words what did not). Raises WorkerFailure."""
+    worker = backend.launch()
+    try:
+        return worker.hello, *_enforced(worker)
+    finally:
+        backend.reap(worker)
+
+
+def _enforced(worker: Worker) -> tuple[frozenset[str], str]:
     held, words = set(), []
     limits = Limits(cpu_s=10, memory_mb=128)
     with _canary() as path:

@@ -128,7 +128,8 @@ class _Worker:
                 kind, payload = _from_owner()
                 if kind != protocol.JOB:  # a cancellation or an input that crossed the end of its job
                     continue
-                chosen = self.zygotes["numpy" if _wants_numpy(payload) else ""]
+                # A guess from the text: right or wrong, the program runs; a right one spares it the import.
+                chosen = self.zygotes["numpy" if b"numpy" in payload else ""]
                 supervisor = spare if chosen is self.zygotes[""] else chosen.spawn()
                 self._run(payload, supervisor)
                 del payload
@@ -245,8 +246,3 @@ def _packages(options: Options) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return sites, sites
     packages = tuple(os.path.realpath(p) for p in options.packages)
     return packages, tuple(dict.fromkeys(os.path.dirname(p) for p in packages))
-
-
-def _wants_numpy(payload: bytes) -> bool:
-    """A guess from the text: right or wrong, the program runs; a right one spares it the import."""
-    return b"numpy" in payload

@@ -21,8 +21,10 @@ from agpo.objective import (
     advantages,
     clip_decision,
     counted,
+    group_rewards,
     live_groups,
     minibatch_loss,
+    penalised_tokens,
     sequence_weights,
     token_losses,
     weighted_sums,
@@ -48,8 +50,19 @@ class Case:
 
 
 KEPT, CLIPPED = (2, 9, 8, 3), (9, 2, 3, 8)  # lengths for rewards 1, 0, 0, 1
+EQUAL = (5, 5, 5, 5)
 MANY = ((7, 9, 6, 12), (10, 11, 2, 8))  # of two groups of these rewards: some units are kept and some clipped
 MIXED, DEAD = (1, 0, 0, 1), (0.2, 0.2, 0.2, 0.2)
+WITH = {
+    "geometric": {"surrogate": "geometric"},
+    "soft": {"surrogate": "soft"},
+    "kl_cov": {"surrogate": "kl_cov", "cov_share": 0.1},
+    "keep_shortest": {"keep_shortest": 3},
+    "length_penalty": {"length_penalty": 0.25},
+    "pass_k": {"pass_k": 2, "advantage_std": "bernoulli"},
+    "batch": {"advantage_std": "batch"},
+}
+"""knobs of other methods over AGPO's"""
 CASES = [
     Case("kept", (MIXED, (0, 1, 0, 0)), (KEPT, (8, 2, 6, 7)), "kept"),
     Case("clipped", (MIXED, (0, 1, 0, 0)), (CLIPPED, (3, 11, 4, 2)), "clipped"),
@@ -77,7 +90,29 @@ CASES = [
         Case(
             f"{name}, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS[name], norm_length=LONGEST), 0.05
         )
-        for name in ("dr_grpo", "dapo", "gspo", "cispo", "nsr", "maxrl")
+        for name in ("dr_grpo", "dapo", "gspo", "cispo", "nsr", "maxrl", "gmpo", "sapo", "grpo_length", "gdpo")
+    ),
+    Case("gfpo, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS["gfpo"], keep_shortest=3), 0.05),
+    Case("pass_at_k, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS["pass_at_k"], pass_k=2), 0.05),
+    *(
+        Case(f"kl_cov{moved}", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS["kl_cov"], cov_share=0.1), drift)
+        for moved, drift in (("", 0.0), (", moved", 0.05))
+    ),
+    # AGPO's mask and clip with the knobs of the others: L at ratio 1 is known with each.
+    *(
+        Case(f"agpo with {name}, {outcome}", (MIXED, DEAD), lengths, outcome, replace(PRESETS["agpo"], **knobs), drift)
+        for name, knobs in WITH.items()
+        for outcome, lengths, drift in (("kept", (KEPT, EQUAL), 0.05), ("clipped", (CLIPPED, EQUAL), 0.0))
+    ),
+    *(
+        Case(
+            f"soft in {scope}",
+            (MIXED, MIXED),
+            (KEPT, CLIPPED),
+            "kept",
+            replace(PRESETS["agpo"], clip_scope=scope, surrogate="soft"),
+        )
+        for scope in ("group", "sequence", "token", "sequences:2")
     ),
 ]
 
@@ -228,18 +263,25 @@ def trainer(case: Case, micro_batch_tokens: int = 40) -> Result:
 def several_ranks(case: Case, rank: int, world: int, split: str) -> tuple[Result, float]:
     """A data-parallel loop in the public functions: the result on this rank, and its own part of L."""
     batch, objective = make_batch(case, torch.float64), case.objective
-    live_G = live_groups(batch.rewards_GN)
-    counted_B = counted(batch.rewards_GN, live_G, objective).reshape(-1)
+    rewards_GN = group_rewards(batch.rewards_GN, batch.lengths_B, objective)
+    live_G = live_groups(rewards_GN)
+    counted_B = counted(rewards_GN, live_G, objective).reshape(-1)
     weight_B = sequence_weights(
         batch.lengths_B, counted_B, objective
     )  # of the whole mini-batch, the same on every rank
-    advantage_B = advantages(batch.rewards_GN, objective, live_G).reshape(-1)
+    advantage_B = advantages(rewards_GN, objective, live_G).reshape(-1)
     local = [0.0]
+    kept_B = weight_B > 0
+    each_T = advantage_B[kept_B].repeat_interleave(batch.lengths_B[kept_B])
+    old_T = torch.cat([old for old, kept in zip(batch.old_logp, kept_B, strict=True) if kept] or [torch.empty(0)])
+    picked = penalised_tokens(old_T, each_T, objective) if objective.surrogate == "kl_cov" else torch.zeros(len(old_T))
+    penalised = dict(zip(kept_B.nonzero()[:, 0].tolist(), picked.split(batch.lengths_B[kept_B].tolist()), strict=True))
 
     def loss_of(i: int) -> torch.Tensor:
         logp = log_probs(batch.model, batch.prompts[i], batch.responses[i])
         advantage_T = advantage_B[i].expand(len(logp))
-        return token_losses(logp, batch.old_logp[i], advantage_T, batch.lengths_B[i : i + 1], objective)
+        given = (logp, batch.old_logp[i], advantage_T, batch.lengths_B[i : i + 1], objective)
+        return token_losses(*given, penalised_T=penalised.get(i))
 
     def work(optimizer) -> dict:
         sums = torch.zeros(2, dtype=torch.float64)

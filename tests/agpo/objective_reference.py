@@ -1,5 +1,6 @@
 """The objective once more, as Python loops over scalars that share no code with agpo, and random problems for it."""
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -11,19 +12,28 @@ from agpo.objective import PRESETS, Objective
 
 def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cut=None, max_tokens=None):
     """(f(L) at the declared scope less the entropy bonus, L), with autograd. Lists, but for `logp` and `entropy`."""
-    size, flat, live, advantage = len(rewards[0]), [r for group in rewards for r in group], [], []
-    for g, group in enumerate(rewards):
+    size, advantage = len(rewards[0]), []
+    rewards = [judged(o, group, lengths[g * size : (g + 1) * size]) for g, group in enumerate(rewards)]
+    flat, live, shaped = [r for group in rewards for r in group], [spread(group) for group in rewards], rewards
+    if o.overlong == "soft_penalty":
+        buffer = o.overlong_buffer or max_tokens // 5
+        late = [min(max(n - (max_tokens - buffer), 0) / buffer, 1) for n in lengths]
+        late = [late[k : k + size] for k in range(0, len(late), size)]
+        shaped = [
+            [r - o.overlong_penalty * x for r, x in zip(*both, strict=True)] for both in zip(rewards, late, strict=True)
+        ]
+    used = [group for group, alive in zip(shaped, live, strict=True) if alive or o.masked_groups == "keep"]
+    centred = [r - mean_of(group) for group in used for r in group if r == r]
+    for g, group in enumerate(shaped):
         known = [r for r in group if r == r]
-        live.append(len(known) > 1 and max(known) - min(known) > 1e-6)
-        if o.overlong == "soft_penalty":
-            buffer = o.overlong_buffer or max_tokens // 5
-            late = [min(max(n - (max_tokens - buffer), 0) / buffer, 1) for n in lengths[g * size : (g + 1) * size]]
-            group = [r - o.overlong_penalty * x for r, x in zip(group, late, strict=True)]
-            known = [r for r in group if r == r]
         mean = sum(known) / max(len(known), 1)
         variance = sum((r - mean) ** 2 for r in known) / max(len(known) - (o.advantage_std == "sample"), 1)
         divisor = 1 if o.advantage_std == "none" else math.sqrt(variance) + 1e-6
         divisor = mean + 1e-6 if o.advantage_std == "mean" else divisor
+        divisor = math.sqrt(max(mean * (1 - mean), 0)) + 1e-6 if o.advantage_std == "bernoulli" else divisor
+        if o.advantage_std == "batch" and len(centred) > 1:
+            centre = sum(centred) / len(centred)
+            divisor = math.sqrt(sum((x - centre) ** 2 for x in centred) / (len(centred) - 1)) + 1e-6
         for r in group:
             a = -float(r < max(known) - 1e-6) if o.advantage_sign == "negative" and known else (r - mean) / divisor
             advantage.append(a if live[g] and r == r else 0.0)
@@ -34,6 +44,13 @@ def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cu
     longest = o.norm_length or max_tokens or max([n for n, k in zip(lengths, kept, strict=True) if k], default=1)
     dealt = dealt_units(o, lengths, kept) if o.clip_scope.startswith("sequences") else {}
     units, value, bonus, start = {}, 0.0, 0.0, 0
+    firsts = [sum(lengths[:i]) for i in range(len(lengths))]
+    there = [(t, advantage[i]) for i, n in enumerate(lengths) if kept[i] for t in range(firsts[i], firsts[i] + n)]
+    mean_logp, mean_a = (
+        sum(x) / max(len(there), 1) for x in ((float(old[t]) for t, _ in there), (a for _, a in there))
+    )
+    by_cov = sorted(there, key=lambda ta: -(ta[1] - mean_a) * (float(old[ta[0]]) - mean_logp))
+    penalised = {t for t, _ in by_cov[: max(1, int(o.cov_share * len(there)))]}
     for i, n in enumerate(lengths):
         where = range(start, start + n)
         start += n
@@ -50,6 +67,19 @@ def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cu
                 loss = torch.full_like(rho, -o.dual_clip * advantage[i])
             if o.surrogate == "cispo":
                 loss = -float(bounded.detach()) * advantage[i] * (1 + logp[t] - float(logp[t].detach()))
+            if o.surrogate == "geometric":
+                product = torch.ones((), dtype=logp.dtype)
+                for s in where:
+                    each = torch.exp(logp[s] - old[s])
+                    inside = min(max(float(each.detach()), 1 - o.eps_low), 1 + o.eps_high)
+                    beyond = inside != float(each.detach()) and (inside < float(each.detach())) == (advantage[i] > 0)
+                    product = product * (inside if beyond else each) ** (1 / n)
+                loss = -product * advantage[i]
+            if o.surrogate == "soft":
+                tau = o.tau_pos if advantage[i] > 0 else o.tau_neg
+                loss = -4 / tau / (1 + torch.exp(-tau * (rho - 1))) * advantage[i]
+            if o.surrogate == "kl_cov":
+                loss = -rho * advantage[i] + (o.cov_coef * abs(logp[t] - old[t]) if t in penalised else 0)
             loss = loss * (tis[t] if tis is not None else 1)
             if o.beta:
                 loss = loss + o.beta * (torch.exp(ref[t] - logp[t]) - (ref[t] - logp[t]) - 1)
@@ -63,6 +93,32 @@ def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cu
         mass = 1.0 if unit == "all" else sum(w for w, _ in members)
         total = total + mass * shape[o.clip](sum(w * loss for w, loss in members) / mass)
     return total, value
+
+
+def mean_of(group):
+    known = [r for r in group if r == r]
+    return sum(known) / max(len(known), 1)
+
+
+def spread(group):
+    known = [r for r in group if r == r]
+    return len(known) > 1 and max(known) - min(known) > 1e-6
+
+
+def judged(o, group, lengths):
+    """The rewards of a group after what looks at all of it: by sorting, and over every choice of k samples."""
+    if o.keep_shortest:
+        there = sorted((n, i) for i, n in enumerate(lengths) if group[i] == group[i])[: o.keep_shortest]
+        group = [r if (lengths[i], i) in there else math.nan for i, r in enumerate(group)]
+    if o.pass_k > 1 and spread(group):
+        known = [i for i, r in enumerate(group) if r == r]
+        tries = list(itertools.combinations(known, min(o.pass_k, len(known))))
+        best = {i: [max(group[j] for j in chosen) for chosen in tries if i in chosen] for i in known}
+        group = [sum(best[i]) / len(best[i]) if i in best else math.nan for i in range(len(group))]
+    if o.length_penalty:
+        longest = max([n for n, r in zip(lengths, group, strict=True) if r == r] + [1])
+        group = [r - o.length_penalty * mean_of(group) * n / longest for r, n in zip(group, lengths, strict=True)]
+    return group
 
 
 def dealt_units(o, lengths, kept):
@@ -119,9 +175,12 @@ def extras(objective, logp, old, lengths, seed=0):
 
 
 CHOICES = {
-    "advantage_std": ("sample", "population", "none", "mean"),
+    "advantage_std": ("sample", "population", "none", "mean", "batch"),
+    "keep_shortest": (None, None, 3),
+    "length_penalty": (0.0, 0.0, 0.25),
     "ratio": ("token", "token", "sequence"),
-    "surrogate": ("ppo", "ppo", "cispo"),
+    "surrogate": ("ppo", "ppo", "cispo", "geometric", "soft", "kl_cov"),
+    "cov_share": (2e-3, 0.1),
     "eps_high": (0.2, 0.28, 0.05),
     "dual_clip": (None, None, 1.3),
     "aggregation": ("token_mean", "sequence_mean", "constant"),

@@ -35,8 +35,8 @@ def folder(trained, tmp_path, monkeypatch):
     return tmp_path / "copy"
 
 
-def effects(folder):
-    (path,) = (folder / "runs").glob("*/forks/*.csv")
+def effects(folder, which="*"):
+    (path,) = (folder / "runs").glob(f"*/forks/{which}.csv")
     return list(csv.DictReader(path.open()))
 
 
@@ -78,9 +78,17 @@ def test_a_change_that_changes_no_number_has_no_effect(folder, capsys):
     assert "0.0000 (0.0000 to 0.0000)" in said
     assert "drawn steps" in said
     assert main(["latest", "--step", "4", "--for", "1", "--with", "update.weight_decay=50.0"]) == 0
-    (path,) = (folder / "runs").glob("*/forks/*weight_decay*.csv")
-    rows = list(csv.DictReader(path.open()))
-    assert any(row["with"] != row["without"] for row in rows)
+    assert any(row["with"] != row["without"] for row in effects(folder, "*weight_decay*"))
+    steps = {row["step"] for row in effects(folder, "*patience*")}
+    assert main(["latest", "--draw", "2", "--seed", "4", "--for", "1", "--with", "update.patience=3"]) == 0
+    assert (
+        {row["step"] for row in effects(folder, "*seed 4*")}
+        != steps
+        == {
+            row["step"]
+            for row in effects(folder, "*seed 0*")  # of another draw, in a file of its own
+        }
+    )
 
 
 @pytest.mark.slow

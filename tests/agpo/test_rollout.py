@@ -2,9 +2,9 @@
 
 import pytest
 
-from agpo.batch import raw_rewards
-from agpo.objective import live_groups
-from agpo.rollout import draw, draw_more, is_live, resample, rollout
+from agpo.batch import live_of, raw_rewards
+from agpo.objective import PRESETS, live_groups
+from agpo.rollout import draw, draw_more, resample, rollout
 from evals.benches import arith
 from evals.engines import Sampling
 from evals.engines.hf import HFEngine
@@ -13,6 +13,8 @@ from evals.grading.grader import Grader
 from evals.items import Item
 
 ITEMS = [Item(str(i), f"{i}", "0") for i in range(50)]
+
+DAPO = PRESETS["dapo"]
 
 
 def ids(items):
@@ -71,18 +73,19 @@ def test_groups_come_in_the_order_of_the_items_with_verdicts_and_seeds(sample):
 def test_dead_groups_are_replaced_by_live_ones_of_other_prompts(sample):
     items = arith.items("train", 200)
     groups = sample(items[:8])
-    assert not all(map(is_live, groups))
-    kept, everything = resample(groups, sample, items, seed=0, step=0, rounds=10)
+    live = live_of(groups, DAPO)
+    assert not all(live)
+    kept, everything = resample(groups, sample, items, seed=0, step=0, rounds=10, objective=DAPO)
     assert len(kept) == 8
     assert live_groups(raw_rewards(kept)).all()
     assert everything[:8] == groups
     assert len({group.item.id for group in everything}) == len(everything) > 8
-    assert [g for g in kept if g in groups] == [g for g in groups if is_live(g)]
+    assert [g for g in kept if g in groups] == [g for g, is_live in zip(groups, live, strict=True) if is_live]
 
 
 def test_when_there_is_nothing_else_dead_groups_keep_their_places(sample):
     items = arith.items("train", 8)
     groups = sample(items)
-    kept, everything = resample(groups, sample, items, seed=0, step=0, rounds=3)
+    kept, everything = resample(groups, sample, items, seed=0, step=0, rounds=3, objective=DAPO)
     assert everything == groups
     assert sorted(ids(g.item for g in kept)) == sorted(ids(items))

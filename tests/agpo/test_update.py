@@ -158,9 +158,9 @@ def test_passes_after_the_first_have_ratios_against_the_policy_that_sampled(star
     first = next((k for k, u in enumerate(updates) if u.stepped), len(updates))
     assert all(not u.tokens_run for u in updates[:first])  # known: free in every pass
     assert all((u.ratio_deviation or 0) > 1e-4 for u in updates[first + 1 :])
-    metrics = step_metrics(groups, plan, updates)
+    metrics = step_metrics(groups, [True] * 4, plan, updates)
     assert metrics["groups/live_token_share"] == 1.0
-    assert metrics["saved/of_tokens"] == 3 * step_metrics(groups, plan[:2], updates[:2])["saved/of_tokens"]
+    assert metrics["saved/of_tokens"] == 3 * step_metrics(groups, [True] * 4, plan[:2], updates[:2])["saved/of_tokens"]
 
 
 @pytest.mark.parametrize("budget", [30, 100_000])

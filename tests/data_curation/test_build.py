@@ -135,15 +135,17 @@ def test_strict_stops_at_a_malformed_row(recipe, tmp_path):
 def test_a_foreign_folder_is_never_replaced(recipe, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="not a data set built by this command"):
+    with pytest.raises(UserError, match="was not made by this command"):
         made(recipe, tmp_path / "out")
     assert (tmp_path / "out" / "thesis.tex").read_text() == "x"
     made(recipe, tmp_path / "mine")
     made(recipe, tmp_path / "mine")
-    (tmp_path / "mine" / "hf" / "notes.md").write_text("x")
-    with pytest.raises(UserError, match=r"holds other files: hf/notes\.md"):
-        made(recipe, tmp_path / "mine")
-    assert (tmp_path / "mine" / "hf" / "notes.md").read_text() == "x"
+    for name in ("hf/notes.md", "images/photo.png"):
+        (tmp_path / "mine" / name).write_text("x")
+        with pytest.raises(UserError, match=f"holds other files: {name}"):
+            made(recipe, tmp_path / "mine")
+        assert (tmp_path / "mine" / name).read_text() == "x"
+        (tmp_path / "mine" / name).unlink()
 
 
 def test_a_data_set_without_a_row_is_not_written(recipe, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from data_curation import audit, rates, solve_rate, tries
+from data_curation import audit, rates, solve_rate
 from data_curation.inputs import check_model
 from data_curation.rates import SolveOptions, Tally, bounds, decide
 from data_curation.stage import Context, Row
@@ -88,7 +88,7 @@ def test_problems_between_the_bounds_go_on_with_their_numbers(tiny, store):
     assert completions(store) == 96
     (run,) = store.runs("curation")
     right = {row.id: 0 for row in ROWS}
-    names = {tries.item_of("", row).prompt: row.id for row in ROWS}
+    names = {solve_rate.item_of("", row).prompt: row.id for row in ROWS}
     for sample in store.samples(run.id):
         right[names[sample.prompt.removesuffix("=")]] += sample.reward == 1.0
     for row in kept:
@@ -229,6 +229,13 @@ def test_references_that_majorities_contradict_are_listed(tiny, store, tmp_path,
     (found,) = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
     assert (found["row"], found["reference"], found["majority"]) == ("arith:0", "999", ROWS[0].answer)
     assert f"<b>{ROWS[0].answer}</b>" in out.with_suffix(".html").read_text()
+    assert audit.main(["--store", url, "--out", str(out)]) == 0  # an earlier output is replaced
+    out.with_suffix(".jsonl").write_text('{"problem": "mine"}\n')
+    assert audit.main(["--store", url, "--out", str(out)]) == 2
+    assert "is not a file of this command" in capsys.readouterr().err
+    assert out.with_suffix(".jsonl").read_text() == '{"problem": "mine"}\n'
+    assert audit.main(["--store", str(tmp_path / "none.db"), "--out", str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_tests_of_a_program_belong_to_the_verdict():

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_curation import read, sources
-from data_curation.raw import raw_rows
+from data_curation.read import raw_rows
 from data_curation.recipe import Recipe
 from data_curation.stage import Context, Drop, Row
 from evals.errors import UserError

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Subject:
     """equal seeds make equal samples, whatever else is asked in the same call"""
     logprob_gap: float | None = 1e-4
     """largest |log-probability - transformers'| in nats; None: the engine gives none"""
+    begins: bool = True
+    """it cuts and continues answers, which a server does not"""
 
 
 def make_model(folder: Path, tiny: str) -> str:
@@ -213,6 +215,43 @@ def check_completions_carry_the_weight_version(subject: Subject) -> None:
             assert {c.weight_version for c in complete(subject, requests, Sampling(5)).values()} == {version}
     finally:
         subject.engine.weight_version = before
+
+
+def check_a_call_ends_with_the_requests_that_are_whole_and_the_others_go_on_from_their_tokens(subject: Subject) -> None:
+    """Cut at the first whole request; every answer comes once, ended or as far as it is, and is continued to its end.
+    A greedy one then is the one that nobody cut; sampled ones have the model's log-probabilities and their limit."""
+    if not subject.begins:
+        return
+    requests = ask(subject, (*EXPRESSIONS[:3], LONG), range(4))
+    requests[0] = replace(requests[0], limits=(3,) * 4)  # whole long before the others
+    for temperature in (0, 1.5):
+        sampling = Sampling(60, temperature)
+        first = complete(subject, requests, replace(sampling, whole=1))
+        assert set(first) == {(i, k) for i in range(4) for k in range(4)}
+        assert all(first[0, k].finish_reason != "abort" and len(first[0, k].token_ids) <= 3 for k in range(4))
+        cut = {key: c for key, c in first.items() if c.finish_reason == "abort"}
+        assert len(cut) > 2
+        assert all(len(c.token_ids) < 60 and not subject.engine.eos_ids & set(c.token_ids) for c in cut.values())
+        rest = [
+            Request(
+                requests[i].prompt_ids,
+                tuple(k for j, k in cut if j == i),
+                begun=tuple(c.token_ids for (j, _), c in cut.items() if j == i),
+                limits=tuple(60 - len(c.token_ids) for (j, _), c in cut.items() if j == i),
+            )
+            for i in sorted({i for i, _ in cut})
+        ]
+        whole = complete(subject, requests[1:], sampling)
+        for (at, which), more in complete(subject, rest, sampling).items():
+            i, k = sorted({i for i, _ in cut})[at], rest[at].seeds[which]
+            answer = cut[i, k].token_ids + more.token_ids
+            assert more.finish_reason == ("stop" if answer[-1] in subject.engine.eos_ids else "length")
+            assert more.finish_reason == "stop" or len(answer) == 60
+            if temperature == 0:
+                assert answer == whole[i - 1, k].token_ids
+            logps = cut[i, k].logprobs + more.logprobs
+            expected = score(subject.reference, requests[i].prompt_ids, answer, temperature or 1)
+            assert torch.tensor(logps) == pytest.approx(expected, abs=subject.logprob_gap)
 
 
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]

@@ -393,7 +393,7 @@ ASKED = [pytest.param(WHOLE, marks=pytest.mark.slow)] if os.environ.get("AGPO_TE
 
 
 def humaneval_items(data, every):
-    items = humaneval.load(str(data / "humaneval/HumanEval.jsonl.gz"))
+    items = humaneval.BENCH.load(str(data / "humaneval/HumanEval.jsonl.gz"))
     return [item for n, item in enumerate(items) if n % every == 2 % every or item.id in humaneval.RANDOM]
 
 
@@ -591,7 +591,7 @@ def test_mutants_are_judged_as_the_asserts_themselves_judge_them(data, grader, n
 
 @pytest.mark.parametrize("every", [40, *ASKED])
 def test_mbpp_plus_references_pass_and_wrong_constants_fail(data, grader, every):
-    items = mbpp_plus.load(str(data / "mbpp/mbpp_plus.jsonl.gz"))[::every]
+    items = mbpp_plus.BENCH.load(str(data / "mbpp/mbpp_plus.jsonl.gz"))[::every]
     verdicts = [(item.id, grader.submit(fenced(item.answer), item)) for item in items]
     assert {id: v.result().path for id, v in verdicts if v.result().outcome != "right"} == {}
     constants = [f"def {entry_of(item)}(*a):\n    return (-12345.5, 'x')\n" for item in items]

@@ -10,7 +10,6 @@ from own_tasks import write_group, write_tasks
 
 from evals.engines import Completion
 from evals.engines.hf import HFEngine
-from evals.engines.scoring import score
 from evals.errors import UserError
 from evals.lm_tasks.lm import stop_at
 from evals.report.command import main as report
@@ -220,14 +219,14 @@ def test_the_plan_shows_a_prompt_with_its_examples(folder, capsys, tiny):
 
 def test_scores_do_not_depend_on_the_batch_and_nothing_is_cut(engine, monkeypatch):
     pairs = [([3 + i % 9] * (1 + i % 7), [4, 15, 6 + i % 5][: 1 + i % 3]) for i in range(20)]
-    whole = {i: value for i, *value in score(engine.model, pairs, 256)}
+    whole = {i: value for i, *value in engine.score(pairs)}
     for i, pair in enumerate(pairs):
-        ((_, logp, greedy),) = score(engine.model, [pair], 256)
+        ((_, logp, greedy),) = engine.score([pair])
         assert whole[i] == [pytest.approx(logp, abs=1e-5), greedy]
-    monkeypatch.setattr("evals.engines.scoring.LOGITS", 1)
-    assert {i: value[1] for i, *value in score(engine.model, pairs, 256)} == {i: v[1] for i, v in whole.items()}
+    monkeypatch.setattr("evals.engines.hf.SCORED_LOGITS", 1)
+    assert {i: value[1] for i, *value in engine.score(pairs)} == {i: v[1] for i, v in whole.items()}
     with pytest.raises(UserError, match="more than the model's context"):
-        list(score(engine.model, [([3] * 250, [4] * 8)], 256))
+        list(engine.score([([3] * 250, [4] * (engine.max_context - 248))]))
 
 
 def test_lm_evals_files_are_what_its_own_command_writes(folder, tiny):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import load_from_disk
 from full_store import fill
 
 from evals.errors import UserError
@@ -62,14 +63,24 @@ def test_what_is_not_an_earlier_output_stays(here, capsys, arguments, why):
     assert snapshot(here) == before
 
 
-def test_an_earlier_output_is_replaced(here, monkeypatch):
+def test_an_earlier_output_is_replaced(here, monkeypatch, capsys):
     for _ in range(2):
         assert report(["html"]) == 0
         assert report(["export", "out", "--overwrite"]) == 0
         assert report(["tables", "--format", "md", "--out", "t.md", "--overwrite"]) == 0
+    next(iter(load_from_disk("out").filter(len)))  # leaves a cache beside it
+    (here / "out" / "deep").mkdir()
+    again = ["export", str(here / "out"), "--overwrite", "--store", str(here / "results" / "agpo.db")]
+    assert report(again) == 0
+    (here / "out" / "mine.md").write_text("mine")
+    assert report(again) == 2
+    assert "holds other files: mine.md" in capsys.readouterr().err
+    assert (here / "out" / "mine.md").read_text() == "mine"
+    (here / "out" / "mine.md").unlink()
     (here / "out" / "deep").mkdir()
     monkeypatch.chdir(here / "out" / "deep")
-    assert report(["export", str(here / "out"), "--overwrite", "--store", str(here / "results" / "agpo.db")]) == 2
+    assert report(again) == 2
+    assert "holds the working directory" in capsys.readouterr().err
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):

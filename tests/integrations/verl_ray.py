@@ -25,8 +25,7 @@ def look():
     from verl.workers.rollout.base import get_rollout_class
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-    from agpo.integrations.verl.guards import check_engine
-    from agpo.integrations.verl.require import require_plugin
+    from agpo.integrations.verl.guards import check_engine, require_plugin
 
     require_plugin()
     engine = EngineRegistry.get_engine_cls("language_model", "fsdp2")
@@ -63,7 +62,7 @@ def overdue():
 
 @ray.remote(num_cpus=1, runtime_env={"env_vars": {"VERL_USE_EXTERNAL_PLUGINS": "none"}})
 def without():
-    from agpo.integrations.verl.require import require_plugin
+    from agpo.integrations.verl.guards import require_plugin
 
     try:
         require_plugin()

@@ -1,6 +1,8 @@
 """Programs, process tables and owners to kill, for several test files."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,6 +73,13 @@ def levels(pid: int) -> list[int]:
             return chain
         pid = max(below, key=lambda child: len(tree(child)))
         chain.append(pid)
+
+
+def kill(*pids: int) -> None:
+    """SIGKILL; one may be gone already, as it ends with another."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def parent(pid: int) -> int:

@@ -1,13 +1,12 @@
 """The Docker backend against a real engine."""
 
 import os
-import signal
 import subprocess
 import threading
 import time
 
 import pytest
-from sandbox_helpers import ADD, SLOW, SUM, start_owner, tree, wait_until
+from sandbox_helpers import ADD, SLOW, SUM, kill, start_owner, tree, wait_until
 
 from sandbox import Limits, Program, Sandbox, SandboxError
 from sandbox.backends import choose, docker, image
@@ -80,7 +79,7 @@ def test_a_killed_client_or_container_is_replaced(backend, what):
         time.sleep(0.5)
         if what == "client":
             (client,) = [pid for pid, command in tree(os.getpid()).items() if "\0run\0" in command]
-            os.kill(client, signal.SIGKILL)
+            kill(client)
         else:
             subprocess.run(["docker", "kill", *before], check=True, capture_output=True)
         thread.join(60)
@@ -94,8 +93,7 @@ def test_nothing_stays_of_a_killed_owner(backend):
     owner, _ = start_owner("docker")
     below = tree(owner.pid)
     assert len(containers()) == 2
-    for pid in [owner.pid, *below]:  # the clients with it
-        os.kill(pid, signal.SIGKILL)
+    kill(owner.pid, *below)  # the clients with it
     owner.wait()
     assert wait_until(lambda: not containers(), 15), containers()
 
@@ -123,7 +121,7 @@ def test_an_engine_that_stops_answering_in_the_middle_is_an_error_with_a_message
         sandbox.judge_sync([Program(ADD)], SUM)
         monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
         (client,) = [pid for pid, command in tree(os.getpid()).items() if "\0run\0" in command]
-        os.kill(client, signal.SIGKILL)
+        kill(client)
         (report,) = sandbox.judge_sync([Program(ADD + "#again")], SUM)
     assert report.verdict == "SE"
     assert "docker daemon" in report.detail.lower(), report.detail

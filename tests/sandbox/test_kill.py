@@ -1,7 +1,6 @@
 """Whatever is killed in the middle of a job: nothing stays, and no failure of the sandbox is a wrong answer."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -9,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sandbox_helpers import ADD, ROOT, SLOW, SUM, alive, groups, levels, parent, start_owner, tree, wait_until
+from sandbox_helpers import ADD, ROOT, SLOW, SUM, alive, groups, kill, levels, parent, start_owner, tree, wait_until
 
 from sandbox import Limits, Problem, Program, Sandbox, Test
 from sandbox.backends.embedded import Embedded, owner_tag
@@ -27,7 +26,7 @@ def test_a_killed_process_is_replaced_and_the_verdict_stands(embedded, level):
         thread = threading.Thread(target=lambda: reports.extend(sandbox.judge_sync([Program(SLOW)], SUM)))
         thread.start()
         (worker,) = _new_workers(before)
-        os.kill([worker, *_levels_at_work(worker)][level], signal.SIGKILL)
+        kill([worker, *_levels_at_work(worker)][level])
         thread.join(30)
         assert reports[0].passed, reports
         assert reports[0].attempts == 2
@@ -64,7 +63,7 @@ def test_a_worker_that_always_dies_is_an_error_and_not_a_wrong_answer(embedded):
     stop = threading.Event()
     before = set(tree(os.getpid()))
 
-    def kill():
+    def kill_all():
         while not stop.is_set():
             for pid, command in tree(os.getpid()).items():
                 if (
@@ -73,10 +72,10 @@ def test_a_worker_that_always_dies_is_an_error_and_not_a_wrong_answer(embedded):
                     and "sandbox/worker" in command
                     and len(levels(pid)) > 3
                 ):
-                    os.kill(pid, signal.SIGKILL)
+                    kill(pid)
             time.sleep(0.1)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill_all)
     killer.start()
     try:
         with Sandbox(embedded, workers=1) as sandbox:
@@ -109,8 +108,7 @@ def test_clean_removes_the_cgroup_of_a_worker_killed_with_its_owner(embedded):
     owner, tag = start_owner("embedded")
     had_groups = bool(groups(tag))
     workers = [pid for pid in tree(owner.pid) if parent(pid) == owner.pid]
-    for pid in [owner.pid, *workers]:
-        os.kill(pid, signal.SIGKILL)
+    kill(owner.pid, *workers)
     owner.wait()
     done = subprocess.run(
         [sys.executable, "-m", "sandbox.clean"],

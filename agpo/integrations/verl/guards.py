@@ -1,12 +1,17 @@
 """What is refused at the start, before anything is loaded: settings under which an update is not what it says."""
 
+import importlib
 import importlib.metadata
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from agpo.integrations.verl import NAME, VERL_VERSION, Json
 from agpo.presets import Objective
 from evals.errors import UserError
+
+PLUGIN = "agpo.integrations.verl.plugin"
 
 
 def check_version(found: str | None = None) -> None:
@@ -25,6 +30,29 @@ def check_version(found: str | None = None) -> None:
         )
 
 
+def require_plugin() -> None:
+    """Raises UserError where `import verl` did not load the plugin in this process, saying why."""
+    check_version()
+    import verl  # noqa: F401  # pyright: ignore[reportMissingImports]  loads the plugins
+
+    if PLUGIN in sys.modules:
+        return
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    found = [entry.value for entry in importlib.metadata.entry_points(group="verl.plugins")]
+    if policy != "auto" and "agpo" not in policy.split(","):
+        raise UserError(f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps verl from loading the plugin agpo. Unset it.")
+    if PLUGIN not in found:
+        raise UserError(
+            "the package agpo is importable here but not installed, so that verl does not find its plugin: "
+            "pip install --no-deps agpo in this environment, on every node."
+        )
+    try:
+        importlib.import_module(PLUGIN)
+    except Exception as e:
+        raise UserError(f"verl could not load the plugin agpo ({type(e).__name__}: {e}).") from e
+    raise UserError("verl was imported before the plugin agpo could be found. Start the run again.")
+
+
 def check_objective(objective: Objective) -> None:
     """Raises UserError for a knob that does not reach verl's update."""
     below, token = objective.clip_scope != "mini_batch", objective.clip_scope == "token"
@@ -38,6 +66,8 @@ def check_objective(objective: Objective) -> None:
         "on_clip": ("skip_step", "the step with a zero gradient is not built in there", objective.clip == "max0"),
         "beta": (0, "the KL term is not in the plugin's loss", True),
         "entropy_coef": (0, "the entropy bonus is not in the plugin's loss", True),
+        "surrogate": ("ppo", "its tokens are chosen from a whole mini-batch", objective.surrogate == "kl_cov"),
+        "several": ("sum", "the plugin has one reward", True),
         "overlong": ("keep", "verl does not tell which answers were cut off before the reward is used", True),
     }
     for knob, (value, reason, matters) in wanted.items():

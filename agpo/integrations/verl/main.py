@@ -12,7 +12,7 @@ from evals.errors import UserError, command
 
 @command
 def main() -> int:
-    from agpo.integrations.verl.require import require_plugin
+    from agpo.integrations.verl.guards import require_plugin
 
     require_plugin()
     import hydra

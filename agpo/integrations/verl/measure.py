@@ -117,7 +117,7 @@ def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Json | None]) ->
         run = sum(cost[row] for row in rows)
         norm = told["grad_norm"] if told["stepped"] or refused else None
         updates.append(Update(decision, told["stepped"], refused, norm, run))
-    return step_metrics(sampled.groups(), plan.minibatches, updates)
+    return step_metrics(sampled.groups(), plan.live_G, plan.minibatches, updates)
 
 
 def is_refused(update: Json) -> bool:

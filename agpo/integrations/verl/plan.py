@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from agpo.batch import MiniBatch, Row, balance, plan_rows
-from agpo.objective import Objective, live_groups
+from agpo.objective import Objective, group_rewards, live_groups
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Plan:
     """w of each token of the row within its mini-batch (`sequence_weights`)"""
     unit_B: list[int]
     """number of its unit within the mini-batch (`agpo.clip.units`)"""
-    live_B: list[bool]
+    live_G: list[bool]
+    """of the prompts, as they appear"""
     minibatches: tuple[MiniBatch, ...]
     """their rows have no tokens"""
     moving: tuple[tuple[int, ...], ...]
@@ -61,19 +62,17 @@ def plan_step(
     plan = partial(plan_rows, rewards_GN, lengths_GN, objective, prompts_per_minibatch, max_tokens)
     minibatches = plan(lambda place, k, **planned: Row((), (), (), **planned, sample=k), corrected=corrected)
     advantage_B, weight_B = [0.0] * len(uids), [0.0] * len(uids)
-    unit_B, live_B = [0] * len(uids), [False] * len(uids)
+    unit_B = [0] * len(uids)
     for minibatch in minibatches:
         for i, row in enumerate(minibatch.rows):
             at = queued(minibatch, i)
             advantage_B[at], weight_B[at], unit_B[at] = row.advantage, row.weight, row.unit
-    for rows, live in zip(groups, live_groups(rewards_GN).tolist(), strict=True):
-        for row in rows:
-            live_B[row] = live
+    live_G = live_groups(group_rewards(rewards_GN, lengths_GN, objective)).tolist()
     moving, run = (
         tuple(tuple(queued(m, i) for i in chosen) for m, chosen in zip(minibatches, parts, strict=True))
         for parts in ([m.moving for m in minibatches], [m.run for m in minibatches])
     )
-    return Plan(advantage_B, weight_B, unit_B, live_B, tuple(minibatches), moving, run)
+    return Plan(advantage_B, weight_B, unit_B, live_G, tuple(minibatches), moving, run)
 
 
 def deal(costs: Sequence[int], ranks: int, multiple: int = 1) -> list[list[int | None]]:

@@ -6,7 +6,6 @@ then has no such sample; but its tokens would be lost, and with them the chance 
 """
 
 import json
-import os
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 from agpo.integrations.verl import Json
 from evals.code_tests import Code, from_json
 from evals.items import Item, item_id
+from sandbox import processors
 
 _lock = threading.Lock()
 _open = ExitStack()
@@ -27,7 +27,7 @@ def _grader(name: str, low: float, high: float, code: str, judges: int) -> Any:
     from evals.grading.grader import open_grader
 
     options = json.loads(code)
-    options["workers"] = options.get("workers") or max(1, len(os.sched_getaffinity(0)) // judges)
+    options["workers"] = options.get("workers") or max(1, processors() // judges)
     return _open.enter_context(open_grader(name, (low, high), options))
 
 

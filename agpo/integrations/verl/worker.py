@@ -18,7 +18,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from agpo.config import objective_of
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.engine import clip_updates
-from agpo.integrations.verl.require import require_plugin
+from agpo.integrations.verl.guards import require_plugin
 from agpo.objective import Objective
 
 
