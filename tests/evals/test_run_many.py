@@ -368,7 +368,10 @@ def test_regrade_of_what_is_no_evaluation(folder, capsys):
         (["--device", "quda"], "device=quda: not here"),
         (["--device", "cuda:7"], "device=cuda:7: not here"),
         (["--engine", "vllm", "--engine-option", "top_k=5"], "options of engine vllm: no option 'top_k'"),
-        (["--model", "openai:http://localhost:1#m", "--concurrency", "many"], "concurrency: expected a whole number, not 'many'"),
+        (
+            ["--model", "openai:http://localhost:1#m", "--concurrency", "many"],
+            "concurrency: expected a whole number, not 'many'",
+        ),
         (["--model", "openai:http://localhost:1#m", "--engine-option", "top_k=5"], "no option 'top_k'"),
         (["--model", "openai:http://localhost:1#m", "--engine", "vllm"], "use --engine openai"),
     ],
