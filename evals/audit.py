@@ -50,7 +50,7 @@ class Rise:
     """how often steps in random order show a rise as clear: below 0.05, one honest run in twenty is accused"""
 
 
-def rise(refused_T: np.ndarray, paid_T: np.ndarray, steps: Sequence[int], seed: int = 0) -> Rise | None:
+def rise(refused_T: np.ndarray, paid_T: np.ndarray, steps: Sequence[int]) -> Rise | None:
     """Where the share refused / paid rises; None with fewer than four steps, or where all or nothing was refused.
 
     The statistic is the largest z of two shares, after against before, over all places to cut; under no rise the order
@@ -71,7 +71,7 @@ def rise(refused_T: np.ndarray, paid_T: np.ndarray, steps: Sequence[int], seed: 
 
     ordered = np.arange(len(steps))
     at, observed = largest(ordered[None])
-    shuffled = np.random.default_rng(seed).permuted(np.tile(ordered, (SHUFFLES, 1)), axis=1)
+    shuffled = np.random.default_rng(0).permuted(np.tile(ordered, (SHUFFLES, 1)), axis=1)
     cut = int(at[0]) + 2  # a side has at least two steps
     before, after = (refused_T[part].sum() / max(paid_T[part].sum(), 1) for part in (slice(cut), slice(cut, None)))
     p = (1 + int((largest(shuffled)[1] >= observed[0] - 1e-12).sum())) / (SHUFFLES + 1)

@@ -153,16 +153,13 @@ def _arrow(path: Path) -> Rows:
 
 def _batch(batch: Any) -> Rows:
     try:
-        rows = batch.to_pylist()
-    except UnicodeDecodeError:
-        rows = (batch.slice(at, 1) for at in range(len(batch)))
-        for row in rows:
-            try:
-                yield row.to_pylist()[0]
-            except UnicodeDecodeError:
-                yield Malformed("not UTF-8")
-        return
-    yield from rows
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # before the first row: one by one, to tell which it is
+        if len(batch) == 1:
+            yield Malformed("not UTF-8")
+        else:
+            for at in range(len(batch)):
+                yield from _batch(batch.slice(at, 1))
 
 
 ENDINGS: dict[str, Callable[[Path], Rows]] = {

@@ -193,9 +193,9 @@ def _close(x: float, y: float, tolerance: float) -> bool:
     return abs(x - y) <= tolerance * max(1.0, abs(y))
 
 
-def _first_difference(got: Any, want: Any, tolerance: float, at: str = "the value") -> str | None:
+def _first_difference(got: Any, want: Any, tolerance: float) -> str | None:
     """Walks both at once. Both are plain data of bounded depth: `got` came through json.loads."""
-    stack = [(got, want, at)]
+    stack = [(got, want, "the value")]
     while stack:
         a, b, where = stack.pop()
         if isinstance(a, list) and isinstance(b, list):

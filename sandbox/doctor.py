@@ -11,9 +11,6 @@ from sandbox.backends.embedded import Embedded
 from sandbox.errors import command
 from sandbox.types import REQUIRED, Capabilities
 
-_ORDER = ("network", "files", "processes", "memory", "syscalls")
-assert set(_ORDER) == REQUIRED
-
 
 def examine(python: str = "") -> list[tuple[str, Capabilities]]:
     backends: list[tuple[str, Backend]] = [
@@ -35,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", default="", help="interpreter of the embedded backend's programs (default: yours)")
     args = parser.parse_args(argv)
     print(f"{platform.system()} {platform.release()}, {platform.machine()}, Python {platform.python_version()}\n")
-    print(f"{'backend':<20}" + "".join(f"{name:<11}" for name in _ORDER))
+    print(f"{'backend':<20}" + "".join(f"{name:<11}" for name in REQUIRED))
     found = examine(args.python)
     for name, able in found:
         if able.level:
-            print(f"{name:<20}" + "".join(f"{'yes' if c in able.enforced else 'NO':<11}" for c in _ORDER))
+            print(f"{name:<20}" + "".join(f"{'yes' if c in able.enforced else 'NO':<11}" for c in REQUIRED))
         else:
             print(f"{name:<20}not usable")
     print()

@@ -1,10 +1,4 @@
-"""The sandbox: give it programs and problems, get verdicts.
-
-    with Sandbox() as sandbox:
-        reports = sandbox.judge_sync(programs, problems)
-
-    async for index, report in sandbox.judge(programs, problems): ...     # as they finish
-    reports = await sandbox.judge(programs, problems)                     # or all, in order
+"""The sandbox: give it programs and problems, get verdicts. docs/sandbox.md shows how.
 
 One thread per worker takes programs from a queue; nothing here depends on an event loop, so any loop or thread may
 judge.

@@ -231,11 +231,11 @@ class Capabilities:
 
     @property
     def missing(self) -> list[str]:
-        return sorted(REQUIRED - self.enforced)
+        return sorted({*REQUIRED} - self.enforced)
 
     @property
     def secure(self) -> bool:
         return bool(self.level) and not self.missing
 
 
-REQUIRED = frozenset({"network", "files", "processes", "memory", "syscalls"})
+REQUIRED = ("network", "files", "processes", "memory", "syscalls")

@@ -1,16 +1,4 @@
-"""AGPO in TRL's GRPOTrainer, for a script that exists already: `AGPOTrainer` takes its place (docs/trl.md).
-
-    from trl import GRPOConfig
-    from agpo.integrations.trl import AGPOTrainer
-
-    trainer = AGPOTrainer(
-        model="Qwen/Qwen2.5-1.5B-Instruct",
-        reward_funcs=right,                          # as for GRPOTrainer; None: it could not be graded
-        args=GRPOConfig(output_dir="runs", per_device_train_batch_size=8, gradient_accumulation_steps=8),
-        train_dataset=dataset,
-        objective="agpo",                            # or agpo_verl, agpo_no_mask, ..., grpo, an `Objective`
-    )
-    trainer.train()
+"""AGPO in TRL's GRPOTrainer, for a script that exists already: `AGPOTrainer` takes its place (docs/trl.md has one).
 
 TRL samples, grades, and runs the model; advantages, live groups, weights, the loss and the clip are `agpo.objective`'s.
 A mini-batch is an optimizer step: all of its micro-batches, on all ranks. It is made of whole groups, so TRL's shuffle
@@ -188,9 +176,7 @@ def raw_rewards(rewards_BF: torch.Tensor, weights_F: torch.Tensor, samples: int)
 
     None, which TRL makes NaN, is never a 0. A function that gave None to some samples of a prompt has failed there, and
     the sample does not count. One that gave None to all of them does not apply to the prompt, and is left out.
-
-    Raises:
-        ValueError: an infinite reward.
+    Raises ValueError for an infinite reward.
     """
     used = weights_F != 0
     rewards_GNF = rewards_BF[:, used].double().reshape(-1, samples, int(used.sum()))

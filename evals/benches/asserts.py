@@ -20,7 +20,7 @@ from typing import Any
 
 from evals.benches import values
 from evals.code_tests import Code
-from sandbox import Limits, Problem, Test
+from sandbox import Problem, Test
 
 RUN = "__run_test__"
 _LITERALS = {"inf": math.inf, "nan": math.nan}
@@ -59,7 +59,6 @@ def make_code(
     setup: str = "",
     prelude: str = "",
     completes: str = "",
-    limits: Limits | None = None,
 ) -> Code:
     """How a program is asked all cases. setup: source that runs after the program, for the calls to use.
 
@@ -71,7 +70,6 @@ def make_code(
         Problem(tests, float_tolerance=0, checker=_checker(checks or Checks()) if checked else "", lcb=False),
         mode="call",
         entry=RUN,
-        limits=limits or Limits(),
         completes=completes,
         prelude=prelude,
         after=_runner(setup),

@@ -47,7 +47,6 @@ class HFEngine:
         tokenizer: Any,
         *,
         max_sequences: int = 256,
-        weight_version: str = "",
         noise: Noise = "uniform",
     ):
         """noise: how tokens are drawn (`evals.engines.sampling`). gumbel costs a random number for every token of the
@@ -56,7 +55,7 @@ class HFEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.max_sequences = max_sequences
-        self.weight_version = weight_version
+        self.weight_version = ""
         self.max_context = context_of(model.config)
         self.eos_ids = end_of_sequence_ids(model.generation_config, tokenizer)
 

@@ -1,9 +1,8 @@
 """A process of its own around `Core`: `python -m evals.engines.vllm_child FD`, started by `vllm_process`.
 
 It answers over the socket FD; the messages are those of `vllm_process`. What comes while it generates is looked at
-between two steps of vLLM. It ends when its parent
-does, however that ends: a thread reads the socket and looks at the parent's id, and takes the whole process group with
-it, vLLM's own workers included.
+between two steps of vLLM. It ends when its parent does, however that ends: a thread reads the socket and looks at the
+parent's id, and takes the whole process group with it, vLLM's own workers included.
 """
 
 import os

@@ -3,7 +3,8 @@
 `extract_code` is cheap and pure. `CodeGrader` has the shape of `evals.grading.grader.Grader`.
 """
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, Literal
 
@@ -49,9 +50,6 @@ def extract_lcb(text: str) -> str | None:
     return "\n".join(lines[marks[-2] + 1 : marks[-1]]) if len(marks) > 1 else None
 
 
-_CLOSING = (")", "]", "}")
-
-
 def find_program(text: str, code: Code) -> tuple[str | None, str]:
     """`extract_code`, and ("...", "continued") for an indented response where the item has a head to continue.
 
@@ -62,11 +60,7 @@ def find_program(text: str, code: Code) -> tuple[str | None, str]:
     first = next((line for line in body if line.strip()), "")
     if not code.completes or not first.startswith((" ", "\t")):
         return extract_code(text)
-    kept: list[str] = []
-    for line in body:
-        if line.strip() and not line.startswith((" ", "\t", *_CLOSING)):
-            break
-        kept.append(line)
+    kept = itertools.takewhile(lambda line: not line.strip() or line[0] in " \t)]}", body)
     return "\n".join(kept).rstrip() + "\n", "continued"
 
 
@@ -153,7 +147,14 @@ class CodeGrader:
             judged = self._sandbox.submit(whole, code.problem)
         except SandboxError as e:
             raise UserError(f"problem {item.id!r}: {e}") from e
-        judged.add_done_callback(_then(verdict, lambda report: self._verdict(report, program, rescued, where)))
+
+        def done(report: "Future[Report]") -> None:
+            try:
+                verdict.set_result(self._verdict(report.result(), program, rescued, where))
+            except BaseException as e:  # noqa: BLE001  raised where the verdict is asked for
+                verdict.set_exception(e)
+
+        judged.add_done_callback(done)
         return verdict
 
     def flush(self) -> None:
@@ -183,15 +184,3 @@ class CodeGrader:
         if 0 < passed < tests:
             outcome = "scored"
         return Verdict(outcome, path, program, detail, score=passed / tests, meta=meta)
-
-
-def _then(verdict: "Future[Verdict]", make: "Callable[[Report], Verdict]") -> "Callable[[Future[Report]], None]":
-    """A callback that turns a report into the verdict; whatever goes wrong reaches who asks for the verdict."""
-
-    def done(judged: "Future[Report]") -> None:
-        try:
-            verdict.set_result(make(judged.result()))
-        except BaseException as e:  # noqa: BLE001  raised where the verdict is asked for
-            verdict.set_exception(e)
-
-    return done

@@ -255,7 +255,7 @@ def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float
             return None
         return intersection(below, above, budget) if operator in ("<", "<=") else union(below, above, budget)
     difference = ("+", left, ("neg", right))
-    at = _values(difference, name, budget)
+    at = [_number(put(difference, ("v", name), ("n", Fraction(k))), budget) for k in range(3)]
     second = ("/", ("+", at[2], ("*", ("n", Fraction(-2)), at[1]), at[0]), ("n", Fraction(2)))
     first = ("+", at[1], ("neg", at[0]), ("neg", second))
     found = ("+", ("*", second, ("^", ("v", name), ("n", Fraction(2)))), ("*", first, ("v", name)), at[0])
@@ -296,11 +296,6 @@ def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float
     return union(
         interval(BELOW, False, roots[0], inside, budget), interval(roots[1], inside, INFINITY, False, budget), budget
     )
-
-
-def _values(tree: Tree, name: str, budget: list[float]) -> list[Tree]:
-    """A tree at 0, 1 and 2, as numbers where they are rational."""
-    return [_number(put(tree, ("v", name), ("n", Fraction(k))), budget) for k in range(3)]
 
 
 def _number(tree: Tree, budget: list[float]) -> Tree:

@@ -140,11 +140,11 @@ def ratio(top_P: np.ndarray, bottom_P: np.ndarray) -> Estimate:
     return Estimate(r, (b - math.sqrt(inside)) / a, (b + math.sqrt(inside)) / a, se)
 
 
-def bootstrap_mean(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def bootstrap_mean(values: np.ndarray) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean, 10,000 seeded resamples. Too short below about 100 problems."""
     if len(values) < 2:
         return math.nan, math.nan
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= len(values) // 4:  # how often each value is drawn says all: no need to draw one by one
         means = rng.multinomial(len(values), counts / len(values), size=RESAMPLES) @ distinct / len(values)

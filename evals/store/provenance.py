@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sandbox.backends.embedded import start_ticks
+
 
 def this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": pid_started(os.getpid()) or ""}
@@ -18,17 +20,13 @@ def this_process() -> dict[str, Any]:
 
 def pid_started(pid: int) -> str | None:
     """When the process began, in the kernel's ticks; "" where only its existence can be told; None if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self/stat").exists():
+    if Path("/proc/self/stat").exists():
+        return start_ticks(pid) or None
+    with contextlib.suppress(PermissionError):  # no /proc: macOS
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
             return None
-    try:
-        os.kill(pid, 0)  # no /proc: macOS
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
     return ""
 
 

@@ -22,7 +22,7 @@ from sandbox.worker import cgroup
 
 WORKER = Path(__file__).parent.parent / "worker"
 LAUNCHES = itertools.count()  # tells the workers of one process apart, whichever Sandbox they belong to
-PACKAGES = ("numpy", "sortedcontainers", "tzdata")
+PACKAGES = ("numpy", "sortedcontainers", "tzdata")  # for programs, beside the standard library, where installed
 # Everything the environment of a program holds.
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -44,15 +44,15 @@ PYTHON_FLAGS = ("-s", "-S", "-P", "-B")
 class Embedded:
     name = "embedded"
 
-    def __init__(self, level: str = "auto", python: str = "", packages: tuple[str, ...] = PACKAGES):
+    def __init__(self, level: str = "auto", python: str = ""):
         """`level`: auto, full or reduced. `python`: the interpreter of the programs; default, the one below this one's
-        virtual environment. `packages`: what they may import beside the standard library, where it is installed."""
+        virtual environment."""
         if level not in ("auto", "full", "reduced"):
             raise SandboxError(f"unknown level {level!r} of the embedded backend; give auto, full or reduced")
         self.level = level
         self._groups_left: set[str] = set()
         self.python = python or getattr(sys, "_base_executable", "") or sys.executable
-        self.packages = [path for name in packages for path in _locate(name)]
+        self.packages = [path for name in PACKAGES for path in _locate(name)]
         self.memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
     @functools.cached_property
