@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from agpo.batch import MiniBatch, Row, micro_batches
-from agpo.objective import logp_gap, tis_weights
+from agpo.objective import Correction, correction_weights, logp_gap
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Policy, Settings, with_old_logps
 from evals.errors import UserError
@@ -50,17 +50,23 @@ def gap_of(rows: Sequence[Row]) -> tuple[float, float] | None:
     return logp_gap(engine_T, torch.tensor([x for row in both for x in row.old_logp or ()]))
 
 
-def tis_effect(plan: Sequence[MiniBatch], cap: float | None) -> dict[str, float]:
-    """What truncated importance sampling does to the tokens that will run: their mean weight, the share at the cap, and
+def tis_effect(plan: Sequence[MiniBatch], correction: Correction | None) -> dict[str, float]:
+    """What a correction does to the tokens that will run: their mean weight, the shares at the cap and cut to 0, and
     the effective sample size (sum w)^2 / (n sum w^2) as a share; {} where there is none."""
     rows = [row for minibatch in plan for row in minibatch.rows if row.engine_logp and row.old_logp is not None]
-    if cap is None or not rows:
+    if correction is None or not rows:
         return {}
     old_T = torch.tensor([x for row in rows for x in row.old_logp or ()], dtype=torch.float64)
-    weight_T = tis_weights(old_T, torch.tensor([x for row in rows for x in row.engine_logp]), cap)
-    size = float(weight_T.sum().square() / (len(weight_T) * weight_T.square().sum()))
-    capped = float((weight_T == cap).double().mean())
-    return {"tis/weight_mean": float(weight_T.mean()), "tis/capped": capped, "tis/sample_size": size}
+    engine_T = torch.tensor([x for row in rows for x in row.engine_logp], dtype=torch.float64)
+    lengths_B = torch.tensor([len(row.response_ids) for row in rows])
+    weight_T = correction_weights(old_T, engine_T, lengths_B, correction)
+    size = weight_T.sum().square() / (len(weight_T) * weight_T.square().sum()).clamp(min=1e-300)
+    capped_T = weight_T == correction.cap if correction.correct != "sequence_mask" else torch.zeros_like(weight_T)
+    shares = {"capped": capped_T, "cut": weight_T == 0}
+    return {
+        **{f"tis/{name}": float(x_T.double().mean()) for name, x_T in {"weight_mean": weight_T, **shares}.items()},
+        "tis/sample_size": float(size),
+    }
 
 
 def check_gap(gap: tuple[float, float] | None, dtype: torch.dtype, limit: float = 0.0) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from agpo.clip import apply_f_to_loss, clip_decision, token_units, units, weighted_sums
-from agpo.presets import PRESETS, Objective, resolve
+from agpo.clip import TIE, apply_f_to_loss, clip_decision, token_units, units, weighted_sums
+from agpo.presets import PRESETS, Correction, Objective, resolve
 
 __all__ = ["PRESETS", "clip_decision", "resolve", "weighted_sums"]  # beside what stands here: the public calls
 
@@ -187,7 +187,7 @@ def _taus(advantage: torch.Tensor, objective: Objective) -> torch.Tensor:
 
 
 def penalised_tokens(old_logp_T: torch.Tensor, advantage_T: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """[T] bool, KL-Cov's tokens: the share `cov_share`, one at least, with the largest (A - mean)(log pi - mean).
+    """[T] bool, KL-Cov's tokens: the share `cov_share`, or one, with the largest (A - mean)(log pi - mean) above 0.
 
     Give all tokens that count in a mini-batch. log pi is that of the sampling policy, so that the choice is made before
     any forward pass and is the same under every cut; verl looks at the policy of the moment, a micro-batch at a time.
@@ -197,7 +197,7 @@ def penalised_tokens(old_logp_T: torch.Tensor, advantage_T: torch.Tensor, object
     picked_T = torch.zeros_like(cov_T, dtype=torch.bool)
     count = max(1, int(objective.cov_share * len(cov_T)))
     picked_T[cov_T.argsort(descending=True, stable=True)[:count]] = True
-    return picked_T
+    return picked_T & (cov_T > TIE)  # where all A are alike every one is 0, and the largest a matter of rounding
 
 
 def token_losses(
@@ -213,9 +213,9 @@ def token_losses(
 ) -> torch.Tensor:
     """[T] l_it, the surrogate of Eq. 5 with its sign turned, plus beta times the KL to the reference where given.
 
-    `lengths_B` sums to T. `tis_T` are weights on the surrogate (`tis_weights`), not on the KL; no gradient goes through
-    them. `penalised_T` are the tokens of surrogate kl_cov (`penalised_tokens`). The result is float32 at least: in
-    bfloat16 a ratio of 1.002 is 1.
+    `lengths_B` sums to T. `tis_T` are weights on the surrogate (`correction_weights`), not on the KL; no gradient goes
+    through them. `penalised_T` are the tokens of surrogate kl_cov (`penalised_tokens`). The result is float32 at least:
+    in bfloat16 a ratio of 1.002 is 1.
     """
     dtype = torch.promote_types(logp_T.dtype, torch.float32)
     logp_T, old_logp_T, advantage_T = logp_T.to(dtype), old_logp_T.to(dtype), advantage_T.to(dtype)
@@ -302,6 +302,27 @@ def tis_weights(old_logp_T: torch.Tensor, engine_logp_T: torch.Tensor, cap: floa
     return log_ratio_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp().clamp(max=cap)
 
 
+def correction_weights(
+    old_logp_T: torch.Tensor, engine_logp_T: torch.Tensor, lengths_B: torch.Tensor, correction: Correction
+) -> torch.Tensor:
+    """[T] weights on the surrogate, detached, from rho = pi_old / pi_engine of each token of whole sequences.
+
+    tis: min(rho, cap). sequence_mask (MIS): the product of the sequence's rho, and 0 where it is out of bounds.
+    geometric_mask: min(rho, cap), and 0 where the geometric mean of the sequence's rho is out of bounds.
+    """
+    if correction.correct == "tis":
+        return tis_weights(old_logp_T, engine_logp_T, correction.cap)
+    log_T = old_logp_T.detach() - engine_logp_T.detach().to(old_logp_T.device)
+    mean_T = _sequence_mean(log_T, lengths_B)
+    low, high = correction.limits
+    if correction.correct == "sequence_mask":
+        judged_T = (mean_T * lengths_B.repeat_interleave(lengths_B)).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+        weight_T = judged_T
+    else:
+        judged_T, weight_T = mean_T.exp(), tis_weights(old_logp_T, engine_logp_T, correction.cap)
+    return torch.where((judged_T >= low) & (judged_T <= high), weight_T, 0.0)
+
+
 def logp_gap(engine_logp_T: torch.Tensor, trainer_logp_T: torch.Tensor) -> tuple[float, float]:
     """(mean, max) of |engine - trainer| over sampled tokens, in nats: how far the engine's policy is from ours.
 
@@ -353,7 +374,7 @@ def minibatch_loss(
         objective: a preset's name or an `Objective`. masked_groups resample is mask here: the resampling happens
             before, and what is still not live is left out.
         ref_logp_T, entropy_T: [T], needed when beta or entropy_coef is not 0.
-        tis_T: [T] weights on the surrogate of each token, see `tis_weights`.
+        tis_T: [T] weights on the surrogate of each token, see `correction_weights`.
         cut_B: [B] bool, sequences that max_tokens cut; needed for overlong mask.
         max_tokens: the longest answer allowed; needed for overlong soft_penalty, used by aggregation constant.
 

@@ -14,7 +14,7 @@ from agpo.clip import Decision
 from agpo.distributed import all_gather, rank, world_size
 from agpo.logprobs import Layout, log_probs
 from agpo.memory import flops
-from agpo.objective import Objective, at_bound, kl_to_reference, ratios, tis_weights, token_losses
+from agpo.objective import Correction, Objective, at_bound, correction_weights, kl_to_reference, ratios, token_losses
 from agpo.optimizer import Trained
 from agpo.packing import attention_cost, moved
 
@@ -56,8 +56,8 @@ class Settings:
     """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
     max_grad_norm: float = 0.0
     """0: no gradient clipping"""
-    tis_cap: float | None = None
-    """truncated importance sampling against the engine's log-probabilities, at most this weight; None: no correction"""
+    correction: Correction | None = None
+    """of the engine's log-probabilities"""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ def losses(
         old_logp_T = logp_T.detach()
     elif any(row.old_logp is not None for row in rows):
         old_logp_T = moved(torch.tensor([x for row in rows for x in row.old_logp or ()]), device)
-    tis_T = None if settings.tis_cap is None else tis_weights(old_logp_T, engine_logp_T, settings.tis_cap)
+    tis_T = None
+    if settings.correction is not None:
+        tis_T = correction_weights(old_logp_T, engine_logp_T, lengths_B, settings.correction)
     ref_logp_T = None
     if objective.beta and policy.reference is not None:
         with torch.no_grad():

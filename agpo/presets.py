@@ -186,6 +186,30 @@ def _check_clip(o: Objective) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Correction:
+    """How the tokens of another engine are weighted: `mismatch` of a run.
+
+    Raises ValueError for bounds that are none, or that would be ignored.
+    """
+
+    correct: Literal["tis", "sequence_mask", "geometric_mask"] = "tis"
+    cap: float = 2.0
+    bounds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.bounds is not None and self.correct == "tis":
+            raise ValueError("bounds are for correct sequence_mask and geometric_mask; tis has its cap.")
+        low, high = self.limits
+        if not 0 <= low < high or not low <= 1 <= high:
+            raise ValueError(f"bounds must be two numbers around 1, where both policies agree, not {low}, {high}.")
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Of a sequence's ratio, or of its geometric mean. The defaults are those of verl's examples."""
+        return self.bounds or ((0.999, 1.001) if self.correct == "geometric_mask" else (0.5, 2.0))
+
+
 _GRPO = Objective(masked_groups="keep", clip="none")
 """the paper's baseline: verl's token mean, no KL, no dual clip"""
 
@@ -218,8 +242,8 @@ PRESETS: dict[str, Objective] = {  # in the order of tables
         _GRPO,
         surrogate="geometric",
         aggregation="sequence_mean",
-        eps_low=1 - math.exp(-0.4),
-        eps_high=math.exp(0.4) - 1,
+        eps_low=0.3297,
+        eps_high=0.4918,
     ),
     # Gao et al. 2025 (arXiv 2511.20347).
     "sapo": replace(_GRPO, surrogate="soft", aggregation="sequence_mean"),

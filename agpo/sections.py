@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from agpo.presets import Correction
 from evals.benches.bench import bench_name
 from evals.errors import did_you_mean
 from evals.grading.grader import NAMES as GRADER_NAMES
@@ -151,12 +152,27 @@ class LoraConfig(Section):
 class MismatchConfig(Section):
     """Log-probabilities of another engine than the trainer's own differ from the trainer's; measured at every step."""
 
-    correct: Literal["none", "tis"] = "none"
-    """tis: weight each token by min(pi_trainer / pi_engine, cap) (truncated importance sampling)"""
+    correct: Literal["none", "tis", "sequence_mask", "geometric_mask"] = "none"
+    """tis: weight each token by min(rho, cap), rho = pi_trainer / pi_engine (truncated importance sampling);
+    sequence_mask: by the product of its sequence's rho, and by 0 out of `bounds` (MIS); geometric_mask: tis, and 0 for
+    a sequence whose geometric mean of rho is out of `bounds`"""
     cap: float = Field(default=2.0, ge=1)
-    """largest weight of tis"""
+    """largest weight of a token under tis and geometric_mask"""
+    bounds: Annotated[tuple[float, float], BeforeValidator(_parts)] | None = None
+    """of the masks; none: 0.5,2 of sequence_mask, 0.999,1.001 of geometric_mask"""
     max_gap: float = Field(default=0.0, ge=0)
     """stop when the mean |log pi_engine - log pi_trainer| is over this; 0: 0.02 in float32, 0.2 in half precision"""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "MismatchConfig":
+        if self.bounds is not None and self.correct == "none":
+            raise ValueError("bounds are for correct=sequence_mask and geometric_mask, and correct is none.")
+        _ = self.correction  # raises for bounds that are none
+        return self
+
+    @property
+    def correction(self) -> Correction | None:
+        return None if self.correct == "none" else Correction(self.correct, self.cap, self.bounds)
 
 
 class RewardConfig(Section):

@@ -280,4 +280,4 @@ def start_vllm(config: TrainConfig, start: str, model: PreTrainedModel, longest:
         machine = Machine.of_bytes(torchrun_env()[0], here)
         options["gpu_memory_utilization"] = memory(config, model_sizes(model.config, config), machine).utilization
         torch.cuda.empty_cache()
-    return load_engine("vllm", start, device=device_of(config.device), dtype=dtype, beside_trainer=True, **options)
+    return load_engine("vllm", start, device=device_of(config.device), dtype=dtype, enable_sleep_mode=True, **options)

@@ -30,7 +30,7 @@ from agpo.batch import (
 from agpo.config import TrainConfig
 from agpo.memory import peak_flops
 from agpo.mismatch import against_trainer, check_gap, tis_effect
-from agpo.objective import Objective
+from agpo.objective import Correction, Objective
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
 from agpo.rollout import draw, requests_of, resample, rollout
@@ -259,7 +259,7 @@ def as_judged(groups: Sequence[Group], config: TrainConfig) -> Sequence[Group]:
 def plan_of(groups: Sequence[Group], config: TrainConfig, stale: bool = False) -> list[MiniBatch]:
     """`stale`: some answers are of other weights than the policy's."""
     objective = config.objective.knobs
-    size, corrected = config.update.prompts_per_minibatch, stale or config.mismatch.correct == "tis"
+    size, corrected = config.update.prompts_per_minibatch, stale or config.mismatch.correct != "none"
     epochs = config.update.epochs
     return plan_step(
         as_judged(groups, config), objective, size, config.rollout.max_tokens, corrected=corrected, epochs=epochs
@@ -271,7 +271,7 @@ def settings_of(config: TrainConfig, stale: bool = False) -> Settings:
         temperature=config.rollout.temperature,
         micro_batch_tokens=config.update.micro_batch_tokens,
         max_grad_norm=config.update.max_grad_norm,
-        tis_cap=config.mismatch.cap if stale or config.mismatch.correct == "tis" else None,
+        correction=config.mismatch.correction or (Correction(cap=config.mismatch.cap) if stale else None),
     )
 
 
@@ -296,7 +296,7 @@ def update_policy(
     if not same_model or dtype not in FLOAT32_OR_MORE:
         plan, gap = against_trainer(policy, plan, settings)
         check_gap(gap, dtype, limit)
-        effect = tis_effect(plan, settings.tis_cap)
+        effect = tis_effect(plan, settings.correction)
     updates: list[Update] = []
     for number, minibatch in enumerate(plan, 1):
         watch.tell("update", f"{number} of {len(plan)}")

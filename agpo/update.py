@@ -34,7 +34,7 @@ def update(
     `on_policy`: the parameters have not moved since the tokens were sampled, so the ratio is exactly 1 and, where the
     plan is exact, L is known and a clipped mini-batch never runs. The learning-rate schedule advances in every case.
     """
-    assert settings.tis_cap is None or not minibatch.exact, "tis_cap wants plan_step(..., corrected=True)"
+    assert settings.correction is None or not minibatch.exact, "a correction wants plan_step(..., corrected=True)"
     known = on_policy and minibatch.exact
     passes = _Passes(policy, minibatch, objective, settings, on_policy)
     for group in policy.trained.optimizer.param_groups:

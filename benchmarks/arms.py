@@ -46,7 +46,10 @@ ARMS = {
     "token": ("objective=agpo", "objective.clip_scope=token"),
     "agpo_verl": ("objective=agpo_verl",),
     **{f"sequences:{k}": ("objective=agpo", f"objective.clip_scope=sequences:{k}") for k in (2, 4, 8, 16)},
-    "nsr": ("objective=nsr",),
+    **{
+        name: (f"objective={name}",)
+        for name in ("nsr", "maxrl", "luspo", "gmpo", "sapo", "gfpo", "grpo_length", "kl_cov", "pass_at_k")
+    },
 }
 DEFAULT = tuple(ARMS)[:8]
 """the arms that are run where none are named: without the grid over units of K sequences"""

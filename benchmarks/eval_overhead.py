@@ -169,7 +169,7 @@ def vllm_options(args: argparse.Namespace) -> dict[str, Any]:
     dtype = "bfloat16" if on_gpu else "float32"
     options = VLLMOptions(max_model_len=args.max_model_len)
     config, _ = load_config(args.model)
-    spec = plan(args.model, config, options, dtype=dtype, on_gpu=on_gpu, eos=(0,), beside_trainer=False)
+    spec = plan(args.model, config, options, dtype=dtype, on_gpu=on_gpu, eos=(0,))
     names = ("dtype", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "gpu_memory_utilization")
     return {**{name: getattr(spec, name) for name in names}, "enforce_eager": spec.enforce_eager}
 

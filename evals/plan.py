@@ -152,6 +152,8 @@ def data_files(given: Sequence[str], benches: Sequence[Bench]) -> dict[str, str]
             name, path = names[0], text
         if name in files:
             raise UserError(f"--data was given twice for {name}: {files[name]} and {path}.")
+        if find(name).source.startswith("made "):
+            raise UserError(f"--data {text}: {name} is made on the spot and reads no file. Own problems: data:FILE.")
         files[name] = path
     return files
 

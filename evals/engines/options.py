@@ -23,7 +23,7 @@ class VLLMOptions(BaseModel):
     """memory for keys and values; 0: what max_num_seqs sequences need, on a CPU at most 4 GiB and a quarter of what is
     free, on a GPU what gpu_memory_utilization leaves"""
     gpu_memory_utilization: float = Field(default=0.0, ge=0, le=1)
-    """share of each GPU's memory for weights, keys and values; 0: 0.9, and 0.5 beside a trainer"""
+    """share of each GPU's memory for weights, keys and values; 0: 0.9, in training what the trainer leaves"""
     enforce_eager: bool | None = None
     """without torch.compile and CUDA graphs; unset: on a CPU, where compiling takes minutes, and not on a GPU"""
     tensor_parallel_size: int = Field(default=1, ge=1)

@@ -66,11 +66,11 @@ class VLLMEngine:
 
     @classmethod
     def load(
-        cls, model: str, *, device: str = "auto", dtype: Dtype = "auto", beside_trainer: bool = False, **options: Any
+        cls, model: str, *, device: str = "auto", dtype: Dtype = "auto", enable_sleep_mode: bool = False, **options: Any
     ) -> "VLLMEngine":
         """Start vLLM over a model folder or hub id; `options` are those of `VLLMOptions`.
 
-        `dtype` auto is float32 on a CPU and bfloat16 on a GPU. `beside_trainer`: a trainer uses the same device.
+        `dtype` auto is float32 on a CPU and bfloat16 on a GPU. With `enable_sleep_mode` `sleep` frees a GPU.
         Raises UserError for what cannot work on this machine, EngineError where vLLM does not start.
         """
         wanted = VLLMOptions.model_validate(options)
@@ -80,7 +80,7 @@ class VLLMEngine:
         tokenizer = load_tokenizer(model)
         eos = tuple(sorted(end_of_sequence_ids(generation_config, tokenizer)))
         precision = dtype if dtype != "auto" else ("bfloat16" if on_gpu else "float32")
-        spec = plan(model, config, wanted, dtype=precision, on_gpu=on_gpu, eos=eos, beside_trainer=beside_trainer)
+        spec = plan(model, config, wanted, dtype=precision, on_gpu=on_gpu, eos=eos, sleeps=enable_sleep_mode)
         first = int(device.partition(":")[2] or 0)
         gpus = range(first, first + wanted.tensor_parallel_size * wanted.data_parallel_size) if on_gpu else ()
         fd = -1 if on_gpu else os.memfd_create("agpo-weights")
@@ -220,7 +220,7 @@ def plan(
     dtype: str,
     on_gpu: bool,
     eos: tuple[int, ...],
-    beside_trainer: bool,
+    sleeps: bool = False,
 ) -> Spec:
     """What vLLM is started with. Raises UserError for a context or a cache that cannot be."""
     text = config.get_text_config()
@@ -250,11 +250,11 @@ def plan(
         max_model_len=max_model_len,
         max_num_seqs=options.max_num_seqs,
         kv_cache_memory_bytes=cache,
-        gpu_memory_utilization=options.gpu_memory_utilization or (0.5 if beside_trainer else 0.9),
+        gpu_memory_utilization=options.gpu_memory_utilization or 0.9,
         enforce_eager=not on_gpu if options.enforce_eager is None else options.enforce_eager,
         tensor_parallel_size=options.tensor_parallel_size,
         float32_head=options.float32_head,
-        sleep_mode=on_gpu and beside_trainer,
+        sleep_mode=on_gpu and sleeps,
         eos_ids=eos,
         tied=bool(getattr(text, "tie_word_embeddings", False)),
     )

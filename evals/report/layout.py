@@ -36,12 +36,13 @@ def print_grid(grid: Grid, console: Console) -> None:
     else:
         _print_records(grid, console)
     for note in grid.notes:
-        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(note, style="yellow", highlight=False, markup=False)
 
 
 def _table(grid: Grid, broken: bool) -> Table:
     title = Text(grid.caption, "bold") if grid.caption else None
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0) if broken else (0, 1))
+    near = {"padding": (0, 1, 0, 0) if broken else (0, 1), "show_edge": not broken, "pad_edge": not broken}
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, **near)  # type: ignore[arg-type]
     for at, name in enumerate(grid.header):
         words = name in TEXTS or at == 0
         heading = Text(re.sub(r" (?!%)", "\n", name) if broken else name)

@@ -287,7 +287,8 @@ def evaluations_of(store: Store, name: str) -> list[Part]:
     try:
         run = store.find_run(name)
     except UserError:
-        if not (of_method := measured(store, [run for run in store.runs("eval") if run.method == name])):
+        of_kind = (store.runs(kind, method=name) if name else [] for kind in ("eval", "train"))
+        if not (of_method := next(filter(None, (measured(store, runs) for runs in of_kind)), None)):
             raise
         return of_method
     if run.kind == "curation":

@@ -48,7 +48,7 @@ def list_runs(store: Store, console: Console, status: str | None = None, **only:
     if not found:
         console.print(f"{store} holds no runs yet. `python -m agpo.train` makes the first one.", highlight=False)
         return
-    header = ["Run", "Kind", "Name", "Method", "Model", "Seed", "Status", "Step", "Samples", "Started (UTC)"]
+    header = ["Run", "Kind", "Name", "Method", "Model", "Seed", "Status", "Step", "Samples"]
     lines = [
         [
             run.id,
@@ -60,7 +60,6 @@ def list_runs(store: Store, console: Console, status: str | None = None, **only:
             run.status,
             "-" if run.last_step is None else str(run.last_step),
             str(run.samples),
-            f"{run.started:%Y-%m-%d %H:%M}",
             ", ".join(run.tags),
         ]
         for run in found

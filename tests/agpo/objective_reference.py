@@ -50,7 +50,8 @@ def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cu
         sum(x) / max(len(there), 1) for x in ((float(old[t]) for t, _ in there), (a for _, a in there))
     )
     by_cov = sorted(there, key=lambda ta: -(ta[1] - mean_a) * (float(old[ta[0]]) - mean_logp))
-    penalised = {t for t, _ in by_cov[: max(1, int(o.cov_share * len(there)))]}
+    most = by_cov[: max(1, int(o.cov_share * len(there)))]
+    penalised = {t for t, a in most if (a - mean_a) * (float(old[t]) - mean_logp) > 1e-6}
     for i, n in enumerate(lengths):
         where = range(start, start + n)
         start += n

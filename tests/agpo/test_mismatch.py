@@ -117,11 +117,24 @@ def find_clipped(start):
     raise AssertionError("no such batch")
 
 
-def test_the_bound_and_the_correction_are_knobs(run_with):
-    run, _ = run_with("objective=grpo", "mismatch.max_gap=100", "mismatch.correct=tis", "mismatch.cap=1.5")
+@pytest.mark.parametrize(
+    ("knobs", "cut"),
+    [
+        (["mismatch.correct=tis", "mismatch.cap=1.5"], False),
+        (["mismatch.correct=sequence_mask", "mismatch.bounds=0.9,1.1"], True),
+        (["mismatch.correct=geometric_mask"], True),
+    ],
+    ids=lambda x: x[0].partition("=")[2] if isinstance(x, list) else None,
+)
+def test_the_bound_and_the_correction_are_knobs(run_with, knobs, cut):
+    run, _ = run_with("objective=grpo", "mismatch.max_gap=100", *knobs)
     seen = list(steps(run, lambda: None, 2))  # never synced: the second step is off-policy, and weighed
+    assert seen[0]["tis/cut"] == 0
+    assert seen[0]["tis/weight_mean"] == pytest.approx(seen[0]["tis/sample_size"], abs=1e-3) == pytest.approx(1)
     assert seen[1]["mismatch/gap_mean"] > 0.02
-    assert seen[1]["updates/made"] > 0
+    assert (seen[1]["tis/cut"] > 0) is cut
+    assert seen[1]["tis/sample_size"] < 1
+    assert cut or seen[1]["updates/made"] > 0
 
 
 def test_what_is_taken_for_rounding_depends_on_the_precision():

@@ -10,9 +10,11 @@ from objective_reference import SCOPES, by_hand, combinations, extras, name_of, 
 from agpo.clip import apply_f_to_loss, apply_f_to_units
 from agpo.objective import (
     PRESETS,
+    Correction,
     Objective,
     advantages,
     clip_decision,
+    correction_weights,
     counted,
     group_rewards,
     live_groups,
@@ -80,6 +82,36 @@ def test_truncated_importance_weights():
     for cap in (0.5, NAN):
         with pytest.raises(ValueError, match="at least 1"):
             tis_weights(old, engine, cap)
+
+
+@pytest.mark.parametrize("correct", ["sequence_mask", "geometric_mask"])
+@pytest.mark.parametrize("bounds", [None, (0.5, 2.5)])
+def test_masks_of_sequences_against_another_engine(correct, bounds):
+    """By products over scalars; a sequence of no tokens is there, and one that both see alike has weight 1."""
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([3, 0, 5, 4, 1, 2, 6])
+    old = -2 * torch.rand(21, generator=g, dtype=torch.float64)
+    engine = old - torch.tensor([0.2, 0.0, 0.05, 0.0, 1.0, 2e-4, -0.15]).double().repeat_interleave(lengths)
+    engine[:3] += torch.tensor([0.1, -0.3, 0.2])
+    correction = Correction(correct, 1.2, bounds)
+    low, high = bounds or {"sequence_mask": (0.5, 2.0), "geometric_mask": (0.999, 1.001)}[correct]
+    wanted, kept = [], []
+    for there, said in zip(old.split(lengths.tolist()), engine.split(lengths.tolist()), strict=True):
+        ratios = [math.exp(x - y) for x, y in zip(there.tolist(), said.tolist(), strict=True)]
+        product = math.prod(ratios)
+        judged = product if correct == "sequence_mask" else product ** (1 / max(len(ratios), 1))
+        kept.append(low <= judged <= high)
+        weights = [product if correct == "sequence_mask" else min(x, 1.2) for x in ratios]
+        wanted += [x * kept[-1] for x in weights]
+    found = correction_weights(old.requires_grad_(), engine, lengths, correction)
+    assert len(set(kept)) == 2
+    assert not found.requires_grad
+    assert found.tolist() == pytest.approx(wanted, rel=1e-12)
+    for wrong in ((2.0, 3.0), (1.0, 1.0), (-1.0, 2.0)):
+        with pytest.raises(ValueError, match="around 1"):
+            Correction(correct, bounds=wrong)
+    with pytest.raises(ValueError, match="tis has its cap"):
+        Correction("tis", bounds=(0.5, 2.0))
 
 
 def test_the_gap_to_another_engine():

@@ -10,15 +10,16 @@ import torch
 from groups import REWARDS, make_groups, sgd
 from objective_reference import by_hand
 
-from agpo.batch import Row, advantages_of, balance, lengths_of, micro_batches, plan_step, raw_rewards
+from agpo.batch import Row, advantages_of, balance, lengths_of, live_of, micro_batches, plan_step, raw_rewards
 from agpo.config import load_config
 from agpo.logprobs import log_probs
-from agpo.objective import PRESETS, Objective, minibatch_loss, overlong_penalty
+from agpo.objective import PRESETS, Correction, Objective, minibatch_loss, overlong_penalty
 from agpo.optimizer import Trained
 from agpo.policy import Policy, Settings, tokens_of, with_old_logps
 from agpo.step import plan_of, settings_of, update_policy
 from agpo.telemetry import Watch, step_metrics
 from agpo.update import update
+from evals.errors import UserError
 
 
 def gradient_of(model, groups, objective, on_policy, budget, start):
@@ -100,7 +101,8 @@ def test_any_cut_gives_the_gradient_of_the_whole(start, name, budget):
         assert torch.allclose(got[parameter], gradient, atol=2e-4 * scale), parameter
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+# kl_cov's |log rho| has a gradient of the sign of the rounding where the reference has it of a ratio not quite 1.
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "kl_cov"])
 def test_at_ratio_one_the_plan_knows_what_a_forward_pass_would_say(start, name):
     objective = replace(OBJECTIVES[name], norm_length=16)
     for seed in range(4):
@@ -329,14 +331,14 @@ def test_old_log_probabilities_are_those_of_the_policy_before_it_moves(start):
         assert row.engine_logp != row.old_logp
 
 
-def updated_with(start, shift, tis_cap):
+def updated_with(start, shift, correction):
     """(parameters after one step, update) where the engine's log-probabilities are off by `shift`."""
     groups = make_groups(start, REWARDS, seed=3)
-    (minibatch,) = plan_step(groups, PRESETS["agpo_no_clip"], 4, 16, corrected=tis_cap is not None)
+    (minibatch,) = plan_step(groups, PRESETS["agpo_no_clip"], 4, 16, corrected=correction is not None)
     rows = tuple(replace(row, engine_logp=tuple(x + shift for x in row.engine_logp)) for row in minibatch.rows)
     model = deepcopy(start)
     policy = Policy(model, None, sgd(model), lambda k: 1.0)
-    settings = Settings(micro_batch_tokens=50, tis_cap=tis_cap)
+    settings = Settings(micro_batch_tokens=50, correction=correction)
     done = update(policy, replace(minibatch, rows=rows), PRESETS["agpo_no_clip"], settings, on_policy=True)
     return [p.detach() - q for p, q in zip(model.parameters(), start.parameters(), strict=True)], done
 
@@ -348,9 +350,9 @@ def test_the_gap_to_the_engine_is_measured_and_corrected_on_request(start):
     shifted, done = updated_with(start, 0.2, None)
     assert done.gap == pytest.approx((0.2, 0.2), abs=1e-5)
     assert all(torch.allclose(a, b) for a, b in zip(straight, shifted, strict=True))
-    corrected, done = updated_with(start, 0.2, 2.0)  # the engine thought them likelier: each counts exp(-0.2)
+    corrected, done = updated_with(start, 0.2, Correction())  # the engine thought them likelier: each counts exp(-0.2)
     assert all(torch.allclose(a * 0.8187308, b, atol=1e-6) for a, b in zip(straight, corrected, strict=True))
-    capped, done = updated_with(start, -5.0, 2.0)
+    capped, done = updated_with(start, -5.0, Correction())
     assert all(torch.allclose(a * 2, b, atol=1e-6) for a, b in zip(straight, capped, strict=True))
 
 
@@ -375,5 +377,53 @@ def test_the_advantages_that_are_stored_are_those_of_the_plan(start, preset):
     assert minibatch.rows
     for row in minibatch.rows:
         assert row.advantage == stored_GN[minibatch.groups[row.group], row.sample]
-    assert not stored_GN[[1, 3]].any(), "groups that are not live"
-    assert stored_GN[[0, 2]].any(1).all()
+    # All right and of different lengths is live under a length penalty; 1 of 4 right is all the same to pass@4.
+    live = live_of(groups, PRESETS[preset])
+    assert live == {"grpo_length": [True] * 4, "pass_at_k": [False] * 4}.get(preset, [True, False, True, False])
+    for advantage_N, alive in zip(stored_GN, live, strict=True):
+        assert advantage_N.any().item() is alive
+
+
+def test_several_rewards_are_normalised_before_they_are_summed(start):
+    """GDPO by hand: two rewards that cancel in a sum teach all the same, one that is the same for all adds nothing."""
+    keys = ["objective=gdpo", "rewards.right=math", "rewards.short=own:short", "rewards.short.weight=0.5"]
+    config = load_config("tiny", [*keys, "update.prompts_per_minibatch=2"])
+    parts = [[(1, 0), (0, 2), (0, 2), (1, None)], [(1, 0), (1, 0), (1, 1), (1, 3)]]
+    groups = []
+    for group, told in zip(make_groups(start, [[1, 1, 1, 1], [1, 1, 1, 1]]), parts, strict=True):
+        verdicts = [
+            replace(s.verdict, parts={"right": a, "short": b}) for s, (a, b) in zip(group.samples, told, strict=True)
+        ]
+        samples = tuple(replace(s, verdict=v) for s, v in zip(group.samples, verdicts, strict=True))
+        groups.append(replace(group, samples=samples))
+
+    def normalised(values):
+        known = torch.tensor([x for x in values if x is not None], dtype=torch.float64)
+        return [0.0 if x is None else float((x - known.mean()) / (known.std() + 1e-6)) for x in values]
+
+    rights, shorts = ([[pair[f] for pair in told] for told in parts] for f in (0, 1))
+    shorts = [normalised(values) for values in shorts]
+    sums = torch.tensor(
+        [[a + 0.5 * b for a, b in zip(normalised(rights[0]), shorts[0], strict=True)], [0.5 * b for b in shorts[1]]]
+    )
+    centred = sums - sums.mean(1, keepdim=True)
+    expected = (centred / (centred.std() + 1e-6)).double()
+    plan = plan_of(groups, config)
+    assert [m.live_groups for m in plan] == [2]
+    assert [row.advantage for row in plan[0].rows] == pytest.approx(expected.flatten().tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["objective=gdpo"], "GDPO"),
+        (["objective=gdpo", "rewards.right=math", "rewards.short=own:short", "rewards.short.weight=0"], "GDPO"),
+        (["objective=gfpo", "rollout.samples_per_prompt=4"], "keep_shortest=4: with"),
+        (["objective=pass_at_k", "objective.pass_k=9"], "pass_k=9: with rollout.samples_per_prompt=8 it is at most 8"),
+        (["mismatch.bounds=0.5,2"], "correct is none"),
+        (["mismatch.correct=sequence_mask", "mismatch.bounds=2,3"], "around 1"),
+    ],
+)
+def test_what_the_groups_of_a_run_cannot_give_is_refused_at_the_start(keys, said):
+    with pytest.raises(UserError, match=said):
+        load_config("tiny", keys)

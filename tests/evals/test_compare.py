@@ -162,6 +162,7 @@ def test_evaluations_during_training(store, capsys):
     assert "arith, 15 problems" in text
     assert "AGPO at step 40 is 66.7 points better" in text
     assert "AGPO at step 0" in say(capsys, "tiny-grpo", "tiny-agpo@0")  # by name
+    assert "AGPO at step 40 is 66.7 points better" in say(capsys, "grpo", "agpo")  # by method
     assert "same evaluation" in refuse(capsys, "tiny-grpo", "tiny-grpo@40")
 
 

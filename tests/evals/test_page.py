@@ -393,7 +393,7 @@ def test_curves_have_a_shared_cursor_and_toggles(open_page):
 def test_a_run_that_goes_on_and_one_with_other_knobs_are_no_seeds_of_a_line(open_page, tmp_path):
     with new_store(tmp_path) as store:
         for seed, steps, status, knobs in (
-            (0, 8, "done", {}), (1, 8, "done", {}), (2, 2, "running", {}), (0, 8, "done", {"clip_scope": "group"}),
+            (0, 8, "done", {}), (1, 8, "done", {}), (2, 2, "running", {}), (0, 4, "done", {"clip_scope": "group"}),
         ):  # fmt: skip
             config = {"objective": {"preset": "agpo"} | knobs}
             run = store.start_run("train", "t", method="agpo", model="m", seed=seed, config=config)
@@ -406,7 +406,41 @@ def test_a_run_that_goes_on_and_one_with_other_knobs_are_no_seeds_of_a_line(open
     page.wait_for_selector(".chart .line")
     names = ["agpo (2 seeds, 1 unfinished not shown)", "agpo clip_scope=group"]
     assert page.locator(".legend button").all_inner_texts() == names
-    assert page.locator(".chart .where").first.inner_text() == "step 8"
+    reward = page.locator(".chart").first
+    assert reward.locator(".where").inner_text() == "step 8"
+    assert reward.locator(".value").all_inner_texts() == ["agpo 0.800", "agpo clip_scope=group 0.400 at 4"]
+    reward.locator("svg").focus()
+    page.keyboard.press("Home")
+    assert reward.locator(".value").all_inner_texts() == ["agpo 0.100", "agpo clip_scope=group 0.100"]
+
+
+def test_the_tasks_of_a_group_keep_their_names_in_every_view(open_page, tmp_path):
+    with new_store(tmp_path) as store:
+        run = store.start_run("eval", "lm_eval:sums", model="org/model", config={"bench": "lm_eval:sums", "n": 2})
+        rights = {"easy": (True, True), "hard": (True, False)}
+        rows = [sample(f"{task}/0", k, split=task, right=right, prompt=task, meta={})
+                for task, pair in rights.items() for k, right in enumerate(pair)]  # fmt: skip
+        store.log_samples(run, rows)
+        store.log_metrics(run, 0, {"pass1": 0.9})  # lm-eval's own, which weighs the tasks
+        store.finish_run(run, "done")
+        write_page(store, tmp_path / "page.html")
+    page = open_page(file=tmp_path / "page.html")
+    overview = page.locator("[data-page=overview]")
+    benches = overview.locator("h2").all_inner_texts()
+    assert benches == ["lm_eval:sums", "lm_eval:sums/easy", "lm_eval:sums/hard", "Training runs"]
+    scores = [line.split("\t") for line in overview.locator("table.scores tr.head").all_inner_texts()]
+    assert [[line[at] for at in (0, 1, 2, 3, 8)] for line in scores] == [
+        ["model", "2", "90.0", "lm-eval's weights", "100.0"],  # pass@2 last
+        ["easy: model", "1", "100.0", "20.7 to 100.0", "100.0"],
+        ["hard: model", "1", "50.0", "5.5 to 94.5", "100.0"],
+    ]
+    page.click("[data-page=overview] a:has-text('hard: model')")
+    page.wait_for_selector(".list .row")
+    rows = [" ".join(row.split()) for row in page.locator(".list .row").all_inner_texts()]
+    assert rows == [
+        "✓ hard 2 hard: model · sample 1 10 tokens",
+        "✕ hard 2 hard: model · sample 2 10 tokens",
+    ]
 
 
 def test_a_checkpoint_measured_again_is_one_square_and_under_other_settings_two(open_page, tmp_path):

@@ -26,6 +26,7 @@ def sides(monkeypatch, tmp_path):
         arith.BENCH,
         name="sides",
         title="two sides",
+        source="a file",
         load=load,
         options=(side, Option("terms", "how many terms", "3")),
         notes=lambda items, options: [f"{len(items)} problems of side {options['side']}"],
@@ -116,3 +117,9 @@ def test_problems_a_reward_and_words_of_ones_own(capsys, tmp_path, monkeypatch, 
     assert main(["--regrade", run.id]) == 0
     with Store.open() as store:
         assert [(row.prompt, row.reward) for row in store.samples(run.id)] == rows
+
+
+@pytest.mark.parametrize("bench", ["arith", "arith_long", "tiny_code"])
+def test_a_file_for_problems_that_are_made_is_refused(bench, capsys):
+    assert main(["--bench", bench, "--data", "mine.jsonl", "--dry-run"]) == 2
+    assert "is made on the spot and reads no file" in capsys.readouterr().err

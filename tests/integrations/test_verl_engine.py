@@ -8,7 +8,7 @@ from conformance import CASES, VOCABULARY
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.verl, pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(900)]
-ONE_ULP = 2.0**-23
+TWO_ULPS = 2 * 2.0**-23
 """of parameters up to 2"""
 
 
@@ -36,17 +36,17 @@ def found(request, folder, in_verl, tmp_path_factory):
 
 
 def test_the_engine_does_what_one_call_does(found):
-    """Every case that the guards let through, cut in three ways: kept within an ulp, or not moved at all."""
+    """Every case that the guards let through, cut in three ways: kept within two ulps, or not moved at all."""
     assert found["verl"] == "0.9.1"
-    assert found["refused"] == ["all dead, zero_grad", "dapo, moved"]
-    assert len(found["results"]) == 3 * (len(CASES) - 2 + 1)
+    assert found["refused"] == ["all dead, zero_grad", "dapo, moved", "kl_cov", "kl_cov, moved"]
+    assert len(found["results"]) == 3 * (len(CASES) - 4 + 2)
     values = {one["case"]: one["value"] for one in found["results"]}
-    assert abs(values["moved, kept"] - values["moved, kept, token weights"]) > 1e-3
+    assert abs(values["moved, kept"] - values["moved, kept, tis"]) > 1e-3
     for one in found["results"]:
         about = f"{one['case']}, {one['ranks']} ranks, {one['cut']}"
         if one["outcome"] == "kept":
             assert one["moved"] > 0.02, about
-            assert one["from_reference"] <= ONE_ULP, about
+            assert one["from_reference"] <= TWO_ULPS, about
             assert one["decision"]["stepped"], about
             assert one["decision"]["value"] == pytest.approx(one["value"], abs=2e-7), about
         else:

@@ -86,7 +86,7 @@ def test_settings_that_change_what_an_update_is(key, value, said):
 def test_token_weights_need_the_rollouts_log_probabilities():
     config = changed("actor_rollout_ref.rollout.calculate_log_probs", False)
     guards.check_config(config)
-    config["agpo"] = {"tis_cap": 2.0}
+    config["agpo"] = {"correction": {"correct": "tis"}}
     with pytest.raises(UserError, match="calculate_log_probs=true"):
         guards.check_config(config)
 
@@ -153,6 +153,8 @@ def test_an_engine_that_steps_by_itself():
         ("entropy_coef", 0.01),
         ("overlong", "mask"),
         ("masked_groups", "resample"),
+        ("surrogate", "kl_cov"),
+        ("several", "normalise"),
     ],
 )
 def test_knobs_that_do_not_reach_verls_update(knob, value):
@@ -180,4 +182,9 @@ def test_presets_that_do():
         "nsr",
         "maxrl",
         "luspo",
+        "gmpo",
+        "sapo",
+        "gfpo",
+        "grpo_length",
+        "pass_at_k",
     }

@@ -26,13 +26,14 @@ from verl.workers.engine import EngineRegistry
 from agpo.integrations.verl.engine import clip_updates
 from agpo.integrations.verl.guards import check_objective
 from agpo.integrations.verl.plan import deal, plan_step
-from agpo.objective import minibatch_loss, tis_weights
+from agpo.objective import Correction, correction_weights, minibatch_loss
 from evals.errors import UserError
 
 CUTS = {"1 row": 1, "2 rows": 2, "40 tokens": None}
 LR = 0.5
-CORRECTED = [(case, 1.02) for case in CASES if case.name == "moved, kept"]
-"""with token weights against another engine's log-probabilities, and their cap"""
+CORRECTIONS = (Correction(cap=1.02), Correction("sequence_mask", bounds=(0.8, 1.2)))
+CORRECTED = [(case, one) for case in CASES if case.name == "moved, kept" for one in CORRECTIONS]
+"""with weights against another engine's log-probabilities"""
 
 
 def make_engine(folder, optimizer):
@@ -127,13 +128,13 @@ def other_logp(batch, i):
     return batch.old_logp[i] + 0.05 * torch.randn(batch.old_logp[i].shape, generator=torch.Generator().manual_seed(i))
 
 
-def reference(case, batch, cap):
+def reference(case, batch, correction):
     """One call on the whole mini-batch, in float32 as the engine, and a plain step of SGD."""
     logp = [log_probs(batch.model, p, r) for p, r in zip(batch.prompts, batch.responses, strict=True)]
     tis_T = None
-    if cap is not None:
+    if correction is not None:
         others = [other_logp(batch, i) for i in range(len(batch.old_logp))]
-        tis_T = tis_weights(torch.cat(batch.old_logp), torch.cat(others), cap)
+        tis_T = correction_weights(torch.cat(batch.old_logp), torch.cat(others), batch.lengths_B, correction)
     loss, report = minibatch_loss(
         torch.cat(logp),
         torch.cat(batch.old_logp),
@@ -159,7 +160,7 @@ def main(folder, out):
     engines = {name: make_engine(folder, name) for name in ("SGD", "AdamW")}
     warm_up(engines["AdamW"])
     results, refused = [], []
-    for case, cap in [*((case, None) for case in CASES), *CORRECTED]:
+    for case, correction in [*((case, None) for case in CASES), *CORRECTED]:
         try:
             check_objective(case.objective)
         except UserError:
@@ -169,7 +170,7 @@ def main(folder, out):
             engine = engines["SGD" if case.outcome == "kept" else "AdamW"]
             batch = make_batch(case, torch.float32)
             load(engine, batch.model)
-            engine.objective, engine.tis_cap = case.objective, cap
+            engine.objective, engine.correction = case.objective, correction
             before, state = flat_of(engine), state_of(engine)
             fields, plan = rows_of(case, batch, rank, world, rows or 1)
             decision = None
@@ -188,11 +189,11 @@ def main(folder, out):
                     engine.train_batch(tu.get_tensordict(fields, non_tensor_dict=settings), loss_function=None)
                 decision = engine.last
             after = flat_of(engine)
-            report, _, wanted = reference(case, batch, cap)
+            report, _, wanted = reference(case, batch, correction)
             same = all(torch.equal(a, b) for a, b in zip(state, state_of(engine), strict=True))
             results.append(
                 {
-                    "case": case.name + (", token weights" if cap else ""),
+                    "case": case.name + (f", {correction.correct}" if correction else ""),
                     "outcome": case.outcome,
                     "ranks": world,
                     "cut": cut,

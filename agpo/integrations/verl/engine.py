@@ -24,11 +24,11 @@ from verl.workers.utils.padding import no_padding_2_padding
 from agpo.clip import Decision, unit_decision, unit_sums
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.guards import check_engine
-from agpo.objective import Objective, clip_decision, tis_weights, token_losses, weighted_sums
+from agpo.objective import Correction, Objective, clip_decision, correction_weights, token_losses, weighted_sums
 
 
 def losses(
-    model_output: Json, data: Any, objective: Objective, tis_cap: float | None
+    model_output: Json, data: Any, objective: Objective, correction: Correction | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(l with its gradient, w, number of its unit) [T] of one micro-batch in verl's format.
 
@@ -41,16 +41,18 @@ def losses(
     lengths_B = mask.sum(1)
     row_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=lengths_B.device), lengths_B)
     weight_T, advantage_T = data["agpo_weight"][row_T], data["agpo_advantage"][row_T]
-    tis_T = tis_weights(old_T, data["rollout_log_probs"].to_padded_tensor(0.0)[mask], tis_cap) if tis_cap else None
+    tis_T = None
+    if correction is not None:
+        tis_T = correction_weights(old_T, data["rollout_log_probs"].to_padded_tensor(0.0)[mask], lengths_B, correction)
     loss_T = token_losses(logp_T, old_T, advantage_T, lengths_B, objective, tis_T=tis_T)
     return loss_T, weight_T, data["agpo_unit"][row_T]
 
 
 class ClippedEngine:
-    """Mixin before an engine's class. `objective` and `tis_cap` are set by `clip_updates`."""
+    """Mixin before an engine's class. `objective` and `correction` are set by `clip_updates`."""
 
     objective: Objective
-    tis_cap: float | None
+    correction: Correction | None
     last: Json
     """what happened to the last mini-batch, the same on every rank"""
 
@@ -66,7 +68,7 @@ class ClippedEngine:
             scale_U, decision, outputs = self.decide_units(data)
 
         def part(model_output: Json, data: Any, dp_group: object = None) -> tuple[torch.Tensor, Json]:
-            loss_T, weight_T, unit_T = losses(model_output, data, self.objective, self.tis_cap)
+            loss_T, weight_T, unit_T = losses(model_output, data, self.objective, self.correction)
             sums.add_(torch.tensor(weighted_sums(loss_T, weight_T), dtype=torch.float64))
             if scale_U is not None:
                 weight_T = weight_T * scale_U.to(unit_T.device)[unit_T]
@@ -102,7 +104,7 @@ class ClippedEngine:
         sums_3U = torch.zeros(3, int(count), dtype=torch.float64, device=get_device_id())
 
         def part(model_output: Json, data: Any, dp_group: object = None) -> tuple[torch.Tensor, Json]:
-            loss_T, weight_T, unit_T = losses(model_output, data, self.objective, self.tis_cap)
+            loss_T, weight_T, unit_T = losses(model_output, data, self.objective, self.correction)
             sums_3U.add_(unit_sums(weight_T * loss_T.detach().double(), weight_T, unit_T, int(count)))
             return (weight_T * loss_T).sum(), {}
 
@@ -111,10 +113,10 @@ class ClippedEngine:
         return *unit_decision(sums_3U.cpu(), self.objective), outputs
 
 
-def clip_updates(engine: BaseEngine, objective: Objective, tis_cap: float | None = None) -> Any:
+def clip_updates(engine: BaseEngine, objective: Objective, correction: Correction | None = None) -> Any:
     """Put the mixin before the class of an engine. Raises UserError for one whose training step is not verl's."""
     check_engine(type(engine), BaseEngine)
     engine.__class__ = type(f"Clipped{type(engine).__name__}", (ClippedEngine, type(engine)), {})
     clipped: Any = engine
-    clipped.objective, clipped.tis_cap = objective, tis_cap
+    clipped.objective, clipped.correction = objective, correction
     return clipped

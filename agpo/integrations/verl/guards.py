@@ -134,8 +134,8 @@ def check_config(config: Json) -> None:
     for key, (default, ours) in IGNORED.items():
         if (found := _at(config, key, default)) != default:
             raise UserError(f"{key}={found} would have no effect: the loss is the plugin's. Set {ours}.")
-    if _at(config, "agpo.tis_cap", None) and not _at(config, "actor_rollout_ref.rollout.calculate_log_probs", True):
-        raise UserError("mismatch.correct=tis needs actor_rollout_ref.rollout.calculate_log_probs=true.")
+    if _at(config, "agpo.correction", None) and not _at(config, "actor_rollout_ref.rollout.calculate_log_probs", True):
+        raise UserError("mismatch.correct needs actor_rollout_ref.rollout.calculate_log_probs=true.")
     mode = trainer["v1"]["trainer_mode"]
     for name in {NAME, mode, "sync"}:
         if (steps := _at(trainer["v1"], f"{name}.parameter_sync_step", 1)) != 1:

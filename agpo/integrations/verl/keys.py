@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -98,7 +99,7 @@ def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, object] | 
         # the plugin
         "trainer.v1.trainer_mode": NAME,
         **{f"+agpo.objective.{name}": value for name, value in config.objective.model_dump().items()},
-        "+agpo.tis_cap": config.mismatch.cap if config.mismatch.correct == "tis" else None,
+        "+agpo.correction": asdict(config.mismatch.correction) if config.mismatch.correction else None,
         "+agpo.max_gap": config.mismatch.max_gap,
         "+agpo.max_refused": update.max_refused,
         "+agpo.rollout_timeout_s": ROLLOUT_TIMEOUT,

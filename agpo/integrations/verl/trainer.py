@@ -76,7 +76,7 @@ class ClippedTrainer(PPOTrainerSync):
         plain: Json = OmegaConf.to_container(config, resolve=True)
         check_config(plain)
         self.section: Json = plain["agpo"]
-        self.objective, self.tis_cap = objective_in(self.section)
+        self.objective, self.correction = objective_in(self.section)
         check_objective(self.objective)
         with open_dict(config):
             # The base class compares with the literal: another name gets the replay buffer of the asynchronous modes.
@@ -130,7 +130,7 @@ class ClippedTrainer(PPOTrainerSync):
             self.objective,
             self.config.actor_rollout_ref.actor.ppo_mini_batch_size,
             self.config.data.max_response_length,
-            corrected=self.tis_cap is not None,
+            corrected=self.correction is not None,
         )
         put_advantages(batch, self._plan, self._sampled.lengths)
         self._happened: list[Json | None] = [None] * len(self._plan.minibatches)

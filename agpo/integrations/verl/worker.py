@@ -19,12 +19,15 @@ from agpo.config import objective_of
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.engine import clip_updates
 from agpo.integrations.verl.guards import require_plugin
-from agpo.objective import Objective
+from agpo.objective import Correction, Objective
 
 
-def objective_in(section: Json) -> tuple[Objective, float | None]:
-    """(objective, cap of token weights or None) of the configuration's section `agpo`."""
-    return objective_of(dict(section["objective"])), section.get("tis_cap")
+def objective_in(section: Json) -> tuple[Objective, Correction | None]:
+    """(objective, correction of the engine's log-probabilities) of the configuration's section `agpo`."""
+    found = dict(section.get("correction") or {})
+    if found.get("bounds"):
+        found["bounds"] = tuple(found["bounds"])
+    return objective_of(dict(section["objective"])), Correction(**found) if found else None
 
 
 class ClippedTrainingWorker(TrainingWorker):

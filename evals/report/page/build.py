@@ -32,7 +32,7 @@ from evals.report.page.differences import differences
 from evals.report.page.encode import Chunks
 from evals.report.page.lineage import lineage
 from evals.report.page.samples import Index, elements
-from evals.report.page.summary import evaluations, over_seeds, percent, student_quantiles
+from evals.report.page.summary import evaluations, over_seeds, percent, student_quantiles, with_groups
 from evals.report.parts import Part, line_names, parts_of
 from evals.report.timeline import timeline
 from evals.store import Store
@@ -89,7 +89,7 @@ def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = 
     parts = [part for part in every if part.run.id in inside]
     found = list(evaluations(store, parts, lines))
     labels = part_names(parts, names)
-    benches, told, line_colours = _benches(found), differences(found, labels), colours(runs, lines)
+    benches, told, line_colours = _benches(with_groups(store, found)), differences(found, labels), colours(runs, lines)
     chunks, index = Chunks(), Index()
     facts = [run_facts(run, names[run.id], lines[run.id], store) for run in runs]
     artifacts = {run.id: store.artifacts(run.id) for run in runs}

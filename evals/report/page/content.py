@@ -51,7 +51,8 @@ def part_names(parts: Sequence[Part], names: Mapping[str, str]) -> list[str]:
     for part in parts:
         if part.run.kind == "eval":
             of = names.get(part.run.parent or "") or short(part.run.model) or part.run.name
-            labels.append(f"{of}, step {part.step}" if part.step else of)
+            task = f"{part.split}: " if part.bench != part.run.name else ""
+            labels.append(f"{task}{of}, step {part.step}" if part.step else task + of)
         elif part.run.kind == "train":
             labels.append(f"{names[part.run.id]}, step {part.step}{' (in training)' if part.measured else ''}")
         else:

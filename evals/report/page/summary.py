@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from evals.benches import BENCHES, find
-from evals.report.evaluations import Evaluation, Row
+from evals.report.evaluations import Evaluation, Row, read_evaluation
 from evals.report.page.choice import first_and_last
-from evals.report.parts import Part, by_seed, pool
+from evals.report.parts import Part, by_seed, measured, pool
 from evals.stats import by, columns, pooled, summarise, unfinished
 from evals.store import OutcomeRow, Store
 
@@ -31,6 +31,14 @@ def evaluations(store: Store, parts: Sequence[Part], lines: Mapping[str, str]) -
         levels = {key: by(outcomes, key) for key in _keys(part, outcomes)} if whole else {}
         line = lines[part.run.id] if part.run.method or part.run.parent in lines else ""
         yield Evaluation(part, all_, summary, levels, line=line, place=place)
+
+
+def with_groups(store: Store, found: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations, and before the tasks of a group of lm-eval's the group with lm-eval's own score."""
+    tasks = {e.part.run.id: e for e in reversed(found) if e.part.run.kind == "eval" and e.part.bench != e.part.run.name}
+    wholes = [(e, one) for e in tasks.values() for one in measured(store, [e.part.run]) if one.split is None]
+    made = [replace(read_evaluation(store, one), line=e.line, place=e.place) for e, one in wholes]
+    return sorted([*made, *found], key=lambda e: e.place)
 
 
 def _keys(part: Part, outcomes: Sequence[OutcomeRow]) -> list[str]:

@@ -107,13 +107,15 @@ export function chart({ title, about, lines, marks = [], share = 0, zero = false
   function cursor(x) {
     place = x;
     moveTo(x);
-    let where = null;
-    const values = drawn.map((line) => {
-      const i = x === null ? line.ys.findLastIndex((y) => y !== null) : nearest(line.xs, x);
-      where ??= line.xs[i];
+    const at = drawn.map((line) => (x === null ? line.ys.findLastIndex((y) => y !== null) : nearest(line.xs, x)));
+    const places = drawn.flatMap((line, n) => line.xs[at[n]] ?? []);
+    const [where] = places.sort((a, b) => (x === null ? b - a : Math.abs(a - x) - Math.abs(b - x)));
+    const values = drawn.map((line, n) => {
+      const i = at[n];
       const value = line.ys[i] ?? null;
+      const away = Math.abs(where - line.xs[i]) > (lastX - firstX) / 40 ? ` at ${figureOfX(line.xs[i])}` : ""; // it ends there
       const band = line.low && line.low[i] !== null && line.low[i] !== line.high[i] ? ` (${said(line.low[i])} to ${said(line.high[i])})` : "";
-      return h("span", { class: "value" }, h("i", { style: `background:${line.colour}`, class: line.dash ? "dashed" : null }), `${line.name} `, h("b", null, said(value)), h("span", { class: "dim" }, band));
+      return h("span", { class: "value" }, h("i", { style: `background:${line.colour}`, class: line.dash ? "dashed" : null }), `${line.name} `, h("b", null, said(value)), h("span", { class: "dim" }, band + away));
     });
     for (const mark of marks) {
       if (x !== null && Math.abs(mark.x - x) > (lastX - firstX) / 40) continue;
