@@ -263,7 +263,9 @@ def load(model: str, config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTo
     from evals.engines.hf import load_model
 
     try:
-        return load_model(model, device=device_of(config.device), dtype=config.dtype)
+        return load_model(
+            model, device=device_of(config.device), dtype=config.dtype, load_in_4bit=config.lora.load_in_4bit
+        )
     except SafetensorError as e:
         raise UserError(
             f"cannot load the model of {model}: a *.safetensors file is damaged ({e}). Copy it again."

@@ -16,7 +16,7 @@ import torch
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 
 PREFILL_TOKENS = 4096
 """prompt tokens (padded) in one forward pass: more of them leave the processor's cache and need more memory"""
@@ -319,12 +319,18 @@ def shares_prompts(model: Any) -> bool:
 
 @torch.inference_mode()
 def check_decodes(model: Any) -> None:
-    """Raise UserError where `AnyCache` would not be the model: it keeps state beside keys and values (RWKV)."""
+    """Raise UserError where `AnyCache` would not be the model: it keeps state beside its cache (RWKV, RecurrentGemma),
+    which stays where it was when rows change places, or has a cache of another kind (MiniMax)."""
     ids = [i % model.config.get_text_config().vocab_size for i in range(5, 11)]
-    cached = AnyCache(model, (ids[:4], ids[2:4]), np.array([0, 1]))
-    tokens = torch.tensor([ids, ids], device=cached.logits_BV.device)
-    got = torch.stack([cached.logits_BV, *(cached.step(tokens[:, at]) for at in (4, 5))], 1).float()
-    alone = (model(input_ids=tokens[:1, start:], use_cache=False).logits[0, -3:] for start in (0, 2))
+    try:
+        cached = AnyCache(model, (ids[:4], ids[2:4]), np.array([1, 0]))
+        tokens = torch.tensor([ids, ids], device=cached.logits_BV.device)
+        got = torch.stack([cached.logits_BV, *(cached.step(tokens[:, at]) for at in (4, 5))], 1).float()
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as e:
+        raise UserError(
+            f"engine hf cannot run {type(model).__name__} ({first_line(e)}). Serve it with another engine."
+        ) from e
+    alone = (model(input_ids=tokens[:1, start:], use_cache=False).logits[0, -3:] for start in (2, 0))
     wanted = torch.stack(list(alone)).float()
     gap = float(((got - wanted).square().mean(-1).sqrt() / wanted.std(-1)).median())
     if not gap < (1e-2 if model.dtype == torch.float32 else 0.4):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 from pydantic import Field
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from evals.engines import Completion, FinishReason, Output, Request, Sampling, Whole
 from evals.engines.decoding import TILE, AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
@@ -310,8 +310,10 @@ def check_device(device: str) -> None:
         raise UserError(f"device={device}: not here, or none that this runs on.{build} There is: {', '.join(there)}.")
 
 
-def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+def load_model(model: str, *, device: str = "auto", dtype: str = "auto", load_in_4bit: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer) of a Hugging Face folder or hub id, on `device`. Remote code is never run.
+
+    `load_in_4bit`: its linear layers but the output's as bitsandbytes' NF4 (Dettmers et al. 2023).
 
     Raises UserError where the folder, the hub or the tokenizer cannot be had, saying which.
     """
@@ -325,12 +327,20 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
     try:
         config = AutoConfig.from_pretrained(folder)
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        how = {"attn_implementation": "eager"} if capped else {}  # sdpa, the default, leaves the cap out
+        how: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}  # sdpa, the default, leaves it out
+        if load_in_4bit:
+            nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
+            how |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
         loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  (the stub knows one result)
             folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **how
         )
+    except ImportError as e:  # bitsandbytes, or what else holds the weights of a folder
+        raise UserError(f"{model}: a package is missing. {' '.join(str(e).split())}") from e
     except (OSError, ValueError) as e:
         raise UserError(_cannot_load(model, "model", e)) from e
+    for module in loaded.modules():  # without gradient it would pack its weights anew and compute in bfloat16
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if missing := sorted(report["missing_keys"]):  # the library fills them with random numbers and goes on
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise UserError(_cannot_load(model, "model", ValueError(f"it has no weights for {shown}")))
