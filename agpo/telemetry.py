@@ -220,7 +220,12 @@ class Tally:
         right, wrong = metrics["groups/all_right"], metrics["groups/all_wrong"]
         other = metrics["groups/masked"] - right - wrong
         told = [f"step {step}: no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"]
-        if other:
+        if "reward/mean" not in metrics:
+            failed, none = metrics["samples/failed"], metrics["samples/unscored"]
+            told = [
+                f"step {step}: no update, for no sample has a reward: {none - failed:.0f} None, {failed:.0f} failed"
+            ]
+        elif other:
             told[0] += f", {other:.0f} otherwise alike or with too few scorable samples"
         if self.dead_steps == PATIENCE:
             self.said = True
