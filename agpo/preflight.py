@@ -101,10 +101,7 @@ def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
         if not found.items:
             return None, "can be loaded; not called, for want of data"
         three = list(islice(found.items, 3))
-        seen = [
-            {"prompt": item.prompt, "token_ids": tuple(encode(item.prompt)), "finish_reason": "stop", "step": 1}
-            for item in three
-        ]
+        seen = [{"prompt": i.prompt, "token_ids": encode(i.prompt), "finish_reason": "stop", "step": 1} for i in three]
         waiting = [grader.submit(f"\\boxed{{{item.answer}}}", item, one) for item, one in zip(three, seen, strict=True)]
         grader.flush()
         verdicts = [one.result() for one in waiting]

@@ -35,8 +35,7 @@ def check_items(config: TrainConfig, items: Iterable[Item], benches: Iterable[tu
     """Refuse a function of one's own that asks for columns that its problems do not have."""
     from evals.grading.function import check_columns
 
-    held_out = (item for bench, asked in benches if not bench.grader for item in asked)
-    asked = [*items, *held_out]
+    asked = [*items, *(item for bench, own in benches if not bench.grader for item in own)]
     for name in config.graders:
         if ":" in name:
             check_columns(name, asked)

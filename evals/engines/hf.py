@@ -42,14 +42,7 @@ SMALL = 20e6
 class HFEngine:
     """See `evals.engines.Engine`. The model may be shared with a trainer: its weights are read at every call."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        *,
-        max_sequences: int = 256,
-        noise: Noise = "uniform",
-    ):
+    def __init__(self, model: Any, tokenizer: Any, *, max_sequences: int = 256, noise: Noise = "uniform"):
         """noise: how tokens are drawn (`evals.engines.sampling`). gumbel costs a random number for every token of the
         vocabulary, and lets two models that are asked with the same seeds part only where they differ."""
         self.noise = noise
