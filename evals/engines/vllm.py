@@ -137,7 +137,7 @@ class VLLMEngine:
 
     def load_weights(self, folder: str, *, version: str) -> None:
         """Generate with the weights of another checkpoint folder of this model from now on."""
-        check_replaced(load_config(folder)[0].model_type)
+        check_replaced(load_config(self.spec.model)[0].model_type)
         self.shapes = self._same_model(self._untied(weight_shapes(folder)), folder)
         self.weight_version = "unknown: a sync failed"
         self.backend.call("load", folder)
