@@ -28,8 +28,11 @@ def check_machine(config: TrainConfig) -> None:
             "weights of all of them to generate. Leave it out."
         )
     if config.engine == "vllm":
+        from agpo.memory import model_config
         from evals.engines.vllm import check_machine as check_vllm
+        from evals.engines.vllm import check_replaced
 
+        check_replaced(model_config(config.model).model_type)
         on_gpu = check_vllm(config.device)
         if config.rollout.max_staleness and (on_gpu or ranks > 1):
             raise UserError(

@@ -92,14 +92,17 @@ def _prompts(config: TrainConfig, found: Found) -> str | tuple[None, str]:
 
 def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     """Called on three problems with their own reference as the answer: a verdict must come back."""
-    from agpo.problems import open_reward
+    from agpo.problems import check_items, open_reward
     from evals.grading import FAILED
 
+    check_items(config, found.items, found.benches)
+    encode = found.engine.tokenizer.encode if found.engine else lambda text: [0]
     with open_reward(config) as grader:
         if not found.items:
             return None, "can be loaded; not called, for want of data"
         three = list(islice(found.items, 3))
-        waiting = [grader.submit(f"\\boxed{{{item.answer}}}", item) for item in three]
+        seen = [{"prompt": i.prompt, "token_ids": encode(i.prompt), "finish_reason": "stop", "step": 1} for i in three]
+        waiting = [grader.submit(f"\\boxed{{{item.answer}}}", item, one) for item, one in zip(three, seen, strict=True)]
         grader.flush()
         verdicts = [one.result() for one in waiting]
     if failed := next((v for v in verdicts if v.outcome in FAILED), None):
@@ -113,8 +116,10 @@ def _engine(config: TrainConfig, found: Found) -> str | tuple[None, str]:
         return "hf"
     import torch
 
-    from evals.engines.vllm import check_machine
+    from agpo.memory import model_config
+    from evals.engines.vllm import check_machine, check_replaced
 
+    check_replaced(model_config(config.model).model_type)
     if config.hardware.gpus and not torch.cuda.is_available():
         return None, "vllm: not looked at, the GPUs that it is for are not here"
     check_machine(config.device)

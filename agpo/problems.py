@@ -31,6 +31,16 @@ def open_reward(config: TrainConfig) -> AnyGrader:
     return open_rewards(parts, code, config.reward_seconds)
 
 
+def check_items(config: TrainConfig, items: Iterable[Item], benches: Iterable[tuple[Bench, list[Item]]]) -> None:
+    """Refuse a function of one's own that asks for columns that its problems do not have."""
+    from evals.grading.function import check_columns
+
+    asked = [*items, *(item for bench, own in benches if not bench.grader for item in own)]
+    for name in config.graders:
+        if ":" in name:
+            check_columns(name, asked)
+
+
 def open_bench_grader(name: str, config: TrainConfig) -> AnyGrader:
     """The grader of a benchmark: its own verdicts, whatever the reward makes of them, in the sandbox of the run. ""
     is one's own data: the reward."""

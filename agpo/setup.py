@@ -14,7 +14,7 @@ import yaml
 
 from agpo.config import TrainConfig
 from agpo.machine import check_machine
-from agpo.problems import check_end, check_room_for_all, fingerprint, load_benches, load_items, open_reward
+from agpo.problems import check_end, check_items, check_room_for_all, fingerprint, load_benches, load_items, open_reward
 from evals.errors import UserError
 from evals.models import model_path
 
@@ -94,6 +94,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if config.threads:
         torch.set_num_threads(config.threads)
     items, benches = load_items(config), load_benches(config)
+    check_items(config, items, benches)
     state = checkpoint_io.read_state(checkpoint_path) if checkpoint_path else None
     data = fingerprint(items)
     if state and state["data"] != data:

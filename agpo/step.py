@@ -311,12 +311,7 @@ def settings_of(config: TrainConfig, stale: bool = False) -> Settings:
 
 
 def update_policy(
-    run: Run,
-    plan: Sequence[MiniBatch],
-    objective: Objective,
-    settings: Settings,
-    watch: Watch,
-    stale: bool = False,
+    run: Run, plan: Sequence[MiniBatch], objective: Objective, settings: Settings, watch: Watch, stale: bool = False
 ) -> tuple[list[Update], dict[str, float]]:
     """(what happened to each mini-batch, how far the engine's log-probabilities are from ours: metrics)."""
     policy, limit = run.policy, run.config.mismatch.max_gap

@@ -220,7 +220,10 @@ class Tally:
         right, wrong = metrics["groups/all_right"], metrics["groups/all_wrong"]
         other = metrics["groups/masked"] - right - wrong
         told = [f"step {step}: no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"]
-        if other:
+        if "reward/mean" not in metrics:
+            failed, none = metrics["samples/failed"], metrics["samples/unscored"] - metrics["samples/failed"]
+            told = [f"step {step}: no update, for no sample has a reward: {none:.0f} None, {failed:.0f} failed"]
+        elif other:
             told[0] += f", {other:.0f} otherwise alike or with too few scorable samples"
         if self.dead_steps == PATIENCE:
             self.said = True
@@ -263,8 +266,7 @@ class Tally:
             f"updates     {self.made:.0f} made, {self.clipped:.0f} clipped, {self.dead:.0f} without a live group, "
             f"{self.refused:.0f} refused; "
             f"{self.saved_tokens:,.0f} of {self.of_tokens:,.0f} tokens ({share:.0f} %) not run"
-            + overlap
-            * bool(self.early or self.wasted)
+            f"{overlap if self.early or self.wasted else ''}"
         )
 
 

@@ -113,16 +113,9 @@ def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
             raise UserError(f"{where}: {what} is {kind}, and a text or a number is wanted. Write it as one{hint}.")
         return str(value)
 
+    nothing = ([], (), {}, "", b"", "[]", "{}")
     for name in ("image", "images", "video", "videos", "audio", "tools"):
-        if isinstance(row.get(name), list | tuple | dict | str | bytes) and row[name] not in (
-            [],
-            (),
-            {},
-            "",
-            b"",
-            "[]",
-            "{}",
-        ):
+        if isinstance(row.get(name), list | tuple | dict | str | bytes) and row[name] not in nothing:
             raise UserError(f"{where}: it has {name}, and only text is asked. Leave the row or the column out.")
     chat = turns(column(prompt), f"{where}, {prompt!r}")
     if chat and chat[-1]["role"] != "user":

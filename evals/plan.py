@@ -13,7 +13,7 @@ from evals import contamination
 from evals.benches import BENCHES, Bench, find, load
 from evals.benches.bench import OPTIONS, bench_name
 from evals.errors import UserError
-from evals.grading.function import load_function
+from evals.grading.function import check_columns
 from evals.items import Item, choose
 from evals.lm_tasks.plan import PREFIX, TaskPlan, add_options, check_unused, first_prompt, make_task_plan
 from evals.models import Target
@@ -47,8 +47,6 @@ def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
     tasks = [name for name in names if name.startswith(PREFIX)]
     benches = [find(name) for name in names if name not in tasks]
     benches = [replace(bench, grader=args.grader or bench.grader or "math") for bench in benches]
-    if args.grader and ":" in args.grader:
-        load_function(args.grader)  # what cannot be loaded is said before a model is
     if not tasks:
         check_unused(args)
     data = data_files(args.data, benches)
@@ -59,6 +57,8 @@ def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
         items = choose(load(bench, chosen["data"], chosen["options"]), chosen["limit"], chosen["seed"])
         if not items:
             raise UserError(f"{bench.name}: no problem is left under these options: {chosen['options']}.")
+        if ":" in bench.grader:
+            check_columns(bench.grader, items)  # what cannot be called is said before a model is loaded
         plans.append(Plan(bench, items, chosen, bench.notes(items, chosen["options"])))
     for name in tasks:
         plans.append(make_task_plan(name, args))

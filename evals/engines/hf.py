@@ -5,6 +5,7 @@ sample and ties the random numbers of a row to its neighbours. Greedy output is 
 """
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,14 +42,7 @@ SMALL = 20e6
 class HFEngine:
     """See `evals.engines.Engine`. The model may be shared with a trainer: its weights are read at every call."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        *,
-        max_sequences: int = 256,
-        noise: Noise = "uniform",
-    ):
+    def __init__(self, model: Any, tokenizer: Any, *, max_sequences: int = 256, noise: Noise = "uniform"):
         """noise: how tokens are drawn (`evals.engines.sampling`). gumbel costs a random number for every token of the
         vocabulary, and lets two models that are asked with the same seeds part only where they differ."""
         self.noise = noise
@@ -329,6 +323,8 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto", load_in
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
         how: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}  # sdpa, the default, leaves it out
         if load_in_4bit:
+            # On a CPU its import warns of a kernel that it lacks and that is not used here.
+            logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
             nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
             how |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
         loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  (the stub knows one result)

@@ -20,8 +20,8 @@ class VLLMOptions(BaseModel):
     max_num_seqs: int = Field(default=256, ge=1)
     """sequences decoded together"""
     kv_cache_memory_bytes: int = Field(default=0, ge=0)
-    """memory for keys and values; 0: what max_num_seqs sequences need, on a CPU at most 4 GiB and a quarter of what is
-    free, on a GPU what gpu_memory_utilization leaves"""
+    """memory for keys and values; 0: what max_num_seqs sequences need, on a CPU at most 2 GiB (or one sequence) and a
+    quarter of what is free, on a GPU what gpu_memory_utilization leaves"""
     gpu_memory_utilization: float = Field(default=0.0, ge=0, le=1)
     """share of each GPU's memory for weights, keys and values; 0: 0.9, in training what the trainer leaves"""
     enforce_eager: bool | None = None

@@ -34,6 +34,9 @@ from evals.hub import model_folder
 
 SUPPORTED = "0.32"
 """the releases whose weight loading and log-probabilities were checked; other ones differ in both"""
+NOT_REPLACED = ("gpt_oss", "mimo_v2_flash")
+"""models whose loader in vLLM copies experts or sinks past the parameters' own loaders: its reload, which replaces the
+weights of a running model, loses those without a word and goes on with the old ones"""
 MAX_TEMPERATURE = 2
 CACHE_BYTES = 2 << 30
 """memory for keys and values on a CPU, more only where one sequence needs it"""
@@ -134,6 +137,7 @@ class VLLMEngine:
 
     def load_weights(self, folder: str, *, version: str) -> None:
         """Generate with the weights of another checkpoint folder of this model from now on."""
+        check_replaced(load_config(self.spec.model)[0].model_type)
         self.shapes = self._same_model(self._untied(weight_shapes(folder)), folder)
         self.weight_version = "unknown: a sync failed"
         self.backend.call("load", folder)
@@ -173,6 +177,15 @@ class VLLMEngine:
 
 
 # -- before it starts ------------------------------------------------------------------------------------------------
+
+
+def check_replaced(kind: str) -> None:
+    """Raises UserError for a kind of model whose weights a running vLLM cannot replace."""
+    if kind in NOT_REPLACED:
+        raise UserError(
+            f"engine vllm: vLLM {SUPPORTED} cannot replace the weights of a running {kind}: its experts or attention "
+            "sinks would stay the old ones. Use engine hf, or start a vLLM for each checkpoint."
+        )
 
 
 def check_machine(device: str) -> bool:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +72,7 @@ class FunctionGrader:
         self.spec, self.span, self.seconds = spec, span, seconds
         self._function = load_function(spec)
         self._parameters = _parameters(self._function)
+        self._named = _by_name(self._parameters)
         self._trl = "completions" in self._parameters
         self._batched = self._trl or getattr(self._function, "batched", False)
         self._waiting = _Call([], [])
@@ -101,6 +102,7 @@ class FunctionGrader:
 
     def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]":
         """The verdict on a response; of a batched function, after `flush`. `seen`: what a parameter can ask for."""
+        check_columns(self.spec, [item], self._parameters)
         verdict: Future[Verdict] = Future()
         if self._batched:
             self._waiting.asked.append((text, item, seen or {}))
@@ -164,11 +166,7 @@ class FunctionGrader:
         detail = ""
         for left in reversed(range(TRIES)):
             try:
-                positional, named = self._arguments(call.asked)
-            except UserError as e:
-                return e
-            try:
-                answer = self._call(call, positional, named)
+                answer = self._call(call, *self._arguments(call.asked))
             except BaseException as e:  # noqa: BLE001  somebody else's code raises anything; that is an error, not a 0
                 detail = f"{type(e).__name__}: {e}"[:500]
                 if not left and call in self._running:
@@ -196,37 +194,26 @@ class FunctionGrader:
     def _arguments(self, asked: Sequence[tuple[str, Item, Mapping[str, Any]]]) -> tuple[list[Any], dict[str, Any]]:
         """What the function is called with: text and item, and by name what its further parameters ask for."""
         texts, items = [text for text, _, _ in asked], [item for _, item, _ in asked]
-        known = [{"answer": item.answer, **item.meta, **seen} for _, item, seen in asked]
+        known = [{**dict.fromkeys(SEEN), "answer": item.answer, **item.meta, **seen} for _, item, seen in asked]
         if self._trl:  # as its trainer does: a chat's completions are chats
-            step = next((one["step"] for one in known if "step" in one), 0)
             asked_chats = [list(i.chat) or [{"role": "user", "content": i.prompt}] for i in items]
             answers = [[{"role": "assistant", "content": text}] for text in texts]
             chat = [item.was_chat for item in items]
             named = {
                 "prompts": [asked if c else i.prompt for c, asked, i in zip(chat, asked_chats, items, strict=True)],
                 "completions": [answer if c else t for c, answer, t in zip(chat, answers, texts, strict=True)],
-                "completion_ids": [list(one.get("token_ids", ())) for one in known],
-                "trainer_state": SimpleNamespace(global_step=step),
+                "completion_ids": [list(one["token_ids"] or ()) for one in known],
+                "trainer_state": SimpleNamespace(global_step=known[0]["step"] or 0),
             }
             known = [{**one, **dict.fromkeys(named)} for one in known]
         else:
             named = {}
-        kinds = {name: p.kind for name, p in self._parameters.items()}
-        names = [name for name, kind in kinds.items() if kind in (_NAMED, inspect.Parameter.KEYWORD_ONLY)]
-        first = 0 if self._trl else max(0, 2 - sum(kind is _FIRST for kind in kinds.values()))
-        taken, names = names[:first], names[first:]
-        every = inspect.Parameter.VAR_KEYWORD in kinds.values()
-        for name in dict.fromkeys([*names, *(itertools.chain(*known) if every else ())]):
-            if name in named or name in taken:
-                continue
-            if any(name in one for one in known):
+        every = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self._parameters.values())
+        for name in dict.fromkeys([*self._named, *(itertools.chain(*known) if every else ())]):
+            taken = name in named or (name in self._parameters and name not in self._named)
+            if not taken and any(name in one for one in known):
                 values = [one.get(name) for one in known]
                 named[name] = values if self._batched else values[0]
-            elif self._parameters[name].default is inspect.Parameter.empty:
-                raise UserError(
-                    f"reward {self.spec} has a parameter {name!r}, and there is no such column. There is: "
-                    f"{', '.join(sorted(known[0]))}. Rename it, or give it a default."
-                )
         if not every:
             named = {name: value for name, value in named.items() if name in self._parameters}
         return ([] if self._trl else [texts, items] if self._batched else [texts[0], items[0]]), named
@@ -283,6 +270,30 @@ class FunctionGrader:
 
 
 _FIRST, _NAMED = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+SEEN = ("answer", "prompt", "token_ids", "finish_reason", "step")
+"""what a parameter can ask for besides the columns of the data"""
+TRL = ("prompts", "completions", "completion_ids", "trainer_state")
+
+
+def _by_name(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """The parameters that are given by name: all but the first two, or but TRL's."""
+    names = [name for name, p in parameters.items() if p.kind in (_NAMED, inspect.Parameter.KEYWORD_ONLY)]
+    if "completions" in parameters:
+        return [name for name in names if name not in TRL]
+    return names[max(0, 2 - sum(p.kind is _FIRST for p in parameters.values())) :]
+
+
+def check_columns(spec: str, items: Iterable[Item], parameters: Mapping[str, inspect.Parameter] | None = None) -> None:
+    """Refuse a reward function that asks for a column that a problem does not have. Raises UserError."""
+    parameters = parameters if parameters is not None else _parameters(load_function(spec))
+    free = (name for name in _by_name(parameters) if parameters[name].default is inspect.Parameter.empty)
+    asked = [name for name in free if name not in SEEN]
+    for item in items if asked else ():
+        if lacking := next((name for name in asked if name not in item.meta), None):
+            raise UserError(
+                f"reward {spec} has a parameter {lacking!r}, and problem {item.id!r} has no such column. It has: "
+                f"{', '.join(sorted({*SEEN, *item.meta}))}. Rename it, or give it a default: {lacking}=None."
+            )
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

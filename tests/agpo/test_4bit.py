@@ -1,6 +1,7 @@
 """LoRA over weights of 4 bits: what samples, what trains and what is exported are one policy."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ FOUR = ("lora.rank=4", "lora.load_in_4bit=true", "device=cpu")
 def test_engine_trainer_stream_and_folder_are_one_policy(targets, tiny, tmp_path):
     config = load_config("tiny", [*FOUR, f"lora.targets={targets}"])
     model, tokenizer = load(tiny, config)
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)
     prepare(model, lora=config.lora)
     torch.manual_seed(0)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from agpo import setup
 from agpo.config import load_config
 from agpo.memory import GIB, PUBLISHED, Machine, advice, memory, model_config, model_sizes, seconds
 from agpo.train import main
+from evals.engines.vllm import NOT_REPLACED
 from evals.errors import UserError
 from tools.recipe_table import recipe_table
 
@@ -162,6 +163,23 @@ def test_a_machine_that_cannot_run_it_is_refused_with_what_to_type(monkeypatch, 
         setup.check_machine(config)
 
 
+def sees(text, item, prompt, finish_reason, *, token_ids, step):
+    return float(prompt == item.prompt and finish_reason == "stop" and step == 1) / len(token_ids)
+
+
+def test_a_dry_run_gives_a_reward_what_it_asks_for(capsys):
+    assert main(["--dry-run", "reward=test_memory:sees"]) == 0
+    assert "three problems, their references as answers: scored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", NOT_REPLACED)
+def test_a_model_whose_weights_vllm_cannot_replace_is_refused_at_the_start(tmp_path, family):
+    """vLLM 0.32's loader of it writes past the parameters' loaders, and a reload loses that."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    with pytest.raises(UserError, match=f"cannot replace the weights of a running {family}.*Use engine hf"):
+        setup.check_machine(load_config("tiny", ["engine=vllm", f"model={tmp_path}"]))
+
+
 def test_a_dry_run_looks_at_everything_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--dry-run", "seed=3"]) == 0
@@ -184,6 +202,10 @@ def test_a_dry_run_looks_at_everything_and_writes_nothing(tmp_path, monkeypatch,
         (["data=many.jsonl", "rollout.max_tokens=250"], "prompts", "Lower rollout.max_tokens"),
         (["reward=own:crash"], "reward", "could not grade"),
         (["reward=own:missing"], "reward", "missing"),
+        (["reward=own:wants_more"], "reward", "give it a default: hints=None"),
+        (["rewards.a=own:wants_more", "rewards.a.weight=0"], "reward", "no such column. It has: answer"),
+        (["reward=own:trl", "data=many.jsonl"], "reward", "parameter 'kind', and problem"),
+        (["reward=own:kind", "data=many.jsonl", "eval.bench=data:few.jsonl"], "reward", "parameter 'many', and"),
         (["--recipe", "tiny", "model=nowhere"], "model", "nowhere"),
         (["out=many.jsonl/runs"], "out", "no folder that can be written to"),
         (["eval.bench=math500", "eval.data=gone.jsonl"], "benchmarks", "gone.jsonl"),
@@ -194,9 +216,14 @@ def test_a_dry_run_finds_what_is_wrong(tmp_path, monkeypatch, capsys, keys, chec
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own", raising=False)
-    (tmp_path / "own.py").write_text("def crash(text, item):\n    return 1 / 0\n")
+    (tmp_path / "own.py").write_text(
+        "def crash(text, item): return 1 / 0\n"
+        "def wants_more(text, item, step, hints): return 1.0\n"
+        "def trl(prompts, completions, kind, **rest): return [1.0] * len(prompts)\n"
+        "def kind(text, item, many): return 1.0\n"
+    )
     for name, count in (("few", 3), ("many", 64)):
-        rows = [json.dumps({"prompt": f"{k}+1=", "answer": str(k + 1)}) for k in range(count)]
+        rows = [json.dumps({"prompt": f"{k}+1=", "answer": str(k + 1), name: 1}) for k in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     assert main(["--dry-run", *keys]) == 1
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"PROBLEM  {check}")]

@@ -12,6 +12,7 @@ QUIET = {
     "clip/clipped_updates": 0.0,
     "updates/dead": 4.0,
     "updates/refused": 0.0,
+    "reward/mean": 0.5,
     "saved/tokens": 100.0,
     "saved/of_tokens": 100.0,
     "groups/masked": 32.0,
@@ -34,6 +35,9 @@ def test_a_step_without_a_live_group_says_what_its_groups_are():
     assert line == "step 1: no live group, so no update: 20 all right, 12 all wrong"
     (line,) = told([{**QUIET, "groups/all_right": 20.0, "groups/all_wrong": 2.0}])[0]
     assert line.endswith("20 all right, 2 all wrong, 10 otherwise alike or with too few scorable samples")
+    silent = {name: value for name, value in QUIET.items() if name != "reward/mean"}
+    (line,) = told([{**silent, "samples/unscored": 256.0, "samples/failed": 6.0}])[0]
+    assert line == "step 1: no update, for no sample has a reward: 250 None, 6 failed"
 
 
 @pytest.mark.parametrize(

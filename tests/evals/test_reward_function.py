@@ -170,7 +170,7 @@ def test_parameters_get_what_they_are_named_after():
     looked = sys.modules["own_rewards"].looked
     one = {"finish_reason": "length", "token_ids": (5, 7), "step": 3, "answer": "ten", "tests": ["x", "y"], "more": 1}
     assert looked == [one, {**{name: [value] for name, value in one.items()}, "more": 1}]
-    with open_grader("own_rewards:wants_more") as grader, pytest.raises(UserError, match="'hints', and there is no"):
+    with open_grader("own_rewards:wants_more") as grader, pytest.raises(UserError, match="'hints', and problem"):
         grader.submit("hi", item, SEEN).result(timeout=30)
 
 
