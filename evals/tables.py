@@ -1,5 +1,6 @@
 """Tables that an evaluation prints: one benchmark in all and by group, several at a glance, checkpoints of a run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ class Outcome:
 def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Console) -> Summary:
     """Print the summary in all and by the benchmark's groups, and what the benchmark itself has to say."""
     total = summarise(rows)
+    if not rows:
+        console.print(f"{bench.title}: nothing")
+        return total
     blocks = [[["all", *_cells(total, total)]]]
     for key in bench.groups:
         blocks.append([[f"{key} {value}", *_cells(part, total)] for value, part in by(rows, key).items()])
@@ -88,13 +92,12 @@ def _header(metric: str, total: Summary) -> list[str]:
 def _cells(s: Summary, total: Summary | None) -> list[str]:
     """The cells under `_header` of `total`, which says for which k there is a pass@k; None: for none."""
     several = [f"{100 * s.pass_at[k]:.1f}" if k in s.pass_at else "" for k in (total.pass_at if total else ())]
+    lengths = [f"{s.tokens_mean:.1f}", f"{s.tokens_median:g}", f"{100 * s.truncated:.1f} %"]
     return [
         str(s.problems),
         *s.estimate("pass1").cells(1, 100),
         *several,
-        f"{s.tokens_mean:.1f}",
-        f"{s.tokens_median:g}",
-        f"{100 * s.truncated:.1f} %",
+        *(["-"] * 3 if math.isnan(s.tokens_mean) else lengths),
         *([str(_no_answer(s))] if total and _no_answer(total) else []),
         str(s.unscored),
     ]

@@ -126,7 +126,7 @@ def judge(a: Part, b: Part, columns_a: Columns, columns_b: Columns) -> Verdict:
     ordered = [item for item in columns_a.items if item in common]
     part_a, part_b = columns_a.of_items(common), columns_b.of_items(common)
     comparison = compare(part_a, part_b)
-    tokens_a, tokens_b = part_a.means(part_a.tokens_S), part_b.means(part_b.tokens_S)
+    tokens_a, tokens_b = (part.means(part.tokens_S) for part in (part_a.answered, part_b.answered))
     return Verdict(
         a,
         b,

@@ -33,7 +33,7 @@ class Summary:
     pass1_unscored_wrong: float
     """Pass@1 if every unscored sample had been wrong; equal to pass1 when there are none"""
     tokens_mean: float
-    """response tokens, all samples"""
+    """response tokens, all samples but refused prompts"""
     tokens_low: float
     tokens_high: float
     tokens_median: float
@@ -75,27 +75,25 @@ class Summary:
         unscored = f", {self.unscored} unscored" if self.unscored else ""
         pass1 = "nothing scorable" if math.isnan(self.pass1) else f"Pass@1 {100 * self.pass1:.1f} %"
         interval = "" if math.isnan(self.pass1_low) else f" [{100 * self.pass1_low:.1f}, {100 * self.pass1_high:.1f}]"
-        return (
-            f"{pass1}{interval}, {self.tokens_mean:.1f} response tokens (median {self.tokens_median:g}), "
-            f"truncated {100 * self.truncated:.1f} % ({self.problems} problems, {self.samples} samples{unscored})"
-        )
+        length = f", {self.tokens_mean:.1f} response tokens (median {self.tokens_median:g})"
+        told = "" if math.isnan(self.tokens_mean) else f"{length}, truncated {100 * self.truncated:.1f} %"
+        return f"{pass1}{interval}{told} ({self.problems} problems, {self.samples} samples{unscored})"
 
 
 def summarise(samples: Iterable[Graded] | Columns) -> Summary:
     """Statistics of the samples. Without any, every number is nan and every count 0."""
     all_ = samples if isinstance(samples, Columns) else columns(samples)
-    ones_S = np.ones(all_.samples)
-    scored = all_.take(all_.scored_S)
+    answered, scored = all_.answered, all_.take(all_.scored_S)
     count_P = scored.sums(np.ones(scored.samples))
     mean_P = scored.sums(scored.reward_S) / count_P
     pass1 = intervals.share(mean_P, samples=scored.samples, binary=all_.binary)
     at_k = _pass_at(scored, count_P)
-    asked_P = all_.sums(ones_S)
-    worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / asked_P
-    tokens = intervals.mean(all_.sums(all_.tokens_S), asked_P)
+    worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / all_.sums(np.ones(all_.samples))
+    tokens = _tokens(answered)
     longest = float(all_.tokens_S.max()) if all_.cut_S.any() else math.inf  # max_tokens, where it was reached
-    truncation = intervals.share(all_.sums(all_.cut_S.astype(float)), asked_P, samples=all_.samples)
-    median, p95 = np.quantile(all_.tokens_S, [0.5, 0.95]).tolist() if all_.samples else (math.nan, math.nan)
+    answered_P = answered.sums(np.ones(answered.samples))
+    truncation = intervals.share(answered.sums(answered.cut_S.astype(float)), answered_P, samples=answered.samples)
+    median, p95 = np.quantile(answered.tokens_S, [0.5, 0.95]).tolist() if answered.samples else (math.nan, math.nan)
     right_S = scored.reward_S >= 1
     finished = scored.take(~scored.cut_S)
     finished_P = finished.sums(finished.reward_S) / finished.sums(np.ones(finished.samples))
