@@ -80,7 +80,7 @@ def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
 
 def _difference(start: Outcome, outcome: Outcome) -> str:
     difference, low, high = paired(start.means, outcome.means)
-    return f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * difference:+z.1f} ({100 * low:+z.1f} to {100 * high:+z.1f})"
 
 
 def _header(metric: str, total: Summary) -> list[str]:

@@ -224,8 +224,7 @@ def tokens_words(v: Verdict, name_a: str, name_b: str) -> str:
     found = low > 0 or high < 0
     word = "more" if change > 0 else "fewer"
     limits = sorted((low, high) if change > 0 else (-low, -high))
-    # + 0.0: no "-0.0"
-    interval = "95 % interval {:.1f} to {:.1f} % {}".format(*(round(x, 1) + 0.0 for x in limits), word)
+    interval = "95 % interval {:z.1f} to {:z.1f} % {}".format(*limits, word)
     both = " and ".join(_length(x) for x in (b, a))
     told = f"{name_b} uses {abs(change):.1f} % {word} response tokens than {name_a} ({both}), {interval}"
     return f"{told}: {'distinguishable' if found else 'not distinguishable'}."
@@ -330,7 +329,7 @@ def _percent(share: float) -> str:
 def _points(share: float, plus: bool = False) -> str:
     if math.isnan(share):
         return "-"
-    return f"{100 * share:{'+' if plus else ''}.{digits_of(100 * share)}f}"
+    return f"{100 * share:{'+' if plus else ''}z.{digits_of(100 * share)}f}"
 
 
 def digits_of(points: float) -> int:

@@ -151,6 +151,12 @@ class Part:
             yield from store.outcomes(one.run.id, split=one.split, step=one.step)
 
 
+def settings_told(parts: Sequence[Part]) -> tuple[str, list[str]]:
+    """(what of `ASKED` is the same for all, in words; the keys in which they differ)."""
+    differing = [key for key in ASKED if len({part.told([key]) for part in parts}) > 1]
+    return parts[0].told(key for key in ASKED if key not in differing), differing
+
+
 # Methods: what they are called, their order, and runs of one that differ in more than their seed
 
 

@@ -6,7 +6,7 @@ every share of right ones, and counted.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -89,8 +89,8 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
     pass1 = intervals.share(mean_P, samples=scored.samples, binary=all_.binary)
     at_k = _pass_at(scored, count_P)
     worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / all_.sums(np.ones(all_.samples))
-    tokens = _tokens(answered)
     longest = float(all_.tokens_S.max()) if all_.cut_S.any() else math.inf  # max_tokens, where it was reached
+    tokens = _tokens(answered, longest)
     answered_P = answered.sums(np.ones(answered.samples))
     truncation = intervals.share(answered.sums(answered.cut_S.astype(float)), answered_P, samples=answered.samples)
     median, p95 = np.quantile(answered.tokens_S, [0.5, 0.95]).tolist() if answered.samples else (math.nan, math.nan)
@@ -108,7 +108,7 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
         pass1_unscored_wrong=float(worst_P.mean()) if len(worst_P) else math.nan,
         tokens_mean=tokens.value,
         tokens_low=tokens.low,
-        tokens_high=min(tokens.high, longest),
+        tokens_high=tokens.high,
         tokens_median=median,
         truncated=truncation.value,
         outcomes=dict(all_.outcomes),
@@ -118,8 +118,8 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
         pass1_finished=intervals.share(finished_P, samples=finished.samples, binary=all_.binary),
         truncation=truncation,
         tokens_p95=p95,
-        tokens_right=_tokens(scored.take(right_S)),
-        tokens_wrong=_tokens(scored.take(~right_S)),
+        tokens_right=_tokens(scored.take(right_S), longest),
+        tokens_wrong=_tokens(scored.take(~right_S), longest),
         tokens_per_solved=intervals.ratio(scored.sums(scored.tokens_S), scored.sums(right_S.astype(float))),
     )
 
@@ -156,5 +156,6 @@ def _variances(scored: Columns, mean_P: np.ndarray, count_P: np.ndarray) -> np.n
     return squares_P / np.maximum(count_P - 1, 1)
 
 
-def _tokens(part: Columns) -> Estimate:
-    return intervals.mean(part.sums(part.tokens_S), part.sums(np.ones(part.samples)))
+def _tokens(part: Columns, longest: float) -> Estimate:
+    found = intervals.mean(part.sums(part.tokens_S), part.sums(np.ones(part.samples)))
+    return replace(found, high=min(found.high, longest))
