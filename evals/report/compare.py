@@ -123,6 +123,8 @@ def judge(a: Part, b: Part, columns_a: Columns, columns_b: Columns) -> Verdict:
         )
         why = why or f"they have no problem in common ({_some(means_a)}; {_some(means_b)})"
         raise UserError(f"{a.label} and {b.label} cannot be compared: {why}.")
+    if infinite := [item for item in common if math.isinf(means_a[item]) or math.isinf(means_b[item])]:
+        raise UserError(f"{a.label} and {b.label} cannot be compared: problem {infinite[0]} has an infinite reward.")
     ordered = [item for item in columns_a.items if item in common]
     part_a, part_b = columns_a.of_items(common), columns_b.of_items(common)
     comparison = compare(part_a, part_b)

@@ -80,6 +80,7 @@ class Summary:
         return f"{pass1}{interval}{told} ({self.problems} problems, {self.samples} samples{unscored})"
 
 
+@np.errstate(invalid="ignore")  # an infinite reward has no spread: nan says so
 def summarise(samples: Iterable[Graded] | Columns) -> Summary:
     """Statistics of the samples. Without any, every number is nan and every count 0."""
     all_ = samples if isinstance(samples, Columns) else columns(samples)
@@ -151,8 +152,7 @@ def _pass_at(scored: Columns, count_P: np.ndarray) -> dict[int, Estimate]:
 
 def _variances(scored: Columns, mean_P: np.ndarray, count_P: np.ndarray) -> np.ndarray:
     """Sample variance of each problem's rewards; 0 for a single one, which has none; NaN with an infinite reward."""
-    with np.errstate(invalid="ignore"):
-        squares_P = scored.sums((scored.reward_S - mean_P[scored.problem_S]) ** 2)
+    squares_P = scored.sums((scored.reward_S - mean_P[scored.problem_S]) ** 2)
     return squares_P / np.maximum(count_P - 1, 1)
 
 

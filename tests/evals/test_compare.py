@@ -229,6 +229,15 @@ def test_a_limit_near_zero_keeps_its_side():
     assert [points(x) for x in (-0.0002, 0.0002, 0.0, -0.012)] == ["-0.02", "0.02", "0.0", "-1.2"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_reward_is_in_tables_and_in_no_comparison(store, capsys):
+    runs = add(store, [1.0, np.inf, 0.0]), add(store, [1.0, np.inf, 0.0])
+    assert main(["tables"]) == 0
+    capsys.readouterr()
+    assert main(["compare", *runs]) == 2
+    assert "problem i1 has an infinite reward" in capsys.readouterr().err
+
+
 def test_nothing_is_minus_zero():
     nearly = -1e-5
     assert (points(nearly), points(nearly, plus=True), signed(100 * nearly)) == ("0.00", "+0.00", "+0.00")
