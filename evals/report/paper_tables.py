@@ -19,7 +19,7 @@ from evals.outputs import check_file, replacing
 from evals.report import paper
 from evals.report.evaluations import GROUP, Row, rows
 from evals.report.layout import Grid, latex, markdown, print_grid, short
-from evals.report.parts import BY, CHOICE
+from evals.report.parts import BY, CHOICE, NO_SCORE
 from evals.store import Store
 
 FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
@@ -223,7 +223,7 @@ def _notes(found: Sequence[Row]) -> list[str]:
     """What has to be said below the table."""
     said = []
     if any(row.status for row in found):
-        said.append("No score where an evaluation has not ended: what is quick to answer and to grade comes first.")
+        said.append(NO_SCORE)
     if any(len(row.results) > 1 for row in found):
         said.append(
             "An interval over runs is Student's over seeds on the same problems; one of a single run is over problems, "

@@ -37,6 +37,7 @@ IN_TABLES = ("temperature", "top_p", "max_tokens", "prompt", "selected_on_test")
 """those that a table tells its lines apart by; n and limit are in its counts of problems and samples"""
 ASKED = ("temperature", "top_p", "max_tokens", "prompt", "n")
 """those that the page shows"""
+NO_SCORE = "No score where an evaluation has not ended: what is quick to answer and to grade comes first."
 CUTS = ("update.micro_batch_tokens", "rollout.max_sequences")
 """keys of a training run that change a result by rounding only"""
 APART = ("objective", "seed", "name", "out", "checkpoint", "trackers", "hardware", "threads", "device")
