@@ -47,7 +47,7 @@ from agpo.sections import (
 )
 from agpo.trackers import TRACKERS
 from evals.engines.options import VLLMOptions
-from evals.errors import UserError
+from evals.errors import UserError, explained
 from evals.prompts import Preset, own_preset, text_or_file
 
 PACKAGE = Path(__file__).parent
@@ -64,7 +64,7 @@ def objective_of(chosen: Mapping[str, object]) -> Objective:
         try:
             TypeAdapter(kinds[name]).validate_python(knobs[name], strict=not loose)
         except ValidationError as e:
-            raise ValueError(f"objective.{name}={knobs[name]!r}: {e.errors()[0]['msg']}.") from e
+            raise ValueError(f"objective.{name}: {explained(e.errors()[0])}") from e
     return resolve(str(chosen["preset"]), **knobs)
 
 
@@ -177,7 +177,7 @@ class TrainConfig(Section):
     @field_validator("trackers", mode="before")
     @classmethod
     def _trackers(cls, value: object) -> object:
-        names = [name for name in str(with_commas(value)).split(",") if name]
+        names = [name for name in str(with_commas(value)).split(",") if name.lower() not in ("", "none")]
         return tuple(one_of(name, TRACKERS, "tracker") for name in names)
 
     @model_validator(mode="after")
@@ -203,11 +203,28 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _engine_beside_a_trainer(self) -> "TrainConfig":
         rollout = self.rollout
+        if rollout.prompts == "adaptive" and (rollout.overlap != "none" or rollout.max_staleness or rollout.oversample):
+            raise ValueError(
+                "rollout.prompts=adaptive chooses by the answers of the step before, so that the next step cannot "
+                "begin before them: leave out rollout.overlap, rollout.max_staleness and rollout.oversample."
+            )
         if self.engine == "hf" and (rollout.overlap == "ahead" or rollout.max_staleness):
             key = "max_staleness=1" if rollout.max_staleness else "overlap=ahead"
             raise ValueError(
                 f"rollout.{key} needs an engine in a process of its own: engine=vllm. Engine hf generates with the "
                 "very model that is updated; rollout.overlap=free is what it can do."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _more_than_a_step(self) -> "TrainConfig":
+        resampled = self.objective.knobs.masked_groups == "resample" and "objective.masked_groups=resample"
+        ahead = self.rollout.overlap == "ahead" and "rollout.overlap=ahead"
+        stale = self.rollout.max_staleness > 0 and "rollout.max_staleness=1"
+        if self.rollout.oversample and (other := resampled or ahead or stale):
+            why = "which draws what is missing and no more" if resampled else "which begins the next step by itself"
+            raise ValueError(
+                f"rollout.oversample={self.rollout.oversample} does not go with {other}, {why}. Leave one out."
             )
         return self
 
@@ -275,7 +292,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(e).split())}).") from e
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected keys and values, found {type(tree).__name__}.")
-    return make_config(tree, str(path), overrides)
+    return make_config(tree, recipe, overrides)
 
 
 def make_config(tree: Mapping[str, object], where: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -334,9 +351,8 @@ def _explain(error: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return " ".join(f"no key {one!r}.{_did_you_mean(one)}" for one in _leaves(key, error["input"]))
-    message = str(error["msg"]).removeprefix("Value error, ")
-    shown = "" if isinstance(error["input"], Mapping | BaseModel) else f" (got {error['input']!r})"
-    return f"{key}: {message}{shown}" if key else message
+    message = explained(error)
+    return f"{key}: {message}" if key and not message.startswith(f"{key}.") else message
 
 
 def _leaves(key: str, value: object) -> list[str]:
@@ -350,7 +366,10 @@ def _did_you_mean(key: str) -> str:
         known |= all_keys(RewardConfig, key.rpartition(".")[0] + ".")
     near = [name for name, others in OTHER_NAMES.items() if any(f".{key}".endswith(f".{x}") for x in others.split())]
     near += [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    near += difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    section, _, last = key.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    near += [beside[name] for name in difflib.get_close_matches(last, beside, n=1)]
+    near += [] if beside else difflib.get_close_matches(key, known, n=1, cutoff=0.7)
     if not near:
         return " `python -m agpo.train --keys` lists them."
     return f" Did you mean {near[0]!r} ({known[near[0]].partition(' [')[0]})?"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from evals.store import Store
 
 MAY_CHANGE = ("objective", "update", "mismatch", "rollout")
-FIXED = ("rollout.prompts_per_step", "rollout.samples_per_prompt")
+FIXED = ("rollout.prompts", "rollout.prompts_per_step", "rollout.samples_per_prompt")
 """of those: with another value the two would not be asked the same"""
 QUIET = {"eval.bench": "", "eval.data": "", "checkpoint.best": "", "trackers": ""}
 """what only a whole run needs"""
@@ -87,6 +87,7 @@ class Fork:
         """Make `steps` steps after the first `done`, in the forks' store. Returns the run's id. A nameless one is on
         the way to a later step, whose checkpoint is saved."""
         from agpo import checkpoint_io
+        from agpo.run_folder import state_of
         from agpo.step import train_step
 
         config = self.arm(changes).model_copy(update={"name": name or f"{self.config.name} again"})
@@ -99,7 +100,7 @@ class Fork:
                 for _ in range(steps):
                     train_step(run, grader)
             if not name:
-                state = {"config": self.config.model_dump(mode="json"), "data": run.data}
+                state = {**state_of(run), "config": self.config.model_dump(mode="json")}
                 checkpoint_io.prepare(self.home, run.done, run.policy, state, label_of(config, run.id, run.store))()
             status = "done"
         finally:

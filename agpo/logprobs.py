@@ -265,6 +265,8 @@ def first_layers(model: PreTrainedModel) -> PreTrainedModel:
             memo[id(x)] = torch.nn.Parameter(exact, False) if isinstance(x, torch.nn.Parameter) else exact
     shallow = copy.deepcopy(model, memo)
     for module in shallow.modules():
+        if hasattr(module, "quant_state"):  # of 4 bits: it casts what it is given
+            module.compute_dtype = torch.promote_types(model.dtype, torch.float32)  # type: ignore[assignment]
         if isinstance(module, torch.nn.ModuleList) and None in module._modules.values():
             del module[count:]
     shallow.config.get_text_config().num_hidden_layers = min(count, len(layers))

@@ -17,6 +17,16 @@ def check_machine(config: TrainConfig) -> None:
 
     ranks, here, _ = torchrun_env()
     check_ranks(ranks, config)
+    if config.rollout.oversample and ranks > 1:
+        raise UserError(
+            f"rollout.oversample={config.rollout.oversample} is for one process: {ranks} ranks would have to agree on "
+            "the first groups that are whole. Set it to 0, or train with one rank."
+        )
+    if config.engine == "hf" and config.rollout.overlap != "none" and ranks > 1:
+        raise UserError(
+            f"rollout.overlap={config.rollout.overlap} with several ranks needs engine=vllm: engine hf gathers the "
+            "weights of all of them to generate. Leave it out."
+        )
     if config.engine == "vllm":
         from evals.engines.vllm import check_machine as check_vllm
 

@@ -259,6 +259,8 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
     trained = s.adapters if lora else s.parameters
     exact = s.item == 4  # the weights are their own masters
     weights = s.item * s.parameters if ranks == 1 or lora else 0  # else the float32 shards are all there is
+    if config.lora.load_in_4bit:  # 4 bits and the scales of 64 weights in 8
+        weights = s.item * s.rest + 0.52 * s.layers * s.layer
     state = (8 if exact and ranks == 1 and not lora else 12) * trained  # masters and AdamW's two moments
     gradients = 4 * trained
     steady: dict[str, float] = {"weights": weights / (ranks if lora else 1), "optimizer": state / ranks}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from agpo.distributed import full, layers_of
+from agpo.distributed import full, layers_of, world_size
 from evals.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,14 @@ def prepare(
 ) -> None:
     """Change the model in place. Raises UserError for what it or this machine cannot do."""
     no_dropout(model)
+    if quantizer := getattr(model, "hf_quantizer", None):
+        if quantizer.pre_quantized or world_size() > 1:
+            where = "on several ranks" if world_size() > 1 else "from a folder that has them so"
+            raise UserError(
+                f"quantised weights ({quantizer.quantization_config.quant_method}) are not trained {where}. Give the "
+                "model in full precision; lora.load_in_4bit=true holds it in 4 bits, with one rank."
+            )
+        quantizer.remove_quantization_config(model)  # what is exported is an ordinary model
     if liger:
         use_liger(model)
     if lora.rank:
@@ -111,16 +119,35 @@ def has_lora(model: torch.nn.Module) -> bool:
 
 @torch.no_grad()
 def exported_weights(model: torch.nn.Module) -> Mapping[str, torch.Tensor] | None:
-    """Weights of an ordinary model with the adapters merged in, for `save_pretrained`; None: the model's own."""
-    if not has_lora(model):
+    """Weights of an ordinary model with the adapters merged in, those of 4 bits as they are computed with, for
+    `save_pretrained`; None: the model's own."""
+    held = unpacked(model)
+    if not has_lora(model) and not any(hasattr(x, "quant_state") for x in held.values()):
         return None
-    weights = {k: x for k, x in model.state_dict().items() if "lora_" not in k}
+    weights = {k: _dequantized(x) for k, x in held.items() if "lora_" not in k}
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            weight = module.base_layer.weight
+            weight = weights[f"{name}.base_layer.weight"]
             merged = weight.float() + module.get_delta_weight(ADAPTER).float()  # type: ignore[operator]
             weights[f"{name}.base_layer.weight"] = merged.to(weight.dtype)
     return {k.replace(".base_layer.", "."): x for k, x in weights.items()}
+
+
+def unpacked(model: torch.nn.Module) -> dict[str, Any]:
+    """`state_dict` without the pieces that bitsandbytes keeps beside a weight of 4 bits, whose `quant_state` has the
+    shape and dtype of what it stands for."""
+    held = model.state_dict(keep_vars=True)
+    return {
+        k: x for k, x in held.items() if not hasattr(held.get(k.rpartition(".weight.")[0] + ".weight"), "quant_state")
+    }
+
+
+def _dequantized(x: Any) -> torch.Tensor:
+    if not hasattr(x, "quant_state"):
+        return x.detach()
+    from bitsandbytes.functional import dequantize_4bit  # type: ignore[import-not-found]
+
+    return dequantize_4bit(x.data, x.quant_state)
 
 
 def adapters(model: torch.nn.Module) -> dict[str, torch.Tensor]:

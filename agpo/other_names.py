@@ -43,6 +43,7 @@ OTHER_NAMES = {
     "mismatch.cap": "vllm_importance_sampling_cap vllm_importance_sampling_clip_max tis_imp_ratio_cap",
     "lora.rank": "lora_r lora_rank",
     "lora.alpha": "lora_alpha",
+    "lora.load_in_4bit": "use_qlora",
     "lora.targets": "lora_target_modules target_modules",
     "eval.bench": "eval_dataset val_files",
     "eval.every": "eval_steps test_freq",

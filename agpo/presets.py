@@ -3,10 +3,11 @@
 What the knobs do to tensors is in `agpo/objective.py`. docs/method.md has the table with sources.
 """
 
-import difflib
 import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
+
+from evals.errors import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -293,15 +294,14 @@ def resolve(objective: "str | Objective", **overrides: object) -> Objective:
     """The Objective of a preset's name, with single knobs replaced. Raises ValueError naming what is wrong."""
     if isinstance(objective, str):
         if objective not in PRESETS:
-            raise ValueError(f"unknown objective {objective!r}. Presets: {', '.join(PRESETS)}.")
+            raise ValueError(
+                f"unknown objective {objective!r}. Presets: {', '.join(PRESETS)}.{did_you_mean(objective, PRESETS)}"
+            )
         objective = PRESETS[objective]
     if not isinstance(objective, Objective):
         raise ValueError(f"objective must be a preset's name or an Objective, not {type(objective).__name__}.")
     knobs = [field.name for field in fields(Objective)]
     for name in overrides:
         if name not in knobs:
-            near = difflib.get_close_matches(name, knobs, n=1)
-            raise ValueError(
-                f"objective has no knob {name!r}. " + (f"Did you mean {near[0]!r}?" if near else f"{knobs}")
-            )
+            raise ValueError(f"objective has no knob {name!r}.{did_you_mean(name, knobs) or f' {knobs}'}")
     return replace(objective, **overrides) if overrides else objective  # type: ignore[arg-type]

@@ -109,7 +109,9 @@ def check_room_for_all(
     from agpo.rollout import check_prompts
 
     sampling = config.rollout
-    longest = check_prompts(items, config.asked, engine, sampling.max_tokens, sampling.prompts_per_step)
+    longest = check_prompts(
+        items, config.asked, engine, sampling.max_tokens, sampling.prompts_per_step, sampling.oversample
+    )
     asked = [check_bench(bench.name, problems, config, engine) for bench, problems in benches]
     return max([longest + sampling.max_tokens, *asked])
 

@@ -1,8 +1,11 @@
 """Rollouts: draw prompts, sample completions, grade them while others still decode, form groups."""
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +18,23 @@ from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
 from evals.prompts import Preset, encode, opened_thoughts, render, tokenize
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A group that is asked for, with what it has of its answers."""
+
+    item: Item
+    step: int
+    """whose draw it is of: it decides the seeds"""
+    answers: Mapping[int, Completion] = field(default_factory=dict)
+    """by number; those with finish_reason abort go on"""
+    judged: Mapping[int, tuple[str, Future[Verdict]]] = field(default_factory=dict)
+    """texts and verdicts of those that are whole"""
+
+    def open(self, count: int) -> list[int]:
+        """The numbers of the answers, of `count`, that are not whole."""
+        return [k for k in range(count) if k not in self.answers or self.answers[k].finish_reason == "abort"]
 
 
 def draw(items: Sequence[Item], seed: int, step: int, count: int) -> list[Item]:
@@ -69,24 +89,60 @@ def resample(
     return [sampled[at] for at in order[:wanted]], sampled
 
 
+def draw_over(
+    items: Sequence[Item], seed: int, step: int, count: int, over: int, carried: Sequence[Begun] = ()
+) -> list[Begun]:
+    """`count` + `over` groups: those that go on, then the step's own draw. No item is on its way twice."""
+    fresh, there = draw(items, seed, step, count), {group.item.id for group in carried}
+    if over:
+        fresh = [item for item in fresh if item.id not in there]
+        there.update(item.id for item in fresh)
+        fresh = (fresh + draw_more(items, seed, step, 0, count + over, there))[: max(0, count + over - len(carried))]
+    return [*carried, *(Begun(item, step) for item in fresh)]
+
+
+def seed_of(group: Begun, repeat: int, seed: int) -> int:
+    return derive_seed(seed, "rollout", group.step, group.item.id, repeat)
+
+
 def requests_of(
-    engine: Engine, items: Sequence[Item], preset: str | Preset, samples_per_prompt: int, seed: int, step: int
+    engine: Engine, groups: Sequence[Begun], preset: str | Preset, samples_per_prompt: int, seed: int, max_tokens: int
 ) -> tuple[list[str], list[Request]]:
-    """(prompts, what the engine is asked). Sample k of an item has the seed (run seed, step, item, k)."""
-    texts = [render(preset, item, engine.tokenizer) for item in items]
-    return texts, [
-        Request(
-            tokenize(preset, text, engine.tokenizer),
-            tuple(derive_seed(seed, "rollout", step, item.id, k) for k in range(samples_per_prompt)),
-        )
-        for item, text in zip(items, texts, strict=True)
-    ]
+    """(prompts, what the engine is asked). Sample k of an item has the seed (run seed, step of its draw, item, k)."""
+    texts = [render(preset, group.item, engine.tokenizer) for group in groups]
+    requests = []
+    for group, text in zip(groups, texts, strict=True):
+        repeats = group.open(samples_per_prompt)
+        has = tuple(group.answers[k].token_ids if k in group.answers else () for k in repeats) if group.answers else ()
+        seeds, limits = (seed_of(group, k, seed) for k in repeats), (max_tokens - len(ids) for ids in has)
+        ids = tokenize(preset, text, engine.tokenizer)
+        requests.append(Request(ids, tuple(seeds), begun=has, limits=tuple(limits)))
+    return texts, requests
+
+
+def joined(before: Completion | None, after: Completion) -> Completion:
+    """An answer and what a later call added to it."""
+    if before is None or not before.token_ids or not after.token_ids:
+        return after if before is None or not before.token_ids else before
+    first = len(before.token_ids) - sum(count for _, count in before.earlier)
+    logprobs, entropies = (
+        None if a is None or b is None else a + b
+        for a, b in ((before.logprobs, after.logprobs), (before.entropies, after.entropies))
+    )
+    return replace(
+        after,
+        token_ids=before.token_ids + after.token_ids,
+        logprobs=logprobs,
+        entropies=entropies,
+        seconds=before.seconds + after.seconds,
+        earlier=(*before.earlier, (before.weight_version, first)),
+    )
 
 
 def rollout(
     engine: Engine,
     grader: Grader,
-    items: Sequence[Item],
+    begun: Sequence[Begun],
     *,
     preset: str | Preset,
     samples_per_prompt: int,
@@ -95,31 +151,51 @@ def rollout(
     step: int,
     watch: Watch | None = None,
     generate: Callable[[Sequence[Request], Sampling], Iterator[Output]] | None = None,
-    soon: Callable[[], None] = lambda: None,
+    soon: Callable[[list[Begun]], None] = lambda left: None,
     soon_at: float = 1.0,
-) -> list[Group]:
-    """One group per item, in the order of the items.
+) -> tuple[list[Group], list[Begun]]:
+    """(the groups in their order, of `sampling.whole` the first that are whole; the others as far as they are).
 
-    `generate`: in place of the engine's. `soon` is called when this share of the completions is there.
+    `generate`: in place of the engine's. `soon` is called with the others when this share of the completions is there.
     """
     watch = watch or Watch()
-    texts, requests = requests_of(engine, items, preset, samples_per_prompt, seed, step)
-    graded: dict[tuple[int, int], tuple[Completion, str, Future[Verdict]]] = {}
-    whole = len(items) * samples_per_prompt
-    with watch.phase("sampling", f"0 of {whole}"):
-        for at, repeat, completion in (generate or engine.generate)(requests, sampling):
-            text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-            seen = {"prompt": texts[at], "token_ids": completion.token_ids, "finish_reason": completion.finish_reason}
-            judged = grader.submit(opened_thoughts(texts[at]) + text, items[at], {**seen, "step": step + 1})
-            graded[at, repeat] = (completion, text, judged)
-            watch.tell("sampling", f"{len(graded)} of {whole}")
-            if len(graded) == int(soon_at * whole) < whole:
-                soon()
+    texts, requests = requests_of(engine, begun, preset, samples_per_prompt, seed, sampling.max_tokens)
+    asked = [group.open(samples_per_prompt) for group in begun]
+    answers, judged = [dict(group.answers) for group in begun], [dict(group.judged) for group in begun]
+    order = [at for at, repeats in enumerate(asked) if not repeats]  # in which groups become whole
+    ended, total = 0, sum(map(len, asked))
+
+    def grade(at: int, repeat: int) -> None:
+        completion = answers[at][repeat]
+        text = engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        seen = {"prompt": texts[at], "token_ids": completion.token_ids, "finish_reason": completion.finish_reason}
+        told = opened_thoughts(texts[at]) + text, begun[at].item, {**seen, "step": step + 1}
+        judged[at][repeat] = text, grader.submit(*told)
+
+    with watch.phase("sampling", f"0 of {total}"):
+        for at, group in enumerate(begun):  # a resumed run has the answers, not what was said of them
+            for repeat in group.answers.keys() - group.judged.keys() - set(asked[at]):
+                grade(at, repeat)
+        for at, which, completion in (generate or engine.generate)(requests, sampling):
+            repeat = asked[at][which]
+            answers[at][repeat] = joined(answers[at].get(repeat), completion)
+            if completion.finish_reason == "abort":
+                continue
+            grade(at, repeat)
+            ended += 1
+            if len(judged[at]) == samples_per_prompt:
+                order.append(at)
+            watch.tell("sampling", f"{ended} of {total}")
+            if ended == int(soon_at * total) < total:
+                soon([])
         grader.flush()
-    if int(soon_at * whole) == whole:  # and the engine has nothing else to do
-        soon()
+    taken = sorted(order[: sampling.whole or None])
+    left = [Begun(g.item, g.step, answers[at], judged[at]) for at, g in enumerate(begun) if at not in taken]
+    if int(soon_at * total) == total:  # and the engine has nothing else to do
+        soon(left)
+    whole = len(taken) * samples_per_prompt
     with watch.phase("grading", f"0 of {whole}"):
-        waiting, since = {verdict for _, _, verdict in graded.values()}, time.monotonic()
+        waiting, since = {verdict for at in taken for _, verdict in judged[at].values()}, time.monotonic()
         while waiting:
             done, waiting = wait(waiting, timeout=0.5)
             since = time.monotonic() if done else since
@@ -128,21 +204,63 @@ def rollout(
             watch.tell("grading", f"{whole - len(waiting)} of {whole}{hangs}")
 
     def sample(at: int, repeat: int) -> Sample:
-        completion, text, verdict = graded[at, repeat]
-        return Sample(completion, text, verdict.result(), verdict.result().reward, requests[at].seeds[repeat])
+        text, verdict = judged[at][repeat]
+        said = verdict.result()
+        return Sample(answers[at][repeat], text, said, said.reward, seed_of(begun[at], repeat, seed))
 
     return [
-        Group(item, requests[at].prompt_ids, tuple(sample(at, repeat) for repeat in range(samples_per_prompt)))
-        for at, item in enumerate(items)
+        Group(
+            begun[at].item, requests[at].prompt_ids, tuple(sample(at, repeat) for repeat in range(samples_per_prompt))
+        )
+        for at in taken
+    ], left
+
+
+def length_bias(groups: Sequence[Group], left: Sequence[Begun]) -> dict[str, float]:
+    """Metrics of rollout.oversample: tokens of the answers that were taken, and of all that were drawn, so far."""
+    taken = [sample.completion for group in groups for sample in group.samples]
+    drawn = [*taken, *(completion for group in left for completion in group.answers.values())]
+    return {
+        "oversample/taken_tokens": sum(len(x.token_ids) for x in taken) / max(len(taken), 1),
+        "oversample/drawn_tokens": sum(len(x.token_ids) for x in drawn) / max(len(drawn), 1),
+        "oversample/continued": sum(bool(x.earlier) for x in taken) / max(len(taken), 1),
+        "oversample/carried": float(len(left)),
+    }
+
+
+def to_json(left: Sequence[Begun]) -> str:
+    """What a checkpoint keeps of groups on their way: all but the verdicts, which are asked for again."""
+    return json.dumps([[g.item.id, g.step, {k: asdict(x) for k, x in g.answers.items()}] for g in left])
+
+
+def from_json(text: str, items: Sequence[Item]) -> list[Begun]:
+    """The groups of `to_json`, over the same problems."""
+    by_id = {item.id: item for item in items}
+
+    def completion(fields: dict[str, Any]) -> Completion:
+        earlier = tuple((version, count) for version, count in fields.pop("earlier"))
+        lists = {name: tuple(x) for name, x in fields.items() if isinstance(x, list)}
+        return Completion(**{**fields, **lists, "earlier": earlier})
+
+    return [
+        Begun(by_id[id_], step, {int(k): completion(x) for k, x in held.items()})
+        for id_, step, held in json.loads(text)
     ]
 
 
-def check_prompts(items: Sequence[Item], preset: str | Preset, engine: Engine, max_tokens: int, per_step: int) -> int:
+def check_prompts(
+    items: Sequence[Item], preset: str | Preset, engine: Engine, max_tokens: int, per_step: int, over: int = 0
+) -> int:
     """Refuse at the start what would fail at step 57: too few problems, a doubled id, a prompt that leaves no room.
 
     Returns the tokens of the longest prompt.
     """
     draw(items, 0, 0, per_step)
+    if len(items) < per_step + over:
+        raise UserError(
+            f"the data has {len(items)} problems; rollout.oversample={over} over rollout.prompts_per_step={per_step} "
+            "wants more on their way at once. Lower it or give more data."
+        )
     seen: dict[str, int] = {}
     longest = 0
     for row, item in enumerate(items):

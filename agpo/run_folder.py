@@ -9,6 +9,7 @@ from dataclasses import asdict
 from agpo import checkpoint_io, distributed
 from agpo.batch import Group, MiniBatch
 from agpo.policy import Update
+from agpo.rollout import to_json
 from agpo.setup import Run, label_of, selected_on_test
 
 
@@ -18,7 +19,7 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
         return
     config = run.config
     label = label_of(config, run.id, run.store)
-    state = {"config": config.model_dump(mode="json"), "data": run.data}
+    state = state_of(run)
     writer.wait()  # one copy of the weights at a time
     write = checkpoint_io.prepare(run.folder, run.done, run.policy, state, label)
 
@@ -30,6 +31,16 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
 
     run.saved = run.done
     writer.start(job)
+
+
+def state_of(run: Run) -> dict[str, object]:
+    """What a run goes on from, beside the policy."""
+    state = {"config": run.config.model_dump(mode="json"), "data": run.data}
+    if run.seen_2P is not None:
+        state["seen"] = run.seen_2P.tolist()
+    if run.carried:
+        state["carried"] = to_json(run.carried)
+    return state
 
 
 def prune(run: Run) -> None:

@@ -7,17 +7,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agpo.presets import Correction
 from evals.benches.bench import bench_name
+from evals.errors import did_you_mean
 from evals.grading.grader import NAMES as GRADER_NAMES
 from evals.prompts import PRESETS as PROMPTS
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, allow_inf_nan=False)
 
 
 def one_of(value: str, known: Iterable[str], what: str) -> str:
     if value not in known:
-        raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}")
+        raise ValueError(f"unknown {what} {value!r}. Known: {', '.join(known)}.{did_you_mean(value, known)}")
     return value
 
 
@@ -44,7 +45,9 @@ def with_commas(value: object) -> object:
 
 
 Reward = Annotated[str, BeforeValidator(_known_reward)]
-Span = Annotated[tuple[float, float], BeforeValidator(_parts), AfterValidator(_low_high)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+End = Annotated[float, Field(allow_inf_nan=True)]
+Span = Annotated[tuple[End, End], BeforeValidator(_parts), AfterValidator(_low_high)]
 Names = Annotated[str, BeforeValidator(with_commas)]
 Prompt = Annotated[str, AfterValidator(lambda value: one_of(value, PROMPTS, "prompt preset"))]
 
@@ -68,6 +71,10 @@ class RolloutConfig(Section):
 
     prompts_per_step: int = Field(default=32, ge=1)
     """prompts of a step (the paper's train batch size)"""
+    prompts: Literal["uniform", "adaptive"] = "uniform"
+    """uniform: every problem once an epoch; adaptive: rather those whose group is likely to be live"""
+    forget: float = Field(default=0.99, gt=0, le=1)
+    """for prompts adaptive: what a step leaves of the counts of right and wrong answers; 1 forgets nothing"""
     samples_per_prompt: int = Field(default=8, ge=2)
     """group size G; a group of one has no advantage"""
     temperature: float = Field(default=1.0, gt=0)
@@ -84,6 +91,9 @@ class RolloutConfig(Section):
     """begin the next step's answers before their step. free: when this step's are decoded, kept where no update moves
     the weights, and thrown away where one does (engine hf: begun when none did), the same bits as without; ahead
     (engine vllm): when three quarters of this step's are, the same up to the rounding of sums"""
+    oversample: int = Field(default=0, ge=0)
+    """prompts drawn over prompts_per_step: a step is of the first that are whole, and the answers of the others go on
+    in the next from the tokens that they have (docs/scale.md)"""
     max_staleness: int = Field(default=0, ge=0, le=1)
     """1 (engine vllm): keep them also where an update moved the weights; they are weighted then (docs/method.md)"""
 
@@ -99,7 +109,7 @@ class UpdateConfig(Section):
     """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
     lr: float = Field(default=1e-6, gt=0)
     """peak learning rate of AdamW"""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[Share, Share], BeforeValidator(_parts)] = (0.9, 0.999)
     """AdamW's moment decays"""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay"""
@@ -134,6 +144,16 @@ class LoraConfig(Section):
     """the adapters' product is scaled by alpha / rank"""
     targets: str = "all-linear"
     """linear layers by the end of their name, e.g. q_proj,v_proj; all-linear: all but the output embedding"""
+    load_in_4bit: bool = False
+    """QLoRA: hold the frozen weights of the linear layers in 4 bits (bitsandbytes, NF4)"""
+
+    @model_validator(mode="after")
+    def _adapters(self) -> "LoraConfig":
+        if self.load_in_4bit and not self.rank:
+            raise ValueError(
+                "load_in_4bit trains adapters: weights of 4 bits cannot be trained. Set lora.rank=16, say."
+            )
+        return self
 
 
 class MismatchConfig(Section):

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,12 @@ from evals.errors import UserError
 from evals.models import model_path
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from agpo.ahead import Ahead
     from agpo.policy import Policy
+    from agpo.rollout import Begun
     from evals.benches import Bench
     from evals.engines import Engine
     from evals.items import Item
@@ -53,8 +55,12 @@ class Run:
     """the last of them that moved the weights: an engine that has those needs no others"""
     saved: int | None = None
     """the step of the last checkpoint"""
+    seen_2P: np.ndarray | None = None
+    """for rollout.prompts adaptive: right and wrong answers of each item, faded (`agpo.adaptive`)"""
     ahead: Ahead | None = None
     """answers of the next step that are sampled already"""
+    carried: list[Begun] = field(default_factory=list)
+    """groups that the steps so far have begun and not trained on (rollout.oversample)"""
 
     @property
     def version(self) -> str:
@@ -64,6 +70,7 @@ class Run:
 
 def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | None, run_id: str | None) -> Run:
     """Load everything; a fresh run, or the continuation of `run_id` from a checkpoint."""
+    import numpy as np
     import torch
 
     from agpo import checkpoint_io, distributed
@@ -71,6 +78,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     from agpo.model import compile_layers, output_embeddings, prepare
     from agpo.optimizer import make_trained
     from agpo.policy import Policy
+    from agpo.rollout import from_json
     from agpo.trackers import check_installed
     from evals.engines.hf import HFEngine, check_device
     from evals.outputs import check_writable
@@ -127,6 +135,9 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
         engine = start_vllm(config, start, plain, longest)
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)  # type: ignore[arg-type]
+    if config.rollout.prompts == "adaptive":
+        run.seen_2P = np.array((state or {}).get("seen") or np.zeros((2, len(items))))
+    run.carried = from_json((state or {}).get("carried", "[]"), items)
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:
@@ -252,7 +263,9 @@ def load(model: str, config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTo
     from evals.engines.hf import load_model
 
     try:
-        return load_model(model, device=device_of(config.device), dtype=config.dtype)
+        return load_model(
+            model, device=device_of(config.device), dtype=config.dtype, load_in_4bit=config.lora.load_in_4bit
+        )
     except SafetensorError as e:
         raise UserError(
             f"cannot load the model of {model}: a *.safetensors file is damaged ({e}). Copy it again."

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from agpo import distributed
+from agpo.adaptive import draw_adaptive, learn
 from agpo.ahead import Ahead
 from agpo.batch import (
     Group,
@@ -33,7 +34,7 @@ from agpo.mismatch import against_trainer, check_gap, tis_effect
 from agpo.objective import Correction, Objective
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
-from agpo.rollout import draw, requests_of, resample, rollout
+from agpo.rollout import Begun, draw, draw_over, length_bias, requests_of, resample, rollout
 from agpo.run_folder import save_refused
 from agpo.sampling_on_ranks import sample_on_ranks
 from agpo.setup import Run
@@ -44,6 +45,7 @@ from evals.complete import Grader, graded, ungraded_row
 from evals.engines import Output, OwnWeights, Request, Sampling
 from evals.errors import UserError
 from evals.grading import FAILED
+from evals.items import Item
 from evals.prompts import Preset, render
 from evals.store import SampleRow
 
@@ -69,10 +71,12 @@ def train_step(
     """
     config, started, cpu = run.config, time.perf_counter(), time.process_time()
     watch = Watch(doing)
-    groups, everything = sample_groups(run, grader, watch, overlap=True)
+    groups, everything, left = sample_groups(run, grader, watch, overlap=True)
     sampled = time.perf_counter()
     check_rollout(everything, run.done + 1, config)
-    stale = any(s.completion.weight_version != run.version for group in everything for s in group.samples)
+    chosen = learn_rates(run, everything)
+    made = [s.completion for group in everything for s in group.samples]
+    stale = any(v != run.version for x in made for v in (x.weight_version, *(v for v, _ in x.earlier)))
     plan = plan_of(groups, config, stale)
     if run.ahead and may_move(plan) and not config.rollout.max_staleness:
         watch.seconds["wasted"] += run.ahead.seconds
@@ -81,16 +85,18 @@ def train_step(
         run.ahead = None
     with watch.phase("update"):
         updates, measured = update_policy(run, plan, config.objective.knobs, settings_of(config, stale), watch, stale)
-    run.done += 1
+    run.done, run.carried = run.done + 1, left
     if any(update.stepped for update in updates):
         run.moved = run.done
-    begin_ahead(run, run.done)
+    begin_ahead(run, run.done, left)
     if run.ahead:
         watch.span("ahead", run.ahead.began)
     took = time.perf_counter() - started
     metrics = {
         **step_metrics(everything, live_of(as_judged(everything, config), config.objective.knobs), plan, updates),
         **measured,
+        **chosen,
+        **(length_bias(groups, left) if config.rollout.oversample else {}),
         "lr": run.policy.trained.optimizer.param_groups[0]["lr"],
         "speed/step_seconds": took,
         # Of this process and all its threads: what other programs on the machine hardly change. Engines and graders in
@@ -155,8 +161,8 @@ def peak_memory(device: torch.device) -> float:
 
 def sample_groups(
     run: Run, grader: Grader, watch: Watch | None = None, *, overlap: bool = False
-) -> tuple[list[Group], list[Group]]:
-    """(the groups of the next step, every group that was sampled for it), graded.
+) -> tuple[list[Group], list[Group], list[Begun]]:
+    """(the groups of the next step, every group that was sampled for it, graded; what goes on in the step after it).
 
     `overlap`: an engine in a process of its own goes on with the step after it, where the run is to.
     """
@@ -172,11 +178,11 @@ def sample_groups(
         watch.seconds["saved"] += ahead.seconds
         return ahead.outputs()
 
-    def soon() -> None:
+    def soon(left: list[Begun]) -> None:
         if run.config.rollout.max_staleness:  # the engine has been busy with the weights of the step before
             with watch.phase("sync"):
                 sync_engine(run)
-        begin_ahead(run, step + 1)
+        begin_ahead(run, step + 1, left)
 
     beside = overlap and isinstance(run.engine, OwnWeights)
     early = config.rollout.overlap == "ahead" and not config.rollout.max_staleness
@@ -191,39 +197,68 @@ def sample_groups(
         step=step,
         watch=watch,
         generate=generate,
-        soon=soon if beside and not resampled else lambda: None,
+        soon=soon if beside and not resampled else lambda left: None,
         soon_at=AHEAD_AT if early else 1.0,
     )
     with awake(run, watch):
-        sample = partial(sample_on_ranks, here)
-        groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
+        over = config.rollout.oversample
+        if over:
+            count = config.rollout.prompts_per_step
+            groups, left = here(draw_over(run.items, config.seed, step, count, over, run.carried))
+            return groups, groups, left
+        sample = partial(sample_on_ranks, lambda items: here([Begun(item, step) for item in items])[0])
+        groups = sample(asked_next(run)[0])
         if not resampled:
-            return groups, groups
+            return groups, groups, []
         rounds = config.rollout.resample_rounds
-        whole = resample(groups, sample, run.items, seed=config.seed, step=step, rounds=rounds, objective=knobs)
+        kept, everything = resample(
+            groups, sample, run.items, seed=config.seed, step=step, rounds=rounds, objective=knobs
+        )
         if beside:
-            soon()
-        return whole
+            soon([])
+        return kept, everything, []
 
 
-def begin_ahead(run: Run, step: int) -> None:
+def asked_next(run: Run) -> tuple[list[Item], float]:
+    """(the items of the next step, the share of their groups that is expected to be live, where that is known)."""
+    rollout, seed = run.config.rollout, run.config.seed
+    if run.seen_2P is None:
+        return draw(run.items, seed, run.done, rollout.prompts_per_step), math.nan
+    asked = rollout.prompts_per_step, rollout.samples_per_prompt
+    return draw_adaptive(run.items, run.seen_2P, seed, run.done, *asked)
+
+
+def learn_rates(run: Run, everything: Sequence[Group]) -> dict[str, float]:
+    """Take a step's answers into what adaptive prompts are chosen by: the metrics of the choice. {} without them."""
+    if run.seen_2P is None:
+        return {}
+    rollout, (asked, expected) = run.config.rollout, asked_next(run)
+    drawn = everything[: len(asked)]  # without those that dynamic sampling adds
+    live = sum(live_of(as_judged(drawn, run.config), run.config.objective.knobs)) / len(drawn)
+    run.seen_2P = learn(run.items, run.seen_2P, everything, rollout.forget)
+    return {"prompts/expected_live": expected, "prompts/live": live}
+
+
+def begin_ahead(run: Run, step: int, left: Sequence[Begun]) -> None:
     """Begin to sample for the step after `step` steps, unless the run is not to, or something else comes before it.
 
     The engine must have the weights, and be the only one to use its model: the policy's own is called after an update.
     """
     config = run.config
     asked = config.rollout.overlap != "none" or config.rollout.max_staleness
-    alone = isinstance(run.engine, OwnWeights) or distributed.world_size() == 1
-    if run.ahead or not asked or not alone or config.evaluates_after(step) or run.engine.weight_version != run.version:
+    if run.ahead or not asked or config.evaluates_after(step) or run.engine.weight_version != run.version:
         return
-    rollout, items = config.rollout, draw(run.items, config.seed, step, config.rollout.prompts_per_step)
-    mine = items[distributed.rank() :: distributed.world_size()]
-    asking = config.asked, rollout.samples_per_prompt, config.seed, step
+    rollout = config.rollout
+    begun = draw_over(run.items, config.seed, step, rollout.prompts_per_step, rollout.oversample, left)
+    mine = begun[distributed.rank() :: distributed.world_size()]
+    asking = config.asked, rollout.samples_per_prompt, config.seed, rollout.max_tokens
     run.ahead = Ahead(run.engine, requests_of(run.engine, mine, *asking)[1], sampling_of(config))
 
 
 def sampling_of(config: TrainConfig) -> Sampling:
-    return Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p)
+    rollout = config.rollout
+    whole = rollout.prompts_per_step if rollout.oversample else 0
+    return Sampling(rollout.max_tokens, rollout.temperature, rollout.top_p, whole=whole)
 
 
 @contextmanager
@@ -293,7 +328,7 @@ def update_policy(
     # An engine that samples from this very model differs by the rounding of sums: in float32 its numbers are as good as
     # ours; in half precision a ratio against them would be off by 5 % without any step.
     same_model, dtype = getattr(run.engine, "model", None) is policy.plain, policy.plain.dtype
-    if not same_model or dtype not in FLOAT32_OR_MORE:
+    if stale or not same_model or dtype not in FLOAT32_OR_MORE:
         plan, gap = against_trainer(policy, plan, settings)
         check_gap(gap, dtype, limit)
         effect = tis_effect(plan, settings.correction)
@@ -322,5 +357,7 @@ def sample_rows(
         for repeat, (s, advantage) in enumerate(zip(group.samples, advantage_N, strict=False)):
             told = (s.text, s.completion, s.seed, "train", step, tokenizer)
             row = graded(ungraded_row(group.item, repeat, prompt, *told), group.item, s.verdict)
+            if s.completion.earlier:
+                row = replace(row, meta={**row.meta, "earlier": s.completion.earlier})
             rows.append(replace(row, advantage=None if s.reward is None else advantage))
     return rows

@@ -9,7 +9,7 @@ import torch
 from transformers.core_model_loading import revert_weight_conversion
 
 from agpo import distributed
-from agpo.model import exported_weights
+from agpo.model import exported_weights, unpacked
 from agpo.policy import Policy
 from evals.engines import WeightStream
 
@@ -25,16 +25,16 @@ def weight_stream(policy: Policy) -> WeightStream:
     before the next one, the embeddings and the output matrix likewise: no rank ever holds the whole model.
     """
     like = {
-        name.replace(".base_layer.", "."): torch.empty(x.shape, device="meta", dtype=_type(policy, x))
-        for name, x in policy.model.state_dict().items()
+        name.replace(".base_layer.", "."): torch.empty(x.shape, device="meta", dtype=_type(policy, x.dtype))
+        for name, x in ((name, getattr(x, "quant_state", x)) for name, x in unpacked(policy.model).items())
         if "lora_" not in name
     }
     return WeightStream(revert_weight_conversion(policy.plain, like), _layers(policy.plain, policy.model))
 
 
-def _type(policy: Policy, x: torch.Tensor) -> torch.dtype:
+def _type(policy: Policy, held: torch.dtype) -> torch.dtype:
     """That of the plain copy, whose shards may be float32 masters."""
-    return policy.plain.dtype if x.is_floating_point() else x.dtype
+    return policy.plain.dtype if held.is_floating_point else held
 
 
 def _layers(plain: PreTrainedModel, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

@@ -294,7 +294,7 @@ class Watch:
         self.spans.append((name, since - self.began, time.perf_counter() - self.began))
 
     def tell(self, phase: str, how_far: str) -> None:
-        self.doing(f"{phase} {how_far}")
+        self.doing(f"{phase} {how_far}".rstrip())
 
     @contextmanager
     def phase(self, name: str, how_far: str = "") -> Iterator[None]:

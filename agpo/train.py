@@ -296,7 +296,7 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
         run = set_up(config.model_copy(update={"out": folder}), f"{folder}/store.db", saved, None)
         run.done = done
         with open_reward(config) as grader:
-            groups, _ = sample_groups(run, grader)
+            groups, *_ = sample_groups(run, grader)
         objective = config.objective.knobs
         plan, attention = plan_of(groups, config), attention_cost(run.policy.model)
         table, lines = explain(groups, plan, objective, settings_of(config), run.policy.layout, attention)

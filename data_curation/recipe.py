@@ -14,7 +14,7 @@ from data_curation import code_sources as programs
 from data_curation import sources as maths
 from data_curation.export import FORMATS
 from data_curation.stage import Options, Result
-from evals.errors import UserError
+from evals.errors import UserError, explained
 from evals.prompts import find_preset
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -157,5 +157,5 @@ def _said(error: Exception) -> str:
     found = error.errors()
     found = [one for one in found if one["type"] != "too_short"] or found  # a source that is wrong is also missing
     return "; ".join(
-        f"{'.'.join(str(p) for p in one['loc'])}: {one['msg']}" if one["loc"] else one["msg"] for one in found
+        f"{'.'.join(str(p) for p in one['loc'])}: {explained(one)}" if one["loc"] else explained(one) for one in found
     )

@@ -1,8 +1,11 @@
 """One way to tell a user about a mistake: raise `UserError`; the command prints it and exits with 2."""
 
+import difflib
 import functools
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 AGAIN = "start the same command again"
 """what a full disk asks for; a training run says how to go on instead"""
@@ -10,6 +13,37 @@ AGAIN = "start the same command again"
 
 class UserError(Exception):
     """Something the user can put right. The text says what was wrong, what was expected and what to do."""
+
+
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "a text (a number is one in two kinds of quotes: \"'5'\")",
+    "tuple": "numbers with a comma between them",
+    "dict": "keys below it (KEY.NAME=VALUE)",
+    "model": "keys below it (KEY.NAME=VALUE)",
+}
+"""what pydantic's kinds of errors begin with, and what was expected"""
+
+
+def explained(error: Mapping[str, Any]) -> str:
+    """One of a pydantic ValidationError's errors: what was expected, what was there, what may have been meant."""
+    kind, value, message = error["type"], error["input"], str(error["msg"]).removeprefix("Value error, ")
+    if not message.startswith("Input should"):  # a validator's own words
+        shown = isinstance(value, Mapping) or hasattr(value, "model_fields") or str(value) in message
+        return message if shown else f"{message} (got {value!r})"
+    known = re.findall(r"'([^']*)'", message) if kind == "literal_error" else []
+    wanted = ", ".join(known) or EXPECTED.get(kind.partition("_")[0], message.removeprefix("Input should be "))
+    return f"expected {wanted}, not {value!r}.{did_you_mean(value, known)}"
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """The question for a name that is one of the known but for case, signs or a slip; else nothing."""
+    plain = {re.sub(r"[\W_]", "", name.lower()): name for name in known}
+    near = difflib.get_close_matches(re.sub(r"[\W_]", "", str(value).lower()), plain, 1, 0.6)
+    return f" Did you mean {plain[near[0]]!r}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:

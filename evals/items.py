@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -102,31 +103,49 @@ def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
             raise UserError(f"{where}: column {name!r} is {what}. Fill it in, or leave the row out.")
         return row[name]
 
+    def text(value: Any, what: str, hint: str = "") -> str:
+        """Never the repr of something else, which would be asked or compared in its place."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, bool) or not isinstance(value, Number) or value != value:
+            kind = "NaN" if value != value else f"a {type(value).__name__}"
+            raise UserError(f"{where}: {what} is {kind}, and a text or a number is wanted. Write it as one{hint}.")
+        return str(value)
+
     for name in ("image", "images", "video", "videos", "audio", "tools"):
-        if isinstance(row.get(name), list | tuple | dict) and len(row[name]):
+        if isinstance(row.get(name), list | tuple | dict | str | bytes) and row[name] not in (
+            [],
+            (),
+            {},
+            "",
+            b"",
+            "[]",
+            "{}",
+        ):
             raise UserError(f"{where}: it has {name}, and only text is asked. Leave the row or the column out.")
     chat = turns(column(prompt), f"{where}, {prompt!r}")
     if chat and chat[-1]["role"] != "user":
         raise UserError(f"{where}: the last turn is the {chat[-1]['role']}'s. The model answers a user's: cut it off.")
-    asked = problem_text(chat, where) if chat else str(column(prompt))
-    if "reward_model" in row and answer not in row:
-        reference = (row["reward_model"] or {}).get("ground_truth")
-        if reference is None and answer:
-            raise UserError(f"{where}: reward_model has no 'ground_truth'.")
+    asked = problem_text(chat, where) if chat else text(column(prompt), "the prompt")
+    verl = {name: row[name] for name in ("reward_model", "extra_info") if isinstance(row.get(name), Mapping)}
+    if "reward_model" in verl and answer not in row:
+        reference = verl["reward_model"].get("ground_truth")
+        if reference in (None, "") and answer:
+            raise UserError(f"{where}: reward_model has no 'ground_truth', or an empty one.")
     else:
         reference = column(answer) if answer else None
-    if isinstance(reference, list | tuple | dict):
-        raise UserError(
-            f"{where}: the answer is a {type(reference).__name__}, and a text or a number is compared. Write it as "
-            "one; or, for a reward of your own, data.answer_column= leaves the column to item.meta."
-        )
-    extra = dict(row.get("extra_info") or {})
-    known = {prompt, answer, "reward_model", "extra_info"}
+    hint = "; or, for a reward of your own, data.answer_column= leaves the column to item.meta"
+    reference = "" if reference is None else text(reference, "the answer", hint)
+    extra, known = verl.get("extra_info", {}), {prompt, answer, *verl}
     meta = {**{k: v for k, v in row.items() if k not in known and v is not None}, **extra}
     name = row.get("id", extra.get("id", extra.get("index")))
-    ident = str(name) if name is not None else item_id("\0".join(m["content"] for m in chat) if chat[1:] else asked)
+    ident = (
+        text(name, "the id")
+        if name is not None
+        else item_id("\0".join(m["content"] for m in chat) if chat[1:] else asked)
+    )
     own = chat if [message["role"] for message in chat] != ["user"] else ()
-    return Item(ident, asked, "" if reference is None else str(reference), meta, chat=own, was_chat=bool(chat))
+    return Item(ident, asked, reference, meta, chat=own, was_chat=bool(chat))
 
 
 def turns(asked: Any, where: str) -> tuple[dict[str, str], ...]:
@@ -149,7 +168,9 @@ def turns(asked: Any, where: str) -> tuple[dict[str, str], ...]:
             raise UserError(f"{where}: a turn uses tools, and only text is asked. Leave the row out.")
         if not isinstance(content, str):
             raise UserError(f"{where}: the {role}'s turn holds more than text ({content!r:.80}). {expected}")
-        told.append({"role": role, "content": content})
+        known = {"role", "content", "from", "value"}  # what else a template may read, such as reasoning_content
+        more = {k: v for k, v in message.items() if k not in known and isinstance(v, str) and v}
+        told.append({**more, "role": role, "content": content})
     if not any(message["role"] == "user" for message in told):
         raise UserError(f"{where}: nobody asks. {expected}")
     return tuple(told)

@@ -95,6 +95,8 @@ class Completion:
     """the server's number of tokens, where it gives no ids"""
     entropies: tuple[float, ...] | None = None
     """in nats, one per token"""
+    earlier: tuple[tuple[str, int], ...] = ()
+    """of an answer that went on in a later call: the weight versions of its first tokens, and how many each made"""
 
     @property
     def n_tokens(self) -> int:
@@ -191,7 +193,8 @@ def check_engine(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_engine(name: str, model: str, **options: Any) -> Engine:
     """The engine called `name` over the model folder or hub id `model`; for `openai` it is `URL[,URL...]#MODEL`."""
-    return _engine_class(name).load(model, **check_engine(name, options))
+    options = check_engine(name, options)
+    return _engine_class(name).load(model, **options)
 
 
 def _engine_class(name: str) -> Any:

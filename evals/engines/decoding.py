@@ -16,12 +16,16 @@ import torch
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 
 PREFILL_TOKENS = 4096
 """prompt tokens (padded) in one forward pass: more of them leave the processor's cache and need more memory"""
 OPEN_POSITIONS = 16
 """latest response positions that are written in place before they are joined to those before them"""
+TILE = 4
+"""fewest rows of a product: with fewer a CPU sums in another order, and a log-probability would depend on the batch"""
+LANES = 16
+"""prompts are padded to multiples of this: a vector's lanes then sum the same positions, whatever the padding"""
 PROMPTS_KEPT = 0.8
 """prompts that nobody answers any more leave the cache when fewer than this share is still needed"""
 
@@ -55,7 +59,7 @@ class SharedPrompts:
         self.logits_BV = logits_PV[torch.from_numpy(prompt_of_row).to(self.device)]
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         self.position_B = lengths[torch.from_numpy(prompt_of_row).to(self.device)]
-        longest = int(lengths.max())
+        longest = _width(prompts)
         pad_PS = torch.arange(longest, device=self.device) < (longest - lengths)[:, None]
         minus_infinity = torch.zeros_like(pad_PS, dtype=model.dtype).masked_fill_(pad_PS, float("-inf"))
         self.bias_P11S = minus_infinity[:, None, None] if pad_PS.any() else None
@@ -63,11 +67,11 @@ class SharedPrompts:
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Run the prompts, each padded on the left, and keep their keys and values; their last logits [P, V]."""
-        longest = max(map(len, prompts))
+        longest = _width(prompts)
         logits, at = [], 0
         while at < len(prompts):
             end = at + 1
-            while end < len(prompts) and max(map(len, prompts[at : end + 1])) * (end + 1 - at) <= PREFILL_TOKENS:
+            while end < len(prompts) and _width(prompts[at : end + 1]) * (end + 1 - at) <= PREFILL_TOKENS:
                 end += 1
             cache: Any = DynamicCache(config=self.model.config)
             _, logits_CV = prefill(self.model, prompts[at:end], cache)
@@ -84,7 +88,10 @@ class SharedPrompts:
     def _place(self) -> None:
         """Give every row a place in the grid [P, N] of its prompt's rows; None where rows fill the grid in order."""
         count_P = np.bincount(self.prompt_of_row, minlength=len(self.layers[0].prompt[0]))
-        self.most = int(count_P.max())
+        config = self.model.config.get_text_config()
+        queries = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or 1)
+        least = -(-TILE // max(queries, 1)) if self.device.type == "cpu" else 1
+        self.most = max(int(count_P.max()), least)
         rank_B = np.empty(len(self.prompt_of_row), dtype=np.int64)
         rank_B[np.argsort(self.prompt_of_row, kind="stable")] = np.concatenate([np.arange(n) for n in count_P])
         place_B = self.prompt_of_row * self.most + rank_B
@@ -213,10 +220,15 @@ class PromptAndResponses(DynamicLayer):
             block.index_copy_(0, to, block.index_select(0, source))
 
 
+def _width(prompts: Sequence[Sequence[int]]) -> int:
+    """Positions of prompts that are padded to one length."""
+    return -(-max(map(len, prompts)) // LANES) * LANES
+
+
 def prefill(model: Any, prompts: Sequence[Sequence[int]], cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Run prompts, padded on the left to one length, into `cache`: their mask [P, S] and last logits [P, V]."""
     device = next(model.parameters()).device
-    longest = max(map(len, prompts))
+    longest = _width(prompts)
     ids_PS = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask_PS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     out = model(
@@ -225,7 +237,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], cache: Any) -> tuple[t
         position_ids=(mask_PS.cumsum(1) - 1).clamp(min=0),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=1 if len(prompts) >= TILE else TILE,
     )
     return mask_PS, out.logits[:, -1]
 
@@ -307,12 +319,18 @@ def shares_prompts(model: Any) -> bool:
 
 @torch.inference_mode()
 def check_decodes(model: Any) -> None:
-    """Raise UserError where `AnyCache` would not be the model: it keeps state beside keys and values (RWKV)."""
+    """Raise UserError where `AnyCache` would not be the model: it keeps state beside its cache (RWKV, RecurrentGemma),
+    which stays where it was when rows change places, or has a cache of another kind (MiniMax)."""
     ids = [i % model.config.get_text_config().vocab_size for i in range(5, 11)]
-    cached = AnyCache(model, (ids[:4], ids[2:4]), np.array([0, 1]))
-    tokens = torch.tensor([ids, ids], device=cached.logits_BV.device)
-    got = torch.stack([cached.logits_BV, *(cached.step(tokens[:, at]) for at in (4, 5))], 1).float()
-    alone = (model(input_ids=tokens[:1, start:], use_cache=False).logits[0, -3:] for start in (0, 2))
+    try:
+        cached = AnyCache(model, (ids[:4], ids[2:4]), np.array([1, 0]))
+        tokens = torch.tensor([ids, ids], device=cached.logits_BV.device)
+        got = torch.stack([cached.logits_BV, *(cached.step(tokens[:, at]) for at in (4, 5))], 1).float()
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as e:
+        raise UserError(
+            f"engine hf cannot run {type(model).__name__} ({first_line(e)}). Serve it with another engine."
+        ) from e
+    alone = (model(input_ids=tokens[:1, start:], use_cache=False).logits[0, -3:] for start in (2, 0))
     wanted = torch.stack(list(alone)).float()
     gap = float(((got - wanted).square().mean(-1).sqrt() / wanted.std(-1)).median())
     if not gap < (1e-2 if model.dtype == torch.float32 else 0.4):

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import transformers
 from pydantic import Field
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from evals.engines import Completion, FinishReason, Output, Request, Sampling, Whole
-from evals.engines.decoding import AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
+from evals.engines.decoding import TILE, AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
 from evals.engines.sampling import gumbels, sample, uniforms
 from evals.errors import UserError, first_line
 from evals.hub import model_folder
@@ -194,12 +194,14 @@ class HFEngine:
         self, wave: list[tuple[int, int]], requests: Sequence[Request], sampling: Sampling, started: float, whole: Whole
     ) -> Iterator[Output]:
         """Decode one wave: W (request, repeat) pairs in a batch, of which B rows are still in it."""
+        member_B = at_least_a_tile(np.arange(len(wave)))  # which pair of the wave a row is
+        running_B = np.arange(len(member_B)) < len(wave)
         prompt_W = [(i, requests[i].has(repeat)) for i, repeat in wave]
         number = {prompt: at for at, prompt in enumerate(dict.fromkeys(prompt_W))}
         decoder = self.decoder(
             self.model,
             [requests[i].prompt_ids + has for i, has in number],
-            np.array([number[prompt] for prompt in prompt_W]),
+            np.array([number[prompt] for prompt in prompt_W])[member_B],
         )
         logits_BV = decoder.logits_BV
         seeds = [requests[i].seeds[repeat] for i, repeat in wave]
@@ -208,13 +210,12 @@ class HFEngine:
         uniforms_WM, gumbel = None, self.noise == "gumbel" and sampling.temperature > 0
         if sampling.temperature > 0 and not gumbel:
             uniforms_WM = torch.from_numpy(uniforms(seeds, int((has_W + limit_W).max()))).to(logits_BV.device)
+        limits_differ = (limit_W != limit_W[0]).any()
         at_W = torch.from_numpy(has_W).to(logits_BV.device)
         ids_WM = np.zeros((len(wave), limit_W.max()), dtype=np.int64)
-        logps_WM = np.zeros((len(wave), sampling.max_tokens), dtype=np.float32)
+        logps_WM = np.zeros(ids_WM.shape, dtype=np.float32)
         entropies_WM = np.zeros_like(logps_WM)
         eos = np.array(sorted(self.eos_ids))
-        member_B = np.arange(len(wave))  # which pair of the wave a row is
-        running_B = np.ones(len(wave), dtype=bool)
 
         def output(at: int, reason: FinishReason, count: int) -> Output:
             ids, logps, entropies = (tuple(x[at, :count].tolist()) for x in (ids_WM, logps_WM, entropies_WM))
@@ -223,32 +224,40 @@ class HFEngine:
 
         for position in range(limit_W.max()):
             member = torch.from_numpy(member_B).to(logits_BV.device)
-            noise = None if uniforms_WM is None else uniforms_WM[member, at_W[member] + position]
+            noise = None
+            if uniforms_WM is not None:  # a row that has ended may be past the last number, and is not looked at
+                noise = uniforms_WM[member, (at_W[member] + position).clamp(max=uniforms_WM.shape[1] - 1)]
             if gumbel:
                 numbers = gumbels([seeds[i] for i in member_B], has_W[member_B] + position, logits_BV.shape[1])
                 noise = torch.from_numpy(numbers).to(logits_BV.device)
             token_B, logp_B, entropy_B = sample(logits_BV, sampling, noise)
-            ids_WM[member_B, position] = token_B.cpu().numpy()
-            logps_WM[member_B, position] = logp_B.cpu().numpy()
-            entropies_WM[member_B, position] = entropy_B.cpu().numpy()
+            for kept_WM, value_B in ((ids_WM, token_B), (logps_WM, logp_B), (entropies_WM, entropy_B)):
+                kept_WM[member_B[running_B], position] = value_B.cpu().numpy()[running_B]
             stopped_B = np.isin(ids_WM[member_B, position], eos)
-            ended_B = stopped_B | (position + 1 == limit_W[member_B])
-            for row in np.flatnonzero(running_B & ended_B):
+            over_B = running_B & (stopped_B | (position + 1 == limit_W[member_B]))
+            for row in np.flatnonzero(over_B):
                 yield output(int(member_B[row]), "stop" if stopped_B[row] else "length", position + 1)
                 whole.add(wave[member_B[row]][0])
-            running_B &= ~ended_B
+            running_B &= ~over_B
             if whole.enough:
                 for at in member_B[running_B].tolist():
                     yield output(at, "abort", position + 1)
                 return
             if not running_B.any():
                 return
-            if running_B.mean() < COMPACT_BELOW:
-                rows = fill_holes(running_B)
+            # one that has ended decodes on until it leaves: not past a context that its own limit has kept
+            few = running_B.mean() < COMPACT_BELOW and len(running_B) > TILE
+            if few or (limits_differ and over_B.any()):
+                rows = at_least_a_tile(fill_holes(running_B))
                 decoder.keep(rows)
-                member_B, running_B = member_B[rows], running_B[rows]
+                member_B, running_B = member_B[rows], np.arange(len(rows)) < running_B.sum()
                 token_B = token_B[torch.from_numpy(rows).to(token_B.device)]
             logits_BV = decoder.step(token_B)
+
+
+def at_least_a_tile(rows: np.ndarray) -> np.ndarray:
+    """The first row again, where they are too few: what it computes there is not looked at."""
+    return np.append(rows, np.repeat(rows[:1], max(0, TILE - len(rows))))
 
 
 def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: Any) -> frozenset[int]:
@@ -301,8 +310,10 @@ def check_device(device: str) -> None:
         raise UserError(f"device={device}: not here, or none that this runs on.{build} There is: {', '.join(there)}.")
 
 
-def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+def load_model(model: str, *, device: str = "auto", dtype: str = "auto", load_in_4bit: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer) of a Hugging Face folder or hub id, on `device`. Remote code is never run.
+
+    `load_in_4bit`: its linear layers but the output's as bitsandbytes' NF4 (Dettmers et al. 2023).
 
     Raises UserError where the folder, the hub or the tokenizer cannot be had, saying which.
     """
@@ -316,12 +327,20 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto") -> tupl
     try:
         config = AutoConfig.from_pretrained(folder)
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        how = {"attn_implementation": "eager"} if capped else {}  # sdpa, the default, leaves the cap out
+        how: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}  # sdpa, the default, leaves it out
+        if load_in_4bit:
+            nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
+            how |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
         loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  (the stub knows one result)
             folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **how
         )
+    except ImportError as e:  # bitsandbytes, or what else holds the weights of a folder
+        raise UserError(f"{model}: a package is missing. {' '.join(str(e).split())}") from e
     except (OSError, ValueError) as e:
         raise UserError(_cannot_load(model, "model", e)) from e
+    for module in loaded.modules():  # without gradient it would pack its weights anew and compute in bfloat16
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if missing := sorted(report["missing_keys"]):  # the library fills them with random numbers and goes on
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise UserError(_cannot_load(model, "model", ValueError(f"it has no weights for {shown}")))

@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from evals.errors import UserError
+from evals.errors import UserError, explained
 
 
 class VLLMOptions(BaseModel):
@@ -52,10 +52,10 @@ def checked(engine: str, start: Callable[..., Any], options: Mapping[str, Any]) 
         found = model.model_validate(dict(options))
     except ValidationError as e:
         told = [
-            f"no option {'.'.join(map(str, one['loc']))!r}; there are {known}"
+            f"no option {'.'.join(map(str, one['loc']))!r}; there are {known}."
             if one["type"] == "extra_forbidden"
-            else f"{'.'.join(map(str, one['loc']))}={one['input']!r}: {one['msg'].removeprefix('Value error, ')}"
+            else f"{'.'.join(map(str, one['loc']))}: {explained(one)}"
             for one in e.errors()
         ]
-        raise UserError(f"options of engine {engine}: {'; '.join(told)}.") from e
+        raise UserError(f"options of engine {engine}: {' '.join(told)}") from e
     return {name: getattr(found, name) for name in options}

@@ -80,6 +80,9 @@ class FunctionGrader:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._running: dict[_Call, float] = {}
         """since when; whoever takes a call out of it has its verdicts to give"""
+        self._of: dict[str, list[_Call]] = {}
+        """calls that are not over, by problem: the first half of the threads' number of them are in `_calls` or run, so
+        that answers that take long leave room for those to other problems"""
         self._threads = 0
         self._closed = threading.Event()
         self._told: set[str] = set()
@@ -114,13 +117,26 @@ class FunctionGrader:
             self._start(_Call([call.asked[i] for i in order], [call.verdicts[i] for i in order]))
 
     def _start(self, call: _Call) -> None:
-        self._calls.put(call)
         with self._lock:
+            mine = self._of.setdefault(call.asked[0][1].id, [])
+            mine.append(call)
+            if len(mine) <= self._size // 2:
+                self._calls.put(call)
             if not self._threads:
                 threading.Thread(target=self._watch, name="reward watch", daemon=True).start()
             if self._threads < self._size:
                 self._threads += 1
                 threading.Thread(target=self._work, name="reward", daemon=True).start()
+
+    def _over(self, call: _Call) -> None:
+        """Its place is that of the next call about its problem."""
+        with self._lock:
+            mine, places = self._of[call.asked[0][1].id], self._size // 2
+            mine.remove(call)
+            if len(mine) >= places:
+                self._calls.put(mine[places - 1])
+            elif not mine:
+                del self._of[call.asked[0][1].id]
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -128,6 +144,7 @@ class FunctionGrader:
             made = self._judge(call)
             if self._running.pop(call, None) is None:
                 return  # it was given up, and another thread has this one's place
+            self._over(call)
             call.deliver(made)
 
     def _watch(self) -> None:
@@ -137,6 +154,7 @@ class FunctionGrader:
                     for waits in call.awaited:
                         waits.cancel()
                     said = f"no answer within {self.seconds:g} s"
+                    self._over(call)
                     self._tell("timeout", call, f"{said} (reward_seconds). Its thread may go on.")
                     call.deliver([Verdict("timeout", self.spec, None, said)] * len(call.verdicts))
                     threading.Thread(target=self._work, name="reward", daemon=True).start()

@@ -16,6 +16,12 @@ from evals.store import Store
 PERCENT = ("pass1", "Pass@1 before", "Pass@1 after", "fall from best")
 """quantities that are shown in percent"""
 DIGITS = {"pass1": 1, "tokens": 1, "entropy": 3}
+CLAIMS = {
+    "pass1": ("steps", "updates", "tokens", "cpu"),
+    "tokens": ("steps", "accuracy"),
+    "entropy": ("steps", "accuracy"),
+}
+"""what the paper claims of a method -> what arms are made equal in, in the table of `claims`"""
 SAID = {"pass1": "Pass@1, %", "tokens": "response tokens", "entropy": "entropy, nats"}
 
 LEGEND = (
@@ -34,7 +40,12 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="objectives compared over seeds: at equal steps, updates, tokens, compute",
         description="Compare the arms of an experiment that benchmarks/arms.py made.",
     )
-    parser.add_argument("--name", default="tiny", help="the name of its runs: the recipe's (default: %(default)s)")
+    parser.add_argument(
+        "--name",
+        default="tiny",
+        help="the name of its runs: the recipe's (default: %(default)s). Several with commas: one table of the paper's "
+        "claims against the arms of each",
+    )
     parser.add_argument("--baseline", default="grpo", help="what the others are compared with (default: %(default)s)")
     parser.add_argument(
         "--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this key; may be repeated"
@@ -48,7 +59,11 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
     where = dict(pair.partition("=")[::2] for pair in arguments.where)
     if "" in where or any("=" not in pair for pair in arguments.where):
         raise UserError("--where: expected KEY=VALUE, for example --where update.lr=1e-06.")
-    found = compare(store, arguments.name, arguments.baseline, where)
+    several = [compare(store, name, arguments.baseline, where) for name in arguments.name.split(",")]
+    if len(several) > 1:
+        print("\n".join(claims(several)))
+        return
+    found = several[0]
     out = arguments.out or Path("results") / f"arms-{arguments.name}"
     out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(markdown(found))
@@ -73,6 +88,7 @@ def markdown(found: Comparison) -> list[str]:
         "What the runs did: mean over seeds ± standard deviation. *Last* is the mean over the last tenth of the steps.",
         "",
         *facts_table(found),
+        *(["", *claims([found])] if found.lines else []),
     ]
     for quantity in QUANTITIES:
         lines += ["", *overview(found, quantity)] if found.lines else []
@@ -99,6 +115,31 @@ def markdown(found: Comparison) -> list[str]:
         )
     intervals = sum(len(line.differences) for line in found.lines)
     return [*lines, "", LEGEND.format(baseline=found.baseline, intervals=intervals)]
+
+
+def claims(several: Sequence[Comparison]) -> list[str]:
+    """One table of what the paper claims: a task and arm a row, a quantity at an equal amount of something a column."""
+    columns = [(quantity, axis) for quantity, axes in CLAIMS.items() for axis in axes if axis in several[0].axes]
+    rows = []
+    for found in several:
+        at = {(line.arm, line.axis): line.differences for line in found.lines if line.share == 1}
+        for arm in found.arms:
+            told = [at.get((arm, axis), {}).get(quantity) for quantity, axis in columns]
+            if seeds := max((d.seeds for d in told if d), default=0):
+                cells = [plus_minus(d, q) if d else "-" for d, (q, _) in zip(told, columns, strict=True)]
+                rows.append([found.name, f"{arm.replace('clip_scope=', '')} ({seeds})", *cells])
+    titles = [f"{SAID[quantity]}: {several[0].axes[axis]}" for quantity, axis in columns]
+    said = (
+        f"Arm (seeds) minus {several[0].baseline} at equal ...; ± half of the 95 % interval over seeds (Student's t)."
+    )
+    return [said, "", *table(["task", "arm", *titles], rows)]
+
+
+def plus_minus(d: Difference, quantity: str) -> str:
+    text = number(d.mean, quantity, "+")
+    if not math.isnan(d.low):
+        text += f" ± {number((d.high - d.low) / 2, quantity)}"
+    return f"**{text}**" if d.told in ("higher", "lower") else text
 
 
 def overview(found: Comparison, quantity: str) -> list[str]:

@@ -108,6 +108,7 @@ CASES = [
         Case(f"soft, {scope}", (MIXED, MIXED), (KEPT, CLIPPED), "kept", Objective(clip_scope=scope, surrogate="soft"))
         for scope in ("sequence", "sequences:2")
     ),
+    Case("luspo, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", PRESETS["luspo"], 0.05),
 ]
 
 

@@ -13,7 +13,7 @@ from evals.errors import UserError
 def test_every_recipe_is_valid():
     paper = {"qwen2.5-7b-math", "qwen2.5-14b-math", "r1-distill-7b-code"}
     one_gpu = {"qwen2.5-7b-math-1gpu", "qwen2.5-1.5b-math-1gpu", "qwen2.5-1.5b-gsm8k"}
-    assert set(recipes()) == {"tiny", "tiny-code", "tiny-long", "smollm2-135m", *paper, *one_gpu}
+    assert set(recipes()) == {"tiny", "tiny-code", "tiny-long", "smollm2-135m", "word-problems", *paper, *one_gpu}
     for name in recipes():
         assert load_config(name).name == name
 
@@ -62,16 +62,29 @@ def test_a_checkpoints_configuration_reads_back():
         (["lr=1e-6"], "Did you mean 'update.lr'"),
         (["objective.clip_scop=group"], "Did you mean 'objective.clip_scope'"),
         (["objective=ppo"], "unknown objective 'ppo'"),
-        (["objective.eps_low=wide"], "objective.eps_low='wide'"),
+        (["objective.eps_low=wide"], "objective.eps_low: expected a number, not 'wide'."),
         (["objective.clip_scope=batch"], "mini_batch, group, sequence, token or sequences:K"),
-        (["rollout.samples_per_prompt=1"], "greater than or equal to 2"),
+        (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt: expected greater than or equal to 2, not 1."),
         (["rollout.prompts_per_step=30"], "multiple of update.prompts_per_minibatch"),
-        (["steps=many"], "steps: Input should be a valid integer"),
+        (["steps=many"], "steps: expected a whole number, not 'many'."),
         (["prompt=gpt"], "unknown prompt preset 'gpt'"),
         (["reward=llm"], "unknown reward 'llm'. Known: math, math-simplified, exact, code, MODULE:FUNCTION"),
         (["reward=[own:f,own:g]"], "several have names: rewards.first=module:function"),
         (["rewards=own:f"], "they have names: rewards.first=module:function"),
-        (["reward_range=1,wide"], "reward_range.1: Input should be a valid number"),
+        (["reward_range=1,wide"], "reward_range.1: expected a number, not 'wide'."),
+        (["dtype=bf16"], "dtype: expected auto, float32, bfloat16, not 'bf16'. Did you mean 'bfloat16'?"),
+        (["engine=VLLM"], "expected hf, vllm, not 'VLLM'. Did you mean 'vllm'?"),
+        (["objective=AGPO-no-clip"], "Did you mean 'agpo_no_clip'?"),
+        (["objective.ratio=tokens"], "objective.ratio: expected token, sequence, not 'tokens'. Did you mean 'token'?"),
+        (["trackers=wanbd"], "Did you mean 'wandb'?"),
+        (["prompt=qwenboxed"], "Did you mean 'qwen-boxed'?"),
+        (["update.lr=1e400"], "update.lr: expected a finite number, not inf."),
+        (["rollout.temperature=.inf"], "expected a finite number"),
+        (["update.betas=0.9,1.5"], "update.betas.1: expected less than 1, not '1.5'."),
+        (["lora=16"], "lora: expected keys below it (KEY.NAME=VALUE), not 16."),
+        (["update.liger=maybe"], "expected true or false, not 'maybe'."),
+        (["name=5"], "name: expected a text"),
+        (["rewards.right.weight=2"], "rewards.right.reward: Field required"),
         (["update.lr"], "expected key=value"),
         (["update.lr=[1"], "not valid YAML"),
         (["rewards.right=llm"], "rewards.right.reward: unknown reward 'llm'"),
@@ -107,6 +120,7 @@ def test_several_rewards_benchmarks_and_trackers_in_their_short_and_long_forms(t
     assert short.rewards["right"].weight == 2.0
     assert load_config(str(own)).eval.benches == short.eval.benches == ["arith", "math500"]
     assert load_config(str(own)).trackers == short.trackers == ("tensorboard", "wandb")
+    assert load_config("tiny", ["trackers=none", "update.betas=0.8,0.9"]).trackers == ()
     assert load_config("tiny", ["trackers=", "eval.bench="]).eval.benches == []
     assert make_config(short.model_dump(mode="json"), "test") == short
 

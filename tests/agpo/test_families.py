@@ -18,6 +18,12 @@ COMMON = {"vocab_size": 61, "hidden_size": 64, "intermediate_size": 96, "num_hid
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 32}
+LINEAR = {
+    "linear_num_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
 SERVED = {
     "qwen3_moe": ({**HEADS, **EXPERTS, "num_experts": 4}, "packed"),
     "deepseek_v3": (
@@ -29,6 +35,16 @@ SERVED = {
     "mpt": ({"d_model": 64, "n_heads": 2, "n_layers": 2}, "padded"),
     "gemma2": ({**HEADS, "attn_logit_softcapping": 2.0}, "padded"),
     "gpt_oss": ({**HEADS, "num_local_experts": 4, "num_experts_per_tok": 2}, "padded"),
+    "lfm2": ({"num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["conv", "full_attention"]}, "padded"),
+    "qwen3_next": (
+        {**HEADS, **EXPERTS, **LINEAR, "num_experts": 2, "shared_expert_intermediate_size": 32}
+        | {"layer_types": ["linear_attention", "full_attention"]},
+        "padded",
+    ),
+    "falcon_h1": (
+        {**HEADS, "mamba_d_ssm": 64, "mamba_n_heads": 2, "mamba_d_head": 32, "mamba_d_state": 16},
+        "padded",
+    ),
     "llama4_text": (
         {**HEADS, "num_local_experts": 2, "attention_chunk_size": 8, "intermediate_size_mlp": 96},
         "padded",
@@ -75,7 +91,15 @@ def test_what_is_sampled_is_what_is_trained_on(family, tmp_path, monkeypatch):
         assert not torch.allclose(log_probs(model, rows, 1.0, "padded")[0], logp_T, atol=1e-3)
 
 
-@pytest.mark.parametrize(("family", "options"), [("mamba", {"state_size": 8}), ("rwkv", {"attention_hidden_size": 64})])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("mamba", {"state_size": 8}),
+        ("rwkv", {"attention_hidden_size": 64}),
+        ("recurrent_gemma", {**HEADS, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 2048}),
+        ("minimax", {**HEADS, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    ],
+)
 def test_a_state_that_is_not_keys_and_values_is_refused_by_engine_hf(family, options, tmp_path):
     engine = HFEngine(make(family, options, tmp_path), Tokenizer())
     with pytest.raises(UserError, match="Serve it with another engine"):

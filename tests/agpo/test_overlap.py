@@ -1,13 +1,18 @@
 """`rollout.overlap`: what is sampled before its step is what would have been, whatever stops the run."""
 
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from command import start
 
 from agpo.ahead import Ahead
 from agpo.config import load_config
+from agpo.machine import check_machine
 from evals.engines import Completion, Output, Request, Sampling
 from evals.errors import UserError
 from evals.store import Store
@@ -72,6 +77,27 @@ def test_begun_in_free_steps_the_run_is_the_same_to_the_bit(in_turn, tmp_path, k
     assert begun - {first} == free - {first}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("rollout.oversample=3",)], ids=["free", "oversample"])
+def test_killed_at_ten_moments_of_a_step_nothing_is_lost_or_doubled(in_turn, tmp_path, more):
+    """The free one ends as the run that waits; with oversampling as the same run that nobody killed."""
+    keys = [*TINY, "rollout.overlap=free", *more]
+    if more:
+        finish(train(tmp_path / "whole", *TINY, *more))
+        in_turn = left_behind(tmp_path / "whole")
+        assert max(value for (_, name), value in in_turn[1].items() if name == "oversample/continued") > 0
+    command = [sys.executable, str(Path(__file__).with_name("killed.py")), *keys]
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    environment = {**os.environ, "AGPO_STORE": str(folder / "store.db"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("killed at") == 10
+    assert list(left_behind(folder)[:3]) == list(in_turn[:3])
+
+
 class Slow:
     """An engine whose answers wait to be let go."""
 
@@ -97,6 +123,32 @@ def test_an_error_of_what_runs_ahead_is_raised_where_its_answers_are_used_and_no
         next(outputs)
     Ahead(Slow(), requests, Sampling(2)).drop()
     assert [o.completion.token_ids for o in Ahead(Slow(), requests, Sampling(1)).outputs()] == [(0,), (1,), (2,)]
+
+
+@pytest.mark.parametrize(
+    "other", ["objective.masked_groups=resample", "rollout.overlap=ahead", "rollout.max_staleness=1"]
+)
+def test_what_does_not_go_with_oversampling_is_refused(other):
+    keys = ["engine=vllm", other] if "rollout" in other else [other]
+    with pytest.raises(UserError, match=rf"rollout\.oversample=2 does not go with {other}"):
+        load_config("tiny", ["rollout.oversample=2", *keys])
+    load_config("tiny", keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["rollout.oversample=2"], "rollout.oversample=2 is for one process"),
+        (["rollout.overlap=free"], "rollout.overlap=free with several ranks needs engine=vllm"),
+        (["rollout.max_staleness=1", "engine=vllm"], "rollout.max_staleness=1 is for one process"),
+    ],
+)
+def test_what_several_ranks_cannot_do_is_refused_before_anything_is_loaded(keys, said, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("evals.engines.vllm.check_machine", lambda device: False)
+    with pytest.raises(UserError, match=said):
+        check_machine(load_config("tiny", keys))
 
 
 @pytest.mark.parametrize("key", ["overlap=ahead", "max_staleness=1"])

@@ -54,6 +54,7 @@ def train(
     status="done",
     items=ITEMS,
     without=(),
+    name="toy",
     **config,
 ):
     """A run evaluated every `every` steps: `accuracy` of the items (one after the other) are right at each moment."""
@@ -69,7 +70,7 @@ def train(
         **config,
     }
     about = {"metrics": METRICS, "facts": FACTS, "axes": axes(2)}
-    run = store.start_run("train", "toy", method=preset, model="m", seed=seed, config=tree, about=about)
+    run = store.start_run("train", name, method=preset, model="m", seed=seed, config=tree, about=about)
     for step in range(1, steps + 1):
         made = updates[step - 1] if isinstance(updates, list) else updates
         values = {
@@ -269,6 +270,23 @@ def test_the_command_writes_markdown_csv_and_pictures(store, capsys, tmp_path):
         image = matplotlib.image.imread(out / f"{name}.png")
         assert image.std() > 0.01
         assert (out / f"{name}.png").stat().st_size < 200_000
+
+
+def test_several_names_are_one_table_of_claims(store, capsys):
+    for seed, name in ((0, "toy"), (1, "toy"), (2, "toy"), (0, "other"), (1, "other")):
+        train(store, seed, [0, 0.25, 0.5], preset="grpo", lengths=[30, 20, 10], name=name)
+        train(store, seed, [0, 0.25, 0.25 * (seed + 1)], lengths=[30, 25, 5], name=name)
+    assert main(["arms", "--store", str(store.path), "--name", "toy,other"]) == 0
+    _, header, _, first, second = [
+        r for r in capsys.readouterr().out.splitlines() if r.startswith(("| t", "| o", "A", "| -"))
+    ]
+    assert header.startswith("| task | arm | Pass@1, %: steps | Pass@1, %: optimizer updates made |")
+    half = 100 * t.ppf(0.975, 2) * 0.25 / math.sqrt(3)
+    assert first.startswith(f"| toy | agpo (3) | +0.0 ± {half:.1f} |")
+    assert "| **-5.0 ± 0.0** |" in first
+    half = 100 * t.ppf(0.975, 1) * 0.125
+    assert second.startswith(f"| other | agpo (2) | -12.5 ± {half:.1f} |")
+    assert "**" not in second, "two seeds tell nothing apart"
 
 
 def test_facts_of_a_run(store):

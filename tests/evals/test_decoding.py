@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evals.engines import Request, Sampling, hf
-from evals.engines.decoding import HARMLESS, AnyCache, SharedPrompts, fill_holes, shares_prompts
+from evals.engines.decoding import HARMLESS, TILE, AnyCache, SharedPrompts, fill_holes, shares_prompts
 from evals.engines.hf import HFEngine
 from evals.errors import UserError
 
@@ -158,13 +158,14 @@ def test_the_completions_of_a_prompt_share_its_prefill(family, tokenizer):
     assert engine.decoder  # its trial is not counted
     seen = shapes(model)
     list(engine.generate([Request(PROMPTS[0], tuple(range(9)))], Sampling(2)))
-    assert seen == [(1, len(PROMPTS[0])), (9, 1)]
+    assert seen == [(1, 16), (9, 1)]  # the prompt once, padded to a whole vector
 
 
 def test_prompts_are_prefilled_in_parts_of_bounded_size(tokenizer, monkeypatch):
     model = small("qwen2-tied")
     engine = HFEngine(model, tokenizer)
     assert engine.decoder
+    monkeypatch.setattr("evals.engines.decoding.LANES", 1)
     monkeypatch.setattr("evals.engines.decoding.PREFILL_TOKENS", 10)
     seen = shapes(model)
     got = {o.request: o.completion for o in engine.generate([Request(p, (0,)) for p in PROMPTS], Sampling(20, 0.0))}
@@ -181,7 +182,9 @@ def test_finished_rows_cost_nothing(family, tokenizer, monkeypatch):
     monkeypatch.setattr(hf, "COMPACT_BELOW", 1.1)
     seen = shapes(model)
     outputs = list(engine.generate([Request(p, tuple(range(4))) for p in PROMPTS], Sampling(30, 3.0)))
-    assert sum(rows for rows, _ in seen[1:]) == sum(len(o.completion.token_ids) - 1 for o in outputs)
+    lengths = [len(o.completion.token_ids) for o in outputs]
+    running = [sum(length > at for length in lengths) for at in range(1, max(lengths))]
+    assert [rows for rows, _ in seen[1:]] == [max(TILE, rows) for rows in running]
 
 
 @pytest.mark.parametrize("family", ["qwen2-tied", "mistral-sliding"])

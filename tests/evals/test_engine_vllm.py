@@ -344,7 +344,7 @@ def test_machines_and_versions_on_which_it_cannot_run(tiny, monkeypatch, tmp_pat
     (tmp_path / "Python.h").touch()
     for options, said in (
         ({"max_len": 3}, "no option 'max_len'; there are max_model_len"),
-        ({"max_num_seqs": 0}, "max_num_seqs=0: Input should be greater"),
+        ({"max_num_seqs": 0}, "max_num_seqs: expected greater than or equal to 1"),
         ({"max_model_len": 257}, "257 is more than the 256 positions"),
         ({"kv_cache_memory_bytes": 100_000}, r"256 tokens need 0\.6 MiB, and the cache has 0\.1.*max_model_len"),
         ({"tensor_parallel_size": 2}, "tensor_parallel_size is for GPUs"),

@@ -129,7 +129,14 @@ def test_arith_says_when_there_are_not_that_many():
         ("a.jsonl", b'{"prompt": "1"}\n', "no column 'answer'"),
         ("a.jsonl", b'{"prompt": null, "answer": "1"}\n', "row 0: column 'prompt' is null"),
         ("a.jsonl", b'{"prompt": "1", "answer": ["a", "b"]}\n', "row 0: the answer is a list"),
+        ("a.jsonl", b'{"prompt": "1", "answer": true}\n', "row 0: the answer is a bool, and a text or a number"),
+        ("a.jsonl", b'{"prompt": "1", "answer": NaN}\n', "row 0: the answer is NaN"),
+        ("a.jsonl", b'{"prompt": {"text": "1"}, "answer": "1"}\n', "row 0: the prompt is a dict"),
+        ("a.jsonl", b'{"prompt": "1", "answer": "1", "id": ["a"]}\n', "row 0: the id is a list"),
+        ("a.jsonl", b'{"prompt": "1", "reward_model": {"ground_truth": ""}}\n', "no 'ground_truth', or an empty one"),
+        ("a.jsonl", b'{"prompt": "1", "reward_model": "rule"}\n', "row 0: no column 'answer'"),
         ("a.jsonl", b'{"prompt": "1", "answer": "1", "images": ["x.png"]}\n', "row 0: it has images"),
+        ("a.jsonl", b'{"prompt": "1", "answer": "1", "image": "x.png"}\n', "row 0: it has image"),
         ("a.jsonl", b'{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}\n', "more than text"),
         ("a.jsonl", b'{"prompt": [{"role": "tool", "content": "1"}]}\n', "row 0, 'prompt': a turn uses tools"),
         (
@@ -154,6 +161,16 @@ def test_bad_files(tmp_path, name, content, words):
         path.write_bytes(content)
     with pytest.raises(UserError, match=words):
         read_items(path)
+
+
+def test_what_a_row_says_besides_is_kept(tmp_path):
+    path = tmp_path / "a.jsonl"
+    thought = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2", "weight": 1}
+    chat = [{"role": "user", "content": "2+2"}, thought, {"role": "user", "content": "sure?"}]
+    path.write_text(json.dumps({"prompt": chat, "answer": 4, "extra_info": "a note", "tools": "[]"}) + "\n")
+    (item,) = read_items(path)
+    assert item.chat[1] == {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}
+    assert (item.answer, item.meta["extra_info"]) == ("4", "a note")
 
 
 def test_items_of_plain_columns_and_of_verls_schema(tmp_path):

@@ -1,0 +1,41 @@
+"""`rollout.prompts: adaptive`: ask what is likely to be live. Thompson sampling over each problem's solve rate.
+
+Of every problem a rate is drawn from its posterior, Beta(1 + right, 1 + wrong); those whose group would most likely be
+live at that rate are asked (Thompson 1933; as bandits of prompts: Qu et al. 2025, arXiv 2507.04632). Counts fade by
+`rollout.forget` a step, since the policy moves: a problem that was all right or all wrong comes back.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agpo.batch import Group, raw_rewards
+from evals.items import Item, derive_seed
+
+
+def draw_adaptive(
+    items: Sequence[Item], seen_2P: np.ndarray, seed: int, step: int, count: int, samples: int
+) -> tuple[list[Item], float]:
+    """(the `count` items of a step, the share of their groups that is expected to be live): a function of its
+    arguments alone. seen_2P: right and wrong answers of each item, faded."""
+    rng = np.random.Generator(np.random.Philox(key=derive_seed(seed, "adaptive", step)))
+    right_P, wrong_P = 1 + seen_2P
+    rate_P, tie_P = rng.beta(right_P, wrong_P), rng.random(len(items))
+    live_P = 1 - rate_P**samples - (1 - rate_P) ** samples
+    chosen = np.lexsort((tie_P, -live_P))[:count]
+    k = np.arange(samples)  # E rate^n = prod (a + k) / (a + b + k): the chance that all of n answers are right
+    ends_2C = [
+        np.prod((one[chosen, None] + k) / ((right_P + wrong_P)[chosen, None] + k), axis=1) for one in (right_P, wrong_P)
+    ]
+    return [items[i] for i in chosen], float((1 - ends_2C[0] - ends_2C[1]).mean())
+
+
+def learn(items: Sequence[Item], seen_2P: np.ndarray, groups: Sequence[Group], forget: float) -> np.ndarray:
+    """The counts after a step. A reward between 0 and 1 counts as that share of a right answer; one that is not
+    scorable does not count."""
+    place = {item.id: i for i, item in enumerate(items)}
+    seen_2P = seen_2P * forget
+    for group, reward_N in zip(groups, raw_rewards(groups).clip(0, 1).numpy(), strict=True):
+        right_N = reward_N[~np.isnan(reward_N)]
+        seen_2P[:, place[group.item.id]] += right_N.sum(), (1 - right_N).sum()
+    return seen_2P
