@@ -10,8 +10,6 @@ from evals.errors import UserError, first_line
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 SECONDS = 10.0
 """for the hub's first answer; without one what is in the cache is taken"""
-
-
 ANSWER_SECONDS = 2.0
 """how long the hub may take to answer at all"""
 

@@ -107,12 +107,10 @@ class TaskLM(TemplateLM):
             prompt, task = request.args[0], request.task_name
             item = Item(self.item_id(task, request.doc_id, request.idx), prompt, "", {"task": task})
             seeds = tuple(derive_seed(self.seed, task, item.id, k) for k in repeats)
-            if self.tokenizer is None:
-                made.append((item, Request((), seeds, prompt, name=item.id)))
-                continue
-            ids = tuple(self.tok_encode(prompt))
-            check_fits(len(ids), sampling.max_tokens, self.max_length, f"{task}, document {item.id}: the prompt")
-            made.append((item, Request(ids, seeds, name=item.id)))
+            ids = () if self.tokenizer is None else tuple(self.tok_encode(prompt))
+            if self.tokenizer is not None:
+                check_fits(len(ids), sampling.max_tokens, self.max_length, f"{task}, document {item.id}: the prompt")
+            made.append((item, Request(ids, seeds, "" if ids else prompt, name=item.id)))
         with Recorder(self.store, self.run_id) as recorder:
 
             def add(row: SampleRow, item: Item) -> None:
@@ -130,10 +128,10 @@ class TaskLM(TemplateLM):
                 if not (refused := refusals(e, self.max_errors)):
                     raise
                 for at, why in refused.items():
-                    (item, request), task = made[at], made[at][0].meta["task"]
+                    item, request = made[at]
                     for k, seed in zip(todo[at][1], request.seeds, strict=True):
-                        if (task, item.id, k) not in self.rows:
-                            add(refused_row(item, k, item.prompt, seed, task, self.step, why), item)
+                        if (item.meta["task"], item.id, k) not in self.rows:
+                            add(refused_row(item, k, item.prompt, seed, item.meta["task"], self.step, why), item)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         self._scorer()

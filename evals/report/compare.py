@@ -263,23 +263,14 @@ def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console:
     lines = []
     for v, p in zip(verdicts, adjusted, strict=True):
         c = v.comparison
-        lines.append(
-            [
-                v.b.name,
-                v.b.run.id,
-                str(c.problems),
-                _percent(c.b),
-                _points(c.difference.value, plus=True),
-                f"{_points(c.difference.low)} to {_points(c.difference.high)}"
-                if not math.isnan(c.difference.low)
-                else "",
-                p_text(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""),
-                f"{c.worse} / {c.better}",
-                f"{100 * c.detectable:.1f}" if c.detectable > 0 else "",
-                _length(v.summary_b.tokens_mean),
-                f"{v.tokens.value:.2f}",
-            ]
-        )
+        interval = f"{_points(c.difference.low)} to {_points(c.difference.high)}"
+        lines.append([
+            v.b.name, v.b.run.id, str(c.problems), _percent(c.b), _points(c.difference.value, plus=True),
+            "" if math.isnan(c.difference.low) else interval,
+            p_text(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""), f"{c.worse} / {c.better}",
+            f"{100 * c.detectable:.1f}" if c.detectable > 0 else "",
+            _length(v.summary_b.tokens_mean), f"{v.tokens.value:.2f}",
+        ])  # fmt: skip
     print_table(header, lines, f"Against A, {verdicts[0].a.label}", console)
 
 
@@ -306,11 +297,8 @@ def _changes(v: Verdict) -> str:
 def _detectable(c: Comparison) -> list[str]:
     if not c.detectable > 0:
         return []
-    unpaired = (
-        ""
-        if math.isnan(c.detectable_unpaired)
-        else (f" ({100 * c.detectable_unpaired:.1f} if the problems had been different ones)")
-    )
+    other = f" ({100 * c.detectable_unpaired:.1f} if the problems had been different ones)"
+    unpaired = "" if math.isnan(c.detectable_unpaired) else other
     seen = f"{100 * c.detectable:.1f} points"
     return [f"The smallest difference that such a comparison finds in 80 of 100 repetitions: {seen}{unpaired}."]
 
