@@ -55,13 +55,8 @@ def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
     checkpoints = len({o.model for o in outcomes}) > 1
     nothing = any(_no_answer(o.summary) for o in outcomes)
     scores = ["problems", "score", "95 %", "tokens mean", "truncated", *(["no answer"] if nothing else []), "unscored"]
-    header = [
-        "benchmark",
-        *(["step"] if checkpoints else []),
-        *scores,
-        *(["to the first"] if checkpoints else []),
-        "run",
-    ]
+    step, difference = (["step"], ["to the first"]) if checkpoints else ([], [])
+    header = ["benchmark", *step, *scores, *difference, "run"]
     first: dict[str, Outcome] = {}
     blocks: dict[str, list[list[str]]] = {}
     for outcome in sorted(outcomes, key=lambda o: [p.title for p in outcomes].index(o.title)):
@@ -93,14 +88,9 @@ def _cells(s: Summary, total: Summary | None) -> list[str]:
     """The cells under `_header` of `total`, which says for which k there is a pass@k; None: for none."""
     several = [f"{100 * s.pass_at[k]:.1f}" if k in s.pass_at else "" for k in (total.pass_at if total else ())]
     lengths = [f"{s.tokens_mean:.1f}", f"{s.tokens_median:g}", f"{100 * s.truncated:.1f} %"]
-    return [
-        str(s.problems),
-        *s.estimate("pass1").cells(1, 100),
-        *several,
-        *(["-"] * 3 if math.isnan(s.tokens_mean) else lengths),
-        *([str(_no_answer(s))] if total and _no_answer(total) else []),
-        str(s.unscored),
-    ]
+    lengths = ["-"] * 3 if math.isnan(s.tokens_mean) else lengths
+    nothing = [str(_no_answer(s))] if total and _no_answer(total) else []
+    return [str(s.problems), *s.estimate("pass1").cells(1, 100), *several, *lengths, *nothing, str(s.unscored)]
 
 
 def _no_answer(s: Summary) -> int:

@@ -144,26 +144,14 @@ def _accuracy(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _tokens(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    header = [
-        "Average response tokens",
-        "95 % interval",
-        "Median",
-        "p95",
-        "Right",
-        "Wrong",
-        "Per solved",
-        "Truncated",
-    ]
+    header = ["Average response tokens", "95 % interval", "Median", "p95", "Right", "Wrong", "Per solved", "Truncated"]
     digits = 0 if any(row.estimate("tokens_mean").value >= 100 for row in found) else 1
     rest = ("tokens_median", "tokens_p95", "tokens_right", "tokens_wrong", "tokens_per_solved")
-    return header, [
-        [
-            *_value(row, "tokens_mean", digits, 1),
-            *(_number(row.estimate(q).value, digits) for q in rest),
-            _truncated(row),
-        ]
-        for row in found
-    ]
+    lines = []
+    for row in found:
+        cells = [_number(row.estimate(q).value, digits) for q in rest]
+        lines.append([*_value(row, "tokens_mean", digits, 1), *cells, _truncated(row)])
+    return header, lines
 
 
 def _programs(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
