@@ -144,7 +144,7 @@ def test_the_model_must_be_served_and_may_be_left_out(tiny):
 
 
 def test_options_out_of_range():
-    with pytest.raises(UserError, match="concurrency=0: Input should be greater than or equal to 1"):
+    with pytest.raises(UserError, match="concurrency: expected greater than or equal to 1"):
         load_engine("openai", "http://a#m", concurrency=0)
 
 
