@@ -13,7 +13,7 @@ from data_curation.read import is_hub, place_of, raw_rows, read, split_of
 from data_curation.solve_rate import NO_MODEL, check_options, known_run
 from data_curation.stage import Context
 from evals.errors import UserError, first_line
-from evals.hub import ANSWER_SECONDS, hub_answers, stay_offline
+from evals.hub import ANSWER_SECONDS, ask_hub
 from evals.outputs import check_folder
 
 USED_FLOPS = 0.12 * 989e12
@@ -39,8 +39,7 @@ def check(recipe: Any, out: Path, context: Context) -> list[decontaminate.Refere
     against = recipe.options("decontaminate").against if "decontaminate" in recipe.stages else ()
     wanted = on_hub(recipe, against, context)
     absent: dict[str, list[str]] = {}
-    if wanted and not hub_answers():
-        stay_offline()
+    if wanted and not ask_hub():
         absent = {what: ids for what, ids in wanted.items() if not all(map(cached, ids))}
     references: list[decontaminate.Reference] = []
     for source in recipe.sources:

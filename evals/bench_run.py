@@ -65,7 +65,7 @@ def evaluate_plan(
         else:
             from evals.lm_tasks.evaluate import evaluate_task
 
-            summary, told = evaluate_task(plan, target.step, engine, store, run_id, console)
+            summary, told = evaluate_task(plan, target.step, engine, store, run_id, console, max_errors)
         if lm_eval_output:
             from evals.lm_tasks.output import write_output
 

@@ -97,9 +97,11 @@ def complete(
         if unjudged:
             _grade_again(recorder, items, job, store, grader, unjudged)
         failure: EngineError | None = None
+        answered = set()
         try:
             for at, which, completion in _outputs(engine, requests, job.sampling):
                 item, repeats = todo[at]
+                answered.add((item.id, repeats[which]))
                 text = response_text(completion, tokenizer)
                 seed = requests[at].seeds[which]
                 row = ungraded_row(
@@ -110,15 +112,13 @@ def complete(
             if not e.failed:
                 raise
             failure = e  # raised when all that was answered has its verdict
-        refused = {name: why for name, why in failure.failed.items() if why.status in REFUSED} if failure else {}
-        if failure and len(refused) == len(failure.failed) <= max_errors:
+        if failure and (refused := refusals(failure, max_errors)):
             failure = None
             for (item, repeats), prompt, request in zip(todo, prompts, requests, strict=True):
                 for k, seed in zip(repeats, request.seeds, strict=True) if item.id in refused else ():
-                    nothing = Completion((), None, "abort", 0.0, text="")
-                    row = ungraded_row(item, k, prompt, "", nothing, seed, job.split, job.step)
-                    meta = {**row.meta, "detail": str(refused[item.id])}
-                    recorder.add(replace(row, outcome="refused", path="engine", meta=meta), item, None)
+                    if (item.id, k) not in answered:
+                        row = refused_row(item, k, prompt, seed, job.split, job.step, refused[item.id])
+                        recorder.add(row, item, None)
         grader.flush()
     if failure:
         raise failure
@@ -131,6 +131,12 @@ def _outputs(engine: Engine | None, requests: Sequence[Request], sampling: Sampl
     except EngineError as e:
         e.failed = {requests[at].name: why for at, why in e.failed.items()}
         raise
+
+
+def refusals(failure: EngineError, max_errors: int) -> dict[Any, EngineError]:
+    """What a server refused, by request, if nothing else failed and there are no more than `max_errors`; else none."""
+    refused = {which: why for which, why in failure.failed.items() if why.status in REFUSED}
+    return refused if len(refused) == len(failure.failed) <= max_errors else {}
 
 
 def response_text(completion: Completion, tokenizer: Any) -> str:
@@ -325,6 +331,12 @@ def ungraded_row(
         entropies=completion.entropies,
         token_chars=token_chars(completion, text, tokenizer),
     )
+
+
+def refused_row(item: Item, repeat: int, prompt: str, seed: int, split: str, step: int, why: EngineError) -> SampleRow:
+    """Of a prompt that a server will never take: no response and no verdict."""
+    row = ungraded_row(item, repeat, prompt, "", Completion((), None, "abort", 0.0, text=""), seed, split, step)
+    return replace(row, outcome="refused", path="engine", meta={**row.meta, "detail": str(why)})
 
 
 def graded(row: SampleRow, item: Item, verdict: Verdict) -> SampleRow:

@@ -10,14 +10,15 @@ from evals.errors import UserError, first_line
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 SECONDS = 10.0
 """for the hub's first answer; without one what is in the cache is taken"""
-
-
 ANSWER_SECONDS = 2.0
 """how long the hub may take to answer at all"""
 
 
-def hub_answers() -> bool:
-    """Whether the hub answers within ANSWER_SECONDS: looking up a name may hang for longer than any time-out."""
+def ask_hub() -> bool:
+    """Whether the hub answers within ANSWER_SECONDS: looking up a name may hang for longer than any time-out.
+
+    Where it does not, the cache is used from now on, and what it lacks fails at once instead of after retries.
+    """
     import httpx
     from huggingface_hub import constants
 
@@ -27,21 +28,15 @@ def hub_answers() -> bool:
         with contextlib.suppress(httpx.HTTPError):
             answered.append(httpx.head(constants.ENDPOINT, timeout=ANSWER_SECONDS).status_code)
 
-    if constants.HF_HUB_OFFLINE:
-        return False
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS)
+    if not constants.HF_HUB_OFFLINE:
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(ANSWER_SECONDS)
+    if not answered:
+        constants.HF_HUB_OFFLINE = True
+        if config := sys.modules.get("datasets.config"):
+            config.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
     return bool(answered)
-
-
-def stay_offline() -> None:
-    """What the cache has is used, and what it lacks fails at once instead of after minutes of retries."""
-    from huggingface_hub import constants
-
-    constants.HF_HUB_OFFLINE = True
-    if config := sys.modules.get("datasets.config"):
-        config.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 def is_local(model: str) -> bool:
@@ -70,7 +65,8 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError) as e:
         raise UserError(
             f"cannot get the model {model} from the Hugging Face hub, nor from its cache: "
-            f"{first_line(e).removeprefix('Got: ')} Check the id and the network, or give the path of a local folder."
+            f"{first_line(e).removeprefix('Got: ').rstrip('.')}. Check the id and the network, or "
+            "give the path of a local folder."
         ) from e
     return Path(found)
 

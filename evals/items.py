@@ -11,7 +11,7 @@ from typing import Any
 from evals.code_tests import Code, read_code
 from evals.errors import UserError, first_line
 from evals.files import ENDINGS, Malformed, ending, file_rows
-from evals.hub import hub_answers, stay_offline
+from evals.hub import ask_hub
 from sandbox import Limits
 
 HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+)(?=:))?(:(?P<split>[\w.-]+(\[.*\])?))?")
@@ -54,8 +54,7 @@ def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[dict[
     """Rows of a data set on the Hugging Face hub. Raises UserError where it cannot be reached."""
     from datasets import load_dataset
 
-    if not hub_answers():
-        stay_offline()
+    ask_hub()
     try:
         return load_dataset(name, config, split=split)  # type: ignore[return-value]
     except (OSError, ValueError, RuntimeError) as e:

@@ -1,5 +1,6 @@
 """Tables that an evaluation prints: one benchmark in all and by group, several at a glance, checkpoints of a run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ class Outcome:
 def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Console) -> Summary:
     """Print the summary in all and by the benchmark's groups, and what the benchmark itself has to say."""
     total = summarise(rows)
+    if not rows:
+        console.print(f"{bench.title}: nothing")
+        return total
     blocks = [[["all", *_cells(total, total)]]]
     for key in bench.groups:
         blocks.append([[f"{key} {value}", *_cells(part, total)] for value, part in by(rows, key).items()])
@@ -51,13 +55,8 @@ def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
     checkpoints = len({o.model for o in outcomes}) > 1
     nothing = any(_no_answer(o.summary) for o in outcomes)
     scores = ["problems", "score", "95 %", "tokens mean", "truncated", *(["no answer"] if nothing else []), "unscored"]
-    header = [
-        "benchmark",
-        *(["step"] if checkpoints else []),
-        *scores,
-        *(["to the first"] if checkpoints else []),
-        "run",
-    ]
+    step, difference = (["step"], ["to the first"]) if checkpoints else ([], [])
+    header = ["benchmark", *step, *scores, *difference, "run"]
     first: dict[str, Outcome] = {}
     blocks: dict[str, list[list[str]]] = {}
     for outcome in sorted(outcomes, key=lambda o: [p.title for p in outcomes].index(o.title)):
@@ -76,7 +75,7 @@ def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
 
 def _difference(start: Outcome, outcome: Outcome) -> str:
     difference, low, high = paired(start.means, outcome.means)
-    return f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * difference:+z.1f} ({100 * low:+z.1f} to {100 * high:+z.1f})"
 
 
 def _header(metric: str, total: Summary) -> list[str]:
@@ -88,16 +87,10 @@ def _header(metric: str, total: Summary) -> list[str]:
 def _cells(s: Summary, total: Summary | None) -> list[str]:
     """The cells under `_header` of `total`, which says for which k there is a pass@k; None: for none."""
     several = [f"{100 * s.pass_at[k]:.1f}" if k in s.pass_at else "" for k in (total.pass_at if total else ())]
-    return [
-        str(s.problems),
-        *s.estimate("pass1").cells(1, 100),
-        *several,
-        f"{s.tokens_mean:.1f}",
-        f"{s.tokens_median:g}",
-        f"{100 * s.truncated:.1f} %",
-        *([str(_no_answer(s))] if total and _no_answer(total) else []),
-        str(s.unscored),
-    ]
+    lengths = [f"{s.tokens_mean:.1f}", f"{s.tokens_median:g}", f"{100 * s.truncated:.1f} %"]
+    lengths = ["-"] * 3 if math.isnan(s.tokens_mean) else lengths
+    nothing = [str(_no_answer(s))] if total and _no_answer(total) else []
+    return [str(s.problems), *s.estimate("pass1").cells(1, 100), *several, *lengths, *nothing, str(s.unscored)]
 
 
 def _no_answer(s: Summary) -> int:

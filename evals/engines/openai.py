@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from evals.engines import Completion, Output, Request, Sampling
+from evals.engines import REFUSED, Completion, Output, Request, Sampling
 from evals.engines.openai_api import Answer, payload
 from evals.engines.openai_fleet import Fleet, Limits, RequestError
 from evals.engines.openai_probe import Found, discover
@@ -240,7 +240,8 @@ class _Run:
         others = f" ({len(self.failed) - 1} more prompts failed)" if len(self.failed) > 1 else ""
         error = RequestError(
             f"{_name(self.requests, number)}: {first}{others}\n"
-            "What was answered is kept; the same command asks for the rest.",
+            "What was answered is kept; the same command asks for the rest"
+            + (", and --max-errors N goes on without N refused prompts." if first.status in REFUSED else "."),
             url=first.url,
             status=first.status,
             body=first.body,

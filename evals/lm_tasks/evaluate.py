@@ -9,7 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
 from rich.console import Console
 
-from evals.console import progress_bar
+from evals.console import plural, progress_bar
 from evals.lm_tasks.lm import TaskLM, first_of
 from evals.lm_tasks.plan import TaskPlan
 from evals.report.layout import print_table
@@ -18,7 +18,7 @@ from evals.store import SampleRow, Store
 
 
 def evaluate_task(
-    plan: TaskPlan, step: int, engine: Any, store: Store, run_id: str, console: Console
+    plan: TaskPlan, step: int, engine: Any, store: Store, run_id: str, console: Console, max_errors: int = 0
 ) -> tuple[Summary, Callable[[], tuple[dict[str, Any], TaskLM]]]:
     """Evaluate one task or group of lm-eval into a run of the store, and print its metrics.
 
@@ -30,7 +30,7 @@ def evaluate_task(
         total += (len(task.eval_docs) if chosen is None else len(chosen)) * (task.config.repeats or 1)
     with progress_bar(plan.title, total, console) as advance:
         known = {(r.split, r.item, r.repeat): r for r in store.samples(run_id, step=step)}
-        lm = TaskLM(engine, plan.indices, store, run_id, step, plan.settings["seed"], advance, known)
+        lm = TaskLM(engine, plan.indices, store, run_id, step, plan.settings["seed"], advance, known, max_errors)
         for task in plan.loaded["tasks"].values():
             task.set_fewshot_seed(seed=plan.settings["seed"])  # every checkpoint sees the same examples
         some = {name: chosen for name, chosen in plan.indices.items() if chosen is not None}
@@ -47,6 +47,8 @@ def evaluate_task(
     store.log_metrics(run_id, step, _metrics(results) | {"pass1": summary.pass1})
     _print(results, console)
     console.print(summary.line(), markup=False)
+    if refused := summary.outcomes.get("refused"):
+        console.print(f"{plural(refused, 'response')} refused by the server: wrong in lm-eval's metrics, not in Pass@1")
     return summary, lambda: (results, lm)
 
 
@@ -81,6 +83,8 @@ def judge(
                 continue
             responses = lm.rows_of(task, document)
             for row in responses:
+                if row.outcome == "refused":
+                    continue
                 if len(responses) > 1 and metric:
                     reward, filtered = _alone(tasks[task], metric, document, row)
                 else:
@@ -88,7 +92,7 @@ def judge(
                     filtered = document["filtered_resps"][0]
                 outcome = "ungraded" if reward is None else "right" if reward else "wrong"
                 path = f"lm_eval:{metric[1]},{metric[0]}" if metric else "lm_eval"
-                answer = str(first_of(filtered)) if row.token_ids else row.response
+                answer = row.response if row.finish_reason == "scored" else str(first_of(filtered))
                 told = {"outcome": outcome, "reward": reward, "path": path, "answer": answer}
                 rows.append(dataclasses.replace(row, **told, reference=str(first_of(document["target"]))))
         store.log_samples(run_id, rows)

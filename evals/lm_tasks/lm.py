@@ -9,8 +9,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from evals.complete import UNGRADED, Recorder, response_text, ungraded_row
-from evals.engines import Completion, Engine, Request, Sampling
+from evals.complete import UNGRADED, Recorder, refusals, refused_row, response_text, ungraded_row
+from evals.engines import Completion, Engine, EngineError, Request, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.grading.thoughts import answer_part
@@ -35,11 +35,13 @@ class TaskLM(TemplateLM):
         seed: int,
         advance: Callable[[], None],
         known: Mapping[tuple[str, str, int], SampleRow],
+        max_errors: int = 0,
     ):
-        """known: (task, item, repeat) -> what is not generated again."""
+        """known: (task, item, repeat) -> what is not generated again. max_errors: as in `complete`."""
         super().__init__()
         self.engine, self.indices, self.store, self.run_id = engine, indices, store, run_id
         self.step, self.seed, self.advance, self.known = step, seed, advance, known
+        self.max_errors = max_errors
         self.tokenizer = engine.tokenizer
         self.rows: dict[tuple[str, str, int], SampleRow] = {}
         """(task, item, repeat) -> what was generated"""
@@ -105,22 +107,31 @@ class TaskLM(TemplateLM):
             prompt, task = request.args[0], request.task_name
             item = Item(self.item_id(task, request.doc_id, request.idx), prompt, "", {"task": task})
             seeds = tuple(derive_seed(self.seed, task, item.id, k) for k in repeats)
-            if self.tokenizer is None:
-                made.append((item, Request((), seeds, prompt)))
-                continue
-            ids = tuple(self.tok_encode(prompt))
-            check_fits(len(ids), sampling.max_tokens, self.max_length, f"{task}, document {item.id}: the prompt")
-            made.append((item, Request(ids, seeds)))
+            ids = () if self.tokenizer is None else tuple(self.tok_encode(prompt))
+            if self.tokenizer is not None:
+                check_fits(len(ids), sampling.max_tokens, self.max_length, f"{task}, document {item.id}: the prompt")
+            made.append((item, Request(ids, seeds, "" if ids else prompt, name=item.id)))
         with Recorder(self.store, self.run_id) as recorder:
-            for at, which, completion in self.engine.generate([request for _, request in made], sampling):
-                item, request = made[at]
-                text, completion = stop_at(completion, until, self.tokenizer)
-                task, repeat = item.meta["task"], todo[at][1][which]
-                told = (completion, request.seeds[which], task, self.step, self.tokenizer)
-                row = ungraded_row(item, repeat, item.prompt, text, *told)
-                self.rows[task, item.id, repeat] = row
+
+            def add(row: SampleRow, item: Item) -> None:
+                self.rows[row.split, row.item, row.repeat] = row
                 recorder.add(row, item, None)
                 self.advance()
+
+            try:
+                for at, which, completion in self.engine.generate([request for _, request in made], sampling):
+                    item, request = made[at]
+                    text, completion = stop_at(completion, until, self.tokenizer)
+                    told = (completion, request.seeds[which], item.meta["task"], self.step, self.tokenizer)
+                    add(ungraded_row(item, todo[at][1][which], item.prompt, text, *told), item)
+            except EngineError as e:
+                if not (refused := refusals(e, self.max_errors)):
+                    raise
+                for at, why in refused.items():
+                    item, request = made[at]
+                    for k, seed in zip(todo[at][1], request.seeds, strict=True):
+                        if (item.meta["task"], item.id, k) not in self.rows:
+                            add(refused_row(item, k, item.prompt, seed, item.meta["task"], self.step, why), item)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         self._scorer()

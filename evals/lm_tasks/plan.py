@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError, first_line
+from evals.hub import ask_hub
 from evals.items import choose_indices
 
 PREFIX = "lm_eval:"
@@ -90,12 +91,13 @@ def _load(name: str, include_path: str | None) -> Mapping[str, Any]:
         hint = f" Similar: {', '.join(near[:8])}." if near else ""
         folder = f" and {include_path}" if include_path else ""
         raise UserError(f"lm-eval{folder} has no task {name!r} that can be read.{hint}")
+    ask_hub()
     try:
         return manager.load([name])
     except Exception as e:  # a task's code and its data set raise anything
         raise UserError(
-            f"cannot load lm-eval's task {name!r}: {type(e).__name__}: {first_line(e)}. Its data come from the Hugging "
-            "Face hub unless its YAML names local files."
+            f"cannot load lm-eval's task {name!r}: {type(e).__name__}: {first_line(e)}. Check the network, or give a "
+            "copy of its YAML that names local files, in the folder of --include-path."
         ) from e
 
 

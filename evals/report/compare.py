@@ -123,10 +123,12 @@ def judge(a: Part, b: Part, columns_a: Columns, columns_b: Columns) -> Verdict:
         )
         why = why or f"they have no problem in common ({_some(means_a)}; {_some(means_b)})"
         raise UserError(f"{a.label} and {b.label} cannot be compared: {why}.")
+    if infinite := [item for item in common if math.isinf(means_a[item]) or math.isinf(means_b[item])]:
+        raise UserError(f"{a.label} and {b.label} cannot be compared: problem {infinite[0]} has an infinite reward.")
     ordered = [item for item in columns_a.items if item in common]
     part_a, part_b = columns_a.of_items(common), columns_b.of_items(common)
     comparison = compare(part_a, part_b)
-    tokens_a, tokens_b = part_a.means(part_a.tokens_S), part_b.means(part_b.tokens_S)
+    tokens_a, tokens_b = (part.means(part.tokens_S) for part in (part_a.answered, part_b.answered))
     return Verdict(
         a,
         b,
@@ -224,8 +226,7 @@ def tokens_words(v: Verdict, name_a: str, name_b: str) -> str:
     found = low > 0 or high < 0
     word = "more" if change > 0 else "fewer"
     limits = sorted((low, high) if change > 0 else (-low, -high))
-    # + 0.0: no "-0.0"
-    interval = "95 % interval {:.1f} to {:.1f} % {}".format(*(round(x, 1) + 0.0 for x in limits), word)
+    interval = "95 % interval {:z.1f} to {:z.1f} % {}".format(*limits, word)
     both = " and ".join(_length(x) for x in (b, a))
     told = f"{name_b} uses {abs(change):.1f} % {word} response tokens than {name_a} ({both}), {interval}"
     return f"{told}: {'distinguishable' if found else 'not distinguishable'}."
@@ -262,23 +263,14 @@ def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console:
     lines = []
     for v, p in zip(verdicts, adjusted, strict=True):
         c = v.comparison
-        lines.append(
-            [
-                v.b.name,
-                v.b.run.id,
-                str(c.problems),
-                _percent(c.b),
-                _points(c.difference.value, plus=True),
-                f"{_points(c.difference.low)} to {_points(c.difference.high)}"
-                if not math.isnan(c.difference.low)
-                else "",
-                p_text(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""),
-                f"{c.worse} / {c.better}",
-                f"{100 * c.detectable:.1f}" if c.detectable > 0 else "",
-                _length(v.summary_b.tokens_mean),
-                f"{v.tokens.value:.2f}",
-            ]
-        )
+        interval = f"{_points(c.difference.low)} to {_points(c.difference.high)}"
+        lines.append([
+            v.b.name, v.b.run.id, str(c.problems), _percent(c.b), _points(c.difference.value, plus=True),
+            "" if math.isnan(c.difference.low) else interval,
+            p_text(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""), f"{c.worse} / {c.better}",
+            f"{100 * c.detectable:.1f}" if c.detectable > 0 else "",
+            _length(v.summary_b.tokens_mean), f"{v.tokens.value:.2f}",
+        ])  # fmt: skip
     print_table(header, lines, f"Against A, {verdicts[0].a.label}", console)
 
 
@@ -305,11 +297,8 @@ def _changes(v: Verdict) -> str:
 def _detectable(c: Comparison) -> list[str]:
     if not c.detectable > 0:
         return []
-    unpaired = (
-        ""
-        if math.isnan(c.detectable_unpaired)
-        else (f" ({100 * c.detectable_unpaired:.1f} if the problems had been different ones)")
-    )
+    other = f" ({100 * c.detectable_unpaired:.1f} if the problems had been different ones)"
+    unpaired = "" if math.isnan(c.detectable_unpaired) else other
     seen = f"{100 * c.detectable:.1f} points"
     return [f"The smallest difference that such a comparison finds in 80 of 100 repetitions: {seen}{unpaired}."]
 
@@ -330,7 +319,7 @@ def _percent(share: float) -> str:
 def _points(share: float, plus: bool = False) -> str:
     if math.isnan(share):
         return "-"
-    return f"{100 * share:{'+' if plus else ''}.{digits_of(100 * share)}f}"
+    return f"{100 * share:{'+' if plus else ''}z.{digits_of(100 * share)}f}"
 
 
 def digits_of(points: float) -> int:

@@ -80,12 +80,16 @@ class Row:
         same problems; the standard error then is over runs too. Runs without a number are left out.
         """
         found = self._estimates(quantity, rule, group)
-        if len(found) < 2:
-            return found[0] if found else Estimate(math.nan)
-        value, se = fmean(e.value for e in found), stdev(e.value for e in found) / math.sqrt(len(found))
-        over = student(value, se, len(found))
-        high = min(1.0, over.high) if 0 <= value <= 1 and quantity != "tokens_mean" else over.high
-        return replace(over, low=max(0.0, over.low) if value >= 0 else over.low, high=high)
+        over = found[0] if found else Estimate(math.nan)
+        most = math.inf
+        if len(found) > 1:
+            value, se = fmean(e.value for e in found), stdev(e.value for e in found) / math.sqrt(len(found))
+            over = student(value, se, len(found))
+            over = replace(over, low=max(0.0, over.low) if value >= 0 else over.low)
+            most = 1.0 if 0 <= value <= 1 else math.inf
+        if quantity in ("tokens_mean", "tokens_right", "tokens_wrong"):
+            most = max(over.value, self.results[0].part.settings.get("max_tokens") or math.inf)
+        return replace(over, high=min(over.high, most))
 
     def deviation(self, quantity: str) -> float:
         """Standard deviation over the runs; nan for one."""

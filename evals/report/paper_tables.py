@@ -19,7 +19,7 @@ from evals.outputs import check_file, replacing
 from evals.report import paper
 from evals.report.evaluations import GROUP, Row, rows
 from evals.report.layout import Grid, latex, markdown, print_grid, short
-from evals.report.parts import BY, CHOICE
+from evals.report.parts import BY, CHOICE, NO_SCORE
 from evals.store import Store
 
 FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
@@ -144,26 +144,14 @@ def _accuracy(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _tokens(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    header = [
-        "Average response tokens",
-        "95 % interval",
-        "Median",
-        "p95",
-        "Right",
-        "Wrong",
-        "Per solved",
-        "Truncated",
-    ]
+    header = ["Average response tokens", "95 % interval", "Median", "p95", "Right", "Wrong", "Per solved", "Truncated"]
     digits = 0 if any(row.estimate("tokens_mean").value >= 100 for row in found) else 1
     rest = ("tokens_median", "tokens_p95", "tokens_right", "tokens_wrong", "tokens_per_solved")
-    return header, [
-        [
-            *_value(row, "tokens_mean", digits, 1),
-            *(_number(row.estimate(q).value, digits) for q in rest),
-            _truncated(row),
-        ]
-        for row in found
-    ]
+    lines = []
+    for row in found:
+        cells = [_number(row.estimate(q).value, digits) for q in rest]
+        lines.append([*_value(row, "tokens_mean", digits, 1), *cells, _truncated(row)])
+    return header, lines
 
 
 def _programs(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -223,7 +211,7 @@ def _notes(found: Sequence[Row]) -> list[str]:
     """What has to be said below the table."""
     said = []
     if any(row.status for row in found):
-        said.append("No score where an evaluation has not ended: what is quick to answer and to grade comes first.")
+        said.append(NO_SCORE)
     if any(len(row.results) > 1 for row in found):
         said.append(
             "An interval over runs is Student's over seeds on the same problems; one of a single run is over problems, "

@@ -37,6 +37,7 @@ IN_TABLES = ("temperature", "top_p", "max_tokens", "prompt", "selected_on_test")
 """those that a table tells its lines apart by; n and limit are in its counts of problems and samples"""
 ASKED = ("temperature", "top_p", "max_tokens", "prompt", "n")
 """those that the page shows"""
+NO_SCORE = "No score where an evaluation has not ended: what is quick to answer and to grade comes first."
 CUTS = ("update.micro_batch_tokens", "rollout.max_sequences")
 """keys of a training run that change a result by rounding only"""
 APART = ("objective", "seed", "name", "out", "checkpoint", "trackers", "hardware", "threads", "device")
@@ -149,6 +150,12 @@ class Part:
     def outcomes(self, store: Store) -> Iterator[OutcomeRow]:
         for one in (self, *self.also):
             yield from store.outcomes(one.run.id, split=one.split, step=one.step)
+
+
+def settings_told(parts: Sequence[Part]) -> tuple[str, list[str]]:
+    """(what of `ASKED` is the same for all, in words; the keys in which they differ)."""
+    differing = [key for key in ASKED if len({part.told([key]) for part in parts}) > 1]
+    return parts[0].told(key for key in ASKED if key not in differing), differing
 
 
 # Methods: what they are called, their order, and runs of one that differ in more than their seed

@@ -8,7 +8,7 @@ from rich.console import Console
 from evals.benches import BENCHES
 from evals.grading.math import normalise
 from evals.report.layout import Grid, print_grid
-from evals.report.parts import Part
+from evals.report.parts import NO_SCORE, Part
 from evals.stats import Columns, Summary, maj_at_k, powers_of_two, share, smallest_difference, summarise
 from evals.store import Store
 
@@ -18,6 +18,10 @@ def print_statistics(store: Store, one: Part, console: Console, training: Path |
     columns = one.read(store)
     summary = summarise(columns)
     where = f" at step {one.step}" if one.step or one.run.kind == "train" else ""
+    caption = f"{one.bench}{where}: {summary.problems} problems, {summary.samples} samples"
+    if one.run.kind == "eval" and one.run.status != "done":
+        console.print(f"{caption}, {one.run.status}. {NO_SCORE}", markup=False)
+        return
     lines = _lines(summary)
     if not math.isnan(summary.pass1) and votes_make_sense(one):
         lines[-1:-1] = majority(store, one, columns)
@@ -25,7 +29,6 @@ def print_statistics(store: Store, one: Part, console: Console, training: Path |
     if summary.unscored:
         worst = f"{100 * summary.pass1_unscored_wrong:.1f} %"
         notes.append(f"{summary.unscored} samples have no verdict; counted as wrong, Pass@1 is {worst}.")
-    caption = f"{one.bench}{where}: {summary.problems} problems, {summary.samples} samples"
     print_grid(Grid(caption, ["", "", "95 % interval"], [lines], notes), console)
     if training is not None:
         print_overlap(store, one, columns, training, console)

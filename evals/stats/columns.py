@@ -47,6 +47,11 @@ class Columns:
         rewards = self.reward_S[self.scored_S]
         return bool(((rewards == 0) | (rewards == 1)).all())
 
+    @property
+    def answered(self) -> "Columns":
+        """Without what a server refused, which has no response that could be short."""
+        return self.take(self.scored_S | (self.tokens_S > 0))
+
     def sums(self, value_S: np.ndarray) -> np.ndarray:
         """Sum over each problem's samples, as floats [P]."""
         return np.bincount(self.problem_S, weights=value_S, minlength=len(self.items))

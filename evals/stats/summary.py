@@ -6,7 +6,7 @@ every share of right ones, and counted.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Summary:
     pass1_unscored_wrong: float
     """Pass@1 if every unscored sample had been wrong; equal to pass1 when there are none"""
     tokens_mean: float
-    """response tokens, all samples"""
+    """response tokens, all samples but refused prompts"""
     tokens_low: float
     tokens_high: float
     tokens_median: float
@@ -75,27 +75,26 @@ class Summary:
         unscored = f", {self.unscored} unscored" if self.unscored else ""
         pass1 = "nothing scorable" if math.isnan(self.pass1) else f"Pass@1 {100 * self.pass1:.1f} %"
         interval = "" if math.isnan(self.pass1_low) else f" [{100 * self.pass1_low:.1f}, {100 * self.pass1_high:.1f}]"
-        return (
-            f"{pass1}{interval}, {self.tokens_mean:.1f} response tokens (median {self.tokens_median:g}), "
-            f"truncated {100 * self.truncated:.1f} % ({self.problems} problems, {self.samples} samples{unscored})"
-        )
+        length = f", {self.tokens_mean:.1f} response tokens (median {self.tokens_median:g})"
+        told = "" if math.isnan(self.tokens_mean) else f"{length}, truncated {100 * self.truncated:.1f} %"
+        return f"{pass1}{interval}{told} ({self.problems} problems, {self.samples} samples{unscored})"
 
 
+@np.errstate(invalid="ignore")  # an infinite reward has no spread: nan says so
 def summarise(samples: Iterable[Graded] | Columns) -> Summary:
     """Statistics of the samples. Without any, every number is nan and every count 0."""
     all_ = samples if isinstance(samples, Columns) else columns(samples)
-    ones_S = np.ones(all_.samples)
-    scored = all_.take(all_.scored_S)
+    answered, scored = all_.answered, all_.take(all_.scored_S)
     count_P = scored.sums(np.ones(scored.samples))
     mean_P = scored.sums(scored.reward_S) / count_P
     pass1 = intervals.share(mean_P, samples=scored.samples, binary=all_.binary)
     at_k = _pass_at(scored, count_P)
-    asked_P = all_.sums(ones_S)
-    worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / asked_P
-    tokens = intervals.mean(all_.sums(all_.tokens_S), asked_P)
+    worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / all_.sums(np.ones(all_.samples))
     longest = float(all_.tokens_S.max()) if all_.cut_S.any() else math.inf  # max_tokens, where it was reached
-    truncation = intervals.share(all_.sums(all_.cut_S.astype(float)), asked_P, samples=all_.samples)
-    median, p95 = np.quantile(all_.tokens_S, [0.5, 0.95]).tolist() if all_.samples else (math.nan, math.nan)
+    tokens = _tokens(answered, longest)
+    answered_P = answered.sums(np.ones(answered.samples))
+    truncation = intervals.share(answered.sums(answered.cut_S.astype(float)), answered_P, samples=answered.samples)
+    median, p95 = np.quantile(answered.tokens_S, [0.5, 0.95]).tolist() if answered.samples else (math.nan, math.nan)
     right_S = scored.reward_S >= 1
     finished = scored.take(~scored.cut_S)
     finished_P = finished.sums(finished.reward_S) / finished.sums(np.ones(finished.samples))
@@ -110,7 +109,7 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
         pass1_unscored_wrong=float(worst_P.mean()) if len(worst_P) else math.nan,
         tokens_mean=tokens.value,
         tokens_low=tokens.low,
-        tokens_high=min(tokens.high, longest),
+        tokens_high=tokens.high,
         tokens_median=median,
         truncated=truncation.value,
         outcomes=dict(all_.outcomes),
@@ -120,8 +119,8 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
         pass1_finished=intervals.share(finished_P, samples=finished.samples, binary=all_.binary),
         truncation=truncation,
         tokens_p95=p95,
-        tokens_right=_tokens(scored.take(right_S)),
-        tokens_wrong=_tokens(scored.take(~right_S)),
+        tokens_right=_tokens(scored.take(right_S), longest),
+        tokens_wrong=_tokens(scored.take(~right_S), longest),
         tokens_per_solved=intervals.ratio(scored.sums(scored.tokens_S), scored.sums(right_S.astype(float))),
     )
 
@@ -153,10 +152,10 @@ def _pass_at(scored: Columns, count_P: np.ndarray) -> dict[int, Estimate]:
 
 def _variances(scored: Columns, mean_P: np.ndarray, count_P: np.ndarray) -> np.ndarray:
     """Sample variance of each problem's rewards; 0 for a single one, which has none; NaN with an infinite reward."""
-    with np.errstate(invalid="ignore"):
-        squares_P = scored.sums((scored.reward_S - mean_P[scored.problem_S]) ** 2)
+    squares_P = scored.sums((scored.reward_S - mean_P[scored.problem_S]) ** 2)
     return squares_P / np.maximum(count_P - 1, 1)
 
 
-def _tokens(part: Columns) -> Estimate:
-    return intervals.mean(part.sums(part.tokens_S), part.sums(np.ones(part.samples)))
+def _tokens(part: Columns, longest: float) -> Estimate:
+    found = intervals.mean(part.sums(part.tokens_S), part.sums(np.ones(part.samples)))
+    return replace(found, high=min(found.high, longest))

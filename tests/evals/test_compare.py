@@ -8,7 +8,10 @@ import pytest
 from evals.report.command import main
 from evals.report.compare import _points as points
 from evals.report.compare import p_text
+from evals.report.page.build import signed
+from evals.stats import summarise
 from evals.store import SampleRow, Store
+from evals.tables import Outcome, _difference
 
 CONFIG = {"prompt": "qwen-boxed", "temperature": 0.0, "max_tokens": 2048, "engine": "vllm", "n": 1}
 
@@ -224,6 +227,22 @@ def test_a_method_is_its_training_runs_together(store, capsys):
 
 def test_a_limit_near_zero_keeps_its_side():
     assert [points(x) for x in (-0.0002, 0.0002, 0.0, -0.012)] == ["-0.02", "0.02", "0.0", "-1.2"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_reward_is_in_tables_and_in_no_comparison(store, capsys):
+    runs = add(store, [1.0, np.inf, 0.0]), add(store, [1.0, np.inf, 0.0])
+    assert main(["tables"]) == 0
+    capsys.readouterr()
+    assert main(["compare", *runs]) == 2
+    assert "problem i1 has an infinite reward" in capsys.readouterr().err
+
+
+def test_nothing_is_minus_zero():
+    nearly = -1e-5
+    assert (points(nearly), points(nearly, plus=True), signed(100 * nearly)) == ("0.00", "+0.00", "+0.00")
+    one, other = (Outcome("t", "m", 0, "r", summarise([]), {"a": x, "b": x}) for x in (0.5, 0.5 + nearly))
+    assert _difference(one, other) == "+0.0 (+0.0 to +0.0)"
 
 
 def test_a_run_that_goes_on_and_one_selected_on_the_test(store, capsys):

@@ -1,5 +1,6 @@
 """The openai engine against servers that misbehave, over real sockets. The real vLLM: test_engine_openai_vllm.py."""
 
+import json
 import logging
 import os
 import re
@@ -143,7 +144,7 @@ def test_the_model_must_be_served_and_may_be_left_out(tiny):
 
 
 def test_options_out_of_range():
-    with pytest.raises(UserError, match="concurrency=0: Input should be greater than or equal to 1"):
+    with pytest.raises(UserError, match="concurrency: expected greater than or equal to 1"):
         load_engine("openai", "http://a#m", concurrency=0)
 
 
@@ -664,15 +665,20 @@ def test_an_evaluation_goes_on_where_a_dead_server_ended_it(tmp_path, monkeypatc
         assert len(list(store.outcomes(run_of.id))) == 40
 
 
-def sums(refuse="", root="/models/one"):
-    """A chat server that can add up, refuses prompts with `refuse` in them, and says which weights it has."""
+def sums(refuse="", root="/models/one", after=0):
+    """A chat server that can add up, refuses prompts with `refuse` in them, and says which weights it has.
+
+    after: how often it answers such a prompt first."""
+    answered = []
 
     def script(server, path, body, number):
         problem = body["messages"][0]["content"].splitlines()[0] if path == "/v1/chat/completions" else ""
         if not problem:
             return Status(404)
-        if refuse and refuse in problem:
-            return Status(400, "content policy")
+        if refuse and refuse in problem and body["max_tokens"] > 16:  # not one of the start
+            if len(answered) >= after:
+                return Status(400, "content policy")
+            answered.append(problem)
         return chat(body, f"{sum(map(int, re.findall('[+-]?[0-9]+', problem)))}")
 
     return FakeServer(script, models=[{"id": "m", "max_model_len": 4096, "root": root, "created": time.time()}])
@@ -690,30 +696,94 @@ def stored():
         return [(run, list(store.samples(run.id))) for run in store.runs("eval")]
 
 
-def test_a_refused_prompt_leaves_the_others_graded_and_is_counted(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_refused_prompt_leaves_the_others_graded_and_is_counted(tmp_path, monkeypatch, capsys, after):
+    from evals.benches import arith
+    from evals.items import choose
+    from evals.run import main
+    from evals.store import Store
+
+    monkeypatch.chdir(tmp_path)
+    refused = choose(arith.items("heldout", 512), 6, 0)[2]
+    with sums(refuse=refused.prompt, after=after) as server:
+        plan = [*sums_plan(server), "--concurrency", "1"]
+        assert main(plan) == 2
+        told = capsys.readouterr()
+        assert "content policy" in told.err
+        assert "--max-errors N" in told.err
+        assert "unfinished: 1 prompt failed" in told.out
+        ((run, rows),) = stored()
+        assert run.status == "failed"
+        assert len(rows) == 10 + after
+        assert {row.outcome for row in rows} == {"right"}  # graded, all that was answered
+        assert main([*plan, "--max-errors", "1"]) == 0
+    ((run, rows),) = stored()
+    assert run.status == "done"
+    gone = [row for row in rows if row.outcome != "right"]
+    assert [(row.item, row.outcome, row.reward, row.finish_reason) for row in gone] == [
+        (refused.id, "refused", None, "abort")
+    ] * (2 - after)
+    assert "content policy" in gone[0].meta["detail"]
+    told = capsys.readouterr().out
+    assert f"{2 - after} response{'s' * (after == 0)} refused" in told
+    assert "nan" not in told
+    with Store.open("results/agpo.db") as store:
+        means = [value for _, name, value in store.metrics(run.id) if name in ("tokens_mean", "tokens_median")]
+    assert means[-2:] == [7.0, 7.0]  # of what was answered
+
+
+def test_what_is_answered_before_a_later_sample_is_refused_stays(tmp_path, monkeypatch):
+    """Both in one call: the refusal of a prompt's second sample takes nothing from its first."""
     from evals.benches import arith
     from evals.items import choose
     from evals.run import main
 
     monkeypatch.chdir(tmp_path)
     refused = choose(arith.items("heldout", 512), 6, 0)[2]
-    with sums(refuse=refused.prompt) as server:
-        plan = sums_plan(server)
+    with sums(refuse=refused.prompt, after=1) as server:
+        assert main([*sums_plan(server), "--concurrency", "1", "--max-errors", "1"]) == 0
+    ((_, rows),) = stored()
+    assert [row.outcome for row in rows if row.item == refused.id] == ["right", "refused"]
+
+
+def test_nothing_answered_is_no_table(tmp_path, monkeypatch, capsys):
+    from evals.run import main
+
+    monkeypatch.chdir(tmp_path)
+    with sums(refuse="+") as server:
+        assert main(sums_plan(server)) == 2
+    told = capsys.readouterr().out
+    assert "nothing" in told
+    assert "nan" not in told
+
+
+def test_a_task_of_lm_eval_tolerates_refusals_too(tmp_path, monkeypatch, capsys):
+    from own_tasks import write_tasks
+
+    from evals.run import main
+
+    def script(server, path, body, number):
+        if path != "/v1/completions" or not isinstance(body["prompt"], str):
+            return Status(404)
+        if body["prompt"] == refused:
+            return Status(400, "content policy")
+        return {"choices": [{"text": "boxed{3}", "finish_reason": "stop"}], "usage": {"completion_tokens": 7}}
+
+    monkeypatch.chdir(tmp_path)
+    write_tasks(tmp_path, count=4, repeats=2)
+    refused = json.loads((tmp_path / "generate.jsonl").read_text().splitlines()[1])["q"] + "="
+    with FakeServer(script) as server:
+        plan = ["--bench", "lm_eval:own_generate", "--include-path", "tasks", "--model", f"openai:{server.url}#m"]
         assert main(plan) == 2
-        told = capsys.readouterr()
-        assert "content policy" in told.err
-        assert "unfinished: 1 prompt failed" in told.out
-        ((run, rows),) = stored()
-        assert run.status == "failed"
-        assert len(rows) == 10
-        assert {row.outcome for row in rows} == {"right"}  # graded, all that was answered
+        assert "problem 1:" in capsys.readouterr().err
         assert main([*plan, "--max-errors", "1"]) == 0
     ((run, rows),) = stored()
     assert run.status == "done"
-    gone = [row for row in rows if row.item == refused.id]
-    assert [(row.outcome, row.reward, row.finish_reason) for row in gone] == [("refused", None, "abort")] * 2
-    assert "content policy" in gone[0].meta["detail"]
-    assert "2 responses refused" in capsys.readouterr().out
+    assert [row.item for row in rows if row.outcome == "refused"] == ["1", "1"]
+    assert {(row.outcome in ("right", "wrong"), row.answer) for row in rows if row.item != "1"} == {(True, "3")}
+    told = capsys.readouterr().out
+    assert "2 responses refused" in told
+    assert "7.0 response tokens" in told
 
 
 def test_other_weights_under_the_same_name_do_not_go_into_the_same_run(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 from huggingface_hub import constants
 
@@ -56,12 +57,22 @@ def test_what_cannot_be_had_is_one_line(cache, name, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_without_a_network_nothing_is_tried_over_and_over(cache, monkeypatch):
+TASK = "task: own\ndataset_path: org/nosuch\ntest_split: test\ndoc_to_text: q\ndoc_to_target: a\n"
+
+
+def test_without_a_network_nothing_is_tried_over_and_over(cache, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
     sleeps = []
     monkeypatch.setattr(time, "sleep", sleeps.append)
-    with pytest.raises(UserError, match="cannot get the model org/nosuch"):
+    with pytest.raises(UserError, match=r"cannot get the model org/nosuch .*[^.]\. Check the id"):
         model_folder("org/nosuch")
+    (tmp_path / "own.yaml").write_text(TASK)
+    assert main(["--bench", "lm_eval:own", "--include-path", str(tmp_path), "--dry-run"]) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "--include-path" in said[0]
     assert sleeps == []
     assert model_folder("org/tiny").name == COMMITS[1]  # what is in the cache does

@@ -457,6 +457,9 @@ def test_a_checkpoint_measured_again_is_one_square_and_under_other_settings_two(
     told = panel.locator(".read").inner_text().replace("\n", " ")
     assert "T=0.0, 1 per problem 30.0 % (20.0 % to 40.0 %)" in told
     assert "T=1.0, 1 per problem 90.0 %" in told
+    page.goto(page.url.replace("#curves", "#overview"))
+    settings = page.locator("[data-page=overview] .setting").all_inner_texts()
+    assert settings == ["1 per problem", "T=0.0", "T=0.0", "T=1.0"]  # what is the same is said once
 
 
 def test_runs_have_lineage_differences_and_all_facts(open_page, made):

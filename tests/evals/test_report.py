@@ -58,13 +58,14 @@ def add_eval(
     status="done",
     step=0,
     parent=None,
+    longer=0,
     **config,
 ):
-    """An eval run with one sample per reward; the i-th response is 10 * (i + 1) tokens long."""
+    """An eval run with one sample per reward; the i-th response is 10 * (i + 1) + longer tokens long."""
     run_id = store.start_run("eval", bench, method=method, model=model, seed=seed, config=config, parent=parent)
     outcome = {1.0: "right", 0.0: "wrong", None: "timeout"}
     samples = [
-        SampleRow("test", f"i{i}", 0, step, "p", "r", (1,) * (10 * (i + 1)), None, "stop", outcome[r], "box",
+        SampleRow("test", f"i{i}", 0, step, "p", "r", (1,) * (10 * (i + 1) + longer), None, "stop", outcome[r], "box",
                   None, "1", r, 0, 0.1)
         for i, r in enumerate(rewards)
     ]  # fmt: skip
@@ -117,6 +118,15 @@ def test_seeds_are_averaged_with_their_spread_and_count(capsys, path):
     text = report(capsys, path, "tables")
     assert "10.3 to 100.0 over 3 runs" in text
     assert "An interval over runs is Student's" in text
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_interval_of_tokens_ends_at_max_tokens_over_seeds_too(capsys, path, seeds):
+    with Store.open(path) as store:
+        for seed in range(seeds):
+            add_eval(store, [1.0] * 10, seed=seed, longer=seed, max_tokens=60)
+    (line,) = read_csv(capsys, path)
+    assert (line["runs"], float(line["tokens_mean_high"])) == (str(seeds), 60.0)
 
 
 def test_what_cannot_be_compared_is_not_averaged(path):

@@ -70,6 +70,13 @@ def test_everything_is_there(store, capsys):
     assert "nan" not in text
 
 
+@pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
+def test_an_evaluation_that_has_not_ended_has_no_score(store, capsys, status):
+    text = show(capsys, add(store, [[("1", 1.0)]] * 5, status=status))
+    assert re.search(rf"5 samples, {status}\. No score", text)
+    assert "Pass@1" not in text
+
+
 def test_programs_have_no_majority(store, capsys):
     text = show(capsys, add(store, [[("x", 1.0)] * 4] * 5, bench="livecodebench"))
     assert "maj@" not in text
@@ -78,7 +85,7 @@ def test_programs_have_no_majority(store, capsys):
 
 @pytest.mark.parametrize("reward", [0.0, 1.0, None])
 def test_one_sided_evaluations(store, capsys, reward):
-    text = show(capsys, add(store, [[("1", reward)]] * 8, status="running"))
+    text = show(capsys, add(store, [[("1", reward)]] * 8))
     assert "nan" not in text
     assert ("nothing scorable" in text) == (reward is None)
     assert ("8 samples have no verdict; counted as wrong, Pass@1 is 0.0 %" in text) == (reward is None)

@@ -160,7 +160,8 @@ def test_the_variance_is_taken_apart_as_it_was_put_together():
 
 def test_the_interval_of_tokens_ends_at_max_tokens():
     rows = [outcome(f"i{i}", 1.0, 2048, "length") for i in range(9)] + [outcome("j", 1.0, 100)]
-    assert summarise(rows).tokens_high == 2048
+    found = summarise([*rows, outcome("k", 0.0, 2048, "length"), outcome("l", 0.0, 2000), outcome("m", 0.0, 2048)])
+    assert summarise(rows).tokens_high == found.tokens_right.high == found.tokens_wrong.high == 2048
 
 
 def test_tokens_and_truncation():

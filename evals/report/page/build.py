@@ -33,7 +33,7 @@ from evals.report.page.encode import Chunks
 from evals.report.page.lineage import lineage
 from evals.report.page.samples import Index, elements
 from evals.report.page.summary import evaluations, over_seeds, percent, student_quantiles, with_groups
-from evals.report.parts import Part, line_names, parts_of
+from evals.report.parts import Part, line_names, parts_of, settings_told
 from evals.report.timeline import timeline
 from evals.store import Store
 
@@ -219,12 +219,13 @@ def _resource(name: str) -> str:
 
 
 def signed(points: float) -> str:
-    return "–" if math.isnan(points) else f"{points:+.{digits_of(points)}f}".replace("-", "−")
+    return "–" if math.isnan(points) else f"{points:+z.{digits_of(points)}f}".replace("-", "−")
 
 
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
+        "settings_told": settings_told,
         "percent": percent,
         "signed": signed,
         "p": p_text,

@@ -40,7 +40,7 @@ export function figure(x) {
   return size < 1e-3 ? x.toExponential(1) : x.toFixed(3);
 }
 
-export const signed = (x, digits = 2) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(digits);
+export const signed = (x, digits = 2) => (+x.toFixed(digits) < 0 ? "−" : "+") + Math.abs(x).toFixed(digits);
 
 /** A reward or a score: as short as it is exact. */
 export const plain = (x) => (Number.isFinite(x) ? String(+x.toFixed(3)) : "none");
