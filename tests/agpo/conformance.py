@@ -283,7 +283,7 @@ def several_ranks(case: Case, rank: int, world: int, split: str) -> tuple[Result
         mine = [i for i in share(len(weight_B), rank, world, split) if weight_B[i] > 0]
         factor_B = torch.ones_like(weight_B)
         found: Decision | None = None
-        if objective.clip_size:  # f' of a unit must be known before its gradient
+        if objective.clip_size or objective.clip_scope == "sequence":  # f' of a unit must be known before its gradient
             unit_B = units(batch.lengths_B, weight_B, len(case.rewards[0]), objective)
             sums_3U = torch.zeros(3, len(weight_B), dtype=torch.float64)
             with torch.no_grad():

@@ -319,7 +319,8 @@ def test_packages_of_an_environment_below_tmp_can_be_imported(embedded, monkeypa
         for path in (Path(folder), package, *package.iterdir()):
             path.chmod(0o755 if path.is_dir() else 0o644)
         monkeypatch.syspath_prepend(folder)
-        backend = type(embedded)(embedded.level, packages=("package_below_tmp",))
+        monkeypatch.setattr("sandbox.backends.embedded.PACKAGES", ("package_below_tmp",))
+        backend = type(embedded)(embedded.level)
         source = "import os, package_below_tmp\nprint(package_below_tmp.answer, os.listdir('/tmp'))"
         with Sandbox(backend, workers=1) as box:
             report = judge(box, source, Problem([Test("", "42 []")]))

@@ -52,7 +52,9 @@ REFUSED = {
     "update.epochs": "the plugin drops for a whole step what the clip drops at ratio 1",
     "update.layout": "verl packs sequences for flash-attn by itself",
     "update.compile": "verl compiles on its own terms",
-    **{f"lora.{name}": "adapters are not tested with the plugin" for name in ("rank", "alpha", "targets")},
+    **dict.fromkeys(
+        ("lora.rank", "lora.alpha", "lora.targets", "lora.load_in_4bit"), "adapters are not tested with the plugin"
+    ),
 }  # fmt: skip
 """keys of ours without a counterpart: name -> what to do"""
 
