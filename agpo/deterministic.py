@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.prompts < 2 or args.n < 1 or args.max_tokens < 1:
         raise UserError("--prompts must be at least 2, --n and --max-tokens at least 1.")
-    # Read when CUDA and vLLM start. vLLM then takes kernels that sum a row alike in every batch.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
     import torch
 
+    if torch.cuda.is_available():  # read when cuBLAS and vLLM start; on a CPU vLLM has no such kernels
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(args.threads)
     lines = check(args)

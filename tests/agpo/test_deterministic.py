@@ -1,6 +1,7 @@
 """`python -m agpo.deterministic`: what is exact, and that it can tell what is not."""
 
 import pytest
+import torch
 
 from agpo.deterministic import main
 from evals.engines import decoding
@@ -13,7 +14,16 @@ def told(capsys) -> dict[str, str]:
     return {name.strip(): said for name, _, said in (line.partition("  ") for line in lines)}
 
 
+@pytest.fixture
+def torch_as_it_was():
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("torch_as_it_was")
 def test_samples_of_engine_hf_do_not_depend_on_their_batch_and_it_would_say_so(monkeypatch, capsys):
     assert main(SMALL) in (0, 1)
     said = told(capsys)

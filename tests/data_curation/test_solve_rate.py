@@ -321,9 +321,9 @@ def test_a_missing_model_or_source_is_said(store):
     [
         ("tgi", {}, "unknown engine 'tgi'"),
         ("hf", {"top_k": 5}, "engine hf: no option 'top_k'"),
-        ("hf", {"max_sequences": "many"}, "max_sequences='many'"),
-        ("vllm", {"max_num_seqs": 0}, "max_num_seqs=0"),
-        ("openai", {"concurrency": "many"}, "concurrency='many'"),
+        ("hf", {"max_sequences": "many"}, "max_sequences: expected a whole number, not 'many'"),
+        ("vllm", {"max_num_seqs": 0}, "max_num_seqs: expected greater than or equal to 1, not 0"),
+        ("openai", {"concurrency": "many"}, "concurrency: expected a whole number, not 'many'"),
     ],
 )
 def test_options_that_no_engine_has_are_found_before_a_build(engine, given, words):
