@@ -106,9 +106,9 @@ def command(arguments: argparse.Namespace, store: Store, console: Console) -> No
             written, without = every_eval_ever.write(store, runs, arguments.split, arguments.organization, path)
             if not written:
                 raise UserError(f"nothing to export: {plural(without, 'evaluation')} there, none with a score.")
-            (path / MARKER).write_text(json.dumps({"evaluations": written}) + "\n")
+            (path / MARKER).write_text(json.dumps({"evaluations": written, "files": files_in(path)}) + "\n")
         left = f"; {without} without a score left out" if without else ""
-        console.print(f"{out}: {plural(written, 'evaluation')}{left}", markup=False, highlight=False)
+        console.print(f"{out}: {plural(written, 'evaluation')}{left}", markup=False)
         return
     total = sum(run.samples for run in runs) if arguments.what == "samples" and not arguments.split else 0
     match arguments.what:
@@ -121,7 +121,7 @@ def command(arguments: argparse.Namespace, store: Store, console: Console) -> No
             columns, rows = ONE_RUN, map(run_columns, runs)
     with progress_bar("exporting", total, console) as advance:
         count = write(counted(rows, advance) if total else rows, pa.schema(list(columns.items())), out, kind)
-    console.print(f"{out}: {count:,} {arguments.what} of {plural(len(runs), 'run')}", markup=False, highlight=False)
+    console.print(f"{out}: {count:,} {arguments.what} of {plural(len(runs), 'run')}", markup=False)
 
 
 def counted(rows: Iterable[dict[str, Any]], advance: Any) -> Iterator[dict[str, Any]]:

@@ -187,7 +187,9 @@ def test_every_eval_ever_has_the_score_with_its_uncertainty_and_every_graded_com
     assert of_run["evaluation_results"][0]["generation_config"]["additional_details"]["n"] == "1"
     names = {path.name for path in paths}
     again = tmp_path / "again"
-    assert export_to(filled, again, "--what", "every-eval-ever", "--organization", "Lab", "--run", first, train) == 0
+    same = ("--what", "every-eval-ever", "--organization", "Lab", "--run", first, train)
+    assert export_to(filled, again, *same) == 0
+    assert export_to(filled, again, *same, "--overwrite") == 0
     assert {path.name for path in again.glob("data/*/*/*/*.json")} == names  # the same evaluation, the same record
     assert export_to(filled, tmp_path / "x.csv", "--what", "every-eval-ever") == 2
     assert export_to(filled, tmp_path / "none", "--what", "every-eval-ever", "--run", with_unscored) == 2
