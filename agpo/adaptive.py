@@ -15,19 +15,23 @@ from evals.items import Item, derive_seed
 
 def draw_adaptive(
     items: Sequence[Item], seen_2P: np.ndarray, seed: int, step: int, count: int, samples: int
-) -> tuple[list[Item], float]:
-    """(the `count` items of a step, the share of their groups that is expected to be live): a function of its
-    arguments alone. seen_2P: right and wrong answers of each item, faded."""
+) -> list[Item]:
+    """The `count` items of a step: a function of its arguments alone. seen_2P: right and wrong answers of each item,
+    faded."""
     rng = np.random.Generator(np.random.Philox(key=derive_seed(seed, "adaptive", step)))
     right_P, wrong_P = 1 + seen_2P
     rate_P, tie_P = rng.beta(right_P, wrong_P), rng.random(len(items))
     live_P = 1 - rate_P**samples - (1 - rate_P) ** samples
-    chosen = np.lexsort((tie_P, -live_P))[:count]
+    return [items[i] for i in np.lexsort((tie_P, -live_P))[:count]]
+
+
+def expected_live(items: Sequence[Item], seen_2P: np.ndarray, asked: Sequence[Item], samples: int) -> float:
+    """The share of the groups of these items that will be live, by what was seen."""
+    place = {item.id: i for i, item in enumerate(items)}
+    right_C, wrong_C = 1 + seen_2P[:, [place[item.id] for item in asked]]
     k = np.arange(samples)  # E rate^n = prod (a + k) / (a + b + k): the chance that all of n answers are right
-    ends_2C = [
-        np.prod((one[chosen, None] + k) / ((right_P + wrong_P)[chosen, None] + k), axis=1) for one in (right_P, wrong_P)
-    ]
-    return [items[i] for i in chosen], float((1 - ends_2C[0] - ends_2C[1]).mean())
+    ends_2C = [np.prod((one[:, None] + k) / ((right_C + wrong_C)[:, None] + k), axis=1) for one in (right_C, wrong_C)]
+    return float((1 - ends_2C[0] - ends_2C[1]).mean())
 
 
 def learn(items: Sequence[Item], seen_2P: np.ndarray, groups: Sequence[Group], forget: float) -> np.ndarray:

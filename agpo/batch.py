@@ -70,7 +70,7 @@ class Row:
     """the same log-probabilities as the trainer saw them before it moved; None: the engine's are as good"""
     sample: int = 0
     """its number in the group"""
-    penalised: frozenset[int] = frozenset()
+    penalised: tuple[int, ...] = ()
     """places of its tokens that have the penalty of surrogate kl_cov"""
 
     @property
@@ -237,9 +237,7 @@ def with_penalised(rows: Sequence[Row], objective: Objective) -> list[Row]:
     )
     logp_T = torch.tensor([x for row in rows for x in row.engine_logp])
     parts = penalised_tokens(logp_T, advantage_T, objective).split(lengths)
-    return [
-        replace(row, penalised=frozenset(part.nonzero()[:, 0].tolist())) for row, part in zip(rows, parts, strict=True)
-    ]
+    return [replace(row, penalised=tuple(part.nonzero()[:, 0].tolist())) for row, part in zip(rows, parts, strict=True)]
 
 
 def with_normalised_sum(groups: Sequence[Group], weights: Mapping[str, float]) -> list[Group]:

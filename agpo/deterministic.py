@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     width, console = max(len(name) for name, _ in lines), make_console()
     for name, gap in lines:
         said = "exact" if gap == 0 else "other tokens" if math.isinf(gap) else f"off by up to {gap:.2g} nats"
-        console.print(f"{name:{width}}  {said}", highlight=False)
+        console.print(f"{name:{width}}  {said}")
     return int(any(gap != 0 for _, gap in lines))
 
 

@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     at, changes = choose_steps(args, fork.done), " ".join(args.changes)
     fork.arm(args.changes)  # a mistake in them is said before anything is made
     told = f"{plural(len(at), 'step')} ({', '.join(map(str, at))}), {plural(args.steps, 'step')} each"
-    console.print(f"run {label['run']} forked after {told}: without and with {changes}", markup=False, highlight=False)
+    console.print(f"run {label['run']} forked after {told}: without and with {changes}", markup=False)
     pairs: list[tuple[str, str]] = []
     for step in at:
         both = ("as it was", []), (changes, args.changes)
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ids[name] = ids[name] or fork.go_on(name, wanted, start, step, args.steps + 1)
         without, with_ = ids.values()
         pairs.append((without, with_))
-        console.print(f"step {step}: made, {len(pairs)} of {len(at)}", highlight=False)
+        console.print(f"step {step}: made, {len(pairs)} of {len(at)}")
     show(fork, at, pairs, args, console)
     shutil.rmtree(fork.home / "checkpoints", ignore_errors=True)
     return 0
@@ -241,7 +241,7 @@ def show(
         for (m, i, k), without in np.ndenumerate(of_SMTK[0]):
             writer.writerow((fork.label["run"], at[i], k + 1, names[m], without, of_SMTK[1, m, i, k]))
     for line in (*said, f"numbers     {out}", f"store       {fork.home}/forks.db"):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def metrics_of(store: Store, run_id: str) -> Metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -140,8 +141,10 @@ def losses(
             ref_logp_T = run(policy.reference)[0]
     penalised_T = None
     if objective.surrogate == "kl_cov":
-        picked = [t in row.penalised for row in rows for t in range(len(row.response_ids))]
-        penalised_T = moved(torch.tensor(picked), device)
+        starts = accumulate((len(row.response_ids) for row in rows), initial=0)
+        picked_T = torch.zeros(len(advantage_T), dtype=torch.bool)
+        picked_T[[start + t for start, row in zip(starts, rows, strict=False) for t in row.penalised]] = True
+        penalised_T = moved(picked_T, device)
     given = (logp_T, old_logp_T, advantage_T, lengths_B, objective, ref_logp_T)
     loss_T = token_losses(*given, tis_T=tis_T, penalised_T=penalised_T)
     ratio_T = ratios(logp_T.detach(), old_logp_T, lengths_B, objective)

@@ -238,13 +238,7 @@ PRESETS: dict[str, Objective] = {  # in the order of tables
     # Zhu et al. 2025 (arXiv 2506.01347); their code has A = -1 for wrong and 0 for right answers in the ppo surrogate.
     "nsr": replace(_GRPO, advantage_sign="negative", advantage_std="none"),
     # Zhao et al. 2025 (arXiv 2507.20673): ratios bounded to [e^-0.4, e^0.4].
-    "gmpo": replace(
-        _GRPO,
-        surrogate="geometric",
-        aggregation="sequence_mean",
-        eps_low=0.3297,
-        eps_high=0.4918,
-    ),
+    "gmpo": replace(_GRPO, surrogate="geometric", aggregation="sequence_mean", eps_low=0.3297, eps_high=0.4918),
     # Gao et al. 2025 (arXiv 2511.20347).
     "sapo": replace(_GRPO, surrogate="soft", aggregation="sequence_mean"),
     # Shrivastava et al. 2025 (arXiv 2508.09726): the shortest half, as their 8 of 16.

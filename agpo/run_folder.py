@@ -120,7 +120,7 @@ def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group]
         ],
         "rows": [asdict(row) for row in minibatch.rows],
     }
-    path.write_text(json.dumps(_json_numbers(whole), indent=1, default=sorted))  # sets of places
+    path.write_text(json.dumps(_json_numbers(whole), indent=1))
     run.store.add_artifact(run.id, "refused update", path)
     return (
         f"step {run.done}, update {k}: refused, its loss ({done.decision.value:g}) or gradient norm "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from agpo import distributed
-from agpo.adaptive import draw_adaptive, learn
+from agpo.adaptive import draw_adaptive, expected_live, learn
 from agpo.ahead import Ahead
 from agpo.batch import (
     Group,
@@ -74,7 +74,9 @@ def train_step(
     groups, everything, left = sample_groups(run, grader, watch, overlap=True)
     sampled = time.perf_counter()
     check_rollout(everything, run.done + 1, config)
-    chosen = learn_rates(run, everything)
+    judged = as_judged(everything, config)
+    live_G = live_of(judged, config.objective.knobs)
+    chosen = learn_rates(run, everything, live_G)
     made = [s.completion for group in everything for s in group.samples]
     stale = any(v != run.version for x in made for v in (x.weight_version, *(v for v, _ in x.earlier)))
     plan = plan_of(groups, config, stale)
@@ -93,7 +95,7 @@ def train_step(
         watch.span("ahead", run.ahead.began)
     took = time.perf_counter() - started
     metrics = {
-        **step_metrics(everything, live_of(as_judged(everything, config), config.objective.knobs), plan, updates),
+        **step_metrics(everything, live_G, plan, updates),
         **measured,
         **chosen,
         **(length_bias(groups, left) if config.rollout.oversample else {}),
@@ -111,7 +113,7 @@ def train_step(
     spans = distributed.all_gather(lambda: watch.spans)
     if not distributed.is_main():
         return metrics
-    sampled_GN = raw_rewards(as_judged(everything, config)), lengths_of(everything)
+    sampled_GN = raw_rewards(judged), lengths_of(everything)
     longest = config.rollout.max_tokens
     advantage_GN = advantages_of(*sampled_GN, config.objective.knobs, longest).tolist()
     run.store.log_samples(run.id, sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN))
@@ -207,7 +209,7 @@ def sample_groups(
             groups, left = here(draw_over(run.items, config.seed, step, count, over, run.carried))
             return groups, groups, left
         sample = partial(sample_on_ranks, lambda items: here([Begun(item, step) for item in items])[0])
-        groups = sample(asked_next(run)[0])
+        groups = sample(asked_next(run))
         if not resampled:
             return groups, groups, []
         rounds = config.rollout.resample_rounds
@@ -219,24 +221,24 @@ def sample_groups(
         return kept, everything, []
 
 
-def asked_next(run: Run) -> tuple[list[Item], float]:
-    """(the items of the next step, the share of their groups that is expected to be live, where that is known)."""
+def asked_next(run: Run) -> list[Item]:
+    """The items of the next step."""
     rollout, seed = run.config.rollout, run.config.seed
     if run.seen_2P is None:
-        return draw(run.items, seed, run.done, rollout.prompts_per_step), math.nan
+        return draw(run.items, seed, run.done, rollout.prompts_per_step)
     asked = rollout.prompts_per_step, rollout.samples_per_prompt
     return draw_adaptive(run.items, run.seen_2P, seed, run.done, *asked)
 
 
-def learn_rates(run: Run, everything: Sequence[Group]) -> dict[str, float]:
+def learn_rates(run: Run, everything: Sequence[Group], live_G: Sequence[bool]) -> dict[str, float]:
     """Take a step's answers into what adaptive prompts are chosen by: the metrics of the choice. {} without them."""
     if run.seen_2P is None:
         return {}
-    rollout, (asked, expected) = run.config.rollout, asked_next(run)
-    drawn = everything[: len(asked)]  # without those that dynamic sampling adds
-    live = sum(live_of(as_judged(drawn, run.config), run.config.objective.knobs)) / len(drawn)
+    rollout = run.config.rollout
+    asked = [group.item for group in everything[: rollout.prompts_per_step]]  # dynamic sampling adds others
+    expected = expected_live(run.items, run.seen_2P, asked, rollout.samples_per_prompt)
     run.seen_2P = learn(run.items, run.seen_2P, everything, rollout.forget)
-    return {"prompts/expected_live": expected, "prompts/live": live}
+    return {"prompts/expected_live": expected, "prompts/live": sum(live_G[: len(asked)]) / len(asked)}
 
 
 def begin_ahead(run: Run, step: int, left: Sequence[Begun]) -> None:

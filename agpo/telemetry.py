@@ -393,7 +393,7 @@ class Progress:
 
     def _print(self, cells: Sequence[str], more: str = "") -> None:
         line = "  ".join(f"{cell:>{column[3]}}" for cell, column in zip(cells, self.columns, strict=True))
-        self.console.print(line + more, markup=False, highlight=False)
+        self.console.print(line + more, markup=False)
 
 
 def _cell(row: Mapping[str, float | str], name: str, form: str) -> str:

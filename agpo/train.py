@@ -52,7 +52,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     def stopping() -> bool:  # a signal reaches the ranks one after the other: they stop after the same step
         return distributed.all_reduce_max(stop()) > 0
 
-    say = partial(console.print, style="yellow", markup=False, highlight=False)
+    say = partial(console.print, style="yellow", markup=False)
     about = About(run.id, config.name, run.folder, config.model_dump(mode="json"), run.done)
     with (
         Writer() as writer,
@@ -90,7 +90,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
                 )
             writer.check()
         save_checkpoint(run, writer)
-    console.print(tally.line(), markup=False, highlight=False)
+    console.print(tally.line(), markup=False)
 
 
 def completions(run: Run) -> list[dict[str, str | float | None]]:
@@ -158,7 +158,7 @@ def evaluate_benches(run: Run, engine: Engine, console: Console, trackers: Track
         trackers.log(run.done, metrics)
         when = {0: "before", config.steps: "after"}.get(run.done, f"step {run.done}")
         which = f" ({bench.name})" if len(run.benches) > 1 else ""
-        console.print(f"{when + which:>6}: {summary.line()}", markup=False, highlight=False)
+        console.print(f"{when + which:>6}: {summary.line()}", markup=False)
 
 
 @contextmanager
@@ -275,9 +275,9 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     if args.dry_run:
         from agpo.preflight import lines_of, preflight
 
-        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
+        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         rows, cost = preflight(config)
-        console.print("\n".join([*lines_of(rows), "", *cost]), markup=False, highlight=False, soft_wrap=True)
+        console.print("\n".join([*lines_of(rows), "", *cost]), markup=False, soft_wrap=True)
         return int(any(well is False for _, well, _ in rows))
     if args.explain:
         return explain_step(config, saved, int(label.get("step", 0)), console)
@@ -305,7 +305,7 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
         run.engine.close()
     console.print(f"{config.name}, objective {config.objective.preset}, seed {config.seed}: step {done + 1}")
     console.print(table)
-    console.print("\n".join(lines), markup=False, highlight=False)
+    console.print("\n".join(lines), markup=False)
     return 0
 
 
@@ -331,8 +331,8 @@ def drive(run: Run, console: Console) -> int:
             about = f"{config.name}, objective {config.objective.preset}, seed {config.seed}{ranks}"
             console.print(f"run {run.id}: {about}")
             if warning := slow_engine(run):
-                console.print(warning, style="yellow", markup=False, highlight=False)
-            console.print(f"layout {run.policy.layout}: {run.policy.why}", markup=False, highlight=False)
+                console.print(warning, style="yellow", markup=False)
+            console.print(f"layout {run.policy.layout}: {run.policy.why}", markup=False)
             if on_test := selected_on_test(config):
                 console.print(
                     f"checkpoint.best chooses by {on_test}, a test set: what the best checkpoint scores is labelled "

@@ -185,7 +185,7 @@ class Experiment:
         return f"{self.done} of {self.total} done; at {', '.join(at) or 'nothing'}; time left: {left}"
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, soft_wrap=True)
 
 
 def run_all(experiment: Experiment) -> None:

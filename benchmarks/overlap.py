@@ -127,6 +127,7 @@ def trl(task: dict[str, Any]) -> list[dict[str, float]]:
     """What each step of TRL's GRPOTrainer took."""
     import torch
     from datasets import Dataset
+    from train_step import LIKE_OURS
     from transformers import AutoTokenizer, StoppingCriteria, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
@@ -153,20 +154,10 @@ def trl(task: dict[str, Any]) -> list[dict[str, float]]:
             output_dir=folder,
             per_device_train_batch_size=task["prompts"] * SAMPLES // task["updates"],
             steps_per_generation=task["updates"],
-            num_generations=SAMPLES,
             max_completion_length=task["longest"],
-            temperature=1.0,
-            beta=0.0,
             learning_rate=task["lr"],
-            lr_scheduler_type="constant",
             max_steps=task["steps"] * task["updates"],
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to="none",
-            logging_steps=1000,
-            save_strategy="no",
-            disable_tqdm=True,
+            **LIKE_OURS,
         )
         trainer = GRPOTrainer(
             model=task["model"],

@@ -29,6 +29,20 @@ from pathlib import Path
 from typing import Any
 
 SAMPLES, UPDATES = 8, 4
+LIKE_OURS = {
+    "num_generations": SAMPLES,
+    "temperature": 1.0,
+    "beta": 0.0,
+    "lr_scheduler_type": "constant",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "logging_steps": 1000,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+"""of TRL's GRPOConfig: what our trainer does, on a CPU, with nothing logged or saved"""
 ROOT = Path(__file__).resolve().parent.parent
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 QUESTION = (
@@ -127,21 +141,11 @@ def trl(task: dict[str, Any]) -> list[dict[str, float]]:
             per_device_train_batch_size=task["per_step"] * SAMPLES // UPDATES // task["accumulate"],
             gradient_accumulation_steps=task["accumulate"],
             steps_per_generation=UPDATES * task["accumulate"],
-            num_generations=SAMPLES,
             max_completion_length=task["max_tokens"],
             generation_kwargs={"min_new_tokens": task["max_tokens"]} if task["lengths"] == "fixed" else None,
-            temperature=1.0,
-            beta=0.0,
             learning_rate=1e-9,
-            lr_scheduler_type="constant",
             max_steps=(task["warm_up"] + task["steps"]) * UPDATES,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to="none",
-            logging_steps=1000,
-            save_strategy="no",
-            disable_tqdm=True,
+            **LIKE_OURS,
         )
         rows = [{"prompt": p, "answer": a} for p, a in zip(task["prompts"], task["answers"], strict=True)]
         trainer = GRPOTrainer(

@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     console.print(f"{len(rows) - said} tests more by {len(jobs)} accepted programs; {len(suspected)} suspected, kept:")
     for line in suspected[:50]:
-        console.print(f"  {line}", highlight=False)
+        console.print(f"  {line}")
     console.print(f"{len(rows)} tests of {sum(map(bool, found.values()))} problems in {args.out}")
     return 0
 

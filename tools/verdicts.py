@@ -363,11 +363,10 @@ def _show(s: Mapping[str, Any], console: Console) -> None:
         table.add_row(official, *(str(s["confusion"].get(f"{official}->{ours}", 0)) for ours in (*KINDS, "SE")))
     console.print(table)
     accepted, known = s["accepted"], s["rejected, failing test here"]
-    console.print(f"accepted: {_share(accepted['accepted here'], accepted['programs'])} accepted here", highlight=False)
+    console.print(f"accepted: {_share(accepted['accepted here'], accepted['programs'])} accepted here")
     console.print(
         f"rejected by a test that is here: {_share(known['rejected here'], known['programs'])} rejected here, "
         f"{_share(known['with the same kind'], known['programs'])} with the same kind",
-        highlight=False,
     )
 
 

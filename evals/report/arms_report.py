@@ -74,7 +74,7 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
 
     print(text)
     for path in [out / "arms.md", out / "comparison.csv", out / "runs.csv", *arm_figures(found, out)]:
-        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        console.print(str(path), markup=False, soft_wrap=True)
 
 
 def markdown(found: Comparison) -> list[str]:

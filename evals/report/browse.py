@@ -70,7 +70,7 @@ def sqlite_of(store: Store, runs: Sequence[str] | None, console: Console) -> Ite
 
     with tempfile.TemporaryDirectory(prefix="agpo-browse-") as folder:
         path = Path(folder) / "agpo.db"
-        console.print("Datasette reads SQLite: copying the store of now to a temporary file.", highlight=False)
+        console.print("Datasette reads SQLite: copying the store of now to a temporary file.")
         with Store.open(path) as target:
             copy_runs(store, target, runs)
         yield path
@@ -103,7 +103,7 @@ def serve(path: Path, listener: socket.socket, console: Console) -> None:
     files = [str(path)]
     app = Datasette([], files, **told) if frozen else Datasette(files, **told)
     url = f"http://{HOST}:{listener.getsockname()[1]}{app.urls.database(path.stem)}"
-    console.print(f"{url}\nread only, for this machine only; Ctrl-C ends it", markup=False, highlight=False)
+    console.print(f"{url}\nread only, for this machine only; Ctrl-C ends it", markup=False)
     uvicorn.Server(uvicorn.Config(app.app(), log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
 
 

@@ -65,18 +65,18 @@ def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
     verdicts = [judge(sides[0], b, columns_a, b.read(store)) for b in sides[1:]]
     adjusted = holm([v.comparison.test.p for v in verdicts])
     for warning in warnings(sides):
-        console.print(warning, style="bold yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(warning, style="bold yellow", markup=False, soft_wrap=True)
     if len(verdicts) == 1:
         lines = words(verdicts[0])
     else:
         _print_many(verdicts, adjusted, console)
         lines = family_words(verdicts, adjusted)
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
     if arguments.problems:
         for v in verdicts:
             for side, names in ((v.a, v.only_a), (v.b, v.only_b)):
-                console.print(f"more often right by {side.label}:", *(names or ["none"]), highlight=False, markup=False)
+                console.print(f"more often right by {side.label}:", *(names or ["none"]), markup=False)
 
 
 def find_sides(store: Store, wanted: Sequence[str], bench: str | None, checkpoints: str | None) -> list[Part]:

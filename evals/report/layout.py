@@ -36,7 +36,7 @@ def print_grid(grid: Grid, console: Console) -> None:
     else:
         _print_records(grid, console)
     for note in grid.notes:
-        console.print(note, style="yellow", highlight=False, markup=False)
+        console.print(note, style="yellow", markup=False)
 
 
 def _table(grid: Grid, broken: bool) -> Table:
@@ -63,7 +63,7 @@ def _print_records(grid: Grid, console: Console) -> None:
         console.print()
         for name, cell in zip(grid.header, line, strict=True):
             if cell:
-                console.print(Text(f"{name:<{width}}  {cell}"), soft_wrap=True, highlight=False)
+                console.print(Text(f"{name:<{width}}  {cell}"), soft_wrap=True)
     console.print()
 
 

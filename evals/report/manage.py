@@ -69,7 +69,7 @@ def tag(store: Store, wanted: str, tags: Sequence[str], take: bool, console: Con
     (remove_tags if take else add_tags)(store, [run.id for run in runs], tags)
     for run in runs:
         now = store.find_run(run.id)
-        console.print(f"{now.id}  {now.name}: {_listed(now.tags)}", markup=False, highlight=False)
+        console.print(f"{now.id}  {now.name}: {_listed(now.tags)}", markup=False)
 
 
 def _listed(tags: Sequence[str]) -> str:
@@ -123,21 +123,21 @@ def remove(store: Store, wanted: Sequence[str], children: bool, yes: bool, conso
                 "set the run's status to 'interrupted' in the store.)"
             )
     say = console.print
-    say("To be deleted from the store:", highlight=False)
+    say("To be deleted from the store:")
     for run in runs:
         text = f"  {run.id}  {run.kind} {run.name} {run.method}".rstrip() + f", {run.status}, {run.samples} completions"
-        say(text + (f", tags {', '.join(run.tags)}" if run.tags else ""), markup=False, highlight=False)
+        say(text + (f", tags {', '.join(run.tags)}" if run.tags else ""), markup=False)
     files = [(artifact, run) for run in runs for artifact in store.artifacts(run.id)]
     if files:
-        say("To be left on the disk as they are:", highlight=False)
+        say("To be left on the disk as they are:")
         for artifact, _ in files:
-            say(f"  {artifact.path}  ({artifact.kind})", markup=False, highlight=False, soft_wrap=True)
+            say(f"  {artifact.path}  ({artifact.kind})", markup=False, soft_wrap=True)
     if not yes and not _agreed(len(runs)):
         say("nothing was deleted")
         return 1
     gone = remove_runs(store, [run.id for run in runs])
     told = ", ".join(f"{count:,} {table}" for table, count in gone.items() if count)
-    say(f"deleted: {told}", highlight=False)
+    say(f"deleted: {told}")
     if store.path:
         say(
             f"The file keeps its size and uses the room again; `sqlite3 {store} VACUUM` makes it smaller.", markup=False

@@ -68,7 +68,6 @@ def tables(
         console.print(
             f"No evaluation {of}{f'on {bench} ' if bench else ''}has completions yet. Make one with "
             f"`python -m evals.run --bench {bench or 'math500'} --model <folder or hub id>`.",
-            highlight=False,
             markup=False,
             soft_wrap=True,
         )
@@ -101,7 +100,7 @@ def _give(text: str, out: Path | None, console: Console) -> None:
         return
     with replacing(out) as path:
         path.write_text(text, encoding="utf-8")
-    console.print(f"{out}", highlight=False, markup=False)
+    console.print(f"{out}", markup=False)
 
 
 def _grids(found: Sequence[Row], with_paper: bool) -> list[Grid]:

@@ -43,10 +43,10 @@ def list_runs(store: Store, console: Console, status: str | None = None, **only:
     found = [run for run in store.runs(**only) if status in (None, run.status)]
     if not found and (status or any(only.values())):
         asked = ", ".join(f"{name} {value}" for name, value in {**only, "status": status}.items() if value)
-        console.print(f"{store} holds no run with {asked}.", markup=False, highlight=False)
+        console.print(f"{store} holds no run with {asked}.", markup=False)
         return
     if not found:
-        console.print(f"{store} holds no runs yet. `python -m agpo.train` makes the first one.", highlight=False)
+        console.print(f"{store} holds no runs yet. `python -m agpo.train` makes the first one.")
         return
     header = ["Run", "Kind", "Name", "Method", "Model", "Seed", "Status", "Step", "Samples"]
     lines = [
@@ -98,16 +98,16 @@ def show(store: Store, wanted: str, console: Console, training: Path | None = No
     }
     for name, value in facts.items():
         if value != "":
-            console.print(f"{name:<12} {value}", markup=False, highlight=False)
+            console.print(f"{name:<12} {value}", markup=False)
     console.print("config", markup=False)
-    console.print(json.dumps(run.config, indent=2), markup=False, highlight=False)
+    console.print(json.dumps(run.config, indent=2), markup=False)
     if run.samples and run.kind != "curation":
         for one in measured(store, [run])[0 if run.kind == "eval" else -1 :]:
             print_statistics(store, one, console, training)
     _show_metrics(store, run, console)
     for artifact in store.artifacts(run.id):
         text = f"{artifact.kind:<12} {artifact.path}  sha256 {artifact.sha256[:16]}"
-        console.print(text, markup=False, highlight=False)
+        console.print(text, markup=False)
 
 
 def _show_metrics(store: Store, run: RunRow, console: Console) -> None:

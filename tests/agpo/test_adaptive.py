@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agpo.adaptive import draw_adaptive, learn
+from agpo.adaptive import draw_adaptive, expected_live, learn
 from agpo.config import load_config
 from agpo.train import main as train
 from evals.errors import UserError
@@ -22,13 +22,13 @@ def test_problems_that_are_always_right_or_wrong_are_left_out_and_the_expected_s
     seen_2P = np.zeros((2, 60))
     expected, live = [], []
     for step in range(60):
-        asked, share = draw_adaptive(ITEMS, seen_2P, 0, step, 8, 8)
-        assert asked == draw_adaptive(ITEMS, seen_2P, 0, step, 8, 8)[0]
+        asked = draw_adaptive(ITEMS, seen_2P, 0, step, 8, 8)
+        assert asked == draw_adaptive(ITEMS, seen_2P, 0, step, 8, 8)
         assert len({item.id for item in asked}) == 8
+        expected.append(expected_live(ITEMS, seen_2P, asked, 8))
         right = {int(item.id): rng.binomial(8, truth_P[int(item.id)]) for item in asked}
         for i, r in right.items():
             seen_2P[:, i] += r, 8 - r
-        expected.append(share)
         live.append(np.mean([0 < r < 8 for r in right.values()]))
     assert np.mean(live[:3]) < 0.8
     assert np.mean(live[30:]) > 0.95  # uniform: 1/3

@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = "done" if last >= config_of(run).steps else "interrupted"
     with Store.open(args.store or store_of(run)) as store:
         found = import_run(run, store, status)
-        make_console().print(f"run {found.run} in {store}: {found}", markup=False, highlight=False)
+        make_console().print(f"run {found.run} in {store}: {found}", markup=False)
     return 0
 
 

@@ -118,7 +118,7 @@ def show(keys: Sequence[str], environment: Mapping[str, str], console: Console) 
 
     lines = [*(f"{name}={value}" for name, value in environment.items()), "python -m agpo.integrations.verl.main"]
     lines += [shlex.quote(key) for key in keys]
-    console.print(" \\\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
+    console.print(" \\\n  ".join(lines), markup=False, soft_wrap=True)
 
 
 def rehearsal_settings() -> Any:
@@ -221,7 +221,7 @@ def drive(run: Path, written: Json, args: argparse.Namespace, console: Console) 
     environment["TENSORBOARD_DIR"] = str(run / "tensorboard")
     # verl runs in the run's folder; a reward function of one's own is where the command was given.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
-    console.print(f"verl run {run}", markup=False, highlight=False)
+    console.print(f"verl run {run}", markup=False)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to stop it
     try:
         with subprocess.Popen(command, env=environment, cwd=run, start_new_session=True) as process:
@@ -278,7 +278,7 @@ def fetch(run: Path, store: str | None, status: "Status | None", console: Consol
 
             found = import_run(run, opened, status)
             if console is not None:
-                console.print(f"store       {opened}, run {found.run}: {found}", markup=False, highlight=False)
+                console.print(f"store       {opened}, run {found.run}: {found}", markup=False)
         elif console is not None:
             console.print(
                 "results are not imported: SQLAlchemy or alembic is missing here. Where agpo is installed in full: "

@@ -45,11 +45,11 @@ def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
     from evals.report.page.build import write_page  # Jinja2, scipy: not for --help
 
     written = write_page(store, arguments.out, wanted=arguments.runs, limit=_limit(arguments.limit_samples))
-    console.print(written.runs, highlight=False)
-    console.print(written.samples, highlight=False)
+    console.print(written.runs)
+    console.print(written.samples)
     if written.size > LARGE:
         console.print("A browser takes some seconds to open a page of this size; --limit-samples makes it smaller.")
-    console.print(f"page        {written.path} ({written.size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+    console.print(f"page        {written.path} ({written.size / 1e6:.1f} MB)", soft_wrap=True)
 
 
 def _limit(text: str) -> int | None:

@@ -124,7 +124,7 @@ def serve(store: Store, port: int, wanted: Sequence[str], limit: int | None, con
         made = server(store, listener, wanted, limit)
         made.RequestHandlerClass.live.newest()  # type: ignore[attr-defined]  # what is wrong is said here
         url = f"http://{HOST}:{listener.getsockname()[1]}/"
-        console.print(f"{url}\nfor this machine only; Ctrl-C ends it", markup=False, highlight=False)
+        console.print(f"{url}\nfor this machine only; Ctrl-C ends it", markup=False)
         try:
             made.serve_forever()
         except KeyboardInterrupt:
