@@ -68,7 +68,12 @@ def group_advantages(
     """
     rewards_GN = group_rewards(rewards_GN, lengths, objective)
     live_G = live_groups(rewards_GN)
-    shaped_GN = shaped_rewards(rewards_GN, lengths.reshape(-1), max_tokens, objective)
+    shaped_GN = rewards_GN
+    if objective.overlong == "soft_penalty":
+        if max_tokens is None:
+            raise ValueError("the objective has overlong soft_penalty: give max_tokens, the longest answer allowed.")
+        penalty = objective.overlong_penalty * overlong_penalty(lengths, max_tokens, objective.overlong_buffer)
+        shaped_GN = rewards_GN.double() - penalty.reshape(rewards_GN.shape)
     return rewards_GN, live_G, advantages(shaped_GN, objective, live_G)
 
 
@@ -117,18 +122,3 @@ def overlong_penalty(lengths_B: torch.Tensor, max_tokens: int, buffer: int | Non
     if buffer > max_tokens:
         raise ValueError(f"overlong_buffer is {buffer} tokens, more than the {max_tokens} an answer may have.")
     return ((lengths_B.double() - (max_tokens - buffer)) / buffer).clamp(0.0, 1.0)
-
-
-def shaped_rewards(
-    rewards_GN: torch.Tensor, lengths_B: torch.Tensor, max_tokens: int | None, objective: Objective
-) -> torch.Tensor:
-    """[G, N] what the advantage is made of: the raw reward, less the length penalty where the objective has one.
-
-    Which groups are live is always tested on the raw rewards (pass it to `advantages`).
-    """
-    if objective.overlong != "soft_penalty":
-        return rewards_GN
-    if max_tokens is None:
-        raise ValueError("the objective has overlong soft_penalty: give max_tokens, the longest answer allowed.")
-    penalty_B = objective.overlong_penalty * overlong_penalty(lengths_B, max_tokens, objective.overlong_buffer)
-    return rewards_GN.double() - penalty_B.reshape(rewards_GN.shape)

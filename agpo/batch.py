@@ -136,10 +136,7 @@ def plan_step(
     tokens get weights against another engine's log-probabilities, so that L at ratio 1 is not exact.
     """
     rewards_GN, lengths_GN = raw_rewards(groups), lengths_of(groups)
-    cut_GN = torch.zeros(rewards_GN.shape, dtype=torch.bool)
-    for g, group in enumerate(groups):
-        for k, sample in enumerate(group.samples):
-            cut_GN[g, k] = sample.completion.finish_reason != "stop"
+    cut_GN = _table(groups, lambda sample: sample.completion.finish_reason != "stop", False)
 
     def row(place: int, k: int, **planned: Any) -> Row:
         completion = groups[place].samples[k].completion
@@ -227,13 +224,15 @@ def with_normalised_sum(groups: Sequence[Group], weights: Mapping[str, float]) -
     """The groups with GDPO's reward (`normalised_sum`) of the verdicts' parts in place of their weighted sum."""
     if not groups:
         return []
-    size = max(len(group.samples) for group in groups)
-    rewards_GNF = torch.full((len(groups), size, len(weights)), float("nan"), dtype=torch.float64)
-    for g, group in enumerate(groups):
-        for k, sample in enumerate(group.samples):
-            for f, name in enumerate(weights):
-                if sample.reward is not None and (part := sample.verdict.parts.get(name)) is not None:
-                    rewards_GNF[g, k, f] = part
+
+    def part_GN(name: str) -> torch.Tensor:
+        def part(sample: Sample) -> float:
+            found = sample.verdict.parts.get(name) if sample.reward is not None else None
+            return math.nan if found is None else found
+
+        return _table(groups, part, math.nan)
+
+    rewards_GNF = torch.stack([part_GN(name) for name in weights], -1)
     sums_GN = normalised_sum(rewards_GNF, list(weights.values())).tolist()
     judged = [[None if math.isnan(x) else x for x in sums_N] for sums_N in sums_GN]
     return [
@@ -275,22 +274,20 @@ def plain_tokens(groups: Sequence[Group]) -> int:
 
 def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
     """[G, N] float64 rewards of the groups' samples; NaN where a sample is not scorable, or a group lacks it."""
-    size = max((len(group.samples) for group in groups), default=0)
-    rewards_GN = torch.full((len(groups), size), float("nan"), dtype=torch.float64)
-    for reward_N, group in zip(rewards_GN, groups, strict=True):
-        for k, sample in enumerate(group.samples):
-            if sample.reward is not None:
-                reward_N[k] = sample.reward
-    return rewards_GN
+    return _table(groups, lambda sample: math.nan if sample.reward is None else sample.reward, math.nan)
 
 
 def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
     """[G, N] response tokens of the groups' samples; 0 where a group lacks one."""
-    lengths_GN = torch.zeros((len(groups), max((len(group.samples) for group in groups), default=0)), dtype=torch.long)
-    for length_N, group in zip(lengths_GN, groups, strict=True):
-        for k, sample in enumerate(group.samples):
-            length_N[k] = len(sample.completion.token_ids)
-    return lengths_GN
+    return _table(groups, lambda sample: len(sample.completion.token_ids), 0)
+
+
+def _table(groups: Sequence[Group], of: Callable[[Sample], float], missing: float) -> torch.Tensor:
+    """[G, N] what `of` says of each sample, in the type of `missing` (numbers in float64), which a group may lack."""
+    size = max((len(group.samples) for group in groups), default=0)
+    rows = [[*map(of, group.samples), *[missing] * (size - len(group.samples))] for group in groups]
+    dtype = {bool: torch.bool, int: torch.long, float: torch.float64}[type(missing)]
+    return torch.tensor(rows, dtype=dtype).reshape(len(groups), size)
 
 
 def rank_micro_batches(

@@ -149,18 +149,6 @@ def clip_decision(value: float, magnitude: float, objective: Objective) -> Decis
     return Decision(value, float(loss), float(scale), clipped, clipped and value >= -TIE * magnitude)
 
 
-def apply_f_to_units(
-    value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, objective: Objective
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(f(L_u), f'(L_u)) [U] for the units of `unit_T`, from each token's w * l and w (float64, no gradient).
-
-    Where everything is one unit f sees L itself. A smaller unit is judged on its own mean loss L_u / W_u and enters
-    with its weight: W_u f(L_u / W_u), so that the size of a unit does not change how f looks at it.
-    A unit without weight has no part: both are 0.
-    """
-    return apply_f_to_sums(unit_sums(value_T, weight_T, unit_T, int(unit_T.max()) + 1 if len(unit_T) else 1), objective)
-
-
 def unit_sums(value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, count: int) -> torch.Tensor:
     """[3, U] float64 sums of w l, w |l| and w over each of `count` units; of several parts they add up."""
     zeros_U = weight_T.new_zeros(count)
@@ -168,9 +156,13 @@ def unit_sums(value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tenso
 
 
 def apply_f_to_sums(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `apply_f_to_units` gives, from the sums of the units."""
+    """(f(L_u), f'(L_u)) [U] of the units, from their `unit_sums`.
+
+    Where everything is one unit f sees L itself. A smaller unit is judged on its own mean loss L_u / W_u and enters
+    with its weight: W_u f(L_u / W_u), so that the size of a unit does not change how f looks at it.
+    A unit without weight has no part: both are 0.
+    """
     value_U, magnitude_U, weight_U = sums_3U
-    # A unit's mean loss decides, so that its size does not; L itself is a mean already, over all of it.
     norm_U = torch.where((weight_U > 0) & (not _whole(objective)), weight_U, 1.0)
     shaped_U, scale_U = apply_f(value_U / norm_U, magnitude_U / norm_U, objective)
     return torch.where(weight_U > 0, shaped_U * norm_U, 0.0), torch.where(weight_U > 0, scale_U, 0.0)
@@ -196,7 +188,8 @@ def apply_f_to_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """sum_u f(L_u) with gradient sum_u f'(L_u) grad L_u, and the mean of f' over the units, by weight."""
     weighted_T = weight_T * _where_counted(loss_T, weight_T).double()
-    shaped_U, scale_U = apply_f_to_units(weighted_T.detach(), weight_T, unit_T, objective)
+    count = int(unit_T.max()) + 1 if len(unit_T) else 1
+    shaped_U, scale_U = apply_f_to_sums(unit_sums(weighted_T.detach(), weight_T, unit_T, count), objective)
     # Value f, gradient f' grad L: f itself is not differentiated, its kink at 0 and its float64 sums stay out.
     scaled = (weighted_T * scale_U[unit_T]).sum()
     total = weight_T.sum()

@@ -154,14 +154,6 @@ class TrainConfig(Section):
     out: str = "runs"
     """folder that gets a sub-folder per run, with checkpoints and the picture"""
 
-    @model_validator(mode="after")
-    def _asked(self) -> "TrainConfig":
-        try:
-            _ = self.asked
-        except UserError as e:
-            raise ValueError(str(e)) from e
-        return self
-
     @field_validator("rewards", mode="before")
     @classmethod
     def _rewards(cls, value: object) -> object:
@@ -181,7 +173,13 @@ class TrainConfig(Section):
         return tuple(one_of(name, TRACKERS, "tracker") for name in names)
 
     @model_validator(mode="after")
-    def _measure_of_the_best(self) -> "TrainConfig":
+    def _go_together(self) -> "TrainConfig":
+        """Keys of several sections that contradict each other."""
+        try:
+            _ = self.asked
+        except UserError as e:
+            raise ValueError(str(e)) from e
+        rollout, knobs, part = self.rollout, self.objective.knobs, self.update.prompts_per_minibatch
         measures = ["eval/pass1", *(f"eval/{name}/pass1" for name in self.eval.names)]
         if self.checkpoint.best and not (self.eval.benches and self.eval.every):
             raise ValueError("checkpoint.best needs evaluations to choose by: set eval.bench and eval.every.")
@@ -189,48 +187,29 @@ class TrainConfig(Section):
             raise ValueError(
                 f"checkpoint.best={self.checkpoint.best!r} is not measured. There is: {', '.join(measures)}."
             )
-        return self
-
-    @model_validator(mode="after")
-    def _vllm_beside_a_trainer(self) -> "TrainConfig":
-        if self.engine == "vllm" and self.rollout.top_p < 1:
+        if self.engine == "vllm" and rollout.top_p < 1:
             raise ValueError(
                 "engine=vllm returns no log-probabilities where rollout.top_p is below 1, so weights that were not "
                 "synced would go unnoticed. Set rollout.top_p=1 or engine=hf."
             )
-        return self
-
-    @model_validator(mode="after")
-    def _engine_beside_a_trainer(self) -> "TrainConfig":
-        rollout = self.rollout
         if rollout.prompts == "adaptive" and (rollout.overlap != "none" or rollout.max_staleness or rollout.oversample):
             raise ValueError(
                 "rollout.prompts=adaptive chooses by the answers of the step before, so that the next step cannot "
                 "begin before them: leave out rollout.overlap, rollout.max_staleness and rollout.oversample."
             )
-        if self.engine == "hf" and (rollout.overlap == "ahead" or rollout.max_staleness):
-            key = "max_staleness=1" if rollout.max_staleness else "overlap=ahead"
+        ahead = "overlap=ahead" if rollout.overlap == "ahead" else ""
+        early = "max_staleness=1" if rollout.max_staleness else ahead
+        if self.engine == "hf" and early:
             raise ValueError(
-                f"rollout.{key} needs an engine in a process of its own: engine=vllm. Engine hf generates with the "
+                f"rollout.{early} needs an engine in a process of its own: engine=vllm. Engine hf generates with the "
                 "very model that is updated; rollout.overlap=free is what it can do."
             )
-        return self
-
-    @model_validator(mode="after")
-    def _more_than_a_step(self) -> "TrainConfig":
-        resampled = self.objective.knobs.masked_groups == "resample" and "objective.masked_groups=resample"
-        ahead = self.rollout.overlap == "ahead" and "rollout.overlap=ahead"
-        stale = self.rollout.max_staleness > 0 and "rollout.max_staleness=1"
-        if self.rollout.oversample and (other := resampled or ahead or stale):
-            why = "which draws what is missing and no more" if resampled else "which begins the next step by itself"
-            raise ValueError(
-                f"rollout.oversample={self.rollout.oversample} does not go with {other}, {why}. Leave one out."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _groups_of_the_objective(self) -> "TrainConfig":
-        knobs, samples = self.objective.knobs, self.rollout.samples_per_prompt
+        if rollout.oversample and (knobs.masked_groups == "resample" or early):
+            other, why = "objective.masked_groups=resample", "which draws what is missing and no more"
+            if knobs.masked_groups != "resample":
+                other, why = f"rollout.{ahead or early}", "which begins the next step by itself"
+            raise ValueError(f"rollout.oversample={rollout.oversample} does not go with {other}, {why}. Leave one out.")
+        samples = rollout.samples_per_prompt
         for name, most in {"keep_shortest": samples - 1, "pass_k": samples}.items():
             if (getattr(knobs, name) or 0) > most:
                 raise ValueError(
@@ -241,15 +220,10 @@ class TrainConfig(Section):
             raise ValueError(
                 "objective.several=normalise (GDPO) is for several rewards: rewards.right=math rewards.short=own:short."
             )
-        return self
-
-    @model_validator(mode="after")
-    def _whole_minibatches(self) -> "TrainConfig":
-        prompts, part = self.rollout.prompts_per_step, self.update.prompts_per_minibatch
-        if prompts % part:
+        if rollout.prompts_per_step % part:
             raise ValueError(
-                f"rollout.prompts_per_step ({prompts}) must be a multiple of update.prompts_per_minibatch ({part}): "
-                "mini-batches are made of whole groups."
+                f"rollout.prompts_per_step ({rollout.prompts_per_step}) must be a multiple of "
+                f"update.prompts_per_minibatch ({part}): mini-batches are made of whole groups."
             )
         return self
 

@@ -23,7 +23,6 @@ import numpy as np
 from rich.console import Console
 
 from agpo.config import TrainConfig, make_config
-from agpo.setup import label_of, open_reward, set_up
 from evals.console import make_console, plural
 from evals.errors import UserError, command
 
@@ -87,7 +86,9 @@ class Fork:
         """Make `steps` steps after the first `done`, in the forks' store. Returns the run's id. A nameless one is on
         the way to a later step, whose checkpoint is saved."""
         from agpo import checkpoint_io
+        from agpo.problems import open_reward
         from agpo.run_folder import state_of
+        from agpo.setup import label_of, set_up
         from agpo.step import train_step
 
         config = self.arm(changes).model_copy(update={"name": name or f"{self.config.name} again"})

@@ -5,16 +5,17 @@ from __future__ import annotations
 import shlex
 import sys
 
+import torch
+
 from agpo.config import TrainConfig
+from agpo.distributed import torchrun_env
+from agpo.memory import GIB, Machine, memory, model_config, model_sizes, table
+from evals.engines import vllm
 from evals.errors import UserError
 
 
 def check_machine(config: TrainConfig) -> None:
     """Say at once that this recipe cannot run here. Raises UserError."""
-    import torch
-
-    from agpo.distributed import torchrun_env
-
     ranks, here, _ = torchrun_env()
     check_ranks(ranks, config)
     if config.rollout.oversample and ranks > 1:
@@ -28,12 +29,8 @@ def check_machine(config: TrainConfig) -> None:
             "weights of all of them to generate. Leave it out."
         )
     if config.engine == "vllm":
-        from agpo.memory import model_config
-        from evals.engines.vllm import check_machine as check_vllm
-        from evals.engines.vllm import check_replaced
-
-        check_replaced(model_config(config.model).model_type)
-        on_gpu = check_vllm(config.device)
+        vllm.check_replaced(model_config(config.model).model_type)
+        on_gpu = vllm.check_machine(config.device)
         if config.rollout.max_staleness and (on_gpu or ranks > 1):
             raise UserError(
                 "rollout.max_staleness=1 is for one process on a CPU: on a GPU engine and trainer take turns in its "
@@ -80,8 +77,6 @@ def torchrun_line(gpus: int) -> str:
 
 def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
     """Say at once that a GPU of this size cannot hold the run, by arithmetic. Raises UserError."""
-    from agpo.memory import GIB, Machine, memory, model_config, model_sizes, table
-
     machine = Machine.of_bytes(config.hardware.gpus, gpu_bytes)
     found = memory(config, model_sizes(model_config(config.model), config), machine)
     if found.fits:

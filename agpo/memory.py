@@ -6,19 +6,21 @@ counted on torch's meta device, attention as a flash kernel keeps it; the rest i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agpo.config import TrainConfig
 from agpo.logprobs import LOGITS_SHARE
+from agpo.model import add_lora
+from evals.engines.hf import cache_bytes_per_token, load_config
+from evals.errors import UserError
 from evals.models import model_path
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
 
 GIB = 2**30
 CONTEXT = GIB
@@ -154,10 +156,6 @@ class Memory:
 
 def model_config(name: str) -> PreTrainedConfig:
     """The configuration of a model: a folder's or the hub's; where that cannot be had, as published for the recipes."""
-    from transformers import AutoConfig
-
-    from evals.engines.hf import load_config
-    from evals.errors import UserError
 
     try:
         return load_config(model_path(name))[0]
@@ -172,14 +170,6 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
 
     Raises UserError for a model that does not run without memory.
     """
-    import copy
-
-    from transformers import AutoModelForCausalLM
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    from agpo.model import add_lora
-    from evals.engines.hf import cache_bytes_per_token
-    from evals.errors import UserError
 
     ALL_ATTENTION_FUNCTIONS.register("agpo_counted", _counted_attention)
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16

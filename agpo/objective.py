@@ -21,7 +21,6 @@ from agpo.advantages import (
     group_rewards,
     normalised_sum,
     overlong_penalty,
-    shaped_rewards,
 )
 from agpo.clip import apply_f_to_loss, clip_decision, token_units, units, weighted_sums
 from agpo.correction import correction_weights, logp_gap, tis_weights
@@ -47,7 +46,6 @@ __all__ = [  # the public calls, for a loop of one's own
     "overlong_penalty",
     "resolve",
     "sequence_weights",
-    "shaped_rewards",
     "tis_weights",
     "token_losses",
     "weighted_sums",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from agpo.batch import Row, idle_row, rank_micro_batches
-from agpo.clip import Decision
+from agpo.clip import Decision, clip_decision
 from agpo.correction import correction_weights
 from agpo.distributed import all_gather, rank, world_size
 from agpo.logprobs import Layout, log_probs
@@ -64,6 +64,29 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What the micro-batches of an update that ran add up to, over all ranks, float64."""
+
+    value: float = 0.0
+    """sum w l"""
+    magnitude: float = 0.0
+    """sum w |l|"""
+    kept: float = 0.0
+    """sum w f'"""
+    means: Mapping[str, float] = field(default_factory=dict)
+    """metric -> its mean over the tokens that ran, weighted as the loss is (`Losses.measured`)"""
+    gap: tuple[float, float] | None = None
+    """mean and largest |logp_engine - logp_trainer| over them, where the policy had not moved yet"""
+    tokens: int = 0
+    """prompt and response tokens that went through the model with gradient, a shared prompt once"""
+    flops: float = 0.0
+    """of these passes, as `agpo.memory.flops` counts"""
+
+    def decision(self, objective: Objective) -> Decision:
+        return clip_decision(self.value, self.magnitude, objective)
+
+
+@dataclass(frozen=True)
 class Update:
     """What happened to one mini-batch."""
 
@@ -74,18 +97,7 @@ class Update:
     """loss or gradient was not finite: nothing was changed"""
     grad_norm: float | None = None
     """before gradient clipping; None where no gradient was computed"""
-    tokens_run: int = 0
-    """prompt and response tokens that went through the model with gradient, a shared prompt once"""
-    ratio_deviation: float | None = None
-    """mean |rho - 1| over the tokens that ran, weighted as the loss is"""
-    gap: tuple[float, float] | None = None
-    """mean and largest |logp_engine - logp_trainer| over the tokens that ran, where the policy had not moved yet"""
-    at_bound: float | None = None
-    """share of the same tokens at which the bound on rho decides, weighted likewise"""
-    kl: float | None = None
-    """mean KL to the reference over them, weighted likewise; None where the objective has none"""
-    flops: float = 0.0
-    """of the passes with gradient, as `agpo.memory.flops` counts"""
+    seen: Seen = Seen()
 
 
 @dataclass(frozen=True)
@@ -96,13 +108,12 @@ class Losses:
     weight_T: torch.Tensor
     sequence_T: torch.Tensor
     entropy_T: torch.Tensor | None
-    ratio_deviation_T: torch.Tensor
-    at_bound_T: torch.Tensor
-    kl_T: torch.Tensor | None
-    tokens: int
-    flops: float
+    measured: Mapping[str, torch.Tensor]
+    """metric -> [T]: |rho - 1|, whether the bound on rho decides, and the KL to the reference where there is one"""
     gap_T: torch.Tensor | None
     """|engine - trainer| log-probability of each token, where both saw the same parameters"""
+    tokens: int
+    flops: float
 
 
 def rank_parts(policy: Policy, rows: Sequence[Row], wanted: Iterable[int], budget: int) -> list[list[int]]:
@@ -150,14 +161,14 @@ def losses(
     given = (logp_T, old_logp_T, advantage_T, lengths_B, objective, ref_logp_T)
     loss_T = token_losses(*given, tis_T=tis_T, penalised_T=penalised_T)
     ratio_T = ratios(logp_T.detach(), old_logp_T, lengths_B, objective)
-    bound_T = at_bound(ratio_T, advantage_T, objective)
-    kl_T = None if ref_logp_T is None else kl_to_reference(logp_T.detach(), ref_logp_T)
+    measured = {"ratio/deviation": (ratio_T - 1).abs(), "ratio/clipped": at_bound(ratio_T, advantage_T, objective)}
+    if ref_logp_T is not None:
+        measured["kl"] = kl_to_reference(logp_T.detach(), ref_logp_T)
     known = on_policy and len(engine_logp_T)
     gap_T = (engine_logp_T.double() - logp_T.detach().double()).abs() if known else None
     tokens = tokens_of(rows, policy.layout)
     work = flops(policy.model, tokens, [row.tokens for row in rows])
-    deviation_T = (ratio_T - 1).abs()
-    return Losses(loss_T, weight_T, sequence_T, entropy_T, deviation_T, bound_T, kl_T, tokens, work, gap_T)
+    return Losses(loss_T, weight_T, sequence_T, entropy_T, measured, gap_T, tokens, work)
 
 
 def tokens_of(rows: Sequence[Row], layout: Layout) -> int:

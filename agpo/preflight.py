@@ -8,10 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from agpo.config import TrainConfig
+from agpo.memory import GIB, Machine, advice, memory, model_config, model_sizes, seconds, table
+from agpo.problems import check_asked, check_end, check_items, load_benches, load_items, open_reward
+from agpo.rollout import draw
+from agpo.trackers import check_installed
 from evals.benches.bench import Bench
+from evals.engines import vllm
+from evals.engines.hf import context_of, end_of_sequence_ids, load_config, load_tokenizer
 from evals.errors import UserError
+from evals.grading import FAILED
 from evals.items import Item
+from evals.models import model_path
 
 
 @dataclass
@@ -42,9 +52,6 @@ def preflight(config: TrainConfig) -> tuple[list[tuple[str, bool | None, str]], 
 
 
 def _data(config: TrainConfig, found: Found) -> str:
-    from agpo.problems import load_items
-    from agpo.rollout import draw
-
     found.items = items = load_items(config)
     draw(items, config.seed, 0, config.rollout.prompts_per_step)
     epochs = config.steps * config.rollout.prompts_per_step / len(items)
@@ -52,18 +59,11 @@ def _data(config: TrainConfig, found: Found) -> str:
 
 
 def _benchmarks(config: TrainConfig, found: Found) -> str:
-    from agpo.problems import load_benches
-
     found.benches = load_benches(config)
     return ", ".join(f"{bench.name} ({len(items)})" for bench, items in found.benches) or "none"
 
 
 def _model(config: TrainConfig, found: Found) -> str:
-    from agpo.memory import model_sizes
-    from agpo.problems import check_end
-    from evals.engines.hf import context_of, end_of_sequence_ids, load_config, load_tokenizer
-    from evals.models import model_path
-
     model = model_path(config.model)
     text, generation = load_config(model)
     tokenizer = load_tokenizer(model)
@@ -81,20 +81,15 @@ def _model(config: TrainConfig, found: Found) -> str:
 
 
 def _prompts(config: TrainConfig, found: Found) -> str | tuple[None, str]:
-    from agpo.problems import check_room_for_all
-
     if not found.engine or not found.items:
         return None, "not looked at: it takes the data and the model's tokenizer"
-    longest = check_room_for_all(found.items, found.benches, config, found.engine)
+    longest = check_asked(found.items, found.benches, config, found.engine)
     found.longest = longest - config.rollout.max_tokens
     return f"preset {config.asked}: the longest has {found.longest:,} tokens, with an answer {longest:,}"
 
 
 def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     """Called on three problems with their own reference as the answer: a verdict must come back."""
-    from agpo.problems import check_items, open_reward
-    from evals.grading import FAILED
-
     check_items(config, found.items, found.benches)
     encode = found.engine.tokenizer.encode if found.engine else lambda text: [0]
     with open_reward(config) as grader:
@@ -114,21 +109,15 @@ def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
 def _engine(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     if config.engine == "hf":
         return "hf"
-    import torch
 
-    from agpo.memory import model_config
-    from evals.engines.vllm import check_machine, check_replaced
-
-    check_replaced(model_config(config.model).model_type)
+    vllm.check_replaced(model_config(config.model).model_type)
     if config.hardware.gpus and not torch.cuda.is_available():
         return None, "vllm: not looked at, the GPUs that it is for are not here"
-    check_machine(config.device)
+    vllm.check_machine(config.device)
     return "vllm"
 
 
 def _trackers(config: TrainConfig, found: Found) -> str:
-    from agpo.trackers import check_installed
-
     check_installed(config.trackers)
     return ", ".join(config.trackers) or "none"
 
@@ -142,8 +131,6 @@ def _out(config: TrainConfig, found: Found) -> str:
 
 
 def _cost(config: TrainConfig, found: Found) -> list[str]:
-    from agpo.memory import GIB, Machine, advice, memory, model_config, model_sizes, seconds, table
-
     wanted = config.hardware
     if not wanted.gpus or not wanted.gpu_memory_gib:
         return [

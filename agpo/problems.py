@@ -5,24 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from agpo.config import TrainConfig
+from agpo.distributed import workers_here
+from agpo.rollout import draw
+from evals.benches import Bench, arith, find, load, tiny_code
+from evals.engines import Engine
 from evals.errors import UserError
+from evals.grading.function import check_columns
+from evals.grading.grader import CodeGrader, FunctionGrader, Grader, WeightedGrader, open_grader, open_rewards
+from evals.items import Item, choose, read_items
+from evals.prompts import encode
+from sandbox import Limits
 
-if TYPE_CHECKING:
-    from evals.benches import Bench
-    from evals.engines import Engine
-    from evals.grading.grader import CodeGrader, FunctionGrader, Grader, WeightedGrader
-    from evals.items import Item
-
-    AnyGrader = Grader | FunctionGrader | CodeGrader | WeightedGrader
+AnyGrader = Grader | FunctionGrader | CodeGrader | WeightedGrader
 
 
 def open_reward(config: TrainConfig) -> AnyGrader:
     """The grader of `reward`, or of the weighted sum of `rewards`. Raises UserError where programs cannot be held."""
-    from evals.grading.grader import open_grader, open_rewards
-
     code = {**_sandbox(config), "score": config.code.score, "compat": config.code.compat}
     code["isolation"] = config.code.isolation
     if not config.rewards:
@@ -33,8 +33,6 @@ def open_reward(config: TrainConfig) -> AnyGrader:
 
 def check_items(config: TrainConfig, items: Iterable[Item], benches: Iterable[tuple[Bench, list[Item]]]) -> None:
     """Refuse a function of one's own that asks for columns that its problems do not have."""
-    from evals.grading.function import check_columns
-
     asked = [*items, *(item for bench, own in benches if not bench.grader for item in own)]
     for name in config.graders:
         if ":" in name:
@@ -44,21 +42,15 @@ def check_items(config: TrainConfig, items: Iterable[Item], benches: Iterable[tu
 def open_bench_grader(name: str, config: TrainConfig) -> AnyGrader:
     """The grader of a benchmark: its own verdicts, whatever the reward makes of them, in the sandbox of the run. ""
     is one's own data: the reward."""
-    from evals.grading.grader import open_grader
-
     return open_grader(name, code=_sandbox(config)) if name else open_reward(config)
 
 
 def _sandbox(config: TrainConfig) -> dict[str, str | int | None]:
-    from agpo.distributed import workers_here
-
     code = config.code
     return {"backend": code.backend, "workers": workers_here(code.workers), "allow_unsafe": code.allow_unsafe}
 
 
 def load_items(config: TrainConfig) -> list[Item]:
-    from evals.benches import arith, tiny_code
-
     path, size = config.data.path, config.data.size
     if path in arith.TERMS:
         items = arith.items("train", size, config.seed, *arith.TERMS[path])
@@ -76,9 +68,6 @@ def load_items(config: TrainConfig) -> list[Item]:
 
 def read_data(path: str, config: TrainConfig) -> list[Item]:
     """The problems of a file in the columns of `data`. Raises UserError for what cannot be asked or graded."""
-    from evals.items import read_items
-    from sandbox import Limits
-
     limits = Limits(config.code.cpu_s, memory_mb=config.code.memory_mb) if "code" in config.graders else None
     try:
         return read_items(path, config.data.prompt_column, config.data.answer_column, limits)
@@ -102,38 +91,56 @@ def fingerprint(items: Sequence[Item]) -> str:
 
 
 def load_benches(config: TrainConfig) -> list[tuple[Bench, list[Item]]]:
-    from evals.benches import find, load
-    from evals.items import choose
-
     benches = [find(name) for name in config.eval.benches]
     data, size, seed = config.eval.data or None, config.eval.size, config.seed
     items = [load(bench, data) if bench.grader else read_data(data or bench.source, config) for bench in benches]
     return [(bench, choose(problems, size, seed)) for bench, problems in zip(benches, items, strict=True)]
 
 
-def check_room_for_all(
+def check_asked(
     items: Sequence[Item], benches: Sequence[tuple[Bench, list[Item]]], config: TrainConfig, engine: Engine
 ) -> int:
-    """Refuse problems of the data or of a benchmark that leave no room for an answer; else the most tokens that a
-    prompt and its answer may have."""
-    from agpo.rollout import check_prompts
+    """Refuse at the start what would fail at step 57: too few problems, a doubled id, a problem of the data or of a
+    benchmark that leaves no room for its answer. Returns the most tokens that a prompt and its answer may have."""
+    sampling, evaluated = config.rollout, config.eval.max_tokens
+    draw(items, 0, 0, sampling.prompts_per_step)
+    if len(items) < sampling.prompts_per_step + sampling.oversample:
+        raise UserError(
+            f"the data has {len(items)} problems; rollout.oversample={sampling.oversample} over "
+            f"rollout.prompts_per_step={sampling.prompts_per_step} wants more on their way at once. Lower it or give "
+            "more data."
+        )
+    seen: dict[str, int] = {}
+    longest = 0
+    for row, item in enumerate(items):
+        if item.id in seen:
+            raise UserError(
+                f"rows {seen[item.id]} and {row} of the data (the first is 0) have the id {item.id!r} twice: "
+                f"{item.prompt!r:.60}. Samples are stored under ids; without one a row has that of its prompt. Leave "
+                "one out, or give the rows a column id."
+            )
+        seen[item.id] = row
+        longest = max(longest, room_for(item, sampling.max_tokens, config, engine, "the data", "rollout.max_tokens"))
+    key = "eval.max_tokens" if evaluated else "rollout.max_tokens, or set eval.max_tokens"
+    for bench, problems in benches:
+        for item in problems:
+            most = evaluated or sampling.max_tokens
+            longest = max(longest, room_for(item, most, config, engine, f"eval.bench={bench.name}", key))
+    return longest
 
-    sampling = config.rollout
-    longest = check_prompts(
-        items, config.asked, engine, sampling.max_tokens, sampling.prompts_per_step, sampling.oversample
-    )
-    asked = [check_bench(bench.name, problems, config, engine) for bench, problems in benches]
-    return max([longest + sampling.max_tokens, *asked])
 
-
-def check_bench(name: str, items: Sequence[Item], config: TrainConfig, engine: Engine) -> int:
-    """Refuse at the start a benchmark's problem that leaves no room for its answer; else their longest together."""
-    from agpo.rollout import check_room
-
-    max_tokens = config.eval.max_tokens or config.rollout.max_tokens
-    key = "eval.max_tokens" if config.eval.max_tokens else "rollout.max_tokens, or set eval.max_tokens"
-    where = f"eval.bench={name}"
-    return max_tokens + max(check_room(item, config.asked, engine, max_tokens, where, key) for item in items)
+def room_for(item: Item, max_tokens: int, config: TrainConfig, engine: Engine, where: str, key: str) -> int:
+    """Tokens of a problem and its answer. Refuses one that could grow over the end of the model's position table."""
+    prompt_tokens = len(encode(config.asked, item, engine.tokenizer))
+    if prompt_tokens == 0:
+        raise UserError(f"{where}: problem {item.id!r} is empty: with prompt={config.asked} it has no tokens.")
+    if prompt_tokens + max_tokens > engine.max_context:
+        raise UserError(
+            f"{where}: problem {item.id!r} has {prompt_tokens} tokens with prompt={config.asked}, and an answer may "
+            f"have {max_tokens} more: together over the model's context of {engine.max_context}. Lower {key}, or leave "
+            "the problem out."
+        )
+    return prompt_tokens + max_tokens
 
 
 def check_end(eos_ids: Iterable[int], vocabulary: int, model: str) -> None:

@@ -1,7 +1,7 @@
 """Going on with a run: which checkpoint, and which keys may differ from those it was started with."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from agpo import checkpoint_io
@@ -71,11 +71,13 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
 
     Raises UserError with every key that differs and would make it another run.
     """
+    from evals.report.parts import flat
+
     if recipe is not None:
         wanted = load_config(recipe, overrides)
     else:
         wanted = make_config(saved.model_dump(mode="json"), "--resume", overrides)
-    before, after = dict(_flat(saved.model_dump(mode="json"))), dict(_flat(wanted.model_dump(mode="json")))
+    before, after = (flat(one.model_dump(mode="json")) for one in (saved, wanted))
     differ = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     free = [key for key in FREE if key != "steps" or saved.update.schedule == "constant"]
     other = [key for key in differ if not _among(key, (*free, *ROUNDING))]
@@ -107,11 +109,3 @@ def other_ranks(saved: Path) -> str:
 
 def _among(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -17,7 +17,7 @@ from evals.engines import Completion, Engine, Output, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
-from evals.prompts import Preset, encode, opened_thoughts, render, tokenize
+from evals.prompts import Preset, opened_thoughts, render, tokenize
 
 
 @dataclass(frozen=True)
@@ -246,44 +246,3 @@ def from_json(text: str, items: Sequence[Item]) -> list[Begun]:
         Begun(by_id[id_], step, {int(k): completion(x) for k, x in held.items()})
         for id_, step, held in json.loads(text)
     ]
-
-
-def check_prompts(
-    items: Sequence[Item], preset: str | Preset, engine: Engine, max_tokens: int, per_step: int, over: int = 0
-) -> int:
-    """Refuse at the start what would fail at step 57: too few problems, a doubled id, a prompt that leaves no room.
-
-    Returns the tokens of the longest prompt.
-    """
-    draw(items, 0, 0, per_step)
-    if len(items) < per_step + over:
-        raise UserError(
-            f"the data has {len(items)} problems; rollout.oversample={over} over rollout.prompts_per_step={per_step} "
-            "wants more on their way at once. Lower it or give more data."
-        )
-    seen: dict[str, int] = {}
-    longest = 0
-    for row, item in enumerate(items):
-        if item.id in seen:
-            raise UserError(
-                f"rows {seen[item.id]} and {row} of the data (the first is 0) have the id {item.id!r} twice: "
-                f"{item.prompt!r:.60}. Samples are stored under ids; without one a row has that of its prompt. Leave "
-                "one out, or give the rows a column id."
-            )
-        seen[item.id] = row
-        longest = max(longest, check_room(item, preset, engine, max_tokens, "the data", "rollout.max_tokens"))
-    return longest
-
-
-def check_room(item: Item, preset: str | Preset, engine: Engine, max_tokens: int, where: str, key: str) -> int:
-    """Refuse a problem whose answer could grow over the end of the model's position table; else its prompt's tokens."""
-    prompt_tokens = len(encode(preset, item, engine.tokenizer))
-    if prompt_tokens == 0:
-        raise UserError(f"{where}: problem {item.id!r} is empty: with prompt={preset} it has no tokens.")
-    if prompt_tokens + max_tokens > engine.max_context:
-        raise UserError(
-            f"{where}: problem {item.id!r} has {prompt_tokens} tokens with prompt={preset}, and an answer may have "
-            f"{max_tokens} more: together over the model's context of {engine.max_context}. Lower {key}, or leave the "
-            "problem out."
-        )
-    return prompt_tokens

@@ -34,13 +34,9 @@ def shared(engine: Engine) -> Iterator[Engine]:
 
 def serve(engine: Engine) -> None:
     """On the other ranks: answer this rank's part of what rank 0 asks, until it leaves `shared`."""
-    while asked := _asked():
+    asked: tuple[Sequence[Request], Sampling] | None
+    while asked := broadcast(lambda: None):  # what rank 0 asks next; None: nothing more
         _answer(engine, *asked)
-
-
-def _asked() -> tuple[Sequence[Request], Sampling] | None:
-    """What rank 0 asks next; None: nothing more."""
-    return broadcast(lambda: None)
 
 
 def _answer(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Output]:

@@ -8,29 +8,36 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 import yaml
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from agpo import checkpoint_io, distributed
+from agpo.ahead import Ahead
 from agpo.config import TrainConfig
+from agpo.distributed import device_of, torchrun_env, world_size
+from agpo.logprobs import choose_layout
 from agpo.machine import check_machine
-from agpo.problems import check_end, check_items, check_room_for_all, fingerprint, load_benches, load_items, open_reward
+from agpo.memory import Machine, memory, model_sizes
+from agpo.model import compile_layers, output_embeddings, prepare
+from agpo.optimizer import make_trained
+from agpo.policy import Policy
+from agpo.presets import about
+from agpo.problems import check_asked, check_end, check_items, fingerprint, load_benches, load_items, open_reward
+from agpo.rollout import Begun, from_json
+from agpo.telemetry import FACTS, METRICS, axes
+from agpo.trackers import check_installed
+from evals.benches import Bench, find
+from evals.engines import Engine, load_engine
+from evals.engines.hf import HFEngine, check_device, load_model
 from evals.errors import UserError
+from evals.items import Item
 from evals.models import model_path
-
-if TYPE_CHECKING:
-    import numpy as np
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from agpo.ahead import Ahead
-    from agpo.policy import Policy
-    from agpo.rollout import Begun
-    from evals.benches import Bench
-    from evals.engines import Engine
-    from evals.items import Item
-    from evals.store import Store
-
-# Heavy libraries are imported inside the functions that need them, so that --help and a wrong key answer at once.
+from evals.outputs import check_writable
+from evals.store import Store
 
 
 @dataclass
@@ -70,19 +77,6 @@ class Run:
 
 def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | None, run_id: str | None) -> Run:
     """Load everything; a fresh run, or the continuation of `run_id` from a checkpoint."""
-    import numpy as np
-    import torch
-
-    from agpo import checkpoint_io, distributed
-    from agpo.logprobs import choose_layout
-    from agpo.model import compile_layers, output_embeddings, prepare
-    from agpo.optimizer import make_trained
-    from agpo.policy import Policy
-    from agpo.rollout import from_json
-    from agpo.trackers import check_installed
-    from evals.engines.hf import HFEngine, check_device
-    from evals.outputs import check_writable
-    from evals.store import Store
 
     check_machine(config)
     check_device(distributed.device_of(config.device))
@@ -117,7 +111,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     elif config.vllm.max_model_len:  # the checks below are of what will generate
         engine.max_context = min(engine.max_context, config.vllm.max_model_len)
     check_end(engine.eos_ids, output_embeddings(model).weight.shape[0], config.model)
-    longest = check_room_for_all(items, benches, config, engine)
+    longest = check_asked(items, benches, config, engine)
     chosen = choose_layout(model, engine.max_context, update.layout)
     plain = distributed.shard(model, half_masters=not config.lora.rank, offload=update.offload)
     own.model = plain
@@ -173,17 +167,12 @@ def label_of(config: TrainConfig, run_id: str, store: Store) -> dict[str, object
 
 def about_run(config: TrainConfig) -> dict[str, object]:
     """What reports need to know of the run's method and metrics."""
-    from agpo.presets import about
-    from agpo.telemetry import FACTS, METRICS, axes
-
     told = {"metrics": METRICS, "facts": FACTS, "axes": axes(config.rollout.samples_per_prompt)}
     return {**about(config.objective.preset, config.objective.knobs), **told}
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:
     """Put the store and the run's folder back to where they were at the checkpoint; what came after is made again."""
-    from agpo import checkpoint_io, distributed
-
     run.done = run.saved = step
     metrics = distributed.broadcast(lambda: run.store.metrics(run.id, ["updates/made"]))
     run.moved = max((at for at, _, made in metrics if at <= step and made), default=0)
@@ -204,8 +193,6 @@ def _go_on(run: Run, saved: Path, step: int) -> None:
 def recorded(config: TrainConfig) -> dict[str, object]:
     """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses, the id
     of the manifest of its data, and how many ranks trained where it was not one."""
-    from agpo.distributed import world_size
-
     on_test = selected_on_test(config)
     manifest = curation(config.data.path, "manifest.json").get("id")
     ranks = world_size()
@@ -230,8 +217,6 @@ def curation_run(path: str, store: Store) -> str | None:
 
 def selected_on_test(config: TrainConfig) -> str:
     """The name of the test set that `checkpoint.best` chooses by; empty for held-out data, which is there for that."""
-    from evals.benches import find
-
     if not config.checkpoint.best:
         return ""
     named = config.checkpoint.best.split("/")[1:-1]
@@ -258,10 +243,6 @@ def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
 
 def load(model: str, config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) on the configured device."""
-    from safetensors import SafetensorError
-
-    from agpo.distributed import device_of
-    from evals.engines.hf import load_model
 
     try:
         return load_model(
@@ -279,11 +260,6 @@ def start_vllm(config: TrainConfig, start: str, model: PreTrainedModel, longest:
     `start` is where the model came from, `longest` the most tokens of a prompt and its answer: the context that vLLM
     makes room for. Its share of a GPU is what the trainer leaves, by `agpo.memory`.
     """
-    import torch
-
-    from agpo.distributed import device_of, torchrun_env
-    from agpo.memory import Machine, memory, model_sizes
-    from evals.engines import load_engine
 
     dtype = str(model.dtype).removeprefix("torch.")
     options = {"max_model_len": longest, **config.vllm.model_dump(exclude_defaults=True)}

@@ -148,7 +148,7 @@ def speeds(groups: Sequence[Group], updates: Sequence[Update], watch: Watch, too
     rate = sum(len(s.completion.token_ids) for group in groups for s in group.samples) / took
     speeds = {"speed/tokens_per_second": rate, "speed/tokens_per_second_per_device": rate / ranks / engine}
     peak = peak_flops(policy.plain.device, policy.plain.dtype) * ranks * watch.seconds["update"]
-    if peak and (work := sum(update.flops for update in updates)):
+    if peak and (work := sum(update.seen.flops for update in updates)):
         speeds["speed/update_mfu"] = work / peak
     return speeds
 
@@ -333,8 +333,7 @@ def update_policy(
         watch.tell("update", f"{number} of {len(plan)}")
         on_policy = not any(earlier.stepped for earlier in updates)
         updates.append(update(policy, minibatch, objective, settings, on_policy=on_policy))
-        if gap is None and updates[-1].gap is not None:
-            gap = updates[-1].gap
+        if gap is None and (gap := updates[-1].seen.gap):
             check_gap(gap, dtype, limit)
     return updates, {**effect, **({"mismatch/gap_mean": gap[0], "mismatch/gap_max": gap[1]} if gap else {})}
 

@@ -4,11 +4,10 @@ import statistics
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
@@ -100,7 +99,7 @@ def step_metrics(
     once = {m.groups: m for m in plan}  # the plan has a mini-batch again for every pass over it
     live_tokens = sum(m.live_tokens for m in once.values())
     all_tokens = sum(len(s.completion.token_ids) for s in samples)
-    run_tokens = sum(u.tokens_run for u in updates)
+    run_tokens = sum(u.seen.tokens for u in updates)
     parts: dict[str, list[float | None]] = {}
     for s in samples:
         for name, value in s.verdict.parts.items():
@@ -138,9 +137,10 @@ def step_metrics(
         "updates/made": float(sum(u.stepped for u in updates)),
         "updates/dead": float(sum(not m.live_groups for m in plan)),
         "updates/refused": float(sum(u.refused for u in updates)),
-        "ratio/deviation": _mean([u.ratio_deviation for u in updates]),
-        "ratio/clipped": _mean([u.at_bound for u in updates]),
-        "kl": _mean([u.kl for u in updates]),
+        **{
+            name: _mean([u.seen.means.get(name) for u in updates])
+            for name in ("ratio/deviation", "ratio/clipped", "kl")
+        },
         "grad_norm": _mean(norms),
         "saved/tokens": float(whole - run_tokens),
         "saved/of_tokens": float(whole),
@@ -164,19 +164,11 @@ PATIENCE = 5
 class Tally:
     """Sums over the steps of a run. A resumed run makes them from the store, so that it counts and says the same."""
 
-    made: float = 0.0
-    clipped: float = 0.0
-    dead: float = 0.0
-    refused: float = 0.0
-    saved_tokens: float = 0.0
-    of_tokens: float = 0.0
+    total: Counter[str] = field(default_factory=Counter)
+    """sums of the steps' metrics"""
     steps: int = 0
     free: int = 0
     """steps that moved nothing"""
-    early: float = 0.0
-    """seconds for which answers had been sampled when their step began"""
-    wasted: float = 0.0
-    """the same of answers that were thrown away"""
     dead_steps: int = 0
     """in a row, up to now"""
     said: bool = False
@@ -200,15 +192,8 @@ class Tally:
 
     def add(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Count a step; what there is to say about it."""
-        self.made += metrics["updates/made"]
-        self.clipped += metrics["clip/clipped_updates"]
-        self.dead += metrics["updates/dead"]
-        self.refused += metrics["updates/refused"]
-        self.saved_tokens += metrics["saved/tokens"]
-        self.of_tokens += metrics["saved/of_tokens"]
+        self.total.update(metrics)
         self.steps, self.free = self.steps + 1, self.free + (not metrics["updates/made"])
-        self.early += metrics.get("speed/saved_seconds", 0.0)
-        self.wasted += metrics.get("speed/wasted_seconds", 0.0)
         self.idle = [] if metrics["updates/made"] else [*self.idle, metrics]
         why = [self._why_idle(step)] if len(self.idle) == self.patience else []
         if metrics["groups/live"]:
@@ -257,16 +242,18 @@ class Tally:
 
     def line(self) -> str:
         """One line for the end of a run."""
-        share = 100 * self.saved_tokens / self.of_tokens if self.of_tokens else 0.0
+        total = self.total
+        whole, early, wasted = (total[x] for x in ("saved/of_tokens", "speed/saved_seconds", "speed/wasted_seconds"))
+        share = 100 * total["saved/tokens"] / whole if whole else 0.0
         overlap = (
-            f"\noverlap     {self.free} of {self.steps} steps moved nothing; {self.early:.1f} s of sampling begun "
-            f"before its step, {self.wasted:.1f} s thrown away"
+            f"\noverlap     {self.free} of {self.steps} steps moved nothing; {early:.1f} s of sampling begun "
+            f"before its step, {wasted:.1f} s thrown away"
         )
         return (
-            f"updates     {self.made:.0f} made, {self.clipped:.0f} clipped, {self.dead:.0f} without a live group, "
-            f"{self.refused:.0f} refused; "
-            f"{self.saved_tokens:,.0f} of {self.of_tokens:,.0f} tokens ({share:.0f} %) not run"
-            f"{overlap if self.early or self.wasted else ''}"
+            f"updates     {total['updates/made']:.0f} made, {total['clip/clipped_updates']:.0f} clipped, "
+            f"{total['updates/dead']:.0f} without a live group, {total['updates/refused']:.0f} refused; "
+            f"{total['saved/tokens']:,.0f} of {whole:,.0f} tokens ({share:.0f} %) not run"
+            f"{overlap if early or wasted else ''}"
         )
 
 
@@ -348,9 +335,7 @@ class Progress:
             threading.Thread(target=self._tick, name="progress", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         if self.live:
             self.live.stop()

@@ -22,13 +22,12 @@ import yaml
 from rich.console import Console
 
 from agpo.config import TrainConfig, all_keys, load_config, recipes
-from agpo.problems import open_bench_grader, open_reward
-from agpo.setup import Run, selected_on_test, set_up
 from evals.console import make_console
 from evals.errors import AGAIN, UserError, command, told
 from evals.models import model_path
 
 if TYPE_CHECKING:
+    from agpo.setup import Run
     from agpo.trackers import Trackers
     from evals.engines import Engine
 
@@ -39,6 +38,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     """Run the remaining steps. When it ends well or is asked to stop, the last finished step has a checkpoint."""
     from agpo import distributed
     from agpo.checkpoint_io import Writer
+    from agpo.problems import open_reward
     from agpo.run_folder import save_checkpoint, settle_best
     from agpo.step import Unusable, train_step
     from agpo.telemetry import Progress, Tally
@@ -82,9 +82,9 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
             trackers.log(run.done, metrics, completions(run))
             for line in tally.add(run.done, metrics):
                 say(line)
-            if tally.refused > config.update.max_refused:
+            if (refused := tally.total["updates/refused"]) > config.update.max_refused:
                 raise UserError(
-                    f"{tally.refused:.0f} updates had a loss or gradient that is not finite, more than "
+                    f"{refused:.0f} updates had a loss or gradient that is not finite, more than "
                     f"update.max_refused={config.update.max_refused}. Lower update.lr, or look at the batches in "
                     f"{run.folder}/refused."
                 )
@@ -130,6 +130,7 @@ def evaluate_policy(run: Run, console: Console, trackers: Trackers) -> None:
 
 def evaluate_benches(run: Run, engine: Engine, console: Console, trackers: Trackers) -> None:
     """Ask `engine` the problems of every benchmark that the store does not have yet of this step."""
+    from agpo.problems import open_bench_grader
     from evals.complete import Job, evaluate
     from evals.engines import Sampling
 
@@ -281,6 +282,8 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
         return int(any(well is False for _, well, _ in rows))
     if args.explain:
         return explain_step(config, saved, int(label.get("step", 0)), console)
+    from agpo.setup import set_up
+
     run = set_up(config, args.store or label.get("store"), saved, label.get("run"))
     return drive(run, console)
 
@@ -290,6 +293,8 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
     from agpo.distributed import is_main
     from agpo.explain import explain
     from agpo.packing import attention_cost
+    from agpo.problems import open_reward
+    from agpo.setup import set_up
     from agpo.step import plan_of, sample_groups, settings_of
 
     with TemporaryDirectory() as folder:
@@ -322,6 +327,7 @@ def drive(run: Run, console: Console) -> int:
     """Train, and end with the picture. Marks the run's status whatever happens."""
     from agpo.checkpoint_io import checkpoints, read_best
     from agpo.distributed import is_main, world_size
+    from agpo.setup import selected_on_test
     from evals.report.figures import curves
 
     config, status = run.config, "failed"

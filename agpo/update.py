@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from agpo.batch import MiniBatch
-from agpo.clip import Decision, apply_f_to_loss, clip_decision, sums_on_device, token_units, unit_decision, unit_sums
+from agpo.clip import Decision, apply_f_to_loss, sums_on_device, token_units, unit_decision, unit_sums
 from agpo.distributed import all_reduce_max, all_reduce_sum, full, is_main, reshard
 from agpo.logprobs import attention_of
 from agpo.model import checkpointing
 from agpo.packing import moved
-from agpo.policy import Losses, Policy, Settings, Update, losses, rank_parts
+from agpo.policy import Losses, Policy, Seen, Settings, Update, losses, rank_parts
 from agpo.presets import Objective
 
 
@@ -66,7 +66,7 @@ def update(
 # -- the cases of Eq. 6 ----------------------------------------------------------------------------------------------
 
 
-def _known_units(passes: "_Passes", wanted: Sequence[int], scales: Sequence[float]) -> "Seen":
+def _known_units(passes: "_Passes", wanted: Sequence[int], scales: Sequence[float]) -> Seen:
     """f' of every unit is known: the loss of each row is multiplied by that of its unit, before its gradient."""
     sums = Sums()
     for part, batch in passes.batches(wanted):
@@ -77,7 +77,7 @@ def _known_units(passes: "_Passes", wanted: Sequence[int], scales: Sequence[floa
     return sums.over_ranks()
 
 
-def _whole(passes: "_Passes", wanted: Sequence[int]) -> "Seen":
+def _whole(passes: "_Passes", wanted: Sequence[int]) -> Seen:
     """f sees L, the sum over all micro-batches: gradients of L add up, and f'(L) multiplies them in the end.
 
     Where L is complete and clipped the last backward pass is left out: its gradient would be thrown away.
@@ -94,7 +94,7 @@ def _whole(passes: "_Passes", wanted: Sequence[int]) -> "Seen":
     return seen
 
 
-def _local_units(passes: "_Passes", wanted: Sequence[int]) -> "Seen":
+def _local_units(passes: "_Passes", wanted: Sequence[int]) -> Seen:
     """f sees tokens or sequences, which no other micro-batch has a part of: decided in each of them."""
     sums = Sums()
     for part, batch in passes.batches(wanted):
@@ -143,7 +143,7 @@ def _scales(passes: "_Passes", known: bool) -> tuple[list[float] | None, Decisio
 # -- the decision, and what is done --------------------------------------------------------------------------------
 
 
-def _decide(minibatch: MiniBatch, objective: Objective, decision: Decision | None, seen: "Seen") -> Decision:
+def _decide(minibatch: MiniBatch, objective: Objective, decision: Decision | None, seen: Seen) -> Decision:
     """What f says of the mini-batch. `decision`: where it was made before the gradient."""
     rows = minibatch.rows
     if not rows:  # no live group: L = 0 has no gradient, and whether f' says so does not matter
@@ -168,20 +168,11 @@ def _apply(
     max_grad_norm: float,
     decision: Decision,
     factor: float,
-    seen: "Seen",
+    seen: Seen,
 ) -> Update:
     """Multiply the gradient by what it still lacks, then step, skip or refuse."""
     trained, optimizer = policy.trained, policy.trained.optimizer
-    report = Update(
-        decision,
-        False,
-        tokens_run=seen.tokens,
-        ratio_deviation=seen.deviation,
-        gap=seen.gap,
-        at_bound=seen.at_bound,
-        kl=seen.kl if objective.beta else None,
-        flops=seen.flops,
-    )
+    report = Update(decision, stepped=False, seen=seen)
     # Clipped, f'(L) = 0: no step, since with a zero gradient AdamW would still move. An entropy bonus is outside f.
     if decision.scale == 0.0 and not (objective.entropy_coef and seen.tokens):
         optimizer.zero_grad(set_to_none=True)
@@ -234,66 +225,45 @@ class _Passes:
         loss.backward()
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the micro-batches that ran add up to, over all ranks, float64."""
-
-    value: float = 0.0
-    """sum w l"""
-    magnitude: float = 0.0
-    """sum w |l|"""
-    kept: float = 0.0
-    """sum w f'"""
-    deviation: float | None = None
-    """mean |rho - 1|, by weight; so are the next two"""
-    at_bound: float | None = None
-    kl: float | None = None
-    gap: tuple[float, float] | None = None
-    """mean and largest |engine - trainer| log-probability"""
-    tokens: int = 0
-    flops: float = 0.0
-
-    def decision(self, objective: Objective) -> Decision:
-        return clip_decision(self.value, self.magnitude, objective)
-
-
 @dataclass
 class Sums:
-    """The same of this rank as it runs. It stays on the device until it is complete: reading a number of a GPU waits
-    for all that was asked of it."""
+    """What becomes `Seen`, of this rank as it runs. It stays on the device until it is complete: reading a number of a
+    GPU waits for all that was asked of it."""
 
-    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(8, dtype=torch.float64))
-    """value, magnitude, kept, weight; |rho - 1|, rho at its bound and KL by weight; gap"""
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    """value, magnitude, kept, weight, gap, and by weight what was `measured`"""
     largest: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     """gap of a token"""
+    names: tuple[str, ...] = ()
+    """of what was measured, the same on every rank"""
     tokens: int = 0
     flops: float = 0.0
-    measured: int = 0
+    compared: int = 0
     """tokens with a gap"""
 
     def add(self, batch: Losses, part: Sequence[int], kept: torch.Tensor | None = None) -> None:
         """Take a micro-batch in; what ran for an empty part, to keep the ranks in step, is nothing."""
+        self.names = tuple(batch.measured)
         if not part:
             return
-        weight, zero = batch.weight_T.sum(), batch.weight_T.new_zeros(())
-        seen = (batch.ratio_deviation_T, batch.at_bound_T, batch.kl_T)
-        means = [zero if x_T is None else (batch.weight_T * x_T).sum() for x_T in seen]
+        zero = batch.weight_T.new_zeros(())
         gap = zero if batch.gap_T is None else batch.gap_T.sum()
+        means = [(batch.weight_T * x_T).sum() for x_T in batch.measured.values()]
         both = sums_on_device(batch.loss_T, batch.weight_T)
-        kept = zero if kept is None else kept
-        self.sums = self.sums.to(both.device) + torch.stack([*both, kept, weight, *means, gap])
+        sums = torch.stack([*both, zero if kept is None else kept, batch.weight_T.sum(), gap, *means])
+        self.sums = self.sums.to(both.device) + sums
         self.tokens += batch.tokens
         self.flops += batch.flops
         if batch.gap_T is not None:
             self.largest = torch.maximum(self.largest.to(both.device), batch.gap_T.max())
-            self.measured += len(batch.gap_T)
+            self.compared += len(batch.gap_T)
 
     def over_ranks(self) -> Seen:
         """The sums of all ranks, on every rank."""
-        value, magnitude, kept, weight, *means, gap, tokens, flops, measured = all_reduce_sum(
-            [*self.sums.tolist(), self.tokens, self.flops, self.measured]
+        mine = self.sums.expand(5 + len(self.names)).tolist()
+        value, magnitude, kept, weight, gap, *means, tokens, flops, compared = all_reduce_sum(
+            [*mine, self.tokens, self.flops, self.compared]
         )
         most = all_reduce_max(float(self.largest))
-        deviation, bound, kl = (mean / weight if weight else None for mean in means)
-        measured_gap = (gap / measured, most) if measured else None
-        return Seen(value, magnitude, kept, deviation, bound, kl, measured_gap, int(tokens), flops)
+        named = {name: mean / weight for name, mean in zip(self.names, means, strict=True)} if weight else {}
+        return Seen(value, magnitude, kept, named, (gap / compared, most) if compared else None, int(tokens), flops)

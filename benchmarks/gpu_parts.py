@@ -77,10 +77,10 @@ class Check:
         self.write({name: round(x, 6) if isinstance(x, float) else x for name, x in values.items()})
         print(values, flush=True)
 
-    def attempt(self, work: Callable[[], dict[str, Any] | None], **about: Any) -> None:
+    def attempt(self, work: Callable[..., dict[str, Any] | None], *given: Any, **about: Any) -> None:
         """Report what `work` found, or why it failed; a part goes on."""
         try:
-            found = work() or {}
+            found = work(*given) or {}
         except Exception as e:  # noqa: BLE001  it is reported
             self.report(**about, error=f"{type(e).__name__}: {str(e).strip()[:300]}")
         else:
@@ -172,29 +172,29 @@ def minibatch_of(vocabulary: int, lengths: Sequence[int], prompt: int, live: int
 
 def layout(check: Check) -> None:
     """Which layout is chosen in bfloat16 where logits are sharp, and how far each one's log-probabilities are off."""
+
+    def chosen(name: str, seed: int) -> dict[str, Any]:
+        model = check.model(name, seed=seed)
+        with torch.no_grad():
+            for layer in model.model.layers:  # far from uniform attention, and logits of some tens
+                layer.self_attn.q_proj.weight.mul_(4)
+                layer.self_attn.k_proj.weight.mul_(4)
+            model.get_output_embeddings().weight.mul_(20)
+        found: dict[str, Any] = {}
+        with check.peaks(found):
+            found["seconds"] = check.seconds(lambda: found.update(choose_layout(model, 8192)._asdict()))
+        rows = rows_of(model.config.vocab_size, check.small([200, 400, 300, 100], [20, 40]), 50, 2, seed)
+        with torch.no_grad():
+            exact = logprobs._of_whole_logits(model, rows)
+            for layout in ("packed", "varlen", "padded"):
+                gap = (log_probs(model, rows, 1.0, layout)[0] - exact).abs()
+                found[f"{layout}_median"], found[f"{layout}_largest"] = float(gap.median()), float(gap.max())
+        found["logp_mean"] = float(exact.mean())
+        return found
+
     for name in ("1.5B", "7B"):
         for seed in range(3):
-
-            def work(name: str = name, seed: int = seed) -> dict[str, Any]:
-                model = check.model(name, seed=seed)
-                with torch.no_grad():
-                    for layer in model.model.layers:  # far from uniform attention, and logits of some tens
-                        layer.self_attn.q_proj.weight.mul_(4)
-                        layer.self_attn.k_proj.weight.mul_(4)
-                    model.get_output_embeddings().weight.mul_(20)
-                found: dict[str, Any] = {}
-                with check.peaks(found):
-                    found["seconds"] = check.seconds(lambda: found.update(choose_layout(model, 8192)._asdict()))
-                rows = rows_of(model.config.vocab_size, check.small([200, 400, 300, 100], [20, 40]), 50, 2, seed)
-                with torch.no_grad():
-                    exact = logprobs._of_whole_logits(model, rows)
-                    for layout in ("packed", "varlen", "padded"):
-                        gap = (log_probs(model, rows, 1.0, layout)[0] - exact).abs()
-                        found[f"{layout}_median"], found[f"{layout}_largest"] = float(gap.median()), float(gap.max())
-                found["logp_mean"] = float(exact.mean())
-                return found
-
-            check.attempt(work, shape=name, seed=seed)
+            check.attempt(chosen, name, seed, shape=name, seed=seed)
 
 
 # -- 2 ---------------------------------------------------------------------------------------------------------------
@@ -227,23 +227,23 @@ def agreement(check: Check) -> None:
         return {"logp": logp.detach().float().cpu(), **flat}
 
     exact = measure("cpu", torch.float32, "packed")
+
+    def errors(dtype: torch.dtype, layout: str, offload: bool) -> dict[str, Any]:
+        found = measure(check.device, dtype, layout, offload)
+        gap = (found["logp"] - exact["logp"]).abs()
+        cosine = torch.nn.functional.cosine_similarity
+        return {
+            "logp_mean": float(gap.mean()),
+            "logp_largest": float(gap.max()),
+            "gradient_error": float((found["gradient"] - exact["gradient"]).norm() / exact["gradient"].norm()),
+            "gradient_cosine": float(cosine(found["gradient"], exact["gradient"], dim=0)),
+            "step_error": float((found["step"] - exact["step"]).norm() / exact["step"].norm()),
+        }
+
     kinds = [(torch.float32, layout, False) for layout in ("packed", "varlen", "padded")]
     kinds += [(check.half, layout, False) for layout in ("packed", "varlen", "padded")]
     for dtype, layout, offload in [*kinds, (torch.float32, "packed", True), (check.half, "packed", True)]:
-
-        def work(dtype: Any = dtype, layout: Any = layout, offload: bool = offload) -> dict[str, Any]:
-            found = measure(check.device, dtype, layout, offload)
-            gap = (found["logp"] - exact["logp"]).abs()
-            cosine = torch.nn.functional.cosine_similarity
-            return {
-                "logp_mean": float(gap.mean()),
-                "logp_largest": float(gap.max()),
-                "gradient_error": float((found["gradient"] - exact["gradient"]).norm() / exact["gradient"].norm()),
-                "gradient_cosine": float(cosine(found["gradient"], exact["gradient"], dim=0)),
-                "step_error": float((found["step"] - exact["step"]).norm() / exact["step"].norm()),
-            }
-
-        check.attempt(work, dtype=str(dtype), layout=layout, offload=offload)
+        check.attempt(errors, dtype, layout, offload, dtype=str(dtype), layout=layout, offload=offload)
 
 
 # -- 3 ---------------------------------------------------------------------------------------------------------------
@@ -260,6 +260,38 @@ def attention(check: Check) -> None:
     """Packed attention, forward and backward, at the 7B shape: the first call of a new shape and the calls after it."""
     shape = SMALL if check.rehearse else SHAPES["7B"]
     head = shape.hidden // shape.heads
+
+    def timed(draws: list[list[Row]], name: str, rounded: bool) -> dict[str, Any]:
+        first, again, flops, slots = [], [], 0.0, 0
+        found: dict[str, Any] = {}
+        with check.peaks(found), kernels(KERNELS[name]):
+            for rows in draws:
+                packed = packing.pack(rows, varlen=name == "varlen", rounded=rounded).to(check.device)
+                slots += len(packed.slot_token_X)
+                q, k, v = (
+                    torch.randn(
+                        1, heads, len(packed.ids_P), head, device=check.device, dtype=check.half
+                    ).requires_grad_()
+                    for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
+                )
+
+                def both(packed: Any = packed, q: Any = q, k: Any = k, v: Any = v) -> None:
+                    out = packing.packed_attention(torch.nn.Module(), q, k, v, None, packed=packed)[0]
+                    out.sum().backward()
+
+                first.append(check.seconds(both))
+                again += [check.seconds(both) for _ in range(check.small(3, 1))]
+                flops += 7 * head * shape.heads * sum(row.tokens**2 for row in rows)
+        took = statistics.median(again)
+        return {
+            "first_ms": 1e3 * statistics.median(first),
+            "first_worst_ms": 1e3 * max(first),
+            "again_ms": 1e3 * took,
+            "tflops": flops / len(draws) / took / 1e12,  # of what the sequences need, padding not counted
+            "slots": slots // len(draws),
+            **found,
+        }
+
     sizes = check.small([(16_384, 200, 4_000), (65_536, 200, 4_000), (65_536, 1_000, 16_000)], [(256, 5, 60)])
     for tokens, low, high in sizes:
         draws = []
@@ -271,43 +303,11 @@ def attention(check: Check) -> None:
                 lengths.append(n)
                 total += n
             draws.append(rows_of(shape.vocabulary, lengths, check.small(128, 8), 8, seed))
-        for name, backends in KERNELS.items():
+        for name in KERNELS:
             for rounded in (False, True) if name in ("flash (ours)", "cuDNN") else (False,):
-
-                def work(
-                    name: str = name, backends: Any = backends, rounded: bool = rounded, draws: Any = tuple(draws)
-                ) -> dict[str, Any]:
-                    first, again, flops, slots = [], [], 0.0, 0
-                    found: dict[str, Any] = {}
-                    with check.peaks(found), kernels(backends):
-                        for rows in draws:
-                            packed = packing.pack(rows, varlen=name == "varlen", rounded=rounded).to(check.device)
-                            slots += len(packed.slot_token_X)
-                            q, k, v = (
-                                torch.randn(
-                                    1, heads, len(packed.ids_P), head, device=check.device, dtype=check.half
-                                ).requires_grad_()
-                                for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
-                            )
-
-                            def both(packed: Any = packed, q: Any = q, k: Any = k, v: Any = v) -> None:
-                                out = packing.packed_attention(torch.nn.Module(), q, k, v, None, packed=packed)[0]
-                                out.sum().backward()
-
-                            first.append(check.seconds(both))
-                            again += [check.seconds(both) for _ in range(check.small(3, 1))]
-                            flops += 7 * head * shape.heads * sum(row.tokens**2 for row in rows)
-                    took = statistics.median(again)
-                    return {
-                        "first_ms": 1e3 * statistics.median(first),
-                        "first_worst_ms": 1e3 * max(first),
-                        "again_ms": 1e3 * took,
-                        "tflops": flops / len(draws) / took / 1e12,  # of what the sequences need, padding not counted
-                        "slots": slots // len(draws),
-                        **found,
-                    }
-
-                check.attempt(work, tokens=tokens, lengths=f"{low}-{high}", kernel=name, rounded=rounded)
+                check.attempt(
+                    timed, draws, name, rounded, tokens=tokens, lengths=f"{low}-{high}", kernel=name, rounded=rounded
+                )
 
 
 @contextmanager
@@ -360,6 +360,16 @@ def log_probabilities(check: Check) -> None:
             else:
                 (part @ weight_VH.detach().T).float()
 
+    def timed(way: Callable[[], None]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        hidden_TH.grad = weight_VH.grad = None
+        way()  # warm
+        with check.peaks(found):
+            took = [check.seconds(way) for _ in range(3)]
+        norm = float(weight_VH.grad.float().norm()) if weight_VH.grad is not None else None
+        hidden_TH.grad = weight_VH.grad = None
+        return {"ms": 1e3 * statistics.median(took), "gradient_norm": norm, **found}
+
     ways: dict[str, Callable[[], None]] = {
         **{f"chunks of {n >> 20} Mi logits": lambda n=n: chunks(n) for n in (1 << 26, 1 << 28, 1 << 29)},
         "chunks, as this GPU's memory says": lambda: chunks(None),
@@ -369,20 +379,9 @@ def log_probabilities(check: Check) -> None:
         "product alone, in float32": lambda: products(True),
     }
     for name, way in ways.items():
-
-        def work(way: Callable[[], None] = way) -> dict[str, Any]:
-            found: dict[str, Any] = {}
-            hidden_TH.grad = weight_VH.grad = None
-            way()  # warm
-            with check.peaks(found):
-                took = [check.seconds(way) for _ in range(3)]
-            norm = float(weight_VH.grad.float().norm()) if weight_VH.grad is not None else None
-            hidden_TH.grad = weight_VH.grad = None
-            return {"ms": 1e3 * statistics.median(took), "gradient_norm": norm, **found}
-
         if check.rehearse and name in ("Liger, fused loss", "product alone, in float32"):
             continue  # written for a GPU
-        check.attempt(work, way=name)
+        check.attempt(timed, way, way=name)
 
 
 # -- 5 and 6 ---------------------------------------------------------------------------------------------------------
@@ -436,6 +435,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 
 def update_speed(check: Check) -> None:
     """Updates of 8 prompts x 8 at the 7B shape, 8 layers deep, and the 1.5B shape, whole: what each option gives."""
+
+    def timed(name: str, layers: int | None, option: dict[str, Any], batch: Any) -> dict[str, Any]:
+        return timed_updates(check, make_policy(check, name, layers, **option), batch, check.small(2, 1))
+
     for name, option in OPTIONS:
         if check.rehearse and option.get("liger"):  # written for a GPU
             continue
@@ -443,12 +446,8 @@ def update_speed(check: Check) -> None:
         vocabulary = (SMALL if check.rehearse else SHAPES[name]).vocabulary
         lengths = log_normal(64, *check.small((200, 4_000), (5, 30)), 0)
         batch = minibatch_of(vocabulary, lengths, check.small(128, 8))
-
-        def work(name: str = name, layers: int | None = layers, option: Any = option, batch: Any = batch):
-            return timed_updates(check, make_policy(check, name, layers, **option), batch, check.small(2, 1))
-
         how = ", ".join(key if value is True else str(value) for key, value in option.items()) or "plain"
-        check.attempt(work, shape=name, layers=layers, how=how)
+        check.attempt(timed, name, layers, option, batch, shape=name, layers=layers, how=how)
 
 
 def masked_groups(check: Check) -> None:
@@ -457,21 +456,21 @@ def masked_groups(check: Check) -> None:
     vocabulary = policy.model.config.vocab_size
     lengths = log_normal(64, *check.small((200, 4_000), (5, 30)), 0)
     whole: tuple[float, int] | None = None
+
+    def timed(live: int) -> dict[str, Any]:
+        nonlocal whole
+        minibatch = minibatch_of(vocabulary, lengths, check.small(128, 8), live)
+        took = timed_updates(check, policy, minibatch, check.small(3, 1))["update_s"]
+        whole = whole or (took, minibatch.live_tokens)
+        share = minibatch.live_tokens / whole[1]
+        return {
+            "update_s": took,
+            "live_tokens": minibatch.live_tokens,
+            "time_over_share": took / whole[0] / share if share else None,
+        }
+
     for live in (8, 6, 4, 2, 0):
-
-        def work(live: int = live) -> dict[str, Any]:
-            nonlocal whole
-            minibatch = minibatch_of(vocabulary, lengths, check.small(128, 8), live)
-            took = timed_updates(check, policy, minibatch, check.small(3, 1))["update_s"]
-            whole = whole or (took, minibatch.live_tokens)
-            share = minibatch.live_tokens / whole[1]
-            return {
-                "update_s": took,
-                "live_tokens": minibatch.live_tokens,
-                "time_over_share": took / whole[0] / share if share else None,
-            }
-
-        check.attempt(work, masked_percent=100 - 100 * live // 8)
+        check.attempt(timed, live, masked_percent=100 - 100 * live // 8)
 
 
 # -- 7 and 8 ---------------------------------------------------------------------------------------------------------
@@ -553,14 +552,13 @@ def weights_to_another_process(check: Check) -> None:
             here.send(("tensor", (name, x, at + 1 == len(weights))))
         assert here.recv() == size
 
+    def timed(way: Callable[[], None]) -> dict[str, Any]:
+        way()  # warm: what the other process allocates, the first handles
+        took = statistics.median(check.seconds(way) for _ in range(3))
+        return {"seconds": took, "gb": size / 1e9, "gb_per_s": size / 1e9 / took}
+
     for name, way in {"a file in memory": by_file, "CUDA IPC, a tensor at a time": by_handle}.items():
-
-        def work(way: Callable[[], None] = way) -> dict[str, Any]:
-            way()  # warm: what the other process allocates, the first handles
-            took = statistics.median(check.seconds(way) for _ in range(3))
-            return {"seconds": took, "gb": size / 1e9, "gb_per_s": size / 1e9 / took}
-
-        check.attempt(work, way=name)
+        check.attempt(timed, way, way=name)
     here.send(("end", None))
     process.join(10)
 
@@ -602,24 +600,24 @@ class NoTokenizer:
 
 def engine_hf(check: Check) -> None:
     """Tokens a second of engine hf, 128 new tokens after prompts of 64, at 32 and 256 rows."""
+
+    def generate(engine: HFEngine, rows: int) -> dict[str, Any]:
+        g = np.random.default_rng(0)
+        vocabulary = engine.model.config.vocab_size
+        prompts = [tuple(g.integers(3, vocabulary, check.small(64, 8)).tolist()) for _ in range(rows // 8)]
+        requests = [Request(p, tuple(range(8 * i, 8 * i + 8))) for i, p in enumerate(prompts)]
+        new, found = check.small(128, 4), {}
+        list(engine.generate(requests, Sampling(4)))
+        with check.peaks(found):
+            took = check.seconds(lambda: list(engine.generate(requests, Sampling(new))))
+        return {"tokens_per_s": rows * new / took, "ms_per_token": 1e3 * took / new, **found}
+
     for name in SHAPES:
         model = check.model(name)
         engine = HFEngine(model, NoTokenizer())
         engine.eos_ids = frozenset({-1})  # nothing ends early
         for rows in check.small((32, 256), (8, 16)):
-
-            def work(engine: Any = engine, rows: int = rows) -> dict[str, Any]:
-                g = np.random.default_rng(0)
-                vocabulary = engine.model.config.vocab_size
-                prompts = [tuple(g.integers(3, vocabulary, check.small(64, 8)).tolist()) for _ in range(rows // 8)]
-                requests = [Request(p, tuple(range(8 * i, 8 * i + 8))) for i, p in enumerate(prompts)]
-                new, found = check.small(128, 4), {}
-                list(engine.generate(requests, Sampling(4)))
-                with check.peaks(found):
-                    took = check.seconds(lambda: list(engine.generate(requests, Sampling(new))))
-                return {"tokens_per_s": rows * new / took, "ms_per_token": 1e3 * took / new, **found}
-
-            check.attempt(work, shape=name, rows=rows)
+            check.attempt(generate, engine, rows, shape=name, rows=rows)
         del model, engine
 
 
@@ -661,6 +659,13 @@ def runs(check: Check) -> None:
             gaps = [float((x - weights["torchrun"][n]).abs().max()) for n, x in weights["resumed"].items()]
             return {"largest_difference_of_a_weight": max(gaps)}
 
+        def reward(where: str) -> dict[str, Any]:
+            out = place / f"tiny-{where}"
+            mine = [f"data={place}/arith.jsonl", "eval.bench=", "dtype=float32", f"device={where}"]
+            began = time.perf_counter()
+            finish(start([*train, *mine], out))
+            return {"seconds": time.perf_counter() - began, **rewards(out)}
+
         check.attempt(killed, what=f"{steps} steps, kill -9, --resume latest")
         check.attempt(torchrun, what=f"{steps} steps under torchrun --nproc-per-node 1")
         check.attempt(same, what="the two runs' weights")
@@ -668,15 +673,7 @@ def runs(check: Check) -> None:
         if check.rehearse:
             return
         for where in ("cuda", "cpu"):
-
-            def reward(where: str = where) -> dict[str, Any]:
-                out = place / f"tiny-{where}"
-                mine = [f"data={place}/arith.jsonl", "eval.bench=", "dtype=float32", f"device={where}"]
-                began = time.perf_counter()
-                finish(start([*train, *mine], out))
-                return {"seconds": time.perf_counter() - began, **rewards(out)}
-
-            check.attempt(reward, what=f"the tiny recipe, 140 steps, {where}")
+            check.attempt(reward, where, what=f"the tiny recipe, 140 steps, {where}")
 
 
 def write_arithmetic(path: Path) -> None:

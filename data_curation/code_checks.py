@@ -9,6 +9,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from data_curation.stage import Context, Drop, Options, Result, Row, drop, dumps
+from evals.code_tests import read_code
+from evals.errors import UserError
+from sandbox import Limits, Program, Sandbox, SandboxError
 
 _SEVERAL = re.compile(
     r"(?:any|multiple|several|many) (?:\w+ ){0,3}?(?:solutions?|answers?|of them|valid|correct)"
@@ -88,9 +91,6 @@ def judge(
     rows: Sequence[Row], options: CodeOptions, context: Context, verdicts: "Counter[str]"
 ) -> list[tuple[Row, tuple[str, dict[str, Any]]]]:
     """Run the programs that are said to pass and to fail. A sandbox that cannot judge is no verdict on the problem."""
-    from evals.errors import UserError
-    from sandbox import Sandbox, SandboxError
-
     if not rows:
         return []
     codes = [code_of(row) for row in rows]
@@ -123,9 +123,6 @@ def code_of(row: Row) -> Any:
 
     Raises UserError for tests that are none.
     """
-    from evals.code_tests import read_code
-    from sandbox import Limits
-
     code = row.code or {}
     pairs = list(dict.fromkeys(zip(code["inputs"], code["outputs"], strict=True)))
     tests = {"inputs": [given for given, _ in pairs], "outputs": [printed for _, printed in pairs]}
@@ -135,8 +132,6 @@ def code_of(row: Row) -> Any:
 
 def programs_of(row: Row, how: Any) -> list[tuple[str, Any]]:
     """("right" or "wrong", program) of a row."""
-    from sandbox import Program
-
     code = row.code or {}
     return [
         (kind, Program(source, how.mode, how.entry, how.limits, how.prelude))

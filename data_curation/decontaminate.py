@@ -12,7 +12,10 @@ from pydantic import Field
 from data_curation import alike
 from data_curation.similar import gram_pairs, near_pairs, run_sets
 from data_curation.stage import Context, Options, Result, Row, digest, drop
+from evals.benches import BENCHES, load
+from evals.benches import find as find_bench
 from evals.errors import UserError
+from evals.items import problem_text, read_rows
 
 
 class DecontaminateOptions(Options):
@@ -160,9 +163,6 @@ def load_reference(name: str, given: Mapping[str, str]) -> list[Reference]:
 
     A name that is no benchmark is taken for a file's, when there is one (--reference mine=FILE).
     """
-    from evals.benches import BENCHES, load
-    from evals.benches import find as find_bench
-
     path = given.get(name)
     more = {"math500": given.get("math500", "")} if name == "math_val" else None
     if name not in BENCHES and path:
@@ -177,8 +177,6 @@ def load_reference(name: str, given: Mapping[str, str]) -> list[Reference]:
 
 def from_file(bench: str, path: str) -> list[Reference]:
     """Problems of a file: whichever of the usual columns it has."""
-    from evals.items import problem_text, read_rows
-
     found = []
     for number, row in enumerate(read_rows(path)):
         where = f"{path}, row {number}"

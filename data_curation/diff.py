@@ -12,6 +12,7 @@ from data_curation.explain import kept_rows
 from data_curation.stage import read_lines
 from evals.console import make_console
 from evals.errors import command
+from evals.report.parts import flat
 
 
 def diff(one: Path, other: Path) -> dict[str, Any]:
@@ -40,14 +41,6 @@ def settings(content: Mapping[str, Any]) -> dict[str, Any]:
     stages = {one["name"]: one["options"] for one in content["stages"]}
     order = [one["name"] for one in content["stages"]]
     return {"recipe": content["recipe"]["name"], "stages": order, "versions": content["versions"], **sources, **stages}
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a.b": 1} of {"a": {"b": 1}}."""
-    found: dict[str, Any] = {}
-    for name, inner in value.items():
-        found |= flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) and inner else {f"{prefix}{name}": inner}
-    return found
 
 
 def rows(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from data_curation.rates import SolveOptions
 from data_curation.read import is_hub, place_of, raw_rows, read, split_of
 from data_curation.solve_rate import NO_MODEL, check_options, known_run
 from data_curation.stage import Context
+from evals.benches import BENCHES, in_folder
 from evals.errors import UserError, first_line
 from evals.hub import ANSWER_SECONDS, ask_hub
 from evals.outputs import check_folder
@@ -69,8 +70,6 @@ def check(recipe: Any, out: Path, context: Context) -> list[decontaminate.Refere
 
 def on_hub(recipe: Any, against: Sequence[str], context: Context) -> dict[str, list[str]]:
     """What has to come from the hub -> its ids there."""
-    from evals.benches import BENCHES, in_folder
-
     found: dict[str, list[str]] = {}
     for source in recipe.sources:
         place = source.path or sources.KINDS[source.kind].hub

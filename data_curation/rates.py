@@ -8,7 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from data_curation.stage import Options, Row, digest
+from evals.items import item_id
 from evals.prompts import Preset, find_preset
+from evals.stats import wilson
 
 Decision = Literal["keep", "low", "high", "open"]
 
@@ -101,8 +103,6 @@ def decide(tally: Tally, n: int, low: float, high: float) -> Decision:
 
 def told(tally: Tally, options: SolveOptions) -> tuple[Decision, dict[str, Any]]:
     """The verdict, and what the ledger and the row's meta say of it."""
-    from evals.stats import wilson
-
     low, high = wilson(tally.right, tally.tries) if tally.tries else (0.0, 1.0)
     numbers: dict[str, Any] = {
         "solve_right": tally.right,
@@ -131,8 +131,6 @@ def item_key(row: Row) -> str:
 
     Completions depend on the first part alone, so that they are there for other answers to the same problem.
     """
-    from evals.items import item_id
-
     code = row.code or {}
     judged = [code.get(name) for name in ("inputs", "outputs", "fn_name", "time_limit", "memory_mb")]
     return f"{item_id(row.problem)}-{digest(row.answer, judged)[:8]}"

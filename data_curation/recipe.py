@@ -14,6 +14,7 @@ from data_curation import code_sources as programs
 from data_curation import sources as maths
 from data_curation.export import FORMATS
 from data_curation.stage import Options, Result
+from evals.benches import BENCHES
 from evals.errors import UserError, explained
 from evals.prompts import find_preset
 
@@ -130,8 +131,6 @@ def load(
 
 def _more_references(recipe: Recipe, given: Iterable[str]) -> list[str]:
     """`against` with the given names that it lacks; [] where it lacks none. Raises UserError for a slip."""
-    from evals.benches import BENCHES
-
     given = list(given)
     if not given:
         return []

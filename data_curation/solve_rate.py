@@ -14,11 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_curation.code_checks import code_of
 from data_curation.rates import Decision, SolveOptions, Tally, bounds, decide, item_key, majority, open_tries, told
 from data_curation.stage import Context, Drop, Result, Row, drop
+from evals import engines
+from evals.benches import Bench
+from evals.complete import Job, complete
 from evals.console import LINE_SECONDS, time_left
+from evals.engines import REFUSED, EngineError, Sampling, check_engine
 from evals.errors import UserError
+from evals.grading.grader import open_grader
 from evals.grading.math import normalise
+from evals.items import Item
+from evals.models import fingerprint
+from evals.prompts import encode
 
 RUN = "solve-rate"
 """name of the runs that hold the completions"""
@@ -96,8 +105,6 @@ class Tries:
         self.run_id = ""
 
     def gather(self) -> "Tries":
-        from evals.grading.grader import open_grader
-
         options, store = self.options, self.context.store
         grader_name = options.grader
         if grader_name == "auto":
@@ -128,8 +135,6 @@ class Tries:
 
     def _measure(self, engine: Any) -> None:
         """Find the prompts that are too long for the model. Without a tokenizer the server counts, and refuses."""
-        from evals.prompts import encode
-
         if engine is None or engine.tokenizer is None:
             return
         room = engine.max_context - self.options.max_tokens
@@ -156,10 +161,6 @@ class Tries:
         yield from ((split, part) for (_, split), part in sorted(waves.items()))
 
     def _ask(self, engine: Any, split: str, part: list[Any], grader: Any, grader_name: str, meter: "Meter") -> None:
-        from evals.benches import Bench
-        from evals.complete import Job, complete
-        from evals.engines import REFUSED, EngineError, Sampling
-
         options, store = self.options, self.context.store
         most = options.max_tokens
         bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, options.prompt, most, "", "")
@@ -251,7 +252,6 @@ class Meter:
 
 def check_options(options: SolveOptions) -> dict[str, Any]:
     """The engine's options as it takes them. Raises UserError for an engine, an option or a value that there is not."""
-    from evals.engines import check_engine
 
     if options.engine != "ray":
         return check_engine(options.engine, options.engine_options)
@@ -262,8 +262,6 @@ def check_options(options: SolveOptions) -> dict[str, Any]:
 
 
 def open_engine(options: SolveOptions, context: Context) -> Any:
-    from evals.engines import load_engine
-
     if not options.model:
         raise UserError(NO_MODEL)
     if options.engine == "ray":
@@ -271,7 +269,7 @@ def open_engine(options: SolveOptions, context: Context) -> Any:
 
         return RayEngine(options.model, **check_options(options))
     more = {"max_errors": context.max_errors + 1} if options.engine == "openai" else {}
-    return load_engine(options.engine, options.model, **{**more, **options.engine_options})
+    return engines.load_engine(options.engine, options.model, **{**more, **options.engine_options})
 
 
 def adopt(store: Any, run_id: str, split: str, items: Sequence[Any], n: int) -> None:
@@ -333,8 +331,6 @@ def known_run(store: Any, options: SolveOptions, grader: str = "") -> Any:
 
 def settings_of(options: SolveOptions) -> dict[str, Any]:
     """What decides a completion."""
-    from evals.models import fingerprint
-
     model = options.model.split("#")[-1]
     names = ("prompt", "temperature", "top_p", "max_tokens", "seed")
     later = {name: value for name in ("top_k", "chat_template_kwargs") if (value := getattr(options, name))}
@@ -354,10 +350,8 @@ def short_model(model: str) -> str:
 
 
 def item_of(name: str, row: Row) -> Any:
-    from evals.items import Item
 
     if row.code is None:
         return Item(name, row.problem, row.answer, {"source": row.source, "row": row.id})
-    from data_curation.code_checks import code_of
 
     return Item(name, row.problem, "", {"source": row.source, "row": row.id}, code_of(row))

@@ -184,8 +184,8 @@ def agree(rank: int, world: int) -> None:
     except (ZeroDivisionError, distributed.OtherRankFailed) as e:
         told = type(e)
     assert told is (ZeroDivisionError if rank == world - 1 else distributed.OtherRankFailed), told
-    own, most = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0.1 * (rank + 1) * 10 * (rank + 1)]), torch.tensor(rank + 2.0)
-    seen = Sums(own.double(), most, tokens=rank, measured=10 * (rank + 1)).over_ranks()
+    own, most = torch.tensor([1.0, 0, 0, 0, 0.1 * (rank + 1) * 10 * (rank + 1)]), torch.tensor(rank + 2.0)
+    seen = Sums(own.double(), most, tokens=rank, compared=10 * (rank + 1)).over_ranks()
     parts = range(1, world + 1)
     mean = sum(0.1 * k * 10 * k for k in parts) / sum(10 * k for k in parts)
     assert (seen.value, seen.tokens) == (world, sum(range(world)))

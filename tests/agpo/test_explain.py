@@ -27,7 +27,7 @@ def test_the_plan_is_what_happens(start, preset, seed, epochs):
     moved = False
     for k, minibatch in enumerate(plan):
         done = update(policy, minibatch, objective, settings, on_policy=not moved)
-        assert done.tokens_run == int(str(tokens[k]).replace(",", ""))
+        assert done.seen.tokens == int(str(tokens[k]).replace(",", ""))
         if not minibatch.live_groups:
             assert "no live group" in str(fates[k])
         elif "clipped" in str(fates[k]):

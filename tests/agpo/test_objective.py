@@ -7,7 +7,7 @@ import pytest
 import torch
 from objective_reference import SCOPES, by_hand, combinations, extras, name_of, problem
 
-from agpo.clip import apply_f_to_loss, apply_f_to_units
+from agpo.clip import apply_f_to_loss, apply_f_to_sums, unit_sums
 from agpo.objective import (
     PRESETS,
     Correction,
@@ -286,7 +286,8 @@ def test_a_tie_is_no_loss_and_is_judged_by_the_size_of_its_own_unit():
     assert clip_decision(1e-9, 1.0, PRESETS["agpo"]).loss == 0.0
     weight_T, unit_T = torch.full((4,), 0.005, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
     loss_T = torch.tensor([1.0, -1 + 1e-6, 1.0, -1 + 4e-6], dtype=torch.float64)  # means of 5e-7 and 2e-6
-    shaped_U, scale_U = apply_f_to_units(weight_T * loss_T, weight_T, unit_T, Objective(clip_scope="group"))
+    sums_3U = unit_sums(weight_T * loss_T, weight_T, unit_T, 2)
+    shaped_U, scale_U = apply_f_to_sums(sums_3U, Objective(clip_scope="group"))
     assert scale_U.tolist() == [0.0, 1.0]
     assert shaped_U.tolist() == pytest.approx([0.0, 0.01 * 2e-6], rel=1e-6)
 

@@ -159,8 +159,8 @@ def test_passes_after_the_first_have_ratios_against_the_policy_that_sampled(star
     for p, q in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(p, q, atol=2e-5)
     first = next((k for k, u in enumerate(updates) if u.stepped), len(updates))
-    assert all(not u.tokens_run for u in updates[:first])  # known: free in every pass
-    assert all((u.ratio_deviation or 0) > 1e-4 for u in updates[first + 1 :])
+    assert all(not u.seen.tokens for u in updates[:first])  # known: free in every pass
+    assert all(u.seen.means.get("ratio/deviation", 0) > 1e-4 for u in updates[first + 1 :])
     metrics = step_metrics(groups, [True] * 4, plan, updates)
     assert metrics["groups/live_token_share"] == 1.0
     assert metrics["saved/of_tokens"] == 3 * step_metrics(groups, [True] * 4, plan[:2], updates[:2])["saved/of_tokens"]
@@ -197,15 +197,15 @@ def test_an_update_reports_the_ratio_clip_the_kl_and_its_flops(start, objective,
         parts, weight = parts + row.weight * np.array(each).sum(1), weight + row.weight * len(rho)
     deviation, share, kl = parts / weight
     assert 0 < share < 1
-    assert done.at_bound == pytest.approx(share, abs=1e-6)
-    assert done.ratio_deviation == pytest.approx(deviation, rel=1e-3)
-    assert done.kl == (pytest.approx(kl, rel=1e-3) if objective.beta else None)
+    assert done.seen.means["ratio/clipped"] == pytest.approx(share, abs=1e-6)
+    assert done.seen.means["ratio/deviation"] == pytest.approx(deviation, rel=1e-3)
+    assert done.seen.means.get("kl") == (pytest.approx(kl, rel=1e-3) if objective.beta else None)
     if budget > 30:  # a prompt that is cut runs twice
         config, weights = start.config, sum(p.numel() for p in start.parameters())
         lengths = [minibatch.rows[i].tokens for i in minibatch.moving]
         attention = 6 * config.hidden_size * config.num_hidden_layers * sum(n**2 for n in lengths)
         assert config.tie_word_embeddings
-        assert done.flops == 6 * weights * done.tokens_run + attention
+        assert done.seen.flops == 6 * weights * done.seen.tokens + attention
 
 
 def find_seed(start, clipped):
@@ -236,14 +236,14 @@ def test_a_clipped_update_costs_nothing_and_changes_nothing(start):
     (minibatch,) = plan_step(groups, PRESETS["agpo"], 4, 16)
     settings = Settings(micro_batch_tokens=100, max_grad_norm=1.0)
     done = update(policy, minibatch, PRESETS["agpo"], settings, on_policy=True)
-    assert (done.stepped, done.tokens_run, policy.updates) == (False, 0, 1)
+    assert (done.stepped, done.seen.tokens, policy.updates) == (False, 0, 1)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     after = optimizer.state_dict()["state"]
     assert all(torch.equal(after[i]["exp_avg"], slots["exp_avg"]) for i, slots in state["state"].items())
     # off policy the forward pass runs, and still nothing changes
     done = update(policy, minibatch, PRESETS["agpo"], settings, on_policy=False)
     assert not done.stepped
-    assert done.tokens_run > 0
+    assert done.seen.tokens > 0
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
@@ -257,7 +257,7 @@ def test_on_clip_zero_grad_still_moves_adamw(start):
     (minibatch,) = plan_step(groups, objective, 4, 16)
     done = update(policy, minibatch, objective, Settings(micro_batch_tokens=100, max_grad_norm=1.0), on_policy=True)
     assert done.stepped
-    assert done.tokens_run == 0
+    assert done.seen.tokens == 0
     assert any(not torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
@@ -268,7 +268,7 @@ def test_masked_groups_are_never_run(start):
     assert len(minibatch.rows) == 7  # the one that is not scorable is out too
     _, done = gradient_of(start, groups, PRESETS["agpo_no_clip"], True, 60, start)
     prompts = sum(len(groups[i].prompt_ids) for i in (0, 2))
-    assert done.tokens_run == prompts + sum(len(row.response_ids) for row in minibatch.rows if row.advantage)
+    assert done.seen.tokens == prompts + sum(len(row.response_ids) for row in minibatch.rows if row.advantage)
     (kept,) = plan_step(groups, PRESETS["grpo"], 4, 16)
     assert len(kept.rows) == 15
 
@@ -295,7 +295,7 @@ def test_a_row_without_advantage_counts_in_the_mean_and_never_runs(start):
     _, grpo = gradient_of(start, groups, PRESETS["grpo"], False, 60, start)
     _, agpo = gradient_of(start, groups, PRESETS["agpo_no_clip"], False, 60, start)
     _, with_kl = gradient_of(start, groups, replace(PRESETS["grpo"], beta=0.1), False, 60, start)
-    assert grpo.tokens_run == agpo.tokens_run < with_kl.tokens_run
+    assert grpo.seen.tokens == agpo.seen.tokens < with_kl.seen.tokens
 
 
 def test_mini_batches_are_whole_groups_balanced_by_length(start):
@@ -346,10 +346,10 @@ def updated_with(start, shift, correction):
 
 def test_the_gap_to_the_engine_is_measured_and_corrected_on_request(start):
     straight, done = updated_with(start, 0.0, None)
-    assert done.gap is not None
-    assert max(done.gap) < 1e-5
+    assert done.seen.gap is not None
+    assert max(done.seen.gap) < 1e-5
     shifted, done = updated_with(start, 0.2, None)
-    assert done.gap == pytest.approx((0.2, 0.2), abs=1e-5)
+    assert done.seen.gap == pytest.approx((0.2, 0.2), abs=1e-5)
     assert all(torch.allclose(a, b) for a, b in zip(straight, shifted, strict=True))
     corrected, done = updated_with(start, 0.2, Correction())  # the engine thought them likelier: each counts exp(-0.2)
     assert all(torch.allclose(a * 0.8187308, b, atol=1e-6) for a, b in zip(straight, corrected, strict=True))

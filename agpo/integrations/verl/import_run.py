@@ -57,7 +57,7 @@ def import_run(run: Path, store: Store, status: Status | None = None) -> Importe
         for path in new("samples"):
             store.log_samples(run_id, [train_row(line, run_id) for line in lines(path)])
         for path in new("validation"):
-            rows = [validation_row(line, run_id) for line in in_order(lines(path))]
+            rows = [validation_row(line, run_id) for line in lines(path)]
             store.log_samples(run_id, rows)
             store.log_metrics(run_id, int(path.stem), mean_tokens(rows, config))
     saved = export_checkpoints(run, run_id, config, store)
@@ -149,16 +149,11 @@ def train_row(line: Json, run_id: str) -> SampleRow:
     )
 
 
-def in_order(found: Iterator[Json]) -> Iterator[Json]:
-    """Validation lines with `repeat`, the number of the answer to a problem, which verl tells in the name of a row."""
-    for line in found:
-        yield {**line, "repeat": int(line["uid"].rsplit("_", 2)[1])}
-
-
 def validation_row(line: Json, run_id: str) -> SampleRow:
-    """verl stores the text of a validation answer and not its tokens; how many they were, our trainer adds."""
+    """verl stores the text of a validation answer and not its tokens; how many they were, our trainer adds. Which of
+    the answers to its problem it is, verl tells in the name of the row."""
     return sample_row(
-        line,
+        {**line, "repeat": int(line["uid"].rsplit("_", 2)[1])},
         split=f"eval/{line['bench']}",
         token_ids=(),
         logprobs=None,

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from agpo.config import TrainConfig
 from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.guards import check_objective
+from evals.benches import find
 from evals.errors import UserError
 from evals.models import model_path
 from evals.prompts import PRESETS
@@ -196,8 +197,6 @@ def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, object] | 
 
 
 def graders_of(benches: list[str]) -> dict[str, str]:
-    from evals.benches import find
-
     return {name: find(name).grader for name in benches}
 
 

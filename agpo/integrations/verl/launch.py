@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -114,8 +115,6 @@ def launch(args: argparse.Namespace, console: Console) -> int:
 
 def show(keys: Sequence[str], environment: Mapping[str, str], console: Console) -> None:
     """The environment and the command line, one key per line, as a shell takes it."""
-    import shlex
-
     lines = [*(f"{name}={value}" for name, value in environment.items()), "python -m agpo.integrations.verl.main"]
     lines += [shlex.quote(key) for key in keys]
     console.print(" \\\n  ".join(lines), markup=False, soft_wrap=True)
@@ -165,21 +164,20 @@ Sourced = tuple[str, Item]
 
 
 def rows_of(items: Iterable[Sourced], preset: str | Preset) -> list[Json]:
-    return [row_of(item, preset, source, at) for at, (source, item) in enumerate(items)]
-
-
-def row_of(item: Item, preset: str | Preset, source: str, at: int) -> Json:
-    """A problem in verl's schema with the prompt preset applied. `source` tells the reward function which grader."""
-    said = words(preset, item)
-    messages = [{"role": "user", "content": said}] if isinstance(said, str) else list(said)
-    extra = {"id": item.id, "index": at, "problem": item.prompt, "meta": json.dumps(dict(item.meta), default=str)}
-    return {
-        "data_source": source,
-        "prompt": messages,
-        "ability": "code" if item.code else "math",
-        "reward_model": {"style": "rule", "ground_truth": item.answer},
-        "extra_info": extra,
-    }
+    """Problems in verl's schema with the prompt preset applied. Their source tells the reward function which grader."""
+    rows = []
+    for at, (source, item) in enumerate(items):
+        said = words(preset, item)
+        meta = json.dumps(dict(item.meta), default=str)
+        row = {
+            "data_source": source,
+            "prompt": [{"role": "user", "content": said}] if isinstance(said, str) else list(said),
+            "ability": "code" if item.code else "math",
+            "reward_model": {"style": "rule", "ground_truth": item.answer},
+            "extra_info": {"id": item.id, "index": at, "problem": item.prompt, "meta": meta},
+        }
+        rows.append(row)
+    return rows
 
 
 def write_tests(path: Path, items: Iterable[Sourced]) -> None:

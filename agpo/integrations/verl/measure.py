@@ -9,7 +9,7 @@ from agpo.batch import Group, Sample
 from agpo.clip import Decision
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.plan import Plan
-from agpo.policy import Update
+from agpo.policy import Seen, Update
 from agpo.telemetry import step_metrics
 from evals.engines import Completion
 from evals.grading import Verdict
@@ -116,7 +116,7 @@ def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Json | None]) ->
         refused = is_refused(told)
         run = sum(cost[row] for row in rows)
         norm = told["grad_norm"] if told["stepped"] or refused else None
-        updates.append(Update(decision, told["stepped"], refused, norm, run))
+        updates.append(Update(decision, told["stepped"], refused, norm, Seen(tokens=run)))
     return step_metrics(sampled.groups(), plan.live_G, plan.minibatches, updates)
 
 
