@@ -4,8 +4,6 @@ An answer is a function of its prompt, its seed and the weights, and its seed on
 what was sampled too early is the same as what would have been, or is thrown away; nothing else knows of it.
 """
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

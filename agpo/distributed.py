@@ -6,8 +6,6 @@ again. What steers the run (groups, sums, errors, the wish to stop) goes over gl
 that all of them take the same way through the code and no collective waits for one that another rank never calls.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import sys
@@ -18,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,13 +33,10 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
 from evals.errors import UserError, first_line, told
 from sandbox import processors
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 T = TypeVar("T")
 M = TypeVar("M", bound=torch.nn.Module)

@@ -5,8 +5,6 @@ prompts, the same random numbers. What differs afterwards the change has caused.
 mean of the differences, with its interval, is the effect on this run.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import math
@@ -17,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -25,9 +22,13 @@ from rich.console import Console
 from agpo.config import TrainConfig, make_config
 from evals.console import make_console, plural
 from evals.errors import UserError, command
-
-if TYPE_CHECKING:
-    from evals.store import Store
+from evals.outputs import replacing
+from evals.report.layout import print_table
+from evals.report.parts import flat
+from evals.stats import standard_error
+from evals.stats.intervals import student
+from evals.store import Store
+from evals.store.store import is_missing
 
 MAY_CHANGE = ("objective", "update", "mismatch", "rollout")
 FIXED = ("rollout.prompts", "rollout.prompts_per_step", "rollout.samples_per_prompt")
@@ -60,8 +61,6 @@ class Fork:
 
     def arm(self, changes: Sequence[str]) -> TrainConfig:
         """The run's configuration with the changes. Raises UserError for keys that would make it another question."""
-        from evals.report.parts import flat
-
         config = make_config(self.config.model_dump(mode="json"), "--with", [*changes, *(f"{key}=" for key in QUIET)])
         before, after = (flat(one.model_dump(mode="json")) for one in (self.config, config))
         differ = [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in QUIET]
@@ -76,8 +75,6 @@ class Fork:
 
     def finished(self, name: str) -> str:
         """The run of that name that an earlier call has made; "" where there is none."""
-        from evals.store import Store
-
         self.home.mkdir(exist_ok=True)
         with Store.open(self.home / "forks.db") as store:
             return next((run.id for run in store.runs("train", name=name) if run.status == "done"), "")
@@ -201,11 +198,6 @@ def show(
     fork: Fork, at: Sequence[int], pairs: Sequence[tuple[str, str]], args: argparse.Namespace, console: Console
 ) -> None:
     """Print the effects and the checks that make them effects; the numbers behind them go to a CSV file."""
-    from evals.outputs import replacing
-    from evals.report.layout import print_table
-    from evals.stats import standard_error
-    from evals.stats.intervals import student
-    from evals.store import Store
 
     def cell(effect_T: np.ndarray, digits: int) -> str:
         shown, interval = student(float(effect_T.mean()), standard_error(effect_T), len(effect_T)).cells(digits)
@@ -251,9 +243,6 @@ def metrics_of(store: Store, run_id: str) -> Metrics:
 
 def repeats(fork: Fork, made: Sequence[Metrics]) -> str:
     """Whether the steps that were made again without the change are those that the run's own store has."""
-    from evals.store import Store
-    from evals.store.store import is_missing
-
     place = fork.label.get("store")
     if place is None or is_missing(place):
         return f"The run's own store ({place}) is not here: whether its steps were repeated exactly is not known."

@@ -3,23 +3,18 @@
 The logits of a chunk of tokens exist while that chunk is looked at, in forward and once more in backward.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from agpo.distributed import as_forward, compute_device, layers_of
 from agpo.model import compiled, output_embeddings
 from agpo.packing import NAME, Sequence_, moved, pack, packed_hidden, trunk
 from evals.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 Layout = Literal["packed", "varlen", "padded"]
 """how sequences go through the model: packed with shared prompts, attending in padded blocks (`packed`) or in a kernel

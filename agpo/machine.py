@@ -1,7 +1,5 @@
 """What this machine must have for a run, said before anything is loaded."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 

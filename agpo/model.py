@@ -1,20 +1,15 @@
 """What is done to a loaded model before it is trained: no dropout, optionally LoRA, gradient checkpointing, Liger."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedModel
 
+from agpo.config import LoraConfig
 from agpo.distributed import full, layers_of, world_size
 from evals.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from agpo.config import LoraConfig
 
 ADAPTER = "default"
 

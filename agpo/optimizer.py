@@ -1,20 +1,15 @@
 """AdamW over float32 numbers, whatever the precision of the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from agpo.distributed import shard_like
 from agpo.model import has_lora
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 FLOAT32_OR_MORE = (torch.float32, torch.float64)
 

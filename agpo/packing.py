@@ -16,20 +16,16 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from agpo.distributed import layers_of
 from evals.engines.decoding import HARMLESS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 try:
     from torch.nn.attention.varlen import varlen_attn

@@ -1,14 +1,12 @@
 """The policy: a causal model with its optimizer, and the losses of rows under it (Eq. 5)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agpo.batch import Row, idle_row, rank_micro_batches
 from agpo.clip import Decision, clip_decision
@@ -20,9 +18,6 @@ from agpo.optimizer import Trained
 from agpo.packing import attention_cost, moved
 from agpo.presets import Correction, Objective
 from agpo.surrogate import at_bound, kl_to_reference, ratios, token_losses
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """What a run asks and who grades it: the data, the benchmarks, the rewards, checked before a model is loaded."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Sequence

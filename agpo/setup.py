@@ -1,7 +1,5 @@
 """Setting a run up: everything that is loaded and checked before the first step."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

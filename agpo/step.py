@@ -1,7 +1,5 @@
 """One step of training: sample and grade, plan, update, record."""
 
-from __future__ import annotations
-
 import math
 import resource
 import sys
@@ -10,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from agpo import distributed
 from agpo.adaptive import draw_adaptive, expected_live, learn
@@ -47,10 +45,6 @@ from evals.grading import FAILED
 from evals.items import Item
 from evals.prompts import Preset, render
 from evals.store import SampleRow
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 AHEAD_AT = 0.75
 """rollout.overlap=ahead: the share of a step's answers that are there when the next step's begin. An engine takes them

@@ -1,20 +1,15 @@
 """The policy's weights in the names of a checkpoint, a layer at a time: for an engine and for the disk."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from agpo import distributed
 from agpo.model import exported_weights, unpacked
 from agpo.policy import Policy
 from evals.engines import WeightStream
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def weight_stream(policy: Policy) -> WeightStream:

@@ -1,7 +1,7 @@
 """`python -m agpo.train`: rollouts -> rewards -> AGPO updates -> checkpoints.
 
 The loop is `train`. What is loaded before it is in `setup`, what a step does in `step`, an update in `update`,
-what it optimises in `objective`, what stays on disk in `keep`.
+what it optimises in `objective`, what stays on disk in `run_folder`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
+
+from transformers import PreTrainedTokenizerBase
 
 from agpo.batch import Group, Sample
 from agpo.clip import Decision
@@ -14,9 +16,6 @@ from agpo.telemetry import step_metrics
 from evals.engines import Completion
 from evals.grading import Verdict
 from evals.items import Item
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
