@@ -27,7 +27,7 @@ MOMENTS = (  # of, what, in which call of this life, before or after it
     ("agpo.run_folder", "prune", 1, "before"),  # it has one, and those before it are still there
 )
 AHEAD = (  # the same with the next step's answers running beside: rollout.overlap=ahead
-    ("agpo.rollout", "joined", 310, "before"),  # of the fifth step 53 answers are there, and the sixth's are begun
+    ("agpo.rollout", "joined", 438, "before"),  # 53 answers of the seventh step are there, and the next ones are begun
     ("agpo.step", "begin_ahead", 1, "after"),
     ("agpo.ahead.Ahead", "drop", 1, "before"),  # an update moved the weights
     ("agpo.ahead.Ahead", "drop", 1, "after"),
