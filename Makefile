@@ -10,7 +10,7 @@ demo: install  ## train the tiny model on this CPU, evaluate before and after, d
 	$(BIN)/python -m agpo.train $(ARGS)
 
 test: install-dev lint venv-verl venv-trl  ## everything that CI runs
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --max-worker-restart 2
 
 test-fast: install-dev  ## what takes less than four seconds each
 	$(BIN)/python -m pytest -n 2 -m "not slow"

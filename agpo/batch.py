@@ -10,20 +10,12 @@ from typing import Any
 
 import torch
 
+from agpo.advantages import group_advantages, group_rewards, normalised_sum
 from agpo.clip import Decision, unit_decision, unit_sums, units
 from agpo.logprobs import Layout
-from agpo.objective import (
-    Objective,
-    advantages,
-    counted,
-    group_rewards,
-    live_groups,
-    loss_at_ratio_1,
-    normalised_sum,
-    penalised_tokens,
-    sequence_weights,
-    shaped_rewards,
-)
+from agpo.mask import counted, live_groups, sequence_weights
+from agpo.presets import Objective
+from agpo.surrogate import loss_at_ratio_1, penalised_tokens
 from evals.engines import Completion
 from evals.grading import Verdict
 from evals.items import Item
@@ -88,7 +80,8 @@ class MiniBatch:
     rows: tuple[Row, ...]
     groups: tuple[int, ...]
     """which groups of the step, masked ones included"""
-    live_groups: int
+    live: tuple[bool, ...]
+    """which of these are"""
     live_tokens: int
     at_ratio_1: Decision
     """L and what the clip says of it while the policy has not moved (no KL term): known before any forward pass"""
@@ -102,6 +95,10 @@ class MiniBatch:
     """of these, the rows that f' keeps at ratio 1"""
     steps_on_zero: bool
     """the optimizer steps on a zero gradient where it is clipped (on_clip zero_grad)"""
+
+    @property
+    def live_groups(self) -> int:
+        return sum(self.live)
 
     @property
     def known(self) -> bool:
@@ -171,9 +168,7 @@ def plan_rows(
     """
     if objective.aggregation == "constant" and objective.norm_length is None:
         objective = replace(objective, norm_length=max_tokens)
-    advantage_GN = advantages_of(rewards_GN, lengths_GN, objective, max_tokens)
-    rewards_GN = group_rewards(rewards_GN, lengths_GN, objective)
-    all_live_G = live_groups(rewards_GN)
+    rewards_GN, all_live_G, advantage_GN = group_advantages(rewards_GN, lengths_GN, objective, max_tokens)
     live_tokens_G = (all_live_G * lengths_GN.sum(1)).tolist()
     minibatches: list[MiniBatch] = []
     for places in balance(live_tokens_G, prompts_per_minibatch):  # updates of about as many live tokens
@@ -203,7 +198,7 @@ def plan_rows(
         minibatch = MiniBatch(
             rows=tuple(rows),
             groups=tuple(places),
-            live_groups=int(live_G.sum()),
+            live=tuple(live_G.tolist()),
             live_tokens=live_tokens,
             at_ratio_1=at_ratio_1,
             exact=not objective.beta and not corrected,
@@ -215,18 +210,6 @@ def plan_rows(
         )
         minibatches.append(minibatch)
     return minibatches
-
-
-def advantages_of(
-    rewards_GN: torch.Tensor, lengths_GN: torch.Tensor, objective: Objective, max_tokens: int
-) -> torch.Tensor:
-    """[G, N] float64, Eq. 4: for the plan, and for the store of everything that was sampled.
-
-    Which groups are live is tested before DAPO's length penalty, A is made of what it leaves.
-    """
-    rewards_GN = group_rewards(rewards_GN, lengths_GN, objective)
-    shaped_GN = shaped_rewards(rewards_GN, lengths_GN.reshape(-1), max_tokens, objective)
-    return advantages(shaped_GN, objective, live_groups(rewards_GN))
 
 
 def with_penalised(rows: Sequence[Row], objective: Objective) -> list[Row]:

@@ -8,8 +8,8 @@ from rich.table import Table
 from agpo.batch import Group, MiniBatch, plain_tokens, rank_micro_batches
 from agpo.distributed import world_size
 from agpo.logprobs import Layout
-from agpo.objective import Objective
 from agpo.policy import Settings, tokens_of
+from agpo.presets import Objective
 
 
 def explain(

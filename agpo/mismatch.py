@@ -6,9 +6,10 @@ from dataclasses import replace
 import torch
 
 from agpo.batch import MiniBatch, Row, micro_batches
-from agpo.objective import Correction, correction_weights, logp_gap
+from agpo.correction import correction_weights, logp_gap
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Policy, Settings, with_old_logps
+from agpo.presets import Correction
 from evals.errors import UserError
 
 MAX_GAP, MAX_GAP_HALF = 0.02, 0.2

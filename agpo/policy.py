@@ -12,12 +12,14 @@ import torch
 
 from agpo.batch import Row, idle_row, rank_micro_batches
 from agpo.clip import Decision
+from agpo.correction import correction_weights
 from agpo.distributed import all_gather, rank, world_size
 from agpo.logprobs import Layout, log_probs
 from agpo.memory import flops
-from agpo.objective import Correction, Objective, at_bound, correction_weights, kl_to_reference, ratios, token_losses
 from agpo.optimizer import Trained
 from agpo.packing import attention_cost, moved
+from agpo.presets import Correction, Objective
+from agpo.surrogate import at_bound, kl_to_reference, ratios, token_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

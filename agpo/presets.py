@@ -1,6 +1,6 @@
 """The knobs of the objective, the combinations that make no sense, and the presets: each is a few lines of data.
 
-What the knobs do to tensors is in `agpo/objective.py`. docs/method.md has the table with sources.
+What the knobs do to tensors is in the files that `agpo/objective.py` lists. docs/method.md has the table with sources.
 """
 
 import math

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agpo.batch import Group, Sample, live_of
-from agpo.objective import Objective
+from agpo.presets import Objective
 from agpo.telemetry import Watch
 from evals.complete import Grader
 from evals.engines import Completion, Engine, Output, Request, Sampling

@@ -16,13 +16,12 @@ import torch
 
 from agpo import distributed
 from agpo.adaptive import draw_adaptive, expected_live, learn
+from agpo.advantages import group_advantages
 from agpo.ahead import Ahead
 from agpo.batch import (
     Group,
     MiniBatch,
-    advantages_of,
     lengths_of,
-    live_of,
     may_move,
     plan_step,
     raw_rewards,
@@ -31,9 +30,9 @@ from agpo.batch import (
 from agpo.config import TrainConfig
 from agpo.memory import peak_flops
 from agpo.mismatch import against_trainer, check_gap, tis_effect
-from agpo.objective import Correction, Objective
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
+from agpo.presets import Correction, Objective
 from agpo.rollout import Begun, draw, draw_over, length_bias, requests_of, resample, rollout
 from agpo.run_folder import save_refused
 from agpo.sampling_on_ranks import sample_on_ranks
@@ -75,7 +74,9 @@ def train_step(
     sampled = time.perf_counter()
     check_rollout(everything, run.done + 1, config)
     judged = as_judged(everything, config)
-    live_G = live_of(judged, config.objective.knobs)
+    sampled_GN, longest = (raw_rewards(judged), lengths_of(judged)), config.rollout.max_tokens
+    _, live, advantage_GN = group_advantages(*sampled_GN, config.objective.knobs, longest)
+    live_G = live.tolist()
     chosen = learn_rates(run, everything, live_G)
     made = [s.completion for group in everything for s in group.samples]
     stale = any(v != run.version for x in made for v in (x.weight_version, *(v for v, _ in x.earlier)))
@@ -113,10 +114,8 @@ def train_step(
     spans = distributed.all_gather(lambda: watch.spans)
     if not distributed.is_main():
         return metrics
-    sampled_GN = raw_rewards(judged), lengths_of(everything)
-    longest = config.rollout.max_tokens
-    advantage_GN = advantages_of(*sampled_GN, config.objective.knobs, longest).tolist()
-    run.store.log_samples(run.id, sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN))
+    rows = sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN.tolist())
+    run.store.log_samples(run.id, rows)
     run.store.log_metrics(run.id, run.done, {**metrics, **timeline(spans)})
     for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
         if done.refused:

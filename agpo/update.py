@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from agpo.batch import MiniBatch
-from agpo.clip import Decision, apply_f_to_loss, sums_on_device, token_units, unit_decision, unit_sums
+from agpo.clip import Decision, apply_f_to_loss, clip_decision, sums_on_device, token_units, unit_decision, unit_sums
 from agpo.distributed import all_reduce_max, all_reduce_sum, full, is_main, reshard
 from agpo.logprobs import attention_of
 from agpo.model import checkpointing
-from agpo.objective import Objective, clip_decision
 from agpo.packing import moved
 from agpo.policy import Losses, Policy, Settings, Update, losses, rank_parts
+from agpo.presets import Objective
 
 
 def update(

@@ -2,6 +2,8 @@
 
 An arm is an objective: GRPO, AGPO, its two ablations, and the other scopes of the clip. All arms of a seed have the
 same problems, the same held-out problems and the same random numbers, so that they can be compared pair by pair.
+Keys make an arm, too: `--arms agpo,agpo+rollout.oversample=8`, and `--baseline agpo --vary rollout.oversample` in the
+report.
 
     python benchmarks/arms.py                                         # the tiny recipe: 8 arms, 5 seeds
     python benchmarks/arms.py --recipe qwen2.5-7b-math --dry-run      # what the full-size experiment would run
@@ -98,7 +100,8 @@ def make_jobs(recipe: str, arms: Sequence[str], seeds: Sequence[int], overrides:
     jobs = []
     for seed in seeds:
         for arm in arms:
-            keys = [*ARMS[arm], *overrides, f"seed={seed}", f"out={out}"]
+            name, *more = arm.split("+")
+            keys = [*ARMS[name], *more, *overrides, f"seed={seed}", f"out={out}"]
             jobs.append(Job(arm, seed, recipe, tuple(keys), load_config(recipe, keys)))
     return jobs
 
@@ -134,7 +137,7 @@ def arguments_of(run: RunRow | None, job: Job, store: Store) -> list[str]:
 
 def launch(e: "Experiment", job: Job, run: RunRow | None) -> Running:
     """Start the job's process, in a session of its own: Ctrl-C comes to this command, which asks it to save."""
-    log = e.out / "logs" / f"{job.config.name}-{job.arm}-seed{job.seed}.log"
+    log = e.out / "logs" / f"{job.config.name}-{job.arm.replace('/', '_')}-seed{job.seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(e.threads), "PYTHONUNBUFFERED": "1", "AGPO_STORE": e.store.url}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -284,7 +287,7 @@ def seeds_of(text: str) -> list[int]:
 
 def arms_of(text: str) -> list[str]:
     arms = [name for name in text.split(",") if name]
-    if unknown := [name for name in arms if name not in ARMS]:
+    if unknown := [name for name in arms if name.split("+")[0] not in ARMS]:
         raise UserError(f"unknown arm {unknown[0]!r}. There are: {', '.join(ARMS)}.")
     return arms
 
@@ -297,7 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of every run (`agpo.train --keys`)")
     parser.add_argument("--recipe", default="tiny", help=f"{', '.join(recipes())}, or a YAML file (default: tiny)")
     parser.add_argument(
-        "--arms", default=",".join(DEFAULT), help=f"with commas, of {', '.join(ARMS)} (default: %(default)s)"
+        "--arms",
+        default=",".join(DEFAULT),
+        help=f"with commas, of {', '.join(ARMS)}; agpo+KEY=VALUE has keys of its own (default: %(default)s)",
     )
     parser.add_argument("--seeds", default="5", help="5: seeds 0 to 4; 3,7: these; 2-4: a range (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="runs at the same time (default: %(default)s)")
@@ -331,9 +336,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             experiment.say("stopped. The same command goes on from here.")
             return 130
         name = shlex.quote(jobs[0].config.name) if jobs else args.recipe
+        keys = dict.fromkeys(word.partition("=")[0] for job in jobs for word in job.arm.split("+")[1:])
+        vary = f" --vary {','.join(keys)}" if keys else ""
         experiment.say(
             f"{experiment.done} of {experiment.total} runs are done. "
-            f"python -m evals.report arms --name {name} --store {store} compares them."
+            f"python -m evals.report arms --name {name}{vary} --store {store} compares them."
         )
         return 1 if experiment.failed else 0
 

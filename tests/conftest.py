@@ -30,6 +30,12 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
+def pytest_runtest_logreport(report):
+    """Under CI a failure is told at once: a run that is ended before its summary tells of it too."""
+    if report.failed and "CI" in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} ({report.when})\n{report.longreprtext[-4000:]}", flush=True)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder with the real data sets, named by AGPO_TEST_DATA."""

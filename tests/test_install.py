@@ -88,7 +88,7 @@ def test_nothing_of_the_core_is_compiled(python, pip):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(1500)
 def test_a_bare_machine():
     if not os.environ.get("CI"):
         pytest.skip("CI runs tests/bare_machine.sh, which needs root, debootstrap and a network")

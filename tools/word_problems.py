@@ -9,10 +9,13 @@ on; which kinds those are was found by measurement (docs/evidence.md).
 import argparse
 import json
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from evals.errors import UserError, command, did_you_mean
 
 PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Julia", "Leo", "Maria", "Noah", "Rosa")
 SHOTS = (
@@ -36,6 +39,8 @@ THINGS = (
     "shells",
     "stamps",
 )
+PATIENCE = 2000
+"""draws in a row without a new problem until a kind counts as used up"""
 
 
 @dataclass(frozen=True)
@@ -130,12 +135,19 @@ KINDS: Mapping[str, Kind] = {
 
 
 def problems(held_out: bool, size: int, kinds: Sequence[str] = ONE_STEP, seed: int = 0) -> list[dict[str, Any]]:
-    """`size` different problems, the kinds in turn. The same arguments give the same problems in the same order."""
+    """`size` different problems, the kinds in turn. The same arguments give the same problems in the same order.
+
+    Raises UserError for an unknown kind, and where the templates of a kind make too few different problems.
+    """
+    for name in kinds:
+        if name not in KINDS:
+            raise UserError(f"no kind {name!r} of problem. Known: {', '.join(KINDS)}.{did_you_mean(name, KINDS)}")
     rng = random.Random(f"word problems {held_out} {seed}")
     before = [{"role": "system", "content": "Solve."}]
     for asked, answered in SHOTS:
         before += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     rows: dict[str, dict[str, Any]] = {}
+    in_vain = 0
     while len(rows) < size:
         name = kinds[len(rows) % len(kinds)]
         kind = KINDS[name]
@@ -144,6 +156,12 @@ def problems(held_out: bool, size: int, kinds: Sequence[str] = ONE_STEP, seed: i
         place = len(kind.templates) - 1 if held_out else rng.randrange(len(kind.templates) - 1)
         words = dict(zip("abc", numbers, strict=False), one=one, two=two, things=rng.choice(THINGS))
         text = kind.templates[place].format(**words)
+        in_vain = in_vain + 1 if text in rows else 0
+        if in_vain == PATIENCE:
+            raise UserError(
+                f"{'--held-out' if held_out else '--size'} {size}: the templates make only about {len(rows)} different "
+                f"problems, since kind {name!r} has no other. Ask for fewer, or with --kinds for more kinds."
+            )
         rows[text] = {
             "prompt": [*before, {"role": "user", "content": text}],
             "answer": str(kind.answer(*numbers)),
@@ -153,7 +171,8 @@ def problems(held_out: bool, size: int, kinds: Sequence[str] = ONE_STEP, seed: i
     return list(rows.values())
 
 
-def main() -> None:
+@command
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/word-problems"))
     parser.add_argument("--size", type=int, default=2048, help="training problems (default: %(default)s)")
@@ -161,13 +180,14 @@ def main() -> None:
     parser.add_argument(
         "--kinds", default=",".join(ONE_STEP), help=f"with commas, of {', '.join(KINDS)} (default: %(default)s)"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    asked = {"train": (False, args.size), "held_out": (True, args.held_out)}
+    made = {name: problems(*wanted, args.kinds.split(",")) for name, wanted in asked.items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, held_out, size in (("train", False, args.size), ("held_out", True, args.held_out)):
-        rows = problems(held_out, size, args.kinds.split(","))
+    for name, rows in made.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (args.out / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """AGPO in TRL's GRPOTrainer, for a script that exists already: `AGPOTrainer` takes its place (docs/trl.md has one).
 
-TRL samples, grades, and runs the model; advantages, live groups, weights, the loss and the clip are `agpo.objective`'s.
+TRL samples, grades, and runs the model; from advantages to clip the update is made by what `agpo.objective` lists.
 A mini-batch is an optimizer step: all of its micro-batches, on all ranks. It is made of whole groups, so TRL's shuffle
 of the samples is left out. What would make it another update is refused at the start with a ValueError.
 """
@@ -18,21 +18,11 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
-from agpo.clip import unit_decision, unit_sums, units
-from agpo.objective import (
-    Objective,
-    advantages,
-    clip_decision,
-    counted,
-    group_rewards,
-    live_groups,
-    loss_at_ratio_1,
-    normalised_sum,
-    resolve,
-    sequence_weights,
-    token_losses,
-    weighted_sums,
-)
+from agpo.advantages import group_advantages, normalised_sum
+from agpo.clip import clip_decision, unit_decision, unit_sums, units, weighted_sums
+from agpo.mask import counted, sequence_weights
+from agpo.presets import Objective, resolve
+from agpo.surrogate import loss_at_ratio_1, token_losses
 
 TRL_VERSION = "1.16.0"
 """the release whose protected methods are overridden here"""
@@ -73,10 +63,8 @@ class AGPOTrainer(GRPOTrainer):
         if unknown := out.keys() & {"tool_mask", "pixel_values"}:
             raise ValueError(f"{', '.join(unknown)} in the samples: tools and images are not tested with agpo.")
         lengths_B = self.accelerator.gather(out["completion_mask"].sum(1))
-        rewards_GN = group_rewards(self._rewards_GN, lengths_B, self.objective)
-        live_G = live_groups(rewards_GN)
-        counted_B = counted(rewards_GN, live_G, self.objective).reshape(-1)
-        advantage_B = advantages(rewards_GN, self.objective, live_G).reshape(-1)
+        rewards_GN, live_G, advantage_GN = group_advantages(self._rewards_GN, lengths_B, self.objective, None)
+        counted_B, advantage_B = counted(rewards_GN, live_G, self.objective).reshape(-1), advantage_GN.reshape(-1)
         # Each rank has a row of whole micro-batches; the window is the optimizer step that a sample is in.
         rows, windows = len(inputs), self.args.steps_per_generation // self.args.gradient_accumulation_steps
         window_B = torch.arange(windows, device=lengths_B.device).repeat_interleave(rows // windows)

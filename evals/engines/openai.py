@@ -238,6 +238,8 @@ class _Run:
     def _failure(self) -> RequestError:
         number, first = next(iter(self.failed.items()))
         others = f" ({len(self.failed) - 1} more prompts failed)" if len(self.failed) > 1 else ""
+        if first.status == 404 and not self.engine.dialect.ids_in and isinstance(self.requests[number].prompt, str):
+            others += "\nA prompt that is one text needs /completions. Has the server chat alone? --prompt chat"
         error = RequestError(
             f"{_name(self.requests, number)}: {first}{others}\n"
             "What was answered is kept; the same command asks for the rest"

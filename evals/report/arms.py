@@ -9,6 +9,7 @@ of a run only say how well that one run was measured.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,26 +118,36 @@ class Comparison:
         return {(line.arm, line.equal, line.quantity): line for line in self.lines if line.share == 1}
 
 
-def compare(store: Store, name: str, baseline: str = "grpo", where: Mapping[str, str] | None = None) -> Comparison:
+def compare(
+    store: Store,
+    name: str,
+    baseline: str = "grpo",
+    where: Mapping[str, str] | None = None,
+    vary: Sequence[str] = (),
+) -> Comparison:
     """Compare the arms among the finished training runs of a name, with keys as `where` says.
 
-    Raises UserError when there is nothing to compare, or when the runs differ in more than objective and seed.
+    Raises UserError when there is nothing to compare, or when the runs differ in more than objective, seed and `vary`.
     """
-    runs, notes = chosen_runs(store, name, where or {})
-    if baseline not in {arm_of(run) for run in runs}:
+    named = partial(arm_of, vary=vary)
+    runs, notes = chosen_runs(store, name, where or {}, vary)
+    if baseline not in map(named, runs):
         raise UserError(
             f"no finished run of the baseline {baseline!r} among those named {name!r}; "
-            f"there is: {', '.join(sorted({arm_of(run) for run in runs}))}. --baseline names another."
+            f"there is: {', '.join(sorted(set(map(named, runs))))}. --baseline names another."
         )
-    courses = tuple(sorted((course_of(store, run) for run in runs), key=lambda c: (order(c.run), c.arm, c.seed)))
+    courses = tuple(sorted((course_of(store, run, vary) for run in runs), key=lambda c: (order(c.run), c.arm, c.seed)))
     told = {axis: said for run in runs for axis, said, _ in run.about.get("axes", ())}
     axes = {"steps": "steps", **told, "accuracy": "held-out Pass@1"}
     lines = tuple(lines_of(courses, axes, baseline))
     return Comparison(name, baseline, courses, axes, metrics_of(runs), lines, tuple(notes))
 
 
-def chosen_runs(store: Store, name: str, where: Mapping[str, str]) -> tuple[list[RunRow], list[str]]:
+def chosen_runs(
+    store: Store, name: str, where: Mapping[str, str], vary: Sequence[str]
+) -> tuple[list[RunRow], list[str]]:
     """(one finished run of each arm and seed, what there is to say about the others)."""
+    named = partial(arm_of, vary=vary)
     everything = store.runs("train", name=name)
     if not everything:
         names = sorted({run.name for run in store.runs("train")})
@@ -151,31 +162,31 @@ def chosen_runs(store: Store, name: str, where: Mapping[str, str]) -> tuple[list
         raise UserError(f"of {len(everything)} runs named {name!r} none has {_words(where)}.")
     done = [run for run in fitting if run.status == "done"]
     if not done:
-        states = ", ".join(f"{arm_of(run)} seed {run.seed} is {run.status}" for run in fitting[:8])
+        states = ", ".join(f"{named(run)} seed {run.seed} is {run.status}" for run in fitting[:8])
         raise UserError(f"no run named {name!r} is finished yet: {states}. The same command of arms.py continues them.")
-    check_alike(done, name)
-    arms = by_seed(done, arm_of, lambda run: run.seed)  # runs come in the order they started
+    check_alike(done, name, vary)
+    arms = by_seed(done, named, lambda run: run.seed)  # runs come in the order they started
     latest = [run for seeds in arms.values() for run in seeds.values()]
     notes = []
     if len(latest) < len(done):
         notes.append(f"{len(done) - len(latest)} runs were made more than once; the latest of each counts.")
-    for arm, seeds in sorted(by_seed(fitting, arm_of, lambda run: run.seed).items()):
+    for arm, seeds in sorted(by_seed(fitting, named, lambda run: run.seed).items()):
         for seed in sorted(seeds.keys() - arms.get(arm, {}).keys()):
             run = seeds[seed]
             notes.append(f"{arm} seed {seed} is left out: {run.status} at step {run.last_step or 0}.")
     return latest, notes
 
 
-def check_alike(runs: Sequence[RunRow], name: str) -> None:
-    """Raises UserError when runs differ in a key that decides numbers, other than the objective and the seed."""
-    found = differing(runs, APART)
+def check_alike(runs: Sequence[RunRow], name: str, vary: Sequence[str]) -> None:
+    """Raises UserError when runs differ in a key that decides numbers, but the objective, the seed and `vary`."""
+    found = differing(runs, (*APART, *vary))
     differ = {key: sorted({_text(value) for value in found[key].values()}) for key in sorted(found)}
     if differ:
         said = "; ".join(f"{key} is {' or '.join(values)}" for key, values in differ.items())
         key, values = next(iter(differ.items()))
         raise UserError(
             f"the runs named {name!r} differ in more than objective and seed: {said}. Choose those to compare, for "
-            f"example with --where {key}={values[-1]}."
+            f"example with --where {key}={values[-1]}, or compare them as arms with --vary {key}."
         )
 
 
@@ -187,7 +198,7 @@ def _words(where: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in where.items())
 
 
-def course_of(store: Store, run: RunRow) -> Course:
+def course_of(store: Store, run: RunRow, vary: Sequence[str] = ()) -> Course:
     """Read a run. Raises UserError where it was not evaluated."""
     steps = max(int(run.config.get("steps", 0)), run.last_step or 0)
     names = {"entropy", *(name for _, how, name in run.about.get("facts", ()) if how in REDUCTIONS)}
@@ -219,7 +230,7 @@ def course_of(store: Store, run: RunRow) -> Course:
         np.nanmean(series["entropy"][max(before, 0) : max(moment, 1)])
         for before, moment in zip([0, *moments[:-1]], moments, strict=True)
     ]
-    return Course(arm_of(run), run, axes, pass1, tokens, np.array(entropy), items, series)
+    return Course(arm_of(run, vary), run, axes, pass1, tokens, np.array(entropy), items, series)
 
 
 def axes_of(run: RunRow, series: Mapping[str, np.ndarray], moments: Sequence[int]) -> dict[str, np.ndarray]:

@@ -51,6 +51,12 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this key; may be repeated"
     )
+    parser.add_argument(
+        "--vary",
+        default="",
+        metavar="KEY,KEY",
+        help="keys that make arms of their own where they are on, for example rollout.max_staleness,rollout.oversample",
+    )
     parser.add_argument("--out", type=Path, help="folder of arms.md, two CSVs and PNGs (default: results/arms-NAME)")
     parser.set_defaults(run=report)
 
@@ -60,7 +66,8 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
     where = dict(pair.partition("=")[::2] for pair in arguments.where)
     if "" in where or any("=" not in pair for pair in arguments.where):
         raise UserError("--where: expected KEY=VALUE, for example --where update.lr=1e-06.")
-    several = [compare(store, name, arguments.baseline, where) for name in arguments.name.split(",")]
+    vary = [key for key in arguments.vary.split(",") if key]
+    several = [compare(store, name, arguments.baseline, where, vary) for name in arguments.name.split(",")]
     if len(several) > 1:
         print("\n".join(claims(several)))
         return

@@ -185,9 +185,11 @@ def knobs(run: RunRow) -> str:
     return " ".join(f"{key}={value}" for key, value in sorted(objective.items()) if key != "preset")
 
 
-def arm_of(run: RunRow) -> str:
-    """The method and the knobs that were turned: "agpo clip_scope=group"."""
-    return f"{run.method or run.name} {knobs(run)}".strip()
+def arm_of(run: RunRow, vary: Sequence[str] = ()) -> str:
+    """The method, the knobs that were turned, and those of the keys `vary` that are on: "agpo clip_scope=group"."""
+    keys = flat(run.config) if vary else {}
+    told = [f"{key.rpartition('.')[2]}={_short(keys[key])}" for key in vary if keys.get(key)]
+    return " ".join(filter(None, [run.method or run.name, knobs(run), *told]))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -201,10 +203,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differing(runs: Sequence[RunRow], but: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Dotted keys of configurations in which runs differ -> run id -> value. A key that an older run lacks is new, and
-    no difference. but: keys that do not count."""
+    no difference. but: keys, and sections, that do not count."""
     trees = {run.id: flat({key: value for key, value in run.config.items() if key not in but}) for run in runs}
     found = {}
-    for key in dict.fromkeys(key for tree in trees.values() for key in tree if key not in CUTS):
+    for key in dict.fromkeys(key for tree in trees.values() for key in tree if key not in (*CUTS, *but)):
         values = {run_id: tree[key] for run_id, tree in trees.items() if key in tree}
         if len({json.dumps(value, sort_keys=True, default=str) for value in values.values()}) > 1:
             found[key] = values

@@ -130,6 +130,7 @@ def test_the_plan_of_the_full_size_experiment(tmp_path):
     [
         (("--arms", "grpo,agpoo"), "unknown arm 'agpoo'. There are: grpo, "),
         (("--seeds", "a-b"), "expected a number of seeds"),
+        (("--arms", "agpo,agpo+rollout.max_staleness=1"), "rollout.max_staleness=1 needs an engine in a process"),
         (("--workers", "0"), "must be at least 1"),
         (("--recipe", "huge"), "unknown recipe 'huge'"),
         (("stepss=3",), "no key 'stepss'"),

@@ -10,7 +10,8 @@ import torch
 from groups import REWARDS, make_groups, sgd
 from objective_reference import by_hand
 
-from agpo.batch import Row, advantages_of, balance, lengths_of, live_of, micro_batches, plan_step, raw_rewards
+from agpo.advantages import group_advantages
+from agpo.batch import Row, balance, lengths_of, live_of, micro_batches, plan_step, raw_rewards
 from agpo.config import load_config
 from agpo.logprobs import log_probs
 from agpo.objective import PRESETS, Correction, Objective, minibatch_loss, overlong_penalty
@@ -372,7 +373,7 @@ def test_overlong_answers(start):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_advantages_that_are_stored_are_those_of_the_plan(start, preset):
     groups = make_groups(start, REWARDS)
-    stored_GN = advantages_of(raw_rewards(groups), lengths_of(groups), PRESETS[preset], 16)
+    stored_GN = group_advantages(raw_rewards(groups), lengths_of(groups), PRESETS[preset], 16)[2]
     (minibatch,) = plan_step(groups, PRESETS[preset], len(groups), 16)
     assert minibatch.rows
     for row in minibatch.rows:

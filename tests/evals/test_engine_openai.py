@@ -689,6 +689,17 @@ def sums_plan(server):
     return ["--bench", "arith", "--model", f"openai:{server.url}#m", *options]
 
 
+def test_a_server_of_chat_alone_that_is_asked_with_a_text_says_what_would_work(tmp_path, monkeypatch, capsys):
+    from evals.run import main
+
+    monkeypatch.chdir(tmp_path)
+    with sums() as server:
+        plan = ["arith" if word == "r1" else word for word in sums_plan(server)]
+        assert main(plan) == 2
+        assert "needs /completions. Has the server chat alone? --prompt chat" in capsys.readouterr().err
+        assert main(["chat" if word == "r1" else word for word in sums_plan(server)]) == 0
+
+
 def stored():
     from evals.store import Store
 

@@ -56,7 +56,7 @@ def rate(text, item):
 """
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1500)
 def test_two_ranks_save_and_resume(verl_python, tmp_path):
     """Rehearse two steps at two ranks, go on for a third: one run in the store, with every sample and a checkpoint.
     The reward cannot tell of every sample."""

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tools.word_problems import KINDS, PEOPLE, THINGS, problems
+from tools.word_problems import KINDS, PEOPLE, THINGS, main, problems
 
 FORMULAS = {
     "add": "a+b",
@@ -49,3 +49,21 @@ def test_held_out_templates_are_in_no_training_problem():
 
 def test_the_same_problems_again_and_others_with_another_seed():
     assert problems(False, 20) == problems(False, 20) != problems(False, 20, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--kinds", "add", "--held-out", "961"], "--held-out 961: the templates make only about"),
+        (["--kinds", "add,shrae"], "no kind 'shrae' of problem"),
+    ],
+)
+def test_more_than_the_templates_make_is_an_error_and_writes_nothing(tmp_path, capsys, asked, said):
+    """10 x 8 numbers and 12 things in the held-out wording of `add` are 960 problems."""
+    assert main(["--size", "20", "--out", str(tmp_path / "out"), *asked]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nearly_all_that_the_templates_make_is_given():
+    assert len(problems(True, 955, ["add"])) == 955

@@ -21,10 +21,12 @@ from verl.utils.tensordict_utils import maybe_fix_3d_position_ids
 from verl.workers.engine.base import BaseEngine
 from verl.workers.utils.padding import no_padding_2_padding
 
-from agpo.clip import Decision, unit_decision, unit_sums
+from agpo.clip import Decision, clip_decision, unit_decision, unit_sums, weighted_sums
+from agpo.correction import correction_weights
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.guards import check_engine
-from agpo.objective import Correction, Objective, clip_decision, correction_weights, token_losses, weighted_sums
+from agpo.presets import Correction, Objective
+from agpo.surrogate import token_losses
 
 
 def losses(

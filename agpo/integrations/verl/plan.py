@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from agpo.batch import MiniBatch, Row, balance, plan_rows
-from agpo.objective import Objective, group_rewards, live_groups
+from agpo.presets import Objective
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def plan_step(
         for i, row in enumerate(minibatch.rows):
             at = queued(minibatch, i)
             advantage_B[at], weight_B[at], unit_B[at] = row.advantage, row.weight, row.unit
-    live_G = live_groups(group_rewards(rewards_GN, lengths_GN, objective)).tolist()
+    live = {place: is_live for m in minibatches for place, is_live in zip(m.groups, m.live, strict=True)}
+    live_G = [live[place] for place in range(len(groups))]
     moving, run = (
         tuple(tuple(queued(m, i) for i in chosen) for m, chosen in zip(minibatches, parts, strict=True))
         for parts in ([m.moving for m in minibatches], [m.run for m in minibatches])

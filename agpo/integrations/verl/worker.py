@@ -19,7 +19,7 @@ from agpo.config import objective_of
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.engine import clip_updates
 from agpo.integrations.verl.guards import require_plugin
-from agpo.objective import Correction, Objective
+from agpo.presets import Correction, Objective
 
 
 def objective_in(section: Json) -> tuple[Objective, Correction | None]:

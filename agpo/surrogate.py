@@ -1,0 +1,124 @@
+"""The loss of each token: the surrogates of the ratio, and the KL to a reference (Eq. 5).
+
+T packed response tokens of B sequences.
+"""
+
+import math
+
+import torch
+
+from agpo.clip import TIE
+from agpo.presets import Objective
+
+LOG_RATIO_BOUND = 20.0
+"""a log-ratio is bounded at +- this before exp, as verl does, so that a stray token cannot overflow"""
+
+
+def token_losses(
+    logp_T: torch.Tensor,
+    old_logp_T: torch.Tensor,
+    advantage_T: torch.Tensor,
+    lengths_B: torch.Tensor,
+    objective: Objective,
+    ref_logp_T: torch.Tensor | None = None,
+    *,
+    tis_T: torch.Tensor | None = None,
+    penalised_T: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """[T] l_it, the surrogate of Eq. 5 with its sign turned, plus beta times the KL to the reference where given.
+
+    `lengths_B` sums to T. `tis_T` are weights on the surrogate (`correction_weights`), not on the KL; no gradient goes
+    through them. `penalised_T` are the tokens of surrogate kl_cov (`penalised_tokens`). The result is float32 at least:
+    in bfloat16 a ratio of 1.002 is 1.
+    """
+    dtype = torch.promote_types(logp_T.dtype, torch.float32)
+    logp_T, old_logp_T, advantage_T = logp_T.to(dtype), old_logp_T.to(dtype), advantage_T.to(dtype)
+    ratio_T = ratios(logp_T, old_logp_T, lengths_B, objective)
+    bounded_T = ratio_T.clamp(1.0 - objective.eps_low, 1.0 + objective.eps_high)
+    if objective.surrogate == "cispo":
+        # exp(x - sg(x)) is 1 with gradient grad x: the value stays a ratio, the gradient is that of log pi.
+        loss_T = -bounded_T.detach() * advantage_T * (logp_T - logp_T.detach()).exp()
+    elif objective.surrogate == "geometric":  # in logarithms; the bound is on the side that A would run to
+        log_T = (logp_T - old_logp_T).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+        low, high = (max(1.0 - objective.eps_low, math.exp(-LOG_RATIO_BOUND)), 1.0 + objective.eps_high)
+        bounded_T = log_T.clamp(math.log(low), math.log(high))
+        log_T = torch.where(advantage_T > 0, torch.minimum(log_T, bounded_T), torch.maximum(log_T, bounded_T))
+        loss_T = -sequence_mean(log_T, lengths_B).exp() * advantage_T
+    elif objective.surrogate == "soft":
+        tau_T = _taus(advantage_T, objective)
+        loss_T = -4.0 / tau_T * (tau_T * (ratio_T - 1.0)).sigmoid() * advantage_T
+    elif objective.surrogate == "kl_cov":
+        assert penalised_T is not None, "surrogate kl_cov wants penalised_T"
+        loss_T = -ratio_T * advantage_T + objective.cov_coef * penalised_T * ratio_T.log().abs()
+    else:
+        loss_T = -torch.minimum(ratio_T * advantage_T, bounded_T * advantage_T)
+        if objective.dual_clip is not None:
+            capped_T = torch.minimum(loss_T, -objective.dual_clip * advantage_T)
+            loss_T = torch.where(advantage_T < 0, capped_T, loss_T)
+    if tis_T is not None:
+        loss_T = loss_T * tis_T.detach().to(dtype)
+    if objective.beta and ref_logp_T is not None:
+        loss_T = loss_T + objective.beta * kl_to_reference(logp_T, ref_logp_T)
+    return loss_T
+
+
+def ratios(
+    logp_T: torch.Tensor, old_logp_T: torch.Tensor, lengths_B: torch.Tensor, objective: Objective
+) -> torch.Tensor:
+    """[T] rho: of each token, or the geometric mean of its sequence (`ratio` sequence)."""
+    log_ratio_T = logp_T - old_logp_T
+    if objective.ratio == "sequence":
+        log_ratio_T = sequence_mean(log_ratio_T, lengths_B)
+    return log_ratio_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+
+
+def at_bound(ratio_T: torch.Tensor, advantage_T: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """[T] bool: the bound on rho decides the loss: of ppo there is no gradient then, cispo's weight is the bound.
+
+    Surrogates soft and kl_cov have no bound."""
+    if objective.surrogate in ("soft", "kl_cov"):
+        return torch.zeros_like(ratio_T, dtype=torch.bool)
+    high_T, low_T = ratio_T > 1.0 + objective.eps_high, ratio_T < 1.0 - objective.eps_low
+    if objective.surrogate == "cispo":
+        return high_T | low_T
+    if objective.dual_clip is not None:
+        low_T = low_T | (ratio_T > objective.dual_clip)
+    return (high_T & (advantage_T > 0)) | (low_T & (advantage_T < 0))
+
+
+def kl_to_reference(logp_T: torch.Tensor, ref_logp_T: torch.Tensor) -> torch.Tensor:
+    """[T] k3 (Schulman, "Approximating KL divergence"), an estimate of KL(policy, reference) from a sampled token."""
+    gap_T = (ref_logp_T.detach().to(logp_T.dtype) - logp_T).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return gap_T.exp() - gap_T - 1.0
+
+
+def sequence_mean(x_T: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    """[T]: every token carries the mean of its sequence."""
+    sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=x_T.device), lengths_B)
+    sum_B = x_T.new_zeros(len(lengths_B)).index_add(0, sequence_T, x_T)
+    return (sum_B / lengths_B.clamp(min=1))[sequence_T]
+
+
+def loss_at_ratio_1(advantage: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """l of a token whose ratio is 1, without a KL term: -A, and of surrogate soft -2 A / tau."""
+    if objective.surrogate != "soft":
+        return -advantage
+    return -2.0 * advantage / _taus(advantage, objective)
+
+
+def _taus(advantage: torch.Tensor, objective: Objective) -> torch.Tensor:
+    return torch.full_like(advantage, objective.tau_neg).masked_fill(advantage > 0, objective.tau_pos)
+
+
+def penalised_tokens(old_logp_T: torch.Tensor, advantage_T: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """[T] bool, KL-Cov's tokens: the share `cov_share`, or one, with the largest (A - mean)(log pi - mean) above 0.
+
+    Give all tokens that count in a mini-batch. log pi is that of the sampling policy, so that the choice is made before
+    any forward pass and is the same under every cut; verl looks at the policy of the moment, a micro-batch at a time.
+    """
+    logp_T, advantage_T = old_logp_T.detach().double(), advantage_T.double()
+    cov_T = (advantage_T - advantage_T.mean()) * (logp_T - logp_T.mean())
+    picked_T = torch.zeros_like(cov_T, dtype=torch.bool)
+    count = max(1, int(objective.cov_share * len(cov_T)))
+    picked_T[cov_T.argsort(descending=True, stable=True)[:count]] = True
+    return picked_T & (cov_T > TIE)  # where all A are alike every one is 0, and the largest a matter of rounding
