@@ -341,8 +341,8 @@ class Evaluator:
         first, last = self(low), self(high)
         kept = self.variables.get(variable)
 
-        def at(x: int) -> Value:
-            self.variables[variable] = Fraction(x)
+        def at(x: Fraction) -> Value:
+            self.variables[variable] = x
             return self(body)
 
         try:
@@ -529,27 +529,22 @@ def _without(a: Value, i: int, j: int) -> Value:
     return tuple(row[:j] + row[j + 1 :] for at, row in enumerate(a) if at != i)
 
 
+_NEWTON_COTES = (989, 5888, -928, 10496, -4540, 10496, -928, 5888, 989)
+"""weights of nine equidistant values, which make the integral of a polynomial of degree 8 exactly (of 28,350)"""
+
+
 def _integral_of_polynomial(f: Any, low: Fraction, high: Fraction) -> Fraction | None:
-    """By divided differences at whole numbers; None where the function is no polynomial of degree 8 or less."""
-    values: list[Fraction] = []
-    for k in range(11):
-        value = f(k)
-        if not isinstance(value, Fraction):
-            return None
-        values.append(value)
-    differences = []
-    while values:
-        differences.append(values[0])
-        values = [b - a for a, b in itertools.pairwise(values)]
-    if differences[9] or differences[10]:
+    """None where the function is no polynomial of degree 8 or less, by two more values."""
+    step = (high - low) / 8 or Fraction(1)
+    values = [f(low + k * step) for k in range(11)]
+    if not all(isinstance(value, Fraction) for value in values):
         return None
-    coefficients, basis = [Fraction(0)] * 10, [Fraction(1)]
-    for k, difference in enumerate(differences[:9]):
-        for at, c in enumerate(basis):
-            coefficients[at] += difference * c
-        shifted = [Fraction(0), *basis]  # the basis times (x - k) / (k + 1)
-        basis = [(a - k * b) / (k + 1) for a, b in zip(shifted, [*basis, Fraction(0)], strict=True)]
-    return sum((c * (high ** (n + 1) - low ** (n + 1)) / (n + 1) for n, c in enumerate(coefficients)), Fraction(0))
+    differences = values
+    for _ in range(9):
+        differences = [b - a for a, b in itertools.pairwise(differences)]
+    if any(differences):
+        return None
+    return (high - low) / 28350 * sum(w * value for w, value in zip(_NEWTON_COTES, values, strict=False))
 
 
 def value_at(name: str, point: int) -> Fraction:
