@@ -160,16 +160,8 @@ def module(names: Sequence[str] = SCRIPTS) -> str:
 
 
 def _part(part: Part, name: str) -> dict[str, Any]:
-    return {
-        "key": part.key,
-        "name": name,
-        "run": part.run.id,
-        "split": part.split,
-        "step": part.step,
-        "samples": part.samples,
-        "measured": part.measured,
-        "bench": part.bench,
-    }
+    fields = ("key", "split", "step", "samples", "measured", "bench")
+    return {**{field: getattr(part, field) for field in fields}, "name": name, "run": part.run.id}
 
 
 def _benches(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
