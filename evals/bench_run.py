@@ -111,8 +111,8 @@ def finish(job: Job, store: "Store", console: Console) -> None:
     rows = [row for row in store.samples(job.run_id, split=job.split, step=job.step) if row.repeat < job.n]
     total = print_bench(rows, job.bench, job.n, console)
     values = {"pass1": total.pass1, "pass1_se": total.pass1_se, "tokens_mean": total.tokens_mean}
-    values |= {"tokens_median": total.tokens_median, "truncated": total.truncated, "unscored": total.unscored}
-    values |= {f"pass{k}": value for k, value in total.pass_at.items()}
+    values |= {"tokens_median": total.tokens_median, "truncated": total.truncated.value, "unscored": total.unscored}
+    values |= {f"pass{k}": estimate.value for k, estimate in total.pass_at.items()}
     store.log_metrics(job.run_id, job.step, values)
 
 

@@ -136,7 +136,7 @@ def _accuracy(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     header = ["Pass@1, %", "95 % interval", *(f"pass@{k}" for k in ks), "Truncated"]
     lines = []
     for row in found:
-        at_k = [[s.pass_at[k] for s in row.summaries if k in s.pass_at] for k in ks]
+        at_k = [[s.pass_at[k].value for s in row.summaries if k in s.pass_at] for k in ks]
         cells = [f"{100 * fmean(values):.1f}" if values else "" for values in at_k]
         lines.append([*_value(row, "pass1", 1, 100), *cells, _truncated(row)])
     return header, lines

@@ -67,9 +67,9 @@ def _lines(s: Summary) -> list[list[str]]:
         lines.append(["    from the samples of each", f"{100 * s.parts.within:.2f}", ""])
         if not math.isnan(s.parts.icc):
             lines.append(["  share of variance between problems", f"{s.parts.icc:.2f}", ""])
-    lines += [[f"pass@{k}, %", *e.cells(1, 100)] for k, e in s.pass_at_k.items()]
+    lines += [[f"pass@{k}, %", *e.cells(1, 100)] for k, e in s.pass_at.items()]
     lines.append(["Pass@1 of finished responses, %", *s.pass1_finished.cells(1, 100)])
-    lines.append(["truncated, %", *s.truncation.cells(1, 100)])
+    lines.append(["truncated, %", *s.truncated.cells(1, 100)])
     lines.append(["response tokens, mean", *s.estimate("tokens_mean").cells()])
     lines.append(["  median, 95th percentile", f"{s.tokens_median:g}, {s.tokens_p95:g}", ""])
     lines.append(["  of right responses", *s.tokens_right.cells(1)])
