@@ -389,12 +389,8 @@ class Evaluator:
 
     def function(self, name: str, a: Value) -> Value:
         if isinstance(a, Fraction):
-            if name == "abs":
-                return abs(a)
-            if name in ("floor", "ceil"):
-                return Fraction(math.floor(a) if name == "floor" else math.ceil(a))
-            if name == "sgn":
-                return Fraction((a > 0) - (a < 0))
+            if name in _EXACT:
+                return Fraction(_EXACT[name](a))
             if not a and name in _AT_ZERO:
                 return Fraction(_AT_ZERO[name])
             if a == 1 and name in ("ln", "log"):
@@ -457,6 +453,7 @@ class Evaluator:
 
 
 _NAMES = {"+": "add", "*": "mul", "/": "div", "^": "power", "!": "fact"}
+_EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "sgn": lambda a: (a > 0) - (a < 0)}
 _AT_ZERO = {"sin": 0, "tan": 0, "cos": 1, "exp": 1, "arcsin": 0, "arctan": 0, "sinh": 0, "cosh": 1, "tanh": 0}
 _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
 _MP = {name: name for name in (*_CIRCULAR, "coth", "exp", "arg")} | {f"arc{name}": f"a{name}" for name in _CIRCULAR}
