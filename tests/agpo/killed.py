@@ -1,13 +1,18 @@
-"""A run that is killed with SIGKILL at one moment after another and goes on each time: `killed.py KEY=VALUE ...`.
+"""A run that is killed with SIGKILL at one moment after another and goes on each time: `killed.py KEY=VALUE ...`;
+with --whole the same run that nobody kills.
 
-Every life is a child of a process that has imported everything: ten of them start as fast as one.
+Every life is a child of a process that has imported everything: ten of them start as fast as one. So vLLM, which takes
+half a minute, gives its place to an engine that has its own weights, too, and makes the same bits in any batch.
 """
 
 import importlib
 import os
 import signal
 import sys
+from copy import deepcopy
 from itertools import count
+
+from evals.engines.hf import HFEngine, load_tokenizer
 
 MOMENTS = (  # of, what, in which call of this life, before or after it
     ("agpo.rollout", "joined", 350, "before"),  # an answer has come; in the sixth step, after a checkpoint
@@ -21,6 +26,41 @@ MOMENTS = (  # of, what, in which call of this life, before or after it
     ("agpo.checkpoint_io", "_sync", 2, "before"),  # a checkpoint is written and has no name yet
     ("agpo.run_folder", "prune", 1, "before"),  # it has one, and those before it are still there
 )
+AHEAD = (  # the same with the next step's answers running beside: rollout.overlap=ahead
+    ("agpo.rollout", "joined", 438, "before"),  # 53 answers of the seventh step are there, and the next ones are begun
+    ("agpo.step", "begin_ahead", 1, "after"),
+    ("agpo.ahead.Ahead", "drop", 1, "before"),  # an update moved the weights
+    ("agpo.ahead.Ahead", "drop", 1, "after"),
+    ("agpo.ahead.Ahead", "outputs", 1, "before"),  # none did: they are the next step's
+    ("agpo.rollout", "joined", 200, "before"),
+    ("evals.store.Store", "log_samples", 2, "after"),
+    ("agpo.checkpoint_io", "_sync", 2, "before"),
+)
+
+
+class Beside(HFEngine):
+    """Engine hf over a copy of the model: a trainer's weights reach it only when they are sent."""
+
+    @classmethod
+    def of(cls, config, start, model, longest):
+        return cls(deepcopy(model).eval(), load_tokenizer(start))
+
+    def generate(self, requests, sampling):
+        """Several at once, as vLLM: a model each."""
+        alone = HFEngine(deepcopy(self.model), self.tokenizer)
+        alone.weight_version = self.weight_version
+        return alone.generate(requests, sampling)
+
+    def sync(self, weights, version):
+        own = self.model.state_dict()
+        for name, x in weights.tensors:
+            own[name].copy_(x)
+        self.weight_version = version
+
+    def sleep(self):
+        pass
+
+    give_up = sleep  # it ends with the next answer, see agpo/ahead.py
 
 
 def kill_at(where: str, name: str, number: int, when: str) -> None:
@@ -59,8 +99,13 @@ def live(args: list[str], moment: tuple[str, str, int, str] | None) -> int:
 if __name__ == "__main__":
     for module in ("torch", "transformers", "agpo.step", "agpo.run_folder", "evals.engines.hf", "evals.store"):
         importlib.import_module(module)
+    importlib.import_module("agpo.setup").start_vllm = Beside.of
+    importlib.import_module("evals.engines.vllm").check_machine = lambda device: False
     args = sys.argv[1:]
-    for moment in MOMENTS:
+    moments = AHEAD if "rollout.overlap=ahead" in args else MOMENTS
+    if "--whole" in args:
+        moments = args.remove("--whole") or ()
+    for moment in moments:
         print("killed at", *moment, flush=True)
         if (code := live(args, moment)) != -signal.SIGKILL:
             sys.exit(f"it ended with {code}")

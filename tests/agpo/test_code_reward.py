@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,16 +10,20 @@ import pytest
 
 from agpo.config import load_config
 from agpo.problems import fingerprint, load_items, open_reward
+from agpo.rollout import Begun, rollout
 from agpo.setup import set_up
 from agpo.step import Unusable, train_step
+from agpo.telemetry import Watch
 from agpo.train import main
 from evals.benches import tiny_code
 from evals.code_tests import Code, read_code
+from evals.engines import Sampling
+from evals.engines.hf import HFEngine
 from evals.errors import UserError
 from evals.grading.code import CodeGrader, extract_code
 from evals.items import read_items
 from evals.models import model_path
-from sandbox import Limits, Test
+from sandbox import Limits, Test, run
 from sandbox.backends.embedded import Embedded
 from tools.tiny_code import SLIP, SYMBOLS, solution
 from tools.tiny_model import TASKS
@@ -178,6 +183,47 @@ def test_a_step_with_code_and_one_whose_sandbox_fails(parquet, tmp_path):
     assert judged["code/AC"] + judged["code/WA"] + judged["code/RE"] + judged["code/CE"] + judged["code/TLE"] <= 16
     assert judged["reward/mean"] == pytest.approx(judged["code/AC"] / 16)
     run.store.close()
+
+
+@pytest.mark.slow
+def test_a_program_that_takes_long_delays_its_own_group_alone(monkeypatch):
+    """Nothing is judged before all is decoded, and one program not before those of all other groups: who waited for
+    them would wait for ever."""
+    slow, *others = items = tiny_code.items("train", 4)
+    decoded, judged, first, waited, ended = threading.Event(), threading.Event(), threading.Lock(), [], []
+    real_judge, real_submit = run.judge, CodeGrader.submit
+
+    def judge(worker, program, problem, settings):
+        waited.append(decoded.wait(300))
+        if problem is slow.code.problem and first.acquire(blocking=False):
+            waited.append(judged.wait(300))
+        return real_judge(worker, program, problem, settings)
+
+    def submit(grader, text, item, seen):
+        def end(verdict):
+            ended.append(item.id)
+            if len(ended) - ended.count(slow.id) == 4 * len(others):
+                judged.set()
+
+        verdict = real_submit(grader, text, item, seen)
+        verdict.add_done_callback(end)
+        return verdict
+
+    def doing(text):
+        if text.startswith("grading"):  # this phase begins when all is decoded
+            decoded.set()
+
+    monkeypatch.setattr(run, "judge", judge)
+    monkeypatch.setattr(CodeGrader, "submit", submit)
+    asked = {"preset": "tiny-code", "samples_per_prompt": 4, "sampling": Sampling(48), "seed": 0, "step": 0}
+    engine = HFEngine.load(model_path("tiny-code"))
+    with CodeGrader(backend="embedded", workers=2) as grader:
+        groups, _ = rollout(engine, grader, [Begun(item, 0) for item in items], watch=Watch(doing), **asked)
+    assert first.locked()
+    assert all(waited)
+    assert len(ended) == 16
+    assert ended[-1] == slow.id
+    assert all(sample.reward is not None for group in groups for sample in group.samples)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import pytest
 import torch
@@ -176,27 +177,31 @@ def test_evaluation_during_training_asks_the_same_engine_with_the_weights_of_its
     assert engine.weight_version == synced == f"{run.id}/step-1"
 
 
-def test_from_the_command_line_with_the_gap_on_every_line_and_resumed(vllm, tmp_path):
-    """Stopped after 2 of 3 steps and resumed, the third is that of a run without a stop, on one thread of a CPU."""
-    whole = start(tmp_path, *SMALL, "steps=3", "out=whole", "--store", "s.db")
+def test_from_the_command_line_with_the_gap_on_every_line_and_killed_while_it_samples_ahead(vllm, tmp_path):
+    """Killed with SIGKILL after a checkpoint and resumed, it samples what the run in turn does, on one thread."""
+    keys = (*SMALL, "objective=agpo", "update.lr=1e-3", "steps=5", "checkpoint.every=1", "--store", "s.db")
+    whole = start(tmp_path, *keys, "out=whole")
     said = whole.communicate(timeout=300)[0]
     assert whole.returncode == 0, said
-    lines = said.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.split()[:1] == ["step"])
-    column = lines[at].split().index("gap")
-    assert [0 < float(line.split()[column]) < 1e-4 for line in lines[at + 1 : at + 4]] == [True] * 3, said
-    for arguments in (["steps=2"], ["--resume", "latest", "steps=3"]):
-        overrides = SMALL if "steps=2" in arguments else []
-        part = start(tmp_path, *overrides, *arguments, "out=parts", "--store", "s.db")
-        said = part.communicate(timeout=300)[0]
-        assert part.returncode == 0, said
+    lines = [line.split() for line in said.splitlines()]
+    column = next(words for words in lines if words[:2] == ["step", "reward"]).index("gap")
+    gaps = [words[column] for words in lines if words and words[0].isdigit()]
+    assert [0 < float(gap) < 1e-4 for gap in gaps] == [True] * 5, said
+    part = start(tmp_path, *keys, "out=parts", "rollout.overlap=ahead")
+    while part.poll() is None and not list(tmp_path.glob("parts/*/checkpoints/step-000002")):
+        time.sleep(0.01)
+    part.kill()
+    part.communicate()
+    part = start(tmp_path, "--resume", "latest", "out=parts", "--store", "s.db")
+    said = part.communicate(timeout=300)[0]
+    assert part.returncode == 0, said
     with Store.open(str(tmp_path / "s.db")) as store:
         tokens = [
             {(row.step, row.item, row.repeat): row.token_ids for row in store.samples(run.id)}
             for run in store.runs("train")
         ]
     assert len(tokens) == 2
-    assert len(tokens[0]) == 3 * 8 * 4
+    assert len(tokens[0]) == 5 * 8 * 4
     assert tokens[0] == tokens[1]
 
 

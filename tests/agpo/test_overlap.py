@@ -48,6 +48,23 @@ def left_behind(folder):
     return rows, same, [(checkpoint / file).read_bytes() for file in files], begun, made
 
 
+def killed(folder, times, *args):
+    """`left_behind` of a run that was killed so often (killed.py)."""
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("killed.py")), *args],
+        cwd=folder,
+        env={**os.environ, "AGPO_STORE": str(folder / "store.db"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("killed at") == times
+    return left_behind(folder)
+
+
 @pytest.fixture(scope="module")
 def in_turn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("in-turn")
@@ -86,16 +103,16 @@ def test_killed_at_ten_moments_of_a_step_nothing_is_lost_or_doubled(in_turn, tmp
         finish(train(tmp_path / "whole", *TINY, *more))
         in_turn = left_behind(tmp_path / "whole")
         assert max(value for (_, name), value in in_turn[1].items() if name == "oversample/continued") > 0
-    command = [sys.executable, str(Path(__file__).with_name("killed.py")), *keys]
-    folder = tmp_path / "killed"
-    folder.mkdir()
-    environment = {**os.environ, "AGPO_STORE": str(folder / "store.db"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("killed at") == 10
-    assert list(left_behind(folder)[:3]) == list(in_turn[:3])
+    assert list(killed(tmp_path / "killed", 10, *keys)[:3]) == list(in_turn[:3])
+
+
+@pytest.mark.slow
+def test_killed_while_the_next_step_runs_ahead_the_end_is_that_of_the_run_in_turn(tmp_path):
+    whole = killed(tmp_path / "whole", 0, "--whole", *TINY, "engine=vllm")
+    *ahead, begun, made = killed(tmp_path / "ahead", 8, *TINY, "engine=vllm", "rollout.overlap=ahead")
+    assert ahead == list(whole[:3])
+    assert begun
+    assert len(made) < 16
 
 
 class Slow:

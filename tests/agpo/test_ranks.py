@@ -298,15 +298,37 @@ def test_one_rank_is_told_to_stop_and_postgresql_has_what_all_did(two, postgres,
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_each_rank_has_a_vllm_of_its_own_with_the_weights_of_all(vllm, tmp_path):
-    small = ("vllm.threads=1", "vllm.kv_cache_memory_bytes=100000000", "objective=grpo", "eval.bench=", "steps=2")
+def test_each_rank_has_a_vllm_of_its_own_with_the_weights_of_all_and_begins_after_a_free_step(vllm, tmp_path):
+    small = ("vllm.threads=1", "vllm.kv_cache_memory_bytes=100000000", "eval.bench=", "rollout.overlap=free", "steps=6")
+    small = (*small, "rollout.prompts_per_step=2", "update.prompts_per_minibatch=2")  # some move nothing
     code, output = finish(torchrun(tmp_path, 2, *SMALL, "engine=vllm", *small))
     assert code == 0, output
-    _, rows, metrics = stored(tmp_path)
-    assert len(rows) == 2 * 6 * 4
-    assert {row[-1] for row in rows} == {"RUN/step-0", "RUN/step-1"}
-    assert metrics[1, "updates/made"] > 0
-    assert metrics[2, "mismatch/gap_max"] < 1e-4
+    run, rows, metrics = stored(tmp_path)
+    assert len({row[:4] for row in rows}) == len(rows) == 6 * 2 * 4
+    made = [step for step in range(1, 7) if metrics[step, "updates/made"]]
+    assert 0 < len(made) < 6
+    steps = {1: 0, **{step + 1: max((at for at in made if at <= step), default=0) for step in range(1, 6)}}
+    assert {(row[1], row[-1]) for row in rows} == {(step, f"RUN/step-{moved}") for step, moved in steps.items()}
+    assert max(value for (_, name), value in metrics.items() if name == "mismatch/gap_max") < 1e-4
+    with Store.open(tmp_path / "results/agpo.db") as store:
+        clocks = [(step, name) for step, name, _ in store.metrics(run.id)]
+    for name, told in {"saved": [s + 1 for s in range(1, 6) if s not in made], "wasted": set(made) - {6}}.items():
+        assert {step for step, known in clocks if known == f"speed/{name}_seconds"} == set(told)
+
+
+def test_adaptive_prompts_are_those_of_one_rank_also_after_a_stop(tmp_path):
+    keys = (*SMALL, "rollout.prompts=adaptive", "eval.bench=", "data.size=24")
+    begun = [one_process(tmp_path / "1", *keys), torchrun(tmp_path / "2", 2, *keys, "steps=3")]
+    for process in begun:
+        code, output = finish(process)
+        assert code == 0, output
+    code, output = finish(torchrun(tmp_path / "2", 2, "--resume", "latest", "steps=5"))
+    assert code == 0, output
+    (_, rows, metrics), (_, rows_2, metrics_2) = stored(tmp_path / "1"), stored(tmp_path / "2")
+    assert sorted(rows_2) == sorted(rows)
+    chosen = {key: value for key, value in metrics.items() if key[1].startswith("prompts/")}
+    assert len(chosen) == 2 * 5
+    assert chosen.items() <= metrics_2.items()
 
 
 OWN = """

@@ -26,7 +26,7 @@ def kill_a_replica(url: str, killed: list[int]) -> None:
 
 
 def main(url: str, model: str) -> None:
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0"}
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     rows = [Row(f"arith:{i}", "arith", item.prompt, item.answer) for i, item in enumerate(arith.items("train", 240, 5))]
     how = {"model": model, "prompt": "arith", "grader": "exact", "n": 8, "low": 0, "high": 1, "max_tokens": 64}

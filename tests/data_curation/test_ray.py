@@ -14,10 +14,11 @@ pytest.importorskip("psutil")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_replica_loses_and_doubles_nothing(tiny, tmp_path):
     url = str(tmp_path / "store.db")
     script = Path(__file__).with_name("ray_stage.py")
-    done = subprocess.run([sys.executable, script, url, tiny], capture_output=True, text=True, timeout=550, check=False)
+    done = subprocess.run([sys.executable, script, url, tiny], capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     with Store.open(url) as store:
         (run,) = store.runs("curation")
