@@ -38,7 +38,7 @@ SMALL = (
 
 
 def finish(process) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     return process.returncode, output
 
 
@@ -293,6 +293,7 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_tiny_recipe_raises_the_reward_by_030(tmp_path, seed):
     """The demo's promise, each of three seeds: the mean reward rises by at least 0.30 from where it starts."""
