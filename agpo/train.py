@@ -352,7 +352,7 @@ def drive(run: Run, console: Console) -> int:
             return 130
         if not is_main():
             return 0
-        picture = curves(run.store, [run.id], run.folder / "curves.png")
+        picture = curves(run.store, run.id, run.folder / "curves.png")
         run.store.add_artifact(run.id, "figure", picture)
         console.print(f"curves      {picture}\ncheckpoint  {run.folder}/checkpoints\nstore       {run.store}")
         if best := read_best(run.folder):

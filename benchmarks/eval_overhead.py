@@ -171,7 +171,7 @@ def vllm_options(args: argparse.Namespace) -> dict[str, Any]:
     config, _ = load_config(args.model)
     spec = plan(args.model, config, options, dtype=dtype, on_gpu=on_gpu, eos=(0,))
     names = ("dtype", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "gpu_memory_utilization")
-    return {**{name: getattr(spec, name) for name in names}, "enforce_eager": spec.enforce_eager}
+    return {name: spec.arguments[name] for name in (*names, "enforce_eager")}
 
 
 def vllm_side(args: argparse.Namespace, prompts: dict[str, Any], eos: list[int]) -> Callable[[], int]:

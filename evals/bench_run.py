@@ -21,8 +21,7 @@ from evals.lm_tasks.plan import TaskPlan, check_chat
 from evals.models import Target
 from evals.plan import Plan, asked_with, show_notes, with_model_notes
 from evals.prompts import encode
-from evals.stats import Summary, columns, summarise
-from evals.tables import Outcome, print_bench
+from evals.tables import print_bench
 
 if TYPE_CHECKING:
     from evals.store import RunRow, SampleRow, Store
@@ -43,9 +42,10 @@ def evaluate_plan(
     resume: str | None = None,
     lm_eval_output: Path | None = None,
     max_errors: int = 0,
-) -> Outcome:
-    """Evaluate one benchmark, or task of lm-eval, every completion into the store, and print its tables.
+) -> str:
+    """Evaluate one benchmark, or task of lm-eval, every completion into a run of the store, and print its tables.
 
+    Returns the run's id.
     max_errors: prompts of a benchmark that a server may refuse; of more the tables of what was answered are printed,
     and EngineError is raised.
     """
@@ -60,25 +60,24 @@ def evaluate_plan(
         config["problems"] = len(plan.items)
     with stored_run(config["bench"], target, config, store, console, resume) as run_id:
         if isinstance(plan, Plan):
-            summary, told = evaluate_bench(plan, target.step, engine, store, run_id, console, max_errors)
+            told = evaluate_bench(plan, target.step, engine, store, run_id, console, max_errors)
             show_notes(plan, console)
         else:
             from evals.lm_tasks.evaluate import evaluate_task
 
-            summary, told = evaluate_task(plan, target.step, engine, store, run_id, console, max_errors)
+            told = evaluate_task(plan, target.step, engine, store, run_id, console, max_errors)
         if lm_eval_output:
             from evals.lm_tasks.output import write_output
 
             write_output(*told(), target.path, config, lm_eval_output, console)
     console.print(f"run {run_id} in {store}")
-    means = columns(store.outcomes(run_id, step=target.step)).means()
-    return Outcome(plan.title, target.path, target.step, run_id, summary, means)
+    return run_id
 
 
 def evaluate_bench(
     plan: Plan, step: int, engine: Engine, store: "Store", run_id: str, console: Console, max_errors: int
-) -> tuple[Summary, Callable[[], tuple[dict[str, Any], Any]]]:
-    """(its summary, what makes lm-eval's result dictionary with the LM that it was told of)"""
+) -> Callable[[], tuple[dict[str, Any], Any]]:
+    """Returns what makes lm-eval's result dictionary with the LM that it was told of."""
     job = job_of(plan.bench, plan.settings, run_id, step)
     with (
         open_grader(plan.bench.grader, plan.settings.get("reward_range", (0.0, 1.0))) as grader,
@@ -97,7 +96,8 @@ def evaluate_bench(
 
         return bench_results(engine, plan.items, job, rows, store)
 
-    return finish(job, store, console), for_lm_eval
+    finish(job, store, console)
+    return for_lm_eval
 
 
 def job_of(bench: Bench, settings: Mapping[str, Any], run_id: str, step: int) -> Job:
@@ -106,15 +106,14 @@ def job_of(bench: Bench, settings: Mapping[str, Any], run_id: str, step: int) ->
     return Job(bench, sampling, settings["n"], asked_with(settings), settings["seed"], run_id, bench.name, step)
 
 
-def finish(job: Job, store: "Store", console: Console) -> Summary:
+def finish(job: Job, store: "Store", console: Console) -> None:
     """Print the summary of a run's completions, and log it as metrics of the run."""
     rows = [row for row in store.samples(job.run_id, split=job.split, step=job.step) if row.repeat < job.n]
     total = print_bench(rows, job.bench, job.n, console)
     values = {"pass1": total.pass1, "pass1_se": total.pass1_se, "tokens_mean": total.tokens_mean}
-    values |= {"tokens_median": total.tokens_median, "truncated": total.truncated, "unscored": total.unscored}
-    values |= {f"pass{k}": value for k, value in total.pass_at.items()}
+    values |= {"tokens_median": total.tokens_median, "truncated": total.truncated.value, "unscored": total.unscored}
+    values |= {f"pass{k}": estimate.value for k, estimate in total.pass_at.items()}
     store.log_metrics(job.run_id, job.step, values)
-    return total
 
 
 def regrade_run(wanted: str, store: "Store", console: Console) -> None:
@@ -246,12 +245,6 @@ def find_call(store: "Store", configs: list[dict[str, Any]]) -> tuple[dict[str, 
             done = {wanted.index(deciding(run.config)): run.id for run in members if run.status == "done"}
             return call, done
     return {"id": secrets.token_hex(4), "runs": len(configs)}, {}
-
-
-def finished_outcome(title: str, target: Target, run_id: str, store: "Store") -> Outcome:
-    """A run that an earlier, interrupted call has finished."""
-    rows = list(store.outcomes(run_id))
-    return Outcome(title, target.path, target.step, run_id, summarise(rows), columns(rows).means())
 
 
 def check_context(engine: Engine, plan: Plan) -> None:

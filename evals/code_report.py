@@ -80,7 +80,7 @@ def code_report(rows: Sequence[SampleRow]) -> "list[str | Table]":
             f"compat={line.rule}: {RULES[line.rule]}" + ("" if line.errata else ", without known errata"),
             str(s.problems),
             *s.estimate("pass1").cells(1, 100),
-            *(f"{100 * s.pass_at[k]:.1f}" if k in s.pass_at else "" for k in ks),
+            *(f"{100 * s.pass_at[k].value:.1f}" if k in s.pass_at else "" for k in ks),
             str(line.no_program),
             str(s.unscored),
         )

@@ -23,6 +23,8 @@ FLUSH_SECONDS = 0.5
 
 UNGRADED = "ungraded"
 """the outcome of a completion that has no verdict yet"""
+OF_COMPLETION = ("token_ids", "logprobs", "entropies", "finish_reason", "seconds", "weight_version")
+"""what a sample has of its completion as it is"""
 UNJUDGED = (UNGRADED, *FAILED)
 """outcomes that say nothing about the completion: it is graded again when it is asked for again"""
 
@@ -315,20 +317,15 @@ def ungraded_row(
         step=step,
         prompt=prompt,
         response=text,
-        token_ids=completion.token_ids,
-        logprobs=completion.logprobs,
-        finish_reason=completion.finish_reason,
+        **{name: getattr(completion, name) for name in OF_COMPLETION},
         outcome=UNGRADED,
         path="",
         answer=None,
         reference=item.answer,
         reward=None,
         seed=seed,
-        seconds=completion.seconds,
-        weight_version=completion.weight_version,
         meta=item.labels,
         response_tokens=completion.n_tokens,
-        entropies=completion.entropies,
         token_chars=token_chars(completion, text, tokenizer),
     )
 

@@ -84,7 +84,7 @@ def evaluated(
         if run.status == "done" and deciding(run.config) == wanted:
             console.print(f"{target.path}: run {run.id} has its answers already", markup=False)
             return run.id
-    return evaluate_plan(plan, target, facts, engine_of(target), store, console).run_id
+    return evaluate_plan(plan, target, facts, engine_of(target), store, console)
 
 
 def with_logps(found: Sequence[Parting], plan: Plan, targets: Sequence[Target], engine_of: Any) -> list[Parting]:

@@ -166,7 +166,9 @@ def evaluate_all(
     plans: Sequence[Any], targets: Sequence[Target], args: argparse.Namespace, store: "Store", console: Console
 ) -> None:
     """Every benchmark on every target, one run in the store for each, and a table of all at the end."""
-    from evals.bench_run import evaluate_plan, find_call, finished_outcome
+    from evals.bench_run import evaluate_plan, find_call
+    from evals.report.evaluations import read_evaluation
+    from evals.report.parts import measured
     from evals.tables import print_all
 
     name, options = engine_name(args), engine_options(args)
@@ -178,20 +180,22 @@ def evaluate_all(
     todo = [(target, plan_for(plan, target, args.max_tokens)) for target in targets for plan in plans]
     facts = {target.path: facts_of(target, name, options) for target in targets}
     call, finished = find_call(store, [{**facts[target.path], **plan.settings} for target, plan in todo])
-    outcomes = []
+    runs: list[tuple[str, str]] = []
+    """title, run id"""
     with engines(name, options) as engine_of:
         for number, (target, plan) in enumerate(todo):
             if number in finished:
                 console.print(f"{plan.title}: run {finished[number]} is finished already")
-                outcomes.append(finished_outcome(plan.title, target, finished[number], store))
+                runs.append((plan.title, finished[number]))
                 continue
             engine = engine_of(target)
             served = getattr(engine, "served", {})
             known = {**facts[target.path], "call": call, **({"served": served} if served else {})}
             told = (args.resume, args.lm_eval_output, args.max_errors)
-            outcomes.append(evaluate_plan(plan, target, known, engine, store, console, *told))
-    if len(outcomes) > 1:
-        print_all(outcomes, console)
+            runs.append((plan.title, evaluate_plan(plan, target, known, engine, store, console, *told)))
+    if len(runs) > 1:
+        made = [(title, measured(store, [store.find_run(run)])[0]) for title, run in runs]
+        print_all([(title, read_evaluation(store, one)) for title, one in made], console)
 
 
 def facts_of(target: Target, engine: str, options: dict[str, Any]) -> dict[str, Any]:

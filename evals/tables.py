@@ -1,29 +1,16 @@
 """Tables that an evaluation prints: one benchmark in all and by group, several at a glance, checkpoints of a run."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
 from evals.benches import Bench
 from evals.console import plural
+from evals.report.evaluations import Evaluation
 from evals.report.layout import Grid, print_grid
 from evals.stats import Summary, by, paired, summarise
 from evals.store import SampleRow
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished evaluation, as the closing tables need it."""
-
-    title: str
-    model: str
-    step: int
-    run_id: str
-    summary: Summary
-    means: dict[str, float]
-    """problem -> share of its samples that are right"""
 
 
 def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Console) -> Summary:
@@ -50,31 +37,31 @@ def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Consol
     return total
 
 
-def print_all(outcomes: Sequence[Outcome], console: Console) -> None:
-    """Print one line per evaluation; of several checkpoints of one benchmark, the difference to the first too."""
-    checkpoints = len({o.model for o in outcomes}) > 1
-    nothing = any(_no_answer(o.summary) for o in outcomes)
+def print_all(evaluations: Sequence[tuple[str, Evaluation]], console: Console) -> None:
+    """Print one line per (benchmark's title, evaluation); of checkpoints of a run, the difference to the first too."""
+    checkpoints = len({e.part.run.config["model"] for _, e in evaluations}) > 1
+    nothing = any(_no_answer(e.summary) for _, e in evaluations)
     scores = ["problems", "score", "95 %", "tokens mean", "truncated", *(["no answer"] if nothing else []), "unscored"]
     step, difference = (["step"], ["to the first"]) if checkpoints else ([], [])
     header = ["benchmark", *step, *scores, *difference, "run"]
-    first: dict[str, Outcome] = {}
     blocks: dict[str, list[list[str]]] = {}
-    for outcome in sorted(outcomes, key=lambda o: [p.title for p in outcomes].index(o.title)):
-        start = first.setdefault(outcome.title, outcome)
-        problems, pass1, interval, mean, _, truncated, unscored = _cells(outcome.summary, None)
-        none = [str(_no_answer(outcome.summary))] if nothing else []
-        line = [outcome.title, problems, pass1, interval, mean, truncated, *none, unscored, outcome.run_id]
+    first: dict[str, Evaluation] = {}
+    for title, e in evaluations:
+        start = first.setdefault(title, e)
+        problems, pass1, interval, mean, _, truncated, unscored = _cells(e.summary, None)
+        none = [str(_no_answer(e.summary))] if nothing else []
+        line = [title, problems, pass1, interval, mean, truncated, *none, unscored, e.part.run.id]
         if checkpoints:
-            line.insert(1, str(outcome.step))
-            line.insert(-1, "" if start is outcome else _difference(start, outcome))
-        blocks.setdefault(outcome.title, []).append(line)
+            line.insert(1, str(e.part.step))
+            line.insert(-1, "" if start is e else _difference(start.columns.means(), e.columns.means()))
+        blocks.setdefault(title, []).append(line)
     print_grid(Grid("all evaluations of this call", header, list(blocks.values())), console)
     if checkpoints:
         console.print("to the first: paired difference on the problems both have, with its 95 % interval")
 
 
-def _difference(start: Outcome, outcome: Outcome) -> str:
-    difference, low, high = paired(start.means, outcome.means)
+def _difference(start: Mapping[str, float], means: Mapping[str, float]) -> str:
+    difference, low, high = paired(start, means)
     return f"{100 * difference:+z.1f} ({100 * low:+z.1f} to {100 * high:+z.1f})"
 
 
@@ -86,8 +73,8 @@ def _header(metric: str, total: Summary) -> list[str]:
 
 def _cells(s: Summary, total: Summary | None) -> list[str]:
     """The cells under `_header` of `total`, which says for which k there is a pass@k; None: for none."""
-    several = [f"{100 * s.pass_at[k]:.1f}" if k in s.pass_at else "" for k in (total.pass_at if total else ())]
-    lengths = [f"{s.tokens_mean:.1f}", f"{s.tokens_median:g}", f"{100 * s.truncated:.1f} %"]
+    several = [f"{100 * s.pass_at[k].value:.1f}" if k in s.pass_at else "" for k in (total.pass_at if total else ())]
+    lengths = [f"{s.tokens_mean:.1f}", f"{s.tokens_median:g}", f"{100 * s.truncated.value:.1f} %"]
     lengths = ["-"] * 3 if math.isnan(s.tokens_mean) else lengths
     nothing = [str(_no_answer(s))] if total and _no_answer(total) else []
     return [str(s.problems), *s.estimate("pass1").cells(1, 100), *several, *lengths, *nothing, str(s.unscored)]

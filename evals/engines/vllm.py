@@ -63,7 +63,7 @@ class VLLMEngine:
         self.fd, self.gpus = fd, gpus
         self.backend, self.tokenizer, self.spec = backend, tokenizer, spec
         self.shapes = dict(shapes)
-        self.max_context = spec.max_model_len
+        self.max_context = spec.arguments["max_model_len"]
         self.eos_ids = frozenset(spec.eos_ids)
         self.weight_version = ""
 
@@ -137,7 +137,7 @@ class VLLMEngine:
 
     def load_weights(self, folder: str, *, version: str) -> None:
         """Generate with the weights of another checkpoint folder of this model from now on."""
-        check_replaced(load_config(self.spec.model)[0].model_type)
+        check_replaced(load_config(self.spec.arguments["model"])[0].model_type)
         self.shapes = self._same_model(self._untied(weight_shapes(folder)), folder)
         self.weight_version = "unknown: a sync failed"
         self.backend.call("load", folder)
@@ -148,9 +148,9 @@ class VLLMEngine:
         """The shapes. Raises UserError where they are not those of the model that is served."""
         known = self._untied(self.shapes) or shapes
         if wrong := sorted(name for name in {*shapes, *known} if shapes.get(name) != known.get(name)):
-            name = wrong[0]
+            name, served = wrong[0], self.spec.arguments["model"]
             raise UserError(
-                f"{where}: not weights of the model that vLLM serves ({self.spec.model}): {name} has shape "
+                f"{where}: not weights of the model that vLLM serves ({served}): {name} has shape "
                 f"{shapes.get(name)}, expected {known.get(name)}; {len(wrong)} of {len(known)} differ. "
                 "Use engine hf for this model, or start another engine."
             )
@@ -257,16 +257,19 @@ def plan(
                 "kv_cache_memory_bytes."
             )
     return Spec(
-        model=model,
-        dtype=dtype,
+        arguments={
+            "model": model,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "max_num_seqs": options.max_num_seqs,
+            "kv_cache_memory_bytes": cache,
+            "gpu_memory_utilization": options.gpu_memory_utilization or 0.9,
+            "enforce_eager": not on_gpu if options.enforce_eager is None else options.enforce_eager,
+            "tensor_parallel_size": options.tensor_parallel_size,
+            "hf_overrides": {"head_dtype": "float32"} if options.float32_head else {},
+            "enable_sleep_mode": on_gpu and sleeps,
+        },
         on_gpu=on_gpu,
-        max_model_len=max_model_len,
-        max_num_seqs=options.max_num_seqs,
-        kv_cache_memory_bytes=cache,
-        gpu_memory_utilization=options.gpu_memory_utilization or 0.9,
-        enforce_eager=not on_gpu if options.enforce_eager is None else options.enforce_eager,
-        tensor_parallel_size=options.tensor_parallel_size,
-        float32_head=options.float32_head,
         sleep_mode=on_gpu and sleeps,
         eos_ids=eos,
         tied=bool(getattr(text, "tie_word_embeddings", False)),

@@ -26,16 +26,9 @@ PREFILL_TOKENS = 4096
 class Spec:
     """Everything that vLLM is started with."""
 
-    model: str
-    dtype: str
+    arguments: dict[str, Any]
+    """of `EngineArgs`, those that model, machine and user decide"""
     on_gpu: bool
-    max_model_len: int
-    max_num_seqs: int
-    kv_cache_memory_bytes: int | None
-    gpu_memory_utilization: float
-    enforce_eager: bool
-    tensor_parallel_size: int
-    float32_head: bool
     sleep_mode: bool
     """whether it can give its memory back between two generations"""
     eos_ids: tuple[int, ...]
@@ -65,17 +58,8 @@ class Core:
         self.meets = False  # whether its side of the weight transfer is set up
         backend = "ipc" if spec.on_gpu else register_shared_memory()
         arguments: dict[str, Any] = {
-            "model": spec.model,
-            "dtype": spec.dtype,
-            "max_model_len": spec.max_model_len,
-            "max_num_seqs": spec.max_num_seqs,
-            "kv_cache_memory_bytes": spec.kv_cache_memory_bytes,
-            "gpu_memory_utilization": spec.gpu_memory_utilization,
-            "enforce_eager": spec.enforce_eager,
-            "tensor_parallel_size": spec.tensor_parallel_size,
-            "enable_sleep_mode": spec.sleep_mode and spec.on_gpu,
+            **spec.arguments,
             "weight_transfer_config": {"backend": backend},
-            "hf_overrides": {"head_dtype": "float32"} if spec.float32_head else {},
             "skip_tokenizer_init": True,
             "generation_config": "vllm",  # its sampling defaults are not asked for: every request says all of it
             "logprobs_mode": "processed_logprobs",  # after the temperature
@@ -89,7 +73,7 @@ class Core:
             # A prompt cut in two fails with a seed there: vLLM 0.32 takes back the token it drew after the first part,
             # and torch's generators on a CPU cannot go back ("CPU Generator does not use offset").
             arguments["enable_chunked_prefill"] = False
-            arguments["max_num_batched_tokens"] = max(spec.max_model_len, PREFILL_TOKENS)
+            arguments["max_num_batched_tokens"] = max(arguments["max_model_len"], PREFILL_TOKENS)
         try:
             self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
             # Some configurations (a head's width on a CPU) fail only where something is computed.
@@ -98,7 +82,7 @@ class Core:
                 self.step()
             del self.jobs[0]
         except Exception as e:
-            raise EngineError(_cannot_start(spec.model, e)) from e
+            raise EngineError(_cannot_start(spec.arguments["model"], e)) from e
         self.engine.reset_prefix_cache()
 
     def add(self, job: int, requests: Sequence[Request], sampling: Sampling) -> None:

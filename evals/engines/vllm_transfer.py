@@ -69,34 +69,27 @@ def chunks(
     The caller goes on when every worker has copied the chunk. One chunk has one type: a tensor begins where its type
     may.
     """
-    names: list[str] = []
-    kinds: list[torch.dtype] = []
-    shapes: list[list[int]] = []
-    sizes: list[int] = []
+    told = ("names", "dtype_names", "shapes", "tensor_sizes")
+    held: list[tuple[str, str, list[int], int]] = []
+    """of each tensor in the buffer what `told` names"""
 
     def chunk() -> dict[str, Any]:
         for buffer in buffers:
             if buffer.is_cuda:
                 torch.cuda.synchronize(buffer.device)  # the copies were only queued
-        types = [str(kind).removeprefix("torch.") for kind in kinds]
-        info = {"names": [*names], "dtype_names": types, "shapes": [*shapes], "tensor_sizes": [*sizes]}
-        for told in (names, kinds, shapes, sizes):
-            told.clear()
-        return {**info, "ipc_handles": handles}
+        return {**{name: [one[at] for one in held] for at, name in enumerate(told)}, "ipc_handles": handles}
 
     for name, x in tensors:
-        flat = x.detach().contiguous().view(-1).view(torch.uint8)
-        if names and (x.dtype != kinds[0] or sum(sizes) + len(flat) > len(buffers[0])):
+        flat, kind = x.detach().contiguous().view(-1).view(torch.uint8), str(x.dtype).removeprefix("torch.")
+        start = sum(size for *_, size in held)
+        if held and (kind != held[0][1] or start + len(flat) > len(buffers[0])):
             yield chunk()
-        start = sum(sizes)
+            held, start = [], 0
         for buffer in buffers:
             buffer[start : start + len(flat)].copy_(flat)
-        names.append(name)
-        kinds.append(x.dtype)
-        shapes.append(list(x.shape))
-        sizes.append(len(flat))
+        held.append((name, kind, list(x.shape), len(flat)))
         del flat, x  # before the next layer is gathered
-    if names:
+    if held:
         yield chunk()
 
 

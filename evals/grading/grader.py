@@ -8,14 +8,13 @@ import contextlib
 import json
 import os
 import queue
-import select
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -264,15 +263,17 @@ class _Worker:
     """One process of `evals.grading.worker`."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "evals.grading.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=Path(__file__).parents[2],  # holds the package `evals`, wherever the command was started
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-        self._rest = b""
+        self.connection, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "evals.grading.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # what a library prints
+                stderr=subprocess.DEVNULL,
+                cwd=Path(__file__).parents[2],  # holds the package `evals`, wherever the command was started
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
         try:
             self._read(START_SECONDS)
         except (TimeoutError, ConnectionError):
@@ -281,34 +282,21 @@ class _Worker:
 
     def ask(self, tasks: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
         """The fields of a Verdict for each. Raises TimeoutError for an overrun, ConnectionError for a dead process."""
-        assert self.process.stdin is not None
-        line = json.dumps(tasks) + "\n"
         try:
-            self.process.stdin.write(line.encode())
-            self.process.stdin.flush()
+            self.connection.send_bytes(json.dumps(tasks).encode())
         except OSError as e:
             raise ConnectionError("the grading worker died") from e
         return self._read(seconds)
 
     def _read(self, seconds: float) -> Any:
-        assert self.process.stdout is not None
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._rest:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                raise TimeoutError(f"no verdict within {seconds:g} s")
-            chunk = os.read(self.process.stdout.fileno(), 65536)
-            if not chunk:
-                raise ConnectionError(f"the grading worker died (exit code {self.process.wait()})")
-            self._rest += chunk
-        line, self._rest = self._rest.split(b"\n", 1)
-        return json.loads(line)
+        if not self.connection.poll(seconds):
+            raise TimeoutError(f"no verdict within {seconds:g} s")
+        try:
+            return json.loads(self.connection.recv_bytes())
+        except (EOFError, OSError) as e:
+            raise ConnectionError(f"the grading worker died (exit code {self.process.wait()})") from e
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        self.connection.close()

@@ -2,9 +2,9 @@
 
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cmp_to_key
 from typing import Any
 
 from evals.grading.math_same import real, same_value
@@ -14,20 +14,19 @@ from evals.grading.math_value import Evaluator, TooCostly, Undefined
 ZERO: Tree = ("n", Fraction(0))
 INFINITY: Tree = ("c", "inf")
 BELOW: Tree = ("neg", INFINITY)
+MOST_CUTS = 120
 
-
-@dataclass(frozen=True)
-class Interval:
-    low: Tree
-    low_in: bool
-    high: Tree
-    high_in: bool
-
-
-Reals = tuple[Interval, ...]
-"""disjoint, in order"""
-ALL: Reals = (Interval(BELOW, False, INFINITY, False),)
+Cut = tuple[Tree, bool]
+"""a place on the line: right before a number, or (True) right after it"""
+Reals = tuple[Cut, ...]
+"""a set: where one comes into it, where one leaves it, and so on, in order; (1, 2] is ((1, True), (2, True))"""
+ALL: Reals = ((BELOW, True), (INFINITY, False))
 NOTHING: Reals = ()
+HOW: dict[str, Callable[[bool, bool], bool]] = {
+    "cup": lambda in_a, in_b: in_a or in_b,
+    "cap": lambda in_a, in_b: in_a and in_b,
+    "minus": lambda in_a, in_b: in_a and not in_b,
+}
 
 
 def _order(a: Tree, b: Tree, budget: list[float]) -> int:
@@ -50,72 +49,34 @@ def _order(a: Tree, b: Tree, budget: list[float]) -> int:
 
 
 def interval(low: Tree, low_in: bool, high: Tree, high_in: bool, budget: list[float]) -> Reals:
-    low_in, high_in = low_in and low != BELOW, high_in and high != INFINITY
     order = _order(low, high, budget)
     if order > 0 or (order == 0 and not (low_in and high_in)):
         return NOTHING
-    return (Interval(low, low_in, high, high_in),)
+    return (low, not low_in or low == BELOW), (high, high_in and high != INFINITY)
 
 
-def point(value: Tree) -> Reals:
-    return (Interval(value, True, value, True),)
+def combined(a: Reals, b: Reals, how: str, budget: list[float]) -> Reals:
+    """Union, intersection or difference: from left to right over the cuts of both."""
+    if len(a) + len(b) > MOST_CUTS:
+        raise TooCostly(f"sets of more than {MOST_CUTS // 2} intervals")
 
+    def order(one: tuple[Cut, int], other: tuple[Cut, int]) -> int:
+        return _order(one[0][0], other[0][0], budget) or one[0][1] - other[0][1]
 
-def union(a: Reals, b: Reals, budget: list[float]) -> Reals:
-    """Sorted by low ends; what overlaps or touches is one interval."""
-    rest = list(a) + list(b)
-    if len(rest) > 60:
-        raise TooCostly("a union of more than 60 intervals")
-    made: list[Interval] = []
-    while rest:
-        first = rest[0]
-        for one in rest[1:]:
-            order = _order(one.low, first.low, budget)
-            if order < 0 or (order == 0 and one.low_in and not first.low_in):
-                first = one
-        rest.remove(first)
-        if made:
-            last = made[-1]
-            gap = _order(first.low, last.high, budget)
-            if gap < 0 or (gap == 0 and (first.low_in or last.high_in)):
-                order = _order(first.high, last.high, budget)
-                high, high_in = (first.high, first.high_in) if order > 0 else (last.high, last.high_in)
-                made[-1] = Interval(last.low, last.low_in, high, high_in or (order == 0 and first.high_in))
-                continue
-        made.append(first)
+    cuts = sorted([*((cut, 0) for cut in a), *((cut, 1) for cut in b)], key=cmp_to_key(order))
+    inside, made = [False, False], list[Cut]()
+    for (cut, of), after in zip(cuts, [*cuts[1:], None], strict=True):
+        inside[of] = not inside[of]
+        if after and order((cut, of), after) == 0:  # both sets change here
+            continue
+        if HOW[how](*inside) != len(made) % 2:
+            made.append(cut)
     return tuple(made)
-
-
-def intersection(a: Reals, b: Reals, budget: list[float]) -> Reals:
-    made: Reals = NOTHING
-    if len(a) * len(b) > 400:
-        raise TooCostly("an intersection of many intervals")
-    for one in a:
-        for other in b:
-            order = _order(one.low, other.low, budget)
-            low, low_in = (one.low, one.low_in) if order > 0 else (other.low, other.low_in)
-            low_in = low_in and (order != 0 or one.low_in)
-            order = _order(one.high, other.high, budget)
-            high, high_in = (one.high, one.high_in) if order < 0 else (other.high, other.high_in)
-            high_in = high_in and (order != 0 or one.high_in)
-            made = union(made, interval(low, low_in, high, high_in, budget), budget)
-    return made
-
-
-def complement(a: Reals, budget: list[float]) -> Reals:
-    made, low, low_in = list[Interval](), BELOW, False
-    for one in a:
-        made += interval(low, low_in, one.low, not one.low_in, budget)
-        low, low_in = one.high, not one.high_in
-    return (*made, *interval(low, low_in, INFINITY, False, budget)) if low != INFINITY else tuple(made)
 
 
 def same_reals(a: Reals, b: Reals, budget: list[float]) -> bool:
     return len(a) == len(b) and all(
-        (x.low_in, x.high_in) == (y.low_in, y.high_in)
-        and _order(x.low, y.low, budget) == 0
-        and _order(x.high, y.high, budget) == 0
-        for x, y in zip(a, b, strict=True)
+        side == other and _order(x, y, budget) == 0 for (x, side), (y, other) in zip(a, b, strict=True)
     )
 
 
@@ -154,7 +115,7 @@ def _reals(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         for one in tree[1]:
             if real(one, budget) is None:
                 return None
-            made = union(made, point(one), budget)
+            made = combined(made, interval(one, True, one, True, budget), "cup", budget)
         return made, ""
     if kind in ("cup", "cap", "minus"):
         return _combined([tree[1], tree[2]], kind, budget)
@@ -186,7 +147,7 @@ def _built(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
     found = _reals(condition, budget)
     if found is None or element[0] != "v" or found[1] not in ("", element[1]):
         return None
-    return intersection(found[0], within[0], budget) if within else found[0], ""
+    return combined(found[0], within[0], "cap", budget) if within else found[0], ""
 
 
 def _combined(parts: Sequence[Tree], how: str, budget: list[float]) -> tuple[Reals, str] | None:
@@ -196,11 +157,7 @@ def _combined(parts: Sequence[Tree], how: str, budget: list[float]) -> tuple[Rea
         return None
     made = sets[0][0]  # type: ignore[index]
     for found in sets[1:]:
-        other: Reals = found[0]  # type: ignore[index]
-        if how == "cup":
-            made = union(made, other, budget)
-        else:
-            made = intersection(made, complement(other, budget) if how == "minus" else other, budget)
+        made = combined(made, found[0], how, budget)  # type: ignore[index]
     return made, next(iter(names), "")
 
 
@@ -213,9 +170,9 @@ def _solved(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         place = _reals(sides[1], budget)
         if place is None:
             return None
-        return (complement(place[0], budget) if operators == ("!in",) else place[0]), sides[0][1]
+        return (combined(ALL, place[0], "minus", budget) if operators == ("!in",) else place[0]), sides[0][1]
     names = set().union(*(variables(side) for side in sides))
-    if len(names) != 1 or not set(operators) <= {"<", "<=", ">", ">=", "!=", "="}:
+    if len(names) != 1 or not set(operators) <= HOLDS.keys():
         return None
     (name,) = names
     made: Reals = ALL
@@ -223,28 +180,30 @@ def _solved(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         one = _solve(left, operator, right, name, budget)
         if one is None:
             return None
-        made = intersection(made, one, budget)
+        made = combined(made, one, "cap", budget)
     return made, name
 
 
 _TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 
+HOLDS: dict[str, Callable[[int], bool]] = {
+    "<": lambda sign: sign < 0,
+    "<=": lambda sign: sign <= 0,
+    ">": lambda sign: sign > 0,
+    ">=": lambda sign: sign >= 0,
+    "=": lambda sign: sign == 0,
+    "!=": lambda sign: sign != 0,
+}
+"""relation -> whether it holds where left minus right has this sign"""
+
+
 def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float]) -> Reals | None:
-    if operator == "!=":
-        equal = _solve(left, "=", right, name, budget)
-        return None if equal is None else complement(equal, budget)
     if right == ("v", name):
         left, right, operator = right, left, _TURNED[operator]
     if left == ("v", name) and name not in variables(right):
-        end, inside = _number(right, budget), operator in ("<=", ">=")
-        if real(end, budget) is None:
-            return None
-        if operator == "=":
-            return point(end)
-        if operator in ("<", "<="):
-            return interval(BELOW, False, end, inside, budget)
-        return interval(end, inside, INFINITY, False, budget)
+        end = _number(right, budget)
+        return None if real(end, budget) is None else _where(operator, [end], (-1, 1))
     if right[0] == "f" and right[1] == "abs" and name in variables(right):
         left, right, operator = right, left, _TURNED[operator]
     if left[0] == "f" and left[1] == "abs" and name not in variables(right):
@@ -253,7 +212,7 @@ def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float
         above = _solve(inner, _TURNED[operator], ("neg", right), name, budget)
         if below is None or above is None:
             return None
-        return intersection(below, above, budget) if operator in ("<", "<=") else union(below, above, budget)
+        return combined(below, above, "cap" if operator in ("<", "<=", "!=") else "cup", budget)
     difference = ("+", left, ("neg", right))
     at = [_number(put(difference, ("v", name), ("n", Fraction(k))), budget) for k in range(3)]
     second = ("/", ("+", at[2], ("*", ("n", Fraction(-2)), at[1]), at[0]), ("n", Fraction(2)))
@@ -261,41 +220,35 @@ def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float
     found = ("+", ("*", second, ("^", ("v", name), ("n", Fraction(2)))), ("*", first, ("v", name)), at[0])
     if not same_value(found, difference, budget):  # a polynomial of degree two is what it is everywhere
         return None
-    a, b = (None if same_value(c, ZERO, budget) else c for c in (second, first))
-    inside = operator in ("<=", ">=", "=")
-    less = operator in ("<", "<=")
-    if a is None and b is None:
-        value = 0 if same_value(at[0], ZERO, budget) else _order(at[0], ZERO, budget)
-        true = {"<": value < 0, "<=": value <= 0, ">": value > 0, ">=": value >= 0, "=": value == 0}[operator]
-        return ALL if true else NOTHING
-    if a is None:
-        root = _number(("neg", ("/", at[0], b)), budget)
-        if operator == "=":
-            return point(root)
-        rising = _order(b, ZERO, budget) > 0  # type: ignore[arg-type]
-        if rising == less:
-            return interval(BELOW, False, root, inside, budget)
-        return interval(root, inside, INFINITY, False, budget)
-    under = ("+", ("^", first, ("n", Fraction(2))), ("*", ("n", Fraction(-4)), second, at[0]))
-    opens_up = _order(a, ZERO, budget) > 0
-    sign = 0 if same_value(under, ZERO, budget) else _order(under, ZERO, budget)
-    if sign < 0:
-        return NOTHING if operator == "=" or opens_up == less else ALL
-    half = ("/", ("root", ("n", Fraction(2)), under), ("*", ("n", Fraction(2)), a))
-    middle = ("/", ("neg", first), ("*", ("n", Fraction(2)), a))
-    roots = [_number(("+", middle, sign_of(half)), budget) for sign_of in (lambda h: ("neg", h), lambda h: h)]
-    if not opens_up:
-        roots.reverse()
-    if sign == 0:
-        roots = [_number(middle, budget)] * 2
-    if operator == "=":
-        return union(point(roots[0]), point(roots[1]), budget)
-    between = interval(roots[0], inside, roots[1], inside, budget)
-    if opens_up == less:
-        return between
-    return union(
-        interval(BELOW, False, roots[0], inside, budget), interval(roots[1], inside, INFINITY, False, budget), budget
-    )
+    if opens := _sign(second, budget):
+        under = ("+", ("^", first, ("n", Fraction(2))), ("*", ("n", Fraction(-4)), second, at[0]))
+        half = ("/", ("root", ("n", Fraction(2)), under), ("*", ("n", Fraction(2)), second))
+        middle = ("/", ("neg", first), ("*", ("n", Fraction(2)), second))
+        if (real_roots := _sign(under, budget)) < 0:
+            return _where(operator, [], (opens,))
+        if not real_roots:
+            return _where(operator, [_number(middle, budget)], (opens, opens))
+        roots = [_number(("+", middle, one), budget) for one in (("neg", half), half)]
+        return _where(operator, roots[::opens], (opens, -opens, opens))
+    if rises := _sign(first, budget):
+        return _where(operator, [_number(("neg", ("/", at[0], first)), budget)], (-rises, rises))
+    return _where(operator, [], (_sign(at[0], budget),))
+
+
+def _sign(tree: Tree, budget: list[float]) -> int:
+    return 0 if same_value(tree, ZERO, budget) else _order(tree, ZERO, budget)
+
+
+def _where(operator: str, roots: Sequence[Tree], signs: Sequence[int]) -> Reals:
+    """Where a relation to zero holds: `signs` of the function before, between and after its roots."""
+    holds, made = HOLDS[operator], list[Cut]()
+    places = [((BELOW, True), holds(signs[0]))]
+    for root, sign in zip(roots, signs[1:], strict=True):
+        places += [((root, False), holds(0)), ((root, True), holds(sign))]
+    for cut, inside in [*places, ((INFINITY, False), False)]:
+        if inside != len(made) % 2:
+            made.append(cut)
+    return tuple(made)
 
 
 def _number(tree: Tree, budget: list[float]) -> Tree:

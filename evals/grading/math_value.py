@@ -341,8 +341,8 @@ class Evaluator:
         first, last = self(low), self(high)
         kept = self.variables.get(variable)
 
-        def at(x: int) -> Value:
-            self.variables[variable] = Fraction(x)
+        def at(x: Fraction) -> Value:
+            self.variables[variable] = x
             return self(body)
 
         try:
@@ -389,12 +389,8 @@ class Evaluator:
 
     def function(self, name: str, a: Value) -> Value:
         if isinstance(a, Fraction):
-            if name == "abs":
-                return abs(a)
-            if name in ("floor", "ceil"):
-                return Fraction(math.floor(a) if name == "floor" else math.ceil(a))
-            if name == "sgn":
-                return Fraction((a > 0) - (a < 0))
+            if name in _EXACT:
+                return Fraction(_EXACT[name](a))
             if not a and name in _AT_ZERO:
                 return Fraction(_AT_ZERO[name])
             if a == 1 and name in ("ln", "log"):
@@ -457,6 +453,7 @@ class Evaluator:
 
 
 _NAMES = {"+": "add", "*": "mul", "/": "div", "^": "power", "!": "fact"}
+_EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "sgn": lambda a: (a > 0) - (a < 0)}
 _AT_ZERO = {"sin": 0, "tan": 0, "cos": 1, "exp": 1, "arcsin": 0, "arctan": 0, "sinh": 0, "cosh": 1, "tanh": 0}
 _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
 _MP = {name: name for name in (*_CIRCULAR, "coth", "exp", "arg")} | {f"arc{name}": f"a{name}" for name in _CIRCULAR}
@@ -529,27 +526,22 @@ def _without(a: Value, i: int, j: int) -> Value:
     return tuple(row[:j] + row[j + 1 :] for at, row in enumerate(a) if at != i)
 
 
+_NEWTON_COTES = (989, 5888, -928, 10496, -4540, 10496, -928, 5888, 989)
+"""weights of nine equidistant values, which make the integral of a polynomial of degree 8 exactly (of 28,350)"""
+
+
 def _integral_of_polynomial(f: Any, low: Fraction, high: Fraction) -> Fraction | None:
-    """By divided differences at whole numbers; None where the function is no polynomial of degree 8 or less."""
-    values: list[Fraction] = []
-    for k in range(11):
-        value = f(k)
-        if not isinstance(value, Fraction):
-            return None
-        values.append(value)
-    differences = []
-    while values:
-        differences.append(values[0])
-        values = [b - a for a, b in itertools.pairwise(values)]
-    if differences[9] or differences[10]:
+    """None where the function is no polynomial of degree 8 or less, by two more values."""
+    step = (high - low) / 8 or Fraction(1)
+    values = [f(low + k * step) for k in range(11)]
+    if not all(isinstance(value, Fraction) for value in values):
         return None
-    coefficients, basis = [Fraction(0)] * 10, [Fraction(1)]
-    for k, difference in enumerate(differences[:9]):
-        for at, c in enumerate(basis):
-            coefficients[at] += difference * c
-        shifted = [Fraction(0), *basis]  # the basis times (x - k) / (k + 1)
-        basis = [(a - k * b) / (k + 1) for a, b in zip(shifted, [*basis, Fraction(0)], strict=True)]
-    return sum((c * (high ** (n + 1) - low ** (n + 1)) / (n + 1) for n, c in enumerate(coefficients)), Fraction(0))
+    differences = values
+    for _ in range(9):
+        differences = [b - a for a, b in itertools.pairwise(differences)]
+    if any(differences):
+        return None
+    return (high - low) / 28350 * sum(w * value for w, value in zip(_NEWTON_COTES, values, strict=False))
 
 
 def value_at(name: str, point: int) -> Fraction:

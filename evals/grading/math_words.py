@@ -4,20 +4,10 @@ import re
 from functools import lru_cache
 
 JOINS = {"or": "or", "and": "and", ", and": "and", "&": "and", ", or": "or", ",": ",", ";": ";", "and also": "and"}
-SKIPPED = frozenset(
-    [
-        "the answer is",
-        "answer is",
-        "the answer",
-        "answer",
-        "final answer",
-        "the final answer is",
-        "final answer is",
-        "is",
-        "equals",
-        "value is",
-    ]
-)
+_NOTHING = """
+the answer is, answer is, the answer, answer, final answer, the final answer is, final answer is, is, equals, value is
+"""
+SKIPPED = frozenset(words.strip() for words in _NOTHING.split(","))
 SAYS_SO = re.compile(r"^(?:so |thus |hence |therefore,? )?(?:the )?(?:final )?answers? (?:is|are)[: ]\s*(?=\S)", re.I)
 """words before an answer that say nothing"""
 

@@ -1,7 +1,6 @@
 """Several rewards for one response: their weighted sum, with every part by its name."""
 
 import contextlib
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -33,21 +32,19 @@ class WeightedGrader:
     def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]":
         whole: Future[Verdict] = Future()
         verdicts = {name: grader.submit(text, item, seen) for name, (grader, _) in self.parts.items()}
-        left, lock = len(verdicts), threading.Lock()
+        waiting = iter(verdicts.values())
 
-        def one_more(_: "Future[Verdict]") -> None:
-            nonlocal left
-            with lock:
-                left -= 1
-                last = left == 0
-            if last:
-                try:
-                    whole.set_result(self._sum({name: future.result() for name, future in verdicts.items()}))
-                except BaseException as e:  # noqa: BLE001  a mistake of a part: whoever asks for the verdict gets it
-                    whole.set_exception(e)
+        def wait(_: object = None) -> None:
+            """For one after the other; the last one's thread adds up."""
+            if (future := next(waiting, None)) is not None:
+                future.add_done_callback(wait)
+                return
+            try:
+                whole.set_result(self._sum({name: future.result() for name, future in verdicts.items()}))
+            except BaseException as e:  # noqa: BLE001  a mistake of a part: whoever asks for the verdict gets it
+                whole.set_exception(e)
 
-        for future in verdicts.values():
-            future.add_done_callback(one_more)
+        wait()
         return whole
 
     def flush(self) -> None:

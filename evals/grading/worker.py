@@ -1,11 +1,16 @@
-"""The process that compares answers: one JSON line in, one out. Started and killed by `evals.grading.grader`."""
+"""The process that compares answers: JSON in, JSON out, over the socket that it is given.
 
+Started and killed by `evals.grading.grader`.
+"""
+
+import contextlib
 import ctypes
 import json
 import os
 import resource
 import signal
 import sys
+from multiprocessing.connection import Connection
 from typing import Any
 
 MEMORY = 2 << 30
@@ -14,15 +19,14 @@ CPU_SECONDS = 2.0
 """of one comparison; its budget of operations ends it long before, whatever else the machine does"""
 
 
-def main() -> None:
+def main(fd: int) -> None:
     if sys.platform == "linux":  # die with the thread that owns us, even if it is killed while we hang
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() == 1:
             return
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints is not an answer
+    connection = Connection(fd)
     import evals.grading.grader  # noqa: F401  everything that a comparison needs
     from evals.grading.math_value import TooCostly
 
@@ -30,9 +34,11 @@ def main() -> None:
         raise TooCostly(f"more than {CPU_SECONDS:g} s of processor time")
 
     signal.signal(signal.SIGVTALRM, over)
-    print(json.dumps({"ready": True}), file=answers)
-    for line in sys.stdin:
-        print(json.dumps([judged(task) for task in json.loads(line)]), file=answers)
+    connection.send_bytes(b'"ready"')
+    with contextlib.suppress(EOFError):
+        while True:
+            tasks = json.loads(connection.recv_bytes())
+            connection.send_bytes(json.dumps([judged(task) for task in tasks]).encode())
 
 
 def judged(task: dict[str, Any]) -> dict[str, Any]:
@@ -48,4 +54,4 @@ def judged(task: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -19,10 +19,10 @@ from evals.store import SampleRow, Store
 
 def evaluate_task(
     plan: TaskPlan, step: int, engine: Any, store: Store, run_id: str, console: Console, max_errors: int = 0
-) -> tuple[Summary, Callable[[], tuple[dict[str, Any], TaskLM]]]:
+) -> Callable[[], tuple[dict[str, Any], TaskLM]]:
     """Evaluate one task or group of lm-eval into a run of the store, and print its metrics.
 
-    Returns its summary, and what gives lm-eval's result dictionary with the LM that it was told of.
+    Returns what gives lm-eval's result dictionary with the LM that it was told of.
     """
     total = 0
     for name, task in plan.loaded["tasks"].items():
@@ -49,7 +49,7 @@ def evaluate_task(
     console.print(summary.line(), markup=False)
     if refused := summary.outcomes.get("refused"):
         console.print(f"{plural(refused, 'response')} refused by the server: wrong in lm-eval's metrics, not in Pass@1")
-    return summary, lambda: (results, lm)
+    return lambda: (results, lm)
 
 
 def _with_group(summary: Summary, groups: Mapping[str, Any], metrics: set[tuple[str, str]]) -> Summary:

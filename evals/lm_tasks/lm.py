@@ -9,7 +9,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from evals.complete import UNGRADED, Recorder, refusals, refused_row, response_text, ungraded_row
+from evals.complete import Recorder, refusals, refused_row, response_text, ungraded_row
 from evals.engines import Completion, Engine, EngineError, Request, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
@@ -215,25 +215,10 @@ def scored_row(task: str, item: str, step: int, document: Mapping[str, Any]) -> 
     arguments = document["arguments"]
     scores = [float(first_of(response)) for response in document["filtered_resps"]]
     best = max(range(len(scores)), key=scores.__getitem__) if len(arguments[0]) > 1 else 0
-    return SampleRow(
-        split=task,
-        item=item,
-        repeat=0,
-        step=step,
-        prompt=str(arguments[best][0]),
-        response=str(arguments[best][1]) if len(arguments[best]) > 1 else "",
-        token_ids=(),
-        logprobs=None,
-        finish_reason="scored",
-        outcome=UNGRADED,
-        path="lm_eval",
-        answer=None,
-        reference="",
-        reward=None,
-        seed=0,
-        seconds=0.0,
-        meta={"task": task, "scores": scores},
-    )
+    prompt, response = map(str, (*arguments[best], "")[:2])
+    nothing = Completion((), None, "stop", 0.0)
+    row = ungraded_row(Item(item, prompt, ""), 0, prompt, response, nothing, 0, task, step)
+    return dataclasses.replace(row, finish_reason="scored", path="lm_eval", meta={"task": task, "scores": scores})
 
 
 def first_of(value: Any) -> Any:

@@ -62,19 +62,27 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """An arm against the baseline over the seeds that both have."""
+class Line:
+    """One quantity of one arm against the baseline, at an equal amount of one axis, over the seeds that both have."""
 
+    arm: str
+    baseline: str
+    equal: str
+    """the axis"""
+    share: float
+    """of the most that every compared run of the two arms has reached"""
+    at: float
+    """how much that is"""
+    quantity: str
     seeds: int
-    arm: float
-    baseline: float
-    mean: float
-    """arm - baseline"""
-    low: float
-    high: float
+    arm_value: float
+    baseline_value: float
+    difference: float
+    seeds_low: float
+    seeds_high: float
     """95 %, Student's t over the seeds' differences: the interval of a claim about the method"""
-    low2: float
-    high2: float
+    two_level_low: float
+    two_level_high: float
     """95 %, two-level bootstrap: seeds, and problems within each. nan for a quantity without problems"""
 
     @property
@@ -82,20 +90,7 @@ class Difference:
         """What the seeds' interval says. Two differences can be alike by chance and leave it no width."""
         if self.seeds < FEWEST:
             return "too few seeds"
-        return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One arm against the baseline at an equal amount of one axis."""
-
-    arm: str
-    axis: str
-    share: float
-    """of the most that every compared run of the two arms has reached"""
-    x: float
-    """how much that is"""
-    differences: Mapping[str, Difference]
+        return "higher" if self.seeds_low > 0 else "lower" if self.seeds_high < 0 else "not told apart"
 
 
 @dataclass(frozen=True)
@@ -116,6 +111,11 @@ class Comparison:
     @property
     def arms(self) -> list[str]:
         return list(dict.fromkeys(course.arm for course in self.courses))
+
+    @property
+    def ends(self) -> dict[tuple[str, str, str], Line]:
+        """(arm, axis, quantity) -> the comparison where both have got to."""
+        return {(line.arm, line.equal, line.quantity): line for line in self.lines if line.share == 1}
 
 
 def compare(
@@ -256,10 +256,10 @@ def lines_of(courses: Sequence[Course], axes: Iterable[str], baseline: str) -> I
                 if any(axis not in course.axes for pair in pairs for course in pair):
                     continue
                 most = min(float(course.axes[axis].max()) for pair in pairs for course in pair)
-                quantities = [q for q in QUANTITIES if not (axis == "accuracy" and q == "pass1")]
                 for share in (1.0,) if axis == "accuracy" else SHARES:
-                    x = share * most
-                    yield Line(arm, axis, share, x, {q: difference(pairs, q, axis, x) for q in quantities})
+                    for quantity in QUANTITIES[axis == "accuracy" :]:  # equal Pass@1 is what that axis makes
+                        told = difference(pairs, quantity, axis, share * most)
+                        yield Line(arm, baseline, axis, share, share * most, quantity, len(pairs), *told)
 
 
 def pairs_of(courses: Sequence[Course], arm: str, baseline: str) -> list[tuple[Course, Course]]:
@@ -268,8 +268,9 @@ def pairs_of(courses: Sequence[Course], arm: str, baseline: str) -> list[tuple[C
     return [(course, theirs[course.seed]) for course in courses if course.arm == arm and course.seed in theirs]
 
 
-def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str, x: float) -> Difference:
-    """The arm's minus the baseline's quantity at x of the axis, over seeds, and problems within each seed."""
+def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str, x: float) -> tuple[float, ...]:
+    """Of a quantity at x of the axis: the arm's, the baseline's, arm minus baseline, and the limits of both intervals:
+    over seeds, and over problems within each seed."""
     means, by_problem = [], []
     for ours, theirs in pairs:
         a, b = ours.at(quantity, axis, x), theirs.at(quantity, axis, x)
@@ -283,11 +284,8 @@ def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str,
             )
         by_problem.append(a - b)
     arm, base = np.array(means).T
-    low, high = t_interval(arm - base)
-    low2, high2 = two_level(by_problem) if by_problem else (math.nan, math.nan)
-    return Difference(
-        len(pairs), float(arm.mean()), float(base.mean()), float((arm - base).mean()), low, high, low2, high2
-    )
+    two = two_level(by_problem) if by_problem else (math.nan, math.nan)
+    return float(arm.mean()), float(base.mean()), float((arm - base).mean()), *t_interval(arm - base), *two
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:

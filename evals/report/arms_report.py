@@ -2,7 +2,8 @@
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from evals.console import plural
 from evals.errors import UserError
-from evals.report.arms import QUANTITIES, Comparison, Difference, compare, facts, spread
+from evals.report.arms import QUANTITIES, Comparison, Line, compare, facts, spread
 from evals.store import Store
 
 PERCENT = ("pass1", "Pass@1 before", "Pass@1 after", "fall from best")
@@ -75,7 +76,7 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
     out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(markdown(found))
     (out / "arms.md").write_text(text + "\n", encoding="utf-8")
-    write_csv(out / "comparison.csv", comparison_rows(found))
+    write_csv(out / "comparison.csv", list(map(asdict, found.lines)))
     write_csv(out / "runs.csv", run_rows(found))
     from evals.report.figures import arm_figures  # matplotlib is slow to import
 
@@ -100,75 +101,74 @@ def markdown(found: Comparison) -> list[str]:
     for quantity in QUANTITIES:
         lines += ["", *overview(found, quantity)] if found.lines else []
     for axis, said in found.axes.items():
-        rows = sorted((line for line in found.lines if line.axis == axis), key=lambda line: line.share)
+        rows: dict[tuple[float, str], list[Line]] = {}
+        for line in found.lines:
+            if line.equal == axis:
+                rows.setdefault((line.share, line.arm), []).append(line)
         if not rows:
             continue
-        quantities = list(rows[0].differences)
         lines += ["", f"### At equal {said}", ""]
         header = ["arm", "seeds", f"at {said}"]
-        for quantity in quantities:
-            header += [f"{SAID[quantity]}: arm", found.baseline, "difference"]
-        lines += table(
-            header,
-            (
-                [
-                    line.arm,
-                    str(next(iter(line.differences.values())).seeds),
-                    f"{100 * line.x:.1f} %" if axis == "accuracy" else f"{line.x:,.0f}",
-                    *(cell for q in quantities for cell in cells(line.differences[q], q)),
-                ]
-                for line in rows
-            ),
-        )
-    intervals = sum(len(line.differences) for line in found.lines)
-    return [*lines, "", LEGEND.format(baseline=found.baseline, intervals=intervals)]
+        for line in next(iter(rows.values())):
+            header += [f"{SAID[line.quantity]}: arm", found.baseline, "difference"]
+        body = []
+        for _, of_row in sorted(rows.items(), key=lambda row: row[0][0]):
+            one = of_row[0]
+            at = f"{100 * one.at:.1f} %" if axis == "accuracy" else f"{one.at:,.0f}"
+            body.append([one.arm, str(one.seeds), at, *(cell for line in of_row for cell in cells(line))])
+        lines += table(header, body)
+    return [*lines, "", LEGEND.format(baseline=found.baseline, intervals=len(found.lines))]
+
+
+def ends(
+    found: Comparison, columns: Sequence[tuple[str, str]], show: Callable[[Line], str]
+) -> Iterator[tuple[str, int, list[str]]]:
+    """(arm, its seeds, a cell for each (axis, quantity)) of the arms that have any of them, at the end."""
+    for arm in found.arms:
+        told = [found.ends.get((arm, *column)) for column in columns]
+        if seeds := max((line.seeds for line in told if line), default=0):
+            yield arm, seeds, [show(line) if line else "-" for line in told]
 
 
 def claims(several: Sequence[Comparison]) -> list[str]:
     """One table of what the paper claims: a task and arm a row, a quantity at an equal amount of something a column."""
-    columns = [(quantity, axis) for quantity, axes in CLAIMS.items() for axis in axes if axis in several[0].axes]
-    rows = []
-    for found in several:
-        at = {(line.arm, line.axis): line.differences for line in found.lines if line.share == 1}
-        for arm in found.arms:
-            told = [at.get((arm, axis), {}).get(quantity) for quantity, axis in columns]
-            if seeds := max((d.seeds for d in told if d), default=0):
-                cells = [plus_minus(d, q) if d else "-" for d, (q, _) in zip(told, columns, strict=True)]
-                rows.append([found.name, f"{arm.replace('clip_scope=', '')} ({seeds})", *cells])
-    titles = [f"{SAID[quantity]}: {several[0].axes[axis]}" for quantity, axis in columns]
+    columns = [(axis, quantity) for quantity, axes in CLAIMS.items() for axis in axes if axis in several[0].axes]
+    rows = [
+        [found.name, f"{arm.replace('clip_scope=', '')} ({seeds})", *told]
+        for found in several
+        for arm, seeds, told in ends(found, columns, plus_minus)
+    ]
+    titles = [f"{SAID[quantity]}: {several[0].axes[axis]}" for axis, quantity in columns]
     said = (
         f"Arm (seeds) minus {several[0].baseline} at equal ...; ± half of the 95 % interval over seeds (Student's t)."
     )
     return [said, "", *table(["task", "arm", *titles], rows)]
 
 
-def plus_minus(d: Difference, quantity: str) -> str:
-    text = number(d.mean, quantity, "+")
-    if not math.isnan(d.low):
-        text += f" ± {number((d.high - d.low) / 2, quantity)}"
-    return f"**{text}**" if d.told in ("higher", "lower") else text
-
-
 def overview(found: Comparison, quantity: str) -> list[str]:
     """One table of a quantity: the differences at the end, an arm a row, what was made equal a column."""
-    at = {(line.arm, line.axis): line for line in found.lines if line.share == 1 and quantity in line.differences}
-    axes = [axis for axis in found.axes if any(of == axis for _, of in at)]
-    rows = []
-    for arm in dict.fromkeys(arm for arm, _ in at):
-        lines = [at.get((arm, axis)) for axis in axes]
-        seeds = max(line.differences[quantity].seeds for line in lines if line)
-        told = [interval(line.differences[quantity], quantity) if line else "-" for line in lines]
-        rows.append([f"{arm} ({plural(seeds, 'seed')})", *told])
+    axes = [axis for axis in found.axes if any(at[1:] == (axis, quantity) for at in found.ends)]
+    columns = [(axis, quantity) for axis in axes]
+    rows = [[f"{arm} ({plural(seeds, 'seed')})", *told] for arm, seeds, told in ends(found, columns, interval)]
     title = f"**{SAID[quantity]}**, arm minus {found.baseline}, at equal ..."
     return [title, "", *table(["", *(found.axes[axis] for axis in axes)], rows)]
 
 
-def interval(d: Difference, quantity: str) -> str:
-    """The difference with its interval over seeds, bold where 0 is outside."""
-    text = number(d.mean, quantity, "+")
-    if not math.isnan(d.low):
-        text += f" [{number(d.low, quantity, '+')}, {number(d.high, quantity, '+')}]"
-    return f"**{text}**" if d.told in ("higher", "lower") else text
+def plus_minus(line: Line) -> str:
+    half = (line.seeds_high - line.seeds_low) / 2
+    return _difference(line, "" if math.isnan(half) else f" ± {number(half, line.quantity)}")
+
+
+def interval(line: Line) -> str:
+    """The difference with its interval over seeds."""
+    limits = [number(end, line.quantity, "+") for end in (line.seeds_low, line.seeds_high)]
+    return _difference(line, "" if math.isnan(line.seeds_low) else f" [{', '.join(limits)}]")
+
+
+def _difference(line: Line, spread: str) -> str:
+    """Bold where 0 is outside of its interval."""
+    text = number(line.difference, line.quantity, "+") + spread
+    return f"**{text}**" if line.told in ("higher", "lower") else text
 
 
 def number(value: float, quantity: str, sign: str = "") -> str:
@@ -176,12 +176,13 @@ def number(value: float, quantity: str, sign: str = "") -> str:
     return "-" if math.isnan(value) else f"{scale * value:{sign}.{DIGITS[quantity]}f}"
 
 
-def cells(d: Difference, quantity: str) -> list[str]:
+def cells(line: Line) -> list[str]:
     """Arm, baseline, and the difference with its intervals."""
-    text = interval(d, quantity)
-    if not math.isnan(d.low2):
-        text += f" ({number(d.low2, quantity, '+')}, {number(d.high2, quantity, '+')})"
-    return [number(d.arm, quantity), number(d.baseline, quantity), text]
+    text = interval(line)
+    if not math.isnan(line.two_level_low):
+        limits = [number(end, line.quantity, "+") for end in (line.two_level_low, line.two_level_high)]
+        text += f" ({', '.join(limits)})"
+    return [number(line.arm_value, line.quantity), number(line.baseline_value, line.quantity), text]
 
 
 def facts_table(found: Comparison) -> list[str]:
@@ -205,29 +206,6 @@ def fact_cell(name: str, values: Sequence[float]) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-
-
-def comparison_rows(found: Comparison) -> list[dict[str, Any]]:
-    return [
-        {
-            "arm": line.arm,
-            "baseline": found.baseline,
-            "equal": line.axis,
-            "share": line.share,
-            "at": line.x,
-            "quantity": quantity,
-            "seeds": d.seeds,
-            "arm_value": d.arm,
-            "baseline_value": d.baseline,
-            "difference": d.mean,
-            "seeds_low": d.low,
-            "seeds_high": d.high,
-            "two_level_low": d.low2,
-            "two_level_high": d.high2,
-        }
-        for line in found.lines
-        for quantity, d in line.differences.items()
-    ]
 
 
 def run_rows(found: Comparison) -> list[dict[str, Any]]:

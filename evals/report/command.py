@@ -15,7 +15,7 @@ from rich.console import Console
 
 from evals.console import make_console
 from evals.errors import UserError, command
-from evals.report import arms_report, browse, compare, draw, export, manage, paper_tables, runs
+from evals.report import arms_report, browse, compare, export, manage, paper_tables, runs
 from evals.report.page import command as html
 from evals.store import Store
 
@@ -23,7 +23,6 @@ MODULES: tuple[ModuleType, ...] = (
     runs,
     paper_tables,
     compare,
-    draw,
     arms_report,
     html,
     export,
@@ -60,7 +59,7 @@ def everything(arguments: argparse.Namespace, store: Store, console: Console) ->
     runs.list_runs(store, console)
     if store.runs():
         paper_tables.tables(store, "rich", console)
-        draw.draw(store, draw.OUT, console)
+        paper_tables.draw(store, paper_tables.FIGURES, console)
 
 
 @command

@@ -183,7 +183,7 @@ def words(v: Verdict) -> list[str]:
         *_detectable(c),
         "",
         tokens_words(v, name_a, name_b),
-        f"Truncated: A {_percent(v.summary_a.truncated)} %, B {_percent(v.summary_b.truncated)} %.",
+        f"Truncated: A {_percent(v.summary_a.truncated.value)} %, B {_percent(v.summary_b.truncated.value)} %.",
         "Pass@1 of finished responses: A {} %, B {} %.".format(*finished),
     ]
     for letter, s in (("A", v.summary_a), ("B", v.summary_b)):

@@ -120,14 +120,14 @@ def _results(e: Evaluation, name: str) -> list[Record]:
     asked = {key: part.settings[key] for key in ("temperature", "top_p", "max_tokens") if key in part.settings}
     rewards = e.columns.reward_S[e.columns.scored_S]
     scale = (0, 1) if rewards.min() >= 0 and rewards.max() <= 1 else ("-Infinity", "Infinity")
-    at_k = {1: s.estimate("pass1"), **s.pass_at_k}
+    at_k = {1: s.estimate("pass1"), **s.pass_at}
     measures: list[tuple[str, str, str, str, Record, tuple[Any, Any], Estimate, str]] = [
         (f"pass@{k}", "pass_at_k", "pass_rate", "proportion", {"k": k}, scale, at_k[k], SHARE) for k in at_k
     ]
     longest, tokens = (0, "Infinity"), s.estimate("tokens_mean")
     measures += [
         ("mean response tokens", "agpo.response_tokens", "tokens", "tokens", {}, longest, tokens, LENGTH),
-        ("responses cut at max_tokens", "agpo.truncated", "rate", "proportion", {}, (0, 1), s.truncation, SHARE),
+        ("responses cut at max_tokens", "agpo.truncated", "rate", "proportion", {}, (0, 1), s.truncated, SHARE),
     ]
     data = {"dataset_name": part.bench, "additional_details": {"source": source}}
     data |= {"source_type": "hf_dataset", "hf_repo": source} if on_hub else {"source_type": "other"}

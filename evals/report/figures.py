@@ -1,4 +1,4 @@
-"""Pictures of training: curves of one or more runs, and one figure per metric with a line per method."""
+"""Pictures of training: curves of a run, and one figure per metric with a line per method."""
 
 import math
 import re
@@ -27,49 +27,34 @@ PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8
 INK, FAINT = "#222222", "#666666"
 
 
-def curves(store: Store, run_ids: Sequence[str], out: Path) -> Path:
-    """Draw reward, response tokens, entropy and the live groups and clipped updates of the runs into one PNG.
+def curves(store: Store, run_id: str, out: Path) -> Path:
+    """Draw a run's reward, response tokens, entropy and the live groups and clipped updates into one PNG.
 
-    Runs without a metric leave its panel with a word in place of a line. Returns `out`.
+    A metric that the run does not have leaves its panel with a word in place of a line. Returns `out`.
     """
-    runs = [store.find_run(run_id) for run_id in run_ids]
+    run = store.find_run(run_id)
     names = ["reward/mean", "tokens/response_mean", "tokens/right_mean", "tokens/wrong_mean", "entropy"]
-    names += ["groups/live", "clip/clipped_updates", "eval/pass1"]
-    tables = {run.id: _series(store, run.id, names) for run in runs}
-    colours = line_colours({_label(run, runs): run for run in runs})
+    table = _series(store, run.id, [*names, "groups/live", "clip/clipped_updates", "eval/pass1"])
+    (colour,) = line_colours({arm_of(run): run}).values()
     figure = Figure(figsize=(11, 7.2), layout="constrained")
     (reward, tokens), (entropy, groups) = figure.subplots(2, 2)
-    for run in runs:
-        label, table = _label(run, runs), tables[run.id]
-        colour = colours[label]
-        _line(reward, table.get("reward/mean"), label if len(runs) > 1 else "training", colour)
-        if "eval/pass1" in table:
-            held_out = table["eval/pass1"]
-            text = "held-out Pass@1" if run is runs[0] else None
-            reward.plot(held_out.index, held_out, "D", color=INK, mfc=colour, ms=8, label=text, zorder=4)
-        _line(tokens, table.get("tokens/response_mean"), label if len(runs) > 1 else "all", colour)
-        if len(runs) == 1:  # with several runs this would be too many lines to read
-            _line(tokens, table.get("tokens/right_mean"), "right answers", "#009E73", thin=True)
-            _line(tokens, table.get("tokens/wrong_mean"), "wrong answers", "#D55E00", thin=True)
-        _line(entropy, table.get("entropy"), label if len(runs) > 1 else None, colour)
-        _line(groups, table.get("groups/live"), "live groups" if run is runs[0] else None, colour)
-        clipped = table.get("clip/clipped_updates")
-        if clipped is not None:
-            text = "clipped updates" if run is runs[0] else None
-            shade = INK if len(runs) == 1 else colour
-            groups.vlines(clipped.index, 0, clipped, color=shade, alpha=0.35, lw=1.6, label=text)
+    _line(reward, table.get("reward/mean"), "training", colour)
+    if (held_out := table.get("eval/pass1")) is not None:
+        reward.plot(held_out.index, held_out, "D", color=INK, mfc=colour, ms=8, label="held-out Pass@1", zorder=4)
+    _line(tokens, table.get("tokens/response_mean"), "all", colour)
+    _line(tokens, table.get("tokens/right_mean"), "right answers", "#009E73", thin=True)
+    _line(tokens, table.get("tokens/wrong_mean"), "wrong answers", "#D55E00", thin=True)
+    _line(entropy, table.get("entropy"), None, colour)
+    _line(groups, table.get("groups/live"), "live groups", colour)
+    if (clipped := table.get("clip/clipped_updates")) is not None:
+        groups.vlines(clipped.index, 0, clipped, color=INK, alpha=0.35, lw=1.6, label="clipped updates")
     _finish(reward, "Reward", "mean reward", unit=True)
     _finish(tokens, "Response length", "tokens")
     _finish(entropy, "Entropy", "nats per token")
     _finish(groups, "Groups with a signal, updates clipped", "count per step", legend="center left")
     groups.set_ylim(bottom=0)
-    if len(runs) == 1:
-        run = runs[0]
-        parts = dict.fromkeys((run.name, run.method, Path(run.model).name, f"seed {run.seed}"))
-        title = " · ".join(part for part in parts if part)
-    else:
-        title = f"{len(runs)} runs"
-    figure.suptitle(title, fontsize=14, fontweight="bold", color=INK)
+    parts = dict.fromkeys((run.name, run.method, Path(run.model).name, f"seed {run.seed}"))
+    figure.suptitle(" · ".join(filter(None, parts)), fontsize=14, fontweight="bold", color=INK)
     figure.supxlabel("step   (faint: as measured; bold: running mean)", fontsize=9, color=FAINT)
     return _save(figure, out)
 
@@ -251,12 +236,6 @@ def _finish(
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", va="center", color=FAINT)
     elif legend != "none" and axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc=legend)
-
-
-def _label(run: RunRow, runs: Sequence[RunRow]) -> str:
-    label = arm_of(run)
-    alike = sum(arm_of(other) == label for other in runs) > 1
-    return f"{label} seed {run.seed} ({run.id[-6:]})" if alike else label
 
 
 def line_colours(lines: Mapping[str, RunRow]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from evals.console import plural
 from evals.errors import UserError
+from evals.report.parts import select
 from evals.store import RunRow, Store
 from evals.store.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
 
@@ -33,17 +34,6 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=lambda a, store, console: remove(store, a.wanted, a.children, a.yes, console))
 
 
-def named(store: Store, words: Iterable[str]) -> list[RunRow]:
-    """The runs to change. A tag may name several; by id or name it must be one. Raises UserError."""
-    found: dict[str, RunRow] = {}
-    for word in words:
-        fits = store.find_runs(word)
-        if not all(word in run.tags for run in fits):
-            fits = [store.find_run(word)]
-        found |= {run.id: run for run in fits}
-    return list(found.values())
-
-
 def add_tags(store: Store, run_ids: Iterable[str], tags: Iterable[str]) -> None:
     """Give the runs tags. Raises UserError for one that could not be written on a command line."""
     tags = sorted(set(tags))
@@ -63,7 +53,7 @@ def remove_tags(store: Store, run_ids: Iterable[str], tags: Iterable[str]) -> No
 
 
 def tag(store: Store, wanted: str, tags: Sequence[str], take: bool, console: Console) -> None:
-    runs = named(store, [wanted])
+    runs = select(store, [wanted], several=["tag"])
     if take and (unknown := set(tags) - {text for run in runs for text in run.tags}):
         raise UserError(f"{wanted} has no tag {', '.join(sorted(unknown))}; it has: {_listed(runs[0].tags)}.")
     (remove_tags if take else add_tags)(store, [run.id for run in runs], tags)
@@ -107,7 +97,7 @@ def remove_runs(store: Store, run_ids: Sequence[str]) -> dict[str, int]:
 
 def remove(store: Store, wanted: Sequence[str], children: bool, yes: bool, console: Console) -> int:
     """Tell what goes and what stays, ask, and delete. Returns the exit status."""
-    chosen = {run.id: run for run in named(store, wanted)}
+    chosen = {run.id: run for run in select(store, wanted, several=["tag"])}
     below = [run for run in _descendants(store, chosen) if run.id not in chosen]
     if below and not children:
         raise UserError(

@@ -3,17 +3,18 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from rich.console import Console
 
 from evals import contamination
 from evals.errors import UserError
 from evals.items import Item
+from evals.report.layout import Grid, print_grid
 from evals.report.parts import Part
-from evals.stats import Columns, Summary, summarise
+from evals.stats import Columns, summarise
 from evals.store import Store
 from evals.store.database import prompts_table, samples_table
 
@@ -21,18 +22,7 @@ COMMON = 0.2
 """of all prompts: words in a row that more of them share are a template's, not a problem's"""
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """An evaluation split by what the model was trained on."""
-
-    path: Path
-    seen: dict[str, str]
-    """problem -> why it counts as seen"""
-    on_seen: Summary
-    on_rest: Summary
-
-
-def overlap(store: Store, one: Part, columns: Columns, training: Path) -> Overlap:
+def print_overlap(store: Store, one: Part, columns: Columns, training: Path, console: Console) -> None:
     """training: train.parquet of `data_curation.build` (or any file of problems), its folder, or its manifest.json.
 
     A problem counts as seen when a training problem has its id or title, or half of its 13-grams
@@ -41,7 +31,14 @@ def overlap(store: Store, one: Part, columns: Columns, training: Path) -> Overla
     path = training_file(training)
     seen = contamination.overlap(problems(store, one), contamination.training_items(str(path)))
     rest = [item for item in columns.items if item not in seen]
-    return Overlap(path, seen, summarise(columns.of_items(seen)), summarise(columns.of_items(rest)))
+    lines = []
+    for name, items in (("in the training data", seen), ("the rest", rest)):
+        s = summarise(columns.of_items(items))
+        lines.append([name, str(s.problems), *s.estimate("pass1").cells(1, 100)])
+    why = [f"{item}: {reason}" for item, reason in list(seen.items())[:20]]
+    more = [f"and {len(seen) - 20} more"] if len(seen) > 20 else []
+    header = ["", "Problems", "Pass@1, %", "95 % interval"]
+    print_grid(Grid(f"overlap with {path}", header, [lines], [*why, *more]), console)
 
 
 def training_file(path: Path) -> Path:

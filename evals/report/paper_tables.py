@@ -1,4 +1,4 @@
-"""`evals.report tables`: the paper's tables from the store.
+"""`evals.report tables` and `figures`: the paper's tables and figures from the store.
 
 Table 1: Pass@1. Table 2: response tokens. Table 3: programs, under both rules of comparison and by difficulty.
 """
@@ -24,6 +24,7 @@ from evals.store import Store
 
 FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
 """style -> the ending of a file's name"""
+FIGURES = Path("results/figures")
 
 
 def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -43,6 +44,20 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
             store, a.format, console, with_paper=a.paper, bench=a.bench, wanted=a.runs, out=a.out, overwrite=a.overwrite
         )
     )
+    parser = commands.add_parser("figures", parents=[shared], help="PNGs of entropy, response length and reward")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="folder (default: %(default)s)")
+    parser.set_defaults(run=lambda a, store, console: draw(store, a.out, console))
+
+
+def draw(store: Store, out: Path, console: Console) -> None:
+    """Draw the figures and print their paths."""
+    from evals.report.figures import figures  # matplotlib is slow to import
+
+    paths = figures(store, out)
+    for path in paths:
+        print(path)
+    if not paths:
+        console.print("No training run has metrics yet: no figures. `python -m agpo.train` makes one.")
 
 
 def tables(
@@ -136,7 +151,7 @@ def _accuracy(found: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     header = ["Pass@1, %", "95 % interval", *(f"pass@{k}" for k in ks), "Truncated"]
     lines = []
     for row in found:
-        at_k = [[s.pass_at[k] for s in row.summaries if k in s.pass_at] for k in ks]
+        at_k = [[s.pass_at[k].value for s in row.summaries if k in s.pass_at] for k in ks]
         cells = [f"{100 * fmean(values):.1f}" if values else "" for values in at_k]
         lines.append([*_value(row, "pass1", 1, 100), *cells, _truncated(row)])
     return header, lines

@@ -248,20 +248,24 @@ def _short(value: Any) -> str:
 # Finding them
 
 
-def select(store: Store, words: Iterable[str]) -> list[RunRow]:
+def select(store: Store, words: Iterable[str], several: Sequence[str] = ("name", "tag", "method")) -> list[RunRow]:
     """The runs that words name: the id of one or its beginning; a name, a tag or a method, of all that have it.
 
-    Raises UserError for a word that names none, and for a beginning that fits several.
+    several: what may name more than one. Raises UserError for a word that names none, and for one that fits several
+    in another way.
     """
     found: dict[str, RunRow] = {}
     for word in words:
         try:
             fits = store.find_runs(word)
         except UserError:
-            if not (fits := store.runs(method=word)):
+            if "method" not in several or not (fits := store.runs(method=word)):
                 raise
-        if not all(word == run.name or word in run.tags or word == run.method for run in fits):
-            fits = [store.find_run(word)]
+        for run in fits:
+            by = {"name": word == run.name, "tag": word in run.tags, "method": word == run.method}
+            if not any(by[way] for way in several):
+                fits = [store.find_run(word)]
+                break
         found |= {run.id: run for run in fits}
     return sorted(found.values(), key=lambda run: (run.started, run.id))
 

@@ -31,6 +31,8 @@ def print_statistics(store: Store, one: Part, console: Console, training: Path |
         notes.append(f"{summary.unscored} samples have no verdict; counted as wrong, Pass@1 is {worst}.")
     print_grid(Grid(caption, ["", "", "95 % interval"], [lines], notes), console)
     if training is not None:
+        from evals.report.overlap import print_overlap
+
         print_overlap(store, one, columns, training, console)
 
 
@@ -67,9 +69,9 @@ def _lines(s: Summary) -> list[list[str]]:
         lines.append(["    from the samples of each", f"{100 * s.parts.within:.2f}", ""])
         if not math.isnan(s.parts.icc):
             lines.append(["  share of variance between problems", f"{s.parts.icc:.2f}", ""])
-    lines += [[f"pass@{k}, %", *e.cells(1, 100)] for k, e in s.pass_at_k.items()]
+    lines += [[f"pass@{k}, %", *e.cells(1, 100)] for k, e in s.pass_at.items()]
     lines.append(["Pass@1 of finished responses, %", *s.pass1_finished.cells(1, 100)])
-    lines.append(["truncated, %", *s.truncation.cells(1, 100)])
+    lines.append(["truncated, %", *s.truncated.cells(1, 100)])
     lines.append(["response tokens, mean", *s.estimate("tokens_mean").cells()])
     lines.append(["  median, 95th percentile", f"{s.tokens_median:g}, {s.tokens_p95:g}", ""])
     lines.append(["  of right responses", *s.tokens_right.cells(1)])
@@ -80,15 +82,3 @@ def _lines(s: Summary) -> list[list[str]]:
         seen = smallest_difference(math.sqrt(2) * s.pass1_se, 2 * s.problems - 2)
         lines.append(["smallest difference seen with 80 %, unpaired, points", f"{100 * seen:.1f}", ""])
     return lines
-
-
-def print_overlap(store: Store, one: Part, columns: Columns, training: Path, console: Console) -> None:
-    from evals.report.overlap import overlap
-
-    found = overlap(store, one, columns, training)
-    parts = (("in the training data", found.on_seen), ("the rest", found.on_rest))
-    lines = [[name, str(s.problems), *s.estimate("pass1").cells(1, 100)] for name, s in parts]
-    why = [f"{item}: {reason}" for item, reason in list(found.seen.items())[:20]]
-    more = [f"and {len(found.seen) - 20} more"] if len(found.seen) > 20 else []
-    header = ["", "Problems", "Pass@1, %", "95 % interval"]
-    print_grid(Grid(f"overlap with {found.path}", header, [lines], [*why, *more]), console)

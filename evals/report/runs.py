@@ -82,11 +82,7 @@ def show(store: Store, wanted: str, console: Console, training: Path | None = No
     took = "" if run.finished is None else f", took {duration((run.finished - run.started).total_seconds())}"
     facts = {
         "run": run.id,
-        "kind": run.kind,
-        "name": run.name,
-        "method": run.method,
-        "model": run.model,
-        "seed": run.seed,
+        **{name: getattr(run, name) for name in ("kind", "name", "method", "model", "seed")},
         "status": f"{run.status} (process {run.pid} on {run.host})" if run.status == "running" else run.status,
         "started": f"{run.started:%Y-%m-%d %H:%M:%S} UTC{took}",
         "parent": run.parent or "",

@@ -37,20 +37,16 @@ class Summary:
     tokens_low: float
     tokens_high: float
     tokens_median: float
-    truncated: float
-    """share of samples that were cut at max_tokens"""
     outcomes: dict[str, int] = field(default_factory=dict)
-    pass_at: dict[int, float] = field(default_factory=dict)
+    pass_at: dict[int, Estimate] = field(default_factory=dict)
     """k -> pass@k for k = 2, 4, 8, ...: the chance that one of k samples is right (Chen et al. 2021, Eq. 1, unbiased),
     over the problems with k scorable samples or more; empty where rewards are not 0 or 1"""
-    pass_at_k: dict[int, Estimate] = field(default_factory=dict)
-    """the same with intervals"""
     parts: Parts = field(default_factory=lambda: Parts(math.nan, math.nan, math.nan))
     """where the uncertainty of pass1 comes from: problems, or samples of a problem"""
     pass1_finished: Estimate = NOTHING
     """Pass@1 of the samples that were not truncated. Easier problems finish: it is no Pass@1 with more room"""
-    truncation: Estimate = NOTHING
-    """`truncated` with its interval"""
+    truncated: Estimate = NOTHING
+    """share of samples that were cut at max_tokens"""
     tokens_p95: float = math.nan
     tokens_right: Estimate = NOTHING
     """mean response tokens of right samples"""
@@ -76,7 +72,7 @@ class Summary:
         pass1 = "nothing scorable" if math.isnan(self.pass1) else f"Pass@1 {100 * self.pass1:.1f} %"
         interval = "" if math.isnan(self.pass1_low) else f" [{100 * self.pass1_low:.1f}, {100 * self.pass1_high:.1f}]"
         length = f", {self.tokens_mean:.1f} response tokens (median {self.tokens_median:g})"
-        told = "" if math.isnan(self.tokens_mean) else f"{length}, truncated {100 * self.truncated:.1f} %"
+        told = "" if math.isnan(self.tokens_mean) else f"{length}, truncated {100 * self.truncated.value:.1f} %"
         return f"{pass1}{interval}{told} ({self.problems} problems, {self.samples} samples{unscored})"
 
 
@@ -88,12 +84,11 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
     count_P = scored.sums(np.ones(scored.samples))
     mean_P = scored.sums(scored.reward_S) / count_P
     pass1 = intervals.share(mean_P, samples=scored.samples, binary=all_.binary)
-    at_k = _pass_at(scored, count_P)
     worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / all_.sums(np.ones(all_.samples))
     longest = float(all_.tokens_S.max()) if all_.cut_S.any() else math.inf  # max_tokens, where it was reached
     tokens = _tokens(answered, longest)
     answered_P = answered.sums(np.ones(answered.samples))
-    truncation = intervals.share(answered.sums(answered.cut_S.astype(float)), answered_P, samples=answered.samples)
+    truncated = intervals.share(answered.sums(answered.cut_S.astype(float)), answered_P, samples=answered.samples)
     median, p95 = np.quantile(answered.tokens_S, [0.5, 0.95]).tolist() if answered.samples else (math.nan, math.nan)
     right_S = scored.reward_S >= 1
     finished = scored.take(~scored.cut_S)
@@ -111,13 +106,11 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
         tokens_low=tokens.low,
         tokens_high=tokens.high,
         tokens_median=median,
-        truncated=truncation.value,
         outcomes=dict(all_.outcomes),
-        pass_at={k: estimate.value for k, estimate in at_k.items()},
-        pass_at_k=at_k,
+        pass_at=_pass_at(scored, count_P),
         parts=intervals.decompose(mean_P, _variances(scored, mean_P, count_P), count_P),
         pass1_finished=intervals.share(finished_P, samples=finished.samples, binary=all_.binary),
-        truncation=truncation,
+        truncated=truncated,
         tokens_p95=p95,
         tokens_right=_tokens(scored.take(right_S), longest),
         tokens_wrong=_tokens(scored.take(~right_S), longest),
@@ -128,7 +121,7 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
 def unfinished(s: Summary) -> Summary:
     """The counts of an evaluation that did not end, and no score: what is quick to answer and grade came first."""
     nan = math.nan
-    return Summary(s.problems, s.samples, s.unscored, *[nan] * 10, outcomes=s.outcomes)
+    return Summary(s.problems, s.samples, s.unscored, *[nan] * 9, outcomes=s.outcomes)
 
 
 def by(samples: Sequence[Graded], key: str) -> dict[str, Summary]:

@@ -215,17 +215,10 @@ class _Runner:
         header, jail = self.header, self.jail
         tests = header["tests"]
         return {
-            "mode": header["mode"],
-            "entry": header["entry"],
-            "source": header["source"],
-            "prelude": header["prelude"],
-            "digits": header["digits"],
+            **header,
             "parent": os.getpid(),
             # A template needs processor time for forks
             "cpu_backstop": int(header["cpu_ns"] / 1e9 * (1 if self.template else tests) + 2 + tests / 50),
-            "output": header["output"],
-            "files": header["files"],
-            "address_space": header["address_space"],
             "nproc": header["threads"] + 5 if jail.own_uid else 0,
             "data": 0 if jail.memory_cgroup else header["memory"],
             "filters": jail.runner_filters,

@@ -97,8 +97,9 @@ def train(
     return run
 
 
-def line(found, arm, axis, share=1.0):
-    return next(one for one in found.lines if (one.arm, one.axis, one.share) == (arm, axis, share))
+def line(found, axis, quantity="pass1", share=1.0, arm="agpo"):
+    key = (arm, axis, quantity, share)
+    return next((one for one in found.lines if (one.arm, one.equal, one.quantity, one.share) == key), None)
 
 
 def test_equal_steps_updates_tokens_compute_and_accuracy(store):
@@ -110,8 +111,8 @@ def test_equal_steps_updates_tokens_compute_and_accuracy(store):
     assert found.arms == ["grpo", "agpo"]
 
     def at(axis, quantity="pass1"):
-        one = line(found, "agpo", axis)
-        return one.x, one.differences[quantity].arm, one.differences[quantity].baseline
+        one = line(found, axis, quantity)
+        return one.at, one.arm_value, one.baseline_value
 
     assert at("steps") == (6, 0.75, 1.0)
     assert at("steps", "tokens") == (6, 22.0, 40.0)
@@ -124,9 +125,9 @@ def test_equal_steps_updates_tokens_compute_and_accuracy(store):
     assert at("cpu") == (12, 0.75, 1.0)
     # equally good, at 0.75: agpo at its end, grpo halfway between its last evaluations
     assert at("accuracy", "tokens") == (0.75, 22.0, 35.0)
-    half = line(found, "agpo", "steps", 0.5)
-    assert (half.x, half.differences["tokens"].arm, half.differences["tokens"].baseline) == (3, 16.0, 25.0)
-    assert "pass1" not in line(found, "agpo", "accuracy").differences
+    half = line(found, "steps", "tokens", 0.5)
+    assert (half.at, half.arm_value, half.baseline_value) == (3, 16.0, 25.0)
+    assert line(found, "accuracy") is None
 
 
 def test_without_updates_the_policy_stays_where_it_was(store):
@@ -134,8 +135,8 @@ def test_without_updates_the_policy_stays_where_it_was(store):
     for seed in (0, 1):
         train(store, seed, [0, 0.5, 0.5, 1.0], preset="grpo")
         train(store, seed, [0, 0.75, 0.5, 0.25], updates=[4.0, 4.0, 0, 0, 0, 0])
-    one = line(compare(store, "toy"), "agpo", "updates")
-    assert (one.x, one.differences["pass1"].arm) == (8, 0.75)
+    one = line(compare(store, "toy"), "updates")
+    assert (one.at, one.arm_value) == (8, 0.75)
 
 
 def test_the_unit_is_the_seed_and_pairs_are_of_one_seed(store):
@@ -144,14 +145,14 @@ def test_the_unit_is_the_seed_and_pairs_are_of_one_seed(store):
         train(store, seed, [0, theirs], preset="grpo")
         train(store, seed, [0, ours])
     train(store, 3, [0, 1.0])  # has no partner
-    d = line(compare(store, "toy"), "agpo", "steps").differences["pass1"]
+    d = line(compare(store, "toy"), "steps")
     differences = np.array([0.25, 0.5, 0.0])
     assert d.seeds == 3
-    assert d.mean == pytest.approx(differences.mean())
+    assert d.difference == pytest.approx(differences.mean())
     half = t.ppf(0.975, 2) * differences.std(ddof=1) / math.sqrt(3)
-    assert (d.low, d.high) == pytest.approx((differences.mean() - half, differences.mean() + half))
+    assert (d.seeds_low, d.seeds_high) == pytest.approx((differences.mean() - half, differences.mean() + half))
     assert d.told == "not told apart"
-    assert d.low < d.low2 < d.mean < d.high2 < d.high
+    assert d.seeds_low < d.two_level_low < d.difference < d.two_level_high < d.seeds_high
 
 
 def test_two_level_bootstrap_has_the_variance_of_both_levels():
@@ -176,7 +177,7 @@ def test_scopes_of_the_clip_are_arms_of_their_own(store):
     found = compare(store, "toy")
     assert found.arms == ["grpo", "agpo", "agpo clip_scope=group"]
     assert [arm_of(run) for run in store.runs()] == ["agpo", "agpo clip_scope=group", "grpo"]
-    assert line(found, "agpo", "steps").differences["pass1"].told == "too few seeds"
+    assert line(found, "steps").told == "too few seeds"
 
 
 def test_a_run_made_twice_counts_once_and_unfinished_ones_are_said(store):
@@ -185,7 +186,7 @@ def test_a_run_made_twice_counts_once_and_unfinished_ones_are_said(store):
     train(store, 0, [0, 0.5])
     train(store, 1, [0, 0.5], status="interrupted")
     found = compare(store, "toy")
-    assert line(found, "agpo", "steps").differences["pass1"].baseline == 0.75
+    assert line(found, "steps").baseline_value == 0.75
     assert found.notes == (
         "1 runs were made more than once; the latest of each counts.",
         "agpo seed 1 is left out: interrupted at step 2.",
@@ -209,7 +210,7 @@ def test_an_older_run_without_a_metric_loses_only_that_axis(store):
     train(store, 0, [0, 1], preset="grpo", without=("speed/cpu_seconds",))
     train(store, 0, [0, 1])
     found = compare(store, "toy")
-    assert {one.axis for one in found.lines} == found.axes.keys() - {"cpu"}
+    assert {one.equal for one in found.lines} == found.axes.keys() - {"cpu"}
 
 
 def test_other_problems_cannot_be_paired(store):

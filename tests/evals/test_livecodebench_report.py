@@ -95,7 +95,7 @@ def test_nothing_to_say_of_rows_without_programs():
 def test_pass_at_k_under_each_rule():
     rows = [sample("a", k, "AC" if k == 0 else "WA", "WA") for k in range(4)]
     rows += [sample("b", k, "AC", "AC") for k in range(4)]
-    real, lcb = (line.summary.pass_at for line in lines(rows))
+    real, lcb = ({k: e.value for k, e in line.summary.pass_at.items()} for line in lines(rows))
     assert real == {2: pytest.approx((1 / 2 + 1) / 2), 4: 1.0}
     assert lcb == {2: 0.5, 4: 0.5}
     text = printed(rows)

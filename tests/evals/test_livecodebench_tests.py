@@ -62,13 +62,6 @@ def test_a_pickle_that_calls_is_not_run(tmp_path, protocol):
     assert target.exists()
 
 
-def test_nothing_can_be_looked_up_even_past_the_first_check(monkeypatch, tmp_path):
-    monkeypatch.setattr(private_tests, "_TEXT_OPCODES", frozenset(op.name for op in private_tests.pickletools.opcodes))
-    with pytest.raises(BadTests, match=r"asks for \w+\.mkdir"):
-        read(pack(pickle.dumps(Touch(tmp_path / "ran"))))
-    assert not (tmp_path / "ran").exists()
-
-
 def test_a_memo_of_four_billion_entries_is_refused_unread():
     hostile = b"\x80\x04X\x01\x00\x00\x00ar\xff\xff\xff\xff."  # BINUNICODE, LONG_BINPUT 2**32 - 1, STOP
     with pytest.raises(BadTests, match="LONG_BINPUT"):
@@ -99,8 +92,8 @@ def test_a_zlib_bomb_stops_at_the_limit():
         (encode(TESTS)[:40], "cut off after 30 bytes: is the file complete"),
         (pack(pickle.dumps(json.dumps(TESTS))[:-20]), "not a readable pickle"),
         (pack(b""), "not a readable pickle"),
-        (pack(pickle.dumps(None)), "holds a NoneType"),
-        (pack(pickle.dumps({})), "holds a NoneType"),
+        (pack(pickle.dumps(None)), "holds 0 texts"),
+        (pack(pickle.dumps({"a": "b"})), "holds 2 texts"),
         (pack(pickle.dumps(7)), "BININT1"),
         (encode("[{]"), "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),

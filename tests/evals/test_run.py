@@ -161,7 +161,7 @@ def test_lm_evals_own_numbers_are_ours(engine, store):
     theirs = results["results"]["agpo_arith"]
     assert theirs["pass1,all"] == pytest.approx(ours.pass1)
     assert theirs["response_tokens,all"] == pytest.approx(ours.tokens_mean)
-    assert theirs["truncated,all"] == pytest.approx(ours.truncated)
+    assert theirs["truncated,all"] == pytest.approx(ours.truncated.value)
     sample = results["samples"]["agpo_arith"][0]
     assert len(sample["filtered_resps"][0]) == 3
     arguments = sample["arguments"][0][1]

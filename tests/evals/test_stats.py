@@ -167,12 +167,12 @@ def test_the_interval_of_tokens_ends_at_max_tokens():
 def test_tokens_and_truncation():
     rows = [outcome("a", 1.0, 10), outcome("b", 0.0, 30, "length"), outcome("c", 0.0, 80), outcome("d", 1.0, 20)]
     summary = summarise(rows)
-    assert (summary.tokens_mean, summary.tokens_median, summary.truncated) == (35.0, 25.0, 0.25)
+    assert (summary.tokens_mean, summary.tokens_median, summary.truncated.value) == (35.0, 25.0, 0.25)
     assert summary.tokens_low < 35.0 < summary.tokens_high
     assert summary.tokens_p95 == pytest.approx(np.quantile([10, 20, 30, 80], 0.95))
     assert (summary.tokens_right.value, summary.tokens_wrong.value) == (15.0, 55.0)
     assert summary.tokens_per_solved.value == 70.0  # 140 tokens, two right
-    assert (summary.truncation.low, summary.truncation.high) == pytest.approx(wilson(1, 4))
+    assert (summary.truncated.low, summary.truncated.high) == pytest.approx(wilson(1, 4))
     assert summary.pass1_finished.value == pytest.approx(2 / 3)
 
 
@@ -305,8 +305,8 @@ def test_pass_at_k_leaves_out_what_has_no_verdict_and_says_nothing_of_partial_re
     samples = [outcome("a", reward, repeat=k) for k, reward in enumerate([1.0, None, 0.0, None])]
     samples += [outcome("b", 0.0, repeat=k) for k in range(4)]
     summary = summarise(samples)
-    assert summary.pass_at == {2: 0.5, 4: 0.0}  # a has two scorable samples, b four
-    assert summary.pass_at_k[2].low < 0.5 < summary.pass_at_k[2].high
+    assert {k: e.value for k, e in summary.pass_at.items()} == {2: 0.5, 4: 0.0}  # a has two scorable samples, b four
+    assert summary.pass_at[2].low < 0.5 < summary.pass_at[2].high
     assert summarise([*samples, outcome("c", 0.5)]).pass_at == {}
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -133,7 +134,7 @@ def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = 
         differences=told,
         runs=facts,
         timelines={run.id: drawn for run in runs if run.kind == "train" if (drawn := timeline(store, run.id))},
-        chunks=_chain([*metrics, *scores], elements(store, parts, shares, index, chunks)),
+        chunks=itertools.chain(metrics, scores, elements(store, parts, shares, index, chunks)),
         index_element=index_element,
         left_out=lambda: left_out(parts, index.included),
         live=live,
@@ -160,16 +161,8 @@ def module(names: Sequence[str] = SCRIPTS) -> str:
 
 
 def _part(part: Part, name: str) -> dict[str, Any]:
-    return {
-        "key": part.key,
-        "name": name,
-        "run": part.run.id,
-        "split": part.split,
-        "step": part.step,
-        "samples": part.samples,
-        "measured": part.measured,
-        "bench": part.bench,
-    }
+    fields = ("key", "split", "step", "samples", "measured", "bench")
+    return {**{field: getattr(part, field) for field in fields}, "name": name, "run": part.run.id}
 
 
 def _benches(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
@@ -207,11 +200,6 @@ def _title(runs: Sequence[Any], wanted: Sequence[str]) -> str:
         return f"Run {wanted[0]}" if any(run.id.startswith(wanted[0]) for run in runs) else wanted[0]
     names = list(dict.fromkeys(run.name for run in runs if run.kind != "curation"))
     return ", ".join(names[:4]) + (" …" if len(names) > 4 else "") if names else "Results"
-
-
-def _chain(first: Sequence[str], then: Iterator[str]) -> Iterator[str]:
-    yield from first
-    yield from then
 
 
 def _resource(name: str) -> str:

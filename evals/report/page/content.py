@@ -74,26 +74,21 @@ def colours(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str]:
     return line_colours({lines[run.id]: run for run in runs if run.kind == "train"})
 
 
+AS_STORED = ("id", "kind", "name", "method", "model", "seed", "status", "parent", "host", "samples")
+"""what the page has of a run as the store has it"""
+
+
 def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]:
     """One run as the page needs it."""
     return {
-        "id": run.id,
-        "kind": run.kind,
+        **{field: getattr(run, field) for field in AS_STORED},
         "title": name,
         "line": line,
-        "name": run.name,
-        "method": run.method,
-        "model": run.model,
-        "seed": run.seed,
-        "status": run.status,
-        "parent": run.parent,
         "started": stamp(run.started),
         "took": None if run.finished is None else (run.finished - run.started).total_seconds(),
-        "host": run.host,
         "lastStep": run.last_step,
         "steps": run.config.get("steps"),
         "progress": progress(run, store) if run.status == "running" else None,
-        "samples": run.samples,
         "config": flat(run.config),
         "code": flat(run.code),
         "environment": flat(run.environment),

@@ -54,10 +54,7 @@ class Index:
             if 1 < len(codes) <= MOST_FACET_VALUES  # one value tells nothing, many are no choice
         }
         return {
-            "items": list(self.items),
-            "finishes": list(self.finishes),
-            "outcomes": list(self.outcomes),
-            "paths": list(self.paths),
+            **{name: list(getattr(self, name)) for name in ("items", "finishes", "outcomes", "paths")},
             "facets": few,
             "blocks": self.blocks,
             "promptBlocks": self.prompt_blocks,
