@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from evals.benches.bench import bench_name
 from evals.errors import UserError
 from evals.report.parts import APART, arm_of, by_seed, differing, flat, metrics_of, order
 from evals.stats import LEVEL, RESAMPLES
@@ -208,7 +209,7 @@ def course_of(store: Store, run: RunRow, vary: Sequence[str] = ()) -> Course:
     for step, name, value in store.metrics(run.id, names):
         if step >= 1:
             series[name][step - 1] = value
-    bench = str(run.config.get("eval", {}).get("bench", "")).split(",")[0]
+    bench = bench_name(str(run.config.get("eval", {}).get("bench", "")).split(",")[0].strip())
     rewards: dict[int, dict[str, list[float]]] = {}
     lengths: dict[int, dict[str, list[int]]] = {}
     for sample in store.outcomes(run.id, split=f"eval/{bench}"):

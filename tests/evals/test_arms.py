@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import t
 
 from agpo.telemetry import FACTS, METRICS, axes
+from evals.benches.bench import bench_name
 from evals.errors import UserError
 from evals.report import arms, arms_report
 from evals.report.arms import compare, t_interval, two_level
@@ -19,9 +20,9 @@ from evals.store import SampleRow
 ITEMS = ("a", "b", "c", "d")
 
 
-def sample(item, repeat, step, reward, tokens):
+def sample(item, repeat, step, reward, tokens, bench="arith"):
     return SampleRow(
-        split="eval/arith",
+        split=f"eval/{bench}",
         item=item,
         repeat=repeat,
         step=step,
@@ -55,6 +56,7 @@ def train(
     items=ITEMS,
     without=(),
     name="toy",
+    bench="arith",
     **config,
 ):
     """A run evaluated every `every` steps: `accuracy` of the items (one after the other) are right at each moment."""
@@ -64,7 +66,7 @@ def train(
         "objective": objective,
         "seed": seed,
         "steps": steps,
-        "eval": {"bench": "arith", "every": every},
+        "eval": {"bench": bench, "every": every},
         "rollout": {"samples_per_prompt": 2},
         "update": {"lr": 0.1},
         **config,
@@ -90,7 +92,10 @@ def train(
         store.log_metrics(run, step, {k: v for k, v in values.items() if k not in without})
     for number, share in enumerate(accuracy):
         tokens = (lengths or [10] * len(accuracy))[number]
-        rows = [sample(item, 0, every * number, float(i < share * len(items)), tokens) for i, item in enumerate(items)]
+        rows = [
+            sample(item, 0, every * number, float(i < share * len(items)), tokens, bench_name(bench))
+            for i, item in enumerate(items)
+        ]
         store.log_samples(run, rows)
     if status != "running":
         store.finish_run(run, status)
@@ -128,6 +133,12 @@ def test_equal_steps_updates_tokens_compute_and_accuracy(store):
     half = line(found, "steps", "tokens", 0.5)
     assert (half.at, half.arm_value, half.baseline_value) == (3, 16.0, 25.0)
     assert line(found, "accuracy") is None
+
+
+def test_an_evaluation_on_a_file_of_ones_own(store):
+    for preset in ("grpo", "agpo"):
+        train(store, 0, [0, 1], preset=preset, bench="data:files/own.jsonl")
+    assert line(compare(store, "toy"), "steps").arm_value == 1
 
 
 def test_without_updates_the_policy_stays_where_it_was(store):
