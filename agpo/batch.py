@@ -105,19 +105,15 @@ class MiniBatch:
         """`at_ratio_1` is what happens, as far as the plan tells."""
         return self.exact and self.first
 
-    def to_run(self, known: bool) -> tuple[int, ...]:
-        """Rows that go through the model with gradient. `known`: the policy has not moved, and L is exact."""
-        return self.kept if known else self.moving
-
     @property
-    def run(self) -> tuple[int, ...]:
-        """The same, as far as the plan tells."""
-        return self.to_run(self.known)
+    def planned(self) -> tuple[int, ...]:
+        """Rows that go through the model with gradient, as far as the plan tells."""
+        return self.kept if self.known else self.moving
 
 
 def may_move(plan: Sequence[MiniBatch]) -> bool:
     """False: no update of these can move the weights, as far as the plan tells."""
-    return any(minibatch.run or minibatch.steps_on_zero for minibatch in plan)
+    return any(minibatch.planned or minibatch.steps_on_zero for minibatch in plan)
 
 
 def plan_step(

@@ -36,7 +36,7 @@ def explain(
     least, most = 0, 0
     for number, minibatch in enumerate(plan, 1):
         known = minibatch.known
-        cut = partial(rank_micro_batches, minibatch.rows, minibatch.run, settings.micro_batch_tokens, layout)
+        cut = partial(rank_micro_batches, minibatch.rows, minibatch.planned, settings.micro_batch_tokens, layout)
         parts = [cut(rank, world_size(), attention) for rank in range(world_size())]
         tokens = sum(tokens_of([minibatch.rows[i] for i in part], layout) for mine in parts for part in mine)
         least, most = least + (tokens if known else 0), most + tokens
@@ -55,11 +55,11 @@ def explain(
 
 
 def _fate(minibatch: MiniBatch, objective: Objective) -> str:
-    if not minibatch.live_groups and not minibatch.run:
+    if not minibatch.live_groups and not minibatch.planned:
         return "no live group: nothing to run, nothing moves"
     if not minibatch.known:
         return "L is known after the forward pass" if objective.clip == "max0" else "update"
-    if not minibatch.run:
+    if not minibatch.planned:
         tie = ", a tie" if minibatch.at_ratio_1.tie else ""
         return f"clipped{tie}: L is not positive, so it is not run"
     return "update"

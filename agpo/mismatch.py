@@ -26,7 +26,7 @@ def against_trainer(
     """
     wanted: dict[int, set[int]] = {}  # of the same rows in every pass over them
     for minibatch in plan:
-        wanted.setdefault(id(minibatch.rows), set()).update(minibatch.run)
+        wanted.setdefault(id(minibatch.rows), set()).update(minibatch.planned)
     measured: dict[int, tuple[Row, ...]] = {}
     for minibatch in plan:
         if (key := id(minibatch.rows)) not in measured:

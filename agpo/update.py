@@ -43,14 +43,14 @@ def update(
     with attention_of(policy.model, policy.layout), checkpointing(policy.model):
         # Eq. 4 and the mask of Eq. 6 are in the plan. Left is f'(L) grad L, by when f' is known.
         scales, decision = _scales(passes, known)
-        wanted = minibatch.to_run(known)
+        wanted: Sequence[int] = minibatch.moving
         if scales is not None and not objective.entropy_coef:  # what has f' = 0 adds nothing; NaN runs, and is refused
             wanted = [i for i in wanted if scales[i] != 0]
         if not wanted:  # free: clipped, or A = 0 throughout. Eq. 5 is never computed
             seen = Seen()
-        elif scales is not None:  # before the gradient: f' of its unit multiplies the l of each row
+        elif scales is not None:  # before the gradient, as in a step's first updates: f' of its unit multiplies each l
             seen = _known_units(passes, wanted, scales)
-        elif objective.clip_scope == "mini_batch":  # after it: L is complete with the last micro-batch (the paper's f)
+        elif objective.clip_scope == "mini_batch":  # after it: L is complete with the last micro-batch
             seen = _whole(passes, wanted)
         else:  # with it: every unit, a token or a sequence, lies within one micro-batch
             seen = _local_units(passes, wanted)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError
-from evals.grading import Verdict
+from evals.grading import FAILED, Verdict
 from evals.grading.code import CodeGrader
 from evals.grading.function import SECONDS, FunctionGrader
 from evals.grading.math import extract_answer, same_string
@@ -192,13 +192,14 @@ class Grader:
         task["question"] = question if self._simplified else ""
         key = (look, task["reference"], task["question"])
         with self._lock:  # the samples of a group repeat each other's answers
-            if key not in self._known:
+            known = self._known.get(key)
+            if known is None or (known.done() and known.result().outcome in FAILED):  # a failure is no verdict to keep
                 if len(self._known) > 100_000:
                     self._known.clear()
-                self._known[key] = Future()
+                known = self._known[key] = Future()
                 self._start()
-                self._tasks.put((task, self._known[key]))
-            return self._known[key]
+                self._tasks.put((task, known))
+            return known
 
     def grade(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         """Verdicts of (response, reference) pairs, in order."""

@@ -73,6 +73,8 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
         return
     found = several[0]
     out = arguments.out or Path("results") / f"arms-{arguments.name}"
+    if out.is_dir() and any(out.iterdir()) and not (out / "arms.md").is_file():
+        raise UserError(f"{out} has files, and no arms.md of this command. Choose a folder of its own.")
     out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(markdown(found))
     (out / "arms.md").write_text(text + "\n", encoding="utf-8")

@@ -256,6 +256,11 @@ def test_one_arm_alone_is_reported_without_comparisons(store, capsys, tmp_path):
     assert "grpo (1 seed)" in text
     assert "At equal" not in text
     assert (tmp_path / "out" / "comparison.csv").read_text() == ""
+    assert main(["arms", "--store", str(store.path), "--name", "toy", "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "runs.csv").write_text("mine")
+    assert main(["arms", "--store", str(store.path), "--name", "toy", "--out", str(tmp_path / "mine")]) == 2
+    assert (tmp_path / "mine" / "runs.csv").read_text() == "mine"
 
 
 def test_the_command_writes_markdown_csv_and_pictures(store, capsys, tmp_path):

@@ -157,6 +157,8 @@ def test_two_deaths_of_a_worker_are_an_error_and_no_reward(monkeypatch):
         monkeypatch.setattr("evals.grading.grader._Worker.ask", dies)
         verdict = grader.compare(r"\boxed{1+1}", "2").result()
         assert (verdict.outcome, verdict.reward, verdict.scorable, grader.restarts) == ("error", None, False, 2)
+        monkeypatch.undo()  # a failure is not remembered as the verdict of this answer
+        assert grader.compare(r"\boxed{1+1}", "2").result().outcome == "right"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

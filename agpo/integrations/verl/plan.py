@@ -71,7 +71,7 @@ def plan_step(
     live_G = [live[place] for place in range(len(groups))]
     moving, run = (
         tuple(tuple(queued(m, i) for i in chosen) for m, chosen in zip(minibatches, parts, strict=True))
-        for parts in ([m.moving for m in minibatches], [m.run for m in minibatches])
+        for parts in ([m.moving for m in minibatches], [m.planned for m in minibatches])
     )
     return Plan(advantage_B, weight_B, unit_B, live_G, tuple(minibatches), moving, run)
 
