@@ -1,6 +1,7 @@
 """Models by hub id: the commit that was measured is known and stored, and without a network one line says so."""
 
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def test_without_a_network_nothing_is_tried_over_and_over(cache, tmp_path, monke
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
-    sleeps = []
-    monkeypatch.setattr(time, "sleep", sleeps.append)
+    sleeps, sleep, ours = [], time.sleep, threading.get_ident()
+    # Other tests have left threads that wait in a loop: without their sleep they would fill the memory.
+    monkeypatch.setattr(time, "sleep", lambda s: sleeps.append(s) if threading.get_ident() == ours else sleep(s))
     with pytest.raises(UserError, match=r"cannot get the model org/nosuch .*[^.]\. Check the id"):
         model_folder("org/nosuch")
     (tmp_path / "own.yaml").write_text(TASK)
