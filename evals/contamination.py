@@ -17,6 +17,8 @@ NGRAM = 13
 """words; 8, common elsewhere, flags every tenth problem for its boilerplate"""
 SHARE = 0.5
 """of a problem's n-grams in one training problem, from which on it counts as seen"""
+COMMON = 0.2
+"""of the problems: n-grams that more of them share are a template's, such as solved examples, and no problem's"""
 
 
 _TOLD = ("id", "question_id", "title", "url", "link", "contest_date", "date")
@@ -114,17 +116,17 @@ def overlap(items: Sequence[Item], trained: Iterable[Item]) -> dict[str, str]:
     """Item id -> why it counts as seen."""
     by_name: dict[str, str] = {}
     by_gram: dict[tuple[str, ...], list[str]] = {}
-    sizes: dict[str, int] = {}
     for item in items:
         title = _plain(str(item.meta.get("title") or ""))
         if title.count("-") >= 2:  # "Sort" is the title of many problems
             by_name[title] = item.id
         if not item.id.isdigit():  # a bare number is some other set's id as well
             by_name[_plain(item.id)] = item.id
-        grams = _grams(item.prompt)
-        sizes[item.id] = len(grams)
-        for gram in grams:
+        for gram in _grams(item.prompt):
             by_gram.setdefault(gram, []).append(item.id)
+    most = max(4, COMMON * len(items))
+    by_gram = {gram: names for gram, names in by_gram.items() if len(names) <= most}
+    sizes = Counter(name for names in by_gram.values() for name in names)
     found: dict[str, str] = {}
     for other in trained:
         for text in _names_of(other):

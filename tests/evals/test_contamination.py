@@ -105,6 +105,17 @@ def trained(tmp_path):
     return make
 
 
+def test_solved_examples_that_all_prompts_begin_with_are_no_overlap():
+    own = [
+        f"How many of the {n} hats that Mia has are left when {n // 2} of them are given away to her friends?"
+        for n in range(40)
+    ]
+    asked = [problem(f"item{n}", f"{LONG}\n\n{text}") for n, text in enumerate(own)]
+    other = [Item(f"t{n}", f"{LONG}\n\nBob ate {n} plums and then he ate some more of them.", "") for n in range(40)]
+    assert overlap(asked, other) == {}
+    assert set(overlap(asked, [*other, Item("copy", asked[7].prompt, "")])) == {"item7"}
+
+
 def test_a_checkpoint_trained_on_the_problems(trained, tmp_path):
     items = [problem("abc900_a", LONG), problem("abc900_b", "New.", "2024-12-01")]
     model = trained(
