@@ -156,7 +156,6 @@ class Memory:
 
 def model_config(name: str) -> PreTrainedConfig:
     """The configuration of a model: a folder's or the hub's; where that cannot be had, as published for the recipes."""
-
     try:
         return load_config(model_path(name))[0]
     except (UserError, OSError):
@@ -170,7 +169,6 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
 
     Raises UserError for a model that does not run without memory.
     """
-
     ALL_ATTENTION_FUNCTIONS.register("agpo_counted", _counted_attention)
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
     counts, adapters, saved = [], [], []

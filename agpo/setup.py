@@ -75,11 +75,10 @@ class Run:
 
 def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | None, run_id: str | None) -> Run:
     """Load everything; a fresh run, or the continuation of `run_id` from a checkpoint."""
-
     check_machine(config)
-    check_device(distributed.device_of(config.device))
+    check_device(device_of(config.device))
     check_writable(Path(config.out), "the run")
-    distributed.join(distributed.device_of(config.device), config.ranks.timeout_minutes)
+    distributed.join(device_of(config.device), config.ranks.timeout_minutes)
     check_installed(config.trackers)
     with open_reward(config):
         pass  # a reward that cannot be loaded is said before a model is
@@ -241,7 +240,6 @@ def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
 
 def load(model: str, config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) on the configured device."""
-
     try:
         return load_model(
             model, device=device_of(config.device), dtype=config.dtype, load_in_4bit=config.lora.load_in_4bit
@@ -258,7 +256,6 @@ def start_vllm(config: TrainConfig, start: str, model: PreTrainedModel, longest:
     `start` is where the model came from, `longest` the most tokens of a prompt and its answer: the context that vLLM
     makes room for. Its share of a GPU is what the trainer leaves, by `agpo.memory`.
     """
-
     dtype = str(model.dtype).removeprefix("torch.")
     options = {"max_model_len": longest, **config.vllm.model_dump(exclude_defaults=True)}
     if model.device.type == "cuda":

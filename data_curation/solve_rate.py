@@ -252,7 +252,6 @@ class Meter:
 
 def check_options(options: SolveOptions) -> dict[str, Any]:
     """The engine's options as it takes them. Raises UserError for an engine, an option or a value that there is not."""
-
     if options.engine != "ray":
         return check_engine(options.engine, options.engine_options)
     from data_curation.ray_engine import RayEngine
@@ -350,8 +349,6 @@ def short_model(model: str) -> str:
 
 
 def item_of(name: str, row: Row) -> Any:
-
     if row.code is None:
         return Item(name, row.problem, row.answer, {"source": row.source, "row": row.id})
-
     return Item(name, row.problem, "", {"source": row.source, "row": row.id}, code_of(row))

@@ -18,9 +18,6 @@ from evals.stats import Columns, summarise
 from evals.store import Store
 from evals.store.database import prompts_table, samples_table
 
-COMMON = 0.2
-"""of all prompts: words in a row that more of them share are a template's, not a problem's"""
-
 
 def print_overlap(store: Store, one: Part, columns: Columns, training: Path, console: Console) -> None:
     """training: train.parquet of `data_curation.build` (or any file of problems), its folder, or its manifest.json.
@@ -79,7 +76,7 @@ def without_template(prompts: Sequence[str]) -> list[str]:
     for one in lines:
         for line in {line.strip() for line in one}:
             counts[line] = counts.get(line, 0) + 1
-    most = max(1, COMMON * len(prompts))
+    most = max(1, contamination.COMMON * len(prompts))
     return ["\n".join(line for line in one if counts[line.strip()] <= most) for one in lines]
 
 

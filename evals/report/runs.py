@@ -76,7 +76,7 @@ def list_runs(store: Store, console: Console, status: str | None = None, **only:
 def show(store: Store, wanted: str, console: Console, training: Path | None = None) -> None:
     """Print all there is to know of one run; of those that a training run makes, its last evaluation.
 
-    training: data to split an evaluation's problems by, as `evals.report.overlap.overlap` takes it.
+    training: data to split an evaluation's problems by, as `evals.report.overlap.print_overlap` takes it.
     """
     run = store.find_run(wanted)
     took = "" if run.finished is None else f", took {duration((run.finished - run.started).total_seconds())}"
