@@ -4,7 +4,6 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 
@@ -17,13 +16,9 @@ class Chunks:
     def element(self, value: Any) -> str:
         """The script element of the next chunk; its number is `count - 1` afterwards. Nothing in it needs escaping."""
         number, self.count = self.count, self.count + 1
-        return f'<script type="text/plain" id="c{number}">{self._pack(value)}</script>\n'
-
-    def _pack(self, value: Any) -> str:
-        raw = json.dumps(clean(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
-            "utf-8", "replace"
-        )
-        return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
+        text = json.dumps(clean(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        packed = base64.b64encode(zlib.compress(text.encode("utf-8", "replace"), 6)).decode("ascii")
+        return f'<script type="text/plain" id="c{number}">{packed}</script>\n'
 
 
 def clean(value: Any) -> Any:
@@ -37,17 +32,6 @@ def clean(value: Any) -> Any:
     return value
 
 
-class Codes:
+def code(codes: dict[Any, int], value: Any) -> int:
     """A dictionary code: each distinct value gets the next number."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[Any, int] = {}
-
-    def __call__(self, value: Any) -> int:
-        return self.numbers.setdefault(value, len(self.numbers))
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.numbers)
+    return codes.setdefault(value, len(codes))

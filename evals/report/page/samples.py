@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evals.report.page.choice import take
-from evals.report.page.encode import Chunks, Codes
+from evals.report.page.encode import Chunks, code
 from evals.report.parts import Part
 from evals.store import SampleRow, Store
 
@@ -35,11 +35,11 @@ USER_TURN = re.compile(
 class Index:
     """What the page needs to know of all samples before any text is read."""
 
-    items: Codes = field(default_factory=Codes)
-    finishes: Codes = field(default_factory=Codes)
-    outcomes: Codes = field(default_factory=Codes)
-    paths: Codes = field(default_factory=Codes)
-    facets: dict[str, Codes] = field(default_factory=dict)
+    items: dict[str, int] = field(default_factory=dict)
+    finishes: dict[str, int] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    paths: dict[str, int] = field(default_factory=dict)
+    facets: dict[str, dict[Any, int]] = field(default_factory=dict)
     blocks: list[dict[str, int]] = field(default_factory=list)
     """rows, and the numbers of the chunks with their columns and texts"""
     prompt_blocks: list[dict[str, int]] = field(default_factory=list)
@@ -107,71 +107,78 @@ def _rows(store: Store, part: Part, share: float, with_tokens: bool) -> Iterator
 
 
 class _Block:
-    """Rows that wait to be written together."""
+    """Rows that wait to be written together, each in four parts."""
 
     def __init__(self) -> None:
-        self.columns: dict[str, list[Any]] = {}
-        self.texts: dict[str, list[Any]] = {}
-        self.tokens: dict[str, list[str]] = {}
-        self.facets: dict[str, list[int]] = {}
-        self.rows = self.characters = 0
+        self.columns: list[dict[str, Any]] = []
+        self.facets: list[dict[str, int]] = []
+        self.texts: list[dict[str, Any]] = []
+        self.tokens: list[dict[str, str]] = []
+        self.characters = 0
 
     @property
     def full(self) -> bool:
-        return self.rows >= BLOCK_SAMPLES or self.characters >= BLOCK_CHARACTERS
+        return len(self.columns) >= BLOCK_SAMPLES or self.characters >= BLOCK_CHARACTERS
 
     def add(self, row: SampleRow, place: int, prompt: int, index: Index) -> None:
-        columns = {
-            "part": place,
-            "item": index.items(sys.intern(row.item)),
-            "repeat": row.repeat,
-            "tokens": row.response_tokens,
-            "finish": index.finishes(row.finish_reason),
-            "outcome": index.outcomes(row.outcome),
-            "path": index.paths(row.path),
-            "reward": row.reward,
-            "advantage": None if row.advantage is None else round(row.advantage, 4),
-            "prompt": prompt,
-            "answer": None if row.answer is None else _cut(row.answer),
-            "reference": _cut(row.reference),
-        }
-        texts = {
-            "response": row.response,
-            "answer": row.answer,
-            "reference": row.reference,
-            "meta": dict(row.meta),
-            "seed": str(row.seed),  # more digits than JavaScript's numbers have
-            "seconds": round(row.seconds, 3),
-            "weights": row.weight_version,
-        }
-        for name, value in columns.items():
-            self.columns.setdefault(name, []).append(value)
-        for name, value in texts.items():
-            self.texts.setdefault(name, []).append(value)
+        self.columns.append(
+            {
+                "part": place,
+                "item": code(index.items, sys.intern(row.item)),
+                "repeat": row.repeat,
+                "tokens": row.response_tokens,
+                "finish": code(index.finishes, row.finish_reason),
+                "outcome": code(index.outcomes, row.outcome),
+                "path": code(index.paths, row.path),
+                "reward": row.reward,
+                "advantage": None if row.advantage is None else round(row.advantage, 4),
+                "prompt": prompt,
+                "answer": None if row.answer is None else _cut(row.answer),
+                "reference": _cut(row.reference),
+            }
+        )
+        self.texts.append(
+            {
+                "response": row.response,
+                "answer": row.answer,
+                "reference": row.reference,
+                "meta": dict(row.meta),
+                "seed": str(row.seed),  # more digits than JavaScript's numbers have
+                "seconds": round(row.seconds, 3),
+                "weights": row.weight_version,
+            }
+        )
         known = row.token_chars is not None  # without their texts nothing can be shaded
-        for name, scale in (("token_chars", 1), ("logprobs", 100), ("entropies", 100)):
-            self.tokens.setdefault(name, []).append(_characters(getattr(row, name) if known else None, scale))
-        for key in row.meta.keys() | self.facets.keys():
-            code = -1
-            if isinstance(value := row.meta.get(key), str | int | float):
-                codes = index.facets.setdefault(key, Codes())
-                if value in codes.numbers or len(codes) <= MOST_FACET_VALUES:
-                    code = codes(value)
-            self.facets.setdefault(key, [-1] * self.rows).append(code)
-        self.rows += 1
+        scales = {"token_chars": 1, "logprobs": 100, "entropies": 100}
+        self.tokens.append(
+            {name: _characters(getattr(row, name) if known else None, scale) for name, scale in scales.items()}
+        )
+        facets = {}
+        for key, value in row.meta.items():
+            if isinstance(value, str | int | float):
+                codes = index.facets.setdefault(key, {})
+                if value in codes or len(codes) <= MOST_FACET_VALUES:
+                    facets[key] = code(codes, value)
+        self.facets.append(facets)
         self.characters += len(row.response) + len(row.reference) + len(json.dumps(row.meta, default=str))
 
     def flush(self, index: Index, chunks: Chunks) -> Iterator[str]:
-        if not self.rows:
+        if not self.columns:
             return
-        facets = {key: codes for key, codes in self.facets.items() if any(code >= 0 for code in codes)}
-        yield chunks.element({**self.columns, "facets": facets})
-        yield chunks.element(self.texts)
-        index.blocks.append({"rows": self.rows, "columns": chunks.count - 2, "texts": chunks.count - 1})
-        if any(self.tokens["token_chars"]):
-            yield chunks.element(self.tokens)
+        keys = dict.fromkeys(key for facets in self.facets for key in facets)
+        facets = {key: [row.get(key, -1) for row in self.facets] for key in keys}
+        yield chunks.element({**_table(self.columns), "facets": facets})
+        yield chunks.element(_table(self.texts))
+        index.blocks.append({"rows": len(self.columns), "columns": chunks.count - 2, "texts": chunks.count - 1})
+        if any(row["token_chars"] for row in self.tokens):
+            yield chunks.element(_table(self.tokens))
             index.blocks[-1]["tokens"] = chunks.count - 1
         self.__init__()
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows as columns."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 class _Prompts:
@@ -188,12 +195,11 @@ class _Prompts:
         return self.characters >= BLOCK_CHARACTERS
 
     def number(self, prompt: str) -> int:
-        key = hash(prompt)  # 64 bits, for the life of this process
-        if key not in self.numbers:
-            self.numbers[key] = len(self.numbers)
+        before, number = len(self.numbers), code(self.numbers, hash(prompt))  # 64 bits, for the life of this process
+        if number == before:
             self.waiting.append(prompt)
             self.characters += len(prompt)
-        return self.numbers[key]
+        return number
 
     def flush(self, index: Index, chunks: Chunks) -> Iterator[str]:
         if not self.waiting:
