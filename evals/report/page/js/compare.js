@@ -1,6 +1,6 @@
 // Two evaluations on the same problems: which got better, which got worse, and what changed in the words.
 
-import { data, keyOf, once, readChunk, textsOf } from "./data.js";
+import { data, itemsOf, keyOf, once, readChunk, textsOf } from "./data.js";
 import { wordDiff } from "./diff.js";
 import { h, integer, mean, plural, segments, select, signed, sumOf } from "./dom.js";
 import { compareTallies, holm, isClear, pText } from "./paired.js";
@@ -38,27 +38,10 @@ export function showCompare(into) {
   draw(into, pairs);
 }
 
-/** item -> rows of a part, in order of repeat. */
-const itemsOf = (at) => once("items", allItems).get(at) ?? new Map();
-
-function allItems() {
-  const { item, part, repeat } = data.columns;
-  const found = new Map();
-  for (let row = 0; row < data.rows; row++) {
-    if (!found.has(part[row])) found.set(part[row], new Map());
-    const items = found.get(part[row]);
-    if (!items.has(item[row])) items.set(item[row], []);
-    items.get(item[row]).push(row);
-  }
-  for (const items of found.values()) for (const rows of items.values()) rows.sort((a, b) => repeat[a] - repeat[b]);
-  return found;
-}
-
 function comparable(a, b) {
   if (a < 0 || b < 0 || a === b || data.parts[a].bench !== data.parts[b].bench) return false;
   const [small, large] = [itemsOf(a), itemsOf(b)];
-  for (const item of small.keys()) if (large.has(item)) return true;
-  return false;
+  return [...small.keys()].some((item) => large.has(item));
 }
 
 const rewardsOf = (rows) => rows.map((row) => data.columns.reward[row]).filter((reward) => !Number.isNaN(reward));

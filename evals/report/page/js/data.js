@@ -34,9 +34,6 @@ function keptChunk(number) {
   return found;
 }
 
-/** How many chunks of text are unpacked now. */
-export const keptChunks = () => kept.size;
-
 /** Take the data of a document: all of it, in one moment at the end. */
 export async function load(from = document) {
   const fresh = { ...(await unpack(from.getElementById("index"))), columns: {}, facets: {}, heads: [] };
@@ -91,16 +88,7 @@ async function promptText(number) {
 }
 
 /** The block (with `first`) that holds the number. */
-function blockOf(blocks, number) {
-  let low = 0;
-  let high = blocks.length - 1;
-  while (low < high) {
-    const middle = (low + high + 1) >> 1;
-    if (blocks[middle].first <= number) low = middle;
-    else high = middle - 1;
-  }
-  return blocks[low];
-}
+const blockOf = (blocks, number) => blocks.findLast((block) => block.first <= number);
 
 /**
  * Look for text in prompts, responses, answers and ids, one chunk in memory at a time. Calls `found(set of rows, share
@@ -141,23 +129,25 @@ export function keyOf(row) {
 /** The row of such a name, -1 where the page does not have it. */
 export function rowOf(key) {
   const [run, split, step, repeat, ...rest] = key.split("~");
-  const part = data.partAt.get(`${run}~${split}~${step}`);
-  const item = data.samples.items.indexOf(rest.join("~"));
-  const { columns } = data;
-  for (let row = 0; row < data.rows; row++) {
-    if (columns.part[row] === part && columns.item[row] === item && columns.repeat[row] === Number(repeat)) return row;
-  }
-  return -1;
+  const items = itemsOf(data.partAt.get(`${run}~${split}~${step}`));
+  const rows = items.get(data.samples.items.indexOf(rest.join("~"))) ?? [];
+  return rows.find((row) => data.columns.repeat[row] === Number(repeat)) ?? -1;
 }
 
-/** Rows of the same problem in the same part, in order of repeat. */
-export function groupOf(row) {
-  const { part, item, repeat } = data.columns;
-  const rows = [];
-  for (let other = 0; other < data.rows; other++) {
-    if (item[other] === item[row] && part[other] === part[row]) rows.push(other);
+/** item -> rows of a part, in order of repeat. */
+export const itemsOf = (at) => once("items", allItems).get(at) ?? new Map();
+
+function allItems() {
+  const { item, part, repeat } = data.columns;
+  const found = new Map();
+  for (let row = 0; row < data.rows; row++) {
+    if (!found.has(part[row])) found.set(part[row], new Map());
+    const items = found.get(part[row]);
+    if (!items.has(item[row])) items.set(item[row], []);
+    items.get(item[row]).push(row);
   }
-  return rows.sort((a, b) => repeat[a] - repeat[b]);
+  for (const items of found.values()) for (const rows of items.values()) rows.sort((a, b) => repeat[a] - repeat[b]);
+  return found;
 }
 
 export const partOf = (row) => data.parts[data.columns.part[row]];

@@ -48,11 +48,8 @@ export const plain = (x) => (Number.isFinite(x) ? String(+x.toFixed(3)) : "none"
 export const plural = (n, one, many = `${one}s`) => `${integer(n)} ${n === 1 ? one : many}`;
 
 /** A labelled <select>; options are [value, text] or [value, text, group]. */
-export function select(label, options, value, change, attributes = {}) {
-  const list = h(
-    "select",
-    { ...attributes, onchange: (event) => change(event.target.value) },
-  );
+export function select(label, options, value, change) {
+  const list = h("select", { onchange: (event) => change(event.target.value) });
   const groups = new Map();
   for (const [key, text, group] of options) {
     if (group && !groups.has(group)) {
@@ -66,23 +63,12 @@ export function select(label, options, value, change, attributes = {}) {
 
 /** Buttons of which one is pressed. */
 export function segments(label, options, value, change) {
-  const group = h("div", { class: "segments", role: "group", "aria-label": label });
-  const draw = (now) => {
-    for (const button of group.children) button.setAttribute("aria-pressed", String(button.dataset.value === String(now)));
-  };
-  for (const [key, text] of options) {
-    group.append(
-      h("button", {
-        type: "button",
-        "data-value": key,
-        onclick: () => {
-          draw(key);
-          change(key);
-        },
-      }, text),
-    );
-  }
-  draw(value);
+  const group = h("div", { class: "segments", role: "group", "aria-label": label }, options.map(([key, text]) => h("button", {
+    type: "button", "aria-pressed": String(key === value), onclick: (event) => {
+      for (const button of group.children) button.setAttribute("aria-pressed", String(button === event.currentTarget));
+      change(key);
+    },
+  }, text)));
   return group;
 }
 

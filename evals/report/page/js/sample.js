@@ -1,6 +1,6 @@
 // One sample in full, and its group side by side.
 
-import { MARKS, data, groupOf, isCut, itemOf, keyOf, outcomeOf, partOf, rowOf, standing, textsOf, tokensOf } from "./data.js";
+import { MARKS, data, isCut, itemOf, itemsOf, keyOf, outcomeOf, partOf, rowOf, standing, textsOf, tokensOf } from "./data.js";
 import { figure, h, integer, plain, plural, segments, signed } from "./dom.js";
 import { rendered, renderedPrompt } from "./render.js";
 import { noteOf, setNote } from "./notes.js";
@@ -86,7 +86,7 @@ export async function sampleView(row, { redraw, close, step, noted }) {
   const [texts, tokens] = [await textsOf(row), await tokensOf(row)];
   const part = partOf(row);
   const run = data.run.get(part.run);
-  const group = groupOf(row);
+  const group = itemsOf(columns.part[row]).get(columns.item[row]);
   const title = h("h2", { tabindex: "-1", id: "sample-title" }, itemOf(row));
   return h("article", { class: "sample", "aria-labelledby": "sample-title", onpointerover: (event) => {
     const told = event.target.closest("pre .tok")?.title;
@@ -201,20 +201,15 @@ async function column(row, current) {
 
 /** The same problem in other runs and steps. */
 function elsewhere(row) {
-  const { item, part, repeat, reward } = data.columns;
-  const others = new Map();
-  for (let other = 0; other < data.rows; other++) {
-    if (item[other] !== item[row] || part[other] === part[row]) continue;
-    const found = others.get(part[other]) ?? { first: other, right: 0, of: 0 };
-    if (repeat[other] < repeat[found.first]) found.first = other;
-    if (!Number.isNaN(reward[other])) {
-      found.of++;
-      found.right += reward[other] >= 1;
-    }
-    others.set(part[other], found);
-  }
-  if (!others.size) return null;
-  return h("section", null, h("h3", null, "The same problem elsewhere"), h("ul", { class: "links" }, [...others].slice(0, 40).map(([at, found]) => h("li", null,
+  const { item, part, reward } = data.columns;
+  const others = data.parts.flatMap((_, at) => {
+    const rows = at === part[row] ? undefined : itemsOf(at).get(item[row]);
+    if (!rows) return [];
+    const rewards = rows.map((other) => reward[other]).filter((one) => !Number.isNaN(one));
+    return [[at, { first: rows[0], right: rewards.filter((one) => one >= 1).length, of: rewards.length }]];
+  });
+  if (!others.length) return null;
+  return h("section", null, h("h3", null, "The same problem elsewhere"), h("ul", { class: "links" }, others.slice(0, 40).map(([at, found]) => h("li", null,
     h("a", { href: sampleLink(keyOf(found.first)) }, data.parts[at].name), " ", h("span", { class: "dim" }, `${found.right} of ${found.of} right`), " ",
     data.parts[at].measured === partOf(row).measured && data.parts[at].bench === partOf(row).bench ? h("a", { class: "quiet", href: linkTo("compare", { a: partOf(row).key, b: data.parts[at].key, item: itemOf(row) }) }, "compare") : null))));
 }

@@ -32,16 +32,13 @@ export function where(text) {
   }
   let at = 0;
   const is = (text) => words[at] && !words[at].quoted && words[at].text.toLowerCase() === text && (at++, true);
-  const any = () => {
-    const parts = [all()];
-    while (is("or")) parts.push(all());
-    return (row) => parts.some((part) => part(row));
+  const joined = (word, next, test) => {
+    const parts = [next()];
+    while (is(word)) parts.push(next());
+    return (row) => parts[test]((part) => part(row));
   };
-  const all = () => {
-    const parts = [one()];
-    while (is("and")) parts.push(one());
-    return (row) => parts.every((part) => part(row));
-  };
+  const any = () => joined("or", all, "some");
+  const all = () => joined("and", one, "every");
   const one = () => {
     if (is("not")) {
       const inner = one();
