@@ -1,15 +1,13 @@
 """What a report says of graded programs beyond Pass@1: both rules of comparison, with known errata and without."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 from evals.grading import NO_PROGRAM
-from evals.stats import Summary, summarise
+from evals.report.layout import Grid
+from evals.stats import summarise
 from evals.store import OutcomeRow, SampleRow
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Judged = TypeVar("Judged", SampleRow, OutcomeRow)
 
@@ -17,18 +15,6 @@ RULES = {"real": "as a contest's judge", "lcb": "as LiveCodeBench's runner"}
 """the sandbox's rules of comparison (sandbox/compare.py); `SampleRow.meta` has a verdict under each"""
 SHOWN = 50
 """samples listed by name"""
-
-
-@dataclass(frozen=True)
-class Line:
-    """Programs under one rule of comparison, with or without the problems that have known errata."""
-
-    rule: str
-    errata: bool
-    """the problems with known errata are among them"""
-    no_program: int
-    """samples in which the rule's extraction finds no program; they count as wrong"""
-    summary: Summary
 
 
 def under(rule: str, rows: Sequence[Judged]) -> list[Judged]:
@@ -40,17 +26,15 @@ def under(rule: str, rows: Sequence[Judged]) -> list[Judged]:
     ]
 
 
-def lines(rows: Sequence[SampleRow]) -> list[Line]:
-    """One line per rule; two where some problems have known errata: with them and without."""
-    faulty = any("errata" in row.meta for row in rows)
-    found = []
+def judged(rows: Sequence[SampleRow]) -> dict[tuple[str, bool], list[SampleRow]]:
+    """(rule of comparison, with the problems that have known errata) -> the samples under it; without these problems
+    too where there are some."""
+    sound = [row for row in rows if "errata" not in row.meta]
+    found = {}
     for rule in RULES:
-        judged = under(rule, rows)
-        for errata in (True, False) if faulty else (True,):
-            kept = [row for row in judged if errata or "errata" not in row.meta]
-            if kept:
-                missing = sum(row.meta.get(rule) == NO_PROGRAM for row in kept)
-                found.append(Line(rule, errata, missing, summarise(kept)))
+        found[rule, True] = under(rule, rows)
+        if 0 < len(sound) < len(rows):
+            found[rule, False] = under(rule, sound)
     return found
 
 
@@ -63,30 +47,28 @@ def disagreements(rows: Sequence[SampleRow]) -> list[SampleRow]:
     ]
 
 
-def code_report(rows: Sequence[SampleRow]) -> "list[str | Table]":
+def code_report(rows: Sequence[SampleRow]) -> list[str | Grid]:
     """A table of both rules, with and without errata, and the samples that they judge differently."""
-    from rich.table import Table
-
     if not any(rule in row.meta for row in rows for rule in RULES):
         return []
-    found = lines(rows)
-    ks = sorted({k for line in found for k in line.summary.pass_at})
-    table = Table(title="by rule of comparison", title_justify="left")
-    for title in ("", "problems", "Pass@1", "95 %", *(f"pass@{k}" for k in ks), "no program", "unscored"):
-        table.add_column(title, justify="left" if not title else "right")
-    for line in found:
-        s = line.summary
-        table.add_row(
-            f"compat={line.rule}: {RULES[line.rule]}" + ("" if line.errata else ", without known errata"),
+    found = {key: (summarise(some), some) for key, some in judged(rows).items()}
+    ks = sorted({k for s, _ in found.values() for k in s.pass_at})
+    lines = [
+        [
+            f"compat={rule}: {RULES[rule]}" + ("" if errata else ", without known errata"),
             str(s.problems),
             *s.estimate("pass1").cells(1, 100),
             *(f"{100 * s.pass_at[k].value:.1f}" if k in s.pass_at else "" for k in ks),
-            str(line.no_program),
+            str(sum(row.meta.get(rule) == NO_PROGRAM for row in some)),
             str(s.unscored),
-        )
+        ]
+        for (rule, errata), (s, some) in found.items()
+    ]
+    header = ["", "problems", "Pass@1", "95 %", *(f"pass@{k}" for k in ks), "no program", "unscored"]
     differ = disagreements(rows)
-    judged = sum(all(rule in row.meta for rule in RULES) for row in rows)
-    said: list[str | Table] = [table, f"the rules disagree on {len(differ)} of {judged} programs" + ":" * bool(differ)]
+    both = sum(all(rule in row.meta for rule in RULES) for row in rows)
+    said: list[str | Grid] = [Grid("by rule of comparison", header, [lines])]
+    said.append(f"the rules disagree on {len(differ)} of {both} programs" + ":" * bool(differ))
     said += [
         f"  {row.item}, sample {row.repeat}: " + ", ".join(f"{rule} {row.meta[rule]}" for rule in RULES)
         for row in differ[:SHOWN]

@@ -3,13 +3,13 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from evals.benches import Bench
-from evals.engines import REFUSED, Completion, Engine, EngineError, Output, Request, Sampling
+from evals.engines import REFUSED, Completion, Engine, EngineError, Request, Sampling
 from evals.errors import UserError
 from evals.grading import FAILED, Verdict
 from evals.items import Item, derive_seed
@@ -101,7 +101,7 @@ def complete(
         failure: EngineError | None = None
         answered = set()
         try:
-            for at, which, completion in _outputs(engine, requests, job.sampling):
+            for at, which, completion in () if engine is None else engine.generate(requests, job.sampling):
                 item, repeats = todo[at]
                 answered.add((item.id, repeats[which]))
                 text = response_text(completion, tokenizer)
@@ -113,6 +113,7 @@ def complete(
         except EngineError as e:
             if not e.failed:
                 raise
+            e.failed = {requests[at].name: why for at, why in e.failed.items()}
             failure = e  # raised when all that was answered has its verdict
         if failure and (refused := refusals(failure, max_errors)):
             failure = None
@@ -125,14 +126,6 @@ def complete(
     if failure:
         raise failure
     return recorder.rows
-
-
-def _outputs(engine: Engine | None, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
-    try:
-        yield from () if engine is None else engine.generate(requests, sampling)
-    except EngineError as e:
-        e.failed = {requests[at].name: why for at, why in e.failed.items()}
-        raise
 
 
 def refusals(failure: EngineError, max_errors: int) -> dict[Any, EngineError]:

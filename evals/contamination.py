@@ -18,7 +18,7 @@ NGRAM = 13
 SHARE = 0.5
 """of a problem's n-grams in one training problem, from which on it counts as seen"""
 COMMON = 0.2
-"""of the problems: n-grams, or lines, that more of them share are a template's, such as solved examples"""
+"""of the problems: n-grams that more of them share are a template's, such as solved examples"""
 
 
 _TOLD = ("id", "question_id", "title", "url", "link", "contest_date", "date")

@@ -1,7 +1,7 @@
 """Tables that an evaluation prints: one benchmark in all and by group, several at a glance, checkpoints of a run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -9,7 +9,7 @@ from evals.benches import Bench
 from evals.console import plural
 from evals.report.evaluations import Evaluation
 from evals.report.layout import Grid, print_grid
-from evals.stats import Summary, by, paired, summarise
+from evals.stats import Columns, Summary, by, compare, summarise
 from evals.store import SampleRow
 
 
@@ -25,7 +25,7 @@ def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Consol
     print_grid(Grid(f"{bench.title}, {n} per problem", ["", *_header(bench.metric, total)], blocks), console)
     console.print("verdicts: " + ", ".join(f"{n} {outcome}" for outcome, n in total.outcomes.items()))
     for part in bench.report(rows):
-        console.print(part)
+        print_grid(part, console) if isinstance(part, Grid) else console.print(part, markup=False)
     if aborted := sum(row.finish_reason == "abort" for row in rows):
         console.print(f"{plural(aborted, 'response')} refused, or stopped by the provider's content filter")
     if total.unscored:
@@ -53,16 +53,19 @@ def print_all(evaluations: Sequence[tuple[str, Evaluation]], console: Console) -
         line = [title, problems, pass1, interval, mean, truncated, *none, unscored, e.part.run.id]
         if checkpoints:
             line.insert(1, str(e.part.step))
-            line.insert(-1, "" if start is e else _difference(start.columns.means(), e.columns.means()))
+            line.insert(-1, "" if start is e else _difference(start.columns, e.columns))
         blocks.setdefault(title, []).append(line)
     print_grid(Grid("all evaluations of this call", header, list(blocks.values())), console)
     if checkpoints:
         console.print("to the first: paired difference on the problems both have, with its 95 % interval")
 
 
-def _difference(start: Mapping[str, float], means: Mapping[str, float]) -> str:
-    difference, low, high = paired(start, means)
-    return f"{100 * difference:+z.1f} ({100 * low:+z.1f} to {100 * high:+z.1f})"
+def _difference(start: Columns, columns: Columns) -> str:
+    try:
+        found = compare(start, columns).difference
+    except ValueError:  # no problem has a verdict in both
+        return ""
+    return f"{100 * found.value:+z.1f} ({100 * found.low:+z.1f} to {100 * found.high:+z.1f})"
 
 
 def _header(metric: str, total: Summary) -> list[str]:

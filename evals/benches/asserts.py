@@ -37,37 +37,31 @@ class CannotConvert(Exception):
 @dataclass(frozen=True)
 class Case:
     """One thing to ask of a program. `call`: the expression that is evaluated in it. Its value must be `want`; or, with
-    `check`, that expression must hold where `_` is the value and `want` what `call` gives under `Checks.prelude`."""
+    `check`, that expression must hold where `_` is the value and `want` what `call` gives in `make_code`'s checks."""
 
     call: str
     want: Any = None
     check: str = ""
 
 
-@dataclass(frozen=True)
-class Checks:
-    """What the checks of a problem need: source that is run before them, and whether `want` is computed by it."""
-
-    prelude: str = ""
-    reference: bool = False
-
-
 def make_code(
     cases: Sequence[Case],
     *,
-    checks: Checks | None = None,
+    checks: str = "",
+    reference: bool = False,
     setup: str = "",
     prelude: str = "",
     completes: str = "",
 ) -> Code:
-    """How a program is asked all cases. setup: source that runs after the program, for the calls to use.
+    """How a program is asked all cases. setup: source that runs after the program, for the calls to use. checks: source
+    that runs before the checks of a problem; with `reference` it computes their `want`.
 
     Without a check in any case the owner compares, exactly as == does on numbers, texts, tuples, lists, sets and dicts.
     """
     checked = any(case.check for case in cases)
     tests = tuple(Test([case.call], _expected(case, checked)) for case in cases)
     return Code(
-        Problem(tests, float_tolerance=0, checker=_checker(checks or Checks()) if checked else "", lcb=False),
+        Problem(tests, float_tolerance=0, checker=_checker(checks, reference) if checked else "", lcb=False),
         mode="call",
         entry=RUN,
         completes=completes,
@@ -94,14 +88,14 @@ def _runner(setup: str) -> str:
     )
 
 
-def _checker(checks: Checks) -> str:
+def _checker(prelude: str, reference: bool) -> str:
     """Source of `check` (sandbox.Problem.checker).
 
     What fails in the prelude or the reference is an error; what fails on a program's value is a wrong value.
     """
-    want = "        names['want'] = eval(input[0], scope, values['LITERALS'])\n" if checks.reference else ""
+    want = "        names['want'] = eval(input[0], scope, values['LITERALS'])\n" if reference else ""
     return (
-        f"values, scope = {{}}, {{}}\nexec({_VALUES!r}, values)\nexec({checks.prelude!r}, scope)\n"
+        f"values, scope = {{}}, {{}}\nexec({_VALUES!r}, values)\nexec({prelude!r}, scope)\n"
         "def check(input, output, expected):\n"
         "    names = {}\n"
         "    if 'check' in expected:\n"

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from evals.items import Item, read_items
 
 if TYPE_CHECKING:  # rich and SQLAlchemy are not needed to say what there is
-    from rich.table import Table
-
+    from evals.report.layout import Grid
     from evals.store import SampleRow
 
 
@@ -48,7 +47,7 @@ class Bench:
     options: tuple[Option, ...] = ()
     notes: Callable[[Sequence[Item], Mapping[str, str]], list[str]] = lambda items, options: []
     """(items, options): lines that the plan and the report say about this selection of problems"""
-    report: "Callable[[Sequence[SampleRow]], list[str | Table]]" = lambda rows: []
+    report: "Callable[[Sequence[SampleRow]], list[str | Grid]]" = lambda rows: []
     """(rows): what it alone has to say about its graded completions, printed below the summary: lines and tables"""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from evals.benches.asserts import CannotConvert, Case, Checks, constant, make_code
+from evals.benches.asserts import CannotConvert, Case, constant, make_code
 from evals.benches.rows import Row
 from evals.code_tests import Code
 
@@ -77,8 +77,8 @@ def make_plus(plus: Plus, *, prelude: str = "", completes: str = "") -> Code:
         if plus.results is not None:
             check = check.replace("want", repr(plus.results[number]))
         cases.append(Case(call, check=check))
-    checks = Checks(f"import math\n{plus.reference}\n{AGREES}", reference=plus.results is None)
-    return make_code(cases, checks=checks, prelude=prelude, completes=completes)
+    checks = f"import math\n{plus.reference}\n{AGREES}"
+    return make_code(cases, checks=checks, reference=plus.results is None, prelude=prelude, completes=completes)
 
 
 def plus_of(

@@ -5,7 +5,7 @@ import random
 import string
 from collections.abc import Callable
 
-from evals.benches.asserts import CannotConvert, Case, Checks, cases_of, imports_of, make_code
+from evals.benches.asserts import CannotConvert, Case, cases_of, imports_of, make_code
 from evals.benches.bench import Bench
 from evals.benches.rows import Row, loader
 from evals.items import Item
@@ -26,7 +26,7 @@ def to_item(row: Row) -> Item:
             raise CannotConvert("no assert in it")
     except (CannotConvert, SyntaxError) as e:
         raise row.wrong("test", str(e)) from e
-    code = make_code(cases, checks=Checks(imports_of(cases)), prelude=given(prompt, entry, row), completes=prompt)
+    code = make_code(cases, checks=imports_of(cases), prelude=given(prompt, entry, row), completes=prompt)
     return Item(task, prompt, prompt + row.text("canonical_solution"), code=code)
 
 

@@ -2,7 +2,7 @@
 
 import ast
 
-from evals.benches.asserts import CannotConvert, Checks, cases_of, imports_of, make_code
+from evals.benches.asserts import CannotConvert, cases_of, imports_of, make_code
 from evals.benches.bench import Bench
 from evals.benches.rows import Row, rows
 from evals.errors import UserError
@@ -36,7 +36,7 @@ def to_item(row: Row) -> Item:
     except (CannotConvert, SyntaxError) as e:
         raise row.wrong("test_list", str(e)) from e
     setup = str(row.get("test_setup_code") or "").replace("\r\n", "\n")
-    code = make_code(cases, checks=Checks(imports_of(cases)), setup=setup)
+    code = make_code(cases, checks=imports_of(cases), setup=setup)
     listed = "\n".join(tests)
     prompt = f"{text.strip()} Your code should pass these tests:\n\n{listed}"
     return Item(f"Mbpp/{row.number('task_id')}", prompt, program, code=code)

@@ -100,14 +100,7 @@ class SharedPrompts:
 
     def step(self, token_B: torch.Tensor) -> torch.Tensor:
         with _attention_of(self):
-            out = self.model(
-                input_ids=token_B[:, None],
-                position_ids=self.position_B[:, None],
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        self.position_B = self.position_B + 1
-        return out.logits[:, -1]
+            return _step(self, token_B)
 
     def keep(self, rows: np.ndarray) -> None:
         moved = np.flatnonzero(rows != np.arange(len(rows)))
@@ -361,15 +354,7 @@ class AnyCache:
 
     def step(self, token_B: torch.Tensor) -> torch.Tensor:
         self.mask_BS = torch.cat([self.mask_BS, self.mask_BS.new_ones(len(token_B), 1)], dim=1)
-        out = self.model(
-            input_ids=token_B[:, None],
-            attention_mask=self.mask_BS,
-            position_ids=self.position_B[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.position_B = self.position_B + 1
-        return out.logits[:, -1]
+        return _step(self, token_B, attention_mask=self.mask_BS)
 
     def keep(self, rows: np.ndarray) -> None:
         rows_B = torch.from_numpy(rows).to(self.mask_BS.device)
@@ -378,3 +363,12 @@ class AnyCache:
 
 
 Decoder = SharedPrompts | AnyCache
+
+
+def _step(decoder: Decoder, token_B: torch.Tensor, **how: Any) -> torch.Tensor:
+    position_B1 = decoder.position_B[:, None]
+    out = decoder.model(
+        input_ids=token_B[:, None], position_ids=position_B1, past_key_values=decoder.cache, use_cache=True, **how
+    )
+    decoder.position_B = decoder.position_B + 1
+    return out.logits[:, -1]

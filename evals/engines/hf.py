@@ -8,6 +8,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -318,7 +319,7 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto", load_in
         dtype = "float32" if device == "cpu" else "bfloat16"
     transformers.logging.disable_progress_bar()
     folder = model_folder(model)
-    try:
+    with _loading(model, "model"):
         config = AutoConfig.from_pretrained(folder)
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
         how: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}  # sdpa, the default, leaves it out
@@ -330,16 +331,12 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto", load_in
         loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  (the stub knows one result)
             folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **how
         )
-    except ImportError as e:  # bitsandbytes, or what else holds the weights of a folder
-        raise UserError(f"{model}: a package is missing. {' '.join(str(e).split())}") from e
-    except (OSError, ValueError) as e:
-        raise UserError(_cannot_load(model, "model", e)) from e
+        if missing := sorted(report["missing_keys"]):  # the library fills them with random numbers and goes on
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise ValueError(f"it has no weights for {shown}")
     for module in loaded.modules():  # without gradient it would pack its weights anew and compute in bfloat16
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if missing := sorted(report["missing_keys"]):  # the library fills them with random numbers and goes on
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise UserError(_cannot_load(model, "model", ValueError(f"it has no weights for {shown}")))
     tokenizer = load_tokenizer(model)
     loaded.to(device)  # type: ignore[call-arg]  (the stub of the library's decorator loses `self`)
     if broken := next((name for name, x in loaded.named_parameters() if not x.isfinite().all()), None):
@@ -353,10 +350,8 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto", load_in
 def load_config(model: str) -> tuple[Any, GenerationConfig | None]:
     """(config, generation config or None) of a folder or hub id, without its weights. Raises UserError."""
     folder = model_folder(model, weights=False)
-    try:
+    with _loading(model, "model"):
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as e:
-        raise UserError(_cannot_load(model, "model", e)) from e
     try:
         return config, GenerationConfig.from_pretrained(folder)
     except OSError:  # a model need not have one; transformers then makes it from the config
@@ -366,13 +361,11 @@ def load_config(model: str) -> tuple[Any, GenerationConfig | None]:
 def load_tokenizer(model: str) -> Any:
     """The tokenizer of a folder or hub id. Raises UserError."""
     folder = model_folder(model, weights=False)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        # the library would make an empty tokenizer, which turns every prompt into nothing
-        raise UserError(_cannot_load(model, "tokenizer", FileNotFoundError("none of its files is there")))
-    try:
+    with _loading(model, "tokenizer"):
+        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            # the library would make an empty tokenizer, which turns every prompt into nothing
+            raise FileNotFoundError("none of its files is there")
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as e:
-        raise UserError(_cannot_load(model, "tokenizer", e)) from e
 
 
 @torch.no_grad()
@@ -402,8 +395,15 @@ def load_weights(model: Any, folder: str) -> None:
         raise UserError(f"{folder} has no weights for {missing[0]}. Expected a complete Hugging Face model folder.")
 
 
-def _cannot_load(model: str, part: str, error: Exception) -> str:
-    return (
-        f"cannot load the {part} of {model}: {first_line(error)}. The folder must hold a complete Hugging Face model: "
-        "config.json, *.safetensors and the tokenizer's files."
-    )
+@contextmanager
+def _loading(model: str, part: str) -> Iterator[None]:
+    """What the library raises as a UserError."""
+    try:
+        yield
+    except ImportError as e:  # bitsandbytes, or what else holds the weights of a folder
+        raise UserError(f"{model}: a package is missing. {' '.join(str(e).split())}") from e
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(
+            f"cannot load the {part} of {model}: {first_line(e)}. The folder must hold a complete Hugging Face model: "
+            "config.json, *.safetensors and the tokenizer's files."
+        ) from e

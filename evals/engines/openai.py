@@ -6,6 +6,7 @@ disables is said at the start. See docs/engines-openai.md.
 
 import asyncio
 import contextlib
+import copy
 import logging
 import queue
 import sys
@@ -73,8 +74,6 @@ class OpenAIEngine:
                 "turn comes, not before the first request. The option max_context tells it."
             )
         self.max_context = context or UNKNOWN_CONTEXT
-        self.identical = 0
-        """prompts of the last `generate` whose samples were all the same"""
 
     @classmethod
     def load(
@@ -163,7 +162,6 @@ class _Run:
         self.room = asyncio.Semaphore(workers + UNDELIVERED)
         self.failed: dict[int, RequestError] = {}
         self.repeats = _Repeats(requests, sampling)
-        engine.identical = 0
         self.loop = asyncio.new_event_loop()
         self.task = self.loop.create_task(self._run())
         # a daemon, so that a caller that never comes back for the rest cannot hold up the end of the process
@@ -224,7 +222,6 @@ class _Run:
                 continue
             completion = engine.completion(answer, sampling, time.perf_counter() - self.started)
             self.repeats.add(i, completion)
-            engine.identical = self.repeats.identical
             self.results.put(Output(i, k, completion))
 
     def _failed(self, number: int, error: RequestError, fleet: Fleet) -> None:
@@ -240,14 +237,11 @@ class _Run:
         others = f" ({len(self.failed) - 1} more prompts failed)" if len(self.failed) > 1 else ""
         if first.status == 404 and not self.engine.dialect.ids_in and isinstance(self.requests[number].prompt, str):
             others += "\nA prompt that is one text needs /completions. Has the server chat alone? --prompt chat"
-        error = RequestError(
+        error = copy.copy(first)
+        error.args = (
             f"{_name(self.requests, number)}: {first}{others}\n"
             "What was answered is kept; the same command asks for the rest"
             + (", and --max-errors N goes on without N refused prompts." if first.status in REFUSED else "."),
-            url=first.url,
-            status=first.status,
-            body=first.body,
-            attempts=first.attempts,
         )
         error.failed = self.failed
         return error

@@ -1,6 +1,7 @@
 """What goes over the wire to an OpenAI-compatible server, and what comes back."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,10 +97,13 @@ class Answer:
     """alternatives at the first position, where they were asked for"""
 
 
-def answer(body: Any) -> Answer:
-    """Read the JSON of a response with one choice. Raises BadAnswer where anything that is needed is not there."""
+def answer(content: bytes) -> Answer:
+    """Read a response with one choice. Raises BadAnswer where anything that is needed is not there."""
     try:
+        body = json.loads(content)
         choice = body["choices"][0]
+    except ValueError:
+        raise BadAnswer("it is not JSON") from None
     except (KeyError, IndexError, TypeError):
         raise BadAnswer("it has no choices") from None
     if not isinstance(choice, dict):

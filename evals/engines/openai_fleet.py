@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import email.utils
-import json
 import os
 import random
 import socket
@@ -53,7 +52,7 @@ class Server:
 class RequestError(EngineError):
     """A request got no completion after all retries: where it went, and what came back last (status None: nothing)."""
 
-    def __init__(self, text: str, *, url: str, status: int | None = None, body: str = "", attempts: int = 0):
+    def __init__(self, text: str, *, url: str = "", status: int | None = None, body: str = "", attempts: int = 0):
         super().__init__(text)
         self.url, self.status, self.body, self.attempts = url, status, body, attempts
 
@@ -199,22 +198,18 @@ class Fleet:
         if response.status_code != 200:
             raise self._refused(server, response)
         try:
-            return answer(json.loads(response.content))
-        except (ValueError, BadAnswer) as e:
-            what = str(e) if isinstance(e, BadAnswer) else "it is not JSON"
-            raise Failure("broken", f"no completion: {what}", status=200, body=scrub(response.text)) from e
+            return answer(response.content)
+        except BadAnswer as e:
+            raise Failure("broken", f"no completion: {e}", status=200, body=scrub(response.text)) from e
 
     def _refused(self, server: Server, response: httpx.Response) -> Failure:
-        status, body = response.status_code, scrub(response.text)
-        text = f"HTTP {status}"
+        status, kind, wait = response.status_code, "final", 0.0
         if status in (429, 502, 503, 504):
-            wait = retry_after(response)
-            if wait:
-                server.ready_at = max(server.ready_at, time.monotonic() + wait)
-            return Failure("away", text, status=status, body=body, wait=wait)
-        if status in (408, 409, 425) or status >= 500:
-            return Failure("broken", text, status=status, body=body)
-        return Failure("final", text, status=status, body=body)
+            kind, wait = "away", retry_after(response)
+            server.ready_at = max(server.ready_at, time.monotonic() + wait)
+        elif status in (408, 409, 425) or status >= 500:
+            kind = "broken"
+        return Failure(kind, f"HTTP {status}", status=status, body=scrub(response.text), wait=wait)
 
     def _take_out(self, server: Server, why: str) -> None:
         """Leave a server alone for a while, and the longer the more requests in a row it has lost."""

@@ -1,6 +1,5 @@
 """Before the first request: which servers are there, what they serve, and what they take and give."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -197,9 +196,7 @@ class _Asker:
                 raise _refused_key(where, response)
             if response.status_code == 200:
                 try:
-                    return answer(json.loads(response.content))
-                except ValueError:
-                    raise BadAnswer(f"{where}: HTTP 200 that is not JSON: {scrub(response.text)}") from None
+                    return answer(response.content)
                 except BadAnswer as e:
                     raise BadAnswer(f"{where}: HTTP 200, but {e}: {scrub(response.text)}") from None
             why = f"HTTP {response.status_code}: {scrub(response.text)}"

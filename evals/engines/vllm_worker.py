@@ -36,8 +36,21 @@ class WeightLoader:
     reload_weights: Any
 
     def tie_again(self) -> None:
-        """After a transfer of weights."""
-        tie_again(self.model_runner.model)
+        """Give a tied output layer the new embeddings, after new weights.
+
+        vLLM 0.32's reload handles a layer when its own weights arrive. A tied output layer has none in a checkpoint, so
+        on a CPU it goes on multiplying with its packed copy of the old matrix, silently.
+        """
+        from vllm.platforms import current_platform  # type: ignore[import-not-found]
+
+        model = self.model_runner.model
+        head = getattr(model, "lm_head", None)
+        embeddings = getattr(getattr(model, "model", None), "embed_tokens", None)
+        if head is None or embeddings is None or not getattr(model.config, "tie_word_embeddings", False):
+            return
+        head.weight = embeddings.weight
+        if current_platform.is_cpu():
+            head.quant_method.process_weights_after_loading(head)
 
     def unpack_experts(self) -> None:
         """Before new weights. On a CPU vLLM 0.32 packs experts when it makes their kernel, and a reload keeps that: it
@@ -79,20 +92,3 @@ def _weights(folder: str) -> Iterator[tuple[str, torch.Tensor]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 yield name, file.get_tensor(name)
-
-
-def tie_again(model: Any) -> None:
-    """Give a tied output layer the new embeddings.
-
-    vLLM 0.32's reload handles a layer when its own weights arrive. A tied output layer has none in a checkpoint, so on
-    a CPU it goes on multiplying with its packed copy of the old matrix, silently.
-    """
-    from vllm.platforms import current_platform  # type: ignore[import-not-found]
-
-    head = getattr(model, "lm_head", None)
-    embeddings = getattr(getattr(model, "model", None), "embed_tokens", None)
-    if head is None or embeddings is None or not getattr(model.config, "tie_word_embeddings", False):
-        return
-    head.weight = embeddings.weight
-    if current_platform.is_cpu():
-        head.quant_method.process_weights_after_loading(head)

@@ -9,7 +9,6 @@ import argparse
 import errno
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 from rich.console import Console
 
@@ -19,16 +18,7 @@ from evals.report import arms_report, browse, compare, export, manage, paper_tab
 from evals.report.page import command as html
 from evals.store import Store
 
-MODULES: tuple[ModuleType, ...] = (
-    runs,
-    paper_tables,
-    compare,
-    arms_report,
-    html,
-    export,
-    manage,
-    browse,
-)
+MODULES = (runs, paper_tables, compare, arms_report, html, export, manage, browse)
 """in the order in which --help lists their commands"""
 
 

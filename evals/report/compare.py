@@ -196,25 +196,18 @@ def words(v: Verdict) -> list[str]:
     return said
 
 
-def verdict(c: Comparison, other: str = "", p: float | None = None) -> str:
+def verdict(c: Comparison, other: str) -> str:
     """ "1.4 points better than GRPO, 95 % interval -0.9 to 3.7, p = 0.24 (...): not distinguishable at n = 500"."""
-    value = c.difference.value
-    size = f"{abs(100 * value):.1f} points"
-    than = f" than {other}" if other else ""
-    if round(abs(100 * value), 1) == 0:
-        said = f"level with {other}" if other else "level"
-    else:
-        said = f"{size} {'better' if value > 0 else 'worse'}{than}"
-    d = c.difference
+    d, found = c.difference, c.test.p < SIGNIFICANT
+    said = f"{abs(100 * d.value):.1f} points {'better' if d.value > 0 else 'worse'} than {other}"
+    if round(abs(100 * d.value), 1) == 0:
+        said = f"level with {other}"
     interval = "" if math.isnan(d.low) else f", 95 % interval {_points(d.low)} to {_points(d.high)}"
-    p_shown = c.test.p if p is None else p
-    how = c.test.name if p is None else "Holm"
-    found = p_shown < SIGNIFICANT
     conclusion = "distinguishable" if found else f"not distinguishable at n = {c.problems}"
     # the test is exact, the interval an approximation: they may part near the border
-    if p is None and not math.isnan(d.low) and (d.low > 0 or d.high < 0) != found:
+    if not math.isnan(d.low) and (d.low > 0 or d.high < 0) != found:
         conclusion += f" (on the border: the interval {'has' if found else 'leaves out'} 0)"
-    return f"{said}{interval}, p {p_text(p_shown)} ({how}): {conclusion}"
+    return f"{said}{interval}, p {p_text(c.test.p)} ({c.test.name}): {conclusion}"
 
 
 def tokens_words(v: Verdict, name_a: str, name_b: str) -> str:

@@ -1,7 +1,6 @@
 """Of an evaluation in the store: accuracy on the problems that are in a training set, and on the rest."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def problems(store: Store, one: Part) -> list[Item]:
     """The evaluation's problems as they were asked, without what its prompts have in common.
 
     The store has prompts with their preset around the problem. Words at the beginning and the end that all prompts
-    share are the preset's, and so are lines that a fifth of the prompts have.
+    share are the preset's; `evals.contamination.overlap` itself leaves out n-grams that many problems share.
     """
     c = samples_table.c
     wanted: list[Any] = [c.item, prompts_table.c.text, c.meta, c.split, c.step, c.id]
@@ -66,18 +65,12 @@ def problems(store: Store, one: Part) -> list[Item]:
 
 
 def without_template(prompts: Sequence[str]) -> list[str]:
-    """The prompts less the words that all begin and end with, and less the lines that are in many of them."""
+    """The prompts less the words that all begin and end with."""
     if len(prompts) < 2:
         return list(prompts)
-    words = [re.findall(r"\S+|\n", prompt) for prompt in prompts]
+    words = [prompt.split() for prompt in prompts]
     start, end = _shared(words), _shared([one[::-1] for one in words])
-    lines = [" ".join(one[start : len(one) - end]).split("\n") for one in words]
-    counts: dict[str, int] = {}
-    for one in lines:
-        for line in {line.strip() for line in one}:
-            counts[line] = counts.get(line, 0) + 1
-    most = max(1, contamination.COMMON * len(prompts))
-    return ["\n".join(line for line in one if counts[line.strip()] <= most) for one in lines]
+    return [" ".join(one[start : len(one) - end]) for one in words]
 
 
 def _shared(texts: Sequence[Sequence[str]]) -> int:

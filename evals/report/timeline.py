@@ -46,26 +46,22 @@ class Timeline:
         return [(phase, COLOURS.get(phase, OTHER)) for phase in dict.fromkeys(bar.phase for bar in bars)]
 
 
-def timeline(store: Store, run_id: str, step: int | None = None) -> Timeline | None:
-    """Of a step; by default of the one that took the median time. None where the store has none."""
+def timeline(store: Store, run_id: str) -> Timeline | None:
+    """Of the step that took the median time; None where the store has none."""
     steps: dict[int, dict[tuple[int, int], dict[str, float | str]]] = {}
     for at, name, value in store.metrics(run_id):
         if found := NAME.fullmatch(name):
             rank, number, phase, edge = found.groups()
             bar = steps.setdefault(at, {}).setdefault((int(rank), int(number)), {"phase": phase})
             bar[edge] = value
-    if step is None and steps:
-        step = _typical({at: max(float(bar["to"]) for bar in bars.values()) for at, bars in steps.items()})
-    if step not in steps:
+    if not steps:
         return None
+    took = {at: max(float(bar["to"]) for bar in bars.values()) for at, bars in steps.items()}
+    middle = statistics.median_low(took.values())
+    step = next(at for at, seconds in took.items() if seconds == middle)
     bars = sorted(steps[step].items())
     ranks = [
         [Bar(str(bar["phase"]), float(bar["from"]), float(bar["to"])) for (at, _), bar in bars if at == rank]
         for rank in sorted({at for (at, _), _ in bars})
     ]
     return Timeline(step, ranks)
-
-
-def _typical(seconds: dict[int, float]) -> int:
-    middle = statistics.median_low(seconds.values())
-    return next(step for step, took in seconds.items() if took == middle)

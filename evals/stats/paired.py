@@ -4,7 +4,7 @@ Two intervals side by side, or a z test of two independent means, throw away tha
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +44,6 @@ class Comparison:
     better: int
     """problems on which b's share of right samples is higher"""
     worse: int
-    correlation: float
-    """of the problems' shares in a and b; nan where one of them does not vary"""
     detectable: float
     """the smallest difference that this comparison finds with 80 % power, from the variance seen"""
     detectable_unpaired: float
@@ -82,20 +80,9 @@ def compare(a: Columns, b: Columns) -> Comparison:
         test=test,
         better=int((difference_P > 1e-12).sum()),
         worse=int((difference_P < -1e-12).sum()),
-        correlation=_correlation(a_P, b_P),
         detectable=smallest_difference(difference.se, n - 1),
         detectable_unpaired=smallest_difference(math.hypot(*errors), 2 * n - 2),
     )
-
-
-def paired(a: Mapping[str, float], b: Mapping[str, float]) -> tuple[float, float, float]:
-    """(b - a, its 95 % interval) of problem means over the problems that both have."""
-    difference_P = np.array([b[item] - a[item] for item in sorted(a.keys() & b.keys())])
-    if not len(difference_P):
-        return math.nan, math.nan, math.nan
-    single = all(mean in (0.0, 1.0) for side in (a, b) for mean in side.values())
-    found = paired_interval(difference_P, single=single)
-    return found.value, found.low, found.high
 
 
 def paired_interval(difference_P: np.ndarray, *, single: bool) -> Estimate:
@@ -197,12 +184,6 @@ def _denominator(counts: Sequence[np.ndarray]) -> int | None:
     """The least common multiple of all sample counts; None where it leaves all bounds."""
     found = math.lcm(*(int(k) for count_P in counts for k in np.unique(count_P)))
     return found if found <= 1_000_000 else None
-
-
-def _correlation(a_P: np.ndarray, b_P: np.ndarray) -> float:
-    if len(a_P) < 3 or np.ptp(a_P) == 0 or np.ptp(b_P) == 0:
-        return math.nan
-    return float(np.corrcoef(a_P, b_P)[0, 1])
 
 
 def smallest_difference(se: float, df: float = math.inf) -> float:

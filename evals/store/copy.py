@@ -5,7 +5,6 @@ that was cut short goes on where it was, and one that is repeated writes what ha
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -20,13 +19,6 @@ from evals.store.store import SAMPLES_KEY, Store
 BATCH = 500
 """samples in memory at a time, and in one transaction"""
 IN_ORDER = ("split", "step", "id")
-
-
-@dataclass(frozen=True)
-class Copied:
-    samples: int
-    written: int
-    """of the samples, those that the target did not have, or not like this"""
 
 
 def with_ancestors(store: Store, runs: Iterable[RunRow]) -> list[RunRow]:
@@ -45,11 +37,12 @@ def with_ancestors(store: Store, runs: Iterable[RunRow]) -> list[RunRow]:
     return list(found.values())
 
 
-def copy_run(source: Store, target: Store, run: RunRow, advance: Callable[[int], None]) -> Copied:
+def copy_run(source: Store, target: Store, run: RunRow, advance: Callable[[int], None]) -> tuple[int, int]:
     """Copy a run whose parent is in the target already, with all that belongs to it, and count it there.
 
     While it is incomplete its status there is "copying". Tags are added to those it has there. advance: is told how
-    many samples were done. Raises UserError where the target's run has gone on by itself.
+    many samples were done. Returns its samples, and how many of them the target did not have, or not like this. Raises
+    UserError where the target's run has gone on by itself.
     """
     there = next((r for r in target.runs() if r.id == run.id), None)
     if there is not None and there.status != "copying":
@@ -71,8 +64,7 @@ def copy_run(source: Store, target: Store, run: RunRow, advance: Callable[[int],
     if tags := _rows(source, tags_table, run.id):
         insert = target.insert(tags_table).on_conflict_do_nothing()
         target.attempt(lambda connection: connection.execute(insert, tags), write=True)
-    copied = _copy_samples(source, target, run.id, advance)
-    counts[samples_table] = copied.samples
+    counts[samples_table], written = _copy_samples(source, target, run.id, advance)
     for table, count in counts.items():
         found = _count(target, table, run.id)
         if found != count:
@@ -82,10 +74,10 @@ def copy_run(source: Store, target: Store, run: RunRow, advance: Callable[[int],
                 f"copy it again: python -m evals.report rm {run.id} --store {target}"
             )
     _write(target, runs_table, ["id"], [row])
-    return copied
+    return counts[samples_table], written
 
 
-def _copy_samples(source: Store, target: Store, run_id: str, advance: Callable[[int], None]) -> Copied:
+def _copy_samples(source: Store, target: Store, run_id: str, advance: Callable[[int], None]) -> tuple[int, int]:
     columns = [c for c in samples_table.c if c.name != "id"]
     joined = samples_table.join(prompts_table, samples_table.c.prompt_id == prompts_table.c.id)
     query = sa.select(*columns, samples_table.c.id, prompts_table.c.text).select_from(joined)
@@ -107,7 +99,7 @@ def _copy_samples(source: Store, target: Store, run_id: str, advance: Callable[[
         samples += len(values)
         written += len(new)
         advance(len(values))
-    return Copied(samples, written)
+    return samples, written
 
 
 def _page(
@@ -149,11 +141,11 @@ def copy_runs(source: Store, target: Store, wanted: Sequence[str] | None) -> Non
     samples = written = 0
     with progress_bar("copying", sum(run.samples for run in runs), console) as advance:
         for run in runs:
-            copied = copy_run(source, target, run, advance)
-            samples += copied.samples
-            written += copied.written
-            new = f"{copied.written} of " if copied.written != copied.samples else ""
-            text = f"{run.id}  {run.kind} {run.name} {run.method}".rstrip() + f": {new}{copied.samples} completions"
+            all_, new = copy_run(source, target, run, advance)
+            samples += all_
+            written += new
+            of = f"{new} of " if new != all_ else ""
+            text = f"{run.id}  {run.kind} {run.name} {run.method}".rstrip() + f": {of}{all_} completions"
             console.print(text, markup=False)
     console.print(
         f"{len(runs)} runs with {samples:,} completions are in {target} ({written:,} written now), counted there",

@@ -521,18 +521,15 @@ def test_a_server_that_pins_its_seed_is_noticed_and_counted(engine_of, caplog):
         engine = engine_of(server)
         with caplog.at_level(logging.WARNING):
             run(engine, asked(9, range(4)))
-        assert engine.identical == 9
         assert "9 of 9 prompts with several samples in all got equal samples at temperature 1" in caplog.text
         assert "so far" in caplog.text
         caplog.clear()
         run(engine, asked(9, range(4)), Sampling(20, temperature=0))  # greedy: equal is right
         run(engine, asked(9, [0]))
         run(engine, asked(9, [7, 7]))  # asked to be equal
-        assert engine.identical == 0
     with FakeServer() as server:
         engine = engine_of(server)
         run(engine, asked(9, range(4)))
-        assert engine.identical == 0
     assert "equal samples" not in caplog.text
 
 

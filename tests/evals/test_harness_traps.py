@@ -23,7 +23,7 @@ from evals.lm_tasks.lm import sampling_of
 from evals.lm_tasks.output import bench_results
 from evals.lm_tasks.plan import make_task_plan
 from evals.run import main
-from evals.stats import paired
+from evals.stats import Columns, compare
 from evals.store import Store
 
 WORDS = 3000
@@ -188,6 +188,11 @@ def test_trap_9_a_limit_is_a_seeded_sample_and_not_the_first_rows(tmp_path, monk
     assert places == choose_indices(24, 5, seed=0) != list(range(5))
 
 
+def one_sample_each(means: dict[str, float]) -> Columns:
+    n = len(means)
+    return Columns(tuple(means), np.arange(n), np.array([*means.values()]), np.ones(n), np.zeros(n, bool), {})
+
+
 def test_trap_10_checkpoints_are_compared_problem_by_problem():
     """500 problems of very different difficulty, of which the second checkpoint solves 12 more and loses none."""
     rng = np.random.default_rng(0)
@@ -195,10 +200,11 @@ def test_trap_10_checkpoints_are_compared_problem_by_problem():
     gained = np.flatnonzero(~right)[:12]
     before = {f"p{i}": float(r) for i, r in enumerate(right)}
     after = before | {f"p{i}": 1.0 for i in gained}
-    difference, low, high = paired(before, after)
-    assert difference == pytest.approx(12 / 500)
-    assert 0 < low < difference < high
+    found = compare(one_sample_each(before), one_sample_each(after)).difference
+    assert found.value == pytest.approx(12 / 500)
+    assert 0 < found.low < found.value < found.high
     p, q = np.mean(list(before.values())), np.mean(list(after.values()))
     z = (q - p) / np.sqrt(p * (1 - p) / 500 + q * (1 - q) / 500)
     assert z < 1.96  # what lm-eval's model comparator would have said: nothing to see
-    assert paired(before, {name: after[name] for name in list(after)[:100]})[0] >= 0  # on what both have
+    some = {name: after[name] for name in list(after)[:100]}
+    assert compare(one_sample_each(before), one_sample_each(some)).problems == 100  # on what both have

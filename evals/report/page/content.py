@@ -39,9 +39,7 @@ def run_names(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str
         for run in runs:
             if run.kind == "train" and run.method:
                 names[run.id] = f"{run.name}: {names[run.id]}"
-    count: dict[str, int] = {}
-    for name in names.values():
-        count[name] = count.get(name, 0) + 1
+    count = Counter(names.values())
     return {id: f"{name} ({id[-6:]})" if count[name] > 1 else name for id, name in names.items()}
 
 

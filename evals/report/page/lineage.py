@@ -36,8 +36,11 @@ def lineage(
     scores: dict[str, Evaluation] = {e.part.run.id: e for e in found if e.part.run.kind == "eval"}
     by_id = {run.id: run for run in runs}
 
-    def add(node: Node) -> str:
+    def add(node: Node, origin: str = "") -> str:
+        """The node's id; with an edge from what it was made from, where that is known."""
         nodes.setdefault(node.id, node)
+        if origin:
+            edges.add((origin, node.id))
         return node.id
 
     for run in runs:
@@ -46,21 +49,15 @@ def lineage(
             detail = PurePath(files[0].path).name if files else run.status
             add(Node(run.id, 0, run.name, detail, run.id, files[0].sha256 if files else ""))
         elif run.kind == "train":
-            here = add(Node(run.id, 1, names[run.id], _status(run), run.id))
-            edges.add((_data(run, by_id, add), here))
+            add(Node(run.id, 1, names[run.id], _status(run), run.id), _data(run, by_id, add))
             for artifact in artifacts[run.id]:
                 if artifact.kind == "checkpoint":
-                    edges.add((here, add(_checkpoint(run, artifact.path, artifact.sha256))))
+                    add(_checkpoint(run, artifact.path, artifact.sha256), run.id)
         else:
             score = scores.get(run.id)
             told = f"{score.summary.pass1:.1%}" if score and score.columns.scored_S.any() else run.status
-            here = add(Node(run.id, 3, run.name, told.replace("%", " %"), run.id))
-            edges.add((_origin(run, by_id, artifacts, add, edges), here))
-    return {
-        "columns": COLUMNS,
-        "nodes": [asdict(node) for node in nodes.values()],
-        "edges": sorted([a, b] for a, b in edges if a),
-    }
+            add(Node(run.id, 3, run.name, told.replace("%", " %"), run.id), _origin(run, by_id, artifacts, add))
+    return {"columns": COLUMNS, "nodes": [asdict(node) for node in nodes.values()], "edges": sorted(map(list, edges))}
 
 
 def _status(run: RunRow) -> str:
@@ -81,9 +78,7 @@ def _checkpoint(run: RunRow, path: str, sha256: str) -> Node:
     return Node(f"{run.id}:{PurePath(path).name}", 2, title, sha256[:12] or "no longer recorded", run.id, sha256)
 
 
-def _origin(
-    run: RunRow, by_id: dict[str, RunRow], artifacts: dict[str, list[Artifact]], add: Any, edges: set[tuple[str, str]]
-) -> str:
+def _origin(run: RunRow, by_id: dict[str, RunRow], artifacts: dict[str, list[Artifact]], add: Any) -> str:
     """The node an evaluation was made from: a checkpoint of a run that is here, or a model from elsewhere."""
     model = str(run.config.get("model") or run.model)
     parent, name = by_id.get(run.parent or ""), PurePath(model).name
@@ -92,6 +87,4 @@ def _origin(
     if not STEP.fullmatch(name):
         return parent.id
     known = [a.sha256 for a in artifacts[parent.id] if a.kind == "checkpoint" and PurePath(a.path).name == name]
-    here = add(_checkpoint(parent, name, known[0] if known else ""))
-    edges.add((parent.id, here))
-    return here
+    return add(_checkpoint(parent, name, known[0] if known else ""), parent.id)

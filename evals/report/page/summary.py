@@ -97,5 +97,5 @@ def student_quantiles() -> list[float]:
     return [round(float(stdtrit(df, 0.975)), 6) for df in range(1, 1001)]
 
 
-def percent(share: float, digits: int = 1) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.{digits}f}"
+def percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"

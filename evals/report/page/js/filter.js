@@ -1,6 +1,6 @@
 // Which rows a filter lets through, and in which order.
 
-import { data, isCut, itemOf, once, outcomeOf, partOf, standing } from "./data.js";
+import { data, isCut, once, outcomeOf, standing } from "./data.js";
 import { noteOf } from "./notes.js";
 import { where } from "./where.js";
 
@@ -79,6 +79,3 @@ export function fromQuery(query) {
   }
   return filter;
 }
-
-/** What a row is called where it stands alone. */
-export const titleOf = (row) => `${itemOf(row)}, ${partOf(row).name}`;
