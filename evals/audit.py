@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from evals.console import make_console, progress_bar
 from evals.errors import UserError, command
 from evals.grading import Verdict
 from evals.grading.grader import NAMES, open_grader
+from evals.groups import grouped
 from evals.items import Item, read_items
 
 if TYPE_CHECKING:
@@ -138,16 +140,13 @@ def show(run: "RunRow", name: str, found: Sequence[Opinion], unknown: int, windo
     from evals.stats import share
 
     def estimate(some: Sequence[Opinion]) -> list[str]:
-        groups: dict[tuple[int, str], list[bool]] = {}
-        for o in some:
-            groups.setdefault((o.step, o.item), []).append(o.refused)
-        refused_P, paid_P = (np.array([f(g) for g in groups.values()], float) for f in (sum, len))
+        groups = grouped(some, lambda o: (o.step, o.item)).values()
+        refused_P = np.array([sum(o.refused for o in group) for group in groups], float)
+        paid_P = np.array([len(group) for group in groups], float)
         value, interval = share(refused_P, paid_P, samples=len(some)).cells(1, 100)
         return [f"{len(some):,}", f"{int(refused_P.sum()):,}", value, interval]
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
+    say = partial(console.print, markup=False, soft_wrap=True)
     if not found:
         say("No completion was paid: there is nothing to refuse.")
         return False

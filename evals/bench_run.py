@@ -16,6 +16,7 @@ from evals.engines import Engine, EngineError, Sampling
 from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.grading.grader import open_grader
+from evals.groups import grouped
 from evals.items import Item, choose
 from evals.lm_tasks.plan import TaskPlan, check_chat
 from evals.models import Target
@@ -153,10 +154,8 @@ def print_changes(
     before: Mapping[tuple[str, int], tuple[str, str]], rows: Mapping[tuple[str, int], "SampleRow"], console: Console
 ) -> None:
     """How many verdicts a regrading changed, from what to what, with an example of each change."""
-    changes: dict[tuple[str, str], list[SampleRow]] = {}
-    for key, row in rows.items():
-        if key in before and before[key][0] != row.outcome:
-            changes.setdefault((before[key][0], row.outcome), []).append(row)
+    changed_rows = (row for key, row in rows.items() if key in before and before[key][0] != row.outcome)
+    changes = grouped(changed_rows, lambda row: (before[row.item, row.repeat][0], row.outcome))
     changed = sum(map(len, changes.values()))
     console.print(f"{changed:,} of {len(rows):,} verdicts changed")
     for (old, new), some in sorted(changes.items(), key=lambda one: -len(one[1])):

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from evals.console import make_console
 from evals.errors import UserError, command
+from evals.groups import grouped
 from evals.models import Target, find_target
 from evals.plan import Plan, asked_with, make_plans, plan_for
 from evals.run import arguments as run_arguments
@@ -114,9 +116,7 @@ def report(
     from evals.report.layout import print_table
     from evals.stats import columns, compare
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
+    say = partial(console.print, markup=False, soft_wrap=True)
     found = partings(pairs)
     say(f"{plan.title}: {len(pairs):,} pairs of answers with the same noise ({noise}).")
     same = len(pairs) - len(found)
@@ -125,15 +125,11 @@ def report(
         at = np.array([p.at for p in found])
         low, middle, high = np.quantile(at, [0.25, 0.5, 0.75])
         say(f"The others part at token {middle + 1:.0f} (half of them from {low + 1:.0f} to {high + 1:.0f}).")
-        kinds: dict[tuple[int, int], list[Parting]] = {}
-        for p in found:
-            kinds.setdefault(p.tokens, []).append(p)
-        known: dict[tuple[int, int], list[tuple[float, ...]]] = {}
-        for p in scored:
-            known.setdefault(p.tokens, []).extend([p.logps] if p.logps else [])
+        kinds = grouped(found, lambda p: p.tokens)
+        known = grouped((p for p in scored if p.logps), lambda p: p.tokens)
         lines = []
         for kind, some in sorted(kinds.items(), key=lambda one: -len(one[1]))[:SHOWN]:
-            means = np.mean(known[kind], axis=0) if known.get(kind) else [math.nan] * 4
+            means = np.mean([p.logps for p in known[kind]], axis=0) if kind in known else [math.nan] * 4
             right = [sum(p.pair[k].outcome == "right" for p in some) for k in (0, 1)]
             lines.append(
                 [
@@ -150,11 +146,8 @@ def report(
     a, b = (columns(rows) for rows in zip(*pairs, strict=True))
     c = compare(a, b)
     say(f"B is {verdict(c, 'A')}. A {100 * c.a:.1f} %, B {100 * c.b:.1f} %.")
-    rewards: dict[str, list[tuple[float, float]]] = {}
-    for x, y in pairs:
-        if x.reward is not None and y.reward is not None:
-            rewards.setdefault(x.item, []).append((x.reward, y.reward))
-    whole = [some for some in rewards.values() if len(some) == plan.settings["n"]]
+    judged = grouped((p for p in pairs if None not in (p[0].reward, p[1].reward)), lambda p: p[0].item)
+    whole = [[(x.reward, y.reward) for x, y in some] for some in judged.values() if len(some) == plan.settings["n"]]
     shared, apart = independent_error(*np.array(whole).transpose(2, 0, 1)) if len(whole) > 1 else (math.nan, math.nan)
     if math.isnan(apart):
         say("How much the shared noise narrows that interval takes two samples a problem, or more (--n 4).")

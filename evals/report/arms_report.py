@@ -11,6 +11,7 @@ from rich.console import Console
 
 from evals.console import plural
 from evals.errors import UserError
+from evals.groups import grouped
 from evals.report.arms import QUANTITIES, Comparison, Line, compare, facts, spread
 from evals.store import Store
 
@@ -103,10 +104,7 @@ def markdown(found: Comparison) -> list[str]:
     for quantity in QUANTITIES:
         lines += ["", *overview(found, quantity)] if found.lines else []
     for axis, said in found.axes.items():
-        rows: dict[tuple[float, str], list[Line]] = {}
-        for line in found.lines:
-            if line.equal == axis:
-                rows.setdefault((line.share, line.arm), []).append(line)
+        rows = grouped((line for line in found.lines if line.equal == axis), lambda line: (line.share, line.arm))
         if not rows:
             continue
         lines += ["", f"### At equal {said}", ""]

@@ -115,7 +115,7 @@ def metadata(path: Path) -> dict[str, Any]:
     tables["alembic_version"] = {"hidden": True}
     about = (
         "The queries below answer what is asked most often; `run` in them is the beginning of a run's id, its name or "
+        "a tag, and empty means every run."
     )
-    about += "a tag, and empty means every run."
     one = {"title": "agpo results store", "description": about, "queries": queries, "tables": tables}
     return {"title": "agpo results", "databases": {path.stem: one}}

@@ -16,6 +16,7 @@ from matplotlib.typing import LegendLocType
 from PIL import Image  # matplotlib needs it too
 
 from evals.console import plural
+from evals.groups import grouped
 from evals.outputs import replacing
 from evals.report.arms import Comparison, Course
 from evals.report.parts import arm_of, line_names, metrics_of, order
@@ -66,10 +67,8 @@ def figures(store: Store, out: Path) -> list[Path]:
     One line per method and variant: the mean over its seeds, over the steps that all of them reached, in a band from
     the lowest to the highest seed. Returns the PNGs; none when no training run has metrics.
     """
-    tasks: dict[tuple[str, str], list[RunRow]] = {}
-    for run in store.runs("train"):
-        if run.last_step is not None:
-            tasks.setdefault((run.name, run.model), []).append(run)
+    logged = (run for run in store.runs("train") if run.last_step is not None)
+    tasks = grouped(logged, lambda run: (run.name, run.model))
     paths = []
     for (name, model), runs in tasks.items():
         lines = line_names(runs)

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 
 from evals.errors import UserError
+from evals.groups import grouped
 from evals.report import paper
 from evals.stats import Columns, pooled, read_columns
 from evals.store import OutcomeRow, RunRow, Store
@@ -220,9 +221,7 @@ def variants(runs: Sequence[RunRow]) -> dict[str, str]:
     objective stand in a configuration only where they were turned; other keys count where runs of the same model,
     method and knobs differ in them.
     """
-    families: dict[tuple[str, str, str], list[RunRow]] = {}
-    for run in runs:
-        families.setdefault((run.model, run.method, knobs(run)), []).append(run)
+    families = grouped(runs, lambda run: (run.model, run.method, knobs(run)))
     found = {}
     for (_, _, turned), family in families.items():
         differ = differing(family, ELSEWHERE)
@@ -286,9 +285,7 @@ def measured(store: Store, runs: Iterable[RunRow]) -> list[Part]:
     found: list[Part] = []
     for run in runs:
         parts = [part for part in parts_of(store, [run]) if part.measured]
-        steps: dict[int, list[Part]] = {}
-        for part in parts if run.kind == "eval" else ():
-            steps.setdefault(part.step, []).append(part)
+        steps = grouped(parts if run.kind == "eval" else (), lambda part: part.step)
         groups = [tasks for tasks in steps.values() if len(tasks) > 1]
         found += [replace(tasks[0], split=None, samples=sum(task.samples for task in tasks)) for tasks in groups]
         found += parts

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from rich.console import Console
 
+from evals.groups import grouped
 from evals.report.layout import duration, print_table, short
 from evals.report.parts import measured
 from evals.report.run_statistics import print_statistics
@@ -107,12 +108,10 @@ def show(store: Store, wanted: str, console: Console, training: Path | None = No
 
 
 def _show_metrics(store: Store, run: RunRow, console: Console) -> None:
-    by_name: dict[str, list[tuple[int, float]]] = {}
-    for step, name, value in store.metrics(run.id):
-        by_name.setdefault(name, []).append((step, value))
+    by_name = grouped(store.metrics(run.id), lambda metric: metric[1])
     if by_name:
         lines = [
-            [name, str(len(values)), f"{values[0][1]:.4g}", f"{values[-1][1]:.4g}"]
+            [name, str(len(values)), f"{values[0][2]:.4g}", f"{values[-1][2]:.4g}"]
             for name, values in sorted(by_name.items())
         ]
         print_table(["Metric", "Steps", "First", "Last"], lines, "", console)

@@ -7,10 +7,10 @@ every share of right ones, and counted.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
+from evals.groups import grouped
 from evals.stats import intervals
 from evals.stats.at_k import pass_at_k, powers_of_two
 from evals.stats.columns import Columns, Graded, columns
@@ -126,10 +126,7 @@ def unfinished(s: Summary) -> Summary:
 
 def by(samples: Sequence[Graded], key: str) -> dict[str, Summary]:
     """A summary for each value of a meta key, in order of the values; samples without the key are left out."""
-    parts: dict[Any, list[Graded]] = {}
-    for sample in samples:
-        if key in sample.meta:
-            parts.setdefault(sample.meta[key], []).append(sample)
+    parts = grouped((sample for sample in samples if key in sample.meta), lambda sample: sample.meta[key])
     return {str(value): summarise(parts[value]) for value in sorted(parts, key=lambda v: (str(type(v)), v))}
 
 

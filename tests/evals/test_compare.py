@@ -9,6 +9,7 @@ from evals.report.command import main
 from evals.report.compare import _points as points
 from evals.report.compare import p_text
 from evals.report.page.build import signed
+from evals.stats import Columns
 from evals.store import SampleRow, Store
 from evals.tables import _difference
 
@@ -240,7 +241,9 @@ def test_an_infinite_reward_is_in_tables_and_in_no_comparison(store, capsys):
 def test_nothing_is_minus_zero():
     nearly = -1e-5
     assert (points(nearly), points(nearly, plus=True), signed(100 * nearly)) == ("0.00", "+0.00", "+0.00")
-    one, other = ({"a": x, "b": x} for x in (0.5, 0.5 + nearly))
+    one, other = (
+        Columns(("a", "b"), np.arange(2), np.full(2, x), np.ones(2), np.zeros(2, bool), {}) for x in (0.5, 0.5 + nearly)
+    )
     assert _difference(one, other) == "+0.0 (+0.0 to +0.0)"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from evals.groups import grouped
 from evals.outputs import check_file, replacing
 from evals.report.compare import digits_of, p_text
 from evals.report.evaluations import Evaluation
@@ -167,9 +168,7 @@ def _part(part: Part, name: str) -> dict[str, Any]:
 
 def _benches(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
     """Benchmark -> its evaluations: by method, seed and step."""
-    benches: dict[str, list[Evaluation]] = {}
-    for evaluation in found:
-        benches.setdefault(evaluation.part.bench, []).append(evaluation)
+    benches = grouped(found, lambda e: e.part.bench)
     for of_bench in benches.values():
         of_bench.sort(
             key=lambda e: (e.part.run.kind, e.line, e.part.run.model, e.seed, e.part.run.parent or "", e.part.step)

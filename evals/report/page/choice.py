@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from evals.console import plural
+from evals.groups import grouped
 from evals.report.parts import Part, select
 from evals.store import RunRow, Store
 
@@ -73,10 +74,7 @@ def choose_samples(parts: Sequence[Part], limit: int | None) -> list[float]:
     of_outside = min(outside, max(room * 3 // 4, room - inside))
     for_one = {True: of_outside / outside if outside else 0.0, False: (room - of_outside) / inside if inside else 0.0}
     shares = [for_one[p.run.kind == "eval"] if p.measured and i in ends else 0.0 for i, p in enumerate(parts)]
-    rollouts: dict[str, list[int]] = {}
-    for i, part in enumerate(parts):
-        if not part.measured:
-            rollouts.setdefault(part.run.id, []).append(i)
+    rollouts = grouped((i for i, part in enumerate(parts) if not part.measured), lambda i: parts[i].run.id)
     left = limit - room
     by_size = sorted(rollouts.values(), key=lambda places: sum(parts[i].samples for i in places))
     for done, places in enumerate(by_size):
@@ -87,10 +85,8 @@ def choose_samples(parts: Sequence[Part], limit: int | None) -> list[float]:
 
 def first_and_last(parts: Sequence[Part]) -> set[int]:
     """Places of the evaluations that have a row in the tables: inside a training run the first and the last."""
-    of: dict[tuple[str, str | None], list[int]] = {}
-    for place, part in enumerate(parts):
-        if part.measured:
-            of.setdefault((part.run.id, part.split), []).append(place)
+    measured = (place for place, part in enumerate(parts) if part.measured)
+    of = grouped(measured, lambda place: (parts[place].run.id, parts[place].split))
     return {
         place
         for places in of.values()
