@@ -44,7 +44,7 @@ def group_of_token(lengths, rewards):
 
 
 presets = st.sampled_from(sorted({*PRESETS} - {"pass_at_k"}))  # which is for rewards of 0 and 1
-many = settings(max_examples=150, deadline=None)
+many = settings(max_examples=150)
 
 
 @many

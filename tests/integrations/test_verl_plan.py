@@ -89,7 +89,7 @@ def test_a_group_that_lost_samples_is_one_with_samples_that_are_not_scorable():
     assert alone.live_groups == 0  # a group of one has no advantage
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 500), max_size=40), st.integers(1, 5), st.integers(1, 4))
 def test_ranks_get_as_many_rows_each(costs, ranks, multiple):
     dealt = deal(costs, ranks, multiple)
