@@ -96,6 +96,10 @@ class Judge:
     def lists(self, a: Tree, r: Tree) -> bool:
         """The same items in any order, each as often."""
         self.path = "list"
+        a, r = (
+            one[2] if one[0] == "eq" and other[0] == "list" and one[1] == f"({','.join(_names(other[1]))})" else one
+            for one, other in ((a, r), (r, a))
+        )
         for one, other in ((a, r), (r, a)):
             if one[0] == "tuple" and (one[1], one[3]) == ("(", ")") and other[0] == "list" and not has_pm(one):
                 items = _by_name(other[1])
@@ -171,9 +175,9 @@ class Judge:
         return variables(left) == variables(right) and same_value(left, right, self.budget, cross=True)
 
     def _text(self, a: Tree, r: Tree) -> bool:
-        if a[0] != r[0] and reals(a if a[0] == "text" else r, self.budget):
-            return self.sets(a, r)
-        return a[0] == r[0] and plain_words(a[1]) == plain_words(r[1])
+        if a[0] == r[0] and plain_words(a[1]) == plain_words(r[1]):
+            return True
+        return bool(reals(a, self.budget) and reals(r, self.budget)) and self.sets(a, r)
 
     def _time(self, a: Tree, r: Tree) -> bool:
         if a[0] == "time" and r[0] == "ratio" and a[2] > 9 and not a[3] and not a[4]:
