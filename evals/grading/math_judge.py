@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from evals.grading.math_same import same_value
-from evals.grading.math_sets import expanded, has_pm, reals, same_reals
+from evals.grading.math_sets import TURNED, expanded, has_pm, reals, same_reals
 from evals.grading.math_tree import WHOLE, Tree, put, variables, walk
 from evals.grading.math_value import Evaluator, Undefined
 from evals.grading.math_words import plain_words
@@ -269,16 +269,16 @@ class Judge:
         if len(a[2]) != len(r[2]):
             return False
         if len(a[2]) > 1:
-            turned = ("rel", a[1][::-1], tuple(_TURNED.get(op, op) for op in a[2][::-1]), "")
+            turned = ("rel", a[1][::-1], tuple(TURNED.get(op, op) for op in a[2][::-1]), "")
             return any(t[2] == r[2] and self.in_order(t[1], r[1]) for t in (a, turned))
         (x, y), (u, v) = a[1], r[1]
         operator, wanted = a[2][0], r[2][0]
-        if operator not in _TURNED or wanted not in _TURNED:
+        if operator not in TURNED or wanted not in TURNED:
             return operator == wanted and self.same(x, u) and self.same(y, v)
         if operator in (">", ">="):
-            x, y, operator = y, x, _TURNED[operator]
+            x, y, operator = y, x, TURNED[operator]
         if wanted in (">", ">="):
-            u, v, wanted = v, u, _TURNED[wanted]
+            u, v, wanted = v, u, TURNED[wanted]
         left, right = ("+", x, ("neg", y)), ("+", u, ("neg", v))
         if operator != wanted or variables(left) != variables(right):
             return False
@@ -293,9 +293,6 @@ def _index(names: set[str]) -> list[str]:
     """The variable that can only be a whole number's, by its name."""
     found = sorted(names & {"k", "n", "m"})
     return found[:1] if found and WHOLE not in names else [WHOLE]
-
-
-_TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
 
 def _n(value: int) -> Tree:

@@ -37,10 +37,9 @@ _SYMBOLS = [
     ("∠", r"\angle "), ("△", r"\triangle "), ("ℝ", r"\mathbb{R}"), ("ℤ", r"\mathbb{Z}"), ("ℕ", r"\mathbb{N}"),
     ("ℚ", r"\mathbb{Q}"), ("ℂ", r"\mathbb{C}"), ("…⋯", r"\dots "), ("⁄∕", "/"), ("∣", "|"), ("‖", r"\|"),
     ("′’", "'"), ("、﹐", ","), ("。", "."), ("￥", "¥"), ("﹪", "%"), ("∑", r"\sum "), ("∏", r"\prod "),
-    ("∫", r"\int "), ("⟨〈", r"\langle "),
-    ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "),
-    ("⌉", r"\rceil "), ("∧和与且及", " and "), ("∨或", " or "),
-    ("ϕ", r"\phi "), ("∘", r"\circ "), ("ⅈ", "i"), ("ℯ", "e"), ("−", "-"), ("“”", '"'), ("【", "["), ("】", "]"),
+    ("∫", r"\int "), ("⟨〈", r"\langle "), ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "),
+    ("⌈", r"\lceil "), ("⌉", r"\rceil "), ("∧和与且及", " and "), ("∨或", " or "),
+    ("ϕ", r"\phi "), ("∘", r"\circ "), ("ⅈ", "i"), ("ℯ", "e"), ("“”", '"'), ("【", "["), ("】", "]"),
 ]  # fmt: skip
 for _chars, _is in _SYMBOLS:
     UNICODE.update({ord(c): _is for c in _chars})
