@@ -4,7 +4,7 @@ Everything a loss needs beyond log-probabilities is fixed here, before any forwa
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 
 from agpo.advantages import group_advantages, group_rewards, normalised_sum
 from agpo.clip import Decision, unit_decision, unit_sums, units
-from agpo.logprobs import Layout
 from agpo.mask import counted, live_groups, sequence_weights
 from agpo.presets import Objective
 from agpo.surrogate import loss_at_ratio_1, penalised_tokens
@@ -284,73 +283,3 @@ def _table(groups: Sequence[Group], of: Callable[[Sample], float], missing: floa
     rows = [[*map(of, group.samples), *[missing] * (size - len(group.samples))] for group in groups]
     dtype = {bool: torch.bool, int: torch.long, float: torch.float64}[type(missing)]
     return torch.tensor(rows, dtype=dtype).reshape(len(groups), size)
-
-
-def rank_micro_batches(
-    rows: Sequence[Row],
-    wanted: Iterable[int],
-    budget: int,
-    layout: Layout,
-    rank: int,
-    world: int,
-    attention: float = 0.0,
-) -> list[list[int]]:
-    """The micro-batches of one of `world` ranks: as many as each other rank has, [] where this one has nothing left.
-
-    Rows are dealt out longest first, each to the rank that is then the least busy: with its tokens, a prompt once for
-    all its samples there, and with `attention` tokens for each squared token of a sequence (`attention_cost`). A
-    function of the rows alone: every rank deals alike.
-    """
-    if world == 1:
-        return micro_batches(rows, wanted, budget, layout)
-    shares: list[list[int]] = [[] for _ in range(world)]
-    loads, prompts = [0.0] * world, [set[tuple[int, ...]]() for _ in range(world)]
-    for i in sorted(wanted, key=lambda i: (-rows[i].tokens, rows[i].group, i)):
-        row = rows[i]
-        costs = [
-            attention * row.tokens**2
-            + (len(row.response_ids) if layout != "padded" and row.prompt_ids in seen else row.tokens)
-            for seen in prompts
-        ]
-        at = min(range(world), key=lambda at: loads[at] + costs[at])
-        shares[at].append(i)
-        loads[at] += costs[at]
-        prompts[at].add(row.prompt_ids)
-    cuts = [micro_batches(rows, share, budget, layout) for share in shares]
-    for cut in cuts:  # ranks wait for each other in every micro-batch: those of a size together
-        cut.sort(key=lambda part: -sum(rows[i].tokens + attention * rows[i].tokens ** 2 for i in part))
-    return cuts[rank] + [[]] * (max(map(len, cuts)) - len(cuts[rank]))
-
-
-def micro_batches(
-    rows: Sequence[Row], wanted: Iterable[int], budget: int, layout: Layout = "packed"
-) -> list[list[int]]:
-    """Cut the wanted rows (by index) into parts of at most `budget` tokens.
-
-    Packed, the samples of a prompt lie together and pay for it once in a part; padded, a part costs its longest row
-    times its rows. A row longer than the budget is a part of its own. The cut never changes a result beyond rounding.
-    """
-    if layout != "padded":
-        longest: dict[tuple[int, ...], int] = {}
-        wanted = list(wanted)
-        for i in wanted:
-            longest[rows[i].prompt_ids] = max(longest.get(rows[i].prompt_ids, 0), rows[i].tokens)
-        order = sorted(wanted, key=lambda i: (-longest[rows[i].prompt_ids], rows[i].group, -rows[i].tokens))
-    else:
-        order = sorted(wanted, key=lambda i: -rows[i].tokens)
-    parts: list[list[int]] = []
-    used = 0
-    for i in order:
-        row = rows[i]
-        cost = row.tokens
-        if parts and layout != "padded" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
-            cost = len(row.response_ids)  # its prompt is in this part already
-        elif parts and layout == "padded":
-            cost = rows[parts[-1][0]].tokens  # padded to the longest, which comes first
-        if parts and used + cost <= budget:
-            parts[-1].append(i)
-            used += cost
-        else:
-            parts.append([i])
-            used = row.tokens
-    return parts

@@ -5,9 +5,10 @@ from functools import partial
 
 from rich.table import Table
 
-from agpo.batch import Group, MiniBatch, plain_tokens, rank_micro_batches
+from agpo.batch import Group, MiniBatch, plain_tokens
 from agpo.distributed import world_size
 from agpo.logprobs import Layout
+from agpo.micro_batches import rank_micro_batches
 from agpo.policy import Settings, tokens_of
 from agpo.presets import Objective
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import torch
 
-from agpo.batch import MiniBatch, Row, micro_batches
+from agpo.batch import MiniBatch, Row
 from agpo.correction import correction_weights, logp_gap
+from agpo.micro_batches import micro_batches
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Policy, Settings, with_old_logps
 from agpo.presets import Correction

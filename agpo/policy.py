@@ -8,12 +8,13 @@ from itertools import accumulate
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agpo.batch import Row, idle_row, rank_micro_batches
+from agpo.batch import Row, idle_row
 from agpo.clip import Decision, clip_decision
 from agpo.correction import correction_weights
 from agpo.distributed import all_gather, rank, world_size
 from agpo.logprobs import Layout, log_probs
 from agpo.memory import flops
+from agpo.micro_batches import rank_micro_batches
 from agpo.optimizer import Trained
 from agpo.packing import attention_cost, moved
 from agpo.presets import Correction, Objective

@@ -95,37 +95,12 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
         )
     # Adapters sit on the start model: a checkpoint's folder has them merged in, its trainer/ folder apart.
     start = model_path(config.model) if config.lora.rank or not checkpoint_path else str(checkpoint_path)
-    model, tokenizer = load(start, config)
-    if config.chat_template:
-        tokenizer.chat_template = config.chat_template
-    torch.manual_seed(config.seed)  # adapters start at random
-    update = config.update
-    prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
-    own = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
-    engine: Engine = own
-    if config.engine == "hf":
-        _ = own.decoder  # a model that it cannot sample from
-    elif config.vllm.max_model_len:  # the checks below are of what will generate
-        engine.max_context = min(engine.max_context, config.vllm.max_model_len)
-    check_end(engine.eos_ids, output_embeddings(model).weight.shape[0], config.model)
-    longest = check_asked(items, benches, config, engine)
-    chosen = choose_layout(model, engine.max_context, update.layout)
-    plain = distributed.shard(model, half_masters=not config.lora.rank, offload=update.offload)
-    own.model = plain
-    adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
-    trained = make_trained(model, **adamw, dtype=plain.dtype, offload=update.offload)
-    if update.compile:
-        compile_layers(model)
-    reference = None
-    if config.objective.knobs.beta:  # the start model, whatever checkpoint the run goes on from
-        reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
-        distributed.shard(reference, half_masters=False)
-    policy = Policy(model, tokenizer, trained, lr_schedule(config), reference, *chosen, plain=plain)
+    policy, engine, longest = load_policy(config, start, items, benches)
     if checkpoint_path and state:
         checkpoint_io.restore(checkpoint_path, policy, state)
     store = Store.open(store_url) if distributed.is_main() else None
     if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
-        engine = start_vllm(config, start, plain, longest)
+        engine = start_vllm(config, start, policy.plain, longest)
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)  # type: ignore[arg-type]
     if config.rollout.prompts == "adaptive":
         run.seen_2P = np.array((state or {}).get("seen") or np.zeros((2, len(items))))
@@ -139,6 +114,39 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     return run
+
+
+def load_policy(
+    config: TrainConfig, start: str, items: list[Item], benches: list[tuple[Bench, list[Item]]]
+) -> tuple[Policy, Engine, int]:
+    """(the policy with the model of `start`, the engine that generates with it, the most tokens that will be asked).
+
+    What the model cannot do of what is asked is an error before it is sharded.
+    """
+    model, tokenizer = load(start, config)
+    if config.chat_template:
+        tokenizer.chat_template = config.chat_template
+    torch.manual_seed(config.seed)  # adapters start at random
+    update = config.update
+    prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
+    engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
+    if config.engine == "hf":
+        _ = engine.decoder  # a model that it cannot sample from
+    elif config.vllm.max_model_len:  # the checks below are of what will generate
+        engine.max_context = min(engine.max_context, config.vllm.max_model_len)
+    check_end(engine.eos_ids, output_embeddings(model).weight.shape[0], config.model)
+    longest = check_asked(items, benches, config, engine)
+    chosen = choose_layout(model, engine.max_context, update.layout)
+    engine.model = plain = distributed.shard(model, half_masters=not config.lora.rank, offload=update.offload)
+    adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
+    trained = make_trained(model, **adamw, dtype=plain.dtype, offload=update.offload)
+    if update.compile:
+        compile_layers(model)
+    reference = None
+    if config.objective.knobs.beta:  # the start model, whatever checkpoint the run goes on from
+        reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
+        distributed.shard(reference, half_masters=False)
+    return Policy(model, tokenizer, trained, lr_schedule(config), reference, *chosen, plain=plain), engine, longest
 
 
 def start_run(config: TrainConfig, store: Store, **more: str) -> str:

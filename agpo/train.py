@@ -117,8 +117,8 @@ def completions(run: Run) -> list[dict[str, str | float | None]]:
 def evaluate_policy(run: Run, console: Console, trackers: Trackers) -> None:
     """Evaluate the current weights on the configured benchmarks; what the store has of this step already, stays."""
     from agpo import distributed
+    from agpo.sampling import awake
     from agpo.sampling_on_ranks import serve, shared
-    from agpo.step import awake
 
     with awake(run):
         if distributed.is_main():
@@ -294,8 +294,9 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
     from agpo.explain import explain
     from agpo.packing import attention_cost
     from agpo.problems import open_reward
+    from agpo.sampling import sample_groups
     from agpo.setup import set_up
-    from agpo.step import plan_of, sample_groups, settings_of
+    from agpo.step import plan_of, settings_of
 
     with TemporaryDirectory() as folder:
         run = set_up(config.model_copy(update={"out": folder}), f"{folder}/store.db", saved, None)

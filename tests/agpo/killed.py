@@ -18,7 +18,7 @@ MOMENTS = (  # of, what, in which call of this life, before or after it
     ("agpo.rollout", "joined", 350, "before"),  # an answer has come; in the sixth step, after a checkpoint
     ("agpo.rollout", "wait", 2, "before"),  # grading
     ("agpo.step", "plan_of", 2, "before"),
-    ("agpo.step", "sync_engine", 2, "after"),
+    ("agpo.sampling", "sync_engine", 2, "after"),
     ("agpo.step", "update", 3, "before"),  # between two updates of a step
     ("agpo.step", "begin_ahead", 2, "after"),
     ("agpo.step", "sample_rows", 2, "before"),
@@ -28,7 +28,7 @@ MOMENTS = (  # of, what, in which call of this life, before or after it
 )
 AHEAD = (  # the same with the next step's answers running beside: rollout.overlap=ahead
     ("agpo.rollout", "joined", 438, "before"),  # 53 answers of the seventh step are there, and the next ones are begun
-    ("agpo.step", "begin_ahead", 1, "after"),
+    ("agpo.sampling", "begin_ahead", 1, "after"),
     ("agpo.ahead.Ahead", "drop", 1, "before"),  # an update moved the weights
     ("agpo.ahead.Ahead", "drop", 1, "after"),
     ("agpo.ahead.Ahead", "outputs", 1, "before"),  # none did: they are the next step's

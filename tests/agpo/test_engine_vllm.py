@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from agpo import setup
 from agpo.config import load_config
 from agpo.problems import open_reward
+from agpo.sampling import sample_groups, sync_engine
 from agpo.setup import set_up
-from agpo.step import sample_groups, sync_engine, train_step
+from agpo.step import train_step
 from agpo.train import evaluate_policy
 from evals.console import make_console
 from evals.engines import load_engine

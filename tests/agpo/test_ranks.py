@@ -18,7 +18,8 @@ from command import start as one_process
 from ranks import CASES, WORLDS, results, start_ranks
 from safetensors.torch import load_file
 
-from agpo.batch import Row, micro_batches, rank_micro_batches
+from agpo.batch import Row
+from agpo.micro_batches import micro_batches, rank_micro_batches
 from agpo.train import main
 from evals.store import Store
 

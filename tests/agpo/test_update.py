@@ -11,9 +11,10 @@ from groups import REWARDS, make_groups, sgd
 from objective_reference import by_hand
 
 from agpo.advantages import group_advantages
-from agpo.batch import Row, balance, lengths_of, live_of, micro_batches, plan_step, raw_rewards
+from agpo.batch import Row, balance, lengths_of, live_of, plan_step, raw_rewards
 from agpo.config import load_config
 from agpo.logprobs import log_probs
+from agpo.micro_batches import micro_batches
 from agpo.objective import PRESETS, Correction, Objective, minibatch_loss, overlong_penalty
 from agpo.optimizer import Trained
 from agpo.policy import Policy, Settings, tokens_of, with_old_logps

@@ -1,0 +1,159 @@
+"""What a step samples, with which weights, and when an engine may begin: the groups of the next step, graded."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from agpo import distributed
+from agpo.adaptive import draw_adaptive, expected_live, learn
+from agpo.ahead import Ahead
+from agpo.batch import Group
+from agpo.config import TrainConfig
+from agpo.rollout import Begun, draw, draw_over, requests_of, resample, rollout
+from agpo.sampling_on_ranks import sample_on_ranks
+from agpo.setup import Run
+from agpo.sync import weight_stream
+from agpo.telemetry import Watch
+from evals.complete import Grader
+from evals.engines import Output, OwnWeights, Request, Sampling
+from evals.items import Item
+
+AHEAD_AT = 0.75
+"""rollout.overlap=ahead: the share of a step's answers that are there when the next step's begin. An engine takes them
+after those that run, so that they fill what has become free"""
+
+
+def sample_groups(
+    run: Run, grader: Grader, watch: Watch | None = None, *, overlap: bool = False
+) -> tuple[list[Group], list[Group], list[Begun]]:
+    """(the groups of the next step, every group that was sampled for it, graded; what goes on in the step after it).
+
+    `overlap`: an engine in a process of its own goes on with the step after it, where the run is to.
+    """
+    config, step, watch = run.config, run.done, watch or Watch()
+    knobs, over = config.objective.knobs, config.rollout.oversample
+    resampled = knobs.masked_groups == "resample"
+    beside = overlap and isinstance(run.engine, OwnWeights)
+    early = config.rollout.overlap == "ahead" and not config.rollout.max_staleness
+    here = partial(
+        rollout,
+        run.engine,
+        grader,
+        preset=config.asked,
+        samples_per_prompt=config.rollout.samples_per_prompt,
+        sampling=sampling_of(config),
+        seed=config.seed,
+        step=step,
+        watch=watch,
+        generate=partial(generate, run, watch),
+        soon=partial(begin_soon, run, watch, step + 1) if beside and not resampled else lambda left: None,
+        soon_at=AHEAD_AT if early else 1.0,
+    )
+    with awake(run, watch):
+        if over:
+            begun = draw_over(run.items, config.seed, step, config.rollout.prompts_per_step, over, run.carried)
+            groups, left = here(begun)
+            return groups, groups, left
+        sample = partial(sample_on_ranks, lambda items: here([Begun(item, step) for item in items])[0])
+        groups = sample(asked_next(run))
+        if not resampled:
+            return groups, groups, []
+        rounds = config.rollout.resample_rounds
+        kept, everything = resample(
+            groups, sample, run.items, seed=config.seed, step=step, rounds=rounds, objective=knobs
+        )
+        if beside:
+            begin_soon(run, watch, step + 1, [])
+        return kept, everything, []
+
+
+def generate(run: Run, watch: Watch, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
+    """What was sampled ahead for these requests, else what the engine samples now."""
+    ahead, run.ahead = run.ahead, None
+    if ahead is None:
+        return run.engine.generate(requests, sampling)
+    assert ahead.asked == (requests, sampling), "what was sampled ahead is not what the step asks for"
+    watch.seconds["saved"] += ahead.seconds
+    return ahead.outputs()
+
+
+def begin_soon(run: Run, watch: Watch, step: int, left: Sequence[Begun]) -> None:
+    """Begin to sample for the step after `step` steps while the last of these is not finished."""
+    if run.config.rollout.max_staleness:  # the engine has been busy with the weights of the step before
+        with watch.phase("sync"):
+            sync_engine(run)
+    begin_ahead(run, step, left)
+
+
+def asked_next(run: Run) -> list[Item]:
+    """The items of the next step."""
+    rollout, seed = run.config.rollout, run.config.seed
+    if run.seen_2P is None:
+        return draw(run.items, seed, run.done, rollout.prompts_per_step)
+    asked = rollout.prompts_per_step, rollout.samples_per_prompt
+    return draw_adaptive(run.items, run.seen_2P, seed, run.done, *asked)
+
+
+def learn_rates(run: Run, everything: Sequence[Group], live_G: Sequence[bool]) -> dict[str, float]:
+    """Take a step's answers into what adaptive prompts are chosen by: the metrics of the choice. {} without them."""
+    if run.seen_2P is None:
+        return {}
+    rollout = run.config.rollout
+    asked = [group.item for group in everything[: rollout.prompts_per_step]]  # dynamic sampling adds others
+    expected = expected_live(run.items, run.seen_2P, asked, rollout.samples_per_prompt)
+    run.seen_2P = learn(run.items, run.seen_2P, everything, rollout.forget)
+    return {"prompts/expected_live": expected, "prompts/live": sum(live_G[: len(asked)]) / len(asked)}
+
+
+def begin_ahead(run: Run, step: int, left: Sequence[Begun]) -> None:
+    """Begin to sample for the step after `step` steps, unless the run is not to, or something else comes before it.
+
+    The engine must have the weights, and be the only one to use its model: the policy's own is called after an update.
+    """
+    config = run.config
+    asked = config.rollout.overlap != "none" or config.rollout.max_staleness
+    if run.ahead or not asked or config.evaluates_after(step) or run.engine.weight_version != run.version:
+        return
+    rollout = config.rollout
+    begun = draw_over(run.items, config.seed, step, rollout.prompts_per_step, rollout.oversample, left)
+    mine = begun[distributed.rank() :: distributed.world_size()]
+    asking = config.asked, rollout.samples_per_prompt, config.seed, rollout.max_tokens
+    run.ahead = Ahead(run.engine, requests_of(run.engine, mine, *asking)[1], sampling_of(config))
+
+
+def drop_ahead(run: Run, watch: Watch) -> None:
+    """Throw away what was sampled ahead: it is of weights that are about to move."""
+    assert run.ahead
+    watch.seconds["wasted"] += run.ahead.seconds
+    run.ahead.drop()
+    watch.span("thrown away", run.ahead.began)
+    run.ahead = None
+
+
+def sampling_of(config: TrainConfig) -> Sampling:
+    rollout = config.rollout
+    whole = rollout.prompts_per_step if rollout.oversample else 0
+    return Sampling(rollout.max_tokens, rollout.temperature, rollout.top_p, whole=whole)
+
+
+@contextmanager
+def awake(run: Run, watch: Watch | None = None) -> Iterator[None]:
+    """The engine generates with the policy as it is now, and stamps its completions with that. An engine that has its
+    own weights stays awake; the policy's own model gives back what was gathered to generate with it."""
+    if run.ahead is None:  # else it has them, or those that it samples ahead with
+        with (watch or Watch()).phase("sync"):
+            sync_engine(run)
+    yield
+    if not isinstance(run.engine, OwnWeights):
+        distributed.free(run.policy.plain, run.policy.model)
+
+
+def sync_engine(run: Run) -> None:
+    """Give the engine the weights that the policy has now, unless it has them."""
+    version, policy = run.version, run.policy
+    if not isinstance(run.engine, OwnWeights):
+        distributed.gather(policy.plain, policy.model)
+    elif run.engine.weight_version != version:
+        policy.trained.optimizer.zero_grad(set_to_none=True)  # an update leaves none; the engine needs the room
+        run.engine.sync(weight_stream(policy), version)
+    run.engine.weight_version = version
