@@ -89,8 +89,7 @@ def read_code_contests(options: CodeContestsSource, name: str, raw: Mapping[str,
     )
     origin: Any = raw.get("source")
     meta: dict[str, Any] = {"origin": ORIGINS[origin if origin in range(len(ORIGINS)) else 0]}
-    known = (("rating", "cf_rating"), ("title", "name"))
-    meta |= {new: raw[old] for new, old in known if raw.get(old) and flat(raw[old])}
+    meta |= {k: raw[old] for k, old in (("rating", "cf_rating"), ("title", "name")) if raw.get(old) and flat(raw[old])}
     if raw.get("cf_contest_id"):
         meta["url"] = f"https://codeforces.com/problemset/problem/{raw['cf_contest_id']}/{raw.get('cf_index')}"
     return Row(name, options.name, text(raw, "description"), "", meta, code)

@@ -31,8 +31,8 @@ def same_value(a: Tree, b: Tree, budget: list[float], cross: bool = False) -> bo
     """
     names = variables(a) | variables(b)
     far = any(part[0] == "root" or (part[0] == "f" and part[1] in _BRANCHED) for part in walk((a, b)))
-    for also_complex in (cross or ("c", "i") in walk((a, b)), True):
-        told = [_compare_at(a, b, point, budget, cross, also_complex) for point in points(names, far)]
+    for unreal in (cross or ("c", "i") in walk((a, b)), True):
+        told = [_compare_at(a, b, point, budget, cross, unreal) for point in points(names, far)]
         if told := [one for one in told if one is not None]:
             return _one_ratio(told) if cross else all(told)
     raise Undefined("no value anywhere")
@@ -55,9 +55,7 @@ def _close(evaluate: Evaluator, one: list[Value], other: list[Value]) -> bool:
     )
 
 
-def _compare_at(
-    a: Tree, b: Tree, point: Mapping[str, Fraction], budget: list[float], cross: bool, also_complex: bool
-) -> Any:
+def _compare_at(a: Tree, b: Tree, point: Mapping[str, Fraction], budget: list[float], cross: bool, unreal: bool) -> Any:
     """Whether the values at a point are equal, or both of them (`cross`); None: neither is defined, or real, there."""
     digits = DIGITS
     for attempt in range(4):
@@ -79,7 +77,7 @@ def _compare_at(
             return one == other
         if isinstance(one, tuple) != isinstance(other, tuple):
             return False
-        if not also_complex and point and hasattr(one, "_mpc_") and hasattr(other, "_mpc_"):
+        if not unreal and point and hasattr(one, "_mpc_") and hasattr(other, "_mpc_"):
             return None  # roots and logarithms of what is negative here
         if evaluate.need > digits * 0.4 and attempt < 3:
             digits = int(digits + evaluate.need + 20)
