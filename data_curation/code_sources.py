@@ -11,7 +11,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from data_curation.sources import KINDS, PROBLEMS, Bad, Kind, Source, code_record, column, read_tests, text, usual
+from data_curation.sources import KINDS, PROBLEMS, Bad, Kind, Source, code_record, column, flat, read_tests, text, usual
 from data_curation.stage import Drop, Row
 
 PYTHON3 = 3
@@ -40,8 +40,8 @@ def read_codeforces(options: CodeforcesSource, name: str, raw: Mapping[str, Any]
     parts += [f"Example\nInput:\n{test['input']}\nOutput:\n{test['output']}" for test in examples]
     if raw.get("note"):
         parts.append(f"Note\n{text(raw, 'note')}")
-    start = raw.get("contest_start")
-    date = datetime.datetime.fromtimestamp(start, datetime.UTC).date().isoformat() if isinstance(start, int) else ""
+    start = min(_number(raw.get("contest_start"), 1e300) or 0, 1e11)
+    date = datetime.datetime.fromtimestamp(start, datetime.UTC).date().isoformat() if start else ""
     code = code_record(
         [given for given, _ in pairs],
         [printed for _, printed in pairs],
@@ -52,7 +52,7 @@ def read_codeforces(options: CodeforcesSource, name: str, raw: Mapping[str, Any]
         file_io=raw.get("input_mode") == "file",
         date=date,
     )
-    meta = {key: raw[key] for key in ("rating", "title") if isinstance(raw.get(key), str | int | float)}
+    meta = {key: raw[key] for key in ("rating", "title") if flat(raw.get(key))}
     if isinstance(raw.get("id"), str):
         meta["url"] = "https://codeforces.com/problemset/problem/" + raw["id"]
     return Row(name, options.name, "\n\n".join(parts), "", {**meta, "date": date}, code)
@@ -75,24 +75,21 @@ def read_code_contests(options: CodeContestsSource, name: str, raw: Mapping[str,
         if len(tests["input"]) != len(tests.get("output") or []):
             raise Bad(f"{kind!r} has {len(tests['input'])} inputs and {len(tests.get('output') or [])} outputs")
         pairs |= dict.fromkeys(zip(tests["input"], tests["output"], strict=True))
-    limit = raw.get("time_limit")
-    seconds = None
-    if isinstance(limit, dict):
-        seconds = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9 or None
+    seconds = raw.get("time_limit")
+    if isinstance(seconds, dict):
+        seconds = (_number(seconds.get("seconds")) or 0) + (_number(seconds.get("nanos"), 1e9) or 0) / 1e9
     code = code_record(
         [given for given, _ in pairs],
         [printed for _, printed in pairs],
-        time_limit=seconds,
-        memory_mb=(raw.get("memory_limit_bytes") or 0) // 2**20 or None,
+        time_limit=_number(seconds),
+        memory_mb=int((_number(raw.get("memory_limit_bytes"), 1e12) or 0) / 2**20) or None,
         references=_python(raw.get("solutions")),
         wrong=_python(raw.get("incorrect_solutions")),
         file_io=bool(raw.get("input_file") or raw.get("output_file")),
     )
-    origin = raw.get("source")
-    meta: dict[str, Any] = {
-        "origin": ORIGINS[origin] if isinstance(origin, int) and origin < len(ORIGINS) else "unknown"
-    }
-    meta |= {new: raw[old] for new, old in (("rating", "cf_rating"), ("title", "name")) if raw.get(old)}
+    origin: Any = raw.get("source")
+    meta: dict[str, Any] = {"origin": ORIGINS[origin if origin in range(len(ORIGINS)) else 0]}
+    meta |= {k: raw[old] for k, old in (("rating", "cf_rating"), ("title", "name")) if raw.get(old) and flat(raw[old])}
     if raw.get("cf_contest_id"):
         meta["url"] = f"https://codeforces.com/problemset/problem/{raw['cf_contest_id']}/{raw.get('cf_index')}"
     return Row(name, options.name, text(raw, "description"), "", meta, code)
@@ -138,8 +135,9 @@ def read_code_table(options: CodeTableSource, name: str, raw: Mapping[str, Any])
     return Row(name, options.name, statement, "", {"date": code["date"]}, code)
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+def _number(value: Any, most: float = 1e6) -> float | None:
+    """A number above 0 and below `most`; None for anything else."""
+    return float(value) if isinstance(value, int | float) and value is not True and 0 < value < most else None
 
 
 def _python(programs: Any) -> list[str]:

@@ -22,12 +22,12 @@ TEMPLATES = [
 """instructions that other projects baked into their prompts: a prompt preset says them when the problem is asked"""
 
 # A string literal ate the backslash of a command: "\frac" became form feed + "rac" (DAPO has hundreds), "\times" tab +
-# "imes". Only these commands are restored: a form feed may also be what is left of a ligature ("de\fne" for "define").
-COMMANDS = r"""\alpha \angle \approx \arccos \arcsin \arctan \arg \ast \backslash \bar \because \begin \beta
-\big \Big \binom \bf \bmod \boldsymbol \bot \boxed \bullet \fbox \flat \footnotesize \forall \frac \frown
-\nabla \neq \nexists \nmid \notin \rangle \rbrace \rceil \rfloor \rho \right \rightarrow \rvert \tanh \tau
-\tbinom \text \textbf \textit \textrm \tfrac \therefore \theta \tilde \times \triangle \triangleq \varepsilon
-\varnothing \varphi \vdots \vec \vee \vert"""
+# "imes". Only these commands are restored: a form feed may also be what is left of a ligature ("de\fne" for "define"),
+# and a line may begin with "mid" or "exists" without having lost \nmid or \nexists.
+COMMANDS = r"""\alpha \angle \approx \arccos \arcsin \arctan \arg \ast \backslash \bar \because \begin \beta \big \Big
+\binom \bf \bmod \boldsymbol \bot \boxed \bullet \fbox \flat \footnotesize \forall \frac \frown \nabla \neq \notin
+\rangle \rbrace \rceil \rfloor \rho \right \rightarrow \rvert \tanh \tau \tbinom \text \textbf \textit \textrm \tfrac
+\therefore \theta \tilde \times \triangle \triangleq \varepsilon \varnothing \varphi \vdots \vec \vee \vert"""
 _LETTER = {"\a": "a", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t", "\v": "v"}
 _EATEN = re.compile(
     "|".join(

@@ -103,11 +103,14 @@ def _one_answer(value: Any, name: str) -> str:
         if len(named) != 1:
             raise Bad(f"{name!r} is a record of {', '.join(map(str, value))}; name one of them as {name}.NAME")
         return _one_answer(value[named[0]], f"{name}.{named[0]}")
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    if not isinstance(value, str):
+    if not flat(value) or isinstance(value, bool):
         raise Bad(f"{name!r} is {_kind(value)}, not text or a number")
-    return value
+    return str(value)
+
+
+def flat(value: Any) -> bool:
+    """Whether a value is a text or a number, and no NaN."""
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _kind(value: Any) -> str:
@@ -190,17 +193,18 @@ class MathSource(Source):
 
 def read_math(options: MathSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
     """The answer is the last balanced \\boxed{} of the solution."""
-    problem, level, solution = text(raw, "problem"), text(raw, "level"), text(raw, "solution")
-    number = re.fullmatch(r"Level (\d+)", level)
+    problem, level, solution = text(raw, "problem"), answer(raw, "level"), text(raw, "solution")
+    number = re.fullmatch(r"(?:Level )?(\d+)", level)
     if number is None:
         return Drop(name, "level unknown", problem[:300], {"level": level})
     if int(number[1]) not in options.levels:
         return Drop(name, f"level {number[1]}", problem[:300])
-    answer, found = extract_answer(solution)
-    if answer is None:
+    boxed, found = extract_answer(solution)
+    if boxed is None:
         reason = f"{'no' if found == 'none' else found} \\boxed{{}}"
         return Drop(name, f"{reason} in the solution", problem[:300], {"solution": solution[-200:]})
-    return Row(name, options.name, problem, answer, {"level": int(number[1]), "subject": str(raw.get("type") or "")})
+    subject = str(raw.get("type") or raw.get("subject") or "")
+    return Row(name, options.name, problem, boxed, {"level": int(number[1]), "subject": subject})
 
 
 class VerlSource(Source):
@@ -246,11 +250,11 @@ class CompetitionSource(Source):
 
 
 def read_competition(options: CompetitionSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
-    said = re.sub(r"^(-?\d+)\.0$", r"\1", answer(raw, "answer").strip())
+    said = re.sub(r"^(-?\d+)\.0$", r"\1", answer(raw, usual(raw, "", ANSWERS, "answer")).strip())
     if said.isdigit():
         said = str(int(said))  # AIME's 033 is 33
     meta = {k: raw[k] for k in ("year", "url") if isinstance(raw.get(k), str | int)}
-    return Row(name, options.name, text(raw, "problem"), said, meta)
+    return Row(name, options.name, text(raw, usual(raw, "", PROBLEMS, "problem")), said, meta)
 
 
 class TableSource(Source):
@@ -279,7 +283,7 @@ def read_table(options: TableSource, name: str, raw: Mapping[str, Any]) -> Row |
         said = boxed
     if said.startswith("{") and isinstance(_json(said), Mapping):
         raise Bad("the answer is a record; tests of a program are read by --set SOURCE.kind=code-table, or verl")
-    meta = {new: raw[old] for new, old in options.meta.items() if isinstance(raw.get(old), str | int | float)}
+    meta = {new: raw[old] for new, old in options.meta.items() if flat(raw.get(old))}
     return Row(name, options.name, problem, said, meta)
 
 

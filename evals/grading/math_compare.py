@@ -28,12 +28,9 @@ class Judgement(NamedTuple):
     why: str = ""
 
 
+_key = lru_cache(8192)(normalise)
+_parsed = lru_cache(1024)(parse)
 _PLAIN = re.compile(r"(-?)(?:(\d{1,60})(?:\.(\d{1,60}))?|\\frac\{(-?\d{1,60})\}\{(\d{1,60})\}|(\d{1,60})/(\d{1,60}))")
-
-
-@lru_cache(8192)
-def _key(text: str) -> str:
-    return normalise(text)
 
 
 def number(key: str) -> Fraction | None:
@@ -142,11 +139,6 @@ def _affordable(reference: Tree) -> bool:
     except Undefined:
         pass
     return True
-
-
-@lru_cache(1024)
-def _parsed(text: str, joined: bool) -> Tree:
-    return parse(text, joined)
 
 
 def parses(answer: str) -> bool:

@@ -19,6 +19,8 @@ class Cursor:
         self.declared: list[Tree] = []
         self.bars = 0
         """open |: the next one closes"""
+        self.square = False
+        """in square brackets, where another [ closes: [0, 1[ in French"""
 
     @property
     def kind(self) -> str:

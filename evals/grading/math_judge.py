@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from evals.grading.math_same import same_value
-from evals.grading.math_sets import expanded, has_pm, reals, same_reals
+from evals.grading.math_sets import TURNED, expanded, has_pm, reals, same_reals
 from evals.grading.math_tree import WHOLE, Tree, put, variables, walk
 from evals.grading.math_value import Evaluator, Undefined
 from evals.grading.math_words import plain_words
@@ -96,6 +96,10 @@ class Judge:
     def lists(self, a: Tree, r: Tree) -> bool:
         """The same items in any order, each as often."""
         self.path = "list"
+        a, r = (
+            one[2] if one[0] == "eq" and other[0] == "list" and one[1] == f"({','.join(_names(other[1]))})" else one
+            for one, other in ((a, r), (r, a))
+        )
         for one, other in ((a, r), (r, a)):
             if one[0] == "tuple" and (one[1], one[3]) == ("(", ")") and other[0] == "list" and not has_pm(one):
                 items = _by_name(other[1])
@@ -171,9 +175,9 @@ class Judge:
         return variables(left) == variables(right) and same_value(left, right, self.budget, cross=True)
 
     def _text(self, a: Tree, r: Tree) -> bool:
-        if a[0] != r[0] and reals(a if a[0] == "text" else r, self.budget):
-            return self.sets(a, r)
-        return a[0] == r[0] and plain_words(a[1]) == plain_words(r[1])
+        if a[0] == r[0] and plain_words(a[1]) == plain_words(r[1]):
+            return True
+        return bool(reals(a, self.budget) and reals(r, self.budget)) and self.sets(a, r)
 
     def _time(self, a: Tree, r: Tree) -> bool:
         if a[0] == "time" and r[0] == "ratio" and a[2] > 9 and not a[3] and not a[4]:
@@ -265,16 +269,16 @@ class Judge:
         if len(a[2]) != len(r[2]):
             return False
         if len(a[2]) > 1:
-            turned = ("rel", a[1][::-1], tuple(_TURNED.get(op, op) for op in a[2][::-1]), "")
+            turned = ("rel", a[1][::-1], tuple(TURNED.get(op, op) for op in a[2][::-1]), "")
             return any(t[2] == r[2] and self.in_order(t[1], r[1]) for t in (a, turned))
         (x, y), (u, v) = a[1], r[1]
         operator, wanted = a[2][0], r[2][0]
-        if operator not in _TURNED or wanted not in _TURNED:
+        if operator not in TURNED or wanted not in TURNED:
             return operator == wanted and self.same(x, u) and self.same(y, v)
         if operator in (">", ">="):
-            x, y, operator = y, x, _TURNED[operator]
+            x, y, operator = y, x, TURNED[operator]
         if wanted in (">", ">="):
-            u, v, wanted = v, u, _TURNED[wanted]
+            u, v, wanted = v, u, TURNED[wanted]
         left, right = ("+", x, ("neg", y)), ("+", u, ("neg", v))
         if operator != wanted or variables(left) != variables(right):
             return False
@@ -289,9 +293,6 @@ def _index(names: set[str]) -> list[str]:
     """The variable that can only be a whole number's, by its name."""
     found = sorted(names & {"k", "n", "m"})
     return found[:1] if found and WHOLE not in names else [WHOLE]
-
-
-_TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
 
 def _n(value: int) -> Tree:

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from evals.grading.math_cursor import ENDS, Cursor
 from evals.grading.math_tokens import ORDINALS, CannotParse, tokens
-from evals.grading.math_tree import Tree, about_integers, joined
+from evals.grading.math_tree import Tree, about_integers, joined, put
 from evals.grading.math_whole import whole
 from evals.grading.math_words import FUNCTIONS, is_hedge, unit_of
 
@@ -138,7 +138,8 @@ class _Parser(Cursor):
                 said.append(_MONEY[self.take()])
             elif said and self.next_is("^"):
                 self.take()
-                said.append("^" + "".join(str(part) for part in self.argument()[1:]))
+                power = self.argument()
+                said.append(f"^-{power[1][1]}" if power[0] == "neg" else f"^{power[1]}")
             elif said and self.next_is("/", r"\cdot") and self.found[self.at + 1][0] in ("words", "text1"):
                 said.append("per" if self.take() == "/" else "*")
             else:
@@ -191,10 +192,11 @@ class _Parser(Cursor):
                 self.take()
                 factors = [("f", "mod", _of("*", factors), self.signed_factor())]
             elif self.starts_factor():
-                if self.kind in ("number", "science", "repeat") and self.found[self.at - 1][1] != ")":
+                before, grouped = self.found[self.at - 1], self.next_is("{")
+                powers = factors[-1][0] == "^" and factors[-1][1][0] == "n" and before[0] != "number"  # 2^{10}3^5
+                if self.kind in ("number", "science", "repeat") and before[1] != ")" and not powers:
                     factors[-1] = self.mixed(factors[-1])
                     continue
-                before, grouped = self.found[self.at - 1], self.next_is("{")
                 factor = self.factor()
                 if factor[0] == "group" and about_integers(factor[1]):  # n pi (n in Z)
                     self.declared.append(factor[1])
@@ -235,7 +237,7 @@ class _Parser(Cursor):
         if kind == "text1":  # 3\text{ m} is metres, 3\mathrm{i} is not
             return value in "ie" or not unit_of(value)
         if kind == "sign":
-            return value in "([{" or (value == "|" and not self.bars)
+            return value in ("({" if self.square else "([{") or (value == "|" and not self.bars)
         if kind == "command":
             return value in _STARTS or value in _GREEK or value in _CONSTANTS or value.startswith(r"\mathbb")
         return False
@@ -386,8 +388,9 @@ class _Parser(Cursor):
 
     def bracket(self, opening: str) -> Tree:
         """A group, a tuple, an interval."""
-        self.take()
+        square, self.square = self.square, self.take() != "("
         tree = self.inner(")", "]", "[")
+        self.square = square
         closing = self.found[self.at - 1][1]
         if tree[0] == "list":
             if closing == "[":  # French: [a, b[
@@ -521,10 +524,12 @@ class _Parser(Cursor):
         low, high = self.limits()
         if low is None or high is None or low[0] != "rel" or len(low[1]) != 2 or low[2] != ("=",):
             raise CannotParse(f"\\{name} without limits")
-        variable, first = low[1]
-        if variable[0] != "v":
+        (variable, first), body = low[1], self.product()
+        if variable == ("c", "i"):  # an index here
+            body = put(body, variable, ("v", "i"))
+        elif variable[0] != "v":
             raise CannotParse(f"\\{name} over what?")
-        return (name, variable[1], first, high, self.product())
+        return (name, variable[1], first, high, body)
 
     def integral(self) -> Tree:
         low, high = self.limits()

@@ -31,11 +31,11 @@ def same_value(a: Tree, b: Tree, budget: list[float], cross: bool = False) -> bo
     """
     names = variables(a) | variables(b)
     far = any(part[0] == "root" or (part[0] == "f" and part[1] in _BRANCHED) for part in walk((a, b)))
-    told = [_compare_at(a, b, point, budget, cross) for point in points(names, far)]
-    told = [one for one in told if one is not None]
-    if not told:
-        raise Undefined("no value anywhere")
-    return _one_ratio(told) if cross else all(told)
+    for unreal in (cross or ("c", "i") in walk((a, b)), True):
+        told = [_compare_at(a, b, point, budget, cross, unreal) for point in points(names, far)]
+        if told := [one for one in told if one is not None]:
+            return _one_ratio(told) if cross else all(told)
+    raise Undefined("no value anywhere")
 
 
 def _one_ratio(pairs: list[tuple[Value, Value]]) -> bool:
@@ -55,8 +55,8 @@ def _close(evaluate: Evaluator, one: list[Value], other: list[Value]) -> bool:
     )
 
 
-def _compare_at(a: Tree, b: Tree, point: Mapping[str, Fraction], budget: list[float], cross: bool) -> Any:
-    """Whether the values at a point are equal, or both of them (`cross`); None: neither is defined there."""
+def _compare_at(a: Tree, b: Tree, point: Mapping[str, Fraction], budget: list[float], cross: bool, unreal: bool) -> Any:
+    """Whether the values at a point are equal, or both of them (`cross`); None: neither is defined, or real, there."""
     digits = DIGITS
     for attempt in range(4):
         evaluate = Evaluator(point, budget, digits)
@@ -77,6 +77,8 @@ def _compare_at(a: Tree, b: Tree, point: Mapping[str, Fraction], budget: list[fl
             return one == other
         if isinstance(one, tuple) != isinstance(other, tuple):
             return False
+        if not unreal and point and hasattr(one, "_mpc_") and hasattr(other, "_mpc_"):
+            return None  # roots and logarithms of what is negative here
         if evaluate.need > digits * 0.4 and attempt < 3:
             digits = int(digits + evaluate.need + 20)
         elif not _same_numbers(one, other, evaluate):

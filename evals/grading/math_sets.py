@@ -184,7 +184,7 @@ def _solved(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
     return made, name
 
 
-_TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 
 HOLDS: dict[str, Callable[[int], bool]] = {
@@ -200,16 +200,16 @@ HOLDS: dict[str, Callable[[int], bool]] = {
 
 def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float]) -> Reals | None:
     if right == ("v", name):
-        left, right, operator = right, left, _TURNED[operator]
+        left, right, operator = right, left, TURNED[operator]
     if left == ("v", name) and name not in variables(right):
         end = _number(right, budget)
         return None if real(end, budget) is None else _where(operator, [end], (-1, 1))
     if right[0] == "f" and right[1] == "abs" and name in variables(right):
-        left, right, operator = right, left, _TURNED[operator]
+        left, right, operator = right, left, TURNED[operator]
     if left[0] == "f" and left[1] == "abs" and name not in variables(right):
         inner = left[2]
         below = _solve(inner, operator, right, name, budget)
-        above = _solve(inner, _TURNED[operator], ("neg", right), name, budget)
+        above = _solve(inner, TURNED[operator], ("neg", right), name, budget)
         if below is None or above is None:
             return None
         return combined(below, above, "cap" if operator in ("<", "<=", "!=") else "cup", budget)

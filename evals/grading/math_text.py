@@ -37,10 +37,9 @@ _SYMBOLS = [
     ("∠", r"\angle "), ("△", r"\triangle "), ("ℝ", r"\mathbb{R}"), ("ℤ", r"\mathbb{Z}"), ("ℕ", r"\mathbb{N}"),
     ("ℚ", r"\mathbb{Q}"), ("ℂ", r"\mathbb{C}"), ("…⋯", r"\dots "), ("⁄∕", "/"), ("∣", "|"), ("‖", r"\|"),
     ("′’", "'"), ("、﹐", ","), ("。", "."), ("￥", "¥"), ("﹪", "%"), ("∑", r"\sum "), ("∏", r"\prod "),
-    ("∫", r"\int "), ("⟨〈", r"\langle "),
-    ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "), ("⌈", r"\lceil "),
-    ("⌉", r"\rceil "), ("∧和与且及", " and "), ("∨或", " or "),
-    ("ϕ", r"\phi "), ("∘", r"\circ "), ("ⅈ", "i"), ("ℯ", "e"), ("−", "-"), ("“”", '"'), ("【", "["), ("】", "]"),
+    ("∫", r"\int "), ("⟨〈", r"\langle "), ("⟩〉", r"\rangle "), ("⌊", r"\lfloor "), ("⌋", r"\rfloor "),
+    ("⌈", r"\lceil "), ("⌉", r"\rceil "), ("∧和与且及", " and "), ("∨或", " or "),
+    ("ϕ", r"\phi "), ("∘", r"\circ "), ("ⅈ", "i"), ("ℯ", "e"), ("“”", '"'), ("【", "["), ("】", "]"),
 ]  # fmt: skip
 for _chars, _is in _SYMBOLS:
     UNICODE.update({ord(c): _is for c in _chars})
@@ -68,9 +67,10 @@ _SPELT = [
     (r"\le", "leq leqslant leqq"), (r"\ge", "geq geqslant geqq"), (r"\ne", "neq"), ("<", "lt"), (">", "gt"),
     ("|", "lvert rvert vert mid"), (r"\{", "lbrace"), (r"\}", "rbrace"), ("[", "lbrack"), ("]", "rbrack"),
     (":", "colon ratio"), (r"\emptyset", "varnothing O"), (r"\dots", "ldots cdots dotsc dotsb"),
-    (r"\frac", "dfrac tfrac cfrac"), (r"\binom", "dbinom tbinom"),
+    (r"\frac", "dfrac tfrac cfrac"), (r"\binom", "dbinom tbinom"), (r"\cup", "bigcup"),
 ]  # fmt: skip
 _COMMANDS = {name: one for one, names in _SPELT for name in names.split()}
+_TEXT = r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname)"
 _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (_ENVIRONMENT, _lines),
     (re.compile(r"\\(?:left|right)\s*\."), ""),
@@ -101,14 +101,14 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         r"_{\1\2}",
     ),
     (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
-    (re.compile(r"(?:\\(?:text|mathrm|mbox)\s*)?\{([,:.;])\}"), r"\1"),
+    (re.compile(r"(?:\\(?:text|mathrm|mbox)\s*)?\{([,:.;]|\\?%)\}"), r"\1"),
     (re.compile(r"\\not\s*="), r"\\ne"),
     (re.compile(r"\.\.\.+"), r"\\dots"),
     (re.compile(r"\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\{\s*\\degree\s*\}"), r"^\\circ"),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\operatorname\*"), r"\\operatorname"),
+    (re.compile(rf"\\frac ?\{{ ?({_TEXT}\{{[^{{}}]*\}}) ?\}} ?\{{ ?({_TEXT}\{{[^{{}}]*\}}[\^{{}}\d]*)\}}"), r"\1/\2"),
 ]
-_TEXT = r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname)"
 _UNWRAP = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
 _MARKDOWN = re.compile(r"(\*\*|__|`+|\")(.*)\1\.?", re.S)
 _END = re.compile(r"(?:[\s.,;:]|\\\\|\\[;,:\s])+$")

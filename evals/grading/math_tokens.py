@@ -23,7 +23,7 @@ _TOKEN = re.compile(
     r"|(?P<sign><=|>=|!=|==|<>|\*\*|.))",
     re.S,
 )
-_MARKS = tuple("overline bar hat widehat tilde widetilde underline dot mathcal mathfrak mathscr".split())  # noqa: SIM905
+_MARKS = tuple("overline bar hat widehat tilde widetilde dot mathcal mathfrak mathscr".split())  # noqa: SIM905
 _CONNECTIVES = {r"\wedge": "and", r"\land": "and", r"\vee": "or", r"\lor": "or"}
 ORDINALS = ("th", "st", "nd", "rd")
 
@@ -132,6 +132,8 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
         "\\" in words and not re.search("[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", words))
     ):
         return [(kind, value, space or at > 0) for at, (kind, value, _) in enumerate(tokens(words, joined))]
+    if found := re.fullmatch(r"(hundred|thousand|[mb]illion|trillion)\s+(.+)", words):  # million dollars
+        return [("words", found[1], space), ("words", found[2], True)]
     return [("words", words, space)]
 
 

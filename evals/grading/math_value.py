@@ -313,20 +313,22 @@ class Evaluator:
 
     # series
 
+    def at(self, variable: str, value: Fraction, body: Tree) -> Value:
+        """The value of a tree where a variable of its own has this one."""
+        outside = self.variables
+        self.variables = {**outside, variable: value}
+        try:
+            return self(body)
+        finally:
+            self.variables = outside
+
     def _series(self, name: str, variable: str, low: Tree, high: Tree, body: Tree) -> Value:
         first, last = self(low), self(high)
         if not isinstance(first, Fraction) or not isinstance(last, Fraction) or (first - last).denominator != 1:
             raise Undefined("limits that are no whole numbers")
         if last - first > BUDGET:
             raise TooCostly(f"{int(last - first) + 1:,} terms")
-        kept = self.variables.get(variable)
-        values = []
-        for k in range(int(last - first) + 1):
-            self.variables[variable] = first + k
-            values.append(self(body))
-        self.variables.pop(variable)
-        if kept is not None:
-            self.variables[variable] = kept
+        values = [self.at(variable, first + k, body) for k in range(int(last - first) + 1)]
         if name == "sum":
             return self.sum(values) if values else Fraction(0)
         product: Value = Fraction(1)
@@ -339,22 +341,11 @@ class Evaluator:
     def _int(self, variable: str, low: Tree, high: Tree, body: Tree) -> Value:
         """An integral of a polynomial with rational limits, exactly. Others are not evaluated."""
         first, last = self(low), self(high)
-        kept = self.variables.get(variable)
-
-        def at(x: Fraction) -> Value:
-            self.variables[variable] = x
-            return self(body)
-
-        try:
-            if isinstance(first, Fraction) and isinstance(last, Fraction):
-                exact = _integral_of_polynomial(at, first, last)
-                if exact is not None:
-                    return exact
-            raise Undefined("an integral of what is no polynomial")
-        finally:
-            self.variables.pop(variable, None)
-            if kept is not None:
-                self.variables[variable] = kept
+        if isinstance(first, Fraction) and isinstance(last, Fraction):
+            exact = _integral_of_polynomial(lambda x: self.at(variable, x, body), first, last)
+            if exact is not None:
+                return exact
+        raise Undefined("an integral of what is no polynomial")
 
     # functions
 

@@ -55,21 +55,24 @@ def is_unit(word: str) -> bool:
 _HEDGING = """
 or and but maybe perhaps possibly probably not no nor if else otherwise either neither both except unless
 approximately approx about around roughly almost nearly less fewer more greater than at least most between to from
-plus minus times over divided by sum difference product half third quarter double twice thrice squared cubed zero
-one two three four five six seven eight nine ten eleven twelve hundred thousand million billion trillion dozen also
-then instead wait actually any all none some every exactly only mod modulo percent of with without is are was were
-equals equal vs versus even odd true false yes infinitely undefined wrong incorrect false isn't never choose guess
-alternatively likely thirteen fourteen fifteen sixteen seventeen eighteen
-nineteen twenty thirty forty fifty sixty seventy eighty ninety negative positive factorial root inverse reciprocal once
+plus minus times over divided by sum difference product half quarter double twice thrice squared cubed zero one two
+three four five six seven eight nine eleven twelve also then instead wait actually any all none some every exactly
+only mod modulo percent of with without is are was were equals equal vs versus even odd true false yes infinitely
+undefined wrong incorrect false isn't never choose guess alternatively likely thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety negative positive factorial root
+inverse reciprocal once
 """
 _NO_NOUN = "半十百千万亿倍分约不非无元米"
 """in Chinese, of numbers and doubts"""
 _HEDGES = frozenset(_HEDGING.split())
+_NUMERAL = re.compile(
+    r"(?:(?:[a-z]*illion|thousand|hundred|ten)(?:th)?|dozen|lakh|crore|third|(?:four|fif|six|seven|eigh|nin)th)s?|halves"
+)
 
 
 def is_hedge(text: str) -> bool:
     """Whether words say another answer, a doubt or a number, and not only what is counted."""
-    return any(word in _HEDGES for word in re.findall(r"[a-z']+", text.lower()))
+    return any(word in _HEDGES or _NUMERAL.fullmatch(word) for word in re.findall(r"[a-z']+", text.lower()))
 
 
 @lru_cache(4096)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_curation import read, sources
+from data_curation.code_checks import code_of
 from data_curation.read import raw_rows
 from data_curation.recipe import Recipe
 from data_curation.stage import Context, Drop, Row
@@ -132,23 +133,25 @@ def test_codeforces():
     assert changed.code["file_io"]
 
 
+CODE_CONTESTS = {
+    "name": "1_A. Sum",
+    "description": "Add two numbers.",
+    "public_tests": {"input": ["1 2\n"], "output": ["3\n"]},
+    "private_tests": {"input": [], "output": []},
+    "generated_tests": {"input": ["2 2\n"], "output": ["4\n"]},
+    "solutions": {"language": [3, 2, 3, 1], "solution": ["long one", "c++", "short", "python 2"]},
+    "incorrect_solutions": {"language": [3], "solution": ["bad"]},
+    "time_limit": {"seconds": 1, "nanos": 500_000_000},
+    "memory_limit_bytes": 256_000_000,
+    "source": 2,
+    "cf_rating": 900,
+    "input_file": "",
+    "output_file": "",
+}
+
+
 def test_code_contests():
-    raw = {
-        "name": "1_A. Sum",
-        "description": "Add two numbers.",
-        "public_tests": {"input": ["1 2\n"], "output": ["3\n"]},
-        "private_tests": {"input": [], "output": []},
-        "generated_tests": {"input": ["2 2\n"], "output": ["4\n"]},
-        "solutions": {"language": [3, 2, 3, 1], "solution": ["long one", "c++", "short", "python 2"]},
-        "incorrect_solutions": {"language": [3], "solution": ["bad"]},
-        "time_limit": {"seconds": 1, "nanos": 500_000_000},
-        "memory_limit_bytes": 256_000_000,
-        "source": 2,
-        "cf_rating": 900,
-        "input_file": "",
-        "output_file": "",
-    }
-    row = one(raw, kind="code_contests")
+    row = one(CODE_CONTESTS, kind="code_contests")
     assert isinstance(row, Row)
     assert row.code is not None
     assert row.code["references"] == ["short", "long one"]
@@ -156,12 +159,64 @@ def test_code_contests():
     assert row.code["time_limit"] == 1.5
     assert len(row.code["inputs"]) == 2
     assert (row.meta["origin"], row.meta["rating"]) == ("codeforces", 900)
-    fewer = one(raw, kind="code_contests", generated=False)
+    fewer = one(CODE_CONTESTS, kind="code_contests", generated=False)
     assert isinstance(fewer, Row)
     assert fewer.code is not None
     assert len(fewer.code["inputs"]) == 1
     with pytest.raises(sources.Bad, match="1 inputs and 0 outputs"):
-        one({**raw, "public_tests": {"input": ["1"], "output": []}}, kind="code_contests")
+        one({**CODE_CONTESTS, "public_tests": {"input": ["1"], "output": []}}, kind="code_contests")
+
+
+BASES = {
+    "codeforces": CODEFORCES,
+    "code_contests": CODE_CONTESTS,
+    "math": {"problem": "How many?", "level": "Level 5", "type": "Algebra", "solution": "so \\boxed{5}"},
+    "dapo": {"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"ground_truth": "2"}, "extra_info": {}},
+    "gsm8k": {"question": "How many?", "answer": "#### 5"},
+    "aime": {"problem": "How many?", "answer": "033", "year": 2024},
+    "table": {"problem": "How many?", "answer": "5"},
+    "code-table": {"problem": "Add one.", "tests": [{"input": "1", "output": "2"}], "time_limit": 2},
+}
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "found"),
+    [
+        ("codeforces", {"contest_start": 1.7e9}, {"date": "2023-11-14"}),  # as pandas has a column with nulls
+        ("codeforces", {"contest_start": NAN, "time_limit": NAN, "rating": NAN}, {"date": "", "time_limit": None}),
+        ("codeforces", {"contest_start": 1_700_000_000_000, "memory_limit": 256}, {"date": "5138-11-16"}),  # no date
+        ("code_contests", {"time_limit": {"seconds": NAN, "nanos": 0}}, {"time_limit": None}),
+        ("code_contests", {"time_limit": 2, "memory_limit_bytes": 256e6}, {"time_limit": 2.0, "memory_mb": 244}),
+        ("code_contests", {"time_limit": {"seconds": "1"}, "memory_limit_bytes": "x"}, {"memory_mb": None}),
+        ("code_contests", {"source": -1, "cf_rating": NAN}, {"origin": "unknown"}),
+        ("math", {"level": 5}, {"level": 5, "subject": "Algebra"}),  # as MATH-500 has it
+        ("math", {"level": 5, "type": None, "subject": "Algebra"}, {"subject": "Algebra"}),
+        ("aime", {"problem": None, "answer": None, "Problem": "How many?", "Answer": 33}, {}),
+    ],
+)
+def test_columns_of_other_types(kind, changes, found):
+    raw = {name: value for name, value in {**BASES[kind], **changes}.items() if changes.get(name, 0) is not None}
+    row = one(raw, kind=kind)
+    assert isinstance(row, Row)
+    said = {**row.meta, **(row.code or {})}
+    assert {name: said[name] for name in found} == found
+    assert all(value == value for value in said.values())
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_whatever_a_column_holds_it_is_a_row_or_malformed(kind):
+    nothing = {"input": None, "output": None, "seconds": "1", "language": [[3]], "solution": ["x"], "ground_truth": {}}
+    values = [None, True, NAN, float("inf"), -1, 10**30, "", "x", b"x", [], [None], [{}], [{"role": 3}], {}, nothing]
+    path = {"path": "x"} if kind.endswith("table") else {}
+    for column in BASES[kind]:
+        for value in values:
+            try:
+                row = one({**BASES[kind], column: value}, kind=kind, **path)
+            except sources.Bad:
+                continue
+            if isinstance(row, Row) and row.code and row.code["inputs"]:
+                code_of(row)
 
 
 @pytest.mark.parametrize("tests", [{"inputs": ["1"], "outputs": ["2"]}, [{"input": "1", "output": "2"}]])

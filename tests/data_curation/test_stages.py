@@ -66,6 +66,7 @@ def fates(result) -> dict[str, str]:
         ("m^2=\x0c\\frac{p}{q}", "m^2=\\frac{p}{q}", "invisible and control characters"),
         ("a \neq 0,\nabla f,\right)", "a \\neq 0,\\nabla f,\\right)", "eaten backslash restored"),
         ("1.\tan apple\nnow", "1.\tan apple\nnow", None),
+        ("there\nexists a\nmid-point", "there\nexists a\nmid-point", None),
     ],
 )
 def test_normalise_mends_what_means_the_same(raw, clean, rule):
