@@ -159,7 +159,9 @@ def _decimals(wanted: str) -> int:
 # words
 
 _DATE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}|\d{1,2}([-/])\d{1,2}\2\d{4}")
-_CHOICE = re.compile(r"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{\s*\(?([A-Ja-j])\)?\s*\}\)?")
+_CHOICE = re.compile(
+    r"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{\s*(?:[Oo]ption |[Cc]hoice )?\(?([A-Ja-j])\)?\s*\}\)?"
+)
 _SPACED = re.compile(r"\d, [1-9]\d\d(?!\d)")
 """5, 125 in a reference is two numbers; an answer may mean thousands by it"""
 _LABELLED = re.compile(r"\(?([A-J])[).:]\s+((?![-+=] |[A-J]$)(?!.*\([A-J]\)).+)")

@@ -187,10 +187,8 @@ class Judge:
             if other[0] == "ratio" or time[3] or time[4] or not time[2] or time[2] < 10:
                 return False
             return other[0] in VALUES and same_value(other, ("/", _n(time[1]), _n(time[2])), self.budget)
-        (*left, half), (*right, other) = a[1:], r[1:]
-        if half and other:
-            return left == right and half == other
-        return left == right
+        of_day, wanted = ([t[1] % 12 + 12 * (t[4] == "pm"), *t[2:4]] if t[4] else [*t[1:4]] for t in (a, r))
+        return of_day == wanted or (a[1:4] == r[1:4] and not (a[4] and r[4]))
 
     def _ratio(self, a: Tree, r: Tree) -> bool:
         if a[0] != r[0]:

@@ -111,6 +111,8 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
 ]
 _UNWRAP = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
 _MARKDOWN = re.compile(r"(\*\*|__|`+|\")(.*)\1\.?", re.S)
+_RECURRING = re.compile(r"(\.\d*?)(?!9)(\d{1,6}?)\2{2,} ?\\dots(?![a-zA-Z])")
+"""0.333... and 1.272727...: three times the same. 4.999... is no 5: it was rounded"""
 _END = re.compile(r"(?:[\s.,;:]|\\\\|\\[;,:\s])+$")
 
 
@@ -136,6 +138,8 @@ def clean(answer: str) -> str:
             answer = pattern.sub(replacement, answer)
     else:
         answer = " ".join(answer.replace("...", r"\dots ").split())
+    if "dots" in answer:
+        answer = _RECURRING.sub(r"\1\\overline{\2}", answer)
     return _bare(_END.sub("", answer).strip())
 
 

@@ -71,8 +71,10 @@ def tokens(text: str, joined: bool = True) -> list[Token]:
             if value in _CONNECTIVES:
                 kind, value = "sep", _CONNECTIVES[value]
         elif kind == "word":
-            found += _word_tokens(value, space)
-            continue
+            if value != "U" or not found or found[-1][1] not in (")", "]") or text[at:].lstrip()[:1] not in ("(", "["):
+                found += _word_tokens(value, space)
+                continue
+            kind, value = "command", r"\cup"  # (0,1)U(2,3)
         found.append((kind, value, space))
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from evals.grading.math_tree import Tree
 
 _WRAPPED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}")
-_TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(a\.?m\.?|p\.?m\.?)?\s*", re.I)
+_TIME = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)?\s*(a\.?m\.?|p\.?m\.?)?\s*", re.I)
 _RATIO = re.compile(r"[^:=]+(?::[^:=]+)+")
 _BASE = re.compile(
     r"(-?)(?:\\(?:text|mathrm|mbox)\s*\{|\()?([0-9a-fA-F]+(?:\.[0-9a-fA-F]+)?)[})]?\s*_\s*"
@@ -17,10 +17,11 @@ _WORD_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
 
 def whole(text: str, parse: Callable[[str], Tree]) -> Tree | None:
     """The tree of such an answer, of which `parse` gives the parts; None: it is none."""
-    if ":" in text and (time := _TIME.fullmatch(_WRAPPED.sub(r"\1", text))):
-        hours, minutes, seconds, half = time.groups()
-        if int(minutes) < 60 and int(seconds or 0) < 60:
-            return ("time", int(hours), int(minutes), int(seconds or 0), (half or "").lower().replace(".", ""))
+    if time := _TIME.fullmatch(bare := _WRAPPED.sub(r"\1", text)):
+        hours, minutes, seconds, half = time.groups("")
+        upright = half and (bare != text or "." in half)  # 3am without a dot is a product
+        if (minutes or upright) and int(minutes or 0) < 60 and int(seconds or 0) < 60:
+            return ("time", int(hours), int(minutes or 0), int(seconds or 0), half.lower().replace(".", ""))
     if ":" in text and _RATIO.fullmatch(text) and not re.search(r"\\[{]|\||\{[^{}]*:", text):
         return ("ratio", tuple(parse(part.strip()) for part in text.split(":")))
     if "_" in text and (base := _BASE.fullmatch(text)):

@@ -65,6 +65,10 @@ inverse reciprocal once
 _NO_NOUN = "半十百千万亿倍分约不非无元米"
 """in Chinese, of numbers and doubts"""
 _HEDGES = frozenset(_HEDGING.split())
+_COUNTS_NOTHING = frozenset(
+    "higher lower larger smaller bigger faster slower longer shorter older younger score".split()  # noqa: SIM905
+)
+"""after a number: a comparison, or twenty"""
 _NUMERAL = re.compile(
     r"(?:(?:[a-z]*illion|thousand|hundred|ten)(?:th)?|dozen|lakh|crore|third|(?:four|fif|six|seven|eigh|nin)th)s?|halves"
 )
@@ -97,7 +101,7 @@ def unit_of(words: str) -> str | None:
         return "mi/h" + power if name == "mph" else "km/h" + power if name == "kph" else name + power
     if not re.fullmatch(rf"[a-z][a-z.' ]*|(?:(?![{_NO_NOUN}])[\u4e00-\u9fff]){{1,3}}", said) or is_hedge(said):
         return None
-    if len(said.split()) > 3 or re.fullmatch("[a-z]", said):
+    if len(said.split()) > 3 or re.fullmatch("[a-z]", said) or said.split()[-1] in _COUNTS_NOTHING:
         return None
     return said.rstrip("s") + power
 
@@ -109,6 +113,6 @@ _SMALL_WORDS = frozenset(["the", "a", "an", "and"])
 def plain_words(text: str) -> str:
     """The words of a text as they are compared: without case, signs, articles."""
     plain = WRAPPED.sub(r" \1 ", text)
-    said = re.findall(r"[^\s.,;:'\"()\[\]{}$\\-]+", plain)
+    said = re.findall(r"[^\s.,;:!?'\"()\[\]{}$\\-]+", plain)
     kept = [word for word in said if word not in _SMALL_WORDS or len(said) == 1]
     return " ".join(word.casefold() if len(word) > 1 else word for word in kept)
