@@ -42,11 +42,11 @@ from agpo.sections import (
     Section,
     Span,
     UpdateConfig,
+    VLLMConfig,
     one_of,
     with_commas,
 )
 from agpo.trackers import TRACKERS
-from evals.engines.options import VLLMOptions
 from evals.errors import UserError, explained
 from evals.prompts import Preset, own_preset, text_or_file
 
@@ -133,7 +133,7 @@ class TrainConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     engine: Literal["hf", "vllm"] = "hf"
     """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights that updates move"""
-    vllm: VLLMOptions = VLLMOptions()
+    vllm: VLLMConfig = VLLMConfig()
     """options of engine vllm"""
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()

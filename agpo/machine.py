@@ -29,11 +29,17 @@ def check_machine(config: TrainConfig) -> None:
     if config.engine == "vllm":
         vllm.check_replaced(model_config(config.model).model_type)
         on_gpu = vllm.check_machine(config.device)
-        if config.rollout.max_staleness and (on_gpu or ranks > 1):
+        apart = config.vllm.first_gpu
+        if apart and (not on_gpu or ranks > 1):
             raise UserError(
-                "rollout.max_staleness=1 is for one process on a CPU: on a GPU engine and trainer take turns in its "
-                "memory, and several ranks would sync in the middle of a rollout. Use rollout.overlap=ahead, which "
-                "changes no result."
+                f"vllm.first_gpu={apart} is for one training process and vLLM on GPUs; here "
+                f"{f'there are {ranks} processes' if ranks > 1 else 'vLLM has no GPU'}. Leave it out."
+            )
+        if config.rollout.max_staleness and ((on_gpu and not apart) or ranks > 1):
+            raise UserError(
+                "rollout.max_staleness=1 is for one process, on a CPU or with vllm.first_gpu=1: on a GPU that they "
+                "share engine and trainer take turns in its memory, and several ranks would sync in the middle of a "
+                "rollout. Use rollout.overlap=ahead, which changes no result."
             )
     needed = config.hardware
     found = torch.cuda.device_count() * (ranks // here) if torch.cuda.is_available() else 0
@@ -59,12 +65,13 @@ def check_one_rank_for_each_gpu(ranks: int, config: TrainConfig) -> None:
     out of memory at the first backward pass."""
     wanted = config.hardware.gpus
     each = config.vllm.tensor_parallel_size * config.vllm.data_parallel_size if config.engine == "vllm" else 1
-    if not wanted or ranks * each == wanted:
+    used = ranks + each if config.vllm.first_gpu else ranks * each
+    if not wanted or used == wanted:
         return
     raise UserError(
         f"recipe {config.name!r} is for {wanted} GPUs with a process for each, and "
         f"{ranks} process{'es were' if ranks > 1 else ' was'} started. Type:\n  {torchrun_line(wanted)}\n"
-        f"To run it on that many set hardware.gpus={ranks * each}; hardware.gpus=0 skips this check."
+        f"To run it on that many set hardware.gpus={used}; hardware.gpus=0 skips this check."
     )
 
 

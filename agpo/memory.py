@@ -265,7 +265,8 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
     if not lora:
         gathered += 4 * s.head + ((s.item + 4) * s.rest if ranks > 1 else 0)
     in_layers = s.layers * s.input_bytes + s.saved if config.update.gradient_checkpointing else s.layers * s.saved
-    asleep = {"engine asleep": ENGINE_ASLEEP} if config.engine == "vllm" else {}
+    apart = config.vllm.first_gpu is not None
+    asleep = {"engine asleep": ENGINE_ASLEEP} if config.engine == "vllm" and not apart else {}
     phases: dict[str, dict[str, float]] = {
         "update": {
             **steady,
@@ -279,7 +280,11 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
     whole = s.item * s.parameters
     copies = max(1, config.vllm.tensor_parallel_size)
     used = SLACK * sum(steady.values())
-    if config.engine == "vllm":
+    if config.engine == "vllm" and apart:  # on GPUs of its own
+        share = config.vllm.gpu_memory_utilization or 0.9
+        phases["sync"] = {**steady, "gathered": s.item * max(s.layer, s.head)}
+        room = share * machine.bytes - whole / copies
+    elif config.engine == "vllm":
         share = config.vllm.gpu_memory_utilization or _share(machine, used)
         piece = s.item * max(s.layer, s.head)
         phases["sync"] = {**steady, "gathered": piece, "buffers": 2 * piece, "engine": whole / copies, **asleep}

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agpo.presets import Correction
 from evals.benches.bench import bench_name
+from evals.engines.options import VLLMOptions
 from evals.errors import did_you_mean
 from evals.grading.grader import NAMES as GRADER_NAMES
 from evals.prompts import PRESETS as PROMPTS
@@ -96,6 +97,14 @@ class RolloutConfig(Section):
     in the next from the tokens that they have (docs/scale.md)"""
     max_staleness: int = Field(default=0, ge=0, le=1)
     """1 (engine vllm): keep them also where an update moved the weights; they are weighted then (docs/method.md)"""
+
+
+class VLLMConfig(VLLMOptions):
+    """Options of engine vllm, and where it is."""
+
+    first_gpu: int | None = Field(default=None, ge=1)
+    """with one training process, which has GPU 0: vLLM has this GPU and those after it to itself, and no turns are
+    taken; unset: it shares the trainer's"""
 
 
 class UpdateConfig(Section):

@@ -259,16 +259,18 @@ def load(model: str, config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTo
 
 
 def start_vllm(config: TrainConfig, start: str, model: PreTrainedModel, longest: int) -> Engine:
-    """A vLLM engine for a trainer's model, on its device and in its precision.
+    """A vLLM engine for a trainer's model in its precision, on its device or on GPUs of its own.
 
     `start` is where the model came from, `longest` the most tokens of a prompt and its answer: the context that vLLM
     makes room for. Its share of a GPU is what the trainer leaves, by `agpo.memory`.
     """
-    dtype = str(model.dtype).removeprefix("torch.")
-    options = {"max_model_len": longest, **config.vllm.model_dump(exclude_defaults=True)}
-    if model.device.type == "cuda":
+    dtype, device = str(model.dtype).removeprefix("torch."), device_of(config.device)
+    options = {"max_model_len": longest, **config.vllm.model_dump(exclude_defaults=True, exclude={"first_gpu"})}
+    if apart := config.vllm.first_gpu:
+        device = f"cuda:{apart}"
+    elif model.device.type == "cuda":
         here = torch.cuda.get_device_properties(model.device).total_memory
         machine = Machine.of_bytes(torchrun_env()[0], here)
         options["gpu_memory_utilization"] = memory(config, model_sizes(model.config, config), machine).utilization
         torch.cuda.empty_cache()
-    return load_engine("vllm", start, device=device_of(config.device), dtype=dtype, enable_sleep_mode=True, **options)
+    return load_engine("vllm", start, device=device, dtype=dtype, enable_sleep_mode=not apart, **options)

@@ -149,6 +149,10 @@ def gpus_here(monkeypatch, count, gib):
         (1, 8, ("hardware.gpus=1",), "by arithmetic .* in its phase 'update', and a GPU here has 79.1"),
         (1, 8, ("hardware.gpus=1", "update.offload=true"), ""),
         (1, 8, ("hardware.gpus=2", "vllm.tensor_parallel_size=2", "update.offload=true"), ""),
+        (1, 8, ("hardware.gpus=3", "vllm.tensor_parallel_size=2", "update.offload=true", "vllm.first_gpu=1"), ""),
+        (1, 8, ("hardware.gpus=2", "vllm.first_gpu=1", "update.offload=true", "rollout.max_staleness=1"), ""),
+        (1, 8, ("hardware.gpus=1", "update.offload=true", "rollout.max_staleness=1"), "share engine and trainer take"),
+        (8, 8, ("vllm.first_gpu=1",), "for one training process and vLLM on GPUs; here there are 8 processes"),
     ],
 )  # fmt: skip
 def test_a_machine_that_cannot_run_it_is_refused_with_what_to_type(monkeypatch, ranks, count, keys, words):
@@ -161,6 +165,20 @@ def test_a_machine_that_cannot_run_it_is_refused_with_what_to_type(monkeypatch, 
         return setup.check_machine(config)
     with pytest.raises(UserError, match=words):
         setup.check_machine(config)
+
+
+def test_vllm_on_gpus_of_its_own_takes_none_of_the_trainers_and_never_sleeps(monkeypatch):
+    """The arithmetic, and what vLLM is started with; the GPUs themselves are not here."""
+    beside, apart = (load_config(PAPER, ["hardware.gpus=2", *keys]) for keys in ([], ["vllm.first_gpu=3"]))
+    sizes, machine = model_sizes(model_config(beside.model), beside), Machine(2, 80)
+    shared, own = memory(beside, sizes, machine), memory(apart, sizes, machine)
+    assert not any("engine" in part for parts in own.phases.values() for part in parts)
+    assert shared.peaks["update"] > own.peaks["update"]
+    assert own.cache_tokens > shared.cache_tokens
+    started = []
+    monkeypatch.setattr(setup, "load_engine", lambda *names, **options: started.append(options))
+    setup.start_vllm(apart, "a model", SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda:0")), 900)
+    assert started == [{"device": "cuda:3", "dtype": "bfloat16", "enable_sleep_mode": False, "max_model_len": 900}]
 
 
 def sees(text, item, prompt, finish_reason, *, token_ids, step):

@@ -158,6 +158,7 @@ def test_what_does_not_go_with_oversampling_is_refused(other):
         (["rollout.oversample=2"], "rollout.oversample=2 is for one process"),
         (["rollout.overlap=free"], "rollout.overlap=free with several ranks needs engine=vllm"),
         (["rollout.max_staleness=1", "engine=vllm"], "rollout.max_staleness=1 is for one process"),
+        (["vllm.first_gpu=1", "engine=vllm"], "vllm.first_gpu=1 is for one training process"),
     ],
 )
 def test_what_several_ranks_cannot_do_is_refused_before_anything_is_loaded(keys, said, monkeypatch):

@@ -94,6 +94,7 @@ def test_a_key_of_ours_is_a_key_of_verls(override, key, value):
         ("rollout.resample_rounds=2", "rollout.resample_rounds has no counterpart"),
         ("rollout.max_sequences=64", "vllm.max_num_seqs"),
         ("vllm.float32_head=true", "vllm.float32_head"),
+        ("vllm.first_gpu=4", "verl places its rollouts"),
         ("eval.max_tokens=100", "rollout.max_tokens"),
         ("checkpoint.best=eval/pass1", "python -m evals.run"),
         ("threads=4", "OMP_NUM_THREADS"),

@@ -47,6 +47,7 @@ REFUSED = {
     "vllm.data_parallel_size": "verl starts as many copies as there are GPUs for",
     "vllm.float32_head": "verl does not pass it on",
     "vllm.threads": "set OMP_NUM_THREADS",
+    "vllm.first_gpu": "verl places its rollouts itself",
     "eval.max_tokens": "verl has one bound for training and validation: rollout.max_tokens",
     "ranks.timeout_minutes": "verl's key is actor_rollout_ref.nccl_timeout",
     "checkpoint.best": "verl keeps the latest ones; evaluate them with python -m evals.run",
