@@ -227,6 +227,12 @@ class TrainConfig(Section):
             )
         return self
 
+    def devices(self, ranks: int) -> int:
+        """GPUs, or processes on a CPU, that a run of so many training processes computes on."""
+        if self.engine == "hf":
+            return ranks
+        return ranks * self.vllm.gpus + (self.vllm.first_gpu is not None)
+
     @property
     def asked(self) -> str | Preset:
         """The prompt preset, with one's own words where there are some."""

@@ -64,8 +64,7 @@ def check_one_rank_for_each_gpu(ranks: int, config: TrainConfig) -> None:
     """A process uses one GPU to train on, and its vLLM as many as it is told: fewer than the recipe is for would run
     out of memory at the first backward pass."""
     wanted = config.hardware.gpus
-    each = config.vllm.tensor_parallel_size * config.vllm.data_parallel_size if config.engine == "vllm" else 1
-    used = ranks + each if config.vllm.first_gpu else ranks * each
+    used = config.devices(ranks)
     if not wanted or used == wanted:
         return
     raise UserError(
@@ -103,7 +102,7 @@ def check_ranks(ranks: int, config: TrainConfig) -> None:
             f"groups, so that {ranks - config.rollout.prompts_per_step} would have nothing to do. Start fewer, or "
             "raise it."
         )
-    if ranks > 1 and config.engine == "vllm" and config.vllm.tensor_parallel_size * config.vllm.data_parallel_size > 1:
+    if ranks > 1 and config.engine == "vllm" and config.vllm.gpus > 1:
         raise UserError(
             f"engine=vllm with {ranks} ranks: each rank has one vLLM on its own GPU. Leave vllm.tensor_parallel_size "
             "and vllm.data_parallel_size at 1, or train in one process."

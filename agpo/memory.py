@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from agpo.config import TrainConfig
 from agpo.logprobs import LOGITS_SHARE
 from agpo.model import add_lora
 from evals.engines.hf import cache_bytes_per_token, load_config
+from evals.engines.options import WHOLE_GPU
 from evals.errors import UserError
 from evals.models import model_path
 
@@ -241,7 +242,9 @@ def _saved_by(model: PreTrainedModel, tokens: int) -> int:
 
 
 def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_prompt: int = 1024) -> Memory:
-    """What the run takes of each GPU, one rank to each."""
+    """What the run takes of each GPU that it trains on, one rank to each."""
+    if config.devices(1) > 1:  # one process trains; the other GPUs are its vLLM's
+        machine = replace(machine, gpus=1)
     ranks, s, lora = max(1, machine.gpus), sizes, bool(sizes.adapters)
     offload, tokens = config.update.offload, config.update.micro_batch_tokens
     trained = s.adapters if lora else s.parameters
@@ -280,16 +283,14 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
     whole = s.item * s.parameters
     copies = max(1, config.vllm.tensor_parallel_size)
     used = SLACK * sum(steady.values())
-    if config.engine == "vllm" and apart:  # on GPUs of its own
-        share = config.vllm.gpu_memory_utilization or 0.9
-        phases["sync"] = {**steady, "gathered": s.item * max(s.layer, s.head)}
-        room = share * machine.bytes - whole / copies
-    elif config.engine == "vllm":
-        share = config.vllm.gpu_memory_utilization or _share(machine, used)
+    if config.engine == "vllm":
+        share = config.vllm.gpu_memory_utilization or (WHOLE_GPU if apart else _share(machine, used))
         piece = s.item * max(s.layer, s.head)
-        phases["sync"] = {**steady, "gathered": piece, "buffers": 2 * piece, "engine": whole / copies, **asleep}
-        phases["rollout"] = {**steady, "engine": share * machine.bytes}
-        room = share * machine.bytes - whole / copies - ENGINE_ASLEEP
+        phases["sync"] = {**steady, "gathered": piece}
+        if not apart:
+            phases["sync"] |= {"buffers": 2 * piece, "engine": whole / copies, **asleep}
+            phases["rollout"] = {**steady, "engine": share * machine.bytes}
+        room = share * machine.bytes - whole / copies - sum(asleep.values())
     else:
         share, room = 0.0, (machine.bytes - used - (whole if ranks > 1 else 0)) / 2
         phases["rollout"] = {**steady, "gathered": whole if ranks > 1 else 0, "cache": max(0.0, room)}

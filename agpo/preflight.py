@@ -149,7 +149,8 @@ def _cost(config: TrainConfig, found: Found) -> list[str]:
     if needs.utilization:
         lines.append(f"vllm.gpu_memory_utilization {needs.utilization:.2f}")
     if needs.host:
-        lines.append(f"and {needs.host * wanted.gpus / GIB:.0f} GiB of the machines' own memory for what is offloaded")
+        host = needs.host * needs.machine.gpus / GIB
+        lines.append(f"and {host:.0f} GiB of the machines' own memory for what is offloaded")
     if needs.fits:
         parts = seconds(config, sizes, needs, prompt)
         told = ", ".join(f"{name} {part:.0f}" for name, part in parts.items())

@@ -106,6 +106,11 @@ class VLLMConfig(VLLMOptions):
     """with one training process, which has GPU 0: vLLM has this GPU and those after it to itself, and no turns are
     taken; unset: it shares the trainer's"""
 
+    @property
+    def gpus(self) -> int:
+        """Of one process's vLLM."""
+        return self.tensor_parallel_size * self.data_parallel_size
+
 
 class UpdateConfig(Section):
     """How the policy is updated."""

@@ -125,14 +125,13 @@ def are_stale(groups: Sequence[Group], version: str) -> bool:
 def speeds(groups: Sequence[Group], updates: Sequence[Update], watch: Watch, took: float, run: Run) -> dict[str, float]:
     """Seconds of the step and its phases, sampled tokens a second, memory; and the share of what the devices can do
     that the updates reached, where it is known."""
-    policy, ranks, vllm = run.policy, distributed.world_size(), run.config.vllm
-    engine = vllm.tensor_parallel_size * vllm.data_parallel_size if run.config.engine == "vllm" else 1
+    policy, ranks = run.policy, distributed.world_size()
     rate = sum(len(s.completion.token_ids) for group in groups for s in group.samples) / took
     speeds = {
         "speed/step_seconds": took,
         **{f"speed/{name}_seconds": seconds for name, seconds in watch.seconds.items()},
         "speed/tokens_per_second": rate,
-        "speed/tokens_per_second_per_device": rate / ranks / engine,
+        "speed/tokens_per_second_per_device": rate / run.config.devices(ranks),
         "speed/peak_memory_gib": peak_memory(policy.plain.device) / 2**30,
     }
     peak = peak_flops(policy.plain.device, policy.plain.dtype) * ranks * watch.seconds["update"]

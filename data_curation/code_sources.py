@@ -87,8 +87,7 @@ def read_code_contests(options: CodeContestsSource, name: str, raw: Mapping[str,
         wrong=_python(raw.get("incorrect_solutions")),
         file_io=bool(raw.get("input_file") or raw.get("output_file")),
     )
-    origin: Any = raw.get("source")
-    meta: dict[str, Any] = {"origin": ORIGINS[origin if origin in range(len(ORIGINS)) else 0]}
+    meta: dict[str, Any] = {"origin": ORIGINS[int(_number(raw.get("source"), len(ORIGINS)) or 0)]}
     meta |= {k: raw[old] for k, old in (("rating", "cf_rating"), ("title", "name")) if raw.get(old) and flat(raw[old])}
     if raw.get("cf_contest_id"):
         meta["url"] = f"https://codeforces.com/problemset/problem/{raw['cf_contest_id']}/{raw.get('cf_index')}"

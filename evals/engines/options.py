@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from evals.errors import UserError, explained
 
+WHOLE_GPU = 0.9
+"""vLLM's share of a GPU that it has to itself"""
+
 
 class VLLMOptions(BaseModel):
     """How vLLM is run, under its own names where it has one; the trainer's section `vllm` too. The defaults serve a

@@ -24,7 +24,7 @@ from evals.engines.hf import (
     load_config,
     load_tokenizer,
 )
-from evals.engines.options import VLLMOptions
+from evals.engines.options import WHOLE_GPU, VLLMOptions
 from evals.engines.vllm_core import Spec
 from evals.engines.vllm_process import Processes
 from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer
@@ -263,7 +263,7 @@ def plan(
             "max_model_len": max_model_len,
             "max_num_seqs": options.max_num_seqs,
             "kv_cache_memory_bytes": cache,
-            "gpu_memory_utilization": options.gpu_memory_utilization or 0.9,
+            "gpu_memory_utilization": options.gpu_memory_utilization or WHOLE_GPU,
             "enforce_eager": not on_gpu if options.enforce_eager is None else options.enforce_eager,
             "tensor_parallel_size": options.tensor_parallel_size,
             "hf_overrides": {"head_dtype": "float32"} if options.float32_head else {},

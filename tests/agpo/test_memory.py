@@ -170,9 +170,10 @@ def test_a_machine_that_cannot_run_it_is_refused_with_what_to_type(monkeypatch, 
 def test_vllm_on_gpus_of_its_own_takes_none_of_the_trainers_and_never_sleeps(monkeypatch):
     """The arithmetic, and what vLLM is started with; the GPUs themselves are not here."""
     beside, apart = (load_config(PAPER, ["hardware.gpus=2", *keys]) for keys in ([], ["vllm.first_gpu=3"]))
-    sizes, machine = model_sizes(model_config(beside.model), beside), Machine(2, 80)
-    shared, own = memory(beside, sizes, machine), memory(apart, sizes, machine)
+    sizes = model_sizes(model_config(beside.model), beside)
+    shared, own = memory(beside, sizes, Machine(1, 80)), memory(apart, sizes, Machine(2, 80))
     assert not any("engine" in part for parts in own.phases.values() for part in parts)
+    assert own == memory(apart, sizes, Machine(1, 80))  # the second GPU holds nothing of the training
     assert shared.peaks["update"] > own.peaks["update"]
     assert own.cache_tokens > shared.cache_tokens
     started = []

@@ -159,6 +159,9 @@ def test_code_contests():
     assert row.code["time_limit"] == 1.5
     assert len(row.code["inputs"]) == 2
     assert (row.meta["origin"], row.meta["rating"]) == ("codeforces", 900)
+    floats = one({**CODE_CONTESTS, "source": 2.0}, kind="code_contests")  # a column with nulls
+    assert isinstance(floats, Row)
+    assert floats.meta["origin"] == "codeforces"
     fewer = one(CODE_CONTESTS, kind="code_contests", generated=False)
     assert isinstance(fewer, Row)
     assert fewer.code is not None
