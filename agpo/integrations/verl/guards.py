@@ -44,7 +44,7 @@ def require_plugin() -> None:
     if PLUGIN not in found:
         raise UserError(
             "the package agpo is importable here but not installed, so that verl does not find its plugin: "
-            "pip install --no-deps agpo in this environment, on every node."
+            "pip install --no-deps -e CHECKOUT in this environment, on every node."
         )
     try:
         importlib.import_module(PLUGIN)
