@@ -47,7 +47,15 @@ SMALL = (
 # -- updates ---------------------------------------------------------------------------------------------------------
 
 
-ON_FOUR = ("agpo", "grpo", "agpo, micro-batches of 1", "agpo, AdamW", "grpo, AdamW", "agpo, scope group", "agpo, HSDP, AdamW")
+ON_FOUR = (
+    "agpo",
+    "grpo",
+    "agpo, micro-batches of 1",
+    "agpo, AdamW",
+    "grpo, AdamW",
+    "agpo, scope group",
+    "agpo, HSDP, AdamW",
+)
 """what is run on four ranks here; `python tests/agpo/ranks.py` runs all"""
 
 
