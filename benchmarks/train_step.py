@@ -235,7 +235,7 @@ def main() -> None:
         print(json.dumps(trl(task) if args.worker == "trl" else ours(args.worker, task)))
         return
     if not args.trl_python:
-        parser.error("--trl-python is needed: TRL wants an environment of its own, see --help")
+        parser.error("--trl-python is required: TRL needs an environment of its own, see --help")
     sides = {"trl": args.trl_python, **dict.fromkeys(args.objectives.split(","), sys.executable)}
     steps: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(args.rounds):
