@@ -200,7 +200,7 @@ def check_objective(objective: Objective) -> None:
             "masked_groups": (("mask", "keep"), "TRL draws no other prompts"),
             "beta": ((0,), "the KL term is not built in"),
             "entropy_coef": ((0,), "the entropy bonus is not built in"),
-            "overlong": (("keep",), "the objective does not see which answers were cut"),
+            "overlong": (("keep",), "answers that were cut are not told apart"),
             "surrogate": (tuple({objective.surrogate, "ppo"} - {"kl_cov"}), "its tokens are of a whole optimizer step"),
         },
     )
@@ -219,7 +219,7 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
         "args",
         config,
         {
-            "loss_type": (("dapo",), "the update uses the mean over the tokens of an optimizer step"),
+            "loss_type": (("dapo",), "that is the mean over the tokens of an optimizer step, which is what is made"),
             "beta": ((0.0,), "the KL term is not built in"),
             "delta": ((None,), ours + ": objective=resolve('agpo', dual_clip=...)"),
             "importance_sampling_level": (("token",), ours),
@@ -228,7 +228,7 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
                 ("normalize_then_sum" if objective.several == "normalise" else "sum_then_normalize",),
                 ours + ": objective=resolve('agpo', several=...)",
             ),
-            "mask_truncated_completions": ((False,), "the objective does not see which answers were cut"),
+            "mask_truncated_completions": ((False,), "answers that were cut are not told apart"),
             "off_policy_mask_threshold": ((None,), "it is not in agpo's loss"),
             "top_entropy_quantile": ((1.0,), "it is not in agpo's loss"),
             "entropy_coef": ((0.0,), "the clip is on the policy loss alone"),
@@ -238,7 +238,7 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
             "parallelism_config": ((None,), "ranks that share a sample are not tested"),
         },
     )
-    reason = "each rank would get a part of its rows, which splits groups over optimizer steps"
+    reason = "a rank then has a part of its rows, and groups are cut over optimizer steps"
     _refuse("args.accelerator_config", config.accelerator_config, {"split_batches": ((False,), reason)})
     parts, micro = config.steps_per_generation, config.gradient_accumulation_steps
     if parts % micro:

@@ -44,7 +44,7 @@ def require_plugin() -> None:
     if PLUGIN not in found:
         raise UserError(
             "the package agpo is importable here but not installed, so that verl does not find its plugin: "
-            "pip install --no-deps -e CHECKOUT in this environment, on every node."
+            "pip install --no-deps agpo in this environment, on every node."
         )
     try:
         importlib.import_module(PLUGIN)
@@ -59,7 +59,7 @@ def check_objective(objective: Objective) -> None:
     wanted = {
         "clip": (
             "max0",
-            "f of smaller units needs rows that do not run",
+            "f of smaller units looks at rows that are not run",
             objective.clip not in ("none", "max0") and below,
         ),
         "clip_scope": ("sequence", "the plugin's units are of sequences", objective.clip != "none" and token),
@@ -68,7 +68,7 @@ def check_objective(objective: Objective) -> None:
         "entropy_coef": (0, "the entropy bonus is not in the plugin's loss", True),
         "surrogate": ("ppo", "its tokens are chosen from a whole mini-batch", objective.surrogate == "kl_cov"),
         "several": ("sum", "the plugin has one reward", True),
-        "overlong": ("keep", "verl does not report which answers were cut before the reward is used", True),
+        "overlong": ("keep", "verl does not tell which answers were cut off before the reward is used", True),
     }
     for knob, (value, reason, matters) in wanted.items():
         found = getattr(objective, knob)
@@ -91,7 +91,7 @@ NEEDED = {
     "actor_rollout_ref.actor.entropy_coeff": (0, "the clip is on the policy loss alone"),
     "actor_rollout_ref.actor.use_kl_loss": (False, "the clip is on the policy loss alone"),
     "algorithm.use_kl_in_reward": (False, "live groups are decided by the raw task reward"),
-    "actor_rollout_ref.actor.shuffle": (False, "it would split the groups of a mini-batch"),
+    "actor_rollout_ref.actor.shuffle": (False, "it would take the groups of a mini-batch apart"),
     "actor_rollout_ref.actor.ppo_epochs": (
         1,
         "mini-batches that the clip drops at ratio 1 are dropped for the whole step",
