@@ -111,22 +111,22 @@ class TrainConfig(Section):
     prompt: Prompt = "arith"
     """prompt preset, see `evals/prompts.py`; `chat`: the problem as it is"""
     system_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
-    """replaces the preset's: a text, or a file with it; empty: none"""
+    """in place of the preset's: a text, or a file that has it; empty: none"""
     user_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
-    """replaces the preset's user message: a text, or a file with it, that contains {problem}"""
+    """the same for the user's words, with {problem} in them"""
     chat_template: Annotated[str, BeforeValidator(text_or_file)] = ""
-    """a Jinja file that replaces the tokenizer's chat template; saved with checkpoints"""
+    """a Jinja file in place of the chat template of the model's tokenizer; checkpoints keep it"""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """arguments of the chat template: chat_template_kwargs.enable_thinking=false"""
+    """what the chat template is given: chat_template_kwargs.enable_thinking=false"""
     reward: Reward = "math"
-    """a grader (math, math-simplified, exact, code: docs/grading.md), or `module:function` of your own: (text, item)
-    -> a number, or None to abstain (docs/own-task.md)"""
+    """a grader (math, math-simplified, exact, code: docs/grading.md), or `module:function` of one's own: (text, item)
+    -> a number, or None: it abstains (docs/own-task.md)"""
     reward_seconds: float = Field(default=300.0, gt=0)
-    """time limit of one call of a reward function of your own; a sample beyond it has no reward"""
+    """longest call of a function of one's own; over it the call is given up, and the sample has no reward"""
     reward_max_errors: float = Field(default=1.0, gt=0, le=1)
-    """stop when the reward fails on this share of a step's samples; 1: on all of them"""
+    """share of a step's samples: when the reward fails on as many the run stops. 1: when it fails on all"""
     reward_range: Span = (0.0, 1.0)
-    """range of a reward function of your own; a value outside stops the run"""
+    """what a reward function of one's own may return; anything else stops the run"""
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
     """several by name in place of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
     code: CodeConfig = CodeConfig()
@@ -150,9 +150,9 @@ class TrainConfig(Section):
     trackers: tuple[str, ...] = ()
     """also log to these: tensorboard, wandb, mlflow, trackio"""
     log_completions: int = Field(default=4, ge=0)
-    """completions that trackers show per step, each of another problem; 0: none. The store has all"""
+    """completions of every step in their tables, each to another problem; 0: none. The store has all"""
     out: str = "runs"
-    """folder of the runs: a sub-folder each, with checkpoints and curves.png"""
+    """folder that gets a sub-folder per run, with checkpoints and the picture"""
 
     @field_validator("rewards", mode="before")
     @classmethod

@@ -58,13 +58,13 @@ class DataConfig(Section):
 
     path: Names = "arith"
     """a .parquet or .jsonl file (verl's schema, or columns by name) or several, with commas or as a list; data sets of
-    the hub (ORG/NAME, ORG/NAME:SPLIT, ORG/NAME:CONFIG:SPLIT); or generated: `arith`, `arith_long`, `tiny_code`"""
+    the hub (ORG/NAME, ORG/NAME:SPLIT, ORG/NAME:CONFIG:SPLIT); or made: `arith`, `arith_long`, `tiny_code`"""
     prompt_column: str = "prompt"
     """column with the problem: a text, or a chat"""
     answer_column: str = "answer"
     """column with the reference answer; empty (`data.answer_column=`): none, the reward reads other columns"""
     size: int = Field(default=4096, ge=1)
-    """number of problems, where they are generated"""
+    """number of problems to make, where they are made"""
 
 
 class RolloutConfig(Section):
@@ -73,9 +73,9 @@ class RolloutConfig(Section):
     prompts_per_step: int = Field(default=32, ge=1)
     """prompts of a step (the paper's train batch size)"""
     prompts: Literal["uniform", "adaptive"] = "uniform"
-    """uniform: every problem once an epoch; adaptive: prefer problems whose group is likely to be live"""
+    """uniform: every problem once an epoch; adaptive: rather those whose group is likely to be live"""
     forget: float = Field(default=0.99, gt=0, le=1)
-    """for prompts adaptive: factor on the counts of right and wrong answers at each step; 1 forgets nothing"""
+    """for prompts adaptive: what a step leaves of the counts of right and wrong answers; 1 forgets nothing"""
     samples_per_prompt: int = Field(default=8, ge=2)
     """group size G; a group of one has no advantage"""
     temperature: float = Field(default=1.0, gt=0)
@@ -89,21 +89,22 @@ class RolloutConfig(Section):
     max_sequences: int = Field(default=256, ge=1)
     """sequences decoded together by engine hf; memory against speed"""
     overlap: Literal["none", "free", "ahead"] = "none"
-    """sample the next step's answers early. free: once this step's are decoded (engine hf: once no update has moved the
-    weights), thrown away if an update moves the weights, bit-identical; ahead (engine vllm): once three quarters of
-    this step's are decoded, equal up to the rounding of sums"""
+    """begin the next step's answers before their step. free: when this step's are decoded, kept where no update moves
+    the weights, and thrown away where one does (engine hf: begun when none did), the same bits as without; ahead
+    (engine vllm): when three quarters of this step's are, the same up to the rounding of sums"""
     oversample: int = Field(default=0, ge=0)
-    """extra prompts in progress: a step takes the first prompts_per_step whose answers are complete, and the others
-    continue in the next step (docs/scale.md)"""
+    """prompts drawn over prompts_per_step: a step is of the first that are whole, and the answers of the others go on
+    in the next from the tokens that they have (docs/scale.md)"""
     max_staleness: int = Field(default=0, ge=0, le=1)
-    """1 (engine vllm): sample the next step during this one's updates, with importance weights (docs/method.md)"""
+    """1 (engine vllm): keep them also where an update moved the weights; they are weighted then (docs/method.md)"""
 
 
 class VLLMConfig(VLLMOptions):
     """Options of engine vllm, and where it is."""
 
     first_gpu: int | None = Field(default=None, ge=1)
-    """with one training process, on GPU 0: vLLM alone uses it and those after it; unset: it shares the trainer's"""
+    """with one training process, which has GPU 0: vLLM has this GPU and those after it to itself, and no turns are
+    taken; unset: it shares the trainer's"""
 
     @property
     def gpus(self) -> int:
@@ -141,11 +142,11 @@ class UpdateConfig(Section):
     compile: bool = False
     """torch.compile the decoder layers for updates; the first ones are slow"""
     offload: bool = False
-    """keep float32 masters, gradients and AdamW's moments in host memory: same results, less GPU memory, slower"""
+    """keep float32 masters, gradients and AdamW's moments in the machine's memory: the same numbers on less GPU"""
     max_refused: int = Field(default=10, ge=0)
     """stop after this many updates with a loss or gradient that is not finite"""
     patience: int = Field(default=10, ge=1)
-    """warn after this many steps in a row without an update, with the reason and what to try"""
+    """after this many steps in a row without one update the run says why, and what to try"""
 
 
 class LoraConfig(Section):
@@ -203,7 +204,7 @@ class RewardConfig(Section):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """its factor in the sum; 0 logs it only"""
     range: Span = (0.0, 1.0)
-    """what a function of your own may return"""
+    """what a function of one's own may return"""
 
 
 class CodeConfig(Section):
@@ -214,15 +215,15 @@ class CodeConfig(Section):
     compat: Literal["real", "lcb"] = "real"
     """the rule of comparison that decides: any right output, or LiveCodeBench's own rule; both are logged"""
     isolation: Literal["program", "test"] = "program"
-    """program: one process for all tests of a program, failures confirmed in a fresh one; test: a process per test"""
+    """program: one process for a program's tests, what fails there confirmed in a fresh one; test: one for each test"""
     workers: int = Field(default=0, ge=0)
     """programs judged at once; 0: the processors available to this process"""
     backend: Literal["auto", "docker", "embedded"] = "auto"
-    """what isolates the programs, see `python -m sandbox.doctor`"""
+    """what holds the programs, see `python -m sandbox.doctor`"""
     allow_unsafe: bool = False
-    """run programs even where the machine cannot contain a hostile one; every sample is marked"""
+    """run programs also where the machine cannot hold a hostile one; every sample then says so"""
     cpu_s: float = Field(default=6.0, gt=0)
-    """CPU seconds per test, over all threads (generated problems bring their own limit)"""
+    """CPU seconds of a test, of all threads together (a file's tests; made ones bring their own)"""
     memory_mb: int = Field(default=1024, ge=64)
     """memory of a program (as for cpu_s)"""
 
@@ -231,7 +232,7 @@ class EvalConfig(Section):
     """Evaluation during training, into the same store."""
 
     bench: Names = ""
-    """benchmarks of `python -m evals.run --list`, or data:FILE: held-out problems of your own, in the columns of
+    """benchmarks of `python -m evals.run --list`, or data:FILE: held-out problems of one's own, in the columns of
     `data` and graded by the run's own reward; several with commas or as a list; empty: none"""
     data: str = ""
     """local file of the benchmark; empty, as for several: as the benchmark loads by default"""

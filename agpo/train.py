@@ -216,7 +216,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("verl (docs/cluster.md)")
     group.add_argument("--engine", choices=("native", "verl"), default="native", help="what runs the training loop")
-    group.add_argument("--rehearse", action="store_true", help="run verl's main loop on this CPU with a tiny model")
+    group.add_argument("--rehearse", action="store_true", help="verl's whole main loop on this CPU with a tiny model")
     group.add_argument("--verl-python", metavar="PATH", help="python of verl's environment ($AGPO_VERL_PYTHON)")
     group.add_argument(
         "--verl", action="append", default=[], metavar="KEY=VALUE", help="a key of verl's own, e.g. trainer.nnodes=2"
