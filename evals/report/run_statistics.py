@@ -1,4 +1,4 @@
-"""All statistics of one evaluation, as `evals.report show` prints them."""
+"""All statistics of one evaluation, for `evals.report show`."""
 
 import math
 from pathlib import Path
@@ -14,16 +14,17 @@ from evals.store import Store
 
 
 def print_statistics(store: Store, one: Part, console: Console, training: Path | None = None) -> None:
-    """training: of the model; then accuracy on the problems that are in it and on the rest, too."""
+    """training: the model's training data; adds accuracy on the problems in it and on the rest."""
     columns = one.read(store)
     summary = summarise(columns)
     where = f" at step {one.step}" if one.step or one.run.kind == "train" else ""
     caption = f"{one.bench}{where}: {summary.problems} problems, {summary.samples} samples"
-    if one.run.kind == "eval" and one.run.status != "done":
+    if not one.ended:
         console.print(f"{caption}, {one.run.status}. {NO_SCORE}", markup=False)
         return
     lines = _lines(summary)
-    if not math.isnan(summary.pass1) and votes_make_sense(one):
+    bench = BENCHES.get(one.bench)
+    if not math.isnan(summary.pass1) and (bench is None or bench.grader != "code"):  # no program is written twice
         lines[-1:-1] = majority(store, one, columns)
     notes = []
     if summary.unscored:
@@ -34,12 +35,6 @@ def print_statistics(store: Store, one: Part, console: Console, training: Path |
         from evals.report.overlap import print_overlap
 
         print_overlap(store, one, columns, training, console)
-
-
-def votes_make_sense(one: Part) -> bool:
-    """A program is not the same answer twice."""
-    bench = BENCHES.get(one.bench)
-    return bench is None or bench.grader != "code"
 
 
 def majority(store: Store, one: Part, columns: Columns) -> list[list[str]]:

@@ -111,7 +111,7 @@ def test_what_the_second_grader_cannot_judge_is_no_refusal(tmp_path, capsys):
     run = planted(lambda step: 0.0)
     assert main([run, "--grader", "own_audit:strict"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"\d+ more were paid, and own_audit:strict failed on them or could not tell", said)
+    assert re.search(r"own_audit:strict gave no verdict on \d+ more paid completions", said)
     with Store.open("results/agpo.db") as store:
         marks = {row.item: row.meta.get("audit own_audit:strict") for row in store.samples(run) if row.reward}
     assert marks == {"p0": "cannot tell", "p1": "cannot tell", **dict.fromkeys(("p2", "p3", "p4", "p5"), "agrees")}
