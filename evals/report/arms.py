@@ -215,9 +215,9 @@ def course_of(store: Store, run: RunRow, vary: Sequence[str] = ()) -> Course:
     names_of = ["step", "item", "reward", "response_tokens"]
     samples = pd.DataFrame(store.columns(run.id, names_of, split=f"eval/{bench}"), columns=pd.Index(names_of))
     samples = samples.astype({"reward": float, "response_tokens": float})  # None is nan, which no mean counts
-    of_problem = samples.groupby(["step", "item"])
-    rewards, lengths = (of_problem[name].mean().unstack("item") for name in ("reward", "response_tokens"))
-    rewards = rewards.dropna(how="all")
+    rewards, lengths = (
+        samples.pivot_table(name, "step", "item", aggfunc="mean") for name in ("reward", "response_tokens")
+    )
     moments = [int(step) for step in rewards.index]
     if len(moments) < 2:
         raise UserError(

@@ -100,12 +100,13 @@ def serve(path: Path, listener: socket.socket, console: Console) -> None:
     # Where rich is installed, Datasette 0.65 prints errors with it in a way that rich refuses: a 404 became a 500.
     handle_exception.rich = None  # type: ignore[attr-defined]
 
-    class HideTokens:
+    class HideTokens:  # the class is the plugin: Datasette wants a __name__
+        @staticmethod
         @hookimpl
-        def prepare_connection(self, conn: sqlite3.Connection) -> None:
+        def prepare_connection(conn: sqlite3.Connection) -> None:
             conn.set_authorizer(_hide)
 
-    pm.register(HideTokens())
+    pm.register(HideTokens)
     # SQLite writes beside a file that others may write to. If it cannot, nobody else can either: open it as immutable.
     files, frozen = ([str(path)], []) if os.access(path.parent, os.W_OK) else ([], [str(path)])
     app = Datasette(files, frozen, metadata=metadata(path), settings=SETTINGS)

@@ -207,7 +207,7 @@ def verdict(c: Comparison, other: str) -> str:
 
 def tokens_words(v: Verdict, name_a: str, name_b: str) -> str:
     """Response tokens of the two, with the interval of their ratio."""
-    a, b, r = v.summary_a.tokens_mean, v.summary_b.tokens_mean, v.tokens
+    a, b, r = v.summary_a.tokens_mean.value, v.summary_b.tokens_mean.value, v.tokens
     if math.isnan(r.value) or math.isnan(r.low):
         return f"Response tokens: A {_length(a)}, B {_length(b)}."
     change, low, high = (100 * (x - 1) for x in (r.value, r.low, r.high))
@@ -257,7 +257,7 @@ def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console:
             "" if math.isnan(c.difference.low) else interval,
             p_text(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""), f"{c.worse} / {c.better}",
             f"{100 * c.detectable:.1f}" if c.detectable > 0 else "",
-            _length(v.summary_b.tokens_mean), f"{v.tokens.value:.2f}",
+            _length(v.summary_b.tokens_mean.value), f"{v.tokens.value:.2f}",
         ])  # fmt: skip
     print_table(header, lines, f"Against A, {verdicts[0].a.label}", console)
 

@@ -155,6 +155,6 @@ def read_evaluation(store: Store, one: Part) -> Evaluation:
     total = summarise(all_) if one.ended else unfinished(summarise(all_))
     if one.split is None:  # a group's score is lm-eval's, which may weight its tasks differently
         logged = {value for step, _, value in store.metrics(one.run.id, ["pass1"]) if step == one.step}
-        if logged and abs((score := logged.pop()) - total.pass1) > 1e-9:
-            total = replace(total, pass1=score, pass1_low=math.nan, pass1_high=math.nan)
+        if logged and abs((score := logged.pop()) - total.pass1.value) > 1e-9:
+            total = replace(total, pass1=Estimate(score))
     return Evaluation(one, all_, total)

@@ -12,19 +12,20 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from evals.benches import BENCHES
 from evals.report.evaluations import Evaluation, read_evaluation
 from evals.report.parts import Part, arm_of, measured, pool
 from evals.stats import Estimate
 from evals.stats.intervals import LEVEL
-from evals.store import RunRow, SampleRow, Store
+from evals.store import Json, RunRow, SampleRow, Store
 
 SCHEMA = "0.3.0"
 ON_HUB = re.compile(r"([\w.-]+)/([\w.-]+)(@[\w.-]+)?")
 SHARE = "Wilson with the effective sample size, over problems"
 LENGTH = "Student with Hall's correction for skewness, over problems"
-Record = dict[str, object]
+Record: TypeAlias = Json
 
 
 def write(store: Store, runs: Sequence[RunRow], split: str | None, organization: str, out: Path) -> tuple[int, int]:
@@ -32,7 +33,7 @@ def write(store: Store, runs: Sequence[RunRow], split: str | None, organization:
     written, parts = 0, [part for part in pool(measured(store, runs)) if split in (None, part.split)]
     for part in parts:
         evaluation = read_evaluation(store, part)
-        if math.isnan(evaluation.summary.pass1):  # it has not ended, or nothing could be graded
+        if math.isnan(evaluation.summary.pass1.value):  # it has not ended, or nothing could be graded
             continue
         model = _model(part, organization)
         name = f"{part.bench}/{model['id']}/{part.run.id}"
@@ -119,8 +120,8 @@ def _results(e: Evaluation, name: str) -> list[Record]:
     asked = {key: part.settings[key] for key in ("temperature", "top_p", "max_tokens") if key in part.settings}
     rewards = e.columns.reward_S[e.columns.scored_S]
     scale = (0, 1) if rewards.min() >= 0 and rewards.max() <= 1 else ("-Infinity", "Infinity")
-    at_k = {1: s.estimate("pass1"), **s.pass_at}
-    longest, tokens = (0, "Infinity"), s.estimate("tokens_mean")
+    at_k = {1: s.pass1, **s.pass_at}
+    longest, tokens = (0, "Infinity"), s.tokens_mean
     measures = [
         *((f"pass@{k}", "pass_at_k", "pass_rate", "proportion", {"k": k}, scale, at_k[k], SHARE) for k in at_k),
         ("mean response tokens", "agpo.response_tokens", "tokens", "tokens", {}, longest, tokens, LENGTH),

@@ -30,7 +30,7 @@ def print_overlap(store: Store, one: Part, columns: Columns, training: Path, con
     lines = []
     for name, items in (("in the training data", seen), ("the rest", rest)):
         s = summarise(columns.of_items(items))
-        lines.append([name, str(s.problems), *s.estimate("pass1").cells(1, 100)])
+        lines.append([name, str(s.problems), *s.pass1.cells(1, 100)])
     why = [f"{item}: {reason}" for item, reason in list(seen.items())[:20]]
     more = [f"and {len(seen) - 20} more"] if len(seen) > 20 else []
     header = ["", "Problems", "Pass@1, %", "95 % interval"]

@@ -25,18 +25,13 @@ class Summary:
     samples: int
     unscored: int
     """grader timeouts and errors: in no mean"""
-    pass1: float
+    pass1: Estimate = NOTHING
     """mean over problems of the share of right samples; nan without a scorable sample"""
-    pass1_low: float
-    pass1_high: float
-    pass1_se: float
-    pass1_unscored_wrong: float
+    pass1_unscored_wrong: float = math.nan
     """Pass@1 with unscored samples counted as wrong"""
-    tokens_mean: float
+    tokens_mean: Estimate = NOTHING
     """response tokens of all samples except refused prompts"""
-    tokens_low: float
-    tokens_high: float
-    tokens_median: float
+    tokens_median: float = math.nan
     outcomes: dict[str, int] = field(default_factory=dict)
     pass_at: dict[int, Estimate] = field(default_factory=dict)
     """k -> pass@k for k = 2, 4, 8, ... (Chen et al. 2021, Eq. 1, unbiased), over problems with k scorable samples
@@ -57,10 +52,6 @@ class Summary:
 
     def estimate(self, quantity: str) -> Estimate:
         """One of these numbers, with its interval if it has one."""
-        if quantity == "pass1":
-            return Estimate(self.pass1, self.pass1_low, self.pass1_high, self.pass1_se)
-        if quantity == "tokens_mean":
-            return Estimate(self.tokens_mean, self.tokens_low, self.tokens_high)
         found = getattr(self, quantity)
         return found if isinstance(found, Estimate) else Estimate(found)
 
@@ -69,10 +60,11 @@ class Summary:
         if not self.samples:
             return "no samples"
         unscored = f", {self.unscored} unscored" if self.unscored else ""
-        pass1 = "nothing scorable" if math.isnan(self.pass1) else f"Pass@1 {100 * self.pass1:.1f} %"
-        interval = "" if math.isnan(self.pass1_low) else f" [{100 * self.pass1_low:.1f}, {100 * self.pass1_high:.1f}]"
-        length = f", {self.tokens_mean:.1f} response tokens (median {self.tokens_median:g})"
-        told = "" if math.isnan(self.tokens_mean) else f"{length}, truncated {100 * self.truncated.value:.1f} %"
+        p = self.pass1
+        pass1 = "nothing scorable" if math.isnan(p.value) else f"Pass@1 {100 * p.value:.1f} %"
+        interval = "" if math.isnan(p.low) else f" [{100 * p.low:.1f}, {100 * p.high:.1f}]"
+        length = f", {self.tokens_mean.value:.1f} response tokens (median {self.tokens_median:g})"
+        told = "" if math.isnan(self.tokens_mean.value) else f"{length}, truncated {100 * self.truncated.value:.1f} %"
         return f"{pass1}{interval}{told} ({self.problems} problems, {self.samples} samples{unscored})"
 
 
@@ -83,10 +75,8 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
     answered, scored = all_.answered, all_.take(all_.scored_S)
     count_P = scored.counts_P
     mean_P = scored.sums(scored.reward_S) / count_P
-    pass1 = intervals.share(mean_P, samples=scored.samples, binary=all_.binary)
     worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / all_.counts_P
     longest = float(all_.tokens_S.max()) if all_.cut_S.any() else math.inf  # max_tokens, where it was reached
-    tokens = _tokens(answered, longest)
     answered_P = answered.counts_P
     truncated = intervals.share(answered.sums(answered.cut_S.astype(float)), answered_P, samples=answered.samples)
     median, p95 = np.quantile(answered.tokens_S, [0.5, 0.95]).tolist() if answered.samples else (math.nan, math.nan)
@@ -97,14 +87,9 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
         problems=len(all_.items),
         samples=all_.samples,
         unscored=all_.samples - scored.samples,
-        pass1=pass1.value,
-        pass1_low=pass1.low,
-        pass1_high=pass1.high,
-        pass1_se=pass1.se,
+        pass1=intervals.share(mean_P, samples=scored.samples, binary=all_.binary),
         pass1_unscored_wrong=float(worst_P.mean()) if len(worst_P) else math.nan,
-        tokens_mean=tokens.value,
-        tokens_low=tokens.low,
-        tokens_high=tokens.high,
+        tokens_mean=_tokens(answered, longest),
         tokens_median=median,
         outcomes=dict(all_.outcomes),
         pass_at=_pass_at(scored, count_P),
@@ -120,8 +105,7 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
 
 def unfinished(s: Summary) -> Summary:
     """Only the counts, for an unfinished evaluation: problems that are quick to answer and grade come first."""
-    nan = math.nan
-    return Summary(s.problems, s.samples, s.unscored, *[nan] * 9, outcomes=s.outcomes)
+    return Summary(s.problems, s.samples, s.unscored, outcomes=s.outcomes)
 
 
 def by(samples: Sequence[Graded], key: str) -> dict[str, Summary]:

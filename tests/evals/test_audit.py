@@ -73,7 +73,7 @@ def test_a_hack_is_found_by_step_and_interval_and_its_samples_are_marked(capsys)
 def test_an_honest_run_is_not_accused(capsys):
     honest, loose = planted(lambda step: 0.0), planted(lambda step: 0.2, seed=1)
     assert main([honest]) == 0
-    assert "nothing was refused" in capsys.readouterr().out
+    assert "all or none were refused" in capsys.readouterr().out
     assert main([loose]) == 0  # what is refused as often from first to last is a loose grader, not a rise
     assert "no rise" in capsys.readouterr().out
 

@@ -162,7 +162,7 @@ def test_evaluations_during_training(store, capsys):
             store.log_samples(runs[-1], samples([reward] * 10 + [1.0] * 5, split="eval/arith", step=step))
             store.log_samples(runs[-1], samples([0.0] * 10, split="train", step=step))
     text = say(capsys, *runs)
-    assert "arith, 15 problems" in text
+    assert "arith, 15 shared problems" in text
     assert "AGPO at step 40 is 66.7 points better" in text
     assert "AGPO at step 0" in say(capsys, "tiny-grpo", "tiny-agpo@0")  # by name
     assert "AGPO at step 40 is 66.7 points better" in say(capsys, "grpo", "agpo")  # by method
@@ -251,7 +251,7 @@ def test_a_run_that_goes_on_and_one_selected_on_the_test(store, capsys):
     first = add(store, [1.0, 0.0] * 5, status="running", method="grpo")
     second = add(store, [1.0, 0.0] * 5, selected_on_test="math500")
     text = say(capsys, first, second)
-    assert "is running: it may lack problems" in text
+    assert "is running: problems may be missing" in text
     assert "selected on math500" in text
 
 

@@ -175,12 +175,12 @@ def test_every_eval_ever_has_the_score_with_its_uncertainty_and_every_graded_com
         x["score_details"] for x in of_run["evaluation_results"] if x["metric_config"]["metric_name"] == "pass@1"
     ]
     expected = summarise(store.outcomes(first))
-    assert told["score"] == expected.pass1
+    assert told["score"] == expected.pass1.value
     interval = told["uncertainty"]["confidence_interval"]
     assert (interval["lower"], interval["upper"], interval["confidence_level"]) == (
-        expected.pass1_low, expected.pass1_high, 0.95,
+        expected.pass1.low, expected.pass1.high, 0.95,
     )  # fmt: skip
-    assert told["uncertainty"]["standard_error"]["value"] == expected.pass1_se
+    assert told["uncertainty"]["standard_error"]["value"] == expected.pass1.se
     assert told["details"]["unscored"] == "1"  # an error of the grader is not a wrong answer
     assert of_run["detailed_evaluation_results"]["total_rows"] == 5
     assert of_run["evaluation_results"][0]["generation_config"]["additional_details"]["n"] == "1"

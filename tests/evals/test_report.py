@@ -205,7 +205,7 @@ def test_an_evaluation_made_again_is_no_second_seed(capsys, path):
         for parent, right, seed in ((first, 2, 0), (second, 6, 1), (first, 4, 0)):
             evaluated(store, parent, right, seed)
         (row,) = rows(store)
-    assert [result.summary.pass1 for result in row.results] == [0.4, 0.6]
+    assert [result.summary.pass1.value for result in row.results] == [0.4, 0.6]
     assert "made again with the same seed and settings: 1;" in report(capsys, path, "tables")
 
 

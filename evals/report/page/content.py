@@ -166,9 +166,9 @@ def evaluation_facts(found: Sequence[Evaluation], names: Sequence[str]) -> list[
             "name": names[e.place],
             "bench": e.part.bench,
             "asked": e.part.asked,
-            "pass1": e.summary.pass1,
-            "low": e.summary.pass1_low,
-            "high": e.summary.pass1_high,
+            "pass1": e.summary.pass1.value,
+            "low": e.summary.pass1.low,
+            "high": e.summary.pass1.high,
         }
         for e in found
     ]

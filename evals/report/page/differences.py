@@ -71,7 +71,7 @@ def differences(found: Sequence[Evaluation], names: Sequence[str]) -> list[Diffe
     if there are no others. names: of the evaluation at each place.
     """
     told: list[Difference] = []
-    scored = grouped((e for e in of_weights(found) if not math.isnan(e.summary.pass1)), lambda e: e.part.bench)
+    scored = grouped((e for e in of_weights(found) if not math.isnan(e.summary.pass1.value)), lambda e: e.part.bench)
     for bench in dict.fromkeys(e.part.bench for e in found):
         for pairs in _pairs(scored.get(bench, []), names):
             possible = [(a, b) for a, b in pairs if a.of and b.of][:MOST]
