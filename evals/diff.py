@@ -102,13 +102,13 @@ def with_logps(found: Sequence[Parting], plan: Plan, targets: Sequence[Target], 
     logps: list[dict[int, float]] = []
     for target in targets:
         engine = engine_of(target)
-        if not hasattr(engine, "score"):
+        if (score := getattr(engine, "score", None)) is None:
             return some
         contexts = [
             [*encode(asked, by_id[p.pair[0].item], engine.tokenizer), *p.pair[0].token_ids[: p.at]] for p in some
         ]
         asked_for = [(context, [token]) for context, p in zip(contexts, some, strict=True) for token in p.tokens]
-        logps.append({i: logp for i, logp, _ in engine.score(asked_for)})
+        logps.append({i: logp for i, logp, _ in score(asked_for)})
     return [Parting(p.pair, p.at, tuple(side[2 * i + k] for side in logps for k in (0, 1))) for i, p in enumerate(some)]
 
 

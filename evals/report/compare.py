@@ -167,6 +167,9 @@ def words(v: Verdict) -> list[str]:
     if name_a == name_b:
         name_a, name_b = f"A ({v.a.run.id})", f"B ({v.b.run.id})"
     bootstrap = f"{_points(c.bootstrap[0])} to {_points(c.bootstrap[1])}"
+    detectable = f"Smallest difference detected with 80 % power: {100 * c.detectable:.1f} points"
+    if not math.isnan(c.detectable_unpaired):
+        detectable += f" ({100 * c.detectable_unpaired:.1f} with different problems in the two runs)"
     finished = (s.pass1_finished.text(1, 100) for s in (v.summary_a, v.summary_b))
     said = [
         f"{v.b.bench}, {c.problems} shared problems: A is {v.a.label}, B is {v.b.label}.",
@@ -175,7 +178,7 @@ def words(v: Verdict) -> list[str]:
         f"{name_b} is {verdict(c, name_a)}.",
         f"A {_percent(c.a)} %, B {_percent(c.b)} %; interval by a bootstrap over problems {bootstrap}.",
         f"Problems: {_changes(v)}.",
-        *_detectable(c),
+        *([f"{detectable}."] if c.detectable > 0 else []),
         "",
         tokens_words(v, name_a, name_b),
         f"Truncated: A {_percent(v.summary_a.truncated.value)} %, B {_percent(v.summary_b.truncated.value)} %.",
@@ -276,14 +279,6 @@ def _changes(v: Verdict) -> str:
         both = round(c.a * c.problems) - c.worse
         return f"only A right {c.worse}, only B right {c.better}, both right {both}, both wrong {c.same - both}"
     return f"A more often right on {c.worse}, B on {c.better}, equally often on {c.same}"
-
-
-def _detectable(c: Comparison) -> list[str]:
-    if not c.detectable > 0:
-        return []
-    other = f" ({100 * c.detectable_unpaired:.1f} with different problems in the two runs)"
-    unpaired = "" if math.isnan(c.detectable_unpaired) else other
-    return [f"Smallest difference detected with 80 % power: {100 * c.detectable:.1f} points{unpaired}."]
 
 
 def _length(tokens: float) -> str:

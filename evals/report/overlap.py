@@ -24,7 +24,9 @@ def print_overlap(store: Store, one: Part, columns: Columns, training: Path, con
     A problem counts as seen if a training problem has its id or title, or half of its 13-grams
     (`evals.contamination.overlap`). Raises UserError for a file that cannot be read.
     """
-    path = training_file(training)
+    path = training.parent if training.name == "manifest.json" else training
+    if path.is_dir() and not (path := path / "train.parquet").is_file():
+        raise UserError(f"{path.parent} has no train.parquet. Give the file with the training problems.")
     seen = contamination.overlap(problems(store, one), contamination.training_items(str(path)))
     rest = [item for item in columns.items if item not in seen]
     lines = []
@@ -35,17 +37,6 @@ def print_overlap(store: Store, one: Part, columns: Columns, training: Path, con
     more = [f"and {len(seen) - 20} more"] if len(seen) > 20 else []
     header = ["", "Problems", "Pass@1, %", "95 % interval"]
     print_grid(Grid(f"overlap with {path}", header, [lines], [*why, *more]), console)
-
-
-def training_file(path: Path) -> Path:
-    """The file of problems of a folder or manifest."""
-    folder = path if path.is_dir() else path.parent if path.name == "manifest.json" else None
-    if folder is None:
-        return path
-    found = folder / "train.parquet"
-    if not found.is_file():
-        raise UserError(f"{folder} has no train.parquet. Give the file with the training problems.")
-    return found
 
 
 def problems(store: Store, one: Part) -> list[Item]:

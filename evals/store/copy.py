@@ -53,7 +53,8 @@ def copy_run(source: Store, target: Store, run: RunRow, advance: Callable[[int],
     target.add_tags([run.id], run.tags)
     counts[samples_table], written = _copy_samples(source, target, run.id, advance)
     for table, count in counts.items():
-        found = _count(target, table, run.id)
+        query = sa.select(sa.func.count()).select_from(table).where(table.c.run_id == run.id)
+        found = target.attempt(lambda connection, query=query: connection.execute(query).scalar_one())
         if found != count:
             raise UserError(
                 f"run {run.id}: {target} has {found} rows of {table.name}, {source} has {count}: rows were deleted in "
@@ -90,11 +91,6 @@ def _copy_samples(source: Store, target: Store, run_id: str, advance: Callable[[
 def _rows(store: Store, table: sa.Table, run_id: str, key: str = "run_id") -> Sequence[sa.RowMapping]:
     query = sa.select(table).where(table.c[key] == run_id)
     return store.attempt(lambda connection: connection.execute(query).mappings().all())
-
-
-def _count(store: Store, table: sa.Table, run_id: str) -> int:
-    query = sa.select(sa.func.count()).select_from(table).where(table.c.run_id == run_id)
-    return store.attempt(lambda connection: connection.execute(query).scalar_one())
 
 
 def _write(store: Store, table: sa.Table, rows: Sequence[sa.RowMapping | dict]) -> None:

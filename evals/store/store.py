@@ -21,18 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from evals.errors import UserError
 from evals.store import database
-from evals.store.database import (
-    artifacts_table,
-    explain,
-    make_engine,
-    metrics_table,
-    migrate,
-    prompts_table,
-    runs_table,
-    samples_table,
-    schema_version,
-    tags_table,
-)
+from evals.store.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
 from evals.store.provenance import code_version, environment, sha256, this_process
 from evals.store.rows import (
     PACKED,
@@ -86,7 +75,7 @@ class Store:
                 f"there is no results store at {place}. Pass --store PATH, or set AGPO_STORE; "
                 "`python -m agpo.train` and `python -m evals.run` create one."
             )
-        store = cls(make_engine(database.with_password(place, ours)))
+        store = cls(database.make_engine(database.with_password(place, ours)))
         try:
             store._check_schema()
         except BaseException:
@@ -150,19 +139,19 @@ class Store:
             yield connection
 
     def _tell(self, error: exc.DBAPIError) -> NoReturn:
-        if (reason := explain(error)) is None:
+        if (reason := database.explain(error)) is None:
             raise error
         raise UserError(f"the results store {self}: {reason}") from error
 
     def _check_schema(self) -> None:
         with self.transaction() as connection:
-            found = schema_version(connection, str(self))
+            found = database.schema_version(connection, str(self))
         if found == database.SCHEMA:
             return
         with self.transaction(write=True) as connection:
             if self._engine.dialect.name == "postgresql":  # SQLite's write transaction is a lock already
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(2503015952)"))
-            found = schema_version(connection, str(self))  # another process may have been first
+            found = database.schema_version(connection, str(self))  # another process may have been first
             if found is not None and found > database.SCHEMA:
                 raise UserError(
                     f"the results store {self} was written by a newer version of agpo (its schema is {found}, this "
@@ -171,7 +160,7 @@ class Store:
             if found is None:
                 database.create(connection)
             elif found != database.SCHEMA:
-                migrate(connection)
+                database.migrate(connection)
 
     # Runs
 
@@ -222,17 +211,17 @@ class Store:
                 f"run {run.id} is still running as process {run.pid} on {run.host}. Wait for it or stop it, then "
                 "resume. (If that machine is gone, set the run's status to 'interrupted' in the store.)"
             )
-        again = {"status": "running", "finished": None, **this_process()}
-        change = runs_table.update().where(runs_table.c.id == run.id).values(again)
-        self.attempt(lambda connection: connection.execute(change), write=True)
+        self._update_run(run.id, {"status": "running", "finished": None, **this_process()})
 
     def finish_run(self, run_id: str, status: Status) -> None:
         if status not in get_args(Status):
             raise ValueError(f"status {status!r}: expected one of {', '.join(get_args(Status))}")
-        ended = {"status": status, "finished": time.time()}
-        change = runs_table.update().where(runs_table.c.id == run_id).values(ended)
-        if self.attempt(lambda connection: connection.execute(change).rowcount, write=True) != 1:
+        if not self._update_run(run_id, {"status": status, "finished": time.time()}):
             raise KeyError(f"no run {run_id!r} in {self}")
+
+    def _update_run(self, run_id: str, values: Mapping[str, object]) -> int:
+        change = runs_table.update().where(runs_table.c.id == run_id).values(values)
+        return self.attempt(lambda connection: connection.execute(change).rowcount, write=True)
 
     def find_run(self, wanted: str) -> RunRow:
         """The one run that `find_runs` finds. Raises UserError for none or several."""

@@ -17,23 +17,15 @@ from evals.groups import grouped
 from evals.outputs import check_file, replacing
 from evals.report.compare import digits_of, p_text
 from evals.report.evaluations import Evaluation
+from evals.report.figures import line_colours
 from evals.report.layout import duration
 from evals.report.page.choice import choose_runs, choose_samples, left_out
-from evals.report.page.content import (
-    colours,
-    curves,
-    evaluation_facts,
-    panels,
-    part_names,
-    run_facts,
-    run_names,
-    score_elements,
-)
+from evals.report.page.content import curves, evaluation_facts, part_names, run_facts, run_names, score_elements
 from evals.report.page.differences import differences
 from evals.report.page.encode import Chunks
 from evals.report.page.samples import Index, elements
 from evals.report.page.summary import evaluations, over_seeds, percent, student_quantiles, with_groups
-from evals.report.parts import Part, line_names, parts_of, settings_told
+from evals.report.parts import Part, line_names, metrics_of, parts_of, settings_told
 from evals.report.timeline import timeline
 from evals.store import RunRow, Store
 
@@ -79,7 +71,8 @@ def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = 
     parts = [part for part in every if part.run.id in inside]
     found = list(evaluations(store, parts, lines))
     labels = part_names(parts, names)
-    benches, told, line_colours = _benches(with_groups(store, found)), differences(found, labels), colours(runs, lines)
+    benches, told = _benches(with_groups(store, found)), differences(found, labels)
+    colours = line_colours({lines[run.id]: run for run in runs if run.kind == "train"})
     chunks, index = Chunks(), Index()
     facts = [run_facts(run, names[run.id], lines[run.id], store) for run in runs]
     metrics, places = curves(store, runs, every, chunks)
@@ -93,10 +86,11 @@ def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = 
             "runs": facts,
             "parts": [_part(part, name) for part, name in zip(parts, labels, strict=True)],
             "evaluations": evaluation_facts(found, labels),
-            "panels": panels(runs),
+            # (metric, title, what it is) of the panels that are always shown; the rest can be chosen
+            "panels": [(name, title, what) for name, (title, _, what, _) in metrics_of(runs).items() if what],
             "metrics": places,
             "scores": tallies,
-            "colours": line_colours,
+            "colours": colours,
             "pair": [told[0].a, told[0].b] if told else None,
             "student": student_quantiles(),
             "samples": index.as_json(),
@@ -114,7 +108,7 @@ def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = 
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         benches={bench: _by_place(of) for bench, of in benches.items()},
         seeds={bench: over_seeds(of) for bench, of in benches.items()},
-        colours=line_colours,
+        colours=colours,
         part_names=labels,
         part_keys=[part.key for part in parts],
         differences=told,

@@ -11,9 +11,8 @@ from typing import TypeAlias
 from evals.groups import grouped
 from evals.models import STEP
 from evals.report.evaluations import Evaluation
-from evals.report.figures import line_colours
 from evals.report.page.encode import Chunks
-from evals.report.parts import Part, flat, metrics_of
+from evals.report.parts import Part, flat
 from evals.report.timeline import NAME as TIMELINE
 from evals.store import RunRow, Store
 
@@ -31,8 +30,11 @@ def run_names(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str
         elif run.kind == "curation":
             names[run.id] = f"data {run.name}"
         else:
-            parent, step = by_id.get(run.parent or ""), STEP.fullmatch(short(str(run.config.get("model") or run.model)))
-            of = f"{lines[parent.id]} seed {parent.seed}" if parent else short(run.model)
+            parent, step = (
+                by_id.get(run.parent or ""),
+                STEP.fullmatch(last_part(str(run.config.get("model") or run.model))),
+            )
+            of = f"{lines[parent.id]} seed {parent.seed}" if parent else last_part(run.model)
             names[run.id] = f"{run.name}: {of}{f', step {int(step[1])}' if step and parent else ''}" if of else run.name
     tasks = {(run.name, run.model) for run in runs if run.kind == "train"}
     if len(tasks) > 1:
@@ -48,7 +50,7 @@ def part_names(parts: Sequence[Part], names: Mapping[str, str]) -> list[str]:
     labels = []
     for part in parts:
         if part.run.kind == "eval":
-            of = names.get(part.run.parent or "") or short(part.run.model) or part.run.name
+            of = names.get(part.run.parent or "") or last_part(part.run.model) or part.run.name
             task = f"{part.split}: " if part.bench != part.run.name else ""
             labels.append(f"{task}{of}, step {part.step}" if part.step else task + of)
         elif part.run.kind == "train":
@@ -62,14 +64,9 @@ def part_names(parts: Sequence[Part], names: Mapping[str, str]) -> list[str]:
     ]
 
 
-def short(model: str) -> str:
-    """A model folder's or hub id's last part."""
+def last_part(model: str) -> str:
+    """Of a model's folder or hub id."""
     return PurePath(model.replace("\\", "/")).name
-
-
-def colours(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str]:
-    """Line -> its colour, as in the figures."""
-    return line_colours({lines[run.id]: run for run in runs if run.kind == "train"})
 
 
 Series: TypeAlias = tuple[list[int], list[float | None]]
@@ -111,11 +108,6 @@ def progress(run: RunRow, store: Store) -> dict[str, object]:
         done, total, unit = run.samples, problems and problems * run.config.get("n", 1), "completions"
         left = None  # it may have been continued: its own time says nothing
     return {"done": done, "total": total, "unit": unit, "left": left}
-
-
-def panels(runs: Sequence[RunRow]) -> list[tuple[str, str, str]]:
-    """(metric, title, what it is) of the panels that are always shown; the rest can be chosen."""
-    return [(name, title, what) for name, (title, _, what, _) in metrics_of(runs).items() if what]
 
 
 def stamp(when: datetime) -> str:
