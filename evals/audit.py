@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from evals.complete import submit_again
+from evals.complete import Grader, submit_again
 from evals.console import make_console, progress_bar
 from evals.errors import UserError, command
 from evals.grading import Verdict
@@ -25,9 +25,6 @@ from evals.groups import grouped
 from evals.items import Item, read_items
 
 if TYPE_CHECKING:
-    from evals.grading.code import CodeGrader
-    from evals.grading.function import FunctionGrader
-    from evals.grading.grader import Grader
     from evals.store import RunRow, SampleRow, Store
 
 SHUFFLES = 1999
@@ -105,13 +102,7 @@ def problems_of(run: "RunRow", data: str | None, code: bool) -> dict[str, Item]:
 
 
 def opinions(
-    store: "Store",
-    run: "RunRow",
-    grader: "Grader | FunctionGrader | CodeGrader",
-    items: dict[str, Item],
-    paid: float,
-    mark: str,
-    console: Console,
+    store: "Store", run: "RunRow", grader: Grader, items: dict[str, Item], paid: float, mark: str, console: Console
 ) -> Iterator[tuple["SampleRow", Verdict]]:
     """(row, the other grader's verdict) of every completion with a reward above `paid`. The verdict is stored under
     `mark` in its meta, for the page's filters."""

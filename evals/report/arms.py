@@ -160,12 +160,19 @@ def chosen_runs(
     keys = {run.id: {key: _text(value) for key, value in flat(run.config).items()} for run in everything}
     fitting = [run for run in everything if where.items() <= keys[run.id].items()]
     if not fitting:
-        raise UserError(f"of {len(everything)} runs named {name!r} none has {_words(where)}.")
+        raise UserError(f"of {len(everything)} runs named {name!r} none has {', '.join(map('='.join, where.items()))}.")
     done = [run for run in fitting if run.status == "done"]
     if not done:
         states = ", ".join(f"{named(run)} seed {run.seed} is {run.status}" for run in fitting[:8])
         raise UserError(f"no run named {name!r} is finished yet: {states}. The same command of arms.py continues them.")
-    check_alike(done, name, vary)
+    found = differing(done, (*APART, *vary))  # keys that affect numbers, other than objective and seed
+    if differ := {key: sorted(set(map(_text, found[key].values()))) for key in sorted(found)}:
+        said = "; ".join(f"{key} is {' or '.join(values)}" for key, values in differ.items())
+        key, values = next(iter(differ.items()))
+        raise UserError(
+            f"the runs named {name!r} differ in more than objective and seed: {said}. Choose those to compare, for "
+            f"example with --where {key}={values[-1]}, or compare them as arms with --vary {key}."
+        )
     arms = by_seed(done, named, lambda run: run.seed)  # runs come in the order they started
     latest = [run for seeds in arms.values() for run in seeds.values()]
     notes = []
@@ -178,25 +185,8 @@ def chosen_runs(
     return latest, notes
 
 
-def check_alike(runs: Sequence[RunRow], name: str, vary: Sequence[str]) -> None:
-    """Raises UserError if runs differ in a key that affects numbers, other than objective, seed and `vary`."""
-    found = differing(runs, (*APART, *vary))
-    differ = {key: sorted(set(map(_text, found[key].values()))) for key in sorted(found)}
-    if differ:
-        said = "; ".join(f"{key} is {' or '.join(values)}" for key, values in differ.items())
-        key, values = next(iter(differ.items()))
-        raise UserError(
-            f"the runs named {name!r} differ in more than objective and seed: {said}. Choose those to compare, for "
-            f"example with --where {key}={values[-1]}, or compare them as arms with --vary {key}."
-        )
-
-
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _words(where: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in where.items())
 
 
 def course_of(store: Store, run: RunRow, vary: Sequence[str] = ()) -> Course:

@@ -79,7 +79,8 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
     text = "\n".join(markdown(found))
     (out / "arms.md").write_text(text + "\n", encoding="utf-8")
     write_csv(out / "comparison.csv", list(map(asdict, found.lines)))
-    write_csv(out / "runs.csv", run_rows(found))
+    runs = [{"arm": c.arm, "seed": c.seed, "run": c.run.id, **facts(c)} for c in found.courses]
+    write_csv(out / "runs.csv", runs)
     from evals.report.figures import arm_figures  # matplotlib is slow to import
 
     print(text)
@@ -204,10 +205,6 @@ def fact_cell(name: str, values: Sequence[float]) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-
-
-def run_rows(found: Comparison) -> list[dict[str, object]]:
-    return [{"arm": course.arm, "seed": course.seed, "run": course.run.id, **facts(course)} for course in found.courses]
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:

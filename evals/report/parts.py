@@ -338,13 +338,20 @@ def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoin
         found = [one for one in found if one.split is None]
     if len({one.bench for one in found}) > 1:
         raise UserError(f"{name} was evaluated on {_benches(found)}: choose one with --bench.")
-    if checkpoints:
-        return _steps(found, name, checkpoints)
     steps = sorted({one.step for one in found})
+    there = ", ".join(map(str, steps))
+    if checkpoints:
+        words = list(map(str, steps)) if checkpoints == "all" else [word.strip() for word in checkpoints.split(",")]
+        if bad := [word for word in words if not word.isdigit() or int(word) not in steps]:
+            raise UserError(
+                f"--checkpoints {checkpoints}: {name} has no evaluation at step {bad[0]!r}. Pass all, or {there}."
+            )
+        latest = {one.step: one for one in found}
+        return [latest[step] for step in sorted(set(map(int, words)))]
     step = int(step_text) if step_text else steps[-1]
     at_step = pool([one for one in found if one.step == step])
     if not at_step:
-        raise UserError(f"{name} has no evaluation at step {step}. It has: {', '.join(map(str, steps))}.")
+        raise UserError(f"{name} has no evaluation at step {step}. It has: {there}.")
     alike = {(one.method, one.model, knobs(one.trained), one.split, repr(one.settings)) for one in at_step}
     if len(at_step) > 1:
         if len(alike) == 1 and at_step[0].method == name:  # a method, by its training runs
@@ -361,20 +368,8 @@ def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoin
     return at_step
 
 
-def _steps(found: Sequence[Part], name: str, wanted: str) -> list[Part]:
-    """The latest evaluation of each wanted step, by step."""
-    by_step = {one.step: one for one in found}
-    if wanted == "all":
-        return [by_step[step] for step in sorted(by_step)]
-    words = [word.strip() for word in wanted.split(",")]
-    there = ", ".join(map(str, sorted(by_step)))
-    if bad := [word for word in words if not word.isdigit() or int(word) not in by_step]:
-        raise UserError(f"--checkpoints {wanted}: {name} has no evaluation at step {bad[0]!r}. Pass all, or {there}.")
-    return [by_step[step] for step in sorted({int(word) for word in words})]
-
-
 def _benches(found: Sequence[Part]) -> str:
-    return ", ".join(dict.fromkeys(one.bench for one in found)) or "none"
+    return ", ".join(dict.fromkeys(one.bench for one in found))
 
 
 # Which belong together
