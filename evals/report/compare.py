@@ -167,6 +167,10 @@ def words(v: Verdict) -> list[str]:
     if name_a == name_b:
         name_a, name_b = f"A ({v.a.run.id})", f"B ({v.b.run.id})"
     bootstrap = f"{_points(c.bootstrap[0])} to {_points(c.bootstrap[1])}"
+    changes = f"A more often right on {c.worse}, B on {c.better}, equally often on {c.same}"
+    if c.test.name.startswith("exact McNemar"):
+        both = round(c.a * c.problems) - c.worse
+        changes = f"only A right {c.worse}, only B right {c.better}, both right {both}, both wrong {c.same - both}"
     detectable = f"Smallest difference detected with 80 % power: {100 * c.detectable:.1f} points"
     if not math.isnan(c.detectable_unpaired):
         detectable += f" ({100 * c.detectable_unpaired:.1f} with different problems in the two runs)"
@@ -177,7 +181,7 @@ def words(v: Verdict) -> list[str]:
         "",
         f"{name_b} is {verdict(c, name_a)}.",
         f"A {_percent(c.a)} %, B {_percent(c.b)} %; interval by a bootstrap over problems {bootstrap}.",
-        f"Problems: {_changes(v)}.",
+        f"Problems: {changes}.",
         *([f"{detectable}."] if c.detectable > 0 else []),
         "",
         tokens_words(v, name_a, name_b),
@@ -250,7 +254,7 @@ def family_words(verdicts: Sequence[Verdict], adjusted: Sequence[float]) -> list
 
 def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console: Console) -> None:
     header = ["B", "Run", "Problems", "Pass@1", "B - A, points", "95 % interval", "p (Holm)", "A only / B only",
-              "Seen with 80 %", "Tokens", "B / A"]  # fmt: skip
+              "Detectable", "Tokens", "B / A"]  # fmt: skip
     lines = []
     for v, p in zip(verdicts, adjusted, strict=True):
         c = v.comparison
@@ -267,18 +271,8 @@ def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console:
 
 def _left_out(v: Verdict) -> list[str]:
     only_a, only_b = v.left_out
-    if not only_a and not only_b:
-        return []
     alone = f"{only_a} problems with a verdict only in {v.a.label}, {only_b} only in {v.b.label}"
-    return [f"Compared on shared problems; left out: {alone}."]
-
-
-def _changes(v: Verdict) -> str:
-    c = v.comparison
-    if c.test.name.startswith("exact McNemar"):
-        both = round(c.a * c.problems) - c.worse
-        return f"only A right {c.worse}, only B right {c.better}, both right {both}, both wrong {c.same - both}"
-    return f"A more often right on {c.worse}, B on {c.better}, equally often on {c.same}"
+    return [f"Compared on shared problems; left out: {alone}."] if only_a or only_b else []
 
 
 def _length(tokens: float) -> str:

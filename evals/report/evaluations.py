@@ -99,7 +99,9 @@ class Row:
         def of(e: Evaluation) -> Summary | None:
             return e.rules.get(rule) if rule else e.levels.get(GROUP, {}).get(group) if group else e.summary
 
-        return [e for r in self.results if (s := of(r)) and not math.isnan((e := s.estimate(quantity)).value)]
+        numbers = [getattr(s, quantity) for r in self.results if (s := of(r))]
+        found = [x if isinstance(x, Estimate) else Estimate(x) for x in numbers]
+        return [e for e in found if not math.isnan(e.value)]
 
 
 def rows(store: Store, bench: str | None = None, wanted: Sequence[str] = ()) -> list[Row]:

@@ -101,7 +101,9 @@ def remove(store: Store, wanted: Sequence[str], children: bool, yes: bool, conso
         say("To stay on disk:")
         for artifact in files:
             say(f"  {artifact.path}  ({artifact.kind})", markup=False, soft_wrap=True)
-    if not yes and not _agreed(len(runs)):
+    if not yes and not sys.stdin.isatty():
+        raise UserError("cannot ask for confirmation without a terminal: pass --yes to delete.")
+    if not yes and input(f"Delete {plural(len(runs), 'run')}? [y/N] ").strip().lower() not in ("y", "yes"):
         say("nothing was deleted")
         return 1
     gone = remove_runs(store, [run.id for run in runs])
@@ -110,9 +112,3 @@ def remove(store: Store, wanted: Sequence[str], children: bool, yes: bool, conso
     if store.path:
         say(f"The file keeps its size and reuses the space; `sqlite3 {store} VACUUM` shrinks it.", markup=False)
     return 0
-
-
-def _agreed(count: int) -> bool:
-    if not sys.stdin.isatty():
-        raise UserError("cannot ask for confirmation without a terminal: pass --yes to delete.")
-    return input(f"Delete {plural(count, 'run')}? [y/N] ").strip().lower() in ("y", "yes")

@@ -196,8 +196,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _truncated(row: Row) -> str:
-    share = row.estimate("truncated").value
-    return "" if math.isnan(share) else f"{100 * share:.1f} %"
+    return f"{share} %" if (share := _number(100 * row.estimate("truncated").value, 1)) else ""
 
 
 def _setting(row: Row) -> list[str]:

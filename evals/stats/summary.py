@@ -50,11 +50,6 @@ class Summary:
     tokens_per_solved: Estimate = NOTHING
     """response tokens of all samples for each right one"""
 
-    def estimate(self, quantity: str) -> Estimate:
-        """One of these numbers, with its interval if it has one."""
-        found = getattr(self, quantity)
-        return found if isinstance(found, Estimate) else Estimate(found)
-
     def line(self) -> str:
         """One line for a console."""
         if not self.samples:
