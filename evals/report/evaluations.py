@@ -83,8 +83,9 @@ class Row:
         most = math.inf
         if len(found) > 1:
             value, se = fmean(e.value for e in found), stdev(e.value for e in found) / math.sqrt(len(found))
-            over = student(value, se, len(found))
-            over = replace(over, low=max(0.0, over.low) if value >= 0 else over.low)
+            # seeds that agree exactly do so by chance: an interval without width would claim certainty
+            over = student(value, se, len(found)) if se > 1e-12 else Estimate(value, se=se)
+            over = replace(over, low=0.0) if over.low < 0 <= value else over
             most = 1.0 if 0 <= value <= 1 else math.inf
         if quantity in ("tokens_mean", "tokens_right", "tokens_wrong"):
             most = max(over.value, self.results[0].part.settings.get("max_tokens") or math.inf)

@@ -188,7 +188,7 @@ def _value(row: Row, quantity: str, digits: int, scale: float, rule: str = "") -
     if math.isnan(e.value):
         return ["unfinished" if row.status else "nothing scorable", ""]
     value, interval = e.cells(digits, scale)
-    return [value, interval + (f" over {len(row.results)} runs" if len(row.results) > 1 else "")]
+    return [value, f"{interval} over {len(row.results)} runs".strip() if len(row.results) > 1 else interval]
 
 
 def _number(value: float, digits: int) -> str:

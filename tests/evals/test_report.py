@@ -127,6 +127,15 @@ def test_seeds_are_averaged_with_their_spread_and_count(capsys, path):
     assert "An interval over runs is Student's" in text
 
 
+def test_seeds_that_agree_exactly_are_no_certainty(capsys, path):
+    with Store.open(path) as store:
+        for seed in range(2):
+            add_eval(store, [1.0, 0.0], seed=seed)
+    (line,) = read_csv(capsys, path)
+    assert (line["runs"], line["pass1"], line["pass1_low"], line["pass1_high"]) == ("2", "50.0", "", "")
+    assert "50.0 to 50.0" not in report(capsys, path, "tables")
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_an_interval_of_tokens_ends_at_max_tokens_over_seeds_too(capsys, path, seeds):
     with Store.open(path) as store:
