@@ -46,10 +46,6 @@ class Course:
     series: Mapping[str, np.ndarray]
     """metric -> [steps]; nan where a step has none"""
 
-    @property
-    def seed(self) -> int:
-        return self.run.seed
-
     def at(self, quantity: str, axis: str, x: float) -> np.ndarray:
         """[I] (entropy: [1]) a quantity when the run had used x of the axis, linear between evaluations.
 
@@ -137,7 +133,8 @@ def compare(
             f"no finished run of the baseline {baseline!r} among those named {name!r}; "
             f"there is: {', '.join(sorted(set(map(named, runs))))}. Choose another with --baseline."
         )
-    courses = tuple(sorted((course_of(store, run, vary) for run in runs), key=lambda c: (order(c.run), c.arm, c.seed)))
+    runs.sort(key=lambda run: (order(run), named(run), run.seed))
+    courses = tuple(course_of(store, run, vary) for run in runs)
     told = {axis: said for run in runs for axis, said, _ in run.about.get("axes", ())}
     axes = {"steps": "steps", **told, "accuracy": "held-out Pass@1"}
     lines = tuple(lines_of(courses, axes, baseline))
@@ -257,8 +254,8 @@ def lines_of(courses: Sequence[Course], axes: Iterable[str], baseline: str) -> I
 
 def pairs_of(courses: Sequence[Course], arm: str, baseline: str) -> list[tuple[Course, Course]]:
     """(the arm's run, the baseline's) of every seed that both have."""
-    theirs = {course.seed: course for course in courses if course.arm == baseline}
-    return [(course, theirs[course.seed]) for course in courses if course.arm == arm and course.seed in theirs]
+    theirs = {course.run.seed: course for course in courses if course.arm == baseline}
+    return [(course, theirs[course.run.seed]) for course in courses if course.arm == arm and course.run.seed in theirs]
 
 
 def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str, x: float) -> tuple[float, ...]:
@@ -271,7 +268,7 @@ def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str,
             continue
         if ours.items != theirs.items:
             raise UserError(
-                f"runs {ours.run.id} and {theirs.run.id} of seed {ours.seed} were not asked the same held-out "
+                f"runs {ours.run.id} and {theirs.run.id} of seed {ours.run.seed} were not asked the same held-out "
                 "problems: they cannot be compared problem by problem."
             )
         by_problem.append(a - b)

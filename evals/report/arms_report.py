@@ -79,7 +79,7 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
     text = "\n".join(markdown(found))
     (out / "arms.md").write_text(text + "\n", encoding="utf-8")
     write_csv(out / "comparison.csv", list(map(asdict, found.lines)))
-    runs = [{"arm": c.arm, "seed": c.seed, "run": c.run.id, **facts(c)} for c in found.courses]
+    runs = [{"arm": c.arm, "seed": c.run.seed, "run": c.run.id, **facts(c)} for c in found.courses]
     write_csv(out / "runs.csv", runs)
     from evals.report.figures import arm_figures  # matplotlib is slow to import
 
@@ -90,15 +90,17 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
 
 def markdown(found: Comparison) -> list[str]:
     """The report's lines."""
-    seeds = {arm: len([c for c in found.courses if c.arm == arm]) for arm in found.arms}
+    by_arm = {arm: [facts(course) for course in found.courses if course.arm == arm] for arm in found.arms}
+    names = list(next(iter(by_arm.values()))[0])
+    did = ([name, *(fact_cell(name, [one[name] for one in runs]) for runs in by_arm.values())] for name in names)
     lines = [
-        f"## {found.name}: " + ", ".join(f"{arm} ({plural(n, 'seed')})" for arm, n in seeds.items()),
+        f"## {found.name}: " + ", ".join(f"{arm} ({plural(len(runs), 'seed')})" for arm, runs in by_arm.items()),
         "",
         *found.notes,
         *([""] if found.notes else []),
         "What the runs did: mean over seeds ± standard deviation. *Last* is the mean over the last tenth of the steps.",
         "",
-        *facts_table(found),
+        *table(["", *by_arm], did),
         *(["", *claims([found])] if found.lines else []),
     ]
     for quantity in QUANTITIES:
@@ -182,15 +184,6 @@ def cells(line: Line) -> list[str]:
         limits = [number(end, line.quantity, "+") for end in (line.two_level_low, line.two_level_high)]
         text += f" ({', '.join(limits)})"
     return [number(line.arm_value, line.quantity), number(line.baseline_value, line.quantity), text]
-
-
-def facts_table(found: Comparison) -> list[str]:
-    by_arm = {arm: [facts(course) for course in found.courses if course.arm == arm] for arm in found.arms}
-    names = list(next(iter(by_arm.values()))[0])
-    return table(
-        ["", *by_arm],
-        ([name, *(fact_cell(name, [one[name] for one in runs]) for runs in by_arm.values())] for name in names),
-    )
 
 
 def fact_cell(name: str, values: Sequence[float]) -> str:

@@ -36,10 +36,6 @@ class Evaluation:
     """index of its part among the page's parts"""
 
     @property
-    def seed(self) -> int:
-        return self.part.run.seed
-
-    @property
     def finished(self) -> bool:
         return self.part.run.status == "done"
 

@@ -36,15 +36,12 @@ def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
 def tag(store: Store, wanted: str, tags: Sequence[str], take: bool, console: Console) -> None:
     runs = select(store, [wanted], several=["tag"])
     if take and (unknown := set(tags) - {text for run in runs for text in run.tags}):
-        raise UserError(f"{wanted} has no tag {', '.join(sorted(unknown))}; it has: {_listed(runs[0].tags)}.")
+        known = ", ".join(runs[0].tags) or "no tags"
+        raise UserError(f"{wanted} has no tag {', '.join(sorted(unknown))}; it has: {known}.")
     (store.remove_tags if take else store.add_tags)([run.id for run in runs], tags)
     for run in runs:
         now = store.find_run(run.id)
-        console.print(f"{now.id}  {now.name}: {_listed(now.tags)}", markup=False)
-
-
-def _listed(tags: Sequence[str]) -> str:
-    return ", ".join(tags) or "no tags"
+        console.print(f"{now.id}  {now.name}: {', '.join(now.tags) or 'no tags'}", markup=False)
 
 
 def remove_runs(store: Store, run_ids: Sequence[str]) -> dict[str, int]:

@@ -11,14 +11,7 @@ import sqlalchemy as sa
 
 from evals.console import make_console, progress_bar
 from evals.errors import UserError
-from evals.store.database import (
-    artifacts_table,
-    key_of,
-    metrics_table,
-    prompts_table,
-    runs_table,
-    samples_table,
-)
+from evals.store.database import artifacts_table, key_of, metrics_table, prompts_table, runs_table, samples_table
 from evals.store.rows import RunRow, with_ancestors
 from evals.store.store import Store
 

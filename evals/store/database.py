@@ -240,7 +240,12 @@ def trying(where: str) -> Callable[[exc.DBAPIError], bool]:
 
     def again(error: exc.DBAPIError) -> bool:
         nonlocal began, latest
-        if not may_pass(error):
+        if not hasattr(error.orig, "sqlstate"):  # SQLite waits for its locks itself
+            return False
+        state = _state(error)  # empty without an answer of the server
+        lost = state[:2] == "08" or state in ("57P01", "57P02", "57P03")  # the connection; the server stops or starts
+        lost |= not state and (error.connection_invalidated or isinstance(error, exc.OperationalError))
+        if not lost and not deadlock(error):
             return False
         now = time.monotonic()
         if now - latest > 30:
@@ -255,17 +260,6 @@ def trying(where: str) -> Callable[[exc.DBAPIError], bool]:
         return True
 
     return again
-
-
-def may_pass(error: exc.DBAPIError) -> bool:
-    """Whether the same transaction may succeed a little later."""
-    if not hasattr(error.orig, "sqlstate"):  # SQLite waits for its locks itself
-        return False
-    state = _state(error)
-    if not state:  # no answer of the server
-        return error.connection_invalidated or isinstance(error, exc.OperationalError)
-    # 08 is the connection; 57P01 to 57P03: the server goes down or comes up
-    return deadlock(error) or state[:2] == "08" or state in ("57P01", "57P02", "57P03")
 
 
 def deadlock(error: exc.DBAPIError) -> bool:

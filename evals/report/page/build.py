@@ -147,12 +147,12 @@ def _part(part: Part, name: str) -> dict[str, object]:
 
 def _benches(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
     """Benchmark -> its evaluations by method, seed and step."""
-    benches = grouped(found, lambda e: e.part.bench)
-    for of_bench in benches.values():
-        of_bench.sort(
-            key=lambda e: (e.part.run.kind, e.line, e.part.run.model, e.seed, e.part.run.parent or "", e.part.step)
-        )
-    return benches
+
+    def place(e: Evaluation) -> tuple[object, ...]:
+        run = e.part.run
+        return run.kind, e.line, run.model, run.seed, run.parent or "", e.part.step
+
+    return {bench: sorted(of, key=place) for bench, of in grouped(found, lambda e: e.part.bench).items()}
 
 
 def _by_place(found: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation], list[int]]]:

@@ -90,8 +90,8 @@ def _pairs(
     def line(e: Evaluation) -> tuple[str, str, str]:
         return e.line or e.part.run.id, e.part.run.model, e.part.asked  # runs without a method are each their own
 
-    ends = by_seed(of_kind, line, lambda e: e.seed)
-    starts = by_seed(reversed(of_kind), line, lambda e: e.seed)
+    ends = by_seed(of_kind, line, lambda e: e.part.run.seed)
+    starts = by_seed(reversed(of_kind), line, lambda e: e.part.run.seed)
     several = len({model for _, model, _ in ends}) > 1
     lasts: dict[str, list[Side]] = {}
     within = []

@@ -74,7 +74,7 @@ def over_seeds(found: Sequence[Evaluation]) -> list[Row]:
     groups = by_seed(
         (e for e in scored if e.part.run.kind == kind),
         lambda e: (e.line, e.part.run.model, e.part.step, e.summary.problems, e.part.asked),
-        lambda e: e.seed,
+        lambda e: e.part.run.seed,
     )
     rows = []
     for (line, model, step, *_), seeds in sorted(groups.items(), key=lambda group: group[0][:3]):
