@@ -6,7 +6,6 @@ Everything a loss needs beyond log-probabilities is fixed here, before any forwa
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -132,40 +131,13 @@ def plan_step(
     """
     rewards_GN, lengths_GN = raw_rewards(groups), lengths_of(groups)
     cut_GN = _table(groups, lambda sample: sample.completion.finish_reason != "stop", False)
-
-    def row(place: int, k: int, **planned: Any) -> Row:
-        completion = groups[place].samples[k].completion
-        return Row(groups[place].prompt_ids, completion.token_ids, completion.logprobs or (), **planned, sample=k)
-
-    size = prompts_per_minibatch
-    once = plan_rows(rewards_GN, lengths_GN, objective, size, max_tokens, row, cut_GN=cut_GN, corrected=corrected)
-    still = not may_move(once)
-    return [*once, *(replace(minibatch, first=still) for minibatch in once * (epochs - 1))]
-
-
-def plan_rows(
-    rewards_GN: torch.Tensor,
-    lengths_GN: torch.Tensor,
-    objective: Objective,
-    prompts_per_minibatch: int,
-    max_tokens: int,
-    make_row: Callable[..., Row],
-    *,
-    cut_GN: torch.Tensor | None = None,
-    corrected: bool = False,
-) -> list[MiniBatch]:
-    """The plan of a step from rewards (NaN: not scorable, or the group lacks it) and lengths alone.
-
-    `make_row(place of the group in the step, number of the sample, **what is planned for it)` makes a row.
-    """
     if objective.aggregation == "constant" and objective.norm_length is None:
         objective = replace(objective, norm_length=max_tokens)
     rewards_GN, all_live_G, advantage_GN = group_advantages(rewards_GN, lengths_GN, objective, max_tokens)
     live_tokens_G = (all_live_G * lengths_GN.sum(1)).tolist()
     minibatches: list[MiniBatch] = []
     for places in balance(live_tokens_G, prompts_per_minibatch):  # updates of about as many live tokens
-        r_GN, length_B = rewards_GN[places], lengths_GN[places].reshape(-1)
-        cut_B = None if cut_GN is None else cut_GN[places].reshape(-1)
+        r_GN, length_B, cut_B = rewards_GN[places], lengths_GN[places].reshape(-1), cut_GN[places].reshape(-1)
         live_G, advantage_B = all_live_G[places], advantage_GN[places].reshape(-1)
         # Eq. 6, first case: the mask is w = 0, and what has no weight has no row. The mean is over what is left.
         weight_B = sequence_weights(length_B, counted(r_GN, live_G, objective, cut_B).reshape(-1), objective)
@@ -180,7 +152,9 @@ def plan_rows(
             group, k = divmod(i, lengths_GN.shape[1])
             planned = {"advantage": advantage_B, "weight": weight_B, "scale_at_ratio_1": scale_B}
             numbers = {name: float(x_B[i]) for name, x_B in planned.items()}
-            rows.append(make_row(places[group], k, group=group, unit=int(unit_B[i]), **numbers))
+            prompt, completion = groups[places[group]].prompt_ids, groups[places[group]].samples[k].completion
+            tokens = prompt, completion.token_ids, completion.logprobs or ()
+            rows.append(Row(*tokens, group=group, sample=k, unit=int(unit_B[i]), **numbers))
         if objective.surrogate == "kl_cov":
             rows = with_penalised(rows, objective)
         # A = 0 has no gradient, unless a KL or entropy term looks at every token.
@@ -201,7 +175,8 @@ def plan_rows(
             steps_on_zero=objective.on_clip == "zero_grad" and live_tokens > 0,
         )
         minibatches.append(minibatch)
-    return minibatches
+    still = not may_move(minibatches)
+    return [*minibatches, *(replace(minibatch, first=still) for minibatch in minibatches * (epochs - 1))]
 
 
 def with_penalised(rows: Sequence[Row], objective: Objective) -> list[Row]:

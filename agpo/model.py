@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from agpo.config import LoraConfig
 from agpo.distributed import full, layers_of, world_size
+from agpo.sections import LoraConfig
 from evals.errors import UserError
 
 ADAPTER = "default"

@@ -5,13 +5,12 @@ program on the problem's tests and compares the verdicts under compat=lcb: accep
 """
 
 import argparse
-import gzip
 import hashlib
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from evals.benches import livecodebench
 from evals.console import make_console
@@ -84,7 +82,7 @@ def read_published(path: str) -> list[Published]:
     one program. Raises UserError naming the row.
     """
     programs = []
-    for number, row in enumerate(_rows(path)):
+    for number, row in enumerate(read_rows(path)):
         where = f"{path}, row {number}"
         try:
             codes = row["code_list"] if "code_list" in row else [row["code"]]
@@ -102,17 +100,6 @@ def read_published(path: str) -> list[Published]:
     if not programs:
         raise UserError(f"{path}: no programs.")
     return programs
-
-
-def _rows(path: str) -> Iterator[Mapping[str, Any]]:
-    if not path.endswith((".json", ".json.gz")):
-        yield from read_rows(path)
-        return
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-            yield from json.load(file)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: not a readable JSON file ({e}).") from e
 
 
 def _published(item: str, repeat: int, code: str, passed: bool, meta: Mapping[str, Any]) -> Published:
@@ -275,12 +262,8 @@ def disagreements(compared: Sequence[Compared]) -> list[Compared]:
 def report_lines(compared: Sequence[Compared]) -> list[str]:
     """The report as Markdown."""
     s = summary(compared)
-    accepted, known, unknown = (
-        s["accepted"],
-        s["rejected, failing test here"],
-        s["rejected, failing test not here"],
-    )
-    wrongly = s["rejected, but right under compat=real on our tests"]
+    accepted, known = s["accepted"], s["rejected, failing test here"]
+    unknown, wrongly = s["rejected, failing test not here"], s["rejected, but right under compat=real on our tests"]
     rejected = _share(known["rejected here"], known["programs"])
     alike = _share(known["with the same kind"], known["programs"])
     elsewhere = _share(unknown["rejected here"], unknown["programs"])
@@ -349,25 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         whole = {**summary(compared), "disagreements": [asdict(c) for c in disagreements(compared)]}
         args.out.write_text(json.dumps(whole, indent=1) + "\n")
-    _show(summary(compared), console)
-    console.print(f"{len(disagreements(compared))} disagreements on tests that are here; all in {args.out}")
+    console.print("\n".join([*lines[: len(lines) - len(disagreements(compared))], f"all in {args.out}"]), markup=False)
     return 0
-
-
-def _show(s: Mapping[str, Any], console: Console) -> None:
-    table = Table(title="official verdict against ours, compat=lcb", title_justify="left")
-    table.add_column("official")
-    for kind in (*KINDS, "SE"):
-        table.add_column(kind, justify="right")
-    for official in KINDS:
-        table.add_row(official, *(str(s["confusion"].get(f"{official}->{ours}", 0)) for ours in (*KINDS, "SE")))
-    console.print(table)
-    accepted, known = s["accepted"], s["rejected, failing test here"]
-    console.print(f"accepted: {_share(accepted['accepted here'], accepted['programs'])} accepted here")
-    console.print(
-        f"rejected by a test that is here: {_share(known['rejected here'], known['programs'])} rejected here, "
-        f"{_share(known['with the same kind'], known['programs'])} with the same kind",
-    )
 
 
 if __name__ == "__main__":

@@ -26,18 +26,8 @@ SHOTS = (
 """asked and answered before each problem: without them the model hardly ever boxes an answer"""
 ONE_STEP = ("add", "take", "times", "share")
 THINGS = (
-    "apples",
-    "books",
-    "cards",
-    "coins",
-    "cookies",
-    "eggs",
-    "flowers",
-    "marbles",
-    "oranges",
-    "pencils",
-    "shells",
-    "stamps",
+    *("apples", "books", "cards", "coins", "cookies", "eggs"),
+    *("flowers", "marbles", "oranges", "pencils", "shells", "stamps"),
 )
 PATIENCE = 2000
 """draws in a row without a new problem until a kind counts as used up"""

@@ -129,7 +129,7 @@ def run(case: Case) -> Run:
 
 
 def lora(rank: int):
-    from agpo.config import LoraConfig
+    from agpo.sections import LoraConfig
 
     return LoraConfig(rank=rank)
 

@@ -13,11 +13,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -26,6 +26,7 @@ from agpo.config import load_config
 from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.guards import check_version
+from agpo.integrations.verl.import_run import import_run
 from agpo.integrations.verl.keys import MODEL, as_hydra, overrides
 from agpo.problems import load_benches, load_items, open_reward
 from evals.code_tests import to_json
@@ -33,9 +34,7 @@ from evals.errors import UserError
 from evals.items import Item
 from evals.models import model_path
 from evals.prompts import Preset, words
-
-if TYPE_CHECKING:
-    from evals.store import Status, Store
+from evals.store import Status, Store
 
 PYTHON_VARIABLE = "AGPO_VERL_PYTHON"
 LOCAL_PYTHON = ".venv-verl/bin/python"
@@ -79,7 +78,7 @@ def launch(args: argparse.Namespace, console: Console) -> int:
         written["python"] = verl_python(args.verl_python or written["python"])
         (run / "overrides.txt").write_text("\n".join([*keys, *args.verl]) + "\n")
         args.store = args.store or store_of(run)
-        with open_store(args.store) as store:
+        with Store.open(args.store) as store:
             rewind(run, store)
         return drive(run, written, args, console)
     recipe, given = args.recipe or "qwen2.5-7b-math", args.overrides
@@ -196,14 +195,14 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
 
 
-def rewind(run: Path, store: "Store | None") -> None:
+def rewind(run: Path, store: Store) -> None:
     """Forget what came after the last checkpoint, which a start from it makes again: in the folder and in the store."""
     step = last_checkpoint(run)
     for path in [*numbered(run / "samples"), *numbered(run / "validation")]:
         if int(path.stem) > step:
             path.unlink()
     known = read_launch(run).get("runs", {}).get(str(store))
-    if store is not None and known:
+    if known:
         if store.find_run(known).status != "running":
             store.resume_run(known)
         store.truncate(known, step)
@@ -266,34 +265,11 @@ def wait(process: "subprocess.Popen[bytes]", run: Path, store: str | None, conso
                     console.print(f"results not imported this time ({type(e).__name__}: {e})", markup=False)
 
 
-def fetch(run: Path, store: str | None, status: "Status | None", console: Console | None) -> None:
-    """Import the results, if there are any. Where the store's packages are missing here, say how to do it elsewhere."""
+def fetch(run: Path, store: str | None, status: Status | None, console: Console | None) -> None:
+    """Import the results, if there are any."""
     if not any((run / "metrics").glob("*.jsonl")):  # verl did not get as far as its first metrics
         return
-    with open_store(store) as opened:
-        if opened is not None:
-            from agpo.integrations.verl.import_run import import_run
-
-            found = import_run(run, opened, status)
-            if console is not None:
-                console.print(f"store       {opened}, run {found.run}: {found}", markup=False)
-        elif console is not None:
-            console.print(
-                "results are not imported: SQLAlchemy or alembic is missing here. Where agpo is installed in full: "
-                f"python -m agpo.integrations.verl.import_run {run}",
-                markup=False,
-            )
-
-
-@contextmanager
-def open_store(url: str | None) -> "Iterator[Store | None]":
-    """The results store, None in an environment without its packages."""
-    try:
-        from evals.store import Store
-    except ModuleNotFoundError as e:
-        if (e.name or "").split(".")[0] not in ("sqlalchemy", "alembic"):
-            raise
-        yield None
-        return
-    with Store.open(url) as opened:
-        yield opened
+    with Store.open(store) as opened:
+        found = import_run(run, opened, status)
+        if console is not None:
+            console.print(f"store       {opened}, run {found.run}: {found}", markup=False)

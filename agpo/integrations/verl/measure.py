@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from agpo.batch import Group, Sample
 from agpo.clip import Decision
 from agpo.integrations.verl import Json
-from agpo.integrations.verl.plan import Plan
+from agpo.integrations.verl.plan import Plan, members
 from agpo.policy import Seen, Update
 from agpo.telemetry import step_metrics
 from evals.engines import Completion
@@ -30,8 +30,7 @@ class Sampled:
     """id of the problem"""
     prompts: list[list[int]]
     responses: list[list[int]]
-    lengths: list[int]
-    """sampled tokens"""
+    """the sampled tokens"""
     rewards: list[float]
     """raw task rewards; NaN: not scorable"""
     logps: list[list[float] | None]
@@ -60,23 +59,18 @@ class Sampled:
 
     def groups(self) -> list[Group]:
         """The step as a native one has it; a group lacks the samples whose rollouts failed."""
-        members: dict[str, list[int]] = {}
-        for i, uid in enumerate(self.uids):
-            members.setdefault(uid, []).append(i)
         return [
             Group(
                 Item(self.items[rows[0]], "", self.references[rows[0]]),
                 tuple(self.prompts[rows[0]]),
                 tuple(self._sample(i) for i in rows),
             )
-            for rows in members.values()
+            for rows in members(self.uids)
         ]
 
     def _sample(self, i: int) -> Sample:
-        logp = self.logps[i]
-        completion = Completion(
-            tuple(self.responses[i]), None if logp is None else tuple(logp), self.finish_reason(i), 0.0
-        )
+        ids, logp = tuple(self.responses[i]), self.logps[i]
+        completion = Completion(ids, None if logp is None else tuple(logp), self.finish_reason(i), 0.0)
         return Sample(completion, "", Verdict(cast(Any, self.outcome(i)), ""), self.reward(i), 0)
 
     def lines(self, tokenizer: "PreTrainedTokenizerBase", step: int, advantage_B: Sequence[float]) -> Iterator[Json]:

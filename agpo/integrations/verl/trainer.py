@@ -125,14 +125,13 @@ class ClippedTrainer(PPOTrainerSync):
         self._sampled = read_sampled(batch, self.config.data.max_response_length, self.tokenizer.eos_token_id)
         self._plan = plan_step(
             self._sampled.uids,
-            self._sampled.rewards,
-            self._sampled.lengths,
+            self._sampled.groups(),
             self.objective,
             self.config.actor_rollout_ref.actor.ppo_mini_batch_size,
             self.config.data.max_response_length,
             corrected=self.correction is not None,
         )
-        put_advantages(batch, self._plan, self._sampled.lengths)
+        put_advantages(batch, self._plan)
         self._happened: list[Json | None] = [None] * len(self._plan.minibatches)
         cells = [self._cells(rows, batch) for rows in self._plan.run]
         self._sizes = [len(cell[0]) for cell in cells]
@@ -254,6 +253,7 @@ def read_sampled(batch: KVBatchMeta, max_tokens: int, eos_id: int) -> Sampled:
     fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "rollout_log_probs", "extra_info"]
     fields += ["reward_model", "extra_fields", "data_source"]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    sampled = [mask.bool() for mask in data["response_mask"].unbind()]
     logps = data["rollout_log_probs"].unbind() if "rollout_log_probs" in data.keys() else [None] * len(batch)  # noqa: SIM118
     extra = [dict(one or {}) for one in column(data, "extra_info")]
     told = [dict((one or {}).get("reward_extra_info") or {}) for one in column(data, "extra_fields")]
@@ -262,10 +262,9 @@ def read_sampled(batch: KVBatchMeta, max_tokens: int, eos_id: int) -> Sampled:
         uids=[str(uid) for uid in column(data, "uid")],
         items=[str(one.get("id", one.get("index", ""))) for one in extra],
         prompts=[ids.tolist() for ids in data["prompts"].unbind()],
-        responses=[ids.tolist() for ids in data["responses"].unbind()],
-        lengths=[int(mask.sum()) for mask in data["response_mask"].unbind()],
+        responses=[ids[mask].tolist() for ids, mask in zip(data["responses"].unbind(), sampled, strict=True)],
         rewards=[float(scores.double().sum()) for scores in data["rm_scores"].unbind()],
-        logps=[None if logp is None else logp.tolist() for logp in logps],
+        logps=[None if logp is None else logp[mask].tolist() for logp, mask in zip(logps, sampled, strict=True)],
         infos=told,
         references=[str((one or {}).get("ground_truth")) for one in column(data, "reward_model")],
         max_tokens=max_tokens,
@@ -280,7 +279,7 @@ def column(data: TensorDict, name: str) -> list[Any]:
     return [getattr(one, "data", one) if isinstance(one, NonTensorData) else one for one in listed]
 
 
-def put_advantages(batch: KVBatchMeta, plan: Plan, lengths: list[int]) -> None:
+def put_advantages(batch: KVBatchMeta, plan: Plan) -> None:
     """Our numbers into the queue: [B] for our loss, and over the tokens for verl's metrics."""
     mask = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
     over = [one.float() * a for one, a in zip(mask["response_mask"].unbind(), plan.advantage_B, strict=True)]
