@@ -1,4 +1,4 @@
-"""The plan of a step in a table: what every update will do, and what it costs, before anything is computed."""
+"""The plan of a step as a table: what every update will do and cost."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +21,7 @@ def explain(
     layout: Layout,
     attention: float = 0.0,
 ) -> tuple[Table, list[str]]:
-    """(a row per mini-batch, sentences that sum it up). `attention`: by what rows are dealt to ranks."""
+    """(a row per mini-batch, summary). `attention`: the cost by which rows are dealt to ranks."""
     table = Table(title="plan of the step", title_justify="left")
     for title in (
         "update",
@@ -78,8 +78,8 @@ def _sentences(whole: int, least: int, most: int, plan: Sequence[MiniBatch], lay
     ]
     if least != most:
         lines.append(
-            f"{most - least:,} of these belong to updates after the first, where the ratio is not 1: whether they are "
-            "clipped is known after their forward pass."
+            f"{most - least:,} of these belong to updates after the first, where the ratio is not 1: the clip decides "
+            "after their forward pass."
         )
     if whole:
         lines.append(f"Saved at least: {whole - most:,} tokens, {100 * (1 - most / whole):.0f} %.")

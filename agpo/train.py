@@ -259,7 +259,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
                 "number, or resume an earlier checkpoint with --discard-later."
             )
         if rounding:
-            console.print(f"{', '.join(rounding)} changed: results may differ in rounding from the run without a stop")
+            console.print(f"{', '.join(rounding)} changed: results may differ in rounding from an uninterrupted run")
         if said := other_ranks(saved):
             console.print(said)
     else:

@@ -237,7 +237,7 @@ def without_end(model: Path) -> None:
         ),
         (["system_prompt=Be short."], "is plain text. Take prompt=chat"),
         (["user_prompt=nothing"], "have no {problem} in them"),
-        (["data=no_answer.jsonl", "reward=own:length"], "say data.answer_column= (nothing)"),
+        (["data=no_answer.jsonl", "reward=own:length"], "set data.answer_column= (empty)"),
         (["eval.bench=data:none.jsonl"], "none.jsonl: no such file"),
         (["reward.max_errors=2"], "reward_max_errors"),
         (["--recipe", "tiny", "model=./endless"], "end-of-sequence id 20 is outside its vocabulary"),

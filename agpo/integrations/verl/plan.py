@@ -1,4 +1,4 @@
-"""The plan of a step for rows that stay in verl's queue: `agpo.batch.plan_step`, by the number of a row there."""
+"""`agpo.batch.plan_step` for the rows in verl's queue, by row number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from agpo.presets import Objective
 
 @dataclass(frozen=True)
 class Plan:
-    """A step. Lists over the rows [B] as they were given."""
+    """The plan of a step. Lists over the rows [B] in the queue."""
 
     advantage_B: list[float]
     weight_B: list[float]
@@ -18,12 +18,12 @@ class Plan:
     unit_B: list[int]
     """number of its unit within the mini-batch (`agpo.clip.units`)"""
     live_G: list[bool]
-    """of the prompts, as they appear"""
+    """by prompt"""
     minibatches: tuple[MiniBatch, ...]
     moving: tuple[tuple[int, ...], ...]
-    """[mini-batches] the rows that have a gradient"""
+    """[mini-batches] the rows with a gradient"""
     run: tuple[tuple[int, ...], ...]
-    """of these, the rows that go through the model: none of a mini-batch that is known to be clipped"""
+    """of these, the rows to run: none if the mini-batch is known to be clipped"""
 
 
 def members(uids: Sequence[str]) -> list[list[int]]:
@@ -63,9 +63,9 @@ def plan_step(
 
 
 def deal(costs: Sequence[int], ranks: int, multiple: int = 1) -> list[list[int | None]]:
-    """Deal a mini-batch's rows (by index into `costs`) out to ranks: as many to each, sums of costs about equal.
+    """Deal a mini-batch's rows (by index into `costs`) to ranks: equal counts, about equal sums of costs.
 
-    None is a padding row, which fills up to a `multiple` (the micro-batch size where that is a number of rows).
+    None is a padding row, up to a `multiple` (the micro-batch size if that is a number of rows).
     """
     each = -(-len(costs) // (ranks * multiple)) * multiple
     padded = [*costs, *[0] * (each * ranks - len(costs))]
