@@ -91,30 +91,30 @@ class TrainConfig(Section):
         sections.DataConfig()
     )
     prompt: Prompt = "arith"
-    """prompt preset, see `evals/prompts.py`; `chat`: the problem as it is"""
+    """prompt preset, see `evals/prompts.py`; `chat`: the problem unchanged"""
     system_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
-    """in place of the preset's: a text, or a file that has it; empty: none"""
+    """replaces the preset's: a text or a file with it; empty: none"""
     user_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
-    """the same for the user's words, with {problem} in them"""
+    """the same for the user's message, with {problem} in it"""
     chat_template: Annotated[str, BeforeValidator(text_or_file)] = ""
-    """a Jinja file in place of the chat template of the model's tokenizer; checkpoints keep it"""
+    """a Jinja file that replaces the tokenizer's chat template, also in checkpoints"""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """what the chat template is given: chat_template_kwargs.enable_thinking=false"""
+    """arguments of the chat template: chat_template_kwargs.enable_thinking=false"""
     reward: Reward = "math"
-    """a grader (math, math-simplified, exact, code: docs/grading.md), or `module:function` of one's own: (text, item)
-    -> a number, or None: it abstains (docs/own-task.md)"""
+    """a grader (math, math-simplified, exact, code: docs/grading.md), or your own `module:function`: (text, item) -> a
+    number, or None to abstain (docs/own-task.md)"""
     reward_seconds: float = Field(default=300.0, gt=0)
-    """longest call of a function of one's own; over it the call is given up, and the sample has no reward"""
+    """timeout for a call of your own function, after which the sample has no reward"""
     reward_max_errors: float = Field(default=1.0, gt=0, le=1)
-    """share of a step's samples: when the reward fails on as many the run stops. 1: when it fails on all"""
+    """the run stops if the reward fails on this share of a step's samples"""
     reward_range: Span = (0.0, 1.0)
-    """what a reward function of one's own may return; anything else stops the run"""
+    """what your own reward function may return; anything else stops the run"""
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
-    """several by name in place of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
+    """several named ones instead of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
     code: sections.CodeConfig = sections.CodeConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     engine: Literal["hf", "vllm"] = "hf"
-    """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights that updates move"""
+    """the sampler: hf, the trained model itself; vllm, a process of its own that receives updated weights"""
     vllm: sections.VLLMConfig = sections.VLLMConfig()
     """options of engine vllm"""
     rollout: sections.RolloutConfig = sections.RolloutConfig()
@@ -128,13 +128,13 @@ class TrainConfig(Section):
     steps: int = Field(default=100, ge=1)
     """rollout batches"""
     seed: int = Field(default=0, ge=0)
-    """decides the order of the data and every sampled token"""
+    """of the data's order and every sampled token"""
     trackers: tuple[str, ...] = ()
     """also log to these: tensorboard, wandb, mlflow, trackio"""
     log_completions: int = Field(default=4, ge=0)
-    """completions of every step in their tables, each to another problem; 0: none. The store has all"""
+    """completions per step, each of another problem, for the trackers. The store has all"""
     out: str = "runs"
-    """folder that gets a sub-folder per run, with checkpoints and the picture"""
+    """folder with a sub-folder per run, for checkpoints and curves"""
 
     @field_validator("rewards", mode="before")
     @classmethod

@@ -238,7 +238,7 @@ def _saved_by(model: PreTrainedModel, tokens: int) -> int:
     return sum(x.numel() * x.element_size() for x in kept.values())
 
 
-def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_prompt: int = 1024) -> Memory:
+def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine) -> Memory:
     """What the run takes of each training GPU, one rank on each."""
     if config.devices(1) > 1:  # one process trains; the other GPUs belong to its vLLM
         machine = replace(machine, gpus=1)
@@ -282,7 +282,9 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
     copies = max(1, config.vllm.tensor_parallel_size)
     used = SLACK * sum(steady.values())
     if config.engine == "vllm":
-        share = config.vllm.gpu_memory_utilization or (WHOLE_GPU if apart else _share(machine, used))
+        left = int((0.97 * machine.bytes - used) / machine.bytes * 20) / 20  # by the trainer, less 3 %
+        shared = max(0.05, min(LARGEST_SHARE, left))
+        share = config.vllm.gpu_memory_utilization or (WHOLE_GPU if apart else shared)
         piece = s.item * max(s.layer, s.head)
         phases["sync"] = {**steady, "gathered": piece}
         if not apart:
@@ -297,11 +299,6 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
         phases[name] = {part: SLACK * size for part, size in parts.items()} | ({"engine": engine} if engine else {})
     cache_tokens = int(room // s.cache) if room >= SMALLEST_CACHE else 0
     return Memory(phases, machine, share, cache_tokens, host)
-
-
-def _share(machine: Machine, used: float) -> float:
-    """vLLM's share of a GPU: what a waiting trainer leaves, less 3 %, rounded down to a twentieth."""
-    return max(0.05, min(LARGEST_SHARE, int((0.97 * machine.bytes - used) / machine.bytes * 20) / 20))
 
 
 # -- time ------------------------------------------------------------------------------------------------------------

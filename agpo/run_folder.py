@@ -104,15 +104,8 @@ def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group]
                 "reference": group.item.answer,
                 "prompt_ids": group.prompt_ids,
                 "samples": [
-                    {
-                        "response": s.text,
-                        "token_ids": s.completion.token_ids,
-                        "logprobs": s.completion.logprobs,
-                        "finish_reason": s.completion.finish_reason,
-                        "reward": s.reward,
-                        "outcome": s.verdict.outcome,
-                        "seed": s.seed,
-                    }
+                    {"response": s.text, "reward": s.reward, "outcome": s.verdict.outcome, "seed": s.seed}
+                    | asdict(s.completion)
                     for s in group.samples
                 ],
             }

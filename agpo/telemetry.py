@@ -362,28 +362,21 @@ class Progress:
                 self.said = now
                 self.console.print(self._status())
 
-    def seconds_left(self, done: int) -> float:
-        """By the mean time of this process's steps."""
-        return (time.perf_counter() - self.started) / max(done - self.first, 1) * (self.steps - done)
-
     def show(self, done: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics after `done` steps."""
-        row = {**metrics, "step": done, "speed/seconds_left": _clock(self.seconds_left(done))}
+        step_seconds = (time.perf_counter() - self.started) / max(done - self.first, 1)
+        row = {**metrics, "step": done, "speed/seconds_left": _clock(step_seconds * (self.steps - done))}
         self.done, self.now = done, ""
         if self.lines % (HEAD_EVERY if self.live else sys.maxsize) == 0:
             self._print([title for title, *_ in self.columns])
         self.lines += 1
         failed = metrics.get("samples/failed")
         more = f"  {failed:.0f} rewards failed" if failed else ""
-        self._print([_cell(row, name, form) for _, name, form, _, _ in self.columns], more)
+        self._print([form.format(row[name]) if name in row else "-" for _, name, form, _, _ in self.columns], more)
 
     def _print(self, cells: Sequence[str], more: str = "") -> None:
         line = "  ".join(f"{cell:>{column[3]}}" for cell, column in zip(cells, self.columns, strict=True))
         self.console.print(line + more, markup=False)
-
-
-def _cell(row: Mapping[str, float | str], name: str, form: str) -> str:
-    return form.format(row[name]) if name in row else "-"
 
 
 def _clock(seconds: float) -> str:

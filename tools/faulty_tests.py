@@ -105,7 +105,7 @@ def failing(job: Job, report: Report) -> dict[str, Any]:
     return {"item": job.one.item, "code": job.one.code, "failed": sorted(failed), "ours": str(report.verdict)}
 
 
-def by_programs(jobs: Sequence[Job], made: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, int, int]]:
+def by_programs(made: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, int, int]]:
     """(item, test key, accepted programs that fail it, accepted programs) of every test that any of them fail."""
     distinct = {(one["item"], one["code"]): one["failed"] for one in made if one["ours"] != "SE"}
     programs = Counter(item for item, _ in distinct)
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = args.out.with_name(args.out.name + ".verdicts")
     made = run_jobs(jobs, kept, console, failing, workers=args.workers, stop=False)
     suspected = []
-    for item, key, fail, programs in by_programs(jobs, made):
+    for item, key, fail, programs in by_programs(made):
         told = f"{fail} of {programs} officially accepted programs fail it"
         if fail >= args.several and 2 * fail > programs:
             found[item][key] = told

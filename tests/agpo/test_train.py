@@ -224,7 +224,7 @@ def without_end(model: Path) -> None:
         (["rollout.max_tokens=400"], "Lower rollout.max_tokens"),
         (["eval.max_tokens=400"], "eval.bench=arith: problem"),
         (["eval.bench=arith,nothing"], "unknown benchmark 'nothing'"),
-        (["eval.bench=arith,math500", "eval.data=x.jsonl"], "data is the file of one benchmark"),
+        (["eval.bench=arith,math500", "eval.data=x.jsonl"], "data is one benchmark's file"),
         (["checkpoint.best=eval/pass1"], "set eval.bench and eval.every"),
         (["checkpoint.best=eval/loss", "eval.every=1"], "There is: eval/pass1, eval/arith/pass1"),
         (["trackers=excel"], "unknown tracker 'excel'"),

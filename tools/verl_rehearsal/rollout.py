@@ -21,7 +21,7 @@ from evals.engines.hf import HFEngine
 from evals.items import derive_seed
 
 GATHER_SECONDS = 0.02
-"""requests that come within this time are generated together"""
+"""requests that arrive within this time are generated together"""
 MAX_BATCH = 64
 
 
@@ -88,20 +88,10 @@ class HFServer:
             own[name].copy_(value)
         self.step = step or 0
 
-    async def wake_up(self) -> None:
+    async def wake_up(self, **_: object) -> None:
         pass
 
-    async def sleep(self) -> None:
-        pass
-
-    async def clear_kv_cache(self) -> None:
-        pass
-
-    async def abort_all_requests(self, reject_request: bool = False) -> None:
-        pass
-
-    async def resume_generation(self) -> None:
-        pass
+    sleep = clear_kv_cache = abort_all_requests = resume_generation = wake_up
 
 
 class HFReplica(RolloutReplica):
@@ -113,12 +103,12 @@ class HFReplica(RolloutReplica):
         seed = self.config.seed + self.replica_rank
         actor: Any = ray.remote(HFServer)
         server = actor.options(**options).remote(self.model_config.path, self.config.response_length, seed)
-        await server.wake_up.remote()  # its model is loaded
+        await server.wake_up.remote()  # returns once its model is loaded
         self.servers, self._server_handle, self._server_address = [server], server, name
 
 
 class HFAdapter(BaseRollout):
-    """In a training worker: hands the weights to the server of its replica."""
+    """In a training worker: sends the weights to its replica's server."""
 
     def __init__(self, config: Any, model_config: Any, device_mesh: Any, replica_rank: int = -1):
         super().__init__(config, model_config, device_mesh)
@@ -127,16 +117,15 @@ class HFAdapter(BaseRollout):
         rank = int(os.environ["RANK"])
         self.replica_rank, self.leads = rank // size, rank % size == 0
 
-    async def resume(self, tags: list[str]) -> None:
+    async def resume(self, *_: object, **__: object) -> None:
         pass
 
-    async def release(self) -> None:
-        pass
+    release = resume
 
     async def update_weights(
         self, weights: Iterable[tuple[str, torch.Tensor]], global_steps: int | None = None, **_: Any
     ) -> None:
-        named = {name: w.detach().float().cpu().clone() for name, w in weights}  # every rank: gathering is collective
+        named = {name: w.detach().float().cpu().clone() for name, w in weights}  # on every rank: a collective
         if self.leads:
             server: Any = ray.get_actor(server_name(self.replica_rank))
             await server.load.remote(named, global_steps)

@@ -11,7 +11,6 @@ weights are ours. Metrics and store cover everything that was sampled.
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,10 @@ class ClippedTrainer(PPOTrainerSync):
         )
         put_advantages(batch, self._plan)
         self._happened: list[Json | None] = [None] * len(self._plan.minibatches)
-        cells = [self._cells(rows, batch) for rows in self._plan.run]
+        cells: list[list[list[int | None]]] = []  # [mini-batch][rank] rows, equally many for each rank
+        for part in self._plan.run:
+            dealt = deal([batch.tags[row]["seq_len"] for row in part], self._ranks(), self.multiple)
+            cells.append([[None if i is None else part[i] for i in mine] for mine in dealt])
         self._sizes = [len(cell[0]) for cell in cells]
         rows = [row for r in range(self._ranks()) for cell in cells for row in cell[r]]
         wanted = [row for row in rows if row is not None]
@@ -150,11 +152,6 @@ class ClippedTrainer(PPOTrainerSync):
         if "actor" not in info:
             info["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
         return max(info["actor"]) + 1
-
-    def _cells(self, rows: Sequence[int], batch: KVBatchMeta) -> list[list[int | None]]:
-        """[rank] its rows of a mini-batch, equally many."""
-        dealt = deal([batch.tags[row]["seq_len"] for row in rows], self._ranks(), self.multiple)
-        return [[None if i is None else rows[i] for i in part] for part in dealt]
 
     def _padded(self, run: KVBatchMeta, rows: list[int | None]) -> KVBatchMeta:
         """Put verl's padding rows, without a response, where the plan has None."""
