@@ -16,8 +16,7 @@ from evals.items import Item, derive_seed
 def draw_adaptive(
     items: Sequence[Item], seen_2P: np.ndarray, seed: int, step: int, count: int, samples: int
 ) -> list[Item]:
-    """The `count` items of a step: a function of its arguments alone. seen_2P: decayed counts of right and wrong
-    answers."""
+    """The `count` items of a step, deterministic. seen_2P: decayed counts of right and wrong answers."""
     rng = np.random.Generator(np.random.Philox(key=derive_seed(seed, "adaptive", step)))
     right_P, wrong_P = 1 + seen_2P
     rate_P, tie_P = rng.beta(right_P, wrong_P), rng.random(len(items))

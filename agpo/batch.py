@@ -230,8 +230,7 @@ def balance(costs: Sequence[int], size: int) -> list[list[int]]:
 
 
 def idle_row(rows: Sequence[Row]) -> Row:
-    """Two tokens without weight, for a rank that has run out of rows: gathering layers and summing gradients are
-    collectives."""
+    """Two tokens without weight, for a rank without rows left: gathering layers and gradients are collectives."""
     prompt, response = rows[0].prompt_ids[:1], rows[0].response_ids[:1]
     return Row(prompt, response, (0.0,), 0, 0.0, 0.0, 0.0, old_logp=(0.0,))
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from agpo import checkpoint_io, distributed
@@ -113,18 +113,10 @@ def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group]
         ],
         "rows": [asdict(row) for row in minibatch.rows],
     }
-    path.write_text(json.dumps(_json_numbers(whole), indent=1))
+    standard = json.loads(json.dumps(whole), parse_constant=str)  # JSON has no NaN and Infinity: as strings
+    path.write_text(json.dumps(standard, indent=1))
     run.store.add_artifact(run.id, "refused update", path)
     return (
         f"step {run.done}, update {k}: refused, its loss ({done.decision.value:g}) or gradient norm "
         f"({done.grad_norm if done.grad_norm is not None else math.nan:g}) is not finite. The batch is in {path}"
     )
-
-
-def _json_numbers(value: object) -> object:
-    """The same value with "nan" and "inf", which JSON lacks, as strings."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _json_numbers(one) for key, one in value.items()}
-    return [_json_numbers(one) for one in value] if isinstance(value, list | tuple) else value

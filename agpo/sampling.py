@@ -19,8 +19,7 @@ from evals.engines import Output, OwnWeights, Request, Sampling
 from evals.items import Item
 
 AHEAD_AT = 0.75
-"""rollout.overlap=ahead: the next step's answers begin, in the free places of the batch, when this share of a step's is
-finished"""
+"""rollout.overlap=ahead: the share of a step's answers that must be finished when the next step's begin"""
 
 
 def sample_groups(

@@ -103,8 +103,7 @@ class VLLMConfig(VLLMOptions):
     """Options of engine vllm, and its place."""
 
     first_gpu: int | None = Field(default=None, ge=1)
-    """with one training process, on GPU 0: vLLM has this GPU and those after it to itself; unset: it shares the
-    trainer's"""
+    """with one training process: vLLM has this GPU and those after it to itself; unset: it shares the trainer's"""
 
     @property
     def gpus(self) -> int:

@@ -208,6 +208,7 @@ def check_objective(objective: Objective) -> None:
 def check_config(config: GRPOConfig, objective: Objective) -> None:
     """Raises ValueError for a setting that would change the update or be ignored."""
     ours = "agpo's objective has its own, so this would be ignored"
+    together = "normalize_then_sum" if objective.several == "normalise" else "sum_then_normalize"
     high = config.epsilon if config.epsilon_high is None else config.epsilon_high
     if (config.epsilon, high) != (objective.eps_low, objective.eps_high):
         raise ValueError(
@@ -223,10 +224,7 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
             "delta": ((None,), ours + ": objective=resolve('agpo', dual_clip=...)"),
             "importance_sampling_level": (("token",), ours),
             "scale_rewards": (("group",), ours + ": objective=resolve('agpo', advantage_std='none')"),
-            "multi_objective_aggregation": (
-                ("normalize_then_sum" if objective.several == "normalise" else "sum_then_normalize",),
-                ours + ": objective=resolve('agpo', several=...)",
-            ),
+            "multi_objective_aggregation": ((together,), ours + ": objective=resolve('agpo', several=...)"),
             "mask_truncated_completions": ((False,), "truncated answers are not told apart"),
             "off_policy_mask_threshold": ((None,), "it is not in agpo's loss"),
             "top_entropy_quantile": ((1.0,), "it is not in agpo's loss"),

@@ -55,14 +55,10 @@ def require_plugin() -> None:
 
 def check_objective(objective: Objective) -> None:
     """Raises UserError for a knob that the plugin does not implement."""
-    below, token = objective.clip_scope != "mini_batch", objective.clip_scope == "token"
+    below = objective.clip != "none" and objective.clip_scope != "mini_batch"
     wanted = {
-        "clip": (
-            "max0",
-            "f of smaller units looks at rows that are not run",
-            objective.clip not in ("none", "max0") and below,
-        ),
-        "clip_scope": ("sequence", "the plugin's units are of sequences", objective.clip != "none" and token),
+        "clip": ("max0", "f of smaller units needs rows that do not run", below),
+        "clip_scope": ("sequence", "the plugin's units are of sequences", below and objective.clip_scope == "token"),
         "on_clip": ("skip_step", "the step with a zero gradient is not implemented", objective.clip == "max0"),
         "beta": (0, "the KL term is not in the plugin's loss", True),
         "entropy_coef": (0, "the entropy bonus is not in the plugin's loss", True),
@@ -84,18 +80,12 @@ def check_objective(objective: Objective) -> None:
 
 
 NEEDED = {
-    "actor_rollout_ref.actor.loss_agg_mode": (
-        "token-mean",
-        "the mean is agpo.objective.aggregation's, and this key would be ignored",
-    ),
+    "actor_rollout_ref.actor.loss_agg_mode": ("token-mean", "agpo.objective.aggregation decides the mean"),
     "actor_rollout_ref.actor.entropy_coeff": (0, "the clip is on the policy loss alone"),
     "actor_rollout_ref.actor.use_kl_loss": (False, "the clip is on the policy loss alone"),
     "algorithm.use_kl_in_reward": (False, "live groups are decided by the raw task reward"),
     "actor_rollout_ref.actor.shuffle": (False, "it would take the groups of a mini-batch apart"),
-    "actor_rollout_ref.actor.ppo_epochs": (
-        1,
-        "mini-batches that the clip drops at ratio 1 are dropped for the whole step",
-    ),
+    "actor_rollout_ref.actor.ppo_epochs": (1, "mini-batches clipped at ratio 1 are dropped for the whole step"),
     "algorithm.filter_groups.enable": (False, "dead groups are masked, and normalisers are of what is left"),
     "algorithm.adv_estimator": ("grpo", "advantages are agpo.objective's"),
     "algorithm.rollout_correction.bypass_mode": (False, "the ratio is taken against the trainer's log-probabilities"),
