@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from agpo.batch import Group, MiniBatch, plain_tokens
 from agpo.distributed import world_size
@@ -22,18 +22,10 @@ def explain(
     attention: float = 0.0,
 ) -> tuple[Table, list[str]]:
     """(a row per mini-batch, summary). `attention`: the cost by which rows are dealt to ranks."""
-    table = Table(title="plan of the step", title_justify="left")
-    for title in (
-        "update",
-        "groups",
-        "live",
-        "sequences",
-        "L at ratio 1",
-        "tokens to run",
-        "micro-batches" if world_size() == 1 else "micro-batches of a rank",
-    ):
-        table.add_column(title, justify="right")
-    table.add_column("what happens")
+    micro = "micro-batches" if world_size() == 1 else "micro-batches of a rank"
+    numbers = ("update", "groups", "live", "sequences", "L at ratio 1", "tokens to run", micro)
+    columns = *(Column(title, justify="right") for title in numbers), Column("what happens")
+    table = Table(*columns, title="plan of the step", title_justify="left")
     least, most = 0, 0
     for number, minibatch in enumerate(plan, 1):
         known = minibatch.known

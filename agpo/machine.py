@@ -51,11 +51,9 @@ def check_machine(config: TrainConfig) -> None:
         )
     check_one_rank_for_each_gpu(ranks, config)
     for i in range(min(needed.gpus, torch.cuda.device_count())):
-        memory = torch.cuda.get_device_properties(i).total_memory >> 30
-        if memory < needed.gpu_memory_gib * 0.9:
-            raise UserError(
-                f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB of memory on each GPU; GPU {i} has {memory}."
-            )
+        gib = torch.cuda.get_device_properties(i).total_memory >> 30
+        if gib < needed.gpu_memory_gib * 0.9:
+            raise UserError(f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB on each GPU; GPU {i} has {gib}.")
     if needed.gpus:
         check_memory(config, torch.cuda.get_device_properties(0).total_memory)
 

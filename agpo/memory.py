@@ -147,12 +147,8 @@ class Memory:
         return {name: sum(parts.values()) for name, parts in self.phases.items()}
 
     @property
-    def peak(self) -> float:
-        return max(self.peaks.values())
-
-    @property
     def fits(self) -> bool:
-        return self.peak <= self.machine.bytes and self.cache_tokens > 0
+        return max(self.peaks.values()) <= self.machine.bytes and self.cache_tokens > 0
 
 
 def model_config(name: str) -> PreTrainedConfig:

@@ -17,11 +17,9 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
     """Copy the policy now and write it in the background; not twice for one step."""
     if run.saved == run.done:
         return
-    config = run.config
-    label = label_of(config, run.id, run.store)
-    state = state_of(run)
     writer.wait()  # one copy of the weights at a time
-    write = checkpoint_io.prepare(run.folder, run.done, run.policy, state, label)
+    label = label_of(run.config, run.id, run.store)
+    write = checkpoint_io.prepare(run.folder, run.done, run.policy, state_of(run), label)
 
     def job() -> None:
         path = write()

@@ -116,10 +116,7 @@ def trackio(about: About) -> Iterator[Log]:
 
 
 TRACKERS: dict[str, Callable[[About], AbstractContextManager[Log]]] = {
-    "tensorboard": tensorboard,
-    "wandb": wandb,
-    "mlflow": mlflow,
-    "trackio": trackio,
+    one.__name__: one for one in (tensorboard, wandb, mlflow, trackio)
 }
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
 """what to install; the module has the tracker's name"""

@@ -327,8 +327,8 @@ def drive(run: Run, console: Console) -> int:
             ranks = f", {world_size()} ranks" if world_size() > 1 else ""
             about = f"{config.name}, objective {config.objective.preset}, seed {config.seed}{ranks}"
             console.print(f"run {run.id}: {about}")
-            on_gpu = run.policy.plain.device.type == "cuda"
-            if on_gpu and (slow := advice(config, model_sizes(run.policy.plain.config, config))):
+            hf_on_gpu = config.engine == "hf" and run.policy.plain.device.type == "cuda"
+            if hf_on_gpu and (slow := advice(config, model_sizes(run.policy.plain.config, config))):
                 console.print(slow, style="yellow", markup=False)
             console.print(f"layout {run.policy.layout}: {run.policy.why}", markup=False)
             if on_test := selected_on_test(config):

@@ -109,11 +109,9 @@ def read_metrics(run: Path) -> dict[int, dict[str, float]]:
     """step -> metrics. A resumed start replaces later steps of the one before."""
     steps: dict[int, dict[str, float]] = {}
     for path in sorted((run / "metrics").glob("*.jsonl")):
-        first = True
-        for line in lines(path):
-            if first:
+        for number, line in enumerate(lines(path)):
+            if number == 0:
                 steps = {step: values for step, values in steps.items() if step <= line["step"]}
-                first = False
             steps.setdefault(line["step"], {}).update(line["data"])
     return steps
 
