@@ -150,11 +150,10 @@ def plan_step(
         rows: list[Row] = []
         for i in ((weight_B > 0) & (length_B > 0)).nonzero()[:, 0].tolist():
             group, k = divmod(i, lengths_GN.shape[1])
-            planned = {"advantage": advantage_B, "weight": weight_B, "scale_at_ratio_1": scale_B}
-            numbers = {name: float(x_B[i]) for name, x_B in planned.items()}
             prompt, completion = groups[places[group]].prompt_ids, groups[places[group]].samples[k].completion
             tokens = prompt, completion.token_ids, completion.logprobs or ()
-            rows.append(Row(*tokens, group=group, sample=k, unit=int(unit_B[i]), **numbers))
+            advantage, weight, scale = float(advantage_B[i]), float(weight_B[i]), float(scale_B[i])
+            rows.append(Row(*tokens, group, advantage, weight, scale, unit=int(unit_B[i]), sample=k))
         if objective.surrogate == "kl_cov":
             rows = with_penalised(rows, objective)
         # A = 0 has no gradient, unless a KL or entropy term looks at every token.

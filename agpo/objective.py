@@ -22,7 +22,7 @@ from agpo.mask import counted, live_groups, sequence_weights
 from agpo.presets import PRESETS, Correction, Objective, resolve
 from agpo.surrogate import penalised_tokens, token_losses
 
-__all__ = [  # the public calls, for a loop of one's own
+__all__ = [  # the public calls, for your own loop
     "PRESETS",
     "Correction",
     "LossReport",

@@ -117,7 +117,7 @@ def _check_values(o: Objective) -> None:
         if not 0 < getattr(o, name) <= most:
             raise ValueError(f"{name} must be above 0{' and at most 1' * (most == 1)}, not {getattr(o, name)}.")
     if o.keep_shortest is not None and o.keep_shortest < 2:
-        raise ValueError(f"keep_shortest must be at least 2, not {o.keep_shortest}: one answer is no group.")
+        raise ValueError(f"keep_shortest must be at least 2, not {o.keep_shortest}: a group needs two answers.")
     if o.dual_clip is not None and not o.dual_clip > 1:
         raise ValueError(f"dual_clip must be greater than 1 (verl uses 3), not {o.dual_clip}.")
     for name in ("norm_length", "overlong_buffer", "clip_ranks", "pass_k"):
