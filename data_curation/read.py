@@ -12,7 +12,7 @@ from typing import Any
 from data_curation import sources, stage
 from data_curation.stage import Done, Drop, Result, Row, dumps
 from evals.errors import UserError, first_line
-from evals.files import ENDINGS, Malformed, chat_row, ending, file_rows
+from evals.files import ENDINGS, KNOWN, Malformed, chat_row, ending, file_rows
 from evals.items import choose_indices, hub_rows
 
 
@@ -106,7 +106,8 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
             dumps(asdict(row)).encode()
         except (sources.Bad, UnicodeEncodeError) as e:
             reason = str(e).replace("SOURCE", source.name) if isinstance(e, sources.Bad) else _no_text(e)
-            text = str(found.get("problem") or found.get("question") or "")[:300].encode("utf-8", "replace").decode()
+            text = str(found.get("problem") or found.get("question") or "")[:300]
+            reason, text = (one.encode("utf-8", "replace").decode() for one in (reason, text))
             drops.append(Drop(name, reason, text, malformed=getattr(e, "malformed", True)))
             continue
         if isinstance(row, Drop):
@@ -152,9 +153,12 @@ def unread(place: str, split: str, subset: str | None) -> list[str]:
     if not folder.is_dir() or (folder / "manifest.json").is_file():
         return []
     used = {path.resolve() for path in local_files(place, split, subset)}
-    left = [str(path.relative_to(folder)) for path in data_files(folder) if path.resolve() not in used]
-    few = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-    return [f"{len(left)} files of the folder are not of the split {split!r} and not read: {few}"] if left else []
+    said = []
+    for known, why in ((True, f"not of the split {split!r}"), (False, "of a kind that is not read")):
+        left = [str(p.relative_to(folder)) for p in files_of(folder, known) if p.resolve() not in used]
+        few = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        said += [f"{len(left)} files of the folder are {why}, and left out: {few}"] if left else []
+    return said
 
 
 def notes(total: int, different: int) -> list[str]:
@@ -209,20 +213,18 @@ def local_files(where: str, split: str, subset: str | None = None) -> list[Path]
     if (path / "manifest.json").is_file() and (path / "train.parquet").is_file():
         return [path / "train.parquet"]
     if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        path = path / _known(split, splits, where)
+        path = path / _known(split, _listed(path / "dataset_dict.json", "splits"), where)
     if (path / "state.json").is_file():
-        listed = json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
-        return [path / one["filename"] for one in listed]
-    if not data_files(path):
-        raise UserError(f"{where}: no {', '.join(ENDINGS)} file in this folder.")
+        return [path / one["filename"] for one in _listed(path / "state.json", "_data_files")]
+    if not files_of(path):
+        raise UserError(f"{where}: no {KNOWN} file in this folder.")
     if not any(one.is_dir() or one.name == "README.md" or re.search(_SPLIT, one.name) for one in path.iterdir()):
-        return data_files(path)
+        return files_of(path)
     from datasets import load_dataset_builder
 
     try:
         found: Any = load_dataset_builder(str(path), subset).config.data_files
-    except (OSError, ValueError) as e:
+    except Exception as e:  # of a README's YAML too
         raise UserError(
             f"{where}: {first_line(e)} Name one of its files, or its subset (--set SOURCE.subset=NAME)."
         ) from e
@@ -235,11 +237,22 @@ _SPLIT = r"train|test|valid|val\b|dev\b|eval"
 DESCRIBING = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "manifest.json")
 
 
-def data_files(folder: Path) -> list[Path]:
-    """All data files below a folder, but for hidden ones and what describes others."""
-    files = (p for p in folder.rglob("*") if p.is_file() and ending(p) in ENDINGS)
+NO_DATA = ("", ".md", ".txt", ".py", ".yaml", ".png", ".jpg", ".pdf", ".lock", ".log", ".html")
+
+
+def files_of(folder: Path, known: bool = True) -> list[Path]:
+    """All data files below a folder, but for hidden ones and what describes others; or those of no kind we know."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name not in DESCRIBING)
     seen = (p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sorted(p for p in seen if p.name not in DESCRIBING)
+    return sorted(p for p in seen if (ending(p) in ENDINGS) == known and p.suffix.lower() not in NO_DATA)
+
+
+def _listed(path: Path, name: str) -> Any:
+    """What a JSON file of `save_to_disk` has under a name."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[name]
+    except (ValueError, KeyError) as e:
+        raise UserError(f"{path}: damaged ({first_line(e)}). Save the data set again.") from e
 
 
 def _known(split: str, splits: Any, where: str) -> str:

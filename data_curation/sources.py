@@ -1,10 +1,12 @@
 """Sources of mathematical problems: what a row of each looks like. One class of options and one function each."""
 
+import ast
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_curation.stage import Drop, Row
 from evals.errors import UserError
 from evals.grading.math import extract_answer
-from evals.items import problem_text
+from evals.items import problem_text, turns
 
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 
@@ -77,11 +79,18 @@ def text(raw: Mapping[str, Any], name: str) -> str:
     if "{" in name:
         return re.sub(r"\{([^{}]+)\}", lambda found: text(raw, found[1]), name)
     value = column(raw, name)
+    if isinstance(value, str) and value.startswith("[{") and re.search(r"""["'](?:role|from)["']:""", value):
+        value = _json(value) or _literal(value)  # a chat in a CSV file
+        if value is None:
+            raise Bad(f"{name!r} is the text of a chat, and neither JSON nor Python's")
     if isinstance(value, list | tuple) and any(isinstance(one, dict) for one in value):
         try:
+            said = [turn["role"] for turn in turns(value, repr(name))]
             value = problem_text(value, repr(name))
         except UserError as e:
             raise Bad(str(e).rstrip(".")) from e
+        if "assistant" in said[: len(said) - said[::-1].index("user")]:
+            raise Unfit("a chat of several questions")
     if not isinstance(value, str):
         raise Bad(f"{name!r} is {_kind(value)}, not text")
     return value
@@ -89,7 +98,10 @@ def text(raw: Mapping[str, Any], name: str) -> str:
 
 def answer(raw: Mapping[str, Any], name: str) -> str:
     """A column that has to be one answer: text, a number, a list of one, or a record with one of the usual names."""
-    return _one_answer(column(raw, name), name)
+    value = column(raw, name)
+    if name == "reward_model" and isinstance(value, str):
+        value = _json(value) or value
+    return _one_answer(value, name)
 
 
 def _one_answer(value: Any, name: str) -> str:
@@ -99,13 +111,18 @@ def _one_answer(value: Any, name: str) -> str:
             raise Unfit(f"{len(different)} answers" if different else "no answer")
         return different[0]
     if isinstance(value, Mapping):
-        named = [key for key in ANSWERS if isinstance(value.get(key), str | int | float | list | tuple | Mapping)]
+        named = [
+            key for key in ANSWERS if isinstance(value.get(key), str | int | float | Decimal | list | tuple | Mapping)
+        ]
         if len(named) != 1:
             raise Bad(f"{name!r} is a record of {', '.join(map(str, value))}; name one of them as {name}.NAME")
         return _one_answer(value[named[0]], f"{name}.{named[0]}")
+    if isinstance(value, Decimal):
+        value = float(value)
     if not flat(value) or isinstance(value, bool):
         raise Bad(f"{name!r} is {_kind(value)}, not text or a number")
-    return str(value)
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return str(int(value) if whole else value)  # 7.0 is 7 in a column with nulls
 
 
 def flat(value: Any) -> bool:
@@ -124,6 +141,13 @@ def _json(value: str) -> Any:
         return None
 
 
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
 PROBLEMS = ("problem", "question", "query", "prompt", "input", "instruction")
 ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "label", "target", "value", "solution",
            "reward_model")  # fmt: skip
@@ -135,7 +159,7 @@ def usual(raw: Mapping[str, Any], given: str, names: Sequence[str], what: str) -
     if given:
         return given
     there = {str(name).lower(): str(name) for name in raw}
-    found = next((there[name] for name in names if raw.get(there.get(name, "")) is not None), None)
+    found = next((there[name] for name in names if name in there and raw[there[name]] is not None), None)
     if null := next((there[name] for name in names if name in there), None) if found is None else None:
         raise Bad(f"{null!r} is null")
     if found is None:
