@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from evals.console import make_console
 from evals.errors import UserError, command
@@ -28,18 +29,22 @@ def show(content: dict[str, Any], out: Path, console: Console) -> None:
         reasons = list(line["reasons"].items())
         why = ", ".join(f"{count:,} {reason}" for reason, count in reasons[:4]) + (", ..." if len(reasons) > 4 else "")
         dropped = sum(line["reasons"].values())
-        table.add_row(name, f"{line['out']:,}", f"{dropped:,}" if dropped else "-", why)
+        table.add_row(name, f"{line['out']:,}", f"{dropped:,}" if dropped else "-", Text(why))
     console.print(table)
+    lines = []
     for stage in content["stages"]:
         for bench, found in stage["facts"].get("benchmarks", {}).items():
             rows = ", ".join(f"{n:,} of {source}" for source, n in found["rows flagged"].items()) or "none"
-            console.print(
+            lines.append(
                 f"{bench}: {found['problems found']:,} of its {found['problems']:,} problems found in rows: {rows}"
             )
     by_source = ", ".join(f"{n:,} {source}" for source, n in content["by source"].items())
-    console.print(f"kept {content['kept']:,} rows ({by_source}) in {out / 'train.parquet'}")
-    console.print(f"dropped rows and reasons in {out / 'ledger.jsonl'}, pairs with both texts in {out / 'pairs.jsonl'}")
-    console.print(f"hashes, options, versions in {out / 'manifest.json'}, pictures in {out / 'images'}")
+    lines += [
+        f"kept {content['kept']:,} rows ({by_source}) in {out} ({', '.join(content['recipe']['formats'])})",
+        f"dropped rows and reasons in {out / 'ledger.jsonl'}, pairs with both texts in {out / 'pairs.jsonl'}",
+        f"hashes, options, versions in {out / 'manifest.json'}, pictures in {out / 'images'}",
+    ]
+    console.print("\n".join(lines), markup=False)
 
 
 def pairs_of(given: Sequence[str], option: str) -> dict[str, str]:
@@ -148,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 store.finish_run(run, status)
         progress.stop()
         show(whole["content"], out, console)
-        console.print(f"manifest {whole['id']}, run {run} in {store}, log in {out.name}.log beside the folder")
+        console.print(f"manifest {whole['id']}, run {run} in {store}, log in {out.name}.log beside it", markup=False)
     return 0
 
 
@@ -194,14 +199,14 @@ def plan(recipe: Any, out: Path, console: Console) -> None:
     """Print what would be read and done."""
     from data_curation.sources import KINDS
 
-    console.print(f"{recipe.name}: {recipe.about}")
+    console.print(f"{recipe.name}: {recipe.about}", markup=False)
     for source in recipe.sources:
         place = source.path or KINDS[source.kind].hub or "made on the spot"
         options = source.model_dump(exclude={"name", "kind", "path"})
         console.print(f"  source {source.name} ({source.kind}) from {place} {options}", markup=False)
     for name in recipe.stages:
         console.print(f"  stage {name} {recipe.options(name).model_dump()}", markup=False)
-    console.print(f"  formats {', '.join(recipe.formats)} into {out}")
+    console.print(f"  formats {', '.join(recipe.formats)} into {out}", markup=False)
 
 
 if __name__ == "__main__":

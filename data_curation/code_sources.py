@@ -8,12 +8,16 @@ YYYY-MM-DD, "" where unknown.
 """
 
 import datetime
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
+
+import dateutil.parser
 
 from data_curation.sources import KINDS, PROBLEMS, Bad, Kind, Source, code_record, column, flat, read_tests, text, usual
 from data_curation.stage import Drop, Row
 
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?: ?(?:s|sec|seconds?|mb|megabytes?))?", re.I)
 PYTHON3 = 3
 """code_contests: the language number of Python 3"""
 ORIGINS = ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "atcoder", "aizu")
@@ -40,8 +44,7 @@ def read_codeforces(options: CodeforcesSource, name: str, raw: Mapping[str, Any]
     parts += [f"Example\nInput:\n{test['input']}\nOutput:\n{test['output']}" for test in examples]
     if raw.get("note"):
         parts.append(f"Note\n{text(raw, 'note')}")
-    start = min(_number(raw.get("contest_start"), 1e300) or 0, 1e11)
-    date = datetime.datetime.fromtimestamp(start, datetime.UTC).date().isoformat() if start else ""
+    date = contest_date(raw.get("contest_start"))
     code = code_record(
         [given for given, _ in pairs],
         [printed for _, printed in pairs],
@@ -128,14 +131,39 @@ def read_code_table(options: CodeTableSource, name: str, raw: Mapping[str, Any])
         starter=said(options.starter),
         time_limit=_number(raw.get("time_limit")) or options.time_limit,
         references=[said(options.reference)] if said(options.reference) else [],
-        date=said(options.date)[:10],
+        date=contest_date(raw.get(options.date)) if options.date else "",
     )
     statement = text(raw, usual(raw, options.problem, PROBLEMS, "problem"))
     return Row(name, options.name, statement, "", {"date": code["date"]}, code)
 
 
-def _number(value: Any, most: float = 1e6) -> float | None:
-    """A number above 0 and below `most`; None for anything else."""
+def contest_date(value: object) -> str:
+    """YYYY-MM-DD of a date, its text, or seconds or milliseconds since 1970; "" where there is none.
+
+    Raises Bad for a text that is no date, or might be two: a problem of the evaluation window must not pass as undated.
+    """
+    if isinstance(value, datetime.date):
+        return value.isoformat()[:10]
+    if value is None or value != value or value in (0, "", [], {}):
+        return ""
+    if number := _number(value, 1e14):
+        if re.fullmatch("(?:19|20)[0-9]{6}", digits := f"{number:.0f}"):
+            return datetime.datetime.strptime(digits, "%Y%m%d").date().isoformat()
+        if number > 1e8:
+            seconds = number / 1000 if number > 1e11 else number
+            return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
+    elif isinstance(value, str) and re.match(r"\s*\d{4}-|.*[A-Za-z]{3}", value):
+        try:
+            return dateutil.parser.parse(value, default=datetime.datetime(1, 1, 1)).date().isoformat()
+        except (ValueError, OverflowError):
+            pass
+    raise Bad(f"{value!r:.50} is no date: expected YYYY-MM-DD or seconds since 1970")
+
+
+def _number(value: object, most: float = 1e6) -> float | None:
+    """A number above 0 and below `most`, or its text ("2 seconds"); None for anything else."""
+    if isinstance(value, str) and (found := _NUMBER.fullmatch(value.strip())):
+        value = float(found[1])
     return float(value) if isinstance(value, int | float) and value is not True and 0 < value < most else None
 
 

@@ -106,7 +106,10 @@ def _columns(rows: list[Record]) -> list[Record]:
     kinds: dict[str, set[type]] = {}
     for row in rows:
         for name, value in row.items():
-            kinds.setdefault(name, set()).add(type(value))
+            large = isinstance(value, int) and not -(2**63) <= value < 2**63  # parquet has no such integers
+            kinds.setdefault(name, set()).add(str if large else type(value))
+            if large:
+                kinds[name].add(object)
     text = {name for name, found in kinds.items() if len(found) > 1 or not found <= {str, int, float, bool}}
 
     def plain(name: str, value: Any) -> Any:

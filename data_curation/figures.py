@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
@@ -21,6 +22,11 @@ TITLES = {
 def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
     """funnel.png, and NAME.png for every histogram that the manifest has. Equal numbers give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"text.parse_math": False}):  # a subject may have a `$`
+        return _drawn(content, folder)
+
+
+def _drawn(content: Mapping[str, Any], folder: Path) -> list[Path]:
     made = [_save(funnel(content), folder / "funnel.png")]
     for name, histogram in content["histograms"].items():
         title = f"{content['recipe']['name']}: {content['kept']:,} problems"

@@ -85,6 +85,7 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
     repeats: dict[bytes, list[int]] = {}
     answers: dict[str, set[str]] = {}
     content = hashlib.sha256()
+    missing, present = set(getattr(source, "meta", {}).values()), set[str]()
     number, counted, chinese = -1, 0, 0
     bar = context.progress.add_task(f"reading {source.name}", total=None) if context.progress else None
     for number, found in enumerate(raw_rows(place, *split_of(source))):
@@ -118,11 +119,16 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
         else:
             chinese += bool(sources.CJK.search(row.problem))
             kept.append(row)
+            present |= {old for old in missing - present if sources.optional(found, old) is not None}
         if row is not None:
             counted += 1
             answers.setdefault(" ".join(row.problem.lower().split()), set()).add(row.answer.strip())
     if bar is not None:
         context.progress.remove_task(bar)
+    if kept and (
+        nowhere := [f"{new}: {old}" for new, old in getattr(source, "meta", {}).items() if old not in present]
+    ):
+        raise UserError(f"source {source.name}: no row has a value for meta {{{', '.join(nowhere)}}}.")
     again = [numbers for numbers in repeats.values() if len(numbers) > 1]
     for numbers in again:
         said = {"first": f"{source.name}:{numbers[0]}", "rows": numbers[1:]}

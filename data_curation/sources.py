@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_validator
 
-from data_curation.stage import Drop, Row
+from data_curation.stage import Drop, Options, Row
 from evals.errors import UserError
 from evals.grading.math import extract_answer
 from evals.items import problem_text, turns
@@ -19,10 +19,9 @@ from evals.items import problem_text, turns
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 
 
-class Source(BaseModel):
+class Source(Options):
     """What all sources have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = Field(pattern=r"^[\w.-]+$")
     """names its rows (`name:17`) and its stage; any word"""
     path: str | None = None
@@ -71,6 +70,14 @@ def column(raw: Mapping[str, Any], name: str) -> Any:
     if isinstance(inner, Mapping):
         return column(inner, rest)
     raise Bad(f"no column {name!r} among {', '.join(map(str, raw))}")
+
+
+def optional(raw: Mapping[str, Any], name: str) -> Any:
+    """`column`, or None where there is none."""
+    try:
+        return column(raw, name)
+    except Bad:
+        return None
 
 
 def text(raw: Mapping[str, Any], name: str) -> str:
@@ -281,6 +288,9 @@ def read_competition(options: CompetitionSource, name: str, raw: Mapping[str, An
     return Row(name, options.name, text(raw, usual(raw, "", PROBLEMS, "problem")), said, meta)
 
 
+RESERVED = {"id", "row", "source", "split", "index", "problem", "answer", "prompt"}
+
+
 class TableSource(Source):
     """Any file: say which columns hold what."""
 
@@ -289,8 +299,16 @@ class TableSource(Source):
     """column of the problem, or a template of columns, "{Body} {Question}"; empty: the first usual one"""
     answer: str = ""
     """column of the answer, `a.b` inside a record; empty: the first usual one"""
-    meta: dict[str, str] = {}
+    meta: dict[str, str] = Field(default_factory=dict)
     """name here -> column there, e.g. {level: difficulty}"""
+
+    @field_validator("meta")
+    @classmethod
+    def _own(cls, meta: dict[str, str]) -> dict[str, str]:
+        if taken := sorted(RESERVED & set(meta)):
+            raise ValueError(f"{', '.join(taken)}: the exports have columns of that name. Choose another")
+        return meta
+
     boxed: bool = False
     """the answer is the last \\boxed{} of that column"""
     licence: str = "not stated"
@@ -307,7 +325,7 @@ def read_table(options: TableSource, name: str, raw: Mapping[str, Any]) -> Row |
         said = boxed
     if said.startswith("{") and isinstance(_json(said), Mapping):
         raise Bad("the answer is a record; tests of a program are read by --set SOURCE.kind=code-table, or verl")
-    meta = {new: raw[old] for new, old in options.meta.items() if flat(raw.get(old))}
+    meta = {new: value for new, old in options.meta.items() if flat(value := optional(raw, old))}
     return Row(name, options.name, problem, said, meta)
 
 
@@ -319,7 +337,7 @@ class MadeSource(Source):
     seed: int = 0
     task: str = "chain_sum"
     """reasoning-gym: name of the generator"""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """reasoning-gym: its own options"""
 
 

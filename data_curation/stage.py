@@ -13,13 +13,14 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from evals import files
+from evals.errors import UserError
 from evals.grading import math
 
 SHOWN = 300
@@ -92,8 +93,11 @@ def write_lines(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as e:
+                raise UserError(f"{path}, line {number}: damaged. Build the data again.") from e
 
 
 def dumps(value: Any) -> str:
@@ -112,9 +116,18 @@ def digest(*parts: Any) -> str:
 
 
 class Options(BaseModel):
-    """The options of a stage."""
+    """The options of a stage, or of a source. A list may be a text with commas, as `--set` has it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, values: Mapping[str, object]) -> dict[str, object]:
+        listed = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        return {
+            name: [one.strip() for one in value.split(",")] if name in listed and isinstance(value, str) else value
+            for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -179,16 +192,26 @@ def code_version() -> str:
     return digest([sha256(path) for path in modules])
 
 
+def whole(folder: Path) -> bool:
+    """Whether a stage's result is there, as it was written: a full disk or a crash may have left less."""
+    try:
+        done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        return all(sha256(folder / name) == content for name, content in done["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def run(
     work: Path, name: str, parts: Sequence[Any], rows_in: int | None, make: Callable[[], Result], order: int
 ) -> Done:
     """The stage's result: from its folder where it is there, else made now. parts: all it depends on but the code."""
     key = digest(code_version(), name, *parts)
     folder = work / f"{order:02d}-{name}-{key[:16]}"
-    again = (folder / "done.json").is_file()
+    again = whole(folder)
     if not again:
         building = work / f".{folder.name}.tmp"
-        shutil.rmtree(building, ignore_errors=True)  # of a build that was killed
+        for left in (building, folder):  # of a build that was killed, or damaged
+            shutil.rmtree(left, ignore_errors=True)
         building.mkdir(parents=True)
         result = make()
         write_rows(result.rows, building / "rows.parquet")
@@ -197,7 +220,7 @@ def run(
         write_lines(result.pairs, building / "pairs.jsonl")
         dropped = sum(one.count for one in result.drops)
         done = {
-            "hash": sha256(building / "rows.parquet"),
+            "files": {path.name: sha256(path) for path in sorted(building.iterdir())},
             "in": len(result.rows) + dropped if rows_in is None else rows_in,
             "out": len(result.rows),
             "facts": dict(result.facts),
@@ -206,4 +229,4 @@ def run(
         os.replace(building, folder)
     done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     counts = {"in": done["in"], "out": done["out"]}
-    return Done(name, folder, done["hash"], counts, done["facts"], again)
+    return Done(name, folder, done["files"]["rows.parquet"], counts, done["facts"], again)
