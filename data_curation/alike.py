@@ -10,12 +10,11 @@ import hashlib
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from data_curation.stage import Row
+from data_curation.stage import Row, Tests
 from data_curation.text import DROPPED, SAME, diagrams, folded, without_diagrams
 from evals.grading.math import normalise
 
@@ -283,5 +282,5 @@ def _unlike(left: list[str], right: list[str]) -> list[str]:
     return left + right
 
 
-def _tests(code: Mapping[str, Any]) -> dict[str, str]:
+def _tests(code: Tests) -> dict[str, str]:
     return {given.strip(): printed.strip() for given, printed in zip(code["inputs"], code["outputs"], strict=True)}

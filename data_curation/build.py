@@ -1,12 +1,14 @@
 """`python -m data_curation.build --recipe math-paper`: public data -> training set, manifest, ledger and pictures."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -15,12 +17,17 @@ from rich.text import Text
 from evals.console import make_console
 from evals.errors import UserError, command
 
+if TYPE_CHECKING:
+    from data_curation.manifest import Content, Manifest
+    from data_curation.recipe import Recipe
+    from evals.store import Store
+
 logger = logging.getLogger("data_curation.build")  # __name__ is "__main__" under python -m
 
 # Heavy libraries are imported where they are needed, so that --help and a wrong name answer at once.
 
 
-def show(content: dict[str, Any], out: Path, console: Console) -> None:
+def show(content: Content, out: Path, console: Console) -> None:
     """Print the funnel."""
     from data_curation.manifest import steps
 
@@ -183,7 +190,7 @@ def log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def record(store: Any, run: str, whole: dict[str, Any], out: Path) -> None:
+def record(store: Store, run: str, whole: Manifest, out: Path) -> None:
     """Rows per stage as metrics, the files as artifacts."""
     content = whole["content"]
     from data_curation.manifest import steps
@@ -195,7 +202,7 @@ def record(store: Any, run: str, whole: dict[str, Any], out: Path) -> None:
             store.add_artifact(run, "manifest" if path.name == "manifest.json" else "data", path)
 
 
-def plan(recipe: Any, out: Path, console: Console) -> None:
+def plan(recipe: Recipe, out: Path, console: Console) -> None:
     """Print what would be read and done."""
     from data_curation.sources import KINDS
 

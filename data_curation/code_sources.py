@@ -1,21 +1,13 @@
-"""Sources of programming problems. Their tests and what goes with them are one record, `Row.code`:
-
-inputs, outputs: texts of standard input and output, as many of one as of the other. fn_name: what to call instead, with
-inputs of one JSON value per line; empty: a program that reads and prints. starter: code that an answer continues.
-time_limit: seconds per test, None where the source does not say. memory_mb. references, wrong: Python programs that are
-said to pass and to fail. interactive, checker, file_io: what comparing outputs cannot judge. date: of the contest,
-YYYY-MM-DD, "" where unknown.
-"""
+"""Sources of programming problems: their tests and what goes with them are one record, `stage.Tests`."""
 
 import datetime
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import dateutil.parser
 
 from data_curation.sources import KINDS, PROBLEMS, Bad, Kind, Source, code_record, column, flat, read_tests, text, usual
-from data_curation.stage import Drop, Row
+from data_curation.stage import Drop, Raw, Record, Row
 
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?: ?(?:s|sec|seconds?|mb|megabytes?))?", re.I)
 PYTHON3 = 3
@@ -29,7 +21,7 @@ class CodeforcesSource(Source):
     kind: Literal["codeforces"]
 
 
-def read_codeforces(options: CodeforcesSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_codeforces(options: CodeforcesSource, name: str, raw: Raw) -> Row | Drop:
     examples = raw.get("examples") or []
     tests = raw.get("official_tests") or []
     if not isinstance(examples, list) or not isinstance(tests, list):
@@ -57,7 +49,7 @@ def read_codeforces(options: CodeforcesSource, name: str, raw: Mapping[str, Any]
     )
     meta = {key: raw[key] for key in ("rating", "title") if flat(raw.get(key))}
     if isinstance(raw.get("id"), str):
-        meta["url"] = "https://codeforces.com/problemset/problem/" + raw["id"]
+        meta["url"] = f"https://codeforces.com/problemset/problem/{raw['id']}"
     return Row(name, options.name, "\n\n".join(parts), "", {**meta, "date": date}, code)
 
 
@@ -69,7 +61,7 @@ class CodeContestsSource(Source):
     """also the tests that were made by changing inputs: agreement of right programs is all that vouches for them"""
 
 
-def read_code_contests(options: CodeContestsSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_code_contests(options: CodeContestsSource, name: str, raw: Raw) -> Row | Drop:
     pairs: dict[tuple[str, str], None] = {}
     for kind in ("public_tests", "private_tests", "generated_tests")[: 3 if options.generated else 2]:
         tests = raw.get(kind) or {"input": [], "output": []}
@@ -90,7 +82,7 @@ def read_code_contests(options: CodeContestsSource, name: str, raw: Mapping[str,
         wrong=_python(raw.get("incorrect_solutions")),
         file_io=bool(raw.get("input_file") or raw.get("output_file")),
     )
-    meta: dict[str, Any] = {"origin": ORIGINS[int(_number(raw.get("source"), len(ORIGINS)) or 0)]}
+    meta: Record = {"origin": ORIGINS[int(_number(raw.get("source"), len(ORIGINS)) or 0)]}
     meta |= {k: raw[old] for k, old in (("rating", "cf_rating"), ("title", "name")) if raw.get(old) and flat(raw[old])}
     if raw.get("cf_contest_id"):
         meta["url"] = f"https://codeforces.com/problemset/problem/{raw['cf_contest_id']}/{raw.get('cf_index')}"
@@ -119,7 +111,7 @@ class CodeTableSource(Source):
     data_source: str = "codecontests"
 
 
-def read_code_table(options: CodeTableSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_code_table(options: CodeTableSource, name: str, raw: Raw) -> Row | Drop:
     def said(at: str) -> str:
         return str(raw.get(at) or "") if at else ""
 
@@ -167,7 +159,7 @@ def _number(value: object, most: float = 1e6) -> float | None:
     return float(value) if isinstance(value, int | float) and value is not True and 0 < value < most else None
 
 
-def _python(programs: Any) -> list[str]:
+def _python(programs: object) -> list[str]:
     """The Python 3 programs, shortest first: short ones are read and run faster, and equal ones fall together."""
     if not isinstance(programs, dict):
         return []

@@ -4,19 +4,20 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_curation import sources, stage
-from data_curation.stage import Done, Drop, Result, Row, dumps
+from data_curation.recipe import Recipe
+from data_curation.stage import Context, Done, Drop, Raw, Record, Result, Row, dumps
 from evals.errors import UserError, first_line
 from evals.files import ENDINGS, KNOWN, Malformed, chat_row, ending, file_rows
 from evals.items import choose_indices, hub_rows
 
 
-def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[list[Any], list[dict[str, Any]]]:
+def read_sources(recipe: Recipe, work: Path, context: Context, strict: bool) -> tuple[list[Done], list[Record]]:
     """Read every source: one stage each. Returns them and what the manifest says of the sources.
 
     Raises UserError where a source has no row that can be read, with what is wrong with them.
@@ -56,7 +57,7 @@ def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[l
     return reads, abouts
 
 
-def place_of(source: Any) -> str | None:
+def place_of(source: sources.Source) -> str | None:
     """A file, a folder or a hub id; None for what is made on the spot. Raises UserError where none is known."""
     if isinstance(source, sources.MadeSource):
         return None
@@ -65,17 +66,18 @@ def place_of(source: Any) -> str | None:
     raise UserError(f"source {source.name!r} (kind {source.kind}) has no place: --input {source.name}=FILE.")
 
 
-def split_of(source: Any) -> tuple[str, str | None]:
+def split_of(source: sources.Source) -> tuple[str, str | None]:
     """(split, subset) of a source."""
     kind, place = sources.KINDS[source.kind], Path(place_of(source) or "")
     plain = place.is_dir() and kind.subset is not None and not (place / kind.subset).exists()
     return source.split or kind.split, source.subset or (None if plain else kind.subset)
 
 
-def read(source: Any, context: Any, limit: int = 0) -> Result:
+def read(source: sources.Source, context: Context, limit: int = 0) -> Result:
     """The rows of a source, with what is wrong with it counted over all rows that can be read."""
     place = place_of(source)
     if place is None:
+        assert isinstance(source, sources.MadeSource)
         made = limited(list(sources.make_rows(source)), limit)
         content = hashlib.sha256("".join(row.problem + row.answer for row in made).encode()).hexdigest()
         return Result(made, [], {"rows": len(made), "sha256": content})
@@ -89,7 +91,7 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
     number, counted, chinese = -1, 0, 0
     bar = context.progress.add_task(f"reading {source.name}", total=None) if context.progress else None
     for number, found in enumerate(raw_rows(place, *split_of(source))):
-        if bar is not None and number % 1000 == 0:
+        if context.progress and bar is not None and number % 1000 == 0:
             context.progress.update(bar, completed=number)
         name = f"{source.name}:{number}"
         plain = [found.reason, found.text] if isinstance(found, Malformed) else found
@@ -103,7 +105,7 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
         if len(seen) > 1:
             continue
         try:
-            row: Any = kind.read(source, name, found)
+            row = kind.read(source, name, found)
             dumps(asdict(row)).encode()
         except (sources.Bad, UnicodeEncodeError) as e:
             reason = str(e).replace("SOURCE", source.name) if isinstance(e, sources.Bad) else _no_text(e)
@@ -120,10 +122,10 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
             chinese += bool(sources.CJK.search(row.problem))
             kept.append(row)
             present |= {old for old in missing - present if sources.optional(found, old) is not None}
-        if row is not None:
+        if isinstance(row, Row):
             counted += 1
             answers.setdefault(" ".join(row.problem.lower().split()), set()).add(row.answer.strip())
-    if bar is not None:
+    if context.progress and bar is not None:
         context.progress.remove_task(bar)
     if kept and (
         nowhere := [f"{new}: {old}" for new, old in getattr(source, "meta", {}).items() if old not in present]
@@ -185,7 +187,7 @@ def cached(one: Done) -> str:
     return " (made before)" if one.again else ""
 
 
-def raw_rows(where: str, split: str, subset: str | None = None) -> Iterator[Mapping[str, Any] | Malformed]:
+def raw_rows(where: str, split: str, subset: str | None = None) -> Iterator[Raw | Malformed]:
     """Rows of a local file or folder (see `local_files`), or of a data set on the hub.
 
     Raises UserError: no such place, no rows of that split, a damaged file, or a hub that cannot be reached.
@@ -229,12 +231,12 @@ def local_files(where: str, split: str, subset: str | None = None) -> list[Path]
     from datasets import load_dataset_builder
 
     try:
-        found: Any = load_dataset_builder(str(path), subset).config.data_files
+        found = dict(load_dataset_builder(str(path), subset).config.data_files or {})
     except Exception as e:  # of a README's YAML too
         raise UserError(
             f"{where}: {first_line(e)} Name one of its files, or its subset (--set SOURCE.subset=NAME)."
         ) from e
-    return sorted(Path(file) for file in found[_known(split, found, where)])
+    return sorted(Path(str(file)) for file in found[_known(split, found, where)])
 
 
 _SPLIT = r"train|test|valid|val\b|dev\b|eval"
@@ -253,7 +255,7 @@ def files_of(folder: Path, known: bool = True) -> list[Path]:
     return sorted(p for p in seen if (ending(p) in ENDINGS) == known and p.suffix.lower() not in NO_DATA)
 
 
-def _listed(path: Path, name: str) -> Any:
+def _listed(path: Path, name: str) -> list[Any]:
     """What a JSON file of `save_to_disk` has under a name."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))[name]
@@ -261,7 +263,7 @@ def _listed(path: Path, name: str) -> Any:
         raise UserError(f"{path}: damaged ({first_line(e)}). Save the data set again.") from e
 
 
-def _known(split: str, splits: Any, where: str) -> str:
+def _known(split: str, splits: Iterable[str], where: str) -> str:
     if split not in splits:
         raise UserError(f"{where}: no split {split!r}. It has {', '.join(map(str, splits))}: --set SOURCE.split=NAME.")
     return split

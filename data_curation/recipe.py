@@ -13,7 +13,7 @@ from data_curation import answers, code_checks, decontaminate, dedupe, filters, 
 from data_curation import code_sources as programs
 from data_curation import sources as maths
 from data_curation.export import FORMATS
-from data_curation.stage import Options, Result
+from data_curation.stage import Options, Record, Result
 from evals.benches import BENCHES
 from evals.errors import UserError, did_you_mean, explained
 from evals.prompts import find_preset
@@ -43,7 +43,7 @@ class Recipe(BaseModel):
     about: str = ""
     sources: tuple[AnySource, ...] = Field(min_length=1)
     """in order of preference: of two equal problems the one of the earlier source stays"""
-    stages: dict[str, dict[str, Any] | None]
+    stages: dict[str, Record | None]
     """stage -> its options; what is left out has its default"""
     formats: tuple[str, ...] = Field(default=("verl",), min_length=1)
     """verl (train.parquet, which agpo.train reads too), trl, openrlhf, slime, hf"""
@@ -103,7 +103,9 @@ def load(
         raise UserError(f"{path}: not valid YAML in UTF-8: {e}") from e
     if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
         raise UserError(f"{path}: expected a mapping with a list of sources, and stages.")
-    sources = {source.get("name"): source for source in content["sources"] if isinstance(source, dict)}
+    sources: dict[str, Record] = {
+        str(source.get("name")): source for source in content["sources"] if isinstance(source, dict)
+    }
     stages = content["stages"] = {} if content.get("stages") is None else content["stages"]
     if not isinstance(stages, dict) or not all(isinstance(options, dict | None) for options in stages.values()):
         raise UserError(f"{path}: expected stages with their options below them, as in `near: {{threshold: 0.6}}`.")
@@ -155,7 +157,7 @@ def _more_references(recipe: Recipe, given: Iterable[str]) -> list[str]:
     return [*against, *new] if new else []
 
 
-def _section(sources: dict[str, dict[str, Any]], name: str, where: str, stages: Iterable[str] = ()) -> dict[str, Any]:
+def _section(sources: dict[str, Record], name: str, where: str, stages: Iterable[str] = ()) -> Record:
     if name not in sources:
         raise UserError(
             f"{where} {name}: this recipe has no source or stage {name!r}. It has: {', '.join([*sources, *stages])}."

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from data_curation.stage import Drop, Options, Row
+from data_curation.stage import Drop, Options, Raw, Record, Row, Tests
 from evals.errors import UserError
 from evals.grading.math import extract_answer
 from evals.items import problem_text, turns
@@ -24,6 +24,7 @@ class Source(Options):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """names its rows (`name:17`) and its stage; any word"""
+    kind: Any
     path: str | None = None
     """a file, a folder of files or a hub id; None: where the source lives on the hub"""
     split: str = ""
@@ -40,7 +41,7 @@ class Kind:
     licence: str
     data_source: str
     """verl's name for it, which selects verl's scorer"""
-    read: Callable[[Any, str, Mapping[str, Any]], Row | Drop]
+    read: Callable[[Any, str, Raw], Row | Drop]
     """(options, row id, raw row) -> the row, or why it is none"""
     split: str = "train"
     subset: str | None = None
@@ -59,7 +60,7 @@ class Unfit(Bad):
     malformed = False
 
 
-def column(raw: Mapping[str, Any], name: str) -> Any:
+def column(raw: Raw, name: str) -> object:
     """A column's value; `a.b` is what a record, or the JSON text of one, has under b."""
     if name in raw:
         return raw[name]
@@ -72,7 +73,7 @@ def column(raw: Mapping[str, Any], name: str) -> Any:
     raise Bad(f"no column {name!r} among {', '.join(map(str, raw))}")
 
 
-def optional(raw: Mapping[str, Any], name: str) -> Any:
+def optional(raw: Raw, name: str) -> object:
     """`column`, or None where there is none."""
     try:
         return column(raw, name)
@@ -80,7 +81,7 @@ def optional(raw: Mapping[str, Any], name: str) -> Any:
         return None
 
 
-def text(raw: Mapping[str, Any], name: str) -> str:
+def text(raw: Raw, name: str) -> str:
     """A column that has to be a text, or a chat, of which it is what the user says. A name with braces is a template
     of columns, such as "{Body} {Question}"."""
     if "{" in name:
@@ -103,7 +104,7 @@ def text(raw: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def answer(raw: Mapping[str, Any], name: str) -> str:
+def answer(raw: Raw, name: str) -> str:
     """A column that has to be one answer: text, a number, a list of one, or a record with one of the usual names."""
     value = column(raw, name)
     if name == "reward_model" and isinstance(value, str):
@@ -111,7 +112,7 @@ def answer(raw: Mapping[str, Any], name: str) -> str:
     return _one_answer(value, name)
 
 
-def _one_answer(value: Any, name: str) -> str:
+def _one_answer(value: object, name: str) -> str:
     if isinstance(value, list | tuple):
         different = sorted({_one_answer(one, name) for one in value})
         if len(different) != 1:
@@ -128,27 +129,28 @@ def _one_answer(value: Any, name: str) -> str:
         value = float(value)
     if not flat(value) or isinstance(value, bool):
         raise Bad(f"{name!r} is {_kind(value)}, not text or a number")
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
-    return str(int(value) if whole else value)  # 7.0 is 7 in a column with nulls
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:  # 7 in a column with nulls
+        return str(int(value))
+    return str(value)
 
 
-def flat(value: Any) -> bool:
+def flat(value: object) -> bool:
     """Whether a value is a text or a number, and no NaN."""
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "null" if value is None else str(value) if isinstance(value, float) else type(value).__name__
 
 
-def _json(value: str) -> Any:
+def _json(value: str) -> object:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
         return None
 
 
-def _literal(value: str) -> Any:
+def _literal(value: str) -> object:
     try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -161,7 +163,7 @@ ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "label",
 """usual names of columns, in the order they are looked for"""
 
 
-def usual(raw: Mapping[str, Any], given: str, names: Sequence[str], what: str) -> str:
+def usual(raw: Raw, given: str, names: Sequence[str], what: str) -> str:
     """The column that is named, else the first usual one that is there, in whatever case."""
     if given:
         return given
@@ -179,7 +181,7 @@ PROGRAMS = 3
 """reference programs, and wrong ones, that are kept of a problem"""
 
 
-def read_tests(tests: Any) -> tuple[list[str], list[str], str]:
+def read_tests(tests: object) -> tuple[list[str], list[str], str]:
     """(inputs, outputs, function or "") of {inputs, outputs, fn_name?}, of a list of {input, output}, or of the JSON
     text of either. Arguments and results that are no texts become JSON, one argument a line."""
     if isinstance(tests, str):
@@ -200,18 +202,40 @@ def read_tests(tests: Any) -> tuple[list[str], list[str], str]:
     return inputs, outputs, function
 
 
-CODE = {"time_limit": None, "memory_mb": None, "starter": "", "references": [], "wrong": [], "date": ""}
-CODE |= dict.fromkeys(("interactive", "checker", "file_io"), False)
-
-
-def code_record(inputs: Sequence[str], outputs: Sequence[str], fn_name: str = "", **more: Any) -> dict[str, Any]:
-    """`Row.code`; more: those of CODE that are known. Raises Bad for tests that are no texts."""
+def code_record(
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    fn_name: str = "",
+    *,
+    starter: str = "",
+    time_limit: float | None = None,
+    memory_mb: int | None = None,
+    references: Sequence[str] = (),
+    wrong: Sequence[str] = (),
+    interactive: bool = False,
+    checker: bool = False,
+    file_io: bool = False,
+    date: str = "",
+) -> Tests:
+    """`Row.code`. Raises Bad for tests that are no texts."""
     if len(inputs) != len(outputs):
         raise Bad(f"{len(inputs)} test inputs and {len(outputs)} outputs")
     if not all(isinstance(one, str) for one in (*inputs, *outputs)):
         raise Bad("a test's input or output is not text")
-    code = {**CODE, "inputs": list(inputs), "outputs": list(outputs), "fn_name": fn_name, **more}
-    return {**code, **{side: code[side][:PROGRAMS] for side in ("references", "wrong")}}
+    return {
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "fn_name": fn_name,
+        "starter": starter,
+        "time_limit": time_limit,
+        "memory_mb": memory_mb,
+        "references": list(references[:PROGRAMS]),
+        "wrong": list(wrong[:PROGRAMS]),
+        "interactive": interactive,
+        "checker": checker,
+        "file_io": file_io,
+        "date": date,
+    }
 
 
 class MathSource(Source):
@@ -222,7 +246,7 @@ class MathSource(Source):
     """levels to keep; the paper's are those > 2"""
 
 
-def read_math(options: MathSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_math(options: MathSource, name: str, raw: Raw) -> Row | Drop:
     """The answer is the last balanced \\boxed{} of the solution."""
     problem, level, solution = text(raw, "problem"), answer(raw, "level"), text(raw, "solution")
     number = re.fullmatch(r"(?:Level )?(\d+)", level)
@@ -248,7 +272,7 @@ class VerlSource(Source):
     """where the answer is; tests as verl has them, JSON of {inputs, outputs}, make it a programming problem"""
 
 
-def read_verl(options: VerlSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_verl(options: VerlSource, name: str, raw: Raw) -> Row | Drop:
     problem, truth = text(raw, "prompt"), column(raw, options.answer)
     tests = _json(truth) if isinstance(truth, str) and truth.lstrip().startswith("{") else truth
     code = code_record(*read_tests(tests)) if isinstance(tests, Mapping) and "inputs" in tests else None
@@ -266,7 +290,7 @@ class Gsm8kSource(Source):
     kind: Literal["gsm8k"]
 
 
-def read_gsm8k(options: Gsm8kSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_gsm8k(options: Gsm8kSource, name: str, raw: Raw) -> Row | Drop:
     problem, worked = text(raw, "question"), text(raw, "answer")
     answer = worked.rpartition("####")[2].strip().replace(",", "") if "####" in worked else ""
     if not answer:
@@ -280,7 +304,7 @@ class CompetitionSource(Source):
     kind: Literal["aime", "amc"]
 
 
-def read_competition(options: CompetitionSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_competition(options: CompetitionSource, name: str, raw: Raw) -> Row | Drop:
     said = re.sub(r"^(-?\d+)\.0$", r"\1", answer(raw, usual(raw, "", ANSWERS, "answer")).strip())
     if said.isdigit():
         said = str(int(said))  # AIME's 033 is 33
@@ -315,7 +339,7 @@ class TableSource(Source):
     data_source: str = "math_dapo"
 
 
-def read_table(options: TableSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_table(options: TableSource, name: str, raw: Raw) -> Row | Drop:
     problem = text(raw, usual(raw, options.problem, PROBLEMS, "problem"))
     said = answer(raw, usual(raw, options.answer, ANSWERS, "answer"))
     if options.boxed:
@@ -337,7 +361,7 @@ class MadeSource(Source):
     seed: int = 0
     task: str = "chain_sum"
     """reasoning-gym: name of the generator"""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Record = Field(default_factory=dict)
     """reasoning-gym: its own options"""
 
 

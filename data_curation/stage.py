@@ -13,18 +13,50 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, TypedDict, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, model_validator
+from rich.progress import Progress
 
 from evals import files
 from evals.errors import UserError
 from evals.grading import math
+from evals.store import Store
+
+Raw = Mapping[str, object]
+"""a row as its file has it"""
+Record = dict[str, Any]
+"""JSON: facts for the manifest, a line of the ledger or of pairs.jsonl"""
 
 SHOWN = 300
 """characters of a problem that a ledger line repeats"""
+
+
+class Tests(TypedDict):
+    """How a program is judged, and what goes with it: `Row.code`."""
+
+    inputs: list[str]
+    outputs: list[str]
+    """texts of standard input and output, as many of one as of the other"""
+    fn_name: str
+    """what to call instead, with inputs of one JSON value per line; empty: a program that reads and prints"""
+    starter: str
+    """code that an answer continues"""
+    time_limit: float | None
+    """seconds per test; None where the source does not say"""
+    memory_mb: int | None
+    references: list[str]
+    """Python programs that are said to pass"""
+    wrong: list[str]
+    """and to fail"""
+    interactive: bool
+    checker: bool
+    file_io: bool
+    """what comparing outputs cannot judge"""
+    date: str
+    """of the contest, YYYY-MM-DD; "" where unknown"""
 
 
 @dataclass(frozen=True)
@@ -38,8 +70,8 @@ class Row:
     answer: str
     """the reference answer; empty for a problem that is judged by tests"""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    code: Mapping[str, Any] | None = None
-    """tests and what goes with them, see `code_sources`; None for a mathematical problem"""
+    code: Tests | None = None
+    """tests; None for a mathematical problem"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +83,7 @@ class Drop:
     """a few words that are equal for equal reasons: the funnel counts them"""
     text: str = ""
     """the problem's beginning"""
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, object] = field(default_factory=dict)
     """the evidence: the other row, the score, the level, ..."""
     count: int = 1
     """rows that this line speaks for; `detail["rows"]` then has their numbers"""
@@ -59,7 +91,7 @@ class Drop:
     """not a row at all; --strict stops there"""
 
 
-def drop(row: Row, reason: str, **detail: Any) -> Drop:
+def drop(row: Row, reason: str, **detail: object) -> Drop:
     return Drop(row.id, reason, row.problem[:SHOWN], detail)
 
 
@@ -68,7 +100,7 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "problem", 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Parquet; equal rows give equal bytes (with one version of pyarrow)."""
-    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+    columns: dict[str, list[object]] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
     for name in ("meta", "code"):
         columns[name] = [None if value is None else dumps(value) for value in columns[name]]
     table = pa.table(columns, schema=SCHEMA)
@@ -85,13 +117,13 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def write_lines(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
+def write_lines(lines: Iterable[Mapping[str, object]], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for line in lines:
             file.write(dumps(line) + "\n")
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -100,7 +132,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise UserError(f"{path}, line {number}: damaged. Build the data again.") from e
 
 
-def dumps(value: Any) -> str:
+def dumps(value: object) -> str:
     """JSON with sorted keys; dates and bytes of a parquet file become text."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
@@ -110,7 +142,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
     """SHA-256 of JSON values."""
     return hashlib.sha256(dumps(parts).encode()).hexdigest()
 
@@ -136,9 +168,9 @@ class Result:
 
     rows: list[Row]
     drops: list[Drop] = field(default_factory=list)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Record = field(default_factory=dict)
     """counts and numbers for the manifest"""
-    pairs: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[Record] = field(default_factory=list)
     """pairs of texts that were found alike, for a person to judge"""
 
 
@@ -150,9 +182,9 @@ class Context:
     """a line for the user"""
     log: Callable[[str], None] = lambda text: None
     """a line for the log file, and for a user who has no progress bar"""
-    progress: Any = None
+    progress: Progress | None = None
     """a rich Progress, None where nobody looks"""
-    store: Any = None
+    store: Store | None = None
     """the results store (solve rate)"""
     workers: int = 2
     max_errors: int = 20
@@ -171,17 +203,17 @@ class Done:
     """of the rows that come out"""
     counts: Mapping[str, int]
     """rows in and out"""
-    facts: Mapping[str, Any]
+    facts: Record
     again: bool
     """it lay there already"""
 
     def rows(self) -> list[Row]:
         return read_rows(self.folder / "rows.parquet")
 
-    def ledger(self) -> Iterable[dict[str, Any]]:
+    def ledger(self) -> Iterator[Record]:
         return read_lines(self.folder / "ledger.jsonl")
 
-    def pairs(self) -> Iterable[dict[str, Any]]:
+    def pairs(self) -> Iterator[Record]:
         return read_lines(self.folder / "pairs.jsonl")
 
 
@@ -202,7 +234,7 @@ def whole(folder: Path) -> bool:
 
 
 def run(
-    work: Path, name: str, parts: Sequence[Any], rows_in: int | None, make: Callable[[], Result], order: int
+    work: Path, name: str, parts: Sequence[object], rows_in: int | None, make: Callable[[], Result], order: int
 ) -> Done:
     """The stage's result: from its folder where it is there, else made now. parts: all it depends on but the code."""
     key = digest(code_version(), name, *parts)
