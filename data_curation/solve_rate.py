@@ -44,6 +44,8 @@ REASONS: dict[Decision, str] = {
 
 def run(rows: list[Row], options: SolveOptions, context: Context) -> Result:
     asked = [row for row in rows if not options.sources or row.source in options.sources]
+    if unknown := set(options.sources) - {row.source for row in rows}:
+        raise UserError(f"stage solve_rate: no rows of {', '.join(sorted(unknown))}. Correct solve_rate.sources.")
     if context.store is None:
         raise UserError("stage solve_rate needs the results store.")
     least, most = bounds(options.n, options.low, options.high)
