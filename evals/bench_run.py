@@ -1,10 +1,10 @@
 """One evaluation as a run in the store: begun or continued, recorded while it goes on, ended with its tables."""
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from evals.grading.grader import open_grader
 from evals.groups import grouped
 from evals.items import Item, choose
 from evals.lm_tasks.plan import TaskPlan, check_chat
-from evals.models import Target
+from evals.models import Config, Target
 from evals.plan import Plan, asked_with, show_notes, with_model_notes
 from evals.prompts import encode
 from evals.tables import print_bench
@@ -36,7 +36,7 @@ UNFINISHED = ("interrupted", "failed", "dead")
 def evaluate_plan(
     plan: Plan | TaskPlan,
     target: Target,
-    facts: dict[str, Any],
+    facts: Config,
     engine: Engine,
     store: "Store",
     console: Console,
@@ -61,24 +61,28 @@ def evaluate_plan(
         config["problems"] = len(plan.items)
     with stored_run(config["bench"], target, config, store, console, resume) as run_id:
         if isinstance(plan, Plan):
-            told = evaluate_bench(plan, target.step, engine, store, run_id, console, max_errors)
+            job, rows = evaluate_bench(plan, target.step, engine, store, run_id, console, max_errors)
             show_notes(plan, console)
+            if lm_eval_output:
+                from evals.lm_tasks.output import bench_results, write_output
+
+                results = bench_results(engine, plan.items, job, rows, store)
+                write_output(*results, target.path, config, lm_eval_output, console)
         else:
             from evals.lm_tasks.evaluate import evaluate_task
 
-            told = evaluate_task(plan, target.step, engine, store, run_id, console, max_errors)
-        if lm_eval_output:
-            from evals.lm_tasks.output import write_output
+            results = evaluate_task(plan, target.step, engine, store, run_id, console, max_errors)
+            if lm_eval_output:
+                from evals.lm_tasks.output import write_output
 
-            write_output(*told(), target.path, config, lm_eval_output, console)
+                write_output(*results, target.path, config, lm_eval_output, console)
     console.print(f"run {run_id} in {store}")
     return run_id
 
 
 def evaluate_bench(
     plan: Plan, step: int, engine: Engine, store: "Store", run_id: str, console: Console, max_errors: int
-) -> Callable[[], tuple[dict[str, Any], Any]]:
-    """Returns what makes lm-eval's result dictionary with the LM that it was told of."""
+) -> tuple[Job, dict[tuple[str, int], "SampleRow"]]:
     job = job_of(plan.bench, plan.settings, run_id, step)
     with (
         open_grader(plan.bench.grader, plan.settings.get("reward_range", (0.0, 1.0))) as grader,
@@ -92,16 +96,11 @@ def evaluate_bench(
                 finish(job, store, console)
             raise
 
-    def for_lm_eval() -> tuple[dict[str, Any], Any]:
-        from evals.lm_tasks.output import bench_results
-
-        return bench_results(engine, plan.items, job, rows, store)
-
     finish(job, store, console)
-    return for_lm_eval
+    return job, rows
 
 
-def job_of(bench: Bench, settings: Mapping[str, Any], run_id: str, step: int) -> Job:
+def job_of(bench: Bench, settings: Config, run_id: str, step: int) -> Job:
     """What a run's configuration asks of a benchmark."""
     sampling = Sampling(settings["max_tokens"], settings["temperature"], settings["top_p"])
     return Job(bench, sampling, settings["n"], asked_with(settings), settings["seed"], run_id, bench.name, step)
@@ -168,7 +167,7 @@ def print_changes(
 
 @contextmanager
 def stored_run(
-    name: str, target: Target, config: dict[str, Any], store: "Store", console: Console, resume: str | None
+    name: str, target: Target, config: Config, store: "Store", console: Console, resume: str | None
 ) -> Iterator[str]:
     """The id of a run that is begun, or continued where the same one was not finished; its status at the end."""
     run_id = find_unfinished(store, config, resume)
@@ -206,12 +205,12 @@ def stored_run(
         store.finish_run(run_id, status)
 
 
-def deciding(config: dict[str, Any]) -> dict[str, Any]:
+def deciding(config: Config) -> Config:
     """Of a run's configuration, what decides its result."""
     return {key: value for key, value in config.items() if key not in NOT_THE_RESULT}
 
 
-def find_unfinished(store: "Store", config: dict[str, Any], resume: str | None) -> str | None:
+def find_unfinished(store: "Store", config: Config, resume: str | None) -> str | None:
     """The run to continue: the one asked for, or the latest unfinished one with the same configuration."""
     if resume:
         run = store.find_run(resume)
@@ -227,7 +226,7 @@ def find_unfinished(store: "Store", config: dict[str, Any], resume: str | None) 
     return same[-1].id if same else None
 
 
-def find_call(store: "Store", configs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[int, str]]:
+def find_call(store: "Store", configs: list[Config]) -> tuple[Config, dict[int, str]]:
     """(what marks the runs of this call, index of a configuration -> the finished run it has already).
 
     A call for several evaluations that was cut short is continued by the same command: what it finished is not made

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from evals.errors import UserError
 from sandbox import Limits, Problem, Test
@@ -82,7 +82,7 @@ def read_code(text: str, where: str, limits: Limits | None = None, starter: str 
     return Code(problem, "call" if name else "stdin", entry, limits or Limits(), starter, prelude=PRELUDE)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Of standard input or output; APPS has lists of lines too."""
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
         value = "\n".join(value)
@@ -96,7 +96,7 @@ def unix_lines(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _arguments(value: Any) -> list[Any]:
+def _arguments(value: object) -> list[object]:
     if isinstance(value, str):
         value = [json.loads(line) for line in value.rstrip("\n").split("\n")]
     if not isinstance(value, list):
@@ -104,5 +104,5 @@ def _arguments(value: Any) -> list[Any]:
     return value
 
 
-def _value(value: Any) -> Any:
+def _value(value: object) -> object:
     return json.loads(value) if isinstance(value, str) else value

@@ -3,13 +3,13 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from evals.benches import Bench
-from evals.engines import REFUSED, Completion, Engine, EngineError, Request, Sampling
+from evals.engines import REFUSED, Completion, Engine, EngineError, Request, Sampling, Tokenizer
 from evals.errors import UserError
 from evals.grading import FAILED, Verdict
 from evals.items import Item, derive_seed
@@ -32,7 +32,7 @@ UNJUDGED = (UNGRADED, *FAILED)
 class Grader(Protocol):
     """What is asked of a grader here (`evals.grading.grader.open_grader` opens one)."""
 
-    def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]": ...
+    def submit(self, text: str, item: Item, seen: Mapping[str, object] | None = None) -> "Future[Verdict]": ...
 
     def flush(self) -> None:
         """Everything has been submitted."""
@@ -99,49 +99,56 @@ def complete(
         if unjudged:
             _grade_again(recorder, items, job, store, grader, unjudged)
         failure: EngineError | None = None
-        answered = set()
         try:
-            for at, which, completion in () if engine is None else engine.generate(requests, job.sampling):
-                item, repeats = todo[at]
-                answered.add((item.id, repeats[which]))
-                text = response_text(completion, tokenizer)
-                seed = requests[at].seeds[which]
-                row = ungraded_row(
-                    item, repeats[which], prompts[at], text, completion, seed, job.split, job.step, tokenizer
-                )
-                recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item, seen_of(row)))
+            for at, which, said in () if engine is None else answers(engine, requests, job.sampling, max_errors):
+                (item, repeats), prompt, seed = todo[at], prompts[at], requests[at].seeds[which]
+                if isinstance(said, EngineError):
+                    recorder.add(refused_row(item, repeats[which], prompt, seed, job.split, job.step, said), item, None)
+                    continue
+                text = response_text(said, tokenizer)
+                row = ungraded_row(item, repeats[which], prompt, text, said, seed, job.split, job.step, tokenizer)
+                recorder.add(row, item, grader.submit(opened_thoughts(prompt) + text, item, seen_of(row)))
         except EngineError as e:
             if not e.failed:
                 raise
             e.failed = {requests[at].name: why for at, why in e.failed.items()}
             failure = e  # raised when all that was answered has its verdict
-        if failure and (refused := refusals(failure, max_errors)):
-            failure = None
-            for (item, repeats), prompt, request in zip(todo, prompts, requests, strict=True):
-                for k, seed in zip(repeats, request.seeds, strict=True) if item.id in refused else ():
-                    if (item.id, k) not in answered:
-                        row = refused_row(item, k, prompt, seed, job.split, job.step, refused[item.id])
-                        recorder.add(row, item, None)
         grader.flush()
     if failure:
         raise failure
     return recorder.rows
 
 
-def refusals(failure: EngineError, max_errors: int) -> dict[Any, EngineError]:
-    """What a server refused, by request, if nothing else failed and there are no more than `max_errors`; else none."""
-    refused = {which: why for which, why in failure.failed.items() if why.status in REFUSED}
-    return refused if len(refused) == len(failure.failed) <= max_errors else {}
+def answers(
+    engine: Engine, requests: Sequence[Request], sampling: Sampling, max_errors: int
+) -> Iterator[tuple[int, int, Completion | EngineError]]:
+    """`Engine.generate`, with the error in place of a completion where a server refused the prompt.
+
+    Raises EngineError once all else is answered, where another request failed or more than `max_errors` were refused.
+    """
+    answered = set()
+    try:
+        for at, which, completion in engine.generate(requests, sampling):
+            answered.add((at, which))
+            yield at, which, completion
+    except EngineError as e:
+        if not e.failed or len(e.failed) > max_errors or any(why.status not in REFUSED for why in e.failed.values()):
+            raise
+        for at, why in e.failed.items():
+            for which in range(len(requests[at].seeds)):
+                if (at, which) not in answered:
+                    yield at, which, why
 
 
-def response_text(completion: Completion, tokenizer: Any) -> str:
-    """What the engine says the text is, or the decoded ids."""
+def response_text(completion: Completion, tokenizer: Tokenizer | None) -> str:
+    """The engine's text, or the decoded ids."""
     if completion.text is not None:
         return completion.text
+    assert tokenizer is not None  # an engine without one gives texts
     return tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
 
-def seen_of(row: SampleRow) -> dict[str, Any]:
+def seen_of(row: SampleRow) -> dict[str, object]:
     """What a reward function can ask for besides the text and the item: a parameter of that name gets it."""
     seen = {"prompt": row.prompt, "token_ids": row.token_ids, "finish_reason": row.finish_reason, "step": row.step}
     return {**seen, "response": row.response}
@@ -271,7 +278,7 @@ class Recorder:
         self._waiting = waiting
 
 
-def token_chars(completion: Completion, text: str, tokenizer: Any) -> tuple[int, ...] | None:
+def token_chars(completion: Completion, text: str, tokenizer: Tokenizer | None) -> tuple[int, ...] | None:
     """How many characters of the text each token added: a cut character counts with the token that completes it.
 
     None where the ids do not decode to the text, as a server's text with a part of its own does not.
@@ -300,7 +307,7 @@ def ungraded_row(
     seed: int,
     split: str,
     step: int,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
 ) -> SampleRow:
     """The store's row of a completion before its verdict. tokenizer: whose ids they are; tells the tokens' texts."""
     return SampleRow(

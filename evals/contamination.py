@@ -4,14 +4,18 @@ import datetime
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from evals.benches import BENCHES
 from evals.errors import UserError
 from evals.items import Item, problem_text, read_rows
+from evals.models import Config
+
+if TYPE_CHECKING:
+    from evals.store import Store
 
 NGRAM = 13
 """words; 8, common elsewhere, flags every tenth problem for its boilerplate"""
@@ -75,7 +79,7 @@ def dates_note(model: str, items: Sequence[Item]) -> str | None:
     )
 
 
-def training_notes(training: Mapping[str, Any], items: Sequence[Item]) -> list[str]:
+def training_notes(training: Config, items: Sequence[Item]) -> list[str]:
     """Warnings where the data of a training run (its configuration's section `data`) overlaps the problems.
 
     A problem counts as seen when a training problem has its id or title, or half of its 13-grams; training problems
@@ -168,7 +172,7 @@ def _grams(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + NGRAM]) for i in range(max(1, len(words) - NGRAM + 1))} if words else set()
 
 
-def notes(model: str, label: Mapping[str, Any], items: Sequence[Item], store: Any = None) -> list[str]:
+def notes(model: str, label: Config, items: Sequence[Item], store: "Store | None" = None) -> list[str]:
     """All that is to say of a model before it is asked these problems.
 
     model: folder or hub id. label: what agpo_run.json in the folder says. The checkpoint's own state tells where the
@@ -176,10 +180,10 @@ def notes(model: str, label: Mapping[str, Any], items: Sequence[Item], store: An
     """
     said = [note] if (note := dates_note(label.get("model", model), items)) else []
     state = Path(model) / "trainer" / "state.json"
-    config: Mapping[str, Any] = {}
+    config: Config = {}
     if state.is_file():
         config = json.loads(state.read_text()).get("config") or {}
     elif store is not None and label.get("run"):
         config = next((run.config for run in store.runs("train") if run.id == label["run"]), {})
     data = config.get("data")
-    return said + training_notes(data if isinstance(data, Mapping) else {"path": data or ""}, items)
+    return said + training_notes(data if isinstance(data, dict) else {"path": data or ""}, items)

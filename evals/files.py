@@ -10,9 +10,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from evals.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 csv.field_size_limit(sys.maxsize)
 
@@ -27,7 +30,9 @@ class Malformed:
     """of the file, from 1; 0: its number is that of the row"""
 
 
-Rows = Iterator[Mapping[str, Any] | Malformed]
+Record = Mapping[str, Any]
+"""one row of a data file: its columns by name"""
+Rows = Iterator[Record | Malformed]
 
 
 def file_rows(path: str | Path) -> Rows:
@@ -51,8 +56,8 @@ def ending(path: Path) -> str:
     return "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
 
 
-def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 def _lines(path: Path) -> Rows:
@@ -64,7 +69,7 @@ def _lines(path: Path) -> Rows:
                 yield _line(line, number)
 
 
-def _line(line: bytes, number: int) -> Mapping[str, Any] | Malformed:
+def _line(line: bytes, number: int) -> Record | Malformed:
     shown = line[:200].decode("utf-8", "replace").strip()
     try:
         row = json.loads(line.decode("utf-8"))
@@ -75,15 +80,15 @@ def _line(line: bytes, number: int) -> Mapping[str, Any] | Malformed:
     return _row(row, shown, number)
 
 
-def _row(row: Any, shown: str, line: int = 0) -> Mapping[str, Any] | Malformed:
+def _row(row: object, shown: str, line: int = 0) -> Record | Malformed:
     row = chat_row(row)
     return row if isinstance(row, dict) else Malformed(f"a {type(row).__name__}, not a JSON object", shown, line)
 
 
-def chat_row(row: Any) -> Any:
+def chat_row(row: object) -> object:
     """A row that is nothing but a chat, as in Open-Reasoner-Zero's data: `prompt`, and what the last turn answers.
 
-    The hub has such a list as columns 0 and 1. Any other row comes back as it is.
+    The hub has such a list as columns 0 and 1. Other rows come back as they are.
     """
     turns = list(row.values()) if isinstance(row, dict) and list(row) == [*map(str, range(len(row)))] else row
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
@@ -141,17 +146,17 @@ def _arrow(path: Path) -> Rows:
     try:
         with pa.memory_map(str(path)) as source:
             try:
-                reader: Any = pa.ipc.open_stream(source)
+                batches = iter(pa.ipc.open_stream(source))
             except pa.ArrowInvalid:
                 opened = pa.ipc.open_file(source)
-                reader = (opened.get_batch(number) for number in range(opened.num_record_batches))
-            for batch in reader:
+                batches = map(opened.get_batch, range(opened.num_record_batches))
+            for batch in batches:
                 yield from _batch(batch)
     except (OSError, ValueError) as e:
         raise UserError(f"{path}: not a readable Arrow file ({e}).") from e
 
 
-def _batch(batch: Any) -> Rows:
+def _batch(batch: "pa.RecordBatch") -> Rows:
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:  # before the first row: one by one, to tell which it is

@@ -10,7 +10,7 @@ from typing import Any
 
 from evals.code_tests import Code, read_code
 from evals.errors import UserError, first_line
-from evals.files import ENDINGS, Malformed, ending, file_rows
+from evals.files import ENDINGS, Malformed, Record, ending, file_rows
 from evals.hub import ask_hub
 from sandbox import Limits
 
@@ -33,12 +33,12 @@ class Item:
     """the data has the prompt as a chat, of one user's message too"""
 
     @property
-    def labels(self) -> dict[str, Any]:
+    def labels(self) -> dict[str, str | int | float | bool]:
         """`meta` without lists and the like: what every sample keeps in the store."""
         return {name: value for name, value in self.meta.items() if isinstance(value, str | int | float | bool)}
 
 
-def read_rows(path: str | Path) -> Iterator[Mapping[str, Any]]:
+def read_rows(path: str | Path) -> Iterator[Record]:
     """Rows of a data file (see `evals.files`), in file order.
 
     Raises UserError for a missing file, an unknown ending, or what is no row, with its line.
@@ -50,7 +50,7 @@ def read_rows(path: str | Path) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[dict[str, Any]]:
+def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[Record]:
     """Rows of a data set on the Hugging Face hub. Raises UserError where it cannot be reached."""
     from datasets import load_dataset
 
@@ -94,8 +94,8 @@ def read_items(
     return items
 
 
-def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
-    def column(name: str) -> Any:
+def _item(where: str, row: Record, prompt: str, answer: str) -> Item:
+    def column(name: str) -> object:
         if name not in row:
             raise UserError(f"{where}: no column {name!r}. The row has: {', '.join(sorted(row))}.")
         if row[name] is None or row[name] == "":
@@ -103,7 +103,7 @@ def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
             raise UserError(f"{where}: column {name!r} is {what}. Fill it in, or leave the row out.")
         return row[name]
 
-    def text(value: Any, what: str, hint: str = "") -> str:
+    def text(value: object, what: str, hint: str = "") -> str:
         """Never the repr of something else, which would be asked or compared in its place."""
         if isinstance(value, str):
             return value
@@ -141,7 +141,7 @@ def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
     return Item(ident, asked, reference, meta, chat=own, was_chat=bool(chat))
 
 
-def turns(asked: Any, where: str) -> tuple[dict[str, str], ...]:
+def turns(asked: object, where: str) -> tuple[dict[str, str], ...]:
     """The messages of a chat, each a role and a text; () for a prompt that is no list. Raises UserError for others."""
     if not isinstance(asked, list | tuple):
         return ()
@@ -169,7 +169,7 @@ def turns(asked: Any, where: str) -> tuple[dict[str, str], ...]:
     return tuple(told)
 
 
-def problem_text(asked: Any, where: str) -> Any:
+def problem_text(asked: object, where: str) -> Any:
     """What the user says in a chat, as verl's schema has prompts; whatever is no list comes back as it is.
 
     Raises UserError naming `where` for a list that is no chat of texts.

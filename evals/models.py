@@ -18,20 +18,24 @@ START_MODELS = Path(__file__).parent / "start_models"
 STEP = re.compile(r"step-(\d{6,})")
 
 
+Config = dict[str, Any]
+"""the configuration of a run, or a part of it, as the store has it"""
+
+
 @dataclass(frozen=True)
 class Target:
     """One model to measure."""
 
     path: str
     """a model folder or hub id, or openai:<base url>#<model>"""
-    label: dict[str, Any]
+    label: Config
     """what agpo_run.json in a checkpoint says about the run that made it; {} for any other model"""
 
     @property
     def step(self) -> int:
         return int(self.label.get("step", 0))
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Config:
         """What a run's configuration says of the model."""
         selected = self.label.get("best", {}).get("selected_on_test")
         known = {"selected_on_test": selected} if selected else {}

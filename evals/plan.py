@@ -1,22 +1,23 @@
 """The plan of an evaluation: which benchmarks under which settings, resolved and checked before any model is loaded."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 
 from evals import contamination
 from evals.benches import BENCHES, Bench, find, load
-from evals.benches.bench import OPTIONS, bench_name
+from evals.benches.bench import OPTIONS, Option, bench_name
+from evals.engines import Tokenizer
 from evals.errors import UserError
 from evals.grading.function import check_columns
 from evals.items import Item, choose
 from evals.lm_tasks.plan import PREFIX, TaskPlan, add_options, check_unused, first_prompt, make_task_plan
-from evals.models import Target
+from evals.models import Config, Target
 from evals.prompts import Preset, own_preset, render, text_or_file
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Plan:
 
     bench: Bench
     items: list[Item]
-    settings: dict[str, Any]
+    settings: Config
     """everything but the model that decides the result; it goes into the run's configuration"""
     notes: list[str]
     """what the benchmark says about this selection of its problems"""
@@ -80,7 +81,7 @@ def with_model_notes(plan: Plan, target: Target, store: "Store | None") -> Plan:
     return replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
 
 
-def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: dict[str, str]) -> dict[str, Any]:
+def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: dict[str, str]) -> Config:
     if args.n < 1:
         raise UserError(f"--n must be at least 1, not {args.n}.")
     if args.max_tokens is not None and args.max_tokens < 1:
@@ -129,7 +130,7 @@ def reward_range(args: argparse.Namespace) -> list[float] | None:
     return [low, high]
 
 
-def asked_with(settings: Mapping[str, Any]) -> str | Preset:
+def asked_with(settings: Config) -> str | Preset:
     """The prompt preset of a run's settings, with words of one's own where there are some. Raises UserError."""
     words = settings.get("system_prompt"), settings.get("user_prompt")
     return own_preset(settings["prompt"], *words, settings.get("chat_template_kwargs") or {})
@@ -158,20 +159,22 @@ def data_files(given: Sequence[str], benches: Sequence[Bench]) -> dict[str, str]
     return files
 
 
+def bench_options() -> dict[str, tuple[Option, list[str]]]:
+    """Name of an option -> the option, and the benchmarks that have it."""
+    known: dict[str, tuple[Option, list[str]]] = {}
+    for name, options in [*((bench.name, bench.options) for bench in BENCHES.values()), ("data:FILE", OPTIONS)]:
+        for option in options:
+            known.setdefault(option.name, (option, []))[1].append(name)
+    return known
+
+
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
     """The options that single benchmarks have, as options of the command."""
     add_options(parser)
     group = parser.add_argument_group("options of single benchmarks")
-    known: dict[str, tuple[str, str, list[str]]] = {}
-    for name, options in [*((bench.name, bench.options) for bench in BENCHES.values()), ("data:FILE", OPTIONS)]:
-        for option in options:
-            about, default, having = known.setdefault(option.name, (option.about, option.default, []))
-            having.append(name)
-    for name, (about, default, having) in known.items():
-        text = f"{', '.join(having)}: {about}" + (f" (default: {default})" if default else "")
-        group.add_argument(
-            f"--{name.replace('_', '-')}", dest=f"bench:{name}", metavar=name.upper(), help=text.replace("%", "%%")
-        )
+    for name, (option, having) in bench_options().items():
+        text = f"{', '.join(having)}: {option.about}" + (f" (default: {option.default})" if option.default else "")
+        group.add_argument(f"--{name.replace('_', '-')}", dest=f"bench:{name}", metavar=name.upper(), help=text)
 
 
 def own_options(args: argparse.Namespace, benches: Sequence[Bench]) -> dict[str, dict[str, str]]:
@@ -179,18 +182,15 @@ def own_options(args: argparse.Namespace, benches: Sequence[Bench]) -> dict[str,
     given = {key[len("bench:") :]: v for key, v in vars(args).items() if key.startswith("bench:") and v is not None}
     for name in given:
         if not any(option.name == name for bench in benches for option in bench.options):
-            having = [bench.name for bench in BENCHES.values() if any(o.name == name for o in bench.options)]
-            having = having or ["data:FILE"]
-            raise UserError(
-                f"--{name} is an option of {', '.join(having)}; chosen: {', '.join(bench.name for bench in benches)}."
-            )
+            having, chosen = ", ".join(bench_options()[name][1]), ", ".join(bench.name for bench in benches)
+            raise UserError(f"--{name} is an option of {having}; chosen: {chosen}.")
     return {bench.name: {o.name: given.get(o.name, o.default) for o in bench.options} for bench in benches}
 
 
-def show(plans: Sequence[Plan | TaskPlan], about: dict[str, Any], console: Console) -> None:
+def show(plans: Sequence[Plan | TaskPlan], about: Config, console: Console) -> None:
     """Print the settings of each benchmark and how much there is to do."""
 
-    def line(key: str, value: Any) -> None:
+    def line(key: str, value: object) -> None:
         console.print(f"{key:>14}: {value}", markup=False)
 
     for key, value in about.items():
@@ -211,7 +211,7 @@ def show_notes(plan: Plan | TaskPlan, console: Console) -> None:
         console.print(f"{plan.title}: {note}", markup=False)
 
 
-def show_prompts(plans: Sequence[Plan | TaskPlan], tokenizer: Any, console: Console) -> None:
+def show_prompts(plans: Sequence[Plan | TaskPlan], tokenizer: Tokenizer | None, console: Console) -> None:
     """Print the first prompt of each benchmark as the model would read it."""
     for plan in plans:
         if isinstance(plan, Plan):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from evals.engines import Tokenizer
 from evals.errors import UserError
 from evals.items import Item
 
@@ -22,7 +23,7 @@ class Preset:
     about: str = ""
     name: str = ""
     """of one with words of one's own (`own_preset`)"""
-    template: Mapping[str, Any] = field(default_factory=dict)
+    template: Mapping[str, object] = field(default_factory=dict)
     """what the chat template is given, such as {"enable_thinking": False}"""
 
     def __str__(self) -> str:
@@ -112,7 +113,7 @@ def find_preset(name: str | Preset) -> Preset:
     return PRESETS[name]
 
 
-def own_preset(name: str, system: str | None, user: str | None, template: Mapping[str, Any]) -> str | Preset:
+def own_preset(name: str, system: str | None, user: str | None, template: Mapping[str, object]) -> str | Preset:
     """A preset with words of one's own: `system` ("" is none), `user` with {problem} in it; None keeps the preset's.
 
     Raises UserError for words without a {problem}, or what a preset without a chat cannot use.
@@ -170,7 +171,7 @@ def words(name: str | Preset, problem: str | Item) -> str | tuple[dict[str, str]
     return (*system, {"role": "user", "content": user})
 
 
-def render(name: str | Preset, problem: str | Item, tokenizer: Any) -> str:
+def render(name: str | Preset, problem: str | Item, tokenizer: Tokenizer | None) -> str:
     """The text of a prompt.
 
     Without a tokenizer (None) a server renders the messages: they are shown with their roles.
@@ -200,7 +201,7 @@ def render(name: str | Preset, problem: str | Item, tokenizer: Any) -> str:
         raise UserError(f"{which}: the model's chat template does not take its turns ({roles}): {e}") from e
 
 
-def tokenize(name: str | Preset, text: str, tokenizer: Any) -> tuple[int, ...]:
+def tokenize(name: str | Preset, text: str, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """Token ids of a rendered prompt. A chat template writes its special tokens; otherwise the tokenizer does, but for
     a first one that the text has already."""
     if tokenizer is None:
@@ -211,7 +212,7 @@ def tokenize(name: str | Preset, text: str, tokenizer: Any) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
 
 
-def encode(name: str | Preset, problem: str | Item, tokenizer: Any) -> tuple[int, ...]:
+def encode(name: str | Preset, problem: str | Item, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """Token ids of a problem under a preset."""
     return tokenize(name, render(name, problem, tokenizer), tokenizer)
 

@@ -3,17 +3,19 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from evals.console import make_console
+from evals.engines import Engine, Tokenizer
 from evals.errors import UserError, command
-from evals.models import Target, find_checkpoints, find_target
+from evals.lm_tasks.plan import TaskPlan
+from evals.models import Config, Target, find_checkpoints, find_target
 from evals.plan import Plan, add_bench_options, make_plans, plan_for, show, show_prompts, with_model_notes
 from evals.prompts import find_preset
 
@@ -103,7 +105,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+def engine_options(args: argparse.Namespace) -> Config:
     """The options of the engine that were given: those with a name, and --engine-option key=value, read as YAML."""
     import yaml
 
@@ -127,18 +129,18 @@ def engine_name(args: argparse.Namespace) -> str:
 
 
 @contextmanager
-def engines(name: str, options: dict[str, Any]) -> Iterator[Any]:
+def engines(name: str, options: Config) -> "Iterator[Callable[[Target], Engine]]":
     """A function from a target to an engine with its weights: one engine, whose weights are changed where it can."""
     from evals.engines import load_engine
 
-    engine: Any = None
+    engine: Engine | None = None
     loaded = ""
 
-    def get(target: Target) -> Any:
+    def get(target: Target) -> Engine:
         nonlocal engine, loaded
         if engine is not None and loaded != target.path:
-            if hasattr(engine, "load_weights"):
-                engine.load_weights(target.path, version=target.path)
+            if load := getattr(engine, "load_weights", None):
+                load(target.path, version=target.path)
             else:
                 engine.close()
                 engine = None
@@ -163,7 +165,11 @@ def find_targets(args: argparse.Namespace, store: "Store | None") -> list[Target
 
 
 def evaluate_all(
-    plans: Sequence[Any], targets: Sequence[Target], args: argparse.Namespace, store: "Store", console: Console
+    plans: Sequence[Plan | TaskPlan],
+    targets: Sequence[Target],
+    args: argparse.Namespace,
+    store: "Store",
+    console: Console,
 ) -> None:
     """Every benchmark on every target, one run in the store for each, and a table of all at the end."""
     from evals.bench_run import evaluate_plan, find_call
@@ -198,7 +204,7 @@ def evaluate_all(
         print_all([(title, read_evaluation(store, one)) for title, one in made], console)
 
 
-def facts_of(target: Target, engine: str, options: dict[str, Any]) -> dict[str, Any]:
+def facts_of(target: Target, engine: str, options: Config) -> Config:
     """What a run's configuration says of model and engine. The precision decides results, other options do not."""
     others = {key: value for key, value in options.items() if key not in ("dtype", "noise")}
     noise = {"noise": options["noise"]} if "noise" in options else {}  # the same seeds give other answers
@@ -222,7 +228,7 @@ def list_benches(console: Console) -> None:
     console.print("and lm_eval:<task> for any task of lm-eval")
 
 
-def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) -> None:
+def dry_run(args: argparse.Namespace, plans: Sequence[Plan | TaskPlan], console: Console) -> None:
     """Print the plan and one prompt of each benchmark. Loads a tokenizer and no model, and makes no store."""
     name, options = engine_name(args), engine_options(args)
     if args.checkpoints and not Path(args.model or "").is_dir():
@@ -242,7 +248,7 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
     show_prompts(plans, tokenizer_of(name, path, options, plans), console)
 
 
-def tokenizer_of(engine: str, path: str, options: dict[str, Any], plans: Sequence[Any]) -> Any:
+def tokenizer_of(engine: str, path: str, options: Config, plans: Sequence[Plan | TaskPlan]) -> Tokenizer | None:
     """What renders the prompts of the plans; None where no chat template does, and the libraries can stay away."""
     if engine == "openai":  # only the server can say whose tokenizer it is
         from evals.engines import load_engine

@@ -14,7 +14,7 @@ import inspect
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from sandbox import Problem, Test
 RUN = "__run_test__"
 _LITERALS = {"inf": math.inf, "nan": math.nan}
 _VALUES = (
-    f"from typing import Any\n\n{inspect.getsource(values.encode)}\n\n{inspect.getsource(values.decode)}\n\n"
+    f"{inspect.getsource(values.encode)}\n\n{inspect.getsource(values.decode)}\n\n"
     "LITERALS = {'inf': float('inf'), 'nan': float('nan')}\n"
 )
 
@@ -40,7 +40,7 @@ class Case:
     `check`, that expression must hold where `_` is the value and `want` what `call` gives in `make_code`'s checks."""
 
     call: str
-    want: Any = None
+    want: object = None
     check: str = ""
 
 
@@ -70,7 +70,7 @@ def make_code(
     )
 
 
-def _expected(case: Case, checked: bool) -> Any:
+def _expected(case: Case, checked: bool) -> object:
     if case.check:
         return {"check": case.check}
     return {"value": values.encode(case.want)} if checked else values.encode(case.want)
@@ -240,7 +240,7 @@ def _source(node: ast.expr, names: Mapping[str, str]) -> str:
     return ast.unparse(_put_in(node, {name: ast.Name(real) for name, real in names.items()}))
 
 
-_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+_OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -277,10 +277,8 @@ def _constant(node: ast.expr) -> Any:
             return set(map(_constant, parts))
         case ast.Dict(keys=keys, values=parts) if None not in keys:
             return {_constant(key): _constant(part) for key, part in zip(keys, parts, strict=True) if key is not None}
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_constant(operand)
-        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return +_constant(operand)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
+            return -_constant(operand) if isinstance(op, ast.USub) else +_constant(operand)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             a, b = _constant(left), _constant(right)
             _check_size(op, a, b)

@@ -15,6 +15,9 @@ from evals.benches.asserts import CannotConvert, Case, constant, make_code
 from evals.benches.rows import Row
 from evals.code_tests import Code
 
+Arguments = list[Any]
+"""values that stand for any Python"""
+
 # What the checks call: equal, or numbers within atol. Only standard library: it runs wherever the sandbox's Python is.
 AGREES = """
 def is_floats(x):
@@ -56,9 +59,9 @@ class Plus:
     """The tests of a problem: inputs, and results or the source that gives them."""
 
     entry: str
-    inputs: list[list[Any]]
+    inputs: list[Arguments]
     atol: float
-    results: list[Any] | None = None
+    results: Arguments | None = None
     reference: str = ""
     """defines `entry`"""
 
@@ -82,7 +85,7 @@ def make_plus(plus: Plus, *, prelude: str = "", completes: str = "") -> Code:
 
 
 def plus_of(
-    row: Row, entry: str, reference: str, typed: Callable[[list[Any]], list[Any]] = lambda given: given
+    row: Row, entry: str, reference: str, typed: Callable[[Arguments], Arguments] = lambda given: given
 ) -> Plus:
     """The tests of a row of either shape.
 
@@ -97,7 +100,7 @@ def plus_of(
     atol = row.column("atol")
     if isinstance(atol, bool) or not isinstance(atol, int | float) or atol < 0:
         raise row.wrong("atol", f"expected a number from 0, found {atol!r}")
-    inputs: list[list[Any]] = []
+    inputs: list[Arguments] = []
     for name in ("base_input", "plus_input"):
         given = row.column(name) or []  # Mbpp/793 has {} for none
         if not isinstance(given, list) or not all(isinstance(one, list) for one in given):
@@ -115,7 +118,7 @@ def plus_of(
     return Plus(entry, inputs, atol, reference=reference)
 
 
-def without(plus: Plus, left_out: Callable[[list[Any]], bool]) -> Plus:
+def without(plus: Plus, left_out: Callable[[Arguments], bool]) -> Plus:
     """The tests without some inputs."""
     kept = [number for number, given in enumerate(plus.inputs) if not left_out(given)]
     results = None if plus.results is None else [plus.results[number] for number in kept]
@@ -125,7 +128,7 @@ def without(plus: Plus, left_out: Callable[[list[Any]], bool]) -> Plus:
 def _hub_plus(test: str, entry: str) -> Plus:
     """inputs, results or ref_func, and the tolerance, out of the source of a test; nothing of it is run."""
     tree = ast.parse(test)
-    found: dict[str, Any] = {}
+    found: dict[str, Arguments] = {}
     atol = None
     for node in ast.walk(tree):
         match node:
@@ -142,9 +145,8 @@ def _hub_plus(test: str, entry: str) -> Plus:
         if len(found["results"]) != len(inputs):
             raise CannotConvert(f"{len(inputs)} inputs and {len(found['results'])} results")
         return Plus(entry, inputs, atol, results=list(found["results"]))
-    kept = [
-        n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name not in ("is_floats", "assertion", "check")
-    ]
+    theirs = ("is_floats", "assertion", "check")
+    kept = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name not in theirs]
     if "ref_func" not in [n.name for n in kept]:
         raise CannotConvert("neither results = [...] nor a function ref_func in it")
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom) and "numpy" not in ast.unparse(n)]

@@ -4,12 +4,13 @@ import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from evals.benches import lcb_facts, private_tests
 from evals.benches.bench import Bench, Option
 from evals.code_tests import PRELUDE, Code, unix_lines
 from evals.errors import UserError, first_line
+from evals.files import Record
 from evals.items import Item, read_rows
 from sandbox import Limits, Problem, Test
 
@@ -20,6 +21,10 @@ COLUMNS = (
     *("question_title", "question_content", "platform", "question_id", "contest_id", "contest_date", "starter_code"),
     *("difficulty", "public_test_cases", "private_test_cases", "metadata"),
 )
+
+if TYPE_CHECKING:
+    from evals.report.layout import Grid
+    from evals.store import SampleRow
 
 Window = tuple[datetime.date, datetime.date]
 
@@ -34,7 +39,7 @@ def load(path: str | None, release: str, window: str) -> list[Item]:
     """
     days = parse_window(window)
     where, files = _files(path, release, days[0])
-    rows: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    rows: dict[str, tuple[Path, Record]] = {}
     total, first, last = 0, datetime.date.max, datetime.date.min
     for file in files:
         for number, row in enumerate(read_rows(file)):
@@ -141,7 +146,7 @@ def _in_window(count: int, release: str, days: Window) -> str:
     return f"{count} in the window (the paper's has {lcb_facts.PAPER_PROBLEMS})"
 
 
-def _date(row: Mapping[str, Any], where: str) -> datetime.date:
+def _date(row: Record, where: str) -> datetime.date:
     if missing := [name for name in COLUMNS if row.get(name) is None]:
         raise UserError(f"{where}: no column {missing[0]!r}. The row has: {', '.join(sorted(row))}.")
     try:
@@ -150,7 +155,7 @@ def _date(row: Mapping[str, Any], where: str) -> datetime.date:
         raise UserError(f"{where}: contest_date is {row['contest_date']!r}, expected YYYY-MM-DD...") from e
 
 
-def to_item(row: Mapping[str, Any], where: str, source: str) -> Item:
+def to_item(row: Record, where: str, source: str) -> Item:
     """One record as an Item. Raises UserError naming `where` for tests that cannot be decoded, or none at all."""
     cache = private_tests.cache_folder()
     found: dict[str, list[dict[str, str]]] = {}
@@ -182,7 +187,7 @@ def to_item(row: Mapping[str, Any], where: str, source: str) -> Item:
     return Item(name, row["question_content"], "", meta, code)
 
 
-def _entry(row: Mapping[str, Any], where: str) -> str:
+def _entry(row: Record, where: str) -> str:
     """What to call: LeetCode's `Solution().method`, a function where the starter code has no class; "" for stdin."""
     try:
         metadata = json.loads(row["metadata"] or "{}")
@@ -208,7 +213,7 @@ def _tests(found: Sequence[Mapping[str, str]], call: bool, where: str) -> Iterat
             raise UserError(f"{where}, test {number}: expected one JSON value per line ({e}).") from e
 
 
-def report(rows: Sequence[Any]) -> list[Any]:
+def report(rows: "Sequence[SampleRow]") -> "list[str | Grid]":
     from evals.code_report import code_report  # statistics and the store: not to say what benchmarks there are
 
     return code_report(rows)

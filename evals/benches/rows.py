@@ -2,13 +2,13 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError
-from evals.files import ENDINGS
+from evals.files import ENDINGS, Record
 from evals.items import Item, hub_rows, read_rows
 
 
@@ -16,7 +16,7 @@ from evals.items import Item, hub_rows, read_rows
 class Row:
     """A row and its place, for messages."""
 
-    values: Mapping[str, Any]
+    values: Record
     where: str
 
     def get(self, *names: str) -> Any:

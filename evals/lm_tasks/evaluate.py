@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -10,19 +10,20 @@ from lm_eval.evaluator import evaluate
 from rich.console import Console
 
 from evals.console import plural, progress_bar
+from evals.engines import Engine
 from evals.lm_tasks.lm import TaskLM, first_of
-from evals.lm_tasks.plan import TaskPlan
+from evals.lm_tasks.plan import Record, TaskPlan
 from evals.report.layout import print_table
 from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
 
 def evaluate_task(
-    plan: TaskPlan, step: int, engine: Any, store: Store, run_id: str, console: Console, max_errors: int = 0
-) -> Callable[[], tuple[dict[str, Any], TaskLM]]:
+    plan: TaskPlan, step: int, engine: Engine, store: Store, run_id: str, console: Console, max_errors: int = 0
+) -> tuple[Record, TaskLM]:
     """Evaluate one task or group of lm-eval into a run of the store, and print its metrics.
 
-    Returns what gives lm-eval's result dictionary with the LM that it was told of.
+    Returns lm-eval's results and the LM that it asked.
     """
     total = 0
     for name, task in plan.loaded["tasks"].items():
@@ -49,10 +50,10 @@ def evaluate_task(
     console.print(summary.line(), markup=False)
     if refused := summary.outcomes.get("refused"):
         console.print(f"{plural(refused, 'response')} refused by the server: wrong in lm-eval's metrics, not in Pass@1")
-    return lambda: (results, lm)
+    return results, lm
 
 
-def _with_group(summary: Summary, groups: Mapping[str, Any], metrics: set[tuple[str, str]]) -> Summary:
+def _with_group(summary: Summary, groups: Record, metrics: set[tuple[str, str]]) -> Summary:
     """A group's score is lm-eval's, by its own weights of the tasks; where that is not the mean over all documents it
     has no interval of ours."""
     for values in groups.values():
@@ -64,7 +65,7 @@ def _with_group(summary: Summary, groups: Mapping[str, Any], metrics: set[tuple[
 
 
 def judge(
-    samples: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Mapping[str, Any], lm: TaskLM, store: Store, run_id: str
+    samples: Mapping[str, Sequence[Record]], tasks: Record, lm: TaskLM, store: Store, run_id: str
 ) -> dict[str, tuple[str, str]]:
     """Give the rows of each task their verdicts: its first metric that is 0 or 1 for every document.
 
@@ -99,7 +100,7 @@ def judge(
     return found
 
 
-def _alone(task: Any, metric: tuple[str, str], document: Mapping[str, Any], row: SampleRow) -> tuple[float | None, Any]:
+def _alone(task: Any, metric: tuple[str, str], document: Record, row: SampleRow) -> tuple[float | None, Any]:
     """(verdict on one of several responses, what the task's filter makes of it). lm-eval itself judges them together:
     the first one, or their majority."""
     filter_name, name = metric
@@ -112,7 +113,7 @@ def _alone(task: Any, metric: tuple[str, str], document: Mapping[str, Any], row:
     return (float(value) if value in (0, 1) else None), filtered
 
 
-def _verdict_metric(documents: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+def _verdict_metric(documents: Sequence[Record]) -> tuple[str, str] | None:
     """(filter, metric) of the first metric that is 0 or 1 in every document, None where there is none."""
     for filter_name in dict.fromkeys(d["filter"] for d in documents):
         of_filter = [d for d in documents if d["filter"] == filter_name]
@@ -122,7 +123,7 @@ def _verdict_metric(documents: Sequence[Mapping[str, Any]]) -> tuple[str, str] |
     return None
 
 
-def _metrics(results: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(results: Record) -> dict[str, float]:
     """task/metric,filter -> value, of tasks and groups."""
     return {
         f"{name}/{key}": float(value)
@@ -132,7 +133,7 @@ def _metrics(results: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _print(results: Mapping[str, Any], console: Console) -> None:
+def _print(results: Record, console: Console) -> None:
     lines = []
     for name, values in {**results["results"], **results.get("groups", {})}.items():
         for key, value in values.items():

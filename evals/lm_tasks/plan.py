@@ -6,22 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evals.engines import Tokenizer
 from evals.errors import UserError, first_line
 from evals.hub import ask_hub
 from evals.items import choose_indices
+from evals.models import Config
 
 PREFIX = "lm_eval:"
+Record = Mapping[str, Any]
+"""what lm-eval says of a document or a result, by name"""
 
 
 @dataclass(frozen=True)
 class TaskPlan:
     """A task or group of lm-eval as it is going to be asked."""
 
-    loaded: Mapping[str, Any]
+    loaded: Record
     """what lm-eval's TaskManager.load returned"""
     indices: Mapping[str, list[int] | None]
     """task -> the documents that are asked; None: all"""
-    settings: dict[str, Any]
+    settings: Config
     notes: list[str]
 
     @property
@@ -78,7 +82,7 @@ def make_task_plan(bench: str, args: argparse.Namespace) -> TaskPlan:
     return TaskPlan(loaded, indices, settings, notes)
 
 
-def _load(name: str, include_path: str | None) -> Mapping[str, Any]:
+def _load(name: str, include_path: str | None) -> Record:
     from lm_eval.tasks import TaskManager
 
     if include_path and not Path(include_path).is_dir():
@@ -101,7 +105,7 @@ def _load(name: str, include_path: str | None) -> Mapping[str, Any]:
         ) from e
 
 
-def _configure(name: str, task: Any, settings: Mapping[str, Any]) -> list[str]:
+def _configure(name: str, task: Any, settings: Config) -> list[str]:
     """Apply the options to a task, as lm-eval's simple_evaluate does. Returns notes on what decides its score."""
     notes = []
     own = task.get_config("num_fewshot")
@@ -130,7 +134,7 @@ MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_to
 DEFAULT_MAX_TOKENS = 256
 
 
-def first_prompt(plan: TaskPlan, tokenizer: Any) -> tuple[str, str]:
+def first_prompt(plan: TaskPlan, tokenizer: Tokenizer | None) -> tuple[str, str]:
     """(task, the text of its first request)."""
     name, task = next(iter(plan.loaded["tasks"].items()))
     chosen = plan.indices[name]
@@ -143,19 +147,19 @@ def first_prompt(plan: TaskPlan, tokenizer: Any) -> tuple[str, str]:
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
         chat_template=(lambda history, add_generation_prompt=True: chat_text(tokenizer, history, add_generation_prompt))
-        if chat
+        if chat and tokenizer is not None
         else None,
         tokenizer_name="",
     )
     return name, str(task.instances[0].args[0])
 
 
-def check_chat(plan: TaskPlan, tokenizer: Any) -> None:
+def check_chat(plan: TaskPlan, tokenizer: Tokenizer | None) -> None:
     if plan.settings["apply_chat_template"] and not getattr(tokenizer, "chat_template", None):
         raise UserError(f"{plan.title}: --apply-chat-template, and this model's tokenizer has no chat template.")
 
 
-def chat_text(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+def chat_text(tokenizer: Tokenizer, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
     """A conversation as the model reads it; without the generation prompt the last message is to be continued."""
     return tokenizer.apply_chat_template(
         history,

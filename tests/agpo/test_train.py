@@ -195,8 +195,8 @@ def without_end(model: Path) -> None:
         (["data=same.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "twice: '1+1'"),
         (["data=null.jsonl"], "null.jsonl, row 1: column 'answer' is null. Fill it in"),
         (["data=blank.csv"], "blank.csv, row 1: column 'answer' is empty. Fill it in"),
-        (["device=foo"], "device=foo: not here, or none that this runs on"),
-        (["device=cuda:99"], "device=cuda:99: not here"),
+        (["device=foo"], "device=foo is not available"),
+        (["device=cuda:99"], "device=cuda:99 is not available"),
         (["out=null.jsonl"], "cannot write the run to null.jsonl: file exists"),
         (["out=null.jsonl/runs"], "cannot write the run to null.jsonl/runs: not a directory"),
         (

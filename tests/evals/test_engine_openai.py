@@ -97,8 +97,8 @@ def test_addresses_and_model():
     assert parse_model("http://a:1/v1/,https://b/api/v3 #org/m#x") == (["http://a:1/v1", "https://b/api/v3"], "org/m#x")
     assert parse_model("openai:http://a:1") == (["http://a:1/v1"], "")
     for wrong, said in (
-        ("openai:a:1#m", "no server's address"),
-        ("openai:#m", "no server's address"),
+        ("openai:a:1#m", "not a server's address"),
+        ("openai:#m", "not a server's address"),
         ("openai:http://a:1,http://a:1/v1#m", "twice"),
         ("openai:https://user:secret@a/v1#m", "AGPO_API_KEY"),
         ("openai:https://a/v1?key=secret#m", "AGPO_API_KEY"),
@@ -247,7 +247,7 @@ def test_a_chat_only_server_gets_messages_and_gives_text(tiny, caplog):
     for said in (
         "no token ids: responses are stored as text",
         "own fields only",
-        "how long its context is",
+        "its context length",
         "chat messa",
     ):
         assert said in caplog.text
@@ -358,6 +358,14 @@ FAULTS = {
     "empty ids": {
         "choices": [{"text": "", "finish_reason": "stop", "token_ids": []}],
         "usage": {"completion_tokens": 0},
+    },
+    "choices that are no list": {"choices": {"text": "7"}, "usage": {"completion_tokens": 1}},
+    "a message that is a text": {
+        "choices": [{"message": "7", "finish_reason": "stop"}],
+        "usage": {"completion_tokens": 1},
+    },
+    "log-probabilities in another shape": {
+        "choices": [{"text": "", "finish_reason": "stop", "token_ids": [5], "logprobs": [-1]}]
     },
     "given up by the server": {"choices": [{"text": "", "finish_reason": "abort", "token_ids": [5]}]},
     "no finish reason": {"choices": [{"text": "", "finish_reason": None, "token_ids": [5]}]},

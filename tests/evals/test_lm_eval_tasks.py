@@ -141,6 +141,12 @@ def test_a_stop_string_in_thoughts_ends_nothing(engine):
     assert stopped("a; b") == "a"
 
 
+def test_a_stop_string_cuts_the_text_of_a_server_whose_tokenizer_is_not_at_hand():
+    completion = Completion((5, 6, 7), None, "length", 0.0, text="a; b")
+    text, completion = stop_at(completion, (";",), None)
+    assert (text, completion.finish_reason, completion.n_tokens) == ("a", "stop", 3)
+
+
 def test_a_second_run_resumes_and_a_finished_one_is_not_touched(folder, tiny, monkeypatch):
     """An engine that fails after seven responses: they are kept, and the same command makes the other seventeen."""
     write_tasks(folder)
