@@ -18,19 +18,17 @@ from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
 FLUSH_SECONDS = 0.5
-"""a finished completion is in the store at most about this much later"""
-
-
+"""most delay of a finished completion on its way to the store, about"""
 UNGRADED = "ungraded"
 """the outcome of a completion that has no verdict yet"""
 OF_COMPLETION = ("token_ids", "logprobs", "entropies", "finish_reason", "seconds", "weight_version")
-"""what a sample has of its completion as it is"""
+"""fields that a sample copies from its completion"""
 UNJUDGED = (UNGRADED, *FAILED)
-"""outcomes that say nothing about the completion: it is graded again when it is asked for again"""
+"""outcomes that say nothing about the completion: it is graded again"""
 
 
 class Grader(Protocol):
-    """What is asked of a grader here (`evals.grading.grader.open_grader` opens one)."""
+    """A grader, as `evals.grading.grader.open_grader` opens it."""
 
     def submit(self, text: str, item: Item, seen: Mapping[str, object] | None = None) -> "Future[Verdict]": ...
 
@@ -41,7 +39,7 @@ class Grader(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked, and where the completions go. Everything but the run and split decides what is generated."""
+    """What is asked, and where the completions go. All but run and split decides what is generated."""
 
     bench: Bench
     sampling: Sampling
@@ -63,12 +61,11 @@ def complete(
     on_row: Callable[[SampleRow], None] | None = None,
     max_errors: int = 0,
 ) -> dict[tuple[str, int], SampleRow]:
-    """All `job.n` completions of every item, by (item id, repeat): those in the store, and the others, made now.
+    """All `job.n` completions of every item, by (item id, repeat): those in the store, and new ones for the rest.
 
-    A completion's seed comes from (seed, benchmark, item, repeat), so that more repeats later keep the first ones. It
-    is written as soon as it is there, with its verdict or before it; whatever ends this early keeps what was written.
-    What the store has without a verdict, or with a grader's failure for one, is graded again. Completions of other
-    problems in the same run and split are left alone. Without an engine nothing is made.
+    A completion's seed comes from (seed, benchmark, item, repeat), so a larger n later keeps the first ones. It is
+    written at once, with its verdict or before it; nothing written is lost by an early end. Stored completions without
+    a verdict, or with a grader's failure, are graded again. Without an engine none are made.
 
     Where single prompts fail the others are finished and graded before EngineError is raised. Up to `max_errors`
     prompts that a server refuses (its content filter, its context) raise nothing: their rows have no verdict.
@@ -149,7 +146,7 @@ def response_text(completion: Completion, tokenizer: Tokenizer | None) -> str:
 
 
 def seen_of(row: SampleRow) -> dict[str, object]:
-    """What a reward function can ask for besides the text and the item: a parameter of that name gets it."""
+    """What a reward function gets besides the text and the item, by the name of its parameter."""
     seen = {"prompt": row.prompt, "token_ids": row.token_ids, "finish_reason": row.finish_reason, "step": row.step}
     return {**seen, "response": row.response}
 
@@ -157,7 +154,7 @@ def seen_of(row: SampleRow) -> dict[str, object]:
 def regrade(
     items: Sequence[Item], job: Job, store: Store, grader: Grader, on_row: Callable[[SampleRow], None] | None = None
 ) -> dict[tuple[str, int], SampleRow]:
-    """Grade the stored completions of a run anew, without generating any. Raises UserError for an unknown problem."""
+    """Grade the stored completions of a run again. Raises UserError for an unknown problem."""
     with Recorder(store, job.run_id, on_row) as recorder:
         _grade_again(recorder, items, job, store, grader, None)
         grader.flush()
@@ -179,7 +176,7 @@ def _grade_again(
             if row.item not in by_id:
                 raise UserError(
                     f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "
-                    "holds: its data changed. Give the same data (--data), or start a new run."
+                    "has: its data changed. Use the same data (--data), or start a new run."
                 )
             recorder.add(row, by_id[row.item], submit_again(grader, row, by_id[row.item]))
 
@@ -190,11 +187,10 @@ def submit_again(grader: Grader, row: SampleRow, item: Item) -> "Future[Verdict]
 
 
 class Recorder:
-    """Writes completions to the store in a thread of its own, in batches, while the engine goes on.
+    """Writes completions to the store in batches, in a thread, while the engine continues.
 
-    A row is written with its verdict; one whose grading takes longer is written without it first. What goes wrong in
-    the thread (the disk, a reward function) is raised at the next `add` or at the end. After an early end everything
-    that was added is in the store, graded or not.
+    A row whose grading takes longer is first written without its verdict. An error in the thread (the disk, a reward
+    function) is raised at the next `add` or at the end. After an early end all that was added is in the store.
     """
 
     def __init__(self, store: Store, run_id: str, on_row: Callable[[SampleRow], None] | None = None):
@@ -279,9 +275,9 @@ class Recorder:
 
 
 def token_chars(completion: Completion, text: str, tokenizer: Tokenizer | None) -> tuple[int, ...] | None:
-    """How many characters of the text each token added: a cut character counts with the token that completes it.
+    """How many characters of the text each token added; a split character counts with the token that completes it.
 
-    None where the ids do not decode to the text, as a server's text with a part of its own does not.
+    None where the ids do not decode to the text, as with a server that adds to it.
     """
     from tokenizers.decoders import DecodeStream
 
@@ -309,7 +305,7 @@ def ungraded_row(
     step: int,
     tokenizer: Tokenizer | None = None,
 ) -> SampleRow:
-    """The store's row of a completion before its verdict. tokenizer: whose ids they are; tells the tokens' texts."""
+    """The store's row of a completion before its verdict. tokenizer: for `token_chars`."""
     return SampleRow(
         split=split,
         item=item.id,
@@ -331,7 +327,7 @@ def ungraded_row(
 
 
 def refused_row(item: Item, repeat: int, prompt: str, seed: int, split: str, step: int, why: EngineError) -> SampleRow:
-    """Of a prompt that a server will never take: no response and no verdict."""
+    """The row of a prompt that a server refused: no response and no verdict."""
     row = ungraded_row(item, repeat, prompt, "", Completion((), None, "abort", 0.0, text=""), seed, split, step)
     return replace(row, outcome="refused", path="engine", meta={**row.meta, "detail": str(why)})
 

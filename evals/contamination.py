@@ -1,4 +1,4 @@
-"""Could the model have seen the problems? Its training data, where the run that made it is known, and its dates."""
+"""Could the model have seen the problems? By its training data, where its run is known, and by dates."""
 
 import datetime
 import json
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 NGRAM = 13
 """words; 8, common elsewhere, flags every tenth problem for its boilerplate"""
 SHARE = 0.5
-"""of a problem's n-grams in one training problem, from which on it counts as seen"""
+"""a problem counts as seen if one training problem has this share of its n-grams"""
 COMMON = 0.2
-"""of the problems: n-grams that more of them share are a template's, such as solved examples"""
+"""n-grams in more than this share of the problems are ignored: they belong to a template"""
 
 
 _TOLD = ("id", "question_id", "title", "url", "link", "contest_date", "date")
-"""columns of a training set that say where a problem is from"""
+"""columns of a training set that tell a problem's origin"""
 
 
 @dataclass(frozen=True)
 class Known:
-    """Until when a family of models may have seen problems."""
+    """When a family of models may last have seen problems."""
 
     pattern: str
     """in the lower-case name of the model"""
     until: datetime.date
     stated: bool
-    """True: the cut-off that its makers state. False: they state none, and this is the day of its release"""
+    """True: the cut-off that its makers state. False: the day of its release"""
     source: str
 
 
-# First match wins. Models that are not here get no word.
+# First match wins. Other models get no note.
 KNOWN: tuple[Known, ...] = (
     Known(r"deepseek-r1-distill", datetime.date(2025, 1, 20), False, "LiveCodeBench, lm_styles.py"),
     Known(r"qwen2\.5-coder", datetime.date(2024, 11, 12), False, "Qwen2.5-Coder's README"),
@@ -58,13 +58,13 @@ KNOWN: tuple[Known, ...] = (
 
 
 def known(model: str) -> Known | None:
-    """What is known of the model by its name or the last parts of its path."""
+    """What is known of the model, by its name or the end of its path."""
     name = "/".join(Path(model).parts[-2:]).lower()
     return next((one for one in KNOWN if re.search(one.pattern, name)), None)
 
 
 def dates_note(model: str, items: Sequence[Item]) -> str | None:
-    """A warning where dated problems are not newer than what the model may have been trained on."""
+    """A warning if dated problems are not newer than the model."""
     one = known(model)
     dated = [item.meta["date"] for item in items if item.meta.get("date")]
     if one is None or not dated:
@@ -80,13 +80,13 @@ def dates_note(model: str, items: Sequence[Item]) -> str | None:
 
 
 def training_notes(training: Config, items: Sequence[Item]) -> list[str]:
-    """Warnings where the data of a training run (its configuration's section `data`) overlaps the problems.
+    """Warnings if the data of a training run (its configuration's section `data`) overlaps the problems.
 
-    A problem counts as seen when a training problem has its id or title, or half of its 13-grams; training problems
-    with a contest date in the span of the problems' dates are counted too.
+    A problem counts as seen if a training problem has its id or title, or half of its 13-grams. Training problems dated
+    within the span of the problems' dates are counted too.
     """
     path = str(training.get("path") or "")
-    if not path or path in BENCHES:  # problems that are made on the spot: their sides are apart
+    if not path or path in BENCHES:  # generated problems, whose splits are disjoint
         return []
     try:
         trained = list(training_items(path, training.get("prompt_column") or "prompt"))
@@ -154,7 +154,7 @@ def training_items(path: str, column: str = "prompt") -> Iterator[Item]:
 
 
 def _names_of(item: Item) -> list[str]:
-    """What a training row says of where it is from. The last parts of a URL name the problem: .../1873/A, .../slug/."""
+    """A training row's names for its problem. A URL ends in them: .../1873/A, .../slug/."""
     names = [item.id]
     for text in (str(item.meta[k]) for k in ("id", "question_id", "title", "url", "link") if k in item.meta):
         parts = [part for part in text.split("/") if part]
@@ -167,16 +167,16 @@ def _plain(text: str) -> str:
 
 
 def _grams(text: str) -> set[tuple[str, ...]]:
-    """All n-grams of the words; the whole text where it has fewer words."""
+    """All n-grams of words; the whole text if it has fewer words."""
     words = re.findall(r"\w+", text.lower())
     return {tuple(words[i : i + NGRAM]) for i in range(max(1, len(words) - NGRAM + 1))} if words else set()
 
 
 def notes(model: str, label: Config, items: Sequence[Item], store: "Store | None" = None) -> list[str]:
-    """All that is to say of a model before it is asked these problems.
+    """All warnings about a model and these problems.
 
-    model: folder or hub id. label: what agpo_run.json in the folder says. The checkpoint's own state tells where the
-    training data are, else the run's record in the store.
+    model: folder or hub id. label: the folder's agpo_run.json. The training data are named by the checkpoint's own
+    state, else by the run in the store.
     """
     said = [note] if (note := dates_note(label.get("model", model), items)) else []
     state = Path(model) / "trainer" / "state.json"

@@ -1,4 +1,4 @@
-"""Rows of data files as they are: JSON lines, JSON arrays, CSV, parquet, Arrow. What is no row is told, not raised."""
+"""Rows of data files: JSON lines, JSON arrays, CSV, parquet, Arrow. Malformed rows are yielded, not raised."""
 
 import csv
 import gzip
@@ -86,7 +86,7 @@ def _row(row: object, shown: str, line: int = 0) -> Record | Malformed:
 
 
 def chat_row(row: object) -> object:
-    """A row that is nothing but a chat, as in Open-Reasoner-Zero's data: `prompt`, and what the last turn answers.
+    """A row that is only a chat, as in Open-Reasoner-Zero's data, as `prompt` and the last turn's `answer`.
 
     The hub has such a list as columns 0 and 1. Other rows come back as they are.
     """

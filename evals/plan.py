@@ -1,4 +1,4 @@
-"""The plan of an evaluation: which benchmarks under which settings, resolved and checked before any model is loaded."""
+"""The plan of an evaluation: benchmarks and their settings, checked before any model is loaded."""
 
 import argparse
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """One benchmark as it is going to be asked."""
+    """One benchmark as it will be asked."""
 
     bench: Bench
     items: list[Item]
     settings: Config
-    """everything but the model that decides the result; it goes into the run's configuration"""
+    """all that decides the result, except the model; part of the run's configuration"""
     notes: list[str]
-    """what the benchmark says about this selection of its problems"""
+    """the benchmark's remarks about this selection of problems"""
 
     @property
     def title(self) -> str:
@@ -41,7 +41,7 @@ class Plan:
 
 
 def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
-    """Resolve the command line, one plan per benchmark. Raises UserError for what does not go together."""
+    """One plan per benchmark of the command line. Raises UserError for options that do not go together."""
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit must be at least 1, not {args.limit}.")
     names = list(dict.fromkeys(name for given in args.bench for name in given.split(",") if name))
@@ -59,7 +59,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
         if not items:
             raise UserError(f"{bench.name}: no problem is left under these options: {chosen['options']}.")
         if ":" in bench.grader:
-            check_columns(bench.grader, items)  # what cannot be called is said before a model is loaded
+            check_columns(bench.grader, items)
         plans.append(Plan(bench, items, chosen, bench.notes(items, chosen["options"])))
     for name in tasks:
         plans.append(make_task_plan(name, args))
@@ -68,7 +68,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
 
 
 def plan_for(plan: Plan | TaskPlan, target: Target, max_tokens: int | None) -> Plan | TaskPlan:
-    """The plan for one model: where nobody said how long an answer may be, a checkpoint is asked as in training."""
+    """The plan for one model: without --max-tokens a checkpoint gets the limit that its training evaluated with."""
     own = target.label.get("max_tokens")
     if max_tokens or not own or not isinstance(plan, Plan) or own == plan.settings["max_tokens"]:
         return plan
@@ -90,10 +90,7 @@ def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: d
     if temperature < 0 or not 0 < args.top_p <= 1:
         raise UserError("--temperature must be at least 0 and --top-p in (0, 1].")
     if args.n > 1 and temperature == 0:
-        raise UserError(
-            f"--n {args.n} at temperature 0 gives {args.n} equal answers ({bench.name}). "
-            "Say --temperature 0.7, or --n 1."
-        )
+        raise UserError(f"--n {args.n} at temperature 0 gives equal answers ({bench.name}). Use --temperature 0.7.")
     preset = args.prompt or bench.prompt
     kwargs = yaml.safe_load(args.chat_template_kwargs or "{}")
     if not isinstance(kwargs, dict):
@@ -131,7 +128,7 @@ def reward_range(args: argparse.Namespace) -> list[float] | None:
 
 
 def asked_with(settings: Config) -> str | Preset:
-    """The prompt preset of a run's settings, with words of one's own where there are some. Raises UserError."""
+    """The prompt preset of a run's settings, with its --system-prompt and so on. Raises UserError."""
     words = settings.get("system_prompt"), settings.get("user_prompt")
     return own_preset(settings["prompt"], *words, settings.get("chat_template_kwargs") or {})
 
@@ -144,17 +141,14 @@ def data_files(given: Sequence[str], benches: Sequence[Bench]) -> dict[str, str]
         name, equals, path = text.partition("=")
         if not (equals and name in names):
             if not names:
-                raise UserError(f"--data {text}: a task of lm-eval names its own data.")
+                raise UserError(f"--data {text}: tasks of lm-eval have their own data. Omit --data.")
             if len(names) > 1:
-                raise UserError(
-                    f"--data {text}: with several benchmarks say which one it is for, name=path. "
-                    f"Chosen: {', '.join(names)}."
-                )
+                raise UserError(f"--data {text}: with several benchmarks use BENCH=FILE, of {', '.join(names)}.")
             name, path = names[0], text
         if name in files:
             raise UserError(f"--data was given twice for {name}: {files[name]} and {path}.")
         if find(name).source.startswith("made "):
-            raise UserError(f"--data {text}: {name} is made on the spot and reads no file. Own problems: data:FILE.")
+            raise UserError(f"--data {text}: {name} is generated and reads no file. For your problems: data:FILE.")
         files[name] = path
     return files
 

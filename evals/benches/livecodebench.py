@@ -32,10 +32,10 @@ Window = tuple[datetime.date, datetime.date]
 def load(path: str | None, release: str, window: str) -> list[Item]:
     """Problems of a release whose contest date lies in the window.
 
-    path: None for the hub's files; a folder that holds them (test.jsonl, test2.jsonl, ...); or one file of records,
-    .jsonl, .jsonl.gz or .parquet, which is taken for the release unless its count or its dates say that it is another.
-    `meta["source"]` says which, with counts. Raises UserError: an unknown release or window, a file of another release,
-    nothing in the window, a record that is not one, tests that cannot be decoded or are missing.
+    path: None for the hub's files; a folder with them (test.jsonl, test2.jsonl, ...); or one file of records, .jsonl,
+    .jsonl.gz or .parquet, which counts as the release unless its size or dates show another. `meta["source"]` says
+    which, with counts. Raises UserError: an unknown release or window, a file of another release, nothing in the
+    window, a malformed record, tests that are missing or cannot be decoded.
     """
     days = parse_window(window)
     where, files = _files(path, release, days[0])
@@ -80,8 +80,8 @@ def parse_window(text: str) -> Window:
         )
     except ValueError as e:
         raise UserError(
-            f"window {text!r}: expected START:END with dates like {lcb_facts.PAPER_WINDOW}; leave one of them out for "
-            "no bound, or say all."
+            f"window {text!r}: expected START:END with dates like {lcb_facts.PAPER_WINDOW}; omit one for no bound, or "
+            "use all."
         ) from e
     if days[0] > days[1]:
         raise UserError(f"window {text!r}: it ends before it starts.")
@@ -165,7 +165,7 @@ def to_item(row: Record, where: str, source: str) -> Item:
         except private_tests.BadTests as e:
             raise UserError(f"{where}: its {kind} tests cannot be read: {e}.") from e
     if not found["public"] and not found["private"]:
-        raise UserError(f"{where}: it has no tests. Nothing could fail, so nothing can pass: leave it out of the file.")
+        raise UserError(f"{where}: it has no tests, so nothing could fail. Remove it from the file.")
     entry = _entry(row, where)
     tests = tuple(_tests(found["public"] + found["private"], bool(entry), where))
     date = str(row["contest_date"])[:10]
@@ -188,7 +188,7 @@ def to_item(row: Record, where: str, source: str) -> Item:
 
 
 def _entry(row: Record, where: str) -> str:
-    """What to call: LeetCode's `Solution().method`, a function where the starter code has no class; "" for stdin."""
+    """What to call: LeetCode's `Solution().method`, or a function if the starter code has no class; "" for stdin."""
     try:
         metadata = json.loads(row["metadata"] or "{}")
         name = metadata.get("func_name") or ""
@@ -201,7 +201,7 @@ def _entry(row: Record, where: str) -> str:
 
 
 def _tests(found: Sequence[Mapping[str, str]], call: bool, where: str) -> Iterator[Test]:
-    """Public tests first, as the official runner has them. Of a call: one JSON value per line, the arguments."""
+    """Public tests first, as in the official runner. A call's arguments are one JSON value per line."""
     for number, test in enumerate(found):
         if not call:
             yield Test(unix_lines(test["input"]), unix_lines(test["output"]))
@@ -220,7 +220,7 @@ def report(rows: "Sequence[SampleRow]") -> "list[str | Grid]":
 
 
 def notes(items: Sequence[Item], options: Mapping[str, str]) -> list[str]:
-    """Release, window, counts, how good the tests are, and which problems are known to be faulty."""
+    """Release, window, counts, problems without private tests, and known errata."""
     sources = dict.fromkeys(str(item.meta["source"]) for item in items)
     said = [
         f"{options['release']}, window {options['window']} by contest date, both days included. {source}."
@@ -229,8 +229,8 @@ def notes(items: Sequence[Item], options: Mapping[str, str]) -> list[str]:
     weak = [item for item in items if not item.meta["private_tests"]]
     if weak:
         said.append(
-            f"{len(weak)} of {len(items)} problems have no private tests, only those of the statement: "
-            "a wrong program passes them more easily."
+            f"{len(weak)} of {len(items)} problems have no private tests, only those of the statement, which wrong "
+            "programs pass more easily."
         )
     faulty = {item.id: item.meta["errata"] for item in items if "errata" in item.meta}
     if faulty:

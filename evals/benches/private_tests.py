@@ -1,7 +1,7 @@
 """LiveCodeBench's test lists, decoded without trusting them: plain JSON, or JSON in pickle in zlib in base64.
 
-The official runner calls `pickle.loads` on the latter, which runs whatever the file says. Here the decompressed size is
-bounded, nothing is unpickled, and texts are taken only out of a pickle whose opcodes make text and mappings of text.
+The official runner calls `pickle.loads` on the latter, which can run any code. Here the decompressed size is limited,
+nothing is unpickled, and only pickles whose opcodes make text and mappings of text are read.
 """
 
 import base64
@@ -28,7 +28,7 @@ _TEXT_OPCODES = frozenset(
 
 
 class BadTests(ValueError):
-    """The tests of a problem cannot be read. The text says why; the caller knows whose they are."""
+    """The tests of a problem cannot be read."""
 
 
 def read(text: str, cache: Path | None = None, limit: int = MAX_BYTES) -> list[dict[str, str]]:
@@ -45,7 +45,7 @@ def read(text: str, cache: Path | None = None, limit: int = MAX_BYTES) -> list[d
             return _tests((cache / f"{digest}.json").read_text(encoding="utf-8"))
     tests = _tests(decode(text, limit))
     if cache is not None:
-        # a cache that cannot be written costs time, and nothing else
+        # a cache that cannot be written only costs time
         with contextlib.suppress(OSError), replacing(cache / f"{digest}.json") as path:
             path.write_text(json.dumps(tests), encoding="utf-8")
     return tests

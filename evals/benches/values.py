@@ -1,13 +1,13 @@
-"""Python values as JSON and back, so that a tuple is no list and a set is a set on the way out of a sandbox.
+"""Python values as JSON and back, which keeps tuples, lists and sets apart on the way out of a sandbox.
 
-The two functions need nothing around them: their source goes into the programs that run there.
+The two functions depend on nothing else: their source is put into the programs that run there.
 """
 
 
 def encode(value: object) -> object:
-    """JSON data for a value. Equal values of one kind have equal codes, whatever the order of a set or a dict.
+    """JSON data for a value. Equal values of one type have equal codes, whatever the order of a set or a dict.
 
-    What has no code (an object, a generator) stays as it is: the sandbox refuses to write it.
+    Any other object stays as it is, and the sandbox refuses to write it.
     """
     import json
 

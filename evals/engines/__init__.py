@@ -204,7 +204,8 @@ def check_engine(name: str, options: Mapping[str, object]) -> dict[str, object]:
 
 def load_engine(name: str, model: str, **options: object) -> Engine:
     """The engine called `name` over the model folder or hub id `model`; for `openai` it is `URL[,URL...]#MODEL`."""
-    return _engine_class(name).load(model, **check_engine(name, options))
+    options = check_engine(name, options)
+    return _engine_class(name).load(model, **options)
 
 
 def _engine_class(name: str) -> Any:

@@ -54,8 +54,7 @@ def evaluate_task(
 
 
 def _with_group(summary: Summary, groups: Record, metrics: set[tuple[str, str]]) -> Summary:
-    """A group's score is lm-eval's, by its own weights of the tasks; where that is not the mean over all documents it
-    has no interval of ours."""
+    """With a group's score, weighted by lm-eval; if it is not the mean over documents, without an interval."""
     for values in groups.values():
         for filter_name, metric in metrics:
             score = values.get(f"{metric},{filter_name}")
@@ -69,8 +68,8 @@ def judge(
 ) -> dict[str, tuple[str, str]]:
     """Give the rows of each task their verdicts: its first metric that is 0 or 1 for every document.
 
-    Of several responses to a document each is judged by itself. A task that has no such metric (perplexity, BLEU, ...)
-    has its metrics in the store and its responses without verdicts. Returns (filter, metric) of each task that has one.
+    Each of several responses to a document is judged alone. Without such a metric (perplexity, BLEU, ...) responses
+    have no verdict. Returns (filter, metric) of each task that has one.
     """
     found = {}
     for task, documents in samples.items():
@@ -101,8 +100,7 @@ def judge(
 
 
 def _alone(task: Any, metric: tuple[str, str], document: Record, row: SampleRow) -> tuple[float | None, Any]:
-    """(verdict on one of several responses, what the task's filter makes of it). lm-eval itself judges them together:
-    the first one, or their majority."""
+    """(verdict on one of several responses, its filtered form). lm-eval judges only the first, or their majority."""
     filter_name, name = metric
     one = Instance("generate_until", document["doc"], tuple(document["arguments"][0]), 0, resps=[row.response])
     for ensemble in task._filters:
@@ -114,7 +112,7 @@ def _alone(task: Any, metric: tuple[str, str], document: Record, row: SampleRow)
 
 
 def _verdict_metric(documents: Sequence[Record]) -> tuple[str, str] | None:
-    """(filter, metric) of the first metric that is 0 or 1 in every document, None where there is none."""
+    """(filter, metric) of the first metric that is 0 or 1 in every document, or None."""
     for filter_name in dict.fromkeys(d["filter"] for d in documents):
         of_filter = [d for d in documents if d["filter"] == filter_name]
         for metric in of_filter[0]["metrics"]:

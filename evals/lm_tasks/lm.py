@@ -21,9 +21,9 @@ from evals.store import SampleRow, Store
 
 
 class TaskLM(TemplateLM):
-    """Generates into the store; a response that is there is not made again. Texts end before a stop string.
+    """Generates into the store what is not there yet. Texts end before a stop string.
 
-    Scores need an engine with `score`. Prompts that do not fit are refused, where lm-eval's own models cut them.
+    Scoring needs an engine with `score`. Prompts that do not fit are refused, where lm-eval's own models cut them.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class TaskLM(TemplateLM):
         known: Mapping[tuple[str, str, int], SampleRow],
         max_errors: int = 0,
     ):
-        """known: (task, item, repeat) -> what is not generated again. max_errors: as in `complete`."""
+        """known: (task, item, repeat) -> a row that exists. max_errors: as in `complete`."""
         super().__init__()
         self.engine, self.indices, self.store, self.run_id = engine, indices, store, run_id
         self.step, self.seed, self.advance, self.known = step, seed, advance, known
@@ -69,14 +69,14 @@ class TaskLM(TemplateLM):
         return chat_text(self.tokenizer, chat_history, add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """As the tokenizer does by itself, but never a second beginning-of-sequence token after a chat template's."""
+        """As the tokenizer's default, but without a second beginning-of-sequence token after a chat template's."""
         if add_special_tokens is None:
             begin = self.tokenizer.bos_token
             add_special_tokens = not (begin and string.startswith(begin))
         return self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False).input_ids
 
     def item_of(self, request: Instance) -> Item:
-        """Its id is the document's place in the whole task, so that a sample of it and all of it agree."""
+        """Its id is the document's place in the whole task, whatever sample of it is asked."""
         task, document = request.task_name, request.doc_id
         assert isinstance(task, str)
         assert isinstance(document, int)  # lm-eval sets both before it asks
@@ -138,7 +138,7 @@ class TaskLM(TemplateLM):
         if score is None:
             raise UserError(
                 "this engine only generates, and the task scores given continuations (multiple choice or perplexity). "
-                "Use --engine hf for it."
+                "Use --engine hf."
             )
         return score
 
@@ -150,7 +150,7 @@ class TaskLM(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Every token predicted once, with as much before it as the context holds."""
+        """Every token is predicted once, with as much context as fits."""
         self._scorer()
         windows = []
         for number, request in enumerate(requests):
@@ -163,14 +163,14 @@ class TaskLM(TemplateLM):
         return totals
 
     def rows_of(self, task: str, document: Record) -> list[SampleRow]:
-        """The rows of a document that lm-eval has judged: its responses, or for a scored one the choice it made."""
+        """The rows of a document: its responses, or if it was scored, the model's choice."""
         item = self.name_of(task, document["doc_id"])
         made = [row for (t, i, _), row in self.rows.items() if t == task and i.split("#")[0] == item]
         return made or [scored_row(task, item, self.step, document)]
 
 
 def sampling_of(arguments: Record) -> tuple[Sampling, tuple[str, ...]]:
-    """lm-eval's generation arguments as ours, and the stop strings, which are cut from the finished text."""
+    """lm-eval's generation arguments as ours, and the stop strings."""
     given: Any = normalize_gen_kwargs(dict(arguments), default_max_gen_toks=DEFAULT_MAX_TOKENS)
     known = {"until", "max_gen_toks", "temperature", "top_p", "do_sample"}
     ignored = {k: v for k, v in given.items() if k not in known and k not in ("top_k", "num_beams", "seed")}
@@ -183,10 +183,7 @@ def sampling_of(arguments: Record) -> tuple[Sampling, tuple[str, ...]]:
 
 
 def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Tokenizer | None) -> tuple[str, Completion]:
-    """The text before the first stop string, and the tokens up to and with it, which is where it would have ended.
-
-    A stop string in a model's thoughts ends nothing.
-    """
+    """The text before the first stop string outside the thoughts, and the tokens up to and with it."""
     text = response_text(completion, tokenizer)
     said = answer_part(text) or ""
     kept_text = postprocess_generated_text(said, list(until), None)

@@ -1,7 +1,7 @@
-"""Results in lm-eval's own files, so that scripts that read them go on working: of our benchmarks too, as its tasks.
+"""Results in lm-eval's own files, for scripts that read them; our benchmarks appear as its tasks.
 
-<folder>/<model>/results_<date>.json and samples_<task>_<date>.jsonl, written by lm-eval's own tracker from what its
-`evaluate` returned, with the entries that its `simple_evaluate` adds.
+<folder>/<model>/results_<date>.json and samples_<task>_<date>.jsonl, written by lm-eval's tracker from the results of
+its `evaluate`, with the entries that its `simple_evaluate` adds.
 """
 
 import subprocess
@@ -71,7 +71,7 @@ def write_output(results: Record, lm: LM, model: str, config: Config, folder: Pa
 
 
 def _git_hash() -> str | None:
-    """As lm-eval has it: of the folder the command is started in. Its own function writes to the console."""
+    """Of the working directory, as in lm-eval, whose own function writes to the console."""
     try:
         said = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -85,11 +85,11 @@ def truncated(**_: object) -> None: ...
 
 
 METRICS = (pass1, response_tokens, truncated)
-"""lm-eval looks a metric's *name* up on the hub; given a callable it does not. The values come from process_results"""
+"""callables, for lm-eval looks up names on the hub; the values come from process_results"""
 
 
 class BenchTask(ConfigurableTask):
-    """A benchmark whose problems have been answered. rows: (item id, repeat) -> completion."""
+    """A benchmark that has been answered. rows: (item id, repeat) -> completion."""
 
     VERSION = 1
 

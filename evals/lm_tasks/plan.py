@@ -1,4 +1,4 @@
-"""How a task or group of lm-eval is going to be asked: loaded and checked before any model is."""
+"""A task or group of lm-eval, loaded and checked before any model is."""
 
 import argparse
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """A task or group of lm-eval as it is going to be asked."""
+    """A task or group of lm-eval as it will be asked."""
 
     loaded: Record
-    """what lm-eval's TaskManager.load returned"""
+    """from lm-eval's TaskManager.load"""
     indices: Mapping[str, list[int] | None]
-    """task -> the documents that are asked; None: all"""
+    """task -> the documents to ask; None: all"""
     settings: Config
     notes: list[str]
 
@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_unused(args: argparse.Namespace) -> None:
-    """Raise UserError where an option of lm-eval's tasks is given and no such task is chosen."""
+    """Raise UserError for an option of lm-eval's tasks without such a task."""
     for name in ("include_path", "num_fewshot", "apply_chat_template"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is an option of lm-eval's tasks (--bench lm_eval:<task>).")
@@ -50,9 +50,9 @@ def check_unused(args: argparse.Namespace) -> None:
 def make_task_plan(bench: str, args: argparse.Namespace) -> TaskPlan:
     """Load a task and its data. Raises UserError for a task that is not there, and for options it does not take."""
     if args.n != 1:
-        raise UserError(f"{bench}: a task of lm-eval says itself how often it asks (`repeats`); leave --n out.")
+        raise UserError(f"{bench}: a task of lm-eval sets its own number of samples (`repeats`). Omit --n.")
     if args.prompt:
-        raise UserError(f"{bench}: a task of lm-eval brings its own prompt; leave --prompt out.")
+        raise UserError(f"{bench}: a task of lm-eval has its own prompt. Omit --prompt.")
     settings = {
         "bench": bench,
         "include_path": str(Path(args.include_path).resolve()) if args.include_path else None,
@@ -71,8 +71,8 @@ def make_task_plan(bench: str, args: argparse.Namespace) -> TaskPlan:
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise UserError(
-                f"{bench}: {name} runs programs that the model wrote, and lm-eval has no sandbox for them. "
-                "Choose one of our own code benchmarks (--list)."
+                f"{bench}: {name} runs programs that the model wrote, and lm-eval has no sandbox. Use one of our own "
+                "code benchmarks (--list)."
             )
         notes += _configure(name, task, settings)
         count = len(task.eval_docs)
@@ -100,13 +100,13 @@ def _load(name: str, include_path: str | None) -> Record:
         return manager.load([name])
     except Exception as e:  # a task's code and its data set raise anything
         raise UserError(
-            f"cannot load lm-eval's task {name!r}: {type(e).__name__}: {first_line(e)}. Check the network, or give a "
-            "copy of its YAML that names local files, in the folder of --include-path."
+            f"cannot load lm-eval's task {name!r}: {type(e).__name__}: {first_line(e)}. Check the network, or put a "
+            "copy of its YAML that names local files in the folder of --include-path."
         ) from e
 
 
 def _configure(name: str, task: Any, settings: Config) -> list[str]:
-    """Apply the options to a task, as lm-eval's simple_evaluate does. Returns notes on what decides its score."""
+    """Apply the options to a task, as lm-eval's simple_evaluate does. Returns notes."""
     notes = []
     own = task.get_config("num_fewshot")
     if settings["num_fewshot"] is not None and own != 0:  # 0: its author allows no examples
@@ -160,7 +160,7 @@ def check_chat(plan: TaskPlan, tokenizer: Tokenizer | None) -> None:
 
 
 def chat_text(tokenizer: Tokenizer, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    """A conversation as the model reads it; without the generation prompt the last message is to be continued."""
+    """A rendered conversation; without the generation prompt the last message is to be continued."""
     return tokenizer.apply_chat_template(
         history,
         tokenize=False,

@@ -187,7 +187,7 @@ def test_a_second_run_resumes_and_a_finished_one_is_not_touched(folder, tiny, mo
         (["lm_eval:own_chose"], "no task 'own_chose'"),
         (["lm_eval:own_generate", "--n", "4"], "repeats"),
         (["lm_eval:own_generate", "--prompt", "none"], "its own prompt"),
-        (["lm_eval:own_generate", "--data", "x.jsonl"], "names its own data"),
+        (["lm_eval:own_generate", "--data", "x.jsonl"], "have their own data"),
         (["lm_eval:own_generate", "--apply-chat-template"], "no chat template"),
         (["lm_eval:own_generate", "--max-tokens", "250"], "more than the model's context of 256"),
         (["lm_eval:broken"], "cannot load lm-eval's task 'broken'"),

@@ -242,7 +242,7 @@ def test_weights_of_another_model_are_refused(folder, tiny):
     weights = load_file(folder / "other" / "model.safetensors")
     name = next(iter(weights))
     save_file({k: x for k, x in weights.items() if k != name}, folder / "other" / "model.safetensors")
-    with pytest.raises(UserError, match=f"no weights for {re.escape(name)}"):
+    with pytest.raises(UserError, match=rf"no weights for .*{re.escape(name)}"):
         engine.load_weights(str(folder / "other"), version="x")
     save_file(weights | {name: weights[name][:1].clone()}, folder / "other" / "model.safetensors")
     with pytest.raises(UserError, match=rf"{re.escape(name)} has shape \(1,.*, and by config.json"):

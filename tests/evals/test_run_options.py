@@ -122,4 +122,4 @@ def test_problems_a_reward_and_words_of_ones_own(capsys, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("bench", ["arith", "arith_long", "tiny_code"])
 def test_a_file_for_problems_that_are_made_is_refused(bench, capsys):
     assert main(["--bench", bench, "--data", "mine.jsonl", "--dry-run"]) == 2
-    assert "is made on the spot and reads no file" in capsys.readouterr().err
+    assert "is generated and reads no file" in capsys.readouterr().err
