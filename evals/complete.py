@@ -121,7 +121,8 @@ def answers(
 ) -> Iterator[tuple[int, int, Completion | EngineError]]:
     """`Engine.generate`, with the error in place of a completion where a server refused the prompt.
 
-    Raises EngineError once all else is answered, where another request failed or more than `max_errors` were refused.
+    Raises EngineError once all else is answered, if another request failed, more than `max_errors` were refused, or the
+    engine stopped at fewer of them.
     """
     answered = set()
     try:
@@ -129,12 +130,12 @@ def answers(
             answered.add((at, which))
             yield at, which, completion
     except EngineError as e:
-        if not e.failed or len(e.failed) > max_errors or any(why.status not in REFUSED for why in e.failed.values()):
+        pairs = {(at, which) for at, request in enumerate(requests) for which in range(len(request.seeds))} - answered
+        others = any(why.status not in REFUSED for why in e.failed.values()) or {at for at, _ in pairs} != {*e.failed}
+        if others or not 0 < len(e.failed) <= max_errors:
             raise
-        for at, why in e.failed.items():
-            for which in range(len(requests[at].seeds)):
-                if (at, which) not in answered:
-                    yield at, which, why
+        for at, which in sorted(pairs):
+            yield at, which, e.failed[at]
 
 
 def response_text(completion: Completion, tokenizer: Tokenizer | None) -> str:
@@ -147,8 +148,7 @@ def response_text(completion: Completion, tokenizer: Tokenizer | None) -> str:
 
 def seen_of(row: SampleRow) -> dict[str, object]:
     """What a reward function gets besides the text and the item, by the name of its parameter."""
-    seen = {"prompt": row.prompt, "token_ids": row.token_ids, "finish_reason": row.finish_reason, "step": row.step}
-    return {**seen, "response": row.response}
+    return {name: getattr(row, name) for name in ("prompt", "token_ids", "finish_reason", "step", "response")}
 
 
 def regrade(
@@ -231,10 +231,9 @@ class Recorder:
 
     def _run(self) -> None:
         try:
-            open_ = True
-            while open_:
-                open_ = self._collect()
+            while self._collect():
                 self._write()
+            self._write()
             while self._waiting and self._wait:
                 wait([verdict for _, _, verdict in self._waiting if verdict is not None], timeout=FLUSH_SECONDS)
                 self._write()

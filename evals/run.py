@@ -221,9 +221,9 @@ def facts_of(target: Target, engine: str, options: Config) -> Config:
 def list_benches(console: Console) -> None:
     from evals.benches import BENCHES
 
-    table = Table("name", "benchmark", "problems", "metric", "grader", "prompt", "max tokens", "licence", "source")
+    table = Table("name", "benchmark", "problems", "grader", "prompt", "max tokens", "licence", "source")
     for b in BENCHES.values():
-        row = (b.name, b.title, str(b.size), b.metric, b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
+        row = (b.name, b.title, str(b.size), b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
         table.add_row(*row)
     console.print(table)
     console.print("and lm_eval:<task> for any task of lm-eval")

@@ -41,7 +41,6 @@ class Bench:
     """0 is greedy"""
     test_set: bool = True
     """a checkpoint that was chosen by it is labelled selected_on_test; False: a validation set"""
-    metric: str = "Pass@1"
     options: tuple[Option, ...] = ()
     notes: Callable[[Sequence[Item], Mapping[str, str]], list[str]] = lambda items, options: []
     """(items, options): remarks on this selection of problems, for plan and report"""

@@ -57,10 +57,6 @@ def decode(text: str, limit: int = MAX_BYTES) -> str:
         packed = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as e:
         raise BadTests(f"neither JSON nor base64 ({e})") from e
-    return _pickled_text(_decompress(packed, limit))
-
-
-def _decompress(packed: bytes, limit: int) -> bytes:
     inflate = zlib.decompressobj()
     try:
         raw = inflate.decompress(packed, limit + 1)
@@ -70,10 +66,6 @@ def _decompress(packed: bytes, limit: int) -> bytes:
         raise BadTests(f"more than {limit / 2**20:g} MB after decompression, from {len(packed):,} bytes: a zlib bomb?")
     if not inflate.eof:
         raise BadTests(f"the zlib data is cut off after {len(packed):,} bytes: is the file complete?")
-    return raw
-
-
-def _pickled_text(raw: bytes) -> str:
     try:
         opcodes = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(raw)]
     except Exception as e:  # what a damaged pickle raises is not specified

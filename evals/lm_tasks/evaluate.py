@@ -45,8 +45,9 @@ def evaluate_task(
     metrics = judge(results["samples"], plan.loaded["tasks"], lm, store, run_id)
     summary = summarise(store.outcomes(run_id, step=step))
     summary = _with_group(summary, results.get("groups", {}), set(metrics.values()))
-    store.log_metrics(run_id, step, _metrics(results) | {"pass1": summary.pass1})
-    _print(results, console)
+    scores = {**results["results"], **results.get("groups", {})}
+    store.log_metrics(run_id, step, _metrics(scores) | {"pass1": summary.pass1})
+    _print(scores, console)
     console.print(summary.line(), markup=False)
     if refused := summary.outcomes.get("refused"):
         console.print(f"{plural(refused, 'response')} refused by the server: wrong in lm-eval's metrics, not in Pass@1")
@@ -121,19 +122,19 @@ def _verdict_metric(documents: Sequence[Record]) -> tuple[str, str] | None:
     return None
 
 
-def _metrics(results: Record) -> dict[str, float]:
+def _metrics(scores: Record) -> dict[str, float]:
     """task/metric,filter -> value, of tasks and groups."""
     return {
         f"{name}/{key}": float(value)
-        for name, values in {**results["results"], **results.get("groups", {})}.items()
+        for name, values in scores.items()
         for key, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and key != "sample_len"
     }
 
 
-def _print(results: Record, console: Console) -> None:
+def _print(scores: Record, console: Console) -> None:
     lines = []
-    for name, values in {**results["results"], **results.get("groups", {})}.items():
+    for name, values in scores.items():
         for key, value in values.items():
             metric, _, filter_name = key.partition(",")
             if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):

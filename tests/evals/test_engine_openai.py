@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from http_server import Cut, FakeServer, Hang, Status, chat, completion, vllm_like
 
+from evals.complete import answers
 from evals.engines import EngineError, Request, Sampling, load_engine
 from evals.engines import openai as openai_module
 from evals.engines.openai import parse_model
@@ -382,6 +383,21 @@ def test_a_failed_request_is_asked_again_and_never_an_empty_completion(engine_of
         requests = asked(10, (1, 2))
         assert right(requests, run(engine, requests))
         assert len(server.posts) > 20
+
+
+def test_refusals_are_tolerated_only_where_everything_else_was_answered(engine_of):
+    def script(server, path, body, number):
+        return Status(400, "too long") if body["prompt"] == [9, 9] else vllm_like(server, path, body, number)
+
+    requests = asked(20)
+    requests[0] = Request((9, 9), (0, 1))
+    with FakeServer(script) as server:
+        stops_at_once = answers(engine_of(server, concurrency=1, max_errors=1), requests, Sampling(20), 5)
+        with pytest.raises(EngineError, match="too long"):
+            list(stops_at_once)
+        made = list(answers(engine_of(server, concurrency=1, max_errors=6), requests, Sampling(20), 5))
+        assert [at for at, _, said in made if isinstance(said, EngineError)] == [0, 0]
+        assert len(made) == 21
 
 
 def test_a_request_that_always_fails_is_an_error_after_the_others_were_delivered(engine_of):
