@@ -272,7 +272,7 @@ def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: T
 
 
 def context_of(config: PreTrainedConfig) -> int:
-    """Longest prompt + completion: positions that the configuration has, by any of its names. None: there is no end."""
+    """Longest prompt + completion, by the configuration's positions; 2^30 where it sets no limit."""
     text = config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "seq_length", "context_length")
     return next((int(value) for name in names if isinstance(value := getattr(text, name, None), int)), 1 << 30)
