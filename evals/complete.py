@@ -143,7 +143,7 @@ def response_text(completion: Completion, tokenizer: Tokenizer | None) -> str:
     if completion.text is not None:
         return completion.text
     assert tokenizer is not None  # an engine without one gives texts
-    return tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    return tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
 
 
 def seen_of(row: SampleRow) -> dict[str, object]:

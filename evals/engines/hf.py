@@ -17,7 +17,7 @@ import transformers
 from pydantic import Field
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from evals.engines import Completion, FinishReason, Output, Request, Sampling, Tokenizer, Whole
+from evals.engines import Completion, FinishReason, Output, Request, Sampling, Whole
 from evals.engines.decoding import TILE, AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
 from evals.engines.sampling import gumbels, sample, uniforms
 from evals.errors import UserError, first_line
@@ -257,7 +257,7 @@ def at_least_a_tile(rows: np.ndarray) -> np.ndarray:
     return np.append(rows, np.repeat(rows[:1], max(0, TILE - len(rows))))
 
 
-def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: Tokenizer) -> frozenset[int]:
+def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: Any) -> frozenset[int]:
     """Every id that ends a sequence: the generation config's (one or several) and the tokenizer's."""
     listed = getattr(generation_config, "eos_token_id", None)
     ids = set(listed if isinstance(listed, list) else [] if listed is None else [listed])

@@ -194,7 +194,7 @@ def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Tokenizer
         return cut, dataclasses.replace(completion, finish_reason="stop")
 
     def stopped(count: int) -> bool:
-        part = tokenizer.decode(completion.token_ids[:count], skip_special_tokens=True)
+        part = tokenizer.decode(list(completion.token_ids[:count]), skip_special_tokens=True)
         return len(part) > len(cut) - len(kept_text) and any(stop in (answer_part(part) or "") for stop in until)
 
     fewest = bisect.bisect_left(range(len(completion.token_ids)), True, key=stopped)
