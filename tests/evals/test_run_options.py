@@ -66,7 +66,7 @@ def test_an_option_that_no_chosen_benchmark_has_is_an_error(capsys):
 
 def test_files_of_several_benchmarks_are_named(capsys, tmp_path):
     assert main(["--bench", "sides,one-side", "--data", "x.jsonl"]) == 2
-    assert "name=path" in capsys.readouterr().err
+    assert "use BENCH=FILE" in capsys.readouterr().err
     assert main(["--bench", "sides", "--data", "a", "--data", "sides=b"]) == 2
     assert "twice for sides" in capsys.readouterr().err
 
