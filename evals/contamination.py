@@ -1,10 +1,10 @@
-"""Could the model have seen the problems? By its training data, where its run is known, and by dates."""
+"""Could the model have seen the problems? By its training data, if its run is known, and by dates."""
 
 import datetime
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from evals.benches import BENCHES
 from evals.errors import UserError
 from evals.items import Item, problem_text, read_rows
-from evals.models import Config
 
 if TYPE_CHECKING:
     from evals.store import Store
@@ -20,28 +19,26 @@ if TYPE_CHECKING:
 NGRAM = 13
 """words; 8, common elsewhere, flags every tenth problem for its boilerplate"""
 SHARE = 0.5
-"""a problem counts as seen if one training problem has this share of its n-grams"""
+"""of a problem's n-grams in one training problem, for it to count as seen"""
 COMMON = 0.2
-"""n-grams in more than this share of the problems are ignored: they belong to a template"""
-
-
+"""n-grams in a larger share of the problems belong to a template, such as solved examples"""
 _TOLD = ("id", "question_id", "title", "url", "link", "contest_date", "date")
 """columns of a training set that tell a problem's origin"""
 
 
 @dataclass(frozen=True)
 class Known:
-    """When a family of models may last have seen problems."""
+    """The last date of problems that a family of models may have seen."""
 
     pattern: str
     """in the lower-case name of the model"""
     until: datetime.date
     stated: bool
-    """True: the cut-off that its makers state. False: the day of its release"""
+    """True: the stated cut-off. False: none is stated, and this is the release date"""
     source: str
 
 
-# First match wins. Other models get no note.
+# The first match counts. Other models get no warning.
 KNOWN: tuple[Known, ...] = (
     Known(r"deepseek-r1-distill", datetime.date(2025, 1, 20), False, "LiveCodeBench, lm_styles.py"),
     Known(r"qwen2\.5-coder", datetime.date(2024, 11, 12), False, "Qwen2.5-Coder's README"),
@@ -58,13 +55,13 @@ KNOWN: tuple[Known, ...] = (
 
 
 def known(model: str) -> Known | None:
-    """What is known of the model, by its name or the end of its path."""
+    """The entry for the model's name, or the last parts of its path."""
     name = "/".join(Path(model).parts[-2:]).lower()
     return next((one for one in KNOWN if re.search(one.pattern, name)), None)
 
 
 def dates_note(model: str, items: Sequence[Item]) -> str | None:
-    """A warning if dated problems are not newer than the model."""
+    """A warning if dated problems are no newer than the model's training data may be."""
     one = known(model)
     dated = [item.meta["date"] for item in items if item.meta.get("date")]
     if one is None or not dated:
@@ -79,17 +76,17 @@ def dates_note(model: str, items: Sequence[Item]) -> str | None:
     )
 
 
-def training_notes(training: Config, items: Sequence[Item]) -> list[str]:
-    """Warnings if the data of a training run (its configuration's section `data`) overlaps the problems.
+def training_notes(training: Mapping[str, object], items: Sequence[Item]) -> list[str]:
+    """Warnings if the data of a training run (section `data` of its configuration) overlaps the problems.
 
     A problem counts as seen if a training problem has its id or title, or half of its 13-grams. Training problems dated
-    within the span of the problems' dates are counted too.
+    within the problems' dates are counted too.
     """
     path = str(training.get("path") or "")
-    if not path or path in BENCHES:  # generated problems, whose splits are disjoint
+    if not path or path in BENCHES:  # problems that are made on the spot: their sides are apart
         return []
     try:
-        trained = list(training_items(path, training.get("prompt_column") or "prompt"))
+        trained = list(training_items(path, str(training.get("prompt_column") or "prompt")))
     except UserError as e:
         return [f"warning: whether the training data holds these problems could not be checked: {e}"]
     said = []
@@ -154,7 +151,7 @@ def training_items(path: str, column: str = "prompt") -> Iterator[Item]:
 
 
 def _names_of(item: Item) -> list[str]:
-    """A training row's names for its problem. A URL ends in them: .../1873/A, .../slug/."""
+    """What a training row says of where it is from. The last parts of a URL name the problem: .../1873/A, .../slug/."""
     names = [item.id]
     for text in (str(item.meta[k]) for k in ("id", "question_id", "title", "url", "link") if k in item.meta):
         parts = [part for part in text.split("/") if part]
@@ -167,23 +164,22 @@ def _plain(text: str) -> str:
 
 
 def _grams(text: str) -> set[tuple[str, ...]]:
-    """All n-grams of words; the whole text if it has fewer words."""
+    """All n-grams of the words; the whole text where it has fewer words."""
     words = re.findall(r"\w+", text.lower())
     return {tuple(words[i : i + NGRAM]) for i in range(max(1, len(words) - NGRAM + 1))} if words else set()
 
 
-def notes(model: str, label: Config, items: Sequence[Item], store: "Store | None" = None) -> list[str]:
-    """All warnings about a model and these problems.
+def notes(model: str, label: Mapping[str, object], items: Sequence[Item], store: "Store | None" = None) -> list[str]:
+    """Warnings about a model before it is evaluated on these problems.
 
-    model: folder or hub id. label: the folder's agpo_run.json. The training data are named by the checkpoint's own
-    state, else by the run in the store.
+    model: folder or hub id. label: the folder's agpo_run.json. The training data are found by the checkpoint's state,
+    else by the run's record in the store.
     """
-    said = [note] if (note := dates_note(label.get("model", model), items)) else []
+    said = [note] if (note := dates_note(str(label.get("model", model)), items)) else []
     state = Path(model) / "trainer" / "state.json"
-    config: Config = {}
+    data = None
     if state.is_file():
-        config = json.loads(state.read_text()).get("config") or {}
+        data = (json.loads(state.read_text()).get("config") or {}).get("data")
     elif store is not None and label.get("run"):
-        config = next((run.config for run in store.runs("train") if run.id == label["run"]), {})
-    data = config.get("data")
-    return said + training_notes(data if isinstance(data, dict) else {"path": data or ""}, items)
+        data = next((run.config.get("data") for run in store.runs("train") if run.id == label["run"]), None)
+    return said + training_notes(data if isinstance(data, Mapping) else {"path": data or ""}, items)

@@ -14,7 +14,7 @@ from evals.engines import Engine
 from evals.lm_tasks.lm import TaskLM, first_of
 from evals.lm_tasks.plan import Record, TaskPlan
 from evals.report.layout import print_table
-from evals.stats import Summary, summarise
+from evals.stats import Estimate, Summary, summarise
 from evals.store import SampleRow, Store
 
 
@@ -46,7 +46,7 @@ def evaluate_task(
     summary = summarise(store.outcomes(run_id, step=step))
     summary = _with_group(summary, results.get("groups", {}), set(metrics.values()))
     scores = {**results["results"], **results.get("groups", {})}
-    store.log_metrics(run_id, step, _metrics(scores) | {"pass1": summary.pass1})
+    store.log_metrics(run_id, step, _metrics(scores) | {"pass1": summary.pass1.value})
     _print(scores, console)
     console.print(summary.line(), markup=False)
     if refused := summary.outcomes.get("refused"):
@@ -59,8 +59,8 @@ def _with_group(summary: Summary, groups: Record, metrics: set[tuple[str, str]])
     for values in groups.values():
         for filter_name, metric in metrics:
             score = values.get(f"{metric},{filter_name}")
-            if isinstance(score, float) and abs(score - summary.pass1) > 1e-9:
-                return dataclasses.replace(summary, pass1=score, pass1_low=math.nan, pass1_high=math.nan)
+            if isinstance(score, float) and abs(score - summary.pass1.value) > 1e-9:
+                return dataclasses.replace(summary, pass1=Estimate(score))
     return summary
 
 
