@@ -302,7 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--curve", type=int, nargs="+", metavar="ROWS", help="whole builds of these sizes")
+    parser.add_argument("--curve", type=int, nargs="+", metavar="ROWS", help="time whole builds of these sizes instead")
     parser.add_argument("--one", choices=[*WAYS, "build"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

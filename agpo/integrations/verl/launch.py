@@ -154,7 +154,7 @@ def verl_python(given: str | None) -> str:
     check_version(version)
     if NAME not in plugins:
         raise UserError(
-            f"{python}: agpo is not installed there beside verl: pip install --no-deps agpo, on every node."
+            f"{python}: agpo is not installed there beside verl: pip install --no-deps -e CHECKOUT, on every node."
         )
     return str(Path(found).absolute())
 
