@@ -1,10 +1,10 @@
 """One evaluation as a run in the store: begun or continued, recorded while it goes on, ended with its tables."""
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from evals.grading.grader import open_grader
 from evals.groups import grouped
 from evals.items import Item, choose
 from evals.lm_tasks.plan import TaskPlan, check_chat
-from evals.models import Target
+from evals.models import Config, Target
 from evals.plan import Plan, asked_with, show_notes, with_model_notes
 from evals.prompts import encode
 from evals.tables import print_bench
@@ -36,7 +36,7 @@ UNFINISHED = ("interrupted", "failed", "dead")
 def evaluate_plan(
     plan: Plan | TaskPlan,
     target: Target,
-    facts: dict[str, Any],
+    facts: Config,
     engine: Engine,
     store: "Store",
     console: Console,
@@ -44,11 +44,9 @@ def evaluate_plan(
     lm_eval_output: Path | None = None,
     max_errors: int = 0,
 ) -> str:
-    """Evaluate one benchmark, or task of lm-eval, every completion into a run of the store, and print its tables.
+    """Evaluate one benchmark, or task of lm-eval, into a run of the store, and print its tables. Returns the run's id.
 
-    Returns the run's id.
-    max_errors: prompts of a benchmark that a server may refuse; of more the tables of what was answered are printed,
-    and EngineError is raised.
+    max_errors: prompts that a server may refuse; with more, EngineError is raised after the tables are printed.
     """
     if isinstance(plan, Plan):
         plan = with_model_notes(plan, target, store)
@@ -59,26 +57,30 @@ def evaluate_plan(
     config = {**facts, **plan.settings, "notes": plan.notes}
     if isinstance(plan, Plan):
         config["problems"] = len(plan.items)
+    results = None
     with stored_run(config["bench"], target, config, store, console, resume) as run_id:
         if isinstance(plan, Plan):
-            told = evaluate_bench(plan, target.step, engine, store, run_id, console, max_errors)
+            job, rows = evaluate_bench(plan, target.step, engine, store, run_id, console, max_errors)
             show_notes(plan, console)
+            if lm_eval_output:
+                from evals.lm_tasks.output import bench_results
+
+                results = bench_results(engine, plan.items, job, rows, store)
         else:
             from evals.lm_tasks.evaluate import evaluate_task
 
-            told = evaluate_task(plan, target.step, engine, store, run_id, console, max_errors)
-        if lm_eval_output:
+            results = evaluate_task(plan, target.step, engine, store, run_id, console, max_errors)
+        if lm_eval_output and results:
             from evals.lm_tasks.output import write_output
 
-            write_output(*told(), target.path, config, lm_eval_output, console)
+            write_output(*results, target.path, config, lm_eval_output, console)
     console.print(f"run {run_id} in {store}")
     return run_id
 
 
 def evaluate_bench(
     plan: Plan, step: int, engine: Engine, store: "Store", run_id: str, console: Console, max_errors: int
-) -> Callable[[], tuple[dict[str, Any], Any]]:
-    """Returns what makes lm-eval's result dictionary with the LM that it was told of."""
+) -> tuple[Job, dict[tuple[str, int], "SampleRow"]]:
     job = job_of(plan.bench, plan.settings, run_id, step)
     with (
         open_grader(plan.bench.grader, plan.settings.get("reward_range", (0.0, 1.0))) as grader,
@@ -92,16 +94,11 @@ def evaluate_bench(
                 finish(job, store, console)
             raise
 
-    def for_lm_eval() -> tuple[dict[str, Any], Any]:
-        from evals.lm_tasks.output import bench_results
-
-        return bench_results(engine, plan.items, job, rows, store)
-
     finish(job, store, console)
-    return for_lm_eval
+    return job, rows
 
 
-def job_of(bench: Bench, settings: Mapping[str, Any], run_id: str, step: int) -> Job:
+def job_of(bench: Bench, settings: Config, run_id: str, step: int) -> Job:
     """What a run's configuration asks of a benchmark."""
     sampling = Sampling(settings["max_tokens"], settings["temperature"], settings["top_p"])
     return Job(bench, sampling, settings["n"], asked_with(settings), settings["seed"], run_id, bench.name, step)
@@ -118,7 +115,7 @@ def finish(job: Job, store: "Store", console: Console) -> None:
 
 
 def regrade_run(wanted: str, store: "Store", console: Console) -> None:
-    """Grade a run's stored completions again, by the graders as they are now. Nothing is generated."""
+    """Grade a run's stored completions again, with the current graders."""
     run = store.find_run(wanted)
     if run.kind != "eval" or run.name != run.config.get("bench") or run.name.startswith("lm_eval:"):
         raise UserError(f"run {run.id} ({run.kind} {run.name}) is not an evaluation by a benchmark of ours.")
@@ -153,7 +150,7 @@ def asked_in(run: "RunRow") -> tuple[Bench, list[Item]]:
 def print_changes(
     before: Mapping[tuple[str, int], tuple[str, str]], rows: Mapping[tuple[str, int], "SampleRow"], console: Console
 ) -> None:
-    """How many verdicts a regrading changed, from what to what, with an example of each change."""
+    """Count the verdicts that changed, with an example of each kind of change."""
     changed_rows = (row for key, row in rows.items() if key in before and before[key][0] != row.outcome)
     changes = grouped(changed_rows, lambda row: (before[row.item, row.repeat][0], row.outcome))
     changed = sum(map(len, changes.values()))
@@ -168,16 +165,16 @@ def print_changes(
 
 @contextmanager
 def stored_run(
-    name: str, target: Target, config: dict[str, Any], store: "Store", console: Console, resume: str | None
+    name: str, target: Target, config: Config, store: "Store", console: Console, resume: str | None
 ) -> Iterator[str]:
-    """The id of a run that is begun, or continued where the same one was not finished; its status at the end."""
+    """The id of a new run, or of the same unfinished one; sets its status at the end."""
     run_id = find_unfinished(store, config, resume)
     if run_id:
         before, now = (facts.get("served", {}).get("root") for facts in (store.find_run(run_id).config, config))
         if before != now:
             raise UserError(
-                f"run {run_id} was answered by {before}, and the server now has {now} under the same name. Start the "
-                f"earlier one, or start over after `python -m evals.report rm {run_id}`."
+                f"run {run_id} was answered by {before}, and the server now has {now} under the same name. Serve the "
+                f"earlier model, or start over after `python -m evals.report rm {run_id}`."
             )
         store.resume_run(run_id)
         console.print(f"continuing run {run_id}")
@@ -201,17 +198,17 @@ def stored_run(
         status = "done"
     except KeyboardInterrupt as e:
         status = "interrupted"
-        raise KeyboardInterrupt("what is finished is kept; the same command continues") from e
+        raise KeyboardInterrupt("finished completions are kept; the same command continues") from e
     finally:
         store.finish_run(run_id, status)
 
 
-def deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """Of a run's configuration, what decides its result."""
+def deciding(config: Config) -> Config:
+    """The settings of a run that decide its result."""
     return {key: value for key, value in config.items() if key not in NOT_THE_RESULT}
 
 
-def find_unfinished(store: "Store", config: dict[str, Any], resume: str | None) -> str | None:
+def find_unfinished(store: "Store", config: Config, resume: str | None) -> str | None:
     """The run to continue: the one asked for, or the latest unfinished one with the same configuration."""
     if resume:
         run = store.find_run(resume)
@@ -219,19 +216,17 @@ def find_unfinished(store: "Store", config: dict[str, Any], resume: str | None) 
             raise UserError(f"run {run.id} is a {run.kind} run; --resume here continues an evaluation.")
         if changed := [k for k, v in deciding(config).items() if run.config.get(k) != v]:
             said = ", ".join(f"{k}={run.config.get(k)!r}, now {config[k]!r}" for k in changed)
-            raise UserError(
-                f"run {run.id} was started with other options: {said}. Give the same, or leave --resume out."
-            )
+            raise UserError(f"run {run.id} was started with other options: {said}. Use these, or omit --resume.")
         return run.id
     same = [r for r in store.runs("eval") if r.status in UNFINISHED and deciding(r.config) == deciding(config)]
     return same[-1].id if same else None
 
 
-def find_call(store: "Store", configs: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[int, str]]:
-    """(what marks the runs of this call, index of a configuration -> the finished run it has already).
+def find_call(store: "Store", configs: list[Config]) -> tuple[Config, dict[int, str]]:
+    """(the mark of this call's runs, index of a configuration -> its finished run).
 
-    A call for several evaluations that was cut short is continued by the same command: what it finished is not made
-    again, also where it was killed between two of them. A call that is complete begins anew.
+    The same command continues a call for several evaluations that was cut short, even between two of them, and keeps
+    what it finished. A complete call begins again.
     """
     wanted = [deciding(config) for config in configs]
     runs = [run for run in store.runs("eval") if run.config.get("call")]
@@ -247,7 +242,7 @@ def find_call(store: "Store", configs: list[dict[str, Any]]) -> tuple[dict[str, 
 
 
 def check_context(engine: Engine, plan: Plan) -> None:
-    """Refuse before the first token what would not fit, naming the problem and the numbers."""
+    """Raise UserError, before the first token, for a problem that does not fit the context."""
     if engine.tokenizer is None:  # the server counts
         return
     for item in plan.items:

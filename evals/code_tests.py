@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from evals.errors import UserError
 from sandbox import Limits, Problem, Test
@@ -10,7 +10,7 @@ from sandbox import Limits, Problem, Test
 
 @dataclass(frozen=True)
 class Code:
-    """How a program that answers a problem is run, and its tests, which may be megabytes: no sample stores them."""
+    """How a program that answers a problem is run, and its tests, which may be megabytes and are never stored."""
 
     problem: Problem
     mode: Literal["stdin", "call"] = "stdin"
@@ -18,17 +18,17 @@ class Code:
     """call mode: `function` or `Class().method`"""
     limits: Limits = field(default_factory=Limits)
     starter: str = ""
-    """code that the problem gives and that an answer continues; prompts show it"""
+    """code that the prompt shows and an answer continues"""
     completes: str = ""
-    """a response that begins indented is taken for the continuation of this: a function's head and its docstring"""
+    """a response that begins indented continues this: a function's head and docstring"""
     after: str = ""
-    """source behind every answer: what the tests call"""
+    """source after every answer: what the tests call"""
     prelude: str = ""
-    """source that is run before an answer, in its namespace: imports and definitions that it may take for granted"""
+    """source before an answer, in its namespace: imports and definitions that it may rely on"""
 
 
 def to_json(code: Code) -> str:
-    """For processes that get no Python objects; `from_json` makes the same again, to the digest of its problem."""
+    """For other processes; `from_json` restores it, with the same digest of its problem."""
     return json.dumps(asdict(code))
 
 
@@ -82,8 +82,8 @@ def read_code(text: str, where: str, limits: Limits | None = None, starter: str 
     return Code(problem, "call" if name else "stdin", entry, limits or Limits(), starter, prelude=PRELUDE)
 
 
-def _text(value: Any) -> str:
-    """Of standard input or output; APPS has lists of lines too."""
+def _text(value: object) -> str:
+    """Standard input or output; APPS also has lists of lines."""
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
         value = "\n".join(value)
     if not isinstance(value, str):
@@ -92,11 +92,11 @@ def _text(value: Any) -> str:
 
 
 def unix_lines(text: str) -> str:
-    """A contest's files have Unix's line ends; with those of a scraped page `input()` ends in a carriage return."""
+    """With Unix line ends, as contests have: after those of a scraped page `input()` ends in a carriage return."""
     return text.replace("\r\n", "\n")
 
 
-def _arguments(value: Any) -> list[Any]:
+def _arguments(value: object) -> list[object]:
     if isinstance(value, str):
         value = [json.loads(line) for line in value.rstrip("\n").split("\n")]
     if not isinstance(value, list):
@@ -104,5 +104,5 @@ def _arguments(value: Any) -> list[Any]:
     return value
 
 
-def _value(value: Any) -> Any:
+def _value(value: object) -> object:
     return json.loads(value) if isinstance(value, str) else value

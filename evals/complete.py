@@ -3,13 +3,13 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from evals.benches import Bench
-from evals.engines import REFUSED, Completion, Engine, EngineError, Request, Sampling
+from evals.engines import REFUSED, Completion, Engine, EngineError, Request, Sampling, Tokenizer
 from evals.errors import UserError
 from evals.grading import FAILED, Verdict
 from evals.items import Item, derive_seed
@@ -18,21 +18,19 @@ from evals.stats import Summary, summarise
 from evals.store import SampleRow, Store
 
 FLUSH_SECONDS = 0.5
-"""a finished completion is in the store at most about this much later"""
-
-
+"""most delay of a finished completion on its way to the store, about"""
 UNGRADED = "ungraded"
 """the outcome of a completion that has no verdict yet"""
 OF_COMPLETION = ("token_ids", "logprobs", "entropies", "finish_reason", "seconds", "weight_version")
-"""what a sample has of its completion as it is"""
+"""fields that a sample copies from its completion"""
 UNJUDGED = (UNGRADED, *FAILED)
-"""outcomes that say nothing about the completion: it is graded again when it is asked for again"""
+"""outcomes that say nothing about the completion: it is graded again"""
 
 
 class Grader(Protocol):
-    """What is asked of a grader here (`evals.grading.grader.open_grader` opens one)."""
+    """A grader, as `evals.grading.grader.open_grader` opens it."""
 
-    def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]": ...
+    def submit(self, text: str, item: Item, seen: Mapping[str, object] | None = None) -> "Future[Verdict]": ...
 
     def flush(self) -> None:
         """Everything has been submitted."""
@@ -41,7 +39,7 @@ class Grader(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked, and where the completions go. Everything but the run and split decides what is generated."""
+    """What is asked, and where the completions go. All but run and split decides what is generated."""
 
     bench: Bench
     sampling: Sampling
@@ -63,12 +61,11 @@ def complete(
     on_row: Callable[[SampleRow], None] | None = None,
     max_errors: int = 0,
 ) -> dict[tuple[str, int], SampleRow]:
-    """All `job.n` completions of every item, by (item id, repeat): those in the store, and the others, made now.
+    """All `job.n` completions of every item, by (item id, repeat): those in the store, and new ones for the rest.
 
-    A completion's seed comes from (seed, benchmark, item, repeat), so that more repeats later keep the first ones. It
-    is written as soon as it is there, with its verdict or before it; whatever ends this early keeps what was written.
-    What the store has without a verdict, or with a grader's failure for one, is graded again. Completions of other
-    problems in the same run and split are left alone. Without an engine nothing is made.
+    A completion's seed comes from (seed, benchmark, item, repeat), so a larger n later keeps the first ones. It is
+    written at once, with its verdict or before it; nothing written is lost by an early end. Stored completions without
+    a verdict, or with a grader's failure, are graded again. Without an engine none are made.
 
     Where single prompts fail the others are finished and graded before EngineError is raised. Up to `max_errors`
     prompts that a server refuses (its content filter, its context) raise nothing: their rows have no verdict.
@@ -99,58 +96,65 @@ def complete(
         if unjudged:
             _grade_again(recorder, items, job, store, grader, unjudged)
         failure: EngineError | None = None
-        answered = set()
         try:
-            for at, which, completion in () if engine is None else engine.generate(requests, job.sampling):
-                item, repeats = todo[at]
-                answered.add((item.id, repeats[which]))
-                text = response_text(completion, tokenizer)
-                seed = requests[at].seeds[which]
-                row = ungraded_row(
-                    item, repeats[which], prompts[at], text, completion, seed, job.split, job.step, tokenizer
-                )
-                recorder.add(row, item, grader.submit(opened_thoughts(prompts[at]) + text, item, seen_of(row)))
+            for at, which, said in () if engine is None else answers(engine, requests, job.sampling, max_errors):
+                (item, repeats), prompt, seed = todo[at], prompts[at], requests[at].seeds[which]
+                if isinstance(said, EngineError):
+                    recorder.add(refused_row(item, repeats[which], prompt, seed, job.split, job.step, said), item, None)
+                    continue
+                text = response_text(said, tokenizer)
+                row = ungraded_row(item, repeats[which], prompt, text, said, seed, job.split, job.step, tokenizer)
+                recorder.add(row, item, grader.submit(opened_thoughts(prompt) + text, item, seen_of(row)))
         except EngineError as e:
             if not e.failed:
                 raise
             e.failed = {requests[at].name: why for at, why in e.failed.items()}
             failure = e  # raised when all that was answered has its verdict
-        if failure and (refused := refusals(failure, max_errors)):
-            failure = None
-            for (item, repeats), prompt, request in zip(todo, prompts, requests, strict=True):
-                for k, seed in zip(repeats, request.seeds, strict=True) if item.id in refused else ():
-                    if (item.id, k) not in answered:
-                        row = refused_row(item, k, prompt, seed, job.split, job.step, refused[item.id])
-                        recorder.add(row, item, None)
         grader.flush()
     if failure:
         raise failure
     return recorder.rows
 
 
-def refusals(failure: EngineError, max_errors: int) -> dict[Any, EngineError]:
-    """What a server refused, by request, if nothing else failed and there are no more than `max_errors`; else none."""
-    refused = {which: why for which, why in failure.failed.items() if why.status in REFUSED}
-    return refused if len(refused) == len(failure.failed) <= max_errors else {}
+def answers(
+    engine: Engine, requests: Sequence[Request], sampling: Sampling, max_errors: int
+) -> Iterator[tuple[int, int, Completion | EngineError]]:
+    """`Engine.generate`, with the error in place of a completion where a server refused the prompt.
+
+    Raises EngineError once all else is answered, if another request failed, more than `max_errors` were refused, or the
+    engine stopped at fewer of them.
+    """
+    answered = set()
+    try:
+        for at, which, completion in engine.generate(requests, sampling):
+            answered.add((at, which))
+            yield at, which, completion
+    except EngineError as e:
+        pairs = {(at, which) for at, request in enumerate(requests) for which in range(len(request.seeds))} - answered
+        others = any(why.status not in REFUSED for why in e.failed.values()) or {at for at, _ in pairs} != {*e.failed}
+        if others or not 0 < len(e.failed) <= max_errors:
+            raise
+        for at, which in sorted(pairs):
+            yield at, which, e.failed[at]
 
 
-def response_text(completion: Completion, tokenizer: Any) -> str:
-    """What the engine says the text is, or the decoded ids."""
+def response_text(completion: Completion, tokenizer: Tokenizer | None) -> str:
+    """The engine's text, or the decoded ids."""
     if completion.text is not None:
         return completion.text
-    return tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    assert tokenizer is not None  # an engine without one gives texts
+    return tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
 
 
-def seen_of(row: SampleRow) -> dict[str, Any]:
-    """What a reward function can ask for besides the text and the item: a parameter of that name gets it."""
-    seen = {"prompt": row.prompt, "token_ids": row.token_ids, "finish_reason": row.finish_reason, "step": row.step}
-    return {**seen, "response": row.response}
+def seen_of(row: SampleRow) -> dict[str, object]:
+    """What a reward function gets besides the text and the item, by the name of its parameter."""
+    return {name: getattr(row, name) for name in ("prompt", "token_ids", "finish_reason", "step", "response")}
 
 
 def regrade(
     items: Sequence[Item], job: Job, store: Store, grader: Grader, on_row: Callable[[SampleRow], None] | None = None
 ) -> dict[tuple[str, int], SampleRow]:
-    """Grade the stored completions of a run anew, without generating any. Raises UserError for an unknown problem."""
+    """Grade the stored completions of a run again. Raises UserError for an unknown problem."""
     with Recorder(store, job.run_id, on_row) as recorder:
         _grade_again(recorder, items, job, store, grader, None)
         grader.flush()
@@ -172,7 +176,7 @@ def _grade_again(
             if row.item not in by_id:
                 raise UserError(
                     f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "
-                    "holds: its data changed. Give the same data (--data), or start a new run."
+                    "has: its data changed. Use the same data (--data), or start a new run."
                 )
             recorder.add(row, by_id[row.item], submit_again(grader, row, by_id[row.item]))
 
@@ -183,11 +187,10 @@ def submit_again(grader: Grader, row: SampleRow, item: Item) -> "Future[Verdict]
 
 
 class Recorder:
-    """Writes completions to the store in a thread of its own, in batches, while the engine goes on.
+    """Writes completions to the store in batches, in a thread, while the engine continues.
 
-    A row is written with its verdict; one whose grading takes longer is written without it first. What goes wrong in
-    the thread (the disk, a reward function) is raised at the next `add` or at the end. After an early end everything
-    that was added is in the store, graded or not.
+    A row whose grading takes longer is first written without its verdict. An error in the thread (the disk, a reward
+    function) is raised at the next `add` or at the end. After an early end all that was added is in the store.
     """
 
     def __init__(self, store: Store, run_id: str, on_row: Callable[[SampleRow], None] | None = None):
@@ -228,10 +231,9 @@ class Recorder:
 
     def _run(self) -> None:
         try:
-            open_ = True
-            while open_:
-                open_ = self._collect()
+            while self._collect():
                 self._write()
+            self._write()
             while self._waiting and self._wait:
                 wait([verdict for _, _, verdict in self._waiting if verdict is not None], timeout=FLUSH_SECONDS)
                 self._write()
@@ -271,10 +273,10 @@ class Recorder:
         self._waiting = waiting
 
 
-def token_chars(completion: Completion, text: str, tokenizer: Any) -> tuple[int, ...] | None:
-    """How many characters of the text each token added: a cut character counts with the token that completes it.
+def token_chars(completion: Completion, text: str, tokenizer: Tokenizer | None) -> tuple[int, ...] | None:
+    """How many characters of the text each token added; a split character counts with the token that completes it.
 
-    None where the ids do not decode to the text, as a server's text with a part of its own does not.
+    None where the ids do not decode to the text, as with a server that adds to it.
     """
     from tokenizers.decoders import DecodeStream
 
@@ -300,9 +302,9 @@ def ungraded_row(
     seed: int,
     split: str,
     step: int,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
 ) -> SampleRow:
-    """The store's row of a completion before its verdict. tokenizer: whose ids they are; tells the tokens' texts."""
+    """The store's row of a completion before its verdict. tokenizer: for `token_chars`."""
     return SampleRow(
         split=split,
         item=item.id,
@@ -324,7 +326,7 @@ def ungraded_row(
 
 
 def refused_row(item: Item, repeat: int, prompt: str, seed: int, split: str, step: int, why: EngineError) -> SampleRow:
-    """Of a prompt that a server will never take: no response and no verdict."""
+    """The row of a prompt that a server refused: no response and no verdict."""
     row = ungraded_row(item, repeat, prompt, "", Completion((), None, "abort", 0.0, text=""), seed, split, step)
     return replace(row, outcome="refused", path="engine", meta={**row.meta, "detail": str(why)})
 

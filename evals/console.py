@@ -19,7 +19,7 @@ LINE_SECONDS = 30.0
 
 
 def make_console() -> Console:
-    """A rich console that colours no numbers; a file or a pipe has no width of its own, and nothing wraps there."""
+    """A rich console without colored numbers, which does not wrap in a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
 
 
@@ -30,8 +30,8 @@ def plural(count: int, one: str) -> str:
 
 @contextmanager
 def progress_bar(title: str, total: int, console: Console) -> Iterator[Callable[..., None]]:
-    """A function that counts a completion, or as many as it is told: a bar with the time left; in a file or a pipe, a
-    line now and then."""
+    """A function that counts completions, one by default: a bar with the time left; in a file or a pipe, a line each
+    LINE_SECONDS."""
     if not console.is_terminal:
         yield _lines(title, total, console)
         return
@@ -49,7 +49,7 @@ def progress_bar(title: str, total: int, console: Console) -> Iterator[Callable[
 
 
 class _Left(ProgressColumn):
-    """Time left by the mean speed; nothing before it can be known (the first answers come late, and all at once)."""
+    """Time left, by `time_left`."""
 
     def render(self, task: Task) -> Text:
         left = time_left(task.completed, task.total or 0, task.elapsed or 0.0)
@@ -57,7 +57,7 @@ class _Left(ProgressColumn):
 
 
 def time_left(done: float, total: float, seconds: float) -> timedelta | None:
-    """By the mean speed so far; None until a fiftieth of it, and ten completions, are done."""
+    """By the mean speed; None until a fiftieth and ten completions are done: the first come late and all at once."""
     if done < max(10, total / 50):
         return None
     return timedelta(seconds=round((total - done) * seconds / done))

@@ -1,4 +1,4 @@
-"""Rows of data files as they are: JSON lines, JSON arrays, CSV, parquet, Arrow. What is no row is told, not raised."""
+"""Rows of data files: JSON lines, JSON arrays, CSV, parquet, Arrow. Malformed rows are yielded, not raised."""
 
 import csv
 import gzip
@@ -11,9 +11,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from evals.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 csv.field_size_limit(sys.maxsize)
 
@@ -28,7 +31,9 @@ class Malformed:
     """of the file, from 1; 0: its number is that of the row"""
 
 
-Rows = Iterator[Mapping[str, Any] | Malformed]
+Record = Mapping[str, Any]
+"""one row of a data file: its columns by name"""
+Rows = Iterator[Record | Malformed]
 
 
 def file_rows(path: str | Path) -> Rows:
@@ -54,13 +59,13 @@ def ending(path: Path) -> str:
     return name if name.endswith(PACKED) else path.suffix.lower()
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> IO[bytes]:
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
+        return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix.lower() == ".zst":
         import pyarrow as pa
 
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))  # type: ignore[arg-type]
     return path.open("rb")
 
 
@@ -73,7 +78,7 @@ def _lines(path: Path) -> Rows:
                 yield _line(line, number)
 
 
-def _line(line: bytes, number: int) -> Mapping[str, Any] | Malformed:
+def _line(line: bytes, number: int) -> Record | Malformed:
     shown = line[:200].decode("utf-8", "replace").strip()
     try:
         row = json.loads(line.decode("utf-8"))
@@ -84,15 +89,15 @@ def _line(line: bytes, number: int) -> Mapping[str, Any] | Malformed:
     return _row(row, shown, number)
 
 
-def _row(row: Any, shown: str, line: int = 0) -> Mapping[str, Any] | Malformed:
+def _row(row: object, shown: str, line: int = 0) -> Record | Malformed:
     row = chat_row(row)
     return row if isinstance(row, dict) else Malformed(f"a {type(row).__name__}, not a JSON object", shown, line)
 
 
-def chat_row(row: Any) -> Any:
-    """A row that is nothing but a chat, as in Open-Reasoner-Zero's data: `prompt`, and what the last turn answers.
+def chat_row(row: object) -> object:
+    """A row that is only a chat, as in Open-Reasoner-Zero's data, as `prompt` and the last turn's `answer`.
 
-    The hub has such a list as columns 0 and 1. Any other row comes back as it is.
+    The hub has such a list as columns 0 and 1. Other rows come back as they are.
     """
     turns = list(row.values()) if isinstance(row, dict) and list(row) == [*map(str, range(len(row)))] else row
     if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
@@ -180,17 +185,17 @@ def _arrow(path: Path) -> Rows:
     try:
         with pa.memory_map(str(path)) as source:
             try:
-                reader: Any = pa.ipc.open_stream(source)
+                batches = iter(pa.ipc.open_stream(source))
             except pa.ArrowInvalid:
                 opened = pa.ipc.open_file(source)
-                reader = (opened.get_batch(number) for number in range(opened.num_record_batches))
-            for batch in reader:
+                batches = map(opened.get_batch, range(opened.num_record_batches))
+            for batch in batches:
                 yield from _batch(batch)
     except (OSError, ValueError) as e:
         raise UserError(f"{path}: not a readable Arrow file ({e}).") from e
 
 
-def _batch(batch: Any) -> Rows:
+def _batch(batch: "pa.RecordBatch") -> Rows:
     try:
         yield from batch.to_pylist(maps_as_pydicts="strict")
     except (UnicodeDecodeError, OverflowError, KeyError) as e:  # before the first row: one by one, to tell which it is

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it answers is asked once, and a model of it is a folder from then on."""
+"""The Hugging Face hub: is it reachable, and the local folder of a model."""
 
 import contextlib
 import sys
@@ -9,15 +9,15 @@ from evals.errors import UserError, first_line
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 SECONDS = 10.0
-"""for the hub's first answer; without one what is in the cache is taken"""
+"""for the hub's first answer about a model; then the cache is used"""
 ANSWER_SECONDS = 2.0
-"""how long the hub may take to answer at all"""
+"""for the hub to answer at all"""
 
 
 def ask_hub() -> bool:
-    """Whether the hub answers within ANSWER_SECONDS: looking up a name may hang for longer than any time-out.
+    """Whether the hub answers within ANSWER_SECONDS, in a thread because a DNS lookup may outlast any timeout.
 
-    Where it does not, the cache is used from now on, and what it lacks fails at once instead of after retries.
+    If not, the cache is used from now on, and what it lacks fails at once instead of after retries.
     """
     import httpx
     from huggingface_hub import constants
@@ -44,9 +44,9 @@ def is_local(model: str) -> bool:
 
 
 def model_folder(model: str, *, weights: bool = True) -> Path:
-    """The folder of a model: of a hub id, ORG/NAME or ORG/NAME@REVISION, its snapshot in the cache, made where needed.
+    """The folder of a model; for a hub id, ORG/NAME or ORG/NAME@REVISION, its snapshot, downloaded if needed.
 
-    weights: with the *.safetensors. Raises UserError for a folder that is no model, and for what cannot be had.
+    weights: with the *.safetensors. Raises UserError for a folder that is not a model, and for a failed download.
     """
     if is_local(model):
         folder = Path(model).expanduser()
@@ -72,5 +72,5 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
 
 
 def commit_of(model: str) -> str:
-    """The commit that a hub id stands for now; "" for a local folder."""
+    """The current commit of a hub id; "" for a local folder."""
     return "" if is_local(model) else model_folder(model, weights=False).name

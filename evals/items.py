@@ -1,4 +1,4 @@
-"""Items: one problem with its reference answer, read from data files (verl's schema or columns by name)."""
+"""Items: problems with reference answers, from data files in verl's schema or with plain columns."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from evals.code_tests import Code, read_code
 from evals.errors import UserError, first_line
-from evals.files import ENDINGS, Malformed, ending, file_rows
+from evals.files import ENDINGS, Malformed, Record, ending, file_rows
 from evals.hub import ask_hub
 from sandbox import Limits
 
@@ -19,7 +19,7 @@ HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+)(?=:)
 
 @dataclass(frozen=True)
 class Item:
-    """One problem. `prompt` is the bare problem: a prompt preset is applied when it is asked, never baked in."""
+    """One problem. `prompt` is the bare problem: a prompt preset is applied when it is asked."""
 
     id: str
     prompt: str
@@ -28,21 +28,18 @@ class Item:
     code: Code | None = None
     """what the grader "code" runs; None for a problem that wants no program"""
     chat: tuple[dict[str, str], ...] = ()
-    """the turns of a prompt that is more than one user's message: asked as they are, without a preset"""
+    """the turns of a prompt with more than one user message: asked as they are, without a preset"""
     was_chat: bool = False
-    """the data has the prompt as a chat, of one user's message too"""
+    """the data has the prompt as a chat, even if of one message"""
 
     @property
-    def labels(self) -> dict[str, Any]:
+    def labels(self) -> dict[str, str | int | float | bool]:
         """`meta` without lists and the like: what every sample keeps in the store."""
         return {name: value for name, value in self.meta.items() if isinstance(value, str | int | float | bool)}
 
 
-def read_rows(path: str | Path) -> Iterator[Mapping[str, Any]]:
-    """Rows of a data file (see `evals.files`), in file order.
-
-    Raises UserError for a missing file, an unknown ending, or what is no row, with its line.
-    """
+def read_rows(path: str | Path) -> Iterator[Record]:
+    """Rows of a data file (`evals.files`), in order. Raises UserError for a bad file or, with its line, a bad row."""
     for number, row in enumerate(file_rows(path)):
         if isinstance(row, Malformed):
             where = f"line {row.line}" if row.line else f"row {number}"
@@ -50,7 +47,7 @@ def read_rows(path: str | Path) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[dict[str, Any]]:
+def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[Record]:
     """Rows of a data set on the Hugging Face hub. Raises UserError where it cannot be reached."""
     from datasets import load_dataset
 
@@ -70,12 +67,12 @@ def read_items(
 ) -> list[Item]:
     """Items of a file in verl's schema (prompt as chat, reward_model.ground_truth) or with plain columns by name.
 
-    path: several files with commas, whose items then have the file's name before their ids, or data sets of the hub
-    (ORG/NAME, ORG/NAME:SPLIT or ORG/NAME:CONFIG:SPLIT; the split is train).
-    answer: "" where nothing reads a reference answer; every other column is in the items' `meta`.
-    limits: the reference answers are tests, as `read_code` reads them, and programs are run under these limits; the
-    item's own answer is then empty, for tests may be megabytes and every sample keeps its answer.
-    Raises UserError naming the file, the row and the missing column; a file without a row is an error too.
+    path: one or more, separated by commas (ids then begin with the file's name): files, or data sets of the hub
+    (ORG/NAME, ORG/NAME:SPLIT or ORG/NAME:CONFIG:SPLIT; the default split is train).
+    answer: "" without reference answers; all other columns go to `meta`.
+    limits: the reference answers are tests (`read_code`), and programs run under these limits; `answer` is then empty,
+    for every sample stores it and tests may be megabytes.
+    Raises UserError naming the file, the row and the missing column; a file without rows is an error too.
     """
     items, parts = list[Item](), [str(path)] if Path(path).exists() else [part.strip() for part in str(path).split(",")]
     for part in parts:
@@ -94,8 +91,8 @@ def read_items(
     return items
 
 
-def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
-    def column(name: str) -> Any:
+def _item(where: str, row: Record, prompt: str, answer: str) -> Item:
+    def column(name: str) -> object:
         if name not in row:
             raise UserError(f"{where}: no column {name!r}. The row has: {', '.join(sorted(row))}.")
         if row[name] is None or row[name] == "":
@@ -103,22 +100,22 @@ def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
             raise UserError(f"{where}: column {name!r} is {what}. Fill it in, or leave the row out.")
         return row[name]
 
-    def text(value: Any, what: str, hint: str = "") -> str:
+    def text(value: object, what: str, hint: str = "") -> str:
         """Never the repr of something else, which would be asked or compared in its place."""
         if isinstance(value, str):
             return value
         if isinstance(value, bool) or not isinstance(value, Number) or value != value:
             kind = "NaN" if value != value else f"a {type(value).__name__}"
-            raise UserError(f"{where}: {what} is {kind}, and a text or a number is wanted. Write it as one{hint}.")
+            raise UserError(f"{where}: {what} is {kind}, and a text or a number is wanted. Convert it{hint}.")
         return str(value)
 
     nothing = ([], (), {}, "", b"", "[]", "{}")
     for name in ("image", "images", "video", "videos", "audio", "tools"):
         if isinstance(row.get(name), list | tuple | dict | str | bytes) and row[name] not in nothing:
-            raise UserError(f"{where}: it has {name}, and only text is asked. Leave the row or the column out.")
+            raise UserError(f"{where}: it has {name}, and only text is supported. Remove the row or the column.")
     chat = turns(column(prompt), f"{where}, {prompt!r}")
     if chat and chat[-1]["role"] != "user":
-        raise UserError(f"{where}: the last turn is the {chat[-1]['role']}'s. The model answers a user's: cut it off.")
+        raise UserError(f"{where}: the last turn is the {chat[-1]['role']}'s, and must be the user's. Remove it.")
     asked = problem_text(chat, where) if chat else text(column(prompt), "the prompt")
     verl = {name: row[name] for name in ("reward_model", "extra_info") if isinstance(row.get(name), Mapping)}
     if "reward_model" in verl and answer not in row:
@@ -141,8 +138,8 @@ def _item(where: str, row: Mapping[str, Any], prompt: str, answer: str) -> Item:
     return Item(ident, asked, reference, meta, chat=own, was_chat=bool(chat))
 
 
-def turns(asked: Any, where: str) -> tuple[dict[str, str], ...]:
-    """The messages of a chat, each a role and a text; () for a prompt that is no list. Raises UserError for others."""
+def turns(asked: object, where: str) -> tuple[dict[str, str], ...]:
+    """The messages of a chat, each a role and a text; () for a prompt that is not a list. Raises UserError."""
     if not isinstance(asked, list | tuple):
         return ()
     expected = "Expected a chat with a user's message: a role and a content, which is a text."
@@ -158,21 +155,21 @@ def turns(asked: Any, where: str) -> tuple[dict[str, str], ...]:
         if all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
             content = "".join(str(part["text"]) for part in parts if part)
         if role == "tool" or message.get("tool_calls"):
-            raise UserError(f"{where}: a turn uses tools, and only text is asked. Leave the row out.")
+            raise UserError(f"{where}: a turn uses tools, and only text is supported. Remove the row.")
         if not isinstance(content, str):
             raise UserError(f"{where}: the {role}'s turn holds more than text ({content!r:.80}). {expected}")
         known = {"role", "content", "from", "value"}  # what else a template may read, such as reasoning_content
         more = {k: v for k, v in message.items() if k not in known and isinstance(v, str) and v}
         told.append({**more, "role": role, "content": content})
     if not any(message["role"] == "user" for message in told):
-        raise UserError(f"{where}: nobody asks. {expected}")
+        raise UserError(f"{where}: no turn is the user's. {expected}")
     return tuple(told)
 
 
-def problem_text(asked: Any, where: str) -> Any:
-    """What the user says in a chat, as verl's schema has prompts; whatever is no list comes back as it is.
+def problem_text(asked: object, where: str) -> Any:
+    """The user's messages in a chat, as verl's schema has prompts; anything but a list is returned as it is.
 
-    Raises UserError naming `where` for a list that is no chat of texts.
+    Raises UserError naming `where` for a list that is not a chat of texts.
     """
     if chat := turns(asked, where):
         return "\n\n".join(message["content"] for message in chat if message["role"] == "user")
@@ -180,18 +177,18 @@ def problem_text(asked: Any, where: str) -> Any:
 
 
 def item_id(text: str) -> str:
-    """A stable id for a problem that has none: the first 16 hex digits of the SHA-256 of its text."""
+    """An id for a problem without one: the first 16 hex digits of the SHA-256 of its text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on nothing but `parts` (run seed, item, repeat, step, ...)."""
+    """A 63-bit seed, a function of `parts` (run seed, item, repeat, step, ...)."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def choose(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
-    """A seeded sample of `limit` items in their own order (the first ones would be the easy subject); None is all."""
+    """A seeded sample of `limit` items in their order; None is all. (The first ones are often of one subject.)"""
     return [items[i] for i in choose_indices(len(items), limit, seed)]
 
 

@@ -1,4 +1,4 @@
-"""Which models an evaluation measures: the one that is named, or checkpoints of a training run."""
+"""The models of an evaluation: one model, or checkpoints of a training run."""
 
 import hashlib
 import json
@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from evals.store import Store
 
 START_MODELS = Path(__file__).parent / "start_models"
-"""tiny models that come with the package, by name: a run starts from one, an evaluation without --model measures one"""
+"""tiny models that come with the package, by name"""
 STEP = re.compile(r"step-(\d{6,})")
+
+
+Config = dict[str, Any]
+"""the configuration of a run, or a part of it, as the store has it"""
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,14 @@ class Target:
 
     path: str
     """a model folder or hub id, or openai:<base url>#<model>"""
-    label: dict[str, Any]
-    """what agpo_run.json in a checkpoint says about the run that made it; {} for any other model"""
+    label: Config
+    """a checkpoint's agpo_run.json, about the run that made it; {} for any other model"""
 
     @property
     def step(self) -> int:
         return int(self.label.get("step", 0))
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Config:
         """What a run's configuration says of the model."""
         selected = self.label.get("best", {}).get("selected_on_test")
         known = {"selected_on_test": selected} if selected else {}
@@ -51,7 +55,7 @@ def find_checkpoints(model: str, wanted: str, store: "Store | None") -> list[Tar
     """Checkpoints of a training run, in order of step.
 
     model: the run's folder, or its id or name in the store. wanted: `all`, or a list of steps, `best` and `latest`.
-    Raises UserError for a run without checkpoints and for one that is not there, naming those that are.
+    Raises UserError for a run without checkpoints and for missing ones, listing those that exist.
     """
     by_step = _checkpoints(model, store)
     if wanted == "all":
@@ -70,7 +74,7 @@ def find_checkpoints(model: str, wanted: str, store: "Store | None") -> list[Tar
         elif word.isdigit():
             steps.add(int(word))
         else:
-            raise UserError(f"--checkpoints {wanted}: {word!r} is not a step. Say all, best, latest, or steps: 20,40.")
+            raise UserError(f"--checkpoints {wanted}: {word!r} is not a step. Use all, best, latest, or steps: 20,40.")
     if gone := sorted(steps - set(by_step)):
         there = ", ".join(map(str, sorted(by_step)))
         raise UserError(f"{model} has no checkpoint of step {', '.join(map(str, gone))}. There are: {there}.")
@@ -102,7 +106,7 @@ def model_path(model: str) -> str:
 
 
 def fingerprint(model: str) -> str:
-    """Tells one state of a local model folder from another without reading gigabytes: names, sizes and times."""
+    """A hash of a local model folder's file names, sizes and times, instead of gigabytes of weights."""
     folder = Path(model)
     if not folder.is_dir():
         return model

@@ -1,22 +1,23 @@
-"""The plan of an evaluation: which benchmarks under which settings, resolved and checked before any model is loaded."""
+"""The plan of an evaluation: benchmarks and their settings, checked before any model is loaded."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 
 from evals import contamination
 from evals.benches import BENCHES, Bench, find, load
-from evals.benches.bench import OPTIONS, bench_name
+from evals.benches.bench import OPTIONS, Option, bench_name
+from evals.engines import Tokenizer
 from evals.errors import UserError
 from evals.grading.function import check_columns
 from evals.items import Item, choose
 from evals.lm_tasks.plan import PREFIX, TaskPlan, add_options, check_unused, first_prompt, make_task_plan
-from evals.models import Target
+from evals.models import Config, Target
 from evals.prompts import Preset, own_preset, render, text_or_file
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """One benchmark as it is going to be asked."""
+    """One benchmark as it will be asked."""
 
     bench: Bench
     items: list[Item]
-    settings: dict[str, Any]
-    """everything but the model that decides the result; it goes into the run's configuration"""
+    settings: Config
+    """all that decides the result, except the model; part of the run's configuration"""
     notes: list[str]
-    """what the benchmark says about this selection of its problems"""
+    """the benchmark's remarks about this selection of problems"""
 
     @property
     def title(self) -> str:
@@ -40,7 +41,7 @@ class Plan:
 
 
 def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
-    """Resolve the command line, one plan per benchmark. Raises UserError for what does not go together."""
+    """One plan per benchmark of the command line. Raises UserError for options that do not go together."""
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit must be at least 1, not {args.limit}.")
     names = list(dict.fromkeys(name for given in args.bench for name in given.split(",") if name))
@@ -58,7 +59,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
         if not items:
             raise UserError(f"{bench.name}: no problem is left under these options: {chosen['options']}.")
         if ":" in bench.grader:
-            check_columns(bench.grader, items)  # what cannot be called is said before a model is loaded
+            check_columns(bench.grader, items)
         plans.append(Plan(bench, items, chosen, bench.notes(items, chosen["options"])))
     for name in tasks:
         plans.append(make_task_plan(name, args))
@@ -67,7 +68,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
 
 
 def plan_for(plan: Plan | TaskPlan, target: Target, max_tokens: int | None) -> Plan | TaskPlan:
-    """The plan for one model: where nobody said how long an answer may be, a checkpoint is asked as in training."""
+    """The plan for one model: without --max-tokens a checkpoint gets the limit that its training evaluated with."""
     own = target.label.get("max_tokens")
     if max_tokens or not own or not isinstance(plan, Plan) or own == plan.settings["max_tokens"]:
         return plan
@@ -80,7 +81,7 @@ def with_model_notes(plan: Plan, target: Target, store: "Store | None") -> Plan:
     return replace(plan, notes=[*plan.notes, *contamination.notes(target.path, target.label, plan.items, store)])
 
 
-def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: dict[str, str]) -> dict[str, Any]:
+def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: dict[str, str]) -> Config:
     if args.n < 1:
         raise UserError(f"--n must be at least 1, not {args.n}.")
     if args.max_tokens is not None and args.max_tokens < 1:
@@ -89,10 +90,7 @@ def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: d
     if temperature < 0 or not 0 < args.top_p <= 1:
         raise UserError("--temperature must be at least 0 and --top-p in (0, 1].")
     if args.n > 1 and temperature == 0:
-        raise UserError(
-            f"--n {args.n} at temperature 0 gives {args.n} equal answers ({bench.name}). "
-            "Say --temperature 0.7, or --n 1."
-        )
+        raise UserError(f"--n {args.n} at temperature 0 gives equal answers ({bench.name}). Use --temperature 0.7.")
     preset = args.prompt or bench.prompt
     kwargs = yaml.safe_load(args.chat_template_kwargs or "{}")
     if not isinstance(kwargs, dict):
@@ -129,8 +127,8 @@ def reward_range(args: argparse.Namespace) -> list[float] | None:
     return [low, high]
 
 
-def asked_with(settings: Mapping[str, Any]) -> str | Preset:
-    """The prompt preset of a run's settings, with words of one's own where there are some. Raises UserError."""
+def asked_with(settings: Config) -> str | Preset:
+    """The prompt preset of a run's settings, with its --system-prompt and so on. Raises UserError."""
     words = settings.get("system_prompt"), settings.get("user_prompt")
     return own_preset(settings["prompt"], *words, settings.get("chat_template_kwargs") or {})
 
@@ -143,35 +141,34 @@ def data_files(given: Sequence[str], benches: Sequence[Bench]) -> dict[str, str]
         name, equals, path = text.partition("=")
         if not (equals and name in names):
             if not names:
-                raise UserError(f"--data {text}: a task of lm-eval names its own data.")
+                raise UserError(f"--data {text}: tasks of lm-eval have their own data. Omit --data.")
             if len(names) > 1:
-                raise UserError(
-                    f"--data {text}: with several benchmarks say which one it is for, name=path. "
-                    f"Chosen: {', '.join(names)}."
-                )
+                raise UserError(f"--data {text}: with several benchmarks use BENCH=FILE, of {', '.join(names)}.")
             name, path = names[0], text
         if name in files:
             raise UserError(f"--data was given twice for {name}: {files[name]} and {path}.")
         if find(name).source.startswith("made "):
-            raise UserError(f"--data {text}: {name} is made on the spot and reads no file. Own problems: data:FILE.")
+            raise UserError(f"--data {text}: {name} is generated and reads no file. For your problems: data:FILE.")
         files[name] = path
     return files
+
+
+def bench_options() -> dict[str, tuple[Option, list[str]]]:
+    """Name of an option -> the option, and the benchmarks that have it."""
+    known: dict[str, tuple[Option, list[str]]] = {}
+    for name, options in [*((bench.name, bench.options) for bench in BENCHES.values()), ("data:FILE", OPTIONS)]:
+        for option in options:
+            known.setdefault(option.name, (option, []))[1].append(name)
+    return known
 
 
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
     """The options that single benchmarks have, as options of the command."""
     add_options(parser)
     group = parser.add_argument_group("options of single benchmarks")
-    known: dict[str, tuple[str, str, list[str]]] = {}
-    for name, options in [*((bench.name, bench.options) for bench in BENCHES.values()), ("data:FILE", OPTIONS)]:
-        for option in options:
-            about, default, having = known.setdefault(option.name, (option.about, option.default, []))
-            having.append(name)
-    for name, (about, default, having) in known.items():
-        text = f"{', '.join(having)}: {about}" + (f" (default: {default})" if default else "")
-        group.add_argument(
-            f"--{name.replace('_', '-')}", dest=f"bench:{name}", metavar=name.upper(), help=text.replace("%", "%%")
-        )
+    for name, (option, having) in bench_options().items():
+        text = f"{', '.join(having)}: {option.about}" + (f" (default: {option.default})" if option.default else "")
+        group.add_argument(f"--{name.replace('_', '-')}", dest=f"bench:{name}", metavar=name.upper(), help=text)
 
 
 def own_options(args: argparse.Namespace, benches: Sequence[Bench]) -> dict[str, dict[str, str]]:
@@ -179,18 +176,15 @@ def own_options(args: argparse.Namespace, benches: Sequence[Bench]) -> dict[str,
     given = {key[len("bench:") :]: v for key, v in vars(args).items() if key.startswith("bench:") and v is not None}
     for name in given:
         if not any(option.name == name for bench in benches for option in bench.options):
-            having = [bench.name for bench in BENCHES.values() if any(o.name == name for o in bench.options)]
-            having = having or ["data:FILE"]
-            raise UserError(
-                f"--{name} is an option of {', '.join(having)}; chosen: {', '.join(bench.name for bench in benches)}."
-            )
+            having, chosen = ", ".join(bench_options()[name][1]), ", ".join(bench.name for bench in benches)
+            raise UserError(f"--{name} is an option of {having}; chosen: {chosen}.")
     return {bench.name: {o.name: given.get(o.name, o.default) for o in bench.options} for bench in benches}
 
 
-def show(plans: Sequence[Plan | TaskPlan], about: dict[str, Any], console: Console) -> None:
+def show(plans: Sequence[Plan | TaskPlan], about: Config, console: Console) -> None:
     """Print the settings of each benchmark and how much there is to do."""
 
-    def line(key: str, value: Any) -> None:
+    def line(key: str, value: object) -> None:
         console.print(f"{key:>14}: {value}", markup=False)
 
     for key, value in about.items():
@@ -211,7 +205,7 @@ def show_notes(plan: Plan | TaskPlan, console: Console) -> None:
         console.print(f"{plan.title}: {note}", markup=False)
 
 
-def show_prompts(plans: Sequence[Plan | TaskPlan], tokenizer: Any, console: Console) -> None:
+def show_prompts(plans: Sequence[Plan | TaskPlan], tokenizer: Tokenizer | None, console: Console) -> None:
     """Print the first prompt of each benchmark as the model would read it."""
     for plan in plans:
         if isinstance(plan, Plan):

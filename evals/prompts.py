@@ -1,19 +1,20 @@
-"""Prompt presets: how a bare problem becomes what a model reads. It decides a base model's score, so it is recorded."""
+"""Prompt presets: how a problem becomes a prompt. The choice decides a base model's score, so it is recorded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from evals.engines import Tokenizer
 from evals.errors import UserError
 from evals.items import Item
 
 
 @dataclass(frozen=True)
 class Preset:
-    """`user` holds {problem}, and {format} where it asks for a program: LiveCodeBench's words for the item's kind.
+    """`user` has {problem}, and perhaps {format}: LiveCodeBench's instructions for stdin or starter code.
 
-    With `chat` it goes through the model's own chat template, after `system` where given.
+    With `chat` it goes through the model's own chat template, after `system`.
     """
 
     user: str
@@ -21,9 +22,9 @@ class Preset:
     system: str | None = None
     about: str = ""
     name: str = ""
-    """of one with words of one's own (`own_preset`)"""
-    template: Mapping[str, Any] = field(default_factory=dict)
-    """what the chat template is given, such as {"enable_thinking": False}"""
+    """of a modified one (`own_preset`)"""
+    template: Mapping[str, object] = field(default_factory=dict)
+    """variables for the chat template, such as {"enable_thinking": False}"""
 
     def __str__(self) -> str:
         return self.name
@@ -112,10 +113,10 @@ def find_preset(name: str | Preset) -> Preset:
     return PRESETS[name]
 
 
-def own_preset(name: str, system: str | None, user: str | None, template: Mapping[str, Any]) -> str | Preset:
-    """A preset with words of one's own: `system` ("" is none), `user` with {problem} in it; None keeps the preset's.
+def own_preset(name: str, system: str | None, user: str | None, template: Mapping[str, object]) -> str | Preset:
+    """A preset with another `system` ("" is none), `user` (with {problem} in it) or template; None keeps the preset's.
 
-    Raises UserError for words without a {problem}, or what a preset without a chat cannot use.
+    Raises UserError for a user prompt without {problem}, and for what a preset without a chat cannot use.
     """
     preset = find_preset(name)
     if system is None and user is None and not template:
@@ -123,41 +124,41 @@ def own_preset(name: str, system: str | None, user: str | None, template: Mappin
     if not preset.chat and (system is not None or template):
         what = "a system prompt" if system is not None else "chat_template_kwargs"
         raise UserError(
-            f"{what} goes with a chat, and the prompt preset {name!r} is plain text. Take prompt=chat, say."
+            f"{what} goes with a chat, and the prompt preset {name!r} is plain text. Use another one, such as chat."
         )
     if user is not None and "{problem}" not in user:
-        raise UserError(f"the user's words {user!r:.80} have no {{problem}} in them, so that nothing would be asked.")
+        raise UserError(f"the user prompt {user!r:.80} has no {{problem}} in it. Add it where the problem goes.")
     system = preset.system if system is None else _escaped(system) or None
     user = preset.user if user is None else _escaped(user)
     return replace(preset, system=system, user=user, template=template, name=f"{name} with words of one's own")
 
 
 def _escaped(text: str) -> str:
-    """For `str.format`: braces stand for themselves (\\boxed{}), but for {problem} and {format}."""
+    """For `str.format`: braces are literal (\\boxed{}), except for {problem} and {format}."""
     text = text.replace("{", "{{").replace("}", "}}")
     return text.replace("{{problem}}", "{problem}").replace("{{format}}", "{format}")
 
 
 def text_or_file(given: Any) -> Any:
-    """The content of a file, where a text names one."""
+    """The content of a file, if the text names one; else what was given."""
     if isinstance(given, str) and given and len(given) < 256 and "\n" not in given and Path(given).is_file():
         return Path(given).read_text(encoding="utf-8")
     return given
 
 
 def words(name: str | Preset, problem: str | Item) -> str | tuple[dict[str, str], ...]:
-    """What a preset says, before any chat template: the messages of a chat preset, the text of another.
+    """A prompt before any chat template: messages of a chat preset, else text.
 
-    An item with turns of its own is asked in these. A preset with {format} takes an Item, for its starter code; the
-    others a text as well. Raises UserError for an unknown preset, and for turns under a preset without a chat.
+    An item that is a chat of several turns is asked as it is. A preset with {format} needs an Item. Raises UserError
+    for an unknown preset, and for such a chat under a preset without one.
     """
     preset = find_preset(name)
     if isinstance(problem, Item) and problem.chat:
         if not preset.chat:
             roles = ", ".join(message["role"] for message in problem.chat)
             raise UserError(
-                f"problem {problem.id!r} is a chat with turns of its own ({roles}), and "
-                f"prompt={name} is plain text. Take prompt=chat, which asks it as it is."
+                f"problem {problem.id!r} is a chat of several turns ({roles}), and the prompt preset {str(name)!r} is "
+                "plain text. Use chat, which asks it as it is."
             )
         return problem.chat
     if isinstance(problem, Item):
@@ -170,12 +171,10 @@ def words(name: str | Preset, problem: str | Item) -> str | tuple[dict[str, str]
     return (*system, {"role": "user", "content": user})
 
 
-def render(name: str | Preset, problem: str | Item, tokenizer: Any) -> str:
-    """The text of a prompt.
+def render(name: str | Preset, problem: str | Item, tokenizer: Tokenizer | None) -> str:
+    """The text of a prompt. Without a tokenizer a server renders the messages: they are shown with their roles.
 
-    Without a tokenizer (None) a server renders the messages: they are shown with their roles.
-
-    Raises UserError for an unknown preset, a chat preset without a chat template, or what that would not look at.
+    Raises UserError for an unknown preset, a missing chat template, or variables that the template does not use.
     """
     said = words(name, problem)
     if isinstance(said, str):
@@ -186,32 +185,31 @@ def render(name: str | Preset, problem: str | Item, tokenizer: Any) -> str:
     if not chat_template:
         plain = ", ".join(other for other, p in PRESETS.items() if not p.chat)
         raise UserError(
-            f"prompt preset {str(name)!r} goes through a chat template and this model's tokenizer has none. "
+            f"prompt preset {str(name)!r} needs a chat template and this model's tokenizer has none. "
             f"Presets that work without: {plain}."
         )
     given = find_preset(name).template
     if unread := next((key for key in given if key not in str(chat_template)), None):
-        raise UserError(f"chat_template_kwargs: the chat template of this model never looks at {unread!r}.")
+        raise UserError(f"chat_template_kwargs: this model's chat template does not use {unread!r}. Remove it.")
     try:
         return tokenizer.apply_chat_template(list(said), tokenize=False, add_generation_prompt=True, **given)
-    except Exception as e:  # a template refuses what it has no form for, with an exception of its own
+    except Exception as e:  # a template may raise anything
         which = f"problem {problem.id!r}" if isinstance(problem, Item) else "a problem"
         roles = ", ".join(message["role"] for message in said)
         raise UserError(f"{which}: the model's chat template does not take its turns ({roles}): {e}") from e
 
 
-def tokenize(name: str | Preset, text: str, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids of a rendered prompt. A chat template writes its special tokens; otherwise the tokenizer does, but for
-    a first one that the text has already."""
+def tokenize(name: str | Preset, text: str, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """Token ids of a rendered prompt. The tokenizer adds special tokens, unless a chat template or the text did."""
     if tokenizer is None:
         return ()
     begun = bool(first := getattr(tokenizer, "bos_token", None)) and text.startswith(first)
     special = not find_preset(name).chat and not begun
-    # verbose=False: whoever asks checks the length against the model, and says more than the library's warning
+    # verbose=False: the caller checks the length
     return tuple(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
 
 
-def encode(name: str | Preset, problem: str | Item, tokenizer: Any) -> tuple[int, ...]:
+def encode(name: str | Preset, problem: str | Item, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """Token ids of a problem under a preset."""
     return tokenize(name, render(name, problem, tokenizer), tokenizer)
 
@@ -225,8 +223,8 @@ def code_format(item: Item) -> str:
 
 
 def opened_thoughts(prompt: str) -> str:
-    """What a chat template has already written of the answer: "<think>\\n" where it opens the thoughts, else "".
+    """The start of the answer that is in the prompt: "<think>\\n" where the chat template opens the thoughts, else "".
 
-    A grader gets it before the response, so that thoughts which were cut off are not taken for an answer.
+    A grader gets it before the response, so that truncated thoughts do not count as an answer.
     """
     return "<think>\n" if prompt.rstrip().endswith("<think>") else ""

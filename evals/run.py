@@ -3,17 +3,19 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from evals.console import make_console
+from evals.engines import Engine, Tokenizer
 from evals.errors import UserError, command
-from evals.models import Target, find_checkpoints, find_target
+from evals.lm_tasks.plan import TaskPlan
+from evals.models import Config, Target, find_checkpoints, find_target
 from evals.plan import Plan, add_bench_options, make_plans, plan_for, show, show_prompts, with_model_notes
 from evals.prompts import find_preset
 
@@ -32,21 +34,21 @@ NAMED_ENGINE_OPTIONS = {
     "tokenizer": "openai: folder or hub id of the served model's tokenizer",
     "concurrency": "openai: requests in flight",
 }
-"""options of engines that have a name of their own on the command line; --engine-option takes any"""
+"""engine options with a command-line option of their own; --engine-option sets any"""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m evals.run",
         description="Evaluate a model on benchmarks. Without arguments: the tiny start model on held-out arithmetic.",
-        epilog="A killed or interrupted evaluation is continued by the same command.",
+        epilog="Run the same command again to continue a killed or interrupted evaluation.",
     )
     what = parser.add_argument_group("what")
     what.add_argument(
         "--bench",
         action="append",
-        help="benchmarks, see --list, lm_eval:<task>, or data:FILE with problems of your own; several by commas or "
-        "repeated (default: arith)",
+        help="benchmarks (see --list), lm_eval:<task>, or data:FILE with your own problems; several with commas "
+        "or repeated (default: arith)",
     )
     what.add_argument(
         "--model",
@@ -59,24 +61,24 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="[BENCH=]FILE",
-        help="local file with the benchmark's usual columns, instead of the hub",
+        help="local file with the benchmark's columns, instead of the hub",
     )
-    what.add_argument("--limit", type=int, help="a seeded sample of this many problems (default: all)")
+    what.add_argument("--limit", type=int, help="a seeded random sample of this many problems (default: all)")
     how = parser.add_argument_group("how it is asked")
     how.add_argument("--n", type=int, default=1, help="completions per problem (default: 1)")
     how.add_argument("--temperature", type=float, help="0 is greedy (default: the benchmark's)")
     how.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1)")
     how.add_argument("--max-tokens", type=int, help="longest response (default: the benchmark's)")
     how.add_argument("--prompt", help="prompt preset (default: the benchmark's)")
-    how.add_argument("--system-prompt", metavar="TEXT", help="in place of the preset's: a text or a file; '' is none")
-    how.add_argument("--user-prompt", metavar="TEXT", help="the same for the user's words, with {problem} in them")
+    how.add_argument("--system-prompt", metavar="TEXT", help="replaces the preset's: a text or a file; '' is none")
+    how.add_argument("--user-prompt", metavar="TEXT", help="replaces the preset's, with {problem} in it")
     how.add_argument("--chat-template-kwargs", metavar="YAML", help='for the chat template: "enable_thinking: false"')
     how.add_argument("--grader", help="a grader (docs/grading.md) or module:function (default: the benchmark's)")
     how.add_argument(
-        "--reward-range", metavar="LOW,HIGH", help="of a module:function: --reward-range=-1,1 (default: 0,1)"
+        "--reward-range", metavar="LOW,HIGH", help="of a module:function, such as --reward-range=-1,1 (default: 0,1)"
     )
-    how.add_argument("--seed", type=int, default=0, help="of the sample and of every completion (default: 0)")
-    engine = parser.add_argument_group("what generates")
+    how.add_argument("--seed", type=int, default=0, help="of --limit and of every completion (default: 0)")
+    engine = parser.add_argument_group("engine")
     engine.add_argument("--engine", help="hf, vllm or openai (default: hf, or openai for --model openai:...)")
     for name, about in NAMED_ENGINE_OPTIONS.items():
         engine.add_argument(f"--{name.replace('_', '-')}", help=about, metavar="VALUE")
@@ -90,12 +92,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="prompts that a server may refuse (content filter, context) before the run fails (default: 0)",
     )
-    record = parser.add_argument_group("where it goes")
+    record = parser.add_argument_group("results")
     record.add_argument("--store", help="results store (default: $AGPO_STORE or results/agpo.db)")
     record.add_argument("--resume", metavar="RUN", help="continue this run (default: the same unfinished one, if any)")
     record.add_argument("--regrade", metavar="RUN", help="grade a run's stored completions again; generates nothing")
-    record.add_argument("--lm-eval-output", type=Path, metavar="DIR", help="also write lm-eval's own JSON files there")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and one prompt of each, then exit")
+    record.add_argument("--lm-eval-output", type=Path, metavar="DIR", help="also write lm-eval's own JSON files")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and a prompt of each benchmark, then exit"
+    )
     parser.add_argument("--list", action="store_true", help="list the benchmarks, then exit")
     add_bench_options(parser)
     args = parser.parse_args(argv)
@@ -103,8 +107,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of the engine that were given: those with a name, and --engine-option key=value, read as YAML."""
+def engine_options(args: argparse.Namespace) -> Config:
+    """The engine options that were given, read as YAML."""
     import yaml
 
     given = {name: value for name in NAMED_ENGINE_OPTIONS if (value := getattr(args, name)) is not None}
@@ -127,18 +131,18 @@ def engine_name(args: argparse.Namespace) -> str:
 
 
 @contextmanager
-def engines(name: str, options: dict[str, Any]) -> Iterator[Any]:
-    """A function from a target to an engine with its weights: one engine, whose weights are changed where it can."""
+def engines(name: str, options: Config) -> "Iterator[Callable[[Target], Engine]]":
+    """A function from a target to an engine with its weights; one engine for all where it can change them."""
     from evals.engines import load_engine
 
-    engine: Any = None
+    engine: Engine | None = None
     loaded = ""
 
-    def get(target: Target) -> Any:
+    def get(target: Target) -> Engine:
         nonlocal engine, loaded
         if engine is not None and loaded != target.path:
-            if hasattr(engine, "load_weights"):
-                engine.load_weights(target.path, version=target.path)
+            if load := getattr(engine, "load_weights", None):
+                load(target.path, version=target.path)
             else:
                 engine.close()
                 engine = None
@@ -163,7 +167,11 @@ def find_targets(args: argparse.Namespace, store: "Store | None") -> list[Target
 
 
 def evaluate_all(
-    plans: Sequence[Any], targets: Sequence[Target], args: argparse.Namespace, store: "Store", console: Console
+    plans: Sequence[Plan | TaskPlan],
+    targets: Sequence[Target],
+    args: argparse.Namespace,
+    store: "Store",
+    console: Console,
 ) -> None:
     """Every benchmark on every target, one run in the store for each, and a table of all at the end."""
     from evals.bench_run import evaluate_plan, find_call
@@ -174,8 +182,7 @@ def evaluate_all(
     name, options = engine_name(args), engine_options(args)
     if args.resume and len(plans) * len(targets) > 1:
         raise UserError(
-            f"--resume names one run, and this would be {len(plans) * len(targets)}. Leave it out: the same command "
-            "continues all of them."
+            f"--resume names one run, and this call has {len(plans) * len(targets)}. Omit it to continue all of them."
         )
     todo = [(target, plan_for(plan, target, args.max_tokens)) for target in targets for plan in plans]
     facts = {target.path: facts_of(target, name, options) for target in targets}
@@ -198,8 +205,8 @@ def evaluate_all(
         print_all([(title, read_evaluation(store, one)) for title, one in made], console)
 
 
-def facts_of(target: Target, engine: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What a run's configuration says of model and engine. The precision decides results, other options do not."""
+def facts_of(target: Target, engine: str, options: Config) -> Config:
+    """A run's configuration of model and engine. Precision and noise decide results; other options do not."""
     others = {key: value for key, value in options.items() if key not in ("dtype", "noise")}
     noise = {"noise": options["noise"]} if "noise" in options else {}  # the same seeds give other answers
     return {
@@ -214,15 +221,15 @@ def facts_of(target: Target, engine: str, options: dict[str, Any]) -> dict[str, 
 def list_benches(console: Console) -> None:
     from evals.benches import BENCHES
 
-    table = Table("name", "benchmark", "problems", "metric", "grader", "prompt", "max tokens", "licence", "source")
+    table = Table("name", "benchmark", "problems", "grader", "prompt", "max tokens", "licence", "source")
     for b in BENCHES.values():
-        row = (b.name, b.title, str(b.size), b.metric, b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
+        row = (b.name, b.title, str(b.size), b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
         table.add_row(*row)
     console.print(table)
     console.print("and lm_eval:<task> for any task of lm-eval")
 
 
-def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) -> None:
+def dry_run(args: argparse.Namespace, plans: Sequence[Plan | TaskPlan], console: Console) -> None:
     """Print the plan and one prompt of each benchmark. Loads a tokenizer and no model, and makes no store."""
     name, options = engine_name(args), engine_options(args)
     if args.checkpoints and not Path(args.model or "").is_dir():
@@ -242,8 +249,8 @@ def dry_run(args: argparse.Namespace, plans: Sequence[Any], console: Console) ->
     show_prompts(plans, tokenizer_of(name, path, options, plans), console)
 
 
-def tokenizer_of(engine: str, path: str, options: dict[str, Any], plans: Sequence[Any]) -> Any:
-    """What renders the prompts of the plans; None where no chat template does, and the libraries can stay away."""
+def tokenizer_of(engine: str, path: str, options: Config, plans: Sequence[Plan | TaskPlan]) -> Tokenizer | None:
+    """The tokenizer that renders the plans' prompts; None, and no library imported, where no chat template does."""
     if engine == "openai":  # only the server can say whose tokenizer it is
         from evals.engines import load_engine
 
@@ -276,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from evals.engines import check_engine
 
-    check_engine(engine_name(args), engine_options(args))  # a mistake in them is said before anything is loaded
+    check_engine(engine_name(args), engine_options(args))  # before anything is loaded
     plans = make_plans(args)
     if args.dry_run:
         dry_run(args, plans, console)

@@ -22,7 +22,7 @@ def print_bench(rows: Sequence[SampleRow], bench: Bench, n: int, console: Consol
     blocks = [[["all", *_cells(total, total)]]]
     for key in bench.groups:
         blocks.append([[f"{key} {value}", *_cells(part, total)] for value, part in by(rows, key).items()])
-    print_grid(Grid(f"{bench.title}, {n} per problem", ["", *_header(bench.metric, total)], blocks), console)
+    print_grid(Grid(f"{bench.title}, {n} per problem", ["", *_header(total)], blocks), console)
     console.print("verdicts: " + ", ".join(f"{n} {outcome}" for outcome, n in total.outcomes.items()))
     for part in bench.report(rows):
         print_grid(part, console) if isinstance(part, Grid) else console.print(part, markup=False)
@@ -68,10 +68,10 @@ def _difference(start: Columns, columns: Columns) -> str:
     return f"{100 * found.value:+z.1f} ({100 * found.low:+z.1f} to {100 * found.high:+z.1f})"
 
 
-def _header(metric: str, total: Summary) -> list[str]:
+def _header(total: Summary) -> list[str]:
     several = [f"pass@{k}" for k in total.pass_at]
     nothing = ["no answer"] if _no_answer(total) else []
-    return ["problems", metric, "95 %", *several, "tokens mean", "median", "truncated", *nothing, "unscored"]
+    return ["problems", "Pass@1", "95 %", *several, "tokens mean", "median", "truncated", *nothing, "unscored"]
 
 
 def _cells(s: Summary, total: Summary | None) -> list[str]:

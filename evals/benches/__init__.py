@@ -54,7 +54,14 @@ def find(name: str) -> Bench:
 def load(bench: Bench, data: str | None, options: Mapping[str, str] | None = None) -> list[Item]:
     """Items of a benchmark: from `data`, else from $AGPO_DATA/<name>.jsonl[.gz] or .parquet, else from its source.
 
-    `options`: values of the benchmark's own options (`Bench.options`); those that are not given have their default.
+    `options`: values of the benchmark's own options (`Bench.options`); the others have their default. Raises UserError,
+    also for two problems with one id: the store would keep the answers to one of them only.
     """
-    data = data or in_folder(bench.name)
-    return bench.load(data, **{option.name: option.default for option in bench.options} | dict(options or {}))
+    defaults = {option.name: option.default for option in bench.options}
+    items = bench.load(data or in_folder(bench.name), **defaults | dict(options or {}))
+    by_id: dict[str, Item] = {}  # a problem that is listed twice is asked once
+    for item in items:
+        first = by_id.setdefault(item.id, item)
+        if (first.prompt, first.answer) != (item.prompt, item.answer):
+            raise UserError(f"{data or bench.name}, problem {item.id!r}: two rows have this id. Give each its own.")
+    return list(by_id.values())

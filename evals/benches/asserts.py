@@ -1,10 +1,9 @@
-"""Tests that are Python asserts, taken apart: what runs with the program, and what is compared where it cannot reach.
+"""Python asserts, split into what runs with the program and what is compared out of its reach.
 
-`assert f(1) == 2` run beside f is a test that f can pass by ending the process, by returning an object that equals
-everything, or by patching. So only the call `f(1)` goes to the program's process. Its value comes out as data
-(values.py) and is compared with 2 in the owner's process. An assert that says something else of the value, such as
-`abs(f(1) - 0.33) < 1e-6`, is evaluated on the value by a checker: in the sandbox, in a process of its own, after the
-program is dead.
+If `assert f(1) == 2` runs beside f, f can pass by ending the process, by returning an object that equals everything, or
+by patching. So only the call `f(1)` runs in the program's process. Its value comes out as data (values.py) and is
+compared with 2 in the owner's process. Any other assert, such as `abs(f(1) - 0.33) < 1e-6`, is evaluated on the value
+by a checker in the sandbox, in another process, after the program has ended.
 """
 
 import ast
@@ -14,7 +13,7 @@ import inspect
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,22 +24,22 @@ from sandbox import Problem, Test
 RUN = "__run_test__"
 _LITERALS = {"inf": math.inf, "nan": math.nan}
 _VALUES = (
-    f"from typing import Any\n\n{inspect.getsource(values.encode)}\n\n{inspect.getsource(values.decode)}\n\n"
+    f"{inspect.getsource(values.encode)}\n\n{inspect.getsource(values.decode)}\n\n"
     "LITERALS = {'inf': float('inf'), 'nan': float('nan')}\n"
 )
 
 
 class CannotConvert(Exception):
-    """An assert, or a statement around it, that cannot be taken apart; the message says which."""
+    """An assert, or a statement around it, that cannot be split; the message says which."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to ask of a program. `call`: the expression that is evaluated in it. Its value must be `want`; or, with
-    `check`, that expression must hold where `_` is the value and `want` what `call` gives in `make_code`'s checks."""
+    """One test. `call`: an expression that is evaluated in the program. Its value must be `want`; or `check` must hold,
+    where `_` is the value and `want` that of `call` in `make_code`'s checks."""
 
     call: str
-    want: Any = None
+    want: object = None
     check: str = ""
 
 
@@ -53,10 +52,10 @@ def make_code(
     prelude: str = "",
     completes: str = "",
 ) -> Code:
-    """How a program is asked all cases. setup: source that runs after the program, for the calls to use. checks: source
-    that runs before the checks of a problem; with `reference` it computes their `want`.
+    """The tests of a program. setup: source that runs after the program, for the calls to use. checks: source that runs
+    before a problem's checks; with `reference` it computes their `want`.
 
-    Without a check in any case the owner compares, exactly as == does on numbers, texts, tuples, lists, sets and dicts.
+    Without any check the owner compares, as == does on numbers, texts, tuples, lists, sets and dicts.
     """
     checked = any(case.check for case in cases)
     tests = tuple(Test([case.call], _expected(case, checked)) for case in cases)
@@ -70,16 +69,16 @@ def make_code(
     )
 
 
-def _expected(case: Case, checked: bool) -> Any:
+def _expected(case: Case, checked: bool) -> object:
     if case.check:
         return {"check": case.check}
     return {"value": values.encode(case.want)} if checked else values.encode(case.want)
 
 
 def _runner(setup: str) -> str:
-    """Source behind a program: evaluates an expression among the program's names and gives its value as data.
+    """Source after a program: evaluates an expression among its names and returns the value as data.
 
-    The rest lives in a namespace of its own, for honest programs call their variables list or json.
+    The rest has its own namespace, for programs may call their variables list or json.
     """
     return (
         f"{setup}\n\n__values__ = {{}}\nexec({_VALUES!r}, __values__)\n"
@@ -89,10 +88,8 @@ def _runner(setup: str) -> str:
 
 
 def _checker(prelude: str, reference: bool) -> str:
-    """Source of `check` (sandbox.Problem.checker).
-
-    What fails in the prelude or the reference is an error; what fails on a program's value is a wrong value.
-    """
+    """Source of `check` (sandbox.Problem.checker). An exception from a program's value is a wrong value, one from the
+    prelude or the reference an error."""
     want = "        names['want'] = eval(input[0], scope, values['LITERALS'])\n" if reference else ""
     return (
         f"values, scope = {{}}, {{}}\nexec({_VALUES!r}, values)\nexec({prelude!r}, scope)\n"
@@ -112,7 +109,7 @@ def _checker(prelude: str, reference: bool) -> str:
 
 
 def imports_of(cases: Sequence[Case]) -> str:
-    """Import statements for the modules of the standard library that the checks name."""
+    """Imports of the standard modules that the checks name."""
     names = {
         node.id
         for case in cases
@@ -124,12 +121,9 @@ def imports_of(cases: Sequence[Case]) -> str:
 
 
 def cases_of(statements: Sequence[ast.stmt], names: Mapping[str, str]) -> list[Case]:
-    """The asserts of some straight code as cases.
+    """The asserts of straight-line code as cases. names: of what is under test, there -> in the program.
 
-    names: what is under test, as it is called there -> as the program calls it.
-
-    Assignments are put in where their names are used; `for` over constants is unrolled; asserts of a constant say
-    nothing and are left out. Raises CannotConvert.
+    Assignments are inlined, `for` over constants is unrolled, asserts of a constant are dropped. Raises CannotConvert.
     """
     return list(_cases(statements, names, {}))
 
@@ -157,7 +151,7 @@ def _cases(statements: Sequence[ast.stmt], names: Mapping[str, str], known: dict
 
 
 def _cannot(node: ast.stmt | ast.expr) -> CannotConvert:
-    return CannotConvert(f"cannot take apart {ast.unparse(node).splitlines()[0][:100]!r}")
+    return CannotConvert(f"cannot split {ast.unparse(node).splitlines()[0][:100]!r}")
 
 
 def _put_in(node: ast.expr, known: Mapping[str, ast.expr]) -> ast.expr:
@@ -228,7 +222,7 @@ _PLAIN = ("tuple", "list", "set", "frozenset", "sorted", "dict", "int", "float",
 
 
 def _open(node: ast.expr, names: Mapping[str, str]) -> bool:
-    """A call of what is under test, perhaps inside builtins: nothing in it is an answer, so the program may see it."""
+    """A call of what is under test, perhaps inside builtins: the program may see it, for it holds no answer."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         return False
     if node.func.id in names:
@@ -240,7 +234,7 @@ def _source(node: ast.expr, names: Mapping[str, str]) -> str:
     return ast.unparse(_put_in(node, {name: ast.Name(real) for name, real in names.items()}))
 
 
-_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+_OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -255,7 +249,7 @@ _CALLS = (*_PLAIN, "complex", "range", "abs", "round", "sum", "min", "max")
 def constant(node: ast.expr) -> Any:
     """The value of an expression of literals, arithmetic and a few builtins. Raises ValueError for any other.
 
-    Like ast.literal_eval it runs nothing of the file it comes from.
+    Like ast.literal_eval it runs no code of the file.
     """
     try:
         return _constant(node)
@@ -277,10 +271,8 @@ def _constant(node: ast.expr) -> Any:
             return set(map(_constant, parts))
         case ast.Dict(keys=keys, values=parts) if None not in keys:
             return {_constant(key): _constant(part) for key, part in zip(keys, parts, strict=True) if key is not None}
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_constant(operand)
-        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return +_constant(operand)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
+            return -_constant(operand) if isinstance(op, ast.USub) else +_constant(operand)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             a, b = _constant(left), _constant(right)
             _check_size(op, a, b)

@@ -1,5 +1,4 @@
-"""What a benchmark is: one `Bench`, made in the file of its name and listed in `evals.benches.BENCHES`; and one of
-held-out problems of one's own, `data:FILE`, asked and graded as whoever evaluates says."""
+"""A benchmark is a `Bench`: in the file of its name and in `evals.benches.BENCHES`, or the user's `data:FILE`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ if TYPE_CHECKING:  # rich and SQLAlchemy are not needed to say what there is
 
 @dataclass(frozen=True)
 class Option:
-    """A command-line option that one benchmark (or several) has, such as --release. Its value reaches `Bench.load`."""
+    """A command-line option of a benchmark, such as --release, for `Bench.load`."""
 
     name: str
     about: str
@@ -24,13 +23,12 @@ class Option:
 
 @dataclass(frozen=True)
 class Bench:
-    """A benchmark: where its items come from, how they are asked and graded by default, and what to say about it."""
+    """A benchmark: where its items come from, and how they are asked, graded and reported by default."""
 
     name: str
     title: str
     load: Callable[..., list[Item]]
-    """(path, **options): items from a local file, or from where the benchmark lives when the path is None; every option
-    as the text that was given, by name"""
+    """(path, **options): items from a local file, or without a path from the benchmark's source; options are texts"""
     size: int
     grader: str
     prompt: str
@@ -40,15 +38,14 @@ class Bench:
     groups: tuple[str, ...] = ()
     """meta keys that reports break it down by"""
     temperature: float = 0.0
-    """how it is sampled unless the user says otherwise; 0 is greedy"""
+    """0 is greedy"""
     test_set: bool = True
-    """results of a checkpoint that was chosen by it are labelled selected_on_test; False: held out to choose by"""
-    metric: str = "Pass@1"
+    """a checkpoint that was chosen by it is labelled selected_on_test; False: a validation set"""
     options: tuple[Option, ...] = ()
     notes: Callable[[Sequence[Item], Mapping[str, str]], list[str]] = lambda items, options: []
-    """(items, options): lines that the plan and the report say about this selection of problems"""
+    """(items, options): remarks on this selection of problems, for plan and report"""
     report: "Callable[[Sequence[SampleRow]], list[str | Grid]]" = lambda rows: []
-    """(rows): what it alone has to say about its graded completions, printed below the summary: lines and tables"""
+    """(rows): its own lines and tables about graded completions, printed below the summary"""
 
 
 PREFIX = "data:"
@@ -59,7 +56,7 @@ OPTIONS = (
 
 
 def bench_name(given: str) -> str:
-    """The name of a benchmark: of data:FILE that of the file, without its ending."""
+    """The name of a benchmark; for data:FILE the file's name without its ending."""
     return Path(given.removeprefix(PREFIX)).name.split(".")[0] if given.startswith(PREFIX) else given
 
 

@@ -15,15 +15,9 @@ def load(path: str | None, name: str, hub: str, split: str, *, aime: bool = Fals
     """Items of a file or of the hub: columns problem (or question) and answer, or verl's schema.
 
     meta has, where the row knows it: contest ("2024 AIME I"), difficulty (rounded). aime: answers must be integers from
-    0 to 999. Raises UserError for a row that is not one, and for a problem that is there twice.
+    0 to 999. Raises UserError for a row that is not one.
     """
-    items: dict[str, Item] = {}
-    for row in rows(path, hub, split):
-        item = _item(name, row, aime)
-        if item.id in items:
-            raise UserError(f"{row.where}: the problem {item.id} is there twice.")
-        items[item.id] = item
-    return list(items.values())
+    return [_item(name, row, aime) for row in rows(path, hub, split)]
 
 
 def _item(name: str, row: Row, aime: bool) -> Item:

@@ -1,9 +1,9 @@
 """EvalPlus (Liu et al. 2023): HumanEval and MBPP with many more inputs. Shared by humaneval_plus.py and mbpp_plus.py.
 
-The data come in two shapes. The releases' JSONL has inputs and a reference program (base_input, plus_input,
-canonical_solution, atol): what is right is what the reference gives, computed by the checker when a program is judged.
-The hub's data sets have one column, test, with lists of inputs and results as Python. Neither the reference nor a
-result is ever in the process of the program that is judged. How values are compared is EvalPlus's rule, v0.3.1.
+The data come in two forms. The releases' JSONL has inputs and a reference program (base_input, plus_input,
+canonical_solution, atol); the checker computes the right values with it when a program is judged. The hub's data sets
+have a column test with inputs and results as Python. Neither reference nor results are ever in the judged program's
+process. Values are compared by the rule of EvalPlus v0.3.1.
 """
 
 import ast
@@ -15,7 +15,10 @@ from evals.benches.asserts import CannotConvert, Case, constant, make_code
 from evals.benches.rows import Row
 from evals.code_tests import Code
 
-# What the checks call: equal, or numbers within atol. Only standard library: it runs wherever the sandbox's Python is.
+Arguments = list[Any]
+"""values that stand for any Python"""
+
+# What the checks call: equal, or numbers within atol. Standard library only: it runs on the sandbox's Python.
 AGREES = """
 def is_floats(x):
     return isinstance(x, float) or isinstance(x, (list, tuple)) and len(x) > 0 and all(isinstance(y, float) for y in x)
@@ -48,23 +51,23 @@ ORACLES = {
     **dict.fromkeys(("intersection_array", "find_dissimilar", "Diff"), _SAME_SET),
 }
 FOUND = ("check_str", "text_match_three", "text_starta_endb")
-"""functions that may give a match object or a bool: what counts is whether it is None"""
+"""functions that may return a match object or a bool: what counts is whether it is None"""
 
 
 @dataclass(frozen=True)
 class Plus:
-    """The tests of a problem: inputs, and results or the source that gives them."""
+    """The tests of a problem: inputs, and results or the source that computes them."""
 
     entry: str
-    inputs: list[list[Any]]
+    inputs: list[Arguments]
     atol: float
-    results: list[Any] | None = None
+    results: Arguments | None = None
     reference: str = ""
     """defines `entry`"""
 
 
 def make_plus(plus: Plus, *, prelude: str = "", completes: str = "") -> Code:
-    """How a program is asked all inputs of a problem. prelude: what it may take for granted; never the reference."""
+    """The tests of a program. prelude: source that it may rely on; never the reference."""
     rule = ORACLES.get(plus.entry, "agrees(_, want, ATOL)")
     cases = []
     for number, given in enumerate(plus.inputs):
@@ -82,13 +85,10 @@ def make_plus(plus: Plus, *, prelude: str = "", completes: str = "") -> Code:
 
 
 def plus_of(
-    row: Row, entry: str, reference: str, typed: Callable[[list[Any]], list[Any]] = lambda given: given
+    row: Row, entry: str, reference: str, typed: Callable[[Arguments], Arguments] = lambda given: given
 ) -> Plus:
-    """The tests of a row of either shape.
-
-    reference: the reference program as a whole, for JSONL. typed: JSON inputs of a problem -> the Python values they
-    stand for. Raises UserError for a row that is of neither shape.
-    """
+    """The tests of a row in either form. reference: the whole reference program, for JSONL. typed: JSON inputs -> the
+    Python values that they stand for. Raises UserError for a row in neither form."""
     if row.get("base_input") is None and row.get("test") is not None:
         try:
             return _hub_plus(row.text("test"), entry)
@@ -97,7 +97,7 @@ def plus_of(
     atol = row.column("atol")
     if isinstance(atol, bool) or not isinstance(atol, int | float) or atol < 0:
         raise row.wrong("atol", f"expected a number from 0, found {atol!r}")
-    inputs: list[list[Any]] = []
+    inputs: list[Arguments] = []
     for name in ("base_input", "plus_input"):
         given = row.column(name) or []  # Mbpp/793 has {} for none
         if not isinstance(given, list) or not all(isinstance(one, list) for one in given):
@@ -115,7 +115,7 @@ def plus_of(
     return Plus(entry, inputs, atol, reference=reference)
 
 
-def without(plus: Plus, left_out: Callable[[list[Any]], bool]) -> Plus:
+def without(plus: Plus, left_out: Callable[[Arguments], bool]) -> Plus:
     """The tests without some inputs."""
     kept = [number for number, given in enumerate(plus.inputs) if not left_out(given)]
     results = None if plus.results is None else [plus.results[number] for number in kept]
@@ -123,9 +123,9 @@ def without(plus: Plus, left_out: Callable[[list[Any]], bool]) -> Plus:
 
 
 def _hub_plus(test: str, entry: str) -> Plus:
-    """inputs, results or ref_func, and the tolerance, out of the source of a test; nothing of it is run."""
+    """inputs, results or ref_func, and the tolerance, from the source of a test, which is not run."""
     tree = ast.parse(test)
-    found: dict[str, Any] = {}
+    found: dict[str, Arguments] = {}
     atol = None
     for node in ast.walk(tree):
         match node:
@@ -142,9 +142,8 @@ def _hub_plus(test: str, entry: str) -> Plus:
         if len(found["results"]) != len(inputs):
             raise CannotConvert(f"{len(inputs)} inputs and {len(found['results'])} results")
         return Plus(entry, inputs, atol, results=list(found["results"]))
-    kept = [
-        n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name not in ("is_floats", "assertion", "check")
-    ]
+    theirs = ("is_floats", "assertion", "check")
+    kept = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name not in theirs]
     if "ref_func" not in [n.name for n in kept]:
         raise CannotConvert("neither results = [...] nor a function ref_func in it")
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom) and "numpy" not in ast.unparse(n)]

@@ -16,7 +16,7 @@ HUB = "openai/openai_humaneval"
 def to_item(row: Row) -> Item:
     """Columns: task_id, prompt, canonical_solution, entry_point, test (which defines check(candidate)).
 
-    `answer` is the reference program. Raises UserError for a row whose tests cannot be taken apart."""
+    `answer` is the reference program. Raises UserError for a row whose tests cannot be split."""
     task, prompt, entry = row.text("task_id"), row.text("prompt"), row.text("entry_point")
     try:
         cases = (

@@ -4,12 +4,13 @@ import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from evals.benches import lcb_facts, private_tests
 from evals.benches.bench import Bench, Option
 from evals.code_tests import PRELUDE, Code, unix_lines
 from evals.errors import UserError, first_line
+from evals.files import Record
 from evals.items import Item, read_rows
 from sandbox import Limits, Problem, Test
 
@@ -21,20 +22,24 @@ COLUMNS = (
     *("difficulty", "public_test_cases", "private_test_cases", "metadata"),
 )
 
+if TYPE_CHECKING:
+    from evals.report.layout import Grid
+    from evals.store import SampleRow
+
 Window = tuple[datetime.date, datetime.date]
 
 
 def load(path: str | None, release: str, window: str) -> list[Item]:
     """Problems of a release whose contest date lies in the window.
 
-    path: None for the hub's files; a folder that holds them (test.jsonl, test2.jsonl, ...); or one file of records,
-    .jsonl, .jsonl.gz or .parquet, which is taken for the release unless its count or its dates say that it is another.
-    `meta["source"]` says which, with counts. Raises UserError: an unknown release or window, a file of another release,
-    nothing in the window, a record that is not one, tests that cannot be decoded or are missing.
+    path: None for the hub's files; a folder with them (test.jsonl, test2.jsonl, ...); or one file of records, .jsonl,
+    .jsonl.gz or .parquet, which counts as the release unless its size or dates show another. `meta["source"]` says
+    which, with counts. Raises UserError: an unknown release or window, a file of another release, nothing in the
+    window, a malformed record, tests that are missing or cannot be decoded.
     """
     days = parse_window(window)
     where, files = _files(path, release, days[0])
-    rows: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    rows: dict[str, tuple[Path, Record]] = {}
     total, first, last = 0, datetime.date.max, datetime.date.min
     for file in files:
         for number, row in enumerate(read_rows(file)):
@@ -75,8 +80,8 @@ def parse_window(text: str) -> Window:
         )
     except ValueError as e:
         raise UserError(
-            f"window {text!r}: expected START:END with dates like {lcb_facts.PAPER_WINDOW}; leave one of them out for "
-            "no bound, or say all."
+            f"window {text!r}: expected START:END with dates like {lcb_facts.PAPER_WINDOW}; omit one for no bound, or "
+            "use all."
         ) from e
     if days[0] > days[1]:
         raise UserError(f"window {text!r}: it ends before it starts.")
@@ -141,7 +146,7 @@ def _in_window(count: int, release: str, days: Window) -> str:
     return f"{count} in the window (the paper's has {lcb_facts.PAPER_PROBLEMS})"
 
 
-def _date(row: Mapping[str, Any], where: str) -> datetime.date:
+def _date(row: Record, where: str) -> datetime.date:
     if missing := [name for name in COLUMNS if row.get(name) is None]:
         raise UserError(f"{where}: no column {missing[0]!r}. The row has: {', '.join(sorted(row))}.")
     try:
@@ -150,7 +155,7 @@ def _date(row: Mapping[str, Any], where: str) -> datetime.date:
         raise UserError(f"{where}: contest_date is {row['contest_date']!r}, expected YYYY-MM-DD...") from e
 
 
-def to_item(row: Mapping[str, Any], where: str, source: str) -> Item:
+def to_item(row: Record, where: str, source: str) -> Item:
     """One record as an Item. Raises UserError naming `where` for tests that cannot be decoded, or none at all."""
     cache = private_tests.cache_folder()
     found: dict[str, list[dict[str, str]]] = {}
@@ -160,7 +165,7 @@ def to_item(row: Mapping[str, Any], where: str, source: str) -> Item:
         except private_tests.BadTests as e:
             raise UserError(f"{where}: its {kind} tests cannot be read: {e}.") from e
     if not found["public"] and not found["private"]:
-        raise UserError(f"{where}: it has no tests. Nothing could fail, so nothing can pass: leave it out of the file.")
+        raise UserError(f"{where}: it has no tests, so nothing could fail. Remove it from the file.")
     entry = _entry(row, where)
     tests = tuple(_tests(found["public"] + found["private"], bool(entry), where))
     date = str(row["contest_date"])[:10]
@@ -182,8 +187,8 @@ def to_item(row: Mapping[str, Any], where: str, source: str) -> Item:
     return Item(name, row["question_content"], "", meta, code)
 
 
-def _entry(row: Mapping[str, Any], where: str) -> str:
-    """What to call: LeetCode's `Solution().method`, a function where the starter code has no class; "" for stdin."""
+def _entry(row: Record, where: str) -> str:
+    """What to call: LeetCode's `Solution().method`, or a function if the starter code has no class; "" for stdin."""
     try:
         metadata = json.loads(row["metadata"] or "{}")
         name = metadata.get("func_name") or ""
@@ -196,7 +201,7 @@ def _entry(row: Mapping[str, Any], where: str) -> str:
 
 
 def _tests(found: Sequence[Mapping[str, str]], call: bool, where: str) -> Iterator[Test]:
-    """Public tests first, as the official runner has them. Of a call: one JSON value per line, the arguments."""
+    """Public tests first, as in the official runner. A call's arguments are one JSON value per line."""
     for number, test in enumerate(found):
         if not call:
             yield Test(unix_lines(test["input"]), unix_lines(test["output"]))
@@ -208,14 +213,14 @@ def _tests(found: Sequence[Mapping[str, str]], call: bool, where: str) -> Iterat
             raise UserError(f"{where}, test {number}: expected one JSON value per line ({e}).") from e
 
 
-def report(rows: Sequence[Any]) -> list[Any]:
+def report(rows: "Sequence[SampleRow]") -> "list[str | Grid]":
     from evals.code_report import code_report  # statistics and the store: not to say what benchmarks there are
 
     return code_report(rows)
 
 
 def notes(items: Sequence[Item], options: Mapping[str, str]) -> list[str]:
-    """Release, window, counts, how good the tests are, and which problems are known to be faulty."""
+    """Release, window, counts, problems without private tests, and known errata."""
     sources = dict.fromkeys(str(item.meta["source"]) for item in items)
     said = [
         f"{options['release']}, window {options['window']} by contest date, both days included. {source}."
@@ -224,8 +229,8 @@ def notes(items: Sequence[Item], options: Mapping[str, str]) -> list[str]:
     weak = [item for item in items if not item.meta["private_tests"]]
     if weak:
         said.append(
-            f"{len(weak)} of {len(items)} problems have no private tests, only those of the statement: "
-            "a wrong program passes them more easily."
+            f"{len(weak)} of {len(items)} problems have no private tests, only those of the statement, which wrong "
+            "programs pass more easily."
         )
     faulty = {item.id: item.meta["errata"] for item in items if "errata" in item.meta}
     if faulty:

@@ -20,8 +20,8 @@ TEST, HELD_BACK = 5000, 500
 def load(path: str | None, math500: str = "") -> list[Item]:
     """The MATH test set in the hub's shape (problem, level, type, solution) minus the problems of MATH-500.
 
-    Statements are compared as they are, up to spacing. Raises UserError unless the first has 5,000 problems, the second
-    500, and all 500 are among the 5,000: a validation set that holds test problems is worse than none.
+    Statements are compared up to spacing. Raises UserError unless the sets have 5,000 and 500 problems, and the second
+    is part of the first: a validation set must not hold test problems.
     """
     second = math500 or (path and (in_folder("math500", Path(path).parent) or in_folder("math500"))) or None
     items = [to_item(row) for row in rows(path, HUB, "test", CONFIGS)]

@@ -25,7 +25,7 @@ def load(path: str | None) -> list[Item]:
 
 
 def to_item(row: Row) -> Item:
-    """`answer` is the reference program. Raises UserError for a row whose tests cannot be taken apart."""
+    """`answer` is the reference program. Raises UserError for a row whose tests cannot be split."""
     text, program, tests = row.text("text", "prompt"), row.text("code"), row.texts("test_list")
     program = program.replace("\r\n", "\n")
     try:

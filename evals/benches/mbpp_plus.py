@@ -2,10 +2,9 @@
 
 import ast
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from evals.benches.bench import Bench
-from evals.benches.evalplus import make_plus, plus_of, without
+from evals.benches.evalplus import Arguments, make_plus, plus_of, without
 from evals.benches.rows import Row, loader
 from evals.items import Item
 
@@ -45,26 +44,26 @@ def _called(row: Row) -> str:
     raise row.wrong("test", "expected a call assertion(NAME(*inp), exp, atol)")
 
 
-TOO_LARGE: dict[int, Callable[[list[Any]], bool]] = {255: lambda given: given[1] > 50}
+TOO_LARGE: dict[int, Callable[[Arguments], bool]] = {255: lambda given: given[1] > 50}
 """inputs that are left out, 5 of 41,015: all choices of 77 colours are up to 128 million values, more than the sandbox
 reads back"""
 
 
-def _tuples(value: Any, depths: Iterable[int], depth: int = 0) -> Any:
+def _tuples(value: object, depths: Iterable[int], depth: int = 0) -> object:
     if not isinstance(value, list):
         return value
     inner = [_tuples(one, depths, depth + 1) for one in value]
     return tuple(inner) if depth in depths else inner
 
 
-def _deep(*depths: int) -> Callable[[list[Any]], list[Any]]:
+def _deep(*depths: int) -> Callable[[Arguments], Arguments]:
     """In every argument, the lists at these depths are tuples; 0 is the argument itself."""
     return lambda given: [_tuples(one, depths) for one in given]
 
 
 # JSON knows no tuples, sets or complex numbers. Which arguments of which problems are what is EvalPlus's own list
 # (evalplus/data/mbpp.py): problem -> its arguments as they are meant.
-TYPED: dict[int, Callable[[list[Any]], list[Any]]] = {
+TYPED: dict[int, Callable[[Arguments], Arguments]] = {
     **dict.fromkeys((2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616), _deep(0)),
     **dict.fromkeys((630, 726, 740, 744, 809), _deep(0)),
     **dict.fromkeys((63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780), _deep(1)),

@@ -1,7 +1,7 @@
 """LiveCodeBench's test lists, decoded without trusting them: plain JSON, or JSON in pickle in zlib in base64.
 
-The official runner calls `pickle.loads` on the latter, which runs whatever the file says. Here the decompressed size is
-bounded, nothing is unpickled, and texts are taken only out of a pickle whose opcodes make text and mappings of text.
+The official runner calls `pickle.loads` on the latter, which can run any code. Here the decompressed size is limited,
+nothing is unpickled, and only pickles whose opcodes make text and mappings of text are read.
 """
 
 import base64
@@ -28,7 +28,7 @@ _TEXT_OPCODES = frozenset(
 
 
 class BadTests(ValueError):
-    """The tests of a problem cannot be read. The text says why; the caller knows whose they are."""
+    """The tests of a problem cannot be read."""
 
 
 def read(text: str, cache: Path | None = None, limit: int = MAX_BYTES) -> list[dict[str, str]]:
@@ -45,7 +45,7 @@ def read(text: str, cache: Path | None = None, limit: int = MAX_BYTES) -> list[d
             return _tests((cache / f"{digest}.json").read_text(encoding="utf-8"))
     tests = _tests(decode(text, limit))
     if cache is not None:
-        # a cache that cannot be written costs time, and nothing else
+        # a cache that cannot be written only costs time
         with contextlib.suppress(OSError), replacing(cache / f"{digest}.json") as path:
             path.write_text(json.dumps(tests), encoding="utf-8")
     return tests
@@ -57,10 +57,6 @@ def decode(text: str, limit: int = MAX_BYTES) -> str:
         packed = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as e:
         raise BadTests(f"neither JSON nor base64 ({e})") from e
-    return _pickled_text(_decompress(packed, limit))
-
-
-def _decompress(packed: bytes, limit: int) -> bytes:
     inflate = zlib.decompressobj()
     try:
         raw = inflate.decompress(packed, limit + 1)
@@ -70,10 +66,6 @@ def _decompress(packed: bytes, limit: int) -> bytes:
         raise BadTests(f"more than {limit / 2**20:g} MB after decompression, from {len(packed):,} bytes: a zlib bomb?")
     if not inflate.eof:
         raise BadTests(f"the zlib data is cut off after {len(packed):,} bytes: is the file complete?")
-    return raw
-
-
-def _pickled_text(raw: bytes) -> str:
     try:
         opcodes = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(raw)]
     except Exception as e:  # what a damaged pickle raises is not specified

@@ -1,14 +1,14 @@
-"""What the loaders of benchmarks share: rows of a local file or of the hub, and columns that must be there."""
+"""Shared by the loaders of benchmarks: rows of a local file or of the hub, and their required columns."""
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError
-from evals.files import ENDINGS
+from evals.files import ENDINGS, Record
 from evals.items import Item, hub_rows, read_rows
 
 
@@ -16,7 +16,7 @@ from evals.items import Item, hub_rows, read_rows
 class Row:
     """A row and its place, for messages."""
 
-    values: Mapping[str, Any]
+    values: Record
     where: str
 
     def get(self, *names: str) -> Any:
@@ -24,7 +24,7 @@ class Row:
         return next((self.values[name] for name in names if self.values.get(name) is not None), None)
 
     def column(self, *names: str) -> Any:
-        """The same, as a must. Raises UserError naming the place, the column and what is there."""
+        """The same. Raises UserError naming the place, the missing column and those that exist."""
         value = self.get(*names)
         if value is None:
             others = f" (nor {', '.join(map(repr, names[1:]))})" if names[1:] else ""
@@ -45,7 +45,7 @@ class Row:
         return list(value)
 
     def number(self, *names: str) -> str:
-        """A finite number as people write it: 25 for "025", 142 for 142.0, 18000 for "18,000"."""
+        """A finite number in plain form: 25 for "025", 142 for 142.0, 18000 for "18,000"."""
         value = self.column(*names)
         text = str(value).strip().replace(",", "").removeprefix("$")
         try:
@@ -63,9 +63,9 @@ class Row:
 
 
 def rows(path: str | None, hub: str, split: str, configs: Sequence[str | None] = (None,)) -> Iterator[Row]:
-    """Rows of a local file (.jsonl, .jsonl.gz, .parquet), or of the hub's data set, one configuration after the other.
+    """Rows of a local file (.jsonl, .jsonl.gz, .parquet), or of all configurations of the hub's data set.
 
-    Raises UserError when there is none.
+    Raises UserError if there are none.
     """
     number = -1
     for config in configs if path is None else (None,):
@@ -80,11 +80,11 @@ def rows(path: str | None, hub: str, split: str, configs: Sequence[str | None] =
 def loader(
     to_item: Callable[[Row], Item], hub: str, configs: Sequence[str | None] = (None,)
 ) -> Callable[[str | None], list[Item]]:
-    """`Bench.load` of a set whose rows are items: from a local file in the hub's shape, or the hub's split test."""
+    """A `Bench.load` that makes an item of each row of a local file in the hub's shape, or of the hub's split test."""
     return lambda path: [to_item(row) for row in rows(path, hub, "test", configs)]
 
 
 def in_folder(name: str, folder: str | Path | None = None) -> str | None:
-    """The file of a benchmark in a folder, $AGPO_DATA where none is given; None where there is none."""
+    """The file of a benchmark in a folder, by default $AGPO_DATA; None if there is none."""
     folder = Path(folder or os.environ.get("AGPO_DATA") or "/nowhere")
     return next((str(folder / f"{name}{end}") for end in ENDINGS if (folder / f"{name}{end}").is_file()), None)

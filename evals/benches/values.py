@@ -1,19 +1,17 @@
-"""Python values as JSON and back, so that a tuple is no list and a set is a set on the way out of a sandbox.
+"""Python values as JSON and back, which keeps tuples, lists and sets apart on the way out of a sandbox.
 
-The two functions need nothing around them: their source goes into the programs that run there.
+The two functions depend on nothing else: their source is put into the programs that run there.
 """
 
-from typing import Any
 
+def encode(value: object) -> object:
+    """JSON data for a value. Equal values of one type have equal codes, whatever the order of a set or a dict.
 
-def encode(value: Any) -> Any:
-    """JSON data for a value. Equal values of one kind have equal codes, whatever the order of a set or a dict.
-
-    What has no code (an object, a generator) stays as it is: the sandbox refuses to write it.
+    Any other object stays as it is, and the sandbox refuses to write it.
     """
     import json
 
-    def key(code: Any) -> Any:  # {True} == {1} == {1.0}
+    def key(code: object) -> object:  # {True} == {1} == {1.0}
         return int(code) if isinstance(code, bool) or (isinstance(code, float) and code.is_integer()) else code
 
     if isinstance(value, bool) or value is None:
@@ -36,7 +34,7 @@ def encode(value: Any) -> Any:
     return value
 
 
-def decode(code: Any) -> Any:
+def decode(code: object) -> object:
     """The value of a code. Raises ValueError or TypeError for what `encode` does not write."""
     if isinstance(code, list):
         return [decode(one) for one in code]

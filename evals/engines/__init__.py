@@ -7,64 +7,67 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from evals.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 ENGINES = {"hf": ("hf", "HFEngine"), "vllm": ("vllm", "VLLMEngine"), "openai": ("openai", "OpenAIEngine")}
 """name -> its file here and its class"""
 
 
 class EngineError(UserError):
-    """An engine cannot be started, or stopped in the middle. What it had not finished counts as nothing."""
+    """An engine cannot start, or failed while it ran. What it had not finished counts as nothing."""
 
     status: int | None = None
     """of the HTTP answer, where there was one"""
     failed: "Mapping[Any, EngineError]" = MappingProxyType({})
-    """where single prompts failed and the others were finished: by request number, from `complete` on by item id"""
+    """errors of single prompts, where the others were finished: by request number, from `complete` on by item id"""
 
 
 REFUSED = (400, 413, 422)
-"""what a server answers to a prompt that it will never take"""
+"""HTTP status of a prompt that a server will never accept"""
 
 FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `temperature` 0 is greedy. `max_tokens` is never guessed: the caller says it."""
+    """How to sample. `temperature` 0 is greedy."""
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    """the likeliest tokens that are sampled from; 0: all"""
+    """0: all tokens"""
     whole: int = 0
-    """engines hf and vllm end the call when this many requests have all their completions, and yield the others as far
-    as they are, with finish_reason abort; 0: none is cut"""
+    """engines hf and vllm end the call when this many requests are complete, and yield what the others have so far with
+    finish_reason abort; 0: all are completed"""
 
     @property
     def cut(self) -> bool:
-        """Whether a part of the distribution is cut off before sampling."""
+        """Whether top-p or top-k cuts the distribution."""
         return self.temperature != 0 and (self.top_p < 1 or self.top_k > 0)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and the seeds of its completions: len(seeds) of them share the prompt's prefill."""
+    """One prompt and the seeds of its completions, which share the prompt's prefill."""
 
     prompt_ids: tuple[int, ...]
     seeds: tuple[int, ...]
     prompt: "str | tuple[dict[str, str], ...]" = ""
-    """for an engine without a tokenizer, in place of the ids: text, or chat messages with role and content"""
-    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """for an engine without a tokenizer: what its chat template is to be given"""
+    """for an engine without a tokenizer, instead of the ids: text, or chat messages"""
+    template: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """for an engine without a tokenizer: variables for its chat template"""
     name: str = ""
-    """what messages call it; empty: its number"""
+    """its name in messages; empty: its number"""
     begun: tuple[tuple[int, ...], ...] = ()
-    """for engines hf and vllm: the tokens that each completion has already, after which it goes on; empty: none has"""
+    """for engines hf and vllm: the tokens from which each completion continues; empty: none"""
     limits: tuple[int, ...] = ()
-    """for the same: the most tokens that each completion gets now; empty: the sampling's max_tokens"""
+    """for the same: the most new tokens of each completion; empty: the sampling's max_tokens"""
 
     def has(self, repeat: int) -> tuple[int, ...]:
         return self.begun[repeat] if self.begun else ()
@@ -77,11 +80,10 @@ class Request:
 class Completion:
     """One sampled response.
 
-    `token_ids` includes the end-of-sequence token when there is one. `logprobs` has one entry per token: the
-    log-probability of that token under the temperature-scaled distribution before top-p cuts it, of a greedy one at
-    temperature 1; `entropies` has that distribution's (both None where an engine cannot tell). `seconds` is the time
-    from the start of `generate` to the last token. A server may give no ids: they are empty then, `text` is what it
-    answered and `counted` its number of tokens.
+    `token_ids` includes the end-of-sequence token. `logprobs` and `entropies` have one entry per token, after
+    temperature (greedy: temperature 1) and before top-p; None where an engine cannot tell. `seconds` is the time from
+    the start of `generate` to the last token. Where a server returns no ids they are empty, `text` is its answer and
+    `counted` its number of tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -92,11 +94,10 @@ class Completion:
     text: str | None = None
     """None: decode the ids"""
     counted: int = 0
-    """the server's number of tokens, where it gives no ids"""
     entropies: tuple[float, ...] | None = None
     """in nats, one per token"""
     earlier: tuple[tuple[str, int], ...] = ()
-    """of an answer that went on in a later call: the weight versions of its first tokens, and how many each made"""
+    """of an answer continued in a later call: the weight versions of its first tokens, and how many each made"""
 
     @property
     def n_tokens(self) -> int:
@@ -112,7 +113,7 @@ class Output(NamedTuple):
 
 
 class Whole:
-    """Counts what is left of each request of a call, for `Sampling.whole`."""
+    """Counts the open completions of each request of a call, for `Sampling.whole`."""
 
     def __init__(self, requests: Sequence[Request], sampling: Sampling):
         self.left, self.wanted = [len(request.seeds) for request in requests], sampling.whole
@@ -129,9 +130,17 @@ class Whole:
         return not any(self.left)
 
 
+class Tokenizer(Protocol):
+    """What is called of a Hugging Face tokenizer."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> Any: ...
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> Any: ...
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any: ...
+
+
 class Engine(Protocol):
     tokenizer: Any
-    """a Hugging Face tokenizer; None: requests carry `prompt`, completions `text`"""
+    """a `Tokenizer`, or None: requests carry `prompt`, completions `text`"""
     max_context: int
     """longest prompt + completion in tokens"""
     eos_ids: frozenset[int]
@@ -142,9 +151,8 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         """Yield every completion as it finishes, in no particular order; each (request, repeat) exactly once.
 
-        Raises UserError for a prompt that does not fit the context: prompts are refused, never truncated.
-        A completion's tokens depend on its prompt, its seed and the weights, not on what else is in the batch
-        (up to float rounding).
+        Its tokens depend on its prompt, seed and the weights only, up to float rounding. Raises UserError for a prompt
+        that does not fit the context: prompts are never truncated.
         """
         ...
 
@@ -153,35 +161,35 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class WeightStream:
-    """Weights that are not all there at once, named as in a checkpoint."""
+    """Weights that are not all in memory at once, named as in a checkpoint."""
 
-    like: Mapping[str, Any]
+    like: "Mapping[str, torch.Tensor]"
     """tensors of their shapes and types, on the meta device"""
-    tensors: Iterable[tuple[str, Any]]
-    """the tensors themselves, each good until the next is asked for"""
+    tensors: "Iterable[tuple[str, torch.Tensor]]"
+    """each is valid until the next one"""
 
 
 @runtime_checkable
 class OwnWeights(Protocol):
-    """What an engine offers besides whose weights are its own: a trainer's reach it only when they are sent."""
+    """An engine with its own copy of the weights, to which a trainer sends its own."""
 
     weight_version: str
 
-    def sync(self, weights: Mapping[str, Any] | WeightStream, version: str) -> None:
+    def sync(self, weights: "Mapping[str, torch.Tensor] | WeightStream", version: str) -> None:
         """Generate with these tensors, named as in a checkpoint, from now on. Raises EngineError."""
         ...
 
     def give_up(self) -> None:
-        """End the generations that run, in whatever thread: they yield nothing more. Several may run at once."""
+        """End all running generations, in any thread: they yield nothing more."""
         ...
 
     def sleep(self) -> None:
-        """Give a GPU's memory back until the next sync. Where that throws the weights away, `weight_version` is ""."""
+        """Release a GPU's memory until the next sync. Where that discards the weights, `weight_version` is ""."""
         ...
 
 
-def check_engine(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as the engine takes them. Raises UserError for an engine, an option or a value that there is not."""
+def check_engine(name: str, options: Mapping[str, object]) -> dict[str, object]:
+    """The options in the engine's types. Raises UserError for an unknown engine or option, or a bad value."""
     if name not in ENGINES:
         raise UserError(f"unknown engine {name!r}. Known: {', '.join(ENGINES)}.")
     if not options:  # the libraries can stay away
@@ -191,7 +199,7 @@ def check_engine(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return checked(name, _engine_class(name).load, options)
 
 
-def load_engine(name: str, model: str, **options: Any) -> Engine:
+def load_engine(name: str, model: str, **options: object) -> Engine:
     """The engine called `name` over the model folder or hub id `model`; for `openai` it is `URL[,URL...]#MODEL`."""
     options = check_engine(name, options)
     return _engine_class(name).load(model, **options)

@@ -1,9 +1,9 @@
 """Decoders: run a batch of prompts through a model, then their completions one token at a time.
 
-Two of them with one interface: `logits_BV` of each row's first token; `step` appends a token to every row and gives
-the logits of the next one [B, V]; `keep` makes row i what row rows[i] was and forgets the others. `SharedPrompts` keeps
-the keys and values of a prompt once for all its completions; `AnyCache` serves models whose attention it does not know.
-Both ask the model itself for everything but the attention of a step, and read its weights at every call.
+Two of them with one interface: `logits_BV` for each row's first token; `step` appends a token to every row and returns
+the next logits [B, V]; `keep` makes row i what row rows[i] was and drops the others. `SharedPrompts` stores a prompt's
+keys and values once for all its completions; `AnyCache` serves every other model. Both run the model itself, except for
+the attention of a step in `SharedPrompts`, and read its weights at every call.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from evals.errors import UserError, first_line
@@ -31,7 +31,7 @@ PROMPTS_KEPT = 0.8
 
 
 def fill_holes(running_B: np.ndarray) -> np.ndarray:
-    """The rows that still run, the last of them moved into the places of those that do not: few rows move."""
+    """The running rows, the last of them moved into the places of finished ones: few rows move."""
     rows = np.arange(running_B.sum())
     holes = np.flatnonzero(~running_B[: len(rows)])
     rows[holes] = len(rows) + np.flatnonzero(running_B[len(rows) :])
@@ -42,15 +42,15 @@ def fill_holes(running_B: np.ndarray) -> np.ndarray:
 
 
 class SharedPrompts:
-    """Decode with a prompt's keys and values stored once, and its rows' own stored beside it.
+    """Decode with a prompt's keys and values stored once for all its rows.
 
     B rows, P prompts, H key-value heads, R query heads for each of them, D head width, S positions of the longest
-    prompt, N most rows of one prompt. All rows started together, so that response positions need no mask.
+    prompt, N most rows of one prompt. All rows start together, so that response positions need no mask.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray):
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray):
         self.model = model
-        self.device = next(model.parameters()).device
+        self.device = model.device
         self.layers: list[PromptAndResponses] = []
         logits_PV = self._prefill(prompts)
         self.cache: Any = DynamicCache()
@@ -76,7 +76,7 @@ class SharedPrompts:
             cache: Any = DynamicCache(config=self.model.config)
             _, logits_CV = prefill(self.model, prompts[at:end], cache)
             if not self.layers:
-                self.layers = [PromptAndResponses(part, len(prompts), longest) for part in cache.layers]
+                self.layers = [PromptAndResponses((x.keys, x.values), len(prompts), longest) for x in cache.layers]
             for layer, part in zip(self.layers, cache.layers, strict=True):
                 width = part.keys.shape[2]
                 for whole, x in zip(layer.prompt, (part.keys, part.values), strict=True):
@@ -178,16 +178,16 @@ class PromptAndResponses(DynamicLayer):
     used part of a large buffer, and the library's copy of everything at every token is avoided.
     """
 
-    def __init__(self, like: Any, prompts: int, longest: int):
+    def __init__(self, like: Sequence[torch.Tensor], prompts: int, longest: int):
         super().__init__()
         # zeros: padding is masked out of the scores, but its values are multiplied with the weight 0
-        self.prompt = [x.new_zeros(prompts, x.shape[1], longest, x.shape[3]) for x in (like.keys, like.values)]
+        self.prompt = [x.new_zeros(prompts, x.shape[1], longest, x.shape[3]) for x in like]
         self.closed: list[torch.Tensor] = []
         self.open: list[torch.Tensor] = []
         self.used = 0
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append a position [B, H, 1, D]; the open block's keys and values [B, H, used, D]."""
         new, rows = (key_states, value_states), len(key_states)
@@ -218,12 +218,13 @@ def _width(prompts: Sequence[Sequence[int]]) -> int:
     return -(-max(map(len, prompts)) // LANES) * LANES
 
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]], cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def prefill(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], cache: Cache
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run prompts, padded on the left to one length, into `cache`: their mask [P, S] and last logits [P, V]."""
-    device = next(model.parameters()).device
     longest = _width(prompts)
-    ids_PS = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    mask_PS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    ids_PS = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
+    mask_PS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     out = model(
         input_ids=ids_PS,
         attention_mask=mask_PS,
@@ -247,7 +248,7 @@ HARMLESS = {
 
 
 class NotPlainAttention(Exception):
-    """The model asks its attention for something that `SharedPrompts` does not do, a soft cap for example."""
+    """The model's attention has something that `SharedPrompts` does not do, a soft cap for example."""
 
 
 def _attend(
@@ -258,7 +259,7 @@ def _attend(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     asked = [name for name, argument in kwargs.items() if argument is not None and name not in HARMLESS]
     if asked or attention_mask is not None:
@@ -272,7 +273,7 @@ AttentionInterface.register(NAME, _attend)
 
 @contextlib.contextmanager
 def _attention_of(decoder: SharedPrompts) -> Iterator[None]:
-    """The model's attention is ours for the time of one forward pass: others train and measure the same object."""
+    """Replace the model's attention for one forward pass: a trainer may use the same object."""
     config = decoder.model.config
     before, token = config._attn_implementation, _decoding.set(decoder)
     config._attn_implementation = NAME
@@ -284,11 +285,11 @@ def _attention_of(decoder: SharedPrompts) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def shares_prompts(model: Any) -> bool:
+def shares_prompts(model: PreTrainedModel) -> bool:
     """Whether `SharedPrompts` serves the model: full attention in every layer, through transformers' interface.
 
-    What a model does with its cache and its mask is not declared anywhere, so it is tried: three steps, for prompts of
-    two lengths, must give the logits that `AnyCache` gives.
+    How a model uses its cache and mask is not declared anywhere, so it is tried: three steps after prompts of two
+    lengths must give `AnyCache`'s logits.
     """
     config = model.config
     if not getattr(model, "_supports_attention_backend", False) or config.get_text_config() is not config:
@@ -311,7 +312,7 @@ def shares_prompts(model: Any) -> bool:
 
 
 @torch.inference_mode()
-def check_decodes(model: Any) -> None:
+def check_decodes(model: PreTrainedModel) -> None:
     """Raise UserError where `AnyCache` would not be the model: it keeps state beside its cache (RWKV, RecurrentGemma),
     which stays where it was when rows change places, or has a cache of another kind (MiniMax)."""
     ids = [i % model.config.get_text_config().vocab_size for i in range(5, 11)]
@@ -329,7 +330,7 @@ def check_decodes(model: Any) -> None:
     if not gap < (1e-2 if model.dtype == torch.float32 else 0.4):
         raise UserError(
             f"engine hf cannot sample from {type(model).__name__}: token by token its logits are {gap:.2g} deviations "
-            "off. It keeps a state beside keys and values, or takes in padding. Serve it with another engine."
+            "off. It keeps state outside keys and values, or reads padding. Serve it with another engine."
         )
 
 
@@ -339,7 +340,7 @@ def check_decodes(model: Any) -> None:
 class AnyCache:
     """Decode with the cache that the model's configuration asks for, every row with a copy of its prompt's."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray):
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_of_row: np.ndarray):
         self.model = model
         self.cache: Any = DynamicCache(config=model.config)
         if not any(isinstance(layer, DynamicLayer) for layer in self.cache.layers):
@@ -365,7 +366,7 @@ class AnyCache:
 Decoder = SharedPrompts | AnyCache
 
 
-def _step(decoder: Decoder, token_B: torch.Tensor, **how: Any) -> torch.Tensor:
+def _step(decoder: Decoder, token_B: torch.Tensor, **how: torch.Tensor) -> torch.Tensor:
     position_B1 = decoder.position_B[:, None]
     out = decoder.model(
         input_ids=token_B[:, None], position_ids=position_B1, past_key_values=decoder.cache, use_cache=True, **how

@@ -7,16 +7,15 @@ sample and ties the random numbers of a row to its neighbours. Greedy output is 
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import transformers
 from pydantic import Field
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from evals.engines import Completion, FinishReason, Output, Request, Sampling, Whole
 from evals.engines.decoding import TILE, AnyCache, Decoder, SharedPrompts, check_decodes, fill_holes, shares_prompts
@@ -43,9 +42,9 @@ SMALL = 20e6
 class HFEngine:
     """See `evals.engines.Engine`. The model may be shared with a trainer: its weights are read at every call."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_sequences: int = 256, noise: Noise = "uniform"):
-        """noise: how tokens are drawn (`evals.engines.sampling`). gumbel costs a random number for every token of the
-        vocabulary, and lets two models that are asked with the same seeds part only where they differ."""
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, *, max_sequences: int = 256, noise: Noise = "uniform"):
+        """noise: how tokens are drawn (`evals.engines.sampling`). With gumbel two models that share seeds diverge only
+        where they differ, at the cost of a random number for every token of the vocabulary."""
         self.noise = noise
         self.model = model
         self.tokenizer = tokenizer
@@ -67,8 +66,8 @@ class HFEngine:
     ) -> "HFEngine":
         """Load a model folder or hub id. `dtype` auto is float32 on a CPU and bfloat16 on a GPU.
 
-        threads: of this process on a CPU. None: torch's own choice, and one for a model below 20M parameters, whose
-        operations are over before two threads have met (on busy cores two took 7 times as long).
+        threads: of this process on a CPU. None: torch's default, or one for a model below 20M parameters, whose
+        operations are too short for two (on busy cores two took 7 times as long).
         """
         loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         if threads is None and loaded.device.type == "cpu" and loaded.num_parameters() < SMALL:
@@ -78,20 +77,23 @@ class HFEngine:
         return cls(loaded.eval(), tokenizer, max_sequences=max_sequences, noise=noise)
 
     def load_weights(self, folder: str, *, version: str) -> None:
-        """Take the weights of another folder of the same model, e.g. a later checkpoint; tokenizer and all else stay.
-
-        Raises UserError where they are not weights of this model.
-        """
-        load_weights(self.model, folder)
+        """Take the weights of another checkpoint of the same model. Raises UserError where names or shapes differ."""
+        found, _ = load_model(folder, device="cpu", dtype=str(self.model.dtype).removeprefix("torch."))
+        try:
+            self.model.load_state_dict(found.state_dict())
+        except RuntimeError as e:
+            raise UserError(
+                f"{folder} holds other weights than the model that is loaded: {' '.join(str(e).split()):.300}. "
+                "Evaluate it in a separate call."
+            ) from e
         self.weight_version = version
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[tuple[int, float, bool]]:
-        """(index, log-probability, greedy) of each (context ids, continuation ids), as they are done, longest first.
+        """(index, log-probability, greedy) of each (context ids, continuation ids), longest first.
 
-        What multiple-choice tasks and perplexity are made of: the sum over the continuation's tokens given all before
-        them, at temperature 1; `greedy`: each of them was the most likely one. Raises UserError for an empty context or
-        continuation, and for a pair that does not fit the model's context: it is not cut.
+        The log-probability is the continuation's, at temperature 1; `greedy`: each of its tokens was the most likely
+        one. Raises UserError for an empty context or continuation, and for a pair longer than the model's context.
         """
         for number, (context, continuation) in enumerate(pairs):
             if not context or not continuation:
@@ -103,7 +105,7 @@ class HFEngine:
                 )
         order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
         vocabulary = self.model.config.get_text_config().vocab_size
-        device = next(self.model.parameters()).device
+        device = self.model.device
         while order:
             longest = sum(map(len, pairs[order[0]])) - 1
             size = max(1, SCORED_LOGITS // (longest * vocabulary))
@@ -181,7 +183,7 @@ class HFEngine:
         return cache_bytes_per_token(self.model.config, self.model.dtype.itemsize)
 
     def _cache_bytes(self) -> int:
-        device = next(self.model.parameters()).device
+        device = self.model.device
         return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CACHE_BYTES
 
     @torch.inference_mode()
@@ -269,14 +271,14 @@ def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: A
     return frozenset(map(int, ids))
 
 
-def context_of(config: Any) -> int:
-    """Longest prompt + completion: positions that the configuration has, by any of its names. None: there is no end."""
+def context_of(config: PreTrainedConfig) -> int:
+    """Longest prompt + completion, by the configuration's positions; 2^30 where it sets no limit."""
     text = config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "seq_length", "context_length")
     return next((int(value) for name in names if isinstance(value := getattr(text, name, None), int)), 1 << 30)
 
 
-def cache_bytes_per_token(config: Any, item_bytes: int) -> int:
+def cache_bytes_per_token(config: PreTrainedConfig, item_bytes: int) -> int:
     """Keys and values of one token in all layers."""
     config = config.get_text_config()
     all_heads = getattr(config, "num_attention_heads", 0)  # none: a state space, which keeps nothing of a token
@@ -302,15 +304,15 @@ def check_device(device: str) -> None:
     there = ["auto", "cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
     if device not in there:
         build = f" torch {torch.__version__} is a build without CUDA." if torch.version.cuda is None else ""
-        raise UserError(f"device={device}: not here, or none that this runs on.{build} There is: {', '.join(there)}.")
+        raise UserError(f"device={device} is not available.{build} Available: {', '.join(there)}.")
 
 
-def load_model(model: str, *, device: str = "auto", dtype: str = "auto", load_in_4bit: bool = False) -> tuple[Any, Any]:
+def load_model(
+    model: str, *, device: str = "auto", dtype: str = "auto", load_in_4bit: bool = False
+) -> tuple[PreTrainedModel, Any]:
     """(model, tokenizer) of a Hugging Face folder or hub id, on `device`. Remote code is never run.
 
-    `load_in_4bit`: its linear layers but the output's as bitsandbytes' NF4 (Dettmers et al. 2023).
-
-    Raises UserError where the folder, the hub or the tokenizer cannot be had, saying which.
+    `load_in_4bit`: all linear layers but the output's in bitsandbytes' NF4 (Dettmers et al. 2023). Raises UserError.
     """
     check_device(device)
     if device == "auto":
@@ -322,15 +324,19 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto", load_in
     with _loading(model, "model"):
         config = AutoConfig.from_pretrained(folder)
         capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-        how: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}  # sdpa, the default, leaves it out
+        how: dict[str, object] = {"attn_implementation": "eager"} if capped else {}  # sdpa, the default, leaves it out
         if load_in_4bit:
             # On a CPU its import warns of a kernel that it lacks and that is not used here.
             logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
             nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
-            how |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
+            how["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **nf4)
+            how["device_map"] = {"": device}
+        how |= {"config": config, "dtype": getattr(torch, dtype), "ignore_mismatched_sizes": True}
         loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]  (the stub knows one result)
-            folder, config=config, dtype=getattr(torch, dtype), output_loading_info=True, **how
+            folder, output_loading_info=True, **how
         )
+        for name, there, wanted in sorted(report["mismatched_keys"]):  # random numbers too, as what is missing
+            raise ValueError(f"{name} has shape {tuple(there)}, and by config.json {tuple(wanted)}")
         if missing := sorted(report["missing_keys"]):  # the library fills them with random numbers and goes on
             shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
             raise ValueError(f"it has no weights for {shown}")
@@ -340,15 +346,12 @@ def load_model(model: str, *, device: str = "auto", dtype: str = "auto", load_in
     tokenizer = load_tokenizer(model)
     loaded.to(device)  # type: ignore[call-arg]  (the stub of the library's decorator loses `self`)
     if broken := next((name for name, x in loaded.named_parameters() if not x.isfinite().all()), None):
-        raise UserError(
-            f"the model of {model} has weights that are not finite ({broken}): what made it went wrong. "
-            "Take an earlier checkpoint."
-        )
+        raise UserError(f"the model of {model} has weights that are not finite ({broken}). Use an earlier checkpoint.")
     return loaded, tokenizer
 
 
-def load_config(model: str) -> tuple[Any, GenerationConfig | None]:
-    """(config, generation config or None) of a folder or hub id, without its weights. Raises UserError."""
+def load_config(model: str) -> tuple[PreTrainedConfig, GenerationConfig]:
+    """(config, generation config) of a folder or hub id, without its weights. Raises UserError."""
     folder = model_folder(model, weights=False)
     with _loading(model, "model"):
         config = AutoConfig.from_pretrained(folder)
@@ -365,34 +368,7 @@ def load_tokenizer(model: str) -> Any:
         if not any((folder / name).is_file() for name in TOKENIZER_FILES):
             # the library would make an empty tokenizer, which turns every prompt into nothing
             raise FileNotFoundError("none of its files is there")
-        return AutoTokenizer.from_pretrained(folder)
-
-
-@torch.no_grad()
-def load_weights(model: Any, folder: str) -> None:
-    """Copy the safetensors of a model folder into `model`. Raises UserError where names or shapes are others."""
-    from safetensors.torch import load_file
-
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder}: no *.safetensors in it. Expected a Hugging Face model folder.")
-    own = model.state_dict()
-    parts: Iterable[dict[str, Any]] = map(load_file, files)
-    if ".experts." in " ".join(own):  # of which a model may hold a layer's in one tensor, and a folder never does
-        parts = [load_model(folder, device="cpu", dtype=str(model.dtype).removeprefix("torch."))[0].state_dict()]
-    seen: set[int] = set()  # tied weights are one memory under several names; a folder has one of them
-    for part in parts:
-        for name, x in part.items():
-            if name not in own or own[name].shape != x.shape:
-                there = f"of shape {tuple(own[name].shape)} in it" if name in own else "not in it"
-                raise UserError(
-                    f"{folder} holds other weights than the model that is loaded: {name} {tuple(x.shape)} is {there}. "
-                    "Evaluate it in a separate call."
-                )
-            own[name].copy_(x)
-            seen.add(own[name].data_ptr())
-    if missing := [name for name, x in own.items() if x.data_ptr() not in seen and x.numel()]:
-        raise UserError(f"{folder} has no weights for {missing[0]}. Expected a complete Hugging Face model folder.")
+        return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""The openai engine: any server that speaks OpenAI's API (vLLM, SGLang, TGI, a hosted model), or several of them.
+"""The openai engine: one or more servers with OpenAI's API (vLLM, SGLang, TGI, a hosted model).
 
-Token ids go in and come out where the server knows how; where it does not, chat messages or text do, and what that
-disables is said at the start. See docs/engines-openai.md.
+Prompts and completions are token ids where the server supports that, else chat messages or text; a warning at the start
+says what that disables. See docs/engines-openai.md.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from evals.errors import UserError
 logger = logging.getLogger(__name__)
 
 UNDELIVERED = 256
-"""completions that may wait for a slow caller before no more requests are sent"""
+"""completions that wait for a slow caller before no more requests are sent"""
 MANY_FAILED = 8
-"""prompts that fail for reasons of their own before the others are not tried any more"""
+"""failed prompts before no more requests are sent"""
 FATAL = (401, 403, 404)
-"""what every request would get"""
+"""HTTP status that every request would get"""
 SAME_TOKENS = 8
 """equal samples shorter than this are no surprise"""
 UNKNOWN_CONTEXT = sys.maxsize
@@ -48,11 +48,11 @@ def parse_model(text: str) -> tuple[list[str], str]:
         parts = urlsplit(url)
         if parts.username or parts.password or parts.query:
             raise UserError(
-                f"the server's address {parts.scheme}://{parts.hostname or ''} holds a user, a password or a query. "
-                "They would be stored with the results. Set $AGPO_API_KEY instead and leave them out."
+                f"the server's address {parts.scheme}://{parts.hostname or ''} has a user, a password or a query. It "
+                "would be stored with the results: remove it, and set $AGPO_API_KEY instead."
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{url!r} is no server's address. Expected openai:http://HOST:PORT/v1#MODEL.")
+            raise UserError(f"{url!r} is not a server's address. Expected openai:http://HOST:PORT/v1#MODEL.")
         urls.append(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}")
     if len(set(urls)) < len(urls):
         raise UserError(f"a server's address is given twice: {listed}.")
@@ -67,11 +67,11 @@ class OpenAIEngine:
         self.tokenizer, self.eos_ids, self.limits, self.max_errors = found.tokenizer, found.eos_ids, limits, max_errors
         self.weight_version = ""
         self.notes = list(found.notes)
-        """what this server does not give, and what that disables"""
+        """what this server lacks, and what that disables"""
         if (context := max_context or found.max_context) is None:
             self.notes.append(
-                "it does not say how long its context is: a prompt that does not fit is refused by the server when its "
-                "turn comes, not before the first request. The option max_context tells it."
+                "it does not report its context length: too long prompts are found one by one, not before the first "
+                "request. Set the engine's option max_context."
             )
         self.max_context = context or UNKNOWN_CONTEXT
 
@@ -108,8 +108,8 @@ class OpenAIEngine:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
         """As `Engine.generate`. Requests are sent in the order given, a bounded number at a time.
 
-        A request that fails after all retries ends nothing: the others are finished and delivered, then RequestError is
-        raised. What would fail for every request (a refused key, no server left) or for many stops new ones at once.
+        When a request fails after all retries the others still finish, then RequestError is raised. An error that every
+        request would get (a refused key, no server left), or too many of them, stops new requests at once.
         """
         for number, request in enumerate(requests):
             self._check(request, sampling, _name(requests, number))
@@ -126,7 +126,9 @@ class OpenAIEngine:
         from evals.engines.hf import check_fits
 
         if not self.dialect.extensions and (sampling.top_k or (request.template and self.tokenizer is None)):
-            raise UserError("this server takes neither top_k nor chat_template_kwargs, which vLLM and SGLang add.")
+            raise UserError(
+                "this server accepts neither top_k nor chat_template_kwargs (extensions of vLLM and SGLang)."
+            )
         if self.tokenizer is not None:
             check_fits(len(request.prompt_ids), sampling.max_tokens, self.max_context, what)
             return
@@ -153,7 +155,7 @@ class OpenAIEngine:
 
 
 class _Run:
-    """One call of `generate`: an event loop in a thread, which goes on asking while the caller does its own work."""
+    """One call of `generate`: an event loop in a thread, which keeps asking while the caller works."""
 
     def __init__(self, engine: OpenAIEngine, requests: Sequence[Request], sampling: Sampling, workers: int):
         self.engine, self.requests, self.sampling, self.workers = engine, requests, sampling, workers
@@ -164,7 +166,7 @@ class _Run:
         self.repeats = _Repeats(requests, sampling)
         self.loop = asyncio.new_event_loop()
         self.task = self.loop.create_task(self._run())
-        # a daemon, so that a caller that never comes back for the rest cannot hold up the end of the process
+        # a daemon: a caller that never takes the rest must not keep the process alive
         self.thread = threading.Thread(target=self._drive, name="openai-engine", daemon=True)
 
     def outputs(self) -> Iterator[Output]:
@@ -177,7 +179,7 @@ class _Run:
                 self.loop.call_soon_threadsafe(self.room.release)
 
     def end(self) -> None:
-        """Give up what is still at the servers (a closed connection tells vLLM to stop decoding) and wait for that."""
+        """Close the connections, which makes vLLM stop decoding, and wait for that."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.task.cancel)
         self.thread.join()
@@ -205,7 +207,7 @@ class _Run:
             raise self._failure()
 
     async def _worker(self, fleet: Fleet) -> None:
-        """Takes the next completion that nobody has taken; a fixed number of workers, however long the list is."""
+        """Take the next completion that nobody has taken, until there is none."""
         engine, sampling = self.engine, self.sampling
         while not fleet.stopping:
             await self.room.acquire()
@@ -254,12 +256,12 @@ def _name(requests: Sequence[Request], number: int) -> str:
 
 
 class _Repeats:
-    """Watches whether the samples of a prompt differ: a server that ignores seeds, or pins one, would hide it."""
+    """Counts prompts whose samples are all equal: the sign of a server that ignores seeds or pins one."""
 
     def __init__(self, requests: Sequence[Request], sampling: Sampling):
         self.requests, self.sampling = requests, sampling
         self.open: dict[int, list[int]] = {}
-        """of prompts that are being answered: hashes of their samples; a short one differs from all others"""
+        """of unfinished prompts: hashes of their samples; a short one differs from all others"""
         self.identical, self.complete, self.warned = 0, 0, False
 
     def add(self, number: int, completion: Completion) -> None:
@@ -280,7 +282,6 @@ class _Repeats:
     def text(self, when: str) -> str:
         return (
             f"{self.identical} of {self.complete} prompts with several samples {when} got equal samples at temperature "
-            f"{self.sampling.temperature:g}, although each request had its own seed. The server, or a cache "
-            "before it, seems to ignore seeds or to use its own: such repeats are not independent samples, and "
-            "intervals and Pass@k made from them are wrong."
+            f"{self.sampling.temperature:g}, although each request had its own seed. The server, or a cache in "
+            "front of it, seems to ignore seeds. Such repeats are not independent: intervals and Pass@k are wrong."
         )

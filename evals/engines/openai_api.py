@@ -1,4 +1,4 @@
-"""What goes over the wire to an OpenAI-compatible server, and what comes back."""
+"""Requests to a server with OpenAI's API, and its responses."""
 
 import hashlib
 import json
@@ -19,21 +19,21 @@ FINISH_REASONS: dict[str, FinishReason] = {
     "length": "length",
     "content_filter": "abort",  # the provider's decision about this answer: asking again would not change it
 }
-"""Others (abort, error, null) say that the server gave the request up: it is asked again."""
+"""Others (abort, error, null) mean that the server gave up: the request is retried."""
 
 
 class BadAnswer(Exception):
-    """A 200 that is no completion: not JSON, no choice, no count of tokens, given up by the server."""
+    """A response with status 200 that is not a completion, or one that the server gave up."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a server takes and gives; found out at the start by asking it."""
+    """What a server accepts and returns; probed at the start."""
 
     ids_in: bool
     """/completions takes a list of token ids as the prompt"""
     extensions: bool
-    """the fields that vLLM and SGLang add to the API are accepted"""
+    """accepts the fields that vLLM and SGLang add to the API"""
     ids_out: bool = False
     logprobs: LogprobKind = "none"
     """before (raw) or after (processed) temperature and top-p"""
@@ -41,25 +41,25 @@ class Dialect:
     seeds: bool = True
 
     def gives_logprobs(self, sampling: Sampling) -> bool:
-        """Whether the server's numbers are those of `Completion.logprobs`: after temperature, before top-p."""
+        """Whether the server's are those of `Completion.logprobs`: after temperature, before top-p."""
         if self.logprobs == "raw":
             return sampling.temperature in (0, 1)
         return self.logprobs == "processed" and not sampling.cut
 
 
 def server_seed(seed: int) -> int:
-    """A seed in 31 bits, which every server takes: some refuse more, torch's CPU generator ignores the upper half."""
+    """A seed in 31 bits: some servers refuse more, and torch's CPU generator ignores the upper half."""
     return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "little") & 0x7FFF_FFFF
 
 
 def payload(
     dialect: Dialect, model: str, request: Request, seed: int, sampling: Sampling, eos_ids: frozenset[int]
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, dict[str, object]]:
     """(endpoint below the base URL, JSON body) that ask for one completion.
 
     One request per completion: with n > 1 a server counts the tokens of all choices together and a failure loses all.
     """
-    body: dict[str, Any] = {
+    body: dict[str, object] = {
         "model": model,
         dialect.limit: sampling.max_tokens,
         "temperature": sampling.temperature,
@@ -68,7 +68,7 @@ def payload(
     if dialect.seeds:
         body["seed"] = server_seed(seed)
     if dialect.extensions:
-        # Said, because a server's defaults come from the model's generation_config: Qwen2.5's has a repetition penalty.
+        # Explicit: a server's defaults come from generation_config.json, and Qwen2.5's has a repetition penalty.
         body |= {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}
         body |= {"frequency_penalty": 0.0, "return_token_ids": True}
         if eos_ids:
@@ -98,16 +98,15 @@ class Answer:
 
 
 def answer(content: bytes) -> Answer:
-    """Read a response with one choice. Raises BadAnswer where anything that is needed is not there."""
+    """Parse a response with one choice. Raises BadAnswer."""
     try:
-        body = json.loads(content)
-        choice = body["choices"][0]
-    except ValueError:
-        raise BadAnswer("it is not JSON") from None
-    except (KeyError, IndexError, TypeError):
-        raise BadAnswer("it has no choices") from None
-    if not isinstance(choice, dict):
-        raise BadAnswer("its choice is no object")
+        return _answer(json.loads(content))
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
+        raise BadAnswer(f"it does not have the form of OpenAI's API ({type(e).__name__}: {e})") from None
+
+
+def _answer(body: dict[str, Any]) -> Answer:
+    choice = body["choices"][0]
     reason = choice.get("finish_reason")
     if reason not in FINISH_REASONS:
         raise BadAnswer(f"it was given up: finish_reason is {reason!r}")
@@ -135,7 +134,7 @@ def answer(content: bytes) -> Answer:
 def _text(choice: Mapping[str, Any], reason: str) -> str:
     """The text of either endpoint's choice. Reasoning that a server splits off is put back before the answer.
 
-    A message without content is empty where hidden reasoning has used up the tokens, or a filter took it.
+    A message without content is empty where hidden reasoning used up the tokens, or a filter took it.
     """
     message = choice.get("message")
     if message is None:

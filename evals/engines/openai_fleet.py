@@ -1,4 +1,4 @@
-"""Several servers as one: which of them gets the next request, which is out, what a failure means."""
+"""Several servers as one: who gets the next request, who is down, and what a failure means."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,6 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 
@@ -19,9 +18,9 @@ from evals.engines.openai_api import Answer, BadAnswer, answer
 
 CONNECT_SECONDS = 10.0
 PROBE_SECONDS = 30.0
-"""how long a server may take to list its models before it counts as down"""
+"""time for a server to list its models before it counts as down"""
 BACKOFF = (0.5, 30.0)
-"""seconds before the second attempt, and the most: doubled each time, with jitter"""
+"""seconds before the second attempt, doubled each time up to the second number, with jitter"""
 BODY_SHOWN = 600
 
 
@@ -32,9 +31,9 @@ class Limits:
     timeout: float
     """seconds until one request counts as lost"""
     attempts: int
-    """how often a request may fail by an error, a timeout or nonsense"""
+    """how often a request may fail by an error, a timeout or an unusable response"""
     patience: float
-    """seconds that servers may be away or refuse by overload before the request fails"""
+    """seconds that servers may be unreachable or overloaded before the request fails"""
 
 
 @dataclass(eq=False)
@@ -46,11 +45,11 @@ class Server:
     lost: int = 0
     """in a row"""
     ready_at: float = 0.0
-    """left alone until then, in time.monotonic(): it asked for that (Retry-After), or lost a request"""
+    """time.monotonic() before which it gets no request: it sent Retry-After, or lost a request"""
 
 
 class RequestError(EngineError):
-    """A request got no completion after all retries: where it went, and what came back last (status None: nothing)."""
+    """A request failed after all retries: its URL and the last response (status None: there was none)."""
 
     def __init__(self, text: str, *, url: str = "", status: int | None = None, body: str = "", attempts: int = 0):
         super().__init__(text)
@@ -58,7 +57,7 @@ class RequestError(EngineError):
 
 
 class Failure(Exception):
-    """One attempt failed. `kind`: final (asking again is no use), away (time helps), broken (it may be the request)."""
+    """One attempt failed. `kind`: final (no retry), away (time helps), broken (it may be the request)."""
 
     def __init__(self, kind: str, text: str, *, status: int | None = None, body: str = "", wait: float = 0.0):
         super().__init__(text)
@@ -74,7 +73,7 @@ def about_key() -> str:
 
 
 def scrub(text: str) -> str:
-    """The text without the key, which some servers repeat in their errors, and no longer than is useful."""
+    """The text, shortened, without the key, which some servers repeat in their errors."""
     key = api_key()
     text = text.replace(key, "[key]") if key else text
     return text if len(text) <= BODY_SHOWN else f"{text[:BODY_SHOWN]}... ({len(text)} characters)"
@@ -85,8 +84,8 @@ def headers() -> dict[str, str]:
 
 
 def _client(limits: Limits) -> httpx.AsyncClient:
-    # A machine that vanishes sends nothing: without keep-alive probes a request to it would wait for the whole timeout.
-    # A transport of our own makes httpx ignore the proxies of the environment, so only where there are none.
+    # Without keep-alive probes a request to a machine that vanished would wait for the whole timeout. A transport of
+    # our own makes httpx ignore the proxies of the environment, so only where there are none.
     probes = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6)):
         if hasattr(socket, name):
@@ -122,7 +121,7 @@ class Fleet:
         await self._http.aclose()
 
     def stop(self) -> None:
-        """What is at a server now may finish; nothing is retried."""
+        """Let running requests finish, and retry nothing."""
         self._stopping.set()
         self._wake()
 
@@ -130,8 +129,8 @@ class Fleet:
     def stopping(self) -> bool:
         return self._stopping.is_set()
 
-    async def ask(self, endpoint: str, body: dict[str, Any]) -> Answer:
-        """One completion. Raises RequestError when the retries are used up."""
+    async def ask(self, endpoint: str, body: dict[str, object]) -> Answer:
+        """One completion. Raises RequestError when retries are used up."""
         started = time.monotonic()
         attempts, broken = 0, 0
         away_since: float | None = None
@@ -159,9 +158,9 @@ class Fleet:
                     await asyncio.wait_for(self._stopping.wait(), _backoff(attempts))
 
     async def _acquire(self, avoid: Server | None) -> Server:
-        """The server with the fewest requests, another one than `avoid` if there is. Waits while none can take one.
+        """The server with the fewest requests, if possible not `avoid`. Waits until one can take a request.
 
-        Raises RequestError when all of them have been away for longer than the patience.
+        Raises RequestError when all have been away for longer than `patience`.
         """
         while True:
             now = time.monotonic()
@@ -178,12 +177,12 @@ class Fleet:
             if away is not None:
                 until.append(away + self.limits.patience)
             with contextlib.suppress(TimeoutError):
-                # a little later for each, so that those who waited for one moment do not come all at once
+                # jitter, so that all who waited for this moment do not come at once
                 await asyncio.wait_for(
                     self._changed.wait(), min(until) - now + random.uniform(0, 0.2) if until else None
                 )
 
-    async def _post(self, server: Server, endpoint: str, body: dict[str, Any]) -> Answer:
+    async def _post(self, server: Server, endpoint: str, body: dict[str, object]) -> Answer:
         try:
             response = await self._http.post(f"{server.url}/{endpoint}", json=body)
         except (httpx.ConnectError, httpx.ConnectTimeout) as e:
@@ -212,7 +211,7 @@ class Fleet:
         return Failure(kind, f"HTTP {status}", status=status, body=scrub(response.text), wait=wait)
 
     def _take_out(self, server: Server, why: str) -> None:
-        """Leave a server alone for a while, and the longer the more requests in a row it has lost."""
+        """Leave a server alone, for longer with each request in a row that it loses."""
         now = time.monotonic()
         server.down = why
         if server.ready_at <= now:  # else it lost several at once
@@ -236,8 +235,12 @@ class Fleet:
     def _error(self, url: str, failure: Failure, attempts: int, seconds: float) -> RequestError:
         tried = "1 attempt" if attempts == 1 else f"{attempts} attempts in {seconds:.0f} s"
         said = f": {failure.body}" if failure.body else ""
+        if failure.status in (401, 403):
+            said += about_key()
+        elif failure.status == 429:
+            said += "\nLower the engine's option concurrency, or raise its option patience."
         return RequestError(
-            f"{url}: {failure} after {tried}{said}{_advice(failure.status)}",
+            f"{url}: {failure} after {tried}{said}",
             url=url,
             status=failure.status,
             body=failure.body,
@@ -245,22 +248,14 @@ class Fleet:
         )
 
 
-def _advice(status: int | None) -> str:
-    if status in (401, 403):
-        return about_key()
-    if status == 429:
-        return "\nAsk for less at once (concurrency), or give more patience."
-    return ""
-
-
 def _backoff(attempt: int) -> float:
-    """Seconds before attempt + 1: between half and all of a doubling time."""
+    """Seconds before attempt + 1."""
     first, most = BACKOFF
     return min(most, first * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
 def retry_after(response: httpx.Response) -> float:
-    """Seconds of a Retry-After header, given in seconds or as a date; 0 where there is none."""
+    """Seconds of a Retry-After header, which is a number or a date; 0 without one."""
     value = response.headers.get("retry-after", "").strip()
     with contextlib.suppress(ValueError):
         return max(0.0, float(value))
@@ -274,7 +269,7 @@ def describe(error: Exception) -> str:
     if isinstance(error, httpx.ConnectTimeout):
         return f"no connection in {CONNECT_SECONDS:g} s"
     cause: BaseException | None = error
-    while cause is not None:  # the operating system's word, where there is one, is the clearest
+    while cause is not None:  # the operating system's message is the clearest
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror or str(cause)
         cause = cause.__cause__ or cause.__context__

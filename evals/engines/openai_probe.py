@@ -1,4 +1,4 @@
-"""Before the first request: which servers are there, what they serve, and what they take and give."""
+"""Before the first request: which servers answer, what they serve, and what they support."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from evals.engines import Request, Sampling
+from evals.engines import Request, Sampling, Tokenizer
 from evals.engines.openai_api import Answer, BadAnswer, Dialect, LogprobKind, answer, payload
 from evals.engines.openai_fleet import (
     CONNECT_SECONDS,
@@ -23,12 +23,14 @@ from evals.engines.openai_fleet import (
 from evals.errors import UserError, first_line
 from evals.hub import is_local
 
+Entry = dict[str, Any]
+"""what GET /models says of one model"""
 TEXT = "What is 12+7-3? 12+7=19; 19-3=16"
 CONTEXT_KEYS = ("max_model_len", "context_length", "context_window", "max_context_length")
 FIRST_ANSWER_SECONDS = 300.0
-"""a server that sleeps when nobody asks may load its model first"""
+"""an idle server may first load its model"""
 BUSY_ATTEMPTS = 5
-DIALECTS = (  # what is sent, and how: tried in this order, the first that is answered is the server's
+DIALECTS = (  # what is sent, and how: the first that is answered is the server's
     ("ids", Dialect(ids_in=True, extensions=True)),  # vLLM, SGLang
     ("ids", Dialect(ids_in=True, extensions=False)),
     ("messages", Dialect(ids_in=False, extensions=True)),  # their chat, with a tokenizer that is not at hand
@@ -45,19 +47,19 @@ class Found:
     servers: list[Server]
     model: str
     dialect: Dialect
-    tokenizer: Any
-    """None where prompts go as messages or text"""
+    tokenizer: Tokenizer | None
+    """None: prompts go as messages or text"""
     eos_ids: frozenset[int]
     max_context: int | None
     notes: list[str]
-    served: dict[str, Any]
-    """what /models says of the weights behind the name"""
+    served: Entry
+    """what /models says of the weights"""
 
 
 def discover(
     urls: Sequence[str], model: str, *, tokenizer: str, wait: float, timeout: float, seeds: bool, logprobs: bool
 ) -> Found:
-    """Ask every server for its models, and one of them for a few tokens. Raises UserError where that cannot work."""
+    """Ask every server for its models and for a few tokens. Raises UserError."""
     with httpx.Client(headers=headers(), timeout=httpx.Timeout(PROBE_SECONDS, connect=CONNECT_SECONDS)) as http:
         listed, down = _wait_for_any(http, urls, model, wait)
         model = model or _only_model(listed)
@@ -92,11 +94,11 @@ def discover(
 
 def _wait_for_any(
     http: httpx.Client, urls: Sequence[str], model: str, wait: float
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+) -> tuple[dict[str, list[Entry]], dict[str, str]]:
     """(models of each server that answers, why not of each that does not). Waits until one answers."""
     until = time.monotonic() + wait
     while True:
-        listed: dict[str, list[dict[str, Any]]] = {}
+        listed: dict[str, list[Entry]] = {}
         down: dict[str, str] = {}
         for url in urls:
             try:
@@ -111,13 +113,13 @@ def _wait_for_any(
             raise UserError(
                 f"no server answers; tried for {wait:g} s:\n{lines}\nCheck the address, or start one, for example\n"
                 f"  vllm serve {model or 'MODEL'} --port {port}\n"
-                "A server that is still loading its model is waited for with the engine's option wait (seconds)."
+                "If a server is still loading its model, raise the engine's option wait (seconds)."
             )
         time.sleep(min(1.0, max(0.0, until - time.monotonic())))
 
 
-def _models(http: httpx.Client, url: str) -> list[dict[str, Any]]:
-    """What GET /models lists; [] where the server has no such page."""
+def _models(http: httpx.Client, url: str) -> list[Entry]:
+    """What GET /models lists; [] for a server without it."""
     response = http.get(f"{url}/models")
     if response.status_code in (401, 403):
         raise _refused_key(url, response)
@@ -131,20 +133,20 @@ def _models(http: httpx.Client, url: str) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         kind = response.headers.get("content-type", "no content type")
         raise UserError(
-            f"{url}/models answers with HTTP {response.status_code} and no list of models ({kind}). Is it a "
-            "server with OpenAI's API, and the address its base URL (mostly ending in /v1)?"
+            f"{url}/models answers with HTTP {response.status_code} and no list of models ({kind}). Expected the base "
+            "URL of a server with OpenAI's API, which usually ends in /v1."
         ) from None
 
 
-def _only_model(listed: dict[str, list[dict[str, Any]]]) -> str:
+def _only_model(listed: dict[str, list[Entry]]) -> str:
     names = sorted({m["id"] for models in listed.values() for m in models})
     if len(names) == 1:
         return names[0]
     what = f"serve {', '.join(names[:20])}" if names else "list no models"
-    raise UserError(f"no model is named, and the servers {what}. Say URL#MODEL.")
+    raise UserError(f"no model is named, and the servers {what}. Use URL#MODEL.")
 
 
-def _entry(url: str, models: list[dict[str, Any]], model: str) -> dict[str, Any]:
+def _entry(url: str, models: list[Entry], model: str) -> Entry:
     for entry in models:
         if entry["id"] == model:
             return entry
@@ -155,7 +157,7 @@ def _entry(url: str, models: list[dict[str, Any]], model: str) -> dict[str, Any]
     raise UserError(f"{url} does not serve {model!r}. It serves: {', '.join(names[:20])}{more}.")
 
 
-def _context(http: httpx.Client, url: str, entry: dict[str, Any]) -> int | None:
+def _context(http: httpx.Client, url: str, entry: Entry) -> int | None:
     for key in CONTEXT_KEYS:
         if isinstance(entry.get(key), int) and entry[key] > 0:
             return entry[key]
@@ -179,8 +181,8 @@ class _Asker:
     eos_ids: frozenset[int]
     timeout: float
 
-    def __call__(self, dialect: Dialect, request: Request, sampling: Sampling, **more: Any) -> Answer:
-        """Raises BadAnswer where the server does not take the request this way, UserError where nothing will help."""
+    def __call__(self, dialect: Dialect, request: Request, sampling: Sampling, **more: object) -> Answer:
+        """Raises BadAnswer where the server does not take such a request, UserError where no other would help."""
         endpoint, body = payload(dialect, self.model, request, 0, sampling, self.eos_ids)
         where = f"{self.url}/{endpoint}"
         why = ""
@@ -202,18 +204,18 @@ class _Asker:
             why = f"HTTP {response.status_code}: {scrub(response.text)}"
             if response.status_code in NOT_THIS_WAY:
                 raise BadAnswer(f"{where}: {why}")
-        raise UserError(f"{where} lists its models and does not answer ({BUSY_ATTEMPTS} attempts): {why}")
+        raise UserError(f"{where} lists its models but does not answer ({BUSY_ATTEMPTS} attempts): {why}")
 
 
-def _dialect(ask: _Asker, tokenizer: Any, seeds: bool, logprobs: bool) -> Dialect:
-    """What a server takes and gives. Raises UserError where it answers in no way, or has another tokenizer."""
+def _dialect(ask: _Asker, tokenizer: Tokenizer | None, seeds: bool, logprobs: bool) -> Dialect:
+    """Probe a server. Raises UserError where it does not answer at all, or has another tokenizer."""
     if tokenizer is not None:
         _check_tokenizer(ask, tokenizer)
     dialect, request = _way_to_ask(ask, tokenizer, seeds)
     return replace(dialect, logprobs=_logprob_kind(ask, dialect, request) if logprobs and dialect.ids_out else "none")
 
 
-def _way_to_ask(ask: _Asker, tokenizer: Any, seeds: bool) -> tuple[Dialect, Request]:
+def _way_to_ask(ask: _Asker, tokenizer: Tokenizer | None, seeds: bool) -> tuple[Dialect, Request]:
     """The first of `DIALECTS` that works, and the small request that was answered."""
     ids = tuple(tokenizer(TEXT).input_ids) if tokenizer is not None else ()
     requests = {"ids": Request(ids, (0,))} if ids else {}
@@ -237,7 +239,7 @@ def _way_to_ask(ask: _Asker, tokenizer: Any, seeds: bool) -> tuple[Dialect, Requ
 
 
 def _logprob_kind(ask: _Asker, dialect: Dialect, request: Request) -> LogprobKind:
-    """Measured: halving the temperature doubles the distances between log-probabilities after it, not before it."""
+    """Halving the temperature doubles the distances between log-probabilities taken after it, not before it."""
     chat = not dialect.ids_in and not isinstance(request.prompt, str)
     more = {"logprobs": True, "top_logprobs": 5} if chat else {"logprobs": 5}
     try:
@@ -259,27 +261,25 @@ def _what_is_missing(dialect: Dialect, logprobs: bool) -> list[str]:
     notes: list[str] = []
     if not dialect.ids_in:
         notes.append(
-            "prompts go as chat messages (or as text, for a preset without chat) and the server makes tokens of them: "
-            "its chat template decides what the model reads, and lengths are not checked before the first request"
+            "prompts go as chat messages (or as text, for a preset without chat) through its own chat template, and "
+            "lengths are not checked before the first request"
         )
     if not dialect.extensions:
-        notes.append(
-            "it takes OpenAI's own fields only: top_k, min_p and repetition penalties are whatever its defaults say"
-        )
+        notes.append("it accepts OpenAI's own fields only: top_k, min_p and repetition penalties are its defaults")
     if not dialect.ids_out:
         notes.append(
-            "it gives no token ids: responses are stored as text with the server's count of tokens, without "
+            "it returns no token ids: responses are stored as text with the server's token count, without "
             "log-probabilities; they cannot be trained on"
         )
     elif logprobs and dialect.logprobs == "none":
-        notes.append("it gives no log-probabilities: none are stored, and it cannot be compared with a trainer")
+        notes.append("it returns no log-probabilities: none are stored, and it cannot be compared with a trainer")
     elif dialect.logprobs == "raw":
         notes.append(
-            "its log-probabilities are those before temperature: they are stored at temperature 0 and 1 only "
+            "its log-probabilities are taken before temperature: they are stored at temperature 0 and 1 only "
             "(vLLM: --logprobs-mode processed_logprobs)"
         )
     if not dialect.seeds:
-        notes.append("no seeds are sent: samples cannot be made again")
+        notes.append("no seeds are sent: samples are not reproducible")
     return notes
 
 
@@ -290,8 +290,8 @@ def _refused_key(where: str, response: httpx.Response) -> UserError:
 # The tokenizer
 
 
-def _load_tokenizer(spec: str, model: str, root: str, notes: list[str]) -> tuple[Any, frozenset[int]]:
-    """(tokenizer, end-of-sequence ids), or (None, none) where there is none. `auto` tries what the server names."""
+def _load_tokenizer(spec: str, model: str, root: str, notes: list[str]) -> tuple[Tokenizer | None, frozenset[int]]:
+    """(tokenizer, end-of-sequence ids), or (None, no ids). `auto` tries the names that the server reports."""
     if spec == "none":
         return None, frozenset()
     names = [spec] if spec != "auto" else list(dict.fromkeys(name for name in (root, model) if name))
@@ -303,16 +303,15 @@ def _load_tokenizer(spec: str, model: str, root: str, notes: list[str]) -> tuple
             reasons.append(f"{name}: {first_line(e)}")
     if spec != "auto":
         raise UserError(
-            f"cannot load the tokenizer {reasons[0]}. Give the folder or hub id of the served model, or none to send "
-            "text."
+            f"cannot load the tokenizer {reasons[0]}. Use the served model's folder or hub id, or none to send text."
         )
     notes.append(
-        f"no tokenizer of it is at hand ({'; '.join(reasons)}). The option tokenizer names its folder or hub id"
+        f"its tokenizer cannot be loaded ({'; '.join(reasons)}). The option tokenizer takes a folder or hub id"
     )
     return None, frozenset()
 
 
-def _tokenizer_of(name: str) -> tuple[Any, frozenset[int]]:
+def _tokenizer_of(name: str) -> tuple[Tokenizer, frozenset[int]]:
     from transformers import GenerationConfig
 
     from evals.engines.hf import end_of_sequence_ids, load_tokenizer
@@ -325,13 +324,14 @@ def _tokenizer_of(name: str) -> tuple[Any, frozenset[int]]:
     return loaded, end_of_sequence_ids(config, loaded)
 
 
-def _check_tokenizer(ask: _Asker, tokenizer: Any) -> None:
+def _check_tokenizer(ask: _Asker, tokenizer: Tokenizer) -> None:
     """A tokenizer of another model would turn every prompt into nonsense without an error."""
     with suppress(BadAnswer):  # most servers do not tell the tokens of a text
         theirs = ask(Dialect(ids_in=False, extensions=True), Request((), (0,), TEXT), Sampling(1)).prompt_ids
         ours = tuple(tokenizer(TEXT).input_ids)
         if theirs is not None and theirs != ours:
             raise UserError(
-                f"the server and the tokenizer {tokenizer.name_or_path} make different tokens of {TEXT!r}: {theirs} "
-                f"there, {ours} here. Give the served model's own tokenizer (option tokenizer), or none to send text."
+                f"the server and the tokenizer {getattr(tokenizer, 'name_or_path', '')} make different tokens of "
+                f"{TEXT!r}: {theirs} there, {ours} here. Set the option tokenizer to that of the served model, or to "
+                "none, which sends text."
             )

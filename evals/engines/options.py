@@ -39,17 +39,14 @@ class VLLMOptions(BaseModel):
     """CPU threads of each process; 0: as OMP_NUM_THREADS says, else all cores"""
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-def checked(engine: str, start: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as `start` takes them; its keywords without a name are vLLM's. Raises UserError."""
+def checked(engine: str, start: Callable[..., object], options: Mapping[str, object]) -> dict[str, object]:
+    """The options in the types of `start`'s keywords; its **keywords are `VLLMOptions`. Raises UserError."""
     hints = get_type_hints(start, include_extras=True)
     named = {p.name: (hints[p.name], p.default) for p in inspect.signature(start).parameters.values()
              if p.default is not p.empty}  # fmt: skip
     others = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(start).parameters.values())
-    model: Any = create_model(engine, __base__=VLLMOptions if others else Strict, **named)  # type: ignore[call-overload]
+    how: Any = {"__base__": VLLMOptions} if others else {"__config__": ConfigDict(extra="forbid")}
+    model: type[BaseModel] = create_model(engine, **how, **named)
     known = ", ".join(model.model_fields)
     try:
         found = model.model_validate(dict(options))

@@ -1,5 +1,4 @@
-"""Draw tokens from logits: one uniform number per row, the distribution function inverted at it; or a Gumbel number
-for each token, which two models can share."""
+"""Draw tokens from logits: by inverting the CDF at one uniform number per row, or with a Gumbel number per token."""
 
 from collections.abc import Sequence
 
@@ -20,11 +19,10 @@ def uniforms(seeds: Sequence[int], count: int) -> np.ndarray:
 
 
 def gumbels(seeds: Sequence[int], position: int | np.ndarray, vocabulary: int) -> np.ndarray:
-    """[len(seeds), vocabulary] Gumbel numbers, float64: one for each (seed, position, token), of nothing else.
+    """[len(seeds), vocabulary] Gumbel numbers, float64: a function of (seed, position, token) alone.
 
     The argmax of log p + these is a draw from p (Gumbel 1954; Maddison et al. 2014). Two distributions that share them
-    draw the same token with probability at least (1 - TV) / (1 + TV), TV their total variation distance: wherever the
-    tokens stand in the vocabulary, and whatever was drawn before.
+    draw the same token with probability at least (1 - TV) / (1 + TV), TV their total variation distance.
     """
     at = np.broadcast_to(position, len(seeds)).tolist()  # one for all, or one for each; `uniforms` has counters below
     keys = [np.random.Philox(key=seed, counter=[0, 1, x, 0]) for seed, x in zip(seeds, at, strict=True)]
@@ -37,9 +35,8 @@ def sample(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One token per row, its log-probability under softmax(logits / temperature), before top-p, and its entropy [B].
 
-    noise: [B] uniform numbers, at which the distribution function is inverted, or [B, V] Gumbel numbers (`gumbels`),
-    float64: a row's token does not depend on the other rows. Without numbers (greedy, temperature 0) it is the argmax,
-    with its log-probability at temperature 1.
+    noise: [B] uniform numbers, at which the CDF is inverted, or [B, V] Gumbel numbers (`gumbels`), float64; None is
+    greedy, with log-probabilities at temperature 1. A row's token does not depend on the other rows.
     """
     rows = max(1, CACHED_ELEMENTS // logits_BV.shape[1]) if logits_BV.device.type == "cpu" else len(logits_BV)
     parts = [
@@ -78,8 +75,8 @@ def _sample_rows(
 def invert(weight_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     """Per row the first index whose cumulated weight exceeds uniform * total: drawn in proportion to the weights [B].
 
-    The weights are not negative and need not sum to one; an index of weight 0 is never drawn. A long row is summed by
-    blocks, and only the block that the target falls in is cumulated (float64).
+    The weights need not sum to one; an index of weight 0 is never drawn. A long row is summed by blocks, and only the
+    block that holds the target is cumulated (float64).
     """
     width = weight_BV.shape[1]
     if width <= 2 * BLOCK:
@@ -104,16 +101,15 @@ def _first_above(cdf_BV: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
     """
     below_B1 = torch.nextafter(cdf_BV[:, -1:], torch.zeros_like(target_B1))
     index_B1 = torch.searchsorted(cdf_BV, torch.minimum(target_B1, below_B1), right=True)
-    # Weights that are no numbers are above nothing. Some token is drawn: its log-probability, which is no number
-    # either, says that the model is broken.
+    # NaN exceeds nothing. Some token is drawn, whose log-probability, also NaN, shows that the model is broken.
     return index_B1.clamp_(max=cdf_BV.shape[1] - 1)
 
 
 def nucleus(weight_BV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Zero all but the most probable tokens, as few as reach the share `top_p` of the mass (Holtzman et al., 2019).
+    """Zero all but the fewest most probable tokens that reach the share `top_p` of the mass (Holtzman et al., 2019).
 
-    Tokens as probable as the last one needed stay as well. No sorting: floats that are not negative are ordered as the
-    integers of the same bits, so the smallest weight to keep is found by halving that range, exactly.
+    Ties with the last of them stay. Instead of sorting: floats from 0 are ordered like the integers of the same bits,
+    so bisection over these finds the smallest weight to keep, exactly.
     """
     wanted_B1 = top_p * weight_BV.sum(-1, keepdim=True)
     keep_B1 = torch.zeros_like(wanted_B1, dtype=torch.int32)  # weights from here on reach the share

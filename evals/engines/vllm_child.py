@@ -1,8 +1,8 @@
 """A process of its own around `Core`: `python -m evals.engines.vllm_child FD`, started by `vllm_process`.
 
-It answers over the socket FD; the messages are those of `vllm_process`. What comes while it generates is looked at
-between two steps of vLLM. It ends when its parent does, however that ends: a thread reads the socket and looks at the
-parent's id, and takes the whole process group with it, vLLM's own workers included.
+It answers over the socket FD, with the messages of `vllm_process`, which it reads between two steps of vLLM. It ends
+when its parent does: a thread watches the socket and the parent's id, and kills the whole process group, vLLM's own
+workers included.
 """
 
 import os
@@ -13,18 +13,23 @@ import threading
 import time
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+if TYPE_CHECKING:
+    from evals.engines import Output
+    from evals.engines.vllm_core import Core
+
+Inbox = queue.SimpleQueue[tuple[Any, ...]]
 PARENT_SECONDS = 1.0
-"""how often the parent is looked for"""
+"""how often the parent is checked"""
 SEND_SECONDS = 0.02
-"""how long a completion waits for others to be sent with it"""
+"""how long completions are collected before they are sent"""
 
 
 def main(fd: int) -> None:
     connection, parent = Connection(fd), os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+    inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=read, args=(connection, parent, inbox), daemon=True).start()
     spec, search_path = inbox.get()
     sys.path[:] = search_path
@@ -36,7 +41,7 @@ def main(fd: int) -> None:
         connection.send(failure(e))
         leave()
     connection.send(("ready", 0))
-    ready: dict[int, list[Any]] = {}
+    ready: dict[int, list[Output]] = {}
     """completions by job that are not sent yet"""
     sent = time.monotonic()
     while True:
@@ -58,7 +63,9 @@ def main(fd: int) -> None:
             leave()
 
 
-def obey(core: Any, connection: Connection, ready: dict[int, list[Any]], what: str, job: int, *arguments: Any) -> None:
+def obey(
+    core: "Core", connection: Connection, ready: dict[int, list["Output"]], what: str, job: int, *arguments: Any
+) -> None:
     if what == "generate":
         core.add(job, *arguments)
         return
@@ -75,7 +82,7 @@ def obey(core: Any, connection: Connection, ready: dict[int, list[Any]], what: s
     connection.send(("done", job))
 
 
-def read(connection: Connection, parent: int, inbox: Any) -> None:
+def read(connection: Connection, parent: int, inbox: Inbox) -> None:
     """Pass messages on; without a parent, end."""
     try:
         while os.getppid() == parent:

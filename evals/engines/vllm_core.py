@@ -1,8 +1,8 @@
-"""vLLM in this process: requests in, completions out as they finish. Nothing here knows of other processes."""
+"""vLLM in this process: requests in, completions out as they finish."""
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are the user's and the scheduler's to give
 }
-"""before vllm is imported; what the user has set stays, but for the first"""
+"""set before vllm is imported; the user's own values stay, except for the first"""
 PREFILL_TOKENS = 4096
 """prompt tokens that a CPU runs in one step, where no prompt is longer"""
 
@@ -27,23 +27,23 @@ class Spec:
     """Everything that vLLM is started with."""
 
     arguments: dict[str, Any]
-    """of `EngineArgs`, those that model, machine and user decide"""
+    """of `EngineArgs`"""
     on_gpu: bool
     sleep_mode: bool
-    """whether it can give its memory back between two generations"""
+    """whether it can free its memory between generations"""
     eos_ids: tuple[int, ...]
     tied: bool
     """whether the output matrix is the embeddings"""
 
 
-def set_environment(environment: Any) -> None:
+def set_environment(environment: MutableMapping[str, str]) -> None:
     for name, value in ENVIRONMENT.items():
         environment.setdefault(name, value)
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
 class Core:
-    """A vLLM engine. Raises EngineError where it cannot be started, with vLLM's own reason."""
+    """A vLLM engine. Raises EngineError with vLLM's own reason if it cannot start."""
 
     def __init__(self, spec: Spec):
         set_environment(os.environ)
@@ -61,7 +61,7 @@ class Core:
             **spec.arguments,
             "weight_transfer_config": {"backend": backend},
             "skip_tokenizer_init": True,
-            "generation_config": "vllm",  # its sampling defaults are not asked for: every request says all of it
+            "generation_config": "vllm",  # no sampling defaults: every request is explicit
             "logprobs_mode": "processed_logprobs",  # after the temperature
             "enable_prefix_caching": True,  # a prompt is run once for all its completions
             "worker_extension_cls": "evals.engines.vllm_worker.WeightLoader",
@@ -86,12 +86,12 @@ class Core:
         self.engine.reset_prefix_cache()
 
     def add(self, job: int, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Put the completions of a job behind those that wait already. Who reads `jobs` takes those that are over."""
+        """Queue the completions of a job. The caller removes finished ones from `jobs`."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams  # type: ignore[import-not-found]
 
         if self.asleep:
-            raise EngineError("vLLM sleeps, and its weights are thrown away: sync it before it generates.")
-        # Of a distribution that was cut vLLM has no log-probabilities but those of what is left of it.
+            raise EngineError("vLLM sleeps and has discarded its weights: sync it before it generates.")
+        # After top-p or top-k vLLM has only the log-probabilities of the cut distribution.
         known = not sampling.cut
         self.jobs[job], since = Whole(requests, sampling), time.perf_counter()
         for at, request in enumerate(requests):
@@ -102,7 +102,7 @@ class Core:
                     top_p=sampling.top_p if sampling.temperature else 1.0,
                     top_k=sampling.top_k or -1,
                     max_tokens=request.limit(repeat, sampling),
-                    # the numbers of its first tokens are not drawn again for the next
+                    # else a continued completion would draw the numbers of its first tokens again
                     seed=_fold(derive_seed(seed, len(has)) if has else seed) if sampling.temperature else None,
                     stop_token_ids=list(self.spec.eos_ids),
                     logprobs=0 if known else None,
@@ -116,7 +116,7 @@ class Core:
                 self.running[name] = (job, at, repeat, since)
 
     def step(self) -> list[tuple[int, Output]]:
-        """One token for what runs: (job, completion without a weight version) of what has ended with it."""
+        """One token for all that runs: (job, completion without a weight version) of what ended."""
         from vllm.outputs import RequestOutput  # type: ignore[import-not-found]
 
         ended = []
@@ -132,7 +132,7 @@ class Core:
         return ended
 
     def _cut(self, job: int) -> list[Output]:
-        """Take what is left of a job out of the engine, as it is now."""
+        """Remove what is left of a job from the engine, and return it as it is."""
         from vllm.v1.engine import FinishReason  # type: ignore[import-not-found]
 
         left: list[Output] = []
@@ -147,7 +147,7 @@ class Core:
         return left
 
     def give_up(self, job: int) -> None:
-        """Take what is left of a job out of the engine."""
+        """Remove what is left of a job from the engine."""
         self._abort(job)
         del self.jobs[job]
 
@@ -160,14 +160,14 @@ class Core:
             self.engine.step()
 
     def load(self, folder: str) -> None:
-        """Replace the weights by those of a folder. What the cache has of the old ones must be forgotten after it."""
+        """Replace the weights by those of a folder. `forget` must come next."""
         if self.asleep:
             self.engine.wake_up(["weights"])
         self.engine.collective_rpc("load_folder", args=(folder,))
         self.wake()
 
     def start_sync(self) -> None:
-        """Take room for the weights, and for nothing else, and get ready for chunks of them."""
+        """Allocate the weights, and nothing else, and prepare to receive them in chunks."""
         if self.asleep:
             self.engine.wake_up(["weights"])
         if not self.meets:
@@ -176,29 +176,28 @@ class Core:
         self.engine.collective_rpc("unpack_experts")
         self.engine.collective_rpc("start_weight_update")
 
-    def receive(self, update: dict[str, Any]) -> None:
+    def receive(self, update: dict[str, object]) -> None:
         """Copy a chunk that lies in the buffer (`vllm_transfer.chunks`) into the model."""
         self.engine.collective_rpc("update_weights", kwargs={"update_info": update})
 
     def finish_sync(self) -> None:
-        """All chunks are there. `wake` and `forget` come next, when the trainer has given back what it gathered."""
+        """All chunks have arrived. `wake` and `forget` come next, once the trainer has freed what it gathered."""
         self.engine.collective_rpc("finish_weight_update")
         self.engine.collective_rpc("tie_again")
 
     def forget(self) -> None:
-        """Empty the prefix cache: keys and values of a prompt are those of the weights that made them."""
+        """Reset the prefix cache, whose keys and values belong to the old weights."""
         if not self.engine.reset_prefix_cache():
-            raise EngineError("vLLM did not empty its prefix cache after new weights: something is still running.")
+            raise EngineError("vLLM did not reset its prefix cache after new weights: something is still running.")
 
     def sleep(self) -> None:
-        """Give the GPU's memory back: weights and cache are thrown away, and new weights must come before the next
-        generation. vLLM does nothing of it on a CPU but keep the order."""
+        """Free the GPU's memory: weights and cache are discarded. On a CPU vLLM only keeps the order."""
         if self.spec.sleep_mode and not self.asleep:
             self.engine.sleep(level=2)
             self.asleep = True
 
     def wake(self) -> None:
-        """Take room for keys and values too, once the weights are there."""
+        """Allocate keys and values, once the weights are there."""
         if self.asleep:
             self.engine.wake_up(["kv_cache"])
             self.asleep = False
@@ -208,7 +207,7 @@ class Core:
 
 
 def _fold(seed: int) -> int:
-    """A seed in 32 bits: torch's generator on a CPU takes the lower half of a longer one and drops the rest."""
+    """A seed in 32 bits: torch's CPU generator ignores the upper half of a longer one."""
     return (seed ^ (seed >> 32)) & 0xFFFF_FFFF
 
 

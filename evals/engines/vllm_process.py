@@ -1,10 +1,9 @@
 """vLLM in processes of their own, one for each copy of the model.
 
-A child is started with a socket. To it go, each with the number of the job that it is about, ("generate", job,
-requests, sampling), ("give up", job), ("close", job) and the names of `Core`'s other methods with their arguments; back
-come ("ready", 0) once, ("outputs", job, [...]), ("done", job) when a job is over, and ("failed", 0, text), after which
-it is gone. Several generations may run at once: what one has free another fills. A child that dies is an EngineError
-with what it said last.
+A child has a socket. It is sent ("generate", job, requests, sampling), ("give up", job), ("close", job) and the names
+of `Core`'s other methods with their arguments. It sends ("ready", 0) once, ("outputs", job, [...]), ("done", job) when
+a job is over, and ("failed", 0, text) before it ends. Several generations may run at once. A child that dies is an
+EngineError with its last output.
 """
 
 import contextlib
@@ -28,7 +27,7 @@ from evals.engines.vllm_core import Spec, set_environment
 CLOSE_SECONDS = 10
 """patience with a child that was asked to end"""
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""what tells a trainer's process its place among others, and would tell vLLM that it has one there too"""
+"""a trainer's rank, which vLLM would take for its own"""
 LAST_WORDS = 5
 """lines of its output that an error quotes"""
 
@@ -51,8 +50,8 @@ class Processes:
             raise
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
-        """Deal the requests out, heaviest first to the lightest child, and merge what comes back. With
-        `sampling.whole` each child ends when its share of as many is whole."""
+        """Distribute the requests, the largest first to the least loaded child, and merge what comes back. With
+        `sampling.whole` each child ends when its share of them is complete."""
         shares: list[list[int]] = [[] for _ in self.children]
         load = [0] * len(self.children)
         for at in sorted(range(len(requests)), key=lambda i: -len(requests[i].seeds)):
@@ -92,11 +91,11 @@ class Processes:
         _until("done", busy, inbox)
 
     def give_up(self) -> None:
-        """End the generations that run, whatever thread waits for them: they yield nothing more."""
+        """End all running generations, in any thread: they yield nothing more."""
         for inbox in list(self.generating.values()):
             inbox.put((None, "give up"))
 
-    def call(self, method: str, *arguments: Any) -> None:
+    def call(self, method: str, *arguments: object) -> None:
         """One of `Core`'s methods, in every child."""
         job, inbox = next(self.jobs), queue.SimpleQueue()
         for child in self.children:
@@ -122,7 +121,7 @@ _Inbox = queue.SimpleQueue[Any]
 
 
 def _until(wanted: str, children: "Iterable[_Child]", inbox: _Inbox) -> None:
-    """Skip messages until every child has said this: the outputs of a generation that was given up are nobody's."""
+    """Skip messages, such as outputs of a generation that was given up, until every child has said this."""
     left = set(children)
     while left:
         child, what, *rest = inbox.get()
@@ -152,7 +151,7 @@ class _Child:
             )
         self.inboxes: dict[int, _Inbox] = {0: queue.SimpleQueue()}
         """of the jobs that are not over, by number"""
-        self.last: tuple[Any, ...] = ()
+        self.last: tuple[object, ...] = ()
         """said before it went: ("died",) or ("failed", text)"""
         self._lock, self._sending = threading.Lock(), threading.Lock()
         self._reader = threading.Thread(target=self._read, name="vllm", daemon=True)
@@ -160,7 +159,7 @@ class _Child:
         self._reader.start()
 
     def _read(self) -> None:
-        """Give every message to the job that it is about; the last one, after which none comes, to all."""
+        """Give every message to its job, and the last one to all."""
         try:
             while not self.last:
                 what, job, *rest = self.connection.recv()
@@ -173,13 +172,13 @@ class _Child:
         except (EOFError, OSError):
             self._go("died")
 
-    def _go(self, *last: Any) -> None:
+    def _go(self, *last: object) -> None:
         with self._lock:
             self.last = last
             for inbox in self.inboxes.values():
                 inbox.put((self, *last))
 
-    def send(self, what: str, job: int, *message: Any, inbox: _Inbox | None = None) -> None:
+    def send(self, what: str, job: int, *message: object, inbox: _Inbox | None = None) -> None:
         """`inbox` gets what the child says of a new job."""
         if inbox is not None:
             with self._lock:
@@ -194,8 +193,8 @@ class _Child:
         except OSError as e:  # closed after a failure
             raise EngineError("the vLLM engine was closed. Start it again.") from e
 
-    def check(self, what: str, *rest: Any) -> None:
-        """Raises EngineError where the message is that of a failure, or that none is to come."""
+    def check(self, what: str, *rest: object) -> None:
+        """Raises EngineError for the message of a failure."""
         if what == "died":
             raise self._died()
         if what == "failed":
@@ -215,18 +214,18 @@ class _Child:
         lines = [line for line in self._output().decode(errors="replace").splitlines() if line.strip()]
         said = f" It said last: {' | '.join(lines[-LAST_WORDS:])} (all of it: {self._keep_log()})" if lines else ""
         return EngineError(
-            f"the vLLM process ended {how}.{hint} What it had finished is recorded, nothing else counts as answered: "
-            f"the same command continues an evaluation, --resume a training run.{said}"
+            f"the vLLM process ended {how}.{hint} Finished completions are recorded: rerun the command to continue an "
+            f"evaluation, or --resume a training run.{said}"
         )
 
     def _keep_log(self) -> Path:
-        """A copy of the log that stays when the engine is gone."""
+        """A copy of the log that outlives the engine."""
         with tempfile.NamedTemporaryFile(prefix="agpo-vllm-", suffix=".log", delete=False) as kept:
             kept.write(self._output())
         return Path(kept.name)
 
     def _output(self) -> bytes:
-        """All that the process wrote; its place in the file stays where it is."""
+        """All that the process wrote, without moving its position in the file."""
         return os.pread(self.log.fileno(), os.fstat(self.log.fileno()).st_size, 0)
 
     def kill(self) -> None:

@@ -1,9 +1,8 @@
 """New weights for a running vLLM: the trainer's side of vLLM's own weight transfer, a chunk at a time.
 
-A chunk is copied into one buffer that both processes map: on GPUs memory of each of them, handed over by CUDA IPC
-(vLLM's backend `ipc`, packed), on a CPU memory of the host without a name (`vllm_worker.register_shared_memory`). The
-buffer has room for the largest tensor and not for the model, nothing lies in /dev/shm or on a disk, and a killed run
-leaves nothing behind.
+A chunk is copied into one buffer that both processes map: on GPUs by CUDA IPC (vLLM's backend `ipc`, packed), on a CPU
+anonymous host memory (`vllm_worker.register_shared_memory`). It holds the largest tensor, not the model. Nothing is in
+/dev/shm or on a disk, so a killed run leaves nothing behind.
 """
 
 import os
@@ -26,7 +25,7 @@ def buffer_bytes(like: Mapping[str, torch.Tensor]) -> int:
 
 
 @contextmanager
-def host_buffer(fd: int, size: int) -> Iterator[tuple[list[torch.Tensor], Any]]:
+def host_buffer(fd: int, size: int) -> Iterator[tuple[list[torch.Tensor], object]]:
     """([the buffer], what the engine needs to map it): memory behind a file descriptor that its process inherited.
 
     Raises OSError at once where there is no room for it.
@@ -43,7 +42,7 @@ def map_host_buffer(fd: int, size: int) -> torch.Tensor:
 
 
 @contextmanager
-def gpu_buffers(gpus: Sequence[int], size: int) -> Iterator[tuple[list[torch.Tensor], Any]]:
+def gpu_buffers(gpus: Sequence[int], size: int) -> Iterator[tuple[list[torch.Tensor], object]]:
     """(a buffer on each GPU, handles by the GPU's UUID): every worker of the engine reads that of its own GPU."""
     from torch.multiprocessing.reductions import reduce_tensor
 
@@ -62,12 +61,11 @@ def gpu_buffers(gpus: Sequence[int], size: int) -> Iterator[tuple[list[torch.Ten
 
 
 def chunks(
-    tensors: Iterable[tuple[str, torch.Tensor]], buffers: Sequence[torch.Tensor], handles: Any
+    tensors: Iterable[tuple[str, torch.Tensor]], buffers: Sequence[torch.Tensor], handles: object
 ) -> Iterator[dict[str, Any]]:
-    """Fill the buffers again and again: what vLLM's `update_weights` takes, each time they are full.
+    """Fill the buffers again and again; yield the arguments of vLLM's `update_weights` each time they are full.
 
-    The caller goes on when every worker has copied the chunk. One chunk has one type: a tensor begins where its type
-    may.
+    The caller continues when every worker has copied the chunk. A chunk has one dtype, for alignment.
     """
     told = ("names", "dtype_names", "shapes", "tensor_sizes")
     held: list[tuple[str, str, list[int], int]] = []
@@ -94,7 +92,7 @@ def chunks(
 
 
 def unpacked(buffer: torch.Tensor, update: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of a chunk, copied out of the buffer: the next chunk comes into the same place."""
+    """The tensors of a chunk, copied out of the buffer before the next chunk overwrites it."""
     parts = buffer[: sum(update.tensor_sizes)].split(update.tensor_sizes)
     told = zip(update.names, update.dtype_names, update.shapes, parts, strict=True)
     return [(name, part.clone().view(getattr(torch, kind)).view(shape)) for name, kind, shape, part in told]

@@ -1,8 +1,7 @@
 """`--bench lm_eval:<task>`: any task of lm-eval over our engines, every response in the store.
 
-Prompts, filters and metrics are lm-eval's. Generation goes through our engines, so responses have tokens, seeds and
-finish reasons, and a killed run goes on; scoring given continuations (multiple choice, perplexity) is asked of the
-engines that can.
+Prompts, filters and metrics are lm-eval's. Our engines generate, so responses have tokens, seeds and finish reasons,
+and a killed run resumes. Multiple choice and perplexity need an engine that scores given continuations.
 """
 
 import logging

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -10,19 +10,20 @@ from lm_eval.evaluator import evaluate
 from rich.console import Console
 
 from evals.console import plural, progress_bar
+from evals.engines import Engine
 from evals.lm_tasks.lm import TaskLM, first_of
-from evals.lm_tasks.plan import TaskPlan
+from evals.lm_tasks.plan import Record, TaskPlan
 from evals.report.layout import print_table
 from evals.stats import Estimate, Summary, summarise
 from evals.store import SampleRow, Store
 
 
 def evaluate_task(
-    plan: TaskPlan, step: int, engine: Any, store: Store, run_id: str, console: Console, max_errors: int = 0
-) -> Callable[[], tuple[dict[str, Any], TaskLM]]:
+    plan: TaskPlan, step: int, engine: Engine, store: Store, run_id: str, console: Console, max_errors: int = 0
+) -> tuple[Record, TaskLM]:
     """Evaluate one task or group of lm-eval into a run of the store, and print its metrics.
 
-    Returns what gives lm-eval's result dictionary with the LM that it was told of.
+    Returns lm-eval's results and the LM that it asked.
     """
     total = 0
     for name, task in plan.loaded["tasks"].items():
@@ -44,17 +45,17 @@ def evaluate_task(
     metrics = judge(results["samples"], plan.loaded["tasks"], lm, store, run_id)
     summary = summarise(store.outcomes(run_id, step=step))
     summary = _with_group(summary, results.get("groups", {}), set(metrics.values()))
-    store.log_metrics(run_id, step, _metrics(results) | {"pass1": summary.pass1.value})
-    _print(results, console)
+    scores = {**results["results"], **results.get("groups", {})}
+    store.log_metrics(run_id, step, _metrics(scores) | {"pass1": summary.pass1.value})
+    _print(scores, console)
     console.print(summary.line(), markup=False)
     if refused := summary.outcomes.get("refused"):
         console.print(f"{plural(refused, 'response')} refused by the server: wrong in lm-eval's metrics, not in Pass@1")
-    return lambda: (results, lm)
+    return results, lm
 
 
-def _with_group(summary: Summary, groups: Mapping[str, Any], metrics: set[tuple[str, str]]) -> Summary:
-    """A group's score is lm-eval's, by its own weights of the tasks; where that is not the mean over all documents it
-    has no interval of ours."""
+def _with_group(summary: Summary, groups: Record, metrics: set[tuple[str, str]]) -> Summary:
+    """With a group's score, weighted by lm-eval; if it is not the mean over documents, without an interval."""
     for values in groups.values():
         for filter_name, metric in metrics:
             score = values.get(f"{metric},{filter_name}")
@@ -64,12 +65,12 @@ def _with_group(summary: Summary, groups: Mapping[str, Any], metrics: set[tuple[
 
 
 def judge(
-    samples: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Mapping[str, Any], lm: TaskLM, store: Store, run_id: str
+    samples: Mapping[str, Sequence[Record]], tasks: Record, lm: TaskLM, store: Store, run_id: str
 ) -> dict[str, tuple[str, str]]:
     """Give the rows of each task their verdicts: its first metric that is 0 or 1 for every document.
 
-    Of several responses to a document each is judged by itself. A task that has no such metric (perplexity, BLEU, ...)
-    has its metrics in the store and its responses without verdicts. Returns (filter, metric) of each task that has one.
+    Each of several responses to a document is judged alone. Without such a metric (perplexity, BLEU, ...) responses
+    have no verdict. Returns (filter, metric) of each task that has one.
     """
     found = {}
     for task, documents in samples.items():
@@ -99,9 +100,8 @@ def judge(
     return found
 
 
-def _alone(task: Any, metric: tuple[str, str], document: Mapping[str, Any], row: SampleRow) -> tuple[float | None, Any]:
-    """(verdict on one of several responses, what the task's filter makes of it). lm-eval itself judges them together:
-    the first one, or their majority."""
+def _alone(task: Any, metric: tuple[str, str], document: Record, row: SampleRow) -> tuple[float | None, Any]:
+    """(verdict on one of several responses, its filtered form). lm-eval judges only the first, or their majority."""
     filter_name, name = metric
     one = Instance("generate_until", document["doc"], tuple(document["arguments"][0]), 0, resps=[row.response])
     for ensemble in task._filters:
@@ -112,8 +112,8 @@ def _alone(task: Any, metric: tuple[str, str], document: Mapping[str, Any], row:
     return (float(value) if value in (0, 1) else None), filtered
 
 
-def _verdict_metric(documents: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
-    """(filter, metric) of the first metric that is 0 or 1 in every document, None where there is none."""
+def _verdict_metric(documents: Sequence[Record]) -> tuple[str, str] | None:
+    """(filter, metric) of the first metric that is 0 or 1 in every document, or None."""
     for filter_name in dict.fromkeys(d["filter"] for d in documents):
         of_filter = [d for d in documents if d["filter"] == filter_name]
         for metric in of_filter[0]["metrics"]:
@@ -122,19 +122,19 @@ def _verdict_metric(documents: Sequence[Mapping[str, Any]]) -> tuple[str, str] |
     return None
 
 
-def _metrics(results: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(scores: Record) -> dict[str, float]:
     """task/metric,filter -> value, of tasks and groups."""
     return {
         f"{name}/{key}": float(value)
-        for name, values in {**results["results"], **results.get("groups", {})}.items()
+        for name, values in scores.items()
         for key, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and key != "sample_len"
     }
 
 
-def _print(results: Mapping[str, Any], console: Console) -> None:
+def _print(scores: Record, console: Console) -> None:
     lines = []
-    for name, values in {**results["results"], **results.get("groups", {})}.items():
+    for name, values in scores.items():
         for key, value in values.items():
             metric, _, filter_name = key.partition(",")
             if not filter_name or metric.endswith("_stderr") or not isinstance(value, int | float):

@@ -1,28 +1,29 @@
-"""Any of our engines as an LM for lm-eval's own tasks: their requests in, texts and log-probabilities out."""
+"""Our engines as an LM for lm-eval's own tasks: their requests in, texts and log-probabilities out."""
 
 import bisect
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from evals.complete import Recorder, refusals, refused_row, response_text, ungraded_row
-from evals.engines import Completion, Engine, EngineError, Request, Sampling
+from evals.complete import Recorder, answers, refused_row, response_text, ungraded_row
+from evals.engines import Completion, Engine, EngineError, Request, Sampling, Tokenizer
 from evals.engines.hf import check_fits
 from evals.errors import UserError
 from evals.grading.thoughts import answer_part
 from evals.items import Item, derive_seed
-from evals.lm_tasks.plan import DEFAULT_MAX_TOKENS, chat_text
+from evals.lm_tasks.plan import DEFAULT_MAX_TOKENS, Record, chat_text
 from evals.store import SampleRow, Store
 
 
 class TaskLM(TemplateLM):
-    """Generates into the store; a response that is there is not made again. Texts end before a stop string.
+    """Generates into the store what is not there yet. Texts end before a stop string.
 
-    Scores need an engine with `score`. Prompts that do not fit are refused, where lm-eval's own models cut them.
+    Scoring needs an engine with `score`. Prompts that do not fit are refused, where lm-eval's own models cut them.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class TaskLM(TemplateLM):
         known: Mapping[tuple[str, str, int], SampleRow],
         max_errors: int = 0,
     ):
-        """known: (task, item, repeat) -> what is not generated again. max_errors: as in `complete`."""
+        """known: (task, item, repeat) -> a row that exists. max_errors: as in `complete`."""
         super().__init__()
         self.engine, self.indices, self.store, self.run_id = engine, indices, store, run_id
         self.step, self.seed, self.advance, self.known = step, seed, advance, known
@@ -67,94 +68,89 @@ class TaskLM(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return chat_text(self.tokenizer, chat_history, add_generation_prompt)
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """As the tokenizer does by itself, but never a second beginning-of-sequence token after a chat template's."""
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
+        """As the tokenizer's default, but without a second beginning-of-sequence token after a chat template's."""
         if add_special_tokens is None:
             begin = self.tokenizer.bos_token
             add_special_tokens = not (begin and string.startswith(begin))
         return self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False).input_ids
 
-    def item_id(self, task: str, doc_id: int, number: int = 0) -> str:
-        """The document's place in the whole task, so that a sample of it and all of it agree."""
+    def item_of(self, request: Instance) -> Item:
+        """Its id is the document's place in the whole task, whatever sample of it is asked."""
+        task, document = request.task_name, request.doc_id
+        assert isinstance(task, str)
+        assert isinstance(document, int)  # lm-eval sets both before it asks
         chosen = self.indices.get(task)
-        return self.name_of(task, chosen[doc_id] if chosen is not None else doc_id) + (f"#{number}" if number else "")
+        name = self.name_of(task, document if chosen is None else chosen[document])
+        return Item(f"{name}#{request.idx}" if request.idx else name, request.arguments[0], "", {"task": task})
 
     def name_of(self, task: str, document: int) -> str:
         """In a group every task has a document 0."""
         return f"{task}/{document}" if len(self.indices) > 1 else str(document)
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         seen: dict[int, int] = {}  # lm-eval repeats a request by cloning it: the k-th clone is repeat k
         keys = []
-        by_sampling: dict[tuple[Sampling, tuple[str, ...]], dict[int, tuple[Any, list[int]]]] = {}
+        by_sampling: dict[tuple[Sampling, tuple[str, ...]], dict[int, tuple[Item, list[int]]]] = {}
         for request in requests:
             repeat = seen[id(request)] = seen.get(id(request), -1) + 1
-            key = (request.task_name, self.item_id(request.task_name, request.doc_id, request.idx), repeat)
+            item = self.item_of(request)
+            key = (item.meta["task"], item.id, repeat)
             keys.append(key)
             if key in self.known:
                 self.rows[key] = self.known[key]
                 self.advance()
             else:
-                group = by_sampling.setdefault(sampling_of(request.args[1]), {})
-                group.setdefault(id(request), (request, []))[1].append(repeat)
+                group = by_sampling.setdefault(sampling_of(request.arguments[1]), {})
+                group.setdefault(id(request), (item, []))[1].append(repeat)
         for (sampling, until), group in by_sampling.items():
             self._generate(list(group.values()), sampling, until)
         return [self.rows[key].response for key in keys]
 
-    def _generate(self, todo: list[tuple[Any, list[int]]], sampling: Sampling, until: tuple[str, ...]) -> None:
-        made = []
-        for request, repeats in todo:
-            prompt, task = request.args[0], request.task_name
-            item = Item(self.item_id(task, request.doc_id, request.idx), prompt, "", {"task": task})
+    def _generate(self, todo: list[tuple[Item, list[int]]], sampling: Sampling, until: tuple[str, ...]) -> None:
+        requests = []
+        for item, repeats in todo:
+            task = item.meta["task"]
             seeds = tuple(derive_seed(self.seed, task, item.id, k) for k in repeats)
-            ids = () if self.tokenizer is None else tuple(self.tok_encode(prompt))
+            ids = () if self.tokenizer is None else tuple(self.tok_encode(item.prompt))
             if self.tokenizer is not None:
                 check_fits(len(ids), sampling.max_tokens, self.max_length, f"{task}, document {item.id}: the prompt")
-            made.append((item, Request(ids, seeds, "" if ids else prompt, name=item.id)))
+            requests.append(Request(ids, seeds, "" if ids else item.prompt, name=item.id))
         with Recorder(self.store, self.run_id) as recorder:
-
-            def add(row: SampleRow, item: Item) -> None:
-                self.rows[row.split, row.item, row.repeat] = row
+            for at, which, said in answers(self.engine, requests, sampling, self.max_errors):
+                (item, repeats), seed = todo[at], requests[at].seeds[which]
+                task, repeat = item.meta["task"], repeats[which]
+                if isinstance(said, EngineError):
+                    row = refused_row(item, repeat, item.prompt, seed, task, self.step, said)
+                else:
+                    text, said = stop_at(said, until, self.tokenizer)
+                    row = ungraded_row(item, repeat, item.prompt, text, said, seed, task, self.step, self.tokenizer)
+                self.rows[task, item.id, repeat] = row
                 recorder.add(row, item, None)
                 self.advance()
 
-            try:
-                for at, which, completion in self.engine.generate([request for _, request in made], sampling):
-                    item, request = made[at]
-                    text, completion = stop_at(completion, until, self.tokenizer)
-                    told = (completion, request.seeds[which], item.meta["task"], self.step, self.tokenizer)
-                    add(ungraded_row(item, todo[at][1][which], item.prompt, text, *told), item)
-            except EngineError as e:
-                if not (refused := refusals(e, self.max_errors)):
-                    raise
-                for at, why in refused.items():
-                    item, request = made[at]
-                    for k, seed in zip(todo[at][1], request.seeds, strict=True):
-                        if (item.meta["task"], item.id, k) not in self.rows:
-                            add(refused_row(item, k, item.prompt, seed, item.meta["task"], self.step, why), item)
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         self._scorer()
         return super().loglikelihood(requests, disable_tqdm=True)
 
-    def _scorer(self) -> Any:
-        score: Any = getattr(self.engine, "score", None)
+    def _scorer(self) -> Callable[..., Iterator[tuple[int, float, bool]]]:
+        score = getattr(self.engine, "score", None)
         if score is None:
             raise UserError(
                 "this engine only generates, and the task scores given continuations (multiple choice or perplexity). "
-                "Use --engine hf for it."
+                "Use --engine hf."
             )
         return score
 
-    def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: Sequence[tuple], **_: object) -> list[tuple[float, bool]]:
         score = self._scorer()
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for at, logp, greedy in score([(context, continuation) for _, context, continuation in requests]):
             found[at] = (logp, greedy)
         return found
 
-    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """Every token predicted once, with as much before it as the context holds."""
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Every token is predicted once, with as much context as fits."""
         self._scorer()
         windows = []
         for number, request in enumerate(requests):
@@ -166,15 +162,15 @@ class TaskLM(TemplateLM):
             totals[number] += logp
         return totals
 
-    def rows_of(self, task: str, document: Mapping[str, Any]) -> list[SampleRow]:
-        """The rows of a document that lm-eval has judged: its responses, or for a scored one the choice it made."""
+    def rows_of(self, task: str, document: Record) -> list[SampleRow]:
+        """The rows of a document: its responses, or if it was scored, the model's choice."""
         item = self.name_of(task, document["doc_id"])
         made = [row for (t, i, _), row in self.rows.items() if t == task and i.split("#")[0] == item]
         return made or [scored_row(task, item, self.step, document)]
 
 
-def sampling_of(arguments: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...]]:
-    """lm-eval's generation arguments as ours, and the stop strings, which are cut from the finished text."""
+def sampling_of(arguments: Record) -> tuple[Sampling, tuple[str, ...]]:
+    """lm-eval's generation arguments as ours, and the stop strings."""
     given: Any = normalize_gen_kwargs(dict(arguments), default_max_gen_toks=DEFAULT_MAX_TOKENS)
     known = {"until", "max_gen_toks", "temperature", "top_p", "do_sample"}
     ignored = {k: v for k, v in given.items() if k not in known and k not in ("top_k", "num_beams", "seed")}
@@ -186,22 +182,19 @@ def sampling_of(arguments: Mapping[str, Any]) -> tuple[Sampling, tuple[str, ...]
     return Sampling(given["max_gen_toks"], temperature, float(given.get("top_p", 1.0))), until
 
 
-def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> tuple[str, Completion]:
-    """The text before the first stop string, and the tokens up to and with it, which is where it would have ended.
-
-    A stop string in a model's thoughts ends nothing.
-    """
+def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Tokenizer | None) -> tuple[str, Completion]:
+    """The text before the first stop string outside the thoughts, and the tokens up to and with it."""
     text = response_text(completion, tokenizer)
     said = answer_part(text) or ""
     kept_text = postprocess_generated_text(said, list(until), None)
     if kept_text == said:
         return text, completion
     cut = text[: len(text) - len(said)] + kept_text
-    if not completion.token_ids:  # a server's text: its count is that of the whole
+    if not completion.token_ids or tokenizer is None:  # a server's text: its tokens are those of the whole
         return cut, dataclasses.replace(completion, finish_reason="stop")
 
     def stopped(count: int) -> bool:
-        part = tokenizer.decode(completion.token_ids[:count], skip_special_tokens=True)
+        part = tokenizer.decode(list(completion.token_ids[:count]), skip_special_tokens=True)
         return len(part) > len(cut) - len(kept_text) and any(stop in (answer_part(part) or "") for stop in until)
 
     fewest = bisect.bisect_left(range(len(completion.token_ids)), True, key=stopped)
@@ -210,7 +203,7 @@ def stop_at(completion: Completion, until: tuple[str, ...], tokenizer: Any) -> t
     return cut, dataclasses.replace(completion, **kept, finish_reason="stop")
 
 
-def scored_row(task: str, item: str, step: int, document: Mapping[str, Any]) -> SampleRow:
+def scored_row(task: str, item: str, step: int, document: Record) -> SampleRow:
     """The row of a document whose continuations were scored: the most likely one is the response."""
     arguments = document["arguments"]
     scores = [float(first_of(response)) for response in document["filtered_resps"]]

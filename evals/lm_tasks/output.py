@@ -1,7 +1,7 @@
-"""Results in lm-eval's own files, so that scripts that read them go on working: of our benchmarks too, as its tasks.
+"""Results in lm-eval's own files, for scripts that read them; our benchmarks appear as its tasks.
 
-<folder>/<model>/results_<date>.json and samples_<task>_<date>.jsonl, written by lm-eval's own tracker from what its
-`evaluate` returned, with the entries that its `simple_evaluate` adds.
+<folder>/<model>/results_<date>.json and samples_<task>_<date>.jsonl, written by lm-eval's tracker from the results of
+its `evaluate`, with the entries that its `simple_evaluate` adds.
 """
 
 import subprocess
@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
@@ -20,17 +19,17 @@ from lm_eval.tasks import TaskManager
 from rich.console import Console
 
 from evals.complete import Job
-from evals.engines import Engine
+from evals.engines import Engine, Tokenizer
 from evals.errors import UserError
 from evals.items import Item
 from evals.lm_tasks.lm import TaskLM
+from evals.lm_tasks.plan import Record
+from evals.models import Config
 from evals.prompts import render
 from evals.store import SampleRow, Store
 
 
-def write_output(
-    results: Mapping[str, Any], lm: LM, model: str, config: Mapping[str, Any], folder: Path, console: Console
-) -> None:
+def write_output(results: Record, lm: LM, model: str, config: Config, folder: Path, console: Console) -> None:
     """Write both files. Raises UserError where they cannot be written: lm-eval itself would only log it."""
     results = dict(results)
     samples = results.pop("samples")
@@ -72,7 +71,7 @@ def write_output(
 
 
 def _git_hash() -> str | None:
-    """As lm-eval has it: of the folder the command is started in. Its own function writes to the console."""
+    """Of the working directory, as in lm-eval, whose own function writes to the console."""
     try:
         said = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -80,21 +79,23 @@ def _git_hash() -> str | None:
     return said.stdout.strip()
 
 
-def pass1(**_: Any) -> None: ...
-def response_tokens(**_: Any) -> None: ...
-def truncated(**_: Any) -> None: ...
+def pass1(**_: object) -> None: ...
+def response_tokens(**_: object) -> None: ...
+def truncated(**_: object) -> None: ...
 
 
 METRICS = (pass1, response_tokens, truncated)
-"""lm-eval looks a metric's *name* up on the hub; given a callable it does not. The values come from process_results"""
+"""callables, for lm-eval looks up names on the hub; the values come from process_results"""
 
 
 class BenchTask(ConfigurableTask):
-    """A benchmark whose problems have been answered. rows: (item id, repeat) -> completion."""
+    """A benchmark that has been answered. rows: (item id, repeat) -> completion."""
 
     VERSION = 1
 
-    def __init__(self, items: Sequence[Item], job: Job, rows: Mapping[tuple[str, int], SampleRow], tokenizer: Any):
+    def __init__(
+        self, items: Sequence[Item], job: Job, rows: Mapping[tuple[str, int], SampleRow], tokenizer: Tokenizer | None
+    ):
         import datasets
 
         docs = [
@@ -125,7 +126,7 @@ class BenchTask(ConfigurableTask):
             }
         )
 
-    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
+    def process_results(self, doc: dict[str, str], results: list[object]) -> dict[str, float]:
         """Means over one problem's repeats."""
         rows = [self.rows[doc["id"], repeat] for repeat in range(self.n)]
         rewards = [row.reward for row in rows if row.reward is not None]
@@ -138,7 +139,7 @@ class BenchTask(ConfigurableTask):
 
 def bench_results(
     engine: Engine, items: Sequence[Item], job: Job, rows: Mapping[tuple[str, int], SampleRow], store: Store
-) -> tuple[dict[str, Any], TaskLM]:
+) -> tuple[Record, TaskLM]:
     """(lm-eval's result dictionary, the LM that it was told of) for completions that are all there."""
     task = BenchTask(items, job, rows, engine.tokenizer)
     name = str(task.config.task)

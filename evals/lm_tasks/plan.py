@@ -1,4 +1,4 @@
-"""How a task or group of lm-eval is going to be asked: loaded and checked before any model is."""
+"""A task or group of lm-eval, loaded and checked before any model is."""
 
 import argparse
 from collections.abc import Mapping
@@ -6,22 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evals.engines import Tokenizer
 from evals.errors import UserError, first_line
 from evals.hub import ask_hub
 from evals.items import choose_indices
+from evals.models import Config
 
 PREFIX = "lm_eval:"
+Record = Mapping[str, Any]
+"""what lm-eval says of a document or a result, by name"""
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """A task or group of lm-eval as it is going to be asked."""
+    """A task or group of lm-eval as it will be asked."""
 
-    loaded: Mapping[str, Any]
-    """what lm-eval's TaskManager.load returned"""
+    loaded: Record
+    """from lm-eval's TaskManager.load"""
     indices: Mapping[str, list[int] | None]
-    """task -> the documents that are asked; None: all"""
-    settings: dict[str, Any]
+    """task -> the documents to ask; None: all"""
+    settings: Config
     notes: list[str]
 
     @property
@@ -37,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_unused(args: argparse.Namespace) -> None:
-    """Raise UserError where an option of lm-eval's tasks is given and no such task is chosen."""
+    """Raise UserError for an option of lm-eval's tasks without such a task."""
     for name in ("include_path", "num_fewshot", "apply_chat_template"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is an option of lm-eval's tasks (--bench lm_eval:<task>).")
@@ -46,9 +50,9 @@ def check_unused(args: argparse.Namespace) -> None:
 def make_task_plan(bench: str, args: argparse.Namespace) -> TaskPlan:
     """Load a task and its data. Raises UserError for a task that is not there, and for options it does not take."""
     if args.n != 1:
-        raise UserError(f"{bench}: a task of lm-eval says itself how often it asks (`repeats`); leave --n out.")
+        raise UserError(f"{bench}: a task of lm-eval sets its own number of samples (`repeats`). Omit --n.")
     if args.prompt:
-        raise UserError(f"{bench}: a task of lm-eval brings its own prompt; leave --prompt out.")
+        raise UserError(f"{bench}: a task of lm-eval has its own prompt. Omit --prompt.")
     settings = {
         "bench": bench,
         "include_path": str(Path(args.include_path).resolve()) if args.include_path else None,
@@ -67,8 +71,8 @@ def make_task_plan(bench: str, args: argparse.Namespace) -> TaskPlan:
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise UserError(
-                f"{bench}: {name} runs programs that the model wrote, and lm-eval has no sandbox for them. "
-                "Choose one of our own code benchmarks (--list)."
+                f"{bench}: {name} runs programs that the model wrote, and lm-eval has no sandbox. Use one of our own "
+                "code benchmarks (--list)."
             )
         notes += _configure(name, task, settings)
         count = len(task.eval_docs)
@@ -78,7 +82,7 @@ def make_task_plan(bench: str, args: argparse.Namespace) -> TaskPlan:
     return TaskPlan(loaded, indices, settings, notes)
 
 
-def _load(name: str, include_path: str | None) -> Mapping[str, Any]:
+def _load(name: str, include_path: str | None) -> Record:
     from lm_eval.tasks import TaskManager
 
     if include_path and not Path(include_path).is_dir():
@@ -96,13 +100,13 @@ def _load(name: str, include_path: str | None) -> Mapping[str, Any]:
         return manager.load([name])
     except Exception as e:  # a task's code and its data set raise anything
         raise UserError(
-            f"cannot load lm-eval's task {name!r}: {type(e).__name__}: {first_line(e)}. Check the network, or give a "
-            "copy of its YAML that names local files, in the folder of --include-path."
+            f"cannot load lm-eval's task {name!r}: {type(e).__name__}: {first_line(e)}. Check the network, or put a "
+            "copy of its YAML that names local files in the folder of --include-path."
         ) from e
 
 
-def _configure(name: str, task: Any, settings: Mapping[str, Any]) -> list[str]:
-    """Apply the options to a task, as lm-eval's simple_evaluate does. Returns notes on what decides its score."""
+def _configure(name: str, task: Any, settings: Config) -> list[str]:
+    """Apply the options to a task, as lm-eval's simple_evaluate does. Returns notes."""
     notes = []
     own = task.get_config("num_fewshot")
     if settings["num_fewshot"] is not None and own != 0:  # 0: its author allows no examples
@@ -130,7 +134,7 @@ MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_to
 DEFAULT_MAX_TOKENS = 256
 
 
-def first_prompt(plan: TaskPlan, tokenizer: Any) -> tuple[str, str]:
+def first_prompt(plan: TaskPlan, tokenizer: Tokenizer | None) -> tuple[str, str]:
     """(task, the text of its first request)."""
     name, task = next(iter(plan.loaded["tasks"].items()))
     chosen = plan.indices[name]
@@ -143,20 +147,20 @@ def first_prompt(plan: TaskPlan, tokenizer: Any) -> tuple[str, str]:
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
         chat_template=(lambda history, add_generation_prompt=True: chat_text(tokenizer, history, add_generation_prompt))
-        if chat
+        if chat and tokenizer is not None
         else None,
         tokenizer_name="",
     )
     return name, str(task.instances[0].args[0])
 
 
-def check_chat(plan: TaskPlan, tokenizer: Any) -> None:
+def check_chat(plan: TaskPlan, tokenizer: Tokenizer | None) -> None:
     if plan.settings["apply_chat_template"] and not getattr(tokenizer, "chat_template", None):
         raise UserError(f"{plan.title}: --apply-chat-template, and this model's tokenizer has no chat template.")
 
 
-def chat_text(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    """A conversation as the model reads it; without the generation prompt the last message is to be continued."""
+def chat_text(tokenizer: Tokenizer, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    """A rendered conversation; without the generation prompt the last message is to be continued."""
     return tokenizer.apply_chat_template(
         history,
         tokenize=False,

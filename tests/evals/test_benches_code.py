@@ -189,7 +189,7 @@ def test_what_is_taken_for_a_continuation():
         ({"test": "def check(candidate:"}, "column 'test'"),
         ({"test": "x = 1"}, r"column 'test': no function check\(candidate\)"),
         ({"test": "def check(candidate):\n    assert True"}, "column 'test': no assert"),
-        ({"test": "def check(candidate):\n    while 1: pass"}, "column 'test': cannot take apart 'while 1:'"),
+        ({"test": "def check(candidate):\n    while 1: pass"}, "column 'test': cannot split 'while 1:'"),
         ({"prompt": "def other():\n    pass\n"}, "column 'prompt': it does not begin the function 'half'"),
         ({"prompt": "def half("}, "column 'prompt': not Python"),
         ({"entry_point": 3}, "column 'entry_point': expected text"),
@@ -240,7 +240,7 @@ def test_mbpp_takes_its_test_split(tmp_path):
     [
         ({"test_list": "assert f(1)"}, "column 'test_list': expected a list of texts"),
         ({"test_list": []}, "column 'test_list': no assert"),
-        ({"test_list": ["assert other(1) == 2"]}, "column 'test_list': cannot take apart"),
+        ({"test_list": ["assert other(1) == 2"]}, "column 'test_list': cannot split"),
         ({"code": "def f(:"}, "column 'test_list': "),
         ({"task_id": "x"}, "column 'task_id': expected a number"),
     ],

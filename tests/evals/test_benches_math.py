@@ -88,13 +88,22 @@ def test_contest_rows_of_every_shape(tmp_path):
         ),
         ("amc23", {"problem": "x", "answer": True}, "row 1, column 'answer': expected a number, found True"),
         ("amc83", {"problem": "x", "answer": 3, "difficulty": "hard"}, "row 1, column 'difficulty': expected a number"),
-        ("amc83", {"problem": "p", "question": "p", "answer": "1"}, r"row 1: the problem amc83/\w+ is there twice"),
+        ("amc83", {"problem": "p", "answer": "2"}, r"problem 'amc83/\w+': two rows have this id"),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path, name, row, words):
     first = {"question": "q", "problem": "p", "answer": "#### 1" if name == "gsm8k" else "1"}
     with pytest.raises(UserError, match=rf"bad\.jsonl, {words}"):
         load(find(name), write(tmp_path / "bad.jsonl", [first, row]))
+
+
+def test_a_problem_that_is_listed_twice_is_asked_once(tmp_path):
+    rows = [{"id": 1, "prompt": "p", "answer": "1"}, {"id": 2, "prompt": "q", "answer": "2"}]
+    path = write(tmp_path / "own.jsonl", [*rows, rows[0]])
+    assert [item.id for item in load(find(f"data:{path}"), None)] == ["1", "2"]
+    write(tmp_path / "own.jsonl", [*rows, rows[1] | {"id": 1}])
+    with pytest.raises(UserError, match=r"own\.jsonl, problem '1': two rows"):
+        load(find(f"data:{path}"), str(path))
 
 
 def math_row(number: int) -> dict:
@@ -191,5 +200,4 @@ def test_every_benchmark_says_where_it_is_from():
     for bench in BENCHES.values():
         assert bench.licence
         assert bench.source
-        assert bench.metric == "Pass@1"
         assert bench.size > 0

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from http_server import Cut, FakeServer, Hang, Status, chat, completion, vllm_like
 
+from evals.complete import answers
 from evals.engines import EngineError, Request, Sampling, load_engine
 from evals.engines import openai as openai_module
 from evals.engines.openai import parse_model
@@ -97,8 +98,8 @@ def test_addresses_and_model():
     assert parse_model("http://a:1/v1/,https://b/api/v3 #org/m#x") == (["http://a:1/v1", "https://b/api/v3"], "org/m#x")
     assert parse_model("openai:http://a:1") == (["http://a:1/v1"], "")
     for wrong, said in (
-        ("openai:a:1#m", "no server's address"),
-        ("openai:#m", "no server's address"),
+        ("openai:a:1#m", "not a server's address"),
+        ("openai:#m", "not a server's address"),
         ("openai:http://a:1,http://a:1/v1#m", "twice"),
         ("openai:https://user:secret@a/v1#m", "AGPO_API_KEY"),
         ("openai:https://a/v1?key=secret#m", "AGPO_API_KEY"),
@@ -247,7 +248,7 @@ def test_a_chat_only_server_gets_messages_and_gives_text(tiny, caplog):
     for said in (
         "no token ids: responses are stored as text",
         "own fields only",
-        "how long its context is",
+        "its context length",
         "chat messa",
     ):
         assert said in caplog.text
@@ -359,6 +360,14 @@ FAULTS = {
         "choices": [{"text": "", "finish_reason": "stop", "token_ids": []}],
         "usage": {"completion_tokens": 0},
     },
+    "choices that are no list": {"choices": {"text": "7"}, "usage": {"completion_tokens": 1}},
+    "a message that is a text": {
+        "choices": [{"message": "7", "finish_reason": "stop"}],
+        "usage": {"completion_tokens": 1},
+    },
+    "log-probabilities in another shape": {
+        "choices": [{"text": "", "finish_reason": "stop", "token_ids": [5], "logprobs": [-1]}]
+    },
     "given up by the server": {"choices": [{"text": "", "finish_reason": "abort", "token_ids": [5]}]},
     "no finish reason": {"choices": [{"text": "", "finish_reason": None, "token_ids": [5]}]},
     "ids and log-probabilities of other lengths": {
@@ -374,6 +383,21 @@ def test_a_failed_request_is_asked_again_and_never_an_empty_completion(engine_of
         requests = asked(10, (1, 2))
         assert right(requests, run(engine, requests))
         assert len(server.posts) > 20
+
+
+def test_refusals_are_tolerated_only_where_everything_else_was_answered(engine_of):
+    def script(server, path, body, number):
+        return Status(400, "too long") if body["prompt"] == [9, 9] else vllm_like(server, path, body, number)
+
+    requests = asked(20)
+    requests[0] = Request((9, 9), (0, 1))
+    with FakeServer(script) as server:
+        stops_at_once = answers(engine_of(server, concurrency=1, max_errors=1), requests, Sampling(20), 5)
+        with pytest.raises(EngineError, match="too long"):
+            list(stops_at_once)
+        made = list(answers(engine_of(server, concurrency=1, max_errors=6), requests, Sampling(20), 5))
+        assert [at for at, _, said in made if isinstance(said, EngineError)] == [0, 0]
+        assert len(made) == 21
 
 
 def test_a_request_that_always_fails_is_an_error_after_the_others_were_delivered(engine_of):

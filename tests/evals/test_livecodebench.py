@@ -152,7 +152,10 @@ def test_a_record_of_each_kind(tmp_path):
         (doubling(private_test_cases="!"), "problem 'abc900_a': its private tests cannot be read: neither JSON"),
         (doubling(private_test_cases=encode([])[:-8]), "problem 'abc900_a': its private tests cannot be read"),
         (doubling(public_test_cases="[1]"), "problem 'abc900_a': its public tests cannot be read: test 0"),
-        (doubling(public_test_cases="[]", private_test_cases="[]"), "'abc900_a': it has no tests. Nothing could fail"),
+        (
+            doubling(public_test_cases="[]", private_test_cases="[]"),
+            "'abc900_a': it has no tests, so nothing could fail",
+        ),
         (adding(metadata="{"), "'9001': metadata is not a JSON object"),
         (adding(metadata="[]"), "'9001': metadata is not a JSON object"),
         (adding(public_test_cases='[{"input": "1 2", "output": "3"}]'), "'9001', test 0: expected one JSON value"),

@@ -141,6 +141,12 @@ def test_a_stop_string_in_thoughts_ends_nothing(engine):
     assert stopped("a; b") == "a"
 
 
+def test_a_stop_string_cuts_the_text_of_a_server_whose_tokenizer_is_not_at_hand():
+    completion = Completion((5, 6, 7), None, "length", 0.0, text="a; b")
+    text, completion = stop_at(completion, (";",), None)
+    assert (text, completion.finish_reason, completion.n_tokens) == ("a", "stop", 3)
+
+
 def test_a_second_run_resumes_and_a_finished_one_is_not_touched(folder, tiny, monkeypatch):
     """An engine that fails after seven responses: they are kept, and the same command makes the other seventeen."""
     write_tasks(folder)
@@ -181,7 +187,7 @@ def test_a_second_run_resumes_and_a_finished_one_is_not_touched(folder, tiny, mo
         (["lm_eval:own_chose"], "no task 'own_chose'"),
         (["lm_eval:own_generate", "--n", "4"], "repeats"),
         (["lm_eval:own_generate", "--prompt", "none"], "its own prompt"),
-        (["lm_eval:own_generate", "--data", "x.jsonl"], "names its own data"),
+        (["lm_eval:own_generate", "--data", "x.jsonl"], "have their own data"),
         (["lm_eval:own_generate", "--apply-chat-template"], "no chat template"),
         (["lm_eval:own_generate", "--max-tokens", "250"], "more than the model's context of 256"),
         (["lm_eval:broken"], "cannot load lm-eval's task 'broken'"),

@@ -142,9 +142,9 @@ def test_arith_says_when_there_are_not_that_many():
         (
             "a.jsonl",
             b'{"prompt": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}\n',
-            "cut it off",
+            "must be the user's",
         ),
-        ("a.jsonl", b'{"prompt": [{"role": "system", "content": "1"}]}\n', "nobody asks"),
+        ("a.jsonl", b'{"prompt": [{"role": "system", "content": "1"}]}\n', "no turn is the user"),
         ("a.jsonl", b"\xff\xfe\n", "line 1: not UTF-8"),
         ("a.jsonl", b"", "has no rows"),
         ("a.jsonl.gz", gzip.compress(b"", mtime=0), "has no rows"),
@@ -217,7 +217,7 @@ def test_a_chat_is_asked_as_it_is_by_the_models_own_template(tmp_path):
     assert render("qwen-boxed", first, with_template) == (
         "<system>Be short.<user>1+1<assistant>2<user>And {problem}?<ai>"
     )
-    with pytest.raises(UserError, match=r"a chat with turns of its own .* prompt=none is plain text"):
+    with pytest.raises(UserError, match=r"a chat of several turns .* 'none' is plain text"):
         render("none", first, with_template)
     strict = TinyTokenizer("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(UserError, match=r"'1'.*\(system, user, assistant, user\).*roles must alternate"):
@@ -232,11 +232,11 @@ def test_words_of_ones_own_take_the_place_of_a_presets():
     assert own_preset("r1", None, None, {}) == "r1"
     for given, said in (
         (("none", "x", None, {}), "is plain text"),
-        (("r1", None, "no place", {}), "have no {problem}"),
+        (("r1", None, "no place", {}), "has no {problem}"),
     ):
         with pytest.raises(UserError, match=said):
             own_preset(*given)
-    with pytest.raises(UserError, match="never looks at 'enable_thinking'"):
+    with pytest.raises(UserError, match="does not use 'enable_thinking'"):
         render(own_preset("r1", None, None, {"enable_thinking": False}), "1", tokenizer)
 
 

@@ -66,7 +66,7 @@ def test_an_option_that_no_chosen_benchmark_has_is_an_error(capsys):
 
 def test_files_of_several_benchmarks_are_named(capsys, tmp_path):
     assert main(["--bench", "sides,one-side", "--data", "x.jsonl"]) == 2
-    assert "name=path" in capsys.readouterr().err
+    assert "use BENCH=FILE" in capsys.readouterr().err
     assert main(["--bench", "sides", "--data", "a", "--data", "sides=b"]) == 2
     assert "twice for sides" in capsys.readouterr().err
 
@@ -122,4 +122,4 @@ def test_problems_a_reward_and_words_of_ones_own(capsys, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("bench", ["arith", "arith_long", "tiny_code"])
 def test_a_file_for_problems_that_are_made_is_refused(bench, capsys):
     assert main(["--bench", bench, "--data", "mine.jsonl", "--dry-run"]) == 2
-    assert "is made on the spot and reads no file" in capsys.readouterr().err
+    assert "is generated and reads no file" in capsys.readouterr().err
