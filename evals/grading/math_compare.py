@@ -164,7 +164,9 @@ _CHOICE = re.compile(
 )
 _SPACED = re.compile(r"\d, [1-9]\d\d(?!\d)")
 """5, 125 in a reference is two numbers; an answer may mean thousands by it"""
-_LABELLED = re.compile(r"\(?([A-J])[).:]\s+((?![-+=] |[A-J]$)(?!.*\([A-J]\)).+)")
+_LABELLED = re.compile(
+    r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer) )?\(?([A-J])[).:]+\s+((?![-+=] |[A-J]$)(?!.*\([A-J]\)).+)"
+)
 _WORDS = frozenset(
     "yes no true false odd even none never always both neither one two three four five six seven".split()  # noqa: SIM905
 )

@@ -112,7 +112,7 @@ def _reals(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         return interval(low, tree[1] == "[", high, tree[3] == "]", budget), ""
     if kind == "set":
         made = NOTHING
-        for one in tree[1]:
+        for one in (each for part in tree[1] for each in expanded(part)):
             if real(one, budget) is None:
                 return None
             made = combined(made, interval(one, True, one, True, budget), "cup", budget)
@@ -201,6 +201,8 @@ HOLDS: dict[str, Callable[[int], bool]] = {
 def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float]) -> Reals | None:
     if right == ("v", name):
         left, right, operator = right, left, TURNED[operator]
+    if left == ("v", name) and right in (INFINITY, ("+", INFINITY), BELOW) and operator != "=":
+        return ALL if (right == BELOW) == (operator in (">", ">=", "!=")) else NOTHING
     if left == ("v", name) and name not in variables(right):
         end = _number(right, budget)
         return None if real(end, budget) is None else _where(operator, [end], (-1, 1))

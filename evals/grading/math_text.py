@@ -67,7 +67,7 @@ _SPELT = [
     (r"\le", "leq leqslant leqq"), (r"\ge", "geq geqslant geqq"), (r"\ne", "neq"), ("<", "lt"), (">", "gt"),
     ("|", "lvert rvert vert mid"), (r"\{", "lbrace"), (r"\}", "rbrace"), ("[", "lbrack"), ("]", "rbrack"),
     (":", "colon ratio"), (r"\emptyset", "varnothing O"), (r"\dots", "ldots cdots dotsc dotsb"),
-    (r"\frac", "dfrac tfrac cfrac"), (r"\binom", "dbinom tbinom"), (r"\cup", "bigcup"),
+    (r"\frac", "dfrac tfrac cfrac nicefrac sfrac"), (r"\binom", "dbinom tbinom"), (r"\cup", "bigcup"),
 ]  # fmt: skip
 _COMMANDS = {name: one for one, names in _SPELT for name in names.split()}
 _TEXT = r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname)"
@@ -101,7 +101,9 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         r"_{\1\2}",
     ),
     (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
-    (re.compile(r"(?:\\(?:text|mathrm|mbox)\s*)?\{([,:.;]|\\?%)\}"), r"\1"),
+    (re.compile(r"(?:\\(?:text|mathrm|mbox)\s*)?\{ ?([,:.;]|\\?%) ?\}"), r"\1"),
+    (re.compile(r"\\mu ?(\\(?:text|mathrm) ?\{ ?)"), r"\1μ"),
+    (re.compile(r"\\AA(?![a-zA-Z])"), r"\\text{å}"),
     (re.compile(r"\\not\s*="), r"\\ne"),
     (re.compile(r"\.\.\.+"), r"\\dots"),
     (re.compile(r"\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\{\s*\\degree\s*\}"), r"^\\circ"),

@@ -169,6 +169,11 @@ class Evaluator:
             return self.sum([self.multiply(x, y) for (x,), (y,) in zip(one, other, strict=True)])
         return self.multiply(one, other)
 
+    def _base(self, digits: str, base: int) -> Value:
+        if "." in digits:
+            raise Undefined("a fraction in another base")
+        return Fraction(int(digits, base))
+
     def _div(self, a: Tree, b: Tree) -> Value:
         return self.divide(self(a), self(b))
 
@@ -360,6 +365,8 @@ class Evaluator:
         if name == "norm":
             (a,) = values
             return self.power(self.sum([self.multiply(x, x) for (x,) in a]), Fraction(1, 2))
+        if name in ("binom", "mod") and len(values) != 2:
+            raise Undefined(f"{name} of {len(values)} numbers")
         if name == "binom":
             return self.binomial(*values)
         if name == "mod":
