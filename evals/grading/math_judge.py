@@ -312,9 +312,10 @@ def _resolved(tree: Tree, judge: Judge) -> Tree | None:
         return tree[1][0]
     if tree[0] != "rel":
         return tree
-    sides, operators = tree[1], tree[2]
-    if operators == ("in",) and sides[0][0] in ("v", "tuple") and sides[1][0] == "set" and _label(sides[0], ""):
-        return ("eq", _label(sides[0], ""), sides[1], sides[0])
+    sides: Sequence[Tree] = tree[1]
+    operators = tree[2]
+    if operators == ("in",) and sides[1][0] == "set" and (name := _label(sides[0], "")):
+        return ("eq", name, sides[1], sides[0])
     if not set(operators) <= {"=", "~"}:
         return tree
     if operators[0] == "~" and _label(sides[0], ""):
@@ -367,7 +368,7 @@ def _unwrapped(tree: Tree) -> Tree:
     return _unwrapped(tree[1]) if tree[0] in ("unit", "deg", "pct", "group") else tree
 
 
-def _consistent(sides: tuple, judge: Judge) -> Tree | None:
+def _consistent(sides: Sequence[Tree], judge: Judge) -> Tree | None:
     """The last of several sides, where those that are numbers are equal."""
     by_value = [("+", side) if side[0] == "base" else side for side in sides]  # 89 = 1121_4
     numbers = [side for side in by_value if not variables(side)]
@@ -390,10 +391,10 @@ def _label(side: Tree, said: str) -> str:
         part[0] == "v" and (part[1].isupper() or "\\" in part[1] or part[1] == "m") for part in side[1:]
     ):
         return "".join(part[1] for part in side[1:])
-    if kind == "f" and side[1] == "abs" and (inner := _label(side[2], "")):
-        return f"|{inner}|"
     if kind == "ratio" and all(labels := [_label(part, "") for part in side[1]]):
         return ":".join(labels)
+    if kind == "f" and side[1] == "abs" and (inner := _label(side[2], "")):
+        return f"|{inner}|"
     if kind == "tuple" and all(part[0] == "v" for part in side[2]):
         return f"({','.join(part[1] for part in side[2])})"
     return ""

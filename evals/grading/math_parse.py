@@ -125,12 +125,13 @@ class _Parser(Cursor):
             tree = ("f", "binom", tree, self.additive())
         elif self.accept(r"\over"):
             tree = ("/", tree, self.additive())
-        unit = self.unit() or unit_of(money) or ""
+        unit = self.unit(money) or unit_of(money) or ""
         return ("unit", tree, unit) if unit else tree
 
-    def unit(self) -> str:
+    def unit(self, money: str) -> str:
         """The unit after a value, "" for none. Words that are no unit are part of the answer, and not understood."""
-        said: list[str] = []
+        rate = money and self.kind == "words" and self.value.startswith("per ")
+        said: list[str] = [money] if rate else []  # $5 per hour
         while True:
             if self.kind in ("words", "text1"):
                 words = self.take()

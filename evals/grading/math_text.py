@@ -74,6 +74,7 @@ _TEXT = r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|t
 _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (_ENVIRONMENT, _lines),
     (re.compile(r"\\(?:left|right)\s*\."), ""),
+    (re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm)\s*\]"), r"\\\\"),
     (re.compile(r"\^\s*\{\s*([-+])\s*\}"), r"^\1"),
     (
         re.compile(

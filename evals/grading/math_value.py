@@ -454,7 +454,11 @@ _NAMES = {"+": "add", "*": "mul", "/": "div", "^": "power", "!": "fact"}
 _EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "sgn": lambda a: (a > 0) - (a < 0)}
 _AT_ZERO = {"sin": 0, "tan": 0, "cos": 1, "exp": 1, "arcsin": 0, "arctan": 0, "sinh": 0, "cosh": 1, "tanh": 0}
 _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
-_MP = {name: name for name in (*_CIRCULAR, "coth", "exp", "arg")} | {f"arc{name}": f"a{name}" for name in _CIRCULAR}
+_MP = (
+    {name: name for name in (*_CIRCULAR, "coth", "exp", "arg")}
+    | {"cis": "expj"}
+    | {f"arc{name}": f"a{name}" for name in _CIRCULAR}
+)
 
 
 @lru_cache(32)

@@ -15,10 +15,20 @@ SAYS_SO = re.compile(r"^(?:so |thus |hence |therefore,? )?(?:the )?(?:final )?an
 _NAMES = """
 sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arcsinh arccosh arctanh ln log
 exp max min gcd lcm det abs sqrt floor ceil arg sgn mod
+cis
 """
 FUNCTIONS: dict[str, str] = {name: name for name in _NAMES.split()}
 FUNCTIONS |= {"lg": "log", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "ctg": "cot"}
-FUNCTIONS |= {"tg": "tan", "arctg": "arctan", "cosec": "csc", "ceiling": "ceil", "hcf": "gcd"}
+FUNCTIONS |= {
+    "tg": "tan",
+    "arctg": "arctan",
+    "cosec": "csc",
+    "ceiling": "ceil",
+    "hcf": "gcd",
+    "arsinh": "arcsinh",
+    "arcosh": "arccosh",
+    "artanh": "arctanh",
+}
 FUNCTIONS |= {rf"\{name}": of for name, of in FUNCTIONS.items() if name not in ("sqrt", "mod")}
 
 _CONSTANT_WORDS = {"pi": r"\pi", "infinity": r"\infty", "infty": r"\infty", "inf": r"\infty", "oo": r"\infty"}
