@@ -86,13 +86,11 @@ def _group(text: str, at: int) -> tuple[str, int]:
     """(content, end) of the group or of the one character at a place."""
     if text[at] != "{":
         return text[at], at + 1
-    depth, start = 0, at
-    while at < len(text):
-        at += text[at] == "\\"
-        depth += {"{": 1, "}": -1}.get(text[at : at + 1], 0) if text[at - 1] != "\\" else 0
-        at += 1
+    depth = 0
+    for mark in re.compile(r"\\.|[{}]", re.S).finditer(text, at):
+        depth += (mark[0] == "{") - (mark[0] == "}")
         if depth == 0:
-            return text[start + 1 : at - 1], at
+            return text[at + 1 : mark.start()], mark.end()
     raise CannotParse("a brace that is not closed")
 
 
