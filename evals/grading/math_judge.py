@@ -41,7 +41,7 @@ class Judge:
         kinds = {a[0], r[0]}
         if "list" in kinds and kinds & {"rel", *_SETS}:
             return self.sets(*(("any", tree[1]) if tree[0] == "list" else tree for tree in (a, r)))
-        if any(tree[0] == "list" or (has_pm(tree) and not _excludes(tree)) for tree in (a, r)):
+        if any(tree[0] == "list" or (has_pm(tree) and not _is_reals(tree)) for tree in (a, r)):
             return self.lists(a, r)
         if a[0] == "mod" or r[0] == "mod":
             return self.moduli(a, r)
@@ -203,8 +203,7 @@ class Judge:
             return len(ratio[1]) == 2 and other[0] in VALUES and same_value(other, ("/", *ratio[1]), self.budget)
         if len(a[1]) != len(r[1]):
             return False
-        pairs = list(zip(a[1], r[1], strict=True))
-        (first, second), rest = pairs[0], pairs[1:]
+        (first, second), *rest = zip(a[1], r[1], strict=True)
         return all(same_value(("*", x, second), ("*", y, first), self.budget) for x, y in rest)
 
     def _base(self, a: Tree, r: Tree) -> bool:
@@ -415,8 +414,8 @@ def _by_name(items: tuple) -> tuple:
     return tuple(item for _, item in sorted(zip(names, items, strict=True)))
 
 
-def _excludes(tree: Tree) -> bool:
-    """x is neither 1 nor -1."""
+def _is_reals(tree: Tree) -> bool:
+    """A set whose description may have a \\pm: x is neither 1 nor -1."""
     return tree[0] in ("build", "minus") or (tree[0] == "rel" and tree[2] == ("!=",))
 
 

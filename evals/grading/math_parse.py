@@ -511,7 +511,11 @@ class _Parser(Cursor):
 
     def function_argument(self) -> Tree:
         if self.next_is("(", "["):
-            return self.factor_without_power()
+            tree = self.atom()
+            while self.next_is("!") or (self.next_is("^") and self.found[self.at + 1][1] == r"\circ"):
+                tree = ("!", tree) if self.take() == "!" else ("deg", tree)
+                self.accept(r"\circ")
+            return tree
         sign = self.accept("-")
         factors = [self.factor()]
         while (
@@ -523,14 +527,6 @@ class _Parser(Cursor):
             self.take()
             tree = ("/", tree, self.factor())
         return ("neg", tree) if sign else tree
-
-    def factor_without_power(self) -> Tree:
-        tree = self.atom()
-        while self.next_is("!") or (self.next_is("^") and self.found[self.at + 1][1] == r"\circ"):
-            tree = ("!", tree) if self.take() == "!" else ("deg", tree)
-            if tree[0] == "deg":
-                self.take()
-        return tree
 
     def limits(self) -> tuple[Tree | None, Tree | None]:
         low = high = None
@@ -629,8 +625,7 @@ def _proper(tree: Tree) -> bool:
 
 def _repeating(text: str) -> Fraction:
     """0.1\\overline{6} is 1/6."""
-    whole, _, rest = text.partition(".")
-    first, _, repeated = rest.partition("\\")
-    period = "".join(c for c in repeated if c.isdecimal())
-    value = Fraction(int(whole or 0)) + (Fraction(int(first), 10 ** len(first)) if first else 0)
-    return value + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(first))
+    exact, _, repeated = text.partition("\\")
+    period = re.sub(r"\D", "", repeated)
+    digits = len(exact.partition(".")[2])
+    return Fraction(f"0{exact}0") + Fraction(int(period), (10 ** len(period) - 1) * 10**digits)

@@ -227,7 +227,7 @@ class _Worker:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(z.pid, 0)
         if self.cgroup:
-            self.cgroup.remove()
+            cgroup.remove(self.cgroup.path)
 
 
 def _from_owner() -> tuple[bytes, bytes]:
