@@ -343,7 +343,9 @@ def _resolved(tree: Tree, judge: Judge) -> Tree | None:
 def _near(exact: Tree, about: Tree, judge: Judge) -> bool:
     """Whether a value may be said to be about another: a decimal to its last digit, others within a twentieth."""
     one, other = (_unwrapped(tree) for tree in (exact, about))
-    if not {one[0], other[0]} <= {*VALUES, "base"}:
+    if one[0] == other[0] == "pct":
+        one, other = one[1], other[1]
+    if not {one[0], other[0]} <= {*VALUES, "base", "pct"}:
         return one[0] == other[0]
     if variables(one) != variables(other):
         return False
@@ -364,7 +366,7 @@ def _near(exact: Tree, about: Tree, judge: Judge) -> bool:
 
 
 def _unwrapped(tree: Tree) -> Tree:
-    return _unwrapped(tree[1]) if tree[0] in ("unit", "deg", "pct", "group") else tree
+    return _unwrapped(tree[1]) if tree[0] in ("unit", "deg", "group") else tree
 
 
 def _consistent(sides: Sequence[Tree], judge: Judge) -> Tree | None:

@@ -62,7 +62,12 @@ _POWERS = re.compile(r"((?:square|sq|cubic|cu)\b(?=\.? )|平方|立方)?\.? *(.+
 def measure(word: str) -> str:
     """The name of a unit of measure of ours, in the singular or the plural; "" for another word."""
     low = word.lower()
-    return UNITS.get(low) or UNITS.get(low.rstrip("s")) or UNITS.get(low.removesuffix("es")) or ""
+    return UNITS.get(low) or UNITS.get(singular(low)) or UNITS.get(low.removesuffix("es")) or ""
+
+
+def singular(word: str) -> str:
+    """Without the s at its end; ms is no plural of m."""
+    return word.rstrip("s") if len(word) > 2 else word
 
 
 _HEDGING = """
@@ -128,7 +133,7 @@ def _factor(said: str) -> tuple[str, int] | None:
         return None
     if len(noun.split()) > 3 or re.fullmatch("[a-z]", noun) or noun.split()[-1] in _COUNTS_NOTHING:
         return None
-    return noun.rstrip("s"), degree
+    return singular(noun), degree
 
 
 WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")

@@ -58,7 +58,7 @@ def run(channel: int, jail: Jail) -> None:
     if jail.scratch:
         tmpfiles.empty(jail.scratch)
     jail.lock_down()
-    kind, payload = protocol.read_frame(protocol.reader(channel), protocol.MAX_TO_WORKER)
+    kind, payload = protocol.read_frame(channel)
     assert kind == protocol.JOB
     header = json.loads(payload)
     sources = {"prelude.py": header["prelude"], runner.FILE: header["source"]}
@@ -124,7 +124,9 @@ class _Tests:
         """Wait for the next test's input; it may be sent only when the results so far have been seen."""
         if not self.arrived.poll(0):
             self.flush()
-        return protocol.read_head(self.channel, protocol.INPUT)
+        kind, size = protocol.read_head(self.channel)
+        assert kind == protocol.INPUT
+        return size
 
 
 class _Ended:
