@@ -99,19 +99,19 @@ def value_difference(value: bytes, expected: Any, tolerance: float, compat: str)
     # Between equal values only the numbers are written differently, and they have none of these.
     if len(value) > _LARGE and any(value.count(mark) != text.count(mark) for mark in (b"[", b"{", b",", b":", b'"')):
         return "the value has another structure than the expected one"
-    got = parse(value, long_integers=compat == "lcb")
+    got = parse(value)
     if got == want:
         return None
     return _first_difference(got, want, tolerance if compat == "real" else 0.0)
 
 
-def parse(value: bytes, *, long_integers: bool = False) -> Any:
+def parse(value: bytes) -> Any:
     """JSON of hostile origin as plain data; BadValue when it is not, or nested deeper than MAX_DEPTH.
 
-    An integer of more than 4,300 digits is refused, as Python does, or with `long_integers` one of more than 50,000.
+    An integer of more than 50,000 digits is refused.
     """
     try:
-        found = json.loads(value, parse_int=_integer) if long_integers else json.loads(value)
+        found = json.loads(value, parse_int=_integer)
     except (ValueError, RecursionError, MemoryError) as e:
         raise BadValue(f"the returned value could not be read: {type(e).__name__}") from None
     if value.count(b"[") + value.count(b"{") > MAX_DEPTH:

@@ -171,16 +171,12 @@ class Sandbox:
                 task.waiters.append(future)
                 return future
             task = self._running[key] = _Task(program, problem, self.settings, key, [future])
-            self._start_thread()
+            if len(self._threads) < min(self.workers, len(self._running)):
+                thread = threading.Thread(target=self._serve, name=f"sandbox-{len(self._threads)}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
         self._tasks.put(task)
         return future
-
-    def _start_thread(self) -> None:
-        if len(self._threads) < min(self.workers, len(self._running)):
-            slot = len(self._threads)
-            thread = threading.Thread(target=self._serve, name=f"sandbox-{slot}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
 
     def _serve(self) -> None:
         """One slot: keep a worker, take tasks."""

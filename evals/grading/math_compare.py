@@ -101,9 +101,11 @@ def _compare(answer: str, reference: str) -> Judgement:
 def _read_as(said: str, wanted: str, joined: bool) -> Judgement:
     if _DATE.fullmatch(wanted):
         return Judgement(plain_words(said) == plain_words(wanted), "text")
-    choice = _CHOICE.fullmatch(wanted)
-    if choice and (other := _CHOICE.fullmatch(rf"\text{{{said}}}") or _CHOICE.fullmatch(said)):  # in either case
-        return Judgement(choice[1].upper() == other[1].upper(), "text")
+    choice, said_choice = _CHOICE.fullmatch(wanted), _CHOICE.fullmatch(rf"\text{{{said}}}") or _CHOICE.fullmatch(said)
+    if choice and said_choice:  # in either case
+        return Judgement(choice[1].upper() == said_choice[1].upper(), "text")
+    if said_choice and said_choice[1] == wanted:
+        return Judgement(True, "choice")
     if _is_word(said) or _is_word(wanted):
         return Judgement(plain_words(said) == plain_words(wanted), "text")
     try:
@@ -159,12 +161,11 @@ def _decimals(wanted: str) -> int:
 # words
 
 _DATE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}|\d{1,2}([-/])\d{1,2}\2\d{4}")
-_CHOICE = re.compile(
-    r"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{\s*(?:[Oo]ption |[Cc]hoice )?\(?([A-Ja-j])\)?\s*\}\)?"
-)
+_OPTION = r"(?i:(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?:? )?\(?"
+_CHOICE = re.compile(rf"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{{\s*{_OPTION}([A-Ja-j])\)?\s*\}}\)?")
 _SPACED = re.compile(r"\d, [1-9]\d\d(?!\d)")
 """5, 125 in a reference is two numbers; an answer may mean thousands by it"""
-_LABELLED = re.compile(r"\(?([A-J])[).:]\s+((?![-+=] |[A-J]$)(?!.*\([A-J]\)).+)")
+_LABELLED = re.compile(rf"{_OPTION}([A-J])[).:]+\s+((?![-+=] |[A-J]$)(?!.*\([A-J]\)).+)")
 _WORDS = frozenset(
     "yes no true false odd even none never always both neither one two three four five six seven".split()  # noqa: SIM905
 )

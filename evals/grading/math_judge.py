@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from evals.grading.math_same import same_value
+from evals.grading.math_same import points, same_value
 from evals.grading.math_sets import TURNED, expanded, has_pm, reals, same_reals
 from evals.grading.math_tree import WHOLE, Tree, put, variables, walk
 from evals.grading.math_value import Evaluator, Undefined
@@ -12,8 +12,13 @@ from evals.grading.math_words import plain_words
 
 MOST_ITEMS = 40
 VALUES = frozenset("n v vec c + * times cdot / ^ neg root ! mixed f sum prod int mat".split())  # noqa: SIM905
+_NUMBERS = VALUES | {"pct", "unit", "deg", "base", "ratio", "time"}
 _SETS = frozenset(["cup", "cap", "minus", "any", "all", "either", "build"])
 _LABEL = re.compile(r"([a-zA-Z](?:_?\w+)?(?:\^\{-1\})?'*\([a-zA-Z0-9,]+\))=")
+
+
+_OF = re.compile(r"([a-zA-Z][(_])([a-z])\)?")
+"""f(x), a_n"""
 
 
 class Judge:
@@ -36,7 +41,7 @@ class Judge:
         kinds = {a[0], r[0]}
         if "list" in kinds and kinds & {"rel", *_SETS}:
             return self.sets(*(("any", tree[1]) if tree[0] == "list" else tree for tree in (a, r)))
-        if any(tree[0] == "list" or (has_pm(tree) and not _excludes(tree)) for tree in (a, r)):
+        if any(tree[0] == "list" or (has_pm(tree) and not _is_reals(tree)) for tree in (a, r)):
             return self.lists(a, r)
         if a[0] == "mod" or r[0] == "mod":
             return self.moduli(a, r)
@@ -125,8 +130,8 @@ class Judge:
         return True
 
     def _fits(self, one: Tree, other: Tree) -> bool:
-        try:
-            return self.same(one, other)
+        try:  # {1}, {2} is not {1, 2}
+            return (one[0] == "set") == (other[0] == "set") and self.same(one, other)
         except Undefined:
             return False
 
@@ -158,12 +163,14 @@ class Judge:
         """x = 5 is 5; with a label on both sides it has to be the same. Other equations: up to a constant factor."""
         self.path = "equation"
         if a[0] == "eq" and r[0] == "eq":
-            if _same_label(a[1], r[1]):
-                return self.same(a[2], r[2])
+            said = _renamed(a, r)
+            if said or _same_label(a[1], r[1]):
+                return self.same(said or a[2], r[2])
         elif r[0] == "eq" and a[0] != "eqn":
             return self.same(a, r[2])
         elif a[0] == "eq" and r[0] != "eqn":
-            return self.same(a[2], r)
+            every = r[0] == "tuple" and len(r[2]) == a[-1] > 1  # x = y = z = 1 for (1, 1, 1)
+            return self.in_order((a[2],) * len(r[2]), r[2]) if every else self.same(a[2], r)
         if r[0] not in ("eq", "eqn"):  # a + b = 5 and cos C = 5 for 5, and not 2x = 5
             if a[0] != "eqn" or variables(a[2]) or not (names := variables(a[1])):
                 return False
@@ -196,8 +203,7 @@ class Judge:
             return len(ratio[1]) == 2 and other[0] in VALUES and same_value(other, ("/", *ratio[1]), self.budget)
         if len(a[1]) != len(r[1]):
             return False
-        pairs = list(zip(a[1], r[1], strict=True))
-        (first, second), rest = pairs[0], pairs[1:]
+        (first, second), *rest = zip(a[1], r[1], strict=True)
         return all(same_value(("*", x, second), ("*", y, first), self.budget) for x, y in rest)
 
     def _base(self, a: Tree, r: Tree) -> bool:
@@ -205,10 +211,10 @@ class Judge:
         if a[0] == r[0]:
             return a[2] == r[2] and _digits(a[1]) == _digits(r[1])
         if r[0] == "base":
-            return a[0] in ("n", "neg") and _plain_digits(a) == _digits(r[1])
-        if "." in a[1]:
-            return False
-        return r[0] in VALUES and same_value(("n", Fraction(int(a[1], a[2]))), r, self.budget)
+            if a[0] not in ("n", "neg"):  # a sum of numbers in that base
+                return all(part[2] == r[2] for part in walk(a) if part[0] == "base") and same_value(a, r, self.budget)
+            return _plain_digits(a) == _digits(r[1])
+        return r[0] in VALUES and same_value(a, r, self.budget)
 
     def measured(self, a: Tree, r: Tree) -> bool:
         """A unit may be left out; where both name one it is the same."""
@@ -301,18 +307,21 @@ def _resolved(tree: Tree, judge: Judge) -> Tree | None:
     """An equation as ("eq", label, value) or ("eqn", left, right), an approximation as what is exact; None: 3 = 5."""
     if tree[0] == "cup" and tree[1][0] == tree[2][0] == "set":
         return ("set", tree[1][1] + tree[2][1])
+    if tree[0] == "set" and len(tree[1]) == 1 and tree[1][0][0] in ("base", "pct", "time", "ratio"):
+        return tree[1][0]
     if tree[0] != "rel":
         return tree
-    sides, operators = tree[1], tree[2]
-    if operators == ("in",) and sides[0][0] == "v" and sides[1][0] == "set":
-        return ("eq", sides[0][1], sides[1], sides[0])
+    sides: Sequence[Tree] = tree[1]
+    operators = tree[2]
+    if operators == ("in",) and sides[1][0] == "set" and (name := _label(sides[0], "")):
+        return ("eq", name, sides[1], sides[0])
     if not set(operators) <= {"=", "~"}:
         return tree
     if operators[0] == "~" and _label(sides[0], ""):
         operators = ("=", *operators[1:])
     if "~" in operators:
         at = operators.index("~")
-        if not _near(sides[at], sides[at + 1], judge):
+        if not all(_near(sides[at], side, judge) for side in sides[at + 1 :]):
             return None
         sides = sides[: at + 1]
         if len(sides) == 1:
@@ -322,38 +331,49 @@ def _resolved(tree: Tree, judge: Judge) -> Tree | None:
         label, sides = _label(sides[1], ""), sides[::-1]
     if label:
         value = _consistent(sides[1:], judge)
-        return None if value is None else ("eq", label, value, sides[0])
-    if all(not variables(side) and side[0] in (*VALUES, "pct", "unit", "deg") for side in sides):
-        value = _consistent(sides, judge)
-        return value
+        return None if value is None else ("eq", label, value, sides[0], sum(side[0] == "v" for side in sides[:-1]))
+    if all(not variables(side) and side[0] in _NUMBERS for side in sides):
+        return _consistent(sides, judge)
     if len(sides) > 2 and any(variables(side) for side in sides[1:]):
         return None
     value = _consistent(sides[1:], judge)
     return None if value is None else ("eqn", sides[0], value)
 
 
-def _near(exact: Tree, decimal: Tree, judge: Judge) -> bool:
-    """Whether a number may be called about as much as a decimal, to the decimal's last digit."""
-    one, other = (_unwrapped(tree) for tree in (exact, decimal))
-    if other[0] != "n" or variables(one) or one[0] not in VALUES:
-        return True
-    evaluate = Evaluator({}, judge.budget)
-    value, digits = evaluate(one), 0
-    while (other[1] * 10**digits).denominator > 1 and digits < 40:
-        digits += 1
-    if isinstance(value, tuple) or hasattr(value, "_mpc_"):
+def _near(exact: Tree, about: Tree, judge: Judge) -> bool:
+    """Whether a value may be said to be about another: a decimal to its last digit, others within a twentieth."""
+    one, other = (_unwrapped(tree) for tree in (exact, about))
+    if one[0] == other[0] == "pct":
+        one, other = one[1], other[1]
+    if not {one[0], other[0]} <= {*VALUES, "base", "pct"}:
+        return one[0] == other[0]
+    if variables(one) != variables(other):
         return False
-    return bool(abs(evaluate.number(value) - evaluate.number(other[1])) * 2 <= evaluate.mp.mpf(10) ** -digits)
+    evaluate = Evaluator(next(points(variables(one))), judge.budget)
+    value, said = evaluate(one), evaluate(other)
+    if any(isinstance(each, tuple) or hasattr(each, "_mpc_") for each in (value, said)):
+        return False
+    last = Fraction(1)
+    if other[0] in ("n", "neg") and isinstance(said, Fraction) and said:
+        while (said / last).denominator > 1 and last > Fraction(1, 10**40):
+            last /= 10
+        while said % (last * 10) == 0:
+            last *= 10
+        margin = evaluate.number(last / 2)
+    else:
+        margin = abs(evaluate.number(value)) / 20
+    return bool(abs(evaluate.number(value) - evaluate.number(said)) <= margin)
 
 
 def _unwrapped(tree: Tree) -> Tree:
-    return _unwrapped(tree[1]) if tree[0] in ("unit", "deg", "pct", "group") else tree
+    return _unwrapped(tree[1]) if tree[0] in ("unit", "deg", "group") else tree
 
 
-def _consistent(sides: tuple, judge: Judge) -> Tree | None:
+def _consistent(sides: Sequence[Tree], judge: Judge) -> Tree | None:
     """The last of several sides, where those that are numbers are equal."""
-    numbers = [side for side in sides if not variables(side)]
-    others = [side for side in sides if variables(side)]
+    by_value = [("+", side) if side[0] == "base" else side for side in sides]  # 89 = 1121_4
+    numbers = [side for side in by_value if not variables(side)]
+    others = [side for side in by_value if variables(side)]
     for some in (numbers, others):
         for one in some[1:]:
             if variables(one) == variables(some[0]) and not judge._fits(one, some[0]):
@@ -372,6 +392,8 @@ def _label(side: Tree, said: str) -> str:
         part[0] == "v" and (part[1].isupper() or "\\" in part[1] or part[1] == "m") for part in side[1:]
     ):
         return "".join(part[1] for part in side[1:])
+    if kind == "ratio" and all(labels := [_label(part, "") for part in side[1]]):
+        return ":".join(labels)
     if kind == "f" and side[1] == "abs" and (inner := _label(side[2], "")):
         return f"|{inner}|"
     if kind == "tuple" and all(part[0] == "v" for part in side[2]):
@@ -394,13 +416,21 @@ def _by_name(items: tuple) -> tuple:
     return tuple(item for _, item in sorted(zip(names, items, strict=True)))
 
 
-def _excludes(tree: Tree) -> bool:
-    """x is neither 1 nor -1."""
-    return tree[0] == "build" or (tree[0] == "rel" and tree[2] == ("!=",))
+def _is_reals(tree: Tree) -> bool:
+    """A set whose description may have a \\pm: x is neither 1 nor -1."""
+    return tree[0] in ("build", "minus") or (tree[0] == "rel" and tree[2] == ("!=",))
+
+
+def _renamed(a: Tree, r: Tree) -> Tree | None:
+    """The value of f(t) = t^2 or a_k = 2^k with the letter of f(x) = x^2, a_n = 2^n; None: it is another function."""
+    one, other = _OF.fullmatch(a[1]), _OF.fullmatch(r[1])
+    if not (one and other) or one[1] != other[1] or one[2] not in variables(a[2]) or other[2] in variables(a[2]):
+        return None
+    return put(a[2], ("v", one[2]), ("v", other[2]))
 
 
 def _same_label(one: str, other: str) -> bool:
-    if one == other or " " in one + other:
+    if one == other or " " in one + other or one.split("(")[0] == other or one == other.split("(")[0]:  # f = 0
         return True
     functions = ["(" in name and not name.startswith("(") for name in (one, other)]
     return (functions[0] != functions[1] and "y" in (one, other)) or (

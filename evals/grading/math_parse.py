@@ -49,6 +49,8 @@ class _Parser(Cursor):
             start, self.at = self.at, len(self.found) - 1
             said = " ".join(token[1] for token in self.found[start : self.at])
             names = [token[1] for token in self.found[start : self.at] if token[0] in ("letter", "text1")]
+            if (every := _EVERY.fullmatch(said)) and items[-1][0] == "rel" and f"({every[1]})" in items[-1][3]:
+                return joined(items, joins)  # f(x) = x for all x
             if not _INTEGERS.fullmatch(said) or len(set(names) - {"Z", "N"}) != 1:
                 raise CannotParse(f"the condition {said!r}")
             items.append(("rel", (("v", names[0]), ("v", "Z")), ("in",), ""))
@@ -62,6 +64,8 @@ class _Parser(Cursor):
             if self.kind != "sep" and not (self.kind == "sign" and self.value in ",;"):
                 return items, joins
             join = self.take()
+            if self.kind == "cond":
+                return items, joins
             if self.kind == "sep":  # ", and"
                 join = self.take()
             joins.append(join)
@@ -121,12 +125,13 @@ class _Parser(Cursor):
             tree = ("f", "binom", tree, self.additive())
         elif self.accept(r"\over"):
             tree = ("/", tree, self.additive())
-        unit = self.unit() or unit_of(money) or ""
+        unit = self.unit(money) or unit_of(money) or ""
         return ("unit", tree, unit) if unit else tree
 
-    def unit(self) -> str:
+    def unit(self, money: str) -> str:
         """The unit after a value, "" for none. Words that are no unit are part of the answer, and not understood."""
-        said: list[str] = []
+        rate = money and self.kind == "words" and self.value.startswith("per ")
+        said: list[str] = [money] if rate else []  # $5 per hour
         while True:
             if self.kind in ("words", "text1"):
                 words = self.take()
@@ -193,13 +198,18 @@ class _Parser(Cursor):
                 factors = [("f", "mod", _of("*", factors), self.signed_factor())]
             elif self.starts_factor():
                 before, grouped = self.found[self.at - 1], self.next_is("{")
-                powers = factors[-1][0] == "^" and factors[-1][1][0] == "n" and before[0] != "number"  # 2^{10}3^5
-                if self.kind in ("number", "science", "repeat") and before[1] != ")" and not powers:
+                closed = before[1] in (")", "!") or (  # 5!5!, 2^{10}3^5
+                    factors[-1][0] == "^" and factors[-1][1][0] == "n" and before[0] != "number"
+                )
+                if self.kind in ("number", "science", "repeat") and not closed:
                     factors[-1] = self.mixed(factors[-1])
                     continue
                 factor = self.factor()
                 if factor[0] == "group" and about_integers(factor[1]):  # n pi (n in Z)
                     self.declared.append(factor[1])
+                    continue
+                if factor[0] == "tuple" and factors[-1][0] == "v" and factors[-1][1].isupper() and len(factors) == 1:
+                    factors = [factor]  # the point P(1,2)
                     continue
                 if grouped and factor[0] == factors[-1][0] == "n":  # {1}{2} looks like 12
                     raise CannotParse("a number right after a number")
@@ -237,6 +247,8 @@ class _Parser(Cursor):
         if kind == "text1":  # 3\text{ m} is metres, 3\mathrm{i} is not
             return value in "ie" or not unit_of(value)
         if kind == "sign":
+            if value == "(" and self.found[self.at + 1][1] in ("mod", r"\bmod", r"\mod"):
+                return False
             return value in ("({" if self.square else "([{") or (value == "|" and not self.bars)
         if kind == "command":
             return value in _STARTS or value in _GREEK or value in _CONSTANTS or value.startswith(r"\mathbb")
@@ -317,6 +329,8 @@ class _Parser(Cursor):
         kind, value, _ = self.found[self.at]
         if kind == "number":
             self.take()
+            if value.isdecimal() and self.accept("_"):
+                return self.based(value)
             return ("n", Fraction(value))
         if kind == "science":
             self.take()
@@ -357,6 +371,13 @@ class _Parser(Cursor):
         if kind == "command":
             return self.command(value)
         raise CannotParse(f"what is {value!r} here?" if value else "it ends too early")
+
+    def based(self, digits: str) -> Tree:
+        """1121_4, within more than itself (x = 1121_4)."""
+        base = self.argument()
+        if base[0] != "n" or not 1 < base[1] <= 10 or any(int(digit) >= base[1] for digit in digits):
+            raise CannotParse("a base that does not fit")
+        return ("base", digits, int(base[1]))
 
     def subscript(self) -> str:
         if not self.accept("_"):
@@ -490,7 +511,11 @@ class _Parser(Cursor):
 
     def function_argument(self) -> Tree:
         if self.next_is("(", "["):
-            return self.factor_without_power()
+            tree = self.atom()
+            while self.next_is("!") or (self.next_is("^") and self.found[self.at + 1][1] == r"\circ"):
+                tree = ("!", tree) if self.take() == "!" else ("deg", tree)
+                self.accept(r"\circ")
+            return tree
         sign = self.accept("-")
         factors = [self.factor()]
         while (
@@ -502,14 +527,6 @@ class _Parser(Cursor):
             self.take()
             tree = ("/", tree, self.factor())
         return ("neg", tree) if sign else tree
-
-    def factor_without_power(self) -> Tree:
-        tree = self.atom()
-        while self.next_is("!") or (self.next_is("^") and self.found[self.at + 1][1] == r"\circ"):
-            tree = ("!", tree) if self.take() == "!" else ("deg", tree)
-            if tree[0] == "deg":
-                self.take()
-        return tree
 
     def limits(self) -> tuple[Tree | None, Tree | None]:
         low = high = None
@@ -583,6 +600,10 @@ _INTEGERS = re.compile(
     r",? ?(?:where|for|with)(?: all| any| some| every| each)?(?: integers?| whole numbers?)?(?: of)?(?:[ ,]+[a-zA-Z])?"
     r"(?: \\in \\mathbb\{[ZN]\}(?: [_^+*>=0{}]+)?| (?:is|are|an|any|some|a|integers?|whole numbers?| )+)?"
 )
+_EVERY = re.compile(
+    r",? ?for (?:all|any|every|each)(?: reals?| real numbers?)? ([a-zA-Z])(?: \\in (?:\\mathbb\{R\}|R))?"
+)
+"""says nothing of a function of x"""
 _NUMBER_WORDS = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
 _INVERSE |= {"sinh": "arcsinh", "cosh": "arccosh", "tanh": "arctanh"}
@@ -604,8 +625,7 @@ def _proper(tree: Tree) -> bool:
 
 def _repeating(text: str) -> Fraction:
     """0.1\\overline{6} is 1/6."""
-    whole, _, rest = text.partition(".")
-    first, _, repeated = rest.partition("\\")
-    period = "".join(c for c in repeated if c.isdecimal())
-    value = Fraction(int(whole or 0)) + (Fraction(int(first), 10 ** len(first)) if first else 0)
-    return value + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(first))
+    exact, _, repeated = text.partition("\\")
+    period = re.sub(r"\D", "", repeated)
+    digits = len(exact.partition(".")[2])
+    return Fraction(f"0{exact}0") + Fraction(int(period), (10 ** len(period) - 1) * 10**digits)

@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 from evals.grading.math_tree import Tree, variables, walk
-from evals.grading.math_value import DIGITS, Evaluator, Undefined, Value, negative, size_of, value_at
+from evals.grading.math_value import DIGITS, Evaluator, Undefined, Value, size_of, value_at
 
 _BRANCHED = frozenset(
     ["abs", "norm", "max", "min", "floor", "ceil", "mod", "sgn", "arcsin", "arccos", "arctan", "arccot"]
@@ -42,17 +42,8 @@ def _one_ratio(pairs: list[tuple[Value, Value]]) -> bool:
     if not pairs or any(not x or not y for x, y in pairs):
         return False
     (x0, y0), *rest = pairs
-    return all(_close(Evaluator({}, [100.0]), [x0, y], [x, y0]) for x, y in rest)
-
-
-def _close(evaluate: Evaluator, one: list[Value], other: list[Value]) -> bool:
-    left = evaluate.multiply(one[0], one[1])
-    right = evaluate.multiply(other[0], other[1])
-    difference = evaluate.sum([left, negative(right)])
-    return not difference or (
-        not isinstance(difference, Fraction)
-        and size_of(difference) < size_of(evaluate.number(left)) - 0.6 * evaluate.digits
-    )
+    evaluate = Evaluator({}, [100.0])
+    return all(_same_numbers(evaluate.multiply(x0, y), evaluate.multiply(x, y0), evaluate) for x, y in rest)
 
 
 def _compare_at(a: Tree, b: Tree, point: Mapping[str, Fraction], budget: list[float], cross: bool, unreal: bool) -> Any:

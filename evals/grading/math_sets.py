@@ -2,13 +2,13 @@
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import cmp_to_key
 from typing import Any
 
 from evals.grading.math_same import real, same_value
-from evals.grading.math_tree import Tree, put, variables
+from evals.grading.math_tree import Tree, put, variables, walk
 from evals.grading.math_value import Evaluator, TooCostly, Undefined
 
 ZERO: Tree = ("n", Fraction(0))
@@ -112,7 +112,7 @@ def _reals(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         return interval(low, tree[1] == "[", high, tree[3] == "]", budget), ""
     if kind == "set":
         made = NOTHING
-        for one in tree[1]:
+        for one in (each for part in tree[1] for each in expanded(part)):
             if real(one, budget) is None:
                 return None
             made = combined(made, interval(one, True, one, True, budget), "cup", budget)
@@ -201,6 +201,8 @@ HOLDS: dict[str, Callable[[int], bool]] = {
 def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float]) -> Reals | None:
     if right == ("v", name):
         left, right, operator = right, left, TURNED[operator]
+    if left == ("v", name) and right in (INFINITY, ("+", INFINITY), BELOW) and operator != "=":
+        return ALL if (right == BELOW) == (operator in (">", ">=", "!=")) else NOTHING
     if left == ("v", name) and name not in variables(right):
         end = _number(right, budget)
         return None if real(end, budget) is None else _where(operator, [end], (-1, 1))
@@ -260,36 +262,25 @@ def _number(tree: Tree, budget: list[float]) -> Tree:
 # \pm
 
 
-def has_pm(tree: Any) -> bool:
-    return isinstance(tree, tuple) and bool(tree) and (tree[0] in ("pm", "mp") or any(has_pm(part) for part in tree))
+def has_pm(tree: Tree) -> bool:
+    return any(part[0] in ("pm", "mp") for part in walk(tree))
 
 
 def expanded(tree: Tree) -> list[Tree]:
-    """1 \\pm 2 as two answers; several \\pm are independent, \\mp is the opposite of \\pm."""
+    """1 \\pm 2 as two answers; several \\pm are independent, \\mp is the opposite of the first \\pm."""
+    count = sum(part[0] == "pm" for part in walk(tree))
+    if count > 3:
+        raise TooCostly("more than three signs \\pm")
     if not has_pm(tree):
         return [tree]
-    count = [0, 0]
-    marked = _mark(tree, count)
-    if count[0] > 3:
-        raise TooCostly("more than three signs \\pm")
-    return [_signed(marked, signs) for signs in itertools.product((1, -1), repeat=max(count[0], 1))]
+    return [_signed(tree, signs[0], iter(signs)) for signs in itertools.product((1, -1), repeat=max(count, 1))]
 
 
-def _mark(tree: Any, count: list[int]) -> Any:
+def _signed(tree: Any, first: int, signs: Iterator[int]) -> Any:
     if not isinstance(tree, tuple) or not tree:
         return tree
     if tree[0] in ("pm", "mp"):
-        which = count[0] if tree[0] == "pm" else 0
-        count[0 if tree[0] == "pm" else 1] += 1
-        return (tree[0], which, *(_mark(part, count) for part in tree[1:]))
-    return tuple(_mark(part, count) for part in tree)
-
-
-def _signed(tree: Any, signs: tuple[int, ...]) -> Any:
-    if not isinstance(tree, tuple) or not tree:
-        return tree
-    if tree[0] in ("pm", "mp"):
-        a, b = (_signed(part, signs) for part in tree[2:])
-        plus = signs[tree[1]] * (1 if tree[0] == "pm" else -1) > 0
+        plus = next(signs) > 0 if tree[0] == "pm" else first < 0
+        a, b = (_signed(part, first, signs) for part in tree[1:])
         return ("+", a, b if plus else ("neg", b))
-    return tuple(_signed(part, signs) for part in tree)
+    return tuple(_signed(part, first, signs) for part in tree)

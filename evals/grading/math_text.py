@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
+from unicodedata import normalize, numeric
 
 LONGEST = 2000
 """characters of an answer that are looked at; the longest reference of MATH has 159"""
 
-_SUPER = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
-_SUB = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))
-_FRACTIONS = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5)}
-_FRACTIONS |= {"⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8), "⅐": (1, 7)}
-_FRACTIONS |= {"⅑": (1, 9), "⅒": (1, 10)}
+_RAISED = re.compile("(?P<up>[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+)|[₀₁₂₃₄₅₆₇₈₉₊₋ₙ]+")
+_FRACTIONS = {c: Fraction(numeric(c)).limit_denominator(10) for c in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⅐⅑⅒"}
 _GREEK = """
 alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau upsilon
 phi chi psi omega
@@ -19,7 +18,7 @@ _CAPITALS = ("Gamma", "Delta", "Theta", "Lambda", "Sigma", "Phi", "Omega")
 
 UNICODE: dict[int, str] = {
     **{0xFF01 + i: chr(0x21 + i) for i in range(94)},  # full-width
-    **{ord(c): rf"\frac{{{a}}}{{{b}}}" for c, (a, b) in _FRACTIONS.items()},
+    **{ord(c): rf"\frac{{{f.numerator}}}{{{f.denominator}}}" for c, f in _FRACTIONS.items()},
     **{0x3B1 + i: rf"\{name} " for i, name in enumerate(_GREEK.split())},
     **{ord(c): rf"\{name} " for c, name in zip("ΓΔΘΛΣΦΩ", _CAPITALS, strict=True)},
     **{ord(c): "-" for c in "−–—‐‑‒―﹣"},
@@ -43,7 +42,6 @@ _SYMBOLS = [
 ]  # fmt: skip
 for _chars, _is in _SYMBOLS:
     UNICODE.update({ord(c): _is for c in _chars})
-_RAISED = re.compile(f"[{''.join(_SUPER)}]+|[{''.join(_SUB)}]+")
 
 _SPACE = r"(?:\s|~|(?<!\\)\\[,;:>\s]|\\(?:thin|med|thick)space(?![a-zA-Z]))"
 _ENVIRONMENT = re.compile(
@@ -67,13 +65,14 @@ _SPELT = [
     (r"\le", "leq leqslant leqq"), (r"\ge", "geq geqslant geqq"), (r"\ne", "neq"), ("<", "lt"), (">", "gt"),
     ("|", "lvert rvert vert mid"), (r"\{", "lbrace"), (r"\}", "rbrace"), ("[", "lbrack"), ("]", "rbrack"),
     (":", "colon ratio"), (r"\emptyset", "varnothing O"), (r"\dots", "ldots cdots dotsc dotsb"),
-    (r"\frac", "dfrac tfrac cfrac"), (r"\binom", "dbinom tbinom"), (r"\cup", "bigcup"),
+    (r"\frac", "dfrac tfrac cfrac nicefrac sfrac"), (r"\binom", "dbinom tbinom"), (r"\cup", "bigcup"),
 ]  # fmt: skip
 _COMMANDS = {name: one for one, names in _SPELT for name in names.split()}
 _TEXT = r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal)|operatorname)"
 _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (_ENVIRONMENT, _lines),
     (re.compile(r"\\(?:left|right)\s*\."), ""),
+    (re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm)\s*\]"), r"\\\\"),
     (re.compile(r"\^\s*\{\s*([-+])\s*\}"), r"^\1"),
     (
         re.compile(
@@ -101,7 +100,9 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         r"_{\1\2}",
     ),
     (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
-    (re.compile(r"(?:\\(?:text|mathrm|mbox)\s*)?\{([,:.;]|\\?%)\}"), r"\1"),
+    (re.compile(r"(?:\\(?:text|mathrm|mbox)\s*)?\{ ?([,:.;]|\\?%) ?\}"), r"\1"),
+    (re.compile(r"\\mu ?(\\(?:text|mathrm) ?\{ ?)"), r"\1μ"),
+    (re.compile(r"\\AA(?![a-zA-Z])"), r"\\text{å}"),
     (re.compile(r"\\not\s*="), r"\\ne"),
     (re.compile(r"\.\.\.+"), r"\\dots"),
     (re.compile(r"\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\{\s*\\degree\s*\}"), r"^\\circ"),
@@ -130,7 +131,8 @@ def clean(answer: str) -> str:
     if len(answer) > LONGEST:
         raise TooLong(f"{len(answer):,} characters; an answer has at most {LONGEST:,}")
     if not answer.isascii():
-        answer = _RAISED.sub(_level, answer).translate(UNICODE)
+        answer = _RAISED.sub(lambda m: f"{'^' if m['up'] else '_'}{{{normalize('NFKC', m[0])}}}", answer)
+        answer = answer.translate(UNICODE)
     if marked := _MARKDOWN.fullmatch(answer):
         answer = marked[2]
     if "\\" in answer or "$" in answer or "~" in answer or "{" in answer:
@@ -143,11 +145,6 @@ def clean(answer: str) -> str:
     return _bare(_END.sub("", answer).strip())
 
 
-def _level(raised: re.Match[str]) -> str:
-    table, sign = (_SUPER, "^") if raised[0][0] in _SUPER else (_SUB, "_")
-    return f"{sign}{{{''.join(table[c] for c in raised[0])}}}"
-
-
 def _bare(answer: str) -> str:
     """Without the braces that enclose the whole: {{5}} is 5. One pass however many there are."""
     if not answer.startswith("{"):
@@ -158,15 +155,9 @@ def _bare(answer: str) -> str:
     if len(answer) - 2 * around > LONGEST:
         return answer
     depth = lowest = 0
-    inner = answer[around : len(answer) - around]
-    at = 0
-    while at < len(inner):
-        at += inner[at] == "\\"
-        c = inner[at : at + 1]
-        if c in "{}" and (at == 0 or inner[at - 1] != "\\"):
-            depth += 1 if c == "{" else -1
-            lowest = min(lowest, depth)
-        at += 1
+    for mark in re.findall(r"\\.|[{}]", answer[around : len(answer) - around], re.S):
+        depth += (mark == "{") - (mark == "}")
+        lowest = min(lowest, depth)
     around += lowest
     if depth or around < 1:
         return answer

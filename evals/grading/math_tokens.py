@@ -2,7 +2,7 @@
 
 import re
 
-from evals.grading.math_words import FUNCTIONS, JOINS, SAYS_SO, SKIPPED, constant_word, is_unit
+from evals.grading.math_words import FUNCTIONS, JOINS, SAYS_SO, SKIPPED, constant_word, measure, unit_of
 
 MOST_TOKENS = 500
 _TEXT = (
@@ -24,6 +24,7 @@ _TOKEN = re.compile(
     re.S,
 )
 _MARKS = tuple("overline bar hat widehat tilde widetilde dot mathcal mathfrak mathscr".split())  # noqa: SIM905
+_BOLD = ("boldsymbol", "bm", "mathbf", "mathbi")
 _CONNECTIVES = {r"\wedge": "and", r"\land": "and", r"\vee": "or", r"\lor": "or"}
 ORDINALS = ("th", "st", "nd", "rd")
 
@@ -70,6 +71,8 @@ def tokens(text: str, joined: bool = True) -> list[Token]:
             depth += (value == r"\{") - (value == r"\}")
             if value in _CONNECTIVES:
                 kind, value = "sep", _CONNECTIVES[value]
+            elif value == r"\forall":
+                kind, value = "cond", "for all"
         elif kind == "word":
             if value != "U" or not found or found[-1][1] not in (")", "]") or text[at:].lstrip()[:1] not in ("(", "["):
                 found += _word_tokens(value, space)
@@ -83,13 +86,11 @@ def _group(text: str, at: int) -> tuple[str, int]:
     """(content, end) of the group or of the one character at a place."""
     if text[at] != "{":
         return text[at], at + 1
-    depth, start = 0, at
-    while at < len(text):
-        at += text[at] == "\\"
-        depth += {"{": 1, "}": -1}.get(text[at : at + 1], 0) if text[at - 1] != "\\" else 0
-        at += 1
+    depth = 0
+    for mark in re.compile(r"\\.|[{}]", re.S).finditer(text, at):
+        depth += (mark[0] == "{") - (mark[0] == "}")
         if depth == 0:
-            return text[start + 1 : at - 1], at
+            return text[at + 1 : mark.start()], mark.end()
     raise CannotParse("a brace that is not closed")
 
 
@@ -101,9 +102,7 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
         return [("command", rf"\mathbb{{{words}}}", space)]
     if name in _MARKS:
         return [("name", f"{name}({words})", space)]
-    if name in ("vec", "overrightarrow", "boldsymbol", "bm", "mathbf", "mathbi") and re.fullmatch(
-        r"\\?[a-zA-Z]+", words
-    ):
+    if name in ("vec", "overrightarrow", *_BOLD) and re.fullmatch(r"\\?[a-zA-Z]+", words):
         return [("vec", words, space)]
     low = words.lower().strip(" .:")
     if not words:
@@ -130,8 +129,14 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
             ("sep", JOINS.get(sign, "and"), True) if len(sign) > 1 or not sign.isalpha() else ("text1", sign, True)
             for sign in re.findall(r"and\b|or\b|[,&]|[a-zA-Z]", words)
         ]
-    if re.fullmatch(r"[-+0-9.,:/()^ ]*\d[-+0-9.,:/()^ ]*", words) or (
-        "\\" in words and not re.search("[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", words))
+    unit = re.sub(r"\^\\circ ?", "", words.replace(r"\cdot", "*").replace(r"\mu ", "μ"))
+    if "\\" in words and unit_of(unit):  # N\cdot m
+        return [("words", unit, space)]
+    plain = not re.search("[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", words))
+    if (
+        re.fullmatch(r"[-+0-9.,:/()^ ]*\d[-+0-9.,:/()^ ]*", words)
+        or (plain and ("\\" in words or name in _BOLD))
+        or re.fullmatch(r"\(mod \d+\)", words)
     ):
         return [(kind, value, space or at > 0) for at, (kind, value, _) in enumerate(tokens(words, joined))]
     if found := re.fullmatch(r"(hundred|thousand|[mb]illion|trillion)\s+(.+)", words):  # million dollars
@@ -153,6 +158,6 @@ def _word_tokens(word: str, space: bool) -> list[Token]:
             return [("function", FUNCTIONS[name], space), ("letter", word[-1], False)]
     if word.endswith("pi") and len(word) == 3:
         return [("letter", word[0], space), ("command", r"\pi", False)]
-    if (len(word) > 2 and is_unit(word)) or (not space and word in ORDINALS):
+    if (len(word) > 2 and measure(word)) or (not space and word in ORDINALS):
         return [("words", word, space)]
     return [("letter", letter, space and at == 0) for at, letter in enumerate(word)]

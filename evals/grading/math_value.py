@@ -7,9 +7,9 @@ that costs too much is refused after the same few milliseconds on every machine:
 import itertools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from functools import lru_cache, partialmethod
+from functools import lru_cache, partialmethod, reduce
 from typing import Any
 
 import mpmath
@@ -59,13 +59,15 @@ class Evaluator:
             return tree[1]
         if kind in ("v", "c", "vec"):
             return self.symbol(kind, tree[1])
-        made = getattr(self, f"_{_NAMES.get(kind, kind)}", None)
-        if made is None:
-            raise Undefined(f"{kind} has no value")
+        made, on_values = getattr(self, f"_{_NAMES.get(kind, kind)}", None), _ON_VALUES.get(kind)
         try:
-            return made(*tree[1:])
+            if on_values:
+                return on_values(self, *map(self, tree[1:]))
+            if made:
+                return made(*tree[1:])
         except (ZeroDivisionError, OverflowError, ArithmeticError) as e:
             raise Undefined(str(e) or type(e).__name__) from e
+        raise Undefined(f"{kind} has no value")
 
     def symbol(self, kind: str, name: str) -> Value:
         if kind == "v":
@@ -92,10 +94,7 @@ class Evaluator:
         """A function of a float: what dozens of sums cost."""
         self.spend(6 * (1 + (self.digits / 100) ** 1.5))
 
-    def _add(self, *terms: Tree) -> Value:
-        return self.sum([self(term) for term in terms])
-
-    def sum(self, values: list[Value]) -> Value:
+    def sum(self, values: Sequence[Value]) -> Value:
         if all(isinstance(value, Fraction) for value in values):
             return _exact(sum(values, Fraction(0)))
         if any(isinstance(value, tuple) for value in values):
@@ -113,7 +112,7 @@ class Evaluator:
         self.need = max(self.need, top - min(sizes), top - size)
         return total
 
-    def matrices(self, values: list[Value]) -> Value:
+    def matrices(self, values: Sequence[Value]) -> Value:
         shapes = {(len(value), len(value[0])) if isinstance(value, tuple) else None for value in values}
         if len(shapes) != 1:
             raise Undefined("a sum of different shapes")
@@ -121,16 +120,6 @@ class Evaluator:
             tuple(self.sum([value[i][j] for value in values]) for j in range(len(values[0][0])))
             for i in range(len(values[0]))
         )
-
-    def _neg(self, tree: Tree) -> Value:
-        return negative(self(tree))
-
-    def _mul(self, *factors: Tree) -> Value:
-        values = [self(factor) for factor in factors]
-        product = values[0]
-        for value in values[1:]:
-            product = self.multiply(product, value)
-        return product
 
     def multiply(self, a: Value, b: Value) -> Value:
         if isinstance(a, tuple) and isinstance(b, tuple):
@@ -150,16 +139,14 @@ class Evaluator:
             return _exact(a * b)
         return self.number(a) * self.number(b)
 
-    def _times(self, a: Tree, b: Tree) -> Value:
-        one, other = self(a), self(b)
+    def cross(self, one: Value, other: Value) -> Value:
         if _is_vector(one) and _is_vector(other):
             (x1,), (x2,), (x3,) = one
             (y1,), (y2,), (y3,) = other
             return ((x2 * y3 - x3 * y2,), (x3 * y1 - x1 * y3,), (x1 * y2 - x2 * y1,))
         return self.multiply(one, other)
 
-    def _cdot(self, a: Tree, b: Tree) -> Value:
-        one, other = self(a), self(b)
+    def dot(self, one: Value, other: Value) -> Value:
         if (
             isinstance(one, tuple)
             and isinstance(other, tuple)
@@ -169,8 +156,10 @@ class Evaluator:
             return self.sum([self.multiply(x, y) for (x,), (y,) in zip(one, other, strict=True)])
         return self.multiply(one, other)
 
-    def _div(self, a: Tree, b: Tree) -> Value:
-        return self.divide(self(a), self(b))
+    def _base(self, digits: str, base: int) -> Value:
+        if "." in digits:
+            raise Undefined("a fraction in another base")
+        return Fraction(int(digits, base))
 
     def divide(self, a: Value, b: Value) -> Value:
         if isinstance(b, tuple):
@@ -180,15 +169,6 @@ class Evaluator:
         if isinstance(a, Fraction) and isinstance(b, Fraction):
             return _exact(a / b)
         return self.multiply(a, Fraction(1) / b if isinstance(b, Fraction) else 1 / b)
-
-    def _mixed(self, whole: Tree, part: Tree) -> Value:
-        return self.sum([self(whole), self(part)])
-
-    def _pct(self, tree: Tree) -> Value:
-        return self.divide(self(tree), Fraction(100))
-
-    def _deg(self, tree: Tree) -> Value:
-        return self.multiply(self.multiply(self(tree), +self.mp.pi), Fraction(1, 180))
 
     def _unit(self, tree: Tree, *_: str) -> Value:
         return self(tree)
@@ -280,8 +260,7 @@ class Evaluator:
         ]
         return self.sum(signed) if signed else Fraction(0)
 
-    def _root(self, degree: Tree, tree: Tree) -> Value:
-        n, a = self(degree), self(tree)
+    def root(self, n: Value, a: Value) -> Value:
         if not isinstance(n, Fraction) or n.denominator != 1 or n < 1 or n > 10**6:
             return self.power(a, self.divide(Fraction(1), n))
         return self.power(a, Fraction(1, int(n))) if a else Fraction(0)
@@ -294,9 +273,6 @@ class Evaluator:
             if z.real and size_of(z.real) < size_of(z.imag) - self.digits + 8:
                 return self.mp.mpc(0, z.imag)
         return z
-
-    def _fact(self, tree: Tree) -> Value:
-        return self.factorial(self(tree))
 
     def factorial(self, n: Value) -> Value:
         if isinstance(n, Fraction) and n.denominator == 1 and n < 0:
@@ -331,10 +307,7 @@ class Evaluator:
         values = [self.at(variable, first + k, body) for k in range(int(last - first) + 1)]
         if name == "sum":
             return self.sum(values) if values else Fraction(0)
-        product: Value = Fraction(1)
-        for value in values:
-            product = self.multiply(product, value)
-        return product
+        return reduce(self.multiply, values, Fraction(1))
 
     _sum, _prod = partialmethod(_series, "sum"), partialmethod(_series, "prod")
 
@@ -360,6 +333,8 @@ class Evaluator:
         if name == "norm":
             (a,) = values
             return self.power(self.sum([self.multiply(x, x) for (x,) in a]), Fraction(1, 2))
+        if name in ("binom", "mod") and len(values) != 2:
+            raise Undefined(f"{name} of {len(values)} numbers")
         if name == "binom":
             return self.binomial(*values)
         if name == "mod":
@@ -443,11 +418,29 @@ class Evaluator:
         )
 
 
-_NAMES = {"+": "add", "*": "mul", "/": "div", "^": "power", "!": "fact"}
+_NAMES = {"^": "power"}
+_ON_VALUES: dict[str, Callable[..., Value]] = {
+    "+": lambda evaluate, *terms: evaluate.sum(terms),
+    "mixed": lambda evaluate, *terms: evaluate.sum(terms),
+    "*": lambda evaluate, *factors: reduce(evaluate.multiply, factors),
+    "times": Evaluator.cross,
+    "cdot": Evaluator.dot,
+    "/": Evaluator.divide,
+    "root": Evaluator.root,
+    "!": Evaluator.factorial,
+    "neg": lambda evaluate, a: negative(a),
+    "pct": lambda evaluate, a: evaluate.divide(a, Fraction(100)),
+    "deg": lambda evaluate, a: evaluate.multiply(evaluate.multiply(a, +evaluate.mp.pi), Fraction(1, 180)),
+}
+"""what is done with the values of a tree's parts"""
 _EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "sgn": lambda a: (a > 0) - (a < 0)}
 _AT_ZERO = {"sin": 0, "tan": 0, "cos": 1, "exp": 1, "arcsin": 0, "arctan": 0, "sinh": 0, "cosh": 1, "tanh": 0}
 _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
-_MP = {name: name for name in (*_CIRCULAR, "coth", "exp", "arg")} | {f"arc{name}": f"a{name}" for name in _CIRCULAR}
+_MP = (
+    {name: name for name in (*_CIRCULAR, "coth", "exp", "arg")}
+    | {"cis": "expj"}
+    | {f"arc{name}": f"a{name}" for name in _CIRCULAR}
+)
 
 
 @lru_cache(32)

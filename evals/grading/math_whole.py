@@ -8,6 +8,7 @@ from evals.grading.math_tree import Tree
 _WRAPPED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}")
 _TIME = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)?\s*(a\.?m\.?|p\.?m\.?)?\s*", re.I)
 _RATIO = re.compile(r"[^:=]+(?::[^:=]+)+")
+_TO = re.compile(r"(?<=[\d}])\s*\\(?:text|mathrm|mbox)\s*\{\s*to\s*\}\s*(?=[\d\\])")
 _BASE = re.compile(
     r"(-?)(?:\\(?:text|mathrm|mbox)\s*\{|\()?([0-9a-fA-F]+(?:\.[0-9a-fA-F]+)?)[})]?\s*_\s*"
     r"(?:\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*|(\d))"
@@ -22,8 +23,13 @@ def whole(text: str, parse: Callable[[str], Tree]) -> Tree | None:
         upright = half and (bare != text or "." in half)  # 3am without a dot is a product
         if (minutes or upright) and int(minutes or 0) < 60 and int(seconds or 0) < 60:
             return ("time", int(hours), int(minutes or 0), int(seconds or 0), half.lower().replace(".", ""))
-    if ":" in text and _RATIO.fullmatch(text) and not re.search(r"\\[{]|\||\{[^{}]*:", text):
-        return ("ratio", tuple(parse(part.strip()) for part in text.split(":")))
+    text = _TO.sub(":", text)
+    if ":" in text and not re.search(r"\\[{]|\||\{[^{}]*:", text):
+        sides = [side.strip() for side in text.split("=")]
+        if len(sides) > 1 and all(sides):  # a:b = 3:5
+            return ("rel", tuple(parse(side) for side in sides), ("=",) * (len(sides) - 1), text)
+        if _RATIO.fullmatch(text):
+            return ("ratio", tuple(parse(part.strip()) for part in text.split(":")))
     if "_" in text and (base := _BASE.fullmatch(text)):
         sign, digits, named, single = base.groups()
         number = named or single

@@ -1,6 +1,7 @@
 """Words in answers: units, names of functions, and what joins, hedges or says nothing."""
 
 import re
+from collections import Counter
 from functools import lru_cache
 
 JOINS = {"or": "or", "and": "and", ", and": "and", "&": "and", ", or": "or", ",": ",", ";": ";", "and also": "and"}
@@ -14,14 +15,21 @@ SAYS_SO = re.compile(r"^(?:so |thus |hence |therefore,? )?(?:the )?(?:final )?an
 _NAMES = """
 sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arcsinh arccosh arctanh ln log
 exp max min gcd lcm det abs sqrt floor ceil arg sgn mod
-"""
-_COMMANDS = """
-sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh coth ln log lg exp max min gcd det arg
+cis
 """
 FUNCTIONS: dict[str, str] = {name: name for name in _NAMES.split()}
 FUNCTIONS |= {"lg": "log", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "ctg": "cot"}
-FUNCTIONS |= {"tg": "tan", "arctg": "arctan", "cosec": "csc", "ceiling": "ceil", "hcf": "gcd"}
-FUNCTIONS |= {rf"\{name}": FUNCTIONS[name] for name in _COMMANDS.split()}
+FUNCTIONS |= {
+    "tg": "tan",
+    "arctg": "arctan",
+    "cosec": "csc",
+    "ceiling": "ceil",
+    "hcf": "gcd",
+    "arsinh": "arcsinh",
+    "arcosh": "arccosh",
+    "artanh": "arctanh",
+}
+FUNCTIONS |= {rf"\{name}": of for name, of in FUNCTIONS.items() if name not in ("sqrt", "mod")}
 
 _CONSTANT_WORDS = {"pi": r"\pi", "infinity": r"\infty", "infty": r"\infty", "inf": r"\infty", "oo": r"\infty"}
 _CONSTANT_WORDS |= {"theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "lambda": r"\lambda"}
@@ -37,19 +45,29 @@ cm centimeter centimetre cms, mm millimeter millimetre, m meter metre, km kilome
 ft foot feet, yd yard, mi mile, g gram gm gms, kg kilogram kgs, mg milligram, lb pound lbs, oz ounce, t ton tonne, s
 second sec secs, min minute mins, h hour hr hrs, day d, week wk, month, year yr yrs, l liter litre, ml milliliter
 millilitre, gal gallon, qt quart, pt pint, cup, dollar usd bucks, cent, euro eur, yuan rmb, rupee, pence penny
-pennies, unit, acre, mph, kph km/h kmh, n newton, j joule, w watt, v volt, a amp ampere, hz hertz, pa pascal, k
+pennies, unit, acre, mph, kph kmh, n newton, j joule, w watt, v volt, a amp ampere, hz hertz, pa pascal, k
 kelvin, mol mole, rad radian, bit, byte, way, point, people person, time, degree, hectare ha, knot, rpm, c celsius,
 f fahrenheit, dm decimeter decimetre, ohm, nm nanometer, block, piece, m 米, cm 厘米, mm 毫米, dm 分米, km 千米 公里,
-kg 千克 公斤, g 克, t 吨, l 升, ml 毫升, s 秒, min 分钟, h 小时, day 天, month 个月, year 年, yuan 元, person 人 名
+kg 千克 公斤, g 克, t 吨, l 升, ml 毫升, s 秒, min 分钟, h 小时, day 天, month 个月, year 年, yuan 元, person 人 名,
+erg, ev, kj, pc parsec, mpc
 """
 """each unit under all its names"""
 UNITS = {word: names.split()[0] for names in _SPELLINGS.split(",") for word in names.split()}
+_MEASURES = frozenset(UNITS.values())
+_SPEEDS = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h"}
+_DEGREES = {"square": 2, "sq": 2, "squared": 2, "平方": 2, "cubic": 3, "cu": 3, "cubed": 3, "立方": 3}
+_POWERS = re.compile(r"((?:square|sq|cubic|cu)\b(?=\.? )|平方|立方)?\.? *(.+?)(?: (squared|cubed)| ?\^ ?(-?\d))?")
 
 
-def is_unit(word: str) -> bool:
-    """Whether a word is a unit of measure of ours, in the singular or the plural."""
+def measure(word: str) -> str:
+    """The name of a unit of measure of ours, in the singular or the plural; "" for another word."""
     low = word.lower()
-    return low in UNITS or low.rstrip("s") in UNITS or low.removesuffix("es") in UNITS
+    return UNITS.get(low) or UNITS.get(singular(low)) or UNITS.get(low.removesuffix("es")) or ""
+
+
+def singular(word: str) -> str:
+    """Without the s at its end; ms is no plural of m."""
+    return word.rstrip("s") if len(word) > 2 else word
 
 
 _HEDGING = """
@@ -83,27 +101,39 @@ def is_hedge(text: str) -> bool:
 def unit_of(words: str) -> str | None:
     """The name of a unit or of what is counted, one for all its spellings; None: these words are more than that.
 
-    Units of measure are ours; any other noun of up to three plain words is something counted ("oranges").
+    Units of measure are ours, also multiplied and divided (m/s, N m, J kg^{-1} K^{-1}); any other noun of up to three
+    plain words is something counted ("oranges"). 18k and 18M are other numbers.
     """
-    said = words.lower().strip(" .").replace("-", " ")
-    power = ""
-    if found := re.search(r"\s*\^\s*(-?\d)$", said):
-        said, power = said[: found.start()], found[1]
-    for word, degree in (("square", "2"), ("sq", "2"), ("cubic", "3"), ("cu", "3"), ("平方", "2"), ("立方", "3")):
-        if found := re.match(rf"{word}(?:\b\.?\s+|(?<=方))(?=\S)", said):
-            said, power = said[found.end() :], degree
-    if re.search(r"\bper\b|/|\*", said):
-        parts = [unit_of(part.strip()) for part in re.split(r"\bper\b|/|\*", said)]
-        return None if None in parts or "" in parts else "/".join(str(part) for part in parts) + power
-    said = said.strip(" .")
-    name = UNITS.get(said) or UNITS.get(said.rstrip("s")) or UNITS.get(said.removesuffix("es"))
-    if name:
-        return "mi/h" + power if name == "mph" else "km/h" + power if name == "kph" else name + power
-    if not re.fullmatch(rf"[a-z][a-z.' ]*|(?:(?![{_NO_NOUN}])[\u4e00-\u9fff]){{1,3}}", said) or is_hedge(said):
+    said = re.sub(r"[{}]|(?<![\^{])-| (?=\^)", lambda m: " " if m[0] == "-" else "", words.strip(" ."))
+    if said in ("k", "M"):
         return None
-    if len(said.split()) > 3 or re.fullmatch("[a-z]", said) or said.split()[-1] in _COUNTS_NOTHING:
+    said = said.lower()
+    powers: Counter[str] = Counter()
+    for at, part in enumerate(re.split(r"\bper\b|/", _SPEEDS.get(said, said))):
+        for factor in re.split(r"[*·]", part.strip(" ().")):
+            known = [_factor(word) for word in factor.split()]
+            each = known if all(one and one[0] in _MEASURES for one in known) else [_factor(factor.strip(" .()"))]
+            for one in each or [None]:
+                if one is None:
+                    return None
+                powers[one[0]] += one[1] * (-1 if at else 1)
+    return "*".join(name if power == 1 else f"{name}{power}" for name, power in sorted(powers.items()))
+
+
+def _factor(said: str) -> tuple[str, int] | None:
+    """(name, power) of cm^2, square centimeters, oranges; None for what is no unit and no noun."""
+    found = _POWERS.fullmatch(said)
+    if not found:
         return None
-    return said.rstrip("s") + power
+    before, noun, after, power = found.groups("")
+    degree = int(power or _DEGREES.get(before or after, 1))
+    if name := measure(noun):
+        return name, degree
+    if not re.fullmatch(rf"[a-zμå][a-z.' ]*|(?:(?![{_NO_NOUN}])[\u4e00-\u9fff]){{1,3}}", noun) or is_hedge(noun):
+        return None
+    if len(noun.split()) > 3 or re.fullmatch("[a-z]", noun) or noun.split()[-1] in _COUNTS_NOTHING:
+        return None
+    return singular(noun), degree
 
 
 WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")

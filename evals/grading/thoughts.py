@@ -5,7 +5,11 @@ import re
 
 from evals.grading import fences
 
-_TAG = re.compile(r"(?P<before>[`'\"]|\w,? )?(?P<tag><(?P<end>/?)think>)(?=(?P<after>[`'\" .,:;!?)]?))")
+_TAG = re.compile(
+    r"(?P<before>[`'\"]|\w,? )?(?P<tag><(?P<end>/?)think(?:ing)?>|<\|(?:begin|(?P<ended>end))_of_thought\|>)"
+    r"(?=(?P<after>[`'\" .,:;!?)]?))"
+)
+"""of DeepSeek-R1 and Qwen, of prompts for others, of Sky-T1"""
 
 
 def answer_part(text: str) -> str | None:
@@ -18,17 +22,21 @@ def answer_part(text: str) -> str | None:
     """
     answer, opened = 0, False
     for tag in _tags(text):
-        if not tag["end"]:
+        if not _ends(tag):
             opened = True
         elif opened or not answer:
             answer, opened = tag.end("tag"), False
     return None if opened else text[answer:]
 
 
+def _ends(tag: re.Match[str]) -> bool:
+    return bool(tag["end"] or tag["ended"])
+
+
 def _in_a_sentence(tag: re.Match[str]) -> bool:
     """Quoted, or as in: my <think> block. Thoughts may well end in a sentence: only quotes make `</think>` a word."""
     before, after = tag["before"] or "", tag["after"]
-    return bool(before and after) and ((not before.endswith(" ") and before == after) or not tag["end"])
+    return bool(before and after) and ((not before.endswith(" ") and before == after) or not _ends(tag))
 
 
 def _tags(text: str) -> list[re.Match[str]]:

@@ -17,13 +17,14 @@ class Cgroup(NamedTuple):
 
     def set_memory(self, limit: int) -> None:
         if self.version == 2:
-            _write(f"{self.path}/memory.swap.max", "0", missing_ok=True)
+            with contextlib.suppress(OSError):  # a kernel that does not account for swap
+                _write(f"{self.path}/memory.swap.max", "0")
             _write(f"{self.path}/memory.max", str(limit))
             return
         plain, swap = f"{self.path}/memory.limit_in_bytes", f"{self.path}/memory.memsw.limit_in_bytes"
         for file in (plain, swap, plain):  # memory <= memory + swap must hold at every step, whichever way it moves
             with contextlib.suppress(OSError):
-                _write(file, str(limit), missing_ok=True)
+                _write(file, str(limit))
         with open(plain) as f:
             if int(f.read()) > limit + (1 << 20):
                 raise OSError(f"the memory limit of {self.path} could not be set to {limit}")
@@ -33,9 +34,6 @@ class Cgroup(NamedTuple):
 
     def ooms(self) -> int:
         return oom_count(f"{self.path}/memory.events" if self.version == 2 else f"{self.path}/memory.oom_control")
-
-    def remove(self) -> None:
-        remove(self.path)
 
 
 def oom_count(file: str) -> int:
@@ -49,10 +47,8 @@ def oom_count(file: str) -> int:
 
 def own_oom_file() -> str:
     """The counter of the group that a container gives its processes, or ""."""
-    for file in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        if os.path.exists(file):
-            return file
-    return ""
+    files = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+    return next(filter(os.path.exists, files), "")
 
 
 def create(name: str) -> Cgroup | None:
@@ -132,14 +128,6 @@ def _below(mount: str, path: str) -> str:
     return mount if path == "/" else mount.rstrip("/") + path
 
 
-def _write(path: str, text: str, missing_ok: bool = False) -> None:
-    try:
-        fd = os.open(path, os.O_WRONLY)
-    except FileNotFoundError:
-        if missing_ok:
-            return
-        raise
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as f:
+        f.write(text)

@@ -6,7 +6,6 @@ allocated, the fields are fixed, and text is decoded with replacement. `Result` 
 
 import os
 import struct
-from collections.abc import Callable
 from typing import NamedTuple
 
 # owner -> worker: a job, then its inputs, one frame for each test, no more ahead of the results than AHEAD bytes
@@ -61,20 +60,28 @@ def frame(kind: bytes, payload: bytes = b"") -> bytes:
     return head(kind, len(payload)) + payload
 
 
-def read_frame(read: Callable[[int], bytes], limit: int) -> tuple[bytes, bytes]:
-    """The next frame; `read(n)` returns exactly n bytes or raises."""
-    length, kind = _HEAD.unpack(read(_HEAD.size))
-    if length > limit:
-        raise ProtocolError(f"a frame of {length} bytes where at most {limit} are allowed")
-    return bytes([kind]), read(length) if length else b""
+def read_head(fd: int) -> tuple[bytes, int]:
+    """Kind and length of the next frame from the owner, on a blocking descriptor; EOFError when nobody is there."""
+    length, kind = _HEAD.unpack(_read(fd, _HEAD.size))
+    if length > MAX_TO_WORKER:
+        raise ProtocolError(f"a frame of {length} bytes where at most {MAX_TO_WORKER} are allowed")
+    return bytes([kind]), length
 
 
-def read_head(fd: int, kind: bytes) -> int:
-    """Length of the next frame on a blocking descriptor, which must be of `kind`."""
-    length, found = _HEAD.unpack(reader(fd)(_HEAD.size))
-    if found != kind[0]:
-        raise ProtocolError(f"a frame of kind {found} where {kind!r} was expected")
-    return length
+def read_frame(fd: int) -> tuple[bytes, bytes]:
+    kind, length = read_head(fd)
+    return kind, _read(fd, length)
+
+
+def _read(fd: int, size: int) -> bytes:
+    parts = []
+    while size:
+        part = os.read(fd, min(size, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 class Frames:
@@ -100,22 +107,6 @@ class Frames:
         payload = bytes(self.buffer[_HEAD.size : end])
         del self.buffer[:end]
         return bytes([kind]), payload
-
-
-def reader(fd: int) -> Callable[[int], bytes]:
-    """`read` for a blocking descriptor; EOFError when the other side is gone."""
-
-    def read(n: int) -> bytes:
-        parts = []
-        while n:
-            part = os.read(fd, min(n, 1 << 20))
-            if not part:
-                raise EOFError
-            parts.append(part)
-            n -= len(part)
-        return b"".join(parts)
-
-    return read
 
 
 def write(fd: int, data: bytes | bytearray) -> None:

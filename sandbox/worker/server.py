@@ -15,7 +15,7 @@ import sys
 from typing import NamedTuple
 
 from sandbox.worker import cgroup, libc, protocol, zygote
-from sandbox.worker.protocol import ProtocolError, frame, read_frame, reader, write
+from sandbox.worker.protocol import ProtocolError, frame, read_frame, write
 
 _OWNER_IN, _OWNER_OUT = 0, 4
 _STACK = 256 << 20  # of a program's main thread; counts from exec on, so the worker starts itself again under it
@@ -227,12 +227,12 @@ class _Worker:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(z.pid, 0)
         if self.cgroup:
-            self.cgroup.remove()
+            cgroup.remove(self.cgroup.path)
 
 
 def _from_owner() -> tuple[bytes, bytes]:
     try:
-        return read_frame(reader(_OWNER_IN), protocol.MAX_TO_WORKER)
+        return read_frame(_OWNER_IN)
     except EOFError:
         raise OwnerGone from None
 

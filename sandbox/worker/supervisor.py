@@ -58,7 +58,7 @@ def run(channel: int, jail: Jail) -> None:
     if jail.scratch:
         tmpfiles.empty(jail.scratch)
     jail.lock_down()
-    kind, payload = protocol.read_frame(protocol.reader(channel), protocol.MAX_TO_WORKER)
+    kind, payload = protocol.read_frame(channel)
     assert kind == protocol.JOB
     header = json.loads(payload)
     sources = {"prelude.py": header["prelude"], runner.FILE: header["source"]}
@@ -124,7 +124,9 @@ class _Tests:
         """Wait for the next test's input; it may be sent only when the results so far have been seen."""
         if not self.arrived.poll(0):
             self.flush()
-        return protocol.read_head(self.channel, protocol.INPUT)
+        kind, size = protocol.read_head(self.channel)
+        assert kind == protocol.INPUT
+        return size
 
 
 class _Ended:
@@ -407,13 +409,13 @@ def _threads(proc: int, pid: int) -> list[tuple[str, str, str]]:
         try:
             for task in os.listdir(tasks)[:100]:
                 with contextlib.suppress(OSError):
-                    found.append((task, _text(f"{task}/stat", tasks), _text(f"{task}/schedstat", tasks)))
+                    found.append((task, text(f"{task}/stat", tasks), text(f"{task}/schedstat", tasks)))
         finally:
             os.close(tasks)
     return found
 
 
-def _text(path: str, folder: int) -> str:
+def text(path: str, folder: int) -> str:
     fd = os.open(path, os.O_RDONLY, dir_fd=folder)
     try:
         return os.read(fd, 4096).decode("utf-8", "replace")
@@ -422,23 +424,13 @@ def _text(path: str, folder: int) -> str:
 
 
 def _content(fd: int, size: int) -> bytes:
-    parts, at = [], 0
-    while at < size:
-        part = os.pread(fd, min(size - at, 1 << 20), at)
-        if not part:
-            break
-        parts.append(part)
-        at += len(part)
-    return b"".join(parts)
+    return b"".join(os.pread(fd, min(size - at, 1 << 20), at) for at in range(0, size, 1 << 20))
 
 
 def rehearse(jail: Jail) -> None:
     """Be a supervisor some times, in the zygote, for the reason that runner.warm_up gives."""
-    limits = dict.fromkeys(("memory", "address_space", "output"), 4 << 30) | {
-        "threads": 64,
-        "files": 64,
-        "digits": 4300,
-    }
+    limits = dict.fromkeys(("memory", "address_space", "output"), 4 << 30)
+    limits |= dict.fromkeys(("threads", "files"), 64) | {"digits": 4300}
     limits |= dict.fromkeys(("cpu_ns", "idle_ns", "wall_ns", "blind_wall_ns"), 60 * 10**9)
     job = {"source": runner.SAMPLE, "prelude": "", "mode": "stdin", "entry": "", "stop": True, "tests": 2, **limits}
     ours, theirs = socket.socketpair()

@@ -240,13 +240,9 @@ def _add_site_builtins() -> None:
 
 
 def _has_schedstat(proc: int) -> bool:
-    if proc < 0:
-        return False
-    try:
-        with open(os.open(f"{os.getpid()}/schedstat", os.O_RDONLY, dir_fd=proc)) as f:
-            return len(f.read().split()) == 3
-    except OSError:
-        return False
+    with contextlib.suppress(OSError):  # no /proc, or none of that in it
+        return len(supervisor.text(f"{os.getpid()}/schedstat", proc).split()) == 3
+    return False
 
 
 def _supervisors_lock() -> Callable[[], None]:

@@ -120,6 +120,8 @@ def grader(backend):
         ("<think>```python\nx = 1\n```</think>\n```python\nx = 2\n```", ("x = 2", "fence")),
         ("thinking\n```python\nx = 1\n```\n</think>\nno program", (None, "none")),
         ("<think>\n```python\nx = 1\n```\n", (None, "thinking")),
+        ("<thinking>\n```python\nx = 1\n```\n</thinking>\nno program", (None, "none")),
+        ("<|begin_of_thought|>\n```python\nx = 1\n```\n", (None, "thinking")),
         ("<think>\nI print('</think>')\n```python\nx = 1\n```\n", (None, "thinking")),
         ("</think>\n```python\nx = 1\n```\n<think>again", (None, "thinking")),
         ("```python\nx = 1\n```\nThe answer is 1. <think>Or 2?", (None, "thinking")),

@@ -131,7 +131,7 @@ def test_returned_values_by_the_rule_of_livecodebench():
     assert compare.value_difference(b"[1, 2]", [1, 2], 1e-6, "lcb") is None
 
 
-@pytest.mark.parametrize("hostile", [b"", b"[" * 4000, b"nope", b"\xff\xfe", b"7" * 4400, b"{]"])
+@pytest.mark.parametrize("hostile", [b"", b"[" * 4000, b"nope", b"\xff\xfe", b"7" * 50_002, b"{]"])
 def test_what_is_no_json_is_refused(hostile):
     with pytest.raises(compare.BadValue):
         compare.value_difference(hostile, list(range(1000)), 0.0, "real")

@@ -591,5 +591,7 @@ def test_long_integers_under_livecodebenchs_rule(embedded):
         assert judge(sandbox, "def f(n): return 10 ** n", call, mode="call", entry="f").passed
         assert judge(sandbox, "def f(n): return 10 ** n + 1", call, mode="call", entry="f").verdict == "WA"
         assert judge(sandbox, "print(10 ** 60_000)", answer).detail.startswith("ValueError")
+    with Sandbox(embedded, workers=1, compat="both") as sandbox:
+        assert judge(sandbox, "def f(n): return 10 ** n", call, mode="call", entry="f").passed
     with Sandbox(embedded, workers=1) as sandbox:
         assert judge(sandbox, "print(10 ** 20_000)", answer).detail.startswith("ValueError")
