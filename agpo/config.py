@@ -284,9 +284,7 @@ def make_config(tree: Mapping[str, object], where: str, overrides: Sequence[str]
         del tree["reward"]
         tree |= {key if key == "reward" else f"reward_{key}": value for key, value in section.items()}
     if tree.get("rewards") and any(override.startswith("reward=") for override in overrides):
-        raise UserError(
-            "reward= would do nothing beside rewards. Name it too: rewards.NAME=..."
-        )
+        raise UserError("reward= would do nothing beside rewards. Name it too: rewards.NAME=...")
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as e:

@@ -70,7 +70,10 @@ class Recipe(BaseModel):
         return self
 
     def options(self, stage: str) -> Any:
-        return STAGES[stage][0](**(self.stages[stage] or {}))
+        kind, given = STAGES[stage][0], self.stages[stage] or {}
+        if unknown := set(given) - set(kind.model_fields):
+            raise ValueError(f"{stage} has no option {', '.join(unknown)}; it has: {', '.join(kind.model_fields)}")
+        return kind(**given)
 
 
 def load(

@@ -1,5 +1,6 @@
 """Prompt presets: how a bare problem becomes what a model reads. It decides a base model's score, so it is recorded."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -212,8 +213,20 @@ def tokenize(name: str | Preset, text: str, tokenizer: Any) -> tuple[int, ...]:
 
 
 def encode(name: str | Preset, problem: str | Item, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids of a problem under a preset."""
-    return tokenize(name, render(name, problem, tokenizer), tokenizer)
+    """Token ids of a problem under a preset. Raises UserError for letters or digits that the tokenizer does not know:
+    it drops them, or reads them as its unknown token."""
+    ids = tokenize(name, text := render(name, problem, tokenizer), tokenizer)
+    if tokenizer is not None and (lost := _characters(text) - _characters(tokenizer.decode(ids))):
+        raise UserError(
+            f"the model's tokenizer does not know {', '.join(sorted(lost)):.40} in {text!r:.80}. Take a model that can "
+            "read the problems, or leave this one out."
+        )
+    return ids
+
+
+def _characters(text: str) -> set[str]:
+    """Its letters and digits, less what a tokenizer may normalise away: case, accents, compatible forms."""
+    return {c for c in unicodedata.normalize("NFKD", text).casefold() if c.isalnum()}
 
 
 def code_format(item: Item) -> str:

@@ -131,7 +131,7 @@ def _results(e: Evaluation, name: str) -> list[Record]:
     ]
     data = {"dataset_name": part.bench, "additional_details": {"source": source}}
     data |= {"source_type": "hf_dataset", "hf_repo": source} if on_hub else {"source_type": "other"}
-    others = {key: value for key, value in part.settings.items() if key not in asked}
+    others = {key: value for key, value in part.settings.items() if key not in asked and value is not None}
     counts = {"problems": s.problems, "samples": s.samples, "unscored": s.unscored, "outcomes": s.outcomes}
     return [
         {

@@ -212,8 +212,11 @@ class Store:
         self.attempt(lambda connection: connection.execute(self.upsert(runs_table, ["id"]), [row]), write=True)
         return run_id
 
-    def resume_run(self, run_id: str) -> None:
-        """Mark a run as running again, now in this process. Raises UserError while another process runs it."""
+    def resume_run(self, run_id: str, config: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Mark a run as running again, now in this process, with these keys of its configuration.
+
+        Raises UserError while another process runs it.
+        """
         run = self.find_run(run_id)
         if run.status == "running" and (run.host, run.pid) != (socket.gethostname(), os.getpid()):
             raise UserError(
@@ -221,6 +224,7 @@ class Store:
                 "resume. (If that machine is gone, set the run's status to 'interrupted' in the store.)"
             )
         again = {"status": "running", "finished": None, **this_process()}
+        again |= {"config": to_json({**run.config, **config})} if config else {}
         change = runs_table.update().where(runs_table.c.id == run.id).values(again)
         self.attempt(lambda connection: connection.execute(change), write=True)
 

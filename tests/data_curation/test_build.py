@@ -360,7 +360,7 @@ HELD = ("--reference", "held=bench.jsonl")
         (["--recipe", "small.yaml", "--input", "other=x.jsonl"], "no source or stage 'other'"),
         (["--recipe", "small.yaml", "--input", "x.jsonl"], "expected NAME=FILE"),
         (["--recipe", "small.yaml", "--set", "near.threshold=2"], "less than or equal to 1"),
-        (["--recipe", "small.yaml", "--set", "near.tresh=2"], "tresh"),
+        (["--recipe", "small.yaml", "--set", "near.tresh=2"], "near has no option tresh; it has: "),
         (["--recipe", "small.yaml", "--set", "formats=csv"], "unknown format csv"),
         (["--recipe", "small.yaml", "--set", "prompt=lcd-chat"], "unknown prompt preset 'lcd-chat'"),
         (["--recipe", "math-paper", "--set", "solve_rate.prompt=x"], "unknown prompt preset 'x'"),

@@ -205,6 +205,16 @@ def test_a_file_without_a_good_row_says_why(content, words, tmp_path, monkeypatc
     assert "No row of it can be read" in printed.err
 
 
+def test_a_file_without_a_good_row_names_the_commonest_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text(
+        '{"problem": "1+1", "answer": null}\n' + '{"problem": "1+2", "answer": "3"}\n' * 2
+    )
+    args = ["--recipe", "table", "--input", "data=x.jsonl", "--set", "data.boxed=true", "--store", "s.db"]
+    assert build.main(args) == 2
+    assert "data:1: no answer in a box (none). No row of it can be read" in capsys.readouterr().err
+
+
 def test_the_log_file_has_what_the_command_says(tmp_path):
     """As a module, where a logger by __name__ would be called __main__."""
     (tmp_path / "x.csv").write_bytes("question,answer\nWie groß ist ein Winkel?,60\n".encode("latin-1"))
