@@ -332,10 +332,7 @@ def seconds(config: TrainConfig, sizes: ModelSizes, found: Memory, longest_promp
     waves = max(1.0, mine / at_once * (0.5 if vllm else 1.0))  # vLLM fills the places of those that end
     tokens = samples * sampling.max_tokens / 2
     passes = (8 if config.update.gradient_checkpointing else 6) - (2 if sizes.adapters else 0) + 2
-    parts = {
-        "rollout": sampling.max_tokens * one * waves,
-        "update": passes * s.parameters * tokens / ranks / FLOPS,
-    }
+    parts = {"rollout": sampling.max_tokens * one * waves, "update": passes * s.parameters * tokens / ranks / FLOPS}
     if config.update.offload:
         parts["offloaded steps"] = config.updates_per_step * 28 * (sizes.adapters or s.parameters) / ranks / HOST
     if vllm:

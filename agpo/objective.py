@@ -15,13 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from agpo.advantages import (
-    advantages,
-    group_advantages,
-    group_rewards,
-    normalised_sum,
-    overlong_penalty,
-)
+from agpo.advantages import advantages, group_advantages, group_rewards, normalised_sum, overlong_penalty
 from agpo.clip import apply_f_to_loss, clip_decision, token_units, units, weighted_sums
 from agpo.correction import correction_weights, logp_gap, tis_weights
 from agpo.mask import counted, live_groups, sequence_weights
@@ -111,7 +105,7 @@ def minibatch_loss(
     device, samples = logp_T.device, rewards_GN.shape[-1] if rewards_GN.ndim else 0
     tokens = {"logp_T": logp_T, "old_logp_T": old_logp_T, "ref_logp_T": ref_logp_T, "entropy_T": entropy_T}
     tokens = {name: x_T.to(device) for name, x_T in {**tokens, "tis_T": tis_T}.items() if x_T is not None}
-    rewards_GN, lengths_B = rewards_GN.detach().to(device), lengths_B.to(device)
+    rewards_GN, lengths_B = rewards_GN.detach().to(device), torch.as_tensor(lengths_B, device=device)
     cut_B = None if cut_B is None else cut_B.to(device)
     _check_shapes(tokens, lengths_B, rewards_GN, cut_B)
     _check_needs(objective, tokens, cut_B)

@@ -12,15 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from agpo import distributed
 from agpo.advantages import group_advantages
-from agpo.batch import (
-    Group,
-    MiniBatch,
-    lengths_of,
-    may_move,
-    plan_step,
-    raw_rewards,
-    with_normalised_sum,
-)
+from agpo.batch import Group, MiniBatch, lengths_of, may_move, plan_step, raw_rewards, with_normalised_sum
 from agpo.config import TrainConfig
 from agpo.memory import peak_flops
 from agpo.mismatch import against_trainer, check_gap, tis_effect

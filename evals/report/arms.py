@@ -120,11 +120,7 @@ class Comparison:
 
 
 def compare(
-    store: Store,
-    name: str,
-    baseline: str = "grpo",
-    where: Mapping[str, str] | None = None,
-    vary: Sequence[str] = (),
+    store: Store, name: str, baseline: str = "grpo", where: Mapping[str, str] | None = None, vary: Sequence[str] = ()
 ) -> Comparison:
     """Compare the arms among the finished training runs of a name, with keys as `where` says.
 

@@ -148,15 +148,12 @@ def warnings(sides: Sequence[Part]) -> list[str]:
     for b in sides[1:]:
         keys = [key for key in SETTINGS if key in a.settings and key in b.settings]
         differ = [key for key in keys if a.settings[key] != b.settings[key]]
-        if loud := [key for key in differ if key not in QUIET]:
-            listed = "; ".join(f"{key} {a.settings[key]} and {b.settings[key]}" for key in loud)
-            said.append(
-                f"WARNING: {a.label} and {b.label} were asked differently: {listed}. "
-                "That may explain a difference by itself."
-            )
-        if quiet := [key for key in differ if key in QUIET]:
-            listed = "; ".join(f"{key} {a.settings[key]} and {b.settings[key]}" for key in quiet)
-            said.append(f"note: {a.label} and {b.label} differ in {listed}.")
+        told = {key: f"{key} {a.settings[key]} and {b.settings[key]}" for key in differ}
+        if loud := "; ".join(told[key] for key in differ if key not in QUIET):
+            loudly = f"WARNING: {a.label} and {b.label} were asked differently: {loud}."
+            said.append(f"{loudly} That may explain a difference by itself.")
+        if quiet := "; ".join(told[key] for key in differ if key in QUIET):
+            said.append(f"note: {a.label} and {b.label} differ in {quiet}.")
         if (a.run.kind == "train") != (b.run.kind == "train"):
             said.append(f"note: {next(s for s in (a, b) if s.run.kind == 'train').label} was measured during training.")
     for one in sides:

@@ -101,10 +101,7 @@ def _model(part: Part, organization: str) -> Record:
         "name": f"{where}, {part.name}" if part.method else where,
         "id": f"{developer.replace('/', '_')}/{base}",
         "developer": developer,
-        "inference_engine": {
-            "name": engine,
-            "version": str(part.run.environment.get(engine, "unknown")),
-        },
+        "inference_engine": {"name": engine, "version": str(part.run.environment.get(engine, "unknown"))},
         "additional_details": {
             **_texts({**known, "revision": (on_hub[3] or "")[1:] if on_hub else ""}),
             "deployment_type": "unknown" if served else "self_deployed",

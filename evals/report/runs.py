@@ -22,13 +22,9 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", help="only runs with this tag")
     parser.add_argument("--status", help="only running, done, failed, interrupted, dead (copying, removing) runs")
     parser.set_defaults(
-        run=lambda a, store, console: list_runs(
-            store, console, a.status, kind=a.kind, name=a.name, method=a.method, tag=a.tag
-        )
+        run=lambda a, *to: list_runs(*to, a.status, kind=a.kind, name=a.name, method=a.method, tag=a.tag)
     )
-    parser = commands.add_parser(
-        "show", parents=[shared], help="one run in full: configuration, versions, metrics, files"
-    )
+    parser = commands.add_parser("show", parents=[shared], help="one run in full: configuration, metrics, files")
     parser.add_argument("wanted", metavar="run", help="its id, the beginning of its id, its name, or a tag")
     parser.add_argument(
         "--manifest",
@@ -49,7 +45,8 @@ def list_runs(store: Store, console: Console, status: str | None = None, **only:
     if not found:
         console.print(f"{store} holds no runs yet. `python -m agpo.train` makes the first one.")
         return
-    header = ["Run", "Kind", "Name", "Method", "Model", "Seed", "Status", "Step", "Samples"]
+    tags = any(run.tags for run in found)
+    header = ["Run", "Kind", "Name", "Method", "Model", "Seed", "Status", "Step", "Samples", *["Tags"] * tags]
     lines = [
         [
             run.id,
@@ -61,14 +58,10 @@ def list_runs(store: Store, console: Console, status: str | None = None, **only:
             run.status,
             "-" if run.last_step is None else str(run.last_step),
             str(run.samples),
-            ", ".join(run.tags),
+            *[", ".join(run.tags)] * tags,
         ]
         for run in found
     ]
-    if any(run.tags for run in found):
-        header.append("Tags")
-    else:
-        lines = [line[:-1] for line in lines]
     print_table(header, lines, f"Runs in {store}", console)
     if any(run.status == "dead" for run in found):
         console.print("[dim]dead: it was running when its process was killed; it can be resumed.[/]")

@@ -213,10 +213,8 @@ class Store:
         return run_id
 
     def resume_run(self, run_id: str, config: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Mark a run as running again, now in this process, with these keys of its configuration.
-
-        Raises UserError while another process runs it.
-        """
+        """Mark a run as running again, now in this process; `config` replaces keys of its configuration. Raises
+        UserError while another process runs it."""
         run = self.find_run(run_id)
         if run.status == "running" and (run.host, run.pid) != (socket.gethostname(), os.getpid()):
             raise UserError(
@@ -393,13 +391,7 @@ class Store:
         return sorted((split, step, samples, int(tokens)) for split, step, samples, tokens in rows)
 
     def stream(
-        self,
-        query: sa.Select[Any],
-        run_id: str,
-        split: str | None = None,
-        step: int | None = None,
-        *,
-        fetch: int = 256,
+        self, query: sa.Select[Any], run_id: str, split: str | None = None, step: int | None = None, *, fetch: int = 256
     ) -> Iterator[Any]:
         """A query over a run's samples, their columns split, step and id among what it selects, in that order.
 
