@@ -1,9 +1,10 @@
 """Several processes that train one model: all that is different from one process, in functions that do nothing there.
 
-torchrun starts the processes (ranks). Weights, gradients and the optimizer's state are sharded over all of them with
-FSDP2; every rank has a plain copy of the model without weights, which is filled to generate and to export, and emptied
-again. What steers the run (groups, sums, errors, the wish to stop) goes over gloo and is the same on every rank, so
-that all of them take the same way through the code and no collective waits for one that another rank never calls.
+torchrun starts the processes (ranks). Weights, gradients and the optimizer's state are sharded with FSDP2 over all of
+them, or over `ranks.fsdp_size` of them in groups that replicate each other (HSDP); every rank has a plain copy of the
+model without weights, which is filled to generate and to export, and emptied again. What steers the run (groups, sums,
+errors, the wish to stop) goes over gloo and is the same on every rank, so that all of them take the same way through
+the code and no collective waits for one that another rank never calls.
 """
 
 import copy
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from types import MethodType
 from typing import Any, TypeVar
@@ -105,6 +107,7 @@ def one_error_for_all() -> Iterator[None]:
     if dist.is_initialized():
         dist.destroy_process_group()
     _files_group.clear()
+    _mesh.cache_clear()
 
 
 def _tell(error: BaseException, store: dist.Store, number: int) -> int:
@@ -234,8 +237,12 @@ def all_reduce_max(value: float) -> float:
 # -- the model -------------------------------------------------------------------------------------------------------
 
 
-def shard(model: PreTrainedModel, *, half_masters: bool = True, offload: bool = False) -> PreTrainedModel:
+def shard(
+    model: PreTrainedModel, *, size: int = 0, half_masters: bool = True, offload: bool = False
+) -> PreTrainedModel:
     """Shard the model over the ranks in place; returns its plain copy without weights. With one rank: the model itself.
+
+    `size` consecutive ranks hold all of it together, and such groups replicate each other; 0: all ranks are one group.
 
     Trained weights in half precision become float32 shards, which are gathered in half precision and whose gradients
     are summed in float32: the same arithmetic as that of one process with float32 masters. With adapters
@@ -250,7 +257,7 @@ def shard(model: PreTrainedModel, *, half_masters: bool = True, offload: bool = 
     plain = copy.deepcopy(model, no_weights)
     mixed = half_masters and model.dtype not in (torch.float32, torch.float64)
     precision = MixedPrecisionPolicy(model.dtype, torch.float32) if mixed else MixedPrecisionPolicy()
-    mesh = _mesh(model.device.type)
+    mesh = _mesh(model.device.type, size or world_size())
     where = CPUOffloadPolicy(pin_memory=model.device.type == "cuda") if offload else OffloadPolicy()
     for module in [*layers_of(model), model]:
         if mixed:
@@ -284,8 +291,12 @@ def compute_device(model: PreTrainedModel) -> torch.device:
     return torch.device(weight.device_mesh.device_type, torch.cuda.current_device())
 
 
-def _mesh(kind: str) -> DeviceMesh:
-    return init_device_mesh(kind, (world_size(),), mesh_dim_names=("ranks",))
+@cache
+def _mesh(kind: str, size: int) -> DeviceMesh:
+    """Of one dimension, or of two: copies of the model, and the ranks that hold one. Each new one has new groups."""
+    copies = world_size() // size
+    shape, names = ((size,), ("shards",)) if copies == 1 else ((copies, size), ("copies", "shards"))
+    return init_device_mesh(kind, shape, mesh_dim_names=names)
 
 
 def as_forward(model: torch.nn.Module, work: Callable[[], T]) -> T:
@@ -350,7 +361,8 @@ def shard_on_cpu(x: torch.Tensor) -> torch.Tensor:
     if not isinstance(x, DTensor):
         return x.detach().to("cpu", copy=True)
     local = x.detach().to_local().to("cpu", copy=True)
-    return DTensor.from_local(local, _mesh("cpu"), x.placements, run_check=False, shape=x.shape, stride=x.stride())
+    mesh = _mesh("cpu", x.device_mesh.size(-1))
+    return DTensor.from_local(local, mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
 
 
 def save_shards(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:

@@ -102,6 +102,8 @@ def check_ranks(ranks: int, config: TrainConfig) -> None:
             f"groups, so that {ranks - config.rollout.prompts_per_step} would have nothing to do. Start fewer, or "
             "raise it."
         )
+    if ranks % (config.ranks.fsdp_size or 1):
+        raise UserError(f"ranks.fsdp_size={config.ranks.fsdp_size} does not divide {ranks} ranks.")
     if ranks > 1 and config.engine == "vllm" and config.vllm.gpus > 1:
         raise UserError(
             f"engine=vllm with {ranks} ranks: each rank has one vLLM on its own GPU. Leave vllm.tensor_parallel_size "

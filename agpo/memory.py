@@ -246,6 +246,7 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
     if config.devices(1) > 1:  # one process trains; the other GPUs are its vLLM's
         machine = replace(machine, gpus=1)
     ranks, s, lora = max(1, machine.gpus), sizes, bool(sizes.adapters)
+    shards = config.ranks.fsdp_size or ranks
     offload, tokens = config.update.offload, config.update.micro_batch_tokens
     trained = s.adapters if lora else s.parameters
     exact = s.item == 4  # the weights are their own masters
@@ -254,12 +255,12 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
         weights = s.item * s.rest + 0.52 * s.layers * s.layer
     state = (8 if exact and ranks == 1 and not lora else 12) * trained  # masters and AdamW's two moments
     gradients = 4 * trained
-    steady: dict[str, float] = {"weights": weights / (ranks if lora else 1), "optimizer": state / ranks}
+    steady: dict[str, float] = {"weights": weights / (shards if lora else 1), "optimizer": state / shards}
     host = 0.0
     if offload:
-        host, steady["optimizer"] = (state + gradients) / ranks, 0.0
+        host, steady["optimizer"] = (state + gradients) / shards, 0.0
     if config.objective.knobs.beta:
-        steady["reference"] = s.item * s.parameters / ranks
+        steady["reference"] = s.item * s.parameters / shards
     steady["context"] = CONTEXT
 
     # Gathered in half precision: embeddings and output matrix throughout, a layer and the next one. The gradient of the
@@ -273,7 +274,7 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
     phases: dict[str, dict[str, float]] = {
         "update": {
             **steady,
-            "gradients": 0.0 if offload else gradients / ranks,
+            "gradients": 0.0 if offload else gradients / shards,
             "gathered": gathered,
             "activations": tokens * (in_layers + s.saved_beside),
             "logits": 2 * LOGITS_SHARE * machine.bytes,  # a chunk in float32, product and gradient in half
@@ -332,9 +333,10 @@ def seconds(config: TrainConfig, sizes: ModelSizes, found: Memory, longest_promp
     waves = max(1.0, mine / at_once * (0.5 if vllm else 1.0))  # vLLM fills the places of those that end
     tokens = samples * sampling.max_tokens / 2
     passes = (8 if config.update.gradient_checkpointing else 6) - (2 if sizes.adapters else 0) + 2
+    shards = config.ranks.fsdp_size or ranks
     parts = {"rollout": sampling.max_tokens * one * waves, "update": passes * s.parameters * tokens / ranks / FLOPS}
     if config.update.offload:
-        parts["offloaded steps"] = config.updates_per_step * 28 * (sizes.adapters or s.parameters) / ranks / HOST
+        parts["offloaded steps"] = config.updates_per_step * 28 * (sizes.adapters or s.parameters) / shards / HOST
     if vllm:
         parts["sync"] = s.item * s.parameters / GATHER
     return parts

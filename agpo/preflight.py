@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from agpo.config import TrainConfig
+from agpo.machine import check_ranks
 from agpo.memory import GIB, Machine, advice, memory, model_config, model_sizes, seconds, table
 from agpo.problems import check_asked, check_end, check_items, load_benches, load_items, open_reward
 from agpo.rollout import draw
@@ -40,7 +41,7 @@ def preflight(config: TrainConfig) -> tuple[list[tuple[str, bool | None, str]], 
     """(a row for each check: what, whether it is well or None where this machine cannot tell, what was found; lines
     about memory and time on the machine that `hardware` names). Nothing is loaded, and nothing is written."""
     found, rows = Found(), list[tuple[str, bool | None, str]]()
-    for check in (_data, _benchmarks, _model, _prompts, _reward, _engine, _trackers, _out):
+    for check in (_data, _benchmarks, _model, _prompts, _reward, _engine, _ranks, _trackers, _out):
         name = check.__name__.removeprefix("_")
         try:
             said = check(config, found)
@@ -115,6 +116,12 @@ def _engine(config: TrainConfig, found: Found) -> str | tuple[None, str]:
         return None, "vllm: not looked at, the GPUs that it is for are not here"
     vllm.check_machine(config.device)
     return "vllm"
+
+
+def _ranks(config: TrainConfig, found: Found) -> str:
+    ranks = 1 if config.devices(1) > 1 else max(1, config.hardware.gpus)
+    check_ranks(ranks, config)
+    return str(ranks)
 
 
 def _trackers(config: TrainConfig, found: Found) -> str:

@@ -288,3 +288,5 @@ class RanksConfig(Section):
 
     timeout_minutes: float = Field(default=30, gt=0)
     """how long a rank waits for the others (a rollout may take longer on one than on another) before the run ends"""
+    fsdp_size: int = Field(default=0, ge=0)
+    """consecutive ranks that hold the model together, in copies of it (HSDP): a machine's GPUs, say. 0: all of them"""

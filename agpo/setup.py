@@ -137,7 +137,10 @@ def load_policy(
     check_end(engine.eos_ids, output_embeddings(model).weight.shape[0], config.model)
     longest = check_asked(items, benches, config, engine)
     chosen = choose_layout(model, engine.max_context, update.layout)
-    engine.model = plain = distributed.shard(model, half_masters=not config.lora.rank, offload=update.offload)
+    size = config.ranks.fsdp_size
+    engine.model = plain = distributed.shard(
+        model, size=size, half_masters=not config.lora.rank, offload=update.offload
+    )
     adamw = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
     trained = make_trained(model, **adamw, dtype=plain.dtype, offload=update.offload)
     if update.compile:
@@ -145,7 +148,7 @@ def load_policy(
     reference = None
     if config.objective.knobs.beta:  # the start model, whatever checkpoint the run goes on from
         reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
-        distributed.shard(reference, half_masters=False)
+        distributed.shard(reference, size=size, half_masters=False)
     return Policy(model, tokenizer, trained, lr_schedule(config), reference, *chosen, plain=plain), engine, longest
 
 

@@ -40,7 +40,7 @@ class Case:
     """tokens of a micro-batch"""
     dtype: torch.dtype = torch.float32
     more: str = ""
-    """lora, checkpointing, offload, passes (each update twice)"""
+    """lora, checkpointing, offload, passes (each update twice), hsdp (copies of the model on one or two ranks each)"""
     rewards: tuple[tuple[float | None, ...], ...] = (
         (1, 0, 0, 1),
         (1, 1, 1, 1),
@@ -75,6 +75,10 @@ CASES = [
     Case("agpo, gradient checkpointing", PRESETS["agpo"], more="checkpointing"),
     Case("agpo, LoRA, AdamW", PRESETS["agpo"], "AdamW", more="lora"),
     Case("agpo, offload, AdamW", PRESETS["agpo"], "AdamW", more="offload"),
+    Case("agpo, HSDP, AdamW", PRESETS["agpo"], "AdamW", more="hsdp"),
+    Case("agpo, HSDP, offload, AdamW", PRESETS["agpo"], "AdamW", more="hsdp offload"),
+    Case("agpo, HSDP, bfloat16 with float32 masters", PRESETS["agpo"], dtype=torch.bfloat16, more="hsdp"),
+    Case("agpo, HSDP, softplus and KL", Objective(clip="softplus", beta=0.05), more="hsdp"),
     Case("agpo, two passes, AdamW", PRESETS["agpo"], "AdamW", more="passes"),
     Case("agpo, bfloat16 with float32 masters", PRESETS["agpo"], dtype=torch.bfloat16),
 ]
@@ -106,10 +110,10 @@ def run(case: Case) -> Run:
     model = make_model(21, width=32, heads=1).eval().to(case.dtype)
     prepare(model, lora=lora(4 if case.more == "lora" else 0), gradient_checkpointing=case.more == "checkpointing")
     steps, reference = groups_of(case, model), deepcopy(model).requires_grad_(False) if case.objective.beta else None
-    offload = case.more == "offload"
-    plain = distributed.shard(model, half_masters=case.more != "lora", offload=offload)
+    offload, size = "offload" in case.more, distributed.world_size() // 2 if "hsdp" in case.more else 0
+    plain = distributed.shard(model, size=size, half_masters=case.more != "lora", offload=offload)
     if reference is not None:
-        distributed.shard(reference, half_masters=False)
+        distributed.shard(reference, size=size, half_masters=False)
     trained = make_trained(model, lr=1e-3, dtype=case.dtype, offload=offload)
     assert distributed.world_size() == 1 or not trained.masters  # float32 shards are their own
     if case.optimizer == "SGD":

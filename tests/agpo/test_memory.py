@@ -79,6 +79,12 @@ def test_phases_of_the_papers_recipe(shape):
     )
 
 
+def test_copies_on_two_ranks_take_the_state_of_two_on_each(shape):
+    pair, copies = needs(shape, 2, 80), needs(shape, 8, 80, "ranks.fsdp_size=2")
+    assert copies.phases["sync"]["optimizer"] == pair.phases["sync"]["optimizer"]
+    assert copies.phases["update"] == pair.phases["update"]
+
+
 @pytest.mark.parametrize(
     ("keys", "less"),
     [

@@ -17,8 +17,10 @@ import torch
 from command import start as one_process
 from ranks import CASES, WORLDS, results, start_ranks
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from agpo.batch import Row
+from agpo.distributed import load_shards
 from agpo.micro_batches import micro_batches, rank_micro_batches
 from agpo.train import main
 from evals.store import Store
@@ -45,7 +47,15 @@ SMALL = (
 # -- updates ---------------------------------------------------------------------------------------------------------
 
 
-ON_FOUR = ("agpo", "grpo", "agpo, micro-batches of 1", "agpo, AdamW", "grpo, AdamW", "agpo, scope group")
+ON_FOUR = (
+    "agpo",
+    "grpo",
+    "agpo, micro-batches of 1",
+    "agpo, AdamW",
+    "grpo, AdamW",
+    "agpo, scope group",
+    "agpo, HSDP, AdamW",
+)
 """what is run on four ranks here; `python tests/agpo/ranks.py` runs all"""
 
 
@@ -149,6 +159,12 @@ def ranks_of(process: subprocess.Popen) -> list[int]:
 def run_folder(folder: Path) -> Path:
     (found,) = (folder / "runs").iterdir()
     return found
+
+
+def moments(folder: Path) -> dict[str, torch.Tensor]:
+    """AdamW's, put together from every rank's part of the last checkpoint."""
+    last = run_folder(folder) / "checkpoints" / "step-000005"
+    return load_shards(last / "trainer" / "shards", list(AutoModelForCausalLM.from_pretrained(last).parameters()))
 
 
 def weights(folder: Path, step: int = 5) -> dict[str, torch.Tensor]:
@@ -255,7 +271,7 @@ def test_what_was_killed_goes_on_under_as_many_ranks_or_one(killed, one, two, tm
     assert apart == 0 if world == 2 else apart < 1e-4
 
 
-def test_sigterm_stops_all_ranks_after_one_step_and_four_go_on(two, tmp_path, monkeypatch, capsys):
+def test_sigterm_stops_all_ranks_after_one_step_and_four_go_on_in_copies_of_two(two, tmp_path, monkeypatch, capsys):
     process = torchrun(tmp_path, 2, *SMALL)
     wait_for_step(process, 2)
     process.send_signal(signal.SIGTERM)  # torchrun hands it on
@@ -272,11 +288,14 @@ def test_sigterm_stops_all_ranks_after_one_step_and_four_go_on(two, tmp_path, mo
     assert main(["--resume", "latest", "--store", "results/agpo.db"]) == 2
     assert "hold only a part of" in capsys.readouterr().err
     (tmp_path / "away").rename(shard)
-    code, output = finish(torchrun(tmp_path, 4, "--resume", "latest"))
+    code, output = finish(torchrun(tmp_path, 4, "--resume", "latest", "ranks.fsdp_size=2"))
     assert code == 0, output
     assert "the checkpoint is of 2 ranks" in output
     assert sorted(stored(tmp_path)[1]) == sorted(stored(two[0])[1])
     assert difference(weights(tmp_path), weights(two[0])) < 1e-4
+    of_copies, of_two = moments(tmp_path), moments(two[0])
+    assert of_copies.keys() == of_two.keys()
+    assert all(torch.allclose(x, of_two[name], atol=1e-4) for name, x in of_copies.items())
 
 
 @pytest.mark.postgres

@@ -404,9 +404,10 @@ def test_a_world_without_its_other_variables_is_refused(tmp_path, monkeypatch, c
     [
         (33, [], "33 ranks for rollout.prompts_per_step=32"),
         (2, ["engine=vllm", "vllm.data_parallel_size=2"], "each rank has one vLLM"),
+        (4, ["ranks.fsdp_size=3"], "ranks.fsdp_size=3 does not divide 4 ranks"),
     ],
 )
-def test_ranks_without_work_are_refused_with_the_reason(ranks, keys, words):
+def test_ranks_that_cannot_be_are_refused_with_the_reason(ranks, keys, words):
     with pytest.raises(UserError, match=re.escape(words)):
         check_ranks(ranks, load_config("tiny", keys))
 

@@ -50,6 +50,7 @@ REFUSED = {
     "vllm.first_gpu": "verl places its rollouts itself",
     "eval.max_tokens": "verl has one bound for training and validation: rollout.max_tokens",
     "ranks.timeout_minutes": "verl's key is actor_rollout_ref.nccl_timeout",
+    "ranks.fsdp_size": "verl's key is actor_rollout_ref.actor.fsdp_config.fsdp_size",
     "checkpoint.best": "verl keeps the latest ones; evaluate them with python -m evals.run",
     "update.epochs": "the plugin drops for a whole step what the clip drops at ratio 1",
     "update.layout": "verl packs sequences for flash-attn by itself",
