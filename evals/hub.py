@@ -51,10 +51,10 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
     if is_local(model):
         folder = Path(model).expanduser()
         if not (folder / "config.json").is_file():
-            of_run = f" It is a training run: name one of {folder}/checkpoints, or say --checkpoints in evals.run."
+            is_run = (folder / "checkpoints").is_dir()
             raise UserError(
                 f"{model}: not a model folder (no config.json in it). Expected a Hugging Face folder, or a hub id."
-                f"{of_run if (folder / 'checkpoints').is_dir() else ''}"
+                + f" It is a training run: name one of {folder}/checkpoints (evals.run: --checkpoints)." * is_run
             )
         return folder
     from huggingface_hub import snapshot_download

@@ -213,8 +213,7 @@ def tokenize(name: str | Preset, text: str, tokenizer: Any) -> tuple[int, ...]:
 
 
 def encode(name: str | Preset, problem: str | Item, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids of a problem under a preset. Raises UserError for letters or digits that the tokenizer does not know:
-    it drops them, or reads them as its unknown token."""
+    """Token ids of a problem under a preset. Raises UserError for letters or digits that the tokenizer lacks."""
     ids = tokenize(name, text := render(name, problem, tokenizer), tokenizer)
     if tokenizer is not None and (lost := _characters(text) - _characters(tokenizer.decode(ids))):
         raise UserError(

@@ -113,7 +113,7 @@ class Part:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Of `SETTINGS`, those that are known."""
-        config = self.run.config
+        config = dict.fromkeys(WORDS) | self.run.config
         if self.run.kind != "eval":
             asked, rollout = config.get("eval") or {}, config.get("rollout") or {}
             config = {"prompt": config.get("prompt"), "engine": config.get("engine"), "limit": asked.get("size")}
@@ -121,8 +121,6 @@ class Part:
             config["max_tokens"] = asked.get("max_tokens") or rollout.get("max_tokens")
             config |= {key: self.run.config.get(key) for key in WORDS[:3]}
             config = {key: value for key, value in config.items() if value not in (None, {})}
-        else:
-            config = dict.fromkeys(WORDS) | config
         return {key: config[key] for key in SETTINGS if key in config}
 
     @property

@@ -38,12 +38,10 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
 def list_runs(store: Store, console: Console, status: str | None = None, **only: Any) -> None:
     """Print one line per run, oldest first. only: as `Store.runs` takes it."""
     found = [run for run in store.runs(**only) if status in (None, run.status)]
-    if not found and (status or any(only.values())):
-        asked = ", ".join(f"{name} {value}" for name, value in {**only, "status": status}.items() if value)
-        console.print(f"{store} holds no run with {asked}.", markup=False)
-        return
     if not found:
-        console.print(f"{store} holds no runs yet. `python -m agpo.train` makes the first one.")
+        asked = ", ".join(f"{name} {value}" for name, value in {**only, "status": status}.items() if value)
+        none = f"no run with {asked}." if asked else "no runs yet. `python -m agpo.train` makes the first one."
+        console.print(f"{store} holds {none}", markup=False)
         return
     tags = any(run.tags for run in found)
     header = ["Run", "Kind", "Name", "Method", "Model", "Seed", "Status", "Step", "Samples", *["Tags"] * tags]
@@ -97,8 +95,7 @@ def show(store: Store, wanted: str, console: Console, training: Path | None = No
             print_statistics(store, one, console, training)
     _show_metrics(store, run, console)
     for artifact in store.artifacts(run.id):
-        text = f"{artifact.kind:<12} {artifact.path}  sha256 {artifact.sha256[:16]}"
-        console.print(text, markup=False)
+        console.print(f"{artifact.kind:<12} {artifact.path}  sha256 {artifact.sha256[:16]}", markup=False)
 
 
 def _show_metrics(store: Store, run: RunRow, console: Console) -> None:

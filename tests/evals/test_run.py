@@ -223,7 +223,7 @@ def test_kill_9_and_the_same_command_again_end_with_the_same_numbers(tmp_path, t
     [
         (["--bench", "nothing"], "unknown benchmark 'nothing'"),
         (["--model", "./nowhere"], "no config.json"),
-        (["--model", "./trained"], "It is a training run: name one of trained/checkpoints, or say --checkpoints"),
+        (["--model", "./trained"], "It is a training run: name one of trained/checkpoints"),
         (["--model", "./bare"], "cannot load the tokenizer"),
         (["--prompt", "nothing"], "unknown prompt preset 'nothing'"),
         (["--prompt", "qwen-boxed"], "chat template"),
