@@ -22,7 +22,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", help="only runs with this tag")
     parser.add_argument("--status", help="only running, done, failed, interrupted, dead (copying, removing) runs")
     parser.set_defaults(
-        run=lambda a, *to: list_runs(*to, a.status, kind=a.kind, name=a.name, method=a.method, tag=a.tag)
+        run=lambda a, store, to: list_runs(store, to, a.status, kind=a.kind, name=a.name, method=a.method, tag=a.tag)
     )
     parser = commands.add_parser("show", parents=[shared], help="one run in full: configuration, metrics, files")
     parser.add_argument("wanted", metavar="run", help="its id, the beginning of its id, its name, or a tag")
