@@ -151,7 +151,7 @@ def evaluate_benches(run: Run, engine: Engine, console: Console, trackers: Track
         )
         with open_bench_grader(bench.grader, config) as grader:
             summary = evaluate(engine, items, job, run.store, grader)
-        values = {"pass1": summary.pass1, "tokens_mean": summary.tokens_mean}
+        values = {"pass1": summary.pass1.value, "tokens_mean": summary.tokens_mean.value}
         metrics = {f"eval/{bench.name}/{name}": value for name, value in values.items()}
         if number == 0:  # the short names, for figures and checkpoint.best
             metrics |= {f"eval/{name}": value for name, value in values.items()}

@@ -1,7 +1,7 @@
-"""`python -m evals.audit RUN --grader exact`: a second opinion on rewards that were paid.
+"""`python -m evals.audit RUN --grader exact`: does the policy hack its reward?
 
-What a run's own grader paid for is graded again by a stricter one. The share that it refuses is measured over the
-steps: if it rises, the policy may have learnt to please the grader rather than to solve the problems.
+Samples that the run's grader rewarded are graded again by a stricter one. If the share that it rejects rises over the
+steps, the policy may have learnt to please the grader instead of solving the problems.
 """
 
 import argparse
@@ -11,12 +11,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 
-from evals.complete import submit_again
+from evals.complete import Grader, submit_again
 from evals.console import make_console, progress_bar
 from evals.errors import UserError, command
 from evals.grading import Verdict
@@ -34,7 +34,7 @@ BATCH = 2048
 
 @dataclass(frozen=True)
 class Opinion:
-    """One completion that was paid, and what the other grader says."""
+    """A rewarded completion and the other grader's verdict."""
 
     step: int
     item: str
@@ -43,21 +43,21 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Rise:
-    """The step from which on the refused share differs most from before, as a rise."""
+    """The step from which the refused share is most clearly higher than before."""
 
     step: int
     before: float
     after: float
     p: float
-    """how often steps in random order show a rise as clear: below 0.05, one honest run in twenty is accused"""
+    """how often steps in random order show a rise as clear; at 0.05 one honest run in twenty is accused"""
 
 
 def rise(refused_T: np.ndarray, paid_T: np.ndarray, steps: Sequence[int]) -> Rise | None:
-    """Where the share refused / paid rises; None with fewer than four steps, or where all or nothing was refused.
+    """Where the share refused / paid rises; None with fewer than four steps, or if all or nothing was refused.
 
-    The statistic is the largest z of two shares, after against before, over all places to cut; under no rise the order
-    of the steps is exchangeable, so that shuffling them gives its distribution (with the +1 of Phipson and Smyth 2010).
-    Whole steps are shuffled, so that answers of one group or step may depend on each other.
+    The statistic is the largest z of two shares, after against before, over all cuts. Without a rise the steps are
+    exchangeable, so shuffling them gives its distribution (with the +1 of Phipson and Smyth 2010). Whole steps are
+    shuffled, since answers within a step may be dependent.
     """
     total, all_paid = refused_T.sum(), paid_T.sum()
     if len(steps) < 4 or not 0 < total < all_paid:
@@ -81,12 +81,12 @@ def rise(refused_T: np.ndarray, paid_T: np.ndarray, steps: Sequence[int]) -> Ris
 
 
 def problems_of(run: "RunRow", data: str | None, code: bool) -> dict[str, Item]:
-    """The run's problems by id where they can be had: a file's, a benchmark's. What is not there a row stands for."""
+    """The run's problems by id, from a file or benchmark. A missing one is made from its stored row."""
     from evals.bench_run import asked_in
     from evals.benches import tiny_code
     from sandbox import Limits
 
-    told: Any = run.config.get("data")
+    told = run.config.get("data")
     told = told if isinstance(told, dict) else {}  # a training run's section
     path, seed = data or told.get("path"), run.config.get("seed", 0)
     if run.kind == "eval" and data is None:
@@ -102,10 +102,10 @@ def problems_of(run: "RunRow", data: str | None, code: bool) -> dict[str, Item]:
 
 
 def opinions(
-    store: "Store", run: "RunRow", grader: Any, items: dict[str, Item], paid: float, mark: str, console: Console
+    store: "Store", run: "RunRow", grader: Grader, items: dict[str, Item], paid: float, mark: str, console: Console
 ) -> Iterator[tuple["SampleRow", Verdict]]:
-    """(row, the other grader's verdict) of every completion whose reward is above `paid`; each is marked in the store:
-    `mark` in its meta says what was found, for the page to filter by."""
+    """(row, the other grader's verdict) of every completion with a reward above `paid`. The verdict is stored under
+    `mark` in its meta, for the page's filters."""
     split = "train" if run.kind == "train" else None
     with progress_bar("grading", run.samples, console) as advance:
         waiting: list[tuple[SampleRow, Future[Verdict]]] = []
@@ -135,7 +135,7 @@ def said(verdict: Verdict, paid: float) -> str:
 
 
 def show(run: "RunRow", name: str, found: Sequence[Opinion], unknown: int, windows: int, console: Console) -> bool:
-    """Print the refused share over the steps, and whether it rises. Returns whether it does."""
+    """Print the refused share over the steps. Returns whether it rises."""
     from evals.report.layout import print_table
     from evals.stats import share
 
@@ -148,49 +148,43 @@ def show(run: "RunRow", name: str, found: Sequence[Opinion], unknown: int, windo
 
     say = partial(console.print, markup=False, soft_wrap=True)
     if not found:
-        say("No completion was paid: there is nothing to refuse.")
+        say("No completion was paid for, so there is nothing to refuse.")
         return False
-    steps = sorted({o.step for o in found})
-    parts = [list(map(int, part)) for part in np.array_split(steps, min(windows, len(steps)))]
-    lines = []
-    for part in parts:
-        inside = [o for o in found if part[0] <= o.step <= part[-1]]
+    by_step = dict(sorted(grouped(found, lambda o: o.step).items()))
+    steps, lines = list(by_step), []
+    for part in np.array_split(steps, min(windows, len(steps))):
+        inside = [o for step in part for o in by_step[step]]
         lines.append([f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]), *estimate(inside)])
-    if len(parts) > 1:
+    if len(lines) > 1:
         lines.append(["all", *estimate(found)])
-    print_table(
-        ["Step", "paid", "refused", "refused, %", "95 %"], lines, f"{name} on what run {run.id} paid for", console
-    )
+    caption = f"{name} on what run {run.id} paid for"
+    print_table(["Step", "paid", "refused", "refused, %", "95 %"], lines, caption, console)
     if unknown:
-        say(f"{unknown:,} more were paid, and {name} failed on them or could not tell; they are in no number.")
-    refused_T, paid_T = (
-        np.bincount([steps.index(o.step) for o in some], minlength=len(steps)).astype(float)
-        for some in ([o for o in found if o.refused], found)
-    )
-    told = rise(refused_T, paid_T, steps)
+        say(f"{name} gave no verdict on {unknown:,} more paid completions; they are left out.")
+    refused_T = np.array([sum(o.refused for o in of) for of in by_step.values()], float)
+    told = rise(refused_T, np.array(list(map(len, by_step.values())), float), steps)
     if told is None:
-        say("No rise to look for: too few steps, or all of it or nothing was refused.")
+        say("Cannot test for a rise: fewer than four steps, or all or none were refused.")
         return False
-    rises = told.p < 0.05
     shares = f"{100 * told.before:.1f} % refused before, {100 * told.after:.1f} % from there on"
-    what = f"RISES from step {told.step}" if rises else f"no rise; the clearest is at step {told.step}"
+    what = f"RISES from step {told.step}" if told.p < 0.05 else f"no rise; the clearest is at step {told.step}"
     say(f"{what}: {shares}, p = {told.p:.4f} (steps in random order).")
-    return rises
+    return told.p < 0.05
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m evals.audit",
-        description="Grade again, by a stricter grader, what a run paid for, and see whether the share that it refuses "
-        "rises over the steps. Rewards stay as they are. Exit code 1 where it rises.",
+        description="Grade what a run paid for again with a stricter grader, and test whether the share that it "
+        "refuses rises over the steps. Rewards stay as they are. Exit code 1 if it rises.",
     )
     parser.add_argument("run", metavar="RUN", help="a training run or an evaluation: its id, name or tag")
     parser.add_argument("--grader", default="exact", help=f"{', '.join(NAMES)}, or module:function (default: exact)")
     parser.add_argument("--compat", default="lcb", choices=("real", "lcb"), help="rule of the grader code (lcb)")
     parser.add_argument("--paid", type=float, default=0.5, help="a reward above this is paid (default: 0.5)")
     parser.add_argument("--windows", type=int, default=10, help="lines of the table (default: 10)")
-    parser.add_argument("--data", metavar="FILE", help="the problems (default: where the run had them from)")
+    parser.add_argument("--data", metavar="FILE", help="the problems (default: those of the run)")
     parser.add_argument("--examples", type=int, default=3, help="refused samples to print (default: 3)")
     parser.add_argument("--store", help="results store (default: $AGPO_STORE or results/agpo.db)")
     args, console = parser.parse_args(argv), make_console()
@@ -199,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Store.open(args.store, make=False) as store:
         run = store.find_run(args.run)
         if run.kind == "curation":
-            raise UserError(f"run {run.id} is a curation run: nothing was paid in it.")
+            raise UserError(f"run {run.id} is a curation run: it has no rewards. Name a training run or an evaluation.")
         items = problems_of(run, args.data, args.grader == "code")
         found, examples, unknown = [], [], 0
         with open_grader(args.grader, code={"compat": args.compat}) as grader:

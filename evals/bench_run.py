@@ -111,7 +111,7 @@ def finish(job: Job, store: "Store", console: Console) -> None:
     """Print the summary of a run's completions, and log it as metrics of the run."""
     rows = [row for row in store.samples(job.run_id, split=job.split, step=job.step) if row.repeat < job.n]
     total = print_bench(rows, job.bench, job.n, console)
-    values = {"pass1": total.pass1, "pass1_se": total.pass1_se, "tokens_mean": total.tokens_mean}
+    values = {"pass1": total.pass1.value, "pass1_se": total.pass1.se, "tokens_mean": total.tokens_mean.value}
     values |= {"tokens_median": total.tokens_median, "truncated": total.truncated.value, "unscored": total.unscored}
     values |= {f"pass{k}": estimate.value for k, estimate in total.pass_at.items()}
     store.log_metrics(job.run_id, job.step, values)
@@ -192,7 +192,7 @@ def stored_run(
             seed=label.get("seed", config["seed"]),
             config=config,
             parent=trained and trained.id,
-            about={key: trained.about[key] for key in ("title", "order") if key in trained.about} if trained else {},
+            about={k: v for k, v in trained.about.items() if k in ("title", "order")} if trained else {},
         )
         console.print(f"run {run_id}")
     status = "failed"

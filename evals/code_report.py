@@ -57,7 +57,7 @@ def code_report(rows: Sequence[SampleRow]) -> list[str | Grid]:
         [
             f"compat={rule}: {RULES[rule]}" + ("" if errata else ", without known errata"),
             str(s.problems),
-            *s.estimate("pass1").cells(1, 100),
+            *s.pass1.cells(1, 100),
             *(f"{100 * s.pass_at[k].value:.1f}" if k in s.pass_at else "" for k in ks),
             str(sum(row.meta.get(rule) == NO_PROGRAM for row in some)),
             str(s.unscored),

@@ -1,4 +1,4 @@
-"""Could the model have seen the problems? Its training data, where the run that made it is known, and its dates."""
+"""Could the model have seen the problems? By its training data, if its run is known, and by dates."""
 
 import datetime
 import json
@@ -7,37 +7,38 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from evals.benches import BENCHES
 from evals.errors import UserError
 from evals.items import Item, problem_text, read_rows
 
+if TYPE_CHECKING:
+    from evals.store import Store
+
 NGRAM = 13
 """words; 8, common elsewhere, flags every tenth problem for its boilerplate"""
 SHARE = 0.5
-"""of a problem's n-grams in one training problem, from which on it counts as seen"""
+"""of a problem's n-grams in one training problem, for it to count as seen"""
 COMMON = 0.2
-"""of the problems: n-grams that more of them share are a template's, such as solved examples"""
-
-
+"""n-grams in a larger share of the problems belong to a template, such as solved examples"""
 _TOLD = ("id", "question_id", "title", "url", "link", "contest_date", "date")
-"""columns of a training set that say where a problem is from"""
+"""columns of a training set that tell a problem's origin"""
 
 
 @dataclass(frozen=True)
 class Known:
-    """Until when a family of models may have seen problems."""
+    """The last date of problems that a family of models may have seen."""
 
     pattern: str
     """in the lower-case name of the model"""
     until: datetime.date
     stated: bool
-    """True: the cut-off that its makers state. False: they state none, and this is the day of its release"""
+    """True: the stated cut-off. False: none is stated, and this is the release date"""
     source: str
 
 
-# First match wins. Models that are not here get no word.
+# The first match counts. Other models get no warning.
 KNOWN: tuple[Known, ...] = (
     Known(r"deepseek-r1-distill", datetime.date(2025, 1, 20), False, "LiveCodeBench, lm_styles.py"),
     Known(r"qwen2\.5-coder", datetime.date(2024, 11, 12), False, "Qwen2.5-Coder's README"),
@@ -54,13 +55,13 @@ KNOWN: tuple[Known, ...] = (
 
 
 def known(model: str) -> Known | None:
-    """What is known of the model by its name or the last parts of its path."""
+    """The entry for the model's name, or the last parts of its path."""
     name = "/".join(Path(model).parts[-2:]).lower()
     return next((one for one in KNOWN if re.search(one.pattern, name)), None)
 
 
 def dates_note(model: str, items: Sequence[Item]) -> str | None:
-    """A warning where dated problems are not newer than what the model may have been trained on."""
+    """A warning if dated problems are no newer than the model's training data may be."""
     one = known(model)
     dated = [item.meta["date"] for item in items if item.meta.get("date")]
     if one is None or not dated:
@@ -75,17 +76,17 @@ def dates_note(model: str, items: Sequence[Item]) -> str | None:
     )
 
 
-def training_notes(training: Mapping[str, Any], items: Sequence[Item]) -> list[str]:
-    """Warnings where the data of a training run (its configuration's section `data`) overlaps the problems.
+def training_notes(training: Mapping[str, object], items: Sequence[Item]) -> list[str]:
+    """Warnings if the data of a training run (section `data` of its configuration) overlaps the problems.
 
-    A problem counts as seen when a training problem has its id or title, or half of its 13-grams; training problems
-    with a contest date in the span of the problems' dates are counted too.
+    A problem counts as seen if a training problem has its id or title, or half of its 13-grams. Training problems dated
+    within the problems' dates are counted too.
     """
     path = str(training.get("path") or "")
     if not path or path in BENCHES:  # problems that are made on the spot: their sides are apart
         return []
     try:
-        trained = list(training_items(path, training.get("prompt_column") or "prompt"))
+        trained = list(training_items(path, str(training.get("prompt_column") or "prompt")))
     except UserError as e:
         return [f"warning: whether the training data holds these problems could not be checked: {e}"]
     said = []
@@ -168,18 +169,17 @@ def _grams(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + NGRAM]) for i in range(max(1, len(words) - NGRAM + 1))} if words else set()
 
 
-def notes(model: str, label: Mapping[str, Any], items: Sequence[Item], store: Any = None) -> list[str]:
-    """All that is to say of a model before it is asked these problems.
+def notes(model: str, label: Mapping[str, object], items: Sequence[Item], store: "Store | None" = None) -> list[str]:
+    """Warnings about a model before it is evaluated on these problems.
 
-    model: folder or hub id. label: what agpo_run.json in the folder says. The checkpoint's own state tells where the
-    training data are, else the run's record in the store.
+    model: folder or hub id. label: the folder's agpo_run.json. The training data are found by the checkpoint's state,
+    else by the run's record in the store.
     """
-    said = [note] if (note := dates_note(label.get("model", model), items)) else []
+    said = [note] if (note := dates_note(str(label.get("model", model)), items)) else []
     state = Path(model) / "trainer" / "state.json"
-    config: Mapping[str, Any] = {}
+    data = None
     if state.is_file():
-        config = json.loads(state.read_text()).get("config") or {}
+        data = (json.loads(state.read_text()).get("config") or {}).get("data")
     elif store is not None and label.get("run"):
-        config = next((run.config for run in store.runs("train") if run.id == label["run"]), {})
-    data = config.get("data")
+        data = next((run.config.get("data") for run in store.runs("train") if run.id == label["run"]), None)
     return said + training_notes(data if isinstance(data, Mapping) else {"path": data or ""}, items)

@@ -1,16 +1,16 @@
-"""`python -m evals.diff A B --bench ...`: two models on the same problems and the same noise, and where they part.
+"""`python -m evals.diff A B --bench ...`: where do two models differ on the same problems with the same noise?
 
-Every token is drawn with Gumbel numbers of (sample, position, token) that both models share, so that two answers are
-the same until the models themselves make them differ. That narrows the interval of the difference and says what it is.
+Tokens are sampled with Gumbel noise per (sample, position, token) that both models share, so two answers are the same
+until the models themselves differ. That narrows the interval of the difference, and shows what it consists of.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from rich.console import Console
@@ -24,23 +24,27 @@ from evals.run import arguments as run_arguments
 from evals.run import engine_name, engine_options, engines, facts_of
 
 if TYPE_CHECKING:
-    from evals.store import SampleRow, Store
+    from transformers import PreTrainedTokenizerBase
+
+    from evals.engines import Engine
+    from evals.store import Json, SampleRow, Store
 
 SCORED = 400
-"""partings whose probabilities are computed: enough for a mean, and minutes on a CPU"""
+"""partings whose probabilities are computed: enough for a mean, minutes on a CPU"""
 SHOWN = 12
 Pair = tuple["SampleRow", "SampleRow"]
+EngineOf: TypeAlias = "Callable[[Target], Engine]"
 
 
 @dataclass(frozen=True)
 class Parting:
-    """Where two answers to one problem, drawn with one noise, first differ."""
+    """Where two answers to a problem, sampled with the same noise, first differ."""
 
     pair: Pair
     at: int
-    """tokens that are the same before it"""
+    """identical tokens before it"""
     logps: tuple[float, ...] = ()
-    """of A's token and of B's token by model A, then by model B, at temperature 1; empty where not computed"""
+    """of A's and B's token by model A, then by model B, at temperature 1; empty if not computed"""
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -49,7 +53,7 @@ class Parting:
 
 
 def partings(pairs: Sequence[Pair]) -> list[Parting]:
-    """Of the pairs that are not the same answer. An answer holds its end-of-sequence token, so none begins another."""
+    """Of the pairs that differ. Answers include their end-of-sequence token, so none is a prefix of another."""
     found = []
     for pair in pairs:
         ids = zip(pair[0].token_ids, pair[1].token_ids, strict=False)
@@ -60,10 +64,10 @@ def partings(pairs: Sequence[Pair]) -> list[Parting]:
 
 
 def independent_error(rewards_a_PN: np.ndarray, rewards_b_PN: np.ndarray) -> tuple[float, float]:
-    """Standard error of the mean difference over P problems with N samples each: (as it is, with independent noise).
+    """Standard error of the mean difference over P problems with N samples each: (as is, with independent noise).
 
-    Shared noise leaves 2 cov / N out of a problem's variance, cov the covariance of the two rewards over its samples.
-    nan for the second with one sample each, which shows no covariance within a problem.
+    Shared noise removes 2 cov / N from a problem's variance, cov the covariance of the two rewards over its samples.
+    The second is nan with one sample each.
     """
     n_problems, n = rewards_a_PN.shape
     shared = float(np.var(rewards_b_PN.mean(1) - rewards_a_PN.mean(1), ddof=1)) / n_problems
@@ -75,9 +79,9 @@ def independent_error(rewards_a_PN: np.ndarray, rewards_b_PN: np.ndarray) -> tup
 
 
 def evaluated(
-    plan: Plan, target: Target, engine_of: Any, name: str, options: dict[str, Any], store: "Store", console: Console
+    plan: Plan, target: Target, engine_of: "EngineOf", name: str, options: "Json", store: "Store", console: Console
 ) -> str:
-    """The run with this model's answers: one that the store has with the same noise, or made now."""
+    """The run with this model's answers: from the store, if the noise is the same, or made now."""
     from evals.bench_run import deciding, evaluate_plan
 
     facts = facts_of(target, name, options)
@@ -89,8 +93,8 @@ def evaluated(
     return evaluate_plan(plan, target, facts, engine_of(target), store, console)
 
 
-def with_logps(found: Sequence[Parting], plan: Plan, targets: Sequence[Target], engine_of: Any) -> list[Parting]:
-    """Some of the partings, evenly over all of them, with both models' log-probabilities of both tokens."""
+def with_logps(found: Sequence[Parting], plan: Plan, targets: Sequence[Target], engine_of: "EngineOf") -> list[Parting]:
+    """An even sample of the partings, with both models' log-probabilities of both tokens."""
     from evals.prompts import encode
 
     some = [found[i] for i in np.linspace(0, len(found) - 1, min(SCORED, len(found))).astype(int)]
@@ -98,20 +102,25 @@ def with_logps(found: Sequence[Parting], plan: Plan, targets: Sequence[Target], 
     logps: list[dict[int, float]] = []
     for target in targets:
         engine = engine_of(target)
-        if not hasattr(engine, "score"):
+        if (score := getattr(engine, "score", None)) is None:
             return some
         contexts = [
             [*encode(asked, by_id[p.pair[0].item], engine.tokenizer), *p.pair[0].token_ids[: p.at]] for p in some
         ]
         asked_for = [(context, [token]) for context, p in zip(contexts, some, strict=True) for token in p.tokens]
-        logps.append({i: logp for i, logp, _ in engine.score(asked_for)})
+        logps.append({i: logp for i, logp, _ in score(asked_for)})
     return [Parting(p.pair, p.at, tuple(side[2 * i + k] for side in logps for k in (0, 1))) for i, p in enumerate(some)]
 
 
 def report(
-    plan: Plan, pairs: Sequence[Pair], scored: Sequence[Parting], tokenizer: Any, noise: str, console: Console
+    plan: Plan,
+    pairs: Sequence[Pair],
+    scored: Sequence[Parting],
+    tokenizer: "PreTrainedTokenizerBase",
+    noise: str,
+    console: Console,
 ) -> None:
-    """Print where the answers part, on what, and what that does to Pass@1."""
+    """Print where and on which tokens the answers part, and the effect on Pass@1."""
     from evals.report.compare import verdict
     from evals.report.layout import print_table
     from evals.stats import columns, compare
@@ -150,7 +159,7 @@ def report(
     whole = [[(x.reward, y.reward) for x, y in some] for some in judged.values() if len(some) == plan.settings["n"]]
     shared, apart = independent_error(*np.array(whole).transpose(2, 0, 1)) if len(whole) > 1 else (math.nan, math.nan)
     if math.isnan(apart):
-        say("How much the shared noise narrows that interval takes two samples a problem, or more (--n 4).")
+        say("To see how much the shared noise narrows that interval, use two samples per problem or more (--n 4).")
     elif shared > 0:
         wider = f"{100 * apart:.2f} ({apart / shared:.2f} times as wide)"
         say(f"Standard error {100 * shared:.2f} points; with independent answers to the same problems {wider}.")

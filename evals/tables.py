@@ -77,10 +77,10 @@ def _header(metric: str, total: Summary) -> list[str]:
 def _cells(s: Summary, total: Summary | None) -> list[str]:
     """The cells under `_header` of `total`, which says for which k there is a pass@k; None: for none."""
     several = [f"{100 * s.pass_at[k].value:.1f}" if k in s.pass_at else "" for k in (total.pass_at if total else ())]
-    lengths = [f"{s.tokens_mean:.1f}", f"{s.tokens_median:g}", f"{100 * s.truncated.value:.1f} %"]
-    lengths = ["-"] * 3 if math.isnan(s.tokens_mean) else lengths
+    lengths = [f"{s.tokens_mean.value:.1f}", f"{s.tokens_median:g}", f"{100 * s.truncated.value:.1f} %"]
+    lengths = ["-"] * 3 if math.isnan(s.tokens_mean.value) else lengths
     nothing = [str(_no_answer(s))] if total and _no_answer(total) else []
-    return [str(s.problems), *s.estimate("pass1").cells(1, 100), *several, *lengths, *nothing, str(s.unscored)]
+    return [str(s.problems), *s.pass1.cells(1, 100), *several, *lengths, *nothing, str(s.unscored)]
 
 
 def _no_answer(s: Summary) -> int:

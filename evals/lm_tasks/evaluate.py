@@ -13,7 +13,7 @@ from evals.console import plural, progress_bar
 from evals.lm_tasks.lm import TaskLM, first_of
 from evals.lm_tasks.plan import TaskPlan
 from evals.report.layout import print_table
-from evals.stats import Summary, summarise
+from evals.stats import Estimate, Summary, summarise
 from evals.store import SampleRow, Store
 
 
@@ -44,7 +44,7 @@ def evaluate_task(
     metrics = judge(results["samples"], plan.loaded["tasks"], lm, store, run_id)
     summary = summarise(store.outcomes(run_id, step=step))
     summary = _with_group(summary, results.get("groups", {}), set(metrics.values()))
-    store.log_metrics(run_id, step, _metrics(results) | {"pass1": summary.pass1})
+    store.log_metrics(run_id, step, _metrics(results) | {"pass1": summary.pass1.value})
     _print(results, console)
     console.print(summary.line(), markup=False)
     if refused := summary.outcomes.get("refused"):
@@ -58,8 +58,8 @@ def _with_group(summary: Summary, groups: Mapping[str, Any], metrics: set[tuple[
     for values in groups.values():
         for filter_name, metric in metrics:
             score = values.get(f"{metric},{filter_name}")
-            if isinstance(score, float) and abs(score - summary.pass1) > 1e-9:
-                return dataclasses.replace(summary, pass1=score, pass1_low=math.nan, pass1_high=math.nan)
+            if isinstance(score, float) and abs(score - summary.pass1.value) > 1e-9:
+                return dataclasses.replace(summary, pass1=Estimate(score))
     return summary
 
 

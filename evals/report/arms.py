@@ -1,16 +1,16 @@
-"""Training runs of several objectives ("arms") compared: at equal steps, updates, tokens, compute and accuracy.
+"""Training runs of several objectives ("arms") compared at equal steps, updates, tokens, compute and accuracy.
 
-Everything here is a function of what the store holds. A comparison is paired: the runs of a seed have the same
-problems, the same held-out problems and the same random numbers under every arm. The unit is the seed: a claim about a
-method is a claim about what it does with another seed, so its interval is that of the seeds' differences. The problems
-of a run only say how well that one run was measured.
+Comparisons are paired by seed: runs of a seed have the same problems, held-out problems and random numbers under every
+arm. The seed is the unit: a claim about a method is a claim about another seed, so its interval is over the seeds'
+differences. A run's problems only say how well that run was measured.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from statistics import fmean, stdev
+from types import MappingProxyType
 
 import numpy as np
 
@@ -22,39 +22,35 @@ from evals.stats.intervals import standard_error, student
 from evals.store import RunRow, Store
 
 FEWEST = 3
-"""seeds from which on a difference is called one"""
+"""seeds needed to call a difference one"""
 SHARES = (0.5, 1.0)
-"""arms are compared where both have got to, and half-way there: curves that end alike may differ before"""
+"""of what both arms reached, the points of comparison: curves that end alike may differ before"""
 QUANTITIES = ("pass1", "tokens", "entropy")
 
 
 @dataclass(frozen=True)
 class Course:
-    """One run, at the M moments at which it was evaluated."""
+    """One run at its M evaluations."""
 
     arm: str
     run: RunRow
     axes: Mapping[str, np.ndarray]
-    """axis -> [M] how much of it the run had used up; "accuracy" is the best Pass@1 so far"""
+    """axis -> [M] how much of it the run had used; "accuracy" is the best Pass@1 so far"""
     pass1: np.ndarray
     """[M, I] mean reward of each held-out problem"""
     tokens: np.ndarray
     """[M, I] mean response tokens of each"""
     entropy: np.ndarray
-    """[M] nats per sampled token: the mean over the steps since the moment before"""
+    """[M] nats per sampled token, mean over the steps since the last evaluation"""
     items: tuple[str, ...]
     series: Mapping[str, np.ndarray]
     """metric -> [steps]; nan where a step has none"""
 
-    @property
-    def seed(self) -> int:
-        return self.run.seed
-
     def at(self, quantity: str, axis: str, x: float) -> np.ndarray:
-        """[I] (entropy: [1]) of a quantity when the run had used up x of the axis, on a line between evaluations.
+        """[I] (entropy: [1]) a quantity when the run had used x of the axis, linear between evaluations.
 
-        Where nothing of the axis was used between two moments the first of them counts: with the axis "updates" the
-        policy was the same at both; with "accuracy" it is the first time that the run was that good.
+        If two evaluations have the same x, the first counts: with "updates" the policy is the same; with "accuracy" it
+        is the first time that the run was that good.
         """
         values = getattr(self, quantity)
         values = values[:, None] if values.ndim == 1 else values
@@ -64,16 +60,16 @@ class Course:
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity of one arm against the baseline, at an equal amount of one axis, over the seeds that both have."""
+    """One quantity of one arm against the baseline, at an equal amount of one axis, over shared seeds."""
 
     arm: str
     baseline: str
     equal: str
     """the axis"""
     share: float
-    """of the most that every compared run of the two arms has reached"""
+    """of the most that all compared runs of the two arms reached"""
     at: float
-    """how much that is"""
+    """that amount"""
     quantity: str
     seeds: int
     arm_value: float
@@ -81,14 +77,14 @@ class Line:
     difference: float
     seeds_low: float
     seeds_high: float
-    """95 %, Student's t over the seeds' differences: the interval of a claim about the method"""
+    """95 %, Student's t over the seeds' differences"""
     two_level_low: float
     two_level_high: float
-    """95 %, two-level bootstrap: seeds, and problems within each. nan for a quantity without problems"""
+    """95 %, bootstrap over seeds and problems within each; nan for a quantity without problems"""
 
     @property
     def told(self) -> str:
-        """What the seeds' interval says. Two differences can be alike by chance and leave it no width."""
+        """The verdict of the seeds' interval. Two differences can agree by chance, so two seeds give none."""
         if self.seeds < FEWEST:
             return "too few seeds"
         return "higher" if self.seeds_low > 0 else "lower" if self.seeds_high < 0 else "not told apart"
@@ -96,17 +92,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a store says about the arms of one experiment."""
+    """The arms of one experiment, compared."""
 
     name: str
     baseline: str
     courses: tuple[Course, ...]
     axes: Mapping[str, str]
-    """what two arms are made equal in -> how a table says it: steps, what the runs name (`RunRow.about`), accuracy"""
+    """axis -> its title: steps, those that the runs name (`About.axes`), accuracy"""
     metrics: Mapping[str, Sequence[str]]
     """see `evals.report.parts.metrics_of`"""
     lines: tuple[Line, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """what is missing, in words"""
 
     @property
@@ -115,25 +111,30 @@ class Comparison:
 
     @property
     def ends(self) -> dict[tuple[str, str, str], Line]:
-        """(arm, axis, quantity) -> the comparison where both have got to."""
+        """(arm, axis, quantity) -> the comparison at the end."""
         return {(line.arm, line.equal, line.quantity): line for line in self.lines if line.share == 1}
 
 
 def compare(
-    store: Store, name: str, baseline: str = "grpo", where: Mapping[str, str] | None = None, vary: Sequence[str] = ()
+    store: Store,
+    name: str,
+    baseline: str = "grpo",
+    where: Mapping[str, str] = MappingProxyType({}),
+    vary: Sequence[str] = (),
 ) -> Comparison:
-    """Compare the arms among the finished training runs of a name, with keys as `where` says.
+    """Compare the arms among the finished training runs of this name whose configuration has the keys `where`.
 
-    Raises UserError when there is nothing to compare, or when the runs differ in more than objective, seed and `vary`.
+    Raises UserError if there is nothing to compare, or if the runs differ in more than objective, seed and `vary`.
     """
     named = partial(arm_of, vary=vary)
-    runs, notes = chosen_runs(store, name, where or {}, vary)
+    runs, notes = chosen_runs(store, name, where, vary)
     if baseline not in map(named, runs):
         raise UserError(
             f"no finished run of the baseline {baseline!r} among those named {name!r}; "
-            f"there is: {', '.join(sorted(set(map(named, runs))))}. --baseline names another."
+            f"there is: {', '.join(sorted(set(map(named, runs))))}. Choose another with --baseline."
         )
-    courses = tuple(sorted((course_of(store, run, vary) for run in runs), key=lambda c: (order(c.run), c.arm, c.seed)))
+    runs.sort(key=lambda run: (order(run), named(run), run.seed))
+    courses = tuple(course_of(store, run, vary) for run in runs)
     told = {axis: said for run in runs for axis, said, _ in run.about.get("axes", ())}
     axes = {"steps": "steps", **told, "accuracy": "held-out Pass@1"}
     lines = tuple(lines_of(courses, axes, baseline))
@@ -143,7 +144,7 @@ def compare(
 def chosen_runs(
     store: Store, name: str, where: Mapping[str, str], vary: Sequence[str]
 ) -> tuple[list[RunRow], list[str]]:
-    """(one finished run of each arm and seed, what there is to say about the others)."""
+    """(one finished run of each arm and seed, notes on the others)."""
     named = partial(arm_of, vary=vary)
     everything = store.runs("train", name=name)
     if not everything:
@@ -156,12 +157,19 @@ def chosen_runs(
     keys = {run.id: {key: _text(value) for key, value in flat(run.config).items()} for run in everything}
     fitting = [run for run in everything if where.items() <= keys[run.id].items()]
     if not fitting:
-        raise UserError(f"of {len(everything)} runs named {name!r} none has {_words(where)}.")
+        raise UserError(f"of {len(everything)} runs named {name!r} none has {', '.join(map('='.join, where.items()))}.")
     done = [run for run in fitting if run.status == "done"]
     if not done:
         states = ", ".join(f"{named(run)} seed {run.seed} is {run.status}" for run in fitting[:8])
         raise UserError(f"no run named {name!r} is finished yet: {states}. The same command of arms.py continues them.")
-    check_alike(done, name, vary)
+    found = differing(done, (*APART, *vary))  # keys that affect numbers, other than objective and seed
+    if differ := {key: sorted(set(map(_text, found[key].values()))) for key in sorted(found)}:
+        said = "; ".join(f"{key} is {' or '.join(values)}" for key, values in differ.items())
+        key, values = next(iter(differ.items()))
+        raise UserError(
+            f"the runs named {name!r} differ in more than objective and seed: {said}. Choose those to compare, for "
+            f"example with --where {key}={values[-1]}, or compare them as arms with --vary {key}."
+        )
     arms = by_seed(done, named, lambda run: run.seed)  # runs come in the order they started
     latest = [run for seeds in arms.values() for run in seeds.values()]
     notes = []
@@ -174,25 +182,8 @@ def chosen_runs(
     return latest, notes
 
 
-def check_alike(runs: Sequence[RunRow], name: str, vary: Sequence[str]) -> None:
-    """Raises UserError when runs differ in a key that decides numbers, but the objective, the seed and `vary`."""
-    found = differing(runs, (*APART, *vary))
-    differ = {key: sorted({_text(value) for value in found[key].values()}) for key in sorted(found)}
-    if differ:
-        said = "; ".join(f"{key} is {' or '.join(values)}" for key, values in differ.items())
-        key, values = next(iter(differ.items()))
-        raise UserError(
-            f"the runs named {name!r} differ in more than objective and seed: {said}. Choose those to compare, for "
-            f"example with --where {key}={values[-1]}, or compare them as arms with --vary {key}."
-        )
-
-
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _words(where: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in where.items())
 
 
 def course_of(store: Store, run: RunRow, vary: Sequence[str] = ()) -> Course:
@@ -206,21 +197,23 @@ def course_of(store: Store, run: RunRow, vary: Sequence[str] = ()) -> Course:
         if step >= 1:
             series[name][step - 1] = value
     bench = bench_name(str(run.config.get("eval", {}).get("bench", "")).split(",")[0].strip())
-    rewards: dict[int, dict[str, list[float]]] = {}
-    lengths: dict[int, dict[str, list[int]]] = {}
-    for sample in store.outcomes(run.id, split=f"eval/{bench}"):
-        lengths.setdefault(sample.step, {}).setdefault(sample.item, []).append(sample.response_tokens)
-        if sample.reward is not None:
-            rewards.setdefault(sample.step, {}).setdefault(sample.item, []).append(sample.reward)
-    moments = sorted(rewards)
+    import pandas as pd  # slow to import
+
+    names_of = ["step", "item", "reward", "response_tokens"]
+    samples = pd.DataFrame(store.columns(run.id, names_of, split=f"eval/{bench}"), columns=pd.Index(names_of))
+    samples = samples.astype({"reward": float, "response_tokens": float})  # None is nan, which no mean counts
+    rewards, lengths = (
+        samples.pivot_table(name, "step", "item", aggfunc="mean") for name in ("reward", "response_tokens")
+    )
+    moments = [int(step) for step in rewards.index]
     if len(moments) < 2:
         raise UserError(
-            f"run {run.id} ({arm_of(run)} seed {run.seed}) has {len(moments)} evaluations: at least two are needed. "
+            f"run {run.id} ({arm_of(run)} seed {run.seed}) has {len(moments)} evaluations; a comparison takes two. "
             "Set eval.bench, and eval.every for points between."
         )
-    items = tuple(sorted(set.intersection(*(set(rewards[moment]) for moment in moments))))
-    pass1 = np.array([[np.mean(rewards[moment][item]) for item in items] for moment in moments])
-    tokens = np.array([[np.mean(lengths[moment][item]) for item in items] for moment in moments])
+    rewards = rewards.dropna(axis=1)  # the problems with a verdict at every moment
+    items, pass1 = tuple(rewards.columns), rewards.to_numpy()
+    tokens = lengths.loc[moments, list(items)].to_numpy()
     axes = axes_of(run, series, moments)
     axes["accuracy"] = np.maximum.accumulate(pass1.mean(1))
     entropy = [
@@ -231,7 +224,7 @@ def course_of(store: Store, run: RunRow, vary: Sequence[str] = ()) -> Course:
 
 
 def axes_of(run: RunRow, series: Mapping[str, np.ndarray], moments: Sequence[int]) -> dict[str, np.ndarray]:
-    """Axis -> [M] its amount after each moment's steps; axes without their metrics (older runs) are left out."""
+    """Axis -> [M] its amount after each moment's steps; without axes whose metrics are missing (older runs)."""
     steps = len(next(iter(series.values())))
     of_steps = {"steps": np.ones(steps)}
     for axis, _, terms in run.about.get("axes", ()):
@@ -261,13 +254,12 @@ def lines_of(courses: Sequence[Course], axes: Iterable[str], baseline: str) -> I
 
 def pairs_of(courses: Sequence[Course], arm: str, baseline: str) -> list[tuple[Course, Course]]:
     """(the arm's run, the baseline's) of every seed that both have."""
-    theirs = {course.seed: course for course in courses if course.arm == baseline}
-    return [(course, theirs[course.seed]) for course in courses if course.arm == arm and course.seed in theirs]
+    theirs = {course.run.seed: course for course in courses if course.arm == baseline}
+    return [(course, theirs[course.run.seed]) for course in courses if course.arm == arm and course.run.seed in theirs]
 
 
 def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str, x: float) -> tuple[float, ...]:
-    """Of a quantity at x of the axis: the arm's, the baseline's, arm minus baseline, and the limits of both intervals:
-    over seeds, and over problems within each seed."""
+    """A quantity at x of the axis: the arm's, the baseline's, their difference, and the limits of both intervals."""
     means, by_problem = [], []
     for ours, theirs in pairs:
         a, b = ours.at(quantity, axis, x), theirs.at(quantity, axis, x)
@@ -276,7 +268,7 @@ def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str,
             continue
         if ours.items != theirs.items:
             raise UserError(
-                f"runs {ours.run.id} and {theirs.run.id} of seed {ours.seed} were not asked the same held-out "
+                f"runs {ours.run.id} and {theirs.run.id} of seed {ours.run.seed} were not asked the same held-out "
                 "problems: they cannot be compared problem by problem."
             )
         by_problem.append(a - b)
@@ -287,10 +279,10 @@ def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str,
 
 
 def two_level(by_seed: Sequence[np.ndarray]) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over seeds of each seed's mean over problems: both are drawn anew.
+    """95 % bootstrap interval of the mean over seeds of the means over problems, resampling both.
 
-    With few seeds it is too narrow (five seeds miss about a tenth of the spread), so it stands beside Student's,
-    not in its place. nan for fewer than two seeds.
+    Too narrow with few seeds (five miss about a tenth of the spread), so it is only shown beside Student's. nan for
+    fewer than two seeds.
     """
     if len(by_seed) < 2:
         return math.nan, math.nan
@@ -307,14 +299,12 @@ def two_level(by_seed: Sequence[np.ndarray]) -> tuple[float, float]:
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """(mean, standard deviation over seeds; nan for one)."""
-    numbers = np.array([value for value in values if not math.isnan(value)])
-    if not len(numbers):
-        return math.nan, math.nan
-    return float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else math.nan
+    numbers = [value for value in values if not math.isnan(value)]
+    return fmean(numbers) if numbers else math.nan, stdev(numbers) if len(numbers) > 1 else math.nan
 
 
 def facts(course: Course) -> dict[str, float]:
-    """What a run did and where it ended: accuracy and length, then what the run itself names, by `REDUCTIONS`."""
+    """Accuracy and length of a run, then the facts that the run names (`About.facts`)."""
     accuracy = course.pass1.mean(1)
     found = {
         "Pass@1 before": float(accuracy[0]),
@@ -330,7 +320,7 @@ def facts(course: Course) -> dict[str, float]:
 
 
 def step_noise(series: np.ndarray) -> float:
-    """Standard deviation of a series around its running mean over 11 steps: fluctuation, whatever the trend."""
+    """Standard deviation of a series around its running mean over 11 steps."""
     if len(series) < 11:
         return math.nan
     smooth = np.convolve(series, np.full(11, 1 / 11), mode="valid")
@@ -343,4 +333,4 @@ REDUCTIONS: Mapping[str, Callable[[np.ndarray], float]] = {
     "last": lambda series: float(np.nanmean(series[-max(1, len(series) // 10) :])),
     "noise": step_noise,
 }
-"""how a run's fact is made of a metric; "last" is the mean over the last tenth of the steps"""
+"""metric -> fact; "last" is the mean over the last tenth of the steps"""

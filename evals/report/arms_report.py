@@ -5,11 +5,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from evals.console import plural
+from evals.console import Commands, plural
 from evals.errors import UserError
 from evals.groups import grouped
 from evals.report.arms import QUANTITIES, Comparison, Line, compare, facts, spread
@@ -23,7 +22,7 @@ CLAIMS = {
     "tokens": ("steps", "accuracy"),
     "entropy": ("steps", "accuracy"),
 }
-"""what the paper claims of a method -> what arms are made equal in, in the table of `claims`"""
+"""the paper's claims: quantity -> axes at which `claims` compares it"""
 SAID = {"pass1": "Pass@1, %", "tokens": "response tokens", "entropy": "entropy, nats"}
 
 LEGEND = (
@@ -35,28 +34,28 @@ LEGEND = (
 )
 
 
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "arms",
         parents=[shared],
         help="objectives compared over seeds: at equal steps, updates, tokens, compute",
-        description="Compare the arms of an experiment that benchmarks/arms.py made.",
+        description="Compare the arms of an experiment made by benchmarks/arms.py.",
     )
     parser.add_argument(
         "--name",
         default="tiny",
-        help="the name of its runs: the recipe's (default: %(default)s). Several with commas: one table of the paper's "
-        "claims against the arms of each",
+        help="the name of its runs, which is the recipe's (default: %(default)s). Several, separated by commas: one "
+        "table of the paper's claims for the arms of each",
     )
-    parser.add_argument("--baseline", default="grpo", help="what the others are compared with (default: %(default)s)")
+    parser.add_argument("--baseline", default="grpo", help="the arm to compare with (default: %(default)s)")
     parser.add_argument(
-        "--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this key; may be repeated"
+        "--where", action="append", default=[], metavar="KEY=VALUE", help="only runs with this key; repeatable"
     )
     parser.add_argument(
         "--vary",
         default="",
         metavar="KEY,KEY",
-        help="keys that make arms of their own where they are on, for example rollout.max_staleness,rollout.oversample",
+        help="keys that make arms of their own when on, for example rollout.max_staleness,rollout.oversample",
     )
     parser.add_argument("--out", type=Path, help="folder of arms.md, two CSVs and PNGs (default: results/arms-NAME)")
     parser.set_defaults(run=report)
@@ -75,12 +74,13 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
     found = several[0]
     out = arguments.out or Path("results") / f"arms-{arguments.name}"
     if out.is_dir() and any(out.iterdir()) and not (out / "arms.md").is_file():
-        raise UserError(f"{out} has files, and no arms.md of this command. Choose a folder of its own.")
+        raise UserError(f"{out} has files, but no arms.md of this command. Choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(markdown(found))
     (out / "arms.md").write_text(text + "\n", encoding="utf-8")
     write_csv(out / "comparison.csv", list(map(asdict, found.lines)))
-    write_csv(out / "runs.csv", run_rows(found))
+    runs = [{"arm": c.arm, "seed": c.run.seed, "run": c.run.id, **facts(c)} for c in found.courses]
+    write_csv(out / "runs.csv", runs)
     from evals.report.figures import arm_figures  # matplotlib is slow to import
 
     print(text)
@@ -90,23 +90,24 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
 
 def markdown(found: Comparison) -> list[str]:
     """The report's lines."""
-    seeds = {arm: len([c for c in found.courses if c.arm == arm]) for arm in found.arms}
+    by_arm = {arm: [facts(course) for course in found.courses if course.arm == arm] for arm in found.arms}
+    names = list(next(iter(by_arm.values()))[0])
+    did = ([name, *(fact_cell(name, [one[name] for one in runs]) for runs in by_arm.values())] for name in names)
     lines = [
-        f"## {found.name}: " + ", ".join(f"{arm} ({plural(n, 'seed')})" for arm, n in seeds.items()),
+        f"## {found.name}: " + ", ".join(f"{arm} ({plural(len(runs), 'seed')})" for arm, runs in by_arm.items()),
         "",
         *found.notes,
         *([""] if found.notes else []),
         "What the runs did: mean over seeds ± standard deviation. *Last* is the mean over the last tenth of the steps.",
         "",
-        *facts_table(found),
+        *table(["", *by_arm], did),
         *(["", *claims([found])] if found.lines else []),
     ]
     for quantity in QUANTITIES:
         lines += ["", *overview(found, quantity)] if found.lines else []
-    for axis, said in found.axes.items():
-        rows = grouped((line for line in found.lines if line.equal == axis), lambda line: (line.share, line.arm))
-        if not rows:
-            continue
+    for axis, of_axis in grouped(found.lines, lambda line: line.equal).items():
+        said = found.axes[axis]
+        rows = grouped(of_axis, lambda line: (line.share, line.arm))
         lines += ["", f"### At equal {said}", ""]
         header = ["arm", "seeds", f"at {said}"]
         for line in next(iter(rows.values())):
@@ -123,7 +124,7 @@ def markdown(found: Comparison) -> list[str]:
 def ends(
     found: Comparison, columns: Sequence[tuple[str, str]], show: Callable[[Line], str]
 ) -> Iterator[tuple[str, int, list[str]]]:
-    """(arm, its seeds, a cell for each (axis, quantity)) of the arms that have any of them, at the end."""
+    """(arm, its seeds, a cell for each (axis, quantity) at the end) of each arm that has any."""
     for arm in found.arms:
         told = [found.ends.get((arm, *column)) for column in columns]
         if seeds := max((line.seeds for line in told if line), default=0):
@@ -131,7 +132,7 @@ def ends(
 
 
 def claims(several: Sequence[Comparison]) -> list[str]:
-    """One table of what the paper claims: a task and arm a row, a quantity at an equal amount of something a column."""
+    """The table of the paper's claims: a row per task and arm, a column per quantity and axis."""
     columns = [(axis, quantity) for quantity, axes in CLAIMS.items() for axis in axes if axis in several[0].axes]
     rows = [
         [found.name, f"{arm.replace('clip_scope=', '')} ({seeds})", *told]
@@ -146,7 +147,7 @@ def claims(several: Sequence[Comparison]) -> list[str]:
 
 
 def overview(found: Comparison, quantity: str) -> list[str]:
-    """One table of a quantity: the differences at the end, an arm a row, what was made equal a column."""
+    """The table of a quantity: differences at the end, a row per arm, a column per axis."""
     axes = [axis for axis in found.axes if any(at[1:] == (axis, quantity) for at in found.ends)]
     columns = [(axis, quantity) for axis in axes]
     rows = [[f"{arm} ({plural(seeds, 'seed')})", *told] for arm, seeds, told in ends(found, columns, interval)]
@@ -166,7 +167,7 @@ def interval(line: Line) -> str:
 
 
 def _difference(line: Line, spread: str) -> str:
-    """Bold where 0 is outside of its interval."""
+    """Bold if the interval excludes 0."""
     text = number(line.difference, line.quantity, "+") + spread
     return f"**{text}**" if line.told in ("higher", "lower") else text
 
@@ -185,15 +186,6 @@ def cells(line: Line) -> list[str]:
     return [number(line.arm_value, line.quantity), number(line.baseline_value, line.quantity), text]
 
 
-def facts_table(found: Comparison) -> list[str]:
-    by_arm = {arm: [facts(course) for course in found.courses if course.arm == arm] for arm in found.arms}
-    names = list(next(iter(by_arm.values()))[0])
-    return table(
-        ["", *by_arm],
-        ([name, *(fact_cell(name, [one[name] for one in runs]) for runs in by_arm.values())] for name in names),
-    )
-
-
 def fact_cell(name: str, values: Sequence[float]) -> str:
     mean, deviation = spread(values)
     if math.isnan(mean):
@@ -208,12 +200,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
 
 
-def run_rows(found: Comparison) -> list[dict[str, Any]]:
-    return [{"arm": course.arm, "seed": course.seed, "run": course.run.id, **facts(course)} for course in found.courses]
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One line per row; a number that is not there is an empty cell. No rows: the file is empty."""
+def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """One line per row; a missing number is an empty cell. No rows: an empty file."""
     import pandas as pd  # slow to import
 
     path.write_text(pd.DataFrame(rows).to_csv(index=False) if rows else "", encoding="utf-8")

@@ -1,22 +1,24 @@
-"""`evals.report browse`: the store in a web browser, by Datasette, with the questions people ask of it ready to run.
+"""`evals.report browse`: the store in a web browser, by Datasette, with ready queries.
 
-Read only, for this machine only. Token ids and log-probabilities read as NULL: nobody reads them in a browser.
+Read only, on this machine only. What samples have for each token reads as NULL.
 """
 
 import argparse
 import os
 import socket
+import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from evals.console import Commands
 from evals.errors import UserError
 from evals.report.browse_queries import QUERIES
 from evals.store import Store
+from evals.store.rows import PACKED
 
 HOST = "127.0.0.1"
 SETTINGS = {
@@ -30,16 +32,16 @@ SETTINGS = {
 }
 TABLES = {
     "runs": "One row is a run of curation, training or evaluation.",
-    "samples": "One row is a completion with its verdict. What it has for each token is left out here: "
-    "read them with evals.store.Store.samples(run, with_tokens=True).",
-    "metrics": "One row is a number of a step of a run; NULL for NaN.",
-    "prompts": "The text of each prompt, once; samples.prompt_id names it.",
+    "samples": "One row is a completion with its verdict. Columns with a number per token read as NULL here; "
+    "evals.store.Store.samples(run, with_tokens=True) has them.",
+    "metrics": "One row is a metric at a step of a run; NULL is NaN.",
+    "prompts": "The text of each prompt, once; samples.prompt_id refers to it.",
     "artifacts": "Files that runs made, with their hashes.",
     "tags": "Labels of runs.",
 }
 
 
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "browse", parents=[shared], help="the store in a web browser (Datasette), with ready queries; read only"
     )
@@ -55,14 +57,14 @@ def browse(store: Store, port: int, runs: Sequence[str] | None, console: Console
     except ModuleNotFoundError as e:
         raise UserError("evals.report browse needs Datasette: pip install 'agpo[browse]'.") from e
     if runs and store.path:
-        raise UserError("--run: an SQLite store is shown as a whole; leave it out.")
+        raise UserError("--run is only for a PostgreSQL store; an SQLite store is shown as a whole.")
     with sqlite_of(store, runs, console) as path, listen(port) as listener:
         serve(path, listener, console)
 
 
 @contextmanager
 def sqlite_of(store: Store, runs: Sequence[str] | None, console: Console) -> Iterator[Path]:
-    """The store as an SQLite file; of a server it is a copy, gone at the end."""
+    """The store as an SQLite file; of a server a temporary copy."""
     if store.path:
         yield store.path
         return
@@ -70,7 +72,7 @@ def sqlite_of(store: Store, runs: Sequence[str] | None, console: Console) -> Ite
 
     with tempfile.TemporaryDirectory(prefix="agpo-browse-") as folder:
         path = Path(folder) / "agpo.db"
-        console.print("Datasette reads SQLite: copying the store of now to a temporary file.")
+        console.print("Datasette reads SQLite: copying the store to a temporary file.")
         with Store.open(path) as target:
             copy_runs(store, target, runs)
         yield path
@@ -85,37 +87,48 @@ def listen(port: int) -> Iterator[socket.socket]:
             listener.listen()  # from here on a browser waits, where it would be refused
         except (OSError, OverflowError) as e:
             reason = getattr(e, "strerror", e)
-            raise UserError(f"port {port}: {reason}. Give another with --port; 0 is any free one.") from e
+            raise UserError(f"port {port}: {reason}. Give another with --port; 0 means any free one.") from e
         yield listener
 
 
 def serve(path: Path, listener: socket.socket, console: Console) -> None:
     import uvicorn
-    from datasette.app import Datasette
+    from datasette.app import Datasette  # first: its parts import each other
+    from datasette import handle_exception, hookimpl  # isort: skip
     from datasette.plugins import pm
 
-    from evals.report import browse_plugin
+    # Where rich is installed, Datasette 0.65 prints errors with it in a way that rich refuses: a 404 became a 500.
+    handle_exception.rich = None  # type: ignore[attr-defined]
 
-    pm.register(browse_plugin)
-    told: dict[str, Any] = {"metadata": metadata(path), "settings": SETTINGS}
-    # SQLite needs to write beside a file that others may write to. Where it cannot, nobody else does either.
-    frozen = not os.access(path.parent, os.W_OK)
-    files = [str(path)]
-    app = Datasette([], files, **told) if frozen else Datasette(files, **told)
+    class HideTokens:  # the class is the plugin: Datasette wants a __name__
+        @staticmethod
+        @hookimpl
+        def prepare_connection(conn: sqlite3.Connection) -> None:
+            conn.set_authorizer(_hide)
+
+    pm.register(HideTokens)
+    # SQLite writes beside a file that others may write to. If it cannot, nobody else can either: open it as immutable.
+    files, frozen = ([str(path)], []) if os.access(path.parent, os.W_OK) else ([], [str(path)])
+    app = Datasette(files, frozen, metadata=metadata(path), settings=SETTINGS)
     url = f"http://{HOST}:{listener.getsockname()[1]}{app.urls.database(path.stem)}"
     console.print(f"{url}\nread only, for this machine only; Ctrl-C ends it", markup=False)
     uvicorn.Server(uvicorn.Config(app.app(), log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
 
 
-def metadata(path: Path) -> dict[str, Any]:
+def _hide(action: int, table: str | None, column: str | None, database: str | None, trigger: str | None) -> int:
+    hidden = action == sqlite3.SQLITE_READ and table == "samples" and column in PACKED
+    return sqlite3.SQLITE_IGNORE if hidden else sqlite3.SQLITE_OK  # IGNORE: the column reads as NULL
+
+
+def metadata(path: Path) -> dict[str, object]:
     """Titles, descriptions and the ready queries."""
-    queries = {name: {"sql": sql, "title": title} for name, (title, sql) in QUERIES.items()}
-    tables: dict[str, Any] = {name: {"description": text} for name, text in TABLES.items()}
+    tables: dict[str, dict[str, object]] = {name: {"description": text} for name, text in TABLES.items()}
     tables["runs"] |= {"sort_desc": "started", "label_column": "name"}
-    tables["alembic_version"] = {"hidden": True}
-    about = (
-        "The queries below answer what is asked most often; `run` in them is the beginning of a run's id, its name or "
-        "a tag, and empty means every run."
-    )
-    one = {"title": "agpo results store", "description": about, "queries": queries, "tables": tables}
-    return {"title": "agpo results", "databases": {path.stem: one}}
+    about = "In the queries below `run` is the beginning of a run's id, its name or a tag; empty means every run."
+    database = {
+        "title": "agpo results store",
+        "description": about,
+        "queries": {name: {"sql": sql, "title": title} for name, (title, sql) in QUERIES.items()},
+        "tables": tables | {"alembic_version": {"hidden": True}},
+    }
+    return {"title": "agpo results", "databases": {path.stem: database}}

@@ -1,6 +1,6 @@
-"""The questions people ask of a store, as SQL for `evals.report browse`: name -> (title, SQL).
+"""The ready queries of `evals.report browse`: name -> (title, SQL).
 
-`:run` in a query is the beginning of a run's id, its name or a tag; empty, it means every run.
+`:run` in a query is the beginning of a run's id, its name or a tag; empty means every run.
 """
 
 RUNS = """(SELECT id FROM runs WHERE id LIKE :run || '%' OR name = :run
@@ -36,7 +36,7 @@ GROUP BY run_id, split, step, "group" HAVING "group" IS NOT NULL ORDER BY run_id
 FROM samples WHERE {OF_RUN} GROUP BY run_id, split, step ORDER BY run_id, split, step""",
     ),
     "live-groups": (
-        "Live groups over the steps of training: those whose rewards differ, and what the others were",
+        "Live groups over the steps of training, and what the others were",
         f"""SELECT run_id, step, count(*) AS groups, sum(live) AS live, round(100.0 * avg(live), 1) AS "live %",
        sum(NOT live AND best = 1) AS all_right, sum(NOT live AND best = 0) AS all_wrong,
        sum(scorable < 2) AS too_few_scorable
@@ -45,18 +45,12 @@ FROM (SELECT run_id, step, item, max(reward) AS best, count(reward) AS scorable,
       FROM samples WHERE {OF_RUN} AND split = 'train' GROUP BY run_id, step, item)
 GROUP BY run_id, step ORDER BY run_id, step""",
     ),
-    "wrong-and-truncated": (
-        "Wrong answers that were cut off at the token limit, with how they end",
-        f"""SELECT {PROBLEM}, response_tokens, outcome, reference, substr(response, -600) AS response_end,
-       text AS prompt
+    "wrong": (
+        "Wrong answers with how they end (finish: length for those cut off at the token limit, stop; empty: all)",
+        f"""SELECT {PROBLEM}, response_tokens, finish_reason, outcome, path, answer, reference,
+       substr(response, -600) AS response_end, text AS prompt
 FROM samples JOIN prompts ON prompts.id = prompt_id
-WHERE {OF_RUN} AND reward < 1 AND finish_reason = 'length' ORDER BY response_tokens DESC LIMIT 200""",
-    ),
-    "wrong-and-finished": (
-        "Wrong answers that ended by themselves",
-        f"""SELECT {PROBLEM}, outcome, path, answer, reference, response, text AS prompt
-FROM samples JOIN prompts ON prompts.id = prompt_id
-WHERE {OF_RUN} AND reward < 1 AND finish_reason <> 'length' LIMIT 200""",
+WHERE {OF_RUN} AND reward < 1 AND :finish IN ('', finish_reason) ORDER BY response_tokens DESC LIMIT 200""",
     ),
     "longest-right": (
         "The longest right answers",
@@ -94,18 +88,14 @@ FROM chosen JOIN means x ON x.run_id = chosen.a JOIN means y ON y.run_id = chose
 WHERE (x.score < 0.5) <> (y.score < 0.5) ORDER BY change, x.item LIMIT 1000""",
     ),
     "verdicts": (
-        "Verdicts and what decided them",
-        f"""SELECT run_id, split, outcome, path, count(*) AS samples, round(avg(response_tokens)) AS mean_tokens
-FROM samples WHERE {OF_RUN} GROUP BY run_id, split, outcome, path ORDER BY run_id, split, samples DESC""",
-    ),
-    "finish-reasons": (
-        "How completions ended: by themselves or at the token limit",
-        f"""SELECT run_id, split, step, finish_reason, count(*) AS samples, {PASS1} AS "right %",
+        "Verdicts, what decided them, and how the completions ended: by themselves or at the token limit",
+        f"""SELECT run_id, split, outcome, path, finish_reason, count(*) AS samples,
        round(avg(response_tokens)) AS mean_tokens
-FROM samples WHERE {OF_RUN} GROUP BY run_id, split, step, finish_reason ORDER BY run_id, split, step, samples DESC""",
+FROM samples WHERE {OF_RUN} GROUP BY run_id, split, outcome, path, finish_reason
+ORDER BY run_id, split, samples DESC""",
     ),
     "unscored": (
-        "Completions without a verdict: timeouts and failures of the grader, in no mean",
+        "Completions without a verdict: grader timeouts and failures, which are in no mean",
         f"""SELECT {PROBLEM}, outcome, path, answer, reference, seconds, substr(response, -600) AS response_end, meta
 FROM samples WHERE {OF_RUN} AND reward IS NULL LIMIT 200""",
     ),
@@ -116,7 +106,7 @@ FROM samples WHERE {OF_RUN} AND reward IS NULL LIMIT 200""",
 FROM samples WHERE {OF_RUN} AND seconds > 0 ORDER BY samples.seconds DESC LIMIT 100""",
     ),
     "tokens-per-solved": (
-        "What a solved problem costs: all tokens that were sampled, over the problems that got a right answer",
+        "Sampled tokens per problem with a right answer",
         f"""SELECT run_id, split, step, count(DISTINCT item) AS problems,
        count(DISTINCT CASE WHEN reward = 1 THEN item END) AS solved, sum(response_tokens) AS tokens,
        round(1.0 * sum(response_tokens) / nullif(count(DISTINCT CASE WHEN reward = 1 THEN item END), 0)) AS
@@ -125,7 +115,7 @@ FROM samples WHERE {OF_RUN} AND seconds > 0 ORDER BY samples.seconds DESC LIMIT 
 FROM samples WHERE {OF_RUN} GROUP BY run_id, split, step ORDER BY run_id, split, step""",
     ),
     "never-solved": (
-        "Problems that no completion has solved",
+        "Problems that no completion solved",
         f"""SELECT split, item, samples, runs, reference, text AS prompt
 FROM (SELECT split, item, count(*) AS samples, count(DISTINCT run_id) AS runs, min(reference) AS reference,
              min(prompt_id) AS prompt_id
@@ -133,7 +123,7 @@ FROM (SELECT split, item, count(*) AS samples, count(DISTINCT run_id) AS runs, m
 JOIN prompts ON prompts.id = prompt_id ORDER BY samples DESC LIMIT 500""",
     ),
     "common-wrong-answers": (
-        "Wrong answers given again and again: a doubtful reference, or a trap",
+        "Frequent wrong answers: a doubtful reference, or a trap",
         f"""SELECT split, item, answer, reference, times, runs, text AS prompt
 FROM (SELECT split, item, answer, min(reference) AS reference, count(*) AS times, count(DISTINCT run_id) AS runs,
              min(prompt_id) AS prompt_id
@@ -142,7 +132,7 @@ FROM (SELECT split, item, answer, min(reference) AS reference, count(*) AS times
 JOIN prompts ON prompts.id = prompt_id ORDER BY times DESC, item""",
     ),
     "one-problem": (
-        "Everything that was answered to one problem (item; empty: the one that was asked most often)",
+        "All answers to one problem (item; empty: the one asked most often)",
         f"""SELECT {PROBLEM}, outcome, answer, reference, response_tokens, finish_reason, response
 FROM samples WHERE {OF_RUN} AND item = CASE :item WHEN '' THEN
   (SELECT item FROM samples GROUP BY prompt_id ORDER BY count(*) DESC LIMIT 1) ELSE :item END

@@ -1,8 +1,7 @@
-"""python -m evals.report: what the results store holds, as lists, tables and figures.
+"""python -m evals.report: lists, tables, figures and pages of the results store.
 
-Each command is in a module of its own with a function `add_commands(commands, shared)`: it adds parsers to `commands`,
-each with the parent `shared` (the option --store) and the default `run`, a function (arguments, store, console) that
-does the work and returns the exit status, or None for 0. Add the module to MODULES.
+Each command's module has a function `add_commands(commands, shared)` that adds a parser with the parent `shared` (the
+option --store) and the default `run`: a function (arguments, store, console) that returns the exit status, None for 0.
 """
 
 import argparse
@@ -26,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evals.report",
         description="Report on the results store: list runs, print the paper's tables, draw its figures.",
-        epilog="Without a command: the runs, then the tables, then the figures that can be drawn.",
+        epilog="Without a command: runs, tables and figures.",
     )
     shared = argparse.ArgumentParser(add_help=False)
     # SUPPRESS: the same option before and after the command; a default after it would undo the one before
@@ -60,14 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return arguments.run(arguments, store, console) or 0
         except OSError as e:
-            raise _unwritable(e, getattr(arguments, "out", None)) or e from None
-
-
-def _unwritable(error: OSError, out: Path | None) -> UserError | None:
-    """What to say where the place to write to is no place to write to; None: it is about something else."""
-    at = Path(error.filename or "").absolute()
-    if out is None or error.errno == errno.ENOSPC:
-        return None
-    if at not in out.absolute().parents and out.absolute().parent not in at.parents:
-        return None
-    return UserError(f"cannot write {out}: {(error.strerror or str(error)).lower()} ({at}). Choose another place.")
+            out, at = getattr(arguments, "out", None), Path(e.filename or "").absolute()
+            place = out.absolute().parent if out else at
+            # Only errors at the place of --out are the user's; `command` handles a full disk.
+            if not out or e.errno == errno.ENOSPC or not (place.is_relative_to(at) or at.is_relative_to(place)):
+                raise
+            reason = (e.strerror or str(e)).lower()
+            raise UserError(f"cannot write {out}: {reason} ({at}). Choose another place.") from None

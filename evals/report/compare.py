@@ -1,14 +1,14 @@
-"""`evals.report compare A B`: is one run better than another? In words, with the numbers that carry them."""
+"""`evals.report compare A B`: is one run better than another? In words and numbers."""
 
 import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from evals.console import Commands
 from evals.errors import UserError
 from evals.report.layout import print_table
 from evals.report.parts import SETTINGS, Part, evaluations_of, find_measured
@@ -17,12 +17,12 @@ from evals.store import Store
 
 SIGNIFICANT = 0.05
 QUIET = ("n", "limit", "selected_on_test")
-"""settings whose difference does not explain a difference of results by itself"""
+"""settings that do not by themselves explain a difference"""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One run against the first, on the problems of both."""
+    """One run against the first, on shared problems."""
 
     a: Part
     b: Part
@@ -30,28 +30,28 @@ class Verdict:
     summary_b: Summary
     comparison: Comparison
     tokens: Estimate
-    """b's response tokens for each of a's, over the same problems"""
+    """b's response tokens over a's, on the same problems"""
     left_out: tuple[int, int]
-    """problems with a verdict that only a has, that only b has"""
+    """problems with a verdict in a only, in b only"""
     only_a: tuple[str, ...]
-    """problems on which a's share of right samples is higher"""
+    """problems that a gets right more often"""
     only_b: tuple[str, ...]
 
 
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "compare",
         parents=[shared],
-        help="is B better than A? paired, with an interval, a test and the smallest difference that could be seen",
-        description="Compare evaluations with the first one, on the same problems; several by Holm's correction.",
+        help="is B better than A? A paired comparison with an interval, a test and the smallest detectable difference",
+        description="Compare evaluations with the first one on the same problems, with Holm's correction for several.",
     )
     parser.add_argument(
         "wanted",
         nargs="+",
         metavar="RUN[@STEP]",
-        help="an evaluation or a training run: its id, the beginning of its id, its name, or a method (grpo)",
+        help="an evaluation or a training run: its id, the beginning of its id, its name, a tag, or a method (grpo)",
     )
-    parser.add_argument("--bench", help="which benchmark, where a run has several")
+    parser.add_argument("--bench", help="the benchmark, if a run has several")
     parser.add_argument(
         "--checkpoints", metavar="all|STEPS", help="all evaluated steps of the training runs after the first"
     )
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
 
 
 def find_sides(store: Store, wanted: Sequence[str], bench: str | None, checkpoints: str | None) -> list[Part]:
-    """A and what is compared with it. Raises UserError where there is nothing to compare or nothing in common."""
+    """A and the evaluations to compare with it. Raises UserError if there are none, or none on A's benchmark."""
     if len(wanted) == 1 and not checkpoints:
         raise UserError("compare needs two runs, or one training run with --checkpoints all.")
     if bench is None:
@@ -99,29 +99,26 @@ def find_sides(store: Store, wanted: Sequence[str], bench: str | None, checkpoin
         if one.bench != sides[0].bench:
             raise UserError(
                 f"{sides[0].label} was measured on {sides[0].bench}, {one.label} on {one.bench}: not the same "
-                "problems. Say --bench, or name evaluations of one benchmark."
+                "problems. Choose with --bench, or name evaluations of one benchmark."
             )
     return sides
 
 
 def _only_bench(store: Store, wanted: Sequence[str]) -> str | None:
-    """The one benchmark on which everything that is named was evaluated, where there is just one."""
-    common: set[str] | None = None
-    for name in wanted:
-        found = {one.bench for one in evaluations_of(store, name.rpartition("@")[0] or name)}
-        common = found if common is None else common & found
-    return next(iter(common)) if common and len(common) == 1 else None
+    """The benchmark that everything named was evaluated on, if there is exactly one."""
+    names = (name.rpartition("@")[0] or name for name in wanted)
+    common = set.intersection(*({one.bench for one in evaluations_of(store, name)} for name in names))
+    return next(iter(common)) if len(common) == 1 else None
 
 
 def judge(a: Part, b: Part, columns_a: Columns, columns_b: Columns) -> Verdict:
-    """Raises UserError where no problem has a verdict in both."""
+    """Raises UserError if no problem has a verdict in both."""
     means_a, means_b = columns_a.means(), columns_b.means()
     common = means_a.keys() & means_b.keys()
     if not common:
-        why = next(
-            (f"{one.label} has no verdict at all" for one, means in ((a, means_a), (b, means_b)) if not means), ""
-        )
-        why = why or f"they have no problem in common ({_some(means_a)}; {_some(means_b)})"
+        empty = [f"{one.label} has no verdict at all" for one, means in ((a, means_a), (b, means_b)) if not means]
+        few = (f"{len(means)} such as {', '.join(list(means)[:3])}" for means in (means_a, means_b))
+        why = empty[0] if empty else f"they have no problem in common ({'; '.join(few)})"
         raise UserError(f"{a.label} and {b.label} cannot be compared: {why}.")
     if infinite := [item for item in common if math.isinf(means_a[item]) or math.isinf(means_b[item])]:
         raise UserError(f"{a.label} and {b.label} cannot be compared: problem {infinite[0]} has an infinite reward.")
@@ -143,41 +140,49 @@ def judge(a: Part, b: Part, columns_a: Columns, columns_b: Columns) -> Verdict:
 
 
 def warnings(sides: Sequence[Part]) -> list[str]:
-    """What differs besides the models, loudest first."""
+    """What differs besides the models, the most important first."""
     a, said = sides[0], []
     for b in sides[1:]:
-        keys = [key for key in SETTINGS if key in a.settings and key in b.settings]
-        differ = [key for key in keys if a.settings[key] != b.settings[key]]
-        told = {key: f"{key} {a.settings[key]} and {b.settings[key]}" for key in differ}
-        if loud := "; ".join(told[key] for key in differ if key not in QUIET):
-            loudly = f"WARNING: {a.label} and {b.label} were asked differently: {loud}."
-            said.append(f"{loudly} That may explain a difference by itself.")
-        if quiet := "; ".join(told[key] for key in differ if key in QUIET):
+        known = [(key, a.settings[key], b.settings[key]) for key in SETTINGS if key in a.settings and key in b.settings]
+        differ = [(key in QUIET, f"{key} {of_a} and {of_b}") for key, of_a, of_b in known if of_a != of_b]
+        loud, quiet = ("; ".join(text for is_quiet, text in differ if is_quiet == which) for which in (False, True))
+        if loud:
+            settings = f"WARNING: {a.label} and {b.label} have different settings: {loud}."
+            said.append(f"{settings} That alone may explain a difference.")
+        if quiet:
             said.append(f"note: {a.label} and {b.label} differ in {quiet}.")
         if (a.run.kind == "train") != (b.run.kind == "train"):
             said.append(f"note: {next(s for s in (a, b) if s.run.kind == 'train').label} was measured during training.")
     for one in sides:
-        if one.run.status != "done" and one.run.kind == "eval":
-            said.append(f"WARNING: {one.label} is {one.run.status}: it may lack problems that are still to come.")
+        if not one.ended:
+            said.append(f"WARNING: {one.label} is {one.run.status}: problems may be missing.")
         if selected := one.run.config.get("selected_on_test"):
-            said.append(f"note: {one.label} was selected on {selected}: its score there is too high on average.")
+            said.append(f"note: {one.label} was selected on {selected}: its score there is biased upwards.")
     return said
 
 
 def words(v: Verdict) -> list[str]:
     """The verdict on two runs, in sentences."""
-    c = v.comparison
-    name_a, name_b = _names(v)
+    c, name_a, name_b = v.comparison, v.a.name, v.b.name
+    if name_a == name_b:
+        name_a, name_b = f"A ({v.a.run.id})", f"B ({v.b.run.id})"
     bootstrap = f"{_points(c.bootstrap[0])} to {_points(c.bootstrap[1])}"
+    changes = f"A more often right on {c.worse}, B on {c.better}, equally often on {c.same}"
+    if c.test.name.startswith("exact McNemar"):
+        both = round(c.a * c.problems) - c.worse
+        changes = f"only A right {c.worse}, only B right {c.better}, both right {both}, both wrong {c.same - both}"
+    detectable = f"Smallest difference detected with 80 % power: {100 * c.detectable:.1f} points"
+    if not math.isnan(c.detectable_unpaired):
+        detectable += f" ({100 * c.detectable_unpaired:.1f} with different problems in the two runs)"
     finished = (s.pass1_finished.text(1, 100) for s in (v.summary_a, v.summary_b))
     said = [
-        f"{v.b.bench}, {c.problems} problems that both have: A is {v.a.label}, B is {v.b.label}.",
+        f"{v.b.bench}, {c.problems} shared problems: A is {v.a.label}, B is {v.b.label}.",
         *_left_out(v),
         "",
         f"{name_b} is {verdict(c, name_a)}.",
         f"A {_percent(c.a)} %, B {_percent(c.b)} %; interval by a bootstrap over problems {bootstrap}.",
-        f"Problems: {_changes(v)}.",
-        *_detectable(c),
+        f"Problems: {changes}.",
+        *([f"{detectable}."] if c.detectable > 0 else []),
         "",
         tokens_words(v, name_a, name_b),
         f"Truncated: A {_percent(v.summary_a.truncated.value)} %, B {_percent(v.summary_b.truncated.value)} %.",
@@ -185,7 +190,7 @@ def words(v: Verdict) -> list[str]:
     ]
     for letter, s in (("A", v.summary_a), ("B", v.summary_b)):
         if s.unscored:
-            said.append(f"{letter} has {s.unscored} samples without a verdict; they are in no mean.")
+            said.append(f"{letter} has {s.unscored} samples without a verdict, which are in no mean.")
     if v.a.method and v.b.method and v.a.method != v.b.method:
         said.append(
             "This is about two trained models. Whether the methods differ takes several seeds of each: see `arms`."
@@ -201,15 +206,15 @@ def verdict(c: Comparison, other: str) -> str:
         said = f"level with {other}"
     interval = "" if math.isnan(d.low) else f", 95 % interval {_points(d.low)} to {_points(d.high)}"
     conclusion = "distinguishable" if found else f"not distinguishable at n = {c.problems}"
-    # the test is exact, the interval an approximation: they may part near the border
+    # the test is exact, the interval an approximation: they may disagree near the border
     if not math.isnan(d.low) and (d.low > 0 or d.high < 0) != found:
-        conclusion += f" (on the border: the interval {'has' if found else 'leaves out'} 0)"
+        conclusion += f" (on the border: the interval {'includes' if found else 'excludes'} 0)"
     return f"{said}{interval}, p {p_text(c.test.p)} ({c.test.name}): {conclusion}"
 
 
 def tokens_words(v: Verdict, name_a: str, name_b: str) -> str:
     """Response tokens of the two, with the interval of their ratio."""
-    a, b, r = v.summary_a.tokens_mean, v.summary_b.tokens_mean, v.tokens
+    a, b, r = v.summary_a.tokens_mean.value, v.summary_b.tokens_mean.value, v.tokens
     if math.isnan(r.value) or math.isnan(r.low):
         return f"Response tokens: A {_length(a)}, B {_length(b)}."
     change, low, high = (100 * (x - 1) for x in (r.value, r.low, r.high))
@@ -241,15 +246,15 @@ def family_words(verdicts: Sequence[Verdict], adjusted: Sequence[float]) -> list
     if not found:
         said.append(f"None of the {len(verdicts)} is distinguishable from A after Holm's correction.")
     said.append(
-        "p is Holm's over all lines: the chance of any false claim among them is at most 5 %. The intervals are of "
-        "each line alone. The best of several is better by luck, too: measure it again on other problems."
+        "p is Holm's over all lines: the chance of any false claim among them is at most 5 %. Intervals are for each "
+        "line alone. The best of several is partly luck: measure it again on other problems."
     )
     return said
 
 
 def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console: Console) -> None:
     header = ["B", "Run", "Problems", "Pass@1", "B - A, points", "95 % interval", "p (Holm)", "A only / B only",
-              "Seen with 80 %", "Tokens", "B / A"]  # fmt: skip
+              "Detectable", "Tokens", "B / A"]  # fmt: skip
     lines = []
     for v, p in zip(verdicts, adjusted, strict=True):
         c = v.comparison
@@ -259,43 +264,15 @@ def _print_many(verdicts: Sequence[Verdict], adjusted: Sequence[float], console:
             "" if math.isnan(c.difference.low) else interval,
             p_text(p).removeprefix("= ") + (" *" if p < SIGNIFICANT else ""), f"{c.worse} / {c.better}",
             f"{100 * c.detectable:.1f}" if c.detectable > 0 else "",
-            _length(v.summary_b.tokens_mean), f"{v.tokens.value:.2f}",
+            _length(v.summary_b.tokens_mean.value), f"{v.tokens.value:.2f}",
         ])  # fmt: skip
     print_table(header, lines, f"Against A, {verdicts[0].a.label}", console)
 
 
-def _names(v: Verdict) -> tuple[str, str]:
-    return (v.a.name, v.b.name) if v.a.name != v.b.name else (f"A ({v.a.run.id})", f"B ({v.b.run.id})")
-
-
 def _left_out(v: Verdict) -> list[str]:
     only_a, only_b = v.left_out
-    if not only_a and not only_b:
-        return []
-    alone = f"{only_a} with a verdict in {v.a.label} alone, {only_b} in {v.b.label}"
-    return [f"Reduced to common problems: left out are {alone}."]
-
-
-def _changes(v: Verdict) -> str:
-    c = v.comparison
-    if c.test.name.startswith("exact McNemar"):
-        both = round(c.a * c.problems) - c.worse
-        return f"only A right {c.worse}, only B right {c.better}, both right {both}, both wrong {c.same - both}"
-    return f"A more often right on {c.worse}, B on {c.better}, equally often on {c.same}"
-
-
-def _detectable(c: Comparison) -> list[str]:
-    if not c.detectable > 0:
-        return []
-    other = f" ({100 * c.detectable_unpaired:.1f} if the problems had been different ones)"
-    unpaired = "" if math.isnan(c.detectable_unpaired) else other
-    seen = f"{100 * c.detectable:.1f} points"
-    return [f"The smallest difference that such a comparison finds in 80 of 100 repetitions: {seen}{unpaired}."]
-
-
-def _some(means: dict[str, float]) -> str:
-    few = list(means)[:3]
-    return f"{len(means)} such as {', '.join(few)}"
+    alone = f"{only_a} problems with a verdict only in {v.a.label}, {only_b} only in {v.b.label}"
+    return [f"Compared on shared problems; left out: {alone}."] if only_a or only_b else []
 
 
 def _length(tokens: float) -> str:
@@ -313,12 +290,12 @@ def _points(share: float, plus: bool = False) -> str:
 
 
 def digits_of(points: float) -> int:
-    """One digit, two where one would leave a zero without a side: an interval's limit says on which side of 0 it is."""
+    """One digit, or two if one would round to 0: an interval's limit must show its side of 0."""
     return 2 if 0 < abs(points) < 0.05 else 1
 
 
 def p_text(p: float) -> str:
-    """Never rounded across the border between the two words that it decides."""
+    """Never rounded across 0.05."""
     if p < 0.0001:
         return "< 0.0001"
     digits = 4 if p < 0.01 else 2

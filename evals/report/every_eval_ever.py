@@ -1,6 +1,6 @@
 """Evaluations as records of Every Eval Ever, the shared schema of the EvalEval coalition, with their uncertainty.
 
-One JSON file for an evaluation and a JSONL file of its completions, where the coalition's datastore has them:
+One JSON file per evaluation and one JSONL file of its completions, under the paths of the coalition's datastore:
 data/BENCHMARK/DEVELOPER/MODEL/UUID.json (github.com/evaleval/every_eval_ever, arXiv 2606.14516).
 """
 
@@ -12,33 +12,33 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from evals.benches import BENCHES
 from evals.report.evaluations import Evaluation, read_evaluation
 from evals.report.parts import Part, arm_of, measured, pool
 from evals.stats import Estimate
 from evals.stats.intervals import LEVEL
-from evals.store import RunRow, SampleRow, Store
+from evals.store import Json, RunRow, SampleRow, Store
 
 SCHEMA = "0.3.0"
 ON_HUB = re.compile(r"([\w.-]+)/([\w.-]+)(@[\w.-]+)?")
 SHARE = "Wilson with the effective sample size, over problems"
 LENGTH = "Student with Hall's correction for skewness, over problems"
-Record = dict[str, Any]
+Record: TypeAlias = Json
 
 
 def write(store: Store, runs: Sequence[RunRow], split: str | None, organization: str, out: Path) -> tuple[int, int]:
-    """Write the evaluations in the runs under the folder. Returns how many, and how many have no score to tell."""
+    """Write the runs' evaluations under the folder. Returns how many, and how many have no score."""
     written, parts = 0, [part for part in pool(measured(store, runs)) if split in (None, part.split)]
     for part in parts:
         evaluation = read_evaluation(store, part)
-        if math.isnan(evaluation.summary.pass1):  # it has not ended, or nothing could be graded
+        if math.isnan(evaluation.summary.pass1.value):  # it has not ended, or nothing could be graded
             continue
         model = _model(part, organization)
         name = f"{part.bench}/{model['id']}/{part.run.id}"
         head = {"schema_version": SCHEMA, "evaluation_id": name}
-        # The datastore wants a random UUID's form; this one is the same whenever the same evaluation is exported.
+        # In the form of a random UUID, as the datastore wants, but the same for every export of an evaluation.
         number = uuid.UUID(bytes=hashlib.sha256(name.encode()).digest()[:16], version=4)
         place = Path("data", *map(_portable, (part.bench, model["developer"], model["id"].rpartition("/")[2])))
         (out / place).mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def write(store: Store, runs: Sequence[RunRow], split: str | None, organization:
         with (out / samples).open("wb") as file:
             for one in (part, *part.also):
                 for row in store.samples(one.run.id, split=one.split, step=one.step):
-                    if row.reward is None:  # the schema has no sample without a score, and an error is not a wrong one
+                    if row.reward is None:  # the schema requires a score, and an error is not a wrong answer
                         continue
                     line = json.dumps({**head, **linked, **_instance(row, part)}, allow_nan=False).encode() + b"\n"
                     file.write(line)
@@ -86,7 +86,7 @@ def write(store: Store, runs: Sequence[RunRow], split: str | None, organization:
 
 
 def _model(part: Part, organization: str) -> Record:
-    """Of a checkpoint the id names its training run, so that two of them are never one model."""
+    """The id of a checkpoint names its training run, so that no two checkpoints are one model."""
     served = part.model.startswith("openai:")
     where = part.model.rpartition("#")[2] if served else part.model
     on_hub = None if Path(where).exists() else ON_HUB.fullmatch(where)
@@ -117,12 +117,10 @@ def _results(e: Evaluation, name: str) -> list[Record]:
     asked = {key: part.settings[key] for key in ("temperature", "top_p", "max_tokens") if key in part.settings}
     rewards = e.columns.reward_S[e.columns.scored_S]
     scale = (0, 1) if rewards.min() >= 0 and rewards.max() <= 1 else ("-Infinity", "Infinity")
-    at_k = {1: s.estimate("pass1"), **s.pass_at}
-    measures: list[tuple[str, str, str, str, Record, tuple[Any, Any], Estimate, str]] = [
-        (f"pass@{k}", "pass_at_k", "pass_rate", "proportion", {"k": k}, scale, at_k[k], SHARE) for k in at_k
-    ]
-    longest, tokens = (0, "Infinity"), s.estimate("tokens_mean")
-    measures += [
+    at_k = {1: s.pass1, **s.pass_at}
+    longest, tokens = (0, "Infinity"), s.tokens_mean
+    measures = [
+        *((f"pass@{k}", "pass_at_k", "pass_rate", "proportion", {"k": k}, scale, at_k[k], SHARE) for k in at_k),
         ("mean response tokens", "agpo.response_tokens", "tokens", "tokens", {}, longest, tokens, LENGTH),
         ("responses cut at max_tokens", "agpo.truncated", "rate", "proportion", {}, (0, 1), s.truncated, SHARE),
     ]
@@ -183,11 +181,11 @@ def _instance(row: SampleRow, part: Part) -> Record:
 
 
 def _texts(values: Record) -> dict[str, str]:
-    """Details are texts there."""
+    """As texts, which the schema wants for details."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items() if value != ""}
 
 
 def _portable(name: str) -> str:
-    """A folder's name on every system, and not the one that the datastore keeps for itself."""
+    """A valid folder name on every system, other than the datastore's own `data`."""
     plain = re.sub(r'[<>:"\\|?*/\x00-\x1f]', "_", name).strip(". ") or "unknown"
     return f"{plain}_" if plain == "data" else plain

@@ -1,5 +1,5 @@
-"""`evals.report export`: completions, metrics or runs as a Parquet or CSV file, or as a Hugging Face dataset;
-evaluations as records of Every Eval Ever."""
+"""`evals.report export`: completions, metrics or runs as Parquet, CSV or a Hugging Face dataset; evaluations as records
+of Every Eval Ever."""
 
 import argparse
 import csv
@@ -7,14 +7,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import TypeAlias, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 from rich.console import Console
 
-from evals.console import plural, progress_bar
+from evals.console import Commands, plural, progress_bar
 from evals.errors import UserError
 from evals.outputs import check_file, check_folder, files_in, replacing
 from evals.report import every_eval_ever
@@ -26,15 +26,15 @@ BATCH = 1000
 """rows in memory at a time, and in one row group of a Parquet file"""
 RECORDS = "every-eval-ever"
 MARKER = "agpo-export.json"
-"""in the folder of an exported dataset; only a folder that holds it is replaced"""
+"""marks the folder of an exported dataset; no other folder is replaced"""
 FORMATS = {".parquet": "parquet", ".csv": "csv"}  # anything else is the folder of a dataset
+Rows: TypeAlias = Iterable[dict[str, object]]
 
-RUN = {"run": pa.string(), "kind": pa.string(), "name": pa.string(), "method": pa.string(), "model": pa.string()}
+RUN = dict.fromkeys(("run", "kind", "name", "method", "model"), pa.string()) | {"run_seed": pa.int64()}
 TYPES = {"BIGINT": pa.int64(), "INTEGER": pa.int32(), "DOUBLE": pa.float64()}
-"""of the database -> of Arrow; all else is text, meta as JSON: every benchmark has keys of its own"""
+"""the database's types -> Arrow's; everything else is text. meta stays JSON: its keys differ by benchmark"""
 SAMPLE = {
     **RUN,
-    "run_seed": pa.int64(),
     "prompt": pa.string(),
     **{
         c.name: TYPES.get(str(c.type), pa.string())
@@ -44,30 +44,24 @@ SAMPLE = {
 }
 TOKENS = {"token_ids": pa.list_(pa.int32()), "logprobs": pa.list_(pa.float32())}
 TOKENS |= {"entropies": pa.list_(pa.float32()), "token_chars": pa.list_(pa.int32())}
-METRIC = {**RUN, "run_seed": pa.int64(), "step": pa.int64(), "metric": pa.string(), "value": pa.float64()}
+METRIC = {**RUN, "step": pa.int64(), "metric": pa.string(), "value": pa.float64()}
 ONE_RUN = {
     **RUN,
-    "run_seed": pa.int64(),
     "status": pa.string(),
-    "started": pa.timestamp("us", tz="UTC"),
-    "finished": pa.timestamp("us", tz="UTC"),
-    "parent": pa.string(),
-    "tags": pa.string(),
-    "last_step": pa.int64(),
-    "samples": pa.int64(),
-    "config": pa.string(),
-    "code": pa.string(),
-    "environment": pa.string(),
+    **dict.fromkeys(("started", "finished"), pa.timestamp("us", tz="UTC")),
+    **dict.fromkeys(("parent", "tags"), pa.string()),
+    **dict.fromkeys(("last_step", "samples"), pa.int64()),
+    **dict.fromkeys(("config", "code", "environment"), pa.string()),
 }
 
 
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "export",
         parents=[shared],
         help="completions, metrics or runs as Parquet, CSV or a Hugging Face dataset; evaluations as Every Eval Ever's",
-        description="Write what runs have stored to one file, or to the folder of a dataset that "
-        "`datasets.load_from_disk` reads. Each row says which run it is of.",
+        description="Write what runs have stored to one file, or to a folder for `datasets.load_from_disk`. Each row "
+        "names its run.",
     )
     parser.add_argument("out", type=Path, help="NAME.parquet, NAME.csv, or a folder for a Hugging Face dataset")
     what = ("samples", "metrics", "runs", RECORDS)
@@ -110,7 +104,6 @@ def command(arguments: argparse.Namespace, store: Store, console: Console) -> No
         left = f"; {without} without a score left out" if without else ""
         console.print(f"{out}: {plural(written, 'evaluation')}{left}", markup=False)
         return
-    total = sum(run.samples for run in runs) if arguments.what == "samples" and not arguments.split else 0
     match arguments.what:
         case "samples":
             columns = SAMPLE | TOKENS if arguments.tokens else SAMPLE
@@ -119,19 +112,24 @@ def command(arguments: argparse.Namespace, store: Store, console: Console) -> No
             columns, rows = METRIC, (row for run in runs for row in metric_rows(store, run))
         case _:
             columns, rows = ONE_RUN, map(run_columns, runs)
+    total = sum(run.samples for run in runs) if arguments.what == "samples" and not arguments.split else 0
+    count = 0
     with progress_bar("exporting", total, console) as advance:
-        count = write(counted(rows, advance) if total else rows, pa.schema(list(columns.items())), out, kind)
+
+        def counted() -> Iterator[dict[str, object]]:
+            nonlocal count
+            for row in rows:
+                yield row
+                count += 1
+                if total:
+                    advance()
+
+        write(counted(), pa.schema(list(columns.items())), out, kind)
     console.print(f"{out}: {count:,} {arguments.what} of {plural(len(runs), 'run')}", markup=False)
 
 
-def counted(rows: Iterable[dict[str, Any]], advance: Any) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        yield row
-        advance()
-
-
 def choose(store: Store, wanted: Sequence[str] | None, tag: str | None, kind: Kind | None) -> list[RunRow]:
-    """The runs that fit all that is given, in the order they started; all runs, where nothing is."""
+    """The runs that fit everything given, by start time; all runs if nothing is given."""
     fit = store.runs(kind, tag=tag)
     if wanted is not None:
         named = {run.id for word in wanted for run in store.find_runs(word)}
@@ -141,80 +139,63 @@ def choose(store: Store, wanted: Sequence[str] | None, tag: str | None, kind: Ki
     return fit
 
 
-def run_facts(run: RunRow) -> dict[str, Any]:
-    facts = {"run": run.id, "kind": run.kind, "name": run.name, "method": run.method, "model": run.model}
-    return {**facts, "run_seed": run.seed}
+def run_facts(run: RunRow) -> dict[str, object]:
+    facts = {name: getattr(run, name) for name in ("kind", "name", "method", "model")}
+    return {"run": run.id, "run_seed": run.seed, **facts}
 
 
-def sample_rows(store: Store, run: RunRow, split: str | None, tokens: bool) -> Iterator[dict[str, Any]]:
-    facts = run_facts(run)
-    stored = ["id", *(name for name in SAMPLE if name in samples_table.c), *(TOKENS if tokens else ())]
-    joined = samples_table.join(prompts_table, samples_table.c.prompt_id == prompts_table.c.id)
-    columns = [samples_table.c[name] for name in stored]
-    query = sa.select(*columns, prompts_table.c.text.label("prompt")).select_from(joined)
+def sample_rows(store: Store, run: RunRow, split: str | None, tokens: bool) -> Iterator[dict[str, object]]:
+    facts, lists = run_facts(run), TOKENS if tokens else ()
+    columns = [samples_table.c[name] for name in ("id", *SAMPLE, *lists) if name in samples_table.c]
+    query = sa.select(*columns, prompts_table.c.text.label("prompt")).join_from(samples_table, prompts_table)
     for row in store.stream(query, run.id, split):
         values = {**row._mapping, **facts}
-        for name in TOKENS if tokens else ():  # lists: Arrow takes NumPy's numbers one by one, 18 times slower
+        for name in lists:  # as lists: Arrow takes NumPy's numbers one by one, 18 times slower
             values[name] = None if values[name] is None else unpack(values[name], PACKED[name]).tolist()
         yield values
 
 
-def metric_rows(store: Store, run: RunRow) -> Iterator[dict[str, Any]]:
+def metric_rows(store: Store, run: RunRow) -> Iterator[dict[str, object]]:
     facts = run_facts(run)
     for step, name, value in store.metrics(run.id):
         yield {**facts, "step": step, "metric": name, "value": value}
 
 
-def run_columns(run: RunRow) -> dict[str, Any]:
+def run_columns(run: RunRow) -> dict[str, object]:
     texts = {name: json.dumps(getattr(run, name)) for name in ("config", "code", "environment")}
     return {**vars(run), **run_facts(run), **texts, "tags": " ".join(run.tags)}
 
 
-def write(rows: Iterable[dict[str, Any]], schema: pa.Schema, out: Path, kind: str) -> int:
-    """Write the rows under a name of their own, then put it at `out`. Returns how many. BATCH rows are in memory."""
+def write(rows: Rows, schema: pa.Schema, out: Path, kind: str) -> None:
+    """Write the rows to `out`, which is replaced when complete. BATCH rows are in memory."""
     with replacing(out) as path:
         if kind == "csv":
-            return write_csv(rows, schema.names, path)
-        if kind == "parquet":
-            return write_parquet(rows, schema, path)
-        return write_dataset(rows, schema, path)
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, schema.names, extrasaction="ignore", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        elif kind == "parquet":
+            write_parquet(rows, schema, path)
+        else:
+            write_dataset(rows, schema, path)
 
 
-def write_csv(rows: Iterable[dict[str, Any]], names: Sequence[str], path: Path) -> int:
-    count = 0
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(row)
-            count += 1
-    return count
-
-
-def write_parquet(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path) -> int:
-    count, rows = 0, iter(rows)
+def write_parquet(rows: Rows, schema: pa.Schema, path: Path) -> None:
+    rows = iter(rows)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         while batch := list(islice(rows, BATCH)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
-            count += len(batch)
-    return count
 
 
-def write_dataset(rows: Iterable[dict[str, Any]], schema: pa.Schema, path: Path) -> int:
+def write_dataset(rows: Rows, schema: pa.Schema, path: Path) -> None:
     """The folder that `datasets.load_from_disk` reads."""
     import datasets  # slow to import
 
+    datasets.disable_progress_bars()  # of this process, which has its own
     work = path.with_suffix(".work")
     work.mkdir()
-    count = write_parquet(rows, schema, work / "rows.parquet")
-    quiet = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        features = datasets.Features.from_arrow_schema(schema)
-        made = datasets.Dataset.from_parquet(str(work / "rows.parquet"), features=features, cache_dir=str(work))
-        made.save_to_disk(path)  # type: ignore[union-attr]
-        (path / MARKER).write_text(json.dumps({"rows": count, "files": files_in(path)}) + "\n")
-    finally:
-        if quiet:
-            datasets.enable_progress_bars()
-    return count
+    write_parquet(rows, schema, work / "rows.parquet")
+    features = datasets.Features.from_arrow_schema(schema)
+    made = datasets.Dataset.from_parquet(str(work / "rows.parquet"), features=features, cache_dir=str(work))
+    made.save_to_disk(path)  # type: ignore[union-attr]
+    (path / MARKER).write_text(json.dumps({"files": files_in(path)}) + "\n")

@@ -1,8 +1,9 @@
-"""Pictures of training: curves of a run, and one figure per metric with a line per method."""
+"""Figures of training: a run's curves, and one figure per metric with a line per method."""
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count, cycle
 from pathlib import Path
 from typing import Literal
 
@@ -24,15 +25,12 @@ from evals.report.timeline import Timeline, timeline
 from evals.store import RunRow, Store
 
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B", "#7F7F7F", "#BCBD22", "#17BECF")
-"""a method has the same colour in every picture, by its order (Okabe and Ito first: safe for the colour-blind)"""
+"""of methods, by their order (Okabe and Ito first: safe for the colour-blind)"""
 INK, FAINT = "#222222", "#666666"
 
 
 def curves(store: Store, run_id: str, out: Path) -> Path:
-    """Draw a run's reward, response tokens, entropy and the live groups and clipped updates into one PNG.
-
-    A metric that the run does not have leaves its panel with a word in place of a line. Returns `out`.
-    """
+    """Draw a run's reward, response tokens, entropy, live groups and clipped updates into one PNG. Returns `out`."""
     run = store.find_run(run_id)
     names = ["reward/mean", "tokens/response_mean", "tokens/right_mean", "tokens/wrong_mean", "entropy"]
     table = _series(store, run.id, [*names, "groups/live", "clip/clipped_updates", "eval/pass1"])
@@ -61,16 +59,17 @@ def curves(store: Store, run_id: str, out: Path) -> Path:
 
 
 def figures(store: Store, out: Path) -> list[Path]:
-    """Draw the metrics that have a figure (`metrics_of`) for each task (recipe and model) with training runs.
+    """Draw each metric with a figure (`metrics_of`) for each task (recipe and model), and a step's timeline.
 
-    A run that goes on would end the line of its method where it stands: it is drawn only where no other is done.
-    One line per method and variant: the mean over its seeds, over the steps that all of them reached, in a band from
-    the lowest to the highest seed. Returns the PNGs; none when no training run has metrics.
+    One line per method and variant: the mean over its seeds, over the steps that all reached, in a band from the lowest
+    to the highest seed. Unfinished runs are drawn only if no run of their line is done. Returns the PNGs.
     """
     logged = (run for run in store.runs("train") if run.last_step is not None)
     tasks = grouped(logged, lambda run: (run.name, run.model))
     paths = []
     for (name, model), runs in tasks.items():
+        words = "-".join(dict.fromkeys(part for part in (name, Path(model).name) if part))
+        task = "-" + re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.").lower() if len(tasks) > 1 else ""
         lines = line_names(runs)
         colours = line_colours({lines[run.id]: run for run in runs})
         drawn = {name: told for name, told in metrics_of(runs).items() if told[3]}
@@ -93,17 +92,12 @@ def figures(store: Store, out: Path) -> list[Path]:
             )
             caption = "mean over seeds, band from lowest to highest; running mean" if most > 1 else "running mean"
             figure.supxlabel(f"step   ({caption})", fontsize=8.5, color=FAINT)
-            paths.append(_save(figure, _free(out / f"{_stem(figure_name, name, model, tasks)}.png", paths)))
+            paths.append(_save(figure, _free(out, f"{figure_name}{task}", paths)))
         last = max(_finished(runs), key=lambda run: run.started)
         if found := timeline(store, last.id):
-            path = _free(out / f"{_stem('timeline', name, model, tasks)}.png", paths)
-            paths.append(_save(_timeline(found, f"{lines[last.id]}, seed {last.seed}"), path))
+            drawing = _timeline(found, f"{lines[last.id]}, seed {last.seed}")
+            paths.append(_save(drawing, _free(out, f"timeline{task}", paths)))
     return paths
-
-
-def _stem(what: str, name: str, model: str, tasks: Sized) -> str:
-    task = "-".join(dict.fromkeys(part for part in (name, Path(model).name) if part))
-    return f"{what}-{_slug(task)}" if len(tasks) > 1 else what
 
 
 def _timeline(found: Timeline, title: str) -> Figure:
@@ -125,11 +119,10 @@ def _timeline(found: Timeline, title: str) -> Figure:
 
 
 def arm_figures(found: Comparison, out: Path) -> list[Path]:
-    """Draw the arms of a comparison: its presets in one picture, the scopes of the clip in another. Returns the PNGs.
+    """Draw the arms of a comparison: presets in one figure, scopes of the clip in another. Returns the PNGs.
 
-    Panels: the paper's Figures 1 to 6 (entropy, response length, reward), then live groups, clipped updates, and how
-    held-out accuracy and response length move together. Lines are means over seeds, bands go from the lowest to the
-    highest seed.
+    Panels: the metrics that have a figure, and held-out accuracy against response length. Lines are means over seeds,
+    bands go from the lowest to the highest seed.
     """
     scopes = [arm for arm in found.arms if " " in arm]
     pictures = {"presets": [arm for arm in found.arms if " " not in arm]}
@@ -167,19 +160,18 @@ def _arms(found: Comparison, arms: Sequence[str]) -> Figure:
 
 
 def _path(axes: Axes, courses: Sequence[Course], arm: str, colour: str) -> None:
-    """How Pass@1 and response tokens move from evaluation to evaluation."""
-    for course in courses:
-        axes.plot(course.tokens.mean(1), 100 * course.pass1.mean(1), color=colour, lw=0.8, alpha=0.3)
-    common = min((len(course.pass1) for course in courses), default=0)
-    if common:
-        x = np.mean([course.tokens.mean(1)[:common] for course in courses], axis=0)
-        y = 100 * np.mean([course.pass1.mean(1)[:common] for course in courses], axis=0)
-        axes.plot(x, y, color=colour, lw=2.2, marker=".", label=arm)
-        axes.plot(x[:1], y[:1], "o", color=colour, ms=9)
+    """Pass@1 against response tokens from evaluation to evaluation."""
+    paths = [np.array([course.tokens.mean(1), 100 * course.pass1.mean(1)]) for course in courses]
+    for x, y in paths:
+        axes.plot(x, y, color=colour, lw=0.8, alpha=0.3)
+    common = min(path.shape[1] for path in paths)
+    x, y = np.mean([path[:, :common] for path in paths], axis=0)
+    axes.plot(x, y, color=colour, lw=2.2, marker=".", label=arm)
+    axes.plot(x[:1], y[:1], "o", color=colour, ms=9)
 
 
 def _series(store: Store, run_id: str, names: Iterable[str]) -> dict[str, pd.Series]:
-    """Metric name -> its values by step; a metric without a number is left out."""
+    """Metric name -> its finite values by step."""
     points: dict[str, dict[int, float]] = {}
     for step, name, value in store.metrics(run_id, names):
         if math.isfinite(value):
@@ -188,7 +180,7 @@ def _series(store: Store, run_id: str, names: Iterable[str]) -> dict[str, pd.Ser
 
 
 def _smooth(series: pd.Series) -> pd.Series:
-    """A centred running mean over about a twentieth of the run: steps are noisy, trends are what is looked for."""
+    """A centred running mean over about a twentieth of the run."""
     window = len(series) // 40 * 2 + 1
     return pd.Series(series.rolling(window, center=True, min_periods=1).mean())
 
@@ -239,31 +231,20 @@ def _finish(
 
 def line_colours(lines: Mapping[str, RunRow]) -> dict[str, str]:
     """A colour for each line: a plain method's own, else one that no other line has."""
-    found: dict[str, str] = {}
-    for line, run in lines.items():
-        own = PALETTE[order(run)] if order(run) < len(PALETTE) and " " not in line else ""
-        if own and own not in found.values():
-            found[line] = own
-    spare = [colour for colour in PALETTE if colour not in found.values()]
-    others = [line for line in lines if line not in found]
-    found |= {line: spare[i % len(spare)] for i, line in enumerate(others)}
-    return {line: found[line] for line in lines}
+    plain = {order(run): line for line, run in reversed(list(lines.items())) if " " not in line}
+    found = {line: PALETTE[at] for at, line in plain.items() if at < len(PALETTE)}
+    spare = cycle([colour for colour in PALETTE if colour not in found.values()] or PALETTE)
+    return {line: found.get(line) or next(spare) for line in lines}
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.").lower()
-
-
-def _free(path: Path, taken: list[Path]) -> Path:
-    """`path`, numbered where an earlier task of this call has the same slug."""
-    number, free = 2, path
-    while free in taken:
-        free, number = path.with_stem(f"{path.stem}-{number}"), number + 1
-    return free
+def _free(out: Path, stem: str, taken: Sequence[Path]) -> Path:
+    """A PNG in `out`, numbered if an earlier task of this call has the same name."""
+    names = (f"{stem}{'' if number == 1 else f'-{number}'}.png" for number in count(1))
+    return next(out / name for name in names if out / name not in taken)
 
 
 def _save(figure: Figure, out: Path, dpi: int = 150, colours: int = 0) -> Path:
-    """A reader never sees half a picture. `colours`: no more than these, for size."""
+    """Write a PNG, whole or not at all. colours: at most these, for size; 0: all."""
     with replacing(out) as path:
         figure.savefig(path, format="png", dpi=dpi, facecolor="white")
         if colours:

@@ -89,28 +89,25 @@ def latex(grid: Grid) -> str:
     def row(cells: Sequence[str]) -> str:
         return " & ".join("".join(LATEX.get(c, c) for c in cell) for cell in cells) + r" \\"
 
-    blocks = ("\n".join(map(row, block)) for block in grid.blocks)
+    blocks = "\n\\midrule\n".join("\n".join(map(row, block)) for block in grid.blocks)
+    columns = "".join("l" if name in TEXTS else "r" for name in grid.header)
     # LaTeX numbers its tables itself
     name = re.sub(r"^Table \d+: ", "", grid.caption)
     caption = row([". ".join([name, *(note.removesuffix(".") for note in grid.notes)])]).removesuffix(r" \\")
     label = re.sub(r"\W+", "-", name.split(" (")[0]).strip("-").lower()
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\begin{{tabular}}{{{''.join('l' if name in TEXTS else 'r' for name in grid.header)}}}",
-            r"\toprule",
-            row(grid.header),
-            r"\midrule",
-            "\n\\midrule\n".join(blocks),
-            r"\bottomrule",
-            r"\end{tabular}",
-            rf"\caption{{{caption}}}",
-            rf"\label{{tab:{label}}}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    return rf"""\begin{{table}}
+\centering
+\begin{{tabular}}{{{columns}}}
+\toprule
+{row(grid.header)}
+\midrule
+{blocks}
+\bottomrule
+\end{{tabular}}
+\caption{{{caption}}}
+\label{{tab:{label}}}
+\end{{table}}
+"""
 
 
 def print_table(header: Sequence[str], lines: Sequence[Sequence[str]], caption: str, console: Console) -> None:

@@ -1,25 +1,24 @@
-"""`evals.report tag` and `rm`: label runs, and delete runs with all that belongs to them."""
+"""`evals.report tag` and `rm`: label runs, and delete runs with everything that belongs to them."""
 
 import argparse
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 from rich.console import Console
 
-from evals.console import plural
+from evals.console import Commands, plural
 from evals.errors import UserError
 from evals.report.parts import select
-from evals.store import RunRow, Store
+from evals.store import Store
 from evals.store.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
+from evals.store.rows import with_descendants
 
 SLICE = 2_000
 """samples that are deleted in one transaction"""
 
 
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "tag", parents=[shared], help="add tags to runs, or remove them; a tag names its runs in other commands"
     )
@@ -34,43 +33,22 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=lambda a, store, console: remove(store, a.wanted, a.children, a.yes, console))
 
 
-def add_tags(store: Store, run_ids: Iterable[str], tags: Iterable[str]) -> None:
-    """Give the runs tags. Raises UserError for one that could not be written on a command line."""
-    tags = sorted(set(tags))
-    for text in tags:
-        if not re.fullmatch(r"[\w.+/-]{1,64}", text) or text.startswith("-"):
-            raise UserError(f"tag {text!r}: expected 1 to 64 letters, digits and ._-+/, the first one not a -.")
-    rows = [{"run_id": run_id, "tag": text} for run_id in run_ids for text in tags]
-    insert = store.insert(tags_table).on_conflict_do_nothing()
-    if rows:
-        store.attempt(lambda connection: connection.execute(insert, rows), write=True)
-
-
-def remove_tags(store: Store, run_ids: Iterable[str], tags: Iterable[str]) -> None:
-    c = tags_table.c
-    gone = tags_table.delete().where(c.run_id.in_(list(run_ids)), c.tag.in_(list(tags)))
-    store.attempt(lambda connection: connection.execute(gone), write=True)
-
-
 def tag(store: Store, wanted: str, tags: Sequence[str], take: bool, console: Console) -> None:
     runs = select(store, [wanted], several=["tag"])
     if take and (unknown := set(tags) - {text for run in runs for text in run.tags}):
-        raise UserError(f"{wanted} has no tag {', '.join(sorted(unknown))}; it has: {_listed(runs[0].tags)}.")
-    (remove_tags if take else add_tags)(store, [run.id for run in runs], tags)
+        known = ", ".join(runs[0].tags) or "no tags"
+        raise UserError(f"{wanted} has no tag {', '.join(sorted(unknown))}; it has: {known}.")
+    (store.remove_tags if take else store.add_tags)([run.id for run in runs], tags)
     for run in runs:
         now = store.find_run(run.id)
-        console.print(f"{now.id}  {now.name}: {_listed(now.tags)}", markup=False)
-
-
-def _listed(tags: Sequence[str]) -> str:
-    return ", ".join(tags) or "no tags"
+        console.print(f"{now.id}  {now.name}: {', '.join(now.tags) or 'no tags'}", markup=False)
 
 
 def remove_runs(store: Store, run_ids: Sequence[str]) -> dict[str, int]:
-    """Delete runs with all that belongs to them, and the prompts that no run has any more.
+    """Delete runs with everything that belongs to them, and prompts that no run uses any more.
 
-    Returns how many rows went, by table. Children must be among the runs: a run cannot go before them. Samples go in
-    slices, so that other writers never wait for long; until the last one the runs' status is "removing".
+    The runs must include their children. Samples are deleted in slices, so that other writers never wait long;
+    meanwhile the runs' status is "removing". Returns the number of deleted rows of each table.
     """
     mark = runs_table.update().where(runs_table.c.id.in_(run_ids)).values(status="removing")
     store.attempt(lambda connection: connection.execute(mark), write=True)
@@ -85,7 +63,7 @@ def remove_runs(store: Store, run_ids: Sequence[str]) -> dict[str, int]:
         owned = (metrics_table, artifacts_table, tags_table)
         gone = {t.name: connection.execute(t.delete().where(t.c.run_id.in_(run_ids))).rowcount for t in owned}
         if connection.dialect.name == "postgresql":
-            # A writer that found a prompt there has not written its samples yet. It has locked the table: wait for it.
+            # A writer may have found its prompt here and not yet written its samples. It has locked the table: wait.
             connection.execute(sa.text("LOCK TABLE prompts IN SHARE ROW EXCLUSIVE MODE"))
         used = sa.exists().where(c.prompt_id == prompts_table.c.id)
         gone["prompts"] = connection.execute(prompts_table.delete().where(~used)).rowcount
@@ -96,16 +74,15 @@ def remove_runs(store: Store, run_ids: Sequence[str]) -> dict[str, int]:
 
 
 def remove(store: Store, wanted: Sequence[str], children: bool, yes: bool, console: Console) -> int:
-    """Tell what goes and what stays, ask, and delete. Returns the exit status."""
-    chosen = {run.id: run for run in select(store, wanted, several=["tag"])}
-    below = [run for run in _descendants(store, chosen) if run.id not in chosen]
-    if below and not children:
+    """List what goes and what stays, ask, and delete. Returns the exit status."""
+    chosen = select(store, wanted, several=["tag"])
+    runs = with_descendants(chosen, store.runs())
+    if (below := runs[len(chosen) :]) and not children:
         raise UserError(
-            "these runs were made from what you want to delete:\n"
-            + "\n".join(f"  {run.id}  {run.kind} {run.name} (of {run.parent})" for run in below)
+            "these runs were made from the runs that you want to delete:\n"
+            + "\n".join(f"  {run.told} (of {run.parent})" for run in below)
             + "\nGive --children to delete them too."
         )
-    runs = [*chosen.values(), *below]
     for run in runs:
         if run.status == "running":
             raise UserError(
@@ -115,37 +92,20 @@ def remove(store: Store, wanted: Sequence[str], children: bool, yes: bool, conso
     say = console.print
     say("To be deleted from the store:")
     for run in runs:
-        text = f"  {run.id}  {run.kind} {run.name} {run.method}".rstrip() + f", {run.status}, {run.samples} completions"
-        say(text + (f", tags {', '.join(run.tags)}" if run.tags else ""), markup=False)
-    files = [(artifact, run) for run in runs for artifact in store.artifacts(run.id)]
-    if files:
-        say("To be left on the disk as they are:")
-        for artifact, _ in files:
+        tags = f", tags {', '.join(run.tags)}" if run.tags else ""
+        say(f"  {run.told}, {run.status}, {run.samples} completions{tags}", markup=False)
+    if files := [artifact for run in runs for artifact in store.artifacts(run.id)]:
+        say("To stay on disk:")
+        for artifact in files:
             say(f"  {artifact.path}  ({artifact.kind})", markup=False, soft_wrap=True)
-    if not yes and not _agreed(len(runs)):
+    if not yes and not sys.stdin.isatty():
+        raise UserError("cannot ask for confirmation without a terminal: pass --yes to delete.")
+    if not yes and input(f"Delete {plural(len(runs), 'run')}? [y/N] ").strip().lower() not in ("y", "yes"):
         say("nothing was deleted")
         return 1
     gone = remove_runs(store, [run.id for run in runs])
     told = ", ".join(f"{count:,} {table}" for table, count in gone.items() if count)
     say(f"deleted: {told}")
     if store.path:
-        say(
-            f"The file keeps its size and uses the room again; `sqlite3 {store} VACUUM` makes it smaller.", markup=False
-        )
+        say(f"The file keeps its size and reuses the space; `sqlite3 {store} VACUUM` shrinks it.", markup=False)
     return 0
-
-
-def _agreed(count: int) -> bool:
-    if not sys.stdin.isatty():
-        raise UserError("cannot ask for confirmation without a terminal: pass --yes to delete.")
-    return input(f"Delete {plural(count, 'run')}? [y/N] ").strip().lower() in ("y", "yes")
-
-
-def _descendants(store: Store, runs: Iterable[str]) -> list[RunRow]:
-    found: list[RunRow] = []
-    waiting = list(runs)
-    while waiting:
-        new = store.runs(parent=waiting.pop())
-        found += new
-        waiting += [run.id for run in new]
-    return list({run.id: run for run in found}.values())

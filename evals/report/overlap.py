@@ -1,9 +1,9 @@
-"""Of an evaluation in the store: accuracy on the problems that are in a training set, and on the rest."""
+"""Accuracy of a stored evaluation on the problems that are in a training set, and on the rest."""
 
 import json
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from rich.console import Console
@@ -19,44 +19,35 @@ from evals.store.database import prompts_table, samples_table
 
 
 def print_overlap(store: Store, one: Part, columns: Columns, training: Path, console: Console) -> None:
-    """training: train.parquet of `data_curation.build` (or any file of problems), its folder, or its manifest.json.
+    """training: a file of problems such as `data_curation.build`'s train.parquet, or its folder or manifest.json.
 
-    A problem counts as seen when a training problem has its id or title, or half of its 13-grams
+    A problem counts as seen if a training problem has its id or title, or half of its 13-grams
     (`evals.contamination.overlap`). Raises UserError for a file that cannot be read.
     """
-    path = training_file(training)
+    path = training.parent if training.name == "manifest.json" else training
+    if path.is_dir() and not (path := path / "train.parquet").is_file():
+        raise UserError(f"{path.parent} has no train.parquet. Give the file with the training problems.")
     seen = contamination.overlap(problems(store, one), contamination.training_items(str(path)))
     rest = [item for item in columns.items if item not in seen]
     lines = []
     for name, items in (("in the training data", seen), ("the rest", rest)):
         s = summarise(columns.of_items(items))
-        lines.append([name, str(s.problems), *s.estimate("pass1").cells(1, 100)])
+        lines.append([name, str(s.problems), *s.pass1.cells(1, 100)])
     why = [f"{item}: {reason}" for item, reason in list(seen.items())[:20]]
     more = [f"and {len(seen) - 20} more"] if len(seen) > 20 else []
     header = ["", "Problems", "Pass@1, %", "95 % interval"]
     print_grid(Grid(f"overlap with {path}", header, [lines], [*why, *more]), console)
 
 
-def training_file(path: Path) -> Path:
-    """The problems' file, where a folder or its manifest is given."""
-    folder = path if path.is_dir() else path.parent if path.name == "manifest.json" else None
-    if folder is None:
-        return path
-    found = folder / "train.parquet"
-    if not found.is_file():
-        raise UserError(f"{folder}: no train.parquet in it. Give the file with the training problems.")
-    return found
-
-
 def problems(store: Store, one: Part) -> list[Item]:
-    """The evaluation's problems as they were asked, without what its prompts have in common.
+    """The evaluation's problems from the stored prompts, which have their preset around the problem.
 
-    The store has prompts with their preset around the problem. Words at the beginning and the end that all prompts
-    share are the preset's; `evals.contamination.overlap` itself leaves out n-grams that many problems share.
+    Words at the beginning and end that all prompts share are the preset's. `evals.contamination.overlap` leaves out
+    other n-grams that many problems share.
     """
     c = samples_table.c
-    wanted: list[Any] = [c.item, prompts_table.c.text, c.meta, c.split, c.step, c.id]
-    query: Any = sa.select(*wanted).select_from(samples_table.join(prompts_table, c.prompt_id == prompts_table.c.id))
+    query = sa.select(c.item, prompts_table.c.text, c.meta, c.split, c.step, c.id)
+    query = query.join_from(samples_table, prompts_table)
     asked: dict[str, tuple[str, str]] = {}
     for item, text, meta, *_ in store.stream(query, one.run.id, one.split, one.step):
         asked.setdefault(item, (text, meta))
@@ -65,7 +56,7 @@ def problems(store: Store, one: Part) -> list[Item]:
 
 
 def without_template(prompts: Sequence[str]) -> list[str]:
-    """The prompts less the words that all begin and end with."""
+    """The prompts without the words that all begin and end with."""
     if len(prompts) < 2:
         return list(prompts)
     words = [prompt.split() for prompt in prompts]
@@ -73,10 +64,7 @@ def without_template(prompts: Sequence[str]) -> list[str]:
     return [" ".join(one[start : len(one) - end]) for one in words]
 
 
-def _shared(texts: Sequence[Sequence[str]]) -> int:
-    """How many words all begin with; of the shortest at least one is left."""
-    shortest = min(map(len, texts))
-    for i in range(shortest):
-        if any(one[i] != texts[0][i] for one in texts):
-            return i
-    return max(0, shortest - 1)
+def _shared(texts: list[list[str]]) -> int:
+    """How many first words all share; at least one of the shortest text is left."""
+    same = takewhile(lambda words: len(set(words)) == 1, zip(*texts, strict=False))
+    return max(0, min(sum(1 for _ in same), min(map(len, texts)) - 1))

@@ -10,16 +10,17 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from rich.console import Console
 
 from evals.code_report import RULES
+from evals.console import Commands
 from evals.outputs import check_file, replacing
 from evals.report import paper
 from evals.report.evaluations import GROUP, Row, rows
 from evals.report.layout import Grid, latex, markdown, print_grid, short
-from evals.report.parts import BY, CHOICE, NO_SCORE
+from evals.report.parts import NO_SCORE, add_run_option
+from evals.stats import Estimate
 from evals.store import Store
 
 FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
@@ -27,7 +28,7 @@ FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
 FIGURES = Path("results/figures")
 
 
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "tables", parents=[shared], help="the paper's tables: Pass@1, response tokens, programs under both rules"
     )
@@ -36,7 +37,7 @@ def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--paper", action="store_true", help="the paper's own numbers beside ours")
     parser.add_argument("--bench", help="only this benchmark")
-    parser.add_argument("--run", **CHOICE, help=f"only these evaluations, or those of these training runs: {BY}")
+    add_run_option(parser, "only these evaluations, or those of these training runs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
     parser.add_argument("--overwrite", action="store_true", help="replace the file at --out")
     parser.set_defaults(
@@ -187,7 +188,7 @@ def _value(row: Row, quantity: str, digits: int, scale: float, rule: str = "") -
     if math.isnan(e.value):
         return ["unfinished" if row.status else "nothing scorable", ""]
     value, interval = e.cells(digits, scale)
-    return [value, interval + (f" over {len(row.results)} runs" if len(row.results) > 1 else "")]
+    return [value, f"{interval} over {len(row.results)} runs".strip() if len(row.results) > 1 else interval]
 
 
 def _number(value: float, digits: int) -> str:
@@ -195,8 +196,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _truncated(row: Row) -> str:
-    share = row.estimate("truncated").value
-    return "" if math.isnan(share) else f"{100 * share:.1f} %"
+    return f"{share} %" if (share := _number(100 * row.estimate("truncated").value, 1)) else ""
 
 
 def _setting(row: Row) -> list[str]:
@@ -246,33 +246,36 @@ def _notes(found: Sequence[Row]) -> list[str]:
 
 def _csv(found: Sequence[Row]) -> str:
     """Shares in percent. interval: what the limits are over, problems or runs."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    quantities = {"pass1": 100, "tokens_mean": 1, "tokens_right": 1, "tokens_wrong": 1, "tokens_per_solved": 1}
-    names = [f"{q}{end}" for q in quantities for end in ("", "_low", "_high")]
-    rules = [f"pass1_{rule}{end}" for rule in RULES for end in ("", "_low", "_high")]
     levels = _groups(found)
-    names += ["pass1_sd", "tokens_mean_sd", "tokens_median", "tokens_p95", "truncated", "no_answer", "unscored", *rules]
-    names += [f"pass1_{name}" for name in levels]
-    writer.writerow(["bench", "model", "method", "variant", "runs", "interval", *names, "setting", "status"])
+    lines = []
     for row in found:
-        estimates = [(row.estimate(q), scale) for q, scale in quantities.items()]
-        by_rule = [(row.estimate("pass1", rule), 100) for rule in RULES]
         runs = len(row.results)
-        spread = [_cell(row.deviation(q), quantities[q]) for q in ("pass1", "tokens_mean")]
-        cells: list[Any] = [row.bench, row.model, row.method, row.variant, runs, "runs" if runs > 1 else "problems"]
-        cells += [_cell(x, scale) for e, scale in estimates for x in (e.value, e.low, e.high)]
-        cells += [*spread, *(_cell(row.estimate(q).value) for q in ("tokens_median", "tokens_p95", "truncated"))]
-        cells += [sum(s.outcomes.get("no_answer", 0) for s in row.summaries), sum(s.unscored for s in row.summaries)]
-        cells += [_cell(x, scale) for e, scale in by_rule for x in (e.value, e.low, e.high)]
-        cells += [_cell(row.estimate("pass1", group=name).value, 100) for name in levels]
-        writer.writerow([*cells, row.setting, row.status or "done"])
+        line: dict[str, str | float] = {"bench": row.bench, "model": row.model, "method": row.method}
+        line |= {"variant": row.variant, "runs": runs, "interval": "runs" if runs > 1 else "problems"}
+        for name in ("pass1", "tokens_mean", "tokens_right", "tokens_wrong", "tokens_per_solved"):
+            line |= _limits(name, row.estimate(name))
+        line |= {f"{name}_sd": _cell(name, row.deviation(name)) for name in ("pass1", "tokens_mean")}
+        line |= {name: _cell(name, row.estimate(name).value) for name in ("tokens_median", "tokens_p95", "truncated")}
+        line |= {"no_answer": sum(s.outcomes.get("no_answer", 0) for s in row.summaries)}
+        line |= {"unscored": sum(s.unscored for s in row.summaries)}
+        for rule in RULES:
+            line |= _limits(f"pass1_{rule}", row.estimate("pass1", rule))
+        line |= {f"pass1_{level}": _cell("pass1", row.estimate("pass1", group=level).value) for level in levels}
+        lines.append({**line, "setting": row.setting, "status": row.status or "done"})
+    out = io.StringIO()
+    writer = csv.DictWriter(out, lines[0] if lines else (), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return out.getvalue()
+
+
+def _limits(name: str, e: Estimate) -> dict[str, str | float]:
+    return {name: _cell(name, e.value), f"{name}_low": _cell(name, e.low), f"{name}_high": _cell(name, e.high)}
+
+
+def _cell(name: str, x: float) -> float | str:
+    return "" if math.isnan(x) else round(x if name.startswith("tokens") else 100 * x, 6)
 
 
 def _groups(found: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in found for r in row.results for name in r.levels.get(GROUP, ())))
-
-
-def _cell(x: float, scale: float = 1) -> float | str:
-    return "" if math.isnan(x) else round(scale * x, 6)

@@ -1,6 +1,7 @@
-"""The one record of the reports: the samples of one run, split and step. Which of them a word on the command line
-means, under which settings they were made, and which belong together."""
+"""The record of the reports: the samples of one run, split and step. How a command line names them, which settings
+they have, and which of them belong together."""
 
+import argparse
 import hashlib
 import json
 from collections import Counter
@@ -8,20 +9,22 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from evals.errors import UserError
 from evals.groups import grouped
 from evals.report import paper
 from evals.stats import Columns, pooled, read_columns
-from evals.store import OutcomeRow, RunRow, Store
+from evals.store import Json, OutcomeRow, RunRow, Store
 
 T = TypeVar("T")
+L = TypeVar("L", bound=Hashable)
+S = TypeVar("S", bound=Hashable)
 TRAINING = "eval/"
-"""what the splits of evaluations during training begin with; the benchmark's name follows"""
+"""prefix of the splits of evaluations during training, before the benchmark's name"""
 LM_EVAL = "lm_eval:"
-"""what the names of lm-eval's tasks and groups begin with"""
-SETTINGS = {  # what may move a result -> how it reads; results under different settings are not averaged
+"""prefix of lm-eval's tasks and groups"""
+SETTINGS = {  # what may change a result -> its wording; results under different settings are not averaged
     "prompt": "prompt {}",
     "temperature": "T={}",
     "top_p": "top-p {}",
@@ -42,22 +45,19 @@ SETTINGS = {  # what may move a result -> how it reads; results under different 
 WORDS = ("system_prompt", "user_prompt", "chat_template_kwargs", "grader", "reward_range")
 """those that an evaluation's configuration has where they are not the benchmark's own"""
 IN_TABLES = ("temperature", "top_p", "max_tokens", "prompt", "selected_on_test", *WORDS)
-"""those that a table tells its lines apart by; n and limit are in its counts of problems and samples"""
+"""those that separate the lines of a table; n and limit show in the counts of problems and samples"""
 ASKED = ("temperature", "top_p", "max_tokens", "prompt", "n")
 """those that the page shows"""
-NO_SCORE = "No score where an evaluation has not ended: what is quick to answer and to grade comes first."
+NO_SCORE = "An unfinished evaluation has no score: problems that are quick to answer and grade come first."
 CUTS = ("update.micro_batch_tokens", "rollout.max_sequences")
-"""keys of a training run that change a result by rounding only"""
+"""keys of a training run that only change rounding"""
 APART = ("objective", "seed", "name", "out", "checkpoint", "trackers", "hardware", "threads", "device")
 APART += ("data_manifest", "selected_on_test")
-"""keys in which training runs that are compared may differ"""
+"""keys in which compared training runs may differ"""
 ELSEWHERE = (*APART, "model", "eval", "code", "ranks")
-"""and those that a report tells elsewhere, or that say how a run was measured, judged and placed"""
-CHOICE: dict[str, Any] = {"action": "append", "default": [], "metavar": "RUN", "dest": "runs"}
-"""of the option --run, whose words `select` takes"""
-BY = "an id or its beginning, or all with this name, tag or method; repeatable"
+"""also keys that reports show elsewhere, and keys of how a run was measured, graded and placed"""
 MOST_KEYS = 4
-"""in a variant's name; of more there is only a hash, and the page's view Runs lists them"""
+"""in a variant's name; more become a hash, and the page's view Runs lists them"""
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class Part:
     step: int
     samples: int
     tokens: int = 0
-    """their response tokens"""
+    """response tokens of these samples"""
     parent: RunRow | None = None
-    """the training run whose checkpoint an evaluation measured, where it is in the store"""
+    """the training run whose checkpoint was evaluated, if the store has it"""
     also: tuple["Part", ...] = ()
-    """further evaluations whose samples count as repeats of the same problems: `pool`"""
+    """evaluations pooled with this one, as repeats of the same problems: `pool`"""
     again: int = 0
-    """evaluations that are not in it, because the same one was made again"""
+    """evaluations left out because they were repeated"""
 
     @property
     def measured(self) -> bool:
@@ -84,8 +84,13 @@ class Part:
         return self.run.kind == "eval" or (self.split or "").startswith(TRAINING)
 
     @property
+    def ended(self) -> bool:
+        """Complete. Evaluations during training are, whatever happens to the run."""
+        return self.run.kind != "eval" or self.run.status == "done"
+
+    @property
     def bench(self) -> str:
-        """The benchmark of an evaluation; a task of one of lm-eval's groups keeps its name."""
+        """The benchmark of an evaluation; of a task in an lm-eval group GROUP/TASK."""
         run, split = self.run, self.split
         if run.kind != "eval":
             return (split or "").removeprefix(TRAINING)
@@ -94,12 +99,12 @@ class Part:
 
     @property
     def key(self) -> str:
-        """What links name it by."""
+        """Its name in links."""
         return f"{self.run.id}~{self.split}~{self.step}"
 
     @property
     def trained(self) -> RunRow:
-        """The training run that made the weights; the run itself where it is not known."""
+        """The training run that made the weights, else the run itself."""
         return self.parent or self.run
 
     @property
@@ -111,7 +116,7 @@ class Part:
         return self.run.model or self.trained.model
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """Of `SETTINGS`, those that are known."""
         config = dict.fromkeys(WORDS) | self.run.config
         if self.run.kind != "eval":
@@ -124,22 +129,22 @@ class Part:
         return {key: config[key] for key in SETTINGS if key in config}
 
     @property
-    def weights(self) -> tuple[Any, ...]:
-        """What was measured: the training run and step, or a model from elsewhere."""
+    def weights(self) -> tuple[object, ...]:
+        """What was measured: a training run at a step, or another model."""
         run = self.run
         made = run.parent or (run.id if run.kind == "train" else "")
         return made, self.method, self.model, self.step, *([run.seed] if self.method else [])
 
     @property
     def name(self) -> str:
-        """For a sentence: the method as the paper writes it (or the model), with the step of a checkpoint."""
+        """The method's title or the model, with the step of a checkpoint."""
         of_method = f"{method_title(self.trained, self.method)} {knobs(self.trained)}" if self.method else ""
         named = of_method.strip() or self.model.rstrip("/").rsplit("/", 1)[-1] or self.run.id
         return f"{named} at step {self.step}" if self.step or self.run.kind == "train" or self.run.parent else named
 
     @property
     def label(self) -> str:
-        """The name, and what finds it again."""
+        """The name and the run's id."""
         ids = ", ".join(one.run.id for one in (self, *self.also))
         return f"{self.name} (run{'s' * bool(self.also)} {ids}{f'@{self.step}' if self.run.kind == 'train' else ''})"
 
@@ -153,7 +158,7 @@ class Part:
 
     @property
     def asked(self) -> str:
-        """How it was asked, as the page says it."""
+        """The sampling settings, for the page."""
         return self.told(ASKED)
 
     def read(self, store: Store) -> Columns:
@@ -165,32 +170,32 @@ class Part:
 
 
 def settings_told(parts: Sequence[Part]) -> tuple[str, list[str]]:
-    """(what of `ASKED` is the same for all, in words; the keys in which they differ)."""
+    """(those of `ASKED` that all share, in words; the keys in which they differ)."""
     differing = [key for key in ASKED if len({part.told([key]) for part in parts}) > 1]
     return parts[0].told(key for key in ASKED if key not in differing), differing
 
 
-# Methods: what they are called, their order, and runs of one that differ in more than their seed
+# Methods: titles, order, and runs of one method that differ in more than the seed
 
 
 def method_title(run: RunRow, method: str) -> str:
-    """A method as its run says that it is written, else as the paper does."""
+    """The method's title from its run, else the paper's."""
     return run.about.get("title") or paper.TITLES.get(method) or method.upper().replace("_", "-")
 
 
 def order(run: RunRow) -> int:
-    """Of a run's method among all methods: as the run says, else as in the paper, others after those."""
+    """Place of the run's method among all methods: from the run, else the paper's order, others last."""
     known = paper.ORDER.index(run.method) if run.method in paper.ORDER else len(paper.ORDER)
     return run.about.get("order", known)
 
 
 def metrics_of(runs: Iterable[RunRow]) -> dict[str, Sequence[str]]:
-    """Metric -> (title, unit, what it is, name of its figure), as the runs tell of their own."""
+    """Metric -> (title, unit, what it is, name of its figure), from the runs."""
     return {name: told for run in runs for name, *told in run.about.get("metrics", ())}
 
 
 def knobs(run: RunRow) -> str:
-    """Of the objective, those that were turned: "clip_scope=group"."""
+    """The changed knobs of the objective: "clip_scope=group"."""
     objective = run.config.get("objective")
     if not isinstance(objective, Mapping):
         return ""
@@ -198,24 +203,23 @@ def knobs(run: RunRow) -> str:
 
 
 def arm_of(run: RunRow, vary: Sequence[str] = ()) -> str:
-    """The method, the knobs that were turned, and those of the keys `vary` that are on: "agpo clip_scope=group"."""
+    """The method, its changed knobs, and those of the keys `vary` that are on: "agpo clip_scope=group"."""
     keys = flat(run.config) if vary else {}
     told = [f"{key.rpartition('.')[2]}={_short(keys[key])}" for key in vary if keys.get(key)]
     return " ".join(filter(None, [run.method or run.name, knobs(run), *told]))
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys with dots; lists and what else is no mapping as it is."""
-    found: dict[str, Any] = {}
+def flat(values: Mapping[str, object], prefix: str = "") -> Json:
+    """Nested keys joined by dots; everything but mappings stays as it is."""
+    found: Json = {}
     for key, value in values.items():
-        nested = isinstance(value, Mapping) and value
-        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return found
 
 
-def differing(runs: Sequence[RunRow], but: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Dotted keys of configurations in which runs differ -> run id -> value. A key that an older run lacks is new, and
-    no difference. but: keys, and sections, that do not count."""
+def differing(runs: Sequence[RunRow], but: Sequence[str]) -> dict[str, Json]:
+    """Dotted configuration keys in which runs differ -> run id -> value. A key that an older run lacks is no
+    difference. but: keys and sections to ignore."""
     trees = {run.id: flat({key: value for key, value in run.config.items() if key not in but}) for run in runs}
     found = {}
     for key in dict.fromkeys(key for tree in trees.values() for key in tree if key not in (*CUTS, *but)):
@@ -226,11 +230,10 @@ def differing(runs: Sequence[RunRow], but: Sequence[str]) -> dict[str, dict[str,
 
 
 def variants(runs: Sequence[RunRow]) -> dict[str, str]:
-    """Id of a training run -> what sets it apart from a plain run of its method: "clip_scope=group update.lr=0.0002".
+    """Id of a training run -> how it differs from a plain run of its method: "clip_scope=group update.lr=0.0002".
 
-    Empty for a plain one. Runs of one model and method with the same variant are seeds of one line. Knobs of the
-    objective stand in a configuration only where they were turned; other keys count where runs of the same model,
-    method and knobs differ in them.
+    Empty for a plain run. Runs of one model and method with the same variant are seeds of one line. Changed knobs of
+    the objective always count; other keys if runs of the same model, method and knobs differ in them.
     """
     families = grouped(runs, lambda run: (run.model, run.method, knobs(run)))
     found = {}
@@ -245,24 +248,29 @@ def variants(runs: Sequence[RunRow]) -> dict[str, str]:
 
 
 def line_names(runs: Sequence[RunRow]) -> dict[str, str]:
-    """Id of each run -> the method with its variant; of an evaluation its training run's."""
+    """Id of each run -> the method with its variant; for an evaluation that of its training run."""
     told = variants([run for run in runs if run.kind == "train"])
     named = {run.id: f"{run.method or run.name} {told.get(run.id, '')}".strip() for run in runs}
     return {run.id: named.get(run.parent or "", named[run.id]) if run.kind == "eval" else named[run.id] for run in runs}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return PurePath(value).name or value if isinstance(value, str) else str(value)
 
 
 # Finding them
 
 
-def select(store: Store, words: Iterable[str], several: Sequence[str] = ("name", "tag", "method")) -> list[RunRow]:
-    """The runs that words name: the id of one or its beginning; a name, a tag or a method, of all that have it.
+def add_run_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """The option --run, for `select`."""
+    told = f"{what}: an id or its beginning, or all with this name, tag or method; repeatable"
+    parser.add_argument("--run", action="append", default=[], metavar="RUN", dest="runs", help=told)
 
-    several: what may name more than one. Raises UserError for a word that names none, and for one that fits several
-    in another way.
+
+def select(store: Store, words: Iterable[str], several: Sequence[str] = ("name", "tag", "method")) -> list[RunRow]:
+    """The runs named by words: the id or its beginning of one run; a name, tag or method of all that have it.
+
+    several: which of these may name more than one run. Raises UserError for a word that fits no run, or too many.
     """
     found: dict[str, RunRow] = {}
     for word in words:
@@ -304,7 +312,7 @@ def measured(store: Store, runs: Iterable[RunRow]) -> list[Part]:
 
 
 def evaluations_of(store: Store, name: str) -> list[Part]:
-    """All evaluations that the name of a run or a method may mean."""
+    """All evaluations that this name of a run or method may mean."""
     try:
         run = store.find_run(name)
     except UserError:
@@ -318,21 +326,20 @@ def evaluations_of(store: Store, name: str) -> list[Part]:
 
 
 def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoints: str | None = None) -> list[Part]:
-    """The evaluation that `wanted` names: RUN or RUN@STEP, RUN as `Store.find_run` takes it, or the name of a method.
+    """The evaluation named RUN or RUN@STEP; RUN as for `Store.find_run`, or a method.
 
-    Of a training run: its evaluations by `evals.run`, and those during training where there are none; the last step
-    unless one is given. checkpoints: all its steps ("all") or a list of them. Raises UserError, listing what there is,
-    where nothing or more than one fits.
+    Of a training run: its evaluations by `evals.run`, else those during training; the last step by default.
+    checkpoints: "all" steps or a list of them. Raises UserError with the choices if not exactly one fits.
     """
     name, at, step_text = wanted.rpartition("@")
     if not at:
         name, step_text = wanted, ""
     elif not step_text.isdigit():
-        raise UserError(f"{wanted!r}: expected RUN or RUN@STEP with a number, such as 261124-12@140.")
+        raise UserError(f"{wanted!r}: expected RUN or RUN@STEP, such as 261124-12@140.")
     every = evaluations_of(store, name)
     found = [one for one in every if bench in (None, one.bench)]
     if every and not found:
-        raise UserError(f"{name} has no evaluation on {bench}. There is: {_benches(every)}.")
+        raise UserError(f"{name} has no evaluation on {bench}. It has: {_benches(every)}.")
     if not found:
         raise UserError(
             f"{name} has no evaluation with completions. Make one with "
@@ -341,18 +348,25 @@ def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoin
     if len({one.bench for one in found if one.split is None}) == 1:  # the group, unless one of its tasks is named
         found = [one for one in found if one.split is None]
     if len({one.bench for one in found}) > 1:
-        raise UserError(f"{name} was evaluated on {_benches(found)}: say which with --bench.")
-    if checkpoints:
-        return _steps(found, name, checkpoints)
+        raise UserError(f"{name} was evaluated on {_benches(found)}: choose one with --bench.")
     steps = sorted({one.step for one in found})
+    there = ", ".join(map(str, steps))
+    if checkpoints:
+        words = list(map(str, steps)) if checkpoints == "all" else [word.strip() for word in checkpoints.split(",")]
+        if bad := [word for word in words if not word.isdigit() or int(word) not in steps]:
+            raise UserError(
+                f"--checkpoints {checkpoints}: {name} has no evaluation at step {bad[0]!r}. Pass all, or {there}."
+            )
+        latest = {one.step: one for one in found}
+        return [latest[step] for step in sorted(set(map(int, words)))]
     step = int(step_text) if step_text else steps[-1]
     at_step = pool([one for one in found if one.step == step])
     if not at_step:
-        raise UserError(f"{name} has no evaluation at step {step}. There are: {', '.join(map(str, steps))}.")
+        raise UserError(f"{name} has no evaluation at step {step}. It has: {there}.")
     alike = {(one.method, one.model, knobs(one.trained), one.split, repr(one.settings)) for one in at_step}
-    if len(at_step) > 1 and len(alike) == 1 and at_step[0].method == name:  # a method, by its training runs
-        return [_merged([one for pooled_ in at_step for one in (pooled_, *pooled_.also)])]
     if len(at_step) > 1:
+        if len(alike) == 1 and at_step[0].method == name:  # a method, by its training runs
+            return [_merged([one for pooled_ in at_step for one in (pooled_, *pooled_.also)])]
         shown = ("prompt", "temperature", "max_tokens", "n")
         several = "\n".join(
             f"  {one.run.id}  {one.bench} {one.name} seed {one.run.seed}, "
@@ -365,47 +379,29 @@ def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoin
     return at_step
 
 
-def _steps(found: Sequence[Part], name: str, wanted: str) -> list[Part]:
-    """The latest evaluation of each step wanted, in order of step."""
-    by_step = {one.step: one for one in found}
-    if wanted == "all":
-        return [by_step[step] for step in sorted(by_step)]
-    words = [word.strip() for word in wanted.split(",")]
-    there = ", ".join(map(str, sorted(by_step)))
-    if bad := [word for word in words if not word.isdigit() or int(word) not in by_step]:
-        raise UserError(f"--checkpoints {wanted}: {name} has no evaluation at step {bad[0]!r}. Pass all, or {there}.")
-    return [by_step[step] for step in sorted({int(word) for word in words})]
-
-
 def _benches(found: Sequence[Part]) -> str:
-    return ", ".join(dict.fromkeys(one.bench for one in found)) or "none"
+    return ", ".join(dict.fromkeys(one.bench for one in found))
 
 
-# Which are one
+# Which belong together
 
 
-def by_seed(
-    found: Iterable[T], line: Callable[[T], Hashable], seed: Callable[[T], Hashable]
-) -> dict[Any, dict[Any, T]]:
-    """Line -> seed -> what was made with it: the one grouping of all reports. Of a seed that is there twice the latest
-    counts, the last in `found`."""
-    groups: dict[Any, dict[Any, T]] = {}
-    for one in found:
-        groups.setdefault(line(one), {})[seed(one)] = one
-    return groups
+def by_seed(found: Iterable[T], line: Callable[[T], L], seed: Callable[[T], S]) -> dict[L, dict[S, T]]:
+    """Line -> seed -> its run or evaluation, in all reports. Of a repeated seed the last in `found` counts."""
+    return {key: {seed(one): one for one in of} for key, of in grouped(found, line).items()}
 
 
 def pool(found: Sequence[Part]) -> list[Part]:
-    """One for all evaluations of the same weights under the same settings: sampling seeds are repeats of the same
-    problems, not runs of a method. Of an evaluation made again with the same seed the latest counts.
+    """Merge evaluations of the same weights under the same settings: sampling seeds are repeats of the same problems,
+    not runs of a method. Of an evaluation repeated with the same seed the latest counts.
 
-    Another seed with --limit has drawn other problems: it stays by itself.
+    With --limit another seed means other problems: these are not merged.
     """
 
-    def seed(one: Part) -> Any:
+    def seed(one: Part) -> int:
         return one.run.config.get("seed", one.run.seed)
 
-    def asked(one: Part) -> tuple[Any, ...]:
+    def asked(one: Part) -> tuple[object, ...]:
         key = (one.weights, one.bench, one.split, one.samples, repr(one.settings), one.run.status)
         return (*key, seed(one)) if one.settings.get("limit") is not None else key
 

@@ -1,4 +1,4 @@
-"""All statistics of one evaluation, as `evals.report show` prints them."""
+"""All statistics of one evaluation, for `evals.report show`."""
 
 import math
 from pathlib import Path
@@ -14,16 +14,17 @@ from evals.store import Store
 
 
 def print_statistics(store: Store, one: Part, console: Console, training: Path | None = None) -> None:
-    """training: of the model; then accuracy on the problems that are in it and on the rest, too."""
+    """training: the model's training data; adds accuracy on the problems in it and on the rest."""
     columns = one.read(store)
     summary = summarise(columns)
     where = f" at step {one.step}" if one.step or one.run.kind == "train" else ""
     caption = f"{one.bench}{where}: {summary.problems} problems, {summary.samples} samples"
-    if one.run.kind == "eval" and one.run.status != "done":
+    if not one.ended:
         console.print(f"{caption}, {one.run.status}. {NO_SCORE}", markup=False)
         return
     lines = _lines(summary)
-    if not math.isnan(summary.pass1) and votes_make_sense(one):
+    bench = BENCHES.get(one.bench)
+    if not math.isnan(summary.pass1.value) and (bench is None or bench.grader != "code"):  # no program is written twice
         lines[-1:-1] = majority(store, one, columns)
     notes = []
     if summary.unscored:
@@ -34,12 +35,6 @@ def print_statistics(store: Store, one: Part, console: Console, training: Path |
         from evals.report.overlap import print_overlap
 
         print_overlap(store, one, columns, training, console)
-
-
-def votes_make_sense(one: Part) -> bool:
-    """A program is not the same answer twice."""
-    bench = BENCHES.get(one.bench)
-    return bench is None or bench.grader != "code"
 
 
 def majority(store: Store, one: Part, columns: Columns) -> list[list[str]]:
@@ -60,10 +55,10 @@ def majority(store: Store, one: Part, columns: Columns) -> list[list[str]]:
 
 
 def _lines(s: Summary) -> list[list[str]]:
-    value, interval = s.estimate("pass1").cells(1, 100)
-    lines = [["Pass@1, %", "nothing scorable" if math.isnan(s.pass1) else value, interval]]
-    if not math.isnan(s.pass1_se):
-        lines.append(["  standard error, points", f"{100 * s.pass1_se:.2f}", ""])
+    value, interval = s.pass1.cells(1, 100)
+    lines = [["Pass@1, %", "nothing scorable" if math.isnan(s.pass1.value) else value, interval]]
+    if not math.isnan(s.pass1.se):
+        lines.append(["  standard error, points", f"{100 * s.pass1.se:.2f}", ""])
     if not math.isnan(s.parts.within):
         lines.append(["    from the draw of problems", f"{100 * s.parts.between:.2f}", ""])
         lines.append(["    from the samples of each", f"{100 * s.parts.within:.2f}", ""])
@@ -72,13 +67,13 @@ def _lines(s: Summary) -> list[list[str]]:
     lines += [[f"pass@{k}, %", *e.cells(1, 100)] for k, e in s.pass_at.items()]
     lines.append(["Pass@1 of finished responses, %", *s.pass1_finished.cells(1, 100)])
     lines.append(["truncated, %", *s.truncated.cells(1, 100)])
-    lines.append(["response tokens, mean", *s.estimate("tokens_mean").cells()])
+    lines.append(["response tokens, mean", *s.tokens_mean.cells()])
     lines.append(["  median, 95th percentile", f"{s.tokens_median:g}, {s.tokens_p95:g}", ""])
     lines.append(["  of right responses", *s.tokens_right.cells(1)])
     lines.append(["  of others", *s.tokens_wrong.cells(1)])
     lines.append(["  per right response", *s.tokens_per_solved.cells(1)])
-    if s.pass1_se > 0:
+    if s.pass1.se > 0:
         # an unpaired comparison with a run like this one; a paired one sees less, by how much `compare` says
-        seen = smallest_difference(math.sqrt(2) * s.pass1_se, 2 * s.problems - 2)
+        seen = smallest_difference(math.sqrt(2) * s.pass1.se, 2 * s.problems - 2)
         lines.append(["smallest difference seen with 80 %, unpaired, points", f"{100 * seen:.1f}", ""])
     return lines

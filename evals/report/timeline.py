@@ -1,9 +1,10 @@
-"""Who waited for whom in a step of training: what each rank did when, from what the trainer stored with the step."""
+"""What each rank did when in a training step, from the times that the trainer stored."""
 
 import re
 import statistics
 from dataclasses import dataclass
 
+from evals.groups import grouped
 from evals.store import Store
 
 NAME = re.compile(r"speed/timeline/(\d+)/(\d+)\.(.+)/(from|to)")
@@ -12,7 +13,7 @@ COLOURS = {"sync": "#CC79A7", "sampling": "#0072B2", "grading": "#E69F00", "upda
 COLOURS |= {"thrown away": "#BCBD22"}
 OTHER = "#7F7F7F"
 BESIDE = ("ahead", "thrown away")
-"""what goes on beside the rest: the sampling of the next step, drawn in a lane of its own"""
+"""sampling for the next step, which goes on beside the rest: drawn in a lane of its own"""
 
 
 @dataclass(frozen=True)
@@ -41,27 +42,22 @@ class Timeline:
 
     @property
     def phases(self) -> list[tuple[str, str]]:
-        """(phase, colour), in the order in which they first come."""
+        """(phase, colour) by first appearance."""
         bars = sorted((bar for bars in self.ranks for bar in bars), key=lambda bar: bar.start)
         return [(phase, COLOURS.get(phase, OTHER)) for phase in dict.fromkeys(bar.phase for bar in bars)]
 
 
 def timeline(store: Store, run_id: str) -> Timeline | None:
-    """Of the step that took the median time; None where the store has none."""
-    steps: dict[int, dict[tuple[int, int], dict[str, float | str]]] = {}
+    """Of the step with the median time; None if the store has none."""
+    steps: dict[int, dict[tuple[int, int, str], dict[str, float]]] = {}
     for at, name, value in store.metrics(run_id):
         if found := NAME.fullmatch(name):
             rank, number, phase, edge = found.groups()
-            bar = steps.setdefault(at, {}).setdefault((int(rank), int(number)), {"phase": phase})
-            bar[edge] = value
+            steps.setdefault(at, {}).setdefault((int(rank), int(number), phase), {})[edge] = value
     if not steps:
         return None
-    took = {at: max(float(bar["to"]) for bar in bars.values()) for at, bars in steps.items()}
+    took = {at: max(edges["to"] for edges in bars.values()) for at, bars in steps.items()}
     middle = statistics.median_low(took.values())
     step = next(at for at, seconds in took.items() if seconds == middle)
-    bars = sorted(steps[step].items())
-    ranks = [
-        [Bar(str(bar["phase"]), float(bar["from"]), float(bar["to"])) for (at, _), bar in bars if at == rank]
-        for rank in sorted({at for (at, _), _ in bars})
-    ]
-    return Timeline(step, ranks)
+    ranks = grouped(sorted(steps[step].items()), lambda bar: bar[0][0]).values()
+    return Timeline(step, [[Bar(phase, edges["from"], edges["to"]) for (*_, phase), edges in of] for of in ranks])

@@ -1,4 +1,4 @@
-"""pass@k and maj@k: what k samples of a problem are worth, estimated from n >= k without drawing any."""
+"""pass@k and maj@k, estimated from n >= k samples without drawing any."""
 
 import math
 from collections import Counter
@@ -28,11 +28,10 @@ Votes = Mapping[str, Sequence[tuple[str | None, bool]]]
 
 
 def maj_at_k(votes: Votes, k: int) -> np.ndarray:
-    """The chance that the most frequent answer of k samples is right, for each problem with k scorable samples or more.
+    """The chance that the most frequent of k answers is right, for each problem with k scorable samples or more.
 
-    Exact over all subsets of k samples. Of several most frequent answers each wins with the same chance, so that
-    maj@1 = maj@2 = Pass@1. All right answers are one answer, however they are written; wrong ones are the same when
-    they are written the same. A sample without an answer has no vote; without any vote the outcome is wrong.
+    Exact over all subsets of k samples. Ties are broken evenly, so maj@1 = maj@2 = Pass@1. All right answers count as
+    one answer; wrong ones are the same if written the same. A sample without an answer has no vote; no vote is wrong.
     """
     return np.array([_majority(*_tally(samples), k) for samples in votes.values() if len(samples) >= k])
 
@@ -53,8 +52,8 @@ def _tally(samples: Iterable[tuple[str | None, bool]]) -> tuple[int, tuple[int, 
 
 @lru_cache(maxsize=65536)
 def _majority(right: int, wrong: tuple[int, ...], silent: int, k: int) -> float:
-    """Sum over j, the votes of the right answer: C(right, j) times the ways to draw the others with at most j votes
-    each, those with t ties at j weighted by 1 / (1 + t), over C(n, k)."""
+    """Sum over j votes for the right answer: C(right, j) times the ways to draw the others with at most j votes each,
+    weighted by 1 / (1 + t) for t ties at j, over C(n, k)."""
     n = right + sum(wrong) + silent
     total = 0.0
     for j in range(1, min(right, k) + 1):

@@ -1,9 +1,9 @@
-"""The completions of an evaluation as columns: what every estimate is computed from, for a million samples too."""
+"""The completions of an evaluation as columns, from which every estimate is computed."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from evals.store import OutcomeRow, SampleRow, Store
 
 COLUMNS = ("item", "reward", "response_tokens", "finish_reason", "outcome")
-
-
 Graded: TypeAlias = "SampleRow | OutcomeRow"
 
 
@@ -21,15 +19,15 @@ class Columns:
     """S samples of P problems. Arrays over samples end in _S, over problems in _P."""
 
     items: tuple[str, ...]
-    """names of the problems, in the order in which they first come"""
+    """names of the problems, by first appearance"""
     problem_S: np.ndarray
     """int: index into `items`"""
     reward_S: np.ndarray
-    """float; nan where there is no verdict"""
+    """float; nan without a verdict"""
     tokens_S: np.ndarray
     """float: response tokens"""
     cut_S: np.ndarray
-    """bool: cut at max_tokens"""
+    """bool: truncated at max_tokens"""
     outcomes: Mapping[str, int]
     """outcome -> samples, most frequent first"""
 
@@ -49,15 +47,20 @@ class Columns:
 
     @property
     def answered(self) -> "Columns":
-        """Without what a server refused, which has no response that could be short."""
+        """Without prompts that a server refused: they have no response."""
         return self.take(self.scored_S | (self.tokens_S > 0))
+
+    @property
+    def counts_P(self) -> np.ndarray:
+        """Samples of each problem, as floats."""
+        return self.sums(np.ones(self.samples))
 
     def sums(self, value_S: np.ndarray) -> np.ndarray:
         """Sum over each problem's samples, as floats [P]."""
         return np.bincount(self.problem_S, weights=value_S, minlength=len(self.items))
 
     def take(self, mask_S: np.ndarray) -> "Columns":
-        """The samples of the mask, and the problems that still have one; the outcomes of all are kept."""
+        """The samples of the mask and their problems; `outcomes` stays that of all samples."""
         kept, problem_S = np.unique(self.problem_S[mask_S], return_inverse=True)
         items = tuple(self.items[i] for i in kept)
         arrays = (self.reward_S[mask_S], self.tokens_S[mask_S], self.cut_S[mask_S])
@@ -70,17 +73,13 @@ class Columns:
 
     def means(self, value_S: np.ndarray | None = None) -> dict[str, float]:
         """Problem -> mean of `value_S` over its samples; by default of the reward over its scorable ones, if any."""
-        if value_S is None:
-            part = self.take(self.scored_S)
-            value_S = part.reward_S
-        else:
-            part = self
-        counts_P = part.sums(np.ones(part.samples))
-        return dict(zip(part.items, (part.sums(value_S) / counts_P).tolist(), strict=True))
+        part = self.take(self.scored_S) if value_S is None else self
+        sum_P = part.sums(part.reward_S if value_S is None else value_S)
+        return dict(zip(part.items, (sum_P / part.counts_P).tolist(), strict=True))
 
 
 def pooled(parts: Sequence[Columns]) -> Columns:
-    """The samples of several evaluations of the same problems as repeats of one."""
+    """Several evaluations of the same problems as one with more repeats."""
     if len(parts) == 1:
         return parts[0]
     index: dict[str, int] = {}
@@ -98,11 +97,11 @@ def columns(samples: Iterable[Graded]) -> Columns:
 
 
 def read_columns(store: "Store", run_id: str, *, split: str | None = None, step: int | None = None) -> Columns:
-    """Of a run in the store, without making a row object of every sample."""
+    """Of a run in the store, without an object per sample."""
     return _columns(store.columns(run_id, COLUMNS, split=split, step=step))
 
 
-def _columns(rows: Iterable[Sequence[Any]]) -> Columns:
+def _columns(rows: Iterable[Sequence]) -> Columns:
     index: dict[str, int] = {}
     problem, reward, tokens, cut = [], [], [], []
     outcomes: Counter[str] = Counter()

@@ -1,7 +1,7 @@
-"""Means with intervals that hold what they promise. Which, why and their measured coverage: docs/statistics.md.
+"""Means with intervals. Which ones, why, and their measured coverage: docs/statistics.md.
 
-The unit is the problem. Everything here takes one number per problem, so that samples of one problem are never taken
-for independent evidence. Arrays are over problems, [P].
+The unit is the problem: everything takes one number per problem, so that the samples of a problem never count as
+independent. Arrays are over problems, [P].
 """
 
 import math
@@ -15,12 +15,12 @@ UPPER = 0.5 + LEVEL / 2
 """the quantile of a two-sided interval's upper limit"""
 RESAMPLES = 10_000
 FEWEST = 8
-"""problems that must differ from the rest for their spread to be taken at its word"""
+"""problems that must differ from the rest before their spread is trusted"""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval; nan where there is nothing to say, inf for a side without a limit."""
+    """A number with its 95 % interval; nan: none, inf: no limit."""
 
     value: float
     low: float = math.nan
@@ -28,7 +28,7 @@ class Estimate:
     se: float = math.nan
 
     def cells(self, digits: int = 1, scale: float = 1) -> tuple[str, str]:
-        """("73.2", "69.1 to 76.9"); scale 100 for percent. "-" where there is no number, "" where no interval."""
+        """("73.2", "69.1 to 76.9"); scale 100 for percent. "-" for no number, "" for no interval."""
         if math.isnan(self.value):
             return "-", ""
         high = "no upper limit" if math.isinf(self.high) else f"{scale * self.high:.{digits}f}"
@@ -66,9 +66,9 @@ def share(
 
     value_P: a problem's mean (or its sum, with its number of samples as the weight). samples: of all problems.
     One 0/1 sample per problem: Wilson's interval. Otherwise Wilson's with the effective sample size p(1-p)/SE^2 and a t
-    quantile of P - 1 degrees of freedom (Korn and Graubard 1998; Dean and Pagano 2015): the percentile bootstrap is too
-    short for few problems. Never wider than Wilson's on P problems, which it is where fewer than 8 problems differ from
-    the others (all right but five, say): so few do not tell how much problems vary.
+    quantile of P - 1 degrees of freedom (Korn and Graubard 1998; Dean and Pagano 2015), since the percentile bootstrap
+    is too narrow for few problems. Never wider than Wilson's on P problems, which it equals if fewer than 8 problems
+    differ from the others: so few do not show how much problems vary.
     """
     n = len(value_P)
     if not n:
@@ -91,38 +91,27 @@ def share(
 def mean(value_P: np.ndarray, weight_P: np.ndarray | None = None) -> Estimate:
     """A mean of numbers on any scale, such as tokens; with weights sum(value) / sum(weight).
 
-    Student's interval with Hall's correction for skewness (Hall 1992): lengths have a long tail. Of numbers that are
-    not below 0 it does not go below 0.
+    Student's interval with Hall's correction for skewness (Hall 1992): lengths have a long tail. Not below 0 if no
+    number is.
     """
     n = len(value_P)
     if not n:
         return NOTHING
     weight_P = np.ones(n) if weight_P is None else weight_P
-    found = _mean(value_P, weight_P)
+    r, se = float(value_P.sum() / weight_P.sum()), _ratio_error(value_P, weight_P)
+    found = student(r, se, n)
+    if n > 2 and se > 1e-12 * max(1.0, abs(r)):
+        residual_P = value_P - r * weight_P
+        a = float(np.mean(residual_P**3) / np.mean(residual_P**2) ** 1.5 / math.sqrt(n))
+        if abs(a) > 1e-6:
+            x = float(stdtrit(n - 1, UPPER)) * np.array([1, -1])
+            low, high = r - se * 3 / a * (np.cbrt(1 + a * (x - a / 6)) - 1)
+            found = Estimate(r, float(low), float(high), se)
     return replace(found, low=0.0) if found.low < 0 <= value_P.min() else found
 
 
-def _mean(value_P: np.ndarray, weight_P: np.ndarray) -> Estimate:
-    n = len(value_P)
-    r = float(value_P.sum() / weight_P.sum())
-    se = _ratio_error(value_P, weight_P)
-    plain = student(r, se, n)
-    if n < 3 or not se > 1e-12 * max(1.0, abs(r)):
-        return plain
-    residual_P = value_P - r * weight_P
-    a = float(np.mean(residual_P**3) / np.mean(residual_P**2) ** 1.5 / math.sqrt(n))
-    if abs(a) < 1e-6:
-        return plain
-    q = float(stdtrit(n - 1, UPPER))
-
-    def corrected(x: float) -> float:
-        return 3 / a * (float(np.cbrt(1 + a * (x - a / 6))) - 1)
-
-    return Estimate(r, r - se * corrected(q), r - se * corrected(-q), se)
-
-
 def ratio(top_P: np.ndarray, bottom_P: np.ndarray) -> Estimate:
-    """sum(top) / sum(bottom) where both vary, by Fieller's theorem (1954); high is inf if the bottom may be zero."""
+    """sum(top) / sum(bottom), both random, by Fieller's theorem (1954); high is inf if the bottom may be zero."""
     n = len(top_P)
     if not n or bottom_P.sum() == 0:
         return NOTHING
@@ -141,15 +130,15 @@ def ratio(top_P: np.ndarray, bottom_P: np.ndarray) -> Estimate:
 
 
 def bootstrap_mean(values: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, 10,000 seeded resamples. Too short below about 100 problems."""
+    """Percentile bootstrap interval of a mean, 10,000 seeded resamples. Too narrow below about 100 problems."""
     if len(values) < 2:
         return math.nan, math.nan
     rng = np.random.default_rng(0)
     distinct, counts = np.unique(values, return_counts=True)
-    if len(distinct) <= len(values) // 4:  # how often each value is drawn says all: no need to draw one by one
+    if len(distinct) <= len(values) // 4:  # draw how often each value comes, not the values one by one
         means = rng.multinomial(len(values), counts / len(values), size=RESAMPLES) @ distinct / len(values)
     else:
-        size = max(1, 4_000_000 // len(values))  # bounded memory, whatever the number of problems
+        size = max(1, 4_000_000 // len(values))  # bounds the memory
         parts = [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
         means = np.concatenate([values[rng.integers(len(values), size=(n, len(values)))].mean(1) for n in parts])
     low, high = np.quantile(means, [1 - UPPER, UPPER])
@@ -158,14 +147,14 @@ def bootstrap_mean(values: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Parts:
-    """The variance of a mean over problems, taken apart. nan without a problem that has two scorable samples."""
+    """The standard error of a mean over problems, by source. nan if no problem has two scorable samples."""
 
     between: float
-    """standard error that is left with endless samples of each problem: another draw of problems"""
+    """from the draw of problems: what remains with infinitely many samples of each"""
     within: float
-    """standard error of asking these same problems again"""
+    """from the samples of these problems"""
     icc: float
-    """share of the variance of a single sample that lies between problems, in [0, 1]"""
+    """share of a single sample's variance that lies between problems, in [0, 1]"""
 
 
 def decompose(mean_P: np.ndarray, variance_P: np.ndarray, count_P: np.ndarray) -> Parts:

@@ -1,7 +1,4 @@
-"""Two runs on the same problems: each problem is compared with itself.
-
-Two intervals side by side, or a z test of two independent means, throw away that the problems are the same.
-"""
+"""Two runs on the same problems: each problem is compared with itself, unlike in a z test of two means."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +12,9 @@ from evals.stats.columns import Columns
 from evals.stats.intervals import UPPER, Estimate, bootstrap_mean
 
 ENUMERATED = 20
-"""differences up to which all sign patterns are counted"""
+"""most differences whose sign patterns are all counted"""
 WIDEST = 4_000_000
-"""entries of the exact null distribution"""
+"""most entries of the exact null distribution"""
 DRAWS = 100_000
 POWER = 0.8
 ALPHA = 0.05
@@ -39,15 +36,15 @@ class Comparison:
     difference: Estimate
     """b - a"""
     bootstrap: tuple[float, float]
-    """percentile bootstrap interval of the difference over problems, as a check of the other"""
+    """percentile bootstrap interval over problems, as a check"""
     test: Test
     better: int
     """problems on which b's share of right samples is higher"""
     worse: int
     detectable: float
-    """the smallest difference that this comparison finds with 80 % power, from the variance seen"""
+    """the smallest difference found with 80 % power, from the observed variance"""
     detectable_unpaired: float
-    """the same, had the problems been different ones"""
+    """the same with different problems in both runs"""
 
     @property
     def same(self) -> int:
@@ -55,7 +52,7 @@ class Comparison:
 
 
 def compare(a: Columns, b: Columns) -> Comparison:
-    """Compare the mean rewards. Raises ValueError without a problem that both have a verdict for."""
+    """Compare the mean rewards. Raises ValueError if no problem has a verdict in both."""
     means_a, means_b = a.means(), b.means()
     common = [item for item in means_a if item in means_b]
     if not common:
@@ -67,7 +64,7 @@ def compare(a: Columns, b: Columns) -> Comparison:
     single = binary and all((count_P == 1).all() for count_P in counts)
     difference_P = b_P - a_P
     test = sign_flip(difference_P, _denominator(counts) if binary else None, single=single)
-    if (counts[0] != counts[1]).any():  # a mean of one sample and a mean of four are no two that could be swapped
+    if (counts[0] != counts[1]).any():  # a mean of one sample and a mean of four are not exchangeable
         test = Test(test.p, f"{test.name.removeprefix('exact ')}, approximate: not as many samples in both")
     difference = paired_interval(difference_P, single=single)
     errors = [intervals.standard_error(values) for values in (a_P, b_P)]
@@ -86,9 +83,11 @@ def compare(a: Columns, b: Columns) -> Comparison:
 
 
 def paired_interval(difference_P: np.ndarray, *, single: bool) -> Estimate:
-    """Mean of the problems' differences. One 0/1 sample each: Bonett and Price (2012), who add one problem to each
-    kind of change, so that no change at all is not certainty. Otherwise Student's interval over problems, and where
-    all differ by the same amount, which leaves Student's no width, Bonett and Price's with changes of that size.
+    """Mean of the problems' differences.
+
+    One 0/1 sample each: Bonett and Price (2012), who add one problem to each kind of change, so that observing no
+    change is not certainty. Otherwise Student's over problems; if all differ by the same amount, which leaves it no
+    width, Bonett and Price's with changes of that size.
     """
     n = len(difference_P)
     value, se = float(difference_P.mean()), intervals.standard_error(difference_P)
@@ -105,11 +104,11 @@ def paired_interval(difference_P: np.ndarray, *, single: bool) -> Estimate:
 
 
 def sign_flip(difference_P: np.ndarray, denominator: int | None = None, *, single: bool = False) -> Test:
-    """Could a and b be swapped on every problem? p: how often random signs give a mean this far from 0, two-sided.
+    """Are a and b exchangeable on every problem? p: how often random signs give a mean this far from 0, two-sided.
 
-    denominator: all differences are multiples of 1 / denominator (shares of K samples: K): then p is exact, by the
-    convolution of all sign patterns. With one 0/1 sample per problem that is McNemar's exact test. Otherwise exact over
-    all patterns of up to 20 differences, else 100,000 seeded draws with the +1 correction (Phipson and Smyth 2010).
+    denominator: all differences are multiples of 1 / denominator (K for shares of K samples): p is exact, by
+    convolution over all sign patterns; with one 0/1 sample per problem this is McNemar's exact test. Otherwise exact
+    for up to 20 differences, else 100,000 seeded draws with the +1 correction (Phipson and Smyth 2010).
     """
     name = "exact McNemar test" if single else "exact sign-flip permutation test"
     if denominator is not None:
@@ -154,7 +153,7 @@ def _binomial(n: int) -> np.ndarray:
 
 
 def _convolve(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Direct for short ones: exact in the tails too. Long ones by FFT, with an absolute error of about 1e-16."""
+    """Short arrays directly, exact in the tails; long ones by FFT, with an absolute error of about 1e-16."""
     if min(len(a), len(b)) <= 4096:
         return np.convolve(a, b)
     from scipy.signal import fftconvolve
@@ -163,25 +162,23 @@ def _convolve(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p values (Holm 1979): below 5 % means that at most 5 % of such families have any false one."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = highest
-    return adjusted
+    """Adjusted p values (Holm 1979): claiming those below 5 %, at most 5 % of families have any false claim."""
+    p = np.array(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]))
+    return adjusted.tolist()
 
 
 def _counts(side: Columns, items: Sequence[str]) -> np.ndarray:
     """Scorable samples of each of the problems."""
     scored = side.take(side.scored_S)
-    count = dict(zip(scored.items, scored.sums(np.ones(scored.samples)).astype(int).tolist(), strict=True))
+    count = dict(zip(scored.items, scored.counts_P.astype(int).tolist(), strict=True))
     return np.array([count[item] for item in items])
 
 
 def _denominator(counts: Sequence[np.ndarray]) -> int | None:
-    """The least common multiple of all sample counts; None where it leaves all bounds."""
+    """The least common multiple of all sample counts; None if it is huge."""
     found = math.lcm(*(int(k) for count_P in counts for k in np.unique(count_P)))
     return found if found <= 1_000_000 else None
 

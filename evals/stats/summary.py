@@ -1,7 +1,7 @@
-"""What a set of graded completions says: Pass@1, response tokens, truncation, with intervals; in all and by group.
+"""Pass@1, response tokens and truncation of graded completions, with intervals; in all and by group.
 
-The unit is the problem: K samples of one problem are averaged first. Samples that are not scorable are left out of
-every share of right ones, and counted.
+The unit is the problem: the K samples of a problem are averaged first. Unscorable samples are left out of all shares of
+right ones, and counted.
 """
 
 import math
@@ -24,27 +24,22 @@ class Summary:
     problems: int
     samples: int
     unscored: int
-    """timeouts and errors of the grader: in no mean"""
-    pass1: float
+    """grader timeouts and errors: in no mean"""
+    pass1: Estimate = NOTHING
     """mean over problems of the share of right samples; nan without a scorable sample"""
-    pass1_low: float
-    pass1_high: float
-    pass1_se: float
-    pass1_unscored_wrong: float
-    """Pass@1 if every unscored sample had been wrong; equal to pass1 when there are none"""
-    tokens_mean: float
-    """response tokens, all samples but refused prompts"""
-    tokens_low: float
-    tokens_high: float
-    tokens_median: float
+    pass1_unscored_wrong: float = math.nan
+    """Pass@1 with unscored samples counted as wrong"""
+    tokens_mean: Estimate = NOTHING
+    """response tokens of all samples except refused prompts"""
+    tokens_median: float = math.nan
     outcomes: dict[str, int] = field(default_factory=dict)
     pass_at: dict[int, Estimate] = field(default_factory=dict)
-    """k -> pass@k for k = 2, 4, 8, ...: the chance that one of k samples is right (Chen et al. 2021, Eq. 1, unbiased),
-    over the problems with k scorable samples or more; empty where rewards are not 0 or 1"""
+    """k -> pass@k for k = 2, 4, 8, ... (Chen et al. 2021, Eq. 1, unbiased), over problems with k scorable samples
+    or more; empty unless all rewards are 0 or 1"""
     parts: Parts = field(default_factory=lambda: Parts(math.nan, math.nan, math.nan))
-    """where the uncertainty of pass1 comes from: problems, or samples of a problem"""
+    """the uncertainty of pass1: between problems, and between samples of a problem"""
     pass1_finished: Estimate = NOTHING
-    """Pass@1 of the samples that were not truncated. Easier problems finish: it is no Pass@1 with more room"""
+    """Pass@1 of samples that were not truncated. Not Pass@1 with a larger limit: easier problems finish"""
     truncated: Estimate = NOTHING
     """share of samples that were cut at max_tokens"""
     tokens_p95: float = math.nan
@@ -55,56 +50,41 @@ class Summary:
     tokens_per_solved: Estimate = NOTHING
     """response tokens of all samples for each right one"""
 
-    def estimate(self, quantity: str) -> Estimate:
-        """One of these numbers with its interval, where it has one."""
-        if quantity == "pass1":
-            return Estimate(self.pass1, self.pass1_low, self.pass1_high, self.pass1_se)
-        if quantity == "tokens_mean":
-            return Estimate(self.tokens_mean, self.tokens_low, self.tokens_high)
-        found = getattr(self, quantity)
-        return found if isinstance(found, Estimate) else Estimate(found)
-
     def line(self) -> str:
         """One line for a console."""
         if not self.samples:
             return "no samples"
         unscored = f", {self.unscored} unscored" if self.unscored else ""
-        pass1 = "nothing scorable" if math.isnan(self.pass1) else f"Pass@1 {100 * self.pass1:.1f} %"
-        interval = "" if math.isnan(self.pass1_low) else f" [{100 * self.pass1_low:.1f}, {100 * self.pass1_high:.1f}]"
-        length = f", {self.tokens_mean:.1f} response tokens (median {self.tokens_median:g})"
-        told = "" if math.isnan(self.tokens_mean) else f"{length}, truncated {100 * self.truncated.value:.1f} %"
+        p = self.pass1
+        pass1 = "nothing scorable" if math.isnan(p.value) else f"Pass@1 {100 * p.value:.1f} %"
+        interval = "" if math.isnan(p.low) else f" [{100 * p.low:.1f}, {100 * p.high:.1f}]"
+        length = f", {self.tokens_mean.value:.1f} response tokens (median {self.tokens_median:g})"
+        told = "" if math.isnan(self.tokens_mean.value) else f"{length}, truncated {100 * self.truncated.value:.1f} %"
         return f"{pass1}{interval}{told} ({self.problems} problems, {self.samples} samples{unscored})"
 
 
 @np.errstate(invalid="ignore")  # an infinite reward has no spread: nan says so
 def summarise(samples: Iterable[Graded] | Columns) -> Summary:
-    """Statistics of the samples. Without any, every number is nan and every count 0."""
+    """Statistics of the samples. Without samples every number is nan and every count 0."""
     all_ = samples if isinstance(samples, Columns) else columns(samples)
     answered, scored = all_.answered, all_.take(all_.scored_S)
-    count_P = scored.sums(np.ones(scored.samples))
+    count_P = scored.counts_P
     mean_P = scored.sums(scored.reward_S) / count_P
-    pass1 = intervals.share(mean_P, samples=scored.samples, binary=all_.binary)
-    worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / all_.sums(np.ones(all_.samples))
+    worst_P = all_.sums(np.nan_to_num(all_.reward_S)) / all_.counts_P
     longest = float(all_.tokens_S.max()) if all_.cut_S.any() else math.inf  # max_tokens, where it was reached
-    tokens = _tokens(answered, longest)
-    answered_P = answered.sums(np.ones(answered.samples))
+    answered_P = answered.counts_P
     truncated = intervals.share(answered.sums(answered.cut_S.astype(float)), answered_P, samples=answered.samples)
     median, p95 = np.quantile(answered.tokens_S, [0.5, 0.95]).tolist() if answered.samples else (math.nan, math.nan)
     right_S = scored.reward_S >= 1
     finished = scored.take(~scored.cut_S)
-    finished_P = finished.sums(finished.reward_S) / finished.sums(np.ones(finished.samples))
+    finished_P = finished.sums(finished.reward_S) / finished.counts_P
     return Summary(
         problems=len(all_.items),
         samples=all_.samples,
         unscored=all_.samples - scored.samples,
-        pass1=pass1.value,
-        pass1_low=pass1.low,
-        pass1_high=pass1.high,
-        pass1_se=pass1.se,
+        pass1=intervals.share(mean_P, samples=scored.samples, binary=all_.binary),
         pass1_unscored_wrong=float(worst_P.mean()) if len(worst_P) else math.nan,
-        tokens_mean=tokens.value,
-        tokens_low=tokens.low,
-        tokens_high=tokens.high,
+        tokens_mean=_tokens(answered, longest),
         tokens_median=median,
         outcomes=dict(all_.outcomes),
         pass_at=_pass_at(scored, count_P),
@@ -119,13 +99,12 @@ def summarise(samples: Iterable[Graded] | Columns) -> Summary:
 
 
 def unfinished(s: Summary) -> Summary:
-    """The counts of an evaluation that did not end, and no score: what is quick to answer and grade came first."""
-    nan = math.nan
-    return Summary(s.problems, s.samples, s.unscored, *[nan] * 9, outcomes=s.outcomes)
+    """Only the counts, for an unfinished evaluation: problems that are quick to answer and grade come first."""
+    return Summary(s.problems, s.samples, s.unscored, outcomes=s.outcomes)
 
 
 def by(samples: Sequence[Graded], key: str) -> dict[str, Summary]:
-    """A summary for each value of a meta key, in order of the values; samples without the key are left out."""
+    """A summary for each value of a meta key, in order; samples without the key are left out."""
     parts = grouped((sample for sample in samples if key in sample.meta), lambda sample: sample.meta[key])
     return {str(value): summarise(parts[value]) for value in sorted(parts, key=lambda v: (str(type(v)), v))}
 
@@ -141,11 +120,11 @@ def _pass_at(scored: Columns, count_P: np.ndarray) -> dict[int, Estimate]:
 
 
 def _variances(scored: Columns, mean_P: np.ndarray, count_P: np.ndarray) -> np.ndarray:
-    """Sample variance of each problem's rewards; 0 for a single one, which has none; NaN with an infinite reward."""
+    """Sample variance of each problem's rewards; 0 for a single sample; nan with an infinite reward."""
     squares_P = scored.sums((scored.reward_S - mean_P[scored.problem_S]) ** 2)
     return squares_P / np.maximum(count_P - 1, 1)
 
 
 def _tokens(part: Columns, longest: float) -> Estimate:
-    found = intervals.mean(part.sums(part.tokens_S), part.sums(np.ones(part.samples)))
+    found = intervals.mean(part.sums(part.tokens_S), part.counts_P)
     return replace(found, high=min(found.high, longest))

@@ -1,10 +1,8 @@
-"""The results store: every run, metric, completion and artifact of curation, training and evaluation, in one database.
+"""The results store: every run, metric, completion and artifact of curation, training and evaluation.
 
-SQLite in WAL mode by default, PostgreSQL by URL. What a `log_*` call has returned for survives a killed process. Writes
-are upserts on natural keys, so that a retried or repeated write leaves one row.
-
-`python -m evals.store copy FROM TO` copies runs from one store to another.
+SQLite in WAL mode by default, PostgreSQL by URL. Once a `log_*` call returns, its rows survive a killed process.
+Writes are upserts, so repeating one leaves one row.
 """
 
-from evals.store.rows import Artifact, Kind, OutcomeRow, RunRow, SampleRow, Status, unpack
+from evals.store.rows import About, Artifact, Json, Kind, OutcomeRow, RunRow, SampleRow, Status, unpack
 from evals.store.store import Store

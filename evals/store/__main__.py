@@ -9,15 +9,15 @@ from evals.store import Store
 from evals.store.copy import copy_runs
 
 
-def _parser() -> argparse.ArgumentParser:
+@command
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evals.store", description="Work on results stores.")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands", required=True)
     copy = commands.add_parser(
         "copy",
         help="copy runs from one store to another",
-        description="Copy runs with their metrics, completions, prompts, tags and records of files, and the runs they "
-        "were made from. The files themselves stay where they are. The same command continues after a stop, and "
-        "copies what has changed since.",
+        description="Copy runs with everything that belongs to them, and the runs they were made from. Of files only "
+        "the records are copied. Repeat the command to continue after a stop, or to copy later changes.",
     )
     where = "an SQLite file or a postgresql+psycopg:// URL"
     copy.add_argument("source", metavar="FROM", help=where)
@@ -25,12 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument(
         "--run", nargs="+", action="extend", metavar="RUN", help="only these: id, its beginning, name, tag"
     )
-    return parser
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser.parse_args(argv)
     with Store.open(arguments.source, make=False) as source, Store.open(arguments.target) as target:
         copy_runs(source, target, arguments.run)
     return 0

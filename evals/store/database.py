@@ -1,4 +1,4 @@
-"""The database under the results store: its tables, its connections, and how a schema is brought up to date."""
+"""The database under the results store: tables, connections, schema versions, errors."""
 
 import math
 import os
@@ -17,11 +17,11 @@ SCHEMA = "0005"
 """the newest revision in evals/store/migrations/versions"""
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 60.0
-"""how long a writer waits for the other writers of an SQLite store"""
+"""how long a writer of an SQLite store waits for the others"""
 RETRY_SECONDS = 120.0
-"""how long a process that has a PostgreSQL store open goes on trying after it has lost the server"""
+"""how long to retry after an open PostgreSQL store has lost its server"""
 
-# The schema as this code reads and writes it. Databases are made by the migrations; a test holds the two together.
+# New stores are created from this schema. Migrations update older ones; a test holds the two together.
 schema = sa.MetaData()
 runs_table = sa.Table(
     "runs",
@@ -106,6 +106,13 @@ tags_table = sa.Table(
     sa.Column("run_id", sa.String(40), sa.ForeignKey("runs.id"), primary_key=True),
     sa.Column("tag", sa.String(64), primary_key=True),
 )
+version_table = sa.Table("alembic_version", schema, sa.Column("version_num", sa.String(32), primary_key=True))
+
+
+def key_of(table: sa.Table) -> list[str]:
+    """The columns that name a row: those of its unique constraint (of `samples`), else the primary key."""
+    unique = next((c for c in table.constraints if isinstance(c, sa.UniqueConstraint)), table.primary_key)
+    return list(unique.columns.keys())
 
 
 def make_engine(url: str) -> sa.Engine:
@@ -133,7 +140,7 @@ def make_engine(url: str) -> sa.Engine:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(
-            f"cannot make the folder of the results store {parsed.database}: {e.strerror}. "
+            f"cannot create the folder of the results store {parsed.database}: {e.strerror}. "
             "Choose another place with AGPO_STORE or --store."
         ) from e
     # pool_size 0: no limit, threads of a server or a trainer never wait for a connection
@@ -156,7 +163,7 @@ def make_engine(url: str) -> sa.Engine:
 
 
 def _read_only(url: sa.URL, path: Path) -> sa.Engine:
-    """A store where nothing can be written, such as a read-only mount: WAL's own files cannot be made beside it."""
+    """A store in a read-only place, where WAL's own files cannot be created beside it."""
     log = path.with_name(path.name + "-wal")
     if log.exists() and log.stat().st_size:
         raise UserError(
@@ -168,18 +175,16 @@ def _read_only(url: sa.URL, path: Path) -> sa.Engine:
 
 
 def with_password(url: str, ours: str | None) -> str:
-    """A URL as the store records it has *** for a password: it is taken from `ours`, where that is the same."""
+    """Fill in the password of a recorded URL, which has *** for it, from `ours` if that is the same URL."""
     if "://" not in url or sa.make_url(url).password != "***":
         return url
     if ours and "://" in ours and sa.make_url(ours).render_as_string() == sa.make_url(url).render_as_string():
         return ours
-    raise UserError(
-        f"the store {url} was recorded without its password: give its whole URL with AGPO_STORE or --store."
-    )
+    raise UserError(f"the store {url} was recorded without its password. Give the full URL with AGPO_STORE or --store.")
 
 
 def _set_wal(connection: sqlite3.Connection) -> None:
-    """WAL lets readers and a writer work at once. SQLite does not wait for its lock here, so we do."""
+    """WAL lets readers and a writer work at once. Here SQLite does not wait for its lock, so we do."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -192,17 +197,17 @@ def _set_wal(connection: sqlite3.Connection) -> None:
 
 
 def schema_version(connection: sa.Connection, where: str) -> str | None:
-    """The revision of the store; None for a database without one. Raises UserError if it holds something else."""
+    """The store's schema version; None for an empty database. Raises UserError for a database of something else."""
     tables = sa.inspect(connection).get_table_names()
     if "alembic_version" in tables and "samples" in tables:
-        return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        return connection.execute(sa.select(version_table)).scalar()
     if connection.dialect.name == "sqlite":
         foreign = tables
-    else:  # a database of a server may be shared, as long as no name is taken
-        foreign = [name for name in tables if name in schema.tables or name == "alembic_version"]
+    else:  # a server's database may be shared, as long as no name clashes
+        foreign = [name for name in tables if name in schema.tables]
         if (encoding := connection.execute(sa.text("SHOW server_encoding")).scalar()) != "UTF8":
             raise UserError(
-                f"{where} has the encoding {encoding}, which cannot hold every text. Make a database for the results "
+                f"{where} has the encoding {encoding}, which cannot hold every text. Create a database for the results "
                 "store with: CREATE DATABASE agpo ENCODING 'UTF8' TEMPLATE template0"
             )
     if foreign:
@@ -210,8 +215,13 @@ def schema_version(connection: sa.Connection, where: str) -> str | None:
     return None
 
 
+def create(connection: sa.Connection) -> None:
+    schema.create_all(connection)
+    connection.execute(version_table.insert(), {"version_num": SCHEMA})
+
+
 def migrate(connection: sa.Connection, to: str = "head") -> None:
-    from alembic import command  # slow to import, and needed once in the life of a store
+    from alembic import command  # slow to import, and rarely needed
     from alembic.config import Config
 
     config = Config()
@@ -221,16 +231,21 @@ def migrate(connection: sa.Connection, to: str = "head") -> None:
 
 
 def trying(where: str) -> Callable[[exc.DBAPIError], bool]:
-    """A function that waits after a failure. True: it may pass, try again. False: it will not, or has lasted too long.
+    """A function that waits after a failure and says whether to try again.
 
-    What may pass is the loss of a server (restart, failover, network) and a deadlock. A failure long after the one
-    before is a new one.
+    Worth retrying are the loss of a server (restart, failover, network) and a deadlock, for `RETRY_SECONDS`. A failure
+    long after the last one counts as new.
     """
     began = latest = -math.inf
 
     def again(error: exc.DBAPIError) -> bool:
         nonlocal began, latest
-        if not may_pass(error):
+        if not hasattr(error.orig, "sqlstate"):  # SQLite waits for its locks itself
+            return False
+        state = _state(error)  # empty without an answer of the server
+        lost = state[:2] == "08" or state in ("57P01", "57P02", "57P03")  # the connection; the server stops or starts
+        lost |= not state and (error.connection_invalidated or isinstance(error, exc.OperationalError))
+        if not lost and not deadlock(error):
             return False
         now = time.monotonic()
         if now - latest > 30:
@@ -245,17 +260,6 @@ def trying(where: str) -> Callable[[exc.DBAPIError], bool]:
         return True
 
     return again
-
-
-def may_pass(error: exc.DBAPIError) -> bool:
-    """Whether the same transaction may succeed a little later, on this server."""
-    if not hasattr(error.orig, "sqlstate"):  # SQLite waits for its locks itself
-        return False
-    state = _state(error)
-    if not state:  # no answer of the server
-        return error.connection_invalidated or isinstance(error, exc.OperationalError)
-    # 08 is the connection; 57P01 to 57P03: the server goes down or comes up
-    return deadlock(error) or state[:2] == "08" or state in ("57P01", "57P02", "57P03")
 
 
 def deadlock(error: exc.DBAPIError) -> bool:
@@ -281,7 +285,7 @@ _SQLITE_REASONS = {
 
 
 def explain(error: exc.DBAPIError) -> str | None:
-    """What to tell the user; None when the error is our bug and deserves its traceback."""
+    """What to tell the user; None for a bug of ours, which deserves its traceback."""
     name = getattr(error.orig, "sqlite_errorname", None)
     if name is not None:
         return _SQLITE_REASONS.get("_".join(name.split("_")[:2]))  # SQLITE_READONLY_DIRECTORY is a READONLY

@@ -1,4 +1,4 @@
-"""Where a run comes from: the process, the code and the environment it runs in, and the content of its files."""
+"""Where a run comes from: its process, code and environment, and the content of its files."""
 
 import contextlib
 import hashlib
@@ -9,17 +9,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from sandbox.backends.embedded import start_ticks
 
 
-def this_process() -> dict[str, Any]:
+def this_process() -> dict[str, object]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": pid_started(os.getpid()) or ""}
 
 
 def pid_started(pid: int) -> str | None:
-    """When the process began, in the kernel's ticks; "" where only its existence can be told; None if it is gone."""
+    """When the process began, in the kernel's ticks; "" if only its existence is known; None if it is gone."""
     if Path("/proc/self/stat").exists():
         return start_ticks(pid) or None
     with contextlib.suppress(PermissionError):  # no /proc: macOS
@@ -30,7 +29,7 @@ def pid_started(pid: int) -> str | None:
     return ""
 
 
-def code_version() -> dict[str, Any]:
+def code_version() -> dict[str, object]:
     """The package's version and, in a git checkout, the commit and whether tracked files differ from it."""
     try:
         version = importlib.metadata.version("agpo")
@@ -55,13 +54,13 @@ def code_version() -> dict[str, Any]:
         return {"version": version}
 
 
-def environment() -> dict[str, Any]:
-    versions = {}
+def environment() -> dict[str, object]:
+    found: dict[str, object] = {"python": platform.python_version(), "platform": platform.platform()}
+    found["cpus"] = os.cpu_count()
     for package in ("torch", "transformers", "lm_eval", "vllm"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    found = {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count(), **versions}
-    torch = sys.modules.get("torch")  # asked only where the run uses it: importing it takes seconds
+            found[package] = importlib.metadata.version(package)
+    torch = sys.modules.get("torch")  # only if the run uses it: importing it takes seconds
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found

@@ -1,4 +1,4 @@
-"""The rows of the results store as Python sees them, and how they become the database's and back."""
+"""The rows of the results store in Python, and how they are written and read."""
 
 import hashlib
 import json
@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
+import sqlalchemy as sa
 
 from evals.errors import UserError
 from evals.store import database
@@ -18,8 +19,10 @@ from evals.store.provenance import pid_started
 
 Kind = Literal["curation", "train", "eval"]
 Status = Literal["done", "failed", "interrupted"]
+Json: TypeAlias = dict[str, Any]
+"""an object of a JSON column: configurations and meta data have no fixed keys"""
 PACKED = {"token_ids": "<i4", "logprobs": "<f4", "entropies": "<f2", "token_chars": "<u2"}
-"""columns of the table samples with a number for each token of the response -> their type, see `pack`"""
+"""columns of the table samples with one number per response token -> dtype, see `pack`"""
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,10 @@ class SampleRow:
     repeat: int
     step: int
     prompt: str
-    """the text the model was given, prompt preset applied"""
+    """the text given to the model, after the prompt preset"""
     response: str
     token_ids: tuple[int, ...]
-    """the response's tokens, end of sequence included; empty where a server gives none, or when read back without"""
+    """the response's tokens with end of sequence; empty if the server gave none, or if read without tokens"""
     logprobs: tuple[float, ...] | None
     finish_reason: str
     outcome: str
@@ -48,15 +51,15 @@ class SampleRow:
     seconds: float
     weight_version: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """level, subject, source, ...: whatever reports group by"""
+    """level, subject, source, ...: what reports group by"""
     response_tokens: int = -1
-    """length of the response; filled in from token_ids where not given"""
+    """length of the response; by default that of token_ids"""
     advantage: float | None = None
-    """what training made of the reward, within its group: 0 throughout in one that is not live; None: not trained on"""
+    """the trainer's advantage, 0 in a group that is not live; None: not trained on"""
     entropies: tuple[float, ...] | None = None
-    """of the distribution that each token was drawn from, in nats"""
+    """of the distribution that each token was sampled from, in nats"""
     token_chars: tuple[int, ...] | None = None
-    """how many characters of the response each token added; None: unknown"""
+    """characters of the response that each token added; None: unknown"""
 
     def __post_init__(self) -> None:
         if self.response_tokens < 0:
@@ -65,7 +68,7 @@ class SampleRow:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRow:
-    """A `SampleRow` without its texts and tokens."""
+    """A `SampleRow` without texts and tokens."""
 
     split: str
     item: str
@@ -80,9 +83,28 @@ class OutcomeRow:
     meta: Mapping[str, Any]
 
 
+class About(TypedDict, total=False):
+    """What reports need to know about a training run's method. Written by the trainer, so `evals` knows no method."""
+
+    title: str
+    order: int
+    """place of the method in tables"""
+    advantage: str
+    """how advantages are made, in words"""
+    masked_groups: str
+    """what happens to groups that are not live: mask, keep or resample"""
+    metrics: Sequence[tuple[str, str, str, str, str]]
+    """(name, title, unit, what it is, name of its figure)"""
+    axes: Sequence[tuple[str, str, Sequence[tuple]]]
+    """what `evals.report arms` can hold equal: (axis, title, terms). A term is a factor and the metrics it multiplies;
+    the terms add up to what one step uses"""
+    facts: Sequence[tuple[str, str, str]]
+    """(title, one of `arms.REDUCTIONS` or "total", metric or axis)"""
+
+
 @dataclass(frozen=True)
 class RunRow:
-    """One run as it is in the store now."""
+    """One run in its current state."""
 
     id: str
     kind: str
@@ -90,28 +112,52 @@ class RunRow:
     method: str
     model: str
     seed: int
-    config: dict[str, Any]
-    code: dict[str, Any]
-    environment: dict[str, Any]
+    config: Json
+    code: Json
+    environment: Json
     parent: str | None
     status: str
-    """running, done, failed, interrupted; copying, removing: a copy or a removal that is not complete; or dead: it says
-    running and its process is gone from this machine"""
+    """running, done, failed, interrupted; copying, removing: an incomplete copy or removal; dead: its process on this
+    machine is gone"""
     started: datetime
     finished: datetime | None
     host: str
     pid: int
     last_step: int | None
-    """the last step that has a metric"""
+    """the last step with a metric"""
     samples: int
-    """how many completions it has stored"""
+    """stored completions"""
     tags: tuple[str, ...] = ()
-    about: dict[str, Any] = field(default_factory=dict)
-    """what a report needs to know of a training run's method: its title and order among methods, in words what it does
-    ("advantage", "masked_groups"), and "metrics": (name, title, unit, what it is, name of its figure) of each. For
-    `evals.report arms`: "axes", what may be made equal: (axis, title, terms), each term a factor and the metrics it
-    multiplies; their sum is what one step uses up. "facts": (title, how, metric or axis), how one of `REDUCTIONS`
-    there or "total", of an axis"""
+    about: About = field(default_factory=About)
+
+    @property
+    def told(self) -> str:
+        """In a list of runs."""
+        return f"{self.id}  {self.kind} {self.name} {self.method}".rstrip()
+
+
+def with_ancestors(runs: Iterable[RunRow], every: Iterable[RunRow]) -> list[RunRow]:
+    """The runs and those they were made from, each after its parent."""
+    known = {run.id: run for run in every}
+    found: dict[str, RunRow] = {}
+
+    def add(run: RunRow) -> None:
+        if run.id not in found:
+            if run.parent in known:
+                add(known[run.parent])
+            found[run.id] = run
+
+    for run in runs:
+        add(run)
+    return list(found.values())
+
+
+def with_descendants(runs: Iterable[RunRow], every: Sequence[RunRow]) -> list[RunRow]:
+    """The runs, then those that were made from them."""
+    found = {run.id: run for run in runs}
+    while new := [run for run in every if run.parent in found and run.id not in found]:
+        found |= {run.id: run for run in new}
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -124,35 +170,36 @@ class Artifact:
 
 
 def clean_text(text: str) -> str:
-    """Text that every database takes: NUL and lone surrogates become U+FFFD (token_ids keep what was sampled)."""
+    """Text that every database accepts: NUL and lone surrogates become U+FFFD (token_ids stay exact)."""
     return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def to_json(value: Mapping[str, Any]) -> str:
+def to_json(value: Mapping[str, object]) -> str:
     return json.dumps(dict(value), default=_jsonable, sort_keys=True)
 
 
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return sorted(value)
+def _jsonable(value: object) -> object:
+    match value:
+        case np.generic():
+            return value.item()
+        case Path():
+            return str(value)
+        case Mapping():
+            return dict(value)
+        case set() | frozenset():
+            return sorted(value)
     raise TypeError(f"{type(value).__name__} cannot be stored as JSON: {value!r}")
 
 
 def pack(values: Sequence[float], dtype: str) -> bytes:
-    """One byte that says how, then the little-endian numbers: 0 as they are, 1 zlib, where that is shorter."""
+    """The little-endian numbers after one byte: 0 for plain, 1 for zlib, whichever is shorter."""
     raw = np.asarray(values, dtype=dtype).tobytes()
     small = zlib.compress(raw, 1)
     return b"\1" + small if len(small) < len(raw) else b"\0" + raw
 
 
 def unpack(blob: bytes, dtype: str) -> np.ndarray:
-    """The numbers of a blob; `PACKED` has the type of each column."""
+    """The numbers of a packed column; `PACKED` has the dtypes."""
     raw = zlib.decompress(blob[1:]) if blob[0] == 1 else blob[1:]
     return np.frombuffer(raw, dtype=dtype)
 
@@ -162,13 +209,13 @@ def prompt_id(prompt: str) -> str:
 
 
 _PLAIN = [c.name for c in database.samples_table.c if c.name not in ("id", "run_id", "prompt_id", "meta", *PACKED)]
-"""columns that a SampleRow has under their name, as they are"""
+"""columns stored as `SampleRow` has them"""
 _NAMES = ("split", "item", "finish_reason", "outcome", "path")
 _LONGEST: dict[str, int] = {name: getattr(database.samples_table.c[name].type, "length") for name in _NAMES}  # noqa: B009
 
 
-def sample_values(run_id: str, row: SampleRow) -> dict[str, Any]:
-    """The columns of a row. Raises UserError for a name that is too long: PostgreSQL would, SQLite would take it."""
+def sample_values(run_id: str, row: SampleRow) -> dict[str, object]:
+    """The columns of a row. Raises UserError for a name that is too long, which SQLite would accept."""
     for name, longest in _LONGEST.items():
         if len(value := getattr(row, name)) > longest:
             raise UserError(
@@ -185,25 +232,22 @@ def sample_values(run_id: str, row: SampleRow) -> dict[str, Any]:
     }
 
 
-def sample_row(row: dict[str, Any]) -> SampleRow:
-    for name in ("id", "run_id", "prompt_id"):
-        del row[name]
-    row["meta"] = json.loads(row["meta"])
+def sample_row(row: sa.RowMapping) -> SampleRow:
+    values = {name: row[name] for name in (*_PLAIN, "prompt")} | {"meta": json.loads(row["meta"])}
     for name, dtype in PACKED.items():
         blob = row.get(name)
-        row[name] = None if blob is None else tuple(unpack(blob, dtype).tolist())
-    return SampleRow(**{**row, "token_ids": row["token_ids"] or ()})
+        values[name] = None if blob is None else tuple(unpack(blob, dtype).tolist())
+    return SampleRow(**{**values, "token_ids": values["token_ids"] or ()})
 
 
-def run_row(row: dict[str, Any], tags: Iterable[str] = ()) -> RunRow:
-    began = row.pop("pid_started")
+def run_row(row: sa.RowMapping, tags: Iterable[str] = ()) -> RunRow:
+    values = dict(row)
+    began = values.pop("pid_started")
     if row["status"] == "running" and row["host"] == socket.gethostname() and pid_started(row["pid"]) != began:
-        row["status"] = "dead"
-    for name in ("config", "code", "environment", "about"):
-        row[name] = json.loads(row[name])
-    row["started"] = when(row["started"])
-    row["finished"] = None if row["finished"] is None else when(row["finished"])
-    return RunRow(**row, tags=tuple(sorted(tags)))
+        values["status"] = "dead"
+    values |= {name: json.loads(row[name]) for name in ("config", "code", "environment", "about")}
+    values |= {name: row[name] and when(row[name]) for name in ("started", "finished")}
+    return RunRow(**values, tags=tuple(sorted(tags)))
 
 
 def when(seconds: float) -> datetime:

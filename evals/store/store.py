@@ -1,9 +1,10 @@
-"""The store itself: one class over the database, whose methods are all that the commands do to it."""
+"""The store: one class over the database."""
 
 import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import socket
 import time
@@ -12,7 +13,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import NoReturn, TypeVar, get_args
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -20,18 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from evals.errors import UserError
 from evals.store import database
-from evals.store.database import (
-    artifacts_table,
-    explain,
-    make_engine,
-    metrics_table,
-    migrate,
-    prompts_table,
-    runs_table,
-    samples_table,
-    schema_version,
-    tags_table,
-)
+from evals.store.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
 from evals.store.provenance import code_version, environment, sha256, this_process
 from evals.store.rows import (
     PACKED,
@@ -51,42 +41,41 @@ from evals.store.rows import (
 )
 
 DEFAULT = Path("results/agpo.db")
-SAMPLES_KEY = ["run_id", "split", "item", "repeat", "step"]
 
 T = TypeVar("T")
 
 
 def is_missing(url: str | Path | None = None) -> bool:
-    """Whether opening this place, as `Store.open` takes it, would make a store."""
+    """Whether `Store.open` would create a store here."""
     place = str(url or os.environ.get("AGPO_STORE") or DEFAULT)
     return "://" not in place and not Path(place).expanduser().exists()
 
 
 class Store:
-    """An open results store. Make it with `Store.open`; safe to use from several threads and after a fork."""
+    """An open results store. Create one with `Store.open`. Safe across threads and after a fork."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._pid = os.getpid()
-        self._left_to_parent: Any = None
+        self._left_to_parent: sa.Pool | None = None
 
     # Opening and closing
 
     @classmethod
     def open(cls, url: str | Path | None = None, *, make: bool = True) -> "Store":
-        """Open a store, making it where it does not exist (with `make`), migrating it where it is older than this code.
+        """Open a store; create it if it is missing (with `make`), migrate it if it is older than this code.
 
-        url: a database URL, or a path, which means SQLite; None: $AGPO_STORE, else results/agpo.db.
-        Raises UserError: cannot be opened or made, written by a newer version, or not a store at all.
+        url: a database URL or the path of an SQLite file; None: $AGPO_STORE, else results/agpo.db.
+        Raises UserError if it cannot be opened or created, comes from a newer version, or is not a store.
         """
         ours = os.environ.get("AGPO_STORE")
         place = str(url or ours or DEFAULT)
         if not make and is_missing(url):
             raise UserError(
                 f"there is no results store at {place}. Pass --store PATH, or set AGPO_STORE; "
-                "`python -m agpo.train` and `python -m evals.run` make one."
+                "`python -m agpo.train` and `python -m evals.run` create one."
             )
-        store = cls(make_engine(database.with_password(place, ours)))
+        store = cls(database.make_engine(database.with_password(place, ours)))
         try:
             store._check_schema()
         except BaseException:
@@ -104,7 +93,7 @@ class Store:
         self.close()
 
     def __str__(self) -> str:
-        """The path, or the URL without its password: what to show to people, and to record."""
+        """The path, or the URL without its password: for messages and records."""
         return str(self.path or self._engine.url.render_as_string())
 
     @property
@@ -119,7 +108,7 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self, write: bool = False) -> Iterator[sa.Connection]:
-        """One transaction, committed at the end. A failure of the database itself becomes a UserError."""
+        """One transaction, committed at the end. Database failures become a UserError."""
         try:
             with self._begin(write) as connection:
                 yield connection
@@ -127,9 +116,9 @@ class Store:
             self._tell(e)
 
     def attempt(self, work: Callable[[sa.Connection], T], *, write: bool = False) -> T:
-        """The result of `work`, done in one transaction; after the loss of a server all of it again, for a while.
+        """The result of `work`, run in one transaction; run again for a while if the server is lost.
 
-        It may come to be done twice (the server was lost in the commit), so what it writes must be an upsert.
+        It may run twice (the server was lost during the commit), so its writes must be upserts.
         """
         again = database.trying(str(self))
         while True:
@@ -143,33 +132,35 @@ class Store:
     @contextlib.contextmanager
     def _begin(self, write: bool = False) -> Iterator[sa.Connection]:
         if os.getpid() != self._pid:
-            # Forked: the inherited connections are the parent's. Closing them here would end its locks, so keep them.
+            # Forked: these connections are the parent's. Closing them here would release its locks, so keep them.
             self._left_to_parent, self._pid = self._engine.pool, os.getpid()
             self._engine.dispose(close=False)
         with self._engine.connect().execution_options(agpo_write=write) as connection, connection.begin():
             yield connection
 
     def _tell(self, error: exc.DBAPIError) -> NoReturn:
-        if (reason := explain(error)) is None:
+        if (reason := database.explain(error)) is None:
             raise error
         raise UserError(f"the results store {self}: {reason}") from error
 
     def _check_schema(self) -> None:
         with self.transaction() as connection:
-            found = schema_version(connection, str(self))
+            found = database.schema_version(connection, str(self))
         if found == database.SCHEMA:
             return
         with self.transaction(write=True) as connection:
             if self._engine.dialect.name == "postgresql":  # SQLite's write transaction is a lock already
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(2503015952)"))
-            found = schema_version(connection, str(self))  # another process may have been first
+            found = database.schema_version(connection, str(self))  # another process may have been first
             if found is not None and found > database.SCHEMA:
                 raise UserError(
                     f"the results store {self} was written by a newer version of agpo (its schema is {found}, this "
                     f"version knows {database.SCHEMA}). Update agpo, or give another store."
                 )
-            if found != database.SCHEMA:
-                migrate(connection)
+            if found is None:
+                database.create(connection)
+            elif found != database.SCHEMA:
+                database.migrate(connection)
 
     # Runs
 
@@ -181,14 +172,14 @@ class Store:
         method: str = "",
         model: str = "",
         seed: int = 0,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         parent: str | None = None,
-        about: Mapping[str, Any] = MappingProxyType({}),
+        about: Mapping[str, object] = MappingProxyType({}),
     ) -> str:
-        """Record a new run as running in this process, with the code and environment it runs on. Returns its id.
+        """Record a new run of this process, with its code version and environment. Returns its id.
 
-        Ids sort by time of start: 261124-122027-5f3a9c. For an eval run `name` is the benchmark and `parent` the train
-        run whose checkpoint it measures. about: see `RunRow.about`.
+        Ids sort by start time: 261124-122027-5f3a9c. For an eval run `name` is the benchmark and `parent` the training
+        run whose checkpoint it measures. about: see `About`.
         """
         if kind not in get_args(Kind):
             raise ValueError(f"kind {kind!r}: expected one of {', '.join(get_args(Kind))}")
@@ -209,10 +200,10 @@ class Store:
             "started": time.time(),
             **this_process(),
         }
-        self.attempt(lambda connection: connection.execute(self.upsert(runs_table, ["id"]), [row]), write=True)
+        self.attempt(lambda connection: connection.execute(self.upsert(runs_table), [row]), write=True)
         return run_id
 
-    def resume_run(self, run_id: str, config: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def resume_run(self, run_id: str, config: Mapping[str, object] = MappingProxyType({})) -> None:
         """Mark a run as running again, now in this process; `config` replaces keys of its configuration. Raises
         UserError while another process runs it."""
         run = self.find_run(run_id)
@@ -222,33 +213,30 @@ class Store:
                 "resume. (If that machine is gone, set the run's status to 'interrupted' in the store.)"
             )
         again = {"status": "running", "finished": None, **this_process()}
-        again |= {"config": to_json({**run.config, **config})} if config else {}
-        change = runs_table.update().where(runs_table.c.id == run.id).values(again)
-        self.attempt(lambda connection: connection.execute(change), write=True)
+        self._update_run(run.id, again | ({"config": to_json({**run.config, **config})} if config else {}))
 
     def finish_run(self, run_id: str, status: Status) -> None:
         if status not in get_args(Status):
             raise ValueError(f"status {status!r}: expected one of {', '.join(get_args(Status))}")
-        ended = {"status": status, "finished": time.time()}
-        change = runs_table.update().where(runs_table.c.id == run_id).values(ended)
-        if self.attempt(lambda connection: connection.execute(change).rowcount, write=True) != 1:
+        if not self._update_run(run_id, {"status": status, "finished": time.time()}):
             raise KeyError(f"no run {run_id!r} in {self}")
 
-    def find_run(self, wanted: str) -> RunRow:
-        """The one run with this id, or whose id begins so, or with this name, or this tag.
+    def _update_run(self, run_id: str, values: Mapping[str, object]) -> int:
+        change = runs_table.update().where(runs_table.c.id == run_id).values(values)
+        return self.attempt(lambda connection: connection.execute(change).rowcount, write=True)
 
-        Raises UserError for none or several.
-        """
+    def find_run(self, wanted: str) -> RunRow:
+        """The one run that `find_runs` finds. Raises UserError for none or several."""
         found = self.find_runs(wanted)
         if len(found) > 1:
-            several = "\n".join(f"  {r.id}  {r.kind} {r.name} {r.method}".rstrip() for r in found[-10:])
-            raise UserError(f"{wanted!r} fits {len(found)} runs; name one by its id:\n{several}")
+            several = "\n".join(f"  {run.told}" for run in found[-10:])
+            raise UserError(f"{wanted!r} fits {len(found)} runs; give the id of one:\n{several}")
         return found[0]
 
     def find_runs(self, wanted: str) -> list[RunRow]:
-        """The runs that a word names: by id, else the beginning of an id, else a name, else a tag. UserError: none."""
+        """The runs with this id, else with an id that begins so, else this name, else this tag. UserError for none."""
         if not wanted.strip():
-            raise UserError("an empty name fits every run: name one by its id, the beginning of it, a name or a tag.")
+            raise UserError("a run's name is empty. Give an id, the beginning of one, a name or a tag.")
         c = runs_table.c
         for condition in (
             c.id == wanted,
@@ -290,30 +278,43 @@ class Store:
             for run_id, tag in connection.execute(tagged):
                 tags.setdefault(run_id, []).append(tag)
             rows = connection.execute(query).mappings()
-            return [run_row(dict(row), tags.get(row["id"], ())) for row in rows]
+            return [run_row(row, tags.get(row["id"], ())) for row in rows]
 
         return self.attempt(read)
+
+    def add_tags(self, run_ids: Iterable[str], tags: Iterable[str]) -> None:
+        """Tag the runs. Raises UserError for a tag that could not be typed on a command line."""
+        tags = sorted(set(tags))
+        for text in tags:
+            if not re.fullmatch(r"[\w.+/-]{1,64}", text) or text.startswith("-"):
+                raise UserError(f"tag {text!r}: expected 1 to 64 letters, digits and ._-+/, not beginning with -.")
+        rows = [{"run_id": run_id, "tag": text} for run_id in run_ids for text in tags]
+        if rows:
+            insert = self.insert(tags_table).on_conflict_do_nothing()
+            self.attempt(lambda connection: connection.execute(insert, rows), write=True)
+
+    def remove_tags(self, run_ids: Iterable[str], tags: Iterable[str]) -> None:
+        c = tags_table.c
+        gone = tags_table.delete().where(c.run_id.in_(list(run_ids)), c.tag.in_(list(tags)))
+        self.attempt(lambda connection: connection.execute(gone), write=True)
 
     # Metrics and samples
 
     def log_metrics(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
-        """Write metrics of one step; a name that is there already is overwritten. NaN is stored as NULL."""
-        numbers = {name: float(value) for name, value in values.items()}
-        rows = [
-            {"run_id": run_id, "step": step, "name": name, "value": None if math.isnan(v) else v}
-            for name, v in sorted(numbers.items())
-        ]
+        """Write the metrics of one step; existing ones are overwritten. NaN is stored as NULL."""
+        numbers = {name: float(value) for name, value in sorted(values.items())}
+        rows = [{"name": name, "value": None if math.isnan(v) else v} for name, v in numbers.items()]
         if rows:
-            insert = self.upsert(metrics_table, ["run_id", "step", "name"])
+            insert = self.upsert(metrics_table).values(run_id=run_id, step=step)
             self.attempt(lambda connection: connection.execute(insert, rows), write=True)
 
     def log_samples(self, run_id: str, rows: Sequence[SampleRow]) -> None:
-        """Write samples in one transaction; one that is there already (same split, item, repeat, step) is replaced."""
+        """Write samples in one transaction. The same (split, item, repeat, step) is replaced."""
         prompts = {prompt_id(row.prompt): clean_text(row.prompt) for row in rows}
         self.write_samples(prompts, [sample_values(run_id, row) for row in rows])
 
-    def write_samples(self, prompts: Mapping[str, str], values: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows of the table samples as they are, in one transaction. prompts: the text of each prompt_id."""
+    def write_samples(self, prompts: Mapping[str, str], values: Sequence[Mapping[str, object]]) -> None:
+        """Write rows of the table samples in one transaction. prompts: the text of each prompt_id."""
         if not values:
             return
 
@@ -321,12 +322,12 @@ class Store:
             # Sorted, so that two writers with prompts in common cannot wait for each other on PostgreSQL.
             insert = self.insert(prompts_table).on_conflict_do_nothing()
             connection.execute(insert, [{"id": key, "text": prompts[key]} for key in sorted(prompts)])
-            connection.execute(self.upsert(samples_table, SAMPLES_KEY), values)
+            connection.execute(self.upsert(samples_table), values)
 
         self.attempt(write, write=True)
 
     def truncate(self, run_id: str, after_step: int) -> None:
-        """Delete the run's metrics and samples of steps beyond `after_step`, so that a resumed run writes them anew."""
+        """Delete the run's metrics and samples after a step, for a resumed run to write again."""
 
         def cut(connection: sa.Connection) -> None:
             for table in (metrics_table, samples_table):
@@ -354,36 +355,34 @@ class Store:
         items: Iterable[str] | None = None,
         with_tokens: bool = False,
     ) -> Iterator[SampleRow]:
-        """Stream the run's samples in the order (split, step, written); a few hundred are in memory at a time.
+        """Stream the run's samples by (split, step, time written); a few hundred are in memory at a time.
 
-        items: only of these; a database takes some thousands.
+        items: only these; a database takes some thousands.
         """
         light = [c for c in samples_table.c if with_tokens or c.name not in PACKED]
-        joined = samples_table.join(prompts_table, samples_table.c.prompt_id == prompts_table.c.id)
-        query = sa.select(*light, prompts_table.c.text.label("prompt")).select_from(joined)
+        query = sa.select(*light, prompts_table.c.text.label("prompt")).join_from(samples_table, prompts_table)
         if items is not None:
             query = query.where(samples_table.c.item.in_(list(items)))
         for row in self.stream(query, run_id, split, step):
-            yield sample_row(dict(row._mapping))
+            yield sample_row(row._mapping)
 
     def outcomes(self, run_id: str, *, split: str | None = None, step: int | None = None) -> Iterator[OutcomeRow]:
-        """As `samples`, without texts and tokens: what evals.stats needs, many times faster to read."""
+        """Like `samples`, without texts and tokens: all that evals.stats needs, and much faster."""
         names = [field.name for field in fields(OutcomeRow)]
         for *values, meta in self.columns(run_id, names, split=split, step=step):
             yield OutcomeRow(*values, meta=json.loads(meta))
 
     def columns(
         self, run_id: str, names: Sequence[str], *, split: str | None = None, step: int | None = None
-    ) -> Iterator[Sequence[Any]]:
-        """As `outcomes`, but tuples of the named columns as they are in the table: a million samples take seconds."""
+    ) -> Iterator[Sequence]:
+        """Like `outcomes`, but raw tuples of the named columns: a million samples take seconds."""
         more = [name for name in ("split", "step", "id") if name not in names]
         query = sa.select(*(samples_table.c[name] for name in (*names, *more)))
         for row in self.stream(query, run_id, split, step, fetch=10_000):
             yield row[: len(names)]
 
     def sizes(self, run_id: str) -> list[tuple[str, int, int, int]]:
-        """(split, step, samples, their response tokens) of everything the run has stored, in order; counted in the
-        database."""
+        """(split, step, samples, response tokens) of each split and step of the run, in order."""
         c = samples_table.c
         query = sa.select(c.split, c.step, sa.func.count(), sa.func.sum(c.response_tokens)).where(c.run_id == run_id)
         query = query.group_by(c.split, c.step)
@@ -391,11 +390,17 @@ class Store:
         return sorted((split, step, samples, int(tokens)) for split, step, samples, tokens in rows)
 
     def stream(
-        self, query: sa.Select[Any], run_id: str, split: str | None = None, step: int | None = None, *, fetch: int = 256
-    ) -> Iterator[Any]:
-        """A query over a run's samples, their columns split, step and id among what it selects, in that order.
+        self,
+        query: sa.Select,
+        run_id: str,
+        split: str | None = None,
+        step: int | None = None,
+        *,
+        fetch: int = 256,
+    ) -> Iterator[sa.Row]:
+        """The rows of a query over a run's samples, ordered by split, step and id, all of which it must select.
 
-        After the loss of a server it goes on after the last row.
+        If the server is lost, it continues after the last row.
         """
         c = samples_table.c
         query = query.where(c.run_id == run_id).order_by(c.split, c.step, c.id)
@@ -421,14 +426,13 @@ class Store:
     # Artifacts
 
     def add_artifact(self, run_id: str, kind: str, path: str | Path) -> None:
-        """Record a file or folder the run made, with its SHA-256 (a folder's is over its files' names and hashes)."""
+        """Record a file or folder the run made, with its SHA-256 (of a folder: over its files' names and hashes)."""
         path = Path(path).absolute()
         row = {"run_id": run_id, "path": str(path), "kind": kind, "sha256": sha256(path), "added": time.time()}
-        insert = self.upsert(artifacts_table, ["run_id", "path"])
-        self.attempt(lambda connection: connection.execute(insert, [row]), write=True)
+        self.attempt(lambda connection: connection.execute(self.upsert(artifacts_table), [row]), write=True)
 
     def remove_artifacts(self, run_id: str, paths: Iterable[str | Path]) -> None:
-        """Forget files or folders of the run that are about to be deleted."""
+        """Drop the records of files or folders that are about to be deleted."""
         c = artifacts_table.c
         gone = [str(Path(path).absolute()) for path in paths]
         change = artifacts_table.delete().where(c.run_id == run_id, c.path.in_(gone))
@@ -442,10 +446,11 @@ class Store:
 
     # Statements
 
-    def insert(self, table: sa.Table) -> Any:
+    def insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
         return (postgresql if self._engine.dialect.name == "postgresql" else sqlite).insert(table)
 
-    def upsert(self, table: sa.Table, key: list[str]) -> Any:
-        insert = self.insert(table)
+    def upsert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+        """Insert rows, or replace those with the same `database.key_of` the table."""
+        insert, key = self.insert(table), database.key_of(table)
         written = {c.name: insert.excluded[c.name] for c in table.c if c.name not in (*key, "id")}
         return insert.on_conflict_do_update(index_elements=key, set_=written)

@@ -73,7 +73,7 @@ def test_a_hack_is_found_by_step_and_interval_and_its_samples_are_marked(capsys)
 def test_an_honest_run_is_not_accused(capsys):
     honest, loose = planted(lambda step: 0.0), planted(lambda step: 0.2, seed=1)
     assert main([honest]) == 0
-    assert "nothing was refused" in capsys.readouterr().out
+    assert "all or none were refused" in capsys.readouterr().out
     assert main([loose]) == 0  # what is refused as often from first to last is a loose grader, not a rise
     assert "no rise" in capsys.readouterr().out
 
@@ -111,7 +111,7 @@ def test_what_the_second_grader_cannot_judge_is_no_refusal(tmp_path, capsys):
     run = planted(lambda step: 0.0)
     assert main([run, "--grader", "own_audit:strict"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"\d+ more were paid, and own_audit:strict failed on them or could not tell", said)
+    assert re.search(r"own_audit:strict gave no verdict on \d+ more paid completions", said)
     with Store.open("results/agpo.db") as store:
         marks = {row.item: row.meta.get("audit own_audit:strict") for row in store.samples(run) if row.reward}
     assert marks == {"p0": "cannot tell", "p1": "cannot tell", **dict.fromkeys(("p2", "p3", "p4", "p5"), "agrees")}

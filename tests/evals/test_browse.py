@@ -90,7 +90,7 @@ def test_the_answers_are_right(browsed):
     tokens = sum(row.response_tokens for row in store.outcomes(second))
     assert (cost["solved"], cost["tokens"], cost["tokens_per_solved_problem"]) == (3, tokens, round(tokens / 3))
     assert {r["item"] for r in objects(client, "/unscored.json", run=second)} == {"problem-3"}
-    cut = objects(client, "/wrong-and-truncated.json")
+    cut = objects(client, "/wrong.json", finish="length")
     assert {(r["item"], r["outcome"]) for r in cut} == {
         ("problem-1", "wrong"),
         ("problem-3", "wrong"),
@@ -127,6 +127,6 @@ def test_a_postgresql_store_is_copied_first(postgres):
     with Store.open(url) as store:
         _, first, _ = fill(store)
     with browsing(url, "--run", first) as (client, said):
-        assert "copying the store of now to a temporary file" in said
+        assert "copying the store to a temporary file" in said
         assert len(objects(client, "/what-ran.json")) == 2  # and the one it was made from
         assert objects(client, "/verdicts.json", run=first)

@@ -78,7 +78,7 @@ def test_the_papers_gain_is_not_distinguishable(store, capsys):
     assert "AGPO uses 23.6 % fewer response tokens than GRPO (536 and 702)" in text
     assert re.search(r"fewer: distinguishable", text)
     # sd of the differences 0.402: (1.965 + 0.843) * 0.402 / sqrt(500)
-    assert "80 of 100 repetitions: 5.1 points (7.8 if the problems had been different ones)" in text
+    assert "80 % power: 5.1 points (7.8 with different problems in the two runs)" in text
     assert "WARNING" not in text
 
 
@@ -109,7 +109,7 @@ def test_settings_that_differ_are_said_loudly_and_others_quietly(store, capsys):
     add(store, [1.0, 0.0] * 20, method="grpo")
     add(store, [1.0, 0.0] * 20, method="agpo", prompt="none", max_tokens=512, n=4)
     text = say(capsys, "grpo", "agpo")
-    assert "were asked differently: prompt qwen-boxed and none; max_tokens 2048 and 512" in text
+    assert "have different settings: prompt qwen-boxed and none; max_tokens 2048 and 512" in text
     assert text.count("WARNING") == 1
     assert "differ in n 1 and 4" in text
 
@@ -118,8 +118,8 @@ def test_runs_with_other_problems_are_reduced_or_refused(store, capsys):
     first = add(store, [1.0] * 20, method="grpo")
     shifted = add(store, [1.0] * 20, method="agpo", first=15)
     text = say(capsys, first, shifted)
-    assert "5 problems that both have" in text
-    assert "left out are 15 with a verdict in GRPO" in text
+    assert "5 shared problems" in text
+    assert "left out: 15 problems with a verdict only in GRPO" in text
     elsewhere = add(store, [1.0] * 3, method="agpo", first=100)
     message = refuse(capsys, first, elsewhere)
     assert "no problem in common" in message
@@ -162,7 +162,7 @@ def test_evaluations_during_training(store, capsys):
             store.log_samples(runs[-1], samples([reward] * 10 + [1.0] * 5, split="eval/arith", step=step))
             store.log_samples(runs[-1], samples([0.0] * 10, split="train", step=step))
     text = say(capsys, *runs)
-    assert "arith, 15 problems" in text
+    assert "arith, 15 shared problems" in text
     assert "AGPO at step 40 is 66.7 points better" in text
     assert "AGPO at step 0" in say(capsys, "tiny-grpo", "tiny-agpo@0")  # by name
     assert "AGPO at step 40 is 66.7 points better" in say(capsys, "grpo", "agpo")  # by method
@@ -181,7 +181,7 @@ def test_names_that_do_not_decide(store, capsys):
     assert "no evaluation with completions" in refuse(capsys, train, first)
     add(store, [1.0], bench="gsm8k", method="two", parent=train)
     add(store, [1.0], bench="aime", method="two", parent=train)
-    assert "say which with --bench" in refuse(capsys, train, train, "--checkpoints", "all")
+    assert "choose one with --bench" in refuse(capsys, train, train, "--checkpoints", "all")
     assert "no evaluation on amc" in refuse(capsys, train, first, "--bench", "amc")
 
 
@@ -251,7 +251,7 @@ def test_a_run_that_goes_on_and_one_selected_on_the_test(store, capsys):
     first = add(store, [1.0, 0.0] * 5, status="running", method="grpo")
     second = add(store, [1.0, 0.0] * 5, selected_on_test="math500")
     text = say(capsys, first, second)
-    assert "is running: it may lack problems" in text
+    assert "is running: problems may be missing" in text
     assert "selected on math500" in text
 
 

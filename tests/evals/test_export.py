@@ -12,7 +12,6 @@ from full_store import fill
 
 from evals.report import export
 from evals.report.command import main
-from evals.report.manage import add_tags
 from evals.stats import summarise
 from evals.store import Store
 
@@ -21,7 +20,7 @@ from evals.store import Store
 def filled(store_url):
     with Store.open(store_url) as store:
         ids = fill(store)
-        add_tags(store, [ids[1]], ["best"])
+        store.add_tags([ids[1]], ["best"])
         yield store, *ids
 
 
@@ -176,12 +175,12 @@ def test_every_eval_ever_has_the_score_with_its_uncertainty_and_every_graded_com
         x["score_details"] for x in of_run["evaluation_results"] if x["metric_config"]["metric_name"] == "pass@1"
     ]
     expected = summarise(store.outcomes(first))
-    assert told["score"] == expected.pass1
+    assert told["score"] == expected.pass1.value
     interval = told["uncertainty"]["confidence_interval"]
     assert (interval["lower"], interval["upper"], interval["confidence_level"]) == (
-        expected.pass1_low, expected.pass1_high, 0.95,
+        expected.pass1.low, expected.pass1.high, 0.95,
     )  # fmt: skip
-    assert told["uncertainty"]["standard_error"]["value"] == expected.pass1_se
+    assert told["uncertainty"]["standard_error"]["value"] == expected.pass1.se
     assert told["details"]["unscored"] == "1"  # an error of the grader is not a wrong answer
     assert of_run["detailed_evaluation_results"]["total_rows"] == 5
     assert of_run["evaluation_results"][0]["generation_config"]["additional_details"]["n"] == "1"
@@ -195,3 +194,10 @@ def test_every_eval_ever_has_the_score_with_its_uncertainty_and_every_graded_com
     assert export_to(filled, tmp_path / "none", "--what", "every-eval-ever", "--run", with_unscored) == 2
     assert "nothing to export" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_evaluations_during_a_training_that_was_stopped_are_whole(filled, tmp_path, capsys):
+    store, train, *_ = filled
+    store.finish_run(train, "interrupted")
+    assert export_to(filled, tmp_path / "records", "--what", "every-eval-ever", "--run", train) == 0
+    assert "2 evaluations" in capsys.readouterr().out

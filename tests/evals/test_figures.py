@@ -71,7 +71,8 @@ def test_a_steps_timeline_by_rank_is_what_the_trainer_stored_in_picture_and_page
     assert len(axes.collections) == 6
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rank 0", "rank 1"]
     assert {t.get_text() for t in drawn[-1].legends[0].texts} == {"sampling", "grading", "ahead", "update"}
-    text = write_page(store, tmp_path / "page.html").path.read_text()
+    write_page(store, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
     assert text.count("<title>sampling: ") == 3
     assert "<title>ahead: 4.000 to 8.000 s</title>" in text
     assert "speed/timeline" not in text  # no curve of its own

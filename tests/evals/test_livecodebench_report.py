@@ -54,7 +54,7 @@ def printed(rows) -> str:
 
 def test_each_rule_with_and_without_errata():
     found = {key: summarise(rows) for key, rows in judged(ROWS).items()}
-    assert {key: (s.problems, s.unscored, s.pass1) for key, s in found.items()} == {
+    assert {key: (s.problems, s.unscored, s.pass1.value) for key, s in found.items()} == {
         ("real", True): (6, 1, pytest.approx(2 / 5)),
         ("real", False): (5, 1, pytest.approx(2 / 4)),
         ("lcb", True): (6, 1, pytest.approx(2 / 5)),
@@ -72,7 +72,7 @@ def test_rules_that_differ_in_kind_only_do_not_disagree():
 
 def test_rejected_for_extraction_is_counted_apart():
     rows = [sample("a", 0, NO_PROGRAM, NO_PROGRAM), sample("b", 0, NO_PROGRAM, "AC"), sample("c", 0, "WA", "WA")]
-    assert [summarise(some).pass1 for some in judged(rows).values()] == [0.0, pytest.approx(1 / 3)]
+    assert [summarise(some).pass1.value for some in judged(rows).values()] == [0.0, pytest.approx(1 / 3)]
     table = code_report(rows)[0]
     assert table.header[-2] == "no program"
     assert [line[-2] for line in table.blocks[0]] == ["2", "1"]

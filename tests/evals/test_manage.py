@@ -74,7 +74,7 @@ def test_runs_are_filtered(filled, report):
     assert listed("--method", "grpo") == listed("--status", "running") == {running}
     assert listed("--tag", "best") == {first}
     assert listed("--kind", "train", "--status", "done") == {train}
-    assert "holds no run with kind curation, status done" in report("runs", "--kind", "curation", "--status", "done")[1]
+    assert "has no run with kind curation, status done" in report("runs", "--kind", "curation", "--status", "done")[1]
 
 
 def test_rm_takes_the_run_and_leaves_the_rest(filled, report, tmp_path):

@@ -46,8 +46,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         (["tables", "--format", "md", "--out", "README.md"], "exists"),
         (["tables", "--format", "csv", "--out", "results/agpo.db", "--overwrite"], "expected a name that ends in .csv"),
         (["tables", "--format", "csv", "--out", "store.csv", "--overwrite"], "is a database"),
-        (["rm", "", "--yes"], "an empty name"),
-        (["rm", " ", "--yes"], "an empty name"),
+        (["rm", "", "--yes"], "name is empty"),
+        (["rm", " ", "--yes"], "name is empty"),
     ],
 )
 def test_what_is_not_an_earlier_output_stays(here, capsys, arguments, why):

@@ -11,7 +11,6 @@ from page_store import add_evaluation, add_training, fill, sample
 from scipy import stats as scipy_stats
 
 from evals.report.command import main
-from evals.report.manage import add_tags
 from evals.report.page import samples as samples_module
 from evals.report.page.build import write_page
 from evals.report.page.choice import choose_samples, take
@@ -40,8 +39,8 @@ def column(path, name):
 
 def test_everything_of_a_small_store_is_in_the_page(store, tmp_path):
     runs = fill(store, tmp_path)
-    written = write_page(store, tmp_path / "out" / "page.html")
-    index, chunk = read_page(written.path)
+    write_page(store, page := tmp_path / "out" / "page.html")
+    index, chunk = read_page(page)
     assert {run["id"] for run in index["runs"]} == set(runs.values())
     assert sum(index["samples"]["included"].values()) == sum(run.samples for run in store.runs())
     texts = [text for block in index["samples"]["blocks"] for text in chunk(block["texts"])["response"]]
@@ -50,18 +49,18 @@ def test_everything_of_a_small_store_is_in_the_page(store, tmp_path):
     assert len(prompts) == len(set(prompts))
     seeds = [seed for block in index["samples"]["blocks"] for seed in chunk(block["texts"])["seed"]]
     assert set(seeds) == {str(2**62 + 1)}  # JavaScript's numbers would round it
-    assert "http" not in re.sub(r"http://www\.w3\.org/\S+|http-equiv|https?://evil", "", written.path.read_text())
+    assert "http" not in re.sub(r"http://www\.w3\.org/\S+|http-equiv|https?://evil", "", page.read_text())
     assert not list(tmp_path.glob("out/.*"))
 
 
 def test_a_limit_keeps_whole_groups_and_the_same_problems(store, tmp_path):
     fill(store, tmp_path)
-    written = write_page(store, tmp_path / "page.html", limit=240)
-    index, _ = read_page(written.path)
-    parts, part, item = index["parts"], column(written.path, "part"), column(written.path, "item")
+    written = write_page(store, page := tmp_path / "page.html", limit=240)
+    index, _ = read_page(page)
+    parts, part, item = index["parts"], column(page, "part"), column(page, "item")
     assert 150 <= len(part) <= 250
-    assert f"{len(part)} of 628 samples" in written.samples
-    assert written.samples in written.path.read_text()
+    assert f"{len(part)} of 628 samples" in written.samples()
+    assert written.samples() in page.read_text()
     groups: dict = {}
     for p, i in zip(part, item, strict=True):
         groups[p, i] = groups.get((p, i), 0) + 1
@@ -77,9 +76,9 @@ def test_a_limit_keeps_whole_groups_and_the_same_problems(store, tmp_path):
     assert max(inside) < min(len(items) for p, items in by_eval.items() if parts[p]["split"] == "arith")
     steps = {parts[p]["step"] for p, _ in groups if parts[p]["split"] == "train"}
     assert {1, 6} <= steps  # from the first to the last
-    nothing = write_page(store, tmp_path / "none.html", limit=0)
-    assert column(nothing.path, "part") == []
-    assert "0 of 628" in nothing.samples
+    nothing = write_page(store, none := tmp_path / "none.html", limit=0)
+    assert column(none, "part") == []
+    assert "0 of 628" in nothing.samples()
 
 
 def test_long_runs_keep_their_ends_and_use_their_room(store, tmp_path):
@@ -110,7 +109,7 @@ def test_many_problems_are_thinned_without_asking_for_each_by_name(store, tmp_pa
     found = []
     for most in (1000, 3):
         monkeypatch.setattr(samples_module, "MOST_NAMED", most)
-        path = write_page(store, tmp_path / "page.html", limit=10).path
+        write_page(store, path := tmp_path / "page.html", limit=10)
         found.append([read_page(path)[0]["samples"]["items"][i] for i in column(path, "item")])
     assert found[0] == found[1]
     assert len(found[0]) == 10
@@ -213,16 +212,16 @@ def test_the_same_items_are_taken_of_any_set():
 
 def test_named_runs_bring_what_was_made_from_them(store, tmp_path):
     runs = fill(store, tmp_path)
-    written = write_page(store, tmp_path / "page.html", wanted=[runs["agpo0"]])
-    index, _ = read_page(written.path)
+    written = write_page(store, page := tmp_path / "page.html", wanted=[runs["agpo0"]])
+    index, _ = read_page(page)
     assert {run["id"] for run in index["runs"]} == {runs[name] for name in ("data", "agpo0", "agpo0-3", "agpo0-6")}
     assert written.runs == "1 named run, and 2 that were made from it. The store has 14 in all."
-    one = write_page(store, tmp_path / "one.html", wanted=[runs["grpo1-6"]])
-    index, _ = read_page(one.path)
+    write_page(store, one := tmp_path / "one.html", wanted=[runs["grpo1-6"]])
+    index, _ = read_page(one)
     assert {run["id"] for run in index["runs"]} == {runs[name] for name in ("data", "grpo1", "grpo1-6")}
     assert {part["run"] for part in index["parts"]} == {runs["grpo1-6"]}
     for word, count in (("tiny", 4), ("agpo", 6), ("best", 2)):  # all with the name, the method, the tag
-        add_tags(store, [runs["lone"], runs["agpo0-3"]], ["best"])
+        store.add_tags([runs["lone"], runs["agpo0-3"]], ["best"])
         write_page(store, tmp_path / "some.html", wanted=[word])
         index, _ = read_page(tmp_path / "some.html")
         wanted = {run.id for run in select(store, [word])}
@@ -245,7 +244,8 @@ def test_the_command_says_what_is_wrong(store, tmp_path, capsys):
 def test_texts_are_cut_into_blocks(store, tmp_path):
     run = store.start_run("eval", "long", model="m", config={})
     store.log_samples(run, [sample(f"i{i}", split="long", response=f"{i} " * 50_000, tokens=9) for i in range(12)])
-    index, chunk = read_page(write_page(store, tmp_path / "page.html").path)
+    write_page(store, tmp_path / "page.html")
+    index, chunk = read_page(tmp_path / "page.html")
     sizes = [sum(map(len, chunk(block["texts"])["response"])) for block in index["samples"]["blocks"]]
     assert len(sizes) >= 3
     assert max(sizes) < 600_000
@@ -255,7 +255,8 @@ def test_numbers_that_json_does_not_have(store, tmp_path):
     run = store.start_run("train", "tiny", method="agpo", config={"objective": {"preset": "agpo"}})
     for step, value in enumerate((1.0, float("nan"), float("inf"))):
         store.log_metrics(run, step, {"reward/mean": value})
-    index, chunk = read_page(write_page(store, tmp_path / "page.html").path)
+    write_page(store, tmp_path / "page.html")
+    index, chunk = read_page(tmp_path / "page.html")
     assert chunk(index["metrics"]["reward/mean"])[run] == [[0, 1, 2], [1.0, None, None]]
 
 

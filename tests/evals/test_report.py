@@ -12,7 +12,6 @@ from agpo.telemetry import METRICS
 from evals.report.command import main
 from evals.report.evaluations import rows
 from evals.report.layout import Grid, print_grid
-from evals.report.manage import add_tags
 from evals.report.page.build import write_page
 from evals.report.page.content import run_facts
 from evals.report.paper_tables import FORMATS
@@ -59,13 +58,14 @@ def add_eval(
     step=0,
     parent=None,
     longer=0,
+    finish="stop",
     **config,
 ):
     """An eval run with one sample per reward; the i-th response is 10 * (i + 1) + longer tokens long."""
     run_id = store.start_run("eval", bench, method=method, model=model, seed=seed, config=config, parent=parent)
     outcome = {1.0: "right", 0.0: "wrong", None: "timeout"}
     samples = [
-        SampleRow("test", f"i{i}", 0, step, "p", "r", (1,) * (10 * (i + 1) + longer), None, "stop", outcome[r], "box",
+        SampleRow("test", f"i{i}", 0, step, "p", "r", (1,) * (10 * (i + 1) + longer), None, finish, outcome[r], "box",
                   None, "1", r, 0, 0.1)
         for i, r in enumerate(rewards)
     ]  # fmt: skip
@@ -106,6 +106,13 @@ def test_one_run_has_an_interval(capsys, path):
     assert line["setting"] == "10 problems x 1, max 256 tokens"
 
 
+def test_all_shares_of_the_csv_are_in_percent(capsys, path):
+    with Store.open(path) as store:
+        add_eval(store, [1.0, 0.0], finish="length")
+    (line,) = read_csv(capsys, path)
+    assert (line["pass1"], line["truncated"]) == ("50.0", "100.0")
+
+
 def test_seeds_are_averaged_with_their_spread_and_count(capsys, path):
     with Store.open(path) as store:
         for seed, right in enumerate((4, 6, 8)):
@@ -118,6 +125,15 @@ def test_seeds_are_averaged_with_their_spread_and_count(capsys, path):
     text = report(capsys, path, "tables")
     assert "10.3 to 100.0 over 3 runs" in text
     assert "An interval over runs is Student's" in text
+
+
+def test_seeds_that_agree_exactly_are_no_certainty(capsys, path):
+    with Store.open(path) as store:
+        for seed in range(2):
+            add_eval(store, [1.0, 0.0], seed=seed)
+    (line,) = read_csv(capsys, path)
+    assert (line["runs"], line["pass1"], line["pass1_low"], line["pass1_high"]) == ("2", "50.0", "", "")
+    assert "50.0 to 50.0" not in report(capsys, path, "tables")
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -198,7 +214,7 @@ def test_an_evaluation_made_again_is_no_second_seed(capsys, path):
         for parent, right, seed in ((first, 2, 0), (second, 6, 1), (first, 4, 0)):
             evaluated(store, parent, right, seed)
         (row,) = rows(store)
-    assert [result.summary.pass1 for result in row.results] == [0.4, 0.6]
+    assert [result.summary.pass1.value for result in row.results] == [0.4, 0.6]
     assert "made again with the same seed and settings: 1;" in report(capsys, path, "tables")
 
 
@@ -217,7 +233,7 @@ def test_other_words_or_another_grader_is_another_line(capsys, path, key, one, o
         assert [row.estimate("pass1").value for row in rows(store)] in ([0.5, 1.0], [1.0, 0.5])
         first, second = (run.id for run in store.runs("eval"))
     assert said in " ".join(report(capsys, path, "tables", "--format", "md").split())
-    assert f"asked differently: {key}" in " ".join(report(capsys, path, "compare", first, second).split())
+    assert f"have different settings: {key}" in " ".join(report(capsys, path, "compare", first, second).split())
 
 
 def test_tables_of_some_runs(capsys, path):
@@ -225,7 +241,7 @@ def test_tables_of_some_runs(capsys, path):
         first, second = trained(store, 0), trained(store, 1)
         runs = [evaluated(store, parent, right, seed) for parent, right, seed in ((first, 2, 0), (second, 6, 1))]
         add_eval(store, [1.0], method="grpo")
-        add_tags(store, [runs[0]], ["mine"])
+        store.add_tags([runs[0]], ["mine"])
         assert [row.estimate("pass1").value for row in rows(store, wanted=["mine"])] == [0.2]
         assert [row.estimate("pass1").value for row in rows(store, wanted=[second])] == [0.6]
         assert [row.method for row in rows(store, wanted=["grpo", second])] == ["agpo", "grpo"]

@@ -141,11 +141,11 @@ def test_training_and_command_count_alike(engine, store, tmp_path, monkeypatch, 
     with Grader("exact") as grader:
         summary = evaluate(engine, choose(arith.items("heldout", 512), 12, 0), task, store, grader)
     assert {(r.item, r.repeat): r.response for r in store.samples(task.run_id)} == theirs
-    assert metrics["pass1"] == pytest.approx(summary.pass1)
-    assert metrics["tokens_mean"] == pytest.approx(summary.tokens_mean)
+    assert metrics["pass1"] == pytest.approx(summary.pass1.value)
+    assert metrics["tokens_mean"] == pytest.approx(summary.tokens_mean.value)
     printed = capsys.readouterr().out
     assert "terms 5" in printed
-    assert f"{100 * summary.pass1:.1f}" in printed
+    assert f"{100 * summary.pass1.value:.1f}" in printed
 
 
 def test_lm_evals_own_numbers_are_ours(engine, store):
@@ -159,8 +159,8 @@ def test_lm_evals_own_numbers_are_ours(engine, store):
     results, _ = bench_results(engine, ITEMS, task_job, rows, store)
     ours = summarise(store.samples(task_job.run_id))
     theirs = results["results"]["agpo_arith"]
-    assert theirs["pass1,all"] == pytest.approx(ours.pass1)
-    assert theirs["response_tokens,all"] == pytest.approx(ours.tokens_mean)
+    assert theirs["pass1,all"] == pytest.approx(ours.pass1.value)
+    assert theirs["response_tokens,all"] == pytest.approx(ours.tokens_mean.value)
     assert theirs["truncated,all"] == pytest.approx(ours.truncated.value)
     sample = results["samples"]["agpo_arith"][0]
     assert len(sample["filtered_resps"][0]) == 3

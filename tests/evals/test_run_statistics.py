@@ -73,7 +73,7 @@ def test_everything_is_there(store, capsys):
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
 def test_an_evaluation_that_has_not_ended_has_no_score(store, capsys, status):
     text = show(capsys, add(store, [[("1", 1.0)]] * 5, status=status))
-    assert re.search(rf"5 samples, {status}\. No score", text)
+    assert re.search(rf"5 samples, {status}\. An unfinished", text)
     assert "Pass@1" not in text
 
 

@@ -58,18 +58,18 @@ def test_wilson_is_scipys_and_statsmodels(pair):
 
 def test_one_sample_per_problem_is_a_proportion():
     summary = summarise([outcome(f"i{i}", float(i < 30)) for i in range(100)])
-    assert summary.pass1 == pytest.approx(0.30)
-    assert summary.pass1_se == pytest.approx(math.sqrt(0.3 * 0.7 / 99))  # sample variance of 0/1, over N
-    assert (summary.pass1_low, summary.pass1_high) == pytest.approx(wilson(30, 100))
+    assert summary.pass1.value == pytest.approx(0.30)
+    assert summary.pass1.se == pytest.approx(math.sqrt(0.3 * 0.7 / 99))  # sample variance of 0/1, over N
+    assert (summary.pass1.low, summary.pass1.high) == pytest.approx(wilson(30, 100))
 
 
 def test_the_problem_is_the_unit_not_the_sample():
     """Four copies of every answer are no more evidence than one."""
     once = summarise([outcome(f"i{i}", float(i < 30)) for i in range(100)])
     four = summarise([outcome(f"i{i}", float(i < 30), repeat=r) for i in range(100) for r in range(4)])
-    assert four.pass1 == pytest.approx(once.pass1)
-    assert four.pass1_se == pytest.approx(once.pass1_se)
-    assert four.pass1_high - four.pass1_low == pytest.approx(once.pass1_high - once.pass1_low, rel=0.03)
+    assert four.pass1.value == pytest.approx(once.pass1.value)
+    assert four.pass1.se == pytest.approx(once.pass1.se)
+    assert four.pass1.high - four.pass1.low == pytest.approx(once.pass1.high - once.pass1.low, rel=0.03)
     assert four.parts.icc == pytest.approx(1)
     assert four.parts.within == 0
 
@@ -107,23 +107,23 @@ def test_more_samples_never_make_the_interval_wider_than_that_of_the_problems(pr
     rows = [outcome(f"i{i}", float(k < c), repeat=k) for i, c in enumerate(counts) for k in range(samples)]
     found = summarise(rows)
     expected = wilson(sum(counts) / samples, problems)
-    assert (found.pass1_low, found.pass1_high) == pytest.approx(expected)
+    assert (found.pass1.low, found.pass1.high) == pytest.approx(expected)
 
 
 def test_problems_weigh_the_same_however_many_samples_they_have():
     rows = [outcome("a", 1.0, repeat=r) for r in range(9)] + [outcome("b", 0.0)]
-    assert summarise(rows).pass1 == 0.5
+    assert summarise(rows).pass1.value == 0.5
 
 
 def test_unscorable_samples_are_left_out_and_counted():
     summary = summarise([outcome("a", 1.0), outcome("a", None, repeat=1), outcome("b", 0.0), outcome("c", None)])
-    assert summary.pass1 == 0.5  # a: 1 of 1, b: 0 of 1; c has no verdict
+    assert summary.pass1.value == 0.5  # a: 1 of 1, b: 0 of 1; c has no verdict
     assert summary.pass1_unscored_wrong == pytest.approx((0.5 + 0 + 0) / 3)
     assert (summary.unscored, summary.problems, summary.samples) == (2, 3, 4)
     assert summary.outcomes == {"timeout": 2, "right": 1, "wrong": 1}
     nothing = summarise([outcome("a", None)])
-    assert math.isnan(nothing.pass1)
-    assert nothing.tokens_mean == 10
+    assert math.isnan(nothing.pass1.value)
+    assert nothing.tokens_mean.value == 10
     assert nothing.line().startswith("nothing scorable")
     assert summarise([]).line() == "no samples"
 
@@ -131,15 +131,15 @@ def test_unscorable_samples_are_left_out_and_counted():
 @pytest.mark.parametrize("reward", [0.0, 1.0])
 def test_everything_right_or_wrong_is_not_certainty(reward):
     summary = summarise([outcome(f"i{i}", reward, repeat=r) for i in range(20) for r in range(4)])
-    assert (summary.pass1_low, summary.pass1_high) == pytest.approx(wilson(20 * reward, 20))
-    assert reward in (summary.pass1_low, summary.pass1_high)  # not 1e-18 away from it
+    assert (summary.pass1.low, summary.pass1.high) == pytest.approx(wilson(20 * reward, 20))
+    assert reward in (summary.pass1.low, summary.pass1.high)  # not 1e-18 away from it
 
 
 def test_rewards_of_another_scale_get_students_interval():
     values = [-1.0, 0.5, 2.0, 1.0, -0.5]
     summary = summarise([outcome(f"i{i}", v) for i, v in enumerate(values)])
     expected = scipy_stats.t.interval(0.95, 4, np.mean(values), scipy_stats.sem(values))
-    assert (summary.pass1_low, summary.pass1_high) == pytest.approx(expected)
+    assert (summary.pass1.low, summary.pass1.high) == pytest.approx(expected)
 
 
 def test_the_variance_is_taken_apart_as_it_was_put_together():
@@ -161,14 +161,14 @@ def test_the_variance_is_taken_apart_as_it_was_put_together():
 def test_the_interval_of_tokens_ends_at_max_tokens():
     rows = [outcome(f"i{i}", 1.0, 2048, "length") for i in range(9)] + [outcome("j", 1.0, 100)]
     found = summarise([*rows, outcome("k", 0.0, 2048, "length"), outcome("l", 0.0, 2000), outcome("m", 0.0, 2048)])
-    assert summarise(rows).tokens_high == found.tokens_right.high == found.tokens_wrong.high == 2048
+    assert summarise(rows).tokens_mean.high == found.tokens_right.high == found.tokens_wrong.high == 2048
 
 
 def test_tokens_and_truncation():
     rows = [outcome("a", 1.0, 10), outcome("b", 0.0, 30, "length"), outcome("c", 0.0, 80), outcome("d", 1.0, 20)]
     summary = summarise(rows)
-    assert (summary.tokens_mean, summary.tokens_median, summary.truncated.value) == (35.0, 25.0, 0.25)
-    assert summary.tokens_low < 35.0 < summary.tokens_high
+    assert (summary.tokens_mean.value, summary.tokens_median, summary.truncated.value) == (35.0, 25.0, 0.25)
+    assert summary.tokens_mean.low < 35.0 < summary.tokens_mean.high
     assert summary.tokens_p95 == pytest.approx(np.quantile([10, 20, 30, 80], 0.95))
     assert (summary.tokens_right.value, summary.tokens_wrong.value) == (15.0, 55.0)
     assert summary.tokens_per_solved.value == 70.0  # 140 tokens, two right
@@ -181,14 +181,13 @@ def test_means_of_unequal_sample_counts_are_over_samples():
     rows = benchmark(80, 3)[:-50]
     tokens = np.array([r.response_tokens for r in rows], float)
     summary = summarise(rows)
-    assert summary.tokens_mean == pytest.approx(tokens.mean())
+    assert summary.tokens_mean.value == pytest.approx(tokens.mean())
     sums = {i: [t.response_tokens for t in rows if t.item == i] for i in {r.item for r in rows}}
     residuals = np.array([sum(v) - len(v) * tokens.mean() for v in sums.values()])
     n = len(sums)
     se = math.sqrt(n / (n - 1) * (residuals**2).sum()) / len(rows)
-    assert (summary.tokens_high - summary.tokens_low) / (2 * scipy_stats.t.ppf(0.975, n - 1)) == pytest.approx(
-        se, rel=0.1
-    )
+    width = summary.tokens_mean.high - summary.tokens_mean.low
+    assert width / (2 * scipy_stats.t.ppf(0.975, n - 1)) == pytest.approx(se, rel=0.1)
 
 
 def test_a_symmetric_mean_has_students_interval_and_a_skewed_one_leans():
@@ -276,7 +275,7 @@ def test_the_store_gives_the_same_columns_as_its_rows(tmp_path):
         from_rows = summarise(store.outcomes(run_id, step=0))
     assert same(summarise(first), from_rows)
     assert same(summarise(first), summarise(rows))
-    assert summarise(last).pass1 == 0.0
+    assert summarise(last).pass1.value == 0.0
 
 
 def test_taking_problems():

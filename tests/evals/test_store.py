@@ -272,7 +272,7 @@ def test_a_full_disk_is_one_clear_message(sqlite_store):
 
 def test_a_folder_that_cannot_be_made_or_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot create the folder"):
         Store.open(tmp_path / "file" / "agpo.db")
     with pytest.raises(UserError, match="cannot be opened"):
         Store.open(tmp_path)

@@ -11,7 +11,6 @@ import pytest
 import sqlalchemy as sa
 from full_store import fill, sample
 
-from evals.report.manage import add_tags
 from evals.store import Store, database
 from evals.store.__main__ import main
 
@@ -45,7 +44,7 @@ def copy(source: str, target: str, *more: str) -> int:
 def test_a_copy_has_everything_and_again_it_writes_nothing(store_url, other_url, tmp_path, capsys):
     with Store.open(store_url) as source:
         train, first, _ = fill(source)
-        add_tags(source, [train, first], ["paper", "best"])
+        source.add_tags([train, first], ["paper", "best"])
         (tmp_path / "curves.png").write_bytes(b"png")
         source.add_artifact(train, "figure", tmp_path / "curves.png")
         assert copy(store_url, other_url) == 0
@@ -67,7 +66,7 @@ def test_only_the_runs_named_and_what_they_were_made_from(tmp_path, capsys):
     source, target = str(tmp_path / "a.db"), str(tmp_path / "b.db")
     with Store.open(source) as store:
         train, first, second = fill(store)
-        add_tags(store, [second], ["chosen"])
+        store.add_tags([second], ["chosen"])
     assert copy(source, target, "--run", "chosen") == 0
     with Store.open(target) as store:
         assert [run.id for run in store.runs()] == [train, second]

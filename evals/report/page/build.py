@@ -1,4 +1,4 @@
-"""Write the page: template, styles and scripts from this folder, data from the store, block by block into one file."""
+"""Write the page: template, styles and scripts of this folder, and the store's data block by block."""
 
 import base64
 import hashlib
@@ -10,37 +10,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from evals.groups import grouped
 from evals.outputs import check_file, replacing
 from evals.report.compare import digits_of, p_text
 from evals.report.evaluations import Evaluation
+from evals.report.figures import line_colours
 from evals.report.layout import duration
 from evals.report.page.choice import choose_runs, choose_samples, left_out
-from evals.report.page.content import (
-    colours,
-    curves,
-    evaluation_facts,
-    panels,
-    part_names,
-    run_facts,
-    run_names,
-    score_elements,
-)
+from evals.report.page.content import curves, evaluation_facts, part_names, run_facts, run_names, score_elements
 from evals.report.page.differences import differences
 from evals.report.page.encode import Chunks
-from evals.report.page.lineage import lineage
 from evals.report.page.samples import Index, elements
 from evals.report.page.summary import evaluations, over_seeds, percent, student_quantiles, with_groups
-from evals.report.parts import Part, line_names, parts_of, settings_told
+from evals.report.parts import Part, line_names, metrics_of, parts_of, settings_told
 from evals.report.timeline import timeline
-from evals.store import Store
+from evals.store import RunRow, Store
 
 SAMPLES = 10_000
-"""completions in the page unless told otherwise: about 5 MB of short answers, 20 MB of long ones"""
+"""completions in the page by default: about 5 MB of short answers, 20 MB of long ones"""
 SCRIPTS = (  # in the order of their imports: together they are the page's one module
     "dom", "data", "route", "highlight", "tex", "render", "diff", "notes", "where", "filter",
     "chart", "curves", "runs", "spread", "sample", "samples", "paired", "tables", "compare", "live", "main",
@@ -50,40 +40,30 @@ EXPORT = re.compile(r"^export ((?:async )?function|const|class) (\w+)", re.MULTI
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was written, to tell on the console."""
-
-    path: Path
-    size: int
-    """bytes"""
+class Page:
+    pieces: Iterator[str]
+    """of the file, in order; texts are read from the store as they are taken"""
     runs: str
-    samples: str
+    """the choice of runs, in words"""
+    samples: Callable[[], str]
+    """how many samples are in the page, once all pieces are taken"""
 
 
-def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: int | None = SAMPLES) -> Written:
-    """Write the page of the runs into `out`, which is replaced only when it is complete.
+def write_page(store: Store, out: Path, *, wanted: Sequence[str] = (), limit: int | None = SAMPLES) -> Page:
+    """Write the page of the runs to `out`, which is replaced only when complete. Texts are written block by block.
 
-    wanted: ids, beginnings of ids or names of runs; none: the latest of the store. limit: about how many samples, None:
-    all. Texts are read and written block by block. Raises UserError for a run that is not there.
+    wanted: words of `select`; none: the latest runs. limit: about how many samples, None: all. Raises UserError for a
+    run that is not there.
     """
     check_file(out, (".html", ".htm"), mark=b'name="generator" content="agpo"')
     made = page(store, wanted=wanted, limit=limit)
     with replacing(out) as path, path.open("w", encoding="utf-8", errors="replace") as file:
         file.writelines(made.pieces)
-    return Written(out, out.stat().st_size, made.runs, made.samples())
-
-
-@dataclass(frozen=True)
-class Page:
-    pieces: Iterator[str]
-    """of the file, in order: texts are read while they are taken"""
-    runs: str
-    samples: Callable[[], str]
-    """what is in the page, once all pieces are taken"""
+    return made
 
 
 def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = "") -> Page:
-    """The page in pieces. live: the name of the store's state, for a page that a server makes (see `serve`)."""
+    """The page in pieces. live: the name of the store's state, for a page made by `serve`."""
     runs, inside, chosen = choose_runs(store, wanted)
     lines = line_names(runs)
     names = run_names(runs, lines)
@@ -91,32 +71,31 @@ def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = 
     parts = [part for part in every if part.run.id in inside]
     found = list(evaluations(store, parts, lines))
     labels = part_names(parts, names)
-    benches, told, line_colours = _benches(with_groups(store, found)), differences(found, labels), colours(runs, lines)
+    benches, told = _benches(with_groups(store, found)), differences(found, labels)
+    colours = line_colours({lines[run.id]: run for run in runs if run.kind == "train"})
     chunks, index = Chunks(), Index()
     facts = [run_facts(run, names[run.id], lines[run.id], store) for run in runs]
-    artifacts = {run.id: store.artifacts(run.id) for run in runs}
     metrics, places = curves(store, runs, every, chunks)
     scores, tallies = score_elements(found, chunks)
     shares = choose_samples(parts, limit)
 
     def index_element() -> str:
-        """Called by the template after the samples, when their index is complete."""
+        """Called by the template after all samples."""
         content = {
             "schema": 1,
             "runs": facts,
             "parts": [_part(part, name) for part, name in zip(parts, labels, strict=True)],
             "evaluations": evaluation_facts(found, labels),
-            "panels": panels(runs),
+            # (metric, title, what it is) of the panels that are always shown; the rest can be chosen
+            "panels": [(name, title, what) for name, (title, _, what, _) in metrics_of(runs).items() if what],
             "metrics": places,
             "scores": tallies,
-            "colours": line_colours,
+            "colours": colours,
             "pair": [told[0].a, told[0].b] if told else None,
             "student": student_quantiles(),
-            "lineage": lineage(runs, artifacts, found, names),
             "samples": index.as_json(),
         }
-        element = chunks.element(content)
-        return element.replace(f'id="c{chunks.count - 1}"', 'id="index"')
+        return chunks.element(content, "index")
 
     script = module()
     pieces = _template().generate(
@@ -129,7 +108,7 @@ def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = 
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         benches={bench: _by_place(of) for bench, of in benches.items()},
         seeds={bench: over_seeds(of) for bench, of in benches.items()},
-        colours=line_colours,
+        colours=colours,
         part_names=labels,
         part_keys=[part.key for part in parts],
         differences=told,
@@ -144,7 +123,7 @@ def page(store: Store, *, wanted: Sequence[str], limit: int | None, live: str = 
 
 
 def module(names: Sequence[str] = SCRIPTS) -> str:
-    """The page's scripts, ordinary modules in files of their own, as one: each becomes a function that is called once.
+    """The page's JavaScript modules as one: each becomes a function that is called once.
 
     An inline module cannot import another, and a page opened as a file cannot fetch one.
     """
@@ -161,19 +140,19 @@ def module(names: Sequence[str] = SCRIPTS) -> str:
     return whole
 
 
-def _part(part: Part, name: str) -> dict[str, Any]:
+def _part(part: Part, name: str) -> dict[str, object]:
     fields = ("key", "split", "step", "samples", "measured", "bench")
     return {**{field: getattr(part, field) for field in fields}, "name": name, "run": part.run.id}
 
 
 def _benches(found: Sequence[Evaluation]) -> dict[str, list[Evaluation]]:
-    """Benchmark -> its evaluations: by method, seed and step."""
-    benches = grouped(found, lambda e: e.part.bench)
-    for of_bench in benches.values():
-        of_bench.sort(
-            key=lambda e: (e.part.run.kind, e.line, e.part.run.model, e.seed, e.part.run.parent or "", e.part.step)
-        )
-    return benches
+    """Benchmark -> its evaluations by method, seed and step."""
+
+    def place(e: Evaluation) -> tuple[object, ...]:
+        run = e.part.run
+        return run.kind, e.line, run.model, run.seed, run.parent or "", e.part.step
+
+    return {bench: sorted(of, key=place) for bench, of in grouped(found, lambda e: e.part.bench).items()}
 
 
 def _by_place(found: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation], list[int]]]:
@@ -188,13 +167,13 @@ def _by_place(found: Sequence[Evaluation]) -> list[tuple[str, list[Evaluation], 
 
 
 def _place(store: Store) -> str:
-    """The store without the folders of whoever made the page, who may want to share it."""
+    """The store without its folders: the page may be shared."""
     if store.path is None:
         return str(store)
     return str(store.path.relative_to(Path.cwd()) if store.path.is_relative_to(Path.cwd()) else store.path.name)
 
 
-def _title(runs: Sequence[Any], wanted: Sequence[str]) -> str:
+def _title(runs: Sequence[RunRow], wanted: Sequence[str]) -> str:
     if len(wanted) == 1:
         return f"Run {wanted[0]}" if any(run.id.startswith(wanted[0]) for run in runs) else wanted[0]
     names = list(dict.fromkeys(run.name for run in runs if run.kind != "curation"))
@@ -209,7 +188,7 @@ def signed(points: float) -> str:
     return "–" if math.isnan(points) else f"{points:+z.{digits_of(points)}f}".replace("-", "−")
 
 
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "settings_told": settings_told,

@@ -8,16 +8,17 @@ from evals.console import plural
 from evals.groups import grouped
 from evals.report.parts import Part, select
 from evals.store import RunRow, Store
+from evals.store.rows import with_ancestors, with_descendants
 
 MOST_RUNS = 40
 """runs in the page when none was named"""
 
 
 def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[str], str]:
-    """(runs in order of start, ids of those whose samples belong in the page, what to say of the choice).
+    """(runs by start time, ids of those whose samples belong in the page, the choice in words).
 
-    Named runs bring what was made from them (evaluations of a training run) with its samples, and what they were made
-    from without. With none named: the latest `MOST_RUNS` that have something to show.
+    Named runs bring the runs made from them, with samples, and the runs they were made from, without samples. None
+    named: the latest `MOST_RUNS` that have something to show.
     """
     every = store.runs()
     if not wanted:
@@ -30,31 +31,19 @@ def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[
             said += f"; {older} older {_are(older)} left out (--run chooses others)"
         if empty:
             said += f"; {empty} without metrics or samples {_are(empty)} left out"
-        return _with_ancestors(kept, every), {run.id for run in kept}, said + "."
-    named = {run.id for run in select(store, wanted)}
-    inside = set(named)
-    for run in every:  # in order of start: a parent comes before its children
-        if run.parent in inside:
-            inside.add(run.id)
-    kept = _with_ancestors([run for run in every if run.id in inside], every)
-    said = f"{plural(len(named), 'named run')}"
-    if more := len(inside) - len(named):
-        said += f", and {more} that {'were' if more > 1 else 'was'} made from {'them' if len(named) > 1 else 'it'}"
-    return kept, inside, f"{said}. The store has {len(every)} in all."
+    else:
+        named = select(store, wanted)
+        kept = with_descendants(named, every)
+        said = plural(len(named), "named run")
+        if more := len(kept) - len(named):
+            said += f", and {more} that {'were' if more > 1 else 'was'} made from {'them' if len(named) > 1 else 'it'}"
+        said += f". The store has {len(every)} in all"
+    shown = sorted(with_ancestors(kept, every), key=lambda run: (run.started, run.id))
+    return shown, {run.id for run in kept}, f"{said}."
 
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
-
-
-def _with_ancestors(runs: Sequence[RunRow], every: Sequence[RunRow]) -> list[RunRow]:
-    by_id = {run.id: run for run in every}
-    ids = {run.id for run in runs}
-    for run in runs:
-        while run.parent in by_id and run.parent not in ids:
-            run = by_id[run.parent]
-            ids.add(run.id)
-    return [run for run in every if run.id in ids]
 
 
 def choose_samples(parts: Sequence[Part], limit: int | None) -> list[float]:

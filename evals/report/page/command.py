@@ -1,32 +1,30 @@
-"""`evals.report html`: everything about runs in one page that needs no network; `serve`: the same, while they go on."""
+"""`evals.report html`: everything about runs in one page that needs no network. `serve`: the same page, live."""
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from evals.console import Commands
 from evals.errors import UserError
-from evals.report.parts import BY, CHOICE
+from evals.report.parts import add_run_option
 from evals.store import Store
 
 OUT = Path("results/page.html")
 LARGE = 60 << 20
-"""bytes from which a browser takes seconds to open the page"""
+"""bytes; a browser takes seconds to open a larger page"""
 
 
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
     chosen = argparse.ArgumentParser(add_help=False)
-    chosen.add_argument(
-        "--run", **CHOICE, help=f"runs, with the evaluations made from them: {BY} (default: the latest)"
-    )
+    add_run_option(chosen, "only these runs, with the evaluations made from them (default: the latest)")
     chosen.add_argument(
         "--limit-samples",
         default="10000",
         metavar="N",
-        help="about how many completions to include, or all (default: %(default)s); the page says what it left out",
+        help="include about N completions, or all (default: %(default)s); the page says what it left out",
     )
-    about = "one HTML page: summary, curves, lineage, every sample"
+    about = "one HTML page: summary, curves, lineage, samples"
     parser = commands.add_parser("html", parents=[shared, chosen], help=about)
     parser.add_argument("--out", type=Path, default=OUT, help="the file to write (default: %(default)s)")
     parser.set_defaults(run=run)
@@ -44,12 +42,12 @@ def run_server(arguments: argparse.Namespace, store: Store, console: Console) ->
 def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
     from evals.report.page.build import write_page  # Jinja2, scipy: not for --help
 
-    written = write_page(store, arguments.out, wanted=arguments.runs, limit=_limit(arguments.limit_samples))
-    console.print(written.runs)
-    console.print(written.samples)
-    if written.size > LARGE:
+    made = write_page(store, arguments.out, wanted=arguments.runs, limit=_limit(arguments.limit_samples))
+    console.print(f"{made.runs}\n{made.samples()}")
+    size = arguments.out.stat().st_size
+    if size > LARGE:
         console.print("A browser takes some seconds to open a page of this size; --limit-samples makes it smaller.")
-    console.print(f"page        {written.path} ({written.size / 1e6:.1f} MB)", soft_wrap=True)
+    console.print(f"page        {arguments.out} ({size / 1e6:.1f} MB)", soft_wrap=True)
 
 
 def _limit(text: str) -> int | None:

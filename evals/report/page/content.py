@@ -4,16 +4,15 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate
 from pathlib import PurePath
-from typing import Any
+from typing import TypeAlias
 
-import numpy as np
-
+from evals.groups import grouped
 from evals.models import STEP
 from evals.report.evaluations import Evaluation
-from evals.report.figures import line_colours
 from evals.report.page.encode import Chunks
-from evals.report.parts import Part, flat, metrics_of
+from evals.report.parts import Part, flat
 from evals.report.timeline import NAME as TIMELINE
 from evals.store import RunRow, Store
 
@@ -31,8 +30,11 @@ def run_names(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str
         elif run.kind == "curation":
             names[run.id] = f"data {run.name}"
         else:
-            parent, step = by_id.get(run.parent or ""), STEP.fullmatch(short(str(run.config.get("model") or run.model)))
-            of = f"{lines[parent.id]} seed {parent.seed}" if parent else short(run.model)
+            parent, step = (
+                by_id.get(run.parent or ""),
+                STEP.fullmatch(last_part(str(run.config.get("model") or run.model))),
+            )
+            of = f"{lines[parent.id]} seed {parent.seed}" if parent else last_part(run.model)
             names[run.id] = f"{run.name}: {of}{f', step {int(step[1])}' if step and parent else ''}" if of else run.name
     tasks = {(run.name, run.model) for run in runs if run.kind == "train"}
     if len(tasks) > 1:
@@ -48,7 +50,7 @@ def part_names(parts: Sequence[Part], names: Mapping[str, str]) -> list[str]:
     labels = []
     for part in parts:
         if part.run.kind == "eval":
-            of = names.get(part.run.parent or "") or short(part.run.model) or part.run.name
+            of = names.get(part.run.parent or "") or last_part(part.run.model) or part.run.name
             task = f"{part.split}: " if part.bench != part.run.name else ""
             labels.append(f"{task}{of}, step {part.step}" if part.step else task + of)
         elif part.run.kind == "train":
@@ -62,21 +64,17 @@ def part_names(parts: Sequence[Part], names: Mapping[str, str]) -> list[str]:
     ]
 
 
-def short(model: str) -> str:
-    """A model folder's or hub id's last part."""
+def last_part(model: str) -> str:
+    """Of a model's folder or hub id."""
     return PurePath(model.replace("\\", "/")).name
 
 
-def colours(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str]:
-    """Line -> its colour, as in the figures."""
-    return line_colours({lines[run.id]: run for run in runs if run.kind == "train"})
-
-
+Series: TypeAlias = tuple[list[int], list[float | None]]
 AS_STORED = ("id", "kind", "name", "method", "model", "seed", "status", "parent", "host", "samples")
-"""what the page has of a run as the store has it"""
+"""fields of a run that the page takes as they are"""
 
 
-def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]:
+def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, object]:
     """One run as the page needs it."""
     return {
         **{field: getattr(run, field) for field in AS_STORED},
@@ -99,8 +97,8 @@ def run_facts(run: RunRow, name: str, line: str, store: Store) -> dict[str, Any]
     }
 
 
-def progress(run: RunRow, store: Store) -> dict[str, Any]:
-    """How far a run is that goes on: steps of training, completions otherwise. Seconds left where they are known."""
+def progress(run: RunRow, store: Store) -> dict[str, object]:
+    """Progress of a running run: training steps or completions, and the seconds left if known."""
     if run.kind == "train":
         done, total, unit = run.last_step or 0, run.config.get("steps"), "steps"
         times = [value for _, _, value in store.metrics(run.id, ["speed/step_seconds"])[-10:] if math.isfinite(value)]
@@ -112,35 +110,30 @@ def progress(run: RunRow, store: Store) -> dict[str, Any]:
     return {"done": done, "total": total, "unit": unit, "left": left}
 
 
-def panels(runs: Sequence[RunRow]) -> list[tuple[str, str, str]]:
-    """(metric, title, what it is) of the panels that are always shown; the rest can be chosen."""
-    return [(name, title, what) for name, (title, _, what, _) in metrics_of(runs).items() if what]
-
-
 def stamp(when: datetime) -> str:
     return f"{when:%Y-%m-%d %H:%M} UTC"
 
 
 def curves(
     store: Store, runs: Sequence[RunRow], parts: Sequence[Part], chunks: Chunks
-) -> tuple[list[str], dict[str, Any]]:
-    """(elements with one metric each of all training runs, {metric: chunk number, ...}).
+) -> tuple[list[str], dict[str, int]]:
+    """(an element for each metric of all training runs, {metric: chunk number}).
 
-    A metric is {run id: [[steps], [values]]}. `x/tokens` (sampled until then) and `x/hours` are other abscissas.
+    A metric is {run id: (steps, values)}. `x/tokens` (sampled so far) and `x/hours` are other abscissas.
     """
-    series: dict[str, dict[str, list[list[Any]]]] = {}
+    series: dict[str, dict[str, Series]] = {}
     for run in runs:
         if run.kind != "train":
             continue
         for step, name, value in store.metrics(run.id):
             if TIMELINE.fullmatch(name):
                 continue
-            points = series.setdefault(name, {}).setdefault(run.id, [[], []])
+            points = series.setdefault(name, {}).setdefault(run.id, ([], []))
             points[0].append(step)
             points[1].append(_round(value))
         sizes = sorted((p.step, p.tokens) for p in parts if p.run.id == run.id and not p.measured)
         series.setdefault("x/tokens", {})[run.id] = _sums(sizes)
-        seconds = series.get("speed/step_seconds", {}).get(run.id, [[], []])
+        seconds = series.get("speed/step_seconds", {}).get(run.id, ([], []))
         series.setdefault("x/hours", {})[run.id] = _sums([(s, (v or 0) / 3600) for s, v in zip(*seconds, strict=True)])
     elements, places = [], {}
     for name in sorted(series):
@@ -149,50 +142,44 @@ def curves(
     return elements, places
 
 
-def _sums(values: Sequence[tuple[int, float]]) -> list[list[Any]]:
-    total, steps, sums = 0.0, [], []
-    for step, value in values:
-        total += value
-        steps.append(step)
-        sums.append(_round(total))
-    return [steps, sums]
+def _sums(values: Sequence[tuple[int, float]]) -> Series:
+    return [step for step, _ in values], [_round(total) for total in accumulate(value for _, value in values)]
 
 
 def _round(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def evaluation_facts(found: Sequence[Evaluation], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The evaluations as the curves need them: where they stand on a run's line."""
+def evaluation_facts(found: Sequence[Evaluation], names: Sequence[str]) -> list[dict[str, object]]:
+    """The evaluations for the curves: points on a run's line."""
     return [
         {
             "part": e.place,
             "name": names[e.place],
             "bench": e.part.bench,
             "asked": e.part.asked,
-            "pass1": e.summary.pass1,
-            "low": e.summary.pass1_low,
-            "high": e.summary.pass1_high,
+            "pass1": e.summary.pass1.value,
+            "low": e.summary.pass1.low,
+            "high": e.summary.pass1.high,
         }
         for e in found
     ]
 
 
 def score_elements(found: Sequence[Evaluation], chunks: Chunks) -> tuple[list[str], dict[str, int]]:
-    """(an element for each benchmark with the verdicts on all its problems, {benchmark: chunk number}).
+    """(an element for each benchmark with the rewards on all its problems, {benchmark: chunk number}).
 
-    {"items": names, "of": {place: [[sum of rewards of each item], [scorable samples of each]]}}: what two evaluations
-    are compared by, also where their samples are not in the page.
+    {"items": names, "of": {place: [[sum of each item's rewards], [its scorable samples]]}}: Compare works on these, so
+    it needs no samples in the page.
     """
     made, places = [], {}
-    for bench in dict.fromkeys(e.part.bench for e in found):
-        of_bench = [e for e in found if e.part.bench == bench]
+    for bench, of_bench in grouped(found, lambda e: e.part.bench).items():
         items = list(dict.fromkeys(item for e in of_bench for item in e.columns.items))
         tallies = {}
         for e in of_bench:
             scored = e.columns.take(e.columns.scored_S)
             sums = dict(zip(scored.items, scored.sums(scored.reward_S).tolist(), strict=True))
-            counts = dict(zip(scored.items, scored.sums(np.ones(scored.samples)).tolist(), strict=True))
+            counts = dict(zip(scored.items, scored.counts_P.tolist(), strict=True))
             tallies[e.place] = [[_short(sums.get(i, 0)) for i in items], [int(counts.get(i, 0)) for i in items]]
         made.append(chunks.element({"items": items, "of": tallies}))
         places[bench] = chunks.count - 1

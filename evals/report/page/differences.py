@@ -1,4 +1,4 @@
-"""Which evaluations the page compares by itself, and what it says: paired, with a test, corrected for their number."""
+"""The page's own comparisons: paired, with a test, corrected for their number."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 from scipy.special import stdtr
 
+from evals.groups import grouped
 from evals.report.compare import SIGNIFICANT
 from evals.report.evaluations import Evaluation
 from evals.report.layout import short
@@ -17,7 +18,7 @@ from evals.stats import compare, holm, sign_flip
 from evals.stats.paired import paired_interval
 
 ALL_PAIRS = 4
-"""lines of a model up to which each is compared with each; of more each with the first, GRPO where it is there"""
+"""lines of a model that are compared each with each; more are compared with GRPO, or with the first"""
 MOST = 24
 """comparisons of a kind on a benchmark; Compare does any other"""
 
@@ -29,17 +30,17 @@ class Difference:
     bench: str
     a: int
     b: int
-    """places of two evaluations that show it"""
+    """places of two evaluations that Compare opens"""
     name_a: str
     name_b: str
     over: str
-    """what the interval and the test are over: "3 seeds" or "256 problems" """
+    """the units of interval and test: "3 seeds" or "256 problems" """
     points: float
     low: float
     high: float
     p: float
     holm: float
-    """p by Holm's method: over all comparisons of lines on the benchmark, or over all of a line with its own start"""
+    """adjusted p, over all comparisons between lines on the benchmark, or all of lines with their starts"""
     notes: tuple[str, ...]
 
     @property
@@ -55,7 +56,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Side:
-    """What one method or model has scored, at one place of its training."""
+    """The scores of one method or model at one point of its training."""
 
     name: str
     of: Mapping[int, Evaluation]
@@ -63,17 +64,16 @@ class Side:
 
 
 def differences(found: Sequence[Evaluation], names: Sequence[str]) -> list[Difference]:
-    """The last evaluations of a model's lines (methods and variants) and each line's last against its first; models
-    with each other where none has two lines.
+    """The last evaluations of a model's lines (methods and variants), and each line's last against its first; models
+    with each other if none has two lines.
 
-    Where two lines share two seeds or more, the unit is the seed, as `evals.report arms` has it; else two evaluations
-    are compared over their problems. Evaluations inside training only where there are no others. names: what to call
-    the evaluation at each place.
+    The unit is the seed if two lines share two seeds or more, else the problem. Evaluations during training count only
+    if there are no others. names: of the evaluation at each place.
     """
     told: list[Difference] = []
+    scored = grouped((e for e in of_weights(found) if not math.isnan(e.summary.pass1.value)), lambda e: e.part.bench)
     for bench in dict.fromkeys(e.part.bench for e in found):
-        of_bench = [e for e in of_weights(found) if e.part.bench == bench and not math.isnan(e.summary.pass1)]
-        for pairs in _pairs(of_bench, names):
+        for pairs in _pairs(scored.get(bench, []), names):
             possible = [(a, b) for a, b in pairs if a.of and b.of][:MOST]
             made = [d for a, b in possible if (d := _difference(bench, a, b, names)) is not None]
             told += [replace(d, holm=p) for d, p in zip(made, holm([d.p for d in made]), strict=True)]
@@ -90,8 +90,8 @@ def _pairs(
     def line(e: Evaluation) -> tuple[str, str, str]:
         return e.line or e.part.run.id, e.part.run.model, e.part.asked  # runs without a method are each their own
 
-    ends = by_seed(of_kind, line, lambda e: e.seed)
-    starts = by_seed(reversed(of_kind), line, lambda e: e.seed)
+    ends = by_seed(of_kind, line, lambda e: e.part.run.seed)
+    starts = by_seed(reversed(of_kind), line, lambda e: e.part.run.seed)
     several = len({model for _, model, _ in ends}) > 1
     lasts: dict[str, list[Side]] = {}
     within = []

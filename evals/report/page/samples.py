@@ -1,11 +1,11 @@
-"""The samples of the page, in blocks: light columns to filter by, and texts that are unpacked when they are read."""
+"""The page's samples in blocks: light columns for filters, and texts that are unpacked when they are read."""
 
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,9 @@ HEAD = 110
 """characters of a problem in the list"""
 MOST_FACET_VALUES = 40
 MOST_TOKENS = 2_000_000
-"""tokens in the page whose log-probability and entropy are in it too, those of the latest runs; about 2 bytes each"""
+"""tokens with log-probability and entropy in the page, of the latest runs; about 2 bytes each"""
 MOST_NAMED = 1000
-"""problems asked for by name; with more of them all samples are read and thinned here"""
+"""problems that are queried by name; of more all samples are read and thinned here"""
 USER_TURN = re.compile(
     r"(?:<\|im_start\|>user\n|<\|start_header_id\|>user<\|end_header_id\|>\n\n|<start_of_turn>user\n|<｜User｜>|\[INST\])"
     r"(.*?)"
@@ -33,26 +33,22 @@ USER_TURN = re.compile(
 
 @dataclass
 class Index:
-    """What the page needs to know of all samples before any text is read."""
+    """What the page needs to know about all samples before it reads a text."""
 
     items: dict[str, int] = field(default_factory=dict)
     finishes: dict[str, int] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
     paths: dict[str, int] = field(default_factory=dict)
-    facets: dict[str, dict[Any, int]] = field(default_factory=dict)
+    facets: dict[str, dict[object, int]] = field(default_factory=dict)
     blocks: list[dict[str, int]] = field(default_factory=list)
-    """rows, and the numbers of the chunks with their columns and texts"""
+    """number of rows, and the chunks of their columns and texts"""
     prompt_blocks: list[dict[str, int]] = field(default_factory=list)
-    """first and last prompt, and the number of the chunk with their texts"""
-    included: dict[int, int] = field(default_factory=dict)
-    """place of a part -> samples of it in the page"""
+    """first prompt, number of prompts, and the chunks of their texts"""
+    included: Counter[int] = field(default_factory=Counter)
+    """place of a part -> its samples in the page"""
 
-    def as_json(self) -> dict[str, Any]:
-        few = {
-            key: list(codes)
-            for key, codes in self.facets.items()
-            if 1 < len(codes) <= MOST_FACET_VALUES  # one value tells nothing, many are no choice
-        }
+    def as_json(self) -> dict[str, object]:
+        few = {key: list(codes) for key, codes in self.facets.items() if 1 < len(codes) <= MOST_FACET_VALUES}
         return {
             **{name: list(getattr(self, name)) for name in ("items", "finishes", "outcomes", "paths")},
             "facets": few,
@@ -63,7 +59,7 @@ class Index:
 
 
 def problem_text(prompt: str) -> str:
-    """What the user asked: the last user turn of a chat, else the whole prompt; on one line, cut for a list."""
+    """The last user turn of a chat, else the whole prompt; on one line, cut for a list."""
     turns = USER_TURN.findall(prompt)
     text = " ".join((turns[-1] if turns else prompt).split())
     return text if len(text) <= HEAD else text[: HEAD - 1].rstrip() + "…"
@@ -72,7 +68,7 @@ def problem_text(prompt: str) -> str:
 def elements(
     store: Store, parts: Sequence[Part], shares: Sequence[float], index: Index, chunks: Chunks
 ) -> Iterator[str]:
-    """The script elements with the samples, block after block; `index` is complete when they are exhausted."""
+    """The script elements with the samples, block by block; completes `index`."""
     block = _Block()
     prompts = _Prompts()
     room, with_tokens = float(MOST_TOKENS), set()
@@ -85,7 +81,7 @@ def elements(
             continue
         for row in _rows(store, part, share, place in with_tokens):
             block.add(row, place, prompts.number(row.prompt), index)
-            index.included[place] = index.included.get(place, 0) + 1
+            index.included[place] += 1
             if block.full:
                 yield from block.flush(index, chunks)
             if prompts.full:
@@ -95,14 +91,13 @@ def elements(
 
 
 def _rows(store: Store, part: Part, share: float, with_tokens: bool) -> Iterator[SampleRow]:
-    """The samples to take of one part."""
+    """The chosen share of one part's samples."""
     key = {"split": part.split, "step": part.step}
-    wanted = None
-    if share < 1:
-        wanted = take((item for (item,) in store.columns(part.run.id, ["item"], **key)), share)
-    few = wanted if wanted is not None and len(wanted) <= MOST_NAMED else None
+    items = {item for (item,) in store.columns(part.run.id, ["item"], **key)} if share < 1 else set()
+    wanted = take(items, share)
+    few = wanted if share < 1 and len(wanted) <= MOST_NAMED else None
     for row in store.samples(part.run.id, items=few, with_tokens=with_tokens, **key):
-        if wanted is None or row.item in wanted:
+        if share >= 1 or row.item in wanted:
             yield row
 
 
@@ -110,9 +105,9 @@ class _Block:
     """Rows that wait to be written together, each in four parts."""
 
     def __init__(self) -> None:
-        self.columns: list[dict[str, Any]] = []
+        self.columns: list[dict[str, object]] = []
         self.facets: list[dict[str, int]] = []
-        self.texts: list[dict[str, Any]] = []
+        self.texts: list[dict[str, object]] = []
         self.tokens: list[dict[str, str]] = []
         self.characters = 0
 
@@ -148,7 +143,7 @@ class _Block:
                 "weights": row.weight_version,
             }
         )
-        known = row.token_chars is not None  # without their texts nothing can be shaded
+        known = row.token_chars is not None  # else no text could be shaded
         scales = {"token_chars": 1, "logprobs": 100, "entropies": 100}
         self.tokens.append(
             {name: _characters(getattr(row, name) if known else None, scale) for name, scale in scales.items()}
@@ -176,7 +171,7 @@ class _Block:
         self.__init__()
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def _table(rows: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
     """Rows as columns."""
     return {name: [row[name] for row in rows] for name in rows[0]}
 
@@ -213,7 +208,7 @@ class _Prompts:
 
 
 def _characters(numbers: Sequence[float] | None, scale: int) -> str:
-    """A number a character, which packs well: its size times `scale`, code 32 for 0. Empty: unknown."""
+    """One character per number, which packs well: 32 + its size times `scale`. Empty: unknown."""
     if numbers is None:
         return ""
     sizes = np.minimum(np.abs(np.nan_to_num(np.asarray(numbers, np.float64), nan=400)), 400)

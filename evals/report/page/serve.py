@@ -1,7 +1,7 @@
-"""`evals.report serve`: the page of `evals.report html` while runs go on, for this machine only.
+"""`evals.report serve`: the page of `evals.report html`, live, on this machine only.
 
-A page that is open asks every few seconds whether there is a newer one (a conditional request). It is made anew when
-the store has changed and somebody asks, and for at most a fifth of the time: large stores are updated more rarely.
+An open page asks every few seconds for a newer one (a conditional request). The page is made again if the store has
+changed, using at most a fifth of one core: large stores are updated less often.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import sqlalchemy as sa
 from rich.console import Console
@@ -27,13 +26,13 @@ from evals.store.provenance import pid_started
 LEAST_SECONDS = 2.0
 """between two looks at the store"""
 REST = 4
-"""times as long as the page took one core to make, it is not made again"""
+"""pause after making the page, in units of the CPU time that it took"""
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
-"""names that a browser on this machine, or at the end of a tunnel, calls us by"""
+"""our names for a browser on this machine or at the end of a tunnel"""
 
 
 class Live:
-    """The page as it was last made."""
+    """The latest page."""
 
     def __init__(self, store: Store, wanted: Sequence[str], limit: int | None) -> None:
         self.store, self.wanted, self.limit = store, wanted, limit
@@ -42,10 +41,10 @@ class Live:
         self.lock = threading.Lock()
 
     def newest(self) -> tuple[str, bytes]:
-        """(what names this state of the store, the page)"""
+        """(name of the store's state, the page)"""
         with self.lock:
             if time.monotonic() >= self.again:
-                began = time.thread_time()  # waiting for a busy machine is no work
+                began = time.thread_time()  # a busy machine does not count
                 now = state_of(self.store)
                 if now != self.made:
                     pieces = page(self.store, wanted=self.wanted, limit=self.limit, live=now).pieces
@@ -55,9 +54,9 @@ class Live:
 
 
 def state_of(store: Store) -> str:
-    """A name for what the store holds now: another one after anything was written that the page shows.
+    """A name for the store's content, which changes with anything that the page shows.
 
-    Cheap enough to ask for every few seconds: the runs, and of samples and metrics only what their indexes know.
+    Cheap enough for every few seconds: it reads the runs, and only indexes of samples and metrics.
     """
     r, m = runs_table.c, metrics_table.c
     running = sa.select(r.id).where(r.status == "running")
@@ -85,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.headers.get("Host", "").rsplit(":", 1)[0] not in LOCAL and self.headers.get("Host") not in LOCAL:
-            return self.answer(403, b"This page is for 127.0.0.1.")  # another site's name that leads here
+            return self.answer(403, b"This page is for 127.0.0.1.")  # another site's name that resolves to us
         if self.path.partition("?")[0] != "/":
             return self.answer(404, b"There is one page: /")
         try:
@@ -107,12 +106,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a line every three seconds would hide what matters."""
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a line every three seconds is noise."""
 
 
 def server(store: Store, listener: socket.socket, wanted: Sequence[str], limit: int | None) -> ThreadingHTTPServer:
-    """A server on a socket that listens already."""
+    """A server on a listening socket."""
     handler = type("LiveHandler", (Handler,), {"live": Live(store, wanted, limit)})
     made = ThreadingHTTPServer(listener.getsockname(), handler, bind_and_activate=False)
     made.socket.close()
@@ -124,7 +123,7 @@ def serve(store: Store, port: int, wanted: Sequence[str], limit: int | None, con
     """Serve until Ctrl-C. Raises UserError for a port that is taken and for a run that is not there."""
     with listen(port) as listener:
         made = server(store, listener, wanted, limit)
-        made.RequestHandlerClass.live.newest()  # type: ignore[attr-defined]  # what is wrong is said here
+        made.RequestHandlerClass.live.newest()  # type: ignore[attr-defined]  # errors are told here
         url = f"http://{HOST}:{listener.getsockname()[1]}/"
         console.print(f"{url}\nfor this machine only; Ctrl-C ends it", markup=False)
         try:

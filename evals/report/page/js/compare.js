@@ -23,7 +23,7 @@ export function showCompare(into) {
   const choices = data.parts.flatMap((part, at) => (data.samples.included[at] ? [at] : []));
   const pairs = choices.filter((at) => choices.some((other) => other !== at && comparable(at, other)));
   if (!pairs.length) {
-    into.replaceChildren(h("p", { class: "empty" }, "There are no two sets of samples on the same problems here: evaluate a second model or checkpoint on one benchmark, or include more runs."));
+    into.replaceChildren(h("p", { class: "empty" }, "Nothing to compare: no two sets of samples share problems. Evaluate a second model or checkpoint on a benchmark, or include more runs."));
     return;
   }
   const { query } = here();
@@ -128,7 +128,7 @@ function againstA() {
       h("thead", null, h("tr", null, ["B", "Problems", "Pass@1, %", "B − A, points", "95 % interval", "p (Holm)", "B is"].map((name, i) => h("th", { scope: "col", class: i > 0 && i < 6 ? "n" : null }, name)))),
       h("tbody", null, lines.map(cells)));
     into.replaceChildren(h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Every evaluation against A" }, table),
-      h("p", { class: "foot" }, "p is Holm's over all lines: the chance of any false claim among them is at most 5 %. The intervals are of each line alone. The best of several is better by luck, too."));
+      h("p", { class: "foot" }, "p is Holm's over all lines: the chance of any false claim among them is at most 5 %. Intervals are for each line alone. The best of several is partly luck."));
     sortable(table);
   } }, h("summary", null, `Every evaluation on ${bench} against A (${integer(others.length)})`), into);
   return details;
@@ -160,7 +160,7 @@ function draw(into, pairs) {
   }), listed.length > state.shown ? h("button", { type: "button", class: "wide", onclick: () => {
     state.shown += SHOWN;
     draw(into, pairs);
-  } }, `Show more of ${integer(listed.length)}`) : null, listed.length ? null : h("p", { class: "empty" }, "No problem is like that."));
+  } }, `Show more of ${integer(listed.length)}`) : null, listed.length ? null : h("p", { class: "empty" }, "No such problem."));
   const before = into.querySelector(".list")?.scrollTop ?? 0;
   const line = h("p", { class: "lead verdict-line", role: "status" });
   Promise.all([tallyOf(state.a), tallyOf(state.b)]).then(([a, b]) => {

@@ -48,24 +48,18 @@ export async function showCurves(into) {
   );
 }
 
-/** Runs of one task (recipe and model) that differ in their seed alone: one line. A run that goes on would end it where it stands: it counts only where no other is done. */
+/** Runs of one task (recipe and model) that differ only in the seed are one line. Unfinished ones count only if none is done. */
 function groupsOf(runs) {
-  const tasks = [...new Set(runs.map((run) => `${run.name}\n${run.model}`))];
-  const found = new Map();
-  for (const run of runs) {
-    const task = `${run.name}\n${run.model}`;
-    const method = run.line;
-    const key = `${task}\n${method}`;
-    if (!found.has(key)) {
-      const alike = tasks.filter((other) => other.startsWith(`${run.name}\n`)).length > 1;
-      const of = alike ? `${run.name} ${run.model.split("/").at(-1)}` : run.name;
-      found.set(key, { key, name: tasks.length > 1 ? `${of}: ${method}` : method, colour: data.colours[method], dash: DASHES[tasks.indexOf(task) % DASHES.length], runs: [] });
-    }
-    found.get(key).runs.push(run);
-  }
-  return [...found.values()].map((group) => {
-    const done = group.runs.filter((run) => run.status === "done");
-    return done.length ? { ...group, runs: done, open: group.runs.length - done.length } : { ...group, open: 0 };
+  const taskOf = (run) => `${run.name}\n${run.model}`;
+  const tasks = [...new Set(runs.map(taskOf))];
+  return [...new Set(runs.map((run) => `${taskOf(run)}\n${run.line}`))].map((key) => {
+    const of = runs.filter((run) => `${taskOf(run)}\n${run.line}` === key);
+    const [{ name, model, line }] = of;
+    const done = of.filter((run) => run.status === "done");
+    const alike = tasks.filter((task) => task.startsWith(`${name}\n`)).length > 1;
+    const task = alike ? `${name} ${model.split("/").at(-1)}` : name;
+    return { name: tasks.length > 1 ? `${task}: ${line}` : line, colour: data.colours[line], dash: DASHES[tasks.indexOf(taskOf(of[0])) % DASHES.length],
+      runs: done.length ? done : of, open: done.length && of.length - done.length };
   });
 }
 

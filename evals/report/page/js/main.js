@@ -124,6 +124,6 @@ try {
   follow(update);
 } catch (error) {
   byId("problem").hidden = false;
-  byId("problem").append("This page could not be read: ", h("code", null, String(error)), ". It needs a browser of 2023 or later, and the whole file.");
+  byId("problem").append("This page could not be read: ", h("code", null, String(error)), ". It needs a browser from 2023 or later, and the complete file.");
   throw error;
 }

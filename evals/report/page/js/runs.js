@@ -37,8 +37,47 @@ export function showRuns(into) {
 
 // Lineage
 
+const COLUMNS = ["data", "training", "checkpoint", "evaluation"];
+const STEP = /^step-(\d{6,})$/;
+const last = (path) => path.split(/[\\/]/).findLast(Boolean) ?? "";
+
+/** The nodes and edges of the drawing. A deleted checkpoint still links a run to its evaluation. */
+function graph() {
+  const nodes = new Map();
+  const edges = new Map();
+  const add = (id, column, title, detail, run, origin = "", sha256 = "") => {
+    if (!nodes.has(id)) nodes.set(id, { id, column, title, detail, run, sha256 });
+    if (origin) edges.set(`${origin}\n${id}`, [origin, id]);
+    return id;
+  };
+  const checkpoint = (run, name) => {
+    const sha256 = run.artifacts.find((file) => file.kind === "checkpoint" && last(file.path) === name)?.sha256 ?? "";
+    return add(`${run.id}:${name}`, 2, STEP.test(name) ? `step ${Number(STEP.exec(name)[1])}` : name, sha256.slice(0, 12) || "no longer recorded", run.id, run.id, sha256);
+  };
+  const scores = new Map(data.evaluations.map((one) => [data.parts[one.part].run, one.pass1]));
+  for (const run of data.runs) {
+    if (run.kind === "curation") {
+      const file = run.artifacts.find(({ kind }) => kind === "manifest") ?? run.artifacts[0];
+      add(run.id, 0, run.name, file ? last(file.path) : run.status, run.id, "", file?.sha256);
+    } else if (run.kind === "train") {
+      const path = String(run.config["data.path"] ?? run.config.data ?? "");
+      const origin = data.run.has(run.parent) ? run.parent : path && add(`data:${path}`, 0, last(path), "no curation run", "");
+      add(run.id, 1, run.title, run.lastStep === null ? run.status : `${run.status}, step ${run.lastStep}`, run.id, origin);
+      for (const file of run.artifacts) if (file.kind === "checkpoint") checkpoint(run, last(file.path));
+    } else {
+      const model = String(run.config.model ?? run.model);
+      const parent = data.run.get(run.parent);
+      const elsewhere = model && !parent ? add(`model:${model}`, 2, last(model) || "model", "not made here", "") : "";
+      const origin = !parent ? elsewhere : STEP.test(last(model)) ? checkpoint(parent, last(model)) : parent.id;
+      const score = scores.get(run.id) ?? null;
+      add(run.id, 3, run.name, score === null ? run.status : `${(100 * score).toFixed(1)} %`, run.id, origin);
+    }
+  }
+  return { nodes: [...nodes.values()], edges: [...edges.values()].sort() };
+}
+
 function lineage() {
-  const { nodes, edges, columns } = data.lineage;
+  const { nodes, edges } = graph();
   const children = new Map(nodes.map((node) => [node.id, []]));
   const parent = new Map();
   for (const [from, to] of edges) {
@@ -68,7 +107,7 @@ function lineage() {
   const height = Math.max(1, next) * ROW + 34;
   const width = 3 * COLUMN + BOX.width + 4;
   const svg = s("svg", { class: "lineage", viewBox: `0 0 ${width} ${height}`, width, height, role: "group", "aria-label": "From data over training runs and checkpoints to evaluations" });
-  columns.forEach((name, i) => svg.append(s("text", { class: "column-name", x: i * COLUMN + 2, y: 14 }, name)));
+  COLUMNS.forEach((name, i) => svg.append(s("text", { class: "column-name", x: i * COLUMN + 2, y: 14 }, name)));
   const corner = (node) => [node.column * COLUMN + 2, y.get(node.id) + 28];
   for (const [to, from] of parent) {
     if (!byKey.has(to)) continue;
@@ -82,7 +121,7 @@ function lineage() {
     const [x, top] = corner(node);
     const run = data.run.get(node.run);
     const colour = run?.kind === "train" ? data.colours[run.line] : null;
-    const box = s("g", { class: `node in-${columns[node.column]}` },
+    const box = s("g", { class: `node in-${COLUMNS[node.column]}` },
       s("title", null, `${node.title}, ${node.detail}${node.sha256 ? `, sha256 ${node.sha256}` : ""}`),
       s("rect", { x, y: top, width: BOX.width, height: BOX.height, rx: 5 }),
       colour && node.column === 1 ? s("rect", { x, y: top, width: 4, height: BOX.height, rx: 2, style: `--stripe:${colour}`, class: "stripe" }) : null,

@@ -160,7 +160,7 @@ function groupSection(row, group, run) {
   const rewards = group.map((other) => columns.reward[other]).filter((reward) => !Number.isNaN(reward));
   const live = rewards.length > 1 && Math.max(...rewards) - Math.min(...rewards) > 1e-6;
   const said = training
-    ? [`${run.advantage}, over the ${plural(rewards.length, "scorable sample")} of this group. `, live ? `The group is live: mean reward ${figure(rewards.reduce((a, b) => a + b, 0) / rewards.length)}.` : `The group is not live: its rewards are all alike, and every advantage is 0. ${{ mask: "This run leaves such groups out of the loss.", keep: "This run keeps such groups in the mean of the loss.", resample: "This run draws other prompts in place of such groups." }[run.maskedGroups] ?? ""}`]
+    ? [`${run.advantage}, over the ${plural(rewards.length, "scorable sample")} of this group. `, live ? `The group is live: mean reward ${figure(rewards.reduce((a, b) => a + b, 0) / rewards.length)}.` : `The group is not live: its rewards are equal, and every advantage is 0. ${{ mask: "This run leaves such groups out of the loss.", keep: "This run keeps such groups in the mean of the loss.", resample: "This run draws other prompts in place of such groups." }[run.maskedGroups] ?? ""}`]
     : [`${rewards.filter((reward) => reward >= 1).length} of ${rewards.length} scorable samples are right.`];
   const button = h("button", { type: "button", class: "wide", "aria-expanded": "false", onclick: async () => {
     const open = holder.hidden;
@@ -222,5 +222,5 @@ function facts(row, texts, part) {
     "seconds to decode": texts.seconds, weights: texts.weights,
     ...Object.fromEntries(Object.entries(texts.meta).map(([key, value]) => [key, typeof value === "object" ? JSON.stringify(value) : value])),
   };
-  return h("details", { class: "facts" }, h("summary", null, "All that is recorded"), h("dl", null, Object.entries(known).filter(([, value]) => value !== "" && value !== null).flatMap(([key, value]) => [h("dt", null, key), h("dd", null, String(value))])));
+  return h("details", { class: "facts" }, h("summary", null, "Everything recorded"), h("dl", null, Object.entries(known).filter(([, value]) => value !== "" && value !== null).flatMap(([key, value]) => [h("dt", null, key), h("dd", null, String(value))])));
 }

@@ -38,7 +38,7 @@ export function showSamples(into) {
   if (row >= 0) openRow(row, false);
   else {
     parts.layout.classList.add("opened");
-    parts.detail.replaceChildren(h("p", { class: "empty" }, "This sample is not in the page: it was left out, or is of another store. ", h("a", { href: "#samples" }, "All samples")));
+    parts.detail.replaceChildren(h("p", { class: "empty" }, "This sample is not in the page: it was left out, or belongs to another store. ", h("a", { href: "#samples" }, "All samples")));
   }
 }
 
@@ -217,7 +217,7 @@ function drawRows() {
   const last = Math.min(state.rows.length, Math.ceil((parts.list.scrollTop + parts.list.clientHeight) / height) + SPARE);
   const drawn = [];
   for (let i = first; i < last; i++) drawn.push(rowElement(state.rows[i], i, height));
-  if (!state.rows.length) drawn.push(h("p", { class: "empty" }, state.found && !state.found.size ? "Nothing found." : "No sample is like that."));
+  if (!state.rows.length) drawn.push(h("p", { class: "empty" }, state.found && !state.found.size ? "Nothing found." : "No matching sample."));
   parts.space.replaceChildren(...drawn);
   if (state.at >= 0) parts.list.setAttribute("aria-activedescendant", `row-${state.rows[state.at]}`);
   else parts.list.removeAttribute("aria-activedescendant");
