@@ -1,7 +1,7 @@
-"""`rollout.prompts: adaptive`: ask what is likely to be live. Thompson sampling over each problem's solve rate.
+"""`rollout.prompts: adaptive`: prefer prompts whose group is likely to be live, by Thompson sampling of solve rates.
 
-Of every problem a rate is drawn from its posterior, Beta(1 + right, 1 + wrong); those whose group would most likely be
-live at that rate are asked (Thompson 1933; as bandits of prompts: Qu et al. 2025, arXiv 2507.04632). Counts fade by
+Each problem's rate is drawn from its posterior, Beta(1 + right, 1 + wrong); the problems whose groups are most likely
+live at that rate are chosen (Thompson 1933; for prompts: Qu et al. 2025, arXiv 2507.04632). Counts decay by
 `rollout.forget` a step, since the policy moves: a problem that was all right or all wrong comes back.
 """
 
@@ -16,8 +16,7 @@ from evals.items import Item, derive_seed
 def draw_adaptive(
     items: Sequence[Item], seen_2P: np.ndarray, seed: int, step: int, count: int, samples: int
 ) -> list[Item]:
-    """The `count` items of a step: a function of its arguments alone. seen_2P: right and wrong answers of each item,
-    faded."""
+    """The `count` items of a step, deterministic. seen_2P: decayed counts of right and wrong answers."""
     rng = np.random.Generator(np.random.Philox(key=derive_seed(seed, "adaptive", step)))
     right_P, wrong_P = 1 + seen_2P
     rate_P, tie_P = rng.beta(right_P, wrong_P), rng.random(len(items))
@@ -26,7 +25,7 @@ def draw_adaptive(
 
 
 def expected_live(items: Sequence[Item], seen_2P: np.ndarray, asked: Sequence[Item], samples: int) -> float:
-    """The share of the groups of these items that will be live, by what was seen."""
+    """The expected share of live groups among these items."""
     place = {item.id: i for i, item in enumerate(items)}
     right_C, wrong_C = 1 + seen_2P[:, [place[item.id] for item in asked]]
     k = np.arange(samples)  # E rate^n = prod (a + k) / (a + b + k): the chance that all of n answers are right
@@ -35,8 +34,7 @@ def expected_live(items: Sequence[Item], seen_2P: np.ndarray, asked: Sequence[It
 
 
 def learn(items: Sequence[Item], seen_2P: np.ndarray, groups: Sequence[Group], forget: float) -> np.ndarray:
-    """The counts after a step. A reward between 0 and 1 counts as that share of a right answer; one that is not
-    scorable does not count."""
+    """The counts after a step. A reward between 0 and 1 counts as that share of a right answer."""
     place = {item.id: i for i, item in enumerate(items)}
     seen_2P = seen_2P * forget
     for group, reward_N in zip(groups, raw_rewards(groups).clip(0, 1).numpy(), strict=True):

@@ -1,4 +1,4 @@
-"""From the rewards of groups to their advantages (Eq. 4), with the knobs that look at a whole group of rewards.
+"""From rewards to advantages (Eq. 4), with the knobs that look at a group's rewards together.
 
 G groups, N samples per group, B = G * N sequences in group order.
 """
@@ -13,17 +13,16 @@ from agpo.presets import Objective
 
 
 def group_rewards(rewards_GN: torch.Tensor, lengths: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """[G, N] what groups are judged by: the raw rewards after the knobs that look at a whole group of them.
+    """[G, N] raw rewards after the knobs that look at a whole group; which groups are live is tested on these.
 
-    Which groups are live is tested on these. `lengths` are [G, N] or [B].
+    `lengths` are [G, N] or [B].
 
-    keep_shortest: NaN, as if not scorable, for all but the k shortest of a group; of two as long the earlier is kept.
-    pass_k: E max over k samples of the group with this one, which is 1 for a right answer and 1 - C(w - 1, k - 1) /
+    keep_shortest: NaN, like not scorable, for all but the k shortest of a group, the earlier of equals first.
+    pass_k: E max over k samples of the group with this one: 1 for a right answer, 1 - C(w - 1, k - 1) /
         C(n - 1, k - 1) for one of w wrong ones out of n (Chen et al. 2025, the numerators of their Eqs. 14 and 15).
     length_penalty: r - coefficient * mean_g * length / longest_g (prime-rl).
 
-    Raises:
-        ValueError: pass_k, and a live group with another reward than 0 and 1.
+    Raises ValueError for pass_k if a live group has rewards other than 0 and 1.
     """
     if objective.keep_shortest is None and objective.pass_k == 1 and not objective.length_penalty:
         return rewards_GN
@@ -51,8 +50,8 @@ def group_rewards(rewards_GN: torch.Tensor, lengths: torch.Tensor, objective: Ob
 def normalised_sum(rewards_GNF: torch.Tensor, weights_F: Sequence[float]) -> torch.Tensor:
     """[G, N] float64, GDPO's reward: sum_k w_k (r_k - mean_g) / (std_g + 1e-6), each of F rewards in its own group.
 
-    A reward that is NaN for a sample, or that does not tell the samples of a group apart, adds 0 there; a sample with
-    no reward but NaN is not scorable. Give it as `rewards_GN` with `several` normalise (Liu et al. 2026, Eqs. 4 to 6).
+    A reward that is NaN for a sample, or equal within a group, adds 0 there; a sample whose rewards are all NaN is not
+    scorable. To be passed as `rewards_GN` with `several` normalise (Liu et al. 2026, Eqs. 4 to 6).
     """
     parts = [w * advantages(r_GN, Objective()) for w, r_GN in zip(weights_F, rewards_GNF.unbind(-1), strict=True)]
     return torch.stack(parts).sum(0).masked_fill(rewards_GNF.isnan().all(-1), math.nan)
@@ -61,10 +60,9 @@ def normalised_sum(rewards_GNF: torch.Tensor, weights_F: Sequence[float]) -> tor
 def group_advantages(
     rewards_GN: torch.Tensor, lengths: torch.Tensor, objective: Objective, max_tokens: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(the rewards [G, N] that groups are judged by, which groups are live [G], their advantages [G, N]).
+    """(rewards [G, N] after `group_rewards`, which groups are live [G], advantages [G, N]): all of Eq. 4.
 
-    All that Eq. 4 makes of raw rewards, for the plan of every engine and for the store. `lengths` are [G, N] or [B].
-    Which groups are live is tested before DAPO's length penalty; A is made of what it leaves.
+    `lengths` are [G, N] or [B]. Whether a group is live is tested before DAPO's length penalty; A includes it.
     """
     rewards_GN = group_rewards(rewards_GN, lengths, objective)
     live_G = live_groups(rewards_GN)
@@ -82,8 +80,8 @@ def advantages(
 ) -> torch.Tensor:
     """[G, N] group-relative advantages (Eq. 4), float64. NaN rewards (not scorable) get 0 and do not count.
 
-    `live_G` overrides which groups are live where `rewards_GN` is a shaped reward; a group that is not live is exactly
-    0, whatever its std rounds to.
+    `live_G` overrides which groups are live if `rewards_GN` is shaped. A group that is not live gets exactly 0,
+    whatever its std rounds to.
     """
     live_G = live_groups(rewards_GN) if live_G is None else live_G
     scorable_GN = ~rewards_GN.isnan()
@@ -99,8 +97,8 @@ def advantages(
             bernoulli = objective.advantage_std == "bernoulli"
             if ((mean_G1[live_G] <= 0) | bernoulli & (mean_G1[live_G] >= 1)).any():
                 raise ValueError(
-                    f"advantage_std {objective.advantage_std} divides by what it makes of a group's mean reward, which "
-                    "is not above 0, or not below 1: it is for rewards of 0 and 1. Use those, or another advantage_std."
+                    f"advantage_std {objective.advantage_std} is for rewards of 0 and 1: a live group's mean is not "
+                    "above 0, or not below 1. Use such rewards, or another advantage_std."
                 )
             a_GN = a_GN / ((mean_G1 * (1 - mean_G1)).clamp(min=0).sqrt() if bernoulli else mean_G1).add(eps)
         elif objective.advantage_std == "batch":

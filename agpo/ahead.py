@@ -1,7 +1,7 @@
-"""The next step's answers before their step: begun while it is not known yet, or is known, that the weights stay.
+"""Sampling the next step's answers early, while the weights may not move any more.
 
-An answer is a function of its prompt, its seed and the weights, and its seed one of (run, step, problem, number). So
-what was sampled too early is the same as what would have been, or is thrown away; nothing else knows of it.
+An answer is a function of its prompt, its seed and the weights, and its seed of (run, step, problem, number). What was
+sampled early is therefore what would have been sampled anyway, or it is discarded because the weights moved.
 """
 
 import queue
@@ -13,7 +13,7 @@ from evals.engines import Engine, Output, OwnWeights, Request, Sampling
 
 
 class Ahead:
-    """A generation that runs in a thread of its own until somebody asks for it."""
+    """A generation in a thread of its own, until its outputs are asked for."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request], sampling: Sampling):
         self.engine, self.asked = engine, (list(requests), sampling)
@@ -46,11 +46,11 @@ class Ahead:
 
     @property
     def seconds(self) -> float:
-        """It has run for."""
+        """How long it has run."""
         return (self.ended or time.perf_counter()) - self.began
 
     def drop(self) -> None:
-        """Nobody will ask for it. An engine in this process ends with the next answer that is whole."""
+        """Stop it. An engine in this process stops at its next finished answer."""
         self._dropped = True
         if isinstance(self.engine, OwnWeights):
             self.engine.give_up()

@@ -1,12 +1,11 @@
-"""From graded groups to the plan of a step: which sequences are updated on, in which mini-batch, with which weights.
+"""From graded groups to the plan of a step: which sequences are trained on, in which mini-batch, with which weights.
 
-Everything a loss needs beyond log-probabilities is fixed here, before any forward pass, so that an engine only sums.
+Everything a loss needs besides log-probabilities is fixed here, before any forward pass; an engine only sums.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from evals.items import Item
 
 @dataclass(frozen=True)
 class Sample:
-    """A completion with its verdict. `reward` is the raw task reward, None when the grader could not tell."""
+    """A completion with its verdict. `reward` is the raw task reward, None if not scorable."""
 
     completion: Completion
     text: str
@@ -47,22 +46,22 @@ class Row:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     engine_logp: tuple[float, ...]
-    """log-probabilities of the response tokens as the engine that sampled them says"""
+    """log-probabilities of the response tokens by the engine that sampled them"""
     group: int
     """number of its group within the mini-batch"""
     advantage: float
     weight: float
     """w of each of its tokens (`sequence_weights`)"""
     scale_at_ratio_1: float
-    """f' of its unit if the policy has not moved since the tokens were sampled; 0: the update does not need it"""
+    """f' of its unit if the policy has not moved since sampling; 0: the row need not run"""
     unit: int = 0
     """number of its unit within the mini-batch (`agpo.clip.units`)"""
     old_logp: tuple[float, ...] | None = None
-    """the same log-probabilities as the trainer saw them before it moved; None: the engine's are as good"""
+    """the same by the trainer before it moved; None: the engine's are as good"""
     sample: int = 0
     """its number in the group"""
     penalised: tuple[int, ...] = ()
-    """places of its tokens that have the penalty of surrogate kl_cov"""
+    """positions of its tokens that surrogate kl_cov penalises"""
 
     @property
     def tokens(self) -> int:
@@ -71,29 +70,29 @@ class Row:
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """The counted sequences of some whole groups, for one optimizer update: all that is decided before a forward pass.
+    """One optimizer update as far as it is decided before any forward pass: the counted sequences of whole groups.
 
-    The native trainer with any number of ranks, verl's plugin, `--explain` and the check of the engine read it alike.
+    Read by the native trainer, verl's plugin, `--explain` and the engine check alike.
     """
 
     rows: tuple[Row, ...]
     groups: tuple[int, ...]
-    """which groups of the step, masked ones included"""
+    """their places in the step, masked ones included"""
     live: tuple[bool, ...]
-    """which of these are"""
+    """for each of these groups"""
     live_tokens: int
     at_ratio_1: Decision
-    """L and what the clip says of it while the policy has not moved (no KL term): known before any forward pass"""
+    """L and the clip's decision while the policy has not moved (without the KL term)"""
     exact: bool
-    """only rewards and lengths are in L at ratio 1: no KL term, no correction of the engine's log-probabilities"""
+    """L at ratio 1 depends on rewards and lengths only: no KL term, no correction of the engine's log-probabilities"""
     first: bool
-    """no mini-batch of the step before it can move the policy"""
+    """no earlier mini-batch of the step can move the policy"""
     moving: tuple[int, ...]
-    """rows that have a gradient. One with A = 0 has l = 0: it counts in the mean, which is fixed, and need not run"""
+    """rows with a gradient. One with A = 0 has l = 0: it counts in the mean, which is fixed, and need not run"""
     kept: tuple[int, ...]
-    """of these, the rows that f' keeps at ratio 1"""
+    """of these, the rows with f' not 0 at ratio 1"""
     steps_on_zero: bool
-    """the optimizer steps on a zero gradient where it is clipped (on_clip zero_grad)"""
+    """a clipped update steps the optimizer on a zero gradient (on_clip zero_grad)"""
 
     @property
     def live_groups(self) -> int:
@@ -101,17 +100,17 @@ class MiniBatch:
 
     @property
     def known(self) -> bool:
-        """`at_ratio_1` is what happens, as far as the plan tells."""
+        """`at_ratio_1` is the update's decision, as far as the plan tells."""
         return self.exact and self.first
 
     @property
     def planned(self) -> tuple[int, ...]:
-        """Rows that go through the model with gradient, as far as the plan tells."""
+        """Rows to run with gradient, as far as the plan tells."""
         return self.kept if self.known else self.moving
 
 
 def may_move(plan: Sequence[MiniBatch]) -> bool:
-    """False: no update of these can move the weights, as far as the plan tells."""
+    """Whether any of these updates may move the weights, as far as the plan tells."""
     return any(minibatch.planned or minibatch.steps_on_zero for minibatch in plan)
 
 
@@ -126,50 +125,23 @@ def plan_step(
 ) -> list[MiniBatch]:
     """Cut a step's groups into mini-batches of whole groups. Masked groups keep their slot and cost nothing.
 
-    `epochs`: passes over them, in one order; a pass after an update is off-policy, so that L is not known.
-    `max_tokens` is the longest answer that was allowed (for the overlong penalty and Dr. GRPO's constant). `corrected`:
-    tokens get weights against another engine's log-probabilities, so that L at ratio 1 is not exact.
+    `epochs`: passes over the mini-batches, in one order; after an update L is not known. `max_tokens`: the longest
+    answer allowed (for the overlong penalty and Dr. GRPO's constant). `corrected`: tokens are weighted against another
+    engine's log-probabilities, so L at ratio 1 is not exact.
     """
     rewards_GN, lengths_GN = raw_rewards(groups), lengths_of(groups)
     cut_GN = _table(groups, lambda sample: sample.completion.finish_reason != "stop", False)
-
-    def row(place: int, k: int, **planned: Any) -> Row:
-        completion = groups[place].samples[k].completion
-        return Row(groups[place].prompt_ids, completion.token_ids, completion.logprobs or (), **planned, sample=k)
-
-    size = prompts_per_minibatch
-    once = plan_rows(rewards_GN, lengths_GN, objective, size, max_tokens, row, cut_GN=cut_GN, corrected=corrected)
-    still = not may_move(once)
-    return [*once, *(replace(minibatch, first=still) for minibatch in once * (epochs - 1))]
-
-
-def plan_rows(
-    rewards_GN: torch.Tensor,
-    lengths_GN: torch.Tensor,
-    objective: Objective,
-    prompts_per_minibatch: int,
-    max_tokens: int,
-    make_row: Callable[..., Row],
-    *,
-    cut_GN: torch.Tensor | None = None,
-    corrected: bool = False,
-) -> list[MiniBatch]:
-    """The plan of a step from rewards (NaN: not scorable, or the group lacks it) and lengths alone.
-
-    `make_row(place of the group in the step, number of the sample, **what is planned for it)` makes a row.
-    """
     if objective.aggregation == "constant" and objective.norm_length is None:
         objective = replace(objective, norm_length=max_tokens)
     rewards_GN, all_live_G, advantage_GN = group_advantages(rewards_GN, lengths_GN, objective, max_tokens)
     live_tokens_G = (all_live_G * lengths_GN.sum(1)).tolist()
     minibatches: list[MiniBatch] = []
     for places in balance(live_tokens_G, prompts_per_minibatch):  # updates of about as many live tokens
-        r_GN, length_B = rewards_GN[places], lengths_GN[places].reshape(-1)
-        cut_B = None if cut_GN is None else cut_GN[places].reshape(-1)
+        r_GN, length_B, cut_B = rewards_GN[places], lengths_GN[places].reshape(-1), cut_GN[places].reshape(-1)
         live_G, advantage_B = all_live_G[places], advantage_GN[places].reshape(-1)
-        # Eq. 6, first case: the mask is w = 0, and what has no weight has no row. The mean is over what is left.
+        # Eq. 6, first case: the mask is w = 0, and without a weight there is no row. The mean is over the rest.
         weight_B = sequence_weights(length_B, counted(r_GN, live_G, objective, cut_B).reshape(-1), objective)
-        # Eq. 5 at ratio 1: every token's l follows from its A, so that L is known from rewards and lengths alone.
+        # Eq. 5 at ratio 1: every token's l follows from its A, so rewards and lengths alone give L.
         loss_B = loss_at_ratio_1(advantage_B, objective) * (weight_B * length_B)
         unit_B = units(length_B, weight_B, lengths_GN.shape[1], objective)  # a token's A, and sign, is its sequence's
         sums_3U = unit_sums(loss_B, weight_B * length_B, unit_B, int(unit_B.max()) + 1)
@@ -178,9 +150,10 @@ def plan_rows(
         rows: list[Row] = []
         for i in ((weight_B > 0) & (length_B > 0)).nonzero()[:, 0].tolist():
             group, k = divmod(i, lengths_GN.shape[1])
-            planned = {"advantage": advantage_B, "weight": weight_B, "scale_at_ratio_1": scale_B}
-            numbers = {name: float(x_B[i]) for name, x_B in planned.items()}
-            rows.append(make_row(places[group], k, group=group, unit=int(unit_B[i]), **numbers))
+            prompt, completion = groups[places[group]].prompt_ids, groups[places[group]].samples[k].completion
+            tokens = prompt, completion.token_ids, completion.logprobs or ()
+            advantage, weight, scale = float(advantage_B[i]), float(weight_B[i]), float(scale_B[i])
+            rows.append(Row(*tokens, group, advantage, weight, scale, unit=int(unit_B[i]), sample=k))
         if objective.surrogate == "kl_cov":
             rows = with_penalised(rows, objective)
         # A = 0 has no gradient, unless a KL or entropy term looks at every token.
@@ -201,11 +174,12 @@ def plan_rows(
             steps_on_zero=objective.on_clip == "zero_grad" and live_tokens > 0,
         )
         minibatches.append(minibatch)
-    return minibatches
+    still = not may_move(minibatches)
+    return [*minibatches, *(replace(minibatch, first=still) for minibatch in minibatches * (epochs - 1))]
 
 
 def with_penalised(rows: Sequence[Row], objective: Objective) -> list[Row]:
-    """The rows of a mini-batch, which are its counted tokens, with those that KL-Cov penalises."""
+    """All rows of a mini-batch with the tokens that KL-Cov penalises."""
     lengths = [len(row.response_ids) for row in rows]
     advantage_T = torch.tensor([row.advantage for row in rows]).repeat_interleave(
         torch.tensor(lengths, dtype=torch.long)
@@ -216,7 +190,7 @@ def with_penalised(rows: Sequence[Row], objective: Objective) -> list[Row]:
 
 
 def with_normalised_sum(groups: Sequence[Group], weights: Mapping[str, float]) -> list[Group]:
-    """The groups with GDPO's reward (`normalised_sum`) of the verdicts' parts in place of their weighted sum."""
+    """The groups with GDPO's reward (`normalised_sum` of the verdicts' parts) instead of the weighted sum."""
     if not groups:
         return []
 
@@ -242,10 +216,9 @@ def live_of(groups: Sequence[Group], objective: Objective) -> list[bool]:
 
 
 def balance(costs: Sequence[int], size: int) -> list[list[int]]:
-    """Cut the indices of `costs` into parts of `size` with sums as equal as the largest-first rule makes them.
+    """Cut the indices of `costs` into parts of `size`, the last maybe smaller, with about equal sums (largest first).
 
-    A function of the costs alone, so that every rank cuts alike; within a part the order is kept. A last part may be
-    smaller.
+    Deterministic, so that every rank cuts alike; order is kept within a part.
     """
     parts: list[list[int]] = [[] for _ in range(-(-len(costs) // size))]
     room = [min(size, len(costs) - at * size) for at in range(len(parts))]
@@ -256,29 +229,28 @@ def balance(costs: Sequence[int], size: int) -> list[list[int]]:
 
 
 def idle_row(rows: Sequence[Row]) -> Row:
-    """Two tokens without weight: what a rank runs that has no row left while others have, since layers are gathered
-    and gradients summed by all ranks at once."""
+    """Two tokens without weight, for a rank without rows left: gathering layers and gradients are collectives."""
     prompt, response = rows[0].prompt_ids[:1], rows[0].response_ids[:1]
     return Row(prompt, response, (0.0,), 0, 0.0, 0.0, 0.0, old_logp=(0.0,))
 
 
 def plain_tokens(groups: Sequence[Group]) -> int:
-    """Tokens of all samples, each with its prompt: what a trainer that saves nothing runs."""
+    """Tokens of all samples, each with its prompt: what a trainer without savings runs."""
     return sum(len(g.prompt_ids) + len(s.completion.token_ids) for g in groups for s in g.samples)
 
 
 def raw_rewards(groups: Sequence[Group]) -> torch.Tensor:
-    """[G, N] float64 rewards of the groups' samples; NaN where a sample is not scorable, or a group lacks it."""
+    """[G, N] float64 rewards; NaN for a sample that is not scorable or missing."""
     return _table(groups, lambda sample: math.nan if sample.reward is None else sample.reward, math.nan)
 
 
 def lengths_of(groups: Sequence[Group]) -> torch.Tensor:
-    """[G, N] response tokens of the groups' samples; 0 where a group lacks one."""
+    """[G, N] response tokens; 0 for a missing sample."""
     return _table(groups, lambda sample: len(sample.completion.token_ids), 0)
 
 
 def _table(groups: Sequence[Group], of: Callable[[Sample], float], missing: float) -> torch.Tensor:
-    """[G, N] what `of` says of each sample, in the type of `missing` (numbers in float64), which a group may lack."""
+    """[G, N] `of` each sample, `missing` where a group has fewer samples, whose type decides the dtype."""
     size = max((len(group.samples) for group in groups), default=0)
     rows = [[*map(of, group.samples), *[missing] * (size - len(group.samples))] for group in groups]
     dtype = {bool: torch.bool, int: torch.long, float: torch.float64}[type(missing)]

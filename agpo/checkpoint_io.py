@@ -1,15 +1,15 @@
-"""Checkpoints: an ordinary Hugging Face folder plus what exact resume needs, written whole or not at all.
+"""Checkpoints: an ordinary Hugging Face folder plus what exact resume needs, written atomically.
 
 <run folder>/checkpoints/step-000020/
     config.json, model.safetensors, tokenizer files     what transformers, vLLM and lm-eval load
     adapter/                                            with LoRA: the adapters alone, as peft and vLLM load them
     agpo_run.json                                       which run, method and step made it
     trainer/optimizer.safetensors, trainer/state.json   what --resume needs
-    trainer/shards/                                     in place of optimizer.safetensors where several ranks trained:
-                                                        each has written its own part of it, as safetensors too
-<run folder>/checkpoints/best.json                      which one is the best, where checkpoint.best names a measure
+    trainer/shards/                                     with several ranks, in place of optimizer.safetensors: each
+                                                        rank's part, also as safetensors
+<run folder>/checkpoints/best.json                      the best one, if checkpoint.best names a measure
 
-`prepare` copies the weights; what it returns writes them, in the thread of a `Writer`, while training goes on.
+`prepare` copies the weights; what it returns writes them in a `Writer`'s thread while training continues.
 """
 
 import errno
@@ -37,25 +37,25 @@ from evals.errors import UserError
 from evals.outputs import replacing
 
 FORMAT, SHARDED = 2, 3
-"""of trainer/state.json: 2 records what the data were, 3 says that the optimizer's state is in shards"""
+"""of trainer/state.json: with the data's hash; with the optimizer's state in shards"""
 
 
 def prepare(
     folder: Path, step: int, policy: Policy, state: Mapping[str, object], run: Mapping[str, object]
 ) -> Callable[[], Path]:
-    """Copy the policy as it is now to CPU memory; calling the result writes checkpoints/step-N under the run's folder.
+    """Copy the policy to CPU memory; calling the result writes checkpoints/step-N under the run's folder.
 
-    `step` is the number of finished steps, `state` goes into trainer/state.json and `run` into agpo_run.json. It takes
-    as much memory as the weights and the optimizer's state until it is written. With several ranks all of them call it
-    and its result: rank 0 writes the model, each its part of the optimizer's state, into one folder that all see.
-    Raises UserError for weights that are not finite, so that they never take a good checkpoint's place.
+    `step` is the number of finished steps, `state` goes into trainer/state.json and `run` into agpo_run.json. The copy
+    is as large as the weights and the optimizer's state. All ranks call this and its result: rank 0 writes the model,
+    each rank its part of the optimizer's state, into one shared folder.
+    Raises UserError for weights that are not finite, so that they never replace a good checkpoint.
     """
     several = distributed.world_size() > 1
     target = folder / "checkpoints" / f"step-{step:06d}"
-    if distributed.is_main():  # before the gathering below, after which the other ranks may write
+    if distributed.is_main():  # before the gather below, after which other ranks may write
         shutil.rmtree(_building(target), ignore_errors=True)
     copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    if several:  # a layer is gathered at a time, and its memory is the next one's: nothing of it is shared
+    if several:  # layers are gathered one at a time into the same memory, so copies must not be shared
         every = weight_stream(policy).tensors
         weights = {name: x.to("cpu", copy=True).contiguous() for name, x in every if distributed.is_main()}
     else:
@@ -63,8 +63,8 @@ def prepare(
         weights = {name: _copied(x, copies) for name, x in exported.items()}
     if broken := next((name for name, x in weights.items() if not x.isfinite().all()), None):
         raise UserError(
-            f"after step {step} the weights are not finite ({broken}): it is not saved, and the checkpoints of earlier "
-            "steps stay. Start a new run from the last with model=CHECKPOINT and a lower update.lr."
+            f"after step {step} the weights are not finite ({broken}), so it is not saved; earlier checkpoints stay. "
+            "Start a new run from the last one with model=CHECKPOINT and a lower update.lr."
         )
     lora = {name: x.to("cpu", copy=True) for name, x in adapters(policy.model).items()}
     slots, numbers = optimizer.state(policy.trained)
@@ -102,7 +102,7 @@ def prepare(
 
 
 def _copied(x: torch.Tensor, copies: dict[tuple[int, torch.Size], torch.Tensor]) -> torch.Tensor:
-    """A copy in CPU memory; tensors that share their memory (tied embeddings) share the copy too."""
+    """A copy in CPU memory; tensors that share memory (tied embeddings) share the copy."""
     key = (x.data_ptr(), x.shape)
     if x.numel() == 0 or key not in copies:
         copies[key] = x.detach().to("cpu", copy=True).contiguous()
@@ -110,9 +110,9 @@ def _copied(x: torch.Tensor, copies: dict[tuple[int, torch.Size], torch.Tensor])
 
 
 def _write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
-    """Fill a temporary folder, sync it and rename it to `target`: a checkpoint that exists is complete."""
+    """Fill a temporary folder, sync it and rename it to `target`, so that a checkpoint that exists is complete."""
     building = _building(target)
-    building.mkdir(parents=True, exist_ok=True)  # another rank may have begun
+    building.mkdir(parents=True, exist_ok=True)  # another rank may have made it
     try:
         fill(building)
         for path in building.rglob("*"):
@@ -120,7 +120,7 @@ def _write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
                 _sync(path)
         os.replace(building, target)
         _sync(target.parent)
-    except SafetensorError as e:  # the library wraps the operating system's error in a text
+    except SafetensorError as e:  # the library has the system's error in its text only
         if "os error 28" not in str(e):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from e
@@ -130,12 +130,12 @@ def _write_whole(target: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def _building(target: Path) -> Path:
-    """Where it is written before it has its name; with several ranks the same on all of them."""
+    """The temporary folder, the same on all ranks."""
     return target.with_name(f".{target.name}.{'ranks' if distributed.world_size() > 1 else os.getpid()}.tmp")
 
 
 class Writer:
-    """One thread that writes, one thing at a time. What goes wrong in it is raised at the next call, never lost."""
+    """A background thread that runs one job at a time. A job's error is raised at the next call, never lost."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -157,26 +157,26 @@ class Writer:
             self._thread.shutdown()
 
     def start(self, job: Callable[[], object]) -> None:
-        """Do `job` in the background, after the one before it."""
+        """Run `job` in the background, once the previous one has ended."""
         self.wait()
         self._pending = self._thread.submit(job)
 
     def check(self) -> None:
-        """Raise what the job raised, if it has ended."""
+        """Raise the job's error, if it has ended with one."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until the job has ended. Raises what it raised, once."""
+        """Wait for the job. Raises its error, once."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
 
 def mark_best(folder: Path, step: int, facts: Mapping[str, object]) -> list[Path]:
-    """Name the checkpoint of `step` the best one: `facts` (by which measure, its value) go to best.json and its label.
+    """Mark the checkpoint of `step` as the best: `facts` (measure, value) go to best.json and its agpo_run.json.
 
-    Returns the checkpoints whose agpo_run.json was changed: this one, and the one that was the best before.
+    Returns the checkpoints whose agpo_run.json changed: this one and the previous best.
     """
     changed = []
     for path in checkpoints(folder):
@@ -193,13 +193,13 @@ def mark_best(folder: Path, step: int, facts: Mapping[str, object]) -> list[Path
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:
-    """best.json of a run's folder, None where no checkpoint has been named the best."""
+    """best.json of a run's folder, None if there is none."""
     path = folder / "checkpoints" / "best.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def surplus(folder: Path, keep: int) -> list[Path]:
-    """The checkpoints that are neither among the latest `keep` nor the best."""
+    """The checkpoints other than the latest `keep` and the best."""
     best = (read_best(folder) or {}).get("checkpoint")
     return [path for path in checkpoints(folder)[:-keep] if path.name != best]
 
@@ -214,18 +214,18 @@ def step_of(checkpoint: Path) -> int:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What a killed process had begun to write."""
+    """Remove what a killed process had begun to write."""
     for pattern in (".step-*.tmp", ".best.json-*", "step-*/.agpo_run.json-*"):
         for path in (folder / "checkpoints").glob(pattern):
             shutil.rmtree(path)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """trainer/state.json of a checkpoint. Raises UserError where there is none or it is of another format."""
+    """trainer/state.json of a checkpoint. Raises UserError if it is missing, damaged or of another format."""
     path = checkpoint / "trainer" / "state.json"
     if not path.is_file():
         raise UserError(
-            f"{checkpoint}: not a training checkpoint (no trainer/state.json in it), so it cannot be resumed."
+            f"{checkpoint}: not a training checkpoint (it has no trainer/state.json), so it cannot be resumed."
         )
     try:
         state = json.loads(path.read_text())
@@ -241,7 +241,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def restore(checkpoint: Path, policy: Policy, state: Mapping[str, Any]) -> None:
-    """Load the optimizer and the count of updates into a policy whose model was loaded from the same checkpoint."""
+    """Load the optimizer's state and the count of updates; the policy's model comes from the same checkpoint."""
     sharded = state["format"] == SHARDED
     path = checkpoint / "trainer" / ("shards" if sharded else "optimizer.safetensors")
     try:
@@ -253,7 +253,7 @@ def restore(checkpoint: Path, policy: Policy, state: Mapping[str, Any]) -> None:
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Whole or not at all, and on the disk."""
+    """Atomically and durably."""
     with replacing(path) as building:
         building.write_text(json.dumps(value, indent=1))
         _sync(building)
@@ -261,7 +261,7 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Make it survive a power cut before the rename makes it visible."""
+    """fsync, so that it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,6 @@
-"""The clip: f on the loss of a declared scope, in pure functions (second case of Eq. 6).
+"""The clip: f applied to the loss of a declared scope, in pure functions (second case of Eq. 6).
 
-T packed tokens, U units that f is applied to: the mini-batch, groups, K sequences, sequences or tokens. Sums are
-float64.
+T packed tokens; U units of f: the mini-batch, groups, K sequences, sequences or tokens. Sums are float64.
 """
 
 import heapq
@@ -20,18 +19,18 @@ TIE = 1e-6
 def units(
     lengths_B: torch.Tensor, weight_B: torch.Tensor, samples_per_group: int, objective: Objective
 ) -> torch.Tensor:
-    """[B] number of the unit that f is applied to, for each sequence of a whole mini-batch; see `token_units`.
+    """[B] the unit of each sequence of a whole mini-batch; see `token_units`.
 
-    A function of lengths and of which sequences count (`weight_B` > 0) alone: not of micro-batches or ranks.
+    A function of lengths and of which sequences count (`weight_B` > 0) alone, not of micro-batches or ranks.
     """
     sequence_B = torch.arange(len(lengths_B), device=lengths_B.device)
     if _whole(objective):  # the paper's words: the batch loss
         return torch.zeros_like(sequence_B)
-    if objective.clip_scope == "group":  # Eq. 6 read literally; the finer scopes are there to compare with
+    if objective.clip_scope == "group":  # Eq. 6 read literally
         return sequence_B // samples_per_group
     if not objective.clip_size:
         return sequence_B
-    counted = ((weight_B > 0) & (lengths_B > 0)).nonzero()[:, 0].tolist()  # others are not there
+    counted = ((weight_B > 0) & (lengths_B > 0)).nonzero()[:, 0].tolist()  # only these are dealt
     lengths, unit_B, number = lengths_B.tolist(), torch.zeros_like(sequence_B), 0
     ranks = objective.clip_ranks or -(-len(counted) // objective.clip_size)
     for share in deal([lengths[i] for i in counted], ranks) if counted else []:
@@ -49,15 +48,15 @@ def token_units(unit_B: torch.Tensor, sequence_T: torch.Tensor, objective: Objec
 
 
 def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Deal sequences (by index) out to ranks: as many to each, sums of lengths as equal as the largest differencing
-    method makes them (Karmarkar and Karp 1982), in ascending order within a rank.
+    """Deal sequences (by index) to ranks: equal counts, sums of lengths balanced by the largest differencing method
+    (Karmarkar and Karp 1982), in ascending order within a rank.
 
-    Where `ranks` divides their number these are the shares of verl's `balance_batch`; else some have one less.
+    If `ranks` divides their number these are the shares of verl's `balance_batch`; else some have one less.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     order = [-1] * (-len(order) % ranks) + order  # -1: nothing, of length 0
-    # A state is the shares of all ranks, [(sum, how many, [(index, length)])], largest first. The two states whose
-    # shares differ most are merged, the largest share of one with the smallest of the other.
+    # A state is the shares of all ranks, [(sum, count, [(index, length)])], largest first. The two states whose shares
+    # differ most are merged, the largest share of one with the smallest of the other.
     heap = []
     for start in range(0, len(order), ranks):
         part = [(lengths[i] if i >= 0 else 0, i) for i in order[start : start + ranks]]
@@ -72,31 +71,31 @@ def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 
 def _state(shares: list[tuple[int, int, list[tuple[int, int]]]]) -> tuple:
-    """(sorts first where shares differ most, a tie by the largest share, the shares)."""
+    """(sort key: shares that differ most first; tie-break: largest share first; the shares)."""
     shares = sorted(shares, reverse=True)
     total, count, items = shares[0]
     return shares[-1][0] - total, (-total, -count, [(-i, -n) for i, n in items]), shares
 
 
 def _whole(objective: Objective) -> bool:
-    """f sees the loss of everything at once, or is the identity, to which the scope makes no difference."""
+    """Whether f sees the whole loss at once, or is the identity, for which the scope makes no difference."""
     return objective.clip_scope == "mini_batch" or objective.clip == "none"
 
 
 def weighted_sums(loss_T: torch.Tensor, weight_T: torch.Tensor) -> tuple[float, float]:
-    """(sum w l, sum w |l|) in float64, without gradient: `clip_decision` wants them summed over all parts."""
+    """(sum w l, sum w |l|) in float64, without gradient; sum them over all parts for `clip_decision`."""
     value, magnitude = sums_on_device(loss_T, weight_T).tolist()
     return value, magnitude
 
 
 def sums_on_device(loss_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
-    """[2] what `weighted_sums` reads."""
+    """[2] `weighted_sums` as a tensor."""
     weighted_T = weight_T * _where_counted(loss_T.detach().double(), weight_T)
     return torch.stack([weighted_T.sum(), weighted_T.abs().sum()])
 
 
 def _where_counted(x_T: torch.Tensor, weight_T: torch.Tensor) -> torch.Tensor:
-    """x, and 0 for a token out of the mean: it must not reach it, or the gradient, even as 0 * NaN."""
+    """x, or 0 for a token without weight: it must not reach the mean or the gradient, even as 0 * NaN."""
     return torch.where(weight_T > 0, x_T, torch.zeros((), dtype=x_T.dtype, device=x_T.device))
 
 
@@ -105,12 +104,12 @@ def apply_f(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(f(L), f'(L)) [U] float64 of the units' losses L and magnitudes sum w |l|.
 
-    Magnitude 0 (no live token, no KL) has no gradient, so f' is 0 whatever f is: there is nothing to update. A loss
-    that is not finite gives NaN for both: it must be refused, and never pass for a clipped one.
+    With magnitude 0 (no live token, no KL) there is no gradient, so f' is 0 whatever f is. A loss that is not finite
+    gives NaN for both: it must be refused, not pass for a clipped one.
     """
     if objective.clip == "none":  # GRPO: Eq. 5 as it is
         loss_U, scale_U = value_U, torch.ones_like(value_U)
-    elif objective.clip == "softplus":  # these two are the paper's future work: smooth, and never quite 0
+    elif objective.clip == "softplus":  # this and the next are the paper's future work: smooth, never quite 0
         loss_U, scale_U = torch.nn.functional.softplus(value_U), value_U.sigmoid()
     elif objective.clip == "exp":
         loss_U = scale_U = value_U.exp()
@@ -124,14 +123,14 @@ def apply_f(
 
 @dataclass(frozen=True)
 class Decision:
-    """What f says of one summed loss."""
+    """f applied to one summed loss."""
 
     value: float
     """L"""
     loss: float
     """f(L)"""
     scale: float
-    """f'(L), what the gradient of L is multiplied by; NaN: L is not finite, refuse the update"""
+    """f'(L), the factor on the gradient of L; NaN: L is not finite, refuse the update"""
     clipped: bool
     """f is max0 and L is not positive: no update"""
     tie: bool
@@ -139,9 +138,9 @@ class Decision:
 
 
 def clip_decision(value: float, magnitude: float, objective: Objective) -> Decision:
-    """Decide on the summed loss L = sum w l (`value`) and sum w |l| (`magnitude`), float64, agreed by all ranks.
+    """Decide on L = sum w l (`value`) and sum w |l| (`magnitude`), float64 sums over all ranks.
 
-    Every engine calls this one function, so that one process, several ranks and verl decide alike.
+    Every engine calls this function, so that one process, several ranks, verl and TRL decide alike.
     """
     both = torch.tensor([value, magnitude], dtype=torch.float64)
     loss, scale = apply_f(both[0], both[1], objective)
@@ -150,17 +149,16 @@ def clip_decision(value: float, magnitude: float, objective: Objective) -> Decis
 
 
 def unit_sums(value_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, count: int) -> torch.Tensor:
-    """[3, U] float64 sums of w l, w |l| and w over each of `count` units; of several parts they add up."""
+    """[3, U] float64 sums of w l, w |l| and w over each of `count` units; those of several parts add up."""
     zeros_U = weight_T.new_zeros(count)
     return torch.stack([zeros_U.index_add(0, unit_T, x_T) for x_T in (value_T, value_T.abs(), weight_T)])
 
 
 def apply_f_to_sums(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
-    """(f(L_u), f'(L_u)) [U] of the units, from their `unit_sums`.
+    """(f(L_u), f'(L_u)) [U] of the units, from their `unit_sums`; both 0 for a unit without weight.
 
-    Where everything is one unit f sees L itself. A smaller unit is judged on its own mean loss L_u / W_u and enters
-    with its weight: W_u f(L_u / W_u), so that the size of a unit does not change how f looks at it.
-    A unit without weight has no part: both are 0.
+    A single unit gives f(L). Smaller units enter as W_u f(L_u / W_u), by their mean loss and weight, so that f does not
+    depend on a unit's size.
     """
     value_U, magnitude_U, weight_U = sums_3U
     norm_U = torch.where((weight_U > 0) & (not _whole(objective)), weight_U, 1.0)
@@ -169,9 +167,9 @@ def apply_f_to_sums(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.
 
 
 def unit_decision(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, Decision]:
-    """(f' of each unit [U], what f says of the mini-batch) from the sums of all its units, agreed by all ranks.
+    """(f' of each unit [U], the mini-batch's decision) from `unit_sums` over all ranks.
 
-    Of units below the mini-batch, `scale` is the mean of f' by weight, and `clipped` means that none is left.
+    For units below the mini-batch, `scale` is the weighted mean of f', and `clipped` means that it is 0 for all.
     """
     shaped_U, scale_U = apply_f_to_sums(sums_3U, objective)
     value, magnitude, weight = sums_3U.sum(1).tolist()
@@ -186,11 +184,11 @@ def unit_decision(sums_3U: torch.Tensor, objective: Objective) -> tuple[torch.Te
 def apply_f_to_loss(
     loss_T: torch.Tensor, weight_T: torch.Tensor, unit_T: torch.Tensor, objective: Objective
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """sum_u f(L_u) with gradient sum_u f'(L_u) grad L_u, and the mean of f' over the units, by weight."""
+    """(sum_u f(L_u) with gradient sum_u f'(L_u) grad L_u, the weighted mean of f' over the units)."""
     weighted_T = weight_T * _where_counted(loss_T, weight_T).double()
     count = int(unit_T.max()) + 1 if len(unit_T) else 1
     shaped_U, scale_U = apply_f_to_sums(unit_sums(weighted_T.detach(), weight_T, unit_T, count), objective)
-    # Value f, gradient f' grad L: f itself is not differentiated, its kink at 0 and its float64 sums stay out.
+    # Value f, gradient f' grad L: f itself, with its kink at 0 and float64 sums, is not differentiated.
     scaled = (weighted_T * scale_U[unit_T]).sum()
     total = weight_T.sum()
     scale = torch.where(total > 0, (weight_T * scale_U[unit_T]).sum() / total, 0.0)

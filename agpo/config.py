@@ -24,28 +24,10 @@ from pydantic import (
     model_validator,
 )
 
+from agpo import sections
 from agpo.other_names import OTHER_NAMES
 from agpo.presets import PRESETS, Objective, resolve
-from agpo.sections import (
-    CheckpointConfig,
-    CodeConfig,
-    DataConfig,
-    EvalConfig,
-    HardwareConfig,
-    LoraConfig,
-    MismatchConfig,
-    Prompt,
-    RanksConfig,
-    Reward,
-    RewardConfig,
-    RolloutConfig,
-    Section,
-    Span,
-    UpdateConfig,
-    VLLMConfig,
-    one_of,
-    with_commas,
-)
+from agpo.sections import Prompt, Reward, RewardConfig, Section, Span, one_of, with_commas
 from agpo.trackers import TRACKERS
 from evals.errors import UserError, explained
 from evals.prompts import Preset, own_preset, text_or_file
@@ -54,7 +36,7 @@ PACKAGE = Path(__file__).parent
 
 
 def objective_of(chosen: Mapping[str, object]) -> Objective:
-    """The Objective of a preset and knobs over it. Raises ValueError naming the wrong key or value."""
+    """A preset with single knobs replaced. Raises ValueError naming the wrong key or value."""
     knobs = {name: value for name, value in chosen.items() if name != "preset"}
     kinds = get_type_hints(Objective)
     if unknown := next((name for name in knobs if name not in kinds), None):
@@ -88,7 +70,7 @@ class ObjectiveConfig(BaseModel):
 
     @cached_property
     def knobs(self) -> Objective:
-        """All of them, with what they stand for in the loss."""
+        """The preset's knobs with the overrides applied."""
         return objective_of(self.model_dump())
 
 
@@ -105,54 +87,54 @@ class TrainConfig(Section):
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int = Field(default=0, ge=0)
     """CPU threads; 0 leaves torch's choice"""
-    data: Annotated[DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str | list) else x)] = (
-        DataConfig()
+    data: Annotated[sections.DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str | list) else x)] = (
+        sections.DataConfig()
     )
     prompt: Prompt = "arith"
-    """prompt preset, see `evals/prompts.py`; `chat`: the problem as it is"""
+    """prompt preset, see `evals/prompts.py`; `chat`: the problem unchanged"""
     system_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
-    """in place of the preset's: a text, or a file that has it; empty: none"""
+    """replaces the preset's: a text or a file with it; empty: none"""
     user_prompt: Annotated[str | None, BeforeValidator(text_or_file)] = None
-    """the same for the user's words, with {problem} in them"""
+    """the same for the user's message, with {problem} in it"""
     chat_template: Annotated[str, BeforeValidator(text_or_file)] = ""
-    """a Jinja file in place of the chat template of the model's tokenizer; checkpoints keep it"""
+    """a Jinja file that replaces the tokenizer's chat template, also in checkpoints"""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """what the chat template is given: chat_template_kwargs.enable_thinking=false"""
+    """arguments of the chat template: chat_template_kwargs.enable_thinking=false"""
     reward: Reward = "math"
-    """a grader (math, math-simplified, exact, code: docs/grading.md), or `module:function` of one's own: (text, item)
-    -> a number, or None: it abstains (docs/own-task.md)"""
+    """a grader (math, math-simplified, exact, code: docs/grading.md), or your own `module:function`: (text, item) -> a
+    number, or None to abstain (docs/own-task.md)"""
     reward_seconds: float = Field(default=300.0, gt=0)
-    """longest call of a function of one's own; over it the call is given up, and the sample has no reward"""
+    """timeout for a call of your own function, after which the sample has no reward"""
     reward_max_errors: float = Field(default=1.0, gt=0, le=1)
-    """share of a step's samples: when the reward fails on as many the run stops. 1: when it fails on all"""
+    """the run stops if the reward fails on this share of a step's samples"""
     reward_range: Span = (0.0, 1.0)
-    """what a reward function of one's own may return; anything else stops the run"""
+    """what your own reward function may return; anything else stops the run"""
     rewards: dict[str, RewardConfig] = Field(default_factory=dict)
-    """several by name in place of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
-    code: CodeConfig = CodeConfig()
+    """several named ones instead of `reward`: rewards.right=math rewards.short=own:short rewards.short.weight=0.2"""
+    code: sections.CodeConfig = sections.CodeConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     engine: Literal["hf", "vllm"] = "hf"
-    """what samples: hf, the trained model itself; vllm, a process of its own that gets the weights that updates move"""
-    vllm: VLLMConfig = VLLMConfig()
+    """the sampler: hf, the trained model itself; vllm, a process of its own that receives updated weights"""
+    vllm: sections.VLLMConfig = sections.VLLMConfig()
     """options of engine vllm"""
-    rollout: RolloutConfig = RolloutConfig()
-    update: UpdateConfig = UpdateConfig()
-    mismatch: MismatchConfig = MismatchConfig()
-    lora: LoraConfig = LoraConfig()
-    eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    hardware: HardwareConfig = HardwareConfig()
-    ranks: RanksConfig = RanksConfig()
+    rollout: sections.RolloutConfig = sections.RolloutConfig()
+    update: sections.UpdateConfig = sections.UpdateConfig()
+    mismatch: sections.MismatchConfig = sections.MismatchConfig()
+    lora: sections.LoraConfig = sections.LoraConfig()
+    eval: sections.EvalConfig = sections.EvalConfig()
+    checkpoint: sections.CheckpointConfig = sections.CheckpointConfig()
+    hardware: sections.HardwareConfig = sections.HardwareConfig()
+    ranks: sections.RanksConfig = sections.RanksConfig()
     steps: int = Field(default=100, ge=1)
     """rollout batches"""
     seed: int = Field(default=0, ge=0)
-    """decides the order of the data and every sampled token"""
+    """of the data's order and every sampled token"""
     trackers: tuple[str, ...] = ()
     """also log to these: tensorboard, wandb, mlflow, trackio"""
     log_completions: int = Field(default=4, ge=0)
-    """completions of every step in their tables, each to another problem; 0: none. The store has all"""
+    """completions per step, each of another problem, for the trackers. The store has all"""
     out: str = "runs"
-    """folder that gets a sub-folder per run, with checkpoints and the picture"""
+    """folder with a sub-folder per run, for checkpoints and curves"""
 
     @field_validator("rewards", mode="before")
     @classmethod
@@ -174,7 +156,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _go_together(self) -> "TrainConfig":
-        """Keys of several sections that contradict each other."""
+        """Reject keys of several sections that contradict each other."""
         try:
             _ = self.asked
         except UserError as e:
@@ -189,33 +171,32 @@ class TrainConfig(Section):
             )
         if self.engine == "vllm" and rollout.top_p < 1:
             raise ValueError(
-                "engine=vllm returns no log-probabilities where rollout.top_p is below 1, so weights that were not "
-                "synced would go unnoticed. Set rollout.top_p=1 or engine=hf."
+                "engine=vllm returns no log-probabilities with rollout.top_p below 1, so stale weights would go "
+                "unnoticed. Set rollout.top_p=1 or engine=hf."
             )
         if rollout.prompts == "adaptive" and (rollout.overlap != "none" or rollout.max_staleness or rollout.oversample):
             raise ValueError(
-                "rollout.prompts=adaptive chooses by the answers of the step before, so that the next step cannot "
-                "begin before them: leave out rollout.overlap, rollout.max_staleness and rollout.oversample."
+                "rollout.prompts=adaptive chooses by the previous step's answers, so the next step cannot begin early: "
+                "leave out rollout.overlap, rollout.max_staleness and rollout.oversample."
             )
-        ahead = "overlap=ahead" if rollout.overlap == "ahead" else ""
-        early = "max_staleness=1" if rollout.max_staleness else ahead
-        if self.engine == "hf" and early:
+        staleness = "rollout.max_staleness=1" if rollout.max_staleness else ""
+        ahead = "rollout.overlap=ahead" if rollout.overlap == "ahead" else ""
+        if self.engine == "hf" and (early := staleness or ahead):
             raise ValueError(
-                f"rollout.{early} needs an engine in a process of its own: engine=vllm. Engine hf generates with the "
-                "very model that is updated; rollout.overlap=free is what it can do."
+                f"{early} needs an engine in a process of its own: engine=vllm. Engine hf generates with the model "
+                "that is being updated; it supports rollout.overlap=free."
             )
-        if rollout.oversample and (knobs.masked_groups == "resample" or early):
-            other, why = "objective.masked_groups=resample", "which draws what is missing and no more"
-            if knobs.masked_groups != "resample":
-                other, why = f"rollout.{ahead or early}", "which begins the next step by itself"
-            raise ValueError(f"rollout.oversample={rollout.oversample} does not go with {other}, {why}. Leave one out.")
+        resamples = "objective.masked_groups=resample" if knobs.masked_groups == "resample" else ""
+        if rollout.oversample and (other := resamples or ahead or staleness):
+            raise ValueError(
+                f"rollout.oversample={rollout.oversample} does not go with {other}, which draws the next prompts by "
+                "itself. Leave one out."
+            )
         samples = rollout.samples_per_prompt
         for name, most in {"keep_shortest": samples - 1, "pass_k": samples}.items():
-            if (getattr(knobs, name) or 0) > most:
-                raise ValueError(
-                    f"objective.{name}={getattr(knobs, name)}: with rollout.samples_per_prompt={samples} it is at most "
-                    f"{most}."
-                )
+            if (value := getattr(knobs, name) or 0) > most:
+                given = f"objective.{name}={value}: with rollout.samples_per_prompt={samples}"
+                raise ValueError(f"{given} it is at most {most}.")
         if knobs.several == "normalise" and sum(bool(one.weight) for one in self.rewards.values()) < 2:
             raise ValueError(
                 "objective.several=normalise (GDPO) is for several rewards: rewards.right=math rewards.short=own:short."
@@ -223,28 +204,28 @@ class TrainConfig(Section):
         if rollout.prompts_per_step % part:
             raise ValueError(
                 f"rollout.prompts_per_step ({rollout.prompts_per_step}) must be a multiple of "
-                f"update.prompts_per_minibatch ({part}): mini-batches are made of whole groups."
+                f"update.prompts_per_minibatch ({part}): a mini-batch is whole groups."
             )
         return self
 
     def devices(self, ranks: int) -> int:
-        """GPUs, or processes on a CPU, that a run of so many training processes computes on."""
+        """The number of GPUs (on a CPU: processes) that a run with this many ranks computes on."""
         if self.engine == "hf":
             return ranks
         return ranks * self.vllm.gpus + (self.vllm.first_gpu is not None)
 
     @property
     def asked(self) -> str | Preset:
-        """The prompt preset, with one's own words where there are some."""
+        """The prompt preset, with the user's own prompts if given."""
         return own_preset(self.prompt, self.system_prompt, self.user_prompt, self.chat_template_kwargs)
 
     @property
     def graders(self) -> list[str]:
-        """What scores a completion: of `rewards`, else of `reward`."""
+        """Every reward that scores a completion."""
         return [one.reward for one in self.rewards.values()] or [self.reward]
 
     def evaluates_after(self, step: int) -> bool:
-        """Before the first step, after the last, and every `eval.every` between."""
+        """Before the first step, after the last, and every `eval.every` steps."""
         return step in (0, self.steps) or bool(self.eval.every and step % self.eval.every == 0)
 
     @property

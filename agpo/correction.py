@@ -1,4 +1,4 @@
-"""Weights on the tokens of another engine, whose log-probabilities are not the trainer's: `mismatch` of a run.
+"""Importance weights for engines whose log-probabilities differ from the trainer's (section `mismatch` of a run).
 
 T packed response tokens of B sequences.
 """
@@ -10,15 +10,13 @@ from agpo.surrogate import LOG_RATIO_BOUND, sequence_mean
 
 
 def tis_weights(old_logp_T: torch.Tensor, engine_logp_T: torch.Tensor, cap: float) -> torch.Tensor:
-    """[T] min(pi_old / pi_engine, cap), detached: truncated importance sampling for tokens of another engine.
+    """[T] min(pi_old / pi_engine, cap), detached: truncated importance sampling.
 
-    An engine's kernels, and its weights' precision, give other log-probabilities than the trainer's for the same
-    parameters, so its samples are off-policy (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You
-    Off-Policy RL Training"). `old_logp_T` are the trainer's at the time of sampling, `engine_logp_T` the engine's.
-    The log of the ratio is bounded at +-20.
+    With other kernels or precision an engine samples off-policy even from the same parameters (Yao et al. 2025, "Your
+    Efficient RL Framework Secretly Brings You Off-Policy RL Training"). Both log-probabilities are of the time of
+    sampling, `old_logp_T` by the trainer. The log ratio is bounded at +-20.
 
-    Raises:
-        ValueError: cap below 1, which would shrink tokens on which both agree.
+    Raises ValueError for a cap below 1, which would shrink tokens on which both agree.
     """
     if not cap >= 1:
         raise ValueError(f"cap must be at least 1 (verl uses 2, TRL 3), not {cap}.")
@@ -31,8 +29,8 @@ def correction_weights(
 ) -> torch.Tensor:
     """[T] weights on the surrogate, detached, from rho = pi_old / pi_engine of each token of whole sequences.
 
-    tis: min(rho, cap). sequence_mask (MIS): the product of the sequence's rho, and 0 where it is out of bounds.
-    geometric_mask: min(rho, cap), and 0 where the geometric mean of the sequence's rho is out of bounds.
+    tis: min(rho, cap). sequence_mask (MIS): the product of the sequence's rho, or 0 if it is out of bounds.
+    geometric_mask: min(rho, cap), or 0 if the geometric mean of the sequence's rho is out of bounds.
     """
     if correction.correct == "tis":
         return tis_weights(old_logp_T, engine_logp_T, correction.cap)
@@ -48,9 +46,9 @@ def correction_weights(
 
 
 def logp_gap(engine_logp_T: torch.Tensor, trainer_logp_T: torch.Tensor) -> tuple[float, float]:
-    """(mean, max) of |engine - trainer| over sampled tokens, in nats: how far the engine's policy is from ours.
+    """(mean, max) of |engine - trainer| over sampled tokens, in nats, both at the parameters that sampled.
 
-    Both at the parameters that sampled. (0, 0) without tokens; NaN where one of them is NaN.
+    (0, 0) without tokens; NaN if any is NaN.
     """
     gap_T = (engine_logp_T.detach().double() - trainer_logp_T.detach().double().to(engine_logp_T.device)).abs()
     return (float(gap_T.mean()), float(gap_T.max())) if len(gap_T) else (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""`python -m agpo.deterministic MODEL`: which promises of exactness hold here, and by how much the others fail."""
+"""`python -m agpo.deterministic MODEL`: which exactness guarantees hold here, and by how much the others fail."""
 
 import argparse
 import math
@@ -13,9 +13,9 @@ from evals.models import model_path
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 1 where a condition fails."""
+    """Returns 1 if a guarantee fails."""
     parser = argparse.ArgumentParser(
-        prog="python -m agpo.deterministic", description="Which promises of exactness hold here?"
+        prog="python -m agpo.deterministic", description="Which exactness guarantees hold on this machine?"
     )
     parser.add_argument("model", nargs="?", default="tiny", help="a model folder or hub id (default: tiny)")
     parser.add_argument("--engine", choices=("hf", "vllm"), default="hf")
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--prompts must be at least 2, --n and --max-tokens at least 1.")
     import torch
 
-    if torch.cuda.is_available():  # read when cuBLAS and vLLM start; on a CPU vLLM has no such kernels
+    if torch.cuda.is_available():  # before cuBLAS and vLLM start; on a CPU vLLM has no such kernels
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
     torch.use_deterministic_algorithms(True)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> list[tuple[str, float]]:
-    """(condition, largest difference of a log-probability; inf: the tokens are not even the same), for each."""
+    """For each guarantee (name, largest difference of a log-probability; inf: the tokens differ)."""
     import numpy as np
     import torch
 

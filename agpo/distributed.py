@@ -1,10 +1,10 @@
-"""Several processes that train one model: all that is different from one process, in functions that do nothing there.
+"""Several processes (ranks) that train one model, in functions that are no-ops in a single process.
 
-torchrun starts the processes (ranks). Weights, gradients and the optimizer's state are sharded with FSDP2 over all of
-them, or over `ranks.fsdp_size` of them in groups that replicate each other (HSDP); every rank has a plain copy of the
-model without weights, which is filled to generate and to export, and emptied again. What steers the run (groups, sums,
-errors, the wish to stop) goes over gloo and is the same on every rank, so that all of them take the same way through
-the code and no collective waits for one that another rank never calls.
+torchrun starts the ranks. Weights, gradients and the optimizer's state are sharded with FSDP2 over all of them, or
+over `ranks.fsdp_size` of them in groups that replicate each other (HSDP); every rank also has a plain copy of the model
+without weights, which is filled to generate and to export. Everything that steers the run (groups, sums, errors, the
+request to stop) goes over gloo and is the same on every rank, so that all ranks take the same branches and call the
+same collectives.
 """
 
 import copy
@@ -44,22 +44,22 @@ T = TypeVar("T")
 M = TypeVar("M", bound=torch.nn.Module)
 
 SAY_SECONDS = 30
-"""how long a rank that ends because of another waits for that one's message before it ends itself"""
+"""how long a rank that ends because of another's error waits for that one's message"""
 EXIT_SECONDS = 30
-"""what a rank that failed gets to end by itself: connections to one that hangs may keep it for their whole timeout"""
+"""after which a failed rank is ended: a connection to a rank that hangs may block it for the whole timeout"""
 
 _meeting: list[dist.Store] = []
-"""the key-value store through which the ranks met; torchrun keeps it, so that it outlives any of them"""
+"""the rendezvous's key-value store; torchrun hosts it, so it outlives any rank"""
 _files_group: list[dist.ProcessGroup] = []
-"""a process group of its own for the thread that writes checkpoints"""
+"""a process group for the thread that writes checkpoints"""
 
 
 class OtherRankFailed(Exception):
-    """Another rank raised an error and tells it."""
+    """Another rank raised an error and reports it."""
 
 
 def world_size() -> int:
-    """How many ranks train."""
+    """The number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -68,12 +68,12 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this rank writes the store and speaks for all."""
+    """Whether this rank writes the store and prints."""
     return rank() == 0
 
 
 def torchrun_env() -> tuple[int, int, int]:
-    """(ranks, ranks on this machine, number of this one among them) as the environment says, before they have met."""
+    """(world size, local world size, local rank) by the environment, before `join`."""
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
     ranks, here, number = (int(os.environ.get(name) or default) for name, default in zip(names, (1, 0, 0), strict=True))
     return ranks, here or ranks, number
@@ -84,23 +84,23 @@ def torchrun_env() -> tuple[int, int, int]:
 
 @contextmanager
 def one_error_for_all() -> Iterator[None]:
-    """Around everything that a rank does: of an error that ends several ranks only one tells, and all of them end."""
+    """Around everything a rank does: an error on any rank ends all of them, and only one reports it."""
     if torchrun_env()[0] == 1:
         yield
         return
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise UserError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that several ranks train, and {', '.join(missing)} "
-            f"{'are' if len(missing) > 1 else 'is'} not set. Start them with torchrun, or unset WORLD_SIZE."
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, but not {', '.join(missing)}. Start the ranks with "
+            "torchrun, or unset WORLD_SIZE."
         )
     store, number, _ = next(dist.rendezvous("env://"))
     _meeting[:] = [store]
     try:
         yield
-        all_gather(lambda: None)  # torchrun ends all when one ends with an error, and an interrupted run is one to it
-    except BaseException as e:  # noqa: BLE001  told there
+        all_gather(lambda: None)  # all finish before any exits: to torchrun an interrupted run's exit code is an error
+    except BaseException as e:  # noqa: BLE001  reported there
         code = _tell(e, store, number)
-        last = threading.Timer(EXIT_SECONDS, os._exit, [code])  # torchrun ends the others only when this one has ended
+        last = threading.Timer(EXIT_SECONDS, os._exit, [code])  # torchrun ends the others once this one has ended
         last.daemon = True
         last.start()
         raise SystemExit(code) from None
@@ -111,24 +111,24 @@ def one_error_for_all() -> Iterator[None]:
 
 
 def _tell(error: BaseException, store: dist.Store, number: int) -> int:
-    """Print the error if nobody else has one to tell. Returns the exit code."""
+    """Print the error unless another rank reports one. Returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     text, code = told(error) or ("", 1)
     try:
         if isinstance(error, OtherRankFailed) or store.add("agpo/failed", 1) > 1:
-            store.wait(["agpo/told"], timedelta(seconds=SAY_SECONDS))  # torchrun ends them all when the first one ends
+            store.wait(["agpo/told"], timedelta(seconds=SAY_SECONDS))  # torchrun ends all when the first one ends
             return code
-    except RuntimeError:  # nobody told, or the store is gone with the process that kept it
+    except RuntimeError:  # nobody reported, or the store's process is gone
         if isinstance(error, OtherRankFailed):
             return code
     if _is_lost_connection(error):
         why = (
-            f"rank {number} timed out waiting for another rank: {first_line(error)}. That rank hangs, or needs "
-            "ranks.timeout_minutes longer than this one; raise it where a rollout or its grading does take so long"
+            f"rank {number} timed out waiting for another rank: {first_line(error)}. That rank hangs, or is more than "
+            "ranks.timeout_minutes slower; raise it if a rollout or its grading can take that long"
             if "timed out" in str(error).lower()
-            else f"rank {number} lost the other ranks: {first_line(error)}. If none of them says why above, one was "
-            "killed (the system kills the largest process when memory runs out)"
+            else f"rank {number} lost the other ranks: {first_line(error)}. If none of them reports an error above, "
+            "one was killed (by the system, if memory ran out)"
         )
         text = f"error: {why}. Continue from the last checkpoint with --resume."
     elif text.startswith("error:"):
@@ -143,7 +143,7 @@ def _tell(error: BaseException, store: dist.Store, number: int) -> int:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Gloo and NCCL say so in the text of a RuntimeError."""
+    """Gloo and NCCL raise a plain RuntimeError, recognizable by its text only."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
         word in text for word in ("connection closed", "connection reset", "broken pipe", "timed out", "nccl", "gloo")
@@ -151,39 +151,39 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 
 def join(device: str, timeout_minutes: float) -> None:
-    """Meet the other ranks. `device` is what `device_of` gave. Nothing in a run of one process."""
+    """Create the process groups. `device` is that of `device_of`."""
     ranks, _, local = torchrun_env()
     if ranks == 1 or dist.is_initialized():
         return
     backend, timeout = "gloo", timedelta(minutes=timeout_minutes)
     if device.startswith("cuda"):
         torch.cuda.set_device(local)
-        backend = "cpu:gloo,cuda:nccl"  # what steers the run stays on the CPU
+        backend = "cpu:gloo,cuda:nccl"  # control messages stay on the CPU
     dist.init_process_group(backend, store=_meeting[0], rank=int(os.environ["RANK"]), world_size=ranks, timeout=timeout)
     _files_group[:] = [dist.new_group(backend="gloo", timeout=timeout)]  # type: ignore[list-item]
 
 
 def device_of(wanted: str) -> str:
-    """The device of this rank: on GPUs the one with its number. Raises UserError where there are too few."""
+    """This rank's device: the GPU with its local rank. Raises UserError if there are too few."""
     ranks, here, local = torchrun_env()
     if ranks == 1:
         return wanted
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if ":" in wanted:
-        raise UserError(f"device={wanted} with {ranks} ranks: each takes the GPU of its number. Say device=cuda.")
+        raise UserError(f"device={wanted} with {ranks} ranks: each takes the GPU of its number. Set device=cuda.")
     if wanted != "cuda":
         return wanted
     if here > torch.cuda.device_count():
         raise UserError(
             f"{here} ranks on this machine, which has {torch.cuda.device_count()} GPUs: one rank for each GPU. Start "
-            "torchrun with a smaller --nproc-per-node, or say device=cpu."
+            "torchrun with a smaller --nproc-per-node, or set device=cpu."
         )
     return f"cuda:{local}"
 
 
 def workers_here(wanted: int) -> int | None:
-    """Worker processes of this rank: as wanted, else its part of this machine's processors; None: one rank has all."""
+    """Worker processes of this rank: as wanted, else its share of the processors; None: all (one rank)."""
     ranks, here, _ = torchrun_env()
     if wanted or ranks == 1:
         return wanted or None
@@ -194,7 +194,7 @@ def workers_here(wanted: int) -> int | None:
 
 
 def all_gather(work: Callable[[], T]) -> list[T]:
-    """What `work()` gives on each rank, in the order of ranks, on every rank. Raises where it raised on any of them."""
+    """`work()` of every rank, in order, on every rank. Raises on all ranks if it raised on any."""
     if world_size() == 1:
         return [work()]
     value, error = None, None
@@ -212,12 +212,12 @@ def all_gather(work: Callable[[], T]) -> list[T]:
 
 
 def broadcast(work: Callable[[], T]) -> T:
-    """What `work()` gives on rank 0, where alone it is called, on every rank. Raises where it raised."""
+    """`work()` of rank 0, the only rank to call it, on every rank. Raises on all ranks if it raised."""
     return all_gather(work if is_main() else lambda: None)[0]  # type: ignore[return-value]
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
-    """Each of the numbers summed over the ranks, in float64; the same bits on every rank."""
+    """The numbers summed over the ranks in float64, with the same bits on every rank."""
     if world_size() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64)
@@ -240,13 +240,13 @@ def all_reduce_max(value: float) -> float:
 def shard(
     model: PreTrainedModel, *, size: int = 0, half_masters: bool = True, offload: bool = False
 ) -> PreTrainedModel:
-    """Shard the model over the ranks in place; returns its plain copy without weights. With one rank: the model itself.
+    """Shard the model in place; returns its plain copy without weights (with one rank: the model itself).
 
-    `size` consecutive ranks hold all of it together, and such groups replicate each other; 0: all ranks are one group.
+    `size` consecutive ranks share one copy, and such groups replicate each other; 0: all ranks are one group.
 
-    Trained weights in half precision become float32 shards, which are gathered in half precision and whose gradients
-    are summed in float32: the same arithmetic as that of one process with float32 masters. With adapters
-    (`half_masters` False) the frozen weights stay as they are. `offload`: shards and gradients lie in the CPU's memory.
+    Trained half-precision weights become float32 shards, gathered in half precision with gradients summed in float32:
+    the arithmetic of one process with float32 masters. With adapters (`half_masters` False) frozen weights keep their
+    precision. `offload`: shards and gradients stay in host memory.
     """
     if world_size() == 1:
         return model
@@ -265,7 +265,7 @@ def shard(
                 if not isinstance(parameter, DTensor):
                     parameter.data = parameter.data.float()
         sharded = fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=where)
-        sharded.set_force_sum_reduction_for_comms(True)  # the weights of a loss sum to one over all ranks: no mean
+        sharded.set_force_sum_reduction_for_comms(True)  # token weights sum to one over all ranks, so not the mean
         sharded.set_gradient_divide_factor(1.0)
     model.run_as_forward = MethodType(lambda _, work: work(), model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "run_as_forward")
@@ -273,8 +273,7 @@ def shard(
 
 
 def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The decoder layers of a model of transformers, in which `_no_split_modules` has the names of their classes, and
-    for some models of parts of them."""
+    """The decoder layers: the outermost modules of the classes in transformers' `_no_split_modules`."""
     names, layers, inside = set(model._no_split_modules or ()), [], set[int]()
     for module in model.modules():
         if type(module).__name__ in names and id(module) not in inside:
@@ -284,7 +283,7 @@ def layers_of(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 
 def compute_device(model: PreTrainedModel) -> torch.device:
-    """Where the model runs, which is not where offloaded shards of it lie."""
+    """Where the model runs, even if its shards are offloaded."""
     weight = next(model.parameters())
     if not isinstance(weight, DTensor) or weight.device_mesh.device_type == "cpu":
         return weight.device
@@ -300,7 +299,7 @@ def _mesh(kind: str, size: int) -> DeviceMesh:
 
 
 def as_forward(model: torch.nn.Module, work: Callable[[], T]) -> T:
-    """`work()`, with the weights that it reads outside the model's own `forward` (the output matrix) gathered."""
+    """`work()` with the weights gathered that it reads outside the model's `forward` (the output matrix)."""
     if not isinstance(model, FSDPModule):
         return work()
     out = model.run_as_forward(work)  # type: ignore[operator]  `shard` puts it there
@@ -310,14 +309,14 @@ def as_forward(model: torch.nn.Module, work: Callable[[], T]) -> T:
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """Let go of what a forward pass without a backward pass leaves gathered: it would be stale after the next step."""
+    """Free what a forward pass without a backward pass leaves gathered, which the next step would make stale."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 @contextmanager
 def unsharded(plain: M, model: torch.nn.Module) -> Iterator[M]:
-    """The plain copy with the weights that the sharded model has now, on every rank."""
+    """The plain copy, filled with the sharded model's weights on every rank."""
     gather(plain, model)
     try:
         yield plain
@@ -327,14 +326,14 @@ def unsharded(plain: M, model: torch.nn.Module) -> Iterator[M]:
 
 @torch.no_grad()
 def gather(plain: torch.nn.Module, model: torch.nn.Module) -> None:
-    """Gather the weights into the plain copy, in its precision. All ranks call it."""
+    """Gather the weights into the plain copy, in its precision. A collective."""
     if plain is not model:
         for parameter, shard in zip(plain.parameters(), model.parameters(), strict=True):
             parameter.data = shard.detach().to(parameter.device, parameter.dtype).full_tensor()
 
 
 def free(plain: torch.nn.Module, model: torch.nn.Module) -> None:
-    """Give the memory of the plain copy's weights back."""
+    """Free the plain copy's weights."""
     if plain is not model:
         for parameter in plain.parameters():
             parameter.data = parameter.data.new_empty(0)
@@ -344,20 +343,20 @@ def free(plain: torch.nn.Module, model: torch.nn.Module) -> None:
 
 
 def full(x: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be spread over the ranks, all of which call it."""
+    """The whole tensor, if it is sharded. A collective."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def shard_like(x: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a whole tensor, where the parameter is sharded and the tensor has its shape."""
+    """This rank's shard of a tensor, if the parameter is sharded and has the tensor's shape."""
     if not isinstance(parameter, DTensor) or isinstance(x, DTensor) or x.shape != parameter.shape:
         return x
     shard = distribute_tensor(x, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return shard.to(parameter.device)  # offloaded shards lie elsewhere than their mesh
+    return shard.to(parameter.device)  # offloaded shards are not on their mesh's device
 
 
 def shard_on_cpu(x: torch.Tensor) -> torch.Tensor:
-    """A copy in CPU memory; a shard stays one, for the writers of checkpoints."""
+    """A copy in CPU memory, still a shard."""
     if not isinstance(x, DTensor):
         return x.detach().to("cpu", copy=True)
     local = x.detach().to_local().to("cpu", copy=True)
@@ -366,18 +365,16 @@ def shard_on_cpu(x: torch.Tensor) -> torch.Tensor:
 
 
 def save_shards(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write this rank's part of the tensors, as safetensors. All ranks call it, in the thread that writes, and what
-    fails on one of them, a full disk say, is raised on all.
-    """
+    """Write this rank's part of the tensors as safetensors. A collective, in the writer thread: an error on one rank,
+    for example a full disk, is raised on all."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with _plain_errors():
         dcp.save(dict(tensors), storage_writer=writer, process_group=_files_group[0])
 
 
 def load_shards(folder: Path, parameters: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What `save_shards` wrote under any number of ranks: tensors sharded as the parameters with whose number (and a
-    dot) their names begin. Raises OSError where a part is missing. Safetensors: nothing in the files is ever run.
-    """
+    """What `save_shards` wrote with any number of ranks. A name begins with its parameter's number and a dot; it is
+    sharded like that parameter. Raises OSError if a part is missing."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
@@ -386,7 +383,7 @@ def load_shards(folder: Path, parameters: Sequence[torch.Tensor]) -> dict[str, t
         parameter = parameters[int(name.partition(".")[0])]
         held = sum(chunk.sizes.numel() for chunk in about.chunks)
         if about.size not in (parameter.shape, torch.Size(())) or held != about.size.numel():
-            raise OSError(f"its files hold only a part of {name}: {list(about.size)} of {list(parameter.shape)}")
+            raise OSError(f"the files hold only a part of {name}: {list(about.size)} of {list(parameter.shape)}")
         like = parameter if about.size == parameter.shape else torch.empty((), device=parameter.device)
         targets[name] = torch.empty_like(like, dtype=about.properties.dtype, requires_grad=False)
     with _plain_errors():
@@ -396,7 +393,7 @@ def load_shards(folder: Path, parameters: Sequence[torch.Tensor]) -> dict[str, t
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Raise the error itself, of the first rank that had one, and not torch's collection, which is no Exception."""
+    """Raise the first rank's own error instead of torch's collection of errors, which is not an Exception."""
     try:
         yield
     except CheckpointException as e:

@@ -1,9 +1,9 @@
-"""The plan of a step in a table: what every update will do, and what it costs, before anything is computed."""
+"""The plan of a step as a table: what every update will do and cost."""
 
 from collections.abc import Sequence
 from functools import partial
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from agpo.batch import Group, MiniBatch, plain_tokens
 from agpo.distributed import world_size
@@ -21,19 +21,11 @@ def explain(
     layout: Layout,
     attention: float = 0.0,
 ) -> tuple[Table, list[str]]:
-    """(a row per mini-batch, sentences that sum it up). `attention`: by what rows are dealt to ranks."""
-    table = Table(title="plan of the step", title_justify="left")
-    for title in (
-        "update",
-        "groups",
-        "live",
-        "sequences",
-        "L at ratio 1",
-        "tokens to run",
-        "micro-batches" if world_size() == 1 else "micro-batches of a rank",
-    ):
-        table.add_column(title, justify="right")
-    table.add_column("what happens")
+    """(a row per mini-batch, summary). `attention`: the cost by which rows are dealt to ranks."""
+    micro = "micro-batches" if world_size() == 1 else "micro-batches of a rank"
+    numbers = ("update", "groups", "live", "sequences", "L at ratio 1", "tokens to run", micro)
+    columns = *(Column(title, justify="right") for title in numbers), Column("what happens")
+    table = Table(*columns, title="plan of the step", title_justify="left")
     least, most = 0, 0
     for number, minibatch in enumerate(plan, 1):
         known = minibatch.known
@@ -78,8 +70,8 @@ def _sentences(whole: int, least: int, most: int, plan: Sequence[MiniBatch], lay
     ]
     if least != most:
         lines.append(
-            f"{most - least:,} of these belong to updates after the first, where the ratio is not 1: whether they are "
-            "clipped is known after their forward pass."
+            f"{most - least:,} of these belong to updates after the first, where the ratio is not 1: the clip decides "
+            "after their forward pass."
         )
     if whole:
         lines.append(f"Saved at least: {whole - most:,} tokens, {100 * (1 - most / whole):.0f} %.")

@@ -1,8 +1,8 @@
-"""`python -m agpo.fork RUN --with KEY=VALUE`: what a change of the configuration causes.
+"""`python -m agpo.fork RUN --with KEY=VALUE`: the causal effect of a configuration change.
 
-The run goes on from one of its steps twice, as it was and with the change: the same weights and optimizer, the same
-prompts, the same random numbers. What differs afterwards the change has caused. Over steps that are drawn at random the
-mean of the differences, with its interval, is the effect on this run.
+The run is continued from one of its steps twice, with and without the change: same weights, optimizer, prompts and
+random numbers, so the change causes every difference. The mean difference over randomly drawn steps, with its interval,
+is the effect on this run.
 """
 
 import argparse
@@ -32,56 +32,56 @@ from evals.store.store import is_missing
 
 MAY_CHANGE = ("objective", "update", "mismatch", "rollout")
 FIXED = ("rollout.prompts", "rollout.prompts_per_step", "rollout.samples_per_prompt")
-"""of those: with another value the two would not be asked the same"""
+"""exceptions: with another value the two arms would not get the same prompts"""
 QUIET = {"eval.bench": "", "eval.data": "", "checkpoint.best": "", "trackers": ""}
-"""what only a whole run needs"""
+"""switched off in forks"""
 MEASURES = (("reward/mean", "reward", 4), ("tokens/response_mean", "response tokens", 3), ("entropy", "entropy", 4))
 """metric, title, digits"""
 REPEATED = (*(name for name, _, _ in MEASURES), "loss/raw")
-"""a step that is made again is the same one if these are"""
+"""a repeated step is exact if these are equal"""
 Metrics = dict[tuple[int, str], float]
 """(step, name) -> value"""
 
 
 @dataclass(frozen=True)
 class Fork:
-    """A run that is forked."""
+    """A run to fork."""
 
     config: TrainConfig
     folder: Path
     label: dict[str, str]
     """its last checkpoint's agpo_run.json"""
     done: int
-    """steps that it has made, up to its last checkpoint"""
+    """its steps up to the last checkpoint"""
 
     @property
     def home(self) -> Path:
-        """The folder of all its forks, and their store."""
+        """The folder of its forks and their store."""
         return self.folder / "forks"
 
     def arm(self, changes: Sequence[str]) -> TrainConfig:
-        """The run's configuration with the changes. Raises UserError for keys that would make it another question."""
+        """The run's configuration with the changes. Raises UserError for keys that may not change."""
         config = make_config(self.config.model_dump(mode="json"), "--with", [*changes, *(f"{key}=" for key in QUIET)])
         before, after = (flat(one.model_dump(mode="json")) for one in (self.config, config))
         differ = [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in QUIET]
         if changes and not differ:
-            raise UserError(f"--with {' '.join(changes)} changes nothing: the run was made with it.")
+            raise UserError(f"--with {' '.join(changes)} changes nothing: the run already has it.")
         if other := [key for key in differ if key.split(".")[0] not in MAY_CHANGE or key in FIXED]:
             raise UserError(
-                f"--with {other[0]}: the two would not be asked and rewarded alike, and their difference would be no "
-                f"effect. What may change is in {', '.join(MAY_CHANGE)}, but not {' or '.join(FIXED)}."
+                f"--with {other[0]}: with other prompts or rewards the difference would not be the change's effect. "
+                f"Change keys of {', '.join(MAY_CHANGE)}, but not {' or '.join(FIXED)}."
             )
         return config.model_copy(update={"out": str(self.home)})
 
     def finished(self, name: str) -> str:
-        """The run of that name that an earlier call has made; "" where there is none."""
+        """The id of the finished run of that name; "" if there is none."""
         self.home.mkdir(exist_ok=True)
         with Store.open(self.home / "forks.db") as store:
             return next((run.id for run in store.runs("train", name=name) if run.status == "done"), "")
 
     def go_on(self, name: str, changes: Sequence[str], saved: Path | None, done: int, steps: int) -> str:
-        """Make `steps` steps after the first `done`, in the forks' store. Returns the run's id. A nameless one is on
-        the way to a later step, whose checkpoint is saved."""
+        """Make `steps` steps after the first `done`, in the forks' store. Returns the run's id. Without a name only the
+        checkpoint at the end matters, and it is saved."""
         from agpo import checkpoint_io
         from agpo.problems import open_reward
         from agpo.run_folder import state_of
@@ -108,7 +108,7 @@ class Fork:
         return run.id
 
     def reach(self, step: int, console: Console) -> Path | None:
-        """The checkpoint of a step (None: the start), made again from the nearest before it where none was kept."""
+        """The checkpoint of a step (None: the start), recomputed from the nearest earlier one if it was not kept."""
         from agpo.checkpoint_io import checkpoints, step_of
 
         there = [path for home in (self.folder, self.home) for path in checkpoints(home) if step_of(path) <= step]
@@ -127,8 +127,8 @@ class Fork:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m agpo.fork",
-        description="What does a change cause? Goes on from steps of a run twice, with and without it, on the same "
-        "prompts and random numbers, and compares. The run itself stays as it is.",
+        description="What does a change cause? Continues a run from some of its steps with and without the change, on "
+        "the same prompts and random numbers, and compares. The run itself is not modified.",
         epilog="examples:\n"
         "  python -m agpo.fork latest --with objective=agpo_no_clip\n"
         "  python -m agpo.fork runs/RUN --step 40,80 --for 10 --with objective.clip_scope=group --with update.lr=2e-4",
@@ -136,7 +136,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("wanted", metavar="RUN", help="a training run: its id, its folder, a checkpoint, or `latest`")
     parser.add_argument(
-        "--with", dest="changes", action="append", metavar="KEY=VALUE", required=True, help="the change; may be several"
+        "--with", dest="changes", action="append", metavar="KEY=VALUE", required=True, help="the change; repeatable"
     )
     parser.add_argument("--step", metavar="T[,T...]", help="fork after these steps (default: drawn at random)")
     parser.add_argument("--draw", type=int, default=8, metavar="N", help="how many steps to draw (default: 8)")
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     label = {**label, **({"store": args.store} if args.store else {})}
     fork = Fork(config, folder, label, step_of((checkpoints(folder) or [saved])[-1]))
     at, changes = choose_steps(args, fork.done), " ".join(args.changes)
-    fork.arm(args.changes)  # a mistake in them is said before anything is made
+    fork.arm(args.changes)  # a mistake in them is an error before anything runs
     told = f"{plural(len(at), 'step')} ({', '.join(map(str, at))}), {plural(args.steps, 'step')} each"
     console.print(f"run {label['run']} forked after {told}: without and with {changes}", markup=False)
     pairs: list[tuple[str, str]] = []
@@ -169,9 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arms = {f"{config.name} {step}+{args.steps} {name}": wanted for name, wanted in both}
         ids = {name: fork.finished(name) for name in arms}
         start = None if all(ids.values()) else fork.reach(step, console)
-        for name, wanted in arms.items():  # one step more: a step's answers are sampled before its updates
-            ids[name] = ids[name] or fork.go_on(name, wanted, start, step, args.steps + 1)
-        without, with_ = ids.values()
+        # One step more: a step's answers are sampled before its updates.
+        without, with_ = (ids[name] or fork.go_on(name, arms[name], start, step, args.steps + 1) for name in arms)
         pairs.append((without, with_))
         console.print(f"step {step}: made, {len(pairs)} of {len(at)}")
     show(fork, at, pairs, args, console)
@@ -180,13 +179,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def choose_steps(args: argparse.Namespace, done: int) -> list[int]:
-    """The steps after which to fork: those asked for, or drawn among all whose continuation the run has made."""
+    """The steps after which to fork: as asked, or drawn among those whose continuation the run has made."""
     if args.steps < 1 or args.draw < 1:
         raise UserError("--for and --draw must be at least 1.")
     if args.step is None:
         candidates = range(done - args.steps)
         if not candidates:
-            raise UserError(f"the run has made {done} steps, too few to go on for {args.steps}. Say --for, or --step.")
+            raise UserError(f"the run has made {done} steps, too few to go on for {args.steps}. Lower --for.")
         return sorted(random.Random(args.seed).sample(candidates, min(args.draw, len(candidates))))
     words = args.step.split(",")
     if bad := [word for word in words if not word.strip().isdigit() or int(word) > done]:
@@ -197,7 +196,7 @@ def choose_steps(args: argparse.Namespace, done: int) -> list[int]:
 def show(
     fork: Fork, at: Sequence[int], pairs: Sequence[tuple[str, str]], args: argparse.Namespace, console: Console
 ) -> None:
-    """Print the effects and the checks that make them effects; the numbers behind them go to a CSV file."""
+    """Print the effects and what was checked; the numbers behind them go to a CSV file."""
 
     def cell(effect_T: np.ndarray, digits: int) -> str:
         shown, interval = student(float(effect_T.mean()), standard_error(effect_T), len(effect_T)).cells(digits)
@@ -242,24 +241,24 @@ def metrics_of(store: Store, run_id: str) -> Metrics:
 
 
 def repeats(fork: Fork, made: Sequence[Metrics]) -> str:
-    """Whether the steps that were made again without the change are those that the run's own store has."""
+    """Whether the steps repeated without the change equal those in the run's own store."""
     place = fork.label.get("store")
     if place is None or is_missing(place):
-        return f"The run's own store ({place}) is not here: whether its steps were repeated exactly is not known."
+        return f"The run's own store ({place}) is not here, so whether its steps were repeated exactly is unknown."
     with Store.open(place, make=False) as store:
         known = metrics_of(store, fork.label["run"])
     pairs = [(key[0], one[key], known[key]) for one in made for key in one if key in known and key[1] in REPEATED]
     if other := sorted({step for step, again, before in pairs if again != before}):
         return (
-            f"WARNING: steps made again without the change are not the run's own, the first {other[0]} (another "
-            "machine, other threads?): the effect is that on a run like it."
+            f"WARNING: steps repeated without the change differ from the run's own, first {other[0]} (another machine, "
+            "other threads?): the effect is that on a similar run."
         )
     steps = len({step for step, _, _ in pairs})
-    return f"Without the change {plural(steps, 'step')} of the run came out again exactly as its store has them."
+    return f"Without the change {plural(steps, 'step')} of the run repeated exactly as in its store."
 
 
 def same_answers(store: Store, pairs: Sequence[tuple[str, str]], at: Sequence[int]) -> str:
-    """The first answers of both come from the same weights: with the same noise they are the same."""
+    """Whether the first answers are equal, as they must be: weights and random numbers are the same."""
     found: list[bool] = []
     for pair, step in zip(pairs, at, strict=True):
         one, other = (
@@ -269,7 +268,7 @@ def same_answers(store: Store, pairs: Sequence[tuple[str, str]], at: Sequence[in
         found += [other.get(key) == tokens for key, tokens in one.items()]
     if all(found):
         return f"The first answers with and without it are the same, token for token ({len(found):,} answers)."
-    return f"Of the first answers {sum(found):,} of {len(found):,} are the same: the change is one of the sampling."
+    return f"Of the first answers {sum(found):,} of {len(found):,} are the same: the change affects sampling."
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Log-probabilities of sampled tokens and the policy's entropy there, without ever holding [tokens, vocabulary].
+"""Log-probabilities of sampled tokens and the entropy there, without ever holding [tokens, vocabulary] logits.
 
-The logits of a chunk of tokens exist while that chunk is looked at, in forward and once more in backward.
+Logits are computed for one chunk of tokens at a time, in forward and again in backward.
 """
 
 import copy
@@ -14,16 +14,16 @@ from transformers import PreTrainedModel
 from agpo.distributed import as_forward, compute_device, layers_of
 from agpo.model import compiled, output_embeddings
 from agpo.packing import NAME, Sequence_, moved, pack, packed_hidden, trunk
-from evals.errors import UserError
+from evals.errors import UserError, first_line
 
 Layout = Literal["packed", "varlen", "padded"]
-"""how sequences go through the model: packed with shared prompts, attending in padded blocks (`packed`) or in a kernel
-of variable length (`varlen`); or each padded on the right, where a model's attention cannot be replaced"""
+"""how sequences go through the model: packed with shared prompts, attending in padded blocks (`packed`) or in a
+variable-length kernel (`varlen`); or each padded on the right, if the model's attention cannot be replaced"""
 
 LOGITS_AT_ONCE = 1 << 23
-"""most float32 logits that exist at a time on a CPU: 32 MiB stay near its cache"""
+"""most float32 logits at a time on a CPU: 32 MiB stay near its cache"""
 LOGITS_SHARE = 1 / 64
-"""of a GPU's memory, for the same: it wants large products (80 GiB: 1.25 GiB, 2,200 tokens of 152,000)"""
+"""the same on a GPU, as a share of its memory: large products are fast (80 GiB: 1.25 GiB, 2,200 tokens of 152,000)"""
 
 
 def log_probs(
@@ -36,8 +36,7 @@ def log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """([T], [T] or None): log pi of the response tokens, in row order, and the entropy there.
 
-    Under softmax(logits / temperature). float32 for a model in half precision, else in the model's precision.
-    Differentiable where gradient is on.
+    Under softmax(logits / temperature), differentiable. At least float32.
     """
     device = compute_device(model)
 
@@ -66,8 +65,8 @@ def logit_shape(model: PreTrainedModel) -> tuple[float, float]:
 
 @contextmanager
 def attention_of(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
-    """Let the model attend as the layout wants, in compiled layers where it has them; around backward too, where
-    gradient checkpointing runs it again."""
+    """Use the layout's attention and compiled layers, if any. Needed around backward too: gradient checkpointing runs
+    layers again."""
     config = model.config.get_text_config()
     before = config._attn_implementation
     if layout != "padded":
@@ -82,7 +81,7 @@ def attention_of(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
 def _padded_hidden(
     model: PreTrainedModel, rows: Sequence[Sequence_], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """([T, H], [T]): hidden states that predict the response tokens, and these. Padding on the right needs no mask."""
+    """(hidden states that predict the response tokens [T, H], the tokens [T]). Right padding needs no mask."""
     sequences = [row.prompt_ids + row.response_ids for row in rows]
     ids_BS = torch.zeros(len(rows), max(map(len, sequences)), dtype=torch.long)
     for i, tokens in enumerate(sequences):
@@ -95,7 +94,7 @@ def _padded_hidden(
 
 
 class _SampledLogProbs(torch.autograd.Function):
-    """log softmax(z)[target] and the entropy, by chunks of tokens. Backward makes the logits z of a chunk again.
+    """log softmax(z)[target] and the entropy, by chunks of tokens. Backward recomputes the logits z of each chunk.
 
     z = x, or cap tanh(x / cap), of x = (W h + b) / temperature. With p the softmax:
     d logp / dz = onehot - p, dH / dz = -p (log p + H).
@@ -158,14 +157,14 @@ class _SampledLogProbs(torch.autograd.Function):
 
 
 def _buffer(hidden_TH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
-    """Room for the logits of a chunk, [C, V]: one piece of memory for all chunks: nothing for an allocator to keep."""
+    """[C, V] memory for the logits, reused by all chunks."""
     size = max(1, logits_at_once(weight_VH.device) // len(weight_VH))
     dtype = torch.promote_types(weight_VH.dtype, torch.float32)
     return weight_VH.new_empty(min(size, len(hidden_TH)), len(weight_VH), dtype=dtype)
 
 
 def logits_at_once(device: torch.device) -> int:
-    """How many logits exist at a time. A function of the device alone, so that a run's chunks stay the same."""
+    """The most logits at a time. A function of the device alone, so that chunks are reproducible."""
     if device.type != "cuda":
         return LOGITS_AT_ONCE
     return int(torch.cuda.get_device_properties(device).total_memory * LOGITS_SHARE) // 4
@@ -183,7 +182,7 @@ def _logits(
     cap: float,
     buffer_CV: torch.Tensor,
 ) -> torch.Tensor:
-    """[C, V] logits over the temperature, at least in float32, in the buffer."""
+    """[C, V] logits over the temperature, at least float32, in the buffer."""
     logits_CV = buffer_CV[: len(hidden_CH)]
     if weight_VH.dtype == logits_CV.dtype:
         torch.mm(hidden_CH, weight_VH.T, out=logits_CV)
@@ -202,15 +201,14 @@ class Chosen(NamedTuple):
 
 @torch.no_grad()
 def choose_layout(model: PreTrainedModel, longest: int, wanted: Layout = "packed") -> Chosen:
-    """How this model's sequences of up to `longest` tokens can be run: as `wanted`, or padded where that is not exact.
+    """The layout for this model's sequences of up to `longest` tokens: as `wanted`, or padded if that is not exact.
 
-    Found out by running some, in float32, through a copy of the model's first layers: in half precision another order
-    of sums alone moves the log-probability of an unlikely token by whole nats, and all layers attend in the same way.
+    Tested in float32 on a copy of the model's first layers: all layers attend alike, and in half precision a mere
+    change in the order of sums moves an unlikely token by whole nats. Sliding windows and soft caps, which the test
+    sequences would not reach, are read from the configuration.
 
-    The configuration is asked too: a window is longer than what is run here, and a random model never reaches a cap.
-
-    Raises UserError for a model whose logits are not made of its last hidden state as `logit_shape` says, which chunks
-    would not reproduce.
+    Raises UserError if the logits are not the function of the last hidden state that `logit_shape` describes, so that
+    chunks would not reproduce them.
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["sliding_attention", "chunked_attention"]
@@ -234,7 +232,7 @@ def choose_layout(model: PreTrainedModel, longest: int, wanted: Layout = "packed
         try:
             gap_T = (log_probs(shallow, rows, 1.0, layout)[0] - exact_T).abs()
         except (ValueError, TypeError, RuntimeError, AttributeError) as e:
-            why = f"{layout} does not run: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
+            why = f"{layout} does not run: {first_line(e)}"
             continue  # this model's attention cannot be replaced
         if bool((gap_T <= bound_T).all()):
             if layout != "padded":
@@ -242,14 +240,14 @@ def choose_layout(model: PreTrainedModel, longest: int, wanted: Layout = "packed
             return Chosen(layout, why)
         why = f"{layout} changes log-probabilities by {float(gap_T.max()):.2g} in float32"
     raise UserError(
-        f"{type(model).__name__}: log-probabilities in chunks are not the model's own ({why}), so it cannot be trained "
-        "here. Usual cause: it changes its logits after the output embedding in a way that its configuration does not "
-        "name. Use another model."
+        f"{type(model).__name__} cannot be trained: log-probabilities in chunks are not the model's own ({why}). "
+        "Usual cause: it changes its logits after the output embedding in a way that its configuration does not name. "
+        "Use another model."
     )
 
 
 def first_layers(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy in float32 of the model up to its second layer, or to the first layer of its last kind of attention."""
+    """A float32 copy of the model's first layers: at least two, and one of each kind of attention."""
     kinds = list(getattr(model.config.get_text_config(), "layer_types", None) or [])
     layers, count = layers_of(model), max([2, *(1 + kinds.index(kind) for kind in kinds)])
     memo: dict[int, Any] = {id(layer): None for layer in layers[count:]}
@@ -260,7 +258,7 @@ def first_layers(model: PreTrainedModel) -> PreTrainedModel:
             memo[id(x)] = torch.nn.Parameter(exact, False) if isinstance(x, torch.nn.Parameter) else exact
     shallow = copy.deepcopy(model, memo)
     for module in shallow.modules():
-        if hasattr(module, "quant_state"):  # of 4 bits: it casts what it is given
+        if hasattr(module, "quant_state"):  # a 4-bit layer casts its input
             module.compute_dtype = torch.promote_types(model.dtype, torch.float32)  # type: ignore[assignment]
         if isinstance(module, torch.nn.ModuleList) and None in module._modules.values():
             del module[count:]
@@ -269,7 +267,7 @@ def first_layers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _of_whole_logits(model: PreTrainedModel, rows: Sequence[Sequence_]) -> torch.Tensor:
-    """[T], one sequence at a time, as the model itself gives them."""
+    """[T] by the model itself, one sequence at a time."""
     device, found = next(model.parameters()).device, []
     for row in rows:
         logits_SV = model(torch.tensor([row.prompt_ids + row.response_ids], device=device), use_cache=False).logits[0]
@@ -280,7 +278,7 @@ def _of_whole_logits(model: PreTrainedModel, rows: Sequence[Sequence_]) -> torch
 
 
 TOLERANCE = 1e-3
-"""of a log-probability in float32, as a share where it is below -1"""
+"""of a float32 log-probability; relative below -1"""
 
 
 class _Probe(NamedTuple):

@@ -1,4 +1,4 @@
-"""What this machine must have for a run, said before anything is loaded."""
+"""Whether this machine can hold a run, checked before anything is loaded."""
 
 import shlex
 import sys
@@ -13,13 +13,13 @@ from evals.errors import UserError
 
 
 def check_machine(config: TrainConfig) -> None:
-    """Say at once that this recipe cannot run here. Raises UserError."""
+    """Raises UserError if this recipe cannot run here."""
     ranks, here, _ = torchrun_env()
     check_ranks(ranks, config)
     if config.rollout.oversample and ranks > 1:
         raise UserError(
             f"rollout.oversample={config.rollout.oversample} is for one process: {ranks} ranks would have to agree on "
-            "the first groups that are whole. Set it to 0, or train with one rank."
+            "which groups finished first. Set it to 0, or train with one rank."
         )
     if config.engine == "hf" and config.rollout.overlap != "none" and ranks > 1:
         raise UserError(
@@ -51,20 +51,16 @@ def check_machine(config: TrainConfig) -> None:
         )
     check_one_rank_for_each_gpu(ranks, config)
     for i in range(min(needed.gpus, torch.cuda.device_count())):
-        memory = torch.cuda.get_device_properties(i).total_memory >> 30
-        if memory < needed.gpu_memory_gib * 0.9:
-            raise UserError(
-                f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB of memory on each GPU; GPU {i} has {memory}."
-            )
+        gib = torch.cuda.get_device_properties(i).total_memory >> 30
+        if gib < needed.gpu_memory_gib * 0.9:
+            raise UserError(f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB on each GPU; GPU {i} has {gib}.")
     if needed.gpus:
         check_memory(config, torch.cuda.get_device_properties(0).total_memory)
 
 
 def check_one_rank_for_each_gpu(ranks: int, config: TrainConfig) -> None:
-    """A process uses one GPU to train on, and its vLLM as many as it is told: fewer than the recipe is for would run
-    out of memory at the first backward pass."""
-    wanted = config.hardware.gpus
-    used = config.devices(ranks)
+    """With fewer processes than the recipe's GPUs the first backward pass would run out of memory."""
+    wanted, used = config.hardware.gpus, config.devices(ranks)
     if not wanted or used == wanted:
         return
     raise UserError(
@@ -75,12 +71,12 @@ def check_one_rank_for_each_gpu(ranks: int, config: TrainConfig) -> None:
 
 
 def torchrun_line(gpus: int) -> str:
-    """The command that starts this one with a process for each of `gpus` GPUs of one machine."""
+    """This command, started with a process for each of a machine's `gpus` GPUs."""
     return f"torchrun --standalone --nproc-per-node {gpus} -m agpo.train {shlex.join(sys.argv[1:])}".rstrip()
 
 
 def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
-    """Say at once that a GPU of this size cannot hold the run, by arithmetic. Raises UserError."""
+    """Raises UserError if, by arithmetic, a GPU of this size cannot hold the run."""
     machine = Machine.of_bytes(config.hardware.gpus, gpu_bytes)
     found = memory(config, model_sizes(model_config(config.model), config), machine)
     if found.fits:
@@ -95,12 +91,11 @@ def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
 
 
 def check_ranks(ranks: int, config: TrainConfig) -> None:
-    """Every rank samples whole groups with an engine of its own."""
+    """Every rank samples whole groups with its own engine."""
     if ranks > config.rollout.prompts_per_step:
         raise UserError(
             f"{ranks} ranks for rollout.prompts_per_step={config.rollout.prompts_per_step}: a rank samples whole "
-            f"groups, so that {ranks - config.rollout.prompts_per_step} would have nothing to do. Start fewer, or "
-            "raise it."
+            f"groups, so {ranks - config.rollout.prompts_per_step} would be idle. Start fewer, or raise it."
         )
     if ranks % (config.ranks.fsdp_size or 1):
         raise UserError(f"ranks.fsdp_size={config.ranks.fsdp_size} does not divide {ranks} ranks.")

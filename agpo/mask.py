@@ -10,7 +10,7 @@ import torch
 from agpo.presets import Objective
 
 LIVE_SPREAD = 1e-6
-"""a group is live when the spread of its raw rewards is over this; never tested through std, whose rounding lies"""
+"""a group is live if max - min of its raw rewards is over this; never tested by the std, which rounds"""
 
 
 def live_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
@@ -19,7 +19,7 @@ def live_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
     scorable_GN = ~rewards_GN.isnan()
     highest_G = rewards_GN.masked_fill(~scorable_GN, -math.inf).amax(1)
     lowest_G = rewards_GN.masked_fill(~scorable_GN, math.inf).amin(1)
-    return highest_G - lowest_G > LIVE_SPREAD  # without a scorable sample it is -inf
+    return highest_G - lowest_G > LIVE_SPREAD  # -inf without a scorable sample
 
 
 def counted(
@@ -27,7 +27,7 @@ def counted(
 ) -> torch.Tensor:
     """[G, N] bool: samples in the loss and its mean: scorable, and of a live group unless masked groups are kept.
 
-    With overlong mask also not `cut_B`, answers that max_tokens cut; they still count in their group's mean reward.
+    With overlong mask, truncated answers (`cut_B`) do not count either, except in their group's mean reward.
     """
     counted_GN = ~rewards_GN.isnan()
     if objective.masked_groups != "keep":
@@ -38,9 +38,9 @@ def counted(
 
 
 def sequence_weights(lengths_B: torch.Tensor, counted_B: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """[B] float64: w of each token of sequence i. Sequences that do not count (masked, not scorable, empty) get 0.
+    """[B] float64: w of each token of sequence i; 0 for sequences that do not count (masked, not scorable, empty).
 
-    Normalisers are of the whole mini-batch, so micro-batches and ranks only have to sum: give all of its sequences.
+    Pass the whole mini-batch, whose normalisers these are; micro-batches and ranks then only sum.
     """
     n_B = lengths_B.double() * counted_B
     sequences = (n_B > 0).sum().clamp(min=1).double()

@@ -1,7 +1,7 @@
-"""What a run takes of each GPU's memory, and about how long its steps are: arithmetic from shapes.
+"""How much GPU memory a run takes and roughly how long its steps are: arithmetic from shapes, not measured on a GPU.
 
-Nothing is allocated, and nothing of it was measured on a GPU. Parameters, and what autograd keeps of a layer, are
-counted on torch's meta device, attention as a flash kernel keeps it; the rest is what is said where the numbers stand.
+Parameters and what autograd saves per layer are counted on torch's meta device, attention as a flash kernel saves it.
+The constants below are the other assumptions.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from evals.models import model_path
 
 GIB = 2**30
 CONTEXT = GIB
-"""of the trainer's process on a GPU: CUDA's context, NCCL, libraries. An assumption, as are the next two"""
+"""of the trainer's process on a GPU: CUDA context, NCCL, libraries"""
 ENGINE_ASLEEP = 2 * GIB
-"""what vLLM keeps while it sleeps: its context and its CUDA graphs"""
+"""what a sleeping vLLM keeps: its context and its CUDA graphs"""
 SLACK = 1.05
-"""the allocator loses some of what it holds"""
+"""for fragmentation in the allocator"""
 SMALLEST_CACHE = 1 * GIB
-"""for keys and values, below which sampling is not worth it"""
+"""of keys and values, below which sampling is not worth it"""
 LARGEST_SHARE = 0.7
-"""of a GPU for vLLM, where the recipe does not say it: more only holds keys and values that nobody waits for"""
+"""of a GPU for vLLM, unless the recipe sets it: a larger cache would stay empty"""
 USABLE = 0.985
-"""of the memory that a GPU is sold with, in GiB: what its driver leaves"""
+"""of a GPU's nominal memory, in GiB: what the driver leaves"""
 
 _QWEN = {"model_type": "qwen2", "vocab_size": 152_064, "max_position_embeddings": 131_072}
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
@@ -52,16 +52,16 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 40, "num_key_value_heads": 8, "tie_word_embeddings": False,
     },
 }  # fmt: skip
-"""of the recipes' models, from their config.json: the arithmetic needs no network"""
+"""the recipes' models by their config.json, so that the arithmetic needs no network"""
 PUBLISHED = {**PUBLISHED, "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": PUBLISHED["Qwen/Qwen2.5-7B"]}
 
 PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "B200": 2250, "L40S": 362}
 PEAK_TFLOPS |= {"L40": 181, "4090": 165}
-"""dense bfloat16 by the vendors' data sheets, by a part of the device's name"""
+"""dense bfloat16 by the vendors' data sheets; keys are parts of the device's name"""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """What a device can do in a second; 0 where that is not known."""
+    """FLOP/s of a device; 0 if unknown."""
     if device.type != "cuda" or dtype.itemsize != 2:
         return 0.0
     name = torch.cuda.get_device_name(device)
@@ -69,14 +69,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def flops(model: torch.nn.Module, tokens: int, lengths: Sequence[int]) -> float:
-    """Of a forward and backward pass over `tokens` tokens in sequences of these lengths: 6 for a token and weight (4
-    where the weight is frozen), and attention. Nothing that is run twice counts. 0 for a mixture of experts."""
+    """Of a forward and backward pass over `tokens` tokens in sequences of these lengths: 6 per token and weight (4 if
+    the weight is frozen), plus attention; recomputation does not count. 0 (unknown) for a mixture of experts."""
     named = dict(model.named_parameters())
     if any(".experts." in name for name in named):
         return 0.0
     text = model.config.get_text_config()  # type: ignore[union-attr]
     weights = sum((4 + 2 * x.requires_grad) * x.numel() for x in named.values())
-    if not text.tie_word_embeddings:  # a table to look up in
+    if not text.tie_word_embeddings:  # a lookup table
         table = model.get_input_embeddings().weight  # type: ignore[operator]
         weights -= (4 + 2 * table.requires_grad) * table.numel()
     return weights * tokens + 6.0 * text.hidden_size * text.num_hidden_layers * sum(n**2 for n in lengths)
@@ -84,7 +84,7 @@ def flops(model: torch.nn.Module, tokens: int, lengths: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """A model as far as memory depends on it."""
+    """The sizes of a model that memory depends on."""
 
     parameters: int
     layers: int
@@ -95,19 +95,19 @@ class ModelSizes:
     adapters: int
     """parameters of LoRA, 0 without"""
     input_bytes: int
-    """of a token at the entrance of a layer"""
+    """of a token's hidden state"""
     saved: int
-    """bytes that autograd keeps of a token in a layer"""
+    """bytes that autograd saves per token and layer"""
     saved_beside: int
-    """the same beside the layers"""
+    """the same outside the layers"""
     cache: int
-    """bytes of the keys and values of a token"""
+    """bytes of a token's keys and values"""
     item: int = 2
     """bytes of a weight as it is run"""
 
     @property
     def rest(self) -> int:
-        """Parameters beside the layers."""
+        """Parameters outside the layers."""
         return self.parameters - self.layers * self.layer
 
 
@@ -117,7 +117,7 @@ class Machine:
 
     gpus: int
     gib: float
-    """memory of each, as it is sold"""
+    """nominal memory of each"""
 
     @property
     def bytes(self) -> float:
@@ -125,7 +125,7 @@ class Machine:
 
     @classmethod
     def of_bytes(cls, gpus: int, found: float) -> Machine:
-        """GPUs on which a program sees so much memory."""
+        """GPUs that report this much memory."""
         return cls(gpus, found / USABLE / GIB)
 
 
@@ -140,23 +140,19 @@ class Memory:
     cache_tokens: int
     """tokens whose keys and values the engine can hold at once"""
     host: float = 0.0
-    """bytes of the machine's memory that offloaded state takes, for each GPU"""
+    """bytes of host memory that offloaded state takes, per GPU"""
 
     @property
     def peaks(self) -> dict[str, float]:
         return {name: sum(parts.values()) for name, parts in self.phases.items()}
 
     @property
-    def peak(self) -> float:
-        return max(self.peaks.values())
-
-    @property
     def fits(self) -> bool:
-        return self.peak <= self.machine.bytes and self.cache_tokens > 0
+        return max(self.peaks.values()) <= self.machine.bytes and self.cache_tokens > 0
 
 
 def model_config(name: str) -> PreTrainedConfig:
-    """The configuration of a model: a folder's or the hub's; where that cannot be had, as published for the recipes."""
+    """The configuration of a model: of a folder or the hub, else as in PUBLISHED."""
     try:
         return load_config(model_path(name))[0]
     except (UserError, OSError):
@@ -166,10 +162,7 @@ def model_config(name: str) -> PreTrainedConfig:
 
 
 def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
-    """Count a model's parameters and what its layers keep. `model` is a configuration of transformers.
-
-    Raises UserError for a model that does not run without memory.
-    """
+    """Count a model's parameters and what its layers save. Raises UserError if it does not run on the meta device."""
     ALL_ATTENTION_FUNCTIONS.register("agpo_counted", _counted_attention)
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
     counts, adapters, saved = [], [], []
@@ -192,7 +185,7 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
         try:
             saved.append(_saved_by(net.base_model, 256) // 256)
         except (AttributeError, RuntimeError) as e:
-            raise UserError(f"memory is not counted for {type(net).__name__}, which does not run without: {e}") from e
+            raise UserError(f"memory is unknown for {type(net).__name__}, which fails on the meta device: {e}") from e
     layers = model.get_text_config().num_hidden_layers
     layer = counts[1] - counts[0]
     return ModelSizes(
@@ -210,7 +203,7 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
 
 
 class _Flash(torch.autograd.Function):
-    """Keeps what a flash kernel keeps."""
+    """Saves what a flash kernel saves."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -226,7 +219,7 @@ def _counted_attention(
 
 
 def _saved_by(model: PreTrainedModel, tokens: int) -> int:
-    """Bytes that autograd keeps of a forward pass over `tokens` tokens, weights not counted."""
+    """Bytes that autograd saves in a forward pass over `tokens` tokens, without weights."""
     own = {id(p) for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}  # with the tensor, so that no other one gets its id
 
@@ -241,17 +234,17 @@ def _saved_by(model: PreTrainedModel, tokens: int) -> int:
     return sum(x.numel() * x.element_size() for x in kept.values())
 
 
-def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_prompt: int = 1024) -> Memory:
-    """What the run takes of each GPU that it trains on, one rank to each."""
-    if config.devices(1) > 1:  # one process trains; the other GPUs are its vLLM's
+def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine) -> Memory:
+    """What the run takes of each training GPU, one rank on each."""
+    if config.devices(1) > 1:  # one process trains; the other GPUs belong to its vLLM
         machine = replace(machine, gpus=1)
     ranks, s, lora = max(1, machine.gpus), sizes, bool(sizes.adapters)
     shards = config.ranks.fsdp_size or ranks
     offload, tokens = config.update.offload, config.update.micro_batch_tokens
     trained = s.adapters if lora else s.parameters
     exact = s.item == 4  # the weights are their own masters
-    weights = s.item * s.parameters if ranks == 1 or lora else 0  # else the float32 shards are all there is
-    if config.lora.load_in_4bit:  # 4 bits and the scales of 64 weights in 8
+    weights = s.item * s.parameters if ranks == 1 or lora else 0  # else there are only the float32 shards
+    if config.lora.load_in_4bit:  # 4 bits, and an 8-bit scale for every 64 weights
         weights = s.item * s.rest + 0.52 * s.layers * s.layer
     state = (8 if exact and ranks == 1 and not lora else 12) * trained  # masters and AdamW's two moments
     gradients = 4 * trained
@@ -263,8 +256,8 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
         steady["reference"] = s.item * s.parameters / shards
     steady["context"] = CONTEXT
 
-    # Gathered in half precision: embeddings and output matrix throughout, a layer and the next one. The gradient of the
-    # output matrix in float32 before it is cast, and of what is reduced together in half precision and in float32.
+    # Gathered in half precision: embeddings and output matrix throughout, a layer and the next one. Gradients: that of
+    # the output matrix in float32 before it is cast, and what is reduced together, in half precision and in float32.
     gathered = s.item * (s.rest + 2 * s.layer) if ranks > 1 else 0
     if not lora:
         gathered += 4 * s.head + ((s.item + 4) * s.rest if ranks > 1 else 0)
@@ -285,7 +278,9 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
     copies = max(1, config.vllm.tensor_parallel_size)
     used = SLACK * sum(steady.values())
     if config.engine == "vllm":
-        share = config.vllm.gpu_memory_utilization or (WHOLE_GPU if apart else _share(machine, used))
+        left = int((0.97 * machine.bytes - used) / machine.bytes * 20) / 20  # by the trainer, less 3 %
+        shared = max(0.05, min(LARGEST_SHARE, left))
+        share = config.vllm.gpu_memory_utilization or (WHOLE_GPU if apart else shared)
         piece = s.item * max(s.layer, s.head)
         phases["sync"] = {**steady, "gathered": piece}
         if not apart:
@@ -302,24 +297,19 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine, longest_pro
     return Memory(phases, machine, share, cache_tokens, host)
 
 
-def _share(machine: Machine, used: float) -> float:
-    """Of a GPU for vLLM: what the trainer does not hold while it waits, less 3 %, in steps of a twentieth."""
-    return max(0.05, min(LARGEST_SHARE, int((0.97 * machine.bytes - used) / machine.bytes * 20) / 20))
-
-
 # -- time ------------------------------------------------------------------------------------------------------------
 
 FLOPS, BANDWIDTH = 989e12 * 0.4, {False: 3.35e12 * 0.7, True: 4.8e12 * 0.7}
-"""of an H100 in bfloat16 and its memory (True: an H200's), with the share of it that such runs reach: assumptions"""
+"""achieved by an H100 in bfloat16, and its memory's bytes/s (True: an H200's): assumptions"""
 STEP_SECONDS = 2e-3
-"""of a decoding step of vLLM beside what memory takes; engine hf needs about a millisecond for a layer instead"""
+"""overhead of a decoding step of vLLM; of engine hf about a millisecond per layer"""
 GATHER, HOST = 50e9, 100e9
-"""bytes a second of gathered weights to the engine, and of the machine's memory"""
+"""bytes/s of weights to the engine, and of host memory"""
 
 
 def seconds(config: TrainConfig, sizes: ModelSizes, found: Memory, longest_prompt: int = 1024) -> dict[str, float]:
-    """About how long the parts of a step take on H100s or H200s, if answers have half of their longest length and all
-    groups are live. No more than the order of magnitude."""
+    """Seconds of the parts of a step on H100s or H200s, if answers have half of the longest length and all groups are
+    live. An order of magnitude, no more."""
     s, machine, ranks = sizes, found.machine, max(1, found.machine.gpus)
     sampling, vllm = config.rollout, config.engine == "vllm"
     samples = sampling.prompts_per_step * sampling.samples_per_prompt
@@ -330,7 +320,7 @@ def seconds(config: TrainConfig, sizes: ModelSizes, found: Memory, longest_promp
     bandwidth = BANDWIDTH[machine.gib > 100]
     overhead = STEP_SECONDS if vllm else 1e-3 * s.layers
     one = (s.item * s.parameters + at_once * length / 2 * s.cache) / bandwidth + overhead
-    waves = max(1.0, mine / at_once * (0.5 if vllm else 1.0))  # vLLM fills the places of those that end
+    waves = max(1.0, mine / at_once * (0.5 if vllm else 1.0))  # vLLM refills the places of finished sequences
     tokens = samples * sampling.max_tokens / 2
     passes = (8 if config.update.gradient_checkpointing else 6) - (2 if sizes.adapters else 0) + 2
     shards = config.ranks.fsdp_size or ranks
@@ -342,11 +332,11 @@ def seconds(config: TrainConfig, sizes: ModelSizes, found: Memory, longest_promp
     return parts
 
 
-# -- what is said ----------------------------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------------------------
 
 
 def table(found: Memory) -> list[str]:
-    """Lines of a table: GiB of each GPU by phase and part."""
+    """The lines of a table: GiB on each GPU by phase and part."""
     parts = list(dict.fromkeys(part for phase in found.phases.values() for part in phase))
     lines = [f"{'GiB':12}" + "".join(f"{part:>14}" for part in (*parts, "together"))]
     for name, phase in found.phases.items():
@@ -356,13 +346,12 @@ def table(found: Memory) -> list[str]:
 
 
 def advice(config: TrainConfig, sizes: ModelSizes) -> str:
-    """What engine hf costs for a model for which it is not made; empty where it is fine."""
+    """What engine hf costs with a model that is too large for it; else empty."""
     if config.engine == "vllm" or sizes.parameters < 1e9:
         return ""
     slow = config.rollout.max_tokens * sizes.layers * 1e-3
     return (
         f"engine=hf decodes {sizes.parameters / 1e9:.1f}B parameters without CUDA graphs or paged memory: about "
-        f"{sizes.layers} ms a token, so that answers of {config.rollout.max_tokens} tokens take "
-        f"{slow / 60:.0f} minutes for every {config.rollout.max_sequences} of them. "
-        "engine=vllm is several times faster."
+        f"{sizes.layers} ms a token, or {slow / 60:.0f} minutes for every {config.rollout.max_sequences} answers of "
+        f"{config.rollout.max_tokens} tokens. engine=vllm is several times faster."
     )

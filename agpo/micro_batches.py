@@ -1,4 +1,4 @@
-"""Which rows go through the model together, and on which rank: what no result depends on beyond rounding."""
+"""Which rows go through the model together, and on which rank. Results depend on it by rounding only."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,10 +9,10 @@ from agpo.logprobs import Layout
 def micro_batches(
     rows: Sequence[Row], wanted: Iterable[int], budget: int, layout: Layout = "packed"
 ) -> list[list[int]]:
-    """Cut the wanted rows (by index) into parts of at most `budget` tokens.
+    """Cut the wanted rows (by index) into parts of at most `budget` tokens; a longer row is a part of its own.
 
-    Packed, the samples of a prompt lie together and pay for it once in a part; padded, a part costs its longest row
-    times its rows. A row longer than the budget is a part of its own. The cut never changes a result beyond rounding.
+    Packed, the samples of a prompt are adjacent and share it within a part; padded, a part costs its longest row times
+    its number of rows.
     """
     if layout != "padded":
         longest: dict[tuple[int, ...], int] = {}
@@ -28,7 +28,7 @@ def micro_batches(
         row = rows[i]
         cost = row.tokens
         if parts and layout != "padded" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
-            cost = len(row.response_ids)  # its prompt is in this part already
+            cost = len(row.response_ids)  # this part has its prompt already
         elif parts and layout == "padded":
             cost = rows[parts[-1][0]].tokens  # padded to the longest, which comes first
         if parts and used + cost <= budget:
@@ -49,11 +49,10 @@ def rank_micro_batches(
     world: int,
     attention: float = 0.0,
 ) -> list[list[int]]:
-    """The micro-batches of one of `world` ranks: as many as each other rank has, [] where this one has nothing left.
+    """The micro-batches of one of `world` ranks, as many as on every other rank: the last may be [].
 
-    Rows are dealt out longest first, each to the rank that is then the least busy: with its tokens, a prompt once for
-    all its samples there, and with `attention` tokens for each squared token of a sequence (`attention_cost`). A
-    function of the rows alone: every rank deals alike.
+    Rows are dealt longest first, each to the least busy rank. A row costs its tokens, a prompt once per rank, plus
+    `attention` tokens per squared token of the sequence (`attention_cost`). Deterministic, so every rank deals alike.
     """
     if world == 1:
         return micro_batches(rows, wanted, budget, layout)
@@ -71,6 +70,6 @@ def rank_micro_batches(
         loads[at] += costs[at]
         prompts[at].add(row.prompt_ids)
     cuts = [micro_batches(rows, share, budget, layout) for share in shares]
-    for cut in cuts:  # ranks wait for each other in every micro-batch: those of a size together
+    for cut in cuts:  # ranks wait for each other in every micro-batch, so sizes should match
         cut.sort(key=lambda part: -sum(rows[i].tokens + attention * rows[i].tokens ** 2 for i in part))
     return cuts[rank] + [[]] * (max(map(len, cuts)) - len(cuts[rank]))

@@ -1,4 +1,4 @@
-"""What is done to a loaded model before it is trained: no dropout, optionally LoRA, gradient checkpointing, Liger."""
+"""Preparing a loaded model for training: no dropout, optionally LoRA, gradient checkpointing, Liger."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from agpo.config import LoraConfig
 from agpo.distributed import full, layers_of, world_size
+from agpo.sections import LoraConfig
 from evals.errors import UserError
 
 ADAPTER = "default"
@@ -17,16 +17,16 @@ ADAPTER = "default"
 def prepare(
     model: PreTrainedModel, *, lora: LoraConfig, gradient_checkpointing: bool = False, liger: bool = False
 ) -> None:
-    """Change the model in place. Raises UserError for what it or this machine cannot do."""
+    """Change the model in place. Raises UserError for what the model or this machine does not support."""
     no_dropout(model)
     if quantizer := getattr(model, "hf_quantizer", None):
         if quantizer.pre_quantized or world_size() > 1:
-            where = "on several ranks" if world_size() > 1 else "from a folder that has them so"
+            where = "on several ranks" if world_size() > 1 else "of a quantised checkpoint"
             raise UserError(
-                f"quantised weights ({quantizer.quantization_config.quant_method}) are not trained {where}. Give the "
+                f"quantised weights ({quantizer.quantization_config.quant_method}) {where} cannot be trained. Give the "
                 "model in full precision; lora.load_in_4bit=true holds it in 4 bits, with one rank."
             )
-        quantizer.remove_quantization_config(model)  # what is exported is an ordinary model
+        quantizer.remove_quantization_config(model)  # the exported model is an ordinary one
     if liger:
         use_liger(model)
     if lora.rank:
@@ -41,23 +41,23 @@ def prepare(
 
 
 def output_embeddings(model: PreTrainedModel) -> torch.nn.Linear:
-    """The matrix that makes logits, which every causal model has, or the adapter around it."""
+    """The matrix that makes logits, or the adapter around it."""
     return cast(torch.nn.Linear, model.get_output_embeddings())
 
 
 def no_dropout(model: PreTrainedModel) -> None:
-    """The ratio of the first update must be 1, so sampled tokens must be seen by the same function as when sampled."""
+    """Switch dropout off: at the first update the ratio must be 1."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout"):  # how attention modules keep theirs
+        for name in ("attention_dropout", "dropout"):  # attributes of attention modules
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
 
 
 @contextmanager
 def checkpointing(model: PreTrainedModel) -> Iterator[None]:
-    """Gradient checkpointing works in training mode only, and generation only outside it."""
+    """Training mode if gradient checkpointing needs it; generation needs evaluation mode."""
     if not getattr(model, "is_gradient_checkpointing", False):
         yield
         return
@@ -69,14 +69,14 @@ def checkpointing(model: PreTrainedModel) -> Iterator[None]:
 
 
 def compile_layers(model: PreTrainedModel, **options: Any) -> None:
-    """Have the decoder layers compiled for `compiled`, with shapes that may change. `options` as of torch.compile."""
+    """Compile the decoder layers, with dynamic shapes, for `compiled`. `options` as of torch.compile."""
     compiled = [(x, torch.compile(x.forward, dynamic=True, **options)) for x in layers_of(model)]
     model.compiled_layers = compiled  # type: ignore[assignment]
 
 
 @contextmanager
 def compiled(model: PreTrainedModel) -> Iterator[None]:
-    """Layers run compiled where `compile_layers` was called: in updates alone, since generation has other shapes."""
+    """Run the layers compiled if `compile_layers` was called. For updates only: generation has other shapes."""
     layers = [(x, forward) for x, forward in getattr(model, "compiled_layers", ()) if "forward" not in vars(x)]
     for layer, forward in layers:
         layer.forward = forward
@@ -88,7 +88,7 @@ def compiled(model: PreTrainedModel) -> Iterator[None]:
 
 
 def add_lora(model: PreTrainedModel, lora: LoraConfig) -> None:
-    """Freeze the model and put trainable low-rank adapters, in float32, on its linear layers (Hu et al. 2021)."""
+    """Freeze the model and add trainable float32 low-rank adapters to its linear layers (Hu et al. 2021)."""
     import peft
 
     targets = lora.targets if lora.targets == "all-linear" else [t.strip() for t in lora.targets.split(",")]
@@ -104,7 +104,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> None:
             parameter.data = parameter.data.float()
     if has_lora(output_embeddings(model)):
         raise UserError(
-            "lora.targets names the output embedding, which is run in chunks and takes no adapter. Leave it out."
+            "lora.targets names the output embedding, which runs in chunks and takes no adapter. Leave it out."
         )
 
 
@@ -114,8 +114,7 @@ def has_lora(model: torch.nn.Module) -> bool:
 
 @torch.no_grad()
 def exported_weights(model: torch.nn.Module) -> Mapping[str, torch.Tensor] | None:
-    """Weights of an ordinary model with the adapters merged in, those of 4 bits as they are computed with, for
-    `save_pretrained`; None: the model's own."""
+    """Weights for `save_pretrained`, with adapters merged in and 4-bit weights dequantised; None: the model's own."""
     held = unpacked(model)
     if not has_lora(model) and not any(hasattr(x, "quant_state") for x in held.values()):
         return None
@@ -129,8 +128,7 @@ def exported_weights(model: torch.nn.Module) -> Mapping[str, torch.Tensor] | Non
 
 
 def unpacked(model: torch.nn.Module) -> dict[str, Any]:
-    """`state_dict` without the pieces that bitsandbytes keeps beside a weight of 4 bits, whose `quant_state` has the
-    shape and dtype of what it stands for."""
+    """`state_dict` without bitsandbytes' extra tensors; a 4-bit weight's `quant_state` has its real shape and dtype."""
     held = model.state_dict(keep_vars=True)
     return {
         k: x for k, x in held.items() if not hasattr(held.get(k.rpartition(".weight.")[0] + ".weight"), "quant_state")
@@ -146,13 +144,13 @@ def _dequantized(x: Any) -> torch.Tensor:
 
 
 def adapters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The adapters' weights in the names of a peft folder. All ranks call it; {} where there are none."""
+    """The adapters' weights under the names of a peft folder, {} without adapters. A collective."""
     named = ((name, x) for name, x in model.named_parameters() if "lora_" in name)
     return {f"base_model.model.{name.replace(f'.{ADAPTER}', '')}": full(x.detach()) for name, x in named}
 
 
 def use_liger(model: PreTrainedModel) -> None:
-    """Fused RMSNorm, rotary embedding and SwiGLU on a GPU. Its fused loss is not used: ours needs log-probabilities."""
+    """Fused RMSNorm, rotary embedding and SwiGLU on a GPU, without Liger's fused loss: ours needs log-probabilities."""
     if next(model.parameters()).device.type != "cuda":
         raise UserError("update.liger needs a GPU: Liger's kernels are written in Triton. Set update.liger=false.")
     try:

@@ -1,12 +1,12 @@
-"""The paper in one call, `minibatch_loss`, and by name the functions that it is made of.
+"""The paper in one call, `minibatch_loss`, and the functions it is made of.
 
     A_i    = (r_i - mean_g) / (std_g + eps)                                       Eq. 4   `agpo/advantages.py`
     l_it   = -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A) + beta KL        Eq. 5   `agpo/surrogate.py`
     L      = sum_it w_it l_it,  masked groups have w = 0                          Eq. 6   `agpo/mask.py`
     update = f'(L) grad L,  f(L) = max(0, L)                                      Eq. 6   `agpo/clip.py`
 
-All are pure tensor functions, which every engine calls (our own loop, several ranks, verl, TRL); none knows a model or
-an optimizer. The knobs are in `agpo/presets.py`.
+All are pure tensor functions without a model or optimizer, called by every engine (our own loop, several ranks, verl,
+TRL). The knobs are in `agpo/presets.py`.
 Shapes: G groups, N samples per group, B = G * N sequences in group order, T packed response tokens of all sequences.
 """
 
@@ -22,7 +22,7 @@ from agpo.mask import counted, live_groups, sequence_weights
 from agpo.presets import PRESETS, Correction, Objective, resolve
 from agpo.surrogate import penalised_tokens, token_losses
 
-__all__ = [  # the public calls, for a loop of one's own
+__all__ = [  # the public calls, for your own loop
     "PRESETS",
     "Correction",
     "LossReport",
@@ -48,19 +48,19 @@ __all__ = [  # the public calls, for a loop of one's own
 
 @dataclass(frozen=True)
 class LossReport:
-    """What `minibatch_loss` saw."""
+    """Facts about one `minibatch_loss`."""
 
     value: float
     """L, before f"""
     scale: float
-    """f'(L); for scopes below the mini-batch its mean over the units, by weight. 0: L has no gradient"""
+    """f'(L); for scopes below the mini-batch its weighted mean over the units. 0: L has no gradient"""
     clipped: bool
     """f is max0 and nothing of L was positive"""
     live_groups: int
     live_tokens: int
     """scorable tokens of the live groups"""
     update: bool
-    """there is a gradient to step on: scale is not 0, or there is an entropy bonus, which is outside the clip"""
+    """whether there is a gradient to step on: scale is not 0, or an entropy bonus, which is outside the clip"""
 
 
 def minibatch_loss(
@@ -76,7 +76,7 @@ def minibatch_loss(
     cut_B: torch.Tensor | None = None,
     max_tokens: int | None = None,
 ) -> tuple[torch.Tensor, LossReport]:
-    """The whole objective of one mini-batch in one call, for a training loop of one's own.
+    """The whole objective of one mini-batch in one call, for your own training loop.
 
     Args:
         logp_T: [T] log-probabilities of the sampled tokens under the policy, with gradient; sequences in group order.
@@ -84,22 +84,20 @@ def minibatch_loss(
         old_logp_T: [T] the same when they were sampled. `logp_T.detach()` for the first update after sampling.
         lengths_B: [B] tokens of each sequence, B = G * N, summing to T. 0 is allowed (an aborted completion).
         rewards_GN: [G, N] raw task rewards, of any dtype; NaN marks a sample that is not scorable. N is at least 2.
-            With `several` normalise what `normalised_sum` makes of several.
-        objective: a preset's name or an `Objective`. masked_groups resample is mask here: the resampling happens
-            before, and what is still not live is left out.
-        ref_logp_T, entropy_T: [T], needed when beta or entropy_coef is not 0.
+            With `several` normalise, the result of `normalised_sum`.
+        objective: a preset's name or an `Objective`. masked_groups resample acts as mask: resampling happens before.
+        ref_logp_T, entropy_T: [T], needed if beta or entropy_coef is not 0.
         tis_T: [T] weights on the surrogate of each token, see `correction_weights`.
         cut_B: [B] bool, sequences that max_tokens cut; needed for overlong mask.
         max_tokens: the longest answer allowed; needed for overlong soft_penalty, used by aggregation constant.
 
     Returns:
-        (loss, report). `loss` is a scalar to call backward on: f(L), whose gradient is f'(L) grad L and so exactly 0
-        when clipped (minus the entropy bonus, which is outside the clip). Step the optimizer only when `report.update`:
-        AdamW moves on a zero gradient too.
+        (loss, report). `loss` is a scalar to call backward on: f(L) minus the entropy bonus. The gradient of f(L) is
+        f'(L) grad L, exactly 0 when clipped. Step only if `report.update`: AdamW moves on a zero gradient too.
 
     Raises:
-        ValueError: shapes that do not agree, groups of one, infinite rewards, a log-probability of a counted token that
-            is not finite, an f(L) that overflows, an unknown preset, something missing that the objective needs.
+        ValueError: for shapes that do not agree, groups of one, infinite rewards, a counted token's log-probability
+            that is not finite, f(L) that overflows, an unknown preset, a missing argument that the objective needs.
     """
     objective = resolve(objective)
     device, samples = logp_T.device, rewards_GN.shape[-1] if rewards_GN.ndim else 0
@@ -115,7 +113,7 @@ def minibatch_loss(
     counted_B = counted(rewards_GN, live_G, objective, cut_B).reshape(-1)
     weight_B, advantage_B = sequence_weights(lengths_B, counted_B, objective), advantage_GN.reshape(-1)
 
-    # Only what counts is computed with, so that a masked group is to the bit the same as no group.
+    # Only counted tokens are used, so that a masked group gives the same bits as no group.
     kept_B = (weight_B > 0).nonzero()[:, 0]
     every_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=device), lengths_B)
     kept_T = (weight_B > 0)[every_T]
@@ -123,18 +121,11 @@ def minibatch_loss(
     tokens = {name: x_T[kept_T] for name, x_T in tokens.items()}
     for name, x_T in tokens.items():
         _check_counted(name, x_T, sequence_T, samples)
-    loss_T = token_losses(
-        tokens["logp_T"],
-        tokens["old_logp_T"].detach(),
-        advantage_T,
-        lengths_B[kept_B],
-        objective,
-        tokens.get("ref_logp_T"),
-        tis_T=tokens.get("tis_T"),
-        penalised_T=penalised_tokens(tokens["old_logp_T"], advantage_T, objective)
-        if objective.surrogate == "kl_cov"
-        else None,
-    )
+    penalised_T = None
+    if objective.surrogate == "kl_cov":
+        penalised_T = penalised_tokens(tokens["old_logp_T"], advantage_T, objective)
+    given = tokens["logp_T"], tokens["old_logp_T"].detach(), advantage_T, lengths_B[kept_B], objective
+    loss_T = token_losses(*given, tokens.get("ref_logp_T"), tis_T=tokens.get("tis_T"), penalised_T=penalised_T)
     unit_T = token_units(units(lengths_B, weight_B, samples, objective), sequence_T, objective)
     loss, mean_scale = apply_f_to_loss(loss_T, weight_T, unit_T, objective)
     scale = float(mean_scale)
@@ -164,7 +155,7 @@ def _check_shapes(
             f"rewards_GN has {rewards_GN.shape[1]} samples per group: an advantage relative to the group needs two."
         )
     if rewards_GN.isinf().any():
-        raise ValueError("rewards_GN holds infinite rewards. A sample that could not be scored is NaN, not infinite.")
+        raise ValueError("rewards_GN holds infinite rewards. A sample that could not be scored is NaN.")
     if lengths_B.shape != (rewards_GN.numel(),):
         raise ValueError(
             f"lengths_B must hold G * N = {rewards_GN.numel()} lengths in group order, not {tuple(lengths_B.shape)}."

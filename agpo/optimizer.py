@@ -1,4 +1,4 @@
-"""AdamW over float32 numbers, whatever the precision of the model."""
+"""AdamW in float32, whatever the precision of the model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ FLOAT32_OR_MORE = (torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Trained:
-    """The optimizer and what it steps on: parameters of the model, or float32 masters of those in half precision.
+    """The optimizer and its parameters: the model's, or float32 masters of those in half precision.
 
-    A bfloat16 weight near 1 cannot take a step under 0.004, which no learning rate of reinforcement learning reaches:
-    without masters most updates would be rounded away.
+    A bfloat16 weight near 1 cannot change by less than 0.004, far above RL's learning rates: without masters most
+    updates would be rounded away.
     """
 
     optimizer: torch.optim.Optimizer
     parameters: list[torch.nn.Parameter]
-    """what has gradients and is stepped on"""
+    """what the optimizer steps on"""
     masters: list[tuple[torch.nn.Parameter, torch.nn.Parameter]]
     """the model's half-precision or offloaded parameters with their masters"""
     exported: bool = True
-    """the model's folder holds the parameters as they are; else a checkpoint must keep them (masters, adapters)"""
+    """the model's folder holds the parameters exactly; else (masters, adapters) a checkpoint must store them"""
 
     def step(self) -> None:
         self.optimizer.step()
@@ -39,7 +39,7 @@ class Trained:
     def write_back(self) -> None:
         """Round the masters into the model."""
         for weight, master in self.masters:
-            weight.copy_(master, non_blocking=True)  # from pinned memory; the next step waits for what it reads
+            weight.copy_(master, non_blocking=True)  # from pinned memory, in stream order with the next step
 
 
 def make_trained(
@@ -53,9 +53,9 @@ def make_trained(
 ) -> Trained:
     """AdamW over the model's trainable parameters; half-precision ones get float32 masters, moments and gradients.
 
-    `dtype`: of the model's folder, where its parameters here have another one (float32 shards of a half-precision
-    model, which are its masters). `offload`: masters of all of them, with moments and gradients, in the CPU's memory,
-    where the steps are made; shards lie there already (`agpo.distributed.shard`).
+    `dtype`: of the model's folder, if its parameters have another one here (the float32 shards of a half-precision
+    model, which are its masters). `offload`: masters, moments and gradients of all parameters in host memory, where the
+    steps are made; shards are there already (`agpo.distributed.shard`).
     """
     parameters, masters = [], []
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
@@ -75,7 +75,7 @@ def make_trained(
 
 
 def state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What exact resume needs: tensors by name (moments, and parameters that no model folder holds), plain numbers."""
+    """What exact resume needs: (tensors by name: moments, and parameters not `exported`; plain numbers)."""
     saved = trained.optimizer.state_dict()
     tensors = {f"{i}.{name}": x for i, slots in saved["state"].items() for name, x in slots.items()}
     if not trained.exported:
@@ -85,7 +85,7 @@ def state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 @torch.no_grad()
 def restore(trained: Trained, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> None:
-    """The inverse of `state`, into an optimizer over a model of the same shape, however that is sharded."""
+    """The inverse of `state`, whatever the sharding."""
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for key, x in tensors.items():
         i, name = key.split(".", 1)
@@ -98,7 +98,7 @@ def restore(trained: Trained, tensors: Mapping[str, torch.Tensor], numbers: Mapp
 
 
 def _on_host(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A copy in the CPU's memory; of a GPU's tensor a pinned one, which is several times faster to copy."""
+    """A copy in host memory, pinned if it comes from a GPU: several times faster to copy."""
     if x.device.type == "cpu":
         return x.to(dtype, copy=True)
     host = torch.empty(x.shape, dtype=dtype, pin_memory=True)
@@ -106,7 +106,7 @@ def _on_host(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _into(master: torch.nn.Parameter):
-    """A hook that adds a gradient to the master's: micro-batches are summed in its precision, where it lies."""
+    """A hook that adds a weight's gradient to its master's, in the master's precision and memory."""
 
     def move(weight: torch.Tensor) -> None:
         assert weight.grad is not None

@@ -1,13 +1,12 @@
-"""Sequences packed into one row without padding, the prompt of a group once for all its samples.
+"""Sequences packed into one row without padding; samples of one prompt share it.
 
     [prompt a][response a1][response a2]...[prompt b][response b1]...        P packed tokens
 
-Every layer but attention works on single tokens, so it runs on the P packed tokens as they are. Attention runs on
-slots: for each sequence its own [prompt | response], gathered from the packed queries, keys and values, so that a
-response sees exactly what it would see alone. Positions start at 0 in every sequence. The log-probabilities are those
-of separate sequences to within the rounding of a sum.
+All layers but attention work on single tokens and run on the P packed tokens. Attention runs on slots: each sequence's
+own [prompt | response], gathered from the packed queries, keys and values, so a response sees exactly what it would see
+alone. Positions start at 0 in every sequence. Log-probabilities equal those of separate sequences up to rounding.
 
-Slots attend in blocks of sequences padded to one length, or (`varlen`) without padding in a kernel of variable length.
+Slots attend in blocks of sequences padded to one length, or unpadded in a variable-length kernel (`varlen`).
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ from evals.engines.decoding import HARMLESS
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # blocks of one sequence do the same
+except ImportError:  # blocks of one sequence are equivalent
     varlen_attn = None
 
 NAME = "agpo_packed"
-"""of the attention below in transformers' registry; no mask is registered under it, so models build none"""
+"""of the attention below in transformers' registry; no mask function has this name, so models build no mask"""
 
 BLOCK = 8
-"""sequences of an attention block, at least; a block ends where padding to its longest would waste a fifth"""
+"""least sequences of an attention block; a block ends where padding to its longest would waste a fifth"""
 
 ON_A_GPU = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""kernels of a block, best first. Without cuDNN's, which torch prefers on Hopper and which plans anew for each shape"""
+"""kernels of a block, best first; not cuDNN's, which torch prefers on Hopper and which replans for each shape"""
 
 HALF = (torch.bfloat16, torch.float16)
-"""what flash attention takes"""
+"""the dtypes that flash attention supports"""
 
 
 class Sequence_(Protocol):
-    """What is packed: see `agpo.batch.Row`."""
+    """The part of `agpo.batch.Row` that is packed."""
 
     @property
     def prompt_ids(self) -> tuple[int, ...]: ...
@@ -64,15 +63,15 @@ class Packed:
     """packed index whose hidden state predicts the response token"""
     target_T: torch.Tensor
     slot_token_X: torch.Tensor
-    """packed index of the token in each attention slot; a slot of padding, after its sequence, repeats a token"""
+    """packed index of the token in each attention slot; padding, after its sequence, repeats a token"""
     token_slot_P: torch.Tensor
-    """the slot whose output a packed token takes; a prompt's are those of the first sequence that has it"""
+    """the slot whose output a packed token takes; for a shared prompt, in the first sequence that has it"""
     start_B1: torch.Tensor
-    """[blocks + 1] int32: the slot where each block begins, and X"""
+    """[blocks + 1] int32: the first slot of each block, and X"""
     blocks: tuple[tuple[int, int], ...]
     """(sequences, slots of each) of the attention blocks, in slot order"""
     varlen: bool = False
-    """every block is one sequence without padding, for a kernel of variable length"""
+    """every block is one unpadded sequence, for a variable-length kernel"""
 
     def to(self, device: torch.device) -> Packed:
         tensors = {name: moved(x, device) for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
@@ -80,12 +79,12 @@ class Packed:
 
 
 def moved(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on the device. On a GPU neither side waits for the other."""
+    """A CPU tensor on the device, copied asynchronously to a GPU."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def pack(rows: Sequence[Sequence_], *, varlen: bool = False, rounded: bool = False) -> Packed:
-    """Pack sequences; those with the same prompt share it. `rounded`: few lengths of blocks, so that they repeat."""
+    """Pack sequences; equal prompts are shared. `rounded`: round block lengths up so that shapes repeat."""
     prompt_at: dict[tuple[int, ...], int] = {}
     ids: list[Sequence[int]] = []
     positions, predict, spans = [], [], []
@@ -93,7 +92,7 @@ def pack(rows: Sequence[Sequence_], *, varlen: bool = False, rounded: bool = Fal
     for row in rows:
         prompt, response = row.prompt_ids, row.response_ids
         first = prompt not in prompt_at
-        if first:  # the prompt is run once; its other samples only point at it
+        if first:  # the prompt runs once; its other samples point at it
             prompt_at[prompt] = end
             ids.append(prompt)
             positions.append(np.arange(len(prompt)))
@@ -111,13 +110,13 @@ def pack(rows: Sequence[Sequence_], *, varlen: bool = False, rounded: bool = Fal
     lengths = [len(tokens) for tokens, _ in spans]
     for block in [[i] for i in range(len(lengths))] if varlen else _blocks(lengths):
         longest = lengths[block[0]]
-        if rounded and not varlen:  # a GPU plans anew for each new length
+        if rounded and not varlen:  # a GPU replans for each new length
             longest = -(-longest // _grain(longest)) * _grain(longest)
         blocks.append((len(block), longest))
         for i in block:
             tokens, shared = spans[i]
             slot_tokens.append(np.pad(tokens, (0, longest - len(tokens)), mode="edge"))
-            # A shared prompt has a slot in every sequence, all alike: its result is read from the first one's.
+            # A shared prompt has equal slots in every sequence; its output is read from the first one's.
             token_slot_P[tokens[shared:]] = used + np.arange(shared, len(tokens))
             used += longest
     return Packed(
@@ -134,7 +133,7 @@ def pack(rows: Sequence[Sequence_], *, varlen: bool = False, rounded: bool = Fal
 
 
 def _grain(length: int) -> int:
-    """Lengths are rounded up to a multiple of this: at most eight lengths from one power of two to the next."""
+    """Lengths are rounded up to a multiple of this: at most eight lengths between powers of two."""
     return max(1, 1 << (length.bit_length() - 4))
 
 
@@ -149,7 +148,7 @@ def _blocks(lengths: Sequence[int]) -> list[list[int]]:
     return blocks
 
 
-@torch.compiler.disable  # its blocks are plain numbers, for each of which a compiled layer would be compiled anew
+@torch.compiler.disable  # its blocks are plain numbers, each of which would trigger a recompilation
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -168,8 +167,8 @@ def packed_attention(
     if sliding_window and sliding_window < max(longest for _, longest in packed.blocks):
         raise ValueError("packed attention is full: a sequence is longer than the model's sliding window.")
     if asked := [name for name, x in more.items() if x is not None and name not in HARMLESS]:
-        raise ValueError(f"packed attention does not know {', '.join(asked)}.")  # a soft cap, sinks
-    # Flash attention over sequences end to end, where there is one; else blocks of sequences of about one length.
+        raise ValueError(f"packed attention does not support {', '.join(asked)}.")  # a soft cap, sinks
+    # Variable-length flash attention if there is one; else blocks of sequences of similar length.
     if packed.varlen and varlen_attn is not None and query.is_cuda and query.dtype in HALF:
         out_XHD = _of_variable_length(query, key, value, packed, scaling)
         return out_XHD.index_select(0, packed.token_slot_P)[None], None
@@ -202,7 +201,7 @@ def _of_block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | 
 
 
 def ungrouped(x_BKSD: torch.Tensor, heads: int) -> torch.Tensor:
-    """Keys or values repeated for every head: in float32 only the kernel quadratic in memory takes them grouped."""
+    """Keys or values repeated for every head: in float32 only the kernel with quadratic memory takes them grouped."""
     return x_BKSD.repeat_interleave(heads // x_BKSD.shape[1], dim=1)
 
 
@@ -212,22 +211,22 @@ def _of_variable_length(
     """[X, heads, D] from [1, heads, P, D]."""
     assert varlen_attn is not None
     longest = max(length for _, length in packed.blocks)
-    # torch 2.11 takes grouped heads without being told; later ones want to be.
-    told: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    # torch 2.11 lacks this flag and takes grouped heads anyway.
+    gqa: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
     q, k, v = (x[0].transpose(0, 1).index_select(0, packed.slot_token_X) for x in (query, key, value))
     starts = packed.start_B1
-    out_XHD = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), **told)
+    out_XHD = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), **gqa)
     assert isinstance(out_XHD, torch.Tensor)
     return out_XHD
 
 
 def attention_cost(model: PreTrainedModel) -> float:
-    """What causal attention of a sequence costs, in tokens through the linear layers, for each of its squared tokens.
+    """The cost of causal attention per squared token of a sequence, in tokens through the linear layers.
 
-    2 FLOPs a token and weight against 2 n^2 width of scores and values, half of which is masked.
+    2 FLOPs per token and weight, against 2 n^2 width for scores and values, half of them masked.
     """
     config, layers = model.config.get_text_config(), layers_of(model)
-    heads = getattr(config, "num_attention_heads", 0)  # none: a state space
+    heads = getattr(config, "num_attention_heads", 0)  # state space models have none
     weights = sum(p.numel() for layer in layers for p in layer.parameters()) / max(len(layers), 1)
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1))
     return width / weights if weights else 0.0
@@ -235,12 +234,12 @@ def attention_cost(model: PreTrainedModel) -> float:
 
 def trunk(model: PreTrainedModel) -> torch.nn.Module:
     """The model without its output matrix."""
-    base = model.base_model  # of some (Llama 4's text) the prefix is that of a larger model, and it is the model itself
+    base = model.base_model  # for some (Llama 4's text) the prefix is a larger model's, and this is the model itself
     return base if base is not model else model.model  # type: ignore[return-value]
 
 
 def packed_hidden(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
-    """[T, H] last hidden states that predict the response tokens; called where the model's attention is `NAME`."""
+    """[T, H] last hidden states that predict the response tokens; the model's attention must be `NAME`."""
     out = trunk(model)(
         input_ids=packed.ids_P[None], position_ids=packed.position_P[None], use_cache=False, packed=packed
     )

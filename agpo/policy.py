@@ -23,7 +23,7 @@ from agpo.surrogate import at_bound, kl_to_reference, ratios, token_losses
 
 @dataclass
 class Policy:
-    """What training changes. `reference` is a frozen copy of the start, there only when the objective has a KL term."""
+    """What training changes."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -31,15 +31,16 @@ class Policy:
     lr_at: Callable[[int], float]
     """learning rate of the k-th update of the run, from 0"""
     reference: PreTrainedModel | None = None
+    """a frozen copy of the start model, if the objective has a KL term"""
     layout: Layout = "packed"
-    """how its sequences are run, see `agpo.logprobs.choose_layout`"""
+    """how sequences go through the model, see `agpo.logprobs.choose_layout`"""
     why: str = ""
-    """it has this layout"""
+    """the reason for this layout"""
     updates: int = 0
-    """updates so far, clipped ones included: the schedule goes on through them"""
+    """so far, clipped ones included, through which the schedule advances"""
     plain: PreTrainedModel = None  # type: ignore[assignment]  set below
-    """the model to generate with and to export; with several ranks, where `model` is sharded, a copy of it that has
-    weights only inside `agpo.distributed.unsharded`"""
+    """the model to generate with and to export; with several ranks a copy of the sharded `model`, with weights only
+    inside `agpo.distributed.unsharded`"""
 
     def __post_init__(self) -> None:
         if self.plain is None:
@@ -48,7 +49,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Settings:
-    """What an update needs to know besides the objective."""
+    """Settings of an update besides the objective."""
 
     temperature: float = 1.0
     micro_batch_tokens: int = 8192
@@ -61,7 +62,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the micro-batches of an update that ran add up to, over all ranks, float64."""
+    """The sums over an update's micro-batches on all ranks, float64."""
 
     value: float = 0.0
     """sum w l"""
@@ -70,13 +71,13 @@ class Seen:
     kept: float = 0.0
     """sum w f'"""
     means: Mapping[str, float] = field(default_factory=dict)
-    """metric -> its mean over the tokens that ran, weighted as the loss is (`Losses.measured`)"""
+    """metric -> its mean over the tokens that ran, weighted like the loss (`Losses.measured`)"""
     gap: tuple[float, float] | None = None
-    """mean and largest |logp_engine - logp_trainer| over them, where the policy had not moved yet"""
+    """mean and largest |logp_engine - logp_trainer| over them, if the policy had not moved yet"""
     tokens: int = 0
-    """prompt and response tokens that went through the model with gradient, a shared prompt once"""
+    """prompt and response tokens run with gradient, a shared prompt once"""
     flops: float = 0.0
-    """of these passes, as `agpo.memory.flops` counts"""
+    """of these passes, by `agpo.memory.flops`"""
 
     def decision(self, objective: Objective) -> Decision:
         return clip_decision(self.value, self.magnitude, objective)
@@ -84,7 +85,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Update:
-    """What happened to one mini-batch."""
+    """The outcome of one mini-batch."""
 
     decision: Decision
     stepped: bool
@@ -92,7 +93,7 @@ class Update:
     refused: bool = False
     """loss or gradient was not finite: nothing was changed"""
     grad_norm: float | None = None
-    """before gradient clipping; None where no gradient was computed"""
+    """before gradient clipping; None if no gradient was computed"""
     seen: Seen = Seen()
 
 
@@ -105,15 +106,15 @@ class Losses:
     sequence_T: torch.Tensor
     entropy_T: torch.Tensor | None
     measured: Mapping[str, torch.Tensor]
-    """metric -> [T]: |rho - 1|, whether the bound on rho decides, and the KL to the reference where there is one"""
+    """metric -> [T]: |rho - 1|, whether the bound on rho is active, and the KL to the reference, if any"""
     gap_T: torch.Tensor | None
-    """|engine - trainer| log-probability of each token, where both saw the same parameters"""
+    """|engine - trainer| log-probability of each token, if both saw the same parameters"""
     tokens: int
     flops: float
 
 
 def rank_parts(policy: Policy, rows: Sequence[Row], wanted: Iterable[int], budget: int) -> list[list[int]]:
-    """This rank's micro-batches of the wanted rows; an empty one where only other ranks still have something to run."""
+    """This rank's micro-batches of the wanted rows, as many as on every other rank: they may be empty."""
     return rank_micro_batches(rows, wanted, budget, policy.layout, rank(), world_size(), attention_cost(policy.model))
 
 
@@ -125,7 +126,7 @@ def losses(
     all_rows: Sequence[Row],
     part: Sequence[int],
 ) -> Losses:
-    """Eq. 5 for the rows of a part, or for a row without weight where it is empty: what every rank runs as often."""
+    """Eq. 5 for the rows of a micro-batch; for an empty one, a row without weight, so that ranks stay in step."""
     rows = [all_rows[i] for i in part] or [idle_row(all_rows)]
     run = partial(log_probs, rows=rows, temperature=settings.temperature, layout=policy.layout)
     logp_T, entropy_T = run(policy.model, entropy=objective.entropy_coef > 0)
@@ -175,9 +176,9 @@ def tokens_of(rows: Sequence[Row], layout: Layout) -> int:
 
 @torch.no_grad()
 def with_old_logps(policy: Policy, rows: Sequence[Row], settings: Settings) -> tuple[Row, ...]:
-    """The rows with `old_logp` as this policy, not yet moved, sees its own samples; for engines with other rounding.
+    """The rows with `old_logp` of this policy, which has not moved since it sampled them.
 
-    Each rank runs its part, and every rank gets them all.
+    Each rank runs its part; every rank gets all rows.
     """
     mine: dict[int, tuple[float, ...]] = {}
     for part in rank_parts(policy, rows, range(len(rows)), settings.micro_batch_tokens):

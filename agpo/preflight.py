@@ -1,4 +1,4 @@
-"""`--dry-run`: everything that can be wrong with a run, looked at without loading a model or touching a GPU."""
+"""`--dry-run`: check a run without loading its model or touching a GPU."""
 
 import os
 from collections.abc import Sequence
@@ -27,19 +27,19 @@ from evals.models import model_path
 
 @dataclass
 class Found:
-    """What a check leaves to those after it."""
+    """What earlier checks found, for later ones."""
 
     items: list[Item] = field(default_factory=list)
     benches: list[tuple[Bench, list[Item]]] = field(default_factory=list)
     engine: Any = None
-    """a tokenizer, the longest context and the ids that end an answer, as an engine has them"""
+    """tokenizer, max_context and eos_ids of an engine"""
     longest: int = 1024
     """tokens of the longest prompt"""
 
 
 def preflight(config: TrainConfig) -> tuple[list[tuple[str, bool | None, str]], list[str]]:
-    """(a row for each check: what, whether it is well or None where this machine cannot tell, what was found; lines
-    about memory and time on the machine that `hardware` names). Nothing is loaded, and nothing is written."""
+    """(rows (check, passed or None if this machine cannot tell, what was found), lines about memory and time on the
+    machine that `hardware` names). Writes nothing."""
     found, rows = Found(), list[tuple[str, bool | None, str]]()
     for check in (_data, _benchmarks, _model, _prompts, _reward, _engine, _ranks, _trackers, _out):
         name = check.__name__.removeprefix("_")
@@ -83,19 +83,19 @@ def _model(config: TrainConfig, found: Found) -> str:
 
 def _prompts(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     if not found.engine or not found.items:
-        return None, "not looked at: it takes the data and the model's tokenizer"
+        return None, "not checked: needs the data and the model's tokenizer"
     longest = check_asked(found.items, found.benches, config, found.engine)
     found.longest = longest - config.rollout.max_tokens
     return f"preset {config.asked}: the longest has {found.longest:,} tokens, with an answer {longest:,}"
 
 
 def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
-    """Called on three problems with their own reference as the answer: a verdict must come back."""
+    """Grades three problems with their own references as answers: each must get a verdict."""
     check_items(config, found.items, found.benches)
     encode = found.engine.tokenizer.encode if found.engine else lambda text: [0]
     with open_reward(config) as grader:
         if not found.items:
-            return None, "can be loaded; not called, for want of data"
+            return None, "can be loaded; not called, since there is no data"
         three = list(islice(found.items, 3))
         seen = [{"prompt": i.prompt, "token_ids": encode(i.prompt), "finish_reason": "stop", "step": 1} for i in three]
         waiting = [grader.submit(f"\\boxed{{{item.answer}}}", item, one) for item, one in zip(three, seen, strict=True)]
@@ -113,7 +113,7 @@ def _engine(config: TrainConfig, found: Found) -> str | tuple[None, str]:
 
     vllm.check_replaced(model_config(config.model).model_type)
     if config.hardware.gpus and not torch.cuda.is_available():
-        return None, "vllm: not looked at, the GPUs that it is for are not here"
+        return None, "vllm: not checked, its GPUs are not here"
     vllm.check_machine(config.device)
     return "vllm"
 
@@ -133,39 +133,35 @@ def _out(config: TrainConfig, found: Found) -> str:
     place = Path(config.out).expanduser().absolute()
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"out={config.out}: {there} is no folder that can be written to.")
+        raise UserError(f"out={config.out}: {there} is not a writable folder.")
     return str(place)
 
 
 def _cost(config: TrainConfig, found: Found) -> list[str]:
     wanted = config.hardware
     if not wanted.gpus or not wanted.gpu_memory_gib:
-        return [
-            "memory      no GPUs are named: hardware.gpus=8 hardware.gpu_memory_gib=80 would say what they must hold"
-        ]
+        return ["memory      unknown: name the GPUs, for example hardware.gpus=8 hardware.gpu_memory_gib=80"]
     try:
         sizes = model_sizes(model_config(config.model), config)
     except (UserError, OSError):
-        return ["memory: not counted, it takes the model's configuration"]
+        return ["memory      unknown: needs the model's configuration"]
     prompt = found.longest
     needs = memory(config, sizes, Machine(wanted.gpus, wanted.gpu_memory_gib))
     lines = [f"on {wanted.gpus} x {wanted.gpu_memory_gib} GiB, by arithmetic; nothing was measured:", *table(needs)]
     full = needs.cache_tokens // (prompt + config.rollout.max_tokens)
     fits = f"fits, {needs.machine.bytes / GIB:.1f} GiB can be used" if needs.fits else "DOES NOT FIT"
-    lines.append(f"{fits}; room for {full:,} sequences of the longest kind on each GPU")
+    lines.append(f"{fits}; room for {full:,} sequences of the greatest length on each GPU")
     if needs.utilization:
         lines.append(f"vllm.gpu_memory_utilization {needs.utilization:.2f}")
     if needs.host:
         host = needs.host * needs.machine.gpus / GIB
-        lines.append(f"and {host:.0f} GiB of the machines' own memory for what is offloaded")
+        lines.append(f"and {host:.0f} GiB of host memory for what is offloaded")
     if needs.fits:
         parts = seconds(config, sizes, needs, prompt)
         told = ", ".join(f"{name} {part:.0f}" for name, part in parts.items())
         total = sum(parts.values())
-        lines.append(
-            f"about {total:.0f} s a step ({told}), {total * config.steps / 3600:.0f} h in all, on H100s or H200s, if "
-            "answers have half of their longest length"
-        )
+        whole = f"{total * config.steps / 3600:.0f} h in all, on H100s or H200s"
+        lines.append(f"about {total:.0f} s a step ({told}), {whole}, if answers have half of their longest length")
     return [*lines, *filter(None, [advice(config, sizes)])]
 
 

@@ -1,6 +1,6 @@
-"""The knobs of the objective, the combinations that make no sense, and the presets: each is a few lines of data.
+"""The knobs of the objective, invalid combinations, and the presets, each a line of data.
 
-What the knobs do to tensors is in the files that `agpo/objective.py` lists. docs/method.md has the table with sources.
+`agpo/objective.py` lists the files that implement the knobs; docs/method.md has the table with sources.
 """
 
 import math
@@ -12,9 +12,9 @@ from evals.errors import did_you_mean
 
 @dataclass(frozen=True)
 class Objective:
-    """The knobs of the loss. They are orthogonal; a preset is a few of them. Defaults are AGPO as the paper has it.
+    """The knobs of the loss; a preset sets a few of them. The defaults are the paper's AGPO.
 
-    Raises ValueError for a value or a combination that cannot mean what it says.
+    Raises ValueError for an invalid value or combination.
     """
 
     advantage_std: Literal["sample", "population", "none", "mean", "bernoulli", "batch"] = "sample"
@@ -27,9 +27,9 @@ class Objective:
     pass_k: int = 1
     """above 1: a reward of 0 or 1 becomes the mean of pass@k over all choices of k samples that have this one"""
     keep_shortest: int | None = None
-    """only so many of a group, its shortest answers, count (GFPO); the others have no part in it"""
+    """only this many of a group's answers, the shortest, count (GFPO)"""
     length_penalty: float = 0.0
-    """from each reward this is subtracted, times the group's mean reward, times length / longest of the group"""
+    """this times the group's mean reward times length / longest of the group is subtracted from each reward"""
     ratio: Literal["token", "sequence"] = "token"
     """rho of each token, or one geometric mean per sequence (GSPO)"""
     surrogate: Literal["ppo", "cispo", "geometric", "soft", "kl_cov"] = "ppo"
@@ -53,8 +53,8 @@ class Objective:
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
     """1 / live tokens; 1 / (live sequences * length); 1 / (live sequences * norm_length) (Dr. GRPO)"""
     norm_length: int | None = None
-    """for aggregation constant: the length to divide by. None: the longest answer the trainer allows, and in
-    `minibatch_loss` its max_tokens or else the longest sequence there"""
+    """for aggregation constant: the length to divide by. None: the longest answer allowed; in `minibatch_loss` its
+    max_tokens, else the longest sequence"""
     beta: float = 0.0
     """weight of the KL to the reference (k3 estimator), inside L as in Eq. 5"""
     entropy_coef: float = 0.0
@@ -64,8 +64,8 @@ class Objective:
     clip: Literal["none", "max0", "softplus", "exp"] = "max0"
     """f, the shape of the loss: L itself (GRPO), max(0, L) (AGPO), log(1 + e^L), e^L (the paper's future work)"""
     clip_scope: str = "mini_batch"
-    """what f is applied to: mini_batch, group, sequence, token, or sequences:K, units of K sequences, dealt out as verl
-    deals them to ranks (`agpo.clip.deal`): what a patch of verl's loss function acts on"""
+    """what f is applied to: mini_batch, group, sequence, token, or sequences:K, units of K sequences dealt as verl does
+    to ranks (`agpo.clip.deal`): what a patch of verl's loss function acts on"""
     clip_ranks: int | None = None
     """for sequences:K: ranks to deal to, each of which cuts its share into units of K. None: one unit for each rank"""
     on_clip: Literal["skip_step", "zero_grad"] = "skip_step"
@@ -98,7 +98,7 @@ SURROGATES_OF = {
     **dict.fromkeys(("tau_pos", "tau_neg"), ("soft",)),
     **dict.fromkeys(("cov_share", "cov_coef"), ("kl_cov",)),
 }
-"""knobs that only some surrogates have"""
+"""knobs of some surrogates only"""
 
 
 def _check_values(o: Objective) -> None:
@@ -117,22 +117,17 @@ def _check_values(o: Objective) -> None:
         if not 0 < getattr(o, name) <= most:
             raise ValueError(f"{name} must be above 0{' and at most 1' * (most == 1)}, not {getattr(o, name)}.")
     if o.keep_shortest is not None and o.keep_shortest < 2:
-        raise ValueError(f"keep_shortest must be at least 2, not {o.keep_shortest}: one answer is no group.")
+        raise ValueError(f"keep_shortest must be at least 2, not {o.keep_shortest}: a group needs two answers.")
     if o.dual_clip is not None and not o.dual_clip > 1:
         raise ValueError(f"dual_clip must be greater than 1 (verl uses 3), not {o.dual_clip}.")
-    for name, unit in {
-        "norm_length": "token",
-        "overlong_buffer": "token",
-        "clip_ranks": "rank",
-        "pass_k": "try",
-    }.items():
+    for name in ("norm_length", "overlong_buffer", "clip_ranks", "pass_k"):
         value = getattr(o, name)
         if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1 {unit}, not {value}.")
+            raise ValueError(f"{name} must be at least 1, not {value}.")
 
 
 def _check_combination(o: Objective) -> None:
-    """Knobs that contradict each other or would be ignored without a word."""
+    """Knobs that contradict each other or would be ignored silently."""
     if o.clip_ranks is not None and not o.clip_size:
         raise ValueError(f"clip_ranks is for clip_scope sequences:K, and clip_scope is {o.clip_scope}.")
     if o.overlong_buffer is not None and o.overlong != "soft_penalty":
@@ -140,7 +135,7 @@ def _check_combination(o: Objective) -> None:
     if o.surrogate != "ppo" and o.dual_clip is not None:
         raise ValueError(
             f"dual_clip bounds the ratio of the ppo surrogate, and surrogate is {o.surrogate}. In cispo the ratio is a "
-            "bounded weight already, and in geometric bounded on both sides: set eps_high."
+            "bounded weight already, and geometric bounds it on both sides: set eps_high."
         )
     for name, surrogates in SURROGATES_OF.items():
         if getattr(o, name) != getattr(Objective, name) and o.surrogate not in surrogates:
@@ -148,23 +143,24 @@ def _check_combination(o: Objective) -> None:
     if o.surrogate in ("geometric", "kl_cov") and o.ratio == "sequence":
         raise ValueError(f"surrogate {o.surrogate} is made of the ratios of tokens: set ratio token.")
     if o.several == "normalise" and o.masked_groups == "resample":
-        raise ValueError("several normalise is of a step's groups, which masked_groups resample draws: mask, or keep.")
+        raise ValueError(
+            "several normalise needs a step's groups at once, not resample: set masked_groups mask or keep."
+        )
     if o.advantage_sign == "negative" and o.advantage_std != "none":
         raise ValueError(
-            f"advantage_sign negative makes A -1 or 0, which no std divides: advantage_std {o.advantage_std} would be "
-            "ignored. Set advantage_std none with it."
+            f"advantage_sign negative makes A -1 or 0, so advantage_std {o.advantage_std} would be ignored. Set "
+            "advantage_std none."
         )
     if o.advantage_std in ("mean", "bernoulli") and (o.overlong == "soft_penalty" or o.length_penalty):
         raise ValueError(
-            f"advantage_std {o.advantage_std} with overlong soft_penalty or a length_penalty: it is made of the "
-            "mean of rewards from 0 to 1. A penalty makes rewards negative, and their mean may turn the sign of its "
-            "advantages. Use overlong keep or mask, and length_penalty 0."
+            f"advantage_std {o.advantage_std} with overlong soft_penalty or a length_penalty: a penalty may make a "
+            "group's mean negative and flip the sign of advantages. Use overlong keep or mask, and length_penalty 0."
         )
     whole = "sequence" if o.ratio == "sequence" else "geometric" if o.surrogate == "geometric" else ""
     if whole and o.clip_scope == "token" and o.clip != "none" and not o.beta:
         raise ValueError(
             f"with {'ratio' if whole == 'sequence' else 'surrogate'} {whole} all tokens of a sequence have the same "
-            "loss, so clip_scope token is clip_scope sequence. Say sequence."
+            "loss, so clip_scope token is clip_scope sequence. Use sequence."
         )
 
 
@@ -173,24 +169,23 @@ def _check_clip(o: Objective) -> None:
     if o.advantage_sign == "negative":
         raise ValueError(
             "clip max0 with advantage_sign negative: every term of the loss is positive, so the clip never acts. "
-            "Use clip none, or say allow_degenerate_clip: true."
+            "Use clip none, or set allow_degenerate_clip: true."
         )
     if o.aggregation == "sequence_mean" and o.clip_scope in ("mini_batch", "group"):
         why = "the loss is exactly 0 and the sign the clip decides on is rounding noise"
         if o.surrogate == "soft" and o.tau_pos != o.tau_neg:
             why = "the sign of the loss is that of tau_pos - tau_neg, whatever the answers"
         raise ValueError(
-            f"clip max0 at {o.clip_scope} scope with aggregation sequence_mean: the advantages of a whole group "
-            f"sum to 0, so at ratio 1 {why}. Use "
-            "aggregation token_mean, or clip none, or say allow_degenerate_clip: true."
+            f"clip max0 at {o.clip_scope} scope with aggregation sequence_mean: a group's advantages sum to 0, so at "
+            f"ratio 1 {why}. Use aggregation token_mean, or clip none, or set allow_degenerate_clip: true."
         )
 
 
 @dataclass(frozen=True)
 class Correction:
-    """How the tokens of another engine are weighted: `mismatch` of a run.
+    """How tokens of another engine are weighted (section `mismatch` of a run).
 
-    Raises ValueError for bounds that are none, or that would be ignored.
+    Raises ValueError for bounds that are invalid or would be ignored.
     """
 
     correct: Literal["tis", "sequence_mask", "geometric_mask"] = "tis"
@@ -263,11 +258,11 @@ TITLES = {
     "kl_cov": "KL-Cov",
     "pass_at_k": "pass@k",
 }
-"""of presets whose name in tables is not their own in capitals"""
+"""names in tables, where they are not the preset's in capitals"""
 
 
 def about(preset: str, objective: Objective) -> dict[str, object]:
-    """What reports say of a method: `evals.store.RunRow.about`."""
+    """What reports say about a method: `evals.store.RunRow.about`."""
     reward = "r − length penalty" if objective.overlong == "soft_penalty" or objective.length_penalty else "r"
     reward = f"mean pass@{objective.pass_k} with it" if objective.pass_k > 1 else reward
     reward = "sum of the normalised rewards" if objective.several == "normalise" else reward
@@ -285,7 +280,7 @@ def about(preset: str, objective: Objective) -> dict[str, object]:
 
 
 def resolve(objective: "str | Objective", **overrides: object) -> Objective:
-    """The Objective of a preset's name, with single knobs replaced. Raises ValueError naming what is wrong."""
+    """An Objective, or a preset by its name, with single knobs replaced. Raises ValueError naming what is wrong."""
     if isinstance(objective, str):
         if objective not in PRESETS:
             raise ValueError(

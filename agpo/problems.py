@@ -1,4 +1,4 @@
-"""What a run asks and who grades it: the data, the benchmarks, the rewards, checked before a model is loaded."""
+"""The problems of a run and their graders: data, benchmarks and rewards, checked before a model is loaded."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def open_reward(config: TrainConfig) -> AnyGrader:
 
 
 def check_items(config: TrainConfig, items: Iterable[Item], benches: Iterable[tuple[Bench, list[Item]]]) -> None:
-    """Refuse a function of one's own that asks for columns that its problems do not have."""
+    """Raises UserError for a reward function that asks for columns its problems do not have."""
     asked = [*items, *(item for bench, own in benches if not bench.grader for item in own)]
     for name in config.graders:
         if ":" in name:
@@ -38,8 +38,7 @@ def check_items(config: TrainConfig, items: Iterable[Item], benches: Iterable[tu
 
 
 def open_bench_grader(name: str, config: TrainConfig) -> AnyGrader:
-    """The grader of a benchmark: its own verdicts, whatever the reward makes of them, in the sandbox of the run. ""
-    is one's own data: the reward."""
+    """The grader of a benchmark, in the sandbox of the run; "" (the user's own data): the reward."""
     return open_grader(name, code=_sandbox(config)) if name else open_reward(config)
 
 
@@ -65,18 +64,18 @@ def load_items(config: TrainConfig) -> list[Item]:
 
 
 def read_data(path: str, config: TrainConfig) -> list[Item]:
-    """The problems of a file in the columns of `data`. Raises UserError for what cannot be asked or graded."""
+    """The problems of a file. Raises UserError for one that cannot be asked or graded."""
     limits = Limits(config.code.cpu_s, memory_mb=config.code.memory_mb) if "code" in config.graders else None
     try:
         return read_items(path, config.data.prompt_column, config.data.answer_column, limits)
     except UserError as e:
         if f"no column '{config.data.answer_column}'" in str(e) and all(":" in name for name in config.graders):
-            raise UserError(f"{e} If the reward reads no reference answer, say data.answer_column= (nothing).") from e
+            raise UserError(f"{e} If the reward needs no reference answer, set data.answer_column= (empty).") from e
         raise
 
 
 def fingerprint(items: Sequence[Item]) -> str:
-    """Hash of the problems: everything that the order of the data, a prompt or a reward depends on."""
+    """Hash of everything in the problems that their order, a prompt or a reward depends on."""
     digest = hashlib.sha256()
     for item in items:
         whole: list[object] = [item.id, item.prompt, item.answer, dict(item.meta)]
@@ -98,24 +97,23 @@ def load_benches(config: TrainConfig) -> list[tuple[Bench, list[Item]]]:
 def check_asked(
     items: Sequence[Item], benches: Sequence[tuple[Bench, list[Item]]], config: TrainConfig, engine: Engine
 ) -> int:
-    """Refuse at the start what would fail at step 57: too few problems, a doubled id, a problem of the data or of a
-    benchmark that leaves no room for its answer. Returns the most tokens that a prompt and its answer may have."""
+    """The most tokens that a prompt with its answer may have. Raises UserError for what would otherwise fail at step
+    57: too few problems, a duplicate id, a problem that leaves no room for its answer."""
     sampling, evaluated = config.rollout, config.eval.max_tokens
     draw(items, 0, 0, sampling.prompts_per_step)
     if len(items) < sampling.prompts_per_step + sampling.oversample:
         raise UserError(
-            f"the data has {len(items)} problems; rollout.oversample={sampling.oversample} over "
-            f"rollout.prompts_per_step={sampling.prompts_per_step} wants more on their way at once. Lower it or give "
-            "more data."
+            f"the data has {len(items)} problems, fewer than rollout.prompts_per_step={sampling.prompts_per_step} + "
+            f"rollout.oversample={sampling.oversample}. Lower it or give more data."
         )
     seen: dict[str, int] = {}
     longest = 0
     for row, item in enumerate(items):
         if item.id in seen:
             raise UserError(
-                f"rows {seen[item.id]} and {row} of the data (the first is 0) have the id {item.id!r} twice: "
-                f"{item.prompt!r:.60}. Samples are stored under ids; without one a row has that of its prompt. Leave "
-                "one out, or give the rows a column id."
+                f"rows {seen[item.id]} and {row} of the data (from 0) have the same id {item.id!r}: "
+                f"{item.prompt!r:.60}. Samples are stored by id, by default a hash of the prompt. Remove one row, or "
+                "add a column `id`."
             )
         seen[item.id] = row
         longest = max(longest, room_for(item, sampling.max_tokens, config, engine, "the data", "rollout.max_tokens"))
@@ -128,23 +126,22 @@ def check_asked(
 
 
 def room_for(item: Item, max_tokens: int, config: TrainConfig, engine: Engine, where: str, key: str) -> int:
-    """Tokens of a problem and its answer. Refuses one that could grow over the end of the model's position table."""
+    """Tokens of a problem with its answer. Raises UserError if they may exceed the model's context."""
     prompt_tokens = len(encode(config.asked, item, engine.tokenizer))
     if prompt_tokens == 0:
         raise UserError(f"{where}: problem {item.id!r} is empty: with prompt={config.asked} it has no tokens.")
     if prompt_tokens + max_tokens > engine.max_context:
         raise UserError(
-            f"{where}: problem {item.id!r} has {prompt_tokens} tokens with prompt={config.asked}, and an answer may "
-            f"have {max_tokens} more: together over the model's context of {engine.max_context}. Lower {key}, or leave "
-            "the problem out."
+            f"{where}: problem {item.id!r} has {prompt_tokens} tokens with prompt={config.asked}; with an answer of "
+            f"{max_tokens} it exceeds the model's context of {engine.max_context}. Lower {key}, or drop the problem."
         )
     return prompt_tokens + max_tokens
 
 
 def check_end(eos_ids: Iterable[int], vocabulary: int, model: str) -> None:
-    """A model must be able to end its answers. For a tokenizer without an end the library may invent one."""
+    """Raises UserError if the model cannot end an answer: the library may have invented an id for the tokenizer."""
     if min(eos_ids) >= vocabulary:
         raise UserError(
-            f"{model}: its end-of-sequence id {min(eos_ids)} is outside its vocabulary of {vocabulary} tokens, so that "
-            "no answer could end. Set eos_token_id in generation_config.json to the id that ends an answer."
+            f"{model}: its end-of-sequence id {min(eos_ids)} is outside its vocabulary of {vocabulary} tokens, so no "
+            "answer could end. Set eos_token_id in generation_config.json."
         )

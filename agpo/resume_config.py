@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, and which keys may differ from those it was started with."""
+"""Resuming a run: from which checkpoint, and which keys may differ."""
 
 import json
 from collections.abc import Sequence
@@ -13,25 +13,18 @@ FREE = (
     *("out", "steps", "checkpoint", "eval", "trackers", "log_completions", "hardware", "ranks", "data"),
     *("update.max_refused", "update.patience", "reward_seconds", "reward_max_errors"),
 )
-"""sections and keys that no number of the training depends on; the problems of `data` are compared by their hash"""
+"""sections and keys that do not affect training; the problems of `data` are compared by hash"""
 ROUNDING = (
-    "threads",
-    "device",
-    "vllm",
-    "rollout.max_sequences",
-    "rollout.overlap",
-    "update.micro_batch_tokens",
-    "update.layout",
-    "update.compile",
-    "update.offload",
+    *("threads", "device", "vllm", "rollout.max_sequences", "rollout.overlap"),
+    *("update.micro_batch_tokens", "update.layout", "update.compile", "update.offload"),
 )
-"""those that change a result by float rounding only: taken, and said"""
+"""keys that change results by float rounding only: allowed, with a notice"""
 
 
 def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[TrainConfig, Path, dict[str, str]]:
-    """(config, checkpoint, its agpo_run.json) to continue from: a run id, its folder, a checkpoint, or `latest`.
+    """(config, checkpoint, its agpo_run.json) of `what`: a run's id or folder, a checkpoint, or `latest`.
 
-    Raises UserError for a checkpoint that has later ones, which would be deleted, unless they are to be discarded.
+    Raises UserError if later checkpoints would have to be deleted, unless `discard_later`.
     """
     path = Path(what)
     if what == "latest":
@@ -54,22 +47,22 @@ def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[Train
     state = checkpoint_io.read_state(saved)
     label = saved / "agpo_run.json"
     if not label.is_file():
-        raise UserError(f"nothing to resume: {saved} has no agpo_run.json, which says what run made it.")
+        raise UserError(f"nothing to resume: {saved} has no agpo_run.json, which names the run that made it.")
     later = [p.name for p in checkpoint_io.checkpoints(saved.parent.parent) if p.name > saved.name]
     if later and not discard_later:
         raise UserError(
-            f"{saved} is not the last checkpoint of its run: going on from it would delete {', '.join(later)}, and all "
-            "that the store has of the steps after it. Say --discard-later to do that; to keep them, copy the folder "
-            f"or start a new run with model={saved}."
+            f"{saved} is not the last checkpoint of its run: resuming from it deletes {', '.join(later)} and the "
+            "store's records of the steps after it. To do that add --discard-later; to keep them, copy the folder or "
+            f"start a new run with model={saved}."
         )
-    state["config"].get("vllm", {}).pop("in_process", None)  # a key, always false, until it was taken out
+    state["config"].get("vllm", {}).pop("in_process", None)  # a former key, always false
     return make_config(state["config"], str(saved)), saved, json.loads(label.read_text())
 
 
 def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) -> tuple[TrainConfig, list[str]]:
-    """(the configuration to go on with, the keys among ROUNDING that differ): the saved one under what is asked for.
+    """(the saved configuration with the changes asked for, the keys among ROUNDING that changed).
 
-    Raises UserError with every key that differs and would make it another run.
+    Raises UserError naming every changed key that would affect training.
     """
     from evals.report.parts import flat
 
@@ -83,8 +76,8 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
     other = [key for key in differ if not _among(key, (*free, *ROUNDING))]
     if other == ["name"]:
         raise UserError(
-            f"name={wanted.name}: store and trackers know this run as {saved.name!r}, and --resume goes on with the "
-            "same run. Leave it out, or start a new run from the checkpoint with model=CHECKPOINT."
+            f"name={wanted.name}: --resume continues the run that store and trackers know as {saved.name!r}. Leave it "
+            "out, or start a new run from the checkpoint with model=CHECKPOINT."
         )
     if other:
         said = "; ".join(f"{key}={before.get(key)!r} in the checkpoint, {after.get(key)!r} now" for key in other)
@@ -97,13 +90,13 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
 
 
 def other_ranks(saved: Path) -> str:
-    """What to say where the checkpoint was made by another number of ranks than go on; empty where it was not."""
+    """A notice if the checkpoint was made by another number of ranks; else empty."""
     before, now = checkpoint_io.read_state(saved).get("ranks", 1), torchrun_env()[0]
     if before == now:
         return ""
     return (
-        f"the checkpoint is of {before} rank{'s' * (before > 1)}, and {now} go{'es' * (now == 1)} on: "
-        "results may differ in rounding from the run without a stop"
+        f"the checkpoint was made by {before} rank{'s' * (before > 1)} and is resumed by {now}: results may differ in "
+        "rounding from an uninterrupted run"
     )
 
 

@@ -1,4 +1,4 @@
-"""Rollouts: draw prompts, sample completions, grade them while others still decode, form groups."""
+"""Rollouts: draw prompts, sample completions, grade them while others are decoding, form groups."""
 
 import json
 import time
@@ -22,25 +22,25 @@ from evals.prompts import Preset, opened_thoughts, render, tokenize
 
 @dataclass(frozen=True)
 class Begun:
-    """A group that is asked for, with what it has of its answers."""
+    """A group that is being sampled, with the answers it has so far."""
 
     item: Item
     step: int
-    """whose draw it is of: it decides the seeds"""
+    """the step that drew it, which decides the seeds"""
     answers: Mapping[int, Completion] = field(default_factory=dict)
-    """by number; those with finish_reason abort go on"""
+    """by number; those with finish_reason abort are continued"""
     judged: Mapping[int, tuple[str, Future[Verdict]]] = field(default_factory=dict)
-    """texts and verdicts of those that are whole"""
+    """texts and verdicts of the finished answers"""
 
     def open(self, count: int) -> list[int]:
-        """The numbers of the answers, of `count`, that are not whole."""
+        """Which of the answers 0 to `count` - 1 are unfinished."""
         return [k for k in range(count) if k not in self.answers or self.answers[k].finish_reason == "abort"]
 
 
 def draw(items: Sequence[Item], seed: int, step: int, count: int) -> list[Item]:
-    """The `count` different items of a step: a function of (seed, step) alone, so that a resumed run draws the same.
+    """The `count` different items of a step: a function of (seed, step) alone, so a resumed run draws the same.
 
-    An epoch is a fresh permutation, cut into whole steps; what is left over waits for another epoch's order.
+    An epoch is a fresh permutation, cut into whole steps; its remainder is dropped.
     """
     steps_per_epoch = len(items) // count
     if steps_per_epoch == 0:
@@ -54,7 +54,7 @@ def draw(items: Sequence[Item], seed: int, step: int, count: int) -> list[Item]:
 
 
 def draw_more(items: Sequence[Item], seed: int, step: int, attempt: int, count: int, seen: set[str]) -> list[Item]:
-    """Up to `count` further items for a step, none of those in `seen`: a function of its arguments alone, too."""
+    """Up to `count` further items for a step, none of them in `seen`; likewise a function of its arguments alone."""
     key = derive_seed(seed, "resample", step, attempt)
     order = np.random.Generator(np.random.Philox(key=key)).permutation(len(items))
     return [items[i] for i in order if items[i].id not in seen][:count]
@@ -70,10 +70,10 @@ def resample(
     rounds: int,
     objective: Objective,
 ) -> tuple[list[Group], list[Group]]:
-    """DAPO's dynamic sampling (Yu et al. 2025, section 3.2): replace dead groups by those of other prompts.
+    """DAPO's dynamic sampling (Yu et al. 2025, section 3.2): replace dead groups by groups of other prompts.
 
-    Returns (as many groups as there were, live ones first as far as they go; every group that was sampled). After
-    `rounds` further rounds, or when the data has no other prompt, dead groups fill the places: they are masked.
+    Returns (as many groups as given, live ones first; every group that was sampled). After `rounds` further rounds, or
+    when the data runs out of prompts, dead groups fill the remaining places and are masked.
     """
     wanted, sampled = len(groups), list(groups)
     for attempt in range(rounds):
@@ -92,7 +92,7 @@ def resample(
 def draw_over(
     items: Sequence[Item], seed: int, step: int, count: int, over: int, carried: Sequence[Begun] = ()
 ) -> list[Begun]:
-    """`count` + `over` groups: those that go on, then the step's own draw. No item is on its way twice."""
+    """`count` + `over` groups: carried ones first, then the step's own draw. No item is there twice."""
     fresh, there = draw(items, seed, step, count), {group.item.id for group in carried}
     if over:
         fresh = [item for item in fresh if item.id not in there]
@@ -108,7 +108,7 @@ def seed_of(group: Begun, repeat: int, seed: int) -> int:
 def requests_of(
     engine: Engine, groups: Sequence[Begun], preset: str | Preset, samples_per_prompt: int, seed: int, max_tokens: int
 ) -> tuple[list[str], list[Request]]:
-    """(prompts, what the engine is asked). Sample k of an item has the seed (run seed, step of its draw, item, k)."""
+    """(prompts, requests). Sample k of an item is seeded by (run seed, step of its draw, item, k)."""
     texts = [render(preset, group.item, engine.tokenizer) for group in groups]
     requests = []
     for group, text in zip(groups, texts, strict=True):
@@ -121,7 +121,7 @@ def requests_of(
 
 
 def joined(before: Completion | None, after: Completion) -> Completion:
-    """An answer and what a later call added to it."""
+    """An answer and its continuation from a later call."""
     if before is None or not before.token_ids or not after.token_ids:
         return after if before is None or not before.token_ids else before
     first = len(before.token_ids) - sum(count for _, count in before.earlier)
@@ -154,15 +154,16 @@ def rollout(
     soon: Callable[[list[Begun]], None] = lambda left: None,
     soon_at: float = 1.0,
 ) -> tuple[list[Group], list[Begun]]:
-    """(the groups in their order, of `sampling.whole` the first that are whole; the others as far as they are).
+    """(finished groups in order: all, or the first `sampling.whole`; the unfinished groups with what they have).
 
-    `generate`: in place of the engine's. `soon` is called with the others when this share of the completions is there.
+    `generate` replaces the engine's. `soon` is called with the unfinished groups when the share `soon_at` of the
+    completions is there.
     """
     watch = watch or Watch()
     texts, requests = requests_of(engine, begun, preset, samples_per_prompt, seed, sampling.max_tokens)
     asked = [group.open(samples_per_prompt) for group in begun]
     answers, judged = [dict(group.answers) for group in begun], [dict(group.judged) for group in begun]
-    order = [at for at, repeats in enumerate(asked) if not repeats]  # in which groups become whole
+    order = [at for at, repeats in enumerate(asked) if not repeats]  # in which groups finish
     ended, total = 0, sum(map(len, asked))
 
     def grade(at: int, repeat: int) -> None:
@@ -173,7 +174,7 @@ def rollout(
         judged[at][repeat] = text, grader.submit(*told)
 
     with watch.phase("sampling", f"0 of {total}"):
-        for at, group in enumerate(begun):  # a resumed run has the answers, not what was said of them
+        for at, group in enumerate(begun):  # a resumed run has the answers, not their verdicts
             for repeat in group.answers.keys() - group.judged.keys() - set(asked[at]):
                 grade(at, repeat)
         for at, which, completion in (generate or engine.generate)(requests, sampling):
@@ -217,7 +218,7 @@ def rollout(
 
 
 def length_bias(groups: Sequence[Group], left: Sequence[Begun]) -> dict[str, float]:
-    """Metrics of rollout.oversample: tokens of the answers that were taken, and of all that were drawn, so far."""
+    """Metrics of rollout.oversample: mean tokens of the answers taken, and of all drawn so far."""
     taken = [sample.completion for group in groups for sample in group.samples]
     drawn = [*taken, *(completion for group in left for completion in group.answers.values())]
     return {
@@ -229,12 +230,12 @@ def length_bias(groups: Sequence[Group], left: Sequence[Begun]) -> dict[str, flo
 
 
 def to_json(left: Sequence[Begun]) -> str:
-    """What a checkpoint keeps of groups on their way: all but the verdicts, which are asked for again."""
+    """Unfinished groups for a checkpoint, without verdicts: a resumed run grades again."""
     return json.dumps([[g.item.id, g.step, {k: asdict(x) for k, x in g.answers.items()}] for g in left])
 
 
 def from_json(text: str, items: Sequence[Item]) -> list[Begun]:
-    """The groups of `to_json`, over the same problems."""
+    """The inverse of `to_json`, over the same problems."""
     by_id = {item.id: item for item in items}
 
     def completion(fields: dict[str, Any]) -> Completion:

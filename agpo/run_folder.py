@@ -1,9 +1,9 @@
-"""What a run keeps in its folder: checkpoints, which of them is the best, the batches of refused updates."""
+"""A run's folder: checkpoints, which of them is the best, and the batches of refused updates."""
 
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from agpo import checkpoint_io, distributed
@@ -17,11 +17,9 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
     """Copy the policy now and write it in the background; not twice for one step."""
     if run.saved == run.done:
         return
-    config = run.config
-    label = label_of(config, run.id, run.store)
-    state = state_of(run)
     writer.wait()  # one copy of the weights at a time
-    write = checkpoint_io.prepare(run.folder, run.done, run.policy, state, label)
+    label = label_of(run.config, run.id, run.store)
+    write = checkpoint_io.prepare(run.folder, run.done, run.policy, state_of(run), label)
 
     def job() -> None:
         path = write()
@@ -34,7 +32,7 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
 
 
 def state_of(run: Run) -> dict[str, object]:
-    """What a run goes on from, beside the policy."""
+    """What resuming needs besides the policy."""
     state = {"config": run.config.model_dump(mode="json"), "data": run.data}
     if run.seen_2P is not None:
         state["seen"] = run.seen_2P.tolist()
@@ -44,7 +42,7 @@ def state_of(run: Run) -> dict[str, object]:
 
 
 def prune(run: Run) -> None:
-    """Remove the checkpoints that are neither the latest nor the best, from the store first."""
+    """Remove the checkpoints that are neither recent nor the best, from the store first."""
     old = checkpoint_io.surplus(run.folder, run.config.checkpoint.keep)
     run.store.remove_artifacts(run.id, old)
     for path in old:
@@ -52,9 +50,9 @@ def prune(run: Run) -> None:
 
 
 def settle_best(run: Run, writer: checkpoint_io.Writer) -> None:
-    """Name the best of the steps that have a checkpoint, and of this one, which gets one then. The first of equals.
+    """Mark the best among the steps with a checkpoint and the current one, the earliest of equals; save it if needed.
 
-    It follows from the store and the folder alone, so that a resumed run comes to the same.
+    A function of the store and the folder alone, so a resumed run marks the same.
     """
     measure = run.config.checkpoint.best
     if not measure:
@@ -81,14 +79,14 @@ def settle_best(run: Run, writer: checkpoint_io.Writer) -> None:
 
 
 def _measured(run: Run, measure: str) -> dict[int, float]:
-    """The measure of the steps that have a checkpoint, and of this one."""
+    """The measure at the steps with a checkpoint and at the current one."""
     kept = {run.done, *(checkpoint_io.step_of(path) for path in checkpoint_io.checkpoints(run.folder))}
-    kept.discard(0)  # the start model is not something that the run made
+    kept.discard(0)  # the run did not make its start model
     return {step: value for step, _, value in run.store.metrics(run.id, [measure]) if step in kept and value == value}
 
 
 def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group], done: Update) -> str:
-    """Keep the batch of an update whose loss or gradient was not finite. Returns a line that says where."""
+    """Save the batch of an update whose loss or gradient was not finite. Returns a line that says where."""
     path = run.folder / "refused" / f"step-{run.done:06d}-update-{k}.json"
     path.parent.mkdir(exist_ok=True)
     whole = {
@@ -104,15 +102,8 @@ def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group]
                 "reference": group.item.answer,
                 "prompt_ids": group.prompt_ids,
                 "samples": [
-                    {
-                        "response": s.text,
-                        "token_ids": s.completion.token_ids,
-                        "logprobs": s.completion.logprobs,
-                        "finish_reason": s.completion.finish_reason,
-                        "reward": s.reward,
-                        "outcome": s.verdict.outcome,
-                        "seed": s.seed,
-                    }
+                    {"response": s.text, "reward": s.reward, "outcome": s.verdict.outcome, "seed": s.seed}
+                    | asdict(s.completion)
                     for s in group.samples
                 ],
             }
@@ -120,18 +111,10 @@ def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group]
         ],
         "rows": [asdict(row) for row in minibatch.rows],
     }
-    path.write_text(json.dumps(_json_numbers(whole), indent=1))
+    standard = json.loads(json.dumps(whole), parse_constant=str)  # JSON has no NaN and Infinity: as strings
+    path.write_text(json.dumps(standard, indent=1))
     run.store.add_artifact(run.id, "refused update", path)
     return (
         f"step {run.done}, update {k}: refused, its loss ({done.decision.value:g}) or gradient norm "
         f"({done.grad_norm if done.grad_norm is not None else math.nan:g}) is not finite. The batch is in {path}"
     )
-
-
-def _json_numbers(value: object) -> object:
-    """The same with numbers that JSON does not have as texts: "nan", "inf"."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _json_numbers(one) for key, one in value.items()}
-    return [_json_numbers(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""What a step samples, with which weights, and when an engine may begin: the groups of the next step, graded."""
+"""The groups of the next step: sampled with the right weights, possibly ahead of time, and graded."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,16 +19,15 @@ from evals.engines import Output, OwnWeights, Request, Sampling
 from evals.items import Item
 
 AHEAD_AT = 0.75
-"""rollout.overlap=ahead: the share of a step's answers that are there when the next step's begin. An engine takes them
-after those that run, so that they fill what has become free"""
+"""rollout.overlap=ahead: the share of a step's answers that must be finished when the next step's begin"""
 
 
 def sample_groups(
     run: Run, grader: Grader, watch: Watch | None = None, *, overlap: bool = False
 ) -> tuple[list[Group], list[Group], list[Begun]]:
-    """(the groups of the next step, every group that was sampled for it, graded; what goes on in the step after it).
+    """(graded groups of the next step, all groups sampled for it, unfinished groups for the step after it).
 
-    `overlap`: an engine in a process of its own goes on with the step after it, where the run is to.
+    `overlap`: if the run is configured to, an engine in its own process goes on with the step after it.
     """
     config, step, watch = run.config, run.done, watch or Watch()
     knobs, over = config.objective.knobs, config.rollout.oversample
@@ -68,7 +67,7 @@ def sample_groups(
 
 
 def generate(run: Run, watch: Watch, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
-    """What was sampled ahead for these requests, else what the engine samples now."""
+    """What was sampled ahead for these requests, or what the engine samples now."""
     ahead, run.ahead = run.ahead, None
     if ahead is None:
         return run.engine.generate(requests, sampling)
@@ -95,7 +94,7 @@ def asked_next(run: Run) -> list[Item]:
 
 
 def learn_rates(run: Run, everything: Sequence[Group], live_G: Sequence[bool]) -> dict[str, float]:
-    """Take a step's answers into what adaptive prompts are chosen by: the metrics of the choice. {} without them."""
+    """Update the counts that adaptive prompts are chosen by. Returns metrics of the choice, {} if not adaptive."""
     if run.seen_2P is None:
         return {}
     rollout = run.config.rollout
@@ -106,9 +105,10 @@ def learn_rates(run: Run, everything: Sequence[Group], live_G: Sequence[bool]) -
 
 
 def begin_ahead(run: Run, step: int, left: Sequence[Begun]) -> None:
-    """Begin to sample for the step after `step` steps, unless the run is not to, or something else comes before it.
+    """Begin to sample for the step after `step` steps, if the run overlaps steps and no evaluation comes first.
 
-    The engine must have the weights, and be the only one to use its model: the policy's own is called after an update.
+    The engine must have the current weights, and nothing else may use its model meanwhile: with the policy's own model
+    call this after the updates.
     """
     config = run.config
     asked = config.rollout.overlap != "none" or config.rollout.max_staleness
@@ -122,7 +122,7 @@ def begin_ahead(run: Run, step: int, left: Sequence[Begun]) -> None:
 
 
 def drop_ahead(run: Run, watch: Watch) -> None:
-    """Throw away what was sampled ahead: it is of weights that are about to move."""
+    """Discard what was sampled ahead, because the weights are about to move."""
     assert run.ahead
     watch.seconds["wasted"] += run.ahead.seconds
     run.ahead.drop()
@@ -138,9 +138,9 @@ def sampling_of(config: TrainConfig) -> Sampling:
 
 @contextmanager
 def awake(run: Run, watch: Watch | None = None) -> Iterator[None]:
-    """The engine generates with the policy as it is now, and stamps its completions with that. An engine that has its
-    own weights stays awake; the policy's own model gives back what was gathered to generate with it."""
-    if run.ahead is None:  # else it has them, or those that it samples ahead with
+    """Inside, the engine generates with the policy's current weights and stamps its completions with their version.
+    Afterwards an engine with its own weights stays awake; the policy's own model frees what was gathered."""
+    if run.ahead is None:  # else it has the weights that it samples ahead with
         with (watch or Watch()).phase("sync"):
             sync_engine(run)
     yield
@@ -149,11 +149,11 @@ def awake(run: Run, watch: Watch | None = None) -> Iterator[None]:
 
 
 def sync_engine(run: Run) -> None:
-    """Give the engine the weights that the policy has now, unless it has them."""
+    """Give the engine the policy's current weights, unless it has them."""
     version, policy = run.version, run.policy
     if not isinstance(run.engine, OwnWeights):
         distributed.gather(policy.plain, policy.model)
     elif run.engine.weight_version != version:
-        policy.trained.optimizer.zero_grad(set_to_none=True)  # an update leaves none; the engine needs the room
+        policy.trained.optimizer.zero_grad(set_to_none=True)  # the engine needs the room
         run.engine.sync(weight_stream(policy), version)
     run.engine.weight_version = version

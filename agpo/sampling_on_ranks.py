@@ -1,4 +1,4 @@
-"""Sampling spread over the ranks: groups of training, graded where they are sampled, and what evaluations ask."""
+"""Sampling spread over the ranks: training groups, graded where they are sampled, and evaluations."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from evals.items import Item
 
 
 def sample_on_ranks(sample: Callable[[Sequence[Item]], list[Group]], items: Sequence[Item]) -> list[Group]:
-    """`sample(items)`, each rank on its own whole groups; all of them in the order of the items, on every rank.
+    """`sample(items)`, each rank on its share of the groups; every rank gets all of them, in the order of the items.
 
-    A sample's seed does not depend on the rank, so that the groups are those of one process.
+    Seeds do not depend on the rank, so the groups are those of one process.
     """
     mine = items[rank() :: world_size()]
     if world_size() == 1:
         return sample(mine)
-    # Items stay where they are: they may carry megabytes of tests, and every rank has them.
+    # Items are not sent: they may carry megabytes of tests, and every rank has them.
     parts = all_gather(lambda: [(group.prompt_ids, group.samples) for group in sample(mine)])
     return [Group(item, *parts[at % world_size()][at // world_size()]) for at, item in enumerate(items)]
 
@@ -29,18 +29,18 @@ def shared(engine: Engine) -> Iterator[Engine]:
         yield engine
         return
     yield _Engines(engine)
-    broadcast(lambda: None)  # nothing more is asked; after an error the ranks end with it
+    broadcast(lambda: None)  # ends `serve`; after an error the ranks end anyway
 
 
 def serve(engine: Engine) -> None:
     """On the other ranks: answer this rank's part of what rank 0 asks, until it leaves `shared`."""
     asked: tuple[Sequence[Request], Sampling] | None
-    while asked := broadcast(lambda: None):  # what rank 0 asks next; None: nothing more
+    while asked := broadcast(lambda: None):  # rank 0's next requests; None: no more
         _answer(engine, *asked)
 
 
 def _answer(engine: Engine, requests: Sequence[Request], sampling: Sampling) -> list[Output]:
-    """Every rank generates for its part of the requests; all outputs, on every rank."""
+    """Every rank generates for its part of the requests and gets all outputs."""
     numbers = range(rank(), len(requests), world_size())
     parts = all_gather(
         lambda: [

@@ -1,4 +1,4 @@
-"""The sections of a training run's configuration: typed, one docstring per key."""
+"""The sections of a run's configuration: typed, one docstring per key."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -25,7 +25,7 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
 
 def _known_reward(value: object) -> object:
     if isinstance(value, list | tuple):
-        raise ValueError("several have names: rewards.first=module:function rewards.second=math instead of reward")
+        raise ValueError("for several use names: rewards.first=module:function rewards.second=math instead of reward")
     return value if ":" in str(value) else one_of(str(value), (*GRADER_NAMES, "MODULE:FUNCTION"), "reward")
 
 
@@ -35,12 +35,12 @@ def _parts(value: object) -> object:
 
 def _low_high(value: tuple[float, float]) -> tuple[float, float]:
     if not value[0] < value[1]:
-        raise ValueError("the lower end must come first, and differ from the upper")
+        raise ValueError("the lower end must come first and be below the upper")
     return value
 
 
 def with_commas(value: object) -> object:
-    """A list, or a text with commas, as a text with commas."""
+    """A list or a comma-separated text as a comma-separated text."""
     parts = value.split(",") if isinstance(value, str) else value
     return ",".join(str(part).strip() for part in parts) if isinstance(parts, list | tuple) else value
 
@@ -58,13 +58,13 @@ class DataConfig(Section):
 
     path: Names = "arith"
     """a .parquet or .jsonl file (verl's schema, or columns by name) or several, with commas or as a list; data sets of
-    the hub (ORG/NAME, ORG/NAME:SPLIT, ORG/NAME:CONFIG:SPLIT); or made: `arith`, `arith_long`, `tiny_code`"""
+    the hub (ORG/NAME, ORG/NAME:SPLIT, ORG/NAME:CONFIG:SPLIT); or generated: `arith`, `arith_long`, `tiny_code`"""
     prompt_column: str = "prompt"
     """column with the problem: a text, or a chat"""
     answer_column: str = "answer"
     """column with the reference answer; empty (`data.answer_column=`): none, the reward reads other columns"""
     size: int = Field(default=4096, ge=1)
-    """number of problems to make, where they are made"""
+    """number of problems, if they are generated"""
 
 
 class RolloutConfig(Section):
@@ -73,42 +73,41 @@ class RolloutConfig(Section):
     prompts_per_step: int = Field(default=32, ge=1)
     """prompts of a step (the paper's train batch size)"""
     prompts: Literal["uniform", "adaptive"] = "uniform"
-    """uniform: every problem once an epoch; adaptive: rather those whose group is likely to be live"""
+    """uniform: every problem once an epoch; adaptive: preferably those whose group is likely to be live"""
     forget: float = Field(default=0.99, gt=0, le=1)
-    """for prompts adaptive: what a step leaves of the counts of right and wrong answers; 1 forgets nothing"""
+    """for prompts adaptive: the factor on the counts of right and wrong answers after each step; 1 forgets nothing"""
     samples_per_prompt: int = Field(default=8, ge=2)
     """group size G; a group of one has no advantage"""
     temperature: float = Field(default=1.0, gt=0)
     """of sampling and of the policy's log-probabilities alike"""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """below 1 the sampled distribution is not the policy's: the ratio is then off"""
+    """below 1 the sampled distribution is not the policy's, which biases the ratio"""
     max_tokens: int = Field(default=64, ge=1)
     """longest response, in tokens"""
     resample_rounds: int = Field(default=4, ge=1)
     """for masked_groups resample: at most this many further rounds of prompts in a step"""
     max_sequences: int = Field(default=256, ge=1)
-    """sequences decoded together by engine hf; memory against speed"""
+    """sequences decoded together by engine hf: speed for memory"""
     overlap: Literal["none", "free", "ahead"] = "none"
-    """begin the next step's answers before their step. free: when this step's are decoded, kept where no update moves
-    the weights, and thrown away where one does (engine hf: begun when none did), the same bits as without; ahead
-    (engine vllm): when three quarters of this step's are, the same up to the rounding of sums"""
+    """sample the next step's answers early. free: once this step's are decoded, with the same bits: they are discarded
+    if an update moves the weights (engine hf: only begun if none did); ahead (engine vllm): once three quarters of this
+    step's are decoded, with the same results up to rounding"""
     oversample: int = Field(default=0, ge=0)
-    """prompts drawn over prompts_per_step: a step is of the first that are whole, and the answers of the others go on
-    in the next from the tokens that they have (docs/scale.md)"""
+    """prompts drawn over prompts_per_step: a step uses the groups that finish first, the others continue in the next
+    step (docs/scale.md)"""
     max_staleness: int = Field(default=0, ge=0, le=1)
-    """1 (engine vllm): keep them also where an update moved the weights; they are weighted then (docs/method.md)"""
+    """1 (engine vllm): keep early answers although an update moved the weights, and weight them (docs/method.md)"""
 
 
 class VLLMConfig(VLLMOptions):
-    """Options of engine vllm, and where it is."""
+    """Options of engine vllm, and its place."""
 
     first_gpu: int | None = Field(default=None, ge=1)
-    """with one training process, which has GPU 0: vLLM has this GPU and those after it to itself, and no turns are
-    taken; unset: it shares the trainer's"""
+    """with one training process: vLLM has this GPU and those after it to itself; unset: it shares the trainer's"""
 
     @property
     def gpus(self) -> int:
-        """Of one process's vLLM."""
+        """GPUs of one process's vLLM."""
         return self.tensor_parallel_size * self.data_parallel_size
 
 
@@ -120,7 +119,7 @@ class UpdateConfig(Section):
     epochs: int = Field(default=1, ge=1)
     """passes over the mini-batches of a step, with ratios against the policy that sampled them"""
     micro_batch_tokens: int = Field(default=8192, ge=1)
-    """prompt and response tokens that go through the model at once; never changes a result beyond rounding"""
+    """prompt and response tokens run at once; affects results by rounding only"""
     lr: float = Field(default=1e-6, gt=0)
     """peak learning rate of AdamW"""
     betas: Annotated[tuple[Share, Share], BeforeValidator(_parts)] = (0.9, 0.999)
@@ -134,19 +133,19 @@ class UpdateConfig(Section):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """limit on the global norm of the gradient; 0 is off"""
     gradient_checkpointing: bool = False
-    """keep only each layer's input for the backward pass and run the layer again: less memory, a third more time"""
+    """keep only each layer's input for the backward pass and recompute the layer: less memory, a third more time"""
     liger: bool = False
     """Liger's fused kernels, on a GPU (`pip install liger-kernel`)"""
     layout: Literal["packed", "varlen"] = "packed"
-    """packed sequences attend in padded blocks, or (varlen) in a kernel of variable length: a GPU, half precision"""
+    """packed sequences attend in padded blocks, or (varlen; GPU, half precision) in a variable-length kernel"""
     compile: bool = False
     """torch.compile the decoder layers for updates; the first ones are slow"""
     offload: bool = False
-    """keep float32 masters, gradients and AdamW's moments in the machine's memory: the same numbers on less GPU"""
+    """keep float32 masters, gradients and AdamW's moments in host memory: the same results with less GPU memory"""
     max_refused: int = Field(default=10, ge=0)
     """stop after this many updates with a loss or gradient that is not finite"""
     patience: int = Field(default=10, ge=1)
-    """after this many steps in a row without one update the run says why, and what to try"""
+    """after this many steps in a row without an update the run says why, and what to try"""
 
 
 class LoraConfig(Section):
@@ -164,31 +163,29 @@ class LoraConfig(Section):
     @model_validator(mode="after")
     def _adapters(self) -> "LoraConfig":
         if self.load_in_4bit and not self.rank:
-            raise ValueError(
-                "load_in_4bit trains adapters: weights of 4 bits cannot be trained. Set lora.rank=16, say."
-            )
+            raise ValueError("load_in_4bit trains adapters only: set lora.rank, for example lora.rank=16.")
         return self
 
 
 class MismatchConfig(Section):
-    """Log-probabilities of another engine than the trainer's own differ from the trainer's; measured at every step."""
+    """The gap between the engine's log-probabilities and the trainer's, measured at every step."""
 
     correct: Literal["none", "tis", "sequence_mask", "geometric_mask"] = "none"
     """tis: weight each token by min(rho, cap), rho = pi_trainer / pi_engine (truncated importance sampling);
-    sequence_mask: by the product of its sequence's rho, and by 0 out of `bounds` (MIS); geometric_mask: tis, and 0 for
-    a sequence whose geometric mean of rho is out of `bounds`"""
+    sequence_mask (MIS): by the product of its sequence's rho, 0 if out of `bounds`; geometric_mask: tis, and 0 if the
+    sequence's geometric mean of rho is out of `bounds`"""
     cap: float = Field(default=2.0, ge=1)
     """largest weight of a token under tis and geometric_mask"""
     bounds: Annotated[tuple[float, float], BeforeValidator(_parts)] | None = None
-    """of the masks; none: 0.5,2 of sequence_mask, 0.999,1.001 of geometric_mask"""
+    """for the masks; none: 0.5,2 for sequence_mask, 0.999,1.001 for geometric_mask"""
     max_gap: float = Field(default=0.0, ge=0)
-    """stop when the mean |log pi_engine - log pi_trainer| is over this; 0: 0.02 in float32, 0.2 in half precision"""
+    """stop if the mean |log pi_engine - log pi_trainer| exceeds this; 0: 0.02 in float32, 0.2 in half precision"""
 
     @model_validator(mode="after")
     def _bounds(self) -> "MismatchConfig":
         if self.bounds is not None and self.correct == "none":
             raise ValueError("bounds are for correct=sequence_mask and geometric_mask, and correct is none.")
-        _ = self.correction  # raises for bounds that are none
+        _ = self.correction  # raises for invalid bounds
         return self
 
     @property
@@ -202,28 +199,28 @@ class RewardConfig(Section):
     reward: Reward
     """a grader (math, math-simplified, exact, code), or `module:function`"""
     weight: float = Field(default=1.0, allow_inf_nan=False)
-    """its factor in the sum; 0 logs it only"""
+    """its factor in the sum; 0: only logged"""
     range: Span = (0.0, 1.0)
-    """what a function of one's own may return"""
+    """what your own function may return"""
 
 
 class CodeConfig(Section):
-    """For the reward `code`: how programs are run and scored. The data's reference answers are then tests."""
+    """For the reward `code`, whose reference answers are tests: how programs are run and scored."""
 
     score: Literal["all", "fraction"] = "all"
-    """all: 1 when every test passes, else 0; fraction: the share of tests that pass, which runs all of them"""
+    """all: 1 if every test passes, else 0; fraction: the share of tests that pass (runs all of them)"""
     compat: Literal["real", "lcb"] = "real"
-    """the rule of comparison that decides: any right output, or LiveCodeBench's own rule; both are logged"""
+    """the rule that compares outputs: any right output, or LiveCodeBench's rule; both are logged"""
     isolation: Literal["program", "test"] = "program"
-    """program: one process for a program's tests, what fails there confirmed in a fresh one; test: one for each test"""
+    """program: one process for a program's tests, failures confirmed in a fresh one; test: a process for each test"""
     workers: int = Field(default=0, ge=0)
     """programs judged at once; 0: the processors available to this process"""
     backend: Literal["auto", "docker", "embedded"] = "auto"
-    """what holds the programs, see `python -m sandbox.doctor`"""
+    """the sandbox, see `python -m sandbox.doctor`"""
     allow_unsafe: bool = False
-    """run programs also where the machine cannot hold a hostile one; every sample then says so"""
+    """run programs even if the machine cannot contain a hostile one; every sample is marked"""
     cpu_s: float = Field(default=6.0, gt=0)
-    """CPU seconds of a test, of all threads together (a file's tests; made ones bring their own)"""
+    """CPU seconds of a test, over all threads (for a file's tests; generated ones have their own)"""
     memory_mb: int = Field(default=1024, ge=64)
     """memory of a program (as for cpu_s)"""
 
@@ -232,12 +229,12 @@ class EvalConfig(Section):
     """Evaluation during training, into the same store."""
 
     bench: Names = ""
-    """benchmarks of `python -m evals.run --list`, or data:FILE: held-out problems of one's own, in the columns of
-    `data` and graded by the run's own reward; several with commas or as a list; empty: none"""
+    """benchmarks of `python -m evals.run --list`, or data:FILE: your own held-out problems, with the columns of `data`
+    and graded by the run's reward; several with commas or as a list; empty: none"""
     data: str = ""
     """local file of the benchmark; empty, as for several: as the benchmark loads by default"""
     every: int = Field(default=0, ge=0)
-    """evaluate every this many steps besides before the first and after the last; 0: only those two"""
+    """steps between evaluations, besides those before the first step and after the last; 0: only those two"""
     size: int = Field(default=256, ge=1)
     """problems, a seeded sample"""
     n: int = Field(default=1, ge=1)
@@ -253,13 +250,13 @@ class EvalConfig(Section):
 
     @property
     def names(self) -> list[str]:
-        """Of `benches`, as their metrics have them."""
+        """Of `benches`, as in metrics."""
         return [bench_name(bench) for bench in self.benches]
 
     @model_validator(mode="after")
     def _one_file(self) -> "EvalConfig":
         if self.data and len(self.benches) > 1:
-            raise ValueError("data is the file of one benchmark; for several, $AGPO_DATA names a folder with theirs.")
+            raise ValueError("data is one benchmark's file; for several, $AGPO_DATA names a folder with theirs.")
         return self
 
 
@@ -271,11 +268,11 @@ class CheckpointConfig(Section):
     keep: int = Field(default=2, ge=1)
     """how many of the latest to keep; the last step's is always kept"""
     best: str = ""
-    """keep the best one too, by a measure of the evaluations: eval/pass1 (the first benchmark's) or eval/BENCH/pass1"""
+    """also keep the best one by this metric: eval/pass1 (of the first benchmark) or eval/BENCH/pass1"""
 
 
 class HardwareConfig(Section):
-    """What the recipe needs; checked before anything is loaded."""
+    """The hardware that the recipe needs, checked before anything is loaded."""
 
     gpus: int = Field(default=0, ge=0)
     """GPUs of the run, on all machines"""

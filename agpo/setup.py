@@ -1,4 +1,4 @@
-"""Setting a run up: everything that is loaded and checked before the first step."""
+"""Setting up a run: everything that is loaded and checked before the first step."""
 
 import json
 import math
@@ -40,36 +40,36 @@ from evals.store import Store
 
 @dataclass
 class Run:
-    """A run that is set up: everything `train` needs, and how far it has got."""
+    """A run that is set up: everything `train` needs, and its progress."""
 
     config: TrainConfig
     id: str
     folder: Path
     store: Store
-    """of rank 0: the others have none, and never ask it"""
+    """on rank 0 only"""
     policy: Policy
     engine: Engine
     items: list[Item]
     benches: list[tuple[Bench, list[Item]]]
-    """the benchmarks of `eval.bench` with the problems that are asked"""
+    """the benchmarks of `eval.bench` with the problems to ask"""
     data: str
-    """hash of `items`: a checkpoint goes on with the same problems or not at all"""
+    """hash of `items`: a checkpoint resumes with the same problems only"""
     done: int = 0
-    """steps that are finished"""
+    """finished steps"""
     moved: int = 0
-    """the last of them that moved the weights: an engine that has those needs no others"""
+    """the last step that moved the weights: an engine with those is up to date"""
     saved: int | None = None
     """the step of the last checkpoint"""
     seen_2P: np.ndarray | None = None
-    """for rollout.prompts adaptive: right and wrong answers of each item, faded (`agpo.adaptive`)"""
+    """for rollout.prompts adaptive: decayed counts of right and wrong answers to each item (`agpo.adaptive`)"""
     ahead: Ahead | None = None
-    """answers of the next step that are sampled already"""
+    """the next step's answers, if they are being sampled already"""
     carried: list[Begun] = field(default_factory=list)
-    """groups that the steps so far have begun and not trained on (rollout.oversample)"""
+    """groups begun but not trained on yet (rollout.oversample)"""
 
     @property
     def version(self) -> str:
-        """The name of the weights as they are now."""
+        """The name of the current weights."""
         return f"{self.id}/step-{self.moved}"
 
 
@@ -81,7 +81,7 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     distributed.join(device_of(config.device), config.ranks.timeout_minutes)
     check_installed(config.trackers)
     with open_reward(config):
-        pass  # a reward that cannot be loaded is said before a model is
+        pass  # a reward that cannot be loaded is an error before the model is loaded
     if config.threads:
         torch.set_num_threads(config.threads)
     items, benches = load_items(config), load_benches(config)
@@ -90,16 +90,16 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     data = fingerprint(items)
     if state and state["data"] != data:
         raise UserError(
-            f"the problems of data={config.data.path} are not those that the checkpoint was trained on. Give the same "
-            "file, or start a new run from the checkpoint with model=CHECKPOINT."
+            f"data={config.data.path} has other problems than the checkpoint was trained on. Give the same file, or "
+            "start a new run from the checkpoint with model=CHECKPOINT."
         )
-    # Adapters sit on the start model: a checkpoint's folder has them merged in, its trainer/ folder apart.
+    # Adapters sit on the start model: a checkpoint has them merged in, and separately in its trainer/ folder.
     start = model_path(config.model) if config.lora.rank or not checkpoint_path else str(checkpoint_path)
     policy, engine, longest = load_policy(config, start, items, benches)
     if checkpoint_path and state:
         checkpoint_io.restore(checkpoint_path, policy, state)
     store = Store.open(store_url) if distributed.is_main() else None
-    if config.engine == "vllm":  # last: it takes half a minute, and what comes before can be wrong
+    if config.engine == "vllm":  # last, because it takes half a minute
         engine = start_vllm(config, start, policy.plain, longest)
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)  # type: ignore[arg-type]
     if config.rollout.prompts == "adaptive":
@@ -119,9 +119,9 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
 def load_policy(
     config: TrainConfig, start: str, items: list[Item], benches: list[tuple[Bench, list[Item]]]
 ) -> tuple[Policy, Engine, int]:
-    """(the policy with the model of `start`, the engine that generates with it, the most tokens that will be asked).
+    """(the policy with the model of `start`, the engine that generates with it, the most tokens of a sequence).
 
-    What the model cannot do of what is asked is an error before it is sharded.
+    Raises UserError, before the model is sharded, for anything that it cannot do.
     """
     model, tokenizer = load(start, config)
     if config.chat_template:
@@ -131,8 +131,8 @@ def load_policy(
     prepare(model, lora=config.lora, gradient_checkpointing=update.gradient_checkpointing, liger=update.liger)
     engine = HFEngine(model, tokenizer, max_sequences=config.rollout.max_sequences)
     if config.engine == "hf":
-        _ = engine.decoder  # a model that it cannot sample from
-    elif config.vllm.max_model_len:  # the checks below are of what will generate
+        _ = engine.decoder  # raises for a model that it cannot sample from
+    elif config.vllm.max_model_len:  # the checks below are about the engine that will generate
         engine.max_context = min(engine.max_context, config.vllm.max_model_len)
     check_end(engine.eos_ids, output_embeddings(model).weight.shape[0], config.model)
     longest = check_asked(items, benches, config, engine)
@@ -146,7 +146,7 @@ def load_policy(
     if update.compile:
         compile_layers(model)
     reference = None
-    if config.objective.knobs.beta:  # the start model, whatever checkpoint the run goes on from
+    if config.objective.knobs.beta:  # the start model, whatever checkpoint the run resumes from
         reference = load(model_path(config.model), config)[0].eval().requires_grad_(False)
         distributed.shard(reference, size=size, half_masters=False)
     return Policy(model, tokenizer, trained, lr_schedule(config), reference, *chosen, plain=plain), engine, longest
@@ -167,20 +167,20 @@ def start_run(config: TrainConfig, store: Store, **more: str) -> str:
 
 
 def label_of(config: TrainConfig, run_id: str, store: Store) -> dict[str, object]:
-    """What agpo_run.json in a checkpoint says of the run that made it."""
+    """agpo_run.json of a checkpoint: which run made it."""
     names = {"name": config.name, "method": config.objective.preset, "model": config.model}
     asked = {"max_tokens": config.eval.max_tokens or config.rollout.max_tokens}
     return {"run": run_id, **names, "seed": config.seed, "store": str(store), **asked}
 
 
 def about_run(config: TrainConfig) -> dict[str, object]:
-    """What reports need to know of the run's method and metrics."""
+    """What reports need to know about the run's method and metrics."""
     told = {"metrics": METRICS, "facts": FACTS, "axes": axes(config.rollout.samples_per_prompt)}
     return {**about(config.objective.preset, config.objective.knobs), **told}
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:
-    """Put the store and the run's folder back to where they were at the checkpoint; what came after is made again."""
+    """Reset the store and the run's folder to the checkpoint."""
     run.done = run.saved = step
     metrics = distributed.broadcast(lambda: run.store.metrics(run.id, ["updates/made"]))
     run.moved = max((at for at, _, made in metrics if at <= step and made), default=0)
@@ -199,17 +199,18 @@ def _go_on(run: Run, saved: Path, step: int) -> None:
 
 
 def recorded(config: TrainConfig) -> dict[str, object]:
-    """The configuration as the store keeps it, with the label of a run whose best checkpoint a test set chooses, the id
-    of the manifest of its data, and how many ranks trained where it was not one."""
-    on_test = selected_on_test(config)
-    manifest = curation(config.data.path, "manifest.json").get("id")
-    ranks = world_size()
-    more = {"selected_on_test": on_test, "data_manifest": manifest, "world_size": ranks if ranks > 1 else None}
+    """The configuration as the store keeps it, with, where they apply, the test set that chooses the best checkpoint,
+    the id of the data's manifest, and the number of ranks."""
+    more = {
+        "selected_on_test": selected_on_test(config),
+        "data_manifest": curation(config.data.path, "manifest.json").get("id"),
+        "world_size": world_size() if world_size() > 1 else None,
+    }
     return {**config.model_dump(mode="json"), **{name: value for name, value in more.items() if value}}
 
 
 def curation(path: str, name: str) -> dict[str, str]:
-    """A JSON file that `data_curation.build` left beside the training data; {} where there is none."""
+    """A JSON file that `data_curation.build` wrote beside the training data; {} if there is none."""
     try:
         found = json.loads((Path(path).parent / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -218,13 +219,13 @@ def curation(path: str, name: str) -> dict[str, str]:
 
 
 def curation_run(path: str, store: Store) -> str | None:
-    """The run that built the training data, where this store knows it."""
+    """The run that built the training data, if this store knows it."""
     run = curation(path, "build.json").get("run")
     return run if run in {known.id for known in store.runs("curation")} else None
 
 
 def selected_on_test(config: TrainConfig) -> str:
-    """The name of the test set that `checkpoint.best` chooses by; empty for held-out data, which is there for that."""
+    """The name of the test set that `checkpoint.best` chooses by; empty if it is not a test set."""
     if not config.checkpoint.best:
         return ""
     named = config.checkpoint.best.split("/")[1:-1]
@@ -233,7 +234,7 @@ def selected_on_test(config: TrainConfig) -> str:
 
 
 def lr_schedule(config: TrainConfig) -> Callable[[int], float]:
-    """Learning rate of the k-th update of the run (from 0): linear warm-up, then constant, linear or cosine to 0."""
+    """The learning rate of the run's k-th update, from 0: linear warm-up, then constant, or linear or cosine to 0."""
     peak, warmup, total = config.update.lr, config.update.warmup_updates, config.steps * config.updates_per_step
 
     def lr_at(k: int) -> float:
@@ -257,15 +258,15 @@ def load(model: str, config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedTo
         )
     except SafetensorError as e:
         raise UserError(
-            f"cannot load the model of {model}: a *.safetensors file is damaged ({e}). Copy it again."
+            f"cannot load {model}: a *.safetensors file is damaged ({e}). Download or copy it again."
         ) from e
 
 
 def start_vllm(config: TrainConfig, start: str, model: PreTrainedModel, longest: int) -> Engine:
-    """A vLLM engine for a trainer's model in its precision, on its device or on GPUs of its own.
+    """vLLM for the trainer's model in its precision, on its device or on GPUs of its own.
 
-    `start` is where the model came from, `longest` the most tokens of a prompt and its answer: the context that vLLM
-    makes room for. Its share of a GPU is what the trainer leaves, by `agpo.memory`.
+    `start` is the model's folder, `longest` the most tokens of a prompt with its answer, which becomes vLLM's context.
+    Its share of a GPU is what the trainer leaves, by `agpo.memory`.
     """
     dtype, device = str(model.dtype).removeprefix("torch."), device_of(config.device)
     options = {"max_model_len": longest, **config.vllm.model_dump(exclude_defaults=True, exclude={"first_gpu"})}

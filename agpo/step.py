@@ -34,15 +34,15 @@ from evals.store import SampleRow
 
 
 class Unusable(UserError):
-    """A rollout that nothing may be learnt from. The policy has not moved since the step before."""
+    """A rollout that must not be trained on. The policy has not moved since the step before."""
 
 
 def train_step(
     run: Run, grader: Grader, say: Callable[[str], None] = print, doing: Callable[[str], None] = lambda text: None
 ) -> dict[str, float]:
-    """Make the next step of the run and record it in the store. Returns its metrics.
+    """Make the run's next step and record it in the store. Returns its metrics.
 
-    Raises Unusable where the rewards failed or log-probabilities are not finite, before anything moves.
+    Raises Unusable if rewards failed or log-probabilities are not finite, before the weights move.
     """
     config, started, cpu = run.config, time.perf_counter(), time.process_time()
     watch = Watch(doing)
@@ -72,8 +72,8 @@ def train_step(
         **chosen,
         **(length_bias(groups, left) if config.rollout.oversample else {}),
         "lr": run.policy.trained.optimizer.param_groups[0]["lr"],
-        # Of this process and all its threads: what other programs on the machine hardly change. Engines and graders in
-        # processes of their own are not in it.
+        # Of this process and its threads, so nearly independent of the machine's load. Engines and graders in processes
+        # of their own are not included.
         "speed/cpu_seconds": time.process_time() - cpu,
         "speed/rollout_seconds": sampled - started,
         **speeds(everything, updates, watch, time.perf_counter() - started, run),
@@ -102,21 +102,20 @@ def check_rollout(groups: Sequence[Group], step: int, config: TrainConfig) -> No
     wild = sum(not all(map(math.isfinite, sample.completion.logprobs or ())) for sample in samples)
     if wild:
         raise Unusable(
-            f"step {step}: the log-probabilities of {wild} of {len(samples)} responses are not finite, so the weights "
-            f"are broken after step {step - 1}. Only finite weights are saved: start a new run with a lower update.lr, "
-            "from the last checkpoint, if there is one, with model=CHECKPOINT."
+            f"step {step}: the log-probabilities of {wild} of {len(samples)} responses are not finite: the weights "
+            f"broke in step {step - 1}. Start a new run with a lower update.lr, from the last checkpoint (only finite "
+            "weights are saved) with model=CHECKPOINT."
         )
 
 
 def are_stale(groups: Sequence[Group], version: str) -> bool:
-    """Some token was sampled with other weights than those of `version`."""
+    """Whether any token was sampled with weights other than `version`."""
     made = [sample.completion for group in groups for sample in group.samples]
     return any(v != version for x in made for v in (x.weight_version, *(v for v, _ in x.earlier)))
 
 
 def speeds(groups: Sequence[Group], updates: Sequence[Update], watch: Watch, took: float, run: Run) -> dict[str, float]:
-    """Seconds of the step and its phases, sampled tokens a second, memory; and the share of what the devices can do
-    that the updates reached, where it is known."""
+    """Seconds of the step and its phases, sampled tokens a second, memory, and the updates' MFU where it is known."""
     policy, ranks = run.policy, distributed.world_size()
     rate = sum(len(s.completion.token_ids) for group in groups for s in group.samples) / took
     speeds = {
@@ -133,26 +132,28 @@ def speeds(groups: Sequence[Group], updates: Sequence[Update], watch: Watch, too
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes: of the GPU since the start of the process, else of the process."""
+    """Bytes allocated on the GPU at most, or resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def as_judged(groups: Sequence[Group], config: TrainConfig) -> Sequence[Group]:
-    """The groups with the reward that the objective has of several (`several`)."""
+    """The groups with their rewards combined as the objective's `several` says."""
     if config.objective.knobs.several == "sum":
         return groups
     return with_normalised_sum(groups, {name: one.weight for name, one in config.rewards.items() if one.weight})
 
 
 def plan_of(groups: Sequence[Group], config: TrainConfig, stale: bool = False) -> list[MiniBatch]:
-    """`stale`: some answers are of other weights than the policy's."""
-    objective = config.objective.knobs
-    size, corrected = config.update.prompts_per_minibatch, stale or config.mismatch.correct != "none"
-    epochs = config.update.epochs
+    """`stale`: some answers were sampled with other weights than the policy's."""
     return plan_step(
-        as_judged(groups, config), objective, size, config.rollout.max_tokens, corrected=corrected, epochs=epochs
+        as_judged(groups, config),
+        config.objective.knobs,
+        config.update.prompts_per_minibatch,
+        config.rollout.max_tokens,
+        corrected=stale or config.mismatch.correct != "none",
+        epochs=config.update.epochs,
     )
 
 
@@ -168,15 +169,15 @@ def settings_of(config: TrainConfig, stale: bool = False) -> Settings:
 def update_policy(
     run: Run, plan: Sequence[MiniBatch], objective: Objective, settings: Settings, watch: Watch, stale: bool = False
 ) -> tuple[list[Update], dict[str, float]]:
-    """(what happened to each mini-batch, how far the engine's log-probabilities are from ours: metrics)."""
+    """(the update of each mini-batch, metrics of the gap between the engine's log-probabilities and ours)."""
     policy, limit = run.policy, run.config.mismatch.max_gap
-    if stale:  # the weights have moved: it is no longer rounding
+    if stale:  # the weights have moved: the gap is no longer rounding
         limit = limit or math.inf
     gap, effect = None, {}
     if isinstance(run.engine, OwnWeights) and run.ahead is None and may_move(plan):
-        run.engine.sleep()  # the update needs the memory; where nothing will move, the engine and its cache stay as is
-    # An engine that samples from this very model differs by the rounding of sums: in float32 its numbers are as good as
-    # ours; in half precision a ratio against them would be off by 5 % without any step.
+        run.engine.sleep()  # the update needs the memory; if nothing will move, the engine keeps its cache
+    # An engine that samples from this very model differs by rounding only: in float32 its numbers are as good as ours,
+    # in half precision a ratio against them would be 5 % off before any step.
     same_model, dtype = getattr(run.engine, "model", None) is policy.plain, policy.plain.dtype
     if stale or not same_model or dtype not in FLOAT32_OR_MORE:
         plan, gap = against_trainer(policy, plan, settings)
@@ -199,7 +200,7 @@ def sample_rows(
     tokenizer: PreTrainedTokenizerBase,
     advantage_GN: Sequence[Sequence[float]],
 ) -> list[SampleRow]:
-    """The rows of one step for the results store: every completion with its tokens and verdict."""
+    """The step's completions as rows of the results store."""
     rows = []
     for group, advantage_N in zip(groups, advantage_GN, strict=True):
         prompt = render(preset, group.item, tokenizer)

@@ -11,7 +11,7 @@ from agpo.clip import TIE
 from agpo.presets import Objective
 
 LOG_RATIO_BOUND = 20.0
-"""a log-ratio is bounded at +- this before exp, as verl does, so that a stray token cannot overflow"""
+"""a log-ratio is bounded at +- this before exp, as in verl, so that a stray token cannot overflow"""
 
 
 def token_losses(
@@ -25,11 +25,11 @@ def token_losses(
     tis_T: torch.Tensor | None = None,
     penalised_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[T] l_it, the surrogate of Eq. 5 with its sign turned, plus beta times the KL to the reference where given.
+    """[T] l_it: minus the surrogate of Eq. 5, plus beta times the KL to the reference, if given.
 
-    `lengths_B` sums to T. `tis_T` are weights on the surrogate (`correction_weights`), not on the KL; no gradient goes
-    through them. `penalised_T` are the tokens of surrogate kl_cov (`penalised_tokens`). The result is float32 at least:
-    in bfloat16 a ratio of 1.002 is 1.
+    `lengths_B` sums to T. `tis_T` are detached weights on the surrogate (`correction_weights`), not on the KL.
+    `penalised_T` are the tokens of surrogate kl_cov (`penalised_tokens`). The result is at least float32: in bfloat16 a
+    ratio of 1.002 is 1.
     """
     dtype = torch.promote_types(logp_T.dtype, torch.float32)
     logp_T, old_logp_T, advantage_T = logp_T.to(dtype), old_logp_T.to(dtype), advantage_T.to(dtype)
@@ -38,7 +38,7 @@ def token_losses(
     if objective.surrogate == "cispo":
         # exp(x - sg(x)) is 1 with gradient grad x: the value stays a ratio, the gradient is that of log pi.
         loss_T = -bounded_T.detach() * advantage_T * (logp_T - logp_T.detach()).exp()
-    elif objective.surrogate == "geometric":  # in logarithms; the bound is on the side that A would run to
+    elif objective.surrogate == "geometric":  # in logarithms; the bound is on the side that A pushes to
         log_T = (logp_T - old_logp_T).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
         low, high = (max(1.0 - objective.eps_low, math.exp(-LOG_RATIO_BOUND)), 1.0 + objective.eps_high)
         bounded_T = log_T.clamp(math.log(low), math.log(high))
@@ -73,9 +73,10 @@ def ratios(
 
 
 def at_bound(ratio_T: torch.Tensor, advantage_T: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """[T] bool: the bound on rho decides the loss: of ppo there is no gradient then, cispo's weight is the bound.
+    """[T] bool: the bound on rho is active: ppo then has no gradient, and cispo's weight is the bound.
 
-    Surrogates soft and kl_cov have no bound."""
+    Surrogates soft and kl_cov have no bound.
+    """
     if objective.surrogate in ("soft", "kl_cov"):
         return torch.zeros_like(ratio_T, dtype=torch.bool)
     high_T, low_T = ratio_T > 1.0 + objective.eps_high, ratio_T < 1.0 - objective.eps_low
@@ -93,14 +94,14 @@ def kl_to_reference(logp_T: torch.Tensor, ref_logp_T: torch.Tensor) -> torch.Ten
 
 
 def sequence_mean(x_T: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-    """[T]: every token carries the mean of its sequence."""
+    """[T] the mean of x over each token's sequence."""
     sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=x_T.device), lengths_B)
     sum_B = x_T.new_zeros(len(lengths_B)).index_add(0, sequence_T, x_T)
     return (sum_B / lengths_B.clamp(min=1))[sequence_T]
 
 
 def loss_at_ratio_1(advantage: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """l of a token whose ratio is 1, without a KL term: -A, and of surrogate soft -2 A / tau."""
+    """l of a token at ratio 1, without a KL term: -A, or -2 A / tau for surrogate soft."""
     if objective.surrogate != "soft":
         return -advantage
     return -2.0 * advantage / _taus(advantage, objective)
@@ -113,12 +114,12 @@ def _taus(advantage: torch.Tensor, objective: Objective) -> torch.Tensor:
 def penalised_tokens(old_logp_T: torch.Tensor, advantage_T: torch.Tensor, objective: Objective) -> torch.Tensor:
     """[T] bool, KL-Cov's tokens: the share `cov_share`, or one, with the largest (A - mean)(log pi - mean) above 0.
 
-    Give all tokens that count in a mini-batch. log pi is that of the sampling policy, so that the choice is made before
-    any forward pass and is the same under every cut; verl looks at the policy of the moment, a micro-batch at a time.
+    Pass all counted tokens of a mini-batch. log pi is the sampling policy's, so the choice needs no forward pass and
+    does not depend on micro-batches; verl uses the current policy, one micro-batch at a time.
     """
     logp_T, advantage_T = old_logp_T.detach().double(), advantage_T.double()
     cov_T = (advantage_T - advantage_T.mean()) * (logp_T - logp_T.mean())
     picked_T = torch.zeros_like(cov_T, dtype=torch.bool)
     count = max(1, int(objective.cov_share * len(cov_T)))
     picked_T[cov_T.argsort(descending=True, stable=True)[:count]] = True
-    return picked_T & (cov_T > TIE)  # where all A are alike every one is 0, and the largest a matter of rounding
+    return picked_T & (cov_T > TIE)  # if all A are equal, every covariance is 0 up to rounding

@@ -1,4 +1,4 @@
-"""The policy's weights in the names of a checkpoint, a layer at a time: for an engine and for the disk."""
+"""The policy's weights under a checkpoint's names, one layer at a time, for an engine or the disk."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,27 +13,23 @@ from evals.engines import WeightStream
 
 
 def weight_stream(policy: Policy) -> WeightStream:
-    """The weights in a checkpoint's names, adapters merged in. All ranks go through it together.
+    """The weights under a checkpoint's names, adapters merged in. All ranks iterate over it together.
 
-    A model of transformers 5 may hold them in another form, all experts of a layer in one tensor: they get the names
-    that its own `save_pretrained` gives them. A decoder layer is gathered from the ranks' shards, handed on and let go
-    before the next one, the embeddings and the output matrix likewise: no rank ever holds the whole model.
+    Names are those that the model's own `save_pretrained` uses: transformers 5 may hold all experts of a layer in one
+    tensor. Each layer, the embeddings and the output matrix are gathered from the ranks' shards, handed on and freed
+    before the next: no rank ever holds the whole model.
     """
-    like = {
-        name.replace(".base_layer.", "."): torch.empty(x.shape, device="meta", dtype=_type(policy, x.dtype))
-        for name, x in ((name, getattr(x, "quant_state", x)) for name, x in unpacked(policy.model).items())
-        if "lora_" not in name
-    }
+    like: dict[str, torch.Tensor] = {}
+    for name, held in unpacked(policy.model).items():
+        x = getattr(held, "quant_state", held)
+        if "lora_" not in name:  # sent in the plain copy's dtype: shards may be float32 masters
+            dtype = policy.plain.dtype if x.dtype.is_floating_point else x.dtype
+            like[name.replace(".base_layer.", ".")] = torch.empty(x.shape, device="meta", dtype=dtype)
     return WeightStream(revert_weight_conversion(policy.plain, like), _layers(policy.plain, policy.model))
 
 
-def _type(policy: Policy, held: torch.dtype) -> torch.dtype:
-    """That of the plain copy, whose shards may be float32 masters."""
-    return policy.plain.dtype if held.is_floating_point else held
-
-
 def _layers(plain: PreTrainedModel, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    seen: set[int] = set()  # a tied output matrix is the embeddings, which have been sent
+    seen: set[int] = set()  # a tied output matrix has been sent as the embeddings
     for name, layer in units(model, distributed.layers_of(model)):
         if all(id(p) in seen for p in layer.parameters()):
             continue
@@ -46,7 +42,7 @@ def _layers(plain: PreTrainedModel, model: PreTrainedModel) -> Iterator[tuple[st
 def units(
     module: torch.nn.Module, layers: Sequence[torch.nn.Module], name: str = ""
 ) -> Iterator[tuple[str, torch.nn.Module]]:
-    """The model in pieces that together have all of its weights: its layers, and what is beside them."""
+    """The model in pieces that together hold all of its weights: its layers, and what is outside them."""
     children = list(module.named_children())
     if (
         any(module is layer for layer in layers)

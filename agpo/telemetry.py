@@ -1,4 +1,4 @@
-"""What a step is measured by, the lines it is shown in, and plain words where the numbers need them."""
+"""A step's metrics, the lines that show them, and advice where the numbers call for it."""
 
 import statistics
 import sys
@@ -37,7 +37,7 @@ COLUMNS = (
     ("left", "speed/seconds_left", "{}", 7, 1),
 )
 QUIET_SECONDS = 0.8
-"""where there is no terminal: how long a step may take until a line says what it is doing"""
+"""without a terminal: how long a step may take before a line says what it is doing"""
 HEAD_EVERY = 20
 """lines, on a terminal"""
 METRICS = (  # for reports: name, title, unit, what it is, name of its figure
@@ -49,7 +49,7 @@ METRICS = (  # for reports: name, title, unit, what it is, name of its figure
     ("clip/rate", "Clip rate", "share of updates", "share of the step's updates that the clip dropped", ""),
     ("eval/pass1", "Held-out Pass@1", "share", "evaluations during training", ""),
 )
-FACTS = (  # of a run, for `evals.report arms`: title, how it is made, metric or axis
+FACTS = (  # of a run, for `evals.report arms`: title, how it is computed, metric or axis
     ("updates made", "sum", "updates/made"),
     ("clipped", "sum", "clip/clipped_updates"),
     ("no live group", "sum", "updates/dead"),
@@ -62,14 +62,14 @@ FACTS = (  # of a run, for `evals.report arms`: title, how it is made, metric or
     ("CPU seconds", "total", "cpu"),
 )
 PROGRAMS: tuple[str, ...] = ("AC", "WA", "RE", "TLE", "CE", "SE")
-"""the sandbox's verdicts that are counted in every step with programs, the others where there are some"""
+"""the sandbox's verdicts that are always counted in a step with programs; others only if they occur"""
 
 
 def axes(samples_per_prompt: int) -> list[tuple[str, str, list[tuple[float | str, ...]]]]:
-    """What runs may be compared at equal amounts of: (axis, title, terms), see `evals.store.RunRow.about`.
+    """The axes along which runs are compared: (axis, title, terms), see `evals.store.RunRow.about`.
 
-    A token through the model counts once as it is generated, and three times in an update: a forward pass, and a
-    backward pass of about two.
+    A token through the model counts once when generated and three times in an update (a backward pass costs about two
+    forward passes).
     """
     generated: list[tuple[float | str, ...]] = [
         (samples_per_prompt, "groups/live", "tokens/response_mean"),
@@ -86,10 +86,10 @@ def axes(samples_per_prompt: int) -> list[tuple[str, str, list[tuple[float | str
 def step_metrics(
     groups: Sequence[Group], live_G: Sequence[bool], plan: Sequence[MiniBatch], updates: Sequence[Update]
 ) -> dict[str, float]:
-    """The metrics of one step, over every group that was sampled. A mean over nothing is left out, not 0.
+    """The metrics of one step, over every sampled group. A mean over nothing is left out, not 0.
 
-    `entropy` is minus the mean log-probability of all sampled tokens: an unbiased estimate of the policy's entropy at
-    the sampling temperature, in nats, over masked and clipped groups too, for which nothing else is computed.
+    `entropy` is minus the mean log-probability of all sampled tokens, masked and clipped groups included: an unbiased
+    estimate of the policy's entropy at the sampling temperature, in nats.
     """
     samples = [sample for group in groups for sample in group.samples]
     dead = [{s.verdict.outcome for s in group.samples} for group, live in zip(groups, live_G, strict=True) if not live]
@@ -98,7 +98,10 @@ def step_metrics(
     norms = [u.grad_norm for u in updates if u.grad_norm is not None and not u.refused]
     once = {m.groups: m for m in plan}  # the plan has a mini-batch again for every pass over it
     live_tokens = sum(m.live_tokens for m in once.values())
-    all_tokens = sum(len(s.completion.token_ids) for s in samples)
+    lengths = [len(s.completion.token_ids) for s in samples]
+    lengths_of: dict[str, list[int]] = {}  # by outcome
+    for s, length in zip(samples, lengths, strict=True):
+        lengths_of.setdefault(s.verdict.outcome, []).append(length)
     run_tokens = sum(u.seen.tokens for u in updates)
     parts: dict[str, list[float | None]] = {}
     for s in samples:
@@ -112,14 +115,12 @@ def step_metrics(
     metrics = {
         "reward/mean": _mean(rewards),
         "reward/std": statistics.stdev(rewards) if len(rewards) > 1 else None,
-        "tokens/response_mean": _mean([len(s.completion.token_ids) for s in samples]),
-        "tokens/right_mean": _mean([len(s.completion.token_ids) for s in samples if s.verdict.outcome == "right"]),
-        "tokens/wrong_mean": _mean(
-            [len(s.completion.token_ids) for s in samples if s.verdict.outcome in ("wrong", "no_answer")]
-        ),
+        "tokens/response_mean": _mean(lengths),
+        "tokens/right_mean": _mean(lengths_of.get("right", [])),
+        "tokens/wrong_mean": _mean([*lengths_of.get("wrong", []), *lengths_of.get("no_answer", [])]),
         "tokens/truncated": _mean([float(s.completion.finish_reason == "length") for s in samples]),
-        "tokens/min": min((len(s.completion.token_ids) for s in samples), default=None),
-        "tokens/max": max((len(s.completion.token_ids) for s in samples), default=None),
+        "tokens/min": min(lengths, default=None),
+        "tokens/max": max(lengths, default=None),
         "samples/failed": float(sum(s.verdict.outcome in FAILED for s in samples)),
         "samples/unscored": float(sum(s.reward is None for s in samples)),
         "samples/no_answer": float(sum(s.verdict.outcome == "no_answer" for s in samples)),
@@ -127,7 +128,7 @@ def step_metrics(
         "groups/masked": float(len(groups) - sum(live_G)),
         "groups/all_right": float(sum(outcomes == {"right"} for outcomes in dead)),
         "groups/all_wrong": float(sum(outcomes <= {"wrong", "no_answer"} for outcomes in dead)),
-        "groups/live_token_share": live_tokens / all_tokens if all_tokens else None,
+        "groups/live_token_share": live_tokens / sum(lengths) if sum(lengths) else None,
         "entropy": -sum(logps) / len(logps) if logps else None,
         "loss/raw": _mean([u.decision.value for u, m in zip(updates, plan, strict=True) if m.rows]),
         "loss/value": _mean([u.decision.loss for u, m in zip(updates, plan, strict=True) if m.rows]),
@@ -157,26 +158,26 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 PATIENCE = 5
-"""steps without a live group until the run says that there is nothing left to learn"""
+"""steps in a row without a live group until the run says that nothing is left to learn"""
 
 
 @dataclass
 class Tally:
-    """Sums over the steps of a run. A resumed run makes them from the store, so that it counts and says the same."""
+    """Sums over a run's steps. A resumed run rebuilds them from the store, so that it counts and says the same."""
 
     total: Counter[str] = field(default_factory=Counter)
     """sums of the steps' metrics"""
     steps: int = 0
     free: int = 0
-    """steps that moved nothing"""
+    """steps that did not move the weights"""
     dead_steps: int = 0
     """in a row, up to now"""
     said: bool = False
-    """that there is nothing left to learn"""
+    """whether it was said that nothing is left to learn"""
     patience: int = 10
-    """steps without one update until the run says why"""
+    """steps in a row without an update until the run says why"""
     idle: list[Mapping[str, float]] = field(default_factory=list)
-    """the metrics of the steps since the last update, as many as `patience`"""
+    """the metrics of the steps since the last update"""
 
     @classmethod
     def of(cls, metrics: Iterable[tuple[int, str, float]], patience: int = 10) -> "Tally":
@@ -191,7 +192,7 @@ class Tally:
         return tally
 
     def add(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Count a step; what there is to say about it."""
+        """Count a step. Returns what there is to say about it."""
         self.total.update(metrics)
         self.steps, self.free = self.steps + 1, self.free + (not metrics["updates/made"])
         self.idle = [] if metrics["updates/made"] else [*self.idle, metrics]
@@ -207,9 +208,9 @@ class Tally:
         told = [f"step {step}: no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"]
         if "reward/mean" not in metrics:
             failed, none = metrics["samples/failed"], metrics["samples/unscored"] - metrics["samples/failed"]
-            told = [f"step {step}: no update, for no sample has a reward: {none:.0f} None, {failed:.0f} failed"]
+            told = [f"step {step}: no update, since no sample has a reward: {none:.0f} None, {failed:.0f} failed"]
         elif other:
-            told[0] += f", {other:.0f} otherwise alike or with too few scorable samples"
+            told[0] += f", {other:.0f} otherwise equal or with too few scorable samples"
         if self.dead_steps == PATIENCE:
             self.said = True
             told.append(
@@ -218,36 +219,36 @@ class Tally:
         return told + why
 
     def _why_idle(self, step: int) -> str:
-        """One line: no update for a while, with the numbers, and what to try."""
+        """Why there was no update for a while, and what to try."""
         names = "clip/clipped_updates", "clip/ties", "updates/dead", "updates/refused", "groups/live", "groups/masked"
         total = {name: sum(one.get(name, 0.0) for one in self.idle) for name in names}
         cut = sum(one.get("tokens/truncated", 0.0) for one in self.idle) / len(self.idle)
         groups = total["groups/live"] + total["groups/masked"]
         tries = []
         if cut > 0.5:
-            tries.append("raise rollout.max_tokens: where most answers are cut their lengths are equal, and L is a tie")
+            tries.append("raise rollout.max_tokens: truncated answers have equal lengths, which makes L a tie")
         if total["groups/masked"] > groups / 2:
-            tries.append("easier or harder data, or more samples per prompt: most groups have all rewards alike")
+            tries.append("easier or harder data, or more samples per prompt: most groups have equal rewards")
         if total["clip/clipped_updates"] > total["clip/ties"]:
             tries.append(
                 "objective.clip_scope=group or sequence, or objective=agpo_no_clip: right answers are the longer ones, "
-                "and the clip keeps no update that lengthens"
+                "and the clip drops updates that lengthen"
             )
         return (
-            f"step {step}: not one update in {len(self.idle)} steps: {total['clip/clipped_updates']:.0f} clipped, "
+            f"step {step}: no update in {len(self.idle)} steps: {total['clip/clipped_updates']:.0f} clipped, "
             f"{total['clip/ties']:.0f} of them ties; {total['updates/dead']:.0f} without a live group "
             f"({total['groups/masked']:.0f} of {groups:.0f} groups dead); {total['updates/refused']:.0f} refused; "
-            f"{cut:.0%} of the answers cut. Try: {'; '.join(tries) or 'another objective or reward'}."
+            f"{cut:.0%} of the answers truncated. Try: {'; '.join(tries) or 'another objective or reward'}."
         )
 
     def line(self) -> str:
-        """One line for the end of a run."""
+        """The summary at the end of a run."""
         total = self.total
         whole, early, wasted = (total[x] for x in ("saved/of_tokens", "speed/saved_seconds", "speed/wasted_seconds"))
         share = 100 * total["saved/tokens"] / whole if whole else 0.0
         overlap = (
             f"\noverlap     {self.free} of {self.steps} steps moved nothing; {early:.1f} s of sampling begun "
-            f"before its step, {wasted:.1f} s thrown away"
+            f"before its step, {wasted:.1f} s discarded"
         )
         return (
             f"updates     {total['updates/made']:.0f} made, {total['clip/clipped_updates']:.0f} clipped, "
@@ -259,7 +260,7 @@ class Tally:
 
 def _advice(right: float, wrong: float, other: float) -> str:
     if other > right + wrong:
-        return "Check the reward: it gives all samples of a prompt the same number, or cannot score them."
+        return "Check the reward: it gives all samples of a prompt the same score, or cannot score them."
     if right >= wrong:
         return "The problems are solved: give harder ones."
     return (
@@ -270,7 +271,7 @@ def _advice(right: float, wrong: float, other: float) -> str:
 
 @dataclass
 class Watch:
-    """What a step is doing, said and timed by phase."""
+    """Shows and times the phases of a step."""
 
     doing: Callable[[str], None] = lambda text: None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -279,7 +280,7 @@ class Watch:
     """(phase, from, to), in seconds since the step began"""
 
     def span(self, name: str, since: float) -> None:
-        """From `since` (perf_counter) until now."""
+        """Record a phase from `since` (perf_counter) until now."""
         self.spans.append((name, since - self.began, time.perf_counter() - self.began))
 
     def tell(self, phase: str, how_far: str) -> None:
@@ -297,11 +298,11 @@ class Watch:
 
 
 SHORTEST_SPAN = 1e-3
-"""seconds; what took less is not in the timeline"""
+"""seconds; shorter spans are not in the timeline"""
 
 
 def timeline(ranks: Sequence[Sequence[tuple[str, float, float]]]) -> dict[str, float]:
-    """The spans of every rank as metrics for the store: `evals.report` draws them."""
+    """The spans of every rank as metrics, which `evals.report` draws."""
     found: dict[str, float] = {}
     for rank, spans in enumerate(ranks):
         for number, (phase, start, end) in enumerate(spans):
@@ -312,8 +313,8 @@ def timeline(ranks: Sequence[Sequence[tuple[str, float, float]]]) -> dict[str, f
 
 
 class Progress:
-    """A line for each step, and below it what the step is doing now: on a terminal a line that changes; in a file or a
-    pipe one where a step is not over within a second, and then every half minute."""
+    """A line per step, and what the current step is doing: on a terminal a live line; in a file or pipe a line when a
+    step takes over a second, and then every half minute."""
 
     def __init__(self, console: Console, steps: int, first: int, *, gap: bool = False):
         shown = [column for column in COLUMNS if gap or column[0] != "gap"]
@@ -361,28 +362,21 @@ class Progress:
                 self.said = now
                 self.console.print(self._status())
 
-    def seconds_left(self, done: int) -> float:
-        """From the mean time of the steps this process made."""
-        return (time.perf_counter() - self.started) / max(done - self.first, 1) * (self.steps - done)
-
     def show(self, done: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics after `done` steps."""
-        row = {**metrics, "step": done, "speed/seconds_left": _clock(self.seconds_left(done))}
+        step_seconds = (time.perf_counter() - self.started) / max(done - self.first, 1)
+        row = {**metrics, "step": done, "speed/seconds_left": _clock(step_seconds * (self.steps - done))}
         self.done, self.now = done, ""
         if self.lines % (HEAD_EVERY if self.live else sys.maxsize) == 0:
             self._print([title for title, *_ in self.columns])
         self.lines += 1
         failed = metrics.get("samples/failed")
         more = f"  {failed:.0f} rewards failed" if failed else ""
-        self._print([_cell(row, name, form) for _, name, form, _, _ in self.columns], more)
+        self._print([form.format(row[name]) if name in row else "-" for _, name, form, _, _ in self.columns], more)
 
     def _print(self, cells: Sequence[str], more: str = "") -> None:
         line = "  ".join(f"{cell:>{column[3]}}" for cell, column in zip(cells, self.columns, strict=True))
         self.console.print(line + more, markup=False)
-
-
-def _cell(row: Mapping[str, float | str], name: str, form: str) -> str:
-    return form.format(row[name]) if name in row else "-"
 
 
 def _clock(seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""Experiment trackers on request: one small function each, none required. The results store has it all without them.
+"""Optional experiment trackers; the results store has everything without them.
 
-A tracker is a context manager that yields `log(step, values, rows)`, and a line in `TRACKERS`. A resumed run goes on in
-the same run of the tracker. What fails in one while training is counted, said once and never stops or changes the run.
+A tracker is a context manager that yields `log(step, values, rows)`, and a line in `TRACKERS`. A resumed run continues
+the tracker's run. A tracker's failure while training is counted and reported once; it never stops or changes the run.
 """
 
 import importlib.util
@@ -34,12 +34,12 @@ class About:
     folder: Path
     config: Mapping[str, object]
     done: int
-    """finished steps; more than 0 where the run is resumed"""
+    """finished steps; more than 0 in a resumed run"""
 
 
 @contextmanager
 def tensorboard(about: About) -> Iterator[Log]:
-    """Event files in <run folder>/tensorboard. What a killed process wrote beyond its checkpoint is hidden."""
+    """Event files in <run folder>/tensorboard. What a killed process wrote after its checkpoint is hidden."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(about.folder / "tensorboard"), purge_step=about.done + 1 if about.done else None) as writer:
@@ -47,7 +47,7 @@ def tensorboard(about: About) -> Iterator[Log]:
         def log(step: int, values: Mapping[str, float], rows: Table) -> None:
             for name, value in values.items():
                 writer.add_scalar(name, value, step)
-            for number, row in enumerate(rows):  # it has texts for tables; indented they are not read as Markdown
+            for number, row in enumerate(rows):  # there are no tables; indented text is not read as Markdown
                 told = [f"{name}\n\n" + indent(str(value), "    ") for name, value in row.items()]
                 writer.add_text(f"completions/{number}", "\n\n".join(told), step)
 
@@ -56,7 +56,7 @@ def tensorboard(about: About) -> Iterator[Log]:
 
 @contextmanager
 def wandb(about: About) -> Iterator[Log]:
-    """Weights & Biases, with its own WANDB_* variables. Steps that a resumed run makes again are there already."""
+    """Weights & Biases, with its own WANDB_* variables. It ignores steps that a resumed run repeats."""
     import pandas as pd
     import wandb
 
@@ -77,7 +77,7 @@ def wandb(about: About) -> Iterator[Log]:
 
 @contextmanager
 def mlflow(about: About) -> Iterator[Log]:
-    """MLflow, with its own MLFLOW_* variables. Steps that a resumed run makes again are there already."""
+    """MLflow, with its own MLFLOW_* variables. Steps that a resumed run repeats are skipped."""
     import mlflow
 
     mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
@@ -116,22 +116,19 @@ def trackio(about: About) -> Iterator[Log]:
 
 
 TRACKERS: dict[str, Callable[[About], AbstractContextManager[Log]]] = {
-    "tensorboard": tensorboard,
-    "wandb": wandb,
-    "mlflow": mlflow,
-    "trackio": trackio,
+    one.__name__: one for one in (tensorboard, wandb, mlflow, trackio)
 }
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
 """what to install; the module has the tracker's name"""
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raises UserError with the command that installs what is missing."""
+    """Raises UserError with the pip command if a package is missing."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"tracker {missing[0]!r} needs a package that is not installed: pip install "
-            f"{' '.join(PACKAGES[name] for name in missing)}. Or leave it out: the results store has the same numbers."
+            f"{' '.join(PACKAGES[name] for name in missing)}. Or remove it: the results store has the same numbers."
         )
 
 
@@ -145,15 +142,15 @@ class Trackers:
         self._open = ExitStack()
 
     def __enter__(self) -> "Trackers":
-        """Raises UserError where one cannot be started."""
+        """Raises UserError if one cannot be started."""
         for name in self.names:
             try:
                 self._logs[name] = self._open.enter_context(TRACKERS[name](self.about))
             except Exception as e:
                 self._open.close()
                 raise UserError(
-                    f"tracker {name!r} could not be started: {type(e).__name__}: {e}. Put that right, or leave it out: "
-                    "the results store has the same numbers."
+                    f"tracker {name!r} could not be started: {type(e).__name__}: {e}. Fix that, or remove it: the "
+                    "results store has the same numbers."
                 ) from e
         return self
 
@@ -168,7 +165,7 @@ class Trackers:
             self.console.print(f"tracker {name} failed {times} times; the results store is complete", style="yellow")
 
     def log(self, step: int, values: Mapping[str, float], rows: Table = ()) -> None:
-        """`rows`: completions of the step with prompt, reward and the like, for those that show tables or texts."""
+        """`rows`: completions of the step with prompt, reward etc., for trackers that show tables."""
         for name, log in self._logs.items():
             try:
                 log(step, values, rows)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
+from rich.text import Text
 
 from agpo.config import TrainConfig, all_keys, load_config, recipes
 from evals.console import make_console
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
-    """Run the remaining steps. When it ends well or is asked to stop, the last finished step has a checkpoint."""
+    """Run the remaining steps. Unless it raises, the last finished step has a checkpoint."""
     from agpo import distributed
     from agpo.checkpoint_io import Writer
     from agpo.problems import open_reward
@@ -49,7 +50,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
     tally = Tally.of(distributed.broadcast(lambda: run.store.metrics(run.id)), config.update.patience)
     trackers_here = config.trackers if distributed.is_main() else ()
 
-    def stopping() -> bool:  # a signal reaches the ranks one after the other: they stop after the same step
+    def stopping() -> bool:  # a signal reaches the ranks at different times; all must stop after the same step
         return distributed.all_reduce_max(stop()) > 0
 
     say = partial(console.print, style="yellow", markup=False)
@@ -74,7 +75,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
             try:
                 metrics = train_step(run, grader, say, progress.doing)
             except Unusable:
-                with suppress(UserError):  # weights that are broken are not saved
+                with suppress(UserError):  # broken weights are not saved
                     if run.done:
                         save_checkpoint(run, writer)
                 raise
@@ -94,7 +95,7 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
 
 
 def completions(run: Run) -> list[dict[str, str | float | None]]:
-    """For the trackers: the first sample of some problems of the last step."""
+    """The first sample of some problems of the last step, for the trackers."""
     from agpo.distributed import is_main
 
     if not run.config.trackers or not run.config.log_completions or not is_main():
@@ -115,7 +116,7 @@ def completions(run: Run) -> list[dict[str, str | float | None]]:
 
 
 def evaluate_policy(run: Run, console: Console, trackers: Trackers) -> None:
-    """Evaluate the current weights on the configured benchmarks; what the store has of this step already, stays."""
+    """Evaluate the current weights on the benchmarks that the store has no result for at this step."""
     from agpo import distributed
     from agpo.sampling import awake
     from agpo.sampling_on_ranks import serve, shared
@@ -129,7 +130,7 @@ def evaluate_policy(run: Run, console: Console, trackers: Trackers) -> None:
 
 
 def evaluate_benches(run: Run, engine: Engine, console: Console, trackers: Trackers) -> None:
-    """Ask `engine` the problems of every benchmark that the store does not have yet of this step."""
+    """Rank 0's part of `evaluate_policy`."""
     from agpo.problems import open_bench_grader
     from evals.complete import Job, evaluate
     from evals.engines import Sampling
@@ -164,17 +165,16 @@ def evaluate_benches(run: Run, engine: Engine, console: Console, trackers: Track
 
 @contextmanager
 def stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C, SIGTERM or a terminal that closes lets the step finish, so that what is saved is exact; a second one
-    leaves at once."""
+    """On Ctrl-C, SIGTERM or SIGHUP finish the step, so that its checkpoint is exact; on a second one leave at once."""
     seen: list[int] = []
 
     def note(number: int, frame: object) -> None:
         seen.append(number)
-        if len(seen) > 2:  # something does not let go
+        if len(seen) > 2:  # something swallows KeyboardInterrupt
             os._exit(130)
         if len(seen) > 1:
-            raise KeyboardInterrupt("what was saved before is intact")
-        console.print("stopping after this step; once more to leave at once")
+            raise KeyboardInterrupt("earlier checkpoints are intact")
+        console.print("stopping after this step; repeat to leave at once")
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
@@ -238,9 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(args: argparse.Namespace, console: Console) -> int:
     if args.keys:
         for key, about in all_keys():
-            console.print(
-                f"[bold]{key}[/]  {about}".replace("[", r"\[").replace(r"\[bold]", "[bold]").replace(r"\[/]", "[/]")
-            )
+            console.print(Text.assemble((key, "bold"), f"  {about}"))
         return 0
     if args.engine == "verl":
         from agpo.integrations.verl.launch import launch
@@ -248,7 +246,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
         return launch(args, console)
     for flag in ("rehearse", "verl", "verl_python"):
         if getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')} is an option of verl: add --engine verl, or leave it out.")
+            raise UserError(f"--{flag.replace('_', '-')} is an option of verl: add --engine verl, or remove it.")
     if args.resume:
         from agpo.resume_config import continued, find_resume, other_ranks
 
@@ -261,17 +259,17 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
                 "number, or resume an earlier checkpoint with --discard-later."
             )
         if rounding:
-            console.print(f"{', '.join(rounding)} changed: results may differ in rounding from the run without a stop")
+            console.print(f"{', '.join(rounding)} changed: results may differ in rounding from an uninterrupted run")
         if said := other_ranks(saved):
             console.print(said)
     else:
         config, saved, label = load_config(args.recipe or "tiny", args.overrides), None, {}
         if not args.recipe and config.model == model_path(config.model):
             raise UserError(
-                f"model={config.model} without a recipe would train with those of the tiny model: learning rate "
+                f"model={config.model} without a recipe would train with the tiny model's settings: learning rate "
                 f"{config.update.lr:g}, prompt {config.prompt}, {config.rollout.max_tokens} tokens, reward "
-                f"{config.reward}. Say --recipe smollm2-135m (or another: {', '.join(recipes())}, a YAML file) and set "
-                "data, prompt and reward over it; --recipe tiny insists."
+                f"{config.reward}. Use --recipe smollm2-135m (or another: {', '.join(recipes())}, a YAML file) and set "
+                "data, prompt and reward on top; --recipe tiny forces these settings."
             )
     if args.dry_run:
         from agpo.preflight import lines_of, preflight
@@ -290,7 +288,7 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
 
 
 def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Console) -> int:
-    """Sample and grade the step after `done` steps and print its plan. The store and the runs stay as they are."""
+    """Sample and grade the step after `done` steps and print its plan. Nothing is recorded."""
     from agpo.distributed import is_main
     from agpo.explain import explain
     from agpo.packing import attention_cost
@@ -316,19 +314,11 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
     return 0
 
 
-def slow_engine(run: Run) -> str:
-    """What engine hf costs on a GPU with a model for which it is not made; empty where it is fine."""
-    if run.config.engine == "vllm" or run.policy.plain.device.type != "cuda":
-        return ""
-    from agpo.memory import advice, model_sizes
-
-    return advice(run.config, model_sizes(run.policy.plain.config, run.config))
-
-
 def drive(run: Run, console: Console) -> int:
-    """Train, and end with the picture. Marks the run's status whatever happens."""
+    """Train, and draw the curves at the end. Records the run's status whatever happens."""
     from agpo.checkpoint_io import checkpoints, read_best
     from agpo.distributed import is_main, world_size
+    from agpo.memory import advice, model_sizes
     from agpo.setup import selected_on_test
     from evals.report.figures import curves
 
@@ -338,14 +328,13 @@ def drive(run: Run, console: Console) -> int:
             ranks = f", {world_size()} ranks" if world_size() > 1 else ""
             about = f"{config.name}, objective {config.objective.preset}, seed {config.seed}{ranks}"
             console.print(f"run {run.id}: {about}")
-            if warning := slow_engine(run):
-                console.print(warning, style="yellow", markup=False)
+            hf_on_gpu = config.engine == "hf" and run.policy.plain.device.type == "cuda"
+            if hf_on_gpu and (slow := advice(config, model_sizes(run.policy.plain.config, config))):
+                console.print(slow, style="yellow", markup=False)
             console.print(f"layout {run.policy.layout}: {run.policy.why}", markup=False)
             if on_test := selected_on_test(config):
-                console.print(
-                    f"checkpoint.best chooses by {on_test}, a test set: what the best checkpoint scores is labelled "
-                    "selected_on_test"
-                )
+                chosen = f"checkpoint.best chooses by {on_test}, a test set"
+                console.print(f"{chosen}: what the best checkpoint scores is labelled selected_on_test")
             train(run, console, stop)
         if run.done < run.config.steps:
             status = "interrupted"
@@ -367,7 +356,7 @@ def drive(run: Run, console: Console) -> int:
         raise
     except (OSError, UserError) as e:
         said = told(e)
-        if said and AGAIN in said[0] and checkpoints(run.folder):  # which would be another run
+        if said and AGAIN in said[0] and checkpoints(run.folder):  # the same command would start another run
             on = f"go on with:\n  python -m agpo.train --resume {run.folder}"
             raise UserError(said[0].removeprefix("error: ").replace(f"{AGAIN}.", on)) from e
         raise

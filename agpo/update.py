@@ -1,13 +1,13 @@
-"""One optimizer update on a mini-batch: Eq. 6 of the paper, in the four cases that it has.
+"""One optimizer update on a mini-batch: the four cases of the paper's Eq. 6.
 
     Eq. 4   advantages, and which groups are live      fixed in the plan, before any forward pass (`agpo.batch`)
     Eq. 5   l_it of every token of a micro-batch       `agpo.policy.losses`
     Eq. 6   the mask: groups that are not live         have no row in the plan
             the clip: f'(L) grad L, f(L) = max(0, L)   here
 
-What differs between the cases is when f' is known, and so what it can be multiplied by: `free`, nothing has a gradient;
-`known units`, f' of each row's unit before its gradient; `whole`, f' of L after all of its gradient; `local units`, f'
-of each unit within its micro-batch. With several ranks each runs its part of the rows, and all decide on the same sums.
+The cases differ in when f' is known, and so what it multiplies: `free`, nothing has a gradient; `known units`, f' of
+each row's unit before its gradient; `whole`, f' of L after its gradient; `local units`, f' of each unit within its
+micro-batch. With several ranks each runs its part of the rows, and all decide on the same sums.
 """
 
 import math
@@ -29,10 +29,10 @@ from agpo.presets import Objective
 def update(
     policy: Policy, minibatch: MiniBatch, objective: Objective, settings: Settings, *, on_policy: bool
 ) -> Update:
-    """One optimizer update on a mini-batch, or none where the clip says so.
+    """One optimizer update on a mini-batch, or none if it is clipped. The schedule advances in any case.
 
-    `on_policy`: the parameters have not moved since the tokens were sampled, so the ratio is exactly 1 and, where the
-    plan is exact, L is known and a clipped mini-batch never runs. The learning-rate schedule advances in every case.
+    `on_policy`: the parameters have not moved since the tokens were sampled, so the ratio is exactly 1; if the plan is
+    exact, L is then known and a clipped mini-batch never runs.
     """
     assert settings.correction is None or not minibatch.exact, "a correction wants plan_step(..., corrected=True)"
     known = on_policy and minibatch.exact
@@ -41,22 +41,22 @@ def update(
         group["lr"] = policy.lr_at(policy.updates)
     policy.trained.optimizer.zero_grad(set_to_none=True)
     with attention_of(policy.model, policy.layout), checkpointing(policy.model):
-        # Eq. 4 and the mask of Eq. 6 are in the plan. Left is f'(L) grad L, by when f' is known.
+        # Eq. 4 and the mask of Eq. 6 are in the plan. What remains is f'(L) grad L, by when f' is known.
         scales, decision = _scales(passes, known)
         wanted: Sequence[int] = minibatch.moving
-        if scales is not None and not objective.entropy_coef:  # what has f' = 0 adds nothing; NaN runs, and is refused
+        if scales is not None and not objective.entropy_coef:  # f' = 0 adds nothing; NaN runs and is refused
             wanted = [i for i in wanted if scales[i] != 0]
-        if not wanted:  # free: clipped, or A = 0 throughout. Eq. 5 is never computed
+        if not wanted:  # free: clipped, or A = 0 throughout: Eq. 5 is never computed
             seen = Seen()
         elif scales is not None:  # before the gradient, as in a step's first updates: f' of its unit multiplies each l
             seen = _known_units(passes, wanted, scales)
         elif objective.clip_scope == "mini_batch":  # after it: L is complete with the last micro-batch
             seen = _whole(passes, wanted)
-        else:  # with it: every unit, a token or a sequence, lies within one micro-batch
+        else:  # with it: every unit (a token or a sequence) lies within one micro-batch
             seen = _local_units(passes, wanted)
     reshard(policy.model)
     decision = _decide(minibatch, objective, decision, seen)
-    # grad f(L) = f'(L) grad L: one factor for the whole gradient, unless each row's l has had its own.
+    # grad f(L) = f'(L) grad L: one factor for the whole gradient, unless each row's l was multiplied already.
     factor = decision.scale if objective.clip_scope == "mini_batch" and scales is None else 1.0
     report = _apply(policy, minibatch, objective, settings.max_grad_norm, decision, factor, seen)
     policy.updates += 1
@@ -67,7 +67,7 @@ def update(
 
 
 def _known_units(passes: "_Passes", wanted: Sequence[int], scales: Sequence[float]) -> Seen:
-    """f' of every unit is known: the loss of each row is multiplied by that of its unit, before its gradient."""
+    """f' of every unit is known: it multiplies the loss of each of its rows before the gradient."""
     sums = Sums()
     for part, batch in passes.batches(wanted):
         scale_B = torch.tensor([scales[i] for i in part] or [0.0], dtype=torch.float64)
@@ -78,9 +78,9 @@ def _known_units(passes: "_Passes", wanted: Sequence[int], scales: Sequence[floa
 
 
 def _whole(passes: "_Passes", wanted: Sequence[int]) -> Seen:
-    """f sees L, the sum over all micro-batches: gradients of L add up, and f'(L) multiplies them in the end.
+    """f sees L, the sum over all micro-batches: gradients of L add up, and f'(L) multiplies them at the end.
 
-    Where L is complete and clipped the last backward pass is left out: its gradient would be thrown away.
+    If L turns out to be clipped, the last backward pass is skipped.
     """
     sums, seen, parts = Sums(), Seen(), passes.cut(wanted)
     for number, part in enumerate(parts, 1):
@@ -95,7 +95,7 @@ def _whole(passes: "_Passes", wanted: Sequence[int]) -> Seen:
 
 
 def _local_units(passes: "_Passes", wanted: Sequence[int]) -> Seen:
-    """f sees tokens or sequences, which no other micro-batch has a part of: decided in each of them."""
+    """f sees tokens or sequences, each within one micro-batch, which decides on them."""
     sums = Sums()
     for part, batch in passes.batches(wanted):
         each_B = torch.arange(len(part) or 1, device=batch.loss_T.device)
@@ -107,22 +107,21 @@ def _local_units(passes: "_Passes", wanted: Sequence[int]) -> Seen:
 
 
 def _scales(passes: "_Passes", known: bool) -> tuple[list[float] | None, Decision | None]:
-    """(f' of each row's unit, the decision) where they are known, or have to be, before the gradient. None: they are
-    found along the way.
+    """(f' of each row's unit, the decision) if they are known, or needed, before the gradient; else None.
 
-    Known: at ratio 1. Has to be: groups and units of K sequences, which may reach over several micro-batches, and
-    whenever an entropy bonus, which is outside f, adds its own gradient; then a pass without gradient finds it.
+    Known: at ratio 1. Needed: for groups and units of K sequences, which may span several micro-batches, and with an
+    entropy bonus, which is outside f and adds its own gradient. A pass without gradient then computes them.
     """
     rows, objective = passes.minibatch.rows, passes.objective
-    if known:  # at ratio 1 every l is -A: rewards and lengths say it all
+    if known:  # at ratio 1 every l is -A
         return [row.scale_at_ratio_1 for row in rows], passes.minibatch.at_ratio_1
     whole = objective.clip_scope == "mini_batch"
-    # A smaller unit never leaves its micro-batch, and L needs no pass of its own: its gradient can wait for f'.
+    # Smaller units lie within a micro-batch, and the gradient of L can wait for f'.
     wide = objective.clip != "none" and (objective.clip_scope == "group" or objective.clip_size > 1)
     if not rows or not (wide or (whole and objective.entropy_coef)):
         return None, None
     wanted = passes.minibatch.moving
-    # A row that does not run has l = 0: its weight counts in its unit, its loss adds nothing.
+    # A row that does not run has l = 0: it adds weight to its unit, but no loss.
     still = sorted({*range(len(rows))} - {*wanted}) if is_main() else []  # counted by one rank
     units = [torch.tensor([rows[i].unit for i in still], dtype=torch.long)]
     values = [torch.zeros(len(still), dtype=torch.float64)]
@@ -144,9 +143,9 @@ def _scales(passes: "_Passes", known: bool) -> tuple[list[float] | None, Decisio
 
 
 def _decide(minibatch: MiniBatch, objective: Objective, decision: Decision | None, seen: Seen) -> Decision:
-    """What f says of the mini-batch. `decision`: where it was made before the gradient."""
+    """The mini-batch's decision. `decision`: if it was made before the gradient."""
     rows = minibatch.rows
-    if not rows:  # no live group: L = 0 has no gradient, and whether f' says so does not matter
+    if not rows:  # no live group: L = 0 has no gradient, whatever f' is
         decision = decision or seen.decision(objective)
         return replace(decision, loss=0.0, scale=0.0, clipped=objective.clip == "max0")
     if decision is not None:
@@ -154,7 +153,7 @@ def _decide(minibatch: MiniBatch, objective: Objective, decision: Decision | Non
     decision = seen.decision(objective)
     if objective.clip_scope == "mini_batch":  # one unit: the decision is on L itself
         return decision
-    # Rows without a gradient did not run: their l is 0 whatever the policy, and f' there counts in the mean.
+    # Rows without a gradient did not run: their l is always 0, but their f' counts in the mean.
     still = {*range(len(rows))} - {*minibatch.moving}
     kept = seen.kept + sum(rows[i].weight * len(rows[i].response_ids) * rows[i].scale_at_ratio_1 for i in still)
     scale = kept / sum(row.weight * len(row.response_ids) for row in rows)
@@ -170,15 +169,15 @@ def _apply(
     factor: float,
     seen: Seen,
 ) -> Update:
-    """Multiply the gradient by what it still lacks, then step, skip or refuse."""
+    """Multiply the gradient by `factor`, then step, skip or refuse."""
     trained, optimizer = policy.trained, policy.trained.optimizer
     report = Update(decision, stepped=False, seen=seen)
-    # Clipped, f'(L) = 0: no step, since with a zero gradient AdamW would still move. An entropy bonus is outside f.
+    # Clipped, f'(L) = 0: no step, since AdamW moves on a zero gradient too. An entropy bonus is outside f.
     if decision.scale == 0.0 and not (objective.entropy_coef and seen.tokens):
         optimizer.zero_grad(set_to_none=True)
         if not (decision.clipped and minibatch.steps_on_zero):
             return report
-        for parameter in trained.parameters:  # on_clip zero_grad, Eq. 6 to the letter: its moments move it all the same
+        for parameter in trained.parameters:  # on_clip zero_grad, Eq. 6 to the letter: AdamW's moments still move them
             parameter.grad = torch.zeros_like(parameter)
         trained.step()
         return replace(report, stepped=True, grad_norm=0.0)
@@ -187,7 +186,7 @@ def _apply(
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
     norm = float(full(torch.nn.utils.clip_grad_norm_(trained.parameters, max_grad_norm or math.inf)))
-    # Neither step nor clip on NaN: max(0, NaN) would pass for a clipped update and hide what is broken.
+    # Refuse NaN rather than clip it: max(0, NaN) would look like a clipped update and hide the problem.
     finite = math.isfinite(norm) and math.isfinite(decision.value)
     if finite:
         trained.step()
@@ -200,7 +199,7 @@ def _apply(
 
 @dataclass(frozen=True)
 class _Passes:
-    """This rank's passes over the rows of a mini-batch, in micro-batches, as many as each other rank makes."""
+    """This rank's passes over a mini-batch, in as many micro-batches as on every other rank."""
 
     policy: Policy
     minibatch: MiniBatch
@@ -219,7 +218,7 @@ class _Passes:
             yield part, self.losses(part)
 
     def backward(self, loss: torch.Tensor, batch: Losses) -> None:
-        """With the entropy bonus, which is outside f."""
+        """Backward of the loss and the entropy bonus, which is outside f."""
         if self.objective.entropy_coef and batch.entropy_T is not None:
             loss = loss - self.objective.entropy_coef * (batch.weight_T * batch.entropy_T).sum()
         loss.backward()
@@ -227,22 +226,21 @@ class _Passes:
 
 @dataclass
 class Sums:
-    """What becomes `Seen`, of this rank as it runs. It stays on the device until it is complete: reading a number of a
-    GPU waits for all that was asked of it."""
+    """This rank's running sums for `Seen`. They stay on the device until complete: reading from a GPU synchronizes."""
 
     sums: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    """value, magnitude, kept, weight, gap, and by weight what was `measured`"""
+    """value, magnitude, kept, weight, gap, and the weighted `measured`"""
     largest: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     """gap of a token"""
     names: tuple[str, ...] = ()
-    """of what was measured, the same on every rank"""
+    """of `measured`, the same on every rank"""
     tokens: int = 0
     flops: float = 0.0
     compared: int = 0
     """tokens with a gap"""
 
     def add(self, batch: Losses, part: Sequence[int], kept: torch.Tensor | None = None) -> None:
-        """Take a micro-batch in; what ran for an empty part, to keep the ranks in step, is nothing."""
+        """Add a micro-batch. An empty part only ran to keep the ranks in step."""
         self.names = tuple(batch.measured)
         if not part:
             return

@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs and logs (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="say what there is and what would be run, then stop")
+    parser.add_argument("--dry-run", action="store_true", help="list what is finished and what would run, then exit")
     args = parser.parse_intermixed_args(argv)
     if args.workers < 1 or args.threads < 1:
         raise UserError("--workers and --threads must be at least 1.")

@@ -85,12 +85,13 @@ def runs_of(words: list[str], n: int) -> set[tuple[str, ...]]:
 
 def ours(texts: list[str], against: list[list[str]]) -> dict:
     from data_curation.similar import gram_pairs, near_pairs, run_sets
+    from data_curation.text import tokens
 
     started = time.perf_counter()
     near = near_pairs(run_sets(texts, SHINGLE), JACCARD)
     middle = time.perf_counter()
     everything = [text for bench in against for text in bench]
-    hits = gram_pairs(texts, everything, N, RATIO)
+    hits = gram_pairs(tokens(texts), tokens(everything), N, RATIO)
     ended = time.perf_counter()
     return {
         "dedupe s": middle - started,
@@ -302,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--curve", type=int, nargs="+", metavar="ROWS", help="whole builds of these sizes")
+    parser.add_argument("--curve", type=int, nargs="+", metavar="ROWS", help="time whole builds of these sizes instead")
     parser.add_argument("--one", choices=[*WAYS, "build"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

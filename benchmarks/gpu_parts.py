@@ -28,13 +28,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agpo import logprobs, packing
 from agpo.batch import Group, Row, Sample, plan_step
-from agpo.config import LoraConfig
 from agpo.logprobs import _SampledLogProbs, attention_of, choose_layout, log_probs
 from agpo.memory import flops, peak_flops
 from agpo.model import compile_layers, prepare
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained
 from agpo.policy import Policy, Settings, tokens_of
+from agpo.sections import LoraConfig
 from agpo.update import update
 from evals.engines import Completion, Request, Sampling
 from evals.engines.hf import HFEngine

@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--fusion", help="address of a running SandboxFusion server")
     parser.add_argument("--docker", action="store_true", help="also our Docker backend, docker run and docker exec")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--programs", type=int, default=120, help="per round; the slow contenders get fewer")
+    parser.add_argument("--programs", type=int, default=120, help="programs per round; slow contenders get fewer")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 

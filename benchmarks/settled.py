@@ -128,7 +128,7 @@ def stored(store: Store, run: str, samples: int) -> Iterator[Step]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store")
-    parser.add_argument("--steps", type=int, default=100, help="simulated steps of each row")
+    parser.add_argument("--steps", type=int, default=100, help="simulated steps per row")
     parser.add_argument("runs", nargs="*")
     args = parser.parse_args()
     cases: list[tuple[str, list[Step], int, int]] = []

@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--writers", type=int, default=4)
-    parser.add_argument("--runs", type=int, default=4, help="of each writer; every other one is an evaluation")
+    parser.add_argument("--runs", type=int, default=4, help="runs of each writer; every other one is an evaluation")
     parser.add_argument("--store", default="sqlite", help="sqlite or postgresql (gone at the end), a path or a URL")
     parser.add_argument("--query", nargs=2, metavar=("NAME", "URL"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -221,13 +221,13 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--lengths", choices=("free", "fixed"), default="free")
     parser.add_argument("--reward", choices=("exact", "parity"), default="exact")
-    parser.add_argument("--micro-batch-tokens", type=int, default=4096, help="of ours")
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of TRL in an update")
+    parser.add_argument("--micro-batch-tokens", type=int, default=4096, help="micro-batch budget of our trainer")
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches per update in TRL")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--objectives", default="grpo,agpo", help="sides of ours, with commas")
+    parser.add_argument("--objectives", default="grpo,agpo", help="objectives of our trainer to measure, with commas")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -235,7 +235,7 @@ def main() -> None:
         print(json.dumps(trl(task) if args.worker == "trl" else ours(args.worker, task)))
         return
     if not args.trl_python:
-        parser.error("--trl-python is needed: TRL wants an environment of its own, see --help")
+        parser.error("--trl-python is required: TRL needs an environment of its own, see --help")
     sides = {"trl": args.trl_python, **dict.fromkeys(args.objectives.split(","), sys.executable)}
     steps: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(args.rounds):

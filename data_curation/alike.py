@@ -8,16 +8,14 @@ have the same answer and the same numbers; where the answers differ, only filler
 import difflib
 import hashlib
 import re
-import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from data_curation.stage import Row
-from data_curation.text import DROPPED, SAME, diagrams, without_diagrams
+from data_curation.stage import Row, Tests
+from data_curation.text import DROPPED, SAME, diagrams, folded, without_diagrams
 from evals.grading.math import normalise
 
 SAME_ANSWER = 0.25
@@ -33,7 +31,7 @@ RARE = {2: 0.7, 3: 0.5}
 SHORT = 12
 """words and symbols, without diagrams: with fewer, equal words with different answers are no evidence"""
 
-_LOOKS = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-z])|\\[,;:! ]|[\s$~]+|[.。]+$")
+_LOOKS = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-z])|\\[,;:! ()\[\]]|[\s$~]+|[.。]+$")
 _FORM = re.compile(
     r"(?:the |original |this )*answer (?:to the \w+ )?(?:is |should be |will be )?(?:given |expressed |written )?"
     r"(?:in|of) the form.*$"
@@ -88,7 +86,8 @@ _VERSION = re.compile(r"\b(easy|easier|simple|medium|hard|harder|difficult|extre
 
 def key(problem: str) -> str:
     """What is equal for equal problems."""
-    return _LOOKS.sub("", unicodedata.normalize("NFKC", problem).casefold())
+    plain = re.sub(r"\\[dt]frac", r"\\frac", re.sub(r"\\([lgn]e)q(?![a-z])", r"\\\1", folded(problem).casefold()))
+    return re.sub(r"(?<!\\)\{(\w)\}", r"\1", _LOOKS.sub("", plain))
 
 
 def bare(problem: str) -> str:
@@ -109,12 +108,14 @@ def answer_key(answer: str) -> str:
     """What is equal for plainly equal answers: the grader's spelling, without a unit, integers in one form."""
     plain = _UNIT.sub("", _THOUSANDS.sub("", normalise(answer).removeprefix("\\$")))
     plain = _FRACTION.sub(lambda found: "/".join(part.strip("{}") for part in found.groups()), plain)
-    return str(int(plain)) if re.fullmatch(r"-?\d{1,1000}", plain) else plain
+    if re.fullmatch(r"[+-]?\d*\.\d+", plain):  # 7.0 is 7
+        plain = plain.rstrip("0").rstrip(".")
+    return str(int(plain)) if re.fullmatch(r"[+-]?\d{1,1000}", plain) else plain
 
 
 def numbers(problem: str) -> list[str]:
     """The runs of digits, in order, without those that number a list."""
-    return re.findall(r"\d+", _LISTED.sub("", _THOUSANDS.sub("", without_diagrams(problem))))
+    return re.findall(r"\d+", _LISTED.sub("", _THOUSANDS.sub("", folded(without_diagrams(problem)))))
 
 
 def share_numbers(one: str, other: str) -> int:
@@ -128,7 +129,7 @@ def share_numbers(one: str, other: str) -> int:
 
 def signs(problem: str) -> list[str]:
     """Plus, minus and the signs of inequalities, in order; hyphens are none."""
-    plain = _MARKUP.sub(" ", unicodedata.normalize("NFKC", without_diagrams(problem)))
+    plain = _MARKUP.sub(" ", folded(without_diagrams(problem)))
     return [str(_SIGNS.get(sign, sign)) for sign in _SIGN.findall(plain)]
 
 
@@ -251,7 +252,7 @@ def _length(problem: str) -> int:
 
 
 def _content(problem: str) -> list[str]:
-    plain = _THOUSANDS.sub("", _MARKUP.sub(" ", unicodedata.normalize("NFKC", without_diagrams(problem))))
+    plain = _THOUSANDS.sub("", _MARKUP.sub(" ", folded(without_diagrams(problem))))
     found: list[str] = _WORD.findall(plain)
     found = [part for word in found for part in (word if _NAME.fullmatch(word) else [word])]
     words = [word if word.isupper() else str(SAME.get(word.lower(), word.lower())) for word in found]
@@ -281,5 +282,5 @@ def _unlike(left: list[str], right: list[str]) -> list[str]:
     return left + right
 
 
-def _tests(code: Mapping[str, Any]) -> dict[str, str]:
+def _tests(code: Tests) -> dict[str, str]:
     return {given.strip(): printed.strip() for given, printed in zip(code["inputs"], code["outputs"], strict=True)}

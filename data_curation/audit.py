@@ -6,14 +6,14 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from data_curation.solve_rate import RUN, short_model
+from data_curation.stage import Record
 from evals.console import make_console
 from evals.errors import UserError, command
 from evals.grading import math
 from evals.outputs import check_file, replacing
-from evals.store import Store
+from evals.store import RunRow, Store
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Reference answers to look at</title>
 <style>body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}pre{white-space:pre-wrap}
@@ -26,12 +26,12 @@ article{border-top:1px solid #ccc;padding:1rem 0}</style>
 {% endfor %}"""
 
 
-def audit(store: Any, runs: Sequence[Any], share: float) -> list[dict[str, Any]]:
+def audit(store: Store, runs: Sequence[RunRow], share: float) -> list[Record]:
     """Rows whose reference is not the majority of any run, and on whose majority all runs that tried them agree.
 
     runs: solve-rate runs. share: of a run's tries that its majority has at least. Most agreed first.
     """
-    tried: defaultdict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    tried: defaultdict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     about: dict[str, tuple[str, str]] = {}
     for run in runs:
         names = ("item", "answer", "reward", "reference", "meta")
@@ -39,7 +39,7 @@ def audit(store: Any, runs: Sequence[Any], share: float) -> list[dict[str, Any]]
             if reward is not None and reference:
                 tried[item][run.id].append("" if reward >= 1 else math.normalise(answer or "no answer"))
                 about[item] = (json.loads(meta).get("row", item), reference)
-    found = []
+    found: list[Record] = []
     for item, by_run in tried.items():
         said = {run: (*Counter(answers).most_common(1)[0], len(answers)) for run, answers in by_run.items()}
         agreed = {answer for answer, _, _ in said.values()}
@@ -56,7 +56,7 @@ def audit(store: Any, runs: Sequence[Any], share: float) -> list[dict[str, Any]]
     return found
 
 
-def _problems(store: Any, found: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _problems(store: Store, found: Sequence[Record]) -> dict[str, str]:
     """Item -> its prompt, from one of the runs that tried it."""
     by_run: defaultdict[str, list[str]] = defaultdict(list)
     for one in found:

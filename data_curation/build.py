@@ -1,25 +1,33 @@
 """`python -m data_curation.build --recipe math-paper`: public data -> training set, manifest, ledger and pictures."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from evals.console import make_console
 from evals.errors import UserError, command
+
+if TYPE_CHECKING:
+    from data_curation.manifest import Content, Manifest
+    from data_curation.recipe import Recipe
+    from evals.store import Store
 
 logger = logging.getLogger("data_curation.build")  # __name__ is "__main__" under python -m
 
 # Heavy libraries are imported where they are needed, so that --help and a wrong name answer at once.
 
 
-def show(content: dict[str, Any], out: Path, console: Console) -> None:
+def show(content: Content, out: Path, console: Console) -> None:
     """Print the funnel."""
     from data_curation.manifest import steps
 
@@ -28,18 +36,22 @@ def show(content: dict[str, Any], out: Path, console: Console) -> None:
         reasons = list(line["reasons"].items())
         why = ", ".join(f"{count:,} {reason}" for reason, count in reasons[:4]) + (", ..." if len(reasons) > 4 else "")
         dropped = sum(line["reasons"].values())
-        table.add_row(name, f"{line['out']:,}", f"{dropped:,}" if dropped else "-", why)
+        table.add_row(name, f"{line['out']:,}", f"{dropped:,}" if dropped else "-", Text(why))
     console.print(table)
+    lines = []
     for stage in content["stages"]:
         for bench, found in stage["facts"].get("benchmarks", {}).items():
             rows = ", ".join(f"{n:,} of {source}" for source, n in found["rows flagged"].items()) or "none"
-            console.print(
+            lines.append(
                 f"{bench}: {found['problems found']:,} of its {found['problems']:,} problems found in rows: {rows}"
             )
     by_source = ", ".join(f"{n:,} {source}" for source, n in content["by source"].items())
-    console.print(f"kept {content['kept']:,} rows ({by_source}) in {out / 'train.parquet'}")
-    console.print(f"dropped rows and reasons in {out / 'ledger.jsonl'}, pairs with both texts in {out / 'pairs.jsonl'}")
-    console.print(f"hashes, options, versions in {out / 'manifest.json'}, pictures in {out / 'images'}")
+    lines += [
+        f"kept {content['kept']:,} rows ({by_source}) in {out} ({', '.join(content['recipe']['formats'])})",
+        f"dropped rows and reasons in {out / 'ledger.jsonl'}, pairs with both texts in {out / 'pairs.jsonl'}",
+        f"hashes, options, versions in {out / 'manifest.json'}, pictures in {out / 'images'}",
+    ]
+    console.print("\n".join(lines), markup=False)
 
 
 def pairs_of(given: Sequence[str], option: str) -> dict[str, str]:
@@ -148,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 store.finish_run(run, status)
         progress.stop()
         show(whole["content"], out, console)
-        console.print(f"manifest {whole['id']}, run {run} in {store}, log in {out.name}.log beside the folder")
+        console.print(f"manifest {whole['id']}, run {run} in {store}, log in {out.name}.log beside it", markup=False)
     return 0
 
 
@@ -178,7 +190,7 @@ def log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def record(store: Any, run: str, whole: dict[str, Any], out: Path) -> None:
+def record(store: Store, run: str, whole: Manifest, out: Path) -> None:
     """Rows per stage as metrics, the files as artifacts."""
     content = whole["content"]
     from data_curation.manifest import steps
@@ -190,18 +202,18 @@ def record(store: Any, run: str, whole: dict[str, Any], out: Path) -> None:
             store.add_artifact(run, "manifest" if path.name == "manifest.json" else "data", path)
 
 
-def plan(recipe: Any, out: Path, console: Console) -> None:
+def plan(recipe: Recipe, out: Path, console: Console) -> None:
     """Print what would be read and done."""
     from data_curation.sources import KINDS
 
-    console.print(f"{recipe.name}: {recipe.about}")
+    console.print(f"{recipe.name}: {recipe.about}", markup=False)
     for source in recipe.sources:
         place = source.path or KINDS[source.kind].hub or "made on the spot"
         options = source.model_dump(exclude={"name", "kind", "path"})
         console.print(f"  source {source.name} ({source.kind}) from {place} {options}", markup=False)
     for name in recipe.stages:
         console.print(f"  stage {name} {recipe.options(name).model_dump()}", markup=False)
-    console.print(f"  formats {', '.join(recipe.formats)} into {out}")
+    console.print(f"  formats {', '.join(recipe.formats)} into {out}", markup=False)
 
 
 if __name__ == "__main__":

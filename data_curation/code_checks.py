@@ -3,15 +3,17 @@
 import datetime
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field, field_validator
 
-from data_curation.stage import Context, Drop, Options, Result, Row, drop, dumps
-from evals.code_tests import read_code
+from data_curation.stage import Context, Drop, Options, Record, Result, Row, Tests, drop, dumps
+from evals.code_tests import Code, read_code
 from evals.errors import UserError
-from sandbox import Limits, Program, Sandbox, SandboxError
+from sandbox import Limits, Program, Report, Sandbox, SandboxError
+
+Reason = tuple[str, Record]
 
 _SEVERAL = re.compile(
     r"(?:any|multiple|several|many) (?:\w+ ){0,3}?(?:solutions?|answers?|of them|valid|correct)"
@@ -39,7 +41,7 @@ class CodeOptions(Options):
 
     @field_validator("before", mode="before")
     @classmethod
-    def _date(cls, value: Any) -> str:
+    def _date(cls, value: object) -> str:
         text = str(value or "")
         if text:
             datetime.date.fromisoformat(text)
@@ -52,7 +54,7 @@ def run(rows: list[Row], options: CodeOptions, context: Context) -> Result:
         if row.code is not None and (reason := unfit(row, row.code, options)):
             drops[row.id] = drop(row, reason[0], **reason[1])
     left = [row for row in rows if row.id not in drops and row.code is not None]
-    facts: dict[str, Any] = {}
+    facts: Record = {}
     if options.run:
         tried = [row for row in left if row.code and (row.code["references"] or row.code["wrong"])]
         verdicts: Counter[str] = Counter()
@@ -63,7 +65,7 @@ def run(rows: list[Row], options: CodeOptions, context: Context) -> Result:
     return Result(kept, [drops[row.id] for row in rows if row.id in drops], facts)
 
 
-def unfit(row: Row, code: Mapping[str, Any], options: CodeOptions) -> tuple[str, dict[str, Any]] | None:
+def unfit(row: Row, code: Tests, options: CodeOptions) -> Reason | None:
     """Why no reward can be computed for a problem, or why it may not be trained on; None where all is well."""
     tests = len(set(zip(code["inputs"], code["outputs"], strict=True)))
     if tests < options.min_tests:
@@ -89,7 +91,7 @@ def unfit(row: Row, code: Mapping[str, Any], options: CodeOptions) -> tuple[str,
 
 def judge(
     rows: Sequence[Row], options: CodeOptions, context: Context, verdicts: "Counter[str]"
-) -> list[tuple[Row, tuple[str, dict[str, Any]]]]:
+) -> list[tuple[Row, Reason]]:
     """Run the programs that are said to pass and to fail. A sandbox that cannot judge is no verdict on the problem."""
     if not rows:
         return []
@@ -100,7 +102,7 @@ def judge(
             reports = sandbox.judge_sync([p for _, _, p in programs], [codes[at].problem for at, _, _ in programs])
     except SandboxError as e:
         raise UserError(f"stage code: {e} Leave the programs out with --set code.run=false.") from e
-    found: dict[int, dict[str, list[Any]]] = {}
+    found: dict[int, dict[str, list[Report]]] = {}
     for (at, kind, _), report in zip(programs, reports, strict=True):
         verdicts[f"{kind}: {report.verdict}"] += 1
         found.setdefault(at, {"right": [], "wrong": []})[kind].append(report)
@@ -118,21 +120,23 @@ def judge(
     return bad
 
 
-def code_of(row: Row) -> Any:
+def code_of(row: Row) -> Code:
     """How a program that answers the problem is run (`evals.items.Code`), with twice the source's time for Python.
 
     Raises UserError for tests that are none.
     """
-    code = row.code or {}
+    assert row.code is not None
+    code = row.code
     pairs = list(dict.fromkeys(zip(code["inputs"], code["outputs"], strict=True)))
     tests = {"inputs": [given for given, _ in pairs], "outputs": [printed for _, printed in pairs]}
     limits = Limits(cpu_s=2 * max(1.0, code["time_limit"] or 6.0), memory_mb=max(256, code["memory_mb"] or 1024))
     return read_code(dumps({**tests, "fn_name": code["fn_name"]}), row.id, limits, code.get("starter", ""))
 
 
-def programs_of(row: Row, how: Any) -> list[tuple[str, Any]]:
+def programs_of(row: Row, how: Code) -> list[tuple[str, Program]]:
     """("right" or "wrong", program) of a row."""
-    code = row.code or {}
+    assert row.code is not None
+    code = row.code
     return [
         (kind, Program(source, how.mode, how.entry, how.limits, how.prelude))
         for kind, sources in (("right", code["references"]), ("wrong", code["wrong"]))

@@ -1,19 +1,15 @@
-"""Sources of programming problems. Their tests and what goes with them are one record, `Row.code`:
-
-inputs, outputs: texts of standard input and output, as many of one as of the other. fn_name: what to call instead, with
-inputs of one JSON value per line; empty: a program that reads and prints. starter: code that an answer continues.
-time_limit: seconds per test, None where the source does not say. memory_mb. references, wrong: Python programs that are
-said to pass and to fail. interactive, checker, file_io: what comparing outputs cannot judge. date: of the contest,
-YYYY-MM-DD, "" where unknown.
-"""
+"""Sources of programming problems: their tests and what goes with them are one record, `stage.Tests`."""
 
 import datetime
-from collections.abc import Mapping
-from typing import Any, Literal
+import re
+from typing import Literal
+
+import dateutil.parser
 
 from data_curation.sources import KINDS, PROBLEMS, Bad, Kind, Source, code_record, column, flat, read_tests, text, usual
-from data_curation.stage import Drop, Row
+from data_curation.stage import Drop, Raw, Record, Row
 
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?: ?(?:s|sec|seconds?|mb|megabytes?))?", re.I)
 PYTHON3 = 3
 """code_contests: the language number of Python 3"""
 ORIGINS = ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "atcoder", "aizu")
@@ -25,7 +21,7 @@ class CodeforcesSource(Source):
     kind: Literal["codeforces"]
 
 
-def read_codeforces(options: CodeforcesSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_codeforces(options: CodeforcesSource, name: str, raw: Raw) -> Row | Drop:
     examples = raw.get("examples") or []
     tests = raw.get("official_tests") or []
     if not isinstance(examples, list) or not isinstance(tests, list):
@@ -40,8 +36,7 @@ def read_codeforces(options: CodeforcesSource, name: str, raw: Mapping[str, Any]
     parts += [f"Example\nInput:\n{test['input']}\nOutput:\n{test['output']}" for test in examples]
     if raw.get("note"):
         parts.append(f"Note\n{text(raw, 'note')}")
-    start = min(_number(raw.get("contest_start"), 1e300) or 0, 1e11)
-    date = datetime.datetime.fromtimestamp(start, datetime.UTC).date().isoformat() if start else ""
+    date = contest_date(raw.get("contest_start"))
     code = code_record(
         [given for given, _ in pairs],
         [printed for _, printed in pairs],
@@ -54,7 +49,7 @@ def read_codeforces(options: CodeforcesSource, name: str, raw: Mapping[str, Any]
     )
     meta = {key: raw[key] for key in ("rating", "title") if flat(raw.get(key))}
     if isinstance(raw.get("id"), str):
-        meta["url"] = "https://codeforces.com/problemset/problem/" + raw["id"]
+        meta["url"] = f"https://codeforces.com/problemset/problem/{raw['id']}"
     return Row(name, options.name, "\n\n".join(parts), "", {**meta, "date": date}, code)
 
 
@@ -66,7 +61,7 @@ class CodeContestsSource(Source):
     """also the tests that were made by changing inputs: agreement of right programs is all that vouches for them"""
 
 
-def read_code_contests(options: CodeContestsSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_code_contests(options: CodeContestsSource, name: str, raw: Raw) -> Row | Drop:
     pairs: dict[tuple[str, str], None] = {}
     for kind in ("public_tests", "private_tests", "generated_tests")[: 3 if options.generated else 2]:
         tests = raw.get(kind) or {"input": [], "output": []}
@@ -87,7 +82,7 @@ def read_code_contests(options: CodeContestsSource, name: str, raw: Mapping[str,
         wrong=_python(raw.get("incorrect_solutions")),
         file_io=bool(raw.get("input_file") or raw.get("output_file")),
     )
-    meta: dict[str, Any] = {"origin": ORIGINS[int(_number(raw.get("source"), len(ORIGINS)) or 0)]}
+    meta: Record = {"origin": ORIGINS[int(_number(raw.get("source"), len(ORIGINS)) or 0)]}
     meta |= {k: raw[old] for k, old in (("rating", "cf_rating"), ("title", "name")) if raw.get(old) and flat(raw[old])}
     if raw.get("cf_contest_id"):
         meta["url"] = f"https://codeforces.com/problemset/problem/{raw['cf_contest_id']}/{raw.get('cf_index')}"
@@ -116,7 +111,7 @@ class CodeTableSource(Source):
     data_source: str = "codecontests"
 
 
-def read_code_table(options: CodeTableSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_code_table(options: CodeTableSource, name: str, raw: Raw) -> Row | Drop:
     def said(at: str) -> str:
         return str(raw.get(at) or "") if at else ""
 
@@ -128,18 +123,43 @@ def read_code_table(options: CodeTableSource, name: str, raw: Mapping[str, Any])
         starter=said(options.starter),
         time_limit=_number(raw.get("time_limit")) or options.time_limit,
         references=[said(options.reference)] if said(options.reference) else [],
-        date=said(options.date)[:10],
+        date=contest_date(raw.get(options.date)) if options.date else "",
     )
     statement = text(raw, usual(raw, options.problem, PROBLEMS, "problem"))
     return Row(name, options.name, statement, "", {"date": code["date"]}, code)
 
 
-def _number(value: Any, most: float = 1e6) -> float | None:
-    """A number above 0 and below `most`; None for anything else."""
+def contest_date(value: object) -> str:
+    """YYYY-MM-DD of a date, its text, or seconds or milliseconds since 1970; "" where there is none.
+
+    Raises Bad for a text that is no date, or might be two: a problem of the evaluation window must not pass as undated.
+    """
+    if isinstance(value, datetime.date):
+        return value.isoformat()[:10]
+    if value is None or value != value or value in (0, "", [], {}):
+        return ""
+    if number := _number(value, 1e14):
+        if re.fullmatch("(?:19|20)[0-9]{6}", digits := f"{number:.0f}"):
+            return datetime.datetime.strptime(digits, "%Y%m%d").date().isoformat()
+        if number > 1e8:
+            seconds = number / 1000 if number > 1e11 else number
+            return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
+    elif isinstance(value, str) and re.match(r"\s*\d{4}-|.*[A-Za-z]{3}", value):
+        try:
+            return dateutil.parser.parse(value, default=datetime.datetime(1, 1, 1)).date().isoformat()
+        except (ValueError, OverflowError):
+            pass
+    raise Bad(f"{value!r:.50} is no date: expected YYYY-MM-DD or seconds since 1970")
+
+
+def _number(value: object, most: float = 1e6) -> float | None:
+    """A number above 0 and below `most`, or its text ("2 seconds"); None for anything else."""
+    if isinstance(value, str) and (found := _NUMBER.fullmatch(value.strip())):
+        value = float(found[1])
     return float(value) if isinstance(value, int | float) and value is not True and 0 < value < most else None
 
 
-def _python(programs: Any) -> list[str]:
+def _python(programs: object) -> list[str]:
     """The Python 3 programs, shortest first: short ones are read and run faster, and equal ones fall together."""
     if not isinstance(programs, dict):
         return []

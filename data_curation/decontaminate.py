@@ -4,18 +4,21 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import Field
 
-from data_curation import alike
+from data_curation import alike, sources
+from data_curation.normalise import normalise
 from data_curation.similar import gram_pairs, near_pairs, run_sets
 from data_curation.stage import Context, Options, Result, Row, digest, drop
+from data_curation.text import Hashes, tokens
 from evals.benches import BENCHES, load
 from evals.benches import find as find_bench
 from evals.errors import UserError
-from evals.items import problem_text, read_rows
+from evals.grading.math import extract_answer
+from evals.items import read_rows
 
 
 class DecontaminateOptions(Options):
@@ -34,12 +37,14 @@ class DecontaminateOptions(Options):
     shingle: int = Field(default=3, ge=1)
 
 
+SHORTEST = 6
+"""tokens of a benchmark's problem that is looked for as a whole; shorter ones ("What is 2 + 2?") are in many texts"""
 CHUNK = 50_000
 """rows that are compared at once"""
 HIT = "dropped"
 UNSURE = "kept: too short or too generic to tell"
 SIBLING = "kept: other numbers"
-COLUMNS = ("problem", "question", "question_content", "prompt")
+COLUMNS = (*sources.PROBLEMS, "question_content")
 """where files of benchmarks have the problem"""
 
 
@@ -120,7 +125,9 @@ def _alike(
     )
     low = near_pairs(sets, least, groups=groups, split=len(texts))
     high = near_pairs(sets, min(options.similarity, options.same_words), split=len(texts))
-    shared = gram_pairs(texts, against, options.n, min(options.ratio, options.same_answer))
+    cut, asked = tokens(texts), tokens(against)
+    shared = gram_pairs(cut, asked, options.n, min(options.ratio, options.same_answer))
+    sizes = np.diff(asked.starts)
     scores: dict[tuple[int, int], dict[str, float]] = {}
     for name, one, offset in (
         (GRAMS.format(options.n), shared, 0),
@@ -129,6 +136,11 @@ def _alike(
     ):
         for at, which, score in zip(one.left.tolist(), one.right.tolist(), one.score.tolist(), strict=True):
             scores.setdefault((at, which - offset), {})[name] = round(score, 4)
+    for size in range(SHORTEST, options.n):  # a short problem inside a longer text, as a whole
+        some = [int(at) for at in np.flatnonzero(sizes == size) if alike.numbers(against[at])]
+        inside = gram_pairs(cut, Hashes.join([asked.of(at) for at in some]), size, 1.0)
+        for at, which in zip(inside.left.tolist(), inside.right.tolist(), strict=True):
+            scores.setdefault((at, some[which]), {})[GRAMS.format(options.n)] = 1.0
     return scores
 
 
@@ -172,7 +184,7 @@ def load_reference(name: str, given: Mapping[str, str]) -> list[Reference]:
     for one in found:
         if re.search("[\ud800-\udfff]", one.problem + one.answer):
             raise UserError(f"{path or name}, problem {one.id}: a lone surrogate, which no text holds.")
-    return found
+    return [replace(one, problem=normalise(one.problem)[0] or one.problem) for one in found]  # as our own rows are
 
 
 def from_file(bench: str, path: str) -> list[Reference]:
@@ -180,12 +192,17 @@ def from_file(bench: str, path: str) -> list[Reference]:
     found = []
     for number, row in enumerate(read_rows(path)):
         where = f"{path}, row {number}"
-        text = problem_text(next((row[column] for column in COLUMNS if row.get(column)), None), where)
-        if not isinstance(text, str):
-            raise UserError(f"{where}: no column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]} with a text.")
-        answer = row.get("answer", (row.get("reward_model") or {}).get("ground_truth"))
+        try:
+            text = sources.text(row, sources.usual(row, "", COLUMNS, "problem"))
+        except sources.Bad as e:
+            raise UserError(f"{where}: {e}. The problem is looked for in {', '.join(COLUMNS)}.") from e
+        try:
+            answer = sources.answer(row, sources.usual(row, "", sources.ANSWERS, "answer"))
+        except sources.Bad:
+            answer = ""
+        answer = answer.rpartition("####")[2].strip()  # as GSM8K has it
         name = str(row.get("unique_id", row.get("id", row.get("question_id", number))))
-        found.append(Reference(bench, name, text, str(answer) if isinstance(answer, str | int | float) else ""))
+        found.append(Reference(bench, name, text, (extract_answer(answer)[0] or "") if "\\boxed" in answer else answer))
     if not found:
         raise UserError(f"{path}: the file has no rows. --reference {bench} needs one with problems.")
     return found

@@ -5,17 +5,16 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from data_curation import manifest
 from data_curation.explain import kept_rows
-from data_curation.stage import read_lines
+from data_curation.stage import Record, read_lines
 from evals.console import make_console
 from evals.errors import command
 from evals.report.parts import flat
 
 
-def diff(one: Path, other: Path) -> dict[str, Any]:
+def diff(one: Path, other: Path) -> Record:
     """Differences of two built folders: settings, counts per stage, and the rows that only one of them has.
 
     `gone` and `new` count, per reason of the other's ledger, the problems that only the first, only the second has;
@@ -35,7 +34,7 @@ def diff(one: Path, other: Path) -> dict[str, Any]:
     }
 
 
-def settings(content: Mapping[str, Any]) -> dict[str, Any]:
+def settings(content: manifest.Content) -> Record:
     """Everything that was chosen or given, by name."""
     sources = {one["name"]: {"sha256": one["sha256"][:16], **one["options"]} for one in content["sources"]}
     stages = {one["name"]: one["options"] for one in content["stages"]}

@@ -2,15 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from data_curation import manifest
 from data_curation.alike import key
-from data_curation.stage import SHOWN, read_lines
+from data_curation.stage import SHOWN, Record, read_lines
 from evals.console import make_console
 from evals.errors import UserError, command
 
@@ -18,7 +17,7 @@ MOST = 20
 """rows that one text may fit"""
 
 
-def explain(folder: Path, what: str) -> list[dict[str, Any]]:
+def explain(folder: Path, what: str) -> list[Record]:
     """What is known of the rows called `what` (`math:17`, or the id of the exports) or that begin with that text.
 
     One record per row: id, fate ("kept", or the stage that dropped it), reason, detail, text, and the pairs it is in.
@@ -26,9 +25,9 @@ def explain(folder: Path, what: str) -> list[dict[str, Any]]:
     """
     manifest.load(folder)
     wanted = key(what)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Record] = {}
 
-    def add(name: str, names: set[str], fate: str, reason: str, detail: dict[str, Any], text: str) -> None:
+    def add(name: str, names: set[str], fate: str, reason: str, detail: Record, text: str) -> None:
         if what in names or same_text(wanted, text):
             found[name] = {"id": name, "fate": fate, "reason": reason, "detail": detail, "text": text, "pairs": []}
 
@@ -54,7 +53,7 @@ def explain(folder: Path, what: str) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def kept_rows(folder: Path) -> Iterable[Mapping[str, Any]]:
+def kept_rows(folder: Path) -> Iterable[Record]:
     path = folder / "train.parquet"
     if not path.is_file():
         raise UserError(f"{path}: no such file. This data set was built without the format verl.")

@@ -8,22 +8,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_curation.solve_rate import item_of
-from data_curation.sources import KINDS
-from data_curation.stage import Row, dumps, write_lines
+from data_curation.sources import KINDS, Source
+from data_curation.stage import Record, Row, dumps, write_lines
 from evals.items import item_id
 from evals.prompts import words
 
-Record = dict[str, Any]
+Prompt = str | list[dict[str, str]]
 
 
-def write(rows: Sequence[Row], formats: Sequence[str], prompt: str, kinds: Mapping[str, Any], out: Path) -> None:
+def write(rows: Sequence[Row], formats: Sequence[str], prompt: str, kinds: Mapping[str, Source], out: Path) -> None:
     """Write every format into `out`. `kinds`: source name -> its options.
 
     The prompt of train.parquet stays the bare problem: our trainer applies its preset. verl does not: where the recipe
     names a preset, verl/train.parquet carries its words.
     """
     metas = _columns([dict(row.meta) for row in rows])
-    options = [kinds.get(row.source) for row in rows]
+    options: list[Any] = [kinds.get(row.source) for row in rows]
     bare, asked = ([chat(row, preset) for row in rows] for preset in ("", prompt))
     for name in formats:
         record, place = FORMATS[name]
@@ -39,7 +39,7 @@ def write(rows: Sequence[Row], formats: Sequence[str], prompt: str, kinds: Mappi
                 pq.write_table(pa.Table.from_pylist(table), out / path, compression="zstd")
 
 
-def verl(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
+def verl(row: Row, prompt: Prompt, options: Source, meta: Record) -> Record:
     """verl's schema; `data_source` is a name that verl has a scorer for. agpo.train reads it too."""
     return {
         "data_source": data_source(options),
@@ -50,28 +50,28 @@ def verl(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
     }
 
 
-def trl(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
+def trl(row: Row, prompt: Prompt, options: Source, meta: Record) -> Record:
     """TRL: conversational `prompt`, and the columns that reward functions get (`answer`, `source`)."""
     return {"prompt": prompt, "answer": truth(row), "source": row.source}
 
 
-def openrlhf(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
+def openrlhf(row: Row, prompt: Prompt, options: Source, meta: Record) -> Record:
     """OpenRLHF: --input_key input --label_key label, with --apply_chat_template."""
     return {"input": prompt, "label": truth(row), "datasource": data_source(options)}
 
 
-def slime(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
+def slime(row: Row, prompt: Prompt, options: Source, meta: Record) -> Record:
     """slime: --input-key prompt --label-key label --metadata-key metadata --apply-chat-template."""
     return {"prompt": prompt, "label": truth(row), "metadata": {"id": item_id(row.problem), "source": row.source}}
 
 
-def hf(row: Row, prompt: Any, options: Any, meta: Record) -> Record:
+def hf(row: Row, prompt: Prompt, options: Source, meta: Record) -> Record:
     """A folder that `datasets.load_dataset` takes, with a data card."""
     plain = {"id": item_id(row.problem), "row": row.id, "source": row.source}
     return {**plain, "problem": row.problem, "answer": truth(row), **meta}
 
 
-FORMATS: dict[str, tuple[Callable[[Row, Any, Any, Record], Record], str]] = {
+FORMATS: dict[str, tuple[Callable[[Row, Prompt, Source, Record], Record], str]] = {
     "verl": (verl, "train.parquet"),
     "trl": (trl, "trl/train.parquet"),
     "openrlhf": (openrlhf, "openrlhf/train.jsonl"),
@@ -81,7 +81,7 @@ FORMATS: dict[str, tuple[Callable[[Row, Any, Any, Record], Record], str]] = {
 """name -> what a row becomes, and where"""
 
 
-def data_source(options: Any) -> str:
+def data_source(options: Source) -> str:
     """verl's name for a source: of a table it is the user's, otherwise the kind's."""
     return getattr(options, "data_source", "") or KINDS[options.kind].data_source
 
@@ -93,7 +93,7 @@ def truth(row: Row) -> str:
     return dumps({name: row.code[name] for name in ("inputs", "outputs", "fn_name") if row.code[name] != ""})
 
 
-def chat(row: Row, prompt: str) -> str | list[dict[str, str]]:
+def chat(row: Row, prompt: str) -> Prompt:
     """The problem as messages, under a prompt preset where one is given; a text where the preset is for base models."""
     if not prompt:
         return [{"role": "user", "content": row.problem}]
@@ -106,10 +106,11 @@ def _columns(rows: list[Record]) -> list[Record]:
     kinds: dict[str, set[type]] = {}
     for row in rows:
         for name, value in row.items():
-            kinds.setdefault(name, set()).add(type(value))
+            large = isinstance(value, int) and not -(2**63) <= value < 2**63  # parquet has no such integers
+            kinds.setdefault(name, set()).add(object if large else type(value))
     text = {name for name, found in kinds.items() if len(found) > 1 or not found <= {str, int, float, bool}}
 
-    def plain(name: str, value: Any) -> Any:
+    def plain(name: str, value: object) -> object:
         return dumps(value) if name in text and not isinstance(value, str) else value
 
     return [{name: plain(name, row[name]) if name in row else None for name in sorted(kinds)} for row in rows]

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no display, no global state
 
@@ -18,7 +18,8 @@ TITLES = {
 }
 
 
-def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
+@matplotlib.rc_context({"text.parse_math": False})  # a subject may have a `$`
+def draw(content: manifest.Content, folder: Path) -> list[Path]:
     """funnel.png, and NAME.png for every histogram that the manifest has. Equal numbers give equal bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     made = [_save(funnel(content), folder / "funnel.png")]
@@ -34,7 +35,7 @@ def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
     return made
 
 
-def funnel(content: Mapping[str, Any]) -> Figure:
+def funnel(content: manifest.Content) -> Figure:
     """Rows left after each stage, and what each dropped, with its most common reasons."""
     lines = [(name, one["out"], _why(one["reasons"])) for name, one in manifest.steps(content)]
     figure = Figure(figsize=(11, 0.6 + 0.55 * len(lines)), layout="constrained")

@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import field_validator
+from pydantic import model_validator
 
 from data_curation.stage import Context, Drop, Options, Result, Row, drop
 from evals.errors import UserError
@@ -42,15 +43,15 @@ class FilterOptions(Options):
     ids: tuple[str, ...] = ()
     """rows to drop: `source:number` or the id of the exports; or a file with one of these a line"""
 
-    @field_validator("ids", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _listed(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if not Path(value).is_file():
-            raise UserError(f"filter.ids={value}: no such file. Expected one id a line, or a list of ids.")
-        lines = Path(value).read_text(encoding="utf-8-sig").splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
+    def _listed(cls, values: Mapping[str, object]) -> Mapping[str, object]:
+        if not isinstance(path := values.get("ids"), str):
+            return values
+        if not Path(path).is_file():
+            raise UserError(f"filter.ids={path}: no such file. Expected one id a line, or a list of ids.")
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        return {**values, "ids": [line.strip() for line in lines if line.strip()]}
 
 
 def run(rows: list[Row], options: FilterOptions, context: Context) -> Result:

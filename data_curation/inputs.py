@@ -5,11 +5,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from data_curation import decontaminate, sources
 from data_curation.rates import SolveOptions
 from data_curation.read import is_hub, place_of, raw_rows, read, split_of
+from data_curation.recipe import Recipe
 from data_curation.solve_rate import NO_MODEL, check_options, known_run
 from data_curation.stage import Context
 from evals.benches import BENCHES, in_folder
@@ -17,18 +18,22 @@ from evals.errors import UserError, first_line
 from evals.hub import ANSWER_SECONDS, ask_hub
 from evals.outputs import check_folder
 
+if TYPE_CHECKING:
+    from datasets import DatasetInfo
+
+T = TypeVar("T")
 USED_FLOPS = 0.12 * 989e12
 """of an H100 while vLLM decodes large batches in bfloat16, two operations per parameter and token: a rule of thumb"""
 
 
-def check(recipe: Any, out: Path, context: Context) -> list[decontaminate.Reference]:
+def check(recipe: Recipe, out: Path, context: Context) -> list[decontaminate.Reference]:
     """Raises one UserError for all that is missing or wrong, each with the option that gives it.
 
     Returns the benchmarks' problems, which are loaded here because only that tells whether they are there.
     """
     wrong: list[str] = []
 
-    def tried(what: str, action: Callable[[], Any], option: str = "") -> Any:
+    def tried(what: str, action: Callable[[], T], option: str = "") -> T | None:
         try:
             return action()
         except UserError as e:
@@ -68,7 +73,7 @@ def check(recipe: Any, out: Path, context: Context) -> list[decontaminate.Refere
     return references
 
 
-def on_hub(recipe: Any, against: Sequence[str], context: Context) -> dict[str, list[str]]:
+def on_hub(recipe: Recipe, against: Sequence[str], context: Context) -> dict[str, list[str]]:
     """What has to come from the hub -> its ids there."""
     found: dict[str, list[str]] = {}
     for source in recipe.sources:
@@ -109,9 +114,10 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out {out}: {above} is no folder that can be written to.")
 
 
-def check_source(source: Any) -> None:
+def check_source(source: sources.Source) -> None:
     place = place_of(source)
     if place is None:
+        assert isinstance(source, sources.MadeSource)
         next(iter(sources.make_rows(source)), None)
     elif is_hub(place):
         check_hub(place, *split_of(source))
@@ -121,7 +127,7 @@ def check_source(source: Any) -> None:
         raise UserError(f"{place}: the file has no rows.")
 
 
-def check_hub(name: str, split: str, subset: str | None) -> Any:
+def check_hub(name: str, split: str, subset: str | None) -> "DatasetInfo":
     """The data set's description. Raises UserError where it is neither on the hub nor in the cache."""
     from datasets import load_dataset_builder
 
@@ -163,7 +169,7 @@ def check_server(url: str) -> None:
         ) from e
 
 
-def costs(recipe: Any, context: Context) -> list[str]:
+def costs(recipe: Recipe, context: Context) -> list[str]:
     """Lines on rows, tries, tokens and hours, at most: what the stages before the solve rate drop is not known."""
     lines, rows = [], {}
     for source in recipe.sources:

@@ -7,12 +7,33 @@ ran, and which run of the results store it was, is in build.json.
 import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from data_curation.stage import Done, Row, digest, sha256
+from data_curation.stage import Done, Record, Row, digest, sha256
 from evals.errors import UserError
+
+Content = TypedDict(
+    "Content",
+    {
+        "format": int,
+        "recipe": Record,
+        "sources": list[Record],
+        "stages": list[Record],
+        "kept": int,
+        "by source": dict[str, int],
+        "histograms": dict[str, dict[str, int]],
+        "files": dict[str, str],
+        "versions": dict[str, str],
+    },
+)
+
+
+class Manifest(TypedDict):
+    id: str
+    content: Content
+
 
 FORMAT = 3
 PACKAGES = ("agpo", "datasets", "numpy", "pyarrow")
@@ -21,19 +42,19 @@ WIDTH, LONGEST = 100, 2000
 
 
 def build(
-    recipe: Mapping[str, Any],
-    sources: Sequence[Mapping[str, Any]],
+    recipe: Record,
+    sources: Sequence[Record],
     reads: Sequence[Done],
     stages: Sequence[Done],
-    options: Mapping[str, Any],
+    options: Mapping[str, Record],
     rows: Sequence[Row],
     out: Path,
-) -> dict[str, Any]:
+) -> Manifest:
     """The manifest of the files in `out`."""
     packages = [*PACKAGES, *{"reasoning-gym"}.intersection(about["kind"] for about in sources)]
-    content = {
+    content: Content = {
         "format": FORMAT,
-        "recipe": dict(recipe),
+        "recipe": recipe,
         "sources": [{**about, **reading(done)} for about, done in zip(sources, reads, strict=True)],
         "stages": [{"name": done.name, "options": options[done.name], **reading(done)} for done in stages],
         "kept": len(rows),
@@ -45,13 +66,13 @@ def build(
     return {"id": digest(content)[:16], "content": content}
 
 
-def steps(content: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def steps(content: Content) -> list[tuple[str, Record]]:
     """(name, line of the funnel) of the sources and stages, in order."""
     reads = [(f"read {source['name']}", source) for source in content["sources"]]
     return reads + [(stage["name"], stage) for stage in content["stages"]]
 
 
-def reading(done: Done) -> dict[str, Any]:
+def reading(done: Done) -> Record:
     """A stage's line of the funnel: rows in and out, and how many were dropped for which reason."""
     reasons: Counter[str] = Counter()
     for line in done.ledger():
@@ -74,11 +95,11 @@ def histograms(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
     return {name: histogram for name, histogram in found.items() if histogram}
 
 
-def count(values: Any) -> dict[str, int]:
+def count(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def load(folder: str | Path) -> dict[str, Any]:
+def load(folder: str | Path) -> Manifest:
     """The manifest of a data set's folder (or the file itself). Raises UserError."""
     path = Path(folder)
     path = path / "manifest.json" if path.is_dir() else path
@@ -93,7 +114,7 @@ def load(folder: str | Path) -> dict[str, Any]:
     return found
 
 
-def card(content: Mapping[str, Any]) -> str:
+def card(content: Content) -> str:
     """The data card of a Hugging Face data set folder: what was done, not what the recipe says of itself."""
     recipe, kept = content["recipe"], content["by source"]
     licences = sorted({source["licence"] for source in content["sources"]})
@@ -127,12 +148,12 @@ def card(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _options(options: Mapping[str, Any]) -> str:
+def _options(options: Record) -> str:
     said = {name: value for name, value in options.items() if value and name not in ("licence", "data_source")}
     return ", ".join(f"{name}: {value}" for name, value in said.items()).replace("|", "\\|")
 
 
-def _solved(stage: Mapping[str, Any]) -> list[str]:
+def _solved(stage: Record) -> list[str]:
     """What the solve rate was: of which model, from how many tries, sampled how."""
     facts, options = stage["facts"], stage["options"]
     whose = f" of {', '.join(options['sources'])}" if options["sources"] else ""

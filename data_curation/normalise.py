@@ -52,7 +52,8 @@ def run(rows: list[Row], options: NormaliseOptions, context: Context) -> Result:
     for row in rows:
         problem, rules = normalise(row.problem)
         changed.update(rules)
-        new = replace(row, problem=problem, answer=unicodedata.normalize("NFC", restored(row.answer)).strip())
+        answer = _CONTROL.sub("", _INVISIBLE.sub("", unicodedata.normalize("NFC", restored(row.answer)))).strip()
+        new = replace(row, problem=problem, answer=answer)
         if not problem:
             drops.append(drop(row, "empty problem"))
         elif len(problem) > options.max_chars:

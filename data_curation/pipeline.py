@@ -8,18 +8,17 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from data_curation import decontaminate, export, inputs, manifest, stage
 from data_curation.read import cached, read_sources
 from data_curation.recipe import STAGES, Recipe
 from data_curation.solve_rate import short_model
-from data_curation.stage import Context, Done, write_lines
+from data_curation.stage import Context, Done, Record, Result, write_lines
 from evals.errors import UserError
 from evals.outputs import files_in
 
 
-def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, run_id: str = "") -> dict[str, Any]:
+def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, run_id: str = "") -> manifest.Manifest:
     """Build `out` from a recipe and return its manifest.
 
     What each stage made lies in the folder `.NAME.stages` beside `out`, so that a killed build goes on and a changed
@@ -69,14 +68,14 @@ def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, 
     return whole
 
 
-def public(options: dict[str, Any]) -> dict[str, Any]:
+def public(options: Record) -> Record:
     """A stage's options without the paths and addresses of one machine."""
     hidden = {"model": short_model(options["model"])} if options.get("model") else {}
     return {**{name: value for name, value in options.items() if name != "engine_options"}, **hidden}
 
 
 def run_stages(
-    recipe: Recipe, work: Path, reads: Sequence[Done], context: Context, references: Sequence[Any]
+    recipe: Recipe, work: Path, reads: Sequence[Done], context: Context, references: Sequence[decontaminate.Reference]
 ) -> list[Done]:
     """Run the recipe's stages on the rows of all sources, in the order of the sources."""
 
@@ -89,8 +88,9 @@ def run_stages(
         entering = sum(one.counts["out"] for one in last)
         begun = time.time()
 
-        def make(last: Sequence[Done] = last, name: str = name, options: Any = options, more: Any = more) -> Any:
-            return STAGES[name][1]([row for one in last for row in one.rows()], options, context, *more)
+        def make() -> Result:
+            rows = [row for one in last for row in one.rows()]  # noqa: B023 - called at once
+            return STAGES[name][1](rows, options, context, *more)  # noqa: B023
 
         one = stage.run(work, name, parts, entering, make, 10 + len(done))
         took = "" if one.again else f" in {time.time() - begun:.1f} s"
@@ -111,5 +111,5 @@ def _alone(work: Path, out: Path) -> Iterator[None]:
         yield
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from data_curation.stage import Options, Row, digest
+from data_curation.stage import Options, Record, Row, digest
 from evals.items import item_id
 from evals.prompts import Preset, find_preset
 from evals.stats import wilson
@@ -22,7 +22,7 @@ class SolveOptions(Options):
     """hf, vllm, openai, ray"""
     model: str = ""
     """folder or hub id; for openai URL[,URL...]#MODEL"""
-    engine_options: dict[str, Any] = Field(default_factory=dict)
+    engine_options: Record = Field(default_factory=dict)
     """the engine's own, e.g. {concurrency: 256} or {tensor_parallel_size: 4}"""
     prompt: str = "qwen-boxed"
     """prompt preset"""
@@ -38,7 +38,7 @@ class SolveOptions(Options):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     """sample from the k likeliest tokens only; 0: from all"""
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: Record = Field(default_factory=dict)
     """for the model's chat template, e.g. {enable_thinking: false} for Qwen3"""
     max_tokens: int = Field(default=8192, ge=1)
     """a try that does not end within them is wrong"""
@@ -101,10 +101,10 @@ def decide(tally: Tally, n: int, low: float, high: float) -> Decision:
     return "keep" if least <= tally.right and possible <= most else "open"
 
 
-def told(tally: Tally, options: SolveOptions) -> tuple[Decision, dict[str, Any]]:
+def told(tally: Tally, options: SolveOptions) -> tuple[Decision, Record]:
     """The verdict, and what the ledger and the row's meta say of it."""
     low, high = wilson(tally.right, tally.tries) if tally.tries else (0.0, 1.0)
-    numbers: dict[str, Any] = {
+    numbers: Record = {
         "solve_right": tally.right,
         "solve_tries": tally.tries,
         "solve_rate": round(tally.right / tally.tries, 4) if tally.tries else 0.0,
@@ -116,7 +116,7 @@ def told(tally: Tally, options: SolveOptions) -> tuple[Decision, dict[str, Any]]
     return decide(tally, options.n, options.low, options.high), numbers
 
 
-def majority(tally: Tally) -> dict[str, Any]:
+def majority(tally: Tally) -> Record:
     """The wrong answer that came more often than the reference, for the ledger: the reference may be the wrong one."""
     answer, count = tally.other
     return {"majority": answer, "majority_tries": count} if count > max(1, tally.right) else {}

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from data_curation.stage import Record
 from evals.engines import Output, Request, Sampling, load_engine
 from evals.engines.hf import check_fits, end_of_sequence_ids, load_config, load_tokenizer
 from evals.errors import UserError
@@ -21,7 +22,7 @@ WAITING = 2
 class Replica:
     """Lives in a process of its own, on whatever machine has room."""
 
-    def __init__(self, model: str, options: dict[str, Any]):
+    def __init__(self, model: str, options: Record):
         self.engine = load_engine("vllm", model, **options)
 
     def answer(self, requests: Sequence[Request], sampling: Sampling) -> list[Output]:

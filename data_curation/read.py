@@ -4,19 +4,20 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_curation import sources, stage
-from data_curation.stage import Done, Drop, Result, Row, dumps
+from data_curation.recipe import Recipe
+from data_curation.stage import Context, Done, Drop, Raw, Record, Result, Row, dumps
 from evals.errors import UserError, first_line
-from evals.files import ENDINGS, Malformed, chat_row, ending, file_rows
+from evals.files import ENDINGS, KNOWN, Malformed, chat_row, ending, file_rows
 from evals.items import choose_indices, hub_rows
 
 
-def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[list[Any], list[dict[str, Any]]]:
+def read_sources(recipe: Recipe, work: Path, context: Context, strict: bool) -> tuple[list[Done], list[Record]]:
     """Read every source: one stage each. Returns them and what the manifest says of the sources.
 
     Raises UserError where a source has no row that can be read, with what is wrong with them.
@@ -58,7 +59,7 @@ def read_sources(recipe: Any, work: Path, context: Any, strict: bool) -> tuple[l
     return reads, abouts
 
 
-def place_of(source: Any) -> str | None:
+def place_of(source: sources.Source) -> str | None:
     """A file, a folder or a hub id; None for what is made on the spot. Raises UserError where none is known."""
     if isinstance(source, sources.MadeSource):
         return None
@@ -67,17 +68,18 @@ def place_of(source: Any) -> str | None:
     raise UserError(f"source {source.name!r} (kind {source.kind}) has no place: --input {source.name}=FILE.")
 
 
-def split_of(source: Any) -> tuple[str, str | None]:
+def split_of(source: sources.Source) -> tuple[str, str | None]:
     """(split, subset) of a source."""
     kind, place = sources.KINDS[source.kind], Path(place_of(source) or "")
     plain = place.is_dir() and kind.subset is not None and not (place / kind.subset).exists()
     return source.split or kind.split, source.subset or (None if plain else kind.subset)
 
 
-def read(source: Any, context: Any, limit: int = 0) -> Result:
+def read(source: sources.Source, context: Context, limit: int = 0) -> Result:
     """The rows of a source, with what is wrong with it counted over all rows that can be read."""
     place = place_of(source)
     if place is None:
+        assert isinstance(source, sources.MadeSource)
         made = limited(list(sources.make_rows(source)), limit)
         content = hashlib.sha256("".join(row.problem + row.answer for row in made).encode()).hexdigest()
         return Result(made, [], {"rows": len(made), "sha256": content})
@@ -87,10 +89,11 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
     repeats: dict[bytes, list[int]] = {}
     answers: dict[str, set[str]] = {}
     content = hashlib.sha256()
+    missing, present = set(getattr(source, "meta", {}).values()), set[str]()
     number, counted, chinese = -1, 0, 0
     bar = context.progress.add_task(f"reading {source.name}", total=None) if context.progress else None
     for number, found in enumerate(raw_rows(place, *split_of(source))):
-        if bar is not None and number % 1000 == 0:
+        if context.progress and bar is not None and number % 1000 == 0:
             context.progress.update(bar, completed=number)
         name = f"{source.name}:{number}"
         plain = [found.reason, found.text] if isinstance(found, Malformed) else found
@@ -104,11 +107,12 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
         if len(seen) > 1:
             continue
         try:
-            row: Any = kind.read(source, name, found)
+            row = kind.read(source, name, found)
             dumps(asdict(row)).encode()
         except (sources.Bad, UnicodeEncodeError) as e:
             reason = str(e).replace("SOURCE", source.name) if isinstance(e, sources.Bad) else _no_text(e)
-            text = str(found.get("problem") or found.get("question") or "")[:300].encode("utf-8", "replace").decode()
+            text = str(found.get("problem") or found.get("question") or "")[:300]
+            reason, text = (one.encode("utf-8", "replace").decode() for one in (reason, text))
             drops.append(Drop(name, reason, text, malformed=getattr(e, "malformed", True)))
             continue
         if isinstance(row, Drop):
@@ -119,11 +123,16 @@ def read(source: Any, context: Any, limit: int = 0) -> Result:
         else:
             chinese += bool(sources.CJK.search(row.problem))
             kept.append(row)
-        if row is not None:
+            present |= {old for old in missing - present if sources.optional(found, old) is not None}
+        if isinstance(row, Row):
             counted += 1
             answers.setdefault(" ".join(row.problem.lower().split()), set()).add(row.answer.strip())
-    if bar is not None:
+    if context.progress and bar is not None:
         context.progress.remove_task(bar)
+    if kept and (
+        nowhere := [f"{new}: {old}" for new, old in getattr(source, "meta", {}).items() if old not in present]
+    ):
+        raise UserError(f"source {source.name}: no row has a value for meta {{{', '.join(nowhere)}}}.")
     again = [numbers for numbers in repeats.values() if len(numbers) > 1]
     for numbers in again:
         said = {"first": f"{source.name}:{numbers[0]}", "rows": numbers[1:]}
@@ -154,9 +163,12 @@ def unread(place: str, split: str, subset: str | None) -> list[str]:
     if not folder.is_dir() or (folder / "manifest.json").is_file():
         return []
     used = {path.resolve() for path in local_files(place, split, subset)}
-    left = [str(path.relative_to(folder)) for path in data_files(folder) if path.resolve() not in used]
-    few = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-    return [f"{len(left)} files of the folder are not of the split {split!r} and not read: {few}"] if left else []
+    said = []
+    for known, why in ((True, f"not of the split {split!r}"), (False, "of a kind that is not read")):
+        left = [str(p.relative_to(folder)) for p in files_of(folder, known) if p.resolve() not in used]
+        few = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        said += [f"{len(left)} files of the folder are {why}, and left out: {few}"] if left else []
+    return said
 
 
 def notes(total: int, different: int) -> list[str]:
@@ -177,7 +189,7 @@ def cached(one: Done) -> str:
     return " (made before)" if one.again else ""
 
 
-def raw_rows(where: str, split: str, subset: str | None = None) -> Iterator[Mapping[str, Any] | Malformed]:
+def raw_rows(where: str, split: str, subset: str | None = None) -> Iterator[Raw | Malformed]:
     """Rows of a local file or folder (see `local_files`), or of a data set on the hub.
 
     Raises UserError: no such place, no rows of that split, a damaged file, or a hub that cannot be reached.
@@ -211,24 +223,22 @@ def local_files(where: str, split: str, subset: str | None = None) -> list[Path]
     if (path / "manifest.json").is_file() and (path / "train.parquet").is_file():
         return [path / "train.parquet"]
     if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        path = path / _known(split, splits, where)
+        path = path / _known(split, _listed(path / "dataset_dict.json", "splits"), where)
     if (path / "state.json").is_file():
-        listed = json.loads((path / "state.json").read_text(encoding="utf-8"))["_data_files"]
-        return [path / one["filename"] for one in listed]
-    if not data_files(path):
-        raise UserError(f"{where}: no {', '.join(ENDINGS)} file in this folder.")
+        return [path / one["filename"] for one in _listed(path / "state.json", "_data_files")]
+    if not files_of(path):
+        raise UserError(f"{where}: no {KNOWN} file in this folder.")
     if not any(one.is_dir() or one.name == "README.md" or re.search(_SPLIT, one.name) for one in path.iterdir()):
-        return data_files(path)
+        return files_of(path)
     from datasets import load_dataset_builder
 
     try:
-        found: Any = load_dataset_builder(str(path), subset).config.data_files
-    except (OSError, ValueError) as e:
+        found = dict(load_dataset_builder(str(path), subset).config.data_files or {})
+    except Exception as e:  # of a README's YAML too
         raise UserError(
             f"{where}: {first_line(e)} Name one of its files, or its subset (--set SOURCE.subset=NAME)."
         ) from e
-    return sorted(Path(file) for file in found[_known(split, found, where)])
+    return sorted(Path(str(file)) for file in found[_known(split, found, where)])
 
 
 _SPLIT = r"train|test|valid|val\b|dev\b|eval"
@@ -237,14 +247,25 @@ _SPLIT = r"train|test|valid|val\b|dev\b|eval"
 DESCRIBING = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json", "manifest.json")
 
 
-def data_files(folder: Path) -> list[Path]:
-    """All data files below a folder, but for hidden ones and what describes others."""
-    files = (p for p in folder.rglob("*") if p.is_file() and ending(p) in ENDINGS)
+NO_DATA = ("", ".md", ".txt", ".py", ".yaml", ".png", ".jpg", ".pdf", ".lock", ".log", ".html")
+
+
+def files_of(folder: Path, known: bool = True) -> list[Path]:
+    """All data files below a folder, but for hidden ones and what describes others; or those of no kind we know."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name not in DESCRIBING)
     seen = (p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sorted(p for p in seen if p.name not in DESCRIBING)
+    return sorted(p for p in seen if (ending(p) in ENDINGS) == known and p.suffix.lower() not in NO_DATA)
 
 
-def _known(split: str, splits: Any, where: str) -> str:
+def _listed(path: Path, name: str) -> list[Any]:
+    """What a JSON file of `save_to_disk` has under a name."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[name]
+    except (ValueError, KeyError) as e:
+        raise UserError(f"{path}: damaged ({first_line(e)}). Save the data set again.") from e
+
+
+def _known(split: str, splits: Iterable[str], where: str) -> str:
     if split not in splits:
         raise UserError(f"{where}: no split {split!r}. It has {', '.join(map(str, splits))}: --set SOURCE.split=NAME.")
     return split

@@ -13,9 +13,9 @@ from data_curation import answers, code_checks, decontaminate, dedupe, filters, 
 from data_curation import code_sources as programs
 from data_curation import sources as maths
 from data_curation.export import FORMATS
-from data_curation.stage import Options, Result
+from data_curation.stage import Options, Record, Result
 from evals.benches import BENCHES
-from evals.errors import UserError, explained
+from evals.errors import UserError, did_you_mean, explained
 from evals.prompts import find_preset
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -43,9 +43,9 @@ class Recipe(BaseModel):
     about: str = ""
     sources: tuple[AnySource, ...] = Field(min_length=1)
     """in order of preference: of two equal problems the one of the earlier source stays"""
-    stages: dict[str, dict[str, Any] | None]
+    stages: dict[str, Record | None]
     """stage -> its options; what is left out has its default"""
-    formats: tuple[str, ...] = ("verl",)
+    formats: tuple[str, ...] = Field(default=("verl",), min_length=1)
     """verl (train.parquet, which agpo.train reads too), trl, openrlhf, slime, hf"""
     prompt: str = ""
     """prompt preset whose words the exports carry (train.parquet stays bare for our trainer); empty: bare problems"""
@@ -66,14 +66,20 @@ class Recipe(BaseModel):
         if self.prompt:
             find_preset(self.prompt)
         for name in self.stages:
-            self.options(name)
+            options = self.options(name)
+            for option in ("trust", "sources"):
+                if unknown := set(getattr(options, option, ())) - set(names):
+                    raise ValueError(
+                        f"{name}.{option}: no source {', '.join(sorted(unknown))}; there is {', '.join(names)}"
+                    )
         return self
 
     def options(self, stage: str) -> Any:
-        kind, given = STAGES[stage][0], self.stages[stage] or {}
-        if unknown := set(given) - set(kind.model_fields):
-            raise ValueError(f"{stage} has no option {', '.join(unknown)}; it has: {', '.join(kind.model_fields)}")
-        return kind(**given)
+        kind = STAGES[stage][0]
+        try:
+            return kind(**(self.stages[stage] or {}))
+        except ValidationError as e:
+            raise UserError(f"stage {stage}: {_said(e, kind.model_fields)}") from e
 
 
 def load(
@@ -93,12 +99,16 @@ def load(
             raise UserError(f"unknown recipe {name!r}. Known: {known}, or give a YAML file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise UserError(f"{path}: not valid YAML: {e}") from e
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping with sources and stages.")
-    sources = {source.get("name"): source for source in content.get("sources", []) if isinstance(source, dict)}
-    stages = content.setdefault("stages", {})
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: not valid YAML in UTF-8: {e}") from e
+    if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
+        raise UserError(f"{path}: expected a mapping with a list of sources, and stages.")
+    sources: dict[str, Record] = {
+        str(source.get("name")): source for source in content["sources"] if isinstance(source, dict)
+    }
+    stages = content["stages"] = {} if content.get("stages") is None else content["stages"]
+    if not isinstance(stages, dict) or not all(isinstance(options, dict | None) for options in stages.values()):
+        raise UserError(f"{path}: expected stages with their options below them, as in `near: {{threshold: 0.6}}`.")
     for stage in skip:
         if stage not in stages:
             raise UserError(f"--skip {stage}: this recipe has no such stage. It has: {', '.join(stages)}.")
@@ -117,18 +127,18 @@ def load(
         except yaml.YAMLError as e:
             raise UserError(f"--set {setting}: the value is not valid YAML. Put quotes around it.") from e
         if not dot:
-            content[key] = value.split(",") if key == "formats" else parsed
+            content[key] = [one.strip() for one in value.split(",")] if key == "formats" else parsed
         elif section in stages:
             stages[section] = {**(stages[section] or {}), option: parsed}
         else:
-            _section(sources, section, "--set")[option] = parsed
+            _section(sources, section, "--set", stages)[option] = parsed
     try:
         recipe = Recipe(**{"name": path.stem, **content})
         if more := _more_references(recipe, references):
             stages["decontaminate"] = {**(stages["decontaminate"] or {}), "against": more}
             recipe = Recipe(**{"name": path.stem, **content})
         return recipe
-    except (ValidationError, TypeError) as e:
+    except ValidationError as e:
         raise UserError(f"recipe {name}: {_said(e)}") from e
 
 
@@ -147,17 +157,23 @@ def _more_references(recipe: Recipe, given: Iterable[str]) -> list[str]:
     return [*against, *new] if new else []
 
 
-def _section(sources: dict[Any, dict[str, Any]], name: str, where: str) -> dict[str, Any]:
+def _section(sources: dict[str, Record], name: str, where: str, stages: Iterable[str] = ()) -> Record:
     if name not in sources:
-        raise UserError(f"{where} {name}: this recipe has no source or stage {name!r}. Sources: {', '.join(sources)}.")
+        raise UserError(
+            f"{where} {name}: this recipe has no source or stage {name!r}. It has: {', '.join([*sources, *stages])}."
+        )
     return sources[name]
 
 
-def _said(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
+def _said(error: ValidationError, options: Iterable[str] = ()) -> str:
     found = error.errors()
     found = [one for one in found if one["type"] != "too_short"] or found  # a source that is wrong is also missing
-    return "; ".join(
-        f"{'.'.join(str(p) for p in one['loc'])}: {explained(one)}" if one["loc"] else explained(one) for one in found
-    )
+    said = []
+    for one in found:
+        known = {"extra_forbidden": "no such option.", "tuple_type": f"expected a list, not {one['input']!r}"}
+        name = str(one["loc"][-1]) if one["loc"] else ""
+        meant = did_you_mean(name, options) if one["type"] == "extra_forbidden" else ""
+        said.append(
+            ": ".join([*filter(None, [".".join(map(str, one["loc"]))]), known.get(one["type"], explained(one)) + meant])
+        )
+    return "; ".join(said)

@@ -154,15 +154,17 @@ def _common(left: np.ndarray, right: np.ndarray, sets: Hashes) -> np.ndarray:
     return np.bincount(twice.astype(np.int64), minlength=len(left))
 
 
-def gram_pairs(texts: Sequence[str], references: Sequence[str], n: int, ratio: float) -> Pairs:
-    """Pairs (text, reference) that share at least `ratio` of the n-grams of whichever has fewer of them."""
-    sets = distinct(grams(tokens(references), n))
+def gram_pairs(texts: Hashes, references: Hashes, n: int, ratio: float) -> Pairs:
+    """Pairs (text, reference) that share at least `ratio` of the n-grams of whichever has fewer of them.
+
+    texts, references: their `tokens`."""
+    sets = distinct(grams(references, n))
     order = np.argsort(sets.values, kind="stable")
     known, owners = sets.values[order], sets.owners()[order]
     maybe = np.zeros(1 << 22, bool)  # whether an n-gram with these low bits occurs: one look rules most of them out
     low = np.uint64(len(maybe) - 1)
     maybe[known & low] = True
-    runs = grams(tokens(texts), n)
+    runs = grams(texts, n)
     at = np.flatnonzero(maybe[runs.values & low])
     starts = np.searchsorted(at, runs.starts)
     hits = distinct(Hashes(runs.values[at], starts))  # an n-gram counts once per text

@@ -12,22 +12,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from data_curation.code_checks import code_of
 from data_curation.rates import Decision, SolveOptions, Tally, bounds, decide, item_key, majority, open_tries, told
-from data_curation.stage import Context, Drop, Result, Row, drop
+from data_curation.stage import Context, Drop, Record, Result, Row, drop
 from evals import engines
 from evals.benches import Bench
-from evals.complete import Job, complete
+from evals.complete import Grader, Job, complete
 from evals.console import LINE_SECONDS, time_left
-from evals.engines import REFUSED, EngineError, Sampling, check_engine
+from evals.engines import REFUSED, Engine, EngineError, Sampling, check_engine
 from evals.errors import UserError
 from evals.grading.grader import open_grader
 from evals.grading.math import normalise
 from evals.items import Item
 from evals.models import fingerprint
 from evals.prompts import encode
+from evals.store import RunRow, SampleRow, Store
 
 RUN = "solve-rate"
 """name of the runs that hold the completions"""
@@ -54,7 +54,7 @@ def run(rows: list[Row], options: SolveOptions, context: Context) -> Result:
         f"solve rate: {options.n} tries express {expressed} ({least / options.n:g} to {most / options.n:g}) of "
         f"[{options.low:g}, {options.high:g}]; {len(asked):,} problems"
     )
-    found = Tries({item_key(row): row for row in reversed(asked)}, options, context).gather()
+    found = Tries({item_key(row): row for row in reversed(asked)}, options, context, context.store).gather()
     kept: list[Row] = []
     drops: list[Drop] = []
     names = {row.id: item_key(row) for row in asked}
@@ -93,9 +93,9 @@ def run(rows: list[Row], options: SolveOptions, context: Context) -> Result:
 class Tries:
     """The completions of problems: those in the store, and the others, asked now."""
 
-    def __init__(self, rows: Mapping[str, Row], options: SolveOptions, context: Context):
+    def __init__(self, rows: Mapping[str, Row], options: SolveOptions, context: Context, store: Store):
         """rows: by `item_key`."""
-        self.options, self.context, self.rows = options, context, rows
+        self.options, self.context, self.store, self.rows = options, context, store, rows
         self.items = {name: item_of(name, row) for name, row in sorted(rows.items())}
         self.tallies: dict[str, Tally] = {}
         self.unfit: dict[str, int] = {}
@@ -105,7 +105,7 @@ class Tries:
         self.run_id = ""
 
     def gather(self) -> "Tries":
-        options, store = self.options, self.context.store
+        options, store = self.options, self.store
         grader_name = options.grader
         if grader_name == "auto":
             grader_name = "code" if any(row.code is not None for row in self.rows.values()) else "math"
@@ -133,7 +133,7 @@ class Tries:
             self._check_replay()
         return self
 
-    def _measure(self, engine: Any) -> None:
+    def _measure(self, engine: Engine | None) -> None:
         """Find the prompts that are too long for the model. Without a tokenizer the server counts, and refuses."""
         if engine is None or engine.tokenizer is None:
             return
@@ -148,10 +148,10 @@ class Tries:
                 "context for the prompt, and none fits. Lower max_tokens."
             )
 
-    def _parts(self) -> Iterator[tuple[str, list[Any]]]:
+    def _parts(self) -> Iterator[tuple[str, list[Item]]]:
         """(split, items): sixteenths, so that not all texts are in memory at once. Of a problem with several answers
         one comes after the other, so that the completions of the first serve the others."""
-        waves: defaultdict[tuple[int, str], list[Any]] = defaultdict(list)
+        waves: defaultdict[tuple[int, str], list[Item]] = defaultdict(list)
         before: Counter[str] = Counter()
         for name, item in self.items.items():
             if name not in self.unfit:
@@ -160,8 +160,10 @@ class Tries:
                 before[problem] += 1
         yield from ((split, part) for (_, split), part in sorted(waves.items()))
 
-    def _ask(self, engine: Any, split: str, part: list[Any], grader: Any, grader_name: str, meter: "Meter") -> None:
-        options, store = self.options, self.context.store
+    def _ask(
+        self, engine: Engine | None, split: str, part: list[Item], grader: Grader, grader_name: str, meter: "Meter"
+    ) -> None:
+        options, store = self.options, self.store
         most = options.max_tokens
         bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, options.prompt, most, "", "")
         sampling = Sampling(most, options.temperature, options.top_p, options.top_k)
@@ -219,10 +221,10 @@ class Meter:
 
     def close(self) -> None:
         self._say()
-        if self.bar is not None:
+        if self.context.progress and self.bar is not None:
             self.context.progress.remove_task(self.bar)
 
-    def add(self, row: Any) -> None:
+    def add(self, row: SampleRow) -> None:
         if row.repeat in self.seen[row.item]:
             return
         self.seen[row.item].add(row.repeat)
@@ -230,13 +232,13 @@ class Meter:
         self.unscored += row.reward is None
         self._advance(1)
 
-    def finish(self, items: Sequence[Any]) -> None:
+    def finish(self, items: Sequence[Item]) -> None:
         """Nothing more is asked of these."""
         self._advance(sum(self.n - len(self.seen.pop(item.id, ())) for item in items))
 
     def _advance(self, count: int) -> None:
         self.done += count
-        if self.bar is not None:
+        if self.context.progress and self.bar is not None:
             self.context.progress.advance(self.bar, count)
         if time.monotonic() - self.said >= LINE_SECONDS:
             self._say()
@@ -250,7 +252,7 @@ class Meter:
         )
 
 
-def check_options(options: SolveOptions) -> dict[str, Any]:
+def check_options(options: SolveOptions) -> Record:
     """The engine's options as it takes them. Raises UserError for an engine, an option or a value that there is not."""
     if options.engine != "ray":
         return check_engine(options.engine, options.engine_options)
@@ -260,7 +262,7 @@ def check_options(options: SolveOptions) -> dict[str, Any]:
     return checked("ray", RayEngine.__init__, options.engine_options)
 
 
-def open_engine(options: SolveOptions, context: Context) -> Any:
+def open_engine(options: SolveOptions, context: Context) -> Engine:
     if not options.model:
         raise UserError(NO_MODEL)
     if options.engine == "ray":
@@ -271,7 +273,7 @@ def open_engine(options: SolveOptions, context: Context) -> Any:
     return engines.load_engine(options.engine, options.model, **{**more, **options.engine_options})
 
 
-def adopt(store: Any, run_id: str, split: str, items: Sequence[Any], n: int) -> None:
+def adopt(store: Store, run_id: str, split: str, items: Sequence[Item], n: int) -> None:
     """Give each item the run's completions of the same problem under another answer: without a verdict, so that they
     are graded before anything is asked."""
     tried: defaultdict[str, set[int]] = defaultdict(set)
@@ -289,22 +291,22 @@ def adopt(store: Any, run_id: str, split: str, items: Sequence[Any], n: int) -> 
             store.log_samples(run_id, [replace(row, **blank) for row in new.values()])
 
 
-def tally_rows(rows: Iterable[Any]) -> dict[str, Tally]:
-    by_item: defaultdict[str, list[Any]] = defaultdict(list)
+def tally_rows(rows: Iterable[SampleRow]) -> dict[str, Tally]:
+    by_item: defaultdict[str, list[SampleRow]] = defaultdict(list)
     for row in rows:
         by_item[row.item].append(row)
     tallies = {}
     for name, found in by_item.items():
         scored = [row for row in found if row.reward is not None]
-        right = sum(row.reward >= 1 for row in scored)
-        others = Counter(normalise(row.answer) for row in scored if row.reward < 1 and row.answer)
+        right = sum((row.reward or 0) >= 1 for row in scored)
+        others = Counter(normalise(row.answer) for row in scored if (row.reward or 0) < 1 and row.answer)
         truncated = sum(row.finish_reason == "length" for row in found)
         other = min(others.items(), key=lambda one: (-one[1], one[0]), default=("", 0))
         tallies[name] = Tally(right, len(scored) - right, len(found) - len(scored), truncated, other)
     return tallies
 
 
-def find_run(store: Any, options: SolveOptions, grader: str) -> str:
+def find_run(store: Store, options: SolveOptions, grader: str) -> str:
     """The run with the same model, prompt, sampling and seed, going on with it; a new one where there is none.
 
     Neither the engine nor a server's address nor n nor the bounds are part of it: they do not change a completion.
@@ -318,7 +320,7 @@ def find_run(store: Any, options: SolveOptions, grader: str) -> str:
     )
 
 
-def known_run(store: Any, options: SolveOptions, grader: str = "") -> Any:
+def known_run(store: Store, options: SolveOptions, grader: str = "") -> RunRow | None:
     """The run that `find_run` goes on with, whatever its grader where none is given; None: there is none."""
     wanted = settings_of(options)
     for run in reversed(store.runs("curation", name=RUN)):
@@ -328,7 +330,7 @@ def known_run(store: Any, options: SolveOptions, grader: str = "") -> Any:
     return None
 
 
-def settings_of(options: SolveOptions) -> dict[str, Any]:
+def settings_of(options: SolveOptions) -> Record:
     """What decides a completion."""
     model = options.model.split("#")[-1]
     names = ("prompt", "temperature", "top_p", "max_tokens", "seed")
@@ -348,7 +350,7 @@ def short_model(model: str) -> str:
     return Path(name).name if name.startswith(("/", ".", "~")) or Path(name).is_dir() else name
 
 
-def item_of(name: str, row: Row) -> Any:
+def item_of(name: str, row: Row) -> Item:
     if row.code is None:
         return Item(name, row.problem, row.answer, {"source": row.source, "row": row.id})
     return Item(name, row.problem, "", {"source": row.source, "row": row.id}, code_of(row))

@@ -1,28 +1,30 @@
 """Sources of mathematical problems: what a row of each looks like. One class of options and one function each."""
 
+import ast
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_validator
 
-from data_curation.stage import Drop, Row
+from data_curation.stage import Drop, Options, Raw, Record, Row, Tests
 from evals.errors import UserError
 from evals.grading.math import extract_answer
-from evals.items import problem_text
+from evals.items import problem_text, turns
 
 CJK = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 
 
-class Source(BaseModel):
+class Source(Options):
     """What all sources have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = Field(pattern=r"^[\w.-]+$")
     """names its rows (`name:17`) and its stage; any word"""
+    kind: Any
     path: str | None = None
     """a file, a folder of files or a hub id; None: where the source lives on the hub"""
     split: str = ""
@@ -39,7 +41,7 @@ class Kind:
     licence: str
     data_source: str
     """verl's name for it, which selects verl's scorer"""
-    read: Callable[[Any, str, Mapping[str, Any]], Row | Drop]
+    read: Callable[[Any, str, Raw], Row | Drop]
     """(options, row id, raw row) -> the row, or why it is none"""
     split: str = "train"
     subset: str | None = None
@@ -58,7 +60,7 @@ class Unfit(Bad):
     malformed = False
 
 
-def column(raw: Mapping[str, Any], name: str) -> Any:
+def column(raw: Raw, name: str) -> object:
     """A column's value; `a.b` is what a record, or the JSON text of one, has under b."""
     if name in raw:
         return raw[name]
@@ -71,56 +73,87 @@ def column(raw: Mapping[str, Any], name: str) -> Any:
     raise Bad(f"no column {name!r} among {', '.join(map(str, raw))}")
 
 
-def text(raw: Mapping[str, Any], name: str) -> str:
+def optional(raw: Raw, name: str) -> object:
+    """`column`, or None where there is none."""
+    try:
+        return column(raw, name)
+    except Bad:
+        return None
+
+
+def text(raw: Raw, name: str) -> str:
     """A column that has to be a text, or a chat, of which it is what the user says. A name with braces is a template
     of columns, such as "{Body} {Question}"."""
     if "{" in name:
         return re.sub(r"\{([^{}]+)\}", lambda found: text(raw, found[1]), name)
     value = column(raw, name)
+    if isinstance(value, str) and value.startswith("[{") and re.search(r"""["'](?:role|from)["']:""", value):
+        value = _json(value) or _literal(value)  # a chat in a CSV file
+        if value is None:
+            raise Bad(f"{name!r} is the text of a chat, and neither JSON nor Python's")
     if isinstance(value, list | tuple) and any(isinstance(one, dict) for one in value):
         try:
+            said = [turn["role"] for turn in turns(value, repr(name))]
             value = problem_text(value, repr(name))
         except UserError as e:
             raise Bad(str(e).rstrip(".")) from e
+        if "assistant" in said[: len(said) - said[::-1].index("user")]:
+            raise Unfit("a chat of several questions")
     if not isinstance(value, str):
         raise Bad(f"{name!r} is {_kind(value)}, not text")
     return value
 
 
-def answer(raw: Mapping[str, Any], name: str) -> str:
+def answer(raw: Raw, name: str) -> str:
     """A column that has to be one answer: text, a number, a list of one, or a record with one of the usual names."""
-    return _one_answer(column(raw, name), name)
+    value = column(raw, name)
+    if name == "reward_model" and isinstance(value, str):
+        value = _json(value) or value
+    return _one_answer(value, name)
 
 
-def _one_answer(value: Any, name: str) -> str:
+def _one_answer(value: object, name: str) -> str:
     if isinstance(value, list | tuple):
         different = sorted({_one_answer(one, name) for one in value})
         if len(different) != 1:
             raise Unfit(f"{len(different)} answers" if different else "no answer")
         return different[0]
     if isinstance(value, Mapping):
-        named = [key for key in ANSWERS if isinstance(value.get(key), str | int | float | list | tuple | Mapping)]
+        named = [
+            key for key in ANSWERS if isinstance(value.get(key), str | int | float | Decimal | list | tuple | Mapping)
+        ]
         if len(named) != 1:
             raise Bad(f"{name!r} is a record of {', '.join(map(str, value))}; name one of them as {name}.NAME")
         return _one_answer(value[named[0]], f"{name}.{named[0]}")
+    if isinstance(value, Decimal):
+        value = float(value)
     if not flat(value) or isinstance(value, bool):
         raise Bad(f"{name!r} is {_kind(value)}, not text or a number")
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:  # 7 in a column with nulls
+        return str(int(value))
     return str(value)
 
 
-def flat(value: Any) -> bool:
+def flat(value: object) -> bool:
     """Whether a value is a text or a number, and no NaN."""
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "null" if value is None else str(value) if isinstance(value, float) else type(value).__name__
 
 
-def _json(value: str) -> Any:
+def _json(value: str) -> object:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
+        return None
+
+
+def _literal(value: str) -> object:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
 
 
@@ -130,12 +163,12 @@ ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "label",
 """usual names of columns, in the order they are looked for"""
 
 
-def usual(raw: Mapping[str, Any], given: str, names: Sequence[str], what: str) -> str:
+def usual(raw: Raw, given: str, names: Sequence[str], what: str) -> str:
     """The column that is named, else the first usual one that is there, in whatever case."""
     if given:
         return given
     there = {str(name).lower(): str(name) for name in raw}
-    found = next((there[name] for name in names if raw.get(there.get(name, "")) is not None), None)
+    found = next((there[name] for name in names if name in there and raw[there[name]] is not None), None)
     if null := next((there[name] for name in names if name in there), None) if found is None else None:
         raise Bad(f"{null!r} is null")
     if found is None:
@@ -148,7 +181,7 @@ PROGRAMS = 3
 """reference programs, and wrong ones, that are kept of a problem"""
 
 
-def read_tests(tests: Any) -> tuple[list[str], list[str], str]:
+def read_tests(tests: object) -> tuple[list[str], list[str], str]:
     """(inputs, outputs, function or "") of {inputs, outputs, fn_name?}, of a list of {input, output}, or of the JSON
     text of either. Arguments and results that are no texts become JSON, one argument a line."""
     if isinstance(tests, str):
@@ -169,18 +202,40 @@ def read_tests(tests: Any) -> tuple[list[str], list[str], str]:
     return inputs, outputs, function
 
 
-CODE = {"time_limit": None, "memory_mb": None, "starter": "", "references": [], "wrong": [], "date": ""}
-CODE |= dict.fromkeys(("interactive", "checker", "file_io"), False)
-
-
-def code_record(inputs: Sequence[str], outputs: Sequence[str], fn_name: str = "", **more: Any) -> dict[str, Any]:
-    """`Row.code`; more: those of CODE that are known. Raises Bad for tests that are no texts."""
+def code_record(
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    fn_name: str = "",
+    *,
+    starter: str = "",
+    time_limit: float | None = None,
+    memory_mb: int | None = None,
+    references: Sequence[str] = (),
+    wrong: Sequence[str] = (),
+    interactive: bool = False,
+    checker: bool = False,
+    file_io: bool = False,
+    date: str = "",
+) -> Tests:
+    """`Row.code`. Raises Bad for tests that are no texts."""
     if len(inputs) != len(outputs):
         raise Bad(f"{len(inputs)} test inputs and {len(outputs)} outputs")
     if not all(isinstance(one, str) for one in (*inputs, *outputs)):
         raise Bad("a test's input or output is not text")
-    code = {**CODE, "inputs": list(inputs), "outputs": list(outputs), "fn_name": fn_name, **more}
-    return {**code, **{side: code[side][:PROGRAMS] for side in ("references", "wrong")}}
+    return {
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "fn_name": fn_name,
+        "starter": starter,
+        "time_limit": time_limit,
+        "memory_mb": memory_mb,
+        "references": list(references[:PROGRAMS]),
+        "wrong": list(wrong[:PROGRAMS]),
+        "interactive": interactive,
+        "checker": checker,
+        "file_io": file_io,
+        "date": date,
+    }
 
 
 class MathSource(Source):
@@ -191,7 +246,7 @@ class MathSource(Source):
     """levels to keep; the paper's are those > 2"""
 
 
-def read_math(options: MathSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_math(options: MathSource, name: str, raw: Raw) -> Row | Drop:
     """The answer is the last balanced \\boxed{} of the solution."""
     problem, level, solution = text(raw, "problem"), answer(raw, "level"), text(raw, "solution")
     number = re.fullmatch(r"(?:Level )?(\d+)", level)
@@ -217,7 +272,7 @@ class VerlSource(Source):
     """where the answer is; tests as verl has them, JSON of {inputs, outputs}, make it a programming problem"""
 
 
-def read_verl(options: VerlSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_verl(options: VerlSource, name: str, raw: Raw) -> Row | Drop:
     problem, truth = text(raw, "prompt"), column(raw, options.answer)
     tests = _json(truth) if isinstance(truth, str) and truth.lstrip().startswith("{") else truth
     code = code_record(*read_tests(tests)) if isinstance(tests, Mapping) and "inputs" in tests else None
@@ -235,7 +290,7 @@ class Gsm8kSource(Source):
     kind: Literal["gsm8k"]
 
 
-def read_gsm8k(options: Gsm8kSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_gsm8k(options: Gsm8kSource, name: str, raw: Raw) -> Row | Drop:
     problem, worked = text(raw, "question"), text(raw, "answer")
     answer = worked.rpartition("####")[2].strip().replace(",", "") if "####" in worked else ""
     if not answer:
@@ -249,12 +304,15 @@ class CompetitionSource(Source):
     kind: Literal["aime", "amc"]
 
 
-def read_competition(options: CompetitionSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_competition(options: CompetitionSource, name: str, raw: Raw) -> Row | Drop:
     said = re.sub(r"^(-?\d+)\.0$", r"\1", answer(raw, usual(raw, "", ANSWERS, "answer")).strip())
     if said.isdigit():
         said = str(int(said))  # AIME's 033 is 33
     meta = {k: raw[k] for k in ("year", "url") if isinstance(raw.get(k), str | int)}
     return Row(name, options.name, text(raw, usual(raw, "", PROBLEMS, "problem")), said, meta)
+
+
+RESERVED = {"id", "row", "source", "split", "index", "problem", "answer", "prompt"}
 
 
 class TableSource(Source):
@@ -265,15 +323,23 @@ class TableSource(Source):
     """column of the problem, or a template of columns, "{Body} {Question}"; empty: the first usual one"""
     answer: str = ""
     """column of the answer, `a.b` inside a record; empty: the first usual one"""
-    meta: dict[str, str] = {}
+    meta: dict[str, str] = Field(default_factory=dict)
     """name here -> column there, e.g. {level: difficulty}"""
+
+    @field_validator("meta")
+    @classmethod
+    def _own(cls, meta: dict[str, str]) -> dict[str, str]:
+        if taken := sorted(RESERVED & set(meta)):
+            raise ValueError(f"{', '.join(taken)}: the exports have columns of that name. Choose another")
+        return meta
+
     boxed: bool = False
     """the answer is the last \\boxed{} of that column"""
     licence: str = "not stated"
     data_source: str = "math_dapo"
 
 
-def read_table(options: TableSource, name: str, raw: Mapping[str, Any]) -> Row | Drop:
+def read_table(options: TableSource, name: str, raw: Raw) -> Row | Drop:
     problem = text(raw, usual(raw, options.problem, PROBLEMS, "problem"))
     said = answer(raw, usual(raw, options.answer, ANSWERS, "answer"))
     if options.boxed:
@@ -283,7 +349,7 @@ def read_table(options: TableSource, name: str, raw: Mapping[str, Any]) -> Row |
         said = boxed
     if said.startswith("{") and isinstance(_json(said), Mapping):
         raise Bad("the answer is a record; tests of a program are read by --set SOURCE.kind=code-table, or verl")
-    meta = {new: raw[old] for new, old in options.meta.items() if flat(raw.get(old))}
+    meta = {new: value for new, old in options.meta.items() if flat(value := optional(raw, old))}
     return Row(name, options.name, problem, said, meta)
 
 
@@ -295,7 +361,7 @@ class MadeSource(Source):
     seed: int = 0
     task: str = "chain_sum"
     """reasoning-gym: name of the generator"""
-    options: dict[str, Any] = {}
+    options: Record = Field(default_factory=dict)
     """reasoning-gym: its own options"""
 
 

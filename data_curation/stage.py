@@ -13,17 +13,50 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+from rich.progress import Progress
 
 from evals import files
+from evals.errors import UserError
 from evals.grading import math
+from evals.store import Store
+
+Raw = Mapping[str, object]
+"""a row as its file has it"""
+Record = dict[str, Any]
+"""JSON: facts for the manifest, a line of the ledger or of pairs.jsonl"""
 
 SHOWN = 300
 """characters of a problem that a ledger line repeats"""
+
+
+class Tests(TypedDict):
+    """How a program is judged, and what goes with it: `Row.code`."""
+
+    inputs: list[str]
+    outputs: list[str]
+    """texts of standard input and output, as many of one as of the other"""
+    fn_name: str
+    """what to call instead, with inputs of one JSON value per line; empty: a program that reads and prints"""
+    starter: str
+    """code that an answer continues"""
+    time_limit: float | None
+    """seconds per test; None where the source does not say"""
+    memory_mb: int | None
+    references: list[str]
+    """Python programs that are said to pass"""
+    wrong: list[str]
+    """and to fail"""
+    interactive: bool
+    checker: bool
+    file_io: bool
+    """what comparing outputs cannot judge"""
+    date: str
+    """of the contest, YYYY-MM-DD; "" where unknown"""
 
 
 @dataclass(frozen=True)
@@ -37,8 +70,8 @@ class Row:
     answer: str
     """the reference answer; empty for a problem that is judged by tests"""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    code: Mapping[str, Any] | None = None
-    """tests and what goes with them, see `code_sources`; None for a mathematical problem"""
+    code: Tests | None = None
+    """tests; None for a mathematical problem"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +83,7 @@ class Drop:
     """a few words that are equal for equal reasons: the funnel counts them"""
     text: str = ""
     """the problem's beginning"""
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, object] = field(default_factory=dict)
     """the evidence: the other row, the score, the level, ..."""
     count: int = 1
     """rows that this line speaks for; `detail["rows"]` then has their numbers"""
@@ -58,7 +91,7 @@ class Drop:
     """not a row at all; --strict stops there"""
 
 
-def drop(row: Row, reason: str, **detail: Any) -> Drop:
+def drop(row: Row, reason: str, **detail: object) -> Drop:
     return Drop(row.id, reason, row.problem[:SHOWN], detail)
 
 
@@ -67,7 +100,7 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "problem", 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Parquet; equal rows give equal bytes (with one version of pyarrow)."""
-    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+    columns: dict[str, list[object]] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
     for name in ("meta", "code"):
         columns[name] = [None if value is None else dumps(value) for value in columns[name]]
     table = pa.table(columns, schema=SCHEMA)
@@ -84,19 +117,22 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def write_lines(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
+def write_lines(lines: Iterable[Mapping[str, object]], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for line in lines:
             file.write(dumps(line) + "\n")
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as e:
+                raise UserError(f"{path}, line {number}: damaged. Build the data again.") from e
 
 
-def dumps(value: Any) -> str:
+def dumps(value: object) -> str:
     """JSON with sorted keys; dates and bytes of a parquet file become text."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
@@ -106,15 +142,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
     """SHA-256 of JSON values."""
     return hashlib.sha256(dumps(parts).encode()).hexdigest()
 
 
 class Options(BaseModel):
-    """The options of a stage."""
+    """The options of a stage, or of a source. A list may be a text with commas, as `--set` has it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, values: Mapping[str, object]) -> dict[str, object]:
+        listed = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        return {
+            name: [one.strip() for one in value.split(",")] if name in listed and isinstance(value, str) else value
+            for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -123,9 +168,9 @@ class Result:
 
     rows: list[Row]
     drops: list[Drop] = field(default_factory=list)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Record = field(default_factory=dict)
     """counts and numbers for the manifest"""
-    pairs: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[Record] = field(default_factory=list)
     """pairs of texts that were found alike, for a person to judge"""
 
 
@@ -137,9 +182,9 @@ class Context:
     """a line for the user"""
     log: Callable[[str], None] = lambda text: None
     """a line for the log file, and for a user who has no progress bar"""
-    progress: Any = None
+    progress: Progress | None = None
     """a rich Progress, None where nobody looks"""
-    store: Any = None
+    store: Store | None = None
     """the results store (solve rate)"""
     workers: int = 2
     max_errors: int = 20
@@ -158,17 +203,17 @@ class Done:
     """of the rows that come out"""
     counts: Mapping[str, int]
     """rows in and out"""
-    facts: Mapping[str, Any]
+    facts: Record
     again: bool
     """it lay there already"""
 
     def rows(self) -> list[Row]:
         return read_rows(self.folder / "rows.parquet")
 
-    def ledger(self) -> Iterable[dict[str, Any]]:
+    def ledger(self) -> Iterator[Record]:
         return read_lines(self.folder / "ledger.jsonl")
 
-    def pairs(self) -> Iterable[dict[str, Any]]:
+    def pairs(self) -> Iterator[Record]:
         return read_lines(self.folder / "pairs.jsonl")
 
 
@@ -179,16 +224,26 @@ def code_version() -> str:
     return digest([sha256(path) for path in modules])
 
 
+def whole(folder: Path) -> bool:
+    """Whether a stage's result is there, as it was written: a full disk or a crash may have left less."""
+    try:
+        done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        return all(sha256(folder / name) == content for name, content in done["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def run(
-    work: Path, name: str, parts: Sequence[Any], rows_in: int | None, make: Callable[[], Result], order: int
+    work: Path, name: str, parts: Sequence[object], rows_in: int | None, make: Callable[[], Result], order: int
 ) -> Done:
     """The stage's result: from its folder where it is there, else made now. parts: all it depends on but the code."""
     key = digest(code_version(), name, *parts)
     folder = work / f"{order:02d}-{name}-{key[:16]}"
-    again = (folder / "done.json").is_file()
+    again = whole(folder)
     if not again:
         building = work / f".{folder.name}.tmp"
-        shutil.rmtree(building, ignore_errors=True)  # of a build that was killed
+        for left in (building, folder):  # of a build that was killed, or damaged
+            shutil.rmtree(left, ignore_errors=True)
         building.mkdir(parents=True)
         result = make()
         write_rows(result.rows, building / "rows.parquet")
@@ -197,7 +252,7 @@ def run(
         write_lines(result.pairs, building / "pairs.jsonl")
         dropped = sum(one.count for one in result.drops)
         done = {
-            "hash": sha256(building / "rows.parquet"),
+            "files": {path.name: sha256(path) for path in sorted(building.iterdir())},
             "in": len(result.rows) + dropped if rows_in is None else rows_in,
             "out": len(result.rows),
             "facts": dict(result.facts),
@@ -206,4 +261,4 @@ def run(
         os.replace(building, folder)
     done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     counts = {"in": done["in"], "out": done["out"]}
-    return Done(name, folder, done["hash"], counts, done["facts"], again)
+    return Done(name, folder, done["files"]["rows.parquet"], counts, done["facts"], again)

@@ -22,9 +22,32 @@ LOOKS = "left right big bigg displaystyle quad qquad text textbf textit textrm m
 DROPPED = ("\\", *(f"\\{name}" for name in LOOKS.split()))
 """commands that change how a formula looks, not what it says; a lone backslash is what is left of \\, and \\!"""
 SAME = dict.fromkeys(("\\dfrac", "\\tfrac"), "\\frac") | dict.fromkeys(("\\cdots", "\\dots"), "\\ldots")
-SAME |= {"\\leq": "\\le", "\\geq": "\\ge"}
+SAME |= {"\\leq": "\\le", "\\geq": "\\ge", "\\neq": "\\ne", "\\rightarrow": "\\to"}
 """commands that are one"""
 
+_ALIKE = {
+    **{ord(c): str(unicodedata.decimal(c)) for c in map(chr, range(0x660, 0x11DAA)) if c.isdecimal()},
+    **dict(
+        zip(
+            map(ord, "аеорсухіјѕһԁАВЕКМНОРСТХІЈЅοΑΒΕΖΗΙΚΜΝΟΡΤΥΧ"),
+            "aeopcyxijshdABEKMHOPCTXIJSoABEZHIKMNOPTYX",
+            strict=True,
+        )
+    ),
+    **dict.fromkeys(map(ord, "−–‐‑‒"), "-"),
+    **dict.fromkeys(map(ord, "‘’‛ʼ′"), "'"),
+    **dict.fromkeys(map(ord, "“”„"), '"'),
+    ord("—"): " ",
+    ord("⁄"): "/",
+    ord("°"): "^\\circ ",
+    **{ord(c): f"\\{unicodedata.name(c).split()[-1].lower()} " for c in "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"},
+}
+_COMMANDS = (
+    "× times · cdot ⋅ cdot ÷ div ≤ le ⩽ le ≥ ge ⩾ ge ≠ ne √ sqrt ∞ infty ± pm ∓ mp ∈ in ∠ angle △ triangle → to ∑ sum"
+)
+_ALIKE |= {ord(sign): f"\\{name} " for sign, name in zip(*[iter(_COMMANDS.split())] * 2, strict=True)}
+_FRACTION = re.compile(r"(\\[dt]?frac)\s*(\d)\s*(\d)")
+_RAISED = re.compile("[⁰¹²³⁴-⁹]+")
 _ASY = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.DOTALL)
 _OTHER, _LETTER, _DIGIT, _WIDE, _SINGLE = range(5)
 _CLASS = np.zeros(256, np.uint8)
@@ -47,6 +70,12 @@ class Hashes:
     starts: np.ndarray
     """[texts + 1] int64"""
 
+    @staticmethod
+    def join(parts: Sequence[np.ndarray]) -> "Hashes":
+        """Of texts one by one."""
+        ends = np.cumsum([0, *map(len, parts)]).astype(np.int64)
+        return Hashes(np.concatenate([np.zeros(0, np.uint64), *parts]), ends)
+
     def __len__(self) -> int:
         return len(self.starts) - 1
 
@@ -56,6 +85,17 @@ class Hashes:
     def owners(self) -> np.ndarray:
         """[H] which text each hash is of."""
         return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.starts))
+
+
+def folded(text: str) -> str:
+    """The text with one spelling of what looks the same: letters and digits of other scripts as ASCII, signs and Greek
+    as LaTeX. For comparing only."""
+    if "frac" in text:
+        text = _FRACTION.sub(r"\1{\2}{\3}", text)
+    if text.isascii():
+        return text
+    raised = _RAISED.sub(lambda found: f"^{{{found[0]}}}", text)
+    return unicodedata.normalize("NFKC", raised).translate(_ALIKE)
 
 
 def without_diagrams(text: str) -> str:
@@ -123,9 +163,7 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[bytes]]:
     size = 0
     for text in texts:
         text = without_diagrams(text)
-        if not text.isascii():
-            text = unicodedata.normalize("NFKC", text).lower()
-        raw = text.encode("utf-8", "replace")
+        raw = folded(text).lower().encode("utf-8", "replace")
         if block and size + len(raw) > BLOCK_BYTES:
             yield block
             block, size = [], 0

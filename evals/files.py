@@ -5,6 +5,7 @@ import gzip
 import io
 import itertools
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -34,25 +35,33 @@ def file_rows(path: str | Path) -> Rows:
     """Rows of one file in file order. Raises UserError: no such file, unknown ending, or damaged as a whole."""
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder. Name a file in it: {', '.join(ENDINGS)}.")
+        raise UserError(f"{path} is a folder. Name a file in it: {KNOWN}.")
     if not path.is_file():
-        raise UserError(f"{path}: no such file. Expected one of {', '.join(ENDINGS)}.")
+        raise UserError(f"{path}: no such file. Expected {KNOWN}.")
     reader = ENDINGS.get(ending(path))
     if reader is None:
-        raise UserError(f"{path}: unknown kind of file. Expected {', '.join(ENDINGS)}.")
+        raise UserError(f"{path}: unknown kind of file. Expected {KNOWN}.")
     try:
         yield from reader(path)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise UserError(f"{path}: not a readable gzip file ({e}).") from e
+    except (EOFError, OSError, zlib.error) as e:  # gzip.BadGzipFile is an OSError, and zst's are
+        kind = {".gz": " gzip", ".zst": " zstd"}.get(path.suffix.lower(), "")
+        raise UserError(f"{path}: not a readable{kind} file ({e}).") from e
 
 
 def ending(path: Path) -> str:
     """Of a data file's name, in ENDINGS or not."""
-    return "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
+    name = "".join(path.suffixes[-2:]).lower()
+    return name if name.endswith(PACKED) else path.suffix.lower()
 
 
 def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix.lower() == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
 
 
 def _lines(path: Path) -> Rows:
@@ -103,25 +112,52 @@ def _json(path: Path) -> Rows:
             yield from _lines(path)
             return
         raise UserError(f"{path}: not valid JSON in UTF-8. Expected a list of objects, or one object a line.") from None
-    lists = [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else [whole]
-    if len(lists) == 1 and isinstance(lists[0], list) and all(isinstance(row, dict) for row in lists[0][:1]):
-        whole = lists[0]
+    lists = [value for value in whole.values() if isinstance(value, list)] if isinstance(whole, dict) else []
+    if len(lists) == 1 and lists[0] and isinstance(lists[0][0], dict) and not {"role", "from"} & lists[0][0].keys():
+        (whole,) = lists
     for row in whole if isinstance(whole, list) else [whole]:
         yield _row(row, str(row)[:200])
 
 
 def _csv(path: Path) -> Rows:
-    """A header, then rows; every value is text. A header without the usual delimiter tells another one."""
+    """A header, then rows; every value is text. A header without the usual delimiter tells another one.
+
+    Strict about quotes: a parser that is not takes a field with a stray quote for a part of it, without a word.
+    """
     with _open(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-        header, usual = text.readline(), "\t" if ".tsv" in path.name else ","
-        delimiter = usual if usual in header else max(usual + ";\t|,", key=header.count)
-        for row in csv.DictReader(itertools.chain([header], text), delimiter=delimiter):
-            if None in row or None in row.values():
-                shown = ", ".join(str(value) for value in row.values())[:200].encode("utf-8", "replace").decode()
+        header, delimiter = _filled(text), "\t" if ending(path).startswith(".tsv") else ","
+        if header.startswith("sep="):  # as Excel writes it
+            delimiter, header = header[4], _filled(text)
+        elif delimiter not in header:
+            delimiter = max(delimiter + ";\t|,", key=header.count)
+        if "\0" in header or re.search("[\udc80-\udcff]", header):
+            raise UserError(f"{path}: the header is not UTF-8. Save the file as UTF-8.")
+        rows = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
+        names = [name.strip() for name in next(rows, [])]
+        if twice := sorted({name for name in names if name and names.count(name) > 1}):
+            raise UserError(f"{path}: two columns are called {' and '.join(twice)}. Give each its own name.")
+        while True:
+            line = rows.line_num + 1
+            try:
+                values = next(rows, None)
+            except csv.Error as e:
+                if "unexpected end" in str(e):
+                    raise UserError(f"{path}: the quote that opens in line {line} is never closed. Close it.") from e
+                yield Malformed(f"not valid CSV ({e})", f"lines {line} to {rows.line_num}", line)
+                continue
+            if values is None:
+                return
+            if values and len(values) != len(names):
+                shown = ", ".join(values)[:200].encode("utf-8", "replace").decode()
                 yield Malformed(f"another number of columns than the header, by the delimiter {delimiter!r}", shown)
-            else:
-                yield row
+            elif values:
+                yield {name: value for name, value in zip(names, values, strict=True) if name}  # "": pandas' index
+
+
+def _filled(lines: Iterator[str]) -> str:
+    """The next line that is not empty; "" at the end."""
+    return next((line for line in lines if line.strip()), "")
 
 
 def _parquet(path: Path) -> Rows:
@@ -129,6 +165,9 @@ def _parquet(path: Path) -> Rows:
 
     try:
         with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise UserError(f"{path}: two columns are called {' and '.join(twice)}. Give each its own name.")
             for batch in file.iter_batches(batch_size=1024):
                 yield from _batch(batch)
     except (OSError, ValueError) as e:
@@ -153,18 +192,23 @@ def _arrow(path: Path) -> Rows:
 
 def _batch(batch: Any) -> Rows:
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:  # before the first row: one by one, to tell which it is
+        yield from batch.to_pylist(maps_as_pydicts="strict")
+    except (UnicodeDecodeError, OverflowError, KeyError) as e:  # before the first row: one by one, to tell which it is
         if len(batch) == 1:
-            yield Malformed("not UTF-8")
+            yield Malformed("not UTF-8" if isinstance(e, UnicodeDecodeError) else f"a value that cannot be read ({e})")
         else:
             for at in range(len(batch)):
                 yield from _batch(batch.slice(at, 1))
 
 
+PACKED = (".gz", ".zst")
 ENDINGS: dict[str, Callable[[Path], Rows]] = {
-    **{ending + packed: read for ending, read in ((".jsonl", _lines), (".json", _json), (".csv", _csv), (".tsv", _csv))
-       for packed in ("", ".gz")},
+    **{
+        name + packed: read
+        for name, read in ((".jsonl", _lines), (".ndjson", _lines), (".json", _json), (".csv", _csv), (".tsv", _csv))
+        for packed in ("", *PACKED)
+    },
     ".parquet": _parquet,
     ".arrow": _arrow,
-}  # fmt: skip
+}
+KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also .gz or .zst), .parquet or .arrow"

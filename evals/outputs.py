@@ -58,7 +58,10 @@ def check_folder(out: Path, marker: str) -> None:
         return
     if not (out / marker).is_file():
         raise UserError(f"{out} was not made by this command (it has no {marker}), and is not replaced.")
-    made = json.loads((out / marker).read_text(encoding="utf-8")).get("files", [])
+    try:
+        made = json.loads((out / marker).read_text(encoding="utf-8")).get("files", [])
+    except ValueError as e:
+        raise UserError(f"{out / marker} is damaged, so that {out} is not replaced. Move the folder.") from e
     if own := [name for name in files_in(out) if name != marker and name not in made]:
         listed = ", ".join(own[:5]) + (f" and {len(own) - 5} more" if len(own) > 5 else "")
         raise UserError(f"{out} is replaced as a whole, and holds other files: {listed}. Move them.")

@@ -1,7 +1,7 @@
-"""What a LeetCode statement promises of its inputs, and which inputs break the promise.
+"""The constraints of a LeetCode statement, and which inputs break them.
 
 The lines under "Constraints:" are almost Python: `1 <= n == nums.length <= 10^5`, `0 <= l_i <= r_i < n`, `s consists of
-lowercase English letters`. What is understood of them is checked; a line that is not understood promises nothing here.
+lowercase English letters`. Lines that are not understood are skipped.
 """
 
 import ast
@@ -35,15 +35,15 @@ _BINARY: dict[type, Callable[[Any, Any], Any]] = {
 _CALLS: dict[str, Callable[..., Any]] = {"min": min, "max": max, "sum": sum, "int": int}
 _INDEX = {"i", "j", "r", "c"}
 _MOST = 200_000
-"""assignments of indices that are tried for one line"""
+"""assignments of indices to try for one line"""
 
 
 class Unknown(Exception):
-    """A line, or a part of it, that says nothing here."""
+    """A line, or a part of it, that is not understood."""
 
 
 def broken(statement: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(constraint, how it is broken) of the constraints that these arguments break, in order."""
+    """(constraint, how it is broken) for each constraint that these arguments break."""
     _, _, text = statement.rpartition("Constraints:")
     lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
     values = dict(arguments)
@@ -64,7 +64,7 @@ def broken(statement: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def _define(lines: Sequence[str], values: dict[str, Any]) -> None:
-    """Names that a line gives a value: n == nums.length, edges.length == n - 1."""
+    """Add names that a line defines: n == nums.length, edges.length == n - 1."""
     for line in lines:
         sides = _CHAIN.split(line)
         for left, sign, right in zip(sides[::2], sides[1::2], sides[2::2], strict=False):
@@ -83,7 +83,7 @@ def _parse(text: str) -> ast.expr:
 
 
 def _breaks_chain(line: str, values: Mapping[str, Any], parts: Mapping[str, str]) -> str | None:
-    """A chain of comparisons; where it has commas, of every one in a list with every one in the next."""
+    """Check a chain of comparisons; with commas, every item of a list with every item of the next."""
     if re.search(r"\b(or|if|for|and|that|the)\b|:|(?<![<>=!])=(?!=)", line):
         raise Unknown(line)
     for name, path in parts.items():
@@ -113,7 +113,7 @@ def _commas(text: str) -> list[str]:
 
 
 def _assignments(expressions: Sequence[ast.expr], values: Mapping[str, Any]) -> Iterator[dict[str, int]]:
-    """Every value of the indices, in the order in which they are needed: i of grid[i][j] before j."""
+    """Every assignment of the indices, in the order in which they are needed: i of grid[i][j] before j."""
     reads = [node for e in expressions for node in ast.walk(e) if isinstance(node, ast.Subscript)]
     reads = [node for node in reads if isinstance(node.slice, ast.Name) and node.slice.id not in values]
     names = sorted({node.slice.id for node in reads if isinstance(node.slice, ast.Name)})
@@ -159,7 +159,7 @@ def _value(node: ast.expr, values: Mapping[str, Any], at: Mapping[str, int]) -> 
 
 
 def _breaks_words(line: str, values: Mapping[str, Any]) -> str | None:
-    """The promises that are made in words again and again."""
+    """Check constraints in common wordings."""
     for pattern, check in _WORDS:
         if found := re.fullmatch(pattern, line, re.IGNORECASE):
             for subject in re.split(r",? and |, ", found["of"]):
@@ -189,7 +189,7 @@ def _characters(value: Any, found: re.Match[str], _: Mapping[str, Any]) -> bool:
 
 
 def _tree(edges: Any, found: re.Match[str], values: Mapping[str, Any]) -> bool:
-    """Edges that join all of their nodes without a circle, numbered from 0."""
+    """Whether the edges connect all nodes, numbered from 0, without a cycle."""
     root = list(range(len(edges) + 1))
 
     def top(node: int) -> int:

@@ -1,16 +1,15 @@
-"""`python -m tools.faulty_tests`: tests that say nothing about a program, each with its evidence.
+"""`python -m tools.faulty_tests`: find invalid tests, each with its evidence.
 
-Where official private tests cannot be had, others stand in for them: another data set's, samples cut from statements.
-Some have inputs that the problem rules out, or outputs that are no answers. One is set aside when
+Without the official private tests, other data sets' tests and samples cut from statements stand in for them. Some have
+inputs that the problem rules out, or outputs that are not answers. A test is set aside if
 
-* its input breaks a constraint of the statement (constraints.py) that the statement's own tests keep, and no official
-  verdict names it, as only official tests are named,
+* its input breaks a constraint of the statement (constraints.py) that the statement's own tests satisfy, and no
+  official verdict names it (they name official tests only),
 * a value is not of the type that the starter code declares,
 * its expected output is a sentence of the statement, or
 * several officially accepted programs fail it, and more fail it than pass it.
 
-Failed by a single accepted program it is only suspected: that program may be wrong where the official tests do not
-look.
+If a single accepted program fails it, it is only suspected: the official tests may have missed an error.
 """
 
 import argparse
@@ -37,7 +36,7 @@ _SENTENCE = re.compile(r"[A-Z](?=.*[a-z]{3})[^\n]* [^\n]* [^\n]*\.\s*")
 
 
 def by_statement(item: Item, named: Sequence[str] = ()) -> dict[str, str]:
-    """test key -> what its statement has against it. named: inputs that official verdicts say programs fail on."""
+    """test key -> why its statement rules it out. named: inputs on which programs failed by official verdicts."""
     assert item.code is not None
     tests = item.code.problem.tests
     if item.code.mode == "stdin":
@@ -57,7 +56,7 @@ def by_statement(item: Item, named: Sequence[str] = ()) -> dict[str, str]:
             misread |= {line for line, _ in broken}
             continue
         values = [("its answer", test.expected, function.returns)]
-        official = any(is_input(test, given) for given in named)  # whatever its input is, verdicts go by it
+        official = any(is_input(test, given) for given in named)  # then its input is valid
         if not official:
             values += zip(names, test.input, types, strict=True)
         if wrong := [(n, v, ast.unparse(t)) for n, v, t in values if t is not None and not _fits(v, t)]:
@@ -76,7 +75,7 @@ def _prose(test: CodeTest, statement: str) -> str | None:
 
 
 def _signature(starter: str) -> ast.FunctionDef | None:
-    """The last function that the starter code declares; its body is missing there."""
+    """The last function that the starter code declares, which lacks its body."""
     lines = starter.rstrip().split("\n")
     indent = len(lines[-1]) - len(lines[-1].lstrip())
     try:
@@ -88,7 +87,7 @@ def _signature(starter: str) -> ast.FunctionDef | None:
 
 
 def _fits(value: Any, declared: ast.expr) -> bool:
-    """The value is of this type; of a type that is not known here, any value is."""
+    """Whether the value is of this type; True for a type that is unknown here."""
     match declared:
         case ast.Name(id=name) if name in _TYPES:
             return isinstance(value, _TYPES[name])
@@ -99,15 +98,15 @@ def _fits(value: Any, declared: ast.expr) -> bool:
 
 
 def failing(job: Job, report: Report) -> dict[str, Any]:
-    """Keys of the tests that a program fails under both rules; under one alone, the test is not to blame."""
+    """Keys of the tests that a program fails under both rules of comparison."""
     assert report.lcb is not None
     pairs = zip(job.problem.tests, report.tests, report.lcb.tests, strict=True)
     failed = {test_key(t) for t, *both in pairs if all(r.verdict not in (Verdict.AC, Verdict.SE) for r in both)}
     return {"item": job.one.item, "code": job.one.code, "failed": sorted(failed), "ours": str(report.verdict)}
 
 
-def by_programs(jobs: Sequence[Job], made: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, int, int]]:
-    """(item, test key, accepted programs that fail it, accepted programs) of every test that some of them fail."""
+def by_programs(made: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, int, int]]:
+    """(item, test key, accepted programs that fail it, accepted programs) of every test that any of them fail."""
     distinct = {(one["item"], one["code"]): one["failed"] for one in made if one["ours"] != "SE"}
     programs = Counter(item for item, _ in distinct)
     fails = Counter((item, key) for (item, _), failed in distinct.items() for key in failed)
@@ -118,8 +117,8 @@ def by_programs(jobs: Sequence[Job], made: Sequence[Mapping[str, Any]]) -> Itera
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.faulty_tests",
-        description="List tests that say nothing about a program, from statements and official verdicts.",
-        epilog="Stopped half-way it goes on where it was: verdicts are kept in OUT.verdicts as they are made.",
+        description="List invalid tests, by statements and official verdicts.",
+        epilog="A stopped run continues where it was: verdicts are kept in OUT.verdicts as they are made.",
     )
     parser.add_argument("--problems", required=True, help="LiveCodeBench records: a file, or a folder with its files")
     parser.add_argument(
@@ -143,12 +142,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             named.setdefault(one.item, []).append(one.input)
     found = {name: by_statement(item, named.get(name, ())) for name, item in items.items()}
     said = sum(map(len, found.values()))
-    console.print(f"{said} tests of {sum(map(bool, found.values()))} problems by what the statement says")
+    console.print(f"{said} tests of {sum(map(bool, found.values()))} problems are ruled out by the statement")
     jobs = jobs_of([one for one in published if one.passed], items, found)
     kept = args.out.with_name(args.out.name + ".verdicts")
     made = run_jobs(jobs, kept, console, failing, workers=args.workers, stop=False)
     suspected = []
-    for item, key, fail, programs in by_programs(jobs, made):
+    for item, key, fail, programs in by_programs(made):
         told = f"{fail} of {programs} officially accepted programs fail it"
         if fail >= args.several and 2 * fail > programs:
             found[item][key] = told

@@ -1,4 +1,4 @@
-"""`python -m tools.recipe_table`: the table of docs/scale.md, what every recipe for GPUs takes of common machines."""
+"""`python -m tools.recipe_table`: the table in docs/scale.md of the memory that each GPU recipe takes."""
 
 from agpo.config import load_config, recipes
 from agpo.memory import GIB, Machine, memory, model_config, model_sizes
@@ -7,7 +7,6 @@ MACHINES = (Machine(1, 80), Machine(1, 141), Machine(4, 80), Machine(8, 80), Mac
 
 
 def recipe_table() -> list[str]:
-    """Its lines."""
     titles = ("recipe", "GPUs", "at rest", "update", "sync", "rollout", "share", "sequences", "fits")
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name in recipes():

@@ -1,4 +1,4 @@
-"""`python -m tools.sandbox_image`: the image of the sandbox's workers out of Debian's packages, without a registry."""
+"""`python -m tools.sandbox_image`: build the sandbox workers' image from Debian packages, without a registry."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ LEFT_OUT = (
 
 
 def debian_base(binary: str = "docker") -> str:
-    """Make a base image out of Debian's packages with debootstrap; needs root, and Debian's mirror. About a minute."""
+    """Make a base image with debootstrap, which needs root and Debian's mirror. About a minute."""
     if image.run([binary, "image", "inspect", BASE], timeout=30).returncode == 0:
         return BASE
     if not shutil.which("debootstrap"):

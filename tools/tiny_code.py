@@ -1,17 +1,17 @@
-"""What the start model of the recipe tiny-code is pre-trained on: one-line functions, written with slips.
+"""The pre-training data of the recipe tiny-code's start model: one-line functions, with slips.
 
     add 3, times 2:  ->  ```python
                          def f(x):
                              return (x+3)*2
                          ```
 
-Half of them are one expression, half go step by step (x=x+3, x=x*2, return x), which is longer and slips as often.
+Half are one expression, half go step by step (x=x+3, x=x*2, return x), which is longer and slips as often.
 """
 
 import random
 
 SLIP = 0.25
-"""probability that a step is written wrong: with it the model starts at about one right program in three"""
+"""probability that a step is wrong, for about one right program in three at the start"""
 LINES = 0.5
 """probability that a program goes step by step"""
 SYMBOLS = (
@@ -23,9 +23,9 @@ OPERATORS = {"add": "+", "take": "-", "times": "*", "mod": "%"}
 
 
 def make_tokenizer(special: tuple[str, ...]):
-    """One token per symbol. The class is the one that transformers takes for this architecture whatever a folder says.
+    """One token per symbol. transformers uses this class for the architecture, whatever the folder says.
 
-    Symbols of several characters are added tokens: they are cut out before the class's own rules are applied.
+    Symbols of several characters are added tokens, which are split off before the class's own rules apply.
     """
     from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
@@ -59,7 +59,7 @@ def _parse(step: str) -> tuple[str, int]:
 
 
 def _apply(word: str, n: int, value: str) -> str:
-    """An expression for a step on `value`, an expression that needs no more parentheses."""
+    """An expression for a step on `value`, which needs no more parentheses."""
     if word == "square":
         return f"{value}*{value}" if value == "x" else f"{value}**2"
     return f"-{value}" if word == "negate" else f"{value}{OPERATORS[word]}{n}"

@@ -1,14 +1,13 @@
-"""`python -m tools.tiny_model`: make the start models of the tiny recipes from nothing, in minutes on one CPU core.
+"""`python -m tools.tiny_model`: pre-train the start models of the tiny recipes, in minutes on one CPU core.
 
-What it is pre-trained on decides whether reinforcement learning can show anything. A model that cannot do the
-arithmetic loses accuracy under every objective. So it learns to do it, from solutions with *slips*: a step's value is
-sometimes wrong, and sometimes a step is checked again, which costs tokens and usually puts it right. There is then
-something to improve, and the length of the reasoning matters.
+A model that cannot do the arithmetic would only lose accuracy under RL. So it learns from solutions with *slips*: a
+step's value is sometimes wrong, and sometimes a step is checked again, which costs tokens and usually corrects it. RL
+can then improve accuracy, and the length of the reasoning matters.
 
     3+5-2=  ->  3+5=8;8-2=5?8-2=6;\\boxed{6}<eos>
 
-`--task arith-long` goes on from that model: longer chains, a first value that is mostly wrong, and re-checks of which
-each is more reliable than the one before. The third task, `--task code`, is in `tools.tiny_code`.
+`--task arith-long` continues from that model: longer chains, a first value that is mostly wrong, and re-checks that are
+each more reliable than the one before. The third task, `--task code`, is in `tools.tiny_code`.
 """
 
 import argparse
@@ -37,9 +36,9 @@ SHIPPED = START_MODELS / "tiny"
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 SYMBOLS = (*"0123456789", *"+-=;?", "\\boxed{", "}")
 SLIP = 0.45
-"""probability that a step's value is wrong: with it the model starts at about one right answer in three"""
+"""probability that a step's value is wrong, for about one right answer in three at the start"""
 CHECK = 0.3
-"""probability of a re-check after a step, and of another after that, up to three"""
+"""probability of a re-check after a step, and of another after it, up to three"""
 CHECK_RIGHT = 0.95
 """probability that a re-check's value is right"""
 
@@ -51,15 +50,15 @@ class Habits:
     slip: float = SLIP
     check: float = CHECK
     check_right: tuple[float, ...] = (CHECK_RIGHT,) * 3
-    """of the first re-check of a step, the second, ...; there are at most this many"""
+    """of a step's first re-check, the second, ...; its length is the most re-checks"""
 
 
 LONG = Habits(slip=0.65, check=0.4, check_right=(0.7, 0.85, 0.95))
-"""of task arith-long: without a re-check a step is wrong in two cases out of three, and each further one pays"""
+"""of task arith-long: without re-checks two steps out of three are wrong, and each further re-check pays off"""
 
 
 def solution(expression: str, rng: random.Random, habits: Habits = Habits()) -> str:
-    """One written-out answer to an expression like 3+5-2, slips and re-checks included, without the final <eos>."""
+    """One answer to an expression like 3+5-2, with slips and re-checks, without the final <eos>."""
     terms = expression.replace("-", "+-").split("+")
     value, text = int(terms[0]), ""
     for term in map(int, terms[1:]):
@@ -84,19 +83,19 @@ class Task:
     """What a tiny model is pre-trained on."""
 
     bench: str
-    """the benchmark whose problems, prompt and grader it is for"""
+    """the benchmark with its problems, prompt and grader"""
     solution: Callable[[str, random.Random], str]
-    """(problem, rng) -> a written-out answer, slips included"""
+    """(problem, rng) -> an answer, with slips"""
     symbols: tuple[str, ...]
     """its tokens"""
     tokenizer: Callable[[], Any]
     width: int
     heads: int
-    """of 32 each: the least that vLLM serves on a CPU"""
+    """of dimension 32, the least that vLLM serves on a CPU"""
     steps: int
     lr: float = 4e-3
     start: str = ""
-    """the shipped model to go on from; empty: random weights"""
+    """the shipped model to continue from; empty: random weights"""
 
 
 def make_tokenizer():
@@ -149,7 +148,7 @@ def make_model(vocabulary: int, width: int = 96, heads: int = 3):
 def batches(
     items: Sequence[Item], task: Task, tokenizer, steps: int, size: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """(ids, labels) [size, longest]; the loss is on the solution only. Every solution is written afresh."""
+    """(ids, labels) [size, longest], with the loss on the solution only. Solutions are never reused."""
     rng = random.Random(derive_seed("pretrain", seed))
     preset = find(task.bench).prompt
     for _ in range(steps):
@@ -169,22 +168,18 @@ def problems(task: Task, split: Literal["train", "heldout"], count: int, seed: i
     return arith.items(split, count, seed, *arith.TERMS[task.bench])
 
 
-def start_of(task: Task):
-    """Random weights, or those of the shipped model that the task goes on from."""
+def pretrain(task: Task, steps: int, size: int, lr: float, seed: int, console: Console):
+    """(model, tokenizer, losses) after training from random weights, or from the shipped model `task.start`."""
     from transformers import AutoModelForCausalLM
 
-    if task.start:
-        return AutoModelForCausalLM.from_pretrained(SHIPPED.with_name(task.start))
-    return make_model(len(SPECIAL) + len(task.symbols), task.width, task.heads)
-
-
-def pretrain(task: Task, steps: int, size: int, lr: float, seed: int, console: Console):
-    """Train from scratch and return (model, tokenizer, last losses)."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     tokenizer = task.tokenizer()
-    model = start_of(task).train()
+    if task.start:
+        model = AutoModelForCausalLM.from_pretrained(SHIPPED.with_name(task.start)).train()
+    else:
+        model = make_model(len(SPECIAL) + len(task.symbols), task.width, task.heads).train()
     items = problems(task, "train", 40_000, derive_seed("pretrain-items", seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
@@ -231,7 +226,7 @@ def measure(task: Task, model, tokenizer, count: int = 512, samples: int = 4) ->
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.tiny_model",
-        description="Make the start model of a tiny recipe: the same bytes for a seed on the same kind of CPU.",
+        description="Make the start model of a tiny recipe: bit-identical for a seed on the same kind of CPU.",
     )
     parser.add_argument(
         "--task", choices=TASKS, default="arith", help="of the recipe tiny (arith), tiny-long (arith-long) or tiny-code"

@@ -1,17 +1,16 @@
-"""`python -m tools.verdicts`: this sandbox's verdicts against published ones, program by program.
+"""`python -m tools.verdicts`: compare this sandbox's verdicts with published ones, program by program.
 
 Reads the outputs that LiveCodeBench publishes for a model (code_list, graded_list, metadata per problem), runs every
-program on the problem's tests and compares the verdicts under compat=lcb: accepted or not, and if not, of what kind.
+program on the problem's tests and compares the verdicts under compat=lcb: accepted or not, and if not, why.
 """
 
 import argparse
-import gzip
 import hashlib
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from evals.benches import livecodebench
 from evals.console import make_console
@@ -32,7 +30,7 @@ KINDS = ("AC", "WA", "TLE", "RE")
 KIND_OF_CODE = {-2: "WA", -3: "TLE", -4: "RE", -1: "TLE", -5: "RE"}
 """LiveCodeBench's error codes: wrong answer, time limit, runtime error, time limit of the whole program, own failure"""
 KIND_OF_VERDICT = {"ILE": "TLE", "BAD_RESULT": "WA", "CE": "RE", "MLE": "RE", "OLE": "RE", "SV": "RE"}
-"""this sandbox's finer verdicts, as LiveCodeBench tells them"""
+"""this sandbox's finer verdicts in LiveCodeBench's terms"""
 THREADS = re.compile(r"\bThread\(")
 JOINED = re.compile(r"\w\.join\(\)")
 
@@ -48,7 +46,7 @@ class Published:
     kind: str
     """AC, WA, TLE or RE"""
     input: str | None
-    """of the test that failed, as published; None where it was not, or not whole"""
+    """of the failed test, as published; None if it was not, or not in full"""
     why: str
     """the published error message"""
 
@@ -65,10 +63,10 @@ class Compared:
     real: str
     """the sandbox's own verdict under compat=real"""
     known_test: bool
-    """the test that failed officially is among ours; always true of accepted programs"""
+    """the officially failed test is among ours; always true of accepted programs"""
     tests: int
     threads: bool
-    """it starts threads and does not wait for them"""
+    """whether it starts threads and does not join them"""
     detail: str
     why: str
 
@@ -84,7 +82,7 @@ def read_published(path: str) -> list[Published]:
     one program. Raises UserError naming the row.
     """
     programs = []
-    for number, row in enumerate(_rows(path)):
+    for number, row in enumerate(read_rows(path)):
         where = f"{path}, row {number}"
         try:
             codes = row["code_list"] if "code_list" in row else [row["code"]]
@@ -104,17 +102,6 @@ def read_published(path: str) -> list[Published]:
     return programs
 
 
-def _rows(path: str) -> Iterator[Mapping[str, Any]]:
-    if not path.endswith((".json", ".json.gz")):
-        yield from read_rows(path)
-        return
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-            yield from json.load(file)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: not a readable JSON file ({e}).") from e
-
-
 def _published(item: str, repeat: int, code: str, passed: bool, meta: Mapping[str, Any]) -> Published:
     if passed:
         return Published(item, repeat, code, True, "AC", None, "")
@@ -127,21 +114,21 @@ def _published(item: str, repeat: int, code: str, passed: bool, meta: Mapping[st
 
 
 def is_input(test: CodeTest, given: str) -> bool:
-    """The published input is this test's. LiveCodeBench prints arguments as a Python list."""
+    """Whether the published input is this test's. LiveCodeBench prints arguments as a Python list."""
     return test.input.split() == given.split() if isinstance(test.input, str) else str(test.input) == given
 
 
 Faulty = Mapping[str, Mapping[str, str]]
-"""item -> test key -> what is wrong with the test"""
+"""item -> test key -> why the test is faulty"""
 
 
 def test_key(test: CodeTest) -> str:
-    """What a list of faulty tests names a test by: the first 12 hex digits of the SHA-256 of its input as JSON."""
+    """A test's name in a list of faulty tests: the first 12 hex digits of the SHA-256 of its input as JSON."""
     return hashlib.sha256(json.dumps(test.input).encode()).hexdigest()[:12]
 
 
 def read_faulty(path: str) -> Faulty:
-    """The list that tools/faulty_tests.py writes: JSON lines {"item", "test", "why"}."""
+    """The list written by tools/faulty_tests.py: JSON lines {"item", "test", "why"}."""
     faulty: dict[str, dict[str, str]] = {}
     for number, row in enumerate(read_rows(path)):
         if missing := {"item", "test", "why"} - row.keys():
@@ -158,7 +145,7 @@ class Job:
 
 
 def jobs_of(programs: Sequence[Published], items: Mapping[str, Item], faulty: Faulty) -> list[Job]:
-    """What there is to run. Left out: programs for other problems, and for problems whose tests are all faulty."""
+    """The programs to run: not those for other problems, or for problems whose tests are all faulty."""
     jobs = []
     for one in programs:
         if (item := items.get(one.item)) is None or (code := item.code) is None:
@@ -180,7 +167,7 @@ def run_jobs(
     isolation: Literal["program", "test"] = "program",
     stop: bool = True,
 ) -> list[dict[str, Any]]:
-    """What `make` says of every program; what the file `kept` has for the same code and tests is not made again."""
+    """`make` of every program, cached in the file `kept` by code and tests."""
     keys = [_job_key(job, isolation) for job in jobs]
     done = _read_kept(kept)
     todo = {key: job for key, job in zip(keys, jobs, strict=True) if key not in done}
@@ -192,7 +179,7 @@ def run_jobs(
                 kept.open("a") as file,
             ):
                 if kept.stat().st_size and not kept.read_bytes().endswith(b"\n"):
-                    file.write("\n")  # a kill cut the last line short
+                    file.write("\n")  # the last line was cut short by a kill
                 futures = {sandbox.submit(job.program, job.problem): key for key, job in todo.items()}
                 for future in track(as_completed(futures), "judging", total=len(futures), console=console):
                     key = futures[future]
@@ -211,7 +198,7 @@ def _job_key(job: Job, isolation: str) -> str:
 
 
 def _read_kept(path: Path) -> dict[str, dict[str, Any]]:
-    """A line that a kill cut short is made again, as is a sandbox error."""
+    """Lines cut short by a kill, and sandbox errors, are left out and so run again."""
     found = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -268,19 +255,15 @@ def summary(compared: Sequence[Compared]) -> dict[str, Any]:
 
 
 def disagreements(compared: Sequence[Compared]) -> list[Compared]:
-    """Programs whose verdict differs although the test that decided is among ours."""
+    """Programs whose verdict differs although the deciding test is among ours."""
     return [c for c in compared if c.known_test and not c.agrees]
 
 
 def report_lines(compared: Sequence[Compared]) -> list[str]:
     """The report as Markdown."""
     s = summary(compared)
-    accepted, known, unknown = (
-        s["accepted"],
-        s["rejected, failing test here"],
-        s["rejected, failing test not here"],
-    )
-    wrongly = s["rejected, but right under compat=real on our tests"]
+    accepted, known = s["accepted"], s["rejected, failing test here"]
+    unknown, wrongly = s["rejected, failing test not here"], s["rejected, but right under compat=real on our tests"]
     rejected = _share(known["rejected here"], known["programs"])
     alike = _share(known["with the same kind"], known["programs"])
     elsewhere = _share(unknown["rejected here"], unknown["programs"])
@@ -318,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.verdicts",
         description="Run a model's published programs and compare the verdicts with the published ones.",
-        epilog="Stopped half-way it goes on where it was: verdicts are kept in OUT.jsonl as they are made.",
+        epilog="A stopped run continues where it was: verdicts are kept in OUT.jsonl as they are made.",
     )
     parser.add_argument("--problems", required=True, help="LiveCodeBench records: a file, or a folder with its files")
     parser.add_argument(
@@ -349,25 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         whole = {**summary(compared), "disagreements": [asdict(c) for c in disagreements(compared)]}
         args.out.write_text(json.dumps(whole, indent=1) + "\n")
-    _show(summary(compared), console)
-    console.print(f"{len(disagreements(compared))} disagreements on tests that are here; all in {args.out}")
+    console.print("\n".join([*lines[: len(lines) - len(disagreements(compared))], f"all in {args.out}"]), markup=False)
     return 0
-
-
-def _show(s: Mapping[str, Any], console: Console) -> None:
-    table = Table(title="official verdict against ours, compat=lcb", title_justify="left")
-    table.add_column("official")
-    for kind in (*KINDS, "SE"):
-        table.add_column(kind, justify="right")
-    for official in KINDS:
-        table.add_row(official, *(str(s["confusion"].get(f"{official}->{ours}", 0)) for ours in (*KINDS, "SE")))
-    console.print(table)
-    accepted, known = s["accepted"], s["rejected, failing test here"]
-    console.print(f"accepted: {_share(accepted['accepted here'], accepted['programs'])} accepted here")
-    console.print(
-        f"rejected by a test that is here: {_share(known['rejected here'], known['programs'])} rejected here, "
-        f"{_share(known['with the same kind'], known['programs'])} with the same kind",
-    )
 
 
 if __name__ == "__main__":

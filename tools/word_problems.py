@@ -1,9 +1,9 @@
-"""Problems in words that a small language model solves in part: one or two steps of arithmetic, from templates.
+"""Word problems that a small language model solves in part: one or two steps of arithmetic, from templates.
 
-    python -m tools.word_problems --out data/word-problems  # train.jsonl, held_out.jsonl: the same every time
+    python -m tools.word_problems --out data/word-problems  # train.jsonl, held_out.jsonl: deterministic
 
-The last template of each kind is held out: its wording is in no training problem. What the recipe word-problems trains
-on; which kinds those are was found by measurement (docs/evidence.md).
+The last template of each kind is held out: its wording is in no training problem. The recipe word-problems trains on
+them; its kinds were chosen by measurement (docs/evidence.md).
 """
 
 import argparse
@@ -23,29 +23,19 @@ SHOTS = (
     ("There are 3 cups on each of 4 tables. How many cups are there?", "There are 3 * 4 = 12 cups. \\boxed{12}"),
     ("Kim has 14 nuts and eats 6. How many nuts are left?", "Kim has 14 - 6 = 8 nuts left. \\boxed{8}"),
 )
-"""asked and answered before each problem: without them the model hardly ever boxes an answer"""
+"""few-shot examples: without them the model hardly ever boxes an answer"""
 ONE_STEP = ("add", "take", "times", "share")
 THINGS = (
-    "apples",
-    "books",
-    "cards",
-    "coins",
-    "cookies",
-    "eggs",
-    "flowers",
-    "marbles",
-    "oranges",
-    "pencils",
-    "shells",
-    "stamps",
+    *("apples", "books", "cards", "coins", "cookies", "eggs"),
+    *("flowers", "marbles", "oranges", "pencils", "shells", "stamps"),
 )
 PATIENCE = 2000
-"""draws in a row without a new problem until a kind counts as used up"""
+"""draws in a row without a new problem until a kind counts as exhausted"""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Problems with one formula. Numbers stand in a template's text in the order in which they are drawn."""
+    """Problems with one formula. Numbers appear in a template in the order in which they are drawn."""
 
     draw: Callable[[Callable[[int, int], int]], Sequence[int]]
     """the numbers, from a source of integers between two bounds"""
@@ -135,9 +125,9 @@ KINDS: Mapping[str, Kind] = {
 
 
 def problems(held_out: bool, size: int, kinds: Sequence[str] = ONE_STEP, seed: int = 0) -> list[dict[str, Any]]:
-    """`size` different problems, the kinds in turn. The same arguments give the same problems in the same order.
+    """`size` different problems, the kinds in turn: a function of the arguments.
 
-    Raises UserError for an unknown kind, and where the templates of a kind make too few different problems.
+    Raises UserError for an unknown kind, or if the templates of a kind make too few different problems.
     """
     for name in kinds:
         if name not in KINDS:

@@ -1,8 +1,8 @@
-"""AGPO in TRL's GRPOTrainer, for a script that exists already: `AGPOTrainer` takes its place (docs/trl.md has one).
+"""AGPO in TRL: `AGPOTrainer` replaces GRPOTrainer in an existing script (docs/trl.md has an example).
 
-TRL samples, grades, and runs the model; from advantages to clip the update is made by what `agpo.objective` lists.
-A mini-batch is an optimizer step: all of its micro-batches, on all ranks. It is made of whole groups, so TRL's shuffle
-of the samples is left out. What would make it another update is refused at the start with a ValueError.
+TRL samples, grades and runs the model; the update, from advantages to clip, is made by the functions of
+`agpo.objective`. A mini-batch is an optimizer step, with all micro-batches on all ranks. It holds whole groups, so
+TRL's shuffle of samples is skipped. Settings that would change the update raise ValueError at the start.
 """
 
 # pyright: reportMissingImports=false
@@ -29,7 +29,7 @@ TRL_VERSION = "1.16.0"
 
 
 class AGPOTrainer(GRPOTrainer):
-    """GRPOTrainer whose update is that of `objective`, the name of a preset or an `Objective`. Else as TRL has it."""
+    """GRPOTrainer with the update of `objective`, a preset's name or an `Objective`."""
 
     def __init__(
         self, model, reward_funcs=None, args=None, *more, objective: str | Objective = "agpo", **keywords
@@ -65,13 +65,13 @@ class AGPOTrainer(GRPOTrainer):
         lengths_B = self.accelerator.gather(out["completion_mask"].sum(1))
         rewards_GN, live_G, advantage_GN = group_advantages(self._rewards_GN, lengths_B, self.objective, None)
         counted_B, advantage_B = counted(rewards_GN, live_G, self.objective).reshape(-1), advantage_GN.reshape(-1)
-        # Each rank has a row of whole micro-batches; the window is the optimizer step that a sample is in.
+        # Each rank has whole micro-batches; the window is the optimizer step that a sample is in.
         rows, windows = len(inputs), self.args.steps_per_generation // self.args.gradient_accumulation_steps
         window_B = torch.arange(windows, device=lengths_B.device).repeat_interleave(rows // windows)
         window_B = window_B.repeat(self.accelerator.num_processes)
         weight_WB = [sequence_weights(lengths_B, counted_B & (window_B == k), self.objective) for k in range(windows)]
         kept_B = torch.ones_like(advantage_B)
-        if below(self.objective):  # one window, of ratio 1: f' of every unit is known
+        if below(self.objective):  # one window, at ratio 1: f' of every unit is known
             weight_B, tis = weight_WB[0].double(), out.get("importance_sampling_ratio")
             mass_B = weight_B * lengths_B
             value_B = loss_at_ratio_1(advantage_B, self.objective) * mass_B
@@ -90,7 +90,7 @@ class AGPOTrainer(GRPOTrainer):
         return out
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """As TRL has it, without the shuffle."""
+        """TRL's, without the shuffle."""
         if not self.model.training:
             return super()._prepare_inputs(generation_batch)
         parts = self.args.steps_per_generation
@@ -99,7 +99,7 @@ class AGPOTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % parts]
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """This micro-batch's part of L, times the ranks, whose gradients are averaged."""
+        """This micro-batch's part of L, times the number of ranks, whose gradients are averaged."""
         if not self.model.training:
             return super()._compute_loss(model, inputs)
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
@@ -123,7 +123,7 @@ class AGPOTrainer(GRPOTrainer):
 
 
 class _Clip(TrainerCallback):
-    """Between the last backward pass of an optimizer step and the step: f'(L) of the whole of it, by all ranks."""
+    """Decides with all ranks' sums between the last backward pass and the optimizer's step."""
 
     def __init__(self, trainer: AGPOTrainer) -> None:
         self.trainer = trainer
@@ -132,10 +132,10 @@ class _Clip(TrainerCallback):
         found = type(getattr(optimizer, "optimizer", optimizer))
         if not found.__module__.startswith("torch.optim"):
             raise ValueError(
-                f"{found.__module__}.{found.__name__}: a clipped update has no gradient, and that torch's own "
-                "optimizers then do nothing is tested. Use optim adamw_torch, adamw_torch_fused or sgd."
+                f"{found.__module__}.{found.__name__}: a clipped update has no gradient, and only torch's are tested "
+                "to do nothing then. Use optim adamw_torch, adamw_torch_fused or sgd."
             )
-        # An earlier train() may have stopped in the middle of a step, and the dataloader begins anew.
+        # An earlier train() may have stopped in mid-step, and the dataloader starts over.
         self.trainer._step = 0
         self.trainer._window_sums = torch.zeros_like(self.trainer._window_sums)
 
@@ -149,10 +149,10 @@ class _Clip(TrainerCallback):
             decision = trainer._decision
         if math.isnan(decision.scale):
             raise ValueError(
-                f"the loss of optimizer step {state.global_step + 1} is {decision.value}: no update is made of it."
+                f"the loss of optimizer step {state.global_step + 1} is {decision.value}, so there is no update."
             )
         if decision.scale == 0:
-            trainer.model.zero_grad(set_to_none=True)  # a parameter without gradient is left alone, moments and all
+            trainer.model.zero_grad(set_to_none=True)  # without gradients neither parameters nor moments change
         logged = {"loss": decision.value, "stepped": float(decision.scale != 0), "clipped": float(decision.clipped)}
         for name, x in logged.items():
             trainer._metrics["train"][f"agpo/{name}"].append(x)
@@ -160,11 +160,10 @@ class _Clip(TrainerCallback):
 
 
 def raw_rewards(rewards_BF: torch.Tensor, weights_F: torch.Tensor, samples: int) -> torch.Tensor:
-    """[G, N] float64 weighted sums of what F reward functions gave; NaN for a sample that is not scorable.
+    """[G, N] float64 weighted sums of F reward functions; NaN for a sample that is not scorable.
 
-    None, which TRL makes NaN, is never a 0. A function that gave None to some samples of a prompt has failed there, and
-    the sample does not count. One that gave None to all of them does not apply to the prompt, and is left out.
-    Raises ValueError for an infinite reward.
+    None (NaN in TRL) is never 0. If a function returns None for some samples of a prompt, it failed and these do not
+    count; if for all of them, it does not apply to the prompt. Raises ValueError for an infinite reward.
     """
     used = weights_F != 0
     rewards_GNF = rewards_BF[:, used].double().reshape(-1, samples, int(used.sum()))
@@ -176,19 +175,19 @@ def raw_rewards(rewards_BF: torch.Tensor, weights_F: torch.Tensor, samples: int)
 
 
 def below(objective: Objective) -> bool:
-    """f acts on units below the mini-batch."""
+    """Whether f acts on units below the mini-batch."""
     return objective.clip != "none" and objective.clip_scope != "mini_batch"
 
 
 def check_version(found: str | None = None) -> None:
-    """Raises ValueError for a release of TRL that was not tested."""
+    """Raises ValueError for an untested release of TRL."""
     found = importlib.metadata.version("trl") if found is None else found
     if found != TRL_VERSION:
         raise ValueError(f"TRL {found} is installed; this is for TRL {TRL_VERSION}: pip install trl=={TRL_VERSION}.")
 
 
 def check_objective(objective: Objective) -> None:
-    """Raises ValueError for a knob that does not reach the update here."""
+    """Raises ValueError for a knob that is not implemented here."""
     _refuse(
         "objective",
         objective,
@@ -196,19 +195,20 @@ def check_objective(objective: Objective) -> None:
             "aggregation": (("token_mean",), "the mean is over the tokens of an optimizer step"),
             "clip": (("max0", "none"), "the gradient is kept or dropped, after its norm was clipped"),
             "clip_scope": (tuple({objective.clip_scope, "mini_batch"} - {"token"}), "units are of sequences"),
-            "on_clip": (("skip_step",), "the step with a zero gradient is not built in"),
+            "on_clip": (("skip_step",), "the step with a zero gradient is not implemented"),
             "masked_groups": (("mask", "keep"), "TRL draws no other prompts"),
-            "beta": ((0,), "the KL term is not built in"),
-            "entropy_coef": ((0,), "the entropy bonus is not built in"),
-            "overlong": (("keep",), "answers that were cut are not told apart"),
+            "beta": ((0,), "the KL term is not implemented"),
+            "entropy_coef": ((0,), "the entropy bonus is not implemented"),
+            "overlong": (("keep",), "truncated answers are not told apart"),
             "surrogate": (tuple({objective.surrogate, "ppo"} - {"kl_cov"}), "its tokens are of a whole optimizer step"),
         },
     )
 
 
 def check_config(config: GRPOConfig, objective: Objective) -> None:
-    """Raises ValueError for a setting under which the update is another, or that would be ignored."""
+    """Raises ValueError for a setting that would change the update or be ignored."""
     ours = "agpo's objective has its own, so this would be ignored"
+    together = "normalize_then_sum" if objective.several == "normalise" else "sum_then_normalize"
     high = config.epsilon if config.epsilon_high is None else config.epsilon_high
     if (config.epsilon, high) != (objective.eps_low, objective.eps_high):
         raise ValueError(
@@ -219,16 +219,13 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
         "args",
         config,
         {
-            "loss_type": (("dapo",), "that is the mean over the tokens of an optimizer step, which is what is made"),
-            "beta": ((0.0,), "the KL term is not built in"),
+            "loss_type": (("dapo",), "the loss is the mean over the tokens of an optimizer step, as in dapo"),
+            "beta": ((0.0,), "the KL term is not implemented"),
             "delta": ((None,), ours + ": objective=resolve('agpo', dual_clip=...)"),
             "importance_sampling_level": (("token",), ours),
             "scale_rewards": (("group",), ours + ": objective=resolve('agpo', advantage_std='none')"),
-            "multi_objective_aggregation": (
-                ("normalize_then_sum" if objective.several == "normalise" else "sum_then_normalize",),
-                ours + ": objective=resolve('agpo', several=...)",
-            ),
-            "mask_truncated_completions": ((False,), "answers that were cut are not told apart"),
+            "multi_objective_aggregation": ((together,), ours + ": objective=resolve('agpo', several=...)"),
+            "mask_truncated_completions": ((False,), "truncated answers are not told apart"),
             "off_policy_mask_threshold": ((None,), "it is not in agpo's loss"),
             "top_entropy_quantile": ((1.0,), "it is not in agpo's loss"),
             "entropy_coef": ((0.0,), "the clip is on the policy loss alone"),
@@ -238,38 +235,38 @@ def check_config(config: GRPOConfig, objective: Objective) -> None:
             "parallelism_config": ((None,), "ranks that share a sample are not tested"),
         },
     )
-    reason = "a rank then has a part of its rows, and groups are cut over optimizer steps"
+    reason = "a rank would get only a part of its rows, and groups would span optimizer steps"
     _refuse("args.accelerator_config", config.accelerator_config, {"split_batches": ((False,), reason)})
     parts, micro = config.steps_per_generation, config.gradient_accumulation_steps
     if parts % micro:
         raise ValueError(
-            f"steps_per_generation={parts} must be a multiple of gradient_accumulation_steps={micro}: an optimizer "
-            "step is on samples of one policy."
+            f"steps_per_generation={parts} must be a multiple of gradient_accumulation_steps={micro}: a step's samples "
+            "are of one policy."
         )
     if below(objective) and (parts > micro or config.num_iterations > 1):
         raise ValueError(
             f"clip_scope {objective.clip_scope} with steps_per_generation={parts}, num_iterations="
-            f"{config.num_iterations}: f' of its units must be known before their gradient, as it is where samples "
-            f"serve one optimizer step. Set steps_per_generation={micro}, num_iterations=1, or clip_scope mini_batch."
+            f"{config.num_iterations}: f' of its units must be known before their gradient, so samples may serve one "
+            f"optimizer step only. Set steps_per_generation={micro}, num_iterations=1, or clip_scope mini_batch."
         )
     rows = config.per_device_train_batch_size * micro
     if parts > micro and rows % config.num_generations:
         raise ValueError(
             f"per_device_train_batch_size * gradient_accumulation_steps = {rows} must be a multiple of num_generations="
-            f"{config.num_generations} where samples serve several optimizer steps: each is made of whole groups."
+            f"{config.num_generations} if samples serve several optimizer steps: each needs whole groups."
         )
 
 
 def check_trainer(trainer: GRPOTrainer) -> None:
-    """Raises ValueError where gradients are not those of one process or of DDP, or something else is in the loss."""
+    """Raises ValueError unless gradients are those of one process or DDP, and the loss has no further terms."""
     kind, gpus = trainer.accelerator.distributed_type.value, trainer.args.n_gpu
     if kind not in ("NO", "MULTI_CPU", "MULTI_GPU") or gpus > 1:
         raise ValueError(
-            f"distributed_type {kind}, {gpus} GPUs in this process: what is supported is one process or DDP, with one "
-            "GPU to each (accelerate launch --multi_gpu). DeepSpeed steps inside its own engine, where the decision "
-            "comes too late; FSDP is not tested. Train natively or on verl for that: docs/scale.md, docs/cluster.md."
+            f"distributed_type {kind}, {gpus} GPUs in this process: supported are one process or DDP with one GPU each "
+            "(accelerate launch --multi_gpu). DeepSpeed steps in its own engine, before the clip can decide; FSDP is "
+            "not tested. Train natively or on verl for that: docs/scale.md, docs/cluster.md."
         )
-    if trainer.accelerator.mixed_precision == "fp16":  # by accelerate's own configuration too, not by args alone
+    if trainer.accelerator.mixed_precision == "fp16":  # also set by accelerate's own configuration
         raise ValueError(
             "mixed_precision fp16 is not supported by AGPOTrainer: its scaler expects a gradient. Use bf16."
         )

@@ -130,10 +130,11 @@ class VLLMEngine:
         self.weight_version = version
 
     def _give_back(self) -> None:
-        """Of a GPU that the engine shares with this process: what its allocator only keeps."""
+        """Free what this process's allocator only caches on a GPU that the engine shares with it (and sleeps on)."""
         if self.gpus and torch.cuda.is_initialized():
             torch.cuda.ipc_collect()
-            torch.cuda.empty_cache()
+            if self.spec.sleep_mode:
+                torch.cuda.empty_cache()
 
     def load_weights(self, folder: str, *, version: str) -> None:
         """Generate with the weights of another checkpoint folder of this model from now on."""

@@ -128,7 +128,7 @@ def arm_figures(found: Comparison, out: Path) -> list[Path]:
     pictures = {"presets": [arm for arm in found.arms if " " not in arm]}
     if scopes:
         pictures["scopes"] = [arm for arm in found.arms if arm in (found.baseline, "agpo", *scopes)]
-    paths = [(out / f"{stem}.png", arms) for stem, arms in pictures.items()]
+    paths = [(out / f"{stem}.png", arms) for stem, arms in pictures.items() if arms]  # all may be varied
     return [_save(_arms(found, arms), path, dpi=100, colours=128) for path, arms in paths]
 
 

@@ -1,5 +1,7 @@
 """Groups of random tokens with their true log-probabilities, for tests of updates on a real model."""
 
+import math
+
 import torch
 
 from agpo.batch import Group, Row, Sample
@@ -29,6 +31,27 @@ def make_groups(model, rewards, seed=0, longest=9):
             samples.append(Sample(Completion(ids, logp, "stop", 0.0), "", Verdict(outcome, "test"), reward, 0))
         groups.append(Group(Item(str(number), "", ""), prompt, tuple(samples)))
     return groups
+
+
+def graded(rewards, lengths, prompt=(1, 2)):
+    """Groups of one token again and again, of these lengths [G][N]; a reward of NaN or None is not scorable."""
+    return [
+        Group(
+            Item(str(number), "", ""),
+            prompt,
+            tuple(
+                Sample(
+                    Completion((7,) * n, (0.0,) * n, "stop", 0.0),
+                    "",
+                    Verdict("scored", "test"),
+                    None if r is None or math.isnan(r) else r,
+                    0,
+                )
+                for r, n in zip(*group, strict=True)
+            ),
+        )
+        for number, group in enumerate(zip(rewards, lengths, strict=True))
+    ]
 
 
 REWARDS = [[1, 0, 0, 1], [1, 1, 1, 1], [0, 1, None, 0], [0.2, 0.2, 0.2, 0.2]]

@@ -133,7 +133,7 @@ def run(case: Case) -> Run:
 
 
 def lora(rank: int):
-    from agpo.config import LoraConfig
+    from agpo.sections import LoraConfig
 
     return LoraConfig(rank=rank)
 

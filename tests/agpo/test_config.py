@@ -69,7 +69,7 @@ def test_a_checkpoints_configuration_reads_back():
         (["steps=many"], "steps: expected a whole number, not 'many'."),
         (["prompt=gpt"], "unknown prompt preset 'gpt'"),
         (["reward=llm"], "unknown reward 'llm'. Known: math, math-simplified, exact, code, MODULE:FUNCTION"),
-        (["reward=[own:f,own:g]"], "several have names: rewards.first=module:function"),
+        (["reward=[own:f,own:g]"], "for several use names: rewards.first=module:function"),
         (["rewards=own:f"], "they have names: rewards.first=module:function"),
         (["reward_range=1,wide"], "reward_range.1: expected a number, not 'wide'."),
         (["dtype=bf16"], "dtype: expected auto, float32, bfloat16, not 'bf16'. Did you mean 'bfloat16'?"),

@@ -48,7 +48,7 @@ def test_a_fork_repeats_the_run_and_shows_what_the_change_did(folder, capsys):
     call = ["latest", "--step", "1,3", "--for", "2", "--with", "objective=agpo_no_clip", "--with", "update.lr=1e-3"]
     assert main(call) == 0
     said = capsys.readouterr().out
-    assert "Without the change 5 steps of the run came out again exactly" in said  # 2 to 6
+    assert "Without the change 5 steps of the run repeated exactly" in said  # 2 to 6
     assert "The first answers with and without it are the same, token for token (64 answers)" in said
     assert "making steps 1 to 1 again" in said
     assert "making steps 2 to 3 again" in said
@@ -97,7 +97,7 @@ def test_a_store_that_says_otherwise_is_said(folder, capsys):
         (own,) = store.runs("train")
         store.log_metrics(own.id, 6, {"entropy": 0.5})
     assert main(["latest", "--step", "4", "--for", "1", "--with", "objective=grpo", "--store", "results/agpo.db"]) == 0
-    assert "WARNING: steps made again without the change are not the run's own, the first 6" in capsys.readouterr().out
+    assert "WARNING: steps repeated without the change differ from the run's own, first 6" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -11,12 +11,12 @@ from groups import REWARDS, make_groups, sgd
 
 from agpo import checkpoint_io
 from agpo.batch import plan_step
-from agpo.config import LoraConfig
 from agpo.distributed import layers_of
 from agpo.model import exported_weights, prepare
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained, restore, state
 from agpo.policy import Policy, Settings
+from agpo.sections import LoraConfig
 from agpo.sync import units, weight_stream
 from agpo.update import update
 from evals.engines import Request, Sampling

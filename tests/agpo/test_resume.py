@@ -228,7 +228,7 @@ def test_an_older_checkpoint_goes_on_and_what_came_after_is_made_again(undisturb
         pytest.skip("the best step is the last one: no older checkpoint is left")
     resume = ("--store", "store.db", "--resume", str(next((folder / "runs").glob("*/checkpoints/step-000003"))))
     refused = start(folder, *resume)
-    assert "would delete step-000006" in refused.communicate()[0]
+    assert "deletes step-000006" in refused.communicate()[0]
     assert refused.returncode == 2
     assert left_behind(folder) == expected
     finish(start(folder, *resume, "--discard-later"))
@@ -295,12 +295,12 @@ def test_what_cannot_be_resumed_says_why(undisturbed, tmp_path, monkeypatch, cap
     kept = (saved.parent.parent / "config.yaml").read_text()
     assert "has made 6 already, and nothing was changed" in resumed(capsys, folder, "steps=4")
     assert (saved.parent.parent / "config.yaml").read_text() == kept
-    assert "know this run as 'tiny'" in resumed(capsys, folder, "name=other")
+    assert "store and trackers know as 'tiny'" in resumed(capsys, folder, "name=other")
     assert "no run with a checkpoint in elsewhere/" in resumed(capsys, folder, "out=elsewhere")
 
     problems = (folder / "problems.jsonl").read_text()
     (folder / "problems.jsonl").write_text(problems.replace('"answer": "', '"answer": "1', 1))
-    assert "are not those that the checkpoint was trained on" in resumed(capsys, folder)
+    assert "has other problems than the checkpoint was trained on" in resumed(capsys, folder)
     (folder / "moved.jsonl").write_text(problems)
     (folder / "problems.jsonl").unlink()
 

@@ -34,10 +34,10 @@ def test_a_step_without_a_live_group_says_what_its_groups_are():
     (line,) = told([{**QUIET, "groups/all_right": 20.0, "groups/all_wrong": 12.0}])[0]
     assert line == "step 1: no live group, so no update: 20 all right, 12 all wrong"
     (line,) = told([{**QUIET, "groups/all_right": 20.0, "groups/all_wrong": 2.0}])[0]
-    assert line.endswith("20 all right, 2 all wrong, 10 otherwise alike or with too few scorable samples")
+    assert line.endswith("20 all right, 2 all wrong, 10 otherwise equal or with too few scorable samples")
     silent = {name: value for name, value in QUIET.items() if name != "reward/mean"}
     (line,) = told([{**silent, "samples/unscored": 256.0, "samples/failed": 6.0}])[0]
-    assert line == "step 1: no update, for no sample has a reward: 250 None, 6 failed"
+    assert line == "step 1: no update, since no sample has a reward: 250 None, 6 failed"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ CLIPPED |= {"tokens/truncated": 0.1}
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({}, ["40 clipped, 0 of them ties", "10 of 100 groups dead", "10% of the answers cut", "objective.clip_scope"]),
+        ({}, ["40 clipped, 0 of them ties", "10 of 100 groups dead", "10% of the answers", "objective.clip_scope"]),
         ({"clip/ties": 4.0, "tokens/truncated": 1.0}, ["40 clipped, 40 of them ties", "rollout.max_tokens"]),
         ({"groups/live": 1.0, "groups/masked": 31.0}, ["310 of 320 groups dead", "easier or harder data"]),
     ],
@@ -79,7 +79,7 @@ CLIPPED |= {"tokens/truncated": 0.1}
 def test_a_run_that_never_updates_says_why_once(change, words):
     lines = told([*[CLIPPED] * 9, LIVE, *[{**CLIPPED, **change}] * 25])
     (said,) = [line for one in lines for line in one]
-    assert said.startswith("step 20: not one update in 10 steps")
+    assert said.startswith("step 20: no update in 10 steps")
     assert all(word in said for word in words)
 
 

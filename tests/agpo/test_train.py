@@ -193,7 +193,7 @@ def without_end(model: Path) -> None:
             ["data=twice.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"],
             "rows 0 and 1 of the data",
         ),
-        (["data=same.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "twice: '1+1'"),
+        (["data=same.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "have the same id"),
         (["data=null.jsonl"], "null.jsonl, row 1: column 'answer' is null. Fill it in"),
         (["data=blank.csv"], "blank.csv, row 1: column 'answer' is empty. Fill it in"),
         (["device=foo"], "device=foo: not here, or none that this runs on"),
@@ -202,7 +202,7 @@ def without_end(model: Path) -> None:
         (["out=null.jsonl/runs"], "cannot write the run to null.jsonl/runs: not a directory"),
         (
             ["model=nowhere/at/all/really"],
-            "without a recipe would train with those of the tiny model: learning rate 0.0001",
+            "without a recipe would train with the tiny model's settings: learning rate 0.0001",
         ),
         (["--recipe", "tiny", "model=nowhere/at/all/really"], "cannot get the model"),
         (["--recipe", "tiny", "model=./empty"], "no config.json"),
@@ -225,7 +225,7 @@ def without_end(model: Path) -> None:
         (["rollout.max_tokens=400"], "Lower rollout.max_tokens"),
         (["eval.max_tokens=400"], "eval.bench=arith: problem"),
         (["eval.bench=arith,nothing"], "unknown benchmark 'nothing'"),
-        (["eval.bench=arith,math500", "eval.data=x.jsonl"], "data is the file of one benchmark"),
+        (["eval.bench=arith,math500", "eval.data=x.jsonl"], "data is one benchmark's file"),
         (["checkpoint.best=eval/pass1"], "set eval.bench and eval.every"),
         (["checkpoint.best=eval/loss", "eval.every=1"], "There is: eval/pass1, eval/arith/pass1"),
         (["trackers=excel"], "unknown tracker 'excel'"),
@@ -238,7 +238,7 @@ def without_end(model: Path) -> None:
         ),
         (["system_prompt=Be short."], "is plain text. Take prompt=chat"),
         (["user_prompt=nothing"], "have no {problem} in them"),
-        (["data=no_answer.jsonl", "reward=own:length"], "say data.answer_column= (nothing)"),
+        (["data=no_answer.jsonl", "reward=own:length"], "set data.answer_column= (empty)"),
         (["eval.bench=data:none.jsonl"], "none.jsonl: no such file"),
         (["reward.max_errors=2"], "reward_max_errors"),
         (["--recipe", "tiny", "model=./endless"], "end-of-sequence id 20 is outside its vocabulary"),
@@ -395,7 +395,7 @@ def test_a_world_without_its_other_variables_is_refused(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([]) == 2
-    assert "RANK, MASTER_ADDR, MASTER_PORT are not set" in capsys.readouterr().err
+    assert "is set, but not RANK, MASTER_ADDR, MASTER_PORT" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

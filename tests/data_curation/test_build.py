@@ -8,12 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from data_curation import build as command
-from data_curation import diff, explain, manifest, pipeline
+from data_curation import diff, explain, inputs, manifest, pipeline, stage
 from data_curation.recipe import load
-from data_curation.stage import Context
+from data_curation.stage import Context, Drop, Result, Row
 from evals.errors import UserError
 from evals.items import read_items
 from evals.store import Store
@@ -159,7 +160,7 @@ import sys
 from pathlib import Path
 from data_curation import pipeline
 from data_curation.recipe import load
-from data_curation.stage import Context
+from data_curation.stage import Context, Drop, Result, Row
 recipe, out, bench = sys.argv[1:]
 print("up", flush=True)
 pipeline.build(load(recipe, [], {}, []), Path(out), Context(workers=1, references={"held": bench}))
@@ -360,7 +361,7 @@ HELD = ("--reference", "held=bench.jsonl")
         (["--recipe", "small.yaml", "--input", "other=x.jsonl"], "no source or stage 'other'"),
         (["--recipe", "small.yaml", "--input", "x.jsonl"], "expected NAME=FILE"),
         (["--recipe", "small.yaml", "--set", "near.threshold=2"], "less than or equal to 1"),
-        (["--recipe", "small.yaml", "--set", "near.tresh=2"], "near has no option tresh; it has: "),
+        (["--recipe", "small.yaml", "--set", "near.tresh=2"], "tresh"),
         (["--recipe", "small.yaml", "--set", "formats=csv"], "unknown format csv"),
         (["--recipe", "small.yaml", "--set", "prompt=lcd-chat"], "unknown prompt preset 'lcd-chat'"),
         (["--recipe", "math-paper", "--set", "solve_rate.prompt=x"], "unknown prompt preset 'x'"),
@@ -387,3 +388,70 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(recipe, tmp_path, mon
     assert words in told
     assert len(told.strip().splitlines()) == (3 if "math-only" in args else 1)
     assert not (tmp_path / "data/small").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "args", "words"),
+    [
+        ("sources:\nstages: {exact: }", [], "expected a mapping with a list of sources"),
+        ("sources: {data: {kind: table}}\nstages: {exact: }", [], "expected a mapping with a list of sources"),
+        ("sources: [SOURCE]\nstages: [exact]", ["--skip", "exact"], "expected stages with their options below them"),
+        ("sources: [SOURCE]\nstages: {near: 0.5}", ["--set", "near.shingle=4"], "expected stages with their options"),
+        ("sources: [SOURCE]\nstages: {near: {treshold: 1}}", [], "treshold: no such option. Did you mean 'thr"),
+        ("sources: [SOURCE]\nstages: {exact: {trust: [dta]}}", [], "exact.trust: no source dta; there is data"),
+        ("sources: [SOURCE]\nstages: {exact: {trust: 'data, dta'}}", [], "exact.trust: no source dta; there is data"),
+        ("sources: [SOURCE]\nstages: {exact: {trust: {data: 1}}}", [], "stage exact: trust: expected a list, not"),
+        ("sources: [SOURCE]\nstages: {solve_rate: {sources: [dta]}}", [], "solve_rate.sources: no source dta"),
+        ("sources: [SOURCE]\nstages: {exact: }", ["--set", "near.shingle=4"], "It has: data, exact"),
+        ("sources: [SOURCE]\nstages: {exact: }", ["--set", "data.meta={id: uid}"], "have columns of that name"),
+        (
+            "sources: [SOURCE]\nstages: {exact: }",
+            ["--set", "data.meta={level: lv}"],
+            "no row has a value for meta {level",
+        ),
+        ("sources: [SOURCE]\nabout: caf\xe9", [], "not valid YAML in UTF-8"),
+    ],
+)
+def test_a_slip_in_a_recipe_is_said(recipe, args, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("x.jsonl").write_text(json.dumps({"problem": "How many?", "answer": 1}))
+    Path("r.yaml").write_text(recipe.replace("SOURCE", "{name: data, kind: table, path: x.jsonl}"), encoding="latin-1")
+    assert command.main(["--recipe", "r.yaml", "--store", "s.db", *args]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_names_and_values_from_the_data_break_neither_page_nor_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"problem": f"How many are {n} and {n}?", "answer": n, "t": f"${n} of _{{$", "u": 10**20 + n} for n in (1, 2)
+    ]
+    Path("x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"[/INST]": "[red]"}]))
+    args = ["--recipe", "table", "--input", "data=x.jsonl", "--set", "data.meta={subject: t, level: u}"]
+    assert command.main([*args, "--skip", "near", "--out", "data/[/x]", "--store", "s.db"]) == 0
+    assert "[/INST]" in "".join(capsys.readouterr().out.split())
+    table = pq.read_table("data/[/x]/train.parquet").to_pylist()
+    assert [row["extra_info"]["level"] for row in table] == [str(row["u"]) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["done.json", "rows.parquet", "ledger.jsonl"])
+@pytest.mark.parametrize("left", [None, 0, 20])
+def test_a_damaged_stage_is_made_again(name, left, recipe, tmp_path):
+    def make() -> stage.Done:
+        return stage.run(tmp_path, "near", [], 2, lambda: Result([Row("a:0", "a", "x", "1")], [Drop("a:1", "why")]), 0)
+
+    path = make().folder / name
+    content = path.read_bytes()
+    path.unlink() if left is None else path.write_bytes(content[:left])
+    again = make()
+    assert (again.again, path.read_bytes()) == (False, content)
+    assert [len(again.rows()), len(list(again.ledger()))] == [1, 1]
+    assert make().again
+
+
+def test_a_damaged_folder_is_told_from_a_bug(tmp_path):
+    (tmp_path / "build.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        inputs.check_out(tmp_path)
+    (tmp_path / "ledger.jsonl").write_text('{"id": 1}\n{"id"')
+    with pytest.raises(UserError, match="line 2: damaged"):
+        list(stage.read_lines(tmp_path / "ledger.jsonl"))

@@ -1,8 +1,10 @@
 """Files of other shapes, as people have them: each is read by one command, or says on the screen why not."""
 
+import gzip
 import json
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ from data_curation import build, export, pipeline
 from data_curation.read import read
 from data_curation.recipe import FORMATS, load
 from data_curation.stage import Context, Row
+from evals.errors import UserError
 from evals.items import read_items, read_rows
 
 QA = [("How many apples have Ann and Bob if Ann has 3 and Bob 4?", "7"), ("What is left of 17 after 5 and 5?", "7")]
@@ -42,6 +45,36 @@ def csv_with_a_mark(path):
 
 def csv_with_semicolons(path):
     (path / "x.csv").write_text("question;answer\n" + "".join(f"{q};{a}\n" for q, a in QA))
+
+
+def csv_of_pandas(path):
+    """With its index, a header that Excel wrote, spaces, and chats as their Python text."""
+    rows = [(n, repr([{"role": "user", "content": q}]), a) for n, (q, a) in enumerate(QA)]
+    table = "".join(f'{n};"{chat}";{a}\n' for n, chat, a in rows)
+    (path / "X.CSV.GZ").write_bytes(gzip.compress(f"sep=;\n;prompt; answer\n{table}".encode()))
+
+
+def shards_of_kinds(path):
+    (path / "x").mkdir()
+    (one, other) = (json.dumps({"problem": q, "answer": a}).encode() for q, a in QA)
+    (path / "x/a.ndjson").write_bytes(one)
+    (path / "x/b.jsonl.zst").write_bytes(pa.Codec("zstd").compress(other, asbytes=True))
+
+
+def one_record(path):
+    """An object that holds a list is not always a list of rows."""
+    rows = [{"prompt": [{"role": "user", "content": q}], "answer": a} for q, a in QA]
+    (path / "x").mkdir()
+    for name, row in zip("ab", rows, strict=True):
+        (path / f"x/{name}.json").write_text(json.dumps(row, indent=1))
+
+
+def typed(path):
+    answer = [Decimal("7"), Decimal("7.0")]
+    maps = pa.array([[("value", a)] for a in answer], pa.map_(pa.string(), pa.decimal128(4, 1)))
+    pq.write_table(
+        pa.table({"problem": pa.array([q for q, _ in QA], pa.large_string()), "answer": maps}), path / "x.parquet"
+    )
 
 
 def chats(path):
@@ -108,6 +141,10 @@ SHAPES = {
     lines_called_json: "x.json",
     csv_with_a_mark: "x.csv",
     csv_with_semicolons: "x.csv",
+    csv_of_pandas: "X.CSV.GZ",
+    shards_of_kinds: "x",
+    one_record: "x",
+    typed: "x.parquet",
     chats: "x.json",
     chats_as_columns: "x.jsonl",
     lines_with_a_mark: "x.jsonl",
@@ -127,7 +164,7 @@ def test_a_shape_is_read(make, tmp_path):
     (source,) = load("table", settings, {"data": str(tmp_path / place)}, []).sources
     result = read(source, Context())
     assert [row.problem for row in result.rows] == [q for q, _ in QA]
-    assert {row.answer for row in result.rows} <= {"7", "7.0"}
+    assert {row.answer for row in result.rows} == {"7"}
     assert not result.drops
     assert not any("different ones" in note for note in result.facts["notes"])
 
@@ -174,6 +211,21 @@ def test_programs_in_the_shapes_of_others(tmp_path):
             "the answer is a record; tests of a program are read by --set data.kind=code-table, or verl",
             True,
         ),
+        (
+            {"\ud800": "x?"},
+            "no column with a usual name of the problem among ?; name it: --set data.problem=COLUMN",
+            True,
+        ),
+        (
+            {"problem": [{"role": r, "content": r} for r in ("user", "assistant", "user")], "answer": 1},
+            "a chat of several questions",
+            False,
+        ),
+        (
+            {"problem": "[{'role': 'user', ", "answer": 1},
+            "'problem' is the text of a chat, and neither JSON nor Python's",
+            True,
+        ),
         ({"problem": "x?", "answer": ["1", "2"]}, "2 answers", False),
         ({"problem": "x?", "answer": []}, "no answer", False),
         ({"problem": "x?", "answer": True}, "'answer' is bool, not text or a number", True),
@@ -212,6 +264,40 @@ def test_a_file_without_a_good_row_names_the_commonest_reason(tmp_path, monkeypa
     args = ["--recipe", "table", "--input", "data=x.jsonl", "--set", "data.boxed=true", "--store", "s.db"]
     assert build.main(args) == 2
     assert "data:1: no answer in a box (none). No row of it can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.csv", 'problem,answer\nq1?,1\n"q2?,2\nq3?,3\n', "the quote that opens in line 3 is never closed"),
+        ("x.tsv", 'problem\tanswer\nq2?\t"2\nq3?\t3\n', "the quote that opens in line 2 is never closed"),
+        ("x.csv", "problem,answer,answer\nq1?,1,2\n", "two columns are called answer"),
+        ("x.csv", "Prüfung,answer\nq1?,1\n".encode("latin-1"), "the header is not UTF-8"),
+        ("x.csv", "problem,answer\nq1?,1\n".encode("utf-16"), "the header is not UTF-8"),
+        ("x.jsonl.zst", b"nothing", "not a readable zstd file"),
+        ("x/README.md", "---\nconfigs: [\n---\n", "while parsing"),
+        ("x/state.json", "{", "damaged"),
+    ],
+)
+def test_a_file_from_which_rows_would_be_lost_is_an_error(name, content, words, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    lines(path.with_name("y.jsonl"), [{"problem": "x?", "answer": 1}])
+    place = path if path.parent == tmp_path else path.parent
+    (source,) = load("table", [], {"data": str(place)}, []).sources
+    with pytest.raises(UserError, match=words):
+        read(source, Context())
+
+
+def test_what_is_not_read_of_a_table_or_a_folder_is_said(tmp_path):
+    (tmp_path / "a.csv").write_text('problem,answer\nA 5" pipe?,1\n"He said "hi" twice?",2\n')
+    (tmp_path / "b.jsonl.bz2").write_bytes(b"")
+    (source,) = load("table", [], {"data": str(tmp_path)}, []).sources
+    result = read(source, Context())
+    assert [row.problem for row in result.rows] == ['A 5" pipe?']
+    assert [(one.reason[:13], one.malformed) for one in result.drops] == [("not valid CSV", True)]
+    assert "1 files of the folder are of a kind that is not read, and left out: b.jsonl.bz2" in result.facts["notes"]
 
 
 def test_the_log_file_has_what_the_command_says(tmp_path):

@@ -183,12 +183,26 @@ BASES = {
 NAN = float("nan")
 
 
+@pytest.mark.parametrize("date", ["05/11/2024", "soon", "2024", 2024, 1e30])
+def test_a_date_that_nobody_can_tell_is_no_undated_problem(date):
+    with pytest.raises(sources.Bad, match="is no date"):
+        one({**CODEFORCES, "contest_start": date}, kind="codeforces")
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "found"),
     [
         ("codeforces", {"contest_start": 1.7e9}, {"date": "2023-11-14"}),  # as pandas has a column with nulls
         ("codeforces", {"contest_start": NAN, "time_limit": NAN, "rating": NAN}, {"date": "", "time_limit": None}),
-        ("codeforces", {"contest_start": 1_700_000_000_000, "memory_limit": 256}, {"date": "5138-11-16"}),  # no date
+        (
+            "codeforces",
+            {"contest_start": 1_700_000_000_000, "memory_limit": 256},
+            {"date": "2023-11-14"},
+        ),  # milliseconds
+        ("codeforces", {"contest_start": "2024-11-05T10:00:00Z", "time_limit": "2 seconds"}, {"date": "2024-11-05"}),
+        ("codeforces", {"contest_start": "1730800000", "time_limit": "2.5"}, {"date": "2024-11-05", "time_limit": 2.5}),
+        ("codeforces", {"contest_start": 20241105, "memory_limit": "256 megabytes"}, {"date": "2024-11-05"}),
+        ("codeforces", {"contest_start": "Nov 5, 2024"}, {"date": "2024-11-05"}),
         ("code_contests", {"time_limit": {"seconds": NAN, "nanos": 0}}, {"time_limit": None}),
         ("code_contests", {"time_limit": 2, "memory_limit_bytes": 256e6}, {"time_limit": 2.0, "memory_mb": 244}),
         ("code_contests", {"time_limit": {"seconds": "1"}, "memory_limit_bytes": "x"}, {"memory_mb": None}),

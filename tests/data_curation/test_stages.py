@@ -1,5 +1,7 @@
 """Normalise, answer checks, duplicates, decontamination: what goes on, what does not, and why."""
 
+import json
+
 import pytest
 
 from data_curation import answers, decontaminate, dedupe, normalise
@@ -336,3 +338,46 @@ def test_answers_and_numbers_tell_leaks_from_siblings(problem, answer, done):
     assert [pair["done"] for pair in result.pairs] == [done]
     assert len(result.rows) == (done != "dropped")
     assert result.facts["rows too short to tell"] == (done == decontaminate.UNSURE)
+
+
+WAGONS = "Ann's train of 12 wagons with 30 seats each leaves at noon and stops 7 times. What's the number $s \\le x^2$?"
+ROOT = "Compute $\\frac{1}{2} \\cdot \\sqrt{144} - \\alpha$."
+BOXED = "Let's think step by step and output the final answer within \\boxed{}."
+PRIMES = "How many primes are below 97?"
+
+
+@pytest.mark.parametrize(
+    ("problem", "reference", "answer"),
+    [
+        (WAGONS.replace("'", "’").replace("\\le", "≤").replace("^2", "²"), WAGONS, ""),
+        (WAGONS.translate(str.maketrans("aeo", "аео")), WAGONS, ""),  # Cyrillic
+        (WAGONS.translate(str.maketrans("01237", "٠١٢٣٧")), WAGONS, ""),
+        ("Compute ½ · √144 − α", "Compute 1/2 \\cdot \\sqrt{144}-\\alpha", "24"),
+        ("Compute \\(\\dfrac12 \\cdot \\sqrt{144}-\\alpha\\)", ROOT, ""),
+        (f"Show every step of your work, and write a number: {PRIMES} Think of the sieve first.", PRIMES, "24.0"),
+    ],
+)
+def test_what_is_spelt_in_another_way_or_stands_in_a_longer_text_is_a_leak(problem, reference, answer):
+    row, one = Row("t:0", "t", problem, answer), decontaminate.Reference("b", "0", reference, answer and "24")
+    assert not decontaminate.run([row], decontaminate.DecontaminateOptions(against=("b",)), Context(), [one]).rows
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"Question": PRIMES, "final_answer": [24]},
+        {"question": PRIMES, "answer": "so\n#### 24"},
+        {"prompt": [{"role": "user", "content": f"{PRIMES} {BOXED}"}],
+         "reward_model": '{"ground_truth": "24"}'},
+        {"problem": PRIMES, "solution": "it is \\boxed{24}"},
+    ],
+)  # fmt: skip
+def test_a_reference_file_is_read_as_a_source_is(row, tmp_path):
+    (tmp_path / "b.jsonl").write_text(json.dumps(row))
+    (one,) = decontaminate.load_reference("b", {"b": str(tmp_path / "b.jsonl")})
+    assert (one.problem, one.answer) == (PRIMES, "24")
+
+
+def test_an_answer_carries_nothing_invisible():
+    row = Row("t:0", "t", "What is 3 + 4?", "\ufeff7\u200b\0 ")
+    assert normalise.run([row], normalise.NormaliseOptions(), Context()).rows[0].answer == "7"

@@ -26,7 +26,9 @@ def some_texts(count: int, seed: int = 0, length: int = 40) -> list[str]:
 
 def plain_tokens(problem: str) -> list[str]:
     """The definition in the module's docstring, one text at a time."""
-    found = re.findall(r"\\[a-z]*|[a-z]+|\d+|[^\x00-\x7f]|[+\-*/=<>^|]", text.without_diagrams(problem).lower())
+    found = re.findall(
+        r"\\[a-z]*|[a-z]+|\d+|[^\x00-\x7f]|[+\-*/=<>^|]", text.folded(text.without_diagrams(problem)).lower()
+    )
     return [text.SAME.get(one, one) for one in found if one not in text.DROPPED]
 
 
@@ -132,7 +134,7 @@ def test_a_template_costs_linear_time_and_loses_no_copy(monkeypatch):
 
 def test_shares_of_ngrams_are_exact():
     texts, references = some_texts(60, 3), [*some_texts(60, 3)[5:9], "find x", "", *some_texts(5, 4)]
-    pairs = gram_pairs(texts, references, 5, 0.3)
+    pairs = gram_pairs(tokens(texts), tokens(references), 5, 0.3)
 
     def sets(problem: str) -> set[tuple[str, ...]]:
         words = plain_tokens(problem)
@@ -151,5 +153,5 @@ def test_shares_of_ngrams_are_exact():
 @pytest.mark.parametrize("texts", [[], [""], ["", "find x"]])
 def test_nothing_to_compare_is_no_pair(texts):
     assert not near_pairs(run_sets(texts, 3), 0.7).left.size
-    assert not gram_pairs(texts, ["find the sum of x and y"], 3, 0.5).left.size
-    assert not gram_pairs(["find the sum"], ["", "$"], 3, 0.5).left.size
+    assert not gram_pairs(tokens(texts), tokens(["find the sum of x and y"]), 3, 0.5).left.size
+    assert not gram_pairs(tokens(["find the sum"]), tokens(["", "$"]), 3, 0.5).left.size

@@ -14,6 +14,7 @@ from evals.errors import UserError
 from evals.report import arms, arms_report
 from evals.report.arms import compare, two_level
 from evals.report.command import main
+from evals.report.figures import arm_figures
 from evals.report.parts import arm_of
 from evals.store import SampleRow
 
@@ -204,15 +205,16 @@ def test_a_run_made_twice_counts_once_and_unfinished_ones_are_said(store):
     )
 
 
-def test_runs_that_differ_in_more_than_the_objective_are_not_mixed(store):
+def test_runs_that_differ_in_more_than_the_objective_are_not_mixed(store, tmp_path):
     train(store, 0, [0, 1], preset="grpo")
     train(store, 0, [0, 1], update={"lr": 0.2})
     train(store, 0, [0, 1], preset="grpo", update={"lr": 0.2})
     with pytest.raises(UserError, match=r"update.lr is 0.1 or 0.2. Choose .* --where update.lr=0.2"):
         compare(store, "toy")
     assert len(compare(store, "toy", where={"update.lr": "0.2"}).courses) == 2
-    arms = compare(store, "toy", "grpo lr=0.1", vary=["update.lr", "rollout.oversample"]).arms
-    assert arms == ["grpo lr=0.1", "grpo lr=0.2", "agpo lr=0.2"]
+    found = compare(store, "toy", "grpo lr=0.1", vary=["update.lr", "rollout.oversample"])
+    assert found.arms == ["grpo lr=0.1", "grpo lr=0.2", "agpo lr=0.2"]
+    assert [path.name for path in arm_figures(found, tmp_path)] == ["scopes.png"]
     with pytest.raises(UserError, match=r"none has update.lr=9"):
         compare(store, "toy", where={"update.lr": "9"})
 

@@ -144,6 +144,17 @@ def test_weights_of_another_model_are_refused_and_nothing_changes(subject):
     assert gap(subject, subject.reference) < 1e-4
 
 
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_only_a_gpu_that_trainer_and_engine_share_gets_what_the_trainer_caches(monkeypatch, sleeps):
+    said: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: said.append("collect"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: said.append("empty"))
+    engine = types.SimpleNamespace(gpus=[0], spec=types.SimpleNamespace(sleep_mode=sleeps))
+    engine_file.VLLMEngine._give_back(engine)  # type: ignore[arg-type]
+    assert said == ["collect", *["empty"] * sleeps]
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_weights_wake_first_then_come_the_chunks_then_wakes_the_cache(vllm, model, trained, monkeypatch):

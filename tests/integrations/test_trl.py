@@ -113,7 +113,7 @@ def test_what_is_refused(ran):
     assert said.pop("fine") is None
     assert said.pop("with_vllm") is None
     assert said.pop("not finite, moved") is False
-    assert "is nan: no update" in said.pop("not finite")
+    assert "is nan, so there is no update" in said.pop("not finite")
     assert "infinite" in said.pop("infinite")
     assert "TRL 1.17.0 is installed" in said.pop("version")
     assert "loss_type='bnpo'" in said.pop("wired")

@@ -27,7 +27,6 @@ def sampled() -> Sampled:
         items=[f"item {uid}" for uid, *_ in rows],
         prompts=[[3, 4]] * len(rows),
         responses=responses,
-        lengths=[n for *_, n in rows],
         rewards=[r for *_, r, _ in rows],
         logps=[[-0.5] * n for *_, n in rows],
         infos=[{"outcome": "timeout" if math.isnan(r) else "right" if r else "no_answer"} for *_, r, _ in rows],
@@ -40,7 +39,7 @@ def sampled() -> Sampled:
 @pytest.fixture(scope="module")
 def measured():
     step, objective = sampled(), PRESETS["agpo"]
-    plan = plan_step(step.uids, step.rewards, step.lengths, objective, 1, LONGEST)
+    plan = plan_step(step.uids, step.groups(), objective, 1, LONGEST)
     happened = []
     for rows in plan.moving:
         told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
@@ -83,7 +82,7 @@ def test_a_steps_numbers(measured, name, value):
 def test_a_mini_batch_without_a_live_group_is_one_under_every_preset(preset):
     """The native trainer's count and verl's are one function of the plan."""
     step, objective = sampled(), PRESETS[preset]
-    plan = plan_step(step.uids, step.rewards, step.lengths, objective, 1, LONGEST)
+    plan = plan_step(step.uids, step.groups(), objective, 1, LONGEST)
     told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
     assert metrics_of(step, plan, [told for _ in plan.moving])["updates/dead"] == 2
 
@@ -91,7 +90,7 @@ def test_a_mini_batch_without_a_live_group_is_one_under_every_preset(preset):
 def test_units_that_the_plan_dropped_are_in_the_numbers():
     """The engine tells of the rows that it ran; L and the mean of f' are the mini-batch's."""
     step, objective = sampled(), Objective(clip_scope="sequences:2")
-    plan = plan_step(step.uids, step.rewards, step.lengths, objective, 4, LONGEST)
+    plan = plan_step(step.uids, step.groups(), objective, 4, LONGEST)
     (minibatch,), (run,), (moving,) = plan.minibatches, plan.run, plan.moving
     assert 0 < len(run) < len(moving)
     told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
@@ -99,15 +98,15 @@ def test_units_that_the_plan_dropped_are_in_the_numbers():
     assert values["loss/raw"] == pytest.approx(minibatch.at_ratio_1.value)
     assert (
         values["saved/tokens"]
-        > metrics_of(
-            step, plan_step(step.uids, step.rewards, step.lengths, PRESETS["agpo_no_clip"], 4, LONGEST), [told]
-        )["saved/tokens"]
+        > metrics_of(step, plan_step(step.uids, step.groups(), PRESETS["agpo_no_clip"], 4, LONGEST), [told])[
+            "saved/tokens"
+        ]
     )
 
 
 def test_a_loss_that_is_not_finite_is_a_refused_update():
     step, objective = sampled(), PRESETS["agpo_no_clip"]
-    plan = plan_step(step.uids, step.rewards, step.lengths, objective, 4, LONGEST)
+    plan = plan_step(step.uids, step.groups(), objective, 4, LONGEST)
     told = {**asdict(clip_decision(NAN, NAN, objective)), "grad_norm": 0.0, "stepped": False}
     values = metrics_of(step, plan, [told])
     assert (values["updates/refused"], values["updates/made"]) == (1, 0)

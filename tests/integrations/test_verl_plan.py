@@ -1,21 +1,17 @@
 """The plan of a step for verl's rows: the same as a native one, and nothing that need not be is run."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from conformance import CASES
+from groups import graded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agpo.batch import Group, Sample
 from agpo.batch import plan_step as native_plan
-from agpo.integrations.verl.plan import deal, plan_step
+from agpo.integrations.verl.plan import deal, members, plan_step
 from agpo.objective import PRESETS, Objective
-from evals.engines import Completion
-from evals.grading import Verdict
-from evals.items import Item
 
 RIGHT_SHORT, RIGHT_LONG = (2, 9, 8, 3), (9, 2, 3, 8)  # lengths for rewards 1, 0, 0, 1
 MIXED = (1.0, 0.0, 0.0, 1.0)
@@ -24,32 +20,22 @@ MIXED = (1.0, 0.0, 0.0, 1.0)
 def plan(groups, objective=None, size=1, **more):
     """groups: (rewards, lengths) of each."""
     uids = [f"g{g}" for g, (rewards, _) in enumerate(groups) for _ in rewards]
-    rewards = [r for rewards, _ in groups for r in rewards]
-    lengths = [n for _, lengths in groups for n in lengths]
-    return plan_step(uids, rewards, lengths, objective or PRESETS["agpo"], size, 64, **more)
+    return plan_step(uids, graded(*zip(*groups, strict=True)), objective or PRESETS["agpo"], size, 64, **more)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_it_is_the_native_plan(case):
     """Advantages, weights, live groups, L at ratio 1: those of `agpo.batch.plan_step`, for every case."""
-    groups = []
-    for k, (rewards, lengths) in enumerate(zip(case.rewards, case.lengths, strict=True)):
-        samples = tuple(
-            Sample(Completion((7,) * n, (0.0,) * n, "stop", 0.0), "", Verdict("scored", "test"), r, 0)
-            for r, n in zip(rewards, lengths, strict=True)
-        )
-        groups.append(Group(Item(str(k), "", ""), (1, 2), samples))
     if case.objective.overlong != "keep" or case.objective.surrogate == "kl_cov":
         return  # guards refuse it
-    native = native_plan(groups, case.objective, len(groups), 12)[0]
-    rewards = tuple(tuple(math.nan if r is None else r for r in group) for group in case.rewards)
-    ours = plan(list(zip(rewards, case.lengths, strict=True)), case.objective, len(groups))
+    native = native_plan(graded(case.rewards, case.lengths), case.objective, len(case.rewards), 12)[0]
+    ours = plan(list(zip(case.rewards, case.lengths, strict=True)), case.objective, len(case.rewards))
     (minibatch,) = ours.minibatches
     counted = [i for i, w in enumerate(ours.weight_B) if w > 0]
     assert [ours.advantage_B[i] for i in counted] == pytest.approx([row.advantage for row in native.rows], abs=0)
     assert [ours.weight_B[i] for i in counted] == pytest.approx([row.weight for row in native.rows], abs=0)
     assert list(ours.moving[0]) == [i for i in counted if ours.advantage_B[i] != 0]
-    assert replace(minibatch, rows=()) == replace(native, rows=())
+    assert minibatch == native
 
 
 def test_masked_groups_are_not_run_and_keep_their_place():
@@ -81,11 +67,13 @@ def test_a_step_of_clipped_updates_runs_nothing():
 
 
 def test_a_group_that_lost_samples_is_one_with_samples_that_are_not_scorable():
-    lost = plan_step(["a", "b", "a", "b", "b"], [1.0, 1.0, 0.0, 0.0, 0.0], [3, 2, 9, 7, 8], Objective(), 2, 64)
+    uids = ["a", "b", "a", "b", "b"]
+    assert members(uids) == [[0, 2], [1, 3, 4]]
+    lost = plan_step(uids, graded([(1.0, 0.0), (1.0, 0.0, 0.0)], [(3, 9), (2, 7, 8)]), Objective(), 2, 64)
     unscored = plan([((1.0, 0.0, math.nan), (3, 9, 5)), ((1.0, 0.0, 0.0), (2, 7, 8))], size=2)
     assert sorted(lost.weight_B) == sorted(w for w in unscored.weight_B if w)
     assert sorted(lost.advantage_B) == sorted(unscored.advantage_B[i] for i in (0, 1, 3, 4, 5))
-    (alone,) = plan_step(["a", "b"], [1.0, 0.0], [3, 4], Objective(), 2, 64).minibatches
+    (alone,) = plan_step(["a", "b"], graded([(1.0,), (0.0,)], [(3,), (4,)]), Objective(), 2, 64).minibatches
     assert alone.live_groups == 0  # a group of one has no advantage
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import verl  # loads the plugin
 from conformance import CASES, LONGEST, flat, log_probs, make_batch
+from groups import graded
 from torch.distributed.tensor import DTensor, distribute_tensor
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
@@ -88,9 +89,10 @@ def state_of(engine):
 def rows_of(case, batch, rank, world, multiple):
     """(this rank's rows in verl's format, the plan); None where nothing of the mini-batch is to be run."""
     size = len(case.rewards[0])
-    rewards, lengths = batch.rewards_GN.reshape(-1).tolist(), batch.lengths_B.tolist()
-    uids = [str(i // size) for i in range(len(rewards))]
-    plan = plan_step(uids, rewards, lengths, case.objective, len(case.rewards), LONGEST, corrected=True)
+    lengths = batch.lengths_B.tolist()
+    uids = [str(i // size) for i in range(len(lengths))]
+    groups = graded(batch.rewards_GN.tolist(), [lengths[at : at + size] for at in range(0, len(lengths), size)])
+    plan = plan_step(uids, groups, case.objective, len(case.rewards), LONGEST, corrected=True)
     (rows,) = plan.run
     if not rows:
         return None, plan

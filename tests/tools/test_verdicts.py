@@ -129,7 +129,7 @@ def test_one_program_per_line_with_its_metadata(tmp_path):
         ('[{"question_id": "a"}]', "row 0: not a row of published outputs"),
         ('[{"question_id": "a", "code_list": ["x"], "graded_list": [], "metadata": []}]', "lists of the same length"),
         ("[]", "no programs"),
-        ("[", "not a readable JSON file"),
+        ("[", "not valid JSON"),
     ],
 )
 def test_files_that_are_no_outputs(tmp_path, text, message):

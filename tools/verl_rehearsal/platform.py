@@ -1,14 +1,13 @@
 """A CPU as a platform of verl, for rehearsals and tests: gloo instead of NCCL, logical Ray GPUs as places.
 
-Chosen by VERL_PLATFORM=agpo_cpu and never by itself. It must be registered before anything else of verl is imported.
+Only chosen by VERL_PLATFORM=agpo_cpu. It must be registered before anything else of verl is imported.
 """
 
 # pyright: reportMissingImports=false
 # verl is in an environment of its own.
 
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from tools.verl_rehearsal import PLATFORM
 
 
 def _module() -> types.ModuleType:
-    """What verl calls on `torch.cuda`, for a device without memory of its own. `torch.cpu` lacks most of it."""
+    """What verl calls on `torch.cuda`, most of which `torch.cpu` lacks."""
     module: Any = types.ModuleType("agpo_verl_cpu")
     module.is_available = lambda: False  # its memory helpers then do nothing
     module.current_device = lambda: "cpu"
@@ -39,7 +38,7 @@ _MODULE = _module()
 
 @PlatformRegistry.register(platform=PLATFORM)
 class PlatformCPU(PlatformBase):
-    """The methods that verl's base class asks for."""
+    """The abstract methods of verl's base class."""
 
     device_name = property(lambda self: "cpu")  # pyright: ignore[reportAssignmentType]
     vendor_name = property(lambda self: "cpu")  # pyright: ignore[reportAssignmentType]
@@ -49,7 +48,7 @@ class PlatformCPU(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return False  # not found by itself
+        return False  # never chosen automatically
 
     def current_device(self) -> Any:
         return "cpu"  # verl moves tensors with .to(current_device())
@@ -57,23 +56,16 @@ class PlatformCPU(PlatformBase):
     def device_count(self) -> int:
         return 0
 
-    def set_device(self, device_index: int) -> None:
+    def _nothing(self, *_: object) -> None:
         pass
 
-    def synchronize(self, device_index: int | None = None) -> None:
-        pass
+    set_device = synchronize = set_allocator_settings = empty_cache = _nothing
+    profiler_start = profiler_stop = cudart = _nothing
 
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def set_allocator_settings(self, settings: str) -> None:
-        pass
-
-    def empty_cache(self) -> None:
-        pass
+    manual_seed_all = manual_seed
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         return None, None
@@ -84,15 +76,8 @@ class PlatformCPU(PlatformBase):
     def visible_devices_envvar(self) -> str:
         return "CUDA_VISIBLE_DEVICES"
 
-    @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        yield
-
-    def profiler_start(self) -> None:
-        pass
-
-    def profiler_stop(self) -> None:
-        pass
+    def nvtx_range(self, msg: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def ray_resource_name(self) -> str:
         return "GPU"  # ray.init(num_gpus=N) hands out N places
@@ -103,12 +88,9 @@ class PlatformCPU(PlatformBase):
     def is_ipc_supported(self) -> bool:
         return False
 
-    def cudart(self) -> Any:
-        return None
-
 
 def register_engine() -> None:
-    """verl's own FSDP engine under the device name `cpu`, for which it has no entry."""
+    """Register verl's own FSDP engine for the device `cpu`."""
     from verl.workers.engine import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 

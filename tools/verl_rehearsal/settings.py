@@ -1,4 +1,4 @@
-"""What a rehearsal changes: keys of our recipe, keys of verl, the environment, and the model's tokenizer."""
+"""A rehearsal's settings: keys of our recipe, keys of verl, the environment, and the model's tokenizer."""
 
 import shutil
 from collections.abc import Sequence
@@ -29,18 +29,18 @@ RECIPE = (
     "hardware.gpus=2",
     "steps=3",
 )
-"""over the recipe: small enough for a laptop. The objective stays, and what the user sets wins"""
+"""over the recipe, for a laptop. The objective stays, and the user's own keys take precedence"""
 RECIPE_OF_CODE = ("model=tiny-code", "data=tiny_code", "prompt=tiny-code", "reward=code", "eval.bench=tiny_code")
-"""over that, for a recipe whose reward runs programs"""
+"""on top, for a recipe whose reward runs programs"""
 
 ENVIRONMENT = {
     "VERL_PLATFORM": PLATFORM,
     "VERL_USE_EXTERNAL_MODULES": "tools.verl_rehearsal.register",
-    "RAY_ADDRESS": "local",  # of its own, though a cluster is up here
+    "RAY_ADDRESS": "local",  # even if a cluster is up here
     "OMP_NUM_THREADS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_worker_niceness": "0",  # 15 by default: on a laptop that does something else workers would starve
-    "RAY_memory_usage_threshold": "0.99",  # Ray would kill our workers for what others have taken
+    "RAY_worker_niceness": "0",  # at the default of 15 workers would starve on a busy laptop
+    "RAY_memory_usage_threshold": "0.99",  # else Ray kills our workers for other programs' memory
 }
 
 
@@ -50,7 +50,7 @@ def recipe_keys(graders: Sequence[str]) -> tuple[str, ...]:
 
 
 def verl_keys(ranks: int) -> dict[str, Any]:
-    """What makes a laptop do: one process where a cluster has many, no compilation, places instead of GPUs."""
+    """verl's keys for a laptop: single processes, no compilation, places instead of GPUs."""
     return {
         "+agpo.rollout_timeout_s": 300.0,
         "trainer.device": "cpu",
@@ -77,7 +77,7 @@ def verl_keys(ranks: int) -> dict[str, Any]:
 
 
 def copy_model(folder: str, out: Path) -> Path:
-    """The tiny model with two tokens that verl's agent loop wants of Qwen's tokenizers, and that nothing here uses."""
+    """The tiny model with two unused tokens that verl's agent loop expects in Qwen's tokenizers."""
     from transformers import AutoTokenizer
 
     shutil.copytree(folder, out)

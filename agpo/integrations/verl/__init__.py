@@ -1,9 +1,9 @@
-"""AGPO on verl, for clusters: a plugin for verl 0.9.1, its configuration from our recipes, its results in our store.
+"""AGPO on verl, for clusters: a plugin for verl 0.9.1, configured by our recipes, with its results in our store.
 
-`plugin` is what verl loads in every process (entry point `verl.plugins`). `keys`, `launch` and `import_run` do not need
-verl: they also run where our own package lives. docs/cluster.md is the page for users.
+verl loads `plugin` in every process (entry point `verl.plugins`). `keys`, `launch` and `import_run` work without verl
+installed. docs/cluster.md is the page for users.
 
-    plan.py     a step's rows -> mini-batches of whole groups, weights, what need not be run    (no verl in it)
+    plan.py     a step's rows -> mini-batches of whole groups, weights, which rows run          (no verl in it)
     engine.py   loss of a micro-batch, and the clip over a whole mini-batch on all-reduced sums
     worker.py   mini-batches on a rank
     trainer.py  verl's synchronous trainer with that plan
@@ -12,7 +12,7 @@ verl: they also run where our own package lives. docs/cluster.md is the page for
 from typing import Any
 
 Json = dict[str, Any]
-"""a JSON object, or what verl keeps by name"""
+"""a JSON object or verl's equivalent"""
 VERL_VERSION = "0.9.1"
 NAME = "agpo"
 """of the trainer mode and of the entry point"""

@@ -1,9 +1,9 @@
-"""The loss of a micro-batch in our own functions, and the clip over a whole mini-batch, in verl's training engine.
+"""Our loss of a micro-batch, and the clip over a whole mini-batch, in verl's training engine.
 
 verl's engines share `BaseEngine.train_batch`: zero the gradient, forward and backward all micro-batches, step. The
-mixin puts the decision between the last backward pass and the step; for units below the mini-batch, whose f' must be
-known before their gradient, a pass without gradient comes first. Sums of loss are float64 and all-reduced over the
-data parallel group, so that every rank decides alike.
+mixin decides between the last backward pass and the step; for units below the mini-batch, whose f' must be known before
+the gradient, a pass without gradient comes first. Sums of loss are float64 and all-reduced over the data parallel
+group, so that every rank decides alike.
 """
 
 # pyright: reportMissingImports=false
@@ -32,10 +32,9 @@ from agpo.surrogate import token_losses
 def losses(
     model_output: Json, data: Any, objective: Objective, correction: Correction | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(l with its gradient, w, number of its unit) [T] of one micro-batch in verl's format.
+    """(l with its gradient, w, unit) [T] of one micro-batch in verl's format.
 
-    Rows carry `agpo_advantage`, `agpo_weight` and `agpo_unit` [B]; the weights are of the whole mini-batch, so parts
-    only sum.
+    Rows carry `agpo_advantage`, `agpo_weight` and `agpo_unit` [B]; the weights are of the whole mini-batch.
     """
     mask = data["response_mask"].to_padded_tensor(0).bool()  # [B, R]
     logp_T = no_padding_2_padding(model_output["log_probs"], data)[mask]
@@ -56,7 +55,7 @@ class ClippedEngine:
     objective: Objective
     correction: Correction | None
     last: Json
-    """what happened to the last mini-batch, the same on every rank"""
+    """the outcome of the last mini-batch, the same on every rank"""
 
     def train_batch(self: Any, data: Any, loss_function: Callable[..., Any]) -> Any:
         """One mini-batch: an optimizer step, or none. verl's own loss function is not called."""
@@ -99,7 +98,7 @@ class ClippedEngine:
         return outputs
 
     def decide_units(self: Any, data: Any) -> tuple[torch.Tensor, Decision, Any]:
-        """(f' of each unit [U], the decision, verl's outputs): units reach over micro-batches and ranks."""
+        """(f' of each unit [U], the decision, verl's outputs). Units span micro-batches and ranks."""
         group = self.get_data_parallel_group()
         count = (data["agpo_unit"].max() + 1).to(get_device_id())
         dist.all_reduce(count, op=dist.ReduceOp.MAX, group=group)
@@ -116,7 +115,7 @@ class ClippedEngine:
 
 
 def clip_updates(engine: BaseEngine, objective: Objective, correction: Correction | None = None) -> Any:
-    """Put the mixin before the class of an engine. Raises UserError for one whose training step is not verl's."""
+    """Mix ClippedEngine into an engine. Raises UserError for one with its own training step."""
     check_engine(type(engine), BaseEngine)
     engine.__class__ = type(f"Clipped{type(engine).__name__}", (ClippedEngine, type(engine)), {})
     clipped: Any = engine

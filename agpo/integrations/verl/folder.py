@@ -1,4 +1,4 @@
-"""The folder of a verl run, which `launch` makes, verl fills and `import_run` reads.
+"""The folder of a verl run: `launch` makes it, verl fills it, `import_run` reads it.
 
 <out>/verl-<name>-<time>/
     config.yaml, overrides.txt     the recipe, and verl's whole command line
@@ -19,7 +19,7 @@ from evals.errors import UserError
 
 
 def find_run(wanted: str, out: str = "runs") -> Path:
-    """The folder of a run: `wanted` itself, or the one that was started last in `out` for `latest`."""
+    """The folder of a run: `wanted` itself, or for `latest` the newest in `out`."""
     run = Path(wanted).absolute()
     if wanted == "latest":
         started = [path.parent for path in Path(out).absolute().glob("verl-*/launch.json")]
@@ -27,7 +27,7 @@ def find_run(wanted: str, out: str = "runs") -> Path:
             raise UserError(f"no verl run in {out}/. For another folder pass out=FOLDER.")
         run = max(started, key=lambda path: (path / "config.yaml").stat().st_mtime)
     if not (run / "launch.json").is_file():
-        raise UserError(f"{wanted}: not the folder of a verl run (no launch.json in it). Name runs/verl-....")
+        raise UserError(f"{wanted}: not the folder of a verl run (it has no launch.json). Expected runs/verl-....")
     return run
 
 
@@ -36,12 +36,12 @@ def read_launch(run: Path) -> Json:
 
 
 def config_of(run: Path) -> TrainConfig:
-    """The recipe that a run was started with."""
+    """The run's recipe."""
     return make_config(yaml.safe_load((run / "config.yaml").read_text()), str(run / "config.yaml"))
 
 
 def store_of(run: Path) -> str | None:
-    """The store (without a password) that has the run, the last one of several; None: none yet."""
+    """The last store (without a password) that the run was imported into, if any."""
     return next(reversed(read_launch(run).get("runs", {})), None)
 
 
@@ -51,6 +51,6 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def last_checkpoint(run: Path) -> int:
-    """The step of the last whole checkpoint, 0 where there is none."""
+    """The step of the last complete checkpoint, 0 without one."""
     latest = run / "checkpoints" / "latest_checkpointed_iteration.txt"
     return int(latest.read_text()) if latest.is_file() else 0

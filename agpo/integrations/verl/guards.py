@@ -1,4 +1,4 @@
-"""What is refused at the start, before anything is loaded: settings under which an update is not what it says."""
+"""Settings that are refused at the start, because an update would not be the planned one."""
 
 import importlib
 import importlib.metadata
@@ -15,7 +15,7 @@ PLUGIN = "agpo.integrations.verl.plugin"
 
 
 def check_version(found: str | None = None) -> None:
-    """The plugin overrides protected methods of one release. Raises UserError for another, or for none."""
+    """Raises UserError unless verl has the version whose protected methods the plugin overrides."""
     if found is None:
         try:
             found = importlib.metadata.version("verl")
@@ -31,7 +31,7 @@ def check_version(found: str | None = None) -> None:
 
 
 def require_plugin() -> None:
-    """Raises UserError where `import verl` did not load the plugin in this process, saying why."""
+    """Raises UserError, with the reason, if `import verl` did not load the plugin in this process."""
     check_version()
     import verl  # noqa: F401  # pyright: ignore[reportMissingImports]  loads the plugins
 
@@ -43,8 +43,8 @@ def require_plugin() -> None:
         raise UserError(f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps verl from loading the plugin agpo. Unset it.")
     if PLUGIN not in found:
         raise UserError(
-            "the package agpo is importable here but not installed, so that verl does not find its plugin: "
-            "pip install --no-deps agpo in this environment, on every node."
+            "the package agpo is importable here but not installed, so verl does not find its plugin: pip install "
+            "--no-deps agpo in this environment, on every node."
         )
     try:
         importlib.import_module(PLUGIN)
@@ -54,21 +54,17 @@ def require_plugin() -> None:
 
 
 def check_objective(objective: Objective) -> None:
-    """Raises UserError for a knob that does not reach verl's update."""
-    below, token = objective.clip_scope != "mini_batch", objective.clip_scope == "token"
+    """Raises UserError for a knob that the plugin does not implement."""
+    below = objective.clip != "none" and objective.clip_scope != "mini_batch"
     wanted = {
-        "clip": (
-            "max0",
-            "f of smaller units looks at rows that are not run",
-            objective.clip not in ("none", "max0") and below,
-        ),
-        "clip_scope": ("sequence", "the plugin's units are of sequences", objective.clip != "none" and token),
-        "on_clip": ("skip_step", "the step with a zero gradient is not built in there", objective.clip == "max0"),
+        "clip": ("max0", "f of smaller units needs rows that do not run", below),
+        "clip_scope": ("sequence", "the plugin's units are of sequences", below and objective.clip_scope == "token"),
+        "on_clip": ("skip_step", "the step with a zero gradient is not implemented", objective.clip == "max0"),
         "beta": (0, "the KL term is not in the plugin's loss", True),
         "entropy_coef": (0, "the entropy bonus is not in the plugin's loss", True),
         "surrogate": ("ppo", "its tokens are chosen from a whole mini-batch", objective.surrogate == "kl_cov"),
         "several": ("sum", "the plugin has one reward", True),
-        "overlong": ("keep", "verl does not tell which answers were cut off before the reward is used", True),
+        "overlong": ("keep", "verl does not say which answers were truncated before the reward is used", True),
     }
     for knob, (value, reason, matters) in wanted.items():
         found = getattr(objective, knob)
@@ -78,24 +74,18 @@ def check_objective(objective: Objective) -> None:
             )
     if objective.masked_groups == "resample":
         raise UserError(
-            "objective.masked_groups=resample is not supported on verl: its own algorithm.filter_groups draws other "
-            "prompts, and its trainer is not ours. Set mask or keep, or train natively."
+            "objective.masked_groups=resample is not supported on verl, whose algorithm.filter_groups needs another "
+            "trainer. Set mask or keep, or train natively."
         )
 
 
 NEEDED = {
-    "actor_rollout_ref.actor.loss_agg_mode": (
-        "token-mean",
-        "the mean is agpo.objective.aggregation's, and this key would be ignored",
-    ),
+    "actor_rollout_ref.actor.loss_agg_mode": ("token-mean", "agpo.objective.aggregation decides the mean"),
     "actor_rollout_ref.actor.entropy_coeff": (0, "the clip is on the policy loss alone"),
     "actor_rollout_ref.actor.use_kl_loss": (False, "the clip is on the policy loss alone"),
     "algorithm.use_kl_in_reward": (False, "live groups are decided by the raw task reward"),
     "actor_rollout_ref.actor.shuffle": (False, "it would take the groups of a mini-batch apart"),
-    "actor_rollout_ref.actor.ppo_epochs": (
-        1,
-        "mini-batches that the clip drops at ratio 1 are dropped for the whole step",
-    ),
+    "actor_rollout_ref.actor.ppo_epochs": (1, "mini-batches clipped at ratio 1 are dropped for the whole step"),
     "algorithm.filter_groups.enable": (False, "dead groups are masked, and normalisers are of what is left"),
     "algorithm.adv_estimator": ("grpo", "advantages are agpo.objective's"),
     "algorithm.rollout_correction.bypass_mode": (False, "the ratio is taken against the trainer's log-probabilities"),
@@ -115,18 +105,18 @@ IGNORED = {
     "algorithm.rollout_correction.rollout_is": (None, "mismatch.correct"),
     "algorithm.rollout_correction.rollout_rs": (None, "mismatch.correct"),
 }
-"""verl's key -> (its default, the key of ours that is in its place)"""
+"""verl's key -> (its default, our key in its place)"""
 
 
 def check_config(config: Json) -> None:
-    """Settings of verl under which an update is not the one that was planned. Raises UserError naming the key."""
+    """Raises UserError, naming the key, for settings of verl under which an update would not be the planned one."""
     trainer, device = config["trainer"], _at(config, "trainer.device", "cuda")
     strategy = _at(config, "actor_rollout_ref.actor.strategy", "")
     allowed = ("fsdp2",) if device == "cpu" else ("fsdp2", "fsdp")
     if strategy not in allowed:
         raise UserError(
-            f"actor_rollout_ref.actor.strategy={strategy} is not tested with the plugin: its engine may step itself, "
-            f"and with pipeline stages not every rank sees the loss. Use {' or '.join(allowed)}."
+            f"actor_rollout_ref.actor.strategy={strategy} is not tested with the plugin: its engine may make its own "
+            f"step, and with pipeline stages not every rank sees the loss. Use {' or '.join(allowed)}."
         )
     for key, (wanted, reason) in NEEDED.items():
         if (found := _at(config, key, wanted)) != wanted:
@@ -140,8 +130,8 @@ def check_config(config: Json) -> None:
     for name in {NAME, mode, "sync"}:
         if (steps := _at(trainer["v1"], f"{name}.parameter_sync_step", 1)) != 1:
             raise UserError(
-                f"trainer.v1.{name}.parameter_sync_step={steps}: the plugin needs 1, because a step is sampled by one "
-                "policy and the ratio is taken against it."
+                f"trainer.v1.{name}.parameter_sync_step={steps}: the plugin needs 1, because the ratio is against the "
+                "one policy that sampled a step."
             )
     prompts = _at(config, "data.train_batch_size", 0)
     part = _at(config, "actor_rollout_ref.actor.ppo_mini_batch_size", 1)
@@ -155,7 +145,7 @@ def check_config(config: Json) -> None:
 
 
 def _at(config: Json, key: str, default: Any) -> Any:
-    """The value of a dotted key, `default` where verl's configuration does not have it."""
+    """The value of a dotted key, `default` if verl's configuration lacks it."""
     node: Any = config
     for name in key.split("."):
         if not isinstance(node, Mapping) or name not in node:
@@ -165,10 +155,10 @@ def _at(config: Json, key: str, default: Any) -> Any:
 
 
 def check_engine(engine: type, base: type) -> None:
-    """The clip goes between verl's backward and its step; an engine with a training step of its own would miss it."""
+    """Raises UserError for an engine with its own training step, which would skip the clip."""
     own = next(cls for cls in engine.__mro__ if "train_batch" in vars(cls))
     if own is not base:
         raise UserError(
-            f"{engine.__name__} has its own training step ({own.__module__}.{own.__name__}.train_batch): the clip "
-            "could not reach it. Use an engine that leaves it to verl (fsdp2)."
+            f"{engine.__name__} has its own training step ({own.__module__}.{own.__name__}.train_batch), which would "
+            "skip the clip. Use an engine with verl's step (fsdp2)."
         )

@@ -25,14 +25,14 @@ OURS = (
     "reward/", "tokens/", "samples/", "groups/", "loss/", "clip/", "updates/", "saved/", "mismatch/", "entropy",
     "grad_norm",
 )  # fmt: skip
-"""beginnings of the names that `measure` and the trainer write, which are those of a native run"""
+"""prefixes of the metrics that `measure` and the trainer write, as in a native run"""
 SAME = {"speed/step_seconds": "timing_s/step", "speed/rollout_seconds": "timing_s/gen", "lr": "actor/lr"}
-"""our names of what verl measures itself"""
+"""our names of verl's own metrics"""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What a look at a run's folder found."""
+    """What an import found."""
 
     run: str
     steps: int
@@ -44,9 +44,9 @@ class Imported:
 
 
 def import_run(run: Path, store: Store, status: Status | None = None) -> Imported:
-    """Write what a run's folder has into the store, under one run id that the folder remembers.
+    """Write a run's folder into the store, under a run id that the folder remembers.
 
-    status: how the run ended; None while it goes on.
+    status: how the run ended; None while it runs.
     """
     config, written = config_of(run), read_launch(run)
     run_id = run_in(store, run, config, written)
@@ -67,7 +67,7 @@ def import_run(run: Path, store: Store, status: Status | None = None) -> Importe
 
 
 def run_in(store: Store, run: Path, config: TrainConfig, written: Json) -> str:
-    """The id of this run in this store; started there at the first look."""
+    """The id of this run in this store, where the first import starts it."""
     known = written.get("runs", {})
     url = str(store)
     if url in known and known[url] in {one.id for one in store.runs("train")}:
@@ -80,7 +80,7 @@ def run_in(store: Store, run: Path, config: TrainConfig, written: Json) -> str:
 
 @contextmanager
 def unseen(run: Path, run_id: str) -> Iterator[Callable[[str], Iterator[Path]]]:
-    """What gives the <step>.jsonl files of a folder that are new, or have changed, since the last look for this run."""
+    """A function that yields a folder's <step>.jsonl files that are new or changed since the last import."""
     record = run / "imported.json"
     known: dict[str, dict[str, str]] = json.loads(record.read_text()) if record.is_file() else {}
     seen = known.setdefault(run_id, {})
@@ -91,14 +91,14 @@ def unseen(run: Path, run_id: str) -> Iterator[Callable[[str], Iterator[Path]]]:
             mark = f"{stat.st_size} {stat.st_mtime_ns}"
             if seen.get(name) != mark:
                 yield path
-                seen[name] = mark  # as it was before it was read
+                seen[name] = mark  # taken before the file was read
 
     yield new
     record.write_text(json.dumps(known))
 
 
 def lines(path: Path) -> Iterator[Json]:
-    """JSON objects of a file that may still be written: a last line that is not whole is left for the next look."""
+    """JSON objects of a file that may still be written to: an incomplete last line is left for the next import."""
     with path.open(encoding="utf-8") as file:
         for text in file:
             if text.endswith("\n"):
@@ -106,28 +106,21 @@ def lines(path: Path) -> Iterator[Json]:
 
 
 def read_metrics(run: Path) -> dict[int, dict[str, float]]:
-    """step -> metrics. A start that went on from a checkpoint replaces what an earlier one had of later steps."""
+    """step -> metrics. A resumed start replaces later steps of the one before."""
     steps: dict[int, dict[str, float]] = {}
     for path in sorted((run / "metrics").glob("*.jsonl")):
-        first = True
-        for line in lines(path):
-            if first:
+        for number, line in enumerate(lines(path)):
+            if number == 0:
                 steps = {step: values for step, values in steps.items() if step <= line["step"]}
-                first = False
             steps.setdefault(line["step"], {}).update(line["data"])
     return steps
 
 
 def named(values: Json, config: TrainConfig) -> dict[str, float]:
-    """Metrics under our names where they mean the same, under verl/... otherwise; without what is not a number."""
-    named: dict[str, float] = {}
-    for name, value in values.items():
-        if not isinstance(value, int | float):
-            continue
-        named[name if name.startswith(OURS) else f"verl/{name}"] = float(value)
-    for ours, verls in SAME.items():
-        if verls in values:
-            named[ours] = float(values[verls])
+    """Numeric metrics, under our names if they mean the same, else under verl/..."""
+    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    named = {name if name.startswith(OURS) else f"verl/{name}": value for name, value in numbers.items()}
+    named |= {ours: numbers[verls] for ours, verls in SAME.items() if verls in numbers}
     for number, bench in enumerate(config.eval.benches):
         found = values.get(f"val-core/{bench}/reward/mean@{config.eval.n}")
         if found is not None:
@@ -150,8 +143,7 @@ def train_row(line: Json, run_id: str) -> SampleRow:
 
 
 def validation_row(line: Json, run_id: str) -> SampleRow:
-    """verl stores the text of a validation answer and not its tokens; how many they were, our trainer adds. Which of
-    the answers to its problem it is, verl tells in the name of the row."""
+    """verl stores an answer's text without its tokens, whose number our trainer adds; `repeat` is in the row's name."""
     return sample_row(
         {**line, "repeat": int(line["uid"].rsplit("_", 2)[1])},
         split=f"eval/{line['bench']}",
@@ -166,14 +158,14 @@ def validation_row(line: Json, run_id: str) -> SampleRow:
 
 
 def sample_row(line: Json, **more: Any) -> SampleRow:
-    """With what both kinds of lines say in the same words."""
+    """A row with the fields that both kinds of lines have."""
     same = {name: line[name] for name in ("item", "repeat", "step", "outcome", "answer")}
     texts = {"prompt": line["input"], "response": line["output"], "path": line["path"] or ""}
     return SampleRow(**same, **texts, seed=0, seconds=0.0, **more)
 
 
 def mean_tokens(rows: Sequence[SampleRow], config: TrainConfig) -> dict[str, float]:
-    """Mean response tokens of each benchmark, as a native evaluation logs them."""
+    """Mean response tokens of each benchmark, under a native evaluation's names."""
     means: dict[str, float] = {}
     for number, bench in enumerate(config.eval.benches):
         lengths = [row.response_tokens for row in rows if row.split == f"eval/{bench}"]
@@ -185,20 +177,20 @@ def mean_tokens(rows: Sequence[SampleRow], config: TrainConfig) -> dict[str, flo
 
 
 def export_checkpoints(run: Path, run_id: str, config: TrainConfig, store: Store) -> int:
-    """Name the model folders that verl has saved as a native run names its checkpoints, labelled with their run.
+    """Link the model folders that verl has saved under the names of a native run, with agpo_run.json in them.
 
     checkpoints/step-000020 is a link to checkpoints/global_step_20/actor/huggingface. Returns how many there are.
     """
     folder = run / "checkpoints"
     for link in folder.glob("step-*"):
-        if link.is_symlink() and not link.exists():  # verl keeps the latest ones only
+        if link.is_symlink() and not link.exists():  # verl has deleted the folder
             link.unlink()
             store.remove_artifacts(run_id, [link])
-    count, whole = 0, last_checkpoint(run)  # a later one is still being written
+    count, complete = 0, last_checkpoint(run)  # later ones are still being written
     known = {artifact.path for artifact in store.artifacts(run_id)}
     for saved in folder.glob("global_step_*"):
         step, model = int(saved.name.removeprefix("global_step_")), saved / "actor" / "huggingface"
-        if step > whole or not (model / "config.json").is_file():
+        if step > complete or not (model / "config.json").is_file():
             continue
         count += 1
         link = folder / f"step-{step:06d}"

@@ -1,4 +1,4 @@
-"""Our recipe keys in verl's words. A key that has no counterpart there, and was set, is refused by its name."""
+"""Our recipe keys as verl's. A key that was set and has no counterpart there is refused by name."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from agpo.config import TrainConfig
 from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.guards import check_objective
+from agpo.sections import LoraConfig
 from evals.benches import find
 from evals.errors import UserError
 from evals.models import model_path
@@ -18,13 +19,13 @@ from evals.prompts import PRESETS
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 MAX_PROMPT_TOKENS = 2048
-"""verl bounds prompts by a key of its own; longer ones are left out of the data and counted in its log"""
+"""verl drops longer prompts from the data and counts them in its log"""
 ROLLOUT_TIMEOUT = 3600.0
-"""seconds for the rollouts of a step, after which a run stops that would wait for ever"""
+"""seconds for the rollouts of a step, after which the run stops"""
 REWARD_WORKERS = 8
-"""verl's processes for rewards on a node, which share its processors where programs are run"""
+"""verl's reward processes on a node; programs share its processors among them"""
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""verl knows chats only: the template under which a chat of one message is that message's text"""
+"""the template that turns verl's chat of one message into that message's text"""
 
 REFUSED = {
     "device": "verl places processes by trainer.device",
@@ -40,9 +41,9 @@ REFUSED = {
     "rollout.forget": "verl's sampler draws the prompts",
     "rollout.resample_rounds": "there is no masked_groups=resample on verl",
     "rollout.overlap": "verl starts its rollouts itself",
-    "rollout.oversample": "verl has recipes of its own for it",
-    "rollout.max_staleness": "verl has recipes of its own for it",
-    "rollout.max_sequences": "it is of engine hf; vllm.max_num_seqs is vLLM's",
+    "rollout.oversample": "verl has its own recipes for it",
+    "rollout.max_staleness": "verl has its own recipes for it",
+    "rollout.max_sequences": "it is for engine hf; vLLM has vllm.max_num_seqs",
     "vllm.kv_cache_memory_bytes": "verl's key is gpu_memory_utilization",
     "vllm.data_parallel_size": "verl starts as many copies as there are GPUs for",
     "vllm.float32_head": "verl does not pass it on",
@@ -55,27 +56,23 @@ REFUSED = {
     "update.epochs": "the plugin drops for a whole step what the clip drops at ratio 1",
     "update.layout": "verl packs sequences for flash-attn by itself",
     "update.compile": "verl compiles on its own terms",
-    **dict.fromkeys(
-        ("lora.rank", "lora.alpha", "lora.targets", "lora.load_in_4bit"), "adapters are not tested with the plugin"
-    ),
-}  # fmt: skip
+    **{f"lora.{name}": "adapters are not tested with the plugin" for name in LoraConfig.model_fields},
+}
 """keys of ours without a counterpart: name -> what to do"""
 
 
 def set_keys(section: BaseModel, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the keys that a recipe or an override has set to something else than the default."""
-    for name in type(section).model_fields:
+    """Dotted names of the keys that a recipe or override has set to something other than the default."""
+    for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield from set_keys(value, f"{prefix}{name}.")
-        elif name in section.model_fields_set and value != type(section).model_fields[name].get_default(
-            call_default_factory=True
-        ):
+        elif name in section.model_fields_set and value != field.get_default(call_default_factory=True):
             yield f"{prefix}{name}"
 
 
 def check_keys(config: TrainConfig, *, rehearse: bool) -> None:
-    """Raises UserError for what verl, or the plugin, does not have."""
+    """Raises UserError for keys that verl or the plugin does not support."""
     chosen = list(set_keys(config))
     for key in chosen:
         if key in REFUSED and not (key == "device" and config.device.startswith("cuda")):
@@ -87,18 +84,16 @@ def check_keys(config: TrainConfig, *, rehearse: bool) -> None:
     longest = MAX_PROMPT_TOKENS + config.rollout.max_tokens
     if not rehearse and config.update.micro_batch_tokens < longest:
         raise UserError(
-            f"update.micro_batch_tokens={config.update.micro_batch_tokens}: verl does not cut a sequence, and one may "
+            f"update.micro_batch_tokens={config.update.micro_batch_tokens}: verl does not split a sequence, which may "
             f"have {longest} tokens ({MAX_PROMPT_TOKENS} of the prompt + rollout.max_tokens). Raise it to that."
         )
     check_objective(config.objective.knobs)
 
 
 def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, object] | None = None) -> Json:
-    """verl's keys (with Hydra's + where verl's schema lacks them) and values for a run in the folder `run`.
+    """verl's keys (with Hydra's + if verl's schema lacks them) and values for a run in the folder `run`.
 
-    `rehearsal`: keys of verl that a rehearsal puts in place of ours.
-
-    Raises UserError for keys of ours without a counterpart.
+    `rehearsal`: verl's keys that a rehearsal overrides. Raises UserError for keys of ours without a counterpart.
     """
     check_keys(config, rehearse=rehearsal is not None)
     chosen = set(set_keys(config))
@@ -166,7 +161,7 @@ def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, object] | 
         f"{ROLLOUT}.calculate_log_probs": True,
     }
     if "code" in [config.reward, *graders_of(wanted.benches).values()]:
-        code = config.code.model_dump(exclude={"cpu_s", "memory_mb"})  # those are in the tests
+        code = config.code.model_dump(exclude={"cpu_s", "memory_mb"})  # these are stored with the tests
         keys |= {
             "+reward.custom_reward_function.reward_kwargs.code": code,
             "+reward.custom_reward_function.reward_kwargs.tests": str(run / "tests.jsonl"),
@@ -185,7 +180,7 @@ def overrides(config: TrainConfig, run: Path, rehearsal: Mapping[str, object] | 
     if config.dtype == "float32":
         keys |= precision("fp32")
         keys[f"{ROLLOUT}.dtype"] = "float32"
-    keys[f"{MODEL}.enable_gradient_checkpointing"] = update.gradient_checkpointing  # verl's own default is to do it
+    keys[f"{MODEL}.enable_gradient_checkpointing"] = update.gradient_checkpointing  # verl's own default is true
     optional = {
         "update.liger": (f"{MODEL}.use_liger", update.liger),
         "update.offload": (f"{ACTOR}.fsdp_config.offload_policy", update.offload),

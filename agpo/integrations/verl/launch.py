@@ -1,4 +1,4 @@
-"""`python -m agpo.train --engine verl`: write verl's data and configuration, start it, fetch its results."""
+"""`python -m agpo.train --engine verl`: write verl's data and configuration, start it, import its results."""
 
 import argparse
 import importlib
@@ -13,11 +13,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -26,6 +26,7 @@ from agpo.config import load_config
 from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.guards import check_version
+from agpo.integrations.verl.import_run import import_run
 from agpo.integrations.verl.keys import MODEL, as_hydra, overrides
 from agpo.problems import load_benches, load_items, open_reward
 from evals.code_tests import to_json
@@ -33,23 +34,21 @@ from evals.errors import UserError
 from evals.items import Item
 from evals.models import model_path
 from evals.prompts import Preset, words
-
-if TYPE_CHECKING:
-    from evals.store import Status, Store
+from evals.store import Status, Store
 
 PYTHON_VARIABLE = "AGPO_VERL_PYTHON"
 LOCAL_PYTHON = ".venv-verl/bin/python"
-"""where `make venv-verl` puts it"""
+"""made by `make venv-verl`"""
 STOP_SECONDS = 120
-"""what verl gets to end by itself after Ctrl-C"""
+"""how long verl may take to end after Ctrl-C"""
 IMPORT_EVERY = 60.0
-"""seconds between looks for new results while verl runs"""
+"""seconds between imports of new results while verl runs"""
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
-"""what verl's processes need besides the variables that are there"""
+"""additional variables of verl's processes"""
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raises UserError for flags of the native trainer, and for what is no key of verl."""
+    """Raises UserError for flags of the native trainer and malformed keys."""
     if args.explain:
         raise UserError("--explain shows a step of our own trainer: leave --engine verl out.")
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
@@ -65,8 +64,7 @@ def launch(args: argparse.Namespace, console: Console) -> int:
     """Run verl, or with --dry-run print what would be run. Returns an exit code."""
     check_flags(args)
     if args.resume:
-        others = [text for text in args.overrides if not text.startswith("out=")]
-        if others:
+        if others := [text for text in args.overrides if not text.startswith("out=")]:
             raise UserError(
                 f"--resume keeps the configuration of the run, and {others[0]} would change it: only --verl "
                 "KEY=VALUE may be added."
@@ -79,7 +77,7 @@ def launch(args: argparse.Namespace, console: Console) -> int:
         written["python"] = verl_python(args.verl_python or written["python"])
         (run / "overrides.txt").write_text("\n".join([*keys, *args.verl]) + "\n")
         args.store = args.store or store_of(run)
-        with open_store(args.store) as store:
+        with Store.open(args.store) as store:
             rewind(run, store)
         return drive(run, written, args, console)
     recipe, given = args.recipe or "qwen2.5-7b-math", args.overrides
@@ -96,7 +94,7 @@ def launch(args: argparse.Namespace, console: Console) -> int:
         return 0
     python = verl_python(args.verl_python)
     with open_reward(config):
-        pass  # a reward that cannot be loaded is said here, and not by every rollout
+        pass  # a reward that cannot be loaded is an error here, not in every rollout
     items = [("train", item) for item in load_items(config)]
     asked = [(bench.name, item) for bench, problems in load_benches(config) for item in problems]
     run.mkdir(parents=True)
@@ -114,14 +112,14 @@ def launch(args: argparse.Namespace, console: Console) -> int:
 
 
 def show(keys: Sequence[str], environment: Mapping[str, str], console: Console) -> None:
-    """The environment and the command line, one key per line, as a shell takes it."""
+    """Print the environment and command line for a shell, one key per line."""
     lines = [*(f"{name}={value}" for name, value in environment.items()), "python -m agpo.integrations.verl.main"]
     lines += [shlex.quote(key) for key in keys]
     console.print(" \\\n  ".join(lines), markup=False, soft_wrap=True)
 
 
 def rehearsal_settings() -> Any:
-    """The module with what a rehearsal changes: a tool of the checkout, which nothing else here knows."""
+    """The module with a rehearsal's settings, which only a checkout has."""
     try:
         return importlib.import_module("tools.verl_rehearsal.settings")
     except ModuleNotFoundError as e:
@@ -132,7 +130,7 @@ def rehearsal_settings() -> Any:
 
 
 def verl_python(given: str | None) -> str:
-    """The python that has verl and our plugin. Raises UserError where none is known, or it lacks one of them."""
+    """The python with verl and our plugin. Raises UserError if none is known, or it lacks one of them."""
     python = given or os.environ.get(PYTHON_VARIABLE)
     if not python and importlib.util.find_spec("verl") is not None:
         python = sys.executable
@@ -141,7 +139,7 @@ def verl_python(given: str | None) -> str:
     if not python:
         raise UserError(
             "verl is not in this environment: it needs its own (docs/cluster.md has the commands). Name its "
-            f"python with --verl-python or ${PYTHON_VARIABLE}, or look at the configuration with --dry-run."
+            f"python with --verl-python or ${PYTHON_VARIABLE}, or print the configuration with --dry-run."
         )
     found = shutil.which(python)
     if not found:
@@ -154,17 +152,17 @@ def verl_python(given: str | None) -> str:
     check_version(version)
     if NAME not in plugins:
         raise UserError(
-            f"{python}: agpo is not installed there beside verl: pip install --no-deps agpo, on every node."
+            f"{python}: agpo is not installed there beside verl: pip install --no-deps -e CHECKOUT, on every node."
         )
     return str(Path(found).absolute())
 
 
 Sourced = tuple[str, Item]
-"""a problem with the name of the benchmark that it is of, or `train`"""
+"""(benchmark or `train`, problem)"""
 
 
 def rows_of(items: Iterable[Sourced], preset: str | Preset) -> list[Json]:
-    """Problems in verl's schema with the prompt preset applied. Their source tells the reward function which grader."""
+    """Problems in verl's schema with the prompt preset applied; `data_source` decides the grader."""
     rows = []
     for at, (source, item) in enumerate(items):
         said = words(preset, item)
@@ -181,7 +179,7 @@ def rows_of(items: Iterable[Sourced], preset: str | Preset) -> list[Json]:
 
 
 def write_tests(path: Path, items: Iterable[Sourced]) -> None:
-    """Tests of programs, a line for each problem: they may be megabytes, and verl copies a row with every sample."""
+    """Tests of programs, a line per problem: they may be megabytes, and verl copies a row for every sample."""
     lines = (f"{source}\t{item.id}\t{to_json(item.code)}\n" for source, item in items if item.code)
     if first := next(lines, None):
         with open(path, "w", encoding="utf-8") as file:
@@ -196,31 +194,31 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
 
 
-def rewind(run: Path, store: "Store | None") -> None:
-    """Forget what came after the last checkpoint, which a start from it makes again: in the folder and in the store."""
+def rewind(run: Path, store: Store) -> None:
+    """Delete what came after the last checkpoint, in the folder and in the store."""
     step = last_checkpoint(run)
     for path in [*numbered(run / "samples"), *numbered(run / "validation")]:
         if int(path.stem) > step:
             path.unlink()
     known = read_launch(run).get("runs", {}).get(str(store))
-    if store is not None and known:
+    if known:
         if store.find_run(known).status != "running":
             store.resume_run(known)
         store.truncate(known, step)
 
 
 def drive(run: Path, written: Json, args: argparse.Namespace, console: Console) -> int:
-    """Start verl and wait for it, importing results as they come. Ctrl-C reaches verl too, and it is waited for."""
+    """Run verl, importing results as they come. Ctrl-C is passed on to verl, which may finish."""
     command = [str(written["python"]), "-W", "ignore", "-m", "agpo.integrations.verl.main"]
     command += [*(run / "overrides.txt").read_text().splitlines(), f"hydra.run.dir={run / 'hydra'}"]
     metrics = run / "metrics" / f"{datetime.now(UTC):%y%m%d-%H%M%S}.jsonl"  # verl truncates a file that is there
     metrics.parent.mkdir(exist_ok=True)
     environment = {**os.environ, **written["environment"], "VERL_FILE_LOGGER_PATH": str(metrics)}
     environment["TENSORBOARD_DIR"] = str(run / "tensorboard")
-    # verl runs in the run's folder; a reward function of one's own is where the command was given.
+    # verl runs in the run's folder; the user's reward function is in the current one.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))
     console.print(f"verl run {run}", markup=False)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's way to stop it
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # how a scheduler stops it
     try:
         with subprocess.Popen(command, env=environment, cwd=run, start_new_session=True) as process:
             try:
@@ -241,7 +239,7 @@ def drive(run: Path, written: Json, args: argparse.Namespace, console: Console) 
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """Stop verl where it still runs, which has a session of its own: nothing else would. Again Ctrl-C: at once."""
+    """Stop verl, which has its own session, if it still runs; at once on another Ctrl-C."""
     if process.poll() is not None:
         return
     with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -252,7 +250,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def wait(process: "subprocess.Popen[bytes]", run: Path, store: str | None, console: Console) -> int:
-    """Until verl ends; what it has written so far is in the store, as far as that answers."""
+    """Wait for verl, importing what it has written so far."""
     looked = time.monotonic()
     while True:
         try:
@@ -262,38 +260,15 @@ def wait(process: "subprocess.Popen[bytes]", run: Path, store: str | None, conso
                 looked = time.monotonic()
                 try:
                     fetch(run, store, None, None)
-                except Exception as e:  # noqa: BLE001  verl goes on training; the import at its end raises
+                except Exception as e:  # noqa: BLE001  verl continues training; the import at the end raises
                     console.print(f"results not imported this time ({type(e).__name__}: {e})", markup=False)
 
 
-def fetch(run: Path, store: str | None, status: "Status | None", console: Console | None) -> None:
-    """Import the results, if there are any. Where the store's packages are missing here, say how to do it elsewhere."""
+def fetch(run: Path, store: str | None, status: Status | None, console: Console | None) -> None:
+    """Import the results, if there are any."""
     if not any((run / "metrics").glob("*.jsonl")):  # verl did not get as far as its first metrics
         return
-    with open_store(store) as opened:
-        if opened is not None:
-            from agpo.integrations.verl.import_run import import_run
-
-            found = import_run(run, opened, status)
-            if console is not None:
-                console.print(f"store       {opened}, run {found.run}: {found}", markup=False)
-        elif console is not None:
-            console.print(
-                "results are not imported: SQLAlchemy or alembic is missing here. Where agpo is installed in full: "
-                f"python -m agpo.integrations.verl.import_run {run}",
-                markup=False,
-            )
-
-
-@contextmanager
-def open_store(url: str | None) -> "Iterator[Store | None]":
-    """The results store, None in an environment without its packages."""
-    try:
-        from evals.store import Store
-    except ModuleNotFoundError as e:
-        if (e.name or "").split(".")[0] not in ("sqlalchemy", "alembic"):
-            raise
-        yield None
-        return
-    with Store.open(url) as opened:
-        yield opened
+    with Store.open(store) as opened:
+        found = import_run(run, opened, status)
+        if console is not None:
+            console.print(f"store       {opened}, run {found.run}: {found}", markup=False)

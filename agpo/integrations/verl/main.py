@@ -1,4 +1,4 @@
-"""`python -m agpo.integrations.verl.main key=value ...`: verl's main program after the checks, in verl's python."""
+"""`python -m agpo.integrations.verl.main key=value ...`: our checks, then verl's main program, in verl's python."""
 
 # pyright: reportMissingImports=false
 # verl is in an environment of its own.
@@ -30,7 +30,7 @@ def main() -> int:
             check_config(plain)
             check_objective(objective_in(plain["agpo"])[0])
         except UserError as e:
-            refused.append(e)  # Hydra would end the program with a traceback
+            refused.append(e)  # Hydra would print a traceback
             return
         main_ppo.main.__wrapped__(config)
 

@@ -1,4 +1,4 @@
-"""A step's samples as verl left them, our metrics of them, and the lines that our results store is filled from."""
+"""A step's samples from verl, our metrics of them, and the lines that `import_run` reads."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from agpo.batch import Group, Sample
 from agpo.clip import Decision
 from agpo.integrations.verl import Json
-from agpo.integrations.verl.plan import Plan
+from agpo.integrations.verl.plan import Plan, members
 from agpo.policy import Seen, Update
 from agpo.telemetry import step_metrics
 from evals.engines import Completion
@@ -25,62 +25,54 @@ class Sampled:
     keys: list[str]
     """verl's name of a row: {prompt}_{sample}_{output}"""
     uids: list[str]
-    """verl's name of the prompt in this step"""
+    """verl's name of the prompt"""
     items: list[str]
     """id of the problem"""
     prompts: list[list[int]]
     responses: list[list[int]]
-    lengths: list[int]
-    """sampled tokens"""
+    """the sampled tokens"""
     rewards: list[float]
     """raw task rewards; NaN: not scorable"""
     logps: list[list[float] | None]
-    """of the response's tokens, as the rollout engine said"""
+    """of the response's tokens, by the rollout engine"""
     infos: list[Json]
-    """what the reward function told besides the score"""
+    """what the reward function returned besides the score"""
     references: list[str]
     max_tokens: int
     eos_id: int
 
     def outcome(self, i: int) -> str:
-        """As our grader said, or as much as the reward tells where it was another function's."""
+        """By our grader, or for another reward function by the reward."""
         reward = self.rewards[i]
-        if math.isnan(reward):
-            return str(self.infos[i].get("outcome", "error"))
-        told = {1.0: "right", 0.0: "wrong"}.get(reward, "scored")
-        return str(self.infos[i].get("outcome", told))
+        by_reward = "error" if math.isnan(reward) else {1.0: "right", 0.0: "wrong"}.get(reward, "scored")
+        return str(self.infos[i].get("outcome", by_reward))
 
     def reward(self, i: int) -> float | None:
         return None if math.isnan(self.rewards[i]) else self.rewards[i]
 
     def finish_reason(self, i: int) -> Literal["length", "stop"]:
-        """verl does not hand on why an answer ended."""
+        """Inferred: verl does not pass it on."""
         ids = self.responses[i]
         return "length" if len(ids) >= self.max_tokens and ids[-1] != self.eos_id else "stop"
 
     def groups(self) -> list[Group]:
-        """The step as a native one has it; a group lacks the samples whose rollouts failed."""
-        members: dict[str, list[int]] = {}
-        for i, uid in enumerate(self.uids):
-            members.setdefault(uid, []).append(i)
+        """As in a native step; samples whose rollouts failed are missing."""
         return [
             Group(
                 Item(self.items[rows[0]], "", self.references[rows[0]]),
                 tuple(self.prompts[rows[0]]),
                 tuple(self._sample(i) for i in rows),
             )
-            for rows in members.values()
+            for rows in members(self.uids)
         ]
 
     def _sample(self, i: int) -> Sample:
-        logp = self.logps[i]
-        completion = Completion(
-            tuple(self.responses[i]), None if logp is None else tuple(logp), self.finish_reason(i), 0.0
-        )
+        ids, logp = tuple(self.responses[i]), self.logps[i]
+        completion = Completion(ids, None if logp is None else tuple(logp), self.finish_reason(i), 0.0)
         return Sample(completion, "", Verdict(cast(Any, self.outcome(i)), ""), self.reward(i), 0)
 
     def lines(self, tokenizer: "PreTrainedTokenizerBase", step: int, advantage_B: Sequence[float]) -> Iterator[Json]:
-        """One JSON object for each row; `import_run` reads them."""
+        """One JSON object per row, for `import_run`."""
         for i, ids in enumerate(self.responses):
             yield {
                 "step": step,
@@ -101,7 +93,7 @@ class Sampled:
 
 
 def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Json | None]) -> dict[str, float]:
-    """The metrics of a native step, as far as verl tells them. `happened` [mini-batches] is what the engine did."""
+    """The metrics of a native step, as far as verl has them. `happened` [mini-batches] is what the engine did."""
     cost = [len(p) + len(r) for p, r in zip(sampled.prompts, sampled.responses, strict=True)]
     updates = []
     for minibatch, rows, moving, told in zip(plan.minibatches, plan.run, plan.moving, happened, strict=True):
@@ -109,7 +101,7 @@ def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Json | None]) ->
             updates.append(Update(minibatch.at_ratio_1, stepped=False))
             continue
         decision = Decision(**{field.name: told[field.name] for field in fields(Decision)})
-        if len(rows) < len(moving):  # the engine has not seen the units that the plan dropped
+        if len(rows) < len(moving):  # the engine did not see the units that the plan dropped
             known = minibatch.at_ratio_1
             decision = replace(decision, value=known.value, scale=decision.scale and known.scale)
         refused = is_refused(told)
@@ -120,5 +112,5 @@ def metrics_of(sampled: Sampled, plan: Plan, happened: Sequence[Json | None]) ->
 
 
 def is_refused(update: Json) -> bool:
-    """Its loss or gradient was not finite."""
+    """Whether its loss or gradient was not finite."""
     return math.isnan(update["scale"]) or (not update["stepped"] and update["scale"] != 0.0)

@@ -1,8 +1,7 @@
 """verl's custom reward function with our graders: `reward.custom_reward_function.path=pkg://agpo.integrations.verl.reward`.
 
-A verdict that a grader could not give is a score of NaN, which the trainer takes for "not scorable": the sample is left
-out of its group and counted. It is never 0, which would be a wrong answer. An exception here would do as well, verl
-then has no such sample; but its tokens would be lost, and with them the chance to look at it.
+Without a verdict the score is NaN, "not scorable" to the trainer: the sample is left out of its group and counted,
+never 0, which would be a wrong answer. (After an exception verl would drop the sample, tokens and all.)
 """
 
 import json
@@ -23,7 +22,7 @@ _open = ExitStack()
 
 @lru_cache
 def _grader(name: str, low: float, high: float, code: str, judges: int) -> Any:
-    """`code`: options of the sandbox as JSON, opened here for one of `judges` processes that share a machine."""
+    """`code`: options of the sandbox as JSON; `judges` processes share a machine."""
     from evals.grading.grader import open_grader
 
     options = json.loads(code)
@@ -32,14 +31,14 @@ def _grader(name: str, low: float, high: float, code: str, judges: int) -> Any:
 
 
 def close() -> None:
-    """End the graders that are open in this process, and the sandbox's workers with them."""
+    """Close this process's graders and the sandbox's workers."""
     _open.close()
     _grader.cache_clear()
 
 
 @lru_cache
 def _places(tests: str) -> dict[tuple[str, str], int]:
-    """(benchmark or `train`, problem) -> where its line begins in the file of tests."""
+    """(benchmark or `train`, problem) -> offset of its line in the file of tests."""
     places, at = {}, 0
     with open(tests, "rb") as file:
         for line in file:
@@ -50,7 +49,7 @@ def _places(tests: str) -> dict[tuple[str, str], int]:
 
 
 def _code(tests: str, source: str, name: str) -> Code | None:
-    """The tests of a problem, read from their file each time: all of them may be more than memory."""
+    """The tests of a problem, read each time: all of them may exceed memory."""
     with open(tests, "rb") as file:
         file.seek(_places(tests)[source, name])
         return from_json(file.readline().split(b"\t", 2)[2].decode())
@@ -73,10 +72,10 @@ def compute_score(
     """{"score", "outcome", "path", "answer", "item"} of one response. Called by verl in threads of its own.
 
     Args:
-        grader: name of a grader, or `module:function` of one's own with numbers in `span`.
+        grader: name of a grader, or `module:function` of your own with numbers in `span`.
         benches: grader by `data_source`, for validation on benchmarks.
-        code: keyword arguments of `CodeGrader`, `tests` the file of tests, for the grader "code". One of `judges` such
-            processes on a machine.
+        code: for the grader "code", keyword arguments of `CodeGrader`; `tests` is the file of tests, and `judges`
+            processes share the machine.
     """
     info = dict(extra_info or {})
     name = str(info.get("id", info.get("index", ""))) or item_id(solution_str)

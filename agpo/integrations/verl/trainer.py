@@ -1,8 +1,8 @@
 """verl's synchronous trainer with our plan between sampling and the update.
 
-What a step does differently: rewards are read before anything is computed; rows without a gradient (masked groups, rows
-with A = 0, mini-batches that the clip drops at ratio 1) leave the batch before the old log-probabilities and the
-update; mini-batches are whole groups; advantages and weights are ours. Everything sampled is in metrics and store.
+Differences in a step: rewards are read first; rows without a gradient (masked groups, A = 0, mini-batches clipped at
+ratio 1) leave the batch before the old log-probabilities and the update; mini-batches are whole groups; advantages and
+weights are ours. Metrics and store cover everything that was sampled.
 """
 
 # pyright: reportMissingImports=false
@@ -11,7 +11,6 @@ update; mini-batches are whole groups; advantages and weights are ours. Everythi
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from agpo.mismatch import check_gap
 
 
 class BoundedReplayBuffer(ReplayBuffer):
-    """verl's, which waits for rollouts for ever, with an end to it. `seconds` is set by the trainer."""
+    """verl's, with a timeout for rollouts. `seconds` is set by the trainer."""
 
     seconds = math.inf
     _since = 0.0
@@ -47,8 +46,8 @@ class BoundedReplayBuffer(ReplayBuffer):
         batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
         if not batch.keys:
             raise RuntimeError(
-                f"no rollout of the {batch_size} prompts of this step ({partition_id}) has succeeded. The errors are "
-                "above in this log, as `Error in _run_prompt`."
+                f"no rollout of this step's {batch_size} prompts ({partition_id}) has succeeded. The errors are above "
+                "in this log, as `Error in _run_prompt`."
             )
         self.response_tokens = {key: tag["response_len"] for key, tag in zip(batch.keys, batch.tags, strict=True)}
         return batch, metrics
@@ -61,15 +60,15 @@ class BoundedReplayBuffer(ReplayBuffer):
             }
             raise TimeoutError(
                 f"the rollouts of this step did not end within agpo.rollout_timeout_s={self.seconds:g}. Prompts: "
-                f"{counts}. A rollout server that died or hangs is above in this log, and in Ray's logs; raise the "
-                "bound where answers simply take longer."
+                f"{counts}. Look above and in Ray's logs for a rollout server that died or hangs; raise the bound if "
+                "answers simply take longer."
             )
         return super()._wait_for_next_poll(partition_id, last_debug_time)
 
 
 @register_trainer(NAME)
 class ClippedTrainer(PPOTrainerSync):
-    """`trainer.v1.trainer_mode=agpo`. The configuration's section `agpo` has the objective and our bounds."""
+    """`trainer.v1.trainer_mode=agpo`. The configuration's section `agpo` has the objective and our limits."""
 
     def __init__(self, config: DictConfig):
         require_plugin()
@@ -79,9 +78,9 @@ class ClippedTrainer(PPOTrainerSync):
         self.objective, self.correction = objective_in(self.section)
         check_objective(self.objective)
         with open_dict(config):
-            # The base class compares with the literal: another name gets the replay buffer of the asynchronous modes.
+            # For any other name the base class uses the asynchronous modes' replay buffer.
             config.trainer.v1.trainer_mode = "sync"
-            config.actor_rollout_ref.agpo = config.agpo  # workers see this part of the configuration only
+            config.actor_rollout_ref.agpo = config.agpo  # workers see only this part of the configuration
         actor = config.actor_rollout_ref.actor
         self.minibatches = config.data.train_batch_size // actor.ppo_mini_batch_size
         self.multiple = 1 if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
@@ -111,7 +110,7 @@ class ClippedTrainer(PPOTrainerSync):
                 self.role_worker_mapping[role] = ray.remote(ClippedWorker)
 
     def _step_once(self, metrics: Json, timing_raw: dict[str, float], sample_batch_size: int) -> KVBatchMeta:
-        """verl's step on the rows that are run; what it returns is every sampled row, for metrics and clearing."""
+        """verl's step on the rows to run. Returns every sampled row, for metrics and clearing."""
         batch = super()._step_once(metrics, timing_raw, sample_batch_size)
         if self._pads:
             tq.kv_clear(keys=self._pads, partition_id=batch.partition_id)
@@ -120,21 +119,23 @@ class ClippedTrainer(PPOTrainerSync):
         return self._everything
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: Json, **_: object) -> KVBatchMeta:
-        """Plan the step and return the rows to run, in the order in which verl deals them out to the ranks."""
+        """Plan the step and return the rows to run, in the order in which verl deals them to ranks."""
         self._everything = batch
         self._sampled = read_sampled(batch, self.config.data.max_response_length, self.tokenizer.eos_token_id)
         self._plan = plan_step(
             self._sampled.uids,
-            self._sampled.rewards,
-            self._sampled.lengths,
+            self._sampled.groups(),
             self.objective,
             self.config.actor_rollout_ref.actor.ppo_mini_batch_size,
             self.config.data.max_response_length,
             corrected=self.correction is not None,
         )
-        put_advantages(batch, self._plan, self._sampled.lengths)
+        put_advantages(batch, self._plan)
         self._happened: list[Json | None] = [None] * len(self._plan.minibatches)
-        cells = [self._cells(rows, batch) for rows in self._plan.run]
+        cells: list[list[list[int | None]]] = []  # [mini-batch][rank] rows, equally many for each rank
+        for part in self._plan.run:
+            dealt = deal([batch.tags[row]["seq_len"] for row in part], self._ranks(), self.multiple)
+            cells.append([[None if i is None else part[i] for i in mine] for mine in dealt])
         self._sizes = [len(cell[0]) for cell in cells]
         rows = [row for r in range(self._ranks()) for cell in cells for row in cell[r]]
         wanted = [row for row in rows if row is not None]
@@ -152,18 +153,13 @@ class ClippedTrainer(PPOTrainerSync):
             info["actor"] = self.actor_rollout_wg._query_dispatch_info("actor")
         return max(info["actor"]) + 1
 
-    def _cells(self, rows: Sequence[int], batch: KVBatchMeta) -> list[list[int | None]]:
-        """[rank] its rows of a mini-batch, as many for each."""
-        dealt = deal([batch.tags[row]["seq_len"] for row in rows], self._ranks(), self.multiple)
-        return [[None if i is None else rows[i] for i in part] for part in dealt]
-
     def _padded(self, run: KVBatchMeta, rows: list[int | None]) -> KVBatchMeta:
-        """Put verl's padding rows, which have no response, where the plan has None."""
+        """Put verl's padding rows, without a response, where the plan has None."""
         count, missing = len(run), rows.count(None)
         self._pads = []
         if not missing:
             return run
-        # Up to a multiple of the wanted size there is exactly what is missing.
+        # Padding to a multiple of this size adds exactly the missing rows.
         run = upsample_batch_to_divisible_size(run, count + missing, self.tokenizer.eos_token_id)
         self._pads = list(run.keys[count:])
         real, pads = iter(range(count)), iter(range(count, len(run)))
@@ -209,7 +205,7 @@ class ClippedTrainer(PPOTrainerSync):
         return batch
 
     def _compute_metrics(self, batch: KVBatchMeta, *args: object, **kwargs: object) -> None:
-        """verl's metrics, on the samples that could be graded: one NaN would make all of its means NaN."""
+        """verl's metrics on the scorable samples: one NaN would make its means NaN."""
         assert self._sampled is not None
         scorable = [i for i, reward in enumerate(self._sampled.rewards) if not math.isnan(reward)]
         if scorable:
@@ -221,7 +217,7 @@ class ClippedTrainer(PPOTrainerSync):
             super()._compute_metrics(kept, *args, **kwargs)
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict[str, float], rollout_data_dir: str) -> None:
-        """Every sample of the step as a line of JSON, with what our results store wants of it."""
+        """Every sample of the step as a JSON line for `import_run`."""
         assert self._sampled is not None
         path = Path(rollout_data_dir) / f"{self.global_steps}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +229,7 @@ class ClippedTrainer(PPOTrainerSync):
     def _val_metrics_update(
         self, data_sources: list[str], sample_uids: list[str], infos: Json, turns: object, **kwargs: object
     ) -> Json:
-        """verl's, on the answers that could be graded; the others are counted."""
+        """verl's metrics on the scorable answers, and the number of others."""
         scorable = [i for i, reward in enumerate(infos["reward"]) if not math.isnan(reward)]
         kept = {
             name: [values[i] for i in scorable] for name, values in infos.items() if len(values) == len(sample_uids)
@@ -250,10 +246,11 @@ class ClippedTrainer(PPOTrainerSync):
 
 
 def read_sampled(batch: KVBatchMeta, max_tokens: int, eos_id: int) -> Sampled:
-    """What the rollouts of a step left in the queue."""
+    """The samples that a step's rollouts left in the queue."""
     fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "rollout_log_probs", "extra_info"]
     fields += ["reward_model", "extra_fields", "data_source"]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    sampled = [mask.bool() for mask in data["response_mask"].unbind()]
     logps = data["rollout_log_probs"].unbind() if "rollout_log_probs" in data.keys() else [None] * len(batch)  # noqa: SIM118
     extra = [dict(one or {}) for one in column(data, "extra_info")]
     told = [dict((one or {}).get("reward_extra_info") or {}) for one in column(data, "extra_fields")]
@@ -262,10 +259,9 @@ def read_sampled(batch: KVBatchMeta, max_tokens: int, eos_id: int) -> Sampled:
         uids=[str(uid) for uid in column(data, "uid")],
         items=[str(one.get("id", one.get("index", ""))) for one in extra],
         prompts=[ids.tolist() for ids in data["prompts"].unbind()],
-        responses=[ids.tolist() for ids in data["responses"].unbind()],
-        lengths=[int(mask.sum()) for mask in data["response_mask"].unbind()],
+        responses=[ids[mask].tolist() for ids, mask in zip(data["responses"].unbind(), sampled, strict=True)],
         rewards=[float(scores.double().sum()) for scores in data["rm_scores"].unbind()],
-        logps=[None if logp is None else logp.tolist() for logp in logps],
+        logps=[None if logp is None else logp[mask].tolist() for logp, mask in zip(logps, sampled, strict=True)],
         infos=told,
         references=[str((one or {}).get("ground_truth")) for one in column(data, "reward_model")],
         max_tokens=max_tokens,
@@ -274,14 +270,14 @@ def read_sampled(batch: KVBatchMeta, max_tokens: int, eos_id: int) -> Sampled:
 
 
 def column(data: TensorDict, name: str) -> list[Any]:
-    """A field that is no tensor, as plain objects. The queue gives it as a stack or as a list, of them or wrapped."""
+    """A non-tensor field as plain objects. The queue returns a stack or a list, possibly of wrapped ones."""
     values: Any = data.get(name)
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
     return [getattr(one, "data", one) if isinstance(one, NonTensorData) else one for one in listed]
 
 
-def put_advantages(batch: KVBatchMeta, plan: Plan, lengths: list[int]) -> None:
-    """Our numbers into the queue: [B] for our loss, and over the tokens for verl's metrics."""
+def put_advantages(batch: KVBatchMeta, plan: Plan) -> None:
+    """Put our numbers into the queue: by row for our loss, by token for verl's metrics."""
     mask = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
     over = [one.float() * a for one, a in zip(mask["response_mask"].unbind(), plan.advantage_B, strict=True)]
     over_tokens = torch.nested.as_nested_tensor(over, layout=torch.jagged)

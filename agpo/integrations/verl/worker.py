@@ -23,7 +23,7 @@ from agpo.presets import Correction, Objective
 
 
 def objective_in(section: Json) -> tuple[Objective, Correction | None]:
-    """(objective, correction of the engine's log-probabilities) of the configuration's section `agpo`."""
+    """(objective, correction) of the configuration's section `agpo`."""
     found = dict(section.get("correction") or {})
     if found.get("bounds"):
         found["bounds"] = tuple(found["bounds"])
@@ -35,19 +35,19 @@ class ClippedTrainingWorker(TrainingWorker):
 
     def __init__(self, config: DictConfig):
         if get_device_name() == "cpu":
-            # verl asks for "cpu:gloo,cpu:gloo", which torch refuses; where there is a group already it asks for none.
+            # verl asks for "cpu:gloo,cpu:gloo", which torch refuses, unless there is a group already.
             initialize_global_process_group_ray(backend="cpu:gloo")
         super().__init__(config)
 
     def train_mini_batch(self, data: TensorDict) -> TensorDict | None:
-        """Updates on consecutive slices of this rank's rows. `agpo_rows` [mini-batches] says how many rows each has.
+        """Updates on consecutive slices of this rank's rows; `agpo_rows` [mini-batches] is the size of each.
 
-        0 rows: nothing of it is run, and only the learning rate goes on. Returns metrics with `agpo`: for each
-        mini-batch what happened to it, None where it was not run.
+        With 0 rows only the learning rate advances. Returns metrics with `agpo`: the outcome of each mini-batch, None
+        if it did not run.
         """
         sizes: list[int] = list(tu.pop(data, key="agpo_rows"))
         if sum(sizes) != data.shape[0]:
-            raise RuntimeError(f"a rank got {data.shape[0]} rows for mini-batches of {sizes}: they must add up.")
+            raise RuntimeError(f"a rank got {data.shape[0]} rows for mini-batches of {sizes}, which must add up.")
         happened: list[Json | None] = []
         mfu: list[float] = []
         metrics: Json = {}
@@ -78,7 +78,7 @@ class ClippedTrainingWorker(TrainingWorker):
         return tu.get_tensordict(tensor_dict={}, non_tensor_dict={"metrics": kept}).cpu()
 
     def _all_lengths(self, part: TensorDict) -> list[int]:
-        """Tokens of each row of the mini-batch on all ranks: what verl counts operations by."""
+        """Tokens of each row on all ranks, by which verl counts FLOPs."""
         group = self.engine.get_data_parallel_group()
         found: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(found, part["input_ids"].offsets().diff().tolist(), group)
@@ -102,7 +102,7 @@ class ClippedWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def skip_updates(self, count: int) -> float:
-        """Go on with the learning rate through mini-batches of a step of which nothing is run. Returns what it is."""
+        """Advance the learning rate by `count` mini-batches that do not run. Returns it."""
         assert self.actor is not None
         for _ in range(count):
             self.actor.engine.lr_scheduler_step()
