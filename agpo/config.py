@@ -264,6 +264,8 @@ def make_config(tree: Mapping[str, object], where: str, overrides: Sequence[str]
     if isinstance(section := tree.get("reward"), dict):  # a section to read; the keys are reward, reward_range, ...
         del tree["reward"]
         tree |= {key if key == "reward" else f"reward_{key}": value for key, value in section.items()}
+    if tree.get("rewards") and any(override.startswith("reward=") for override in overrides):
+        raise UserError("reward= would do nothing beside rewards. Name it too: rewards.NAME=...")
     try:
         return TrainConfig.model_validate(tree)
     except ValidationError as e:

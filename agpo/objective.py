@@ -103,7 +103,7 @@ def minibatch_loss(
     device, samples = logp_T.device, rewards_GN.shape[-1] if rewards_GN.ndim else 0
     tokens = {"logp_T": logp_T, "old_logp_T": old_logp_T, "ref_logp_T": ref_logp_T, "entropy_T": entropy_T}
     tokens = {name: x_T.to(device) for name, x_T in {**tokens, "tis_T": tis_T}.items() if x_T is not None}
-    rewards_GN, lengths_B = rewards_GN.detach().to(device), lengths_B.to(device)
+    rewards_GN, lengths_B = rewards_GN.detach().to(device), torch.as_tensor(lengths_B, device=device)
     cut_B = None if cut_B is None else cut_B.to(device)
     _check_shapes(tokens, lengths_B, rewards_GN, cut_B)
     _check_needs(objective, tokens, cut_B)

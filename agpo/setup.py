@@ -187,7 +187,7 @@ def _go_on(run: Run, saved: Path, step: int) -> None:
     run.folder = saved.parent.parent if saved.parent.name == "checkpoints" else Path(run.config.out) / run.id
 
     def put_back() -> None:
-        run.store.resume_run(run.id)
+        run.store.resume_run(run.id, recorded(run.config))
         run.store.truncate(run.id, step)
         checkpoint_io.remove_unfinished(run.folder)
         later = [path for path in checkpoint_io.checkpoints(run.folder) if checkpoint_io.step_of(path) > step]

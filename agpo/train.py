@@ -274,7 +274,8 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     if args.dry_run:
         from agpo.preflight import lines_of, preflight
 
-        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        shown = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+        console.print(shown, markup=False, highlight=False, soft_wrap=True)
         rows, cost = preflight(config)
         console.print("\n".join([*lines_of(rows), "", *cost]), markup=False, soft_wrap=True)
         return int(any(well is False for _, well, _ in rows))

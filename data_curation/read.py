@@ -40,7 +40,9 @@ def read_sources(recipe: Recipe, work: Path, context: Context, strict: bool) -> 
             why = "; ".join(f"{count:,} {reason}" for reason, count in common)
             context.say(f"{source.name}: {len(malformed):,} malformed rows: {why}")
             if strict or not one.counts["out"]:
-                bad = malformed[0]
+                left_out = malformed[:1] if strict else list(one.ledger())
+                reason = Counter(line["reason"] for line in left_out).most_common(1)[0][0]
+                bad = next(line for line in left_out if line["reason"] == reason)
                 more = "Without --strict it is dropped and listed." if strict else "No row of it can be read."
                 raise UserError(f"{place}, {bad['id']}: {bad['reason']}. {more}")
         reads.append(one)

@@ -51,8 +51,10 @@ def model_folder(model: str, *, weights: bool = True) -> Path:
     if is_local(model):
         folder = Path(model).expanduser()
         if not (folder / "config.json").is_file():
+            is_run = (folder / "checkpoints").is_dir()
             raise UserError(
                 f"{model}: not a model folder (no config.json in it). Expected a Hugging Face folder, or a hub id."
+                + f" It is a training run: name one of {folder}/checkpoints (evals.run: --checkpoints)." * is_run
             )
         return folder
     from huggingface_hub import snapshot_download

@@ -94,7 +94,11 @@ def read_items(
 def _item(where: str, row: Record, prompt: str, answer: str) -> Item:
     def column(name: str) -> object:
         if name not in row:
-            raise UserError(f"{where}: no column {name!r}. The row has: {', '.join(sorted(row))}.")
+            what, there = "prompt" if name == prompt else "answer", ", ".join(sorted(row))
+            raise UserError(
+                f"{where}: no column {name!r}. The row has: {there}. Name yours: data.{what}_column=NAME, in evals.run "
+                f"--{what}-column NAME."
+            )
         if row[name] is None or row[name] == "":
             what = "null" if row[name] is None else "empty"
             raise UserError(f"{where}: column {name!r} is {what}. Fill it in, or leave the row out.")

@@ -45,8 +45,8 @@ class Target:
 
 
 def find_target(model: str | None) -> Target:
-    """The model of `--model`; None is the tiny start model."""
-    path = model or model_path("tiny")
+    """The model of `--model`, or one that comes with the package, by name; None is `tiny`."""
+    path = model_path(model or "tiny")
     label = Path(path) / "agpo_run.json"
     return Target(path, json.loads(label.read_text()) if label.is_file() else {})
 

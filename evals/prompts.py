@@ -1,5 +1,6 @@
 """Prompt presets: how a problem becomes a prompt. The choice decides a base model's score, so it is recorded."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,8 +211,19 @@ def tokenize(name: str | Preset, text: str, tokenizer: Tokenizer | None) -> tupl
 
 
 def encode(name: str | Preset, problem: str | Item, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """Token ids of a problem under a preset."""
-    return tokenize(name, render(name, problem, tokenizer), tokenizer)
+    """Token ids of a problem under a preset. Raises UserError for letters or digits that the tokenizer lacks."""
+    ids = tokenize(name, text := render(name, problem, tokenizer), tokenizer)
+    if tokenizer is not None and (lost := _characters(text) - _characters(tokenizer.decode(ids))):
+        raise UserError(
+            f"the model's tokenizer does not know {', '.join(sorted(lost)):.40} in {text!r:.80}. Take a model that can "
+            "read the problems, or leave this one out."
+        )
+    return ids
+
+
+def _characters(text: str) -> set[str]:
+    """Its letters and digits, less what a tokenizer may normalise away: case, accents, compatible forms."""
+    return {c for c in unicodedata.normalize("NFKD", text).casefold() if c.isalnum()}
 
 
 def code_format(item: Item) -> str:

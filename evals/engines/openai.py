@@ -201,6 +201,8 @@ class _Run:
         async with Fleet(engine.servers, engine.model, engine.limits) as fleet, asyncio.TaskGroup() as group:
             for _ in range(self.workers):
                 group.create_task(self._worker(fleet))
+        if again := ", ".join(f"{times} after {why}" for why, times in fleet.retried.most_common(5)):
+            logger.warning("%s: requests sent again: %s", engine.model, again)
         if self.repeats.identical:
             logger.warning(self.repeats.text("in all"))
         if self.failed:

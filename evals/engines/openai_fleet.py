@@ -8,6 +8,7 @@ import random
 import socket
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -110,6 +111,8 @@ class Fleet:
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _away_since: float | None = None
+    retried: Counter[str] = field(default_factory=Counter)
+    """why requests were sent again -> how often"""
 
     async def __aenter__(self) -> "Fleet":
         self._http = _client(self.limits)
@@ -153,6 +156,7 @@ class Fleet:
                 raise self._unreachable(now - self._away_since)
             if failure.kind == "final" or broken >= self.limits.attempts or over or self.stopping:
                 raise self._error(f"{server.url}/{endpoint}", failure, attempts, now - started)
+            self.retried[str(failure)] += 1
             if not failure.wait:  # otherwise the server itself is set aside for that long
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), _backoff(attempts))

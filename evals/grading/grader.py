@@ -105,10 +105,7 @@ def grade(text: str, reference: str, grader: str = "math", question: str = "") -
 
 
 def open_grader(
-    name: str,
-    span: tuple[float, float] = (0.0, 1.0),
-    code: Mapping[str, Any] | None = None,
-    seconds: float = SECONDS,
+    name: str, span: tuple[float, float] = (0.0, 1.0), code: Mapping[str, Any] | None = None, seconds: float = SECONDS
 ) -> "Grader | FunctionGrader | CodeGrader":
     """The grader called `name`, or the reward function `module:function` with numbers in `span`, calls of `seconds`.
 

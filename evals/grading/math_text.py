@@ -95,10 +95,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         re.compile(r"\^\s*(?:\{\s*(?:\\(?:text|mathrm|rm)\s*\{?)?|\\(?:text|mathrm)\s*\{)\s*(th|st|nd|rd)\s*\}{1,2}"),
         r"\\text{\1}",
     ),
-    (
-        re.compile(r"\s*\\(?:text|mathrm|mbox)\s*\{\s*\(?(?:in )?base[\s-]*([a-z\d]*)\s*\)?\s*\}\s*(\d*)"),
-        r"_{\1\2}",
-    ),
+    (re.compile(r"\s*\\(?:text|mathrm|mbox)\s*\{\s*\(?(?:in )?base[\s-]*([a-z\d]*)\s*\)?\s*\}\s*(\d*)"), r"_{\1\2}"),
     (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
     (re.compile(r"(?:\\(?:text|mathrm|mbox)\s*)?\{ ?([,:.;]|\\?%) ?\}"), r"\1"),
     (re.compile(r"\\mu ?(\\(?:text|mathrm) ?\{ ?)"), r"\1μ"),

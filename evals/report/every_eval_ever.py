@@ -101,10 +101,7 @@ def _model(part: Part, organization: str) -> Record:
         "name": f"{where}, {part.name}" if part.method else where,
         "id": f"{developer.replace('/', '_')}/{base}",
         "developer": developer,
-        "inference_engine": {
-            "name": engine,
-            "version": str(part.run.environment.get(engine, "unknown")),
-        },
+        "inference_engine": {"name": engine, "version": str(part.run.environment.get(engine, "unknown"))},
         "additional_details": {
             **_texts({**known, "revision": (on_hub[3] or "")[1:] if on_hub else ""}),
             "deployment_type": "unknown" if served else "self_deployed",
@@ -129,7 +126,7 @@ def _results(e: Evaluation, name: str) -> list[Record]:
     ]
     data = {"dataset_name": part.bench, "additional_details": {"source": source}}
     data |= {"source_type": "hf_dataset", "hf_repo": source} if on_hub else {"source_type": "other"}
-    others = {key: value for key, value in part.settings.items() if key not in asked}
+    others = {key: value for key, value in part.settings.items() if key not in asked and value is not None}
     counts = {"problems": s.problems, "samples": s.samples, "unscored": s.unscored, "outcomes": s.outcomes}
     return [
         {

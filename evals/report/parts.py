@@ -30,6 +30,11 @@ SETTINGS = {  # what may change a result -> its wording; results under different
     "top_p": "top-p {}",
     "max_tokens": "max {} tokens",
     "selected_on_test": "selected_on_test ({})",
+    "system_prompt": "system prompt {}",
+    "user_prompt": "user prompt {}",
+    "chat_template_kwargs": "chat template {}",
+    "grader": "grader {}",
+    "reward_range": "rewards in {}",
     "n": "{} per problem",
     "engine": "engine {}",
     "dtype": "dtype {}",
@@ -37,7 +42,9 @@ SETTINGS = {  # what may change a result -> its wording; results under different
     "data": "data {}",
     "options": "options {}",
 }
-IN_TABLES = ("temperature", "top_p", "max_tokens", "prompt", "selected_on_test")
+WORDS = ("system_prompt", "user_prompt", "chat_template_kwargs", "grader", "reward_range")
+"""those that an evaluation's configuration has where they are not the benchmark's own"""
+IN_TABLES = ("temperature", "top_p", "max_tokens", "prompt", "selected_on_test", *WORDS)
 """those that separate the lines of a table; n and limit show in the counts of problems and samples"""
 ASKED = ("temperature", "top_p", "max_tokens", "prompt", "n")
 """those that the page shows"""
@@ -111,13 +118,14 @@ class Part:
     @cached_property
     def settings(self) -> Json:
         """Of `SETTINGS`, those that are known."""
-        config = self.run.config
+        config = dict.fromkeys(WORDS) | self.run.config
         if self.run.kind != "eval":
             asked, rollout = config.get("eval") or {}, config.get("rollout") or {}
             config = {"prompt": config.get("prompt"), "engine": config.get("engine"), "limit": asked.get("size")}
             config |= {"temperature": asked.get("temperature"), "n": asked.get("n")}
             config["max_tokens"] = asked.get("max_tokens") or rollout.get("max_tokens")
-            config = {key: value for key, value in config.items() if value is not None}
+            config |= {key: self.run.config.get(key) for key in WORDS[:3]}
+            config = {key: value for key, value in config.items() if value not in (None, {})}
         return {key: config[key] for key in SETTINGS if key in config}
 
     @property
@@ -142,8 +150,11 @@ class Part:
 
     def told(self, keys: Iterable[str]) -> str:
         """Settings in words."""
-        known = self.settings
-        return ", ".join(SETTINGS[key].format(known[key]) for key in keys if known.get(key) is not None)
+        known = {key: " ".join(str(value).split()) for key, value in self.settings.items() if value not in (None, {})}
+        for key, text in known.items():
+            if len(text) > 60:  # a prompt, still told from another that begins alike
+                known[key] = f"{text:.48}... ({hashlib.sha256(text.encode()).hexdigest():.6})"
+        return ", ".join(SETTINGS[key].format(known[key]) for key in keys if key in known)
 
     @property
     def asked(self) -> str:

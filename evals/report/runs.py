@@ -1,10 +1,10 @@
 """`evals.report runs` and `show`: what the store holds, as a list, and one run in full."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import get_args
 
+import yaml
 from rich.console import Console
 
 from evals.console import Commands
@@ -102,7 +102,8 @@ def show(store: Store, wanted: str, console: Console, training: Path | None = No
     for name, value in facts.items():
         if value != "":
             console.print(f"{name:<12} {value}", markup=False)
-    console.print(f"config\n{json.dumps(run.config, indent=2)}", markup=False)
+    config = yaml.safe_dump(run.config, default_flow_style=None, sort_keys=False, allow_unicode=True, width=100)
+    console.print(f"config\n{config}", markup=False, highlight=False, soft_wrap=True)
     if run.samples and run.kind != "curation":
         for one in measured(store, [run])[0 if run.kind == "eval" else -1 :]:
             print_statistics(store, one, console, training)

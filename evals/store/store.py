@@ -203,15 +203,17 @@ class Store:
         self.attempt(lambda connection: connection.execute(self.upsert(runs_table), [row]), write=True)
         return run_id
 
-    def resume_run(self, run_id: str) -> None:
-        """Mark a run as running again, now in this process. Raises UserError while another process runs it."""
+    def resume_run(self, run_id: str, config: Mapping[str, object] = MappingProxyType({})) -> None:
+        """Mark a run as running again, now in this process; `config` replaces keys of its configuration. Raises
+        UserError while another process runs it."""
         run = self.find_run(run_id)
         if run.status == "running" and (run.host, run.pid) != (socket.gethostname(), os.getpid()):
             raise UserError(
                 f"run {run.id} is still running as process {run.pid} on {run.host}. Wait for it or stop it, then "
                 "resume. (If that machine is gone, set the run's status to 'interrupted' in the store.)"
             )
-        self._update_run(run.id, {"status": "running", "finished": None, **this_process()})
+        again = {"status": "running", "finished": None, **this_process()}
+        self._update_run(run.id, again | ({"config": to_json({**run.config, **config})} if config else {}))
 
     def finish_run(self, run_id: str, status: Status) -> None:
         if status not in get_args(Status):

@@ -88,6 +88,7 @@ def test_a_checkpoints_configuration_reads_back():
         (["update.lr"], "expected key=value"),
         (["update.lr=[1"], "not valid YAML"),
         (["rewards.right=llm"], "rewards.right.reward: unknown reward 'llm'"),
+        (["reward=math", "rewards.short=own:short"], "reward= would do nothing beside rewards"),
         (["rewards.a b=math"], "'a b' cannot name a reward"),
         (["rewards.right=math", "rewards.right.wieght=2"], "Did you mean 'rewards.right.weight' (its factor"),
     ],

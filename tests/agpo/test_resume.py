@@ -246,6 +246,8 @@ def test_keys_that_change_no_number_are_taken(undisturbed, tmp_path):
     assert "threads changed: results may differ in rounding" in output
     (run_folder,) = (folder / "runs").iterdir()
     assert yaml.safe_load((run_folder / "config.yaml").read_text())["steps"] == 7
+    with Store.open(folder / "store.db") as store:
+        assert store.find_run(run_folder.name).config["steps"] == 7
     assert (run_folder / "checkpoints/step-000007").is_dir()
     assert len(left_behind(folder)["rows"]) > len(left_behind(undisturbed[0])["rows"])
 

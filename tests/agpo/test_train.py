@@ -186,6 +186,7 @@ def without_end(model: Path) -> None:
     [
         (["data=none.parquet"], "none.parquet: no such file"),
         (["data=bad.jsonl"], "bad.jsonl, row 0: no column 'prompt'"),
+        (["data=bad.jsonl"], "Name yours: data.prompt_column=NAME"),
         (["data=two.jsonl", "reward=math"], "fewer than rollout.prompts_per_step"),
         (["data=long.jsonl", "rollout.prompts_per_step=1", "update.prompts_per_minibatch=1"], "context of 256"),
         (

@@ -257,6 +257,15 @@ def test_a_file_without_a_good_row_says_why(content, words, tmp_path, monkeypatc
     assert "No row of it can be read" in printed.err
 
 
+def test_a_file_without_a_good_row_names_the_commonest_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"problem": "1+1", "answer": None}, {"problem": "1+2", "answer": "3"}, {"problem": "1+3", "answer": "4"}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    args = ["--recipe", "table", "--input", "data=x.jsonl", "--set", "data.boxed=true", "--store", "s.db"]
+    assert build.main(args) == 2
+    assert "data:1: no answer in a box (none). No row of it can be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

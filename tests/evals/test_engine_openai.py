@@ -441,12 +441,13 @@ def test_a_server_that_never_answers_is_named(engine_of):
             run(engine, asked(1))
 
 
-def test_a_rate_limit_is_waited_out_by_everyone(engine_of):
+def test_a_rate_limit_is_waited_out_by_everyone_and_told(engine_of, caplog):
     with FakeServer(broken(Status(429, "slow down", Retry_After="1"), lambda n: n == 4)) as server:
         engine = engine_of(server, concurrency=4)
         requests = asked(40)
         assert right(requests, run(engine, requests))
         after = [t - server.times[4] for t in server.times]
+    assert "requests sent again: 1 after HTTP 429" in caplog.text
     assert not [t for t in after if 0.3 < t < 0.99], "nobody asked while the server wanted to be left alone"
     assert max(after) >= 0.99
     with FakeServer(broken(Status(429, "tomorrow", Retry_After="86400"), lambda n: True)) as server:

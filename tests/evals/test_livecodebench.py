@@ -228,6 +228,9 @@ class Chat:
     def __call__(self, text, add_special_tokens, **_):
         return type("Encoding", (), {"input_ids": [0] * add_special_tokens + [ord(c) for c in text]})()
 
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
 
 def test_prompts_to_the_letter(tmp_path):
     twice, add = load(BENCH, write(tmp_path / "a.jsonl", [doubling(question_content="Twice {x}?"), adding()]))

@@ -146,7 +146,9 @@ def test_rm_keeps_a_run_that_others_were_made_from(filled, report):
 
 def test_rm_refuses_a_run_that_runs(filled, report):
     store, train, first, _ = filled
-    store.resume_run(first)
+    before = store.find_run(first).config
+    store.resume_run(first, {"steps": 7})
+    assert store.find_run(first).config == before | {"steps": 7}
     status, _, error = report("rm", train, "--children", "--yes")
     assert (status, f"run {first} is running as process" in error) == (2, True)
     assert len(store.runs()) == 3

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import struct
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -692,6 +694,15 @@ def test_the_live_page_follows_a_training(browser, store_url, monkeypatch):
             expect(going).to_have_count(0, timeout=30_000)
             assert complaints == []
             page.close()
+
+
+def test_a_reader_who_leaves_is_no_error():
+    with listen(0) as listener, socket.create_connection(listener.getsockname()) as reader:
+        connection, address = listener.accept()
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reader.close()  # a reset, as of a browser that goes elsewhere
+        with connection:
+            serve.Handler(connection, address, None)  # type: ignore[arg-type]
 
 
 def test_the_live_page_is_made_anew_only_when_the_store_has_changed(store_url, monkeypatch):

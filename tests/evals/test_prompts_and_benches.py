@@ -10,6 +10,7 @@ from evals.benches import BENCHES, arith, find, load
 from evals.errors import UserError
 from evals.grading.grader import NAMES
 from evals.items import Item, derive_seed, read_items
+from evals.models import find_target
 from evals.prompts import PRESETS, encode, own_preset, render
 
 
@@ -27,6 +28,9 @@ class Chat:
         ids = [0] * add_special_tokens + [ord(c) for c in text]
         return type("Encoding", (), {"input_ids": ids})()
 
+    def decode(self, ids):
+        return "".join(map(chr, ids))
+
 
 def test_presets_render_literally():
     problem = r"Find $\frac{1}{2}$ of {x}"
@@ -43,6 +47,15 @@ def test_presets_render_literally():
 def test_no_doubled_special_token():
     assert encode("qwen-boxed", "1", Chat()).count(0) == 0  # the template wrote it
     assert encode("none", "1", Chat())[0] == 0
+
+
+def test_text_that_a_tokenizer_does_not_know_is_refused():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(find_target("tiny").path)
+    assert len(encode("arith", "3+5-2", tokenizer)) == 6
+    with pytest.raises(UserError, match="does not know l, p, s, u in '3 plus 5='"):
+        encode("arith", "3 plus 5", tokenizer)
 
 
 def test_a_chat_preset_without_a_template_names_those_that_work():

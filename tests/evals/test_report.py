@@ -218,6 +218,24 @@ def test_an_evaluation_made_again_is_no_second_seed(capsys, path):
     assert "made again with the same seed and settings: 1;" in report(capsys, path, "tables")
 
 
+@pytest.mark.parametrize(
+    ("key", "one", "other", "said"),
+    [
+        ("system_prompt", "Be brief. " * 9 + "A", "Be brief. " * 9 + "B", "system prompt Be brief."),
+        ("chat_template_kwargs", {"enable_thinking": False}, None, "chat template {'enable_thinking': False}"),
+        ("grader", "mine:right", None, "grader mine:right"),
+    ],
+)
+def test_other_words_or_another_grader_is_another_line(capsys, path, key, one, other, said):
+    with Store.open(path) as store:
+        for value, rewards in ((one, [1.0, 0.0]), (other, [1.0, 1.0])):
+            add_eval(store, rewards, **({key: value} if value else {}))
+        assert [row.estimate("pass1").value for row in rows(store)] in ([0.5, 1.0], [1.0, 0.5])
+        first, second = (run.id for run in store.runs("eval"))
+    assert said in " ".join(report(capsys, path, "tables", "--format", "md").split())
+    assert f"have different settings: {key}" in " ".join(report(capsys, path, "compare", first, second).split())
+
+
 def test_tables_of_some_runs(capsys, path):
     with Store.open(path) as store:
         first, second = trained(store, 0), trained(store, 1)
@@ -319,7 +337,7 @@ def test_runs_without_evaluation_and_a_running_one(capsys, path):
         assert main(["--store", str(path)]) == 0
         assert "reward.png" in capsys.readouterr().out
         shown = report(capsys, path, "show", run_id[:13])
-        assert '"lr": 1' in shown
+        assert "lr: 1" in shown
         assert "reward/mean" in shown
 
 

@@ -223,6 +223,7 @@ def test_kill_9_and_the_same_command_again_end_with_the_same_numbers(tmp_path, t
     [
         (["--bench", "nothing"], "unknown benchmark 'nothing'"),
         (["--model", "./nowhere"], "no config.json"),
+        (["--model", "./trained"], "It is a training run: name one of trained/checkpoints"),
         (["--model", "./bare"], "cannot load the tokenizer"),
         (["--prompt", "nothing"], "unknown prompt preset 'nothing'"),
         (["--prompt", "qwen-boxed"], "chat template"),
@@ -241,6 +242,7 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AGPO_STORE", raising=False)
     (tmp_path / "bad.jsonl").write_text('{"problem": "1+1", "unique_id": "a"}\n')
+    (tmp_path / "trained/checkpoints").mkdir(parents=True)
     (tmp_path / "bare").mkdir()
     for name in ("config.json", "model.safetensors", "generation_config.json"):
         (tmp_path / "bare" / name).write_bytes((Path(tiny) / name).read_bytes())
