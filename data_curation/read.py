@@ -195,7 +195,7 @@ def raw_rows(where: str, split: str, subset: str | None = None) -> Iterator[Raw 
     Raises UserError: no such place, no rows of that split, a damaged file, or a hub that cannot be reached.
     """
     if is_hub(where):
-        yield from map(chat_row, hub_rows(where, split, subset))
+        yield from map(chat_row, hub_rows(where, split, subset))  # type: ignore[misc]  given a dict it gives one
         return
     for file in local_files(where, split, subset):
         yield from file_rows(file)

@@ -213,7 +213,7 @@ def tokenize(name: str | Preset, text: str, tokenizer: Tokenizer | None) -> tupl
 def encode(name: str | Preset, problem: str | Item, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """Token ids of a problem under a preset. Raises UserError for letters or digits that the tokenizer lacks."""
     ids = tokenize(name, text := render(name, problem, tokenizer), tokenizer)
-    if tokenizer is not None and (lost := _characters(text) - _characters(tokenizer.decode(ids))):
+    if tokenizer is not None and (lost := _characters(text) - _characters(tokenizer.decode(list(ids)))):
         raise UserError(
             f"the model's tokenizer does not know {', '.join(sorted(lost)):.40} in {text!r:.80}. Take a model that can "
             "read the problems, or leave this one out."

@@ -46,7 +46,7 @@ def checked(engine: str, start: Callable[..., object], options: Mapping[str, obj
              if p.default is not p.empty}  # fmt: skip
     others = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(start).parameters.values())
     how: Any = {"__base__": VLLMOptions} if others else {"__config__": ConfigDict(extra="forbid")}
-    model: type[BaseModel] = create_model(engine, **how, **named)
+    model: type[BaseModel] = create_model(engine, **how | named)
     known = ", ".join(model.model_fields)
     try:
         found = model.model_validate(dict(options))
