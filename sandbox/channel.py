@@ -217,6 +217,7 @@ def start(
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=env, cwd=cwd)
     except OSError as e:
+        log.close()  # not when the error goes, which its own traceback may keep
         raise WorkerFailure(f"{command[0]} cannot be started: {e.strerror}") from e
     try:
         worker = Worker(process, log, name)

@@ -8,8 +8,9 @@ import sys
 import pytest
 from sandbox_helpers import ROOT
 
-from sandbox import Limits, Problem, Program, Sandbox, SandboxError, Test, selfcheck
+from sandbox import Limits, Problem, Program, Sandbox, SandboxError, Test, channel, selfcheck
 from sandbox.backends.embedded import Embedded
+from sandbox.channel import WorkerFailure
 from sandbox.worker import tmpfiles
 
 
@@ -48,6 +49,13 @@ def test_a_program_that_may_not_be_started_is_not_there(embedded, tmp_path):
 def test_a_python_that_cannot_be_started_is_the_reason():
     found = Embedded("full", python="/nonexistent/python").probe()
     assert found.reason == "full: /nonexistent/python cannot be started: No such file or directory"
+
+
+def test_a_worker_that_cannot_be_started_keeps_nothing_open():
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(WorkerFailure) as failure:  # with its traceback, which keeps what its frames have
+        channel.start(["/nonexistent/python"])
+    assert os.listdir("/proc/self/fd") == before, failure
 
 
 @pytest.mark.parametrize("name", ["doctor", "selfcheck", "clean", "backends.image"])
