@@ -113,7 +113,9 @@ class Owner:
         # Engines and other tests mount and unmount while this runs, below folders of their own.
         others = ("overlay", "/docker", "containerd", "/tmp/agpo-", "/var/tmp/")
         mounts = [m for m in Path("/proc/self/mounts").read_text().splitlines() if not any(o in m for o in others)]
-        return {"children": len(children), "descriptors": len(os.listdir("/proc/self/fd")), "mounts": mounts}
+        links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))  # the listing's own is gone
+        descriptors = sorted(os.readlink(link) for link in links if os.path.lexists(link))
+        return {"children": len(children), "descriptors": descriptors, "mounts": mounts}
 
     def _listen(self) -> tuple[int, list[str]]:
         tcp = socket.create_server(("127.0.0.1", 0))
