@@ -75,6 +75,12 @@ NAMES = (*GRADERS, "code")
 """what `open_grader` knows by name"""
 
 
+def _known(name: str) -> Callable[[str, str], Verdict | str]:
+    if name not in GRADERS:
+        raise UserError(f"unknown grader {name!r}. Known: {', '.join(NAMES)}.")
+    return GRADERS[name]
+
+
 def boxed(reference: str) -> str:
     """A reference without the box that some data sets keep around it."""
     return (extract_answer(reference)[0] or reference) if "box" in reference else reference
@@ -96,9 +102,9 @@ def _verdict(answer: str, told: Judgement) -> Verdict:
 def grade(text: str, reference: str, grader: str = "math", question: str = "") -> Verdict:
     """The verdict of `Grader(grader)` on a response, at once and in this thread, which any thread may do.
 
-    `question`: for "math-simplified", which refuses an expression of it.
+    `question`: for "math-simplified", which refuses an expression of it. Raises UserError for an unknown grader.
     """
-    look = GRADERS[grader](text, reference)
+    look = _known(grader)(text, reference)
     if isinstance(look, Verdict):
         return look
     return settle(look, compare(look, boxed(reference)), reference, grader == "math-simplified", question)
@@ -137,13 +143,11 @@ class Grader:
     """
 
     def __init__(self, name: str = "math", *, workers: int | None = None, seconds: float = 60.0):
-        if name not in GRADERS:
-            raise UserError(f"unknown grader {name!r}. Known: {', '.join(NAMES)}.")
+        self._first_look = _known(name)
         self.name = name
         self.seconds = seconds
         self.restarts = 0
         """workers that had to be killed or died"""
-        self._first_look = GRADERS[name]
         self._simplified = name == "math-simplified"
         self._tasks: queue.Queue[_Asked | None] = queue.Queue(maxsize=10_000)
         self._size = workers or min(2, os.cpu_count() or 1)

@@ -139,12 +139,16 @@ def judge(a: Part, b: Part, columns_a: Columns, columns_b: Columns) -> Verdict:
     )
 
 
+def _told(setting: object) -> object:
+    return "the benchmark's" if setting is None else setting
+
+
 def warnings(sides: Sequence[Part]) -> list[str]:
     """What differs besides the models, the most important first."""
     a, said = sides[0], []
     for b in sides[1:]:
         known = [(key, a.settings[key], b.settings[key]) for key in SETTINGS if key in a.settings and key in b.settings]
-        differ = [(key in QUIET, f"{key} {of_a} and {of_b}") for key, of_a, of_b in known if of_a != of_b]
+        differ = [(key in QUIET, f"{key} {_told(x)} and {_told(y)}") for key, x, y in known if x != y]
         loud, quiet = ("; ".join(text for is_quiet, text in differ if is_quiet == which) for which in (False, True))
         if loud:
             settings = f"WARNING: {a.label} and {b.label} have different settings: {loud}."

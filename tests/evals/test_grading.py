@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from evals.errors import UserError
 from evals.grading import Verdict
-from evals.grading.grader import GRADERS, Grader
+from evals.grading.grader import GRADERS, Grader, grade
 from evals.grading.math import extract_answer, normalise, same_string
 
 
@@ -202,6 +202,7 @@ def test_exact_grader():
     assert exact("", "8") == Verdict("no_answer", "none")
 
 
-def test_unknown_grader():
+@pytest.mark.parametrize("use", [Grader, lambda name: grade("5", "5", name)], ids=["class", "function"])
+def test_unknown_grader(use):
     with pytest.raises(UserError, match="unknown grader 'llm'"):
-        Grader("llm")
+        use("llm")
