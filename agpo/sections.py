@@ -57,8 +57,9 @@ class DataConfig(Section):
     """Where problems come from. `data=PATH` on the command line sets `path`."""
 
     path: Names = "arith"
-    """a .parquet or .jsonl file (verl's schema, or columns by name) or several, with commas or as a list; data sets of
-    the hub (ORG/NAME, ORG/NAME:SPLIT, ORG/NAME:CONFIG:SPLIT); or generated: `arith`, `arith_long`, `tiny_code`"""
+    """a .parquet or .jsonl file (verl's schema, or columns by name) or several, with commas or as a list; a folder of
+    files or a data set of the hub (NAME, NAME:SPLIT, NAME:CONFIG:SPLIT); or generated: `arith`, `arith_long`,
+    `tiny_code`"""
     prompt_column: str = "prompt"
     """column with the problem: a text, or a chat"""
     answer_column: str = "answer"

@@ -211,8 +211,9 @@ def recorded(config: TrainConfig) -> dict[str, object]:
 
 def curation(path: str, name: str) -> dict[str, str]:
     """A JSON file that `data_curation.build` wrote beside the training data; {} if there is none."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
     try:
-        found = json.loads((Path(path).parent / name).read_text(encoding="utf-8"))
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -176,12 +176,18 @@ def stop_on_signal(console: Console) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt("earlier checkpoints are intact")
         console.print("stopping after this step; repeat to leave at once")
 
+    from agpo.distributed import world_size
+
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield lambda: bool(seen)
+    except BaseException:
+        if world_size() > 1:  # what torchrun sends when a rank has died must not cut this one's report off
+            before[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

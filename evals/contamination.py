@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from evals.benches import BENCHES
 from evals.errors import UserError
-from evals.items import Item, problem_text, read_rows
+from evals.items import Item, parts_of, problem_text, source_rows
 
 if TYPE_CHECKING:
     from evals.store import Store
@@ -141,8 +141,8 @@ def overlap(items: Sequence[Item], trained: Iterable[Item]) -> dict[str, str]:
 
 
 def training_items(path: str, column: str = "prompt") -> Iterator[Item]:
-    """The problems of a training file, without their answers: tests can be megabytes each."""
-    for number, row in enumerate(read_rows(path)):
+    """The problems of training data, without their answers: tests can be megabytes each."""
+    for number, row in enumerate(row for part in parts_of(path) for row in source_rows(part)):
         asked = problem_text(row.get(column), f"{path}, row {number}, {column!r}")
         if asked is None:
             raise UserError(f"{path}, row {number}: no column {column!r}. The row has: {', '.join(sorted(row))}.")

@@ -11,6 +11,7 @@ from typing import Any
 from evals.code_tests import Code, read_code
 from evals.errors import UserError, first_line
 from evals.files import ENDINGS, Malformed, Record, ending, file_rows
+from evals.folders import local_files
 from evals.hub import ask_hub
 from sandbox import Limits
 
@@ -62,24 +63,37 @@ def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[Recor
         ) from e
 
 
+def parts_of(path: str | Path) -> list[str]:
+    """The places that `path` names, separated by commas."""
+    return [str(path)] if Path(path).exists() else [part.strip() for part in str(path).split(",")]
+
+
+def source_rows(part: str) -> Iterable[Record]:
+    """Rows of a place: a file, a folder (`evals.folders`) or a data set of the hub, the last two as NAME, NAME:SPLIT or
+    NAME:CONFIG:SPLIT. The default split is train."""
+    name, *rest = [part] if Path(part).exists() else part.split(":")
+    if Path(name).is_dir():
+        files = local_files(name, rest[-1] if rest else "train", rest[0] if len(rest) > 1 else None)
+        return (row for file in files for row in read_rows(file))
+    hub = HUB_NAME.fullmatch(part) if not Path(part).exists() and ending(Path(part)) not in ENDINGS else None
+    return hub_rows(hub["name"], hub["split"] or "train", hub["config"]) if hub else read_rows(part)
+
+
 def read_items(
     path: str | Path, prompt: str = "prompt", answer: str = "answer", limits: Limits | None = None
 ) -> list[Item]:
     """Items of a file in verl's schema (prompt as chat, reward_model.ground_truth) or with plain columns by name.
 
-    path: one or more, separated by commas (ids then begin with the file's name): files, or data sets of the hub
-    (ORG/NAME, ORG/NAME:SPLIT or ORG/NAME:CONFIG:SPLIT; the default split is train).
+    path: one or more places (`source_rows`), separated by commas; ids then begin with the file's name.
     answer: "" without reference answers; all other columns go to `meta`.
     limits: the reference answers are tests (`read_code`), and programs run under these limits; `answer` is then empty,
     for every sample stores it and tests may be megabytes.
     Raises UserError naming the file, the row and the missing column; a file without rows is an error too.
     """
-    items, parts = list[Item](), [str(path)] if Path(path).exists() else [part.strip() for part in str(path).split(",")]
+    items, parts = list[Item](), parts_of(path)
     for part in parts:
         before, source = len(items), Path(part).name.split(".")[0]
-        hub = HUB_NAME.fullmatch(part) if not Path(part).exists() and ending(Path(part)) not in ENDINGS else None
-        rows = hub_rows(hub["name"], hub["split"] or "train", hub["config"]) if hub else read_rows(part)
-        for number, row in enumerate(rows):
+        for number, row in enumerate(source_rows(part)):
             where = f"{part}, row {number}"
             item = _item(where, row, prompt, answer)
             if limits is not None:

@@ -169,6 +169,15 @@ def test_a_terminal_that_closes_stops_a_run_unless_it_was_started_with_nohup(han
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_ends_the_other_ranks_does_not_end_one_that_reports_an_error(monkeypatch, ranks):
+    monkeypatch.setattr("agpo.distributed.world_size", lambda: ranks)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), stop_on_signal(Console(quiet=True)):
+        raise RuntimeError("lost the other ranks")
+    assert signal.signal(signal.SIGTERM, before) == (signal.SIG_IGN if ranks > 1 else before)
+
+
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path

@@ -148,6 +148,9 @@ def test_training_data_that_is_gone_is_said(trained, tmp_path):
         {"path": str(tmp_path / "t.jsonl"), "prompt_column": "q"}, [problem("x", "X")]
     )
     assert "holds 1 of the 1 problems" in note
+    several = f"{tmp_path}/t.jsonl, {write(tmp_path / 'two.jsonl', [{'q': LONG}])}"
+    (note,) = contamination.training_notes({"path": several, "prompt_column": "q"}, [problem("a", LONG)])
+    assert "holds 1 of the 1 problems" in note
 
 
 def test_the_run_that_made_a_model_is_found_in_the_store(tmp_path):

@@ -1,6 +1,9 @@
-"""Items from several files and from data sets of the hub."""
+"""Items from several files, from folders and from data sets of the hub."""
+
+import json
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from evals import items
 from evals.errors import UserError
@@ -38,3 +41,47 @@ def test_a_data_set_of_the_hub_is_named_with_its_configuration_and_split(monkeyp
 def test_a_file_that_is_not_there_is_no_name_on_the_hub(path):
     with pytest.raises(UserError, match="no such file"):
         read_items(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("shards", ["1", "2", "3"]),
+        ("shards:test", ["9"]),
+        ("saved", ["1", "2"]),
+        ("both", ["1"]),
+        ("both:test", ["9"]),
+        ("snapshot:hard:test", ["9"]),
+        ("shards, saved", ["1", "2", "3", "1", "2"]),
+    ],
+)
+def test_a_folder_of_files_is_read_by_its_split(tmp_path, monkeypatch, place, expected):
+    monkeypatch.chdir(tmp_path)
+    for name, rows in {
+        "shards/train-00000-of-00002.jsonl": "12",
+        "shards/train-00001-of-00002.jsonl": "3",
+        "shards/test.jsonl": "9",
+        "snapshot/hard/test.jsonl": "9",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": "p" + n, "answer": n}) + "\n" for n in rows))
+    readme = "---\nconfigs:\n- config_name: hard\n  data_files:\n  - split: test\n    path: hard/test.jsonl\n---\n"
+    (tmp_path / "snapshot/README.md").write_text(readme)
+    one, two, nine = ({"prompt": "p" + n, "answer": n} for n in "129")
+    Dataset.from_list([one, two]).save_to_disk("saved")
+    DatasetDict({"train": Dataset.from_list([one]), "test": Dataset.from_list([nine])}).save_to_disk("both")
+    assert [item.answer for item in read_items(place)] == expected
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    DatasetDict({"test": Dataset.from_list([{"prompt": "p", "answer": "1"}])}).save_to_disk(tmp_path / "both")
+    Dataset.from_list([{"prompt": "p", "answer": "1"}]).save_to_disk(tmp_path / "alone")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/a.jsonl").write_text('{"prompt": "p", "answer": "1"}\n')
+    for place, said in (
+        ("both", "'train'. It has test"),
+        ("alone:valid", "'valid'. It has train"),
+        ("plain:x", "'x'."),
+    ):
+        with pytest.raises(UserError, match=rf"no split {said}.*Name the one you mean: FOLDER:SPLIT"):
+            read_items(tmp_path / place)
