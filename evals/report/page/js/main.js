@@ -65,8 +65,11 @@ function keys() {
     const number = Number(event.key);
     if (event.key === "/") {
       event.preventDefault();
-      if (!samples) location.hash = "samples";
-      setTimeout(focusSearch);
+      if (samples) focusSearch(); // at once: what is typed next belongs into it
+      else {
+        location.hash = "samples";
+        setTimeout(focusSearch);
+      }
     } else if (event.key === "?") dialog.showModal();
     else if (number >= 1 && number <= VIEWS.length) location.hash = VIEWS[number - 1];
     else if (samples && event.key === "j") moveBy(1);
