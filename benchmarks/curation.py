@@ -28,13 +28,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_curation.text import DROPPED, SAME, without_diagrams
+from data_curation.text import DROPPED, SAME, folded, without_diagrams
 
 JACCARD, SHINGLE, N, RATIO = 0.7, 3, 13, 0.5
 PROCESSES = 2
@@ -72,7 +71,7 @@ def load(data: Path, count: int) -> tuple[list[str], list[list[str]]]:
 
 def plain_tokens(text: str) -> list[str]:
     """The tokens of data_curation.text, one text at a time in plain Python."""
-    text = unicodedata.normalize("NFKC", without_diagrams(text)).lower()
+    text = folded(without_diagrams(text)).lower()
     return [SAME.get(token, token) for token in _TOKEN.findall(text) if token not in DROPPED]
 
 
