@@ -540,7 +540,7 @@ def test_a_second_ctrl_c_leaves_at_once_while_a_reward_hangs(tmp_path):
         raise AssertionError("the run does not say what it waits for")
     process.send_signal(signal.SIGINT)
     for line in process.stdout:
-        if "once more" in line:
+        if "repeat to leave" in line:
             break
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
