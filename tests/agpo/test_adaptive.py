@@ -44,7 +44,7 @@ def test_counts_fade_and_what_could_not_be_graded_does_not_count():
 
 @pytest.mark.parametrize("key", ["rollout.overlap=free", "rollout.max_staleness=1", "rollout.oversample=4"])
 def test_what_would_ask_before_the_answers_are_there_is_refused(key):
-    with pytest.raises(UserError, match="chooses by the previous step.s answers"):
+    with pytest.raises(UserError, match="chooses by the previous step's answers"):
         load_config("tiny", ["rollout.prompts=adaptive", "engine=vllm", key])
 
 
