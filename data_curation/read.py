@@ -1,7 +1,6 @@
 """Reading sources, a stage each: where their rows lie, what is malformed, what is wrong with a file as a whole."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,9 +10,9 @@ from data_curation import sources, stage
 from data_curation.recipe import Recipe
 from data_curation.stage import Context, Done, Drop, Raw, Record, Result, Row, dumps
 from evals.errors import UserError
-from evals.files import ENDINGS, Malformed, chat_row, ending, file_rows
+from evals.files import Malformed, chat_row, file_rows
 from evals.folders import files_of, local_files
-from evals.items import choose_indices, hub_rows
+from evals.items import choose_indices, hub_name, hub_rows
 
 
 def read_sources(recipe: Recipe, work: Path, context: Context, strict: bool) -> tuple[list[Done], list[Record]]:
@@ -201,9 +200,5 @@ def raw_rows(where: str, split: str, subset: str | None = None) -> Iterator[Raw 
 
 
 def is_hub(where: str) -> bool:
-    """Whether a place that is no file names a data set on the hub."""
-    return (
-        not Path(where).exists()
-        and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", where))
-        and ending(Path(where)) not in ENDINGS
-    )
+    """Whether a place names a data set on the hub; its split and subset are options of their own."""
+    return ":" not in where and hub_name(where) is not None

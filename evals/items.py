@@ -63,6 +63,11 @@ def hub_rows(name: str, split: str, config: str | None = None) -> Iterable[Recor
         ) from e
 
 
+def hub_name(place: str) -> re.Match[str] | None:
+    """The name, config and split of a data set of the hub; None for a file or folder, there or not."""
+    return None if Path(place).exists() or ending(Path(place)) in ENDINGS else HUB_NAME.fullmatch(place)
+
+
 def parts_of(path: str | Path) -> list[str]:
     """The places that `path` names, separated by commas."""
     return [str(path)] if Path(path).exists() else [part.strip() for part in str(path).split(",")]
@@ -75,7 +80,7 @@ def source_rows(part: str) -> Iterable[Record]:
     if Path(name).is_dir():
         files = local_files(name, rest[-1] if rest else "train", rest[0] if len(rest) > 1 else None)
         return (row for file in files for row in read_rows(file))
-    hub = HUB_NAME.fullmatch(part) if not Path(part).exists() and ending(Path(part)) not in ENDINGS else None
+    hub = hub_name(part)
     return hub_rows(hub["name"], hub["split"] or "train", hub["config"]) if hub else read_rows(part)
 
 
