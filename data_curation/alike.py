@@ -32,6 +32,7 @@ SHORT = 12
 """words and symbols, without diagrams: with fewer, equal words with different answers are no evidence"""
 
 _LOOKS = re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![a-z])|\\[,;:! ()\[\]]|[\s$~]+|[.。]+$")
+_SPELLED = re.compile(r"\\(?:[dt]frac|[lgn]eq(?![a-z]))")
 _FORM = re.compile(
     r"(?:the |original |this )*answer (?:to the \w+ )?(?:is |should be |will be )?(?:given |expressed |written )?"
     r"(?:in|of) the form.*$"
@@ -86,7 +87,7 @@ _VERSION = re.compile(r"\b(easy|easier|simple|medium|hard|harder|difficult|extre
 
 def key(problem: str) -> str:
     """What is equal for equal problems."""
-    plain = re.sub(r"\\[dt]frac", r"\\frac", re.sub(r"\\([lgn]e)q(?![a-z])", r"\\\1", folded(problem).casefold()))
+    plain = _SPELLED.sub(lambda found: SAME[found[0]], folded(problem).casefold())
     return re.sub(r"(?<!\\)\{(\w)\}", r"\1", _LOOKS.sub("", plain))
 
 

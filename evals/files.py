@@ -140,8 +140,7 @@ def _csv(path: Path) -> Rows:
             raise UserError(f"{path}: the header is not UTF-8. Save the file as UTF-8.")
         rows = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
         names = [name.strip() for name in next(rows, [])]
-        if twice := sorted({name for name in names if name and names.count(name) > 1}):
-            raise UserError(f"{path}: two columns are called {' and '.join(twice)}. Give each its own name.")
+        _check_names(path, [name for name in names if name])
         while True:
             line = rows.line_num + 1
             try:
@@ -160,6 +159,11 @@ def _csv(path: Path) -> Rows:
                 yield {name: value for name, value in zip(names, values, strict=True) if name}  # "": pandas' index
 
 
+def _check_names(path: Path, names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{path}: two columns are called {' and '.join(twice)}. Give each its own name.")
+
+
 def _filled(lines: Iterator[str]) -> str:
     """The next line that is not empty; "" at the end."""
     return next((line for line in lines if line.strip()), "")
@@ -170,9 +174,7 @@ def _parquet(path: Path) -> Rows:
 
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise UserError(f"{path}: two columns are called {' and '.join(twice)}. Give each its own name.")
+            _check_names(path, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1024):
                 yield from _batch(batch)
     except (OSError, ValueError) as e:
