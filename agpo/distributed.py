@@ -368,6 +368,7 @@ def save_shards(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write this rank's part of the tensors as safetensors. A collective, in the writer thread: an error on one rank,
     for example a full disk, is raised on all."""
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer.per_thread_copy_ahead = 0  # no stream of CUDA, which in a thread would be one of GPU 0, on every rank
     with _plain_errors():
         dcp.save(dict(tensors), storage_writer=writer, process_group=_files_group[0])
 

@@ -53,7 +53,7 @@ class Sequence_(Protocol):
     def response_ids(self) -> tuple[int, ...]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, torch.compile would look into it, and compile again for each number of blocks
 class Packed:
     """P packed tokens of B sequences, X attention slots, T response tokens in the order of the sequences."""
 

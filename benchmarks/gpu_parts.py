@@ -5,11 +5,13 @@ a CPU does in seconds, with the same code. FLOPs are counted as 6 per weight and
 and layer for attention, without what gradient checkpointing runs again (model FLOP utilisation).
 """
 
+import copy
 import gc
 import json
 import math
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -209,7 +211,8 @@ def agreement(check: Check) -> None:
     settings = Settings(micro_batch_tokens=2048, max_grad_norm=1.0)
 
     def measure(device: Any, dtype: torch.dtype, layout: Any, offload: bool = False) -> dict[str, torch.Tensor]:
-        model = type(start)(start.config).to(dtype)
+        model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(start.config), dtype=dtype)  # not `.to`,
+        # which would round the rotary frequencies too
         model.load_state_dict(start.state_dict())
         model = model.to(device).eval()
         trained = make_trained(model, lr=1e-3, offload=offload)
@@ -248,11 +251,11 @@ def agreement(check: Check) -> None:
 
 # -- 3 ---------------------------------------------------------------------------------------------------------------
 
-KERNELS: dict[str, list[SDPBackend] | None] = {
-    "as torch chooses": None,
+KERNELS: dict[str, list[SDPBackend] | None] = {  # last what plans anew for each shape, which may take all the time
     "flash (ours)": packing.ON_A_GPU,
-    "cuDNN": [SDPBackend.CUDNN_ATTENTION],
     "varlen": packing.ON_A_GPU,
+    "as torch chooses": None,
+    "cuDNN": [SDPBackend.CUDNN_ATTENTION],
 }
 
 
@@ -293,6 +296,7 @@ def attention(check: Check) -> None:
         }
 
     sizes = check.small([(16_384, 200, 4_000), (65_536, 200, 4_000), (65_536, 1_000, 16_000)], [(256, 5, 60)])
+    sized = []
     for tokens, low, high in sizes:
         draws = []
         for seed in range(3):
@@ -303,11 +307,11 @@ def attention(check: Check) -> None:
                 lengths.append(n)
                 total += n
             draws.append(rows_of(shape.vocabulary, lengths, check.small(128, 8), 8, seed))
-        for name in KERNELS:
-            for rounded in (False, True) if name in ("flash (ours)", "cuDNN") else (False,):
-                check.attempt(
-                    timed, draws, name, rounded, tokens=tokens, lengths=f"{low}-{high}", kernel=name, rounded=rounded
-                )
+        sized.append((draws, {"tokens": tokens, "lengths": f"{low}-{high}"}))
+    for name in KERNELS:
+        for rounded in (False, True) if name in ("flash (ours)", "cuDNN") else (False,):
+            for draws, about in sized:
+                check.attempt(timed, draws, name, rounded, **about, kernel=name, rounded=rounded)
 
 
 @contextmanager
@@ -423,9 +427,9 @@ def timed_updates(check: Check, policy: Policy, minibatch: Any, rounds: int) -> 
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("7B", {}),
-    ("7B", {"compile": True}),
     ("7B", {"layout": "varlen"}),
     ("1.5B", {}),
+    ("7B", {"compile": True}),
     ("1.5B", {"compile": True, "layout": "varlen"}),
     ("7B", {"offload": True}),
     ("7B", {"liger": True}),  # last: it also replaces functions that every later model would use
@@ -541,7 +545,8 @@ def weights_to_another_process(check: Check) -> None:
     def by_file() -> None:
         from safetensors.torch import save_file
 
-        where = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        shm = Path("/dev/shm")  # in containers often of 64 MB
+        where = shm if shm.is_dir() and shutil.disk_usage(shm).free > 2 * size else None
         with tempfile.TemporaryDirectory(dir=where) as folder:
             save_file({name: x.cpu() for name, x in weights.items()}, f"{folder}/model.safetensors")
             here.send(("file", f"{folder}/model.safetensors"))
@@ -610,7 +615,8 @@ def engine_hf(check: Check) -> None:
         list(engine.generate(requests, Sampling(4)))
         with check.peaks(found):
             took = check.seconds(lambda: list(engine.generate(requests, Sampling(new))))
-        return {"tokens_per_s": rows * new / took, "ms_per_token": 1e3 * took / new, **found}
+        how = engine.decoder.__name__
+        return {"tokens_per_s": rows * new / took, "ms_per_token": 1e3 * took / new, "decoder": how, **found}
 
     for name in SHAPES:
         model = check.model(name)
@@ -660,20 +666,20 @@ def runs(check: Check) -> None:
             return {"largest_difference_of_a_weight": max(gaps)}
 
         def reward(where: str) -> dict[str, Any]:
-            out = place / f"tiny-{where}"
-            mine = [f"data={place}/arith.jsonl", "eval.bench=", "dtype=float32", f"device={where}"]
-            began = time.perf_counter()
-            finish(start([*train, *mine], out))
-            return {"seconds": time.perf_counter() - began, **rewards(out)}
+            finish(tiny[where])
+            return rewards(place / f"tiny-{where}")
 
+        mine = [f"data={place}/arith.jsonl", "eval.bench=", "dtype=float32", "steps=40"]
+        tiny = {  # beside all else, since together they would take too long
+            where: start([*train, *mine, f"device={where}"], place / f"tiny-{where}")
+            for where in check.small(("cuda", "cpu"), ())
+        }
         check.attempt(killed, what=f"{steps} steps, kill -9, --resume latest")
         check.attempt(torchrun, what=f"{steps} steps under torchrun --nproc-per-node 1")
         check.attempt(same, what="the two runs' weights")
         check.attempt(lambda: checkpoint_time(check, place), what="a checkpoint of the 135M shape")
-        if check.rehearse:
-            return
-        for where in ("cuda", "cpu"):
-            check.attempt(reward, where, what=f"the tiny recipe, 140 steps, {where}")
+        for where in tiny:
+            check.attempt(reward, where, what=f"40 steps of the tiny recipe, {where}")
 
 
 def write_arithmetic(path: Path) -> None:
@@ -699,14 +705,14 @@ def finish(process: subprocess.Popen) -> str:
     text, _ = process.communicate()
     print(text, flush=True)
     if process.returncode:
-        raise RuntimeError(f"exit code {process.returncode}: {text[-400:]}")
+        raise RuntimeError(f"exit code {process.returncode}: {text[-250:]}")
     return text
 
 
 def wait_for(folder: Path, checkpoint: str, process: subprocess.Popen) -> None:
     while not list(folder.glob(f"runs/*/checkpoints/{checkpoint}")):
         if process.poll() is not None:
-            raise RuntimeError(f"ended before {checkpoint}: {process.communicate()[0][-400:]}")
+            raise RuntimeError(f"ended before {checkpoint}: {finish(process)[-250:]}")
         time.sleep(0.05)
 
 
@@ -718,13 +724,15 @@ def final_weights(folder: Path, steps: int) -> dict[str, torch.Tensor]:
 
 
 def rewards(folder: Path) -> dict[str, float]:
-    """Mean reward of the first and of the last ten steps."""
+    """Mean reward of the first and of the last ten steps, and the time of one."""
     from evals.store import Store
 
     with Store.open(str(folder / "store.db")) as store:
         (run,) = store.runs("train")
-        found = [value for _, name, value in sorted(store.metrics(run.id)) if name == "reward/mean"]
-    return {"reward_first_10": statistics.mean(found[:10]), "reward_last_10": statistics.mean(found[-10:])}
+        rows = sorted(store.metrics(run.id))
+    found, took = ([x for _, name, x in rows if name == wanted] for wanted in ("reward/mean", "speed/step_seconds"))
+    first, last = statistics.mean(found[:10]), statistics.mean(found[-10:])
+    return {"reward_first_10": first, "reward_last_10": last, "step_s": statistics.median(took)}
 
 
 def checkpoint_time(check: Check, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What benchmarks/gpu_check.py needs and a bare GPU machine (Python 3.12, torch, transformers, peft, rich, scipy, no
-# network) lacks, as wheels of 9 MB in .gpu-wheels/, which git ignores. Run where there is a network; carry the folder;
-# on the machine:
+# What benchmarks/gpu_check.py needs and a bare GPU machine (Python 3.12, torch, transformers, peft, pandas, matplotlib,
+# rich, scipy, no network) lacks, as wheels of 9 MB in .gpu-wheels/, which git ignores. Run where there is a network;
+# carry the folder; on the machine:
 #
 #   python3 -m pip install --no-index --no-deps --target /tmp/site .gpu-wheels/*.whl && export PYTHONPATH=/tmp/site
 set -euo pipefail

@@ -184,7 +184,10 @@ class HFEngine:
 
     def _cache_bytes(self) -> int:
         device = self.model.device
-        return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CACHE_BYTES
+        if device.type != "cuda":
+            return CACHE_BYTES
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free within this process
+        return (torch.cuda.mem_get_info(device)[0] + cached) // 2
 
     @torch.inference_mode()
     def _decode(
@@ -317,6 +320,8 @@ def load_model(
     check_device(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda:"):  # Triton's kernels (Liger's) run on the current one
+        torch.cuda.set_device(device)
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
     transformers.logging.disable_progress_bar()

@@ -27,7 +27,8 @@ from evals.engines.vllm_core import Spec, set_environment
 CLOSE_SECONDS = 10
 """patience with a child that was asked to end"""
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""a trainer's rank, which vLLM would take for its own"""
+TORCHRUN += ("TORCHELASTIC_USE_AGENT_STORE",)
+"""a trainer's rank and its store, which vLLM would take for its own"""
 LAST_WORDS = 5
 """lines of its output that an error quotes"""
 

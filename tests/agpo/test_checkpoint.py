@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agpo import checkpoint_io
+from agpo import checkpoint_io, distributed
 from agpo.optimizer import make_trained
 from agpo.policy import Policy
 from evals.engines.hf import load_model
@@ -156,6 +156,17 @@ def test_kill_9_in_a_background_write_leaves_the_checkpoint_before_and_nothing_b
     load_model(str(tmp_path / "checkpoints/step-000001"), device="cpu")
     checkpoint_io.remove_unfinished(tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_shards_are_written_without_a_stream_of_a_gpu(tmp_path, monkeypatch):
+    """In the writer's thread it would be GPU 0's, and make a context there for every rank."""
+    save = distributed.dcp.save
+    monkeypatch.setattr(distributed, "_files_group", [None])
+    monkeypatch.setattr(distributed.dcp, "save", lambda x, process_group, **how: save(x, no_dist=True, **how))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    distributed.save_shards({"0.exp_avg": torch.ones(3)}, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    assert load_file(path)["0.exp_avg"].tolist() == [1, 1, 1]
 
 
 def test_the_latest_and_the_best_are_kept_and_only_the_best_carries_the_label(policy, tmp_path):

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -165,6 +166,15 @@ def test_sequences_that_decode_together_keep_a_memory_budget(engine, monkeypatch
             monkeypatch.setattr(engine, "_cache_bytes", lambda budget=budget: engine._token_bytes() * budget)
             list(engine.generate(ask(engine, ["3+5="], range(8)), Sampling(20)))
     assert seen == [3, 3, 2, 2, 2, 2, 2] * 2
+
+
+def test_on_a_gpu_the_budget_counts_what_torch_has_cached(engine, monkeypatch):
+    """After an update nearly all memory is reserved, and free within this process."""
+    monkeypatch.setattr(engine, "model", SimpleNamespace(device=torch.device("cuda", 0)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10, 140))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 120)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 30)
+    assert engine._cache_bytes() == (10 + 90) // 2
 
 
 def test_unknown_engine_and_folders_that_are_no_model(tmp_path, tiny):
