@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-LIMITS = {1: 50, 2: 50, 3: 75, 4: 50, 5: 200, 6: 45, 7: 60, 8: 45, 9: 75, 10: 110}
+LIMITS = {1: 50, 2: 50, 3: 75, 4: 50, 5: 200, 6: 45, 7: 60, 8: 60, 9: 75, 10: 110}
 """seconds of each part, at most; together they have --minutes"""
 
 
