@@ -12,24 +12,21 @@ inputs that the problem rules out, or outputs that are not answers. A test is se
 If a single accepted program fails it, it is only suspected: the official tests may have missed an error.
 """
 
-import argparse
 import ast
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from evals.benches import livecodebench
 from evals.console import make_console
 from evals.errors import UserError, command
 from evals.items import Item
 from sandbox import Report, Verdict
 from sandbox import Test as CodeTest
 from tools import constraints
-from tools.verdicts import Job, is_input, jobs_of, read_published, run_jobs, test_key
+from tools.verdicts import Job, is_input, jobs_of, make_parser, read_inputs, run_jobs, test_key
 
 _TYPES = {"int": int, "float": int | float, "str": str, "bool": bool}
 _SENTENCE = re.compile(r"[A-Z](?=.*[a-z]{3})[^\n]* [^\n]* [^\n]*\.\s*")
@@ -97,17 +94,17 @@ def _fits(value: Any, declared: ast.expr) -> bool:
             return True
 
 
-def failing(job: Job, report: Report) -> dict[str, Any]:
+def failing(job: Job, report: Report) -> set[str]:
     """Keys of the tests that a program fails under both rules of comparison."""
     assert report.lcb is not None
     pairs = zip(job.problem.tests, report.tests, report.lcb.tests, strict=True)
-    failed = {test_key(t) for t, *both in pairs if all(r.verdict not in (Verdict.AC, Verdict.SE) for r in both)}
-    return {"item": job.one.item, "code": job.one.code, "failed": sorted(failed), "ours": str(report.verdict)}
+    return {test_key(t) for t, *both in pairs if all(r.verdict not in (Verdict.AC, Verdict.SE) for r in both)}
 
 
-def by_programs(made: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, int, int]]:
+def by_programs(made: Sequence[tuple[Job, Report]]) -> Iterator[tuple[str, str, int, int]]:
     """(item, test key, accepted programs that fail it, accepted programs) of every test that any of them fail."""
-    distinct = {(one["item"], one["code"]): one["failed"] for one in made if one["ours"] != "SE"}
+    judged = [(job, report) for job, report in made if report.verdict is not Verdict.SE]
+    distinct = {(job.one.item, job.one.code): failing(job, report) for job, report in judged}
     programs = Counter(item for item, _ in distinct)
     fails = Counter((item, key) for (item, _), failed in distinct.items() for key in failed)
     yield from ((item, key, count, programs[item]) for (item, key), count in sorted(fails.items()))
@@ -115,27 +112,19 @@ def by_programs(made: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, i
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.faulty_tests",
-        description="List invalid tests, by statements and official verdicts.",
-        epilog="A stopped run continues where it was: verdicts are kept in OUT.verdicts as they are made.",
+    parser = make_parser(
+        "faulty_tests",
+        "List invalid tests, by statements and official verdicts.",
+        'list to write: JSON lines {"item", "test", "why"}',
     )
-    parser.add_argument("--problems", required=True, help="LiveCodeBench records: a file, or a folder with its files")
-    parser.add_argument(
-        "--outputs", action="append", default=[], help="published outputs of a model, with official verdicts; again"
-    )
-    parser.add_argument("--out", required=True, type=Path, help='list to write: JSON lines {"item", "test", "why"}')
-    parser.add_argument("--release", default="release_v5", help="where --problems is a folder (default: release_v5)")
     parser.add_argument(
         "--several", type=int, default=2, metavar="N", help="accepted programs that must fail a test (default: 2)"
     )
-    parser.add_argument("--workers", type=int, help="programs judged at once (default: the processors)")
     args = parser.parse_args(argv)
     if args.several < 1:
         raise UserError(f"--several {args.several}: give 1 or more.")
     console = make_console()
-    items = {item.id: item for item in livecodebench.load(args.problems, args.release, "all")}
-    published = [one for path in args.outputs for one in read_published(path)]
+    published, items = read_inputs(args)
     named: dict[str, list[str]] = {}
     for one in published:
         if one.input is not None:
@@ -144,8 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     said = sum(map(len, found.values()))
     console.print(f"{said} tests of {sum(map(bool, found.values()))} problems are ruled out by the statement")
     jobs = jobs_of([one for one in published if one.passed], items, found)
-    kept = args.out.with_name(args.out.name + ".verdicts")
-    made = run_jobs(jobs, kept, console, failing, workers=args.workers, stop=False)
+    made = run_jobs(jobs, console, workers=args.workers, stop=False)
     suspected = []
     for item, key, fail, programs in by_programs(made):
         told = f"{fail} of {programs} officially accepted programs fail it"
