@@ -26,7 +26,7 @@ from verl.workers.engine import EngineRegistry
 
 from agpo.integrations.verl.engine import clip_updates
 from agpo.integrations.verl.guards import check_objective
-from agpo.integrations.verl.plan import deal, plan_step
+from agpo.integrations.verl.rows import deal, plan_step
 from agpo.objective import Correction, correction_weights, minibatch_loss
 from evals.errors import UserError
 

@@ -24,9 +24,8 @@ from rich.console import Console
 
 from agpo.config import load_config
 from agpo.integrations.verl import NAME, Json
-from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.guards import check_version
-from agpo.integrations.verl.import_run import import_run
+from agpo.integrations.verl.import_run import find_run, import_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.keys import MODEL, as_hydra, overrides
 from agpo.problems import load_benches, load_items, open_reward
 from evals.code_tests import to_json
@@ -197,9 +196,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
 def rewind(run: Path, store: Store) -> None:
     """Delete what came after the last checkpoint, in the folder and in the store."""
     step = last_checkpoint(run)
-    for path in [*numbered(run / "samples"), *numbered(run / "validation")]:
-        if int(path.stem) > step:
-            path.unlink()
+    for _, path in [*numbered(run / "samples", step + 1), *numbered(run / "validation", step + 1)]:
+        path.unlink()
     known = read_launch(run).get("runs", {}).get(str(store))
     if known:
         if store.find_run(known).status != "running":
