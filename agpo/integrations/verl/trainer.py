@@ -29,7 +29,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from agpo.correction import logp_gap
 from agpo.integrations.verl import NAME, Json
-from agpo.integrations.verl.guards import check_config, check_objective, require_plugin
+from agpo.integrations.verl.guards import check_config, check_objective
 from agpo.integrations.verl.rows import (
     Plan,
     Row,
@@ -82,7 +82,6 @@ class ClippedTrainer(PPOTrainerSync):
     """`trainer.v1.trainer_mode=agpo`. The configuration's section `agpo` has the objective and our limits."""
 
     def __init__(self, config: DictConfig):
-        require_plugin()
         plain: Json = OmegaConf.to_container(config, resolve=True)
         check_config(plain)
         self.section: Json = plain["agpo"]
