@@ -35,24 +35,20 @@ from tools import tiny_code
 SHIPPED = START_MODELS / "tiny"
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 SYMBOLS = (*"0123456789", *"+-=;?", "\\boxed{", "}")
-SLIP = 0.45
-"""probability that a step's value is wrong, for about one right answer in three at the start"""
-CHECK = 0.3
-"""probability of a re-check after a step, and of another after it, up to three"""
-CHECK_RIGHT = 0.95
-"""probability that a re-check's value is right"""
 BATCH = 64
 """solutions per step"""
 
 
 @dataclass(frozen=True)
 class Habits:
-    """How solutions are written."""
+    """How solutions are written: by default about one in three is right."""
 
-    slip: float = SLIP
-    check: float = CHECK
-    check_right: tuple[float, ...] = (CHECK_RIGHT,) * 3
-    """of a step's first re-check, the second, ...; its length is the most re-checks"""
+    slip: float = 0.45
+    """probability that a step's value is wrong"""
+    check: float = 0.3
+    """probability of a re-check after a step, and of another after it"""
+    check_right: tuple[float, ...] = (0.95, 0.95, 0.95)
+    """probability that a step's first re-check is right, the second, ...; its length is the most re-checks"""
 
 
 LONG = Habits(slip=0.65, check=0.4, check_right=(0.7, 0.85, 0.95))

@@ -1,11 +1,11 @@
 """`python -m tools.verdicts`: compare this sandbox's verdicts with published ones, program by program.
 
 Reads the outputs that LiveCodeBench publishes for a model (code_list, graded_list, metadata per problem), runs every
-program on the problem's tests and compares the verdicts under compat=lcb: accepted or not, and if not, why.
+program on the problem's tests, except those that its statement rules out (faulty_tests.py), and compares the verdicts
+under compat=lcb: accepted or not, and if not, why.
 """
 
 import argparse
-import hashlib
 import json
 import re
 import sys
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 
 from evals.benches import livecodebench
@@ -23,7 +22,7 @@ from evals.console import make_console
 from evals.errors import UserError, command
 from evals.items import Item, read_rows
 from sandbox import Problem, Program, Report, Sandbox, SandboxError
-from sandbox import Test as CodeTest
+from tools.faulty_tests import by_statement, is_input
 
 KIND_OF_CODE = {-2: "WA", -3: "TLE", -4: "RE", -1: "TLE", -5: "RE"}
 """LiveCodeBench's error codes: wrong answer, time limit, runtime error, time limit of the whole program, own failure"""
@@ -40,7 +39,6 @@ class Published:
     item: str
     repeat: int
     code: str
-    passed: bool
     kind: str
     """AC, WA, TLE or RE"""
     input: str | None
@@ -78,37 +76,13 @@ def read_published(path: str) -> list[Published]:
 
 def _published(item: str, repeat: int, code: str, passed: bool, meta: Mapping[str, Any]) -> Published:
     if passed:
-        return Published(item, repeat, code, True, "AC", None, "")
+        return Published(item, repeat, code, "AC", None, "")
     given = meta.get("inputs")
     whole = given if isinstance(given, str) and "...(truncated)" not in given else None
     why = str(meta.get("error") or meta.get("error_message") or "")[:200]
     if "output" in meta:
         why += f"; printed {str(meta['output'])[:60]!r} where {str(meta.get('expected'))[:60]!r} was expected"
-    return Published(item, repeat, code, False, KIND_OF_CODE.get(meta.get("error_code", -4), "RE"), whole, why)
-
-
-def is_input(test: CodeTest, given: str) -> bool:
-    """Whether the published input is this test's. LiveCodeBench prints arguments as a Python list."""
-    return test.input.split() == given.split() if isinstance(test.input, str) else str(test.input) == given
-
-
-Faulty = Mapping[str, Mapping[str, str]]
-"""item -> test key -> why the test is faulty"""
-
-
-def test_key(test: CodeTest) -> str:
-    """A test's name in a list of faulty tests: the first 12 hex digits of the SHA-256 of its input as JSON."""
-    return hashlib.sha256(json.dumps(test.input).encode()).hexdigest()[:12]
-
-
-def read_faulty(path: str) -> Faulty:
-    """The list written by tools/faulty_tests.py: JSON lines {"item", "test", "why"}."""
-    faulty: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(read_rows(path)):
-        if missing := {"item", "test", "why"} - row.keys():
-            raise UserError(f"{path}, row {number}: no {missing.pop()!r}.")
-        faulty.setdefault(str(row["item"]), {})[row["test"]] = row["why"]
-    return faulty
+    return Published(item, repeat, code, KIND_OF_CODE.get(meta.get("error_code", -4), "RE"), whole, why)
 
 
 @dataclass(frozen=True)
@@ -118,32 +92,18 @@ class Job:
     problem: Problem
 
 
-def jobs_of(programs: Sequence[Published], items: Mapping[str, Item], faulty: Faulty) -> list[Job]:
+def jobs_of(
+    programs: Sequence[Published], items: Mapping[str, Item], faulty: Mapping[str, Mapping[int, str]]
+) -> list[Job]:
     """The programs to run: not those for other problems, or for problems whose tests are all faulty."""
     jobs = []
     for one in programs:
         if (item := items.get(one.item)) is None or (code := item.code) is None:
             continue
-        bad = faulty.get(one.item, {})
-        if tests := tuple(test for test in code.problem.tests if test_key(test) not in bad):
+        if tests := tuple(test for k, test in enumerate(code.problem.tests) if k not in faulty[one.item]):
             program = Program(one.code, code.mode, code.entry, code.limits, code.prelude)
             jobs.append(Job(one, program, Problem(tests)))
     return jobs
-
-
-def run_jobs(
-    jobs: Sequence[Job], console: Console, *, workers: int | None, stop: bool = True
-) -> list[tuple[Job, Report]]:
-    """Every program with the sandbox's report under both rules of comparison."""
-    try:
-        with Sandbox(workers=workers, compat="both", stop_at_first_failure=stop) as sandbox:
-            futures = [sandbox.submit(job.program, job.problem) for job in jobs]
-            return [
-                (job, future.result())
-                for job, future in track(list(zip(jobs, futures, strict=True)), "judging", console=console)
-            ]
-    except SandboxError as e:
-        raise UserError(str(e)) from e
 
 
 def compare(job: Job, report: Report) -> dict[str, Any]:
@@ -161,7 +121,7 @@ def compare(job: Job, report: Report) -> dict[str, Any]:
         "official": one.kind,
         "ours": KIND_OF_VERDICT.get(verdict, verdict),
         "real": str(report.verdict),
-        "known_test": one.passed or any(is_input(test, one.input or "") for test in job.problem.tests),
+        "known_test": one.kind == "AC" or any(is_input(test, one.input or "") for test in job.problem.tests),
         "tests": len(job.problem.tests),
         "threads": bool(THREADS.search(one.code)) and not JOINED.search(one.code),
         "detail": report.lcb.detail[:200],
@@ -198,42 +158,44 @@ def agrees(one: Mapping[str, Any]) -> bool:
     return one["official"] == one["ours"]
 
 
-def make_parser(name: str, about: str, out: str) -> argparse.ArgumentParser:
-    """The options of both commands. `out`: what --out is."""
-    parser = argparse.ArgumentParser(prog=f"python -m tools.{name}", description=about)
-    parser.add_argument("--problems", required=True, help="LiveCodeBench records: a file, or a folder with release_v5")
-    parser.add_argument(
-        "--outputs", action="append", default=[], help="published outputs of a model: .json, .jsonl, also .gz; again"
-    )
-    parser.add_argument("--out", required=True, type=Path, help=out)
-    parser.add_argument("--workers", type=int, help="programs judged at once (default: the processors)")
-    return parser
-
-
-def read_inputs(args: argparse.Namespace) -> tuple[list[Published], dict[str, Item]]:
-    """(programs, problems by id) of --outputs and --problems."""
-    programs = [program for path in args.outputs for program in read_published(path)]
-    return programs, {item.id: item for item in livecodebench.load(args.problems, "release_v5", "all")}
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = make_parser(
-        "verdicts", "Run a model's published programs and compare the verdicts.", "report to write, as JSON"
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.verdicts",
+        description="Run a model's published programs and compare the verdicts with the published ones.",
     )
-    parser.add_argument("--faulty", help="tests to leave out, as `python -m tools.faulty_tests` lists them")
+    parser.add_argument("--problems", required=True, help="LiveCodeBench records: a file, or a folder with release_v5")
+    parser.add_argument(
+        "--outputs", required=True, action="append", help="published outputs of a model: .json, .jsonl, also .gz; again"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="report to write, as JSON")
+    parser.add_argument("--workers", type=int, help="programs judged at once (default: the processors)")
     args = parser.parse_args(argv)
     console = make_console()
-    programs, items = read_inputs(args)
-    jobs = jobs_of(programs, items, read_faulty(args.faulty) if args.faulty else {})
+    programs = [program for path in args.outputs for program in read_published(path)]
+    items = {item.id: item for item in livecodebench.load(args.problems, "release_v5", "all")}
+    named: dict[str, list[str]] = {name: [] for name in items}
+    for one in programs:
+        if one.input is not None and one.item in named:
+            named[one.item].append(one.input)
+    faulty = {name: by_statement(item, named[name]) for name, item in items.items()}
+    console.print(f"{sum(map(len, faulty.values()))} tests of {sum(map(bool, faulty.values()))} problems are set aside")
+    jobs = jobs_of(programs, items, faulty)
     if not jobs:
         raise UserError(f"none of the {len(programs)} programs is for one of the {len(items)} problems.")
     if left := len(programs) - len(jobs):
         console.print(f"{left} of {len(programs)} programs are for other problems, or for some without a sound test")
-    compared = [compare(job, report) for job, report in run_jobs(jobs, console, workers=args.workers)]
+    try:
+        with Sandbox(workers=args.workers, compat="both") as sandbox:
+            futures = [sandbox.submit(job.program, job.problem) for job in jobs]
+            both = track(list(zip(jobs, futures, strict=True)), "judging", console=console)
+            compared = [compare(job, future.result()) for job, future in both]
+    except SandboxError as e:
+        raise UserError(str(e)) from e
     found = summary(compared)
     differ = [c for c in compared if c["known_test"] and not agrees(c)]
-    args.out.write_text(json.dumps({**found, "disagreements": differ}, indent=1) + "\n")
+    aside = {name: why for name, why in faulty.items() if why}
+    args.out.write_text(json.dumps({**found, "disagreements": differ, "set aside": aside}, indent=1) + "\n")
     console.print_json(data=found)
     console.print(f"{len(differ)} disagreements on tests that are here, all in {args.out}", markup=False)
     return 0

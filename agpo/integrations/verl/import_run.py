@@ -231,15 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="URL",
         help="results store (default: the one that has the run, else $AGPO_STORE or results/agpo.db)",
     )
-    parser.add_argument(
-        "--status", choices=("done", "failed", "interrupted"), help="how it ended; default: by its steps"
-    )
     args = parser.parse_args(argv)
     run = find_run(args.run)
-    status = args.status
-    if status is None:
-        last = max(read_metrics(run), default=0)
-        status = "done" if last >= config_of(run).steps else "interrupted"
+    status = "done" if max(read_metrics(run), default=0) >= config_of(run).steps else "interrupted"
     with Store.open(args.store or store_of(run)) as store:
         found = import_run(run, store, status)
         make_console().print(f"run {found.run} in {store}: {found}", markup=False)

@@ -103,7 +103,7 @@ def launch(args: argparse.Namespace, console: Console) -> int:
     write_tests(run / "tests.jsonl", [*items, *asked])
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     (run / "overrides.txt").write_text("\n".join([*as_hydra(keys), *args.verl]) + "\n")
-    written = {"python": python, "environment": environment, "method": config.objective.preset, "seed": config.seed}
+    written = {"python": python, "environment": environment}
     (run / "launch.json").write_text(json.dumps(written, indent=1))
     return drive(run, written, args, console)
 
