@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -232,17 +231,14 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 def wait(process: "subprocess.Popen[bytes]", run: Path, store: str | None, console: Console) -> int:
     """Wait for verl, importing what it has written so far."""
-    looked = time.monotonic()
     while True:
         try:
-            return process.wait(5)
+            return process.wait(IMPORT_EVERY)
         except subprocess.TimeoutExpired:
-            if time.monotonic() - looked > IMPORT_EVERY:
-                looked = time.monotonic()
-                try:
-                    fetch(run, store, None, None)
-                except Exception as e:  # noqa: BLE001  verl continues training; the import at the end raises
-                    console.print(f"results not imported this time ({type(e).__name__}: {e})", markup=False)
+            try:
+                fetch(run, store, None, None)
+            except Exception as e:  # noqa: BLE001  verl continues training; the import at the end raises
+                console.print(f"results not imported this time ({type(e).__name__}: {e})", markup=False)
 
 
 def fetch(run: Path, store: str | None, status: Status | None, console: Console | None) -> None:
