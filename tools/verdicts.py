@@ -85,28 +85,21 @@ def _published(item: str, repeat: int, code: str, passed: bool, meta: Mapping[st
     return Published(item, repeat, code, KIND_OF_CODE.get(meta.get("error_code", -4), "RE"), whole, why)
 
 
-@dataclass(frozen=True)
-class Job:
-    one: Published
-    program: Program
-    problem: Problem
-
-
 def jobs_of(
     programs: Sequence[Published], items: Mapping[str, Item], faulty: Mapping[str, Mapping[int, str]]
-) -> list[Job]:
-    """The programs to run: not those for other problems, or for problems whose tests are all faulty."""
+) -> list[tuple[Published, Program, Problem]]:
+    """The programs to run and their tests: not those for other problems, or for problems whose tests are all faulty."""
     jobs = []
     for one in programs:
         if (item := items.get(one.item)) is None or (code := item.code) is None:
             continue
         if tests := tuple(test for k, test in enumerate(code.problem.tests) if k not in faulty[one.item]):
             program = Program(one.code, code.mode, code.entry, code.limits, code.prelude)
-            jobs.append(Job(one, program, Problem(tests)))
+            jobs.append((one, program, Problem(tests)))
     return jobs
 
 
-def compare(job: Job, report: Report) -> dict[str, Any]:
+def compare(one: Published, problem: Problem, report: Report) -> dict[str, Any]:
     """One program under both graders.
 
     `official` and `ours` (under compat=lcb; SE is a sandbox error) are kinds, `real` is the sandbox's own verdict.
@@ -114,15 +107,15 @@ def compare(job: Job, report: Report) -> dict[str, Any]:
     threads and does not join them.
     """
     assert report.lcb is not None
-    one, verdict = job.one, str(report.lcb.verdict)
+    verdict = str(report.lcb.verdict)
     return {
         "item": one.item,
         "repeat": one.repeat,
         "official": one.kind,
         "ours": KIND_OF_VERDICT.get(verdict, verdict),
         "real": str(report.verdict),
-        "known_test": one.kind == "AC" or any(is_input(test, one.input or "") for test in job.problem.tests),
-        "tests": len(job.problem.tests),
+        "known_test": one.kind == "AC" or any(is_input(test, one.input or "") for test in problem.tests),
+        "tests": len(problem.tests),
         "threads": bool(THREADS.search(one.code)) and not JOINED.search(one.code),
         "detail": report.lcb.detail[:200],
         "why": one.why,
@@ -187,9 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"{left} of {len(programs)} programs are for other problems, or for some without a sound test")
     try:
         with Sandbox(workers=args.workers, compat="both") as sandbox:
-            futures = [sandbox.submit(job.program, job.problem) for job in jobs]
+            futures = [sandbox.submit(program, problem) for _, program, problem in jobs]
             both = track(list(zip(jobs, futures, strict=True)), "judging", console=console)
-            compared = [compare(job, future.result()) for job, future in both]
+            compared = [compare(one, problem, future.result()) for (one, _, problem), future in both]
     except SandboxError as e:
         raise UserError(str(e)) from e
     found = summary(compared)
