@@ -59,7 +59,11 @@ IRRELEVANT = ("out", "checkpoint", "trackers", "hardware", "threads")
 """sections that no number of a run depends on"""
 ATTEMPTS = 2
 """how often one call of this command starts a run that fails"""
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
+FOREIGN_SECONDS = 10.0
+"""how often the store is asked for the runs that another process is at"""
+TOLD_SECONDS = 60.0
+"""how often a line says how far it is, where the output is a file"""
 
 
 @dataclass
@@ -85,6 +89,10 @@ class Running:
     process: subprocess.Popen[bytes]
     log: Path
     since: float = field(default_factory=time.monotonic)
+
+    def steps_done(self, store: Store) -> int:
+        found = re.findall(r"^run (\S+): ", self.log.read_text(errors="replace"), re.MULTILINE)
+        return max((step for step, _, _ in store.metrics(found[-1], ["reward/mean"])), default=0) if found else 0
 
 
 def make_jobs(recipe: str, arms: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], out: str) -> list[Job]:
@@ -156,37 +164,61 @@ class Experiment:
     launcher: Sequence[str]
     console: Console
     active: list[Running] = field(default_factory=list)
+    elsewhere: list[Job] = field(default_factory=list)
+    """jobs that a process which is not ours is at"""
     failed: list[Job] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """what finished runs took"""
     done: int = 0
 
     @property
     def total(self) -> int:
-        return len([*self.waiting, *self.active, *self.failed]) + self.done
+        return len([*self.waiting, *self.active, *self.elsewhere, *self.failed]) + self.done
+
+    def line(self) -> str:
+        """How far it is, for people."""
+        at = [f"{r.job} (step {r.steps_done(self.store)} of {r.job.config.steps})" for r in self.active]
+        at += [f"{job} (another process)" for job in self.elsewhere]
+        left = "unknown, until a run has finished"
+        if self.seconds:
+            mean = sum(self.seconds) / len(self.seconds)
+            begun = sum(min(time.monotonic() - running.since, mean) for running in self.active)
+            todo = (len(self.waiting) + len(self.active) + len(self.elsewhere)) * mean - begun
+            left = f"about {clock(todo / self.workers)}"
+        return f"{self.done} of {self.total} done; at {', '.join(at) or 'nothing'}; time left: {left}"
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
 
-def run_all(e: Experiment) -> None:
+def run_all(experiment: Experiment) -> None:
     """Work until every job is done or has failed for good."""
-    while e.waiting or e.active:
-        for job in list(e.waiting):
-            if len(e.active) < e.workers:
-                begin(e, job)
-        for running in [r for r in e.active if r.process.poll() is not None]:
-            e.active.remove(running)
-            ended(e, running)
-        time.sleep(POLL_SECONDS)
+    e, looked, told = experiment, 0.0, time.monotonic()
+    with e.console.status("") as status:
+        while e.waiting or e.active or e.elsewhere:
+            while e.waiting and len(e.active) < e.workers:
+                begin(e, e.waiting.pop(0))
+            for running in [r for r in e.active if r.process.poll() is not None]:
+                e.active.remove(running)
+                ended(e, running)
+            if e.elsewhere and time.monotonic() - looked > FOREIGN_SECONDS:
+                looked = time.monotonic()
+                e.waiting, e.elsewhere = [*e.elsewhere, *e.waiting], []
+            if e.console.is_terminal:
+                status.update(e.line())
+            elif time.monotonic() - told > TOLD_SECONDS:
+                told = time.monotonic()
+                e.say(e.line())
+            time.sleep(POLL_SECONDS)
 
 
 def begin(e: Experiment, job: Job) -> None:
-    """Start a job, unless it is done. One that another process is at goes on waiting."""
     run = find(e.store, job)
-    if run and run.status == "running":
-        return
-    e.waiting.remove(job)
     if run and run.status == "done":
         e.done += 1
+        e.seconds.append(sum(value for _, _, value in e.store.metrics(run.id, ["speed/step_seconds"])))
+    elif run and run.status == "running":
+        e.elsewhere.append(job)
     else:
         e.active.append(launch(e, job, run))
 
@@ -195,6 +227,7 @@ def ended(e: Experiment, running: Running) -> None:
     job, took = running.job, time.monotonic() - running.since
     if running.process.returncode == 0:
         e.done += 1
+        e.seconds.append(took)
         e.say(f"[{e.done}/{e.total}] {job}: done in {clock(took)}. {summary_of(running.log)}")
     elif job.attempts < ATTEMPTS:
         e.say(f"{job}: ended with exit status {running.process.returncode}, tried again. Its output: {running.log}")

@@ -1,6 +1,7 @@
-"""What several ranks cost: bytes that collectives move, time of an update, and balance from shapes.
+"""What several ranks cost: bytes that collectives move, time of an update, memory of a rank and balance from shapes.
 
     python benchmarks/ranks.py traffic [--ranks 1 2 4]      measured on this CPU over gloo, and the formula beside it
+    python benchmarks/ranks.py memory                of the recipes for GPUs, by agpo.memory; nothing is allocated
     python benchmarks/ranks.py balance [--ranks 2 4 8]      how evenly rows of random lengths are dealt; nothing runs
 
 traffic: `grpo` updates of the tiny model's shape, 8 groups x 8, all live, in one micro-batch a rank and in several.
@@ -24,9 +25,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS, SAMPLES, RESPONSE = 8, 8, 40
-HIDDEN, INTERMEDIATE, HEADS, KV_HEADS = 3584, 18_944, 28, 4
-"""of qwen2.5-7b-math, by its public config.json"""
+GROUPS, SAMPLES, PROMPT, RESPONSE = 8, 8, 12, 40
+SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, of the models' public config.json
+    "qwen2.5-7b-math": (3584, 18_944, 28, 28, 4),
+    "qwen2.5-14b-math": (5120, 13_824, 48, 40, 8),
+}
+GIB = 2**30
 
 
 # -- traffic ---------------------------------------------------------------------------------------------------------
@@ -36,10 +40,9 @@ def work(rank: int, world: int, meet: str, updates: int) -> None:
     """One rank: updates with one and with several micro-batches; prints what it counted as JSON."""
     import torch
     import torch.distributed as dist
-    from update import minibatch_with
 
     from agpo import distributed
-    from agpo.micro_batches import rank_micro_batches
+    from agpo.batch import plan_step
     from agpo.objective import PRESETS
     from agpo.optimizer import make_trained
     from agpo.policy import Policy, Settings
@@ -55,24 +58,51 @@ def work(rank: int, world: int, meet: str, updates: int) -> None:
     in_layers = sum(p.numel() for p in model.model.layers.parameters())
     plain = distributed.shard(model)
     policy = Policy(model, None, make_trained(model, lr=1e-4), lambda _: 1e-4, plain=plain)
-    minibatch = minibatch_with(GROUPS, [RESPONSE], vocabulary=64)
+    groups = random_groups(vocabulary=64)
     found = {"parameters": parameters, "in_layers": in_layers, "micro_batches": {}}
     for budget in (1 << 20, GROUPS * SAMPLES * RESPONSE // (4 * world)):
         times, moved = [], {}
         for _ in range(updates):
+            (minibatch,) = plan_step(groups, PRESETS["grpo"], GROUPS, RESPONSE)
             counter, began = collectives(), time.perf_counter()
             with counter:
                 update(policy, minibatch, PRESETS["grpo"], Settings(micro_batch_tokens=budget), on_policy=False)
             times.append(time.perf_counter() - began)
             moved = dict(counter.moved)
-        rows = minibatch.rows
-        count = len(rank_micro_batches(rows, range(len(rows)), budget, "packed", 0, world))
+        count = len(parts(minibatch.rows, budget, world))
         found["micro_batches"][count] = {"seconds": statistics.median(times), **moved}
     if rank == 0:
         print(json.dumps(found))
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()
+
+
+def parts(rows, budget: int, world: int):
+    from agpo.micro_batches import rank_micro_batches
+
+    return rank_micro_batches(rows, range(len(rows)), budget, "packed", 0, world)
+
+
+def random_groups(vocabulary: int):
+    import torch
+
+    from agpo.batch import Group, Sample
+    from evals.engines import Completion
+    from evals.grading import Verdict
+    from evals.items import Item
+
+    g = torch.Generator().manual_seed(0)
+    groups = []
+    for k in range(GROUPS):
+        prompt = tuple(torch.randint(3, vocabulary, (PROMPT,), generator=g).tolist())
+        samples = []
+        for i in range(SAMPLES):
+            ids = tuple(torch.randint(3, vocabulary, (RESPONSE,), generator=g).tolist())
+            completion = Completion(ids, (-4.0,) * RESPONSE, "stop", 0.0)
+            samples.append(Sample(completion, "", Verdict("right" if i % 2 else "wrong", "random"), float(i % 2), 0))
+        groups.append(Group(Item(str(k), "", ""), prompt, tuple(samples)))
+    return groups
 
 
 def collectives():
@@ -142,7 +172,8 @@ def balance(worlds: list[int], seeds: int = 50) -> None:
     from agpo.batch import Row
     from agpo.micro_batches import rank_micro_batches
 
-    attention = HIDDEN / (2 * HIDDEN**2 * (1 + KV_HEADS / HEADS) + 3 * HIDDEN * INTERMEDIATE)
+    hidden, intermediate, _, heads, kv = SHAPES["qwen2.5-7b-math"]
+    attention = hidden / (2 * hidden**2 * (1 + kv / heads) + 3 * hidden * intermediate)
     print("| answers | live groups | ranks | load, median | worst | in step, median | worst |")
     print("|---|---|---|---|---|---|---|")
     for low, high in ((200, 4_000), (1_000, 16_000)):
@@ -175,7 +206,7 @@ def _work(rows, part, attention: float) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["traffic", "balance", "work"])
+    parser.add_argument("what", choices=["traffic", "memory", "balance", "work"])
     parser.add_argument("--ranks", type=int, nargs="+")
     parser.add_argument("--updates", type=int, default=5)
     parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -187,8 +218,12 @@ def main() -> int:
         work(args.rank, args.world, args.meet, args.updates)
     elif args.what == "traffic":
         traffic(args.ranks or [1, 2, 4], args.updates)
-    else:
+    elif args.what == "balance":
         balance(args.ranks or [2, 4, 8])
+    else:
+        from tools.recipe_table import recipe_table
+
+        print("\n".join(recipe_table()))
     return 0
 
 

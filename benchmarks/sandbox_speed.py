@@ -2,6 +2,7 @@
 
     python benchmarks/sandbox_speed.py --lcb CHECKOUT   # a checkout of github.com/LiveCodeBench/LiveCodeBench
     python benchmarks/sandbox_speed.py --lcb clone                   # clones it into a scratch folder first
+    python benchmarks/sandbox_speed.py --docker --fusion http://127.0.0.1:8080     # a running SandboxFusion server
 
 Every contender judges the same trivial programs (a + b), all different, on the same tests, with the same number of
 workers; rounds are interleaved and medians reported. Starting workers is not counted: they are warm in training.
@@ -12,12 +13,12 @@ import argparse
 import atexit
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,8 +129,33 @@ def floor(workers: int) -> Contender:
     return run
 
 
+def fusion(url: str, workers: int) -> Contender:
+    """SandboxFusion as verl uses it: one request per test, the comparison here."""
+
+    def one(source: str, tests: int) -> None:
+        for given, expected in tests_of(tests):
+            body = json.dumps({"code": source, "language": "python", "stdin": given, "run_timeout": 10}).encode()
+            request = urllib.request.Request(f"{url}/run_code", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer)["run_result"]["stdout"] == expected
+
+    return pooled(one, workers)
+
+
 def docker_run(workers: int) -> Contender:
-    flags = shlex.split("--rm -i --network none --read-only --cap-drop ALL --memory 1g --pids-limit 64")
+    flags = [
+        "--rm",
+        "-i",
+        "--network",
+        "none",
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--memory",
+        "1g",
+        "--pids-limit",
+        "64",
+    ]
 
     def one(source: str, tests: int) -> None:
         for given, expected in tests_of(tests):
@@ -201,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The sandbox beside its peers.")
     parser.add_argument("--lcb", help="a checkout of LiveCodeBench, or `clone`")
     parser.add_argument("--floor", action="store_true", help="also a bare fork for each test, with nothing around it")
+    parser.add_argument("--fusion", help="address of a running SandboxFusion server")
     parser.add_argument("--docker", action="store_true", help="also our Docker backend, docker run and docker exec")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--programs", type=int, default=120, help="programs per round; slow contenders get fewer")
@@ -221,6 +248,8 @@ def main() -> None:
         contenders["LiveCodeBench"] = (lcb(clone(args.lcb), args.workers), 0.4)
     if args.floor:
         contenders["bare fork for each test"] = (floor(args.workers), 0.5)
+    if args.fusion:
+        contenders["SandboxFusion run_code"] = (fusion(args.fusion, args.workers), 0.1)
     if args.docker:
         contenders["docker exec"] = (docker_exec(args.workers), 0.05)
         contenders["docker run"] = (docker_run(args.workers), 0.03)
@@ -247,7 +276,7 @@ def report(tests: int, rates: dict[str, list[float]], costs: dict[str, list[floa
     print(f"| | programs/s | programs/min | CPU ms/program | against {base} |\n|---|---|---|---|---|")
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(values, rates[base], strict=True))
-        outside = name.startswith("docker")  # its engine is not below this process
+        outside = name.startswith("docker") or "Fusion" in name  # the engine and the server are not below this process
         cpu = f"{statistics.median(costs[name]):.1f}" if has_cpu and not outside else "-"
         rate = statistics.median(values)
         print(f"| {name} | {rate:.1f} | {rate * 60:.0f} | {cpu} | {ratio:.2f}x |", flush=True)
