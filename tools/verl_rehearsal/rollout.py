@@ -42,7 +42,8 @@ class HFServer:
         async with self.lock:
             self.sampled += 1
             request = Request(tuple(prompt_ids), (derive_seed(self.seed, self.sampled),))
-            ((_, _, found),) = await asyncio.to_thread(lambda: list(self.engine.generate([request], sampling)))
+            (output,) = await asyncio.to_thread(lambda: list(self.engine.generate([request], sampling)))
+        found = output.completion
         return TokenOutput(
             token_ids=list(found.token_ids),
             log_probs=list(found.logprobs or ()),
