@@ -1,46 +1,40 @@
-"""`python -m tools.faulty_tests`: find invalid tests, each with its evidence.
+"""Tests that are invalid by the statement of their problem, each with the reason.
 
 Without the official private tests, other data sets' tests and samples cut from statements stand in for them. Some have
 inputs that the problem rules out, or outputs that are not answers. A test is set aside if
 
-* its input breaks a constraint of the statement (constraints.py) that the statement's own tests satisfy, and no
-  official verdict names it (they name official tests only),
-* a value is not of the type that the starter code declares,
-* its expected output is a sentence of the statement, or
-* several officially accepted programs fail it, and more fail it than pass it.
+* its input breaks a constraint of the statement that the statement's own tests satisfy, and no official verdict names
+  it (they name official tests only),
+* a value is not of the type that the starter code declares, or
+* its expected output is a sentence of the statement.
 
-If a single accepted program fails it, it is only suspected: the official tests may have missed an error.
+The lines under "Constraints:" are almost Python: `1 <= n == nums.length <= 10^5`, `0 <= l_i <= r_i < n`, `s consists of
+lowercase English letters`. Lines that are not understood are skipped.
 """
 
-import argparse
 import ast
-import json
+import itertools
+import math
+import operator
 import re
-import sys
+import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from evals.benches import livecodebench
-from evals.console import make_console
-from evals.errors import UserError, command
 from evals.items import Item
-from sandbox import Report, Verdict
 from sandbox import Test as CodeTest
-from tools import constraints
-from tools.verdicts import Job, is_input, jobs_of, read_published, run_jobs, test_key
 
 _TYPES = {"int": int, "float": int | float, "str": str, "bool": bool}
 _SENTENCE = re.compile(r"[A-Z](?=.*[a-z]{3})[^\n]* [^\n]* [^\n]*\.\s*")
 
 
-def by_statement(item: Item, named: Sequence[str] = ()) -> dict[str, str]:
-    """test key -> why its statement rules it out. named: inputs on which programs failed by official verdicts."""
+def by_statement(item: Item, named: Sequence[str] = ()) -> dict[int, str]:
+    """number of a test -> why its statement rules it out. named: inputs that official verdicts name."""
     assert item.code is not None
     tests = item.code.problem.tests
     if item.code.mode == "stdin":
-        return {test_key(t): why for t in tests if (why := _prose(t, item.prompt))}
+        return {k: why for k, t in enumerate(tests) if (why := _prose(t, item.prompt))}
     function = _signature(item.code.starter)
     if function is None:
         return {}
@@ -49,9 +43,9 @@ def by_statement(item: Item, named: Sequence[str] = ()) -> dict[str, str]:
     found, misread = {}, set()
     for number, test in enumerate(tests):
         if len(test.input) != len(names):
-            found[test_key(test)] = f"{len(test.input)} arguments where {len(names)} are declared"
+            found[number] = f"{len(test.input)} arguments where {len(names)} are declared"
             continue
-        broken = list(constraints.broken(item.prompt, dict(zip(names, test.input, strict=True))))
+        broken = list(broken_constraints(item.prompt, dict(zip(names, test.input, strict=True))))
         if number < item.meta["public_tests"]:
             misread |= {line for line, _ in broken}
             continue
@@ -61,10 +55,15 @@ def by_statement(item: Item, named: Sequence[str] = ()) -> dict[str, str]:
             values += zip(names, test.input, types, strict=True)
         if wrong := [(n, v, ast.unparse(t)) for n, v, t in values if t is not None and not _fits(v, t)]:
             name, value, declared = wrong[0]
-            found[test_key(test)] = f"{name} is {value!r:.40} where {declared} is declared"
+            found[number] = f"{name} is {value!r:.40} where {declared} is declared"
         elif not official and (told := next(((line, how) for line, how in broken if line not in misread), None)):
-            found[test_key(test)] = f"breaks the constraint `{told[0]}`: {told[1]}"
+            found[number] = f"breaks the constraint `{told[0]}`: {told[1]}"
     return found
+
+
+def is_input(test: CodeTest, given: str) -> bool:
+    """Whether the published input is this test's. LiveCodeBench prints arguments as a Python list."""
+    return test.input.split() == given.split() if isinstance(test.input, str) else str(test.input) == given
 
 
 def _prose(test: CodeTest, statement: str) -> str | None:
@@ -97,70 +96,190 @@ def _fits(value: Any, declared: ast.expr) -> bool:
             return True
 
 
-def failing(job: Job, report: Report) -> dict[str, Any]:
-    """Keys of the tests that a program fails under both rules of comparison."""
-    assert report.lcb is not None
-    pairs = zip(job.problem.tests, report.tests, report.lcb.tests, strict=True)
-    failed = {test_key(t) for t, *both in pairs if all(r.verdict not in (Verdict.AC, Verdict.SE) for r in both)}
-    return {"item": job.one.item, "code": job.one.code, "failed": sorted(failed), "ours": str(report.verdict)}
+# -- constraints ------------------------------------------------------------------------------------------------------
+
+_CHAIN = re.compile(r"\s*(<=|>=|==|!=|<|>)\s*")
+_PARTS = re.compile(r"(\w+)\[i\] ={1,2} \[([\w, ]+)\]")
+_COMPARE = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
+    ast.Pow: lambda a, b: a**b if abs(b) <= 400 else math.inf,
+}
+_CALLS: dict[str, Callable[..., Any]] = {"min": min, "max": max, "sum": sum, "int": int}
+_CLASSES = {"lower ?case": string.ascii_lowercase, "upper ?case": string.ascii_uppercase, "digit": string.digits}
+_INDEX = {"i", "j", "r", "c"}
+_MOST = 200_000
+"""assignments of indices to try for one line"""
 
 
-def by_programs(made: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, int, int]]:
-    """(item, test key, accepted programs that fail it, accepted programs) of every test that any of them fail."""
-    distinct = {(one["item"], one["code"]): one["failed"] for one in made if one["ours"] != "SE"}
-    programs = Counter(item for item, _ in distinct)
-    fails = Counter((item, key) for (item, _), failed in distinct.items() for key in failed)
-    yield from ((item, key, count, programs[item]) for (item, key), count in sorted(fails.items()))
+class Unknown(Exception):
+    """A line, or a part of it, that is not understood."""
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.faulty_tests",
-        description="List invalid tests, by statements and official verdicts.",
-        epilog="A stopped run continues where it was: verdicts are kept in OUT.verdicts as they are made.",
-    )
-    parser.add_argument("--problems", required=True, help="LiveCodeBench records: a file, or a folder with its files")
-    parser.add_argument(
-        "--outputs", action="append", default=[], help="published outputs of a model, with official verdicts; again"
-    )
-    parser.add_argument("--out", required=True, type=Path, help='list to write: JSON lines {"item", "test", "why"}')
-    parser.add_argument("--release", default="release_v5", help="where --problems is a folder (default: release_v5)")
-    parser.add_argument(
-        "--several", type=int, default=2, metavar="N", help="accepted programs that must fail a test (default: 2)"
-    )
-    parser.add_argument("--workers", type=int, help="programs judged at once (default: the processors)")
-    args = parser.parse_args(argv)
-    if args.several < 1:
-        raise UserError(f"--several {args.several}: give 1 or more.")
-    console = make_console()
-    items = {item.id: item for item in livecodebench.load(args.problems, args.release, "all")}
-    published = [one for path in args.outputs for one in read_published(path)]
-    named: dict[str, list[str]] = {}
-    for one in published:
-        if one.input is not None:
-            named.setdefault(one.item, []).append(one.input)
-    found = {name: by_statement(item, named.get(name, ())) for name, item in items.items()}
-    said = sum(map(len, found.values()))
-    console.print(f"{said} tests of {sum(map(bool, found.values()))} problems are ruled out by the statement")
-    jobs = jobs_of([one for one in published if one.passed], items, found)
-    kept = args.out.with_name(args.out.name + ".verdicts")
-    made = run_jobs(jobs, kept, console, failing, workers=args.workers, stop=False)
-    suspected = []
-    for item, key, fail, programs in by_programs(made):
-        told = f"{fail} of {programs} officially accepted programs fail it"
-        if fail >= args.several and 2 * fail > programs:
-            found[item][key] = told
+def broken_constraints(statement: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(constraint, how it is broken) for each constraint that these arguments break."""
+    _, _, text = statement.rpartition("Constraints:")
+    lines = [line.strip().rstrip(".") for line in text.splitlines() if line.strip()]
+    values = dict(arguments)
+    parts = {
+        name.strip(): f"{owner}[i][{k}]"
+        for owner, names in _PARTS.findall(statement)
+        for k, name in enumerate(names.split(","))
+        if owner in values and name.strip() not in values
+    }
+    _define(lines, values)
+    for line in lines:
+        try:
+            how = _breaks_words(line, values) or (_breaks_chain(line, values, parts) if _CHAIN.search(line) else None)
+        except (Unknown, TypeError, ValueError, LookupError, ZeroDivisionError, OverflowError, SyntaxError):
+            continue
+        if how:
+            yield line, how
+
+
+def _define(lines: Sequence[str], values: dict[str, Any]) -> None:
+    """Add names that a line defines: n == nums.length, edges.length == n - 1."""
+    for line in lines:
+        sides = _CHAIN.split(line)
+        for left, sign, right in zip(sides[::2], sides[1::2], sides[2::2], strict=False):
+            for name, other in ((left, right), (right, left)):
+                plain = re.fullmatch(r"([A-Za-z]\w*)( - 1)?", name.strip())
+                if sign == "==" and plain and plain[1] not in values and plain[1] not in _INDEX:
+                    try:
+                        known = _value(_parse(other), values, {})
+                        values[plain[1]] = known + 1 if plain[2] else known
+                    except (Unknown, TypeError, LookupError, SyntaxError):
+                        continue
+
+
+def _parse(text: str) -> ast.expr:
+    return ast.parse(text.strip().replace("^", "**"), mode="eval").body
+
+
+def _breaks_chain(line: str, values: Mapping[str, Any], parts: Mapping[str, str]) -> str | None:
+    """Check a chain of comparisons; with commas, every item of a list with every item of the next."""
+    if re.search(r"\b(or|if|for|and|that|the)\b|:|(?<![<>=!])=(?!=)", line):
+        raise Unknown(line)
+    for name, path in parts.items():
+        line = re.sub(rf"\b{re.escape(name)}\b", path, line)
+    sides = _CHAIN.split(line)
+    lists = [[_parse(part) for part in _commas(side)] for side in sides[::2]]
+    for (lefts, rights), sign in zip(itertools.pairwise(lists), sides[1::2], strict=True):
+        for left, right in itertools.product(lefts, rights):
+            for at in itertools.islice(_assignments([left, right], values), _MOST):
+                a, b = _value(left, values, at), _value(right, values, at)
+                if not _COMPARE[sign](a, b):
+                    told, value = (right, b) if isinstance(left, ast.Constant | ast.UnaryOp) else (left, a)
+                    return f"{ast.unparse(told)} is {value!r:.40}"
+    return None
+
+
+def _commas(text: str) -> list[str]:
+    """Split at commas outside of brackets."""
+    depth, parts = 0, [""]
+    for char in text:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and not depth:
+            parts.append("")
         else:
-            suspected.append(f"{item} {key}: {told}")
-    rows = [{"item": item, "test": key, "why": why} for item, keys in found.items() for key, why in keys.items()]
-    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    console.print(f"{len(rows) - said} tests more by {len(jobs)} accepted programs; {len(suspected)} suspected, kept:")
-    for line in suspected[:50]:
-        console.print(f"  {line}")
-    console.print(f"{len(rows)} tests of {sum(map(bool, found.values()))} problems in {args.out}")
-    return 0
+            parts[-1] += char
+    return parts
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _assignments(expressions: Sequence[ast.expr], values: Mapping[str, Any]) -> Iterator[dict[str, int]]:
+    """Every assignment of the indices, in the order in which they are needed: i of grid[i][j] before j."""
+    reads = [node for e in expressions for node in ast.walk(e) if isinstance(node, ast.Subscript)]
+    reads = [node for node in reads if isinstance(node.slice, ast.Name) and node.slice.id not in values]
+    names = sorted({node.slice.id for node in reads if isinstance(node.slice, ast.Name)})
+
+    def extend(at: dict[str, int], rest: list[str]) -> Iterator[dict[str, int]]:
+        if not rest:
+            yield at
+            return
+        for name in rest:
+            owners = [n.value for n in reads if isinstance(n.slice, ast.Name) and n.slice.id == name]
+            try:
+                length = min(len(_value(owner, values, at)) for owner in owners)
+            except (KeyError, Unknown):
+                continue  # needs another index first
+            for k in range(length):
+                yield from extend({**at, name: k}, [other for other in rest if other != name])
+            return
+        raise Unknown(rest)
+
+    return extend({}, names)
+
+
+def _value(node: ast.expr, values: Mapping[str, Any], at: Mapping[str, int]) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name) if name in at:
+            return at[name]
+        case ast.Name(id=name) if name in values:
+            return values[name]
+        case ast.Attribute(value=owner, attr="length"):
+            return len(_value(owner, values, at))
+        case ast.Subscript(value=owner, slice=index):
+            return _value(owner, values, at)[_value(index, values, at)]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, values, at)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            return _BINARY[type(op)](_value(left, values, at), _value(right, values, at))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _CALLS:
+            return _CALLS[name](*(_value(arg, values, at) for arg in args))
+        case _:
+            raise Unknown(ast.dump(node))
+
+
+def _breaks_words(line: str, values: Mapping[str, Any]) -> str | None:
+    """Check constraints in common wordings."""
+    for pattern, check in _WORDS:
+        if found := re.fullmatch(pattern, line, re.IGNORECASE):
+            for subject in re.split(r",? and |, ", found["of"]):
+                node = _parse(subject.removesuffix("[i]") if check is _distinct else subject)
+                for at in itertools.islice(_assignments([node], values), _MOST):
+                    value = _value(node, values, at)
+                    if not check(value, found, values):
+                        return f"{subject} is {value!r:.40}"
+            return None
+    return None
+
+
+def _characters(value: Any, found: re.Match[str], _: Mapping[str, Any]) -> bool:
+    told = found["what"]
+    allowed = set(re.findall(r"'(.)'", told))
+    for name, members in _CLASSES.items():
+        allowed |= set(members) if re.search(name, told, re.IGNORECASE) else set()
+    if not allowed or not isinstance(value, str):
+        raise Unknown(told)
+    return set(value) <= allowed
+
+
+def _distinct(value: Any, *_: Any) -> bool:
+    return len({repr(one) for one in value}) == len(value)
+
+
+_SUBJECT = r"(?P<of>\w[\w\[\], ]*?)"
+_CLASS = (
+    r"(?P<what>(?:English |lower ?case|upper ?case|digits|characters?|letters|alphabets?|numeric|and|through|from|to|"
+    r"or|'.'|[ ,'\"])+)"
+)
+_WORDS: list[tuple[str, Callable[[Any, re.Match[str], Mapping[str, Any]], bool]]] = [
+    (rf"{_SUBJECT} (?:only )?(?:consists?|contains?)(?: only)?(?: of)?(?: only)?(?: the)? {_CLASS}", _characters),
+    (rf"all (?:the )?(?:elements|values|integers|strings)? ?(?:in|of)? ?{_SUBJECT} are (?:unique|distinct)", _distinct),
+    (rf"each character occurs at most once in {_SUBJECT}", _distinct),
+    (rf"{_SUBJECT} is a permutation of (?P<other>\w+)", lambda v, f, vs: Counter(v) == Counter(vs[f["other"]])),
+    (rf"{_SUBJECT} contains .* and exactly one '(?P<what>.)'", lambda v, f, _: v.count(f["what"]) == 1),
+]

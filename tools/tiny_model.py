@@ -35,22 +35,20 @@ from tools import tiny_code
 SHIPPED = START_MODELS / "tiny"
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 SYMBOLS = (*"0123456789", *"+-=;?", "\\boxed{", "}")
-SLIP = 0.45
-"""probability that a step's value is wrong, for about one right answer in three at the start"""
-CHECK = 0.3
-"""probability of a re-check after a step, and of another after it, up to three"""
-CHECK_RIGHT = 0.95
-"""probability that a re-check's value is right"""
+BATCH = 64
+"""solutions per step"""
 
 
 @dataclass(frozen=True)
 class Habits:
-    """How solutions are written."""
+    """How solutions are written: by default about one in three is right."""
 
-    slip: float = SLIP
-    check: float = CHECK
-    check_right: tuple[float, ...] = (CHECK_RIGHT,) * 3
-    """of a step's first re-check, the second, ...; its length is the most re-checks"""
+    slip: float = 0.45
+    """probability that a step's value is wrong"""
+    check: float = 0.3
+    """probability of a re-check after a step, and of another after it"""
+    check_right: tuple[float, ...] = (0.95, 0.95, 0.95)
+    """probability that a step's first re-check is right, the second, ...; its length is the most re-checks"""
 
 
 LONG = Habits(slip=0.65, check=0.4, check_right=(0.7, 0.85, 0.95))
@@ -145,15 +143,13 @@ def make_model(vocabulary: int, width: int = 96, heads: int = 3):
     return model
 
 
-def batches(
-    items: Sequence[Item], task: Task, tokenizer, steps: int, size: int, seed: int
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """(ids, labels) [size, longest], with the loss on the solution only. Solutions are never reused."""
+def batches(items: Sequence[Item], task: Task, tokenizer, steps: int, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """(ids, labels) [BATCH, longest], with the loss on the solution only. Solutions are never reused."""
     rng = random.Random(derive_seed("pretrain", seed))
     preset = find(task.bench).prompt
     for _ in range(steps):
         rows = []
-        for item in rng.sample(items, size):
+        for item in rng.sample(items, BATCH):
             prompt = list(encode(preset, item, tokenizer))
             rows.append((prompt, [*tokenizer(task.solution(item.prompt, rng)).input_ids, tokenizer.eos_token_id]))
         longest = max(len(p) + len(s) for p, s in rows)
@@ -168,7 +164,7 @@ def problems(task: Task, split: Literal["train", "heldout"], count: int, seed: i
     return arith.items(split, count, seed, *arith.TERMS[task.bench])
 
 
-def pretrain(task: Task, steps: int, size: int, lr: float, seed: int, console: Console):
+def pretrain(task: Task, steps: int, seed: int, console: Console):
     """(model, tokenizer, losses) after training from random weights, or from the shipped model `task.start`."""
     from transformers import AutoModelForCausalLM
 
@@ -181,12 +177,11 @@ def pretrain(task: Task, steps: int, size: int, lr: float, seed: int, console: C
     else:
         model = make_model(len(SPECIAL) + len(task.symbols), task.width, task.heads).train()
     items = problems(task, "train", 40_000, derive_seed("pretrain-items", seed))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=task.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, task.lr, total_steps=steps, pct_start=0.05)
     losses = []
-    made = batches(items, task, tokenizer, steps, size, seed)
-    progress = track(made, "pre-training", total=steps, console=console)
-    for ids, labels in progress:
+    made = batches(items, task, tokenizer, steps, seed)
+    for ids, labels in track(made, "pre-training", total=steps, console=console):
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -234,14 +229,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder to write (default: in evals/start_models)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: 4000 for arith, 500 for arith-long, 3000 for code")
-    parser.add_argument("--batch", type=int, default=64, help="solutions per step")
-    parser.add_argument("--lr", type=float, help="default: 4e-3; 2e-3 for arith-long")
     args = parser.parse_args(argv)
     console = make_console()
     task = TASKS[args.task]
     out = args.out or SHIPPED.with_name({"arith": "tiny", "arith-long": "tiny-long", "code": "tiny-code"}[args.task])
-    steps, lr = args.steps or task.steps, args.lr or task.lr
-    model, tokenizer, losses = pretrain(task, steps, args.batch, lr, args.seed, console)
+    model, tokenizer, losses = pretrain(task, args.steps or task.steps, args.seed, console)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     accuracy, tokens = measure(task, model, tokenizer)

@@ -1,9 +1,9 @@
-"""Word problems that a small language model solves in part: one or two steps of arithmetic, from templates.
+"""Word problems that a small language model solves in part: one step of arithmetic, from templates.
 
     python -m tools.word_problems --out data/word-problems  # train.jsonl, held_out.jsonl: deterministic
 
 The last template of each kind is held out: its wording is in no training problem. The recipe word-problems trains on
-them; its kinds were chosen by measurement (docs/evidence.md).
+them (docs/evidence.md).
 """
 
 import argparse
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evals.errors import UserError, command, did_you_mean
+from evals.errors import command
 
 PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Julia", "Leo", "Maria", "Noah", "Rosa")
 SHOTS = (
@@ -24,13 +24,12 @@ SHOTS = (
     ("Kim has 14 nuts and eats 6. How many nuts are left?", "Kim has 14 - 6 = 8 nuts left. \\boxed{8}"),
 )
 """few-shot examples: without them the model hardly ever boxes an answer"""
-ONE_STEP = ("add", "take", "times", "share")
 THINGS = (
     *("apples", "books", "cards", "coins", "cookies", "eggs"),
     *("flowers", "marbles", "oranges", "pencils", "shells", "stamps"),
 )
-PATIENCE = 2000
-"""draws in a row without a new problem until a kind counts as exhausted"""
+SIZES = {"train": 2048, "held_out": 256}
+"""problems of each file"""
 
 
 @dataclass(frozen=True)
@@ -88,56 +87,16 @@ KINDS: Mapping[str, Kind] = {
             "Out of {a} {things}, {one} makes {b} equal heaps. How many {things} are in a heap?",
         ),
     ),
-    "add_take": Kind(
-        lambda of: (of(5, 12), of(2, 9), of(2, 6)),
-        lambda a, b, c: a + b - c,
-        (
-            "{one} has {a} {things}, buys {b} more and gives {c} to {two}. How many {things} does {one} have now?",
-            "{one} has {a} {things} and {two} has {b}. Together they lose {c}. How many {things} do they have left?",
-            "A shop had {a} {things}. It got {b} more and sold {c}. How many {things} does the shop have now?",
-            "{one} finds {a} {things} in the morning and {b} at noon, then loses {c}. How many {things} are left?",
-            "There were {a} {things} in a box. {one} put in {b}, and {two} took out {c}. How many are in the box now?",
-        ),
-    ),
-    "times_add": Kind(
-        lambda of: (of(2, 6), of(2, 9), of(2, 9)),
-        lambda a, b, c: a * b + c,
-        (
-            "{one} has {a} boxes with {b} {things} in each box, and {c} more {things}. How many {things} are there?",
-            "{one} buys {a} bags of {b} {things}. {two} gives {one} {c} more. How many {things} does {one} have?",
-            "On each of {a} days {one} finds {b} {things}, and on the last day {c}. How many {things} is that in all?",
-            "There are {a} shelves with {b} {things} each, and {c} {things} on the floor. How many {things} are there?",
-            "{a} children have {b} {things} each, and {one} has {c}. How many {things} do they have together?",
-        ),
-    ),
-    "times_take": Kind(
-        lambda of: (of(2, 6), of(4, 9), of(2, 7)),
-        lambda a, b, c: a * b - c,
-        (
-            "{one} has {a} boxes with {b} {things} in each box and gives {c} away. How many {things} are left?",
-            "{one} buys {a} bags of {b} {things} and loses {c} {things}. How many {things} does {one} have left?",
-            "There are {a} shelves with {b} {things} each. {one} takes {c} of the {things}. How many are left?",
-            "On each of {a} days {one} finds {b} {things}. Then {two} takes {c}. How many {things} are left?",
-            "{a} children have {b} {things} each. They lose {c} of them. How many {things} are left?",
-        ),
-    ),
 }
 
 
-def problems(held_out: bool, size: int, kinds: Sequence[str] = ONE_STEP, seed: int = 0) -> list[dict[str, Any]]:
-    """`size` different problems, the kinds in turn: a function of the arguments.
-
-    Raises UserError for an unknown kind, or if the templates of a kind make too few different problems.
-    """
-    for name in kinds:
-        if name not in KINDS:
-            raise UserError(f"no kind {name!r} of problem. Known: {', '.join(KINDS)}.{did_you_mean(name, KINDS)}")
+def problems(held_out: bool, size: int, kinds: Sequence[str] = tuple(KINDS), seed: int = 0) -> list[dict[str, Any]]:
+    """`size` different problems, the kinds in turn: a function of the arguments."""
     rng = random.Random(f"word problems {held_out} {seed}")
     before = [{"role": "system", "content": "Solve."}]
     for asked, answered in SHOTS:
         before += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     rows: dict[str, dict[str, Any]] = {}
-    in_vain = 0
     while len(rows) < size:
         name = kinds[len(rows) % len(kinds)]
         kind = KINDS[name]
@@ -146,12 +105,6 @@ def problems(held_out: bool, size: int, kinds: Sequence[str] = ONE_STEP, seed: i
         place = len(kind.templates) - 1 if held_out else rng.randrange(len(kind.templates) - 1)
         words = dict(zip("abc", numbers, strict=False), one=one, two=two, things=rng.choice(THINGS))
         text = kind.templates[place].format(**words)
-        in_vain = in_vain + 1 if text in rows else 0
-        if in_vain == PATIENCE:
-            raise UserError(
-                f"{'--held-out' if held_out else '--size'} {size}: the templates make only about {len(rows)} different "
-                f"problems, since kind {name!r} has no other. Ask for fewer, or with --kinds for more kinds."
-            )
         rows[text] = {
             "prompt": [*before, {"role": "user", "content": text}],
             "answer": str(kind.answer(*numbers)),
@@ -165,17 +118,10 @@ def problems(held_out: bool, size: int, kinds: Sequence[str] = ONE_STEP, seed: i
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/word-problems"))
-    parser.add_argument("--size", type=int, default=2048, help="training problems (default: %(default)s)")
-    parser.add_argument("--held-out", type=int, default=256, help="held-out problems (default: %(default)s)")
-    parser.add_argument(
-        "--kinds", default=",".join(ONE_STEP), help=f"with commas, of {', '.join(KINDS)} (default: %(default)s)"
-    )
     args = parser.parse_args(argv)
-    asked = {"train": (False, args.size), "held_out": (True, args.held_out)}
-    made = {name: problems(*wanted, args.kinds.split(",")) for name, wanted in asked.items()}
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, rows in made.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+    for name, size in SIZES.items():
+        text = "".join(json.dumps(row) + "\n" for row in problems(name == "held_out", size))
         (args.out / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 

@@ -13,12 +13,14 @@ from evals.errors import UserError
 
 def sample(step, item, repeat, reward, **more):
     line = {
+        "split": "train",
         "step": step,
         "item": item,
         "repeat": repeat,
-        "uid": "u",
-        "input": "3+5-2=",
-        "output": "\\boxed{6}",
+        "seed": 0,
+        "seconds": 0.0,
+        "prompt": "3+5-2=",
+        "response": "\\boxed{6}",
         "token_ids": [20, 5, 6, 1],
         "logprobs": [-0.1, -0.2, -0.3, -0.4],
         "finish_reason": "stop",

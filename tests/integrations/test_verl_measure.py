@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import pytest
 
-from agpo.integrations.verl.measure import Sampled, metrics_of
-from agpo.integrations.verl.plan import plan_step
+from agpo.integrations.verl.rows import Row, groups_of, make_sample, metrics_of, plan_step, stored
 from agpo.objective import PRESETS, Objective, clip_decision
+from evals.items import Item
 
 NAN, EOS, LONGEST = math.nan, 1, 6
 GROUPS = {
@@ -18,28 +18,25 @@ GROUPS = {
 }
 
 
-def sampled() -> Sampled:
+def sampled() -> list[Row]:
     rows = [(uid, k, r, n) for uid, (rs, ns) in GROUPS.items() for k, (r, n) in enumerate(zip(rs, ns, strict=True))]
-    responses = [[7] * (n - 1) + [EOS if k != 2 else 7] for _, k, _, n in rows]  # the third of a group is not ended
-    return Sampled(
-        keys=[f"{uid}_{k}_0" for uid, k, *_ in rows],
-        uids=[uid for uid, *_ in rows],
-        items=[f"item {uid}" for uid, *_ in rows],
-        prompts=[[3, 4]] * len(rows),
-        responses=responses,
-        rewards=[r for *_, r, _ in rows],
-        logps=[[-0.5] * n for *_, n in rows],
-        infos=[{"outcome": "timeout" if math.isnan(r) else "right" if r else "no_answer"} for *_, r, _ in rows],
-        references=["6"] * len(rows),
-        max_tokens=LONGEST,
-        eos_id=EOS,
-    )
+    made = []
+    for uid, k, reward, n in rows:
+        ids = [7] * (n - 1) + [EOS if k != 2 else 7]  # the third of a group is not ended
+        told = {"outcome": "timeout" if math.isnan(reward) else "right" if reward else "no_answer"}
+        sample = make_sample(ids, [-0.5] * n, reward, told, LONGEST, EOS)
+        made.append(Row(f"{uid}_{k}_0", uid, Item(f"item {uid}", "", "6"), (3, 4), sample))
+    return made
+
+
+def planned(step, objective, size):
+    return plan_step([row.uid for row in step], groups_of(step), objective, size, LONGEST)
 
 
 @pytest.fixture(scope="module")
 def measured():
     step, objective = sampled(), PRESETS["agpo"]
-    plan = plan_step(step.uids, step.groups(), objective, 1, LONGEST)
+    plan = planned(step, objective, 1)
     happened = []
     for rows in plan.moving:
         told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
@@ -82,7 +79,7 @@ def test_a_steps_numbers(measured, name, value):
 def test_a_mini_batch_without_a_live_group_is_one_under_every_preset(preset):
     """The native trainer's count and verl's are one function of the plan."""
     step, objective = sampled(), PRESETS[preset]
-    plan = plan_step(step.uids, step.groups(), objective, 1, LONGEST)
+    plan = planned(step, objective, 1)
     told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
     assert metrics_of(step, plan, [told for _ in plan.moving])["updates/dead"] == 2
 
@@ -90,23 +87,18 @@ def test_a_mini_batch_without_a_live_group_is_one_under_every_preset(preset):
 def test_units_that_the_plan_dropped_are_in_the_numbers():
     """The engine tells of the rows that it ran; L and the mean of f' are the mini-batch's."""
     step, objective = sampled(), Objective(clip_scope="sequences:2")
-    plan = plan_step(step.uids, step.groups(), objective, 4, LONGEST)
+    plan = planned(step, objective, 4)
     (minibatch,), (run,), (moving,) = plan.minibatches, plan.run, plan.moving
     assert 0 < len(run) < len(moving)
     told = {**asdict(clip_decision(0.25, 1.0, objective)), "grad_norm": 0.5, "stepped": True}
     values = metrics_of(step, plan, [told])
     assert values["loss/raw"] == pytest.approx(minibatch.at_ratio_1.value)
-    assert (
-        values["saved/tokens"]
-        > metrics_of(step, plan_step(step.uids, step.groups(), PRESETS["agpo_no_clip"], 4, LONGEST), [told])[
-            "saved/tokens"
-        ]
-    )
+    assert values["saved/tokens"] > metrics_of(step, planned(step, PRESETS["agpo_no_clip"], 4), [told])["saved/tokens"]
 
 
 def test_a_loss_that_is_not_finite_is_a_refused_update():
     step, objective = sampled(), PRESETS["agpo_no_clip"]
-    plan = plan_step(step.uids, step.groups(), objective, 4, LONGEST)
+    plan = planned(step, objective, 4)
     told = {**asdict(clip_decision(NAN, NAN, objective)), "grad_norm": 0.0, "stepped": False}
     values = metrics_of(step, plan, [told])
     assert (values["updates/refused"], values["updates/made"]) == (1, 0)
@@ -120,7 +112,7 @@ def test_a_line_says_what_could_not_be_graded():
             return " ".join(map(str, ids))
 
     step = sampled()
-    lines = list(step.lines(Tokenizer(), 3, list(range(len(step.keys)))))
+    lines = [stored(row, Tokenizer(), 3, i) for i, row in enumerate(step)]
     assert [line["advantage"] for line in lines] == [*range(len(lines) - 1), None]
     assert (lines[-1]["reward"], lines[-1]["outcome"], lines[-1]["repeat"]) == (None, "timeout", 1)
     assert [line["finish_reason"] for line in lines].count("length") == 1

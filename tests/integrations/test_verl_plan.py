@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agpo.batch import plan_step as native_plan
-from agpo.integrations.verl.plan import deal, members, plan_step
+from agpo.integrations.verl.rows import deal, members, plan_step
 from agpo.objective import PRESETS, Objective
 
 RIGHT_SHORT, RIGHT_LONG = (2, 9, 8, 3), (9, 2, 3, 8)  # lengths for rewards 1, 0, 0, 1

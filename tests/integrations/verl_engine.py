@@ -24,9 +24,9 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 from verl.workers.engine import EngineRegistry
 
-from agpo.integrations.verl.engine import clip_updates
 from agpo.integrations.verl.guards import check_objective
-from agpo.integrations.verl.plan import deal, plan_step
+from agpo.integrations.verl.rows import deal, plan_step
+from agpo.integrations.verl.worker import clip_updates
 from agpo.objective import Correction, correction_weights, minibatch_loss
 from evals.errors import UserError
 

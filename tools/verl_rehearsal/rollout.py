@@ -20,66 +20,37 @@ from evals.engines import Request, Sampling
 from evals.engines.hf import HFEngine
 from evals.items import derive_seed
 
-GATHER_SECONDS = 0.02
-"""requests that arrive within this time are generated together"""
-MAX_BATCH = 64
-
 
 def server_name(replica_rank: int) -> str:
     return f"agpo_hf_server_{replica_rank}"
 
 
 class HFServer:
-    """Token ids in, token ids out."""
+    """Token ids in, token ids out, one request after the other."""
 
     def __init__(self, path: str, max_tokens: int, seed: int):
         torch.set_num_threads(1)
         self.engine = HFEngine.load(path, device="cpu", dtype="float32")
         self.max_tokens, self.seed, self.step, self.sampled = max_tokens, seed, 0, 0
-        self.waiting: list[tuple[list[int], tuple[float, float, int], asyncio.Future[TokenOutput]]] = []
-        self.task: asyncio.Task[None] | None = None
+        self.lock = asyncio.Lock()
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
     ) -> TokenOutput:
-        future: asyncio.Future[TokenOutput] = asyncio.get_running_loop().create_future()
-        top_k = max(sampling_params.get("top_k", -1), 0)
-        how = sampling_params.get("temperature", 1.0), sampling_params.get("top_p", 1.0), top_k
-        self.waiting.append((list(prompt_ids), how, future))
-        if self.task is None or self.task.done():
-            self.task = asyncio.create_task(self._work())
-        return await future
-
-    async def _work(self) -> None:
-        await asyncio.sleep(GATHER_SECONDS)
-        while self.waiting:
-            how = self.waiting[0][1]
-            batch = [one for one in self.waiting if one[1] == how][:MAX_BATCH]
-            self.waiting = [one for one in self.waiting if not any(one is taken for taken in batch)]
-            try:
-                outputs = await asyncio.to_thread(self._generate, [one[0] for one in batch], *how)
-            except Exception as e:  # noqa: BLE001  whoever waits gets it
-                for one in batch:
-                    one[2].set_exception(e)
-            else:
-                for one, output in zip(batch, outputs, strict=True):
-                    one[2].set_result(output)
-
-    def _generate(self, prompts: list[list[int]], temperature: float, top_p: float, top_k: int) -> list[TokenOutput]:
-        first, self.sampled = self.sampled, self.sampled + len(prompts)
-        requests = [Request(tuple(ids), (derive_seed(self.seed, first + i),)) for i, ids in enumerate(prompts)]
-        sampling = Sampling(self.max_tokens, temperature, top_p, top_k)
-        found = {at: completion for at, _, completion in self.engine.generate(requests, sampling)}
-        return [
-            TokenOutput(
-                token_ids=list(found[at].token_ids),
-                log_probs=list(found[at].logprobs or ()),
-                stop_reason="completed",
-                num_preempted=0,
-                extra_fields={"global_steps": self.step},
-            )
-            for at in range(len(prompts))
-        ]
+        how = sampling_params.get("temperature", 1.0), sampling_params.get("top_p", 1.0)
+        sampling = Sampling(self.max_tokens, *how, max(sampling_params.get("top_k", -1), 0))
+        async with self.lock:
+            self.sampled += 1
+            request = Request(tuple(prompt_ids), (derive_seed(self.seed, self.sampled),))
+            (output,) = await asyncio.to_thread(lambda: list(self.engine.generate([request], sampling)))
+        found = output.completion
+        return TokenOutput(
+            token_ids=list(found.token_ids),
+            log_probs=list(found.logprobs or ()),
+            stop_reason="completed",
+            num_preempted=0,
+            extra_fields={"global_steps": self.step},
+        )
 
     def load(self, weights: dict[str, torch.Tensor], step: int | None) -> None:
         """New weights, by name. Raises KeyError for a name that the model does not have."""

@@ -3,9 +3,8 @@
 verl loads `plugin` in every process (entry point `verl.plugins`). `keys`, `launch` and `import_run` work without verl
 installed. docs/cluster.md is the page for users.
 
-    plan.py     a step's rows -> mini-batches of whole groups, weights, which rows run          (no verl in it)
-    engine.py   loss of a micro-batch, and the clip over a whole mini-batch on all-reduced sums
-    worker.py   mini-batches on a rank
+    rows.py     a step's rows -> mini-batches of whole groups, which rows run, metrics          (no verl in it)
+    worker.py   a rank's mini-batches: loss, and the clip over the whole of each on all-reduced sums
     trainer.py  verl's synchronous trainer with that plan
 """
 

@@ -38,19 +38,13 @@ def require_plugin() -> None:
     if PLUGIN in sys.modules:
         return
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
-    found = [entry.value for entry in importlib.metadata.entry_points(group="verl.plugins")]
-    if policy != "auto" and "agpo" not in policy.split(","):
+    if policy != "auto" and NAME not in policy.split(","):
         raise UserError(f"VERL_USE_EXTERNAL_PLUGINS={policy} keeps verl from loading the plugin agpo. Unset it.")
-    if PLUGIN not in found:
-        raise UserError(
-            "the package agpo is importable here but not installed, so verl does not find its plugin: pip install "
-            "--no-deps agpo in this environment, on every node."
-        )
-    try:
-        importlib.import_module(PLUGIN)
-    except Exception as e:
-        raise UserError(f"verl could not load the plugin agpo ({type(e).__name__}: {e}).") from e
-    raise UserError("verl was imported before the plugin agpo could be found. Start the run again.")
+    importlib.import_module(PLUGIN)  # an error of its own is raised here; verl only logs it
+    raise UserError(
+        "the package agpo is importable here but not installed, so verl does not find its plugin: pip install "
+        "--no-deps agpo in this environment, on every node."
+    )
 
 
 def check_objective(objective: Objective) -> None:
@@ -65,6 +59,11 @@ def check_objective(objective: Objective) -> None:
         "surrogate": ("ppo", "its tokens are chosen from a whole mini-batch", objective.surrogate == "kl_cov"),
         "several": ("sum", "the plugin has one reward", True),
         "overlong": ("keep", "verl does not say which answers were truncated before the reward is used", True),
+        "masked_groups": (
+            "mask or keep",
+            "verl's algorithm.filter_groups needs another trainer",
+            objective.masked_groups == "resample",
+        ),
     }
     for knob, (value, reason, matters) in wanted.items():
         found = getattr(objective, knob)
@@ -72,11 +71,6 @@ def check_objective(objective: Objective) -> None:
             raise UserError(
                 f"objective.{knob}={found} is not supported on verl ({reason}). Set {value}, or train natively."
             )
-    if objective.masked_groups == "resample":
-        raise UserError(
-            "objective.masked_groups=resample is not supported on verl, whose algorithm.filter_groups needs another "
-            "trainer. Set mask or keep, or train natively."
-        )
 
 
 NEEDED = {

@@ -1,24 +1,31 @@
 """`python -m agpo.integrations.verl.import_run RUN`: a verl run's metrics, samples and checkpoints into our store.
 
-Harmless to repeat, and while the run goes on. Our own metric names are kept; verl's get the prefix `verl/`.
+Harmless to repeat, and while the run goes on. Our own metric names are kept; verl's get the prefix `verl/`. The run's
+folder is made by `launch` and filled by verl:
+
+<out>/verl-<name>-<time>/
+    config.yaml, overrides.txt     the recipe, and verl's whole command line
+    launch.json                    python, environment, run id in each store
+    train.parquet, validation.parquet
+    metrics/*.jsonl, samples/<step>.jsonl, validation/<step>.jsonl    what verl writes
+    checkpoints/global_step_<n>/actor/huggingface                     an ordinary model folder
 """
 
 import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from agpo.config import TrainConfig
+import yaml
+
+from agpo.config import TrainConfig, make_config
 from agpo.integrations.verl import Json
-from agpo.integrations.verl.folder import config_of, find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.setup import label_of, start_run
 from evals.console import make_console
-from evals.errors import command
+from evals.errors import UserError, command
 from evals.store import SampleRow, Status, Store
 
 OURS = (
@@ -28,6 +35,45 @@ OURS = (
 """prefixes of the metrics that `measure` and the trainer write, as in a native run"""
 SAME = {"speed/step_seconds": "timing_s/step", "speed/rollout_seconds": "timing_s/gen", "lr": "actor/lr"}
 """our names of verl's own metrics"""
+
+
+def find_run(wanted: str, out: str = "runs") -> Path:
+    """The folder of a run: `wanted` itself, or for `latest` the newest in `out`."""
+    run = Path(wanted).absolute()
+    if wanted == "latest":
+        started = [path.parent for path in Path(out).absolute().glob("verl-*/launch.json")]
+        if not started:
+            raise UserError(f"no verl run in {out}/. For another folder pass out=FOLDER.")
+        run = max(started, key=lambda path: (path / "config.yaml").stat().st_mtime)
+    if not (run / "launch.json").is_file():
+        raise UserError(f"{wanted}: not the folder of a verl run (it has no launch.json). Expected runs/verl-....")
+    return run
+
+
+def read_launch(run: Path) -> Json:
+    return json.loads((run / "launch.json").read_text())
+
+
+def config_of(run: Path) -> TrainConfig:
+    """The run's recipe."""
+    return make_config(yaml.safe_load((run / "config.yaml").read_text()), str(run / "config.yaml"))
+
+
+def store_of(run: Path) -> str | None:
+    """The last store (without a password) that the run was imported into, if any."""
+    return next(reversed(read_launch(run).get("runs", {})), None)
+
+
+def numbered(folder: Path, first: int = 0) -> list[tuple[int, Path]]:
+    """(step, <step>.jsonl) in order, from the step `first` on."""
+    steps = sorted(int(path.stem) for path in folder.glob("*.jsonl") if path.stem.isdigit())
+    return [(step, folder / f"{step}.jsonl") for step in steps if step >= first]
+
+
+def last_checkpoint(run: Path) -> int:
+    """The step of the last complete checkpoint, 0 without one."""
+    latest = run / "checkpoints" / "latest_checkpointed_iteration.txt"
+    return int(latest.read_text()) if latest.is_file() else 0
 
 
 @dataclass(frozen=True)
@@ -53,13 +99,17 @@ def import_run(run: Path, store: Store, status: Status | None = None) -> Importe
     metrics = read_metrics(run)
     for step, values in sorted(metrics.items()):
         store.log_metrics(run_id, step, named(values, config))
-    with unseen(run, run_id) as new:
-        for path in new("samples"):
-            store.log_samples(run_id, [train_row(line, run_id) for line in lines(path)])
-        for path in new("validation"):
-            rows = [validation_row(line, run_id) for line in lines(path)]
-            store.log_samples(run_id, rows)
-            store.log_metrics(run_id, int(path.stem), mean_tokens(rows, config))
+    # From the last step in the store on: its file may have been read while verl still wrote it.
+    sizes = store.sizes(run_id)
+    trained = max((step for split, step, *_ in sizes if split == "train"), default=0)
+    validated = max((step for split, step, *_ in sizes if split != "train"), default=0)
+    for step, path in numbered(run / "samples", trained):
+        rows = [SampleRow(**line, weight_version=f"{run_id}/step-{step - 1}") for line in lines(path)]
+        store.log_samples(run_id, rows)
+    for step, path in numbered(run / "validation", validated):
+        rows = [validation_row(line, run_id) for line in lines(path)]
+        store.log_samples(run_id, rows)
+        store.log_metrics(run_id, step, mean_tokens(rows, config))
     saved = export_checkpoints(run, run_id, config, store)
     if status is not None:
         store.finish_run(run_id, status)
@@ -76,25 +126,6 @@ def run_in(store: Store, run: Path, config: TrainConfig, written: Json) -> str:
     whole = {**written, "runs": {**known, url: run_id}}
     (run / "launch.json").write_text(json.dumps(whole, indent=1))
     return run_id
-
-
-@contextmanager
-def unseen(run: Path, run_id: str) -> Iterator[Callable[[str], Iterator[Path]]]:
-    """A function that yields a folder's <step>.jsonl files that are new or changed since the last import."""
-    record = run / "imported.json"
-    known: dict[str, dict[str, str]] = json.loads(record.read_text()) if record.is_file() else {}
-    seen = known.setdefault(run_id, {})
-
-    def new(folder: str) -> Iterator[Path]:
-        for path in numbered(run / folder):
-            stat, name = path.stat(), f"{folder}/{path.name}"
-            mark = f"{stat.st_size} {stat.st_mtime_ns}"
-            if seen.get(name) != mark:
-                yield path
-                seen[name] = mark  # taken before the file was read
-
-    yield new
-    record.write_text(json.dumps(known))
 
 
 def lines(path: Path) -> Iterator[Json]:
@@ -128,40 +159,25 @@ def named(values: Json, config: TrainConfig) -> dict[str, float]:
     return named
 
 
-def train_row(line: Json, run_id: str) -> SampleRow:
-    return sample_row(
-        line,
-        split="train",
-        token_ids=tuple(line["token_ids"]),
-        logprobs=tuple(line["logprobs"]) if line["logprobs"] else None,
-        finish_reason=line["finish_reason"],
-        reference=line["reference"],
-        reward=line["reward"],
-        weight_version=f"{run_id}/step-{line['step'] - 1}",
-        advantage=line.get("advantage"),
-    )
-
-
 def validation_row(line: Json, run_id: str) -> SampleRow:
     """verl stores an answer's text without its tokens, whose number our trainer adds; `repeat` is in the row's name."""
-    return sample_row(
-        {**line, "repeat": int(line["uid"].rsplit("_", 2)[1])},
+    return SampleRow(
+        **{name: line[name] for name in ("item", "step", "outcome", "answer")},
         split=f"eval/{line['bench']}",
+        repeat=int(line["uid"].rsplit("_", 2)[1]),
+        prompt=line["input"],
+        response=line["output"],
         token_ids=(),
         logprobs=None,
         finish_reason="",
+        path=line["path"] or "",
         reference=line["gts"] or "",
         reward=None if line["score"] is None or math.isnan(line["score"]) else line["score"],
+        seed=0,
+        seconds=0.0,
         weight_version=f"{run_id}/step-{line['step']}",
         response_tokens=max(line["response_tokens"], 0),
     )
-
-
-def sample_row(line: Json, **more: Any) -> SampleRow:
-    """A row with the fields that both kinds of lines have."""
-    same = {name: line[name] for name in ("item", "repeat", "step", "outcome", "answer")}
-    texts = {"prompt": line["input"], "response": line["output"], "path": line["path"] or ""}
-    return SampleRow(**same, **texts, seed=0, seconds=0.0, **more)
 
 
 def mean_tokens(rows: Sequence[SampleRow], config: TrainConfig) -> dict[str, float]:
@@ -215,15 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="URL",
         help="results store (default: the one that has the run, else $AGPO_STORE or results/agpo.db)",
     )
-    parser.add_argument(
-        "--status", choices=("done", "failed", "interrupted"), help="how it ended; default: by its steps"
-    )
     args = parser.parse_args(argv)
     run = find_run(args.run)
-    status = args.status
-    if status is None:
-        last = max(read_metrics(run), default=0)
-        status = "done" if last >= config_of(run).steps else "interrupted"
+    status = "done" if max(read_metrics(run), default=0) >= config_of(run).steps else "interrupted"
     with Store.open(args.store or store_of(run)) as store:
         found = import_run(run, store, status)
         make_console().print(f"run {found.run} in {store}: {found}", markup=False)

@@ -29,7 +29,6 @@ PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 REFUSED = {
     "device": "verl places processes by trainer.device",
-    "threads": "set OMP_NUM_THREADS",
     "reward_seconds": "put a limit into the function",
     "reward_max_errors": "the plugin counts what failed",
     "chat_template": "verl's key is actor_rollout_ref.model.custom_chat_template",
@@ -37,17 +36,12 @@ REFUSED = {
     "update.patience": "watch the plugin's metrics",
     "log_completions": "verl's key is trainer.log_val_generations",
     "rewards": "the plugin has one reward: write the sum as a function of your own, reward=module:function",
-    "rollout.prompts": "verl's sampler draws the prompts",
-    "rollout.forget": "verl's sampler draws the prompts",
     "rollout.resample_rounds": "there is no masked_groups=resample on verl",
     "rollout.overlap": "verl starts its rollouts itself",
-    "rollout.oversample": "verl has its own recipes for it",
-    "rollout.max_staleness": "verl has its own recipes for it",
     "rollout.max_sequences": "it is for engine hf; vLLM has vllm.max_num_seqs",
     "vllm.kv_cache_memory_bytes": "verl's key is gpu_memory_utilization",
     "vllm.data_parallel_size": "verl starts as many copies as there are GPUs for",
     "vllm.float32_head": "verl does not pass it on",
-    "vllm.threads": "set OMP_NUM_THREADS",
     "vllm.first_gpu": "verl places its rollouts itself",
     "eval.max_tokens": "verl has one bound for training and validation: rollout.max_tokens",
     "ranks.timeout_minutes": "verl's key is actor_rollout_ref.nccl_timeout",
@@ -56,6 +50,9 @@ REFUSED = {
     "update.epochs": "the plugin drops for a whole step what the clip drops at ratio 1",
     "update.layout": "verl packs sequences for flash-attn by itself",
     "update.compile": "verl compiles on its own terms",
+    **dict.fromkeys(("threads", "vllm.threads"), "set OMP_NUM_THREADS"),
+    **dict.fromkeys(("rollout.prompts", "rollout.forget"), "verl's sampler draws the prompts"),
+    **dict.fromkeys(("rollout.oversample", "rollout.max_staleness"), "verl has its own recipes for it"),
     **{f"lora.{name}": "adapters are not tested with the plugin" for name in LoraConfig.model_fields},
 }
 """keys of ours without a counterpart: name -> what to do"""

@@ -5,28 +5,27 @@ import importlib
 import importlib.util
 import json
 import os
-import re
 import secrets
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 
 from agpo.config import load_config
 from agpo.integrations.verl import NAME, Json
-from agpo.integrations.verl.folder import find_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.guards import check_version
-from agpo.integrations.verl.import_run import import_run
+from agpo.integrations.verl.import_run import find_run, import_run, last_checkpoint, numbered, read_launch, store_of
 from agpo.integrations.verl.keys import MODEL, as_hydra, overrides
 from agpo.problems import load_benches, load_items, open_reward
 from evals.code_tests import to_json
@@ -55,9 +54,6 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--engine verl starts its own processes: start it once, without torchrun.")
     if args.resume and (args.recipe or args.rehearse):
         raise UserError("--resume keeps the configuration of the run: leave --recipe and --rehearse out.")
-    for text in args.verl:
-        if not re.match(r"[+~]*[\w.@/]+=|~", text):
-            raise UserError(f"--verl {text}: expected KEY=VALUE, for example trainer.nnodes=2.")
 
 
 def launch(args: argparse.Namespace, console: Console) -> int:
@@ -100,13 +96,13 @@ def launch(args: argparse.Namespace, console: Console) -> int:
     run.mkdir(parents=True)
     if rehearsal and model_path(config.model) != config.model:
         keys[f"{MODEL}.path"] = str(rehearsal.copy_model(keys[f"{MODEL}.path"], run / "model"))
-    write_rows(run / "train.parquet", rows_of(items, config.asked))
-    if asked:
-        write_rows(run / "validation.parquet", rows_of(asked, config.asked))
+    for name, some in {"train": items, "validation": asked}.items():
+        if some:
+            pq.write_table(pa.Table.from_pylist(rows_of(some, config.asked)), run / f"{name}.parquet")
     write_tests(run / "tests.jsonl", [*items, *asked])
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     (run / "overrides.txt").write_text("\n".join([*as_hydra(keys), *args.verl]) + "\n")
-    written = {"python": python, "environment": environment, "method": config.objective.preset, "seed": config.seed}
+    written = {"python": python, "environment": environment}
     (run / "launch.json").write_text(json.dumps(written, indent=1))
     return drive(run, written, args, console)
 
@@ -132,17 +128,14 @@ def rehearsal_settings() -> Any:
 def verl_python(given: str | None) -> str:
     """The python with verl and our plugin. Raises UserError if none is known, or it lacks one of them."""
     python = given or os.environ.get(PYTHON_VARIABLE)
-    if not python and importlib.util.find_spec("verl") is not None:
-        python = sys.executable
-    if not python and Path(LOCAL_PYTHON).is_file():
-        python = LOCAL_PYTHON
     if not python:
-        raise UserError(
-            "verl is not in this environment: it needs its own (docs/cluster.md has the commands). Name its "
-            f"python with --verl-python or ${PYTHON_VARIABLE}, or print the configuration with --dry-run."
-        )
-    found = shutil.which(python)
-    if not found:
+        python = sys.executable if importlib.util.find_spec("verl") else LOCAL_PYTHON
+        if not Path(python).is_file():
+            raise UserError(
+                "verl is not in this environment: it needs its own (docs/cluster.md has the commands). Name its "
+                f"python with --verl-python or ${PYTHON_VARIABLE}, or print the configuration with --dry-run."
+            )
+    if not (found := shutil.which(python)):
         raise UserError(f"{python}: no such python. --verl-python (or ${PYTHON_VARIABLE}) names verl's.")
     look = "import importlib.metadata as m; print(m.version('verl'), *m.entry_points(group='verl.plugins').names)"
     seen = subprocess.run([found, "-c", look], capture_output=True, text=True, check=False)
@@ -163,43 +156,30 @@ Sourced = tuple[str, Item]
 
 def rows_of(items: Iterable[Sourced], preset: str | Preset) -> list[Json]:
     """Problems in verl's schema with the prompt preset applied; `data_source` decides the grader."""
-    rows = []
-    for at, (source, item) in enumerate(items):
-        said = words(preset, item)
-        meta = json.dumps(dict(item.meta), default=str)
-        row = {
+    return [
+        {
             "data_source": source,
-            "prompt": [{"role": "user", "content": said}] if isinstance(said, str) else list(said),
+            "prompt": [{"role": "user", "content": said}] if isinstance(said := words(preset, item), str) else [*said],
             "ability": "code" if item.code else "math",
             "reward_model": {"style": "rule", "ground_truth": item.answer},
-            "extra_info": {"id": item.id, "index": at, "problem": item.prompt, "meta": meta},
+            "extra_info": {"id": item.id, "index": at, "problem": item.prompt}
+            | {"meta": json.dumps(dict(item.meta), default=str)},
         }
-        rows.append(row)
-    return rows
+        for at, (source, item) in enumerate(items)
+    ]
 
 
 def write_tests(path: Path, items: Iterable[Sourced]) -> None:
     """Tests of programs, a line per problem: they may be megabytes, and verl copies a row for every sample."""
-    lines = (f"{source}\t{item.id}\t{to_json(item.code)}\n" for source, item in items if item.code)
-    if first := next(lines, None):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(first)
-            file.writelines(lines)
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(f"{source}\t{item.id}\t{to_json(item.code)}\n" for source, item in items if item.code)
 
 
 def rewind(run: Path, store: Store) -> None:
     """Delete what came after the last checkpoint, in the folder and in the store."""
     step = last_checkpoint(run)
-    for path in [*numbered(run / "samples"), *numbered(run / "validation")]:
-        if int(path.stem) > step:
-            path.unlink()
+    for _, path in [*numbered(run / "samples", step + 1), *numbered(run / "validation", step + 1)]:
+        path.unlink()
     known = read_launch(run).get("runs", {}).get(str(store))
     if known:
         if store.find_run(known).status != "running":
@@ -251,17 +231,14 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 def wait(process: "subprocess.Popen[bytes]", run: Path, store: str | None, console: Console) -> int:
     """Wait for verl, importing what it has written so far."""
-    looked = time.monotonic()
     while True:
         try:
-            return process.wait(5)
+            return process.wait(IMPORT_EVERY)
         except subprocess.TimeoutExpired:
-            if time.monotonic() - looked > IMPORT_EVERY:
-                looked = time.monotonic()
-                try:
-                    fetch(run, store, None, None)
-                except Exception as e:  # noqa: BLE001  verl continues training; the import at the end raises
-                    console.print(f"results not imported this time ({type(e).__name__}: {e})", markup=False)
+            try:
+                fetch(run, store, None, None)
+            except Exception as e:  # noqa: BLE001  verl continues training; the import at the end raises
+                console.print(f"results not imported this time ({type(e).__name__}: {e})", markup=False)
 
 
 def fetch(run: Path, store: str | None, status: Status | None, console: Console | None) -> None:

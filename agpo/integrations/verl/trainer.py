@@ -11,6 +11,7 @@ weights are ours. Metrics and store cover everything that was sampled.
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,21 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from agpo.correction import logp_gap
 from agpo.integrations.verl import NAME, Json
-from agpo.integrations.verl.guards import check_config, check_objective, require_plugin
-from agpo.integrations.verl.measure import Sampled, is_refused, metrics_of
-from agpo.integrations.verl.plan import Plan, deal, plan_step
+from agpo.integrations.verl.guards import check_config, check_objective
+from agpo.integrations.verl.rows import (
+    Plan,
+    Row,
+    deal,
+    groups_of,
+    is_refused,
+    make_sample,
+    metrics_of,
+    plan_step,
+    stored,
+)
 from agpo.integrations.verl.worker import ClippedWorker, objective_in
 from agpo.mismatch import check_gap
+from evals.items import Item
 
 
 class BoundedReplayBuffer(ReplayBuffer):
@@ -71,7 +82,6 @@ class ClippedTrainer(PPOTrainerSync):
     """`trainer.v1.trainer_mode=agpo`. The configuration's section `agpo` has the objective and our limits."""
 
     def __init__(self, config: DictConfig):
-        require_plugin()
         plain: Json = OmegaConf.to_container(config, resolve=True)
         check_config(plain)
         self.section: Json = plain["agpo"]
@@ -87,7 +97,7 @@ class ClippedTrainer(PPOTrainerSync):
         mixed = plain["actor_rollout_ref"]["actor"]["fsdp_config"].get("mixed_precision") or {}
         self.dtype = torch.float32 if mixed.get("param_dtype") == "fp32" else torch.bfloat16  # verl's default
         self.refused = 0
-        self._sampled: Sampled | None = None
+        self._rows: list[Row] = []
         self._pads: list[str] = []
         super().__init__(config)
 
@@ -114,20 +124,20 @@ class ClippedTrainer(PPOTrainerSync):
         batch = super()._step_once(metrics, timing_raw, sample_batch_size)
         if self._pads:
             tq.kv_clear(keys=self._pads, partition_id=batch.partition_id)
-        assert self._sampled is not None
-        metrics.update(metrics_of(self._sampled, self._plan, self._happened))
+        metrics.update(metrics_of(self._rows, self._plan, self._happened))
         return self._everything
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: Json, **_: object) -> KVBatchMeta:
         """Plan the step and return the rows to run, in the order in which verl deals them to ranks."""
         self._everything = batch
-        self._sampled = read_sampled(batch, self.config.data.max_response_length, self.tokenizer.eos_token_id)
+        longest = self.config.data.max_response_length
+        self._rows = read_rows(batch, longest, self.tokenizer.eos_token_id)
         self._plan = plan_step(
-            self._sampled.uids,
-            self._sampled.groups(),
+            [row.uid for row in self._rows],
+            groups_of(self._rows),
             self.objective,
             self.config.actor_rollout_ref.actor.ppo_mini_batch_size,
-            self.config.data.max_response_length,
+            longest,
             corrected=self.correction is not None,
         )
         put_advantages(batch, self._plan)
@@ -138,13 +148,8 @@ class ClippedTrainer(PPOTrainerSync):
             cells.append([[None if i is None else part[i] for i in mine] for mine in dealt])
         self._sizes = [len(cell[0]) for cell in cells]
         rows = [row for r in range(self._ranks()) for cell in cells for row in cell[r]]
-        wanted = [row for row in rows if row is not None]
-        run = KVBatchMeta(
-            partition_id=batch.partition_id,
-            keys=[batch.keys[row] for row in wanted],
-            tags=[batch.tags[row] for row in wanted],
-            extra_info=batch.extra_info,
-        )
+        run = some_of(batch, [row for row in rows if row is not None])
+        run.extra_info = batch.extra_info
         return self._padded(run, rows)
 
     def _ranks(self) -> int:
@@ -206,25 +211,16 @@ class ClippedTrainer(PPOTrainerSync):
 
     def _compute_metrics(self, batch: KVBatchMeta, *args: object, **kwargs: object) -> None:
         """verl's metrics on the scorable samples: one NaN would make its means NaN."""
-        assert self._sampled is not None
-        scorable = [i for i, reward in enumerate(self._sampled.rewards) if not math.isnan(reward)]
-        if scorable:
-            kept = KVBatchMeta(
-                partition_id=batch.partition_id,
-                keys=[batch.keys[i] for i in scorable],
-                tags=[batch.tags[i] for i in scorable],
-            )
-            super()._compute_metrics(kept, *args, **kwargs)
+        if scorable := [i for i, row in enumerate(self._rows) if row.sample.reward is not None]:
+            super()._compute_metrics(some_of(batch, scorable), *args, **kwargs)
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict[str, float], rollout_data_dir: str) -> None:
         """Every sample of the step as a JSON line for `import_run`."""
-        assert self._sampled is not None
         path = Path(rollout_data_dir) / f"{self.global_steps}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [
-            json.dumps(line) for line in self._sampled.lines(self.tokenizer, self.global_steps, self._plan.advantage_B)
-        ]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        both = zip(self._rows, self._plan.advantage_B, strict=True)
+        lines = [json.dumps(stored(row, self.tokenizer, self.global_steps, a)) + "\n" for row, a in both]
+        path.write_text("".join(lines), encoding="utf-8")
 
     def _val_metrics_update(
         self, data_sources: list[str], sample_uids: list[str], infos: Json, turns: object, **kwargs: object
@@ -245,28 +241,31 @@ class ClippedTrainer(PPOTrainerSync):
         super()._dump_generations(reward_extra_infos_dict=infos, dump_path=dump_path, **kwargs)
 
 
-def read_sampled(batch: KVBatchMeta, max_tokens: int, eos_id: int) -> Sampled:
+def some_of(batch: KVBatchMeta, rows: Sequence[int]) -> KVBatchMeta:
+    keys, tags = ([values[row] for row in rows] for values in (batch.keys, batch.tags))
+    return KVBatchMeta(partition_id=batch.partition_id, keys=keys, tags=tags)
+
+
+def read_rows(batch: KVBatchMeta, max_tokens: int, eos_id: int) -> list[Row]:
     """The samples that a step's rollouts left in the queue."""
-    fields = ["uid", "prompts", "responses", "response_mask", "rm_scores", "rollout_log_probs", "extra_info"]
-    fields += ["reward_model", "extra_fields", "data_source"]
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-    sampled = [mask.bool() for mask in data["response_mask"].unbind()]
+    names = ["uid", "prompts", "responses", "response_mask", "rm_scores", "rollout_log_probs", "extra_info"]
+    names += ["reward_model", "extra_fields"]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
     logps = data["rollout_log_probs"].unbind() if "rollout_log_probs" in data.keys() else [None] * len(batch)  # noqa: SIM118
-    extra = [dict(one or {}) for one in column(data, "extra_info")]
-    told = [dict((one or {}).get("reward_extra_info") or {}) for one in column(data, "extra_fields")]
-    return Sampled(
-        keys=list(batch.keys),
-        uids=[str(uid) for uid in column(data, "uid")],
-        items=[str(one.get("id", one.get("index", ""))) for one in extra],
-        prompts=[ids.tolist() for ids in data["prompts"].unbind()],
-        responses=[ids[mask].tolist() for ids, mask in zip(data["responses"].unbind(), sampled, strict=True)],
-        rewards=[float(scores.double().sum()) for scores in data["rm_scores"].unbind()],
-        logps=[None if logp is None else logp[mask].tolist() for logp, mask in zip(logps, sampled, strict=True)],
-        infos=told,
-        references=[str((one or {}).get("ground_truth")) for one in column(data, "reward_model")],
-        max_tokens=max_tokens,
-        eos_id=eos_id,
-    )
+    tensors = (data[name].unbind() for name in ("prompts", "responses", "response_mask", "rm_scores"))
+    plain = (column(data, name) for name in ("uid", "extra_info", "reward_model", "extra_fields"))
+    rows = []
+    for key, prompt, ids, mask, scores, logp, uid, extra, model, more in zip(
+        batch.keys, *tensors, logps, *plain, strict=True
+    ):
+        mask, extra = mask.bool(), extra or {}
+        told = (more or {}).get("reward_extra_info") or {}
+        said = None if logp is None else logp[mask].tolist()
+        reward = float(scores.double().sum())
+        sample = make_sample(ids[mask].tolist(), said, reward, told, max_tokens, eos_id)
+        item = Item(str(extra.get("id", extra.get("index", ""))), "", str((model or {}).get("ground_truth")))
+        rows.append(Row(key, str(uid), item, tuple(prompt.tolist()), sample))
+    return rows
 
 
 def column(data: TensorDict, name: str) -> list[Any]:
