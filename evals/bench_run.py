@@ -63,7 +63,7 @@ def evaluate_plan(
             job, rows = evaluate_bench(plan, target.step, engine, store, run_id, console, max_errors)
             show_notes(plan, console)
             if lm_eval_output:
-                from evals.lm_tasks.output import bench_results
+                from evals.lm_tasks.evaluate import bench_results
 
                 results = bench_results(engine, plan.items, job, rows, store)
         else:
@@ -71,7 +71,7 @@ def evaluate_plan(
 
             results = evaluate_task(plan, target.step, engine, store, run_id, console, max_errors)
         if lm_eval_output and results:
-            from evals.lm_tasks.output import write_output
+            from evals.lm_tasks.evaluate import write_output
 
             write_output(*results, target.path, config, lm_eval_output, console)
     console.print(f"run {run_id} in {store}")

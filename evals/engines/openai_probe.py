@@ -240,29 +240,22 @@ class _Probe:
 
 
 def _what_is_missing(dialect: Dialect, logprobs: bool) -> list[str]:
-    notes: list[str] = []
-    if not dialect.ids_in:
-        notes.append(
-            "prompts go as chat messages (or as text, for a preset without chat) through its own chat template, and "
-            "lengths are not checked before the first request"
-        )
-    if not dialect.extensions:
-        notes.append("it accepts OpenAI's own fields only: top_k, min_p and repetition penalties are its defaults")
-    if not dialect.ids_out:
-        notes.append(
-            "it returns no token ids: responses are stored as text with the server's token count, without "
-            "log-probabilities; they cannot be trained on"
-        )
-    elif logprobs and dialect.logprobs == "none":
-        notes.append("it returns no log-probabilities: none are stored, and it cannot be compared with a trainer")
-    elif dialect.logprobs == "raw":
-        notes.append(
-            "its log-probabilities are taken before temperature: they are stored at temperature 0 and 1 only "
-            "(vLLM: --logprobs-mode processed_logprobs)"
-        )
-    if not dialect.seeds:
-        notes.append("no seeds are sent: samples are not reproducible")
-    return notes
+    said = {
+        "prompts go as chat messages (or as text, for a preset without chat) through its own chat template, and "
+        "lengths are not checked before the first request": not dialect.ids_in,
+        "it accepts OpenAI's own fields only: top_k, min_p and repetition penalties are its defaults": (
+            not dialect.extensions
+        ),
+        "it returns no token ids: responses are stored as text with the server's token count, without "
+        "log-probabilities; they cannot be trained on": not dialect.ids_out,
+        "it returns no log-probabilities: none are stored, and it cannot be compared with a trainer": (
+            logprobs and dialect.ids_out and dialect.logprobs == "none"
+        ),
+        "its log-probabilities are taken before temperature: they are stored at temperature 0 and 1 only "
+        "(vLLM: --logprobs-mode processed_logprobs)": dialect.logprobs == "raw",
+        "no seeds are sent: samples are not reproducible": not dialect.seeds,
+    }
+    return [note for note, holds in said.items() if holds]
 
 
 # The tokenizer
@@ -272,31 +265,25 @@ def _load_tokenizer(spec: str, model: str, root: str, notes: list[str]) -> tuple
     """(tokenizer, end-of-sequence ids), or (None, no ids). `auto` tries the names that the server reports."""
     if spec == "none":
         return None, frozenset()
-    names = [spec] if spec != "auto" else list(dict.fromkeys(name for name in (root, model) if name))
+    from transformers import GenerationConfig
+
+    from evals.engines.hf import end_of_sequence_ids, load_tokenizer
+
     reasons: list[str] = []
-    for name in names:
+    for name in dict.fromkeys(filter(None, (root, model))) if spec == "auto" else (spec,):
         try:
-            return _tokenizer_of(name)
+            if not is_local(name) and name.count("/") != 1:
+                raise FileNotFoundError("no such folder, and not the form of a hub id")
+            loaded, config = load_tokenizer(name), None
+            with suppress(OSError):
+                config = GenerationConfig.from_pretrained(loaded.name_or_path)
+            return loaded, end_of_sequence_ids(config, loaded)
         except (OSError, ValueError, KeyError, UserError) as e:
             reasons.append(f"{name}: {first_line(e)}")
     if spec != "auto":
         raise UserError(
             f"cannot load the tokenizer {reasons[0]}. Use the served model's folder or hub id, or none to send text."
         )
-    notes.append(
-        f"its tokenizer cannot be loaded ({'; '.join(reasons)}). The option tokenizer takes a folder or hub id"
-    )
+    told = "; ".join(reasons)
+    notes.append(f"its tokenizer cannot be loaded ({told}). The option tokenizer takes a folder or hub id")
     return None, frozenset()
-
-
-def _tokenizer_of(name: str) -> tuple[Tokenizer, frozenset[int]]:
-    from transformers import GenerationConfig
-
-    from evals.engines.hf import end_of_sequence_ids, load_tokenizer
-
-    if not is_local(name) and name.count("/") != 1:
-        raise FileNotFoundError("no such folder, and not the form of a hub id")
-    loaded, config = load_tokenizer(name), None
-    with suppress(OSError):
-        config = GenerationConfig.from_pretrained(loaded.name_or_path)
-    return loaded, end_of_sequence_ids(config, loaded)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.engines import Completion, EngineError, Output, Request, Sampling, Whole
-from evals.engines.vllm_worker import register_shared_memory
+from evals.engines.vllm_transfer import register_shared_memory
 from evals.items import derive_seed
 
 ENVIRONMENT = {
@@ -64,7 +64,7 @@ class Core:
             "generation_config": "vllm",  # no sampling defaults: every request is explicit
             "logprobs_mode": "processed_logprobs",  # after the temperature
             "enable_prefix_caching": True,  # a prompt is run once for all its completions
-            "worker_extension_cls": "evals.engines.vllm_worker.WeightLoader",
+            "worker_extension_cls": "evals.engines.vllm_transfer.WeightLoader",
             "disable_log_stats": True,
             "seed": 0,
         }
@@ -158,13 +158,6 @@ class Core:
             del self.running[name]
         while not self.running and self.engine.has_unfinished_requests():
             self.engine.step()
-
-    def load(self, folder: str) -> None:
-        """Replace the weights by those of a folder. `forget` must come next."""
-        if self.asleep:
-            self.engine.wake_up(["weights"])
-        self.engine.collective_rpc("load_folder", args=(folder,))
-        self.wake()
 
     def start_sync(self) -> None:
         """Allocate the weights, and nothing else, and prepare to receive them in chunks."""
