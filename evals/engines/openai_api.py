@@ -157,7 +157,7 @@ def _logprobs(found: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, Mappi
     """(log-probability of each token, alternatives at the first position) of either endpoint's shape."""
     if content := found.get("content"):  # chat
         top = {t["token"]: float(t["logprob"]) for t in content[0].get("top_logprobs") or ()}
-        values = [t.get("logprob") for t in content]
+        values: list[Any] = [t.get("logprob") for t in content]
     else:
         top = (found.get("top_logprobs") or [{}])[0] or {}
         values = found.get("token_logprobs") or [None]
