@@ -60,19 +60,20 @@ def complete(
     grader: Grader,
     on_row: Callable[[SampleRow], None] | None = None,
     max_errors: int = 0,
+    again: bool = False,
 ) -> dict[tuple[str, int], SampleRow]:
     """All `job.n` completions of every item, by (item id, repeat): those in the store, and new ones for the rest.
 
     A completion's seed comes from (seed, benchmark, item, repeat), so a larger n later keeps the first ones. It is
     written at once, with its verdict or before it; nothing written is lost by an early end. Stored completions without
-    a verdict, or with a grader's failure, are graded again. Without an engine none are made.
+    a verdict, or with a grader's failure, are graded again; with `again` all are. Without an engine none are made.
 
     Where single prompts fail the others are finished and graded before EngineError is raised. Up to `max_errors`
     prompts that a server refuses (its content filter, its context) raise nothing: their rows have no verdict.
     """
     asked = {item.id for item in items}
-    stored = store.samples(job.run_id, split=job.split, step=job.step)
-    known = {(row.item, row.repeat): row for row in stored if row.repeat < job.n and row.item in asked}
+    stored = {(row.item, row.repeat): row for row in store.samples(job.run_id, split=job.split, step=job.step)}
+    known = {key: row for key, row in stored.items() if row.repeat < job.n and row.item in asked}
     missing = [(item, [k for k in range(job.n) if (item.id, k) not in known]) for item in items]
     todo = [(item, repeats) for item, repeats in missing if repeats and engine is not None]
     tokenizer = None if engine is None else engine.tokenizer
@@ -90,6 +91,8 @@ def complete(
     ]
     with Recorder(store, job.run_id, on_row) as recorder:
         unjudged = {key for key, row in known.items() if row.outcome in UNJUDGED}
+        if again:  # a refused prompt has nothing to grade
+            unjudged = {key for key, row in stored.items() if row.outcome != "refused"}
         for key, row in known.items():
             if key not in unjudged:
                 recorder.keep(row)
@@ -151,28 +154,14 @@ def seen_of(row: SampleRow) -> dict[str, object]:
     return {name: getattr(row, name) for name in ("prompt", "token_ids", "finish_reason", "step", "response")}
 
 
-def regrade(
-    items: Sequence[Item], job: Job, store: Store, grader: Grader, on_row: Callable[[SampleRow], None] | None = None
-) -> dict[tuple[str, int], SampleRow]:
-    """Grade the stored completions of a run again. Raises UserError for an unknown problem."""
-    with Recorder(store, job.run_id, on_row) as recorder:
-        _grade_again(recorder, items, job, store, grader, None)
-        grader.flush()
-    return recorder.rows
-
-
 def _grade_again(
-    recorder: "Recorder",
-    items: Sequence[Item],
-    job: Job,
-    store: Store,
-    grader: Grader,
-    only: set[tuple[str, int]] | None,
+    recorder: "Recorder", items: Sequence[Item], job: Job, store: Store, grader: Grader, keys: set[tuple[str, int]]
 ) -> None:
+    """Grade stored completions again. Raises UserError for an unknown problem."""
     by_id = {item.id: item for item in items}
     # with tokens: a row is written whole
     for row in store.samples(job.run_id, split=job.split, step=job.step, with_tokens=True):
-        if only is None or (row.item, row.repeat) in only:
+        if (row.item, row.repeat) in keys:
             if row.item not in by_id:
                 raise UserError(
                     f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "

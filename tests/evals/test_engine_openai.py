@@ -756,6 +756,10 @@ def test_a_refused_prompt_leaves_the_others_graded_and_is_counted(tmp_path, monk
     told = capsys.readouterr().out
     assert f"{2 - after} response{'s' * (after == 0)} refused" in told
     assert "nan" not in told
+    assert main(["--regrade", run.id]) == 0
+    assert [(row.item, row.outcome, row.reward) for row in stored()[0][1]] == [
+        (row.item, row.outcome, row.reward) for row in rows
+    ], "a prompt that was refused is no wrong answer, also when it is graded again"
     with Store.open("results/agpo.db") as store:
         means = [value for _, name, value in store.metrics(run.id) if name in ("tokens_mean", "tokens_median")]
     assert means[-2:] == [7.0, 7.0]  # of what was answered
