@@ -28,15 +28,7 @@ from evals.engines.hf import (
 from evals.engines.options import WHOLE_GPU, VLLMOptions
 from evals.engines.vllm_core import Spec
 from evals.engines.vllm_process import Processes
-from evals.engines.vllm_transfer import (
-    ALLOCATOR,
-    buffer_bytes,
-    chunks,
-    folder_weights,
-    gpu_buffers,
-    host_buffer,
-    weight_shapes,
-)
+from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer, weight_shapes
 from evals.errors import UserError
 from evals.hub import model_folder
 
@@ -52,7 +44,7 @@ CACHE_BYTES = 2 << 30
 
 
 class VLLMEngine:
-    """See `evals.engines.Engine`. Its weights are its own: `sync` replaces them.
+    """See `evals.engines.Engine`. Its weights are its own: `sync` and `load_weights` replace them.
 
     Log-probabilities are None with top-p or top-k, since vLLM computes them after the cut.
     """
@@ -115,9 +107,7 @@ class VLLMEngine:
         for at, repeat, completion in self.backend.generate(requests, sampling):
             yield Output(at, repeat, replace(completion, weight_version=version))
 
-    def sync(
-        self, weights: Mapping[str, torch.Tensor] | WeightStream, version: str, where: str = "the trainer's weights"
-    ) -> None:
+    def sync(self, weights: Mapping[str, torch.Tensor] | WeightStream, version: str) -> None:
         """Generate with these weights from now on: the names and shapes of a checkpoint, on any device.
 
         The order keeps the peak of a GPU's memory low: the weights wake first, the trainer frees what it gathered for
@@ -125,7 +115,7 @@ class VLLMEngine:
         """
         stream = weights if isinstance(weights, WeightStream) else WeightStream(weights, weights.items())
         like = self._untied(stream.like)
-        self.shapes = self._same_model({name: tuple(x.shape) for name, x in like.items()}, where)
+        self.shapes = self._same_model({name: tuple(x.shape) for name, x in like.items()}, "the trainer's weights")
         self.weight_version = "unknown: a sync failed"  # until it did not
         self._give_back()
         self.backend.call("start_sync")
@@ -154,8 +144,11 @@ class VLLMEngine:
     def load_weights(self, folder: str, *, version: str) -> None:
         """Generate with the weights of another checkpoint folder of this model from now on."""
         check_replaced(load_config(self.spec.arguments["model"])[0].model_type)
-        like = {name: x.to("meta") for name, x in folder_weights(folder)}
-        self.sync(WeightStream(like, folder_weights(folder)), version, folder)
+        self.shapes = self._same_model(self._untied(weight_shapes(folder)), folder)
+        self.weight_version = "unknown: a sync failed"
+        self.backend.call("load", folder)
+        self.backend.call("forget")
+        self.weight_version = version
 
     def _same_model(self, shapes: dict[str, tuple[int, ...]], where: str) -> dict[str, tuple[int, ...]]:
         """The shapes. Raises UserError if they are not those of the served model."""

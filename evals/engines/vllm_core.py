@@ -160,6 +160,13 @@ class Core:
         while not self.running and self.engine.has_unfinished_requests():
             self.engine.step()
 
+    def load(self, folder: str) -> None:
+        """Replace the weights by those of a folder. `forget` must come next."""
+        if self.asleep:
+            self.engine.wake_up(["weights"])
+        self.engine.collective_rpc("load_folder", args=(folder,))
+        self.wake()
+
     def start_sync(self) -> None:
         """Allocate the weights, and nothing else, and prepare to receive them in chunks."""
         if self.asleep:

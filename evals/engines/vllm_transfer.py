@@ -126,6 +126,7 @@ class WeightLoader:
     """A vLLM worker gets these methods too (`worker_extension_cls`); they are called by `collective_rpc`."""
 
     model_runner: Any
+    reload_weights: Any
 
     def tie_again(self) -> None:
         """Give a tied output layer the new embeddings, after new weights.
@@ -152,6 +153,16 @@ class WeightLoader:
         for module in self.model_runner.model.modules() if current_platform.is_cpu() else ():
             if getattr(getattr(module, "quant_method", None), "moe_kernel", None) is not None:
                 module.quant_method.moe_kernel = None
+
+    def load_folder(self, folder: str) -> None:
+        """Replace the weights by those of a folder in a checkpoint's names.
+
+        Only vLLM's layer-wise reload does it right: it restores each layer to the form its loader expects, loads, and
+        processes it again. On a CPU every linear layer holds a packed copy, so that assigning weights changes nothing.
+        """
+        self.unpack_experts()
+        self.reload_weights(weights_iterator=folder_weights(folder))
+        self.tie_again()
 
 
 def register_shared_memory() -> str:
