@@ -63,6 +63,21 @@ def partings(pairs: Sequence[Pair]) -> list[Parting]:
     return found
 
 
+def independent_error(rewards_a_PN: np.ndarray, rewards_b_PN: np.ndarray) -> tuple[float, float]:
+    """Standard error of the mean difference over P problems with N samples each: (as is, with independent noise).
+
+    Shared noise removes 2 cov / N from a problem's variance, cov the covariance of the two rewards over its samples.
+    The second is nan with one sample each.
+    """
+    n_problems, n = rewards_a_PN.shape
+    shared = float(np.var(rewards_b_PN.mean(1) - rewards_a_PN.mean(1), ddof=1)) / n_problems
+    if n < 2:
+        return math.sqrt(shared), math.nan
+    centred = [x - x.mean(1, keepdims=True) for x in (rewards_a_PN, rewards_b_PN)]
+    cov_P = (centred[0] * centred[1]).sum(1) / (n - 1)
+    return math.sqrt(shared), math.sqrt(max(0.0, shared + 2 * float(cov_P.mean()) / n / n_problems))
+
+
 def evaluated(
     plan: Plan, target: Target, engine_of: "EngineOf", name: str, options: "Json", store: "Store", console: Console
 ) -> str:
@@ -140,6 +155,14 @@ def report(
     a, b = (columns(rows) for rows in zip(*pairs, strict=True))
     c = compare(a, b)
     say(f"B is {verdict(c, 'A')}. A {100 * c.a:.1f} %, B {100 * c.b:.1f} %.")
+    judged = grouped((p for p in pairs if None not in (p[0].reward, p[1].reward)), lambda p: p[0].item)
+    whole = [[(x.reward, y.reward) for x, y in some] for some in judged.values() if len(some) == plan.settings["n"]]
+    shared, apart = independent_error(*np.array(whole).transpose(2, 0, 1)) if len(whole) > 1 else (math.nan, math.nan)
+    if math.isnan(apart):
+        say("To see how much the shared noise narrows that interval, use two samples per problem or more (--n 4).")
+    elif shared > 0:
+        wider = f"{100 * apart:.2f} ({apart / shared:.2f} times as wide)"
+        say(f"Standard error {100 * shared:.2f} points; with independent answers to the same problems {wider}.")
 
 
 @command
@@ -154,8 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("b", metavar="B", help="another one, with the same tokenizer")
     own, rest = parser.parse_known_args(argv)
     args, console = run_arguments(["--n", "4", *rest]), make_console()
-    not_ours = ("model", "checkpoints", "resume", "regrade", "dry_run", "list")
-    if given := [flag for flag in not_ours if getattr(args, flag)]:
+    if given := [
+        flag for flag in ("model", "checkpoints", "resume", "regrade", "dry_run", "list") if getattr(args, flag)
+    ]:
         raise UserError(f"--{given[0].replace('_', '-')} is an option of evals.run that evals.diff does not have.")
     name, options = engine_name(args), engine_options(args)
     if name == "openai" or own.a.startswith("openai:"):
@@ -163,9 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "hf":
         options.setdefault("noise", "gumbel")
     targets = [find_target(own.a), find_target(own.b)]
-    plans = make_plans(args)
-    for target in reversed(targets):  # A's limit counts
-        plans = [plan_for(plan, target, args.max_tokens) for plan in plans]
+    plans = [
+        plan_for(plan_for(plan, targets[1], args.max_tokens), targets[0], args.max_tokens) for plan in make_plans(args)
+    ]
 
     from evals.engines.hf import load_tokenizer
     from evals.store import Store

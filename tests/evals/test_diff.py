@@ -2,11 +2,12 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evals.diff import main, partings
+from evals.diff import independent_error, main, partings
 from evals.engines.hf import HFEngine
 from evals.store import Store
 
@@ -51,6 +52,7 @@ def test_two_models_part_where_their_own_probabilities_do(here, tiny, other, cap
     p = found[0]
     shown = engine.tokenizer.decode([p.tokens[0]])
     assert f"  {shown} " in said
+    assert "Standard error" in said
     # asked again, nothing is sampled again; with other noise it is
     assert main([tiny, other, "--limit", "48"]) == 0
     assert capsys.readouterr().out.count("has its answers already") == 2
@@ -78,3 +80,15 @@ def test_a_model_does_not_part_from_itself(here, tiny, tmp_path, capsys):
 def test_what_cannot_be_compared_is_refused(here, capsys, args, said):
     assert main(args) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_error_of_independent_answers_is_that_of_pairs_dealt_anew():
+    rng, problems, n = np.random.default_rng(0), 4000, 4
+    p = rng.uniform(0.2, 0.8, size=(problems, 1))
+    noise = rng.random((problems, n))
+    a, b = (noise < p).astype(float), (noise < p + 0.1).astype(float)
+    fresh = (rng.random((problems, n)) < p + 0.1).astype(float)
+    shared, apart = independent_error(a, b)
+    assert shared < 0.6 * apart
+    assert apart == pytest.approx(independent_error(a, fresh)[0], rel=0.03)
+    assert np.isnan(independent_error(a[:, :1], b[:, :1])[1])
