@@ -210,7 +210,7 @@ def tokens_per_try(options: SolveOptions, context: Context) -> tuple[float, str]
 def parameters(model: str) -> float:
     """Of a folder by its weights' shapes, otherwise as the name says ("-32B"); 0: unknown."""
     if Path(model).is_dir():
-        from evals.engines.vllm_worker import weight_shapes
+        from evals.engines.vllm_transfer import weight_shapes
 
         return float(sum(math.prod(shape) for shape in weight_shapes(model).values()))
     found = re.search(r"(\d+(?:\.\d+)?)([bm])\b", model.split("#")[-1].lower())

@@ -10,8 +10,7 @@ from data_curation import sources, stage
 from data_curation.recipe import Recipe
 from data_curation.stage import Context, Done, Drop, Raw, Record, Result, Row, dumps
 from evals.errors import UserError
-from evals.files import Malformed, chat_row, file_rows
-from evals.folders import files_of, local_files
+from evals.files import Malformed, chat_row, file_rows, files_of, local_files
 from evals.items import choose_indices, hub_name, hub_rows
 
 

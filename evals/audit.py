@@ -5,9 +5,9 @@ steps, the policy may have learnt to please the grader instead of solving the pr
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -106,26 +106,17 @@ def opinions(
 ) -> Iterator[tuple["SampleRow", Verdict]]:
     """(row, the other grader's verdict) of every completion with a reward above `paid`. The verdict is stored under
     `mark` in its meta, for the page's filters."""
-    split = "train" if run.kind == "train" else None
+    rows = store.samples(run.id, split="train" if run.kind == "train" else None, with_tokens=True)
     with progress_bar("grading", run.samples, console) as advance:
-        waiting: list[tuple[SampleRow, Future[Verdict]]] = []
-
-        def settle() -> Iterator[tuple["SampleRow", Verdict]]:
+        while some := list(itertools.islice(rows, BATCH)):
+            advance(len(some))
+            some = [row for row in some if row.reward is not None and row.reward > paid]
+            known = [items.get(row.item) or Item(row.item, row.prompt, row.reference, row.meta) for row in some]
+            waiting = [submit_again(grader, row, item) for row, item in zip(some, known, strict=True)]
             grader.flush()
-            judged = [(row, verdict.result()) for row, verdict in waiting]
-            waiting.clear()
-            marks = [replace(row, meta={**row.meta, mark: said(verdict, paid)}) for row, verdict in judged]
-            store.log_samples(run.id, marks)
+            judged = [(row, verdict.result()) for row, verdict in zip(some, waiting, strict=True)]
+            store.log_samples(run.id, [replace(row, meta={**row.meta, mark: said(v, paid)}) for row, v in judged])
             yield from judged
-
-        for row in store.samples(run.id, split=split, with_tokens=True):
-            advance()
-            if row.reward is not None and row.reward > paid:
-                item = items.get(row.item) or Item(row.item, row.prompt, row.reference, row.meta)
-                waiting.append((row, submit_again(grader, row, item)))
-            if len(waiting) >= BATCH:
-                yield from settle()
-        yield from settle()
 
 
 def said(verdict: Verdict, paid: float) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from evals.benches import BENCHES, Bench, find, load
 from evals.benches.bench import PREFIX
-from evals.complete import Job, complete, regrade
+from evals.complete import Job, complete
 from evals.console import plural, progress_bar
 from evals.engines import Engine, EngineError, Sampling
 from evals.engines.hf import check_fits
@@ -63,7 +63,7 @@ def evaluate_plan(
             job, rows = evaluate_bench(plan, target.step, engine, store, run_id, console, max_errors)
             show_notes(plan, console)
             if lm_eval_output:
-                from evals.lm_tasks.output import bench_results
+                from evals.lm_tasks.evaluate import bench_results
 
                 results = bench_results(engine, plan.items, job, rows, store)
         else:
@@ -71,7 +71,7 @@ def evaluate_plan(
 
             results = evaluate_task(plan, target.step, engine, store, run_id, console, max_errors)
         if lm_eval_output and results:
-            from evals.lm_tasks.output import write_output
+            from evals.lm_tasks.evaluate import write_output
 
             write_output(*results, target.path, config, lm_eval_output, console)
     console.print(f"run {run_id} in {store}")
@@ -131,7 +131,7 @@ def regrade_run(wanted: str, store: "Store", console: Console) -> None:
         used = config.get("grader") or bench.grader or "math"
         span = config.get("reward_range", (0.0, 1.0))
         with open_grader(used, span) as grader, progress_bar("grading", run.samples, console) as advance:
-            rows = regrade(items, job, store, grader, lambda row: advance())
+            rows = complete(None, items, job, store, grader, lambda row: advance(), again=True)
         print_changes(before, rows, console)
         finish(job, store, console)
     finally:

@@ -30,12 +30,8 @@ def judged(rows: Sequence[SampleRow]) -> dict[tuple[str, bool], list[SampleRow]]
     """(rule of comparison, with the problems that have known errata) -> the samples under it; without these problems
     too where there are some."""
     sound = [row for row in rows if "errata" not in row.meta]
-    found = {}
-    for rule in RULES:
-        found[rule, True] = under(rule, rows)
-        if 0 < len(sound) < len(rows):
-            found[rule, False] = under(rule, sound)
-    return found
+    some = {True: rows, **({False: sound} if 0 < len(sound) < len(rows) else {})}
+    return {(rule, errata): under(rule, chosen) for rule in RULES for errata, chosen in some.items()}
 
 
 def disagreements(rows: Sequence[SampleRow]) -> list[SampleRow]:

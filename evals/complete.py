@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -60,19 +60,20 @@ def complete(
     grader: Grader,
     on_row: Callable[[SampleRow], None] | None = None,
     max_errors: int = 0,
+    again: bool = False,
 ) -> dict[tuple[str, int], SampleRow]:
     """All `job.n` completions of every item, by (item id, repeat): those in the store, and new ones for the rest.
 
     A completion's seed comes from (seed, benchmark, item, repeat), so a larger n later keeps the first ones. It is
     written at once, with its verdict or before it; nothing written is lost by an early end. Stored completions without
-    a verdict, or with a grader's failure, are graded again. Without an engine none are made.
+    a verdict, or with a grader's failure, are graded again; with `again` all are. Without an engine none are made.
 
     Where single prompts fail the others are finished and graded before EngineError is raised. Up to `max_errors`
     prompts that a server refuses (its content filter, its context) raise nothing: their rows have no verdict.
     """
     asked = {item.id for item in items}
-    stored = store.samples(job.run_id, split=job.split, step=job.step)
-    known = {(row.item, row.repeat): row for row in stored if row.repeat < job.n and row.item in asked}
+    stored = {(row.item, row.repeat): row for row in store.samples(job.run_id, split=job.split, step=job.step)}
+    known = {key: row for key, row in stored.items() if row.repeat < job.n and row.item in asked}
     missing = [(item, [k for k in range(job.n) if (item.id, k) not in known]) for item in items]
     todo = [(item, repeats) for item, repeats in missing if repeats and engine is not None]
     tokenizer = None if engine is None else engine.tokenizer
@@ -90,6 +91,8 @@ def complete(
     ]
     with Recorder(store, job.run_id, on_row) as recorder:
         unjudged = {key for key, row in known.items() if row.outcome in UNJUDGED}
+        if again:  # a refused prompt has nothing to grade
+            unjudged = {key for key, row in stored.items() if row.outcome != "refused"}
         for key, row in known.items():
             if key not in unjudged:
                 recorder.keep(row)
@@ -151,28 +154,14 @@ def seen_of(row: SampleRow) -> dict[str, object]:
     return {name: getattr(row, name) for name in ("prompt", "token_ids", "finish_reason", "step", "response")}
 
 
-def regrade(
-    items: Sequence[Item], job: Job, store: Store, grader: Grader, on_row: Callable[[SampleRow], None] | None = None
-) -> dict[tuple[str, int], SampleRow]:
-    """Grade the stored completions of a run again. Raises UserError for an unknown problem."""
-    with Recorder(store, job.run_id, on_row) as recorder:
-        _grade_again(recorder, items, job, store, grader, None)
-        grader.flush()
-    return recorder.rows
-
-
 def _grade_again(
-    recorder: "Recorder",
-    items: Sequence[Item],
-    job: Job,
-    store: Store,
-    grader: Grader,
-    only: set[tuple[str, int]] | None,
+    recorder: "Recorder", items: Sequence[Item], job: Job, store: Store, grader: Grader, keys: set[tuple[str, int]]
 ) -> None:
+    """Grade stored completions again. Raises UserError for an unknown problem."""
     by_id = {item.id: item for item in items}
     # with tokens: a row is written whole
     for row in store.samples(job.run_id, split=job.split, step=job.step, with_tokens=True):
-        if only is None or (row.item, row.repeat) in only:
+        if (row.item, row.repeat) in keys:
             if row.item not in by_id:
                 raise UserError(
                     f"run {job.run_id} has completions of problem {row.item!r}, which {job.bench.title} no longer "
@@ -197,10 +186,9 @@ class Recorder:
         self.store, self.run_id, self.on_row = store, run_id, on_row
         self.rows: dict[tuple[str, int], SampleRow] = {}
         """(item, repeat) -> row, complete when the context is left"""
-        self._waiting: list[tuple[SampleRow, Item, Future[Verdict] | None]] = []
-        self._new: queue.SimpleQueue[tuple[SampleRow, Item, Future[Verdict] | None] | None] = queue.SimpleQueue()
+        self._new: queue.SimpleQueue[Callable[[], tuple[SampleRow, int]] | None] = queue.SimpleQueue()
+        """what makes a row to write, and how many verdicts it adds to those to come; None: nothing more is added"""
         self._error: BaseException | None = None
-        self._written: set[tuple[str, int]] = set()
         self._wait = True
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
@@ -227,50 +215,33 @@ class Recorder:
         """A row without a verdict, and the verdict to come; None: nobody here grades it."""
         if self._error is not None:
             raise self._error
-        self._new.put((row, item, verdict))
+        self._new.put(lambda: (row, 1 if verdict else 0))
+        if verdict:
+            verdict.add_done_callback(lambda done: self._new.put(lambda: (graded(row, item, done.result()), -1)))
 
     def _run(self) -> None:
+        more, to_come = True, 0
         try:
-            while self._collect():
-                self._write()
-            self._write()
-            while self._waiting and self._wait:
-                wait([verdict for _, _, verdict in self._waiting if verdict is not None], timeout=FLUSH_SECONDS)
-                self._write()
+            while more or (to_come and self._wait):
+                deadline = time.monotonic() + FLUSH_SECONDS
+                batch: dict[tuple[str, int], tuple[SampleRow, int]] = {}
+                while (more or (to_come and self._wait)) and (left := deadline - time.monotonic()) > 0:
+                    try:
+                        made = self._new.get(timeout=left)
+                    except queue.Empty:
+                        break
+                    if made is None:
+                        more = False
+                        continue
+                    row, change = made()
+                    to_come += change
+                    batch[row.item, row.repeat] = row, change
+                self.store.log_samples(self.run_id, [row for row, _ in batch.values()])
+                for row, change in batch.values():
+                    if change <= 0:
+                        self.keep(row)
         except BaseException as e:  # noqa: BLE001  raised where the recorder is used
             self._error = e
-
-    def _collect(self) -> bool:
-        """Take what is added within FLUSH_SECONDS. False: nothing more will come."""
-        deadline = time.monotonic() + FLUSH_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                new = self._new.get(timeout=left)
-            except queue.Empty:
-                break
-            if new is None:
-                return False
-            self._waiting.append(new)
-        return True
-
-    def _write(self) -> None:
-        done, waiting = [], []
-        early: list[SampleRow] = []
-        for row, item, verdict in self._waiting:
-            key = (row.item, row.repeat)
-            if verdict is None:
-                done.append(row)
-            elif verdict.done():
-                done.append(graded(row, item, verdict.result()))
-            else:
-                waiting.append((row, item, verdict))
-                if key not in self._written:
-                    early.append(row)
-        self.store.log_samples(self.run_id, early + done)
-        self._written.update((row.item, row.repeat) for row in early)
-        for row in done:
-            self.keep(row)
-        self._waiting = waiting
 
 
 def token_chars(completion: Completion, text: str, tokenizer: Tokenizer | None) -> tuple[int, ...] | None:

@@ -10,8 +10,7 @@ from typing import Any
 
 from evals.code_tests import Code, read_code
 from evals.errors import UserError, first_line
-from evals.files import ENDINGS, Malformed, Record, ending, file_rows
-from evals.folders import local_files
+from evals.files import ENDINGS, Malformed, Record, ending, file_rows, local_files
 from evals.hub import ask_hub
 from sandbox import Limits
 
@@ -74,7 +73,7 @@ def parts_of(path: str | Path) -> list[str]:
 
 
 def source_rows(part: str) -> Iterable[Record]:
-    """Rows of a place: a file, a folder (`evals.folders`) or a data set of the hub, the last two as NAME, NAME:SPLIT or
+    """Rows of a place: a file, a folder (`local_files`) or a data set of the hub, the last two as NAME, NAME:SPLIT or
     NAME:CONFIG:SPLIT. The default split is train."""
     name, *rest = [part] if Path(part).exists() else part.split(":")
     if Path(name).is_dir():

@@ -42,8 +42,9 @@ class Plan:
 
 def make_plans(args: argparse.Namespace) -> list[Plan | TaskPlan]:
     """One plan per benchmark of the command line. Raises UserError for options that do not go together."""
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit must be at least 1, not {args.limit}.")
+    for name in ("limit", "n", "max_tokens"):
+        if (given := getattr(args, name)) is not None and given < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {given}.")
     names = list(dict.fromkeys(name for given in args.bench for name in given.split(",") if name))
     tasks = [name for name in names if name.startswith(PREFIX)]
     benches = [find(name) for name in names if name not in tasks]
@@ -82,10 +83,6 @@ def with_model_notes(plan: Plan, target: Target, store: "Store | None") -> Plan:
 
 
 def settings_of(bench: Bench, args: argparse.Namespace, data: str | None, own: dict[str, str]) -> Config:
-    if args.n < 1:
-        raise UserError(f"--n must be at least 1, not {args.n}.")
-    if args.max_tokens is not None and args.max_tokens < 1:
-        raise UserError(f"--max-tokens must be at least 1, not {args.max_tokens}.")
     temperature = bench.temperature if args.temperature is None else args.temperature
     if temperature < 0 or not 0 < args.top_p <= 1:
         raise UserError("--temperature must be at least 0 and --top-p in (0, 1].")

@@ -146,9 +146,7 @@ def engines(name: str, options: Config) -> "Iterator[Callable[[Target], Engine]]
             else:
                 engine.close()
                 engine = None
-        if engine is None:
-            engine = load_engine(name, target.path, **options)
-        loaded = target.path
+        engine, loaded = engine or load_engine(name, target.path, **options), target.path
         return engine
 
     try:
@@ -207,15 +205,9 @@ def evaluate_all(
 
 def facts_of(target: Target, engine: str, options: Config) -> Config:
     """A run's configuration of model and engine. Precision and noise decide results; other options do not."""
-    others = {key: value for key, value in options.items() if key not in ("dtype", "noise")}
-    noise = {"noise": options["noise"]} if "noise" in options else {}  # the same seeds give other answers
-    return {
-        **target.facts(),
-        "engine": engine,
-        "dtype": options.get("dtype", "auto"),
-        **noise,
-        "engine_options": others,
-    }
+    deciding = {key: options[key] for key in ("dtype", "noise") if key in options}
+    others = {key: value for key, value in options.items() if key not in deciding}
+    return {**target.facts(), "engine": engine, "dtype": "auto", **deciding, "engine_options": others}
 
 
 def list_benches(console: Console) -> None:
@@ -223,8 +215,7 @@ def list_benches(console: Console) -> None:
 
     table = Table("name", "benchmark", "problems", "grader", "prompt", "max tokens", "licence", "source")
     for b in BENCHES.values():
-        row = (b.name, b.title, str(b.size), b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
-        table.add_row(*row)
+        table.add_row(b.name, b.title, str(b.size), b.grader, b.prompt, str(b.max_tokens), b.licence, b.source)
     console.print(table)
     console.print("and lm_eval:<task> for any task of lm-eval")
 

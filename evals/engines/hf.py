@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 from pydantic import Field
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from evals.engines import Completion, FinishReason, Output, Request, Sampling, Whole
@@ -45,10 +46,7 @@ class HFEngine:
     def __init__(self, model: PreTrainedModel, tokenizer: Any, *, max_sequences: int = 256, noise: Noise = "uniform"):
         """noise: how tokens are drawn (`evals.engines.sampling`). With gumbel two models that share seeds diverge only
         where they differ, at the cost of a random number for every token of the vocabulary."""
-        self.noise = noise
-        self.model = model
-        self.tokenizer = tokenizer
-        self.max_sequences = max_sequences
+        self.model, self.tokenizer, self.max_sequences, self.noise = model, tokenizer, max_sequences, noise
         self.weight_version = ""
         self.max_context = context_of(model.config)
         self.eos_ids = end_of_sequence_ids(model.generation_config, tokenizer)
@@ -105,20 +103,13 @@ class HFEngine:
                 )
         order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
         vocabulary = self.model.config.get_text_config().vocab_size
-        device = self.model.device
         while order:
             longest = sum(map(len, pairs[order[0]])) - 1
             size = max(1, SCORED_LOGITS // (longest * vocabulary))
             batch, order = order[:size], order[size:]
-            ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
-            mask_BT = torch.zeros_like(ids_BT)
-            for row, i in enumerate(batch):
-                read = [*pairs[i][0], *pairs[i][1]][:-1]
-                ids_BT[row, : len(read)] = torch.tensor(read)
-                mask_BT[row, : len(read)] = 1
-            logits_BTV = self.model(
-                input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
-            ).logits
+            read = [torch.tensor([*pairs[i][0], *pairs[i][1]][:-1], device=self.model.device) for i in batch]
+            ids_BT, mask_BT = (pad_sequence(x, batch_first=True) for x in (read, [x.new_ones(len(x)) for x in read]))
+            logits_BTV = self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
             for row, i in enumerate(batch):
                 context, continuation = pairs[i]
                 start = len(context) - 1
@@ -163,7 +154,11 @@ class HFEngine:
 
         A batch has at most `max_sequences` pairs, and fewer where their keys and values would not fit the memory.
         """
-        budget = self._cache_bytes() // self._token_bytes()
+        device, room = self.model.device, CACHE_BYTES
+        if device.type == "cuda":
+            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free within this process
+            room = (torch.cuda.mem_get_info(device)[0] + cached) // 2
+        budget = room // cache_bytes_per_token(self.model.config, self.model.dtype.itemsize)
         shared = self.decoder is SharedPrompts
         wave: list[tuple[int, int]] = []
         prompts = 0  # in the wave; without sharing every row has its own
@@ -178,16 +173,6 @@ class HFEngine:
             prompts += new
         if wave:
             yield wave
-
-    def _token_bytes(self) -> int:
-        return cache_bytes_per_token(self.model.config, self.model.dtype.itemsize)
-
-    def _cache_bytes(self) -> int:
-        device = self.model.device
-        if device.type != "cuda":
-            return CACHE_BYTES
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free within this process
-        return (torch.cuda.mem_get_info(device)[0] + cached) // 2
 
     @torch.inference_mode()
     def _decode(
@@ -263,9 +248,7 @@ def at_least_a_tile(rows: np.ndarray) -> np.ndarray:
 def end_of_sequence_ids(generation_config: GenerationConfig | None, tokenizer: Any) -> frozenset[int]:
     """Every id that ends a sequence: the generation config's (one or several) and the tokenizer's."""
     listed = getattr(generation_config, "eos_token_id", None)
-    ids = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
+    ids = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id} - {None}
     if not ids:
         raise UserError(
             "the model has no end-of-sequence id: neither generation_config.json nor the tokenizer names one. "

@@ -5,13 +5,11 @@ says what that disables. See docs/engines-openai.md.
 """
 
 import asyncio
-import contextlib
 import copy
 import logging
-import queue
 import sys
-import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -26,8 +24,6 @@ from evals.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-UNDELIVERED = 256
-"""completions that wait for a slow caller before no more requests are sent"""
 MANY_FAILED = 8
 """failed prompts before no more requests are sent"""
 FATAL = (401, 403, 404)
@@ -116,11 +112,13 @@ class OpenAIEngine:
         total = sum(len(request.seeds) for request in requests)
         if not total:
             return
-        run = _Run(self, requests, sampling, min(total, self.limits.concurrency * len(self.servers)))
-        try:
-            yield from run.outputs()
-        finally:
-            run.end()
+        call = _Call(self, requests, sampling)
+        with asyncio.Runner() as runner:  # at an early end it closes the connections, which makes vLLM stop decoding
+            task = runner.get_loop().create_task(call.run(min(total, self.limits.concurrency * len(self.servers))))
+            task.add_done_callback(lambda _: call.results.put_nowait(None))
+            while (output := runner.run(call.results.get())) is not None:
+                yield output
+            task.result()
 
     def _check(self, request: Request, sampling: Sampling, what: str) -> None:
         from evals.engines.hf import check_fits
@@ -154,67 +152,39 @@ class OpenAIEngine:
         )
 
 
-class _Run:
-    """One call of `generate`: an event loop in a thread, which keeps asking while the caller works."""
+class _Call:
+    """One call of `generate`. Its event loop runs while the caller waits for the next completion."""
 
-    def __init__(self, engine: OpenAIEngine, requests: Sequence[Request], sampling: Sampling, workers: int):
-        self.engine, self.requests, self.sampling, self.workers = engine, requests, sampling, workers
-        self.pairs = ((i, k) for i, r in enumerate(requests) for k in range(len(r.seeds)) if i not in self.failed)
-        self.results: queue.SimpleQueue[Output | BaseException | None] = queue.SimpleQueue()
-        self.room = asyncio.Semaphore(workers + UNDELIVERED)
+    def __init__(self, engine: OpenAIEngine, requests: Sequence[Request], sampling: Sampling):
+        self.engine, self.requests, self.sampling = engine, requests, sampling
+        self.results: asyncio.Queue[Output | None] = asyncio.Queue()
+        """None: it is over"""
         self.failed: dict[int, RequestError] = {}
-        self.repeats = _Repeats(requests, sampling)
-        self.loop = asyncio.new_event_loop()
-        self.task = self.loop.create_task(self._run())
-        # a daemon: a caller that never takes the rest must not keep the process alive
-        self.thread = threading.Thread(target=self._drive, name="openai-engine", daemon=True)
+        self.pairs = ((i, k) for i, r in enumerate(requests) for k in range(len(r.seeds)) if i not in self.failed)
+        self.samples: defaultdict[int, list[int]] = defaultdict(list)
+        """of unfinished prompts: hashes of their samples"""
+        self.several = self.equal = 0
+        """prompts with several samples, and how many of these got equal ones"""
 
-    def outputs(self) -> Iterator[Output]:
-        self.thread.start()
-        while (result := self.results.get()) is not None:
-            if isinstance(result, BaseException):
-                raise result
-            yield result
-            with contextlib.suppress(RuntimeError):  # all is asked and the loop closed
-                self.loop.call_soon_threadsafe(self.room.release)
-
-    def end(self) -> None:
-        """Close the connections, which makes vLLM stop decoding, and wait for that."""
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self.task.cancel)
-        self.thread.join()
-
-    def _drive(self) -> None:
-        try:
-            self.loop.run_until_complete(self.task)
-        except asyncio.CancelledError:
-            pass
-        except BaseException as e:  # noqa: BLE001  (raised in the caller's thread)
-            self.results.put(e.exceptions[0] if isinstance(e, BaseExceptionGroup) else e)
-        finally:
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.loop.close()
-            self.results.put(None)
-
-    async def _run(self) -> None:
+    async def run(self, workers: int) -> None:
         engine, self.started = self.engine, time.perf_counter()
-        async with Fleet(engine.servers, engine.model, engine.limits) as fleet, asyncio.TaskGroup() as group:
-            for _ in range(self.workers):
-                group.create_task(self._worker(fleet))
+        async with Fleet(engine.servers, engine.model, engine.limits) as fleet:
+            await asyncio.gather(*(self._work(fleet) for _ in range(workers)))
         if again := ", ".join(f"{times} after {why}" for why, times in fleet.retried.most_common(5)):
             logger.warning("%s: requests sent again: %s", engine.model, again)
-        if self.repeats.identical:
-            logger.warning(self.repeats.text("in all"))
+        if self.equal:
+            logger.warning(
+                f"{self.equal} of {self.several} prompts with several samples got equal samples at temperature "
+                f"{self.sampling.temperature:g}, although each request had its own seed. The server, or a cache in "
+                "front of it, seems to ignore seeds. Such repeats are not independent: intervals and Pass@k are wrong."
+            )
         if self.failed:
             raise self._failure()
 
-    async def _worker(self, fleet: Fleet) -> None:
+    async def _work(self, fleet: Fleet) -> None:
         """Take the next completion that nobody has taken, until there is none."""
         engine, sampling = self.engine, self.sampling
-        while not fleet.stopping:
-            await self.room.acquire()
-            if fleet.stopping or (pair := next(self.pairs, None)) is None:
-                return
+        while not fleet.stopping.is_set() and (pair := next(self.pairs, None)):
             i, k = pair
             request = self.requests[i]
             asked = payload(engine.dialect, engine.model, request, request.seeds[k], sampling, engine.eos_ids)
@@ -222,19 +192,18 @@ class _Run:
                 answer = await fleet.ask(*asked)
             except RequestError as e:
                 self._failed(i, e, fleet)
-                self.room.release()
                 continue
             completion = engine.completion(answer, sampling, time.perf_counter() - self.started)
-            self.repeats.add(i, completion)
-            self.results.put(Output(i, k, completion))
+            self._compare(i, completion)
+            self.results.put_nowait(Output(i, k, completion))
 
     def _failed(self, number: int, error: RequestError, fleet: Fleet) -> None:
-        if not fleet.stopping:
+        if not fleet.stopping.is_set():
             name = _name(self.requests, number)
             logger.warning("%s failed, it will be reported at the end: %s", name, error)
         self.failed.setdefault(number, error)
         if error.status in FATAL or not error.attempts or len(self.failed) >= self.engine.max_errors:
-            fleet.stop()
+            fleet.stopping.set()
 
     def _failure(self) -> RequestError:
         number, first = next(iter(self.failed.items()))
@@ -250,40 +219,19 @@ class _Run:
         error.failed = self.failed
         return error
 
+    def _compare(self, number: int, completion: Completion) -> None:
+        """Count a prompt whose samples are all equal: the sign of a server that ignores seeds or pins one."""
+        seeds, came = self.requests[number].seeds, self.samples[number]
+        # a short one differs from all others
+        came.append(hash(completion.token_ids or completion.text) if completion.n_tokens >= SAME_TOKENS else len(came))
+        if len(came) == len(seeds):
+            del self.samples[number]
+            if self.sampling.temperature > 0 and 1 < len(set(seeds)) == len(seeds):
+                self.several += 1
+                self.equal += len(set(came)) == 1
+
 
 def _name(requests: Sequence[Request], number: int) -> str:
     """What messages call a prompt."""
     name = requests[number].name
     return f"problem {name}" if name else f"prompt {number}"
-
-
-class _Repeats:
-    """Counts prompts whose samples are all equal: the sign of a server that ignores seeds or pins one."""
-
-    def __init__(self, requests: Sequence[Request], sampling: Sampling):
-        self.requests, self.sampling = requests, sampling
-        self.open: dict[int, list[int]] = {}
-        """of unfinished prompts: hashes of their samples; a short one differs from all others"""
-        self.identical, self.complete, self.warned = 0, 0, False
-
-    def add(self, number: int, completion: Completion) -> None:
-        seeds = self.requests[number].seeds
-        if self.sampling.temperature == 0 or not 1 < len(set(seeds)) == len(seeds):
-            return
-        came = self.open.setdefault(number, [])
-        came.append(hash(completion.token_ids or completion.text) if completion.n_tokens >= SAME_TOKENS else len(came))
-        if len(came) < len(seeds):
-            return
-        del self.open[number]
-        self.complete += 1
-        self.identical += len(set(came)) == 1
-        if not self.warned and self.identical >= 3 and 2 * self.identical >= self.complete:
-            self.warned = True
-            logger.warning(self.text("so far"))
-
-    def text(self, when: str) -> str:
-        return (
-            f"{self.identical} of {self.complete} prompts with several samples {when} got equal samples at temperature "
-            f"{self.sampling.temperature:g}, although each request had its own seed. The server, or a cache in "
-            "front of it, seems to ignore seeds. Such repeats are not independent: intervals and Pass@k are wrong."
-        )

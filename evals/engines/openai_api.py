@@ -116,7 +116,7 @@ def _answer(body: dict[str, Any]) -> Answer:
     counted: Any = (body.get("usage") or {}).get("completion_tokens")
     if ids is None and not isinstance(counted, int):
         raise BadAnswer("it has neither token_ids nor usage.completion_tokens: its tokens cannot be counted")
-    logprobs, top = _logprobs(choice.get("logprobs"))
+    logprobs, top = _logprobs(choice.get("logprobs") or {})
     if ids is not None and logprobs is not None and len(logprobs) != len(ids):
         raise BadAnswer(f"it has {len(ids)} token_ids and {len(logprobs)} logprobs")
     prompt_ids = choice.get("prompt_token_ids") or body.get("prompt_token_ids")
@@ -153,16 +153,12 @@ def _text(choice: Mapping[str, Any], reason: str) -> str:
     return content or ""
 
 
-def _logprobs(found: Any) -> tuple[tuple[float, ...] | None, Mapping[str, float]]:
+def _logprobs(found: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, Mapping[str, float]]:
     """(log-probability of each token, alternatives at the first position) of either endpoint's shape."""
-    if not found:
-        return None, {}
     if content := found.get("content"):  # chat
         top = {t["token"]: float(t["logprob"]) for t in content[0].get("top_logprobs") or ()}
-        values = [t.get("logprob") for t in content]
+        values: list[Any] = [t.get("logprob") for t in content]
     else:
-        top = ((found.get("top_logprobs") or [None])[0]) or {}
-        values = found.get("token_logprobs") or []
-    if not values or any(v is None for v in values):
-        return None, top
-    return tuple(float(v) for v in values), top
+        top = (found.get("top_logprobs") or [{}])[0] or {}
+        values = found.get("token_logprobs") or [None]
+    return (None if None in values else tuple(map(float, values))), top

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httpx
 
@@ -18,10 +18,14 @@ from evals.engines import EngineError
 from evals.engines.openai_api import Answer, BadAnswer, answer
 
 CONNECT_SECONDS = 10.0
-PROBE_SECONDS = 30.0
-"""time for a server to list its models before it counts as down"""
 BACKOFF = (0.5, 30.0)
 """seconds before the second attempt, doubled each time up to the second number, with jitter"""
+POLL = (0.05, 0.2)
+"""seconds between two looks for a server that can take a request; random, so that not all come at once"""
+AWAY = (429, 502, 503, 504)
+"""HTTP status of a server that is overloaded or not there: time helps"""
+BROKEN = (408, 409, 425)
+"""with all others from 500: it may be the request. The rest are final: no retry"""
 BODY_SHOWN = 600
 
 
@@ -57,12 +61,17 @@ class RequestError(EngineError):
         self.url, self.status, self.body, self.attempts = url, status, body, attempts
 
 
+@dataclass(eq=False)
 class Failure(Exception):
-    """One attempt failed. `kind`: final (no retry), away (time helps), broken (it may be the request)."""
+    """One attempt failed."""
 
-    def __init__(self, kind: str, text: str, *, status: int | None = None, body: str = "", wait: float = 0.0):
-        super().__init__(text)
-        self.kind, self.status, self.body, self.wait = kind, status, body, wait
+    kind: str
+    """away, broken or final"""
+    text: str
+    status: int | None = None
+    body: str = ""
+    wait: float = 0.0
+    """seconds that the server asked for"""
 
 
 def api_key() -> str:
@@ -84,38 +93,36 @@ def headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if (key := api_key()) else {}
 
 
-def _client(limits: Limits) -> httpx.AsyncClient:
+def _client(timeout: float) -> httpx.AsyncClient:
     # Without keep-alive probes a request to a machine that vanished would wait for the whole timeout. A transport of
     # our own makes httpx ignore the proxies of the environment, so only where there are none.
-    probes = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6)):
-        if hasattr(socket, name):
-            probes.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    times = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6))
+    probes = [(socket.IPPROTO_TCP, getattr(socket, name), n) for name, n in times if hasattr(socket, name)]
+    probes.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
     pool = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     direct = not urllib.request.getproxies()
     return httpx.AsyncClient(
         headers=headers(),
-        timeout=httpx.Timeout(limits.timeout, connect=CONNECT_SECONDS, pool=None),
+        timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS, pool=None),
         limits=pool,
         transport=httpx.AsyncHTTPTransport(limits=pool, socket_options=probes) if direct else None,
     )
 
 
-@dataclass
 class Fleet:
     """Use as an async context manager, in one event loop."""
 
-    servers: Sequence[Server]
-    model: str
-    limits: Limits
-    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _away_since: float | None = None
-    retried: Counter[str] = field(default_factory=Counter)
-    """why requests were sent again -> how often"""
+    def __init__(self, servers: Sequence[Server], model: str, limits: Limits):
+        self.servers, self.model, self.limits = servers, model, limits
+        self.stopping = asyncio.Event()
+        """once set, running requests finish and nothing is retried"""
+        self.retried: Counter[str] = Counter()
+        """why requests were sent again -> how often"""
+        self._away_since: float | None = None
+        """since when no server has answered"""
 
     async def __aenter__(self) -> "Fleet":
-        self._http = _client(self.limits)
+        self._http = _client(self.limits.timeout)
         for server in self.servers:
             server.in_flight, server.ready_at = 0, 0.0
         return self
@@ -123,45 +130,36 @@ class Fleet:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
-    def stop(self) -> None:
-        """Let running requests finish, and retry nothing."""
-        self._stopping.set()
-        self._wake()
-
-    @property
-    def stopping(self) -> bool:
-        return self._stopping.is_set()
-
     async def ask(self, endpoint: str, body: dict[str, object]) -> Answer:
         """One completion. Raises RequestError when retries are used up."""
         started = time.monotonic()
-        attempts, broken = 0, 0
+        attempts = broken = 0
         away_since: float | None = None
         server: Server | None = None
         while True:
-            server = await self._acquire(server)
+            server = await self._next(server)
+            server.in_flight += 1
             try:
                 return await self._post(server, endpoint, body)
             except Failure as e:
                 failure = e
             finally:
                 server.in_flight -= 1
-                self._wake()
             attempts += 1
             broken += failure.kind == "broken"
             now = time.monotonic()
             away_since = None if failure.kind != "away" else now if away_since is None else away_since
             over = away_since is not None and now + failure.wait - away_since > self.limits.patience
             if over and self._away_since is not None:
-                raise self._unreachable(now - self._away_since)
-            if failure.kind == "final" or broken >= self.limits.attempts or over or self.stopping:
-                raise self._error(f"{server.url}/{endpoint}", failure, attempts, now - started)
-            self.retried[str(failure)] += 1
+                raise self._unreachable()
+            if failure.kind == "final" or broken >= self.limits.attempts or over or self.stopping.is_set():
+                raise _error(f"{server.url}/{endpoint}", failure, attempts, now - started)
+            self.retried[failure.text] += 1
             if not failure.wait:  # otherwise the server itself is set aside for that long
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), _backoff(attempts))
+                    await asyncio.wait_for(self.stopping.wait(), _backoff(attempts))
 
-    async def _acquire(self, avoid: Server | None) -> Server:
+    async def _next(self, avoid: Server | None) -> Server:
         """The server with the fewest requests, if possible not `avoid`. Waits until one can take a request.
 
         Raises RequestError when all have been away for longer than `patience`.
@@ -171,48 +169,34 @@ class Fleet:
             up = [s for s in self.servers if s.ready_at <= now]
             free = [s for s in up if s.in_flight < (1 if s.down else self.limits.concurrency)]
             if free:
-                server = min(free, key=lambda s: (s is avoid, s.in_flight))
-                server.in_flight += 1
-                return server
-            away = self._away_since
-            if (self.stopping and not up) or (away is not None and now - away > self.limits.patience):
-                raise self._unreachable(now - (away or now))
-            until = [s.ready_at for s in self.servers if s.ready_at > now]
-            if away is not None:
-                until.append(away + self.limits.patience)
-            with contextlib.suppress(TimeoutError):
-                # jitter, so that all who waited for this moment do not come at once
-                await asyncio.wait_for(
-                    self._changed.wait(), min(until) - now + random.uniform(0, 0.2) if until else None
-                )
+                return min(free, key=lambda s: (s is avoid, s.in_flight))
+            gone = self._away_since is not None and now - self._away_since > self.limits.patience
+            if gone or (self.stopping.is_set() and not up):
+                raise self._unreachable()
+            await asyncio.sleep(random.uniform(*POLL))
 
     async def _post(self, server: Server, endpoint: str, body: dict[str, object]) -> Answer:
         try:
             response = await self._http.post(f"{server.url}/{endpoint}", json=body)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as e:
-            self._take_out(server, describe(e))
-            raise Failure("away", describe(e)) from e
         except (httpx.TransportError, httpx.DecodingError) as e:
-            # cut off or silent: the server tells whether it is there, while the request goes on elsewhere
             self._take_out(server, describe(e))
             silent = f"no answer in {self.limits.timeout:g} s" if isinstance(e, httpx.ReadTimeout) else describe(e)
-            raise Failure("broken", silent) from e
+            # cut off or silent: the server tells whether it is there, while the request goes on elsewhere
+            raise Failure(
+                "away" if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout) else "broken", silent
+            ) from e
         server.down, server.lost, self._away_since = "", 0, None
-        if response.status_code != 200:
-            raise self._refused(server, response)
+        status, said = response.status_code, scrub(response.text)
+        if status in AWAY:
+            wait = retry_after(response)
+            server.ready_at = max(server.ready_at, time.monotonic() + wait)
+            raise Failure("away", f"HTTP {status}", status, said, wait)
+        if status != 200:
+            raise Failure("broken" if status in BROKEN or status >= 500 else "final", f"HTTP {status}", status, said)
         try:
             return answer(response.content)
         except BadAnswer as e:
-            raise Failure("broken", f"no completion: {e}", status=200, body=scrub(response.text)) from e
-
-    def _refused(self, server: Server, response: httpx.Response) -> Failure:
-        status, kind, wait = response.status_code, "final", 0.0
-        if status in (429, 502, 503, 504):
-            kind, wait = "away", retry_after(response)
-            server.ready_at = max(server.ready_at, time.monotonic() + wait)
-        elif status in (408, 409, 425) or status >= 500:
-            kind = "broken"
-        return Failure(kind, f"HTTP {status}", status=status, body=scrub(response.text), wait=wait)
+            raise Failure("broken", f"no completion: {e}", status, said) from e
 
     def _take_out(self, server: Server, why: str) -> None:
         """Leave a server alone, for longer with each request in a row that it loses."""
@@ -224,32 +208,26 @@ class Fleet:
         if all(s.down for s in self.servers) and self._away_since is None:
             self._away_since = now
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed.clear()
-
-    def _unreachable(self, seconds: float) -> RequestError:
+    def _unreachable(self) -> RequestError:
+        now = time.monotonic()
         why = "\n".join(f"  {s.url}: {s.down}" for s in self.servers)
         return RequestError(
-            f"no server of {self.model} has answered for {seconds:.0f} s (patience is {self.limits.patience:g} s):\n"
-            f"{why}\nWhat was answered before is kept: start the server again, then the same command.",
+            f"no server of {self.model} has answered for {now - (self._away_since or now):.0f} s (patience is "
+            f"{self.limits.patience:g} s):\n{why}\n"
+            "What was answered before is kept: start the server again, then the same command.",
             url=self.servers[0].url,
         )
 
-    def _error(self, url: str, failure: Failure, attempts: int, seconds: float) -> RequestError:
-        tried = "1 attempt" if attempts == 1 else f"{attempts} attempts in {seconds:.0f} s"
-        said = f": {failure.body}" if failure.body else ""
-        if failure.status in (401, 403):
-            said += about_key()
-        elif failure.status == 429:
-            said += "\nLower the engine's option concurrency, or raise its option patience."
-        return RequestError(
-            f"{url}: {failure} after {tried}{said}",
-            url=url,
-            status=failure.status,
-            body=failure.body,
-            attempts=attempts,
-        )
+
+def _error(url: str, failure: Failure, attempts: int, seconds: float) -> RequestError:
+    tried = "1 attempt" if attempts == 1 else f"{attempts} attempts in {seconds:.0f} s"
+    said = f": {failure.body}" if failure.body else ""
+    if failure.status in (401, 403):
+        said += about_key()
+    elif failure.status == 429:
+        said += "\nLower the engine's option concurrency, or raise its option patience."
+    told = f"{url}: {failure.text} after {tried}{said}"
+    return RequestError(told, url=url, status=failure.status, body=failure.body, attempts=attempts)
 
 
 def _backoff(attempt: int) -> float:

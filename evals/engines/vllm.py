@@ -28,8 +28,7 @@ from evals.engines.hf import (
 from evals.engines.options import WHOLE_GPU, VLLMOptions
 from evals.engines.vllm_core import Spec
 from evals.engines.vllm_process import Processes
-from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer
-from evals.engines.vllm_worker import weight_shapes
+from evals.engines.vllm_transfer import ALLOCATOR, buffer_bytes, chunks, gpu_buffers, host_buffer, weight_shapes
 from evals.errors import UserError
 from evals.hub import model_folder
 

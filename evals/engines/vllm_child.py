@@ -10,20 +10,16 @@ import queue
 import signal
 import sys
 import threading
-import time
 import traceback
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from evals.engines import Output
     from evals.engines.vllm_core import Core
 
 Inbox = queue.SimpleQueue[tuple[Any, ...]]
 PARENT_SECONDS = 1.0
 """how often the parent is checked"""
-SEND_SECONDS = 0.02
-"""how long completions are collected before they are sent"""
 
 
 def main(fd: int) -> None:
@@ -41,21 +37,13 @@ def main(fd: int) -> None:
         connection.send(failure(e))
         leave()
     connection.send(("ready", 0))
-    ready: dict[int, list[Output]] = {}
-    """completions by job that are not sent yet"""
-    sent = time.monotonic()
     while True:
         try:
             while not core.jobs or not inbox.empty():
-                obey(core, connection, ready, *inbox.get())
-            for job, output in core.step():
-                ready.setdefault(job, []).append(output)
-            over = [job for job, left in core.jobs.items() if left.over]
-            if over or time.monotonic() - sent > SEND_SECONDS:  # in batches
-                for job, outputs in ready.items():
-                    connection.send(("outputs", job, outputs))
-                ready, sent = {}, time.monotonic()
-            for job in over:
+                obey(core, connection, *inbox.get())
+            for job, outputs in core.step().items():
+                connection.send(("outputs", job, outputs))
+            for job in [job for job, left in core.jobs.items() if left.over]:
                 del core.jobs[job]
                 connection.send(("done", job))
         except Exception as e:  # noqa: BLE001
@@ -63,9 +51,7 @@ def main(fd: int) -> None:
             leave()
 
 
-def obey(
-    core: "Core", connection: Connection, ready: dict[int, list["Output"]], what: str, job: int, *arguments: Any
-) -> None:
+def obey(core: "Core", connection: Connection, what: str, job: int, *arguments: Any) -> None:
     if what == "generate":
         core.add(job, *arguments)
         return
@@ -76,7 +62,6 @@ def obey(
         if job not in core.jobs:
             return  # what it was about has just ended
         core.give_up(job)
-        ready.pop(job, None)
     else:
         getattr(core, what)(*arguments)
     connection.send(("done", job))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.engines import Completion, EngineError, Output, Request, Sampling, Whole
-from evals.engines.vllm_worker import register_shared_memory
+from evals.engines.vllm_transfer import register_shared_memory
 from evals.items import derive_seed
 
 ENVIRONMENT = {
@@ -64,7 +64,7 @@ class Core:
             "generation_config": "vllm",  # no sampling defaults: every request is explicit
             "logprobs_mode": "processed_logprobs",  # after the temperature
             "enable_prefix_caching": True,  # a prompt is run once for all its completions
-            "worker_extension_cls": "evals.engines.vllm_worker.WeightLoader",
+            "worker_extension_cls": "evals.engines.vllm_transfer.WeightLoader",
             "disable_log_stats": True,
             "seed": 0,
         }
@@ -115,20 +115,21 @@ class Core:
                 self.engine.add_request(name, {"prompt_token_ids": [*request.prompt_ids, *has]}, params)
                 self.running[name] = (job, at, repeat, since)
 
-    def step(self) -> list[tuple[int, Output]]:
-        """One token for all that runs: (job, completion without a weight version) of what ended."""
+    def step(self) -> dict[int, list[Output]]:
+        """One token for all that runs: job -> completions, without a weight version, of what ended."""
         from vllm.outputs import RequestOutput  # type: ignore[import-not-found]
 
-        ended = []
+        ended: dict[int, list[Output]] = {}
         for output in self.engine.step() if self.running else ():
             assert isinstance(output, RequestOutput)  # and not what a pooling model gives
             if output.request_id in self.running:  # and not given up
                 job, at, repeat, since = self.running.pop(output.request_id)
                 self.jobs[job].add(at)
-                ended.append((job, Output(at, repeat, _completion(output.outputs[0], time.perf_counter() - since))))
+                made = Output(at, repeat, _completion(output.outputs[0], time.perf_counter() - since))
+                ended.setdefault(job, []).append(made)
         for job, whole in self.jobs.items():
             if whole.enough and not whole.over:
-                ended += [(job, output) for output in self._cut(job)]
+                ended.setdefault(job, []).extend(self._cut(job))
         return ended
 
     def _cut(self, job: int) -> list[Output]:

@@ -202,15 +202,10 @@ class _Child:
             raise EngineError(f"{rest[0]} (its log: {self._keep_log()})")
 
     def _died(self) -> EngineError:
-        try:
+        how, code = "without saying why", None
+        with contextlib.suppress(subprocess.TimeoutExpired):
             code = self.process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            code = None
-        how = f"with exit code {code}"
-        if code is not None and code < 0:
-            how = f"by signal {-code} ({signal.Signals(-code).name})"
-        elif code is None:
-            how = "without saying why"
+            how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with exit code {code}"
         hint = " The system kills the largest process when memory runs out." if code == -signal.SIGKILL else ""
         lines = [line for line in self._output().decode(errors="replace").splitlines() if line.strip()]
         said = f" It said last: {' | '.join(lines[-LAST_WORDS:])} (all of it: {self._keep_log()})" if lines else ""

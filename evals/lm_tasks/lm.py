@@ -42,8 +42,7 @@ class TaskLM(TemplateLM):
         super().__init__()
         self.engine, self.indices, self.store, self.run_id = engine, indices, store, run_id
         self.step, self.seed, self.advance, self.known = step, seed, advance, known
-        self.max_errors = max_errors
-        self.tokenizer = engine.tokenizer
+        self.max_errors, self.tokenizer = max_errors, engine.tokenizer
         self.rows: dict[tuple[str, str, int], SampleRow] = {}
         """(task, item, repeat) -> what was generated"""
 
@@ -143,11 +142,8 @@ class TaskLM(TemplateLM):
         return score
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple], **_: object) -> list[tuple[float, bool]]:
-        score = self._scorer()
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for at, logp, greedy in score([(context, continuation) for _, context, continuation in requests]):
-            found[at] = (logp, greedy)
-        return found
+        scored = self._scorer()([(context, continuation) for _, context, continuation in requests])
+        return [(logp, greedy) for _, logp, greedy in sorted(scored)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Every token is predicted once, with as much context as fits."""

@@ -1,6 +1,7 @@
 """A task or group of lm-eval, loaded and checked before any model is."""
 
 import argparse
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,9 +147,7 @@ def first_prompt(plan: TaskPlan, tokenizer: Tokenizer | None) -> tuple[str, str]
         limit=None if chosen else 1,
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
-        chat_template=(lambda history, add_generation_prompt=True: chat_text(tokenizer, history, add_generation_prompt))
-        if chat and tokenizer is not None
-        else None,
+        chat_template=functools.partial(chat_text, tokenizer) if chat else None,
         tokenizer_name="",
     )
     return name, str(task.instances[0].args[0])
@@ -159,7 +158,7 @@ def check_chat(plan: TaskPlan, tokenizer: Tokenizer | None) -> None:
         raise UserError(f"{plan.title}: --apply-chat-template, and this model's tokenizer has no chat template.")
 
 
-def chat_text(tokenizer: Tokenizer, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+def chat_text(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
     """A rendered conversation; without the generation prompt the last message is to be continued."""
     return tokenizer.apply_chat_template(
         history,

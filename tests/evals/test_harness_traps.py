@@ -19,8 +19,8 @@ from evals.engines.hf import HFEngine
 from evals.errors import UserError
 from evals.grading.grader import Grader
 from evals.items import Item, choose_indices
+from evals.lm_tasks.evaluate import bench_results
 from evals.lm_tasks.lm import sampling_of
-from evals.lm_tasks.output import bench_results
 from evals.lm_tasks.plan import make_task_plan
 from evals.run import main
 from evals.stats import Columns, compare
@@ -165,7 +165,7 @@ def test_trap_7_a_long_prompt_is_refused_and_not_cut_from_the_left(engine, store
 @pytest.mark.slow
 def test_trap_8_lm_evals_minerva_module_and_its_antlr_pin_are_never_imported():
     code = (
-        "import sys, evals.lm_tasks.output, evals.lm_tasks.evaluate, evals.grading.worker; "
+        "import sys, evals.lm_tasks.evaluate, evals.grading.worker; "
         "from math_verify import parse, verify; assert verify(parse('$\\\\frac12$'), parse('0.5')); "
         "print([name for name in sys.modules if 'minerva' in name])"
     )

@@ -150,7 +150,7 @@ def test_training_and_command_count_alike(engine, store, tmp_path, monkeypatch, 
 
 def test_lm_evals_own_numbers_are_ours(engine, store):
     """All repeats reach lm-eval's filter and metrics (take_first would drop all but one)."""
-    from evals.lm_tasks.output import bench_results
+    from evals.lm_tasks.evaluate import bench_results
     from evals.stats import summarise
 
     task_job = job(store, n=3)
