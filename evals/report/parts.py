@@ -263,8 +263,8 @@ def _short(value: object) -> str:
 
 def add_run_option(parser: argparse.ArgumentParser, what: str) -> None:
     """The option --run, for `select`."""
-    told = f"{what}: an id or its beginning, or all with this name, tag or method; repeatable"
-    parser.add_argument("--run", action="append", default=[], metavar="RUN", dest="runs", help=told)
+    told = f"{what}: an id or its beginning, or all with this name, tag or method"
+    parser.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", dest="runs", help=told)
 
 
 def select(store: Store, words: Iterable[str], several: Sequence[str] = ("name", "tag", "method")) -> list[RunRow]:
