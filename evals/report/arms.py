@@ -17,14 +17,12 @@ import numpy as np
 from evals.benches.bench import bench_name
 from evals.errors import UserError
 from evals.report.parts import APART, arm_of, by_seed, differing, flat, metrics_of, order
-from evals.stats import LEVEL, RESAMPLES
-from evals.stats.intervals import standard_error, student
+from evals.stats import standard_error
+from evals.stats.intervals import student
 from evals.store import RunRow, Store
 
 FEWEST = 3
 """seeds needed to call a difference one"""
-SHARES = (0.5, 1.0)
-"""of what both arms reached, the points of comparison: curves that end alike may differ before"""
 QUANTITIES = ("pass1", "tokens", "entropy")
 
 
@@ -66,10 +64,8 @@ class Line:
     baseline: str
     equal: str
     """the axis"""
-    share: float
-    """of the most that all compared runs of the two arms reached"""
     at: float
-    """that amount"""
+    """that amount: the most that all compared runs of the two arms reached"""
     quantity: str
     seeds: int
     arm_value: float
@@ -78,9 +74,6 @@ class Line:
     seeds_low: float
     seeds_high: float
     """95 %, Student's t over the seeds' differences"""
-    two_level_low: float
-    two_level_high: float
-    """95 %, bootstrap over seeds and problems within each; nan for a quantity without problems"""
 
     @property
     def told(self) -> str:
@@ -110,9 +103,9 @@ class Comparison:
         return list(dict.fromkeys(course.arm for course in self.courses))
 
     @property
-    def ends(self) -> dict[tuple[str, str, str], Line]:
-        """(arm, axis, quantity) -> the comparison at the end."""
-        return {(line.arm, line.equal, line.quantity): line for line in self.lines if line.share == 1}
+    def by_place(self) -> dict[tuple[str, str, str], Line]:
+        """(arm, axis, quantity) -> its line."""
+        return {(line.arm, line.equal, line.quantity): line for line in self.lines}
 
 
 def compare(
@@ -246,10 +239,10 @@ def lines_of(courses: Sequence[Course], axes: Iterable[str], baseline: str) -> I
                 if any(axis not in course.axes for pair in pairs for course in pair):
                     continue
                 most = min(float(course.axes[axis].max()) for pair in pairs for course in pair)
-                for share in (1.0,) if axis == "accuracy" else SHARES:
-                    for quantity in QUANTITIES[axis == "accuracy" :]:  # equal Pass@1 is what that axis makes
-                        told = difference(pairs, quantity, axis, share * most)
-                        yield Line(arm, baseline, axis, share, share * most, quantity, len(pairs), *told)
+                for quantity in QUANTITIES[axis == "accuracy" :]:  # equal Pass@1 is what that axis makes
+                    yield Line(
+                        arm, baseline, axis, most, quantity, len(pairs), *difference(pairs, quantity, axis, most)
+                    )
 
 
 def pairs_of(courses: Sequence[Course], arm: str, baseline: str) -> list[tuple[Course, Course]]:
@@ -259,42 +252,16 @@ def pairs_of(courses: Sequence[Course], arm: str, baseline: str) -> list[tuple[C
 
 
 def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str, x: float) -> tuple[float, ...]:
-    """A quantity at x of the axis: the arm's, the baseline's, their difference, and the limits of both intervals."""
-    means, by_problem = [], []
+    """A quantity at x of the axis: the arm's, the baseline's, their difference, and the limits of its interval."""
     for ours, theirs in pairs:
-        a, b = ours.at(quantity, axis, x), theirs.at(quantity, axis, x)
-        means.append((float(a.mean()), float(b.mean())))
-        if quantity == "entropy":
-            continue
         if ours.items != theirs.items:
             raise UserError(
                 f"runs {ours.run.id} and {theirs.run.id} of seed {ours.run.seed} were not asked the same held-out "
                 "problems: they cannot be compared problem by problem."
             )
-        by_problem.append(a - b)
-    arm, base = np.array(means).T
-    two = two_level(by_problem) if by_problem else (math.nan, math.nan)
+    arm, base = np.array([[course.at(quantity, axis, x).mean() for course in pair] for pair in pairs]).T
     over = student(float((arm - base).mean()), standard_error(arm - base), len(pairs))
-    return float(arm.mean()), float(base.mean()), over.value, over.low, over.high, *two
-
-
-def two_level(by_seed: Sequence[np.ndarray]) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over seeds of the means over problems, resampling both.
-
-    Too narrow with few seeds (five miss about a tenth of the spread), so it is only shown beside Student's. nan for
-    fewer than two seeds.
-    """
-    if len(by_seed) < 2:
-        return math.nan, math.nan
-    rng = np.random.default_rng(0)
-    total = np.zeros(RESAMPLES)
-    which = rng.integers(len(by_seed), size=(RESAMPLES, len(by_seed)))
-    for place in range(len(by_seed)):
-        for number, values in enumerate(by_seed):
-            rows = np.flatnonzero(which[:, place] == number)
-            total[rows] += values[rng.integers(len(values), size=(len(rows), len(values)))].mean(1)
-    low, high = np.quantile(total / len(by_seed), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-    return float(low), float(high)
+    return float(arm.mean()), float(base.mean()), over.value, over.low, over.high
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from evals.console import Commands, plural
 from evals.errors import UserError
-from evals.groups import grouped
 from evals.report.arms import QUANTITIES, Comparison, Line, compare, facts, spread
 from evals.store import Store
 
@@ -26,11 +25,10 @@ CLAIMS = {
 SAID = {"pass1": "Pass@1, %", "tokens": "response tokens", "entropy": "entropy, nats"}
 
 LEGEND = (
-    "Differences are arm minus {baseline}, paired by seed. In [ ] the 95 % interval over seeds (Student's t): the "
-    "seed is the unit of a claim about a method. In ( ) a two-level bootstrap over seeds and the problems within "
-    "each, which is too narrow with few seeds. **Bold**: three seeds or more, and the interval over seeds leaves 0 "
-    "out. Nothing is corrected for the number of comparisons: of {intervals} intervals one in twenty would leave 0 "
-    "out by chance alone."
+    "Differences are arm minus {baseline}, paired by seed, at the most that both arms reached. In [ ] the 95 % "
+    "interval over seeds (Student's t): the seed is the unit of a claim about a method. **Bold**: three seeds or more, "
+    "and the interval leaves 0 out. Nothing is corrected for the number of comparisons: of {intervals} intervals one "
+    "in twenty would leave 0 out by chance alone."
 )
 
 
@@ -101,32 +99,18 @@ def markdown(found: Comparison) -> list[str]:
         "What the runs did: mean over seeds ± standard deviation. *Last* is the mean over the last tenth of the steps.",
         "",
         *table(["", *by_arm], did),
-        *(["", *claims([found])] if found.lines else []),
     ]
     for quantity in QUANTITIES:
         lines += ["", *overview(found, quantity)] if found.lines else []
-    for axis, of_axis in grouped(found.lines, lambda line: line.equal).items():
-        said = found.axes[axis]
-        rows = grouped(of_axis, lambda line: (line.share, line.arm))
-        lines += ["", f"### At equal {said}", ""]
-        header = ["arm", "seeds", f"at {said}"]
-        for line in next(iter(rows.values())):
-            header += [f"{SAID[line.quantity]}: arm", found.baseline, "difference"]
-        body = []
-        for _, of_row in sorted(rows.items(), key=lambda row: row[0][0]):
-            one = of_row[0]
-            at = f"{100 * one.at:.1f} %" if axis == "accuracy" else f"{one.at:,.0f}"
-            body.append([one.arm, str(one.seeds), at, *(cell for line in of_row for cell in cells(line))])
-        lines += table(header, body)
     return [*lines, "", LEGEND.format(baseline=found.baseline, intervals=len(found.lines))]
 
 
 def ends(
     found: Comparison, columns: Sequence[tuple[str, str]], show: Callable[[Line], str]
 ) -> Iterator[tuple[str, int, list[str]]]:
-    """(arm, its seeds, a cell for each (axis, quantity) at the end) of each arm that has any."""
+    """(arm, its seeds, a cell for each (axis, quantity)) of each arm that has any."""
     for arm in found.arms:
-        told = [found.ends.get((arm, *column)) for column in columns]
+        told = [found.by_place.get((arm, *column)) for column in columns]
         if seeds := max((line.seeds for line in told if line), default=0):
             yield arm, seeds, [show(line) if line else "-" for line in told]
 
@@ -147,8 +131,8 @@ def claims(several: Sequence[Comparison]) -> list[str]:
 
 
 def overview(found: Comparison, quantity: str) -> list[str]:
-    """The table of a quantity: differences at the end, a row per arm, a column per axis."""
-    axes = [axis for axis in found.axes if any(at[1:] == (axis, quantity) for at in found.ends)]
+    """The table of a quantity: a row per arm, a column per axis."""
+    axes = [axis for axis in found.axes if any(at[1:] == (axis, quantity) for at in found.by_place)]
     columns = [(axis, quantity) for axis in axes]
     rows = [[f"{arm} ({plural(seeds, 'seed')})", *told] for arm, seeds, told in ends(found, columns, interval)]
     title = f"**{SAID[quantity]}**, arm minus {found.baseline}, at equal ..."
@@ -175,15 +159,6 @@ def _difference(line: Line, spread: str) -> str:
 def number(value: float, quantity: str, sign: str = "") -> str:
     scale = 100 if quantity in PERCENT else 1
     return "-" if math.isnan(value) else f"{scale * value:{sign}.{DIGITS[quantity]}f}"
-
-
-def cells(line: Line) -> list[str]:
-    """Arm, baseline, and the difference with its intervals."""
-    text = interval(line)
-    if not math.isnan(line.two_level_low):
-        limits = [number(end, line.quantity, "+") for end in (line.two_level_low, line.two_level_high)]
-        text += f" ({', '.join(limits)})"
-    return [number(line.arm_value, line.quantity), number(line.baseline_value, line.quantity), text]
 
 
 def fact_cell(name: str, values: Sequence[float]) -> str:
