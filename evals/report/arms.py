@@ -1,8 +1,7 @@
 """Training runs of several objectives ("arms") compared at equal steps, updates, tokens, compute and accuracy.
 
 Comparisons are paired by seed: runs of a seed have the same problems, held-out problems and random numbers under every
-arm. The seed is the unit: a claim about a method is a claim about another seed, so its interval is over the seeds'
-differences. A run's problems only say how well that run was measured.
+arm. A claim about a method is a claim about another seed, so its interval is over the seeds' differences.
 """
 
 import math
@@ -16,6 +15,7 @@ import numpy as np
 
 from evals.benches.bench import bench_name
 from evals.errors import UserError
+from evals.groups import grouped
 from evals.report.parts import APART, arm_of, by_seed, differing, flat, metrics_of, order
 from evals.stats import standard_error
 from evals.stats.intervals import student
@@ -35,25 +35,23 @@ class Course:
     axes: Mapping[str, np.ndarray]
     """axis -> [M] how much of it the run had used; "accuracy" is the best Pass@1 so far"""
     pass1: np.ndarray
-    """[M, I] mean reward of each held-out problem"""
+    """[M] mean reward over the held-out problems"""
     tokens: np.ndarray
-    """[M, I] mean response tokens of each"""
+    """[M] mean response tokens over them"""
     entropy: np.ndarray
     """[M] nats per sampled token, mean over the steps since the last evaluation"""
     items: tuple[str, ...]
     series: Mapping[str, np.ndarray]
     """metric -> [steps]; nan where a step has none"""
 
-    def at(self, quantity: str, axis: str, x: float) -> np.ndarray:
-        """[I] (entropy: [1]) a quantity when the run had used x of the axis, linear between evaluations.
+    def at(self, quantity: str, axis: str, x: float) -> float:
+        """A quantity when the run had used x of the axis, linear between evaluations.
 
         If two evaluations have the same x, the first counts: with "updates" the policy is the same; with "accuracy" it
         is the first time that the run was that good.
         """
-        values = getattr(self, quantity)
-        values = values[:, None] if values.ndim == 1 else values
         at, first = np.unique(self.axes[axis], return_index=True)
-        return np.array([np.interp(x, at, column) for column in values[first].T])
+        return float(np.interp(x, at, getattr(self, quantity)[first]))
 
 
 @dataclass(frozen=True)
@@ -205,10 +203,10 @@ def course_of(store: Store, run: RunRow, vary: Sequence[str] = ()) -> Course:
             "Set eval.bench, and eval.every for points between."
         )
     rewards = rewards.dropna(axis=1)  # the problems with a verdict at every moment
-    items, pass1 = tuple(rewards.columns), rewards.to_numpy()
-    tokens = lengths.loc[moments, list(items)].to_numpy()
+    items, pass1 = tuple(rewards.columns), rewards.to_numpy().mean(1)
+    tokens = lengths.loc[moments, list(items)].to_numpy().mean(1)
     axes = axes_of(run, series, moments)
-    axes["accuracy"] = np.maximum.accumulate(pass1.mean(1))
+    axes["accuracy"] = np.maximum.accumulate(pass1)
     entropy = [
         np.nanmean(series["entropy"][max(before, 0) : max(moment, 1)])
         for before, moment in zip([0, *moments[:-1]], moments, strict=True)
@@ -231,24 +229,19 @@ def axes_of(run: RunRow, series: Mapping[str, np.ndarray], moments: Sequence[int
 
 
 def lines_of(courses: Sequence[Course], axes: Iterable[str], baseline: str) -> Iterable[Line]:
-    """Every other arm against the baseline on every axis that all of their runs have."""
-    arms = [arm for arm in dict.fromkeys(course.arm for course in courses) if arm != baseline]
-    for axis in axes:
-        for arm in arms:
-            if pairs := pairs_of(courses, arm, baseline):
-                if any(axis not in course.axes for pair in pairs for course in pair):
-                    continue
-                most = min(float(course.axes[axis].max()) for pair in pairs for course in pair)
-                for quantity in QUANTITIES[axis == "accuracy" :]:  # equal Pass@1 is what that axis makes
-                    yield Line(
-                        arm, baseline, axis, most, quantity, len(pairs), *difference(pairs, quantity, axis, most)
-                    )
-
-
-def pairs_of(courses: Sequence[Course], arm: str, baseline: str) -> list[tuple[Course, Course]]:
-    """(the arm's run, the baseline's) of every seed that both have."""
+    """Every other arm against the baseline, over the seeds that both have, on every axis of all these runs."""
     theirs = {course.run.seed: course for course in courses if course.arm == baseline}
-    return [(course, theirs[course.run.seed]) for course in courses if course.arm == arm and course.run.seed in theirs]
+    for arm, ours in grouped(courses, lambda course: course.arm).items():
+        pairs = [(course, theirs[course.run.seed]) for course in ours if course.run.seed in theirs]
+        if arm == baseline or not pairs:
+            continue
+        of_both = [course for pair in pairs for course in pair]
+        for axis in axes:
+            if all(axis in course.axes for course in of_both):
+                most = min(float(course.axes[axis].max()) for course in of_both)
+                for quantity in QUANTITIES[axis == "accuracy" :]:  # equal Pass@1 is what that axis makes
+                    told = difference(pairs, quantity, axis, most)
+                    yield Line(arm, baseline, axis, most, quantity, len(pairs), *told)
 
 
 def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str, x: float) -> tuple[float, ...]:
@@ -259,7 +252,7 @@ def difference(pairs: Sequence[tuple[Course, Course]], quantity: str, axis: str,
                 f"runs {ours.run.id} and {theirs.run.id} of seed {ours.run.seed} were not asked the same held-out "
                 "problems: they cannot be compared problem by problem."
             )
-    arm, base = np.array([[course.at(quantity, axis, x).mean() for course in pair] for pair in pairs]).T
+    arm, base = np.array([[course.at(quantity, axis, x) for course in pair] for pair in pairs]).T
     over = student(float((arm - base).mean()), standard_error(arm - base), len(pairs))
     return float(arm.mean()), float(base.mean()), over.value, over.low, over.high
 
@@ -272,13 +265,12 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 def facts(course: Course) -> dict[str, float]:
     """Accuracy and length of a run, then the facts that the run names (`About.facts`)."""
-    accuracy = course.pass1.mean(1)
     found = {
-        "Pass@1 before": float(accuracy[0]),
-        "Pass@1 after": float(accuracy[-1]),
-        "fall from best": float(accuracy.max() - accuracy[-1]),
-        "response tokens before": float(course.tokens[0].mean()),
-        "response tokens after": float(course.tokens[-1].mean()),
+        "Pass@1 before": float(course.pass1[0]),
+        "Pass@1 after": float(course.pass1[-1]),
+        "fall from best": float(course.pass1.max() - course.pass1[-1]),
+        "response tokens before": float(course.tokens[0]),
+        "response tokens after": float(course.tokens[-1]),
     }
     for title, how, name in course.run.about.get("facts", ()):
         of_axis = course.axes.get(name, np.array([math.nan]))

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,10 +25,9 @@ CLAIMS = {
 SAID = {"pass1": "Pass@1, %", "tokens": "response tokens", "entropy": "entropy, nats"}
 
 LEGEND = (
-    "Differences are arm minus {baseline}, paired by seed, at the most that both arms reached. In [ ] the 95 % "
-    "interval over seeds (Student's t): the seed is the unit of a claim about a method. **Bold**: three seeds or more, "
-    "and the interval leaves 0 out. Nothing is corrected for the number of comparisons: of {intervals} intervals one "
-    "in twenty would leave 0 out by chance alone."
+    "Differences are paired by seed, at the most that both arms reached: the seed is the unit of a claim about a "
+    "method. **Bold**: three seeds or more, and the interval leaves 0 out. Nothing is corrected for the number of "
+    "comparisons: of {intervals} intervals one in twenty would leave 0 out by chance alone."
 )
 
 
@@ -76,10 +75,13 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
     out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(markdown(found))
     (out / "arms.md").write_text(text + "\n", encoding="utf-8")
-    write_csv(out / "comparison.csv", list(map(asdict, found.lines)))
+    import pandas as pd  # slow to import, as is matplotlib
+
+    from evals.report.figures import arm_figures
+
+    pd.DataFrame(map(asdict, found.lines)).to_csv(out / "comparison.csv", index=False)
     runs = [{"arm": c.arm, "seed": c.run.seed, "run": c.run.id, **facts(c)} for c in found.courses]
-    write_csv(out / "runs.csv", runs)
-    from evals.report.figures import arm_figures  # matplotlib is slow to import
+    pd.DataFrame(runs).to_csv(out / "runs.csv", index=False)
 
     print(text)
     for path in [out / "arms.md", out / "comparison.csv", out / "runs.csv", *arm_figures(found, out)]:
@@ -100,29 +102,27 @@ def markdown(found: Comparison) -> list[str]:
         "",
         *table(["", *by_arm], did),
     ]
-    for quantity in QUANTITIES:
-        lines += ["", *overview(found, quantity)] if found.lines else []
-    return [*lines, "", LEGEND.format(baseline=found.baseline, intervals=len(found.lines))]
-
-
-def ends(
-    found: Comparison, columns: Sequence[tuple[str, str]], show: Callable[[Line], str]
-) -> Iterator[tuple[str, int, list[str]]]:
-    """(arm, its seeds, a cell for each (axis, quantity)) of each arm that has any."""
-    for arm in found.arms:
-        told = [found.by_place.get((arm, *column)) for column in columns]
-        if seeds := max((line.seeds for line in told if line), default=0):
-            yield arm, seeds, [show(line) if line else "-" for line in told]
+    for quantity in QUANTITIES if found.lines else ():
+        axes = [axis for axis in found.axes if any(place[1:] == (axis, quantity) for place in found.by_place)]
+        lines += ["", *differences([found], [(axis, quantity) for axis in axes])]
+    return [*lines, "", LEGEND.format(intervals=len(found.lines))]
 
 
 def claims(several: Sequence[Comparison]) -> list[str]:
-    """The table of the paper's claims: a row per task and arm, a column per quantity and axis."""
-    columns = [(axis, quantity) for quantity, axes in CLAIMS.items() for axis in axes if axis in several[0].axes]
-    rows = [
-        [found.name, f"{arm.replace('clip_scope=', '')} ({seeds})", *told]
-        for found in several
-        for arm, seeds, told in ends(found, columns, plus_minus)
-    ]
+    """The table of the paper's claims, for the arms of each task."""
+    axes = several[0].axes
+    return differences(several, [(axis, what) for what, held in CLAIMS.items() for axis in held if axis in axes])
+
+
+def differences(several: Sequence[Comparison], columns: Sequence[tuple[str, str]]) -> list[str]:
+    """A row per task and arm, a column per (axis, quantity)."""
+    rows = []
+    for found in several:
+        for arm in found.arms:
+            lines = [found.by_place.get((arm, *column)) for column in columns]
+            if seeds := max((line.seeds for line in lines if line), default=0):
+                told = [difference(line) if line else "-" for line in lines]
+                rows.append([found.name, f"{arm.replace('clip_scope=', '')} ({seeds})", *told])
     titles = [f"{SAID[quantity]}: {several[0].axes[axis]}" for axis, quantity in columns]
     said = (
         f"Arm (seeds) minus {several[0].baseline} at equal ...; ± half of the 95 % interval over seeds (Student's t)."
@@ -130,29 +130,11 @@ def claims(several: Sequence[Comparison]) -> list[str]:
     return [said, "", *table(["task", "arm", *titles], rows)]
 
 
-def overview(found: Comparison, quantity: str) -> list[str]:
-    """The table of a quantity: a row per arm, a column per axis."""
-    axes = [axis for axis in found.axes if any(at[1:] == (axis, quantity) for at in found.by_place)]
-    columns = [(axis, quantity) for axis in axes]
-    rows = [[f"{arm} ({plural(seeds, 'seed')})", *told] for arm, seeds, told in ends(found, columns, interval)]
-    title = f"**{SAID[quantity]}**, arm minus {found.baseline}, at equal ..."
-    return [title, "", *table(["", *(found.axes[axis] for axis in axes)], rows)]
-
-
-def plus_minus(line: Line) -> str:
+def difference(line: Line) -> str:
+    """With half of its interval; bold if that excludes 0."""
     half = (line.seeds_high - line.seeds_low) / 2
-    return _difference(line, "" if math.isnan(half) else f" ± {number(half, line.quantity)}")
-
-
-def interval(line: Line) -> str:
-    """The difference with its interval over seeds."""
-    limits = [number(end, line.quantity, "+") for end in (line.seeds_low, line.seeds_high)]
-    return _difference(line, "" if math.isnan(line.seeds_low) else f" [{', '.join(limits)}]")
-
-
-def _difference(line: Line, spread: str) -> str:
-    """Bold if the interval excludes 0."""
-    text = number(line.difference, line.quantity, "+") + spread
+    text = number(line.difference, line.quantity, "+")
+    text += "" if math.isnan(half) else f" ± {number(half, line.quantity)}"
     return f"**{text}**" if line.told in ("higher", "lower") else text
 
 
@@ -173,10 +155,3 @@ def fact_cell(name: str, values: Sequence[float]) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """One line per row; a missing number is an empty cell. No rows: an empty file."""
-    import pandas as pd  # slow to import
-
-    path.write_text(pd.DataFrame(rows).to_csv(index=False) if rows else "", encoding="utf-8")

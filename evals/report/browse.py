@@ -25,17 +25,6 @@ SETTINGS = {
     "allow_download": False,
     "default_cache_ttl": 0,  # a run goes on while it is looked at
 }
-TABLES = {
-    "runs": "One row is a run of curation, training or evaluation.",
-    "samples": "One row is a completion with its verdict. Columns with a number per token read as NULL here; "
-    "evals.store.Store.samples(run, with_tokens=True) has them.",
-    "metrics": "One row is a metric at a step of a run; NULL is NaN.",
-    "prompts": "The text of each prompt, once; samples.prompt_id refers to it.",
-    "artifacts": "Files that runs made, with their hashes.",
-    "tags": "Labels of runs.",
-}
-
-
 OF_RUN = """samples.run_id IN (SELECT id FROM runs WHERE id LIKE :run || '%' OR name = :run
        OR id IN (SELECT run_id FROM tags WHERE tag = :run))"""
 USUAL = "coalesce({})".format(", ".join(f"json_extract(meta, '$.{key}')" for key in ("level", "difficulty", "terms")))
@@ -59,14 +48,6 @@ FROM (SELECT run_id, step, item, max(reward) AS best, count(reward) AS scorable,
              coalesce(max(reward) - min(reward) > 1e-6, 0) AS live
       FROM samples WHERE {OF_RUN} AND split = 'train' GROUP BY run_id, step, item)
 GROUP BY run_id, step ORDER BY run_id, step""",
-    ),
-    "tokens-per-solved": (
-        "Sampled tokens per problem with a right answer",
-        f"""SELECT run_id, split, step, problems, solved, tokens, round(1.0 * tokens / nullif(solved, 0)) AS
-       tokens_per_solved_problem
-FROM (SELECT run_id, split, step, count(DISTINCT item) AS problems, sum(response_tokens) AS tokens,
-             count(DISTINCT CASE WHEN reward = 1 THEN item END) AS solved
-      FROM samples WHERE {OF_RUN} GROUP BY run_id, split, step) ORDER BY run_id, split, step""",
     ),
     "never-solved": (
         "Problems that no completion solved",
@@ -152,14 +133,12 @@ def _hide(action: int, table: str | None, column: str | None, database: str | No
 
 
 def metadata(path: Path) -> dict[str, object]:
-    """Titles, descriptions and the ready queries."""
-    tables: dict[str, dict[str, object]] = {name: {"description": text} for name, text in TABLES.items()}
-    tables["runs"] |= {"sort_desc": "started", "label_column": "name"}
-    about = "In the queries below `run` is the beginning of a run's id, its name or a tag; empty means every run."
+    """Titles and the ready queries."""
+    about = "In the queries below `run` is the beginning of a run's id, its name or a tag; empty means every run. "
     database = {
         "title": "agpo results store",
-        "description": about,
+        "description": about + "Columns with a number per token read as NULL here.",
         "queries": {name: {"sql": sql, "title": title} for name, (title, sql) in QUERIES.items()},
-        "tables": tables | {"alembic_version": {"hidden": True}},
+        "tables": {"runs": {"sort_desc": "started", "label_column": "name"}, "alembic_version": {"hidden": True}},
     }
     return {"title": "agpo results", "databases": {path.stem: database}}

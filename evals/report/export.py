@@ -1,7 +1,6 @@
-"""`evals.report export`: completions, metrics or runs as Parquet or CSV."""
+"""`evals.report export`: completions or metrics as Parquet or CSV."""
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -41,25 +40,17 @@ SAMPLE = {
 TOKENS = {"token_ids": pa.list_(pa.int32()), "logprobs": pa.list_(pa.float32())}
 TOKENS |= {"entropies": pa.list_(pa.float32()), "token_chars": pa.list_(pa.int32())}
 METRIC = {**RUN, "step": pa.int64(), "metric": pa.string(), "value": pa.float64()}
-ONE_RUN = {
-    **RUN,
-    "status": pa.string(),
-    **dict.fromkeys(("started", "finished"), pa.timestamp("us", tz="UTC")),
-    **dict.fromkeys(("parent", "tags"), pa.string()),
-    **dict.fromkeys(("last_step", "samples"), pa.int64()),
-    **dict.fromkeys(("config", "code", "environment"), pa.string()),
-}
 
 
 def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "export",
         parents=[shared],
-        help="completions, metrics or runs as Parquet or CSV",
+        help="completions or metrics as Parquet or CSV",
         description="Write what runs have stored to one file. Each row names its run.",
     )
     parser.add_argument("out", type=Path, help="NAME.parquet or NAME.csv")
-    parser.add_argument("--what", choices=("samples", "metrics", "runs"), default="samples", help="(default: samples)")
+    parser.add_argument("--what", choices=("samples", "metrics"), default="samples", help="(default: samples)")
     add_run_option(parser, "only these runs")
     parser.add_argument("--kind", choices=get_args(Kind), help="runs of this kind")
     parser.add_argument("--split", help="completions of this split only, such as train or eval/math500")
@@ -77,16 +68,13 @@ def export(arguments: argparse.Namespace, store: Store, console: Console) -> Non
     runs = [run for run in named if arguments.kind in (None, run.kind)]
     if not runs:
         raise UserError(f"{store} has no such run. `python -m evals.report runs` lists what is there.")
-    total = 0
-    match arguments.what:
-        case "samples":
-            columns = SAMPLE | TOKENS if arguments.tokens else SAMPLE
-            rows = (row for run in runs for row in sample_rows(store, run, arguments.split, arguments.tokens))
-            total = 0 if arguments.split else sum(run.samples for run in runs)
-        case "metrics":
-            columns, rows = METRIC, (row for run in runs for row in metric_rows(store, run))
-        case _:
-            columns, rows = ONE_RUN, map(run_columns, runs)
+    if arguments.what == "samples":
+        columns = SAMPLE | TOKENS if arguments.tokens else SAMPLE
+        rows = (row for run in runs for row in sample_rows(store, run, arguments.split, arguments.tokens))
+        total = 0 if arguments.split else sum(run.samples for run in runs)
+    else:
+        columns, total = METRIC, 0
+        rows = (row for run in runs for row in metric_rows(store, run))
     with progress_bar("exporting", total, console) as advance:
         count = write(rows, pa.schema(list(columns.items())), out, advance if total else lambda _: None)
     console.print(f"{out}: {count:,} {arguments.what} of {plural(len(runs), 'run')}", markup=False)
@@ -112,11 +100,6 @@ def metric_rows(store: Store, run: RunRow) -> Iterator[dict[str, object]]:
     facts = run_facts(run)
     for step, name, value in store.metrics(run.id):
         yield {**facts, "step": step, "metric": name, "value": value}
-
-
-def run_columns(run: RunRow) -> dict[str, object]:
-    texts = {name: json.dumps(getattr(run, name)) for name in ("config", "code", "environment")}
-    return {**vars(run), **run_facts(run), **texts, "tags": " ".join(run.tags)}
 
 
 def write(rows: Iterable[dict[str, object]], schema: pa.Schema, out: Path, advance: Callable[[int], object]) -> int:

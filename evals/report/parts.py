@@ -4,7 +4,6 @@ they have, and which of them belong together."""
 import argparse
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,8 +74,6 @@ class Part:
     """the training run whose checkpoint was evaluated, if the store has it"""
     also: tuple["Part", ...] = ()
     """evaluations pooled with this one, as repeats of the same problems: `pool`"""
-    again: int = 0
-    """evaluations left out because they were repeated"""
 
     @property
     def measured(self) -> bool:
@@ -277,7 +274,7 @@ def select(store: Store, words: Iterable[str], several: Sequence[str] = ("name",
         try:
             fits = store.find_runs(word)
         except UserError:
-            if "method" not in several or not (fits := store.runs(method=word)):
+            if not word or "method" not in several or not (fits := store.runs(method=word)):
                 raise
         for run in fits:
             by = {"name": word == run.name, "tag": word in run.tags, "method": word == run.method}
@@ -311,20 +308,6 @@ def measured(store: Store, runs: Iterable[RunRow]) -> list[Part]:
     return found
 
 
-def evaluations_of(store: Store, name: str) -> list[Part]:
-    """All evaluations that this name of a run or method may mean."""
-    try:
-        run = store.find_run(name)
-    except UserError:
-        of_kind = (store.runs(kind, method=name) if name else [] for kind in ("eval", "train"))
-        if not (of_method := next(filter(None, (measured(store, runs) for runs in of_kind)), None)):
-            raise
-        return of_method
-    if run.kind == "curation":
-        raise UserError(f"run {run.id} is a curation run: it has no evaluation.")
-    return measured(store, store.runs("eval", parent=run.id)) or measured(store, [run])
-
-
 def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoints: str | None = None) -> list[Part]:
     """The evaluation named RUN or RUN@STEP; RUN as for `Store.find_run`, or a method.
 
@@ -336,7 +319,10 @@ def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoin
         name, step_text = wanted, ""
     elif not step_text.isdigit():
         raise UserError(f"{wanted!r}: expected RUN or RUN@STEP, such as 261124-12@140.")
-    every = evaluations_of(store, name)
+    runs = select(store, [name], several=["method"])
+    made = [child for run in runs for child in store.runs("eval", parent=run.id)]
+    evals = {run.id: run for run in (*runs, *made) if run.kind == "eval"}
+    every = measured(store, evals.values()) or measured(store, runs)
     found = [one for one in every if bench in (None, one.bench)]
     if every and not found:
         raise UserError(f"{name} has no evaluation on {bench}. It has: {_benches(every)}.")
@@ -368,14 +354,11 @@ def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoin
         if len(alike) == 1 and at_step[0].method == name:  # a method, by its training runs
             return [_merged([one for pooled_ in at_step for one in (pooled_, *pooled_.also)])]
         shown = ("prompt", "temperature", "max_tokens", "n")
-        several = "\n".join(
-            f"  {one.run.id}  {one.bench} {one.name} seed {one.run.seed}, "
-            + ", ".join(f"{key} {one.settings[key]}" for key in shown if key in one.settings)
-            for one in at_step[-10:]
-        )
+        told = (f"{one.run.id}  {one.bench} {one.name} seed {one.run.seed}, {one.told(shown)}" for one in at_step[-10:])
         seeds = len({one.run.seed for one in at_step}) > 1
         hint = "\n(`python -m evals.report arms` and `html` compare methods over their seeds.)" if seeds else ""
-        raise UserError(f"{wanted!r} fits {len(at_step)} evaluations; name one by its run:\n{several}{hint}")
+        several = "".join(f"\n  {line}" for line in told)
+        raise UserError(f"{wanted!r} fits {len(at_step)} evaluations; name one by its run:{several}{hint}")
     return at_step
 
 
@@ -405,9 +388,8 @@ def pool(found: Sequence[Part]) -> list[Part]:
         key = (one.weights, one.bench, one.split, one.samples, repr(one.settings), one.run.status)
         return (*key, seed(one)) if one.settings.get("limit") is not None else key
 
-    count = Counter(map(asked, found))
-    return [_merged(list(of.values()), count[key] - len(of)) for key, of in by_seed(found, asked, seed).items()]
+    return [_merged(list(of.values())) for of in by_seed(found, asked, seed).values()]
 
 
-def _merged(found: Sequence[Part], again: int = 0) -> Part:
-    return replace(found[0], also=tuple(found[1:]), again=again)
+def _merged(found: Sequence[Part]) -> Part:
+    return replace(found[0], also=tuple(found[1:]))

