@@ -22,7 +22,7 @@ MODULES = (runs, paper_tables, compare, arms_report, serve, export, browse)
 
 
 def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
+    root = argparse.ArgumentParser(
         prog="python -m evals.report",
         description="Report on the results store: list runs, print the paper's tables, draw its figures.",
         epilog="Without a command: runs, tables and figures.",
@@ -35,18 +35,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH_OR_URL",
         help="an SQLite file or a postgresql+psycopg:// URL (default: $AGPO_STORE, else results/agpo.db)",
     )
-    main.add_argument("--store", metavar="PATH_OR_URL", default=None, help=shared._actions[0].help)
-    commands = main.add_subparsers(metavar="COMMAND", title="commands")
+    root.add_argument("--store", metavar="PATH_OR_URL", default=None, help=shared._actions[0].help)
+    commands = root.add_subparsers(metavar="COMMAND", title="commands")
     for module in MODULES:
         module.add_commands(commands, shared)
 
     def everything(_: argparse.Namespace, store: Store, console: Console) -> None:
         for name in ("runs", "tables", "figures") if store.runs() else ("runs",):
-            arguments = main.parse_args([name])
+            arguments = root.parse_args([name])
             arguments.run(arguments, store, console)
 
-    main.set_defaults(run=everything)
-    return main
+    root.set_defaults(run=everything)
+    return root
 
 
 @command
