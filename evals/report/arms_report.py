@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from evals.console import Commands, plural
 from evals.errors import UserError
+from evals.groups import grouped
 from evals.report.arms import QUANTITIES, Comparison, Line, compare, facts, spread
 from evals.store import Store
 
@@ -25,9 +26,11 @@ CLAIMS = {
 SAID = {"pass1": "Pass@1, %", "tokens": "response tokens", "entropy": "entropy, nats"}
 
 LEGEND = (
-    "Differences are paired by seed, at the most that both arms reached: the seed is the unit of a claim about a "
-    "method. **Bold**: three seeds or more, and the interval leaves 0 out. Nothing is corrected for the number of "
-    "comparisons: of {intervals} intervals one in twenty would leave 0 out by chance alone."
+    "Differences are arm minus {baseline}, paired by seed. In [ ] the 95 % interval over seeds (Student's t): the "
+    "seed is the unit of a claim about a method. In ( ) a two-level bootstrap over seeds and the problems within "
+    "each, which is too narrow with few seeds. **Bold**: three seeds or more, and the interval over seeds leaves 0 "
+    "out. Nothing is corrected for the number of comparisons: of {intervals} intervals one in twenty would leave 0 "
+    "out by chance alone."
 )
 
 
@@ -75,13 +78,10 @@ def report(arguments: argparse.Namespace, store: Store, console: Console) -> Non
     out.mkdir(parents=True, exist_ok=True)
     text = "\n".join(markdown(found))
     (out / "arms.md").write_text(text + "\n", encoding="utf-8")
-    import pandas as pd  # slow to import, as is matplotlib
-
-    from evals.report.figures import arm_figures
-
-    pd.DataFrame(map(asdict, found.lines)).to_csv(out / "comparison.csv", index=False)
+    write_csv(out / "comparison.csv", list(map(asdict, found.lines)))
     runs = [{"arm": c.arm, "seed": c.run.seed, "run": c.run.id, **facts(c)} for c in found.courses]
-    pd.DataFrame(runs).to_csv(out / "runs.csv", index=False)
+    write_csv(out / "runs.csv", runs)
+    from evals.report.figures import arm_figures  # matplotlib is slow to import
 
     print(text)
     for path in [out / "arms.md", out / "comparison.csv", out / "runs.csv", *arm_figures(found, out)]:
@@ -101,28 +101,44 @@ def markdown(found: Comparison) -> list[str]:
         "What the runs did: mean over seeds ± standard deviation. *Last* is the mean over the last tenth of the steps.",
         "",
         *table(["", *by_arm], did),
+        *(["", *claims([found])] if found.lines else []),
     ]
-    for quantity in QUANTITIES if found.lines else ():
-        axes = [axis for axis in found.axes if any(place[1:] == (axis, quantity) for place in found.by_place)]
-        lines += ["", *differences([found], [(axis, quantity) for axis in axes])]
-    return [*lines, "", LEGEND.format(intervals=len(found.lines))]
+    for quantity in QUANTITIES:
+        lines += ["", *overview(found, quantity)] if found.lines else []
+    for axis, of_axis in grouped(found.lines, lambda line: line.equal).items():
+        said = found.axes[axis]
+        rows = grouped(of_axis, lambda line: (line.share, line.arm))
+        lines += ["", f"### At equal {said}", ""]
+        header = ["arm", "seeds", f"at {said}"]
+        for line in next(iter(rows.values())):
+            header += [f"{SAID[line.quantity]}: arm", found.baseline, "difference"]
+        body = []
+        for _, of_row in sorted(rows.items(), key=lambda row: row[0][0]):
+            one = of_row[0]
+            at = f"{100 * one.at:.1f} %" if axis == "accuracy" else f"{one.at:,.0f}"
+            body.append([one.arm, str(one.seeds), at, *(cell for line in of_row for cell in cells(line))])
+        lines += table(header, body)
+    return [*lines, "", LEGEND.format(baseline=found.baseline, intervals=len(found.lines))]
+
+
+def ends(
+    found: Comparison, columns: Sequence[tuple[str, str]], show: Callable[[Line], str]
+) -> Iterator[tuple[str, int, list[str]]]:
+    """(arm, its seeds, a cell for each (axis, quantity) at the end) of each arm that has any."""
+    for arm in found.arms:
+        told = [found.ends.get((arm, *column)) for column in columns]
+        if seeds := max((line.seeds for line in told if line), default=0):
+            yield arm, seeds, [show(line) if line else "-" for line in told]
 
 
 def claims(several: Sequence[Comparison]) -> list[str]:
-    """The table of the paper's claims, for the arms of each task."""
-    axes = several[0].axes
-    return differences(several, [(axis, what) for what, held in CLAIMS.items() for axis in held if axis in axes])
-
-
-def differences(several: Sequence[Comparison], columns: Sequence[tuple[str, str]]) -> list[str]:
-    """A row per task and arm, a column per (axis, quantity)."""
-    rows = []
-    for found in several:
-        for arm in found.arms:
-            lines = [found.by_place.get((arm, *column)) for column in columns]
-            if seeds := max((line.seeds for line in lines if line), default=0):
-                told = [difference(line) if line else "-" for line in lines]
-                rows.append([found.name, f"{arm.replace('clip_scope=', '')} ({seeds})", *told])
+    """The table of the paper's claims: a row per task and arm, a column per quantity and axis."""
+    columns = [(axis, quantity) for quantity, axes in CLAIMS.items() for axis in axes if axis in several[0].axes]
+    rows = [
+        [found.name, f"{arm.replace('clip_scope=', '')} ({seeds})", *told]
+        for found in several
+        for arm, seeds, told in ends(found, columns, plus_minus)
+    ]
     titles = [f"{SAID[quantity]}: {several[0].axes[axis]}" for axis, quantity in columns]
     said = (
         f"Arm (seeds) minus {several[0].baseline} at equal ...; ± half of the 95 % interval over seeds (Student's t)."
@@ -130,17 +146,44 @@ def differences(several: Sequence[Comparison], columns: Sequence[tuple[str, str]
     return [said, "", *table(["task", "arm", *titles], rows)]
 
 
-def difference(line: Line) -> str:
-    """With half of its interval; bold if that excludes 0."""
+def overview(found: Comparison, quantity: str) -> list[str]:
+    """The table of a quantity: differences at the end, a row per arm, a column per axis."""
+    axes = [axis for axis in found.axes if any(at[1:] == (axis, quantity) for at in found.ends)]
+    columns = [(axis, quantity) for axis in axes]
+    rows = [[f"{arm} ({plural(seeds, 'seed')})", *told] for arm, seeds, told in ends(found, columns, interval)]
+    title = f"**{SAID[quantity]}**, arm minus {found.baseline}, at equal ..."
+    return [title, "", *table(["", *(found.axes[axis] for axis in axes)], rows)]
+
+
+def plus_minus(line: Line) -> str:
     half = (line.seeds_high - line.seeds_low) / 2
-    text = number(line.difference, line.quantity, "+")
-    text += "" if math.isnan(half) else f" ± {number(half, line.quantity)}"
+    return _difference(line, "" if math.isnan(half) else f" ± {number(half, line.quantity)}")
+
+
+def interval(line: Line) -> str:
+    """The difference with its interval over seeds."""
+    limits = [number(end, line.quantity, "+") for end in (line.seeds_low, line.seeds_high)]
+    return _difference(line, "" if math.isnan(line.seeds_low) else f" [{', '.join(limits)}]")
+
+
+def _difference(line: Line, spread: str) -> str:
+    """Bold if the interval excludes 0."""
+    text = number(line.difference, line.quantity, "+") + spread
     return f"**{text}**" if line.told in ("higher", "lower") else text
 
 
 def number(value: float, quantity: str, sign: str = "") -> str:
     scale = 100 if quantity in PERCENT else 1
     return "-" if math.isnan(value) else f"{scale * value:{sign}.{DIGITS[quantity]}f}"
+
+
+def cells(line: Line) -> list[str]:
+    """Arm, baseline, and the difference with its intervals."""
+    text = interval(line)
+    if not math.isnan(line.two_level_low):
+        limits = [number(end, line.quantity, "+") for end in (line.two_level_low, line.two_level_high)]
+        text += f" ({', '.join(limits)})"
+    return [number(line.arm_value, line.quantity), number(line.baseline_value, line.quantity), text]
 
 
 def fact_cell(name: str, values: Sequence[float]) -> str:
@@ -155,3 +198,10 @@ def fact_cell(name: str, values: Sequence[float]) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """One line per row; a missing number is an empty cell. No rows: an empty file."""
+    import pandas as pd  # slow to import
+
+    path.write_text(pd.DataFrame(rows).to_csv(index=False) if rows else "", encoding="utf-8")

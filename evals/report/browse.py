@@ -1,4 +1,4 @@
-"""`evals.report browse`: an SQLite store in a web browser, by Datasette, with ready queries.
+"""`evals.report browse`: the store in a web browser, by Datasette, with ready queries.
 
 Read only, on this machine only. What samples have for each token reads as NULL.
 """
@@ -7,7 +7,8 @@ import argparse
 import os
 import socket
 import sqlite3
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,57 +16,28 @@ from rich.console import Console
 
 from evals.console import Commands
 from evals.errors import UserError
+from evals.report.browse_queries import QUERIES
 from evals.store import Store
 from evals.store.rows import PACKED
 
 HOST = "127.0.0.1"
 SETTINGS = {
     "sql_time_limit_ms": 60_000,  # a question over a million completions takes some seconds
+    "max_returned_rows": 2_000,
+    "default_page_size": 50,
     "suggest_facets": False,  # tries every column of every table
     "allow_download": False,
     "default_cache_ttl": 0,  # a run goes on while it is looked at
+    "num_sql_threads": 4,
 }
-OF_RUN = """samples.run_id IN (SELECT id FROM runs WHERE id LIKE :run || '%' OR name = :run
-       OR id IN (SELECT run_id FROM tags WHERE tag = :run))"""
-USUAL = "coalesce({})".format(", ".join(f"json_extract(meta, '$.{key}')" for key in ("level", "difficulty", "terms")))
-QUERIES = {  # name -> (title, SQL): what the tables' own filters, sorting and facets do not tell
-    "accuracy-by": (
-        "Accuracy and length by level, difficulty or terms, or by another key of meta (such as subject)",
-        f"""SELECT run_id, split, step,
-       CASE :key WHEN '' THEN {USUAL} ELSE json_extract(meta, '$.' || :key) END AS "group",
-       count(DISTINCT item) AS problems, count(*) AS samples, round(100.0 * avg(reward), 1) AS "pass1 %",
-       round(avg(response_tokens)) AS mean_tokens,
-       round(100.0 * avg(finish_reason = 'length'), 1) AS "truncated %"
-FROM samples WHERE {OF_RUN} AND reward IS NOT NULL
-GROUP BY run_id, split, step, "group" HAVING "group" IS NOT NULL ORDER BY run_id, split, step, "group\"""",
-    ),
-    "live-groups": (
-        "Live groups over the steps of training, and what the others were",
-        f"""SELECT run_id, step, count(*) AS groups, sum(live) AS live, round(100.0 * avg(live), 1) AS "live %",
-       sum(NOT live AND best = 1) AS all_right, sum(NOT live AND best = 0) AS all_wrong,
-       sum(scorable < 2) AS too_few_scorable
-FROM (SELECT run_id, step, item, max(reward) AS best, count(reward) AS scorable,
-             coalesce(max(reward) - min(reward) > 1e-6, 0) AS live
-      FROM samples WHERE {OF_RUN} AND split = 'train' GROUP BY run_id, step, item)
-GROUP BY run_id, step ORDER BY run_id, step""",
-    ),
-    "never-solved": (
-        "Problems that no completion solved",
-        f"""SELECT split, item, samples, runs, reference, text AS prompt
-FROM (SELECT split, item, count(*) AS samples, count(DISTINCT run_id) AS runs, min(reference) AS reference,
-             min(prompt_id) AS prompt_id
-      FROM samples WHERE {OF_RUN} AND reward IS NOT NULL GROUP BY split, item HAVING max(reward) < 1)
-JOIN prompts ON prompts.id = prompt_id ORDER BY samples DESC LIMIT 500""",
-    ),
-    "common-wrong-answers": (
-        "Frequent wrong answers: a doubtful reference, or a trap",
-        f"""SELECT split, item, answer, reference, times, runs, text AS prompt
-FROM (SELECT split, item, answer, min(reference) AS reference, count(*) AS times, count(DISTINCT run_id) AS runs,
-             min(prompt_id) AS prompt_id
-      FROM samples WHERE {OF_RUN} AND reward < 1 AND answer IS NOT NULL GROUP BY split, item, answer
-      ORDER BY times DESC LIMIT 200)
-JOIN prompts ON prompts.id = prompt_id ORDER BY times DESC, item""",
-    ),
+TABLES = {
+    "runs": "One row is a run of curation, training or evaluation.",
+    "samples": "One row is a completion with its verdict. Columns with a number per token read as NULL here; "
+    "evals.store.Store.samples(run, with_tokens=True) has them.",
+    "metrics": "One row is a metric at a step of a run; NULL is NaN.",
+    "prompts": "The text of each prompt, once; samples.prompt_id refers to it.",
+    "artifacts": "Files that runs made, with their hashes.",
+    "tags": "Labels of runs.",
 }
 
 
@@ -74,20 +46,36 @@ def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
         "browse", parents=[shared], help="the store in a web browser (Datasette), with ready queries; read only"
     )
     parser.add_argument("--port", type=int, default=8001, help="0: any free one (default: %(default)s)")
-    parser.set_defaults(run=lambda a, store, console: browse(store, a.port, console))
+    parser.add_argument("--run", dest="runs", nargs="+", metavar="RUN", help="of a PostgreSQL store: copy only these")
+    parser.set_defaults(run=lambda a, store, console: browse(store, a.port, a.runs, console))
 
 
-def browse(store: Store, port: int, console: Console) -> None:
+def browse(store: Store, port: int, runs: Sequence[str] | None, console: Console) -> None:
     """Serve until Ctrl-C."""
     try:
         import datasette  # noqa: F401
     except ModuleNotFoundError as e:
         raise UserError("evals.report browse needs Datasette: pip install 'agpo[browse]'.") from e
-    if store.path is None:
-        copy = f"`python -m evals.store copy {store} here.db`"
-        raise UserError(f"Datasette reads SQLite. Copy the store, {copy}, then browse with --store here.db.")
-    with listen(port) as listener:
-        serve(store.path, listener, console)
+    if runs and store.path:
+        raise UserError("--run is only for a PostgreSQL store; an SQLite store is shown as a whole.")
+    with sqlite_of(store, runs, console) as path, listen(port) as listener:
+        serve(path, listener, console)
+
+
+@contextmanager
+def sqlite_of(store: Store, runs: Sequence[str] | None, console: Console) -> Iterator[Path]:
+    """The store as an SQLite file; of a server a temporary copy."""
+    if store.path:
+        yield store.path
+        return
+    from evals.store.copy import copy_runs
+
+    with tempfile.TemporaryDirectory(prefix="agpo-browse-") as folder:
+        path = Path(folder) / "agpo.db"
+        console.print("Datasette reads SQLite: copying the store to a temporary file.")
+        with Store.open(path) as target:
+            copy_runs(store, target, runs)
+        yield path
 
 
 @contextmanager
@@ -133,12 +121,14 @@ def _hide(action: int, table: str | None, column: str | None, database: str | No
 
 
 def metadata(path: Path) -> dict[str, object]:
-    """Titles and the ready queries."""
-    about = "In the queries below `run` is the beginning of a run's id, its name or a tag; empty means every run. "
+    """Titles, descriptions and the ready queries."""
+    tables: dict[str, dict[str, object]] = {name: {"description": text} for name, text in TABLES.items()}
+    tables["runs"] |= {"sort_desc": "started", "label_column": "name"}
+    about = "In the queries below `run` is the beginning of a run's id, its name or a tag; empty means every run."
     database = {
         "title": "agpo results store",
-        "description": about + "Columns with a number per token read as NULL here.",
+        "description": about,
         "queries": {name: {"sql": sql, "title": title} for name, (title, sql) in QUERIES.items()},
-        "tables": {"runs": {"sort_desc": "started", "label_column": "name"}, "alembic_version": {"hidden": True}},
+        "tables": tables | {"alembic_version": {"hidden": True}},
     }
     return {"title": "agpo results", "databases": {path.stem: database}}

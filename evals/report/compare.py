@@ -11,13 +11,13 @@ from rich.console import Console
 from evals.console import Commands
 from evals.errors import UserError
 from evals.report.layout import print_table
-from evals.report.parts import SETTINGS, Part, find_measured
+from evals.report.parts import SETTINGS, Part, evaluations_of, find_measured
 from evals.stats import Columns, Comparison, Estimate, Summary, compare, holm, ratio, summarise
 from evals.store import Store
 
 SIGNIFICANT = 0.05
 QUIET = ("n", "limit", "selected_on_test")
-"""settings that do not by themselves explain a difference: the counts of problems and the test's name tell of them"""
+"""settings that do not by themselves explain a difference"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Verdict:
     """b's response tokens over a's, on the same problems"""
     left_out: tuple[int, int]
     """problems with a verdict in a only, in b only"""
+    only_a: tuple[str, ...]
+    """problems that a gets right more often"""
+    only_b: tuple[str, ...]
 
 
 def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
@@ -52,6 +55,7 @@ def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", metavar="all|STEPS", help="all evaluated steps of the training runs after the first"
     )
+    parser.add_argument("--problems", action="store_true", help="name the problems that changed")
     parser.set_defaults(run=run)
 
 
@@ -69,12 +73,18 @@ def run(arguments: argparse.Namespace, store: Store, console: Console) -> None:
         lines = family_words(verdicts, adjusted)
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+    if arguments.problems:
+        for v in verdicts:
+            for side, names in ((v.a, v.only_a), (v.b, v.only_b)):
+                console.print(f"more often right by {side.label}:", *(names or ["none"]), markup=False)
 
 
 def find_sides(store: Store, wanted: Sequence[str], bench: str | None, checkpoints: str | None) -> list[Part]:
     """A and the evaluations to compare with it. Raises UserError if there are none, or none on A's benchmark."""
     if len(wanted) == 1 and not checkpoints:
         raise UserError("compare needs two runs, or one training run with --checkpoints all.")
+    if bench is None:
+        bench = _only_bench(store, wanted)
     first = wanted[:1] if len(wanted) > 1 else []
     sides = [one for name in first for one in find_measured(store, name, bench)]
     sides += [one for name in wanted[len(first) :] for one in find_measured(store, name, bench, checkpoints)]
@@ -92,6 +102,13 @@ def find_sides(store: Store, wanted: Sequence[str], bench: str | None, checkpoin
                 "problems. Choose with --bench, or name evaluations of one benchmark."
             )
     return sides
+
+
+def _only_bench(store: Store, wanted: Sequence[str]) -> str | None:
+    """The benchmark that everything named was evaluated on, if there is exactly one."""
+    names = (name.rpartition("@")[0] or name for name in wanted)
+    common = set.intersection(*({one.bench for one in evaluations_of(store, name)} for name in names))
+    return next(iter(common)) if len(common) == 1 else None
 
 
 def judge(a: Part, b: Part, columns_a: Columns, columns_b: Columns) -> Verdict:
@@ -117,6 +134,8 @@ def judge(a: Part, b: Part, columns_a: Columns, columns_b: Columns) -> Verdict:
         comparison,
         ratio(np.array([tokens_b[i] for i in ordered]), np.array([tokens_a[i] for i in ordered])),
         (len(means_a) - len(common), len(means_b) - len(common)),
+        tuple(i for i in ordered if means_a[i] > means_b[i] + 1e-12),
+        tuple(i for i in ordered if means_b[i] > means_a[i] + 1e-12),
     )
 
 
@@ -128,11 +147,14 @@ def warnings(sides: Sequence[Part]) -> list[str]:
     """What differs besides the models, the most important first."""
     a, said = sides[0], []
     for b in sides[1:]:
-        shared = [key for key in SETTINGS if key not in QUIET and key in a.settings and key in b.settings]
-        pairs = ((key, a.settings[key], b.settings[key]) for key in shared)
-        if differ := "; ".join(f"{key} {_told(x)} and {_told(y)}" for key, x, y in pairs if x != y):
-            settings = f"WARNING: {a.label} and {b.label} have different settings: {differ}."
+        known = [(key, a.settings[key], b.settings[key]) for key in SETTINGS if key in a.settings and key in b.settings]
+        differ = [(key in QUIET, f"{key} {_told(x)} and {_told(y)}") for key, x, y in known if x != y]
+        loud, quiet = ("; ".join(text for is_quiet, text in differ if is_quiet == which) for which in (False, True))
+        if loud:
+            settings = f"WARNING: {a.label} and {b.label} have different settings: {loud}."
             said.append(f"{settings} That alone may explain a difference.")
+        if quiet:
+            said.append(f"note: {a.label} and {b.label} differ in {quiet}.")
         if (a.run.kind == "train") != (b.run.kind == "train"):
             said.append(f"note: {next(s for s in (a, b) if s.run.kind == 'train').label} was measured during training.")
     for one in sides:
@@ -148,18 +170,21 @@ def words(v: Verdict) -> list[str]:
     c, name_a, name_b = v.comparison, v.a.name, v.b.name
     if name_a == name_b:
         name_a, name_b = f"A ({v.a.run.id})", f"B ({v.b.run.id})"
+    bootstrap = f"{_points(c.bootstrap[0])} to {_points(c.bootstrap[1])}"
     changes = f"A more often right on {c.worse}, B on {c.better}, equally often on {c.same}"
     if c.test.name.startswith("exact McNemar"):
         both = round(c.a * c.problems) - c.worse
         changes = f"only A right {c.worse}, only B right {c.better}, both right {both}, both wrong {c.same - both}"
     detectable = f"Smallest difference detected with 80 % power: {100 * c.detectable:.1f} points"
+    if not math.isnan(c.detectable_unpaired):
+        detectable += f" ({100 * c.detectable_unpaired:.1f} with different problems in the two runs)"
     finished = (s.pass1_finished.text(1, 100) for s in (v.summary_a, v.summary_b))
     said = [
         f"{v.b.bench}, {c.problems} shared problems: A is {v.a.label}, B is {v.b.label}.",
         *_left_out(v),
         "",
         f"{name_b} is {verdict(c, name_a)}.",
-        f"A {_percent(c.a)} %, B {_percent(c.b)} %.",
+        f"A {_percent(c.a)} %, B {_percent(c.b)} %; interval by a bootstrap over problems {bootstrap}.",
         f"Problems: {changes}.",
         *([f"{detectable}."] if c.detectable > 0 else []),
         "",

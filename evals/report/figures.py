@@ -11,14 +11,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no display, no global state, safe in threads
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LegendLocType
+from PIL import Image  # matplotlib needs it too
 
 from evals.console import plural
 from evals.groups import grouped
 from evals.outputs import replacing
 from evals.report.arms import Comparison, Course
 from evals.report.parts import arm_of, line_names, metrics_of, order
+from evals.report.timeline import Timeline, timeline
 from evals.store import RunRow, Store
 
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B", "#7F7F7F", "#BCBD22", "#17BECF")
@@ -56,10 +59,10 @@ def curves(store: Store, run_id: str, out: Path) -> Path:
 
 
 def figures(store: Store, out: Path) -> list[Path]:
-    """Draw each metric with a figure (`metrics_of`) for each task (recipe and model). Returns the PNGs.
+    """Draw each metric with a figure (`metrics_of`) for each task (recipe and model), and a step's timeline.
 
-    One line per method and variant, over the steps that all its seeds reached. Unfinished runs are drawn only if no run
-    of their line is done.
+    One line per method and variant: the mean over its seeds, over the steps that all reached, in a band from the lowest
+    to the highest seed. Unfinished runs are drawn only if no run of their line is done. Returns the PNGs.
     """
     logged = (run for run in store.runs("train") if run.last_step is not None)
     tasks = grouped(logged, lambda run: (run.name, run.model))
@@ -90,17 +93,43 @@ def figures(store: Store, out: Path) -> list[Path]:
             caption = "mean over seeds, band from lowest to highest; running mean" if most > 1 else "running mean"
             figure.supxlabel(f"step   ({caption})", fontsize=8.5, color=FAINT)
             paths.append(_save(figure, _free(out, f"{figure_name}{task}", paths)))
+        last = max(_finished(runs), key=lambda run: run.started)
+        if found := timeline(store, last.id):
+            drawing = _timeline(found, f"{lines[last.id]}, seed {last.seed}")
+            paths.append(_save(drawing, _free(out, f"timeline{task}", paths)))
     return paths
 
 
+def _timeline(found: Timeline, title: str) -> Figure:
+    """A row for each rank, its phases as bars; below them what went on beside them."""
+    figure = Figure(figsize=(9, 1.6 + 0.5 * len(found.ranks)), layout="constrained")
+    axes = figure.subplots()
+    for number, bars in enumerate(found.ranks):
+        for bar in bars:
+            span = [(bar.start, bar.end - bar.start)]
+            axes.broken_barh(span, (number - 0.4 + 0.5 * bar.lane, 0.5 - 0.2 * bar.lane), color=bar.colour)
+    axes.set_yticks(range(len(found.ranks)), [f"rank {number}" for number in range(len(found.ranks))])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds since the step began", color=FAINT)
+    axes.set_title(f"{title}: step {found.step}", loc="left", fontsize=11.5, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    names = [Patch(color=colour, label=phase) for phase, colour in found.phases]
+    figure.legend(handles=names, loc="outside lower center", ncols=len(names), frameon=False, labelcolor=INK)
+    return figure
+
+
 def arm_figures(found: Comparison, out: Path) -> list[Path]:
-    """Draw the arms of a comparison: presets in one figure, scopes of the clip in another. Returns the PNGs."""
+    """Draw the arms of a comparison: presets in one figure, scopes of the clip in another. Returns the PNGs.
+
+    Panels: the metrics that have a figure, and held-out accuracy against response length. Lines are means over seeds,
+    bands go from the lowest to the highest seed.
+    """
     scopes = [arm for arm in found.arms if " " in arm]
     pictures = {"presets": [arm for arm in found.arms if " " not in arm]}
     if scopes:
         pictures["scopes"] = [arm for arm in found.arms if arm in (found.baseline, "agpo", *scopes)]
     paths = [(out / f"{stem}.png", arms) for stem, arms in pictures.items() if arms]  # all may be varied
-    return [_save(_arms(found, arms), path, dpi=100) for path, arms in paths]
+    return [_save(_arms(found, arms), path, dpi=100, colours=128) for path, arms in paths]
 
 
 def _arms(found: Comparison, arms: Sequence[str]) -> Figure:
@@ -132,7 +161,7 @@ def _arms(found: Comparison, arms: Sequence[str]) -> Figure:
 
 def _path(axes: Axes, courses: Sequence[Course], arm: str, colour: str) -> None:
     """Pass@1 against response tokens from evaluation to evaluation."""
-    paths = [np.array([course.tokens, 100 * course.pass1]) for course in courses]
+    paths = [np.array([course.tokens.mean(1), 100 * course.pass1.mean(1)]) for course in courses]
     for x, y in paths:
         axes.plot(x, y, color=colour, lw=0.8, alpha=0.3)
     common = min(path.shape[1] for path in paths)
@@ -214,8 +243,12 @@ def _free(out: Path, stem: str, taken: Sequence[Path]) -> Path:
     return next(out / name for name in names if out / name not in taken)
 
 
-def _save(figure: Figure, out: Path, dpi: int = 150) -> Path:
-    """Write a PNG, whole or not at all."""
+def _save(figure: Figure, out: Path, dpi: int = 150, colours: int = 0) -> Path:
+    """Write a PNG, whole or not at all. colours: at most these, for size; 0: all."""
     with replacing(out) as path:
         figure.savefig(path, format="png", dpi=dpi, facecolor="white")
+        if colours:
+            with Image.open(path) as image:
+                few = image.convert("RGB").quantize(colours)
+            few.save(path, format="png", optimize=True)
     return out

@@ -73,6 +73,8 @@ def tables(arguments: argparse.Namespace, store: Store, console: Console) -> Non
             markup=False,
             soft_wrap=True,
         )
+        if any(run.samples for run in store.runs("train")):
+            console.print("What training runs measured is in `compare`, `arms` and `html`.", markup=False)
         return
     grids = [grid for of in grouped(found, lambda row: row.bench).values() for grid in _grids(of, arguments.paper)]
     if arguments.paper and not any(row.bench in {bench for bench, _ in paper.NUMBERS} for row in found):
@@ -214,6 +216,8 @@ def _notes(found: Sequence[Row]) -> list[str]:
             "An interval over runs is Student's over seeds on the same problems; one of a single run is over problems, "
             "for one training."
         )
+    if again := sum(result.part.again for row in found for result in row.results):
+        said.append(f"Evaluations made again with the same seed and settings: {again}; the latest of each counts.")
     if any(result.part.also for row in found for result in row.results):
         said.append("Evaluations of the same weights with other sampling seeds are pooled, as repeats of each problem.")
     for row in found:

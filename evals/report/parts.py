@@ -4,6 +4,7 @@ they have, and which of them belong together."""
 import argparse
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -74,6 +75,8 @@ class Part:
     """the training run whose checkpoint was evaluated, if the store has it"""
     also: tuple["Part", ...] = ()
     """evaluations pooled with this one, as repeats of the same problems: `pool`"""
+    again: int = 0
+    """evaluations left out because they were repeated"""
 
     @property
     def measured(self) -> bool:
@@ -260,8 +263,8 @@ def _short(value: object) -> str:
 
 def add_run_option(parser: argparse.ArgumentParser, what: str) -> None:
     """The option --run, for `select`."""
-    told = f"{what}: an id or its beginning, or all with this name, tag or method"
-    parser.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", dest="runs", help=told)
+    told = f"{what}: an id or its beginning, or all with this name, tag or method; repeatable"
+    parser.add_argument("--run", action="append", default=[], metavar="RUN", dest="runs", help=told)
 
 
 def select(store: Store, words: Iterable[str], several: Sequence[str] = ("name", "tag", "method")) -> list[RunRow]:
@@ -308,6 +311,20 @@ def measured(store: Store, runs: Iterable[RunRow]) -> list[Part]:
     return found
 
 
+def evaluations_of(store: Store, name: str) -> list[Part]:
+    """All evaluations that this name of a run or method may mean."""
+    try:
+        run = store.find_run(name)
+    except UserError:
+        of_kind = (store.runs(kind, method=name) if name else [] for kind in ("eval", "train"))
+        if not (of_method := next(filter(None, (measured(store, runs) for runs in of_kind)), None)):
+            raise
+        return of_method
+    if run.kind == "curation":
+        raise UserError(f"run {run.id} is a curation run: it has no evaluation.")
+    return measured(store, store.runs("eval", parent=run.id)) or measured(store, [run])
+
+
 def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoints: str | None = None) -> list[Part]:
     """The evaluation named RUN or RUN@STEP; RUN as for `Store.find_run`, or a method.
 
@@ -319,10 +336,7 @@ def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoin
         name, step_text = wanted, ""
     elif not step_text.isdigit():
         raise UserError(f"{wanted!r}: expected RUN or RUN@STEP, such as 261124-12@140.")
-    runs = select(store, [name], several=["method"])
-    made = [child for run in runs for child in store.runs("eval", parent=run.id)]
-    evals = {run.id: run for run in (*runs, *made) if run.kind == "eval"}
-    every = measured(store, evals.values()) or measured(store, runs)
+    every = evaluations_of(store, name)
     found = [one for one in every if bench in (None, one.bench)]
     if every and not found:
         raise UserError(f"{name} has no evaluation on {bench}. It has: {_benches(every)}.")
@@ -354,11 +368,14 @@ def find_measured(store: Store, wanted: str, bench: str | None = None, checkpoin
         if len(alike) == 1 and at_step[0].method == name:  # a method, by its training runs
             return [_merged([one for pooled_ in at_step for one in (pooled_, *pooled_.also)])]
         shown = ("prompt", "temperature", "max_tokens", "n")
-        told = (f"{one.run.id}  {one.bench} {one.name} seed {one.run.seed}, {one.told(shown)}" for one in at_step[-10:])
+        several = "\n".join(
+            f"  {one.run.id}  {one.bench} {one.name} seed {one.run.seed}, "
+            + ", ".join(f"{key} {one.settings[key]}" for key in shown if key in one.settings)
+            for one in at_step[-10:]
+        )
         seeds = len({one.run.seed for one in at_step}) > 1
         hint = "\n(`python -m evals.report arms` and `html` compare methods over their seeds.)" if seeds else ""
-        several = "".join(f"\n  {line}" for line in told)
-        raise UserError(f"{wanted!r} fits {len(at_step)} evaluations; name one by its run:{several}{hint}")
+        raise UserError(f"{wanted!r} fits {len(at_step)} evaluations; name one by its run:\n{several}{hint}")
     return at_step
 
 
@@ -388,8 +405,9 @@ def pool(found: Sequence[Part]) -> list[Part]:
         key = (one.weights, one.bench, one.split, one.samples, repr(one.settings), one.run.status)
         return (*key, seed(one)) if one.settings.get("limit") is not None else key
 
-    return [_merged(list(of.values())) for of in by_seed(found, asked, seed).values()]
+    count = Counter(map(asked, found))
+    return [_merged(list(of.values()), count[key] - len(of)) for key, of in by_seed(found, asked, seed).items()]
 
 
-def _merged(found: Sequence[Part]) -> Part:
-    return replace(found[0], also=tuple(found[1:]))
+def _merged(found: Sequence[Part], again: int = 0) -> Part:
+    return replace(found[0], also=tuple(found[1:]), again=again)

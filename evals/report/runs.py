@@ -1,23 +1,21 @@
 """`evals.report runs`, `show`, `tag` and `rm`: list the runs, show one in full, label runs and delete them."""
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 import sqlalchemy as sa
 import yaml
 from rich.console import Console
 
-from evals.benches import BENCHES
 from evals.console import Commands, plural
 from evals.errors import UserError
-from evals.grading.math import normalise
 from evals.groups import grouped
-from evals.report.layout import Grid, duration, print_grid, print_table, short
-from evals.report.parts import NO_SCORE, Part, measured, select
-from evals.stats import Columns, Summary, maj_at_k, powers_of_two, share, smallest_difference, summarise
+from evals.report.layout import duration, print_table, short
+from evals.report.parts import measured, select
+from evals.report.run_statistics import print_statistics
 from evals.store import Kind, Store
 from evals.store.database import artifacts_table, metrics_table, prompts_table, runs_table, samples_table, tags_table
 from evals.store.rows import with_descendants
@@ -38,6 +36,12 @@ def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
         "show", parents=[shared], help="one run in full: configuration, versions, metrics, files"
     )
     parser.add_argument("wanted", metavar="run", help="its id, the beginning of its id, its name, or a tag")
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="PATH",
+        help="manifest (or folder) of the model's training data: accuracy on problems in it and on others",
+    )
     parser.set_defaults(run=show)
     parser = commands.add_parser(
         "tag", parents=[shared], help="add tags to runs, or remove them; a tag names its runs in other commands"
@@ -98,72 +102,13 @@ def show(arguments: argparse.Namespace, store: Store, console: Console) -> None:
     console.print(f"config\n{config}", markup=False, highlight=False, soft_wrap=True)
     if run.samples and run.kind != "curation":
         for one in measured(store, [run])[0 if run.kind == "eval" else -1 :]:
-            print_statistics(store, one, console)
+            print_statistics(store, one, console, arguments.manifest)
     metrics = grouped(store.metrics(run.id), lambda metric: metric[1])
     lines = [[k, str(len(of)), f"{of[0][2]:.4g}", f"{of[-1][2]:.4g}"] for k, of in sorted(metrics.items())]
     if lines:
         print_table(["Metric", "Steps", "First", "Last"], lines, "", console)
     for artifact in store.artifacts(run.id):
         console.print(f"{artifact.kind:<12} {artifact.path}  sha256 {artifact.sha256[:16]}", markup=False)
-
-
-def print_statistics(store: Store, one: Part, console: Console) -> None:
-    """All statistics of one evaluation."""
-    columns = one.read(store)
-    summary = summarise(columns)
-    where = f" at step {one.step}" if one.step or one.run.kind == "train" else ""
-    caption = f"{one.bench}{where}: {summary.problems} problems, {summary.samples} samples"
-    if not one.ended:
-        console.print(f"{caption}, {one.run.status}. {NO_SCORE}", markup=False)
-        return
-    lines = _lines(summary)
-    bench = BENCHES.get(one.bench)
-    if not math.isnan(summary.pass1.value) and (bench is None or bench.grader != "code"):  # no program is written twice
-        lines[-1:-1] = majority(store, one, columns)
-    notes = []
-    if summary.unscored:
-        worst = f"{100 * summary.pass1_unscored_wrong:.1f} %"
-        notes.append(f"{summary.unscored} samples have no verdict; counted as wrong, Pass@1 is {worst}.")
-    print_grid(Grid(caption, ["", "", "95 % interval"], [lines], notes), console)
-
-
-def majority(store: Store, one: Part, columns: Columns) -> list[list[str]]:
-    """Lines of maj@k, k = 4, 8, ...; none below four samples (maj@2 is Pass@1)."""
-    votes: dict[str, list[tuple[str | None, bool]]] = {}
-    if not columns.binary or columns.samples < 4 * len(columns.items):
-        return []
-    names = ("item", "answer", "reward")
-    for item, answer, reward in store.columns(one.run.id, names, split=one.split, step=one.step):
-        if reward is not None:
-            votes.setdefault(item, []).append((None if answer is None else normalise(answer), reward == 1))
-    lines = []
-    for k in powers_of_two(max(map(len, votes.values()), default=0))[1:]:
-        chances = maj_at_k(votes, k)
-        found = share(chances, samples=k * len(chances), binary=False)
-        lines.append([f"maj@{k}, %", *found.cells(1, 100)])
-    return lines
-
-
-def _lines(s: Summary) -> list[list[str]]:
-    value, interval = s.pass1.cells(1, 100)
-    lines = [["Pass@1, %", "nothing scorable" if math.isnan(s.pass1.value) else value, interval]]
-    if not math.isnan(s.pass1.se):
-        lines.append(["  standard error, points", f"{100 * s.pass1.se:.2f}", ""])
-    lines += [
-        *([f"pass@{k}, %", *e.cells(1, 100)] for k, e in s.pass_at.items()),
-        ["Pass@1 of finished responses, %", *s.pass1_finished.cells(1, 100)],
-        ["truncated, %", *s.truncated.cells(1, 100)],
-        ["response tokens, mean", *s.tokens_mean.cells()],
-        ["  median, 95th percentile", f"{s.tokens_median:g}, {s.tokens_p95:g}", ""],
-        ["  of right responses", *s.tokens_right.cells(1)],
-        ["  of others", *s.tokens_wrong.cells(1)],
-        ["  per right response", *s.tokens_per_solved.cells(1)],
-    ]
-    if s.pass1.se > 0:
-        # an unpaired comparison with a run like this one; a paired one sees less, by how much `compare` says
-        seen = smallest_difference(math.sqrt(2) * s.pass1.se, 2 * s.problems - 2)
-        lines.append(["smallest difference seen with 80 %, unpaired, points", f"{100 * seen:.1f}", ""])
-    return lines
 
 
 def tag(arguments: argparse.Namespace, store: Store, console: Console) -> None:

@@ -13,6 +13,7 @@ from scipy.special import ndtri, stdtrit
 LEVEL = 0.95
 UPPER = 0.5 + LEVEL / 2
 """the quantile of a two-sided interval's upper limit"""
+RESAMPLES = 10_000
 FEWEST = 8
 """problems that must differ from the rest before their spread is trusted"""
 
@@ -126,6 +127,51 @@ def ratio(top_P: np.ndarray, bottom_P: np.ndarray) -> Estimate:
         low = (b - math.sqrt(inside)) / a if a < 0 <= inside else math.nan
         return Estimate(r, low if 0 <= low <= r else 0.0, math.inf, se)
     return Estimate(r, (b - math.sqrt(inside)) / a, (b + math.sqrt(inside)) / a, se)
+
+
+def bootstrap_mean(values: np.ndarray) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean, 10,000 seeded resamples. Too narrow below about 100 problems."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(0)
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= len(values) // 4:  # draw how often each value comes, not the values one by one
+        means = rng.multinomial(len(values), counts / len(values), size=RESAMPLES) @ distinct / len(values)
+    else:
+        size = max(1, 4_000_000 // len(values))  # bounds the memory
+        parts = [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
+        means = np.concatenate([values[rng.integers(len(values), size=(n, len(values)))].mean(1) for n in parts])
+    low, high = np.quantile(means, [1 - UPPER, UPPER])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The standard error of a mean over problems, by source. nan if no problem has two scorable samples."""
+
+    between: float
+    """from the draw of problems: what remains with infinitely many samples of each"""
+    within: float
+    """from the samples of these problems"""
+    icc: float
+    """share of a single sample's variance that lies between problems, in [0, 1]"""
+
+
+def decompose(mean_P: np.ndarray, variance_P: np.ndarray, count_P: np.ndarray) -> Parts:
+    """Var(problem mean) = between + within / K, by one-way analysis of variance on problem means.
+
+    mean_P, variance_P (ddof 1), count_P: of each problem's scorable samples; a count of one has no variance.
+    """
+    several = count_P > 1
+    if len(mean_P) < 2 or not several.any():
+        return Parts(math.nan, math.nan, math.nan)
+    # pooled over problems, weighted by degrees of freedom
+    within = float(np.average(variance_P[several], weights=count_P[several] - 1))
+    sampling = within * float(np.mean(1 / count_P))
+    between = max(0.0, float(np.var(mean_P, ddof=1)) - sampling)
+    n = len(mean_P)
+    icc = between / (between + within) if between + within > 0 else math.nan
+    return Parts(math.sqrt(between / n), math.sqrt(sampling / n), icc)
 
 
 def _ratio_error(value_P: np.ndarray, weight_P: np.ndarray) -> float:

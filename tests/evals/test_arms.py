@@ -12,7 +12,7 @@ from agpo.telemetry import FACTS, METRICS, axes
 from evals.benches.bench import bench_name
 from evals.errors import UserError
 from evals.report import arms, arms_report
-from evals.report.arms import compare
+from evals.report.arms import compare, two_level
 from evals.report.command import main
 from evals.report.figures import arm_figures
 from evals.report.parts import arm_of
@@ -103,8 +103,9 @@ def train(
     return run
 
 
-def line(found, axis, quantity="pass1", arm="agpo"):
-    return found.by_place.get((arm, axis, quantity))
+def line(found, axis, quantity="pass1", share=1.0, arm="agpo"):
+    key = (arm, axis, quantity, share)
+    return next((one for one in found.lines if (one.arm, one.equal, one.quantity, one.share) == key), None)
 
 
 def test_equal_steps_updates_tokens_compute_and_accuracy(store):
@@ -130,6 +131,8 @@ def test_equal_steps_updates_tokens_compute_and_accuracy(store):
     assert at("cpu") == (12, 0.75, 1.0)
     # equally good, at 0.75: agpo at its end, grpo halfway between its last evaluations
     assert at("accuracy", "tokens") == (0.75, 22.0, 35.0)
+    half = line(found, "steps", "tokens", 0.5)
+    assert (half.at, half.arm_value, half.baseline_value) == (3, 16.0, 25.0)
     assert line(found, "accuracy") is None
 
 
@@ -161,6 +164,21 @@ def test_the_unit_is_the_seed_and_pairs_are_of_one_seed(store):
     half = t.ppf(0.975, 2) * differences.std(ddof=1) / math.sqrt(3)
     assert (d.seeds_low, d.seeds_high) == pytest.approx((differences.mean() - half, differences.mean() + half))
     assert d.told == "not told apart"
+    assert d.seeds_low < d.two_level_low < d.difference < d.two_level_high < d.seeds_high
+
+
+def test_two_level_bootstrap_has_the_variance_of_both_levels():
+    rng = np.random.default_rng(1)
+    seeds = [rng.normal(centre, 1.0, size=6) for centre in rng.normal(0, 0.5, size=20)]
+    means = np.array([s.mean() for s in seeds])
+    low, high = two_level(seeds)
+    within = np.mean([s.var() / len(s) for s in seeds])
+    expected = math.sqrt((means.var() + within) / len(seeds))
+    assert (high - low) / (2 * 1.96) == pytest.approx(expected, rel=0.05)
+    assert low < means.mean() < high
+    alike = [np.ones(5), np.ones(5)]
+    assert two_level(alike) == (1.0, 1.0)
+    assert all(map(math.isnan, two_level(alike[:1])))
 
 
 def test_scopes_of_the_clip_are_arms_of_their_own(store):
@@ -238,8 +256,8 @@ def test_one_arm_alone_is_reported_without_comparisons(store, capsys, tmp_path):
     assert main(["arms", "--store", str(store.path), "--name", "toy", "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     assert "grpo (1 seed)" in text
-    assert "at equal" not in text
-    assert (tmp_path / "out" / "comparison.csv").read_text().strip() == ""
+    assert "At equal" not in text
+    assert (tmp_path / "out" / "comparison.csv").read_text() == ""
     assert main(["arms", "--store", str(store.path), "--name", "toy", "--out", str(tmp_path / "out")]) == 0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "runs.csv").write_text("mine")
@@ -257,17 +275,22 @@ def test_the_command_writes_markdown_csv_and_pictures(store, capsys, tmp_path):
     printed = capsys.readouterr().out
     text = (out / "arms.md").read_text()
     assert text.strip() in printed
-    short = text.split("Arm (seeds) minus grpo")[1].splitlines()
-    assert short[2].startswith("| task | arm | Pass@1, %: steps | Pass@1, %: optimizer updates made |")
-    assert short[4].startswith("| toy | agpo (3) | **+50.0 ± 0.0** |")
+    assert "### At equal optimizer updates made" in text
+    _, row = [r for r in text.split("### At equal steps")[1].split("###")[0].splitlines() if r.startswith("| agpo |")]
+    assert "| 100.0 | 50.0 | **+50.0 [+50.0, +50.0]**" in row
+    short = text.split("**Pass@1, %**")[1].splitlines()
+    assert short[2].startswith("|  | steps | optimizer updates made | tokens generated |")
+    assert short[4].startswith("| agpo (3 seeds) | **+50.0 [+50.0, +50.0]** |")
     with (out / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    (told,) = [r for r in rows if (r["arm"], r["equal"], r["quantity"]) == ("agpo", "steps", "pass1")]
-    assert [float(told[name]) for name in ("arm_value", "baseline_value", "difference", "seeds")] == [1, 0.5, 0.5, 3]
+    wanted = ("agpo", "steps", "1.0", "pass1")
+    (told,) = [r for r in rows if (r["arm"], r["equal"], r["share"], r["quantity"]) == wanted]
+    assert (float(told["difference"]), told["seeds"]) == (0.5, "3")
     assert len(list(csv.DictReader((out / "runs.csv").open()))) == 9
     for name in ("presets", "scopes"):
         image = matplotlib.image.imread(out / f"{name}.png")
         assert image.std() > 0.01
+        assert (out / f"{name}.png").stat().st_size < 200_000
 
 
 def test_several_names_are_one_table_of_claims(store, capsys):

@@ -12,8 +12,7 @@ from full_store import fill
 
 from evals.errors import UserError
 from evals.report import browse
-from evals.report.browse import QUERIES
-from evals.report.command import main
+from evals.report.browse_queries import QUERIES
 from evals.store import Store
 from evals.store.rows import PACKED
 
@@ -21,17 +20,19 @@ pytest.importorskip("datasette")
 
 
 @contextmanager
-def browsing(url: str):
-    """A client of the pages of the store."""
-    command = [sys.executable, "-m", "evals.report", "browse", "--store", url, "--port", "0"]
+def browsing(url: str, *arguments: str):
+    """(a client of the pages of the store, what was printed before the address)."""
+    command = [sys.executable, "-m", "evals.report", "browse", "--store", url, "--port", "0", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     try:
-        line = process.stdout.readline()
-        assert line.startswith("http://"), line
+        said = []
+        while not (line := process.stdout.readline()).startswith("http://"):
+            assert line, "it ended before it said its address"
+            said.append(line)
         with httpx.Client(base_url=line.strip(), timeout=60) as client:
-            yield client
+            yield client, "".join(said)
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
@@ -52,7 +53,7 @@ def browsed(tmp_path_factory):
     path = tmp_path_factory.mktemp("browse") / "my results.db"
     with Store.open(path) as store:
         ids = fill(store)
-        with browsing(str(path)) as client:
+        with browsing(str(path)) as (client, _):
             yield store, ids, client
 
 
@@ -68,7 +69,16 @@ def test_every_ready_query_answers(browsed, name):
 
 
 def test_the_answers_are_right(browsed):
-    store, (train, _, second), client = browsed
+    store, (train, first, second), client = browsed
+    assert {row["run"] for row in objects(client, "/what-ran.json", run="arith")} == {first, second}
+    (flipped,) = objects(client, "/flipped-between-runs.json")
+    assert (flipped["item"], flipped["change"]) == ("problem-2", "right in b")
+    assert (flipped["a"], flipped["b"]) == (first, second)
+    assert objects(client, "/flipped-between-runs.json", a=first, b=second) == [flipped]
+    flips = objects(client, "/flipped-between-steps.json", run=train)
+    assert {(r["item"], r["change"]) for r in flips if r["split"] == "eval/arith"} == {
+        (f"problem-{i}", "now wrong" if i % 2 else "now right") for i in range(6)
+    }
     live = objects(client, "/live-groups.json", run=train[:-2])
     counts = ("step", "groups", "live", "all_right", "all_wrong", "too_few_scorable")
     assert [tuple(r[name] for name in counts) for r in live] == [(step, 4, 1, 2, 1, 1) for step in (1, 2, 3)]
@@ -76,9 +86,16 @@ def test_the_answers_are_right(browsed):
     assert [(r["group"], r["samples"], r["pass1 %"]) for r in levels] == [(1, 1, 0.0), (2, 2, 100.0), (3, 2, 50.0)]
     subjects = objects(client, "/accuracy-by.json", run=second, key="subject")
     assert [r["group"] for r in subjects] == ["Algebra", "Geometry"]
-    scored = [row for row in store.outcomes(second) if row.reward is not None]
-    never = {row.item for row in scored} - {row.item for row in scored if row.reward == 1}
-    assert {r["item"] for r in objects(client, "/never-solved.json", run=second)} == never
+    cost = objects(client, "/tokens-per-solved.json", run=second)[0]
+    tokens = sum(row.response_tokens for row in store.outcomes(second))
+    assert (cost["solved"], cost["tokens"], cost["tokens_per_solved_problem"]) == (3, tokens, round(tokens / 3))
+    assert {r["item"] for r in objects(client, "/unscored.json", run=second)} == {"problem-3"}
+    cut = objects(client, "/wrong.json", finish="length")
+    assert {(r["item"], r["outcome"]) for r in cut} == {
+        ("problem-1", "wrong"),
+        ("problem-3", "wrong"),
+        ("problem-5", "wrong"),
+    }
 
 
 def test_blobs_are_hidden_and_nothing_can_be_written(browsed):
@@ -92,7 +109,7 @@ def test_blobs_are_hidden_and_nothing_can_be_written(browsed):
     assert client.get(f"{database(client)}/nothing").status_code == 404
     before = store.find_run(train).samples
     store.log_metrics(train, 9, {"entropy": 1.0})  # others go on writing, and it is seen
-    assert objects(client, "/metrics.json", step=9)
+    assert any(r["step"] == 9 for r in objects(client, "/metric.json", metric="entropy"))
     assert store.find_run(train).samples == before
 
 
@@ -105,6 +122,11 @@ def test_it_listens_on_this_machine_only_and_a_taken_port_is_named():
 
 
 @pytest.mark.postgres
-def test_a_postgresql_store_is_to_be_copied_first(postgres, capsys):
-    assert main(["browse", "--store", postgres.new_store()]) == 2
-    assert "python -m evals.store copy postgresql" in capsys.readouterr().err
+def test_a_postgresql_store_is_copied_first(postgres):
+    url = postgres.new_store()
+    with Store.open(url) as store:
+        _, first, _ = fill(store)
+    with browsing(url, "--run", first) as (client, said):
+        assert "copying the store to a temporary file" in said
+        assert len(objects(client, "/what-ran.json")) == 2  # and the one it was made from
+        assert objects(client, "/verdicts.json", run=first)

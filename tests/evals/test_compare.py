@@ -78,7 +78,7 @@ def test_the_papers_gain_is_not_distinguishable(store, capsys):
     assert "AGPO uses 23.6 % fewer response tokens than GRPO (536 and 702)" in text
     assert re.search(r"fewer: distinguishable", text)
     # sd of the differences 0.402: (1.965 + 0.843) * 0.402 / sqrt(500)
-    assert "80 % power: 5.1 points." in text
+    assert "80 % power: 5.1 points (7.8 with different problems in the two runs)" in text
     assert "WARNING" not in text
 
 
@@ -105,13 +105,13 @@ def test_several_samples_per_problem(store, capsys):
     assert f"A more often right on {less}, B on {more}, equally often on {60 - less - more}" in text
 
 
-def test_settings_that_differ_are_said(store, capsys):
+def test_settings_that_differ_are_said_loudly_and_others_quietly(store, capsys):
     add(store, [1.0, 0.0] * 20, method="grpo")
     add(store, [1.0, 0.0] * 20, method="agpo", prompt="none", max_tokens=512, n=4)
     text = say(capsys, "grpo", "agpo")
     assert "have different settings: prompt qwen-boxed and none; max_tokens 2048 and 512" in text
     assert text.count("WARNING") == 1
-    assert "n 1 and 4" not in text  # the name of the test of significance says so
+    assert "differ in n 1 and 4" in text
 
 
 def test_runs_with_other_problems_are_reduced_or_refused(store, capsys):
@@ -257,10 +257,11 @@ def test_a_run_that_goes_on_and_one_selected_on_the_test(store, capsys):
 
 @pytest.mark.parametrize(("a", "b"), [(0.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
 def test_all_wrong_and_all_right(store, capsys, a, b):
-    text = say(capsys, add(store, [a] * 12), add(store, [b] * 12))
+    text = say(capsys, add(store, [a] * 12), add(store, [b] * 12), "--problems")
     assert "nan" not in text
     assert ("p = 0.0005" in text) == (a != b)
     assert "level with" in text or "100.0 points better" in text
+    assert ("i11" in text) == (a != b)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from agpo.telemetry import METRICS
 from agpo.telemetry import timeline as spans_as_metrics
 from evals.report.figures import curves, figures, line_colours
 from evals.report.page.build import write_page
-from evals.report.page.content import timeline
+from evals.report.timeline import timeline
 from evals.store import Store
 
 ABOUT = {"metrics": METRICS}
@@ -48,7 +48,7 @@ def test_curves_of_a_run_that_has_logged_nothing(store, tmp_path):
     assert is_picture(curves(store, train(store, "agpo", 0, steps=0), tmp_path / "a.png"))
 
 
-def test_a_steps_timeline_by_rank_is_what_the_trainer_stored(store, tmp_path):
+def test_a_steps_timeline_by_rank_is_what_the_trainer_stored_in_picture_and_page(store, tmp_path, monkeypatch):
     run_id = train(store, "agpo", 3, steps=3)
     ranks = [
         [("sync", 0.0, 1e-4), ("sampling", 0.1, 2.0), ("grading", 2.0, 2.5), ("sampling", 2.5, 3.0)],
@@ -63,7 +63,14 @@ def test_a_steps_timeline_by_rank_is_what_the_trainer_stored(store, tmp_path):
     wanted = [[(phase, 2 * a, 2 * b) for phase, a, b in spans if phase != "sync"] for spans in ranks]
     assert [[(bar.phase, bar.start, bar.end) for bar in bars] for bars in found.ranks] == wanted
     assert timeline(store, train(store, "agpo", 4)) is None
+    drawn = []
+    monkeypatch.setattr(figures_module, "_save", lambda figure, out: (drawn.append(figure), out)[1])
     store.finish_run(run_id, "done")
+    assert [p.name for p in figures(store, tmp_path)][-1] == "timeline.png"
+    (axes,) = drawn[-1].axes
+    assert len(axes.collections) == 6
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rank 0", "rank 1"]
+    assert {t.get_text() for t in drawn[-1].legends[0].texts} == {"sampling", "grading", "ahead", "update"}
     write_page(store, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert text.count("<title>sampling: ") == 3

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import load_from_disk
 from full_store import fill
 
 from evals.errors import UserError
-from evals.outputs import check_folder, replacing
+from evals.outputs import replacing
 from evals.report.command import main as report
 from evals.run import main as run
 from evals.store import Store
@@ -33,7 +34,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["export", "mine", "--overwrite"], "is a folder"),
+        (["export", "results", "--overwrite"], "was not made by this command"),
+        (["export", ".", "--overwrite"], "was not made by this command"),
+        (["export", "mine", "--overwrite"], "was not made by this command"),
         (["export", "results/agpo.db", "--overwrite"], "expected a name that ends in"),
         (["export", "store.csv", "--overwrite"], "is a database"),
         (["html", "--out", "results/agpo.db"], "expected a name that ends in .html"),
@@ -61,26 +64,24 @@ def test_what_is_not_an_earlier_output_stays(here, capsys, arguments, why):
     assert snapshot(here) == before
 
 
-def test_an_earlier_output_is_replaced(here):
+def test_an_earlier_output_is_replaced(here, monkeypatch, capsys):
     for _ in range(2):
         assert report(["html"]) == 0
-        assert report(["export", "out.csv", "--overwrite"]) == 0
+        assert report(["export", "out", "--overwrite"]) == 0
         assert report(["tables", "--format", "md", "--out", "t.md", "--overwrite"]) == 0
-
-
-def test_a_folder_with_other_files_is_not_replaced(here, monkeypatch):
-    out = here / "out"
-    (out / "deep").mkdir(parents=True)
-    (out / "ours.json").write_text('{"files": ["data.arrow"]}')
-    (out / "cache-1.arrow").touch()  # what `datasets` leaves beside it
-    check_folder(out, "ours.json")
-    (out / "mine.md").write_text("mine")
-    with pytest.raises(UserError, match=r"holds other files: mine\.md"):
-        check_folder(out, "ours.json")
-    (out / "mine.md").unlink()
-    monkeypatch.chdir(out / "deep")
-    with pytest.raises(UserError, match="holds the working directory"):
-        check_folder(out, "ours.json")
+    next(iter(load_from_disk("out").filter(len)))  # leaves a cache beside it
+    (here / "out" / "deep").mkdir()
+    again = ["export", str(here / "out"), "--overwrite", "--store", str(here / "results" / "agpo.db")]
+    assert report(again) == 0
+    (here / "out" / "mine.md").write_text("mine")
+    assert report(again) == 2
+    assert "holds other files: mine.md" in capsys.readouterr().err
+    assert (here / "out" / "mine.md").read_text() == "mine"
+    (here / "out" / "mine.md").unlink()
+    (here / "out" / "deep").mkdir()
+    monkeypatch.chdir(here / "out" / "deep")
+    assert report(again) == 2
+    assert "holds the working directory" in capsys.readouterr().err
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):

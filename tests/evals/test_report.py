@@ -215,6 +215,7 @@ def test_an_evaluation_made_again_is_no_second_seed(capsys, path):
             evaluated(store, parent, right, seed)
         (row,) = rows(store)
     assert [result.summary.pass1.value for result in row.results] == [0.4, 0.6]
+    assert "made again with the same seed and settings: 1;" in report(capsys, path, "tables")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,20 @@
-"""`evals.report show` of an evaluation: all its statistics."""
+"""`evals.report show` of an evaluation: all its statistics, and accuracy by overlap with training data."""
 
+import json
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from evals.report.command import main
+from evals.report.overlap import problems, without_template
+from evals.report.parts import measured
 from evals.store import SampleRow, Store
+
+TEMPLATE = "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{{}}.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"  # noqa: E501
+WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "jetty", "knoll", "lemur",
+         "maple", "nadir", "otter", "pansy", "quail", "raven")  # fmt: skip
 
 
 @pytest.fixture
@@ -16,11 +25,16 @@ def store(tmp_path, monkeypatch):
         yield opened
 
 
-def add(store, answers, *, bench="math500", status="done"):
+def problem(i: int) -> str:
+    """Thirty words of its own."""
+    return "Find " + " ".join(f"{WORDS[(i * 7 + j * j) % 18]}{i * j % 23}" for j in range(30)) + " ?"
+
+
+def add(store, answers, *, bench="math500", status="done", texts=None):
     """answers: problem -> (answer, reward) of its samples."""
     run_id = store.start_run("eval", bench, method="agpo", model="m", config={"temperature": 1.0})
     rows = [
-        SampleRow(bench, f"i{i}", k, 0, f"problem {i}", "r", (1,) * (10 + k), None,
+        SampleRow(bench, f"i{i}", k, 0, TEMPLATE.format(texts[i] if texts else problem(i)), "r", (1,) * (10 + k), None,
                   "length" if answer is None else "stop", "right" if reward else "wrong", "box", answer, "1", reward,
                   0, 0.1)
         for i, samples in enumerate(answers)
@@ -51,7 +65,8 @@ def test_everything_is_there(store, capsys):
     assert "response tokens, mean 11.5 " in text
     assert "median, 95th percentile 11.5, 13" in text
     assert "per right response 34.5 " in text
-    assert "smallest difference seen" in text
+    for name in ("from the draw of problems", "from the samples of each", "smallest difference seen"):
+        assert name in text
     assert "nan" not in text
 
 
@@ -84,3 +99,47 @@ def test_a_training_run_shows_its_last_evaluation(store, capsys):
     text = show(capsys, run_id)
     assert "arith at step 20: 1 problems, 1 samples" in text
     assert "step 0:" not in text
+
+
+def test_the_template_is_taken_off_the_prompts(store):
+    run_id = add(store, [[("1", 1.0)], [("1", 0.0)], [("1", 0.0)]])
+    (one,) = measured(store, [store.find_run(run_id)])
+    bare = [" ".join(item.prompt.split()) for item in problems(store, one)]
+    # "Find" and "?" begin and end all of them too
+    assert bare == [problem(i).removeprefix("Find ").removesuffix(" ?") for i in range(3)]
+    assert without_template(["alone"]) == ["alone"]
+    assert without_template(["a template b", "a template c"]) == ["b", "c"]
+
+
+def test_accuracy_on_problems_of_the_training_data_and_on_the_rest(store, capsys, tmp_path):
+    run_id = add(store, [[("1", 1.0)]] * 4 + [[("1", 0.0)]] * 6)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    asked = [problem(i) + " Remember to put your final answer within \\boxed{}." for i in (0, 1, 9, 40, 41)]
+    table = [
+        {"prompt": [{"role": "user", "content": text}], "extra_info": {"id": f"t{i}"}} for i, text in enumerate(asked)
+    ]
+    pq.write_table(pa.Table.from_pylist(table), folder / "train.parquet")
+    (folder / "manifest.json").write_text(json.dumps({}))
+    for path in (folder, folder / "manifest.json", folder / "train.parquet"):
+        text = show(capsys, run_id, "--manifest", str(path))
+        assert "in the training data 3 66.7 " in text  # i0, i1 right, i9 wrong
+        assert "the rest 7 28.6 " in text
+        assert "i9: 100 % of its 13-grams" in text
+    assert main(["show", run_id, "--manifest", str(tmp_path)]) == 2
+    assert "no train.parquet" in capsys.readouterr().err
+    assert main(["show", run_id, "--manifest", str(tmp_path / "none.parquet")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_math500_in_dapo(store, capsys, data):
+    """Real data: a handful of MATH-500's problems are in DAPO's set, whose prompts have a long template."""
+    import gzip
+
+    with gzip.open(data / "math500/test.jsonl.gz", "rt") as lines:
+        texts = [json.loads(line)["problem"] for line in lines]
+    run_id = add(store, [[("1", 1.0)]] * len(texts), texts=texts)
+    text = show(capsys, run_id, "--manifest", str(data / "dapo/dapo-math-17k.parquet"))
+    (seen,) = re.findall(r"in the training data (\d+) ", text)
+    assert 4 <= int(seen) <= 40

@@ -21,9 +21,11 @@ from evals.stats import (
     ratio,
     read_columns,
     share,
+    standard_error,
     summarise,
     wilson,
 )
+from evals.stats.intervals import bootstrap_mean, decompose
 from evals.store import OutcomeRow, SampleRow, Store
 
 
@@ -68,6 +70,8 @@ def test_the_problem_is_the_unit_not_the_sample():
     assert four.pass1.value == pytest.approx(once.pass1.value)
     assert four.pass1.se == pytest.approx(once.pass1.se)
     assert four.pass1.high - four.pass1.low == pytest.approx(once.pass1.high - once.pass1.low, rel=0.03)
+    assert four.parts.icc == pytest.approx(1)
+    assert four.parts.within == 0
 
 
 def test_independent_samples_are_worth_as_much_as_problems():
@@ -138,6 +142,19 @@ def test_rewards_of_another_scale_get_students_interval():
     assert (summary.pass1.low, summary.pass1.high) == pytest.approx(expected)
 
 
+def test_the_variance_is_taken_apart_as_it_was_put_together():
+    """Simulated: problems with Beta(2, 1) chances, 6 samples each. Var(p) = 1/18, E[p(1-p)] = 1/6."""
+    rng = np.random.default_rng(0)
+    right = rng.binomial(6, rng.beta(2, 1, 60_000))
+    means = right / 6
+    parts = decompose(means, means * (1 - means) * 6 / 5, np.full(60_000, 6))
+    assert parts.icc == pytest.approx((1 / 18) / (1 / 18 + 1 / 6), abs=0.01)
+    assert parts.between == pytest.approx(math.sqrt(1 / 18 / 60_000), rel=0.02)
+    assert parts.within == pytest.approx(math.sqrt(1 / 6 / 6 / 60_000), rel=0.02)
+    assert math.hypot(parts.between, parts.within) == pytest.approx(standard_error(means))
+    assert math.isnan(summarise(benchmark(50, 1)).parts.within)  # one sample each cannot tell
+
+
 # Tokens and truncation
 
 
@@ -204,6 +221,25 @@ def test_fiellers_ratio_solves_its_equation_and_has_no_upper_limit_near_a_zero()
     assert ratio(top, few).high == math.inf
     assert "no upper limit" in ratio(top, few).text()
     assert ratio(top, np.zeros(40)).text() == "-"
+
+
+def test_the_bootstrap_is_seeded_and_close_to_the_normal_interval():
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    assert bootstrap_mean(values) == bootstrap_mean(values)
+    low, high = bootstrap_mean(values)
+    half = 1.96 * standard_error(values)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "values", [np.random.default_rng(2).integers(-1, 2, 300), np.random.default_rng(2).random(300)]
+)
+def test_the_bootstrap_is_scipys(values):
+    """Drawn by counts where few values repeat, one by one elsewhere: the same distribution."""
+    values = values.astype(float)
+    expected = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=0)
+    low, high = expected.confidence_interval
+    assert bootstrap_mean(values) == pytest.approx((low, high), abs=0.1 * (high - low))
 
 
 # Groups and columns

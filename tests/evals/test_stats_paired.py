@@ -59,6 +59,7 @@ def test_several_samples_have_students_interval_on_the_differences():
     d = np.array([b.means()[i] - a.means()[i] for i in a.items])
     expected = scipy_stats.ttest_1samp(d, 0).confidence_interval()
     assert (found.difference.low, found.difference.high) == pytest.approx((expected.low, expected.high))
+    assert found.bootstrap == pytest.approx((expected.low, expected.high), abs=0.02)
 
 
 def test_the_same_change_on_every_problem_has_an_interval_around_it():

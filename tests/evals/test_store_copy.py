@@ -83,7 +83,7 @@ def test_only_the_runs_named_and_what_they_were_made_from(tmp_path, capsys):
 KILLED = """
     import os, signal, sys
     sys.path[:0] = [sys.argv[3]]
-    from evals.store import __main__ as store_copy
+    from evals.store import copy as store_copy
     from evals.store import Store
     from evals.store.__main__ import main
     store_copy.BATCH = 10
@@ -109,7 +109,7 @@ def test_a_copy_that_was_killed_goes_on(store_url, other_url, capsys, monkeypatc
         with Store.open(other_url) as target:
             half = target.find_run(run)
             assert (half.status, half.samples) == ("copying", 30)
-            monkeypatch.setattr("evals.store.__main__.BATCH", 10)
+            monkeypatch.setattr("evals.store.copy.BATCH", 10)
             assert copy(store_url, other_url) == 0
             assert "(20 written now)" in capsys.readouterr().out
             assert target.find_run(run).status == "done"
