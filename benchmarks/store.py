@@ -86,7 +86,7 @@ def query(url: str, name: str) -> tuple[float, float]:
 
     from rich.console import Console
 
-    from evals.report import paper_tables, runs
+    from evals.report.command import parser
     from evals.stats import summarise
 
     console = Console(file=io.StringIO(), width=160)
@@ -98,14 +98,11 @@ def query(url: str, name: str) -> tuple[float, float]:
         for _ in range(2):
             before = time.monotonic()
             match name:
-                case "runs":
-                    runs.list_runs(store, console)
                 case "find":
                     store.find_run(latest.id[:-2])
-                case "show":
-                    runs.show(store, latest.id, console)
-                case "tables":
-                    paper_tables.tables(store, "rich", console)
+                case "runs" | "show" | "tables":
+                    asked = parser().parse_args([name, *([latest.id] if name == "show" else [])])
+                    asked.run(asked, store, console)
                 case "summary":
                     summarise(store.outcomes(latest.id))
                 case "page":

@@ -13,16 +13,16 @@ from rich.console import Console
 
 from evals.console import make_console
 from evals.errors import UserError, command
-from evals.report import arms_report, browse, compare, export, manage, paper_tables, runs
-from evals.report.page import command as html
+from evals.report import arms_report, browse, compare, export, paper_tables, runs
+from evals.report.page import serve
 from evals.store import Store
 
-MODULES = (runs, paper_tables, compare, arms_report, html, export, manage, browse)
+MODULES = (runs, paper_tables, compare, arms_report, serve, export, browse)
 """in the order in which --help lists their commands"""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
         prog="python -m evals.report",
         description="Report on the results store: list runs, print the paper's tables, draw its figures.",
         epilog="Without a command: runs, tables and figures.",
@@ -35,25 +35,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH_OR_URL",
         help="an SQLite file or a postgresql+psycopg:// URL (default: $AGPO_STORE, else results/agpo.db)",
     )
-    parser.add_argument("--store", metavar="PATH_OR_URL", default=None, help=shared._actions[0].help)
-    parser.set_defaults(run=everything)
-    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    root.add_argument("--store", metavar="PATH_OR_URL", default=None, help=shared._actions[0].help)
+    commands = root.add_subparsers(metavar="COMMAND", title="commands")
     for module in MODULES:
         module.add_commands(commands, shared)
-    return parser
 
+    def everything(_: argparse.Namespace, store: Store, console: Console) -> None:
+        for name in ("runs", "tables", "figures") if store.runs() else ("runs",):
+            arguments = root.parse_args([name])
+            arguments.run(arguments, store, console)
 
-def everything(arguments: argparse.Namespace, store: Store, console: Console) -> None:
-    """What is printed without a command."""
-    runs.list_runs(store, console)
-    if store.runs():
-        paper_tables.tables(store, "rich", console)
-        paper_tables.draw(store, paper_tables.FIGURES, console)
+    root.set_defaults(run=everything)
+    return root
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     console = make_console()
     with Store.open(arguments.store, make=False) as store:
         try:

@@ -4,7 +4,6 @@ Table 1: Pass@1. Table 2: response tokens. Table 3: programs, under both rules o
 """
 
 import argparse
-import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from evals.code_report import RULES
 from evals.console import Commands
+from evals.groups import grouped
 from evals.outputs import check_file, replacing
 from evals.report import paper
 from evals.report.evaluations import GROUP, Row, rows
@@ -25,7 +25,6 @@ from evals.store import Store
 
 FORMATS = {"rich": ".txt", "md": ".md", "latex": ".tex", "csv": ".csv"}
 """style -> the ending of a file's name"""
-FIGURES = Path("results/figures")
 
 
 def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
@@ -40,41 +39,28 @@ def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
     add_run_option(parser, "only these evaluations, or those of these training runs")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
     parser.add_argument("--overwrite", action="store_true", help="replace the file at --out")
-    parser.set_defaults(
-        run=lambda a, store, console: tables(
-            store, a.format, console, with_paper=a.paper, bench=a.bench, wanted=a.runs, out=a.out, overwrite=a.overwrite
-        )
-    )
+    parser.set_defaults(run=tables)
     parser = commands.add_parser("figures", parents=[shared], help="PNGs of entropy, response length and reward")
-    parser.add_argument("--out", type=Path, default=FIGURES, help="folder (default: %(default)s)")
-    parser.set_defaults(run=lambda a, store, console: draw(store, a.out, console))
+    parser.add_argument("--out", type=Path, default=Path("results/figures"), help="folder (default: %(default)s)")
+    parser.set_defaults(run=draw)
 
 
-def draw(store: Store, out: Path, console: Console) -> None:
+def draw(arguments: argparse.Namespace, store: Store, console: Console) -> None:
     """Draw the figures and print their paths."""
     from evals.report.figures import figures  # matplotlib is slow to import
 
-    paths = figures(store, out)
+    paths = figures(store, arguments.out)
     for path in paths:
         print(path)
     if not paths:
         console.print("No training run has metrics yet: no figures. `python -m agpo.train` makes one.")
 
 
-def tables(
-    store: Store,
-    style: str,
-    console: Console,
-    *,
-    with_paper: bool = False,
-    bench: str | None = None,
-    wanted: Sequence[str] = (),
-    out: Path | None = None,
-    overwrite: bool = False,
-) -> None:
+def tables(arguments: argparse.Namespace, store: Store, console: Console) -> None:
     """Print or write the tables of each benchmark. CSV has one line per row, and no table of the paper's numbers."""
+    style, bench, wanted, out = arguments.format, arguments.bench, arguments.runs, arguments.out
     if out:
-        check_file(out, (FORMATS[style],), overwrite=overwrite)
+        check_file(out, (FORMATS[style],), overwrite=arguments.overwrite)
     found = rows(store, bench, wanted)
     if style == "csv":
         _give(_csv(found), out, console)
@@ -88,26 +74,25 @@ def tables(
             soft_wrap=True,
         )
         if any(run.samples for run in store.runs("train")):
-            console.print(
-                "What training runs measured while they trained is in `compare`, `arms` and `html`.", markup=False
-            )
+            console.print("What training runs measured is in `compare`, `arms` and `html`.", markup=False)
         return
-    grids = [
-        grid
-        for name in dict.fromkeys(row.bench for row in found)
-        for grid in _grids([row for row in found if row.bench == name], with_paper)
-    ]
-    if with_paper and not any(row.bench in {bench for bench, _ in paper.NUMBERS} for row in found):
+    grids = [grid for of in grouped(found, lambda row: row.bench).values() for grid in _grids(of, arguments.paper)]
+    if arguments.paper and not any(row.bench in {bench for bench, _ in paper.NUMBERS} for row in found):
         console.print(f"The paper has numbers on {', '.join({b: 0 for b, _ in paper.NUMBERS})}; none of these was run.")
-    if style != "rich":
-        write = markdown if style == "md" else latex
-        _give("\n".join(write(grid) for grid in grids), out, console)
+    if style == "rich" and not out:
+        for grid in grids:
+            print_grid(grid, console)
         return
+    _give("\n".join(WRITERS[style](grid) for grid in grids), out, console)
+
+
+def _plain(grid: Grid) -> str:
     written = io.StringIO()
-    for grid in grids:
-        print_grid(grid, Console(file=written, width=1000) if out else console)
-    if out:
-        _give(written.getvalue(), out, console)
+    print_grid(grid, Console(file=written, width=1000))
+    return written.getvalue()
+
+
+WRITERS = {"rich": _plain, "md": markdown, "latex": latex}
 
 
 def _give(text: str, out: Path | None, console: Console) -> None:
@@ -246,35 +231,33 @@ def _notes(found: Sequence[Row]) -> list[str]:
 
 def _csv(found: Sequence[Row]) -> str:
     """Shares in percent. interval: what the limits are over, problems or runs."""
-    levels = _groups(found)
+    import pandas as pd  # slow to import
+
     lines = []
     for row in found:
         runs = len(row.results)
-        line: dict[str, str | float] = {"bench": row.bench, "model": row.model, "method": row.method}
+        line: dict[str, object] = {"bench": row.bench, "model": row.model, "method": row.method}
         line |= {"variant": row.variant, "runs": runs, "interval": "runs" if runs > 1 else "problems"}
         for name in ("pass1", "tokens_mean", "tokens_right", "tokens_wrong", "tokens_per_solved"):
             line |= _limits(name, row.estimate(name))
-        line |= {f"{name}_sd": _cell(name, row.deviation(name)) for name in ("pass1", "tokens_mean")}
-        line |= {name: _cell(name, row.estimate(name).value) for name in ("tokens_median", "tokens_p95", "truncated")}
+        line |= {f"{name}_sd": _scaled(name, row.deviation(name)) for name in ("pass1", "tokens_mean")}
+        line |= {name: _scaled(name, row.estimate(name).value) for name in ("tokens_median", "tokens_p95", "truncated")}
         line |= {"no_answer": sum(s.outcomes.get("no_answer", 0) for s in row.summaries)}
         line |= {"unscored": sum(s.unscored for s in row.summaries)}
         for rule in RULES:
             line |= _limits(f"pass1_{rule}", row.estimate("pass1", rule))
-        line |= {f"pass1_{level}": _cell("pass1", row.estimate("pass1", group=level).value) for level in levels}
+        line |= {f"pass1_{x}": _scaled("pass1", row.estimate("pass1", group=x).value) for x in _groups(found)}
         lines.append({**line, "setting": row.setting, "status": row.status or "done"})
-    out = io.StringIO()
-    writer = csv.DictWriter(out, lines[0] if lines else (), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    return pd.DataFrame(lines).to_csv(index=False) if lines else ""
 
 
-def _limits(name: str, e: Estimate) -> dict[str, str | float]:
-    return {name: _cell(name, e.value), f"{name}_low": _cell(name, e.low), f"{name}_high": _cell(name, e.high)}
+def _limits(name: str, e: Estimate) -> dict[str, float]:
+    numbers = {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+    return {key: _scaled(name, x) for key, x in numbers.items()}
 
 
-def _cell(name: str, x: float) -> float | str:
-    return "" if math.isnan(x) else round(x if name.startswith("tokens") else 100 * x, 6)
+def _scaled(name: str, x: float) -> float:
+    return round(x if name.startswith("tokens") else 100 * x, 6)
 
 
 def _groups(found: Sequence[Row]) -> list[str]:

@@ -277,7 +277,7 @@ def select(store: Store, words: Iterable[str], several: Sequence[str] = ("name",
         try:
             fits = store.find_runs(word)
         except UserError:
-            if "method" not in several or not (fits := store.runs(method=word)):
+            if not word or "method" not in several or not (fits := store.runs(method=word)):
                 raise
         for run in fits:
             by = {"name": word == run.name, "tag": word in run.tags, "method": word == run.method}

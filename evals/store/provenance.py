@@ -35,23 +35,18 @@ def code_version() -> dict[str, object]:
         version = importlib.metadata.version("agpo")
     except importlib.metadata.PackageNotFoundError:
         version = "not installed"
+    found: dict[str, object] = {"version": version}
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return {"version": version}
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
-    try:
-        return {
-            "version": version,
-            "commit": git("rev-parse", "HEAD"),
-            "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.SubprocessError):  # no git, no commit yet, someone else's checkout
-        return {"version": version}
+    if (root / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, no commit, someone else's checkout
+            commit = git("rev-parse", "HEAD")
+            found |= {"commit": commit, "modified": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    return found
 
 
 def environment() -> dict[str, object]:

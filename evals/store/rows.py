@@ -140,15 +140,11 @@ def with_ancestors(runs: Iterable[RunRow], every: Iterable[RunRow]) -> list[RunR
     """The runs and those they were made from, each after its parent."""
     known = {run.id: run for run in every}
     found: dict[str, RunRow] = {}
-
-    def add(run: RunRow) -> None:
-        if run.id not in found:
-            if run.parent in known:
-                add(known[run.parent])
-            found[run.id] = run
-
     for run in runs:
-        add(run)
+        line = [run]
+        while parent := known.get(line[-1].parent or ""):
+            line.append(parent)
+        found |= {one.id: one for one in reversed(line)}
     return list(found.values())
 
 

@@ -184,22 +184,11 @@ class Store:
         if kind not in get_args(Kind):
             raise ValueError(f"kind {kind!r}: expected one of {', '.join(get_args(Kind))}")
         run_id = f"{datetime.now(UTC):%y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        row = {
-            "id": run_id,
-            "kind": kind,
-            "name": clean_text(name),
-            "method": clean_text(method),
-            "model": clean_text(model),
-            "seed": seed,
-            "config": to_json(config),
-            "code": to_json(code_version()),
-            "environment": to_json(environment()),
-            "parent": parent,
-            "about": to_json(about),
-            "status": "running",
-            "started": time.time(),
-            **this_process(),
-        }
+        texts = {"name": name, "method": method, "model": model}
+        trees = {"config": config, "code": code_version(), "environment": environment(), "about": about}
+        row = {"id": run_id, "kind": kind, "seed": seed, "parent": parent, "status": "running", "started": time.time()}
+        row |= {key: clean_text(text) for key, text in texts.items()}
+        row |= {key: to_json(tree) for key, tree in trees.items()} | this_process()
         self.attempt(lambda connection: connection.execute(self.upsert(runs_table), [row]), write=True)
         return run_id
 

@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 from full_store import fill, sample
 
-from evals.report import manage
+from evals.report import runs
 from evals.report.command import main
 from evals.store import Store
 
@@ -98,7 +98,7 @@ def test_rm_takes_the_run_and_leaves_the_rest(filled, report, tmp_path):
 
 def test_rm_that_was_stopped_is_finished_by_the_same_command(filled, report, monkeypatch):
     store, _, first, second = filled
-    monkeypatch.setattr(manage, "SLICE", 2)
+    monkeypatch.setattr(runs, "SLICE", 2)
     attempt, calls = Store.attempt, []
 
     def stopped(self, work, *, write=False):

@@ -48,6 +48,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         (["tables", "--format", "csv", "--out", "store.csv", "--overwrite"], "is a database"),
         (["rm", "", "--yes"], "name is empty"),
         (["rm", " ", "--yes"], "name is empty"),
+        (["export", "x.csv", "--run", ""], "name is empty"),
     ],
 )
 def test_what_is_not_an_earlier_output_stays(here, capsys, arguments, why):

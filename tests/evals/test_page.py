@@ -21,7 +21,7 @@ from evals.report.command import main
 from evals.report.compare import p_text
 from evals.report.page import serve
 from evals.report.page.build import SCRIPTS, module, write_page
-from evals.report.page.summary import student_quantiles
+from evals.report.page.overview import student_quantiles
 from evals.stats import columns, compare, holm, read_columns
 from evals.store import Store
 

@@ -15,9 +15,8 @@ from evals.report.page import samples as samples_module
 from evals.report.page.build import write_page
 from evals.report.page.choice import choose_samples, take
 from evals.report.page.content import part_names, run_names
-from evals.report.page.differences import differences
+from evals.report.page.overview import differences, evaluations, over_seeds
 from evals.report.page.samples import problem_text
-from evals.report.page.summary import evaluations, over_seeds
 from evals.report.parts import line_names, parts_of, select
 from evals.stats import holm
 

@@ -21,10 +21,9 @@ from evals.report.figures import line_colours
 from evals.report.layout import duration
 from evals.report.page.choice import choose_runs, choose_samples, left_out
 from evals.report.page.content import curves, evaluation_facts, part_names, run_facts, run_names, score_elements
-from evals.report.page.differences import differences
 from evals.report.page.encode import Chunks
+from evals.report.page.overview import differences, evaluations, over_seeds, percent, student_quantiles, with_groups
 from evals.report.page.samples import Index, elements
-from evals.report.page.summary import evaluations, over_seeds, percent, student_quantiles, with_groups
 from evals.report.parts import Part, line_names, metrics_of, parts_of, settings_told
 from evals.report.timeline import timeline
 from evals.store import RunRow, Store

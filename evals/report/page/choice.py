@@ -25,12 +25,9 @@ def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[
         filled = [run for run in every if run.samples or run.last_step is not None or run.status == "running"]
         kept = filled[-MOST_RUNS:]
         empty, older = len(every) - len(filled), len(filled) - len(kept)
-        all_of = "" if older or empty else "All "
-        said = f"{'The latest ' if older else all_of}{plural(len(kept), 'run')} of the store"
-        if older:
-            said += f"; {older} older {_are(older)} left out (--run chooses others)"
-        if empty:
-            said += f"; {empty} without metrics or samples {_are(empty)} left out"
+        absent = [f"{older} older (--run chooses others)"] * bool(older)
+        absent += [f"{empty} without metrics or samples"] * bool(empty)
+        said = f"{plural(len(kept), 'run')} of the store" + ("; left out: " + ", ".join(absent) if absent else "")
     else:
         named = select(store, wanted)
         kept = with_descendants(named, every)
@@ -40,10 +37,6 @@ def choose_runs(store: Store, wanted: Sequence[str]) -> tuple[list[RunRow], set[
         said += f". The store has {len(every)} in all"
     shown = sorted(with_ancestors(kept, every), key=lambda run: (run.started, run.id))
     return shown, {run.id for run in kept}, f"{said}."
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
 
 
 def choose_samples(parts: Sequence[Part], limit: int | None) -> list[float]:
@@ -85,14 +78,10 @@ def first_and_last(parts: Sequence[Part]) -> set[int]:
 
 def _thin(parts: Sequence[Part], places: Sequence[int], budget: int, shares: list[float]) -> int:
     """Share `budget` samples among the steps of one run: whole steps, but at least eight of them. Returns its use."""
-    samples = sum(parts[i].samples for i in places)
-    if samples <= budget:
-        steps, share = list(places), 1.0
-    else:
-        mean = samples / len(places)
-        count = min(len(places), max(8, int(budget / mean)))
-        steps = [places[round(k * (len(places) - 1) / max(count - 1, 1))] for k in range(count)] if budget else []
-        share = min(1.0, budget / max(sum(parts[i].samples for i in steps), 1))
+    mean = sum(parts[i].samples for i in places) / len(places)
+    count = min(len(places), max(8, int(budget / mean))) if budget else 0
+    steps = [places[round(k * (len(places) - 1) / max(count - 1, 1))] for k in range(count)]
+    share = min(1.0, budget / max(sum(parts[i].samples for i in steps), 1))
     for i in steps:
         shares[i] = share
     return math.ceil(share * sum(parts[i].samples for i in steps))

@@ -23,45 +23,41 @@ def run_names(runs: Sequence[RunRow], lines: Mapping[str, str]) -> dict[str, str
     lines: of `evals.report.parts.line_names`.
     """
     by_id = {run.id: run for run in runs}
-    names: dict[str, str] = {}
-    for run in runs:
+    several = len({(run.name, run.model) for run in runs if run.kind == "train"}) > 1
+
+    def name(run: RunRow) -> str:
+        if run.kind == "curation":
+            return f"data {run.name}"
         if run.kind == "train":
-            names[run.id] = f"{lines[run.id]} seed {run.seed}"
-        elif run.kind == "curation":
-            names[run.id] = f"data {run.name}"
-        else:
-            parent, step = (
-                by_id.get(run.parent or ""),
-                STEP.fullmatch(last_part(str(run.config.get("model") or run.model))),
-            )
-            of = f"{lines[parent.id]} seed {parent.seed}" if parent else last_part(run.model)
-            names[run.id] = f"{run.name}: {of}{f', step {int(step[1])}' if step and parent else ''}" if of else run.name
-    tasks = {(run.name, run.model) for run in runs if run.kind == "train"}
-    if len(tasks) > 1:
-        for run in runs:
-            if run.kind == "train" and run.method:
-                names[run.id] = f"{run.name}: {names[run.id]}"
-    count = Counter(names.values())
-    return {id: f"{name} ({id[-6:]})" if count[name] > 1 else name for id, name in names.items()}
+            return f"{f'{run.name}: ' if several and run.method else ''}{lines[run.id]} seed {run.seed}"
+        parent = by_id.get(run.parent or "")
+        of = f"{lines[parent.id]} seed {parent.seed}" if parent else last_part(run.model)
+        step = STEP.fullmatch(last_part(str(run.config.get("model") or run.model)))
+        return ": ".join(filter(None, [run.name, of])) + (f", step {int(step[1])}" if step and parent else "")
+
+    names = _apart([name(run) for run in runs], runs, [""] * len(runs))
+    return {run.id: name for run, name in zip(runs, names, strict=True)}
 
 
 def part_names(parts: Sequence[Part], names: Mapping[str, str]) -> list[str]:
     """What the samples of each part are called. Within a benchmark no two evaluations have the same name."""
-    labels = []
-    for part in parts:
-        if part.run.kind == "eval":
-            of = names.get(part.run.parent or "") or last_part(part.run.model) or part.run.name
-            task = f"{part.split}: " if part.bench != part.run.name else ""
-            labels.append(f"{task}{of}, step {part.step}" if part.step else task + of)
-        elif part.run.kind == "train":
-            labels.append(f"{names[part.run.id]}, step {part.step}{' (in training)' if part.measured else ''}")
-        else:
-            labels.append(names[part.run.id])
-    count = Counter((part.bench, label) for part, label in zip(parts, labels, strict=True))
-    return [
-        f"{label} ({part.run.id[-6:]})" if count[part.bench, label] > 1 else label
-        for part, label in zip(parts, labels, strict=True)
-    ]
+
+    def name(part: Part) -> str:
+        if part.run.kind != "eval":
+            step = f", step {part.step}" if part.run.kind == "train" else ""
+            return f"{names[part.run.id]}{step}{' (in training)' if step and part.measured else ''}"
+        of = names.get(part.run.parent or "") or last_part(part.run.model) or part.run.name
+        task = f"{part.split}: " if part.bench != part.run.name else ""
+        return f"{task}{of}, step {part.step}" if part.step else task + of
+
+    return _apart([name(part) for part in parts], [part.run for part in parts], [part.bench for part in parts])
+
+
+def _apart(names: Sequence[str], runs: Sequence[RunRow], groups: Sequence[str]) -> list[str]:
+    """The names; those that are not alone in their group with the end of the run's id."""
+    keys = list(zip(groups, names, strict=True))
+    count = Counter(keys)
+    return [f"{key[1]} ({run.id[-6:]})" if count[key] > 1 else key[1] for key, run in zip(keys, runs, strict=True)]
 
 
 def last_part(model: str) -> str:

@@ -31,14 +31,15 @@ USER_TURN = re.compile(
 )
 
 
+CODES = {"item": "items", "finish": "finishes", "outcome": "outcomes", "path": "paths"}
+"""columns of codes -> the index's lists of their values"""
+
+
 @dataclass
 class Index:
     """What the page needs to know about all samples before it reads a text."""
 
-    items: dict[str, int] = field(default_factory=dict)
-    finishes: dict[str, int] = field(default_factory=dict)
-    outcomes: dict[str, int] = field(default_factory=dict)
-    paths: dict[str, int] = field(default_factory=dict)
+    codes: dict[str, dict[str, int]] = field(default_factory=lambda: {name: {} for name in CODES})
     facets: dict[str, dict[object, int]] = field(default_factory=dict)
     blocks: list[dict[str, int]] = field(default_factory=list)
     """number of rows, and the chunks of their columns and texts"""
@@ -48,10 +49,9 @@ class Index:
     """place of a part -> its samples in the page"""
 
     def as_json(self) -> dict[str, object]:
-        few = {key: list(codes) for key, codes in self.facets.items() if 1 < len(codes) <= MOST_FACET_VALUES}
         return {
-            **{name: list(getattr(self, name)) for name in ("items", "finishes", "outcomes", "paths")},
-            "facets": few,
+            **{values: list(self.codes[name]) for name, values in CODES.items()},
+            "facets": {key: list(codes) for key, codes in self.facets.items() if 1 < len(codes) <= MOST_FACET_VALUES},
             "blocks": self.blocks,
             "promptBlocks": self.prompt_blocks,
             "included": self.included,
@@ -116,33 +116,16 @@ class _Block:
         return len(self.columns) >= BLOCK_SAMPLES or self.characters >= BLOCK_CHARACTERS
 
     def add(self, row: SampleRow, place: int, prompt: int, index: Index) -> None:
-        self.columns.append(
-            {
-                "part": place,
-                "item": code(index.items, sys.intern(row.item)),
-                "repeat": row.repeat,
-                "tokens": row.response_tokens,
-                "finish": code(index.finishes, row.finish_reason),
-                "outcome": code(index.outcomes, row.outcome),
-                "path": code(index.paths, row.path),
-                "reward": row.reward,
-                "advantage": None if row.advantage is None else round(row.advantage, 4),
-                "prompt": prompt,
-                "answer": None if row.answer is None else _cut(row.answer),
-                "reference": _cut(row.reference),
-            }
-        )
-        self.texts.append(
-            {
-                "response": row.response,
-                "answer": row.answer,
-                "reference": row.reference,
-                "meta": dict(row.meta),
-                "seed": str(row.seed),  # more digits than JavaScript's numbers have
-                "seconds": round(row.seconds, 3),
-                "weights": row.weight_version,
-            }
-        )
+        coded = {"item": sys.intern(row.item), "finish": row.finish_reason, "outcome": row.outcome, "path": row.path}
+        columns: dict[str, object] = {name: code(index.codes[name], value) for name, value in coded.items()}
+        columns |= {"part": place, "repeat": row.repeat, "tokens": row.response_tokens, "reward": row.reward}
+        columns["advantage"] = None if row.advantage is None else round(row.advantage, 4)
+        columns["answer"] = None if row.answer is None else _cut(row.answer)
+        self.columns.append({**columns, "prompt": prompt, "reference": _cut(row.reference)})
+        texts: dict[str, object] = {name: getattr(row, name) for name in ("response", "answer", "reference")}
+        # the seed as text: it has more digits than JavaScript's numbers
+        texts |= {"meta": dict(row.meta), "seed": str(row.seed), "seconds": round(row.seconds, 3)}
+        self.texts.append({**texts, "weights": row.weight_version})
         known = row.token_chars is not None  # else no text could be shaded
         scales = {"token_chars": 1, "logprobs": 100, "entropies": 100}
         self.tokens.append(

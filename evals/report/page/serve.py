@@ -1,9 +1,10 @@
-"""`evals.report serve`: the page of `evals.report html`, live, on this machine only.
+"""`evals.report html`: everything about runs in one page that needs no network. `serve`: live, on this machine only.
 
 An open page asks every few seconds for a newer one (a conditional request). The page is made again if the store has
 changed, using at most a fifth of one core: large stores are updated less often.
 """
 
+import argparse
 import hashlib
 import socket
 import sys
@@ -12,23 +13,66 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import sqlalchemy as sa
 from rich.console import Console
 
+from evals.console import Commands
 from evals.errors import UserError
 from evals.report.browse import HOST, listen
-from evals.report.page.build import page
+from evals.report.parts import add_run_option
 from evals.store import Store
 from evals.store.database import artifacts_table, metrics_table, runs_table, samples_table, tags_table
 from evals.store.provenance import pid_started
 
+LARGE = 60 << 20
+"""bytes; a browser takes seconds to open a larger page"""
 LEAST_SECONDS = 2.0
 """between two looks at the store"""
 REST = 4
 """pause after making the page, in units of the CPU time that it took"""
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 """our names for a browser on this machine or at the end of a tunnel"""
+
+
+def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
+    chosen = argparse.ArgumentParser(add_help=False)
+    add_run_option(chosen, "only these runs, with the evaluations made from them (default: the latest)")
+    chosen.add_argument(
+        "--limit-samples",
+        default="10000",
+        metavar="N",
+        help="include about N completions, or all (default: %(default)s); the page says what it left out",
+    )
+    about = "one HTML page: summary, curves, lineage, samples"
+    parser = commands.add_parser("html", parents=[shared, chosen], help=about)
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/page.html"), help="the file to write (default: %(default)s)"
+    )
+    parser.set_defaults(run=html)
+    parser = commands.add_parser("serve", parents=[shared, chosen], help="the same page, live while runs go on")
+    parser.add_argument("--port", type=int, default=8002, help="0: any free one (default: %(default)s)")
+    parser.set_defaults(run=serve)
+
+
+def html(arguments: argparse.Namespace, store: Store, console: Console) -> None:
+    from evals.report.page.build import write_page  # Jinja2, scipy: not for --help
+
+    made = write_page(store, arguments.out, wanted=arguments.runs, limit=_limit(arguments.limit_samples))
+    console.print(f"{made.runs}\n{made.samples()}")
+    size = arguments.out.stat().st_size
+    if size > LARGE:
+        console.print("A browser takes some seconds to open a page of this size; --limit-samples makes it smaller.")
+    console.print(f"page        {arguments.out} ({size / 1e6:.1f} MB)", soft_wrap=True)
+
+
+def _limit(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise UserError(f"--limit-samples {text}: expected a number, 0 for none, or all.")
+    return int(text)
 
 
 class Live:
@@ -42,6 +86,8 @@ class Live:
 
     def newest(self) -> tuple[str, bytes]:
         """(name of the store's state, the page)"""
+        from evals.report.page.build import page
+
         with self.lock:
             if time.monotonic() >= self.again:
                 began = time.thread_time()  # a busy machine does not count
@@ -119,10 +165,10 @@ def server(store: Store, listener: socket.socket, wanted: Sequence[str], limit: 
     return made
 
 
-def serve(store: Store, port: int, wanted: Sequence[str], limit: int | None, console: Console) -> None:
+def serve(arguments: argparse.Namespace, store: Store, console: Console) -> None:
     """Serve until Ctrl-C. Raises UserError for a port that is taken and for a run that is not there."""
-    with listen(port) as listener:
-        made = server(store, listener, wanted, limit)
+    with listen(arguments.port) as listener:
+        made = server(store, listener, arguments.runs, _limit(arguments.limit_samples))
         made.RequestHandlerClass.live.newest()  # type: ignore[attr-defined]  # errors are told here
         url = f"http://{HOST}:{listener.getsockname()[1]}/"
         console.print(f"{url}\nfor this machine only; Ctrl-C ends it", markup=False)
