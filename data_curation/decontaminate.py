@@ -118,11 +118,12 @@ def _alike(
     texts: list[str], answers: list[str], against: list[str], keys: list[str], options: DecontaminateOptions
 ) -> dict[tuple[int, int], dict[str, float]]:
     """(text, reference) -> the scores that may make it a hit."""
-    sets = run_sets([*texts, *against], options.shingle)
-    groups = np.array([alike.hash64(one or f"unknown {at}") for at, one in enumerate([*answers, *keys])], np.uint64)
-    least = np.minimum(
-        options.same_answer * np.array([alike.rare(one) for one in [*answers, *keys]]), options.similarity
-    )
+    both, known = [*texts, *against], [one or f"unknown {at}" for at, one in enumerate([*answers, *keys])]
+    groups = np.array([alike.hash64(one) for one in known], np.uint64)
+    numbered = np.array([alike.hash64(alike.numbers_key(*one)) for one in zip(both, known, strict=True)], np.uint64)
+    sets = run_sets(both, options.shingle)
+    anew = near_pairs(run_sets(both, 1), alike.TOLD_ANEW, groups=numbered, split=len(texts))
+    least = np.minimum(options.same_answer * np.array([alike.rare(one) for one in known]), options.similarity)
     low = near_pairs(sets, least, groups=groups, split=len(texts))
     high = near_pairs(sets, min(options.similarity, options.same_words), split=len(texts))
     cut, asked = tokens(texts), tokens(against)
@@ -131,6 +132,7 @@ def _alike(
     scores: dict[tuple[int, int], dict[str, float]] = {}
     for name, one, offset in (
         (GRAMS.format(options.n), shared, 0),
+        ("words", anew, len(texts)),
         (RUNS.format(options.shingle), low, len(texts)),
         (RUNS.format(options.shingle), high, len(texts)),
     ):
@@ -157,8 +159,8 @@ def judge(
     ratio, score = how.get(GRAMS.format(options.n), 0.0), how.get(RUNS.format(options.shingle), 0.0)
     close = ratio >= options.ratio or score >= options.similarity
     if same:
-        both = max(ratio, score)
-        if not close and not alike.one_problem(text, reference, both, row.answer, options.same_answer):
+        most = max(ratio, score)
+        if not close and not alike.one_problem(text, reference, most, row.answer, options.same_answer):
             return ""
     elif not close and not (score >= options.same_words and alike.only_words(text, reference)):
         return ""
@@ -166,6 +168,8 @@ def judge(
         if alike.cannot_tell(row.problem, one.problem, bool(same)) and alike.key(text) != alike.key(reference):
             return UNSURE
         if same is not None and not alike.share_numbers(text, reference):
+            return SIBLING
+        if same is False and alike.another_question(text, reference):
             return SIBLING
     return HIT
 

@@ -135,10 +135,13 @@ def candidates(rows: list[Row], plain: list[str], options: NearOptions) -> tuple
     least = options.same_answer * np.array([alike.rare(one) for one in keys])
     low = near_pairs(sets, least, groups=answers, allowed=counted.maybe)
     high = near_pairs(sets, options.threshold, groups=counted.digits, allowed=counted.same)
+    known = np.array([alike.hash64(alike.numbers_key(*one)) for one in zip(plain, keys, strict=True)], np.uint64)
+    anew = near_pairs(run_sets(plain, 1), alike.TOLD_ANEW, groups=known)
     found = {
         (left, right): score
-        for one in (low, high)
+        for one in (anew, low, high)
         for left, right, score in zip(one.left.tolist(), one.right.tolist(), one.score.tolist(), strict=True)
+        if one is not anew or alike.told_anew(plain[left], plain[right], rows[left].answer)
     }
     return [(left, right, score) for (left, right), score in sorted(found.items())], low.cut + high.cut
 

@@ -82,6 +82,16 @@ class Recipe(BaseModel):
             raise UserError(f"stage {stage}: {_said(e, kind.model_fields)}") from e
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(problem=f"{twice!r} is there twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load(
     name: str, settings: list[str], inputs: dict[str, str], skip: list[str], references: Iterable[str] = ()
 ) -> Recipe:
@@ -98,7 +108,7 @@ def load(
             known = ", ".join(sorted(shipped.stem for shipped in FOLDER.glob("*.yaml")))
             raise UserError(f"unknown recipe {name!r}. Known: {known}, or give a YAML file.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not valid YAML in UTF-8: {e}") from e
     if not isinstance(content, dict) or not isinstance(content.get("sources"), list):

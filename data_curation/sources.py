@@ -168,7 +168,8 @@ def usual(raw: Raw, given: str, names: Sequence[str], what: str) -> str:
     if given:
         return given
     there = {str(name).lower(): str(name) for name in raw}
-    found = next((there[name] for name in names if name in there and raw[there[name]] is not None), None)
+    has = [there[name] for name in names if name in there and raw[there[name]] is not None]
+    found = next((name for name in has if raw[name] != ""), has[0] if has else None)  # Alpaca's `input` is often empty
     if null := next((there[name] for name in names if name in there), None) if found is None else None:
         raise Bad(f"{null!r} is null")
     if found is None:
