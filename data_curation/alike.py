@@ -29,7 +29,7 @@ ALIKE = 0.55
 RARE = {2: 0.7, 3: 0.5}
 """digits of an equal answer -> factor of the thresholds above: few problems share a long number by chance"""
 TELLING, TOLD_ANEW = 6, 0.35
-"""digits of equal numbers and an equal answer that do not agree by chance, and the share of words that is then enough"""
+"""digits of equal numbers and answers that do not agree by chance, and the share of words that is then enough"""
 SHORT = 12
 """words and symbols, without diagrams: with fewer, equal words with different answers are no evidence"""
 
@@ -81,8 +81,8 @@ nonnegative real distinct different same identical distinguishable indistinguish
 decreasing sum product difference quotient remainder ratio area perimeter length volume surface radius
 diameter circumference center angle side sides edges vertices faces diagonal mean median mode average range
 probability horizontal vertical left right top bottom first second third last two three four five six seven
-eight nine ten half twice double doubled tripled or wins loses imaginary bisector altitude inside outside row column alpha beta gamma delta theta phi psi rho sigma
-omega lambda mu pi sin cos tan cot sec csc log ln"""
+eight nine ten half twice double doubled tripled or wins loses imaginary bisector altitude inside outside row
+column alpha beta gamma delta theta phi psi rho sigma omega lambda mu pi sin cos tan cot sec csc log ln"""
 _CHANGES = frozenset(_CHANGING_WORDS.split())
 """words that make another question; a letter or a name in capitals does so too"""
 _NEGATIONS = {"not", "no", "neither", "nor", "without", "except"}

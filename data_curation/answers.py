@@ -26,9 +26,11 @@ _LETTERED = re.compile(_MARK.format("[a-d]|i{1,3}|[1-4]"), re.I)
 MULTI = (("a", "b"), ("i", "ii"), ("1", "2"))
 _ONE = re.compile(
     r"\b(?:give|provide|enter|find|compute|report|submit|what is)\s+(?:(?:the|their|your|its) (?:\w+ ){0,3}?"
-    r"(?:value|sum|total|product|difference|number|integer|answer|result)s? (?:of|between)\b|[\\($]*\d*\s*\w\s*[+*-]\s*\d*\w)"
-    r"|\b(?:sum|total|product|difference) of (?:the|both|all|these|your) (?:\w+ ){0,2}(?:answers|results|values|parts)\b"
-    r"|as a single \w+|\banswer (?:only )?(?:to |for )?(?:the |question )?(?:last )?(?:part\b|question\b|\([a-d]\))|\b(?:first|second|last) answer\b",
+    r"(?:value|sum|total|product|difference|number|integer|answer|result)s? (?:of|between)\b"
+    r"|[\\($]*\d*\s*\w\s*[+*-]\s*\d*\w)"
+    r"|\b(?:sum|total|product|difference) of (?:the|both|all|these|your) (?:\w+ ){0,2}"
+    r"(?:answers|results|values|parts)\b|as a single \w+|\b(?:first|second|last) answer\b"
+    r"|\banswer (?:only )?(?:to |for )?(?:the |question )?(?:last )?(?:part\b|question\b|\([a-d]\))",
     re.I,
 )
 """an end that makes one number of all parts: "Please provide the value of a + b" """

@@ -18,8 +18,8 @@ from evals.console import make_console
 from evals.errors import UserError, command
 
 if TYPE_CHECKING:
-    from data_curation.manifest import Content, Manifest
     from data_curation.recipe import Recipe
+    from data_curation.stage import Record
     from evals.store import Store
 
 logger = logging.getLogger("data_curation.build")  # __name__ is "__main__" under python -m
@@ -27,7 +27,7 @@ logger = logging.getLogger("data_curation.build")  # __name__ is "__main__" unde
 # Heavy libraries are imported where they are needed, so that --help and a wrong name answer at once.
 
 
-def show(content: Content, out: Path, console: Console) -> None:
+def show(content: Record, out: Path, console: Console) -> None:
     """Print the funnel."""
     from data_curation.manifest import steps
 
@@ -190,7 +190,7 @@ def log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def record(store: Store, run: str, whole: Manifest, out: Path) -> None:
+def record(store: Store, run: str, whole: Record, out: Path) -> None:
     """Rows per stage as metrics, the files as artifacts."""
     content = whole["content"]
     from data_curation.manifest import steps

@@ -34,7 +34,7 @@ def diff(one: Path, other: Path) -> Record:
     }
 
 
-def settings(content: manifest.Content) -> Record:
+def settings(content: Record) -> Record:
     """Everything that was chosen or given, by name."""
     sources = {one["name"]: {"sha256": one["sha256"][:16], **one["options"]} for one in content["sources"]}
     stages = {one["name"]: one["options"] for one in content["stages"]}

@@ -9,31 +9,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 from data_curation.stage import Done, Record, Row, digest, sha256
 from evals.errors import UserError
-
-Content = TypedDict(
-    "Content",
-    {
-        "format": int,
-        "recipe": Record,
-        "sources": list[Record],
-        "stages": list[Record],
-        "kept": int,
-        "by source": dict[str, int],
-        "histograms": dict[str, dict[str, int]],
-        "files": dict[str, str],
-        "versions": dict[str, str],
-    },
-)
-
-
-class Manifest(TypedDict):
-    id: str
-    content: Content
-
 
 FORMAT = 3
 PACKAGES = ("agpo", "datasets", "numpy", "pyarrow")
@@ -49,10 +27,10 @@ def build(
     options: Mapping[str, Record],
     rows: Sequence[Row],
     out: Path,
-) -> Manifest:
-    """The manifest of the files in `out`."""
+) -> Record:
+    """The manifest of the files in `out`: {id, content}."""
     packages = [*PACKAGES, *{"reasoning-gym"}.intersection(about["kind"] for about in sources)]
-    content: Content = {
+    content: Record = {
         "format": FORMAT,
         "recipe": recipe,
         "sources": [{**about, **reading(done)} for about, done in zip(sources, reads, strict=True)],
@@ -66,7 +44,7 @@ def build(
     return {"id": digest(content)[:16], "content": content}
 
 
-def steps(content: Content) -> list[tuple[str, Record]]:
+def steps(content: Record) -> list[tuple[str, Record]]:
     """(name, line of the funnel) of the sources and stages, in order."""
     reads = [(f"read {source['name']}", source) for source in content["sources"]]
     return reads + [(stage["name"], stage) for stage in content["stages"]]
@@ -99,7 +77,7 @@ def count(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def load(folder: str | Path) -> Manifest:
+def load(folder: str | Path) -> Record:
     """The manifest of a data set's folder (or the file itself). Raises UserError."""
     path = Path(folder)
     path = path / "manifest.json" if path.is_dir() else path
@@ -114,7 +92,7 @@ def load(folder: str | Path) -> Manifest:
     return found
 
 
-def card(content: Content) -> str:
+def card(content: Record) -> str:
     """The data card of a Hugging Face data set folder: what was done, not what the recipe says of itself."""
     recipe, kept = content["recipe"], content["by source"]
     licences = sorted({source["licence"] for source in content["sources"]})
