@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_curation.stage import Row, Tests
+from data_curation.stage import CodeTests, Row
 from data_curation.text import DROPPED, SAME, diagrams, folded, without_diagrams
 from evals.grading.math import normalise
 
@@ -325,5 +325,5 @@ def _unlike(left: list[str], right: list[str]) -> list[str]:
     return left + right
 
 
-def _tests(code: Tests) -> dict[str, str]:
-    return {given.strip(): printed.strip() for given, printed in zip(code["inputs"], code["outputs"], strict=True)}
+def _tests(code: CodeTests) -> dict[str, str]:
+    return {given.strip(): printed.strip() for given, printed in code.pairs()}

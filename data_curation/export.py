@@ -90,7 +90,7 @@ def truth(row: Row) -> str:
     """What the grader compares with: the answer, or the tests as JSON {inputs, outputs, fn_name?}."""
     if row.code is None:
         return row.answer
-    return dumps({name: row.code[name] for name in ("inputs", "outputs", "fn_name") if row.code[name] != ""})
+    return dumps({name: said for name in ("inputs", "outputs", "fn_name") if (said := getattr(row.code, name)) != ""})
 
 
 def chat(row: Row, prompt: str) -> Prompt:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from data_curation.stage import Drop, Options, Raw, Record, Row, Tests
+from data_curation.stage import Bad, CodeTests, Drop, Options, Raw, Record, Row
 from evals.errors import UserError
 from evals.grading.math import extract_answer
 from evals.items import problem_text, turns
@@ -46,12 +46,6 @@ class Kind:
     split: str = "train"
     subset: str | None = None
     ability: str = "math"
-
-
-class Bad(Exception):
-    """A row lacks something or has it in another type."""
-
-    malformed = True
 
 
 class Unfit(Bad):
@@ -178,10 +172,6 @@ def usual(raw: Raw, given: str, names: Sequence[str], what: str) -> str:
     return found
 
 
-PROGRAMS = 3
-"""reference programs, and wrong ones, that are kept of a problem"""
-
-
 def read_tests(tests: object) -> tuple[list[str], list[str], str]:
     """(inputs, outputs, function or "") of {inputs, outputs, fn_name?}, of a list of {input, output}, or of the JSON
     text of either. Arguments and results that are no texts become JSON, one argument a line."""
@@ -201,42 +191,6 @@ def read_tests(tests: object) -> tuple[list[str], list[str], str]:
         inputs = ["\n".join(map(json.dumps, one)) if isinstance(one, list) else one for one in inputs]
         outputs = [one if isinstance(one, str) else json.dumps(one) for one in outputs]
     return inputs, outputs, function
-
-
-def code_record(
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    fn_name: str = "",
-    *,
-    starter: str = "",
-    time_limit: float | None = None,
-    memory_mb: int | None = None,
-    references: Sequence[str] = (),
-    wrong: Sequence[str] = (),
-    interactive: bool = False,
-    checker: bool = False,
-    file_io: bool = False,
-    date: str = "",
-) -> Tests:
-    """`Row.code`. Raises Bad for tests that are no texts."""
-    if len(inputs) != len(outputs):
-        raise Bad(f"{len(inputs)} test inputs and {len(outputs)} outputs")
-    if not all(isinstance(one, str) for one in (*inputs, *outputs)):
-        raise Bad("a test's input or output is not text")
-    return {
-        "inputs": list(inputs),
-        "outputs": list(outputs),
-        "fn_name": fn_name,
-        "starter": starter,
-        "time_limit": time_limit,
-        "memory_mb": memory_mb,
-        "references": list(references[:PROGRAMS]),
-        "wrong": list(wrong[:PROGRAMS]),
-        "interactive": interactive,
-        "checker": checker,
-        "file_io": file_io,
-        "date": date,
-    }
 
 
 class MathSource(Source):
@@ -276,7 +230,7 @@ class VerlSource(Source):
 def read_verl(options: VerlSource, name: str, raw: Raw) -> Row | Drop:
     problem, truth = text(raw, "prompt"), column(raw, options.answer)
     tests = _json(truth) if isinstance(truth, str) and truth.lstrip().startswith("{") else truth
-    code = code_record(*read_tests(tests)) if isinstance(tests, Mapping) and "inputs" in tests else None
+    code = CodeTests(*read_tests(tests)) if isinstance(tests, Mapping) and "inputs" in tests else None
     if options.languages == "no-chinese" and CJK.search(problem):
         return Drop(name, "Chinese", problem[:300])
     extra = raw.get("extra_info")

@@ -8,7 +8,7 @@ from datasets import Dataset, load_dataset
 from data_curation import export, manifest, pipeline
 from data_curation.recipe import FORMATS, load
 from data_curation.sources import KINDS
-from data_curation.stage import Context, Row
+from data_curation.stage import CodeTests, Context, Row
 from evals.items import item_id, read_items
 from evals.prompts import PRESETS
 
@@ -87,7 +87,7 @@ def test_a_hugging_face_folder_with_a_card(out):
 
 
 def test_programs_carry_their_tests(tmp_path):
-    code = {"inputs": ["1\n"], "outputs": ["2\n"], "fn_name": "", "time_limit": 1.0}
+    code = CodeTests(["1\n"], ["2\n"], time_limit=1.0)
     row = Row("c:0", "c", "Add one.", "", {}, code)
 
     class Options:
@@ -103,7 +103,7 @@ def test_programs_carry_their_tests(tmp_path):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_in_every_format(preset, tmp_path):
     """The words of a preset are those that an evaluation asks with, also where they want an item's tests."""
-    code = {"inputs": ["1\n"], "outputs": ["2\n"], "fn_name": "", "time_limit": 1.0, "memory_mb": None}
+    code = CodeTests(["1\n"], ["2\n"], time_limit=1.0)
     row = Row("c:0", "c", "Add one.", "", {}, code)
 
     class Options:

@@ -7,8 +7,7 @@ import pytest
 from data_curation import answers, decontaminate, dedupe, normalise
 from data_curation.decontaminate import DecontaminateOptions, Reference
 from data_curation.dedupe import CONFLICT, FORM, NEAR, SIBLINGS, ExactOptions, NearOptions
-from data_curation.sources import code_record
-from data_curation.stage import Context, Row
+from data_curation.stage import CodeTests, Context, Row
 
 CONTEXT = Context(workers=1)
 DAPO = (
@@ -284,7 +283,7 @@ STATEMENT = (
     ],
 )
 def test_programs_are_one_with_the_same_limits_whatever_the_contest(one, other, kept):
-    made = [Row(f"a:{at}", "a", text, "", {}, code_record(["1"], ["1"])) for at, text in enumerate((one, other))]
+    made = [Row(f"a:{at}", "a", text, "", {}, CodeTests(["1"], ["1"])) for at, text in enumerate((one, other))]
     assert len(dedupe.near(made, NearOptions(), CONTEXT).rows) == kept
 
 
