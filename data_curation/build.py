@@ -113,17 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or Path("data") / recipe.name
     if args.dry_run:
         plan(recipe, out, console)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from data_curation import inputs
     from data_curation.stage import Context
     from evals.store import Store
     from evals.store.store import is_missing
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     nowhere = args.dry_run and is_missing(args.store)
     opened = contextlib.nullcontext() if nowhere else Store.open(args.store)
-    with opened as store, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with opened as store:
 
         def say(text: str) -> None:
             console.print(text, markup=False)
@@ -131,8 +128,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         context = Context(
             say=say,
-            log=logger.info if console.is_terminal else say,
-            progress=progress if console.is_terminal else None,
             store=store,
             workers=args.workers,
             max_errors=args.max_errors,
@@ -158,7 +153,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             finally:
                 store.finish_run(run, status)
-        progress.stop()
         show(whole["content"], out, console)
         console.print(f"manifest {whole['id']}, run {run} in {store}, log in {out.name}.log beside it", markup=False)
     return 0

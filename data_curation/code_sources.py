@@ -109,8 +109,8 @@ class CodeTableSource(Source):
     """column of the contest's date"""
     time_limit: float | None = None
     """seconds per test where the file has none"""
-    licence: str = "not stated"
-    data_source: str = "codecontests"
+    licence: str = ""
+    data_source: str = ""
 
 
 def read_code_table(options: CodeTableSource, name: str, raw: Raw) -> Row | Drop:

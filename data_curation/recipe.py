@@ -30,7 +30,7 @@ STAGES: dict[str, tuple[type[Options], Callable[..., Result]]] = {
     "solve_rate": (rates.SolveOptions, solve_rate.run),
 }
 """in their usual order; a recipe names those it wants, in its own"""
-AnyMaths = maths.MathSource | maths.VerlSource | maths.Gsm8kSource | maths.CompetitionSource | maths.TableSource
+AnyMaths = maths.MathSource | maths.VerlSource | maths.TableSource
 AnyProgram = programs.CodeforcesSource | programs.CodeContestsSource | programs.CodeTableSource
 AnySource = Annotated[AnyMaths | maths.MadeSource | AnyProgram, Field(discriminator="kind")]
 

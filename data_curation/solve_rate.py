@@ -8,8 +8,7 @@ belongs to a completion and a reference: where the answer or the tests changed, 
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,10 +114,10 @@ class Tries:
         else:
             engine = open_engine(options, self.context)
             self.run_id = find_run(store, options, grader_name)
-        status = "failed"
+        status, meter = "failed", Meter(self, self.context.say)
         try:
             self._measure(engine)
-            with open_grader(grader_name) as grader, closing(Meter(self, self.context)) as meter:
+            with open_grader(grader_name) as grader:
                 for split, part in self._parts():
                     self._ask(engine, split, part, grader, grader_name, meter)
             status = "done"
@@ -126,6 +125,7 @@ class Tries:
             status = "interrupted"
             raise KeyboardInterrupt("every finished completion is kept; the same command continues") from e
         finally:
+            meter.tell()
             if engine is not None:
                 store.finish_run(self.run_id, status)
                 engine.close()
@@ -209,46 +209,36 @@ class Tries:
 
 
 class Meter:
-    """Counts tries as they come: a bar where somebody looks, and a line in the log every half minute."""
+    """Counts tries as they come, and says every half minute how far they are."""
 
-    def __init__(self, tries: Tries, context: Context):
-        self.context, self.total = context, (len(tries.items) - len(tries.unfit)) * tries.options.n
-        self.n, self.refused = tries.options.n, tries.refused
-        self.seen: dict[str, set[int]] = defaultdict(set)
+    def __init__(self, tries: Tries, say: Callable[[str], None]):
+        self.tries, self.say = tries, say
+        self.seen: set[tuple[str, int]] = set()
+        """(item, repeat) of the problems that are asked now"""
         self.done = self.truncated = self.unscored = 0
         self.started = self.said = time.monotonic()
-        self.bar = context.progress.add_task("solve rate", total=self.total) if context.progress else None
-
-    def close(self) -> None:
-        self._say()
-        if self.context.progress and self.bar is not None:
-            self.context.progress.remove_task(self.bar)
 
     def add(self, row: SampleRow) -> None:
-        if row.repeat in self.seen[row.item]:
+        if (row.item, row.repeat) in self.seen:
             return
-        self.seen[row.item].add(row.repeat)
+        self.seen.add((row.item, row.repeat))
         self.truncated += row.finish_reason == "length"
         self.unscored += row.reward is None
-        self._advance(1)
+        if time.monotonic() - self.said >= LINE_SECONDS:
+            self.tell()
 
     def finish(self, items: Sequence[Item]) -> None:
         """Nothing more is asked of these."""
-        self._advance(sum(self.n - len(self.seen.pop(item.id, ())) for item in items))
+        self.done += len(items) * self.tries.options.n
+        self.seen.clear()
 
-    def _advance(self, count: int) -> None:
-        self.done += count
-        if self.context.progress and self.bar is not None:
-            self.context.progress.advance(self.bar, count)
-        if time.monotonic() - self.said >= LINE_SECONDS:
-            self._say()
-
-    def _say(self) -> None:
+    def tell(self) -> None:
         self.said = time.monotonic()
-        left = time_left(self.done, self.total, self.said - self.started)
-        self.context.log(
-            f"solve rate: {self.done:,} of {self.total:,} tries, {left or 'unknown time'} left; {self.truncated:,} "
-            f"cut at max_tokens, {self.unscored:,} without a verdict, {len(self.refused):,} problems refused"
+        done, total = self.done + len(self.seen), (len(self.tries.items) - len(self.tries.unfit)) * self.tries.options.n
+        left = time_left(done, total, self.said - self.started)
+        self.say(
+            f"solve rate: {done:,} of {total:,} tries, {left or 'unknown time'} left; {self.truncated:,} "
+            f"cut at max_tokens, {self.unscored:,} without a verdict, {len(self.tries.refused):,} problems refused"
         )
 
 

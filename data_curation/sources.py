@@ -231,49 +231,19 @@ def read_verl(options: VerlSource, name: str, raw: Raw) -> Row | Drop:
     problem, truth = text(raw, "prompt"), column(raw, options.answer)
     tests = _json(truth) if isinstance(truth, str) and truth.lstrip().startswith("{") else truth
     code = CodeTests(*read_tests(tests)) if isinstance(tests, Mapping) and "inputs" in tests else None
-    if options.languages == "no-chinese" and CJK.search(problem):
-        return Drop(name, "Chinese", problem[:300])
     extra = raw.get("extra_info")
     kept = {k: v for k, v in extra.items() if k in ("level", "subject")} if isinstance(extra, dict) else {}
     meta = {k: v for k, v in kept.items() if isinstance(v, str | int)}
     return Row(name, options.name, problem, answer(raw, options.answer) if code is None else "", meta, code)
 
 
-class Gsm8kSource(Source):
-    """GSM8K (Cobbe et al. 2021): question, answer that ends in `#### N`."""
-
-    kind: Literal["gsm8k"]
-
-
-def read_gsm8k(options: Gsm8kSource, name: str, raw: Raw) -> Row | Drop:
-    problem, worked = text(raw, "question"), text(raw, "answer")
-    answer = worked.rpartition("####")[2].strip().replace(",", "") if "####" in worked else ""
-    if not answer:
-        return Drop(name, "no #### in the answer", problem[:300], {"answer": worked[-200:]})
-    return Row(name, options.name, problem, answer)
-
-
-class CompetitionSource(Source):
-    """AIME or AMC problems: problem, answer, and what else is there (year, url)."""
-
-    kind: Literal["aime", "amc"]
-
-
-def read_competition(options: CompetitionSource, name: str, raw: Raw) -> Row | Drop:
-    said = re.sub(r"^(-?\d+)\.0$", r"\1", answer(raw, usual(raw, "", ANSWERS, "answer")).strip())
-    if said.isdigit():
-        said = str(int(said))  # AIME's 033 is 33
-    meta = {k: raw[k] for k in ("year", "url") if isinstance(raw.get(k), str | int)}
-    return Row(name, options.name, text(raw, usual(raw, "", PROBLEMS, "problem")), said, meta)
-
-
 RESERVED = {"id", "row", "source", "split", "index", "problem", "answer", "prompt"}
 
 
 class TableSource(Source):
-    """Any file: say which columns hold what."""
+    """Any file: say which columns hold what. GSM8K (Cobbe et al. 2021), AIME and AMC have them by the usual names."""
 
-    kind: Literal["table"]
+    kind: Literal["table", "gsm8k", "aime", "amc"]
     problem: str = ""
     """column of the problem, or a template of columns, "{Body} {Question}"; empty: the first usual one"""
     answer: str = ""
@@ -290,13 +260,23 @@ class TableSource(Source):
 
     boxed: bool = False
     """the answer is the last \\boxed{} of that column"""
-    licence: str = "not stated"
-    data_source: str = "math_dapo"
+    licence: str = ""
+    data_source: str = ""
 
 
 def read_table(options: TableSource, name: str, raw: Raw) -> Row | Drop:
     problem = text(raw, usual(raw, options.problem, PROBLEMS, "problem"))
     said = answer(raw, usual(raw, options.answer, ANSWERS, "answer"))
+    columns = options.meta
+    if options.kind == "gsm8k":
+        worked, mark, said = said.rpartition("####")
+        if not mark or not said.strip():
+            return Drop(name, "no #### in the answer", problem[:300], {"answer": (worked or said)[-200:]})
+        said = said.strip().replace(",", "")
+    elif options.kind != "table":
+        said = re.sub(r"^(-?\d+)\.0$", r"\1", said.strip())
+        said = str(int(said)) if said.isdigit() else said  # AIME's 033 is 33
+        columns = columns or {"year": "year", "url": "url"}
     if options.boxed:
         boxed, found = extract_answer(said)
         if boxed is None:
@@ -304,7 +284,7 @@ def read_table(options: TableSource, name: str, raw: Raw) -> Row | Drop:
         said = boxed
     if said.startswith("{") and isinstance(_json(said), Mapping):
         raise Bad("the answer is a record; tests of a program are read by --set SOURCE.kind=code-table, or verl")
-    meta = {new: value for new, old in options.meta.items() if flat(value := optional(raw, old))}
+    meta = {new: value for new, old in columns.items() if flat(value := optional(raw, old))}
     return Row(name, options.name, problem, said, meta)
 
 
@@ -351,9 +331,9 @@ KINDS: dict[str, Kind] = {
     "math": Kind("DigitalLearningGmbH/MATH-lighteval", "MIT", "lighteval/MATH", read_math),
     "dapo": Kind("BytedTsinghua-SIA/DAPO-Math-17k", "Apache-2.0", "math_dapo", read_verl),
     "verl": Kind("", "not stated", "math_dapo", read_verl),
-    "gsm8k": Kind("openai/gsm8k", "MIT", "openai/gsm8k", read_gsm8k, subset="main"),
-    "aime": Kind("HuggingFaceH4/aime_2024", "MIT", "math_dapo", read_competition),
-    "amc": Kind("AI-MO/aimo-validation-amc", "Apache-2.0", "math_dapo", read_competition),
+    "gsm8k": Kind("openai/gsm8k", "MIT", "openai/gsm8k", read_table, subset="main"),
+    "aime": Kind("HuggingFaceH4/aime_2024", "MIT", "math_dapo", read_table),
+    "amc": Kind("AI-MO/aimo-validation-amc", "Apache-2.0", "math_dapo", read_table),
     "table": Kind("", "not stated", "math_dapo", read_table),
     "arith": Kind("", "Apache-2.0", "arith", read_table),
     "reasoning-gym": Kind("", "Apache-2.0", "reasoning_gym", read_table),

@@ -18,7 +18,6 @@ from typing import Any, get_origin
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, model_validator
-from rich.progress import Progress
 
 from evals import files
 from evals.errors import UserError
@@ -197,10 +196,6 @@ class Context:
 
     say: Callable[[str], None] = lambda text: None
     """a line for the user"""
-    log: Callable[[str], None] = lambda text: None
-    """a line for the log file, and for a user who has no progress bar"""
-    progress: Progress | None = None
-    """a rich Progress, None where nobody looks"""
     store: Store | None = None
     """the results store (solve rate)"""
     workers: int = 2

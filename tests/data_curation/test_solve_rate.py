@@ -274,7 +274,7 @@ def test_what_a_server_refuses_is_left_out_with_its_reason(tiny, store):
     with FakeServer(refuse_some) as server:
         how = options(f"{server.url}#m", engine="openai", engine_options={"tokenizer": tiny}, low=0, high=1)
         said = []
-        result = solve_rate.run(ROWS, how, Context(log=said.append, store=store, max_errors=len(odd)))
+        result = solve_rate.run(ROWS, how, Context(said.append, store=store, max_errors=len(odd)))
         assert {one.id for one in result.drops} == odd
         assert {one.reason for one in result.drops} == {"refused by the server"}
         assert "HTTP 400" in result.drops[0].detail["why"]
