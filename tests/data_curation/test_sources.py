@@ -38,7 +38,6 @@ def test_dapo_and_verl():
     assert (row.problem, row.answer) == ("1+1?", "2")
     chinese = {**raw, "prompt": [{"role": "user", "content": "求 1+1"}]}
     assert isinstance(one(chinese, kind="dapo"), Row)
-    assert one(chinese, kind="dapo", languages="no-chinese").reason == "Chinese"  # type: ignore[union-attr]
     for bad in (
         {"prompt": None},
         {"prompt": []},
@@ -48,6 +47,15 @@ def test_dapo_and_verl():
     ):
         with pytest.raises(sources.Bad):
             one({**raw, **bad}, kind="dapo")
+
+
+def test_chinese_rows_are_counted_whether_they_stay_or_not(tmp_path):
+    asked = [{"prompt": [{"role": "user", "content": text}], "reward_model": {"ground_truth": "2"}} for text in "x求"]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    for languages, reasons in (("all", []), ("no-chinese", ["Chinese"])):
+        result = read.read(source(kind="dapo", path=str(tmp_path / "x.jsonl"), languages=languages), Context())
+        assert [one.reason for one in result.drops] == reasons
+        assert result.facts["in Chinese"] == 1
 
 
 def test_gsm8k():
