@@ -9,8 +9,9 @@ from data_curation import decontaminate, sources
 from data_curation.rates import SolveOptions
 from data_curation.read import is_hub, place_of, raw_rows, read, split_of
 from data_curation.recipe import Recipe
-from data_curation.solve_rate import NO_MODEL, check_options, known_run
+from data_curation.solve_rate import NO_MODEL, known_run
 from data_curation.stage import Context
+from evals.engines import check_engine
 from evals.errors import UserError, first_line
 from evals.hub import ANSWER_SECONDS, ask_hub
 from evals.outputs import check_folder
@@ -96,7 +97,7 @@ def check_model(options: SolveOptions, context: Context) -> None:
         return
     if not options.model:
         raise UserError(f"{NO_MODEL}.")
-    check_options(options)
+    check_engine(options.engine, options.engine_options)
     if options.engine == "openai":
         from evals.engines.openai import parse_model
 
