@@ -8,7 +8,7 @@ belongs to a completion and a reference: where the answer or the tests changed, 
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +102,10 @@ class Tries:
         self.refused: dict[str, str] = {}
         """what the server said of a problem that it does not answer"""
         self.run_id = ""
+        self.seen: set[tuple[str, int]] = set()
+        """(item, repeat) of the tries of the part that is asked now"""
+        self.done = self.truncated = self.unscored = 0
+        self.started = self.said = time.monotonic()
 
     def gather(self) -> "Tries":
         options, store = self.options, self.store
@@ -114,18 +118,20 @@ class Tries:
         else:
             engine = open_engine(options, self.context)
             self.run_id = find_run(store, options, grader_name)
-        status, meter = "failed", Meter(self, self.context.say)
+        status = "failed"
         try:
             self._measure(engine)
             with open_grader(grader_name) as grader:
                 for split, part in self._parts():
-                    self._ask(engine, split, part, grader, grader_name, meter)
+                    self._ask(engine, split, part, grader, grader_name)
+                    self.done += len(part) * options.n
+                    self.seen.clear()
             status = "done"
         except KeyboardInterrupt as e:
             status = "interrupted"
             raise KeyboardInterrupt("every finished completion is kept; the same command continues") from e
         finally:
-            meter.tell()
+            self._tell()
             if engine is not None:
                 store.finish_run(self.run_id, status)
                 engine.close()
@@ -160,9 +166,7 @@ class Tries:
                 before[problem] += 1
         yield from ((split, part) for (_, split), part in sorted(waves.items()))
 
-    def _ask(
-        self, engine: Engine | None, split: str, part: list[Item], grader: Grader, grader_name: str, meter: "Meter"
-    ) -> None:
+    def _ask(self, engine: Engine | None, split: str, part: list[Item], grader: Grader, grader_name: str) -> None:
         options, store = self.options, self.store
         most = options.max_tokens
         bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, options.prompt, most, "", "")
@@ -176,7 +180,7 @@ class Tries:
             job = Job(bench, sampling, n, options.asked, options.seed, self.run_id, split)
             while pending:
                 try:
-                    made = complete(engine, pending, job, store, grader, meter.add)
+                    made = complete(engine, pending, job, store, grader, self._count)
                     break
                 except EngineError as e:
                     refused = {name: str(why) for name, why in e.failed.items() if why.status in REFUSED}
@@ -189,7 +193,25 @@ class Tries:
             tallies = tally_rows(made.values())
             self.tallies |= {item.id: tallies.get(item.id, Tally()) for item in pending}
             pending = [item for item in pending if self._verdict(item.id) == "open"]
-        meter.finish(part)
+
+    def _count(self, row: SampleRow) -> None:
+        """Count a try as it comes, and say every half minute how far they are."""
+        if (row.item, row.repeat) in self.seen:
+            return
+        self.seen.add((row.item, row.repeat))
+        self.truncated += row.finish_reason == "length"
+        self.unscored += row.reward is None
+        if time.monotonic() - self.said >= LINE_SECONDS:
+            self._tell()
+
+    def _tell(self) -> None:
+        self.said = time.monotonic()
+        done, total = self.done + len(self.seen), (len(self.items) - len(self.unfit)) * self.options.n
+        left = time_left(done, total, self.said - self.started)
+        self.context.say(
+            f"solve rate: {done:,} of {total:,} tries, {left or 'unknown time'} left; {self.truncated:,} "
+            f"cut at max_tokens, {self.unscored:,} without a verdict, {len(self.refused):,} problems refused"
+        )
 
     def _verdict(self, name: str) -> Decision:
         return decide(self.tallies[name], self.options.n, self.options.low, self.options.high)
@@ -206,40 +228,6 @@ class Tries:
                 f"problems, and too few of {len(lacking) - never:,} for these bounds (early_stop ended them); first: "
                 f"{self.rows[lacking[0]].id}. Leave replay out, and only the missing tries are asked."
             )
-
-
-class Meter:
-    """Counts tries as they come, and says every half minute how far they are."""
-
-    def __init__(self, tries: Tries, say: Callable[[str], None]):
-        self.tries, self.say = tries, say
-        self.seen: set[tuple[str, int]] = set()
-        """(item, repeat) of the problems that are asked now"""
-        self.done = self.truncated = self.unscored = 0
-        self.started = self.said = time.monotonic()
-
-    def add(self, row: SampleRow) -> None:
-        if (row.item, row.repeat) in self.seen:
-            return
-        self.seen.add((row.item, row.repeat))
-        self.truncated += row.finish_reason == "length"
-        self.unscored += row.reward is None
-        if time.monotonic() - self.said >= LINE_SECONDS:
-            self.tell()
-
-    def finish(self, items: Sequence[Item]) -> None:
-        """Nothing more is asked of these."""
-        self.done += len(items) * self.tries.options.n
-        self.seen.clear()
-
-    def tell(self) -> None:
-        self.said = time.monotonic()
-        done, total = self.done + len(self.seen), (len(self.tries.items) - len(self.tries.unfit)) * self.tries.options.n
-        left = time_left(done, total, self.said - self.started)
-        self.say(
-            f"solve rate: {done:,} of {total:,} tries, {left or 'unknown time'} left; {self.truncated:,} "
-            f"cut at max_tokens, {self.unscored:,} without a verdict, {len(self.tries.refused):,} problems refused"
-        )
 
 
 def open_engine(options: SolveOptions, context: Context) -> Engine:
