@@ -29,34 +29,19 @@ def audit(store: Store, runs: Sequence[RunRow], share: float) -> list[Record]:
             if reward is not None and reference:
                 tried[item][run.id].append("" if reward >= 1 else math.normalise(answer or "no answer"))
                 about[item] = (json.loads(meta).get("row", item), reference)
-    found: list[Record] = []
+    models = {run.id: short_model(run.model) for run in runs}
+    found: list[tuple[tuple[int, float, str], Record]] = []
     for item, by_run in tried.items():
         said = {run: (*Counter(answers).most_common(1)[0], len(answers)) for run, answers in by_run.items()}
         agreed = {answer for answer, _, _ in said.values()}
-        shares = [count / tries for _, count, tries in said.values()]
-        if len(agreed) == 1 and not agreed & {"", "no answer"} and min(shares) >= share:
+        least = min(count / tries for _, count, tries in said.values())
+        if len(agreed) == 1 and not agreed & {"", "no answer"} and least >= share:
             row, reference = about[item]
-            found.append({"row": row, "item": item, "reference": reference, "majority": agreed.pop(), "said": said})
-            found[-1]["order"] = (-len(said), -min(shares), row)
-    found.sort(key=lambda one: one.pop("order"))
-    problems, models = _problems(store, found), {run.id: short_model(run.model) for run in runs}
-    for one in found:
-        one["problem"] = problems[one["item"]]
-        one["models"] = {models[run]: (count, tries) for run, (_, count, tries) in one.pop("said").items()}
-    return found
-
-
-def _problems(store: Store, found: Sequence[Record]) -> dict[str, str]:
-    """Item -> its prompt, from one of the runs that tried it."""
-    by_run: defaultdict[str, list[str]] = defaultdict(list)
-    for one in found:
-        by_run[next(iter(one["said"]))].append(one["item"])
-    return {
-        row.item: row.prompt
-        for run, items in by_run.items()
-        for at in range(0, len(items), 500)
-        for row in store.samples(run, items=items[at : at + 500])
-    }
+            one = {"row": row, "item": item, "reference": reference, "majority": agreed.pop()}
+            one["problem"] = next(iter(store.samples(next(iter(said)), items=[item]))).prompt
+            one["models"] = {models[run]: (count, tries) for run, (_, count, tries) in said.items()}
+            found.append(((-len(said), -least, row), one))
+    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
 @command

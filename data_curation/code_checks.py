@@ -96,7 +96,12 @@ def judge(
     if not rows:
         return []
     codes = [code_of(row) for row in rows]
-    programs = [(at, kind, one) for at, row in enumerate(rows) for kind, one in programs_of(row, codes[at])]
+    programs = [
+        (at, kind, Program(source, how.mode, how.entry, how.limits, how.prelude))
+        for at, (row, how) in enumerate(zip(rows, codes, strict=True))
+        for kind in ("right", "wrong")
+        for source in (row.code.references if kind == "right" else row.code.wrong)  # type: ignore[union-attr]
+    ]
     try:
         with Sandbox(options.backend, workers=context.workers) as sandbox:
             reports = sandbox.judge_sync([p for _, _, p in programs], [codes[at].problem for at, _, _ in programs])
@@ -132,14 +137,3 @@ def code_of(row: Row) -> Code:
     return read_code(
         dumps({"inputs": inputs, "outputs": outputs, "fn_name": code.fn_name}), row.id, limits, code.starter
     )
-
-
-def programs_of(row: Row, how: Code) -> list[tuple[str, Program]]:
-    """("right" or "wrong", program) of a row."""
-    assert row.code is not None
-    code = row.code
-    return [
-        (kind, Program(source, how.mode, how.entry, how.limits, how.prelude))
-        for kind, sources in (("right", code.references), ("wrong", code.wrong))
-        for source in sources
-    ]

@@ -9,7 +9,7 @@ from data_curation import decontaminate, sources
 from data_curation.rates import SolveOptions
 from data_curation.read import is_hub, place_of, raw_rows, read, split_of
 from data_curation.recipe import Recipe
-from data_curation.solve_rate import NO_MODEL, known_run
+from data_curation.solve_rate import NO_MODEL
 from data_curation.stage import Context
 from evals.engines import check_engine
 from evals.errors import UserError, first_line
@@ -124,7 +124,7 @@ def check_server(url: str) -> None:
 
 
 def costs(recipe: Recipe, context: Context) -> list[str]:
-    """Lines on rows, tries, tokens and hours, at most: what the stages before the solve rate drop is not known."""
+    """Lines on rows, tries and tokens, at most: what the stages before the solve rate drop is not known."""
     lines, rows = [], {}
     for source in recipe.sources:
         place = place_of(source)
@@ -142,14 +142,5 @@ def costs(recipe: Recipe, context: Context) -> list[str]:
     asked = sum(count or 0 for name, count in rows.items() if not options.sources or name in options.sources)
     tries = asked * options.n
     lines.append(f"tries: at most {tries:,} ({asked:,} problems, {options.n} each)")
-    each, known = tokens_per_try(options, context)
-    lines.append(f"tokens: about {tries * each:,.0f}, {each:,.0f} a try ({known})")
+    lines.append(f"tokens: at most {tries * options.max_tokens:,} (max_tokens {options.max_tokens:,})")
     return lines
-
-
-def tokens_per_try(options: SolveOptions, context: Context) -> tuple[float, str]:
-    run = known_run(context.store, options) if context.store else None
-    sizes = context.store.sizes(run.id) if run and context.store else []
-    if samples := sum(count for _, _, count, _ in sizes):
-        return sum(tokens for *_, tokens in sizes) / samples, f"the mean of {samples:,} tries in the store"
-    return options.max_tokens, "max_tokens, the most: nothing is recorded yet"
