@@ -12,7 +12,7 @@ from pydantic import Field
 from data_curation import alike, sources
 from data_curation.normalise import normalise
 from data_curation.similar import gram_pairs, near_pairs, run_sets
-from data_curation.stage import Context, Options, Result, Row, digest, drop
+from data_curation.stage import Context, Options, Result, Row, digest, drop, pair
 from data_curation.text import Hashes, tokens
 from evals.benches import BENCHES, load
 from evals.benches import find as find_bench
@@ -97,17 +97,9 @@ def find(rows: Sequence[Row], references: Sequence[Reference], options: Decontam
             row, one = some[at], references[which]
             same = answers[at] == keys[which] if answers[at] and keys[which] else None
             if done := judge(row, one, texts[at], against[which], how, same, options):
-                hit = {
-                    "left": row.id,
-                    "right": f"{one.bench}/{one.id}",
-                    "bench": one.bench,
-                    "score": max(how.values()),
-                    "what": ", ".join(f"{name} {score:.2f}" for name, score in how.items()),
-                    "done": done,
-                    "texts": [row.problem, one.problem],
-                    "answers": [row.answer, one.answer],
-                }
-                found.append((start + at, hit))
+                what = ", ".join(f"{name} {score:.2f}" for name, score in how.items())
+                hit = pair(row, one, max(how.values()), what, done)
+                found.append((start + at, {**hit, "right": f"{one.bench}/{one.id}", "bench": one.bench}))
     return found
 
 

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from data_curation import alike
 from data_curation.similar import near_pairs, run_sets
-from data_curation.stage import Context, Drop, Options, Result, Row, drop
+from data_curation.stage import Context, Drop, Options, Result, Row, drop, pair
 from evals.grading.grader import Grader
 
 _INTEGER = re.compile(r"-?\d+")
@@ -180,16 +180,3 @@ def same_answers(pairs: Sequence[tuple[Row, Row]], grader: Grader) -> Iterator[b
             asked.append([grader.compare(rf"\boxed{{{given}}}", gold) for given, gold in both])
     for answer in [a if isinstance(a, bool) else [v.result() for v in a] for a in asked]:
         yield answer if isinstance(answer, bool) else any(verdict.outcome == "right" for verdict in answer)
-
-
-def pair(one: Row, other: Row, score: float, what: str, done: str) -> dict:
-    """A line of pairs.jsonl: both texts and the score, for a person to judge."""
-    return {
-        "left": one.id,
-        "right": other.id,
-        "score": round(score, 4),
-        "what": what,
-        "done": done,
-        "texts": [one.problem, other.problem],
-        "answers": [one.answer, other.answer],
-    }

@@ -28,7 +28,9 @@ def explain(folder: Path, what: str) -> list[Record]:
     found: dict[str, Record] = {}
 
     def add(name: str, names: set[str], fate: str, reason: str, detail: Record, text: str) -> None:
-        if what in names or same_text(wanted, text):
+        have = key(text)  # the ledger may have only the beginning
+        begins = have.startswith(wanted) or (len(text) >= SHOWN and wanted.startswith(have))
+        if what in names or (len(wanted) >= 12 and have and begins):
             found[name] = {"id": name, "fate": fate, "reason": reason, "detail": detail, "text": text, "pairs": []}
 
     for line in read_lines(folder / "ledger.jsonl"):
@@ -60,14 +62,6 @@ def kept_rows(folder: Path) -> Iterable[Record]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1024, columns=["prompt", "extra_info"]):
             yield from batch.to_pylist()
-
-
-def same_text(wanted: str, text: str) -> bool:
-    """Whether a problem begins with the wanted text, of which the ledger may have only the beginning."""
-    have = key(text)
-    if len(wanted) < 12 or not have:
-        return False
-    return have.startswith(wanted) or (len(text) >= SHOWN and wanted.startswith(have))
 
 
 @command

@@ -99,10 +99,16 @@ def check_model(options: SolveOptions, context: Context) -> None:
         raise UserError(f"{NO_MODEL}.")
     check_engine(options.engine, options.engine_options)
     if options.engine == "openai":
+        import httpx
+
         from evals.engines.openai import parse_model
 
         for url in parse_model(options.model)[0]:
-            check_server(url)
+            try:
+                httpx.get(f"{url}/models", timeout=ANSWER_SECONDS)
+            except httpx.HTTPError as e:
+                why = f"no server answers at {url} ({e or type(e).__name__})"
+                raise UserError(f"solve_rate.model: {why}. Start it, or --skip solve_rate.") from e
     else:
         from evals.engines.hf import load_config, load_tokenizer
 
@@ -110,17 +116,6 @@ def check_model(options: SolveOptions, context: Context) -> None:
             ask_hub()
         load_config(options.model)
         load_tokenizer(options.model)
-
-
-def check_server(url: str) -> None:
-    import httpx
-
-    try:
-        httpx.get(f"{url}/models", timeout=ANSWER_SECONDS)
-    except httpx.HTTPError as e:
-        raise UserError(
-            f"solve_rate.model: no server answers at {url} ({e or type(e).__name__}). Start it, or --skip solve_rate."
-        ) from e
 
 
 def costs(recipe: Recipe, context: Context) -> list[str]:

@@ -111,6 +111,13 @@ def drop(row: Row, reason: str, **detail: object) -> Drop:
     return Drop(row.id, reason, row.problem[:SHOWN], detail)
 
 
+def pair(one: Any, other: Any, score: float, what: str, done: str) -> Record:
+    """A line of pairs.jsonl: two rows, or a row and a benchmark's problem, and the score, for a person to judge."""
+    texts, answers = [one.problem, other.problem], [one.answer, other.answer]
+    about = {"score": round(score, 4), "what": what, "done": done}
+    return {"left": one.id, "right": other.id, **about, "texts": texts, "answers": answers}
+
+
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "problem", "answer", "meta", "code")])
 
 
