@@ -192,18 +192,21 @@ def one_problem(one: str, other: str, score: float, answer: str, floor: float = 
     return bool(shared) and score >= least
 
 
-def told_anew(one: str, other: str, answer: str) -> bool:
-    """Whether two bare problems with the same answer are one by their numbers, in whatever words: six digits or more of
-    different numbers, the answer's among them, do not agree by chance."""
-    left, right = numbers(one), numbers(other)
-    digits = sum(map(len, {*left, *re.findall(r"\d+", answer)}))
-    same = digits >= TELLING and sorted(left) == sorted(right) and not changed(one, other)
-    return same and _common_words(one, other) >= TOLD_ANEW
+def told_anew(one: str, other: str, answer: str) -> float:
+    """The share of words that two bare problems with the same answer have in common, where their numbers alone tell
+    that they are one, in whatever words; else 0."""
+    shared = numbers_key(one, answer)
+    if not shared or shared != numbers_key(other, answer) or changed(one, other):
+        return 0.0
+    common = _common_words(one, other)
+    return common if common >= TOLD_ANEW else 0.0
 
 
 def numbers_key(problem: str, answer: str) -> str:
-    """What is equal for two problems that may be one by `told_anew`."""
-    return " ".join([*sorted(numbers(problem)), "=", answer])
+    """The numbers and the answer of a problem; "" where they have so few different digits that they say nothing."""
+    found = numbers(problem)
+    digits = sum(map(len, {*found, *re.findall(r"\d+", answer)}))
+    return " ".join([*sorted(found), "=", answer]) if digits >= TELLING else ""
 
 
 def rare(answer: str) -> float:

@@ -37,7 +37,7 @@ def audit(store: Store, runs: Sequence[RunRow], share: float) -> list[Record]:
         least = min(count / tries for _, count, tries in said.values())
         if len(agreed) == 1 and not agreed & {"", "no answer"} and least >= share:
             row, reference = about[item]
-            one = {"row": row, "item": item, "reference": reference, "majority": agreed.pop()}
+            one: Record = {"row": row, "item": item, "reference": reference, "majority": agreed.pop()}
             one["problem"] = next(iter(store.samples(next(iter(said)), items=[item]))).prompt
             one["models"] = {models[run]: (count, tries) for run, (_, count, tries) in said.items()}
             found.append(((-len(said), -least, row), one))

@@ -110,11 +110,9 @@ def _alike(
     texts: list[str], answers: list[str], against: list[str], keys: list[str], options: DecontaminateOptions
 ) -> dict[tuple[int, int], dict[str, float]]:
     """(text, reference) -> the scores that may make it a hit."""
-    both, known = [*texts, *against], [one or f"unknown {at}" for at, one in enumerate([*answers, *keys])]
+    known = [one or f"unknown {at}" for at, one in enumerate([*answers, *keys])]
     groups = np.array([alike.hash64(one) for one in known], np.uint64)
-    numbered = np.array([alike.hash64(alike.numbers_key(*one)) for one in zip(both, known, strict=True)], np.uint64)
-    sets = run_sets(both, options.shingle)
-    anew = near_pairs(run_sets(both, 1), alike.TOLD_ANEW, groups=numbered, split=len(texts))
+    sets = run_sets([*texts, *against], options.shingle)
     least = np.minimum(options.same_answer * np.array([alike.rare(one) for one in known]), options.similarity)
     low = near_pairs(sets, least, groups=groups, split=len(texts))
     high = near_pairs(sets, min(options.similarity, options.same_words), split=len(texts))
@@ -124,12 +122,21 @@ def _alike(
     scores: dict[tuple[int, int], dict[str, float]] = {}
     for name, one, offset in (
         (GRAMS.format(options.n), shared, 0),
-        ("words", anew, len(texts)),
         (RUNS.format(options.shingle), low, len(texts)),
         (RUNS.format(options.shingle), high, len(texts)),
     ):
         for at, which, score in zip(one.left.tolist(), one.right.tolist(), one.score.tolist(), strict=True):
             scores.setdefault((at, which - offset), {})[name] = round(score, 4)
+    numbered: dict[str, list[int]] = {}
+    for which, answer in enumerate(keys):
+        if answer:
+            numbered.setdefault(alike.numbers_key(against[which], answer), []).append(which)
+    numbered.pop("", None)
+    telling = {keys[which] for some in numbered.values() for which in some}
+    for at, answer in enumerate(answers):
+        for which in numbered.get(alike.numbers_key(texts[at], answer), ()) if answer in telling else ():
+            if common := alike.told_anew(texts[at], against[which], answer):
+                scores.setdefault((at, which), {})["words"] = round(common, 4)
     for size in range(SHORTEST, options.n):  # a short problem inside a longer text, as a whole
         some = [int(at) for at in np.flatnonzero(sizes == size) if alike.numbers(against[at])]
         inside = gram_pairs(cut, Hashes.join([asked.of(at) for at in some]), size, 1.0)

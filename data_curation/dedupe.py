@@ -1,5 +1,6 @@
 """Stages `exact` and `near`: one row per problem, within and across sources. The first in the recipe's order stays."""
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from data_curation import alike
-from data_curation.similar import near_pairs, run_sets
+from data_curation.similar import NEIGHBOURS, near_pairs, run_sets
 from data_curation.stage import Context, Drop, Options, Result, Row, drop, pair
 from evals.grading.grader import Grader
 
@@ -135,14 +136,21 @@ def candidates(rows: list[Row], plain: list[str], options: NearOptions) -> tuple
     least = options.same_answer * np.array([alike.rare(one) for one in keys])
     low = near_pairs(sets, least, groups=answers, allowed=counted.maybe)
     high = near_pairs(sets, options.threshold, groups=counted.digits, allowed=counted.same)
-    known = np.array([alike.hash64(alike.numbers_key(*one)) for one in zip(plain, keys, strict=True)], np.uint64)
-    anew = near_pairs(run_sets(plain, 1), alike.TOLD_ANEW, groups=known)
+    numbered: defaultdict[str, list[int]] = defaultdict(list)
+    for at, one in enumerate(map(alike.numbers_key, plain, keys)):
+        numbered[one].append(at)
+    numbered.pop("", None)
+    anew = {
+        (left, right): alike.told_anew(plain[left], plain[right], keys[left])
+        for group in numbered.values()
+        for left, right in itertools.combinations(group[:NEIGHBOURS], 2)
+    }
     found = {
         (left, right): score
-        for one in (anew, low, high)
+        for one in (low, high)
         for left, right, score in zip(one.left.tolist(), one.right.tolist(), one.score.tolist(), strict=True)
-        if one is not anew or alike.told_anew(plain[left], plain[right], rows[left].answer)
     }
+    found = {pair: score for pair, score in anew.items() if score} | found
     return [(left, right, score) for (left, right), score in sorted(found.items())], low.cut + high.cut
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
 from data_curation import decontaminate, sources
 from data_curation.rates import SolveOptions
@@ -16,11 +16,6 @@ from evals.errors import UserError, first_line
 from evals.hub import ANSWER_SECONDS, ask_hub
 from evals.outputs import check_folder
 
-if TYPE_CHECKING:
-    from datasets import DatasetInfo
-
-T = TypeVar("T")
-
 
 def check(recipe: Recipe, out: Path, context: Context) -> list[decontaminate.Reference]:
     """Raises one UserError for all that is missing or wrong, each with the option that gives it.
@@ -29,7 +24,7 @@ def check(recipe: Recipe, out: Path, context: Context) -> list[decontaminate.Ref
     """
     wrong: list[str] = []
 
-    def tried(what: str, option: str, action: Callable[..., T], *given: object) -> T | None:
+    def tried(what: str, option: str, action: Callable[..., Any], *given: object) -> Any:
         try:
             return action(*given)
         except UserError as e:
@@ -78,8 +73,8 @@ def check_source(source: sources.Source) -> None:
         raise UserError(f"{place}: the file has no rows.")
 
 
-def check_hub(name: str, split: str, subset: str | None) -> "DatasetInfo":
-    """The data set's description. Raises UserError where it is neither on the hub nor in the cache."""
+def check_hub(name: str, split: str, subset: str | None) -> Any:
+    """The data set's `DatasetInfo`. Raises UserError where it is neither on the hub nor in the cache."""
     from datasets import load_dataset_builder
 
     ask_hub()
