@@ -49,7 +49,7 @@ def show(content: Record, out: Path, console: Console) -> None:
     lines += [
         f"kept {content['kept']:,} rows ({by_source}) in {out} ({', '.join(content['recipe']['formats'])})",
         f"dropped rows and reasons in {out / 'ledger.jsonl'}, pairs with both texts in {out / 'pairs.jsonl'}",
-        f"hashes, options, versions in {out / 'manifest.json'}",
+        f"hashes, options, versions in {out / 'manifest.json'}, pictures in {out / 'images'}",
     ]
     console.print("\n".join(lines), markup=False)
 

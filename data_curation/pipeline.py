@@ -26,6 +26,8 @@ def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, 
     """
 
     references = inputs.check(recipe, out, context)
+    from data_curation import figures  # after the check, which is not to wait for matplotlib
+
     started = time.time()
     work = out.parent / f".{out.name}.stages"
     work.mkdir(parents=True, exist_ok=True)
@@ -50,6 +52,7 @@ def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, 
             content = manifest.build(about, abouts, reads, done, options, last, building)["content"]
             (building / "hf" / "README.md").write_text(manifest.card(content), encoding="utf-8")
         whole = manifest.build(about, abouts, reads, done, options, last, building)
+        figures.draw(whole["content"], building / "images")
         _write_json(building / "manifest.json", whole)
         finished = time.strftime("%FT%TZ", time.gmtime())
         now = [one.name for one in (*reads, *done) if not one.again]

@@ -350,4 +350,5 @@ def test_over_smollm2_by_the_command(smollm2, tmp_path, monkeypatch, capsys):
     facts = whole["content"]["stages"][0]["facts"]
     assert facts["problems asked"] == 3
     assert sum(facts["right of n"].values()) == 3
+    assert (tmp_path / "data/r/images/solve_rate_all.png").is_file()
     assert "4 tries express 0/4 to 4/4" in capsys.readouterr().out

@@ -53,8 +53,7 @@ def test_chinese_rows_are_counted_whether_they_stay_or_not(tmp_path):
     asked = [{"prompt": [{"role": "user", "content": text}], "reward_model": {"ground_truth": "2"}} for text in "x求"]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     for languages, reasons in (("all", []), ("no-chinese", ["Chinese"])):
-        made = source(kind="dapo", path=str(tmp_path / "x.jsonl"), languages=languages)
-        result = read.read(made, Context())
+        result = read.read(source(kind="dapo", path=str(tmp_path / "x.jsonl"), languages=languages), Context())
         assert [one.reason for one in result.drops] == reasons
         assert result.facts["in Chinese"] == 1
 
