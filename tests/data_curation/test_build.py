@@ -1,4 +1,4 @@
-"""`python -m data_curation.build`: every row's fate, resuming, bytes, strictness, mistakes; explain."""
+"""`python -m data_curation.build`: every row's fate, resuming, bytes, strictness, mistakes; explain and diff."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_curation import build as command
-from data_curation import explain, inputs, manifest, pipeline, stage
+from data_curation import diff, explain, inputs, manifest, pipeline, stage
 from data_curation.recipe import load
 from data_curation.stage import Context, Drop, Result, Row
 from evals.errors import UserError
@@ -233,6 +233,19 @@ def test_explain_says_what_happened_to_a_row(recipe, tmp_path, capsys):
     assert "Say it in one word." in capsys.readouterr().out  # the other text
     with pytest.raises(UserError, match="no row of"):
         explain.explain(out, "math:99")
+
+
+def test_diff_says_what_changed_and_which_rows(recipe, tmp_path, capsys):
+    made(recipe, tmp_path / "a")
+    made(recipe, tmp_path / "b", ("near.same_answer=1",), ("decontaminate",))
+    found = diff.diff(tmp_path / "a", tmp_path / "b")
+    assert not found["equal"]
+    assert ("near.same_answer", 0.25, 1.0) in found["changed"]
+    assert found["kept"] == (4, 6, 4)
+    assert found["gone"] == {}
+    assert found["new"] == {"near: near duplicate": 1, "decontaminate: in held": 1}
+    assert diff.main([str(tmp_path / "a"), str(tmp_path / "a")]) == 0
+    assert "equal" in capsys.readouterr().out
 
 
 def test_the_command_prints_the_funnel_and_records_the_run(recipe, tmp_path, monkeypatch, capsys):
