@@ -15,6 +15,16 @@ from evals.grading import math
 from evals.outputs import check_file, replacing
 from evals.store import RunRow, Store
 
+PAGE = """<!doctype html><meta charset="utf-8"><title>Reference answers to look at</title>
+<style>body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}pre{white-space:pre-wrap}
+article{border-top:1px solid #ccc;padding:1rem 0}</style>
+<h1>{{ found | length }} reference answers to look at</h1>
+<p>Most tries of {{ models | join(", ") }} agree on another answer. Majorities err too: read before you drop.</p>
+{% for one in found %}<article><b>{{ one.row }}</b><pre>{{ one.problem }}</pre>
+<p>reference <b>{{ one.reference }}</b>, majority <b>{{ one.majority }}</b>:
+{% for model, said in one.models.items() %}{{ model }} {{ said[0] }} of {{ said[1] }}; {% endfor %}</p></article>
+{% endfor %}"""
+
 
 def audit(store: Store, runs: Sequence[RunRow], share: float) -> list[Record]:
     """Rows whose reference is not the majority of any run, and on whose majority all runs that tried them agree.
@@ -52,23 +62,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="*", help="solve-rate runs by id, one per model (default: all of the store)")
     parser.add_argument("--share", type=float, default=0.5, help="share of tries that must agree (default: 0.5)")
-    parser.add_argument("--out", type=Path, default=Path("audit.jsonl"), help="file to write (default: audit.jsonl)")
+    parser.add_argument("--out", type=Path, default=Path("audit"), help="writes OUT.jsonl, OUT.html (default: audit)")
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     args = parser.parse_args(argv)
+    import jinja2
+
     console = make_console()
-    check_file(args.out, (".jsonl",), mark=b'"majority": ')
+    lines, page = (args.out.with_name(args.out.name + ending) for ending in (".jsonl", ".html"))
+    check_file(lines, (".jsonl",), mark=b'"majority": ')
+    check_file(page, (".html",), mark=b"Reference answers to look at")
     with Store.open(args.store, make=False) as store:
         runs = [store.find_run(run) for run in args.runs] or store.runs("curation", name=RUN)
         if not runs:
             raise UserError(f"no solve-rate run in {store}: a build with the stage solve_rate makes one.")
         found = audit(store, runs, args.share)
-    with replacing(args.out) as path:
+    models = sorted({short_model(run.model) for run in runs})
+    with replacing(lines) as path:
         write_lines(found, path)
+    with replacing(page) as path:
+        made = jinja2.Environment(autoescape=True).from_string(PAGE).render(found=found, models=models)
+        path.write_text(made, encoding="utf-8")
     for one in found[:20]:
         console.print(
             f"{one['row']}: reference {one['reference']}, majority {one['majority']} {one['models']}", markup=False
         )
-    console.print(f"{len(found):,} reference answers to look at, of {len(runs)} runs, in {args.out}", markup=False)
+    console.print(
+        f"{len(found):,} reference answers to look at, of {len(runs)} runs, in {lines} and {page}", markup=False
+    )
     return 0
 
 

@@ -1,6 +1,8 @@
 """One look at everything a build needs, before its first stage; and what it would take, for --dry-run."""
 
+import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,8 @@ from data_curation import decontaminate, sources
 from data_curation.rates import SolveOptions
 from data_curation.read import is_hub, place_of, raw_rows, read, split_of
 from data_curation.recipe import Recipe
-from data_curation.solve_rate import NO_MODEL
+from data_curation.solve_rate import NO_MODEL, check_options, known_run
 from data_curation.stage import Context
-from evals.engines import check_engine
 from evals.errors import UserError, first_line
 from evals.hub import ANSWER_SECONDS, ask_hub
 from evals.outputs import check_folder
@@ -92,7 +93,7 @@ def check_model(options: SolveOptions, context: Context) -> None:
         return
     if not options.model:
         raise UserError(f"{NO_MODEL}.")
-    check_engine(options.engine, options.engine_options)
+    check_options(options)
     if options.engine == "openai":
         import httpx
 
@@ -114,7 +115,7 @@ def check_model(options: SolveOptions, context: Context) -> None:
 
 
 def costs(recipe: Recipe, context: Context) -> list[str]:
-    """Lines on rows, tries and tokens, at most: what the stages before the solve rate drop is not known."""
+    """Lines on rows, tries, tokens and hours, at most: what the stages before the solve rate drop is not known."""
     lines, rows = [], {}
     for source in recipe.sources:
         place = place_of(source)
@@ -132,5 +133,31 @@ def costs(recipe: Recipe, context: Context) -> list[str]:
     asked = sum(count or 0 for name, count in rows.items() if not options.sources or name in options.sources)
     tries = asked * options.n
     lines.append(f"tries: at most {tries:,} ({asked:,} problems, {options.n} each)")
-    lines.append(f"tokens: at most {tries * options.max_tokens:,} (max_tokens {options.max_tokens:,})")
+    each, known = tokens_per_try(options, context)
+    lines.append(f"tokens: about {tries * each:,.0f}, {each:,.0f} a try ({known})")
+    if size := parameters(options.model):
+        hours = tries * each * 2 * size / USED_FLOPS / 3600
+        lines.append(f"time: about {hours:,.2g} H100 hours at {size / 1e9:.2g}B parameters (a rule of thumb: {RULE})")
     return lines
+
+
+RULE = "2 operations per parameter and token, 12 % of 989 TFLOP/s; --limit 100 measures it"
+USED_FLOPS = 0.12 * 989e12
+
+
+def tokens_per_try(options: SolveOptions, context: Context) -> tuple[float, str]:
+    run = known_run(context.store, options) if context.store else None
+    sizes = context.store.sizes(run.id) if run and context.store else []
+    if samples := sum(count for _, _, count, _ in sizes):
+        return sum(tokens for *_, tokens in sizes) / samples, f"the mean of {samples:,} tries in the store"
+    return options.max_tokens, "max_tokens, the most: nothing is recorded yet"
+
+
+def parameters(model: str) -> float:
+    """Of a folder by its weights' shapes, otherwise as the name says ("-32B"); 0: unknown."""
+    if Path(model).is_dir():
+        from evals.engines.vllm_worker import weight_shapes
+
+        return float(sum(math.prod(shape) for shape in weight_shapes(model).values()))
+    found = re.search(r"(\d+(?:\.\d+)?)([bm])\b", model.split("#")[-1].lower())
+    return float(found[1]) * (1e9 if found[2] == "b" else 1e6) if found else 0.0

@@ -19,7 +19,7 @@ class SolveOptions(Options):
     sources: tuple[str, ...] = ()
     """whose problems are asked, the others go on as they are; empty: all"""
     engine: str = "hf"
-    """hf, vllm, openai"""
+    """hf, vllm, openai, ray"""
     model: str = ""
     """folder or hub id; for openai URL[,URL...]#MODEL"""
     engine_options: Record = Field(default_factory=dict)

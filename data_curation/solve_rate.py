@@ -19,7 +19,7 @@ from evals import engines
 from evals.benches import Bench
 from evals.complete import Grader, Job, complete
 from evals.console import LINE_SECONDS, time_left
-from evals.engines import REFUSED, Engine, EngineError, Sampling
+from evals.engines import REFUSED, Engine, EngineError, Sampling, check_engine
 from evals.errors import UserError
 from evals.grading.grader import open_grader
 from evals.grading.math import normalise
@@ -230,9 +230,23 @@ class Tries:
             )
 
 
+def check_options(options: SolveOptions) -> Record:
+    """The engine's options as it takes them. Raises UserError for an engine, an option or a value that there is not."""
+    if options.engine != "ray":
+        return check_engine(options.engine, options.engine_options)
+    from data_curation.ray_engine import RayEngine
+    from evals.engines.options import checked
+
+    return checked("ray", RayEngine.__init__, options.engine_options)
+
+
 def open_engine(options: SolveOptions, context: Context) -> Engine:
     if not options.model:
         raise UserError(NO_MODEL)
+    if options.engine == "ray":
+        from data_curation.ray_engine import RayEngine
+
+        return RayEngine(options.model, **check_options(options))
     more = {"max_errors": context.max_errors + 1} if options.engine == "openai" else {}
     return engines.load_engine(options.engine, options.model, **{**more, **options.engine_options})
 

@@ -309,7 +309,8 @@ def test_a_dry_run_counts_rows_tries_and_tokens(tiny, tmp_path, monkeypatch, cap
     printed = " ".join(capsys.readouterr().out.split())
     assert "rows of t: 5" in printed
     assert "tries: at most 20 (5 problems, 4 each)" in printed
-    assert "tokens: at most 1,000 (max_tokens 50)" in printed
+    assert "tokens: about 1,000, 50 a try" in printed
+    assert "H100 hours" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"x.jsonl", "r.yaml"}
 
 

@@ -223,17 +223,18 @@ def test_references_that_majorities_contradict_are_listed(tiny, store, tmp_path,
         (dropped,) = [one for one in result.drops if one.id == "arith:0"]
         assert dropped.detail["majority"] == ROWS[0].answer
         assert dropped.detail["majority_tries"] > 4
-    url, out = store.url, tmp_path / "audit.jsonl"
+    url, out = store.url, tmp_path / "audit"
     assert audit.main(["--store", url, "--out", str(out)]) == 0
     assert "1 reference answers to look at, of 2 runs" in capsys.readouterr().out
-    (found,) = [json.loads(line) for line in out.read_text().splitlines()]
+    (found,) = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
     assert (found["row"], found["reference"], found["majority"]) == ("arith:0", "999", ROWS[0].answer)
+    assert f"<b>{ROWS[0].answer}</b>" in out.with_suffix(".html").read_text()
     assert audit.main(["--store", url, "--out", str(out)]) == 0  # an earlier output is replaced
-    out.write_text('{"problem": "mine"}\n')
+    out.with_suffix(".jsonl").write_text('{"problem": "mine"}\n')
     assert audit.main(["--store", url, "--out", str(out)]) == 2
     assert "is not a file of this command" in capsys.readouterr().err
-    assert out.read_text() == '{"problem": "mine"}\n'
-    assert audit.main(["--store", str(tmp_path / "none.db"), "--out", str(tmp_path / "other.jsonl")]) == 2
+    assert out.with_suffix(".jsonl").read_text() == '{"problem": "mine"}\n'
+    assert audit.main(["--store", str(tmp_path / "none.db"), "--out", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "none.db").exists()
 
 
