@@ -69,7 +69,7 @@ def test_hugging_face_folders_are_not_taken_for_each_other(tmp_path):
     loaded = []
     for folder, answer in (("a", "1"), ("b", "2"), ("a", "3")):
         out = tmp_path / folder
-        export.write([Row("t:0", "t", "x?", answer)], ("hf",), "", {}, out)
+        export.write([Row("t:0", "t", "x?", answer)], ("hf",), "", {"t": load("arith", [], {}, []).sources[0]}, out)
         (out / "hf" / "README.md").write_text(manifest.card(CONTENT), encoding="utf-8")
         loaded += load_dataset(str(out / "hf"), split="train")["answer"]
     assert loaded == ["1", "2", "3"]
