@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_curation.stage import Row, Tests
+from data_curation.stage import CodeTests, Row
 from data_curation.text import DROPPED, SAME, diagrams, folded, without_diagrams
 from evals.grading.math import normalise
 
@@ -28,6 +28,8 @@ ALIKE = 0.55
 """the same from which on problems are one, whatever their answers, where nothing but filler words differs"""
 RARE = {2: 0.7, 3: 0.5}
 """digits of an equal answer -> factor of the thresholds above: few problems share a long number by chance"""
+TELLING, TOLD_ANEW = 6, 0.35
+"""digits of equal numbers and answers that do not agree by chance, and the share of words that is then enough"""
 SHORT = 12
 """words and symbols, without diagrams: with fewer, equal words with different answers are no evidence"""
 
@@ -49,6 +51,7 @@ _CHOICES = re.compile(
 )
 _CHOICE = re.compile(r"\(?[A-H]\)?|yes|no|true|false", re.I)
 _THOUSANDS = re.compile(r"(?<=\d)\s*(?:,|\{,\})\s*(?:\\[!,])?\s*(?=\d{3}(?!\d))")
+_LETTERS = re.compile(r"\bletters (?:in|of)\b|\bthe words? [^a-z]*[A-Z]{3,}")
 _LISTED = re.compile(r"^\s*\d[.)]\s", re.M)
 _FRACTION = re.compile(r"\\frac(\d|\{\d+\})(\d|\{\d+\})")
 _UNIT = re.compile(
@@ -78,10 +81,13 @@ nonnegative real distinct different same identical distinguishable indistinguish
 decreasing sum product difference quotient remainder ratio area perimeter length volume surface radius
 diameter circumference center angle side sides edges vertices faces diagonal mean median mode average range
 probability horizontal vertical left right top bottom first second third last two three four five six seven
-eight nine ten half twice double inside outside row column alpha beta gamma delta theta phi psi rho sigma
-omega lambda mu pi sin cos tan cot sec csc log ln"""
+eight nine ten half twice double doubled tripled or wins loses imaginary bisector altitude inside outside row
+column alpha beta gamma delta theta phi psi rho sigma omega lambda mu pi sin cos tan cot sec csc log ln"""
 _CHANGES = frozenset(_CHANGING_WORDS.split())
 """words that make another question; a letter or a name in capitals does so too"""
+_NEGATIONS = {"not", "no", "neither", "nor", "without", "except"}
+_SYNONYMS = dict.fromkeys(("greatest", "maximum", "max"), "largest") | {"or": ""}
+_SYNONYMS |= dict.fromkeys(("least", "minimum", "min"), "smallest")
 _VERSION = re.compile(r"\b(easy|easier|simple|medium|hard|harder|difficult|extreme)\b(?=[^.]{0,40}\bversion)", re.I)
 
 
@@ -115,8 +121,9 @@ def answer_key(answer: str) -> str:
 
 
 def numbers(problem: str) -> list[str]:
-    """The runs of digits, in order, without those that number a list."""
-    return re.findall(r"\d+", _LISTED.sub("", _THOUSANDS.sub("", folded(without_diagrams(problem)))))
+    """The runs of digits, in order, without those that number a list; and the word whose letters are asked about."""
+    plain = _LISTED.sub("", _THOUSANDS.sub("", folded(without_diagrams(problem))))
+    return re.findall(r"\d+|[A-Z]{3,}" if _LETTERS.search(plain) else r"\d+", plain)
 
 
 def share_numbers(one: str, other: str) -> int:
@@ -169,18 +176,37 @@ class Numbers:
 
 def one_problem(one: str, other: str, score: float, answer: str, floor: float = SAME_ANSWER) -> bool:
     """Whether two bare problems with the same answer are the same problem."""
+    if told_anew(one, other, answer):
+        return True
     shared = share_numbers(one, other)
     if (score >= ALIKE or rare(answer_key(answer)) > RARE[3]) and changed(one, other):
         return False
     if _CHOICE.fullmatch(normalise(answer)):  # one of a few that many problems share
         least = max(floor, CHOICE)
-    elif shared == 2 and (numbers(one) or _same_words(one, other)):
+    elif shared == 2 and (numbers(one) or _common_words(one, other) >= 0.8):
         least = floor * rare(answer_key(answer))
     else:
         least = max(floor, SOME_NUMBERS)
         if rare(answer_key(answer)) == RARE[3]:
             least = least * RARE[3] if numbers(one) else floor
     return bool(shared) and score >= least
+
+
+def told_anew(one: str, other: str, answer: str) -> float:
+    """The share of words that two bare problems with the same answer have in common, where their numbers alone tell
+    that they are one, in whatever words; else 0."""
+    shared = numbers_key(one, answer)
+    if not shared or shared != numbers_key(other, answer) or changed(one, other):
+        return 0.0
+    common = _common_words(one, other)
+    return common if common >= TOLD_ANEW else 0.0
+
+
+def numbers_key(problem: str, answer: str) -> str:
+    """The numbers and the answer of a problem; "" where they have so few different digits that they say nothing."""
+    found = numbers(problem)
+    digits = sum(map(len, {*found, *re.findall(r"\d+", answer)}))
+    return " ".join([*sorted(found), "=", answer]) if digits >= TELLING else ""
 
 
 def rare(answer: str) -> float:
@@ -209,9 +235,28 @@ def only_words(one: str, other: str) -> bool:
             apart += _unlike(left[i:j], right[k:end])
     total = len(left) + len(right)
     symbols = sum(not word.isalpha() for word in apart)
-    telling = any(word in _CHANGES or word.isupper() or (len(word) == 1 and word.isalpha()) for word in apart)
+    telling = any(map(_telling, apart))
     telling |= any(a != b and a.endswith(b) and len(b) > 3 for a in apart for b in apart)  # irregular is not regular
     return not telling and len(set(apart)) <= 0.07 * total and symbols <= 0.025 * total
+
+
+def another_question(one: str, other: str) -> bool:
+    """Whether two bare problems with different answers ask different things, not one thing in two forms.
+
+    Each has a number, a sign or a telling word that the other lacks, or one of them a negation. A letter of one side
+    only is a form of the answer: "written as m/n, find m + n".
+    """
+    left, right = (Counter(filter(_telling, (_SYNONYMS.get(w, w) for w in _content(text)))) for text in (one, other))
+    letters = [{word for word in side if len(word) == 1 and word.isascii()} for side in (left, right)]
+    if (letters[0] < letters[1]) or (letters[1] < letters[0]):
+        return False
+    negated = {word for word in (left - right) + (right - left) if word in _NEGATIONS}
+    return changed(one, other) or bool(negated) or bool(left - right and right - left)
+
+
+def _telling(word: str) -> bool:
+    """Whether a word makes another question."""
+    return word in _CHANGES or word.isupper() or (len(word) == 1 and word.isalpha())
 
 
 def another_figure(one: str, other: str) -> bool:
@@ -260,10 +305,10 @@ def _content(problem: str) -> list[str]:
     return [word.lstrip("\\") for word in words if word.lower() not in DROPPED and word.lstrip("\\") not in _FILLER]
 
 
-def _same_words(one: str, other: str) -> bool:
-    """Whether two texts are of the same words, in whatever order."""
+def _common_words(one: str, other: str) -> float:
+    """The share of the words of two texts that both have, in whatever order."""
     left, right = set(_content(one)), set(_content(other))
-    return len(left & right) >= 0.8 * len(left | right)
+    return len(left & right) / max(1, len(left | right))
 
 
 def _unlike(left: list[str], right: list[str]) -> list[str]:
@@ -283,5 +328,5 @@ def _unlike(left: list[str], right: list[str]) -> list[str]:
     return left + right
 
 
-def _tests(code: Tests) -> dict[str, str]:
-    return {given.strip(): printed.strip() for given, printed in zip(code["inputs"], code["outputs"], strict=True)}
+def _tests(code: CodeTests) -> dict[str, str]:
+    return {given.strip(): printed.strip() for given, printed in code.pairs()}

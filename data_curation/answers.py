@@ -1,6 +1,7 @@
 """Stage `answers`: reference answers that our grader can work with, to problems that have one answer."""
 
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 from typing import Literal
@@ -17,16 +18,19 @@ _ASKS = re.compile(
 _PROOF = re.compile(r"(?<!\band )\b(?:prove|show|demonstrate) (?:that|the|this)\b|证明", re.I)
 _PROVED = re.compile(
     r"\b(?:prove|show|demonstrate) that\b.*?(?=\band (?:find|determine|compute|evaluate|give)\b|[.;\n]|$)"
-    r"|证明[^。；\n]*",
+    r"|(?:证明|求证)[^。；;\n]*",
     re.I,
 )
-_LETTERED = re.compile(r"(?:^|\n|[.:;?]\s)\s*\(?([a-d]|i{1,3}|[1-4])\)\s", re.I)
+_MARK = r"(?:^|\n|(?<=[.:;?]\s)|(?<=[.:;?。]))\s*\(?({})\)(?:\s|(?=[\u4e00-\u9fff]))"
+_LETTERED = re.compile(_MARK.format("[a-d]|i{1,3}|[1-4]"), re.I)
 MULTI = (("a", "b"), ("i", "ii"), ("1", "2"))
 _ONE = re.compile(
     r"\b(?:give|provide|enter|find|compute|report|submit|what is)\s+(?:(?:the|their|your|its) (?:\w+ ){0,3}?"
-    r"(?:value|sum|product|difference|number|integer|answer|result)s? (?:of|between)\b|[\\($]*\d*\s*\w\s*[+*-]\s*\d*\w)"
-    r"|\b(?:sum|product|difference) of (?:the|both|all|these|your) (?:\w+ ){0,2}(?:answers|results|values|parts)\b"
-    r"|as a single \w+|\banswer (?:only )?(?:to |for )?(?:the |question )?(?:last )?(?:part|question)\b",
+    r"(?:value|sum|total|product|difference|number|integer|answer|result)s? (?:of|between)\b"
+    r"|[\\($]*\d*\s*\w\s*[+*-]\s*\d*\w)"
+    r"|\b(?:sum|total|product|difference) of (?:the|both|all|these|your) (?:\w+ ){0,2}"
+    r"(?:answers|results|values|parts)\b|as a single \w+|\b(?:first|second|last) answer\b"
+    r"|\banswer (?:only )?(?:to |for )?(?:the |question )?(?:last )?(?:part\b|question\b|\([a-d]\))",
     re.I,
 )
 """an end that makes one number of all parts: "Please provide the value of a + b" """
@@ -77,9 +81,10 @@ def unfit(row: Row, options: AnswerOptions) -> str:
     if options.proofs == "drop" and _PROOF.search(row.problem) and not _ASKS.search(row.problem):
         return "asks for a proof"
     if options.multi_part == "drop":
-        marks = [mark.lower() for mark in _LETTERED.findall(row.problem)]
+        problem = unicodedata.normalize("NFKC", row.problem)  # （1） as (1)
+        marks = [mark.lower() for mark in _LETTERED.findall(problem)]
         for first, second in MULTI:
-            if marks.count(first) == 1 and marks.count(second) == 1 and _parts_ask(row.problem, first, second):
+            if marks.count(first) == 1 and marks.count(second) == 1 and _parts_ask(problem, first, second):
                 return "asks for several parts"
     return ""
 
@@ -96,7 +101,7 @@ def _parts_ask(problem: str, first: str, second: str) -> bool:
 
     A part to be proved has no answer, and an end may make one number of all.
     """
-    pieces = re.split(rf"(?:^|\n|(?<=[.:;?]\s))\s*\(?(?:{first}|{second})\)\s", problem, flags=re.I)
+    pieces = re.split(_MARK.format(f"?:{first}|{second}"), problem, flags=re.I)
     return len(pieces) == 3 and all(map(_asks, pieces[1:])) and not _made_one(pieces[2])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_curation.solve_rate import RUN, short_model
-from data_curation.stage import Record
+from data_curation.stage import Record, write_lines
 from evals.console import make_console
 from evals.errors import UserError, command
 from evals.grading import math
@@ -39,34 +39,19 @@ def audit(store: Store, runs: Sequence[RunRow], share: float) -> list[Record]:
             if reward is not None and reference:
                 tried[item][run.id].append("" if reward >= 1 else math.normalise(answer or "no answer"))
                 about[item] = (json.loads(meta).get("row", item), reference)
-    found: list[Record] = []
+    models = {run.id: short_model(run.model) for run in runs}
+    found: list[tuple[tuple[int, float, str], Record]] = []
     for item, by_run in tried.items():
         said = {run: (*Counter(answers).most_common(1)[0], len(answers)) for run, answers in by_run.items()}
         agreed = {answer for answer, _, _ in said.values()}
-        shares = [count / tries for _, count, tries in said.values()]
-        if len(agreed) == 1 and not agreed & {"", "no answer"} and min(shares) >= share:
+        least = min(count / tries for _, count, tries in said.values())
+        if len(agreed) == 1 and not agreed & {"", "no answer"} and least >= share:
             row, reference = about[item]
-            found.append({"row": row, "item": item, "reference": reference, "majority": agreed.pop(), "said": said})
-            found[-1]["order"] = (-len(said), -min(shares), row)
-    found.sort(key=lambda one: one.pop("order"))
-    problems, models = _problems(store, found), {run.id: short_model(run.model) for run in runs}
-    for one in found:
-        one["problem"] = problems[one["item"]]
-        one["models"] = {models[run]: (count, tries) for run, (_, count, tries) in one.pop("said").items()}
-    return found
-
-
-def _problems(store: Store, found: Sequence[Record]) -> dict[str, str]:
-    """Item -> its prompt, from one of the runs that tried it."""
-    by_run: defaultdict[str, list[str]] = defaultdict(list)
-    for one in found:
-        by_run[next(iter(one["said"]))].append(one["item"])
-    return {
-        row.item: row.prompt
-        for run, items in by_run.items()
-        for at in range(0, len(items), 500)
-        for row in store.samples(run, items=items[at : at + 500])
-    }
+            one: Record = {"row": row, "item": item, "reference": reference, "majority": agreed.pop()}
+            one["problem"] = next(iter(store.samples(next(iter(said)), items=[item]))).prompt
+            one["models"] = {models[run]: (count, tries) for run, (_, count, tries) in said.items()}
+            found.append(((-len(said), -least, row), one))
+    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
 @command
@@ -77,32 +62,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="*", help="solve-rate runs by id, one per model (default: all of the store)")
     parser.add_argument("--share", type=float, default=0.5, help="share of tries that must agree (default: 0.5)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("audit"), help="writes OUT.jsonl and OUT.html (default: audit)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("audit"), help="writes OUT.jsonl, OUT.html (default: audit)")
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     args = parser.parse_args(argv)
     import jinja2
 
     console = make_console()
-    for ending, mark in ((".jsonl", b'"majority": '), (".html", b"Reference answers to look at")):
-        check_file(args.out.with_name(args.out.name + ending), (ending,), mark=mark)
+    lines, page = (args.out.with_name(args.out.name + ending) for ending in (".jsonl", ".html"))
+    check_file(lines, (".jsonl",), mark=b'"majority": ')
+    check_file(page, (".html",), mark=b"Reference answers to look at")
     with Store.open(args.store, make=False) as store:
         runs = [store.find_run(run) for run in args.runs] or store.runs("curation", name=RUN)
         if not runs:
             raise UserError(f"no solve-rate run in {store}: a build with the stage solve_rate makes one.")
         found = audit(store, runs, args.share)
-    page = jinja2.Environment(autoescape=True).from_string(PAGE)
     models = sorted({short_model(run.model) for run in runs})
-    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in found)
-    for ending, text in ((".jsonl", lines), (".html", page.render(found=found, models=models))):
-        with replacing(args.out.with_name(args.out.name + ending)) as path:
-            path.write_text(text, encoding="utf-8")
+    with replacing(lines) as path:
+        write_lines(found, path)
+    with replacing(page) as path:
+        made = jinja2.Environment(autoescape=True).from_string(PAGE).render(found=found, models=models)
+        path.write_text(made, encoding="utf-8")
     for one in found[:20]:
         console.print(
             f"{one['row']}: reference {one['reference']}, majority {one['majority']} {one['models']}", markup=False
         )
-    console.print(f"{len(found):,} reference answers to look at, of {len(runs)} runs, in {args.out}.jsonl and .html")
+    console.print(
+        f"{len(found):,} reference answers to look at, of {len(runs)} runs, in {lines} and {page}", markup=False
+    )
     return 0
 
 

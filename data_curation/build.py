@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ from evals.console import make_console
 from evals.errors import UserError, command
 
 if TYPE_CHECKING:
-    from data_curation.manifest import Content, Manifest
     from data_curation.recipe import Recipe
+    from data_curation.stage import Record
     from evals.store import Store
 
 logger = logging.getLogger("data_curation.build")  # __name__ is "__main__" under python -m
@@ -27,7 +27,7 @@ logger = logging.getLogger("data_curation.build")  # __name__ is "__main__" unde
 # Heavy libraries are imported where they are needed, so that --help and a wrong name answer at once.
 
 
-def show(content: Content, out: Path, console: Console) -> None:
+def show(content: Record, out: Path, console: Console) -> None:
     """Print the funnel."""
     from data_curation.manifest import steps
 
@@ -105,60 +105,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = make_console()
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, not {args.workers}.")
+    from data_curation import inputs
+    from data_curation.pipeline import build
     from data_curation.recipe import load
+    from data_curation.stage import Context
+    from evals.store import Store
+    from evals.store.store import is_missing
 
     references = pairs_of(args.reference, "--reference")
     settings = args.settings if args.limit is None else [*args.settings, f"limit={args.limit}"]
     recipe = load(args.recipe, settings, pairs_of(args.input, "--input"), args.skip, references)
     out = args.out or Path("data") / recipe.name
-    if args.dry_run:
-        plan(recipe, out, console)
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from data_curation import inputs
-    from data_curation.stage import Context
-    from evals.store import Store
-    from evals.store.store import is_missing
+    def say(text: str) -> None:
+        console.print(text, markup=False)
+        logger.info(text)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     nowhere = args.dry_run and is_missing(args.store)
-    opened = contextlib.nullcontext() if nowhere else Store.open(args.store)
-    with opened as store, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-
-        def say(text: str) -> None:
-            console.print(text, markup=False)
-            logger.info(text)
-
-        context = Context(
-            say=say,
-            log=logger.info if console.is_terminal else say,
-            progress=progress if console.is_terminal else None,
-            store=store,
-            workers=args.workers,
-            max_errors=args.max_errors,
-            references=references,
-        )
+    with contextlib.nullcontext() if nowhere else Store.open(args.store) as store:
+        context = Context(say, store, args.workers, args.max_errors, references)
         if store is None or args.dry_run:
+            plan(recipe, out, say)
             inputs.check(recipe, out, context)
             for line in inputs.costs(recipe, context):
-                console.print(f"  {line}", markup=False)
+                say(f"  {line}")
             return 0
-        from data_curation.pipeline import build
-
         inputs.check_out(out)
         with log_file(out.with_name(f"{out.name}.log")):
             run = store.start_run("curation", recipe.name, config=recipe.model_dump(mode="json"))
             status = "failed"
             try:
                 whole = build(recipe, out, context, strict=args.strict, run_id=run)
-                record(store, run, whole, out)
+                record(store, run, whole["content"], out)
                 status = "done"
             except KeyboardInterrupt:
                 status = "interrupted"
                 raise
             finally:
                 store.finish_run(run, status)
-        progress.stop()
         show(whole["content"], out, console)
         console.print(f"manifest {whole['id']}, run {run} in {store}, log in {out.name}.log beside it", markup=False)
     return 0
@@ -173,11 +157,11 @@ def log_file(path: Path) -> Iterator[None]:
     except OSError as e:
         raise UserError(f"--out: {path} cannot be written ({e.strerror}). Choose another folder.") from e
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    ours, engines = logging.getLogger("data_curation"), logging.getLogger("evals")
-    ours.setLevel(logging.INFO)
+    loggers = logging.getLogger("data_curation"), logging.getLogger("evals")
+    loggers[0].setLevel(logging.INFO)
+    for one in loggers:
+        one.addHandler(handler)
     try:
-        for one in (ours, engines):
-            one.addHandler(handler)
         logger.info("started: %s", " ".join(sys.argv[1:]))
         yield
         logger.info("done")
@@ -185,14 +169,13 @@ def log_file(path: Path) -> Iterator[None]:
         logger.error("ended by %s: %s", type(e).__name__, e)
         raise
     finally:
-        for one in (ours, engines):
+        for one in loggers:
             one.removeHandler(handler)
         handler.close()
 
 
-def record(store: Store, run: str, whole: Manifest, out: Path) -> None:
+def record(store: Store, run: str, content: Record, out: Path) -> None:
     """Rows per stage as metrics, the files as artifacts."""
-    content = whole["content"]
     from data_curation.manifest import steps
 
     rows = {f"rows/{name.replace('read ', 'read-')}": line["out"] for name, line in steps(content)}
@@ -202,18 +185,19 @@ def record(store: Store, run: str, whole: Manifest, out: Path) -> None:
             store.add_artifact(run, "manifest" if path.name == "manifest.json" else "data", path)
 
 
-def plan(recipe: Recipe, out: Path, console: Console) -> None:
-    """Print what would be read and done."""
+def plan(recipe: Recipe, out: Path, say: Callable[[str], None]) -> None:
+    """What would be read and done."""
     from data_curation.sources import KINDS
 
-    console.print(f"{recipe.name}: {recipe.about}", markup=False)
+    say(f"{recipe.name}: {recipe.about}")
     for source in recipe.sources:
         place = source.path or KINDS[source.kind].hub or "made on the spot"
-        options = source.model_dump(exclude={"name", "kind", "path"})
-        console.print(f"  source {source.name} ({source.kind}) from {place} {options}", markup=False)
+        say(
+            f"  source {source.name} ({source.kind}) from {place} {source.model_dump(exclude={'name', 'kind', 'path'})}"
+        )
     for name in recipe.stages:
-        console.print(f"  stage {name} {recipe.options(name).model_dump()}", markup=False)
-    console.print(f"  formats {', '.join(recipe.formats)} into {out}", markup=False)
+        say(f"  stage {name} {recipe.options(name).model_dump()}")
+    say(f"  formats {', '.join(recipe.formats)} into {out}")
 
 
 if __name__ == "__main__":

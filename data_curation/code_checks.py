@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from data_curation.stage import Context, Drop, Options, Record, Result, Row, Tests, drop, dumps
+from data_curation.stage import CodeTests, Context, Drop, Options, Record, Result, Row, drop, dumps
 from evals.code_tests import Code, read_code
 from evals.errors import UserError
 from sandbox import Limits, Program, Report, Sandbox, SandboxError
@@ -56,7 +56,7 @@ def run(rows: list[Row], options: CodeOptions, context: Context) -> Result:
     left = [row for row in rows if row.id not in drops and row.code is not None]
     facts: Record = {}
     if options.run:
-        tried = [row for row in left if row.code and (row.code["references"] or row.code["wrong"])]
+        tried = [row for row in left if row.code and (row.code.references or row.code.wrong)]
         verdicts: Counter[str] = Counter()
         for row, reason in judge(tried, options, context, verdicts):
             drops[row.id] = drop(row, reason[0], **reason[1])
@@ -65,26 +65,26 @@ def run(rows: list[Row], options: CodeOptions, context: Context) -> Result:
     return Result(kept, [drops[row.id] for row in rows if row.id in drops], facts)
 
 
-def unfit(row: Row, code: Tests, options: CodeOptions) -> Reason | None:
+def unfit(row: Row, code: CodeTests, options: CodeOptions) -> Reason | None:
     """Why no reward can be computed for a problem, or why it may not be trained on; None where all is well."""
-    tests = len(set(zip(code["inputs"], code["outputs"], strict=True)))
+    tests = len(code.pairs())
     if tests < options.min_tests:
         return f"fewer than {options.min_tests} tests", {"tests": tests}
-    if options.time_limit == "required" and code["time_limit"] is None:
+    if options.time_limit == "required" and code.time_limit is None:
         return "no time limit", {}
-    if code["interactive"] or _INTERACTIVE.search(row.problem):
+    if code.interactive or _INTERACTIVE.search(row.problem):
         return "interactive", {}
-    if code["file_io"]:
+    if code.file_io:
         return "reads or writes files", {}
     if options.several == "drop":
-        if code["checker"]:
+        if code.checker:
             return "several right answers (needs a checker)", {}
         if found := _SEVERAL.search(row.problem):
             return "several right answers (by its words)", {"words": found[0]}
     if options.before:
-        if code["date"] >= options.before:
-            return f"from {options.before} or later", {"date": code["date"]}
-        if not code["date"] and options.undated == "drop":
+        if code.date >= options.before:
+            return f"from {options.before} or later", {"date": code.date}
+        if not code.date and options.undated == "drop":
             return "no contest date", {}
     return None
 
@@ -96,7 +96,12 @@ def judge(
     if not rows:
         return []
     codes = [code_of(row) for row in rows]
-    programs = [(at, kind, one) for at, row in enumerate(rows) for kind, one in programs_of(row, codes[at])]
+    programs = [
+        (at, kind, Program(source, how.mode, how.entry, how.limits, how.prelude))
+        for at, (row, how) in enumerate(zip(rows, codes, strict=True))
+        for kind in ("right", "wrong")
+        for source in (row.code.references if kind == "right" else row.code.wrong)  # type: ignore[union-attr]
+    ]
     try:
         with Sandbox(options.backend, workers=context.workers) as sandbox:
             reports = sandbox.judge_sync([p for _, _, p in programs], [codes[at].problem for at, _, _ in programs])
@@ -127,18 +132,8 @@ def code_of(row: Row) -> Code:
     """
     assert row.code is not None
     code = row.code
-    pairs = list(dict.fromkeys(zip(code["inputs"], code["outputs"], strict=True)))
-    tests = {"inputs": [given for given, _ in pairs], "outputs": [printed for _, printed in pairs]}
-    limits = Limits(cpu_s=2 * max(1.0, code["time_limit"] or 6.0), memory_mb=max(256, code["memory_mb"] or 1024))
-    return read_code(dumps({**tests, "fn_name": code["fn_name"]}), row.id, limits, code.get("starter", ""))
-
-
-def programs_of(row: Row, how: Code) -> list[tuple[str, Program]]:
-    """("right" or "wrong", program) of a row."""
-    assert row.code is not None
-    code = row.code
-    return [
-        (kind, Program(source, how.mode, how.entry, how.limits, how.prelude))
-        for kind, sources in (("right", code["references"]), ("wrong", code["wrong"]))
-        for source in sources
-    ]
+    inputs, outputs = zip(*code.pairs(), strict=True) if code.inputs else ((), ())
+    limits = Limits(cpu_s=2 * max(1.0, code.time_limit or 6.0), memory_mb=max(256, code.memory_mb or 1024))
+    return read_code(
+        dumps({"inputs": inputs, "outputs": outputs, "fn_name": code.fn_name}), row.id, limits, code.starter
+    )

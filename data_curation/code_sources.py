@@ -1,4 +1,4 @@
-"""Sources of programming problems: their tests and what goes with them are one record, `stage.Tests`."""
+"""Sources of programming problems: their tests and what goes with them are one record, `stage.CodeTests`."""
 
 import datetime
 import re
@@ -6,10 +6,12 @@ from typing import Literal
 
 import dateutil.parser
 
-from data_curation.sources import KINDS, PROBLEMS, Bad, Kind, Source, code_record, column, flat, read_tests, text, usual
-from data_curation.stage import Drop, Raw, Record, Row
+from data_curation.sources import KINDS, PROBLEMS, Kind, Source, column, flat, read_tests, text, usual
+from data_curation.stage import Bad, CodeTests, Drop, Raw, Record, Row
 
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?: ?(?:s|sec|seconds?|mb|megabytes?))?", re.I)
+PROGRAMS = 3
+"""reference programs, and wrong ones, that are kept of a problem"""
 PYTHON3 = 3
 """code_contests: the language number of Python 3"""
 ORIGINS = ("unknown", "codechef", "codeforces", "hackerearth", "codejam", "atcoder", "aizu")
@@ -37,7 +39,7 @@ def read_codeforces(options: CodeforcesSource, name: str, raw: Raw) -> Row | Dro
     if raw.get("note"):
         parts.append(f"Note\n{text(raw, 'note')}")
     date = contest_date(raw.get("contest_start"))
-    code = code_record(
+    code = CodeTests(
         [given for given, _ in pairs],
         [printed for _, printed in pairs],
         time_limit=_number(raw.get("time_limit")),
@@ -73,7 +75,7 @@ def read_code_contests(options: CodeContestsSource, name: str, raw: Raw) -> Row 
     seconds = raw.get("time_limit")
     if isinstance(seconds, dict):
         seconds = (_number(seconds.get("seconds")) or 0) + (_number(seconds.get("nanos"), 1e9) or 0) / 1e9
-    code = code_record(
+    code = CodeTests(
         [given for given, _ in pairs],
         [printed for _, printed in pairs],
         time_limit=_number(seconds),
@@ -107,8 +109,8 @@ class CodeTableSource(Source):
     """column of the contest's date"""
     time_limit: float | None = None
     """seconds per test where the file has none"""
-    licence: str = "not stated"
-    data_source: str = "codecontests"
+    licence: str = ""
+    data_source: str = ""
 
 
 def read_code_table(options: CodeTableSource, name: str, raw: Raw) -> Row | Drop:
@@ -116,7 +118,7 @@ def read_code_table(options: CodeTableSource, name: str, raw: Raw) -> Row | Drop
         return str(raw.get(at) or "") if at else ""
 
     inputs, outputs, function = read_tests(column(raw, options.tests))
-    code = code_record(
+    code = CodeTests(
         inputs,
         outputs,
         said(options.fn_name) or function,
@@ -126,7 +128,7 @@ def read_code_table(options: CodeTableSource, name: str, raw: Raw) -> Row | Drop
         date=contest_date(raw.get(options.date)) if options.date else "",
     )
     statement = text(raw, usual(raw, options.problem, PROBLEMS, "problem"))
-    return Row(name, options.name, statement, "", {"date": code["date"]}, code)
+    return Row(name, options.name, statement, "", {"date": code.date}, code)
 
 
 def contest_date(value: object) -> str:
@@ -167,7 +169,7 @@ def _python(programs: object) -> list[str]:
     found = {
         s for kind, s in zip(languages, sources, strict=False) if kind in (PYTHON3, "PYTHON3") and isinstance(s, str)
     }
-    return sorted(found, key=lambda source: (len(source), source))
+    return sorted(found, key=lambda source: (len(source), source))[:PROGRAMS]
 
 
 KINDS |= {

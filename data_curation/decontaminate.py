@@ -12,7 +12,7 @@ from pydantic import Field
 from data_curation import alike, sources
 from data_curation.normalise import normalise
 from data_curation.similar import gram_pairs, near_pairs, run_sets
-from data_curation.stage import Context, Options, Result, Row, digest, drop
+from data_curation.stage import Context, Options, Result, Row, digest, drop, pair
 from data_curation.text import Hashes, tokens
 from evals.benches import BENCHES, load
 from evals.benches import find as find_bench
@@ -97,17 +97,9 @@ def find(rows: Sequence[Row], references: Sequence[Reference], options: Decontam
             row, one = some[at], references[which]
             same = answers[at] == keys[which] if answers[at] and keys[which] else None
             if done := judge(row, one, texts[at], against[which], how, same, options):
-                hit = {
-                    "left": row.id,
-                    "right": f"{one.bench}/{one.id}",
-                    "bench": one.bench,
-                    "score": max(how.values()),
-                    "what": ", ".join(f"{name} {score:.2f}" for name, score in how.items()),
-                    "done": done,
-                    "texts": [row.problem, one.problem],
-                    "answers": [row.answer, one.answer],
-                }
-                found.append((start + at, hit))
+                what = ", ".join(f"{name} {score:.2f}" for name, score in how.items())
+                hit = pair(row, one, max(how.values()), what, done)
+                found.append((start + at, {**hit, "right": f"{one.bench}/{one.id}", "bench": one.bench}))
     return found
 
 
@@ -118,11 +110,10 @@ def _alike(
     texts: list[str], answers: list[str], against: list[str], keys: list[str], options: DecontaminateOptions
 ) -> dict[tuple[int, int], dict[str, float]]:
     """(text, reference) -> the scores that may make it a hit."""
+    known = [one or f"unknown {at}" for at, one in enumerate([*answers, *keys])]
+    groups = np.array([alike.hash64(one) for one in known], np.uint64)
     sets = run_sets([*texts, *against], options.shingle)
-    groups = np.array([alike.hash64(one or f"unknown {at}") for at, one in enumerate([*answers, *keys])], np.uint64)
-    least = np.minimum(
-        options.same_answer * np.array([alike.rare(one) for one in [*answers, *keys]]), options.similarity
-    )
+    least = np.minimum(options.same_answer * np.array([alike.rare(one) for one in known]), options.similarity)
     low = near_pairs(sets, least, groups=groups, split=len(texts))
     high = near_pairs(sets, min(options.similarity, options.same_words), split=len(texts))
     cut, asked = tokens(texts), tokens(against)
@@ -136,6 +127,16 @@ def _alike(
     ):
         for at, which, score in zip(one.left.tolist(), one.right.tolist(), one.score.tolist(), strict=True):
             scores.setdefault((at, which - offset), {})[name] = round(score, 4)
+    numbered: dict[str, list[int]] = {}
+    for which, answer in enumerate(keys):
+        if answer:
+            numbered.setdefault(alike.numbers_key(against[which], answer), []).append(which)
+    numbered.pop("", None)
+    telling = {keys[which] for some in numbered.values() for which in some}
+    for at, answer in enumerate(answers):
+        for which in numbered.get(alike.numbers_key(texts[at], answer), ()) if answer in telling else ():
+            if common := alike.told_anew(texts[at], against[which], answer):
+                scores.setdefault((at, which), {})["words"] = round(common, 4)
     for size in range(SHORTEST, options.n):  # a short problem inside a longer text, as a whole
         some = [int(at) for at in np.flatnonzero(sizes == size) if alike.numbers(against[at])]
         inside = gram_pairs(cut, Hashes.join([asked.of(at) for at in some]), size, 1.0)
@@ -157,8 +158,8 @@ def judge(
     ratio, score = how.get(GRAMS.format(options.n), 0.0), how.get(RUNS.format(options.shingle), 0.0)
     close = ratio >= options.ratio or score >= options.similarity
     if same:
-        both = max(ratio, score)
-        if not close and not alike.one_problem(text, reference, both, row.answer, options.same_answer):
+        most = max(ratio, score)
+        if not close and not alike.one_problem(text, reference, most, row.answer, options.same_answer):
             return ""
     elif not close and not (score >= options.same_words and alike.only_words(text, reference)):
         return ""
@@ -166,6 +167,8 @@ def judge(
         if alike.cannot_tell(row.problem, one.problem, bool(same)) and alike.key(text) != alike.key(reference):
             return UNSURE
         if same is not None and not alike.share_numbers(text, reference):
+            return SIBLING
+        if same is False and alike.another_question(text, reference):
             return SIBLING
     return HIT
 

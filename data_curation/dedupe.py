@@ -1,5 +1,6 @@
 """Stages `exact` and `near`: one row per problem, within and across sources. The first in the recipe's order stays."""
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,8 +11,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from data_curation import alike
-from data_curation.similar import near_pairs, run_sets
-from data_curation.stage import Context, Drop, Options, Result, Row, drop
+from data_curation.similar import NEIGHBOURS, near_pairs, run_sets
+from data_curation.stage import Context, Drop, Options, Result, Row, drop, pair
 from evals.grading.grader import Grader
 
 _INTEGER = re.compile(r"-?\d+")
@@ -135,11 +136,21 @@ def candidates(rows: list[Row], plain: list[str], options: NearOptions) -> tuple
     least = options.same_answer * np.array([alike.rare(one) for one in keys])
     low = near_pairs(sets, least, groups=answers, allowed=counted.maybe)
     high = near_pairs(sets, options.threshold, groups=counted.digits, allowed=counted.same)
+    numbered: defaultdict[str, list[int]] = defaultdict(list)
+    for at, one in enumerate(map(alike.numbers_key, plain, keys)):
+        numbered[one].append(at)
+    numbered.pop("", None)
+    anew = {
+        (left, right): alike.told_anew(plain[left], plain[right], keys[left])
+        for group in numbered.values()
+        for left, right in itertools.combinations(group[:NEIGHBOURS], 2)
+    }
     found = {
         (left, right): score
         for one in (low, high)
         for left, right, score in zip(one.left.tolist(), one.right.tolist(), one.score.tolist(), strict=True)
     }
+    found = {pair: score for pair, score in anew.items() if score} | found
     return [(left, right, score) for (left, right), score in sorted(found.items())], low.cut + high.cut
 
 
@@ -177,16 +188,3 @@ def same_answers(pairs: Sequence[tuple[Row, Row]], grader: Grader) -> Iterator[b
             asked.append([grader.compare(rf"\boxed{{{given}}}", gold) for given, gold in both])
     for answer in [a if isinstance(a, bool) else [v.result() for v in a] for a in asked]:
         yield answer if isinstance(answer, bool) else any(verdict.outcome == "right" for verdict in answer)
-
-
-def pair(one: Row, other: Row, score: float, what: str, done: str) -> dict:
-    """A line of pairs.jsonl: both texts and the score, for a person to judge."""
-    return {
-        "left": one.id,
-        "right": other.id,
-        "score": round(score, 4),
-        "what": what,
-        "done": done,
-        "texts": [one.problem, other.problem],
-        "answers": [one.answer, other.answer],
-    }

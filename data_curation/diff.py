@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_curation import manifest
@@ -13,47 +13,52 @@ from evals.console import make_console
 from evals.errors import command
 from evals.report.parts import flat
 
+ABSENT = "not among its rows"
+
 
 def diff(one: Path, other: Path) -> Record:
     """Differences of two built folders: settings, counts per stage, and the rows that only one of them has.
 
-    `gone` and `new` count, per reason of the other's ledger, the problems that only the first, only the second has;
-    `changed` is (setting, value there, value here).
+    `changed` is (setting or step, value there, value here); `gone` and `new` count, per reason of the other's ledger,
+    the problems that only the first, only the second has.
     """
     loaded = manifest.load(one), manifest.load(other)
     a, b = (flat(settings(m["content"])) for m in loaded)
-    left_a, left_b = ({name: one["out"] for name, one in manifest.steps(m["content"])} for m in loaded)
-    rows_a, rows_b = rows(one), rows(other)
+    (rows_a, why_a), (rows_b, why_b) = map(fates, (one, other))
     return {
         "equal": loaded[0]["id"] == loaded[1]["id"],
         "changed": [(name, a.get(name), b.get(name)) for name in sorted({**a, **b}) if a.get(name) != b.get(name)],
-        "counts": [(name, left_a.get(name), left_b.get(name)) for name in {**left_a, **left_b}],
         "kept": (len(rows_a), len(rows_b), len(rows_a.keys() & rows_b.keys())),
-        "gone": why(rows_a, rows_b, other),
-        "new": why(rows_b, rows_a, one),
+        "gone": _counted(why_b.get(row, ABSENT) for name, row in rows_a.items() if name not in rows_b),
+        "new": _counted(why_a.get(row, ABSENT) for name, row in rows_b.items() if name not in rows_a),
     }
 
 
-def settings(content: manifest.Content) -> Record:
-    """Everything that was chosen or given, by name."""
+def settings(content: Record) -> Record:
+    """Everything that was chosen or given, by name, and the rows that each step left."""
     sources = {one["name"]: {"sha256": one["sha256"][:16], **one["options"]} for one in content["sources"]}
     stages = {one["name"]: one["options"] for one in content["stages"]}
+    left = {f"rows left after {name}": step["out"] for name, step in manifest.steps(content)}
     order = [one["name"] for one in content["stages"]]
-    return {"recipe": content["recipe"]["name"], "stages": order, "versions": content["versions"], **sources, **stages}
+    return {
+        "recipe": content["recipe"]["name"],
+        "stages": order,
+        "versions": content["versions"],
+        **sources,
+        **stages,
+        **left,
+    }
 
 
-def rows(folder: Path) -> dict[str, str]:
-    """Problem id -> row, of what was kept."""
-    return {row["extra_info"]["id"]: row["extra_info"]["row"] for row in kept_rows(folder)}
+def fates(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """(problem id -> row, of what was kept; row -> why it was dropped)."""
+    kept = {row["extra_info"]["id"]: row["extra_info"]["row"] for row in kept_rows(folder)}
+    dropped = {line["id"]: f"{line['stage']}: {line['reason']}" for line in read_lines(folder / "ledger.jsonl")}
+    return kept, dropped
 
 
-def why(mine: Mapping[str, str], others: Mapping[str, str], folder: Path) -> dict[str, int]:
-    """Why the other data set lacks what only this one has: its ledger's reasons, with counts."""
-    only = {row for name, row in mine.items() if name not in others}
-    if not only:
-        return {}
-    reasons = {line["id"]: f"{line['stage']}: {line['reason']}" for line in read_lines(folder / "ledger.jsonl")}
-    return dict(Counter(reasons.get(row, "not among its rows") for row in sorted(only)).most_common())
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(reasons).most_common())
 
 
 @command
@@ -69,11 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     a, b, both = found["kept"]
     lines = [f"{name}: {before} -> {after}" for name, before, after in found["changed"]]
-    lines += [
-        f"rows left after {name}: {'-' if before is None else before} -> {'-' if after is None else after}"
-        for name, before, after in found["counts"]
-        if before != after
-    ]
     lines += [f"kept: {a:,} -> {b:,}, {both:,} in both"]
     for folder, reasons in ((args.a, found["gone"]), (args.b, found["new"])):
         lines += [f"only in {folder}: {count:,} ({reason})" for reason, count in reasons.items()]

@@ -2,16 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from data_curation import manifest
 from data_curation.alike import key
 from data_curation.stage import SHOWN, Record, read_lines
 from evals.console import make_console
 from evals.errors import UserError, command
+from evals.items import read_rows
 
 MOST = 20
 """rows that one text may fit"""
@@ -28,14 +27,18 @@ def explain(folder: Path, what: str) -> list[Record]:
     found: dict[str, Record] = {}
 
     def add(name: str, names: set[str], fate: str, reason: str, detail: Record, text: str) -> None:
-        if what in names or same_text(wanted, text):
+        have = key(text)  # the ledger may have only the beginning
+        begins = have.startswith(wanted) or (len(text) >= SHOWN and wanted.startswith(have))
+        if what in names or (len(wanted) >= 12 and have and begins):
             found[name] = {"id": name, "fate": fate, "reason": reason, "detail": detail, "text": text, "pairs": []}
 
     for line in read_lines(folder / "ledger.jsonl"):
         name, detail = line["id"], line.get("detail", {})
         names = {name, *(f"{name.split(':')[0]}:{n}" for n in detail.get("rows", ()))}
         add(name, names, f"dropped by {line['stage']}", line["reason"], detail, line.get("text", ""))
-    for row in kept_rows(folder):
+    if not (path := folder / "train.parquet").is_file():
+        raise UserError(f"{path}: no such file. This data set was built without the format verl.")
+    for row in read_rows(path):
         extra = row["extra_info"]
         text = "\n\n".join(message["content"] for message in row["prompt"])
         meta = {k: v for k, v in extra.items() if v is not None and k not in ("split", "index", "row")}
@@ -51,23 +54,6 @@ def explain(folder: Path, what: str) -> list[Record]:
         for one in {line["left"], line["right"]} & set(found):
             found[one]["pairs"].append(line)
     return list(found.values())
-
-
-def kept_rows(folder: Path) -> Iterable[Record]:
-    path = folder / "train.parquet"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. This data set was built without the format verl.")
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024, columns=["prompt", "extra_info"]):
-            yield from batch.to_pylist()
-
-
-def same_text(wanted: str, text: str) -> bool:
-    """Whether a problem begins with the wanted text, of which the ledger may have only the beginning."""
-    have = key(text)
-    if len(wanted) < 12 or not have:
-        return False
-    return have.startswith(wanted) or (len(text) >= SHOWN and wanted.startswith(have))
 
 
 @command

@@ -1,6 +1,6 @@
 """Exports: the built problems in the shapes that trainers read. Equal rows give equal bytes (with one pyarrow)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ def write(rows: Sequence[Row], formats: Sequence[str], prompt: str, kinds: Mappi
     options: list[Any] = [kinds.get(row.source) for row in rows]
     bare, asked = ([chat(row, preset) for row in rows] for preset in ("", prompt))
     for name in formats:
-        record, place = FORMATS[name]
+        place = FORMATS[name]
         wanted = {place: asked} if name != "verl" else {place: bare, **({f"verl/{place}": asked} if prompt else {})}
         for path, prompts in wanted.items():
-            table = [record(*one) for one in zip(rows, prompts, options, metas, strict=True)]
+            table = [_formats(*one)[name] for one in zip(rows, prompts, options, metas, strict=True)]
             if name == "verl":
                 table = [{**line, "extra_info": {"index": n, **line["extra_info"]}} for n, line in enumerate(table)]
             (out / path).parent.mkdir(parents=True, exist_ok=True)
@@ -39,46 +39,36 @@ def write(rows: Sequence[Row], formats: Sequence[str], prompt: str, kinds: Mappi
                 pq.write_table(pa.Table.from_pylist(table), out / path, compression="zstd")
 
 
-def verl(row: Row, prompt: Prompt, options: Source, meta: Record) -> Record:
-    """verl's schema; `data_source` is a name that verl has a scorer for. agpo.train reads it too."""
+def _formats(row: Row, prompt: Prompt, options: Source, meta: Record) -> dict[str, Record]:
+    """What a row becomes, by format."""
+    problem_id, answer, where = item_id(row.problem), truth(row), data_source(options)
     return {
-        "data_source": data_source(options),
-        "prompt": prompt,
-        "ability": KINDS[options.kind].ability,
-        "reward_model": {"style": "rule", "ground_truth": truth(row)},
-        "extra_info": {"split": "train", "id": item_id(row.problem), "row": row.id, "source": row.source, **meta},
+        "verl": {  # `data_source` is a name that verl has a scorer for; agpo.train reads this too
+            "data_source": where,
+            "prompt": prompt,
+            "ability": KINDS[options.kind].ability,
+            "reward_model": {"style": "rule", "ground_truth": answer},
+            "extra_info": {"split": "train", "id": problem_id, "row": row.id, "source": row.source, **meta},
+        },
+        # conversational `prompt`, and the columns that reward functions get
+        "trl": {"prompt": prompt, "answer": answer, "source": row.source},
+        # --input_key input --label_key label, with --apply_chat_template
+        "openrlhf": {"input": prompt, "label": answer, "datasource": where},
+        # --input-key prompt --label-key label --metadata-key metadata --apply-chat-template
+        "slime": {"prompt": prompt, "label": answer, "metadata": {"id": problem_id, "source": row.source}},
+        # a folder that `datasets.load_dataset` takes, with a data card
+        "hf": {"id": problem_id, "row": row.id, "source": row.source, "problem": row.problem, "answer": answer, **meta},
     }
 
 
-def trl(row: Row, prompt: Prompt, options: Source, meta: Record) -> Record:
-    """TRL: conversational `prompt`, and the columns that reward functions get (`answer`, `source`)."""
-    return {"prompt": prompt, "answer": truth(row), "source": row.source}
-
-
-def openrlhf(row: Row, prompt: Prompt, options: Source, meta: Record) -> Record:
-    """OpenRLHF: --input_key input --label_key label, with --apply_chat_template."""
-    return {"input": prompt, "label": truth(row), "datasource": data_source(options)}
-
-
-def slime(row: Row, prompt: Prompt, options: Source, meta: Record) -> Record:
-    """slime: --input-key prompt --label-key label --metadata-key metadata --apply-chat-template."""
-    return {"prompt": prompt, "label": truth(row), "metadata": {"id": item_id(row.problem), "source": row.source}}
-
-
-def hf(row: Row, prompt: Prompt, options: Source, meta: Record) -> Record:
-    """A folder that `datasets.load_dataset` takes, with a data card."""
-    plain = {"id": item_id(row.problem), "row": row.id, "source": row.source}
-    return {**plain, "problem": row.problem, "answer": truth(row), **meta}
-
-
-FORMATS: dict[str, tuple[Callable[[Row, Prompt, Source, Record], Record], str]] = {
-    "verl": (verl, "train.parquet"),
-    "trl": (trl, "trl/train.parquet"),
-    "openrlhf": (openrlhf, "openrlhf/train.jsonl"),
-    "slime": (slime, "slime/train.jsonl"),
-    "hf": (hf, "hf/data/train-00000-of-00001.parquet"),
+FORMATS = {
+    "verl": "train.parquet",
+    "trl": "trl/train.parquet",
+    "openrlhf": "openrlhf/train.jsonl",
+    "slime": "slime/train.jsonl",
+    "hf": "hf/data/train-00000-of-00001.parquet",
 }
-"""name -> what a row becomes, and where"""
+"""name -> where it is written"""
 
 
 def data_source(options: Source) -> str:
@@ -90,7 +80,7 @@ def truth(row: Row) -> str:
     """What the grader compares with: the answer, or the tests as JSON {inputs, outputs, fn_name?}."""
     if row.code is None:
         return row.answer
-    return dumps({name: row.code[name] for name in ("inputs", "outputs", "fn_name") if row.code[name] != ""})
+    return dumps({name: said for name in ("inputs", "outputs", "fn_name") if (said := getattr(row.code, name)) != ""})
 
 
 def chat(row: Row, prompt: str) -> Prompt:

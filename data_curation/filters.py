@@ -16,13 +16,13 @@ Choice = Literal["drop", "keep"]
 
 _LINK = re.compile(r"https?://\S+|\bwww\.\S+", re.I)
 _IMAGE = re.compile(r"\[img\b|!\[[^\]]*\]\([^)]*\)|<img\b|\\includegraphics|\b\w+\.(?:png|jpe?g|gif|svg)\b", re.I)
-_WORD = r"(?:figure|diagram|picture|drawing|illustration|image|sketch)"
+_WORD = r"(?:figure|diagram|picture|drawing|illustration|image(?! (?:of|under)\b)|sketch)"
 _FIGURE = re.compile(
     rf"\b(?:in|from|see|using|to|by) (?:the|this) (?:\w+ )?{_WORD}\b|\b{_WORD}s? (?:is |are )?(?:above|below|shown)\b"
     r"|\b(?:as|is|are) shown (?:above|below|here)\b|\b(?:graph|chart|table) (?:above|below)\b|如图|下图|右图",
     re.I,
 )
-_DRAWN = re.compile(r"\[asy\]|\\begin\{(?:tikzpicture|asy|array|tabular)\}|\\draw\b")
+_DRAWN = re.compile(r"\[asy\]|\\begin\{(?:tikzpicture|asy|array|tabular)\}|\\draw\b|^\s*\|.*\|\s*$", re.M)
 """it is in the problem after all"""
 _DIAGRAM = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 _CHOICES = re.compile(r"\(A\).*\(B\).*\(C\)|(?:^|\s)A[.)] .*\sB[.)] .*\sC[.)] ", re.DOTALL)

@@ -3,9 +3,9 @@
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
 from data_curation import decontaminate, sources
 from data_curation.rates import SolveOptions
@@ -13,17 +13,9 @@ from data_curation.read import is_hub, place_of, raw_rows, read, split_of
 from data_curation.recipe import Recipe
 from data_curation.solve_rate import NO_MODEL, check_options, known_run
 from data_curation.stage import Context
-from evals.benches import BENCHES, in_folder
 from evals.errors import UserError, first_line
 from evals.hub import ANSWER_SECONDS, ask_hub
 from evals.outputs import check_folder
-
-if TYPE_CHECKING:
-    from datasets import DatasetInfo
-
-T = TypeVar("T")
-USED_FLOPS = 0.12 * 989e12
-"""of an H100 while vLLM decodes large batches in bfloat16, two operations per parameter and token: a rule of thumb"""
 
 
 def check(recipe: Recipe, out: Path, context: Context) -> list[decontaminate.Reference]:
@@ -33,75 +25,30 @@ def check(recipe: Recipe, out: Path, context: Context) -> list[decontaminate.Ref
     """
     wrong: list[str] = []
 
-    def tried(what: str, action: Callable[[], T], option: str = "") -> T | None:
+    def tried(what: str, option: str, action: Callable[..., Any], *given: object) -> Any:
         try:
-            return action()
+            return action(*given)
         except UserError as e:
-            text = str(e).replace("SOURCE", what.removeprefix("source ").removesuffix(": "))
-            wrong.append(f"{what}{text}" + (f" {option}" if "--" not in text else "").rstrip())
+            text = str(e).replace("SOURCE", what.partition(" ")[2]).partition(" Check the network")[0]
+            said = [f"{what}:"] * bool(what) + [text] + [option] * ("--" not in text)
+            wrong.append(" ".join(filter(None, said)))
             return None
 
-    tried("", lambda: check_out(out))
-    against = recipe.options("decontaminate").against if "decontaminate" in recipe.stages else ()
-    wanted = on_hub(recipe, against, context)
-    absent: dict[str, list[str]] = {}
-    if wanted and not ask_hub():
-        absent = {what: ids for what, ids in wanted.items() if not all(map(cached, ids))}
+    tried("", "", check_out, out)
     references: list[decontaminate.Reference] = []
     for source in recipe.sources:
-        what = f"source {source.name}"
-        if what not in absent:
-            tried(f"{what}: ", lambda: check_source(source), f"--input {source.name}=FILE")  # noqa: B023
-    for name in against:
-        what = f"reference {name}"
-        if what not in absent:
-            found = tried(f"{what}: ", lambda: decontaminate.load_reference(name, context.references))  # noqa: B023
-            references += found or []
-    if "solve_rate" in recipe.stages and "solve_rate.model" not in absent:
-        tried("", lambda: check_model(recipe.options("solve_rate"), context))
-    for what, ids in absent.items():
-        kind, _, name = what.partition(" ")
-        option = {
-            "source": f"--input {name}=FILE",
-            "reference": f"--reference {name}=FILE, or a folder with {name}.jsonl as $AGPO_DATA",
-        }.get(kind, "--set solve_rate.model=FOLDER, or --skip solve_rate")
-        wrong.append(f"{what}: the hub does not answer and {' and '.join(ids)} is not in its cache: {option}")
+        tried(f"source {source.name}", f"--input {source.name}=FILE", check_source, source)
+    for name in recipe.options("decontaminate").against if "decontaminate" in recipe.stages else ():
+        option = f"--reference {name}=FILE, or a folder with {name}.jsonl as $AGPO_DATA"
+        references += tried(f"reference {name}", option, decontaminate.load_reference, name, context.references) or []
+    if "solve_rate" in recipe.stages:
+        option = "--set solve_rate.model=FOLDER, or --skip solve_rate"
+        tried("", option, check_model, recipe.options("solve_rate"), context)
     if len(wrong) > 1:
         raise UserError(f"{len(wrong)} things are missing or wrong:\n" + "\n".join(f"  {one}" for one in wrong))
     if wrong:
         raise UserError(wrong[0])
     return references
-
-
-def on_hub(recipe: Recipe, against: Sequence[str], context: Context) -> dict[str, list[str]]:
-    """What has to come from the hub -> its ids there."""
-    found: dict[str, list[str]] = {}
-    for source in recipe.sources:
-        place = source.path or sources.KINDS[source.kind].hub
-        if place and is_hub(place):
-            found[f"source {source.name}"] = [place]
-    for name in against:
-        if name in BENCHES and not context.references.get(name) and not in_folder(name):
-            found[f"reference {name}"] = re.findall(r"[\w.-]+/[\w.-]+", BENCHES[name].source)
-    solving = recipe.options("solve_rate") if "solve_rate" in recipe.stages else None
-    if solving and not solving.replay and solving.engine != "openai" and is_hub(solving.model):
-        found["solve_rate.model"] = [solving.model]
-    return {what: ids for what, ids in found.items() if ids}
-
-
-def cached(name: str) -> bool:
-    """Whether the cache has something of a hub id, a model or a data set."""
-    from huggingface_hub import constants
-
-    owner, _, short = name.partition("/")
-    sets = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
-    hub = Path(constants.HF_HUB_CACHE)
-    places = (
-        sets / f"{owner}___{short}".lower(),
-        hub / f"datasets--{owner}--{short}",
-        hub / f"models--{owner}--{short}",
-    )
-    return any(place.exists() for place in places)
 
 
 def check_out(out: Path) -> None:
@@ -127,10 +74,11 @@ def check_source(source: sources.Source) -> None:
         raise UserError(f"{place}: the file has no rows.")
 
 
-def check_hub(name: str, split: str, subset: str | None) -> "DatasetInfo":
-    """The data set's description. Raises UserError where it is neither on the hub nor in the cache."""
+def check_hub(name: str, split: str, subset: str | None) -> Any:
+    """The data set's `DatasetInfo`. Raises UserError where it is neither on the hub nor in the cache."""
     from datasets import load_dataset_builder
 
+    ask_hub()
     try:
         return load_dataset_builder(name, subset).info
     except Exception as e:
@@ -147,26 +95,23 @@ def check_model(options: SolveOptions, context: Context) -> None:
         raise UserError(f"{NO_MODEL}.")
     check_options(options)
     if options.engine == "openai":
+        import httpx
+
         from evals.engines.openai import parse_model
 
         for url in parse_model(options.model)[0]:
-            check_server(url)
+            try:
+                httpx.get(f"{url}/models", timeout=ANSWER_SECONDS)
+            except httpx.HTTPError as e:
+                why = f"no server answers at {url} ({e or type(e).__name__})"
+                raise UserError(f"solve_rate.model: {why}. Start it, or --skip solve_rate.") from e
     else:
         from evals.engines.hf import load_config, load_tokenizer
 
+        if is_hub(options.model):
+            ask_hub()
         load_config(options.model)
         load_tokenizer(options.model)
-
-
-def check_server(url: str) -> None:
-    import httpx
-
-    try:
-        httpx.get(f"{url}/models", timeout=ANSWER_SECONDS)
-    except httpx.HTTPError as e:
-        raise UserError(
-            f"solve_rate.model: no server answers at {url} ({e or type(e).__name__}). Start it, or --skip solve_rate."
-        ) from e
 
 
 def costs(recipe: Recipe, context: Context) -> list[str]:
@@ -197,6 +142,7 @@ def costs(recipe: Recipe, context: Context) -> list[str]:
 
 
 RULE = "2 operations per parameter and token, 12 % of 989 TFLOP/s; --limit 100 measures it"
+USED_FLOPS = 0.12 * 989e12
 
 
 def tokens_per_try(options: SolveOptions, context: Context) -> tuple[float, str]:

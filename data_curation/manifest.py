@@ -9,31 +9,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 from data_curation.stage import Done, Record, Row, digest, sha256
 from evals.errors import UserError
-
-Content = TypedDict(
-    "Content",
-    {
-        "format": int,
-        "recipe": Record,
-        "sources": list[Record],
-        "stages": list[Record],
-        "kept": int,
-        "by source": dict[str, int],
-        "histograms": dict[str, dict[str, int]],
-        "files": dict[str, str],
-        "versions": dict[str, str],
-    },
-)
-
-
-class Manifest(TypedDict):
-    id: str
-    content: Content
-
 
 FORMAT = 3
 PACKAGES = ("agpo", "datasets", "numpy", "pyarrow")
@@ -49,10 +27,10 @@ def build(
     options: Mapping[str, Record],
     rows: Sequence[Row],
     out: Path,
-) -> Manifest:
-    """The manifest of the files in `out`."""
+) -> Record:
+    """The manifest of the files in `out`: {id, content}."""
     packages = [*PACKAGES, *{"reasoning-gym"}.intersection(about["kind"] for about in sources)]
-    content: Content = {
+    content: Record = {
         "format": FORMAT,
         "recipe": recipe,
         "sources": [{**about, **reading(done)} for about, done in zip(sources, reads, strict=True)],
@@ -66,7 +44,7 @@ def build(
     return {"id": digest(content)[:16], "content": content}
 
 
-def steps(content: Content) -> list[tuple[str, Record]]:
+def steps(content: Record) -> list[tuple[str, Record]]:
     """(name, line of the funnel) of the sources and stages, in order."""
     reads = [(f"read {source['name']}", source) for source in content["sources"]]
     return reads + [(stage["name"], stage) for stage in content["stages"]]
@@ -99,7 +77,7 @@ def count(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def load(folder: str | Path) -> Manifest:
+def load(folder: str | Path) -> Record:
     """The manifest of a data set's folder (or the file itself). Raises UserError."""
     path = Path(folder)
     path = path / "manifest.json" if path.is_dir() else path
@@ -114,38 +92,39 @@ def load(folder: str | Path) -> Manifest:
     return found
 
 
-def card(content: Content) -> str:
+def card(content: Record) -> str:
     """The data card of a Hugging Face data set folder: what was done, not what the recipe says of itself."""
     recipe, kept = content["recipe"], content["by source"]
-    licences = sorted({source["licence"] for source in content["sources"]})
     parts = ", ".join(f"{n:,} of {name}" for name, n in kept.items())
     prompt = (
         f"carry the words of the prompt preset {recipe['prompt']}" if recipe["prompt"] else "hold the bare problems"
     )
-    lines = ["---", f"pretty_name: {recipe['name']}", "license: other", "task_categories: [text-generation]", "---", ""]
-    # no `configs` above: `datasets` would then leave the files out of its cache's key
-    lines += [f"# {recipe['name']}", "", f"{content['kept']:,} problems: {parts}. Other exports {prompt}.", ""]
-    if recipe["limit"]:
-        lines += [f"A trial: {recipe['limit']:,} rows were drawn of each source.", ""]
-    lines += ["| source | rows read | kept | options | licence | SHA-256 |", "|---|---|---|---|---|---|"]
-    for source in content["sources"]:
-        lines.append(
-            f"| {source['name']} ({source['where']}) | {source['facts'].get('rows', 0):,} "
-            f"| {kept.get(source['name'], 0):,} | {_options(source['options'])} | {source['licence']} "
-            f"| {source['sha256'][:16]} |"
-        )
-    lines += ["", "| stage | in | out | dropped because |", "|---|---|---|---|"]
-    for name, stage in steps(content):
-        why = "; ".join(f"{n:,} {reason}" for reason, n in stage["reasons"].items())
-        lines.append(f"| {name} | {stage['in']:,} | {stage['out']:,} | {why} |")
-    if recipe["left_out"]:
-        lines += ["", f"Stages of the recipe that were left out: {', '.join(recipe['left_out'])}."]
-    lines += [line for stage in content["stages"] if stage["name"] == "solve_rate" for line in _solved(stage)]
-    lines += ["", f"Licences of the parts: {', '.join(licences)}. Their authors' terms still apply.", ""]
-    lines += [
-        "Made by `python -m data_curation.build`; manifest.json beside this folder has options, hashes and versions."
+    sources = "".join(
+        f"| {one['name']} ({one['where']}) | {one['facts'].get('rows', 0):,} | {kept.get(one['name'], 0):,} "
+        f"| {_options(one['options'])} | {one['licence']} | {one['sha256'][:16]} |\n"
+        for one in content["sources"]
+    )
+    stages = "".join(
+        f"| {name} | {stage['in']:,} | {stage['out']:,} "
+        f"| {'; '.join(f'{n:,} {reason}' for reason, n in stage['reasons'].items())} |\n"
+        for name, stage in steps(content)
+    )
+    notes = [f"A trial: {recipe['limit']:,} rows were drawn of each source."] if recipe["limit"] else []
+    left_out = ", ".join(recipe["left_out"])
+    notes += [f"Stages of the recipe that were left out: {left_out}."] if left_out else []
+    notes += [_solved(stage) for stage in content["stages"] if stage["name"] == "solve_rate"]
+    licences = ", ".join(sorted({source["licence"] for source in content["sources"]}))
+    notes += [
+        f"Licences of the parts: {licences}. Their authors' terms still apply.",
+        "Made by `python -m data_curation.build`; manifest.json beside this folder has options, hashes and versions.",
     ]
-    return "\n".join(lines) + "\n"
+    # no `configs` at the top: `datasets` would then leave the files out of its cache's key
+    return (
+        f"---\npretty_name: {recipe['name']}\nlicense: other\ntask_categories: [text-generation]\n---\n\n"
+        f"# {recipe['name']}\n\n{content['kept']:,} problems: {parts}. Other exports {prompt}.\n\n"
+        f"| source | rows read | kept | options | licence | SHA-256 |\n|---|---|---|---|---|---|\n{sources}\n"
+        f"| stage | in | out | dropped because |\n|---|---|---|---|\n{stages}\n" + "\n\n".join(notes) + "\n"
+    )
 
 
 def _options(options: Record) -> str:
@@ -153,15 +132,14 @@ def _options(options: Record) -> str:
     return ", ".join(f"{name}: {value}" for name, value in said.items()).replace("|", "\\|")
 
 
-def _solved(stage: Record) -> list[str]:
+def _solved(stage: Record) -> str:
     """What the solve rate was: of which model, from how many tries, sampled how."""
     facts, options = stage["facts"], stage["options"]
     whose = f" of {', '.join(options['sources'])}" if options["sources"] else ""
     early = f" ({facts['stopped early']:,} of them ended early, decided)" if facts["stopped early"] else ""
-    text = (
+    return (
         f"Solve rate: {facts['model']} tried {facts['problems asked']:,} problems{whose} {facts['tries']} times "
         f"each{early}, and those solved in {facts['fractions within the bounds']} went on. "
         f"Settings: {_options(facts['settings'])}. Of {facts['completions']:,} tries {facts['truncated']:,} were cut "
         f"off at max_tokens and {facts['without a verdict']:,} have no verdict."
     )
-    return ["", text]

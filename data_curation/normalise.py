@@ -24,17 +24,17 @@ TEMPLATES = [
 # A string literal ate the backslash of a command: "\frac" became form feed + "rac" (DAPO has hundreds), "\times" tab +
 # "imes". Only these commands are restored: a form feed may also be what is left of a ligature ("de\fne" for "define"),
 # and a line may begin with "mid" or "exists" without having lost \nmid or \nexists.
-COMMANDS = r"""\alpha \angle \approx \arccos \arcsin \arctan \arg \ast \backslash \bar \because \begin \beta \big \Big
-\binom \bf \bmod \boldsymbol \bot \boxed \bullet \fbox \flat \footnotesize \forall \frac \frown \nabla \neq \notin
+COMMANDS = r"""\alpha \angle \approx \arccos \arcsin \arctan \arg \ast \backslash \bar \because \begin \beta \big \bigl
+\bigr \binom \bf \bmod \boldsymbol \bot \boxed \bullet \fbox \flat \footnotesize \forall \frac \frown \nabla \neq \notin
 \rangle \rbrace \rceil \rfloor \rho \right \rightarrow \rvert \tanh \tau \tbinom \text \textbf \textit \textrm \tfrac
-\therefore \theta \tilde \times \triangle \triangleq \varepsilon \varnothing \varphi \vdots \vec \vee \vert"""
+\therefore \theta \tilde \times \to \top \triangle \triangleq \varepsilon \varnothing \varphi \vdots \vec \vee \vert"""
 _LETTER = {"\a": "a", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t", "\v": "v"}
 _EATEN = re.compile(
     "|".join(
         rf"{eater}(?:{'|'.join(name[2:] for name in COMMANDS.split() if name[1] == letter)})(?![a-zA-Z])"
         for eater, letter in _LETTER.items()
     )
-    + r"|\tan(?=\s*[\\({^]|\s+[a-zA-Z]\b)"  # "an" behind a tab may be English
+    + r"|\tan(?=\s*[\\({^\d]|\t|\s+[a-zA-Z]\b)"  # "an" behind a tab may be English
 )
 _INVISIBLE = re.compile("[\u200b\u200c\u200d\u2060\ufeff\u00ad]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

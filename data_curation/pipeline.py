@@ -18,7 +18,7 @@ from evals.errors import UserError
 from evals.outputs import files_in
 
 
-def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, run_id: str = "") -> manifest.Manifest:
+def build(recipe: Recipe, out: Path, context: Context, *, strict: bool = False, run_id: str = "") -> Record:
     """Build `out` from a recipe and return its manifest.
 
     What each stage made lies in the folder `.NAME.stages` beside `out`, so that a killed build goes on and a changed

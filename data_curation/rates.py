@@ -131,6 +131,5 @@ def item_key(row: Row) -> str:
 
     Completions depend on the first part alone, so that they are there for other answers to the same problem.
     """
-    code = row.code or {}
-    judged = [code.get(name) for name in ("inputs", "outputs", "fn_name", "time_limit", "memory_mb")]
+    judged = [getattr(row.code, name, None) for name in ("inputs", "outputs", "fn_name", "time_limit", "memory_mb")]
     return f"{item_id(row.problem)}-{digest(row.answer, judged)[:8]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_curation import sources, stage
 from data_curation.recipe import Recipe
-from data_curation.stage import Context, Done, Drop, Raw, Record, Result, Row, dumps
+from data_curation.stage import Bad, Context, Done, Drop, Raw, Record, Result, Row, drop, dumps
 from evals.errors import UserError
 from evals.files import Malformed, chat_row, file_rows, files_of, local_files
 from evals.items import choose_indices, hub_name, hub_rows
@@ -49,7 +49,7 @@ def read_sources(recipe: Recipe, work: Path, context: Context, strict: bool) -> 
                 "kind": source.kind,
                 "where": "made on the spot" if place is None else Path(place).name if found else place,
                 "sha256": one.facts["sha256"],
-                "licence": getattr(source, "licence", kind.licence),
+                "licence": getattr(source, "licence", "") or kind.licence,
                 "options": source.model_dump(mode="json", exclude={"path", "name", "kind"}),
             }
         )
@@ -86,12 +86,8 @@ def read(source: sources.Source, context: Context, limit: int = 0) -> Result:
     repeats: dict[bytes, list[int]] = {}
     answers: dict[str, set[str]] = {}
     content = hashlib.sha256()
-    missing, present = set(getattr(source, "meta", {}).values()), set[str]()
     number, counted, chinese = -1, 0, 0
-    bar = context.progress.add_task(f"reading {source.name}", total=None) if context.progress else None
     for number, found in enumerate(raw_rows(place, *split_of(source))):
-        if context.progress and bar is not None and number % 1000 == 0:
-            context.progress.update(bar, completed=number)
         name = f"{source.name}:{number}"
         plain = [found.reason, found.text] if isinstance(found, Malformed) else found
         line = dumps(plain).encode("utf-8", "replace")
@@ -106,29 +102,25 @@ def read(source: sources.Source, context: Context, limit: int = 0) -> Result:
         try:
             row = kind.read(source, name, found)
             dumps(asdict(row)).encode()
-        except (sources.Bad, UnicodeEncodeError) as e:
-            reason = str(e).replace("SOURCE", source.name) if isinstance(e, sources.Bad) else _no_text(e)
+        except (Bad, UnicodeEncodeError) as e:
+            reason = str(e).replace("SOURCE", source.name) if isinstance(e, Bad) else _no_text(e)
             text = str(found.get("problem") or found.get("question") or "")[:300]
             reason, text = (one.encode("utf-8", "replace").decode() for one in (reason, text))
             drops.append(Drop(name, reason, text, malformed=getattr(e, "malformed", True)))
             continue
         if isinstance(row, Drop):
             drops.append(row)
-            chinese += row.reason == "Chinese"
-            whole_file = source.model_copy(update={"languages": "all"}) if row.reason == "Chinese" else None
-            row = kind.read(whole_file, name, found) if whole_file else None  # the counts are of all rows
+            continue
+        counted += 1
+        answers.setdefault(" ".join(row.problem.lower().split()), set()).add(row.answer.strip())
+        in_chinese = bool(sources.CJK.search(row.problem))
+        chinese += in_chinese
+        if in_chinese and getattr(source, "languages", "all") == "no-chinese":
+            drops.append(drop(row, "Chinese"))
         else:
-            chinese += bool(sources.CJK.search(row.problem))
             kept.append(row)
-            present |= {old for old in missing - present if sources.optional(found, old) is not None}
-        if isinstance(row, Row):
-            counted += 1
-            answers.setdefault(" ".join(row.problem.lower().split()), set()).add(row.answer.strip())
-    if context.progress and bar is not None:
-        context.progress.remove_task(bar)
-    if kept and (
-        nowhere := [f"{new}: {old}" for new, old in getattr(source, "meta", {}).items() if old not in present]
-    ):
+    meta = getattr(source, "meta", {}).items()
+    if kept and (nowhere := [f"{new}: {old}" for new, old in meta if not any(new in row.meta for row in kept)]):
         raise UserError(f"source {source.name}: no row has a value for meta {{{', '.join(nowhere)}}}.")
     again = [numbers for numbers in repeats.values() if len(numbers) > 1]
     for numbers in again:

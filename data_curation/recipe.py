@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ STAGES: dict[str, tuple[type[Options], Callable[..., Result]]] = {
     "solve_rate": (rates.SolveOptions, solve_rate.run),
 }
 """in their usual order; a recipe names those it wants, in its own"""
-AnyMaths = maths.MathSource | maths.VerlSource | maths.Gsm8kSource | maths.CompetitionSource | maths.TableSource
+AnyMaths = maths.MathSource | maths.VerlSource | maths.TableSource
 AnyProgram = programs.CodeforcesSource | programs.CodeContestsSource | programs.CodeTableSource
 AnySource = Annotated[AnyMaths | maths.MadeSource | AnyProgram, Field(discriminator="kind")]
 
@@ -82,8 +82,18 @@ class Recipe(BaseModel):
             raise UserError(f"stage {stage}: {_said(e, kind.model_fields)}") from e
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(problem=f"{twice!r} is there twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load(
-    name: str, settings: list[str], inputs: dict[str, str], skip: list[str], references: Iterable[str] = ()
+    name: str, settings: list[str], inputs: dict[str, str], skip: list[str], references: Collection[str] = ()
 ) -> Recipe:
     """A recipe by name or file, with `stage.option=value` or `source.option=value` settings applied.
 
@@ -98,7 +108,7 @@ def load(
             known = ", ".join(sorted(shipped.stem for shipped in FOLDER.glob("*.yaml")))
             raise UserError(f"unknown recipe {name!r}. Known: {known}, or give a YAML file.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not valid YAML in UTF-8: {e}") from e
     if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
@@ -134,27 +144,19 @@ def load(
             _section(sources, section, "--set", stages)[option] = parsed
     try:
         recipe = Recipe(**{"name": path.stem, **content})
-        if more := _more_references(recipe, references):
-            stages["decontaminate"] = {**(stages["decontaminate"] or {}), "against": more}
-            recipe = Recipe(**{"name": path.stem, **content})
-        return recipe
     except ValidationError as e:
         raise UserError(f"recipe {name}: {_said(e)}") from e
-
-
-def _more_references(recipe: Recipe, given: Iterable[str]) -> list[str]:
-    """`against` with the given names that it lacks; [] where it lacks none. Raises UserError for a slip."""
-    given = list(given)
-    if not given:
-        return []
-    if "decontaminate" not in recipe.stages:
-        raise UserError(f"--reference {given[0]}: this recipe has no stage decontaminate that would use it.")
-    against = recipe.options("decontaminate").against
-    new = [name for name in given if name not in against]
-    for name in new:
-        if name not in BENCHES and (meant := difflib.get_close_matches(name, [*against, *BENCHES], 1, 0.8)):
-            raise UserError(f"--reference {name}: unknown; is {meant[0]} meant? A set of your own needs another name.")
-    return [*against, *new] if new else []
+    if references and "decontaminate" not in stages:
+        raise UserError(
+            f"--reference {next(iter(references))}: this recipe has no stage decontaminate that would use it."
+        )
+    against = recipe.options("decontaminate").against if references else ()
+    new = [one for one in references if one not in against]
+    for one in new:
+        if one not in BENCHES and (meant := difflib.get_close_matches(one, [*against, *BENCHES], 1, 0.8)):
+            raise UserError(f"--reference {one}: unknown; is {meant[0]} meant? A set of your own needs another name.")
+    stages |= {"decontaminate": {**(stages["decontaminate"] or {}), "against": [*against, *new]}} if new else {}
+    return recipe.model_copy(update={"stages": stages})
 
 
 def _section(sources: dict[str, Record], name: str, where: str, stages: Iterable[str] = ()) -> Record:
@@ -171,9 +173,8 @@ def _said(error: ValidationError, options: Iterable[str] = ()) -> str:
     said = []
     for one in found:
         known = {"extra_forbidden": "no such option.", "tuple_type": f"expected a list, not {one['input']!r}"}
-        name = str(one["loc"][-1]) if one["loc"] else ""
-        meant = did_you_mean(name, options) if one["type"] == "extra_forbidden" else ""
-        said.append(
-            ": ".join([*filter(None, [".".join(map(str, one["loc"]))]), known.get(one["type"], explained(one)) + meant])
-        )
+        what = known.get(one["type"], explained(one))
+        if one["type"] == "extra_forbidden":
+            what += did_you_mean(str(one["loc"][-1]), options)
+        said.append(": ".join(filter(None, [".".join(map(str, one["loc"])), what])))
     return "; ".join(said)

@@ -9,7 +9,6 @@ belongs to a completion and a reference: where the answer or the tests changed, 
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from evals.grading.math import normalise
 from evals.items import Item
 from evals.models import fingerprint
 from evals.prompts import encode
-from evals.store import RunRow, SampleRow, Store
+from evals.store import SampleRow, Store
 
 RUN = "solve-rate"
 """name of the runs that hold the completions"""
@@ -103,6 +102,10 @@ class Tries:
         self.refused: dict[str, str] = {}
         """what the server said of a problem that it does not answer"""
         self.run_id = ""
+        self.seen: set[tuple[str, int]] = set()
+        """(item, repeat) of the tries of the part that is asked now"""
+        self.done = self.truncated = self.unscored = 0
+        self.started = self.said = time.monotonic()
 
     def gather(self) -> "Tries":
         options, store = self.options, self.store
@@ -118,14 +121,17 @@ class Tries:
         status = "failed"
         try:
             self._measure(engine)
-            with open_grader(grader_name) as grader, closing(Meter(self, self.context)) as meter:
+            with open_grader(grader_name) as grader:
                 for split, part in self._parts():
-                    self._ask(engine, split, part, grader, grader_name, meter)
+                    self._ask(engine, split, part, grader, grader_name)
+                    self.done += len(part) * options.n
+                    self.seen.clear()
             status = "done"
         except KeyboardInterrupt as e:
             status = "interrupted"
             raise KeyboardInterrupt("every finished completion is kept; the same command continues") from e
         finally:
+            self._tell()
             if engine is not None:
                 store.finish_run(self.run_id, status)
                 engine.close()
@@ -160,9 +166,7 @@ class Tries:
                 before[problem] += 1
         yield from ((split, part) for (_, split), part in sorted(waves.items()))
 
-    def _ask(
-        self, engine: Engine | None, split: str, part: list[Item], grader: Grader, grader_name: str, meter: "Meter"
-    ) -> None:
+    def _ask(self, engine: Engine | None, split: str, part: list[Item], grader: Grader, grader_name: str) -> None:
         options, store = self.options, self.store
         most = options.max_tokens
         bench = Bench(RUN, "solve rate", lambda path: [], 0, grader_name, options.prompt, most, "", "")
@@ -176,7 +180,7 @@ class Tries:
             job = Job(bench, sampling, n, options.asked, options.seed, self.run_id, split)
             while pending:
                 try:
-                    made = complete(engine, pending, job, store, grader, meter.add)
+                    made = complete(engine, pending, job, store, grader, self._count)
                     break
                 except EngineError as e:
                     refused = {name: str(why) for name, why in e.failed.items() if why.status in REFUSED}
@@ -189,7 +193,25 @@ class Tries:
             tallies = tally_rows(made.values())
             self.tallies |= {item.id: tallies.get(item.id, Tally()) for item in pending}
             pending = [item for item in pending if self._verdict(item.id) == "open"]
-        meter.finish(part)
+
+    def _count(self, row: SampleRow) -> None:
+        """Count a try as it comes, and say every half minute how far they are."""
+        if (row.item, row.repeat) in self.seen:
+            return
+        self.seen.add((row.item, row.repeat))
+        self.truncated += row.finish_reason == "length"
+        self.unscored += row.reward is None
+        if time.monotonic() - self.said >= LINE_SECONDS:
+            self._tell()
+
+    def _tell(self) -> None:
+        self.said = time.monotonic()
+        done, total = self.done + len(self.seen), (len(self.items) - len(self.unfit)) * self.options.n
+        left = time_left(done, total, self.said - self.started)
+        self.context.say(
+            f"solve rate: {done:,} of {total:,} tries, {left or 'unknown time'} left; {self.truncated:,} "
+            f"cut at max_tokens, {self.unscored:,} without a verdict, {len(self.refused):,} problems refused"
+        )
 
     def _verdict(self, name: str) -> Decision:
         return decide(self.tallies[name], self.options.n, self.options.low, self.options.high)
@@ -206,50 +228,6 @@ class Tries:
                 f"problems, and too few of {len(lacking) - never:,} for these bounds (early_stop ended them); first: "
                 f"{self.rows[lacking[0]].id}. Leave replay out, and only the missing tries are asked."
             )
-
-
-class Meter:
-    """Counts tries as they come: a bar where somebody looks, and a line in the log every half minute."""
-
-    def __init__(self, tries: Tries, context: Context):
-        self.context, self.total = context, (len(tries.items) - len(tries.unfit)) * tries.options.n
-        self.n, self.refused = tries.options.n, tries.refused
-        self.seen: dict[str, set[int]] = defaultdict(set)
-        self.done = self.truncated = self.unscored = 0
-        self.started = self.said = time.monotonic()
-        self.bar = context.progress.add_task("solve rate", total=self.total) if context.progress else None
-
-    def close(self) -> None:
-        self._say()
-        if self.context.progress and self.bar is not None:
-            self.context.progress.remove_task(self.bar)
-
-    def add(self, row: SampleRow) -> None:
-        if row.repeat in self.seen[row.item]:
-            return
-        self.seen[row.item].add(row.repeat)
-        self.truncated += row.finish_reason == "length"
-        self.unscored += row.reward is None
-        self._advance(1)
-
-    def finish(self, items: Sequence[Item]) -> None:
-        """Nothing more is asked of these."""
-        self._advance(sum(self.n - len(self.seen.pop(item.id, ())) for item in items))
-
-    def _advance(self, count: int) -> None:
-        self.done += count
-        if self.context.progress and self.bar is not None:
-            self.context.progress.advance(self.bar, count)
-        if time.monotonic() - self.said >= LINE_SECONDS:
-            self._say()
-
-    def _say(self) -> None:
-        self.said = time.monotonic()
-        left = time_left(self.done, self.total, self.said - self.started)
-        self.context.log(
-            f"solve rate: {self.done:,} of {self.total:,} tries, {left or 'unknown time'} left; {self.truncated:,} "
-            f"cut at max_tokens, {self.unscored:,} without a verdict, {len(self.refused):,} problems refused"
-        )
 
 
 def check_options(options: SolveOptions) -> Record:
@@ -311,23 +289,13 @@ def find_run(store: Store, options: SolveOptions, grader: str) -> str:
 
     Neither the engine nor a server's address nor n nor the bounds are part of it: they do not change a completion.
     """
-    if known := known_run(store, options, grader):
-        store.resume_run(known.id)
-        return known.id
-    model = options.model.split("#")[-1]
-    return store.start_run(
-        "curation", RUN, model=model, seed=options.seed, config={**settings_of(options), "grader": grader}
-    )
-
-
-def known_run(store: Store, options: SolveOptions, grader: str = "") -> RunRow | None:
-    """The run that `find_run` goes on with, whatever its grader where none is given; None: there is none."""
-    wanted = settings_of(options)
+    settings = settings_of(options) | {"grader": grader}
     for run in reversed(store.runs("curation", name=RUN)):
-        config = {name: value for name, value in run.config.items() if name != "grader"}
-        if config == wanted and grader in ("", run.config.get("grader")):
-            return run
-    return None
+        if run.config == settings:
+            store.resume_run(run.id)
+            return run.id
+    model = options.model.split("#")[-1]
+    return store.start_run("curation", RUN, model=model, seed=options.seed, config=settings)
 
 
 def settings_of(options: SolveOptions) -> Record:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from data_curation.stage import Drop, Options, Raw, Record, Row, Tests
+from data_curation.stage import Bad, CodeTests, Drop, Options, Raw, Record, Row
 from evals.errors import UserError
 from evals.grading.math import extract_answer
 from evals.items import problem_text, turns
@@ -46,12 +46,6 @@ class Kind:
     split: str = "train"
     subset: str | None = None
     ability: str = "math"
-
-
-class Bad(Exception):
-    """A row lacks something or has it in another type."""
-
-    malformed = True
 
 
 class Unfit(Bad):
@@ -168,17 +162,14 @@ def usual(raw: Raw, given: str, names: Sequence[str], what: str) -> str:
     if given:
         return given
     there = {str(name).lower(): str(name) for name in raw}
-    found = next((there[name] for name in names if name in there and raw[there[name]] is not None), None)
+    has = [there[name] for name in names if name in there and raw[there[name]] is not None]
+    found = next((name for name in has if raw[name] != ""), has[0] if has else None)  # Alpaca's `input` is often empty
     if null := next((there[name] for name in names if name in there), None) if found is None else None:
         raise Bad(f"{null!r} is null")
     if found is None:
         there_are = ", ".join(map(str, raw))
         raise Bad(f"no column with a usual name of the {what} among {there_are}; name it: --set SOURCE.{what}=COLUMN")
     return found
-
-
-PROGRAMS = 3
-"""reference programs, and wrong ones, that are kept of a problem"""
 
 
 def read_tests(tests: object) -> tuple[list[str], list[str], str]:
@@ -200,42 +191,6 @@ def read_tests(tests: object) -> tuple[list[str], list[str], str]:
         inputs = ["\n".join(map(json.dumps, one)) if isinstance(one, list) else one for one in inputs]
         outputs = [one if isinstance(one, str) else json.dumps(one) for one in outputs]
     return inputs, outputs, function
-
-
-def code_record(
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    fn_name: str = "",
-    *,
-    starter: str = "",
-    time_limit: float | None = None,
-    memory_mb: int | None = None,
-    references: Sequence[str] = (),
-    wrong: Sequence[str] = (),
-    interactive: bool = False,
-    checker: bool = False,
-    file_io: bool = False,
-    date: str = "",
-) -> Tests:
-    """`Row.code`. Raises Bad for tests that are no texts."""
-    if len(inputs) != len(outputs):
-        raise Bad(f"{len(inputs)} test inputs and {len(outputs)} outputs")
-    if not all(isinstance(one, str) for one in (*inputs, *outputs)):
-        raise Bad("a test's input or output is not text")
-    return {
-        "inputs": list(inputs),
-        "outputs": list(outputs),
-        "fn_name": fn_name,
-        "starter": starter,
-        "time_limit": time_limit,
-        "memory_mb": memory_mb,
-        "references": list(references[:PROGRAMS]),
-        "wrong": list(wrong[:PROGRAMS]),
-        "interactive": interactive,
-        "checker": checker,
-        "file_io": file_io,
-        "date": date,
-    }
 
 
 class MathSource(Source):
@@ -275,50 +230,20 @@ class VerlSource(Source):
 def read_verl(options: VerlSource, name: str, raw: Raw) -> Row | Drop:
     problem, truth = text(raw, "prompt"), column(raw, options.answer)
     tests = _json(truth) if isinstance(truth, str) and truth.lstrip().startswith("{") else truth
-    code = code_record(*read_tests(tests)) if isinstance(tests, Mapping) and "inputs" in tests else None
-    if options.languages == "no-chinese" and CJK.search(problem):
-        return Drop(name, "Chinese", problem[:300])
+    code = CodeTests(*read_tests(tests)) if isinstance(tests, Mapping) and "inputs" in tests else None
     extra = raw.get("extra_info")
     kept = {k: v for k, v in extra.items() if k in ("level", "subject")} if isinstance(extra, dict) else {}
     meta = {k: v for k, v in kept.items() if isinstance(v, str | int)}
     return Row(name, options.name, problem, answer(raw, options.answer) if code is None else "", meta, code)
 
 
-class Gsm8kSource(Source):
-    """GSM8K (Cobbe et al. 2021): question, answer that ends in `#### N`."""
-
-    kind: Literal["gsm8k"]
-
-
-def read_gsm8k(options: Gsm8kSource, name: str, raw: Raw) -> Row | Drop:
-    problem, worked = text(raw, "question"), text(raw, "answer")
-    answer = worked.rpartition("####")[2].strip().replace(",", "") if "####" in worked else ""
-    if not answer:
-        return Drop(name, "no #### in the answer", problem[:300], {"answer": worked[-200:]})
-    return Row(name, options.name, problem, answer)
-
-
-class CompetitionSource(Source):
-    """AIME or AMC problems: problem, answer, and what else is there (year, url)."""
-
-    kind: Literal["aime", "amc"]
-
-
-def read_competition(options: CompetitionSource, name: str, raw: Raw) -> Row | Drop:
-    said = re.sub(r"^(-?\d+)\.0$", r"\1", answer(raw, usual(raw, "", ANSWERS, "answer")).strip())
-    if said.isdigit():
-        said = str(int(said))  # AIME's 033 is 33
-    meta = {k: raw[k] for k in ("year", "url") if isinstance(raw.get(k), str | int)}
-    return Row(name, options.name, text(raw, usual(raw, "", PROBLEMS, "problem")), said, meta)
-
-
 RESERVED = {"id", "row", "source", "split", "index", "problem", "answer", "prompt"}
 
 
 class TableSource(Source):
-    """Any file: say which columns hold what."""
+    """Any file: say which columns hold what. GSM8K (Cobbe et al. 2021), AIME and AMC have them by the usual names."""
 
-    kind: Literal["table"]
+    kind: Literal["table", "gsm8k", "aime", "amc"]
     problem: str = ""
     """column of the problem, or a template of columns, "{Body} {Question}"; empty: the first usual one"""
     answer: str = ""
@@ -335,13 +260,23 @@ class TableSource(Source):
 
     boxed: bool = False
     """the answer is the last \\boxed{} of that column"""
-    licence: str = "not stated"
-    data_source: str = "math_dapo"
+    licence: str = ""
+    data_source: str = ""
 
 
 def read_table(options: TableSource, name: str, raw: Raw) -> Row | Drop:
     problem = text(raw, usual(raw, options.problem, PROBLEMS, "problem"))
     said = answer(raw, usual(raw, options.answer, ANSWERS, "answer"))
+    columns = options.meta
+    if options.kind == "gsm8k":
+        worked, mark, said = said.rpartition("####")
+        if not mark or not said.strip():
+            return Drop(name, "no #### in the answer", problem[:300], {"answer": (worked or said)[-200:]})
+        said = said.strip().replace(",", "")
+    elif options.kind != "table":
+        said = re.sub(r"^(-?\d+)\.0$", r"\1", said.strip())
+        said = str(int(said)) if said.isdigit() else said  # AIME's 033 is 33
+        columns = columns or {"year": "year", "url": "url"}
     if options.boxed:
         boxed, found = extract_answer(said)
         if boxed is None:
@@ -349,7 +284,7 @@ def read_table(options: TableSource, name: str, raw: Raw) -> Row | Drop:
         said = boxed
     if said.startswith("{") and isinstance(_json(said), Mapping):
         raise Bad("the answer is a record; tests of a program are read by --set SOURCE.kind=code-table, or verl")
-    meta = {new: value for new, old in options.meta.items() if flat(value := optional(raw, old))}
+    meta = {new: value for new, old in columns.items() if flat(value := optional(raw, old))}
     return Row(name, options.name, problem, said, meta)
 
 
@@ -396,9 +331,9 @@ KINDS: dict[str, Kind] = {
     "math": Kind("DigitalLearningGmbH/MATH-lighteval", "MIT", "lighteval/MATH", read_math),
     "dapo": Kind("BytedTsinghua-SIA/DAPO-Math-17k", "Apache-2.0", "math_dapo", read_verl),
     "verl": Kind("", "not stated", "math_dapo", read_verl),
-    "gsm8k": Kind("openai/gsm8k", "MIT", "openai/gsm8k", read_gsm8k, subset="main"),
-    "aime": Kind("HuggingFaceH4/aime_2024", "MIT", "math_dapo", read_competition),
-    "amc": Kind("AI-MO/aimo-validation-amc", "Apache-2.0", "math_dapo", read_competition),
+    "gsm8k": Kind("openai/gsm8k", "MIT", "openai/gsm8k", read_table, subset="main"),
+    "aime": Kind("HuggingFaceH4/aime_2024", "MIT", "math_dapo", read_table),
+    "amc": Kind("AI-MO/aimo-validation-amc", "Apache-2.0", "math_dapo", read_table),
     "table": Kind("", "not stated", "math_dapo", read_table),
     "arith": Kind("", "Apache-2.0", "arith", read_table),
     "reasoning-gym": Kind("", "Apache-2.0", "reasoning_gym", read_table),

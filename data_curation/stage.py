@@ -13,12 +13,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, get_origin
+from typing import Any, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, model_validator
-from rich.progress import Progress
 
 from evals import files
 from evals.errors import UserError
@@ -34,29 +33,46 @@ SHOWN = 300
 """characters of a problem that a ledger line repeats"""
 
 
-class Tests(TypedDict):
-    """How a program is judged, and what goes with it: `Row.code`."""
+class Bad(Exception):
+    """A row lacks something or has it in another type."""
+
+    malformed = True
+
+
+@dataclass(frozen=True)
+class CodeTests:
+    """How a program is judged, and what goes with it: `Row.code`. Raises Bad for tests that are no pairs of texts."""
 
     inputs: list[str]
     outputs: list[str]
     """texts of standard input and output, as many of one as of the other"""
-    fn_name: str
+    fn_name: str = ""
     """what to call instead, with inputs of one JSON value per line; empty: a program that reads and prints"""
-    starter: str
+    starter: str = ""
     """code that an answer continues"""
-    time_limit: float | None
+    time_limit: float | None = None
     """seconds per test; None where the source does not say"""
-    memory_mb: int | None
-    references: list[str]
+    memory_mb: int | None = None
+    references: list[str] = field(default_factory=list)
     """Python programs that are said to pass"""
-    wrong: list[str]
+    wrong: list[str] = field(default_factory=list)
     """and to fail"""
-    interactive: bool
-    checker: bool
-    file_io: bool
+    interactive: bool = False
+    checker: bool = False
+    file_io: bool = False
     """what comparing outputs cannot judge"""
-    date: str
+    date: str = ""
     """of the contest, YYYY-MM-DD; "" where unknown"""
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.outputs):
+            raise Bad(f"{len(self.inputs)} test inputs and {len(self.outputs)} outputs")
+        if not all(isinstance(one, str) for one in (*self.inputs, *self.outputs)):
+            raise Bad("a test's input or output is not text")
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(input, output), each once."""
+        return list(dict.fromkeys(zip(self.inputs, self.outputs, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class Row:
     answer: str
     """the reference answer; empty for a problem that is judged by tests"""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    code: Tests | None = None
+    code: CodeTests | None = None
     """tests; None for a mathematical problem"""
 
 
@@ -95,14 +111,21 @@ def drop(row: Row, reason: str, **detail: object) -> Drop:
     return Drop(row.id, reason, row.problem[:SHOWN], detail)
 
 
+def pair(one: Any, other: Any, score: float, what: str, done: str) -> Record:
+    """A line of pairs.jsonl: two rows, or a row and a benchmark's problem, and the score, for a person to judge."""
+    texts, answers = [one.problem, other.problem], [one.answer, other.answer]
+    about = {"score": round(score, 4), "what": what, "done": done}
+    return {"left": one.id, "right": other.id, **about, "texts": texts, "answers": answers}
+
+
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "source", "problem", "answer", "meta", "code")])
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Parquet; equal rows give equal bytes (with one version of pyarrow)."""
     columns: dict[str, list[object]] = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
-    for name in ("meta", "code"):
-        columns[name] = [None if value is None else dumps(value) for value in columns[name]]
+    columns["meta"] = [dumps(row.meta) for row in rows]
+    columns["code"] = [dumps(vars(row.code)) if row.code else None for row in rows]
     table = pa.table(columns, schema=SCHEMA)
     pq.write_table(table, path, compression="zstd", row_group_size=4096)
 
@@ -112,7 +135,7 @@ def read_rows(path: Path) -> list[Row]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1024):
             for found in batch.to_pylist():
-                code = None if found["code"] is None else json.loads(found["code"])
+                code = None if found["code"] is None else CodeTests(**json.loads(found["code"]))
                 rows.append(Row(**{**found, "meta": json.loads(found["meta"]), "code": code}))
     return rows
 
@@ -180,10 +203,6 @@ class Context:
 
     say: Callable[[str], None] = lambda text: None
     """a line for the user"""
-    log: Callable[[str], None] = lambda text: None
-    """a line for the log file, and for a user who has no progress bar"""
-    progress: Progress | None = None
-    """a rich Progress, None where nobody looks"""
     store: Store | None = None
     """the results store (solve rate)"""
     workers: int = 2

@@ -4,8 +4,7 @@ import pytest
 
 from data_curation import code_checks
 from data_curation.code_checks import CodeOptions
-from data_curation.sources import code_record
-from data_curation.stage import Context, Row
+from data_curation.stage import CodeTests, Context, Row
 
 INPUTS = [f"{i} {i + 1}\n" for i in range(5)]
 OUTPUTS = [f"{2 * i + 1}\n" for i in range(5)]
@@ -15,7 +14,7 @@ WRONG = "a, b = map(int, input().split())\nprint(a - b)\n"
 
 def row(number: int = 0, problem: str = "Add two numbers.", **changes) -> Row:
     tests = {"inputs": INPUTS, "outputs": OUTPUTS, "time_limit": 1.0, "date": "2023-05-01"}
-    return Row(f"c:{number}", "c", problem, "", {}, code_record(**{**tests, **changes}))
+    return Row(f"c:{number}", "c", problem, "", {}, CodeTests(**{**tests, **changes}))
 
 
 @pytest.mark.parametrize(

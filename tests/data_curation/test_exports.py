@@ -8,7 +8,7 @@ from datasets import Dataset, load_dataset
 from data_curation import export, manifest, pipeline
 from data_curation.recipe import FORMATS, load
 from data_curation.sources import KINDS
-from data_curation.stage import Context, Row
+from data_curation.stage import CodeTests, Context, Row
 from evals.items import item_id, read_items
 from evals.prompts import PRESETS
 
@@ -69,7 +69,7 @@ def test_hugging_face_folders_are_not_taken_for_each_other(tmp_path):
     loaded = []
     for folder, answer in (("a", "1"), ("b", "2"), ("a", "3")):
         out = tmp_path / folder
-        export.write([Row("t:0", "t", "x?", answer)], ("hf",), "", {}, out)
+        export.write([Row("t:0", "t", "x?", answer)], ("hf",), "", {"t": load("arith", [], {}, []).sources[0]}, out)
         (out / "hf" / "README.md").write_text(manifest.card(CONTENT), encoding="utf-8")
         loaded += load_dataset(str(out / "hf"), split="train")["answer"]
     assert loaded == ["1", "2", "3"]
@@ -87,7 +87,7 @@ def test_a_hugging_face_folder_with_a_card(out):
 
 
 def test_programs_carry_their_tests(tmp_path):
-    code = {"inputs": ["1\n"], "outputs": ["2\n"], "fn_name": "", "time_limit": 1.0}
+    code = CodeTests(["1\n"], ["2\n"], time_limit=1.0)
     row = Row("c:0", "c", "Add one.", "", {}, code)
 
     class Options:
@@ -103,7 +103,7 @@ def test_programs_carry_their_tests(tmp_path):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_in_every_format(preset, tmp_path):
     """The words of a preset are those that an evaluation asks with, also where they want an item's tests."""
-    code = {"inputs": ["1\n"], "outputs": ["2\n"], "fn_name": "", "time_limit": 1.0, "memory_mb": None}
+    code = CodeTests(["1\n"], ["2\n"], time_limit=1.0)
     row = Row("c:0", "c", "Add one.", "", {}, code)
 
     class Options:

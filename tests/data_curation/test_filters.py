@@ -18,6 +18,8 @@ CASES = {
     "In the diagram, find $x$.\n[asy]draw((0,0)--(1,1)); dot(A); dot(B); dot(C);[/asy]": "",
     "The graph of $y = x^2$ meets the line. Where?": "",
     "Use the figure of 3.14 for pi.": "",
+    "How many elements are in the image of $f$?": "",
+    "Use the table above.\n| x | y |\n|---|---|\n| 1 | 2 |\nWhat is $y(1)$?": "",
     "What is $n$? $\\textbf{(A) }1\\qquad\\textbf{(B) }2\\qquad\\textbf{(C) }3$": "multiple choice",
     "Which are true?\nA. $a$ is even.\nB. $b$ is even.\nC. Both are.": "multiple choice",
     "Points (A) and (B) lie on a line. How long is it?": "",

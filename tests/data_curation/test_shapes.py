@@ -191,13 +191,13 @@ def test_programs_in_the_shapes_of_others(tmp_path):
     (again,) = read(recipe.sources[0], Context()).rows
     assert row.code is not None
     assert row.code == again.code
-    assert row.code["inputs"] == CODE["inputs"]
+    assert row.code.inputs == CODE["inputs"]
     called = {"inputs": [[1, [2]]], "outputs": [3], "fn_name": "add"}
     lines(tmp_path / "x.jsonl", [{"question": "Write add.", "tests": called}])
     recipe = load("table", ["data.kind=code-table"], {"data": str(tmp_path / "x.jsonl")}, [])
     (row,) = read(recipe.sources[0], Context()).rows
     assert row.code is not None
-    assert (row.code["inputs"], row.code["outputs"], row.code["fn_name"]) == (["1\n[2]"], ["3"], "add")
+    assert (row.code.inputs, row.code.outputs, row.code.fn_name) == (["1\n[2]"], ["3"], "add")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from data_curation import audit, rates, solve_rate
 from data_curation.inputs import check_model
 from data_curation.rates import SolveOptions, Tally, bounds, decide
-from data_curation.stage import Context, Row
+from data_curation.stage import CodeTests, Context, Row
 from evals.benches import arith
 from evals.engines.hf import HFEngine
 from evals.errors import UserError
@@ -239,11 +239,11 @@ def test_references_that_majorities_contradict_are_listed(tiny, store, tmp_path,
 
 
 def test_tests_of_a_program_belong_to_the_verdict():
-    code = {"inputs": ["1"], "outputs": ["2"], "fn_name": "", "time_limit": 1.0, "memory_mb": None, "references": []}
+    code = CodeTests(["1"], ["2"], time_limit=1.0)
     row = Row("c:0", "c", "Add one.", "", {}, code)
-    other = replace(row, code={**code, "outputs": ["3"]})
+    other = replace(row, code=replace(code, outputs=["3"]))
     assert rates.item_key(row) != rates.item_key(other)
-    assert rates.item_key(row) == rates.item_key(replace(row, code={**code, "references": ["x"]}))
+    assert rates.item_key(row) == rates.item_key(replace(row, code=replace(code, references=["x"])))
 
 
 def test_an_early_end_is_no_missing_verdict_under_other_bounds(tiny, store):
@@ -274,7 +274,7 @@ def test_what_a_server_refuses_is_left_out_with_its_reason(tiny, store):
     with FakeServer(refuse_some) as server:
         how = options(f"{server.url}#m", engine="openai", engine_options={"tokenizer": tiny}, low=0, high=1)
         said = []
-        result = solve_rate.run(ROWS, how, Context(log=said.append, store=store, max_errors=len(odd)))
+        result = solve_rate.run(ROWS, how, Context(said.append, store=store, max_errors=len(odd)))
         assert {one.id for one in result.drops} == odd
         assert {one.reason for one in result.drops} == {"refused by the server"}
         assert "HTTP 400" in result.drops[0].detail["why"]

@@ -12,7 +12,7 @@ from data_curation import read, sources
 from data_curation.code_checks import code_of
 from data_curation.read import raw_rows
 from data_curation.recipe import Recipe
-from data_curation.stage import Context, Drop, Row
+from data_curation.stage import CodeTests, Context, Drop, Row
 from evals.errors import UserError
 from evals.files import Malformed
 
@@ -38,7 +38,6 @@ def test_dapo_and_verl():
     assert (row.problem, row.answer) == ("1+1?", "2")
     chinese = {**raw, "prompt": [{"role": "user", "content": "求 1+1"}]}
     assert isinstance(one(chinese, kind="dapo"), Row)
-    assert one(chinese, kind="dapo", languages="no-chinese").reason == "Chinese"  # type: ignore[union-attr]
     for bad in (
         {"prompt": None},
         {"prompt": []},
@@ -48,6 +47,15 @@ def test_dapo_and_verl():
     ):
         with pytest.raises(sources.Bad):
             one({**raw, **bad}, kind="dapo")
+
+
+def test_chinese_rows_are_counted_whether_they_stay_or_not(tmp_path):
+    asked = [{"prompt": [{"role": "user", "content": text}], "reward_model": {"ground_truth": "2"}} for text in "x求"]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    for languages, reasons in (("all", []), ("no-chinese", ["Chinese"])):
+        result = read.read(source(kind="dapo", path=str(tmp_path / "x.jsonl"), languages=languages), Context())
+        assert [one.reason for one in result.drops] == reasons
+        assert result.facts["in Chinese"] == 1
 
 
 def test_gsm8k():
@@ -118,19 +126,19 @@ def test_codeforces():
     row = one(CODEFORCES, kind="codeforces")
     assert isinstance(row, Row)
     assert row.code is not None
-    assert row.code["inputs"] == ["1 2", "2 2"]  # the example is one of the official tests
-    assert (row.code["time_limit"], row.code["memory_mb"], row.code["date"]) == (2.0, 256, "2023-11-14")
+    assert row.code.inputs == ["1 2", "2 2"]  # the example is one of the official tests
+    assert (row.code.time_limit, row.code.memory_mb, row.code.date) == (2.0, 256, "2023-11-14")
     assert "Input\nTwo numbers." in row.problem
     assert "Example\nInput:\n1 2\nOutput:\n3" in row.problem
-    assert not row.code["interactive"]
+    assert not row.code.interactive
     changed = one(
         {**CODEFORCES, "interaction_format": "ask", "generated_checker": "x", "input_mode": "file"}, kind="codeforces"
     )
     assert isinstance(changed, Row)
     assert changed.code is not None
-    assert changed.code["interactive"]
-    assert changed.code["checker"]
-    assert changed.code["file_io"]
+    assert changed.code.interactive
+    assert changed.code.checker
+    assert changed.code.file_io
 
 
 CODE_CONTESTS = {
@@ -154,10 +162,10 @@ def test_code_contests():
     row = one(CODE_CONTESTS, kind="code_contests")
     assert isinstance(row, Row)
     assert row.code is not None
-    assert row.code["references"] == ["short", "long one"]
-    assert row.code["wrong"] == ["bad"]
-    assert row.code["time_limit"] == 1.5
-    assert len(row.code["inputs"]) == 2
+    assert row.code.references == ["short", "long one"]
+    assert row.code.wrong == ["bad"]
+    assert row.code.time_limit == 1.5
+    assert len(row.code.inputs) == 2
     assert (row.meta["origin"], row.meta["rating"]) == ("codeforces", 900)
     floats = one({**CODE_CONTESTS, "source": 2.0}, kind="code_contests")  # a column with nulls
     assert isinstance(floats, Row)
@@ -165,7 +173,7 @@ def test_code_contests():
     fewer = one(CODE_CONTESTS, kind="code_contests", generated=False)
     assert isinstance(fewer, Row)
     assert fewer.code is not None
-    assert len(fewer.code["inputs"]) == 1
+    assert len(fewer.code.inputs) == 1
     with pytest.raises(sources.Bad, match="1 inputs and 0 outputs"):
         one({**CODE_CONTESTS, "public_tests": {"input": ["1"], "output": []}}, kind="code_contests")
 
@@ -216,7 +224,7 @@ def test_columns_of_other_types(kind, changes, found):
     raw = {name: value for name, value in {**BASES[kind], **changes}.items() if changes.get(name, 0) is not None}
     row = one(raw, kind=kind)
     assert isinstance(row, Row)
-    said = {**row.meta, **(row.code or {})}
+    said = {**row.meta, **(vars(row.code) if row.code else {})}
     assert {name: said[name] for name in found} == found
     assert all(value == value for value in said.values())
 
@@ -232,7 +240,7 @@ def test_whatever_a_column_holds_it_is_a_row_or_malformed(kind):
                 row = one({**BASES[kind], column: value}, kind=kind, **path)
             except sources.Bad:
                 continue
-            if isinstance(row, Row) and row.code and row.code["inputs"]:
+            if isinstance(row, Row) and row.code and row.code.inputs:
                 code_of(row)
 
 
@@ -240,7 +248,7 @@ def test_whatever_a_column_holds_it_is_a_row_or_malformed(kind):
 def test_a_code_table(tests):
     row = one({"problem": "Add one.", "tests": tests, "sol": "print(2)"}, kind="code-table", path="x", reference="sol")
     assert isinstance(row, Row)
-    assert row.code == sources.code_record(["1"], ["2"], references=["print(2)"])
+    assert row.code == CodeTests(["1"], ["2"], references=["print(2)"])
     with pytest.raises(sources.Bad):
         one({"problem": "Add one.", "tests": "none"}, kind="code-table", path="x")
 

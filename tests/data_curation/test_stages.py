@@ -7,8 +7,7 @@ import pytest
 from data_curation import answers, decontaminate, dedupe, normalise
 from data_curation.decontaminate import DecontaminateOptions, Reference
 from data_curation.dedupe import CONFLICT, FORM, NEAR, SIBLINGS, ExactOptions, NearOptions
-from data_curation.sources import code_record
-from data_curation.stage import Context, Row
+from data_curation.stage import CodeTests, Context, Row
 
 CONTEXT = Context(workers=1)
 DAPO = (
@@ -19,6 +18,14 @@ DAPO = (
 LONG = "A bag holds 12 red and 30 blue marbles and Ann draws marbles until she has two of one colour"
 
 
+YUMMY = (
+    "Say that an integer is yummy if there exist several consecutive integers, including it, that add up to 2014. What "
+    "is the smallest yummy integer?"
+)
+YUMMY_ANEW = (
+    "Determine the smallest integer such that there exist consecutive integers, including it, which sum to 2014. An "
+    'integer with this property is called "yummy."'
+)
 FEW = (
     "A contest consists of six problems, each worth 7 points. For any given problem, a contestant can score either "
     "0, 1 or 7 points. Determine the number of possible total scores a contestant can achieve across all six problems."
@@ -67,6 +74,7 @@ def fates(result) -> dict[str, str]:
         ("\\star\x88 $y \x14\\le 2$ \x0c \x0c\n|", "\\star $y \\le 2$\n|", "invisible and control characters"),
         ("m^2=\x0c\\frac{p}{q}", "m^2=\\frac{p}{q}", "invisible and control characters"),
         ("a \neq 0,\nabla f,\right)", "a \\neq 0,\\nabla f,\\right)", "eaten backslash restored"),
+        ("$x\to 0$, \tan\theta, \x08igl(", "$x\\to 0$, \\tan\\theta, \\bigl(", "eaten backslash restored"),
         ("1.\tan apple\nnow", "1.\tan apple\nnow", None),
         ("there\nexists a\nmid-point", "there\nexists a\nmid-point", None),
     ],
@@ -147,11 +155,20 @@ PARTS = "Do this.\n(a) Find x.\n(b) "
         ("Show that y > 2 and find it.", False),
         ("求 $y$。最后求 $x$ 与 $y$ 的和。", True),
         ("求 $y$。", False),
+        ("Find y. What is the total of the two answers?", True),
+        ("Find y. Report the second answer.", True),
+        ("Find y. Submit the answer for (b).", True),
     ],
 )
 def test_several_parts_may_ask_for_one_number(end, kept):
     result = answers.run(rows((PARTS + end, "3")), answers.AnswerOptions(), CONTEXT)
     assert len(result.rows) == kept, fates(result)
+
+
+@pytest.mark.parametrize(("first", "kept"), [("求 $x$", False), ("求证 $x > 2$", True), ("当 $x=2$", True)])
+def test_parts_in_chinese(first, kept):
+    given = rows((f"已知三角形。（1）{first}；（2）求 $y$ 的最大值。", "3"))
+    assert len(answers.run(given, answers.AnswerOptions(), CONTEXT).rows) == kept
 
 
 def test_exact_keeps_the_first_and_quarantines_contradictions():
@@ -218,6 +235,14 @@ COPY = (
             ("Simplify 111/9999 times 33. The answer is in the form m/n, give m + n.", "7"),
             FORM,
         ),
+        ((YUMMY, "-2013"), (YUMMY_ANEW, "-2013"), NEAR),  # six digits do not agree by chance
+        ((YUMMY, "3"), (YUMMY_ANEW, "3"), None),
+        (
+            ("How many ways are there to arrange the letters of the word LOOP?", "12"),
+            ("How many ways are there to arrange the letters of the word NINE?", "12"),
+            None,
+        ),
+        ((f"{LONG}, 3 or 4. Red?", "6"), (f"{LONG}, 3 and 4. Red?", "7"), SIBLINGS),
         ((FEW, "28"), (FEW_ANEW, "28"), NEAR),  # a two-digit answer is seldom shared by chance
         ((FEW, "8"), (FEW_ANEW, "8"), None),
         (
@@ -258,7 +283,7 @@ STATEMENT = (
     ],
 )
 def test_programs_are_one_with_the_same_limits_whatever_the_contest(one, other, kept):
-    made = [Row(f"a:{at}", "a", text, "", {}, code_record(["1"], ["1"])) for at, text in enumerate((one, other))]
+    made = [Row(f"a:{at}", "a", text, "", {}, CodeTests(["1"], ["1"])) for at, text in enumerate((one, other))]
     assert len(dedupe.near(made, NearOptions(), CONTEXT).rows) == kept
 
 
@@ -318,6 +343,9 @@ def test_reworded_problems_are_found_by_their_similarity():
     assert not strict.pairs
 
 
+BISECTOR = "In the triangle $ABC$ with $AB = 6$, $BC = 8$ and $CA = 10$ there is a point $D$ on $BC$. If $AD$ is"
+
+
 @pytest.mark.parametrize(
     ("problem", "answer", "done"),
     [
@@ -326,6 +354,10 @@ def test_reworded_problems_are_found_by_their_similarity():
         ("In the diagram, what is $x$? [asy] draw(1); [/asy]", "7", decontaminate.UNSURE),
         ("In the diagram, what is $x$? [asy] draw(2); [/asy]", "9", "dropped"),  # the same diagram
         ("What is the largest prime factor of 2323?", "101", decontaminate.UNSURE),
+        (YUMMY_ANEW, "-2013", "dropped"),
+        (f"{BISECTOR} a median of $ABC$, what is $AD^2$?", "52", decontaminate.SIBLING),  # asks something else
+        (f"{BISECTOR} an angle bisector of $ABC$, what is $AD$, not its square?", "6", decontaminate.SIBLING),
+        (f"{BISECTOR} an angle bisector of $ABC$, what is $AD^2$ as $m/n$? Find $m+n$.", "46", "dropped"),  # the same
     ],
 )
 def test_answers_and_numbers_tell_leaks_from_siblings(problem, answer, done):
@@ -333,6 +365,8 @@ def test_answers_and_numbers_tell_leaks_from_siblings(problem, answer, done):
         Reference("b", "1", f"{LONG}. What is the probability of red?", "7"),
         Reference("b", "2", "In the diagram, what is $x$? [asy] draw(2); [/asy]", "8"),
         Reference("b", "3", "What is the largest prime factor of 1391?", "107"),
+        Reference("b", "4", YUMMY, "-2013"),
+        Reference("b", "5", f"{BISECTOR} an angle bisector of $ABC$, what is $AD^2$?", "45"),
     ]
     result = decontaminate.run(rows((problem, answer)), DecontaminateOptions(), CONTEXT, references)
     assert [pair["done"] for pair in result.pairs] == [done]
