@@ -62,8 +62,9 @@ def run(job: dict, code: list[types.CodeType], state: dict, given: list[int], ru
             if module is None:
                 for number in (0, 1, 2):
                     os.dup2(_KEPT + number, number)
-                _restore(state, job["digits"])
-                module = _module("__main__", source) if script else None
+                if script:
+                    _restore(state, job["digits"])
+                    module = _module("__main__", source)
             names, module = module.__dict__ if module else {}, None
             try:
                 if script:
@@ -274,7 +275,8 @@ def _open_streams() -> None:
 
 
 def _restore(state: dict, digits: int) -> None:
-    """Before each test but the first: the streams, modules and settings of a fresh interpreter."""
+    """Before each test of a script but the first: the streams, modules and settings of a fresh interpreter. A module
+    that is called keeps its own: it has set its recursion limit when it was loaded."""
     _open_streams()
     if vars(builtins) != state["builtins"]:
         builtins.__dict__.clear()

@@ -532,6 +532,15 @@ def test_livecodebench_loads_one_module_for_all_calls(embedded, isolation):
         assert [str(t.verdict) for t in report.lcb.tests] == ["AC", "WA", "SKIPPED" if stop else "AC"]
 
 
+def test_a_recursion_limit_set_when_a_module_is_loaded_holds_for_all_its_calls(embedded):
+    """As LiveCodeBench's runner has it, whose imports before every program set one."""
+    source = "def f(n):\n    return n and 1 + f(n - 1)"
+    program = Program(source, "call", "f", prelude="import sys\nsys.setrecursionlimit(50000)")
+    with Sandbox(embedded, workers=1, compat="both", stop_at_first_failure=False) as sandbox:
+        report = sandbox.judge_sync([program], Problem([Test([n], n) for n in (1, 5000, 20000)]))[0]
+    assert report.verdicts == {"real": "AC", "lcb": "AC"}, report
+
+
 @pytest.mark.slow
 def test_inputs_may_be_more_than_memory_would_hold_twice(embedded):
     big = "1\n" * (50 << 20)
