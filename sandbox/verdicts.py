@@ -72,16 +72,11 @@ def _exception(error: str, program: Program) -> tuple[Verdict, str]:
 
 
 def _answer(result: Result, program: Program, problem: Problem, test: Test, compat: str) -> tuple[Verdict, str]:
-    first = None
-    for expected in (test.expected, *test.also):
-        try:
-            found = _difference(result, expected, program, problem, compat)
-        except compare.BadValue as e:
-            return Verdict.BAD_RESULT, str(e)
-        if found is None:
-            return Verdict.AC, ""
-        first = first or found
-    return Verdict.WA, first or ""
+    try:
+        found = _difference(result, test.expected, program, problem, compat)
+    except compare.BadValue as e:
+        return Verdict.BAD_RESULT, str(e)
+    return (Verdict.AC, "") if found is None else (Verdict.WA, found)
 
 
 def _difference(result: Result, expected, program: Program, problem: Problem, compat: str) -> str | None:

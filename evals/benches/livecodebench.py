@@ -157,11 +157,10 @@ def _date(row: Record, where: str) -> datetime.date:
 
 def to_item(row: Record, where: str, source: str) -> Item:
     """One record as an Item. Raises UserError naming `where` for tests that cannot be decoded, or none at all."""
-    cache = private_tests.cache_folder()
     found: dict[str, list[dict[str, str]]] = {}
     for kind in ("public", "private"):
         try:
-            found[kind] = private_tests.read(row[f"{kind}_test_cases"], cache)
+            found[kind] = private_tests.read(row[f"{kind}_test_cases"])
         except private_tests.BadTests as e:
             raise UserError(f"{where}: its {kind} tests cannot be read: {e}.") from e
     if not found["public"] and not found["private"]:

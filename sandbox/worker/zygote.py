@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple, get_args
 
-from sandbox.worker import idioms, jail, landlock, libc, runner, seccomp, supervisor
+from sandbox.worker import idioms, jail, libc, runner, seccomp, supervisor
 
 SPAWN, SWEEP = b"S", b"K"
 DESCRIPTOR = struct.Struct("i")
@@ -119,7 +119,7 @@ def _enter(config: Config, commands: socket.socket, gate: socket.socket | None) 
     readable = [*jail.python_paths(), *config.packages]
     jail.build_root(readable)
     if gate:
-        libc.unshare(libc.CLONE_NEWUSER)
+        libc.call("unshare", libc.CLONE_NEWUSER)
         gate.send(b"u")
         if (answer := gate.recv(200)) != b"m":
             raise OSError(f"the user namespace could not be mapped to an unprivileged id: {answer.decode()}")
@@ -159,14 +159,13 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
     os.register_at_fork = _register_at_fork
     _add_site_builtins()
     idioms.install()
-    runner.warm_up()
     scratch = "" if config.mode == "reduced" else "/tmp"
     os.chdir(scratch or "/")
-    version = landlock.abi()
+    version = jail.landlock_abi()
     rules = -1
     if version:
         write = ["/dev/null", *([scratch] if scratch else [])]
-        rules = landlock.ruleset(version, [*readable, *jail.DEVICES], write, list(config.sites))
+        rules = jail.ruleset(version, [*readable, *jail.DEVICES], write, list(config.sites))
     room = supervisor.Jail(
         mode=config.mode,
         rules=rules,
@@ -180,9 +179,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         proc=proc,
         schedstat=_has_schedstat(proc),
         scratch=scratch,
-        cwd=scratch or "/",
-        fresh=runner.remember(scratch or "/"),
-        own_uid=config.mode == "full",
+        fresh=runner.remember(),
     )
     report = {"landlock": version, "seccomp": bool(room.runner_filters), "schedstat": room.schedstat, "proc": proc >= 0}
     libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)  # without it an ordinary user may set up no filter

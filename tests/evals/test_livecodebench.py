@@ -19,8 +19,7 @@ ALL = {"release": "release_v5", "window": "all"}
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("AGPO_CACHE", str(tmp_path / "cache"))
+def no_data_folder(monkeypatch):
     monkeypatch.delenv("AGPO_DATA", raising=False)
 
 

@@ -147,12 +147,6 @@ def test_calls(box):
     assert judge(box, "def f(xs, k): return {1}", problem, mode="call", entry="f").verdict == "BAD_RESULT"
 
 
-def test_several_right_answers(box):
-    problem = Problem([Test("", "1 2", also=("2 1",))])
-    assert judge(box, "print(2, 1)", problem).passed
-    assert judge(box, "print(2, 2)", problem).detail == "token 1: '2' where '1' was expected"
-
-
 CHECKER = """
 def check(input, output, expected):
     a, b = map(int, output.split())
@@ -285,9 +279,7 @@ def test_expected_answers_never_cross_the_channel(embedded, monkeypatch):
     write = Worker._write
     monkeypatch.setattr(Worker, "_write", lambda self, data: (sent.append(bytes(data)), write(self, data))[1])
     with Sandbox(embedded, workers=1) as sandbox:
-        (report,) = sandbox.judge_sync(
-            [Program("print(input())")], Problem([Test("given-4711", "answer-0815", ("answer-0816",))])
-        )
+        (report,) = sandbox.judge_sync([Program("print(input())")], Problem([Test("given-4711", "answer-0815")]))
     assert report.verdict == "WA"
     assert b"given-4711" in b"".join(sent)
     assert b"answer-08" not in b"".join(sent)
