@@ -69,10 +69,10 @@ def map_from_outside(proc: int, pid: int) -> None:
             f.write(f"{INNER_ID} {HOST_ID} 1")
 
 
-def become_inner() -> None:
+def become(user: int) -> None:
     os.setgroups([])
-    os.setresgid(INNER_ID, INNER_ID, INNER_ID)
-    os.setresuid(INNER_ID, INNER_ID, INNER_ID)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
 
 
 def enter_other_namespaces() -> None:

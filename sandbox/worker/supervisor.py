@@ -183,23 +183,15 @@ class _Runner:
     def collect(self, index: int, fresh: bool, ended: "_Ended") -> Result:
         limit = self.header["output"]
         out, err, value = (os.fstat(fd).st_size for fd in self.streams[1:])
-        end = ended.end
         if max(out, err, value) > limit:  # whatever it said: RLIMIT_FSIZE lets it write one byte more than allowed
-            end, out, value = protocol.OUTPUT, min(out, _KEEP_STDERR), 0
+            ended.end, out, value = protocol.OUTPUT, min(out, _KEEP_STDERR), 0
         return Result(
             test=index,
             fresh=fresh,
-            end=end,
-            code=ended.code,
-            main_stdout=ended.main_stdout,
-            cpu_ns=ended.cpu_ns,
-            wall_ns=ended.wall_ns,
-            idle_ns=ended.idle_ns,
-            rss_kb=ended.rss_kb,
-            error=ended.error,
             stdout=_content(self.streams[1], out) if self.header["mode"] == "stdin" else b"",
             stderr=_content(self.streams[2], min(err, _KEEP_STDERR)),
             value=_content(self.streams[3], value) if self.header["mode"] == "call" else b"",
+            **{name: fact for name, fact in vars(ended).items() if name in Result._fields},
         )
 
     def forget(self) -> None:

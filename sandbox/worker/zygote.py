@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import signal
+import site
 import struct
 import sys
 from collections.abc import Callable
@@ -29,7 +30,7 @@ DESCRIPTOR = struct.Struct("i")
 _register_at_fork = os.register_at_fork
 _PRELUDE = """
 atexit bisect collections collections.abc contextlib copy enum functools heapq io itertools json math operator os random
-re string sys threading time types typing _sitebuiltins
+re string sys threading time types typing
 """
 
 
@@ -124,7 +125,7 @@ def _enter(config: Config, commands: socket.socket, gate: socket.socket | None) 
         if (answer := gate.recv(200)) != b"m":
             raise OSError(f"the user namespace could not be mapped to an unprivileged id: {answer.decode()}")
         gate.close()
-        jail.become_inner()
+        jail.become(jail.INNER_ID)
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
     config = config._replace(sites=tuple(map(jail.inside, config.sites)))
     _serve(config, commands, proc, list(map(jail.inside, readable)))
@@ -138,9 +139,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         with contextlib.suppress(OSError):
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         if os.getuid() == 0:
-            os.setgroups([])
-            os.setresgid(jail.HOST_ID, jail.HOST_ID, jail.HOST_ID)
-            os.setresuid(jail.HOST_ID, jail.HOST_ID, jail.HOST_ID)
+            jail.become(jail.HOST_ID)
             libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.path.extend(config.sites)
     sys.argv = ["program.py"]
@@ -157,7 +156,8 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
             "`sandbox.doctor` and `sandbox.selfcheck`, Embedded(python=PATH) in a program"
         ) from e
     os.register_at_fork = _register_at_fork
-    _add_site_builtins()
+    site.setquit()  # imported under -S it does nothing of itself: it would read paths and files
+    site.sethelper()
     idioms.install()
     scratch = "" if config.mode == "reduced" else "/tmp"
     os.chdir(scratch or "/")
@@ -225,15 +225,6 @@ def _sweep(children: list[int]) -> None:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
-
-
-def _add_site_builtins() -> None:
-    """What the site module would have added; it is not loaded, as it reads paths and files."""
-    import builtins
-
-    site = sys.modules["_sitebuiltins"]
-    builtins.__dict__.update({name: site.Quitter(name, "Ctrl-D (i.e. EOF)") for name in ("exit", "quit")})
-    builtins.__dict__["help"] = site._Helper()
 
 
 def _has_schedstat(proc: int) -> bool:
