@@ -164,7 +164,6 @@ class TestReport:
     detail: str = ""
     """For people: the first difference, the exception, the signal. Made of what a hostile program printed."""
     cpu_s: float = 0.0
-    wall_s: float = 0.0
     memory_mb: float | None = None
     """Largest resident size of the process, where it ended with this test."""
     stdout: str = ""
@@ -187,7 +186,6 @@ class Report:
     """Name and level, such as "embedded (full)"; "UNSAFE" is part of it when `allow_unsafe` was needed."""
     python: str
     """Version that ran the program."""
-    isolation: str
     compat: str
     attempts: int = 1
     """More than 1: a sandbox error came first."""

@@ -130,9 +130,7 @@ def _count(total: int, whole: str | None, release: str, files: Sequence[Path]) -
     expected = lcb_facts.size(release)
     if total == expected:
         return f"a local file with all {total} problems of {release}"
-    alike = lcb_facts.releases_of_size(total)
-    told = f", as many as {' or '.join(alike)}" if alike else ""
-    return f"a local file with {total} problems{told}, not the {expected} of {release}"
+    return f"a local file with {total} problems, not the {expected} of {release}"
 
 
 def _in_window(count: int, release: str, days: Window) -> str:
