@@ -1,8 +1,10 @@
 """The sandbox: give it programs and problems, get verdicts. docs/sandbox.md shows how.
 
-One thread per worker takes programs from a queue; any thread may judge.
+One thread per worker takes programs from a queue; nothing here depends on an event loop, so any loop or thread may
+judge.
 """
 
+import asyncio
 import collections
 import contextlib
 import dataclasses
@@ -11,7 +13,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
@@ -90,11 +92,15 @@ class Sandbox:
         self._closed = False
 
     def submit(self, program: Program, problem: Problem) -> "Future[Report]":
-        """Judge one program. In an event loop, await `asyncio.wrap_future` of this; cancelled, it is not begun."""
+        """Judge one program; the report is there when it is there."""
         return self._submit([program], problem)[0]
 
+    def judge(self, programs: Sequence[Program], problems: Problem | Sequence[Problem]) -> "Judging":
+        """Judge programs[i] on problems[i], or all on one problem. Await the result, or iterate over it."""
+        return Judging(self._submit(programs, problems))
+
     def judge_sync(self, programs: Sequence[Program], problems: Problem | Sequence[Problem]) -> list[Report]:
-        """Judge programs[i] on problems[i], or all on one problem. Reports come in the order of the programs."""
+        """The same, blocking. Reports come in the order of the programs."""
         futures = self._submit(programs, problems)
         try:
             return [future.result() for future in futures]
@@ -122,6 +128,12 @@ class Sandbox:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    async def __aenter__(self) -> "Sandbox":
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await asyncio.to_thread(self.close)
 
     def _submit(self, programs: Sequence[Program], problems: Problem | Sequence[Problem]) -> list["Future[Report]"]:
         if self._owner != os.getpid():
@@ -264,6 +276,37 @@ class Sandbox:
                 )
             )
         return made[-1]
+
+
+class Judging:
+    """Reports on their way: `await` it for all of them in order, or iterate for (index, report) as they finish."""
+
+    def __init__(self, futures: "list[Future[Report]]"):
+        self._futures = futures
+
+    def __await__(self) -> Generator[object, None, list[Report]]:
+        return self._all().__await__()
+
+    async def _all(self) -> list[Report]:
+        try:
+            return list(await asyncio.gather(*(asyncio.wrap_future(f) for f in self._futures)))
+        finally:
+            self.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Report]]:
+        waiting = {asyncio.wrap_future(f): i for i, f in enumerate(self._futures)}
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    yield waiting.pop(future), future.result()
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Give up what has not begun."""
+        for future in self._futures:
+            future.cancel()
 
 
 def processors() -> int:

@@ -130,7 +130,9 @@ def _count(total: int, whole: str | None, release: str, files: Sequence[Path]) -
     expected = lcb_facts.size(release)
     if total == expected:
         return f"a local file with all {total} problems of {release}"
-    return f"a local file with {total} problems, not the {expected} of {release}"
+    alike = lcb_facts.releases_of_size(total)
+    told = f", as many as {' or '.join(alike)}" if alike else ""
+    return f"a local file with {total} problems{told}, not the {expected} of {release}"
 
 
 def _in_window(count: int, release: str, days: Window) -> str:
@@ -155,10 +157,11 @@ def _date(row: Record, where: str) -> datetime.date:
 
 def to_item(row: Record, where: str, source: str) -> Item:
     """One record as an Item. Raises UserError naming `where` for tests that cannot be decoded, or none at all."""
+    cache = private_tests.cache_folder()
     found: dict[str, list[dict[str, str]]] = {}
     for kind in ("public", "private"):
         try:
-            found[kind] = private_tests.read(row[f"{kind}_test_cases"])
+            found[kind] = private_tests.read(row[f"{kind}_test_cases"], cache)
         except private_tests.BadTests as e:
             raise UserError(f"{where}: its {kind} tests cannot be read: {e}.") from e
     if not found["public"] and not found["private"]:

@@ -6,9 +6,15 @@ nothing is unpickled, and only pickles whose opcodes make text and mappings of t
 
 import base64
 import binascii
+import contextlib
+import hashlib
 import json
+import os
 import pickletools
 import zlib
+from pathlib import Path
+
+from evals.outputs import replacing
 
 MAX_BYTES = 512 * 2**20
 """of one problem's tests after decompression"""
@@ -25,15 +31,27 @@ class BadTests(ValueError):
     """The tests of a problem cannot be read."""
 
 
-def read(text: str, limit: int = MAX_BYTES) -> list[dict[str, str]]:
+def read(text: str, cache: Path | None = None, limit: int = MAX_BYTES) -> list[dict[str, str]]:
     """The tests of a `public_test_cases` or `private_test_cases` column: dicts with "input", "output", "testtype".
 
+    cache: a folder where decoded lists are kept as JSON under the SHA-256 of their encoded form; None for none.
     Raises BadTests.
     """
-    return _tests(text if text.lstrip()[:1] in ("[", "{", "") else decode(text, limit))
+    if text.lstrip()[:1] in ("[", "{", ""):
+        return _tests(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if cache is not None:
+        with contextlib.suppress(OSError, BadTests):
+            return _tests((cache / f"{digest}.json").read_text(encoding="utf-8"))
+    tests = _tests(decode(text, limit))
+    if cache is not None:
+        # a cache that cannot be written only costs time
+        with contextlib.suppress(OSError), replacing(cache / f"{digest}.json") as path:
+            path.write_text(json.dumps(tests), encoding="utf-8")
+    return tests
 
 
-def decode(text: str, limit: int) -> str:
+def decode(text: str, limit: int = MAX_BYTES) -> str:
     """The JSON text in base64(zlib(pickle(text))), at most `limit` bytes of it. Raises BadTests."""
     try:
         packed = base64.b64decode(text, validate=True)
@@ -81,3 +99,11 @@ def _tests(text: str) -> list[dict[str, str]]:
             if not isinstance(test, dict) or not isinstance(test.get(name), str):
                 raise BadTests(f"test {number} has no text {name!r}")
     return found
+
+
+def cache_folder() -> Path:
+    """$AGPO_CACHE, else agpo in $XDG_CACHE_HOME, else ~/.cache/agpo; in it the folder of these tests."""
+    base = os.environ.get("AGPO_CACHE")
+    if base:
+        return Path(base) / "livecodebench"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agpo" / "livecodebench"

@@ -19,7 +19,8 @@ ALL = {"release": "release_v5", "window": "all"}
 
 
 @pytest.fixture(autouse=True)
-def no_data_folder(monkeypatch):
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("AGPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("AGPO_DATA", raising=False)
 
 

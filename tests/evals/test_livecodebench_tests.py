@@ -2,6 +2,7 @@
 
 import base64
 import json
+import multiprocessing
 import os
 import pickle
 import zlib
@@ -9,6 +10,7 @@ import zlib
 import pytest
 from lcb_records import encode, pack, stdin_test
 
+from evals.benches import private_tests
 from evals.benches.private_tests import BadTests, read
 
 TESTS = [stdin_test("1\n", "2\n"), stdin_test("é\n", "\\ufffd\n")]
@@ -100,3 +102,51 @@ def test_a_zlib_bomb_stops_at_the_limit():
 def test_damage_is_named(text, words):
     with pytest.raises(BadTests, match=words):
         read(text)
+
+
+def test_the_cache_is_by_content_and_survives_damage(tmp_path):
+    text = encode(TESTS)
+    assert read(text, tmp_path / "new" / "cache") == TESTS
+    (file,) = (tmp_path / "new" / "cache").iterdir()
+    assert json.loads(file.read_text()) == TESTS
+    other = [stdin_test("9", "9")]
+    file.write_text(json.dumps(other))
+    assert read(text, file.parent) == other  # it is read from there
+    assert read(encode(other), file.parent) == other
+    assert len(list(file.parent.iterdir())) == 2
+    file.write_text('[{"input"')
+    assert read(text, file.parent) == TESTS
+    assert json.loads(file.read_text()) == TESTS
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert read(encode(TESTS), tmp_path / "file") == TESTS
+
+
+def _read_all(folder, start):
+    start.wait()
+    for number in range(20):
+        many = [stdin_test(str(number), "x" * 50_000)] * 20
+        assert read(encode(many), folder) == many
+
+
+def test_processes_that_fill_one_cache_at_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    start = context.Event()
+    workers = [context.Process(target=_read_all, args=(tmp_path, start)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert len(list(tmp_path.iterdir())) == 20  # no temporary file is left
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    monkeypatch.delenv("AGPO_CACHE", raising=False)
+    assert private_tests.cache_folder() == tmp_path / "x" / "agpo" / "livecodebench"
+    monkeypatch.setenv("AGPO_CACHE", str(tmp_path / "a"))
+    assert private_tests.cache_folder() == tmp_path / "a" / "livecodebench"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import Limits, Problem, Program, Sandbox, SandboxError, Test
+from sandbox import Limits, Problem, Program, Sandbox, SandboxError, Test, Verdict
 
 ADD = "a, b = map(int, input().split())\nprint(a + b)"
 SUMS = Problem([Test(f"{i} 2\n", str(i + 2)) for i in range(5)])
@@ -44,12 +44,26 @@ def test_reports_come_in_the_order_of_the_programs(box):
     assert reports[0].python.startswith("3.")
 
 
+def test_streams_as_programs_finish(box):
+    async def collect():
+        slow = "import time\ntime.sleep(0.25)\n" + ADD
+        order, verdicts = [], {}
+        async for index, report in box.judge([Program(slow), Program(ADD + "#1"), Program(ADD + "#2")], SUMS):
+            order.append(index)
+            verdicts[index] = report.verdict
+        return order, verdicts, await box.judge([Program(ADD + "#3"), Program("print(1)#3")], SUMS)
+
+    order, verdicts, reports = asyncio.run(collect())
+    assert order[-1] == 0
+    assert set(verdicts.values()) == {Verdict.AC}
+    assert [r.verdict for r in reports] == ["AC", "WA"]
+
+
 def test_several_event_loops_and_threads_share_one_sandbox(box):
     verdicts = []
 
     async def one(tag):
-        futures = [box.submit(Program(f"{ADD}#{tag}-{i}"), SUMS) for i in range(5)]
-        verdicts.extend(r.verdict for r in await asyncio.gather(*map(asyncio.wrap_future, futures)))
+        verdicts.extend(r.verdict for r in await box.judge([Program(f"{ADD}#{tag}-{i}") for i in range(5)], SUMS))
 
     threads = [threading.Thread(target=lambda k=k: asyncio.run(one(k))) for k in range(4)]
     for thread in threads:
@@ -60,11 +74,13 @@ def test_several_event_loops_and_threads_share_one_sandbox(box):
 
 
 def test_what_is_cancelled_is_not_run(embedded):
+    async def give_up(sandbox):
+        judging = sandbox.judge([Program(f"while True: pass  # {i}", limits=QUICK) for i in range(40)], SUMS)
+        async for _ in judging:
+            break
+
     with Sandbox(embedded, workers=1) as sandbox:
-        endless = [sandbox.submit(Program(f"while True: pass  # {i}", limits=QUICK), SUMS) for i in range(40)]
-        endless[0].result()
-        for future in endless:
-            future.cancel()
+        asyncio.run(give_up(sandbox))
         start = time.monotonic()
         assert sandbox.judge_sync([Program(ADD)], SUMS)[0].passed
         assert time.monotonic() - start < 10  # forty would take twelve seconds of CPU time at least
