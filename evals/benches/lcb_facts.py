@@ -92,8 +92,7 @@ def is_another(release: str, problems: int, first: datetime.date, last: datetime
     """
     if problems == size(release):
         return None
-    every = range(1, len(INCREMENTS) + 1)
-    if alike := [name for form in ("release_v{}", "v{}") for name in map(form.format, every) if size(name) == problems]:
+    if alike := releases_of_size(problems):
         return f"it has {problems} problems, as many as {' or '.join(alike)}"
     numbers = increments(release)
     newest, before = INCREMENTS[numbers[-1] - 1], INCREMENTS[numbers[-1] - 2] if numbers[-1] > 1 else None
@@ -103,3 +102,10 @@ def is_another(release: str, problems: int, first: datetime.date, last: datetime
         return f"its last contest is of {last}, and {release} ends in {newest.last:%B %Y}"
     start = INCREMENTS[numbers[0] - 2].last.replace(day=1) if numbers[0] > 1 else datetime.date.min
     return f"its first contest is of {first}, and {release} begins in {start:%B %Y}" if first < start else None
+
+
+def releases_of_size(problems: int) -> list[str]:
+    """Names of the releases and increments that have this many problems."""
+    numbers = range(1, len(INCREMENTS) + 1)
+    names = [f"release_v{n}" for n in numbers] + [f"v{n}" for n in numbers]
+    return [name for name in names if size(name) == problems]
