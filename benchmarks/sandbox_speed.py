@@ -26,8 +26,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from sandbox import Problem, Program, Sandbox, Test
-from sandbox.backends import Backend, image
-from sandbox.backends.docker import Docker
+from sandbox.backends import Backend
+from sandbox.backends.docker import Docker, image_tag
 from sandbox.backends.embedded import PYTHON_FLAGS, Embedded
 
 ADD = "a, b = map(int, input().split())\nprint(a + b)  # "
@@ -159,7 +159,7 @@ def docker_run(workers: int) -> Contender:
 
     def one(source: str, tests: int) -> None:
         for given, expected in tests_of(tests):
-            command = ["docker", "run", *flags, "--entrypoint", "python3", image.tag(), "-c", source]
+            command = ["docker", "run", *flags, "--entrypoint", "python3", image_tag(), "-c", source]
             done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
             assert done.stdout == expected
 
@@ -169,7 +169,7 @@ def docker_run(workers: int) -> Contender:
 def docker_exec(workers: int) -> Contender:
     name = f"agpo-benchmark-{os.getpid()}"
     command = ["docker", "run", "--rm", "--detach", "--network", "none", "--name", name, "--entrypoint", "sleep"]
-    subprocess.run([*command, image.tag(), "3600"], check=True, capture_output=True)
+    subprocess.run([*command, image_tag(), "3600"], check=True, capture_output=True)
     atexit.register(subprocess.run, ["docker", "rm", "--force", name], capture_output=True, check=False)
 
     def one(source: str, tests: int) -> None:

@@ -34,7 +34,7 @@ def to_json(code: Code) -> str:
 
 def from_json(text: str) -> Code:
     told = json.loads(text)
-    tests = tuple(Test(**{**test, "also": tuple(test["also"])}) for test in told["problem"].pop("tests"))
+    tests = tuple(Test(**test) for test in told["problem"].pop("tests"))
     limits = Limits(**told.pop("limits"))
     return Code(Problem(tests, **told.pop("problem")), limits=limits, **told)
 

@@ -4,9 +4,7 @@ Only what carries our label or name, was made on this host, and whose owner is d
 """
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +15,7 @@ from sandbox.worker import cgroup
 
 
 def cgroups() -> list[str]:
-    """Remove cgroups whose owner is dead, with the processes in them. Returns their paths."""
+    """Remove cgroups whose owner is dead, once their processes have ended. Returns their paths."""
     removed = []
     for parent, _ in cgroup.parents():
         for name in os.listdir(parent):
@@ -26,12 +24,8 @@ def cgroups() -> list[str]:
             pid, ticks, *_ = (*name.removeprefix(cgroup.PREFIX).split("-"), "", "")
             if pid.isdigit() and start_ticks(int(pid)) == ticks:
                 continue
-            path = f"{parent}/{name}"
-            with contextlib.suppress(OSError), open(f"{path}/cgroup.procs") as members:
-                for member in members:
-                    os.kill(int(member), signal.SIGKILL)
-            if cgroup.remove(path):
-                removed.append(path)
+            if cgroup.remove(f"{parent}/{name}"):
+                removed.append(f"{parent}/{name}")
     return removed
 
 

@@ -9,17 +9,7 @@ from sandbox.backends import Backend
 from sandbox.backends.docker import Docker
 from sandbox.backends.embedded import Embedded
 from sandbox.errors import command
-from sandbox.types import REQUIRED, Capabilities
-
-
-def examine(python: str = "") -> list[tuple[str, Capabilities]]:
-    backends: list[tuple[str, Backend]] = [
-        ("docker", Docker()),
-        ("podman", Docker("podman")),
-        ("embedded, full", Embedded("full", python)),
-        ("embedded, reduced", Embedded("reduced", python)),
-    ]
-    return [(name, backend.probe()) for name, backend in backends]
+from sandbox.types import REQUIRED
 
 
 @command
@@ -32,23 +22,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", default="", help="interpreter of the embedded backend's programs (default: yours)")
     args = parser.parse_args(argv)
     print(f"{platform.system()} {platform.release()}, {platform.machine()}, Python {platform.python_version()}\n")
+    backends: dict[str, Backend] = {
+        "docker": Docker(),
+        "podman": Docker("podman"),
+        "embedded, full": Embedded("full", args.python),
+        "embedded, reduced": Embedded("reduced", args.python),
+    }
     print(f"{'backend':<20}" + "".join(f"{name:<11}" for name in REQUIRED))
-    found = examine(args.python)
-    for name, able in found:
-        if able.level:
-            print(f"{name:<20}" + "".join(f"{'yes' if c in able.enforced else 'NO':<11}" for c in REQUIRED))
-        else:
-            print(f"{name:<20}not usable")
+    found = {name: backend.probe() for name, backend in backends.items()}
+    for name, able in found.items():
+        held = (f"{'yes' if one in able.enforced else 'NO':<11}" for one in REQUIRED)
+        print(f"{name:<20}{''.join(held) if able.level else 'not usable'}")
     print()
-    for name, able in found:
-        for line in (
-            *([able.reason] if able.reason else []),
-            *able.notes,
-            *([f"programs run on Python {able.python}"] if able.python else []),
-        ):
+    for name, able in found.items():
+        python = f"programs run on Python {able.python}" if able.python else ""
+        for line in filter(None, (able.reason, *able.notes, python)):
             print(f"{name}: {line}")
-    usable = [name for name, able in found if able.secure]
-    order = [name for name in ("docker", "embedded, full", "embedded, reduced") if name in usable]
+    order = [name for name, able in found.items() if able.secure and name != "podman"]
     print(f'\nbackend="auto" takes: {order[0]}' if order else "\nno backend can hold a hostile program here")
     return 0 if order else 1
 

@@ -270,7 +270,6 @@ class Sandbox:
                     cpu_s=sum(t.cpu_s for t in tests),
                     backend=self.label,
                     python=self.capabilities.python,
-                    isolation=self.settings.isolation,
                     compat=rule,
                     attempts=attempts,
                     lcb=made[0] if made else None,

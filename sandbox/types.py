@@ -115,8 +115,6 @@ class Test:
     """stdin: the text. call: the list of arguments, plain JSON data."""
     expected: Any
     """stdin: the text that should be printed. call: the value that should be returned, plain JSON data."""
-    also: tuple[Any, ...] = ()
-    """Other right answers."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class Problem:
         """Of everything that decides a verdict, for the cache."""
         digest = hashlib.sha256(json.dumps([self.float_tolerance, self.checker, self.lcb]).encode())
         for t in self.tests:
-            for part in (t.input, t.expected, t.also):
+            for part in (t.input, t.expected):
                 text = part if isinstance(part, str) else _json(part)
                 digest.update(f"{type(part) is str}{len(text)}:".encode())
                 digest.update(text.encode("utf-8", "surrogatepass"))
@@ -166,7 +164,6 @@ class TestReport:
     detail: str = ""
     """For people: the first difference, the exception, the signal. Made of what a hostile program printed."""
     cpu_s: float = 0.0
-    wall_s: float = 0.0
     memory_mb: float | None = None
     """Largest resident size of the process, where it ended with this test."""
     stdout: str = ""
@@ -189,7 +186,6 @@ class Report:
     """Name and level, such as "embedded (full)"; "UNSAFE" is part of it when `allow_unsafe` was needed."""
     python: str
     """Version that ran the program."""
-    isolation: str
     compat: str
     attempts: int = 1
     """More than 1: a sandbox error came first."""

@@ -22,7 +22,6 @@ def of(result: Result, out_of_memory: bool, program: Program, problem: Problem, 
         verdict=verdict,
         detail=detail[:_SHOWN],
         cpu_s=result.cpu_ns / 1e9,
-        wall_s=result.wall_ns / 1e9,
         memory_mb=result.rss_kb / 1024 if result.rss_kb else None,
         stdout=text(result.stdout[:_SHOWN]),
         stderr=text(result.stderr[-_SHOWN:]),
@@ -72,16 +71,11 @@ def _exception(error: str, program: Program) -> tuple[Verdict, str]:
 
 
 def _answer(result: Result, program: Program, problem: Problem, test: Test, compat: str) -> tuple[Verdict, str]:
-    first = None
-    for expected in (test.expected, *test.also):
-        try:
-            found = _difference(result, expected, program, problem, compat)
-        except compare.BadValue as e:
-            return Verdict.BAD_RESULT, str(e)
-        if found is None:
-            return Verdict.AC, ""
-        first = first or found
-    return Verdict.WA, first or ""
+    try:
+        found = _difference(result, test.expected, program, problem, compat)
+    except compare.BadValue as e:
+        return Verdict.BAD_RESULT, str(e)
+    return (Verdict.AC, "") if found is None else (Verdict.WA, found)
 
 
 def _difference(result: Result, expected, program: Program, problem: Problem, compat: str) -> str | None:

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from evals.benches import (
     arith,
     contests,
+    evalplus,
     gsm8k,
     humaneval,
-    humaneval_plus,
     livecodebench,
     math500,
     math_val,
     mbpp,
-    mbpp_plus,
     tiny_code,
 )
 from evals.benches.bench import PREFIX, Bench, Option, bench_name, own_bench
@@ -29,9 +28,9 @@ BENCHES: dict[str, Bench] = {
         *contests.BENCHES,
         livecodebench.BENCH,
         humaneval.BENCH,
-        humaneval_plus.BENCH,
+        evalplus.HUMANEVAL_PLUS,
         mbpp.BENCH,
-        mbpp_plus.BENCH,
+        evalplus.MBPP_PLUS,
         arith.BENCH,
         arith.LONG,
         tiny_code.BENCH,

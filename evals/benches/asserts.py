@@ -1,7 +1,7 @@
 """Python asserts, split into what runs with the program and what is compared out of its reach.
 
 If `assert f(1) == 2` runs beside f, f can pass by ending the process, by returning an object that equals everything, or
-by patching. So only the call `f(1)` runs in the program's process. Its value comes out as data (values.py) and is
+by patching. So only the call `f(1)` runs in the program's process. Its value comes out as data (`encode`) and is
 compared with 2 in the owner's process. Any other assert, such as `abs(f(1) - 0.33) < 1e-6`, is evaluated on the value
 by a checker in the sandbox, in another process, after the program has ended.
 """
@@ -11,22 +11,73 @@ import builtins
 import copy
 import inspect
 import math
-import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.benches import values
 from evals.code_tests import Code
 from sandbox import Problem, Test
 
 RUN = "__run_test__"
 _LITERALS = {"inf": math.inf, "nan": math.nan}
+
+
+def encode(value: object) -> object:
+    """JSON data for a value. Equal values of one type have equal codes, whatever the order of a set or a dict.
+
+    Any other object stays as it is, and the sandbox refuses to write it.
+    """
+    import json
+
+    def key(code: object) -> object:  # {True} == {1} == {1.0}
+        return int(code) if isinstance(code, bool) or (isinstance(code, float) and code.is_integer()) else code
+
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return {"int": hex(value)} if value.bit_length() > 8000 else value  # JSON's digits are limited
+    if isinstance(value, list):
+        return [encode(one) for one in value]
+    if isinstance(value, tuple):
+        return {"tuple": [encode(one) for one in value]}
+    if isinstance(value, set | frozenset):
+        return {"set": sorted((key(encode(one)) for one in value), key=json.dumps)}
+    if isinstance(value, dict):
+        pairs = [[key(encode(name)), encode(one)] for name, one in value.items()]
+        return {"dict": sorted(pairs, key=lambda pair: json.dumps(pair[0]))}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    return value
+
+
+def decode(code: object) -> object:
+    """The value of a code. Raises ValueError or TypeError for what `encode` does not write."""
+    if isinstance(code, list):
+        return [decode(one) for one in code]
+    if not isinstance(code, dict):
+        return code
+    ((kind, body),) = code.items()
+    makers = {
+        "int": lambda: int(body, 16),
+        "tuple": lambda: tuple(map(decode, body)),
+        "set": lambda: {frozenset(one) if isinstance(one, set) else one for one in map(decode, body)},
+        "dict": lambda: {decode(name): decode(one) for name, one in body},
+        "complex": lambda: complex(*body),
+        "bytes": lambda: bytes.fromhex(body),
+    }
+    if kind not in makers:
+        raise ValueError(f"no code for a value: {kind}")
+    return makers[kind]()
+
+
 _VALUES = (
-    f"{inspect.getsource(values.encode)}\n\n{inspect.getsource(values.decode)}\n\n"
+    f"{inspect.getsource(encode)}\n\n{inspect.getsource(decode)}\n\n"
     "LITERALS = {'inf': float('inf'), 'nan': float('nan')}\n"
 )
+"""source of the two for where programs and checkers run; they depend on nothing else"""
 
 
 class CannotConvert(Exception):
@@ -72,7 +123,7 @@ def make_code(
 def _expected(case: Case, checked: bool) -> object:
     if case.check:
         return {"check": case.check}
-    return {"value": values.encode(case.want)} if checked else values.encode(case.want)
+    return {"value": encode(case.want)} if checked else encode(case.want)
 
 
 def _runner(setup: str) -> str:
@@ -234,61 +285,21 @@ def _source(node: ast.expr, names: Mapping[str, str]) -> str:
     return ast.unparse(_put_in(node, {name: ast.Name(real) for name, real in names.items()}))
 
 
-_OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-}
 _CALLS = (*_PLAIN, "complex", "range", "abs", "round", "sum", "min", "max")
+_NAMES = _LITERALS | {name: getattr(builtins, name) for name in _CALLS}
+_PARTS = (
+    *(ast.Constant, ast.Name, ast.Load, ast.Tuple, ast.List, ast.Set, ast.Dict, ast.Call, ast.UnaryOp, ast.BinOp),
+    *(ast.USub, ast.UAdd, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod),
+)
 
 
 def constant(node: ast.expr) -> Any:
-    """The value of an expression of literals, arithmetic and a few builtins. Raises ValueError for any other.
-
-    Like ast.literal_eval it runs no code of the file.
-    """
+    """The value of an expression of literals, arithmetic without powers and a few builtins. Raises ValueError for any
+    other: like ast.literal_eval it runs no code of the file."""
+    for part in ast.walk(node):
+        if not isinstance(part, _PARTS) or (isinstance(part, ast.Name) and part.id not in _NAMES):
+            raise ValueError(f"no constant: {ast.unparse(node)[:80]}")
     try:
-        return _constant(node)
+        return eval(compile(ast.Expression(node), "constant", "eval"), {"__builtins__": {}, **_NAMES})
     except (TypeError, ArithmeticError, RecursionError, MemoryError) as e:
         raise ValueError(f"no constant: {e}") from e
-
-
-def _constant(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.Name(id=name) if name in _LITERALS:
-            return _LITERALS[name]
-        case ast.Tuple(elts=parts):
-            return tuple(map(_constant, parts))
-        case ast.List(elts=parts):
-            return list(map(_constant, parts))
-        case ast.Set(elts=parts):
-            return set(map(_constant, parts))
-        case ast.Dict(keys=keys, values=parts) if None not in keys:
-            return {_constant(key): _constant(part) for key, part in zip(keys, parts, strict=True) if key is not None}
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
-            return -_constant(operand) if isinstance(op, ast.USub) else +_constant(operand)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            a, b = _constant(left), _constant(right)
-            _check_size(op, a, b)
-            return _OPERATORS[type(op)](a, b)
-        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in _CALLS:
-            given = list(map(_constant, parts))
-            if name == "range" and any(abs(one) > 100_000 for one in given):
-                raise ValueError("too long a range")
-            return getattr(builtins, name)(*given)
-    raise ValueError(f"no constant: {ast.unparse(node)[:80]}")
-
-
-def _check_size(op: ast.operator, a: Any, b: Any) -> None:
-    """Refuse what would take long or fill the memory."""
-    numbers = isinstance(a, int | float | complex) and isinstance(b, int | float | complex)
-    if isinstance(op, ast.Pow) and not (numbers and abs(a) < 1e6 and abs(b) < 1000):
-        raise ValueError("too large a power")
-    if isinstance(op, ast.Mult) and not numbers and not all(not isinstance(x, int) or x < 100_000 for x in (a, b)):
-        raise ValueError("too long a sequence")

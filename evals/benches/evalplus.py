@@ -1,4 +1,4 @@
-"""EvalPlus (Liu et al. 2023): HumanEval and MBPP with many more inputs. Shared by humaneval_plus.py and mbpp_plus.py.
+"""EvalPlus (Liu et al. 2023): HumanEval+ and MBPP+, HumanEval and 378 repaired problems of MBPP with many more inputs.
 
 The data come in two forms. The releases' JSONL has inputs and a reference program (base_input, plus_input,
 canonical_solution, atol); the checker computes the right values with it when a program is judged. The hub's data sets
@@ -7,13 +7,16 @@ process. Values are compared by the rule of EvalPlus v0.3.1.
 """
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from evals.benches import humaneval
 from evals.benches.asserts import CannotConvert, Case, constant, make_code
-from evals.benches.rows import Row
+from evals.benches.bench import Bench
+from evals.benches.rows import Row, loader
 from evals.code_tests import Code
+from evals.items import Item
 
 Arguments = list[Any]
 """values that stand for any Python"""
@@ -115,13 +118,6 @@ def plus_of(
     return Plus(entry, inputs, atol, reference=reference)
 
 
-def without(plus: Plus, left_out: Callable[[Arguments], bool]) -> Plus:
-    """The tests without some inputs."""
-    kept = [number for number, given in enumerate(plus.inputs) if not left_out(given)]
-    results = None if plus.results is None else [plus.results[number] for number in kept]
-    return replace(plus, inputs=[plus.inputs[number] for number in kept], results=results)
-
-
 def _hub_plus(test: str, entry: str) -> Plus:
     """inputs, results or ref_func, and the tolerance, from the source of a test, which is not run."""
     tree = ast.parse(test)
@@ -149,3 +145,96 @@ def _hub_plus(test: str, entry: str) -> Plus:
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom) and "numpy" not in ast.unparse(n)]
     source = "\n".join(map(ast.unparse, [*imports, *kept]))
     return Plus(entry, inputs, atol, reference=f"{source}\n{entry} = ref_func\n")
+
+
+def humaneval_item(row: Row) -> Item:
+    """Of EvalPlus's JSONL (HumanEvalPlus.jsonl.gz) or the hub's shape."""
+    task, prompt, entry = row.text("task_id"), row.text("prompt"), row.text("entry_point")
+    reference = prompt + row.text("canonical_solution")
+    code = make_plus(plus_of(row, entry, reference), prelude=humaneval.given(prompt, entry, row), completes=prompt)
+    return Item(task, prompt, reference, code=code)
+
+
+def mbpp_item(row: Row) -> Item:
+    """Of EvalPlus's JSONL (MbppPlus.jsonl.gz) or the hub's shape."""
+    number = int(Row({"task_id": str(row.column("task_id")).split("/")[-1]}, row.where).number("task_id"))
+    program = row.text("canonical_solution", "code").replace("\r\n", "\n")
+    prompt = row.text("prompt")
+    if row.get("entry_point") is None:  # the hub's shape: the name is in the test's call
+        entry = _called(row)
+        first = row.texts("test_list")[:1]
+        prompt = "\n".join(['"""', prompt.strip(), *first, '"""', ""])  # as the releases put it
+    else:
+        entry = row.text("entry_point")
+    typed = TYPED.get(number, lambda given: given)
+    plus = plus_of(row, entry, program, lambda inputs: [typed(given) for given in inputs])
+    if number == 255:  # 5 of 41,015: all choices of 77 colours are up to 128 million values, more than is read back
+        kept = [at for at, given in enumerate(plus.inputs) if given[1] <= 50]
+        results = plus.results and [plus.results[at] for at in kept]
+        plus = replace(plus, inputs=[plus.inputs[at] for at in kept], results=results)
+    return Item(f"Mbpp/{number}", prompt, program, code=make_plus(plus))
+
+
+def _called(row: Row) -> str:
+    """The function under test: `assertion(NAME(*inp), exp, 0)`."""
+    try:
+        for node in ast.walk(ast.parse(row.text("test"))):
+            match node:
+                case ast.Call(func=ast.Name(id="assertion"), args=[ast.Call(func=ast.Name(id=name)), _, _]):
+                    return name
+    except SyntaxError as e:
+        raise row.wrong("test", f"not Python: {e}") from e
+    raise row.wrong("test", "expected a call assertion(NAME(*inp), exp, atol)")
+
+
+def _tuples(value: object, depths: Iterable[int], depth: int = 0) -> object:
+    if not isinstance(value, list):
+        return value
+    inner = [_tuples(one, depths, depth + 1) for one in value]
+    return tuple(inner) if depth in depths else inner
+
+
+def _deep(*depths: int) -> Callable[[Arguments], Arguments]:
+    """In every argument, the lists at these depths are tuples; 0 is the argument itself."""
+    return lambda given: [_tuples(one, depths) for one in given]
+
+
+# JSON knows no tuples, sets or complex numbers. Which arguments of which problems are what is EvalPlus's own list
+# (evalplus/data/mbpp.py): problem -> its arguments as they are meant.
+TYPED: dict[int, Callable[[Arguments], Arguments]] = {
+    **dict.fromkeys((2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616), _deep(0)),
+    **dict.fromkeys((630, 726, 740, 744, 809), _deep(0)),
+    **dict.fromkeys((63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780), _deep(1)),
+    **dict.fromkeys((259, 401, 445, 278), _deep(0, 1)),
+    **dict.fromkeys((580, 615, 791), _deep(*range(100))),
+    **dict.fromkeys((250, 307, 405, 446, 617, 720, 763, 808), lambda given: [tuple(given[0]), *given[1:]]),
+    **dict.fromkeys((75, 413, 444, 753), lambda given: [_tuples(given[0], (1,)), *given[1:]]),
+    **dict.fromkeys((106, 750), lambda given: [given[0], tuple(given[1])]),
+    115: lambda given: [[set(one) if isinstance(one, list) and one else {} for one in given[0]]],
+    124: lambda given: [float(given[0]), complex(given[1])],
+    252: lambda given: [complex(given[0])],
+    722: lambda given: [{name: tuple(one) for name, one in given[0].items()}, *given[1:]],
+}
+
+
+_HUMANEVAL_HUB, _MBPP_HUB = "evalplus/humanevalplus", "evalplus/mbppplus"
+HUMANEVAL_PLUS = Bench(
+    name="humaneval+",
+    title="HumanEval+",
+    load=loader(humaneval_item, _HUMANEVAL_HUB),
+    size=164,
+    grader="code",
+    prompt="evalplus-chat",
+    max_tokens=1024,
+    licence="Apache-2.0, the problems MIT",
+    source=_HUMANEVAL_HUB,
+)
+MBPP_PLUS = replace(
+    HUMANEVAL_PLUS,
+    name="mbpp+",
+    title="MBPP+",
+    load=loader(mbpp_item, _MBPP_HUB),
+    size=378,
+    licence="Apache-2.0, the problems CC-BY-4.0",
+    source=_MBPP_HUB,
+)

@@ -2,8 +2,9 @@
 
 import ast
 import random
+import re
 import string
-from collections.abc import Callable
+from functools import partial
 
 from evals.benches.asserts import CannotConvert, Case, cases_of, imports_of, make_code
 from evals.benches.bench import Bench
@@ -20,7 +21,7 @@ def to_item(row: Row) -> Item:
     task, prompt, entry = row.text("task_id"), row.text("prompt"), row.text("entry_point")
     try:
         cases = (
-            RANDOM[task]() if task in RANDOM else cases_of(_check(row.text("test")), {"candidate": entry, entry: entry})
+            _drawn(task) if task in RANDOM else cases_of(_check(row.text("test")), {"candidate": entry, entry: entry})
         )
         if not cases:
             raise CannotConvert("no assert in it")
@@ -52,54 +53,27 @@ def _check(test: str) -> list[ast.stmt]:
 # Four problems are tested on random inputs, which have to be drawn here: what is drawn must not be in the program's
 # process, as it is the answer or nearly. The draws are fixed, so that a verdict can be repeated; their distributions
 # are those of the originals (number 32 fixes its own, and these are the same).
+RANDOM = {f"HumanEval/{number}" for number in (32, 38, 50, 53)}
 
 
-def _zeros() -> list[Case]:
-    """HumanEval/32: any zero of a polynomial will do."""
-    rng = random.Random(42)
-    cases = []
-    for _ in range(100):
-        coefficients = [rng.randint(-10, 10) or 1 for _ in range(2 * rng.randint(1, 4))]
-        value = f"sum(c * math.pow(_, i) for i, c in enumerate({coefficients}))"
-        cases.append(Case(f"find_zero({coefficients})", check=f"math.fabs({value}) < 1e-4"))
-    return cases
+def _drawn(task: str) -> list[Case]:
+    rng = random.Random(42 if task == "HumanEval/32" else 0)
+    if task == "HumanEval/32":  # any zero of a polynomial will do
+        drawn = [[rng.randint(-10, 10) or 1 for _ in range(2 * rng.randint(1, 4))] for _ in range(100)]
+        value = "sum(c * math.pow(_, i) for i, c in enumerate({}))"
+        return [Case(f"find_zero({one})", check=f"math.fabs({value.format(one)}) < 1e-4") for one in drawn]
+    if task == "HumanEval/53":  # with the five sums that its test begins with
+        pairs = [(0, 1), (1, 0), (2, 3), (5, 7), (7, 5)]
+        pairs += [(rng.randint(0, 1000), rng.randint(0, 1000)) for _ in range(100)]
+        return [Case(f"add({x}, {y})", x + y) for x, y in pairs]
+    letters = string.ascii_lowercase
+    words = ["".join(rng.choices(letters, k=rng.randint(10, 20))) for _ in range(100)]
+    if task == "HumanEval/50":  # letters shifted by five
+        shift = str.maketrans(letters, letters[5:] + letters[:5])
+        return [Case(f"decode_shift({word.translate(shift)!r})", word) for word in words]
+    turned = partial(re.sub, "(.)(..)", r"\2\1")  # groups of three letters turned by one
+    return [Case(f"decode_cyclic({turned(word)!r})", word) for word in words]
 
-
-def _words() -> list[str]:
-    rng = random.Random(0)
-    return ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(10, 20))) for _ in range(100)]
-
-
-def _cyclic() -> list[Case]:
-    """HumanEval/38: words whose groups of three letters were turned by one."""
-
-    def turned(word: str) -> str:
-        groups = (word[i : i + 3] for i in range(0, len(word), 3))
-        return "".join(group[1:] + group[0] if len(group) == 3 else group for group in groups)
-
-    return [Case(f"decode_cyclic({turned(word)!r})", word) for word in _words()]
-
-
-def _shifted() -> list[Case]:
-    """HumanEval/50: words whose letters were shifted by five."""
-    shift = str.maketrans(string.ascii_lowercase, string.ascii_lowercase[5:] + string.ascii_lowercase[:5])
-    return [Case(f"decode_shift({word.translate(shift)!r})", word) for word in _words()]
-
-
-def _sums() -> list[Case]:
-    """HumanEval/53, with the five sums that its test begins with."""
-    rng = random.Random(0)
-    pairs = [(0, 1), (1, 0), (2, 3), (5, 7), (7, 5)]
-    pairs += [(rng.randint(0, 1000), rng.randint(0, 1000)) for _ in range(100)]
-    return [Case(f"add({x}, {y})", x + y) for x, y in pairs]
-
-
-RANDOM: dict[str, Callable[[], list[Case]]] = {
-    "HumanEval/32": _zeros,
-    "HumanEval/38": _cyclic,
-    "HumanEval/50": _shifted,
-    "HumanEval/53": _sums,
-}
 
 BENCH = Bench(
     name="humaneval",

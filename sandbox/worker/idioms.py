@@ -187,4 +187,12 @@ def _multiprocessing(module) -> None:
     module.SemLock, module.sem_unlink = _SemLock, lambda name: None
 
 
-_CHANGES = {"asyncio.selector_events": _asyncio, "_multiprocessing": _multiprocessing}
+def _shared_values(module) -> None:
+    module.Arena._dir_candidates = []  # its files lie in /tmp then, not in /dev/shm
+
+
+_CHANGES = {
+    "asyncio.selector_events": _asyncio,
+    "_multiprocessing": _multiprocessing,
+    "multiprocessing.heap": _shared_values,
+}

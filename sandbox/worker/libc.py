@@ -75,22 +75,11 @@ def call(name: str, *args: int | bytes | ctypes.Array | ctypes.Structure | None)
 
 
 def prctl(option: int, value: int = 0) -> None:
-    _checked(
-        _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)), "prctl"
-    )
+    call("prctl", option, value, 0, 0, 0)
 
 
-def unshare(flags: int) -> None:
-    _checked(_libc.unshare(flags), "unshare")
-
-
-def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
-    text = [s.encode() for s in (source, target, kind)]
-    _checked(_libc.mount(*text, ctypes.c_ulong(flags), data.encode() or None), f"mount {kind} on {target}")
-
-
-def umount(target: str, flags: int) -> None:
-    _checked(_libc.umount2(target.encode(), flags), f"umount {target}")
+def mount(target: str, kind: str, flags: int, options: str = "") -> None:
+    call("mount", b"none", target.encode(), kind.encode(), flags, options.encode() or None)
 
 
 def capabilities_dropper() -> Callable[[], int]:

@@ -25,7 +25,7 @@ import time
 import types
 from collections.abc import Callable
 
-from sandbox.worker import idioms, landlock, libc, seccomp
+from sandbox.worker import idioms, jail, libc, seccomp
 
 FILE = "program.py"
 FORK = b"f"
@@ -62,8 +62,9 @@ def run(job: dict, code: list[types.CodeType], state: dict, given: list[int], ru
             if module is None:
                 for number in (0, 1, 2):
                     os.dup2(_KEPT + number, number)
-                _restore(state, job["digits"])
-                module = _module("__main__", source) if script else None
+                if script:
+                    _restore(state, job["digits"])
+                    module = _module("__main__", source)
             names, module = module.__dict__ if module else {}, None
             try:
                 if script:
@@ -120,7 +121,7 @@ def _arrange(job: dict, given: list[int], ruleset: int) -> None:
         if after > one + 1:
             os.closerange(one + 1, after)
     if ruleset >= 0:
-        landlock.restrict(rules)
+        jail.restrict(rules)
         os.close(rules)
     for kind, value in limits.items():
         try:
@@ -248,10 +249,10 @@ def _plain(value, depth: int):
     raise NotPlainData(f"the result holds a {kind.__name__}, which is not plain data")
 
 
-def remember(cwd: str) -> dict:
+def remember() -> dict:
     """What a fresh interpreter looks like; taken in the zygote."""
     return {
-        "cwd": cwd,
+        "cwd": os.getcwd(),
         "builtins": dict(vars(builtins)),
         "environ": dict(os.environ),
         "recursion": sys.getrecursionlimit(),
@@ -274,7 +275,8 @@ def _open_streams() -> None:
 
 
 def _restore(state: dict, digits: int) -> None:
-    """Before each test but the first: the streams, modules and settings of a fresh interpreter."""
+    """Before each test of a script but the first: the streams, modules and settings of a fresh interpreter. A module
+    that is called keeps its own: it has set its recursion limit when it was loaded."""
     _open_streams()
     if vars(builtins) != state["builtins"]:
         builtins.__dict__.clear()
@@ -408,44 +410,3 @@ def _describe(error: BaseException) -> str:
 def _answer(kind: str, text: str, dirty: bool) -> None:
     body = text.encode("utf-8", "replace")[:1000]
     os.write(CONTROL, (kind + ("d" if dirty else "c")).encode() + len(body).to_bytes(2, "little") + body)
-
-
-SAMPLE = """
-import sys
-def main():
-    a, b = map(int, input().split())
-    print(a + b, *sorted([b, a]), sep=" ")
-    print("\\n".join(str(x) for x in range(3)))
-    sys.stdout.write(sys.stdin.readline())
-if __name__ == "__main__":
-    main()
-"""
-
-
-def warm_up() -> None:
-    """Run a small program some times, so that what an interpreter learns by running (method caches, specialised code)
-    is in the memory that all runners share, and is not learnt and written in each."""
-    code, source, modules = compile(SAMPLE, FILE, "exec", dont_inherit=True), _Source(SAMPLE), dict(sys.modules)
-    kept = [os.dup(fd) for fd in (0, 1, 2)]
-    streams = {
-        name: getattr(sys, name) for name in ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
-    }
-    given, printed = os.memfd_create("given"), os.memfd_create("printed")
-    try:
-        os.write(given, b"1 2\n3\n")
-        os.dup2(given, 0)
-        os.dup2(printed, 1)
-        for _ in range(20):
-            os.lseek(0, 0, os.SEEK_SET)
-            _open_streams()
-            exec(code, _module("__main__", source).__dict__)
-            _settle(True)
-    finally:
-        for fd, old in enumerate(kept):
-            os.dup2(old, fd)
-            os.close(old)
-        os.close(given)
-        os.close(printed)
-        sys.modules.update(modules)
-        for name, stream in streams.items():
-            setattr(sys, name, stream)

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sandbox.worker import libc, protocol, runner, tmpfiles
+from sandbox.worker import libc, protocol, runner
+from sandbox.worker.jail import empty
 from sandbox.worker.protocol import Result
 
 _KEEP_STDERR = 64 << 10
@@ -45,18 +46,15 @@ class Jail(NamedTuple):
     schedstat: bool
     scratch: str
     """The folder that programs may write to, empty before each; or "" where there is none."""
-    cwd: str
     fresh: dict
     """What a fresh interpreter looks like (`runner.remember`)."""
-    own_uid: bool
-    """The user id is used by this worker alone, so that a limit on its processes means something."""
 
 
 def run(channel: int, jail: Jail) -> None:
     """Serve one job from `channel`, then exit. Everything privileged happens before the job is read."""
     libc.raw(*libc.DIE_WITH_PARENT)
     if jail.scratch:
-        tmpfiles.empty(jail.scratch)
+        empty(jail.scratch)
     jail.lock_down()
     kind, payload = protocol.read_frame(channel)
     assert kind == protocol.JOB
@@ -96,7 +94,7 @@ class _Tests:
         for index in range(count):
             fresh = template or self.runner is None
             if fresh and self.used and self.jail.scratch:
-                tmpfiles.empty(self.jail.scratch)  # a fresh process finds no files of the one before
+                empty(self.jail.scratch)  # a fresh process finds no files of the one before
             self.used = True
             running = self.runner = self.runner or _Runner(self, template)
             running.lay_out(self.channel, self._input_size())
@@ -185,23 +183,15 @@ class _Runner:
     def collect(self, index: int, fresh: bool, ended: "_Ended") -> Result:
         limit = self.header["output"]
         out, err, value = (os.fstat(fd).st_size for fd in self.streams[1:])
-        end = ended.end
         if max(out, err, value) > limit:  # whatever it said: RLIMIT_FSIZE lets it write one byte more than allowed
-            end, out, value = protocol.OUTPUT, min(out, _KEEP_STDERR), 0
+            ended.end, out, value = protocol.OUTPUT, min(out, _KEEP_STDERR), 0
         return Result(
             test=index,
             fresh=fresh,
-            end=end,
-            code=ended.code,
-            main_stdout=ended.main_stdout,
-            cpu_ns=ended.cpu_ns,
-            wall_ns=ended.wall_ns,
-            idle_ns=ended.idle_ns,
-            rss_kb=ended.rss_kb,
-            error=ended.error,
             stdout=_content(self.streams[1], out) if self.header["mode"] == "stdin" else b"",
             stderr=_content(self.streams[2], min(err, _KEEP_STDERR)),
             value=_content(self.streams[3], value) if self.header["mode"] == "call" else b"",
+            **{name: fact for name, fact in vars(ended).items() if name in Result._fields},
         )
 
     def forget(self) -> None:
@@ -221,7 +211,8 @@ class _Runner:
             "parent": os.getpid(),
             # A template needs processor time for forks
             "cpu_backstop": int(header["cpu_ns"] / 1e9 * (1 if self.template else tests) + 2 + tests / 50),
-            "nproc": header["threads"] + 5 if jail.own_uid else 0,
+            # Where this worker alone uses the user id, so that a limit on its processes means something
+            "nproc": header["threads"] + 5 if jail.mode == "full" else 0,
             "data": 0 if jail.memory_cgroup else header["memory"],
             "filters": jail.runner_filters,
         }
@@ -427,12 +418,25 @@ def _content(fd: int, size: int) -> bytes:
     return b"".join(os.pread(fd, min(size - at, 1 << 20), at) for at in range(0, size, 1 << 20))
 
 
+_SAMPLE = """
+import sys
+def main():
+    a, b = map(int, input().split())
+    print(a + b, *sorted([b, a]), sep=" ")
+    print("\\n".join(str(x) for x in range(3)))
+    sys.stdout.write(sys.stdin.readline())
+if __name__ == "__main__":
+    main()
+"""
+
+
 def rehearse(jail: Jail) -> None:
-    """Be a supervisor some times, in the zygote, for the reason that runner.warm_up gives."""
+    """Be a supervisor some times, in the zygote: what an interpreter learns by running (method caches, specialised
+    code) is then in the memory that all share, and is not learnt and written in each."""
     limits = dict.fromkeys(("memory", "address_space", "output"), 4 << 30)
     limits |= dict.fromkeys(("threads", "files"), 64) | {"digits": 4300}
     limits |= dict.fromkeys(("cpu_ns", "idle_ns", "wall_ns", "blind_wall_ns"), 60 * 10**9)
-    job = {"source": runner.SAMPLE, "prelude": "", "mode": "stdin", "entry": "", "stop": True, "tests": 2, **limits}
+    job = {"source": _SAMPLE, "prelude": "", "mode": "stdin", "entry": "", "stop": True, "tests": 2, **limits}
     ours, theirs = socket.socketpair()
     with contextlib.closing(ours), contextlib.closing(theirs):
         for isolation in ("program", "test") * 4:

@@ -13,12 +13,13 @@ import json
 import os
 import resource
 import signal
+import site
 import struct
 import sys
 from collections.abc import Callable
 from typing import NamedTuple, get_args
 
-from sandbox.worker import idioms, jail, landlock, libc, runner, seccomp, supervisor
+from sandbox.worker import idioms, jail, libc, runner, seccomp, supervisor
 
 SPAWN, SWEEP = b"S", b"K"
 DESCRIPTOR = struct.Struct("i")
@@ -29,7 +30,7 @@ DESCRIPTOR = struct.Struct("i")
 _register_at_fork = os.register_at_fork
 _PRELUDE = """
 atexit bisect collections collections.abc contextlib copy enum functools heapq io itertools json math operator os random
-re string sys threading time types typing _sitebuiltins
+re string sys threading time types typing
 """
 
 
@@ -119,12 +120,12 @@ def _enter(config: Config, commands: socket.socket, gate: socket.socket | None) 
     readable = [*jail.python_paths(), *config.packages]
     jail.build_root(readable)
     if gate:
-        libc.unshare(libc.CLONE_NEWUSER)
+        libc.call("unshare", libc.CLONE_NEWUSER)
         gate.send(b"u")
         if (answer := gate.recv(200)) != b"m":
             raise OSError(f"the user namespace could not be mapped to an unprivileged id: {answer.decode()}")
         gate.close()
-        jail.become_inner()
+        jail.become(jail.INNER_ID)
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
     config = config._replace(sites=tuple(map(jail.inside, config.sites)))
     _serve(config, commands, proc, list(map(jail.inside, readable)))
@@ -138,9 +139,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         with contextlib.suppress(OSError):
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         if os.getuid() == 0:
-            os.setgroups([])
-            os.setresgid(jail.HOST_ID, jail.HOST_ID, jail.HOST_ID)
-            os.setresuid(jail.HOST_ID, jail.HOST_ID, jail.HOST_ID)
+            jail.become(jail.HOST_ID)
             libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.path.extend(config.sites)
     sys.argv = ["program.py"]
@@ -157,16 +156,16 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
             "`sandbox.doctor` and `sandbox.selfcheck`, Embedded(python=PATH) in a program"
         ) from e
     os.register_at_fork = _register_at_fork
-    _add_site_builtins()
+    site.setquit()  # imported under -S it does nothing of itself: it would read paths and files
+    site.sethelper()
     idioms.install()
-    runner.warm_up()
     scratch = "" if config.mode == "reduced" else "/tmp"
     os.chdir(scratch or "/")
-    version = landlock.abi()
+    version = jail.landlock_abi()
     rules = -1
     if version:
         write = ["/dev/null", *([scratch] if scratch else [])]
-        rules = landlock.ruleset(version, [*readable, *jail.DEVICES], write, list(config.sites))
+        rules = jail.ruleset(version, [*readable, *jail.DEVICES], write, list(config.sites))
     room = supervisor.Jail(
         mode=config.mode,
         rules=rules,
@@ -180,9 +179,7 @@ def _serve(config: Config, commands: socket.socket, proc: int, readable: list[st
         proc=proc,
         schedstat=_has_schedstat(proc),
         scratch=scratch,
-        cwd=scratch or "/",
-        fresh=runner.remember(scratch or "/"),
-        own_uid=config.mode == "full",
+        fresh=runner.remember(),
     )
     report = {"landlock": version, "seccomp": bool(room.runner_filters), "schedstat": room.schedstat, "proc": proc >= 0}
     libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)  # without it an ordinary user may set up no filter
@@ -228,15 +225,6 @@ def _sweep(children: list[int]) -> None:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
-
-
-def _add_site_builtins() -> None:
-    """What the site module would have added; it is not loaded, as it reads paths and files."""
-    import builtins
-
-    site = sys.modules["_sitebuiltins"]
-    builtins.__dict__.update({name: site.Quitter(name, "Ctrl-D (i.e. EOF)") for name in ("exit", "quit")})
-    builtins.__dict__["help"] = site._Helper()
 
 
 def _has_schedstat(proc: int) -> bool:

@@ -15,9 +15,9 @@ from dataclasses import replace
 
 import pytest
 
-from evals.benches import find, humaneval, humaneval_plus, load, mbpp, mbpp_plus
+from evals.benches import evalplus, find, humaneval, load, mbpp
+from evals.benches.asserts import decode, encode
 from evals.benches.rows import Row, rows
-from evals.benches.values import decode, encode
 from evals.code_tests import Code
 from evals.errors import UserError
 from evals.grading.code import CodeGrader, assemble, find_program
@@ -282,7 +282,7 @@ REF_TEST = (
 
 
 def plus_item(row) -> Item:
-    return mbpp_plus.to_item(Row(row, "own.jsonl, row 0"))
+    return evalplus.mbpp_item(Row(row, "own.jsonl, row 0"))
 
 
 @pytest.mark.parametrize("row", [JSONL, HUB])
@@ -308,7 +308,7 @@ def test_humaneval_plus_with_a_reference_function(grader):
     prompt = 'def mean(xs):\n    """ Mean of a list. """\n'
     row = {"task_id": "HumanEval/999", "prompt": prompt, "entry_point": "mean", "test": REF_TEST}
     solution = "    return sum(xs) / len(xs) if xs else 0.0\n"
-    item = humaneval_plus.to_item(Row({**row, "canonical_solution": solution}, "x"))
+    item = evalplus.humaneval_item(Row({**row, "canonical_solution": solution}, "x"))
     assert grade(grader, item, fenced(item.answer), "    return 1.5 if xs else 0\n") == ["right", "right"]
     assert grade(grader, item, "    return sum(xs)\n", "    return 0.0\n") == ["wrong", "wrong"]
 
@@ -591,7 +591,7 @@ def test_mutants_are_judged_as_the_asserts_themselves_judge_them(data, grader, n
 
 @pytest.mark.parametrize("every", [40, *ASKED])
 def test_mbpp_plus_references_pass_and_wrong_constants_fail(data, grader, every):
-    items = mbpp_plus.BENCH.load(str(data / "mbpp/mbpp_plus.jsonl.gz"))[::every]
+    items = evalplus.MBPP_PLUS.load(str(data / "mbpp/mbpp_plus.jsonl.gz"))[::every]
     verdicts = [(item.id, grader.submit(fenced(item.answer), item)) for item in items]
     assert {id: v.result().path for id, v in verdicts if v.result().outcome != "right"} == {}
     constants = [f"def {entry_of(item)}(*a):\n    return (-12345.5, 'x')\n" for item in items]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.backends import image
+from sandbox.backends import docker
 from sandbox.backends.embedded import Embedded
 from tools.sandbox_image import debian_base
 
@@ -94,8 +94,8 @@ def _wait_for(host: str, engine: subprocess.Popen, log: Path) -> None:
 
 
 def _build() -> None:
-    if not image.exists():
+    if not docker.image_exists():
         if shutil.which("debootstrap") and os.getuid() == 0:
-            image.build(base=debian_base(), network="none")
+            docker.build_image(base=debian_base(), network="none")
         else:
-            image.build()
+            docker.build_image()

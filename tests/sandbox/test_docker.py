@@ -9,7 +9,7 @@ import pytest
 from sandbox_helpers import ADD, SLOW, SUM, kill, start_owner, tree, wait_until
 
 from sandbox import Limits, Program, Sandbox, SandboxError
-from sandbox.backends import choose, docker, image
+from sandbox.backends import choose, docker
 from sandbox.backends.docker import Docker
 
 pytestmark = pytest.mark.docker
@@ -103,7 +103,7 @@ def test_clean_removes_containers_of_dead_owners_only(backend):
         label = {**docker.labels(), "owner": owner}
         labels = [part for key, value in label.items() for part in ("--label", f"{docker.LABEL}.{key}={value}")]
         command = ["docker", "run", "--detach", "--network", "none", "--name", name, *labels, "--entrypoint", "sleep"]
-        subprocess.run([*command, image.tag(), "60"], check=True, capture_output=True)
+        subprocess.run([*command, docker.image_tag(), "60"], check=True, capture_output=True)
 
     start("agpo-test-dead", "999999999-1")
     start("agpo-test-alive", docker.owner_tag())

@@ -163,12 +163,6 @@ def test_calls(box):
     assert judge(box, "def f(xs, k): return {1}", problem, mode="call", entry="f").verdict == "BAD_RESULT"
 
 
-def test_several_right_answers(box):
-    problem = Problem([Test("", "1 2", also=("2 1",))])
-    assert judge(box, "print(2, 1)", problem).passed
-    assert judge(box, "print(2, 2)", problem).detail == "token 1: '2' where '1' was expected"
-
-
 CHECKER = """
 def check(input, output, expected):
     a, b = map(int, output.split())
@@ -301,9 +295,7 @@ def test_expected_answers_never_cross_the_channel(embedded, monkeypatch):
     write = Worker._write
     monkeypatch.setattr(Worker, "_write", lambda self, data: (sent.append(bytes(data)), write(self, data))[1])
     with Sandbox(embedded, workers=1) as sandbox:
-        (report,) = sandbox.judge_sync(
-            [Program("print(input())")], Problem([Test("given-4711", "answer-0815", ("answer-0816",))])
-        )
+        (report,) = sandbox.judge_sync([Program("print(input())")], Problem([Test("given-4711", "answer-0815")]))
     assert report.verdict == "WA"
     assert b"given-4711" in b"".join(sent)
     assert b"answer-08" not in b"".join(sent)
@@ -530,6 +522,15 @@ def test_livecodebench_loads_one_module_for_all_calls(embedded, isolation):
             report = sandbox.judge_sync([program], problem)[0]
         assert report.verdicts == {"real": "AC", "lcb": "WA"}, report
         assert [str(t.verdict) for t in report.lcb.tests] == ["AC", "WA", "SKIPPED" if stop else "AC"]
+
+
+def test_a_recursion_limit_set_when_a_module_is_loaded_holds_for_all_its_calls(embedded):
+    """As LiveCodeBench's runner has it, whose imports before every program set one."""
+    source = "def f(n):\n    return n and 1 + f(n - 1)"
+    program = Program(source, "call", "f", prelude="import sys\nsys.setrecursionlimit(50000)")
+    with Sandbox(embedded, workers=1, compat="both", stop_at_first_failure=False) as sandbox:
+        report = sandbox.judge_sync([program], Problem([Test([n], n) for n in (1, 5000, 20000)]))[0]
+    assert report.verdicts == {"real": "AC", "lcb": "AC"}, report
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from sandbox_helpers import ROOT
 from sandbox import Limits, Problem, Program, Sandbox, SandboxError, Test, channel, selfcheck
 from sandbox.backends.embedded import Embedded
 from sandbox.channel import WorkerFailure
-from sandbox.worker import tmpfiles
+from sandbox.worker import jail
 
 
 def command(*words: str, environment: dict[str, str] | None = None, **kwargs) -> subprocess.CompletedProcess[str]:
@@ -36,14 +36,14 @@ def test_a_program_that_may_not_be_started_is_not_there(embedded, tmp_path):
     """As with a folder in PATH that the user may not enter. Root may enter any, but starts no file without its x."""
     for name in ("docker", "podman"):
         (tmp_path / name).touch(0o644)
-    for words in (["sandbox.doctor"], ["sandbox.clean"], ["sandbox.backends.image"]):
+    for words in (["sandbox.doctor"], ["sandbox.clean"], ["sandbox.backends.docker"]):
         done = command(*words, environment={"PATH": str(tmp_path)})
         assert "Traceback" not in done.stderr
         if words == ["sandbox.doctor"]:
             assert "docker: docker is not installed" in done.stdout
             assert 'backend="auto" takes: embedded, full' in done.stdout
         else:
-            assert done.returncode == (2 if "image" in words[0] else 0), done.stderr
+            assert done.returncode == (2 if "backends" in words[0] else 0), done.stderr
 
 
 def test_a_python_that_cannot_be_started_is_the_reason():
@@ -58,7 +58,7 @@ def test_a_worker_that_cannot_be_started_keeps_nothing_open():
     assert os.listdir("/proc/self/fd") == before, failure
 
 
-@pytest.mark.parametrize("name", ["doctor", "selfcheck", "clean", "backends.image"])
+@pytest.mark.parametrize("name", ["doctor", "selfcheck", "clean", "backends.docker"])
 def test_help_helps_and_a_wrong_argument_does_nothing(name):
     told = command(f"sandbox.{name}", "--help")
     assert (told.returncode, told.stderr) == (0, "")
@@ -146,7 +146,7 @@ def test_emptying_a_folder_follows_no_link_and_knows_no_depth(tmp_path):
     (top / "closed/in").mkdir()
     (top / "closed/in").chmod(0)
     (top / "closed").chmod(0)
-    tmpfiles.empty(str(top))
+    jail.empty(str(top))
     assert os.listdir(top) == []
     assert (outside / "file").read_text() == "kept"
 
