@@ -17,7 +17,7 @@ _SETS = frozenset(["cup", "cap", "minus", "any", "all", "either", "build"])
 _LABEL = re.compile(r"([a-zA-Z](?:_?\w+)?(?:\^\{-1\})?'*\([a-zA-Z0-9,]+\))=")
 
 
-_OF = re.compile(r"([a-zA-Z][(_])([a-z])\)?")
+_OF = re.compile(r"([a-zA-Z](?:\(|_(?=[i-n])))([a-z])\)?")
 """f(x), a_n"""
 
 
@@ -157,7 +157,19 @@ class Judge:
             left, right = _value_of(a[1], self), _value_of(r[1], self)
             return self.same(("f", "mod", left, a[2]), ("f", "mod", right, r[2]))
         mod, other = (a, r) if a[0] == "mod" else (r, a)
-        return self.same(_value_of(mod[1], self), _value_of(other, self))
+        said, wanted = _resolved(other, self), _resolved(mod[1], self)
+        if said and wanted and said[0] == wanted[0] == "eq" and not _same_label(said[1], wanted[1]):
+            return False
+        value, rest = _value_of(other, self), _value_of(mod[1], self)
+        if (names := variables(value)) and len(names) == 1 and not variables(rest):  # 7k + 3
+            zero, one, two = (put(value, ("v", *names), _n(k)) for k in range(3))
+            step = ("+", one, ("neg", zero))
+            return (
+                same_value(("f", "abs", step), mod[2], self.budget)
+                and same_value(two, ("+", one, step), self.budget)
+                and self.same(("f", "mod", zero, mod[2]), ("f", "mod", rest, mod[2]))
+            )
+        return self.same(value, rest)
 
     def equations(self, a: Tree, r: Tree) -> bool:
         """x = 5 is 5; with a label on both sides it has to be the same. Other equations: up to a constant factor."""
@@ -171,7 +183,10 @@ class Judge:
         elif a[0] == "eq" and r[0] != "eqn":
             every = r[0] == "tuple" and len(r[2]) == a[-1] > 1  # x = y = z = 1 for (1, 1, 1)
             return self.in_order((a[2],) * len(r[2]), r[2]) if every else self.same(a[2], r)
-        if r[0] not in ("eq", "eqn"):  # a + b = 5 and cos C = 5 for 5, and not 2x = 5
+        if r[0] not in ("eq", "eqn"):
+            if a[0] == "eqn" and variables(a[2]) == variables(a[1]) == variables(r) and self._fits(a[1], a[2]):
+                return self.same(a[2], r)  # x^2 - 1 = (x - 1)(x + 1)
+            # a + b = 5 and cos C = 5 for 5, and not 2x = 5
             if a[0] != "eqn" or variables(a[2]) or not (names := variables(a[1])):
                 return False
             return (len(names) > 1 or a[1][0] in ("f", "^", "root")) and self.same(a[2], r)
@@ -266,7 +281,9 @@ class Judge:
             return False
         if a[0] == "cup":
             return self.each(_flat(a, "cup"), _flat(r, "cup"))
-        return self.in_order(*(tree[1] if tree[0] in ("any", "all", "either") else tree[1:] for tree in (a, r)))
+        if a[0] in ("any", "all", "either"):
+            return self.each(list(a[1]), list(r[1]))
+        return self.in_order(a[1:], r[1:])
 
     def relations(self, a: Tree, r: Tree) -> bool:
         """x + y < 3 and 2x + 2y < 6: one side minus the other, up to a positive factor."""
@@ -329,12 +346,12 @@ def _resolved(tree: Tree, judge: Judge) -> Tree | None:
     label = _label(sides[0], tree[3])
     if not label and len(sides) == 2 and _label(sides[1], "") and not variables(sides[0]):
         label, sides = _label(sides[1], ""), sides[::-1]
-    if label:
+    if label and not (sides[0][0] == "v" and sides[0][1] in variables(sides[-1])):  # x = 2x says nothing of x
         value = _consistent(sides[1:], judge)
         return None if value is None else ("eq", label, value, sides[0], sum(side[0] == "v" for side in sides[:-1]))
     if all(not variables(side) and side[0] in _NUMBERS for side in sides):
         return _consistent(sides, judge)
-    if len(sides) > 2 and any(variables(side) for side in sides[1:]):
+    if len(sides) > 2 and len({*map(frozenset, map(variables, sides[1:]))}) > 1:
         return None
     value = _consistent(sides[1:], judge)
     return None if value is None else ("eqn", sides[0], value)

@@ -7,7 +7,7 @@ from evals.grading.math_cursor import ENDS, Cursor
 from evals.grading.math_tokens import ORDINALS, CannotParse, tokens
 from evals.grading.math_tree import Tree, about_integers, joined, put
 from evals.grading.math_whole import whole
-from evals.grading.math_words import FUNCTIONS, is_hedge, unit_of
+from evals.grading.math_words import FUNCTIONS, SCALES, is_hedge, unit_of
 
 _RELATIONS = {"==": "=", "<=": "<=", ">=": ">=", "!=": "!=", "<>": "!="} | {sign: sign for sign in "=<>"}
 _RELATIONS |= {r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\equiv": "=", r"\in": "in", r"\notin": "!in"}
@@ -79,7 +79,7 @@ class _Parser(Cursor):
                 label = ("label", self.take().lower())
                 self.take()
                 sides, operators = [label, self.side()], ["="]
-            elif self.next_is(r"\approx", "="):
+            elif self.next_is(r"\approx", "=", r"\Rightarrow", r"\implies"):
                 self.take()
                 sides, operators = [self.side()], []
             else:
@@ -171,6 +171,8 @@ class _Parser(Cursor):
             terms: list[Tree] = []
             while not terms or self.next_is("+", "-", r"\pm", r"\mp"):
                 sign = self.take() if self.next_is("+", "-", r"\pm", r"\mp") else "+"
+                if sign == "+" and terms and self.accept("-"):  # 14 + -3i
+                    sign = "-"
                 term = self.product()
                 if sign in (r"\pm", r"\mp"):
                     terms = [(sign[1:], _of("+", terms) if terms else ("n", Fraction(0)), term)]
@@ -198,7 +200,7 @@ class _Parser(Cursor):
                 factors = [("f", "mod", _of("*", factors), self.signed_factor())]
             elif self.starts_factor():
                 before, grouped = self.found[self.at - 1], self.next_is("{")
-                closed = before[1] in (")", "!") or (  # 5!5!, 2^{10}3^5
+                closed = before[1] in (")", "!", "i") or (  # 5!5!, i2, 2^{10}3^5
                     factors[-1][0] == "^" and factors[-1][1][0] == "n" and before[0] != "number"
                 )
                 if self.kind in ("number", "science", "repeat") and not closed:
@@ -208,8 +210,9 @@ class _Parser(Cursor):
                 if factor[0] == "group" and about_integers(factor[1]):  # n pi (n in Z)
                     self.declared.append(factor[1])
                     continue
-                if factor[0] == "tuple" and factors[-1][0] == "v" and factors[-1][1].isupper() and len(factors) == 1:
-                    factors = [factor]  # the point P(1,2)
+                name = factors[0][1] if factors[0][0] == "v" and len(factors) == 1 else ""
+                if factor[0] == "tuple" and name.isupper() and name != "N":
+                    factors = [factor]  # the point P(1,2), not the distribution N(0,1)
                     continue
                 if grouped and factor[0] == factors[-1][0] == "n":  # {1}{2} looks like 12
                     raise CannotParse("a number right after a number")
@@ -269,18 +272,21 @@ class _Parser(Cursor):
                     tree = ("deg", tree)
                 elif self.next_is(r"\prime"):
                     self.take()
-                    tree = ("v", f"{tree}'")
+                    tree = _primed(tree)
                 else:
-                    tree = ("^", tree, self.exponent())
+                    power = self.exponent()
+                    tree = ("deg", tree) if tree[0] == "n" and power == ("v", "o") else ("^", tree, power)
             elif self.accept("!"):
                 tree = ("f", "!!", tree) if self.accept("!") else ("!", tree)
             elif self.accept("%"):
                 tree = ("pct", tree)
             elif self.accept("'"):
-                tree = ("v", f"{tree}'")
-            elif self.kind == "words" and self.value.lower() in ("percent", *_NUMBER_WORDS):
+                tree = _primed(tree)
+            elif tree[0] == "deg" and self.kind == "number" and self.found[self.at + 1][1] == "'":
+                tree = ("deg", ("+", tree[1], self.minutes()))
+            elif self.kind == "words" and self.value.lower() in ("percent", "per cent", *SCALES):
                 word = self.take().lower()
-                tree = ("pct", tree) if word == "percent" else ("*", tree, ("n", Fraction(_NUMBER_WORDS[word])))
+                tree = ("*", tree, ("n", Fraction(SCALES[word]))) if word in SCALES else ("pct", tree)
             elif self.kind == "words" and self.value.lower() in ("degrees", "degree", "度"):
                 self.take()
                 tree = ("deg", tree)
@@ -288,6 +294,16 @@ class _Parser(Cursor):
                 self.take()
             else:
                 return tree
+
+    def minutes(self) -> Tree:
+        """15' or 15'36'' of a degree."""
+        minutes, seconds = Fraction(self.take()), Fraction(0)
+        self.take()
+        if self.kind == "number":
+            seconds = Fraction(self.take())
+            self.expect("'")
+            self.expect("'")
+        return ("n", minutes / 60 + seconds / 3600)
 
     def exponent(self) -> Tree:
         if self.next_is("-", "+"):
@@ -416,6 +432,8 @@ class _Parser(Cursor):
         if tree[0] == "list":
             if closing == "[":  # French: [a, b[
                 closing = ")"
+            if opening == "[" and all(item[0] == "tuple" and item[1::2] == ("[", "]") for item in tree[1]):
+                return _matrix([item[2] for item in tree[1]])
             return ("tuple", "(" if opening == "]" else opening, tree[1], closing)
         if closing != {"(": ")", "[": "]"}.get(opening):
             raise CannotParse("brackets that do not match")
@@ -474,7 +492,7 @@ class _Parser(Cursor):
             letters = "".join(token[1] for token in self.found[start : self.at])
             if not letters:
                 raise CannotParse(f"{name} of what?")
-            return ("v", f"{name} {letters if letters < letters[::-1] else letters[::-1]}")
+            return ("v", f"{name}_{min(letters, letters[::-1])}")
         if name in (r"\sum", r"\prod"):
             return self.series(name[1:])
         if name == r"\int":
@@ -585,9 +603,7 @@ class _Parser(Cursor):
         if self.kind != "close" or self.value != name:
             raise CannotParse(f"{name} is not closed")
         self.take()
-        if not rows or len({len(one) for one in rows}) != 1:
-            raise CannotParse("rows of different lengths")
-        tree = ("mat", tuple(rows))
+        tree = _matrix(rows)
         return ("f", "det", tree) if name in ("vmatrix", "Vmatrix") else tree
 
 
@@ -604,7 +620,6 @@ _EVERY = re.compile(
     r",? ?for (?:all|any|every|each)(?: reals?| real numbers?)? ([a-zA-Z])(?: \\in (?:\\mathbb\{R\}|R))?"
 )
 """says nothing of a function of x"""
-_NUMBER_WORDS = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
 _INVERSE |= {"sinh": "arcsinh", "cosh": "arccosh", "tanh": "arctanh"}
 
@@ -612,6 +627,16 @@ _INVERSE |= {"sinh": "arcsinh", "cosh": "arccosh", "tanh": "arctanh"}
 def _of(operator: str, parts: list[Tree]) -> Tree:
     """A sum or product; of one part, the part."""
     return parts[0] if len(parts) == 1 else (operator, *parts)
+
+
+def _matrix(rows: list[tuple[Tree, ...]]) -> Tree:
+    if not rows or len({len(one) for one in rows}) != 1:
+        raise CannotParse("rows of different lengths")
+    return ("mat", tuple(rows))
+
+
+def _primed(tree: Tree) -> Tree:
+    return ("v", f"{tree[1]}'".replace(" ", ""))
 
 
 def _plain_int(tree: Tree) -> bool:

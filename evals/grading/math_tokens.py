@@ -2,7 +2,17 @@
 
 import re
 
-from evals.grading.math_words import FUNCTIONS, JOINS, SAYS_SO, SKIPPED, constant_word, measure, unit_of
+from evals.grading.math_words import (
+    FUNCTIONS,
+    JOINS,
+    SAYS_SO,
+    SCALES,
+    SKIPPED,
+    constant_word,
+    is_hedge,
+    measure,
+    unit_of,
+)
 
 MOST_TOKENS = 500
 _TEXT = (
@@ -73,6 +83,8 @@ def tokens(text: str, joined: bool = True) -> list[Token]:
                 kind, value = "sep", _CONNECTIVES[value]
             elif value == r"\forall":
                 kind, value = "cond", "for all"
+        elif kind == "words" and not SAYS_SO.sub("", value):
+            continue
         elif kind == "word":
             if value != "U" or not found or found[-1][1] not in (")", "]") or text[at:].lstrip()[:1] not in ("(", "["):
                 found += _word_tokens(value, space)
@@ -100,8 +112,10 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
     words = SAYS_SO.sub("", " ".join(content.split()))
     if name == "mathbb":
         return [("command", rf"\mathbb{{{words}}}", space)]
+    if name in ("overline", "bar") and re.search(r"[-+]", words):
+        return [("function", "conj", space), ("sign", "(", False), *tokens(words, joined), ("sign", ")", False)]
     if name in _MARKS:
-        return [("name", f"{name}({words})", space)]
+        return [("name", f"{name.replace('wide', '').replace('overline', 'bar')}{{{words}}}", space)]
     if name in ("vec", "overrightarrow", *_BOLD) and re.fullmatch(r"\\?[a-zA-Z]+", words):
         return [("vec", words, space)]
     low = words.lower().strip(" .:")
@@ -118,7 +132,7 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
         return [("command", constant_word(low), space)]
     if low in SKIPPED:
         return []
-    if low in FUNCTIONS and (low != "min" or name == "operatorname"):
+    if low in FUNCTIONS and (low not in ("min", "sec") or name == "operatorname"):
         return [("function", FUNCTIONS[low], space)]
     if found := re.fullmatch(r"\(?([a-zA-Z])[).]*", words):
         return [("text1", found[1], space)]
@@ -139,8 +153,10 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
         or re.fullmatch(r"\(mod \d+\)", words)
     ):
         return [(kind, value, space or at > 0) for at, (kind, value, _) in enumerate(tokens(words, joined))]
-    if found := re.fullmatch(r"(hundred|thousand|[mb]illion|trillion)\s+(.+)", words):  # million dollars
+    if found := re.fullmatch(r"(hundred|thousand|[mb]illion|trillion|degrees?)\s+(.+)", words):  # million dollars
         return [("words", found[1], space), ("words", found[2], True)]
+    if (found := re.fullmatch(r"([a-zA-Z][a-zA-Z ]*):", words)) and not is_hedge(words):  # Total: 12
+        return [("words", found[1], space), ("sign", "=", False)]
     return [("words", words, space)]
 
 
@@ -158,6 +174,6 @@ def _word_tokens(word: str, space: bool) -> list[Token]:
             return [("function", FUNCTIONS[name], space), ("letter", word[-1], False)]
     if word.endswith("pi") and len(word) == 3:
         return [("letter", word[0], space), ("command", r"\pi", False)]
-    if (len(word) > 2 and measure(word)) or (not space and word in ORDINALS):
+    if (len(word) > 2 and measure(word)) or low in ("percent", *SCALES) or (not space and word in ORDINALS):
         return [("words", word, space)]
     return [("letter", letter, space and at == 0) for at, letter in enumerate(word)]

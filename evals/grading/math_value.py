@@ -433,11 +433,11 @@ _ON_VALUES: dict[str, Callable[..., Value]] = {
     "deg": lambda evaluate, a: evaluate.multiply(evaluate.multiply(a, +evaluate.mp.pi), Fraction(1, 180)),
 }
 """what is done with the values of a tree's parts"""
-_EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "sgn": lambda a: (a > 0) - (a < 0)}
+_EXACT = {"abs": abs, "conj": Fraction, "floor": math.floor, "ceil": math.ceil, "sgn": lambda a: (a > 0) - (a < 0)}
 _AT_ZERO = {"sin": 0, "tan": 0, "cos": 1, "exp": 1, "arcsin": 0, "arctan": 0, "sinh": 0, "cosh": 1, "tanh": 0}
 _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
 _MP = (
-    {name: name for name in (*_CIRCULAR, "coth", "exp", "arg")}
+    {name: name for name in (*_CIRCULAR, "coth", "exp", "arg", "conj")}
     | {"cis": "expj"}
     | {f"arc{name}": f"a{name}" for name in _CIRCULAR}
 )

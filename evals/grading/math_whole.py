@@ -8,7 +8,7 @@ from evals.grading.math_tree import Tree
 _WRAPPED = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}")
 _TIME = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)?\s*(a\.?m\.?|p\.?m\.?)?\s*", re.I)
 _RATIO = re.compile(r"[^:=]+(?::[^:=]+)+")
-_TO = re.compile(r"(?<=[\d}])\s*\\(?:text|mathrm|mbox)\s*\{\s*to\s*\}\s*(?=[\d\\])")
+_TO = re.compile(r"(?<=[\d}])\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*to\s*\}|\bto\b)\s*(?=[\d\\])")
 _BASE = re.compile(
     r"(-?)(?:\\(?:text|mathrm|mbox)\s*\{|\()?([0-9a-fA-F]+(?:\.[0-9a-fA-F]+)?)[})]?\s*_\s*"
     r"(?:\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*|(\d))"
