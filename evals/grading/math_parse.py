@@ -277,7 +277,9 @@ class _Parser(Cursor):
                     power = self.exponent()
                     tree = ("deg", tree) if tree[0] == "n" and power == ("v", "o") else ("^", tree, power)
             elif self.accept("!"):
-                tree = ("f", "!!", tree) if self.accept("!") else ("!", tree)
+                if self.accept("!"):
+                    raise CannotParse("a double factorial")
+                tree = ("!", tree)
             elif self.accept("%"):
                 tree = ("pct", tree)
             elif self.accept("'"):
