@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from evals.grading.math_same import points, same_value
+from evals.grading.math_same import points, real, same_value
 from evals.grading.math_sets import TURNED, expanded, has_pm, reals, same_reals
 from evals.grading.math_tree import WHOLE, Tree, put, variables, walk
 from evals.grading.math_value import Evaluator, Undefined
@@ -80,18 +80,12 @@ class Judge:
 
     def rounded(self, a: Tree, r: Tree) -> bool:
         """Where the reference is a decimal, its digits say how exact: an exact expression may round to it."""
-        if not self.decimals or a[0] == "n" or r[0] not in ("n", "neg") or variables(a):
+        if not self.decimals or a[0] == "n" or r[0] not in ("n", "neg"):
+            return False
+        value, wanted = real(a, self.budget), real(r, self.budget)
+        if value is None or wanted is None or (isinstance(value, Fraction) and 10**40 % value.denominator == 0):
             return False
         evaluate = Evaluator({}, self.budget)
-        value, wanted = evaluate(a), evaluate(r)
-        if isinstance(value, tuple) or hasattr(value, "_mpc_"):
-            return False
-        if isinstance(value, Fraction):
-            bottom = value.denominator
-            while bottom % 2 == 0 or bottom % 5 == 0:
-                bottom //= 2 if bottom % 2 == 0 else 5
-            if bottom == 1:
-                return False
         half = evaluate.mp.mpf(10) ** -self.decimals / 2
         return bool(abs(evaluate.number(value) - evaluate.number(wanted)) <= half)
 
@@ -256,11 +250,9 @@ class Judge:
             return False
         if same_value(percent, other, self.budget):
             return True
-        if r[0] != "pct":
-            value = Evaluator({}, self.budget)(r) if not variables(r) else None
-            if isinstance(value, tuple) or value is None or hasattr(value, "_mpc_") or abs(value) <= 1:
-                return False
-        return same_value(percent[1], other, self.budget)
+        value = real(r, self.budget)
+        over_one = value is not None and abs(value) > 1
+        return (over_one or r[0] == "pct") and same_value(percent[1], other, self.budget)
 
     def sets(self, a: Tree, r: Tree) -> bool:
         """Sets of reals by their intervals; other relations by their sides."""
@@ -370,12 +362,9 @@ def _near(exact: Tree, about: Tree, judge: Judge) -> bool:
     value, said = evaluate(one), evaluate(other)
     if any(isinstance(each, tuple) or hasattr(each, "_mpc_") for each in (value, said)):
         return False
-    last = Fraction(1)
     if other[0] in ("n", "neg") and isinstance(said, Fraction) and said:
-        while (said / last).denominator > 1 and last > Fraction(1, 10**40):
-            last /= 10
-        while said % (last * 10) == 0:
-            last *= 10
+        places = (Fraction(10) ** k for k in range(40, -41, -1))
+        last = next((place for place in places if (said / place).denominator == 1), Fraction(0))
         margin = evaluate.number(last / 2)
     else:
         margin = abs(evaluate.number(value)) / 20
