@@ -81,9 +81,6 @@ class FunctionGrader:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._running: dict[_Call, float] = {}
         """since when; whoever takes a call out of it has its verdicts to give"""
-        self._of: dict[str, list[_Call]] = {}
-        """calls that are not over, by problem: the first half of the threads' number of them are in `_calls` or run, so
-        that answers that take long leave room for those to other problems"""
         self._threads = 0
         self._closed = threading.Event()
         self._told: set[str] = set()
@@ -120,25 +117,12 @@ class FunctionGrader:
 
     def _start(self, call: _Call) -> None:
         with self._lock:
-            mine = self._of.setdefault(call.asked[0][1].id, [])
-            mine.append(call)
-            if len(mine) <= self._size // 2:
-                self._calls.put(call)
+            self._calls.put(call)
             if not self._threads:
                 threading.Thread(target=self._watch, name="reward watch", daemon=True).start()
             if self._threads < self._size:
                 self._threads += 1
                 threading.Thread(target=self._work, name="reward", daemon=True).start()
-
-    def _over(self, call: _Call) -> None:
-        """Its place is that of the next call about its problem."""
-        with self._lock:
-            mine, places = self._of[call.asked[0][1].id], self._size // 2
-            mine.remove(call)
-            if len(mine) >= places:
-                self._calls.put(mine[places - 1])
-            elif not mine:
-                del self._of[call.asked[0][1].id]
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -146,7 +130,6 @@ class FunctionGrader:
             made = self._judge(call)
             if self._running.pop(call, None) is None:
                 return  # it was given up, and another thread has this one's place
-            self._over(call)
             call.deliver(made)
 
     def _watch(self) -> None:
@@ -156,7 +139,6 @@ class FunctionGrader:
                     for waits in call.awaited:
                         waits.cancel()
                     said = f"no answer within {self.seconds:g} s"
-                    self._over(call)
                     self._tell("timeout", call, f"{said} (reward_seconds). Its thread may go on.")
                     call.deliver([Verdict("timeout", self.spec, None, said)] * len(call.verdicts))
                     threading.Thread(target=self._work, name="reward", daemon=True).start()
@@ -198,10 +180,9 @@ class FunctionGrader:
         if self._trl:  # as its trainer does: a chat's completions are chats
             asked_chats = [list(i.chat) or [{"role": "user", "content": i.prompt}] for i in items]
             answers = [[{"role": "assistant", "content": text}] for text in texts]
-            chat = [item.was_chat for item in items]
             named = {
-                "prompts": [asked if c else i.prompt for c, asked, i in zip(chat, asked_chats, items, strict=True)],
-                "completions": [answer if c else t for c, answer, t in zip(chat, answers, texts, strict=True)],
+                "prompts": [one if i.was_chat else i.prompt for one, i in zip(asked_chats, items, strict=True)],
+                "completions": [a if i.was_chat else t for a, t, i in zip(answers, texts, items, strict=True)],
                 "completion_ids": [list(one["token_ids"] or ()) for one in known],
                 "trainer_state": SimpleNamespace(global_step=known[0]["step"] or 0),
             }
@@ -240,8 +221,7 @@ class FunctionGrader:
                 f"reward {self.spec} gets lists and returned {_shown(answer)}; expected a list of {count} numbers or "
                 "None, one for each text."
             )
-        scores = list(answer)
-        if len(scores) != count:
+        if len(scores := list(answer)) != count:
             raise UserError(
                 f"reward {self.spec} returned {len(scores)} numbers for {count} texts; expected one for each text, "
                 "None where it cannot tell."
