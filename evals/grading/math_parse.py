@@ -75,31 +75,19 @@ class _Parser(Cursor):
         """Sides joined by =, <, \\in, ...; units and a modulus after the last one."""
         with self.deeper():
             start = self.at
+            sides, operators = list[Tree](), list[str]()
             if self.kind == "words" and self.found[self.at + 1][1] in ("=", ":"):
-                label = ("label", self.take().lower())
+                sides, operators = [("label", self.take().lower())], ["="]
                 self.take()
-                sides, operators = [label, self.side()], ["="]
-            elif self.next_is(r"\approx", "=", r"\Rightarrow", r"\implies"):
-                self.take()
-                sides, operators = [self.side()], []
             else:
-                sides, operators = [self.side()], []
+                self.accept(r"\approx", "=", r"\Rightarrow", r"\implies")
+            sides.append(self.side())
             while self.kind in ("sign", "command") and self.found[self.at][1] in _RELATIONS:
                 operators.append(_RELATIONS[self.take()])
                 sides.append(self.side())
         said = "".join(token[1] for token in self.found[start : self.at])
         tree = sides[0] if not operators else ("rel", tuple(sides), tuple(operators), said)
-        return self.modulus(tree)
-
-    def modulus(self, tree: Tree) -> Tree:
-        if self.next_is(r"\pmod", r"\mod"):
-            self.take()
-            return ("mod", tree, self.argument())
-        if self.next_is("(") and self.found[self.at + 1][1] in ("mod", r"\bmod", r"\mod"):
-            self.at += 2
-            tree = ("mod", tree, self.additive())
-            self.expect(")")
-        return tree
+        return ("mod", tree, self.argument()) if self.accept(r"\pmod", r"\mod") else tree
 
     def side(self) -> Tree:
         tree = self.measured()
@@ -186,18 +174,10 @@ class _Parser(Cursor):
     def product(self) -> Tree:
         factors: list[Tree] = [self.factor()]
         while True:
-            if self.next_is("*", r"\ast", r"\star"):
-                self.take()
+            if self.accept("*", r"\ast", r"\star"):
                 factors.append(self.signed_factor())
-            elif self.next_is(r"\cdot", r"\times"):
-                name = self.take()[1:]
-                factors = [(name, _of("*", factors), self.signed_factor())]
-            elif self.next_is("/", r"\div"):
-                self.take()
-                factors = [("/", _of("*", factors), self.signed_factor())]
-            elif self.next_is(r"\bmod") or (self.kind == "function" and self.value == "mod"):
-                self.take()
-                factors = [("f", "mod", _of("*", factors), self.signed_factor())]
+            elif self.kind in ("sign", "command", "function") and self.value in _BINARY:
+                factors = [(*_BINARY[self.take()], _of("*", factors), self.signed_factor())]
             elif self.starts_factor():
                 before, grouped = self.found[self.at - 1], self.next_is("{")
                 closed = before[1] in (")", "!", "i") or (  # 5!5!, i2, 2^{10}3^5
@@ -250,8 +230,6 @@ class _Parser(Cursor):
         if kind == "text1":  # 3\text{ m} is metres, 3\mathrm{i} is not
             return value in "ie" or not unit_of(value)
         if kind == "sign":
-            if value == "(" and self.found[self.at + 1][1] in ("mod", r"\bmod", r"\mod"):
-                return False
             return value in ("({" if self.square else "([{") or (value == "|" and not self.bars)
         if kind == "command":
             return value in _STARTS or value in _GREEK or value in _CONSTANTS or value.startswith(r"\mathbb")
@@ -266,12 +244,10 @@ class _Parser(Cursor):
         """An atom with what stands after it: powers, factorials, percent, degrees."""
         tree = self.atom()
         while True:
-            if self.next_is("^", "**"):
-                self.take()
+            if self.accept("^", "**"):
                 if self.accept(r"\circ"):
                     tree = ("deg", tree)
-                elif self.next_is(r"\prime"):
-                    self.take()
+                elif self.accept(r"\prime"):
                     tree = _primed(tree)
                 else:
                     power = self.exponent()
@@ -382,9 +358,6 @@ class _Parser(Cursor):
             if value == "|":
                 self.take()
                 return self.bar()
-            if value == "$":
-                self.take()
-                return self.atom()
             raise CannotParse(f"what is {value!r} here?")
         if kind == "command":
             return self.command(value)
@@ -460,15 +433,12 @@ class _Parser(Cursor):
             return ("c", _CONSTANTS[name])
         if name in _GREEK:
             return ("v", name + self.subscript())
-        if name == r"\frac":
-            top = self.bare_argument()
-            return ("/", top, self.bare_argument())
+        if name in (r"\frac", r"\binom"):
+            both = (self.bare_argument(), self.bare_argument())
+            return ("/", *both) if name == r"\frac" else ("f", "binom", *both)
         if name == r"\sqrt":
             degree = self.inner("]") if self.accept("[") else ("n", Fraction(2))
             return ("root", degree, self.argument())
-        if name == r"\binom":
-            top = self.bare_argument()
-            return ("f", "binom", top, self.bare_argument())
         if name == r"\{":
             return self.braces()
         if name == r"\emptyset":
@@ -485,8 +455,6 @@ class _Parser(Cursor):
         if name == r"\langle":
             tree = self.inner(r"\rangle")
             return ("tuple", "(", tree[1] if tree[0] == "list" else (tree,), ")")
-        if name == r"\|":
-            return ("f", "norm", self.inner(r"\|"))
         if name in (r"\angle", r"\triangle", r"\measuredangle", r"\parallel", r"\perp", r"\star", r"\Box"):
             start = self.at
             while self.kind in ("letter", "text1", "name", "number") or self.next_is(*_GREEK):
@@ -609,7 +577,7 @@ class _Parser(Cursor):
         return ("f", "det", tree) if name in ("vmatrix", "Vmatrix") else tree
 
 
-_FIRST = r"\frac \sqrt \binom \{ \emptyset \lfloor \lceil \langle \| \sum \prod \int \angle \triangle"
+_FIRST = r"\frac \sqrt \binom \{ \emptyset \lfloor \lceil \langle \sum \prod \int \angle \triangle"
 _STARTS = frozenset(_FIRST.split()) | {name for name in FUNCTIONS if name.startswith("\\")}
 _OF_ITEMS = ("max", "min", "gcd", "lcm", "det", "abs", "exp", "floor", "ceil", "binom", "mod")
 """functions whose arguments are all in the bracket after them"""
@@ -622,8 +590,9 @@ _EVERY = re.compile(
     r",? ?for (?:all|any|every|each)(?: reals?| real numbers?)? ([a-zA-Z])(?: \\in (?:\\mathbb\{R\}|R))?"
 )
 """says nothing of a function of x"""
-_INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
-_INVERSE |= {"sinh": "arcsinh", "cosh": "arccosh", "tanh": "arctanh"}
+_BINARY = {r"\cdot": ("cdot",), r"\times": ("times",)} | dict.fromkeys(("/", r"\div"), ("/",))
+_BINARY |= dict.fromkeys((r"\bmod", "mod"), ("f", "mod"))
+_INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
 
 
 def _of(operator: str, parts: list[Tree]) -> Tree:

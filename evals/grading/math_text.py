@@ -110,6 +110,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\.\.\.+"), r"\\dots"),
     (re.compile(r"\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\{\s*\\degree\s*\}"), r"^\\circ"),
     (re.compile(r"\\%"), "%"),
+    (re.compile(r"(\\(?:text|mathrm)\s*\{\s*)?\(\s*(?:\\b?)?mod\s*([^()]*)\)(?(1)\s*\})"), r"\\pmod{\2}"),
     (
         re.compile(r"\\text ?\{ ?(?i:all )?reals?(?: numbers?)? (?:except|other than)(?: for)? ?([^{}]*)\}(.*)"),
         r"\\mathbb{R}\\setminus\\{\1\2\\}",
@@ -143,7 +144,7 @@ def clean(answer: str) -> str:
         answer = answer.translate(UNICODE)
     if marked := _MARKDOWN.fullmatch(answer):
         answer = marked[2]
-    if "\\" in answer or "$" in answer or "~" in answer or "{" in answer:
+    if "\\" in answer or "$" in answer or "~" in answer or "{" in answer or "mod" in answer:
         for pattern, replacement in _RULES:
             answer = pattern.sub(replacement, answer)
     else:

@@ -147,11 +147,7 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
     if "\\" in words and unit_of(unit):  # N\cdot m
         return [("words", unit, space)]
     plain = not re.search("[a-zA-Z]{3}", re.sub(r"\\[a-zA-Z]+", "", words))
-    if (
-        re.fullmatch(r"[-+0-9.,:/()^ ]*\d[-+0-9.,:/()^ ]*", words)
-        or (plain and ("\\" in words or name in _BOLD))
-        or re.fullmatch(r"\(mod \d+\)", words)
-    ):
+    if re.fullmatch(r"[-+0-9.,:/()^ ]*\d[-+0-9.,:/()^ ]*", words) or (plain and ("\\" in words or name in _BOLD)):
         return [(kind, value, space or at > 0) for at, (kind, value, _) in enumerate(tokens(words, joined))]
     if found := re.fullmatch(r"(hundred|thousand|[mb]illion|trillion|degrees?)\s+(.+)", words):  # million dollars
         return [("words", found[1], space), ("words", found[2], True)]
