@@ -215,26 +215,22 @@ class Grader:
     def _serve(self) -> None:
         """One thread owns one worker process for its whole life."""
         worker: _Worker | None = None
-        more = True
-        while more:
-            batch, more = self._take()
-            if batch:
-                worker = self._answer(batch, worker)
+        while batch := self._take():
+            worker = self._answer(batch, worker)
         if worker is not None:
             worker.kill()
 
-    def _take(self) -> tuple[list[_Asked], bool]:
-        """Up to BATCH of the comparisons that wait, the other workers' share left; False: no more will come."""
+    def _take(self) -> list[_Asked]:
+        """Up to BATCH of the comparisons that wait, the other workers' share left; none: no more will come."""
         batch: list[_Asked] = []
-        while len(batch) < BATCH and (not batch or self._tasks.qsize() >= self._size):
-            try:
-                asked = self._tasks.get(block=not batch)
-            except queue.Empty:
-                break
-            if asked is None:
-                return batch, False
-            batch.append(asked)
-        return batch, True
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < BATCH and (not batch or self._tasks.qsize() >= self._size):
+                if (asked := self._tasks.get(block=not batch)) is None:
+                    if batch:
+                        self._tasks.put(None)
+                    break
+                batch.append(asked)
+        return batch
 
     def _answer(self, batch: list[_Asked], worker: "_Worker | None", tries: int = 2) -> "_Worker | None":
         """Give a batch its verdicts, and return the worker. What a death cut off is asked again, one by one."""
@@ -244,18 +240,14 @@ class Grader:
         except (TimeoutError, ConnectionError) as e:
             if worker is not None:
                 worker.kill()
+            worker = None
             self.restarts += 1
-            if len(batch) > 1:
-                worker = None
+            if len(batch) > 1 or (isinstance(e, ConnectionError) and tries > 1):
                 for asked in batch:
-                    worker = self._answer([asked], worker)
+                    worker = self._answer([asked], worker, tries if len(batch) > 1 else tries - 1)
                 return worker
-            if isinstance(e, ConnectionError) and tries > 1:
-                return self._answer(batch, None, tries - 1)
-            ((task, verdict),) = batch
             outcome = "timeout" if isinstance(e, TimeoutError) else "error"
-            verdict.set_result(Verdict(outcome, "box:worker", task["answer"], str(e)))
-            return None
+            replies = [{"outcome": outcome, "path": "box:worker", "answer": batch[0][0]["answer"], "detail": str(e)}]
         for (_, verdict), reply in zip(batch, replies, strict=True):
             verdict.set_result(Verdict(**reply))
         return worker

@@ -3,8 +3,7 @@
 import re
 from fractions import Fraction
 
-from evals.grading.math_cursor import ENDS, Cursor
-from evals.grading.math_tokens import ORDINALS, CannotParse, tokens
+from evals.grading.math_tokens import ENDS, ORDINALS, CannotParse, Cursor, tokens
 from evals.grading.math_tree import Tree, about_integers, joined, put
 from evals.grading.math_whole import whole
 from evals.grading.math_words import FUNCTIONS, SCALES, is_hedge, unit_of

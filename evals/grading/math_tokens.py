@@ -1,7 +1,10 @@
-"""Signs of a mathematical answer: numbers, letters, commands, words and what joins statements."""
+"""Signs of a mathematical answer: numbers, letters, commands, words, what joins statements; and a place among them."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from evals.grading.math_tree import Tree
 from evals.grading.math_words import (
     FUNCTIONS,
     JOINS,
@@ -15,6 +18,9 @@ from evals.grading.math_words import (
 )
 
 MOST_TOKENS = 500
+DEEPEST = 40
+"""levels of nesting; MATH's references have at most six"""
+ENDS = frozenset(["", ")", "]", "}", r"\}", "sep", "cond", r"\rfloor", r"\rceil", r"\rangle", "&", r"\\", "|"])
 _TEXT = (
     r"\\(?:text(?:bf|rm|it|sf|tt|normal|up|md)?|[mh]box|math(?:rm|bf|it|sf|tt|normal|bb|cal|frak|scr)|operatorname"
     r"|boldsymbol|bm|vec|overrightarrow|mathbi|overline|bar|hat|widehat|tilde|widetilde|underline|dot|emph)"
@@ -123,9 +129,9 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
         return []
     if low in JOINS:
         return [("sep", JOINS[low], space)]
-    if found := re.match(r"(and|or|,)\s+(?=[-+\d])", low):
-        rest = words[words.lower().index(found[1]) + len(found[1]) :]
-        return [("sep", JOINS[found[1]], space), *_text_tokens(command, rest, True, joined)]
+    pieces = re.split(r"\s*(,? ?\b(?:and|or)\b|&|,(?=\s|[a-zA-Z]))\s*", words, flags=re.I)
+    if len(pieces) > 1 and all(re.fullmatch(r"|[a-zA-Z]|[-+]?\d.*", piece) for piece in pieces[::2]):  # 5 or 6; A, B
+        return [token for piece in pieces for token in _text_tokens(command, piece, True, joined)]
     if re.match(r",?\s*(?:where|for|with)\b", low):
         return [("cond", words, space)]
     if constant_word(low):
@@ -138,11 +144,6 @@ def _text_tokens(command: str, content: str, space: bool, joined: bool) -> list[
         return [("text1", found[1], space)]
     if found := re.fullmatch(r"([-+]?\d[\d.,/]*)\s+([a-zA-Z].*)", words):
         return [*tokens(found[1], joined), *_text_tokens(command, found[2], True, joined)]
-    if re.fullmatch(r"[a-zA-Z](?:\s*(?:,|\band\b|\bor\b|&)+\s*[a-zA-Z])+", words):
-        return [
-            ("sep", JOINS.get(sign, "and"), True) if len(sign) > 1 or not sign.isalpha() else ("text1", sign, True)
-            for sign in re.findall(r"and\b|or\b|[,&]|[a-zA-Z]", words)
-        ]
     unit = re.sub(r"\^\\circ ?", "", words.replace(r"\cdot", "*").replace(r"\mu ", "μ"))
     if "\\" in words and unit_of(unit):  # N\cdot m
         return [("words", unit, space)]
@@ -173,3 +174,60 @@ def _word_tokens(word: str, space: bool) -> list[Token]:
     if (len(word) > 2 and measure(word)) or low in ("percent", *SCALES) or (not space and word in ORDINALS):
         return [("words", word, space)]
     return [("letter", letter, space and at == 0) for at, letter in enumerate(word)]
+
+
+class Cursor:
+    """Where a parser is in its tokens, and what comes next."""
+
+    def __init__(self, found: list[Token]):
+        self.found = [*found, ("end", "", True)]
+        self.at = 0
+        self.depth = 0
+        self.declared: list[Tree] = []
+        self.bars = 0
+        """open |: the next one closes"""
+        self.square = False
+        """in square brackets, where another [ closes: [0, 1[ in French"""
+
+    @property
+    def kind(self) -> str:
+        return self.found[self.at][0]
+
+    @property
+    def value(self) -> str:
+        kind, value, _ = self.found[self.at]
+        return kind if kind in ("sep", "cond") else value
+
+    def take(self) -> str:
+        value = self.found[self.at][1]
+        self.at += 1
+        return value
+
+    def next_is(self, *values: str) -> bool:
+        return self.kind in ("sign", "command") and self.found[self.at][1] in values
+
+    def accept(self, *values: str) -> bool:
+        if self.next_is(*values):
+            self.at += 1
+            return True
+        return False
+
+    def expect(self, *values: str) -> None:
+        if not self.accept(*values):
+            raise CannotParse(f"expected {' or '.join(values)}, found {self.value!r}")
+
+    def ended(self) -> bool:
+        if self.kind == "end" or (self.kind == "sign" and self.value in ",;"):
+            return True
+        if self.value == "|":
+            return self.bars > 0
+        return self.value in ENDS or self.kind in ("sep", "cond")
+
+    @contextmanager
+    def deeper(self) -> Iterator[None]:
+        """Around a rule that may contain itself. Raises CannotParse where the answer is nested too deep."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise CannotParse(f"nested more than {DEEPEST} deep")
+        yield
+        self.depth -= 1
