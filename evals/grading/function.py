@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from evals.errors import UserError
-from evals.grading import Verdict
+from evals.grading import Opened, Verdict
 from evals.items import Item
 
 TRIES = 2
@@ -60,7 +60,7 @@ class _Call:
                 verdict.set_result(made[number])
 
 
-class FunctionGrader:
+class FunctionGrader(Opened):
     """The interface of `Grader` over a function of one's own.
 
     The number must lie in `span`; None abstains. An exception is tried again, then a Verdict "error"; a call that takes
@@ -71,7 +71,7 @@ class FunctionGrader:
     def __init__(self, spec: str, span: tuple[float, float] = (0.0, 1.0), seconds: float = SECONDS):
         self.spec, self.span, self.seconds = spec, span, seconds
         self._function = load_function(spec)
-        self._parameters = _parameters(self._function)
+        self._parameters = inspect.signature(self._function).parameters
         self._named = _by_name(self._parameters)
         self._trl = "completions" in self._parameters
         self._batched = self._trl or getattr(self._function, "batched", False)
@@ -86,9 +86,6 @@ class FunctionGrader:
         self._told: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
-
-    def __enter__(self) -> "FunctionGrader":
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self._closed.set()
@@ -265,7 +262,7 @@ def _by_name(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 
 def check_columns(spec: str, items: Iterable[Item], parameters: Mapping[str, inspect.Parameter] | None = None) -> None:
     """Refuse a reward function that asks for a column that a problem does not have. Raises UserError."""
-    parameters = parameters if parameters is not None else _parameters(load_function(spec))
+    parameters = parameters if parameters is not None else inspect.signature(load_function(spec)).parameters
     free = (name for name in _by_name(parameters) if parameters[name].default is inspect.Parameter.empty)
     asked = [name for name in free if name not in SEEN]
     for item in items if asked else ():
@@ -274,13 +271,6 @@ def check_columns(spec: str, items: Iterable[Item], parameters: Mapping[str, ins
                 f"reward {spec} has a parameter {lacking!r}, and problem {item.id!r} has no such column. It has: "
                 f"{', '.join(sorted({*SEEN, *item.meta}))}. Rename it, or give it a default: {lacking}=None."
             )
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(function).parameters
-    except ValueError:  # a builtin without a signature
-        return {}
 
 
 def _traceback(error: BaseException) -> str:
@@ -322,17 +312,16 @@ def load_function(spec: str) -> Callable[[Any, Any], Any]:
         raise UserError(f"reward {spec!r}: importing {module!r} failed with {type(e).__name__}: {e}") from e
     if not callable(found):
         raise UserError(f"reward {spec!r} is not a function.")
-    parameters = _parameters(found).values()
+    named = inspect.signature(found).parameters
+    parameters = named.values()
     places = [p for p in parameters if p.kind in (_FIRST, _NAMED)]
-    if {"solution_str", "ground_truth"} <= _parameters(found).keys():
+    if {"solution_str", "ground_truth"} <= named.keys():
         raise UserError(
             f"reward {spec!r} is written for verl. Name one that calls it: def reward(text, item): "
             f"return {name}(item.meta.get('data_source'), text, item.answer, item.meta)"
         )
-    if "completions" in _parameters(found):  # TRL's: all by name
-        if any(p.kind is _FIRST for p in parameters):
-            raise UserError(f"reward {spec!r}: prompts and completions are given by name. Take the / out of its line.")
-    elif parameters and len(places) < 2 and not any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+    takes_two = len(places) > 1 or "completions" in named  # TRL's takes all by name
+    if parameters and not takes_two and not any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
         raise UserError(
             f"reward {spec!r} cannot be called with (text, item): it has the parameters "
             f"({', '.join(map(str, parameters))}). Expected `def {name}(text, item):`, or TRL's "

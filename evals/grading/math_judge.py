@@ -196,13 +196,11 @@ class Judge:
         return bool(reals(a, self.budget) and reals(r, self.budget)) and self.sets(a, r)
 
     def _time(self, a: Tree, r: Tree) -> bool:
-        if a[0] == "time" and r[0] == "ratio" and a[2] > 9 and not a[3] and not a[4]:
-            return self._ratio(("ratio", (_n(a[1]), _n(a[2]))), r)
         if a[0] != r[0]:  # 1:16 may be a ratio
             other, time = (a, r) if r[0] == "time" else (r, a)
-            if other[0] == "ratio" or time[3] or time[4] or not time[2] or time[2] < 10:
+            if a[0] == "ratio" or time[3] or time[4] or time[2] < 10:
                 return False
-            return other[0] in VALUES and same_value(other, ("/", _n(time[1]), _n(time[2])), self.budget)
+            return self._ratio(("ratio", (_n(time[1]), _n(time[2]))), other)
         of_day, wanted = ([t[1] % 12 + 12 * (t[4] == "pm"), *t[2:4]] if t[4] else [*t[1:4]] for t in (a, r))
         return of_day == wanted or (a[1:4] == r[1:4] and not (a[4] and r[4]))
 

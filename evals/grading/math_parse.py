@@ -3,9 +3,8 @@
 import re
 from fractions import Fraction
 
-from evals.grading.math_tokens import ENDS, ORDINALS, CannotParse, Cursor, tokens
+from evals.grading.math_tokens import ENDS, ORDINALS, CannotParse, Cursor, tokens, whole
 from evals.grading.math_tree import Tree, about_integers, joined, put
-from evals.grading.math_whole import whole
 from evals.grading.math_words import FUNCTIONS, SCALES, is_hedge, unit_of
 
 _RELATIONS = {"==": "=", "<=": "<=", ">=": ">=", "!=": "!=", "<>": "!="} | {sign: sign for sign in "=<>"}

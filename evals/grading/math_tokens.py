@@ -1,16 +1,18 @@
 """Signs of a mathematical answer: numbers, letters, commands, words, what joins statements; and a place among them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from evals.grading.math_tree import Tree
 from evals.grading.math_words import (
+    COUNTS,
     FUNCTIONS,
     JOINS,
     SAYS_SO,
     SCALES,
     SKIPPED,
+    WRAPPED,
     constant_word,
     is_hedge,
     measure,
@@ -231,3 +233,39 @@ class Cursor:
             raise CannotParse(f"nested more than {DEEPEST} deep")
         yield
         self.depth -= 1
+
+
+# answers whose form is a matter of the whole text
+
+_TIME = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?)?\s*(a\.?m\.?|p\.?m\.?)?\s*", re.I)
+_RATIO = re.compile(r"[^:=]+(?::[^:=]+)+")
+_TO = re.compile(r"(?<=[\d}])\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*to\s*\}|\bto\b)\s*(?=[\d\\])")
+_BASE = re.compile(
+    r"(-?)(?:\\(?:text|mathrm|mbox)\s*\{|\()?([0-9a-fA-F]+(?:\.[0-9a-fA-F]+)?)[})]?\s*_\s*"
+    r"(?:\{?\s*(?:\\text\s*\{\s*)?(\d{1,2}|[a-z]+)[\s}]*|(\d))"
+)
+
+
+def whole(text: str, parse: Callable[[str], Tree]) -> Tree | None:
+    """The tree of such an answer, of which `parse` gives the parts; None: it is none."""
+    if time := _TIME.fullmatch(bare := WRAPPED.sub(r"\1", text)):
+        hours, minutes, seconds, half = time.groups("")
+        upright = half and (bare != text or "." in half)  # 3am without a dot is a product
+        if (minutes or upright) and int(minutes or 0) < 60 and int(seconds or 0) < 60:
+            return ("time", int(hours), int(minutes or 0), int(seconds or 0), half.lower().replace(".", ""))
+    text = _TO.sub(":", text)
+    if ":" in text and not re.search(r"\\[{]|\||\{[^{}]*:", text):
+        sides = [side.strip() for side in text.split("=")]
+        if len(sides) > 1 and all(sides):  # a:b = 3:5
+            return ("rel", tuple(parse(side) for side in sides), ("=",) * (len(sides) - 1), text)
+        if _RATIO.fullmatch(text):
+            return ("ratio", tuple(parse(part.strip()) for part in text.split(":")))
+    if "_" in text and (base := _BASE.fullmatch(text)):
+        sign, digits, named, single = base.groups()
+        number = named or single
+        number = int(number) if number.isdecimal() else COUNTS.index(number) if number in COUNTS else 0
+        lettered = not digits[0].isdecimal()
+        fits = all(d == "." or int(d, 36) < number for d in digits)
+        if (10 if lettered else 1) < number <= 36 and fits:
+            return ("base", sign + digits.lower(), number)
+    return None

@@ -329,12 +329,10 @@ class Evaluator:
         if size > (12 if name in ("exp", "sinh", "cosh") else 300) and name not in ("abs", "ln", "log"):
             raise TooCostly(f"{name} of so large a number")
         self.need = max(self.need, -2 * size, size)
-        if name in ("floor", "ceil", "sgn") and hasattr(x, "_mpc_"):
-            raise Undefined(f"{name} of a complex number")
-        if name in ("floor", "ceil"):
-            return Fraction(int(getattr(self.mp, name)(x)))
-        if name == "sgn":
-            return Fraction((x > 0) - (x < 0))
+        if name in _STEPS:
+            if hasattr(x, "_mpc_"):
+                raise Undefined(f"{name} of a complex number")
+            return Fraction(int(getattr(self.mp, _STEPS[name])(x)))
         if name in ("ln", "log"):
             if not x:
                 raise Undefined("the logarithm of zero")
@@ -392,6 +390,7 @@ _ON_VALUES: dict[str, Callable[..., Value]] = {
 }
 """what is done with the values of a tree's parts"""
 _EXACT = {"abs": abs, "conj": Fraction, "floor": math.floor, "ceil": math.ceil, "sgn": lambda a: (a > 0) - (a < 0)}
+_STEPS = {"floor": "floor", "ceil": "ceil", "sgn": "sign"}
 _AT_ZERO = {"sin": 0, "tan": 0, "cos": 1, "exp": 1, "arcsin": 0, "arctan": 0, "sinh": 0, "cosh": 1, "tanh": 0}
 _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
 _MP = (
