@@ -58,16 +58,15 @@ class _Parser(Cursor):
 
     def items(self) -> tuple[list[Tree], list[str]]:
         items, joins = [self.statement()], []
-        while True:
-            if self.kind != "sep" and not (self.kind == "sign" and self.value in ",;"):
-                return items, joins
+        while self.kind == "sep" or (self.kind == "sign" and self.value in ",;"):
             join = self.take()
             if self.kind == "cond":
-                return items, joins
+                break
             if self.kind == "sep":  # ", and"
                 join = self.take()
             joins.append(join)
             items.append(self.statement())
+        return items, joins
 
     def statement(self) -> Tree:
         """Sides joined by =, <, \\in, ...; units and a modulus after the last one."""
@@ -181,9 +180,8 @@ class _Parser(Cursor):
                 closed = before[1] in (")", "!", "i") or (  # 5!5!, i2, 2^{10}3^5
                     factors[-1][0] == "^" and factors[-1][1][0] == "n" and before[0] != "number"
                 )
-                if self.kind in ("number", "science", "repeat") and not closed:
-                    factors[-1] = self.mixed(factors[-1])
-                    continue
+                if self.kind in _NUMBERS and not closed:
+                    raise CannotParse(f"a number right after {before[1]!r}")
                 factor = self.factor()
                 if factor[0] == "group" and about_integers(factor[1]):  # n pi (n in Z)
                     self.declared.append(factor[1])
@@ -204,26 +202,9 @@ class _Parser(Cursor):
             else:
                 return _of("*", factors)
 
-    def mixed(self, whole: Tree) -> Tree:
-        """3 1/2: a whole number, a space, a proper fraction. Two numbers side by side are nothing else."""
-        a, slash, b = self.found[self.at], self.found[self.at + 1], self.found[min(self.at + 2, len(self.found) - 1)]
-        before = self.found[self.at - 1]
-        if (
-            _plain_int(whole)
-            and before[0] == "number"
-            and a[2]
-            and (a[0], slash[1], b[0]) == ("number", "/", "number")
-            and a[1].isdecimal()
-            and b[1].isdecimal()
-            and 0 < int(a[1][:40]) < int(b[1][:40])
-        ):
-            self.at += 3
-            return ("mixed", whole, ("/", ("n", Fraction(int(a[1]))), ("n", Fraction(int(b[1])))))
-        raise CannotParse(f"a number right after {before[1]!r}")
-
     def starts_factor(self) -> bool:
         kind, value, _ = self.found[self.at]
-        if kind in ("number", "science", "repeat", "letter", "name", "vec", "function", "begin"):
+        if kind in (*_NUMBERS, "letter", "name", "vec", "function", "begin"):
             return True
         if kind == "text1":  # 3\text{ m} is metres, 3\mathrm{i} is not
             return value in "ie" or not unit_of(value)
@@ -245,8 +226,6 @@ class _Parser(Cursor):
             if self.accept("^", "**"):
                 if self.accept(r"\circ"):
                     tree = ("deg", tree)
-                elif self.accept(r"\prime"):
-                    tree = _primed(tree)
                 else:
                     power = self.exponent()
                     tree = ("deg", tree) if tree[0] == "n" and power == ("v", "o") else ("^", tree, power)
@@ -260,12 +239,10 @@ class _Parser(Cursor):
                 tree = _primed(tree)
             elif tree[0] == "deg" and self.kind == "number" and self.found[self.at + 1][1] == "'":
                 tree = ("deg", ("+", tree[1], self.minutes()))
-            elif self.kind == "words" and self.value.lower() in ("percent", "per cent", *SCALES):
-                word = self.take().lower()
-                tree = ("*", tree, ("n", Fraction(SCALES[word]))) if word in SCALES else ("pct", tree)
-            elif self.kind == "words" and self.value.lower() in ("degrees", "degree", "度"):
-                self.take()
-                tree = ("deg", tree)
+            elif self.kind == "words" and self.value.lower() in SCALES:
+                tree = ("*", tree, ("n", Fraction(SCALES[self.take().lower()])))
+            elif self.kind == "words" and self.value.lower() in _MARKS:
+                tree = (_MARKS[self.take().lower()], tree)
             elif self.kind == "words" and not self.found[self.at][2] and self.value in ORDINALS:
                 self.take()
             else:
@@ -330,6 +307,11 @@ class _Parser(Cursor):
             if abs(int(exponent)) > 2000:
                 raise CannotParse("an exponent over 2,000")
             return ("n", Fraction(mantissa) * Fraction(10) ** int(exponent))
+        if kind == "mixed":
+            whole, top, bottom = (Fraction(digits) for digits in re.split("[ /]+", self.take()))
+            if not 0 < top < bottom:
+                raise CannotParse("a number right after a number")
+            return ("mixed", ("n", whole), ("/", ("n", top), ("n", bottom)))
         if kind == "repeat":
             self.take()
             return ("n", _repeating(value))
@@ -588,6 +570,8 @@ _EVERY = re.compile(
     r",? ?for (?:all|any|every|each)(?: reals?| real numbers?)? ([a-zA-Z])(?: \\in (?:\\mathbb\{R\}|R))?"
 )
 """says nothing of a function of x"""
+_NUMBERS = ("number", "science", "repeat", "mixed")
+_MARKS = dict.fromkeys(("percent", "per cent"), "pct") | dict.fromkeys(("degrees", "degree", "度"), "deg")
 _BINARY = {r"\cdot": ("cdot",), r"\times": ("times",)} | dict.fromkeys(("/", r"\div"), ("/",))
 _BINARY |= dict.fromkeys((r"\bmod", "mod"), ("f", "mod"))
 _INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}

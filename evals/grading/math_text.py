@@ -107,6 +107,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\mu ?(\\(?:text|mathrm) ?\{ ?)"), r"\1μ"),
     (re.compile(r"\\AA(?![a-zA-Z])"), r"\\text{å}"),
     (re.compile(r"\\not\s*="), r"\\ne"),
+    (re.compile(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))"), "'"),
     (re.compile(r"\.\.\.+"), r"\\dots"),
     (re.compile(r"\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\{\s*\\degree\s*\}"), r"^\\circ"),
     (re.compile(r"\\%"), "%"),

@@ -32,6 +32,7 @@ _TOKEN = re.compile(
     r"(?P<repeat>\d*\.\d*\\(?:overline|bar|dot)\s*(?:\{\d+\}|\d))"
     r"|(?P<science>(?<![a-zA-Z}])\d+(?:\.\d+)?[eE][+-]?\d+(?![a-zA-Z.]))"
     r"|(?P<thousands>(?<![\d.,])[1-9]\d{0,2}(?:(?:, ?| )\d{3})+(?!\d|, ?\d)(?:\.\d+)?)"
+    r"|(?P<mixed>(?<![\d.,^_])\d{1,40} +\d{1,40}/\d{1,40}(?![\d.]))"
     r"|(?P<number>\d+(?:\.\d+)?|\.\d+)"
     rf"|(?P<text>{_TEXT})(?![a-zA-Z])\s*(?=\{{|[a-zA-Z0-9])"
     r"|\\begin\s*\{(?P<begin>[a-zA-Z]+\*?)\}|\\end\s*\{(?P<close>[a-zA-Z]+\*?)\}"

@@ -58,7 +58,7 @@ class Evaluator:
             return tree[1]
         if kind in ("v", "c", "vec"):
             return self.symbol(kind, tree[1])
-        made, on_values = getattr(self, f"_{_NAMES.get(kind, kind)}", None), _ON_VALUES.get(kind)
+        made, on_values = getattr(self, "_power" if kind == "^" else f"_{kind}", None), _ON_VALUES.get(kind)
         try:
             if on_values:
                 return on_values(self, *map(self, tree[1:]))
@@ -374,7 +374,6 @@ class Evaluator:
         )
 
 
-_NAMES = {"^": "power"}
 _ON_VALUES: dict[str, Callable[..., Value]] = {
     "+": lambda evaluate, *terms: evaluate.sum(terms),
     "mixed": lambda evaluate, *terms: evaluate.sum(terms),
