@@ -94,7 +94,8 @@ def _compare(answer: str, reference: str) -> Judgement:
         label = _CHOICE.fullmatch(rf"\text{{{wanted}}}") or _CHOICE.fullmatch(wanted)
         if not is_hedge(content) and (label[1] == letter if label else _read_as(content, wanted, True).same):
             return Judgement(True, "choice", f"({letter}) {content}")
-    if not re.search("[a-zA-Z]", _letters(wanted)) and (bare := _with_unit(said)) and _read_as(bare, wanted, True).same:
+    bare = _with_unit(said)
+    if bare and not re.search("[a-zA-Z]", _letters(wanted)) and _read_as(bare, wanted, True).same:
         return Judgement(True, "unit", "typed bare")
     return told
 
@@ -220,5 +221,6 @@ def _letters(text: str) -> str:
 
 def _counted(text: str) -> str:
     """12 for twelve."""
-    word = WRAPPED.sub(r"\1", text).strip().lower()
+    wrapped = WRAPPED.fullmatch(text)
+    word = (wrapped[1] if wrapped else text).strip().lower()
     return str(COUNTS.index(word)) if word in COUNTS else text

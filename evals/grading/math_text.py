@@ -107,23 +107,27 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\\mu ?(\\(?:text|mathrm) ?\{ ?)"), r"\1μ"),
     (re.compile(r"\\AA(?![a-zA-Z])"), r"\\text{å}"),
     (re.compile(r"\\not\s*="), r"\\ne"),
-    (re.compile(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))"), "'"),
     (re.compile(r"\.\.\.+"), r"\\dots"),
     (re.compile(r"\\degree(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\^\s*\{\s*\\degree\s*\}"), r"^\\circ"),
     (re.compile(r"\\%"), "%"),
-    (re.compile(r"(\\(?:text|mathrm)\s*\{\s*)?\(\s*(?:\\b?)?mod\s*([^()]*)\)(?(1)\s*\})"), r"\\pmod{\2}"),
-    (
-        re.compile(r"\\text ?\{ ?(?i:all )?reals?(?: numbers?)? (?:except|other than)(?: for)? ?([^{}]*)\}(.*)"),
-        r"\\mathbb{R}\\setminus\\{\1\2\\}",
-    ),
     (re.compile(r"\\operatorname\*"), r"\\operatorname"),
     (re.compile(rf"\\frac ?\{{ ?({_TEXT}\{{[^{{}}]*\}}) ?\}} ?\{{ ?({_TEXT}\{{[^{{}}]*\}}[\^{{}}\d]*)\}}"), r"\1/\2"),
 ]
 _UNWRAP = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
 _MARKDOWN = re.compile(r"(\*\*|__|`+|\")(.*)\1\.?", re.S)
-_RECURRING = re.compile(r"(\.\d*?)(?!9)(\d{1,6}?)\2{2,} ?\\dots(?![a-zA-Z])")
-"""0.333... and 1.272727...: three times the same. 4.999... is no 5: it was rounded"""
-_TIMES = re.compile(r"(?<=\d) ?x ?(?=10(?:\^|\*\*))")
+_RARE = [
+    ("prime", re.compile(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))"), "'"),
+    ("mod", re.compile(r"(\\(?:text|mathrm)\s*\{\s*)?\(\s*(?:\\b?)?mod\s*([^()]*)\)(?(1)\s*\})"), r"\\pmod{\2}"),
+    (
+        "real",
+        re.compile(r"\\text ?\{ ?(?i:all )?reals?(?: numbers?)? (?:except|other than)(?: for)? ?([^{}]*)\}(.*)"),
+        r"\\mathbb{R}\\setminus\\{\1\2\\}",
+    ),
+    ("x", re.compile(r"(?<=\d) ?x ?(?=10(?:\^|\*\*))"), r"\\times "),
+    # 0.333... and 1.272727...: three times the same. 4.999... is no 5: it was rounded
+    ("dots", re.compile(r"(\.\d*?)(?!9)(\d{1,6}?)\2{2,} ?\\dots(?![a-zA-Z])"), r"\1\\overline{\2}"),
+]
+"""rules for answers that hold a word"""
 _END = re.compile(r"(?:[\s.,;:]|\\\\|\\[;,:\s])+$")
 
 
@@ -145,15 +149,14 @@ def clean(answer: str) -> str:
         answer = answer.translate(UNICODE)
     if marked := _MARKDOWN.fullmatch(answer):
         answer = marked[2]
-    if "\\" in answer or "$" in answer or "~" in answer or "{" in answer or "mod" in answer:
+    if "\\" in answer or "$" in answer or "~" in answer or "{" in answer:
         for pattern, replacement in _RULES:
             answer = pattern.sub(replacement, answer)
     else:
         answer = " ".join(answer.replace("...", r"\dots ").split())
-    if "x" in answer:
-        answer = _TIMES.sub(r"\\times ", answer)
-    if "dots" in answer:
-        answer = _RECURRING.sub(r"\1\\overline{\2}", answer)
+    for word, pattern, replacement in _RARE:
+        if word in answer:
+            answer = pattern.sub(replacement, answer)
     return _bare(_END.sub("", answer).strip())
 
 
