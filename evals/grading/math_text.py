@@ -123,7 +123,7 @@ _RARE = [
         re.compile(r"\\text ?\{ ?(?i:all )?reals?(?: numbers?)? (?:except|other than)(?: for)? ?([^{}]*)\}(.*)"),
         r"\\mathbb{R}\\setminus\\{\1\2\\}",
     ),
-    ("x", re.compile(r"(?<=\d) ?x ?(?=10(?:\^|\*\*))"), r"\\times "),
+    ("10", re.compile(r"(?<=\d) ?x ?(?=10(?:\^|\*\*))"), r"\\times "),
     # 0.333... and 1.272727...: three times the same. 4.999... is no 5: it was rounded
     ("dots", re.compile(r"(\.\d*?)(?!9)(\d{1,6}?)\2{2,} ?\\dots(?![a-zA-Z])"), r"\1\\overline{\2}"),
 ]
