@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Outcome = Literal["right", "wrong", "no_answer", "scored", "abstained", "timeout", "error"]
 """scored: a reward function of one's own gave something between right and wrong; abstained: it gave None"""
@@ -43,3 +43,13 @@ class Verdict:
         if not self.scorable:
             return None
         return self.score if self.score is not None else float(self.outcome == "right")
+
+
+class Opened:
+    """What graders share: `with` gives the grader itself, and nothing waits for the end of a rollout."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def flush(self) -> None:
+        """Everything of a rollout has been submitted."""

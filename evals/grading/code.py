@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from evals.code_tests import Code
 from evals.errors import UserError
-from evals.grading import NO_PROGRAM, Verdict, fences
+from evals.grading import NO_PROGRAM, Opened, Verdict, fences
 from evals.grading.thoughts import answer_part
 from evals.items import Item
 from sandbox import Program, Report, Sandbox, SandboxError
@@ -70,7 +70,7 @@ def assemble(program: str, where: str, code: Code) -> str:
     return f"{whole}\n{code.after}" if code.after else whole
 
 
-class CodeGrader:
+class CodeGrader(Opened):
     """Runs the program of a response on `item.code`'s tests, in the sandbox, on threads of its own.
 
     One run gives two verdicts, one under each rule of comparison (sandbox/compare.py): `meta` has both. Where a
@@ -119,9 +119,6 @@ class CodeGrader:
         self.label = self._sandbox.label
         """the backend and its level, which every verdict's meta names too"""
 
-    def __enter__(self) -> "CodeGrader":
-        return self
-
     def __exit__(self, *exc: object) -> None:
         self._sandbox.close()
 
@@ -156,9 +153,6 @@ class CodeGrader:
 
         judged.add_done_callback(done)
         return verdict
-
-    def flush(self) -> None:
-        """Everything of a rollout has been submitted: nothing here waits for that."""
 
     def _verdict(self, report: Report, program: str | None, rescued: str | None, where: str) -> Verdict:
         deciding = report.lcb or report if self.compat == "lcb" else report  # Problem.lcb may say no

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from evals.errors import UserError
-from evals.grading import Verdict
+from evals.grading import Opened, Verdict
 from evals.items import Item
 
 TRIES = 2
@@ -60,7 +60,7 @@ class _Call:
                 verdict.set_result(made[number])
 
 
-class FunctionGrader:
+class FunctionGrader(Opened):
     """The interface of `Grader` over a function of one's own.
 
     The number must lie in `span`; None abstains. An exception is tried again, then a Verdict "error"; a call that takes
@@ -71,7 +71,7 @@ class FunctionGrader:
     def __init__(self, spec: str, span: tuple[float, float] = (0.0, 1.0), seconds: float = SECONDS):
         self.spec, self.span, self.seconds = spec, span, seconds
         self._function = load_function(spec)
-        self._parameters = _parameters(self._function)
+        self._parameters = inspect.signature(self._function).parameters
         self._named = _by_name(self._parameters)
         self._trl = "completions" in self._parameters
         self._batched = self._trl or getattr(self._function, "batched", False)
@@ -81,17 +81,11 @@ class FunctionGrader:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._running: dict[_Call, float] = {}
         """since when; whoever takes a call out of it has its verdicts to give"""
-        self._of: dict[str, list[_Call]] = {}
-        """calls that are not over, by problem: the first half of the threads' number of them are in `_calls` or run, so
-        that answers that take long leave room for those to other problems"""
         self._threads = 0
         self._closed = threading.Event()
         self._told: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
-
-    def __enter__(self) -> "FunctionGrader":
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self._closed.set()
@@ -120,25 +114,12 @@ class FunctionGrader:
 
     def _start(self, call: _Call) -> None:
         with self._lock:
-            mine = self._of.setdefault(call.asked[0][1].id, [])
-            mine.append(call)
-            if len(mine) <= self._size // 2:
-                self._calls.put(call)
+            self._calls.put(call)
             if not self._threads:
                 threading.Thread(target=self._watch, name="reward watch", daemon=True).start()
             if self._threads < self._size:
                 self._threads += 1
                 threading.Thread(target=self._work, name="reward", daemon=True).start()
-
-    def _over(self, call: _Call) -> None:
-        """Its place is that of the next call about its problem."""
-        with self._lock:
-            mine, places = self._of[call.asked[0][1].id], self._size // 2
-            mine.remove(call)
-            if len(mine) >= places:
-                self._calls.put(mine[places - 1])
-            elif not mine:
-                del self._of[call.asked[0][1].id]
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -146,7 +127,6 @@ class FunctionGrader:
             made = self._judge(call)
             if self._running.pop(call, None) is None:
                 return  # it was given up, and another thread has this one's place
-            self._over(call)
             call.deliver(made)
 
     def _watch(self) -> None:
@@ -156,7 +136,6 @@ class FunctionGrader:
                     for waits in call.awaited:
                         waits.cancel()
                     said = f"no answer within {self.seconds:g} s"
-                    self._over(call)
                     self._tell("timeout", call, f"{said} (reward_seconds). Its thread may go on.")
                     call.deliver([Verdict("timeout", self.spec, None, said)] * len(call.verdicts))
                     threading.Thread(target=self._work, name="reward", daemon=True).start()
@@ -198,10 +177,9 @@ class FunctionGrader:
         if self._trl:  # as its trainer does: a chat's completions are chats
             asked_chats = [list(i.chat) or [{"role": "user", "content": i.prompt}] for i in items]
             answers = [[{"role": "assistant", "content": text}] for text in texts]
-            chat = [item.was_chat for item in items]
             named = {
-                "prompts": [asked if c else i.prompt for c, asked, i in zip(chat, asked_chats, items, strict=True)],
-                "completions": [answer if c else t for c, answer, t in zip(chat, answers, texts, strict=True)],
+                "prompts": [one if i.was_chat else i.prompt for one, i in zip(asked_chats, items, strict=True)],
+                "completions": [a if i.was_chat else t for a, t, i in zip(answers, texts, items, strict=True)],
                 "completion_ids": [list(one["token_ids"] or ()) for one in known],
                 "trainer_state": SimpleNamespace(global_step=known[0]["step"] or 0),
             }
@@ -240,8 +218,7 @@ class FunctionGrader:
                 f"reward {self.spec} gets lists and returned {_shown(answer)}; expected a list of {count} numbers or "
                 "None, one for each text."
             )
-        scores = list(answer)
-        if len(scores) != count:
+        if len(scores := list(answer)) != count:
             raise UserError(
                 f"reward {self.spec} returned {len(scores)} numbers for {count} texts; expected one for each text, "
                 "None where it cannot tell."
@@ -285,7 +262,7 @@ def _by_name(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 
 def check_columns(spec: str, items: Iterable[Item], parameters: Mapping[str, inspect.Parameter] | None = None) -> None:
     """Refuse a reward function that asks for a column that a problem does not have. Raises UserError."""
-    parameters = parameters if parameters is not None else _parameters(load_function(spec))
+    parameters = parameters if parameters is not None else inspect.signature(load_function(spec)).parameters
     free = (name for name in _by_name(parameters) if parameters[name].default is inspect.Parameter.empty)
     asked = [name for name in free if name not in SEEN]
     for item in items if asked else ():
@@ -294,13 +271,6 @@ def check_columns(spec: str, items: Iterable[Item], parameters: Mapping[str, ins
                 f"reward {spec} has a parameter {lacking!r}, and problem {item.id!r} has no such column. It has: "
                 f"{', '.join(sorted({*SEEN, *item.meta}))}. Rename it, or give it a default: {lacking}=None."
             )
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    try:
-        return inspect.signature(function).parameters
-    except ValueError:  # a builtin without a signature
-        return {}
 
 
 def _traceback(error: BaseException) -> str:
@@ -342,17 +312,16 @@ def load_function(spec: str) -> Callable[[Any, Any], Any]:
         raise UserError(f"reward {spec!r}: importing {module!r} failed with {type(e).__name__}: {e}") from e
     if not callable(found):
         raise UserError(f"reward {spec!r} is not a function.")
-    parameters = _parameters(found).values()
+    named = inspect.signature(found).parameters
+    parameters = named.values()
     places = [p for p in parameters if p.kind in (_FIRST, _NAMED)]
-    if {"solution_str", "ground_truth"} <= _parameters(found).keys():
+    if {"solution_str", "ground_truth"} <= named.keys():
         raise UserError(
             f"reward {spec!r} is written for verl. Name one that calls it: def reward(text, item): "
             f"return {name}(item.meta.get('data_source'), text, item.answer, item.meta)"
         )
-    if "completions" in _parameters(found):  # TRL's: all by name
-        if any(p.kind is _FIRST for p in parameters):
-            raise UserError(f"reward {spec!r}: prompts and completions are given by name. Take the / out of its line.")
-    elif parameters and len(places) < 2 and not any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+    takes_two = len(places) > 1 or "completions" in named  # TRL's takes all by name
+    if parameters and not takes_two and not any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
         raise UserError(
             f"reward {spec!r} cannot be called with (text, item): it has the parameters "
             f"({', '.join(map(str, parameters))}). Expected `def {name}(text, item):`, or TRL's "

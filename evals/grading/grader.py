@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from evals.errors import UserError
-from evals.grading import FAILED, Verdict
+from evals.grading import FAILED, Opened, Verdict
 from evals.grading.code import CodeGrader
 from evals.grading.function import SECONDS, FunctionGrader
 from evals.grading.math import extract_answer, same_string
 from evals.grading.math_compare import Judgement, compare, quick
 from evals.grading.math_form import unsimplified
 from evals.grading.thoughts import answer_part
-from evals.grading.weighted import WeightedGrader
 from evals.items import Item
 
 BATCH = 32
@@ -110,30 +109,7 @@ def grade(text: str, reference: str, grader: str = "math", question: str = "") -
     return settle(look, compare(look, boxed(reference)), reference, grader == "math-simplified", question)
 
 
-def open_grader(
-    name: str, span: tuple[float, float] = (0.0, 1.0), code: Mapping[str, Any] | None = None, seconds: float = SECONDS
-) -> "Grader | FunctionGrader | CodeGrader":
-    """The grader called `name`, or the reward function `module:function` with numbers in `span`, calls of `seconds`.
-
-    `code`: keyword arguments of `CodeGrader`, for the grader "code".
-    """
-    if ":" in name:
-        return FunctionGrader(name, span, seconds)
-    return CodeGrader(**(code or {})) if name == "code" else Grader(name)
-
-
-def open_rewards(
-    parts: Mapping[str, tuple[str, float, tuple[float, float]]],
-    code: Mapping[str, Any] | None = None,
-    seconds: float = SECONDS,
-) -> WeightedGrader:
-    """The weighted sum of several rewards: name -> (grader or `module:function`, weight, range)."""
-    return WeightedGrader(
-        {name: (open_grader(what, span, code, seconds), weight) for name, (what, weight, span) in parts.items()}
-    )
-
-
-class Grader:
+class Grader(Opened):
     """A context manager around worker processes, which are started when first needed.
 
     A comparison is bounded by its own budget, and by its worker's processor time; what the answer costs too much is
@@ -156,9 +132,6 @@ class Grader:
         self._known: dict[tuple[str, str, str], Future[Verdict]] = {}
         self._told = False
 
-    def __enter__(self) -> "Grader":
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         while kind is not None and not self._tasks.empty():  # nobody asks for these verdicts any more
             with contextlib.suppress(queue.Empty):
@@ -172,9 +145,6 @@ class Grader:
     def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]":
         """The verdict on a whole response. Blocks only when 10,000 comparisons are waiting."""
         return self.compare(text, item.answer, item.prompt)
-
-    def flush(self) -> None:
-        """Everything of a rollout has been submitted: nothing here waits for that."""
 
     def compare(self, text: str, reference: str, question: str = "") -> "Future[Verdict]":
         """`submit` for a reference without an item."""
@@ -215,26 +185,22 @@ class Grader:
     def _serve(self) -> None:
         """One thread owns one worker process for its whole life."""
         worker: _Worker | None = None
-        more = True
-        while more:
-            batch, more = self._take()
-            if batch:
-                worker = self._answer(batch, worker)
+        while batch := self._take():
+            worker = self._answer(batch, worker)
         if worker is not None:
             worker.kill()
 
-    def _take(self) -> tuple[list[_Asked], bool]:
-        """Up to BATCH of the comparisons that wait, the other workers' share left; False: no more will come."""
+    def _take(self) -> list[_Asked]:
+        """Up to BATCH of the comparisons that wait, the other workers' share left; none: no more will come."""
         batch: list[_Asked] = []
-        while len(batch) < BATCH and (not batch or self._tasks.qsize() >= self._size):
-            try:
-                asked = self._tasks.get(block=not batch)
-            except queue.Empty:
-                break
-            if asked is None:
-                return batch, False
-            batch.append(asked)
-        return batch, True
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < BATCH and (not batch or self._tasks.qsize() >= self._size):
+                if (asked := self._tasks.get(block=not batch)) is None:
+                    if batch:
+                        self._tasks.put(None)
+                    break
+                batch.append(asked)
+        return batch
 
     def _answer(self, batch: list[_Asked], worker: "_Worker | None", tries: int = 2) -> "_Worker | None":
         """Give a batch its verdicts, and return the worker. What a death cut off is asked again, one by one."""
@@ -244,18 +210,14 @@ class Grader:
         except (TimeoutError, ConnectionError) as e:
             if worker is not None:
                 worker.kill()
+            worker = None
             self.restarts += 1
-            if len(batch) > 1:
-                worker = None
+            if len(batch) > 1 or (isinstance(e, ConnectionError) and tries > 1):
                 for asked in batch:
-                    worker = self._answer([asked], worker)
+                    worker = self._answer([asked], worker, tries if len(batch) > 1 else tries - 1)
                 return worker
-            if isinstance(e, ConnectionError) and tries > 1:
-                return self._answer(batch, None, tries - 1)
-            ((task, verdict),) = batch
             outcome = "timeout" if isinstance(e, TimeoutError) else "error"
-            verdict.set_result(Verdict(outcome, "box:worker", task["answer"], str(e)))
-            return None
+            replies = [{"outcome": outcome, "path": "box:worker", "answer": batch[0][0]["answer"], "detail": str(e)}]
         for (_, verdict), reply in zip(batch, replies, strict=True):
             verdict.set_result(Verdict(**reply))
         return worker
@@ -302,3 +264,85 @@ class _Worker:
         self.process.kill()
         self.process.wait()
         self.connection.close()
+
+
+class WeightedGrader(Opened):
+    """The interface of `Grader` over several: `parts` is name -> (grader, weight), the reward sum of weight x reward.
+
+    A part that abstains is left out for this response; all of them together abstain where each does. A part that fails
+    makes the whole a failure, unless its weight is 0. Right, wrong and the extracted answer are what the first part
+    says, so that the lengths of right and wrong answers keep their meaning.
+    """
+
+    def __init__(self, parts: Mapping[str, tuple[Any, float]]):
+        self.parts = parts
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "WeightedGrader":
+        for grader, _ in self.parts.values():
+            self._open.enter_context(grader)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._open.close()
+
+    def submit(self, text: str, item: Item, seen: Mapping[str, Any] | None = None) -> "Future[Verdict]":
+        whole: Future[Verdict] = Future()
+        verdicts = {name: grader.submit(text, item, seen) for name, (grader, _) in self.parts.items()}
+        waiting = iter(verdicts.values())
+
+        def wait(_: object = None) -> None:
+            """For one after the other; the last one's thread adds up."""
+            if (future := next(waiting, None)) is not None:
+                future.add_done_callback(wait)
+                return
+            try:
+                whole.set_result(self._sum({name: future.result() for name, future in verdicts.items()}))
+            except BaseException as e:  # noqa: BLE001  a mistake of a part: whoever asks for the verdict gets it
+                whole.set_exception(e)
+
+        wait()
+        return whole
+
+    def flush(self) -> None:
+        for grader, _ in self.parts.values():
+            grader.flush()
+
+    def _sum(self, verdicts: Mapping[str, Verdict]) -> Verdict:
+        rewards = {name: verdict.reward for name, verdict in verdicts.items()}
+        first = next(iter(verdicts.values()))
+        meta = {key: value for verdict in verdicts.values() for key, value in verdict.meta.items()}
+        weights = {name: weight for name, (_, weight) in self.parts.items()}
+        failed = [name for name, verdict in verdicts.items() if verdict.outcome in FAILED and weights[name]]
+        told = [name for name, reward in rewards.items() if reward is not None and weights[name]]
+        if failed or not told:
+            name = failed[0] if failed else next(iter(verdicts))
+            verdict = verdicts[name]
+            outcome, path = (verdict.outcome if failed else "abstained"), f"{name}:{verdict.path}"
+            return Verdict(outcome, path, first.answer, verdict.detail, parts=rewards, meta=meta)
+        total = sum(weights[name] * (rewards[name] or 0.0) for name in told)
+        outcome = first.outcome if first.scorable else "scored"
+        return Verdict(outcome, first.path, first.answer, score=total, parts=rewards, meta=meta)
+
+
+def open_grader(
+    name: str, span: tuple[float, float] = (0.0, 1.0), code: Mapping[str, Any] | None = None, seconds: float = SECONDS
+) -> Grader | FunctionGrader | CodeGrader:
+    """The grader called `name`, or the reward function `module:function` with numbers in `span`, calls of `seconds`.
+
+    `code`: keyword arguments of `CodeGrader`, for the grader "code".
+    """
+    if ":" in name:
+        return FunctionGrader(name, span, seconds)
+    return CodeGrader(**(code or {})) if name == "code" else Grader(name)
+
+
+def open_rewards(
+    parts: Mapping[str, tuple[str, float, tuple[float, float]]],
+    code: Mapping[str, Any] | None = None,
+    seconds: float = SECONDS,
+) -> WeightedGrader:
+    """The weighted sum of several rewards: name -> (grader or `module:function`, weight, range)."""
+    return WeightedGrader(
+        {name: (open_grader(what, span, code, seconds), weight) for name, (what, weight, span) in parts.items()}
+    )

@@ -16,7 +16,7 @@ from evals.grading.math_text import TooLong, clean, normalise
 from evals.grading.math_tokens import CannotParse
 from evals.grading.math_tree import Tree, parts, variables
 from evals.grading.math_value import BUDGET, Evaluator, TooCostly, Undefined
-from evals.grading.math_words import FUNCTIONS, UNITS, WRAPPED, constant_word, is_hedge, plain_words
+from evals.grading.math_words import COUNTS, FUNCTIONS, WRAPPED, constant_word, is_hedge, plain_words, typed_unit
 
 
 class Judgement(NamedTuple):
@@ -83,6 +83,7 @@ def _compare(answer: str, reference: str) -> Judgement:
         wanted = clean(reference)
     except TooLong as e:
         return Judgement(False, "unparsed", f"the reference has {e}")
+    said, wanted = (_counted(text) for text in (said, wanted))
     told = _read_as(said, wanted, True)
     if told.same:
         return told
@@ -93,8 +94,9 @@ def _compare(answer: str, reference: str) -> Judgement:
         label = _CHOICE.fullmatch(rf"\text{{{wanted}}}") or _CHOICE.fullmatch(wanted)
         if not is_hedge(content) and (label[1] == letter if label else _read_as(content, wanted, True).same):
             return Judgement(True, "choice", f"({letter}) {content}")
-    if not re.search("[a-zA-Z]", wanted) and (bare := _without_unit(said)) and _read_as(bare, wanted, True).same:
-        return Judgement(True, "value", "without its unit")
+    bare = _with_unit(said)
+    if bare and not re.search("[a-zA-Z]", _letters(wanted)) and _read_as(bare, wanted, True).same:
+        return Judgement(True, "unit", "typed bare")
     return told
 
 
@@ -166,9 +168,7 @@ _CHOICE = re.compile(rf"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{{\s*{_
 _SPACED = re.compile(r"\d, [1-9]\d\d(?!\d)")
 """5, 125 in a reference is two numbers; an answer may mean thousands by it"""
 _LABELLED = re.compile(rf"{_OPTION}([A-J])[).:]+\s+((?![-+=] |[A-J]$)(?!.*\([A-J]\)).+)")
-_WORDS = frozenset(
-    "yes no true false odd even none never always both neither one two three four five six seven".split()  # noqa: SIM905
-)
+_WORDS = frozenset("yes no true false odd even none never always both neither".split())  # noqa: SIM905
 
 
 def _choice(said: str) -> tuple[str, str]:
@@ -180,7 +180,7 @@ def _choice(said: str) -> tuple[str, str]:
 def value_text(answer: str) -> str:
     """A cleaned answer without the letter of a choice or a unit that is typed bare."""
     content = _choice(clean(answer))[1]
-    return _without_unit(content) or content
+    return _with_unit(content) or content
 
 
 def _same_words(said: str, wanted: str) -> bool:
@@ -193,18 +193,34 @@ def _same_words(said: str, wanted: str) -> bool:
 def _is_word(text: str) -> bool:
     """Letters that are a word or a label and no product: ABCD, odd, yes; xyz and AB are products."""
     bare = WRAPPED.sub(r"\1", text).strip()
+    if bare.lower() in _WORDS:
+        return True
     if not bare.isalpha() or len(bare) < 3 or constant_word(bare.lower()) or bare in FUNCTIONS:
         return False
     if bare != text and len(bare) > 1:
         return True
-    return bare.isupper() or bare.lower() in _WORDS or len(set(bare)) < len(bare) or len(bare) > 5
+    return bare.isupper() or len(set(bare)) < len(bare) or len(bare) > 5
 
 
-_SHORT = "|".join(sorted((unit for unit in UNITS if len(unit) == 2), key=len))
-_MEASURED = re.compile(rf"(.*[\d}}])\s*(?:{_SHORT}|mph|sec|min|hrs)(?:\s*\^?\{{?[23]\}}?)?")
+_MEASURED = re.compile(r"(.*(?:[\d}]|\\pi))(?: +|(?=[a-zA-Z]{2}))([a-zA-Z][a-zA-Z./ ]*(?:\^?\{?[23]\}?)?)")
 
 
-def _without_unit(said: str) -> str:
-    """A number without a short unit that is typed bare (5 cm); "" for anything else."""
+def _with_unit(said: str) -> str:
+    """A number with its unit upright, where that is typed bare (5 cm); "" for anything else."""
     found = _MEASURED.fullmatch(said)
-    return found[1] if found and not re.search("[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", found[1])) else ""
+    if not found or re.search("[a-zA-Z]", _letters(found[1])):
+        return ""
+    unit = re.sub("[{}]", "", found[2])
+    return rf"{found[1]}\text{{ {unit}}}" if typed_unit(unit) else ""
+
+
+def _letters(text: str) -> str:
+    """Without commands and what is upright."""
+    return re.sub(r"\\[a-zA-Z]+", "", WRAPPED.sub("", text))
+
+
+def _counted(text: str) -> str:
+    """12 for twelve."""
+    wrapped = WRAPPED.fullmatch(text)
+    word = (wrapped[1] if wrapped else text).strip().lower()
+    return str(COUNTS.index(word)) if word in COUNTS else text

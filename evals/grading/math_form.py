@@ -14,7 +14,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from evals.grading.math_compare import number, value_text
+from evals.grading.math_compare import value_text
 from evals.grading.math_parse import parse
 from evals.grading.math_text import TooLong, clean, normalise
 from evals.grading.math_tokens import CannotParse
@@ -32,8 +32,6 @@ def unsimplified(answer: str, reference: str, question: str = "") -> str:
     copied = len(said) > 2 and (_OPERATORS.search(said) or not said.isalnum())
     if question and copied and said in _formulas(question):
         return "an expression of the question"
-    if number(said) is not None and _lowest(said):
-        return ""
     try:
         a, r = _value(parse(value_text(answer))), parse(clean(reference))
         r = r if r[0] == "rel" and r[1][0][0] != "v" else _value(r)  # of x = 5 the 5; x + y = 5 is an equation
@@ -57,12 +55,6 @@ def _formulas(question: str) -> set[str]:
     formulas = parts[1::2] or [question.strip().removesuffix("=")]
     sides = [side for formula in formulas for side in (formula, *re.split(r"=|\\le|\\ge|<|>", formula))]
     return {normalise(side) for side in sides}
-
-
-def _lowest(key: str) -> bool:
-    """A fraction as it is written is in lowest terms with a denominator over one."""
-    parts = [abs(int(part)) for part in re.findall(r"\d+", key)] if "frac" in key or "/" in key else []
-    return not parts or (math.gcd(*parts) == 1 and parts[1] > 1)
 
 
 def _value(tree: Tree) -> Tree:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from evals.grading.math_same import points, same_value
+from evals.grading.math_same import points, real, same_value
 from evals.grading.math_sets import TURNED, expanded, has_pm, reals, same_reals
 from evals.grading.math_tree import WHOLE, Tree, put, variables, walk
 from evals.grading.math_value import Evaluator, Undefined
@@ -17,7 +17,20 @@ _SETS = frozenset(["cup", "cap", "minus", "any", "all", "either", "build"])
 _LABEL = re.compile(r"([a-zA-Z](?:_?\w+)?(?:\^\{-1\})?'*\([a-zA-Z0-9,]+\))=")
 
 
-_OF = re.compile(r"([a-zA-Z][(_])([a-z])\)?")
+_RULES = {
+    "mod": ("mod", "moduli"),
+    "eq": ("equation", "equations"),
+    "eqn": ("equation", "equations"),
+    "text": ("text", "texts"),
+    "time": ("time", "times"),
+    "ratio": ("ratio", "ratios"),
+    "base": ("base", "bases"),
+    "unit": ("unit", "measured"),
+    "deg": ("unit", "measured"),
+    "pct": ("percent", "percents"),
+}
+"""a kind of tree -> what the verdict names, the rule; the first one that either side is"""
+_OF = re.compile(r"([a-zA-Z](?:\(|_(?=[i-n])))([a-z])\)?")
 """f(x), a_n"""
 
 
@@ -43,19 +56,9 @@ class Judge:
             return self.sets(*(("any", tree[1]) if tree[0] == "list" else tree for tree in (a, r)))
         if any(tree[0] == "list" or (has_pm(tree) and not _is_reals(tree)) for tree in (a, r)):
             return self.lists(a, r)
-        if a[0] == "mod" or r[0] == "mod":
-            return self.moduli(a, r)
-        if a[0] in ("eq", "eqn") or r[0] in ("eq", "eqn"):
-            return self.equations(a, r)
-        for kind in ("text", "time", "ratio", "base"):
-            if kind in (a[0], r[0]):
-                self.path = kind
-                return getattr(self, "_" + kind)(a, r)
-        if a[0] in ("unit", "deg") or r[0] in ("unit", "deg"):
-            return self.measured(a, r)
-        if "pct" in (a[0], r[0]):
-            return self.percents(a, r)
-        return self.plain(a, r)
+        kind = next((kind for kind in _RULES if kind in (a[0], r[0])), "plain")
+        self.path, rule = _RULES.get(kind, (self.path, "plain"))
+        return getattr(self, rule)(a, r)
 
     def plain(self, a: Tree, r: Tree) -> bool:
         """Sets, tuples, matrices, numbers."""
@@ -80,18 +83,12 @@ class Judge:
 
     def rounded(self, a: Tree, r: Tree) -> bool:
         """Where the reference is a decimal, its digits say how exact: an exact expression may round to it."""
-        if not self.decimals or a[0] == "n" or r[0] not in ("n", "neg") or variables(a):
+        if not self.decimals or a[0] == "n" or r[0] not in ("n", "neg"):
+            return False
+        value, wanted = real(a, self.budget), real(r, self.budget)
+        if value is None or wanted is None or (isinstance(value, Fraction) and 10**40 % value.denominator == 0):
             return False
         evaluate = Evaluator({}, self.budget)
-        value, wanted = evaluate(a), evaluate(r)
-        if isinstance(value, tuple) or hasattr(value, "_mpc_"):
-            return False
-        if isinstance(value, Fraction):
-            bottom = value.denominator
-            while bottom % 2 == 0 or bottom % 5 == 0:
-                bottom //= 2 if bottom % 2 == 0 else 5
-            if bottom == 1:
-                return False
         half = evaluate.mp.mpf(10) ** -self.decimals / 2
         return bool(abs(evaluate.number(value) - evaluate.number(wanted)) <= half)
 
@@ -121,12 +118,10 @@ class Judge:
             return False
         rest = list(right)
         for one in left:
-            for at, other in enumerate(rest):
-                if self._fits(one, other):
-                    del rest[at]
-                    break
-            else:
+            at = next((at for at, other in enumerate(rest) if self._fits(one, other)), None)
+            if at is None:
                 return False
+            del rest[at]
         return True
 
     def _fits(self, one: Tree, other: Tree) -> bool:
@@ -138,9 +133,7 @@ class Judge:
     def listed(self, a: Tree, r: Tree) -> bool:
         """Sets in braces: an item counts once. A set of one item is that item."""
         self.path = "set"
-        left, right = (list(tree[1]) if tree[0] == "set" else [tree] for tree in (a, r))
-        left, right = [expanded(one) for one in left], [expanded(one) for one in right]
-        ones, others = [x for some in left for x in some], [x for some in right for x in some]
+        ones, others = _items(a, self), _items(r, self)
         if len(ones) > MOST_ITEMS or len(others) > MOST_ITEMS:
             return False
         if a[0] != "set" or r[0] != "set":
@@ -150,18 +143,26 @@ class Judge:
         )
 
     def moduli(self, a: Tree, r: Tree) -> bool:
-        self.path = "mod"
+        modulus = (r if r[0] == "mod" else a)[2]
+        sides = [_resolved(tree[1] if tree[0] == "mod" else tree, self) or tree for tree in (a, r)]
+        if sides[0][0] == sides[1][0] == "eq" and not _same_label(sides[0][1], sides[1][1]):
+            return False
+        values = [side[2] if side[0] == "eq" else side for side in sides]
         if a[0] == r[0]:
-            if not self.same(a[2], r[2]):
-                return False
-            left, right = _value_of(a[1], self), _value_of(r[1], self)
-            return self.same(("f", "mod", left, a[2]), ("f", "mod", right, r[2]))
-        mod, other = (a, r) if a[0] == "mod" else (r, a)
-        return self.same(_value_of(mod[1], self), _value_of(other, self))
+            return self.same(a[2], r[2]) and self.same(*(("f", "mod", value, modulus) for value in values))
+        for value, other in (values, values[::-1]):
+            if len(names := variables(value)) == 1 and not variables(other):  # 7k + 3
+                zero, one, two = (put(value, ("v", *names), _n(k)) for k in range(3))
+                step = ("+", one, ("neg", zero))
+                return (
+                    same_value(("f", "abs", step), modulus, self.budget)
+                    and same_value(two, ("+", one, step), self.budget)
+                    and self.same(*(("f", "mod", one, modulus) for one in (zero, other)))
+                )
+        return self.same(*values)
 
     def equations(self, a: Tree, r: Tree) -> bool:
         """x = 5 is 5; with a label on both sides it has to be the same. Other equations: up to a constant factor."""
-        self.path = "equation"
         if a[0] == "eq" and r[0] == "eq":
             said = _renamed(a, r)
             if said or _same_label(a[1], r[1]):
@@ -171,7 +172,10 @@ class Judge:
         elif a[0] == "eq" and r[0] != "eqn":
             every = r[0] == "tuple" and len(r[2]) == a[-1] > 1  # x = y = z = 1 for (1, 1, 1)
             return self.in_order((a[2],) * len(r[2]), r[2]) if every else self.same(a[2], r)
-        if r[0] not in ("eq", "eqn"):  # a + b = 5 and cos C = 5 for 5, and not 2x = 5
+        if r[0] not in ("eq", "eqn"):
+            if a[0] == "eqn" and variables(a[2]) == variables(a[1]) == variables(r) and self._fits(a[1], a[2]):
+                return self.same(a[2], r)  # x^2 - 1 = (x - 1)(x + 1)
+            # a + b = 5 and cos C = 5 for 5, and not 2x = 5
             if a[0] != "eqn" or variables(a[2]) or not (names := variables(a[1])):
                 return False
             return (len(names) > 1 or a[1][0] in ("f", "^", "root")) and self.same(a[2], r)
@@ -181,23 +185,21 @@ class Judge:
         left, right = (_cleared(("+", tree[1], ("neg", tree[2]))) for tree in (one, other))
         return variables(left) == variables(right) and same_value(left, right, self.budget, cross=True)
 
-    def _text(self, a: Tree, r: Tree) -> bool:
+    def texts(self, a: Tree, r: Tree) -> bool:
         if a[0] == r[0] and plain_words(a[1]) == plain_words(r[1]):
             return True
         return bool(reals(a, self.budget) and reals(r, self.budget)) and self.sets(a, r)
 
-    def _time(self, a: Tree, r: Tree) -> bool:
-        if a[0] == "time" and r[0] == "ratio" and a[2] > 9 and not a[3] and not a[4]:
-            return self._ratio(("ratio", (_n(a[1]), _n(a[2]))), r)
+    def times(self, a: Tree, r: Tree) -> bool:
         if a[0] != r[0]:  # 1:16 may be a ratio
             other, time = (a, r) if r[0] == "time" else (r, a)
-            if other[0] == "ratio" or time[3] or time[4] or not time[2] or time[2] < 10:
+            if a[0] == "ratio" or time[3] or time[4] or time[2] < 10:
                 return False
-            return other[0] in VALUES and same_value(other, ("/", _n(time[1]), _n(time[2])), self.budget)
+            return self.ratios(("ratio", (_n(time[1]), _n(time[2]))), other)
         of_day, wanted = ([t[1] % 12 + 12 * (t[4] == "pm"), *t[2:4]] if t[4] else [*t[1:4]] for t in (a, r))
         return of_day == wanted or (a[1:4] == r[1:4] and not (a[4] and r[4]))
 
-    def _ratio(self, a: Tree, r: Tree) -> bool:
+    def ratios(self, a: Tree, r: Tree) -> bool:
         if a[0] != r[0]:
             ratio, other = (a, r) if a[0] == "ratio" else (r, a)
             return len(ratio[1]) == 2 and other[0] in VALUES and same_value(other, ("/", *ratio[1]), self.budget)
@@ -206,7 +208,7 @@ class Judge:
         (first, second), *rest = zip(a[1], r[1], strict=True)
         return all(same_value(("*", x, second), ("*", y, first), self.budget) for x, y in rest)
 
-    def _base(self, a: Tree, r: Tree) -> bool:
+    def bases(self, a: Tree, r: Tree) -> bool:
         """In its own base; a bare number with the digits of the reference is in the base of the question."""
         if a[0] == r[0]:
             return a[2] == r[2] and _digits(a[1]) == _digits(r[1])
@@ -218,7 +220,6 @@ class Judge:
 
     def measured(self, a: Tree, r: Tree) -> bool:
         """A unit may be left out; where both name one it is the same."""
-        self.path = "unit"
         (x, unit), (y, other) = (
             (t[1], "deg") if t[0] == "deg" else (t[1], t[2]) if t[0] == "unit" else (t, "") for t in (a, r)
         )
@@ -233,7 +234,6 @@ class Judge:
 
     def percents(self, a: Tree, r: Tree) -> bool:
         """10% is 0.1, and 10 where the reference or the question says percent: MATH drops the sign."""
-        self.path = "percent"
         if a[0] == r[0]:
             return self.same(a[1], r[1])
         percent, other = (a, r) if a[0] == "pct" else (r, a)
@@ -241,11 +241,9 @@ class Judge:
             return False
         if same_value(percent, other, self.budget):
             return True
-        if r[0] != "pct":
-            value = Evaluator({}, self.budget)(r) if not variables(r) else None
-            if isinstance(value, tuple) or value is None or hasattr(value, "_mpc_") or abs(value) <= 1:
-                return False
-        return same_value(percent[1], other, self.budget)
+        value = real(r, self.budget)
+        over_one = value is not None and abs(value) > 1
+        return (over_one or r[0] == "pct") and same_value(percent[1], other, self.budget)
 
     def sets(self, a: Tree, r: Tree) -> bool:
         """Sets of reals by their intervals; other relations by their sides."""
@@ -254,19 +252,16 @@ class Judge:
         if left and right and (left[0] or right[0] or "rel" not in (a[0], r[0])):
             names = {found[1] for found in (left, right) if found[1]}
             return len(names) < 2 and same_reals(left[0], right[0], self.budget)
-        if a[0] == "rel" and a[2] == ("in",):
-            return self.same(a[1][1], r if r[0] != "rel" or r[2] != ("in",) else r[1][1]) and (
-                r[0] != "rel" or self.same(a[1][0], r[1][0])
-            )
-        if r[0] == "rel" and r[2] == ("in",):
-            return self.same(a, r[1][1])
+        places = [tree[0] == "rel" and tree[2] == ("in",) for tree in (a, r)]
+        if all(places):
+            return self.in_order(a[1], r[1])
+        if any(places):
+            return self.same(*(tree[1][1] if place else tree for tree, place in zip((a, r), places, strict=True)))
         if a[0] == r[0] == "rel":
             return self.relations(a, r)
         if a[0] != r[0] or a[0] not in _SETS:
             return False
-        if a[0] == "cup":
-            return self.each(_flat(a, "cup"), _flat(r, "cup"))
-        return self.in_order(*(tree[1] if tree[0] in ("any", "all", "either") else tree[1:] for tree in (a, r)))
+        return self.in_order(a[1:], r[1:]) if a[0] in ("minus", "build") else self.each(_flat(a, a[0]), _flat(r, a[0]))
 
     def relations(self, a: Tree, r: Tree) -> bool:
         """x + y < 3 and 2x + 2y < 6: one side minus the other, up to a positive factor."""
@@ -275,22 +270,24 @@ class Judge:
         if len(a[2]) > 1:
             turned = ("rel", a[1][::-1], tuple(TURNED.get(op, op) for op in a[2][::-1]), "")
             return any(t[2] == r[2] and self.in_order(t[1], r[1]) for t in (a, turned))
-        (x, y), (u, v) = a[1], r[1]
-        operator, wanted = a[2][0], r[2][0]
-        if operator not in TURNED or wanted not in TURNED:
-            return operator == wanted and self.same(x, u) and self.same(y, v)
-        if operator in (">", ">="):
-            x, y, operator = y, x, TURNED[operator]
-        if wanted in (">", ">="):
-            u, v, wanted = v, u, TURNED[wanted]
-        left, right = ("+", x, ("neg", y)), ("+", u, ("neg", v))
+        if a[2] == r[2] and a[2][0] not in TURNED:
+            return self.in_order(a[1], r[1])
+        (left, operator), (right, wanted) = _rising(a), _rising(r)
         if operator != wanted or variables(left) != variables(right):
             return False
         if not same_value(left, right, self.budget, cross=True):
             return False
-        if operator == "!=":
-            return True
-        return same_value(("*", ("f", "abs", left), right), ("*", left, ("f", "abs", right)), self.budget)
+        return operator == "!=" or same_value(
+            ("*", ("f", "abs", left), right), ("*", left, ("f", "abs", right)), self.budget
+        )
+
+
+def _rising(tree: Tree) -> tuple[Tree, str]:
+    """One side of a relation minus the other, which is less, and the relation."""
+    (x, y), (operator,) = tree[1:3]
+    if operator in (">", ">="):
+        x, y, operator = y, x, TURNED[operator]
+    return ("+", x, ("neg", y)), operator
 
 
 def _index(names: set[str]) -> list[str]:
@@ -329,12 +326,12 @@ def _resolved(tree: Tree, judge: Judge) -> Tree | None:
     label = _label(sides[0], tree[3])
     if not label and len(sides) == 2 and _label(sides[1], "") and not variables(sides[0]):
         label, sides = _label(sides[1], ""), sides[::-1]
-    if label:
+    if label and not (sides[0][0] == "v" and sides[0][1] in variables(sides[-1])):  # x = 2x says nothing of x
         value = _consistent(sides[1:], judge)
         return None if value is None else ("eq", label, value, sides[0], sum(side[0] == "v" for side in sides[:-1]))
     if all(not variables(side) and side[0] in _NUMBERS for side in sides):
         return _consistent(sides, judge)
-    if len(sides) > 2 and any(variables(side) for side in sides[1:]):
+    if len(sides) > 2 and len({*map(frozenset, map(variables, sides[1:]))}) > 1:
         return None
     value = _consistent(sides[1:], judge)
     return None if value is None else ("eqn", sides[0], value)
@@ -353,12 +350,9 @@ def _near(exact: Tree, about: Tree, judge: Judge) -> bool:
     value, said = evaluate(one), evaluate(other)
     if any(isinstance(each, tuple) or hasattr(each, "_mpc_") for each in (value, said)):
         return False
-    last = Fraction(1)
     if other[0] in ("n", "neg") and isinstance(said, Fraction) and said:
-        while (said / last).denominator > 1 and last > Fraction(1, 10**40):
-            last /= 10
-        while said % (last * 10) == 0:
-            last *= 10
+        places = (Fraction(10) ** k for k in range(40, -41, -1))
+        last = next((place for place in places if (said / place).denominator == 1), Fraction(0))
         margin = evaluate.number(last / 2)
     else:
         margin = abs(evaluate.number(value)) / 20
@@ -454,14 +448,6 @@ def _cleared(tree: Tree) -> Tree:
     return ("*", tree, *{part[2] for part in walk(tree) if part[0] == "/" and variables(part[2])})
 
 
-def _value_of(tree: Tree, judge: Judge) -> Tree:
-    """Of x = 3 the 3."""
-    told = _resolved(tree, judge)
-    if told is None:
-        raise Undefined("sides that differ")
-    return told[2] if told[0] == "eq" else told
-
-
 def _items(tree: Tree, judge: Judge) -> list[Tree]:
     if tree[0] in ("list", "set"):
         return [item for one in tree[1] for item in expanded(one)]
@@ -471,7 +457,9 @@ def _items(tree: Tree, judge: Judge) -> list[Tree]:
 
 
 def _flat(tree: Tree, kind: str) -> list[Tree]:
-    return [one for part in tree[1:] for one in _flat(part, kind)] if tree[0] == kind else [tree]
+    """The parts of a union of unions, of statements that are joined."""
+    parts = tree[1:] if kind in ("cup", "cap") else tree[1]
+    return [one for part in parts for one in _flat(part, kind)] if tree[0] == kind else [tree]
 
 
 def _generic(one: str, other: str) -> bool:

@@ -3,11 +3,9 @@
 import re
 from fractions import Fraction
 
-from evals.grading.math_cursor import ENDS, Cursor
-from evals.grading.math_tokens import ORDINALS, CannotParse, tokens
+from evals.grading.math_tokens import ENDS, ORDINALS, CannotParse, Cursor, tokens, whole
 from evals.grading.math_tree import Tree, about_integers, joined, put
-from evals.grading.math_whole import whole
-from evals.grading.math_words import FUNCTIONS, is_hedge, unit_of
+from evals.grading.math_words import FUNCTIONS, SCALES, is_hedge, unit_of
 
 _RELATIONS = {"==": "=", "<=": "<=", ">=": ">=", "!=": "!=", "<>": "!="} | {sign: sign for sign in "=<>"}
 _RELATIONS |= {r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\equiv": "=", r"\in": "in", r"\notin": "!in"}
@@ -60,46 +58,33 @@ class _Parser(Cursor):
 
     def items(self) -> tuple[list[Tree], list[str]]:
         items, joins = [self.statement()], []
-        while True:
-            if self.kind != "sep" and not (self.kind == "sign" and self.value in ",;"):
-                return items, joins
+        while self.kind == "sep" or (self.kind == "sign" and self.value in ",;"):
             join = self.take()
             if self.kind == "cond":
-                return items, joins
+                break
             if self.kind == "sep":  # ", and"
                 join = self.take()
             joins.append(join)
             items.append(self.statement())
+        return items, joins
 
     def statement(self) -> Tree:
         """Sides joined by =, <, \\in, ...; units and a modulus after the last one."""
         with self.deeper():
             start = self.at
+            sides, operators = list[Tree](), list[str]()
             if self.kind == "words" and self.found[self.at + 1][1] in ("=", ":"):
-                label = ("label", self.take().lower())
+                sides, operators = [("label", self.take().lower())], ["="]
                 self.take()
-                sides, operators = [label, self.side()], ["="]
-            elif self.next_is(r"\approx", "="):
-                self.take()
-                sides, operators = [self.side()], []
             else:
-                sides, operators = [self.side()], []
+                self.accept(r"\approx", "=", r"\Rightarrow", r"\implies")
+            sides.append(self.side())
             while self.kind in ("sign", "command") and self.found[self.at][1] in _RELATIONS:
                 operators.append(_RELATIONS[self.take()])
                 sides.append(self.side())
         said = "".join(token[1] for token in self.found[start : self.at])
         tree = sides[0] if not operators else ("rel", tuple(sides), tuple(operators), said)
-        return self.modulus(tree)
-
-    def modulus(self, tree: Tree) -> Tree:
-        if self.next_is(r"\pmod", r"\mod"):
-            self.take()
-            return ("mod", tree, self.argument())
-        if self.next_is("(") and self.found[self.at + 1][1] in ("mod", r"\bmod", r"\mod"):
-            self.at += 2
-            tree = ("mod", tree, self.additive())
-            self.expect(")")
-        return tree
+        return ("mod", tree, self.argument()) if self.accept(r"\pmod", r"\mod") else tree
 
     def side(self) -> Tree:
         tree = self.measured()
@@ -171,6 +156,8 @@ class _Parser(Cursor):
             terms: list[Tree] = []
             while not terms or self.next_is("+", "-", r"\pm", r"\mp"):
                 sign = self.take() if self.next_is("+", "-", r"\pm", r"\mp") else "+"
+                if sign == "+" and terms and self.accept("-"):  # 14 + -3i
+                    sign = "-"
                 term = self.product()
                 if sign in (r"\pm", r"\mp"):
                     terms = [(sign[1:], _of("+", terms) if terms else ("n", Fraction(0)), term)]
@@ -184,32 +171,24 @@ class _Parser(Cursor):
     def product(self) -> Tree:
         factors: list[Tree] = [self.factor()]
         while True:
-            if self.next_is("*", r"\ast", r"\star"):
-                self.take()
+            if self.accept("*", r"\ast", r"\star"):
                 factors.append(self.signed_factor())
-            elif self.next_is(r"\cdot", r"\times"):
-                name = self.take()[1:]
-                factors = [(name, _of("*", factors), self.signed_factor())]
-            elif self.next_is("/", r"\div"):
-                self.take()
-                factors = [("/", _of("*", factors), self.signed_factor())]
-            elif self.next_is(r"\bmod") or (self.kind == "function" and self.value == "mod"):
-                self.take()
-                factors = [("f", "mod", _of("*", factors), self.signed_factor())]
+            elif self.kind in ("sign", "command", "function") and self.value in _BINARY:
+                factors = [(*_BINARY[self.take()], _of("*", factors), self.signed_factor())]
             elif self.starts_factor():
                 before, grouped = self.found[self.at - 1], self.next_is("{")
-                closed = before[1] in (")", "!") or (  # 5!5!, 2^{10}3^5
+                closed = before[1] in (")", "!", "i") or (  # 5!5!, i2, 2^{10}3^5
                     factors[-1][0] == "^" and factors[-1][1][0] == "n" and before[0] != "number"
                 )
-                if self.kind in ("number", "science", "repeat") and not closed:
-                    factors[-1] = self.mixed(factors[-1])
-                    continue
+                if self.kind in _NUMBERS and not closed:
+                    raise CannotParse(f"a number right after {before[1]!r}")
                 factor = self.factor()
                 if factor[0] == "group" and about_integers(factor[1]):  # n pi (n in Z)
                     self.declared.append(factor[1])
                     continue
-                if factor[0] == "tuple" and factors[-1][0] == "v" and factors[-1][1].isupper() and len(factors) == 1:
-                    factors = [factor]  # the point P(1,2)
+                name = factors[0][1] if factors[0][0] == "v" and len(factors) == 1 else ""
+                if factor[0] == "tuple" and name.isupper() and name != "N":
+                    factors = [factor]  # the point P(1,2), not the distribution N(0,1)
                     continue
                 if grouped and factor[0] == factors[-1][0] == "n":  # {1}{2} looks like 12
                     raise CannotParse("a number right after a number")
@@ -223,32 +202,13 @@ class _Parser(Cursor):
             else:
                 return _of("*", factors)
 
-    def mixed(self, whole: Tree) -> Tree:
-        """3 1/2: a whole number, a space, a proper fraction. Two numbers side by side are nothing else."""
-        a, slash, b = self.found[self.at], self.found[self.at + 1], self.found[min(self.at + 2, len(self.found) - 1)]
-        before = self.found[self.at - 1]
-        if (
-            _plain_int(whole)
-            and before[0] == "number"
-            and a[2]
-            and (a[0], slash[1], b[0]) == ("number", "/", "number")
-            and a[1].isdecimal()
-            and b[1].isdecimal()
-            and 0 < int(a[1][:40]) < int(b[1][:40])
-        ):
-            self.at += 3
-            return ("mixed", whole, ("/", ("n", Fraction(int(a[1]))), ("n", Fraction(int(b[1])))))
-        raise CannotParse(f"a number right after {before[1]!r}")
-
     def starts_factor(self) -> bool:
         kind, value, _ = self.found[self.at]
-        if kind in ("number", "science", "repeat", "letter", "name", "vec", "function", "begin"):
+        if kind in (*_NUMBERS, "letter", "name", "vec", "function", "begin"):
             return True
         if kind == "text1":  # 3\text{ m} is metres, 3\mathrm{i} is not
             return value in "ie" or not unit_of(value)
         if kind == "sign":
-            if value == "(" and self.found[self.at + 1][1] in ("mod", r"\bmod", r"\mod"):
-                return False
             return value in ("({" if self.square else "([{") or (value == "|" and not self.bars)
         if kind == "command":
             return value in _STARTS or value in _GREEK or value in _CONSTANTS or value.startswith(r"\mathbb")
@@ -263,31 +223,40 @@ class _Parser(Cursor):
         """An atom with what stands after it: powers, factorials, percent, degrees."""
         tree = self.atom()
         while True:
-            if self.next_is("^", "**"):
-                self.take()
+            if self.accept("^", "**"):
                 if self.accept(r"\circ"):
                     tree = ("deg", tree)
-                elif self.next_is(r"\prime"):
-                    self.take()
-                    tree = ("v", f"{tree}'")
                 else:
-                    tree = ("^", tree, self.exponent())
+                    power = self.exponent()
+                    tree = ("deg", tree) if tree[0] == "n" and power == ("v", "o") else ("^", tree, power)
             elif self.accept("!"):
-                tree = ("f", "!!", tree) if self.accept("!") else ("!", tree)
+                if self.accept("!"):
+                    raise CannotParse("a double factorial")
+                tree = ("!", tree)
             elif self.accept("%"):
                 tree = ("pct", tree)
             elif self.accept("'"):
-                tree = ("v", f"{tree}'")
-            elif self.kind == "words" and self.value.lower() in ("percent", *_NUMBER_WORDS):
-                word = self.take().lower()
-                tree = ("pct", tree) if word == "percent" else ("*", tree, ("n", Fraction(_NUMBER_WORDS[word])))
-            elif self.kind == "words" and self.value.lower() in ("degrees", "degree", "度"):
-                self.take()
-                tree = ("deg", tree)
+                tree = _primed(tree)
+            elif tree[0] == "deg" and self.kind == "number" and self.found[self.at + 1][1] == "'":
+                tree = ("deg", ("+", tree[1], self.minutes()))
+            elif self.kind == "words" and self.value.lower() in SCALES:
+                tree = ("*", tree, ("n", Fraction(SCALES[self.take().lower()])))
+            elif self.kind == "words" and self.value.lower() in _MARKS:
+                tree = (_MARKS[self.take().lower()], tree)
             elif self.kind == "words" and not self.found[self.at][2] and self.value in ORDINALS:
                 self.take()
             else:
                 return tree
+
+    def minutes(self) -> Tree:
+        """15' or 15'36'' of a degree."""
+        minutes, seconds = Fraction(self.take()), Fraction(0)
+        self.take()
+        if self.kind == "number":
+            seconds = Fraction(self.take())
+            self.expect("'")
+            self.expect("'")
+        return ("n", minutes / 60 + seconds / 3600)
 
     def exponent(self) -> Tree:
         if self.next_is("-", "+"):
@@ -338,6 +307,11 @@ class _Parser(Cursor):
             if abs(int(exponent)) > 2000:
                 raise CannotParse("an exponent over 2,000")
             return ("n", Fraction(mantissa) * Fraction(10) ** int(exponent))
+        if kind == "mixed":
+            whole, top, bottom = (Fraction(digits) for digits in re.split("[ /]+", self.take()))
+            if not 0 < top < bottom:
+                raise CannotParse("a number right after a number")
+            return ("mixed", ("n", whole), ("/", ("n", top), ("n", bottom)))
         if kind == "repeat":
             self.take()
             return ("n", _repeating(value))
@@ -364,9 +338,6 @@ class _Parser(Cursor):
             if value == "|":
                 self.take()
                 return self.bar()
-            if value == "$":
-                self.take()
-                return self.atom()
             raise CannotParse(f"what is {value!r} here?")
         if kind == "command":
             return self.command(value)
@@ -416,6 +387,8 @@ class _Parser(Cursor):
         if tree[0] == "list":
             if closing == "[":  # French: [a, b[
                 closing = ")"
+            if opening == "[" and all(item[0] == "tuple" and item[1::2] == ("[", "]") for item in tree[1]):
+                return _matrix([item[2] for item in tree[1]])
             return ("tuple", "(" if opening == "]" else opening, tree[1], closing)
         if closing != {"(": ")", "[": "]"}.get(opening):
             raise CannotParse("brackets that do not match")
@@ -440,15 +413,12 @@ class _Parser(Cursor):
             return ("c", _CONSTANTS[name])
         if name in _GREEK:
             return ("v", name + self.subscript())
-        if name == r"\frac":
-            top = self.bare_argument()
-            return ("/", top, self.bare_argument())
+        if name in (r"\frac", r"\binom"):
+            both = (self.bare_argument(), self.bare_argument())
+            return ("/", *both) if name == r"\frac" else ("f", "binom", *both)
         if name == r"\sqrt":
             degree = self.inner("]") if self.accept("[") else ("n", Fraction(2))
             return ("root", degree, self.argument())
-        if name == r"\binom":
-            top = self.bare_argument()
-            return ("f", "binom", top, self.bare_argument())
         if name == r"\{":
             return self.braces()
         if name == r"\emptyset":
@@ -465,8 +435,6 @@ class _Parser(Cursor):
         if name == r"\langle":
             tree = self.inner(r"\rangle")
             return ("tuple", "(", tree[1] if tree[0] == "list" else (tree,), ")")
-        if name == r"\|":
-            return ("f", "norm", self.inner(r"\|"))
         if name in (r"\angle", r"\triangle", r"\measuredangle", r"\parallel", r"\perp", r"\star", r"\Box"):
             start = self.at
             while self.kind in ("letter", "text1", "name", "number") or self.next_is(*_GREEK):
@@ -474,7 +442,7 @@ class _Parser(Cursor):
             letters = "".join(token[1] for token in self.found[start : self.at])
             if not letters:
                 raise CannotParse(f"{name} of what?")
-            return ("v", f"{name} {letters if letters < letters[::-1] else letters[::-1]}")
+            return ("v", f"{name}_{min(letters, letters[::-1])}")
         if name in (r"\sum", r"\prod"):
             return self.series(name[1:])
         if name == r"\int":
@@ -585,13 +553,11 @@ class _Parser(Cursor):
         if self.kind != "close" or self.value != name:
             raise CannotParse(f"{name} is not closed")
         self.take()
-        if not rows or len({len(one) for one in rows}) != 1:
-            raise CannotParse("rows of different lengths")
-        tree = ("mat", tuple(rows))
+        tree = _matrix(rows)
         return ("f", "det", tree) if name in ("vmatrix", "Vmatrix") else tree
 
 
-_FIRST = r"\frac \sqrt \binom \{ \emptyset \lfloor \lceil \langle \| \sum \prod \int \angle \triangle"
+_FIRST = r"\frac \sqrt \binom \{ \emptyset \lfloor \lceil \langle \sum \prod \int \angle \triangle"
 _STARTS = frozenset(_FIRST.split()) | {name for name in FUNCTIONS if name.startswith("\\")}
 _OF_ITEMS = ("max", "min", "gcd", "lcm", "det", "abs", "exp", "floor", "ceil", "binom", "mod")
 """functions whose arguments are all in the bracket after them"""
@@ -604,14 +570,26 @@ _EVERY = re.compile(
     r",? ?for (?:all|any|every|each)(?: reals?| real numbers?)? ([a-zA-Z])(?: \\in (?:\\mathbb\{R\}|R))?"
 )
 """says nothing of a function of x"""
-_NUMBER_WORDS = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}
-_INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot", "sec": "arcsec", "csc": "arccsc"}
-_INVERSE |= {"sinh": "arcsinh", "cosh": "arccosh", "tanh": "arctanh"}
+_NUMBERS = ("number", "science", "repeat", "mixed")
+_MARKS = dict.fromkeys(("percent", "per cent"), "pct") | dict.fromkeys(("degrees", "degree", "度"), "deg")
+_BINARY = {r"\cdot": ("cdot",), r"\times": ("times",)} | dict.fromkeys(("/", r"\div"), ("/",))
+_BINARY |= dict.fromkeys((r"\bmod", "mod"), ("f", "mod"))
+_INVERSE = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")}
 
 
 def _of(operator: str, parts: list[Tree]) -> Tree:
     """A sum or product; of one part, the part."""
     return parts[0] if len(parts) == 1 else (operator, *parts)
+
+
+def _matrix(rows: list[tuple[Tree, ...]]) -> Tree:
+    if not rows or len({len(one) for one in rows}) != 1:
+        raise CannotParse("rows of different lengths")
+    return ("mat", tuple(rows))
+
+
+def _primed(tree: Tree) -> Tree:
+    return ("v", f"{tree[1]}'".replace(" ", ""))
 
 
 def _plain_int(tree: Tree) -> bool:

@@ -68,7 +68,8 @@ def _compare_at(a: Tree, b: Tree, point: Mapping[str, Fraction], budget: list[fl
             return one == other
         if isinstance(one, tuple) != isinstance(other, tuple):
             return False
-        if not unreal and point and hasattr(one, "_mpc_") and hasattr(other, "_mpc_"):
+        complex_ones = [z for z in (one, other) if hasattr(z, "_mpc_")]
+        if not unreal and point and (len(complex_ones) == 2 or any(not evaluate.clear(z).imag for z in complex_ones)):
             return None  # roots and logarithms of what is negative here
         if evaluate.need > digits * 0.4 and attempt < 3:
             digits = int(digits + evaluate.need + 20)

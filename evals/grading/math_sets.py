@@ -1,8 +1,9 @@
 """Sets of real numbers: intervals, unions, inequalities of one variable, "all but 2"; all of them become intervals."""
 
 import itertools
+import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cmp_to_key
 from typing import Any
@@ -22,11 +23,8 @@ Reals = tuple[Cut, ...]
 """a set: where one comes into it, where one leaves it, and so on, in order; (1, 2] is ((1, True), (2, True))"""
 ALL: Reals = ((BELOW, True), (INFINITY, False))
 NOTHING: Reals = ()
-HOW: dict[str, Callable[[bool, bool], bool]] = {
-    "cup": lambda in_a, in_b: in_a or in_b,
-    "cap": lambda in_a, in_b: in_a and in_b,
-    "minus": lambda in_a, in_b: in_a and not in_b,
-}
+HOW = {"cup": operator.or_, "cap": operator.and_, "minus": operator.gt}
+"""of two memberships that of the union, the intersection, the difference"""
 
 
 def _order(a: Tree, b: Tree, budget: list[float]) -> int:
@@ -176,8 +174,8 @@ def _solved(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         return None
     (name,) = names
     made: Reals = ALL
-    for left, operator, right in zip(sides, operators, sides[1:], strict=False):
-        one = _solve(left, operator, right, name, budget)
+    for left, relation, right in zip(sides, operators, sides[1:], strict=False):
+        one = _solve(left, relation, right, name, budget)
         if one is None:
             return None
         made = combined(made, one, "cap", budget)
@@ -185,36 +183,26 @@ def _solved(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
 
 
 TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+HOLDS = dict(zip(TURNED, (operator.lt, operator.gt, operator.le, operator.ge, operator.eq, operator.ne), strict=True))
 
 
-HOLDS: dict[str, Callable[[int], bool]] = {
-    "<": lambda sign: sign < 0,
-    "<=": lambda sign: sign <= 0,
-    ">": lambda sign: sign > 0,
-    ">=": lambda sign: sign >= 0,
-    "=": lambda sign: sign == 0,
-    "!=": lambda sign: sign != 0,
-}
-"""relation -> whether it holds where left minus right has this sign"""
-
-
-def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float]) -> Reals | None:
+def _solve(left: Tree, relation: str, right: Tree, name: str, budget: list[float]) -> Reals | None:
     if right == ("v", name):
-        left, right, operator = right, left, TURNED[operator]
-    if left == ("v", name) and right in (INFINITY, ("+", INFINITY), BELOW) and operator != "=":
-        return ALL if (right == BELOW) == (operator in (">", ">=", "!=")) else NOTHING
+        left, right, relation = right, left, TURNED[relation]
+    if left == ("v", name) and right in (INFINITY, ("+", INFINITY), BELOW) and relation != "=":
+        return ALL if (right == BELOW) == (relation in (">", ">=", "!=")) else NOTHING
     if left == ("v", name) and name not in variables(right):
         end = _number(right, budget)
-        return None if real(end, budget) is None else _where(operator, [end], (-1, 1))
+        return None if real(end, budget) is None else _where(relation, [end], (-1, 1))
     if right[0] == "f" and right[1] == "abs" and name in variables(right):
-        left, right, operator = right, left, TURNED[operator]
+        left, right, relation = right, left, TURNED[relation]
     if left[0] == "f" and left[1] == "abs" and name not in variables(right):
         inner = left[2]
-        below = _solve(inner, operator, right, name, budget)
-        above = _solve(inner, TURNED[operator], ("neg", right), name, budget)
+        below = _solve(inner, relation, right, name, budget)
+        above = _solve(inner, TURNED[relation], ("neg", right), name, budget)
         if below is None or above is None:
             return None
-        return combined(below, above, "cap" if operator in ("<", "<=", "!=") else "cup", budget)
+        return combined(below, above, "cap" if relation in ("<", "<=", "!=") else "cup", budget)
     difference = ("+", left, ("neg", right))
     at = [_number(put(difference, ("v", name), ("n", Fraction(k))), budget) for k in range(3)]
     second = ("/", ("+", at[2], ("*", ("n", Fraction(-2)), at[1]), at[0]), ("n", Fraction(2)))
@@ -227,26 +215,26 @@ def _solve(left: Tree, operator: str, right: Tree, name: str, budget: list[float
         half = ("/", ("root", ("n", Fraction(2)), under), ("*", ("n", Fraction(2)), second))
         middle = ("/", ("neg", first), ("*", ("n", Fraction(2)), second))
         if (real_roots := _sign(under, budget)) < 0:
-            return _where(operator, [], (opens,))
+            return _where(relation, [], (opens,))
         if not real_roots:
-            return _where(operator, [_number(middle, budget)], (opens, opens))
+            return _where(relation, [_number(middle, budget)], (opens, opens))
         roots = [_number(("+", middle, one), budget) for one in (("neg", half), half)]
-        return _where(operator, roots[::opens], (opens, -opens, opens))
+        return _where(relation, roots[::opens], (opens, -opens, opens))
     if rises := _sign(first, budget):
-        return _where(operator, [_number(("neg", ("/", at[0], first)), budget)], (-rises, rises))
-    return _where(operator, [], (_sign(at[0], budget),))
+        return _where(relation, [_number(("neg", ("/", at[0], first)), budget)], (-rises, rises))
+    return _where(relation, [], (_sign(at[0], budget),))
 
 
 def _sign(tree: Tree, budget: list[float]) -> int:
     return 0 if same_value(tree, ZERO, budget) else _order(tree, ZERO, budget)
 
 
-def _where(operator: str, roots: Sequence[Tree], signs: Sequence[int]) -> Reals:
+def _where(relation: str, roots: Sequence[Tree], signs: Sequence[int]) -> Reals:
     """Where a relation to zero holds: `signs` of the function before, between and after its roots."""
-    holds, made = HOLDS[operator], list[Cut]()
-    places = [((BELOW, True), holds(signs[0]))]
-    for root, sign in zip(roots, signs[1:], strict=True):
-        places += [((root, False), holds(0)), ((root, True), holds(sign))]
+    holds, made = HOLDS[relation], list[Cut]()
+    places = [((BELOW, True), holds(signs[0], 0))]
+    for root, after in zip(roots, signs[1:], strict=True):
+        places += [((root, False), holds(0, 0)), ((root, True), holds(after, 0))]
     for cut, inside in [*places, ((INFINITY, False), False)]:
         if inside != len(made) % 2:
             made.append(cut)

@@ -82,7 +82,13 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         ),
         "",
     ),
-    (re.compile(r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\[hv]?phantom\s*\{[^{}]*\}"), ""),
+    (
+        re.compile(
+            r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}"
+            r"|\\tag\*?\s*\{[^{}]*\}|\\therefore(?![a-zA-Z])"
+        ),
+        "",
+    ),
     (re.compile(rf"\\({'|'.join(_COMMANDS)})(?![a-zA-Z])"), lambda m: _COMMANDS[m[1]]),
     (
         re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:(?:,\s*\\!|\{,\}(?:\\!)?)\s*\d{3})+(?!\d)"),
@@ -96,7 +102,7 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         r"\\text{\1}",
     ),
     (re.compile(r"\s*\\(?:text|mathrm|mbox)\s*\{\s*\(?(?:in )?base[\s-]*([a-z\d]*)\s*\)?\s*\}\s*(\d*)"), r"_{\1\2}"),
-    (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\[hv](?:space|skip)\*?\s*\{{[^{{}}]*\}})+"), " "),
+    (re.compile(rf"(?:{_SPACE}|\\q?quad(?![a-zA-Z])|\\(?:[hv](?:space|skip)\*?|[hv]?phantom)\s*\{{[^{{}}]*\}})+"), " "),
     (re.compile(r"(?:\\(?:text|mathrm|mbox)\s*)?\{ ?([,:.;]|\\?%) ?\}"), r"\1"),
     (re.compile(r"\\mu ?(\\(?:text|mathrm) ?\{ ?)"), r"\1μ"),
     (re.compile(r"\\AA(?![a-zA-Z])"), r"\\text{å}"),
@@ -109,8 +115,19 @@ _RULES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
 ]
 _UNWRAP = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
 _MARKDOWN = re.compile(r"(\*\*|__|`+|\")(.*)\1\.?", re.S)
-_RECURRING = re.compile(r"(\.\d*?)(?!9)(\d{1,6}?)\2{2,} ?\\dots(?![a-zA-Z])")
-"""0.333... and 1.272727...: three times the same. 4.999... is no 5: it was rounded"""
+_RARE = [
+    ("prime", re.compile(r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))"), "'"),
+    ("mod", re.compile(r"(\\(?:text|mathrm)\s*\{\s*)?\(\s*(?:\\b?)?mod\s*([^()]*)\)(?(1)\s*\})"), r"\\pmod{\2}"),
+    (
+        "real",
+        re.compile(r"\\text ?\{ ?(?i:all )?reals?(?: numbers?)? (?:except|other than)(?: for)? ?([^{}]*)\}(.*)"),
+        r"\\mathbb{R}\\setminus\\{\1\2\\}",
+    ),
+    ("10", re.compile(r"(?<=\d) ?x ?(?=10(?:\^|\*\*))"), r"\\times "),
+    # 0.333... and 1.272727...: three times the same. 4.999... is no 5: it was rounded
+    ("dots", re.compile(r"(\.\d*?)(?!9)(\d{1,6}?)\2{2,} ?\\dots(?![a-zA-Z])"), r"\1\\overline{\2}"),
+]
+"""rules for answers that hold a word"""
 _END = re.compile(r"(?:[\s.,;:]|\\\\|\\[;,:\s])+$")
 
 
@@ -137,8 +154,9 @@ def clean(answer: str) -> str:
             answer = pattern.sub(replacement, answer)
     else:
         answer = " ".join(answer.replace("...", r"\dots ").split())
-    if "dots" in answer:
-        answer = _RECURRING.sub(r"\1\\overline{\2}", answer)
+    for word, pattern, replacement in _RARE:
+        if word in answer:
+            answer = pattern.sub(replacement, answer)
     return _bare(_END.sub("", answer).strip())
 
 

@@ -4,7 +4,6 @@ Every operation is counted against a budget and every number's size is estimated
 that costs too much is refused after the same few milliseconds on every machine: no clock takes part in a verdict.
 """
 
-import itertools
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +58,7 @@ class Evaluator:
             return tree[1]
         if kind in ("v", "c", "vec"):
             return self.symbol(kind, tree[1])
-        made, on_values = getattr(self, f"_{_NAMES.get(kind, kind)}", None), _ON_VALUES.get(kind)
+        made, on_values = getattr(self, "_power" if kind == "^" else f"_{kind}", None), _ON_VALUES.get(kind)
         try:
             if on_values:
                 return on_values(self, *map(self, tree[1:]))
@@ -147,12 +146,8 @@ class Evaluator:
         return self.multiply(one, other)
 
     def dot(self, one: Value, other: Value) -> Value:
-        if (
-            isinstance(one, tuple)
-            and isinstance(other, tuple)
-            and len(one) == len(other)
-            and len(one[0]) == len(other[0]) == 1
-        ):
+        tuples = isinstance(one, tuple) and isinstance(other, tuple)
+        if tuples and len(one) == len(other) and len(one[0]) == len(other[0]) == 1:
             return self.sum([self.multiply(x, y) for (x,), (y,) in zip(one, other, strict=True)])
         return self.multiply(one, other)
 
@@ -176,7 +171,7 @@ class Evaluator:
     _group = _unit
 
     def _power(self, base: Tree, exponent: Tree) -> Value:
-        if (exponent == ("v", "T") and "T" not in self.variables) or (exponent == ("v", "T") and base[0] == "mat"):
+        if exponent == ("v", "T") and ("T" not in self.variables or base[0] == "mat"):
             value = self(base)
             if not isinstance(value, tuple):
                 raise Undefined("the transpose of a number")
@@ -184,10 +179,8 @@ class Evaluator:
         return self.power(self(base), self(exponent))
 
     def power(self, a: Value, n: Value) -> Value:
-        if isinstance(a, tuple):
-            return self.matrix_power(a, n)
-        if isinstance(n, tuple):
-            raise Undefined("a matrix for an exponent")
+        if isinstance(a, tuple) or isinstance(n, tuple):
+            raise Undefined("a power of a matrix")
         if isinstance(n, Fraction) and not n and a:
             return Fraction(1)
         if not a:
@@ -220,32 +213,6 @@ class Evaluator:
         if isinstance(n, Fraction) and n.denominator == 1:
             return x ** int(n)
         return self.clear(x**y)
-
-    def matrix_power(self, a: Value, n: Value) -> Value:
-        if len(a) != len(a[0]) or not isinstance(n, Fraction) or n.denominator != 1 or abs(n) > 64:
-            raise Undefined("a power of such a matrix")
-        if n < 0:
-            a = self.inverse(a)
-        size = len(a)
-        product: Value = tuple(tuple(Fraction(i == j) for j in range(size)) for i in range(size))
-        for _ in range(abs(int(n))):
-            product = self.multiply(product, a)
-        return product
-
-    def inverse(self, a: Value) -> Value:
-        size = len(a)
-        if size > 5:
-            raise TooCostly("the inverse of a large matrix")
-        det = self.det(a)
-        if not det:
-            raise Undefined("a singular matrix has no inverse")
-        return tuple(
-            tuple(
-                self.divide(self.multiply(Fraction((-1) ** (i + j)), self.det(_without(a, j, i))), det)
-                for j in range(size)
-            )
-            for i in range(size)
-        )
 
     def det(self, a: Value) -> Value:
         if not isinstance(a, tuple) or (a and len(a) != len(a[0])):
@@ -312,12 +279,16 @@ class Evaluator:
     _sum, _prod = partialmethod(_series, "sum"), partialmethod(_series, "prod")
 
     def _int(self, variable: str, low: Tree, high: Tree, body: Tree) -> Value:
-        """An integral of a polynomial with rational limits, exactly. Others are not evaluated."""
+        """An integral of a polynomial of degree 9 or less with rational limits, exactly. Others are not evaluated."""
         first, last = self(low), self(high)
-        if isinstance(first, Fraction) and isinstance(last, Fraction):
-            exact = _integral_of_polynomial(lambda x: self.at(variable, x, body), first, last)
-            if exact is not None:
-                return exact
+        if not isinstance(first, Fraction) or not isinstance(last, Fraction):
+            raise Undefined("an integral without rational limits")
+        step = (last - first) / 16
+        values = [self.at(variable, first + k * step, body) for k in range(17)]
+        if all(isinstance(value, Fraction) for value in values):
+            whole = 2 * step * _weighted(values[::2])
+            if whole == step * (_weighted(values[:9]) + _weighted(values[8:])):  # the same from more values
+                return whole
         raise Undefined("an integral of what is no polynomial")
 
     # functions
@@ -326,32 +297,19 @@ class Evaluator:
         values = [self(argument) for argument in arguments]
         if name in ("max", "min", "gcd", "lcm"):
             return self.choice(name, values)
-        if name in ("det", "norm") and not (len(values) == 1 and isinstance(values[0], tuple)):
-            raise Undefined(f"{name} of what is no matrix")
-        if name == "det":
-            return self.det(values[0])
-        if name == "norm":
-            (a,) = values
-            return self.power(self.sum([self.multiply(x, x) for (x,) in a]), Fraction(1, 2))
-        if name in ("binom", "mod") and len(values) != 2:
-            raise Undefined(f"{name} of {len(values)} numbers")
-        if name == "binom":
-            return self.binomial(*values)
-        if name == "mod":
-            a, m = values
-            if isinstance(a, Fraction) and isinstance(m, Fraction) and m:
-                return a % m
-            raise Undefined("a remainder of such numbers")
-        if name == "!!":
-            (n,) = values
-            if isinstance(n, Fraction) and n.denominator == 1 and 0 <= n <= 300:
-                return Fraction(math.prod(range(int(n), 0, -2)))
-            raise TooCostly("such a double factorial")
         if name == "log" and len(values) == 2:
             return self.divide(self.function("ln", values[0]), self.function("ln", values[1]))
-        if len(values) != 1:
+        of_two = {"binom": self.binomial, "mod": self.remainder}.get(name)
+        if len(values) != (2 if of_two else 1):
             raise Undefined(f"{name} of {len(values)} numbers")
-        return self.function(name, values[0])
+        if name == "det":
+            return self.det(values[0])
+        return of_two(*values) if of_two else self.function(name, values[0])
+
+    def remainder(self, a: Value, m: Value) -> Value:
+        if isinstance(a, Fraction) and isinstance(m, Fraction) and m:
+            return a % m
+        raise Undefined("a remainder of such numbers")
 
     def function(self, name: str, a: Value) -> Value:
         if isinstance(a, Fraction):
@@ -371,12 +329,10 @@ class Evaluator:
         if size > (12 if name in ("exp", "sinh", "cosh") else 300) and name not in ("abs", "ln", "log"):
             raise TooCostly(f"{name} of so large a number")
         self.need = max(self.need, -2 * size, size)
-        if name in ("floor", "ceil", "sgn") and hasattr(x, "_mpc_"):
-            raise Undefined(f"{name} of a complex number")
-        if name in ("floor", "ceil"):
-            return Fraction(int(getattr(self.mp, name)(x)))
-        if name == "sgn":
-            return Fraction((x > 0) - (x < 0))
+        if name in _STEPS:
+            if hasattr(x, "_mpc_"):
+                raise Undefined(f"{name} of a complex number")
+            return Fraction(int(getattr(self.mp, _STEPS[name])(x)))
         if name in ("ln", "log"):
             if not x:
                 raise Undefined("the logarithm of zero")
@@ -418,7 +374,6 @@ class Evaluator:
         )
 
 
-_NAMES = {"^": "power"}
 _ON_VALUES: dict[str, Callable[..., Value]] = {
     "+": lambda evaluate, *terms: evaluate.sum(terms),
     "mixed": lambda evaluate, *terms: evaluate.sum(terms),
@@ -433,11 +388,12 @@ _ON_VALUES: dict[str, Callable[..., Value]] = {
     "deg": lambda evaluate, a: evaluate.multiply(evaluate.multiply(a, +evaluate.mp.pi), Fraction(1, 180)),
 }
 """what is done with the values of a tree's parts"""
-_EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "sgn": lambda a: (a > 0) - (a < 0)}
+_EXACT = {"abs": abs, "conj": Fraction, "floor": math.floor, "ceil": math.ceil, "sgn": lambda a: (a > 0) - (a < 0)}
+_STEPS = {"floor": "floor", "ceil": "ceil", "sgn": "sign"}
 _AT_ZERO = {"sin": 0, "tan": 0, "cos": 1, "exp": 1, "arcsin": 0, "arctan": 0, "sinh": 0, "cosh": 1, "tanh": 0}
 _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh")
 _MP = (
-    {name: name for name in (*_CIRCULAR, "coth", "exp", "arg")}
+    {name: name for name in (*_CIRCULAR, "coth", "exp", "arg", "conj")}
     | {"cis": "expj"}
     | {f"arc{name}": f"a{name}" for name in _CIRCULAR}
 )
@@ -458,23 +414,11 @@ def _exact(value: Fraction) -> Fraction:
 
 def _exact_root(a: Fraction, n: int) -> Fraction | None:
     """The n-th root of a rational where it is rational; the real one of a negative number, where there is one."""
-    if a < 0:
-        if n % 2 == 0:
-            return None
-        root = _exact_root(-a, n)
-        return None if root is None else -root
-    parts = []
-    for part in (a.numerator, a.denominator):
-        if n == 2:
-            root = math.isqrt(part)
-        elif part.bit_length() > 900:
-            return None
-        else:
-            root = round(part ** (1 / n))
-        if root**n != part:
-            return None
-        parts.append(root)
-    return Fraction(*parts)
+    sign, parts = -1 if a < 0 else 1, (abs(a.numerator), a.denominator)
+    if (sign < 0 and n % 2 == 0) or (n > 2 and max(parts).bit_length() > 900):
+        return None
+    roots = [math.isqrt(part) if n == 2 else round(part ** (1 / n)) for part in parts]
+    return sign * Fraction(*roots) if [root**n for root in roots] == [*parts] else None
 
 
 def size_of(x: Any) -> float:
@@ -511,21 +455,11 @@ def _without(a: Value, i: int, j: int) -> Value:
 
 
 _NEWTON_COTES = (989, 5888, -928, 10496, -4540, 10496, -928, 5888, 989)
-"""weights of nine equidistant values, which make the integral of a polynomial of degree 8 exactly (of 28,350)"""
+"""weights of nine values at a distance of 1, which make the integral of a polynomial of degree 9 (of 28,350 / 8)"""
 
 
-def _integral_of_polynomial(f: Any, low: Fraction, high: Fraction) -> Fraction | None:
-    """None where the function is no polynomial of degree 8 or less, by two more values."""
-    step = (high - low) / 8 or Fraction(1)
-    values = [f(low + k * step) for k in range(11)]
-    if not all(isinstance(value, Fraction) for value in values):
-        return None
-    differences = values
-    for _ in range(9):
-        differences = [b - a for a, b in itertools.pairwise(differences)]
-    if any(differences):
-        return None
-    return (high - low) / 28350 * sum(w * value for w, value in zip(_NEWTON_COTES, values, strict=False))
+def _weighted(values: Sequence[Fraction]) -> Fraction:
+    return sum((w * value for w, value in zip(_NEWTON_COTES, values, strict=True)), Fraction(0)) * 8 / 28350
 
 
 def value_at(name: str, point: int) -> Fraction:

@@ -9,7 +9,10 @@ _NOTHING = """
 the answer is, answer is, the answer, answer, final answer, the final answer is, final answer is, is, equals, value is
 """
 SKIPPED = frozenset(words.strip() for words in _NOTHING.split(","))
-SAYS_SO = re.compile(r"^(?:so |thus |hence |therefore,? )?(?:the )?(?:final )?answers? (?:is|are)[: ]\s*(?=\S)", re.I)
+SAYS_SO = re.compile(
+    r"^(?:so |thus |hence |therefore,? )?(?:the )?(?:final )?answers?(?: is| are|(?=:))[: ]\s*(?=\S)|^答案[是为]?:?",
+    re.I,
+)
 """words before an answer that say nothing"""
 
 _NAMES = """
@@ -30,6 +33,9 @@ FUNCTIONS |= {
     "artanh": "arctanh",
 }
 FUNCTIONS |= {rf"\{name}": of for name, of in FUNCTIONS.items() if name not in ("sqrt", "mod")}
+SCALES = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}
+COUNTS = "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+"""at its number's place"""
 
 _CONSTANT_WORDS = {"pi": r"\pi", "infinity": r"\infty", "infty": r"\infty", "inf": r"\infty", "oo": r"\infty"}
 _CONSTANT_WORDS |= {"theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "lambda": r"\lambda"}
@@ -120,6 +126,16 @@ def unit_of(words: str) -> str | None:
     return "*".join(name if power == 1 else f"{name}{power}" for name, power in sorted(powers.items()))
 
 
+def typed_unit(words: str) -> bool:
+    """Whether letters behind a number are a unit that is typed bare: km/h, square units, apples; not m, xyz, theta."""
+    name = unit_of(words)
+    if not name or len(words.strip()) == 1:
+        return False
+    if all(one.rstrip("-0123456789") in _MEASURES for one in name.split("*")):
+        return True
+    return not constant_word(words) and words not in FUNCTIONS and bool(re.fullmatch("(?=.*[aeiou])[a-z]{4,}", words))
+
+
 def _factor(said: str) -> tuple[str, int] | None:
     """(name, power) of cm^2, square centimeters, oranges; None for what is no unit and no noun."""
     found = _POWERS.fullmatch(said)
@@ -129,7 +145,7 @@ def _factor(said: str) -> tuple[str, int] | None:
     degree = int(power or _DEGREES.get(before or after, 1))
     if name := measure(noun):
         return name, degree
-    if not re.fullmatch(rf"[a-zμå][a-z.' ]*|(?:(?![{_NO_NOUN}])[\u4e00-\u9fff]){{1,3}}", noun) or is_hedge(noun):
+    if not re.fullmatch(rf"[a-zμß-ÿ][a-zß-ÿ.' ]*|(?:(?![{_NO_NOUN}])[\u4e00-\u9fff]){{1,3}}", noun) or is_hedge(noun):
         return None
     if len(noun.split()) > 3 or re.fullmatch("[a-z]", noun) or noun.split()[-1] in _COUNTS_NOTHING:
         return None

@@ -86,7 +86,6 @@ def for_trl(prompts, completions, completion_ids, wanted, trainer_state, **kwarg
     looked.append(dict(prompts=prompts, completions=completions, completion_ids=completion_ids,
                        step=trainer_state.global_step, others=kwargs))
     return [2 / n for n in wanted]
-def positional_trl(prompts, completions, /): return [0.0]
 def compute_score(data_source, solution_str, ground_truth, extra_info=None): return 0.0
 constant = 3
 def one_argument(text): return 0.0
@@ -259,7 +258,6 @@ def test_another_range_can_be_declared():
         ("own_rewards:g", "has no 'g'"),
         ("own_rewards:constant", "not a function"),
         ("own_rewards:one_argument", r"cannot be called with \(text, item\)"),
-        ("own_rewards:positional_trl", "are given by name"),
         ("./own_rewards.py:single_list", "Start the command in its folder and say own_rewards:single_list"),
         ("own_rewards:compute_score", r"written for verl.*return compute_score\(item"),
         ("own_needs:f", "own_needs imports 'no_such_module', which is not installed"),
