@@ -11,6 +11,7 @@ import builtins
 import copy
 import inspect
 import math
+import operator
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -285,21 +286,61 @@ def _source(node: ast.expr, names: Mapping[str, str]) -> str:
     return ast.unparse(_put_in(node, {name: ast.Name(real) for name, real in names.items()}))
 
 
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
 _CALLS = (*_PLAIN, "complex", "range", "abs", "round", "sum", "min", "max")
-_NAMES = _LITERALS | {name: getattr(builtins, name) for name in _CALLS}
-_PARTS = (
-    *(ast.Constant, ast.Name, ast.Load, ast.Tuple, ast.List, ast.Set, ast.Dict, ast.Call, ast.UnaryOp, ast.BinOp),
-    *(ast.USub, ast.UAdd, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod),
-)
 
 
 def constant(node: ast.expr) -> Any:
-    """The value of an expression of literals, arithmetic without powers and a few builtins. Raises ValueError for any
-    other: like ast.literal_eval it runs no code of the file."""
-    for part in ast.walk(node):
-        if not isinstance(part, _PARTS) or (isinstance(part, ast.Name) and part.id not in _NAMES):
-            raise ValueError(f"no constant: {ast.unparse(node)[:80]}")
+    """The value of an expression of literals, arithmetic and a few builtins. Raises ValueError for any other.
+
+    Like ast.literal_eval it runs no code of the file.
+    """
     try:
-        return eval(compile(ast.Expression(node), "constant", "eval"), {"__builtins__": {}, **_NAMES})
+        return _constant(node)
     except (TypeError, ArithmeticError, RecursionError, MemoryError) as e:
         raise ValueError(f"no constant: {e}") from e
+
+
+def _constant(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name) if name in _LITERALS:
+            return _LITERALS[name]
+        case ast.Tuple(elts=parts):
+            return tuple(map(_constant, parts))
+        case ast.List(elts=parts):
+            return list(map(_constant, parts))
+        case ast.Set(elts=parts):
+            return set(map(_constant, parts))
+        case ast.Dict(keys=keys, values=parts) if None not in keys:
+            return {_constant(key): _constant(part) for key, part in zip(keys, parts, strict=True) if key is not None}
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
+            return -_constant(operand) if isinstance(op, ast.USub) else +_constant(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            a, b = _constant(left), _constant(right)
+            _check_size(op, a, b)
+            return _OPERATORS[type(op)](a, b)
+        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in _CALLS:
+            given = list(map(_constant, parts))
+            if name == "range" and any(abs(one) > 100_000 for one in given):
+                raise ValueError("too long a range")
+            return getattr(builtins, name)(*given)
+    raise ValueError(f"no constant: {ast.unparse(node)[:80]}")
+
+
+def _check_size(op: ast.operator, a: Any, b: Any) -> None:
+    """Refuse what would take long or fill the memory."""
+    numbers = isinstance(a, int | float | complex) and isinstance(b, int | float | complex)
+    if isinstance(op, ast.Pow) and not (numbers and abs(a) < 1e6 and abs(b) < 1000):
+        raise ValueError("too large a power")
+    if isinstance(op, ast.Mult) and not numbers and not all(not isinstance(x, int) or x < 100_000 for x in (a, b)):
+        raise ValueError("too long a sequence")
