@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_curation import manifest
 from data_curation.alike import key
@@ -36,9 +37,7 @@ def explain(folder: Path, what: str) -> list[Record]:
         name, detail = line["id"], line.get("detail", {})
         names = {name, *(f"{name.split(':')[0]}:{n}" for n in detail.get("rows", ()))}
         add(name, names, f"dropped by {line['stage']}", line["reason"], detail, line.get("text", ""))
-    if not (path := folder / "train.parquet").is_file():
-        raise UserError(f"{path}: no such file. This data set was built without the format verl.")
-    for row in read_rows(path):
+    for row in kept_rows(folder):
         extra = row["extra_info"]
         text = "\n\n".join(message["content"] for message in row["prompt"])
         meta = {k: v for k, v in extra.items() if v is not None and k not in ("split", "index", "row")}
@@ -54,6 +53,12 @@ def explain(folder: Path, what: str) -> list[Record]:
         for one in {line["left"], line["right"]} & set(found):
             found[one]["pairs"].append(line)
     return list(found.values())
+
+
+def kept_rows(folder: Path) -> Iterator[Mapping[str, Any]]:
+    if not (path := folder / "train.parquet").is_file():
+        raise UserError(f"{path}: no such file. This data set was built without the format verl.")
+    return read_rows(path)
 
 
 @command

@@ -25,7 +25,7 @@ def draw(content: Record, folder: Path) -> None:
     bars(funnel, folder / "funnel.png", "rows left", room=1.95)
     for name, histogram in content["histograms"].items():
         title = f"{content['recipe']['name']}: {content['kept']:,} problems"
-        bars(_ordered(histogram), folder / f"{name}.png", "problems", TITLES.get(name, name), title)
+        bars(_ordered(histogram), folder / f"{name}.png", "problems", TITLES.get(name) or name, title)
     for stage in content["stages"]:
         if asked := stage["facts"].get("right of n"):
             facts = stage["facts"]

@@ -26,7 +26,7 @@ from evals.grading.math import normalise
 from evals.items import Item
 from evals.models import fingerprint
 from evals.prompts import encode
-from evals.store import SampleRow, Store
+from evals.store import RunRow, SampleRow, Store
 
 RUN = "solve-rate"
 """name of the runs that hold the completions"""
@@ -289,13 +289,20 @@ def find_run(store: Store, options: SolveOptions, grader: str) -> str:
 
     Neither the engine nor a server's address nor n nor the bounds are part of it: they do not change a completion.
     """
-    settings = settings_of(options) | {"grader": grader}
-    for run in reversed(store.runs("curation", name=RUN)):
-        if run.config == settings:
-            store.resume_run(run.id)
-            return run.id
-    model = options.model.split("#")[-1]
+    if run := known_run(store, options, grader):
+        store.resume_run(run.id)
+        return run.id
+    model, settings = options.model.split("#")[-1], settings_of(options) | {"grader": grader}
     return store.start_run("curation", RUN, model=model, seed=options.seed, config=settings)
+
+
+def known_run(store: Store, options: SolveOptions, grader: str = "") -> RunRow | None:
+    """The run that `find_run` goes on with, whatever its grader where none is given; None: there is none."""
+    wanted = settings_of(options)
+    for run in reversed(store.runs("curation", name=RUN)):
+        if {**wanted, "grader": grader or run.config.get("grader")} == run.config:
+            return run
+    return None
 
 
 def settings_of(options: SolveOptions) -> Record:

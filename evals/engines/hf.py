@@ -156,7 +156,8 @@ class HFEngine:
         """
         device, room = self.model.device, CACHE_BYTES
         if device.type == "cuda":
-            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free within this process
+            # what torch keeps reserved is free within this process
+            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             room = (torch.cuda.mem_get_info(device)[0] + cached) // 2
         budget = room // cache_bytes_per_token(self.model.config, self.model.dtype.itemsize)
         shared = self.decoder is SharedPrompts
