@@ -16,11 +16,6 @@ def check_machine(config: TrainConfig) -> None:
     """Raises UserError if this recipe cannot run here."""
     ranks, here, _ = torchrun_env()
     check_ranks(ranks, config)
-    if config.rollout.oversample and ranks > 1:
-        raise UserError(
-            f"rollout.oversample={config.rollout.oversample} is for one process: {ranks} ranks would have to agree on "
-            "which groups finished first. Set it to 0, or train with one rank."
-        )
     if config.engine == "hf" and config.rollout.overlap != "none" and ranks > 1:
         raise UserError(
             f"rollout.overlap={config.rollout.overlap} with several ranks needs engine=vllm: engine hf gathers the "

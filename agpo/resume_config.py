@@ -7,6 +7,7 @@ from pathlib import Path
 from agpo import checkpoint_io
 from agpo.config import TrainConfig, load_config, make_config
 from agpo.distributed import torchrun_env
+from agpo.trackers import TRACKERS
 from evals.errors import UserError
 
 FREE = (
@@ -19,6 +20,12 @@ ROUNDING = (
     *("update.micro_batch_tokens", "update.layout", "update.compile", "update.offload"),
 )
 """keys that change results by float rounding only: allowed, with a notice"""
+
+FORMER = (
+    *(("vllm", "in_process", False), ("rollout", "prompts", "uniform"), ("rollout", "forget", 0.99)),
+    ("rollout", "oversample", 0),
+)
+"""(section, key, default) of keys that older checkpoints have"""
 
 
 def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[TrainConfig, Path, dict[str, str]]:
@@ -55,7 +62,13 @@ def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[Train
             "store's records of the steps after it. To do that add --discard-later; to keep them, copy the folder or "
             f"start a new run with model={saved}."
         )
-    state["config"].get("vllm", {}).pop("in_process", None)  # a former key, always false
+    for section, key, plain in FORMER:
+        if state["config"].get(section, {}).pop(key, plain) != plain:
+            raise UserError(
+                f"{saved} was trained with {section}.{key}, which is no longer there. Resume it with the "
+                "version that wrote it, or start a new run with model=CHECKPOINT."
+            )
+    state["config"]["trackers"] = [name for name in state["config"].get("trackers", ()) if name in TRACKERS]
     return make_config(state["config"], str(saved)), saved, json.loads(label.read_text())
 
 

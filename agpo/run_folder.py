@@ -9,7 +9,6 @@ from dataclasses import asdict
 from agpo import checkpoint_io, distributed
 from agpo.batch import Group, MiniBatch
 from agpo.policy import Update
-from agpo.rollout import to_json
 from agpo.setup import Run, label_of, selected_on_test
 
 
@@ -33,12 +32,7 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
 
 def state_of(run: Run) -> dict[str, object]:
     """What resuming needs besides the policy."""
-    state = {"config": run.config.model_dump(mode="json"), "data": run.data}
-    if run.seen_2P is not None:
-        state["seen"] = run.seen_2P.tolist()
-    if run.carried:
-        state["carried"] = to_json(run.carried)
-    return state
+    return {"config": run.config.model_dump(mode="json"), "data": run.data}
 
 
 def prune(run: Run) -> None:

@@ -4,17 +4,15 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agpo import checkpoint_io, distributed
-from agpo.ahead import Ahead
 from agpo.config import TrainConfig
 from agpo.distributed import device_of, torchrun_env, world_size
 from agpo.logprobs import choose_layout
@@ -25,7 +23,7 @@ from agpo.optimizer import make_trained
 from agpo.policy import Policy
 from agpo.presets import about
 from agpo.problems import check_asked, check_end, check_items, fingerprint, load_benches, load_items, open_reward
-from agpo.rollout import Begun, from_json
+from agpo.rollout import Ahead
 from agpo.telemetry import FACTS, METRICS, axes
 from agpo.trackers import check_installed
 from evals.benches import Bench, find
@@ -60,12 +58,8 @@ class Run:
     """the last step that moved the weights: an engine with those is up to date"""
     saved: int | None = None
     """the step of the last checkpoint"""
-    seen_2P: np.ndarray | None = None
-    """for rollout.prompts adaptive: decayed counts of right and wrong answers to each item (`agpo.adaptive`)"""
     ahead: Ahead | None = None
     """the next step's answers, if they are being sampled already"""
-    carried: list[Begun] = field(default_factory=list)
-    """groups begun but not trained on yet (rollout.oversample)"""
 
     @property
     def version(self) -> str:
@@ -102,9 +96,6 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if config.engine == "vllm":  # last, because it takes half a minute
         engine = start_vllm(config, start, policy.plain, longest)
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)  # type: ignore[arg-type]
-    if config.rollout.prompts == "adaptive":
-        run.seen_2P = np.array((state or {}).get("seen") or np.zeros((2, len(items))))
-    run.carried = from_json((state or {}).get("carried", "[]"), items)
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:

@@ -19,9 +19,8 @@ from agpo.mismatch import against_trainer, check_gap, tis_effect
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
 from agpo.presets import Correction, Objective
-from agpo.rollout import length_bias
 from agpo.run_folder import save_refused
-from agpo.sampling import begin_ahead, drop_ahead, learn_rates, sample_groups
+from agpo.sampling import begin_ahead, drop_ahead, sample_groups
 from agpo.setup import Run
 from agpo.telemetry import Watch, step_metrics, timeline
 from agpo.update import update
@@ -46,31 +45,28 @@ def train_step(
     """
     config, started, cpu = run.config, time.perf_counter(), time.process_time()
     watch = Watch(doing)
-    groups, everything, left = sample_groups(run, grader, watch, overlap=True)
+    groups, everything = sample_groups(run, grader, watch, overlap=True)
     sampled = time.perf_counter()
     check_rollout(everything, run.done + 1, config)
     judged = as_judged(everything, config)
     rewards_GN, lengths_GN, longest = raw_rewards(judged), lengths_of(judged), config.rollout.max_tokens
     _, live, advantage_GN = group_advantages(rewards_GN, lengths_GN, config.objective.knobs, longest)
     live_G = live.tolist()
-    chosen = learn_rates(run, everything, live_G)
     stale = are_stale(everything, run.version)
     plan = plan_of(groups, config, stale)
     if run.ahead and may_move(plan) and not config.rollout.max_staleness:
         drop_ahead(run, watch)
     with watch.phase("update"):
         updates, measured = update_policy(run, plan, config.objective.knobs, settings_of(config, stale), watch, stale)
-    run.done, run.carried = run.done + 1, left
+    run.done += 1
     if any(update.stepped for update in updates):
         run.moved = run.done
-    begin_ahead(run, run.done, left)
+    begin_ahead(run, run.done)
     if run.ahead:
         watch.span("ahead", run.ahead.began)
     metrics = {
         **step_metrics(everything, live_G, plan, updates),
         **measured,
-        **chosen,
-        **(length_bias(groups, left) if config.rollout.oversample else {}),
         "lr": run.policy.trained.optimizer.param_groups[0]["lr"],
         # Of this process and its threads, so nearly independent of the machine's load. Engines and graders in processes
         # of their own are not included.
@@ -110,8 +106,7 @@ def check_rollout(groups: Sequence[Group], step: int, config: TrainConfig) -> No
 
 def are_stale(groups: Sequence[Group], version: str) -> bool:
     """Whether any token was sampled with weights other than `version`."""
-    made = [sample.completion for group in groups for sample in group.samples]
-    return any(v != version for x in made for v in (x.weight_version, *(v for v, _ in x.earlier)))
+    return any(sample.completion.weight_version != version for group in groups for sample in group.samples)
 
 
 def speeds(groups: Sequence[Group], updates: Sequence[Update], watch: Watch, took: float, run: Run) -> dict[str, float]:
@@ -207,7 +202,5 @@ def sample_rows(
         for repeat, (s, advantage) in enumerate(zip(group.samples, advantage_N, strict=False)):
             told = (s.text, s.completion, s.seed, "train", step, tokenizer)
             row = graded(ungraded_row(group.item, repeat, prompt, *told), group.item, s.verdict)
-            if s.completion.earlier:
-                row = replace(row, meta={**row.meta, "earlier": s.completion.earlier})
             rows.append(replace(row, advantage=None if s.reward is None else advantage))
     return rows

@@ -118,8 +118,7 @@ def completions(run: Run) -> list[dict[str, str | float | None]]:
 def evaluate_policy(run: Run, console: Console, trackers: Trackers) -> None:
     """Evaluate the current weights on the benchmarks that the store has no result for at this step."""
     from agpo import distributed
-    from agpo.sampling import awake
-    from agpo.sampling_on_ranks import serve, shared
+    from agpo.sampling import awake, serve, shared
 
     with awake(run):
         if distributed.is_main():
@@ -307,7 +306,7 @@ def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Co
         run = set_up(config.model_copy(update={"out": folder}), f"{folder}/store.db", saved, None)
         run.done = done
         with open_reward(config) as grader:
-            groups, *_ = sample_groups(run, grader)
+            groups, _ = sample_groups(run, grader)
         objective = config.objective.knobs
         plan, attention = plan_of(groups, config), attention_cost(run.policy.model)
         table, lines = explain(groups, plan, objective, settings_of(config), run.policy.layout, attention)
