@@ -8,9 +8,9 @@ from agpo import distributed
 from agpo.batch import Group
 from agpo.config import TrainConfig
 from agpo.distributed import all_gather, broadcast, is_main, rank, world_size
+from agpo.model import weight_stream
 from agpo.rollout import Ahead, draw, requests_of, resample, rollout
 from agpo.setup import Run
-from agpo.sync import weight_stream
 from agpo.telemetry import Watch
 from evals.complete import Grader
 from evals.engines import Engine, Output, OwnWeights, Request, Sampling
@@ -124,7 +124,7 @@ def sync_engine(run: Run) -> None:
         distributed.gather(policy.plain, policy.model)
     elif run.engine.weight_version != version:
         policy.trained.optimizer.zero_grad(set_to_none=True)  # the engine needs the room
-        run.engine.sync(weight_stream(policy), version)
+        run.engine.sync(weight_stream(policy.model, policy.plain), version)
     run.engine.weight_version = version
 
 

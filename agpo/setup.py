@@ -16,11 +16,11 @@ from agpo import checkpoint_io, distributed
 from agpo.config import TrainConfig
 from agpo.distributed import device_of, torchrun_env, world_size
 from agpo.logprobs import choose_layout
-from agpo.machine import check_machine
 from agpo.memory import Machine, memory, model_sizes
 from agpo.model import compile_layers, output_embeddings, prepare
 from agpo.optimizer import make_trained
 from agpo.policy import Policy
+from agpo.preflight import check_machine
 from agpo.presets import about
 from agpo.problems import check_asked, check_end, check_items, fingerprint, load_benches, load_items, open_reward
 from agpo.rollout import Ahead

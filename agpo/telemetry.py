@@ -157,25 +157,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-PATIENCE = 5
-"""steps in a row without a live group until the run says that nothing is left to learn"""
-
-
 @dataclass
 class Tally:
     """Sums over a run's steps. A resumed run rebuilds them from the store, so that it counts and says the same."""
 
+    patience: int = 10
+    """steps in a row without an update until the run says why"""
     total: Counter[str] = field(default_factory=Counter)
     """sums of the steps' metrics"""
     steps: int = 0
     free: int = 0
     """steps that did not move the weights"""
-    dead_steps: int = 0
-    """in a row, up to now"""
-    said: bool = False
-    """whether it was said that nothing is left to learn"""
-    patience: int = 10
-    """steps in a row without an update until the run says why"""
     idle: list[Mapping[str, float]] = field(default_factory=list)
     """the metrics of the steps since the last update"""
 
@@ -185,50 +177,46 @@ class Tally:
         steps: dict[int, dict[str, float]] = {}
         for step, name, value in metrics:
             steps.setdefault(step, {})[name] = value
-        tally = cls(patience=patience)
+        tally = cls(patience)
         for step in sorted(steps):
             if "groups/live" in steps[step]:
                 tally.add(step, steps[step])
         return tally
 
     def add(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Count a step. Returns what there is to say about it."""
+        """Count a step. Returns what there is to say about it: nothing more once it was said why there is no update."""
         self.total.update(metrics)
         self.steps, self.free = self.steps + 1, self.free + (not metrics["updates/made"])
         self.idle = [] if metrics["updates/made"] else [*self.idle, metrics]
-        why = [self._why_idle(step)] if len(self.idle) == self.patience else []
-        if metrics["groups/live"]:
-            self.dead_steps = 0
-            return why
-        self.dead_steps += 1
-        if self.said:
-            return []  # that says it all
-        right, wrong = metrics["groups/all_right"], metrics["groups/all_wrong"]
-        other = metrics["groups/masked"] - right - wrong
-        told = [f"step {step}: no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"]
-        if "reward/mean" not in metrics:
-            failed, none = metrics["samples/failed"], metrics["samples/unscored"] - metrics["samples/failed"]
-            told = [f"step {step}: no update, since no sample has a reward: {none:.0f} None, {failed:.0f} failed"]
-        elif other:
-            told[0] += f", {other:.0f} otherwise equal or with too few scorable samples"
-        if self.dead_steps == PATIENCE:
-            self.said = True
-            told.append(
-                f"{PATIENCE} steps in a row without a live group: nothing left to learn. {_advice(right, wrong, other)}"
-            )
-        return told + why
+        said = []
+        if not metrics["groups/live"] and len(self.idle) <= self.patience:
+            right, wrong = metrics["groups/all_right"], metrics["groups/all_wrong"]
+            told = f"no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"
+            if "reward/mean" not in metrics:
+                failed, none = metrics["samples/failed"], metrics["samples/unscored"] - metrics["samples/failed"]
+                told = f"no update, since no sample has a reward: {none:.0f} None, {failed:.0f} failed"
+            elif other := metrics["groups/masked"] - right - wrong:
+                told += f", {other:.0f} otherwise equal or with too few scorable samples"
+            said.append(f"step {step}: {told}")
+        return said + ([self._why_idle(step)] if len(self.idle) == self.patience else [])
 
     def _why_idle(self, step: int) -> str:
         """Why there was no update for a while, and what to try."""
-        names = "clip/clipped_updates", "clip/ties", "updates/dead", "updates/refused", "groups/live", "groups/masked"
-        total = {name: sum(one.get(name, 0.0) for one in self.idle) for name in names}
-        cut = sum(one.get("tokens/truncated", 0.0) for one in self.idle) / len(self.idle)
-        groups = total["groups/live"] + total["groups/masked"]
+        total: Counter[str] = sum(map(Counter, self.idle), Counter())  # drops what is not above 0: sums of counts
+        right, wrong, masked = (total[f"groups/{name}"] for name in ("all_right", "all_wrong", "masked"))
+        cut, groups = total["tokens/truncated"] / len(self.idle), total["groups/live"] + masked
         tries = []
         if cut > 0.5:
             tries.append("raise rollout.max_tokens: truncated answers have equal lengths, which makes L a tie")
-        if total["groups/masked"] > groups / 2:
-            tries.append("easier or harder data, or more samples per prompt: most groups have equal rewards")
+        if masked > groups / 2:
+            tries.append(
+                "another reward: it gives all samples of a prompt the same score, or cannot score them"
+                if masked > 2 * (right + wrong)
+                else "harder problems: these are solved"
+                if right >= wrong
+                else "easier problems, more samples per prompt (rollout.samples_per_prompt) or longer answers "
+                "(rollout.max_tokens), and check prompt and reward on the stored responses"
+            )
         if total["clip/clipped_updates"] > total["clip/ties"]:
             tries.append(
                 "objective.clip_scope=group or sequence, or objective=agpo_no_clip: right answers are the longer ones, "
@@ -237,7 +225,7 @@ class Tally:
         return (
             f"step {step}: no update in {len(self.idle)} steps: {total['clip/clipped_updates']:.0f} clipped, "
             f"{total['clip/ties']:.0f} of them ties; {total['updates/dead']:.0f} without a live group "
-            f"({total['groups/masked']:.0f} of {groups:.0f} groups dead); {total['updates/refused']:.0f} refused; "
+            f"({masked:.0f} of {groups:.0f} groups dead); {total['updates/refused']:.0f} refused; "
             f"{cut:.0%} of the answers truncated. Try: {'; '.join(tries) or 'another objective or reward'}."
         )
 
@@ -256,17 +244,6 @@ class Tally:
             f"{total['saved/tokens']:,.0f} of {whole:,.0f} tokens ({share:.0f} %) not run"
             f"{overlap if early or wasted else ''}"
         )
-
-
-def _advice(right: float, wrong: float, other: float) -> str:
-    if other > right + wrong:
-        return "Check the reward: it gives all samples of a prompt the same score, or cannot score them."
-    if right >= wrong:
-        return "The problems are solved: give harder ones."
-    return (
-        "The problems are out of reach: give easier ones, more samples per prompt (rollout.samples_per_prompt) or "
-        "longer answers (rollout.max_tokens), and check prompt and reward on the stored responses."
-    )
 
 
 @dataclass

@@ -50,7 +50,7 @@ ARMS = {
     **{f"sequences:{k}": ("objective=agpo", f"objective.clip_scope=sequences:{k}") for k in (2, 4, 8, 16)},
     **{
         name: (f"objective={name}",)
-        for name in ("nsr", "maxrl", "luspo", "gmpo", "sapo", "gfpo", "grpo_length", "kl_cov", "pass_at_k")
+        for name in ("nsr", "maxrl", "luspo", "gmpo", "sapo", "gfpo", "grpo_length", "pass_at_k")
     },
 }
 DEFAULT = tuple(ARMS)[:8]

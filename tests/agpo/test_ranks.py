@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from agpo.batch import Row
 from agpo.distributed import load_shards
-from agpo.micro_batches import micro_batches, rank_micro_batches
+from agpo.policy import micro_batches, rank_micro_batches
 from agpo.train import main
 from evals.store import Store
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from agpo.config import load_config
-from agpo.resume_config import continued, find_resume
+from agpo.run_folder import continued, find_resume
 from agpo.train import main
 from evals.benches import arith
 from evals.errors import UserError

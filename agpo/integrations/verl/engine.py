@@ -22,11 +22,10 @@ from verl.workers.engine.base import BaseEngine
 from verl.workers.utils.padding import no_padding_2_padding
 
 from agpo.clip import Decision, clip_decision, unit_decision, unit_sums, weighted_sums
-from agpo.correction import correction_weights
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.guards import check_engine
 from agpo.presets import Correction, Objective
-from agpo.surrogate import token_losses
+from agpo.surrogate import correction_weights, token_losses
 
 
 def losses(

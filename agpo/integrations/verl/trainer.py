@@ -26,13 +26,13 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from agpo.correction import logp_gap
 from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.guards import check_config, check_objective, require_plugin
 from agpo.integrations.verl.measure import Sampled, is_refused, metrics_of
 from agpo.integrations.verl.plan import Plan, deal, plan_step
 from agpo.integrations.verl.worker import ClippedWorker, objective_in
 from agpo.mismatch import check_gap
+from agpo.surrogate import logp_gap
 
 
 class BoundedReplayBuffer(ReplayBuffer):
