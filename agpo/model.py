@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from agpo.distributed import full, layers_of, unsharded, world_size
+from agpo.distributed import free, full, gather, layers_of, world_size
 from agpo.sections import LoraConfig
 from evals.engines import WeightStream
 from evals.errors import UserError
@@ -186,9 +186,13 @@ def _layers(plain: PreTrainedModel, model: PreTrainedModel) -> Iterator[tuple[st
         if all(id(p) in seen for p in layer.parameters()):
             continue
         seen.update(id(p) for p in layer.parameters())
-        with unsharded(plain.get_submodule(name), layer) as whole:
+        whole = plain.get_submodule(name)
+        gather(whole, layer)
+        try:
             held = (exported_weights(whole) or whole.state_dict()).items()
             yield from revert_weight_conversion(plain, {f"{name}.{key}": x for key, x in held}).items()
+        finally:
+            free(whole, layer)
 
 
 def units(

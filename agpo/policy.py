@@ -37,7 +37,7 @@ class Policy:
     """so far, clipped ones included, through which the schedule advances"""
     plain: PreTrainedModel = None  # type: ignore[assignment]  set below
     """the model to generate with and to export; with several ranks a copy of the sharded `model`, with weights only
-    inside `agpo.distributed.unsharded`"""
+    between `agpo.distributed.gather` and `free`"""
 
     def __post_init__(self) -> None:
         if self.plain is None:

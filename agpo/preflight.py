@@ -3,7 +3,6 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -72,23 +71,6 @@ def check_machine(config: TrainConfig) -> None:
         gib = torch.cuda.get_device_properties(i).total_memory >> 30
         if gib < needed.gpu_memory_gib * 0.9:
             raise UserError(f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB on each GPU; GPU {i} has {gib}.")
-    if needed.gpus:
-        check_memory(config, torch.cuda.get_device_properties(0).total_memory)
-
-
-def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
-    """Raises UserError if, by arithmetic, a GPU of this size cannot hold the run."""
-    machine = Machine.of_bytes(config.hardware.gpus, gpu_bytes)
-    found = memory(config, model_sizes(model_config(config.model), config), machine)
-    if found.fits:
-        return
-    worst = max(found.peaks, key=lambda name: found.peaks[name])
-    raise UserError(
-        f"by arithmetic {config.name!r} takes {found.peaks[worst] / GIB:.1f} GiB in its phase {worst!r}, and a GPU "
-        f"here has {machine.bytes / GIB:.1f}:\n" + "\n".join(f"  {line}" for line in table(found)) + "\n"
-        "Use more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens, or skip this check with "
-        "hardware.gpus=0. docs/scale.md says what each part is."
-    )
 
 
 def check_ranks(ranks: int, config: TrainConfig) -> None:
@@ -110,6 +92,10 @@ def check_ranks(ranks: int, config: TrainConfig) -> None:
 # -- a dry run -------------------------------------------------------------------------------------------------------
 
 
+class Unknown(str):
+    """What a check that this machine cannot make says."""
+
+
 @dataclass
 class Found:
     """What earlier checks found, for later ones."""
@@ -122,19 +108,20 @@ class Found:
     """tokens of the longest prompt"""
 
 
-def preflight(config: TrainConfig) -> tuple[list[tuple[str, bool | None, str]], list[str]]:
-    """(rows (check, passed or None if this machine cannot tell, what was found), lines about memory on the machine that
-    `hardware` names). Writes nothing."""
-    found, rows = Found(), list[tuple[str, bool | None, str]]()
+def preflight(config: TrainConfig) -> tuple[bool, list[str]]:
+    """(whether no check failed, lines: what each found, and the memory on the machine that `hardware` names). Writes
+    nothing."""
+    found, lines, fine = Found(), list[str](), True
     for check in (_data, _benchmarks, _model, _prompts, _reward, _engine, _ranks, _trackers, _out):
-        name = check.__name__.removeprefix("_")
+        mark = "ok"
         try:
             said = check(config, found)
         except (UserError, OSError) as e:
-            rows.append((name, False, str(e)))
-        else:
-            rows.append((name, True, said) if isinstance(said, str) else (name, *said))
-    return rows, _cost(config, found)
+            mark, said, fine = "PROBLEM", str(e), False
+        if isinstance(said, Unknown):
+            mark = "unknown"
+        lines.append(f"{mark:8} {check.__name__.removeprefix('_'):11} {said}")
+    return fine, [*lines, "", *_cost(config, found)]
 
 
 def _data(config: TrainConfig, found: Found) -> str:
@@ -166,21 +153,21 @@ def _model(config: TrainConfig, found: Found) -> str:
     return f"{config.model}: {size}, context {longest:,}"
 
 
-def _prompts(config: TrainConfig, found: Found) -> str | tuple[None, str]:
+def _prompts(config: TrainConfig, found: Found) -> str:
     if not found.engine or not found.items:
-        return None, "not checked: needs the data and the model's tokenizer"
+        return Unknown("not checked: needs the data and the model's tokenizer")
     longest = check_asked(found.items, found.benches, config, found.engine)
     found.longest = longest - config.rollout.max_tokens
     return f"preset {config.asked}: the longest has {found.longest:,} tokens, with an answer {longest:,}"
 
 
-def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
+def _reward(config: TrainConfig, found: Found) -> str:
     """Grades three problems with their own references as answers: each must get a verdict."""
     check_items(config, found.items, found.benches)
     encode = found.engine.tokenizer.encode if found.engine else lambda text: [0]
     with open_reward(config) as grader:
         if not found.items:
-            return None, "can be loaded; not called, since there is no data"
+            return Unknown("can be loaded; not called, since there is no data")
         three = list(islice(found.items, 3))
         seen = [{"prompt": i.prompt, "token_ids": encode(i.prompt), "finish_reason": "stop", "step": 1} for i in three]
         waiting = [grader.submit(f"\\boxed{{{item.answer}}}", item, one) for item, one in zip(three, seen, strict=True)]
@@ -192,13 +179,13 @@ def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     return f"{' + '.join(config.graders)}: three problems, their references as answers: {told}"
 
 
-def _engine(config: TrainConfig, found: Found) -> str | tuple[None, str]:
+def _engine(config: TrainConfig, found: Found) -> str:
     if config.engine == "hf":
         return "hf"
 
     vllm.check_replaced(model_config(config.model).model_type)
     if config.hardware.gpus and not torch.cuda.is_available():
-        return None, "vllm: not checked, its GPUs are not here"
+        return Unknown("vllm: not checked, its GPUs are not here")
     vllm.check_machine(config.device)
     return "vllm"
 
@@ -242,8 +229,3 @@ def _cost(config: TrainConfig, found: Found) -> list[str]:
         host = needs.host * needs.machine.gpus / GIB
         lines.append(f"and {host:.0f} GiB of host memory for what is offloaded")
     return lines
-
-
-def lines_of(rows: Sequence[tuple[str, bool | None, str]]) -> list[str]:
-    marks = {True: "ok", False: "PROBLEM", None: "unknown"}
-    return [f"{marks[well]:8} {name:11} {said}" for name, well, said in rows]

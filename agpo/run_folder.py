@@ -1,16 +1,12 @@
-"""A run's folder: checkpoints, which of them is the best, the batches of refused updates; and how a run is resumed."""
+"""A run's checkpoints: which are kept, which is the best, and how the run is resumed from one."""
 
 import json
-import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from agpo import checkpoint_io, distributed
-from agpo.batch import Group, MiniBatch
 from agpo.config import TrainConfig, load_config, make_config
-from agpo.policy import Update
 from agpo.setup import Run, label_of, selected_on_test
 from agpo.trackers import TRACKERS
 from evals.errors import UserError
@@ -27,11 +23,8 @@ ROUNDING = (
 )
 """keys that change results by float rounding only: allowed, with a notice"""
 
-FORMER = (
-    *(("vllm", "in_process", False), ("rollout", "prompts", "uniform"), ("rollout", "forget", 0.99)),
-    ("rollout", "oversample", 0),
-)
-"""(section, key, default) of keys that older checkpoints have"""
+FORMER = {"vllm.in_process": False, "rollout.prompts": "uniform", "rollout.forget": 0.99, "rollout.oversample": 0}
+"""keys that older checkpoints have, with their defaults"""
 
 
 def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
@@ -101,32 +94,6 @@ def _measured(run: Run, measure: str) -> dict[int, float]:
     return {step: value for step, _, value in run.store.metrics(run.id, [measure]) if step in kept and value == value}
 
 
-def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group], done: Update) -> str:
-    """Save the batch of an update whose loss or gradient was not finite. Returns a line that says where."""
-    path = run.folder / "refused" / f"step-{run.done:06d}-update-{k}.json"
-    path.parent.mkdir(exist_ok=True)
-    groups_of = [
-        {
-            "item": group.item.id,
-            "prompt": group.item.prompt,
-            "samples": [
-                {"response": s.text, "reward": s.reward, "outcome": s.verdict.outcome, **asdict(s.completion)}
-                for s in group.samples
-            ],
-        }
-        for group in groups
-    ]
-    loss, norm = done.decision.value, math.nan if done.grad_norm is None else done.grad_norm
-    whole = {"loss": loss, "grad_norm": norm, "groups": groups_of, "rows": [asdict(row) for row in minibatch.rows]}
-    standard = json.loads(json.dumps(whole), parse_constant=str)  # JSON has no NaN and Infinity: as strings
-    path.write_text(json.dumps(standard, indent=1))
-    run.store.add_artifact(run.id, "refused update", path)
-    return (
-        f"step {run.done}, update {k}: refused, its loss ({loss:g}) or gradient norm ({norm:g}) is not finite. "
-        f"The batch is in {path}"
-    )
-
-
 # -- resuming: from which checkpoint, and which keys may differ ------------------------------------------------------
 
 
@@ -164,13 +131,11 @@ def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[Train
             "store's records of the steps after it. To do that add --discard-later; to keep them, copy the folder or "
             f"start a new run with model={saved}."
         )
-    for section, key, plain in FORMER:
-        if state["config"].get(section, {}).pop(key, plain) != plain:
-            raise UserError(
-                f"{saved} was trained with {section}.{key}, which is no longer there. Resume it with the "
-                "version that wrote it, or start a new run with model=CHECKPOINT."
-            )
-    state["config"]["trackers"] = [name for name in state["config"].get("trackers", ()) if name in TRACKERS]
+    for key, plain in FORMER.items():
+        section, _, name = key.partition(".")
+        if state["config"].get(section, {}).pop(name, plain) != plain:
+            raise UserError(f"{saved} was trained with {key}, which is no longer there: resume with that version.")
+    state["config"]["trackers"] = [name for name in state["config"].get("trackers", ()) if name in TRACKERS]  # once 4
     return make_config(state["config"], str(saved)), saved, json.loads(label.read_text())
 
 
@@ -187,11 +152,6 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
     differ = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     free = [key for key in FREE if key != "steps" or saved.update.schedule == "constant"]
     other = [key for key in differ if not _among(key, (*free, *ROUNDING))]
-    if other == ["name"]:
-        raise UserError(
-            f"name={wanted.name}: --resume continues the run that store and trackers know as {saved.name!r}. Leave it "
-            "out, or start a new run from the checkpoint with model=CHECKPOINT."
-        )
     if other:
         said = "; ".join(f"{key}={before.get(key)!r} in the checkpoint, {after.get(key)!r} now" for key in other)
         why = " (the learning-rate schedule depends on steps)" if other == ["steps"] else ""
@@ -200,17 +160,6 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
             "Leave them as they were, or start a new run from the checkpoint with model=CHECKPOINT."
         )
     return wanted, [key for key in differ if _among(key, ROUNDING)]
-
-
-def other_ranks(saved: Path) -> str:
-    """A notice if the checkpoint was made by another number of ranks; else empty."""
-    before, now = checkpoint_io.read_state(saved).get("ranks", 1), distributed.torchrun_env()[0]
-    if before == now:
-        return ""
-    return (
-        f"the checkpoint was made by {before} rank{'s' * (before > 1)} and is resumed by {now}: results may differ in "
-        "rounding from an uninterrupted run"
-    )
 
 
 def _among(key: str, names: Sequence[str]) -> bool:

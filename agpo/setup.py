@@ -16,7 +16,7 @@ from agpo import checkpoint_io, distributed
 from agpo.config import TrainConfig
 from agpo.distributed import device_of, torchrun_env, world_size
 from agpo.logprobs import choose_layout
-from agpo.memory import Machine, memory, model_sizes
+from agpo.memory import GIB, USABLE, Machine, memory, model_sizes
 from agpo.model import compile_layers, output_embeddings, prepare
 from agpo.optimizer import make_trained
 from agpo.policy import Policy
@@ -145,6 +145,7 @@ def load_policy(
 
 def start_run(config: TrainConfig, store: Store, **more: str) -> str:
     """Record a new run, with `more` beside its configuration. Returns its id."""
+    told = {"metrics": METRICS, "facts": FACTS, "axes": axes(config.rollout.samples_per_prompt)}
     return store.start_run(
         "train",
         config.name,
@@ -153,7 +154,7 @@ def start_run(config: TrainConfig, store: Store, **more: str) -> str:
         seed=config.seed,
         config={**recorded(config), **more},
         parent=curation_run(config.data.path, store),
-        about=about_run(config),
+        about={**about(config.objective.preset, config.objective.knobs), **told},  # for reports
     )
 
 
@@ -162,12 +163,6 @@ def label_of(config: TrainConfig, run_id: str, store: Store) -> dict[str, object
     names = {"name": config.name, "method": config.objective.preset, "model": config.model}
     asked = {"max_tokens": config.eval.max_tokens or config.rollout.max_tokens}
     return {"run": run_id, **names, "seed": config.seed, "store": str(store), **asked}
-
-
-def about_run(config: TrainConfig) -> dict[str, object]:
-    """What reports need to know about the run's method and metrics."""
-    told = {"metrics": METRICS, "facts": FACTS, "axes": axes(config.rollout.samples_per_prompt)}
-    return {**about(config.objective.preset, config.objective.knobs), **told}
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:
@@ -266,7 +261,7 @@ def start_vllm(config: TrainConfig, start: str, model: PreTrainedModel, longest:
         device = f"cuda:{apart}"
     elif model.device.type == "cuda":
         here = torch.cuda.get_device_properties(model.device).total_memory
-        machine = Machine.of_bytes(torchrun_env()[0], here)
+        machine = Machine(torchrun_env()[0], here / USABLE / GIB)
         options["gpu_memory_utilization"] = memory(config, model_sizes(model.config, config), machine).utilization
         torch.cuda.empty_cache()
     return load_engine("vllm", start, device=device, dtype=dtype, enable_sleep_mode=not apart, **options)

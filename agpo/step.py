@@ -19,7 +19,6 @@ from agpo.mismatch import against_trainer, check_gap, tis_effect
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
 from agpo.presets import Correction, Objective
-from agpo.run_folder import save_refused
 from agpo.sampling import begin_ahead, drop_ahead, sample_groups
 from agpo.setup import Run
 from agpo.telemetry import Watch, step_metrics, timeline
@@ -52,7 +51,7 @@ def train_step(
     rewards_GN, lengths_GN, longest = raw_rewards(judged), lengths_of(judged), config.rollout.max_tokens
     _, live, advantage_GN = group_advantages(rewards_GN, lengths_GN, config.objective.knobs, longest)
     live_G = live.tolist()
-    stale = are_stale(everything, run.version)
+    stale = any(s.completion.weight_version != run.version for group in everything for s in group.samples)
     plan = plan_of(groups, config, stale)
     if run.ahead and may_move(plan) and not config.rollout.max_staleness:
         drop_ahead(run, watch)
@@ -80,9 +79,13 @@ def train_step(
         rows = sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN.tolist())
         run.store.log_samples(run.id, rows)
         run.store.log_metrics(run.id, run.done, {**metrics, **timeline(spans)})
-        for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
+        for minibatch, done in zip(plan, updates, strict=True):
             if done.refused:
-                say(save_refused(run, k, minibatch, [groups[place] for place in minibatch.groups], done))
+                ids = ", ".join(groups[place].item.id for place in minibatch.groups)
+                say(
+                    f"step {run.done}: an update was refused: its loss ({done.decision.value:g}) or gradient norm "
+                    f"({done.grad_norm}) is not finite. The store has its samples, of the problems {ids}"
+                )
     return metrics
 
 
@@ -102,11 +105,6 @@ def check_rollout(groups: Sequence[Group], step: int, config: TrainConfig) -> No
             f"broke in step {step - 1}. Start a new run with a lower update.lr, from the last checkpoint (only finite "
             "weights are saved) with model=CHECKPOINT."
         )
-
-
-def are_stale(groups: Sequence[Group], version: str) -> bool:
-    """Whether any token was sampled with weights other than `version`."""
-    return any(sample.completion.weight_version != version for group in groups for sample in group.samples)
 
 
 def speeds(groups: Sequence[Group], updates: Sequence[Update], watch: Watch, took: float, run: Run) -> dict[str, float]:

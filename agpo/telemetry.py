@@ -165,9 +165,6 @@ class Tally:
     """steps in a row without an update until the run says why"""
     total: Counter[str] = field(default_factory=Counter)
     """sums of the steps' metrics"""
-    steps: int = 0
-    free: int = 0
-    """steps that did not move the weights"""
     idle: list[Mapping[str, float]] = field(default_factory=list)
     """the metrics of the steps since the last update"""
 
@@ -186,7 +183,6 @@ class Tally:
     def add(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Count a step. Returns what there is to say about it: nothing more once it was said why there is no update."""
         self.total.update(metrics)
-        self.steps, self.free = self.steps + 1, self.free + (not metrics["updates/made"])
         self.idle = [] if metrics["updates/made"] else [*self.idle, metrics]
         said = []
         if not metrics["groups/live"] and len(self.idle) <= self.patience:
@@ -231,18 +227,12 @@ class Tally:
 
     def line(self) -> str:
         """The summary at the end of a run."""
-        total = self.total
-        whole, early, wasted = (total[x] for x in ("saved/of_tokens", "speed/saved_seconds", "speed/wasted_seconds"))
+        total, whole = self.total, self.total["saved/of_tokens"]
         share = 100 * total["saved/tokens"] / whole if whole else 0.0
-        overlap = (
-            f"\noverlap     {self.free} of {self.steps} steps moved nothing; {early:.1f} s of sampling begun "
-            f"before its step, {wasted:.1f} s discarded"
-        )
         return (
             f"updates     {total['updates/made']:.0f} made, {total['clip/clipped_updates']:.0f} clipped, "
             f"{total['updates/dead']:.0f} without a live group, {total['updates/refused']:.0f} refused; "
             f"{total['saved/tokens']:,.0f} of {whole:,.0f} tokens ({share:.0f} %) not run"
-            f"{overlap if early or wasted else ''}"
         )
 
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 
@@ -108,11 +108,9 @@ class Trackers:
                 ) from e
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         try:
-            self._open.__exit__(kind, error, trace)
+            self._open.__exit__(*error)
         except Exception as e:  # noqa: BLE001  a tracker's failure is never the run's
             self._failed("trackers", e)
         for name, times in self.failures.items():
