@@ -135,7 +135,8 @@ def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[Train
         section, _, name = key.partition(".")
         if state["config"].get(section, {}).pop(name, plain) != plain:
             raise UserError(f"{saved} was trained with {key}, which is no longer there: resume with that version.")
-    state["config"]["trackers"] = [name for name in state["config"].get("trackers", ()) if name in TRACKERS]  # once 4
+    named = state["config"].get("trackers", ())  # some are gone
+    state["config"]["trackers"] = [name for name in named if name in TRACKERS]
     return make_config(state["config"], str(saved)), saved, json.loads(label.read_text())
 
 
