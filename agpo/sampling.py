@@ -52,8 +52,9 @@ def sample_groups(
         if not resampled:
             return groups, groups
         rounds = config.rollout.resample_rounds
-        asked = {"seed": config.seed, "step": step, "rounds": rounds, "objective": knobs}
-        kept, everything = resample(groups, sample, run.items, **asked)
+        kept, everything = resample(
+            groups, sample, run.items, seed=config.seed, step=step, rounds=rounds, objective=knobs
+        )
         if beside:
             begin_soon(run, watch, step + 1)
         return kept, everything
