@@ -13,7 +13,7 @@ from agpo.advantages import group_advantages, group_rewards, normalised_sum
 from agpo.clip import Decision, unit_decision, unit_sums, units
 from agpo.mask import counted, live_groups, sequence_weights
 from agpo.presets import Objective
-from agpo.surrogate import loss_at_ratio_1
+from agpo.surrogate import loss_at_ratio_1, penalised_tokens
 from evals.engines import Completion
 from evals.grading import Verdict
 from evals.items import Item
@@ -60,6 +60,8 @@ class Row:
     """the same by the trainer before it moved; None: the engine's are as good"""
     sample: int = 0
     """its number in the group"""
+    penalised: tuple[int, ...] = ()
+    """positions of its tokens that surrogate kl_cov penalises"""
 
     @property
     def tokens(self) -> int:
@@ -70,7 +72,7 @@ class Row:
 class MiniBatch:
     """One optimizer update as far as it is decided before any forward pass: the counted sequences of whole groups.
 
-    Read by the native trainer, verl's plugin and the engine check alike.
+    Read by the native trainer, verl's plugin, `--explain` and the engine check alike.
     """
 
     rows: tuple[Row, ...]
@@ -152,8 +154,10 @@ def plan_step(
             tokens = prompt, completion.token_ids, completion.logprobs or ()
             advantage, weight, scale = float(advantage_B[i]), float(weight_B[i]), float(scale_B[i])
             rows.append(Row(*tokens, group, advantage, weight, scale, unit=int(unit_B[i]), sample=k))
+        if objective.surrogate == "kl_cov":
+            rows = with_penalised(rows, objective)
         # A = 0 has no gradient, unless a KL or entropy term looks at every token.
-        every = objective.beta or objective.entropy_coef
+        every = objective.beta or objective.entropy_coef or objective.surrogate == "kl_cov"
         moving = tuple(i for i, row in enumerate(rows) if every or row.advantage != 0)
         live_tokens = int((length_B.reshape(r_GN.shape) * (live_G[:, None] & ~r_GN.isnan())).sum())
         minibatch = MiniBatch(
@@ -172,6 +176,17 @@ def plan_step(
         minibatches.append(minibatch)
     still = not may_move(minibatches)
     return [*minibatches, *(replace(minibatch, first=still) for minibatch in minibatches * (epochs - 1))]
+
+
+def with_penalised(rows: Sequence[Row], objective: Objective) -> list[Row]:
+    """All rows of a mini-batch with the tokens that KL-Cov penalises."""
+    lengths = [len(row.response_ids) for row in rows]
+    advantage_T = torch.tensor([row.advantage for row in rows]).repeat_interleave(
+        torch.tensor(lengths, dtype=torch.long)
+    )
+    logp_T = torch.tensor([x for row in rows for x in row.engine_logp])
+    parts = penalised_tokens(logp_T, advantage_T, objective).split(lengths)
+    return [replace(row, penalised=tuple(part.nonzero()[:, 0].tolist())) for row, part in zip(rows, parts, strict=True)]
 
 
 def with_normalised_sum(groups: Sequence[Group], weights: Mapping[str, float]) -> list[Group]:

@@ -174,11 +174,23 @@ class TrainConfig(Section):
                 "engine=vllm returns no log-probabilities with rollout.top_p below 1, so stale weights would go "
                 "unnoticed. Set rollout.top_p=1 or engine=hf."
             )
-        early = "max_staleness=1" if rollout.max_staleness else "overlap=ahead" if rollout.overlap == "ahead" else ""
-        if self.engine == "hf" and early:
+        if rollout.prompts == "adaptive" and (rollout.overlap != "none" or rollout.max_staleness or rollout.oversample):
             raise ValueError(
-                f"rollout.{early} needs an engine in a process of its own: engine=vllm. Engine hf generates with the "
-                "model that is being updated; it supports rollout.overlap=free."
+                "rollout.prompts=adaptive chooses by the previous step's answers, so the next step cannot begin early: "
+                "leave out rollout.overlap, rollout.max_staleness and rollout.oversample."
+            )
+        staleness = "rollout.max_staleness=1" if rollout.max_staleness else ""
+        ahead = "rollout.overlap=ahead" if rollout.overlap == "ahead" else ""
+        if self.engine == "hf" and (early := staleness or ahead):
+            raise ValueError(
+                f"{early} needs an engine in a process of its own: engine=vllm. Engine hf generates with the model "
+                "that is being updated; it supports rollout.overlap=free."
+            )
+        resamples = "objective.masked_groups=resample" if knobs.masked_groups == "resample" else ""
+        if rollout.oversample and (other := resamples or ahead or staleness):
+            raise ValueError(
+                f"rollout.oversample={rollout.oversample} does not go with {other}, which draws the next prompts by "
+                "itself. Leave one out."
             )
         samples = rollout.samples_per_prompt
         for name, most in {"keep_shortest": samples - 1, "pass_k": samples}.items():

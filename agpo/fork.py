@@ -31,7 +31,7 @@ from evals.store import Store
 from evals.store.store import is_missing
 
 MAY_CHANGE = ("objective", "update", "mismatch", "rollout")
-FIXED = ("rollout.prompts_per_step", "rollout.samples_per_prompt")
+FIXED = ("rollout.prompts", "rollout.prompts_per_step", "rollout.samples_per_prompt")
 """exceptions: with another value the two arms would not get the same prompts"""
 QUIET = {"eval.bench": "", "eval.data": "", "checkpoint.best": "", "trackers": ""}
 """switched off in forks"""

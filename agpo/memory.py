@@ -287,6 +287,41 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine) -> Memory:
     return Memory(phases, machine, share, cache_tokens, host)
 
 
+# -- time ------------------------------------------------------------------------------------------------------------
+
+FLOPS, BANDWIDTH = 989e12 * 0.4, {False: 3.35e12 * 0.7, True: 4.8e12 * 0.7}
+"""achieved by an H100 in bfloat16, and its memory's bytes/s (True: an H200's): assumptions"""
+STEP_SECONDS = 2e-3
+"""overhead of a decoding step of vLLM; of engine hf about a millisecond per layer"""
+GATHER, HOST = 50e9, 100e9
+"""bytes/s of weights to the engine, and of host memory"""
+
+
+def seconds(config: TrainConfig, sizes: ModelSizes, found: Memory, longest_prompt: int = 1024) -> dict[str, float]:
+    """Seconds of the parts of a step on H100s or H200s, if answers have half of the longest length and all groups are
+    live. An order of magnitude, no more."""
+    s, machine, ranks = sizes, found.machine, max(1, found.machine.gpus)
+    sampling, vllm = config.rollout, config.engine == "vllm"
+    samples = sampling.prompts_per_step * sampling.samples_per_prompt
+    length = longest_prompt + sampling.max_tokens
+    mine = -(-samples // ranks)
+    most = config.vllm.max_num_seqs if vllm else sampling.max_sequences
+    at_once = max(1, min(mine, most, found.cache_tokens // max(1, length - sampling.max_tokens // 2)))
+    bandwidth = BANDWIDTH[machine.gib > 100]
+    overhead = STEP_SECONDS if vllm else 1e-3 * s.layers
+    one = (s.item * s.parameters + at_once * length / 2 * s.cache) / bandwidth + overhead
+    waves = max(1.0, mine / at_once * (0.5 if vllm else 1.0))  # vLLM refills the places of finished sequences
+    tokens = samples * sampling.max_tokens / 2
+    passes = (8 if config.update.gradient_checkpointing else 6) - (2 if sizes.adapters else 0) + 2
+    shards = config.ranks.fsdp_size or ranks
+    parts = {"rollout": sampling.max_tokens * one * waves, "update": passes * s.parameters * tokens / ranks / FLOPS}
+    if config.update.offload:
+        parts["offloaded steps"] = config.updates_per_step * 28 * (sizes.adapters or s.parameters) / shards / HOST
+    if vllm:
+        parts["sync"] = s.item * s.parameters / GATHER
+    return parts
+
+
 # -- output ----------------------------------------------------------------------------------------------------------
 
 
@@ -298,3 +333,15 @@ def table(found: Memory) -> list[str]:
         cells = [*(phase.get(part, 0.0) for part in parts), found.peaks[name]]
         lines.append(f"{name:12}" + "".join(f"{cell / GIB:14.1f}" if cell else f"{'':14}" for cell in cells))
     return lines
+
+
+def advice(config: TrainConfig, sizes: ModelSizes) -> str:
+    """What engine hf costs with a model that is too large for it; else empty."""
+    if config.engine == "vllm" or sizes.parameters < 1e9:
+        return ""
+    slow = config.rollout.max_tokens * sizes.layers * 1e-3
+    return (
+        f"engine=hf decodes {sizes.parameters / 1e9:.1f}B parameters without CUDA graphs or paged memory: about "
+        f"{sizes.layers} ms a token, or {slow / 60:.0f} minutes for every {config.rollout.max_sequences} answers of "
+        f"{config.rollout.max_tokens} tokens. engine=vllm is several times faster."
+    )

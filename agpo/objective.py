@@ -19,7 +19,7 @@ from agpo.advantages import advantages, group_advantages, group_rewards, normali
 from agpo.clip import apply_f_to_loss, clip_decision, token_units, units, weighted_sums
 from agpo.mask import counted, live_groups, sequence_weights
 from agpo.presets import PRESETS, Correction, Objective, resolve
-from agpo.surrogate import correction_weights, logp_gap, tis_weights, token_losses
+from agpo.surrogate import correction_weights, logp_gap, penalised_tokens, tis_weights, token_losses
 
 __all__ = [  # the public calls, for your own loop
     "PRESETS",
@@ -120,8 +120,11 @@ def minibatch_loss(
     tokens = {name: x_T[kept_T] for name, x_T in tokens.items()}
     for name, x_T in tokens.items():
         _check_counted(name, x_T, sequence_T, samples)
+    penalised_T = None
+    if objective.surrogate == "kl_cov":
+        penalised_T = penalised_tokens(tokens["old_logp_T"], advantage_T, objective)
     given = tokens["logp_T"], tokens["old_logp_T"].detach(), advantage_T, lengths_B[kept_B], objective
-    loss_T = token_losses(*given, tokens.get("ref_logp_T"), tis_T=tokens.get("tis_T"))
+    loss_T = token_losses(*given, tokens.get("ref_logp_T"), tis_T=tokens.get("tis_T"), penalised_T=penalised_T)
     unit_T = token_units(units(lengths_B, weight_B, samples, objective), sequence_T, objective)
     loss, mean_scale = apply_f_to_loss(loss_T, weight_T, unit_T, objective)
     scale = float(mean_scale)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -146,8 +147,14 @@ def losses(
     if objective.beta and policy.reference is not None:
         with torch.no_grad():
             ref_logp_T = run(policy.reference)[0]
+    penalised_T = None
+    if objective.surrogate == "kl_cov":
+        starts = accumulate((len(row.response_ids) for row in rows), initial=0)
+        picked_T = torch.zeros(len(advantage_T), dtype=torch.bool)
+        picked_T[[start + t for start, row in zip(starts, rows, strict=False) for t in row.penalised]] = True
+        penalised_T = moved(picked_T, device)
     given = (logp_T, old_logp_T, advantage_T, lengths_B, objective, ref_logp_T)
-    loss_T = token_losses(*given, tis_T=tis_T)
+    loss_T = token_losses(*given, tis_T=tis_T, penalised_T=penalised_T)
     ratio_T = ratios(logp_T.detach(), old_logp_T, lengths_B, objective)
     measured = {"ratio/deviation": (ratio_T - 1).abs(), "ratio/clipped": at_bound(ratio_T, advantage_T, objective)}
     if ref_logp_T is not None:

@@ -13,7 +13,7 @@ import torch
 
 from agpo.config import TrainConfig
 from agpo.distributed import torchrun_env
-from agpo.memory import GIB, Machine, memory, model_config, model_sizes, table
+from agpo.memory import GIB, USABLE, Machine, advice, memory, model_config, model_sizes, seconds, table
 from agpo.problems import check_asked, check_end, check_items, load_benches, load_items, open_reward
 from agpo.rollout import draw
 from agpo.trackers import check_installed
@@ -30,6 +30,11 @@ def check_machine(config: TrainConfig) -> None:
     """Raises UserError if this recipe cannot run here."""
     ranks, here, _ = torchrun_env()
     check_ranks(ranks, config)
+    if config.rollout.oversample and ranks > 1:
+        raise UserError(
+            f"rollout.oversample={config.rollout.oversample} is for one process: {ranks} ranks would have to agree on "
+            "which groups finished first. Set it to 0, or train with one rank."
+        )
     if config.engine == "hf" and config.rollout.overlap != "none" and ranks > 1:
         raise UserError(
             f"rollout.overlap={config.rollout.overlap} with several ranks needs engine=vllm: engine hf gathers the "
@@ -71,6 +76,23 @@ def check_machine(config: TrainConfig) -> None:
         gib = torch.cuda.get_device_properties(i).total_memory >> 30
         if gib < needed.gpu_memory_gib * 0.9:
             raise UserError(f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB on each GPU; GPU {i} has {gib}.")
+    if needed.gpus:
+        check_memory(config, torch.cuda.get_device_properties(0).total_memory)
+
+
+def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
+    """Raises UserError if, by arithmetic, a GPU of this size cannot hold the run."""
+    machine = Machine(config.hardware.gpus, gpu_bytes / USABLE / GIB)
+    found = memory(config, model_sizes(model_config(config.model), config), machine)
+    if found.fits:
+        return
+    worst = max(found.peaks, key=lambda name: found.peaks[name])
+    raise UserError(
+        f"by arithmetic {config.name!r} takes {found.peaks[worst] / GIB:.1f} GiB in its phase {worst!r}, and a GPU "
+        f"here has {machine.bytes / GIB:.1f}:\n" + "\n".join(f"  {line}" for line in table(found)) + "\n"
+        "Use more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens, or skip this check with "
+        "hardware.gpus=0. docs/scale.md says what each part is."
+    )
 
 
 def check_ranks(ranks: int, config: TrainConfig) -> None:
@@ -109,8 +131,8 @@ class Found:
 
 
 def preflight(config: TrainConfig) -> tuple[bool, list[str]]:
-    """(whether no check failed, lines: what each found, and the memory on the machine that `hardware` names). Writes
-    nothing."""
+    """(whether no check failed, lines: what each found, and memory and time on the machine that `hardware` names).
+    Writes nothing."""
     found, lines, fine = Found(), list[str](), True
     for check in (_data, _benchmarks, _model, _prompts, _reward, _engine, _ranks, _trackers, _out):
         mark = "ok"
@@ -228,4 +250,10 @@ def _cost(config: TrainConfig, found: Found) -> list[str]:
     if needs.host:
         host = needs.host * needs.machine.gpus / GIB
         lines.append(f"and {host:.0f} GiB of host memory for what is offloaded")
-    return lines
+    if needs.fits:
+        parts = seconds(config, sizes, needs, prompt)
+        told = ", ".join(f"{name} {part:.0f}" for name, part in parts.items())
+        total = sum(parts.values())
+        whole = f"{total * config.steps / 3600:.0f} h in all, on H100s or H200s"
+        lines.append(f"about {total:.0f} s a step ({told}), {whole}, if answers have half of their longest length")
+    return [*lines, *filter(None, [advice(config, sizes)])]

@@ -3,6 +3,7 @@
 `agpo/objective.py` lists the files that implement the knobs; docs/method.md has the table with sources.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
@@ -31,14 +32,18 @@ class Objective:
     """this times the group's mean reward times length / longest of the group is subtracted from each reward"""
     ratio: Literal["token", "sequence"] = "token"
     """rho of each token, or one geometric mean per sequence (GSPO)"""
-    surrogate: Literal["ppo", "cispo", "geometric", "soft"] = "ppo"
+    surrogate: Literal["ppo", "cispo", "geometric", "soft", "kl_cov"] = "ppo"
     """ppo: min of the plain and the clipped; cispo: the clipped ratio is a constant weight on grad log pi; geometric:
     the geometric mean of a sequence's clipped ratios (GMPO); soft: 4 / tau sigmoid(tau (rho - 1)) in place of rho
-    (SAPO)"""
+    (SAPO); kl_cov: plain, with a KL penalty where log pi and A vary together most (KL-Cov)"""
     tau_pos: float = 1.0
     """tau of soft where A > 0"""
     tau_neg: float = 1.05
     """tau of soft elsewhere"""
+    cov_share: float = 2e-3
+    """for kl_cov: share of a mini-batch's tokens that have the penalty"""
+    cov_coef: float = 1.0
+    """for kl_cov: the penalty is this times |log rho|"""
     eps_low: float = 0.2
     """the ratio counts as no less than 1 - eps_low"""
     eps_high: float = 0.2
@@ -91,6 +96,7 @@ SCOPES = ("mini_batch", "group", "sequence", "token")
 SURROGATES_OF = {
     **dict.fromkeys(("eps_low", "eps_high"), ("ppo", "cispo", "geometric")),
     **dict.fromkeys(("tau_pos", "tau_neg"), ("soft",)),
+    **dict.fromkeys(("cov_share", "cov_coef"), ("kl_cov",)),
 }
 """knobs of some surrogates only"""
 
@@ -104,12 +110,12 @@ def _check_values(o: Objective) -> None:
         value, choices = getattr(o, field.name), get_args(field.type)
         if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
             raise ValueError(f"{field.name} must be one of {', '.join(choices)}, not {value!r}.")
-    for name in ("eps_low", "eps_high", "beta", "entropy_coef", "overlong_penalty", "length_penalty"):
+    for name in ("eps_low", "eps_high", "beta", "entropy_coef", "overlong_penalty", "length_penalty", "cov_coef"):
         if not getattr(o, name) >= 0:  # NaN too
             raise ValueError(f"{name} must be at least 0, not {getattr(o, name)}.")
-    for name in ("tau_pos", "tau_neg"):
-        if not getattr(o, name) > 0:
-            raise ValueError(f"{name} must be above 0, not {getattr(o, name)}.")
+    for name, most in {"tau_pos": math.inf, "tau_neg": math.inf, "cov_share": 1}.items():
+        if not 0 < getattr(o, name) <= most:
+            raise ValueError(f"{name} must be above 0{' and at most 1' * (most == 1)}, not {getattr(o, name)}.")
     if o.keep_shortest is not None and o.keep_shortest < 2:
         raise ValueError(f"keep_shortest must be at least 2, not {o.keep_shortest}: a group needs two answers.")
     if o.dual_clip is not None and not o.dual_clip > 1:
@@ -134,7 +140,7 @@ def _check_combination(o: Objective) -> None:
     for name, surrogates in SURROGATES_OF.items():
         if getattr(o, name) != getattr(Objective, name) and o.surrogate not in surrogates:
             raise ValueError(f"{name} is for surrogate {' or '.join(surrogates)}, and surrogate is {o.surrogate}.")
-    if o.surrogate == "geometric" and o.ratio == "sequence":
+    if o.surrogate in ("geometric", "kl_cov") and o.ratio == "sequence":
         raise ValueError(f"surrogate {o.surrogate} is made of the ratios of tokens: set ratio token.")
     if o.several == "normalise" and o.masked_groups == "resample":
         raise ValueError(
@@ -234,6 +240,8 @@ PRESETS: dict[str, Objective] = {  # in the order of tables
     "gfpo": replace(_GRPO, keep_shortest=4),
     # prime-rl's length penalty at its default weight; its other two terms are the same for all answers of one turn.
     "grpo_length": replace(_GRPO, advantage_std="none", length_penalty=0.25),
+    # Cui et al. 2025 (arXiv 2505.22617), their 7B setting.
+    "kl_cov": replace(_GRPO, surrogate="kl_cov"),
     # Chen et al. 2025 (arXiv 2508.10751), the analytical form.
     "pass_at_k": replace(_GRPO, pass_k=4, advantage_std="bernoulli"),
     # Liu et al. 2026 (arXiv 2601.05242).
@@ -247,6 +255,7 @@ TITLES = {
     "agpo_no_mask": "AGPO (w/o loss mask)",
     "agpo_no_clip": "AGPO (w/o loss clip)",
     "grpo_length": "GRPO (length penalty)",
+    "kl_cov": "KL-Cov",
     "pass_at_k": "pass@k",
 }
 """names in tables, where they are not the preset's in capitals"""

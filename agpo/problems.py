@@ -101,6 +101,11 @@ def check_asked(
     57: too few problems, a duplicate id, a problem that leaves no room for its answer."""
     sampling, evaluated = config.rollout, config.eval.max_tokens
     draw(items, 0, 0, sampling.prompts_per_step)
+    if len(items) < sampling.prompts_per_step + sampling.oversample:
+        raise UserError(
+            f"the data has {len(items)} problems, fewer than rollout.prompts_per_step={sampling.prompts_per_step} + "
+            f"rollout.oversample={sampling.oversample}. Lower it or give more data."
+        )
     seen: dict[str, int] = {}
     for row, item in enumerate(items):
         if item.id in seen:

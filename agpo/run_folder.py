@@ -1,12 +1,17 @@
-"""A run's checkpoints: which are kept, which is the best, and how the run is resumed from one."""
+"""A run's folder: checkpoints, which of them is the best, the batches of refused updates; and how a run is resumed."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from agpo import checkpoint_io, distributed
+from agpo.batch import Group, MiniBatch
 from agpo.config import TrainConfig, load_config, make_config
+from agpo.policy import Update
+from agpo.rollout import to_json
 from agpo.setup import Run, label_of, selected_on_test
 from agpo.trackers import TRACKERS
 from evals.errors import UserError
@@ -22,9 +27,6 @@ ROUNDING = (
     *("update.micro_batch_tokens", "update.layout", "update.compile", "update.offload"),
 )
 """keys that change results by float rounding only: allowed, with a notice"""
-
-FORMER = {"vllm.in_process": False, "rollout.prompts": "uniform", "rollout.forget": 0.99, "rollout.oversample": 0}
-"""keys that older checkpoints have, with their defaults"""
 
 
 def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
@@ -47,7 +49,12 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
 
 def state_of(run: Run) -> dict[str, object]:
     """What resuming needs besides the policy."""
-    return {"config": run.config.model_dump(mode="json"), "data": run.data}
+    state = {"config": run.config.model_dump(mode="json"), "data": run.data}
+    if run.seen_2P is not None:
+        state["seen"] = run.seen_2P.tolist()
+    if run.carried:
+        state["carried"] = to_json(run.carried)
+    return state
 
 
 def prune(run: Run) -> None:
@@ -94,6 +101,32 @@ def _measured(run: Run, measure: str) -> dict[int, float]:
     return {step: value for step, _, value in run.store.metrics(run.id, [measure]) if step in kept and value == value}
 
 
+def save_refused(run: Run, k: int, minibatch: MiniBatch, groups: Sequence[Group], done: Update) -> str:
+    """Save the batch of an update whose loss or gradient was not finite. Returns a line that says where."""
+    path = run.folder / "refused" / f"step-{run.done:06d}-update-{k}.json"
+    path.parent.mkdir(exist_ok=True)
+    groups_of = [
+        {
+            "item": group.item.id,
+            "prompt": group.item.prompt,
+            "samples": [
+                {"response": s.text, "reward": s.reward, "outcome": s.verdict.outcome, **asdict(s.completion)}
+                for s in group.samples
+            ],
+        }
+        for group in groups
+    ]
+    loss, norm = done.decision.value, math.nan if done.grad_norm is None else done.grad_norm
+    whole = {"loss": loss, "grad_norm": norm, "groups": groups_of, "rows": [asdict(row) for row in minibatch.rows]}
+    standard = json.loads(json.dumps(whole), parse_constant=str)  # JSON has no NaN and Infinity: as strings
+    path.write_text(json.dumps(standard, indent=1))
+    run.store.add_artifact(run.id, "refused update", path)
+    return (
+        f"step {run.done}, update {k}: refused, its loss ({loss:g}) or gradient norm ({norm:g}) is not finite. "
+        f"The batch is in {path}"
+    )
+
+
 # -- resuming: from which checkpoint, and which keys may differ ------------------------------------------------------
 
 
@@ -131,10 +164,7 @@ def find_resume(what: str, out: str, discard_later: bool = False) -> tuple[Train
             "store's records of the steps after it. To do that add --discard-later; to keep them, copy the folder or "
             f"start a new run with model={saved}."
         )
-    for key, plain in FORMER.items():
-        section, _, name = key.partition(".")
-        if state["config"].get(section, {}).pop(name, plain) != plain:
-            raise UserError(f"{saved} was trained with {key}, which is no longer there: resume with that version.")
+    state["config"].get("vllm", {}).pop("in_process", None)  # a former key, always false
     named = state["config"].get("trackers", ())  # some are gone
     state["config"]["trackers"] = [name for name in named if name in TRACKERS]
     return make_config(state["config"], str(saved)), saved, json.loads(label.read_text())

@@ -9,7 +9,18 @@ from agpo.batch import Group
 from agpo.config import TrainConfig
 from agpo.distributed import all_gather, broadcast, is_main, rank, world_size
 from agpo.model import weight_stream
-from agpo.rollout import Ahead, draw, requests_of, resample, rollout
+from agpo.rollout import (
+    Ahead,
+    Begun,
+    draw,
+    draw_adaptive,
+    draw_over,
+    expected_live,
+    learn,
+    requests_of,
+    resample,
+    rollout,
+)
 from agpo.setup import Run
 from agpo.telemetry import Watch
 from evals.complete import Grader
@@ -22,13 +33,13 @@ AHEAD_AT = 0.75
 
 def sample_groups(
     run: Run, grader: Grader, watch: Watch | None = None, *, overlap: bool = False
-) -> tuple[list[Group], list[Group]]:
-    """(graded groups of the next step, all groups sampled for it).
+) -> tuple[list[Group], list[Group], list[Begun]]:
+    """(graded groups of the next step, all groups sampled for it, unfinished groups for the step after it).
 
     `overlap`: if the run is configured to, an engine in its own process goes on with the step after it.
     """
     config, step, watch = run.config, run.done, watch or Watch()
-    knobs = config.objective.knobs
+    knobs, over = config.objective.knobs, config.rollout.oversample
     resampled = knobs.masked_groups == "resample"
     beside = overlap and isinstance(run.engine, OwnWeights)
     early = config.rollout.overlap == "ahead" and not config.rollout.max_staleness
@@ -43,21 +54,25 @@ def sample_groups(
         step=step,
         watch=watch,
         generate=partial(generate, run, watch),
-        soon=partial(begin_soon, run, watch, step + 1) if beside and not resampled else lambda: None,
+        soon=partial(begin_soon, run, watch, step + 1) if beside and not resampled else lambda left: None,
         soon_at=AHEAD_AT if early else 1.0,
     )
     with awake(run, watch):
-        sample = partial(sample_on_ranks, here)
-        groups = sample(draw(run.items, config.seed, step, config.rollout.prompts_per_step))
+        if over:
+            begun = draw_over(run.items, config.seed, step, config.rollout.prompts_per_step, over, run.carried)
+            groups, left = here(begun)
+            return groups, groups, left
+        sample = partial(sample_on_ranks, lambda items: here([Begun(item, step) for item in items])[0])
+        groups = sample(asked_next(run))
         if not resampled:
-            return groups, groups
+            return groups, groups, []
         rounds = config.rollout.resample_rounds
         kept, everything = resample(
             groups, sample, run.items, seed=config.seed, step=step, rounds=rounds, objective=knobs
         )
         if beside:
-            begin_soon(run, watch, step + 1)
-        return kept, everything
+            begin_soon(run, watch, step + 1, [])
+        return kept, everything, []
 
 
 def generate(run: Run, watch: Watch, requests: Sequence[Request], sampling: Sampling) -> Iterator[Output]:
@@ -70,15 +85,35 @@ def generate(run: Run, watch: Watch, requests: Sequence[Request], sampling: Samp
     return ahead.outputs()
 
 
-def begin_soon(run: Run, watch: Watch, step: int) -> None:
+def begin_soon(run: Run, watch: Watch, step: int, left: Sequence[Begun]) -> None:
     """Begin to sample for the step after `step` steps while the last of these is not finished."""
     if run.config.rollout.max_staleness:  # the engine has been busy with the weights of the step before
         with watch.phase("sync"):
             sync_engine(run)
-    begin_ahead(run, step)
+    begin_ahead(run, step, left)
 
 
-def begin_ahead(run: Run, step: int) -> None:
+def asked_next(run: Run) -> list[Item]:
+    """The items of the next step."""
+    rollout, seed = run.config.rollout, run.config.seed
+    if run.seen_2P is None:
+        return draw(run.items, seed, run.done, rollout.prompts_per_step)
+    asked = rollout.prompts_per_step, rollout.samples_per_prompt
+    return draw_adaptive(run.items, run.seen_2P, seed, run.done, *asked)
+
+
+def learn_rates(run: Run, everything: Sequence[Group], live_G: Sequence[bool]) -> dict[str, float]:
+    """Update the counts that adaptive prompts are chosen by. Returns metrics of the choice, {} if not adaptive."""
+    if run.seen_2P is None:
+        return {}
+    rollout = run.config.rollout
+    asked = [group.item for group in everything[: rollout.prompts_per_step]]  # dynamic sampling adds others
+    expected = expected_live(run.items, run.seen_2P, asked, rollout.samples_per_prompt)
+    run.seen_2P = learn(run.items, run.seen_2P, everything, rollout.forget)
+    return {"prompts/expected_live": expected, "prompts/live": sum(live_G[: len(asked)]) / len(asked)}
+
+
+def begin_ahead(run: Run, step: int, left: Sequence[Begun]) -> None:
     """Begin to sample for the step after `step` steps, if the run overlaps steps and no evaluation comes first.
 
     The engine must have the current weights, and nothing else may use its model meanwhile: with the policy's own model
@@ -88,8 +123,10 @@ def begin_ahead(run: Run, step: int) -> None:
     asked = config.rollout.overlap != "none" or config.rollout.max_staleness
     if run.ahead or not asked or config.evaluates_after(step) or run.engine.weight_version != run.version:
         return
-    mine = draw(run.items, config.seed, step, config.rollout.prompts_per_step)[rank() :: world_size()]
-    asking = config.asked, config.rollout.samples_per_prompt, config.seed, step
+    rollout = config.rollout
+    begun = draw_over(run.items, config.seed, step, rollout.prompts_per_step, rollout.oversample, left)
+    mine = begun[rank() :: world_size()]
+    asking = config.asked, rollout.samples_per_prompt, config.seed, rollout.max_tokens
     run.ahead = Ahead(run.engine, requests_of(run.engine, mine, *asking)[1], sampling_of(config))
 
 
@@ -103,7 +140,9 @@ def drop_ahead(run: Run, watch: Watch) -> None:
 
 
 def sampling_of(config: TrainConfig) -> Sampling:
-    return Sampling(config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p)
+    rollout = config.rollout
+    whole = rollout.prompts_per_step if rollout.oversample else 0
+    return Sampling(rollout.max_tokens, rollout.temperature, rollout.top_p, whole=whole)
 
 
 @contextmanager

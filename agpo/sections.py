@@ -73,6 +73,10 @@ class RolloutConfig(Section):
 
     prompts_per_step: int = Field(default=32, ge=1)
     """prompts of a step (the paper's train batch size)"""
+    prompts: Literal["uniform", "adaptive"] = "uniform"
+    """uniform: every problem once an epoch; adaptive: preferably those whose group is likely to be live"""
+    forget: float = Field(default=0.99, gt=0, le=1)
+    """for prompts adaptive: the factor on the counts of right and wrong answers after each step; 1 forgets nothing"""
     samples_per_prompt: int = Field(default=8, ge=2)
     """group size G; a group of one has no advantage"""
     temperature: float = Field(default=1.0, gt=0)
@@ -89,6 +93,9 @@ class RolloutConfig(Section):
     """sample the next step's answers early. free: once this step's are decoded, with the same bits: they are discarded
     if an update moves the weights (engine hf: only begun if none did); ahead (engine vllm): once three quarters of this
     step's are decoded, with the same results up to rounding"""
+    oversample: int = Field(default=0, ge=0)
+    """prompts drawn over prompts_per_step: a step uses the groups that finish first, the others continue in the next
+    step (docs/scale.md)"""
     max_staleness: int = Field(default=0, ge=0, le=1)
     """1 (engine vllm): keep early answers although an update moved the weights, and weight them (docs/method.md)"""
 

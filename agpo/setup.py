@@ -4,9 +4,10 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from safetensors import SafetensorError
@@ -23,7 +24,7 @@ from agpo.policy import Policy
 from agpo.preflight import check_machine
 from agpo.presets import about
 from agpo.problems import check_asked, check_end, check_items, fingerprint, load_benches, load_items, open_reward
-from agpo.rollout import Ahead
+from agpo.rollout import Ahead, Begun, from_json
 from agpo.telemetry import FACTS, METRICS, axes
 from agpo.trackers import check_installed
 from evals.benches import Bench, find
@@ -58,8 +59,12 @@ class Run:
     """the last step that moved the weights: an engine with those is up to date"""
     saved: int | None = None
     """the step of the last checkpoint"""
+    seen_2P: np.ndarray | None = None
+    """for rollout.prompts adaptive: decayed counts of right and wrong answers to each item"""
     ahead: Ahead | None = None
     """the next step's answers, if they are being sampled already"""
+    carried: list[Begun] = field(default_factory=list)
+    """groups begun but not trained on yet (rollout.oversample)"""
 
     @property
     def version(self) -> str:
@@ -96,6 +101,9 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     if config.engine == "vllm":  # last, because it takes half a minute
         engine = start_vllm(config, start, policy.plain, longest)
     run = Run(config, run_id or "", Path(config.out), store, policy, engine, items, benches, data)  # type: ignore[arg-type]
+    if config.rollout.prompts == "adaptive":
+        run.seen_2P = np.array((state or {}).get("seen") or np.zeros((2, len(items))))
+    run.carried = from_json((state or {}).get("carried", "[]"), items)
     if run_id and checkpoint_path and state:
         _go_on(run, checkpoint_path, state["step"])
     else:
@@ -145,7 +153,6 @@ def load_policy(
 
 def start_run(config: TrainConfig, store: Store, **more: str) -> str:
     """Record a new run, with `more` beside its configuration. Returns its id."""
-    told = {"metrics": METRICS, "facts": FACTS, "axes": axes(config.rollout.samples_per_prompt)}
     return store.start_run(
         "train",
         config.name,
@@ -154,7 +161,7 @@ def start_run(config: TrainConfig, store: Store, **more: str) -> str:
         seed=config.seed,
         config={**recorded(config), **more},
         parent=curation_run(config.data.path, store),
-        about={**about(config.objective.preset, config.objective.knobs), **told},  # for reports
+        about=about_run(config),
     )
 
 
@@ -163,6 +170,12 @@ def label_of(config: TrainConfig, run_id: str, store: Store) -> dict[str, object
     names = {"name": config.name, "method": config.objective.preset, "model": config.model}
     asked = {"max_tokens": config.eval.max_tokens or config.rollout.max_tokens}
     return {"run": run_id, **names, "seed": config.seed, "store": str(store), **asked}
+
+
+def about_run(config: TrainConfig) -> dict[str, object]:
+    """What reports need to know about the run's method and metrics."""
+    told = {"metrics": METRICS, "facts": FACTS, "axes": axes(config.rollout.samples_per_prompt)}
+    return {**about(config.objective.preset, config.objective.knobs), **told}
 
 
 def _go_on(run: Run, saved: Path, step: int) -> None:

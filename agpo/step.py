@@ -19,7 +19,9 @@ from agpo.mismatch import against_trainer, check_gap, tis_effect
 from agpo.optimizer import FLOAT32_OR_MORE
 from agpo.policy import Settings, Update
 from agpo.presets import Correction, Objective
-from agpo.sampling import begin_ahead, drop_ahead, sample_groups
+from agpo.rollout import length_bias
+from agpo.run_folder import save_refused
+from agpo.sampling import begin_ahead, drop_ahead, learn_rates, sample_groups
 from agpo.setup import Run
 from agpo.telemetry import Watch, step_metrics, timeline
 from agpo.update import update
@@ -44,28 +46,31 @@ def train_step(
     """
     config, started, cpu = run.config, time.perf_counter(), time.process_time()
     watch = Watch(doing)
-    groups, everything = sample_groups(run, grader, watch, overlap=True)
+    groups, everything, left = sample_groups(run, grader, watch, overlap=True)
     sampled = time.perf_counter()
     check_rollout(everything, run.done + 1, config)
     judged = as_judged(everything, config)
     rewards_GN, lengths_GN, longest = raw_rewards(judged), lengths_of(judged), config.rollout.max_tokens
     _, live, advantage_GN = group_advantages(rewards_GN, lengths_GN, config.objective.knobs, longest)
     live_G = live.tolist()
-    stale = any(s.completion.weight_version != run.version for group in everything for s in group.samples)
+    chosen = learn_rates(run, everything, live_G)
+    stale = are_stale(everything, run.version)
     plan = plan_of(groups, config, stale)
     if run.ahead and may_move(plan) and not config.rollout.max_staleness:
         drop_ahead(run, watch)
     with watch.phase("update"):
         updates, measured = update_policy(run, plan, config.objective.knobs, settings_of(config, stale), watch, stale)
-    run.done += 1
+    run.done, run.carried = run.done + 1, left
     if any(update.stepped for update in updates):
         run.moved = run.done
-    begin_ahead(run, run.done)
+    begin_ahead(run, run.done, left)
     if run.ahead:
         watch.span("ahead", run.ahead.began)
     metrics = {
         **step_metrics(everything, live_G, plan, updates),
         **measured,
+        **chosen,
+        **(length_bias(groups, left) if config.rollout.oversample else {}),
         "lr": run.policy.trained.optimizer.param_groups[0]["lr"],
         # Of this process and its threads, so nearly independent of the machine's load. Engines and graders in processes
         # of their own are not included.
@@ -79,13 +84,9 @@ def train_step(
         rows = sample_rows(everything, run.done, config.asked, run.policy.tokenizer, advantage_GN.tolist())
         run.store.log_samples(run.id, rows)
         run.store.log_metrics(run.id, run.done, {**metrics, **timeline(spans)})
-        for minibatch, done in zip(plan, updates, strict=True):
+        for k, (minibatch, done) in enumerate(zip(plan, updates, strict=True)):
             if done.refused:
-                ids = ", ".join(groups[place].item.id for place in minibatch.groups)
-                say(
-                    f"step {run.done}: an update was refused: its loss ({done.decision.value:g}) or gradient norm "
-                    f"({done.grad_norm}) is not finite. The store has its samples, of the problems {ids}"
-                )
+                say(save_refused(run, k, minibatch, [groups[place] for place in minibatch.groups], done))
     return metrics
 
 
@@ -105,6 +106,12 @@ def check_rollout(groups: Sequence[Group], step: int, config: TrainConfig) -> No
             f"broke in step {step - 1}. Start a new run with a lower update.lr, from the last checkpoint (only finite "
             "weights are saved) with model=CHECKPOINT."
         )
+
+
+def are_stale(groups: Sequence[Group], version: str) -> bool:
+    """Whether any token was sampled with weights other than `version`."""
+    made = [sample.completion for group in groups for sample in group.samples]
+    return any(v != version for x in made for v in (x.weight_version, *(v for v, _ in x.earlier)))
 
 
 def speeds(groups: Sequence[Group], updates: Sequence[Update], watch: Watch, took: float, run: Run) -> dict[str, float]:
@@ -200,5 +207,7 @@ def sample_rows(
         for repeat, (s, advantage) in enumerate(zip(group.samples, advantage_N, strict=False)):
             told = (s.text, s.completion, s.seed, "train", step, tokenizer)
             row = graded(ungraded_row(group.item, repeat, prompt, *told), group.item, s.verdict)
+            if s.completion.earlier:
+                row = replace(row, meta={**row.meta, "earlier": s.completion.earlier})
             rows.append(replace(row, advantage=None if s.reward is None else advantage))
     return rows

@@ -8,6 +8,7 @@ import math
 
 import torch
 
+from agpo.clip import TIE
 from agpo.presets import Correction, Objective
 
 LOG_RATIO_BOUND = 20.0
@@ -23,11 +24,13 @@ def token_losses(
     ref_logp_T: torch.Tensor | None = None,
     *,
     tis_T: torch.Tensor | None = None,
+    penalised_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[T] l_it: minus the surrogate of Eq. 5, plus beta times the KL to the reference, if given.
 
     `lengths_B` sums to T. `tis_T` are detached weights on the surrogate (`correction_weights`), not on the KL.
-    The result is at least float32: in bfloat16 a ratio of 1.002 is 1.
+    `penalised_T` are the tokens of surrogate kl_cov (`penalised_tokens`). The result is at least float32: in bfloat16 a
+    ratio of 1.002 is 1.
     """
     dtype = torch.promote_types(logp_T.dtype, torch.float32)
     logp_T, old_logp_T, advantage_T = logp_T.to(dtype), old_logp_T.to(dtype), advantage_T.to(dtype)
@@ -45,6 +48,9 @@ def token_losses(
     elif objective.surrogate == "soft":
         tau_T = _taus(advantage_T, objective)
         loss_T = -4.0 / tau_T * (tau_T * (ratio_T - 1.0)).sigmoid() * advantage_T
+    elif objective.surrogate == "kl_cov":
+        assert penalised_T is not None, "surrogate kl_cov wants penalised_T"
+        loss_T = -ratio_T * advantage_T + objective.cov_coef * penalised_T * ratio_T.log().abs()
     else:
         loss_T = -torch.minimum(ratio_T * advantage_T, bounded_T * advantage_T)
         if objective.dual_clip is not None:
@@ -70,9 +76,9 @@ def ratios(
 def at_bound(ratio_T: torch.Tensor, advantage_T: torch.Tensor, objective: Objective) -> torch.Tensor:
     """[T] bool: the bound on rho is active: ppo then has no gradient, and cispo's weight is the bound.
 
-    Surrogate soft has no bound.
+    Surrogates soft and kl_cov have no bound.
     """
-    if objective.surrogate == "soft":
+    if objective.surrogate in ("soft", "kl_cov"):
         return torch.zeros_like(ratio_T, dtype=torch.bool)
     high_T, low_T = ratio_T > 1.0 + objective.eps_high, ratio_T < 1.0 - objective.eps_low
     if objective.surrogate == "cispo":
@@ -104,6 +110,20 @@ def loss_at_ratio_1(advantage: torch.Tensor, objective: Objective) -> torch.Tens
 
 def _taus(advantage: torch.Tensor, objective: Objective) -> torch.Tensor:
     return torch.full_like(advantage, objective.tau_neg).masked_fill(advantage > 0, objective.tau_pos)
+
+
+def penalised_tokens(old_logp_T: torch.Tensor, advantage_T: torch.Tensor, objective: Objective) -> torch.Tensor:
+    """[T] bool, KL-Cov's tokens: the share `cov_share`, or one, with the largest (A - mean)(log pi - mean) above 0.
+
+    Pass all counted tokens of a mini-batch. log pi is the sampling policy's, so the choice needs no forward pass and
+    does not depend on micro-batches; verl uses the current policy, one micro-batch at a time.
+    """
+    logp_T, advantage_T = old_logp_T.detach().double(), advantage_T.double()
+    cov_T = (advantage_T - advantage_T.mean()) * (logp_T - logp_T.mean())
+    picked_T = torch.zeros_like(cov_T, dtype=torch.bool)
+    count = max(1, int(objective.cov_share * len(cov_T)))
+    picked_T[cov_T.argsort(descending=True, stable=True)[:count]] = True
+    return picked_T & (cov_T > TIE)  # if all A are equal, every covariance is 0 up to rounding
 
 
 # -- tokens of another engine ----------------------------------------------------------------------------------------

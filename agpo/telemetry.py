@@ -157,6 +157,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
+DEAD = 5
+"""steps in a row without a live group until the run says that nothing is left to learn"""
+
+
 @dataclass
 class Tally:
     """Sums over a run's steps. A resumed run rebuilds them from the store, so that it counts and says the same."""
@@ -165,6 +169,11 @@ class Tally:
     """steps in a row without an update until the run says why"""
     total: Counter[str] = field(default_factory=Counter)
     """sums of the steps' metrics"""
+    steps: int = 0
+    free: int = 0
+    """steps that did not move the weights"""
+    said: bool = False
+    """why there has been no update since the last one"""
     idle: list[Mapping[str, float]] = field(default_factory=list)
     """the metrics of the steps since the last update"""
 
@@ -183,18 +192,26 @@ class Tally:
     def add(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Count a step. Returns what there is to say about it: nothing more once it was said why there is no update."""
         self.total.update(metrics)
-        self.idle = [] if metrics["updates/made"] else [*self.idle, metrics]
-        said = []
-        if not metrics["groups/live"] and len(self.idle) <= self.patience:
+        self.steps, self.free = self.steps + 1, self.free + (not metrics["updates/made"])
+        if metrics["updates/made"]:
+            self.idle, self.said = [], False
+            return []
+        self.idle.append(metrics)
+        if self.said:
+            return []
+        told = []
+        if not metrics["groups/live"]:
             right, wrong = metrics["groups/all_right"], metrics["groups/all_wrong"]
-            told = f"no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"
+            why = f"no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"
             if "reward/mean" not in metrics:
                 failed, none = metrics["samples/failed"], metrics["samples/unscored"] - metrics["samples/failed"]
-                told = f"no update, since no sample has a reward: {none:.0f} None, {failed:.0f} failed"
+                why = f"no update, since no sample has a reward: {none:.0f} None, {failed:.0f} failed"
             elif other := metrics["groups/masked"] - right - wrong:
-                told += f", {other:.0f} otherwise equal or with too few scorable samples"
-            said.append(f"step {step}: {told}")
-        return said + ([self._why_idle(step)] if len(self.idle) == self.patience else [])
+                why += f", {other:.0f} otherwise equal or with too few scorable samples"
+            told.append(f"step {step}: {why}")
+        dead = sum(not one["groups/live"] for one in self.idle[-DEAD:])
+        self.said = dead == DEAD or len(self.idle) >= self.patience
+        return told + ([self._why_idle(step)] if self.said else [])
 
     def _why_idle(self, step: int) -> str:
         """Why there was no update for a while, and what to try."""
@@ -219,7 +236,9 @@ class Tally:
                 "and the clip drops updates that lengthen"
             )
         return (
-            f"step {step}: no update in {len(self.idle)} steps: {total['clip/clipped_updates']:.0f} clipped, "
+            f"step {step}: no update in {len(self.idle)} steps"
+            f"{'' if total['groups/live'] else ', none with a live group: nothing left to learn'}: "
+            f"{total['clip/clipped_updates']:.0f} clipped, "
             f"{total['clip/ties']:.0f} of them ties; {total['updates/dead']:.0f} without a live group "
             f"({masked:.0f} of {groups:.0f} groups dead); {total['updates/refused']:.0f} refused; "
             f"{cut:.0%} of the answers truncated. Try: {'; '.join(tries) or 'another objective or reward'}."
@@ -227,12 +246,16 @@ class Tally:
 
     def line(self) -> str:
         """The summary at the end of a run."""
-        total, whole = self.total, self.total["saved/of_tokens"]
+        total = self.total
+        whole, early, wasted = (total[x] for x in ("saved/of_tokens", "speed/saved_seconds", "speed/wasted_seconds"))
         share = 100 * total["saved/tokens"] / whole if whole else 0.0
         return (
             f"updates     {total['updates/made']:.0f} made, {total['clip/clipped_updates']:.0f} clipped, "
             f"{total['updates/dead']:.0f} without a live group, {total['updates/refused']:.0f} refused; "
             f"{total['saved/tokens']:,.0f} of {whole:,.0f} tokens ({share:.0f} %) not run"
+        ) + bool(early or wasted) * (
+            f"\noverlap     {self.free} of {self.steps} steps moved nothing; {early:.1f} s of sampling begun "
+            f"before its step, {wasted:.1f} s discarded"
         )
 
 

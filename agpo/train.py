@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 from rich.text import Text
 
-from agpo.config import all_keys, load_config, recipes
+from agpo.config import TrainConfig, all_keys, load_config, recipes
 from evals.console import make_console
 from evals.errors import AGAIN, UserError, command, told
 from evals.models import model_path
@@ -84,8 +86,8 @@ def train(run: Run, console: Console, stop: Callable[[], bool]) -> None:
             if (refused := tally.total["updates/refused"]) > config.update.max_refused:
                 raise UserError(
                     f"{refused:.0f} updates had a loss or gradient that is not finite, more than "
-                    f"update.max_refused={config.update.max_refused}. Lower update.lr, or look at their samples in "
-                    "the store."
+                    f"update.max_refused={config.update.max_refused}. Lower update.lr, or look at the batches in "
+                    f"{run.folder}/refused."
                 )
             writer.check()
         save_checkpoint(run, writer)
@@ -210,10 +212,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--store", metavar="URL", help="results store (default: $AGPO_STORE or results/agpo.db)")
     parser.add_argument("--keys", action="store_true", help="list every key with its meaning and default, then exit")
+    parser.add_argument("--explain", action="store_true", help="print the plan of the next step, record nothing, exit")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the configuration, check all that needs no GPU, estimate memory, then exit",
+        help="print the configuration, check all that needs no GPU, estimate memory and time, then exit",
     )
     group = parser.add_argument_group("verl (docs/cluster.md)")
     group.add_argument("--engine", choices=("native", "verl"), default="native", help="what runs the training loop")
@@ -282,16 +285,46 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
         fine, lines = preflight(config)
         console.print("\n".join(lines), markup=False, soft_wrap=True)
         return int(not fine)
+    if args.explain:
+        return explain_step(config, saved, int(label.get("step", 0)), console)
     from agpo.setup import set_up
 
     run = set_up(config, args.store or label.get("store"), saved, label.get("run"))
     return drive(run, console)
 
 
+def explain_step(config: TrainConfig, saved: Path | None, done: int, console: Console) -> int:
+    """Sample and grade the step after `done` steps and print its plan. Nothing is recorded."""
+    from agpo.distributed import is_main
+    from agpo.explain import explain
+    from agpo.packing import attention_cost
+    from agpo.problems import open_reward
+    from agpo.sampling import sample_groups
+    from agpo.setup import set_up
+    from agpo.step import plan_of, settings_of
+
+    with TemporaryDirectory() as folder:
+        run = set_up(config.model_copy(update={"out": folder}), f"{folder}/store.db", saved, None)
+        run.done = done
+        with open_reward(config) as grader:
+            groups, *_ = sample_groups(run, grader)
+        objective = config.objective.knobs
+        plan, attention = plan_of(groups, config), attention_cost(run.policy.model)
+        table, lines = explain(groups, plan, objective, settings_of(config), run.policy.layout, attention)
+        if is_main():
+            run.store.close()
+        run.engine.close()
+    console.print(f"{config.name}, objective {config.objective.preset}, seed {config.seed}: step {done + 1}")
+    console.print(table)
+    console.print("\n".join(lines), markup=False)
+    return 0
+
+
 def drive(run: Run, console: Console) -> int:
     """Train, and draw the curves at the end. Records the run's status whatever happens."""
     from agpo.checkpoint_io import checkpoints, read_best
     from agpo.distributed import is_main, world_size
+    from agpo.memory import advice, model_sizes
     from agpo.setup import selected_on_test
     from evals.report.figures import curves
 
@@ -301,6 +334,9 @@ def drive(run: Run, console: Console) -> int:
             ranks = f", {world_size()} ranks" if world_size() > 1 else ""
             about = f"{config.name}, objective {config.objective.preset}, seed {config.seed}{ranks}"
             console.print(f"run {run.id}: {about}")
+            hf_on_gpu = config.engine == "hf" and run.policy.plain.device.type == "cuda"
+            if hf_on_gpu and (slow := advice(config, model_sizes(run.policy.plain.config, config))):
+                console.print(slow, style="yellow", markup=False)
             console.print(f"layout {run.policy.layout}: {run.policy.why}", markup=False)
             if on_test := selected_on_test(config):
                 chosen = f"checkpoint.best chooses by {on_test}, a test set"

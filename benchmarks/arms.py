@@ -2,8 +2,8 @@
 
 An arm is an objective: GRPO, AGPO, its two ablations, and the other scopes of the clip. All arms of a seed have the
 same problems, the same held-out problems and the same random numbers, so that they can be compared pair by pair.
-Keys make an arm, too: `--arms agpo,agpo+rollout.max_staleness=1`, and `--baseline agpo --vary rollout.max_staleness` in
-the report.
+Keys make an arm, too: `--arms agpo,agpo+rollout.oversample=8`, and `--baseline agpo --vary rollout.oversample` in the
+report.
 
     python benchmarks/arms.py                                         # the tiny recipe: 8 arms, 5 seeds
     python benchmarks/arms.py --recipe qwen2.5-7b-math --dry-run      # what the full-size experiment would run
@@ -50,7 +50,7 @@ ARMS = {
     **{f"sequences:{k}": ("objective=agpo", f"objective.clip_scope=sequences:{k}") for k in (2, 4, 8, 16)},
     **{
         name: (f"objective={name}",)
-        for name in ("nsr", "maxrl", "luspo", "gmpo", "sapo", "gfpo", "grpo_length", "pass_at_k")
+        for name in ("nsr", "maxrl", "luspo", "gmpo", "sapo", "gfpo", "grpo_length", "kl_cov", "pass_at_k")
     },
 }
 DEFAULT = tuple(ARMS)[:8]

@@ -39,6 +39,7 @@ WAYS = {
     "vllm, free": ["engine=vllm", "rollout.overlap=free"],
     "vllm, ahead": ["engine=vllm", "rollout.overlap=ahead"],
     "vllm, staleness 1": ["engine=vllm", "rollout.max_staleness=1"],
+    "vllm, oversample": ["engine=vllm", "rollout.oversample=2"],
     "hf": ["engine=hf"],
     "trl": [],
 }

@@ -200,6 +200,7 @@ def check_objective(objective: Objective) -> None:
             "beta": ((0,), "the KL term is not implemented"),
             "entropy_coef": ((0,), "the entropy bonus is not implemented"),
             "overlong": (("keep",), "truncated answers are not told apart"),
+            "surrogate": (tuple({objective.surrogate, "ppo"} - {"kl_cov"}), "its tokens are of a whole optimizer step"),
         },
     )
 

@@ -55,7 +55,7 @@ def add_commands(commands: Commands, shared: argparse.ArgumentParser) -> None:
         "--vary",
         default="",
         metavar="KEY,KEY",
-        help="keys that make arms of their own when on, for example rollout.max_staleness",
+        help="keys that make arms of their own when on, for example rollout.max_staleness,rollout.oversample",
     )
     parser.add_argument("--out", type=Path, help="folder of arms.md, two CSVs and PNGs (default: results/arms-NAME)")
     parser.set_defaults(run=report)

@@ -24,6 +24,7 @@ from agpo.objective import (
     group_rewards,
     live_groups,
     minibatch_loss,
+    penalised_tokens,
     sequence_weights,
     token_losses,
     weighted_sums,
@@ -92,6 +93,10 @@ CASES = [
     Case("batch, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS["gdpo"], several="sum"), 0.05),
     Case("gfpo, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS["gfpo"], keep_shortest=3), 0.05),
     Case("pass_at_k, moved", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS["pass_at_k"], pass_k=2), 0.05),
+    *(
+        Case(f"kl_cov{moved}", (MIXED, DEAD), (KEPT, CLIPPED), "kept", replace(PRESETS["kl_cov"], cov_share=0.1), drift)
+        for moved, drift in (("", 0.0), (", moved", 0.05))
+    ),
     # AGPO's mask and clip with the knobs of the others: L at ratio 1 is known with each.
     *(
         Case(
@@ -261,11 +266,17 @@ def several_ranks(case: Case, rank: int, world: int, split: str) -> tuple[Result
     )  # of the whole mini-batch, the same on every rank
     advantage_B = advantages(rewards_GN, objective, live_G).reshape(-1)
     local = [0.0]
+    kept_B = weight_B > 0
+    each_T = advantage_B[kept_B].repeat_interleave(batch.lengths_B[kept_B])
+    old_T = torch.cat([old for old, kept in zip(batch.old_logp, kept_B, strict=True) if kept] or [torch.empty(0)])
+    picked = penalised_tokens(old_T, each_T, objective) if objective.surrogate == "kl_cov" else torch.zeros(len(old_T))
+    penalised = dict(zip(kept_B.nonzero()[:, 0].tolist(), picked.split(batch.lengths_B[kept_B].tolist()), strict=True))
 
     def loss_of(i: int) -> torch.Tensor:
         logp = log_probs(batch.model, batch.prompts[i], batch.responses[i])
         advantage_T = advantage_B[i].expand(len(logp))
-        return token_losses(logp, batch.old_logp[i], advantage_T, batch.lengths_B[i : i + 1], objective)
+        given = (logp, batch.old_logp[i], advantage_T, batch.lengths_B[i : i + 1], objective)
+        return token_losses(*given, penalised_T=penalised.get(i))
 
     def work(optimizer) -> dict:
         sums = torch.zeros(2, dtype=torch.float64)

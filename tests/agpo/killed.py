@@ -15,7 +15,7 @@ from itertools import count
 from evals.engines.hf import HFEngine, load_tokenizer
 
 MOMENTS = (  # of, what, in which call of this life, before or after it
-    ("agpo.rollout", "opened_thoughts", 350, "before"),  # an answer has come; in the sixth step, after a checkpoint
+    ("agpo.rollout", "joined", 350, "before"),  # an answer has come; in the sixth step, after a checkpoint
     ("agpo.rollout", "wait", 2, "before"),  # grading
     ("agpo.step", "plan_of", 2, "before"),
     ("agpo.sampling", "sync_engine", 2, "after"),
@@ -27,17 +27,12 @@ MOMENTS = (  # of, what, in which call of this life, before or after it
     ("agpo.run_folder", "prune", 1, "before"),  # it has one, and those before it are still there
 )
 AHEAD = (  # the same with the next step's answers running beside: rollout.overlap=ahead
-    (
-        "agpo.rollout",
-        "opened_thoughts",
-        438,
-        "before",
-    ),  # 53 answers of the seventh step are there, and the next ones are begun
+    ("agpo.rollout", "joined", 438, "before"),  # 53 answers of the seventh step are there, and the next ones are begun
     ("agpo.sampling", "begin_ahead", 1, "after"),
     ("agpo.rollout.Ahead", "drop", 1, "before"),  # an update moved the weights
     ("agpo.rollout.Ahead", "drop", 1, "after"),
     ("agpo.rollout.Ahead", "outputs", 1, "before"),  # none did: they are the next step's
-    ("agpo.rollout", "opened_thoughts", 200, "before"),
+    ("agpo.rollout", "joined", 200, "before"),
     ("evals.store.Store", "log_samples", 2, "after"),
     ("agpo.checkpoint_io", "_sync", 2, "before"),
 )

@@ -44,6 +44,14 @@ def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cu
     longest = o.norm_length or max_tokens or max([n for n, k in zip(lengths, kept, strict=True) if k], default=1)
     dealt = dealt_units(o, lengths, kept) if o.clip_scope.startswith("sequences") else {}
     units, value, bonus, start = {}, 0.0, 0.0, 0
+    firsts = [sum(lengths[:i]) for i in range(len(lengths))]
+    there = [(t, advantage[i]) for i, n in enumerate(lengths) if kept[i] for t in range(firsts[i], firsts[i] + n)]
+    mean_logp, mean_a = (
+        sum(x) / max(len(there), 1) for x in ((float(old[t]) for t, _ in there), (a for _, a in there))
+    )
+    by_cov = sorted(there, key=lambda ta: -(ta[1] - mean_a) * (float(old[ta[0]]) - mean_logp))
+    most = by_cov[: max(1, int(o.cov_share * len(there)))]
+    penalised = {t for t, a in most if (a - mean_a) * (float(old[t]) - mean_logp) > 1e-6}
     for i, n in enumerate(lengths):
         where = range(start, start + n)
         start += n
@@ -71,6 +79,8 @@ def by_hand(o, logp, old, lengths, rewards, ref=None, entropy=None, tis=None, cu
             if o.surrogate == "soft":
                 tau = o.tau_pos if advantage[i] > 0 else o.tau_neg
                 loss = -4 / tau / (1 + torch.exp(-tau * (rho - 1))) * advantage[i]
+            if o.surrogate == "kl_cov":
+                loss = -rho * advantage[i] + (o.cov_coef * abs(logp[t] - old[t]) if t in penalised else 0)
             loss = loss * (tis[t] if tis is not None else 1)
             if o.beta:
                 loss = loss + o.beta * (torch.exp(ref[t] - logp[t]) - (ref[t] - logp[t]) - 1)
@@ -170,7 +180,8 @@ CHOICES = {
     "keep_shortest": (None, None, 3),
     "length_penalty": (0.0, 0.0, 0.25),
     "ratio": ("token", "token", "sequence"),
-    "surrogate": ("ppo", "ppo", "cispo", "geometric", "soft"),
+    "surrogate": ("ppo", "ppo", "cispo", "geometric", "soft", "kl_cov"),
+    "cov_share": (2e-3, 0.1),
     "eps_high": (0.2, 0.28, 0.05),
     "dual_clip": (None, None, 1.3),
     "aggregation": ("token_mean", "sequence_mean", "constant"),

@@ -10,7 +10,7 @@ import pytest
 
 from agpo.config import load_config
 from agpo.problems import fingerprint, load_items, open_reward
-from agpo.rollout import rollout
+from agpo.rollout import Begun, rollout
 from agpo.setup import set_up
 from agpo.step import Unusable, train_step
 from agpo.telemetry import Watch
@@ -218,7 +218,7 @@ def test_a_program_that_takes_long_delays_its_own_group_alone(monkeypatch):
     asked = {"preset": "tiny-code", "samples_per_prompt": 4, "sampling": Sampling(48), "seed": 0, "step": 0}
     engine = HFEngine.load(model_path("tiny-code"))
     with CodeGrader(backend="embedded", workers=2) as grader:
-        groups = rollout(engine, grader, items, watch=Watch(doing), **asked)
+        groups, _ = rollout(engine, grader, [Begun(item, 0) for item in items], watch=Watch(doing), **asked)
     assert first.locked()
     assert all(waited)
     assert len(ended) == 16

@@ -246,6 +246,22 @@ def test_what_is_sampled_early_is_what_would_have_been_or_is_thrown_away(mixed):
         assert {step for step, m in enumerate(found[0], 1) if "speed/wasted_seconds" in m} == made
 
 
+def test_with_oversampling_answers_go_on_under_newer_weights_and_a_free_step_begins_early(mixed):
+    """The same with and without; each draw is trained on once; tokens of older weights are weighted."""
+    keys = ("rollout.oversample=2", "rollout.prompts_per_step=2")
+    metrics, tokens, _, rows, weights = mixed(*keys)
+    assert len(rows) == STEPS * 2 * 4
+    assert len({row.seed for row in rows}) == len(rows)
+    went_on = [row for row in rows if "earlier" in row.meta]
+    assert went_on
+    assert all(sum(count for _, count in row.meta["earlier"]) < len(row.token_ids) for row in went_on)
+    assert all(len(row.token_ids) == len(row.logprobs) <= 48 for row in rows)
+    assert any("tis/sample_size" in m for m in metrics)
+    again = mixed(*keys, "rollout.overlap=free")
+    assert again[1] == tokens
+    assert all(torch.equal(x, weights[name]) for name, x in again[4].items())
+
+
 def test_with_staleness_the_answers_of_a_step_are_those_of_the_weights_one_step_before(mixed):
     metrics, _, _, rows, _ = mixed("rollout.max_staleness=1", "objective=grpo")
     made = [step for step, m in enumerate(metrics, 1) if m["updates/made"]]

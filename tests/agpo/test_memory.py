@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from agpo import setup
 from agpo.config import load_config
-from agpo.memory import GIB, PUBLISHED, Machine, memory, model_config, model_sizes
+from agpo.memory import GIB, PUBLISHED, Machine, advice, memory, model_config, model_sizes, seconds
 from agpo.train import main
 from evals.engines.vllm import NOT_REPLACED
 from evals.errors import UserError
@@ -119,11 +119,18 @@ def test_every_recipe_fits_the_machine_that_it_names():
             found = memory(config, shape, Machine(gpus, config.hardware.gpu_memory_gib))
             assert found.fits, name
             assert found.cache_tokens > 8 * (1024 + config.rollout.max_tokens), name
+            assert all(part >= 0 for part in seconds(config, shape, found).values())
 
 
 def test_the_table_of_the_docs_is_the_functions():
     docs = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     assert "\n".join(recipe_table()) in docs
+
+
+def test_engine_hf_says_what_it_costs_only_where_it_costs(shape):
+    assert "engine=vllm" in advice(load_config(PAPER, ["engine=hf"]), shape)
+    assert not advice(load_config(PAPER), shape)
+    assert not advice(load_config("tiny"), model_sizes(model_config("tiny"), load_config("tiny")))
 
 
 # -- before a run ----------------------------------------------------------------------------------------------------
@@ -145,6 +152,7 @@ def gpus_here(monkeypatch, count, gib):
         (4, 8, (), "4 processes were started"),
         (1, 4, (), "needs 8 GPUs with 80 GiB each; there are 4"),
         (1, 8, ("hardware.gpus=0",), ""),
+        (1, 8, ("hardware.gpus=1",), "by arithmetic .* in its phase 'update', and a GPU here has 79.1"),
         (1, 8, ("hardware.gpus=1", "update.offload=true"), ""),
         (1, 8, ("hardware.gpus=2", "vllm.tensor_parallel_size=2", "update.offload=true"), ""),
         (1, 8, ("hardware.gpus=3", "vllm.tensor_parallel_size=2", "update.offload=true", "vllm.first_gpu=1"), ""),
@@ -254,3 +262,4 @@ def test_a_dry_run_of_a_recipe_for_gpus_has_its_table_without_a_network(tmp_path
     assert "on 8 x 80 GiB, by arithmetic; nothing was measured" in printed
     assert re.search(r"^update .* 39\.\d$", printed, re.MULTILINE)
     assert "fits, 78.8 GiB can be used" in printed
+    assert "s a step (rollout" in printed

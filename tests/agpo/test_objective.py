@@ -21,6 +21,7 @@ from agpo.objective import (
     logp_gap,
     minibatch_loss,
     overlong_penalty,
+    penalised_tokens,
     resolve,
     sequence_weights,
     tis_weights,
@@ -137,6 +138,9 @@ def test_micro_batches_of_any_size_only_sum(preset, size):
     if objective.overlong == "soft_penalty":
         shaped = rewards - objective.overlong_penalty * overlong_penalty(lengths, 6).reshape(rewards.shape)
     advantage_B = advantages(shaped, objective, live_G).reshape(-1)
+    each_T, kept_T = advantage_B.repeat_interleave(lengths), (weight_B > 0).repeat_interleave(lengths)
+    picked_T = torch.zeros(len(old), dtype=torch.bool)
+    picked_T[kept_T] = penalised_tokens(old[kept_T], each_T[kept_T], objective)
     ends, value, magnitude = lengths.cumsum(0).tolist(), 0.0, 0.0
     for first in range(0, 12, size):
         part = slice(first, first + size)
@@ -144,7 +148,9 @@ def test_micro_batches_of_any_size_only_sum(preset, size):
         advantage_T = advantage_B[part].repeat_interleave(lengths[part])
         weight_T = weight_B[part].repeat_interleave(lengths[part])
         ref_T = given["ref_logp_T"][here] if objective.beta else None
-        loss_T = token_losses(logp[here], old[here], advantage_T, lengths[part], objective, ref_T)
+        loss_T = token_losses(
+            logp[here], old[here], advantage_T, lengths[part], objective, ref_T, penalised_T=picked_T[here]
+        )
         (weight_T * loss_T).sum().backward()
         value, magnitude = (x + y for x, y in zip((value, magnitude), weighted_sums(loss_T, weight_T), strict=True))
     decision = clip_decision(value, magnitude, objective)

@@ -63,6 +63,8 @@ def test_no_tokens_at_all(preset):
         ({"surrogate": "soft", "aggregation": "sequence_mean"}, "sign of the loss is that of tau_pos - tau_neg"),
         ({"tau_neg": 2.0}, "tau_neg is for surrogate soft, and surrogate is ppo"),
         ({"surrogate": "soft", "tau_pos": 0.0}, "tau_pos must be above 0"),
+        ({"surrogate": "kl_cov", "cov_share": 1.5}, "above 0 and at most 1"),
+        ({"cov_coef": 0.5}, "cov_coef is for surrogate kl_cov"),
         ({"keep_shortest": 1}, "keep_shortest must be at least 2"),
         ({"pass_k": 0}, "pass_k must be at least 1"),
         ({"length_penalty": -0.1}, "length_penalty must be at least 0"),

@@ -56,7 +56,8 @@ def test_finite_and_without_gradient_outside_live_groups(batch, preset):
     live_G = live_groups(rewards)
     assert math.isfinite(loss.item())
     assert gradient.isfinite().all()
-    assert not gradient[~live_G[group_of_token(lengths, rewards)]].any()
+    if preset != "kl_cov":  # whose penalty looks at tokens of A = 0 too
+        assert not gradient[~live_G[group_of_token(lengths, rewards)]].any()
     scorable_T = ~rewards.isnan().reshape(-1)[torch.repeat_interleave(torch.arange(len(lengths)), lengths)]
     assert not gradient[~scorable_T].any()
     assert report.live_groups == int(live_G.sum())
@@ -127,7 +128,7 @@ def test_at_ratio_one_the_loss_is_known_before_any_forward_pass(batch, preset):
 @many
 @given(batches(), presets, st.randoms(use_true_random=False))
 def test_the_order_of_groups_and_of_samples_does_not_matter(batch, preset, rng):
-    assume(preset not in ("agpo_verl", "gfpo"))  # of what is equal the first comes first
+    assume(preset not in ("agpo_verl", "gfpo", "kl_cov"))  # of what is equal the first comes first
     logp, old, lengths, rewards = batch
     groups, samples = rewards.shape
     order = [g * samples + s for g in rng.sample(range(groups), groups) for s in rng.sample(range(samples), samples)]

@@ -95,8 +95,15 @@ def test_begun_in_free_steps_the_run_is_the_same_to_the_bit(in_turn, tmp_path, k
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_of_a_step_nothing_is_lost_or_doubled(in_turn, tmp_path):
-    assert list(killed(tmp_path / "killed", 10, *TINY, "rollout.overlap=free")[:3]) == list(in_turn[:3])
+@pytest.mark.parametrize("more", [(), ("rollout.oversample=3",)], ids=["free", "oversample"])
+def test_killed_at_ten_moments_of_a_step_nothing_is_lost_or_doubled(in_turn, tmp_path, more):
+    """The free one ends as the run that waits; with oversampling as the same run that nobody killed."""
+    keys = [*TINY, "rollout.overlap=free", *more]
+    if more:
+        finish(train(tmp_path / "whole", *TINY, *more))
+        in_turn = left_behind(tmp_path / "whole")
+        assert max(value for (_, name), value in in_turn[1].items() if name == "oversample/continued") > 0
+    assert list(killed(tmp_path / "killed", 10, *keys)[:3]) == list(in_turn[:3])
 
 
 @pytest.mark.slow
@@ -136,8 +143,19 @@ def test_an_error_of_what_runs_ahead_is_raised_where_its_answers_are_used_and_no
 
 
 @pytest.mark.parametrize(
+    "other", ["objective.masked_groups=resample", "rollout.overlap=ahead", "rollout.max_staleness=1"]
+)
+def test_what_does_not_go_with_oversampling_is_refused(other):
+    keys = ["engine=vllm", other] if "rollout" in other else [other]
+    with pytest.raises(UserError, match=rf"rollout\.oversample=2 does not go with {other}"):
+        load_config("tiny", ["rollout.oversample=2", *keys])
+    load_config("tiny", keys)
+
+
+@pytest.mark.parametrize(
     ("keys", "said"),
     [
+        (["rollout.oversample=2"], "rollout.oversample=2 is for one process"),
         (["rollout.overlap=free"], "rollout.overlap=free with several ranks needs engine=vllm"),
         (["rollout.max_staleness=1", "engine=vllm"], "rollout.max_staleness=1 is for one process"),
         (["vllm.first_gpu=1", "engine=vllm"], "vllm.first_gpu=1 is for one training process"),

@@ -336,6 +336,21 @@ def test_each_rank_has_a_vllm_of_its_own_with_the_weights_of_all_and_begins_afte
         assert {step for step, known in clocks if known == f"speed/{name}_seconds"} == set(told)
 
 
+def test_adaptive_prompts_are_those_of_one_rank_also_after_a_stop(tmp_path):
+    keys = (*SMALL, "rollout.prompts=adaptive", "eval.bench=", "data.size=24")
+    begun = [one_process(tmp_path / "1", *keys), torchrun(tmp_path / "2", 2, *keys, "steps=3")]
+    for process in begun:
+        code, output = finish(process)
+        assert code == 0, output
+    code, output = finish(torchrun(tmp_path / "2", 2, "--resume", "latest", "steps=5"))
+    assert code == 0, output
+    (_, rows, metrics), (_, rows_2, metrics_2) = stored(tmp_path / "1"), stored(tmp_path / "2")
+    assert sorted(rows_2) == sorted(rows)
+    chosen = {key: value for key, value in metrics.items() if key[1].startswith("prompts/")}
+    assert len(chosen) == 2 * 5
+    assert chosen.items() <= metrics_2.items()
+
+
 OWN = """
 import os
 

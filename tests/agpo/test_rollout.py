@@ -2,11 +2,22 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from agpo.batch import live_of, raw_rewards
 from agpo.objective import PRESETS, live_groups
-from agpo.rollout import draw, draw_more, resample, rollout
+from agpo.rollout import (
+    Begun,
+    draw,
+    draw_more,
+    draw_over,
+    from_json,
+    length_bias,
+    resample,
+    rollout,
+    to_json,
+)
 from agpo.telemetry import Watch
 from evals.benches import arith
 from evals.engines import Sampling
@@ -58,9 +69,13 @@ def sample(tiny):
     with Grader("exact") as grader:
 
         def sample(items, step=0):
-            asked = {"preset": "arith", "samples_per_prompt": 3, "seed": 0, "step": step}
-            return rollout(engine, grader, items, sampling=Sampling(64), **asked)
+            return ask([Begun(item, step) for item in items], step)[0]
 
+        def ask(begun, step, whole=0):
+            asked = {"preset": "arith", "samples_per_prompt": 3, "seed": 0, "step": step}
+            return rollout(engine, grader, begun, sampling=Sampling(64, whole=whole), **asked)
+
+        sample.ask = ask
         yield sample
 
 
@@ -104,7 +119,7 @@ def test_a_slow_grader_delays_its_own_group_alone(tiny, tmp_path, monkeypatch):
 
     with open_grader("slow_reward:reward") as grader:
         asked = {"preset": "arith", "samples_per_prompt": samples, "seed": 0, "step": 0, "watch": Watch(doing)}
-        groups = rollout(HFEngine.load(tiny), grader, items, sampling=Sampling(64), **asked)
+        groups, _ = rollout(HFEngine.load(tiny), grader, [Begun(i, 0) for i in items], sampling=Sampling(64), **asked)
     assert [{s.reward for s in group.samples} for group in groups] == [{1.0}, *[{0.5}] * 4]
 
 
@@ -127,3 +142,40 @@ def test_when_there_is_nothing_else_dead_groups_keep_their_places(sample):
     kept, everything = resample(groups, sample, items, seed=0, step=0, rounds=3, objective=DAPO)
     assert everything == groups
     assert sorted(ids(g.item for g in kept)) == sorted(ids(items))
+
+
+def test_groups_that_are_not_whole_go_on_and_end_as_if_nobody_had_cut_them(sample):
+    """Over six steps with the same weights: nothing lost or doubled, and every answer to the token what it would be."""
+    items, carried, taken = arith.items("train", 200), [], {}
+    for step in range(6):
+        begun = draw_over(items, 0, step, 4, 3, carried)
+        assert len({group.item.id for group in begun}) == len(begun) == 7
+        assert begun[: len(carried)] == carried
+        groups, left = sample.ask(begun, step, whole=4)
+        assert len(groups) == 4
+        assert len(left) == 3
+        draws = {group.item.id: group.step for group in begun}
+        for group in groups:
+            assert (draws[group.item.id], group.item.id) not in taken
+            taken[draws[group.item.id], group.item.id] = group
+        assert {g.item.id for g in groups} | {g.item.id for g in left} == set(draws)
+        carried = from_json(to_json(left), items) if step % 2 else left  # as a resumed run has them
+        assert [dict(g.answers) for g in carried] == [dict(g.answers) for g in left]
+    continued = [s.completion for g in taken.values() for s in g.samples if s.completion.earlier]
+    assert len(continued) > 5
+    for (step, _), group in taken.items():
+        (alone,) = sample([group.item], step)
+        for one, other in zip(group.samples, alone.samples, strict=True):
+            assert one.completion.token_ids == other.completion.token_ids
+            assert one.completion.logprobs == pytest.approx(other.completion.logprobs, abs=1e-4)
+            assert (one.seed, one.text, one.reward) == (other.seed, other.text, other.reward)
+            assert one.completion.finish_reason != "abort"
+
+
+def test_the_metrics_of_oversampling_show_that_short_answers_are_taken_first(sample):
+    groups, left = sample.ask(draw_over(arith.items("train", 200), 0, 0, 4, 8), 0, whole=4)
+    said = length_bias(groups, left)
+    assert said["oversample/carried"] == 8
+    assert said["oversample/continued"] == 0
+    assert said["oversample/taken_tokens"] == np.mean([len(s.completion.token_ids) for g in groups for s in g.samples])
+    assert said["oversample/taken_tokens"] < said["oversample/drawn_tokens"]

@@ -430,19 +430,26 @@ def start_here(tmp_path, monkeypatch, own: str = ""):
     monkeypatch.delitem(sys.modules, "own", raising=False)
 
 
-def test_a_refused_update_is_told_and_the_run_goes_on_or_stops_as_declared(tmp_path, monkeypatch, capsys):
+def test_a_refused_update_leaves_its_batch_and_the_run_goes_on_or_stops_as_declared(tmp_path, monkeypatch, capsys):
     """A learning rate that throws the weights out of float32: every later update has no finite loss."""
     start_here(tmp_path, monkeypatch)
     wild = [*SMALL, "steps=1", "update.lr=1e30", "update.max_grad_norm=0", "objective=grpo", "eval.bench="]
     assert main(wild) == 0
-    printed = capsys.readouterr().out.replace("\n", "")
+    printed = capsys.readouterr().out
     with Store.open(tmp_path / "results/agpo.db") as store:
         (run,) = store.runs("train")
         refused = sum(value for _, _, value in store.metrics(run.id, ["updates/refused"]))
-        items = {row.item for row in store.samples(run.id)}
-    assert printed.count("an update was refused") == refused >= 1
+        stored = {a.path for a in store.artifacts(run.id) if a.kind == "refused update"}
+    files = sorted((tmp_path / "runs").glob("*/refused/*.json"))
+    assert len(files) == refused >= 1
+    assert stored == {str(path) for path in files}
+    assert all(str(path.relative_to(tmp_path)) in printed.replace("\n", "") for path in files)
     assert f"{refused:.0f} refused" in printed
-    assert sum(item in printed for item in items) == 4 * refused
+    whole = json.loads(files[0].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert len(whole["groups"]) == 4
+    sample = whole["groups"][0]["samples"][0]
+    assert {"response", "token_ids", "logprobs", "reward", "outcome"} <= sample.keys()
+    assert {"advantage", "old_logp", "response_ids"} <= whole["rows"][0].keys()
 
     assert main([*wild, "update.max_refused=0"]) == 2
     assert "more than update.max_refused=0" in capsys.readouterr().err
@@ -453,11 +460,11 @@ def test_a_run_with_nothing_left_to_learn_says_so_once_over_its_resumes_too(
     tmp_path, monkeypatch, capsys, value, words
 ):
     start_here(tmp_path, monkeypatch, f"def same(text, item): return {value}")
-    assert main([*SMALL, "steps=3", "reward=own:same", "update.patience=5", "eval.bench="]) == 0
+    assert main([*SMALL, "steps=3", "reward=own:same", "eval.bench="]) == 0
     for steps in (6, 7):
         assert main(["--resume", "latest", f"steps={steps}"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert printed.count("no update in 5 steps") == 1
+    assert printed.count("nothing left to learn") == 1
     assert words in printed
     assert f"step 1: no live group, so no update: {8 * float(value):.0f} all right" in printed
     assert "0 made, 0 clipped, 14 without a live group, 0 refused" in printed

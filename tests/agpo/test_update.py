@@ -102,7 +102,8 @@ def test_any_cut_gives_the_gradient_of_the_whole(start, name, budget):
         assert torch.allclose(got[parameter], gradient, atol=2e-4 * scale), parameter
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+# kl_cov's |log rho| has a gradient of the sign of the rounding where the reference has it of a ratio not quite 1.
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "kl_cov"])
 def test_at_ratio_one_the_plan_knows_what_a_forward_pass_would_say(start, name):
     objective = replace(OBJECTIVES[name], norm_length=16)
     for seed in range(4):

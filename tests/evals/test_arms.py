@@ -212,7 +212,7 @@ def test_runs_that_differ_in_more_than_the_objective_are_not_mixed(store, tmp_pa
     with pytest.raises(UserError, match=r"update.lr is 0.1 or 0.2. Choose .* --where update.lr=0.2"):
         compare(store, "toy")
     assert len(compare(store, "toy", where={"update.lr": "0.2"}).courses) == 2
-    found = compare(store, "toy", "grpo lr=0.1", vary=["update.lr", "rollout.max_staleness"])
+    found = compare(store, "toy", "grpo lr=0.1", vary=["update.lr", "rollout.oversample"])
     assert found.arms == ["grpo lr=0.1", "grpo lr=0.2", "agpo lr=0.2"]
     assert [path.name for path in arm_figures(found, tmp_path)] == ["scopes.png"]
     with pytest.raises(UserError, match=r"none has update.lr=9"):

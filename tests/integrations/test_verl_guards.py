@@ -153,6 +153,7 @@ def test_an_engine_that_steps_by_itself():
         ("entropy_coef", 0.01),
         ("overlong", "mask"),
         ("masked_groups", "resample"),
+        ("surrogate", "kl_cov"),
         ("several", "normalise"),
     ],
 )

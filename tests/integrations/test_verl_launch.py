@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["--rehearse"], "--rehearse is an option of verl: add --engine verl"),
         (["--verl", "trainer.nnodes=2"], "--verl is an option of verl"),
         (["--verl-python", "python"], "--verl-python is an option of verl"),
+        (["--engine", "verl", "--explain"], "--explain shows a step of our own trainer"),
         (["--engine", "verl", "--dry-run", "--verl", "nnodes"], "--verl nnodes: expected KEY=VALUE"),
         (["--engine", "verl", "--resume", "latest"], "no verl run in runs/"),
         (["--engine", "verl", "--resume", "latest", "--rehearse"], "leave --recipe and --rehearse out"),
@@ -46,7 +47,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path, monkeypatch,
 def test_torchrun_is_not_for_verl(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(launch.UserError, match="without torchrun"):
-        launch.check_flags(launch.argparse.Namespace(engine="verl"))
+        launch.check_flags(launch.argparse.Namespace(engine="verl", explain=False))
 
 
 def a_python(folder: Path, version: str, plugins: str, program: str = "") -> str:

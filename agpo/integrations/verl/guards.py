@@ -62,6 +62,7 @@ def check_objective(objective: Objective) -> None:
         "on_clip": ("skip_step", "the step with a zero gradient is not implemented", objective.clip == "max0"),
         "beta": (0, "the KL term is not in the plugin's loss", True),
         "entropy_coef": (0, "the entropy bonus is not in the plugin's loss", True),
+        "surrogate": ("ppo", "its tokens are chosen from a whole mini-batch", objective.surrogate == "kl_cov"),
         "several": ("sum", "the plugin has one reward", True),
         "overlong": ("keep", "verl does not say which answers were truncated before the reward is used", True),
     }

@@ -49,6 +49,8 @@ ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raises UserError for flags of the native trainer and malformed keys."""
+    if args.explain:
+        raise UserError("--explain shows a step of our own trainer: leave --engine verl out.")
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise UserError("--engine verl starts its own processes: start it once, without torchrun.")
     if args.resume and (args.recipe or args.rehearse):
