@@ -22,7 +22,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -30,9 +29,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agpo import distributed, optimizer
-from agpo.model import ADAPTER, adapters, exported_weights
+from agpo.model import ADAPTER, adapters, exported_weights, weight_stream
 from agpo.policy import Policy
-from agpo.sync import weight_stream
 from evals.errors import UserError
 from evals.outputs import replacing
 
@@ -56,7 +54,7 @@ def prepare(
         shutil.rmtree(_building(target), ignore_errors=True)
     copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
     if several:  # layers are gathered one at a time into the same memory, so copies must not be shared
-        every = weight_stream(policy).tensors
+        every = weight_stream(policy.model, policy.plain).tensors
         weights = {name: x.to("cpu", copy=True).contiguous() for name, x in every if distributed.is_main()}
     else:
         exported = exported_weights(policy.model) or policy.model.state_dict()
@@ -144,9 +142,7 @@ class Writer:
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.wait()
         except Exception as e:

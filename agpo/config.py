@@ -130,7 +130,7 @@ class TrainConfig(Section):
     seed: int = Field(default=0, ge=0)
     """of the data's order and every sampled token"""
     trackers: tuple[str, ...] = ()
-    """also log to these: tensorboard, wandb, mlflow, trackio"""
+    """also log to these: tensorboard, wandb"""
     log_completions: int = Field(default=4, ge=0)
     """completions per step, each of another problem, for the trackers. The store has all"""
     out: str = "runs"

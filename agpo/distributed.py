@@ -41,7 +41,6 @@ from evals.errors import UserError, first_line, told
 from sandbox import processors
 
 T = TypeVar("T")
-M = TypeVar("M", bound=torch.nn.Module)
 
 SAY_SECONDS = 30
 """how long a rank that ends because of another's error waits for that one's message"""
@@ -312,16 +311,6 @@ def reshard(model: torch.nn.Module) -> None:
     """Free what a forward pass without a backward pass leaves gathered, which the next step would make stale."""
     if isinstance(model, FSDPModule):
         model.reshard()
-
-
-@contextmanager
-def unsharded(plain: M, model: torch.nn.Module) -> Iterator[M]:
-    """The plain copy, filled with the sharded model's weights on every rank."""
-    gather(plain, model)
-    try:
-        yield plain
-    finally:
-        free(plain, model)
 
 
 @torch.no_grad()

@@ -8,8 +8,7 @@ from rich.table import Column, Table
 from agpo.batch import Group, MiniBatch, plain_tokens
 from agpo.distributed import world_size
 from agpo.logprobs import Layout
-from agpo.micro_batches import rank_micro_batches
-from agpo.policy import Settings, tokens_of
+from agpo.policy import Settings, rank_micro_batches, tokens_of
 from agpo.presets import Objective
 
 

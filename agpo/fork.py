@@ -150,7 +150,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     from agpo.checkpoint_io import checkpoints, step_of
-    from agpo.resume_config import find_resume
+    from agpo.run_folder import find_resume
 
     args, console = arguments(argv), make_console()
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:

@@ -11,9 +11,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from agpo.batch import Row
 from agpo.distributed import as_forward, compute_device, layers_of
 from agpo.model import compiled, output_embeddings
-from agpo.packing import NAME, Sequence_, moved, pack, packed_hidden, trunk
+from agpo.packing import NAME, moved, pack, packed_hidden, trunk
 from evals.errors import UserError, first_line
 
 Layout = Literal["packed", "varlen", "padded"]
@@ -28,7 +29,7 @@ LOGITS_SHARE = 1 / 64
 
 def log_probs(
     model: PreTrainedModel,
-    rows: Sequence[Sequence_],
+    rows: Sequence[Row],
     temperature: float,
     layout: Layout = "packed",
     *,
@@ -79,7 +80,7 @@ def attention_of(model: PreTrainedModel, layout: Layout) -> Iterator[None]:
 
 
 def _padded_hidden(
-    model: PreTrainedModel, rows: Sequence[Sequence_], device: torch.device
+    model: PreTrainedModel, rows: Sequence[Row], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(hidden states that predict the response tokens [T, H], the tokens [T]). Right padding needs no mask."""
     sequences = [row.prompt_ids + row.response_ids for row in rows]
@@ -224,7 +225,8 @@ def choose_layout(model: PreTrainedModel, longest: int, wanted: Layout = "packed
     else:
         layouts, why = tuple(dict.fromkeys((wanted, *layouts))), "asked for"
     size = output_embeddings(model).weight.shape[0]
-    rows = [_Probe(tuple(3 + x % (size - 3) for x in p), tuple(3 + x % (size - 3) for x in r)) for p, r in _PROBES]
+    tokens = [[tuple(3 + x % (size - 3) for x in part) for part in probe] for probe in _PROBES]
+    rows = [Row(prompt, response, (), 0, 0.0, 0.0, 0.0) for prompt, response in tokens]
     shallow = first_layers(model)
     exact_T = _of_whole_logits(shallow, rows)
     bound_T = TOLERANCE * exact_T.abs().clamp(min=1.0)
@@ -266,7 +268,7 @@ def first_layers(model: PreTrainedModel) -> PreTrainedModel:
     return shallow
 
 
-def _of_whole_logits(model: PreTrainedModel, rows: Sequence[Sequence_]) -> torch.Tensor:
+def _of_whole_logits(model: PreTrainedModel, rows: Sequence[Row]) -> torch.Tensor:
     """[T] by the model itself, one sequence at a time."""
     device, found = next(model.parameters()).device, []
     for row in rows:
@@ -279,11 +281,5 @@ def _of_whole_logits(model: PreTrainedModel, rows: Sequence[Sequence_]) -> torch
 
 TOLERANCE = 1e-3
 """of a float32 log-probability; relative below -1"""
-
-
-class _Probe(NamedTuple):
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-
 
 _PROBES = (((1, 2, 3), (4, 5)), ((1, 2, 3), (6, 7, 8, 9)), ((5, 4), (3, 2, 1)))

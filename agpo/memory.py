@@ -37,23 +37,18 @@ LARGEST_SHARE = 0.7
 USABLE = 0.985
 """of a GPU's nominal memory, in GiB: what the driver leaves"""
 
-_QWEN = {"model_type": "qwen2", "vocab_size": 152_064, "max_position_embeddings": 131_072}
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("vocab_size", "tie_word_embeddings", "model_type", "max_position_embeddings"),
+)
+_7B = (3584, 18_944, 28, 28, 4, 152_064, False, "qwen2", 131_072)
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
-    "Qwen/Qwen2.5-1.5B": {
-        **_QWEN, "vocab_size": 151_936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-        "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True,
-    },
-    "Qwen/Qwen2.5-7B": {
-        **_QWEN, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
-        "num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False,
-    },
-    "Qwen/Qwen2.5-14B": {
-        **_QWEN, "hidden_size": 5120, "intermediate_size": 13_824, "num_hidden_layers": 48,
-        "num_attention_heads": 40, "num_key_value_heads": 8, "tie_word_embeddings": False,
-    },
-}  # fmt: skip
+    "Qwen/Qwen2.5-1.5B": dict(zip(_SIZES, (1536, 8960, 28, 12, 2, 151_936, True, *_7B[-2:]), strict=True)),
+    "Qwen/Qwen2.5-7B": dict(zip(_SIZES, _7B, strict=True)),
+    "Qwen/Qwen2.5-14B": dict(zip(_SIZES, (5120, 13_824, 48, 40, 8, *_7B[-4:]), strict=True)),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": dict(zip(_SIZES, _7B, strict=True)),
+}
 """the recipes' models by their config.json, so that the arithmetic needs no network"""
-PUBLISHED = {**PUBLISHED, "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": PUBLISHED["Qwen/Qwen2.5-7B"]}
 
 PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "B200": 2250, "L40S": 362}
 PEAK_TFLOPS |= {"L40": 181, "4090": 165}
@@ -122,11 +117,6 @@ class Machine:
     @property
     def bytes(self) -> float:
         return self.gib * USABLE * GIB
-
-    @classmethod
-    def of_bytes(cls, gpus: int, found: float) -> Machine:
-        """GPUs that report this much memory."""
-        return cls(gpus, found / USABLE / GIB)
 
 
 @dataclass(frozen=True)

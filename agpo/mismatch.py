@@ -6,11 +6,10 @@ from dataclasses import replace
 import torch
 
 from agpo.batch import MiniBatch, Row
-from agpo.correction import correction_weights, logp_gap
-from agpo.micro_batches import micro_batches
 from agpo.optimizer import FLOAT32_OR_MORE
-from agpo.policy import Policy, Settings, with_old_logps
+from agpo.policy import Policy, Settings, micro_batches, with_old_logps
 from agpo.presets import Correction
+from agpo.surrogate import correction_weights, logp_gap
 from evals.errors import UserError
 
 MAX_GAP, MAX_GAP_HALF = 0.02, 0.2

@@ -1,14 +1,16 @@
-"""Preparing a loaded model for training: no dropout, optionally LoRA, gradient checkpointing, Liger."""
+"""A loaded model: made ready for training (no dropout; LoRA, checkpointing, Liger), and its weights for export."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
-from agpo.distributed import full, layers_of, world_size
+from agpo.distributed import free, full, gather, layers_of, world_size
 from agpo.sections import LoraConfig
+from evals.engines import WeightStream
 from evals.errors import UserError
 
 ADAPTER = "default"
@@ -158,3 +160,53 @@ def use_liger(model: PreTrainedModel) -> None:
     except ImportError as e:
         raise UserError("update.liger needs the package: pip install liger-kernel.") from e
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def weight_stream(model: PreTrainedModel, plain: PreTrainedModel) -> WeightStream:
+    """The weights under a checkpoint's names, adapters merged in, one layer at a time, for an engine or the disk.
+
+    All ranks iterate over it together. `plain` is the copy of `agpo.distributed.shard`.
+
+    Names are those that the model's own `save_pretrained` uses: transformers 5 may hold all experts of a layer in one
+    tensor. Each layer, the embeddings and the output matrix are gathered from the ranks' shards, handed on and freed
+    before the next: no rank ever holds the whole model.
+    """
+    like: dict[str, torch.Tensor] = {}
+    for name, held in unpacked(model).items():
+        x = getattr(held, "quant_state", held)
+        if "lora_" not in name:  # sent in the plain copy's dtype: shards may be float32 masters
+            dtype = plain.dtype if x.dtype.is_floating_point else x.dtype
+            like[name.replace(".base_layer.", ".")] = torch.empty(x.shape, device="meta", dtype=dtype)
+    return WeightStream(revert_weight_conversion(plain, like), _layers(plain, model))
+
+
+def _layers(plain: PreTrainedModel, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    seen: set[int] = set()  # a tied output matrix has been sent as the embeddings
+    for name, layer in units(model, layers_of(model)):
+        if all(id(p) in seen for p in layer.parameters()):
+            continue
+        seen.update(id(p) for p in layer.parameters())
+        whole = plain.get_submodule(name)
+        gather(whole, layer)
+        try:
+            held = (exported_weights(whole) or whole.state_dict()).items()
+            yield from revert_weight_conversion(plain, {f"{name}.{key}": x for key, x in held}).items()
+        finally:
+            free(whole, layer)
+
+
+def units(
+    module: torch.nn.Module, layers: Sequence[torch.nn.Module], name: str = ""
+) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The model in pieces that together hold all of its weights: its layers, and what is outside them."""
+    children = list(module.named_children())
+    if (
+        any(module is layer for layer in layers)
+        or not children
+        or next(module.parameters(recurse=False), None) is not None
+    ):
+        if next(module.parameters(), None) is not None:
+            yield name, module
+        return
+    for child, inside in children:
+        yield from units(inside, layers, f"{name}.{child}".lstrip("."))

@@ -17,10 +17,9 @@ import torch
 
 from agpo.advantages import advantages, group_advantages, group_rewards, normalised_sum, overlong_penalty
 from agpo.clip import apply_f_to_loss, clip_decision, token_units, units, weighted_sums
-from agpo.correction import correction_weights, logp_gap, tis_weights
 from agpo.mask import counted, live_groups, sequence_weights
 from agpo.presets import PRESETS, Correction, Objective, resolve
-from agpo.surrogate import penalised_tokens, token_losses
+from agpo.surrogate import correction_weights, logp_gap, penalised_tokens, tis_weights, token_losses
 
 __all__ = [  # the public calls, for your own loop
     "PRESETS",

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from agpo.batch import Row
 from agpo.distributed import layers_of
 from evals.engines.decoding import HARMLESS
 
@@ -42,15 +43,6 @@ ON_A_GPU = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 
 HALF = (torch.bfloat16, torch.float16)
 """the dtypes that flash attention supports"""
-
-
-class Sequence_(Protocol):
-    """The part of `agpo.batch.Row` that is packed."""
-
-    @property
-    def prompt_ids(self) -> tuple[int, ...]: ...
-    @property
-    def response_ids(self) -> tuple[int, ...]: ...
 
 
 @dataclass(eq=False)  # frozen, torch.compile would look into it, and compile again for each number of blocks
@@ -83,7 +75,7 @@ def moved(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
-def pack(rows: Sequence[Sequence_], *, varlen: bool = False, rounded: bool = False) -> Packed:
+def pack(rows: Sequence[Row], *, varlen: bool = False, rounded: bool = False) -> Packed:
     """Pack sequences; equal prompts are shared. `rounded`: round block lengths up so that shapes repeat."""
     prompt_at: dict[tuple[int, ...], int] = {}
     ids: list[Sequence[int]] = []

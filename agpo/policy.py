@@ -1,4 +1,4 @@
-"""The policy: a causal model with its optimizer, and the losses of rows under it (Eq. 5)."""
+"""The policy: a causal model with its optimizer, the losses of rows under it (Eq. 5), and which rows run together."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,15 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agpo.batch import Row, idle_row
 from agpo.clip import Decision, clip_decision
-from agpo.correction import correction_weights
 from agpo.distributed import all_gather, rank, world_size
 from agpo.logprobs import Layout, log_probs
 from agpo.memory import flops
-from agpo.micro_batches import rank_micro_batches
 from agpo.optimizer import Trained
 from agpo.packing import attention_cost, moved
 from agpo.presets import Correction, Objective
-from agpo.surrogate import at_bound, kl_to_reference, ratios, token_losses
+from agpo.surrogate import at_bound, correction_weights, kl_to_reference, ratios, token_losses
 
 
 @dataclass
@@ -40,7 +38,7 @@ class Policy:
     """so far, clipped ones included, through which the schedule advances"""
     plain: PreTrainedModel = None  # type: ignore[assignment]  set below
     """the model to generate with and to export; with several ranks a copy of the sharded `model`, with weights only
-    inside `agpo.distributed.unsharded`"""
+    between `agpo.distributed.gather` and `free`"""
 
     def __post_init__(self) -> None:
         if self.plain is None:
@@ -188,3 +186,75 @@ def with_old_logps(policy: Policy, rows: Sequence[Row], settings: Settings) -> t
         mine |= {i: tuple(piece.tolist()) for i, piece in zip(part, pieces[: len(part)], strict=True)}
     found = {i: logp for part in all_gather(lambda: mine) for i, logp in part.items()} if rows else {}
     return tuple(replace(row, old_logp=found[i]) for i, row in enumerate(rows))
+
+
+# -- micro-batches: which rows run together, and on which rank; results depend on it by rounding only ----------------
+
+
+def micro_batches(
+    rows: Sequence[Row], wanted: Iterable[int], budget: int, layout: Layout = "packed"
+) -> list[list[int]]:
+    """Cut the wanted rows (by index) into parts of at most `budget` tokens; a longer row is a part of its own.
+
+    Packed, the samples of a prompt are adjacent and share it within a part; padded, a part costs its longest row times
+    its number of rows.
+    """
+    if layout != "padded":
+        longest: dict[tuple[int, ...], int] = {}
+        wanted = list(wanted)
+        for i in wanted:
+            longest[rows[i].prompt_ids] = max(longest.get(rows[i].prompt_ids, 0), rows[i].tokens)
+        order = sorted(wanted, key=lambda i: (-longest[rows[i].prompt_ids], rows[i].group, -rows[i].tokens))
+    else:
+        order = sorted(wanted, key=lambda i: -rows[i].tokens)
+    parts: list[list[int]] = []
+    used = 0
+    for i in order:
+        row = rows[i]
+        cost = row.tokens
+        if parts and layout != "padded" and rows[parts[-1][-1]].prompt_ids == row.prompt_ids:
+            cost = len(row.response_ids)  # this part has its prompt already
+        elif parts and layout == "padded":
+            cost = rows[parts[-1][0]].tokens  # padded to the longest, which comes first
+        if parts and used + cost <= budget:
+            parts[-1].append(i)
+            used += cost
+        else:
+            parts.append([i])
+            used = row.tokens
+    return parts
+
+
+def rank_micro_batches(
+    rows: Sequence[Row],
+    wanted: Iterable[int],
+    budget: int,
+    layout: Layout,
+    rank: int,
+    world: int,
+    attention: float = 0.0,
+) -> list[list[int]]:
+    """The micro-batches of one of `world` ranks, as many as on every other rank: the last may be [].
+
+    Rows are dealt longest first, each to the least busy rank. A row costs its tokens, a prompt once per rank, plus
+    `attention` tokens per squared token of the sequence (`attention_cost`). Deterministic, so every rank deals alike.
+    """
+    if world == 1:
+        return micro_batches(rows, wanted, budget, layout)
+    shares: list[list[int]] = [[] for _ in range(world)]
+    loads, prompts = [0.0] * world, [set[tuple[int, ...]]() for _ in range(world)]
+    for i in sorted(wanted, key=lambda i: (-rows[i].tokens, rows[i].group, i)):
+        row = rows[i]
+        costs = [
+            attention * row.tokens**2
+            + (len(row.response_ids) if layout != "padded" and row.prompt_ids in seen else row.tokens)
+            for seen in prompts
+        ]
+        at = min(range(world), key=lambda at: loads[at] + costs[at])
+        shares[at].append(i)
+        loads[at] += costs[at]
+        prompts[at].add(row.prompt_ids)
+    cuts = [micro_batches(rows, share, budget, layout) for share in shares]
+    for cut in cuts:  # ranks wait for each other in every micro-batch, so sizes should match
+        cut.sort(key=lambda part: -sum(rows[i].tokens + attention * rows[i].tokens ** 2 for i in part))
+    return cuts[rank] + [[]] * (max(map(len, cuts)) - len(cuts[rank]))

@@ -1,7 +1,8 @@
-"""`--dry-run`: check a run without loading its model or touching a GPU."""
+"""Whether this machine can hold a run, before anything is loaded; and `--dry-run`, which loads nothing."""
 
 import os
-from collections.abc import Sequence
+import shlex
+import sys
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 
 from agpo.config import TrainConfig
-from agpo.machine import check_ranks
-from agpo.memory import GIB, Machine, advice, memory, model_config, model_sizes, seconds, table
+from agpo.distributed import torchrun_env
+from agpo.memory import GIB, USABLE, Machine, advice, memory, model_config, model_sizes, seconds, table
 from agpo.problems import check_asked, check_end, check_items, load_benches, load_items, open_reward
 from agpo.rollout import draw
 from agpo.trackers import check_installed
@@ -23,6 +24,98 @@ from evals.errors import UserError
 from evals.grading import FAILED
 from evals.items import Item
 from evals.models import model_path
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Raises UserError if this recipe cannot run here."""
+    ranks, here, _ = torchrun_env()
+    check_ranks(ranks, config)
+    if config.rollout.oversample and ranks > 1:
+        raise UserError(
+            f"rollout.oversample={config.rollout.oversample} is for one process: {ranks} ranks would have to agree on "
+            "which groups finished first. Set it to 0, or train with one rank."
+        )
+    if config.engine == "hf" and config.rollout.overlap != "none" and ranks > 1:
+        raise UserError(
+            f"rollout.overlap={config.rollout.overlap} with several ranks needs engine=vllm: engine hf gathers the "
+            "weights of all of them to generate. Leave it out."
+        )
+    if config.engine == "vllm":
+        vllm.check_replaced(model_config(config.model).model_type)
+        on_gpu = vllm.check_machine(config.device)
+        apart = config.vllm.first_gpu
+        if apart and (not on_gpu or ranks > 1):
+            raise UserError(
+                f"vllm.first_gpu={apart} is for one training process and vLLM on GPUs; here "
+                f"{f'there are {ranks} processes' if ranks > 1 else 'vLLM has no GPU'}. Leave it out."
+            )
+        if config.rollout.max_staleness and ((on_gpu and not apart) or ranks > 1):
+            raise UserError(
+                "rollout.max_staleness=1 is for one process, on a CPU or with vllm.first_gpu=1: on a GPU that they "
+                "share engine and trainer take turns in its memory, and several ranks would sync in the middle of a "
+                "rollout. Use rollout.overlap=ahead, which changes no result."
+            )
+    needed = config.hardware
+    found = torch.cuda.device_count() * (ranks // here) if torch.cuda.is_available() else 0
+    if found < needed.gpus:
+        raise UserError(
+            f"recipe {config.name!r} needs {needed.gpus} GPUs with {needed.gpu_memory_gib} GiB each; "
+            f"there are {found}. Run it where they are, look at it with --dry-run, or try --recipe tiny. "
+            "hardware.gpus=0 skips this check."
+        )
+    used = config.devices(ranks)
+    if needed.gpus and used != needed.gpus:  # with fewer, memory would run out in the first backward pass
+        ours = f"-m agpo.train {shlex.join(sys.argv[1:])}".rstrip()
+        raise UserError(
+            f"recipe {config.name!r} is for {needed.gpus} GPUs with a process for each, and "
+            f"{ranks} process{'es were' if ranks > 1 else ' was'} started. Type:\n"
+            f"  torchrun --standalone --nproc-per-node {needed.gpus} {ours}\n"
+            f"To run it on that many set hardware.gpus={used}; hardware.gpus=0 skips this check."
+        )
+    for i in range(min(needed.gpus, torch.cuda.device_count())):
+        gib = torch.cuda.get_device_properties(i).total_memory >> 30
+        if gib < needed.gpu_memory_gib * 0.9:
+            raise UserError(f"recipe {config.name!r} needs {needed.gpu_memory_gib} GiB on each GPU; GPU {i} has {gib}.")
+    if needed.gpus:
+        check_memory(config, torch.cuda.get_device_properties(0).total_memory)
+
+
+def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
+    """Raises UserError if, by arithmetic, a GPU of this size cannot hold the run."""
+    machine = Machine(config.hardware.gpus, gpu_bytes / USABLE / GIB)
+    found = memory(config, model_sizes(model_config(config.model), config), machine)
+    if found.fits:
+        return
+    worst = max(found.peaks, key=lambda name: found.peaks[name])
+    raise UserError(
+        f"by arithmetic {config.name!r} takes {found.peaks[worst] / GIB:.1f} GiB in its phase {worst!r}, and a GPU "
+        f"here has {machine.bytes / GIB:.1f}:\n" + "\n".join(f"  {line}" for line in table(found)) + "\n"
+        "Use more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens, or skip this check with "
+        "hardware.gpus=0. docs/scale.md says what each part is."
+    )
+
+
+def check_ranks(ranks: int, config: TrainConfig) -> None:
+    """Every rank samples whole groups with its own engine."""
+    if ranks > config.rollout.prompts_per_step:
+        raise UserError(
+            f"{ranks} ranks for rollout.prompts_per_step={config.rollout.prompts_per_step}: a rank samples whole "
+            f"groups, so {ranks - config.rollout.prompts_per_step} would be idle. Start fewer, or raise it."
+        )
+    if ranks % (config.ranks.fsdp_size or 1):
+        raise UserError(f"ranks.fsdp_size={config.ranks.fsdp_size} does not divide {ranks} ranks.")
+    if ranks > 1 and config.engine == "vllm" and config.vllm.gpus > 1:
+        raise UserError(
+            f"engine=vllm with {ranks} ranks: each rank has one vLLM on its own GPU. Leave vllm.tensor_parallel_size "
+            "and vllm.data_parallel_size at 1, or train in one process."
+        )
+
+
+# -- a dry run -------------------------------------------------------------------------------------------------------
+
+
+class Unknown(str):
+    """What a check that this machine cannot make says."""
 
 
 @dataclass
@@ -37,19 +130,20 @@ class Found:
     """tokens of the longest prompt"""
 
 
-def preflight(config: TrainConfig) -> tuple[list[tuple[str, bool | None, str]], list[str]]:
-    """(rows (check, passed or None if this machine cannot tell, what was found), lines about memory and time on the
-    machine that `hardware` names). Writes nothing."""
-    found, rows = Found(), list[tuple[str, bool | None, str]]()
+def preflight(config: TrainConfig) -> tuple[bool, list[str]]:
+    """(whether no check failed, lines: what each found, and memory and time on the machine that `hardware` names).
+    Writes nothing."""
+    found, lines, fine = Found(), list[str](), True
     for check in (_data, _benchmarks, _model, _prompts, _reward, _engine, _ranks, _trackers, _out):
-        name = check.__name__.removeprefix("_")
+        mark = "ok"
         try:
             said = check(config, found)
         except (UserError, OSError) as e:
-            rows.append((name, False, str(e)))
-        else:
-            rows.append((name, True, said) if isinstance(said, str) else (name, *said))
-    return rows, _cost(config, found)
+            mark, said, fine = "PROBLEM", str(e), False
+        if isinstance(said, Unknown):
+            mark = "unknown"
+        lines.append(f"{mark:8} {check.__name__.removeprefix('_'):11} {said}")
+    return fine, [*lines, "", *_cost(config, found)]
 
 
 def _data(config: TrainConfig, found: Found) -> str:
@@ -81,21 +175,21 @@ def _model(config: TrainConfig, found: Found) -> str:
     return f"{config.model}: {size}, context {longest:,}"
 
 
-def _prompts(config: TrainConfig, found: Found) -> str | tuple[None, str]:
+def _prompts(config: TrainConfig, found: Found) -> str:
     if not found.engine or not found.items:
-        return None, "not checked: needs the data and the model's tokenizer"
+        return Unknown("not checked: needs the data and the model's tokenizer")
     longest = check_asked(found.items, found.benches, config, found.engine)
     found.longest = longest - config.rollout.max_tokens
     return f"preset {config.asked}: the longest has {found.longest:,} tokens, with an answer {longest:,}"
 
 
-def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
+def _reward(config: TrainConfig, found: Found) -> str:
     """Grades three problems with their own references as answers: each must get a verdict."""
     check_items(config, found.items, found.benches)
     encode = found.engine.tokenizer.encode if found.engine else lambda text: [0]
     with open_reward(config) as grader:
         if not found.items:
-            return None, "can be loaded; not called, since there is no data"
+            return Unknown("can be loaded; not called, since there is no data")
         three = list(islice(found.items, 3))
         seen = [{"prompt": i.prompt, "token_ids": encode(i.prompt), "finish_reason": "stop", "step": 1} for i in three]
         waiting = [grader.submit(f"\\boxed{{{item.answer}}}", item, one) for item, one in zip(three, seen, strict=True)]
@@ -107,13 +201,13 @@ def _reward(config: TrainConfig, found: Found) -> str | tuple[None, str]:
     return f"{' + '.join(config.graders)}: three problems, their references as answers: {told}"
 
 
-def _engine(config: TrainConfig, found: Found) -> str | tuple[None, str]:
+def _engine(config: TrainConfig, found: Found) -> str:
     if config.engine == "hf":
         return "hf"
 
     vllm.check_replaced(model_config(config.model).model_type)
     if config.hardware.gpus and not torch.cuda.is_available():
-        return None, "vllm: not checked, its GPUs are not here"
+        return Unknown("vllm: not checked, its GPUs are not here")
     vllm.check_machine(config.device)
     return "vllm"
 
@@ -163,8 +257,3 @@ def _cost(config: TrainConfig, found: Found) -> list[str]:
         whole = f"{total * config.steps / 3600:.0f} h in all, on H100s or H200s"
         lines.append(f"about {total:.0f} s a step ({told}), {whole}, if answers have half of their longest length")
     return [*lines, *filter(None, [advice(config, sizes)])]
-
-
-def lines_of(rows: Sequence[tuple[str, bool | None, str]]) -> list[str]:
-    marks = {True: "ok", False: "PROBLEM", None: "unknown"}
-    return [f"{marks[well]:8} {name:11} {said}" for name, well, said in rows]

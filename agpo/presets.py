@@ -267,11 +267,9 @@ def about(preset: str, objective: Objective) -> dict[str, object]:
     reward = f"mean pass@{objective.pass_k} with it" if objective.pass_k > 1 else reward
     reward = "sum of the normalised rewards" if objective.several == "normalise" else reward
     group = f"mean of the {objective.keep_shortest} shortest" if objective.keep_shortest else "group mean"
-    advantage = f"A = ({reward} − {group}) / ({objective.advantage_std} std + 1e-6)"
-    if objective.advantage_std == "none":
-        advantage = f"A = {reward} − {group} (not divided by a std)"
-    if objective.advantage_std == "mean":
-        advantage = f"A = ({reward} − {group}) / (group mean + 1e-6)"
+    std = objective.advantage_std
+    by = {"none": " (not divided by a std)", "mean": " / (group mean + 1e-6)"}.get(std, f" / ({std} std + 1e-6)")
+    advantage = f"A = {reward} − {group}{by}" if std == "none" else f"A = ({reward} − {group}){by}"
     if objective.advantage_sign == "negative":
         advantage = "A = −1 below the best reward of the group, 0 at it"
     known = {"advantage": advantage, "masked_groups": objective.masked_groups}

@@ -107,7 +107,6 @@ def check_asked(
             f"rollout.oversample={sampling.oversample}. Lower it or give more data."
         )
     seen: dict[str, int] = {}
-    longest = 0
     for row, item in enumerate(items):
         if item.id in seen:
             raise UserError(
@@ -116,26 +115,23 @@ def check_asked(
                 "add a column `id`."
             )
         seen[item.id] = row
-        longest = max(longest, room_for(item, sampling.max_tokens, config, engine, "the data", "rollout.max_tokens"))
     key = "eval.max_tokens" if evaluated else "rollout.max_tokens, or set eval.max_tokens"
+    asked = [(item, sampling.max_tokens, "the data", "rollout.max_tokens") for item in items]
     for bench, problems in benches:
-        for item in problems:
-            most = evaluated or sampling.max_tokens
-            longest = max(longest, room_for(item, most, config, engine, f"eval.bench={bench.name}", key))
+        asked += [(item, evaluated or sampling.max_tokens, f"eval.bench={bench.name}", key) for item in problems]
+    longest = 0
+    for item, max_tokens, where, key in asked:
+        prompt_tokens = len(encode(config.asked, item, engine.tokenizer))
+        if prompt_tokens == 0:
+            raise UserError(f"{where}: problem {item.id!r} is empty: with prompt={config.asked} it has no tokens.")
+        longest = max(longest, prompt_tokens + max_tokens)
+        if prompt_tokens + max_tokens > engine.max_context:
+            raise UserError(
+                f"{where}: problem {item.id!r} has {prompt_tokens} tokens with prompt={config.asked}; with an answer "
+                f"of {max_tokens} it exceeds the model's context of {engine.max_context}. Lower {key}, or drop the "
+                "problem."
+            )
     return longest
-
-
-def room_for(item: Item, max_tokens: int, config: TrainConfig, engine: Engine, where: str, key: str) -> int:
-    """Tokens of a problem with its answer. Raises UserError if they may exceed the model's context."""
-    prompt_tokens = len(encode(config.asked, item, engine.tokenizer))
-    if prompt_tokens == 0:
-        raise UserError(f"{where}: problem {item.id!r} is empty: with prompt={config.asked} it has no tokens.")
-    if prompt_tokens + max_tokens > engine.max_context:
-        raise UserError(
-            f"{where}: problem {item.id!r} has {prompt_tokens} tokens with prompt={config.asked}; with an answer of "
-            f"{max_tokens} it exceeds the model's context of {engine.max_context}. Lower {key}, or drop the problem."
-        )
-    return prompt_tokens + max_tokens
 
 
 def check_end(eos_ids: Iterable[int], vocabulary: int, model: str) -> None:

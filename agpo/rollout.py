@@ -1,6 +1,8 @@
 """Rollouts: draw prompts, sample completions, grade them while others are decoding, form groups."""
 
 import json
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -9,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from agpo.batch import Group, Sample, live_of
+from agpo.batch import Group, Sample, live_of, raw_rewards
 from agpo.presets import Objective
 from agpo.telemetry import Watch
 from evals.complete import Grader
-from evals.engines import Completion, Engine, Output, Request, Sampling
+from evals.engines import Completion, Engine, Output, OwnWeights, Request, Sampling
 from evals.errors import UserError
 from evals.grading import Verdict
 from evals.items import Item, derive_seed
@@ -247,3 +249,89 @@ def from_json(text: str, items: Sequence[Item]) -> list[Begun]:
         Begun(by_id[id_], step, {int(k): completion(x) for k, x in held.items()})
         for id_, step, held in json.loads(text)
     ]
+
+
+class Ahead:
+    """The next step's answers, sampled early in a thread of their own until they are asked for.
+
+    An answer is a function of its prompt, its seed and the weights, and its seed of (run, step, problem, number). So
+    what was sampled early is what would have been sampled anyway, or it is dropped because the weights moved.
+    """
+
+    def __init__(self, engine: Engine, requests: Sequence[Request], sampling: Sampling):
+        self.engine, self.asked = engine, (list(requests), sampling)
+        self.version = engine.weight_version
+        self.began = time.perf_counter()
+        self.ended: float | None = None
+        self._found: queue.SimpleQueue[Output | BaseException | None] = queue.SimpleQueue()
+        self._dropped = False
+        self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for output in self.engine.generate(*self.asked):
+                self._found.put(output)
+                if self._dropped:
+                    break
+        except BaseException as e:  # noqa: BLE001  raised where the outputs are used
+            self._found.put(e)
+        self.ended = time.perf_counter()
+        self._found.put(None)
+
+    def outputs(self) -> Iterator[Output]:
+        """What `generate` yields."""
+        while (found := self._found.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+        self._thread.join()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run."""
+        return (self.ended or time.perf_counter()) - self.began
+
+    def drop(self) -> None:
+        """Stop it. An engine in this process stops at its next finished answer."""
+        self._dropped = True
+        if isinstance(self.engine, OwnWeights):
+            self.engine.give_up()
+        self._thread.join()
+
+
+# -- rollout.prompts: adaptive ---------------------------------------------------------------------------------------
+# Prompts whose group is likely to be live are preferred: each problem's solve rate is drawn from its posterior,
+# Beta(1 + right, 1 + wrong), and those most likely live at that rate are chosen (Thompson 1933; for prompts: Qu et al.
+# 2025, arXiv 2507.04632). Counts decay by `rollout.forget` a step, since the policy moves: a problem that was all right
+# or all wrong comes back.
+
+
+def draw_adaptive(
+    items: Sequence[Item], seen_2P: np.ndarray, seed: int, step: int, count: int, samples: int
+) -> list[Item]:
+    """The `count` items of a step, deterministic. seen_2P: decayed counts of right and wrong answers."""
+    rng = np.random.Generator(np.random.Philox(key=derive_seed(seed, "adaptive", step)))
+    right_P, wrong_P = 1 + seen_2P
+    rate_P, tie_P = rng.beta(right_P, wrong_P), rng.random(len(items))
+    live_P = 1 - rate_P**samples - (1 - rate_P) ** samples
+    return [items[i] for i in np.lexsort((tie_P, -live_P))[:count]]
+
+
+def expected_live(items: Sequence[Item], seen_2P: np.ndarray, asked: Sequence[Item], samples: int) -> float:
+    """The expected share of live groups among these items."""
+    place = {item.id: i for i, item in enumerate(items)}
+    right_C, wrong_C = 1 + seen_2P[:, [place[item.id] for item in asked]]
+    k = np.arange(samples)  # E rate^n = prod (a + k) / (a + b + k): the chance that all of n answers are right
+    ends_2C = [np.prod((one[:, None] + k) / ((right_C + wrong_C)[:, None] + k), axis=1) for one in (right_C, wrong_C)]
+    return float((1 - ends_2C[0] - ends_2C[1]).mean())
+
+
+def learn(items: Sequence[Item], seen_2P: np.ndarray, groups: Sequence[Group], forget: float) -> np.ndarray:
+    """The counts after a step. A reward between 0 and 1 counts as that share of a right answer."""
+    place = {item.id: i for i, item in enumerate(items)}
+    seen_2P = seen_2P * forget
+    for group, reward_N in zip(groups, raw_rewards(groups).clip(0, 1).numpy(), strict=True):
+        right_N = reward_N[~np.isnan(reward_N)]
+        seen_2P[:, place[group.item.id]] += right_N.sum(), (1 - right_N).sum()
+    return seen_2P

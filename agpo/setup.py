@@ -14,18 +14,17 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agpo import checkpoint_io, distributed
-from agpo.ahead import Ahead
 from agpo.config import TrainConfig
 from agpo.distributed import device_of, torchrun_env, world_size
 from agpo.logprobs import choose_layout
-from agpo.machine import check_machine
-from agpo.memory import Machine, memory, model_sizes
+from agpo.memory import GIB, USABLE, Machine, memory, model_sizes
 from agpo.model import compile_layers, output_embeddings, prepare
 from agpo.optimizer import make_trained
 from agpo.policy import Policy
+from agpo.preflight import check_machine
 from agpo.presets import about
 from agpo.problems import check_asked, check_end, check_items, fingerprint, load_benches, load_items, open_reward
-from agpo.rollout import Begun, from_json
+from agpo.rollout import Ahead, Begun, from_json
 from agpo.telemetry import FACTS, METRICS, axes
 from agpo.trackers import check_installed
 from evals.benches import Bench, find
@@ -61,7 +60,7 @@ class Run:
     saved: int | None = None
     """the step of the last checkpoint"""
     seen_2P: np.ndarray | None = None
-    """for rollout.prompts adaptive: decayed counts of right and wrong answers to each item (`agpo.adaptive`)"""
+    """for rollout.prompts adaptive: decayed counts of right and wrong answers to each item"""
     ahead: Ahead | None = None
     """the next step's answers, if they are being sampled already"""
     carried: list[Begun] = field(default_factory=list)
@@ -275,7 +274,7 @@ def start_vllm(config: TrainConfig, start: str, model: PreTrainedModel, longest:
         device = f"cuda:{apart}"
     elif model.device.type == "cuda":
         here = torch.cuda.get_device_properties(model.device).total_memory
-        machine = Machine.of_bytes(torchrun_env()[0], here)
+        machine = Machine(torchrun_env()[0], here / USABLE / GIB)
         options["gpu_memory_utilization"] = memory(config, model_sizes(model.config, config), machine).utilization
         torch.cuda.empty_cache()
     return load_engine("vllm", start, device=device, dtype=dtype, enable_sleep_mode=not apart, **options)

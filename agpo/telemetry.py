@@ -157,7 +157,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-PATIENCE = 5
+DEAD = 5
 """steps in a row without a live group until the run says that nothing is left to learn"""
 
 
@@ -165,17 +165,15 @@ PATIENCE = 5
 class Tally:
     """Sums over a run's steps. A resumed run rebuilds them from the store, so that it counts and says the same."""
 
+    patience: int = 10
+    """steps in a row without an update until the run says why"""
     total: Counter[str] = field(default_factory=Counter)
     """sums of the steps' metrics"""
     steps: int = 0
     free: int = 0
     """steps that did not move the weights"""
-    dead_steps: int = 0
-    """in a row, up to now"""
     said: bool = False
-    """whether it was said that nothing is left to learn"""
-    patience: int = 10
-    """steps in a row without an update until the run says why"""
+    """why there has been no update since the last one"""
     idle: list[Mapping[str, float]] = field(default_factory=list)
     """the metrics of the steps since the last update"""
 
@@ -185,59 +183,64 @@ class Tally:
         steps: dict[int, dict[str, float]] = {}
         for step, name, value in metrics:
             steps.setdefault(step, {})[name] = value
-        tally = cls(patience=patience)
+        tally = cls(patience)
         for step in sorted(steps):
             if "groups/live" in steps[step]:
                 tally.add(step, steps[step])
         return tally
 
     def add(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Count a step. Returns what there is to say about it."""
+        """Count a step. Returns what there is to say about it: nothing more once it was said why there is no update."""
         self.total.update(metrics)
         self.steps, self.free = self.steps + 1, self.free + (not metrics["updates/made"])
-        self.idle = [] if metrics["updates/made"] else [*self.idle, metrics]
-        why = [self._why_idle(step)] if len(self.idle) == self.patience else []
-        if metrics["groups/live"]:
-            self.dead_steps = 0
-            return why
-        self.dead_steps += 1
+        if metrics["updates/made"]:
+            self.idle, self.said = [], False
+            return []
+        self.idle.append(metrics)
         if self.said:
-            return []  # that says it all
-        right, wrong = metrics["groups/all_right"], metrics["groups/all_wrong"]
-        other = metrics["groups/masked"] - right - wrong
-        told = [f"step {step}: no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"]
-        if "reward/mean" not in metrics:
-            failed, none = metrics["samples/failed"], metrics["samples/unscored"] - metrics["samples/failed"]
-            told = [f"step {step}: no update, since no sample has a reward: {none:.0f} None, {failed:.0f} failed"]
-        elif other:
-            told[0] += f", {other:.0f} otherwise equal or with too few scorable samples"
-        if self.dead_steps == PATIENCE:
-            self.said = True
-            told.append(
-                f"{PATIENCE} steps in a row without a live group: nothing left to learn. {_advice(right, wrong, other)}"
-            )
-        return told + why
+            return []
+        told = []
+        if not metrics["groups/live"]:
+            right, wrong = metrics["groups/all_right"], metrics["groups/all_wrong"]
+            why = f"no live group, so no update: {right:.0f} all right, {wrong:.0f} all wrong"
+            if "reward/mean" not in metrics:
+                failed, none = metrics["samples/failed"], metrics["samples/unscored"] - metrics["samples/failed"]
+                why = f"no update, since no sample has a reward: {none:.0f} None, {failed:.0f} failed"
+            elif other := metrics["groups/masked"] - right - wrong:
+                why += f", {other:.0f} otherwise equal or with too few scorable samples"
+            told.append(f"step {step}: {why}")
+        dead = sum(not one["groups/live"] for one in self.idle[-DEAD:])
+        self.said = dead == DEAD or len(self.idle) >= self.patience
+        return told + ([self._why_idle(step)] if self.said else [])
 
     def _why_idle(self, step: int) -> str:
         """Why there was no update for a while, and what to try."""
-        names = "clip/clipped_updates", "clip/ties", "updates/dead", "updates/refused", "groups/live", "groups/masked"
-        total = {name: sum(one.get(name, 0.0) for one in self.idle) for name in names}
-        cut = sum(one.get("tokens/truncated", 0.0) for one in self.idle) / len(self.idle)
-        groups = total["groups/live"] + total["groups/masked"]
+        total: Counter[str] = sum(map(Counter, self.idle), Counter())  # drops what is not above 0: sums of counts
+        right, wrong, masked = (total[f"groups/{name}"] for name in ("all_right", "all_wrong", "masked"))
+        cut, groups = total["tokens/truncated"] / len(self.idle), total["groups/live"] + masked
         tries = []
         if cut > 0.5:
             tries.append("raise rollout.max_tokens: truncated answers have equal lengths, which makes L a tie")
-        if total["groups/masked"] > groups / 2:
-            tries.append("easier or harder data, or more samples per prompt: most groups have equal rewards")
+        if masked > groups / 2:
+            tries.append(
+                "another reward: it gives all samples of a prompt the same score, or cannot score them"
+                if masked > 2 * (right + wrong)
+                else "harder problems: these are solved"
+                if right >= wrong
+                else "easier problems, more samples per prompt (rollout.samples_per_prompt) or longer answers "
+                "(rollout.max_tokens), and check prompt and reward on the stored responses"
+            )
         if total["clip/clipped_updates"] > total["clip/ties"]:
             tries.append(
                 "objective.clip_scope=group or sequence, or objective=agpo_no_clip: right answers are the longer ones, "
                 "and the clip drops updates that lengthen"
             )
         return (
-            f"step {step}: no update in {len(self.idle)} steps: {total['clip/clipped_updates']:.0f} clipped, "
+            f"step {step}: no update in {len(self.idle)} steps"
+            f"{'' if total['groups/live'] else ', none with a live group: nothing left to learn'}: "
+            f"{total['clip/clipped_updates']:.0f} clipped, "
             f"{total['clip/ties']:.0f} of them ties; {total['updates/dead']:.0f} without a live group "
-            f"({total['groups/masked']:.0f} of {groups:.0f} groups dead); {total['updates/refused']:.0f} refused; "
+            f"({masked:.0f} of {groups:.0f} groups dead); {total['updates/refused']:.0f} refused; "
             f"{cut:.0%} of the answers truncated. Try: {'; '.join(tries) or 'another objective or reward'}."
         )
 
@@ -246,27 +249,14 @@ class Tally:
         total = self.total
         whole, early, wasted = (total[x] for x in ("saved/of_tokens", "speed/saved_seconds", "speed/wasted_seconds"))
         share = 100 * total["saved/tokens"] / whole if whole else 0.0
-        overlap = (
-            f"\noverlap     {self.free} of {self.steps} steps moved nothing; {early:.1f} s of sampling begun "
-            f"before its step, {wasted:.1f} s discarded"
-        )
         return (
             f"updates     {total['updates/made']:.0f} made, {total['clip/clipped_updates']:.0f} clipped, "
             f"{total['updates/dead']:.0f} without a live group, {total['updates/refused']:.0f} refused; "
             f"{total['saved/tokens']:,.0f} of {whole:,.0f} tokens ({share:.0f} %) not run"
-            f"{overlap if early or wasted else ''}"
+        ) + bool(early or wasted) * (
+            f"\noverlap     {self.free} of {self.steps} steps moved nothing; {early:.1f} s of sampling begun "
+            f"before its step, {wasted:.1f} s discarded"
         )
-
-
-def _advice(right: float, wrong: float, other: float) -> str:
-    if other > right + wrong:
-        return "Check the reward: it gives all samples of a prompt the same score, or cannot score them."
-    if right >= wrong:
-        return "The problems are solved: give harder ones."
-    return (
-        "The problems are out of reach: give easier ones, more samples per prompt (rollout.samples_per_prompt) or "
-        "longer answers (rollout.max_tokens), and check prompt and reward on the stored responses."
-    )
 
 
 @dataclass

@@ -10,10 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from textwrap import indent
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -22,7 +20,6 @@ from evals.errors import UserError
 
 Table = Sequence[Mapping[str, str | float | None]]
 Log = Callable[[int, Mapping[str, float], Table], object]
-PROJECT = "agpo"
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def wandb(about: About) -> Iterator[Log]:
     run = wandb.init(
         id=about.id,
         name=about.name,
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        project=os.environ.get("WANDB_PROJECT", "agpo"),
         dir=str(about.folder),
         config=dict(about.config),
         resume="allow",
@@ -75,51 +72,8 @@ def wandb(about: About) -> Iterator[Log]:
         )
 
 
-@contextmanager
-def mlflow(about: About) -> Iterator[Log]:
-    """MLflow, with its own MLFLOW_* variables. Steps that a resumed run repeats are skipped."""
-    import mlflow
-
-    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-    found: list[Any] = mlflow.search_runs(filter_string=f"tags.agpo_run = '{about.id}'", output_format="list")
-    with mlflow.start_run(
-        found[0].info.run_id if found else None, run_name=about.name, tags={"agpo_run": about.id}
-    ) as run:
-        mlflow.log_dict(dict(about.config), "config.json")
-
-        @cache
-        def last(name: str) -> int:
-            history = mlflow.MlflowClient().get_metric_history(run.info.run_id, name) if found else ()
-            return max((point.step for point in history), default=-1)
-
-        def log(step: int, values: Mapping[str, float], rows: Table) -> None:
-            new = {name: x for name, x in values.items() if step > last(name)}
-            mlflow.log_metrics(new, step)
-            if rows and new:
-                mlflow.log_table({n: [row[n] for row in rows] for n in rows[0]}, f"completions/step-{step:06d}.json")
-
-        yield log
-
-
-@contextmanager
-def trackio(about: About) -> Iterator[Log]:
-    """trackio, in its own local database (TRACKIO_DIR)."""
-    import pandas as pd
-    import trackio
-
-    project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-    trackio.init(project=project, name=about.id, config=dict(about.config), resume="allow")
-    yield lambda step, values, rows: trackio.log(
-        {**values, **({"completions": trackio.Table(dataframe=pd.DataFrame(rows))} if rows else {})}, step=step
-    )
-    trackio.finish()
-
-
-TRACKERS: dict[str, Callable[[About], AbstractContextManager[Log]]] = {
-    one.__name__: one for one in (tensorboard, wandb, mlflow, trackio)
-}
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
-"""what to install; the module has the tracker's name"""
+TRACKERS: dict[str, Callable[[About], AbstractContextManager[Log]]] = {"tensorboard": tensorboard, "wandb": wandb}
+"""by name, which is that of the package, too"""
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -128,7 +82,7 @@ def check_installed(names: Sequence[str]) -> None:
     if missing:
         raise UserError(
             f"tracker {missing[0]!r} needs a package that is not installed: pip install "
-            f"{' '.join(PACKAGES[name] for name in missing)}. Or remove it: the results store has the same numbers."
+            f"{' '.join(missing)}. Or remove it: the results store has the same numbers."
         )
 
 
@@ -154,11 +108,9 @@ class Trackers:
                 ) from e
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         try:
-            self._open.__exit__(kind, error, trace)
+            self._open.__exit__(*error)
         except Exception as e:  # noqa: BLE001  a tracker's failure is never the run's
             self._failed("trackers", e)
         for name, times in self.failures.items():

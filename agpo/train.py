@@ -117,16 +117,14 @@ def completions(run: Run) -> list[dict[str, str | float | None]]:
 
 def evaluate_policy(run: Run, console: Console, trackers: Trackers) -> None:
     """Evaluate the current weights on the benchmarks that the store has no result for at this step."""
-    from agpo import distributed
-    from agpo.sampling import awake
-    from agpo.sampling_on_ranks import serve, shared
+    from agpo.distributed import is_main
+    from agpo.sampling import awake, serve, shared
 
     with awake(run):
-        if distributed.is_main():
-            with shared(run.engine) as engine:
-                evaluate_benches(run, engine, console, trackers)
-        else:
-            serve(run.engine)
+        if not is_main():
+            return serve(run.engine)
+        with shared(run.engine) as engine:
+            evaluate_benches(run, engine, console, trackers)
 
 
 def evaluate_benches(run: Run, engine: Engine, console: Console, trackers: Trackers) -> None:
@@ -254,7 +252,9 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} is an option of verl: add --engine verl, or remove it.")
     if args.resume:
-        from agpo.resume_config import continued, find_resume, other_ranks
+        from agpo.checkpoint_io import read_state
+        from agpo.distributed import torchrun_env
+        from agpo.run_folder import continued, find_resume
 
         out = next((text[4:] for text in reversed(args.overrides) if text.startswith("out=")), "runs")
         config, saved, label = find_resume(args.resume, out, args.discard_later)
@@ -264,10 +264,10 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
                 f"steps={config.steps}: {saved} has made {done} already, and nothing was changed. Give a larger "
                 "number, or resume an earlier checkpoint with --discard-later."
             )
+        if read_state(saved).get("ranks", 1) != torchrun_env()[0]:
+            rounding.append("the number of ranks")
         if rounding:
             console.print(f"{', '.join(rounding)} changed: results may differ in rounding from an uninterrupted run")
-        if said := other_ranks(saved):
-            console.print(said)
     else:
         config, saved, label = load_config(args.recipe or "tiny", args.overrides), None, {}
         if not args.recipe and config.model == model_path(config.model):
@@ -278,13 +278,13 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
                 "data, prompt and reward on top; --recipe tiny forces these settings."
             )
     if args.dry_run:
-        from agpo.preflight import lines_of, preflight
+        from agpo.preflight import preflight
 
         shown = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
         console.print(shown, markup=False, highlight=False, soft_wrap=True)
-        rows, cost = preflight(config)
-        console.print("\n".join([*lines_of(rows), "", *cost]), markup=False, soft_wrap=True)
-        return int(any(well is False for _, well, _ in rows))
+        fine, lines = preflight(config)
+        console.print("\n".join(lines), markup=False, soft_wrap=True)
+        return int(not fine)
     if args.explain:
         return explain_step(config, saved, int(label.get("step", 0)), console)
     from agpo.setup import set_up

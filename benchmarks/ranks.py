@@ -79,7 +79,7 @@ def work(rank: int, world: int, meet: str, updates: int) -> None:
 
 
 def parts(rows, budget: int, world: int):
-    from agpo.micro_batches import rank_micro_batches
+    from agpo.policy import rank_micro_batches
 
     return rank_micro_batches(rows, range(len(rows)), budget, "packed", 0, world)
 
@@ -170,7 +170,7 @@ def balance(worlds: list[int], seeds: int = 50) -> None:
     import numpy as np
 
     from agpo.batch import Row
-    from agpo.micro_batches import rank_micro_batches
+    from agpo.policy import rank_micro_batches
 
     hidden, intermediate, _, heads, kv = SHAPES["qwen2.5-7b-math"]
     attention = hidden / (2 * hidden**2 * (1 + kv / heads) + 3 * hidden * intermediate)

@@ -29,9 +29,9 @@ MOMENTS = (  # of, what, in which call of this life, before or after it
 AHEAD = (  # the same with the next step's answers running beside: rollout.overlap=ahead
     ("agpo.rollout", "joined", 438, "before"),  # 53 answers of the seventh step are there, and the next ones are begun
     ("agpo.sampling", "begin_ahead", 1, "after"),
-    ("agpo.ahead.Ahead", "drop", 1, "before"),  # an update moved the weights
-    ("agpo.ahead.Ahead", "drop", 1, "after"),
-    ("agpo.ahead.Ahead", "outputs", 1, "before"),  # none did: they are the next step's
+    ("agpo.rollout.Ahead", "drop", 1, "before"),  # an update moved the weights
+    ("agpo.rollout.Ahead", "drop", 1, "after"),
+    ("agpo.rollout.Ahead", "outputs", 1, "before"),  # none did: they are the next step's
     ("agpo.rollout", "joined", 200, "before"),
     ("evals.store.Store", "log_samples", 2, "after"),
     ("agpo.checkpoint_io", "_sync", 2, "before"),
@@ -60,7 +60,7 @@ class Beside(HFEngine):
     def sleep(self):
         pass
 
-    give_up = sleep  # it ends with the next answer, see agpo/ahead.py
+    give_up = sleep  # it ends with the next answer, see agpo/rollout.py
 
 
 def kill_at(where: str, name: str, number: int, when: str) -> None:

@@ -125,9 +125,10 @@ def run(case: Case) -> Run:
         (minibatch,) = plan_step(groups, case.objective, len(groups), LONGEST)
         done = update(policy, minibatch, case.objective, settings, on_policy=not any(stepped for stepped, *_ in fates))
         fates.append((done.stepped, done.decision.clipped, done.decision.value))
-    with distributed.unsharded(plain, model):
-        assert {p.dtype for p in plain.parameters()} == {case.dtype}
-        exported = torch.cat([p.detach().flatten().float() for p in plain.parameters()])
+    distributed.gather(plain, model)
+    assert {p.dtype for p in plain.parameters()} == {case.dtype}
+    exported = torch.cat([p.detach().flatten().float() for p in plain.parameters()])
+    distributed.free(plain, model)
     end = weights(trained)
     return Run(end, float((end - start).abs().max()), fates, exported)
 

@@ -9,10 +9,9 @@ from test_logprobs import Sequence
 
 from agpo.config import load_config
 from agpo.logprobs import choose_layout, log_probs
-from agpo.model import exported_weights, prepare
+from agpo.model import exported_weights, prepare, weight_stream
 from agpo.policy import Policy
 from agpo.setup import load
-from agpo.sync import weight_stream
 from evals.engines import Request, Sampling
 from evals.engines.hf import HFEngine, load_model
 from evals.errors import UserError

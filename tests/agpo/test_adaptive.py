@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from agpo.adaptive import draw_adaptive, expected_live, learn
 from agpo.config import load_config
+from agpo.rollout import draw_adaptive, expected_live, learn
 from agpo.train import main as train
 from evals.errors import UserError
 from evals.items import Item

@@ -234,7 +234,7 @@ def test_a_dry_run_looks_at_everything_and_writes_nothing(tmp_path, monkeypatch,
         (["--recipe", "tiny", "model=nowhere"], "model", "nowhere"),
         (["out=many.jsonl/runs"], "out", "is not a writable folder"),
         (["eval.bench=math500", "eval.data=gone.jsonl"], "benchmarks", "gone.jsonl"),
-        (["trackers=mlflow,tensorboard", "data=nowhere.jsonl"], "data", "nowhere.jsonl"),
+        (["trackers=wandb,tensorboard", "data=nowhere.jsonl"], "data", "nowhere.jsonl"),
     ],
 )
 def test_a_dry_run_finds_what_is_wrong(tmp_path, monkeypatch, capsys, keys, check, words):

@@ -7,17 +7,16 @@ from types import SimpleNamespace
 import peft
 import pytest
 import torch
-from groups import REWARDS, make_groups, sgd
+from groups import REWARDS, make_groups
 
 from agpo import checkpoint_io
 from agpo.batch import plan_step
 from agpo.distributed import layers_of
-from agpo.model import exported_weights, prepare
+from agpo.model import exported_weights, prepare, units, weight_stream
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained, restore, state
 from agpo.policy import Policy, Settings
 from agpo.sections import LoraConfig
-from agpo.sync import units, weight_stream
 from agpo.update import update
 from evals.engines import Request, Sampling
 from evals.engines.hf import HFEngine
@@ -197,7 +196,7 @@ def test_weights_in_pieces_are_those_of_a_checkpoint(start, lora):
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter)
-    stream = weight_stream(Policy(model, None, sgd(model), lambda k: 1e-3))
+    stream = weight_stream(model, model)
     got = {name: x.clone() for name, x in stream.tensors}
     whole = dict(exported_weights(model) or model.state_dict())
     assert {name: tuple(x.shape) for name, x in stream.like.items()} == {k: tuple(x.shape) for k, x in whole.items()}

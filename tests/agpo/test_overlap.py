@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from command import start
 
-from agpo.ahead import Ahead
 from agpo.config import load_config
-from agpo.machine import check_machine
+from agpo.preflight import check_machine
+from agpo.rollout import Ahead
 from evals.engines import Completion, Output, Request, Sampling
 from evals.errors import UserError
 from evals.store import Store

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from agpo.config import load_config
-from agpo.resume_config import continued, find_resume
+from agpo.run_folder import continued, find_resume
 from agpo.train import main
 from evals.benches import arith
 from evals.errors import UserError
@@ -295,7 +295,7 @@ def test_what_cannot_be_resumed_says_why(undisturbed, tmp_path, monkeypatch, cap
     kept = (saved.parent.parent / "config.yaml").read_text()
     assert "has made 6 already, and nothing was changed" in resumed(capsys, folder, "steps=4")
     assert (saved.parent.parent / "config.yaml").read_text() == kept
-    assert "store and trackers know as 'tiny'" in resumed(capsys, folder, "name=other")
+    assert "name='tiny' in the checkpoint, 'other' now" in resumed(capsys, folder, "name=other")
     assert "no run with a checkpoint in elsewhere/" in resumed(capsys, folder, "out=elsewhere")
 
     problems = (folder / "problems.jsonl").read_text()
@@ -307,6 +307,9 @@ def test_what_cannot_be_resumed_says_why(undisturbed, tmp_path, monkeypatch, cap
     state = json.loads((saved / "trainer/state.json").read_text())
     (saved / "trainer/state.json").write_text(json.dumps({**state, "format": 1}))
     assert "written in checkpoint format 1, this version reads 2" in resumed(capsys, folder)
+    former = {**state["config"], "trackers": ["mlflow", "wandb"]}
+    (saved / "trainer/state.json").write_text(json.dumps({**state, "config": former}))
+    assert find_resume("latest", "runs")[0].trackers == ("wandb",)
     (saved / "trainer/state.json").write_text("{")
     assert "not the state of a checkpoint" in resumed(capsys, folder)
     (saved / "trainer/state.json").write_text(json.dumps(state))

@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from agpo.config import load_config
-from agpo.machine import check_ranks
+from agpo.preflight import check_ranks
 from agpo.train import main, stop_on_signal
 from evals.errors import UserError
 from evals.models import model_path
@@ -455,7 +455,7 @@ def test_a_refused_update_leaves_its_batch_and_the_run_goes_on_or_stops_as_decla
     assert "more than update.max_refused=0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("value", "words"), [("0.0", "give easier ones"), ("1.0", "give harder ones")])
+@pytest.mark.parametrize(("value", "words"), [("0.0", "easier problems"), ("1.0", "harder problems")])
 def test_a_run_with_nothing_left_to_learn_says_so_once_over_its_resumes_too(
     tmp_path, monkeypatch, capsys, value, words
 ):

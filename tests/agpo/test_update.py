@@ -14,10 +14,9 @@ from agpo.advantages import group_advantages
 from agpo.batch import Row, balance, lengths_of, live_of, plan_step, raw_rewards
 from agpo.config import load_config
 from agpo.logprobs import log_probs
-from agpo.micro_batches import micro_batches
 from agpo.objective import PRESETS, Correction, Objective, minibatch_loss, overlong_penalty
 from agpo.optimizer import Trained
-from agpo.policy import Policy, Settings, tokens_of, with_old_logps
+from agpo.policy import Policy, Settings, micro_batches, tokens_of, with_old_logps
 from agpo.step import plan_of, settings_of, update_policy
 from agpo.telemetry import Watch, step_metrics
 from agpo.update import update

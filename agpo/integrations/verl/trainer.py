@@ -27,7 +27,6 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from agpo.correction import logp_gap
 from agpo.integrations.verl import NAME, Json
 from agpo.integrations.verl.guards import check_config, check_objective
 from agpo.integrations.verl.rows import (
@@ -43,6 +42,7 @@ from agpo.integrations.verl.rows import (
 )
 from agpo.integrations.verl.worker import ClippedWorker, objective_in
 from agpo.mismatch import check_gap
+from agpo.surrogate import logp_gap
 from evals.items import Item
 
 

@@ -28,11 +28,10 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from agpo.clip import Decision, clip_decision, unit_decision, unit_sums, weighted_sums
 from agpo.config import objective_of
-from agpo.correction import correction_weights
 from agpo.integrations.verl import Json
 from agpo.integrations.verl.guards import check_engine, require_plugin
 from agpo.presets import Correction, Objective
-from agpo.surrogate import token_losses
+from agpo.surrogate import correction_weights, token_losses
 
 
 def losses(
