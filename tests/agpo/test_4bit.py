@@ -10,7 +10,6 @@ from test_logprobs import Sequence
 from agpo.config import load_config
 from agpo.logprobs import choose_layout, log_probs
 from agpo.model import exported_weights, prepare, weight_stream
-from agpo.policy import Policy
 from agpo.setup import load
 from evals.engines import Request, Sampling
 from evals.engines.hf import HFEngine, load_model
@@ -49,7 +48,7 @@ def test_engine_trainer_stream_and_folder_are_one_policy(targets, tiny, tmp_path
     plain = load_model(str(tmp_path), device="cpu")[0].eval()
     assert torch.allclose(log_probs(plain, rows, 1.0, layout)[0], logp_T, atol=1e-4)
 
-    stream = weight_stream(Policy(model, tokenizer, None, lambda k: 0.0))
+    stream = weight_stream(model, model)
     sent, own = dict(stream.tensors), plain.state_dict()
     assert all(torch.equal(x, own[name]) and x.shape == stream.like[name].shape for name, x in sent.items())
     assert {*own, *sent} == {*own} == {*stream.like}  # a tied matrix is sent once
