@@ -154,12 +154,7 @@ class HFEngine:
 
         A batch has at most `max_sequences` pairs, and fewer where their keys and values would not fit the memory.
         """
-        device, room = self.model.device, CACHE_BYTES
-        if device.type == "cuda":
-            # what torch keeps reserved is free within this process
-            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            room = (torch.cuda.mem_get_info(device)[0] + cached) // 2
-        budget = room // cache_bytes_per_token(self.model.config, self.model.dtype.itemsize)
+        budget = self._cache_bytes() // self._token_bytes()
         shared = self.decoder is SharedPrompts
         wave: list[tuple[int, int]] = []
         prompts = 0  # in the wave; without sharing every row has its own
@@ -174,6 +169,17 @@ class HFEngine:
             prompts += new
         if wave:
             yield wave
+
+    def _token_bytes(self) -> int:
+        return cache_bytes_per_token(self.model.config, self.model.dtype.itemsize)
+
+    def _cache_bytes(self) -> int:
+        device = self.model.device
+        if device.type != "cuda":
+            return CACHE_BYTES
+        # what torch keeps reserved is free within this process
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + cached) // 2
 
     @torch.inference_mode()
     def _decode(
