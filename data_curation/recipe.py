@@ -108,7 +108,7 @@ def load(
             known = ", ".join(sorted(shipped.stem for shipped in FOLDER.glob("*.yaml")))
             raise UserError(f"unknown recipe {name!r}. Known: {known}, or give a YAML file.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not valid YAML in UTF-8: {e}") from e
     if not isinstance(content, dict) or not isinstance(content.get("sources"), list):
