@@ -284,6 +284,7 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch
     write(tmp_path / "chat.jsonl", '{"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}\n')
     write(tmp_path / "no_answer.jsonl", '{"prompt": "1+1"}\n')
     write(tmp_path / "own.py", "def length(text, item): return 0.0\n")
+    monkeypatch.delitem(sys.modules, "own", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     if "newer.db" in args:
         import sqlite3
