@@ -124,5 +124,6 @@ def test_the_loop_under_ray_train_runs(verl_python, tmp_path):
     assert done.returncode == 0, text[-4000:]
     for rank in (0, 1):
         said = re.findall(rf"'L': (\S+), 'clipped': (\w+)\}}.* from rank {rank}", text)
+        said.sort(key=lambda one: one[1])  # on a busy machine Ray prints them in any order
         assert [clipped for _, clipped in said] == ["False", "True"]
         assert float(said[0][0]) > 0 > float(said[1][0])
