@@ -15,7 +15,6 @@ from agpo.rollout import to_json
 from agpo.setup import Run, label_of, selected_on_test
 from agpo.trackers import TRACKERS
 from evals.errors import UserError
-from evals.report.parts import flat
 
 FREE = (
     *("out", "steps", "checkpoint", "eval", "trackers", "log_completions", "hardware", "ranks", "data"),
@@ -175,6 +174,8 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
 
     Raises UserError naming every changed key that would affect training.
     """
+    from evals.report.parts import flat  # with scipy, which a new run does not need at its start
+
     if recipe is not None:
         wanted = load_config(recipe, overrides)
     else:
