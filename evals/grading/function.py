@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -81,6 +82,9 @@ class FunctionGrader(Opened):
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._running: dict[_Call, float] = {}
         """since when; whoever takes a call out of it has its verdicts to give"""
+        self._unfinished: defaultdict[str, list[_Call]] = defaultdict(list)
+        """by problem; the first half of the threads' number of them are in `_calls` or run, so that a problem whose
+        answers take long to grade leaves room for others"""
         self._threads = 0
         self._closed = threading.Event()
         self._told: set[str] = set()
@@ -114,12 +118,23 @@ class FunctionGrader(Opened):
 
     def _start(self, call: _Call) -> None:
         with self._lock:
-            self._calls.put(call)
+            mine = self._unfinished[call.asked[0][1].id]
+            mine.append(call)
+            if len(mine) <= self._size // 2:
+                self._calls.put(call)
             if not self._threads:
                 threading.Thread(target=self._watch, name="reward watch", daemon=True).start()
             if self._threads < self._size:
                 self._threads += 1
                 threading.Thread(target=self._work, name="reward", daemon=True).start()
+
+    def _over(self, call: _Call) -> None:
+        """The next call about its problem takes its place."""
+        with self._lock:
+            mine, places = self._unfinished[call.asked[0][1].id], self._size // 2
+            mine.remove(call)
+            if len(mine) >= places:
+                self._calls.put(mine[places - 1])
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -127,6 +142,7 @@ class FunctionGrader(Opened):
             made = self._judge(call)
             if self._running.pop(call, None) is None:
                 return  # it was given up, and another thread has this one's place
+            self._over(call)
             call.deliver(made)
 
     def _watch(self) -> None:
@@ -136,6 +152,7 @@ class FunctionGrader(Opened):
                     for waits in call.awaited:
                         waits.cancel()
                     said = f"no answer within {self.seconds:g} s"
+                    self._over(call)
                     self._tell("timeout", call, f"{said} (reward_seconds). Its thread may go on.")
                     call.deliver([Verdict("timeout", self.spec, None, said)] * len(call.verdicts))
                     threading.Thread(target=self._work, name="reward", daemon=True).start()
