@@ -188,7 +188,7 @@ def continued(saved: TrainConfig, recipe: str | None, overrides: Sequence[str]) 
         said = "; ".join(f"{key}={before.get(key)!r} in the checkpoint, {after.get(key)!r} now" for key in other)
         why = " (the learning-rate schedule depends on steps)" if other == ["steps"] else ""
         raise UserError(
-            f"--resume continues the same training, and these keys would change its results: {said}{why}. "
+            f"--resume continues the same run, and these keys would make it another: {said}{why}. "
             "Leave them as they were, or start a new run from the checkpoint with model=CHECKPOINT."
         )
     return wanted, [key for key in differ if _among(key, ROUNDING)]

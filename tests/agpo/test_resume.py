@@ -295,7 +295,7 @@ def test_what_cannot_be_resumed_says_why(undisturbed, tmp_path, monkeypatch, cap
     kept = (saved.parent.parent / "config.yaml").read_text()
     assert "has made 6 already, and nothing was changed" in resumed(capsys, folder, "steps=4")
     assert (saved.parent.parent / "config.yaml").read_text() == kept
-    assert "name='tiny' in the checkpoint, 'other' now" in resumed(capsys, folder, "name=other")
+    assert "would make it another: name='tiny' in the checkpoint, 'other' now" in resumed(capsys, folder, "name=other")
     assert "no run with a checkpoint in elsewhere/" in resumed(capsys, folder, "out=elsewhere")
 
     problems = (folder / "problems.jsonl").read_text()

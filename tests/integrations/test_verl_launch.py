@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["--verl", "trainer.nnodes=2"], "--verl is an option of verl"),
         (["--verl-python", "python"], "--verl-python is an option of verl"),
         (["--engine", "verl", "--explain"], "--explain shows a step of our own trainer"),
+        (["--engine", "verl", "--dry-run", "--verl", "nnodes"], "--verl nnodes: expected KEY=VALUE"),
         (["--engine", "verl", "--resume", "latest"], "no verl run in runs/"),
         (["--engine", "verl", "--resume", "latest", "--rehearse"], "leave --recipe and --rehearse out"),
         (["--engine", "verl", "--resume", "x", "seed=1"], "seed=1 would change it"),

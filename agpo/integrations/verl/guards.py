@@ -43,7 +43,7 @@ def require_plugin() -> None:
     importlib.import_module(PLUGIN)  # an error of its own is raised here; verl only logs it
     raise UserError(
         "the package agpo is importable here but not installed, so verl does not find its plugin: pip install "
-        "--no-deps agpo in this environment, on every node."
+        "--no-deps -e CHECKOUT in this environment, on every node."
     )
 
 

@@ -54,6 +54,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UserError("--engine verl starts its own processes: start it once, without torchrun.")
     if args.resume and (args.recipe or args.rehearse):
         raise UserError("--resume keeps the configuration of the run: leave --recipe and --rehearse out.")
+    if bad := [text for text in args.verl if "=" not in text and not text.startswith("~")]:
+        raise UserError(f"--verl {bad[0]}: expected KEY=VALUE, for example trainer.nnodes=2.")
 
 
 def launch(args: argparse.Namespace, console: Console) -> int:
