@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import TypeAlias
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """what `add_subparsers` returns"""
@@ -40,11 +41,17 @@ def progress_bar(title: str, total: int, console: Console) -> Iterator[Callable[
         MofNCompleteColumn(),
         TextColumn("completions"),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        _Left(),
         console=console,
     ) as progress:
         bar = progress.add_task(title, total=total)
         yield lambda count=1: progress.advance(bar, count)
+
+
+class _Left(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        left = time_left(task.completed, task.total or 0, task.elapsed or 0.0)
+        return Text("" if left is None else f"{left} left", style="progress.remaining")
 
 
 def time_left(done: float, total: float, seconds: float) -> timedelta | None:

@@ -72,7 +72,7 @@ class FunctionGrader(Opened):
     def __init__(self, spec: str, span: tuple[float, float] = (0.0, 1.0), seconds: float = SECONDS):
         self.spec, self.span, self.seconds = spec, span, seconds
         self._function = load_function(spec)
-        self._parameters = inspect.signature(self._function).parameters
+        self._parameters = _parameters(self._function)
         self._named = _by_name(self._parameters)
         self._trl = "completions" in self._parameters
         self._batched = self._trl or getattr(self._function, "batched", False)
@@ -279,7 +279,7 @@ def _by_name(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 
 def check_columns(spec: str, items: Iterable[Item], parameters: Mapping[str, inspect.Parameter] | None = None) -> None:
     """Refuse a reward function that asks for a column that a problem does not have. Raises UserError."""
-    parameters = parameters if parameters is not None else inspect.signature(load_function(spec)).parameters
+    parameters = parameters if parameters is not None else _parameters(load_function(spec))
     free = (name for name in _by_name(parameters) if parameters[name].default is inspect.Parameter.empty)
     asked = [name for name in free if name not in SEEN]
     for item in items if asked else ():
@@ -288,6 +288,13 @@ def check_columns(spec: str, items: Iterable[Item], parameters: Mapping[str, ins
                 f"reward {spec} has a parameter {lacking!r}, and problem {item.id!r} has no such column. It has: "
                 f"{', '.join(sorted({*SEEN, *item.meta}))}. Rename it, or give it a default: {lacking}=None."
             )
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # a builtin without a signature
+        return inspect.signature(lambda text, item: None).parameters
 
 
 def _traceback(error: BaseException) -> str:
@@ -329,19 +336,19 @@ def load_function(spec: str) -> Callable[[Any, Any], Any]:
         raise UserError(f"reward {spec!r}: importing {module!r} failed with {type(e).__name__}: {e}") from e
     if not callable(found):
         raise UserError(f"reward {spec!r} is not a function.")
-    named = inspect.signature(found).parameters
-    parameters = named.values()
-    places = [p for p in parameters if p.kind in (_FIRST, _NAMED)]
+    named = _parameters(found)
+    kinds = [p.kind for p in named.values()]
     if {"solution_str", "ground_truth"} <= named.keys():
         raise UserError(
             f"reward {spec!r} is written for verl. Name one that calls it: def reward(text, item): "
             f"return {name}(item.meta.get('data_source'), text, item.answer, item.meta)"
         )
-    takes_two = len(places) > 1 or "completions" in named  # TRL's takes all by name
-    if parameters and not takes_two and not any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+    several = sum(kind in (_FIRST, _NAMED) for kind in kinds) > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
+    fits = _FIRST not in kinds if "completions" in named else several  # TRL's gets all by name
+    if not fits:
         raise UserError(
-            f"reward {spec!r} cannot be called with (text, item): it has the parameters "
-            f"({', '.join(map(str, parameters))}). Expected `def {name}(text, item):`, or TRL's "
+            f"reward {spec!r} cannot be called with (text, item): its parameters are "
+            f"{inspect.signature(found)}. Expected `def {name}(text, item):`, or TRL's "
             f"`def {name}(prompts, completions, **kwargs):`."
         )
     return found

@@ -88,6 +88,8 @@ def for_trl(prompts, completions, completion_ids, wanted, trainer_state, **kwarg
     return [2 / n for n in wanted]
 def compute_score(data_source, solution_str, ground_truth, extra_info=None): return 0.0
 constant = 3
+def no_argument(): return 1.0
+def by_place(prompts, completions, /): return [1.0]
 def one_argument(text): return 0.0
 """
 ITEM = Item("a", "say ten letters", "", {"wanted": 10})
@@ -258,6 +260,8 @@ def test_another_range_can_be_declared():
         ("own_rewards:g", "has no 'g'"),
         ("own_rewards:constant", "not a function"),
         ("own_rewards:one_argument", r"cannot be called with \(text, item\)"),
+        ("own_rewards:no_argument", r"cannot be called with \(text, item\)"),
+        ("own_rewards:by_place", r"its parameters are \(prompts, completions, /\)"),
         ("./own_rewards.py:single_list", "Start the command in its folder and say own_rewards:single_list"),
         ("own_rewards:compute_score", r"written for verl.*return compute_score\(item"),
         ("own_needs:f", "own_needs imports 'no_such_module', which is not installed"),
@@ -267,6 +271,11 @@ def test_another_range_can_be_declared():
 def test_functions_that_are_not_there(spec, words):
     with pytest.raises(UserError, match=words):
         load_function(spec)
+
+
+def test_a_builtin_without_a_signature_is_a_function():
+    with open_grader("builtins:max") as grader:
+        assert grader.submit("a", Item("a", "1", "2")).result(timeout=30).outcome == "error"
 
 
 def several(**parts):

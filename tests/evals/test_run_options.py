@@ -1,13 +1,17 @@
 """What benchmarks bring to the command line: options of their own, notes, a report of their own."""
 
 import dataclasses
+import io
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
+from rich.console import Console
 
 from evals.benches import BENCHES, Option, arith
+from evals.console import progress_bar
 from evals.models import Target
 from evals.plan import make_plans, plan_for
 from evals.run import arguments, main
@@ -123,3 +127,16 @@ def test_problems_a_reward_and_words_of_ones_own(capsys, tmp_path, monkeypatch, 
 def test_a_file_for_problems_that_are_made_is_refused(bench, capsys):
     assert main(["--bench", bench, "--data", "mine.jsonl", "--dry-run"]) == 2
     assert "is generated and reads no file" in capsys.readouterr().err
+
+
+def test_the_bar_says_nothing_of_the_time_left_before_it_can_be_known():
+    def shown(done):
+        console = Console(file=io.StringIO(), force_terminal=True, width=120)
+        with progress_bar("grading", 1000, console) as advance:
+            time.sleep(0.01)  # the first answers come late, and all at once
+            advance(done)
+        return console.file.getvalue()
+
+    assert "0:00:00" in shown(9)
+    assert " left" not in shown(9)
+    assert "0:00:00 left" in shown(1000)
