@@ -12,6 +12,7 @@ from data_curation.stage import Record, write_lines
 from evals.console import make_console
 from evals.errors import UserError, command
 from evals.grading import math
+from evals.groups import grouped
 from evals.outputs import check_file, replacing
 from evals.store import RunRow, Store
 
@@ -40,7 +41,7 @@ def audit(store: Store, runs: Sequence[RunRow], share: float) -> list[Record]:
                 tried[item][run.id].append("" if reward >= 1 else math.normalise(answer or "no answer"))
                 about[item] = (json.loads(meta).get("row", item), reference)
     models = {run.id: short_model(run.model) for run in runs}
-    found: list[tuple[tuple[int, float, str], Record]] = []
+    found: list[tuple[tuple[int, float, str], str, Record]] = []
     for item, by_run in tried.items():
         said = {run: (*Counter(answers).most_common(1)[0], len(answers)) for run, answers in by_run.items()}
         agreed = {answer for answer, _, _ in said.values()}
@@ -48,10 +49,14 @@ def audit(store: Store, runs: Sequence[RunRow], share: float) -> list[Record]:
         if len(agreed) == 1 and not agreed & {"", "no answer"} and least >= share:
             row, reference = about[item]
             one: Record = {"row": row, "item": item, "reference": reference, "majority": agreed.pop()}
-            one["problem"] = next(iter(store.samples(next(iter(said)), items=[item]))).prompt
             one["models"] = {models[run]: (count, tries) for run, (_, count, tries) in said.items()}
-            found.append(((-len(said), -least, row), one))
-    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+            found.append(((-len(said), -least, row), next(iter(said)), one))
+    for run_id, of_run in grouped(found, lambda entry: entry[1]).items():
+        for at in range(0, len(of_run), 500):  # each query reads the run's whole index
+            some = {one["item"]: one for *_, one in of_run[at : at + 500]}
+            for sample in store.samples(run_id, items=some):
+                some[sample.item]["problem"] = sample.prompt
+    return [one for *_, one in sorted(found, key=lambda entry: entry[0])]
 
 
 @command

@@ -14,7 +14,7 @@ from data_curation.recipe import Recipe
 from data_curation.solve_rate import NO_MODEL, check_options, known_run
 from data_curation.stage import Context
 from evals.errors import UserError, first_line
-from evals.hub import ANSWER_SECONDS, ask_hub
+from evals.hub import ANSWER_SECONDS, ask_hub, model_folder
 from evals.outputs import check_folder
 
 
@@ -106,10 +106,11 @@ def check_model(options: SolveOptions, context: Context) -> None:
                 why = f"no server answers at {url} ({e or type(e).__name__})"
                 raise UserError(f"solve_rate.model: {why}. Start it, or --skip solve_rate.") from e
     else:
-        from evals.engines.hf import load_config, load_tokenizer
-
         if is_hub(options.model):
             ask_hub()
+        model_folder(options.model, weights=False)  # before transformers, which takes seconds to import
+        from evals.engines.hf import load_config, load_tokenizer
+
         load_config(options.model)
         load_tokenizer(options.model)
 

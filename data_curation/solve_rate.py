@@ -121,6 +121,7 @@ class Tries:
         status = "failed"
         try:
             self._measure(engine)
+            self.started = time.monotonic()  # loading the model says nothing about the time left
             with open_grader(grader_name) as grader:
                 for split, part in self._parts():
                     self._ask(engine, split, part, grader, grader_name)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean, stdev
+from statistics import fmean
 from types import MappingProxyType
 
 import numpy as np
@@ -18,7 +18,7 @@ from evals.benches.bench import bench_name
 from evals.errors import UserError
 from evals.report.parts import APART, arm_of, by_seed, differing, flat, metrics_of, order
 from evals.stats import LEVEL, RESAMPLES
-from evals.stats.intervals import standard_error, student
+from evals.stats.intervals import deviation, standard_error, student
 from evals.store import RunRow, Store
 
 FEWEST = 3
@@ -300,7 +300,7 @@ def two_level(by_seed: Sequence[np.ndarray]) -> tuple[float, float]:
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """(mean, standard deviation over seeds; nan for one)."""
     numbers = [value for value in values if not math.isnan(value)]
-    return fmean(numbers) if numbers else math.nan, stdev(numbers) if len(numbers) > 1 else math.nan
+    return fmean(numbers) if numbers else math.nan, deviation(numbers)
 
 
 def facts(course: Course) -> dict[str, float]:

@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean, stdev
+from statistics import fmean
 
 from evals.code_report import RULES, under
 from evals.report.parts import IN_TABLES, Part, by_seed, measured, method_title, order, pool, select, variants
 from evals.stats import Columns, Estimate, Summary, by, columns, summarise, unfinished
-from evals.stats.intervals import student
+from evals.stats.intervals import deviation, student
 from evals.store import Store
 
 GROUP = "difficulty"
@@ -78,7 +78,8 @@ class Row:
         over = found[0] if found else Estimate(math.nan)
         most = math.inf
         if len(found) > 1:
-            value, se = fmean(e.value for e in found), stdev(e.value for e in found) / math.sqrt(len(found))
+            values = [e.value for e in found]
+            value, se = fmean(values), deviation(values) / math.sqrt(len(found))
             # seeds that agree exactly do so by chance: an interval without width would claim certainty
             over = student(value, se, len(found)) if se > 1e-12 else Estimate(value, se=se)
             over = replace(over, low=0.0) if over.low < 0 <= value else over
@@ -89,8 +90,7 @@ class Row:
 
     def deviation(self, quantity: str) -> float:
         """Standard deviation over the runs; nan for one."""
-        values = [e.value for e in self._estimates(quantity)]
-        return stdev(values) if len(values) > 1 else math.nan
+        return deviation([e.value for e in self._estimates(quantity)])
 
     def _estimates(self, quantity: str, rule: str = "", group: str = "") -> list[Estimate]:
         def of(e: Evaluation) -> Summary | None:

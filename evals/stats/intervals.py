@@ -5,7 +5,9 @@ independent. Arrays are over problems, [P].
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import stdev
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -47,6 +49,11 @@ NOTHING = Estimate(math.nan)
 def standard_error(values: np.ndarray) -> float:
     """sqrt(Var / P) of P numbers; nan for fewer than two."""
     return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation; nan for fewer than two numbers, and with an infinite one."""
+    return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
 
 def wilson(successes: float, n: float, quantile: float | None = None) -> tuple[float, float]:

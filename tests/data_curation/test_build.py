@@ -455,3 +455,18 @@ def test_a_damaged_folder_is_told_from_a_bug(tmp_path):
     (tmp_path / "ledger.jsonl").write_text('{"id": 1}\n{"id"')
     with pytest.raises(UserError, match="line 2: damaged"):
         list(stage.read_lines(tmp_path / "ledger.jsonl"))
+
+
+def test_without_a_network_what_is_missing_is_said_before_slow_libraries_are_read(tmp_path):
+    code = """
+import sys
+from data_curation.build import main
+assert main(["--recipe", "math-paper", "--dry-run", "--store", "none.db"]) == 2
+assert not {"torch", "transformers"} & set(sys.modules)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
+    environment.pop("AGPO_DATA", None)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--input math=FILE" in done.stderr
+    assert "--set solve_rate.model=FOLDER, or --skip solve_rate" in done.stderr

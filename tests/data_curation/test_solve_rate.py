@@ -12,6 +12,7 @@ from data_curation.stage import CodeTests, Context, Row
 from evals.benches import arith
 from evals.engines.hf import HFEngine
 from evals.errors import UserError
+from evals.store import SampleRow, Store
 
 
 @pytest.mark.parametrize(
@@ -163,8 +164,6 @@ def test_early_stop_asks_less_and_says_the_same(tiny, store):
     whole = solve_rate.run(some, options(tiny, n=8, low=0.4, high=0.6, seed=7), Context(store=store))
     asked = completions(store)
     early = options(tiny, n=8, low=0.4, high=0.6, seed=7, early_stop=True, round=2)
-    from evals.store import Store
-
     with Store.open(store.path.with_name("early.db")) as other:
         less = solve_rate.run(some, early, Context(store=other))
         assert completions(other) < asked
@@ -353,3 +352,18 @@ def test_over_smollm2_by_the_command(smollm2, tmp_path, monkeypatch, capsys):
     assert sum(facts["right of n"].values()) == 3
     assert (tmp_path / "data/r/images/solve_rate_all.png").is_file()
     assert "4 tries express 0/4 to 4/4" in capsys.readouterr().out
+
+
+def test_an_audits_problems_are_read_together(store, monkeypatch):
+    """Each query reads the whole index of a run: one for each reference is ten times slower at 500."""
+    run = store.start_run("curation", solve_rate.RUN, model="m", config={})
+    about = {"outcome": "wrong", "reward": 0.0, "answer": "7", "reference": "8", "response": "", "path": "box"}
+    about |= {"token_ids": (), "logprobs": None, "finish_reason": "stop", "seed": 0, "seconds": 0.0}
+    store.log_samples(run, [SampleRow("a", f"i{k}", r, 0, f"p{k}", **about) for k in range(5) for r in (0, 1)])
+    asked, samples = [], Store.samples
+    monkeypatch.setattr(Store, "samples", lambda *a, **how: (asked.append(how), samples(*a, **how))[1])
+    found = audit.audit(store, store.runs(), 0.5)
+    assert [(one["item"], one["problem"], one["models"]) for one in found] == [
+        (f"i{k}", f"p{k}", {"m": (2, 2)}) for k in range(5)
+    ]
+    assert len(asked) == 1

@@ -251,6 +251,14 @@ def test_words_and_no_traceback_where_there_is_nothing_to_compare(store, capsys,
     assert "has 1 evaluations" in said()
 
 
+def test_infinite_rewards_are_no_traceback(store, tmp_path):
+    for seed in (0, 1):
+        run = train(store, seed, [0, 1], preset="grpo")
+        store.log_samples(run, [sample("a", 5, 2, math.inf, 3)])
+    assert main(["arms", "--store", str(store.path), "--name", "toy", "--out", str(tmp_path / "out")]) == 0
+    assert "| Pass@1 after | inf |" in (tmp_path / "out" / "arms.md").read_text()
+
+
 def test_one_arm_alone_is_reported_without_comparisons(store, capsys, tmp_path):
     train(store, 0, [0, 1], preset="grpo")
     assert main(["arms", "--store", str(store.path), "--name", "toy", "--out", str(tmp_path / "out")]) == 0

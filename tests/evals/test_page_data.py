@@ -93,6 +93,15 @@ def test_long_runs_keep_their_ends_and_use_their_room(store, tmp_path):
     assert sum(share > 0 for share in few) == 8
 
 
+def test_a_run_that_just_fits_is_there_as_a_whole(store):
+    for many in (1, 9):
+        run = store.start_run("train", "tiny", method="agpo", config={})
+        for step in range(11):
+            size = many * (2 + (step < 3))
+            store.log_samples(run, [sample(f"{i}", 0, step, split="train") for i in range(size)])
+    assert choose_samples(parts_of(store, store.runs()), 50)[:11] == [1.0] * 11
+
+
 def test_of_the_evaluations_inside_training_the_ends_come_first(store):
     run = store.start_run("train", "tiny", method="agpo", config={})
     for step in range(5):

@@ -63,7 +63,7 @@ def add_eval(
 ):
     """An eval run with one sample per reward; the i-th response is 10 * (i + 1) + longer tokens long."""
     run_id = store.start_run("eval", bench, method=method, model=model, seed=seed, config=config, parent=parent)
-    outcome = {1.0: "right", 0.0: "wrong", None: "timeout"}
+    outcome = {1.0: "right", math.inf: "right", 0.0: "wrong", None: "timeout"}
     samples = [
         SampleRow("test", f"i{i}", 0, step, "p", "r", (1,) * (10 * (i + 1) + longer), None, finish, outcome[r], "box",
                   None, "1", r, 0, 0.1)
@@ -134,6 +134,17 @@ def test_seeds_that_agree_exactly_are_no_certainty(capsys, path):
     (line,) = read_csv(capsys, path)
     assert (line["runs"], line["pass1"], line["pass1_low"], line["pass1_high"]) == ("2", "50.0", "", "")
     assert "50.0 to 50.0" not in report(capsys, path, "tables")
+
+
+def test_infinite_rewards_over_seeds_have_no_spread(capsys, path, tmp_path):
+    with Store.open(path) as store:
+        train = [store.start_run("train", "tiny", method="agpo", seed=seed, config={}) for seed in range(2)]
+        for seed, parent in enumerate(train):
+            add_eval(store, [1.0, math.inf], method="agpo", seed=seed, parent=parent)
+    (line,) = read_csv(capsys, path)
+    assert (line["runs"], line["pass1"], line["pass1_sd"], line["pass1_low"]) == ("2", "inf", "", "")
+    assert "over 2 runs" in report(capsys, path, "tables")
+    report(capsys, path, "html", "--out", str(tmp_path / "page.html"))
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

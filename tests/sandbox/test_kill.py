@@ -175,7 +175,9 @@ def test_verdicts_do_not_depend_on_the_number_of_workers(embedded):
     burns = [limit * share for share in [0.4] * 6 + [2.5] * 2]
     for workers in (1, 2, 8):
         with Sandbox(embedded, workers=workers, cache=0) as sandbox:
-            programs = [Program(BURN.format(seconds=s) + f"#{i}", limits=Limits(cpu_s=limit)) for i, s in enumerate(burns)]
+            programs = [
+                Program(BURN.format(seconds=s) + f"#{i}", limits=Limits(cpu_s=limit)) for i, s in enumerate(burns)
+            ]
             reports = sandbox.judge_sync(programs, Problem([Test("", "done")]))
             verdicts[workers] = [str(r.verdict) for r in reports]
     assert verdicts == {workers: ["AC"] * 6 + ["TLE"] * 2 for workers in (1, 2, 8)}

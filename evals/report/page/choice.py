@@ -78,8 +78,8 @@ def first_and_last(parts: Sequence[Part]) -> set[int]:
 
 def _thin(parts: Sequence[Part], places: Sequence[int], budget: int, shares: list[float]) -> int:
     """Share `budget` samples among the steps of one run: whole steps, but at least eight of them. Returns its use."""
-    mean = sum(parts[i].samples for i in places) / len(places)
-    count = min(len(places), max(8, int(budget / mean))) if budget else 0
+    samples = sum(parts[i].samples for i in places)
+    count = min(len(places), max(8, budget * len(places) // samples)) if budget else 0
     steps = [places[round(k * (len(places) - 1) / max(count - 1, 1))] for k in range(count)]
     share = min(1.0, budget / max(sum(parts[i].samples for i in steps), 1))
     for i in steps:
