@@ -84,6 +84,9 @@ def _compare(answer: str, reference: str) -> Judgement:
     except TooLong as e:
         return Judgement(False, "unparsed", f"the reference has {e}")
     said, wanted = (_counted(text) for text in (said, wanted))
+    ands, others = (sorted(c in ("land", "wedge") for c in _CONNECTIVE.findall(text)) for text in (said, wanted))
+    if ands and others and ands != others:
+        return Judgement(False, "text", "other connectives")
     told = _read_as(said, wanted, True)
     if told.same:
         return told
@@ -162,6 +165,7 @@ def _decimals(wanted: str) -> int:
 
 # words
 
+_CONNECTIVE = re.compile(r"\\(land|wedge|lor|vee)(?![a-zA-Z])")
 _DATE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}|\d{1,2}([-/])\d{1,2}\2\d{4}")
 _OPTION = r"(?i:(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?:? )?\(?"
 _CHOICE = re.compile(rf"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{{\s*{_OPTION}([A-Ja-j])\)?\s*\}}\)?")
