@@ -258,7 +258,7 @@ def test_another_learning_rate_is_another_run():
         continued(saved, None, ["update.lr=3e-5", "seed=4", "steps=10"])
     assert "seed=0 in the checkpoint, 4 now" in str(error.value)
     assert "update.lr=0.0001 in the checkpoint, 3e-05 now" in str(error.value)
-    assert "steps" not in str(error.value).split("results:")[1]
+    assert "steps" not in str(error.value).split("another:")[1]
     with pytest.raises(UserError, match=r"objective\.preset='agpo' in the checkpoint, 'grpo' now"):
         continued(saved, None, ["objective=grpo"])
 
