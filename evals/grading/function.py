@@ -135,6 +135,8 @@ class FunctionGrader(Opened):
             mine.remove(call)
             if len(mine) >= places:
                 self._calls.put(mine[places - 1])
+            elif not mine:
+                del self._unfinished[call.asked[0][1].id]
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:

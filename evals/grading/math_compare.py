@@ -13,7 +13,7 @@ from evals.grading.math_judge import VALUES, Judge
 from evals.grading.math_parse import parse
 from evals.grading.math_same import points
 from evals.grading.math_text import TooLong, clean, normalise
-from evals.grading.math_tokens import CannotParse
+from evals.grading.math_tokens import CONNECTIVES, CannotParse
 from evals.grading.math_tree import Tree, parts, variables
 from evals.grading.math_value import BUDGET, Evaluator, TooCostly, Undefined
 from evals.grading.math_words import COUNTS, FUNCTIONS, WRAPPED, constant_word, is_hedge, plain_words, typed_unit
@@ -84,9 +84,6 @@ def _compare(answer: str, reference: str) -> Judgement:
     except TooLong as e:
         return Judgement(False, "unparsed", f"the reference has {e}")
     said, wanted = (_counted(text) for text in (said, wanted))
-    ands, others = (sorted(c in ("land", "wedge") for c in _CONNECTIVE.findall(text)) for text in (said, wanted))
-    if ands and others and ands != others:
-        return Judgement(False, "text", "other connectives")
     told = _read_as(said, wanted, True)
     if told.same:
         return told
@@ -123,6 +120,10 @@ def _read_as(said: str, wanted: str, joined: bool) -> Judgement:
         return Judgement(_same_words(said, wanted), "unparsed", str(e))
     except RecursionError:
         return Judgement(False, "costly", "nested too deep")
+    if not {left[0], right[0]} & {"any", "all"}:  # those say it; a list takes `and` in words for `or` and for a comma
+        joins, others = (_symbols(text) for text in (said, wanted))
+        if joins and others and joins != others:
+            return Judgement(False, "list")
     judge = Judge([BUDGET], _decimals(wanted))
     try:
         same = judge.same(left, right)
@@ -165,7 +166,6 @@ def _decimals(wanted: str) -> int:
 
 # words
 
-_CONNECTIVE = re.compile(r"\\(land|wedge|lor|vee)(?![a-zA-Z])")
 _DATE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}|\d{1,2}([-/])\d{1,2}\2\d{4}")
 _OPTION = r"(?i:(?:the )?(?:correct |final )?(?:option|choice|answer)(?: is)?:? )?\(?"
 _CHOICE = re.compile(rf"\(?\\(?:text(?:bf|rm|it)?|mbox|math(?:rm|bf))\s*\{{\s*{_OPTION}([A-Ja-j])\)?\s*\}}\)?")
@@ -192,6 +192,11 @@ def _same_words(said: str, wanted: str) -> bool:
     plain, other = (WRAPPED.sub(r"\1", text) for text in (wanted, said))
     signs, others = (set(re.findall(r"[-+*/^_=<>]|\\[a-zA-Z]+", text)) for text in (plain, other))
     return bool(re.search("[a-zA-Z]{2}", plain)) and plain_words(said) == plain_words(wanted) and signs == others
+
+
+def _symbols(text: str) -> list[str]:
+    """The connectives that a text has as symbols, as words."""
+    return sorted(CONNECTIVES[name] for name in re.findall(r"\\[a-z]+", text) if name in CONNECTIVES)
 
 
 def _is_word(text: str) -> bool:

@@ -44,7 +44,7 @@ _TOKEN = re.compile(
 )
 _MARKS = tuple("overline bar hat widehat tilde widetilde dot mathcal mathfrak mathscr".split())  # noqa: SIM905
 _BOLD = ("boldsymbol", "bm", "mathbf", "mathbi")
-_CONNECTIVES = {r"\wedge": "and", r"\land": "and", r"\vee": "or", r"\lor": "or"}
+CONNECTIVES = {r"\wedge": "and", r"\land": "and", r"\vee": "or", r"\lor": "or"}
 ORDINALS = ("th", "st", "nd", "rd")
 
 
@@ -88,8 +88,8 @@ def tokens(text: str, joined: bool = True) -> list[Token]:
                 continue
         elif kind == "command":
             depth += (value == r"\{") - (value == r"\}")
-            if value in _CONNECTIVES:
-                kind, value = "sep", _CONNECTIVES[value]
+            if value in CONNECTIVES:
+                kind, value = "sep", CONNECTIVES[value]
             elif value == r"\forall":
                 kind, value = "cond", "for all"
         elif kind == "words" and not SAYS_SO.sub("", value):
