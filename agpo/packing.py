@@ -62,12 +62,14 @@ class Packed:
     """[blocks + 1] int32: the first slot of each block, and X"""
     blocks: tuple[tuple[int, int], ...]
     """(sequences, slots of each) of the attention blocks, in slot order"""
+    longest: int
+    """tokens of the longest sequence, padding not counted"""
     varlen: bool = False
     """every block is one unpadded sequence, for a variable-length kernel"""
 
     def to(self, device: torch.device) -> Packed:
         tensors = {name: moved(x, device) for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
-        return Packed(**tensors, blocks=self.blocks, varlen=self.varlen)
+        return Packed(**tensors, blocks=self.blocks, longest=self.longest, varlen=self.varlen)
 
 
 def moved(x: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -120,6 +122,7 @@ def pack(rows: Sequence[Row], *, varlen: bool = False, rounded: bool = False) ->
         token_slot_P=torch.from_numpy(token_slot_P),
         start_B1=torch.tensor([0, *accumulate(count * longest for count, longest in blocks)], dtype=torch.int32),
         blocks=tuple(blocks),
+        longest=max(lengths),
         varlen=varlen,
     )
 
@@ -156,7 +159,7 @@ def packed_attention(
     """Causal attention of each sequence over its own slots: [1, heads, P, D] in, [1, P, heads, D] out."""
     if packed is None:
         raise ValueError(f"attention {NAME!r} needs the keyword `packed`, which this model does not pass on.")
-    if sliding_window and sliding_window < max(longest for _, longest in packed.blocks):
+    if sliding_window and sliding_window < packed.longest:
         raise ValueError("packed attention is full: a sequence is longer than the model's sliding window.")
     if asked := [name for name, x in more.items() if x is not None and name not in HARMLESS]:
         raise ValueError(f"packed attention does not support {', '.join(asked)}.")  # a soft cap, sinks
@@ -202,11 +205,10 @@ def _of_variable_length(
 ) -> torch.Tensor:
     """[X, heads, D] from [1, heads, P, D]."""
     assert varlen_attn is not None
-    longest = max(length for _, length in packed.blocks)
     # torch 2.11 lacks this flag and takes grouped heads anyway.
     gqa: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
     q, k, v = (x[0].transpose(0, 1).index_select(0, packed.slot_token_X) for x in (query, key, value))
-    starts = packed.start_B1
+    starts, longest = packed.start_B1, packed.longest
     out_XHD = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), **gqa)
     assert isinstance(out_XHD, torch.Tensor)
     return out_XHD

@@ -1,16 +1,18 @@
 """Packed sequences with shared prompts and chunked log-probabilities, against one plain pass per sequence."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from agpo import logprobs
+from agpo import logprobs, packing
 from agpo.logprobs import attention_of, choose_layout, first_layers, log_probs
 from agpo.model import compile_layers, no_dropout
-from agpo.packing import pack, packed_hidden, ungrouped
+from agpo.packing import pack, packed_hidden
 from evals.errors import UserError
 
 VOCABULARY = 61
@@ -132,11 +134,88 @@ def test_sequences_of_variable_length_have_no_padding_and_know_where_they_start(
     assert len(packed.slot_token_X) == int(lengths.sum())
 
 
-def test_grouped_heads_may_be_repeated_first_as_a_gpu_wants_in_float32():
+class OnAGpu(torch.Tensor):
+    """A tensor that says it is on a GPU: the branches for one run, on the CPU's kernels."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("dtype", "heads"), [(torch.float32, 6), (torch.bfloat16, 2)])
+def test_on_a_gpu_heads_are_repeated_in_float32_alone_and_cudnn_is_left_out(monkeypatch, dtype, heads):
     g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 7, 32, generator=g) for heads in (6, 2, 2))
-    wanted = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    assert torch.allclose(scaled_dot_product_attention(q, ungrouped(k, 6), ungrouped(v, 6), is_causal=True), wanted)
+    q, k, v = (torch.randn(2, n, 7, 32, generator=g, dtype=dtype) for n in (6, 2, 2))
+    wanted, seen = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), []
+
+    def kernel(q, k, v, **more):
+        allowed = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled())
+        seen.append((k.shape[1], allowed))
+        return scaled_dot_product_attention(q, k, v, **more)
+
+    monkeypatch.setattr(packing, "scaled_dot_product_attention", kernel)
+    assert torch.allclose(packing._of_block(q.as_subclass(OnAGpu), k, v, None), wanted, atol=1e-6)
+    assert seen == [(heads, (True, False))]
+
+
+@pytest.mark.parametrize("release", ["torch 2.11", "torch 2.13"])
+def test_the_variable_length_kernel_is_told_where_sequences_lie(monkeypatch, release):
+    """A stand-in with the kernel's arguments, sequence by sequence on the CPU."""
+    model, calls = make("llama"), []
+    packed = pack(sequences(), varlen=True, rounded=True)
+
+    def old(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        assert cu_seq_q is cu_seq_k
+        assert window_size == (-1, 0)
+        starts = cu_seq_q.tolist()
+        assert max_q == max_k == max(b - a for a, b in pairwise(starts))
+        calls.append(len(starts) - 1)
+        parts = [[x[a:b].transpose(0, 1) for x in (query, key, value)] for a, b in pairwise(starts)]
+        done = [scaled_dot_product_attention(*qkv, is_causal=True, scale=scale, enable_gqa=True) for qkv in parts]
+        return torch.cat([x.transpose(0, 1) for x in done])
+
+    def new(*args, enable_gqa=False, **more):
+        assert enable_gqa
+        return old(*args, **more)
+
+    with attention_of(model, "packed"):
+        wanted = packed_hidden(model, packed)
+        attend = packing.packed_attention
+        monkeypatch.setattr(packing, "HALF", (torch.float32,))  # in which values can be compared
+        monkeypatch.setattr(packing, "varlen_attn", new if release == "torch 2.13" else old)
+        monkeypatch.setitem(
+            AttentionInterface()._global_mapping,
+            packing.NAME,
+            lambda module, query, *args, **more: attend(module, query.as_subclass(OnAGpu), *args, **more),
+        )
+        assert torch.allclose(packed_hidden(model, packed), wanted, atol=1e-5)
+    assert calls == [len(sequences())] * len(model.model.layers)
+
+
+def test_the_variable_length_kernel_runs_once_in_half_precision_before_it_is_chosen(monkeypatch):
+    model, run = make("llama").bfloat16(), log_probs
+
+    def broken(model, rows, temperature, layout):
+        if layout == "varlen" and model.dtype == torch.bfloat16:
+            raise RuntimeError("no kernel image is available")
+        return run(model, rows, temperature, layout)
+
+    assert choose_layout(model, 16, "varlen").layout == "varlen"
+    monkeypatch.setattr(logprobs, "log_probs", broken)
+    assert choose_layout(model, 16, "varlen").layout == "padded"
+    assert choose_layout(make("llama"), 16, "varlen").layout == "varlen"
+
+
+def test_logits_at_once_are_a_share_of_the_gpus_memory(monkeypatch):
+    card = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert 4 * logprobs.logits_at_once(torch.device("cuda")) == 1.25 * (1 << 30)
+
+
+def test_lengths_rounded_up_are_not_taken_for_longer_than_the_window():
+    model = make("mistral", sliding_window=47)
+    packed = pack([Sequence((1, 2), tuple(range(43)))], rounded=True)  # 45 tokens in a block of 48
+    assert max(length for _, length in packed.blocks) > 47
+    with attention_of(model, "packed"):
+        packed_hidden(model, packed)
 
 
 def test_compiled_layers_run_in_updates_alone_and_change_nothing():
