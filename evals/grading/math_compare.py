@@ -13,7 +13,7 @@ from evals.grading.math_judge import VALUES, Judge
 from evals.grading.math_parse import parse
 from evals.grading.math_same import points
 from evals.grading.math_text import TooLong, clean, normalise
-from evals.grading.math_tokens import CONNECTIVES, CannotParse
+from evals.grading.math_tokens import CONNECTIVES, CannotParse, whole
 from evals.grading.math_tree import Tree, parts, variables
 from evals.grading.math_value import BUDGET, Evaluator, TooCostly, Undefined
 from evals.grading.math_words import COUNTS, FUNCTIONS, WRAPPED, constant_word, is_hedge, plain_words, typed_unit
@@ -108,6 +108,9 @@ def _read_as(said: str, wanted: str, joined: bool) -> Judgement:
         return Judgement(choice[1].upper() == said_choice[1].upper(), "text")
     if said_choice and said_choice[1] == wanted:
         return Judgement(True, "choice")
+    digits, bare = (WRAPPED.sub(r"\1", text) for text in (wanted.rpartition("_")[0], said))
+    if len(digits) > 1 and bare.upper() == digits and (whole(wanted, parse) or "-")[0] == "base":
+        return Judgement(True, "base")
     if _is_word(said) or _is_word(wanted):
         return Judgement(plain_words(said) == plain_words(wanted), "text")
     try:
@@ -120,6 +123,8 @@ def _read_as(said: str, wanted: str, joined: bool) -> Judgement:
         return Judgement(_same_words(said, wanted), "unparsed", str(e))
     except RecursionError:
         return Judgement(False, "costly", "nested too deep")
+    if "text" in (left[0], right[0]) and _same_words(said, wanted):
+        return Judgement(True, "text")
     if not {left[0], right[0]} & {"any", "all"}:  # those say it; a list takes `and` in words for `or` and for a comma
         joins, others = (_symbols(text) for text in (said, wanted))
         if joins and others and joins != others:

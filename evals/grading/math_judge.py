@@ -70,6 +70,8 @@ class Judge:
             return self.listed(a, r)
         if a[0] == "tuple" or r[0] == "tuple":
             self.path = "tuple"
+            if r[0] == "mat" and len(r[1]) > 1 == len(r[1][0]):  # a column may be said in a row
+                r = ("tuple", "(", sum(r[1], ()), ")")
             return a[0] == r[0] and (a[1], a[3]) == (r[1], r[3]) and self.in_order(a[2], r[2])
         if a[0] not in VALUES or r[0] not in VALUES:
             return False
@@ -111,6 +113,8 @@ class Judge:
             len(set(names := _names(right))) > 1 and "" not in names and all(one[0] != "rel" for one in left)
         ):  # 1, 2 for x = 1, y = 2
             return self.in_order(tuple(left), tuple(right))
+        if len({*names, *_names(left)}) == 1 and names[0] and len({one[1][0] for one in right}) == 1:
+            left = [("rel", (right[0][1][0], *one[1][1:]), *one[2:]) for one in left]  # x_1 = 1, x_2 = 2 for x = 1, 2
         return self.each(left, right)
 
     def each(self, left: list[Tree], right: list[Tree]) -> bool:
@@ -259,6 +263,7 @@ class Judge:
             return self.same(*(tree[1][1] if place else tree for tree, place in zip((a, r), places, strict=True)))
         if a[0] == r[0] == "rel":
             return self.relations(a, r)
+        a, r = (("all", *tree[1:]) if tree[0] == "either" else tree for tree in (a, r))
         if a[0] != r[0] or a[0] not in _SETS:
             return False
         return self.in_order(a[1:], r[1:]) if a[0] in ("minus", "build") else self.each(_flat(a, a[0]), _flat(r, a[0]))

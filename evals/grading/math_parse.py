@@ -227,8 +227,7 @@ class _Parser(Cursor):
                 if self.accept(r"\circ"):
                     tree = ("deg", tree)
                 else:
-                    power = self.exponent()
-                    tree = ("deg", tree) if tree[0] == "n" and power == ("v", "o") else ("^", tree, power)
+                    tree = _raised(tree, self.exponent())
             elif self.accept("!"):
                 if self.accept("!"):
                     raise CannotParse("a double factorial")
@@ -586,6 +585,14 @@ def _matrix(rows: list[tuple[Tree, ...]]) -> Tree:
     if not rows or len({len(one) for one in rows}) != 1:
         raise CannotParse("rows of different lengths")
     return ("mat", tuple(rows))
+
+
+def _raised(tree: Tree, power: Tree) -> Tree:
+    """A power; 45^o is in degrees, (1, 2)^T a column."""
+    if tree[0] == "n" and power == ("v", "o"):
+        return ("deg", tree)
+    transposed = tree[0] == "tuple" and power == ("v", "T")
+    return _matrix([(item,) for item in tree[2]]) if transposed else ("^", tree, power)
 
 
 def _primed(tree: Tree) -> Tree:

@@ -94,7 +94,7 @@ def _reals(tree: Tree, budget: list[float]) -> tuple[Reals, str] | None:
         return ALL, ""
     if kind == "text":
         said = tree[1].lower().removeprefix("the set of ").removeprefix("all ").strip()
-        if re.fullmatch("no (?:real )?solutions?|(?:the )?empty set|none", said):
+        if re.fullmatch("(?:there (?:is|are) )?no (?:real )?solutions?|(?:the )?empty set|none", said):
             return NOTHING, ""
         return (ALL, "") if said in ("real numbers", "reals", "real number", "real") else None
     if kind == "tuple" and len(tree[2]) == 2:

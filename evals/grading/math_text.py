@@ -123,6 +123,15 @@ _RARE = [
         re.compile(r"\\text ?\{ ?(?i:all )?reals?(?: numbers?)? (?:except|other than)(?: for)? ?([^{}]*)\}(.*)"),
         r"\\mathbb{R}\\setminus\\{\1\2\\}",
     ),
+    ("integer", re.compile(r"([a-zA-Z]) ?\\text ?\{ ?(?:is )?(?:an |any |some )integer ?\}"), r"\1\\in\\mathbb{Z}"),
+    # 10C3, {}_{10}C_3, C_{10}^3; C_1 and C_2 are constants
+    ("C", re.compile(r"(?<![\w.})])(\d+) ?C ?(\d+)(?![\w^]|\.\d)"), r"\\binom{\1}{\2}"),
+    ("C", re.compile(r"(?<![\w.})])[_^](?:\{(\d+)\}|(\d)) ?C ?_(?:\{(\d+)\}|(\d))(?![\w^])"), r"\\binom{\1\2}{\3\4}"),
+    (
+        "C",
+        re.compile(r"(?<!\w)(?:C|\\mathrm ?\{C\})_(?:\{(\d\d)\}|\{?([3-9])\}?)\^(?:\{(\d+)\}|(\d))"),
+        r"\\binom{\1\2}{\3\4}",
+    ),
     ("10", re.compile(r"(?<=\d) ?x ?(?=10(?:\^|\*\*))"), r"\\times "),
     # 0.333... and 1.272727...: three times the same. 4.999... is no 5: it was rounded
     ("dots", re.compile(r"(\.\d*?)(?!9)(\d{1,6}?)\2{2,} ?\\dots(?![a-zA-Z])"), r"\1\\overline{\2}"),

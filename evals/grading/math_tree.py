@@ -12,7 +12,8 @@ A tree is a tuple whose first element says what it is:
     ("any" | "all" | "either", statements): joined by "or", by "and", by commas
 """
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 Tree = tuple[Any, ...]
@@ -71,7 +72,13 @@ def about_integers(tree: Tree) -> bool:
     )
 
 
-def joined(items: list[Tree], joins: Iterable[str]) -> Tree:
+def _named(tree: Tree) -> str:
+    """The letter that an equation gives the value of, "" for none."""
+    named = tree[0] == "rel" and tree[2] == ("=",) and tree[1][0][0] == "v"
+    return tree[1][0][1].split("_")[0] if named else ""
+
+
+def joined(items: list[Tree], joins: Sequence[str]) -> Tree:
     """One item, a list, or statements joined by "or" and "and"."""
     kept = [item for at, item in enumerate(items) if at == 0 or not about_integers(item)]
     for item in items[1:]:
@@ -92,4 +99,11 @@ def joined(items: list[Tree], joins: Iterable[str]) -> Tree:
         if kinds == {"or"}:
             return ("any", tuple(kept))
         return ("all" if kinds == {"and"} else "either", tuple(kept))
+    names = [_named(item) for item in kept]
+    if "or" in joins and all(names) and len({*names}) > 1:
+        ends = [0, *(at for at, join in enumerate(joins, 1) if join == "or"), len(kept)]
+        groups = [kept[at:end] for at, end in itertools.pairwise(ends)]
+        if all(len(group) > 1 for group in groups):  # x = 2, y = 3 or x = 3, y = 2 are two pairs
+            return ("list", tuple(("list", tuple(group)) for group in groups))
+        return ("list", (("any", tuple(kept)),))  # x = 2 or y = 3 is one claim, not two values
     return ("list", tuple(kept))

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 JOINS = {"or": "or", "and": "and", ", and": "and", "&": "and", ", or": "or", ",": ",", ";": ";", "and also": "and"}
 _NOTHING = """
-the answer is, answer is, the answer, answer, final answer, the final answer is, final answer is, is, equals, value is
+the answer is, answer is, the answer, answer, final answer, the final answer is, final answer is, is, equals, value is,
+the value is, the result is, the solution is
 """
 SKIPPED = frozenset(words.strip() for words in _NOTHING.split(","))
 SAYS_SO = re.compile(
@@ -34,7 +35,8 @@ FUNCTIONS |= {
 }
 FUNCTIONS |= {rf"\{name}": of for name, of in FUNCTIONS.items() if name not in ("sqrt", "mod")}
 SCALES = {"million": 10**6, "billion": 10**9, "trillion": 10**12, "thousand": 1000, "dozen": 12, "hundred": 100}
-COUNTS = "zero one two three four five six seven eight nine ten eleven twelve".split()  # noqa: SIM905
+COUNTS = "zero one two three four five six seven eight nine ten eleven twelve thirteen".split()  # noqa: SIM905
+COUNTS += [f"{of}teen" for of in "four fif six seven eigh nine".split()] + ["twenty"]  # noqa: SIM905
 """at its number's place"""
 
 _CONSTANT_WORDS = {"pi": r"\pi", "infinity": r"\infty", "infty": r"\infty", "inf": r"\infty", "oo": r"\infty"}
@@ -67,7 +69,7 @@ _POWERS = re.compile(r"((?:square|sq|cubic|cu)\b(?=\.? )|平方|立方)?\.? *(.+
 
 def measure(word: str) -> str:
     """The name of a unit of measure of ours, in the singular or the plural; "" for another word."""
-    low = word.lower()
+    low = word.lower().rstrip(".")
     return UNITS.get(low) or UNITS.get(singular(low)) or UNITS.get(low.removesuffix("es")) or ""
 
 
@@ -154,11 +156,17 @@ def _factor(said: str) -> tuple[str, int] | None:
 
 WRAPPED = re.compile(r"\\(?:text(?:bf|rm|it|sf|tt|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname)\s*\{([^{}]*)\}")
 _SMALL_WORDS = frozenset(["the", "a", "an", "and"])
+_MONTHS = "january february march april may june july august september october november december".split()  # noqa: SIM905
+_SHORT = {word: str(number) for number, word in enumerate(COUNTS)} | {month: month[:3] for month in _MONTHS}
+_NTH = r"(\d{1,2})(?:st|nd|rd|th)?"
+_DAY = re.compile(rf"(?:{_NTH}(?: of)? )?({'|'.join(month[:3] for month in _MONTHS)})(?: {_NTH})?")
 
 
 def plain_words(text: str) -> str:
-    """The words of a text as they are compared: without case, signs, articles."""
+    """The words of a text as they are compared: without case, signs, articles; 2 for two, jun 20 for 20 June."""
     plain = WRAPPED.sub(r" \1 ", text)
-    said = re.findall(r"[^\s.,;:!?'\"()\[\]{}$\\-]+", plain)
+    said: list[str] = re.findall(r"[^\s.,;:!?'\"()\[\]{}$\\-]+", plain)
     kept = [word for word in said if word not in _SMALL_WORDS or len(said) == 1]
-    return " ".join(word.casefold() if len(word) > 1 else word for word in kept)
+    told = " ".join(_SHORT.get(word.lower(), word.casefold()) if len(word) > 1 else word for word in kept)
+    day = _DAY.fullmatch(told)
+    return f"{day[2]} {day[1] or day[3] or ''}" if day else told
