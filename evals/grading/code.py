@@ -40,7 +40,7 @@ def extract_code(text: str) -> tuple[str | None, str]:
     full = [block for block in closed if block.content and block.content.strip()]
     for kind in ("python", "bare", "unknown"):
         if of_kind := [block.content for block in full if block.kind == kind]:
-            return next((one for one in reversed(of_kind) if "(" in one), of_kind[-1]), "fence"
+            return next((one for one in reversed(of_kind) if "(" in str(one)), of_kind[-1]), "fence"
     return None, "empty" if closed else "unclosed" if found else "none"
 
 
