@@ -44,13 +44,18 @@ _FORM = re.compile(
     re.I | re.DOTALL,
 )
 _ROUND = re.compile(
-    r"^.*\bCodeforces\b.*\bRound\b.*$|[(,]?\s*\bDiv(?:ision|\.)\s*\d(?:\s*\+\s*Div\.\s*\d)?\)?", re.M | re.I
+    r"^.*\bCodeforces\b.*\bRound\b.*$|[(,]?\s*\bDiv(?:ision|\.)\s*\d(?:\s*\+\s*Div\.\s*\d)?\)?"
+    r"|!\[[^\]\n]*\]\([^)\s]*\)",
+    re.M | re.I,
 )
+"""a contest's name, and an image's address"""
 _CHOICES = re.compile(
     r"[\s$\\(\[{]*(?:\\(?:text|math)\w*\s*\{+\s*)*\(\s*A\s*\).{1,300}\(\s*B\s*\).{1,300}\(\s*C\s*\).*$", re.DOTALL
 )
 _CHOICE = re.compile(r"\(?[A-H]\)?|yes|no|true|false", re.I)
 _THOUSANDS = re.compile(r"(?<=\d)\s*(?:,|\{,\})\s*(?:\\[!,])?\s*(?=\d{3}(?!\d))")
+_PERCENT = re.compile(r"(?<![\d.])(\d\d)(?=\s*(?:\\?%|percent\b))")
+_ZERO = re.compile(r"(?<![\d.])0(?=\d(?!\d))")
 _LETTERS = re.compile(r"\bletters (?:in|of)\b|\bthe words? [^a-z]*[A-Z]{3,}")
 _LISTED = re.compile(r"^\s*\d[.)]\s", re.M)
 _FRACTION = re.compile(r"\\frac(\d|\{\d+\})(\d|\{\d+\})")
@@ -98,7 +103,7 @@ def key(problem: str) -> str:
 
 
 def bare(problem: str) -> str:
-    """A problem without its contest's name, the sentence that asks for another form of its answer, and choices."""
+    """A problem without its contest's name, images, choices, and the sentence that asks for its answer in a form."""
     plain = _FORM.sub("", _ROUND.sub("", problem)).strip()
     plain = plain if len(plain) > 20 else problem
     stem = _CHOICES.sub("", plain)
@@ -123,6 +128,7 @@ def answer_key(answer: str) -> str:
 def numbers(problem: str) -> list[str]:
     """The runs of digits, in order, without those that number a list; and the word whose letters are asked about."""
     plain = _LISTED.sub("", _THOUSANDS.sub("", folded(without_diagrams(problem))))
+    plain = _ZERO.sub("", _PERCENT.sub(r"0.\1", plain))  # 75% is 0.75, and 05 is 5
     return re.findall(r"\d+|[A-Z]{3,}" if _LETTERS.search(plain) else r"\d+", plain)
 
 
@@ -238,6 +244,14 @@ def only_words(one: str, other: str) -> bool:
     telling = any(map(_telling, apart))
     telling |= any(a != b and a.endswith(b) and len(b) > 3 for a in apart for b in apart)  # irregular is not regular
     return not telling and len(set(apart)) <= 0.07 * total and symbols <= 0.025 * total
+
+
+def cut_short(one: str, other: str) -> bool:
+    """Whether two problems are one whose question went into a sentence on the form of its answer: "... have equal area.
+    What is a/b?" and "... have equal area. The original answer is in the form m/n, give m + n"."""
+    both = ((_content(bare(text)), _FORM.search(text)) for text in (one, other))
+    (short, form), (long, _) = sorted(both, key=lambda found: len(found[0]))
+    return bool(form) and len(short) >= SHORT and long[: len(short)] == short
 
 
 def another_question(one: str, other: str) -> bool:

@@ -18,11 +18,13 @@ from sandbox import processors
 
 BLOCK_BYTES = 1 << 21
 """text hashed at once: the arrays of a block (about 30 bytes per byte of text) stay small"""
-LOOKS = "left right big bigg displaystyle quad qquad text textbf textit textrm mathrm mathbf mbox rm operatorname"
+LOOKS = """left right big bigg displaystyle quad qquad text textbf textit textrm mathrm mathbf mbox rm operatorname
+boldsymbol bm mathsf mathit"""
 DROPPED = ("\\", *(f"\\{name}" for name in LOOKS.split()))
 """commands that change how a formula looks, not what it says; a lone backslash is what is left of \\, and \\!"""
-SAME = dict.fromkeys(("\\dfrac", "\\tfrac"), "\\frac") | dict.fromkeys(("\\cdots", "\\dots"), "\\ldots")
-SAME |= {"\\leq": "\\le", "\\geq": "\\ge", "\\neq": "\\ne", "\\rightarrow": "\\to"}
+SAME = dict.fromkeys(("\\dfrac", "\\tfrac", "\\df"), "\\frac") | dict.fromkeys(("\\cdots", "\\dots"), "\\ldots")
+SAME |= {"\\leq": "\\le", "\\geq": "\\ge", "\\neq": "\\ne", "\\rightarrow": "\\to", "\\dd": "d"}
+SAME |= {"\\leqslant": "\\le", "\\geqslant": "\\ge"}
 """commands that are one"""
 
 _ALIKE = {
@@ -47,6 +49,8 @@ _COMMANDS = (
 )
 _ALIKE |= {ord(sign): f"\\{name} " for sign, name in zip(*[iter(_COMMANDS.split())] * 2, strict=True)}
 _FRACTION = re.compile(r"(\\[dt]?frac)\s*(\d)\s*(\d)")
+_CHINESE = re.compile("[\u3400-\u9fff]")
+_LETTERS = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}")
 _RAISED = re.compile("[⁰¹²³⁴-⁹]+")
 _ASY = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.DOTALL)
 _OTHER, _LETTER, _DIGIT, _WIDE, _SINGLE = range(5)
@@ -94,6 +98,8 @@ def folded(text: str) -> str:
         text = _FRACTION.sub(r"\1{\2}{\3}", text)
     if text.isascii():
         return text
+    if _CHINESE.search(text):  # its letters are names, which scans have with spaces or without
+        text = _LETTERS.sub(lambda found: " ".join(found[0]), text)
     raised = _RAISED.sub(lambda found: f"^{{{found[0]}}}", text)
     return unicodedata.normalize("NFKC", raised).translate(_ALIKE)
 

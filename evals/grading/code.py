@@ -26,7 +26,8 @@ def extract_code(text: str) -> tuple[str | None, str]:
 
     The last one marked as Python counts (python, py3, python3.11, {python}, python:main.py, pypy3, ...), else the last
     one without a mark, else the last with a mark that names no language (leetcode, pyhton); a block marked as something
-    else (text, bash, cpp) is no program.
+    else (text, bash, cpp) is no program. One that calls and defines nothing (a sample output, a lone comment) counts
+    only where there is no other.
 
     ("...", "fence"); (None, "none") without such a block, (None, "unclosed") where the only one never closes: a program
     that was cut off is not run, for what is left of it may pass by accident. (None, "empty"), (None, "thinking").
@@ -39,7 +40,7 @@ def extract_code(text: str) -> tuple[str | None, str]:
     full = [block for block in closed if block.content and block.content.strip()]
     for kind in ("python", "bare", "unknown"):
         if of_kind := [block.content for block in full if block.kind == kind]:
-            return of_kind[-1], "fence"
+            return next((one for one in reversed(of_kind) if "(" in str(one)), of_kind[-1]), "fence"
     return None, "empty" if closed else "unclosed" if found else "none"
 
 

@@ -6,10 +6,11 @@ import re
 from evals.grading import fences
 
 _TAG = re.compile(
-    r"(?P<before>[`'\"]|\w,? )?(?P<tag><(?P<end>/?)think(?:ing)?>|<\|(?:begin|(?P<ended>end))_of_thought\|>)"
+    r"(?P<before>[`'\"]|\w,? )?(?P<tag><(?P<end>/?)think(?:ing)?>|<\|(?:begin|(?P<ended>end))_of_thought\|>"
+    r"|<\|channel\|>(?:analysis|(?P<final>final))<\|message\|>)"
     r"(?=(?P<after>[`'\" .,:;!?)]?))"
 )
-"""of DeepSeek-R1 and Qwen, of prompts for others, of Sky-T1"""
+"""of DeepSeek-R1 and Qwen, of prompts for others, of Sky-T1, of gpt-oss"""
 
 
 def answer_part(text: str) -> str | None:
@@ -30,7 +31,7 @@ def answer_part(text: str) -> str | None:
 
 
 def _ends(tag: re.Match[str]) -> bool:
-    return bool(tag["end"] or tag["ended"])
+    return bool(tag["end"] or tag["ended"] or tag["final"])
 
 
 def _in_a_sentence(tag: re.Match[str]) -> bool:

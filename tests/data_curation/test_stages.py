@@ -192,6 +192,16 @@ def test_exact_keeps_the_first_and_quarantines_contradictions():
     assert [row.id for row in trusted.rows] == ["a:0", "a:1", "a:2", "a:3"]
 
 
+TETRA = "在正四面体 $P-A B C$ 中, $P E \\neq P F$ ，且 $A E=A F=2$, 求它的体积."
+PLAIN = (
+    "设 $a, b, c$ 在同一平面内的三个单位向量，且 $\\boldsymbol{a} \\perp \\boldsymbol{b}$，"
+    "求 $(c-a) \\cdot(c-b)$ 的最大值。"
+)
+BOLD = (
+    "设 $\\boldsymbol{a} 、 \\boldsymbol{b} 、 \\boldsymbol{c}$ 为同一平面内的三个单位向量，且 $a \\perp b$。求 "
+    "$(\\boldsymbol{c}-\\boldsymbol{a}) \\cdot(\\boldsymbol{c}-\\boldsymbol{b})$ 的最大值。"
+)
+M_BY_N = "The original answer is in m/n format, give m + n."
 COPY = (
     "There are 12 red and 30 blue marbles in a bag; Ann draws marbles until she has two of one colour. Find the chance."
 )
@@ -235,6 +245,18 @@ COPY = (
             ("Simplify 111/9999 times 33. The answer is in the form m/n, give m + n.", "7"),
             FORM,
         ),
+        # one way of writing: letters of Chinese texts, macros, bold, percent, 05, an image's address
+        (("在正四面体 P-ABC 中，PE\\neq PF，AE=AF=2，求体积。", "9"), (TETRA, "9"), NEAR),
+        (
+            (PLAIN, "3"),
+            (BOLD, "3"),
+            NEAR,
+        ),
+        ((f"{LONG}. It is red in 75\\%, 05 of 9. How often?", "7"), (f"{LONG}, red in 0.75, 5 of 9. When?", "7"), NEAR),
+        ((f"{LONG}. See ![](https://a.b/2024_1.jpg) How often?", "7"), (f"{LONG}. How often?", "6"), CONFLICT),
+        # the question went into the sentence on its answer's form
+        ((f"{LONG}. Is the second red with probability?", "0.3"), (f"{LONG}. {M_BY_N}", "13"), FORM),
+        ((f"{LONG}. Is the second red with probability?", "0.3"), (f"{LONG}.", "13"), SIBLINGS),
         ((YUMMY, "-2013"), (YUMMY_ANEW, "-2013"), NEAR),  # six digits do not agree by chance
         ((YUMMY, "3"), (YUMMY_ANEW, "3"), None),
         (

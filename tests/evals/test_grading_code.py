@@ -43,6 +43,7 @@ BACKTICKS = (
     'def f():\n    """\n    ```\n    ex\n    ```\n    """\nprint(1)',
     'def f():\n    """So:\n    ```python\n    f()\n    ```\n    """\nx = 1',
 )
+ANALYSIS = "<|channel|>analysis<|message|>```python\nx = 1\n```"
 TAGS = ('print("<think>")', 's = "</think>"\nx = 1', "# </think>\nx = 1", 'print("""\n<think>\n</think>\n""")')
 
 
@@ -81,6 +82,8 @@ def grader(backend):
         # an example of its output after it is no program, marked or not
         ("```python\nx = 1\n```\nprints\n```\n3\n```", ("x = 1", "fence")),
         ("```python\nx = 1\n```\nprints\n```text\n3\n```", ("x = 1", "fence")),
+        ("```\nprint(3)\n```\nprints\n```\n3\n```", ("print(3)", "fence")),
+        ("```python\nprint(3)\n```\n```python\n# yours\n```", ("print(3)", "fence")),
         ("```cpp\nint x;\n```", (None, "none")),
         # cut off: the program before it counts, what is cut off never does
         ("```python\nx = 1\n```\nbetter:\n```python\nx =", ("x = 1", "fence")),
@@ -121,6 +124,8 @@ def grader(backend):
         ("thinking\n```python\nx = 1\n```\n</think>\nno program", (None, "none")),
         ("<think>\n```python\nx = 1\n```\n", (None, "thinking")),
         ("<thinking>\n```python\nx = 1\n```\n</thinking>\nno program", (None, "none")),
+        (f"{ANALYSIS}<|end|><|channel|>final<|message|>```python\nx = 2\n```<|return|>", ("x = 2", "fence")),
+        (ANALYSIS, (None, "thinking")),
         ("<|begin_of_thought|>\n```python\nx = 1\n```\n", (None, "thinking")),
         ("<think>\nI print('</think>')\n```python\nx = 1\n```\n", (None, "thinking")),
         ("</think>\n```python\nx = 1\n```\n<think>again", (None, "thinking")),
