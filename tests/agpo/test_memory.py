@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from agpo import setup
 from agpo.config import load_config
-from agpo.memory import GIB, PUBLISHED, Machine, advice, memory, model_config, model_sizes, seconds
+from agpo.memory import GIB, PUBLISHED, USABLE, Machine, advice, memory, model_config, model_sizes, seconds
 from agpo.train import main
 from evals.engines.vllm import NOT_REPLACED
 from evals.errors import UserError
@@ -186,6 +186,27 @@ def test_vllm_on_gpus_of_its_own_takes_none_of_the_trainers_and_never_sleeps(mon
     monkeypatch.setattr(setup, "load_engine", lambda *names, **options: started.append(options))
     setup.start_vllm(apart, "a model", SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda:0")), 900)
     assert started == [{"device": "cuda:3", "dtype": "bfloat16", "enable_sleep_mode": False, "max_model_len": 900}]
+
+
+def test_vllm_beside_the_trainer_takes_what_the_arithmetic_leaves_and_can_sleep(monkeypatch):
+    gpus_here(monkeypatch, 1, 79.1)
+    config, started = load_config("qwen2.5-7b-math-1gpu"), []
+    sizes = model_config(config.model)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: started.append("emptied"))
+    monkeypatch.setattr(setup, "load_engine", lambda *names, **options: started.append(options))
+    trainer = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda:0"), config=sizes)
+    setup.start_vllm(config, "a model", trainer, 900)
+    emptied, options = started
+    assert emptied == "emptied"
+    there = memory(config, model_sizes(sizes, config), Machine(1, 79.1 / USABLE))
+    assert options == {
+        "device": config.device,
+        "dtype": "bfloat16",
+        "enable_sleep_mode": True,
+        "max_model_len": 900,
+        "gpu_memory_utilization": there.utilization,
+        **config.vllm.model_dump(exclude_defaults=True),
+    }
 
 
 def sees(text, item, prompt, finish_reason, *, token_ids, step):

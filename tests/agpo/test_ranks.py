@@ -298,6 +298,19 @@ def test_sigterm_stops_all_ranks_after_one_step_and_four_go_on_in_copies_of_two(
     assert all(torch.allclose(x, of_two[name], atol=1e-4) for name, x in of_copies.items())
 
 
+def test_two_ranks_explain_the_step_that_one_does(tmp_path):
+    keys = ("--explain", *SMALL)
+    begun = [one_process(tmp_path / "1", *keys), torchrun(tmp_path / "2", 2, *keys)]
+    plans = []
+    for process in begun:
+        code, output = finish(process)
+        assert code == 0, output
+        rows = [re.split(r" *[│┃] *", line)[1:-1] for line in output.splitlines() if line.startswith("│")]
+        plans.append([row[:5] + row[7:] for row in rows])  # prompts run on each rank, in its own micro-batches
+    assert plans[0] == plans[1]
+    assert len(plans[0]) == 2
+
+
 @pytest.mark.postgres
 def test_one_rank_is_told_to_stop_and_postgresql_has_what_all_did(two, postgres, tmp_path):
     url = postgres.new_store()

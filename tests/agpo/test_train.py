@@ -319,8 +319,9 @@ def test_the_tiny_recipe_raises_the_reward_by_030(tmp_path, seed):
 
 
 @pytest.mark.slow
-def test_a_real_language_model_trains_on_real_problems(tmp_path, smollm2, data):
-    """SmolLM2-135M on GSM8K, graded by math-verify, and the checkpoint loads again."""
+@pytest.mark.parametrize(("dtype", "steps", "prompts", "tokens"), [("float32", 2, 2, 24), ("bfloat16", 1, 1, 8)])
+def test_a_real_language_model_trains_on_real_problems(tmp_path, smollm2, data, dtype, steps, prompts, tokens):
+    """SmolLM2-135M on GSM8K, graded by math-verify and for the letter e, and the checkpoint loads again."""
     import gzip
 
     with gzip.open(data / "gsm8k/train.jsonl.gz", "rt") as lines:
@@ -328,27 +329,19 @@ def test_a_real_language_model_trains_on_real_problems(tmp_path, smollm2, data):
     with (tmp_path / "gsm8k.jsonl").open("w") as out:
         for row in rows:
             out.write(json.dumps({"prompt": row["question"], "answer": row["answer"].split("####")[1].strip()}) + "\n")
-    code, output = finish(
-        train(
-            tmp_path,
-            "--recipe",
-            "smollm2-135m",
-            f"model={smollm2}",
-            "data=gsm8k.jsonl",
-            "steps=2",
-            "rollout.prompts_per_step=4",
-            "rollout.samples_per_prompt=4",
-            "rollout.max_tokens=48",
-            "update.prompts_per_minibatch=2",
-            "objective=grpo",
-        )
-    )
+    (tmp_path / "own.py").write_text("def e(text, item): return float(text.count('e') % 2)\n")
+    keys = {"rollout.prompts_per_step": prompts, "rollout.max_tokens": tokens, "rollout.samples_per_prompt": 4}
+    keys |= {"steps": steps, "update.prompts_per_minibatch": prompts, "rewards.math": "math", "rewards.e": "own:e"}
+    keys |= {"model": smollm2, "dtype": dtype, "data": "gsm8k.jsonl", "objective": "grpo"}
+    code, output = finish(train(tmp_path, "--recipe", "smollm2-135m", *(f"{k}={v}" for k, v in keys.items())))
     assert code == 0, output
-    _, rows, _ = stored(tmp_path)
-    assert len(rows) == 2 * 4 * 4
+    assert "layout packed" in output
+    _, rows, metrics = stored(tmp_path)
+    assert len(rows) == steps * prompts * 4
+    assert (steps, "updates/made", 1.0) in metrics
     from transformers import AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_pretrained(run_folder(tmp_path) / "checkpoints/step-000002")
+    AutoModelForCausalLM.from_pretrained(run_folder(tmp_path) / f"checkpoints/step-{steps:06d}")
 
 
 @pytest.mark.slow
