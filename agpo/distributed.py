@@ -191,6 +191,15 @@ def workers_here(wanted: int) -> int | None:
     return max(1, processors() // here)
 
 
+def threads_here(wanted: int, offload: bool) -> int:
+    """CPU threads of this rank as wanted, else its share of the processors if it makes its steps there; 0: torch's
+    choice. OMP_NUM_THREADS=1 is what torchrun sets by itself, so it asks for nothing; any other value stays."""
+    _, here, _ = torchrun_env()
+    if wanted or not offload or here == 1 or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return wanted
+    return max(1, processors() // here)
+
+
 # -- what every rank must agree on -----------------------------------------------------------------------------------
 
 
