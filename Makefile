@@ -99,7 +99,7 @@ $(VERL_VENV)/bin/python:
 $(VERL_VENV)/.installed: pyproject.toml constraints-verl.txt | $(VERL_VENV)/bin/python
 	$(VERL_PIP) torch
 	$(VERL_PIP) verl==0.9.1 TransferQueue fastapi uvicorn cachetools
-	$(VERL_PIP) SQLAlchemy alembic scipy
+	$(VERL_PIP) SQLAlchemy alembic scipy matplotlib
 	$(VERL_PIP) --no-deps -e .
 	@touch $@
 
@@ -112,7 +112,7 @@ $(TRL_VENV)/bin/python:
 	$(NEW_VENV) $(TRL_VENV)
 $(TRL_VENV)/.installed: pyproject.toml constraints-trl.txt | $(TRL_VENV)/bin/python
 	$(TRL_PIP) torch
-	$(TRL_PIP) trl==1.16.0 peft SQLAlchemy alembic scipy
+	$(TRL_PIP) trl==1.16.0 peft SQLAlchemy alembic scipy matplotlib Jinja2
 	$(TRL_PIP) --no-deps -e .
 	@touch $@
 

@@ -9,7 +9,8 @@
                                                         rank's part, also as safetensors
 <run folder>/checkpoints/best.json                      the best one, if checkpoint.best names a measure
 
-`prepare` copies the weights; what it returns writes them in a `Writer`'s thread while training continues.
+`prepare` copies the weights; what it returns writes them in a `Writer`'s thread while training continues. What
+`update.offload` holds in host memory is not copied, so training waits until it is written.
 """
 
 import errno
@@ -44,8 +45,9 @@ def prepare(
     """Copy the policy to CPU memory; calling the result writes checkpoints/step-N under the run's folder.
 
     `step` is the number of finished steps, `state` goes into trainer/state.json and `run` into agpo_run.json. The copy
-    is as large as the weights and the optimizer's state. All ranks call this and its result: rank 0 writes the model,
-    each rank its part of the optimizer's state, into one shared folder.
+    is as large as the weights and the optimizer's state; of an offloaded one the result reads the state itself. All
+    ranks call this and its result: rank 0 writes the model, each rank its part of the optimizer's state, into one
+    shared folder.
     Raises UserError for weights that are not finite, so that they never replace a good checkpoint.
     """
     several = distributed.world_size() > 1
@@ -66,7 +68,11 @@ def prepare(
         )
     lora = {name: x.to("cpu", copy=True) for name, x in adapters(policy.model).items()}
     slots, numbers = optimizer.state(policy.trained)
-    moments = {name: distributed.shard_on_cpu(x) if several else _copied(x, copies) for name, x in slots.items()}
+    copy_it = not policy.trained.offloaded
+    if several:
+        moments = {name: distributed.shard_on_cpu(x, copy=copy_it) for name, x in slots.items()}
+    else:
+        moments = {name: _copied(x, copies) for name, x in slots.items()} if copy_it else slots
     state = {
         "format": SHARDED if several else FORMAT,
         "step": step,

@@ -86,7 +86,7 @@ class TrainConfig(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads; 0 leaves torch's choice"""
+    """CPU threads; 0: with update.offload on several ranks each rank's share of the processors, else torch's choice"""
     data: Annotated[sections.DataConfig, BeforeValidator(lambda x: {"path": x} if isinstance(x, str | list) else x)] = (
         sections.DataConfig()
     )

@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 SAY_SECONDS = 30
 """how long a rank that ends because of another's error waits for that one's message"""
+FILE_BYTES = 1 << 30
+"""of the optimizer's state in a file of each rank, over all ranks"""
 EXIT_SECONDS = 30
 """after which a failed rank is ended: a connection to a rank that hangs may block it for the whole timeout"""
 
@@ -186,6 +188,15 @@ def workers_here(wanted: int) -> int | None:
     ranks, here, _ = torchrun_env()
     if wanted or ranks == 1:
         return wanted or None
+    return max(1, processors() // here)
+
+
+def threads_here(wanted: int, offload: bool) -> int:
+    """CPU threads of this rank as wanted, else its share of the processors if it makes its steps there; 0: torch's
+    choice. OMP_NUM_THREADS=1 is what torchrun sets by itself, so it asks for nothing; any other value stays."""
+    _, here, _ = torchrun_env()
+    if wanted or not offload or here == 1 or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return wanted
     return max(1, processors() // here)
 
 
@@ -344,11 +355,11 @@ def shard_like(x: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return shard.to(parameter.device)  # offloaded shards are not on their mesh's device
 
 
-def shard_on_cpu(x: torch.Tensor) -> torch.Tensor:
-    """A copy in CPU memory, still a shard."""
+def shard_on_cpu(x: torch.Tensor, *, copy: bool) -> torch.Tensor:
+    """The tensor in CPU memory, still a shard; without `copy` itself, if it is there."""
     if not isinstance(x, DTensor):
-        return x.detach().to("cpu", copy=True)
-    local = x.detach().to_local().to("cpu", copy=True)
+        return x.detach().to("cpu", copy=copy)
+    local = x.detach().to_local().to("cpu", copy=copy)
     mesh = _mesh("cpu", x.device_mesh.size(-1))
     return DTensor.from_local(local, mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
 
@@ -356,7 +367,11 @@ def shard_on_cpu(x: torch.Tensor) -> torch.Tensor:
 def save_shards(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write this rank's part of the tensors as safetensors. A collective, in the writer thread: an error on one rank,
     for example a full disk, is raised on all."""
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    files, size = dict[str, int](), 0
+    for name, x in tensors.items():  # it makes a file in memory before it writes it
+        files[name] = 1 + size // FILE_BYTES
+        size += x.nbytes
+    writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
     writer.per_thread_copy_ahead = 0  # no stream of CUDA, which in a thread would be one of GPU 0, on every rank
     with _plain_errors():
         dcp.save(dict(tensors), storage_writer=writer, process_group=_files_group[0])

@@ -1,4 +1,5 @@
-"""How much GPU memory a run takes and roughly how long its steps are: arithmetic from shapes, not measured on a GPU.
+"""How much memory a run takes, of GPUs and of their machine, and roughly how long its steps are: arithmetic from
+shapes, not measured on a GPU.
 
 Parameters and what autograd saves per layer are counted on torch's meta device, attention as a flash kernel saves it.
 The constants below are the other assumptions.
@@ -7,6 +8,8 @@ The constants below are the other assumptions.
 from __future__ import annotations
 
 import copy
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agpo.config import TrainConfig
+from agpo.distributed import FILE_BYTES
+from agpo.host import pack, pinned_bytes
 from agpo.logprobs import LOGITS_SHARE
 from agpo.model import add_lora
 from evals.engines.hf import cache_bytes_per_token, load_config
@@ -26,6 +31,8 @@ from evals.models import model_path
 GIB = 2**30
 CONTEXT = GIB
 """of the trainer's process on a GPU: CUDA context, NCCL, libraries"""
+HOST_CONTEXT = 3 * GIB
+"""of a process with a GPU in the machine's memory: CUDA, libraries, data"""
 ENGINE_ASLEEP = 2 * GIB
 """what a sleeping vLLM keeps: its context and its CUDA graphs"""
 SLACK = 1.05
@@ -97,6 +104,10 @@ class ModelSizes:
     """the same outside the layers"""
     cache: int
     """bytes of a token's keys and values"""
+    tensors: Mapping[tuple[tuple[int, ...], bool], int]
+    """(shape, whether it is trained) of the model's tensors, adapters included -> how many there are"""
+    converted: bool
+    """the files have another precision: each rank holds a converted copy while it loads, else only a map of the file"""
     item: int = 2
     """bytes of a weight as it is run"""
 
@@ -113,6 +124,8 @@ class Machine:
     gpus: int
     gib: float
     """nominal memory of each"""
+    here: int = 8
+    """ranks that share a machine, at most"""
 
     @property
     def bytes(self) -> float:
@@ -129,12 +142,16 @@ class Memory:
     """vLLM's share of a GPU; 0 for engine hf"""
     cache_tokens: int
     """tokens whose keys and values the engine can hold at once"""
-    host: float = 0.0
-    """bytes of host memory that offloaded state takes, per GPU"""
+    host: dict[str, dict[str, float]]
+    """the same in the memory of the machine with rank 0, all its ranks together"""
 
     @property
     def peaks(self) -> dict[str, float]:
         return {name: sum(parts.values()) for name, parts in self.phases.items()}
+
+    @property
+    def host_peaks(self) -> dict[str, float]:
+        return {name: sum(parts.values()) for name, parts in self.host.items()}
 
     @property
     def fits(self) -> bool:
@@ -155,7 +172,7 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
     """Count a model's parameters and what its layers save. Raises UserError if it does not run on the meta device."""
     ALL_ATTENTION_FUNCTIONS.register("agpo_counted", _counted_attention)
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-    counts, adapters, saved = [], [], []
+    counts, adapters, saved, tensors = [], [], [], []
     for depth in (1, 2):
         small = copy.deepcopy(model)
         text = small.get_text_config()
@@ -171,6 +188,7 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
         counts.append(sum(p.numel() for p in net.parameters()))
         if config.lora.rank:
             add_lora(net, config.lora)
+        tensors.append(Counter((tuple(p.shape), p.requires_grad) for p in net.parameters()))
         adapters.append(sum(p.numel() for name, p in net.named_parameters() if "lora_" in name))
         try:
             saved.append(_saved_by(net.base_model, 256) // 256)
@@ -178,6 +196,7 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
             raise UserError(f"memory is unknown for {type(net).__name__}, which fails on the meta device: {e}") from e
     layers = model.get_text_config().num_hidden_layers
     layer = counts[1] - counts[0]
+    more = {key: (layers - 1) * count for key, count in (tensors[1] - tensors[0]).items()}
     return ModelSizes(
         parameters=counts[0] + (layers - 1) * layer,
         layers=layers,
@@ -188,6 +207,8 @@ def model_sizes(model: PreTrainedConfig, config: TrainConfig) -> ModelSizes:
         saved=saved[1] - saved[0],
         saved_beside=max(0, 2 * saved[0] - saved[1]),
         cache=int(cache_bytes_per_token(model, dtype.itemsize)),
+        tensors=tensors[0] + Counter(more),
+        converted=getattr(model, "dtype", None) not in (None, dtype),
         item=dtype.itemsize,
     )
 
@@ -225,7 +246,7 @@ def _saved_by(model: PreTrainedModel, tokens: int) -> int:
 
 
 def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine) -> Memory:
-    """What the run takes of each training GPU, one rank on each."""
+    """What the run takes of each training GPU, one rank on each, and of the machine with rank 0."""
     if config.devices(1) > 1:  # one process trains; the other GPUs belong to its vLLM
         machine = replace(machine, gpus=1)
     ranks, s, lora = max(1, machine.gpus), sizes, bool(sizes.adapters)
@@ -239,9 +260,8 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine) -> Memory:
     state = (8 if exact and ranks == 1 and not lora else 12) * trained  # masters and AdamW's two moments
     gradients = 4 * trained
     steady: dict[str, float] = {"weights": weights / (shards if lora else 1), "optimizer": state / shards}
-    host = 0.0
     if offload:
-        host, steady["optimizer"] = (state + gradients) / shards, 0.0
+        steady |= {"optimizer": 0.0} | ({"weights": 0.0} if ranks > 1 else {})
     if config.objective.knobs.beta:
         steady["reference"] = s.item * s.parameters / shards
     steady["context"] = CONTEXT
@@ -284,7 +304,39 @@ def memory(config: TrainConfig, sizes: ModelSizes, machine: Machine) -> Memory:
         engine = parts.pop("engine", 0.0)  # vLLM keeps to its share
         phases[name] = {part: SLACK * size for part, size in parts.items()} | ({"engine": engine} if engine else {})
     cache_tokens = int(room // s.cache) if room >= SMALLEST_CACHE else 0
-    return Memory(phases, machine, share, cache_tokens, host)
+    return Memory(phases, machine, share, cache_tokens, _host(config, s, ranks, shards, min(ranks, machine.here)))
+
+
+def _host(config: TrainConfig, s: ModelSizes, ranks: int, shards: int, here: int) -> dict[str, dict[str, float]]:
+    """Bytes of memory of the machine with rank 0, by phase and part; `here` ranks share it."""
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    for (shape, trained), count in s.tensors.items():
+        sizes[trained] += [-(-shape[0] // shards) * math.prod(shape[1:])] * count  # of the rank with the largest shard
+    masters, whole = [4 * size for size in sizes[True]], s.item * s.parameters
+    moments, held, freed = 2 * sum(masters), dict[str, float](), dict[str, float]()
+    copies = (2 if s.item == 4 and not s.adapters else 3) * sum(masters)  # a float32 model is its own masters
+    if config.update.offload and ranks > 1:  # FSDP2 pins every shard, and every gradient, by itself
+        pinned = sum(map(pinned_bytes, masters))
+        frozen = sum(pinned_bytes(s.item * size) for size in sizes[False])
+        held = {"masters": pinned, "frozen": frozen, "moments": moments, "gradients": pinned}
+    elif config.update.offload:
+        arrive = {pinned_bytes(size if s.adapters else size * s.item // 4) for size in masters}
+        held = {"masters": sum(pack(masters)[0]), "moments": moments, "arriving": sum(arrive)}
+        freed = {"gradients": sum(masters)}
+    if config.update.offload:  # written as it lies
+        copies = 0
+    if ranks > 1:  # safetensors, torch and a clone each hold a file of the shards
+        copies += 3 * min(3 * sum(masters), (FILE_BYTES + 4 * s.head) / shards)
+    processes = HOST_CONTEXT * (1 + (config.vllm.gpus if config.engine == "vllm" else 0))
+    phases = {
+        "loading": {"loaded": whole if s.converted else 0},
+        "update": held | freed,
+        "checkpoint": held | {"copies": copies + whole / here},  # of the weights only on rank 0
+    }
+    return {
+        name: {part: here * size for part, size in ({"processes": processes} | parts).items()}
+        for name, parts in phases.items()
+    }
 
 
 # -- time ------------------------------------------------------------------------------------------------------------
@@ -294,7 +346,7 @@ FLOPS, BANDWIDTH = 989e12 * 0.4, {False: 3.35e12 * 0.7, True: 4.8e12 * 0.7}
 STEP_SECONDS = 2e-3
 """overhead of a decoding step of vLLM; of engine hf about a millisecond per layer"""
 GATHER, HOST = 50e9, 100e9
-"""bytes/s of weights to the engine, and of host memory"""
+"""bytes/s of weights to the engine, and of a machine's memory, which its ranks share"""
 
 
 def seconds(config: TrainConfig, sizes: ModelSizes, found: Memory, longest_prompt: int = 1024) -> dict[str, float]:
@@ -316,7 +368,11 @@ def seconds(config: TrainConfig, sizes: ModelSizes, found: Memory, longest_promp
     shards = config.ranks.fsdp_size or ranks
     parts = {"rollout": sampling.max_tokens * one * waves, "update": passes * s.parameters * tokens / ranks / FLOPS}
     if config.update.offload:
-        parts["offloaded steps"] = config.updates_per_step * 28 * (sizes.adapters or s.parameters) / shards / HOST
+        # Read and written for a parameter: 12 bytes as a micro-batch's gradient is added, 12 to limit the norm, 28 in
+        # AdamW's step, 4 to send the weight back.
+        micro_batches = -(-tokens // (config.updates_per_step * ranks * config.update.micro_batch_tokens))
+        moved = config.updates_per_step * (44 + 12 * micro_batches) * (s.adapters or s.parameters) / shards
+        parts["offloaded steps"] = moved * min(ranks, machine.here) / HOST
     if vllm:
         parts["sync"] = s.item * s.parameters / GATHER
     return parts
@@ -325,12 +381,12 @@ def seconds(config: TrainConfig, sizes: ModelSizes, found: Memory, longest_promp
 # -- output ----------------------------------------------------------------------------------------------------------
 
 
-def table(found: Memory) -> list[str]:
-    """The lines of a table: GiB on each GPU by phase and part."""
-    parts = list(dict.fromkeys(part for phase in found.phases.values() for part in phase))
+def table(phases: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The lines of a table: GiB by phase and part."""
+    parts = list(dict.fromkeys(part for phase in phases.values() for part, size in phase.items() if size))
     lines = [f"{'GiB':12}" + "".join(f"{part:>14}" for part in (*parts, "together"))]
-    for name, phase in found.phases.items():
-        cells = [*(phase.get(part, 0.0) for part in parts), found.peaks[name]]
+    for name, phase in phases.items():
+        cells = [*(phase.get(part, 0.0) for part in parts), sum(phase.values())]
         lines.append(f"{name:12}" + "".join(f"{cell / GIB:14.1f}" if cell else f"{'':14}" for cell in cells))
     return lines
 

@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from agpo.distributed import shard_like
+from agpo.host import in_host_memory
 from agpo.model import has_lora
 
 FLOAT32_OR_MORE = (torch.float32, torch.float64)
@@ -29,6 +30,8 @@ class Trained:
     """the model's half-precision or offloaded parameters with their masters"""
     exported: bool = True
     """the model's folder holds the parameters exactly; else (masters, adapters) a checkpoint must store them"""
+    offloaded: bool = False
+    """parameters and moments are in host memory: too much to hold it twice"""
 
     def step(self) -> None:
         self.optimizer.step()
@@ -57,21 +60,22 @@ def make_trained(
     model, which are its masters). `offload`: masters, moments and gradients of all parameters in host memory, where the
     steps are made; shards are there already (`agpo.distributed.shard`).
     """
-    parameters, masters = [], []
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in trainable:
-        if weight.dtype in FLOAT32_OR_MORE and (not offload or isinstance(weight, DTensor)):
-            parameters.append(weight)
-            continue
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        master = torch.nn.Parameter(_on_host(weight.detach(), exact) if offload else weight.detach().to(exact))
-        masters.append((weight, master))
-        parameters.append(master)
+    apart = [x for x in trainable if x.dtype not in FLOAT32_OR_MORE or (offload and not isinstance(x, DTensor))]
+    dtypes = [torch.promote_types(x.dtype, torch.float32) for x in apart]
+    if offload:
+        exact = in_host_memory(apart, dtypes, pin=any(x.is_cuda for x in apart))
+    else:
+        exact = [x.detach().to(dtype) for x, dtype in zip(apart, dtypes, strict=True)]
+    masters = [(weight, torch.nn.Parameter(x)) for weight, x in zip(apart, exact, strict=True)]
+    for weight, master in masters:
         weight.register_post_accumulate_grad_hook(_into(master))
+    own = {id(weight): master for weight, master in masters}
+    parameters = [own.get(id(weight), weight) for weight in trainable]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-    exact = all(weight.dtype in FLOAT32_OR_MORE for weight in trainable)
-    exported = exact and not has_lora(model) and dtype in (None, *FLOAT32_OR_MORE)
-    return Trained(optimizer, parameters, masters, exported)
+    half = any(weight.dtype not in FLOAT32_OR_MORE for weight in trainable)
+    exported = not half and not has_lora(model) and dtype in (None, *FLOAT32_OR_MORE)
+    return Trained(optimizer, parameters, masters, exported, offload)
 
 
 def state(trained: Trained) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -97,22 +101,16 @@ def restore(trained: Trained, tensors: Mapping[str, torch.Tensor], numbers: Mapp
     trained.write_back()
 
 
-def _on_host(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A copy in host memory, pinned if it comes from a GPU: several times faster to copy."""
-    if x.device.type == "cpu":
-        return x.to(dtype, copy=True)
-    host = torch.empty(x.shape, dtype=dtype, pin_memory=True)
-    return host.copy_(x)
-
-
 def _into(master: torch.nn.Parameter):
     """A hook that adds a weight's gradient to its master's, in the master's precision and memory."""
 
     def move(weight: torch.Tensor) -> None:
-        assert weight.grad is not None
-        gradient = weight.grad if master.device == weight.device else _on_host(weight.grad, weight.grad.dtype)
+        gradient = weight.grad
+        assert gradient is not None
+        if master.device != gradient.device:  # through pinned memory, which the next gradient of this size reuses
+            gradient = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=True).copy_(gradient)
         if master.grad is None:
-            master.grad = gradient.to(master.dtype)
+            master.grad = gradient.to(master.dtype, copy=True)
         else:
             master.grad += gradient
         weight.grad = None

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from agpo.config import TrainConfig
 from agpo.distributed import torchrun_env
+from agpo.host import machine_bytes
 from agpo.memory import GIB, USABLE, Machine, advice, memory, model_config, model_sizes, seconds, table
 from agpo.problems import check_asked, check_end, check_items, load_benches, load_items, open_reward
 from agpo.rollout import draw
@@ -81,17 +83,26 @@ def check_machine(config: TrainConfig) -> None:
 
 
 def check_memory(config: TrainConfig, gpu_bytes: float) -> None:
-    """Raises UserError if, by arithmetic, a GPU of this size cannot hold the run."""
-    machine = Machine(config.hardware.gpus, gpu_bytes / USABLE / GIB)
+    """Raises UserError if, by arithmetic, a GPU of this size, or this machine's own memory, cannot hold the run."""
+    machine = Machine(config.hardware.gpus, gpu_bytes / USABLE / GIB, torchrun_env()[1])
     found = memory(config, model_sizes(model_config(config.model), config), machine)
-    if found.fits:
-        return
-    worst = max(found.peaks, key=lambda name: found.peaks[name])
-    raise UserError(
-        f"by arithmetic {config.name!r} takes {found.peaks[worst] / GIB:.1f} GiB in its phase {worst!r}, and a GPU "
-        f"here has {machine.bytes / GIB:.1f}:\n" + "\n".join(f"  {line}" for line in table(found)) + "\n"
-        "Use more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens, or skip this check with "
-        "hardware.gpus=0. docs/scale.md says what each part is."
+    if not found.fits:
+        instead = "more GPUs, update.offload=true, lora.rank, a smaller update.micro_batch_tokens"
+        raise _too_small(config, found.phases, f"a GPU here has {machine.bytes / GIB:.1f}", instead)
+    there = machine_bytes()
+    if max(found.host_peaks.values()) > there:
+        instead = "a machine with more, a higher limit, lora.rank"
+        instead += ", more GPUs with update.offload=false" if config.update.offload else ", fewer ranks on each machine"
+        said = f"the machine's own memory, or what its control group allows, is {there / GIB:.1f}"
+        raise _too_small(config, found.host, said, instead)
+
+
+def _too_small(config: TrainConfig, phases: Mapping[str, Mapping[str, float]], there: str, instead: str) -> UserError:
+    most, worst = max((sum(parts.values()), name) for name, parts in phases.items())
+    return UserError(
+        f"by arithmetic {config.name!r} takes {most / GIB:.1f} GiB in its phase {worst!r}, and {there}:\n"
+        + "\n".join(f"  {line}" for line in table(phases))
+        + f"\nUse {instead}, or skip this check with hardware.gpus=0. docs/scale.md says what each part is."
     )
 
 
@@ -241,15 +252,15 @@ def _cost(config: TrainConfig, found: Found) -> list[str]:
         return ["memory      unknown: needs the model's configuration"]
     prompt = found.longest
     needs = memory(config, sizes, Machine(wanted.gpus, wanted.gpu_memory_gib))
-    lines = [f"on {wanted.gpus} x {wanted.gpu_memory_gib} GiB, by arithmetic; nothing was measured:", *table(needs)]
+    lines = [f"on {wanted.gpus} x {wanted.gpu_memory_gib} GiB, by arithmetic; nothing was measured:"]
+    lines += table(needs.phases)
     full = needs.cache_tokens // (prompt + config.rollout.max_tokens)
     fits = f"fits, {needs.machine.bytes / GIB:.1f} GiB can be used" if needs.fits else "DOES NOT FIT"
     lines.append(f"{fits}; room for {full:,} sequences of the greatest length on each GPU")
     if needs.utilization:
         lines.append(f"vllm.gpu_memory_utilization {needs.utilization:.2f}")
-    if needs.host:
-        host = needs.host * needs.machine.gpus / GIB
-        lines.append(f"and {host:.0f} GiB of host memory for what is offloaded")
+    lines += ["", "of the machine's own memory, if it has 8 or fewer of the GPUs:", *table(needs.host)]
+    lines.append(f"{max(needs.host_peaks.values()) / GIB:.0f} GiB; this machine has {machine_bytes() / GIB:.0f}")
     if needs.fits:
         parts = seconds(config, sizes, needs, prompt)
         told = ", ".join(f"{name} {part:.0f}" for name, part in parts.items())

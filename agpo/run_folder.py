@@ -29,7 +29,7 @@ ROUNDING = (
 
 
 def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
-    """Copy the policy now and write it in the background; not twice for one step."""
+    """Copy the policy and write it in the background, or without a copy now (offload); not twice for one step."""
     if run.saved == run.done:
         return
     writer.wait()  # one copy of the weights at a time
@@ -44,6 +44,8 @@ def save_checkpoint(run: Run, writer: checkpoint_io.Writer) -> None:
 
     run.saved = run.done
     writer.start(job)
+    if run.policy.trained.offloaded:
+        writer.wait()
 
 
 def state_of(run: Run) -> dict[str, object]:

@@ -142,7 +142,8 @@ class UpdateConfig(Section):
     compile: bool = False
     """torch.compile the decoder layers for updates; the first ones are slow"""
     offload: bool = False
-    """keep float32 masters, gradients and AdamW's moments in host memory: the same results with less GPU memory"""
+    """keep float32 masters, gradients and AdamW's moments in host memory: the same results with less GPU memory;
+    checkpoints are written before training goes on"""
     max_refused: int = Field(default=10, ge=0)
     """stop after this many updates with a loss or gradient that is not finite"""
     patience: int = Field(default=10, ge=1)

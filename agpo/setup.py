@@ -81,8 +81,8 @@ def set_up(config: TrainConfig, store_url: str | None, checkpoint_path: Path | N
     check_installed(config.trackers)
     with open_reward(config):
         pass  # a reward that cannot be loaded is an error before the model is loaded
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if threads := distributed.threads_here(config.threads, config.update.offload):
+        torch.set_num_threads(threads)
     items, benches = load_items(config), load_benches(config)
     check_items(config, items, benches)
     state = checkpoint_io.read_state(checkpoint_path) if checkpoint_path else None

@@ -81,6 +81,7 @@ CASES = [
     Case("agpo, HSDP, softplus and KL", Objective(clip="softplus", beta=0.05), more="hsdp"),
     Case("agpo, two passes, AdamW", PRESETS["agpo"], "AdamW", more="passes"),
     Case("agpo, bfloat16 with float32 masters", PRESETS["agpo"], dtype=torch.bfloat16),
+    Case("agpo, bfloat16, offload", PRESETS["agpo"], dtype=torch.bfloat16, more="offload"),
 ]
 
 

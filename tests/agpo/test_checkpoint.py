@@ -8,14 +8,17 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from agpo import checkpoint_io, distributed
+from agpo import checkpoint_io, distributed, optimizer
+from agpo.config import load_config
 from agpo.optimizer import make_trained
 from agpo.policy import Policy
+from agpo.run_folder import save_checkpoint
 from evals.engines.hf import load_model
 from evals.errors import UserError
 
@@ -55,6 +58,33 @@ def test_what_is_written_is_the_policy_at_the_time_of_the_copy(policy, tmp_path)
     assert restored.keys() == moments.keys()
     for i, slots in moments.items():
         assert all(torch.equal(restored[i][name], slots[name]) for name in slots)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_offloaded_state_is_written_as_it_lies_before_training_goes_on(tiny, tmp_path, monkeypatch, dtype):
+    """A copy of it would not fit. What is written is what the optimizer holds, and restores to it."""
+    model, tokenizer = load_model(tiny, device="cpu")
+    model.to(dtype)
+    policy = Policy(model, tokenizer, make_trained(model, lr=1e-3, offload=True), lambda k: 1e-3)
+    for parameter in policy.trained.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    policy.trained.step()
+    held, written = optimizer.state(policy.trained)[0], {}
+    save = checkpoint_io.save_file
+    monkeypatch.setattr(checkpoint_io, "save_file", lambda x, path: (written.update(x), save(x, path)))
+    store = SimpleNamespace(add_artifact=lambda *_: None, remove_artifacts=lambda *_: None)
+    config = load_config("tiny", ["update.offload=true"])
+    run = SimpleNamespace(config=config, id="r", folder=tmp_path, store=store, policy=policy, saved=None, done=3)
+    run.data, run.seen_2P, run.carried = "x", None, []
+    with checkpoint_io.Writer() as writer:
+        save_checkpoint(run, writer)
+        (path,) = checkpoint_io.checkpoints(tmp_path)  # the writer is still open
+    assert {name: x.data_ptr() for name, x in written.items()} == {name: x.data_ptr() for name, x in held.items()}
+    saved, _ = load_model(str(path), device="cpu", dtype=str(dtype).removeprefix("torch."))
+    again = Policy(saved, tokenizer, make_trained(saved, lr=1e-3, offload=True), lambda k: 1e-3)
+    checkpoint_io.restore(path, again, checkpoint_io.read_state(path))
+    assert all(torch.equal(x, held[name]) for name, x in optimizer.state(again.trained)[0].items())
+    assert all(torch.equal(*both) for both in zip(again.trained.parameters, policy.trained.parameters, strict=True))
 
 
 def test_tied_embeddings_are_copied_and_written_once(tmp_path):
@@ -158,15 +188,19 @@ def test_kill_9_in_a_background_write_leaves_the_checkpoint_before_and_nothing_b
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
 
 
-def test_shards_are_written_without_a_stream_of_a_gpu(tmp_path, monkeypatch):
+def test_shards_are_written_in_files_of_bounded_size_without_a_stream_of_a_gpu(tmp_path, monkeypatch):
     """In the writer's thread it would be GPU 0's, and make a context there for every rank."""
     save = distributed.dcp.save
     monkeypatch.setattr(distributed, "_files_group", [None])
     monkeypatch.setattr(distributed.dcp, "save", lambda x, process_group, **how: save(x, no_dist=True, **how))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    distributed.save_shards({"0.exp_avg": torch.ones(3)}, tmp_path)
-    (path,) = tmp_path.glob("*.safetensors")
-    assert load_file(path)["0.exp_avg"].tolist() == [1, 1, 1]
+    monkeypatch.setattr(distributed, "FILE_BYTES", 12)  # each file is made in memory first
+    tensors = {"0.exp_avg": torch.ones(3), "0.exp_avg_sq": torch.zeros(3), "0.step": torch.tensor(5.0)}
+    distributed.save_shards(tensors, tmp_path)
+    assert [list(load_file(path)) for path in sorted(tmp_path.glob("*"))] == [[name] for name in tensors]
+    found = distributed.load_shards(tmp_path, [torch.empty(3)])
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(x, tensors[name]) for name, x in found.items())
 
 
 def test_the_latest_and_the_best_are_kept_and_only_the_best_carries_the_label(policy, tmp_path):

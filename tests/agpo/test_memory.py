@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +13,9 @@ import torch
 import yaml
 from transformers import AutoConfig
 
-from agpo import setup
+from agpo import distributed, setup
 from agpo.config import load_config
+from agpo.host import in_host_memory, machine_bytes, pack, pinned_bytes
 from agpo.memory import GIB, PUBLISHED, USABLE, Machine, advice, memory, model_config, model_sizes, seconds
 from agpo.train import main
 from evals.engines.vllm import NOT_REPLACED
@@ -109,6 +112,134 @@ def test_adapters_need_no_state_for_the_frozen_weights():
     assert found.phases["update"]["optimizer"] == pytest.approx(1.05 * 12 * shape.adapters)
 
 
+def test_tensors_are_packed_into_few_buffers_with_hardly_a_gap(shape):
+    """What torch takes for 28.4 GiB of masters: pinned one by one 53.9, packed 28.4."""
+    sizes = [4 * torch.Size(one).numel() for (one, _), count in shape.tensors.items() for _ in range(count)]
+    buffers, places = pack(sizes)
+    assert all(size == pinned_bytes(size) for size in buffers)
+    assert len(buffers) < 10
+    assert sum(sizes) == 4 * shape.parameters
+    assert sum(buffers) < 1.01 * sum(sizes) < sum(map(pinned_bytes, sizes)) / 1.8
+    for number, size in enumerate(buffers):
+        spans = sorted((at, at + n) for (buffer, at), n in zip(places, sizes, strict=True) if buffer == number)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+        assert spans[-1][1] <= size
+        assert all(start % 64 == 0 for start, _ in spans)
+
+
+def test_packed_tensors_are_copies_in_their_precision():
+    tensors = [
+        torch.randn(shape).to(dtype)
+        for shape in ((3, 5), (), (0,), (130,))
+        for dtype in (torch.bfloat16, torch.float64)
+    ]
+    dtypes = [torch.promote_types(x.dtype, torch.float32) for x in tensors]
+    copies = in_host_memory(tensors, dtypes, pin=False)
+    assert [x.dtype for x in copies] == dtypes
+    assert all(torch.equal(x, y.to(x.dtype)) and x.is_contiguous() for x, y in zip(copies, tensors, strict=True))
+    assert len({x.untyped_storage().data_ptr() for x in copies}) < 4
+    copies[0].zero_()
+    assert all(torch.equal(x, y.to(x.dtype)) for x, y in zip(copies[1:], tensors[1:], strict=True))
+
+
+def test_what_offload_takes_of_the_machine(shape):
+    """By hand: 4 bytes a parameter of masters and of gradients, 8 of moments; a checkpoint adds the weights alone."""
+    one = needs(shape, 1, 80, "update.offload=true")
+    update, saved = ({part: size / GIB for part, size in one.host[name].items()} for name in ("update", "checkpoint"))
+    exact = 4 * shape.parameters / GIB
+    assert update["masters"] == pytest.approx(exact, rel=0.01)
+    assert update["moments"] == 2 * update["gradients"] == 2 * exact
+    assert update["arriving"] == pytest.approx(2.3, abs=0.1)  # the largest, 1.02 as 2, and one of each smaller size
+    assert saved["copies"] == 2 * shape.parameters / GIB
+    assert one.host_peaks["checkpoint"] < one.host_peaks["update"] == pytest.approx(122 * GIB, rel=0.01)
+    four = needs(shape, 4, 80, "update.offload=true").host["update"]
+    shards = [-(-size[0] // 4) * torch.Size(size[1:]).numel() for size, _ in shape.tensors]
+    rounded = [count * pinned_bytes(4 * n) for n, count in zip(shards, shape.tensors.values(), strict=True)]
+    assert four["masters"] == four["gradients"] == 4 * sum(rounded)
+    assert four["moments"] == pytest.approx(8 * shape.parameters, rel=0.001)
+    plain = needs(shape, 8, 80)
+    assert plain.host["checkpoint"]["copies"] > 14 * shape.parameters
+    assert plain.host["update"].keys() == {"processes"}
+    spread = memory(load_config(PAPER), shape, Machine(8, 80, here=4))
+    assert spread.host["update"]["processes"] == plain.host["update"]["processes"] / 2
+    float32 = needs(replace(shape, item=4, converted=True), 2, 80, "dtype=float32")
+    assert float32.host["loading"]["loaded"] == 2 * 4 * shape.parameters
+
+
+def test_frozen_weights_are_offloaded_on_several_ranks_only():
+    keys = ["lora.rank=32", "update.offload=true"]
+    shape = model_sizes(model_config("Qwen/Qwen2.5-7B"), load_config(PAPER, keys))
+    one, two = needs(shape, 1, 80, *keys), needs(shape, 2, 80, *keys)
+    assert one.phases["sync"]["weights"] > 0 == two.phases["sync"]["weights"]
+    assert two.host["update"]["frozen"] >= 2 * shape.parameters > sum(one.host["update"].values())
+
+
+def test_ranks_of_a_machine_share_its_memorys_speed(shape):
+    config = load_config(PAPER, ["update.offload=true"])
+    machines = (Machine(1, 80), Machine(8, 80), Machine(8, 80, here=4))
+    one, eight, apart = (
+        seconds(config, shape, memory(config, shape, machine))["offloaded steps"] for machine in machines
+    )
+    assert one > eight > 4 * config.updates_per_step * 28 * shape.parameters / 400e9  # AdamW alone, over the machine
+    assert apart == eight / 2
+
+
+def test_a_recipes_comment_says_what_the_arithmetic_does():
+    from agpo.config import recipes
+
+    said = 0
+    for path in recipes().values():
+        for number in re.findall(r"(\d+) GiB(?: of its own|\))", path.read_text()):
+            config, said = load_config(path.stem), said + 1
+            machine = Machine(config.hardware.gpus, config.hardware.gpu_memory_gib)
+            host = memory(config, model_sizes(model_config(config.model), config), machine).host_peaks
+            assert f"{max(host.values()) / GIB:.0f}" == number, path.name
+    assert said == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "limit"),
+    [
+        ("0::/a/b", "sys/fs/cgroup/a/memory.max", 1 << 20),
+        ("0::/a/b", "sys/fs/cgroup/a/memory.max", "max"),
+        ("0::/", "sys/fs/cgroup/memory.max", 1 << 20),
+        ("5:cpu,memory:/docker/x", "sys/fs/cgroup/memory/memory.limit_in_bytes", 1 << 20),
+        ("5:cpu:/", "sys/fs/cgroup/memory/memory.limit_in_bytes", 1),
+        ("4:memory:/", "sys/fs/cgroup/memory/memory.limit_in_bytes", (1 << 63) - 4096),
+    ],
+)
+def test_a_control_groups_limit_is_the_machines_memory(tmp_path, line, file, limit):
+    physical = machine_bytes(tmp_path)
+    assert physical > GIB
+    for path, text in {"proc/self/cgroup": f"9:name=systemd:/\n{line}\n", file: f"{limit}\n"}.items():
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text)
+    assert machine_bytes(tmp_path) == (1 << 20 if limit == 1 << 20 else physical)
+
+
+@pytest.mark.parametrize(
+    ("here", "variable", "wanted", "offload", "threads"),
+    [
+        (4, "1", 0, True, 8),
+        (4, None, 0, True, 8),
+        (64, "1", 0, True, 1),
+        (4, "6", 0, True, 0),
+        (4, "1", 3, True, 3),
+        (4, "1", 0, False, 0),
+        (1, "1", 0, True, 0),
+    ],
+)
+def test_ranks_that_step_on_the_cpu_share_its_processors(monkeypatch, here, variable, wanted, offload, threads):
+    """Not with the one thread that torchrun sets; what the user has set stays (0: torch's choice)."""
+    monkeypatch.setattr(distributed, "processors", lambda: 32)
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert distributed.threads_here(wanted, offload) == threads
+
+
 def test_every_recipe_fits_the_machine_that_it_names():
     from agpo.config import recipes
 
@@ -136,7 +267,8 @@ def test_engine_hf_says_what_it_costs_only_where_it_costs(shape):
 # -- before a run ----------------------------------------------------------------------------------------------------
 
 
-def gpus_here(monkeypatch, count, gib):
+def gpus_here(monkeypatch, count, gib, host=2000):
+    monkeypatch.setattr("agpo.preflight.machine_bytes", lambda: host * GIB)
     properties = SimpleNamespace(total_memory=int(gib * GIB))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -171,6 +303,23 @@ def test_a_machine_that_cannot_run_it_is_refused_with_what_to_type(monkeypatch, 
         return setup.check_machine(config)
     with pytest.raises(UserError, match=words):
         setup.check_machine(config)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "keys", "words"),
+    [
+        (1, ("hardware.gpus=1", "update.offload=true"), r"121.8 GiB in its phase 'update', and the machine.* is 120"),
+        (8, (), r"in its phase 'checkpoint'.* fewer ranks on each machine"),
+    ],
+)  # fmt: skip
+def test_a_machine_without_the_memory_is_refused(monkeypatch, ranks, keys, words):
+    gpus_here(monkeypatch, 8, 79.1, host=120)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, str(ranks))
+    with pytest.raises(UserError, match=f"(?s){words}"):
+        setup.check_machine(load_config(PAPER, keys))
+    gpus_here(monkeypatch, 8, 79.1, host=200)
+    setup.check_machine(load_config(PAPER, keys))
 
 
 def test_vllm_on_gpus_of_its_own_takes_none_of_the_trainers_and_never_sleeps(monkeypatch):
@@ -283,4 +432,5 @@ def test_a_dry_run_of_a_recipe_for_gpus_has_its_table_without_a_network(tmp_path
     assert "on 8 x 80 GiB, by arithmetic; nothing was measured" in printed
     assert re.search(r"^update .* 39\.\d$", printed, re.MULTILINE)
     assert "fits, 78.8 GiB can be used" in printed
+    assert re.search(r"^checkpoint .*\n156 GiB; this machine has \d+$", printed, re.MULTILINE)
     assert "s a step (rollout" in printed

@@ -108,6 +108,8 @@ def test_offloaded_masters_make_the_same_steps(start, dtype):
         model = prepared(start).to(dtype)
         trained = make_trained(model, lr=1e-2, offload=offload)
         assert bool(trained.masters) == (offload or dtype == torch.bfloat16)
+        buffers = {p.untyped_storage().data_ptr() for p in trained.parameters}
+        assert len(buffers) < 10 if offload else len(buffers) == len(trained.parameters)
         assert trained.exported == (dtype == torch.float32)
         policy, updates = train(model, groups, steps=3, trained=trained)
         assert any(done.stepped for done in updates)

@@ -236,6 +236,15 @@ def test_one_rank_speaks_and_its_folder_is_ordinary(two):
     assert all(name.endswith((".safetensors", ".json")) for name in files)  # and no pickle
 
 
+def test_an_offloaded_state_is_written_by_each_rank_as_it_lies(two, tmp_path):
+    code, output = finish(torchrun(tmp_path, 2, *SMALL, "update.offload=true", "eval.bench=", "steps=2"))
+    assert code == 0, output
+    here, there = (run_folder(folder) / "checkpoints" / "step-000002" for folder in (tmp_path, two[0]))
+    files = sorted(path.relative_to(there) for path in there.rglob("*.safetensors"))
+    assert len(files) == 3
+    assert all(difference(load_file(here / file), load_file(there / file)) == 0 for file in files)
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """One of two ranks killed -9 after step 3."""

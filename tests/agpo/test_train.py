@@ -88,13 +88,16 @@ def test_a_run_leaves_checkpoint_picture_metrics_and_every_completion(undisturbe
 
 @pytest.mark.slow
 def test_with_the_optimizers_state_on_the_host_a_run_is_the_same_to_the_bit(undisturbed, tmp_path):
-    code, output = finish(train(tmp_path, *SMALL, "steps=3", "eval.bench=", "update.offload=true"))
+    code, output = finish(train(tmp_path, *SMALL, "steps=4", "eval.bench=", "update.offload=true"))
     assert code == 0, output
     _, wanted, metrics = stored(undisturbed[0])
     _, found, measured = stored(tmp_path)
-    assert len(found) == 3 * 8 * 4
-    assert found == [row for row in wanted if row[0] == "train" and row[1] <= 3]
-    assert measured == [m for m in metrics if 1 <= m[0] <= 3 and not m[1].startswith("eval/")]
+    assert len(found) == 4 * 8 * 4
+    assert found == [row for row in wanted if row[0] == "train" and row[1] <= 4]
+    assert measured == [m for m in metrics if 1 <= m[0] <= 4 and not m[1].startswith("eval/")]
+    for file in ("model.safetensors", "trainer/optimizer.safetensors"):
+        here, there = (run_folder(one) / "checkpoints/step-000004" / file for one in (tmp_path, undisturbed[0]))
+        assert here.read_bytes() == there.read_bytes()
 
 
 def test_the_checkpoint_is_an_ordinary_folder(undisturbed):

@@ -58,6 +58,12 @@ def in_trl():
     return run
 
 
+@pytest.fixture(scope="session")
+def in_ours():
+    """The same with the python of these tests."""
+    return lambda *words: run_in(sys.executable, words, 300, {})
+
+
 @pytest.fixture
 def with_vllm_and_trl(vllm, tmp_path):
     """Run the python of these tests, where vLLM is, with TRL's package out of TRL's environment."""
