@@ -68,8 +68,9 @@ SMALL = Shape(64, 128, 2, 4, 2, 500, True)
 class Check:
     """Where a part runs and reports. Speaks to the GPU in the device's own words where there is one."""
 
-    def __init__(self, write: Callable[[dict[str, Any]], None], rehearse: bool):
-        self.write, self.rehearse = write, rehearse
+    def __init__(self, write: Callable[[dict[str, Any]], None], rehearse: bool, until: float):
+        """`until`: when the part is ended, on `time.monotonic`."""
+        self.write, self.rehearse, self.until = write, rehearse, until
         self.device = torch.device("cpu" if rehearse else "cuda", None if rehearse else 0)
         self.half = torch.bfloat16
         if not rehearse and not torch.cuda.is_available():
