@@ -7,6 +7,7 @@ and layer for attention, without what gradient checkpointing runs again (model F
 
 import copy
 import gc
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ from evals.engines import Completion, Request, Sampling
 from evals.engines.hf import HFEngine
 from evals.grading import Verdict
 from evals.items import Item
+from evals.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,7 +80,7 @@ class Check:
             raise SystemExit("no GPU: --rehearse is for a CPU")
 
     def report(self, **values: Any) -> None:
-        self.write({name: round(x, 6) if isinstance(x, float) else x for name, x in values.items()})
+        self.write({name: float(f"{x:.5g}") if isinstance(x, float) else x for name, x in values.items()})
         print(values, flush=True)
 
     def attempt(self, work: Callable[..., dict[str, Any] | None], *given: Any, **about: Any) -> None:
@@ -117,6 +120,21 @@ class Check:
         if not self.rehearse:
             found["allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
             found["reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
+
+    @contextmanager
+    def synchronizations(self, found: dict[str, Any], rounds: int) -> Iterator[None]:
+        """Adds how often torch waited for the GPU, a round; its own `wait` does not count."""
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            if not self.rehearse:
+                torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield
+            finally:
+                if not self.rehearse:
+                    torch.cuda.set_sync_debug_mode("default")
+        if not self.rehearse:
+            found["synchronizations"] = sum("called a synchronizing" in str(x.message) for x in seen) / rounds
 
     def model(self, name: str, layers: int | None = None, dtype: torch.dtype | None = None, seed: int = 0) -> Any:
         shape = SMALL if self.rehearse else SHAPES[name]
@@ -216,7 +234,7 @@ def agreement(check: Check) -> None:
         # which would round the rotary frequencies too
         model.load_state_dict(start.state_dict())
         model = model.to(device).eval()
-        trained = make_trained(model, lr=1e-3, offload=offload)
+        trained = make_trained(model, lr=1.0, offload=offload)
         before = [p.detach().float().cpu().clone() for p in trained.parameters]
         with attention_of(model, layout):
             logp = log_probs(model, minibatch.rows, 1.0, layout)[0]
@@ -224,7 +242,10 @@ def agreement(check: Check) -> None:
             (logp * weight).sum().backward()
         grads = [(m.grad if m.grad is not None else torch.zeros_like(m)).float().cpu() for m in trained.parameters]
         trained.optimizer.zero_grad(set_to_none=True)
-        policy = Policy(model, None, trained, lambda _: 1e-3, layout=layout)
+        # With a large epsilon a step is the gradient, clipped. Adam's own first step is the gradient's sign, which
+        # rounding turns where the gradient is near 0.
+        trained.optimizer.param_groups[0]["eps"] = 1.0
+        policy = Policy(model, None, trained, lambda _: 1.0, layout=layout)
         assert update(policy, minibatch, PRESETS["agpo_no_clip"], settings, on_policy=True).stepped
         steps = [p.detach().float().cpu() - b for p, b in zip(trained.parameters, before, strict=True)]
         flat = {"gradient": torch.cat([g.flatten() for g in grads]), "step": torch.cat([s.flatten() for s in steps])}
@@ -252,12 +273,14 @@ def agreement(check: Check) -> None:
 
 # -- 3 ---------------------------------------------------------------------------------------------------------------
 
-KERNELS: dict[str, list[SDPBackend] | None] = {  # last what plans anew for each shape, which may take all the time
+KERNELS: dict[str, list[SDPBackend] | None] = {
     "flash (ours)": packing.ON_A_GPU,
     "varlen": packing.ON_A_GPU,
-    "as torch chooses": None,
     "cuDNN": [SDPBackend.CUDNN_ATTENTION],
+    "as torch chooses": None,  # last, since it may choose cuDNN, whose plans for these shapes must not exist before
 }
+PLANNING = 4
+"""seconds of a row after which it starts no further draw: cuDNN plans for each new shape"""
 
 
 def attention(check: Check) -> None:
@@ -267,11 +290,16 @@ def attention(check: Check) -> None:
 
     def timed(draws: list[list[Row]], name: str, rounded: bool) -> dict[str, Any]:
         first, again, flops, slots = [], [], 0.0, 0
+        shapes: set[tuple[int, int]] = set()
+        began = time.monotonic()
         found: dict[str, Any] = {}
         with check.peaks(found), kernels(KERNELS[name]):
             for rows in draws:
+                if first and time.monotonic() - began > PLANNING:
+                    break
                 packed = packing.pack(rows, varlen=name == "varlen", rounded=rounded).to(check.device)
                 slots += len(packed.slot_token_X)
+                shapes.update(packed.blocks)
                 q, k, v = (
                     torch.randn(
                         1, heads, len(packed.ids_P), head, device=check.device, dtype=check.half
@@ -287,18 +315,20 @@ def attention(check: Check) -> None:
                 again += [check.seconds(both) for _ in range(check.small(3, 1))]
                 flops += 7 * head * shape.heads * sum(row.tokens**2 for row in rows)
         took = statistics.median(again)
+        if KERNELS[name] is not None:  # else the kernels above have planned these shapes
+            found |= {"first_ms": 1e3 * statistics.median(first), "first_worst_ms": 1e3 * max(first)}
         return {
-            "first_ms": 1e3 * statistics.median(first),
-            "first_worst_ms": 1e3 * max(first),
+            "draws": len(first),
+            "shapes": len(shapes),
             "again_ms": 1e3 * took,
-            "tflops": flops / len(draws) / took / 1e12,  # of what the sequences need, padding not counted
-            "slots": slots // len(draws),
+            "tflops": flops / len(first) / took / 1e12,  # of what the sequences need, padding not counted
+            "slots": slots // len(first),
             **found,
         }
 
-    sizes = check.small([(16_384, 200, 4_000), (65_536, 200, 4_000), (65_536, 1_000, 16_000)], [(256, 5, 60)])
+    ranges = check.small([(200, 4_000), (1_000, 16_000)], [(5, 60)])
     sized = []
-    for tokens, low, high in sizes:
+    for tokens, (low, high) in itertools.product(check.small([16_384, 65_536], [256]), ranges):
         draws = []
         for seed in range(3):
             lengths, total = [], 0
@@ -398,7 +428,7 @@ def make_policy(check: Check, name: str, layers: int | None, **options: Any) -> 
     prepare(model, lora=LoraConfig(), gradient_checkpointing=True, liger=options.get("liger", False))
     trained = make_trained(model, lr=1e-6, offload=options.get("offload", False))
     if options.get("compile"):
-        compile_layers(model, **({"backend": "eager"} if check.rehearse else {}))
+        compile_layers(model, **({"backend": "aot_eager"} if check.rehearse else {}))
     return Policy(model, None, trained, lambda _: 1e-6, layout=options.get("layout", "packed"))
 
 
@@ -412,7 +442,7 @@ def timed_updates(check: Check, policy: Policy, minibatch: Any, rounds: int) -> 
         assert done.stepped or not minibatch.live_groups, done
 
     first = check.seconds(one)
-    with check.peaks(found):
+    with check.peaks(found), check.synchronizations(found, rounds):
         took = statistics.median(check.seconds(one) for _ in range(rounds))
     tokens, lengths = tokens_of(minibatch.rows, policy.layout), [row.tokens for row in minibatch.rows]
     work, peak = flops(policy.model, tokens, lengths), peak_flops(policy.plain.device, policy.plain.dtype)
@@ -426,27 +456,33 @@ def timed_updates(check: Check, policy: Policy, minibatch: Any, rounds: int) -> 
     }
 
 
-OPTIONS: list[tuple[str, dict[str, Any]]] = [
+OPTIONS: list[tuple[str, dict[str, Any]]] = [  # by what they tell for their time; compiling takes longest
     ("7B", {}),
-    ("7B", {"layout": "varlen"}),
     ("1.5B", {}),
+    ("7B", {"layout": "varlen"}),
+    ("7B", {"liger": True}),
+    ("1.5B", {"offload": True}),
     ("7B", {"compile": True}),
-    ("1.5B", {"compile": True, "layout": "varlen"}),
-    ("7B", {"offload": True}),
-    ("7B", {"liger": True}),  # last: it also replaces functions that every later model would use
     ("1.5B", {"liger": True}),
+    ("1.5B", {"compile": True, "layout": "varlen"}),
 ]
 
 
 def update_speed(check: Check) -> None:
     """Updates of 8 prompts x 8 at the 7B shape, 8 layers deep, and the 1.5B shape, whole: what each option gives."""
+    module = vars(sys.modules[transformers.Qwen2ForCausalLM.__module__])
 
     def timed(name: str, layers: int | None, option: dict[str, Any], batch: Any) -> dict[str, Any]:
-        return timed_updates(check, make_policy(check, name, layers, **option), batch, check.small(2, 1))
+        before = dict(module)
+        try:
+            policy = make_policy(check, name, layers, **option)
+            return timed_updates(check, policy, batch, check.small(1 if option.get("offload") else 2, 1))
+        finally:
+            module.update(before)  # Liger replaces functions that every later model would use
 
     for name, option in OPTIONS:
-        if check.rehearse and option.get("liger"):  # written for a GPU
-            continue
+        if check.rehearse and ("liger" in option or option == {"compile": True}):
+            continue  # Liger is written for a GPU; one row that compiles is enough
         layers = 8 if name == "7B" else None
         vocabulary = (SMALL if check.rehearse else SHAPES[name]).vocabulary
         lengths = log_normal(64, *check.small((200, 4_000), (5, 30)), 0)
@@ -638,8 +674,8 @@ def runs(check: Check) -> None:
         write_arithmetic(place / "arith.jsonl")
         steps = check.small(10, 3)
         device = "cpu" if check.rehearse else "cuda"
-        keys = [f"data={place}/arith.jsonl", "eval.bench=", f"device={device}", "dtype=float32", f"steps={steps}"]
-        keys += ["checkpoint.every=1", "checkpoint.keep=3"]
+        tiny_keys = [f"data={place}/arith.jsonl", "eval.bench=", "dtype=float32"]
+        keys = [*tiny_keys, f"device={device}", f"steps={steps}", "checkpoint.every=1", "checkpoint.keep=3"]
         keys += check.small([], ["rollout.prompts_per_step=4", "update.prompts_per_minibatch=2"])
         train = [sys.executable, "-m", "agpo.train"]
         weights: dict[str, dict[str, torch.Tensor]] = {}
@@ -650,7 +686,7 @@ def runs(check: Check) -> None:
             wait_for(out, f"step-{max(1, steps // 2):06d}", process)
             process.kill()
             process.wait()
-            text = finish(start([*train, "--resume", "latest"], out))
+            text = finish(start([*train, "--resume", "latest"], out), out)
             weights["resumed"] = final_weights(out, steps)
             return {"layout": next((x for x in text.splitlines() if x.startswith("layout")), "")}
 
@@ -658,7 +694,7 @@ def runs(check: Check) -> None:
             out = place / "torchrun"
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
             began = time.perf_counter()
-            finish(start([*command, "-m", "agpo.train", *keys], out))
+            finish(start([*command, "-m", "agpo.train", *keys], out), out)
             weights["torchrun"] = final_weights(out, steps)
             return {"seconds": time.perf_counter() - began, **rewards(out)}
 
@@ -667,20 +703,24 @@ def runs(check: Check) -> None:
             return {"largest_difference_of_a_weight": max(gaps)}
 
         def reward(where: str) -> dict[str, Any]:
-            finish(tiny[where])
-            return rewards(place / f"tiny-{where}")
+            while any(process.poll() is None for process in tiny.values()) and time.monotonic() < check.until - 10:
+                time.sleep(0.2)
+            for process in tiny.values():
+                process.kill()
+            finish(tiny[where], place / where, (0, -9))
+            steps = min(len(metric(place / x, "reward/mean")) for x in tiny if tiny[x].wait() <= 0)
+            return {"steps": steps, **rewards(place / where, steps)}
 
-        mine = [f"data={place}/arith.jsonl", "eval.bench=", "dtype=float32", "steps=40"]
-        tiny = {  # beside all else, since together they would take too long
-            where: start([*train, *mine, f"device={where}"], place / f"tiny-{where}")
-            for where in check.small(("cuda", "cpu"), ())
+        tiny = {  # beside all else, until the part's time is over
+            where: start([*train, *tiny_keys, f"device={where}", f"steps={check.small(140, 1)}"], place / where)
+            for where in check.small(("cuda", "cpu"), ("cpu",))
         }
         check.attempt(killed, what=f"{steps} steps, kill -9, --resume latest")
         check.attempt(torchrun, what=f"{steps} steps under torchrun --nproc-per-node 1")
         check.attempt(same, what="the two runs' weights")
         check.attempt(lambda: checkpoint_time(check, place), what="a checkpoint of the 135M shape")
         for where in tiny:
-            check.attempt(reward, where, what=f"40 steps of the tiny recipe, {where}")
+            check.attempt(reward, where, what=f"the tiny recipe, {where}")
 
 
 def write_arithmetic(path: Path) -> None:
@@ -695,25 +735,26 @@ def write_arithmetic(path: Path) -> None:
 
 
 def start(command: list[str], folder: Path) -> subprocess.Popen:
+    """What it says is appended to said.txt, where a pipe that nobody reads would fill up."""
     folder.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "AGPO_STORE": str(folder / "store.db"), "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+    environment = {"OMP_NUM_THREADS": "4", **os.environ, "PYTHONPATH": path, "AGPO_STORE": str(folder / "store.db")}
+    with (folder / "said.txt").open("ab") as said:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
 
 
-def finish(process: subprocess.Popen) -> str:
-    text, _ = process.communicate()
+def finish(process: subprocess.Popen, folder: Path, codes: Sequence[int] = (0,)) -> str:
+    code, text = process.wait(), (folder / "said.txt").read_text()
     print(text, flush=True)
-    if process.returncode:
-        raise RuntimeError(f"exit code {process.returncode}: {text[-250:]}")
+    if code not in codes:
+        raise RuntimeError(f"exit code {code}: {text[-250:]}")
     return text
 
 
 def wait_for(folder: Path, checkpoint: str, process: subprocess.Popen) -> None:
     while not list(folder.glob(f"runs/*/checkpoints/{checkpoint}")):
         if process.poll() is not None:
-            raise RuntimeError(f"ended before {checkpoint}: {finish(process)[-250:]}")
+            raise RuntimeError(f"ended before {checkpoint}: {finish(process, folder)[-250:]}")
         time.sleep(0.05)
 
 
@@ -724,14 +765,16 @@ def final_weights(folder: Path, steps: int) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-def rewards(folder: Path) -> dict[str, float]:
-    """Mean reward of the first and of the last ten steps, and the time of one."""
-    from evals.store import Store
-
-    with Store.open(str(folder / "store.db")) as store:
+def metric(folder: Path, name: str) -> list[float]:
+    """Of each step of the run there, in order; it may still run."""
+    with Store.open(str(folder / "store.db"), make=False) as store:
         (run,) = store.runs("train")
-        rows = sorted(store.metrics(run.id))
-    found, took = ([x for _, name, x in rows if name == wanted] for wanted in ("reward/mean", "speed/step_seconds"))
+        return [x for *_, x in store.metrics(run.id, [name])]
+
+
+def rewards(folder: Path, steps: int | None = None) -> dict[str, float]:
+    """Mean reward of the first and of the last ten of so many steps, and the seconds of one."""
+    found, took = metric(folder, "reward/mean")[:steps], metric(folder, "speed/step_seconds")
     first, last = statistics.mean(found[:10]), statistics.mean(found[-10:])
     return {"reward_first_10": first, "reward_last_10": last, "step_s": statistics.median(took)}
 
