@@ -11,8 +11,8 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,13 +28,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from gpu_neighbour import checksum
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agpo import logprobs, packing
 from agpo.batch import Group, Row, Sample, plan_step
 from agpo.logprobs import _SampledLogProbs, attention_of, choose_layout, log_probs
 from agpo.memory import flops, peak_flops
-from agpo.model import compile_layers, prepare
+from agpo.model import compile_layers, prepare, weight_stream
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained
 from agpo.policy import Policy, Settings, tokens_of
@@ -42,6 +43,9 @@ from agpo.sections import LoraConfig
 from agpo.update import update
 from evals.engines import Completion, Request, Sampling
 from evals.engines.hf import HFEngine
+from evals.engines.vllm import VLLMEngine
+from evals.engines.vllm_core import Spec
+from evals.engines.vllm_transfer import buffer_bytes
 from evals.grading import Verdict
 from evals.items import Item
 from evals.store import Store
@@ -120,6 +124,9 @@ class Check:
         if not self.rehearse:
             found["allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
             found["reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
+
+    def reserved_gib(self) -> float:
+        return 0.0 if self.rehearse else torch.cuda.memory_reserved() / 2**30
 
     @contextmanager
     def synchronizations(self, found: dict[str, Any], rounds: int) -> Iterator[None]:
@@ -516,17 +523,31 @@ def masked_groups(check: Check) -> None:
 
 # -- 7 and 8 ---------------------------------------------------------------------------------------------------------
 
-NEIGHBOUR = """
-import sys, torch
-for line in sys.stdin:
-    try:
-        x = torch.empty(int(line), dtype=torch.uint8, device=sys.argv[1]).fill_(1) if int(line) else None
-        print("ok", flush=True)
-    except Exception as e:
-        print(f"{type(e).__name__}: {e}".splitlines()[0], flush=True)
-    if not int(line) and sys.argv[1] != "cpu":
-        torch.cuda.empty_cache()
-"""
+
+class Neighbour:
+    """benchmarks/gpu_neighbour.py: another process on this device, in the place of `vllm_process.Processes`."""
+
+    def __init__(self, device: torch.device, fds: Sequence[int] = ()):
+        command = [sys.executable, str(ROOT / "benchmarks" / "gpu_neighbour.py"), str(device)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=fds)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Raises RuntimeError with its reason if it fails."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        pickle.dump((method, arguments), self.process.stdin)
+        self.process.stdin.flush()
+        error, value = pickle.load(self.process.stdout)
+        if error:
+            raise RuntimeError(f"the other process, {method}: {error}")
+        return value
+
+    def __enter__(self) -> "Neighbour":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 def memory_given_back(check: Check) -> None:
@@ -536,101 +557,60 @@ def memory_given_back(check: Check) -> None:
     minibatch = minibatch_of(vocabulary, log_normal(64, *check.small((200, 4_000), (5, 30)), 0), check.small(128, 8))
     half = 1 << 20 if check.rehearse else torch.cuda.get_device_properties(0).total_memory // 2
 
-    def reserved() -> float:
-        return 0.0 if check.rehearse else torch.cuda.memory_reserved() / 2**30
+    def work(other: Neighbour) -> dict[str, Any]:
+        before = check.reserved_gib()
+        timed_updates(check, policy, minibatch, 1)
+        after = check.reserved_gib()
+        gc.collect()
+        seconds = check.seconds(lambda: None if check.rehearse else torch.cuda.empty_cache())
+        kept = check.reserved_gib()
+        other.call("take", half)
+        other.call("take", 0)
+        return {"before_gib": before, "after_gib": after, "emptied_gib": kept, "empty_cache_s": seconds}
 
-    command = [sys.executable, "-c", NEIGHBOUR, str(check.device)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-
-        def ask(size: int) -> str:
-            print(size, file=other.stdin, flush=True)
-            return other.stdout.readline().strip()  # type: ignore[union-attr]
-
+    with Neighbour(check.device) as other:
         for number in range(1, 4):
-
-            def work() -> dict[str, Any]:
-                before = reserved()
-                timed_updates(check, policy, minibatch, 1)
-                after = reserved()
-                gc.collect()
-                seconds = check.seconds(lambda: None if check.rehearse else torch.cuda.empty_cache())
-                kept = reserved()
-                took, gave = ask(half), ask(0)
-                if (took, gave) != ("ok", "ok"):
-                    raise RuntimeError(f"the other process, of half the card: {took}; giving it back: {gave}")
-                return {"before_gib": before, "after_gib": after, "emptied_gib": kept, "empty_cache_s": seconds}
-
-            check.attempt(work, round=number)
-        other.stdin.close()
+            check.attempt(work, other, round=number)
 
 
 def weights_to_another_process(check: Check) -> None:
-    """Weights of the 1.5B shape: through a file in memory, as vLLM gets them today, and by CUDA's handles (IPC)."""
-    import torch.multiprocessing as mp
+    """New weights of the 1.5B shape by the trainer's own `sync`: through memory of the host, and by CUDA's handles.
 
-    model = check.model("1.5B")
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    size = sum(x.numel() * x.element_size() for x in weights.values())
-    here, there = (context := mp.get_context("spawn")).Pipe()
-    process = context.Process(target=receive, args=(there, str(check.device)))
-    process.start()
-    there.close()
-    assert here.recv() == "ready"
+    The other process does what vLLM's workers do. All values are compared, and each sync sends others. The memory that
+    was handed over must be free afterwards.
+    """
+    model = check.model("1.5B").requires_grad_(False)
+    fd = os.memfd_create("agpo-weights")
+    spec = Spec({"max_model_len": 0}, on_gpu=not check.rehearse, sleep_mode=True, eos_ids=(), tied=True)
 
-    def by_file() -> None:
-        from safetensors.torch import save_file
+    def sync(other: Neighbour, gpus: Sequence[int], settings: str) -> dict[str, Any]:
+        if settings:  # the variable is what `gpu_buffers` looks at
+            os.environ["PYTORCH_ALLOC_CONF"] = settings
+            torch.cuda.memory._set_allocator_settings(settings)
+        engine = VLLMEngine(other, None, spec, {}, fd, gpus)  # type: ignore[arg-type]
+        took, kept = [], []
+        for number in range(4):
+            for x in model.parameters():
+                x.neg_()
+            before = check.reserved_gib()
+            took.append(check.seconds(lambda number=number: engine.sync(weight_stream(model, model), str(number))))
+            kept.append(check.reserved_gib() - before)
+        sent = {name: checksum(x) for name, x in weight_stream(model, model).tensors if name != "lm_head.weight"}
+        if wrong := [name for name, found in other.call("checksums").items() if sent.pop(name) != found]:
+            raise RuntimeError(f"{len(wrong)} tensors arrived with other values, {wrong[0]} the first")
+        assert not sent, sent
+        size = sum(x.numel() * x.element_size() for x in model.parameters())
+        if max(kept) > 0.1 * buffer_bytes(weight_stream(model, model).like) / 2**30:
+            raise RuntimeError(f"GiB reserved after each sync that were not before: {kept}")
+        took = {"first_s": took[0], "seconds": statistics.median(took[1:])}
+        return {**took, "gb": size / 1e9, "gb_per_s": size / 1e9 / took["seconds"], "kept_gib": max(kept)}
 
-        shm = Path("/dev/shm")  # in containers often of 64 MB
-        where = shm if shm.is_dir() and shutil.disk_usage(shm).free > 2 * size else None
-        with tempfile.TemporaryDirectory(dir=where) as folder:
-            save_file({name: x.cpu() for name, x in weights.items()}, f"{folder}/model.safetensors")
-            here.send(("file", f"{folder}/model.safetensors"))
-            assert here.recv() == size
-
-    def by_handle() -> None:
-        for at, (name, x) in enumerate(weights.items()):
-            here.send(("tensor", (name, x, at + 1 == len(weights))))
-        assert here.recv() == size
-
-    def timed(way: Callable[[], None]) -> dict[str, Any]:
-        way()  # warm: what the other process allocates, the first handles
-        took = statistics.median(check.seconds(way) for _ in range(3))
-        return {"seconds": took, "gb": size / 1e9, "gb_per_s": size / 1e9 / took}
-
-    for name, way in {"a file in memory": by_file, "CUDA IPC, a tensor at a time": by_handle}.items():
-        check.attempt(timed, way, way=name)
-    here.send(("end", None))
-    process.join(10)
-
-
-def receive(pipe: Any, device: str) -> None:
-    """The other process: copies what it is sent into tensors of its own, and says how many bytes it has."""
-    from safetensors.torch import load_file
-
-    own: dict[str, torch.Tensor] = {}
-
-    def take(name: str, x: torch.Tensor) -> None:
-        if name not in own:
-            own[name] = torch.empty(x.shape, dtype=x.dtype, device=device)
-        own[name].copy_(x)
-
-    pipe.send("ready")
-    while (asked := pipe.recv())[0] != "end":
-        kind, what = asked
-        last = True
-        if kind == "file":
-            for name, x in load_file(what).items():
-                take(name, x)
-        else:
-            name, x, last = what
-            take(name, x)
-            del what, asked, x
-        if last:
-            if device != "cpu":
-                torch.cuda.synchronize()
-            pipe.send(sum(x.numel() * x.element_size() for x in own.values()))
+    with Neighbour(check.device, (fd,)) as other:
+        other.call("take", 1)  # it has started, and CUDA in it
+        other.call("take", 0)
+        check.attempt(sync, other, (), "", way="memory of the host")
+        for settings in check.small(("", "expandable_segments:True"), ()):
+            check.attempt(sync, other, (0,), settings, way="CUDA IPC", settings=settings)
 
 
 # -- 9 ---------------------------------------------------------------------------------------------------------------

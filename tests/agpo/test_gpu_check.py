@@ -103,6 +103,48 @@ def test_parts_by_number_and_both_commands_end_within_ten_minutes(monkeypatch):
     assert sum(gpu_check.LIMITS.values()) <= 13 * 60
 
 
+@pytest.mark.parametrize("expandable", [False, True])
+def test_a_sync_by_cuda_handles_with_cuda_played(monkeypatch, expandable):
+    """The trainer's `sync` and `gpu_buffers` against the other process of part 8, in this process and without a GPU."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_neighbour
+    import torch
+    from torch.multiprocessing import reductions
+
+    from evals.engines import vllm_transfer
+    from evals.engines.vllm import VLLMEngine
+    from evals.engines.vllm_core import Spec
+
+    empty, exported, mapped, settings = torch.empty, [], [], []
+
+    def export(buffer):
+        exported.append(buffer)
+        return None, (0, 1, 2, 3, 4, 5, "the sender's device", 7)
+
+    def rebuild(*arguments):
+        mapped.append(arguments)
+        return exported[-1]
+
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", f"expandable_segments:{expandable}")
+    monkeypatch.setattr(torch, "empty", lambda *a, device=None, **more: empty(*a, **more))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(uuid="the GPU"))
+    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", settings.append)
+    monkeypatch.setattr(reductions, "reduce_tensor", export)
+    monkeypatch.setattr(gpu_neighbour, "rebuild_cuda_tensor", rebuild)
+    monkeypatch.setattr(vllm_transfer, "CHUNK_BYTES", 64)
+    other = gpu_neighbour.Neighbour("cpu")
+    backend = SimpleNamespace(call=lambda method, *arguments: getattr(other, method)(*arguments))
+    spec = Spec({"max_model_len": 0}, on_gpu=True, sleep_mode=True, eos_ids=(), tied=False)
+    engine = VLLMEngine(backend, None, spec, {}, gpus=(0,))  # type: ignore[arg-type]
+    for step in range(2):
+        weights = {f"{i}": torch.randn(8, 4).to(torch.bfloat16) for i in range(4)}
+        engine.sync(weights, str(step))
+        assert other.checksums() == {name: gpu_neighbour.checksum(x) for name, x in weights.items()}
+        assert other.buffer is None
+    assert [x[6] for x in mapped] == [0, 0]  # once a sync, on the receiver's own number of the GPU
+    assert settings == ["expandable_segments:False", "expandable_segments:True"] * 2 * expandable
+
+
 def running(text: str) -> bool:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it may just have ended
