@@ -595,15 +595,16 @@ def weights_to_another_process(check: Check) -> None:
             before = check.reserved_gib()
             took.append(check.seconds(lambda number=number: engine.sync(weight_stream(model, model), str(number))))
             kept.append(check.reserved_gib() - before)
-        sent = {name: checksum(x) for name, x in weight_stream(model, model).tensors if name != "lm_head.weight"}
-        if wrong := [name for name, found in other.call("checksums").items() if sent.pop(name) != found]:
-            raise RuntimeError(f"{len(wrong)} tensors arrived with other values, {wrong[0]} the first")
-        assert not sent, sent
+        sent = {name: checksum(x) for name, x in weight_stream(model, model).tensors}
+        arrived = other.call("checksums")
+        wrong = [name for name in sent.keys() | arrived.keys() if sent.get(name) != arrived.get(name)]
         size = sum(x.numel() * x.element_size() for x in model.parameters())
-        if max(kept) > 0.1 * buffer_bytes(weight_stream(model, model).like) / 2**30:
-            raise RuntimeError(f"GiB reserved after each sync that were not before: {kept}")
-        took = {"first_s": took[0], "seconds": statistics.median(took[1:])}
-        return {**took, "gb": size / 1e9, "gb_per_s": size / 1e9 / took["seconds"], "kept_gib": max(kept)}
+        seconds = statistics.median(took[1:])
+        found = {"first_s": took[0], "seconds": seconds, "gb": size / 1e9, "gb_per_s": size / 1e9 / seconds}
+        found |= {"kept_gib": max(kept), "wrong": len(wrong)}
+        if wrong or max(kept) > 0.1 * buffer_bytes(weight_stream(model, model).like) / 2**30:
+            found["error"] = f"wrong tensors: {wrong[:3]}; GiB more reserved after each sync than before: {kept}"
+        return found
 
     with Neighbour(check.device, (fd,)) as other:
         other.call("take", 1)  # it has started, and CUDA in it
@@ -655,8 +656,8 @@ def runs(check: Check) -> None:
         steps = check.small(10, 3)
         device = "cpu" if check.rehearse else "cuda"
         tiny_keys = [f"data={place}/arith.jsonl", "eval.bench=", "dtype=float32"]
+        tiny_keys += check.small([], ["rollout.prompts_per_step=4", "update.prompts_per_minibatch=2"])
         keys = [*tiny_keys, f"device={device}", f"steps={steps}", "checkpoint.every=1", "checkpoint.keep=3"]
-        keys += check.small([], ["rollout.prompts_per_step=4", "update.prompts_per_minibatch=2"])
         train = [sys.executable, "-m", "agpo.train"]
         weights: dict[str, dict[str, torch.Tensor]] = {}
 
