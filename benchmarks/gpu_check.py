@@ -1,6 +1,7 @@
-"""Everything of agpo that only a GPU can tell, in ten parts and nine minutes.
+"""Everything of agpo that only a GPU can tell, in ten parts and two commands of less than ten minutes.
 
-    python benchmarks/gpu_check.py                       # all of it, into gpu-check/
+    python benchmarks/gpu_check.py --only 1-5            # the first command, into gpu-check/
+    python benchmarks/gpu_check.py --only 6-10           # the second
     python benchmarks/gpu_check.py --only 3,5 --again    # these parts once more
     python benchmarks/gpu_check.py --table               # what gpu-check/ holds, as the table of docs/gpu.md
     python benchmarks/gpu_check.py --rehearse            # shrunk shapes on a CPU: does the check itself work?
@@ -9,9 +10,10 @@ It needs torch 2.11 or newer, transformers and peft, no network, no vLLM and no 
 besides come with benchmarks/gpu_wheels.sh. The parts (benchmarks/gpu_parts.py): 1 layout, 2 agreement, 3 attention,
 4 log-probabilities, 5 update, 6 masked groups, 7 memory given back, 8 weights to another process, 9 engine hf, 10 runs.
 
-Every part is a process of its own with a limit of its own: one that crashes, runs out of memory or out of time ends
-alone, and what it had measured stays. A line of JSON is printed and appended to OUT/results.jsonl after each part; a
-part that is there as "ok" from the same commit and machine is not run again. OUT/log.txt has what the parts printed.
+Every part is a process of its own: one that crashes, runs out of memory or out of time ends alone, with all that it
+started, and what it had measured stays. Its limit is its own seconds and those that the parts before it left over. A
+line of JSON is printed and appended to OUT/results.jsonl after each part; a part that is there as "ok" from the same
+commit and machine is not run again. OUT/log.txt has what the parts printed.
 """
 
 import argparse
@@ -31,15 +33,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-LIMITS = {1: 50, 2: 50, 3: 75, 4: 50, 5: 200, 6: 45, 7: 60, 8: 60, 9: 75, 10: 110}
-"""seconds of each part, at most; together they have --minutes"""
+LIMITS = {1: 40, 2: 35, 3: 75, 4: 35, 5: 250, 6: 35, 7: 40, 8: 50, 9: 55, 10: 140}
+"""seconds of each part, and what earlier ones left over: 435 for 1-5, 320 for 6-10"""
+MARK = "AGPO_GPU_CHECK_PART"
+"""in the environment of all that a part starts, whatever session it is in: the part's process id"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-check"))
-    parser.add_argument("--only", default="", help="parts, with commas")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
+    parser.add_argument("--only", default="", help="parts, such as 3,5 or 6-10")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all parts together")
     parser.add_argument("--limit", type=float, default=1.0, help="factor on the limit of each part")
     parser.add_argument("--again", action="store_true", help="also parts that are there")
     parser.add_argument("--commit", default="", help="of the code, where git cannot tell")
@@ -61,16 +65,15 @@ def main() -> int:
     same = {**where, "date": ""}
     done = {x["part"] for x in read(results) if x["status"] == "ok" and {**x["where"], "date": ""} == same}
     print(json.dumps({"where": where}), flush=True)
-    wanted = [int(x) for x in args.only.split(",")] if args.only else sorted(LIMITS)
-    failed = False
-    for part in wanted:
+    import gpu_parts  # torch and transformers, once: every part is a fork that starts CUDA itself
+
+    failed, end = False, time.monotonic()
+    for part in parts_of(args.only):
         if part in done and not args.again:
             print(f"part {part} is in {results}; --again runs it once more", flush=True)
             continue
-        import gpu_parts  # torch and transformers, once: every part is a fork that starts CUDA itself
-
-        left = 60 * args.minutes - (time.monotonic() - began)
-        limit = min(LIMITS[part] * args.limit, left)
+        end += LIMITS[part] * args.limit
+        limit = min(end, began + 60 * args.minutes) - time.monotonic()
         line = run(part, limit, args) if limit > 5 else {"status": "no time left", "seconds": 0.0, "found": []}
         line = {"part": part, "name": gpu_parts.PARTS[part].__name__, **line, "where": where}
         failed |= line["status"] != "ok"
@@ -80,6 +83,12 @@ def main() -> int:
     return int(failed)
 
 
+def parts_of(text: str) -> list[int]:
+    """3,6-8 -> [3, 6, 7, 8]; none means all."""
+    spans = [x.partition("-") for x in (text or f"1-{len(LIMITS)}").split(",")]
+    return [part for first, _, last in spans for part in range(int(first), int(last or first) + 1)]
+
+
 def run(part: int, limit: float, args: argparse.Namespace) -> dict[str, Any]:
     """Do a part in a process of its own. What it had found when it ended, and how it ended."""
     found = args.out / f".part-{part}.jsonl"
@@ -87,14 +96,14 @@ def run(part: int, limit: float, args: argparse.Namespace) -> dict[str, Any]:
     log = args.out / "log.txt"
     began = time.monotonic()
     context = multiprocessing.get_context("spawn" if args.spawn else "fork")
-    process = context.Process(target=child, args=(part, found, log, args.rehearse))
+    process = context.Process(target=child, args=(part, found, log, limit, args.rehearse))
     process.start()
     assert process.pid is not None
     process.join(limit)
     over = process.is_alive()
-    with contextlib.suppress(ProcessLookupError):  # with all that it started, which may outlive it
-        os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+    process.kill()
+    end_all(process.pid)
+    process.join(30)
     lines = read(found)
     found.unlink(missing_ok=True)
     errors = [line["error"] for line in lines if "error" in line]
@@ -107,20 +116,35 @@ def run(part: int, limit: float, args: argparse.Namespace) -> dict[str, Any]:
     return {"status": status, "seconds": round(time.monotonic() - began, 1), "found": lines}
 
 
-def child(part: int, found: Path, log: Path, rehearse: bool) -> None:
-    import gpu_parts as parts
+def end_all(part: int) -> None:
+    """End a part's process and all that it started: its group, and workers in sessions of their own, as torchrun's."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(part, signal.SIGKILL)
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it may just have ended, or is another user's
+            if f"{MARK}={part}".encode() in path.read_bytes().split(b"\0"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
+
+def child(part: int, found: Path, log: Path, limit: float, rehearse: bool) -> None:
     os.setsid()
+    os.environ[MARK] = str(os.getpid())
+    until = time.monotonic() + limit
     with log.open("ab", buffering=0) as file, found.open("a", buffering=1) as lines:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         print(f"\n-- part {part}", flush=True)
-        check = parts.Check(lambda line: lines.write(json.dumps(line) + "\n"), rehearse)
+
+        def write(line: dict[str, Any]) -> None:
+            lines.write(json.dumps(line) + "\n")
+
         try:
-            parts.PARTS[part](check)
+            import gpu_parts as parts
+
+            parts.PARTS[part](parts.Check(write, rehearse, until))
         except BaseException as e:  # noqa: BLE001  it is reported, and the next part runs
             traceback.print_exc()
-            check.report(error=f"{type(e).__name__}: {str(e)[:500]}")
+            write({"error": f"{type(e).__name__}: {str(e)[:500]}"})
     sys.stdout.flush()
     os._exit(0)  # no clean-up of what the parent had imported
 

@@ -7,16 +7,18 @@ and layer for attention, without what gradient checkpointing runs again (model F
 
 import copy
 import gc
+import itertools
 import json
 import math
 import os
+import pickle
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,13 +28,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from gpu_neighbour import checksum
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agpo import logprobs, packing
 from agpo.batch import Group, Row, Sample, plan_step
 from agpo.logprobs import _SampledLogProbs, attention_of, choose_layout, log_probs
 from agpo.memory import flops, peak_flops
-from agpo.model import compile_layers, prepare
+from agpo.model import compile_layers, prepare, weight_stream
 from agpo.objective import PRESETS
 from agpo.optimizer import make_trained
 from agpo.policy import Policy, Settings, tokens_of
@@ -40,8 +43,12 @@ from agpo.sections import LoraConfig
 from agpo.update import update
 from evals.engines import Completion, Request, Sampling
 from evals.engines.hf import HFEngine
+from evals.engines.vllm import VLLMEngine
+from evals.engines.vllm_core import Spec
+from evals.engines.vllm_transfer import buffer_bytes
 from evals.grading import Verdict
 from evals.items import Item
+from evals.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,15 +75,16 @@ SMALL = Shape(64, 128, 2, 4, 2, 500, True)
 class Check:
     """Where a part runs and reports. Speaks to the GPU in the device's own words where there is one."""
 
-    def __init__(self, write: Callable[[dict[str, Any]], None], rehearse: bool):
-        self.write, self.rehearse = write, rehearse
+    def __init__(self, write: Callable[[dict[str, Any]], None], rehearse: bool, until: float):
+        """`until`: when the part is ended, on `time.monotonic`."""
+        self.write, self.rehearse, self.until = write, rehearse, until
         self.device = torch.device("cpu" if rehearse else "cuda", None if rehearse else 0)
         self.half = torch.bfloat16
         if not rehearse and not torch.cuda.is_available():
             raise SystemExit("no GPU: --rehearse is for a CPU")
 
     def report(self, **values: Any) -> None:
-        self.write({name: round(x, 6) if isinstance(x, float) else x for name, x in values.items()})
+        self.write({name: float(f"{x:.5g}") if isinstance(x, float) else x for name, x in values.items()})
         print(values, flush=True)
 
     def attempt(self, work: Callable[..., dict[str, Any] | None], *given: Any, **about: Any) -> None:
@@ -116,6 +124,24 @@ class Check:
         if not self.rehearse:
             found["allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
             found["reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
+
+    def reserved_gib(self) -> float:
+        return 0.0 if self.rehearse else torch.cuda.memory_reserved() / 2**30
+
+    @contextmanager
+    def synchronizations(self, found: dict[str, Any], rounds: int) -> Iterator[None]:
+        """Adds how often torch waited for the GPU, a round; its own `wait` does not count."""
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            if not self.rehearse:
+                torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield
+            finally:
+                if not self.rehearse:
+                    torch.cuda.set_sync_debug_mode("default")
+        if not self.rehearse:
+            found["synchronizations"] = sum("called a synchronizing" in str(x.message) for x in seen) / rounds
 
     def model(self, name: str, layers: int | None = None, dtype: torch.dtype | None = None, seed: int = 0) -> Any:
         shape = SMALL if self.rehearse else SHAPES[name]
@@ -215,7 +241,7 @@ def agreement(check: Check) -> None:
         # which would round the rotary frequencies too
         model.load_state_dict(start.state_dict())
         model = model.to(device).eval()
-        trained = make_trained(model, lr=1e-3, offload=offload)
+        trained = make_trained(model, lr=1.0, offload=offload)
         before = [p.detach().float().cpu().clone() for p in trained.parameters]
         with attention_of(model, layout):
             logp = log_probs(model, minibatch.rows, 1.0, layout)[0]
@@ -223,7 +249,10 @@ def agreement(check: Check) -> None:
             (logp * weight).sum().backward()
         grads = [(m.grad if m.grad is not None else torch.zeros_like(m)).float().cpu() for m in trained.parameters]
         trained.optimizer.zero_grad(set_to_none=True)
-        policy = Policy(model, None, trained, lambda _: 1e-3, layout=layout)
+        # With a large epsilon a step is the gradient, clipped. Adam's own first step is the gradient's sign, which
+        # rounding turns where the gradient is near 0.
+        trained.optimizer.param_groups[0]["eps"] = 1.0
+        policy = Policy(model, None, trained, lambda _: 1.0, layout=layout)
         assert update(policy, minibatch, PRESETS["agpo_no_clip"], settings, on_policy=True).stepped
         steps = [p.detach().float().cpu() - b for p, b in zip(trained.parameters, before, strict=True)]
         flat = {"gradient": torch.cat([g.flatten() for g in grads]), "step": torch.cat([s.flatten() for s in steps])}
@@ -251,12 +280,14 @@ def agreement(check: Check) -> None:
 
 # -- 3 ---------------------------------------------------------------------------------------------------------------
 
-KERNELS: dict[str, list[SDPBackend] | None] = {  # last what plans anew for each shape, which may take all the time
+KERNELS: dict[str, list[SDPBackend] | None] = {
     "flash (ours)": packing.ON_A_GPU,
     "varlen": packing.ON_A_GPU,
-    "as torch chooses": None,
     "cuDNN": [SDPBackend.CUDNN_ATTENTION],
+    "as torch chooses": None,  # last, since it may choose cuDNN, whose plans for these shapes must not exist before
 }
+PLANNING = 4
+"""seconds of a row after which it starts no further draw: cuDNN plans for each new shape"""
 
 
 def attention(check: Check) -> None:
@@ -266,11 +297,16 @@ def attention(check: Check) -> None:
 
     def timed(draws: list[list[Row]], name: str, rounded: bool) -> dict[str, Any]:
         first, again, flops, slots = [], [], 0.0, 0
+        shapes: set[tuple[int, int]] = set()
+        began = time.monotonic()
         found: dict[str, Any] = {}
         with check.peaks(found), kernels(KERNELS[name]):
             for rows in draws:
+                if first and time.monotonic() - began > PLANNING:
+                    break
                 packed = packing.pack(rows, varlen=name == "varlen", rounded=rounded).to(check.device)
                 slots += len(packed.slot_token_X)
+                shapes.update(packed.blocks)
                 q, k, v = (
                     torch.randn(
                         1, heads, len(packed.ids_P), head, device=check.device, dtype=check.half
@@ -286,18 +322,20 @@ def attention(check: Check) -> None:
                 again += [check.seconds(both) for _ in range(check.small(3, 1))]
                 flops += 7 * head * shape.heads * sum(row.tokens**2 for row in rows)
         took = statistics.median(again)
+        if KERNELS[name] is not None:  # else the kernels above have planned these shapes
+            found |= {"first_ms": 1e3 * statistics.median(first), "first_worst_ms": 1e3 * max(first)}
         return {
-            "first_ms": 1e3 * statistics.median(first),
-            "first_worst_ms": 1e3 * max(first),
+            "draws": len(first),
+            "shapes": len(shapes),
             "again_ms": 1e3 * took,
-            "tflops": flops / len(draws) / took / 1e12,  # of what the sequences need, padding not counted
-            "slots": slots // len(draws),
+            "tflops": flops / len(first) / took / 1e12,  # of what the sequences need, padding not counted
+            "slots": slots // len(first),
             **found,
         }
 
-    sizes = check.small([(16_384, 200, 4_000), (65_536, 200, 4_000), (65_536, 1_000, 16_000)], [(256, 5, 60)])
+    ranges = check.small([(200, 4_000), (1_000, 16_000)], [(5, 60)])
     sized = []
-    for tokens, low, high in sizes:
+    for tokens, (low, high) in itertools.product(check.small([16_384, 65_536], [256]), ranges):
         draws = []
         for seed in range(3):
             lengths, total = [], 0
@@ -397,7 +435,7 @@ def make_policy(check: Check, name: str, layers: int | None, **options: Any) -> 
     prepare(model, lora=LoraConfig(), gradient_checkpointing=True, liger=options.get("liger", False))
     trained = make_trained(model, lr=1e-6, offload=options.get("offload", False))
     if options.get("compile"):
-        compile_layers(model, **({"backend": "eager"} if check.rehearse else {}))
+        compile_layers(model, **({"backend": "aot_eager"} if check.rehearse else {}))
     return Policy(model, None, trained, lambda _: 1e-6, layout=options.get("layout", "packed"))
 
 
@@ -411,7 +449,7 @@ def timed_updates(check: Check, policy: Policy, minibatch: Any, rounds: int) -> 
         assert done.stepped or not minibatch.live_groups, done
 
     first = check.seconds(one)
-    with check.peaks(found):
+    with check.peaks(found), check.synchronizations(found, rounds):
         took = statistics.median(check.seconds(one) for _ in range(rounds))
     tokens, lengths = tokens_of(minibatch.rows, policy.layout), [row.tokens for row in minibatch.rows]
     work, peak = flops(policy.model, tokens, lengths), peak_flops(policy.plain.device, policy.plain.dtype)
@@ -425,27 +463,33 @@ def timed_updates(check: Check, policy: Policy, minibatch: Any, rounds: int) -> 
     }
 
 
-OPTIONS: list[tuple[str, dict[str, Any]]] = [
+OPTIONS: list[tuple[str, dict[str, Any]]] = [  # by what they tell for their time; compiling takes longest
     ("7B", {}),
-    ("7B", {"layout": "varlen"}),
     ("1.5B", {}),
+    ("7B", {"layout": "varlen"}),
+    ("7B", {"liger": True}),
+    ("1.5B", {"offload": True}),
     ("7B", {"compile": True}),
-    ("1.5B", {"compile": True, "layout": "varlen"}),
-    ("7B", {"offload": True}),
-    ("7B", {"liger": True}),  # last: it also replaces functions that every later model would use
     ("1.5B", {"liger": True}),
+    ("1.5B", {"compile": True, "layout": "varlen"}),
 ]
 
 
 def update_speed(check: Check) -> None:
     """Updates of 8 prompts x 8 at the 7B shape, 8 layers deep, and the 1.5B shape, whole: what each option gives."""
+    module = vars(sys.modules[transformers.Qwen2ForCausalLM.__module__])
 
     def timed(name: str, layers: int | None, option: dict[str, Any], batch: Any) -> dict[str, Any]:
-        return timed_updates(check, make_policy(check, name, layers, **option), batch, check.small(2, 1))
+        before = dict(module)
+        try:
+            policy = make_policy(check, name, layers, **option)
+            return timed_updates(check, policy, batch, check.small(1 if option.get("offload") else 2, 1))
+        finally:
+            module.update(before)  # Liger replaces functions that every later model would use
 
     for name, option in OPTIONS:
-        if check.rehearse and option.get("liger"):  # written for a GPU
-            continue
+        if check.rehearse and ("liger" in option or option == {"compile": True}):
+            continue  # Liger is written for a GPU; one row that compiles is enough
         layers = 8 if name == "7B" else None
         vocabulary = (SMALL if check.rehearse else SHAPES[name]).vocabulary
         lengths = log_normal(64, *check.small((200, 4_000), (5, 30)), 0)
@@ -479,17 +523,31 @@ def masked_groups(check: Check) -> None:
 
 # -- 7 and 8 ---------------------------------------------------------------------------------------------------------
 
-NEIGHBOUR = """
-import sys, torch
-for line in sys.stdin:
-    try:
-        x = torch.empty(int(line), dtype=torch.uint8, device=sys.argv[1]).fill_(1) if int(line) else None
-        print("ok", flush=True)
-    except Exception as e:
-        print(f"{type(e).__name__}: {e}".splitlines()[0], flush=True)
-    if not int(line) and sys.argv[1] != "cpu":
-        torch.cuda.empty_cache()
-"""
+
+class Neighbour:
+    """benchmarks/gpu_neighbour.py: another process on this device, in the place of `vllm_process.Processes`."""
+
+    def __init__(self, device: torch.device, fds: Sequence[int] = ()):
+        command = [sys.executable, str(ROOT / "benchmarks" / "gpu_neighbour.py"), str(device)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=fds)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Raises RuntimeError with its reason if it fails."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        pickle.dump((method, arguments), self.process.stdin)
+        self.process.stdin.flush()
+        error, value = pickle.load(self.process.stdout)
+        if error:
+            raise RuntimeError(f"the other process, {method}: {error}")
+        return value
+
+    def __enter__(self) -> "Neighbour":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 def memory_given_back(check: Check) -> None:
@@ -499,101 +557,61 @@ def memory_given_back(check: Check) -> None:
     minibatch = minibatch_of(vocabulary, log_normal(64, *check.small((200, 4_000), (5, 30)), 0), check.small(128, 8))
     half = 1 << 20 if check.rehearse else torch.cuda.get_device_properties(0).total_memory // 2
 
-    def reserved() -> float:
-        return 0.0 if check.rehearse else torch.cuda.memory_reserved() / 2**30
+    def work(other: Neighbour) -> dict[str, Any]:
+        before = check.reserved_gib()
+        timed_updates(check, policy, minibatch, 1)
+        after = check.reserved_gib()
+        gc.collect()
+        seconds = check.seconds(lambda: None if check.rehearse else torch.cuda.empty_cache())
+        kept = check.reserved_gib()
+        other.call("take", half)
+        other.call("take", 0)
+        return {"before_gib": before, "after_gib": after, "emptied_gib": kept, "empty_cache_s": seconds}
 
-    command = [sys.executable, "-c", NEIGHBOUR, str(check.device)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-
-        def ask(size: int) -> str:
-            print(size, file=other.stdin, flush=True)
-            return other.stdout.readline().strip()  # type: ignore[union-attr]
-
+    with Neighbour(check.device) as other:
         for number in range(1, 4):
-
-            def work() -> dict[str, Any]:
-                before = reserved()
-                timed_updates(check, policy, minibatch, 1)
-                after = reserved()
-                gc.collect()
-                seconds = check.seconds(lambda: None if check.rehearse else torch.cuda.empty_cache())
-                kept = reserved()
-                took, gave = ask(half), ask(0)
-                if (took, gave) != ("ok", "ok"):
-                    raise RuntimeError(f"the other process, of half the card: {took}; giving it back: {gave}")
-                return {"before_gib": before, "after_gib": after, "emptied_gib": kept, "empty_cache_s": seconds}
-
-            check.attempt(work, round=number)
-        other.stdin.close()
+            check.attempt(work, other, round=number)
 
 
 def weights_to_another_process(check: Check) -> None:
-    """Weights of the 1.5B shape: through a file in memory, as vLLM gets them today, and by CUDA's handles (IPC)."""
-    import torch.multiprocessing as mp
+    """New weights of the 1.5B shape by the trainer's own `sync`: through memory of the host, and by CUDA's handles.
 
-    model = check.model("1.5B")
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    size = sum(x.numel() * x.element_size() for x in weights.values())
-    here, there = (context := mp.get_context("spawn")).Pipe()
-    process = context.Process(target=receive, args=(there, str(check.device)))
-    process.start()
-    there.close()
-    assert here.recv() == "ready"
+    The other process does what vLLM's workers do. All values are compared, and each sync sends others. The memory that
+    was handed over must be free afterwards.
+    """
+    model = check.model("1.5B").requires_grad_(False)
+    fd = os.memfd_create("agpo-weights")
+    spec = Spec({"max_model_len": 0}, on_gpu=not check.rehearse, sleep_mode=True, eos_ids=(), tied=True)
 
-    def by_file() -> None:
-        from safetensors.torch import save_file
+    def sync(other: Neighbour, gpus: Sequence[int], settings: str) -> dict[str, Any]:
+        if settings:  # the variable is what `gpu_buffers` looks at
+            os.environ["PYTORCH_ALLOC_CONF"] = settings
+            torch.cuda.memory._set_allocator_settings(settings)
+        engine = VLLMEngine(other, None, spec, {}, fd, gpus)  # type: ignore[arg-type]
+        took, kept = [], []
+        for number in range(4):
+            for x in model.parameters():
+                x.neg_()
+            before = check.reserved_gib()
+            took.append(check.seconds(lambda number=number: engine.sync(weight_stream(model, model), str(number))))
+            kept.append(check.reserved_gib() - before)
+        sent = {name: checksum(x) for name, x in weight_stream(model, model).tensors}
+        arrived = other.call("checksums")
+        wrong = [name for name in sent.keys() | arrived.keys() if sent.get(name) != arrived.get(name)]
+        size = sum(x.numel() * x.element_size() for x in model.parameters())
+        seconds = statistics.median(took[1:])
+        found = {"first_s": took[0], "seconds": seconds, "gb": size / 1e9, "gb_per_s": size / 1e9 / seconds}
+        found |= {"kept_gib": max(kept), "wrong": len(wrong)}
+        if wrong or max(kept) > 0.1 * buffer_bytes(weight_stream(model, model).like) / 2**30:
+            found["error"] = f"wrong tensors: {wrong[:3]}; GiB more reserved after each sync than before: {kept}"
+        return found
 
-        shm = Path("/dev/shm")  # in containers often of 64 MB
-        where = shm if shm.is_dir() and shutil.disk_usage(shm).free > 2 * size else None
-        with tempfile.TemporaryDirectory(dir=where) as folder:
-            save_file({name: x.cpu() for name, x in weights.items()}, f"{folder}/model.safetensors")
-            here.send(("file", f"{folder}/model.safetensors"))
-            assert here.recv() == size
-
-    def by_handle() -> None:
-        for at, (name, x) in enumerate(weights.items()):
-            here.send(("tensor", (name, x, at + 1 == len(weights))))
-        assert here.recv() == size
-
-    def timed(way: Callable[[], None]) -> dict[str, Any]:
-        way()  # warm: what the other process allocates, the first handles
-        took = statistics.median(check.seconds(way) for _ in range(3))
-        return {"seconds": took, "gb": size / 1e9, "gb_per_s": size / 1e9 / took}
-
-    for name, way in {"a file in memory": by_file, "CUDA IPC, a tensor at a time": by_handle}.items():
-        check.attempt(timed, way, way=name)
-    here.send(("end", None))
-    process.join(10)
-
-
-def receive(pipe: Any, device: str) -> None:
-    """The other process: copies what it is sent into tensors of its own, and says how many bytes it has."""
-    from safetensors.torch import load_file
-
-    own: dict[str, torch.Tensor] = {}
-
-    def take(name: str, x: torch.Tensor) -> None:
-        if name not in own:
-            own[name] = torch.empty(x.shape, dtype=x.dtype, device=device)
-        own[name].copy_(x)
-
-    pipe.send("ready")
-    while (asked := pipe.recv())[0] != "end":
-        kind, what = asked
-        last = True
-        if kind == "file":
-            for name, x in load_file(what).items():
-                take(name, x)
-        else:
-            name, x, last = what
-            take(name, x)
-            del what, asked, x
-        if last:
-            if device != "cpu":
-                torch.cuda.synchronize()
-            pipe.send(sum(x.numel() * x.element_size() for x in own.values()))
+    with Neighbour(check.device, (fd,)) as other:
+        other.call("take", 1)  # it has started, and CUDA in it
+        other.call("take", 0)
+        check.attempt(sync, other, (), "", way="memory of the host")
+        for settings in check.small(("", "expandable_segments:True"), ()):
+            check.attempt(sync, other, (0,), settings, way="CUDA IPC", settings=settings)
 
 
 # -- 9 ---------------------------------------------------------------------------------------------------------------
@@ -637,9 +655,9 @@ def runs(check: Check) -> None:
         write_arithmetic(place / "arith.jsonl")
         steps = check.small(10, 3)
         device = "cpu" if check.rehearse else "cuda"
-        keys = [f"data={place}/arith.jsonl", "eval.bench=", f"device={device}", "dtype=float32", f"steps={steps}"]
-        keys += ["checkpoint.every=1", "checkpoint.keep=3"]
-        keys += check.small([], ["rollout.prompts_per_step=4", "update.prompts_per_minibatch=2"])
+        tiny_keys = [f"data={place}/arith.jsonl", "eval.bench=", "dtype=float32"]
+        tiny_keys += check.small([], ["rollout.prompts_per_step=4", "update.prompts_per_minibatch=2"])
+        keys = [*tiny_keys, f"device={device}", f"steps={steps}", "checkpoint.every=1", "checkpoint.keep=3"]
         train = [sys.executable, "-m", "agpo.train"]
         weights: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -649,7 +667,7 @@ def runs(check: Check) -> None:
             wait_for(out, f"step-{max(1, steps // 2):06d}", process)
             process.kill()
             process.wait()
-            text = finish(start([*train, "--resume", "latest"], out))
+            text = finish(start([*train, "--resume", "latest"], out), out)
             weights["resumed"] = final_weights(out, steps)
             return {"layout": next((x for x in text.splitlines() if x.startswith("layout")), "")}
 
@@ -657,7 +675,7 @@ def runs(check: Check) -> None:
             out = place / "torchrun"
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
             began = time.perf_counter()
-            finish(start([*command, "-m", "agpo.train", *keys], out))
+            finish(start([*command, "-m", "agpo.train", *keys], out), out)
             weights["torchrun"] = final_weights(out, steps)
             return {"seconds": time.perf_counter() - began, **rewards(out)}
 
@@ -666,20 +684,24 @@ def runs(check: Check) -> None:
             return {"largest_difference_of_a_weight": max(gaps)}
 
         def reward(where: str) -> dict[str, Any]:
-            finish(tiny[where])
-            return rewards(place / f"tiny-{where}")
+            while any(process.poll() is None for process in tiny.values()) and time.monotonic() < check.until - 10:
+                time.sleep(0.2)
+            for process in tiny.values():
+                process.kill()
+            finish(tiny[where], place / where, (0, -9))
+            steps = min(len(metric(place / x, "reward/mean")) for x in tiny if tiny[x].wait() <= 0)
+            return {"steps": steps, **rewards(place / where, steps)}
 
-        mine = [f"data={place}/arith.jsonl", "eval.bench=", "dtype=float32", "steps=40"]
-        tiny = {  # beside all else, since together they would take too long
-            where: start([*train, *mine, f"device={where}"], place / f"tiny-{where}")
-            for where in check.small(("cuda", "cpu"), ())
+        tiny = {  # beside all else, until the part's time is over
+            where: start([*train, *tiny_keys, f"device={where}", f"steps={check.small(140, 1)}"], place / where)
+            for where in check.small(("cuda", "cpu"), ("cpu",))
         }
         check.attempt(killed, what=f"{steps} steps, kill -9, --resume latest")
         check.attempt(torchrun, what=f"{steps} steps under torchrun --nproc-per-node 1")
         check.attempt(same, what="the two runs' weights")
         check.attempt(lambda: checkpoint_time(check, place), what="a checkpoint of the 135M shape")
         for where in tiny:
-            check.attempt(reward, where, what=f"40 steps of the tiny recipe, {where}")
+            check.attempt(reward, where, what=f"the tiny recipe, {where}")
 
 
 def write_arithmetic(path: Path) -> None:
@@ -694,25 +716,26 @@ def write_arithmetic(path: Path) -> None:
 
 
 def start(command: list[str], folder: Path) -> subprocess.Popen:
+    """What it says is appended to said.txt, where a pipe that nobody reads would fill up."""
     folder.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "AGPO_STORE": str(folder / "store.db"), "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+    environment = {"OMP_NUM_THREADS": "4", **os.environ, "PYTHONPATH": path, "AGPO_STORE": str(folder / "store.db")}
+    with (folder / "said.txt").open("ab") as said:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=said)
 
 
-def finish(process: subprocess.Popen) -> str:
-    text, _ = process.communicate()
+def finish(process: subprocess.Popen, folder: Path, codes: Sequence[int] = (0,)) -> str:
+    code, text = process.wait(), (folder / "said.txt").read_text()
     print(text, flush=True)
-    if process.returncode:
-        raise RuntimeError(f"exit code {process.returncode}: {text[-250:]}")
+    if code not in codes:
+        raise RuntimeError(f"exit code {code}: {text[-250:]}")
     return text
 
 
 def wait_for(folder: Path, checkpoint: str, process: subprocess.Popen) -> None:
     while not list(folder.glob(f"runs/*/checkpoints/{checkpoint}")):
         if process.poll() is not None:
-            raise RuntimeError(f"ended before {checkpoint}: {finish(process)[-250:]}")
+            raise RuntimeError(f"ended before {checkpoint}: {finish(process, folder)[-250:]}")
         time.sleep(0.05)
 
 
@@ -723,14 +746,16 @@ def final_weights(folder: Path, steps: int) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-def rewards(folder: Path) -> dict[str, float]:
-    """Mean reward of the first and of the last ten steps, and the time of one."""
-    from evals.store import Store
-
-    with Store.open(str(folder / "store.db")) as store:
+def metric(folder: Path, name: str) -> list[float]:
+    """Of each step of the run there, in order; it may still run."""
+    with Store.open(str(folder / "store.db"), make=False) as store:
         (run,) = store.runs("train")
-        rows = sorted(store.metrics(run.id))
-    found, took = ([x for _, name, x in rows if name == wanted] for wanted in ("reward/mean", "speed/step_seconds"))
+        return [x for *_, x in store.metrics(run.id, [name])]
+
+
+def rewards(folder: Path, steps: int | None = None) -> dict[str, float]:
+    """Mean reward of the first and of the last ten of so many steps, and the seconds of one."""
+    found, took = metric(folder, "reward/mean")[:steps], metric(folder, "speed/step_seconds")
     first, last = statistics.mean(found[:10]), statistics.mean(found[-10:])
     return {"reward_first_10": first, "reward_last_10": last, "step_s": statistics.median(took)}
 

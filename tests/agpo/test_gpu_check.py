@@ -59,7 +59,9 @@ def test_a_part_that_fails_crashes_or_hangs_ends_alone_and_keeps_what_it_had(tmp
     import gpu_check
 
     class Check:
-        def __init__(self, write, rehearse):
+        def __init__(self, write, rehearse, until):
+            if not rehearse:
+                raise SystemExit("no GPU")
             self.report = lambda **values: write(values)
 
     def fails(check):
@@ -72,7 +74,9 @@ def test_a_part_that_fails_crashes_or_hangs_ends_alone_and_keeps_what_it_had(tmp
 
     def hangs(check):
         check.report(ms=3)
-        subprocess.run([sys.executable, "-c", f"import time; open({str(tmp_path / 'alive')!r}, 'w'); time.sleep(600)"])
+        sleep = f"import time; open({str(tmp_path / 'alive')!r}, 'w'); time.sleep(600)"
+        subprocess.Popen([sys.executable, "-c", sleep], start_new_session=True)  # as torchrun starts its workers
+        subprocess.run([sys.executable, "-c", sleep])
 
     parts = SimpleNamespace(Check=Check, PARTS={1: fails, 2: crashes, 3: hangs, 4: lambda check: check.report(ms=4)})
     monkeypatch.setitem(sys.modules, "gpu_parts", parts)
@@ -81,9 +85,64 @@ def test_a_part_that_fails_crashes_or_hangs_ends_alone_and_keeps_what_it_had(tmp
     assert [line["status"] for line in found] == ["1 failed", "ended with 3", "over its limit of 3 s", "ok"]
     assert [line["found"][0] for line in found] == [{"ms": n} for n in (1, 2, 3, 4)]
     assert found[0]["found"][1]["error"] == "RuntimeError: out of memory"
+    args.rehearse = False
+    assert gpu_check.run(1, 30, args)["found"] == [{"error": "SystemExit: no GPU"}]
     began = time.monotonic()  # the hanging part's own process was ended with it
     while running(str(tmp_path / "alive")):
         assert time.monotonic() - began < 60
+
+
+def test_parts_by_number_and_both_commands_end_within_ten_minutes(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_check
+
+    first, second = gpu_check.parts_of("1-5"), gpu_check.parts_of("6-10")
+    assert gpu_check.parts_of("") == [*first, *second] == sorted(gpu_check.LIMITS)
+    assert gpu_check.parts_of("3,6-8") == [3, 6, 7, 8]
+    assert max(sum(gpu_check.LIMITS[part] for part in parts) for parts in (first, second)) <= 480  # and imports
+    assert sum(gpu_check.LIMITS.values()) <= 13 * 60
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+def test_a_sync_by_cuda_handles_with_cuda_played(monkeypatch, expandable):
+    """The trainer's `sync` and `gpu_buffers` against the other process of part 8, in this process and without a GPU."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_neighbour
+    import torch
+    from torch.multiprocessing import reductions
+
+    from evals.engines import vllm_transfer
+    from evals.engines.vllm import VLLMEngine
+    from evals.engines.vllm_core import Spec
+
+    empty, exported, mapped, settings = torch.empty, [], [], []
+
+    def export(buffer):
+        exported.append(buffer)
+        return None, (0, 1, 2, 3, 4, 5, "the sender's device", 7)
+
+    def rebuild(*arguments):
+        mapped.append(arguments)
+        return exported[-1]
+
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", f"expandable_segments:{expandable}")
+    monkeypatch.setattr(torch, "empty", lambda *a, device=None, **more: empty(*a, **more))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(uuid="the GPU"))
+    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", settings.append)
+    monkeypatch.setattr(reductions, "reduce_tensor", export)
+    monkeypatch.setattr(gpu_neighbour, "rebuild_cuda_tensor", rebuild)
+    monkeypatch.setattr(vllm_transfer, "CHUNK_BYTES", 64)
+    other = gpu_neighbour.Neighbour("cpu")
+    backend = SimpleNamespace(call=lambda method, *arguments: getattr(other, method)(*arguments))
+    spec = Spec({"max_model_len": 0}, on_gpu=True, sleep_mode=True, eos_ids=(), tied=False)
+    engine = VLLMEngine(backend, None, spec, {}, gpus=(0,))  # type: ignore[arg-type]
+    for step in range(2):
+        weights = {f"{i}": torch.randn(8, 4).to(torch.bfloat16) for i in range(4)}
+        engine.sync(weights, str(step))
+        assert other.checksums() == {name: gpu_neighbour.checksum(x) for name, x in weights.items()}
+        assert other.buffer is None
+    assert [x[6] for x in mapped] == [0, 0]  # once a sync, on the receiver's own number of the GPU
+    assert settings == ["expandable_segments:False", "expandable_segments:True"] * 2 * expandable
 
 
 def running(text: str) -> bool:
