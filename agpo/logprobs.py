@@ -234,7 +234,8 @@ def choose_layout(model: PreTrainedModel, longest: int, wanted: Layout = "packed
         try:
             gap_T = (log_probs(shallow, rows, 1.0, layout)[0] - exact_T).abs()
             if layout == "varlen" and model.dtype in HALF:  # on a GPU a kernel that float32 does not reach
-                log_probs(copy.deepcopy(shallow).to(model.dtype), rows, 1.0, layout)
+                half = torch.nn.Module.to(copy.deepcopy(shallow), model.dtype)
+                log_probs(half, rows, 1.0, layout)
         except (ValueError, TypeError, RuntimeError, AttributeError) as e:
             why = f"{layout} does not run: {first_line(e)}"
             continue  # this model's attention cannot be replaced
