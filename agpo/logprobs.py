@@ -234,7 +234,7 @@ def choose_layout(model: PreTrainedModel, longest: int, wanted: Layout = "packed
         try:
             gap_T = (log_probs(shallow, rows, 1.0, layout)[0] - exact_T).abs()
             if layout == "varlen" and model.dtype in HALF:  # on a GPU a kernel that float32 does not reach
-                half = torch.nn.Module.to(copy.deepcopy(shallow), model.dtype)
+                half = copy.deepcopy(shallow).to(model.dtype)  # type: ignore[arg-type]
                 log_probs(half, rows, 1.0, layout)
         except (ValueError, TypeError, RuntimeError, AttributeError) as e:
             why = f"{layout} does not run: {first_line(e)}"
