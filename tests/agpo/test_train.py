@@ -322,13 +322,13 @@ def test_the_tiny_recipe_raises_the_reward_by_030(tmp_path, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "steps", "prompts", "tokens"), [("float32", 2, 2, 24), ("bfloat16", 1, 1, 8)])
+@pytest.mark.parametrize(("dtype", "steps", "prompts", "tokens"), [("float32", 1, 2, 24), ("bfloat16", 1, 1, 8)])
 def test_a_real_language_model_trains_on_real_problems(tmp_path, smollm2, data, dtype, steps, prompts, tokens):
     """SmolLM2-135M on GSM8K, graded by math-verify and for the letter e, and the checkpoint loads again."""
     import gzip
 
     with gzip.open(data / "gsm8k/train.jsonl.gz", "rt") as lines:
-        rows = [json.loads(line) for _, line in zip(range(16), lines, strict=False)]
+        rows = sorted(map(json.loads, lines), key=lambda row: len(row["question"]))[:16]  # bfloat16 is slow on a CPU
     with (tmp_path / "gsm8k.jsonl").open("w") as out:
         for row in rows:
             out.write(json.dumps({"prompt": row["question"], "answer": row["answer"].split("####")[1].strip()}) + "\n")
